@@ -1,0 +1,28 @@
+"""The one door to optional dependencies."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from exporter.errors import MissingDependencyError
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Imports an optional module, or says which extra brings it.
+
+    Args:
+        module: Dotted name of the module, such as ``"onnxruntime"``.
+        extra: The extra of the ``depthcut`` distribution that installs it.
+
+    Raises:
+        MissingDependencyError: When the module, or one it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = (error.name or module).partition(".")[0]
+        raise MissingDependencyError(
+            f"{missing} is needed here and can't be imported ({error}).",
+            f"Install it with: pip install 'depthcut[{extra}]'",
+        ) from error

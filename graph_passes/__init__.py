@@ -1,0 +1,61 @@
+"""ONNX in, ONNX out: find the sublayers of a Transformer's graph and cut them out.
+
+Imports numpy, onnx and onnx_ir only. Names are loaded on first use, since onnx_ir takes a
+quarter of a second and a command line's ``--help`` has no need of it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graph_passes.errors import DepthcutError, OnnxFileError, SurgeryError
+    from graph_passes.locate import find_sites
+    from graph_passes.pipeline import prune_graph
+    from graph_passes.types import (
+        DeletedSublayer,
+        Deletion,
+        GraphSize,
+        PassReport,
+        Refusal,
+        ResidualSite,
+        SublayerRef,
+    )
+
+_HOMES = {
+    "DeletedSublayer": "types",
+    "Deletion": "types",
+    "DepthcutError": "errors",
+    "GraphSize": "types",
+    "OnnxFileError": "errors",
+    "PassReport": "types",
+    "Refusal": "types",
+    "ResidualSite": "types",
+    "SublayerRef": "types",
+    "SurgeryError": "errors",
+    "find_sites": "locate",
+    "prune_graph": "pipeline",
+}
+
+__all__ = [
+    "DeletedSublayer",
+    "Deletion",
+    "DepthcutError",
+    "GraphSize",
+    "OnnxFileError",
+    "PassReport",
+    "Refusal",
+    "ResidualSite",
+    "SublayerRef",
+    "SurgeryError",
+    "find_sites",
+    "prune_graph",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"graph_passes.{home}"), name)

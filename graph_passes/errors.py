@@ -1,0 +1,31 @@
+"""The errors of depthcut's libraries.
+
+The base class lives here, at the bottom of the import order, so that both packages share one.
+"""
+
+from __future__ import annotations
+
+
+class DepthcutError(Exception):
+    """Something that the user can act on: what went wrong, where, and what to do.
+
+    Attributes:
+        message: What went wrong and where, in one line.
+        hint: What to do about it, in one line; empty when the message says it.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class SurgeryError(DepthcutError):
+    """The graph can't be cut as asked. The model that was passed in is unchanged."""
+
+
+class OnnxFileError(DepthcutError):
+    """An ONNX file or its external data can't be read safely."""

@@ -1,0 +1,115 @@
+"""What the surgery finds, what it is asked to do, and what it did. Plain data, no logic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+SublayerKind = Literal["attention", "mlp", "cross_attention", "mixer"]
+DeletionKind = Literal["attention", "mlp", "block", "cross_attention", "mixer"]
+Replacement = Literal["none", "bias", "linear"]
+
+
+@dataclass(frozen=True, order=True)
+class SublayerRef:
+    """Names one sublayer: the layer's number from 0 and the sublayer's kind."""
+
+    layer: int
+    kind: SublayerKind
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.layer}"
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """One thing to remove. A ``block`` stands for every sublayer of its layer."""
+
+    layer: int
+    kind: DeletionKind
+    replacement: Replacement = "none"
+
+
+@dataclass(frozen=True)
+class ResidualSite:
+    """The place where a sublayer joins the residual stream.
+
+    Attributes:
+        layer: The layer's number, from 0, counted along the residual stream.
+        kind: What the branch is, decided by its operators.
+        residual_add: The name of the node that adds the branch to the stream.
+        skip: The name of the value that carries the stream past the branch.
+        branches: The names of the branch operands; several where one sublayer adds in parts.
+        parameters: How many weights only this branch uses.
+        kv_inputs: The graph inputs of its KV cache (read only by this branch, shapes aside).
+        kv_outputs: The graph outputs that only this branch feeds.
+    """
+
+    layer: int
+    kind: SublayerKind
+    residual_add: str
+    skip: str
+    branches: tuple[str, ...]
+    parameters: int
+    kv_inputs: tuple[str, ...] = ()
+    kv_outputs: tuple[str, ...] = ()
+
+    @property
+    def ref(self) -> SublayerRef:
+        """The sublayer that this site belongs to."""
+        return SublayerRef(self.layer, self.kind)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A sublayer, or a whole graph, that can't be cut safely, and why.
+
+    ``layer`` and ``kind`` are None where not even that could be told.
+    """
+
+    layer: int | None
+    kind: SublayerKind | None
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class GraphSize:
+    """Nodes, weights and the weights' bytes of a graph (subgraphs included)."""
+
+    nodes: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class DeletedSublayer:
+    """What one deletion took out of the graph."""
+
+    layer: int
+    kind: SublayerKind
+    replacement: Replacement
+    residual_add: str
+    nodes_removed: int
+    parameters_removed: int
+    inputs_removed: tuple[str, ...]
+    outputs_removed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """The result of :func:`graph_passes.prune_graph`.
+
+    Attributes:
+        deleted: One entry per sublayer, in graph order (a block gives several).
+        refused: Sites of the graph that the finder would not have cut, asked for or not.
+        before: The graph's size before the cut.
+        after: The graph's size after it.
+        kv_renumbering: Old name to new name of cache inputs and outputs; empty when kept.
+    """
+
+    deleted: tuple[DeletedSublayer, ...]
+    refused: tuple[Refusal, ...]
+    before: GraphSize
+    after: GraphSize
+    kv_renumbering: dict[str, str] = field(default_factory=dict)
