@@ -1,0 +1,306 @@
+"""Texts for calibration and for evaluation, and how they become samples of tokens.
+
+A text never serves both ends: ``pydoc`` is split into two parts that share no paragraph, and the
+SHA-256 of every other text is kept, so that a comparison can refuse to judge on the text that the
+scores were computed on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import TextSourceError
+from exporter.files import sha256_bytes
+from exporter.optional import require
+
+Part = Literal["calibration", "evaluation"]
+
+SPEC_HINT = (
+    "Give a text file, a JSON-lines file (.jsonl), 'pydoc', "
+    "or 'hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]'."
+)
+
+_JSONL_SUFFIXES = {".jsonl", ".ndjson"}
+_PARAGRAPH_CHARACTERS = 60  # shorter paragraphs repeat by chance
+_PIECE_CHARACTERS = 200_000  # so that a book isn't tokenised whole for its first pages
+_HUB_CHARACTERS = 8_000_000  # a data set is read as far as this: about two million tokens
+_DEFAULT_SPLITS: Mapping[Part, tuple[str, ...]] = {
+    "calibration": ("train", "validation"),
+    "evaluation": ("test", "validation"),
+}
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Documents with their origin.
+
+    Attributes:
+        source: What a report calls the text.
+        documents: The documents, none empty.
+        sha256: Hex digest of the documents in UTF-8, joined by a zero byte; for a plain text
+            file that is the digest of the file.
+    """
+
+    source: str
+    documents: tuple[str, ...]
+    sha256: str
+
+
+def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSource:
+    """Reads the text that a user named.
+
+    Args:
+        spec: A path to a UTF-8 text file (one document) or to a JSON-lines file (a document a
+            line: the field ``text``, else the longest string field); ``pydoc``, the English
+            language topics that every CPython carries; or
+            ``hf:DATASET[:CONFIG[:SPLIT[:COLUMN]]]``, a data set of the Hugging Face hub.
+        part: What the text is for. It picks the half of ``pydoc`` and the split of a data set
+            that names none.
+        allow_network: False refuses ``hf:``. To name such a data set is to ask for the network,
+            so the default is True; nothing else reaches it.
+
+    Raises:
+        TextSourceError: With the file, the line and what is wrong.
+        MissingDependencyError: For ``hf:`` without the extra ``datasets``.
+    """
+    if spec == "pydoc":
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return _source(f"pydoc ({part} half, Python {version})", _pydoc_documents(part))
+    if spec.startswith("hf:"):
+        if not allow_network:
+            raise TextSourceError(f"{spec} needs the network, which is switched off.", SPEC_HINT)
+        return _read_hub(spec, part)
+    path = Path(spec)
+    text = _read_file(path)
+    if path.suffix.lower() in _JSONL_SUFFIXES:
+        return _source(spec, _jsonl_documents(text, path))
+    return _source(spec, [text])
+
+
+def pack_tokens(
+    encode: Callable[[str], list[int]],
+    texts: TextSource,
+    *,
+    sequence_length: int,
+    max_samples: int | None = None,
+    separator_id: int | None = None,
+) -> NDArray[np.int64]:
+    """Cuts the documents' token stream into samples of equal length, without padding.
+
+    Documents are tokenised only as far as they are needed; what doesn't fill the last sample is
+    left out.
+
+    Args:
+        encode: Text to token ids, without special tokens.
+        texts: The documents.
+        sequence_length: Tokens per sample.
+        max_samples: How many samples to take at most; None takes all.
+        separator_id: A token that is put after each document; None puts none.
+
+    Returns:
+        Token ids, ``[samples, sequence_length]``; no row when the text is too short.
+    """
+    wanted = None if max_samples is None else max_samples * sequence_length
+    stream: list[int] = []
+    for ids in _token_runs(encode, texts.documents, separator_id):
+        stream.extend(ids)
+        if wanted is not None and len(stream) >= wanted:
+            break
+    samples = len(stream) // sequence_length
+    if max_samples is not None:
+        samples = min(samples, max_samples)
+    kept = np.asarray(stream[: samples * sequence_length], dtype=np.int64)
+    return kept.reshape(samples, sequence_length)
+
+
+def _token_runs(
+    encode: Callable[[str], list[int]], documents: Iterable[str], separator_id: int | None
+) -> Iterator[list[int]]:
+    for document in documents:
+        for piece in _pieces(document):
+            yield encode(piece)
+        if separator_id is not None:
+            yield [separator_id]
+
+
+def _pieces(document: str) -> Iterator[str]:
+    """Cuts a long document where a line begins with text, where no token crosses."""
+    start = 0
+    line_start = re.compile(r"\n(?=\S)")
+    while len(document) - start > _PIECE_CHARACTERS:
+        cut = line_start.search(document, start + _PIECE_CHARACTERS)
+        if cut is None:
+            break
+        yield document[start : cut.end()]
+        start = cut.end()
+    yield document[start:]
+
+
+def _source(label: str, documents: Iterable[str]) -> TextSource:
+    kept = tuple(document for document in documents if document.strip())
+    if not kept:
+        raise TextSourceError(f"{label} holds no text.", SPEC_HINT)
+    try:
+        return TextSource(label, kept, sha256_bytes("\0".join(kept).encode()))
+    except UnicodeEncodeError as error:  # JSON may escape half of a surrogate pair
+        raise TextSourceError(
+            f"{label} holds a character that is no text: {error.reason}."
+        ) from None
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise TextSourceError(f"The text file {path} does not exist.", SPEC_HINT) from None
+    except UnicodeDecodeError as error:
+        raise TextSourceError(
+            f"{path} is not UTF-8 text: byte {error.start} can't be decoded.",
+            "Convert it, for example with: iconv -t UTF-8",
+        ) from None
+    except OSError as error:
+        raise TextSourceError(f"{path} can't be read: {error.strerror}.", SPEC_HINT) from error
+
+
+def _jsonl_documents(text: str, path: Path) -> Iterator[str]:
+    # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield _record_text(_parsed_line(line, path, number), f"{path}, line {number}")
+
+
+def _parsed_line(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", str(error))
+        raise TextSourceError(
+            f"{path}, line {number}: not valid JSON ({reason}).",
+            "A JSON-lines file has one complete JSON object a line.",
+        ) from None
+
+
+def _record_text(record: Any, where: str) -> str:
+    hint = 'Each line must be an object with a string field, best called "text".'
+    if not isinstance(record, dict):
+        raise TextSourceError(f"{where}: a JSON object is needed, not {_json_type(record)}.", hint)
+    named = record.get("text")
+    if isinstance(named, str):
+        return named
+    if "text" in record:
+        raise TextSourceError(f'{where}: the field "text" is {_json_type(named)}.', hint)
+    strings = [value for value in record.values() if isinstance(value, str)]
+    if not strings:
+        raise TextSourceError(f"{where}: no field holds a string.", hint)
+    return max(strings, key=len)
+
+
+def _json_type(value: Any) -> str:
+    names = {list: "a list", dict: "an object", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def _pydoc_documents(part: Part) -> list[str]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise TextSourceError(
+            "This Python carries no pydoc_data.topics.", "Name a text file instead."
+        ) from None
+    halves: dict[Part, list[str]] = {"calibration": [], "evaluation": []}
+    sizes: dict[Part, int] = {"calibration": 0, "evaluation": 0}
+    for group in _unrelated_groups(topics):
+        smaller = min(sizes, key=lambda name: sizes[name])
+        halves[smaller].extend(group)
+        sizes[smaller] += sum(len(topics[name]) for name in group)
+    return [topics[name] for name in sorted(halves[part])]
+
+
+def _unrelated_groups(topics: Mapping[str, str]) -> list[list[str]]:
+    """Groups topics that share a paragraph, largest text first; a topic inside another is out.
+
+    Many topics are sections of others (``specialnames`` holds ``customization`` and more), so
+    disjoint sets of names alone would leave the same text on both sides.
+    """
+    paragraphs = {name: _paragraphs(text) for name, text in topics.items()}
+    groups: list[set[str]] = []
+    for name in sorted(topics):
+        shares = [g for g in groups if any(paragraphs[name] & paragraphs[other] for other in g)]
+        groups = [group for group in groups if group not in shares]
+        groups.append({name}.union(*shares))
+    whole = [_without_contained(group, paragraphs) for group in groups]
+    return sorted(whole, key=lambda group: (-sum(len(topics[name]) for name in group), group))
+
+
+def _paragraphs(text: str) -> frozenset[str]:
+    joined = (" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text))
+    return frozenset(p for p in joined if len(p) >= _PARAGRAPH_CHARACTERS)
+
+
+def _without_contained(group: set[str], paragraphs: Mapping[str, frozenset[str]]) -> list[str]:
+    kept: list[str] = []
+    for name in sorted(group, key=lambda name: (-len(paragraphs[name]), name)):
+        if not any(paragraphs[name] <= paragraphs[other] for other in kept):
+            kept.append(name)
+    return sorted(kept)
+
+
+def _read_hub(spec: str, part: Part) -> TextSource:
+    """Streams a hub data set; the text label carries config, split and column."""
+    name, config, split, column = _hub_fields(spec)
+    datasets = require("datasets", extra="datasets")
+    try:
+        chosen = split or _default_split(datasets.get_dataset_split_names(name, config), part, spec)
+        rows = datasets.load_dataset(name, config, split=chosen, streaming=True)
+        documents = list(_row_texts(rows, column, spec))
+    except TextSourceError:
+        raise
+    except Exception as error:  # the library raises anything from OSError to its own classes
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise TextSourceError(
+            f"{spec} can't be read: {reason}",
+            "Check the name, the config and the split, and that the hub can be reached.",
+        ) from error
+    return _source(":".join(["hf", name, config or "", chosen, column or "text"]), documents)
+
+
+def _hub_fields(spec: str) -> tuple[str, str | None, str | None, str | None]:
+    fields = [field or None for field in spec.removeprefix("hf:").split(":")]
+    if len(fields) > 4 or fields[0] is None:
+        raise TextSourceError(f"{spec} does not name a data set.", SPEC_HINT)
+    config, split, column = (*fields[1:], None, None, None)[:3]
+    return fields[0], config, split, column
+
+
+def _default_split(present: list[str], part: Part, spec: str) -> str:
+    for name in _DEFAULT_SPLITS[part]:
+        if name in present:
+            return name
+    raise TextSourceError(
+        f"{spec} has no split {' or '.join(_DEFAULT_SPLITS[part])}; it has {', '.join(present)}.",
+        "Name the split: hf:DATASET:CONFIG:SPLIT (CONFIG may be empty).",
+    )
+
+
+def _row_texts(rows: Iterable[Any], column: str | None, spec: str) -> Iterator[str]:
+    length = 0
+    for number, row in enumerate(rows, start=1):
+        text = row.get(column) if column else _record_text(dict(row), f"{spec}, row {number}")
+        if not isinstance(text, str):
+            raise TextSourceError(
+                f"{spec}, row {number}: no text in column {column!r}.",
+                f"The columns are {', '.join(row)}.",
+            )
+        yield text
+        length += len(text)
+        if length >= _HUB_CHARACTERS:
+            return
