@@ -136,6 +136,13 @@ class PruningPlan(Artifact):
     importance_sha256: str | None = None
     predicted: dict[str, float] = Field(default_factory=dict)
 
+    def describe(self) -> str:
+        """The deletions in words: ``attention 25, 26; mlp 3``."""
+        layers: dict[str, list[str]] = {}
+        for deletion in self.deletions:
+            layers.setdefault(deletion.kind, []).append(str(deletion.layer))
+        return "; ".join(f"{kind} {', '.join(numbers)}" for kind, numbers in layers.items())
+
 
 class DeletedEntry(Record):
     """What one deletion took out of the graph."""

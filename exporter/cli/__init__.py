@@ -1,0 +1,100 @@
+"""The command line: parses, calls one library function, prints. All exit codes are made here.
+
+0: done. 1: failed. 2: the call was wrong. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from exporter.cli.compare import compare
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.export import export
+from exporter.cli.inspect import inspect
+from exporter.cli.options import show_version
+from exporter.cli.plan import plan
+from exporter.cli.prune import prune
+from exporter.cli.score import score
+from exporter.errors import DepthcutError, UsageError
+
+FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=show_version,
+    help="Print the version.",
+)  # fmt: skip
+def cli() -> None:
+    """Cut the layers that don't matter out of a Transformer, and prove what that bought.
+
+    `depthcut export` walks the whole road. The other commands are its stages, each usable alone.
+    """
+
+
+for command in (export, score, plan, prune, compare, inspect):
+    cli.add_command(command)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The ``depthcut`` command."""
+    sys.exit(run(args))
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Runs the command line and turns every end into an exit code."""
+    progress = ConsoleProgress()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cli.main(args=args, obj=progress, prog_name="depthcut", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _fail(progress, "Interrupted. Nothing half-written is left.", INTERRUPTED)
+    except UsageError as error:
+        return _fail(progress, str(error), WRONG_CALL)
+    except DepthcutError as error:
+        return _fail(progress, str(error), FAILED)
+    except BrokenPipeError:
+        # The reader of a pipe has gone: nobody is left to tell.
+        sys.stderr.close()
+        return FAILED
+    except OSError as error:
+        return _fail(progress, _os_error_line(error), FAILED)
+    except MemoryError:
+        return _fail(progress, "Out of memory.", FAILED)
+    except Exception as error:
+        line = f"Unexpected {type(error).__name__}: {_first_line(error)} (-v shows the traceback)"
+        return _fail(progress, line, FAILED)
+    return 0
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(progress: ConsoleProgress, line: str, code: int) -> int:
+    if progress.verbosity > 0 and code == FAILED:
+        traceback.print_exc()
+    click.echo(f"depthcut: {line}", err=True)
+    return code
+
+
+def _os_error_line(error: OSError) -> str:
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"The disk is full{where}. Free some space and run the command again."
+    return f"{error.strerror or error}{where}."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["no message"])[0]

@@ -1,0 +1,119 @@
+"""Progress on the terminal: bars where there is one, plain lines where not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from exporter.progress import Task
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+
+
+class ConsoleProgress:
+    """Tells on standard error what is going on; standard output is kept for results.
+
+    Args:
+        verbosity: ``QUIET`` says nothing, ``NORMAL`` tells the steps, ``VERBOSE`` the details.
+    """
+
+    def __init__(self, verbosity: int = NORMAL) -> None:
+        self.verbosity = verbosity
+        self._bars: Bars | None = None
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The console on standard error, made on first use."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        return self._console
+
+    def say(self, message: str) -> None:
+        """Prints a line unless quiet."""
+        if self.verbosity >= NORMAL:
+            self.console.print(message)
+
+    def detail(self, message: str) -> None:
+        """Prints a line when verbose."""
+        if self.verbosity >= VERBOSE:
+            self.console.print(message, style="dim")
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+        """Shows a bar on a terminal; elsewhere a line at the start and one at the end."""
+        if self.verbosity < NORMAL:
+            yield _Silent()
+        elif sys.stderr.isatty():
+            with self._bar(description, total) as bar:
+                yield bar
+        else:
+            self.say(f"{description} ...")
+            begin = time.perf_counter()
+            yield _Silent()
+            self.say(f"{description}: done in {time.perf_counter() - begin:.1f} s")
+
+    @contextmanager
+    def _bar(self, description: str, total: int | None) -> Iterator[Task]:
+        outermost = self._bars is None
+        if self._bars is None:
+            self._bars = _new_bars(self.console)
+            self._bars.start()
+        bars = self._bars
+        task_id = bars.add_task(description, total=total)
+        begin = time.perf_counter()
+        try:
+            yield _Bar(bars, task_id)
+            seconds = time.perf_counter() - begin
+            bars.console.print(f"{description}: done in {seconds:.1f} s")
+        finally:
+            bars.remove_task(task_id)
+            if outermost:
+                bars.stop()
+                self._bars = None
+
+
+class _Silent:
+    def advance(self, steps: int = 1) -> None:
+        """Shows nothing."""
+
+
+class _Bar:
+    def __init__(self, bars: Bars, task_id: TaskID) -> None:
+        self._bars = bars
+        self._task_id = task_id
+
+    def advance(self, steps: int = 1) -> None:
+        """Moves the bar."""
+        self._bars.advance(self._task_id, steps)
+
+
+def _new_bars(console: Console) -> Bars:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )

@@ -1,0 +1,67 @@
+"""`depthcut export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.options import (
+    ANY_PATH,
+    EXISTING_FILE,
+    json_option,
+    measuring_options,
+    model_options,
+    scoring_options,
+    verbosity_options,
+)
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--output", type=ANY_PATH, required=True, help="Folder for all results.")
+@click.option("--drop-attn", "attention", type=click.IntRange(min=1), help="Drop N attentions.")
+@click.option("--drop-mlp", "mlp", type=click.IntRange(min=1), help="Drop N MLPs.")
+@click.option("--drop-block", "block", type=click.IntRange(min=1), help="Drop N whole blocks.")
+@click.option(
+    "--drop", "joint", type=click.IntRange(min=1),
+    help="Drop N sublayers, attention and MLP ranked together.",
+)  # fmt: skip
+@click.option("--plan", type=EXISTING_FILE, help="Drop what this plan.json says.")
+@click.option("--exporter", type=click.Choice(["torch", "optimum"]), default="torch")
+@click.option("--opset", type=click.IntRange(18, 23), default=20, show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32",
+    show_default=True,
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Redo stages whose results are still valid.")
+@scoring_options
+@measuring_options
+@model_options
+@json_option
+@verbosity_options
+@click.pass_obj
+def export(
+    progress: ConsoleProgress,
+    model: str,
+    output: Path,
+    *,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score MODEL, drop its most redundant sublayers, export both to ONNX and compare them.
+
+    MODEL is a Hugging Face folder, a hub id or a GGUF file. The output folder then holds
+    importance.json, plan.json, baseline/, candidate/, prune.json, report.json and report.md.
+    What is still valid from an earlier run is reused.
+    """
+    from exporter.cli.requests import export_request
+    from exporter.cli.results import print_comparison
+    from exporter.pipeline import export_model
+
+    request = export_request(model, output, force, options)
+    report = export_model(request, progress)
+    print_comparison(report, output, as_json)

@@ -1,0 +1,52 @@
+"""`depthcut inspect`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.cli.options import EXISTING_FILE, json_option, verbosity_options
+
+if TYPE_CHECKING:
+    from graph_passes.types import Refusal, ResidualSite
+
+
+@click.command()
+@click.argument("model", type=EXISTING_FILE)
+@json_option
+@verbosity_options
+def inspect(model: Path, *, as_json: bool) -> None:
+    """List the residual sites of an ONNX file: what could be cut, and what not, and why."""
+    from exporter.surgery import inspect_file
+    from graph_passes.types import Refusal, ResidualSite
+
+    found = inspect_file(model)
+    sites = [item for item in found if isinstance(item, ResidualSite)]
+    refusals = [item for item in found if isinstance(item, Refusal)]
+    if as_json:
+        listing = {"sites": list(map(asdict, sites)), "refusals": list(map(asdict, refusals))}
+        click.echo(json.dumps(listing, indent=2))
+        return
+    _print_sites(sites)
+    _print_refusals(refusals)
+
+
+def _print_sites(sites: list[ResidualSite]) -> None:
+    from exporter.cli.results import print_rows
+
+    rows = [
+        (str(s.layer), s.kind, f"{s.parameters:,}", s.residual_add, ", ".join(s.kv_inputs) or "-")
+        for s in sites
+    ]
+    print_rows(("layer", "kind", "parameters", "residual add", "KV inputs"), rows)
+    click.echo(f"{len(sites)} sites can be cut.")
+
+
+def _print_refusals(refusals: list[Refusal]) -> None:
+    for refusal in refusals:
+        layer = "" if refusal.layer is None else f" {refusal.layer}"
+        click.echo(f"refused: {refusal.kind or 'graph'}{layer} at {refusal.node}: {refusal.reason}")

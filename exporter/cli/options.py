@@ -1,0 +1,144 @@
+"""Options that several commands share, and the types that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+ANY_PATH = click.Path(path_type=Path)
+
+
+class Lengths(click.ParamType[tuple[int, ...]]):
+    """Token counts, separated by commas: ``128,512``."""
+
+    name = "N,N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Reads the list; a value from code passes."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            lengths = tuple(int(part) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 128,512", param, ctx)
+        if any(length < 1 for length in lengths):
+            self.fail("lengths begin at 1", param, ctx)
+        return lengths
+
+
+def verbosity_options(function: _F) -> _F:
+    """Adds ``-q`` and ``-v``; they set the progress object before the command runs."""
+    function = click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet,
+        help="Say nothing but results and errors.",
+    )(function)  # fmt: skip
+    return click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, is_eager=True,
+        help="Tell details; tracebacks on errors.",
+    )(function)  # fmt: skip
+
+
+def _set_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_object(ConsoleProgress).verbosity = QUIET  # type: ignore[union-attr]
+
+
+def _set_verbose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_object(ConsoleProgress).verbosity = VERBOSE  # type: ignore[union-attr]
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
+)
+
+
+def model_options(function: _F) -> _F:
+    """Adds what says how a PyTorch model may be loaded."""
+    for option in (
+        click.option("--revision", help="Revision of a hub model."),
+        click.option(
+            "--trust-remote-code", is_flag=True,
+            help="Dangerous: run Python code that comes with the model.",
+        ),
+        click.option(
+            "--allow-pickle", is_flag=True,
+            help="Dangerous: load weights from pickle files (pytorch_model.bin).",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def scoring_options(function: _F) -> _F:
+    """Adds what says on which text importance is measured."""
+    for option in (
+        click.option("--seed", type=int, default=0, show_default=True, help="For sampled text."),
+        click.option(
+            "--batch-size", type=click.IntRange(min=1), default=4, show_default=True,
+            help="Samples in one forward pass.",
+        ),
+        click.option(
+            "--sequence-length", type=click.IntRange(min=2), default=512, show_default=True,
+            help="Tokens in a sample.",
+        ),
+        click.option(
+            "--samples", type=click.IntRange(min=1),
+            help="Number of samples; by default about 10,000 tokens.",
+        ),
+        click.option(
+            "--calibration", metavar="SOURCE",
+            help="Text to score on: a text or JSONL file, hf:DATASET, pydoc, or self (text that"
+            " the model samples; the default for decoders).",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def measuring_options(function: _F) -> _F:
+    """Adds what says how the two models are compared."""
+    for option in (
+        click.option(
+            "--eval-tokens", type=click.IntRange(min=2), default=8192, show_default=True,
+            help="Tokens for perplexity, KL divergence and agreement.",
+        ),
+        click.option(
+            "--eval-text", metavar="SOURCE", default="pydoc", show_default=True,
+            help="Evaluation text: a text or JSONL file, hf:DATASET or pydoc.",
+        ),
+        click.option("--rounds", type=click.IntRange(min=2), help="Interleaved rounds a shape."),
+        click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True),
+        click.option(
+            "--decode-past", type=Lengths(), default=(512,), help="Filled cache lengths. [512]"
+        ),
+        click.option(
+            "--prefill", type=Lengths(), default=(128, 512), help="Prompt lengths. [128,512]"
+        ),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [all cores]"),
+        click.option(
+            "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+            help="Where ONNX Runtime runs both models.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    """Prints the version and ends."""
+    if value and not ctx.resilient_parsing:
+        from exporter import __version__
+
+        click.echo(f"depthcut {__version__}")
+        ctx.exit()

@@ -1,0 +1,83 @@
+"""`depthcut prune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity_options
+
+
+@click.command()
+@click.argument("model", type=EXISTING_FILE)
+@click.option("-o", "--output", type=ANY_PATH, required=True, help="The pruned ONNX file.")
+@click.option("--plan", "plan_path", type=EXISTING_FILE, help="Drop what this plan.json says.")
+@click.option(
+    "--drop", "drops", multiple=True, metavar="KIND:LAYERS",
+    help="Drop these, such as attention:25,26 or mlp:3 or block:10-12. Can be repeated.",
+)  # fmt: skip
+@click.option(
+    "--verify", type=click.Choice(["oracle", "none"]), default="oracle", show_default=True,
+    help="Hold the result against the original with the branches multiplied by zero.",
+)  # fmt: skip
+@click.option(
+    "--weights", type=click.Choice(["compact", "share"]), default="compact", show_default=True,
+    help="Write a data file with the survivors, or point into the original's (same folder).",
+)  # fmt: skip
+@click.option("--renumber-kv", is_flag=True, help="Number the remaining KV caches from 0.")
+@click.option("--keep-debug", is_flag=True, help="Keep the exporter's stack traces.")
+@json_option
+@verbosity_options
+@click.pass_obj
+def prune(
+    progress: ConsoleProgress,
+    model: Path,
+    output: Path,
+    *,
+    plan_path: Path | None,
+    drops: tuple[str, ...],
+    verify: Literal["oracle", "none"],
+    weights: Literal["compact", "share"],
+    renumber_kv: bool,
+    keep_debug: bool,
+    as_json: bool,
+) -> None:
+    """Cut sublayers out of an ONNX file. Needs no PyTorch.
+
+    A report, prune.json, is written beside the result.
+    """
+    from exporter.cli.results import print_artifact
+    from exporter.errors import UsageError
+    from exporter.files import sha256_file
+    from exporter.planning import parse_drops, read_plan
+    from exporter.surgery import prune_file
+
+    if (plan_path is None) == (not drops):
+        raise UsageError("Say what to drop:", "--plan FILE or --drop KIND:LAYERS, one of them.")
+    plan = parse_drops(drops) if plan_path is None else read_plan(plan_path)
+    report = prune_file(
+        model,
+        output,
+        plan.deletions,
+        plan_sha256=sha256_file(plan_path) if plan_path else None,
+        verify=verify,
+        weights=weights,
+        renumber_kv=renumber_kv,
+        keep_debug=keep_debug,
+        progress=progress,
+    )
+    line = (
+        f"{len(report.deleted)} sublayers deleted: {report.before.nodes} -> {report.after.nodes}"
+        f" nodes, {report.before.bytes / 1e6:.1f} -> {report.after.bytes / 1e6:.1f} MB of weights,"
+        f" verification: {_verification(report.verification.max_abs_error, verify)}"
+    )
+    print_artifact(report, output, as_json, line)
+
+
+def _verification(max_abs_error: float | None, method: str) -> str:
+    if max_abs_error is None:
+        return "none"
+    return f"{method}, max error {max_abs_error:.1e}"

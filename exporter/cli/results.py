@@ -1,0 +1,41 @@
+"""How results look on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from exporter.artifacts import Artifact, ComparisonReport
+
+
+def print_artifact(artifact: Artifact, path: Path, as_json: bool, line: str) -> None:
+    """The whole file as JSON, or one line and where the file is."""
+    if as_json:
+        click.echo(artifact.to_json(), nl=False)
+    else:
+        click.echo(f"{line}\n{path}")
+
+
+def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> None:
+    """The comparison table and the path of the report."""
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+        return
+    from rich.console import Console
+
+    from exporter.report.table import comparison_table
+
+    width = None if sys.stdout.isatty() else 100
+    Console(width=width, highlight=False).print(comparison_table(report))
+    click.echo(f"Report: {folder / 'report.md'}")
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table: columns padded to their widest cell."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    for row in [header, *rows]:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
