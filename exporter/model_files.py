@@ -1,0 +1,107 @@
+"""Writes what a loaded model ships with: config, generation config, tokenizer, and weights.
+
+A config that transformers 5 writes holds the rotary base in ``rope_parameters`` only; 4.57 reads it
+from the top level only, and takes 10000 without a word where it is missing. Both places are filled.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.files import write_text
+
+if TYPE_CHECKING:
+    from exporter.model_source import LoadedModel
+
+# Rotary bases of configs whose layer types have one each, under the names that 4.57 reads.
+_NESTED_THETA_KEYS = {
+    "full_attention": ("rope_theta", "global_rope_theta"),
+    "sliding_attention": ("rope_local_base_freq", "local_rope_theta"),
+}
+_FLAT_ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
+
+
+def save_pretrained_files(loaded: LoadedModel, folder: Path) -> None:
+    """Writes everything but the weights, so that any version from 4.57 on reads it.
+
+    That is ``config.json``, ``generation_config.json`` where the model generates, and the
+    tokenizer's files with its chat template. The caller stages ``folder``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", shipped_config(loaded.model))
+    if loaded.model.can_generate():
+        _write_json(folder / "generation_config.json", _generation_config(loaded.model))
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(folder)
+        _name_portable_tokenizer(folder / "tokenizer_config.json")
+
+
+def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
+    """Writes the model with its weights as safetensors, as optimum's exporter wants it."""
+    from exporter.model_source import quiet_transformers
+
+    with quiet_transformers():
+        loaded.model.save_pretrained(folder)
+    save_pretrained_files(loaded, folder)
+
+
+def shipped_config(model: Any) -> dict[str, Any]:
+    """The model's config as a JSON object in both dialects, 4.57's and 5's."""
+    config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
+    config.pop("quantization_config", None)
+    config["architectures"] = [type(model).__name__]
+    config["dtype"] = config["torch_dtype"] = str(model.dtype).removeprefix("torch.")
+    return with_both_rope_dialects(config)
+
+
+def with_both_rope_dialects(config: dict[str, Any]) -> dict[str, Any]:
+    """Fills in the rotary keys that the other major version of transformers reads."""
+    config = dict(config)
+    rope = config.get("rope_parameters")
+    if not rope:
+        _add_rope_parameters(config)
+    elif all(isinstance(part, dict) for part in rope.values()):
+        _add_nested_bases(config, rope)
+    else:
+        config.update({key: rope[key] for key in _FLAT_ROPE_KEYS if key in rope})
+        if rope.get("rope_type", "default") != "default":
+            config.setdefault("rope_scaling", rope)
+    return config
+
+
+def _add_rope_parameters(config: dict[str, Any]) -> None:
+    if "rope_theta" not in config:
+        return
+    rope = {key: config[key] for key in _FLAT_ROPE_KEYS if key in config}
+    scaling = dict(config.get("rope_scaling") or {})
+    rope_type = scaling.pop("rope_type", scaling.pop("type", "default"))
+    config["rope_parameters"] = {**scaling, **rope, "rope_type": rope_type}
+
+
+def _add_nested_bases(config: dict[str, Any], rope: dict[str, dict[str, Any]]) -> None:
+    for layer_type, keys in _NESTED_THETA_KEYS.items():
+        theta = rope.get(layer_type, {}).get("rope_theta")
+        if theta is not None:
+            config.update(dict.fromkeys(keys, theta))
+
+
+def _generation_config(model: Any) -> dict[str, Any]:
+    # Not save_pretrained: it refuses configs that hub models do ship, such as a temperature
+    # beside greedy decoding.
+    generation: dict[str, Any] = json.loads(model.generation_config.to_json_string(use_diff=True))
+    return generation
+
+
+def _name_portable_tokenizer(path: Path) -> None:
+    """Replaces the class name that only transformers 5 knows by the one that both know."""
+    if not path.exists():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        _write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,421 @@
+"""From the name of a model to the model: a Hugging Face folder, a hub id, or a GGUF file.
+
+Weights come from safetensors or GGUF. Nothing here reads a pickle or runs code from a model's
+folder unless the caller allows it, and nothing but a hub id makes it use the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.artifacts import ModelRef
+from exporter.errors import ModelSourceError, UnknownArchitectureError
+from exporter.files import sha256_file, sha256_files
+from exporter.model_files import save_checkpoint, save_pretrained_files
+from exporter.optional import require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "LoadedModel",
+    "load_model",
+    "quiet_transformers",
+    "resolve_source",
+    "save_checkpoint",
+    "save_pretrained_files",
+    "source_sha256",
+]
+
+_HUB_ID = re.compile(r"(hf:[\w.-]+(/[\w.-]+)?|[\w][\w.-]*/[\w][\w.-]*)")
+_TEXT_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer*.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "chat_template*",
+)  # fmt: skip
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.model", "vocab.*")
+_SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
+_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be scored or exported.
+
+    Attributes:
+        model: In eval mode, without gradients, on the CPU, its weights of the asked dtype.
+        tokenizer: None for a model that ships none.
+        ref: What the stages' files say about the model.
+        path: The local folder, or the GGUF file.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    ref: ModelRef
+    path: Path
+
+
+def load_model(
+    source: str,
+    *,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    revision: str | None = None,
+) -> LoadedModel:
+    """Loads a model as plain floating-point weights.
+
+    Args:
+        source: A folder, a GGUF file, or a hub id (``owner/name``, or ``hf:name``).
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        trust_remote_code: Lets the model's folder bring Python code that runs here.
+        allow_pickle: Lets weights come from ``pytorch_model.bin`` when there are no safetensors.
+        revision: A branch, tag or commit of a hub id.
+
+    Raises:
+        ModelSourceError: When the source is missing, incomplete or can't be read.
+        UnknownArchitectureError: When transformers has no such model.
+    """
+    if dtype not in _DTYPES:
+        raise ModelSourceError(f"The dtype {dtype} is not known.", f"Use {' or '.join(_DTYPES)}.")
+    path = resolve_source(
+        source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, revision=revision
+    )
+    with quiet_transformers():
+        model, tokenizer = (
+            _load_gguf(path, dtype)
+            if path.is_file()
+            else _load_folder(path, dtype, trust_remote_code, allow_pickle)
+        )
+    model.eval().requires_grad_(False)
+    ref = ModelRef(
+        source=source,
+        architecture=type(model).__name__,
+        num_layers=_num_layers(model.config, path),
+        sha256=_path_sha256(path),
+    )
+    return LoadedModel(model, tokenizer, ref, path)
+
+
+def resolve_source(
+    source: str,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    revision: str | None = None,
+) -> Path:
+    """Finds the folder or file behind a model's name; fetches a hub id into its usual cache.
+
+    Raises:
+        ModelSourceError: When there is nothing there that could be loaded.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        _check_folder(path, allow_pickle)
+        return path
+    if path.is_file():
+        _check_gguf(path)
+        return path
+    if path.is_absolute() or _HUB_ID.fullmatch(source) is None or path.suffix in (".gguf", ".onnx"):
+        raise ModelSourceError(
+            f"{source} does not exist.",
+            "Give a Hugging Face folder, a GGUF file or a hub id such as owner/name.",
+        )
+    folder = _fetch(source, trust_remote_code, allow_pickle, revision)
+    _check_folder(folder, allow_pickle)
+    return folder
+
+
+def source_sha256(source: str, *, allow_pickle: bool = False, revision: str | None = None) -> str:
+    """The SHA-256 of what defines the model; needs no PyTorch.
+
+    Of a GGUF file that is the file's; of a folder one over config, tokenizer and weight files.
+
+    Raises:
+        ModelSourceError: When there is nothing there that could be loaded.
+    """
+    return _path_sha256(resolve_source(source, allow_pickle=allow_pickle, revision=revision))
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps transformers' bars and advice off the terminal; errors still come as exceptions."""
+    logging = require("transformers.utils.logging", extra="torch")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with _quiet_gguf_bar():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _quiet_gguf_bar() -> Iterator[None]:
+    # The GGUF reader draws its bar with tqdm itself, past transformers' own switch.
+    reader: Any = require("transformers.modeling_gguf_pytorch_utils", extra="torch")
+    bar = reader.tqdm
+    reader.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
+
+
+def _fetch(source: str, trust_remote_code: bool, allow_pickle: bool, revision: str | None) -> Path:
+    hub = require("huggingface_hub", extra="torch")
+    wanted = [*_TEXT_FILES, *_SAFETENSORS]
+    wanted += _PICKLES if allow_pickle else ()
+    wanted += ["*.py"] if trust_remote_code else []
+    name = source.removeprefix("hf:")
+    try:
+        return Path(
+            hub.snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=wanted,
+                ignore_patterns=["*/*", "consolidated*"],
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise ModelSourceError(
+            f"{source} is no folder or file here, and the Hugging Face Hub does not give it: "
+            f"{_first_line(error)}",
+            "Check the name and the network, or give the path of a model that is on this machine.",
+        ) from error
+
+
+def _check_folder(folder: Path, allow_pickle: bool) -> None:
+    """Refuses a folder that can't be loaded, before anything heavy is imported."""
+    if not (folder / "config.json").is_file():
+        found = sorted(path.name for path in folder.glob("*.gguf"))
+        hint = f"Name the file itself: {folder / found[0]}" if found else "Is it a model's folder?"
+        raise ModelSourceError(f"{folder} has no config.json.", hint)
+    config = _read_json(folder / "config.json")
+    quantized = config.get("quantization_config")
+    if quantized:
+        raise ModelSourceError(
+            f"{folder} holds weights quantized with {quantized.get('quant_method', '?')}; "
+            "scoring and export need floating-point weights.",
+            "Give the model from before its quantization.",
+        )
+    if not _weights(folder, allow_pickle):
+        pickled = _matching(folder, _PICKLES)
+        hint = "Allow the pickle explicitly if you trust its origin." if pickled else ""
+        held = f"only pickled weights ({pickled[0].name})" if pickled else "no weights"
+        raise ModelSourceError(f"{folder} holds {held}; *.safetensors are wanted.", hint)
+    for index in folder.glob("*.index.json"):
+        _check_index(index)
+
+
+def _check_index(index: Path) -> None:
+    """Every shard must be a file of the model's own folder."""
+    for name in sorted(set(_read_json(index).get("weight_map", {}).values())):
+        if Path(name).name != name:
+            raise ModelSourceError(f"{index} points outside the model's folder: {name}.")
+        if not (index.parent / name).is_file():
+            raise ModelSourceError(
+                f"{index} names {name}, which is not there.", "Fetch the model again."
+            )
+
+
+def _check_gguf(path: Path) -> None:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic == b"GGUF":
+        return
+    hint = "Give a Hugging Face folder, a GGUF file or a hub id."
+    if path.suffix == ".onnx":
+        hint = "An ONNX file is pruned with `depthcut prune` and a plan."
+    raise ModelSourceError(f"{path} is not a GGUF file.", hint)
+
+
+def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
+    """Loads a GGUF file into a model that can be saved and exported like any other."""
+    transformers = require("transformers", extra="torch")
+    require("gguf", extra="demo")
+    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        config = transformers.AutoConfig.from_pretrained(**place)
+        model, info = _auto_class(config).from_pretrained(
+            **place, dtype=_torch_dtype(dtype), output_loading_info=True, trust_remote_code=False
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
+    # The reader has no error class of its own; a cut or odd file gives anything from a KeyError
+    # to a numpy reshape error.
+    except Exception as error:
+        raise _gguf_error(path, error) from error
+    _refuse_missing(info, path)
+    return _unquantized(model), tokenizer
+
+
+def _gguf_error(path: Path, error: Exception) -> ModelSourceError:
+    told = _first_line(error)
+    if "architecture" in told or "model type" in told:
+        return UnknownArchitectureError(f"{path}: {told}")
+    return ModelSourceError(
+        f"{path} can't be read as a GGUF model: {told}",
+        "The file may be cut short, or hold a type that can't be dequantised; fetch it again or "
+        "take another quantization.",
+    )
+
+
+def _unquantized(model: Any) -> Any:
+    """The same weights in a model that does not remember that they were quantized.
+
+    transformers refuses to save or further convert a model that came from GGUF.
+    """
+    config = model.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with _no_init_weights():
+        fresh = type(model)(config).to(model.dtype)
+    # assign: the tensors move over, they are not copied.
+    fresh.load_state_dict(model.state_dict(), assign=True)
+    fresh.tie_weights()
+    fresh.generation_config = model.generation_config
+    return fresh
+
+
+def _no_init_weights() -> contextlib.AbstractContextManager[None]:
+    try:
+        holder = importlib.import_module("transformers.initialization")
+    except ImportError:  # transformers 4.57
+        holder = importlib.import_module("transformers.modeling_utils")
+    context: contextlib.AbstractContextManager[None] = holder.no_init_weights()
+    return context
+
+
+def _load_folder(
+    folder: Path, dtype: str, trust_remote_code: bool, allow_pickle: bool
+) -> tuple[Any, Any]:
+    transformers = require("transformers", extra="torch")
+    config_json = _read_json(folder / "config.json")
+    _refuse_unknown(config_json, folder, trust_remote_code)
+    use_safetensors = bool(_matching(folder, _SAFETENSORS)) or not allow_pickle
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+        model, info = _auto_class(config).from_pretrained(
+            folder,
+            config=config,
+            dtype=_torch_dtype(dtype),
+            use_safetensors=use_safetensors,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+        )
+    # From a cut safetensors file to a config that contradicts the weights: many classes.
+    except Exception as error:
+        raise ModelSourceError(f"{folder} can't be loaded: {_first_line(error)}") from error
+    _refuse_missing(info, folder)
+    return model, _load_tokenizer(folder, trust_remote_code)
+
+
+def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:
+    known = require("transformers.models.auto.configuration_auto", extra="torch").CONFIG_MAPPING
+    model_type = config.get("model_type")
+    if model_type in known or (trust_remote_code and "auto_map" in config):
+        return
+    hint = "Update transformers."
+    if "auto_map" in config:
+        hint = "It brings its own code; allow that with --trust-remote-code if you trust it."
+    raise UnknownArchitectureError(
+        f"{folder}: transformers does not know the model type {model_type!r}.", hint
+    )
+
+
+def _auto_class(config: Any) -> Any:
+    """The class that the weights were saved from; else a language model, else the bare one."""
+    transformers = require("transformers", extra="torch")
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    if type(config) in transformers.AutoModelForCausalLM._model_mapping:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModel
+
+
+def _refuse_missing(info: dict[str, Any], path: Path) -> None:
+    """Weights that aren't in the file would be random numbers."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelSourceError(
+            f"{path} lacks {len(missing)} weights of the model that its config describes, "
+            f"first {missing[0]}.",
+            "Fetch the model again, or correct its config.",
+        )
+
+
+def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    transformers = require("transformers", extra="torch")
+    if not _matching(folder, _TOKENIZER_FILES):
+        return None
+    try:
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        # 4.57 does not know the class that 5 writes into tokenizer_config.json.
+        if (folder / "tokenizer.json").is_file():
+            return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        raise ModelSourceError(
+            f"The tokenizer in {folder} can't be loaded: {_first_line(error)}"
+        ) from error
+
+
+def _num_layers(config: Any, path: Path) -> int:
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(layers, int):
+        raise UnknownArchitectureError(f"{path}: the config does not tell the number of layers.")
+    return layers
+
+
+def _path_sha256(path: Path) -> str:
+    if path.is_file():
+        return sha256_file(path)
+    weights = _weights(path, allow_pickle=True)
+    return sha256_files({*_matching(path, (*_TEXT_FILES, "*.py")), *weights}, path)
+
+
+def _weights(folder: Path, allow_pickle: bool) -> list[Path]:
+    return _matching(folder, ("*.safetensors",)) or (
+        _matching(folder, ("pytorch_model*.bin",)) if allow_pickle else []
+    )
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelSourceError(f"{path} can't be read: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ModelSourceError(f"{path} is not a JSON object.")
+    return content
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
