@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.artifacts import (
+    SCHEMA_VERSION,
+    ImportanceReport,
+    PlannedDeletion,
+    PruningPlan,
+    json_path,
+)
+from exporter.errors import ArtifactError
+
+KINDS = ["attention", "mlp", "block", "cross_attention", "mixer"]
+
+
+def _plan_json(tmp_path: Path, **changes: Any) -> Path:
+    plan = PruningPlan(deletions=[PlannedDeletion(layer=25, kind="attention")])
+    data = json.loads(plan.to_json())
+    data.update(changes)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+def test_a_file_says_first_what_it_is() -> None:
+    keys = list(json.loads(PruningPlan(deletions=[]).to_json()))
+    assert keys[:2] == ["schema_version", "kind"]
+    assert {"made_from", "versions", "command"} < set(keys)
+
+
+@given(
+    st.lists(
+        st.builds(
+            PlannedDeletion,
+            layer=st.integers(0, 200),
+            kind=st.sampled_from(KINDS),
+            replacement=st.sampled_from(["none", "bias", "linear"]),
+        ),
+        max_size=20,
+    )
+)
+def test_a_plan_survives_the_disk(
+    tmp_path_factory: pytest.TempPathFactory, deletions: list[PlannedDeletion]
+) -> None:
+    plan = PruningPlan(deletions=deletions, budget={"attention": 8})
+    path = plan.write(tmp_path_factory.mktemp("plan") / "plan.json")
+    assert PruningPlan.read(path) == plan
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = _plan_json(tmp_path, schema_version=SCHEMA_VERSION + 1, something_new=1)
+    with pytest.raises(ArtifactError, match=r"\$\.schema_version is 2.*Update depthcut"):
+        PruningPlan.read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"deletions": [{"layer": 1, "kind": "head"}]}, r"\$\.deletions\[0\]\.kind"),
+        ({"deletions": [{"layer": -1, "kind": "mlp"}]}, r"\$\.deletions\[0\]\.layer"),
+        ({"deletion": []}, r"\$\.deletion:"),
+        ({"kind": "importance_report"}, r"\$\.kind"),
+        ({"schema_version": "one"}, r"\$\.schema_version"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_json_path(
+    tmp_path: Path, changes: dict[str, Any], where: str
+) -> None:
+    with pytest.raises(ArtifactError, match=where):
+        PruningPlan.read(_plan_json(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"schema_version": 1}'])
+def test_what_is_no_such_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "importance.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"importance\.json: \$"):
+        ImportanceReport.read(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"nothing\.json does not exist"):
+        PruningPlan.read(tmp_path / "nothing.json")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ArtifactError, match="can't be read"):
+        PruningPlan.read(path)
+
+
+def test_describe_groups_by_kind_in_the_order_of_choice() -> None:
+    chosen = [(25, "attention"), (3, "mlp"), (7, "attention")]
+    plan = PruningPlan(deletions=[PlannedDeletion(layer=n, kind=k) for n, k in chosen])
+    assert plan.describe() == "attention 25, 7; mlp 3"
+
+
+def test_json_path() -> None:
+    assert json_path(("latency", 3, "speedup")) == "$.latency[3].speedup"

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import exporter.cli as command_line
+from exporter.cli.console import ConsoleProgress
+from exporter.errors import PlanError, UsageError
+
+COMMANDS = ["export", "score", "plan", "prune", "compare", "inspect"]
+HEAVY = ["torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "scipy", "pydantic", "rich"]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, exporter.cli as c; code = c.run(['--help']);"
+        f"print('LOADED', [m for m in {HEAVY} if m in sys.modules]); sys.exit(code)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "LOADED []" in ran.stdout
+    assert all(name in ran.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.run([command, "--help"]) == 0
+    assert "Usage: depthcut" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.run(["--version"]) == 0
+    assert re.fullmatch(r"depthcut \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["export", "model"],
+        ["export", "model", "-o", "x", "--drop-attn", "0"],
+        ["export", "model", "-o", "x", "--prefill", "a,b"],
+        ["export", "model", "-o", "x"],
+        ["export", "model", "-o", "x", "--drop", "2", "--drop-attn", "2"],
+        ["inspect", "no-such-file.onnx"],
+        ["no-such-command"],
+    ],
+)
+def test_a_wrong_call_is_2(
+    args: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command_line.run(args) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prune_wants_one_way_of_saying_what(tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    model.touch()
+    assert command_line.run(["prune", str(model), "-o", str(tmp_path / "out.onnx")]) == 2
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A command that raises the parameter."""
+
+    @click.command()
+    @click.option("-v", is_flag=True)
+    @click.pass_obj
+    def fails(progress: ConsoleProgress, v: bool) -> None:
+        progress.verbosity = int(v)
+        raise request.param
+
+    monkeypatch.setitem(command_line.cli.commands, "fails", fails)
+
+
+@pytest.mark.parametrize(
+    ("failing", "code", "line"),
+    [
+        (PlanError("layer 31 does not exist.", "Layers are 0 to 29."), 1, "Layers are 0 to 29."),
+        (UsageError("Say one."), 2, "depthcut: Say one."),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+        (OSError(28, "No space left on device", "x.onnx.data"), 1, "disk is full at x.onnx.data"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "Permission denied at /x."),
+        (ValueError("odd\nthing"), 1, "Unexpected ValueError: odd (-v shows the traceback)"),
+        (MemoryError(), 1, "Out of memory"),
+    ],
+    indirect=["failing"],
+)
+@pytest.mark.usefixtures("failing")
+def test_every_end_is_one_line_and_its_code(
+    code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run(["fails"]) == code
+    told = capsys.readouterr().err
+    assert line in told
+    assert "Traceback" not in told
+    assert len(told.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("failing", [PlanError("no.")], indirect=True)
+@pytest.mark.usefixtures("failing")
+def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.run(["fails", "-v"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ConsoleProgress()
+    with progress.task("count", 3) as task:
+        task.advance()
+        progress.say("found [bold]3[/bold]")
+    told = capsys.readouterr().err
+    assert "count ..." in told
+    assert re.search(r"count: done in \d+\.\d s", told)
+    assert "found [bold]3[/bold]" in told
+    assert "\x1b" not in told
+
+
+def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ConsoleProgress(-1)
+    with progress.task("count", 3):
+        progress.say("found")
+    assert capsys.readouterr().err == ""
+
+
+def test_interrupt_from_outside_is_130(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys, click, exporter.cli as c\n"
+        "@c.cli.command()\n"
+        "def wait():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    signal.pause()\n"
+        "sys.exit(c.run(['wait']))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        cwd=tmp_path, env=env, timeout=60,
+    )  # fmt: skip
+    assert ran.returncode == 130
+    assert "Interrupted" in ran.stderr

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from exporter.files import sha256_file, sha256_files, staged_directory, write_text
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_text_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "report.json"
+    write_text(path, "old")
+    write_text(path, "new é")
+    assert path.read_text(encoding="utf-8") == "new é"
+    assert _names(path.parent) == ["report.json"]
+
+
+def test_a_failed_write_keeps_the_older_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.json"
+    write_text(path, "old")
+
+    def disk_full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        write_text(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert _names(tmp_path) == ["report.json"]
+
+
+def test_written_files_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a.json", "{}")
+        with staged_directory(tmp_path / "b"):
+            pass
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_staged_folder_appears_whole(tmp_path: Path) -> None:
+    final = tmp_path / "baseline"
+    with staged_directory(final) as stage:
+        (stage / "model.onnx").write_bytes(b"1")
+        assert not final.exists()
+    assert _names(final) == ["model.onnx"]
+    assert _names(tmp_path) == ["baseline"]
+
+
+def test_a_staged_folder_replaces_the_older_one_wholly(tmp_path: Path) -> None:
+    final = tmp_path / "baseline"
+    with staged_directory(final) as stage:
+        (stage / "old").touch()
+    with staged_directory(final) as stage:
+        (stage / "new").touch()
+    assert _names(final) == ["new"]
+    assert _names(tmp_path) == ["baseline"]
+
+
+@pytest.mark.parametrize("end", [RuntimeError, KeyboardInterrupt])
+def test_a_staged_folder_that_fails_leaves_the_older_one(
+    tmp_path: Path, end: type[BaseException]
+) -> None:
+    final = tmp_path / "baseline"
+    with staged_directory(final) as stage:
+        (stage / "old").touch()
+
+    def interrupted() -> None:
+        with staged_directory(final) as stage:
+            (stage / "new").touch()
+            raise end
+
+    with pytest.raises(end):
+        interrupted()
+    assert _names(final) == ["old"]
+    assert _names(tmp_path) == ["baseline"]
+
+
+def test_hashes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    both = sha256_files([tmp_path / "a"], tmp_path)
+    (tmp_path / "a").replace(tmp_path / "b")
+    assert sha256_files([tmp_path / "b"], tmp_path) != both
