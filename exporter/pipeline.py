@@ -160,10 +160,12 @@ class _Road:
     def _score_key(self) -> dict[str, Any]:
         from exporter.model_source import source_sha256
 
-        calibration = self._request.score.calibration
+        calibration, load = self._request.score.calibration, self._request.load
         return {
-            "model": source_sha256(self._request.source, revision=self._request.load.revision),
-            "load": vars(self._request.load),
+            "model": source_sha256(
+                self._request.source, revision=load.revision, allow_pickle=load.allow_pickle
+            ),
+            "load": vars(load),
             "score": vars(self._request.score),
             "text": _file_hash(calibration),
             "versions": self._only_versions("depthcut", "torch", "transformers"),
