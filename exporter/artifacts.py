@@ -262,12 +262,15 @@ class LatencyRow(Record):
     """One shape, both arms, interleaved.
 
     ``sequence_length`` is the number of new tokens, ``past_length`` what the KV cache holds.
+    ``rounds`` is how many equal parts, in order, each arm's samples fall into: part *i* of both
+    arms was taken in the same round, so that a saved report can be analysed again as pairs.
     """
 
     phase: Phase
     batch: int
     sequence_length: int
     past_length: int
+    rounds: int = Field(ge=1)
     baseline: LatencySamples
     candidate: LatencySamples
     speedup: Speedup
