@@ -1,0 +1,122 @@
+"""Removes what nothing needs any more: nodes, weights, exporter notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from graph_passes.dataflow import inner_nodes
+from graph_passes.liveness import is_weight
+
+
+@dataclass
+class Swept:
+    """How much a sweep took away."""
+
+    nodes: int = 0
+    parameters: int = 0
+
+    def add(self, other: Swept) -> None:
+        """Counts another sweep in."""
+        self.nodes += other.nodes
+        self.parameters += other.parameters
+
+
+def sweep(graph: ir.Graph, roots: Iterable[ir.Node | None]) -> Swept:
+    """Removes the dead among ``roots``, then what only they kept alive, and so on.
+
+    Args:
+        graph: The main graph; it is changed.
+        roots: Where something may have died. The cost grows with what is removed.
+    """
+    swept = Swept()
+    queue = list(roots)
+    while queue:
+        node = queue.pop()
+        if node is None or node.graph is not graph or _is_needed(node):
+            continue
+        operands = _release(node)
+        graph.remove(node, safe=True)
+        swept.nodes += 1
+        for value in operands:
+            queue.append(value.producer())
+            swept.parameters += drop_unused_weight(graph, value)
+    return swept
+
+
+def _is_needed(node: ir.Node) -> bool:
+    return any(value.is_graph_output() or value.uses() for value in node.outputs)
+
+
+def _release(node: ir.Node) -> list[ir.Value]:
+    """Cuts a node, and the nodes in its bodies, off from what they read."""
+    operands: dict[ir.Value, None] = {}
+    for reader in (node, *inner_nodes(node)):
+        for i, value in enumerate(reader.inputs):
+            if value is not None:
+                operands[value] = None
+                reader.replace_input_with(i, None)
+    return list(operands)
+
+
+def drop_unused_weight(graph: ir.Graph, value: ir.Value) -> int:
+    """Removes an initializer that nothing reads; gives the number of its parameters."""
+    name = value.name or ""
+    if graph.initializers.get(name) is not value:
+        return 0
+    if value.uses() or value.is_graph_output() or value.is_graph_input():
+        return 0
+    size = value.const_value.size if is_weight(value) and value.const_value is not None else 0
+    del graph.initializers[name]
+    return size
+
+
+class CleanupPass(ir.passes.InPlacePass):
+    """Removes dead nodes and weights, and, unless they are to stay, the exporter's notes.
+
+    Notes are node and value metadata and doc strings: stack traces with local paths, for one.
+    The model's own metadata and doc string stay, as do graph inputs and outputs.
+
+    Args:
+        keep_debug: Whether the notes stay.
+    """
+
+    def __init__(self, *, keep_debug: bool = False) -> None:
+        super().__init__()
+        self.keep_debug = keep_debug
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Cleans the main graph."""
+        graph = model.graph
+        before = len(graph.initializers)
+        swept = sweep(graph, list(graph))
+        for value in list(graph.initializers.values()):
+            drop_unused_weight(graph, value)
+        modified = bool(swept.nodes) or len(graph.initializers) != before
+        if not self.keep_debug:
+            modified = _strip_notes(graph) or modified
+        return ir.passes.PassResult(model, modified)
+
+
+def _strip_notes(graph: ir.Graph) -> bool:
+    modified = _strip(graph)
+    values = [*graph.inputs, *graph.initializers.values()]
+    for node in graph.all_nodes():
+        modified = _strip(node) or modified
+        values.extend(node.outputs)
+    for value in values:
+        modified = _strip(value) or modified
+        tensor = value.const_value
+        if tensor is not None and tensor.metadata_props:
+            tensor.metadata_props.clear()
+    return modified
+
+
+def _strip(item: ir.Graph | ir.Node | ir.Value) -> bool:
+    if not item.metadata_props and not item.doc_string:
+        return False
+    item.metadata_props.clear()
+    item.doc_string = None
+    return True

@@ -1,0 +1,126 @@
+"""The pass that deletes sublayers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import onnx_ir as ir
+
+from graph_passes import kv_cache
+from graph_passes.cleanup import Swept, sweep
+from graph_passes.errors import SurgeryError
+from graph_passes.locate import FoundSite, locate
+from graph_passes.plan_record import record, recorded
+from graph_passes.residual import remove_branch
+from graph_passes.selection import select
+from graph_passes.types import DeletedSublayer, Deletion, Refusal
+
+
+@dataclass
+class DeletionResult(ir.passes.PassResult):
+    """A pass result that says what was deleted, and what could not have been."""
+
+    deleted: tuple[DeletedSublayer, ...] = field(default=())
+    refused: tuple[Refusal, ...] = field(default=())
+    kv_renumbering: dict[str, str] = field(default_factory=dict)
+
+
+class DeleteSublayersPass(ir.passes.InPlacePass):
+    """Deletes sublayers in place; what it can't delete it refuses before it changes anything.
+
+    What the model's own record names as deleted earlier is passed over, so a second run changes
+    nothing. :func:`graph_passes.prune_graph` wraps it so that the caller's model survives.
+
+    Args:
+        deletions: What to delete. A block stands for every sublayer of its layer.
+        renumber_kv: Whether the caches that are left get dense numbers.
+    """
+
+    def __init__(self, deletions: Sequence[Deletion], *, renumber_kv: bool = False) -> None:
+        super().__init__()
+        self.deletions = tuple(deletions)
+        self.renumber_kv = renumber_kv
+
+    def call(self, model: ir.Model) -> DeletionResult:
+        """Finds the sublayers, then takes them out.
+
+        Raises:
+            SurgeryError: The graph is not as the deletions suppose. Raised before any change,
+                except where a cache length turns out to be needed that no survivor has.
+        """
+        findings = locate(model)
+        sites = select(findings, self.deletions, recorded(model))
+        refused = tuple(r for r in findings.describe() if isinstance(r, Refusal))
+        if not sites:
+            return DeletionResult(model, modified=False, refused=refused)
+        survivors = [site for site in findings.sites if site not in sites]
+        deleted = _delete(model.graph, sites, survivors)
+        names = _renumber(model, survivors) if self.renumber_kv else {}
+        record(model, (site.ref for site in sites))
+        return DeletionResult(model, True, deleted, refused, names)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No node reads a value that the graph no longer gives."""
+        known = {*model.graph.inputs, *model.graph.initializers.values()}
+        for node in model.graph:
+            missing = [v for v in node.inputs if v is not None and v not in known]
+            if missing:
+                raise SurgeryError(f"The cut left {node.name!r} without {missing[0].name!r}.")
+            known.update(node.outputs)
+
+
+def _delete(
+    graph: ir.Graph, sites: Sequence[FoundSite], survivors: Sequence[FoundSite]
+) -> tuple[DeletedSublayer, ...]:
+    add_names = [site.tree.add.name or "" for site in sites]
+    swept = [_cut(graph, site) for site in sites]
+    stand_ins = _stand_ins(graph, sites, survivors)
+    for site, count in zip(sites, swept, strict=True):
+        leftovers = [node for node in site.dying if node.graph is graph]
+        values = chain(site.caches, *(node.outputs for node in leftovers))
+        kv_cache.resource_shape_reads(values, stand_ins)
+        count.add(sweep(graph, leftovers))
+    for site in sites:
+        kv_cache.drop_inputs(graph, site.caches)
+    return tuple(map(_entry, sites, add_names, swept))
+
+
+def _cut(graph: ir.Graph, site: FoundSite) -> Swept:
+    """Takes a site's branches out of the stream and sweeps up behind them."""
+    kv_cache.drop_outputs(graph, site.outputs)
+    producers = [leaf.value.producer() for leaf in site.leaves]
+    for leaf in site.leaves:
+        remove_branch(graph, leaf.value)
+    swept = sweep(graph, chain(producers, (value.producer() for value in site.outputs)))
+    swept.nodes += len(site.leaves)
+    return swept
+
+
+def _stand_ins(
+    graph: ir.Graph, sites: Sequence[FoundSite], survivors: Iterable[FoundSite]
+) -> list[ir.Value]:
+    """What may be asked for a shape instead: other caches first, then any input that stays."""
+    caches = list(chain.from_iterable(site.caches for site in survivors))
+    gone = set(chain.from_iterable(site.caches for site in sites))
+    return [*caches, *(v for v in graph.inputs if v not in gone and v not in caches)]
+
+
+def _entry(site: FoundSite, add_name: str, swept: Swept) -> DeletedSublayer:
+    return DeletedSublayer(
+        layer=site.layer,
+        kind=site.kind,
+        replacement="none",
+        residual_add=add_name,
+        nodes_removed=swept.nodes,
+        parameters_removed=swept.parameters,
+        inputs_removed=tuple(value.name or "" for value in site.caches),
+        outputs_removed=tuple(value.name or "" for value in site.outputs),
+    )
+
+
+def _renumber(model: ir.Model, survivors: Sequence[FoundSite]) -> dict[str, str]:
+    outputs = [value for site in survivors if site.caches for value in site.outputs]
+    caches = [value for site in survivors for value in site.caches]
+    return kv_cache.renumber(model, caches, outputs)

@@ -1,0 +1,147 @@
+"""The KV cache of deleted attentions: its inputs and outputs, and who reads its length."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+import onnx_ir as ir
+
+from graph_passes.dataflow import is_shape_read
+from graph_passes.errors import SurgeryError
+from graph_passes.plan_record import RENUMBERING_KEY, canonical_json
+from graph_passes.shapes import dims
+
+_FEW = 16
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
+
+
+def drop_outputs(graph: ir.Graph, outputs: Collection[ir.Value]) -> None:
+    """Takes values out of the graph's outputs."""
+    gone = set(outputs)
+    kept = [value for value in graph.outputs if value not in gone]
+    graph.outputs.clear()
+    graph.outputs.extend(kept)
+
+
+def drop_inputs(graph: ir.Graph, inputs: Collection[ir.Value]) -> None:
+    """Takes values out of the graph's inputs.
+
+    Raises:
+        SurgeryError: Something still reads one of them.
+    """
+    for value in inputs:
+        for reader, _ in value.uses():
+            raise SurgeryError(
+                f"{reader.op_type} {reader.name!r} still needs {value.name!r}, and no input that "
+                "stays has the same length.",
+                "Keep the attention that it belongs to, or another one of the same cache length.",
+            )
+    gone = set(inputs)
+    kept = [value for value in graph.inputs if value not in gone]
+    graph.inputs.clear()
+    graph.inputs.extend(kept)
+
+
+def resource_shape_reads(values: Iterable[ir.Value], survivors: Sequence[ir.Value]) -> None:
+    """Points those who read only the shape of a dying value to one that stays.
+
+    Exporters read the past length from one layer's cache on behalf of all. A survivor will do
+    where the axes that are read have the same sizes or names.
+
+    Args:
+        values: What is about to go.
+        survivors: What may be read instead, in order of preference; graph inputs, so that no
+            order of nodes can be violated.
+    """
+    for value in values:
+        for reader, slot in list(value.uses()):
+            if is_shape_read(reader) and (stand_in := _stand_in(value, reader, survivors)):
+                reader.replace_input_with(slot, stand_in)
+
+
+def _stand_in(value: ir.Value, reader: ir.Node, survivors: Sequence[ir.Value]) -> ir.Value | None:
+    wanted = dims(value)
+    if wanted is None:
+        return None
+    axes = sorted(axes_read(reader, len(wanted)))
+    for survivor in survivors:
+        have = dims(survivor)
+        if have is None or len(have) != len(wanted):
+            continue
+        if all(have[axis] == wanted[axis] is not None for axis in axes):
+            return survivor
+    return None
+
+
+def axes_read(reader: ir.Node, rank: int) -> set[int]:
+    """The axes whose sizes a Shape node's readers look at; all where that can't be told."""
+    everything = set(range(rank))
+    if reader.op_type != "Shape":
+        return everything
+    start = reader.attributes.get_int("start", 0)
+    end = reader.attributes.get_int("end", rank)
+    span = list(range(rank))[start:end]
+    if span != list(range(rank)):
+        return set(span)
+    picked: set[int] = set()
+    for user, _ in reader.outputs[0].uses():
+        indices = _gathered(user)
+        if indices is None:
+            return everything
+        picked.update(index % rank for index in indices)
+    return picked or everything
+
+
+def _gathered(node: ir.Node) -> list[int] | None:
+    """The constant indices of a Gather along axis 0."""
+    if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+        return None
+    indices = node.inputs[1]
+    tensor = ir.convenience.get_const_tensor(indices) if indices is not None else None
+    if tensor is None or tensor.size > _FEW:
+        return None
+    return [int(index) for index in tensor.numpy().reshape(-1)]
+
+
+def renumber(
+    model: ir.Model, caches: Sequence[ir.Value], outputs: Sequence[ir.Value]
+) -> dict[str, str]:
+    """Gives the caches that are left dense layer numbers, from 0, in their order.
+
+    The map stands in the model's metadata afterwards.
+
+    Args:
+        model: The model; it is changed.
+        caches: The cache inputs that are left.
+        outputs: The cache outputs that are left.
+
+    Returns:
+        Old name to new name, for those whose name changes.
+
+    Raises:
+        SurgeryError: A name does not hold exactly one number.
+    """
+    values = [*caches, *outputs]
+    old = {value: _layer_number(value) for value in values}
+    dense = {number: i for i, number in enumerate(sorted(set(old.values())))}
+    names = {}
+    for value in values:
+        before = value.name or ""
+        after = _NUMBER.sub(str(dense[old[value]]), before)
+        if after != before:
+            names[before] = after
+            value.name = after
+    if names:
+        model.metadata_props[RENUMBERING_KEY] = canonical_json(names)
+    return names
+
+
+def _layer_number(value: ir.Value) -> int:
+    found = _NUMBER.findall(value.name or "")
+    if len(found) != 1:
+        raise SurgeryError(
+            f"The cache {value.name!r} can't be renumbered: its name holds {len(found)} numbers.",
+            "Leave the numbers as they are.",
+        )
+    return int(found[0])

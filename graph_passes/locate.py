@@ -1,0 +1,189 @@
+"""Finds where each sublayer joins the residual stream, or says why it can't be cut there.
+
+Pure analysis: nothing is changed, and no weight is read. Everything is decided by the graph's
+structure; names only label what was found.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import onnx_ir as ir
+
+from graph_passes.add_tree import (
+    AddTree,
+    Leaf,
+    branches_by_kind,
+    foreign_reader,
+    joins,
+    own_outputs,
+    take_apart,
+)
+from graph_passes.dataflow import GraphIndex, Stream, candidate_streams
+from graph_passes.labels import number_layers
+from graph_passes.liveness import dying_nodes, own_caches, own_parameters
+from graph_passes.plan_record import recorded
+from graph_passes.preconditions import graph_refusal, hidden_parts
+from graph_passes.shapes import broadcast_reason
+from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
+
+
+@dataclass(frozen=True)
+class FoundSite:
+    """A sublayer with the graph's own objects in hand; valid until the graph changes.
+
+    Attributes:
+        layer: The layer's number along the stream.
+        kind: What the branch is.
+        tree: The sum that it joins.
+        leaves: Its operands in that sum.
+        dying: The nodes that nothing needs once it is gone.
+        caches: The graph inputs of its KV cache.
+        outputs: The graph outputs that only it feeds.
+        obstacle: The node and the reason why it can't be cut; None where it can.
+    """
+
+    layer: int
+    kind: SublayerKind
+    tree: AddTree
+    leaves: tuple[Leaf, ...]
+    dying: frozenset[ir.Node]
+    caches: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+    obstacle: tuple[ir.Node, str] | None
+
+    @property
+    def ref(self) -> SublayerRef:
+        """The sublayer's public name."""
+        return SublayerRef(self.layer, self.kind)
+
+    def describe(self) -> ResidualSite | Refusal:
+        """The site in plain data."""
+        if self.obstacle is not None:
+            node, reason = self.obstacle
+            return Refusal(self.layer, self.kind, node.name or "", reason)
+        return ResidualSite(
+            layer=self.layer,
+            kind=self.kind,
+            residual_add=self.tree.add.name or "",
+            skip=self.tree.skip.name or "",
+            branches=tuple(leaf.value.name or "" for leaf in self.leaves),
+            parameters=own_parameters(self.dying),
+            kv_inputs=tuple(value.name or "" for value in self.caches),
+            kv_outputs=tuple(value.name or "" for value in self.outputs),
+        )
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a graph holds: its sublayers in stream order, and refusals that belong to no layer."""
+
+    sites: tuple[FoundSite, ...]
+    refusals: tuple[Refusal, ...]
+
+    def describe(self) -> list[ResidualSite | Refusal]:
+        """All of it in plain data."""
+        return [*(site.describe() for site in self.sites), *self.refusals]
+
+
+def find_sites(model: ir.Model) -> list[ResidualSite | Refusal]:
+    """Finds the sublayers of a Transformer's graph.
+
+    The residual stream is what every data path from the data input to the first output passes
+    through. A site is an Add on the stream of which one operand, the skip, is on the stream too,
+    and the others descend from it through at least one matrix product. Layers are numbered in
+    stream order; sublayers that depthcut cut out earlier keep their numbers.
+
+    Args:
+        model: The model; it is not changed, and its weights are not read.
+
+    Returns:
+        A :class:`ResidualSite` for each sublayer that can be cut, in stream order, a
+        :class:`Refusal` in the place of each that can't, and at the end a refusal for each part
+        of the graph that could not be searched. A graph that is no Transformer gives refusals
+        only.
+    """
+    return locate(model).describe()
+
+
+def locate(model: ir.Model) -> Findings:
+    """:func:`find_sites` with the graph's own objects, for the code that cuts."""
+    refusal = graph_refusal(model)
+    if refusal is not None:
+        return Findings((), (refusal,))
+    index = GraphIndex(model.graph)
+    stream = max(candidate_streams(index), key=joins, default=None)
+    if stream is None:
+        return Findings((), (_refuse(index, "no data path leads from an input to it"),))
+    sites = _without_shared_outputs(_sites(stream, recorded(model)))
+    hidden = hidden_parts(stream)
+    if not any(site.kind != "mlp" for site in sites) and not recorded(model):
+        reason = "no attention joins a residual stream: this is no Transformer that can be cut"
+        return Findings((), (*hidden, _refuse(index, reason)))
+    return Findings(tuple(sites), tuple(hidden))
+
+
+def _refuse(index: GraphIndex, reason: str) -> Refusal:
+    output = index.graph.outputs[0]
+    producer = output.producer()
+    name = producer.name if producer is not None else output.name
+    return Refusal(None, None, name or "", reason)
+
+
+def _sites(stream: Stream, missing: frozenset[SublayerRef]) -> list[FoundSite]:
+    groups: list[tuple[AddTree, dict[SublayerKind, list[Leaf]]]] = []
+    for add in stream.sums():
+        tree = take_apart(stream, add)
+        if tree is not None and (kinds := branches_by_kind(stream, tree)):
+            order = ("attention", "mixer", "cross_attention", "mlp")
+            groups.append((tree, {kind: kinds[kind] for kind in order if kind in kinds}))
+    numbers = number_layers([list(kinds) for _, kinds in groups], missing)
+    return [
+        _site(stream, layer, kind, tree, tuple(leaves))
+        for (tree, kinds), layers in zip(groups, numbers, strict=True)
+        for layer, (kind, leaves) in zip(layers, kinds.items(), strict=True)
+    ]
+
+
+def _site(
+    stream: Stream, layer: int, kind: SublayerKind, tree: AddTree, leaves: tuple[Leaf, ...]
+) -> FoundSite:
+    outputs = dict.fromkeys(chain.from_iterable(own_outputs(stream, leaf) for leaf in leaves))
+    dying = dying_nodes(stream.index, leaves, outputs)
+    return FoundSite(
+        layer=layer,
+        kind=kind,
+        tree=tree,
+        leaves=leaves,
+        dying=dying,
+        caches=own_caches(stream.index, dying, outputs),
+        outputs=tuple(outputs),
+        obstacle=_obstacle(stream, tree, leaves),
+    )
+
+
+def _obstacle(stream: Stream, tree: AddTree, leaves: Sequence[Leaf]) -> tuple[ir.Node, str] | None:
+    for leaf in leaves:
+        reader = foreign_reader(stream, tree, leaf)
+        if reader is not None:
+            return reader, (
+                f"what the branch computes is read elsewhere, by {reader.op_type} {reader.name!r}"
+            )
+    reason = broadcast_reason(tree.skip, tree.add.outputs[0], [leaf.value for leaf in leaves])
+    return (tree.add, reason) if reason else None
+
+
+def _without_shared_outputs(sites: list[FoundSite]) -> list[FoundSite]:
+    """Refuses the sites that feed a graph output together, such as one stacked cache."""
+    claims = Counter(value for site in sites for value in site.outputs)
+    checked = []
+    for site in sites:
+        shared = [value for value in site.outputs if claims[value] > 1]
+        if shared and site.obstacle is None:
+            reason = f"the graph output {shared[0].name!r} also holds what other sublayers compute"
+            site = replace(site, obstacle=(shared[0].producer() or site.tree.add, reason))
+        checked.append(site)
+    return checked

@@ -1,0 +1,78 @@
+"""The public entry: the ordered passes, all or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from graph_passes.cleanup import CleanupPass
+from graph_passes.delete_sublayers import DeleteSublayersPass, DeletionResult
+from graph_passes.errors import SurgeryError
+from graph_passes.liveness import is_weight
+from graph_passes.preconditions import graph_refusal
+from graph_passes.types import Deletion, GraphSize, PassReport
+
+
+def prune_graph(
+    model: ir.Model,
+    deletions: Sequence[Deletion],
+    *,
+    renumber_kv: bool = False,
+    keep_debug: bool = False,
+) -> tuple[ir.Model, PassReport]:
+    """Deletes sublayers from a Transformer's graph.
+
+    The result computes what the model computes with the deleted branches multiplied by zero.
+    Weights are shared with the original and never read. The plan stands in the result's
+    ``metadata_props`` under ``depthcut.plan``; the same call gives the same graph every time.
+
+    Args:
+        model: The model; it is unchanged afterwards, whether this succeeds or fails.
+        deletions: What to delete; ``block`` stands for every sublayer of its layer. Something
+            named twice counts once.
+        renumber_kv: Gives the caches that are left dense numbers in their names, and writes the
+            map into the metadata under ``depthcut.kv_renumbering``.
+        keep_debug: Keeps the exporter's stack traces and notes, which may hold local paths.
+
+    Returns:
+        The pruned model and the report of what went.
+
+    Raises:
+        SurgeryError: The graph can't be searched, a named sublayer is not there or can't be cut
+            safely, nothing would be left, or a replacement other than ``none`` is asked for.
+    """
+    refusal = graph_refusal(model)
+    if refusal is not None:
+        where = f"At node {refusal.node!r}: " if refusal.node else ""
+        raise SurgeryError(f"{where}{refusal.reason}.")
+    pruned = model.clone()
+    result = DeleteSublayersPass(deletions, renumber_kv=renumber_kv)(pruned)
+    assert isinstance(result, DeletionResult)
+    CleanupPass(keep_debug=keep_debug)(pruned)
+    report = PassReport(
+        deleted=result.deleted,
+        refused=result.refused,
+        before=graph_size(model),
+        after=graph_size(pruned),
+        kv_renumbering=result.kv_renumbering,
+    )
+    return pruned, report
+
+
+def graph_size(model: ir.Model) -> GraphSize:
+    """Counts nodes and weights, those in bodies of If and Loop included. No weight is read.
+
+    Integer and truth-value initializers are shape arithmetic and masks, not weights.
+    """
+    weights = [
+        value.const_value
+        for graph in (model.graph, *model.graph.subgraphs())
+        for value in graph.initializers.values()
+        if is_weight(value) and value.const_value is not None
+    ]
+    return GraphSize(
+        nodes=sum(1 for _ in model.graph.all_nodes()),
+        parameters=sum(tensor.size for tensor in weights),
+        bytes=sum(tensor.nbytes for tensor in weights),
+    )

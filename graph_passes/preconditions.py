@@ -1,0 +1,78 @@
+"""Graphs that the finder does not search: why, and what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from graph_passes.dataflow import Stream, inner_nodes, subgraphs
+from graph_passes.types import Refusal
+
+_FUSED_RESIDUALS = frozenset(
+    {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm"}
+)
+
+
+def graph_refusal(model: ir.Model) -> Refusal | None:
+    """Why a graph can't be searched at all; None where it can."""
+    graph = model.graph
+    if not graph.outputs or not graph.inputs:
+        return Refusal(None, None, "", "the graph has no inputs or no outputs")
+    for node in graph.all_nodes():
+        if node.op_identifier() in model.functions:
+            reason = f"the graph calls the local function {node.op_type!r}; inline it first"
+            return Refusal(None, None, node.name or "", reason)
+    return _unsound(graph)
+
+
+def _unsound(graph: ir.Graph) -> Refusal | None:
+    known = {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value not in known:
+                reason = (
+                    f"it reads {value.name!r}, which nothing before it gives: "
+                    "the graph is cyclic, unsorted or broken"
+                )
+                return Refusal(None, None, node.name or "", reason)
+        known.update(node.outputs)
+        if refusal := _captured_output(node):
+            return refusal
+    for value in graph.outputs:
+        if value not in known:
+            return Refusal(None, None, "", f"nothing gives the graph output {value.name!r}")
+    return None
+
+
+def _captured_output(node: ir.Node) -> Refusal | None:
+    """A body that returns an outer value reads it without any node, which no use records."""
+    for body in subgraphs(node):
+        for value in body.outputs:
+            producer = value.producer()
+            if producer is None or producer.graph is not body:
+                reason = f"a body of the {node.op_type} returns the outer value {value.name!r}"
+                return Refusal(None, None, node.name or "", reason)
+    return None
+
+
+def hidden_parts(stream: Stream) -> Iterator[Refusal]:
+    """The nodes on the stream in which sublayers may hide from the finder."""
+    for node in stream.index.nodes:
+        if not any(stream.carries(value) for value in node.outputs):
+            continue
+        if any(True for _ in inner_nodes(node)):
+            yield Refusal(None, None, node.name or "", _body_reason(node))
+        elif node.op_type in _FUSED_RESIDUALS:
+            reason = (
+                f"the residual sum is fused into {node.op_type}; "
+                "cut the graph before it is optimised, and fuse it after that"
+            )
+            yield Refusal(None, None, node.name or "", reason)
+
+
+def _body_reason(node: ir.Node) -> str:
+    reason = f"the residual stream runs through an {node.op_type}, whose bodies are not searched"
+    if node.op_type == "If":
+        reason += "; if this is a merged decoder, use the unmerged files"
+    return reason

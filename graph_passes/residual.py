@@ -1,0 +1,59 @@
+"""The only code that rewires the residual stream."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graph_passes.dataflow import is_add
+from graph_passes.errors import SurgeryError
+
+
+def remove_branch(graph: ir.Graph, branch: ir.Value) -> None:
+    """Takes a branch out of the sum that it joins: ``x + f(x)`` becomes ``x``.
+
+    The branch is picked by identity, not by its place in the Add. The operand that stays takes
+    over the sum's readers, and its name, type and shape where the sum is a graph output; where
+    both are public, an Identity keeps the two names apart. In a tree of Adds the other leaves
+    stay where they are.
+
+    Args:
+        graph: The main graph; it is changed.
+        branch: The branch's operand of exactly one Add.
+
+    Raises:
+        SurgeryError: The branch does not join exactly one sum.
+    """
+    adds = [user for user, _ in branch.uses() if is_add(user)]
+    if len(adds) != 1 or adds[0].graph is not graph:
+        raise SurgeryError(f"The branch {branch.name!r} joins {len(adds)} sums instead of one.")
+    add = adds[0]
+    kept = next(value for value in add.inputs if value is not branch)
+    assert kept is not None
+    total = add.outputs[0]
+    _carry_annotations(total, kept)
+    if total.is_graph_output():
+        kept = _publish(graph, add, kept)
+    total.replace_all_uses_with(kept, replace_graph_outputs=True)
+    graph.remove(add, safe=True)
+
+
+def _carry_annotations(total: ir.Value, kept: ir.Value) -> None:
+    if kept.shape is None and total.shape is not None:
+        kept.shape = total.shape.copy()
+    if kept.type is None:
+        kept.type = total.type
+
+
+def _publish(graph: ir.Graph, add: ir.Node, kept: ir.Value) -> ir.Value:
+    """Gives the value that stays the sum's public name, through an Identity if it has one."""
+    total = add.outputs[0]
+    name = total.name
+    total.name = None
+    if kept.is_graph_output() or kept.is_graph_input() or kept.is_initializer():
+        identity = ir.Node("", "Identity", [kept], name=add.name)
+        graph.insert_before(add, identity)
+        kept = identity.outputs[0]
+    kept.name = name
+    kept.type = total.type or kept.type
+    kept.shape = total.shape.copy() if total.shape is not None else kept.shape
+    return kept
