@@ -1,0 +1,282 @@
+"""Where each model family keeps the modules that write to the residual stream.
+
+A table, one row a family. The module named for a sublayer is the one whose output is *the branch's
+contribution*: what is added to the stream, with the norm or projection after the sublayer and
+without the stream itself. Some families add inside their submodules (bloom, BERT); there it is the
+last projection before the sum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from exporter.errors import PlanError, UnknownArchitectureError
+from exporter.residual_stream import LayerModules, ResidualForm, probe, silenced
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row: dotted paths, alternatives between versions of transformers parted by ``|``.
+
+    Attributes:
+        layers: The list of layers, from the base model.
+        attention: From a layer, the module whose output is the attention's contribution.
+        mlp: The same for the MLP.
+        attention_norm: Post-norm only: the norm that reads stream plus attention.
+        mlp_norm: Post-norm only: the norm that reads stream plus MLP.
+        parallel_if: Config entries; where one is true, both branches read the layer's input.
+            The entry ``always`` stands for every config.
+        post_norm_unless: The config entry that is false where the norms follow the sums; empty:
+            post-norm always, where ``attention_norm`` is given.
+        multiplier: The config entry with the factor on each branch.
+    """
+
+    layers: str
+    attention: str
+    mlp: str
+    attention_norm: str = ""
+    mlp_norm: str = ""
+    parallel_if: tuple[str, ...] = ()
+    post_norm_unless: str = ""
+    multiplier: str = ""
+
+
+_ALWAYS = ("always",)
+_POST_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
+
+# Sequential pre-norm, x + f(norm(x)), as Llama has it; mixtures of experts among them.
+_LLAMA = Family("layers", "self_attn", "mlp|block_sparse_moe")
+# x + norm(f(norm(x))) or x + norm(f(x)): the norm after the sublayer belongs to the branch.
+_SANDWICH = Family("layers|model.layers", "post_attention_layernorm", "post_feedforward_layernorm")
+_GRANITE = Family("layers", "self_attn", "mlp|block_sparse_moe", multiplier="residual_multiplier")
+_GPT2 = Family("h", "attn", "mlp")
+_GPTJ = Family("h", "attn", "mlp", parallel_if=_ALWAYS)
+_COHERE = Family("layers", "self_attn", "mlp", parallel_if=_ALWAYS)
+_BERT = Family("encoder.layer", "attention.output.dense", "output.dense", *_POST_NORMS)
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "ministral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen2_moe": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "gemma": _LLAMA,
+    "phi3": _LLAMA,
+    "smollm3": _LLAMA,
+    "starcoder2": _LLAMA,
+    "nemotron": _LLAMA,
+    "olmo": _LLAMA,
+    "olmoe": _LLAMA,
+    "mixtral": _LLAMA,
+    "deepseek_v3": _LLAMA,
+    "gpt_oss": _LLAMA,
+    "glm": _LLAMA,
+    "helium": _LLAMA,
+    "seed_oss": _LLAMA,
+    "arcee": _LLAMA,
+    "stablelm": Family("layers", "self_attn", "mlp", parallel_if=("use_parallel_residual",)),
+    "granite": _GRANITE,
+    "granitemoe": _GRANITE,
+    "gemma2": _SANDWICH,
+    "gemma3_text": _SANDWICH,
+    "olmo2": _SANDWICH,
+    "olmo3": _SANDWICH,
+    "exaone4": _SANDWICH,
+    "glm4": Family("layers", "post_self_attn_layernorm", "post_mlp_layernorm"),
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": _GPT2,
+    "gptj": _GPTJ,
+    "codegen": _GPTJ,
+    "gpt_neox": Family("layers", "attention", "mlp", parallel_if=("use_parallel_residual",)),
+    "phi": Family("layers", "self_attn", "mlp", parallel_if=_ALWAYS),
+    "cohere": _COHERE,
+    "cohere2": _COHERE,
+    "falcon": Family(
+        "h", "self_attention", "mlp", parallel_if=("parallel_attn", "new_decoder_architecture")
+    ),
+    "bloom": Family("h", "self_attention.dense", "mlp.dense_4h_to_h"),
+    "mpt": Family("blocks", "attn", "ffn.down_proj"),
+    "opt": Family(
+        "decoder.layers",
+        "self_attn",
+        "fc2",
+        "self_attn_layer_norm",
+        "final_layer_norm",
+        post_norm_unless="do_layer_norm_before",
+    ),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "electra": _BERT,
+    "distilbert": Family(
+        "transformer.layer", "attention", "ffn", "sa_layer_norm", "output_layer_norm"
+    ),
+    "modernbert": Family("layers", "attn", "mlp"),
+    "vit": Family("layers|encoder.layer", "attention.output.dense|attention", "mlp|output.dense"),
+}
+
+
+@dataclass(frozen=True)
+class SublayerModules:
+    """One sublayer: the module whose (first) output, times ``multiplier``, joins the stream."""
+
+    layer: int
+    kind: Kind
+    contribution: torch.nn.Module
+    multiplier: float
+
+
+class Named(Protocol):
+    """Anything that names a sublayer or block, such as a planned deletion."""
+
+    @property
+    def layer(self) -> int:
+        """The layer's number from 0."""
+
+    @property
+    def kind(self) -> str:
+        """What of the layer."""
+
+
+def layer_modules(model: Any) -> list[LayerModules]:
+    """Finds the modules of every layer.
+
+    A model type that is not in the table is held against every row; a row is taken only when a
+    small forward pass shows that the branches which it names add up to the residual stream.
+
+    Args:
+        model: A transformers model, with or without a head.
+
+    Raises:
+        UnknownArchitectureError: When neither the table nor the probe knows the model.
+    """
+    model_type = model.config.model_type
+    if model_type in FAMILIES:
+        found = _resolve(model, FAMILIES[model_type])
+        if found is None:
+            raise UnknownArchitectureError(
+                f"This {model_type} model does not keep its layers where the family does.",
+                "Another version of transformers may help: 4.57 and 5 are known to work.",
+            )
+        return found
+    return _discover(model)
+
+
+def sublayers(model: Any) -> list[SublayerModules]:
+    """The attention and the MLP of every layer, in the layers' order.
+
+    Raises:
+        UnknownArchitectureError: As :func:`layer_modules`.
+    """
+    found = []
+    for modules in layer_modules(model):
+        number, multiplier = modules.number, modules.multiplier
+        found.append(SublayerModules(number, "attention", modules.attention, multiplier))
+        found.append(SublayerModules(number, "mlp", modules.mlp, multiplier))
+    return found
+
+
+@contextlib.contextmanager
+def skipped(model: Any, deletions: Iterable[Named | tuple[int, str]]) -> Iterator[None]:
+    """Makes the named branches contribute nothing while the block runs.
+
+    This is what deleting them from the graph must compute: the stream passes them unchanged (in a
+    post-norm layer the norm after the sum stays). Attention that is skipped still fills its cache.
+
+    Args:
+        model: A transformers model.
+        deletions: Layers and kinds (``attention``, ``mlp`` or ``block``).
+
+    Raises:
+        PlanError: When a layer or kind does not exist in this model.
+        UnknownArchitectureError: As :func:`layer_modules`.
+    """
+    modules = {(part.layer, part.kind): part.contribution for part in sublayers(model)}
+    chosen = [modules[name] for name in _named(deletions, len(modules) // 2)]
+    with silenced(chosen):
+        yield
+
+
+def known_families() -> str:
+    """The model types of the table, for messages."""
+    return ", ".join(sorted(FAMILIES))
+
+
+def _named(deletions: Iterable[Named | tuple[int, str]], layers: int) -> list[tuple[int, Kind]]:
+    names: set[tuple[int, Kind]] = set()
+    for deletion in deletions:
+        layer, kind = deletion if isinstance(deletion, tuple) else (deletion.layer, deletion.kind)
+        if not 0 <= layer < layers:
+            raise PlanError(f"There is no layer {layer}: the model has layers 0 to {layers - 1}.")
+        if kind in ("attention", "block"):
+            names.add((layer, "attention"))
+        if kind in ("mlp", "block"):
+            names.add((layer, "mlp"))
+        if kind not in ("attention", "mlp", "block"):
+            raise PlanError(f"Layer {layer} has no {kind} that could be skipped.")
+    return sorted(names)
+
+
+def _discover(model: Any) -> list[LayerModules]:
+    for family in dict.fromkeys(FAMILIES.values()):
+        found = _resolve(model, family)
+        if found is not None and probe(model, found) == "adds_up":
+            return found
+    raise UnknownArchitectureError(
+        f"Where a {model.config.model_type} model keeps its attention and MLP is not known.",
+        f"Known families: {known_families()}.",
+    )
+
+
+def _resolve(model: Any, family: Family) -> list[LayerModules] | None:
+    """Follows a row's paths; None where one leads nowhere or a layer lacks a part."""
+    layers = _follow(model.base_model, family.layers)
+    expected = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if layers is None or not hasattr(layers, "__len__") or len(layers) != expected:
+        return None
+    form = _form(model.config, family)
+    multiplier = getattr(model.config, family.multiplier, None) if family.multiplier else 1.0
+    if multiplier is None:
+        return None
+    paths = [family.attention, family.mlp]
+    paths += [family.attention_norm, family.mlp_norm] if form == "post_norm" else []
+    found = []
+    for number, layer in enumerate(layers):
+        attention, mlp, *norms = (_follow(layer, path) for path in paths)
+        if None in (attention, mlp, *norms):
+            return None
+        found.append(LayerModules(number, layer, attention, mlp, form, multiplier, *norms))
+    return found
+
+
+def _form(config: Any, family: Family) -> ResidualForm:
+    if "always" in family.parallel_if:
+        return "parallel"
+    if any(getattr(config, entry, False) for entry in family.parallel_if):
+        return "parallel"
+    if family.attention_norm and not getattr(config, family.post_norm_unless or "-", False):
+        return "post_norm"
+    return "sequential"
+
+
+def _follow(root: Any, paths: str) -> Any:
+    """The first of several dotted paths that leads to a module; None if none does."""
+    for path in paths.split("|"):
+        here = root
+        for name in path.split("."):
+            here = getattr(here, name, None)
+        if here is not None:
+            return here
+    return None

@@ -1,0 +1,245 @@
+"""Listens to the residual stream of a running model, and checks that a layout describes it.
+
+A layer reads the stream ``x`` and its branches add to it. In a sequential layer the MLP reads
+``x + attention``; in a parallel one both read ``x``; in a post-norm layer (BERT) a norm stands
+after each sum, so the MLP's stream is ``norm(x + attention)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+ResidualForm = Literal["sequential", "parallel", "post_norm"]
+ProbeVerdict = Literal["adds_up", "differs", "not_finite"]
+
+_PROBE_TOKENS = 8
+# Rounding of a sum in the stream's own dtype, relative to the largest activation.
+_PROBE_TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2, "float64": 1e-9}
+
+
+@dataclass(frozen=True)
+class LayerModules:
+    """The modules of one layer that touch the residual stream.
+
+    Attributes:
+        number: The layer's number from 0.
+        layer: The whole layer; its first input and output are the stream.
+        attention: Its (first) output, times ``multiplier``, is the attention's contribution.
+        mlp: The same for the MLP.
+        form: How the branches join the stream.
+        multiplier: The factor on each branch.
+        attention_norm: Post-norm only: reads stream plus attention; the MLP adds to its output.
+        mlp_norm: Post-norm only: reads stream plus MLP; its output leaves the layer.
+    """
+
+    number: int
+    layer: torch.nn.Module
+    attention: torch.nn.Module
+    mlp: torch.nn.Module
+    form: ResidualForm
+    multiplier: float = 1.0
+    attention_norm: torch.nn.Module | None = None
+    mlp_norm: torch.nn.Module | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStates:
+    """The residual stream around one layer's sublayers, for one forward pass.
+
+    All are ``[batch, tokens, hidden]``, in float32 or wider. States that are the same are the
+    same object: ``attended is mlp_in`` in a sequential layer.
+
+    Attributes:
+        number: The layer's number.
+        entering: X of the attention and of the block.
+        attended: Y of the attention: ``entering`` plus its contribution.
+        mlp_in: X of the MLP.
+        mlp_out: Y of the MLP: ``mlp_in`` plus its contribution.
+        leaving: Y of the block.
+        output: What the layer itself returned, in the model's dtype.
+    """
+
+    number: int
+    entering: torch.Tensor
+    attended: torch.Tensor
+    mlp_in: torch.Tensor
+    mlp_out: torch.Tensor
+    leaving: torch.Tensor
+    output: torch.Tensor
+
+
+Listener = Callable[[LayerStates], None]
+
+
+@contextlib.contextmanager
+def tapped(layers: Sequence[LayerModules], listener: Listener) -> Iterator[None]:
+    """Calls ``listener`` after each layer of each forward pass inside the block.
+
+    No hook is left behind, whatever the block raises.
+    """
+    with contextlib.ExitStack() as hooks:
+        for modules in layers:
+            for handle in _LayerTap(modules, listener).hooks():
+                hooks.callback(handle.remove)
+        yield
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """What a module computes, when attention weights or router logits come along in a tuple."""
+    tensor: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
+    return tensor
+
+
+@contextlib.contextmanager
+def silenced(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Makes modules return zeros inside the block; no hook is left behind."""
+    with contextlib.ExitStack() as hooks:
+        for module in modules:
+            hooks.callback(module.register_forward_hook(_zeroed).remove)
+        yield
+
+
+def run_backbone(model: Any, inputs: dict[str, Any]) -> None:
+    """Runs a model up to its last layer, without head and cache."""
+    import torch
+
+    backbone = model.base_model
+    if "use_cache" in inspect.signature(backbone.forward).parameters:
+        inputs = {**inputs, "use_cache": False}
+    with torch.inference_mode():
+        backbone(**inputs)
+
+
+def probe(model: Any, layers: Sequence[LayerModules]) -> ProbeVerdict:
+    """Runs a few tokens and compares the layers' outputs with the sums of their branches.
+
+    Also tells sequential from parallel layers: only in the former does the MLP of the first
+    layer change when its attention is silenced.
+    """
+    import torch
+
+    states: list[LayerStates] = []
+    inputs = _probe_inputs(model)
+    first = layers[0]
+    with tapped(layers, states.append), _recorded(first.mlp) as live:
+        run_backbone(model, inputs)
+    with silenced([first.attention]), _recorded(first.mlp) as deaf:
+        run_backbone(model, inputs)
+    if not all(bool(state.output.isfinite().all()) for state in states):
+        return "not_finite"
+    reads_attention = not live[0].equal(deaf[0])
+    holds = len(states) == len(layers) and reads_attention == (first.form != "parallel")
+    with torch.inference_mode():
+        return "adds_up" if holds and all(map(_sums_hold, layers, states)) else "differs"
+
+
+class _LayerTap:
+    """Collects one layer's states while it runs."""
+
+    def __init__(self, modules: LayerModules, listener: Listener) -> None:
+        self._modules = modules
+        self._listener = listener
+        self._states: dict[str, torch.Tensor] = {}
+
+    def hooks(self) -> Iterator[Any]:
+        modules = self._modules
+        yield modules.layer.register_forward_pre_hook(self._enter, with_kwargs=True)
+        yield modules.attention.register_forward_hook(self._attention)
+        yield modules.mlp.register_forward_hook(self._mlp)
+        if modules.attention_norm is not None:
+            yield modules.attention_norm.register_forward_hook(self._between)
+        yield modules.layer.register_forward_hook(self._leave)
+
+    def _enter(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream = args[0] if args else kwargs["hidden_states"]
+        self._states = {"entering": _wide(stream)}
+
+    def _attention(self, _module: Any, _inputs: Any, output: Any) -> None:
+        attended = self._sum(self._states["entering"], output)
+        self._states["attended"] = attended
+        if self._modules.form == "sequential":
+            self._states["mlp_in"] = attended
+        elif self._modules.form == "parallel":
+            self._states["mlp_in"] = self._states["entering"]
+
+    def _between(self, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
+        self._states["mlp_in"] = _wide(output).view_as(self._states["entering"])
+
+    def _mlp(self, _module: Any, _inputs: Any, output: Any) -> None:
+        # At once: some layers go on adding to this very tensor.
+        self._states["mlp_out"] = self._sum(self._states["mlp_in"], output)
+        if self._modules.form == "parallel":
+            self._states["leaving"] = self._sum(self._states["attended"], output)
+
+    def _leave(self, _module: Any, _inputs: Any, output: Any) -> None:
+        out = first_tensor(output)
+        states, self._states = self._states, {}
+        if self._modules.form == "post_norm":
+            states["leaving"] = _wide(out)
+        else:
+            states.setdefault("leaving", states["mlp_out"])
+        self._listener(LayerStates(number=self._modules.number, output=out, **states))
+
+    def _sum(self, stream: torch.Tensor, output: Any) -> torch.Tensor:
+        import torch
+
+        # OPT flattens batch and tokens on the way.
+        branch = first_tensor(output).reshape(stream.shape)
+        return torch.add(stream, branch, alpha=self._modules.multiplier)
+
+
+def _wide(stream: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return stream if stream.dtype == torch.float64 else stream.float()
+
+
+def _zeroed(_module: Any, _inputs: Any, output: Any) -> Any:
+    # Zeros, not a product: a branch that overflows would give NaN.
+    if isinstance(output, tuple):
+        return (output[0].new_zeros(output[0].shape), *output[1:])
+    return output.new_zeros(output.shape)
+
+
+@contextlib.contextmanager
+def _recorded(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    outputs: list[torch.Tensor] = []
+    handle = module.register_forward_hook(
+        lambda _module, _inputs, output: outputs.append(first_tensor(output).clone())
+    )
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _probe_inputs(model: Any) -> dict[str, torch.Tensor]:
+    import torch
+
+    config, device = model.config, model.device
+    if model.main_input_name == "pixel_values":
+        shape = (1, config.num_channels, config.image_size, config.image_size)
+        grid = torch.arange(torch.Size(shape).numel(), device=device, dtype=torch.float32)
+        return {"pixel_values": (grid * 0.7).sin().reshape(shape).to(model.dtype)}
+    vocabulary = config.get_text_config().vocab_size
+    return {"input_ids": (torch.arange(_PROBE_TOKENS, device=device)[None] * 7 + 5) % vocabulary}
+
+
+def _sums_hold(modules: LayerModules, states: LayerStates) -> bool:
+    pairs = [(states.leaving, states.output)]
+    if modules.attention_norm is not None and modules.mlp_norm is not None:
+        pairs = [
+            (modules.attention_norm(states.attended.to(states.output.dtype)), states.mlp_in),
+            (modules.mlp_norm(states.mlp_out.to(states.output.dtype)), states.output),
+        ]
+    tolerance = _PROBE_TOLERANCE[str(states.output.dtype).removeprefix("torch.")]
+    limit = tolerance * max(1e-30, float(states.output.abs().max()))
+    silent = states.attended.equal(states.entering) or states.mlp_out.equal(states.mlp_in)
+    return not silent and all(float((a - b).abs().max()) <= limit for a, b in pairs)
