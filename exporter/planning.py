@@ -1,0 +1,219 @@
+"""From scores and a budget, or from a user's own list, to a plan. Needs no PyTorch.
+
+One-shot selection, as in arXiv 2406.15786v6: the lowest scores go first, and nothing is scored
+again after a drop. The joint drop sorts attention and MLP scores together, without weighting.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from exporter.artifacts import (
+    DeletionKind,
+    ImportanceReport,
+    PlannedDeletion,
+    PruningPlan,
+    Score,
+)
+from exporter.errors import PlanError
+from exporter.progress import QUIET, Progress
+
+_SUBLAYERS: tuple[DeletionKind, ...] = ("attention", "mlp")
+_DROP = re.compile(r"(?P<kind>[a-z_]+):(?P<layers>\d+(-\d+)?(,\d+(-\d+)?)*)")
+_DROP_HINT = "Write kind:layers, such as attention:25,26 or mlp:3-5."
+_MOST_LAYERS = 10_000  # A typing error in a range must not fill the memory.
+
+
+def plan_drop(
+    report: ImportanceReport,
+    *,
+    attention: int = 0,
+    mlp: int = 0,
+    block: int = 0,
+    joint: int = 0,
+    importance_sha256: str | None = None,
+    progress: Progress = QUIET,
+) -> PruningPlan:
+    """Chooses the most redundant sublayers: the lowest scores, ties by layer.
+
+    Several numbers may be given when they can't name a sublayer twice. Deletions stand in the
+    order of choice: by score within a kind, kinds in the order of the arguments.
+
+    Args:
+        report: The scores.
+        attention: How many attentions to drop.
+        mlp: How many MLPs to drop.
+        block: How many blocks (attention and MLP of a layer) to drop.
+        joint: How many sublayers to drop, attentions and MLPs sorted together.
+        importance_sha256: The digest of the report's file, for the plan.
+        progress: Told when the first or the last layer is touched.
+
+    Raises:
+        PlanError: When more is asked for than there is, everything, or one thing twice.
+    """
+    budget = {"attention": attention, "mlp": mlp, "block": block, "joint": joint}
+    _check_budget(budget)
+    chosen = [
+        *_lowest(report, ("attention",), attention),
+        *_lowest(report, ("mlp",), mlp),
+        *_lowest(report, ("block",), block),
+        *_lowest(report, _SUBLAYERS, joint),
+    ]
+    plan = PruningPlan(
+        deletions=[PlannedDeletion(layer=score.layer, kind=score.kind) for score in chosen],
+        budget={name: number for name, number in budget.items() if number},
+        importance_sha256=importance_sha256,
+        made_from={"importance": importance_sha256} if importance_sha256 else {},
+    )
+    validate_plan(plan, report.model.num_layers, tuple({s.kind for s in report.scores}))
+    _warn_of_ends(plan, report.model.num_layers, progress)
+    return plan
+
+
+def parse_drops(texts: Iterable[str]) -> PruningPlan:
+    """Makes a plan by hand from texts such as ``attention:25,26``, ``mlp:3`` or ``block:3-7``.
+
+    Raises:
+        PlanError: When a text can't be read, names an unknown kind, or names something twice.
+    """
+    deletions = [deletion for text in texts for deletion in _parse_drop(text)]
+    _check_not_empty(deletions)
+    _check_once(deletions)
+    return PruningPlan(deletions=deletions)
+
+
+def read_plan(path: Path) -> PruningPlan:
+    """Reads a plan file.
+
+    Raises:
+        ArtifactError: When the file is not a valid plan; with the JSON path.
+        PlanError: When it is empty or names something twice.
+    """
+    plan = PruningPlan.read(path)
+    _check_not_empty(plan.deletions, f"{path}: ")
+    _check_once(plan.deletions, f"{path}: ")
+    return plan
+
+
+def validate_plan(
+    plan: PruningPlan,
+    num_layers: int,
+    kinds: Sequence[str] = ("attention", "mlp", "block"),
+) -> None:
+    """Holds a plan against the model that it is meant for.
+
+    Args:
+        plan: The plan.
+        num_layers: How many layers the model has.
+        kinds: What its layers consist of.
+
+    Raises:
+        PlanError: When the plan is empty, names a layer or kind that doesn't exist, names a
+            sublayer twice, or would leave no attention and MLP at all.
+    """
+    _check_not_empty(plan.deletions)
+    for deletion in plan.deletions:
+        if not 0 <= deletion.layer < num_layers:
+            raise PlanError(
+                f"The plan drops {deletion.kind} {deletion.layer}, but the model has only "
+                f"layers 0 to {num_layers - 1}."
+            )
+        if deletion.kind not in kinds:
+            raise PlanError(
+                f"The plan drops {deletion.kind} {deletion.layer}; this model has "
+                f"{', '.join(sorted(kinds))}."
+            )
+    _check_once(plan.deletions)
+    if len(list(_sublayers(plan.deletions))) >= len(_SUBLAYERS) * num_layers:
+        raise PlanError(
+            "The plan drops every attention and every MLP of the model.",
+            "Leave at least one: an embedding alone is no model.",
+        )
+
+
+def _check_budget(budget: dict[str, int]) -> None:
+    for name, number in budget.items():
+        if number < 0:
+            raise PlanError(f"Can't drop {number} of {name}.")
+    if not any(budget.values()):
+        raise PlanError("Nothing is to be dropped.", "Ask for at least one sublayer or block.")
+    if budget["joint"] and (budget["attention"] or budget["mlp"]):
+        raise PlanError(
+            "The joint drop chooses among attentions and MLPs itself.",
+            "Ask for a joint number, or for one of each kind.",
+        )
+
+
+def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int) -> list[Score]:
+    candidates = [score for score in report.scores if score.kind in kinds]
+    if number > len(candidates):
+        raise PlanError(
+            f"{number} of {' and '.join(kinds)} are to be dropped, but only "
+            f"{len(candidates)} are scored."
+        )
+    for score in candidates:
+        if not math.isfinite(score.score):
+            raise PlanError(
+                f"The score of {score.kind} {score.layer} is {score.score}; it can't be ranked.",
+                "Score the model again.",
+            )
+    ranked = sorted(candidates, key=lambda score: (score.score, score.layer, score.kind))
+    return ranked[:number]
+
+
+def _parse_drop(text: str) -> list[PlannedDeletion]:
+    match = _DROP.fullmatch(text.strip())
+    if match is None:
+        raise PlanError(f"{text!r} does not say what to drop.", _DROP_HINT)
+    kind = next((kind for kind in get_args(DeletionKind) if kind == match["kind"]), None)
+    if kind is None:
+        raise PlanError(
+            f"{text!r}: {match['kind']} is no kind of sublayer.",
+            f"Kinds are {', '.join(get_args(DeletionKind))}.",
+        )
+    numbers = [layer for part in match["layers"].split(",") for layer in _layer_range(part, text)]
+    return [PlannedDeletion(layer=layer, kind=kind) for layer in numbers]
+
+
+def _layer_range(part: str, text: str) -> range:
+    first, _, last = part.partition("-")
+    low, high = int(first), int(last or first)
+    if low > high or high >= _MOST_LAYERS:
+        raise PlanError(f"{text!r}: {part} is no range of layers.", _DROP_HINT)
+    return range(low, high + 1)
+
+
+def _sublayers(deletions: Iterable[PlannedDeletion]) -> Iterable[tuple[int, DeletionKind]]:
+    for deletion in deletions:
+        for kind in _SUBLAYERS if deletion.kind == "block" else (deletion.kind,):
+            yield deletion.layer, kind
+
+
+def _check_not_empty(deletions: Sequence[PlannedDeletion], where: str = "") -> None:
+    if not deletions:
+        raise PlanError(f"{where}The plan drops nothing.", _DROP_HINT)
+
+
+def _check_once(deletions: Iterable[PlannedDeletion], where: str = "") -> None:
+    seen: set[tuple[int, DeletionKind]] = set()
+    for layer, kind in _sublayers(deletions):
+        if (layer, kind) in seen:
+            raise PlanError(
+                f"{where}The plan drops {kind} {layer} twice.",
+                "A block stands for the attention and the MLP of its layer.",
+            )
+        seen.add((layer, kind))
+
+
+def _warn_of_ends(plan: PruningPlan, num_layers: int, progress: Progress) -> None:
+    for name, layer in (("first", 0), ("last", num_layers - 1)):
+        kinds = [deletion.kind for deletion in plan.deletions if deletion.layer == layer]
+        if kinds:
+            progress.say(
+                f"plan: warning: {' and '.join(kinds)} of the {name} layer ({layer}) "
+                "is to be dropped; that often costs far more than its score says"
+            )
