@@ -1,0 +1,1 @@
+"""What runs a model: a backend builds or loads it, a runner runs it."""

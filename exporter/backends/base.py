@@ -1,0 +1,84 @@
+"""What every backend offers to the measurements.
+
+A backend's loader returns a runner. The runner takes its memory when it is entered and gives it
+back when it is left; in between it runs the model on numpy arrays, or hands out a call that is
+bound to its buffers, for timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+BoundCall = Callable[[], None]
+"""One run of the model on bound inputs, into preallocated outputs."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a model.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: The numpy dtype; bfloat16 is that of ml_dtypes.
+        shape: A number for a static dimension, a name (or None) for a dynamic one.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...]
+
+
+class Runner(Protocol):
+    """A model, ready to run between ``__enter__`` and ``__exit__``.
+
+    Attributes:
+        backend: The backend's name, such as ``onnxruntime``.
+        provider: The device path that really runs, as the backend calls it.
+        threads: CPU threads that the backend may use for one operator.
+    """
+
+    backend: str
+    provider: str
+    threads: int
+
+    def __enter__(self) -> Self:
+        """Loads the model.
+
+        Raises:
+            BackendError: When it can't be loaded, or not where it was asked to run.
+        """
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Frees the model."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The model's inputs, in the graph's order."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The model's outputs, in the graph's order."""
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Runs once and returns the named outputs, or all of them.
+
+        Raises:
+            BackendError: When the run fails.
+        """
+
+    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+        """Binds inputs and preallocated outputs, so that a call costs the engine's work alone.
+
+        The model runs once to learn the shapes of its outputs.
+
+        Raises:
+            BackendError: When that run fails.
+        """

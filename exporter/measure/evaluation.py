@@ -1,0 +1,109 @@
+"""The tokens that both arms are judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import ComparisonError
+from exporter.files import sha256_bytes
+from exporter.optional import require
+from exporter.texts import TextSource, pack_tokens
+
+RANDOM_TOKENS = "seeded random token ids (there is no tokenizer.json beside the models)"
+
+
+@dataclass(frozen=True)
+class EvaluationTokens:
+    """Samples with their origin.
+
+    Attributes:
+        token_ids: ``[samples, sequence_length]``, int64.
+        source: What a report calls the text.
+        sha256: Of the text, or of the ids where they are random.
+        is_text: False for random ids, on which a perplexity means nothing.
+    """
+
+    token_ids: NDArray[np.int64]
+    source: str
+    sha256: str
+    is_text: bool
+
+
+def tokenize(
+    texts: TextSource,
+    tokenizer_path: Path,
+    *,
+    sequence_length: int,
+    tokens: int,
+    separator_id: int | None,
+) -> EvaluationTokens:
+    """Cuts a text into samples, each opened by what the tokenizer puts before a text.
+
+    Args:
+        texts: The evaluation text.
+        tokenizer_path: A ``tokenizer.json``.
+        sequence_length: Tokens in a sample, opening tokens included.
+        tokens: How many to take in all, rounded down to whole samples, one at least.
+        separator_id: A token between documents; None puts none.
+
+    Raises:
+        ComparisonError: When the tokenizer can't be read or the text is shorter than a sample.
+        MissingDependencyError: Without the tokenizers library.
+    """
+    encode = _encoder(tokenizer_path)
+    opening = _opening_tokens(encode)
+    packed = pack_tokens(
+        lambda text: encode(text, False),
+        texts,
+        sequence_length=sequence_length - len(opening),
+        max_samples=max(1, tokens // sequence_length),
+        separator_id=separator_id,
+    )
+    if not len(packed):
+        raise ComparisonError(
+            f"The evaluation text {texts.source} has fewer than {sequence_length} tokens.",
+            "Name a longer text, or ask for fewer tokens.",
+        )
+    heads = np.tile(np.array(opening, dtype=np.int64), (len(packed), 1))
+    ids = np.concatenate([heads, packed], axis=1)
+    return EvaluationTokens(ids, texts.source, texts.sha256, is_text=True)
+
+
+def random_ids(
+    vocabulary: int, *, sequence_length: int, tokens: int, seed: int = 0
+) -> EvaluationTokens:
+    """Samples of random tokens, for KL divergence and agreement where there is no tokenizer."""
+    size = (max(1, tokens // sequence_length), sequence_length)
+    ids = np.random.default_rng(seed).integers(0, vocabulary, size, dtype=np.int64)
+    return EvaluationTokens(ids, RANDOM_TOKENS, sha256_bytes(ids.tobytes()), is_text=False)
+
+
+def _encoder(path: Path) -> Callable[[str, bool], list[int]]:
+    tokenizers = require("tokenizers", extra="cpu")
+    try:
+        tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ComparisonError(f"{path} is not a tokenizer file: {error}.") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+
+    def encode(text: str, special: bool) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
+
+    return encode
+
+
+def _opening_tokens(encode: Callable[[str, bool], list[int]]) -> list[int]:
+    """What the tokenizer puts before a text: a begin token, or nothing."""
+    plain, special = encode("a", False), encode("a", True)
+    for start in range(len(special) - len(plain) + 1):
+        if special[start : start + len(plain)] == plain:
+            return special[:start]
+    return []

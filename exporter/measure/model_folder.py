@@ -1,0 +1,93 @@
+"""A model as it lies on disk: the ONNX file, and the config and tokenizer beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import ComparisonError, OnnxFileError
+
+_CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where a model's files are.
+
+    Attributes:
+        onnx: The graph's file.
+        tokenizer: ``tokenizer.json`` beside it, or None.
+        config: ``config.json`` beside it; empty where there is none.
+    """
+
+    onnx: Path
+    tokenizer: Path | None
+    config: dict[str, Any]
+
+    @property
+    def predicts_next_token(self) -> bool:
+        """Whether the config names a class that predicts the next token."""
+        names = self.config.get("architectures") or [""]
+        return str(names[0]).endswith(_CAUSAL_CLASSES)
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """Positions that the model knows, as its config says."""
+        for key in ("max_position_embeddings", "n_positions"):
+            value = self.config.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+        return None
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The token that ends a text, as the config says."""
+        value = self.config.get("eos_token_id")
+        first = value[0] if isinstance(value, list) and value else value
+        return first if isinstance(first, int) else None
+
+
+def find_model(path: Path) -> ModelFolder:
+    """Finds the files of a model.
+
+    Args:
+        path: An ONNX file, or a folder with ``model.onnx`` or with one ``.onnx`` file.
+
+    Raises:
+        OnnxFileError: When there is no ONNX file, or more than one to choose from.
+        ComparisonError: When ``config.json`` is no JSON object.
+    """
+    onnx = _onnx_file(path)
+    tokenizer = onnx.parent / "tokenizer.json"
+    return ModelFolder(
+        onnx=onnx,
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+        config=_read_config(onnx.parent / "config.json"),
+    )
+
+
+def _onnx_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise OnnxFileError(f"{path} does not exist.", "Name an ONNX file or a folder with one.")
+    default = path / "model.onnx"
+    found = [default] if default.is_file() else sorted(path.glob("*.onnx"))
+    if len(found) != 1:
+        told = f"{len(found)} ONNX files and no model.onnx" if found else "no ONNX file"
+        raise OnnxFileError(f"{path} holds {told}.", "Name the ONNX file itself.")
+    return found[0]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ComparisonError(f"{path} can't be read as JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise ComparisonError(f"{path} holds no JSON object.")
+    return config

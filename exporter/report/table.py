@@ -1,0 +1,64 @@
+"""The comparison as one table on a terminal, and as plain text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import ComparisonReport
+from exporter.report.words import (
+    HEADER,
+    Row,
+    accuracy_rows,
+    dropped_lines,
+    latency_rows,
+    size_rows,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_VERDICT_STYLES = {"faster": "bold green", "slower": "bold red", "same": "", "inconclusive": "dim"}
+
+
+def comparison_table(report: ComparisonReport) -> Table:
+    """A rich table: latency, accuracy and size in three sections."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title(report), title_justify="left")
+    table.add_column(HEADER[0], no_wrap=True)
+    for name in HEADER[1:]:
+        table.add_column(name, justify="right" if name != "verdict" else "left", no_wrap=True)
+    for section in _sections(report):
+        for row in section:
+            style = _VERDICT_STYLES.get(row[4], "")
+            table.add_row(*row[:4], Text(row[4], style=style))
+        table.add_section()
+    return table
+
+
+def plain_table(report: ComparisonReport) -> str:
+    """The same rows as aligned text, for files and pipes."""
+    rows = [HEADER, *(row for section in _sections(report) for row in section)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
+    lines = [title(report), *(_aligned(row, widths) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def title(report: ComparisonReport) -> str:
+    """What the table compares, and where it was measured."""
+    dropped = "; ".join(dropped_lines(report.plan)) or "no deletions on record"
+    arm, machine = report.arms.baseline, report.environment
+    threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
+    return f"Dropped {dropped}. {arm.backend}, {arm.provider}, {arm.precision}, {threads}."
+
+
+def _sections(report: ComparisonReport) -> list[list[Row]]:
+    sections = [latency_rows(report), accuracy_rows(report), size_rows(report)]
+    return [section for section in sections if section]
+
+
+def _aligned(row: Row, widths: list[int]) -> str:
+    first = row[0].ljust(widths[0])
+    numbers = [cell.rjust(width) for cell, width in zip(row[1:4], widths[1:4], strict=True)]
+    return "  ".join([first, *numbers, row[4]]).rstrip()

@@ -1,0 +1,188 @@
+"""The words and rows that every form of the report shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exporter.artifacts import (
+    ComparisonReport,
+    LatencyRow,
+    PlannedDeletion,
+    Speedup,
+)
+
+Row = tuple[str, str, str, str, str]
+"""What, baseline, candidate, change, verdict."""
+
+HEADER: Row = ("", "baseline", "candidate", "change", "verdict")
+
+_NOUNS = {
+    "attention": ("attention", "attentions"),
+    "mlp": ("MLP", "MLPs"),
+    "block": ("block", "blocks"),
+    "cross_attention": ("cross-attention", "cross-attentions"),
+    "mixer": ("mixer", "mixers"),
+}
+
+
+def latency_rows(report: ComparisonReport) -> list[Row]:
+    """Median times of both arms, the speedup with its interval, and the verdict."""
+    return [
+        (
+            f"{shape_words(row)}, ms",
+            milliseconds(row.baseline.median_ms),
+            milliseconds(row.candidate.median_ms),
+            speedup_words(row.speedup),
+            row.verdict,
+        )
+        for row in report.latency
+    ]
+
+
+def accuracy_rows(report: ComparisonReport) -> list[Row]:
+    """Perplexity, KL divergence and agreement; what was not measured is left out."""
+    accuracy = report.accuracy
+    if accuracy is None:
+        return []
+    rows: list[Row] = []
+    if accuracy.perplexity is not None:
+        pair = accuracy.perplexity
+        change = relative_change(pair.baseline, pair.candidate)
+        rows.append(
+            ("perplexity", significant(pair.baseline), significant(pair.candidate), change, "")
+        )
+    if accuracy.kl_divergence is not None:
+        rows.append(("KL divergence, nats", "", significant(accuracy.kl_divergence, 3), "", ""))
+    if accuracy.top1_agreement is not None:
+        rows.append(("same top-1 token", "", f"{100 * accuracy.top1_agreement:.1f} %", "", ""))
+    return rows
+
+
+def size_rows(report: ComparisonReport) -> list[Row]:
+    """Bytes on disk, parameters, nodes, and KV cache per token."""
+    before, after = report.arms.baseline, report.arms.candidate
+    return [
+        _size_row("files, MB", before.file_bytes / 1e6, after.file_bytes / 1e6, 1),
+        _size_row("parameters, million", before.parameters / 1e6, after.parameters / 1e6, 2),
+        _size_row("graph nodes", before.nodes, after.nodes, 0),
+        _size_row(
+            "KV cache per token, bytes",
+            before.kv_cache_bytes_per_token,
+            after.kv_cache_bytes_per_token,
+            0,
+        ),
+    ]
+
+
+def _size_row(what: str, before: float, after: float, digits: int) -> Row:
+    change = relative_change(before, after)
+    return (what, f"{before:,.{digits}f}", f"{after:,.{digits}f}", change, "")
+
+
+def verdict_sentences(report: ComparisonReport) -> list[str]:
+    """The result in plain words, the most important first."""
+    sentences = [f"{_subject(report.plan)}:"] if report.plan else ["Candidate against baseline:"]
+    sentences += [_latency_sentence(row) for row in report.latency]
+    sentences += _accuracy_sentences(report)
+    before, after = (
+        arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)
+    )
+    if before and before != after:
+        change = relative_change(before, after)
+        sentences.append(
+            f"The KV cache takes {after:,} bytes per token, not {before:,} ({change})."
+        )
+    return sentences
+
+
+def _subject(plan: Sequence[PlannedDeletion]) -> str:
+    parts = [f"{len(layers)} {_noun(kind, len(layers))}" for kind, layers in _by_kind(plan).items()]
+    return "Without " + " and ".join(parts)
+
+
+def _latency_sentence(row: LatencyRow) -> str:
+    low, high = row.speedup.ci95
+    measured = f"{row.speedup.ratio:.3f} times as fast, 95 % interval {low:.3f} to {high:.3f}"
+    openings = {
+        "faster": "is faster",
+        "slower": "is slower",
+        "same": "takes the same time to within 1 %",
+        "inconclusive": "shows no difference that this measurement can tell from noise",
+    }
+    return f"{shape_words(row).capitalize()} {openings[row.verdict]} ({measured})."
+
+
+def _accuracy_sentences(report: ComparisonReport) -> list[str]:
+    accuracy = report.accuracy
+    if accuracy is None:
+        return ["Accuracy was not measured: the models have no output called logits."]
+    sentences = []
+    if accuracy.perplexity is not None:
+        pair = accuracy.perplexity
+        sentences.append(
+            f"Perplexity goes from {significant(pair.baseline)} to {significant(pair.candidate)} "
+            f"({relative_change(pair.baseline, pair.candidate)}; lower is better)."
+        )
+    if accuracy.top1_agreement is not None:
+        sentences.append(
+            f"Both find the same token most likely at {100 * accuracy.top1_agreement:.1f} % "
+            f"of {accuracy.tokens:,} positions."
+        )
+    return sentences
+
+
+def dropped_lines(plan: Sequence[PlannedDeletion]) -> list[str]:
+    """One line a kind: which layers, and what took their place."""
+    return [
+        f"{len(layers)} {_noun(kind, len(layers))}: layers {', '.join(layers)}"
+        for kind, layers in _by_kind(plan).items()
+    ]
+
+
+def _by_kind(plan: Sequence[PlannedDeletion]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for deletion in sorted(plan, key=lambda deletion: deletion.layer):
+        place = "" if deletion.replacement == "none" else f" ({deletion.replacement})"
+        found.setdefault(deletion.kind, []).append(f"{deletion.layer}{place}")
+    return found
+
+
+def _noun(kind: str, number: int) -> str:
+    return _NOUNS[kind][0 if number == 1 else 1]
+
+
+def shape_words(row: LatencyRow) -> str:
+    """What was timed: ``prefill of 512 tokens``, ``decode after 512 tokens``."""
+    batch = f", batch {row.batch}" if row.batch > 1 else ""
+    if row.phase == "decode":
+        return f"decode after {row.past_length} tokens{batch}"
+    return f"{row.phase} of {row.sequence_length} tokens{batch}"
+
+
+def speedup_words(speedup: Speedup) -> str:
+    """The ratio with its interval: ``1.13x [1.10, 1.15]``."""
+    low, high = speedup.ci95
+    return f"{speedup.ratio:.3f}x [{low:.3f}, {high:.3f}]"
+
+
+def milliseconds(value_ms: float) -> str:
+    """Three significant digits."""
+    return significant(value_ms, 3)
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """A number with so many significant digits, without an exponent where it can be read so."""
+    if 1e-3 <= abs(value) < 1e6:
+        places = max(0, digits - len(str(int(abs(value)))))
+        if abs(value) < 1:
+            return f"{value:.{digits}g}"
+        return f"{value:,.{places}f}"
+    return "0" if value == 0 else f"{value:.{digits - 1}e}"
+
+
+def relative_change(before: float, after: float) -> str:
+    """Percent with a sign; nothing where there was nothing before."""
+    if not before:
+        return ""
+    percent = 100 * (after / before - 1)
+    return f"{percent:+.1f} %" if abs(percent) < 1000 else f"x {after / before:,.0f}"
