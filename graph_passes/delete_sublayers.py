@@ -80,7 +80,7 @@ def _delete(
     for site, count in zip(sites, swept, strict=True):
         leftovers = [node for node in site.dying if node.graph is graph]
         values = chain(site.caches, *(node.outputs for node in leftovers))
-        kv_cache.resource_shape_reads(values, stand_ins)
+        kv_cache.resource_shape_reads(graph, values, stand_ins)
         count.add(sweep(graph, leftovers))
     for site in sites:
         kv_cache.drop_inputs(graph, site.caches)

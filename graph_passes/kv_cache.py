@@ -10,9 +10,10 @@ import onnx_ir as ir
 from graph_passes.dataflow import is_shape_read
 from graph_passes.errors import SurgeryError
 from graph_passes.plan_record import RENUMBERING_KEY, canonical_json
-from graph_passes.shapes import dims
+from graph_passes.shapes import Dim, dims
 
 _FEW = 16
+_SHAPE_TAKES_A_RANGE = 15  # the opset
 _NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 
 
@@ -43,21 +44,67 @@ def drop_inputs(graph: ir.Graph, inputs: Collection[ir.Value]) -> None:
     graph.inputs.extend(kept)
 
 
-def resource_shape_reads(values: Iterable[ir.Value], survivors: Sequence[ir.Value]) -> None:
-    """Points those who read only the shape of a dying value to one that stays.
+def resource_shape_reads(
+    graph: ir.Graph, values: Iterable[ir.Value], survivors: Sequence[ir.Value]
+) -> None:
+    """Points those who read only the shape of a dying value to others that stay.
 
     Exporters read the past length from one layer's cache on behalf of all. A survivor will do
-    where the axes that are read have the same sizes or names.
+    where the axes that are read have the same sizes or names; failing that, the shape is put
+    together from several.
 
     Args:
+        graph: The main graph; it is changed.
         values: What is about to go.
         survivors: What may be read instead, in order of preference; graph inputs, so that no
             order of nodes can be violated.
     """
     for value in values:
         for reader, slot in list(value.uses()):
-            if is_shape_read(reader) and (stand_in := _stand_in(value, reader, survivors)):
+            if not is_shape_read(reader):
+                continue
+            if stand_in := _stand_in(value, reader, survivors):
                 reader.replace_input_with(slot, stand_in)
+            elif reader.op_type == "Shape" and reader.graph is graph:
+                _rebuild_shape(graph, value, reader, survivors)
+
+
+def _rebuild_shape(
+    graph: ir.Graph, value: ir.Value, reader: ir.Node, survivors: Sequence[ir.Value]
+) -> None:
+    """Replaces a Shape node by its axes' sizes, each from its own source, if all have one."""
+    wanted = dims(value)
+    if wanted is None or graph.opset_imports.get("", 0) < _SHAPE_TAKES_A_RANGE:
+        return
+    needed = axes_read(reader, len(wanted))
+    sources = [
+        _axis_source(wanted[axis], axis in needed, survivors) for axis in _span(reader, len(wanted))
+    ]
+    nodes = [source for source in sources if source is not None]
+    if len(nodes) != len(sources):
+        return
+    if len(nodes) > 1:
+        joined = ir.Node("", "Concat", [n.outputs[0] for n in nodes], [ir.AttrInt64("axis", 0)])
+        nodes.append(joined)
+    result = nodes[-1].outputs[0]
+    result.type, result.shape = reader.outputs[0].type, reader.outputs[0].shape
+    graph.insert_before(reader, nodes)
+    reader.outputs[0].replace_all_uses_with(result)
+    graph.remove(reader, safe=True)
+
+
+def _axis_source(size: Dim, needed: bool, survivors: Sequence[ir.Value]) -> ir.Node | None:
+    """A node that gives one axis' size as ``[size]``; None where nobody knows it."""
+    if not needed or isinstance(size, int):
+        constant = ir.tensor([size if isinstance(size, int) else 1], ir.DataType.INT64)
+        return ir.Node("", "Constant", [], [ir.AttrTensor("value", constant)])
+    for survivor in survivors:
+        have = dims(survivor) or ()
+        if size is not None and size in have:
+            axis = have.index(size)
+            ends = [ir.AttrInt64("start", axis), ir.AttrInt64("end", axis + 1)]
+            return ir.Node("", "Shape", [survivor], ends)
+    return None
 
 
 def _stand_in(value: ir.Value, reader: ir.Node, survivors: Sequence[ir.Value]) -> ir.Value | None:
@@ -79,10 +126,8 @@ def axes_read(reader: ir.Node, rank: int) -> set[int]:
     everything = set(range(rank))
     if reader.op_type != "Shape":
         return everything
-    start = reader.attributes.get_int("start", 0)
-    end = reader.attributes.get_int("end", rank)
-    span = list(range(rank))[start:end]
-    if span != list(range(rank)):
+    span = _span(reader, rank)
+    if len(span) < rank:
         return set(span)
     picked: set[int] = set()
     for user, _ in reader.outputs[0].uses():
@@ -93,13 +138,20 @@ def axes_read(reader: ir.Node, rank: int) -> set[int]:
     return picked or everything
 
 
+def _span(shape: ir.Node, rank: int) -> list[int]:
+    """The axes that a Shape node gives, in order."""
+    start = shape.attributes.get_int("start", 0)
+    end = shape.attributes.get_int("end", rank)
+    return list(range(rank))[start:end]
+
+
 def _gathered(node: ir.Node) -> list[int] | None:
     """The constant indices of a Gather along axis 0."""
     if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
         return None
     indices = node.inputs[1]
     tensor = ir.convenience.get_const_tensor(indices) if indices is not None else None
-    if tensor is None or tensor.size > _FEW:
+    if tensor is None or isinstance(tensor, ir.ExternalTensor) or tensor.size > _FEW:
         return None
     return [int(index) for index in tensor.numpy().reshape(-1)]
 

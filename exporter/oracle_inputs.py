@@ -1,0 +1,177 @@
+"""Random inputs for any Transformer's graph, drawn from what the graph declares.
+
+Whether a graph takes a cache, and how many rows a table of embeddings has, is read off its
+structure; names only tell positions and masks from other integers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_BATCH = 2
+_PROMPT = 7
+_PAST = 6
+_PADDING = 2
+_CACHE_RANK = 4
+_LENGTH_AXIS = 2
+_ANY_ROW = 2  # ids of a table that can't be told stay below this
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: new tokens per sequence, and tokens in the cache."""
+
+    name: str
+    sequence_length: int
+    past_length: int
+
+    @property
+    def total(self) -> int:
+        """Tokens that attention sees."""
+        return self.past_length + self.sequence_length
+
+
+def cases(model: ir.Model) -> list[Case]:
+    """Prefill and decode for a graph with a cache, one run for any other."""
+    if any(_is_cache(value) for value in model.graph.inputs):
+        return [Case("prefill", _PROMPT, 0), Case("decode", 1, _PAST)]
+    return [Case("encode", _PROMPT, 0)]
+
+
+def draw(model: ir.Model, case: Case, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """Fills every input of a graph.
+
+    Token ids stay below the number of rows that they select from, masks are ones with the first
+    sequence padded on the left, positions go on after the past, all else is normal noise. Axes
+    of the same name get the same size; the mask's is past plus new tokens.
+
+    Args:
+        model: The graph.
+        case: The sizes.
+        rng: The source of chance.
+    """
+    sizes = _axis_sizes(model, case)
+    return {
+        value.name or "": _fill(value, _shape(value, sizes, case), case, rng)
+        for value in model.graph.inputs
+        if not value.is_initializer()
+    }
+
+
+def _is_cache(value: ir.Value) -> bool:
+    """``[batch, heads, length, head size]``, the length open, in floating point."""
+    shape = value.shape
+    return (
+        shape is not None
+        and len(shape) == _CACHE_RANK
+        and not isinstance(shape[_LENGTH_AXIS], int)
+        and isinstance(shape[-1], int)
+        and value.dtype is not None
+        and value.dtype.is_floating_point()
+    )
+
+
+def _axis_sizes(model: ir.Model, case: Case) -> dict[str, int]:
+    """Sizes for the names of axes; told by where the names stand."""
+    sizes: dict[str, int] = {}
+    for value in model.graph.inputs:
+        names = _axis_names(value)
+        if _is_cache(value):
+            _note(sizes, names, {0: _BATCH, _LENGTH_AXIS: case.past_length})
+        elif _rows(value) is not None and not _is_mask(value):
+            _note(sizes, names, {0: _BATCH, len(names) - 1: case.sequence_length})
+    return sizes
+
+
+def _note(sizes: dict[str, int], names: list[str | None], wanted: dict[int, int]) -> None:
+    for axis, size in wanted.items():
+        name = names[axis] if axis < len(names) else None
+        if name is not None:
+            sizes.setdefault(name, size)
+
+
+def _axis_names(value: ir.Value) -> list[str | None]:
+    if value.shape is None:
+        return []
+    return [None if isinstance(dim, int) else dim.value for dim in value.shape]
+
+
+def _shape(value: ir.Value, sizes: dict[str, int], case: Case) -> tuple[int, ...]:
+    """The size of each axis: as declared, as named, as a sum of names, or by its place."""
+    dims = list(value.shape) if value.shape is not None else []
+    return tuple(
+        dim if isinstance(dim, int) else _size(dim.value, axis, value, sizes, case)
+        for axis, dim in enumerate(dims)
+    )
+
+
+def _size(name: str | None, axis: int, value: ir.Value, sizes: dict[str, int], case: Case) -> int:
+    if name is not None:
+        terms = [term.strip() for term in name.split("+")]
+        known = [sizes[term] if term in sizes else _number(term) for term in terms]
+        if all(size is not None for size in known):
+            return sum(size for size in known if size is not None)
+    if axis == 0 and value.shape is not None and len(value.shape) > 1:
+        return _BATCH
+    return case.total if _is_mask(value) else case.sequence_length
+
+
+def _number(term: str) -> int | None:
+    return int(term) if term.isdecimal() else None
+
+
+def _fill(
+    value: ir.Value, shape: tuple[int, ...], case: Case, rng: np.random.Generator
+) -> NDArray[Any]:
+    assert value.dtype is not None
+    dtype = value.dtype.numpy()
+    if _is_mask(value):
+        return _mask(shape, dtype)
+    if value.dtype.is_floating_point():
+        return rng.standard_normal(shape).astype(dtype)
+    if "position" in _words(value):
+        positions = np.arange(case.past_length, case.past_length + shape[-1])
+        return np.broadcast_to(positions, shape).astype(dtype)
+    return rng.integers(0, _rows(value) or _ANY_ROW, shape).astype(dtype)
+
+
+def _mask(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    mask = np.ones(shape, dtype)
+    if len(shape) == 2 and shape[1] > _PADDING:
+        mask[0, :_PADDING] = 0
+    return mask
+
+
+def _is_mask(value: ir.Value) -> bool:
+    return "mask" in _words(value)
+
+
+def _words(value: ir.Value) -> list[str]:
+    return re.split(r"[^a-z]+", (value.name or "").lower())
+
+
+def _rows(value: ir.Value) -> int | None:
+    """The rows of the smallest weight that an integer input selects from."""
+    if value.dtype is None or value.dtype.is_floating_point():
+        return None
+    rows = [table.shape[0] for table in _tables(value) if isinstance(table.shape[0], int)]
+    return min(rows, default=None)
+
+
+def _tables(value: ir.Value) -> Iterator[Any]:
+    for node, slot in value.uses():
+        if node.op_type == "Gather" and slot == 1:
+            table = node.inputs[0]
+            if table is not None and table.const_value is not None:
+                yield table.const_value
+        elif node.op_type in ("Cast", "Identity", "Reshape"):
+            yield from _tables(node.outputs[0])

@@ -1,0 +1,228 @@
+"""ONNX file and plan in, ONNX file out. Needs no PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Literal
+
+from exporter.artifacts import (
+    DeletedEntry,
+    GraphSizeEntry,
+    PlannedDeletion,
+    PruneReport,
+    RefusedEntry,
+    Verification,
+)
+from exporter.errors import SurgeryError
+from exporter.files import sha256_file, sha256_files
+from exporter.progress import QUIET, Progress
+from graph_passes.types import (
+    DeletedSublayer,
+    Deletion,
+    GraphSize,
+    PassReport,
+    Refusal,
+    ResidualSite,
+)
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
+
+
+def inspect_file(path: Path) -> list[ResidualSite | Refusal]:
+    """Lists what could be cut out of an ONNX file, and what not, and why.
+
+    Args:
+        path: The ONNX file; its weights are not read.
+
+    Raises:
+        OnnxFileError: The file or its external data can't be read safely.
+    """
+    from graph_passes import find_sites
+    from graph_passes.storage import load_model
+
+    return find_sites(load_model(path))
+
+
+def graph_size(path: Path) -> GraphSize:
+    """Counts the nodes and weights of an ONNX file.
+
+    Raises:
+        OnnxFileError: The file or its external data can't be read safely.
+    """
+    from graph_passes.pipeline import graph_size as size_of
+    from graph_passes.storage import load_model
+
+    return size_of(load_model(path))
+
+
+def kv_cache_bytes_per_token(path: Path) -> int:
+    """What one token of one sequence adds to the KV cache: keys and values of all layers.
+
+    A cache is told by the attention that owns it, not by its name. 0 for an encoder.
+
+    Raises:
+        OnnxFileError: The file or its external data can't be read safely.
+    """
+    from graph_passes.locate import locate
+    from graph_passes.storage import load_model
+
+    sites = locate(load_model(path)).sites
+    return sum(_bytes_per_token(value) for site in sites for value in site.caches)
+
+
+def _bytes_per_token(value: ir.Value) -> int:
+    if value.shape is None or value.dtype is None:
+        return 0
+    # Batch comes first; of the other axes only the length is dynamic.
+    static = [dim for dim in value.shape[1:] if isinstance(dim, int)]
+    return math.ceil(math.prod(static) * value.dtype.itemsize)
+
+
+def prune_file(
+    source: Path,
+    target: Path,
+    deletions: Sequence[PlannedDeletion],
+    *,
+    plan_sha256: str | None = None,
+    verify: Literal["oracle", "none"] = "oracle",
+    weights: Literal["compact", "share"] = "compact",
+    renumber_kv: bool = False,
+    keep_debug: bool = False,
+    report_path: Path | None = None,
+    progress: Progress = QUIET,
+) -> PruneReport:
+    """Cuts sublayers out of an ONNX file.
+
+    The result, its weights and its report appear together or not at all; an earlier result
+    survives every failure, Ctrl-C included, and the source is never changed.
+
+    Args:
+        source: The ONNX file.
+        target: The file to write, another than ``source``.
+        deletions: What to delete.
+        plan_sha256: The hash of the plan file that they come from, for the report.
+        verify: ``oracle`` runs the result against the original with the branches multiplied by
+            zero, on ONNX Runtime; ``none`` is recorded in the report.
+        weights: ``compact`` writes ``<target>.data`` with the weights that are left; ``share``
+            points into the source's data file, which must be in the same folder.
+        renumber_kv: Gives the caches that are left dense numbers.
+        keep_debug: Keeps the exporter's notes, which may hold local paths.
+        report_path: Where the report goes; ``prune.json`` beside the target by default.
+        progress: Who is told.
+
+    Returns:
+        The report, as written.
+
+    Raises:
+        OnnxFileError: The source can't be read, or the target not written.
+        SurgeryError: The graph can't be cut as asked.
+        VerificationError: The result doesn't compute what it should.
+        MissingDependencyError: Verification without ONNX Runtime.
+    """
+    from graph_passes import prune_graph, storage
+    from graph_passes.placing import place, staging
+
+    report_path = target.with_name("prune.json") if report_path is None else report_path
+    model = storage.load_model(source)
+    data = storage.data_files(model)
+    _refuse_overwriting([source, *data], [target, report_path])
+    storage.refuse_collision(model, target, weights)
+    hashes = _SourceHashes(source, data if weights == "compact" else [])
+    asked = [Deletion(d.layer, d.kind, d.replacement) for d in deletions]
+    pruned, passed = prune_graph(model, asked, renumber_kv=renumber_kv, keep_debug=keep_debug)
+    progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
+    try:
+        with staging(target) as stage, staging(report_path) as report_stage:
+            files = storage.write_files(pruned, stage, target.name, weights)
+            verification = NOT_VERIFIED
+            if verify == "oracle":
+                from exporter.oracle import Candidate, verify_candidate
+
+                folder = stage if weights == "compact" else source.parent
+                candidate = Candidate(stage / target.name, folder, passed)
+                verification = verify_candidate(model, source.parent, asked, candidate, progress)
+            report = _report(passed, verification, hashes.made_from(plan_sha256))
+            staged = report.write(report_stage / report_path.name)
+            moves = [(file, target.parent / file.name) for file in files]
+            place(stage, [*moves, (staged, report_path)])
+    except OSError as error:
+        raise storage.write_error(target, error) from error
+    return report
+
+
+def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> None:
+    for target in targets:
+        if any(_same_file(target, source) for source in sources):
+            raise SurgeryError(
+                f"{target} is the source or holds its weights; the source is never changed.",
+                "Write the result under another name.",
+            )
+    if _same_file(*targets):
+        raise SurgeryError(f"The result and its report can't both be {targets[0]}.")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (
+        one.exists() and other.exists() and one.samefile(other)
+    )
+
+
+class _SourceHashes:
+    """Hashes the source's files while the surgery goes on; abandoned when it fails.
+
+    With shared weights the data files aren't hashed: the result points to the very same ones,
+    and reading them would take longer than everything else.
+    """
+
+    def __init__(self, source: Path, data: Sequence[Path]) -> None:
+        self._graph = sha256_file(source)
+        self._weights: Future[str] | None = None
+        if data:
+            self._weights = Future()
+            arguments = (self._weights, data, source.parent)
+            Thread(target=_hash_into, args=arguments, daemon=True).start()
+
+    def made_from(self, plan_sha256: str | None) -> dict[str, str]:
+        """Role to hash; waits for the weights' hash."""
+        parents = {"model": self._graph}
+        if self._weights is not None:
+            parents["weights"] = self._weights.result()
+        if plan_sha256 is not None:
+            parents["plan"] = plan_sha256
+        return parents
+
+
+def _hash_into(future: Future[str], files: Sequence[Path], root: Path) -> None:
+    try:
+        future.set_result(sha256_files(files, root))
+    except BaseException as error:  # handed to the one who waits
+        future.set_exception(error)
+
+
+def _report(
+    passed: PassReport, verification: Verification, made_from: dict[str, str]
+) -> PruneReport:
+    return PruneReport(
+        made_from=made_from,
+        deleted=[DeletedEntry.model_validate(_listed(entry)) for entry in passed.deleted],
+        refused=[RefusedEntry.model_validate(asdict(entry)) for entry in passed.refused],
+        before=GraphSizeEntry.model_validate(asdict(passed.before)),
+        after=GraphSizeEntry.model_validate(asdict(passed.after)),
+        verification=verification,
+        kv_renumbering=passed.kv_renumbering,
+    )
+
+
+def _listed(entry: DeletedSublayer) -> dict[str, object]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(entry).items()
+    }

@@ -1,0 +1,259 @@
+"""ONNX files: read without their weights, written with only the weights that are left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnx_ir as ir
+
+from graph_passes.errors import OnnxFileError
+from graph_passes.placing import place, staging
+from graph_passes.weight_file import WeightWriter, read_bytes
+
+Weights = Literal["compact", "share"]
+
+_INLINE_BYTES = 1024
+_AGAIN = "It may be cut off: export or copy it again."
+
+
+def load_model(path: Path) -> ir.Model:
+    """Reads an ONNX file. External weights stay on disk until someone asks for them.
+
+    All external data is checked to be there, long enough, and inside the model's folder, links
+    followed. A data file with several hard links, which onnx refuses to read, is accepted.
+
+    Args:
+        path: The ONNX file.
+
+    Raises:
+        OnnxFileError: The file or its external data is missing, cut off, not ONNX, or outside
+            the model's folder.
+    """
+    model = _deserialised(path)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    for tensor in external_tensors(model):
+        _check_external(path, tensor)
+    _inline_attributes(model)
+    return model
+
+
+def _deserialised(path: Path) -> ir.Model:
+    try:
+        proto = onnx.load_model(path, format="protobuf", load_external_data=False)
+        if not proto.ir_version or not proto.graph.node or not proto.graph.output:
+            raise ValueError("it holds no graph")
+        return ir.from_proto(proto)
+    except FileNotFoundError:
+        raise OnnxFileError(f"The ONNX file {path} does not exist.") from None
+    except OSError as error:
+        raise OnnxFileError(f"{path} can't be read: {error.strerror or error}.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # protobuf and onnx_ir raise classes of their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OnnxFileError(f"{path} is not a complete ONNX file ({reason}).", _AGAIN) from error
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor of a model that lies in a data file: initializers, then attributes."""
+    for value in _initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value
+    for _, attribute in _external_attributes(model):
+        yield attribute.value
+
+
+def data_files(model: ir.Model) -> list[Path]:
+    """The data files that a model's weights lie in, sorted."""
+    return sorted({Path(tensor.path) for tensor in external_tensors(model)})
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        yield from graph.initializers.values()
+
+
+def _external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
+    for node in model.graph.all_nodes():
+        for attribute in node.attributes.values():
+            if isinstance(attribute.value, ir.ExternalTensor):
+                yield node, attribute
+
+
+def _inline_attributes(model: ir.Model) -> None:
+    """Reads constants that lie in a data file, so that only initializers are left there."""
+    for node, attribute in list(_external_attributes(model)):
+        inline = _inline(attribute.value)
+        node.attributes[attribute.name] = ir.AttrTensor(attribute.name, inline)
+
+
+def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
+    location = os.fspath(tensor.location)
+    data = Path(tensor.path)
+    inside = not Path(location).is_absolute() and ".." not in Path(location).parts
+    if not inside or not data.resolve().is_relative_to(path.parent.resolve()):
+        raise OnnxFileError(
+            f"{path}: its external data {location!r} lies outside the model's folder.",
+            "Copy the data file beside the ONNX file, and name it there.",
+        )
+    if not data.is_file():
+        raise OnnxFileError(
+            f"{path}: its external data {location!r} is missing.",
+            "Copy the data file beside the ONNX file.",
+        )
+    _check_extent(path, tensor, data)
+
+
+def _check_extent(path: Path, tensor: ir.ExternalTensor, data: Path) -> None:
+    offset, length = tensor.offset or 0, tensor.nbytes
+    if tensor.length is not None and tensor.length != length:
+        raise OnnxFileError(
+            f"{path}: the weight {tensor.name!r} needs {length} bytes, "
+            f"but the file declares {tensor.length} for it.",
+            _AGAIN,
+        )
+    size = data.stat().st_size
+    if offset < 0 or offset + length > size:
+        raise OnnxFileError(
+            f"{path}: its external data {tensor.location!r} has {size} bytes, "
+            f"but the weight {tensor.name!r} ends at byte {offset + length}.",
+            _AGAIN,
+        )
+
+
+def _inline(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """The same tensor in memory; the file is read here, since onnx refuses hard links."""
+    proto = onnx.TensorProto(
+        name=tensor.name or "",
+        data_type=tensor.dtype.value,
+        dims=tensor.shape.numpy(),
+        raw_data=read_bytes(tensor),
+    )
+    return ir.serde.deserialize_tensor(proto)
+
+
+def save_model(model: ir.Model, path: Path, weights: Weights = "compact") -> None:
+    """Writes a model, whole or not at all.
+
+    Args:
+        model: The model; it is unchanged. Its data files must still be there.
+        path: The ONNX file to write. An earlier one is replaced.
+        weights: ``compact`` writes ``<name>.data`` beside it with the weights that this model
+            uses, copied in pieces; ``share`` points into the data files that the weights lie in
+            already, which must be in the folder of ``path``.
+
+    Raises:
+        OnnxFileError: ``share`` is asked for in another folder, the new data file would
+            overwrite one that the weights come from, or the disk is full.
+    """
+    refuse_collision(model, path, weights)
+    try:
+        with staging(path) as stage:
+            written = write_files(model, stage, path.name, weights)
+            place(stage, [(file, path.parent / file.name) for file in written])
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def refuse_collision(model: ir.Model, path: Path, weights: Weights) -> None:
+    """Refuses to write where the model's own weights stand, or to share across folders.
+
+    Raises:
+        OnnxFileError: With the reason.
+    """
+    sources = data_files(model)
+    if weights == "compact":
+        if any(_same_file(data_path(path), source) for source in sources):
+            raise OnnxFileError(
+                f"{data_path(path)} holds the weights that the model is read from.",
+                "Write the result under another name.",
+            )
+        return
+    for source in sources:
+        if source.parent.resolve() != path.parent.resolve():
+            raise OnnxFileError(
+                f"Weights can only be shared within one folder: {source.name} lies in "
+                f"{source.parent}, the result would stand in {path.parent}.",
+                "Write the result beside the source, or use --weights compact.",
+            )
+
+
+def data_path(path: Path) -> Path:
+    """Where the weights of an ONNX file that depthcut writes stand."""
+    return path.with_name(path.name + ".data")
+
+
+def write_error(path: Path, error: OSError) -> OnnxFileError:
+    """What went wrong while a model was written, in one line."""
+    reason = error.strerror or str(error)
+    return OnnxFileError(
+        f"{path} can't be written: {reason}. Nothing was left behind.",
+        "Free some space, or choose another place.",
+    )
+
+
+def write_files(model: ir.Model, folder: Path, name: str, weights: Weights) -> list[Path]:
+    """Writes a model's files into a folder, not yet safe from interruption.
+
+    Args:
+        model: The model; it is unchanged.
+        folder: A staging folder.
+        name: The ONNX file's name; with ``compact``, ``<name>.data`` comes before it.
+        weights: See :func:`save_model`.
+
+    Returns:
+        The files, in the order in which they are to appear.
+    """
+    graph_file = folder / name
+    if weights == "share":
+        graph_file.write_bytes(_serialised(model))
+        return [graph_file]
+    weight_file = data_path(graph_file)
+    with WeightWriter(weight_file) as writer:
+        replaced = {value: _rehoused(value, writer) for value in _initializers(model)}
+    if not writer.size:
+        weight_file.unlink()
+    graph_file.write_bytes(_serialised_with(model, replaced.items()))
+    return [weight_file, graph_file] if writer.size else [graph_file]
+
+
+def _rehoused(value: ir.Value, writer: WeightWriter) -> ir.TensorProtocol | None:
+    """Where an initializer's content stands in the new files: in the graph if it is small."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
+        return tensor
+    if tensor.nbytes > _INLINE_BYTES:
+        return writer.add(tensor)
+    return _inline(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor
+
+
+def _serialised_with(
+    model: ir.Model, replaced: Iterable[tuple[ir.Value, ir.TensorProtocol | None]]
+) -> bytes:
+    """The model's bytes with other tensors in its initializers; the model itself stays."""
+    before = [(value, value.const_value) for value, _ in replaced]
+    try:
+        for value, tensor in replaced:
+            value.const_value = tensor
+        return _serialised(model)
+    finally:
+        for value, original in before:
+            value.const_value = original
+
+
+def _serialised(model: ir.Model) -> bytes:
+    try:
+        data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+        return data
+    except Exception as error:  # protobuf's own classes
+        raise OnnxFileError(
+            f"The graph can't be serialised: {error}.", "Use --weights compact."
+        ) from error
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (one.exists() and one.samefile(other))

@@ -1,0 +1,58 @@
+"""The masked oracle: what a pruned graph has to compute, made without the code that prunes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from graph_passes.errors import SurgeryError
+from graph_passes.locate import find_sites
+from graph_passes.types import Deletion, ResidualSite
+
+
+def masked_model(model: ir.Model, deletions: Sequence[Deletion]) -> ir.Model:
+    """The same graph with the named branches multiplied by zero.
+
+    This is the definition of a right deletion (a branch must be finite: 0 times infinity is
+    NaN). It shares only the finder with the code that deletes: every node, input, output and
+    weight stays.
+
+    Args:
+        model: The model; it is unchanged.
+        deletions: What to mask; ``block`` stands for every sublayer of its layer.
+
+    Raises:
+        SurgeryError: A named sublayer is not there.
+    """
+    masked = model.clone()
+    sites = [site for site in find_sites(masked) if isinstance(site, ResidualSite)]
+    values = {value.name: value for node in masked.graph for value in node.outputs}
+    for deletion in deletions:
+        meant = [s for s in sites if s.layer == deletion.layer and _is_meant(s, deletion)]
+        if not meant:
+            raise SurgeryError(f"The graph has no {deletion.kind} {deletion.layer} to mask.")
+        for name in dict.fromkeys(name for site in meant for name in site.branches):
+            _multiply_by_zero(masked.graph, values[name])
+    return masked
+
+
+def _is_meant(site: ResidualSite, deletion: Deletion) -> bool:
+    return deletion.kind in (site.kind, "block")
+
+
+def _multiply_by_zero(graph: ir.Graph, branch: ir.Value) -> None:
+    """Puts ``branch * 0`` in the branch's place in the sum that it joins."""
+    producer = branch.producer()
+    assert producer is not None
+    constant = ir.tensor(np.zeros((), np.float32))
+    zero = ir.Node("", "Constant", [], [ir.AttrTensor("value", constant)])
+    # CastLike, since a branch need not have a declared type.
+    cast = ir.Node("", "CastLike", [zero.outputs[0], branch])
+    masked = ir.Node("", "Mul", [branch, cast.outputs[0]])
+    masked.outputs[0].type, masked.outputs[0].shape = branch.type, branch.shape
+    graph.insert_after(producer, [zero, cast, masked])
+    for reader, slot in list(branch.uses()):
+        if reader.op_type == "Add" and reader.domain == "" and reader is not masked:
+            reader.replace_input_with(slot, masked.outputs[0])
