@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from exporter.measure.model_folder import ModelFolder
     from exporter.texts import TextSource
 
-_PLAN_KEY = "depthcut.plan"
-
 
 @dataclass(frozen=True)
 class CompareOptions:
@@ -49,7 +47,8 @@ class CompareOptions:
         prefill_lengths: Prompt lengths; for a graph without a KV cache, lengths of its input.
         decode_past_lengths: Cache lengths at which one token is decoded.
         batch: Sequences in each timed call.
-        rounds: Interleaved rounds of a row at least; short calls get up to four times as many.
+        rounds: Interleaved rounds of a row at least. Where calls are short there are more, until
+            the row has taken 20 seconds or has 60 rounds.
         eval_text: What the models are judged on; see :func:`exporter.texts.read_texts`.
         eval_tokens: How much of it, rounded down to whole samples.
         eval_sequence_length: Tokens in a sample.
@@ -60,7 +59,7 @@ class CompareOptions:
     prefill_lengths: tuple[int, ...] = (128, 512)
     decode_past_lengths: tuple[int, ...] = (512,)
     batch: int = 1
-    rounds: int = 8
+    rounds: int = 6
     eval_text: str = "pydoc"
     eval_tokens: int = 8192
     eval_sequence_length: int = 512
@@ -191,7 +190,7 @@ class _Pair:
     def _latency(self) -> list[LatencyRow]:
         from exporter.measure.latency import Sampling, measure_row
 
-        sampling = Sampling(rounds=self.options.rounds, most_rounds=4 * self.options.rounds)
+        sampling = Sampling(rounds=self.options.rounds)
         return [
             measure_row(
                 self.baseline,
@@ -217,6 +216,11 @@ class _Pair:
         for shape in shapes:
             if shape not in fitting:
                 self.progress.say(f"{shape}: left out, the model ends at {longest} positions")
+        if not fitting:
+            raise ComparisonError(
+                f"The model ends at {longest} positions: no shape is left to time.",
+                "Ask for shorter prompts and caches.",
+            )
         return fitting
 
     def _accuracy(self, texts: TextSource) -> Accuracy | None:
@@ -315,12 +319,14 @@ def _refuse_other_interface(baseline: Runner, candidate: Runner) -> None:
 
 def _recorded_plan(facts: GraphFacts, path: Path) -> list[PlannedDeletion]:
     """What the candidate's own metadata say was cut out of it."""
-    text = facts.metadata.get(_PLAN_KEY)
+    from graph_passes.plan_record import PLAN_KEY
+
+    text = facts.metadata.get(PLAN_KEY)
     if text is None:
         return []
     try:
         return TypeAdapter(list[PlannedDeletion]).validate_python(json.loads(text))
     except (ValueError, ValidationError) as error:
         raise ComparisonError(
-            f"{path}: the metadata entry {_PLAN_KEY} is not a list of deletions."
+            f"{path}: the metadata entry {PLAN_KEY} is not a list of deletions."
         ) from error

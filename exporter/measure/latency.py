@@ -44,9 +44,9 @@ class Sampling:
         warmup_seconds: The warm-up ends here even when times have not settled.
     """
 
-    rounds: int = 10
-    most_rounds: int = 40
-    row_seconds: float = 10.0
+    rounds: int = 6
+    most_rounds: int = 60
+    row_seconds: float = 20.0
     visit_ms: float = 25.0
     most_calls: int = 16
     warmup_seconds: float = 10.0
@@ -113,7 +113,7 @@ def warm_up(
             medians.append(statistics.median(_timed(call, clock) for _ in range(per_window)))
         calls += per_window
         stable = all(map(_settled, windows))
-        if stable or clock() > deadline:
+        if stable or (len(windows[0]) >= _AGREEING_WINDOWS and clock() > deadline):
             call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in windows)
             return Warmup(calls, call_ms, stable)
         per_window = _calls_per_visit(max(found[-1] for found in windows), sampling)

@@ -10,6 +10,7 @@ from exporter.report.words import (
     HEADER,
     accuracy_rows,
     dropped_lines,
+    headline,
     milliseconds,
     shape_words,
     significant,
@@ -22,7 +23,7 @@ from exporter.report.words import (
 def render(report: ComparisonReport) -> str:
     """The whole report as Markdown (GitHub's tables)."""
     parts = [
-        ["# depthcut comparison", "", " ".join(verdict_sentences(report))],
+        _verdict(report),
         _latency(report),
         _accuracy(report),
         _sizes(report),
@@ -32,6 +33,11 @@ def render(report: ComparisonReport) -> str:
         _reproduce(report),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
+
+
+def _verdict(report: ComparisonReport) -> list[str]:
+    lines = [f"- {sentence}" for sentence in verdict_sentences(report)]
+    return ["# depthcut comparison", "", f"**{headline(report)}:**", "", *lines]
 
 
 def _latency(report: ComparisonReport) -> list[str]:
@@ -142,7 +148,7 @@ def _environment(report: ComparisonReport) -> list[str]:
         ("precision", f"{arms.baseline.precision} / {arms.candidate.precision}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
     ]
-    busy = load is not None and load > machine.cpu_count / 2
+    busy = load is not None and load > machine.cpu_count
     note = ["", "The machine was busy with other work: expect wide intervals."] if busy else []
     return ["## Environment", "", *_table(["what", "value"], rows), *note]
 
@@ -168,8 +174,8 @@ def _reproduce(report: ComparisonReport) -> list[str]:
         alone,
         "```",
         "",
-        f"Baseline SHA-256 `{arms.baseline.sha256[:12]}`, candidate `{arms.candidate.sha256[:12]}`. "
-        "The raw samples are in `report.json`.",
+        f"SHA-256 of the baseline: `{arms.baseline.sha256[:12]}`, of the candidate: "
+        f"`{arms.candidate.sha256[:12]}`. The raw samples are in `report.json`.",
     ]
 
 

@@ -81,8 +81,7 @@ def _size_row(what: str, before: float, after: float, digits: int) -> Row:
 
 def verdict_sentences(report: ComparisonReport) -> list[str]:
     """The result in plain words, the most important first."""
-    sentences = [f"{_subject(report.plan)}:"] if report.plan else ["Candidate against baseline:"]
-    sentences += [_latency_sentence(row) for row in report.latency]
+    sentences = [_latency_sentence(row) for row in report.latency]
     sentences += _accuracy_sentences(report)
     before, after = (
         arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)
@@ -95,9 +94,13 @@ def verdict_sentences(report: ComparisonReport) -> list[str]:
     return sentences
 
 
-def _subject(plan: Sequence[PlannedDeletion]) -> str:
-    parts = [f"{len(layers)} {_noun(kind, len(layers))}" for kind, layers in _by_kind(plan).items()]
-    return "Without " + " and ".join(parts)
+def headline(report: ComparisonReport) -> str:
+    """What was done, in one line: ``Without 8 attentions and 1 MLP``."""
+    counts = [
+        f"{len(layers)} {_noun(kind, len(layers))}"
+        for kind, layers in _by_kind(report.plan).items()
+    ]
+    return "Without " + " and ".join(counts) if counts else "Candidate against baseline"
 
 
 def _latency_sentence(row: LatencyRow) -> str:
