@@ -1,0 +1,251 @@
+"""From a PyTorch model to ONNX with PyTorch's own exporter (``torch.onnx.export(dynamo=True)``).
+
+The graph has the KV cache as explicit inputs and outputs (see :mod:`exporter.onnx_interface`) and
+named dynamic dimensions that its inputs share, ``batch``, ``sequence``, ``past_sequence`` and
+``total_sequence``. Prefill is the same graph with a past of length 0.
+
+Nodes keep ``pkg.torch.onnx.name_scopes``, the modules they came from, by which a reader or the
+surgery can name a layer. Everything else that the exporter notes down goes, stack traces with this
+machine's paths first of all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+
+from exporter.errors import ExportError
+from exporter.onnx_interface import InterfaceModule, OnnxInterface, interface_of
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from exporter.model_source import LoadedModel
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+OPSETS = range(18, 24)
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+# The exporter takes sizes of 1 for constants, and equal sizes for one dimension.
+_BATCH, _SEQUENCE, _PAST = 2, 3, 5
+_LOGGERS = ("torch", "onnxscript", "onnx_ir")
+
+
+def export_onnx(
+    loaded: LoadedModel, folder: Path, *, opset: int = 20, progress: Progress = QUIET
+) -> Path:
+    """Exports a model to ``model.onnx`` and ``model.onnx.data`` in ``folder``.
+
+    Args:
+        loaded: In the dtype that the graph shall have.
+        folder: Made when missing; an earlier export in it is replaced at the end.
+        opset: 18 to 22 write attention in basic operators; 23 has Attention, RMSNormalization and
+            RotaryEmbedding.
+        progress: Hears what the exporter says as details.
+
+    Returns:
+        The path of ``model.onnx``.
+
+    Raises:
+        ExportError: When the opset is not supported or PyTorch's exporter can't export the model.
+    """
+    if opset not in OPSETS:
+        raise ExportError(
+            f"Opset {opset} is not supported.", f"Use {OPSETS.start} to {OPSETS.stop - 1}."
+        )
+    with progress.task(f"export to ONNX, opset {opset}", total=3) as task:
+        with _told_to(progress), torch.no_grad():
+            interface = interface_of(loaded.model)
+            program = _translate(loaded.model, interface, opset)
+            task.advance()
+            model = _simplify(program)
+            task.advance()
+        _tidy(model, loaded.ref.architecture)
+        path = _save(model, folder)
+        task.advance()
+    progress.detail(f"export: {len(model.graph)} nodes, opset {opset}")
+    return path
+
+
+def _translate(model: PreTrainedModel, interface: OnnxInterface, opset: int) -> Any:
+    """Traces the model and writes it in ONNX operators, as yet untidied: a ``ONNXProgram``."""
+    with _exportable_experts(model):
+        try:
+            return torch.onnx.export(
+                InterfaceModule(model, interface).eval(),
+                _example(interface),
+                input_names=interface.input_names,
+                output_names=interface.output_names,
+                opset_version=opset,
+                dynamo=True,
+                dynamic_shapes=_dynamic_shapes(interface),
+                optimize=False,
+                verbose=False,
+            )
+        # Tracing runs the model's own code, and the exporter has many classes of errors.
+        except Exception as error:
+            raise _export_error(model, opset, error) from error
+
+
+def _example(interface: OnnxInterface) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    past = _PAST if interface.cache else 0
+    positions = torch.arange(past, past + _SEQUENCE).expand(_BATCH, -1).contiguous()
+    values = {
+        "input_ids": torch.ones(_BATCH, _SEQUENCE, dtype=torch.long),
+        "attention_mask": torch.ones(_BATCH, past + _SEQUENCE, dtype=torch.long),
+        "position_ids": positions,
+        "token_type_ids": torch.zeros(_BATCH, _SEQUENCE, dtype=torch.long),
+    }
+    tokens = {name: values[name] for name in interface.token_inputs}
+    return tokens, interface.random_past(_BATCH, past)
+
+
+def _dynamic_shapes(interface: OnnxInterface) -> tuple[dict[str, Any], list[Any]]:
+    """One named dimension for each length; unshared, every layer would read its own past's."""
+    batch, sequence, past, total = (
+        torch.export.Dim(name) for name in ("batch", "sequence", "past_sequence", "total_sequence")
+    )
+    tokens = {name: {0: batch, 1: sequence} for name in interface.token_inputs}
+    if interface.cache:
+        tokens["attention_mask"] = {0: batch, 1: total}
+    return tokens, [{0: batch, 2: past} for _ in interface.past_names]
+
+
+@contextlib.contextmanager
+def _exportable_experts(model: PreTrainedModel) -> Iterator[None]:
+    """Lets a mixture of experts run as batched products: its usual kernel has no ONNX form."""
+    before = getattr(model.config, "_experts_implementation", None)
+    if before is None:
+        yield
+        return
+    model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
+
+
+def _simplify(program: Any) -> ir.Model:
+    """Folds constants and runs PyTorch's own optimizer.
+
+    Its pattern rewriter takes time with the square of the number of nodes, and a fresh translation
+    is two thirds constants, casts and repeats. With those gone first the result is the same and
+    comes several times sooner.
+    """
+    import onnxscript.optimizer
+
+    model: ir.Model = program.model
+    common.InlinePass()(model)
+    onnxscript.optimizer.fold_constants(model)
+    for small_pass in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+    ):
+        small_pass(model)
+    program.optimize()
+    # The opset-23 fusions leave one Cos and Sin a layer.
+    common.CommonSubexpressionEliminationPass()(program.model)
+    return model
+
+
+def _tidy(model: ir.Model, name: str) -> None:
+    """Gives weights PyTorch's names and drops what the exporter noted down, scopes excepted."""
+    scopes = {node: node.metadata_props.get(_SCOPES) for node in model.graph}
+    common.ClearMetadataAndDocStringPass()(model)
+    for node, scope in scopes.items():
+        if scope is not None:
+            node.metadata_props[_SCOPES] = scope
+    model.graph.name = name
+    taken = set(model.graph.initializers)
+    for initializer in list(model.graph.initializers.values()):
+        plain = (initializer.name or "").removeprefix("model.")
+        if plain not in taken:
+            initializer.name = plain
+
+
+def _save(model: ir.Model, folder: Path) -> Path:
+    """Writes graph and weights; ``folder`` gets both files, or neither."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export.", suffix=".part", dir=folder) as name:
+        part = Path(name)
+        ir.save(model, part / MODEL_FILE, external_data=DATA_FILE)
+        # Nothing reads the data without the graph that names it, so the graph comes last.
+        for file in (DATA_FILE, MODEL_FILE):
+            (part / file).replace(folder / file)
+    return folder / MODEL_FILE
+
+
+def _export_error(model: PreTrainedModel, opset: int, error: Exception) -> ExportError:
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    lines = str(root).strip().splitlines() or [type(root).__name__]
+    return ExportError(
+        f"PyTorch's exporter can't export {type(model).__name__} at opset {opset}: {lines[0]}",
+        "Try another --opset or --exporter optimum; -v shows the exporter's whole account.",
+    )
+
+
+class _Details(logging.Handler):
+    """Passes log records on as details."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line a record."""
+        self._progress.detail(f"{record.name}: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def _told_to(progress: Progress) -> Iterator[None]:
+    """Turns what libraries print, log and warn into details."""
+    printed = StringIO()
+    handler = _Details(progress)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        stack.enter_context(contextlib.redirect_stderr(printed))
+        caught = stack.enter_context(warnings.catch_warnings(record=True))
+        for logger in _loggers():
+            stack.enter_context(_only_handler(logger, handler))
+        try:
+            yield
+        finally:
+            for line in (*printed.getvalue().splitlines(), *(str(w.message) for w in caught)):
+                progress.detail(line)
+
+
+def _loggers() -> list[logging.Logger]:
+    """The libraries' loggers, and those below them that PyTorch gave handlers of their own."""
+    named = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
+    return [
+        logger
+        for logger in named
+        if logger.name in _LOGGERS
+        or (logger.name.partition(".")[0] in _LOGGERS and logger.handlers)
+    ]
+
+
+@contextlib.contextmanager
+def _only_handler(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    before, propagate = list(logger.handlers), logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before, propagate
