@@ -27,6 +27,8 @@ class ConsoleProgress:
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         self.verbosity = verbosity
+        # Kept, since libraries that print too much run with sys.stderr redirected.
+        self._stream = sys.stderr
         self._bars: Bars | None = None
         self._console: Console | None = None
 
@@ -36,7 +38,9 @@ class ConsoleProgress:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+            self._console = Console(
+                file=self._stream, highlight=False, markup=False, soft_wrap=True
+            )
         return self._console
 
     def say(self, message: str) -> None:
@@ -54,7 +58,7 @@ class ConsoleProgress:
         """Shows a bar on a terminal; elsewhere a line at the start and one at the end."""
         if self.verbosity < NORMAL:
             yield _Silent()
-        elif sys.stderr.isatty():
+        elif self._stream.isatty():
             with self._bar(description, total) as bar:
                 yield bar
         else:
