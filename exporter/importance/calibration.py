@@ -1,0 +1,165 @@
+"""The text that importance is measured on, as samples of token ids."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import CalibrationRef
+from exporter.errors import CalibrationError
+from exporter.importance.self_text import SELF, sampled_tokens
+from exporter.model_source import LoadedModel, quiet_transformers
+from exporter.progress import QUIET, Progress
+from exporter.texts import pack_tokens, read_texts
+
+DEFAULT_TOKENS = 10_000
+_FEW_TOKENS = 2_000
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Samples of token ids.
+
+    Attributes:
+        ref: What the report says about the text.
+        input_ids: ``[samples, tokens]``, int64.
+        mask: ``[samples, tokens]``, boolean; False marks padding.
+    """
+
+    ref: CalibrationRef
+    input_ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+
+
+def calibration_text(
+    loaded: LoadedModel,
+    spec: str | None = None,
+    *,
+    samples: int | None = None,
+    sequence_length: int = 512,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """Makes the samples that a user asked for.
+
+    Args:
+        loaded: The model.
+        spec: ``self`` (text that the model samples), or what :func:`exporter.texts.read_texts`
+            takes. None: ``self`` for a model that generates, else ``pydoc``.
+        samples: How many; None: as many as make about 10,000 tokens.
+        sequence_length: Tokens in each; cut to what the model can take.
+        seed: For ``self``.
+        cache_dir: Where sampled text is kept; None: ``$XDG_CACHE_HOME/depthcut``.
+        progress: Told what goes on.
+
+    Raises:
+        CalibrationError: When the text is shorter than one sample, or the model takes no text.
+        TextSourceError: When the text can't be read.
+    """
+    if loaded.model.main_input_name != "input_ids":
+        raise CalibrationError(f"{loaded.ref.source} takes no text; only text models are scored.")
+    length = _fitting_length(loaded.model, sequence_length, progress)
+    wanted = samples or math.ceil(DEFAULT_TOKENS / length)
+    spec = spec or default_calibration(loaded)
+    if spec == SELF:
+        folder = cache_dir or default_cache_dir()
+        ids = sampled_tokens(loaded, wanted, length, seed, folder, progress)
+        label, digest = f"self (text sampled by the model, seed {seed})", _sha256_ids(ids)
+    else:
+        ids, label, digest = _packed(loaded, spec, wanted, length)
+    _tell_if_short(ids, wanted, progress)
+    ref = CalibrationRef(
+        source=label,
+        samples=ids.shape[0],
+        sequence_length=length,
+        tokens=ids.size,
+        sha256=digest,
+    )
+    return CalibrationText(ref, ids, np.ones(ids.shape, dtype=np.bool_))
+
+
+def default_calibration(loaded: LoadedModel) -> str:
+    """``self`` for a model that can generate text, else ``pydoc``."""
+    return SELF if loaded.model.can_generate() else "pydoc"
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/depthcut``, or ``~/.cache/depthcut``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "depthcut"
+
+
+def _fitting_length(model: Any, wanted: int, progress: Progress) -> int:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or wanted <= limit:
+        return wanted
+    # RoBERTa counts its positions from the padding token's id on.
+    pad = getattr(model.config, "pad_token_id", None) or 0
+    usable = limit - pad - 1 if "roberta" in model.config.model_type else limit
+    progress.say(f"calibration: samples of {usable} tokens, the most that this model takes")
+    return usable
+
+
+def _packed(
+    loaded: LoadedModel, spec: str, samples: int, length: int
+) -> tuple[NDArray[np.int64], str, str]:
+    """Packs a text into samples that begin and end as the tokenizer would have them."""
+    tokenizer: Any = loaded.tokenizer
+    if tokenizer is None:
+        raise CalibrationError(
+            f"{loaded.ref.source} has no tokenizer, so {spec} can't be turned into tokens.",
+            "Give a model with its tokenizer, or --calibration self for a model that generates.",
+        )
+    texts = read_texts(spec, part="calibration")
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    with quiet_transformers():
+        before, after = _special_ends(tokenizer)
+        inner = length - len(before) - len(after)
+        body = pack_tokens(
+            encode,
+            texts,
+            sequence_length=inner,
+            max_samples=samples,
+            separator_id=None if after else tokenizer.eos_token_id,
+        )
+    if not len(body):
+        found = sum(len(encode(document)) for document in texts.documents)
+        raise CalibrationError(
+            f"{texts.source} gives {found} tokens; one sample takes {inner}.",
+            "Give a longer text, or ask for a shorter --sequence-length.",
+        )
+    ends = [np.tile(np.asarray(ids, dtype=np.int64), (len(body), 1)) for ids in (before, after)]
+    return np.concatenate([ends[0], body, ends[1]], axis=1), texts.source, texts.sha256
+
+
+def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts around a text, such as BERT's [CLS] and [SEP]."""
+    bare = tokenizer("a", add_special_tokens=False).input_ids
+    full = tokenizer("a").input_ids
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    return [], []
+
+
+def _tell_if_short(ids: NDArray[np.int64], wanted: int, progress: Progress) -> None:
+    if len(ids) < wanted:
+        progress.say(f"calibration: the text gives {len(ids)} samples of the {wanted} asked for")
+    if ids.size < _FEW_TOKENS:
+        progress.say(f"calibration: warning: only {ids.size} tokens; the scores will be rough")
+
+
+def _sha256_ids(ids: NDArray[np.int64]) -> str:
+    from exporter.files import sha256_bytes
+
+    return sha256_bytes(ids.astype("<i8").tobytes())
