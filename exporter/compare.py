@@ -224,13 +224,14 @@ class _Pair:
         return fitting
 
     def _accuracy(self, texts: TextSource) -> Accuracy | None:
-        from exporter.measure.accuracy import LOGITS, compare_predictions
+        from exporter.measure.accuracy import LOGITS, check_tokens, compare_predictions
         from exporter.measure.inputs import has_cache
 
         if LOGITS not in {spec.name for spec in self.baseline.outputs}:
             self.progress.say("accuracy: left out, the models have no output called logits")
             return None
         tokens = self._tokens(texts)
+        check_tokens(int(tokens.token_ids.max()), self._vocabulary())
         self.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
         causal = has_cache(self.baseline.inputs) or self.folders[0].predicts_next_token
         found = compare_predictions(

@@ -68,28 +68,32 @@ def compare_predictions(
             shape = Shape("prefill", 1, len(sample))
             pair = [_logits(runner, shape, sample) for runner in (baseline, candidate)]
             if number == 0:
-                check_vocabulary(pair[0], pair[1], int(token_ids.max()))
+                _refuse_other_vocabulary(pair[0], pair[1])
+                check_tokens(int(token_ids.max()), pair[0].shape[-1])
             sums.add_sample(pair[0], pair[1], sample if causal else None, number)
             task.advance()
     return sums.result()
 
 
-def check_vocabulary(baseline: Array, candidate: Array, largest_id: int) -> None:
-    """Refuses logits that don't speak of the same tokens.
+def check_tokens(largest_id: int, vocabulary: int) -> None:
+    """Refuses tokens that a model doesn't know.
 
     Raises:
-        ComparisonError: When the last axes differ, or end before the text's largest token id.
+        ComparisonError: When the largest token id lies beyond the vocabulary.
     """
+    if largest_id >= vocabulary:
+        raise ComparisonError(
+            f"The text's token id {largest_id} is beyond the model's {vocabulary} tokens.",
+            "The tokenizer beside the model belongs to another model.",
+        )
+
+
+def _refuse_other_vocabulary(baseline: Array, candidate: Array) -> None:
     if baseline.shape != candidate.shape:
         raise ComparisonError(
             f"The logits have the shapes {list(baseline.shape)} and {list(candidate.shape)}: "
             "the arms have other vocabularies or outputs.",
             "Compare two forms of the same model.",
-        )
-    if largest_id >= baseline.shape[-1]:
-        raise ComparisonError(
-            f"The text's token id {largest_id} is beyond the model's {baseline.shape[-1]} tokens.",
-            "The tokenizer beside the model belongs to another model.",
         )
 
 
@@ -150,7 +154,8 @@ class _Sums:
     def _perplexity(self) -> PerplexityPair | None:
         if not self.predicted:
             return None
-        baseline, candidate = np.exp(self.loss / self.predicted)
+        with np.errstate(over="ignore"):  # a model that is broken enough: infinite
+            baseline, candidate = np.exp(self.loss / self.predicted)
         return PerplexityPair(baseline=float(baseline), candidate=float(candidate))
 
 
@@ -162,7 +167,8 @@ def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:
 
 def _to_log_probabilities(logits: NDArray[np.float64], arm: str, number: int) -> None:
     """Turns logits ``[positions, vocabulary]`` into log probabilities, in place."""
-    logits -= logits.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # infinite logits become NaN here and are refused below
+        logits -= logits.max(axis=1, keepdims=True)
     normalizer = np.log(np.exp(logits).sum(axis=1, keepdims=True))
     if not np.isfinite(normalizer).all():
         raise ComparisonError(

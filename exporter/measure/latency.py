@@ -147,12 +147,11 @@ def sample_pair(
     rounds = _rounds(call_ms * 4 * (calls + _lead_in(calls)), sampling)
     arms = (baseline, candidate)
     taken: tuple[list[list[float]], list[list[float]]] = ([], [])
-    with progress.task(label, total=rounds) as task:
+    with progress.task(label, total=rounds) as task, _no_garbage_collection():
         for number in range(rounds):
             times: tuple[list[float], list[float]] = ([], [])
-            with _no_garbage_collection():
-                for arm in (0, 1, 1, 0) if number % 2 == 0 else (1, 0, 0, 1):
-                    times[arm].extend(_visit(arms[arm], calls, clock))
+            for arm in (0, 1, 1, 0) if number % 2 == 0 else (1, 0, 0, 1):
+                times[arm].extend(_visit(arms[arm], calls, clock))
             for rows, row in zip(taken, times, strict=True):
                 rows.append(row)
             task.advance()

@@ -143,8 +143,8 @@ def dropped_lines(plan: Sequence[PlannedDeletion]) -> list[str]:
 
 
 def _by_kind(plan: Sequence[PlannedDeletion]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for deletion in sorted(plan, key=lambda deletion: deletion.layer):
+    kinds, found = list(_NOUNS), dict[str, list[str]]()
+    for deletion in sorted(plan, key=lambda d: (kinds.index(d.kind), d.layer)):
         place = "" if deletion.replacement == "none" else f" ({deletion.replacement})"
         found.setdefault(deletion.kind, []).append(f"{deletion.layer}{place}")
     return found

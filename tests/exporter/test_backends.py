@@ -1,0 +1,206 @@
+"""ONNX Runtime as a backend: it runs where it was asked to, or says in one line why not."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_lm import write_tiny_lm
+
+from exporter.backends import onnxruntime as backend
+from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import BackendError, MissingDependencyError
+from exporter.measure.inputs import Shape, make_inputs
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny_lm(tmp_path) / "model.onnx"
+
+
+def loaded(model: Path) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(model, threads=1)
+
+
+def inputs_for(runner: OnnxRuntimeRunner, tokens: list[int], past: int = 0) -> dict[str, Any]:
+    shape = Shape("prefill", 1, len(tokens), past)
+    return make_inputs(runner.inputs, shape, np.array([tokens]))
+
+
+def test_specs_tell_names_types_and_dynamic_dims(model: Path) -> None:
+    with loaded(model) as runner:
+        specs = {spec.name: spec for spec in (*runner.inputs, *runner.outputs)}
+    assert specs["input_ids"].dtype == np.int64
+    assert specs["past_key_values.1.value"].shape == ("batch", 2, "past", 4)
+    assert specs["logits"].shape == ("batch", "seq", 32)
+    assert runner.provider == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_run_gives_the_named_outputs(model: Path, past: int) -> None:
+    with loaded(model) as runner:
+        inputs = inputs_for(runner, [1, 2], past)
+        every = runner.run(inputs)
+        one = runner.run(inputs, ["logits"])
+    assert set(every) == {"logits", *(f"present.{n}.{p}" for n in (0, 1) for p in ("key", "value"))}
+    assert every["present.0.key"].shape == (1, 2, past + 2, 4)
+    np.testing.assert_array_equal(one["logits"], every["logits"])
+
+
+def test_prepared_call_runs_again_into_the_same_buffers(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with loaded(model) as runner:
+        bound: dict[str, Any] = {}
+        original = backend.OnnxRuntimeRunner._bound_inputs
+
+        def remember(self: OnnxRuntimeRunner, inputs: Any) -> Any:
+            bound["binding"] = original(self, inputs)
+            return bound["binding"]
+
+        monkeypatch.setattr(OnnxRuntimeRunner, "_bound_inputs", remember)
+        inputs = inputs_for(runner, [3, 4])
+        call = runner.prepare(inputs)
+        expected = runner.run(inputs, ["logits"])["logits"]
+        call_binding_addresses = []
+        for _ in range(2):
+            call()
+            call_binding_addresses.append(expected.ctypes.data and _first_address(bound["binding"]))
+        np.testing.assert_array_equal(expected, bound["binding"].get_outputs()[0].numpy())
+    assert call_binding_addresses[0] == call_binding_addresses[1]
+
+
+def _first_address(binding: Any) -> int:
+    return int(binding.get_outputs()[0].data_ptr())
+
+
+def test_missing_input_and_failed_run_are_one_line(model: Path) -> None:
+    with loaded(model) as runner:
+        inputs = inputs_for(runner, [1, 2])
+        with pytest.raises(BackendError, match="no value for the input attention_mask"):
+            runner.run({"input_ids": inputs["input_ids"]})
+        bad = {**inputs, "input_ids": np.array([[1, 99]])}
+        for use in (runner.run, runner.prepare):
+            with pytest.raises(BackendError, match="failed while it ran") as caught:
+                use(bad)
+            assert "out of data bounds" in caught.value.message
+            assert "\n" not in caught.value.message
+            assert "[ONNXRuntimeError]" not in caught.value.message
+
+
+def cut_graph(model: Path) -> None:
+    model.write_bytes(model.read_bytes()[: model.stat().st_size // 2])
+
+
+def empty_graph(model: Path) -> None:
+    model.write_bytes(b"")
+
+
+def drop_data(model: Path) -> None:
+    model.with_name("model.onnx.data").unlink()
+
+
+def cut_data(model: Path) -> None:
+    model.with_name("model.onnx.data").write_bytes(b"1234")
+
+
+def raise_opset(model: Path) -> None:
+    write_tiny_lm(model.parent, opset=99)
+
+
+def drop_graph(model: Path) -> None:
+    model.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut_graph, "is not a complete ONNX file"),
+        (empty_graph, "is not a complete ONNX file"),
+        (drop_data, "external data is missing"),
+        (cut_data, "external data is shorter"),
+        (raise_opset, "needs more than onnxruntime"),
+        (drop_graph, "does not exist"),
+    ],
+)
+def test_damaged_models_are_one_clear_line(
+    model: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    damage(model)
+    with pytest.raises(BackendError, match=words) as caught, loaded(model):
+        pass
+    assert "model.onnx" in caught.value.message
+    assert "\n" not in str(caught.value)
+    assert "onnxruntime_src" not in str(caught.value)
+
+
+def fake_runtime(present: list[str], running: list[str]) -> types.SimpleNamespace:
+    def session(*_args: Any, **_kwargs: Any) -> Any:
+        return types.SimpleNamespace(get_providers=lambda: running)
+
+    return types.SimpleNamespace(
+        get_available_providers=lambda: present,
+        SessionOptions=types.SimpleNamespace,
+        ExecutionMode=types.SimpleNamespace(ORT_SEQUENTIAL=0),
+        InferenceSession=session,
+        __version__="0",
+    )
+
+
+def test_a_provider_that_is_not_there_is_refused_with_the_extra(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_runtime(["CPUExecutionProvider"], ["CPUExecutionProvider"])
+    monkeypatch.setattr(backend, "require", lambda *_a, **_k: fake)
+    with pytest.raises(BackendError, match="CUDAExecutionProvider was asked for") as caught:
+        OnnxRuntimeRunner(model, provider="cuda", threads=1).__enter__()
+    assert "CPUExecutionProvider" in caught.value.message
+    assert "depthcut[gpu]" in caught.value.hint
+
+
+def test_a_silent_fallback_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    fake = fake_runtime(both, ["CPUExecutionProvider"])
+    monkeypatch.setattr(backend, "require", lambda *_a, **_k: fake)
+    with pytest.raises(BackendError, match="but CPUExecutionProvider would run"):
+        OnnxRuntimeRunner(model, provider="cuda", threads=1).__enter__()
+    right = fake_runtime(both, both)
+    monkeypatch.setattr(backend, "require", lambda *_a, **_k: right)
+    with OnnxRuntimeRunner(model, provider="cuda", threads=1) as runner:
+        assert runner.provider == "CUDAExecutionProvider"
+
+
+def test_an_unknown_provider_lists_the_known(model: Path) -> None:
+    with pytest.raises(BackendError, match="'npu' is not known") as caught:
+        OnnxRuntimeRunner(model, provider="npu", threads=1)
+    assert "cpu, cuda" in caught.value.hint
+
+
+def test_a_missing_runtime_names_the_extra(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for provider, extra in (("cpu", "cpu"), ("cuda", "gpu")):
+        with pytest.raises(MissingDependencyError) as caught:
+            OnnxRuntimeRunner(model, provider=provider, threads=1).__enter__()
+        assert f"depthcut[{extra}]" in caught.value.hint
+
+
+def test_a_runner_outside_its_block_says_so(model: Path) -> None:
+    runner = loaded(model)
+    with pytest.raises(BackendError, match="outside its with block"):
+        _ = runner.inputs
+    with runner:
+        assert runner.inputs
+    with pytest.raises(BackendError, match="outside its with block"):
+        _ = runner.inputs
+
+
+def test_threads_reach_the_session(model: Path) -> None:
+    with OnnxRuntimeRunner(model, threads=2) as runner:
+        assert runner._session.get_session_options().intra_op_num_threads == 2
+        assert runner.threads == 2

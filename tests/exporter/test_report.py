@@ -1,0 +1,232 @@
+"""What people read: the Markdown report and the table."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from exporter.artifacts import (
+    Accuracy,
+    Arm,
+    Arms,
+    CalibrationRef,
+    ComparisonReport,
+    Environment,
+    LatencyRow,
+    LatencySamples,
+    ParityCheck,
+    PerplexityPair,
+    PlannedDeletion,
+    Speedup,
+)
+from exporter.report.markdown import render
+from exporter.report.table import comparison_table, plain_table
+from exporter.report.words import milliseconds, relative_change, significant
+
+
+def samples(median_ms: float) -> LatencySamples:
+    return LatencySamples(
+        median_ms=median_ms,
+        p50_ms=median_ms,
+        p95_ms=median_ms * 1.2,
+        p99_ms=median_ms * 1.5,
+        samples_ms=[median_ms] * 4,
+    )
+
+
+def row(phase: Any, length: int, past: int, ratio: float, word: Any) -> LatencyRow:
+    return LatencyRow(
+        phase=phase,
+        batch=1,
+        sequence_length=length,
+        past_length=past,
+        rounds=2,
+        baseline=samples(100.0 * ratio),
+        candidate=samples(100.0),
+        speedup=Speedup(ratio=ratio, ci95=(ratio - 0.02, ratio + 0.02)),
+        verdict=word,
+    )
+
+
+def arm(name: str, **changes: Any) -> Arm:
+    values: dict[str, Any] = {
+        "backend": "onnxruntime",
+        "provider": "CPUExecutionProvider",
+        "precision": "fp32",
+        "path": f"{name} model/model.onnx",
+        "sha256": name[0] * 64,
+        "file_bytes": 542_600_000,
+        "parameters": 134_515_008,
+        "nodes": 2245,
+        "kv_cache_bytes_per_token": 46080,
+    }
+    return Arm(**{**values, **changes})
+
+
+@pytest.fixture
+def report() -> ComparisonReport:
+    return ComparisonReport(
+        versions={"depthcut": "0.1.0"},
+        command=["depthcut", "export", "my model", "-o", "out"],
+        environment=Environment(
+            machine="x86_64",
+            processor="Test CPU",
+            cpu_count=2,
+            threads=2,
+            memory_bytes=8 * 2**30,
+            platform="Linux",
+            python="3.11.2",
+            load_average_1m=0.5,
+        ),
+        arms=Arms(
+            baseline=arm("base"),
+            candidate=arm("cand", nodes=1773, kv_cache_bytes_per_token=33792),
+        ),
+        plan=[
+            PlannedDeletion(layer=25, kind="attention"),
+            PlannedDeletion(layer=7, kind="attention", replacement="linear"),
+            PlannedDeletion(layer=3, kind="mlp"),
+        ],
+        calibration=CalibrationRef(
+            source="self, seed 0",
+            samples=20,
+            sequence_length=512,
+            tokens=10240,
+            sha256="c" * 64,
+        ),
+        parity=[
+            ParityCheck(
+                name="logits", phase="decode", max_abs_error=4e-5, tolerance=3e-3, passed=True
+            ),
+            ParityCheck(name="kv", phase="decode", max_abs_error=1, tolerance=3e-3, passed=False),
+        ],
+        latency=[
+            row("prefill", 512, 0, 1.13, "faster"),
+            row("decode", 1, 512, 1.0, "inconclusive"),
+        ],
+        accuracy=Accuracy(
+            text_source="wiki | <b>text</b>",
+            text_sha256="e" * 64,
+            tokens=8192,
+            perplexity=PerplexityPair(baseline=26.6, candidate=41.4),
+            kl_divergence=0.631,
+            top1_agreement=0.609,
+        ),
+    )
+
+
+def test_the_verdict_comes_first_in_plain_words(report: ComparisonReport) -> None:
+    head = render(report).split("## Latency")[0]
+    assert "**Without 2 attentions and 1 MLP:**" in head
+    assert "Prefill of 512 tokens is faster (1.130 times as fast, 95 % interval 1.110" in head
+    assert "Decode after 512 tokens shows no difference that this measurement can tell" in head
+    assert "Perplexity goes from 26.60 to 41.40 (+55.6 %; lower is better)." in head
+    assert "60.9 % of 8,192 positions" in head
+    assert "33,792 bytes per token, not 46,080 (-26.7 %)" in head
+
+
+def test_all_parts_are_there(report: ComparisonReport) -> None:
+    text = render(report)
+    for title in (
+        "Latency", "Accuracy", "Size", "What was dropped", "Parity", "Environment",
+        "How to reproduce",
+    ):  # fmt: skip
+        assert f"\n## {title}\n" in text
+    assert "- 2 attentions: layers 7 (linear), 25\n- 1 MLP: layers 3" in text
+    assert "| decode after 512 tokens | baseline | 100 | 120 | 150 | 4 | 1.000x" in text
+    assert "| kv | decode | 1.0 | 0.003 | **does not hold** |" in text
+    assert "another text: self, seed 0, 20 x 512, 10,240 tokens (SHA-256 `cccccccccccc`)" in text
+    assert "depthcut export 'my model' -o out" in text
+    assert "depthcut compare 'base model/model.onnx' 'cand model/model.onnx' -o DIR" in text
+    assert "busy" not in text
+
+
+def test_tables_have_as_many_cells_as_their_header(report: ComparisonReport) -> None:
+    lines = render(report).splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("|"):
+            above = lines[number - 1]
+            cells = line.replace("\\|", "").count("|")
+            assert not above.startswith("|") or cells == above.replace("\\|", "").count("|")
+
+
+def test_foreign_text_can_t_break_the_page(report: ComparisonReport) -> None:
+    assert "wiki \\| &lt;b>text" in render(report)
+
+
+def test_a_busy_machine_is_told(report: ComparisonReport) -> None:
+    busy = report.environment.model_copy(update={"load_average_1m": 5.0})
+    assert "The machine was busy" in render(report.model_copy(update={"environment": busy}))
+
+
+def test_what_was_not_measured_is_said(report: ComparisonReport) -> None:
+    none = render(report.model_copy(update={"accuracy": None, "parity": [], "calibration": None}))
+    assert "Accuracy was not measured" in none
+    assert "## Parity" not in none
+    assert report.accuracy is not None
+    random = report.accuracy.model_copy(update={"perplexity": None})
+    text = render(report.model_copy(update={"accuracy": random, "calibration": None}))
+    assert "There is no perplexity" in text
+    assert "Perplexity goes" not in text
+    assert "not on record here" in text
+
+
+def test_an_unknown_plan_is_not_made_up(report: ComparisonReport) -> None:
+    text = render(report.model_copy(update={"plan": []}))
+    assert "**Candidate against baseline:**" in text
+    assert "No deletion is on record." in text
+
+
+def test_the_terminal_table_and_the_plain_one_say_the_same(report: ComparisonReport) -> None:
+    out = io.StringIO()
+    Console(file=out, width=110).print(comparison_table(report))
+    plain = plain_table(report)
+    for words in (
+        "prefill of 512 tokens, ms", "113", "1.130x [1.110, 1.150]", "faster", "inconclusive",
+        "26.60", "41.40", "+55.6 %", "0.631", "60.9 %", "542.6", "134.52", "-26.7 %", "46,080",
+    ):  # fmt: skip
+        assert words in out.getvalue(), words
+        assert words in plain, words
+    sizes = plain.splitlines()[-4:]
+    assert {
+        line.index(change) + len(change)
+        for line, change in zip(sizes, ("+0.0 %", "+0.0 %", "-21.0 %", "-26.7 %"), strict=True)
+    } == {len(sizes[0])}
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (845.4, 3, "845"),
+        (1234.5, 3, "1,234"),
+        (35.12, 3, "35.1"),
+        (0.12345, 3, "0.123"),
+        (26.604, 4, "26.60"),
+        (4e-5, 2, "4.0e-05"),
+        (1.5e9, 4, "1.500e+09"),
+        (0.0, 4, "0"),
+    ],
+)
+def test_numbers_have_significant_digits(value: float, digits: int, text: str) -> None:
+    assert significant(value, digits) == text
+
+
+def test_changes_have_a_sign_and_no_division_by_zero() -> None:
+    assert relative_change(100, 73.3) == "-26.7 %"
+    assert relative_change(0, 5) == ""
+    assert relative_change(1, 1e6) == "x 1,000,000"
+    assert milliseconds(0.0123) == "0.0123"
+
+
+@pytest.mark.parametrize("perplexity", [float("inf"), 1e300])
+def test_a_collapsed_model_still_has_a_report(report: ComparisonReport, perplexity: float) -> None:
+    assert report.accuracy is not None
+    pair = PerplexityPair(baseline=20.0, candidate=perplexity)
+    broken = report.model_copy(
+        update={"accuracy": report.accuracy.model_copy(update={"perplexity": pair})}
+    )
+    assert "Perplexity goes from 20.00" in render(broken)
+    assert "perplexity" in plain_table(broken)

@@ -1,0 +1,92 @@
+"""A language model of a few kilobytes as an ONNX file, with a KV cache that is only carried on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+HEADS, HEAD_DIM, HIDDEN = 2, 4, 8
+WORDS = (
+    *("the", "a", "and", "of", "in", "to", "is", "for", "on", "with"),
+    *("value", "list", "string", "type", "class", "object", "call", "name", "if", "that"),
+)
+
+
+def write_tiny_lm(
+    folder: Path,
+    *,
+    vocabulary: int = 32,
+    layers: Sequence[int] = (0, 1),
+    scale: float = 1.0,
+    noise: float = 0.0,
+    extra_input: str | None = None,
+    output: str = "logits",
+    plan: object = None,
+    opset: int = 20,
+) -> Path:
+    """Writes ``model.onnx`` and its data; ``noise`` moves the weights of the head."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((vocabulary, HIDDEN)).astype(np.float32)
+    head = rng.standard_normal((HIDDEN, vocabulary)).astype(np.float32) * np.float32(scale)
+    head += np.random.default_rng(1).standard_normal(head.shape).astype(np.float32) * noise
+    model = ir.from_onnx_text(_text(vocabulary, layers, extra_input, output, opset))
+    for name, array in {"table": table, "head": head}.items():
+        _fill(model, name, array)
+    if plan is not None:
+        model.metadata_props["depthcut.plan"] = json.dumps(plan)
+    ir.save(model, folder / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Writes a word-level ``tokenizer.json`` of 20 words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: number for number, word in enumerate(["[UNK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _text(
+    vocabulary: int, layers: Sequence[int], extra: str | None, output: str, opset: int
+) -> str:
+    inputs = ["int64[batch, seq] input_ids"]
+    outputs = [f"float[batch, seq, {vocabulary}] {output}"]
+    if layers:
+        inputs += ["int64[batch, total] attention_mask", "int64[batch, seq] position_ids"]
+    if extra:
+        inputs.append(f"int64[batch, seq] {extra}")
+    nodes = [
+        "hidden = Gather(table, input_ids)",
+        f"{output} = MatMul(hidden, head)",
+        f"heads_shape = Constant<value_ints = [0, -1, {HEADS}, {HEAD_DIM}]>()",
+        "split = Reshape(hidden, heads_shape)",
+        "new = Transpose<perm = [0, 2, 1, 3]>(split)",
+    ]
+    for layer in layers:
+        for part in ("key", "value"):
+            past, present = f"past_key_values.{layer}.{part}", f"present.{layer}.{part}"
+            inputs.append(f'float[batch, {HEADS}, past, {HEAD_DIM}] "{past}"')
+            outputs.append(f'float[batch, {HEADS}, total, {HEAD_DIM}] "{present}"')
+            nodes.append(f'"{present}" = Concat<axis = 2>("{past}", new)')
+    weights = f"float[{vocabulary}, {HIDDEN}] table, float[{HIDDEN}, {vocabulary}] head"
+    return (
+        f'<ir_version: 10, opset_import: ["": {opset}]>\n'
+        f"tiny ({', '.join([*inputs, weights])}) => ({', '.join(outputs)}) {{\n"
+        + "\n".join(nodes)
+        + "\n}"
+    )
+
+
+def _fill(model: ir.Model, name: str, array: np.ndarray) -> None:
+    """Turns a graph input into a weight: the text form can't hold one of this size."""
+    value = next(value for value in model.graph.inputs if value.name == name)
+    model.graph.inputs.remove(value)
+    value.const_value = ir.tensor(array, name=name)
+    model.graph.register_initializer(value)
