@@ -49,6 +49,12 @@ class Family:
     multiplier: str = ""
 
 
+_PARTS: dict[str, tuple[Kind, ...]] = {
+    "attention": ("attention",),
+    "mlp": ("mlp",),
+    "block": ("attention", "mlp"),
+}
+
 _ALWAYS = ("always",)
 _POST_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
 
@@ -220,12 +226,11 @@ def _named(deletions: Iterable[Named | tuple[int, str]], layers: int) -> list[tu
         layer, kind = deletion if isinstance(deletion, tuple) else (deletion.layer, deletion.kind)
         if not 0 <= layer < layers:
             raise PlanError(f"There is no layer {layer}: the model has layers 0 to {layers - 1}.")
-        if kind in ("attention", "block"):
-            names.add((layer, "attention"))
-        if kind in ("mlp", "block"):
-            names.add((layer, "mlp"))
-        if kind not in ("attention", "mlp", "block"):
+        if kind not in _PARTS:
             raise PlanError(f"Layer {layer} has no {kind} that could be skipped.")
+        if getattr(deletion, "replacement", "none") != "none":
+            raise PlanError(f"The {kind} of layer {layer} is to be replaced, not only skipped.")
+        names.update((layer, part) for part in _PARTS[kind])
     return sorted(names)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 ResidualForm = Literal["sequential", "parallel", "post_norm"]
-ProbeVerdict = Literal["adds_up", "differs", "not_finite"]
+ProbeVerdict = Literal["adds_up", "silent", "differs", "not_finite"]
 
 _PROBE_TOKENS = 8
 # Rounding of a sum in the stream's own dtype, relative to the largest activation.
@@ -122,6 +122,10 @@ def probe(model: Any, layers: Sequence[LayerModules]) -> ProbeVerdict:
 
     Also tells sequential from parallel layers: only in the former does the MLP of the first
     layer change when its attention is silenced.
+
+    Returns:
+        ``silent`` when the sums hold, but some branch contributes nothing, so that this shows
+        less; ``not_finite`` when the activations are NaN or infinite.
     """
     import torch
 
@@ -134,10 +138,13 @@ def probe(model: Any, layers: Sequence[LayerModules]) -> ProbeVerdict:
         run_backbone(model, inputs)
     if not all(bool(state.output.isfinite().all()) for state in states):
         return "not_finite"
-    reads_attention = not live[0].equal(deaf[0])
-    holds = len(states) == len(layers) and reads_attention == (first.form != "parallel")
     with torch.inference_mode():
-        return "adds_up" if holds and all(map(_sums_hold, layers, states)) else "differs"
+        if len(states) != len(layers) or not all(map(_sums_hold, layers, states)):
+            return "differs"
+    if any(map(_is_silent, states)):
+        return "silent"
+    reads_attention = not live[0].equal(deaf[0])
+    return "adds_up" if reads_attention == (first.form != "parallel") else "differs"
 
 
 class _LayerTap:
@@ -241,5 +248,8 @@ def _sums_hold(modules: LayerModules, states: LayerStates) -> bool:
         ]
     tolerance = _PROBE_TOLERANCE[str(states.output.dtype).removeprefix("torch.")]
     limit = tolerance * max(1e-30, float(states.output.abs().max()))
-    silent = states.attended.equal(states.entering) or states.mlp_out.equal(states.mlp_in)
-    return not silent and all(float((a - b).abs().max()) <= limit for a, b in pairs)
+    return all(float((a - b).abs().max()) <= limit for a, b in pairs)
+
+
+def _is_silent(states: LayerStates) -> bool:
+    return states.attended.equal(states.entering) or states.mlp_out.equal(states.mlp_in)
