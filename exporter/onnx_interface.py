@@ -9,6 +9,7 @@ has no head.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,13 +95,13 @@ class InterfaceModule(torch.nn.Module):
         self.interface = interface
 
     def forward(
-        self, tokens: dict[str, torch.Tensor], past: list[torch.Tensor]
+        self, tokens: dict[str, torch.Tensor], past: Sequence[torch.Tensor] = ()
     ) -> list[torch.Tensor]:
         """Runs one step.
 
         Args:
             tokens: By the names of ``interface.token_inputs``.
-            past: Keys and values in turn, as ``interface.past_names``.
+            past: Keys and values in turn, as ``interface.past_names``; empty without a cache.
 
         Returns:
             As ``interface.output_names``; keys and values include the new positions.
@@ -139,7 +140,8 @@ def interface_of(model: PreTrainedModel) -> OnnxInterface:
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **arguments)
     # Any model's own code runs here.
     except Exception as error:
-        raise ExportError(f"{name} can't run on token ids: {_first_line(error)}") from error
+        what = "token ids" if cache is None else "token ids with a cache of plain keys and values"
+        raise ExportError(f"{name} can't run on {what}: {_first_line(error)}") from error
     return OnnxInterface(
         token_inputs=_token_inputs(model, set(parameters), with_cache=cache is not None),
         cache=() if cache is None else _slots(cache, name),

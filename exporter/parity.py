@@ -159,9 +159,9 @@ def _token_ids(loaded: LoadedModel) -> torch.Tensor:
     both stay near 1e-4.
     """
     if loaded.tokenizer is None:
-        vocabulary: int = loaded.model.get_input_embeddings().weight.shape[0]
+        embeddings: Any = loaded.model.get_input_embeddings()
         generator = torch.Generator().manual_seed(0)
-        return torch.randint(vocabulary, (_BATCH, _TOKENS + 1), generator=generator)
+        return torch.randint(embeddings.weight.shape[0], (_BATCH, _TOKENS + 1), generator=generator)
     ids = loaded.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
     needed = _BATCH * (_TOKENS + 1)
     return torch.tensor((ids * needed)[:needed]).reshape(_BATCH, _TOKENS + 1)

@@ -70,9 +70,10 @@ def export_onnx(
             interface = interface_of(loaded.model)
             program = _translate(loaded.model, interface, opset)
             task.advance()
+            names = _weight_names(program.model.graph)
             model = _simplify(program)
             task.advance()
-        _tidy(model, loaded.ref.architecture)
+        _tidy(model, loaded.ref.architecture, names)
         path = _save(model, folder)
         task.advance()
     progress.detail(f"export: {len(model.graph)} nodes, opset {opset}")
@@ -85,7 +86,7 @@ def _translate(model: PreTrainedModel, interface: OnnxInterface, opset: int) -> 
         try:
             return torch.onnx.export(
                 InterfaceModule(model, interface).eval(),
-                _example(interface),
+                kwargs=_example(interface),
                 input_names=interface.input_names,
                 output_names=interface.output_names,
                 opset_version=opset,
@@ -99,7 +100,7 @@ def _translate(model: PreTrainedModel, interface: OnnxInterface, opset: int) -> 
             raise _export_error(model, opset, error) from error
 
 
-def _example(interface: OnnxInterface) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+def _example(interface: OnnxInterface) -> dict[str, Any]:
     past = _PAST if interface.cache else 0
     positions = torch.arange(past, past + _SEQUENCE).expand(_BATCH, -1).contiguous()
     values = {
@@ -109,18 +110,21 @@ def _example(interface: OnnxInterface) -> tuple[dict[str, torch.Tensor], list[to
         "token_type_ids": torch.zeros(_BATCH, _SEQUENCE, dtype=torch.long),
     }
     tokens = {name: values[name] for name in interface.token_inputs}
-    return tokens, interface.random_past(_BATCH, past)
+    # An empty list would make the exporter lose count of the inputs, and the dimensions' names.
+    cache = {"past": interface.random_past(_BATCH, past)} if interface.cache else {}
+    return {"tokens": tokens, **cache}
 
 
-def _dynamic_shapes(interface: OnnxInterface) -> tuple[dict[str, Any], list[Any]]:
+def _dynamic_shapes(interface: OnnxInterface) -> dict[str, Any]:
     """One named dimension for each length; unshared, every layer would read its own past's."""
     batch, sequence, past, total = (
         torch.export.Dim(name) for name in ("batch", "sequence", "past_sequence", "total_sequence")
     )
     tokens = {name: {0: batch, 1: sequence} for name in interface.token_inputs}
-    if interface.cache:
-        tokens["attention_mask"] = {0: batch, 1: total}
-    return tokens, [{0: batch, 2: past} for _ in interface.past_names]
+    if not interface.cache:
+        return {"tokens": tokens}
+    tokens["attention_mask"] = {0: batch, 1: total}
+    return {"tokens": tokens, "past": [{0: batch, 2: past} for _ in interface.past_names]}
 
 
 @contextlib.contextmanager
@@ -162,19 +166,30 @@ def _simplify(program: Any) -> ir.Model:
     return model
 
 
-def _tidy(model: ir.Model, name: str) -> None:
-    """Gives weights PyTorch's names and drops what the exporter noted down, scopes excepted."""
+def _weight_names(graph: ir.Graph) -> dict[str | None, str]:
+    """What to call each weight, and what the optimizer will make of it by transposing it."""
+    names: dict[str | None, str] = {
+        name: name.removeprefix("model.") for name in graph.initializers
+    }
+    for node in graph:
+        source = node.inputs[0].name if node.op_type == "Transpose" and node.inputs[0] else None
+        if source in names:
+            names[node.outputs[0].name] = f"{names[source]}_transposed"
+    return names
+
+
+def _tidy(model: ir.Model, name: str, weight_names: dict[str | None, str]) -> None:
+    """Names the weights and drops what the exporter noted down, scopes excepted."""
     scopes = {node: node.metadata_props.get(_SCOPES) for node in model.graph}
     common.ClearMetadataAndDocStringPass()(model)
     for node, scope in scopes.items():
         if scope is not None:
             node.metadata_props[_SCOPES] = scope
     model.graph.name = name
-    taken = set(model.graph.initializers)
     for initializer in list(model.graph.initializers.values()):
-        plain = (initializer.name or "").removeprefix("model.")
-        if plain not in taken:
-            initializer.name = plain
+        new = weight_names.get(initializer.name)
+        if new is not None and new not in model.graph.initializers:
+            initializer.name = new
 
 
 def _save(model: ir.Model, folder: Path) -> Path:
