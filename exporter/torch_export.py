@@ -12,11 +12,7 @@ machine's paths first of all.
 from __future__ import annotations
 
 import contextlib
-import logging
-import tempfile
-import warnings
 from collections.abc import Iterator
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +22,8 @@ from onnx_ir.passes import common
 
 from exporter.errors import ExportError
 from exporter.onnx_interface import InterfaceModule, OnnxInterface, interface_of
+from exporter.onnx_output import save_onnx
+from exporter.overheard import told_to
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -33,14 +31,11 @@ if TYPE_CHECKING:
 
     from exporter.model_source import LoadedModel
 
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
 OPSETS = range(18, 24)
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # The exporter takes sizes of 1 for constants, and equal sizes for one dimension.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
-_LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
 
 def export_onnx(
@@ -66,7 +61,7 @@ def export_onnx(
             f"Opset {opset} is not supported.", f"Use {OPSETS.start} to {OPSETS.stop - 1}."
         )
     with progress.task(f"export to ONNX, opset {opset}", total=3) as task:
-        with _told_to(progress), torch.no_grad():
+        with told_to(progress), torch.no_grad():
             interface = interface_of(loaded.model)
             program = _translate(loaded.model, interface, opset)
             task.advance()
@@ -74,7 +69,7 @@ def export_onnx(
             model = _simplify(program)
             task.advance()
         _tidy(model, loaded.ref.architecture, names)
-        path = _save(model, folder)
+        path = save_onnx(model, folder)
         task.advance()
     progress.detail(f"export: {len(model.graph)} nodes, opset {opset}")
     return path
@@ -192,18 +187,6 @@ def _tidy(model: ir.Model, name: str, weight_names: dict[str | None, str]) -> No
             initializer.name = new
 
 
-def _save(model: ir.Model, folder: Path) -> Path:
-    """Writes graph and weights; ``folder`` gets both files, or neither."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export.", suffix=".part", dir=folder) as name:
-        part = Path(name)
-        ir.save(model, part / MODEL_FILE, external_data=DATA_FILE)
-        # Nothing reads the data without the graph that names it, so the graph comes last.
-        for file in (DATA_FILE, MODEL_FILE):
-            (part / file).replace(folder / file)
-    return folder / MODEL_FILE
-
-
 def _export_error(model: PreTrainedModel, opset: int, error: Exception) -> ExportError:
     root: BaseException = error
     while root.__cause__ is not None:
@@ -213,54 +196,3 @@ def _export_error(model: PreTrainedModel, opset: int, error: Exception) -> Expor
         f"PyTorch's exporter can't export {type(model).__name__} at opset {opset}: {lines[0]}",
         "Try another --opset or --exporter optimum; -v shows the exporter's whole account.",
     )
-
-
-class _Details(logging.Handler):
-    """Passes log records on as details."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__()
-        self._progress = progress
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One line a record."""
-        self._progress.detail(f"{record.name}: {record.getMessage()}")
-
-
-@contextlib.contextmanager
-def _told_to(progress: Progress) -> Iterator[None]:
-    """Turns what libraries print, log and warn into details."""
-    printed = StringIO()
-    handler = _Details(progress)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(printed))
-        stack.enter_context(contextlib.redirect_stderr(printed))
-        caught = stack.enter_context(warnings.catch_warnings(record=True))
-        for logger in _loggers():
-            stack.enter_context(_only_handler(logger, handler))
-        try:
-            yield
-        finally:
-            for line in (*printed.getvalue().splitlines(), *(str(w.message) for w in caught)):
-                progress.detail(line)
-
-
-def _loggers() -> list[logging.Logger]:
-    """The libraries' loggers, and those below them that PyTorch gave handlers of their own."""
-    named = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
-    return [
-        logger
-        for logger in named
-        if logger.name in _LOGGERS
-        or (logger.name.partition(".")[0] in _LOGGERS and logger.handlers)
-    ]
-
-
-@contextlib.contextmanager
-def _only_handler(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
-    before, propagate = list(logger.handlers), logger.propagate
-    logger.handlers, logger.propagate = [handler], False
-    try:
-        yield
-    finally:
-        logger.handlers, logger.propagate = before, propagate

@@ -1,0 +1,23 @@
+"""Writes an exported graph and its weights as two files that appear together."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+
+
+def save_onnx(model: ir.Model, folder: Path) -> Path:
+    """Writes graph and weights; ``folder`` gets both files, or neither."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export.", suffix=".part", dir=folder) as name:
+        part = Path(name)
+        ir.save(model, part / MODEL_FILE, external_data=DATA_FILE)
+        # Nothing reads the data without the graph that names it, so the graph comes last.
+        for file in (DATA_FILE, MODEL_FILE):
+            (part / file).replace(folder / file)
+    return folder / MODEL_FILE

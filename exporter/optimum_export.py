@@ -1,0 +1,99 @@
+"""From a PyTorch model to ONNX with optimum's exporter, for graphs that its runtime expects.
+
+optimum holds transformers below 4.58, so it lives in an environment of its own. It is given a
+checkpoint whose config both dialects of transformers read: from a config that only transformers 5
+understands it would take a wrong rotary base without a word. Its own validation could not notice,
+as it compares with the same misread model; :mod:`exporter.parity` compares with ours.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+from exporter.errors import ExportError
+from exporter.onnx_output import MODEL_FILE, save_onnx
+from exporter.optional import require
+from exporter.overheard import told_to
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.model_source import LoadedModel
+
+_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def export_with_optimum(
+    loaded: LoadedModel, folder: Path, *, opset: int | None = None, progress: Progress = QUIET
+) -> Path:
+    """Exports a model to ``model.onnx`` and ``model.onnx.data`` in ``folder``.
+
+    A decoder is exported with its cache, prefill and decode in one graph without branches.
+
+    Args:
+        loaded: The model; a checkpoint of it is written to a temporary folder for optimum.
+        folder: Made when missing; an earlier export in it is replaced at the end.
+        opset: optimum's own choice for the model when None.
+        progress: Hears what optimum says as details.
+
+    Returns:
+        The path of ``model.onnx``.
+
+    Raises:
+        MissingDependencyError: optimum-onnx is not installed.
+        ExportError: optimum can't export this model.
+    """
+    main_export = require("optimum.exporters.onnx", extra="optimum").main_export
+    from exporter.model_source import save_checkpoint
+
+    with tempfile.TemporaryDirectory(prefix="depthcut.") as name, told_to(progress):
+        checkpoint, out = Path(name, "checkpoint"), Path(name, "onnx")
+        with progress.task("export to ONNX with optimum"):
+            save_checkpoint(loaded, checkpoint)
+            try:
+                main_export(
+                    str(checkpoint),
+                    output=out,
+                    task=_task(loaded),
+                    opset=opset,
+                    dtype=_DTYPES[str(loaded.model.dtype).removeprefix("torch.")],
+                    do_validation=False,
+                    local_files_only=True,
+                )
+            # optimum runs the model's own code and has no error class of its own.
+            except Exception as error:
+                raise _export_error(loaded, error) from error
+            return save_onnx(_only_graph(out), folder)
+
+
+def _task(loaded: LoadedModel) -> str:
+    if loaded.model.can_generate():
+        return "text-generation-with-past"
+    tasks = require("optimum.exporters.tasks", extra="optimum").TasksManager
+    task: str = tasks.infer_task_from_model(loaded.model)
+    return task
+
+
+def _only_graph(folder: Path) -> ir.Model:
+    if not (folder / MODEL_FILE).is_file():
+        found = ", ".join(sorted(path.name for path in folder.glob("*.onnx"))) or "nothing"
+        raise ExportError(
+            f"optimum wrote {found} where one {MODEL_FILE} was expected.",
+            "Models of several graphs can be cut one by one with depthcut prune.",
+        )
+    model = ir.load(folder / MODEL_FILE)
+    # Notes of this machine's paths; scopes are in the nodes' names.
+    ClearMetadataAndDocStringPass()(model)
+    return model
+
+
+def _export_error(loaded: LoadedModel, error: Exception) -> ExportError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ExportError(
+        f"optimum can't export {loaded.ref.architecture}: {lines[0]}",
+        "Try --exporter torch; -v shows optimum's whole account.",
+    )
