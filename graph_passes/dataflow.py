@@ -1,24 +1,15 @@
-"""Which values the residual stream consists of: the dominators between an input and the output.
+"""Who reads what in a graph, and which edges carry activations.
 
-A value lies on the stream when every data path from the model's data input to its first output
-passes through it. Paths are counted rather than walked: each edge gets a random weight, a path
-weighs the product of its edges, and ``v`` dominates exactly when ``paths into v * paths out of
-v`` equals all paths. Counting is done modulo the prime 2^61 - 1, so a wrong "yes" has a chance
-of about 2^-60; a wrong "no" can't happen. The cost is linear in the number of edges.
-
-Edges that carry no activations don't count: what only asks for a shape, and truth values.
+Edges that carry none don't count as data: what only asks for a shape, and truth values.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-PRIME = (1 << 61) - 1
-_SEED = 0x5EED
-_MAX_CANDIDATES = 8
+from graph_passes.shapes import declared_names
 
 SHAPE_OPS = frozenset({"Shape", "Size"})
 _TRUTH_OPS = frozenset(
@@ -68,7 +59,9 @@ class GraphIndex:
         self._captured: dict[ir.Node, list[ir.Value]] = {}
         for node in self.nodes:
             self._index_bodies(node)
+        self._data = {node: self._find_data(node) for node in self.nodes}
         self.varying = self._descend(graph.inputs)
+        self.declared = declared_names(graph)
 
     def _index_bodies(self, node: ir.Node) -> None:
         captured: dict[ir.Value, None] = {}
@@ -94,14 +87,15 @@ class GraphIndex:
                 yield value
         yield from self._captured.get(node, ())
 
-    def data_reads(self, node: ir.Node) -> Iterator[ir.Value]:
+    def data_reads(self, node: ir.Node) -> tuple[ir.Value, ...]:
         """The values whose contents flow through a node."""
+        return self._data[node]
+
+    def _find_data(self, node: ir.Node) -> tuple[ir.Value, ...]:
         if node.domain == "" and (node.op_type in SHAPE_OPS or node.op_type in _TRUTH_OPS):
-            return
-        if node.domain == "" and node.op_type == "Where":
-            yield from (value for value in node.inputs[1:] if value is not None)
-            return
-        yield from self.reads(node)
+            return ()
+        reads = tuple(self.reads(node))
+        return reads[1:] if node.op_type == "Where" and node.domain == "" else reads
 
     def readers(self, value: ir.Value) -> Iterator[ir.Node]:
         """The main graph's nodes that read a value, themselves or in a body."""
@@ -117,51 +111,6 @@ class GraphIndex:
         return found
 
 
-class Stream:
-    """The residual stream from one input to one output.
-
-    Attributes:
-        index: The graph.
-        source: The data input that the stream starts from.
-        output: The output that it ends in.
-    """
-
-    def __init__(
-        self, index: GraphIndex, source: ir.Value, output: ir.Value, into: dict[ir.Value, int],
-        out_of: dict[ir.Value, int],
-    ) -> None:  # fmt: skip
-        self.index = index
-        self.source = source
-        self.output = output
-        self._into = into
-        self._out_of = out_of
-        self._total = into.get(output, 0)
-
-    def carries(self, value: ir.Value) -> bool:
-        """Whether every data path passes through ``value``."""
-        into = self._into.get(value, 0)
-        return into != 0 and into * self._out_of.get(value, 0) % PRIME == self._total
-
-    def descends(self, value: ir.Value) -> bool:
-        """Whether data flows from the source to ``value``."""
-        return value in self._into
-
-    def reaches_output(self, value: ir.Value) -> bool:
-        """Whether data flows from ``value`` to the output."""
-        return value in self._out_of
-
-    def sums(self) -> list[ir.Node]:
-        """The Adds of two activations whose sum lies on the stream, in graph order."""
-        return [node for node in self.index.nodes if self._is_sum(node)]
-
-    def _is_sum(self, node: ir.Node) -> bool:
-        return (
-            is_add(node)
-            and all(value in self.index.varying for value in node.inputs)
-            and self.carries(node.outputs[0])
-        )
-
-
 def is_add(node: ir.Node | None) -> bool:
     """Whether a node is a plain Add of two operands."""
     return (
@@ -171,79 +120,6 @@ def is_add(node: ir.Node | None) -> bool:
         and len(node.inputs) == 2
         and None not in node.inputs
     )
-
-
-def candidate_streams(index: GraphIndex) -> Iterator[Stream]:
-    """The streams to the first output from each input that may carry the data.
-
-    The data input is among those that flow into the most weighted contractions. A caller tells
-    them apart by what their streams look like: the mask and the caches join every attention
-    anew, so hardly anything lies on all of their paths.
-    """
-    output = index.graph.outputs[0]
-    weights = _edge_weights(index)
-    out_of = _paths_out(index, output, weights)
-    for source in _candidates(index, out_of):
-        yield Stream(index, source, output, _paths_into(index, source, weights), out_of)
-
-
-def _edge_weights(index: GraphIndex) -> dict[ir.Node, list[int]]:
-    dice = random.Random(_SEED)  # noqa: S311 - not a secret: the same on every run
-    return {
-        node: [dice.randrange(1, PRIME) for _ in index.data_reads(node)] for node in index.nodes
-    }
-
-
-def _paths_into(
-    index: GraphIndex, source: ir.Value, weights: Mapping[ir.Node, list[int]]
-) -> dict[ir.Value, int]:
-    """The weighted number of paths from ``source`` to each value that it flows to."""
-    into = {source: 1}
-    for node in index.nodes:
-        count = 0
-        for value, weight in zip(index.data_reads(node), weights[node], strict=True):
-            count += into.get(value, 0) * weight
-        if count:
-            into.update(dict.fromkeys(node.outputs, count % PRIME))
-    return into
-
-
-def _paths_out(
-    index: GraphIndex, output: ir.Value, weights: Mapping[ir.Node, list[int]]
-) -> dict[ir.Value, int]:
-    """The weighted number of paths from each value to ``output``."""
-    out_of = {output: 1}
-    for node in reversed(index.nodes):
-        count = sum(out_of.get(value, 0) for value in node.outputs) % PRIME
-        if not count:
-            continue
-        for value, weight in zip(index.data_reads(node), weights[node], strict=True):
-            out_of[value] = (out_of.get(value, 0) + count * weight) % PRIME
-    return out_of
-
-
-def _candidates(index: GraphIndex, out_of: Mapping[ir.Value, int]) -> list[ir.Value]:
-    """The few inputs that flow into the most contractions with a weight."""
-    inputs = [value for value in index.graph.inputs if value in out_of]
-    reach = dict(zip(inputs, _contractions_reached(index, inputs), strict=True))
-    return sorted(inputs, key=lambda value: -reach[value])[:_MAX_CANDIDATES]
-
-
-def _contractions_reached(index: GraphIndex, inputs: list[ir.Value]) -> list[int]:
-    """How many contractions of an activation with a weight each input flows into."""
-    bits = {value: 1 << i for i, value in enumerate(inputs)}
-    reached = [0] * len(inputs)
-    for node in index.nodes:
-        mask = 0
-        for value in index.data_reads(node):
-            mask |= bits.get(value, 0)
-        if not mask:
-            continue
-        bits.update(dict.fromkeys(node.outputs, mask))
-        if node.op_type in CONTRACTIONS and has_weight(index, node):
-            for i in range(len(inputs)):
-                reached[i] += mask >> i & 1
-    return reached
 
 
 def has_weight(index: GraphIndex, node: ir.Node) -> bool:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from graph_passes.dataflow import is_shape_read
 from graph_passes.errors import SurgeryError
 from graph_passes.plan_record import RENUMBERING_KEY, canonical_json
-from graph_passes.shapes import Dim, dims
+from graph_passes.shapes import Dim, carried_dims, dims
 
 _FEW = 16
 _SHAPE_TAKES_A_RANGE = 15  # the opset
@@ -73,7 +73,7 @@ def _rebuild_shape(
     graph: ir.Graph, value: ir.Value, reader: ir.Node, survivors: Sequence[ir.Value]
 ) -> None:
     """Replaces a Shape node by its axes' sizes, each from its own source, if all have one."""
-    wanted = dims(value)
+    wanted = carried_dims(value)
     if wanted is None or graph.opset_imports.get("", 0) < _SHAPE_TAKES_A_RANGE:
         return
     needed = axes_read(reader, len(wanted))
@@ -108,7 +108,7 @@ def _axis_source(size: Dim, needed: bool, survivors: Sequence[ir.Value]) -> ir.N
 
 
 def _stand_in(value: ir.Value, reader: ir.Node, survivors: Sequence[ir.Value]) -> ir.Value | None:
-    wanted = dims(value)
+    wanted = carried_dims(value)
     if wanted is None:
         return None
     axes = sorted(axes_read(reader, len(wanted)))

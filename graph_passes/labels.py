@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence, Set
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import CONTRACTIONS, Stream
+from graph_passes.dataflow import CONTRACTIONS, GraphIndex
+from graph_passes.dominators import Dominators
 from graph_passes.types import SublayerKind, SublayerRef
 
 _FUSED_ATTENTION = frozenset(
@@ -15,10 +16,11 @@ _FUSED_ATTENTION = frozenset(
     | {"DecoderMaskedMultiHeadAttention", "PagedAttention", "SparseAttention"}
 )
 _MIXERS = frozenset({"Conv", "Scan", "Loop", "LinearAttention", "CausalConvWithState"})
-_RANK: dict[SublayerKind, int] = {"attention": 0, "mixer": 0, "cross_attention": 1, "mlp": 2}
+RANK: dict[SublayerKind, int] = {"attention": 0, "mixer": 0, "cross_attention": 1, "mlp": 2}
+"""The order of sublayers within a layer."""
 
 
-def branch_kind(stream: Stream, nodes: Set[ir.Node]) -> SublayerKind:
+def branch_kind(index: GraphIndex, dominators: Dominators, nodes: Set[ir.Node]) -> SublayerKind:
     """Tells what a branch is.
 
     Attention is a fused attention operator, or a Softmax over the product of two activations. A
@@ -26,51 +28,52 @@ def branch_kind(stream: Stream, nodes: Set[ir.Node]) -> SublayerKind:
     outside the stream, it is cross attention.
 
     Args:
-        stream: The residual stream.
+        index: The graph.
+        dominators: Its dominator tree from the data input.
         nodes: The nodes between the skip and the branch's end.
     """
-    for node in sorted(nodes, key=stream.index.position.__getitem__):
-        operands = _attention_operands(stream, node, nodes)
+    for node in sorted(nodes, key=index.position.__getitem__):
+        operands = _attention_operands(index, node, nodes)
         if operands:
-            own = all(stream.descends(value) for value in operands)
+            own = all(dominators.descends(value) for value in operands)
             return "attention" if own else "cross_attention"
     return "mixer" if any(node.op_type in _MIXERS for node in nodes) else "mlp"
 
 
 def _attention_operands(
-    stream: Stream, node: ir.Node, nodes: Set[ir.Node]
+    index: GraphIndex, node: ir.Node, nodes: Set[ir.Node]
 ) -> Sequence[ir.Value] | None:
     """The activations that an attention multiplies; None where ``node`` is no attention."""
     if node.op_type in _FUSED_ATTENTION:
-        return [value for value in node.inputs[:3] if value in stream.index.varying]
+        return [value for value in node.inputs[:3] if value in index.varying]
     if node.op_type != "Softmax":
         return None
-    return _score_operands(stream, node, nodes)
+    return _score_operands(index, node, nodes)
 
 
 def _score_operands(
-    stream: Stream, softmax: ir.Node, nodes: Set[ir.Node]
+    index: GraphIndex, softmax: ir.Node, nodes: Set[ir.Node]
 ) -> Sequence[ir.Value] | None:
     """The operands of the nearest contraction above a Softmax, if both are activations."""
     seen: set[ir.Node] = set()
     queue = [softmax]
     while queue:
         node = queue.pop()
-        for value in stream.index.data_reads(node):
+        for value in index.data_reads(node):
             above = value.producer()
             if above is None or above not in nodes or above in seen:
                 continue
             seen.add(above)
             if above.op_type not in CONTRACTIONS:
                 queue.append(above)
-            elif len(operands := _varying_operands(stream, above)) > 1:
+            elif len(operands := _varying_operands(index, above)) > 1:
                 return operands
     return None
 
 
-def _varying_operands(stream: Stream, node: ir.Node) -> list[ir.Value]:
+def _varying_operands(index: GraphIndex, node: ir.Node) -> list[ir.Value]:
     """A node's operands that depend on a graph input."""
-    return [value for value in stream.index.reads(node) if value in stream.index.varying]
+    return [value for value in index.reads(node) if value in index.varying]
 
 
 def contracts(nodes: Iterable[ir.Node]) -> bool:
@@ -108,5 +111,5 @@ def number_layers(
 
 
 def _fits(kinds: Sequence[SublayerKind], seen: Set[SublayerKind], gone: Set[SublayerKind]) -> bool:
-    last = max((_RANK[kind] for kind in seen), default=-1)
-    return all(_RANK[kind] > last and kind not in gone for kind in kinds)
+    last = max((RANK[kind] for kind in seen), default=-1)
+    return all(RANK[kind] > last and kind not in gone for kind in kinds)

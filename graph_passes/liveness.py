@@ -85,11 +85,13 @@ def own_parameters(dying: Iterable[ir.Node]) -> int:
 
 
 def is_weight(value: ir.Value) -> bool:
-    """Whether a value is a parameter: an initializer that is no shape arithmetic or mask."""
+    """Whether a value is a parameter: an initializer, but no shape arithmetic, mask or scalar."""
+    tensor = value.const_value
     return (
         value.is_initializer()
-        and value.const_value is not None
-        and value.const_value.dtype not in _NO_PARAMETERS
+        and tensor is not None
+        and tensor.size > 1
+        and tensor.dtype not in _NO_PARAMETERS
     )
 
 

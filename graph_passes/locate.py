@@ -13,22 +13,18 @@ from itertools import chain
 
 import onnx_ir as ir
 
-from graph_passes.add_tree import (
-    AddTree,
-    Leaf,
-    branches_by_kind,
-    foreign_reader,
-    joins,
-    own_outputs,
-    take_apart,
-)
-from graph_passes.dataflow import GraphIndex, Stream, candidate_streams
-from graph_passes.labels import number_layers
+from graph_passes.add_tree import AddTree, Leaf
+from graph_passes.dataflow import GraphIndex
+from graph_passes.labels import RANK, branch_kind, contracts, number_layers
 from graph_passes.liveness import dying_nodes, own_caches, own_parameters
 from graph_passes.plan_record import recorded
 from graph_passes.preconditions import graph_refusal, hidden_parts
 from graph_passes.shapes import broadcast_reason
+from graph_passes.stream import Stream, main_stream
 from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
+
+_NO_ATTENTION = "no attention joins a residual stream: this is no Transformer that can be cut"
+_SEVERAL = "several residual streams meet here; only a single stream can be cut"
 
 
 @dataclass(frozen=True)
@@ -115,15 +111,17 @@ def locate(model: ir.Model) -> Findings:
     if refusal is not None:
         return Findings((), (refusal,))
     index = GraphIndex(model.graph)
-    stream = max(candidate_streams(index), key=joins, default=None)
+    stream = main_stream(index)
     if stream is None:
         return Findings((), (_refuse(index, "no data path leads from an input to it"),))
+    meeting = stream.meeting_point()
+    if meeting is not None:
+        return Findings((), (Refusal(None, None, meeting.name or "", _SEVERAL),))
     sites = _without_shared_outputs(_sites(stream, recorded(model)))
-    hidden = hidden_parts(stream)
-    if not any(site.kind != "mlp" for site in sites) and not recorded(model):
-        reason = "no attention joins a residual stream: this is no Transformer that can be cut"
-        return Findings((), (*hidden, _refuse(index, reason)))
-    return Findings(tuple(sites), tuple(hidden))
+    hidden = tuple(hidden_parts(stream))
+    if not any("attention" in site.kind for site in sites) and not recorded(model):
+        return Findings((), (*hidden, _refuse(index, _NO_ATTENTION)))
+    return Findings(tuple(sites), hidden)
 
 
 def _refuse(index: GraphIndex, reason: str) -> Refusal:
@@ -135,11 +133,9 @@ def _refuse(index: GraphIndex, reason: str) -> Refusal:
 
 def _sites(stream: Stream, missing: frozenset[SublayerRef]) -> list[FoundSite]:
     groups: list[tuple[AddTree, dict[SublayerKind, list[Leaf]]]] = []
-    for add in stream.sums():
-        tree = take_apart(stream, add)
-        if tree is not None and (kinds := branches_by_kind(stream, tree)):
-            order = ("attention", "mixer", "cross_attention", "mlp")
-            groups.append((tree, {kind: kinds[kind] for kind in order if kind in kinds}))
+    for tree in stream.trees:
+        if kinds := _branches_by_kind(stream, tree):
+            groups.append((tree, kinds))
     numbers = number_layers([list(kinds) for _, kinds in groups], missing)
     return [
         _site(stream, layer, kind, tree, tuple(leaves))
@@ -148,10 +144,20 @@ def _sites(stream: Stream, missing: frozenset[SublayerRef]) -> list[FoundSite]:
     ]
 
 
+def _branches_by_kind(stream: Stream, tree: AddTree) -> dict[SublayerKind, list[Leaf]]:
+    """The leaves that are branches of a sublayer, in the layer's order; one kind goes together."""
+    kinds: dict[SublayerKind, list[Leaf]] = {}
+    for leaf in tree.leaves:
+        if contracts(leaf.nodes):
+            kind = branch_kind(stream.index, stream.dominators, leaf.nodes)
+            kinds.setdefault(kind, []).append(leaf)
+    return {kind: kinds[kind] for kind in sorted(kinds, key=RANK.__getitem__)}
+
+
 def _site(
     stream: Stream, layer: int, kind: SublayerKind, tree: AddTree, leaves: tuple[Leaf, ...]
 ) -> FoundSite:
-    outputs = dict.fromkeys(chain.from_iterable(own_outputs(stream, leaf) for leaf in leaves))
+    outputs = dict.fromkeys(chain.from_iterable(stream.own_outputs(leaf) for leaf in leaves))
     dying = dying_nodes(stream.index, leaves, outputs)
     return FoundSite(
         layer=layer,
@@ -167,12 +173,15 @@ def _site(
 
 def _obstacle(stream: Stream, tree: AddTree, leaves: Sequence[Leaf]) -> tuple[ir.Node, str] | None:
     for leaf in leaves:
-        reader = foreign_reader(stream, tree, leaf)
+        reader = stream.foreign_reader(tree, leaf)
         if reader is not None:
             return reader, (
                 f"what the branch computes is read elsewhere, by {reader.op_type} {reader.name!r}"
             )
-    reason = broadcast_reason(tree.skip, tree.add.outputs[0], [leaf.value for leaf in leaves])
+        inner = stream.inner_sum(leaf.nodes)
+        if inner is not None:
+            return inner, "the branch holds a residual sum of its own"
+    reason = broadcast_reason(tree.skip, tree.add.outputs[0], stream.index.declared)
     return (tree.add, reason) if reason else None
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import Stream, inner_nodes, subgraphs
+from graph_passes.dataflow import inner_nodes, subgraphs
+from graph_passes.stream import Stream
 from graph_passes.types import Refusal
 
 _FUSED_RESIDUALS = frozenset(

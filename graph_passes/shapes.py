@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import onnx_ir as ir
 
@@ -16,30 +16,60 @@ def dims(value: ir.Value) -> tuple[Dim, ...] | None:
     return tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
 
 
-def broadcast_reason(skip: ir.Value, total: ir.Value, branches: Iterable[ir.Value]) -> str | None:
+def carried_dims(value: ir.Value) -> tuple[Dim, ...] | None:
+    """A value's dimensions, taken from further up where an operator only passes them on."""
+    found = dims(value)
+    node = value.producer()
+    while found is None and node is not None and _keeps_shape(node):
+        above = node.inputs[0]
+        assert above is not None
+        found, node = dims(above), above.producer()
+    return found
+
+
+def _keeps_shape(node: ir.Node) -> bool:
+    """Identity, Cast, or the Concat of a single value with which some exporters begin a cache."""
+    if node.domain != "" or not node.inputs or node.inputs[0] is None:
+        return False
+    return node.op_type in ("Identity", "Cast") or (
+        node.op_type == "Concat" and len(node.inputs) == 1
+    )
+
+
+def declared_names(graph: ir.Graph) -> frozenset[str]:
+    """The names of the graph inputs' dimensions: the only ones that someone chose.
+
+    Shape inference makes up names for sizes that it can't follow; that two of those differ says
+    nothing.
+    """
+    return frozenset(
+        dim for value in graph.inputs for dim in dims(value) or () if isinstance(dim, str)
+    )
+
+
+def broadcast_reason(skip: ir.Value, total: ir.Value, trusted: Collection[str]) -> str | None:
     """Why the skip can't stand in for the sum; None where no annotation speaks against it.
 
-    A skip that only broadcasts to the sum's shape would leave a wrong shape behind. Unnamed
-    dimensions prove nothing; a named one that differs from the sum's counts against the skip
-    only when it is the branch that brings the sum's dimension.
+    A skip that only broadcasts to the sum's shape would leave a wrong shape behind.
+
+    Args:
+        skip: The stream's operand.
+        total: The sum.
+        trusted: The names of dimensions of which two different ones mean two sizes.
     """
     kept, wanted = dims(skip), dims(total)
     if kept is None or wanted is None:
         return None
-    text = f"the skip {skip.name!r} {list(kept)} broadcasts to the sum's shape {list(wanted)}"
-    if len(kept) != len(wanted):
-        return text
-    from_branches = [shape for value in branches if (shape := dims(value)) is not None]
-    for axis, (have, want) in enumerate(zip(kept, wanted, strict=True)):
-        brought = any(axis < len(s) and s[axis - len(wanted)] == want for s in from_branches)
-        if _differs(have, want, brought):
-            return text
-    return None
+    if len(kept) == len(wanted) and not any(
+        _differs(have, want, trusted) for have, want in zip(kept, wanted, strict=True)
+    ):
+        return None
+    return f"the skip {skip.name!r} {list(kept)} only broadcasts to the sum's shape {list(wanted)}"
 
 
-def _differs(have: Dim, want: Dim, brought_by_branch: bool) -> bool:
+def _differs(have: Dim, want: Dim, trusted: Collection[str]) -> bool:
     if have == want or have is None or want is None:
         return False
-    if isinstance(have, int) and (have == 1 or isinstance(want, int)):
-        return True
-    return isinstance(have, str) and isinstance(want, str) and brought_by_branch
+    if isinstance(have, int):
+        return have == 1 or isinstance(want, int)
+    return have in trusted and want in trusted

@@ -1,0 +1,170 @@
+"""The residual stream: what every data path from the data input to the output passes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx_ir as ir
+
+from graph_passes.add_tree import AddTree, Leaf, nodes_between, take_apart
+from graph_passes.dataflow import CONTRACTIONS, GraphIndex, has_weight, is_add, is_shape_read
+from graph_passes.dominators import Dominators
+from graph_passes.labels import contracts
+
+_MAX_CANDIDATES = 4
+
+
+class Stream:
+    """The stream from one input to one output, and the sums on it.
+
+    It is walked from the output backwards, from each value to its immediate dominator; at a sum,
+    to its skip. What a branch reads beside the stream thus doesn't hide the sublayers before it.
+
+    Attributes:
+        index: The graph.
+        source: The data input.
+        output: The output that the stream ends in.
+        trees: The residual sums on it, in graph order.
+    """
+
+    def __init__(self, index: GraphIndex, source: ir.Value, reaching: set[ir.Value]) -> None:
+        self.index = index
+        self.source = source
+        self.output = index.graph.outputs[0]
+        self.trees: list[AddTree] = []
+        self._leaps: list[tuple[ir.Value, ir.Value]] = []
+        self.dominators = Dominators(index, source)
+        self._reaching = reaching
+        self._carriers: set[ir.Value] = set()
+        if self.descends(self.output):
+            self._walk()
+
+    def _walk(self) -> None:
+        value = self.output
+        while value is not self.source:
+            self._carriers.add(value)
+            node = value.producer()
+            assert node is not None
+            tree = take_apart(self.index, self.dominators, node)
+            if tree is not None:
+                self.trees.append(tree)
+                value = tree.skip
+                continue
+            above = self.dominators.immediate(value)
+            if above not in node.inputs:
+                self._leaps.append((above, value))
+            value = above
+        self.trees.reverse()
+
+    def meeting_point(self) -> ir.Node | None:
+        """A node at which several streams meet; None for a single stream.
+
+        There, something is added that doesn't descend from the skip, or paths join between
+        which residual sums lie that the walk has leaped over.
+        """
+        for tree in self.trees:
+            if tree.strangers:
+                return tree.add
+        for above, value in self._leaps:
+            span = nodes_between(self.index, self.dominators, above, value)
+            if self.inner_sum(span) is not None:
+                return value.producer()
+        return None
+
+    def inner_sum(self, nodes: Iterable[ir.Node]) -> ir.Node | None:
+        """A residual sum, with work on its branch, among ``nodes``; None where there is none."""
+        for node in nodes:
+            if not is_add(node) or not self.descends(node.outputs[0]):
+                continue
+            skip = self.dominators.immediate(node.outputs[0])
+            others = [value for value in node.inputs if value is not None and value is not skip]
+            if len(others) == 1 and self.descends(others[0]) and skip in node.inputs:
+                branch = nodes_between(self.index, self.dominators, skip, others[0])
+                if contracts(branch):
+                    return node
+        return None
+
+    def carries(self, value: ir.Value) -> bool:
+        """Whether a value is on the stream."""
+        return value in self._carriers
+
+    def descends(self, value: ir.Value) -> bool:
+        """Whether data flows from the source to ``value``."""
+        return self.dominators.descends(value)
+
+    def reaches_output(self, value: ir.Value) -> bool:
+        """Whether data flows from ``value`` to the output."""
+        return value in self._reaching
+
+    def foreign_reader(self, tree: AddTree, leaf: Leaf) -> ir.Node | None:
+        """A node outside the tree that uses what the branch computes on the way to the output."""
+        inside = tree.nodes()
+        for reader in self._readers(leaf.nodes):
+            outside = reader not in inside and not is_shape_read(reader)
+            if outside and any(self.reaches_output(value) for value in reader.outputs):
+                return reader
+        return None
+
+    def own_outputs(self, leaf: Leaf) -> list[ir.Value]:
+        """The graph outputs that the branch feeds beside the sum: caches, a router's logits."""
+        found = {value: None for node in leaf.nodes for value in node.outputs}
+        seen = set(leaf.nodes)
+        queue = list(leaf.nodes)
+        while queue:
+            for reader in self._readers([queue.pop()]):
+                if reader in seen or is_shape_read(reader):
+                    continue
+                seen.add(reader)
+                if not any(self.reaches_output(value) for value in reader.outputs):
+                    found.update(dict.fromkeys(reader.outputs))
+                    queue.append(reader)
+        return [value for value in self.index.graph.outputs if value in found]
+
+    def _readers(self, nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
+        for node in nodes:
+            for value in node.outputs:
+                yield from self.index.readers(value)
+
+
+def main_stream(index: GraphIndex) -> Stream | None:
+    """The stream with the most sums, from any input to the first output.
+
+    Which input carries the data is told by its reach: it is among those that flow into the most
+    weighted contractions. The mask and the caches join every attention anew, so hardly a sum is
+    on all of their paths.
+
+    Returns:
+        None where no input flows to the first output.
+    """
+    reaching = _reaching(index, index.graph.outputs[0])
+    inputs = [value for value in index.graph.inputs if value in reaching]
+    reach = dict(zip(inputs, _contractions_reached(index, inputs), strict=True))
+    candidates = sorted(inputs, key=lambda value: -reach[value])[:_MAX_CANDIDATES]
+    streams = (Stream(index, source, reaching) for source in candidates)
+    return max(streams, key=lambda stream: len(stream.trees), default=None)
+
+
+def _reaching(index: GraphIndex, output: ir.Value) -> set[ir.Value]:
+    """Every value from which data flows to ``output``."""
+    found = {output}
+    for node in reversed(index.nodes):
+        if any(value in found for value in node.outputs):
+            found.update(index.data_reads(node))
+    return found
+
+
+def _contractions_reached(index: GraphIndex, inputs: list[ir.Value]) -> list[int]:
+    """How many contractions of an activation with a weight each input flows into."""
+    bits = {value: 1 << i for i, value in enumerate(inputs)}
+    reached = [0] * len(inputs)
+    for node in index.nodes:
+        mask = 0
+        for value in index.data_reads(node):
+            mask |= bits.get(value, 0)
+        if not mask:
+            continue
+        bits.update(dict.fromkeys(node.outputs, mask))
+        if node.op_type in CONTRACTIONS and has_weight(index, node):
+            for i in range(len(inputs)):
+                reached[i] += mask >> i & 1
+    return reached

@@ -1,0 +1,272 @@
+"""Tiny Transformers as ONNX graphs, in every form that a test needs; built in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
+
+Form = Literal[
+    "pre_norm", "post_norm", "sandwich", "multiplier", "parallel", "parallel_in_turn", "split_mlp"
+]
+
+HIDDEN, HEADS, HEAD_DIM, VOCABULARY, INNER = 8, 2, 4, 11, 16
+_FAR_BELOW = -1e9
+
+
+@dataclass(frozen=True)
+class TinySpec:
+    """What kind of Transformer to build.
+
+    Attributes:
+        form: How a branch joins the stream. ``post_norm`` is BERT's: norm(x + f(x)); ``sandwich``
+            norms before and after; ``multiplier`` scales the branch; ``parallel`` is
+            (attention + mlp) + x, ``parallel_in_turn`` (x + attention) + mlp; ``split_mlp``
+            adds the MLP in two parts, as shared and routed experts do.
+        layers: How many.
+        cache: A decoder with past_key_values inputs and present outputs, causal; else an encoder.
+        past_from: The layer from whose key cache the past length is read on behalf of all.
+        gather_past: Reads it with Shape and Gather instead of Shape with a range.
+        fused: One Attention operator with three outputs instead of plain ones. Opset 23.
+        tied: The embedding is the language head too.
+        router: Layer 0's MLP is gated by a Softmax over activation times weight.
+        mask_in_branch: The mask that all layers share is computed inside layer 0's attention, from
+            the shape of its queries.
+        annotated: Shapes of inner values are declared.
+    """
+
+    form: Form = "pre_norm"
+    layers: int = 3
+    cache: bool = True
+    past_from: int = 0
+    gather_past: bool = False
+    fused: bool = False
+    tied: bool = False
+    router: bool = False
+    mask_in_branch: bool = False
+    annotated: bool = True
+
+
+def tiny_model(spec: TinySpec = TinySpec(), *, seed: int = 0) -> ir.Model:
+    """Builds the model; weights are drawn from a seeded generator.
+
+    Inputs: ``input_ids`` [batch, seq], ``attention_mask`` [batch, total] and, with a cache,
+    ``past_key_values.N.key|value`` [batch, 2, past, 4]. Outputs: ``logits`` [batch, seq, 11] and
+    ``present.N.key|value``.
+    """
+    model = _Builder(spec, seed).build()
+    if spec.annotated:
+        ShapeInferencePass()(model)
+    return model
+
+
+def tiny_feed(
+    model: ir.Model, *, seq: int, past: int = 0, batch: int = 2, seed: int = 0
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Random inputs for a tiny model, left-padded in the first sequence if there is room."""
+    rng = np.random.default_rng(seed)
+    feed: dict[str, np.ndarray[Any, Any]] = {}
+    for value in model.graph.inputs:
+        name = value.name or ""
+        if name == "input_ids":
+            feed[name] = rng.integers(0, VOCABULARY, (batch, seq))
+        elif name == "attention_mask":
+            feed[name] = np.ones((batch, past + seq), np.int64)
+            feed[name][0, : min(1, past + seq - 1)] = 0
+        else:
+            feed[name] = rng.standard_normal((batch, HEADS, past, HEAD_DIM)).astype(np.float32)
+    return feed
+
+
+class _Builder:
+    def __init__(self, spec: TinySpec, seed: int) -> None:
+        self._spec = spec
+        self._rng = np.random.default_rng(seed)
+        self._nodes: list[ir.Node] = []
+        self._weights: list[ir.Value] = []
+        self._inputs = [
+            _input("input_ids", ir.DataType.INT64, "batch", "seq"),
+            _input("attention_mask", ir.DataType.INT64, "batch", "total"),
+        ]
+        self._outputs: list[ir.Value] = []
+        self._pasts: list[tuple[ir.Value, ir.Value]] = []
+        if spec.cache:
+            for layer in range(spec.layers):
+                self._pasts.append((self._past(layer, "key"), self._past(layer, "value")))
+
+    def build(self) -> ir.Model:
+        embedding = self._weight(VOCABULARY, HIDDEN)
+        x = self._op("Gather", embedding, self._inputs[0])
+        if not self._spec.mask_in_branch:
+            self._bias = self._mask_bias(self._length(self._inputs[0], 1))
+        for layer in range(self._spec.layers):
+            x = self._layer(x, layer)
+        table = self._op("Transpose", embedding) if self._spec.tied else None
+        head = table if table is not None else self._weight(HIDDEN, VOCABULARY)
+        logits = self._op("MatMul", self._norm(x), head)
+        self._publish(logits, "logits", "batch", "seq", VOCABULARY)
+        graph = ir.Graph(
+            self._inputs,
+            [logits, *self._outputs],
+            nodes=self._nodes,
+            initializers=self._weights,
+            opset_imports={"": 23 if self._spec.fused else 18},
+            name="tiny",
+        )
+        return ir.Model(graph, ir_version=10, producer_name="depthcut tests")
+
+    def _layer(self, x: ir.Value, layer: int) -> ir.Value:
+        form = self._spec.form
+        if form in ("parallel", "parallel_in_turn"):
+            return self._parallel_layer(x, layer)
+        for make in (self._attention, self._mlp):
+            parts = make(x if form == "post_norm" else self._norm(x), layer)
+            if form == "sandwich":
+                parts = [self._norm(part) for part in parts]
+            elif form == "multiplier":
+                parts = [self._op("Mul", part, self._constant(np.float32(0.22))) for part in parts]
+            x = self._op("Add", x, self._sum(parts))
+            if form == "post_norm":
+                x = self._norm(x)
+        return x
+
+    def _parallel_layer(self, x: ir.Value, layer: int) -> ir.Value:
+        normed = self._norm(x)
+        (attention,), (mlp,) = self._attention(normed, layer), self._mlp(normed, layer)
+        if self._spec.form == "parallel":
+            return self._op("Add", self._op("Add", attention, mlp), x)
+        return self._op("Add", self._op("Add", x, attention), mlp)
+
+    def _sum(self, parts: Sequence[ir.Value]) -> ir.Value:
+        return parts[0] if len(parts) == 1 else self._op("Add", *parts)
+
+    def _mlp(self, x: ir.Value, layer: int) -> list[ir.Value]:
+        parts = 2 if self._spec.form == "split_mlp" else 1
+        made = []
+        for _ in range(parts):
+            inner = self._op("Relu", self._op("MatMul", x, self._weight(HIDDEN, INNER)))
+            made.append(self._op("MatMul", inner, self._weight(INNER, HIDDEN)))
+        if self._spec.router and layer == 0:
+            scores = self._op("MatMul", x, self._weight(HIDDEN, 1))
+            made[0] = self._op("Mul", made[0], self._op("Softmax", scores, axis=1))
+        return made
+
+    def _attention(self, x: ir.Value, layer: int) -> list[ir.Value]:
+        query, key, value = (self._heads(x) for _ in range(3))
+        if self._spec.mask_in_branch and layer == 0:
+            self._bias = self._mask_bias(self._length(query, 2))
+        if self._spec.fused:
+            context = self._fused_attention(query, key, value, layer)
+        else:
+            context = self._plain_attention(query, key, value, layer)
+        joined = self._op("Transpose", context, perm=[0, 2, 1, 3])
+        flat = self._op("Reshape", joined, self._constant(np.array([0, 0, HIDDEN])))
+        return [self._op("MatMul", flat, self._weight(HIDDEN, HIDDEN))]
+
+    def _plain_attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, layer: int
+    ) -> ir.Value:
+        if self._spec.cache:
+            key, value = (
+                self._op("Concat", past, new, axis=2)
+                for past, new in zip(self._pasts[layer], (key, value), strict=True)
+            )
+            self._publish_caches(key, value, layer)
+        turned = self._op("Transpose", key, perm=[0, 1, 3, 2])
+        scores = self._op("Mul", self._op("MatMul", query, turned), self._constant(np.float32(0.5)))
+        weights = self._op("Softmax", self._op("Add", scores, self._bias), axis=-1)
+        return self._op("MatMul", weights, value)
+
+    def _fused_attention(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, layer: int
+    ) -> ir.Value:
+        pasts = self._pasts[layer] if self._spec.cache else ()
+        node = ir.Node(
+            "", "Attention", [query, key, value, self._bias, *pasts], num_outputs=3 if pasts else 1
+        )
+        self._nodes.append(node)
+        if pasts:
+            self._publish_caches(node.outputs[1], node.outputs[2], layer)
+        return node.outputs[0]
+
+    def _mask_bias(self, seq: ir.Value) -> ir.Value:
+        """[batch, 1, 1 or seq, total]: 0 where attention may look, far below 0 elsewhere."""
+        mask = self._op("Cast", self._inputs[1], to=ir.DataType.FLOAT.value)
+        lacking = self._op("Sub", self._constant(np.float32(1)), mask)
+        padding = self._op("Mul", lacking, self._constant(np.float32(_FAR_BELOW)))
+        padding = self._op("Unsqueeze", padding, self._constant(np.array([1, 2])))
+        if not self._spec.cache:
+            return padding
+        past = self._past_length()
+        total, zero, one = self._op("Add", past, seq), np.int64(0), np.int64(1)
+        columns = self._op("Range", self._constant(zero), total, self._constant(one))
+        rows = self._op("Range", past, total, self._constant(one))
+        rows = self._op("Unsqueeze", rows, self._constant(np.array([1])))
+        seen = self._op("LessOrEqual", columns, rows)
+        nothing, much = (self._constant(np.float32(n)) for n in (0, _FAR_BELOW))
+        return self._op("Add", padding, self._op("Where", seen, nothing, much))
+
+    def _past_length(self) -> ir.Value:
+        key = self._pasts[self._spec.past_from][0]
+        if not self._spec.gather_past:
+            return self._length(key, 2)
+        return self._op("Gather", self._op("Shape", key), self._constant(np.int64(2)))
+
+    def _length(self, value: ir.Value, axis: int) -> ir.Value:
+        return self._op("Squeeze", self._op("Shape", value, start=axis, end=axis + 1))
+
+    def _heads(self, x: ir.Value) -> ir.Value:
+        projected = self._op("MatMul", x, self._weight(HIDDEN, HIDDEN))
+        size = self._constant(np.array([0, 0, HEADS, HEAD_DIM]))
+        return self._op("Transpose", self._op("Reshape", projected, size), perm=[0, 2, 1, 3])
+
+    def _norm(self, x: ir.Value) -> ir.Value:
+        return self._op("LayerNormalization", x, self._weight(HIDDEN), self._weight(HIDDEN))
+
+    def _past(self, layer: int, part: str) -> ir.Value:
+        name = f"past_key_values.{layer}.{part}"
+        value = _input(name, ir.DataType.FLOAT, "batch", HEADS, "past", HEAD_DIM)
+        self._inputs.append(value)
+        return value
+
+    def _publish_caches(self, key: ir.Value, value: ir.Value, layer: int) -> None:
+        for cache, part in ((key, "key"), (value, "value")):
+            self._publish(cache, f"present.{layer}.{part}", "batch", HEADS, "total", HEAD_DIM)
+            self._outputs.append(cache)
+
+    def _publish(self, value: ir.Value, name: str, *dims: int | str) -> None:
+        value.name, value.shape = name, ir.Shape(dims)
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+
+    def _weight(self, *shape: int) -> ir.Value:
+        data = self._rng.standard_normal(shape).astype(np.float32)
+        return self._initializer(data)
+
+    def _constant(self, data: Any) -> ir.Value:
+        return self._initializer(np.asarray(data))
+
+    def _initializer(self, data: np.ndarray[Any, Any]) -> ir.Value:
+        name = f"w{len(self._weights)}"
+        tensor = ir.tensor(data, name=name)
+        value = ir.Value(
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(data.shape),
+            const_value=tensor,
+        )
+        self._weights.append(value)
+        return value
+
+    def _op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        made = ir.node(op_type, list(inputs), attributes or None, name=f"n{len(self._nodes)}")
+        made.outputs[0].name = f"v{len(self._nodes)}"
+        self._nodes.append(made)
+        return made.outputs[0]
+
+
+def _input(name: str, dtype: ir.DataType, *dims: int | str) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))

@@ -1,0 +1,273 @@
+"""What can't be cut safely is refused, with the place and the reason; never a wrong model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graph_support import check_clean, oracle_error, sites_of, tiny
+
+from graph_passes import Deletion, Refusal, SurgeryError, find_sites, prune_graph
+
+
+def node_of(model: ir.Model, name: str) -> ir.Node:
+    return next(node for node in model.graph if node.name == name)
+
+
+def value_of(model: ir.Model, name: str) -> ir.Value:
+    return next(value for node in model.graph for value in node.outputs if value.name == name)
+
+
+def refusals(model: ir.Model) -> list[Refusal]:
+    return [item for item in find_sites(model) if isinstance(item, Refusal)]
+
+
+def test_too_few_sites_is_an_error_that_lists_what_was_found() -> None:
+    with pytest.raises(SurgeryError, match=r"no mlp 3, attention 7") as caught:
+        prune_graph(tiny("pre_norm"), [Deletion(3, "mlp"), Deletion(7, "attention")])
+    assert "attention 0-2; mlp 0-2" in str(caught.value)
+
+
+def test_an_absent_block_is_an_error() -> None:
+    with pytest.raises(SurgeryError, match="no block 3"):
+        prune_graph(tiny("pre_norm"), [Deletion(3, "block")])
+
+
+def test_an_empty_plan_is_an_error() -> None:
+    with pytest.raises(SurgeryError, match="Nothing to delete"):
+        prune_graph(tiny("pre_norm"), [])
+
+
+def test_all_attentions_may_go_but_not_everything() -> None:
+    prune_graph(tiny("pre_norm"), [Deletion(layer, "attention") for layer in range(3)])
+    with pytest.raises(SurgeryError, match="leave no model"):
+        prune_graph(tiny("pre_norm"), [Deletion(layer, "block") for layer in range(3)])
+
+
+def test_replacements_are_refused_so_far() -> None:
+    with pytest.raises(SurgeryError, match="bias"):
+        prune_graph(tiny("pre_norm"), [Deletion(1, "mlp", "bias")])
+
+
+def test_a_branch_that_is_read_elsewhere_is_refused_with_the_readers_name() -> None:
+    model = tiny("pre_norm")
+    first, later = sites_of(model)[0], sites_of(model)[5]
+    branch = value_of(model, first.branches[0])
+    last = node_of(model, later.residual_add)
+    reader = ir.node("Mul", [last.inputs[1], branch], name="the_reader")
+    model.graph.insert_before(last, reader)
+    last.replace_input_with(1, reader.outputs[0])
+    (refusal,) = refusals(model)
+    assert (refusal.layer, refusal.kind, refusal.node) == (0, "attention", "the_reader")
+    assert "the_reader" in refusal.reason
+    with pytest.raises(SurgeryError, match="the_reader"):
+        prune_graph(model, [Deletion(0, "attention")])
+    assert oracle_error(model, [Deletion(1, "attention"), Deletion(0, "mlp")]) == 0.0
+
+
+def test_keys_that_another_layer_uses_are_not_cut() -> None:
+    model = tiny("pre_norm")
+    keys = [value for value in model.graph.outputs if (value.name or "").endswith("key")]
+    for user, slot in list(keys[2].uses()):
+        user.replace_input_with(slot, keys[0])
+    assert [(r.layer, r.kind) for r in refusals(model)] == [(0, "attention")]
+
+
+def test_a_skip_that_only_broadcasts_is_refused() -> None:
+    model = tiny("post_norm_encoder")
+    site = sites_of(model)[2]
+    add = node_of(model, site.residual_add)
+    mean = ir.node("ReduceMean", [value_of(model, site.skip), ir.val("axis")], name="mean")
+    axis = ir.Value(
+        name="axis", const_value=ir.tensor(np.array([1])), type=ir.TensorType(ir.DataType.INT64),
+        shape=ir.Shape([1]),
+    )  # fmt: skip
+    mean.replace_input_with(1, axis)
+    model.graph.register_initializer(axis)
+    mean.outputs[0].shape = ir.Shape(["batch", 1, 8])
+    mean.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    skip = value_of(model, site.skip)
+    model.graph.insert_after(skip.producer(), mean)  # type: ignore[arg-type]
+    for user, slot in list(skip.uses()):
+        if user is not mean:
+            user.replace_input_with(slot, mean.outputs[0])
+    branch = value_of(model, site.branches[0])
+    branch.shape = ir.Shape(["batch", "seq", 8])
+    add.outputs[0].shape = ir.Shape(["batch", "seq", 8])
+    (refusal,) = refusals(model)
+    assert (refusal.layer, refusal.kind, refusal.node) == (1, "attention", site.residual_add)
+    assert "broadcasts" in refusal.reason
+    with pytest.raises(SurgeryError, match="broadcasts"):
+        prune_graph(model, [Deletion(1, "attention")])
+
+
+def test_a_cache_output_shared_by_layers_is_refused() -> None:
+    model = tiny("pre_norm")
+    caches = list(model.graph.outputs[1:])
+    stacked = ir.node("Concat", caches, {"axis": 0}, name="stack")
+    stacked.outputs[0].name = "presents"
+    stacked.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    model.graph.append(stacked)
+    del model.graph.outputs[1:]
+    model.graph.outputs.append(stacked.outputs[0])
+    found = refusals(model)
+    assert [(r.layer, r.kind) for r in found] == [(n, "attention") for n in range(3)]
+    assert all("presents" in r.reason for r in found)
+
+
+def test_a_past_length_that_no_survivor_has_is_an_error() -> None:
+    model = tiny("pre_norm")
+    for value in model.graph.inputs:
+        if (value.name or "").startswith(("past_key_values.1", "past_key_values.2")):
+            value.shape = ir.Shape(["batch", 2, "window", 4])
+    with pytest.raises(SurgeryError, match=r"past_key_values\.0\.key"):
+        prune_graph(model, [Deletion(0, "attention")])
+    prune_graph(model, [Deletion(1, "attention")])
+
+
+def test_a_convolutional_network_is_no_transformer() -> None:
+    (refusal,) = find_sites(_residual_convolutions())
+    assert isinstance(refusal, Refusal)
+    assert "no Transformer" in refusal.reason
+    with pytest.raises(SurgeryError, match="no Transformer"):
+        prune_graph(_residual_convolutions(), [Deletion(0, "mlp")])
+
+
+def _residual_convolutions() -> ir.Model:
+    image = ir.Value(
+        name="image", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", 2, 5, 5])
+    )
+    nodes, weights, x = [], [], image
+    for i in range(3):
+        tensor = ir.tensor(np.ones((2, 2, 3, 3), np.float32), name=f"k{i}")
+        kernel = ir.Value(name=f"k{i}", const_value=tensor, type=ir.TensorType(tensor.dtype))
+        weights.append(kernel)
+        conv = ir.node("Conv", [x, kernel], {"pads": [1, 1, 1, 1]})
+        add = ir.node("Add", [x, conv.outputs[0]])
+        relu = ir.node("Relu", [add.outputs[0]])
+        nodes += [conv, add, relu]
+        x = relu.outputs[0]
+    graph = ir.Graph(
+        [image], [x], nodes=nodes, initializers=weights, opset_imports={"": 18}, name="cnn"
+    )
+    return ir.Model(graph, ir_version=10)
+
+
+def test_several_streams_are_refused() -> None:
+    model = tiny("pre_norm")
+    # Every layer mixes a second stream in, so no value carries everything.
+    second = value_of(model, sites_of(model)[0].skip)
+    for site in sites_of(model):
+        add = node_of(model, site.residual_add)
+        mixed = ir.node("Add", [add.outputs[0], second])
+        total = add.outputs[0]
+        model.graph.insert_after(add, mixed)
+        total.replace_all_uses_with(mixed.outputs[0])
+        mixed.replace_input_with(0, total)
+        other = ir.node("Tanh", [second])
+        model.graph.insert_after(second.producer(), other)  # type: ignore[arg-type]
+        second = other.outputs[0]
+    found = find_sites(model)
+    assert all(isinstance(item, Refusal) for item in found)
+
+
+def _wrap_in_if(model: ir.Model, name: str) -> None:
+    """Puts an If around one node of the stream."""
+    node = node_of(model, name)
+    total = node.outputs[0]
+    branches = []
+    for branch in ("then", "else"):
+        inner = ir.node("Identity", [total])
+        inner.outputs[0].name = f"{branch}_result"
+        branches.append(ir.Graph([], [inner.outputs[0]], nodes=[inner], name=branch))
+    flag = ir.Value(
+        name="flag", const_value=ir.tensor(np.array(True)), type=ir.TensorType(ir.DataType.BOOL),
+        shape=ir.Shape([]),
+    )  # fmt: skip
+    model.graph.register_initializer(flag)
+    chosen = ir.Node(
+        "", "If", [flag],
+        [ir.AttrGraph("then_branch", branches[0]), ir.AttrGraph("else_branch", branches[1])],
+        name="the_if",
+    )  # fmt: skip
+    chosen.outputs[0].name = "chosen"
+    model.graph.insert_after(node, chosen)
+    for user, slot in list(total.uses()):
+        if user.graph is model.graph:
+            user.replace_input_with(slot, chosen.outputs[0])
+
+
+def test_a_body_on_the_stream_is_told_and_the_rest_still_works() -> None:
+    model = tiny("pre_norm")
+    _wrap_in_if(model, sites_of(model)[1].residual_add)
+    (refusal,) = refusals(model)
+    assert refusal.node == "the_if"
+    assert "unmerged" in refusal.reason
+    assert len(sites_of(model)) == 6
+    for plan in ([Deletion(0, "mlp")], [Deletion(1, "attention"), Deletion(0, "attention")]):
+        assert oracle_error(model, plan) == 0.0
+
+
+def test_a_fused_residual_is_refused_with_what_to_do() -> None:
+    model = tiny("pre_norm")
+    site = sites_of(model)[3]
+    add = node_of(model, site.residual_add)
+    add.op_type, add.domain = "SkipLayerNormalization", "com.microsoft"
+    model.graph.opset_imports["com.microsoft"] = 1
+    (refusal,) = refusals(model)
+    assert refusal.node == site.residual_add
+    assert "before it is optimised" in refusal.reason
+
+
+def _local_function(model: ir.Model) -> None:
+    value = ir.val("x")
+    inner = ir.node("Identity", [value])
+    graph = ir.Graph([value], inner.outputs, nodes=[inner], opset_imports={"": 18})
+    function = ir.Function("local", "Layer", "", graph=graph, attributes=[])
+    model.functions[function.identifier()] = function
+    model.graph[10].domain, model.graph[10].op_type = "local", "Layer"
+
+
+def _cycle(model: ir.Model) -> None:
+    sites = sites_of(model)
+    first = node_of(model, sites[0].residual_add)
+    first.replace_input_with(0, node_of(model, sites[3].residual_add).outputs[0])
+
+
+def _dangling(model: ir.Model) -> None:
+    node_of(model, sites_of(model)[2].residual_add).replace_input_with(0, ir.val("nowhere"))
+
+
+def _no_outputs(model: ir.Model) -> None:
+    model.graph.outputs.clear()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_local_function, "local function 'Layer'"),
+        (_cycle, "cyclic"),
+        (_dangling, "'nowhere'"),
+        (_no_outputs, "no outputs"),
+    ],
+)
+def test_a_graph_that_cannot_be_searched_is_refused(
+    spoil: Callable[[ir.Model], None], reason: str
+) -> None:
+    model = tiny("pre_norm")
+    spoil(model)
+    (refusal,) = find_sites(model)
+    assert isinstance(refusal, Refusal)
+    assert reason in refusal.reason
+    with pytest.raises(SurgeryError, match=reason):
+        prune_graph(model, [Deletion(1, "mlp")])
+
+
+def test_a_dead_body_goes_with_its_branch() -> None:
+    model = tiny("pre_norm")
+    _wrap_in_if(model, value_of(model, sites_of(model)[1].branches[0]).producer().name or "")  # type: ignore[union-attr]
+    pruned, _ = prune_graph(model, [Deletion(0, "mlp")])
+    assert "If" not in {node.op_type for node in pruned.graph}
+    check_clean(pruned)
