@@ -1,0 +1,315 @@
+"""Reading and writing ONNX files: every bad file gives one clear line, every good one its bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from graph_support import feeds, largest_difference, run, session, text, tiny
+
+from graph_passes import Deletion, OnnxFileError, prune_graph, storage, weight_file
+from graph_passes.storage import Weights, data_files, load_model, save_model
+
+PLAN = [Deletion(1, "attention"), Deletion(2, "mlp")]
+
+
+@pytest.fixture(autouse=True)
+def _all_weights_external(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny weights go to the data file like large ones."""
+    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # what shapes take
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "source" / "model.onnx"
+    save_model(tiny("tied"), path)
+    return path
+
+
+def same_function(one: ir.Model, other: ir.Model, folders: tuple[Path, Path]) -> bool:
+    first, second = (
+        session(m, f, optimise=False) for m, f in zip((one, other), folders, strict=True)
+    )
+    return all(
+        largest_difference(run(first, feed), run(second, feed)) == 0.0 for feed in feeds(one)
+    )
+
+
+def test_what_is_saved_can_be_loaded(saved: Path) -> None:
+    assert (saved.parent / "model.onnx.data").is_file()
+    loaded = load_model(saved)
+    assert text(loaded) == text(tiny("tied"))
+    assert same_function(loaded, tiny("tied"), (saved.parent, saved.parent))
+    onnx.checker.check_model(str(saved), full_check=True)
+
+
+def test_compact_holds_only_the_survivors(saved: Path, tmp_path: Path) -> None:
+    pruned, _ = prune_graph(load_model(saved), PLAN)
+    target = tmp_path / "new" / "pruned.onnx"
+    save_model(pruned, target)
+    assert sorted(p.name for p in target.parent.iterdir()) == ["pruned.onnx", "pruned.onnx.data"]
+    before = (saved.parent / "model.onnx.data").stat().st_size
+    after = (target.parent / "pruned.onnx.data").stat().st_size
+    assert before - after == 4 * (4 * 8 * 8 + 2 * 8 * 16)  # four projections, two MLP weights
+    assert same_function(load_model(target), pruned, (target.parent, saved.parent))
+    onnx.checker.check_model(str(target), full_check=True)
+
+
+def test_share_points_into_the_original(saved: Path) -> None:
+    pruned, _ = prune_graph(load_model(saved), PLAN)
+    target = saved.with_name("pruned.onnx")
+    save_model(pruned, target, "share")
+    assert {p.name for p in saved.parent.iterdir()} == {
+        "model.onnx", "model.onnx.data", "pruned.onnx",
+    }  # fmt: skip
+    assert same_function(load_model(target), pruned, (saved.parent, saved.parent))
+
+
+def test_share_with_another_folder_is_refused(saved: Path, tmp_path: Path) -> None:
+    pruned, _ = prune_graph(load_model(saved), PLAN)
+    with pytest.raises(OnnxFileError, match="within one folder"):
+        save_model(pruned, tmp_path / "elsewhere" / "pruned.onnx", "share")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("weights", ["compact", "share"])
+def test_the_same_bytes_every_time(saved: Path, weights: Weights) -> None:
+    results = []
+    for name in ("one", "two"):
+        pruned, _ = prune_graph(load_model(saved), PLAN)
+        target = saved.parent / f"{name}.onnx"
+        save_model(pruned, target, weights)
+        data = target.with_name(f"{name}.onnx.data")
+        graph = target.read_bytes().replace(f"{name}.onnx.data".encode(), b"xxx")
+        results.append((graph, data.read_bytes() if data.exists() else b""))
+    assert results[0] == results[1]
+
+
+def test_saving_leaves_the_model_as_it_was(saved: Path, tmp_path: Path) -> None:
+    model = load_model(saved)
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    save_model(model, tmp_path / "copy.onnx")
+    after = [value.const_value for value in model.graph.initializers.values()]
+    assert all(a is b for a, b in zip(tensors, after, strict=True))
+
+
+def test_a_result_never_overwrites_the_weights_it_comes_from(saved: Path) -> None:
+    before = (saved.parent / "model.onnx.data").read_bytes()
+    with pytest.raises(OnnxFileError, match="read from"):
+        save_model(load_model(saved), saved)
+    assert (saved.parent / "model.onnx.data").read_bytes() == before
+
+
+def test_one_weight_under_two_names_is_written_once(tmp_path: Path) -> None:
+    model = tiny("pre_norm")
+    first, second = [v for v in model.graph.initializers.values() if v.const_value.size == 64][:2]  # type: ignore[union-attr]
+    first.const_value = second.const_value
+    save_model(model, tmp_path / "m.onnx")
+    places = {
+        tensor.name: tensor.offset
+        for tensor in storage.external_tensors(load_model(tmp_path / "m.onnx"))
+    }
+    assert places[first.name or ""] == places[second.name or ""]
+    assert len(set(places.values())) == len(places) - 1
+
+
+def test_copying_works_without_the_kernels_help(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: Any) -> int:
+        raise OSError(errno.EXDEV, "cross-device")
+
+    save_model(load_model(saved), tmp_path / "kernel.onnx")
+    monkeypatch.setattr(os, "copy_file_range", unsupported, raising=False)
+    monkeypatch.setattr(weight_file, "_PIECE_BYTES", 100)
+    save_model(load_model(saved), tmp_path / "plain.onnx")
+    kernel, plain = ((tmp_path / f"{n}.onnx.data").read_bytes() for n in ("kernel", "plain"))
+    assert kernel == plain
+
+
+def test_a_data_file_with_two_hard_links_is_read_all_the_same(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "second_name").hardlink_to(saved.parent / "model.onnx.data")
+    model = load_model(saved)
+    with pytest.raises(ValueError, match="hard link"):
+        next(storage.external_tensors(model)).numpy()  # onnx_ir itself refuses
+    save_model(prune_graph(model, PLAN)[0], tmp_path / "new" / "pruned.onnx")
+    onnx.checker.check_model(str(tmp_path / "new" / "pruned.onnx"), full_check=True)
+
+
+def test_a_link_inside_the_folder_is_followed(saved: Path) -> None:
+    data = saved.parent / "model.onnx.data"
+    data.rename(saved.parent / "blob")
+    data.symlink_to("blob")
+    assert data_files(load_model(saved)) == [data]
+
+
+def _missing_file(path: Path) -> None:
+    path.unlink()
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _text(path: Path) -> None:
+    path.write_text("This is no model, but a page of text.\n" * 40)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _missing_data(path: Path) -> None:
+    path.with_name("model.onnx.data").unlink()
+
+
+def _short_data(path: Path) -> None:
+    data = path.with_name("model.onnx.data")
+    data.write_bytes(data.read_bytes()[:-5])
+
+
+def _link_out(path: Path) -> None:
+    data = path.with_name("model.onnx.data")
+    data.rename(path.parent.parent / "outside.data")
+    data.symlink_to(path.parent.parent / "outside.data")
+
+
+def _rewrite(path: Path, key: str, value: str) -> None:
+    proto = onnx.load(str(path), load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == key:
+                entry.value = value
+    path.write_bytes(proto.SerializeToString())
+
+
+def _above(path: Path) -> None:
+    (path.parent.parent / "model.onnx.data").write_bytes(b"0" * 100_000)
+    _rewrite(path, "location", "../model.onnx.data")
+
+
+def _absolute(path: Path) -> None:
+    _rewrite(path, "location", str(path.with_name("model.onnx.data")))
+
+
+def _negative(path: Path) -> None:
+    _rewrite(path, "offset", "-64")
+
+
+def _wrong_length(path: Path) -> None:
+    _rewrite(path, "length", "3")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_missing_file, "does not exist"),
+        (_truncated, "not a complete ONNX file"),
+        (_empty, "not a complete ONNX file"),
+        (_text, "not a complete ONNX file"),
+        (_folder, "can't be read"),
+        (_missing_data, "'model.onnx.data' is missing"),
+        (_short_data, "ends at byte"),
+        (_link_out, "outside the model's folder"),
+        (_above, "outside the model's folder"),
+        (_absolute, "outside the model's folder"),
+        (_negative, "offset|ends at byte|not a complete"),
+        (_wrong_length, "declares 3"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(
+    saved: Path, spoil: Callable[[Path], None], reason: str
+) -> None:
+    spoil(saved)
+    with pytest.raises(OnnxFileError, match=reason) as caught:
+        load_model(saved)
+    assert "\n" not in str(caught.value)
+    assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", range(1, 40))
+def test_a_file_cut_anywhere_is_told_or_whole(saved: Path, cut: int) -> None:
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: len(whole) * cut // 40])
+    with pytest.raises(OnnxFileError):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
+def test_a_failed_write_leaves_the_earlier_result(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    target = tmp_path / "out" / "pruned.onnx"
+    save_model(prune_graph(load_model(saved), PLAN)[0], target)
+    before = {p.name: p.read_bytes() for p in target.parent.iterdir()}
+    calls = 0
+
+    def fails(*_: Any, **__: Any) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise error
+        return os.pwrite(_[1], os.pread(_[0], _[2], _[3]), os.lseek(_[1], 0, os.SEEK_CUR))
+
+    monkeypatch.setattr(os, "copy_file_range", fails, raising=False)
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OnnxFileError
+    with pytest.raises(expected):
+        save_model(prune_graph(load_model(saved), PLAN[:1])[0], target)
+    assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("failing_move", [0, 1])
+def test_an_interrupted_move_puts_the_earlier_result_back(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_move: int
+) -> None:
+    target = tmp_path / "out" / "pruned.onnx"
+    save_model(prune_graph(load_model(saved), PLAN)[0], target)
+    before = {p.name: p.read_bytes() for p in target.parent.iterdir()}
+    replace, moves = Path.replace, 0
+
+    def interrupted(self: Path, final: Path) -> Path:
+        nonlocal moves
+        if self.suffix != ".earlier":
+            moves += 1
+            if moves == failing_move + 1:
+                raise KeyboardInterrupt
+        return replace(self, final)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(prune_graph(load_model(saved), PLAN[:1])[0], target)
+    assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == before
+
+
+def test_a_constant_in_a_data_file_is_read(tmp_path: Path) -> None:
+    model = tiny("gathered_past")
+    content = np.array([2], np.int64)
+    (tmp_path / "c.data").write_bytes(content.tobytes())
+    path = tmp_path / "m.onnx"
+    save_model(model, path)
+    loaded = load_model(path)
+    external = ir.ExternalTensor(
+        "c.data", 0, 8, ir.DataType.INT64, shape=ir.Shape([1]), name="c", base_dir=tmp_path
+    )
+    constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", external)])
+    constant.outputs[0].name = "c"
+    loaded.graph.insert_before(loaded.graph[0], constant)
+    path.write_bytes(ir.to_proto(loaded).SerializeToString())
+    again = load_model(path)
+    value = again.graph[0].attributes["value"].as_tensor()
+    assert not isinstance(value, ir.ExternalTensor)
+    assert value.numpy().tolist() == [2]
