@@ -77,7 +77,7 @@ def export_onnx(
 
 def _translate(model: PreTrainedModel, interface: OnnxInterface, opset: int) -> Any:
     """Traces the model and writes it in ONNX operators, as yet untidied: a ``ONNXProgram``."""
-    with _exportable_experts(model):
+    with exportable_experts(model):
         try:
             return torch.onnx.export(
                 InterfaceModule(model, interface).eval(),
@@ -123,7 +123,7 @@ def _dynamic_shapes(interface: OnnxInterface) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _exportable_experts(model: PreTrainedModel) -> Iterator[None]:
+def exportable_experts(model: PreTrainedModel) -> Iterator[None]:
     """Lets a mixture of experts run as batched products: its usual kernel has no ONNX form."""
     before = getattr(model.config, "_experts_implementation", None)
     if before is None:
