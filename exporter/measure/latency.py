@@ -91,7 +91,7 @@ def measure_row(
     if not warmup.stable:
         progress.say(f"{shape}: times had not settled after {warmup.calls} warm-up calls")
     baseline_ms, candidate_ms = sample_pair(
-        first, second, sampling, call_ms=warmup.call_ms, progress=progress, label=str(shape)
+        first, second, sampling, call_ms=warmup.call_ms, progress=progress, label=f"time {shape}"
     )
     return _row(shape, baseline_ms, candidate_ms)
 

@@ -22,10 +22,11 @@ _VERDICT_STYLES = {"faster": "bold green", "slower": "bold red", "same": "", "in
 
 def comparison_table(report: ComparisonReport) -> Table:
     """A rich table: latency, accuracy and size in three sections."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title(report), title_justify="left")
+    table = Table(title=title(report), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column(HEADER[0], no_wrap=True)
     for name in HEADER[1:]:
         table.add_column(name, justify="right" if name != "verdict" else "left", no_wrap=True)

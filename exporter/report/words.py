@@ -29,10 +29,10 @@ def latency_rows(report: ComparisonReport) -> list[Row]:
     """Median times of both arms, the speedup with its interval, and the verdict."""
     return [
         (
-            f"{shape_words(row)}, ms",
+            f"{short_shape(row)}, ms",
             milliseconds(row.baseline.median_ms),
             milliseconds(row.candidate.median_ms),
-            speedup_words(row.speedup),
+            speedup_words(row.speedup, digits=2),
             row.verdict,
         )
         for row in report.latency
@@ -66,7 +66,7 @@ def size_rows(report: ComparisonReport) -> list[Row]:
         _size_row("parameters, million", before.parameters / 1e6, after.parameters / 1e6, 2),
         _size_row("graph nodes", before.nodes, after.nodes, 0),
         _size_row(
-            "KV cache per token, bytes",
+            "KV bytes per token",
             before.kv_cache_bytes_per_token,
             after.kv_cache_bytes_per_token,
             0,
@@ -137,7 +137,8 @@ def _accuracy_sentences(report: ComparisonReport) -> list[str]:
 def dropped_lines(plan: Sequence[PlannedDeletion]) -> list[str]:
     """One line a kind: which layers, and what took their place."""
     return [
-        f"{len(layers)} {_noun(kind, len(layers))}: layers {', '.join(layers)}"
+        f"{len(layers)} {_noun(kind, len(layers))}: "
+        f"layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}"
         for kind, layers in _by_kind(plan).items()
     ]
 
@@ -162,10 +163,18 @@ def shape_words(row: LatencyRow) -> str:
     return f"{row.phase} of {row.sequence_length} tokens{batch}"
 
 
-def speedup_words(speedup: Speedup) -> str:
-    """The ratio with its interval: ``1.13x [1.10, 1.15]``."""
-    low, high = speedup.ci95
-    return f"{speedup.ratio:.3f}x [{low:.3f}, {high:.3f}]"
+def short_shape(row: LatencyRow) -> str:
+    """The same for a narrow column: ``prefill 512``, ``decode at 512``."""
+    batch = f" x {row.batch}" if row.batch > 1 else ""
+    if row.phase == "decode":
+        return f"decode at {row.past_length}{batch}"
+    return f"{row.phase} {row.sequence_length}{batch}"
+
+
+def speedup_words(speedup: Speedup, *, digits: int = 3) -> str:
+    """The ratio with its interval: ``1.130x [1.101, 1.153]``."""
+    low, high = (f"{bound:.{digits}f}" for bound in speedup.ci95)
+    return f"{speedup.ratio:.{digits}f}x [{low}, {high}]"
 
 
 def milliseconds(value_ms: float) -> str:
