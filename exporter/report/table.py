@@ -26,7 +26,14 @@ def comparison_table(report: ComparisonReport) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title(report), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    # Without edges the widest row, an inconclusive one, fits into 80 columns.
+    table = Table(
+        title=title(report),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
     table.add_column(HEADER[0], no_wrap=True)
     for name in HEADER[1:]:
         table.add_column(name, justify="right" if name != "verdict" else "left", no_wrap=True)
