@@ -18,9 +18,9 @@ from graph_passes.dataflow import GraphIndex
 from graph_passes.labels import RANK, branch_kind, contracts, number_layers
 from graph_passes.liveness import dying_nodes, own_caches, own_parameters
 from graph_passes.plan_record import recorded
-from graph_passes.preconditions import graph_refusal, hidden_parts
+from graph_passes.preconditions import graph_refusal, hidden_part
 from graph_passes.shapes import broadcast_reason
-from graph_passes.stream import Stream, main_stream
+from graph_passes.stream import Stream, streams
 from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
 
 _NO_ATTENTION = "no attention joins a residual stream: this is no Transformer that can be cut"
@@ -111,17 +111,33 @@ def locate(model: ir.Model) -> Findings:
     if refusal is not None:
         return Findings((), (refusal,))
     index = GraphIndex(model.graph)
-    stream = main_stream(index)
-    if stream is None:
+    found = streams(index)
+    if not found:
         return Findings((), (_refuse(index, "no data path leads from an input to it"),))
-    meeting = stream.meeting_point()
-    if meeting is not None:
-        return Findings((), (Refusal(None, None, meeting.name or "", _SEVERAL),))
-    sites = _without_shared_outputs(_sites(stream, recorded(model)))
-    hidden = tuple(hidden_parts(stream))
+    refusal = _stream_refusal(found)
+    if refusal is not None:
+        return Findings((), (refusal,))
+    sites = _without_shared_outputs(_sites(found[0], recorded(model)))
     if not any("attention" in site.kind for site in sites) and not recorded(model):
-        return Findings((), (*hidden, _refuse(index, _NO_ATTENTION)))
-    return Findings(tuple(sites), hidden)
+        return Findings((), (_refuse(index, _NO_ATTENTION),))
+    return Findings(tuple(sites), ())
+
+
+def _stream_refusal(found: Sequence[Stream]) -> Refusal | None:
+    """Why the best of the streams can't be trusted to show every sublayer in its place."""
+    stream, *others = found
+    refusal = hidden_part(stream)
+    if refusal is not None:
+        return refusal
+    for other in others:
+        if (stranger := stream.misses(other)) is not None:
+            reason = (
+                f"one stream begins at {stream.source.name!r} and another at "
+                f"{other.source.name!r}; only a graph of a single model can be cut"
+            )
+            return Refusal(None, None, stranger.name or "", reason)
+    meeting = stream.meeting_point()
+    return None if meeting is None else Refusal(None, None, meeting.name or "", _SEVERAL)
 
 
 def _refuse(index: GraphIndex, reason: str) -> Refusal:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
 
 from graph_passes.dataflow import inner_nodes, subgraphs
+from graph_passes.labels import contracts
 from graph_passes.stream import Stream
 from graph_passes.types import Refusal
 
@@ -57,23 +56,28 @@ def _captured_output(node: ir.Node) -> Refusal | None:
     return None
 
 
-def hidden_parts(stream: Stream) -> Iterator[Refusal]:
-    """The nodes on the stream in which sublayers may hide from the finder."""
+def hidden_part(stream: Stream) -> Refusal | None:
+    """A node in which sublayers hide from the finder.
+
+    One hidden sublayer would shift the numbers of those after it, so the whole graph is refused.
+    """
     for node in stream.index.nodes:
-        if not any(stream.carries(value) for value in node.outputs):
-            continue
-        if any(True for _ in inner_nodes(node)):
-            yield Refusal(None, None, node.name or "", _body_reason(node))
-        elif node.op_type in _FUSED_RESIDUALS:
+        on_the_way = any(
+            stream.descends(value) and stream.reaches_output(value) for value in node.outputs
+        )
+        if on_the_way and node.op_type in _FUSED_RESIDUALS:
             reason = (
                 f"the residual sum is fused into {node.op_type}; "
                 "cut the graph before it is optimised, and fuse it after that"
             )
-            yield Refusal(None, None, node.name or "", reason)
+            return Refusal(None, None, node.name or "", reason)
+        if any(stream.carries(value) for value in node.outputs) and contracts(inner_nodes(node)):
+            return Refusal(None, None, node.name or "", _body_reason(node))
+    return None
 
 
 def _body_reason(node: ir.Node) -> str:
-    reason = f"the residual stream runs through an {node.op_type}, whose bodies are not searched"
+    reason = f"the residual stream runs through {node.op_type}, whose bodies are not searched"
     if node.op_type == "If":
         reason += "; if this is a merged decoder, use the unmerged files"
     return reason

@@ -71,6 +71,11 @@ class Stream:
                 return value.producer()
         return None
 
+    def misses(self, other: Stream) -> ir.Node | None:
+        """A sum on another stream that is not on this one: the two are different models."""
+        own = {tree.add for tree in self.trees}
+        return next((tree.add for tree in other.trees if tree.add not in own), None)
+
     def inner_sum(self, nodes: Iterable[ir.Node]) -> ir.Node | None:
         """A residual sum, with work on its branch, among ``nodes``; None where there is none."""
         for node in nodes:
@@ -126,22 +131,18 @@ class Stream:
                 yield from self.index.readers(value)
 
 
-def main_stream(index: GraphIndex) -> Stream | None:
-    """The stream with the most sums, from any input to the first output.
+def streams(index: GraphIndex) -> list[Stream]:
+    """The streams to the first output from each input that may carry the data, the best first.
 
-    Which input carries the data is told by its reach: it is among those that flow into the most
-    weighted contractions. The mask and the caches join every attention anew, so hardly a sum is
-    on all of their paths.
-
-    Returns:
-        None where no input flows to the first output.
+    The data input is among those that flow into the most weighted contractions, and its stream
+    has the most sums: mask, positions and caches join the stream later.
     """
     reaching = _reaching(index, index.graph.outputs[0])
     inputs = [value for value in index.graph.inputs if value in reaching]
     reach = dict(zip(inputs, _contractions_reached(index, inputs), strict=True))
     candidates = sorted(inputs, key=lambda value: -reach[value])[:_MAX_CANDIDATES]
-    streams = (Stream(index, source, reaching) for source in candidates)
-    return max(streams, key=lambda stream: len(stream.trees), default=None)
+    found = [Stream(index, source, reaching) for source in candidates]
+    return sorted(found, key=lambda stream: -len(stream.trees))
 
 
 def _reaching(index: GraphIndex, output: ir.Value) -> set[ir.Value]:

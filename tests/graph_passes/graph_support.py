@@ -113,10 +113,15 @@ def proper_subsets(items: Sequence[T]) -> list[list[T]]:
     return [list(c) for n in range(1, len(items)) for c in combinations(items, n)]
 
 
-def check_clean(model: ir.Model) -> None:
-    """Passes onnx's full check, and holds nothing that nothing needs."""
+def check_clean(model: ir.Model, path: Path | None = None) -> None:
+    """Passes onnx's full check, and holds nothing that nothing needs.
+
+    Args:
+        model: The graph.
+        path: Its file, for a graph with external weights.
+    """
     proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
+    onnx.checker.check_model(proto if path is None else str(path), full_check=True)
     outputs = {value.name for value in model.graph.outputs}
     for node in model.graph:
         assert any(v.uses() or v.name in outputs for v in node.outputs), f"{node.name} is dead"

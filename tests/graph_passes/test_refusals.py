@@ -10,6 +10,7 @@ import pytest
 from graph_support import check_clean, oracle_error, sites_of, tiny
 
 from graph_passes import Deletion, Refusal, SurgeryError, find_sites, prune_graph
+from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 
 def node_of(model: ir.Model, name: str) -> ir.Node:
@@ -173,13 +174,14 @@ def test_several_streams_are_refused() -> None:
     assert all(isinstance(item, Refusal) for item in found)
 
 
-def _wrap_in_if(model: ir.Model, name: str) -> None:
-    """Puts an If around one node of the stream."""
+def _wrap_in_if(model: ir.Model, name: str, *, work: bool = False) -> None:
+    """Puts an If behind one node; with ``work``, its bodies multiply by a matrix."""
     node = node_of(model, name)
     total = node.outputs[0]
     branches = []
     for branch in ("then", "else"):
-        inner = ir.node("Identity", [total])
+        other = model.graph.initializers["w1"]  # any value will do where nothing is run
+        inner = ir.node("MatMul", [total, other]) if work else ir.node("Identity", [total])
         inner.outputs[0].name = f"{branch}_result"
         branches.append(ir.Graph([], [inner.outputs[0]], nodes=[inner], name=branch))
     flag = ir.Value(
@@ -199,15 +201,49 @@ def _wrap_in_if(model: ir.Model, name: str) -> None:
             user.replace_input_with(slot, chosen.outputs[0])
 
 
-def test_a_body_on_the_stream_is_told_and_the_rest_still_works() -> None:
+def test_a_body_without_work_on_the_stream_hides_nothing() -> None:
     model = tiny("pre_norm")
     _wrap_in_if(model, sites_of(model)[1].residual_add)
-    (refusal,) = refusals(model)
-    assert refusal.node == "the_if"
-    assert "unmerged" in refusal.reason
-    assert len(sites_of(model)) == 6
+    assert len(sites_of(model)) == len(find_sites(model)) == 6
     for plan in ([Deletion(0, "mlp")], [Deletion(1, "attention"), Deletion(0, "attention")]):
         assert oracle_error(model, plan) == 0.0
+
+
+def test_a_body_with_work_on_the_stream_is_refused() -> None:
+    model = tiny("pre_norm")
+    _wrap_in_if(model, sites_of(model)[1].residual_add, work=True)
+    (refusal,) = find_sites(model)
+    assert isinstance(refusal, Refusal)
+    assert refusal.node == "the_if"
+    assert "unmerged" in refusal.reason
+    with pytest.raises(SurgeryError, match="unmerged"):
+        prune_graph(model, [Deletion(0, "mlp")])
+
+
+def test_two_models_in_one_graph_are_refused() -> None:
+    model, other = tiny("pre_norm"), tiny_model(TinySpec(form="post_norm", cache=False))
+    for node in other.graph:
+        node.name = f"other_{node.name}"
+    for value in (*other.graph.inputs, *(v for node in other.graph for v in node.outputs)):
+        value.name = f"other_{value.name}"
+    weights = list(other.graph.initializers.values())
+    other.graph.initializers.clear()
+    nodes, inputs, second = list(other.graph), list(other.graph.inputs), other.graph.outputs[0]
+    other.graph.outputs.clear()
+    other.graph.inputs.clear()
+    other.graph.remove(nodes)
+    for weight in weights:
+        weight.name = f"other_{weight.name}"
+        model.graph.register_initializer(weight)
+    model.graph.inputs.extend(inputs)
+    model.graph.extend(nodes)
+    both = ir.node("Mul", [model.graph.outputs[0], second])
+    both.outputs[0].name = "both"
+    model.graph.append(both)
+    model.graph.outputs[0] = both.outputs[0]
+    (refusal,) = find_sites(model)
+    assert isinstance(refusal, Refusal)
+    assert "single model" in refusal.reason
 
 
 def test_a_fused_residual_is_refused_with_what_to_do() -> None:
@@ -216,7 +252,8 @@ def test_a_fused_residual_is_refused_with_what_to_do() -> None:
     add = node_of(model, site.residual_add)
     add.op_type, add.domain = "SkipLayerNormalization", "com.microsoft"
     model.graph.opset_imports["com.microsoft"] = 1
-    (refusal,) = refusals(model)
+    (refusal,) = find_sites(model)
+    assert isinstance(refusal, Refusal)
     assert refusal.node == site.residual_add
     assert "before it is optimised" in refusal.reason
 

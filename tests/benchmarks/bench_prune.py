@@ -1,0 +1,101 @@
+"""What `depthcut prune` costs on an exported file: time and memory of the whole process.
+
+Run it with ``DEPTHCUT_BENCH_ONNX=model.onnx python tests/benchmarks/bench_prune.py``. It cuts the
+first eight attentions that it finds, several times, without verification, and prints its medians
+beside those of `cp` over the weights and of finding the sites. It asserts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from graph_passes import ResidualSite, find_sites
+from graph_passes.storage import data_files, load_model
+
+RUNS = 5
+CUT = 8
+LIMIT_S, LIMIT_MB = 1.5, 200
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def child(command: list[str]) -> tuple[float, float]:
+    """Wall time in seconds and peak memory in MB of one child process."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    taken = time.perf_counter() - begin
+    if status:
+        raise SystemExit(f"{command} failed")
+    return taken, usage.ru_maxrss / 1024
+
+
+def prune_command(source: Path, target: Path, weights: str, layers: list[int]) -> list[str]:
+    """`depthcut prune` of some attentions, without verification."""
+    drops = "attention:" + ",".join(map(str, layers))
+    return [
+        str(Path(sys.executable).with_name("depthcut")), "prune", str(source), "-o", str(target),
+        "--drop", drops, "--verify", "none", "--weights", weights,
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Prints the figures."""
+    name = os.environ.get("DEPTHCUT_BENCH_ONNX")
+    if not name:
+        raise SystemExit("Set DEPTHCUT_BENCH_ONNX to the path of an exported model.onnx.")
+    with tempfile.TemporaryDirectory() as folder:
+        measure(_copied(Path(name), Path(folder)))
+
+
+def _copied(source: Path, folder: Path) -> Path:
+    """The model in a folder of its own, where results may be written beside it."""
+    for file in (source, *data_files(load_model(source))):
+        shutil.copyfile(file, folder / file.name)
+    return folder / source.name
+
+
+def measure(source: Path) -> None:
+    """Times finding, `cp` of the weights, and the whole process with both kinds of weights."""
+    model = load_model(source)
+    find_s = statistics.median(seconds(lambda: find_sites(model)) for _ in range(RUNS))
+    copy_s = statistics.median(_copy_s(data_files(model)) for _ in range(RUNS))
+    sites = [site for site in find_sites(model) if isinstance(site, ResidualSite)]
+    layers = [site.layer for site in sites if site.kind == "attention"][:CUT]
+    print(f"{source.name}: {len(model.graph)} nodes, {len(layers)} attentions cut, {RUNS} runs")
+    print(f"find sites         {find_s:7.3f} s")
+    print(f"cp of the weights  {copy_s:7.3f} s")
+    for weights, limit_s in (("compact", LIMIT_S + copy_s), ("share", LIMIT_S)):
+        command = prune_command(source, source.with_name("pruned.onnx"), weights, layers)
+        runs = [child(command) for _ in range(RUNS)]
+        taken_s, peak_mb = (statistics.median(column) for column in zip(*runs, strict=True))
+        print(f"prune, {weights:<11} {taken_s:7.3f} s (aim {limit_s:.3f}), "
+              f"{peak_mb:.0f} MB (aim {LIMIT_MB})")  # fmt: skip
+
+
+def _copy_s(files: list[Path]) -> float:
+    total = 0.0
+    for file in files:
+        copy = file.with_name("copy.data")
+        total += seconds(
+            lambda file=file, copy=copy: subprocess.run(["cp", file, copy], check=True)
+        )  # type: ignore[misc]
+        copy.unlink()
+    return total
+
+
+if __name__ == "__main__":
+    main()
