@@ -55,6 +55,8 @@ class GraphIndex:
         self.graph = graph
         self.nodes: list[ir.Node] = list(graph)
         self.position: dict[ir.Node, int] = {node: i for i, node in enumerate(self.nodes)}
+        self.input_place = {value: i for i, value in enumerate(graph.inputs)}
+        self.output_place = {value: i for i, value in enumerate(graph.outputs)}
         self._owner: dict[ir.Node, ir.Node] = {}
         self._captured: dict[ir.Node, list[ir.Value]] = {}
         for node in self.nodes:

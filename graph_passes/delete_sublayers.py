@@ -55,7 +55,8 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
         refused = tuple(r for r in findings.describe() if isinstance(r, Refusal))
         if not sites:
             return DeletionResult(model, modified=False, refused=refused)
-        survivors = [site for site in findings.sites if site not in sites]
+        chosen = set(sites)
+        survivors = [site for site in findings.sites if site not in chosen]
         deleted = _delete(model.graph, sites, survivors)
         names = _renumber(model, survivors) if self.renumber_kv else {}
         record(model, (site.ref for site in sites))
@@ -74,6 +75,7 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
 def _delete(
     graph: ir.Graph, sites: Sequence[FoundSite], survivors: Sequence[FoundSite]
 ) -> tuple[DeletedSublayer, ...]:
+    kv_cache.drop_outputs(graph, [value for site in sites for value in site.outputs])
     add_names = [site.tree.add.name or "" for site in sites]
     swept = [_cut(graph, site) for site in sites]
     stand_ins = _stand_ins(graph, sites, survivors)
@@ -82,14 +84,12 @@ def _delete(
         values = chain(site.caches, *(node.outputs for node in leftovers))
         kv_cache.resource_shape_reads(graph, values, stand_ins)
         count.add(sweep(graph, leftovers))
-    for site in sites:
-        kv_cache.drop_inputs(graph, site.caches)
+    kv_cache.drop_inputs(graph, [value for site in sites for value in site.caches])
     return tuple(map(_entry, sites, add_names, swept))
 
 
 def _cut(graph: ir.Graph, site: FoundSite) -> Swept:
     """Takes a site's branches out of the stream and sweeps up behind them."""
-    kv_cache.drop_outputs(graph, site.outputs)
     producers = [leaf.value.producer() for leaf in site.leaves]
     for leaf in site.leaves:
         remove_branch(graph, leaf.value)
@@ -102,7 +102,7 @@ def _stand_ins(
     graph: ir.Graph, sites: Sequence[FoundSite], survivors: Iterable[FoundSite]
 ) -> list[ir.Value]:
     """What may be asked for a shape instead: other caches first, then any input that stays."""
-    caches = list(chain.from_iterable(site.caches for site in survivors))
+    caches = dict.fromkeys(chain.from_iterable(site.caches for site in survivors))
     gone = set(chain.from_iterable(site.caches for site in sites))
     return [*caches, *(v for v in graph.inputs if v not in gone and v not in caches)]
 

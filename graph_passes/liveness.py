@@ -51,9 +51,10 @@ def own_caches(
 ) -> tuple[ir.Value, ...]:
     """The cache inputs that only dying nodes read, shapes aside."""
     ranks = {len(value.shape) for value in outputs if value.shape is not None}
+    read = {value for node in dying for value in index.reads(node) if value.is_graph_input()}
     return tuple(
         value
-        for value in index.graph.inputs
+        for value in sorted(read, key=index.input_place.__getitem__)
         if _looks_like_cache(value, ranks) and _read_only_by(index, value, dying)
     )
 

@@ -27,7 +27,7 @@ _NO_ATTENTION = "no attention joins a residual stream: this is no Transformer th
 _SEVERAL = "several residual streams meet here; only a single stream can be cut"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoundSite:
     """A sublayer with the graph's own objects in hand; valid until the graph changes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
@@ -123,7 +124,8 @@ class Stream:
                 if not any(self.reaches_output(value) for value in reader.outputs):
                     found.update(dict.fromkeys(reader.outputs))
                     queue.append(reader)
-        return [value for value in self.index.graph.outputs if value in found]
+        places = self.index.output_place
+        return sorted((value for value in found if value in places), key=places.__getitem__)
 
     def _readers(self, nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
         for node in nodes:
@@ -157,7 +159,7 @@ def _reaching(index: GraphIndex, output: ir.Value) -> set[ir.Value]:
 def _contractions_reached(index: GraphIndex, inputs: list[ir.Value]) -> list[int]:
     """How many contractions of an activation with a weight each input flows into."""
     bits = {value: 1 << i for i, value in enumerate(inputs)}
-    reached = [0] * len(inputs)
+    masks: Counter[int] = Counter()
     for node in index.nodes:
         mask = 0
         for value in index.data_reads(node):
@@ -166,6 +168,7 @@ def _contractions_reached(index: GraphIndex, inputs: list[ir.Value]) -> list[int
             continue
         bits.update(dict.fromkeys(node.outputs, mask))
         if node.op_type in CONTRACTIONS and has_weight(index, node):
-            for i in range(len(inputs)):
-                reached[i] += mask >> i & 1
-    return reached
+            masks[mask] += 1
+    return [
+        sum(count for mask, count in masks.items() if mask >> i & 1) for i in range(len(inputs))
+    ]

@@ -17,8 +17,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from graph_passes import ResidualSite, find_sites
+from graph_passes import Deletion, ResidualSite, find_sites, prune_graph
 from graph_passes.storage import data_files, load_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 RUNS = 5
 CUT = 8
@@ -52,8 +53,22 @@ def prune_command(source: Path, target: Path, weights: str, layers: list[int]) -
     ]  # fmt: skip
 
 
+def scaling() -> None:
+    """Finding and pruning half the attentions against the number of layers."""
+    for layers in (20, 40, 80, 160):
+        model = tiny_model(TinySpec(layers=layers, annotated=False))
+        half = [Deletion(layer, "attention") for layer in range(0, layers, 2)]
+        find_s = statistics.median(seconds(lambda m=model: find_sites(m)) for _ in range(RUNS))
+        cut_s = statistics.median(
+            seconds(lambda m=model, d=half: prune_graph(m, d)) for _ in range(RUNS)
+        )
+        print(f"{layers:4} layers, {len(model.graph):5} nodes: "
+              f"find {find_s:.3f} s, find and cut {cut_s:.3f} s")  # fmt: skip
+
+
 def main() -> None:
     """Prints the figures."""
+    scaling()
     name = os.environ.get("DEPTHCUT_BENCH_ONNX")
     if not name:
         raise SystemExit("Set DEPTHCUT_BENCH_ONNX to the path of an exported model.onnx.")
