@@ -33,22 +33,37 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def child(command: list[str]) -> tuple[float, float]:
-    """Wall time in seconds and peak memory in MB of one child process."""
+# The kernel's own count (ru_maxrss) would include the parent at the moment of the fork.
+_CHILD = """
+import sys
+from pathlib import Path
+from exporter.cli import main
+try:
+    code = main()
+except SystemExit as stop:
+    code = stop.code
+status = Path("/proc/self/status").read_text()
+print(next(line for line in status.splitlines() if line.startswith("VmHWM")), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def child(arguments: list[str]) -> tuple[float, float]:
+    """Wall time in seconds and peak memory in MB of one `depthcut` process."""
+    command = [sys.executable, "-c", _CHILD, *arguments]
     begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     taken = time.perf_counter() - begin
-    if status:
-        raise SystemExit(f"{command} failed")
-    return taken, usage.ru_maxrss / 1024
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return taken, int(done.stderr.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def prune_command(source: Path, target: Path, weights: str, layers: list[int]) -> list[str]:
     """`depthcut prune` of some attentions, without verification."""
     drops = "attention:" + ",".join(map(str, layers))
     return [
-        str(Path(sys.executable).with_name("depthcut")), "prune", str(source), "-o", str(target),
+        "prune", str(source), "-o", str(target),
         "--drop", drops, "--verify", "none", "--weights", weights,
     ]  # fmt: skip
 
