@@ -418,4 +418,4 @@ def _torch_dtype(name: str) -> Any:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return (lines[0] if lines else type(error).__name__).rstrip(" .:") + "."
