@@ -21,6 +21,7 @@ from exporter.cli.options import ANY_PATH, json_option, measuring_options, verbo
 @click.pass_obj
 def compare(
     progress: ConsoleProgress,
+    /,
     baseline: Path,
     candidate: Path,
     output: Path,

@@ -45,6 +45,7 @@ from exporter.cli.options import (
 @click.pass_obj
 def export(
     progress: ConsoleProgress,
+    /,
     model: str,
     output: Path,
     *,

@@ -25,7 +25,7 @@ from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity
 @verbosity_options
 @click.pass_obj
 def plan(
-    progress: ConsoleProgress, importance: Path, output: Path, *, as_json: bool, **options: Any
+    progress: ConsoleProgress, /, importance: Path, output: Path, *, as_json: bool, **options: Any
 ) -> None:
     """Choose what to drop from an importance.json: the lowest scores first."""
     from exporter.artifacts import ImportanceReport

@@ -34,6 +34,7 @@ from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity
 @click.pass_obj
 def prune(
     progress: ConsoleProgress,
+    /,
     model: Path,
     output: Path,
     *,

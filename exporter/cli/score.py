@@ -26,7 +26,7 @@ from exporter.cli.options import (
 @verbosity_options
 @click.pass_obj
 def score(
-    progress: ConsoleProgress, model: str, output: Path, *, as_json: bool, **options: Any
+    progress: ConsoleProgress, /, model: str, output: Path, *, as_json: bool, **options: Any
 ) -> None:
     """Measure how redundant each attention, MLP and block of MODEL is.
 
