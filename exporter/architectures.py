@@ -235,7 +235,10 @@ def _named(deletions: Iterable[Named | tuple[int, str]], layers: int) -> list[tu
 
 
 def _discover(model: Any) -> list[LayerModules]:
-    for family in dict.fromkeys(FAMILIES.values()):
+    # The probe runs on text or pictures, through one stack of layers.
+    runs = model.main_input_name in ("input_ids", "pixel_values")
+    runs = runs and not model.config.is_encoder_decoder
+    for family in dict.fromkeys(FAMILIES.values()) if runs else ():
         found = _resolve(model, family)
         if found is not None and probe(model, found) == "adds_up":
             return found

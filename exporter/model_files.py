@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.files import write_text
+from exporter.transformers_output import quiet_transformers
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
@@ -40,8 +41,6 @@ def save_pretrained_files(loaded: LoadedModel, folder: Path) -> None:
 
 def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
     """Writes the model with its weights as safetensors, as optimum's exporter wants it."""
-    from exporter.model_source import quiet_transformers
-
     with quiet_transformers():
         loaded.model.save_pretrained(folder)
     save_pretrained_files(loaded, folder)

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import sha256_file, sha256_files
 from exporter.model_files import save_checkpoint, save_pretrained_files
 from exporter.optional import require
+from exporter.transformers_output import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "LoadedModel",
     "load_model",
-    "quiet_transformers",
     "resolve_source",
     "save_checkpoint",
     "save_pretrained_files",
@@ -143,34 +143,6 @@ def source_sha256(source: str, *, allow_pickle: bool = False, revision: str | No
         ModelSourceError: When there is nothing there that could be loaded.
     """
     return _path_sha256(resolve_source(source, allow_pickle=allow_pickle, revision=revision))
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keeps transformers' bars and advice off the terminal; errors still come as exceptions."""
-    logging = require("transformers.utils.logging", extra="torch")
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with _quiet_gguf_bar():
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _quiet_gguf_bar() -> Iterator[None]:
-    # The GGUF reader draws its bar with tqdm itself, past transformers' own switch.
-    reader: Any = require("transformers.modeling_gguf_pytorch_utils", extra="torch")
-    bar = reader.tqdm
-    reader.tqdm = lambda items, **_: items
-    try:
-        yield
-    finally:
-        reader.tqdm = bar
 
 
 def _fetch(source: str, trust_remote_code: bool, allow_pickle: bool, revision: str | None) -> Path:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError
 from exporter.importance.self_text import SELF, sampled_tokens
-from exporter.model_source import LoadedModel, quiet_transformers
+from exporter.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.texts import pack_tokens, read_texts
+from exporter.transformers_output import quiet_transformers
 
 DEFAULT_TOKENS = 10_000
 _FEW_TOKENS = 2_000

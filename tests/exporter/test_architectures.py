@@ -130,6 +130,17 @@ def test_an_unknown_layout_is_refused() -> None:
         layer_modules(model)
 
 
+@pytest.mark.parametrize("model_type", ["t5", "bart", "whisper", "mamba"])
+def test_other_kinds_of_models_are_refused(model_type: str) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "num_layers": 2}
+    sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    sizes |= {"d_ff": 16, "d_kv": 4, "hidden_size": 16, "num_hidden_layers": 2}
+    with pytest.raises(UnknownArchitectureError, match=model_type):
+        layer_modules(AutoModel.from_config(AutoConfig.for_model(model_type, **sizes)))
+
+
 def test_a_known_family_with_other_modules_is_refused() -> None:
     model = tiny_model("llama")
     del model.model.layers[1].mlp
