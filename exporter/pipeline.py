@@ -82,7 +82,7 @@ class ExportRequest:
         out: The folder that takes all results.
         drops: What to drop.
         exporter: PyTorch's own exporter, or optimum's.
-        opset: The ONNX opset of PyTorch's exporter.
+        opset: The ONNX opset; None: 20 for PyTorch's exporter, optimum's own choice for optimum.
         force: Redo what is already there.
     """
 
@@ -90,7 +90,7 @@ class ExportRequest:
     out: Path
     drops: DropRequest
     exporter: ExporterName = "torch"
-    opset: int = 20
+    opset: int | None = None
     load: SourceOptions = field(default_factory=SourceOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
     compare: CompareOptions = field(default_factory=CompareOptions)
@@ -244,12 +244,14 @@ class _Road:
             if self._request.exporter == "optimum":
                 from exporter.optimum_export import export_with_optimum
 
-                model = export_with_optimum(self._loaded, stage, progress=self._progress)
+                model = export_with_optimum(
+                    self._loaded, stage, opset=self._request.opset, progress=self._progress
+                )
             else:
                 from exporter.torch_export import export_onnx
 
                 model = export_onnx(
-                    self._loaded, stage, opset=self._request.opset, progress=self._progress
+                    self._loaded, stage, opset=self._request.opset or 20, progress=self._progress
                 )
             save_pretrained_files(self._loaded, stage)
             checks = check_export(self._loaded, model, progress=self._progress)
@@ -283,21 +285,30 @@ class _Road:
 
     def _measure(self) -> tuple[list[Path], None]:
         from exporter.compare import compare
+        from exporter.report.importance import render_importance
         from exporter.report.markdown import render
 
-        notes = [*self._ledger.notes("export"), *self._ledger.notes("prune")]
+        importance = ImportanceReport.read(self._out / "importance.json")
+        deletions = PruningPlan.read(self._out / "plan.json").deletions
         report = compare(
             self._out / "baseline",
             self._out / "candidate",
             self._request.compare,
-            parity=[ParityCheck.model_validate(note) for note in notes],
-            plan=PruningPlan.read(self._out / "plan.json").deletions,
-            calibration=ImportanceReport.read(self._out / "importance.json").calibration,
+            parity=[*self._parity_notes("export"), *self._parity_notes("prune")],
+            plan=deletions,
+            calibration=importance.calibration,
             progress=self._progress,
         )
         report.write(self._out / "report.json")
-        write_text(self._out / "report.md", render(report))
+        text = f"{render(report)}\n{render_importance(importance, deletions)}"
+        write_text(self._out / "report.md", text)
         return [self._out / "report.json", self._out / "report.md"], None
+
+    def _parity_notes(self, stage: str) -> list[ParityCheck]:
+        """What a stage's check against PyTorch gave, named after the model that was checked."""
+        arm = {"export": "baseline", "prune": "candidate, modules skipped"}[stage]
+        checks = [ParityCheck.model_validate(note) for note in self._ledger.notes(stage)]
+        return [check.model_copy(update={"name": f"{check.name} ({arm})"}) for check in checks]
 
     def _deletions(self) -> list[dict[str, Any]]:
         plan = PruningPlan.read(self._out / "plan.json")

@@ -30,8 +30,11 @@ from exporter.cli.options import (
     help="Drop N sublayers, attention and MLP ranked together.",
 )  # fmt: skip
 @click.option("--plan", type=EXISTING_FILE, help="Drop what this plan.json says.")
-@click.option("--exporter", type=click.Choice(["torch", "optimum"]), default="torch")
-@click.option("--opset", type=click.IntRange(18, 23), default=20, show_default=True)
+@click.option(
+    "--exporter", type=click.Choice(["torch", "optimum"]), default="torch", show_default=True,
+    help="PyTorch's own ONNX exporter, or optimum's (extra: optimum).",
+)  # fmt: skip
+@click.option("--opset", type=click.IntRange(18, 23), help="ONNX opset. [20]")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32",
     show_default=True,
