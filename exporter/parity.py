@@ -7,6 +7,7 @@ positions that hold real tokens.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,9 @@ def check_export(
     _refuse_uncheckable(interface, deletions)
     checks: list[ParityCheck] = []
     runner = OnnxRuntimeRunner(onnx_path, provider="cpu", threads=torch.get_num_threads())
-    with runner, skipped(loaded.model, deletions), torch.inference_mode():
+    # Without deletions nothing needs to be known of the architecture.
+    skipping = skipped(loaded.model, deletions) if deletions else contextlib.nullcontext()
+    with runner, skipping, torch.inference_mode():
         kept = _kept_past(interface, deletions)
         _require_interface(runner, interface, kept, onnx_path)
         sides = _Sides(InterfaceModule(loaded.model, interface), runner, interface, kept)

@@ -189,3 +189,20 @@ def test_bfloat16_is_refused_with_what_to_do(exported: Path) -> None:
     with pytest.raises(ExportError, match="bfloat16 graph can't be checked") as caught:
         check_export(tiny_loaded("llama", dtype="bfloat16"), exported)
     assert "float32" in caught.value.hint
+
+
+def test_an_export_of_an_unknown_architecture_can_be_checked(
+    loaded: Any, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.architectures import FAMILIES
+    from exporter.errors import UnknownArchitectureError
+    from exporter.parity import check_export
+
+    def unknown(model: Any) -> Any:
+        raise UnknownArchitectureError("not known")
+
+    monkeypatch.delitem(FAMILIES, "llama")
+    monkeypatch.setattr("exporter.architectures._discover", unknown)
+    assert all(check.passed for check in check_export(loaded, exported))
+    with pytest.raises(UnknownArchitectureError):
+        check_export(loaded, exported, deletions=[deletion(0, "mlp")])

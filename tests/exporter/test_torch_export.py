@@ -187,20 +187,3 @@ def test_what_pytorch_cannot_trace_is_one_clear_error(tmp_path: Path) -> None:
     assert "\n" not in caught.value.message
     assert caught.value.__cause__ is not None
     assert not list(tmp_path.iterdir())
-
-
-def test_ctrl_c_while_saving_leaves_the_earlier_export(
-    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from exporter.torch_export import export_onnx
-
-    def interrupted(model: ir.Model, path: Path, **_: Any) -> None:
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    (tmp_path / "model.onnx").write_bytes(b"earlier")
-    monkeypatch.setattr(ir, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        export_onnx(tiny_loaded("llama"), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    assert (tmp_path / "model.onnx").read_bytes() == b"earlier"

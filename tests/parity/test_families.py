@@ -15,7 +15,7 @@ TOLERANCE = 1e-5
 
 @pytest.mark.parametrize(
     ("family", "opset"),
-    [("gpt_neox", 20), ("gemma2", 20), ("bloom", 20), ("mixtral", 20), ("llama", 23)],
+    [("gpt_neox", 20), ("gemma2", 20), ("mixtral", 20), ("llama", 23)],
 )
 def test_export_and_cuts_equal_pytorch(family: str, opset: int, tmp_path: Path) -> None:
     from exporter.artifacts import PlannedDeletion
@@ -53,8 +53,7 @@ def test_an_encoder_and_its_cuts_equal_pytorch(tmp_path: Path) -> None:
     assert max(check.max_abs_error for check in checks) < TOLERANCE
 
 
-@pytest.mark.parametrize("opset", [20, 23])
-def test_one_graph_serves_every_size(opset: int, tmp_path: Path) -> None:
+def test_one_graph_serves_every_size(tmp_path: Path) -> None:
     """Prefill from nothing at batch 1, in chunks, then single tokens: the same logits."""
     import torch
 
@@ -62,7 +61,7 @@ def test_one_graph_serves_every_size(opset: int, tmp_path: Path) -> None:
     from exporter.torch_export import export_onnx
 
     loaded = tiny_loaded("llama")
-    path = export_onnx(loaded, tmp_path, opset=opset)
+    path = export_onnx(loaded, tmp_path)
     ids = torch.randint(128, (1, 11), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         want = loaded.model(input_ids=ids).logits.numpy()
