@@ -319,7 +319,7 @@ class _Road:
         for check in checks:
             verdict = "holds" if check.passed else "DOES NOT HOLD"
             self._progress.say(
-                f"{what}, {check.phase}: {verdict}, "
+                f"{what}, {check.phase}, {check.name.partition(' against')[0]}: {verdict}, "
                 f"max error {check.max_abs_error:.1e} (tolerance {check.tolerance:.1e})"
             )
         failed = [check for check in checks if not check.passed]

@@ -36,7 +36,7 @@ from exporter.cli.options import (
 )  # fmt: skip
 @click.option("--opset", type=click.IntRange(18, 23), help="ONNX opset. [20]")
 @click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32",
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32",
     show_default=True,
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Redo stages whose results are still valid.")
