@@ -124,12 +124,20 @@ class _Road:
 
     def walk(self) -> ComparisonReport:
         self._stage("score", self._score_key(), self._score)
+        self._refuse_same_text()
         self._stage("plan", self._plan_key(), self._plan)
         self._stage("export", self._export_key(), self._export)
         self._stage("prune", self._prune_key(), self._prune)
         self.__dict__.pop("_loaded", None)  # Frees the PyTorch model before anything is timed.
         self._stage("measure", self._measure_key(), self._measure)
         return ComparisonReport.read(self._out / "report.json")
+
+    def _refuse_same_text(self) -> None:
+        """Fails now, not after the export, when the evaluation text can't be used."""
+        from exporter.compare import evaluation_text
+
+        importance = ImportanceReport.read(self._out / "importance.json")
+        evaluation_text(self._request.compare, importance.calibration)
 
     def _stage(
         self, name: str, key: dict[str, Any], make: Callable[[], tuple[list[Path], Any]]

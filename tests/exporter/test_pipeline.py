@@ -1,0 +1,281 @@
+"""The whole road on a tiny random model: what is there afterwards, what is reused, what is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.errors import DepthcutError, UsageError
+from exporter.pipeline import DropRequest
+
+pytestmark = pytest.mark.torch
+
+SHIPPED = {"model.onnx", "model.onnx.data", "config.json", "generation_config.json"}
+SHIPPED |= {"tokenizer.json", "tokenizer_config.json"}
+RESULTS = {"importance.json", "plan.json", "prune.json", "report.json", "report.md"}
+RESULTS |= {"baseline", "candidate"}
+STAGES = ("score", "plan", "export", "prune", "measure")
+
+
+class Heard:
+    """A progress listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        from exporter.progress import Quiet
+
+        self.lines: list[str] = []
+        self.task = Quiet().task
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+    def detail(self, message: str) -> None:
+        pass
+
+    @property
+    def reused(self) -> list[str]:
+        return [line.partition(":")[0] for line in self.lines if "reused, nothing" in line]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with a random Llama of three layers and a word tokenizer."""
+    import torch
+    from tiny_lm import write_tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    write_tokenizer(folder)
+    PreTrainedTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def _request(checkpoint: Path, out: Path, **changes: Any) -> Any:
+    from exporter.compare import CompareOptions
+    from exporter.pipeline import ExportRequest, ScoreOptions
+
+    request = ExportRequest(
+        source=str(checkpoint),
+        out=out,
+        drops=DropRequest(attention=1),
+        score=ScoreOptions(samples=4, sequence_length=16, batch_size=2),
+        compare=CompareOptions(
+            prefill_lengths=(8,), decode_past_lengths=(8,), rounds=2, eval_tokens=64,
+            eval_sequence_length=16,
+        ),
+    )  # fmt: skip
+    return replace(request, **changes)
+
+
+def _walk(request: Any) -> tuple[Any, Heard]:
+    from exporter.pipeline import export_model
+
+    heard = Heard()
+    return export_model(request, heard), heard
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("road") / "out"
+    report, heard = _walk(_request(checkpoint, out))
+    assert heard.reused == []
+    return out, report
+
+
+@pytest.fixture
+def again(finished: tuple[Path, Any], tmp_path: Path) -> Path:
+    """A copy of the finished folder, to walk in once more."""
+    return Path(shutil.copytree(finished[0], tmp_path / "out"))
+
+
+def test_everything_is_there(finished: tuple[Path, Any]) -> None:
+    out, _ = finished
+    assert {path.name for path in out.iterdir()} == RESULTS | {".depthcut"}
+    for arm in ("baseline", "candidate"):
+        assert {path.name for path in (out / arm).iterdir()} >= SHIPPED
+        assert json.loads((out / arm / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_the_files_name_their_parents(finished: tuple[Path, Any]) -> None:
+    from exporter.files import sha256_file
+
+    out, _ = finished
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["importance_sha256"] == sha256_file(out / "importance.json")
+    prune = json.loads((out / "prune.json").read_text())
+    assert sha256_file(out / "plan.json") in prune["made_from"].values()
+    assert sha256_file(out / "baseline" / "model.onnx") in prune["made_from"].values()
+    assert prune["verification"]["passed"] is True
+
+
+def test_the_lowest_score_is_dropped_and_its_cache_with_it(finished: tuple[Path, Any]) -> None:
+    out, report = finished
+    scores = json.loads((out / "importance.json").read_text())["scores"]
+    lowest = min((s for s in scores if s["kind"] == "attention"), key=lambda s: s["score"])
+    assert [d.layer for d in report.plan] == [lowest["layer"]]
+    kv = [arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)]
+    # Two heads of eight floats, keys and values, three layers and then two.
+    assert kv == [3 * 2 * 2 * 8 * 4, 2 * 2 * 2 * 8 * 4]
+
+
+def test_the_report_tells_all_of_it(finished: tuple[Path, Any]) -> None:
+    out, report = finished
+    assert {(check.phase, check.passed) for check in report.parity} == {
+        ("prefill", True),
+        ("decode", True),
+    }
+    assert [row.phase for row in report.latency] == ["prefill", "decode"]
+    assert report.accuracy.perplexity is not None
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "## Importance" in text
+    assert "text sampled by the model" in text
+    assert "pydoc (evaluation half" in text
+
+
+def test_a_second_run_reuses_all(checkpoint: Path, again: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in again.rglob("*.*") if p.is_file()}
+    report, heard = _walk(_request(checkpoint, again))
+    assert heard.reused == list(STAGES)
+    assert {p: p.stat().st_mtime_ns for p in again.rglob("*.*") if p.is_file()} == before
+    assert [d.kind for d in report.plan] == ["attention"]
+
+
+def test_another_number_redoes_what_depends_on_it(checkpoint: Path, again: Path) -> None:
+    report, heard = _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
+    assert heard.reused == ["score", "export"]
+    assert [d.kind for d in report.plan] == ["mlp"]
+
+
+def test_a_damaged_result_is_made_again(checkpoint: Path, again: Path) -> None:
+    with (again / "candidate" / "model.onnx.data").open("r+b") as file:
+        file.write(b"\xff" * 8)
+    _, heard = _walk(_request(checkpoint, again))
+    assert heard.reused == ["score", "plan", "export", "measure"]
+
+
+def test_force_redoes_all(checkpoint: Path, again: Path) -> None:
+    _, heard = _walk(_request(checkpoint, again, force=True))
+    assert heard.reused == []
+
+
+def test_a_plan_by_hand_is_walked(checkpoint: Path, again: Path, tmp_path: Path) -> None:
+    plan = json.loads((again / "plan.json").read_text())
+    plan |= {"deletions": [{"layer": 0, "kind": "block"}], "importance_sha256": None}
+    (tmp_path / "mine.json").write_text(json.dumps(plan))
+    report, _ = _walk(_request(checkpoint, again, drops=DropRequest(plan=tmp_path / "mine.json")))
+    assert [(d.layer, d.kind) for d in report.plan] == [(0, "block")]
+    assert report.arms.candidate.kv_cache_bytes_per_token == 2 * 2 * 2 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("deletions", "words"),
+    [
+        ([{"layer": 7, "kind": "attention"}], "7"),
+        ([{"layer": n, "kind": "block"} for n in range(3)], "every"),
+        ([], "[Nn]o(thing| sublayer| deletion)"),
+    ],
+)
+def test_a_bad_plan_is_refused_and_damages_nothing(
+    checkpoint: Path, again: Path, tmp_path: Path, deletions: list[Any], words: str
+) -> None:
+    plan = json.loads((again / "plan.json").read_text()) | {"deletions": deletions}
+    (tmp_path / "bad.json").write_text(json.dumps(plan))
+    before = _contents(again)
+    with pytest.raises(DepthcutError, match=words):
+        _walk(_request(checkpoint, again, drops=DropRequest(plan=tmp_path / "bad.json")))
+    assert _contents(again) == before
+
+
+def test_the_calibration_text_may_not_judge(checkpoint: Path, tmp_path: Path) -> None:
+    from exporter.compare import CompareOptions
+    from exporter.pipeline import ScoreOptions
+
+    text = tmp_path / "text.txt"
+    text.write_text("the value of a list is the name of an object " * 50)
+    request = _request(
+        checkpoint,
+        tmp_path / "out",
+        score=ScoreOptions(calibration=str(text), samples=2, sequence_length=16),
+        compare=CompareOptions(eval_text=str(text), eval_tokens=32, eval_sequence_length=16),
+    )
+    with pytest.raises(DepthcutError, match="is the calibration text"):
+        _walk(request)
+    assert not (tmp_path / "out" / "baseline").exists()
+
+
+def test_a_failed_check_keeps_the_earlier_candidate(
+    checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import exporter.parity as parity
+    from exporter.artifacts import ParityCheck
+    from exporter.errors import VerificationError
+
+    wrong = ParityCheck(
+        name="logits", phase="decode", max_abs_error=1.0, tolerance=0.1, passed=False
+    )
+    monkeypatch.setattr(parity, "check_export", lambda *_, **__: [wrong])
+    before = _contents(again / "candidate")
+    with pytest.raises(VerificationError, match="logits differs by 1"):
+        _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
+    assert _contents(again / "candidate") == before
+    assert not list(again.glob(".candidate*"))
+
+
+def test_a_foreign_folder_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "baseline" / "mine.txt").touch()
+    with pytest.raises(UsageError, match="was not written by depthcut"):
+        _walk(_request(checkpoint, tmp_path))
+    assert (tmp_path / "baseline" / "mine.txt").exists()
+
+
+def test_ctrl_c_leaves_finished_stages_and_no_half_ones(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "exporter.cli", "export", str(checkpoint), "-o", str(out),
+        "--drop-attn", "1", "--samples", "2", "--sequence-length", "16",
+    ]  # fmt: skip
+    child = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ}
+    )
+    assert child.stderr is not None
+    told = ""
+    while "export to ONNX" not in told:
+        line = child.stderr.readline()
+        assert line, told
+        told += line
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    _, rest = child.communicate(timeout=60)
+    assert child.returncode == 130, told + rest
+    assert "Traceback" not in rest
+    assert {path.name for path in out.iterdir()} == {".depthcut", "importance.json", "plan.json"}
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

@@ -1,0 +1,45 @@
+"""ONNX Runtime on a GPU. Skipped, and counted, where there is none."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.artifacts import PlannedDeletion
+
+pytestmark = pytest.mark.gpu
+sys.path.insert(0, str(Path(__file__).parents[1] / "exporter"))
+
+
+def test_the_gpu_runs_it_and_agrees_with_the_cpu(tmp_path: Path) -> None:
+    from tiny_lm import write_tiny_lm
+
+    from exporter.backends.onnxruntime import OnnxRuntimeRunner
+    from exporter.measure.inputs import Shape, make_inputs, random_tokens
+
+    model = write_tiny_lm(tmp_path) / "model.onnx"
+    outputs = {}
+    for provider in ("cpu", "cuda"):
+        with OnnxRuntimeRunner(model, provider=provider, threads=1) as runner:
+            shape = Shape("decode", 1, 1, 8)
+            inputs = make_inputs(runner.inputs, shape, random_tokens(shape, 32))
+            outputs[provider] = runner.run(inputs)["logits"]
+    # TF32 products on the GPU round to 10 bits.
+    np.testing.assert_allclose(outputs["cuda"], outputs["cpu"], rtol=2e-3, atol=2e-3)
+
+
+def test_a_comparison_on_the_gpu_says_so(tmp_path: Path) -> None:
+    from tiny_lm import write_tiny_lm, write_tokenizer
+
+    from exporter.compare import CompareOptions, compare
+
+    arms = [write_tiny_lm(tmp_path / name, noise=noise) for name, noise in (("a", 0), ("b", 0.1))]
+    for arm in arms:
+        write_tokenizer(arm)
+    options = CompareOptions(provider="cuda", prefill_lengths=(16,), rounds=2, eval_tokens=512)
+    report = compare(*arms, options, plan=[PlannedDeletion(layer=0, kind="mlp")])
+    assert report.arms.baseline.provider == "CUDAExecutionProvider"
+    assert report.environment.gpu is not None
