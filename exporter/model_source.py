@@ -134,15 +134,25 @@ def resolve_source(
     return folder
 
 
-def source_sha256(source: str, *, allow_pickle: bool = False, revision: str | None = None) -> str:
+def source_sha256(
+    source: str,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    revision: str | None = None,
+) -> str:
     """The SHA-256 of what defines the model; needs no PyTorch.
 
-    Of a GGUF file that is the file's; of a folder one over config, tokenizer and weight files.
+    Of a GGUF file that is the file's; of a folder one over config, tokenizer, code and weight
+    files. The arguments are :func:`load_model`'s: they decide which files of a hub id are there.
 
     Raises:
         ModelSourceError: When there is nothing there that could be loaded.
     """
-    return _path_sha256(resolve_source(source, allow_pickle=allow_pickle, revision=revision))
+    path = resolve_source(
+        source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, revision=revision
+    )
+    return _path_sha256(path)
 
 
 def _fetch(source: str, trust_remote_code: bool, allow_pickle: bool, revision: str | None) -> Path:
@@ -216,7 +226,7 @@ def _check_gguf(path: Path) -> None:
 def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
     """Loads a GGUF file into a model that can be saved and exported like any other."""
     transformers = require("transformers", extra="torch")
-    require("gguf", extra="demo")
+    require("gguf", extra="gguf")
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         config = transformers.AutoConfig.from_pretrained(**place)
