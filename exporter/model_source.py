@@ -38,10 +38,12 @@ _HUB_ID = re.compile(r"(hf:[\w.-]+(/[\w.-]+)?|[\w][\w.-]*/[\w][\w.-]*)")
 _TEXT_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer*.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
-    "chat_template*",
+    "chat_template*", "additional_chat_templates/*.jinja",
 )  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.model", "vocab.*")
 _SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
+# Weights in folders of their own are other formats; templates are the one thing wanted from there.
+_ELSEWHERE = ("*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt", "*/*.py", "*/*.bin")
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -167,7 +169,7 @@ def _fetch(source: str, trust_remote_code: bool, allow_pickle: bool, revision: s
                 name,
                 revision=revision,
                 allow_patterns=wanted,
-                ignore_patterns=["*/*", "consolidated*"],
+                ignore_patterns=[*_ELSEWHERE, "consolidated*"],
             )
         )
     except (OSError, ValueError) as error:

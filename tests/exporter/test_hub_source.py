@@ -22,7 +22,10 @@ FILES = {
     "onnx/model.safetensors": "others",
     "original/tokenizer.model": "others",
     "nested/modeling.py": "others",
+    "additional_chat_templates/rag.jinja": "template",
+    "additional_chat_templates/config.json": "others",
 }
+WANTED = {"config.json", "model.safetensors", "additional_chat_templates/rag.jinja"}
 
 
 @pytest.fixture
@@ -58,13 +61,13 @@ def _names(folder: Path) -> set[str]:
 
 def test_only_what_the_model_is_made_of_is_fetched(cache: Path) -> None:
     assert resolve_source("owner/name") == cache
-    assert _names(cache) == {"config.json", "model.safetensors"}
+    assert _names(cache) == WANTED
 
 
 def test_code_is_fetched_and_hashed_with_leave_only(cache: Path) -> None:
     plain = source_sha256("owner/name")
     assert "modeling.py" not in _names(cache)
     first = source_sha256("owner/name", trust_remote_code=True)
-    assert _names(cache) == {"config.json", "model.safetensors", "modeling.py"}
+    assert _names(cache) == WANTED | {"modeling.py"}
     resolve_source("owner/name", trust_remote_code=True)
     assert source_sha256("owner/name", trust_remote_code=True) == first != plain

@@ -109,7 +109,11 @@ def test_the_hash_follows_the_weights_and_not_the_rest(tmp_path: Path) -> None:
     second = source_sha256(str(folder))
     assert second != first
     (folder / "tokenizer.json").write_text("{}")
-    assert source_sha256(str(folder)) not in (first, second)
+    third = source_sha256(str(folder))
+    assert third not in (first, second)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    assert source_sha256(str(folder)) not in (first, second, third)
 
 
 def test_the_hash_of_a_gguf_file_is_the_file_s(tmp_path: Path) -> None:
