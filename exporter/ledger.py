@@ -1,5 +1,9 @@
 """What an output folder already holds, and from what: the memory of `depthcut export`.
 
+New results are made in a workplace inside the output folder and published together at the end, so
+that the folder never mixes two runs. A run that is cut short leaves its finished stages in the
+workplace, where the next one finds them.
+
 A stage is valid when it was made from the same inputs (its key) and its files are unchanged.
 """
 
@@ -7,15 +11,18 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import UsageError
-from exporter.files import sha256_bytes, sha256_file, write_text
+from exporter.files import sha256_bytes, sha256_file, swap, write_text
 
 FOLDER = ".depthcut"
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[^.]+\.(?P<end>part|old)")
 
 
 class StageLedger:
@@ -24,36 +31,55 @@ class StageLedger:
     Args:
         root: The output folder.
         force: When true, nothing is valid and every stage runs again.
+
+    Attributes:
+        work: The workplace, where a stage writes its files.
     """
 
     def __init__(self, root: Path, *, force: bool = False) -> None:
         self._root = root
         self._path = root / FOLDER / "stages.json"
         self._force = force
+        self._made: set[str] = set()
         self._stages: dict[str, dict[str, Any]] = _read_stages(self._path)
+        self.work = root / FOLDER / "work"
 
     @property
     def is_new(self) -> bool:
-        """True when no stage was ever finished here."""
-        return not self._stages
+        """True when depthcut has never finished a stage here."""
+        return not self._path.exists()
+
+    def path(self, name: str) -> Path:
+        """Where a result is now: in the workplace when newly made, else in the output folder."""
+        new = self.work / name
+        return new if new.exists() else self._root / name
 
     def valid(self, stage: str, key: Mapping[str, Any]) -> bool:
         """Tells whether a stage was made from this key and its files are as they were."""
         entry = self._stages.get(stage)
-        if self._force or entry is None or entry["key"] != key_hash(key):
+        forced = self._force and stage not in self._made
+        if forced or entry is None or entry["key"] != key_hash(key):
             return False
         files: dict[str, str] = entry["files"]
         return all(self._unchanged(name, sha256) for name, sha256 in files.items())
 
     def _unchanged(self, name: str, sha256: str) -> bool:
-        path = self._root / name
+        path = self.path(name)
         return path.is_file() and sha256_file(path) == sha256
 
     def record(
         self, stage: str, key: Mapping[str, Any], files: Sequence[Path], notes: Any = None
     ) -> None:
-        """Writes down that a stage is finished, with its files' hashes and its notes."""
-        hashes = {path.relative_to(self._root).as_posix(): sha256_file(path) for path in files}
+        """Writes down that a stage is finished, with its files' hashes and its notes.
+
+        Args:
+            stage: Its name.
+            key: Everything that it depends on.
+            files: What it wrote, in the workplace.
+            notes: What a later stage wants to know of it; JSON.
+        """
+        hashes = {path.relative_to(self.work).as_posix(): sha256_file(path) for path in files}
+        self._made.add(stage)
         self._stages[stage] = {"key": key_hash(key), "files": hashes, "notes": notes}
         write_text(self._path, json.dumps(self._stages, indent=1, sort_keys=True) + "\n")
 
@@ -64,6 +90,13 @@ class StageLedger:
     def files_hash(self, stage: str) -> str:
         """One hash over the stage's files: the key of whatever is made from them."""
         return key_hash(self._stages[stage]["files"])
+
+    def publish(self) -> None:
+        """Moves everything that is new from the workplace to the output folder."""
+        if self.work.is_dir():
+            for item in sorted(self.work.iterdir()):
+                swap(item, self._root / item.name)
+            shutil.rmtree(self.work)
 
 
 def key_hash(key: Mapping[str, Any]) -> str:
@@ -77,12 +110,21 @@ def _read_stages(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError):
         # No memory, or a broken one: everything is made again.
         return {}
-    return stages if isinstance(stages, dict) else {}
+    if not isinstance(stages, dict):
+        return {}
+    wanted = {"key", "files", "notes"}
+    return {
+        name: entry
+        for name, entry in stages.items()
+        if isinstance(entry, dict) and entry.keys() == wanted and isinstance(entry["files"], dict)
+    }
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Keeps a second run out of an output folder for as long as the block runs.
+
+    What a killed run left half-made is cleared away first.
 
     Raises:
         UsageError: When another process works in the folder.
@@ -96,4 +138,20 @@ def locked(root: Path) -> Iterator[None]:
             raise UsageError(
                 f"Another depthcut works in {root}.", "Wait for it, or use another folder."
             ) from None
+        for place in (root, folder, folder / "work"):
+            _clear_leftovers(place)
         yield
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Removes half-made files and folders; puts an older one back whose successor never came."""
+    for path in sorted(folder.glob(".*")):
+        found = _LEFTOVER.fullmatch(path.name)
+        if found is None:
+            continue
+        if found["end"] == "old" and not (folder / found["name"]).exists():
+            path.replace(folder / found["name"])
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -24,5 +24,6 @@ def require(module: str, *, extra: str) -> ModuleType:
         missing = (error.name or module).partition(".")[0]
         raise MissingDependencyError(
             f"{missing} is needed here and can't be imported ({error}).",
-            f"Install it with: pip install 'depthcut[{extra}]'",
+            f"Install the extra {extra}: pip install 'depthcut[{extra}]', "
+            f"or in a clone: pip install '.[{extra}]'",
         ) from error

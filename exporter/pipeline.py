@@ -1,113 +1,56 @@
 """`depthcut export`: load, score, plan, export, prune, verify, measure, report.
 
-Each stage is skipped when the output folder already holds its result, made from the same inputs.
+Each stage is skipped when its result is already there, made from the same inputs.
 """
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import (
+    Arms,
     ComparisonReport,
     ImportanceReport,
     ParityCheck,
+    PlannedDeletion,
     PruneReport,
     PruningPlan,
     library_versions,
 )
-from exporter.compare import CompareOptions
 from exporter.errors import UsageError, VerificationError
 from exporter.files import sha256_file, staged_directory, write_text
 from exporter.ledger import StageLedger, locked
 from exporter.progress import QUIET, Progress
+from exporter.request import ExportRequest
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
 
-ExporterName = Literal["torch", "optimum"]
 _WEIGHT_FILES = ("model.onnx", "model.onnx.data")
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """How the PyTorch model may be loaded; both dangers are off by default."""
-
-    dtype: str = "float32"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """On which text importance is measured; None: the default for the kind of model."""
-
-    calibration: str | None = None
-    samples: int | None = None
-    sequence_length: int = 512
-    batch_size: int = 4
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class DropRequest:
-    """What to drop: a number of one kind, a joint number, or a plan file. Exactly one is set."""
-
-    attention: int = 0
-    mlp: int = 0
-    block: int = 0
-    joint: int = 0
-    plan: Path | None = None
-
-    def __post_init__(self) -> None:
-        counts = (self.attention, self.mlp, self.block, self.joint)
-        if sum(count > 0 for count in counts) + (self.plan is not None) != 1:
-            raise UsageError(
-                "Say what to drop, in one way:",
-                "--drop-attn N, --drop-mlp N, --drop-block N, --drop N or --plan FILE.",
-            )
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """Everything that `depthcut export` needs to know.
-
-    Attributes:
-        source: Hugging Face folder, hub id or GGUF file.
-        out: The folder that takes all results.
-        drops: What to drop.
-        exporter: PyTorch's own exporter, or optimum's.
-        opset: The ONNX opset; None: 20 for PyTorch's exporter, optimum's own choice for optimum.
-        force: Redo what is already there.
-    """
-
-    source: str
-    out: Path
-    drops: DropRequest
-    exporter: ExporterName = "torch"
-    opset: int | None = None
-    load: SourceOptions = field(default_factory=SourceOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-    compare: CompareOptions = field(default_factory=CompareOptions)
-    force: bool = False
+_RESULTS = (
+    "importance.json", "plan.json", "baseline", "candidate", "prune.json", "report.json",
+    "report.md",
+)  # fmt: skip
 
 
 def export_model(request: ExportRequest, progress: Progress = QUIET) -> ComparisonReport:
     """Walks the whole road and returns the comparison.
 
     Afterwards ``request.out`` holds importance.json, plan.json, baseline/, candidate/,
-    prune.json, report.json and report.md. A run that is cut short leaves the finished stages.
+    prune.json, report.json and report.md, all of this run. When it fails or is cut short, the
+    folder holds what it held before, and the next run finds the stages that were finished.
 
     Raises:
         DepthcutError: The subclass of the stage that failed.
     """
+    road = _Road(request, progress)
     with locked(request.out):
-        return _Road(request, progress).walk()
+        return road.walk()
 
 
 class _Road:
@@ -116,28 +59,51 @@ class _Road:
     def __init__(self, request: ExportRequest, progress: Progress) -> None:
         self._request = request
         self._progress = progress
-        self._out = request.out
+        self._versions = {**library_versions(), "python": platform.python_version()}
+        self._refuse_bad_options()
+        self._source_sha256 = self._hash_source()
         self._ledger = StageLedger(request.out, force=request.force)
-        self._versions = library_versions()
         if self._ledger.is_new:
             _refuse_foreign_results(request.out)
 
     def walk(self) -> ComparisonReport:
         self._stage("score", self._score_key(), self._score)
-        self._refuse_same_text()
+        self._refuse_calibration_text()
         self._stage("plan", self._plan_key(), self._plan)
         self._stage("export", self._export_key(), self._export)
         self._stage("prune", self._prune_key(), self._prune)
         self.__dict__.pop("_loaded", None)  # Frees the PyTorch model before anything is timed.
         self._stage("measure", self._measure_key(), self._measure)
-        return ComparisonReport.read(self._out / "report.json")
+        self._ledger.publish()
+        return ComparisonReport.read(self._request.out / "report.json")
 
-    def _refuse_same_text(self) -> None:
-        """Fails now, not after the export, when the evaluation text can't be used."""
+    def _refuse_bad_options(self) -> None:
+        """Fails now, not after minutes of work, on what can be told without the model."""
+        from exporter.compare import evaluation_text
+        from exporter.optional import require
+        from exporter.planning import read_plan
+
+        require("torch", extra="torch")
+        require("onnxruntime", extra="gpu" if self._request.compare.provider == "cuda" else "cpu")
+        if self._request.drops.plan is not None:
+            read_plan(self._request.drops.plan)
+        evaluation_text(self._request.compare, None)
+
+    def _refuse_calibration_text(self) -> None:
         from exporter.compare import evaluation_text
 
-        importance = ImportanceReport.read(self._out / "importance.json")
-        evaluation_text(self._request.compare, importance.calibration)
+        evaluation_text(self._request.compare, self._importance().calibration)
+
+    def _hash_source(self) -> str:
+        from exporter.model_source import source_sha256
+
+        load = self._request.load
+        return source_sha256(
+            self._request.source,
+            revision=load.revision,
+            allow_pickle=load.allow_pickle,
+            trust_remote_code=load.trust_remote_code,
+        )
 
     def _stage(
         self, name: str, key: dict[str, Any], make: Callable[[], tuple[list[Path], Any]]
@@ -163,122 +129,122 @@ class _Road:
                 revision=options.revision,
             )
 
-    # What each stage depends on.
+    # What each stage depends on. A data set of the hub is taken as unchanged.
 
     def _score_key(self) -> dict[str, Any]:
-        from exporter.model_source import source_sha256
-
-        calibration, load = self._request.score.calibration, self._request.load
         return {
-            "model": source_sha256(
-                self._request.source, revision=load.revision, allow_pickle=load.allow_pickle
-            ),
-            "load": vars(load),
+            "model": self._source_sha256,
+            "load": vars(self._request.load),
             "score": vars(self._request.score),
-            "text": _file_hash(calibration),
-            "versions": self._only_versions("depthcut", "torch", "transformers"),
+            "text": _file_hash(self._request.score.calibration),
+            "versions": self._versions,
         }
 
     def _plan_key(self) -> dict[str, Any]:
         drops = self._request.drops
         return {
             "importance": self._ledger.files_hash("score"),
-            "drops": vars(drops),
-            "file": _file_hash(str(drops.plan) if drops.plan else None),
+            "drops": {name: value for name, value in vars(drops).items() if name != "plan"},
+            "file": None if drops.plan is None else sha256_file(drops.plan),
         }
 
     def _export_key(self) -> dict[str, Any]:
-        names = ("depthcut", "torch", "transformers", "onnxscript", "onnx-ir", "optimum-onnx")
         return {
-            "model": self._score_key()["model"],
+            "model": self._source_sha256,
             "load": vars(self._request.load),
             "exporter": self._request.exporter,
             "opset": self._request.opset,
-            "versions": self._only_versions(*names),
+            "versions": self._versions,
         }
 
     def _prune_key(self) -> dict[str, Any]:
         return {
             "baseline": self._ledger.files_hash("export"),
-            "deletions": self._deletions(),
-            "versions": self._only_versions("depthcut", "onnx-ir", "torch", "transformers"),
+            "plan": self._ledger.files_hash("plan"),
+            "versions": self._versions,
         }
 
     def _measure_key(self) -> dict[str, Any]:
+        from exporter.measure.environment import default_threads, gpu_name, processor_name
+
         return {
             "candidate": self._ledger.files_hash("prune"),
             "baseline": self._ledger.files_hash("export"),
             "options": vars(self._request.compare),
             "text": _file_hash(self._request.compare.eval_text),
             "calibration": self._ledger.files_hash("score"),
+            "machine": [processor_name(), default_threads(), gpu_name()],
             "versions": self._versions,
         }
 
-    def _only_versions(self, *names: str) -> dict[str, str | None]:
-        return {name: self._versions.get(name) for name in names}
-
-    # The stages. Each returns its files and what is worth remembering.
+    # The stages. Each returns its files, in the workplace, and what is worth remembering.
 
     def _score(self) -> tuple[list[Path], None]:
         from exporter.importance import score
 
         report = score(self._loaded, **vars(self._request.score), progress=self._progress)
-        return [report.write(self._out / "importance.json")], None
+        return [report.write(self._ledger.work / "importance.json")], None
 
     def _plan(self) -> tuple[list[Path], None]:
-        from exporter.planning import plan_drop, read_plan, validate_plan
+        from exporter.planning import read_plan, validate_plan
 
-        path = self._out / "importance.json"
-        importance, drops = ImportanceReport.read(path), self._request.drops
-        if drops.plan is not None:
-            plan = read_plan(drops.plan)
-        else:
-            counts = {name: n for name, n in vars(drops).items() if name != "plan"}
-            plan = plan_drop(
-                importance,
-                **counts,
-                importance_sha256=sha256_file(path),
-                progress=self._progress,
-            )
-        validate_plan(plan, importance.model.num_layers)
+        path, given = self._ledger.work / "plan.json", self._request.drops.plan
+        plan = self._chosen_plan() if given is None else read_plan(given)
+        validate_plan(plan, self._importance().model.num_layers)
         self._progress.say("plan: drop " + plan.describe())
-        return [plan.write(self._out / "plan.json")], None
+        if given is None:
+            plan.write(path)
+        else:  # The user's own, to the letter.
+            write_text(path, given.read_text(encoding="utf-8"))
+        return [path], None
+
+    def _chosen_plan(self) -> PruningPlan:
+        from exporter.planning import plan_drop
+
+        counts = {name: n for name, n in vars(self._request.drops).items() if name != "plan"}
+        return plan_drop(
+            self._importance(),
+            **counts,
+            importance_sha256=sha256_file(self._ledger.path("importance.json")),
+            progress=self._progress,
+        )
 
     def _export(self) -> tuple[list[Path], list[dict[str, Any]]]:
         from exporter.model_source import save_pretrained_files
         from exporter.parity import check_export
 
-        with staged_directory(self._out / "baseline") as stage:
-            if self._request.exporter == "optimum":
-                from exporter.optimum_export import export_with_optimum
-
-                model = export_with_optimum(
-                    self._loaded, stage, opset=self._request.opset, progress=self._progress
-                )
-            else:
-                from exporter.torch_export import export_onnx
-
-                model = export_onnx(
-                    self._loaded, stage, opset=self._request.opset or 20, progress=self._progress
-                )
+        folder = self._ledger.work / "baseline"
+        with staged_directory(folder) as stage:
+            model = self._exported(stage)
             save_pretrained_files(self._loaded, stage)
             checks = check_export(self._loaded, model, progress=self._progress)
             self._judge("baseline against PyTorch", checks)
-        return _files_below(self._out / "baseline"), [check.model_dump() for check in checks]
+        return _files_below(folder), [check.model_dump() for check in checks]
+
+    def _exported(self, stage: Path) -> Path:
+        opset = self._request.opset
+        if self._request.exporter == "optimum":
+            from exporter.optimum_export import export_with_optimum
+
+            return export_with_optimum(self._loaded, stage, opset=opset, progress=self._progress)
+        from exporter.torch_export import export_onnx
+
+        return export_onnx(self._loaded, stage, opset=opset or 20, progress=self._progress)
 
     def _prune(self) -> tuple[list[Path], list[dict[str, Any]]]:
         from exporter.parity import check_export
         from exporter.surgery import prune_file
 
-        plan_path = self._out / "plan.json"
-        deletions = PruningPlan.read(plan_path).deletions
-        with staged_directory(self._out / "candidate") as stage:
-            _copy_all_but_weights(self._out / "baseline", stage)
+        baseline, folder = self._ledger.path("baseline"), self._ledger.work / "candidate"
+        deletions = self._deletions()
+        with staged_directory(folder) as stage:
+            weights = shutil.ignore_patterns(*_WEIGHT_FILES)
+            shutil.copytree(baseline, stage, ignore=weights, dirs_exist_ok=True)
             report = prune_file(
-                self._out / "baseline" / "model.onnx",
+                baseline / "model.onnx",
                 stage / "model.onnx",
                 deletions,
-                plan_sha256=sha256_file(plan_path),
+                plan_sha256=sha256_file(self._ledger.path("plan.json")),
                 verify="oracle",
                 progress=self._progress,
             )
@@ -287,8 +253,7 @@ class _Road:
                 self._loaded, stage / "model.onnx", deletions=deletions, progress=self._progress
             )
             self._judge("candidate against PyTorch with the same modules skipped", checks)
-        report.write(self._out / "prune.json")
-        files = [*_files_below(self._out / "candidate"), self._out / "prune.json"]
+        files = [*_files_below(folder), report.write(self._ledger.work / "prune.json")]
         return files, [check.model_dump() for check in checks]
 
     def _measure(self) -> tuple[list[Path], None]:
@@ -296,31 +261,44 @@ class _Road:
         from exporter.report.importance import render_importance
         from exporter.report.markdown import render
 
-        importance = ImportanceReport.read(self._out / "importance.json")
-        deletions = PruningPlan.read(self._out / "plan.json").deletions
+        importance, deletions = self._importance(), self._deletions()
         report = compare(
-            self._out / "baseline",
-            self._out / "candidate",
+            self._ledger.path("baseline"),
+            self._ledger.path("candidate"),
             self._request.compare,
             parity=[*self._parity_notes("export"), *self._parity_notes("prune")],
             plan=deletions,
             calibration=importance.calibration,
             progress=self._progress,
         )
-        report.write(self._out / "report.json")
+        report = self._published(report)
         text = f"{render(report)}\n{render_importance(importance, deletions)}"
-        write_text(self._out / "report.md", text)
-        return [self._out / "report.json", self._out / "report.md"], None
+        write_text(self._ledger.work / "report.md", text)
+        paths = [report.write(self._ledger.work / "report.json"), self._ledger.work / "report.md"]
+        return paths, None
+
+    def _published(self, report: ComparisonReport) -> ComparisonReport:
+        """The report with its arms' paths as they will be once everything is in its place."""
+        arms = {
+            name: arm.model_copy(update={"path": str(self._request.out / name / "model.onnx")})
+            for name, arm in (
+                ("baseline", report.arms.baseline),
+                ("candidate", report.arms.candidate),
+            )
+        }
+        return report.model_copy(update={"arms": Arms(**arms)})
+
+    def _importance(self) -> ImportanceReport:
+        return ImportanceReport.read(self._ledger.path("importance.json"))
+
+    def _deletions(self) -> list[PlannedDeletion]:
+        return PruningPlan.read(self._ledger.path("plan.json")).deletions
 
     def _parity_notes(self, stage: str) -> list[ParityCheck]:
         """What a stage's check against PyTorch gave, named after the model that was checked."""
         arm = {"export": "baseline", "prune": "candidate, modules skipped"}[stage]
         checks = [ParityCheck.model_validate(note) for note in self._ledger.notes(stage)]
         return [check.model_copy(update={"name": f"{check.name} ({arm})"}) for check in checks]
-
-    def _deletions(self) -> list[dict[str, Any]]:
-        plan = PruningPlan.read(self._out / "plan.json")
-        return [deletion.model_dump() for deletion in plan.deletions]
 
     def _judge(self, what: str, checks: list[ParityCheck]) -> None:
         """Tells how the checks went, and raises when one did not hold."""
@@ -347,7 +325,7 @@ class _Road:
 
 
 def _refuse_foreign_results(out: Path) -> None:
-    for name in ("baseline", "candidate"):
+    for name in _RESULTS:
         if (out / name).exists():
             raise UsageError(
                 f"{out / name} is there and was not written by depthcut export.",
@@ -364,9 +342,3 @@ def _file_hash(source: str | None) -> str | None:
 
 def _files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _copy_all_but_weights(source: Path, target: Path) -> None:
-    for path in source.iterdir():
-        if path.is_file() and path.name not in _WEIGHT_FILES:
-            shutil.copy2(path, target / path.name)

@@ -91,7 +91,7 @@ def _fail(progress: ConsoleProgress, line: str, code: int) -> int:
 
 def _os_error_line(error: OSError) -> str:
     where = f" at {error.filename}" if error.filename else ""
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return f"The disk is full{where}. Free some space and run the command again."
     return f"{error.strerror or error}{where}."
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.compare import CompareOptions
-from exporter.pipeline import (
+from exporter.request import (
     DropRequest,
     ExportRequest,
     ScoreOptions,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.files import sha256_file, sha256_files, staged_directory, write_text
+from exporter.files import sha256_file, sha256_files, staged_directory, swap, write_text
 
 
 def _names(folder: Path) -> list[str]:
@@ -93,3 +93,36 @@ def test_hashes(tmp_path: Path) -> None:
     both = sha256_files([tmp_path / "a"], tmp_path)
     (tmp_path / "a").replace(tmp_path / "b")
     assert sha256_files([tmp_path / "b"], tmp_path) != both
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_an_interrupt_between_the_renames_puts_the_older_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "old").touch()
+    calls = 0
+    replace = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == moment:
+            if moment == 1:  # after the older folder was moved aside
+                replace(self, target)
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        swap(tmp_path / "new", tmp_path / "final")
+    assert _names(tmp_path / "final") == ["old"]
+
+
+def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        write_text(tmp_path / "report.json", "{}")
+    assert error.value.filename == str(tmp_path / "report.json")
+    assert _names(tmp_path) == ["report.json"]

@@ -12,9 +12,17 @@ KEY = {"model": "abc", "samples": 20}
 
 @pytest.fixture
 def result(tmp_path: Path) -> Path:
-    path = tmp_path / "importance.json"
-    path.write_text("{}", encoding="utf-8")
-    StageLedger(tmp_path).record("score", KEY, [path], notes=[1])
+    ledger = StageLedger(tmp_path)
+    _finish(ledger, "{}")
+    ledger.publish()
+    return tmp_path / "importance.json"
+
+
+def _finish(ledger: StageLedger, text: str) -> Path:
+    ledger.work.mkdir(parents=True, exist_ok=True)
+    path = ledger.work / "importance.json"
+    path.write_text(text, encoding="utf-8")
+    ledger.record("score", KEY, [path], notes=[1])
     return path
 
 
@@ -50,14 +58,58 @@ def test_an_unknown_stage_is_not_valid(result: Path) -> None:
 def test_a_broken_memory_is_no_memory(result: Path) -> None:
     (result.parent / ".depthcut" / "stages.json").write_text("{", encoding="utf-8")
     assert not StageLedger(result.parent).valid("score", KEY)
-    assert StageLedger(result.parent).is_new
+    assert not StageLedger(result.parent).is_new
+
+
+@pytest.mark.parametrize("text", ["[]", '{"score": {}}', '{"score": 1}', '{"score": {"key": 1}}'])
+def test_an_odd_memory_is_no_memory(result: Path, text: str) -> None:
+    (result.parent / ".depthcut" / "stages.json").write_text(text, encoding="utf-8")
+    assert not StageLedger(result.parent).valid("score", KEY)
+
+
+def test_new_results_appear_only_when_published(result: Path) -> None:
+    ledger = StageLedger(result.parent)
+    new = _finish(ledger, "new")
+    assert result.read_text() == "{}"
+    assert ledger.path("importance.json") == new
+    assert StageLedger(result.parent).valid("score", KEY)
+    ledger.publish()
+    assert result.read_text() == "new"
+    assert not ledger.work.exists()
+    assert StageLedger(result.parent).valid("score", KEY)
+
+
+def test_what_a_forced_run_made_itself_is_valid(result: Path) -> None:
+    ledger = StageLedger(result.parent, force=True)
+    _finish(ledger, "new")
+    assert ledger.valid("score", KEY)
+
+
+def test_leftovers_of_a_killed_run_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".baseline.abc.part").mkdir()
+    (tmp_path / ".report.json.abc.part").touch()
+    (tmp_path / ".candidate.abc.old").mkdir()
+    (tmp_path / "candidate").mkdir()
+    (tmp_path / ".mine.txt").touch()
+    with locked(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".depthcut", ".mine.txt", "candidate",
+    ]  # fmt: skip
+
+
+def test_an_older_folder_whose_successor_never_came_is_put_back(tmp_path: Path) -> None:
+    (tmp_path / ".candidate.abc.old").mkdir()
+    (tmp_path / ".candidate.abc.old" / "model.onnx").touch()
+    with locked(tmp_path):
+        pass
+    assert (tmp_path / "candidate" / "model.onnx").exists()
 
 
 def test_files_hash_follows_the_files(result: Path) -> None:
     ledger = StageLedger(result.parent)
     before = ledger.files_hash("score")
-    result.write_text("{ }", encoding="utf-8")
-    ledger.record("score", KEY, [result])
+    _finish(ledger, "{ }")
     assert ledger.files_hash("score") != before
 
 

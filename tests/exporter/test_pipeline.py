@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import DepthcutError, UsageError
-from exporter.pipeline import DropRequest
+from exporter.request import DropRequest
 
 pytestmark = pytest.mark.torch
 
@@ -73,7 +73,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def _request(checkpoint: Path, out: Path, **changes: Any) -> Any:
     from exporter.compare import CompareOptions
-    from exporter.pipeline import ExportRequest, ScoreOptions
+    from exporter.request import ExportRequest, ScoreOptions
 
     request = ExportRequest(
         source=str(checkpoint),
@@ -154,10 +154,10 @@ def test_the_report_tells_all_of_it(finished: tuple[Path, Any]) -> None:
 
 
 def test_a_second_run_reuses_all(checkpoint: Path, again: Path) -> None:
-    before = {p: p.stat().st_mtime_ns for p in again.rglob("*.*") if p.is_file()}
+    before = _contents(again)
     report, heard = _walk(_request(checkpoint, again))
     assert heard.reused == list(STAGES)
-    assert {p: p.stat().st_mtime_ns for p in again.rglob("*.*") if p.is_file()} == before
+    assert _contents(again) == before
     assert [d.kind for d in report.plan] == ["attention"]
 
 
@@ -209,7 +209,7 @@ def test_a_bad_plan_is_refused_and_damages_nothing(
 
 def test_the_calibration_text_may_not_judge(checkpoint: Path, tmp_path: Path) -> None:
     from exporter.compare import CompareOptions
-    from exporter.pipeline import ScoreOptions
+    from exporter.request import ScoreOptions
 
     text = tmp_path / "text.txt"
     text.write_text("the value of a list is the name of an object " * 50)
@@ -235,11 +235,81 @@ def test_a_failed_check_keeps_the_earlier_candidate(
         name="logits", phase="decode", max_abs_error=1.0, tolerance=0.1, passed=False
     )
     monkeypatch.setattr(parity, "check_export", lambda *_, **__: [wrong])
-    before = _contents(again / "candidate")
+    before = _contents(again)
     with pytest.raises(VerificationError, match="logits differs by 1"):
         _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
-    assert _contents(again / "candidate") == before
-    assert not list(again.glob(".candidate*"))
+    assert _contents(again) == before
+    assert not (again / ".depthcut" / "work" / "candidate").exists()
+
+
+def test_a_run_that_failed_late_is_taken_up_again(
+    checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import exporter.compare as compare
+    from exporter.errors import BackendError
+
+    def fails(*_: object, **__: object) -> None:
+        raise BackendError("no more.")
+
+    before = _contents(again)
+    request = _request(checkpoint, again, drops=DropRequest(mlp=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "compare", fails)
+        with pytest.raises(BackendError):
+            _walk(request)
+    assert _contents(again) == before
+    report, heard = _walk(request)
+    assert heard.reused == ["score", "plan", "export", "prune"]
+    assert [d.kind for d in report.plan] == ["mlp"]
+    assert not (again / ".depthcut" / "work").exists()
+    prune = json.loads((again / "prune.json").read_text())
+    assert [entry["kind"] for entry in prune["deleted"]] == ["mlp"]
+
+
+def test_the_plan_in_the_output_folder_is_kept_to_the_letter(checkpoint: Path, again: Path) -> None:
+    mine = (again / "plan.json").read_text().replace("  ", " ")
+    (again / "plan.json").write_text(mine)
+    _walk(_request(checkpoint, again, drops=DropRequest(plan=again / "plan.json")))
+    assert (again / "plan.json").read_text() == mine
+    _, heard = _walk(_request(checkpoint, again, drops=DropRequest(plan=again / "plan.json")))
+    assert heard.reused == list(STAGES)
+
+
+def test_an_option_that_can_not_work_fails_before_any_work(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    from exporter.compare import CompareOptions
+
+    options = CompareOptions(eval_text=str(tmp_path / "nothing.txt"))
+    with pytest.raises(DepthcutError, match=r"nothing\.txt does not exist"):
+        _walk(_request(checkpoint, tmp_path / "out", compare=options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_there_leaves_no_folder(checkpoint: Path, tmp_path: Path) -> None:
+    request = _request(checkpoint, tmp_path / "out", source=str(tmp_path / "nothing"))
+    with pytest.raises(DepthcutError, match="nothing does not exist"):
+        _walk(request)
+    assert not (tmp_path / "out").exists()
+
+
+def test_extra_files_of_the_tokenizer_go_to_both_arms(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import exporter.model_source as model_source
+
+    save = model_source.save_pretrained_files
+
+    def with_templates(loaded: Any, folder: Path) -> None:
+        save(loaded, folder)
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").touch()
+
+    monkeypatch.setattr(model_source, "save_pretrained_files", with_templates)
+    _walk(_request(checkpoint, tmp_path / "out"))
+    for arm in ("baseline", "candidate"):
+        folder = tmp_path / "out" / arm / "additional_chat_templates"
+        assert (folder / "tool_use.jinja").exists()
 
 
 def test_a_foreign_folder_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
@@ -270,12 +340,12 @@ def test_ctrl_c_leaves_finished_stages_and_no_half_ones(checkpoint: Path, tmp_pa
     _, rest = child.communicate(timeout=60)
     assert child.returncode == 130, told + rest
     assert "Traceback" not in rest
-    assert {path.name for path in out.iterdir()} == {".depthcut", "importance.json", "plan.json"}
+    assert {path.name for path in out.iterdir()} == {".depthcut"}
+    work = out / ".depthcut" / "work"
+    assert {path.name for path in work.iterdir()} == {"importance.json", "plan.json"}
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    """What a user sees: all but depthcut's own notes and workplace."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(p): (folder / p).read_bytes() for p in files if p.parts[0] != ".depthcut"}

@@ -1,0 +1,76 @@
+"""What `depthcut export` is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from exporter.compare import CompareOptions
+from exporter.errors import UsageError
+
+ExporterName = Literal["torch", "optimum"]
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How the PyTorch model may be loaded; both dangers are off by default."""
+
+    dtype: str = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """On which text importance is measured; None: the default for the kind of model."""
+
+    calibration: str | None = None
+    samples: int | None = None
+    sequence_length: int = 512
+    batch_size: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DropRequest:
+    """What to drop: a number of one kind, a joint number, or a plan file. Exactly one is set."""
+
+    attention: int = 0
+    mlp: int = 0
+    block: int = 0
+    joint: int = 0
+    plan: Path | None = None
+
+    def __post_init__(self) -> None:
+        counts = (self.attention, self.mlp, self.block, self.joint)
+        if sum(count > 0 for count in counts) + (self.plan is not None) != 1:
+            raise UsageError(
+                "Say what to drop, in one way:",
+                "--drop-attn N, --drop-mlp N, --drop-block N, --drop N or --plan FILE.",
+            )
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """Everything that `depthcut export` needs to know.
+
+    Attributes:
+        source: Hugging Face folder, hub id or GGUF file.
+        out: The folder that takes all results.
+        drops: What to drop.
+        exporter: PyTorch's own exporter, or optimum's.
+        opset: The ONNX opset; None: 20 for PyTorch's exporter, optimum's own choice for optimum.
+        force: Redo what is already there.
+    """
+
+    source: str
+    out: Path
+    drops: DropRequest
+    exporter: ExporterName = "torch"
+    opset: int | None = None
+    load: SourceOptions = field(default_factory=SourceOptions)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+    compare: CompareOptions = field(default_factory=CompareOptions)
+    force: bool = False
