@@ -25,7 +25,8 @@ VerdictWord = Literal["faster", "slower", "same", "inconclusive"]
 
 _TOLD_VERSIONS = (
     "depthcut", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript",
-    "torch", "transformers", "optimum-onnx", "tensorrt", "tensorrt-rtx",
+    "torch", "transformers", "tokenizers", "gguf", "scipy", "optimum-onnx", "tensorrt",
+    "tensorrt-rtx",
 )  # fmt: skip
 
 
@@ -197,7 +198,12 @@ class PruneReport(Artifact):
 
 
 class Environment(Record):
-    """The machine and the settings of a measurement."""
+    """The machine and the settings of a measurement.
+
+    ``load_average_1m`` is from before the measurement and counts whatever ran in that minute, this
+    program included. ``other_cpu_share`` is what all other processes took of the machine's CPU
+    time while the arms were timed; None where the kernel doesn't say.
+    """
 
     machine: str
     processor: str
@@ -208,10 +214,15 @@ class Environment(Record):
     python: str
     gpu: str | None = None
     load_average_1m: float | None = None
+    other_cpu_share: float | None = None
 
 
 class Arm(Record):
-    """One side of a comparison."""
+    """One side of a comparison.
+
+    ``cpu_nodes`` counts, by operator, the nodes that ran on the CPU although ``provider`` is
+    another: by its kind, arithmetic on shapes. ``nodes`` counts those of the file; the backend fuses some.
+    """
 
     backend: str
     provider: str
@@ -222,6 +233,7 @@ class Arm(Record):
     parameters: int
     nodes: int
     kv_cache_bytes_per_token: int
+    cpu_nodes: dict[str, int] = Field(default_factory=dict)
 
 
 class Arms(Record):
@@ -264,6 +276,7 @@ class LatencyRow(Record):
     ``sequence_length`` is the number of new tokens, ``past_length`` what the KV cache holds.
     ``rounds`` is how many equal parts, in order, each arm's samples fall into: part *i* of both
     arms was taken in the same round, so that a saved report can be analysed again as pairs.
+    ``settled`` says whether times had stopped changing when the warm-up ended.
     """
 
     phase: Phase
@@ -275,6 +288,7 @@ class LatencyRow(Record):
     candidate: LatencySamples
     speedup: Speedup
     verdict: VerdictWord
+    settled: bool | None = None
 
 
 class PerplexityPair(Record):
