@@ -45,10 +45,11 @@ class CompareOptions:
         provider: Where ONNX Runtime runs both: ``cpu`` or ``cuda``.
         threads: CPU threads; None takes the physical cores that this process may use.
         prefill_lengths: Prompt lengths; for a graph without a KV cache, lengths of its input.
-        decode_past_lengths: Cache lengths at which one token is decoded.
+        decode_past_lengths: Cache lengths at which one token is decoded. One of the two may be
+            empty, not both.
         batch: Sequences in each timed call.
-        rounds: Interleaved rounds of a row at least. Where calls are short there are more, until
-            the row has taken 20 seconds or has 60 rounds.
+        rounds: Interleaved rounds of a row at least, from 2 on; below 6 there is no verdict. Where
+            calls are short there are more, until the row has taken 20 seconds or has 60 rounds.
         eval_text: What the models are judged on; see :func:`exporter.texts.read_texts`.
         eval_tokens: How much of it, rounded down to whole samples.
         eval_sequence_length: Tokens in a sample.
@@ -68,6 +69,11 @@ class CompareOptions:
         lengths = (*self.prefill_lengths, *self.decode_past_lengths, self.batch)
         if min(lengths) < 1 or (self.threads is not None and self.threads < 1):
             raise UsageError("Lengths, batch and threads begin at 1.")
+        if not (self.prefill_lengths or self.decode_past_lengths):
+            raise UsageError(
+                "There is nothing to time: no prompt length and no cache length is given.",
+                "Give --prefill or --decode-past at least one length.",
+            )
         if self.rounds < 2:
             raise UsageError("An interval needs at least 2 rounds.")
         if min(self.eval_tokens, self.eval_sequence_length) < 2:
@@ -165,6 +171,7 @@ class _Pair:
         plan: list[PlannedDeletion],
         calibration: CalibrationRef | None,
     ) -> ComparisonReport:
+        from exporter.measure.cpu_use import cpu_times, other_cpu_share
         from exporter.measure.environment import environment
 
         _refuse_other_interface(self.baseline, self.candidate)
@@ -172,13 +179,15 @@ class _Pair:
             threads=self.baseline.threads, gpu=self.baseline.provider.startswith("CUDA")
         )
         accuracy = self._accuracy(texts)
+        before = cpu_times()
         latency = self._latency()
+        others = other_cpu_share(before, cpu_times())
         made_from = {"baseline": self.facts[0].sha256, "candidate": self.facts[1].sha256}
         if accuracy is not None:
             made_from["evaluation_text"] = accuracy.text_sha256
         return ComparisonReport(
             made_from=made_from,
-            environment=machine,
+            environment=machine.model_copy(update={"other_cpu_share": others}),
             arms=self._arms(),
             plan=plan or _recorded_plan(self.facts[1], self.folders[1].onnx),
             calibration=calibration,
@@ -211,6 +220,11 @@ class _Pair:
         shapes = [Shape(phase, options.batch, length) for length in options.prefill_lengths]
         if cached:
             shapes += [Shape("decode", options.batch, 1, n) for n in options.decode_past_lengths]
+        if not shapes:
+            raise ComparisonError(
+                f"{self.folders[0].onnx} has no KV cache, so there is no decode step to time.",
+                "Give input lengths with --prefill.",
+            )
         longest = self.folders[0].longest_sequence
         fitting = [s for s in shapes if longest is None or s.total_length <= longest]
         for shape in shapes:
@@ -296,6 +310,7 @@ def _arm(runner: Runner, path: Path, facts: GraphFacts) -> Arm:
         parameters=facts.parameters,
         nodes=facts.nodes,
         kv_cache_bytes_per_token=facts.kv_cache_bytes_per_token,
+        cpu_nodes=dict(runner.cpu_nodes),
     )
 
 

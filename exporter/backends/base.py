@@ -41,17 +41,21 @@ class Runner(Protocol):
         backend: The backend's name, such as ``onnxruntime``.
         provider: The device path that really runs, as the backend calls it.
         threads: CPU threads that the backend may use for one operator.
+        cpu_nodes: Once entered: by operator, how many nodes run on the CPU although another
+            provider was asked for. By their operators they compute shapes.
     """
 
     backend: str
     provider: str
     threads: int
+    cpu_nodes: Mapping[str, int]
 
     def __enter__(self) -> Self:
         """Loads the model.
 
         Raises:
-            BackendError: When it can't be loaded, or not where it was asked to run.
+            BackendError: When it can't be loaded, or not all of its computation runs where it
+                was asked to.
         """
 
     def __exit__(self, *exc_info: object) -> None:
@@ -80,5 +84,5 @@ class Runner(Protocol):
         The model runs once to learn the shapes of its outputs.
 
         Raises:
-            BackendError: When that run fails.
+            BackendError: When that run fails; so does the call that is returned, when it fails.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,27 @@ from exporter.optional import require
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Short names of the execution providers that this backend knows."""
 
+RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
+"""The session option without which :func:`placement` finds nothing; ONNX Runtime 1.24 and newer.
+
+Before 1.27 it left out float16 nodes without a kernel, which are given to the CPU late.
+"""
+
+# What computes shapes, positions and masks. ONNX Runtime keeps such nodes on the CPU when their
+# inputs are there. The record tells no types, so one of these that works on activations passes too;
+# the report counts them all, and a graph whose real work has left the GPU has others besides.
+_SHAPE_OPERATORS = frozenset(
+    name
+    for line in (
+        "Shape Size Constant ConstantOfShape Range Identity Cast If",
+        "Concat Expand Flatten Reshape Slice Split Squeeze Tile Trilu Unsqueeze",
+        "Gather GatherElements GatherND NonZero ScatterElements ScatterND Where",
+        "Abs Add Ceil CumSum Div Floor Max Min Mod Mul Neg Sign Sub",
+        "And Equal Greater GreaterOrEqual Less LessOrEqual Not Or Xor",
+        "ReduceMax ReduceMin ReduceProd ReduceSum",
+    )
+    for name in line.split()
+)
 _EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 _ONLY_FATAL = 4  # the log severity that leaves errors to the exceptions
 _LOAD_FAILURES = (
@@ -73,12 +95,24 @@ class OnnxRuntimeRunner:
         self._session: Any = None
         self.provider = PROVIDERS[provider]
         self.threads = threads
+        self.cpu_nodes: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         """Creates the session and makes sure that it runs where it was asked to.
 
+        On CUDA that goes node by node. The CPU's provider is always there, and ONNX Runtime gives
+        it every node that has no kernel on the GPU, without a word; it also gives it the
+        arithmetic on shapes, on purpose and for speed. So the session option
+        ``session.disable_cpu_ep_fallback``, which refuses both, is of no use for a graph with
+        dynamic dimensions. Instead the session's own record of who got which node is read: nodes
+        that compute shapes are counted in ``cpu_nodes``, any other is refused.
+
+        The record was tried on real sessions of the CPU only. That it is complete on a GPU, and
+        that the option above counts shape nodes too, is what ONNX Runtime's source says.
+
         Raises:
-            BackendError: When the file can't be loaded or the provider doesn't run.
+            BackendError: When the file can't be loaded, the provider doesn't run, or a node that
+                computes more than shapes would run on the CPU instead.
             MissingDependencyError: Without onnxruntime.
         """
         self._ort = require("onnxruntime", extra=_EXTRAS[self._short_name])
@@ -95,6 +129,8 @@ class OnnxRuntimeRunner:
                 f"{self.provider} was asked for, but {running} would run {self._model}.",
                 "Check the driver and the CUDA libraries; depthcut doesn't fall back.",
             )
+        if self.provider != PROVIDERS["cpu"]:
+            self.cpu_nodes = self._shape_nodes_on_cpu(session)
         self._session = session
         return self
 
@@ -133,7 +169,7 @@ class OnnxRuntimeRunner:
         """Binds the inputs on the device, and outputs that each call overwrites.
 
         Raises:
-            BackendError: When the first run fails.
+            BackendError: When the first run fails, or when a later call does.
         """
         session, binding = self._loaded(), self._bound_inputs(inputs)
         names = [spec.name for spec in self.outputs]
@@ -145,7 +181,14 @@ class OnnxRuntimeRunner:
         for name, value in zip(names, binding.get_outputs(), strict=True):
             binding.bind_ortvalue_output(name, value)
         run = session.run_with_iobinding
-        return lambda: run(binding)
+
+        def call() -> None:
+            try:  # without a failure this costs nothing, which _run_errors() would
+                run(binding)
+            except Exception as error:
+                raise self._run_error(error) from error
+
+        return call
 
     @property
     def _device(self) -> str:
@@ -165,6 +208,29 @@ class OnnxRuntimeRunner:
                 "the two packages can't live together.",
             )
 
+    def _shape_nodes_on_cpu(self, session: Any) -> dict[str, int]:
+        """Counts the CPU's nodes by operator, and refuses those that compute more than shapes."""
+        if not hasattr(session, "get_provider_graph_assignment_info"):
+            raise BackendError(
+                f"onnxruntime {self._ort.__version__} doesn't tell which nodes run on the CPU "
+                f"instead of {self.provider}.",
+                "Update onnxruntime-gpu to 1.27 or newer.",
+            )
+        placed = placement(session)
+        if not placed[self.provider]:
+            raise BackendError(f"{self.provider} was asked for, but runs no node of {self._model}.")
+        on_cpu = placed[PROVIDERS["cpu"]]
+        computing = {name: count for name, count in on_cpu.items() if name not in _SHAPE_OPERATORS}
+        if computing:
+            told = ", ".join(f"{count} {name}" for name, count in sorted(computing.items()))
+            raise BackendError(
+                f"{self.provider} was asked for, but these nodes of {self._model} would run on "
+                f"the CPU: {told}.",
+                "There is no GPU kernel for their type or opset: export in another precision or at "
+                "another opset; depthcut doesn't fall back.",
+            )
+        return dict(on_cpu)
+
     def _wanted_providers(self) -> list[str]:
         # CUDA leaves the arithmetic on shapes to the CPU, so that one is always there.
         return list(dict.fromkeys([self.provider, PROVIDERS["cpu"]]))
@@ -175,6 +241,8 @@ class OnnxRuntimeRunner:
         options.inter_op_num_threads = 1
         options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = _ONLY_FATAL
+        if self.provider != PROVIDERS["cpu"]:
+            options.add_session_config_entry(RECORD_PLACEMENT, "1")
         return options
 
     def _bound_inputs(self, inputs: Mapping[str, Array]) -> Any:
@@ -239,9 +307,27 @@ class OnnxRuntimeRunner:
         try:
             yield
         except Exception as error:
-            raise BackendError(
-                f"ONNX Runtime failed while it ran {self._model}: {_first_sentence(str(error))}"
-            ) from error
+            raise self._run_error(error) from error
+
+    def _run_error(self, error: Exception) -> BackendError:
+        return BackendError(
+            f"ONNX Runtime failed while it ran {self._model}: {_first_sentence(str(error))}"
+        )
+
+
+def placement(session: Any) -> dict[str, Counter[str]]:
+    """Who runs what: provider to the number of its nodes by operator; none for a provider unnamed.
+
+    Args:
+        session: An ``InferenceSession`` that was made with :data:`RECORD_PLACEMENT` set to 1.
+    """
+    placed: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for part in session.get_provider_graph_assignment_info():
+        for node in part.get_nodes():
+            outside = node.domain not in ("", "ai.onnx")
+            name = f"{node.domain}.{node.op_type}" if outside else node.op_type
+            placed[part.ep_name][name] += 1
+    return placed
 
 
 def _bfloat16() -> np.dtype[Any]:

@@ -53,11 +53,18 @@ def tokenize(
         separator_id: A token between documents; None puts none.
 
     Raises:
-        ComparisonError: When the tokenizer can't be read or the text is shorter than a sample.
+        ComparisonError: When the tokenizer can't be read, its opening tokens fill a sample, or
+            the text is shorter than one.
         MissingDependencyError: Without the tokenizers library.
     """
     encode = _encoder(tokenizer_path)
     opening = _opening_tokens(encode)
+    if len(opening) >= sequence_length:
+        raise ComparisonError(
+            f"A sample of {sequence_length} tokens has no room for text: {tokenizer_path} opens "
+            f"each with {len(opening)} of its own.",
+            "Evaluate on more tokens (--eval-tokens).",
+        )
     packed = pack_tokens(
         lambda text: encode(text, False),
         texts,

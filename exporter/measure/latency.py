@@ -34,7 +34,7 @@ class Sampling:
     """How long one row is measured.
 
     Attributes:
-        rounds: Rounds at least; an interval needs two.
+        rounds: Rounds at least; an interval needs two, a verdict six.
         most_rounds: Rounds at most, where calls are short.
         row_seconds: Rounds beyond ``rounds`` are added until the row has taken this long.
         visit_ms: How long an arm keeps its turn at least. An arm whose one call is shorter makes
@@ -93,7 +93,7 @@ def measure_row(
     baseline_ms, candidate_ms = sample_pair(
         first, second, sampling, call_ms=warmup.call_ms, progress=progress, label=f"time {shape}"
     )
-    return _row(shape, baseline_ms, candidate_ms)
+    return _row(shape, baseline_ms, candidate_ms, settled=warmup.stable)
 
 
 def warm_up(
@@ -158,7 +158,9 @@ def sample_pair(
     return np.array(taken[0]), np.array(taken[1])
 
 
-def _row(shape: Shape, baseline_ms: Milliseconds, candidate_ms: Milliseconds) -> LatencyRow:
+def _row(
+    shape: Shape, baseline_ms: Milliseconds, candidate_ms: Milliseconds, *, settled: bool
+) -> LatencyRow:
     speedup = paired_speedup(baseline_ms, candidate_ms, seed=0)
     return LatencyRow(
         phase=shape.phase,
@@ -169,7 +171,8 @@ def _row(shape: Shape, baseline_ms: Milliseconds, candidate_ms: Milliseconds) ->
         baseline=summarize(baseline_ms),
         candidate=summarize(candidate_ms),
         speedup=speedup,
-        verdict=verdict(speedup),
+        verdict=verdict(speedup, rounds=len(baseline_ms)),
+        settled=settled,
     )
 
 

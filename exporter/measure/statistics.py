@@ -8,6 +8,23 @@ With few rounds a plain percentile interval is too narrow: two sessions of one a
 were called different now and then. It is widened as Hesterberg proposes ("What Teachers Should Know
 about the Bootstrap", 2014, arXiv 1411.5279, expanded percentile interval): the percentiles are
 those that make it as wide as a t interval would be for a mean of so many rounds.
+
+Widening doesn't help where there are hardly any rounds to draw from: no percentile lies beyond the
+most extreme draw. For two equal arms, each of which moves by 3 % of its own from round to round,
+the interval misses the truth, and a word by it alone would be a false *faster* or *slower*, so
+often (2000 trials; ``tests/benchmarks/bench_latency.py`` prints the table):
+
+======  ======  ===========
+rounds  misses  false words
+======  ======  ===========
+2       52 %    35 %
+3       24 %    13 %
+4       12 %    5 %
+5       7 %     2 %
+6       3 %     1 %
+======  ======  ===========
+
+So there is no verdict below :data:`FEWEST_ROUNDS`.
 """
 
 from __future__ import annotations
@@ -24,6 +41,9 @@ Milliseconds = NDArray[np.float64]
 
 THRESHOLD = 0.01
 """Below one percent a difference counts as none."""
+
+FEWEST_ROUNDS = 6
+"""With fewer rounds the interval isn't one of 95 %, and every verdict is ``inconclusive``."""
 
 _RESAMPLES = 5000
 _CONFIDENCE = 0.95
@@ -101,13 +121,16 @@ def _batch_for(samples: int) -> int:
     return max(1, min(_RESAMPLES, 4_000_000 // samples))
 
 
-def verdict(speedup: Speedup, *, threshold: float = THRESHOLD) -> VerdictWord:
+def verdict(speedup: Speedup, *, rounds: int, threshold: float = THRESHOLD) -> VerdictWord:
     """One word for a speedup, by where its whole interval lies.
 
     ``faster``: all of it above ``1 + threshold``. ``slower``: all of it below
     ``1 / (1 + threshold)``. ``same``: all of it between the two. Otherwise ``inconclusive``: the
-    measurement was too short or the machine too busy to tell.
+    measurement was too short or the machine too busy to tell. With fewer than
+    :data:`FEWEST_ROUNDS` rounds it is always ``inconclusive``.
     """
+    if rounds < FEWEST_ROUNDS:
+        return "inconclusive"
     low, high = speedup.ci95
     if low > 1 + threshold:
         return "faster"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from exporter.artifacts import ComparisonReport
+from exporter.artifacts import Arm, ComparisonReport, LatencyRow
+from exporter.measure.statistics import FEWEST_ROUNDS
 from exporter.report.words import (
     HEADER,
     accuracy_rows,
     dropped_lines,
+    has_too_few_rounds,
     headline,
     milliseconds,
     shape_words,
@@ -17,6 +19,13 @@ from exporter.report.words import (
     size_rows,
     speedup_words,
     verdict_sentences,
+)
+
+_CPU = "CPUExecutionProvider"  # where exporter.parity runs, whatever is timed
+_MUCH = 0.1
+_BUSY = (
+    "Other processes took {:.0f} % of the machine's CPU time while the arms were timed: expect "
+    "wide intervals."
 )
 
 
@@ -69,7 +78,31 @@ def _latency(report: ComparisonReport) -> list[str]:
         "faster; in brackets its 95 % interval, from a paired bootstrap over the rounds. "
         "*faster* or *slower*: the whole interval lies beyond 1 %. *same*: it lies within 1 %. "
         "*inconclusive*: neither; measure with more rounds or on a quieter machine.",
+        *_latency_warnings(report),
     ]
+
+
+def _latency_warnings(report: ComparisonReport) -> list[str]:
+    """What makes a row less sure than it looks, each with the rows that it is true of."""
+    few = [row for row in report.latency if has_too_few_rounds(row)]
+    unsettled = [row for row in report.latency if row.settled is False]
+    lines = []
+    if few:
+        lines.append(
+            f"**Too few rounds:** {_shapes(few)}. With fewer than {FEWEST_ROUNDS} the true speedup "
+            "lies outside of the brackets more often than 5 times in 100 (with 2 rounds in about "
+            "half of all runs), so there is no verdict."
+        )
+    if unsettled:
+        lines.append(
+            f"**Not settled:** {_shapes(unsettled)}. Times were still changing when the warm-up "
+            "had taken as long as it may; expect them to differ in the next run."
+        )
+    return [part for line in lines for part in ("", line)]
+
+
+def _shapes(rows: Sequence[LatencyRow]) -> str:
+    return "; ".join(shape_words(row) for row in rows)
 
 
 def _accuracy(report: ComparisonReport) -> list[str]:
@@ -131,26 +164,56 @@ def _parity(report: ComparisonReport) -> list[str]:
         for check in report.parity
     ]
     header = ["check", "phase", "max abs error", "tolerance", "result"]
-    return ["## Parity", "", *_table(header, rows, right=(2, 3))]
+    return ["## Parity", "", *_table(header, rows, right=(2, 3)), *_parity_device(report)]
+
+
+def _parity_device(report: ComparisonReport) -> list[str]:
+    """Says that these checks are none of the device that was timed, where that is so."""
+    provider = report.arms.baseline.provider
+    if provider == _CPU:
+        return []
+    return [
+        "",
+        f"These checks ran on the CPU ({_CPU}), not on {provider}, where the arms were "
+        "timed and compared.",
+    ]
 
 
 def _environment(report: ComparisonReport) -> list[str]:
     machine, arms = report.environment, report.arms
-    load = machine.load_average_1m
+    load, others = machine.load_average_1m, machine.other_cpu_share
     rows = [
         ("processor", f"{machine.processor}, {machine.cpu_count} CPUs, {machine.machine}"),
         ("threads", str(machine.threads)),
         ("GPU", machine.gpu or "none used"),
         ("memory", f"{machine.memory_bytes / 2**30:.1f} GiB"),
-        ("load before measuring", "unknown" if load is None else f"{load:.2f}"),
+        ("other processes while timing", _share(machine.other_cpu_share)),
+        ("load before measuring", "unknown" if load is None else f"{load:.2f}, this run included"),
         ("platform", f"{machine.platform}, Python {machine.python}"),
         ("backend", f"{arms.baseline.backend}, {arms.baseline.provider}"),
+        *_left_to_the_cpu(report),
         ("precision", f"{arms.baseline.precision} / {arms.candidate.precision}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
     ]
-    busy = load is not None and load > machine.cpu_count
-    note = ["", "The machine was busy with other work: expect wide intervals."] if busy else []
+    note = ["", _BUSY.format(100 * others)] if others is not None and others > _MUCH else []
     return ["## Environment", "", *_table(["what", "value"], rows), *note]
+
+
+def _share(share: float | None) -> str:
+    return "unknown" if share is None else f"{100 * share:.0f} % of all CPU time"
+
+
+def _left_to_the_cpu(report: ComparisonReport) -> list[tuple[str, str]]:
+    arms = report.arms
+    if arms.baseline.provider == _CPU:
+        return []
+    counts = f"{_on_cpu(arms.baseline)} / {_on_cpu(arms.candidate)}"
+    return [("arithmetic on shapes, on the CPU", counts)]
+
+
+def _on_cpu(arm: Arm) -> str:
+    counts = ", ".join(f"{number} {name}" for name, number in sorted(arm.cpu_nodes.items()))
+    return f"{sum(arm.cpu_nodes.values())} nodes ({counts})" if counts else "no node"
 
 
 def _reproduce(report: ComparisonReport) -> list[str]:

@@ -10,6 +10,7 @@ from exporter.artifacts import (
     PlannedDeletion,
     Speedup,
 )
+from exporter.measure.statistics import FEWEST_ROUNDS
 
 Row = tuple[str, str, str, str, str]
 """What, baseline, candidate, change, verdict."""
@@ -105,14 +106,25 @@ def headline(report: ComparisonReport) -> str:
 
 def _latency_sentence(row: LatencyRow) -> str:
     low, high = row.speedup.ci95
-    measured = f"{row.speedup.ratio:.3f} times as fast, 95 % interval {low:.3f} to {high:.3f}"
+    what, ratio = shape_words(row).capitalize(), f"{row.speedup.ratio:.3f} times as fast"
+    if has_too_few_rounds(row):
+        return (
+            f"{what} gets no verdict: that takes {FEWEST_ROUNDS} rounds, and it was timed in "
+            f"{row.rounds} ({ratio})."
+        )
     openings = {
         "faster": "is faster",
         "slower": "is slower",
         "same": "takes the same time to within 1 %",
-        "inconclusive": "shows no difference that this measurement can tell from noise",
+        "inconclusive": "gets no verdict: it can't be told to be at least 1 % faster, at least "
+        "1 % slower, or the same to within 1 %",
     }
-    return f"{shape_words(row).capitalize()} {openings[row.verdict]} ({measured})."
+    return f"{what} {openings[row.verdict]} ({ratio}, 95 % interval {low:.3f} to {high:.3f})."
+
+
+def has_too_few_rounds(row: LatencyRow) -> bool:
+    """Whether a row was timed in too few rounds for its interval to be one of 95 %."""
+    return row.rounds < FEWEST_ROUNDS
 
 
 def _accuracy_sentences(report: ComparisonReport) -> list[str]:

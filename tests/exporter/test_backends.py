@@ -12,7 +12,7 @@ import pytest
 from tiny_lm import write_tiny_lm
 
 from exporter.backends import onnxruntime as backend
-from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.backends.onnxruntime import RECORD_PLACEMENT, OnnxRuntimeRunner, placement
 from exporter.errors import BackendError, MissingDependencyError
 from exporter.measure.inputs import Shape, make_inputs
 
@@ -138,13 +138,42 @@ def test_damaged_models_are_one_clear_line(
     assert "onnxruntime_src" not in str(caught.value)
 
 
-def fake_runtime(present: list[str], running: list[str]) -> types.SimpleNamespace:
-    def session(*_args: Any, **_kwargs: Any) -> Any:
-        return types.SimpleNamespace(get_providers=lambda: running)
+class FakeOptions(types.SimpleNamespace):
+    """Session options that keep their entries."""
+
+    def __init__(self) -> None:
+        super().__init__(entries={})
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        self.entries[key] = value
+
+
+def fake_part(provider: str, *operators: str, domain: str = "") -> Any:
+    """A part of a graph that one provider got."""
+    nodes = [types.SimpleNamespace(op_type=name, domain=domain) for name in operators]
+    return types.SimpleNamespace(ep_name=provider, get_nodes=lambda: nodes)
+
+
+ON_GPU = fake_part("CUDAExecutionProvider", "MatMul", "Gather")
+
+
+def fake_runtime(
+    present: list[str], running: list[str], placed: list[Any] | None = None
+) -> types.SimpleNamespace:
+    """A runtime of which no session can run; ``placed`` is who got which nodes."""
+
+    def session(_path: str, options: FakeOptions, **_kwargs: Any) -> Any:
+        def assignment() -> list[Any]:
+            recorded = options.entries.get(RECORD_PLACEMENT) == "1"
+            return [ON_GPU] if placed is None else placed if recorded else []
+
+        return types.SimpleNamespace(
+            get_providers=lambda: running, get_provider_graph_assignment_info=assignment
+        )
 
     return types.SimpleNamespace(
         get_available_providers=lambda: present,
-        SessionOptions=types.SimpleNamespace,
+        SessionOptions=FakeOptions,
         ExecutionMode=types.SimpleNamespace(ORT_SEQUENTIAL=0),
         InferenceSession=session,
         __version__="0",
@@ -172,6 +201,112 @@ def test_a_silent_fallback_is_refused(model: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(backend, "require", lambda *_a, **_k: right)
     with OnnxRuntimeRunner(model, provider="cuda", threads=1) as runner:
         assert runner.provider == "CUDAExecutionProvider"
+
+
+def cuda_runner(
+    model: Path, monkeypatch: pytest.MonkeyPatch, placed: list[Any]
+) -> OnnxRuntimeRunner:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    fake = fake_runtime(both, both, placed)
+    monkeypatch.setattr(backend, "require", lambda *_a, **_k: fake)
+    return OnnxRuntimeRunner(model, provider="cuda", threads=1)
+
+
+def test_arithmetic_on_shapes_may_run_on_the_cpu_and_is_counted(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = fake_part("CPUExecutionProvider", "Gather", "Concat", "Gather")
+    with cuda_runner(model, monkeypatch, [ON_GPU, shapes]) as runner:
+        assert runner.cpu_nodes == {"Gather": 2, "Concat": 1}
+    with cuda_runner(model, monkeypatch, [ON_GPU]) as runner:
+        assert runner.cpu_nodes == {}
+
+
+@pytest.mark.parametrize(
+    ("stray", "words"),
+    [
+        (fake_part("CPUExecutionProvider", "Concat", "MatMul", "MatMul", "Softmax"),
+         "would run on the CPU: 2 MatMul, 1 Softmax"),
+        (fake_part("CPUExecutionProvider", "Add", domain="com.microsoft"),
+         r"would run on the CPU: 1 com\.microsoft\.Add"),
+    ],
+)  # fmt: skip
+def test_a_node_that_computes_on_the_cpu_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch, stray: Any, words: str
+) -> None:
+    runner = cuda_runner(model, monkeypatch, [ON_GPU, stray])
+    with pytest.raises(BackendError, match=words) as caught, runner:
+        pass
+    assert "doesn't fall back" in caught.value.hint
+    with pytest.raises(BackendError, match="outside its with block"):
+        _ = runner.inputs
+
+
+def test_a_gpu_that_gets_no_node_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = cuda_runner(model, monkeypatch, [fake_part("CPUExecutionProvider", "Gather")])
+    with pytest.raises(BackendError, match="runs no node of"), runner:
+        pass
+
+
+def test_a_runtime_that_keeps_no_record_is_refused_on_cuda(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = cuda_runner(model, monkeypatch, [])
+    fake = backend.require("onnxruntime", extra="gpu")
+    whole = fake.InferenceSession
+
+    def without_record(*args: Any, **options: Any) -> Any:
+        session = whole(*args, **options)
+        del session.get_provider_graph_assignment_info
+        return session
+
+    fake.InferenceSession = without_record
+    with pytest.raises(BackendError, match="doesn't tell which nodes") as caught, runner:
+        pass
+    assert "onnxruntime-gpu" in caught.value.hint
+
+
+def test_the_record_of_a_real_session_has_every_node(model: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(RECORD_PLACEMENT, "1")
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+    found = placement(session)
+    assert set(found) == set(providers)
+    assert found["CPUExecutionProvider"] == {
+        "Gather": 1, "MatMul": 1, "Reshape": 1, "Transpose": 1, "Concat": 4,
+    }  # fmt: skip
+
+
+def test_on_the_cpu_nothing_is_elsewhere(model: Path) -> None:
+    with loaded(model) as runner:
+        assert runner.cpu_nodes == {}
+
+
+def test_a_bound_call_that_fails_later_is_one_line(model: Path) -> None:
+    class FailsLater:
+        """The session, until the second run."""
+
+        def __init__(self, session: Any) -> None:
+            self.session, self.runs = session, 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.session, name)
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            self.runs += 1
+            if self.runs > 1:
+                raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : out of memory\nmore")
+            self.session.run_with_iobinding(binding)
+
+    with loaded(model) as runner:
+        runner._session = FailsLater(runner._session)
+        call = runner.prepare(inputs_for(runner, [1, 2]))
+        with pytest.raises(BackendError, match=r"failed while it ran .*: out of memory$") as caught:
+            call()
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 def test_an_unknown_provider_lists_the_known(model: Path) -> None:

@@ -88,6 +88,10 @@ def test_the_report_has_all_parts_and_survives_the_disk(
     assert report.arms.baseline.file_bytes == sizes
     assert report.arms.baseline.provider == "CPUExecutionProvider"
     assert report.environment.threads == 1
+    assert report.arms.baseline.cpu_nodes == {}
+    assert report.environment.other_cpu_share is None or report.environment.other_cpu_share <= 1
+    assert {row.verdict for row in report.latency} == {"inconclusive"}  # of two rounds each
+    assert all(row.settled is not None for row in report.latency)
     assert report.made_from["candidate"] == report.arms.candidate.sha256
     assert ComparisonReport.read(report.write(tmp_path / "report.json")) == report
 
@@ -140,6 +144,23 @@ def test_a_begin_token_opens_each_sample(arms: tuple[Path, Path]) -> None:
     assert tokenize(texts, path, **options).token_ids.tolist() == [[20, 1, 2, 3], [20, 4, 1, 2]]
 
 
+def test_opening_tokens_that_fill_a_sample_are_refused(arms: tuple[Path, Path]) -> None:
+    from tokenizers import Tokenizer, processors
+
+    path = arms[0] / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] [SEP] $A", special_tokens=[("[BOS]", 20), ("[SEP]", 19)]
+    )
+    tokenizer.save(str(path))
+    with pytest.raises(ComparisonError, match="sample of 2 tokens has no room") as caught:
+        compare(*arms, replace(OPTIONS, eval_tokens=2))
+    assert "--eval-tokens" in caught.value.hint
+    accuracy = compare(*arms, replace(OPTIONS, eval_tokens=3)).accuracy
+    assert accuracy is not None
+    assert accuracy.tokens == 3
+
+
 def test_the_plan_comes_from_the_caller_or_from_the_candidate(arms: tuple[Path, Path]) -> None:
     recorded = PlannedDeletion(layer=0, kind="attention")
     assert compare(*arms, OPTIONS).plan == [recorded]
@@ -184,6 +205,19 @@ def test_an_encoder_is_measured_as_a_whole(tmp_path: Path) -> None:
     ]
     assert report.accuracy is None
     assert any("no output called logits" in line for line in listener.lines)
+
+
+def test_cache_lengths_alone_are_nothing_to_time_without_a_cache(tmp_path: Path) -> None:
+    folder = write_tiny_lm(tmp_path, layers=(), output="last_hidden_state")
+    with pytest.raises(ComparisonError, match="has no KV cache") as caught:
+        compare(folder, folder, replace(OPTIONS, prefill_lengths=()))
+    assert "--prefill" in caught.value.hint
+
+
+def test_one_kind_of_length_is_enough(arms: tuple[Path, Path]) -> None:
+    for empty, phase in (("prefill_lengths", "decode"), ("decode_past_lengths", "prefill")):
+        report = compare(*arms, replace(OPTIONS, **{empty: ()}))
+        assert {row.phase for row in report.latency} == {phase}
 
 
 @pytest.mark.parametrize(("architecture", "causal"), [("GPT2LMHeadModel", True), ("Bert", False)])
@@ -279,6 +313,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     "wrong",
     [
         {"prefill_lengths": (0,)},
+        {"prefill_lengths": (), "decode_past_lengths": ()},
         {"batch": 0},
         {"threads": 0},
         {"rounds": 1},

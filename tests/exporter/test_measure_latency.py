@@ -12,8 +12,9 @@ from tiny_lm import write_tiny_lm
 
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError
+from exporter.measure import latency
 from exporter.measure.inputs import Shape, has_cache, make_inputs, random_tokens
-from exporter.measure.latency import Sampling, measure_row, sample_pair, warm_up
+from exporter.measure.latency import Sampling, Warmup, measure_row, sample_pair, warm_up
 from exporter.measure.statistics import paired_speedup, verdict
 
 
@@ -91,6 +92,19 @@ def test_warm_up_is_bounded_and_says_that_times_had_not_settled() -> None:
     assert 2.0 <= clock.now_ns / 1e9 < 2.5
 
 
+@pytest.mark.parametrize("stable", [True, False])
+def test_the_row_remembers_whether_times_had_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stable: bool
+) -> None:
+    monkeypatch.setattr(latency, "warm_up", lambda *_args: Warmup(3, 0.1, stable))
+    model = write_tiny_lm(tmp_path) / "model.onnx"
+    with OnnxRuntimeRunner(model, threads=1) as runner:
+        row = measure_row(
+            runner, runner, Shape("prefill", 1, 3), 32, Sampling(rounds=2, row_seconds=0)
+        )
+    assert row.settled is stable
+
+
 def test_warm_up_has_three_windows_even_where_one_call_takes_too_long() -> None:
     clock = FakeClock()
     arms = clock.arm("A", lambda _: 5000.0), clock.arm("B", lambda _: 5000.0)
@@ -135,7 +149,7 @@ def test_injected_delays_are_called_by_their_name(factor: float, words: set[str]
     arms = clock.arm("A", noisy(10.0)), clock.arm("B", noisy(10.0 * factor))
     sampling = Sampling(rounds=30, row_seconds=0, visit_ms=80)
     baseline, candidate = sample_pair(*arms, sampling, call_ms=10, clock=clock)
-    assert verdict(paired_speedup(baseline, candidate, seed=0)) in words
+    assert verdict(paired_speedup(baseline, candidate, seed=0), rounds=30) in words
 
 
 @pytest.mark.parametrize(
@@ -152,7 +166,7 @@ def test_a_real_row_with_a_candidate_of_fewer_caches(tmp_path: Path, shape: Shap
         row = measure_row(first, second, shape, 32, sampling)
     assert (row.phase, row.batch) == (shape.phase, shape.batch)
     assert (row.sequence_length, row.past_length) == (shape.sequence_length, shape.past_length)
-    assert row.rounds == 3
+    assert (row.rounds, row.verdict) == (3, "inconclusive")
     assert len(row.baseline.samples_ms) == len(row.candidate.samples_ms)
     assert min(row.baseline.samples_ms) > 0
 

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import Speedup
-from exporter.measure.statistics import Milliseconds, paired_speedup, summarize, verdict
+from exporter.measure.statistics import (
+    FEWEST_ROUNDS,
+    Milliseconds,
+    paired_speedup,
+    summarize,
+    verdict,
+)
 
 ROUNDS, CALLS = 24, 8
 TRIALS = 20  # the full tables of false alarms and of power are benchmarks
@@ -33,7 +39,7 @@ def verdicts(slowdown: float, noise: float, trials: int = TRIALS) -> Counter[str
     found: Counter[str] = Counter()
     for trial in range(trials):
         baseline, candidate = busy_machine(np.random.default_rng(trial), slowdown, noise)
-        found[verdict(paired_speedup(baseline, candidate, seed=trial))] += 1
+        found[verdict(paired_speedup(baseline, candidate, seed=trial), rounds=ROUNDS)] += 1
     return found
 
 
@@ -85,7 +91,43 @@ def test_the_ratio_is_that_of_the_medians_and_lies_in_its_interval() -> None:
 def test_constant_times_have_an_interval_of_no_width() -> None:
     found = paired_speedup(np.full((4, 2), 6.0), np.full((4, 2), 3.0), seed=0)
     assert (found.ratio, found.ci95) == (2.0, (2.0, 2.0))
-    assert verdict(found) == "faster"
+
+
+def equal_arms_of_few_rounds(rounds: int, trials: int = 100) -> tuple[float, float, Counter[str]]:
+    """Shares of intervals that miss 1 and of false words by the interval alone; the verdicts.
+
+    Each arm moves by 3 % of its own from round to round.
+    """
+    misses = false_words = 0
+    words: Counter[str] = Counter()
+    for trial in range(trials):
+        rng = np.random.default_rng(trial)
+        own = 10 * np.exp(0.03 * rng.standard_normal((2, rounds, 1)))
+        times = own * np.exp(0.005 * rng.standard_normal((2, rounds, 2)))
+        speedup = paired_speedup(times[0], times[1], seed=0)
+        misses += not speedup.ci95[0] <= 1 <= speedup.ci95[1]
+        false_words += verdict(speedup, rounds=ROUNDS) in ("faster", "slower")
+        words[verdict(speedup, rounds=rounds)] += 1
+    return misses / trials, false_words / trials, words
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 4, 5])
+def test_there_is_no_verdict_where_the_interval_is_none_of_95_percent(rounds: int) -> None:
+    misses, false_words, words = equal_arms_of_few_rounds(rounds)
+    assert misses > 0.05
+    assert false_words > 0.01
+    assert words == {"inconclusive": 100}
+
+
+def test_from_six_rounds_on_the_interval_holds_and_words_are_given() -> None:
+    misses, false_words, words = equal_arms_of_few_rounds(FEWEST_ROUNDS)
+    assert misses <= 0.07
+    assert false_words <= 0.03
+    assert words["faster"] + words["slower"] <= 3
+    constant = np.full((FEWEST_ROUNDS, 2), 6.0)
+    found = paired_speedup(constant, constant / 2, seed=0)
+    assert verdict(found, rounds=FEWEST_ROUNDS) == "faster"
+    assert verdict(found, rounds=FEWEST_ROUNDS - 1) == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -103,13 +145,14 @@ def test_constant_times_have_an_interval_of_no_width() -> None:
 def test_verdict_goes_by_where_the_whole_interval_lies(
     interval: tuple[float, float], word: str
 ) -> None:
-    assert verdict(Speedup(ratio=1.0, ci95=interval)) == word
+    assert verdict(Speedup(ratio=1.0, ci95=interval), rounds=ROUNDS) == word
 
 
 def test_the_verdict_is_symmetric_in_the_arms() -> None:
     fast = Speedup(ratio=1.02, ci95=(1.0101, 1.03))
     slow = Speedup(ratio=1 / 1.02, ci95=(1 / 1.03, 1 / 1.0101))
-    assert (verdict(fast), verdict(slow)) == ("faster", "slower")
+    words = [verdict(speedup, rounds=ROUNDS) for speedup in (fast, slow)]
+    assert words == ["faster", "slower"]
 
 
 def test_unpaired_or_single_rounds_are_refused() -> None:

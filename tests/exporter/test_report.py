@@ -37,18 +37,21 @@ def samples(median_ms: float) -> LatencySamples:
     )
 
 
-def row(phase: Any, length: int, past: int, ratio: float, word: Any) -> LatencyRow:
-    return LatencyRow(
-        phase=phase,
-        batch=1,
-        sequence_length=length,
-        past_length=past,
-        rounds=2,
-        baseline=samples(100.0 * ratio),
-        candidate=samples(100.0),
-        speedup=Speedup(ratio=ratio, ci95=(ratio - 0.02, ratio + 0.02)),
-        verdict=word,
-    )
+def row(phase: Any, length: int, past: int, ratio: float, word: Any, **changes: Any) -> LatencyRow:
+    interval = changes.pop("ci95", (ratio - 0.02, ratio + 0.02))
+    values: dict[str, Any] = {
+        "phase": phase,
+        "batch": 1,
+        "sequence_length": length,
+        "past_length": past,
+        "rounds": 6,
+        "baseline": samples(100.0 * ratio),
+        "candidate": samples(100.0),
+        "speedup": Speedup(ratio=ratio, ci95=interval),
+        "verdict": word,
+        "settled": True,
+    }
+    return LatencyRow(**{**values, **changes})
 
 
 def arm(name: str, **changes: Any) -> Arm:
@@ -80,6 +83,7 @@ def report() -> ComparisonReport:
             platform="Linux",
             python="3.11.2",
             load_average_1m=0.5,
+            other_cpu_share=0.03,
         ),
         arms=Arms(
             baseline=arm("base"),
@@ -105,7 +109,7 @@ def report() -> ComparisonReport:
         ],
         latency=[
             row("prefill", 512, 0, 1.13, "faster"),
-            row("decode", 1, 512, 1.0, "inconclusive"),
+            row("decode", 1, 512, 1.06, "inconclusive", ci95=(1.008, 1.11)),
         ],
         accuracy=Accuracy(
             text_source="wiki | <b>text</b>",
@@ -122,7 +126,11 @@ def test_the_verdict_comes_first_in_plain_words(report: ComparisonReport) -> Non
     head = render(report).split("## Latency")[0]
     assert "**Without 2 attentions and 1 MLP:**" in head
     assert "Prefill of 512 tokens is faster (1.130 times as fast, 95 % interval 1.110" in head
-    assert "Decode after 512 tokens shows no difference that this measurement can tell" in head
+    assert (
+        "Decode after 512 tokens gets no verdict: it can't be told to be at least 1 % faster, at "
+        "least 1 % slower, or the same to within 1 % (1.060 times as fast, 95 % interval 1.008 to "
+        "1.110)." in head
+    )
     assert "Perplexity goes from 26.60 to 41.40 (+55.6 %; lower is better)." in head
     assert "60.9 % of 8,192 positions" in head
     assert "33,792 bytes per token, not 46,080 (-26.7 %)" in head
@@ -136,12 +144,14 @@ def test_all_parts_are_there(report: ComparisonReport) -> None:
     ):  # fmt: skip
         assert f"\n## {title}\n" in text
     assert "- 2 attentions: layers 7 (linear), 25\n- 1 MLP: layer 3" in text
-    assert "| decode after 512 tokens | baseline | 100 | 120 | 150 | 4 | 1.000x" in text
+    assert "| decode after 512 tokens | baseline | 106 | 127 | 159 | 4 | 1.060x" in text
     assert "| kv | decode | 1.0 | 0.003 | **does not hold** |" in text
     assert "another text: self, seed 0, 20 x 512, 10,240 tokens (SHA-256 `cccccccccccc`)" in text
     assert "depthcut export 'my model' -o out" in text
     assert "depthcut compare 'base model/model.onnx' 'cand model/model.onnx' -o DIR" in text
-    assert "busy" not in text
+    assert "| other processes while timing | 3 % of all CPU time |" in text
+    for warning in ("expect", "Too few rounds", "Not settled", "These checks ran on the CPU"):
+        assert warning not in text
 
 
 def test_tables_have_as_many_cells_as_their_header(report: ComparisonReport) -> None:
@@ -157,9 +167,53 @@ def test_foreign_text_can_t_break_the_page(report: ComparisonReport) -> None:
     assert "wiki \\| &lt;b>text" in render(report)
 
 
-def test_a_busy_machine_is_told(report: ComparisonReport) -> None:
-    busy = report.environment.model_copy(update={"load_average_1m": 5.0})
-    assert "The machine was busy" in render(report.model_copy(update={"environment": busy}))
+def test_a_busy_machine_is_told_by_what_others_used_and_not_by_the_load(
+    report: ComparisonReport,
+) -> None:
+    def told(**changes: float | None) -> str:
+        machine = report.environment.model_copy(update=changes)
+        return render(report.model_copy(update={"environment": machine}))
+
+    assert "Other processes took 25 % of the machine's CPU time" in told(other_cpu_share=0.25)
+    own_load = told(load_average_1m=5.0)
+    assert "Other processes took" not in own_load
+    assert "| load before measuring | 5.00, this run included |" in own_load
+    assert "| other processes while timing | unknown |" in told(other_cpu_share=None)
+
+
+def test_rows_of_few_rounds_have_no_verdict_and_say_why(report: ComparisonReport) -> None:
+    few = row("prefill", 512, 0, 1.13, "inconclusive", rounds=5)
+    text = render(report.model_copy(update={"latency": [few, report.latency[1]]}))
+    sentence = "Prefill of 512 tokens gets no verdict: that takes 6 rounds, and it was timed in 5 "
+    assert sentence + "(1.130 times as fast)." in text
+    assert "**Too few rounds:** prefill of 512 tokens. With fewer than 6" in text
+
+
+@pytest.mark.parametrize("settled", [True, None])
+def test_rows_that_had_not_settled_are_named(
+    report: ComparisonReport, settled: bool | None
+) -> None:
+    rows = [
+        row("prefill", 512, 0, 1.13, "faster", settled=False),
+        row("decode", 1, 512, 1.0, "same", settled=settled),
+    ]
+    text = render(report.model_copy(update={"latency": rows}))
+    assert "**Not settled:** prefill of 512 tokens. Times" in text.split("## Accuracy")[0]
+
+
+def test_on_a_gpu_the_report_says_what_ran_on_the_cpu(report: ComparisonReport) -> None:
+    cuda = {"provider": "CUDAExecutionProvider"}
+    arms = Arms(
+        baseline=arm("base", **cuda, cpu_nodes={"Gather": 30, "Concat": 12}),
+        candidate=arm("cand", **cuda),
+    )
+    text = render(report.model_copy(update={"arms": arms}))
+    counts = "| arithmetic on shapes, on the CPU | 42 nodes (12 Concat, 30 Gather) / no node |"
+    assert counts in text
+    assert (
+        "These checks ran on the CPU (CPUExecutionProvider), not on CUDAExecutionProvider" in text
+    )
+    assert "arithmetic on shapes" not in render(report)
 
 
 def test_what_was_not_measured_is_said(report: ComparisonReport) -> None:
