@@ -71,10 +71,10 @@ def kv_cache_bytes_per_token(path: Path) -> int:
     Raises:
         OnnxFileError: The file or its external data can't be read safely.
     """
-    from graph_passes.locate import locate
+    from graph_passes.locate import survey
     from graph_passes.storage import load_model
 
-    sites = locate(load_model(path)).sites
+    sites = survey(load_model(path)).sites
     return sum(_bytes_per_token(value) for site in sites for value in site.caches)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
 import onnx_ir as ir
 
-from graph_passes import kv_cache
+from graph_passes import fused_norms, kv_cache
 from graph_passes.cleanup import Swept, sweep
 from graph_passes.errors import SurgeryError
-from graph_passes.locate import FoundSite, locate
+from graph_passes.fused_norms import Apart
+from graph_passes.locate import FoundSite, locate, survey
 from graph_passes.plan_record import record, recorded
 from graph_passes.residual import remove_branch
 from graph_passes.selection import select
@@ -50,14 +51,19 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
             SurgeryError: The graph is not as the deletions suppose. Raised before any change,
                 except where a cache length turns out to be needed that no survivor has.
         """
-        findings = locate(model)
+        findings = survey(model)
         sites = select(findings, self.deletions, recorded(model))
         refused = tuple(r for r in findings.describe() if isinstance(r, Refusal))
         if not sites:
             return DeletionResult(model, modified=False, refused=refused)
+        parts = fused_norms.take_apart(model.graph)
+        if parts:  # so the survey was made of a copy
+            findings = locate(model)
+            sites = select(findings, self.deletions, recorded(model))
         chosen = set(sites)
         survivors = [site for site in findings.sites if site not in chosen]
-        deleted = _delete(model.graph, sites, survivors)
+        deleted = _delete(model.graph, sites, survivors, parts)
+        fused_norms.join(model.graph, parts)
         names = _renumber(model, survivors) if self.renumber_kv else {}
         record(model, (site.ref for site in sites))
         return DeletionResult(model, True, deleted, refused, names)
@@ -73,11 +79,15 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
 
 
 def _delete(
-    graph: ir.Graph, sites: Sequence[FoundSite], survivors: Sequence[FoundSite]
+    graph: ir.Graph,
+    sites: Sequence[FoundSite],
+    survivors: Sequence[FoundSite],
+    parts: Iterable[Apart],
 ) -> tuple[DeletedSublayer, ...]:
+    uncounted = {node for part in parts for node in part.extra}
     kv_cache.drop_outputs(graph, [value for site in sites for value in site.outputs])
     add_names = [site.tree.add.name or "" for site in sites]
-    swept = [_cut(graph, site) for site in sites]
+    swept = [_cut(graph, site, uncounted) for site in sites]
     stand_ins = _stand_ins(graph, sites, survivors)
     for site, count in zip(sites, swept, strict=True):
         leftovers = [node for node in site.dying if node.graph is graph]
@@ -88,13 +98,17 @@ def _delete(
     return tuple(map(_entry, sites, add_names, swept))
 
 
-def _cut(graph: ir.Graph, site: FoundSite) -> Swept:
-    """Takes a site's branches out of the stream and sweeps up behind them."""
+def _cut(graph: ir.Graph, site: FoundSite, uncounted: Collection[ir.Node]) -> Swept:
+    """Takes a site's branches out of the stream and sweeps up behind them.
+
+    A fused sum and norm are one node of the model, so the sum isn't counted.
+    """
     producers = [leaf.value.producer() for leaf in site.leaves]
     for leaf in site.leaves:
         remove_branch(graph, leaf.value)
     swept = sweep(graph, chain(producers, (value.producer() for value in site.outputs)))
-    swept.nodes += len(site.leaves)
+    swept.nodes += sum(leaf.joint not in uncounted for leaf in site.leaves)
+    swept.nodes -= sum(node in uncounted for node in site.dying)
     return swept
 
 

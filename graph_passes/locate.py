@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from graph_passes.add_tree import AddTree, Leaf
 from graph_passes.dataflow import GraphIndex
+from graph_passes.fused_norms import taken_apart
 from graph_passes.labels import RANK, branch_kind, contracts, number_layers
 from graph_passes.liveness import dying_nodes, own_caches, own_parameters
 from graph_passes.plan_record import recorded
@@ -89,9 +90,10 @@ def find_sites(model: ir.Model) -> list[ResidualSite | Refusal]:
     """Finds the sublayers of a Transformer's graph.
 
     The residual stream is what every data path from the data input to the first output passes
-    through. A site is an Add on the stream of which one operand, the skip, is on the stream too,
-    and the others descend from it through at least one matrix product. Layers are numbered in
-    stream order; sublayers that depthcut cut out earlier keep their numbers.
+    through. A site is an Add on the stream, alone or fused with the norm after it, of which one
+    operand, the skip, is on the stream too, and the others descend from it through at least one
+    matrix product. Layers are numbered in stream order; sublayers that depthcut cut out earlier
+    keep their numbers.
 
     Args:
         model: The model; it is not changed, and its weights are not read.
@@ -102,11 +104,21 @@ def find_sites(model: ir.Model) -> list[ResidualSite | Refusal]:
         of the graph that could not be searched. A graph that is no Transformer gives refusals
         only.
     """
-    return locate(model).describe()
+    return survey(model).describe()
+
+
+def survey(model: ir.Model) -> Findings:
+    """:func:`find_sites` with objects of the graph, or of a copy where sums are fused."""
+    if graph_refusal(model) is None:
+        model = taken_apart(model)
+    return locate(model)
 
 
 def locate(model: ir.Model) -> Findings:
-    """:func:`find_sites` with the graph's own objects, for the code that cuts."""
+    """:func:`find_sites` with the graph's own objects, for the code that cuts.
+
+    Fused sums must have been taken apart; a graph that has one left is refused.
+    """
     refusal = graph_refusal(model)
     if refusal is not None:
         return Findings((), (refusal,))

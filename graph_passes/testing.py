@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from graph_passes.errors import SurgeryError
+from graph_passes.fused_norms import BIAS_SLOTS, is_skip_norm
 from graph_passes.locate import find_sites
 from graph_passes.types import Deletion, ResidualSite
+
+_SUMMANDS = 2  # a skip-norm's first operands
 
 
 def masked_model(model: ir.Model, deletions: Sequence[Deletion]) -> ir.Model:
@@ -43,16 +45,23 @@ def _is_meant(site: ResidualSite, deletion: Deletion) -> bool:
 
 
 def _multiply_by_zero(graph: ir.Graph, branch: ir.Value) -> None:
-    """Puts ``branch * 0`` in the branch's place in the sum that it joins."""
-    producer = branch.producer()
-    assert producer is not None
-    constant = ir.tensor(np.zeros((), np.float32))
-    zero = ir.Node("", "Constant", [], [ir.AttrTensor("value", constant)])
-    # CastLike, since a branch need not have a declared type.
-    cast = ir.Node("", "CastLike", [zero.outputs[0], branch])
-    masked = ir.Node("", "Mul", [branch, cast.outputs[0]])
-    masked.outputs[0].type, masked.outputs[0].shape = branch.type, branch.shape
-    graph.insert_after(producer, [zero, cast, masked])
+    """Puts ``branch * 0`` in the branch's place in the sum that it joins, with its bias."""
     for reader, slot in list(branch.uses()):
-        if reader.op_type == "Add" and reader.domain == "" and reader is not masked:
-            reader.replace_input_with(slot, masked.outputs[0])
+        if reader.op_type == "Add" and reader.domain == "":
+            _mask_operand(graph, reader, slot)
+        elif is_skip_norm(reader) and slot < _SUMMANDS:
+            _mask_operand(graph, reader, slot)
+            bias = BIAS_SLOTS[reader.op_type]
+            if len(reader.inputs) > bias and reader.inputs[bias] is not None:
+                _mask_operand(graph, reader, bias)
+
+
+def _mask_operand(graph: ir.Graph, reader: ir.Node, slot: int) -> None:
+    value = reader.inputs[slot]
+    assert value is not None
+    # Not a constant zero, since a branch need not have a declared type.
+    zero = ir.Node("", "Sub", [value, value])
+    masked = ir.Node("", "Mul", [value, zero.outputs[0]])
+    masked.outputs[0].type, masked.outputs[0].shape = value.type, value.shape
+    graph.insert_before(reader, [zero, masked])
+    reader.replace_input_with(slot, masked.outputs[0])
