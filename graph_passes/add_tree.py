@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from graph_passes.dataflow import GraphIndex, is_add
 from graph_passes.dominators import Dominators
+from graph_passes.shapes import CHANGES_OF_FORM
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ def take_apart(index: GraphIndex, dominators: Dominators, add: ir.Node) -> AddTr
     skip = _skip(index, dominators, add, [value for _, value in operands])
     if skip is None:
         return None
+    origin = common_origin(dominators, add, skip)
     leaves, strangers = [], []
     for joint, value in operands:
         if value is skip:
             continue
-        nodes = nodes_between(index, dominators, skip, value)
-        if any(skip in index.data_reads(node) for node in nodes):
+        nodes = nodes_between(index, dominators, origin, value)
+        if any(origin in index.data_reads(node) for node in nodes):
             leaves.append(Leaf(joint, value, frozenset(nodes)))
         else:
             strangers.append(value)
@@ -104,16 +106,40 @@ def _skip(
 ) -> ir.Value | None:
     """The operand that another one is computed from.
 
-    As a rule it dominates the sum. It doesn't where a branch also reads what an earlier
-    sublayer computed; then it is the latest operand that another one descends from.
+    As a rule it dominates the sum, or is another form of what does. It doesn't where a branch
+    also reads what an earlier sublayer computed; then it is the latest operand that another one
+    descends from.
     """
     if len(operands) < 2:
         return None
     immediate = dominators.immediate(add.outputs[0])
-    if any(value is immediate for value in operands):
-        return immediate
+    for value in operands:
+        if immediate in _forms(value):
+            return value
     later = [value for value in operands if _feeds_another(index, dominators, value, operands)]
     return max(later, key=lambda value: _place(index, value), default=None)
+
+
+def common_origin(dominators: Dominators, add: ir.Node, skip: ir.Value) -> ir.Value:
+    """Where the branches of a sum leave the stream: the skip, or the same in an earlier form.
+
+    In quantised graphs the branch and the sum may each dequantise the stream for itself.
+    """
+    immediate = dominators.immediate(add.outputs[0])
+    return immediate if immediate in _forms(skip) else skip
+
+
+def _forms(value: ir.Value) -> list[ir.Value]:
+    """A value, and what it is before a change of type."""
+    forms = [value]
+    node = value.producer()
+    while node is not None and node.op_type in CHANGES_OF_FORM:
+        above = node.inputs[0]
+        if above is None:
+            break
+        forms.append(above)
+        node = above.producer()
+    return forms
 
 
 def _feeds_another(

@@ -17,8 +17,14 @@ _TRUTH_OPS = frozenset(
     | {"IsNaN", "IsInf", "NonZero"}
 )
 CONTRACTIONS = frozenset(
-    {"MatMul", "Gemm", "Conv", "Einsum", "MatMulInteger", "MatMulNBits", "FusedMatMul"}
+    {"MatMul", "Gemm", "Conv", "Einsum", "MatMulInteger", "ConvInteger", "QLinearMatMul"}
+    | {"QLinearConv", "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16", "QGemm"}
+    | {"FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "FusedGemm", "GemmFastGelu"}
+    | {"GemmFloat8", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QOrderedMatMul"}
+    | {"FusedConv", "NhwcConv", "NhwcFusedConv", "MoE", "QMoE", "SparseToDenseMatMul"}
 )
+"""Operators that multiply matrices, in the default domain and in ONNX Runtime's own."""
+_SECOND_FACTOR = {"QLinearMatMul": 3, "QLinearConv": 3, "QGemm": 3, "QOrderedMatMul": 2}
 
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -122,6 +128,15 @@ def is_add(node: ir.Node | None) -> bool:
         and len(node.inputs) == 2
         and None not in node.inputs
     )
+
+
+def factors(node: ir.Node) -> list[ir.Value]:
+    """What a contraction multiplies, without scales, zero points and biases."""
+    if node.op_type == "Einsum":
+        return [value for value in node.inputs if value is not None]
+    places = (0, _SECOND_FACTOR.get(node.op_type, 1))
+    found = [node.inputs[i] for i in places if i < len(node.inputs)]
+    return [value for value in found if value is not None]
 
 
 def has_weight(index: GraphIndex, node: ir.Node) -> bool:

@@ -7,14 +7,17 @@ from collections.abc import Iterable, Sequence, Set
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import CONTRACTIONS, GraphIndex
+from graph_passes.dataflow import CONTRACTIONS, GraphIndex, factors
 from graph_passes.dominators import Dominators
 from graph_passes.types import SublayerKind, SublayerRef
 
 _FUSED_ATTENTION = frozenset(
     {"Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention"}
-    | {"DecoderMaskedMultiHeadAttention", "PagedAttention", "SparseAttention"}
+    | {"DecoderMaskedMultiHeadAttention", "PagedAttention", "SparseAttention", "QAttention"}
+    | {"DecoderMaskedSelfAttention", "DecoderAttention", "PackedAttention", "QOrderedAttention"}
+    | {"LongformerAttention", "QOrderedLongformerAttention", "SparsePagedAttention"}
 )
+_SOFTMAX = frozenset({"Softmax", "BiasSoftmax", "QLinearSoftmax"})
 _MIXERS = frozenset({"Conv", "Scan", "Loop", "LinearAttention", "CausalConvWithState"})
 RANK: dict[SublayerKind, int] = {"attention": 0, "mixer": 0, "cross_attention": 1, "mlp": 2}
 """The order of sublayers within a layer."""
@@ -46,7 +49,7 @@ def _attention_operands(
     """The activations that an attention multiplies; None where ``node`` is no attention."""
     if node.op_type in _FUSED_ATTENTION:
         return [value for value in node.inputs[:3] if value in index.varying]
-    if node.op_type != "Softmax":
+    if node.op_type not in _SOFTMAX:
         return None
     return _score_operands(index, node, nodes)
 
@@ -66,14 +69,9 @@ def _score_operands(
             seen.add(above)
             if above.op_type not in CONTRACTIONS:
                 queue.append(above)
-            elif len(operands := _varying_operands(index, above)) > 1:
+            elif len(operands := [v for v in factors(above) if v in index.varying]) > 1:
                 return operands
     return None
-
-
-def _varying_operands(index: GraphIndex, node: ir.Node) -> list[ir.Value]:
-    """A node's operands that depend on a graph input."""
-    return [value for value in index.reads(node) if value in index.varying]
 
 
 def contracts(nodes: Iterable[ir.Node]) -> bool:

@@ -10,8 +10,14 @@ from graph_passes.stream import Stream
 from graph_passes.types import Refusal
 
 _FUSED_RESIDUALS = frozenset(
-    {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm"}
+    {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm", "BiasAdd"}
+    | {"GatedAdd"}
 )
+_MAY_FUSE_A_RESIDUAL = {
+    "Sum": (0, 1), "Gemm": (0, 2), "FusedGemm": (0, 2), "FusedConv": (0, 3), "QLinearAdd": (0, 3),
+    "NhwcFusedConv": (0, 3), "MatMulNBitsMlp": (0, 1), "MatMulNBitsQkv": (0, 1),
+}  # fmt: skip
+"""Operators that add two of their operands, or what they make of one, and where these stand."""
 
 
 def graph_refusal(model: ir.Model) -> Refusal | None:
@@ -65,7 +71,7 @@ def hidden_part(stream: Stream) -> Refusal | None:
         on_the_way = any(
             stream.descends(value) and stream.reaches_output(value) for value in node.outputs
         )
-        if on_the_way and node.op_type in _FUSED_RESIDUALS:
+        if on_the_way and _fuses_a_residual(stream, node):
             reason = (
                 f"the residual sum is fused into {node.op_type}; "
                 "cut the graph before it is optimised, and fuse it after that"
@@ -74,6 +80,13 @@ def hidden_part(stream: Stream) -> Refusal | None:
         if any(stream.carries(value) for value in node.outputs) and contracts(inner_nodes(node)):
             return Refusal(None, None, node.name or "", _body_reason(node))
     return None
+
+
+def _fuses_a_residual(stream: Stream, node: ir.Node) -> bool:
+    if node.op_type in _FUSED_RESIDUALS:
+        return True
+    slots = _MAY_FUSE_A_RESIDUAL.get(node.op_type)
+    return slots is not None and stream.sums(node, *slots)
 
 
 def _body_reason(node: ir.Node) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Collection
 import onnx_ir as ir
 
 Dim = int | str | None
+CHANGES_OF_FORM = frozenset({"Identity", "Cast", "QuantizeLinear", "DequantizeLinear"})
+"""Operators that pass their first operand on in another type at most."""
 
 
 def dims(value: ir.Value) -> tuple[Dim, ...] | None:
@@ -28,12 +30,10 @@ def carried_dims(value: ir.Value) -> tuple[Dim, ...] | None:
 
 
 def _keeps_shape(node: ir.Node) -> bool:
-    """Identity, Cast, or the Concat of a single value with which some exporters begin a cache."""
-    if node.domain != "" or not node.inputs or node.inputs[0] is None:
+    """A change of type at most, or the Concat of one value with which some begin a cache."""
+    if not node.inputs or node.inputs[0] is None:
         return False
-    return node.op_type in ("Identity", "Cast") or (
-        node.op_type == "Concat" and len(node.inputs) == 1
-    )
+    return node.op_type in CHANGES_OF_FORM or (node.op_type == "Concat" and len(node.inputs) == 1)
 
 
 def declared_names(graph: ir.Graph) -> frozenset[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from graph_passes.add_tree import AddTree, Leaf, nodes_between, take_apart
+from graph_passes.add_tree import AddTree, Leaf, common_origin, nodes_between, take_apart
 from graph_passes.dataflow import CONTRACTIONS, GraphIndex, has_weight, is_add, is_shape_read
 from graph_passes.dominators import Dominators
 from graph_passes.labels import contracts
@@ -79,16 +79,25 @@ class Stream:
 
     def inner_sum(self, nodes: Iterable[ir.Node]) -> ir.Node | None:
         """A residual sum, with work on its branch, among ``nodes``; None where there is none."""
-        for node in nodes:
-            if not is_add(node) or not self.descends(node.outputs[0]):
-                continue
-            skip = self.dominators.immediate(node.outputs[0])
-            others = [value for value in node.inputs if value is not None and value is not skip]
-            if len(others) == 1 and self.descends(others[0]) and skip in node.inputs:
-                branch = nodes_between(self.index, self.dominators, skip, others[0])
-                if contracts(branch):
-                    return node
-        return None
+        return next((node for node in nodes if is_add(node) and self.sums(node, 0, 1)), None)
+
+    def sums(self, node: ir.Node, *slots: int) -> bool:
+        """Whether one of two operands of a node is the skip of the other, with work between."""
+        total = node.outputs[0]
+        if not self.descends(total) or len(node.inputs) <= max(slots):
+            return False
+        one, other = (node.inputs[slot] for slot in slots)
+        if one is None or other is None:
+            return False
+        return self._branches_off(node, one, other) or self._branches_off(node, other, one)
+
+    def _branches_off(self, node: ir.Node, skip: ir.Value, branch: ir.Value) -> bool:
+        origin = self.dominators.immediate(node.outputs[0])
+        if branch is skip or origin is not common_origin(self.dominators, node, skip):
+            return False
+        return self.descends(branch) and contracts(
+            nodes_between(self.index, self.dominators, origin, branch)
+        )
 
     def carries(self, value: ir.Value) -> bool:
         """Whether a value is on the stream."""
