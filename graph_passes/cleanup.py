@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from graph_passes.dataflow import inner_nodes
-from graph_passes.liveness import is_weight
+from graph_passes.weights import parameters_read
 
 
 @dataclass
@@ -40,9 +40,10 @@ def sweep(graph: ir.Graph, roots: Iterable[ir.Node | None]) -> Swept:
         operands = _release(node)
         graph.remove(node, safe=True)
         swept.nodes += 1
-        for value in operands:
+        for value, parameters in operands.items():
             queue.append(value.producer())
-            swept.parameters += drop_unused_weight(graph, value)
+            if drop_unused_weight(graph, value):
+                swept.parameters += parameters
     return swept
 
 
@@ -50,27 +51,26 @@ def _is_needed(node: ir.Node) -> bool:
     return any(value.is_graph_output() or value.uses() for value in node.outputs)
 
 
-def _release(node: ir.Node) -> list[ir.Value]:
-    """Cuts a node, and the nodes in its bodies, off from what they read."""
-    operands: dict[ir.Value, None] = {}
+def _release(node: ir.Node) -> dict[ir.Value, int]:
+    """Cuts a node and its bodies off from what they read; gives this, with its parameters."""
+    operands: dict[ir.Value, int] = {}
     for reader in (node, *inner_nodes(node)):
         for i, value in enumerate(reader.inputs):
             if value is not None:
-                operands[value] = None
+                operands[value] = max(parameters_read(reader, i), operands.get(value, 0))
                 reader.replace_input_with(i, None)
-    return list(operands)
+    return operands
 
 
-def drop_unused_weight(graph: ir.Graph, value: ir.Value) -> int:
-    """Removes an initializer that nothing reads; gives the number of its parameters."""
+def drop_unused_weight(graph: ir.Graph, value: ir.Value) -> bool:
+    """Removes an initializer if nothing reads it."""
     name = value.name or ""
     if graph.initializers.get(name) is not value:
-        return 0
+        return False
     if value.uses() or value.is_graph_output() or value.is_graph_input():
-        return 0
-    size = value.const_value.size if is_weight(value) and value.const_value is not None else 0
+        return False
     del graph.initializers[name]
-    return size
+    return True
 
 
 class CleanupPass(ir.passes.InPlacePass):

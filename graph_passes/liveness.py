@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from graph_passes.add_tree import Leaf
 from graph_passes.dataflow import GraphIndex, is_shape_read
+from graph_passes.weights import is_weight, parameters
 
 _CACHE_RANK = 3
 
@@ -73,27 +74,11 @@ def _read_only_by(index: GraphIndex, value: ir.Value, nodes: Set[ir.Node]) -> bo
 
 
 def own_parameters(dying: Iterable[ir.Node]) -> int:
-    """How many weights only dying nodes use."""
+    """How many parameters only dying nodes use."""
     dead = set(dying)
-    weights = {
-        value for node in dead for value in node.inputs if value is not None and is_weight(value)
-    }
+    read = {value for node in dead for value in node.inputs if value is not None}
     return sum(
-        value.const_value.size
-        for value in weights
-        if value.const_value is not None and all(user in dead for user in value.consumers())
+        parameters(value)
+        for value in read
+        if is_weight(value) and all(user in dead for user in value.consumers())
     )
-
-
-def is_weight(value: ir.Value) -> bool:
-    """Whether a value is a parameter: an initializer, but no shape arithmetic, mask or scalar."""
-    tensor = value.const_value
-    return (
-        value.is_initializer()
-        and tensor is not None
-        and tensor.size > 1
-        and tensor.dtype not in _NO_PARAMETERS
-    )
-
-
-_NO_PARAMETERS = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING}

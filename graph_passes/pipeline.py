@@ -9,9 +9,9 @@ import onnx_ir as ir
 from graph_passes.cleanup import CleanupPass
 from graph_passes.delete_sublayers import DeleteSublayersPass, DeletionResult
 from graph_passes.errors import SurgeryError
-from graph_passes.liveness import is_weight
 from graph_passes.preconditions import graph_refusal
 from graph_passes.types import Deletion, GraphSize, PassReport
+from graph_passes.weights import is_weight, parameters
 
 
 def prune_graph(
@@ -63,16 +63,17 @@ def prune_graph(
 def graph_size(model: ir.Model) -> GraphSize:
     """Counts nodes and weights, those in bodies of If and Loop included. No weight is read.
 
-    Integer and truth-value initializers are shape arithmetic and masks, not weights.
+    Integer and truth-value initializers are shape arithmetic and masks, not weights. A matrix
+    that is packed in bytes has as many parameters as it has numbers.
     """
     weights = [
-        value.const_value
+        value
         for graph in (model.graph, *model.graph.subgraphs())
         for value in graph.initializers.values()
-        if is_weight(value) and value.const_value is not None
+        if is_weight(value)
     ]
     return GraphSize(
         nodes=sum(1 for _ in model.graph.all_nodes()),
-        parameters=sum(tensor.size for tensor in weights),
-        bytes=sum(tensor.nbytes for tensor in weights),
+        parameters=sum(map(parameters, weights)),
+        bytes=sum(v.const_value.nbytes for v in weights if v.const_value is not None),
     )
