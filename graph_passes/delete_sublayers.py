@@ -104,11 +104,9 @@ def _cut(graph: ir.Graph, site: FoundSite, uncounted: Collection[ir.Node]) -> Sw
     A fused sum and norm are one node of the model, so the sum isn't counted.
     """
     producers = [leaf.value.producer() for leaf in site.leaves]
-    for leaf in site.leaves:
-        remove_branch(graph, leaf.value)
+    adds = [remove_branch(graph, leaf.value) for leaf in site.leaves]
     swept = sweep(graph, chain(producers, (value.producer() for value in site.outputs)))
-    swept.nodes += sum(leaf.joint not in uncounted for leaf in site.leaves)
-    swept.nodes -= sum(node in uncounted for node in site.dying)
+    swept.nodes += len(adds) - sum(node in uncounted for node in (*adds, *site.dying))
     return swept
 
 

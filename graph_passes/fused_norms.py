@@ -267,16 +267,15 @@ def _unbiased(part: Apart) -> tuple[list[ir.Value | None], ir.Value | None]:
 
 
 def _settle(graph: ir.Graph, part: Apart) -> None:
-    """Gives the biased operand of a sum that stays on its own a name of its own."""
-    if part.bias is None or part.bias.graph is not graph:
-        return
-    shared = part.bias.outputs[0]
-    again = ir.Node("", "Add", list(part.bias.inputs), name=part.bias.name)
-    graph.insert_before(part.bias, again)
-    name = again.outputs[0].name
-    _take_over(again.outputs[0], shared)
-    again.outputs[0].name = name
-    graph.remove(part.bias, safe=True)
+    """Gives what stands beside a sum that stays on its own other names than the sum's."""
+    if part.norm.graph is graph and part.total is not part.original:
+        graph.remove(part.norm)
+        part.norm.name = None  # the graph finds a free one
+        graph.insert_after(part.total, part.norm)
+    if part.bias is not None and part.bias.graph is graph:
+        graph.remove(part.bias)
+        part.bias.name = part.bias.outputs[0].name = None
+        graph.insert_before(part.total, part.bias)
 
 
 def _annotate(value: ir.Value, like: ir.Value, name: str | None) -> None:

@@ -8,7 +8,7 @@ from graph_passes.dataflow import is_add
 from graph_passes.errors import SurgeryError
 
 
-def remove_branch(graph: ir.Graph, branch: ir.Value) -> None:
+def remove_branch(graph: ir.Graph, branch: ir.Value) -> ir.Node:
     """Takes a branch out of the sum that it joins: ``x + f(x)`` becomes ``x``.
 
     The branch is picked by identity, not by its place in the Add. The operand that stays takes
@@ -19,6 +19,9 @@ def remove_branch(graph: ir.Graph, branch: ir.Value) -> None:
     Args:
         graph: The main graph; it is changed.
         branch: The branch's operand of exactly one Add.
+
+    Returns:
+        The Add, which is no longer in the graph.
 
     Raises:
         SurgeryError: The branch does not join exactly one sum.
@@ -35,6 +38,7 @@ def remove_branch(graph: ir.Graph, branch: ir.Value) -> None:
         kept = _publish(graph, add, kept)
     total.replace_all_uses_with(kept, replace_graph_outputs=True)
     graph.remove(add, safe=True)
+    return add
 
 
 def _carry_annotations(total: ir.Value, kept: ir.Value) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from fused_graphs import fused_feed
 
 from graph_passes import Deletion, ResidualSite, find_sites, prune_graph
 from graph_passes.testing import masked_model
@@ -76,9 +77,10 @@ def largest_difference(expected: Arrays, actual: Arrays, gone: Iterable[str] = (
 
 def feeds(model: ir.Model) -> list[Arrays]:
     """Prefill and decode for a decoder, one run for an encoder."""
+    feed = fused_feed if model.graph.name == "fused" else tiny_feed
     if any((value.name or "").startswith("past") for value in model.graph.inputs):
-        return [tiny_feed(model, seq=4), tiny_feed(model, seq=1, past=3)]
-    return [tiny_feed(model, seq=4)]
+        return [feed(model, seq=4), feed(model, seq=1, past=3)]
+    return [feed(model, seq=4)]
 
 
 def oracle_error(
@@ -122,13 +124,21 @@ def check_clean(model: ir.Model, path: Path | None = None) -> None:
     """
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto if path is None else str(path), full_check=True)
+    check_tidy(model)
+
+
+def check_tidy(model: ir.Model) -> None:
+    """Holds nothing that nothing needs, and no name twice; the operators may be anyone's."""
+    proto = ir.to_proto(model)
     outputs = {value.name for value in model.graph.outputs}
     for node in model.graph:
         assert any(v.uses() or v.name in outputs for v in node.outputs), f"{node.name} is dead"
     for value in model.graph.initializers.values():
         assert value.uses(), f"the weight {value.name} is dead"
-    given = {name for node in proto.graph.node for name in node.output}
-    given |= {tensor.name for tensor in proto.graph.initializer}
+    names = [name for node in proto.graph.node for name in node.output if name]
+    names += [tensor.name for tensor in proto.graph.initializer]
+    given = set(names)
+    assert len(given) == len(names)
     assert {info.name for info in proto.graph.value_info} <= given
 
 

@@ -1,0 +1,279 @@
+"""ONNX Runtime's fused graphs: cut right, and still fused where that can be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from fused_graphs import FUSED, FusedSpec, fused_model
+from graph_support import (
+    all_deletions,
+    check_tidy,
+    feeds,
+    largest_difference,
+    oracle_error,
+    proper_subsets,
+    run,
+    session,
+    sites_of,
+    text,
+)
+
+from graph_passes import Deletion, Refusal, SublayerRef, SurgeryError, find_sites, prune_graph
+from graph_passes.delete_sublayers import DeleteSublayersPass
+from graph_passes.testing import masked_model
+
+# A plain norm and a fused one round differently. The largest logit is about 0.7.
+TOLERANCE = 1e-6
+EXPECTED = [SublayerRef(layer, kind) for layer in range(2) for kind in ("attention", "mlp")]
+CACHED = [name for name, spec in FUSED.items() if spec.form == "genai"]
+PRE_NORM = [name for name, spec in FUSED.items() if spec.form != "bert" and not spec.parallel]
+BIASED = [name for name, spec in FUSED.items() if spec.bias]
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+def skip_norms(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type.startswith("Skip")]
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_every_sublayer_is_found_in_the_graphs_own_names(name: str) -> None:
+    model = fused_model(FUSED[name])
+    before = text(model)
+    found = find_sites(model)
+    assert [site.ref for site in found] == EXPECTED  # type: ignore[union-attr]
+    joints = {node.name: node for node in skip_norms(model)}
+    assert {site.residual_add for site in sites_of(model)} == set(joints)
+    for site in sites_of(model):
+        operands = {value.name for value in joints[site.residual_add].inputs[:2] if value}
+        assert site.skip in operands
+        assert set(site.branches) <= operands or FUSED[name].parallel
+    assert text(model) == before
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_all_subsets_equal_the_masked_original(name: str) -> None:
+    model = fused_model(FUSED[name])
+    subsets = proper_subsets(all_deletions(model))
+    assert len(subsets) == 14
+    assert max(oracle_error(model, subset) for subset in subsets) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_subsets_of_three_layers_with_optimisations(name: str) -> None:
+    model = fused_model(replace(FUSED[name], layers=3))
+    subsets = proper_subsets(all_deletions(model))[::7]
+    assert max(oracle_error(model, subset, optimise=True) for subset in subsets) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_oracle_catches_the_wrong_layer(name: str) -> None:
+    model = fused_model(FUSED[name])
+    for asked, done in ((0, 1), (1, 0)):
+        for kind in ("attention", "mlp"):
+            expected = session(masked_model(model, [Deletion(asked, kind)]), optimise=False)
+            wrong = session(prune_graph(model, [Deletion(done, kind)])[0], optimise=False)
+            for feed in feeds(model):
+                want, have = run(expected, feed)["logits"], run(wrong, feed)["logits"]
+                assert largest_difference({"logits": want}, {"logits": have}) > 1e-3
+
+
+@pytest.mark.parametrize("name", PRE_NORM)
+def test_neighbours_stay_fused(name: str) -> None:
+    model = fused_model(replace(FUSED[name], layers=3))
+    before = operators(model)
+    skip_norm = skip_norms(model)[0].op_type
+    for subset in proper_subsets(all_deletions(model)):
+        after = operators(prune_graph(model, subset)[0])
+        first = any(first_of_gpt2(name, deletion) for deletion in subset)
+        assert after[skip_norm] == before[skip_norm] - len(subset)
+        assert after["Add"] == 0
+        assert after["LayerNormalization"] == before["LayerNormalization"] + first
+        assert after["SimplifiedLayerNormalization"] == before["SimplifiedLayerNormalization"]
+
+
+def test_of_a_post_norm_sum_the_norm_stays() -> None:
+    model = fused_model(FUSED["bert"])
+    for subset in proper_subsets(all_deletions(model)):
+        after = operators(prune_graph(model, subset)[0])
+        assert after["SkipLayerNormalization"] == 4 - len(subset)
+        assert after["LayerNormalization"] == len(subset)
+        assert after["Add"] == 0
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_results_are_tidy_and_the_report_adds_up(name: str) -> None:
+    model = fused_model(FUSED[name])
+    before = text(model)
+    for subset in proper_subsets(all_deletions(model)):
+        pruned, report = prune_graph(model, subset)
+        check_tidy(pruned)
+        nodes = report.before.nodes - report.after.nodes
+        weights = report.before.parameters - report.after.parameters
+        assert sum(entry.nodes_removed for entry in report.deleted) == nodes
+        assert sum(entry.parameters_removed for entry in report.deleted) == weights
+    assert text(model) == before
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_each_norm_that_is_left_keeps_its_weights_and_epsilon(name: str) -> None:
+    model = fused_model(FUSED[name])
+    for deletion in all_deletions(model):
+        pruned, _ = prune_graph(model, [deletion])
+        before = {node.name: norm_settings(node) for node in model.graph if is_norm(node)}
+        after = {node.name: norm_settings(node) for node in pruned.graph if is_norm(node)}
+        assert after == {name: before[name] for name in after}
+        stays = name not in PRE_NORM or first_of_gpt2(name, deletion)
+        assert len(before) - len(after) == (0 if stays else 1)
+
+
+def first_of_gpt2(name: str, deletion: Deletion) -> bool:
+    """The norm of GPT-2's embedding is fused as well, and can't be another's."""
+    return FUSED[name].form == "gpt2" and deletion == Deletion(0, "attention")
+
+
+def is_norm(node: ir.Node) -> bool:
+    return "Norm" in node.op_type
+
+
+def norm_settings(node: ir.Node) -> tuple[object, ...]:
+    """A norm's weights and epsilon, wherever its operator has them."""
+    start, end = 1, 3
+    if node.op_type.startswith("Skip"):
+        start, end = 2, 3 if "Simplified" in node.op_type else 4
+    elif node.op_type == "EmbedLayerNormalization":
+        start, end = 5, 7
+    weights = [value.name for value in node.inputs[start:end] if value is not None]
+    return (*weights, node.attributes.get_float("epsilon", 1e-12))
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_a_fused_bias_belongs_to_its_branch(name: str) -> None:
+    model, plan = fused_model(FUSED[name]), [Deletion(0, "mlp")]
+    changed = model.clone()
+    bias = skip_norms(changed)[1].inputs[-1]
+    assert bias is not None
+    bias.const_value = ir.tensor(np.full(bias.shape, 3, np.float32), name=bias.name)  # type: ignore[arg-type]
+    feed = feeds(model)[0]
+    for make, same in ((lambda m: m, False), (lambda m: masked_model(m, plan), True),
+                       (lambda m: prune_graph(m, plan)[0], True)):  # fmt: skip
+        one, other = (run(session(make(m), optimise=False), feed) for m in (model, changed))
+        difference = largest_difference({"": one["logits"]}, {"": other["logits"]})
+        assert (difference == 0.0) == same
+
+
+def test_a_sum_before_a_plain_add_is_left_alone() -> None:
+    """The next sum is not fused: no norm is left to fuse the one before it with."""
+    model = fused_model(FUSED["genai_bias"])
+    second = skip_norms(model)[1]
+    branch, stream, weight, bias = second.inputs
+    biased = ir.node("Add", [branch, bias])
+    total = ir.node("Add", [stream, biased.outputs[0]], name=second.name)
+    norm = ir.node("SimplifiedLayerNormalization", [total.outputs[0], weight], {"epsilon": 1e-5})
+    model.graph.insert_before(second, [biased, total, norm])
+    second.outputs[0].replace_all_uses_with(norm.outputs[0])
+    second.outputs[3].replace_all_uses_with(total.outputs[0])
+    model.graph.remove(second, safe=True)
+    assert [site.ref for site in sites_of(model)] == EXPECTED
+    for subset in proper_subsets(all_deletions(model)):
+        assert oracle_error(model, subset) <= TOLERANCE
+        check_tidy(prune_graph(model, subset)[0])
+    plain, _ = prune_graph(model, [Deletion(0, "mlp")])
+    assert operators(plain)["SkipSimplifiedLayerNormalization"] == 2
+
+
+def test_rms_norms_are_standard_where_the_opset_has_them() -> None:
+    model, plan = fused_model(FUSED["genai"]), [Deletion(0, "attention")]
+    assert operators(prune_graph(model, plan)[0])["SimplifiedLayerNormalization"] == 1
+    model.graph.opset_imports[""] = 23
+    assert operators(prune_graph(model, plan)[0])["RMSNormalization"] == 1
+    assert oracle_error(model, plan) <= TOLERANCE
+
+
+def test_a_weight_that_is_computed_too_late_leaves_the_sum_plain() -> None:
+    model, plan = fused_model(FUSED["genai_bias"]), [Deletion(0, "mlp")]
+    second = skip_norms(model)[1]
+    late = ir.node("Abs", [second.inputs[2]])  # type: ignore[list-item]
+    model.graph.insert_before(second, late)
+    second.replace_input_with(2, late.outputs[0])
+    pruned, _ = prune_graph(model, plan)
+    assert operators(pruned)["SkipSimplifiedLayerNormalization"] == 2
+    assert operators(pruned)["Add"] == 2
+    check_tidy(pruned)
+    assert oracle_error(model, plan) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_in_two_steps_or_twice_is_the_same(name: str) -> None:
+    plan = [Deletion(0, "mlp"), Deletion(1, "attention")]
+    once, _ = prune_graph(fused_model(FUSED[name]), plan)
+    twice = fused_model(FUSED[name])
+    for deletion in plan:
+        twice, _ = prune_graph(twice, [deletion])
+    assert [site.ref for site in sites_of(once)] == [site.ref for site in sites_of(twice)]
+    for feed in feeds(once):
+        one, other = (run(session(model, optimise=False), feed) for model in (once, twice))
+        assert largest_difference(one, other) == 0.0
+    before = text(once)
+    assert not DeleteSublayersPass(plan)(once).modified
+    assert text(once) == before
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_same_call_gives_the_same_bytes(name: str) -> None:
+    first, second = (
+        ir.to_proto(prune_graph(fused_model(FUSED[name]), plan)[0]).SerializeToString()
+        for plan in ([Deletion(0, "mlp")], [Deletion(0, "mlp"), Deletion(0, "mlp")])
+    )
+    assert first == second
+
+
+def test_the_pass_refuses_before_it_takes_anything_apart() -> None:
+    model = fused_model(FUSED["genai"])
+    before = text(model)
+    with pytest.raises(SurgeryError, match="no mlp 9"):
+        DeleteSublayersPass([Deletion(0, "mlp"), Deletion(9, "mlp")])(model)
+    assert text(model) == before
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_caches_go_and_are_renumbered(name: str) -> None:
+    plan = [Deletion(0, "attention")]
+    pruned, report = prune_graph(fused_model(FUSED[name]), plan, renumber_kv=True)
+    names = [value.name for value in (*pruned.graph.inputs, *pruned.graph.outputs)]
+    assert report.deleted[0].inputs_removed == ("past_key_values.0.key", "past_key_values.0.value")
+    assert "past_key_values.0.key" in names
+    assert not any(".1." in (name or "") for name in names)
+
+
+def test_a_skip_norm_whose_statistics_are_read_is_refused() -> None:
+    model = fused_model(FUSED["genai_layer_norm"])
+    mean = skip_norms(model)[2].outputs[1]
+    mean.name, mean.type = "mean", ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(mean)
+    (refusal,) = find_sites(model)
+    assert isinstance(refusal, Refusal)
+    assert refusal.node == skip_norms(model)[2].name
+    with pytest.raises(SurgeryError, match="fused"):
+        prune_graph(model, [Deletion(0, "mlp")])
+
+
+def test_a_packed_matrix_counts_by_its_numbers() -> None:
+    packed, plain = (sites_of(fused_model(FUSED[name])) for name in ("genai_int4", "genai"))
+    assert [site.parameters for site in packed] == [site.parameters for site in plain]
+
+
+def test_a_deep_graph_stays_fused() -> None:
+    model = fused_model(FusedSpec(layers=12))
+    plan = [Deletion(layer, "attention") for layer in range(0, 12, 2)]
+    plan += [Deletion(layer, "mlp") for layer in (0, 1, 2, 11)]
+    assert oracle_error(model, plan) <= TOLERANCE
+    pruned, _ = prune_graph(model, plan)
+    assert operators(pruned)["SkipSimplifiedLayerNormalization"] == 24 - len(plan)
+    assert operators(pruned)["SimplifiedLayerNormalization"] == 1
