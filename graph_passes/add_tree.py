@@ -29,7 +29,7 @@ class AddTree:
         add: The outermost Add.
         skip: The operand that carries the stream on.
         leaves: The operands that descend from the skip.
-        joints: The outermost Add and the inner ones.
+        joints: The outermost Add, the inner ones, and changes of type between them.
         strangers: Operands that descend from the source but not from the skip.
     """
 
@@ -85,20 +85,26 @@ def _operands(
 ) -> Iterator[tuple[ir.Node, ir.Value]]:
     for value in add.inputs:
         assert value is not None
-        inner = value.producer()
-        if inner is not None and _is_inner(index, inner):
-            joints.add(inner)
-            yield from _operands(index, inner, joints)
+        chain = _inner_sum(index, value)
+        if chain:
+            joints.update(chain)
+            yield from _operands(index, chain[-1], joints)
         else:
             yield add, value
 
 
-def _is_inner(index: GraphIndex, node: ir.Node) -> bool:
-    """Whether a sum is only part of another sum. The stream itself always has a second reader."""
-    total = node.outputs[0]
-    return (
-        _joins_activations(index, node) and len(total.uses()) == 1 and not total.is_graph_output()
-    )
+def _inner_sum(index: GraphIndex, operand: ir.Value) -> list[ir.Node]:
+    """The sum that an operand is, if it is only part of another, behind its changes of type.
+
+    The stream itself always has a second reader.
+    """
+    chain: list[ir.Node] = []
+    for value in _forms(operand):
+        node = value.producer()
+        if node is None or len(value.uses()) != 1 or value.is_graph_output():
+            return []
+        chain.append(node)
+    return chain if _joins_activations(index, chain[-1]) else []
 
 
 def _skip(

@@ -13,9 +13,11 @@ _FUSED_RESIDUALS = frozenset(
     {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "SkipGroupNorm", "BiasAdd"}
     | {"GatedAdd"}
 )
+_QLINEAR_OPERANDS = (0, 3)
 _MAY_FUSE_A_RESIDUAL = {
-    "Sum": (0, 1), "Gemm": (0, 2), "FusedGemm": (0, 2), "FusedConv": (0, 3), "QLinearAdd": (0, 3),
+    "Sum": (0, 1), "Gemm": (0, 2), "FusedGemm": (0, 2), "FusedConv": (0, 3),
     "NhwcFusedConv": (0, 3), "MatMulNBitsMlp": (0, 1), "MatMulNBitsQkv": (0, 1),
+    "QLinearAdd": _QLINEAR_OPERANDS,
 }  # fmt: skip
 """Operators that add two of their operands, or what they make of one, and where these stand."""
 
@@ -84,6 +86,8 @@ def hidden_part(stream: Stream) -> Refusal | None:
 
 def _fuses_a_residual(stream: Stream, node: ir.Node) -> bool:
     if node.op_type in _FUSED_RESIDUALS:
+        return True
+    if node.op_type == "QLinearAdd" and stream.joins_branches(node, *_QLINEAR_OPERANDS):
         return True
     slots = _MAY_FUSE_A_RESIDUAL.get(node.op_type)
     return slots is not None and stream.sums(node, *slots)

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from graph_passes.dataflow import is_add
 from graph_passes.errors import SurgeryError
+from graph_passes.shapes import CHANGES_OF_FORM
 
 
 def remove_branch(graph: ir.Graph, branch: ir.Value) -> ir.Node:
@@ -18,7 +19,8 @@ def remove_branch(graph: ir.Graph, branch: ir.Value) -> ir.Node:
 
     Args:
         graph: The main graph; it is changed.
-        branch: The branch's operand of exactly one Add.
+        branch: The branch's operand of exactly one Add; once a neighbour in the same tree is
+            gone, changes of type may stand between.
 
     Returns:
         The Add, which is no longer in the graph.
@@ -26,10 +28,7 @@ def remove_branch(graph: ir.Graph, branch: ir.Value) -> ir.Node:
     Raises:
         SurgeryError: The branch does not join exactly one sum.
     """
-    adds = [user for user, _ in branch.uses() if is_add(user)]
-    if len(adds) != 1 or adds[0].graph is not graph:
-        raise SurgeryError(f"The branch {branch.name!r} joins {len(adds)} sums instead of one.")
-    add = adds[0]
+    branch, add = _joint(graph, branch)
     kept = next(value for value in add.inputs if value is not branch)
     assert kept is not None
     total = add.outputs[0]
@@ -39,6 +38,17 @@ def remove_branch(graph: ir.Graph, branch: ir.Value) -> ir.Node:
     total.replace_all_uses_with(kept, replace_graph_outputs=True)
     graph.remove(add, safe=True)
     return add
+
+
+def _joint(graph: ir.Graph, branch: ir.Value) -> tuple[ir.Value, ir.Node]:
+    """The sum that a branch joins, and its operand there: the branch, or another form of it."""
+    readers = [user for user, _ in branch.uses()]
+    adds = [user for user in readers if is_add(user)]
+    if not adds and len(readers) == 1 and readers[0].op_type in CHANGES_OF_FORM:
+        return _joint(graph, readers[0].outputs[0])
+    if len(adds) != 1 or adds[0].graph is not graph:
+        raise SurgeryError(f"The branch {branch.name!r} joins {len(adds)} sums instead of one.")
+    return branch, adds[0]
 
 
 def _carry_annotations(total: ir.Value, kept: ir.Value) -> None:

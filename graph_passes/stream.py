@@ -99,6 +99,17 @@ class Stream:
             nodes_between(self.index, self.dominators, origin, branch)
         )
 
+    def joins_branches(self, node: ir.Node, *slots: int) -> bool:
+        """Whether operands of a node are branches, with work on each, that part before it."""
+        operands = [node.inputs[slot] for slot in slots if slot < len(node.inputs)]
+        origin = self.dominators.immediate(node.outputs[0])
+        return all(
+            value is not None
+            and self.descends(value)
+            and contracts(nodes_between(self.index, self.dominators, origin, value))
+            for value in operands
+        )
+
     def carries(self, value: ir.Value) -> bool:
         """Whether a value is on the stream."""
         return value in self._carriers

@@ -246,16 +246,45 @@ def test_two_models_in_one_graph_are_refused() -> None:
     assert "single model" in refusal.reason
 
 
-def test_a_fused_residual_is_refused_with_what_to_do() -> None:
+@pytest.mark.parametrize(
+    ("op_type", "between"),
+    [
+        ("SkipLayerNormalization", 0),
+        ("SkipGroupNorm", 2),
+        ("BiasAdd", 1),
+        ("GatedAdd", 0),
+        ("MatMulNBitsMlp", 0),
+        ("Sum", 0),
+        ("QLinearAdd", 2),
+        ("FusedConv", 2),
+        ("Gemm", 1),
+    ],
+)
+def test_a_fused_residual_is_refused_with_what_to_do(op_type: str, between: int) -> None:
     model = tiny("pre_norm")
     site = sites_of(model)[3]
     add = node_of(model, site.residual_add)
-    add.op_type, add.domain = "SkipLayerNormalization", "com.microsoft"
-    model.graph.opset_imports["com.microsoft"] = 1
+    weight = model.graph.initializers["w1"]
+    operands = [add.inputs[0], *[weight] * between, add.inputs[1]]
+    fused = ir.node(op_type, operands, domain="com.microsoft", name="the_sum")
+    model.graph.insert_before(add, fused)
+    add.outputs[0].replace_all_uses_with(fused.outputs[0])
+    model.graph.remove(add, safe=True)
     (refusal,) = find_sites(model)
     assert isinstance(refusal, Refusal)
-    assert refusal.node == site.residual_add
+    assert refusal.node == "the_sum"
+    assert op_type in refusal.reason
     assert "before it is optimised" in refusal.reason
+    with pytest.raises(SurgeryError, match="before it is optimised"):
+        prune_graph(model, [Deletion(0, "mlp")])
+
+
+def test_operators_that_could_fuse_a_residual_but_do_not_are_no_obstacle() -> None:
+    model = tiny("pre_norm")
+    for node in list(model.graph):
+        if node.op_type == "MatMul" and node.inputs[1].is_initializer():  # type: ignore[union-attr]
+            node.op_type = "Gemm"
+    assert len(sites_of(model)) == 6
 
 
 def _local_function(model: ir.Model) -> None:
