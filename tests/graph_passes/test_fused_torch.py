@@ -1,0 +1,78 @@
+"""The second witness for fused graphs: PyTorch, on what ONNX Runtime's transformers tool fuses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graph_support import all_deletions, check_tidy, sites_of
+from test_torch_graphs import TOLERANCE, cut, worst_error
+from tiny_torch import tiny_loaded
+
+from graph_passes import Deletion
+from graph_passes.storage import load_model
+
+pytestmark = pytest.mark.torch
+
+# The tool's own pass for GPT-2 fails on a language head without a bias; BERT's does the same.
+FUSIONS = {
+    "bert": ("bert", "SkipLayerNormalization", 4),
+    "gpt2": ("bert", "SkipLayerNormalization", 4),
+    "llama": ("gpt_neox", "SkipSimplifiedLayerNormalization", 4),
+    "gpt_neox": ("gpt_neox", "SkipLayerNormalization", 2),
+    "gemma2": ("gpt_neox", "SkipSimplifiedLayerNormalization", 4),
+}
+
+
+@pytest.fixture(scope="module", params=FUSIONS)
+def fused(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    from exporter.torch_export import export_onnx
+
+    loaded, folder = tiny_loaded(request.param), tmp_path_factory.mktemp(request.param)
+    for name, weight in loaded.model.named_parameters():
+        if name.endswith("bias"):  # zero by default, which would hide whose bias goes where
+            weight.normal_(std=0.1)
+    source = export_onnx(loaded, folder, opset=20)
+    model_type, op_type, count = FUSIONS[request.param]
+    optimised = optimize_model(str(source), model_type=model_type, num_heads=4, opt_level=0)
+    target = folder / "fused.onnx"
+    optimised.save_model_to_file(str(target))
+    assert Counter(node.op_type for node in load_model(target).graph)[op_type] == count
+    return loaded, target
+
+
+def test_all_subsets_equal_pytorch_with_the_modules_skipped(
+    fused: tuple[Any, Path], tmp_path: Path
+) -> None:
+    loaded, source = fused
+    everything = all_deletions(load_model(source))
+    assert [(d.layer, d.kind) for d in everything] == [
+        (0, "attention"), (0, "mlp"), (1, "attention"), (1, "mlp"),
+    ]  # fmt: skip
+    for n in (1, 2, 3):
+        for i, subset in enumerate(combinations(everything, n)):
+            pruned = cut(source, tmp_path / f"{n}.{i}" / "m.onnx", list(subset))
+            assert worst_error(loaded, pruned, list(subset)) < TOLERANCE
+            check_tidy(load_model(pruned))
+
+
+def test_pytorch_catches_the_wrong_layer(fused: tuple[Any, Path], tmp_path: Path) -> None:
+    loaded, source = fused
+    wrong = cut(source, tmp_path / "m.onnx", [Deletion(1, "mlp")])
+    assert worst_error(loaded, wrong, [Deletion(0, "mlp")]) > 1e-3
+
+
+def test_neighbours_stay_fused(fused: tuple[Any, Path], tmp_path: Path) -> None:
+    source = load_model(fused[1])
+    before = Counter(node.op_type for node in source.graph)
+    pruned = load_model(cut(fused[1], tmp_path / "m.onnx", [Deletion(1, "block")]))
+    after = Counter(node.op_type for node in pruned.graph)
+    joints = {site.residual_add for site in sites_of(source) if site.layer == 1}
+    gone = sum("Skip" in n.op_type and n.name in joints for n in source.graph)
+    skip_norms = [op_type for op_type in before if op_type.startswith("Skip")]
+    assert sum(before[o] - after[o] for o in skip_norms) == gone
