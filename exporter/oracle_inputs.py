@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from graph_passes.shapes import head_size
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -21,8 +23,13 @@ _BATCH = 2
 _PROMPT = 7
 _PAST = 6
 _PADDING = 2
-_CACHE_RANK = 4
-_LENGTH_AXIS = 2
+_CACHE_RANKS = (4, 5)  # keys and values apart, or packed in one
+_LENGTH_AXIS = -2
+_TABLE_SLOTS = {
+    ("Gather", 1): 0, ("GatherBlockQuantized", 1): 0,
+    ("EmbedLayerNormalization", 0): 2, ("EmbedLayerNormalization", 1): 4,
+}  # fmt: skip
+"""Operators that select rows, and the operand of the ids: where the table stands."""
 _ANY_ROW = 2  # ids of a table that can't be told stay below this
 
 
@@ -68,13 +75,13 @@ def draw(model: ir.Model, case: Case, rng: np.random.Generator) -> dict[str, NDA
 
 
 def _is_cache(value: ir.Value) -> bool:
-    """``[batch, heads, length, head size]``, the length open, in floating point."""
+    """``[..., batch, heads, length, head size]``, the length open, in floating point."""
     shape = value.shape
     return (
         shape is not None
-        and len(shape) == _CACHE_RANK
+        and len(shape) in _CACHE_RANKS
         and not isinstance(shape[_LENGTH_AXIS], int)
-        and isinstance(shape[-1], int)
+        and head_size(value) is not None
         and value.dtype is not None
         and value.dtype.is_floating_point()
     )
@@ -86,7 +93,10 @@ def _axis_sizes(model: ir.Model, case: Case) -> dict[str, int]:
     for value in model.graph.inputs:
         names = _axis_names(value)
         if _is_cache(value):
-            _note(sizes, names, {0: _BATCH, _LENGTH_AXIS: case.past_length})
+            rank = len(names)
+            _note(sizes, names, {rank - 4: _BATCH, rank + _LENGTH_AXIS: case.past_length})
+            if (size := head_size(value)) is not None:
+                _note(sizes, names, {rank - 1: size})
         elif _rows(value) is not None and not _is_mask(value):
             _note(sizes, names, {0: _BATCH, len(names) - 1: case.sequence_length})
     return sizes
@@ -169,8 +179,8 @@ def _rows(value: ir.Value) -> int | None:
 
 def _tables(value: ir.Value) -> Iterator[Any]:
     for node, slot in value.uses():
-        if node.op_type == "Gather" and slot == 1:
-            table = node.inputs[0]
+        if (place := _TABLE_SLOTS.get((node.op_type, slot))) is not None:
+            table = node.inputs[place]
             if table is not None and table.const_value is not None:
                 yield table.const_value
         elif node.op_type in ("Cast", "Identity", "Reshape"):

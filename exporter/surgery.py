@@ -79,11 +79,15 @@ def kv_cache_bytes_per_token(path: Path) -> int:
 
 
 def _bytes_per_token(value: ir.Value) -> int:
+    from graph_passes.shapes import head_size
+
     if value.shape is None or value.dtype is None:
         return 0
-    # Batch comes first; of the other axes only the length is dynamic.
-    static = [dim for dim in value.shape[1:] if isinstance(dim, int)]
-    return math.ceil(math.prod(static) * value.dtype.itemsize)
+    # [batch, heads, length, head size], or [2, ...] with keys and values in one.
+    batch = len(value.shape) - 4
+    sizes = [dim for axis, dim in enumerate(value.shape[:-1]) if axis != batch]
+    static = [dim for dim in sizes if isinstance(dim, int)]
+    return math.ceil(math.prod(static) * (head_size(value) or 1) * value.dtype.itemsize)
 
 
 def prune_file(
