@@ -73,3 +73,20 @@ def _differs(have: Dim, want: Dim, trusted: Collection[str]) -> bool:
     if isinstance(have, int):
         return have == 1 or isinstance(want, int)
     return have in trusted and want in trusted
+
+
+def head_size(cache: ir.Value) -> int | None:
+    """The size of a head in a cache ``[..., heads, length, head size]``; None if unknown.
+
+    Where it isn't declared, it follows from the queries of the fused attention that reads it.
+    """
+    if cache.shape is not None and isinstance(cache.shape[-1], int):
+        return cache.shape[-1]
+    for node, _ in cache.uses():
+        query = dims(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
+        heads = node.attributes.get_int("num_heads", 0)
+        if len(node.inputs) > 1 and node.inputs[1] is None:  # keys and values stand there too
+            heads += 2 * node.attributes.get_int("kv_num_heads", 0)
+        if node.op_type == "GroupQueryAttention" and heads and query and isinstance(query[-1], int):
+            return query[-1] // heads
+    return None

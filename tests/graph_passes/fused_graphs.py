@@ -174,14 +174,19 @@ class _Builder:
 
     def _group_query(self, x: ir.Value, layer: int) -> ir.Value:
         query, key, value = (self._project(x, HIDDEN) for _ in range(3))
-        pasts = [self._past(f"past_key_values.{layer}.{part}") for part in ("key", "value")]
+        query.shape = ir.Shape(["batch", "seq", HIDDEN])
+        query.type = ir.TensorType(ir.DataType.FLOAT)
+        pasts = [
+            self._past(f"past_key_values.{layer}.{part}", head="kv_cache_dim")
+            for part in ("key", "value")
+        ]
         operands = [query, key, value, *pasts, *self._lengths]
         context, *presents = self._ms(
             "GroupQueryAttention", operands, 3, num_heads=HEADS, kv_num_heads=HEADS
         )
         for present, part in zip(presents, ("key", "value"), strict=True):
             name = f"present.{layer}.{part}"
-            self._publish(present, name, "batch", HEADS, "total", HEAD_DIM)
+            self._publish(present, name, "batch", HEADS, "total", "kv_cache_dim")
         return context
 
     def _packed(self, x: ir.Value, layer: int) -> ir.Value:
@@ -207,8 +212,8 @@ class _Builder:
             "MatMulNBits", operands, 1, K=width, N=size, bits=4, block_size=_BLOCK
         )[0]  # fmt: skip
 
-    def _past(self, name: str, *packed: int) -> ir.Value:
-        value = _value(name, ir.DataType.FLOAT, *packed, "batch", HEADS, "past", HEAD_DIM)
+    def _past(self, name: str, *packed: int, head: int | str = HEAD_DIM) -> ir.Value:
+        value = _value(name, ir.DataType.FLOAT, *packed, "batch", HEADS, "past", head)
         self._inputs.append(value)
         return value
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from fused_graphs import FUSED, FusedSpec, fused_model
+from fused_graphs import FUSED, HIDDEN, FusedSpec, fused_model
 from graph_support import (
     all_deletions,
     check_tidy,
@@ -22,8 +23,20 @@ from graph_support import (
     text,
 )
 
-from graph_passes import Deletion, Refusal, SublayerRef, SurgeryError, find_sites, prune_graph
+from exporter.artifacts import PlannedDeletion
+from exporter.errors import VerificationError
+from exporter.surgery import kv_cache_bytes_per_token, prune_file
+from graph_passes import (
+    Deletion,
+    Refusal,
+    SublayerRef,
+    SurgeryError,
+    find_sites,
+    fused_norms,
+    prune_graph,
+)
 from graph_passes.delete_sublayers import DeleteSublayersPass
+from graph_passes.storage import save_model
 from graph_passes.testing import masked_model
 
 # A plain norm and a fused one round differently. The largest logit is about 0.7.
@@ -250,6 +263,36 @@ def test_caches_go_and_are_renumbered(name: str) -> None:
     assert report.deleted[0].inputs_removed == ("past_key_values.0.key", "past_key_values.0.value")
     assert "past_key_values.0.key" in names
     assert not any(".1." in (name or "") for name in names)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_file_is_cut_and_verified(name: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "source.onnx", tmp_path / "out" / "m.onnx"
+    save_model(fused_model(FUSED[name]), source)
+    plan = [PlannedDeletion(layer=0, kind="attention"), PlannedDeletion(layer=1, kind="mlp")]
+    verification = prune_file(source, target, plan).verification
+    assert verification.passed
+    assert verification.runs == (1 if FUSED[name].form == "bert" else 2)
+    per_layer = 0 if FUSED[name].form == "bert" else 2 * HIDDEN * 4
+    assert kv_cache_bytes_per_token(source) == 2 * per_layer
+    assert kv_cache_bytes_per_token(target) == per_layer
+
+
+def test_verification_catches_a_wrong_fused_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(fused_model(FUSED["genai_bias"]), tmp_path / "source.onnx")
+    right = fused_norms.join
+
+    def wrong(graph: ir.Graph, parts: list[fused_norms.Apart]) -> None:
+        right(graph, parts)
+        norm = next(n for n in graph if n.op_type.startswith("Skip"))
+        norm.replace_input_with(3, None)  # the bias of the branch that stays
+
+    monkeypatch.setattr(fused_norms, "join", wrong)
+    plan = [PlannedDeletion(layer=0, kind="attention")]
+    with pytest.raises(VerificationError, match="differs"):
+        prune_file(tmp_path / "source.onnx", tmp_path / "out" / "m.onnx", plan)
 
 
 def test_a_skip_norm_whose_statistics_are_read_is_refused() -> None:

@@ -24,7 +24,10 @@ from graph_support import (
     smaller,
 )
 
+from exporter.artifacts import PlannedDeletion
+from exporter.surgery import prune_file
 from graph_passes import Deletion, Refusal, SublayerRef, find_sites, prune_graph
+from graph_passes.storage import save_model
 from graph_passes.testing import masked_model
 
 EXPECTED = [SublayerRef(layer, kind) for layer in range(2) for kind in ("attention", "mlp")]
@@ -103,6 +106,14 @@ def test_subsets_equal_the_masked_original(maker: str, form: str, tmp_path: Path
     for subset in proper_subsets(all_deletions(model))[::2]:
         assert oracle_error(model, subset) <= 1e-5
         check_tidy(prune_graph(model, subset)[0])
+
+
+@pytest.mark.parametrize("maker", ["dynamic", "static"])
+def test_a_quantised_file_is_cut_and_verified(maker: str, tmp_path: Path) -> None:
+    save_model(MAKERS[maker](smaller("pre_norm"), tmp_path), tmp_path / "quantised.onnx")
+    plan = [PlannedDeletion(layer=0, kind="attention"), PlannedDeletion(layer=1, kind="mlp")]
+    report = prune_file(tmp_path / "quantised.onnx", tmp_path / "out" / "m.onnx", plan)
+    assert report.verification.passed
 
 
 def test_branches_that_a_quantised_sum_hides_are_refused(tmp_path: Path) -> None:
