@@ -78,15 +78,27 @@ def _differs(have: Dim, want: Dim, trusted: Collection[str]) -> bool:
 def head_size(cache: ir.Value) -> int | None:
     """The size of a head in a cache ``[..., heads, length, head size]``; None if unknown.
 
-    Where it isn't declared, it follows from the queries of the fused attention that reads it.
+    Where it isn't declared, it follows from the queries of the fused attention that reads it, or
+    from the new keys or values that are appended to it.
     """
     if cache.shape is not None and isinstance(cache.shape[-1], int):
         return cache.shape[-1]
-    for node, _ in cache.uses():
-        query = dims(node.inputs[0]) if node.inputs and node.inputs[0] is not None else None
-        heads = node.attributes.get_int("num_heads", 0)
-        if len(node.inputs) > 1 and node.inputs[1] is None:  # keys and values stand there too
-            heads += 2 * node.attributes.get_int("kv_num_heads", 0)
-        if node.op_type == "GroupQueryAttention" and heads and query and isinstance(query[-1], int):
-            return query[-1] // heads
-    return None
+    found = (_head_size_at(node) for node, _ in cache.uses())
+    return next((size for size in found if size is not None), None)
+
+
+def _head_size_at(reader: ir.Node) -> int | None:
+    if reader.op_type == "Concat":
+        return next(filter(None, map(_last_size, reader.inputs)), None)
+    heads = reader.attributes.get_int("num_heads", 0)
+    if reader.op_type != "GroupQueryAttention" or not heads:
+        return None
+    if reader.inputs[1] is None:  # the keys and values stand behind the queries
+        heads += 2 * reader.attributes.get_int("kv_num_heads", heads)
+    width = _last_size(reader.inputs[0])
+    return None if width is None else width // heads
+
+
+def _last_size(value: ir.Value | None) -> int | None:
+    known = dims(value) if value is not None else None
+    return known[-1] if known and isinstance(known[-1], int) else None

@@ -36,6 +36,7 @@ from graph_passes import (
     prune_graph,
 )
 from graph_passes.delete_sublayers import DeleteSublayersPass
+from graph_passes.shapes import head_size
 from graph_passes.storage import save_model
 from graph_passes.testing import masked_model
 
@@ -320,3 +321,23 @@ def test_a_deep_graph_stays_fused() -> None:
     pruned, _ = prune_graph(model, plan)
     assert operators(pruned)["SkipSimplifiedLayerNormalization"] == 24 - len(plan)
     assert operators(pruned)["SimplifiedLayerNormalization"] == 1
+
+
+def cache(*dims: int | str) -> ir.Value:
+    return ir.Value(name="past", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(dims))
+
+
+def test_a_head_size_that_is_not_declared_follows_from_the_reader() -> None:
+    past = cache("batch", 2, "past", "kv_cache_dim")
+    assert head_size(past) is None
+    packed = cache("batch", "seq", 4 * 16 + 2 * 2 * 16)
+    heads = {"num_heads": 4, "kv_num_heads": 2}
+    ir.node("GroupQueryAttention", [packed, None, None, past], heads, domain="com.microsoft")
+    assert head_size(past) == 16
+    past, query = cache("batch", 2, "past", "kv_cache_dim"), cache("batch", "seq", 4 * 24)
+    ir.node("GroupQueryAttention", [query, query, query, past], heads, domain="com.microsoft")
+    assert head_size(past) == 24
+    past = cache("batch", 2, "past", "kv_cache_dim")
+    ir.node("Concat", [past, cache("batch", 2, "seq", 8)], {"axis": 2})
+    assert head_size(past) == 8
+    assert head_size(cache("batch", 2, "past", 4)) == 4

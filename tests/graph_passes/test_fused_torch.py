@@ -12,6 +12,8 @@ from graph_support import all_deletions, check_tidy, sites_of
 from test_torch_graphs import TOLERANCE, cut, worst_error
 from tiny_torch import tiny_loaded
 
+from exporter.artifacts import PlannedDeletion
+from exporter.surgery import prune_file
 from graph_passes import Deletion
 from graph_passes.storage import load_model
 
@@ -76,3 +78,42 @@ def test_neighbours_stay_fused(fused: tuple[Any, Path], tmp_path: Path) -> None:
     gone = sum("Skip" in n.op_type and n.name in joints for n in source.graph)
     skip_norms = [op_type for op_type in before if op_type.startswith("Skip")]
     assert sum(before[o] - after[o] for o in skip_norms) == gone
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter that these fusions are made for is old
+def test_a_bert_that_is_fused_whole(tmp_path: Path) -> None:
+    """Embeddings, attentions and sums, each one operator: what the tool makes of TorchScript."""
+    import torch
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    bert = tiny_loaded("bert", attn_implementation="eager").model
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = bert
+
+        def forward(self, *inputs: Any) -> Any:
+            return self.bert(**dict(zip(names, inputs, strict=True))).last_hidden_state
+
+    example = (torch.ones(2, 6, dtype=torch.long),) * 3
+    source, target = tmp_path / "bert.onnx", tmp_path / "fused.onnx"
+    torch.onnx.export(
+        Encoder(), example, str(source), dynamo=False, opset_version=14, input_names=names,
+        dynamic_axes={name: {0: "batch", 1: "seq"} for name in names},
+    )  # fmt: skip
+    fused = optimize_model(str(source), model_type="bert", num_heads=4, hidden_size=96, opt_level=0)
+    fused.save_model_to_file(str(target))
+    before = Counter(node.op_type for node in load_model(target).graph)
+    assert before["EmbedLayerNormalization"] == 1
+    assert before["Attention"] == 2
+    everything = all_deletions(load_model(target))
+    assert [d.kind for d in everything] == ["attention", "mlp"] * 2
+    for n in (1, 2, 3):
+        for i, subset in enumerate(combinations(everything, n)):
+            planned = [PlannedDeletion(layer=d.layer, kind=d.kind) for d in subset]
+            report = prune_file(target, tmp_path / f"{n}.{i}" / "m.onnx", planned)
+            assert report.verification.passed
+            assert report.verification.max_abs_error is not None
+            assert report.verification.max_abs_error < TOLERANCE
