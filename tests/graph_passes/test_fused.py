@@ -103,7 +103,7 @@ def test_neighbours_stay_fused(name: str) -> None:
     model = fused_model(replace(FUSED[name], layers=3))
     before = operators(model)
     skip_norm = skip_norms(model)[0].op_type
-    for subset in proper_subsets(all_deletions(model)):
+    for subset in proper_subsets(all_deletions(model))[::3]:
         after = operators(prune_graph(model, subset)[0])
         first = any(first_of_gpt2(name, deletion) for deletion in subset)
         assert after[skip_norm] == before[skip_norm] - len(subset)
