@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -130,10 +131,12 @@ def prune_file(
     from graph_passes import prune_graph, storage
     from graph_passes.placing import place, staging
 
+    _refuse_nameless([target] if report_path is None else [target, report_path])
     report_path = target.with_name("prune.json") if report_path is None else report_path
     model = storage.load_model(source)
     data = storage.data_files(model)
-    _refuse_overwriting([source, *data], [target, report_path])
+    own_weights = [storage.data_path(target)] if weights == "compact" else []
+    _refuse_overwriting([source, *data], [target, report_path, *own_weights])
     storage.refuse_collision(model, target, weights)
     hashes = _SourceHashes(source, data if weights == "compact" else [])
     asked = [Deletion(d.layer, d.kind, d.replacement) for d in deletions]
@@ -152,10 +155,17 @@ def prune_file(
             report = _report(passed, verification, hashes.made_from(plan_sha256))
             staged = report.write(report_stage / report_path.name)
             moves = [(file, target.parent / file.name) for file in files]
-            place(stage, [*moves, (staged, report_path)])
+            stale = storage.stale_data(pruned, target, files)
+            place([*moves, (staged, report_path)], [(file, stage) for file in stale])
     except OSError as error:
         raise storage.write_error(target, error) from error
     return report
+
+
+def _refuse_nameless(targets: Sequence[Path]) -> None:
+    for target in targets:
+        if not target.name or target.is_dir():
+            raise SurgeryError(f"{target} is a folder.", "Name a file in it, such as pruned.onnx.")
 
 
 def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> None:
@@ -165,8 +175,12 @@ def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> Non
                 f"{target} is the source or holds its weights; the source is never changed.",
                 "Write the result under another name.",
             )
-    if _same_file(*targets):
-        raise SurgeryError(f"The result and its report can't both be {targets[0]}.")
+    for one, other in itertools.combinations(targets, 2):
+        if _same_file(one, other):
+            raise SurgeryError(
+                f"The result, its weights and its report need a file each, but two are {one}.",
+                "Write the result or the report under another name.",
+            )
 
 
 def _same_file(one: Path, other: Path) -> bool:
