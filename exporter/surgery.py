@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from exporter.artifacts import (
     DeletedEntry,
@@ -25,14 +24,10 @@ from exporter.progress import QUIET, Progress
 from graph_passes.types import (
     DeletedSublayer,
     Deletion,
-    GraphSize,
     PassReport,
     Refusal,
     ResidualSite,
 )
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
 
@@ -50,41 +45,6 @@ def inspect_file(path: Path) -> list[ResidualSite | Refusal]:
     from graph_passes.storage import load_model
 
     return find_sites(load_model(path))
-
-
-def graph_size(path: Path) -> GraphSize:
-    """Counts the nodes and weights of an ONNX file.
-
-    Raises:
-        OnnxFileError: The file or its external data can't be read safely.
-    """
-    from graph_passes.pipeline import graph_size as size_of
-    from graph_passes.storage import load_model
-
-    return size_of(load_model(path))
-
-
-def kv_cache_bytes_per_token(path: Path) -> int:
-    """What one token of one sequence adds to the KV cache: keys and values of all layers.
-
-    A cache is told by the attention that owns it, not by its name. 0 for an encoder.
-
-    Raises:
-        OnnxFileError: The file or its external data can't be read safely.
-    """
-    from graph_passes.locate import locate
-    from graph_passes.storage import load_model
-
-    sites = locate(load_model(path)).sites
-    return sum(_bytes_per_token(value) for site in sites for value in site.caches)
-
-
-def _bytes_per_token(value: ir.Value) -> int:
-    if value.shape is None or value.dtype is None:
-        return 0
-    # Batch comes first; of the other axes only the length is dynamic.
-    static = [dim for dim in value.shape[1:] if isinstance(dim, int)]
-    return math.ceil(math.prod(static) * value.dtype.itemsize)
 
 
 def prune_file(
