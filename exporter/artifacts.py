@@ -221,7 +221,8 @@ class Arm(Record):
     """One side of a comparison.
 
     ``cpu_nodes`` counts, by operator, the nodes that ran on the CPU although ``provider`` is
-    another: by its kind, arithmetic on shapes. ``nodes`` counts those of the file; the backend fuses some.
+    another: by its kind, arithmetic on shapes. ``nodes`` counts those of the file, of which the
+    backend fuses some.
     """
 
     backend: str
