@@ -23,6 +23,9 @@ Replacement = Literal["none", "bias", "linear"]
 Phase = Literal["prefill", "decode", "encode"]
 VerdictWord = Literal["faster", "slower", "same", "inconclusive"]
 
+FEWEST_ROUNDS = 6
+"""A row of fewer rounds is ``inconclusive``: its interval isn't one of 95 %."""
+
 _TOLD_VERSIONS = (
     "depthcut", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript",
     "torch", "transformers", "tokenizers", "gguf", "scipy", "optimum-onnx", "tensorrt",
