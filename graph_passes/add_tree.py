@@ -81,14 +81,16 @@ def _joins_activations(index: GraphIndex, node: ir.Node) -> bool:
 def _operands(
     index: GraphIndex, add: ir.Node, joints: set[ir.Node]
 ) -> Iterator[tuple[ir.Node, ir.Value]]:
-    for value in add.inputs:
+    queue = [(add, value) for value in reversed(add.inputs)]
+    while queue:
+        joint, value = queue.pop()
         assert value is not None
         inner = value.producer()
         if inner is not None and _is_inner(index, inner):
             joints.add(inner)
-            yield from _operands(index, inner, joints)
+            queue.extend((inner, operand) for operand in reversed(inner.inputs))
         else:
-            yield add, value
+            yield joint, value
 
 
 def _is_inner(index: GraphIndex, node: ir.Node) -> bool:

@@ -1,6 +1,7 @@
 """Who reads what in a graph, and which edges carry activations.
 
-Edges that carry none don't count as data: what only asks for a shape, and truth values.
+Edges that carry none don't count as data: what only asks for a shape, truth values, and the
+scales of dynamic quantisation.
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ _TRUTH_OPS = frozenset(
     | {"IsNaN", "IsInf", "NonZero"}
 )
 CONTRACTIONS = frozenset(
-    {"MatMul", "Gemm", "Conv", "Einsum", "MatMulInteger", "MatMulNBits", "FusedMatMul"}
+    {"MatMul", "Gemm", "Conv", "Einsum", "MatMulInteger", "ConvInteger", "QLinearMatMul"}
+    | {"QLinearConv", "MatMulNBits", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger16", "QGemm"}
+    | {"FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "FusedGemm", "GemmFastGelu"}
+    | {"GemmFloat8", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QOrderedMatMul"}
+    | {"FusedConv", "NhwcConv", "NhwcFusedConv", "MoE", "QMoE", "SparseToDenseMatMul"}
 )
+"""Operators that multiply matrices, in the default domain and in ONNX Runtime's own."""
+_SECOND_FACTOR = {"QLinearMatMul": 3, "QLinearConv": 3, "QGemm": 3, "QOrderedMatMul": 2}
 
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
@@ -96,7 +103,7 @@ class GraphIndex:
     def _find_data(self, node: ir.Node) -> tuple[ir.Value, ...]:
         if node.domain == "" and (node.op_type in SHAPE_OPS or node.op_type in _TRUTH_OPS):
             return ()
-        reads = tuple(self.reads(node))
+        reads = tuple(value for value in self.reads(node) if not _is_scale(value))
         return reads[1:] if node.op_type == "Where" and node.domain == "" else reads
 
     def readers(self, value: ir.Value) -> Iterator[ir.Node]:
@@ -113,6 +120,16 @@ class GraphIndex:
         return found
 
 
+def _is_scale(value: ir.Value) -> bool:
+    """Whether a value is the scale or zero point that dynamic quantisation has found."""
+    node = value.producer()
+    return (
+        node is not None
+        and node.op_type == "DynamicQuantizeLinear"
+        and value is not node.outputs[0]
+    )
+
+
 def is_add(node: ir.Node | None) -> bool:
     """Whether a node is a plain Add of two operands."""
     return (
@@ -122,6 +139,15 @@ def is_add(node: ir.Node | None) -> bool:
         and len(node.inputs) == 2
         and None not in node.inputs
     )
+
+
+def factors(node: ir.Node) -> list[ir.Value]:
+    """What a contraction multiplies, without scales, zero points and biases."""
+    if node.op_type == "Einsum":
+        return [value for value in node.inputs if value is not None]
+    places = (0, _SECOND_FACTOR.get(node.op_type, 1))
+    found = [node.inputs[i] for i in places if i < len(node.inputs)]
+    return [value for value in found if value is not None]
 
 
 def has_weight(index: GraphIndex, node: ir.Node) -> bool:
