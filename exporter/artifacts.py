@@ -23,6 +23,9 @@ Replacement = Literal["none", "bias", "linear"]
 Phase = Literal["prefill", "decode", "encode"]
 VerdictWord = Literal["faster", "slower", "same", "inconclusive"]
 
+FEWEST_ROUNDS = 6
+"""A row of fewer rounds is ``inconclusive``: its interval isn't one of 95 %."""
+
 _TOLD_VERSIONS = (
     "depthcut", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript",
     "torch", "transformers", "tokenizers", "gguf", "scipy", "optimum-onnx", "tensorrt",
@@ -221,7 +224,8 @@ class Arm(Record):
     """One side of a comparison.
 
     ``cpu_nodes`` counts, by operator, the nodes that ran on the CPU although ``provider`` is
-    another: by its kind, arithmetic on shapes. ``nodes`` counts those of the file; the backend fuses some.
+    another: by its kind, arithmetic on shapes. ``nodes`` counts those of the file, of which the
+    backend fuses some.
     """
 
     backend: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from graph_passes.errors import DepthcutError, OnnxFileError, SurgeryError
 
 __all__ = [
@@ -21,6 +23,9 @@ __all__ = [
     "UnknownArchitectureError",
     "UsageError",
     "VerificationError",
+    "error_chain",
+    "first_line",
+    "pass_on_memory_error",
 ]
 
 
@@ -74,3 +79,29 @@ class BackendError(DepthcutError):
 
 class ComparisonError(DepthcutError):
     """Two arms can't be compared: other inputs, vocabularies or texts."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says first, without its full stop; else its class's name."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(" .:")
+
+
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what it was raised from or beside, back to the first."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def pass_on_memory_error(error: BaseException) -> None:
+    """For handlers that take a library's every error for bad input: memory is not the input's.
+
+    Raises:
+        MemoryError: When the error, or one that it came from, says that the memory ran out.
+    """
+    for cause in error_chain(error):
+        # PyTorch's allocator has no error class of its own on the CPU.
+        if isinstance(cause, MemoryError) or "DefaultCPUAllocator: can't allocate" in str(cause):
+            raise MemoryError(first_line(cause)) from error

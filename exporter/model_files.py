@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.disk import telling_full_disk
 from exporter.files import write_text
 from exporter.transformers_output import quiet_transformers
 
@@ -29,19 +30,27 @@ def save_pretrained_files(loaded: LoadedModel, folder: Path) -> None:
 
     That is ``config.json``, ``generation_config.json`` where the model generates, and the
     tokenizer's files with its chat template. The caller stages ``folder``.
+
+    Raises:
+        OSError: When they can't be written; a full disk by its number.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", shipped_config(loaded.model))
-    if loaded.model.can_generate():
-        _write_json(folder / "generation_config.json", _generation_config(loaded.model))
-    if loaded.tokenizer is not None:
-        loaded.tokenizer.save_pretrained(folder)
-        _name_portable_tokenizer(folder / "tokenizer_config.json")
+    with telling_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "config.json", shipped_config(loaded.model))
+        if loaded.model.can_generate():
+            _write_json(folder / "generation_config.json", _generation_config(loaded.model))
+        if loaded.tokenizer is not None:
+            loaded.tokenizer.save_pretrained(folder)
+            _name_portable_tokenizer(folder / "tokenizer_config.json")
 
 
 def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
-    """Writes the model with its weights as safetensors, as optimum's exporter wants it."""
-    with quiet_transformers():
+    """Writes the model with its weights as safetensors, as optimum's exporter wants it.
+
+    Raises:
+        OSError: When it can't be written; a full disk by its number.
+    """
+    with quiet_transformers(), telling_full_disk(folder):
         loaded.model.save_pretrained(folder)
     save_pretrained_files(loaded, folder)
 

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ModelRef
-from exporter.errors import ModelSourceError, UnknownArchitectureError
+from exporter.auto_class import auto_class
+from exporter.disk import telling_full_disk
+from exporter.errors import (
+    ModelSourceError,
+    UnknownArchitectureError,
+    first_line,
+    pass_on_memory_error,
+)
 from exporter.files import sha256_file, sha256_files
 from exporter.model_files import save_checkpoint, save_pretrained_files
 from exporter.optional import require
@@ -162,22 +169,21 @@ def _fetch(source: str, trust_remote_code: bool, allow_pickle: bool, revision: s
     wanted = [*_TEXT_FILES, *_SAFETENSORS]
     wanted += _PICKLES if allow_pickle else ()
     wanted += ["*.py"] if trust_remote_code else []
-    name = source.removeprefix("hf:")
-    try:
-        return Path(
-            hub.snapshot_download(
-                name,
+    with telling_full_disk(Path(hub.constants.HF_HUB_CACHE)):
+        try:
+            folder = hub.snapshot_download(
+                source.removeprefix("hf:"),
                 revision=revision,
                 allow_patterns=wanted,
                 ignore_patterns=[*_ELSEWHERE, "consolidated*"],
             )
-        )
-    except (OSError, ValueError) as error:
-        raise ModelSourceError(
-            f"{source} is no folder or file here, and the Hugging Face Hub does not give it: "
-            f"{_first_line(error)}",
-            "Check the name and the network, or give the path of a model that is on this machine.",
-        ) from error
+        except (OSError, ValueError) as error:
+            raise ModelSourceError(
+                f"{source} is no folder or file here, and the Hugging Face Hub does not give it: "
+                f"{first_line(error)}.",
+                "Check the name and the network, or give the path of a model on this machine.",
+            ) from error
+    return Path(folder)
 
 
 def _check_folder(folder: Path, allow_pickle: bool) -> None:
@@ -232,7 +238,8 @@ def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         config = transformers.AutoConfig.from_pretrained(**place)
-        model, info = _auto_class(config).from_pretrained(
+        model_class = auto_class(config, trust_remote_code=False)
+        model, info = model_class.from_pretrained(
             **place, dtype=_torch_dtype(dtype), output_loading_info=True, trust_remote_code=False
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
@@ -245,7 +252,8 @@ def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
 
 
 def _gguf_error(path: Path, error: Exception) -> ModelSourceError:
-    told = _first_line(error)
+    pass_on_memory_error(error)
+    told = f"{first_line(error)}."
     if "architecture" in told or "model type" in told:
         return UnknownArchitectureError(f"{path}: {told}")
     return ModelSourceError(
@@ -292,7 +300,8 @@ def _load_folder(
         config = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
-        model, info = _auto_class(config).from_pretrained(
+        model_class = auto_class(config, trust_remote_code=trust_remote_code)
+        model, info = model_class.from_pretrained(
             folder,
             config=config,
             dtype=_torch_dtype(dtype),
@@ -302,7 +311,8 @@ def _load_folder(
         )
     # From a cut safetensors file to a config that contradicts the weights: many classes.
     except Exception as error:
-        raise ModelSourceError(f"{folder} can't be loaded: {_first_line(error)}") from error
+        pass_on_memory_error(error)
+        raise ModelSourceError(f"{folder} can't be loaded: {first_line(error)}.") from error
     _refuse_missing(info, folder)
     return model, _load_tokenizer(folder, trust_remote_code)
 
@@ -318,17 +328,6 @@ def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: boo
     raise UnknownArchitectureError(
         f"{folder}: transformers does not know the model type {model_type!r}.", hint
     )
-
-
-def _auto_class(config: Any) -> Any:
-    """The class that the weights were saved from; else a language model, else the bare one."""
-    transformers = require("transformers", extra="torch")
-    for name in config.architectures or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-    if type(config) in transformers.AutoModelForCausalLM._model_mapping:
-        return transformers.AutoModelForCausalLM
-    return transformers.AutoModel
 
 
 def _refuse_missing(info: dict[str, Any], path: Path) -> None:
@@ -351,11 +350,12 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
             folder, trust_remote_code=trust_remote_code
         )
     except Exception as error:
+        pass_on_memory_error(error)
         # 4.57 does not know the class that 5 writes into tokenizer_config.json.
         if (folder / "tokenizer.json").is_file():
             return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
         raise ModelSourceError(
-            f"The tokenizer in {folder} can't be loaded: {_first_line(error)}"
+            f"The tokenizer in {folder} can't be loaded: {first_line(error)}."
         ) from error
 
 
@@ -388,7 +388,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelSourceError(f"{path} can't be read: {_first_line(error)}") from error
+        raise ModelSourceError(f"{path} can't be read: {first_line(error)}.") from error
     if not isinstance(content, dict):
         raise ModelSourceError(f"{path} is not a JSON object.")
     return content
@@ -398,8 +398,3 @@ def _torch_dtype(name: str) -> Any:
     import torch
 
     return getattr(torch, name)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(" .:") + "."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, first_line, pass_on_memory_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -132,23 +132,30 @@ def interface_of(model: PreTrainedModel) -> OnnxInterface:
         )
     parameters = inspect.signature(model.forward).parameters
     cache = new_cache() if model.can_generate() else None
-    cache_argument = "cache" if "cache" in parameters else "past_key_values"
-    arguments = {} if cache is None else {cache_argument: cache, "use_cache": True}
+    argument = cache_argument(model)
+    arguments = {} if cache is None else {argument: cache, "use_cache": True}
     ids = torch.zeros(1, _PROBE_TOKENS, dtype=torch.long)
     try:
         with torch.no_grad():
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **arguments)
     # Any model's own code runs here.
     except Exception as error:
+        pass_on_memory_error(error)
         what = "token ids" if cache is None else "token ids with a cache of plain keys and values"
-        raise ExportError(f"{name} can't run on {what}: {_first_line(error)}") from error
+        raise ExportError(f"{name} can't run on {what}: {first_line(error)}.") from error
     return OnnxInterface(
         token_inputs=_token_inputs(model, set(parameters), with_cache=cache is not None),
         cache=() if cache is None else _slots(cache, name),
         main_output="logits" if hasattr(output, "logits") else "last_hidden_state",
-        cache_argument=cache_argument,
+        cache_argument=argument,
         dtype=model.dtype,
     )
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name under which a model takes its cache; transformers 5.24 renamed it."""
+    renamed = "cache" in inspect.signature(model.forward).parameters
+    return "cache" if renamed else "past_key_values"
 
 
 def new_cache() -> Any:
@@ -185,8 +192,3 @@ def _slots(cache: Any, name: str) -> tuple[CacheSlot, ...]:
     if not slots:
         raise ExportError(f"{name} generates text but filled no cache.")
     return tuple(slots)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -7,14 +7,23 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from exporter.disk import telling_full_disk
+
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
 
 def save_onnx(model: ir.Model, folder: Path) -> Path:
-    """Writes graph and weights; ``folder`` gets both files, or neither."""
+    """Writes graph and weights; ``folder`` gets both files, or neither.
+
+    Raises:
+        OSError: When they can't be written; a full disk by its number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export.", suffix=".part", dir=folder) as name:
+    with (
+        telling_full_disk(folder),
+        tempfile.TemporaryDirectory(prefix=".export.", suffix=".part", dir=folder) as name,
+    ):
         part = Path(name)
         ir.save(model, part / MODEL_FILE, external_data=DATA_FILE)
         # Nothing reads the data without the graph that names it, so the graph comes last.

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from exporter.errors import ExportError
+from exporter.disk import telling_full_disk
+from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.onnx_output import MODEL_FILE, save_onnx
 from exporter.optional import require
 from exporter.overheard import told_to
@@ -46,28 +47,38 @@ def export_with_optimum(
     Raises:
         MissingDependencyError: optimum-onnx is not installed.
         ExportError: optimum can't export this model.
+        OSError: The disk is full.
     """
-    main_export = require("optimum.exporters.onnx", extra="optimum").main_export
+    require("optimum.exporters.onnx", extra="optimum")
     from exporter.model_source import save_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="depthcut.") as name, told_to(progress):
         checkpoint, out = Path(name, "checkpoint"), Path(name, "onnx")
         with progress.task("export to ONNX with optimum"):
-            save_checkpoint(loaded, checkpoint)
-            try:
-                main_export(
-                    str(checkpoint),
-                    output=out,
-                    task=_task(loaded),
-                    opset=opset,
-                    dtype=_DTYPES[str(loaded.model.dtype).removeprefix("torch.")],
-                    do_validation=False,
-                    local_files_only=True,
-                )
-            # optimum runs the model's own code and has no error class of its own.
-            except Exception as error:
-                raise _export_error(loaded, error) from error
+            with telling_full_disk(Path(name).parent):
+                save_checkpoint(loaded, checkpoint)
+                _run_optimum(loaded, checkpoint, out, opset)
             return save_onnx(_only_graph(out), folder)
+
+
+def _run_optimum(loaded: LoadedModel, checkpoint: Path, out: Path, opset: int | None) -> None:
+    try:
+        require("optimum.exporters.onnx", extra="optimum").main_export(
+            str(checkpoint),
+            output=out,
+            task=_task(loaded),
+            opset=opset,
+            dtype=_DTYPES[str(loaded.model.dtype).removeprefix("torch.")],
+            do_validation=False,
+            local_files_only=True,
+        )
+    # optimum runs the model's own code and has no error class of its own.
+    except Exception as error:
+        pass_on_memory_error(error)
+        raise ExportError(
+            f"optimum can't export {loaded.ref.architecture}: {first_line(error)}.",
+            "Try --exporter torch; -v shows optimum's whole account.",
+        ) from error
 
 
 def _task(loaded: LoadedModel) -> str:
@@ -89,11 +100,3 @@ def _only_graph(folder: Path) -> ir.Model:
     # Notes of this machine's paths; scopes are in the nodes' names.
     ClearMetadataAndDocStringPass()(model)
     return model
-
-
-def _export_error(loaded: LoadedModel, error: Exception) -> ExportError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ExportError(
-        f"optimum can't export {loaded.ref.architecture}: {lines[0]}",
-        "Try --exporter torch; -v shows optimum's whole account.",
-    )

@@ -190,7 +190,8 @@ class _Road:
 
         path, given = self._ledger.work / "plan.json", self._request.drops.plan
         plan = self._chosen_plan() if given is None else read_plan(given)
-        validate_plan(plan, self._importance().model.num_layers)
+        layers = self._importance().model.num_layers
+        validate_plan(plan, layers, model=self._request.source, path=given)
         self._progress.say("plan: drop " + plan.describe())
         if given is None:
             plan.write(path)

@@ -19,10 +19,11 @@ from exporter.artifacts import (
     PruningPlan,
     Score,
 )
-from exporter.errors import PlanError
+from exporter.errors import PlanError, UsageError
 from exporter.progress import QUIET, Progress
 
 _SUBLAYERS: tuple[DeletionKind, ...] = ("attention", "mlp")
+_PLURALS = {"attention": "attentions", "mlp": "MLPs", "block": "blocks"}
 _DROP = re.compile(r"(?P<kind>[a-z_]+):(?P<layers>\d+(-\d+)?(,\d+(-\d+)?)*)")
 _DROP_HINT = "Write kind:layers, such as attention:25,26 or mlp:3-5."
 _MOST_LAYERS = 10_000  # A typing error in a range must not fill the memory.
@@ -69,7 +70,8 @@ def plan_drop(
         importance_sha256=importance_sha256,
         made_from={"importance": importance_sha256} if importance_sha256 else {},
     )
-    validate_plan(plan, report.model.num_layers, tuple({s.kind for s in report.scores}))
+    kinds = tuple({score.kind for score in report.scores})
+    validate_plan(plan, report.model.num_layers, kinds, model=report.model.source)
     _warn_of_ends(plan, report.model.num_layers, progress)
     return plan
 
@@ -78,7 +80,8 @@ def parse_drops(texts: Iterable[str]) -> PruningPlan:
     """Makes a plan by hand from texts such as ``attention:25,26``, ``mlp:3`` or ``block:3-7``.
 
     Raises:
-        PlanError: When a text can't be read, names an unknown kind, or names something twice.
+        UsageError: When a text can't be read or names an unknown kind.
+        PlanError: When there is no text, or something is named twice.
     """
     deletions = [deletion for text in texts for deletion in _parse_drop(text)]
     _check_not_empty(deletions)
@@ -103,6 +106,9 @@ def validate_plan(
     plan: PruningPlan,
     num_layers: int,
     kinds: Sequence[str] = ("attention", "mlp", "block"),
+    *,
+    model: str = "the model",
+    path: Path | None = None,
 ) -> None:
     """Holds a plan against the model that it is meant for.
 
@@ -110,27 +116,32 @@ def validate_plan(
         plan: The plan.
         num_layers: How many layers the model has.
         kinds: What its layers consist of.
+        model: What errors call the model.
+        path: The plan's file, for errors; None when it comes from no file.
 
     Raises:
         PlanError: When the plan is empty, names a layer or kind that doesn't exist, names a
             sublayer twice, or would leave no attention and MLP at all.
     """
-    _check_not_empty(plan.deletions)
+    where = "" if path is None else f"{path}: "
+    _check_not_empty(plan.deletions, where)
     for deletion in plan.deletions:
         if not 0 <= deletion.layer < num_layers:
             raise PlanError(
-                f"The plan drops {deletion.kind} {deletion.layer}, but the model has only "
-                f"layers 0 to {num_layers - 1}."
+                f"{where}The plan drops {deletion.kind} {deletion.layer}, but {model} has only "
+                f"layers 0 to {num_layers - 1}.",
+                "Take that layer out of the plan, or make a plan for this model: depthcut plan.",
             )
         if deletion.kind not in kinds:
             raise PlanError(
-                f"The plan drops {deletion.kind} {deletion.layer}; this model has "
-                f"{', '.join(sorted(kinds))}."
+                f"{where}The plan drops {deletion.kind} {deletion.layer}, but in {model} there is "
+                f"no {deletion.kind} to drop.",
+                f"Kinds that can be dropped here: {', '.join(sorted(kinds))}.",
             )
-    _check_once(plan.deletions)
+    _check_once(plan.deletions, where)
     if len(list(_sublayers(plan.deletions))) >= len(_SUBLAYERS) * num_layers:
         raise PlanError(
-            "The plan drops every attention and every MLP of the model.",
+            f"{where}The plan drops every attention and every MLP of {model}.",
             "Leave at least one: an embedding alone is no model.",
         )
 
@@ -138,7 +149,7 @@ def validate_plan(
 def _check_budget(budget: dict[str, int]) -> None:
     for name, number in budget.items():
         if number < 0:
-            raise PlanError(f"Can't drop {number} of {name}.")
+            raise PlanError(f"Can't drop {number} of {name}.", "Ask for a number above 0.")
     if not any(budget.values()):
         raise PlanError("Nothing is to be dropped.", "Ask for at least one sublayer or block.")
     if budget["joint"] and (budget["attention"] or budget["mlp"]):
@@ -152,13 +163,15 @@ def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int
     candidates = [score for score in report.scores if score.kind in kinds]
     if number > len(candidates):
         raise PlanError(
-            f"{number} of {' and '.join(kinds)} are to be dropped, but only "
-            f"{len(candidates)} are scored."
+            f"{number} {' and '.join(_PLURALS[kind] for kind in kinds)} are to be dropped, but of "
+            f"{report.model.source} only {len(candidates)} are scored.",
+            f"The most that can be asked for is {len(candidates)}.",
         )
     for score in candidates:
         if not math.isfinite(score.score):
             raise PlanError(
-                f"The score of {score.kind} {score.layer} is {score.score}; it can't be ranked.",
+                f"The score of {score.kind} {score.layer} of {report.model.source} is "
+                f"{score.score}; it can't be ranked.",
                 "Score the model again.",
             )
     ranked = sorted(candidates, key=lambda score: (score.score, score.layer, score.kind))
@@ -168,10 +181,10 @@ def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int
 def _parse_drop(text: str) -> list[PlannedDeletion]:
     match = _DROP.fullmatch(text.strip())
     if match is None:
-        raise PlanError(f"{text!r} does not say what to drop.", _DROP_HINT)
+        raise UsageError(f"{text!r} does not say what to drop.", _DROP_HINT)
     kind = next((kind for kind in get_args(DeletionKind) if kind == match["kind"]), None)
     if kind is None:
-        raise PlanError(
+        raise UsageError(
             f"{text!r}: {match['kind']} is no kind of sublayer.",
             f"Kinds are {', '.join(get_args(DeletionKind))}.",
         )
@@ -183,7 +196,7 @@ def _layer_range(part: str, text: str) -> range:
     first, _, last = part.partition("-")
     low, high = int(first), int(last or first)
     if low > high or high >= _MOST_LAYERS:
-        raise PlanError(f"{text!r}: {part} is no range of layers.", _DROP_HINT)
+        raise UsageError(f"{text!r}: {part} is no range of layers.", _DROP_HINT)
     return range(low, high + 1)
 
 
@@ -204,7 +217,7 @@ def _check_once(deletions: Iterable[PlannedDeletion], where: str = "") -> None:
         if (layer, kind) in seen:
             raise PlanError(
                 f"{where}The plan drops {kind} {layer} twice.",
-                "A block stands for the attention and the MLP of its layer.",
+                "Name it once. A block stands for the attention and the MLP of its layer.",
             )
         seen.add((layer, kind))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from exporter.artifacts import (
     DeletedEntry,
@@ -24,14 +24,10 @@ from exporter.progress import QUIET, Progress
 from graph_passes.types import (
     DeletedSublayer,
     Deletion,
-    GraphSize,
     PassReport,
     Refusal,
     ResidualSite,
 )
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
 
@@ -49,45 +45,6 @@ def inspect_file(path: Path) -> list[ResidualSite | Refusal]:
     from graph_passes.storage import load_model
 
     return find_sites(load_model(path))
-
-
-def graph_size(path: Path) -> GraphSize:
-    """Counts the nodes and weights of an ONNX file.
-
-    Raises:
-        OnnxFileError: The file or its external data can't be read safely.
-    """
-    from graph_passes.pipeline import graph_size as size_of
-    from graph_passes.storage import load_model
-
-    return size_of(load_model(path))
-
-
-def kv_cache_bytes_per_token(path: Path) -> int:
-    """What one token of one sequence adds to the KV cache: keys and values of all layers.
-
-    A cache is told by the attention that owns it, not by its name. 0 for an encoder.
-
-    Raises:
-        OnnxFileError: The file or its external data can't be read safely.
-    """
-    from graph_passes.locate import survey
-    from graph_passes.storage import load_model
-
-    sites = survey(load_model(path)).sites
-    return sum(_bytes_per_token(value) for site in sites for value in site.caches)
-
-
-def _bytes_per_token(value: ir.Value) -> int:
-    from graph_passes.shapes import head_size
-
-    if value.shape is None or value.dtype is None:
-        return 0
-    # [batch, heads, length, head size], or [2, ...] with keys and values in one.
-    batch = len(value.shape) - 4
-    sizes = [dim for axis, dim in enumerate(value.shape[:-1]) if axis != batch]
-    static = [dim for dim in sizes if isinstance(dim, int)]
-    return math.ceil(math.prod(static) * (head_size(value) or 1) * value.dtype.itemsize)
 
 
 def prune_file(
@@ -134,10 +91,12 @@ def prune_file(
     from graph_passes import prune_graph, storage
     from graph_passes.placing import place, staging
 
+    _refuse_nameless([target] if report_path is None else [target, report_path])
     report_path = target.with_name("prune.json") if report_path is None else report_path
     model = storage.load_model(source)
     data = storage.data_files(model)
-    _refuse_overwriting([source, *data], [target, report_path])
+    own_weights = [storage.data_path(target)] if weights == "compact" else []
+    _refuse_overwriting([source, *data], [target, report_path, *own_weights])
     storage.refuse_collision(model, target, weights)
     hashes = _SourceHashes(source, data if weights == "compact" else [])
     asked = [Deletion(d.layer, d.kind, d.replacement) for d in deletions]
@@ -156,10 +115,17 @@ def prune_file(
             report = _report(passed, verification, hashes.made_from(plan_sha256))
             staged = report.write(report_stage / report_path.name)
             moves = [(file, target.parent / file.name) for file in files]
-            place(stage, [*moves, (staged, report_path)])
+            stale = storage.stale_data(pruned, target, files)
+            place([*moves, (staged, report_path)], [(file, stage) for file in stale])
     except OSError as error:
         raise storage.write_error(target, error) from error
     return report
+
+
+def _refuse_nameless(targets: Sequence[Path]) -> None:
+    for target in targets:
+        if not target.name or target.is_dir():
+            raise SurgeryError(f"{target} is a folder.", "Name a file in it, such as pruned.onnx.")
 
 
 def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> None:
@@ -169,8 +135,12 @@ def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> Non
                 f"{target} is the source or holds its weights; the source is never changed.",
                 "Write the result under another name.",
             )
-    if _same_file(*targets):
-        raise SurgeryError(f"The result and its report can't both be {targets[0]}.")
+    for one, other in itertools.combinations(targets, 2):
+        if _same_file(one, other):
+            raise SurgeryError(
+                f"The result, its weights and its report need a file each, but two are {one}.",
+                "Write the result or the report under another name.",
+            )
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 
-from exporter.errors import ExportError
+from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.onnx_interface import InterfaceModule, OnnxInterface, interface_of
 from exporter.onnx_output import save_onnx
 from exporter.overheard import told_to
@@ -92,6 +92,7 @@ def _translate(model: PreTrainedModel, interface: OnnxInterface, opset: int) -> 
             )
         # Tracing runs the model's own code, and the exporter has many classes of errors.
         except Exception as error:
+            pass_on_memory_error(error)
             raise _export_error(model, opset, error) from error
 
 
@@ -188,11 +189,11 @@ def _tidy(model: ir.Model, name: str, weight_names: dict[str | None, str]) -> No
 
 
 def _export_error(model: PreTrainedModel, opset: int, error: Exception) -> ExportError:
-    root: BaseException = error
-    while root.__cause__ is not None:
+    root = error
+    while isinstance(root.__cause__, Exception):
         root = root.__cause__
-    lines = str(root).strip().splitlines() or [type(root).__name__]
     return ExportError(
-        f"PyTorch's exporter can't export {type(model).__name__} at opset {opset}: {lines[0]}",
+        f"PyTorch's exporter can't export {type(model).__name__} at opset {opset}: "
+        f"{first_line(root)}.",
         "Try another --opset or --exporter optimum; -v shows the exporter's whole account.",
     )

@@ -83,14 +83,16 @@ def _joins_activations(index: GraphIndex, node: ir.Node) -> bool:
 def _operands(
     index: GraphIndex, add: ir.Node, joints: set[ir.Node]
 ) -> Iterator[tuple[ir.Node, ir.Value]]:
-    for value in add.inputs:
+    queue = [(add, value) for value in reversed(add.inputs)]
+    while queue:
+        joint, value = queue.pop()
         assert value is not None
         chain = _inner_sum(index, value)
         if chain:
             joints.update(chain)
-            yield from _operands(index, chain[-1], joints)
+            queue.extend((chain[-1], operand) for operand in reversed(chain[-1].inputs))
         else:
-            yield add, value
+            yield joint, value
 
 
 def _inner_sum(index: GraphIndex, operand: ir.Value) -> list[ir.Node]:

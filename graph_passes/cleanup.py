@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
-from graph_passes.dataflow import inner_nodes
+from graph_passes.dataflow import inner_nodes, subgraphs
 from graph_passes.weights import parameters_read
 
 
@@ -63,21 +65,25 @@ def _release(node: ir.Node) -> dict[ir.Value, int]:
 
 
 def drop_unused_weight(graph: ir.Graph, value: ir.Value) -> bool:
-    """Removes an initializer if nothing reads it."""
+    """Removes an initializer if nothing reads it.
+
+    Older exporters list weights among the graph's inputs too; there it goes as well.
+    """
     name = value.name or ""
-    if graph.initializers.get(name) is not value:
-        return False
-    if value.uses() or value.is_graph_output() or value.is_graph_input():
+    if graph.initializers.get(name) is not value or value.uses() or value.is_graph_output():
         return False
     del graph.initializers[name]
+    if value.is_graph_input():
+        graph.inputs.remove(value)
     return True
 
 
 class CleanupPass(ir.passes.InPlacePass):
     """Removes dead nodes and weights, and, unless they are to stay, the exporter's notes.
 
-    Notes are node and value metadata and doc strings: stack traces with local paths, for one.
-    The model's own metadata and doc string stay, as do graph inputs and outputs.
+    Notes are metadata and doc strings of nodes, values and tensors: stack traces with local
+    paths, for one. The model's own metadata and doc string stay, as do graph outputs, and graph
+    inputs that are no weights.
 
     Args:
         keep_debug: Whether the notes stay.
@@ -105,12 +111,16 @@ def _strip_notes(graph: ir.Graph) -> bool:
     values = [*graph.inputs, *graph.initializers.values()]
     for node in graph.all_nodes():
         modified = _strip(node) or modified
+        modified = _strip_attributes(node) or modified
         values.extend(node.outputs)
+        for body in subgraphs(node):
+            modified = _strip(body) or modified
+            values += [*body.inputs, *body.initializers.values()]
     for value in values:
         modified = _strip(value) or modified
-        tensor = value.const_value
-        if tensor is not None and tensor.metadata_props:
-            tensor.metadata_props.clear()
+        if value.const_value is not None and _has_notes(value.const_value):
+            value.const_value = _without_notes(value.const_value)
+            modified = True
     return modified
 
 
@@ -120,3 +130,34 @@ def _strip(item: ir.Graph | ir.Node | ir.Value) -> bool:
     item.metadata_props.clear()
     item.doc_string = None
     return True
+
+
+def _strip_attributes(node: ir.Node) -> bool:
+    """Replaces attributes that carry notes: the objects may be the original model's, too."""
+    modified = False
+    for name, attribute in list(node.attributes.items()):
+        if attribute.type == ir.AttributeType.TENSOR and _has_notes(attribute.value):
+            node.attributes[name] = ir.AttrTensor(name, _without_notes(attribute.value))
+            modified = True
+        elif attribute.doc_string:
+            node.attributes[name] = ir.Attr(name, attribute.type, attribute.value)
+            modified = True
+    return modified
+
+
+def _has_notes(tensor: ir.TensorProtocol) -> bool:
+    return bool(tensor.doc_string or tensor.metadata_props)
+
+
+def _without_notes(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same content without notes; a copy of its own, since models share their tensors."""
+    if isinstance(tensor, ir.serde.TensorProtoTensor):
+        proto = onnx.TensorProto()
+        proto.CopyFrom(tensor.raw)
+        proto.ClearField("doc_string")
+        proto.ClearField("metadata_props")
+        return ir.serde.TensorProtoTensor(proto)
+    own = copy.copy(tensor)
+    own.doc_string = None
+    own._metadata_props = None  # type: ignore[attr-defined]  # clearing would reach the original
+    return own

@@ -1,6 +1,7 @@
 """Who reads what in a graph, and which edges carry activations.
 
-Edges that carry none don't count as data: what only asks for a shape, and truth values.
+Edges that carry none don't count as data: what only asks for a shape, truth values, and the
+scales of dynamic quantisation.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class GraphIndex:
     def _find_data(self, node: ir.Node) -> tuple[ir.Value, ...]:
         if node.domain == "" and (node.op_type in SHAPE_OPS or node.op_type in _TRUTH_OPS):
             return ()
-        reads = tuple(self.reads(node))
+        reads = tuple(value for value in self.reads(node) if not is_scale(value))
         return reads[1:] if node.op_type == "Where" and node.domain == "" else reads
 
     def readers(self, value: ir.Value) -> Iterator[ir.Node]:
@@ -117,6 +118,16 @@ class GraphIndex:
             if any(value in found for value in self.reads(node)):
                 found.update(node.outputs)
         return found
+
+
+def is_scale(value: ir.Value) -> bool:
+    """Whether a value is the scale or zero point that dynamic quantisation has found."""
+    node = value.producer()
+    return (
+        node is not None
+        and node.op_type == "DynamicQuantizeLinear"
+        and value is not node.outputs[0]
+    )
 
 
 def is_add(node: ir.Node | None) -> bool:

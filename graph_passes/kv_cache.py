@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from graph_passes.dataflow import is_shape_read
 from graph_passes.errors import SurgeryError
-from graph_passes.plan_record import RENUMBERING_KEY, canonical_json
+from graph_passes.plan_record import record_renumbering, recorded_renumbering
 from graph_passes.shapes import Dim, carried_dims, dims
 
 _FEW = 16
@@ -161,7 +161,8 @@ def renumber(
 ) -> dict[str, str]:
     """Gives the caches that are left dense layer numbers, from 0, in their order.
 
-    The map stands in the model's metadata afterwards.
+    The map from the original names stands in the model's metadata afterwards, also where the
+    caches had been renumbered before.
 
     Args:
         model: The model; it is changed.
@@ -169,7 +170,7 @@ def renumber(
         outputs: The cache outputs that are left.
 
     Returns:
-        Old name to new name, for those whose name changes.
+        Name before to name after, for those whose name changes in this step.
 
     Raises:
         SurgeryError: A name does not hold exactly one number.
@@ -177,15 +178,18 @@ def renumber(
     values = [*caches, *outputs]
     old = {value: _layer_number(value) for value in values}
     dense = {number: i for i, number in enumerate(sorted(set(old.values())))}
-    names = {}
+    originals = {present: original for original, present in recorded_renumbering(model).items()}
+    names, whole = {}, {}
     for value in values:
         before = value.name or ""
         after = _NUMBER.sub(str(dense[old[value]]), before)
         if after != before:
             names[before] = after
             value.name = after
-    if names:
-        model.metadata_props[RENUMBERING_KEY] = canonical_json(names)
+        original = originals.get(before, before)
+        if original != after:
+            whole[original] = after
+    record_renumbering(model, whole)
     return names
 
 

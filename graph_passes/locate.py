@@ -25,6 +25,10 @@ from graph_passes.stream import Stream, streams
 from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
 
 _NO_ATTENTION = "no attention joins a residual stream: this is no Transformer that can be cut"
+_HIDDEN = (
+    "a sublayer may join the stream here in another form than x + f(x), "
+    "so the layers can't be numbered"
+)
 _SEVERAL = "several residual streams meet here; only a single stream can be cut"
 
 
@@ -148,8 +152,11 @@ def _stream_refusal(found: Sequence[Stream]) -> Refusal | None:
                 f"{other.source.name!r}; only a graph of a single model can be cut"
             )
             return Refusal(None, None, stranger.name or "", reason)
-    meeting = stream.meeting_point()
-    return None if meeting is None else Refusal(None, None, meeting.name or "", _SEVERAL)
+    if (meeting := stream.meeting_point()) is not None:
+        return Refusal(None, None, meeting.name or "", _SEVERAL)
+    if (hidden := stream.hidden_work()) is not None:
+        return Refusal(None, None, hidden.name or "", _HIDDEN)
+    return None
 
 
 def _refuse(index: GraphIndex, reason: str) -> Refusal:

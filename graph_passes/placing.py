@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+_NAME_PART = 40  # how much of the target's name a staging folder's name shows
 
 
 @contextlib.contextmanager
@@ -16,52 +18,45 @@ def staging(target: Path) -> Iterator[Path]:
 
     Folders above ``target`` that are made for this go again when the block raises.
     """
-    made = _make_parents(target)
+    made = [folder for folder in target.parents if not folder.exists()]
+    # The name is known before the folder is there, so that no moment exists to leave it behind.
+    stage = target.with_name(f".{target.name[:_NAME_PART]}.{secrets.token_hex(8)}.part")
     try:
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        try:
-            yield stage
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage.mkdir(mode=0o700)
+        yield stage
+        shutil.rmtree(stage, ignore_errors=True)
     except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
 
 
-def _make_parents(target: Path) -> list[Path]:
-    missing = [folder for folder in target.parents if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def place(stage: Path, moves: Sequence[tuple[Path, Path]]) -> None:
-    """Moves finished files to their final names; earlier ones come back if any move fails.
+def place(moves: Sequence[tuple[Path, Path]], removals: Sequence[tuple[Path, Path]] = ()) -> None:
+    """Moves finished files to their final names; all is as before if any step fails.
 
     Args:
-        stage: The staging folder, on the same file system; it keeps the earlier files meanwhile.
-        moves: Staged file and final name, in the order in which they are to appear.
+        moves: Staged file and final name, in the order in which they are to appear. The staged
+            file's folder is on the same file system; it keeps the earlier file meanwhile.
+        removals: Files that go at the end, and the staging folders that keep them meanwhile.
     """
     for staged, _ in moves:
         _sync(staged)
-    done: list[tuple[Path, Path]] = []
-    try:
-        for i, (staged, final) in enumerate(moves):
-            earlier = stage / f"{i}.earlier"
-            if final.exists():
+    with contextlib.ExitStack() as undo:
+        for staged, final in moves:
+            earlier = staged.with_name(f"{staged.name}.earlier")
+            if os.path.lexists(final):
                 _keep(final, earlier)
-            done.append((final, earlier))
+            undo.callback(_put_back, earlier, final)
             staged.replace(final)
-    except BaseException:
-        for final, earlier in reversed(done):
-            if earlier.exists():
-                earlier.replace(final)
-            else:
-                final.unlink(missing_ok=True)
-        raise
-    for folder in {final.parent for _, final in moves}:
-        _sync(folder)
+        for final, stage in removals:
+            undo.callback(_restore, stage / f"{final.name}.removed", final)
+            final.replace(stage / f"{final.name}.removed")
+        for folder in {final.parent for _, final in moves}:
+            _sync(folder)
+        undo.pop_all()
 
 
 def _keep(final: Path, earlier: Path) -> None:
@@ -69,7 +64,19 @@ def _keep(final: Path, earlier: Path) -> None:
     try:
         earlier.hardlink_to(final)
     except OSError:
-        shutil.copy2(final, earlier)
+        shutil.copy2(final, earlier, follow_symlinks=False)
+
+
+def _put_back(earlier: Path, final: Path) -> None:
+    if os.path.lexists(earlier):
+        earlier.replace(final)
+    else:
+        final.unlink(missing_ok=True)
+
+
+def _restore(removed: Path, final: Path) -> None:
+    if os.path.lexists(removed):
+        removed.replace(final)
 
 
 def _sync(path: Path) -> None:

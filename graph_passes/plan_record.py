@@ -17,6 +17,8 @@ from graph_passes.types import SublayerKind, SublayerRef
 PLAN_KEY = "depthcut.plan"
 RENUMBERING_KEY = "depthcut.kv_renumbering"
 
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
 
 def recorded(model: ir.Model) -> frozenset[SublayerRef]:
     """The sublayers that were cut out of this model earlier; an unreadable record counts as none.
@@ -30,7 +32,7 @@ def recorded(model: ir.Model) -> frozenset[SublayerRef]:
             for entry in entries
             if entry["kind"] in get_args(SublayerKind)
         )
-    except (ValueError, TypeError, KeyError):
+    except _UNREADABLE:
         return frozenset()
 
 
@@ -41,6 +43,23 @@ def record(model: ir.Model, cut: Iterable[SublayerRef]) -> None:
         for ref in sorted(recorded(model) | set(cut))
     ]
     model.metadata_props[PLAN_KEY] = canonical_json(entries)
+
+
+def recorded_renumbering(model: ir.Model) -> dict[str, str]:
+    """Original name to present name of the caches; an unreadable record counts as none."""
+    try:
+        names = json.loads(model.metadata_props.get(RENUMBERING_KEY, "{}"))
+        return {str(original): str(present) for original, present in names.items()}
+    except _UNREADABLE:
+        return {}
+
+
+def record_renumbering(model: ir.Model, names: dict[str, str]) -> None:
+    """Sets the model's map from original to present names; an empty one is taken away."""
+    if names:
+        model.metadata_props[RENUMBERING_KEY] = canonical_json(names)
+    else:
+        model.metadata_props.pop(RENUMBERING_KEY, None)
 
 
 def canonical_json(value: object) -> str:

@@ -15,7 +15,7 @@ _FUSED_RESIDUALS = frozenset(
 )
 _QLINEAR_OPERANDS = (0, 3)
 _MAY_FUSE_A_RESIDUAL = {
-    "Sum": (0, 1), "Gemm": (0, 2), "FusedGemm": (0, 2), "FusedConv": (0, 3),
+    "Gemm": (0, 2), "FusedGemm": (0, 2), "FusedConv": (0, 3),
     "NhwcFusedConv": (0, 3), "MatMulNBitsMlp": (0, 1), "MatMulNBitsQkv": (0, 1),
     "QLinearAdd": _QLINEAR_OPERANDS,
 }  # fmt: skip

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from graph_passes.errors import OnnxFileError
+from graph_passes.neighbours import other_reader, reads
 from graph_passes.placing import place, staging
 from graph_passes.weight_file import WeightWriter, read_bytes
 
@@ -147,25 +148,27 @@ def save_model(model: ir.Model, path: Path, weights: Weights = "compact") -> Non
             already, which must be in the folder of ``path``.
 
     Raises:
-        OnnxFileError: ``share`` is asked for in another folder, the new data file would
-            overwrite one that the weights come from, or the disk is full.
+        OnnxFileError: ``share`` is asked for in another folder, the new files would overwrite
+            what the weights come from or what another model reads, or the disk is full.
     """
     refuse_collision(model, path, weights)
     try:
         with staging(path) as stage:
             written = write_files(model, stage, path.name, weights)
-            place(stage, [(file, path.parent / file.name) for file in written])
+            moves = [(file, path.parent / file.name) for file in written]
+            place(moves, [(file, stage) for file in stale_data(model, path, written)])
     except OSError as error:
         raise write_error(path, error) from error
 
 
 def refuse_collision(model: ir.Model, path: Path, weights: Weights) -> None:
-    """Refuses to write where the model's own weights stand, or to share across folders.
+    """Refuses to write where weights stand that someone needs, or to share across folders.
 
     Raises:
         OnnxFileError: With the reason.
     """
     sources = data_files(model)
+    _refuse_foreign(path, [path, data_path(path)] if weights == "compact" else [path])
     if weights == "compact":
         if any(_same_file(data_path(path), source) for source in sources):
             raise OnnxFileError(
@@ -180,6 +183,32 @@ def refuse_collision(model: ir.Model, path: Path, weights: Weights) -> None:
                 f"{source.parent}, the result would stand in {path.parent}.",
                 "Write the result beside the source, or use --weights compact.",
             )
+
+
+def _refuse_foreign(path: Path, files: Iterable[Path]) -> None:
+    for file in files:
+        reader = other_reader(file, path) if file.is_file() else None
+        if reader is not None:
+            raise OnnxFileError(
+                f"{file} holds weights of {reader.name}, which a new file would spoil.",
+                "Write the result under another name, or remove that model first.",
+            )
+
+
+def stale_data(model: ir.Model, path: Path, written: Iterable[Path]) -> list[Path]:
+    """The data file of an earlier result that nothing needs once a new one takes its place.
+
+    Args:
+        model: The new result.
+        path: Its ONNX file; the earlier one is still there.
+        written: The new result's files.
+    """
+    data = data_path(path)
+    if not data.is_file() or data.name in {file.name for file in written}:
+        return []
+    was_ours = path.is_file() and reads(path, data)
+    still_read = any(_same_file(data, source) for source in data_files(model))
+    return [] if not was_ours or still_read or other_reader(data, path) else [data]
 
 
 def data_path(path: Path) -> Path:

@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator
 import onnx_ir as ir
 
 from graph_passes.add_tree import AddTree, Leaf, common_origin, nodes_between, take_apart
-from graph_passes.dataflow import CONTRACTIONS, GraphIndex, has_weight, is_add, is_shape_read
+from graph_passes.dataflow import (
+    CONTRACTIONS,
+    GraphIndex,
+    has_weight,
+    is_add,
+    is_scale,
+    is_shape_read,
+)
 from graph_passes.dominators import Dominators
 from graph_passes.labels import contracts
 
@@ -52,8 +59,7 @@ class Stream:
                 value = tree.skip
                 continue
             above = self.dominators.immediate(value)
-            if above not in node.inputs:
-                self._leaps.append((above, value))
+            self._leaps.append((above, value))
             value = above
         self.trees.reverse()
 
@@ -66,11 +72,27 @@ class Stream:
         for tree in self.trees:
             if tree.strangers:
                 return tree.add
-        for above, value in self._leaps:
-            span = nodes_between(self.index, self.dominators, above, value)
+        for value, span in self._spans():
             if self.inner_sum(span) is not None:
                 return value.producer()
         return None
+
+    def hidden_work(self) -> ir.Node | None:
+        """A node at which paths join of which one does real work, without a sum that is known.
+
+        A sublayer may join there in another form than ``x + f(x)``, such as ``a*x + b*f(x)``.
+        """
+        for value, span in self._spans():
+            if contracts(span):
+                return value.producer()
+        return None
+
+    def _spans(self) -> Iterator[tuple[ir.Value, set[ir.Node]]]:
+        """The steps of the walk, sums aside, that leap over more than one node."""
+        for above, value in self._leaps:
+            span = nodes_between(self.index, self.dominators, above, value)
+            if len(span) > 1:
+                yield value, span
 
     def misses(self, other: Stream) -> ir.Node | None:
         """A sum on another stream that is not on this one: the two are different models."""
@@ -150,7 +172,8 @@ class Stream:
     def _readers(self, nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
         for node in nodes:
             for value in node.outputs:
-                yield from self.index.readers(value)
+                if not is_scale(value):  # says nothing without what is scaled
+                    yield from self.index.readers(value)
 
 
 def streams(index: GraphIndex) -> list[Stream]:

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from graph_passes.errors import SurgeryError
 from graph_passes.fused_norms import BIAS_SLOTS, is_skip_norm
 from graph_passes.locate import find_sites
-from graph_passes.types import Deletion, ResidualSite
+from graph_passes.plan_record import recorded
+from graph_passes.types import Deletion, ResidualSite, SublayerRef
 
 _SUMMANDS = 2  # a skip-norm's first operands
 
@@ -19,7 +20,7 @@ def masked_model(model: ir.Model, deletions: Sequence[Deletion]) -> ir.Model:
 
     This is the definition of a right deletion (a branch must be finite: 0 times infinity is
     NaN). It shares only the finder with the code that deletes: every node, input, output and
-    weight stays.
+    weight stays. What the model's record names as deleted earlier is passed over.
 
     Args:
         model: The model; it is unchanged.
@@ -30,18 +31,19 @@ def masked_model(model: ir.Model, deletions: Sequence[Deletion]) -> ir.Model:
     """
     masked = model.clone()
     sites = [site for site in find_sites(masked) if isinstance(site, ResidualSite)]
+    gone = recorded(model)
     values = {value.name: value for node in masked.graph for value in node.outputs}
     for deletion in deletions:
-        meant = [s for s in sites if s.layer == deletion.layer and _is_meant(s, deletion)]
-        if not meant:
+        meant = [site for site in sites if _is_meant(site.ref, deletion)]
+        if not meant and not any(_is_meant(ref, deletion) for ref in gone):
             raise SurgeryError(f"The graph has no {deletion.kind} {deletion.layer} to mask.")
         for name in dict.fromkeys(name for site in meant for name in site.branches):
             _multiply_by_zero(masked.graph, values[name])
     return masked
 
 
-def _is_meant(site: ResidualSite, deletion: Deletion) -> bool:
-    return deletion.kind in (site.kind, "block")
+def _is_meant(ref: SublayerRef, deletion: Deletion) -> bool:
+    return ref.layer == deletion.layer and deletion.kind in (ref.kind, "block")
 
 
 def _multiply_by_zero(graph: ir.Graph, branch: ir.Value) -> None:

@@ -95,7 +95,7 @@ class OnnxRuntimeRunner:
         self._session: Any = None
         self.provider = PROVIDERS[provider]
         self.threads = threads
-        self.cpu_nodes: dict[str, int] = {}
+        self.cpu_nodes: Mapping[str, int] = {}
 
     def __enter__(self) -> Self:
         """Creates the session and makes sure that it runs where it was asked to.

@@ -21,7 +21,7 @@ from exporter.cli.options import show_version
 from exporter.cli.plan import plan
 from exporter.cli.prune import prune
 from exporter.cli.score import score
-from exporter.errors import DepthcutError, UsageError
+from exporter.errors import DepthcutError, UsageError, first_line
 
 FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
 
@@ -73,7 +73,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail(progress, "Out of memory.", FAILED)
     except Exception as error:
-        line = f"Unexpected {type(error).__name__}: {_first_line(error)} (-v shows the traceback)"
+        line = f"Unexpected {type(error).__name__}: {first_line(error)} (-v shows the traceback)"
         return _fail(progress, line, FAILED)
     return 0
 
@@ -95,6 +95,3 @@ def _os_error_line(error: OSError) -> str:
         return f"The disk is full{where}. Free some space and run the command again."
     return f"{error.strerror or error}{where}."
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no message"])[0]

@@ -20,16 +20,18 @@ def print_artifact(artifact: Artifact, path: Path, as_json: bool, line: str) -> 
 
 
 def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> None:
-    """The comparison table and the path of the report."""
+    """The comparison table, in plain text where no terminal reads it, and the report's path."""
     if as_json:
         click.echo(report.to_json(), nl=False)
         return
-    from rich.console import Console
+    from exporter.report.table import comparison_table, plain_table
 
-    from exporter.report.table import comparison_table
+    if sys.stdout.isatty():
+        from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 100
-    Console(width=width, highlight=False).print(comparison_table(report))
+        Console(highlight=False).print(comparison_table(report))
+    else:
+        click.echo(plain_table(report))
     click.echo(f"Report: {folder / 'report.md'}")
 
 

@@ -61,7 +61,8 @@ def calibration_text(
         progress: Told what goes on.
 
     Raises:
-        CalibrationError: When the text is shorter than one sample, or the model takes no text.
+        CalibrationError: When the text is shorter than one sample, a sample has no room for text,
+            or the model takes no text.
         TextSourceError: When the text can't be read.
     """
     if loaded.model.main_input_name != "input_ids":
@@ -97,14 +98,33 @@ def default_cache_dir() -> Path:
 
 
 def _fitting_length(model: Any, wanted: int, progress: Progress) -> int:
+    usable = usable_length(model)
+    length = wanted if usable is None else min(wanted, usable)
+    if length < 1:
+        raise CalibrationError(
+            f"Samples of {length} tokens hold no text.", "Ask for a longer --sequence-length."
+        )
+    if length < wanted:
+        progress.say(f"calibration: samples of {length} tokens, the most that this model takes")
+    return length
+
+
+def usable_length(model: Any) -> int | None:
+    """How many tokens a model takes at once; None where its config sets no limit.
+
+    RoBERTa and its relatives number positions from one behind the padding's id on: a table of
+    positions that has a padding row gives up that row and all before it.
+    """
+    import torch
+
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or wanted <= limit:
-        return wanted
-    # RoBERTa counts its positions from the padding token's id on.
-    pad = getattr(model.config, "pad_token_id", None) or 0
-    usable = limit - pad - 1 if "roberta" in model.config.model_type else limit
-    progress.say(f"calibration: samples of {usable} tokens, the most that this model takes")
-    return usable
+    limits = [limit] if isinstance(limit, int) else []
+    for name, table in model.named_modules():
+        is_position_table = "position" in name.rpartition(".")[2]
+        padding = table.padding_idx if isinstance(table, torch.nn.Embedding) else None
+        if is_position_table and padding is not None:
+            limits.append(table.num_embeddings - padding - 1)
+    return min(limits, default=None)
 
 
 def _packed(
@@ -125,7 +145,7 @@ def _packed(
 
     with quiet_transformers():
         before, after = _special_ends(tokenizer)
-        inner = length - len(before) - len(after)
+        inner = _inner_length(length, len(before) + len(after))
         body = pack_tokens(
             encode,
             texts,
@@ -141,6 +161,15 @@ def _packed(
         )
     ends = [np.tile(np.asarray(ids, dtype=np.int64), (len(body), 1)) for ids in (before, after)]
     return np.concatenate([ends[0], body, ends[1]], axis=1), texts.source, texts.sha256
+
+
+def _inner_length(length: int, ends: int) -> int:
+    if length <= ends:
+        raise CalibrationError(
+            f"Samples of {length} tokens hold no text: the tokenizer puts {ends} tokens around it.",
+            f"Ask for a --sequence-length of {ends + 1} or more, such as 512.",
+        )
+    return length - ends
 
 
 def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:

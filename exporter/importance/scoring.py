@@ -64,7 +64,16 @@ def score_on(
     batch_size: int = 4,
     progress: Progress = QUIET,
 ) -> ImportanceReport:
-    """Scores a model on samples that are there already; padding is left out.
+    """Scores a model on token ids that the caller chose; padding is left out.
+
+    For library users whose text comes from elsewhere, such as a tokenized data set with samples of
+    unequal length; :func:`score` makes the samples itself, all of one length.
+
+    Args:
+        loaded: The model.
+        text: The samples, their mask, and what the report shall say about them.
+        batch_size: Samples in one forward pass.
+        progress: Told what goes on.
 
     Raises:
         ScoringError: When activations are not finite or there is no token.

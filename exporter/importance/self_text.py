@@ -6,7 +6,6 @@ an end of text a new one begins, so that every sample is full. Kept on disk, sin
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,10 +106,10 @@ def _sample_run(
     import torch
     from transformers import DynamicCache
 
+    from exporter.onnx_interface import cache_argument
+
     begin, ends = _special_ids(model)
-    # Renamed in transformers 5.24.
-    renamed = "cache" in inspect.signature(model.forward).parameters
-    cache = {"cache" if renamed else "past_key_values": DynamicCache(config=model.config)}
+    cache = {cache_argument(model): DynamicCache(config=model.config)}
     ids = torch.full((count, length), begin, device=model.device)
     for position in range(1, length):
         last = ids[:, position - 1 : position]

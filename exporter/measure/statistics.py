@@ -24,7 +24,7 @@ rounds  misses  false words
 6       3 %     1 %
 ======  ======  ===========
 
-So there is no verdict below :data:`FEWEST_ROUNDS`.
+So there is no verdict below 6 rounds, :data:`exporter.artifacts.FEWEST_ROUNDS`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import LatencySamples, Speedup, VerdictWord
+from exporter.artifacts import FEWEST_ROUNDS, LatencySamples, Speedup, VerdictWord
 
 Milliseconds = NDArray[np.float64]
 
 THRESHOLD = 0.01
 """Below one percent a difference counts as none."""
-
-FEWEST_ROUNDS = 6
-"""With fewer rounds the interval isn't one of 95 %, and every verdict is ``inconclusive``."""
 
 _RESAMPLES = 5000
 _CONFIDENCE = 0.95
@@ -127,7 +124,7 @@ def verdict(speedup: Speedup, *, rounds: int, threshold: float = THRESHOLD) -> V
     ``faster``: all of it above ``1 + threshold``. ``slower``: all of it below
     ``1 / (1 + threshold)``. ``same``: all of it between the two. Otherwise ``inconclusive``: the
     measurement was too short or the machine too busy to tell. With fewer than
-    :data:`FEWEST_ROUNDS` rounds it is always ``inconclusive``.
+    ``FEWEST_ROUNDS`` rounds it is always ``inconclusive``.
     """
     if rounds < FEWEST_ROUNDS:
         return "inconclusive"

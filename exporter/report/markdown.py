@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 
-from exporter.artifacts import Arm, ComparisonReport, LatencyRow
-from exporter.measure.statistics import FEWEST_ROUNDS
+from exporter.artifacts import FEWEST_ROUNDS, Arm, ComparisonReport, LatencyRow
 from exporter.report.words import (
     HEADER,
     accuracy_rows,

@@ -46,11 +46,13 @@ def comparison_table(report: ComparisonReport) -> Table:
 
 
 def plain_table(report: ComparisonReport) -> str:
-    """The same rows as aligned text, for files and pipes."""
-    rows = [HEADER, *(row for section in _sections(report) for row in section)]
+    """The same rows as aligned text, for files and pipes; an empty line between sections."""
+    sections = _sections(report)
+    rows = [HEADER, *(row for section in sections for row in section)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    lines = [title(report), *(_aligned(row, widths) for row in rows)]
-    return "\n".join(lines) + "\n"
+    parts = [[title(report), _aligned(HEADER, widths)]]
+    parts += [[_aligned(row, widths) for row in section] for section in sections]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
 def title(report: ComparisonReport) -> str:

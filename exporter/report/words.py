@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from exporter.artifacts import (
+    FEWEST_ROUNDS,
     ComparisonReport,
     LatencyRow,
     PlannedDeletion,
     Speedup,
 )
-from exporter.measure.statistics import FEWEST_ROUNDS
 
 Row = tuple[str, str, str, str, str]
 """What, baseline, candidate, change, verdict."""

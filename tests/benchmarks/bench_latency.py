@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.artifacts import Speedup
+from exporter.artifacts import FEWEST_ROUNDS, Speedup
 from exporter.backends.base import BoundCall
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.measure.environment import default_threads
 from exporter.measure.inputs import Shape, has_cache, make_inputs, random_tokens
 from exporter.measure.latency import Sampling, measure_row, sample_pair, warm_up
-from exporter.measure.statistics import FEWEST_ROUNDS, Milliseconds, paired_speedup, verdict
+from exporter.measure.statistics import Milliseconds, paired_speedup, verdict
 
 TRIALS = 200
 FEW_ROUNDS_TRIALS = 2000

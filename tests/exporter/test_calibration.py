@@ -13,7 +13,7 @@ from tiny_families import tiny_loaded, tiny_tokenizer
 from exporter.errors import CalibrationError, ScoringError, TextSourceError
 from exporter.files import sha256_bytes
 from exporter.importance import calibration_text
-from exporter.importance.calibration import default_cache_dir
+from exporter.importance.calibration import default_cache_dir, usable_length
 from exporter.progress import Quiet
 
 
@@ -96,6 +96,61 @@ def test_samples_are_cut_to_what_the_model_takes(tmp_path: Path) -> None:
     text = calibration_text(tiny_loaded("llama"), samples=1, cache_dir=tmp_path, progress=heard)
     assert text.ref.sequence_length == 64
     assert any("64 tokens" in line for line in heard.lines)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("model_type", "padding", "usable"),
+    [
+        ("bert", 1, 64),
+        ("roberta", 1, 62),
+        ("roberta", 0, 63),
+        ("camembert", 1, 62),
+        ("xlm-roberta", 1, 62),
+        ("mpnet", 1, 62),
+        ("opt", 1, 64),
+        ("bloom", 3, None),
+    ],
+)
+def test_the_most_tokens_that_a_model_takes(
+    model_type: str, padding: int, usable: int | None
+) -> None:
+    import torch
+
+    model = tiny_loaded(model_type, pad_token_id=padding).model
+    assert usable_length(model) == usable
+    if usable is not None:
+        with torch.no_grad():
+            model(torch.full((1, usable), 7))
+            with pytest.raises((IndexError, RuntimeError)):
+                model(torch.full((1, usable + 1), 7))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("asked", "length"), [(62, 62), (63, 62), (64, 62), (20, 20)])
+def test_a_length_between_the_limits_is_cut(words: Path, asked: int, length: int) -> None:
+    heard = Heard()
+    loaded = tiny_loaded("camembert", tiny_tokenizer(special_ends=True), pad_token_id=1)
+    text = calibration_text(loaded, str(words), samples=1, sequence_length=asked, progress=heard)
+    assert text.input_ids.shape == (1, length)
+    assert any("the most that this model takes" in line for line in heard.lines) == (asked > 62)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("length", [1, 2])
+def test_samples_without_room_for_text(words: Path, length: int) -> None:
+    loaded = tiny_loaded("bert", tiny_tokenizer(special_ends=True))
+    with pytest.raises(CalibrationError, match="hold no text: the tokenizer puts 2") as caught:
+        calibration_text(loaded, str(words), sequence_length=length)
+    assert "3 or more" in caught.value.hint
+    text = calibration_text(loaded, str(words), samples=2, sequence_length=3)
+    assert text.input_ids.tolist() == [[1, 4, 2], [1, 5, 2]]
+
+
+@pytest.mark.torch
+def test_samples_of_no_tokens(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="Samples of 0 tokens"):
+        calibration_text(tiny_loaded("llama"), sequence_length=0, cache_dir=tmp_path)
 
 
 @pytest.mark.torch

@@ -204,6 +204,7 @@ def test_an_encoder_is_measured_as_a_whole(tmp_path: Path) -> None:
         ("encode", 8),
     ]
     assert report.accuracy is None
+    assert report.arms.baseline.kv_cache_bytes_per_token == 0
     assert any("no output called logits" in line for line in listener.lines)
 
 

@@ -7,9 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from exporter.artifacts import Speedup
+from exporter.artifacts import FEWEST_ROUNDS, Speedup
 from exporter.measure.statistics import (
-    FEWEST_ROUNDS,
     Milliseconds,
     paired_speedup,
     summarize,

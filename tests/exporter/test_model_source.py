@@ -254,6 +254,21 @@ def test_a_truncated_checkpoint(checkpoint: Path) -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("place", ["LlamaForCausalLM", "AutoTokenizer"])
+def test_memory_that_runs_out_is_no_bad_file(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    import transformers
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(getattr(transformers, place), "from_pretrained", exhausted)
+    with pytest.raises(MemoryError):
+        load_model(str(checkpoint))
+
+
+@pytest.mark.torch
 def test_pickled_weights_load_only_with_leave(checkpoint: Path) -> None:
     import torch
 

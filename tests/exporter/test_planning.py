@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, PruningPlan, Score
-from exporter.errors import ArtifactError, PlanError
+from exporter.errors import ArtifactError, PlanError, UsageError
 from exporter.planning import parse_drops, plan_drop, read_plan, validate_plan
 from exporter.progress import Quiet
 
@@ -82,8 +82,8 @@ def test_nothing_kept_scores_lower_than_anything_dropped(scores: list[float], nu
     [
         ({}, "Nothing"),
         ({"attention": -1}, "-1"),
-        ({"attention": 6}, "only 5 are scored"),
-        ({"joint": 11}, "only 10 are scored"),
+        ({"attention": 6}, "6 attentions are to be dropped, but of m only 5 are scored"),
+        ({"joint": 11}, "11 attentions and MLPs .* only 10 are scored"),
         ({"joint": 10}, "every attention and every MLP"),
         ({"block": 5}, "every attention and every MLP"),
         ({"attention": 5, "mlp": 5}, "every attention and every MLP"),
@@ -101,7 +101,7 @@ def test_all_attentions_may_go() -> None:
 
 
 def test_a_score_that_is_not_a_number_is_refused() -> None:
-    with pytest.raises(PlanError, match="attention 1 is nan"):
+    with pytest.raises(PlanError, match="attention 1 of m is nan"):
         plan_drop(_report(attention=[0.1, float("nan"), 0.3, 0.4, 0.5]), attention=1)
 
 
@@ -137,20 +137,32 @@ def test_drops_by_hand_keep_their_order() -> None:
     ("texts", "told"),
     [
         ([], "drops nothing"),
+        (["mlp:3,3"], "mlp 3 twice"),
+        (["mlp:3", "block:2-4"], "mlp 3 twice"),
+    ],
+)
+def test_drops_that_contradict_themselves(texts: list[str], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        parse_drops(texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
         (["attention"], "does not say what to drop"),
         (["attention:"], "does not say what to drop"),
         (["attention:1,"], "does not say what to drop"),
         (["attention:-1"], "does not say what to drop"),
         (["attention:5-3"], "no range of layers"),
         (["attention:0-99999999999"], "no range of layers"),
+        (["mlp:3", "attention:x"], "does not say what to drop"),
         (["attn:3"], "attn is no kind"),
-        (["mlp:3,3"], "mlp 3 twice"),
-        (["mlp:3", "block:2-4"], "mlp 3 twice"),
     ],
 )
 def test_drops_that_make_no_sense(texts: list[str], told: str) -> None:
-    with pytest.raises(PlanError, match=told):
+    with pytest.raises(UsageError, match=told) as caught:
         parse_drops(texts)
+    assert caught.value.hint
 
 
 def test_a_plan_file_comes_back(tmp_path: Path) -> None:
@@ -173,14 +185,17 @@ def test_bad_plan_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("texts", "told"),
     [
-        (["attention:5"], "attention 5.*layers 0 to 4"),
-        (["cross_attention:1"], "cross_attention 1; this model has attention, block, mlp"),
-        (["block:0-4"], "every attention and every MLP"),
+        (["attention:5"], "attention 5, but tiny/model has only layers 0 to 4"),
+        (["cross_attention:1"], "in tiny/model there is no cross_attention"),
+        (["block:0-4"], "every attention and every MLP of tiny/model"),
     ],
 )
 def test_plans_that_do_not_fit_the_model(texts: list[str], told: str) -> None:
-    with pytest.raises(PlanError, match=told):
-        validate_plan(parse_drops(texts), 5)
+    with pytest.raises(PlanError, match=told) as caught:
+        validate_plan(parse_drops(texts), 5, model="tiny/model")
+    assert caught.value.hint
+    with pytest.raises(PlanError, match=r"^plan\.json: The plan drops"):
+        validate_plan(parse_drops(texts), 5, path=Path("plan.json"))
 
 
 def test_a_plan_that_fits() -> None:

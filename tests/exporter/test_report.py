@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from exporter.artifacts import (
     PlannedDeletion,
     Speedup,
 )
+from exporter.cli.results import print_comparison
 from exporter.report.markdown import render
 from exporter.report.table import comparison_table, plain_table
 from exporter.report.words import milliseconds, relative_change, significant
@@ -250,6 +253,23 @@ def test_the_terminal_table_and_the_plain_one_say_the_same(report: ComparisonRep
         line.index(change) + len(change)
         for line, change in zip(sizes, ("+0.0 %", "+0.0 %", "-21.0 %", "-26.7 %"), strict=True)
     } == {len(sizes[0])}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_gets_the_drawn_table_and_a_pipe_the_plain_one(
+    report: ComparisonReport,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminal: bool,
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    print_comparison(report, tmp_path, as_json=False)
+    printed = capsys.readouterr().out
+    assert (plain_table(report) in printed) != terminal
+    assert ("───" in printed) == terminal
+    assert "1.13x [1.11, 1.15]" in printed
+    assert printed.endswith(f"Report: {tmp_path / 'report.md'}\n")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import onnx_ir as ir
 import pytest
 
 from exporter import oracle
-from exporter.artifacts import PlannedDeletion, PruneReport
+from exporter.artifacts import GraphSizeEntry, PlannedDeletion, PruneReport
 from exporter.errors import OnnxFileError, SurgeryError, VerificationError
 from exporter.files import sha256_file, sha256_files
-from exporter.surgery import graph_size, inspect_file, kv_cache_bytes_per_token, prune_file
+from exporter.surgery import inspect_file, prune_file
 from graph_passes import ResidualSite, placing, storage
+from graph_passes.pipeline import graph_size
 from graph_passes.storage import load_model, save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
@@ -48,7 +50,10 @@ def test_a_file_is_cut_and_the_report_stands_beside_it(source: Path, tmp_path: P
     assert report.verification.passed
     assert report.verification.runs == 2
     assert report.verification.max_abs_error == pytest.approx(0.0, abs=1e-5)
-    assert report.after.parameters == graph_size(target).parameters < report.before.parameters
+    written = graph_size(load_model(target))
+    assert report.after == GraphSizeEntry.model_validate(asdict(written))
+    assert written.bytes == 4 * written.parameters
+    assert report.after.parameters < report.before.parameters
     onnx.checker.check_model(str(target), full_check=True)
 
 
@@ -209,22 +214,6 @@ def test_inspection_lists_sites_and_refusals(source: Path) -> None:
     sites = inspect_file(source)
     assert len(sites) == 6
     assert all(isinstance(site, ResidualSite) for site in sites)
-
-
-def test_the_cache_is_counted_with_keys_and_values_of_all_layers(
-    source: Path, tmp_path: Path
-) -> None:
-    assert kv_cache_bytes_per_token(source) == 3 * 2 * 2 * 4 * 4  # layers, k and v, heads, d, fp32
-    prune_file(source, tmp_path / "o" / "m.onnx", PLAN, verify="none")
-    assert kv_cache_bytes_per_token(tmp_path / "o" / "m.onnx") == 2 * 2 * 4 * 4
-    save_model(tiny_model(TinySpec(form="post_norm", cache=False)), tmp_path / "encoder.onnx")
-    assert kv_cache_bytes_per_token(tmp_path / "encoder.onnx") == 0
-
-
-def test_sizes_are_those_of_the_graph(source: Path) -> None:
-    size = graph_size(source)
-    assert size.nodes == len(load_model(source).graph)
-    assert size.bytes == 4 * size.parameters
 
 
 def test_surgery_needs_no_torch(source: Path, tmp_path: Path) -> None:

@@ -187,3 +187,25 @@ def test_what_pytorch_cannot_trace_is_one_clear_error(tmp_path: Path) -> None:
     assert "\n" not in caught.value.message
     assert caught.value.__cause__ is not None
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["interface", "export"])
+def test_memory_that_runs_out_is_not_the_models_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    import torch
+
+    from exporter.torch_export import export_onnx
+
+    loaded = tiny_loaded("llama")
+    refused = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TB")
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise refused
+
+    if where == "interface":
+        monkeypatch.setattr(loaded.model, "forward", exhausted)
+    else:
+        monkeypatch.setattr(torch.onnx, "export", exhausted)
+    with pytest.raises(MemoryError, match="1 TB"):
+        export_onnx(loaded, tmp_path)

@@ -254,7 +254,6 @@ def test_two_models_in_one_graph_are_refused() -> None:
         ("BiasAdd", 1),
         ("GatedAdd", 0),
         ("MatMulNBitsMlp", 0),
-        ("Sum", 0),
         ("QLinearAdd", 2),
         ("FusedConv", 2),
         ("Gemm", 1),

@@ -1,0 +1,39 @@
+"""Which of transformers' classes loads a model: the one that it was saved from, where known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exporter.optional import require
+
+
+def auto_class(config: Any, *, trust_remote_code: bool) -> Any:
+    """The class that the weights were saved from; else a language model, else the bare one.
+
+    Args:
+        config: The model's.
+        trust_remote_code: Prefers what the model's own code brings to what transformers has.
+    """
+    transformers = require("transformers", extra="torch")
+    remote = _remote_auto_class(config) if trust_remote_code else None
+    if remote is not None:
+        return getattr(transformers, remote)
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    if type(config) in transformers.AutoModelForCausalLM._model_mapping:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModel
+
+
+def _remote_auto_class(config: Any) -> str | None:
+    """The name of the auto class under which a model's own code stands; None when it has none."""
+    transformers = require("transformers", extra="torch")
+    brought = {
+        name: str(place).rpartition(".")[2]
+        for name, place in (getattr(config, "auto_map", None) or {}).items()
+        if name.startswith("AutoModel") and hasattr(transformers, name)
+    }
+    saved_from = [name for name, kind in brought.items() if kind in (config.architectures or ())]
+    usual = [name for name in ("AutoModelForCausalLM", "AutoModel") if name in brought]
+    return next(iter([*saved_from, *usual, *brought]), None)

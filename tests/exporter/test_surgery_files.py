@@ -1,0 +1,169 @@
+"""The files that the surgery writes: what they may replace, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.artifacts import PlannedDeletion
+from exporter.errors import OnnxFileError, SurgeryError
+from exporter.surgery import prune_file
+from graph_passes import placing, storage
+from graph_passes.storage import load_model, save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+PLAN = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="block")]
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # tiny weights go to the data file too
+    path = tmp_path / "source" / "model.onnx"
+    save_model(tiny_model(TinySpec(tied=True)), path)
+    return path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_source_named_like_the_targets_data_is_not_overwritten(tmp_path: Path) -> None:
+    source = tmp_path / "x.onnx.data"  # weights inline, so no data file of its own
+    save_model(tiny_model(), source)
+    before = content(tmp_path)
+    with pytest.raises(SurgeryError, match="never changed"):
+        prune_file(source, tmp_path / "x.onnx", PLAN)
+    assert content(tmp_path) == before
+
+
+def test_the_report_can_not_stand_in_for_the_weights(source: Path, tmp_path: Path) -> None:
+    report_path = tmp_path / "o" / "m.onnx.data"
+    with pytest.raises(SurgeryError, match="a file each"):
+        prune_file(source, tmp_path / "o" / "m.onnx", PLAN, report_path=report_path)
+    prune_file(source, source.with_name("m.onnx"), PLAN, weights="share", verify="none")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("name", [".", "..", "folder", "folder/"])
+def test_a_folder_can_not_be_the_target(source: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SurgeryError, match="is a folder"):
+        prune_file(source, Path(name) if name == "." else tmp_path / name, PLAN, verify="none")
+
+
+def test_data_that_another_model_shares_is_not_overwritten(source: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "o" / "b.onnx", tmp_path / "o" / "c.onnx"
+    prune_file(source, first, PLAN[:1], verify="none")
+    report_path = tmp_path / "c.json"
+    prune_file(first, second, PLAN[1:], weights="share", verify="none", report_path=report_path)
+    before = content(tmp_path)
+    for weights in ("compact", "share"):
+        with pytest.raises(OnnxFileError, match=r"holds weights of [bc]\.onnx"):
+            prune_file(source, tmp_path / "o" / "b.onnx.data", PLAN, weights=weights)
+    with pytest.raises(OnnxFileError, match=r"holds weights of c\.onnx"):
+        prune_file(source, first, PLAN, verify="none")
+    assert content(tmp_path) == before
+    second.unlink()
+    prune_file(source, first, PLAN, verify="none")
+
+
+def test_the_data_of_an_earlier_result_goes_when_weights_are_shared(source: Path) -> None:
+    target = source.with_name("pruned.onnx")
+    data = source.with_name("pruned.onnx.data")
+    prune_file(source, target, PLAN, verify="none")
+    assert data.exists()
+    prune_file(source, target, PLAN, weights="share", verify="none")
+    assert not data.exists()
+    assert load_model(target)
+
+
+@pytest.mark.parametrize("reader", ["other", "none", "itself"])
+def test_data_that_is_needed_or_foreign_stays(source: Path, reader: str) -> None:
+    target, data = source.with_name("pruned.onnx"), source.with_name("pruned.onnx.data")
+    prune_file(source, target, PLAN, verify="none")
+    start = source
+    if reader == "other":
+        shutil.copy(target, source.with_name("copy.onnx"))
+    elif reader == "none":
+        target.unlink()
+    else:
+        start = source.with_name("copy.onnx")
+        target.rename(start)
+    plan = PLAN if start == source else [PlannedDeletion(layer=0, kind="mlp")]
+    prune_file(start, target, plan, weights="share", verify="none")
+    assert data.exists()
+
+
+def test_a_failed_move_brings_all_back_from_two_file_systems(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, report_path = source.with_name("m.onnx"), tmp_path / "reports" / "r.json"
+    prune_file(source, target, PLAN, verify="none", report_path=report_path)
+    before = content(tmp_path)
+    replace, sync = Path.replace, placing._sync
+
+    def within_one_folder(self: Path, final: Path) -> Path:
+        if self.is_relative_to(source.parent) != Path(final).is_relative_to(source.parent):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return replace(self, final)
+
+    def interrupted(path: Path) -> None:
+        if path.is_dir():
+            raise KeyboardInterrupt
+        sync(path)
+
+    monkeypatch.setattr(Path, "replace", within_one_folder)
+    monkeypatch.setattr(placing, "_sync", interrupted)  # after the last move
+    for weights in ("compact", "share"):
+        with pytest.raises(KeyboardInterrupt):
+            prune_file(
+                source, target, PLAN[:1], weights=weights, verify="none",
+                report_path=report_path,
+            )  # fmt: skip
+        assert content(tmp_path) == before
+
+
+def test_one_failing_step_back_does_not_stop_the_others(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "o" / "m.onnx"
+    prune_file(source, target, PLAN, verify="none")
+    before = content(target.parent)
+    replace = Path.replace
+
+    def fails(self: Path, final: Path) -> Path:
+        if Path(final).name == "prune.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, final)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OnnxFileError, match="Input/output error"):
+        prune_file(source, target, PLAN[:1], verify="none")
+    assert content(target.parent) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_failure_while_folders_are_made_leaves_none(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    mkdir = Path.mkdir
+
+    def interrupted(self: Path, *arguments: Any, **options: Any) -> None:
+        mkdir(self, *arguments, **options)
+        if self.name.endswith(".part"):
+            raise error
+
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OnnxFileError):
+        prune_file(source, tmp_path / "new" / "deep" / "m.onnx", PLAN, verify="none")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_name_that_is_too_long_leaves_no_folder(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(OnnxFileError, match="can't be written"):
+        prune_file(source, tmp_path / "new" / ("x" * 300) / "m.onnx", PLAN, verify="none")
+    assert not (tmp_path / "new").exists()
