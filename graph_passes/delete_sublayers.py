@@ -92,7 +92,7 @@ def _cut(graph: ir.Graph, site: FoundSite) -> Swept:
     """Takes a site's branches out of the stream and sweeps up behind them."""
     producers = [leaf.value.producer() for leaf in site.leaves]
     for leaf in site.leaves:
-        remove_branch(graph, leaf.value)
+        remove_branch(graph, leaf.value, site.tree.joints)
     swept = sweep(graph, chain(producers, (value.producer() for value in site.outputs)))
     swept.nodes += len(site.leaves)
     return swept

@@ -76,6 +76,11 @@ def _varying_operands(index: GraphIndex, node: ir.Node) -> list[ir.Value]:
     return [value for value in index.reads(node) if value in index.varying]
 
 
+def is_fused_attention(node: ir.Node) -> bool:
+    """Whether a single operator is a whole attention."""
+    return node.op_type in _FUSED_ATTENTION
+
+
 def contracts(nodes: Iterable[ir.Node]) -> bool:
     """Whether nodes that make up a branch do any real work."""
     return any(node.op_type in CONTRACTIONS or node.op_type in _FUSED_ATTENTION for node in nodes)

@@ -7,7 +7,7 @@ structure; names only label what was found.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -20,6 +20,7 @@ from graph_passes.liveness import dying_nodes, own_caches, own_parameters
 from graph_passes.plan_record import recorded
 from graph_passes.preconditions import graph_refusal, hidden_part
 from graph_passes.shapes import broadcast_reason
+from graph_passes.sharing import own_nodes
 from graph_passes.stream import Stream, streams
 from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
 
@@ -172,7 +173,8 @@ def _branches_by_kind(stream: Stream, tree: AddTree) -> dict[SublayerKind, list[
     kinds: dict[SublayerKind, list[Leaf]] = {}
     for leaf in tree.leaves:
         if contracts(leaf.nodes):
-            kind = branch_kind(stream.index, stream.dominators, leaf.nodes)
+            own = own_nodes(tree, leaf)
+            kind = branch_kind(stream.index, stream.dominators, own)
             kinds.setdefault(kind, []).append(leaf)
     return {kind: kinds[kind] for kind in sorted(kinds, key=RANK.__getitem__)}
 
@@ -180,7 +182,8 @@ def _branches_by_kind(stream: Stream, tree: AddTree) -> dict[SublayerKind, list[
 def _site(
     stream: Stream, layer: int, kind: SublayerKind, tree: AddTree, leaves: tuple[Leaf, ...]
 ) -> FoundSite:
-    outputs = dict.fromkeys(chain.from_iterable(stream.own_outputs(leaf) for leaf in leaves))
+    branches = [own_nodes(tree, leaf) for leaf in leaves]
+    outputs = dict.fromkeys(chain.from_iterable(map(stream.own_outputs, branches)))
     dying = dying_nodes(stream.index, leaves, outputs)
     return FoundSite(
         layer=layer,
@@ -190,13 +193,21 @@ def _site(
         dying=dying,
         caches=own_caches(stream.index, dying, outputs),
         outputs=tuple(outputs),
-        obstacle=_obstacle(stream, tree, leaves),
+        obstacle=_obstacle(stream, tree, kind, leaves) or _output_obstacle(stream, leaves, outputs),
     )
 
 
-def _obstacle(stream: Stream, tree: AddTree, leaves: Sequence[Leaf]) -> tuple[ir.Node, str] | None:
+def _obstacle(
+    stream: Stream, tree: AddTree, kind: SublayerKind, leaves: Sequence[Leaf]
+) -> tuple[ir.Node, str] | None:
+    if len({leaf.value for leaf in leaves}) < len(leaves):
+        return tree.add, "the branch joins the sum twice"
+    # An MLP may add in parts that share their work; two attentions that do can't be told apart.
+    together = frozenset[ir.Node]()
+    if kind == "mlp":
+        together = together.union(*(leaf.nodes for leaf in leaves))
     for leaf in leaves:
-        reader = stream.foreign_reader(tree, leaf)
+        reader = stream.foreign_reader(tree, leaf, together)
         if reader is not None:
             return reader, (
                 f"what the branch computes is read elsewhere, by {reader.op_type} {reader.name!r}"
@@ -208,6 +219,18 @@ def _obstacle(stream: Stream, tree: AddTree, leaves: Sequence[Leaf]) -> tuple[ir
     return (tree.add, reason) if reason else None
 
 
+def _output_obstacle(
+    stream: Stream, leaves: Sequence[Leaf], outputs: Collection[ir.Value]
+) -> tuple[ir.Node, str] | None:
+    mixed = stream.mixed_output(leaves, outputs)
+    node = None if mixed is None else mixed.producer()
+    return None if mixed is None or node is None else (node, _shared_reason(mixed))
+
+
+def _shared_reason(output: ir.Value) -> str:
+    return f"the graph output {output.name!r} also holds what other sublayers compute"
+
+
 def _without_shared_outputs(sites: list[FoundSite]) -> list[FoundSite]:
     """Refuses the sites that feed a graph output together, such as one stacked cache."""
     claims = Counter(value for site in sites for value in site.outputs)
@@ -215,7 +238,7 @@ def _without_shared_outputs(sites: list[FoundSite]) -> list[FoundSite]:
     for site in sites:
         shared = [value for value in site.outputs if claims[value] > 1]
         if shared and site.obstacle is None:
-            reason = f"the graph output {shared[0].name!r} also holds what other sublayers compute"
-            site = replace(site, obstacle=(shared[0].producer() or site.tree.add, reason))
+            node = shared[0].producer() or site.tree.add
+            site = replace(site, obstacle=(node, _shared_reason(shared[0])))
         checked.append(site)
     return checked

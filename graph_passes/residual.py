@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from graph_passes.dataflow import is_add
 from graph_passes.errors import SurgeryError
 
 
-def remove_branch(graph: ir.Graph, branch: ir.Value) -> None:
+def remove_branch(
+    graph: ir.Graph, branch: ir.Value, joints: Collection[ir.Node] | None = None
+) -> None:
     """Takes a branch out of the sum that it joins: ``x + f(x)`` becomes ``x``.
 
     The branch is picked by identity, not by its place in the Add. The operand that stays takes
@@ -19,11 +23,14 @@ def remove_branch(graph: ir.Graph, branch: ir.Value) -> None:
     Args:
         graph: The main graph; it is changed.
         branch: The branch's operand of exactly one Add.
+        joints: The Adds that make up the sum; another Add that reads the branch is not meant.
 
     Raises:
         SurgeryError: The branch does not join exactly one sum.
     """
-    adds = [user for user, _ in branch.uses() if is_add(user)]
+    adds = [
+        user for user, _ in branch.uses() if is_add(user) and (joints is None or user in joints)
+    ]
     if len(adds) != 1 or adds[0].graph is not graph:
         raise SurgeryError(f"The branch {branch.name!r} joins {len(adds)} sums instead of one.")
     add = adds[0]

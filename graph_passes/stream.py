@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -11,6 +12,7 @@ from graph_passes.add_tree import AddTree, Leaf, nodes_between, take_apart
 from graph_passes.dataflow import CONTRACTIONS, GraphIndex, has_weight, is_add, is_shape_read
 from graph_passes.dominators import Dominators
 from graph_passes.labels import contracts
+from graph_passes.sharing import own_nodes, results
 
 _MAX_CANDIDATES = 4
 
@@ -114,23 +116,79 @@ class Stream:
         return self.dominators.descends(value)
 
     def reaches_output(self, value: ir.Value) -> bool:
-        """Whether data flows from ``value`` to the output."""
+        """Whether ``value`` has a say in the output, be it by a truth value; shapes excluded."""
         return value in self._reaching
 
-    def foreign_reader(self, tree: AddTree, leaf: Leaf) -> ir.Node | None:
-        """A node outside the tree that uses what the branch computes on the way to the output."""
-        inside = tree.nodes()
-        for reader in self._readers(leaf.nodes):
-            outside = reader not in inside and not is_shape_read(reader)
-            if outside and any(self.reaches_output(value) for value in reader.outputs):
-                return reader
+    def foreign_reader(
+        self, tree: AddTree, leaf: Leaf, partners: Set[ir.Node] = frozenset()
+    ) -> ir.Node | None:
+        """A node that uses what the branch computes on the way to the output, but not in it.
+
+        What only prepares the branch, such as a norm, other branches of the sum may read too.
+
+        Args:
+            tree: The sum.
+            leaf: The branch.
+            partners: The nodes of other branches that go together with it.
+        """
+        inside, partners = tree.nodes(), leaf.nodes | partners
+        own = results(self.index, leaf, own_nodes(tree, leaf))
+        for node in sorted(leaf.nodes, key=self.index.position.__getitem__):
+            closed = partners if node in own else inside
+            for value in node.outputs:
+                for reader in self.index.readers(value):
+                    joins = value is leaf.value and reader in tree.joints
+                    if not joins and self._escapes(reader, closed):
+                        return reader
         return None
 
-    def own_outputs(self, leaf: Leaf) -> list[ir.Value]:
-        """The graph outputs that the branch feeds beside the sum: caches, a router's logits."""
-        found = {value: None for node in leaf.nodes for value in node.outputs}
-        seen = set(leaf.nodes)
-        queue = list(leaf.nodes)
+    def _escapes(self, node: ir.Node, closed: Set[ir.Node]) -> bool:
+        """Whether something, be it a truth value, flows from a node to the stream past others."""
+        seen = set(closed)
+        queue = [node]
+        while queue:
+            node = queue.pop()
+            if node in seen or is_shape_read(node):
+                continue
+            seen.add(node)
+            if any(self.carries(value) for value in node.outputs):
+                return True
+            if any(self.reaches_output(value) for value in node.outputs):
+                queue.extend(self._readers([node]))
+        return False
+
+    def mixed_output(self, leaves: Iterable[Leaf], outputs: Iterable[ir.Value]) -> ir.Value | None:
+        """One of a branch's own outputs into which something else of the stream flows too."""
+        nodes = frozenset[ir.Node]().union(*(leaf.nodes for leaf in leaves))
+        return next((value for value in outputs if self._is_mixed(value, nodes)), None)
+
+    def _is_mixed(self, output: ir.Value, branch: Set[ir.Node]) -> bool:
+        seen = set(branch)
+        queue = [output]
+        while queue:
+            value = queue.pop()
+            if value is self.source or self.carries(value):
+                return True
+            node = value.producer()
+            if node is not None and node not in seen and not is_shape_read(node):
+                seen.add(node)
+                queue.extend(v for v in self.index.reads(node) if v in self._depending)
+        return False
+
+    @cached_property
+    def _depending(self) -> set[ir.Value]:
+        """Every value that depends on the source, be it by a truth value; shapes excluded."""
+        found = {self.source}
+        for node in self.index.nodes:
+            if not is_shape_read(node) and any(v in found for v in self.index.reads(node)):
+                found.update(node.outputs)
+        return found
+
+    def own_outputs(self, branch: Set[ir.Node]) -> list[ir.Value]:
+        """The graph outputs that a branch feeds beside the sum: caches, a router's logits."""
+        found = {value: None for node in branch for value in node.outputs}
+        seen = set(branch)
+        queue = list(branch)
         while queue:
             for reader in self._readers([queue.pop()]):
                 if reader in seen or is_shape_read(reader):
@@ -154,20 +212,25 @@ def streams(index: GraphIndex) -> list[Stream]:
     The data input is among those that flow into the most weighted contractions, and its stream
     has the most sums: mask, positions and caches join the stream later.
     """
-    reaching = _reaching(index, index.graph.outputs[0])
-    inputs = [value for value in index.graph.inputs if value in reaching]
+    output = index.graph.outputs[0]
+    data = _reaching(output, index.nodes, index.data_reads)
+    inputs = [value for value in index.graph.inputs if value in data]
+    others = [node for node in index.nodes if not is_shape_read(node)]
+    reaching = _reaching(output, others, index.reads)
     reach = dict(zip(inputs, _contractions_reached(index, inputs), strict=True))
     candidates = sorted(inputs, key=lambda value: -reach[value])[:_MAX_CANDIDATES]
     found = [Stream(index, source, reaching) for source in candidates]
     return sorted(found, key=lambda stream: -len(stream.trees))
 
 
-def _reaching(index: GraphIndex, output: ir.Value) -> set[ir.Value]:
-    """Every value from which data flows to ``output``."""
+def _reaching(
+    output: ir.Value, nodes: list[ir.Node], reads: Callable[[ir.Node], Iterable[ir.Value]]
+) -> set[ir.Value]:
+    """Every value from which something flows to ``output`` through what ``nodes`` read."""
     found = {output}
-    for node in reversed(index.nodes):
+    for node in reversed(nodes):
         if any(value in found for value in node.outputs):
-            found.update(index.data_reads(node))
+            found.update(reads(node))
     return found
 
 
