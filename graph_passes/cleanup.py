@@ -39,6 +39,8 @@ def sweep(graph: ir.Graph, roots: Iterable[ir.Node | None]) -> Swept:
         node = queue.pop()
         if node is None or node.graph is not graph or _is_needed(node):
             continue
+        tensor = constant_weight(node)
+        swept.parameters += 0 if tensor is None else tensor.size
         operands = _release(node)
         graph.remove(node, safe=True)
         swept.nodes += 1
@@ -61,6 +63,19 @@ def _release(node: ir.Node) -> list[ir.Value]:
                 operands[value] = None
                 reader.replace_input_with(i, None)
     return list(operands)
+
+
+def constant_weight(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor of a Constant node if it is a matrix of numbers: some exporters store weights so.
+
+    Vectors don't count, since there they can't be told from shapes and scales.
+    """
+    attribute = node.attributes.get("value")
+    if node.op_type != "Constant" or attribute is None or attribute.is_ref():
+        return None
+    tensor = attribute.as_tensor()
+    is_matrix = len(tensor.shape) > 1 and tensor.size > 1
+    return tensor if is_matrix and tensor.dtype.is_floating_point() else None
 
 
 def drop_unused_weight(graph: ir.Graph, value: ir.Value) -> int:

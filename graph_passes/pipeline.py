@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from graph_passes.cleanup import CleanupPass
+from graph_passes.cleanup import CleanupPass, constant_weight
 from graph_passes.delete_sublayers import DeleteSublayersPass, DeletionResult
 from graph_passes.errors import SurgeryError
 from graph_passes.liveness import is_weight
@@ -65,7 +65,9 @@ def graph_size(model: ir.Model) -> GraphSize:
 
     Integer and truth-value initializers are shape arithmetic and masks, not weights.
     """
-    weights = [
+    constants = [constant_weight(node) for node in model.graph.all_nodes()]
+    weights = [tensor for tensor in constants if tensor is not None]
+    weights += [
         value.const_value
         for graph in (model.graph, *model.graph.subgraphs())
         for value in graph.initializers.values()
