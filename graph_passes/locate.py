@@ -15,8 +15,9 @@ import onnx_ir as ir
 
 from graph_passes.add_tree import AddTree, Leaf
 from graph_passes.dataflow import GraphIndex
-from graph_passes.labels import RANK, branch_kind, contracts, number_layers
+from graph_passes.labels import RANK, ambiguous_mixer, branch_kind, number_layers, opaque_node
 from graph_passes.liveness import dying_nodes, own_caches, own_parameters
+from graph_passes.operators import contracts
 from graph_passes.plan_record import recorded
 from graph_passes.preconditions import graph_refusal, hidden_part
 from graph_passes.shapes import broadcast_reason
@@ -25,6 +26,11 @@ from graph_passes.stream import Stream, streams
 from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
 
 _NO_ATTENTION = "no attention joins a residual stream: this is no Transformer that can be cut"
+_Group = tuple[AddTree, dict[SublayerKind, list[Leaf]]]
+_AMBIGUOUS = (
+    "it can't be told whether the branch is an MLP with a convolution or loop, "
+    "or a mixer that begins the next layer"
+)
 _HIDDEN = (
     "a sublayer may join the stream here in another form than x + f(x), "
     "so the layers can't be numbered"
@@ -122,7 +128,11 @@ def locate(model: ir.Model) -> Findings:
     refusal = _stream_refusal(found)
     if refusal is not None:
         return Findings((), (refusal,))
-    sites = _without_shared_outputs(_sites(found[0], recorded(model)))
+    groups = _groups(found[0])
+    refusal = _label_refusal(found[0], groups, recorded(model))
+    if refusal is not None:
+        return Findings((), (refusal,))
+    sites = _without_shared_outputs(_sites(found[0], groups, recorded(model)))
     if not any("attention" in site.kind for site in sites) and not recorded(model):
         return Findings((), (_refuse(index, _NO_ATTENTION),))
     return Findings(tuple(sites), ())
@@ -155,11 +165,32 @@ def _refuse(index: GraphIndex, reason: str) -> Refusal:
     return Refusal(None, None, name or "", reason)
 
 
-def _sites(stream: Stream, missing: frozenset[SublayerRef]) -> list[FoundSite]:
-    groups: list[tuple[AddTree, dict[SublayerKind, list[Leaf]]]] = []
-    for tree in stream.trees:
-        if kinds := _branches_by_kind(stream, tree):
-            groups.append((tree, kinds))
+def _groups(stream: Stream) -> list[_Group]:
+    """The sums that join sublayers, in stream order."""
+    found = [(tree, _branches_by_kind(stream, tree)) for tree in stream.trees]
+    return [(tree, kinds) for tree, kinds in found if kinds]
+
+
+def _label_refusal(
+    stream: Stream, groups: Sequence[_Group], missing: frozenset[SublayerRef]
+) -> Refusal | None:
+    """A branch of which the kind can't be told: it might shift the numbers of all after it."""
+    for tree, kinds in groups:
+        for leaf in chain.from_iterable(kinds.values()):
+            node = opaque_node(stream.index, own_nodes(tree, leaf))
+            if node is not None:
+                reason = f"it can't be told what kind of sublayer this {node.op_type} belongs to"
+                return Refusal(None, None, node.name or "", reason)
+    labels = [list(kinds) for _, kinds in groups]
+    place = ambiguous_mixer(labels, number_layers(labels, missing), missing)
+    if place is None:
+        return None
+    return Refusal(None, None, groups[place][0].add.name or "", _AMBIGUOUS)
+
+
+def _sites(
+    stream: Stream, groups: Sequence[_Group], missing: frozenset[SublayerRef]
+) -> list[FoundSite]:
     numbers = number_layers([list(kinds) for _, kinds in groups], missing)
     return [
         _site(stream, layer, kind, tree, tuple(leaves))

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from graph_passes.add_tree import AddTree, Leaf
 from graph_passes.dataflow import GraphIndex
-from graph_passes.labels import contracts, is_fused_attention
+from graph_passes.operators import contracts, is_fused_attention
 
 _PASS_ON = frozenset(
     {"Add", "Mul", "Cast", "Identity", "DequantizeLinear", "Split", "Slice", "Gather", "Expand"}

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graph_passes.add_tree import AddTree, Leaf, nodes_between, take_apart
 from graph_passes.dataflow import CONTRACTIONS, GraphIndex, has_weight, is_add, is_shape_read
 from graph_passes.dominators import Dominators
-from graph_passes.labels import contracts
+from graph_passes.operators import contracts
 from graph_passes.sharing import own_nodes, results
 
 _MAX_CANDIDATES = 4
