@@ -44,7 +44,7 @@ _EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 _ONLY_FATAL = 4  # the log severity that leaves errors to the exceptions
 _LOAD_FAILURES = (
     (
-        re.compile(r"Protobuf parsing failed|No graph was found"),
+        re.compile(r"Protobuf parsing failed|No graph was found|does not have a graph"),
         "{path} is not a complete ONNX file.",
         "It may be cut off: export or copy it again.",
     ),
