@@ -80,12 +80,41 @@ def _delete(
     swept = [_cut(graph, site) for site in sites]
     stand_ins = _stand_ins(graph, sites, survivors)
     for site, count in zip(sites, swept, strict=True):
-        leftovers = [node for node in site.dying if node.graph is graph]
+        leftovers = _leftovers(graph, site)
         values = chain(site.caches, *(node.outputs for node in leftovers))
         kv_cache.resource_shape_reads(graph, values, stand_ins)
         count.add(sweep(graph, leftovers))
+    for site, count in zip(sites, swept, strict=True):
+        count.add(sweep(graph, _leftovers(graph, site)))
+    _check_swept(graph, sites)
     kv_cache.drop_inputs(graph, [value for site in sites for value in site.caches])
     return tuple(map(_entry, sites, add_names, swept))
+
+
+def _leftovers(graph: ir.Graph, site: FoundSite) -> list[ir.Node]:
+    """The nodes that should have gone with a site but are still there, in graph order."""
+    return [node for node in graph if node in site.dying]
+
+
+def _check_swept(graph: ir.Graph, sites: Sequence[FoundSite]) -> None:
+    """Makes sure that no part of a deleted sublayer is still computed for its mere shape."""
+    for site in sites:
+        for node in _leftovers(graph, site):
+            reader, value = _last_reader(node, site)
+            raise SurgeryError(
+                f"{site.ref} would still be computed: {reader.op_type} {reader.name!r} reads the "
+                f"shape of {value.name!r}, and no input that stays is known to have the same.",
+                "Declare the shapes in the graph, or leave it out of the plan.",
+            )
+
+
+def _last_reader(node: ir.Node, site: FoundSite) -> tuple[ir.Node, ir.Value]:
+    """The node outside the site for whose sake a node is still there."""
+    while True:
+        reader, value = next((user, v) for v in node.outputs for user, _ in v.uses())
+        if reader not in site.dying:
+            return reader, value
+        node = reader
 
 
 def _cut(graph: ir.Graph, site: FoundSite) -> Swept:

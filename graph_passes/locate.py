@@ -7,16 +7,17 @@ structure; names only label what was found.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain
 
 import onnx_ir as ir
 
 from graph_passes.add_tree import AddTree, Leaf
-from graph_passes.dataflow import GraphIndex
+from graph_passes.caches import own_caches
+from graph_passes.dataflow import GraphIndex, is_shape_read
 from graph_passes.labels import RANK, ambiguous_mixer, branch_kind, number_layers, opaque_node
-from graph_passes.liveness import dying_nodes, own_caches, own_parameters
+from graph_passes.liveness import dying_nodes, own_parameters
 from graph_passes.operators import contracts
 from graph_passes.plan_record import recorded
 from graph_passes.preconditions import graph_refusal, hidden_part
@@ -224,7 +225,9 @@ def _site(
         dying=dying,
         caches=own_caches(stream.index, dying, outputs),
         outputs=tuple(outputs),
-        obstacle=_obstacle(stream, tree, kind, leaves) or _output_obstacle(stream, leaves, outputs),
+        obstacle=_obstacle(stream, tree, kind, leaves)
+        or _output_obstacle(stream, leaves, outputs)
+        or (_published_keys(stream, dying) if kind == "cross_attention" else None),
     )
 
 
@@ -246,7 +249,13 @@ def _obstacle(
         inner = stream.inner_sum(leaf.nodes)
         if inner is not None:
             return inner, "the branch holds a residual sum of its own"
-    reason = broadcast_reason(tree.skip, tree.add.outputs[0], stream.index.declared)
+    total = tree.add.outputs[0]
+    reason = broadcast_reason(tree.skip, total, stream.index.declared)
+    if (tree.skip.shape is None or total.shape is None) and stream.may_have_shrunk(tree):
+        reason = (
+            f"it can't be told whether the skip {tree.skip.name!r} only broadcasts to the "
+            "sum's shape; neither shape is declared"
+        )
     return (tree.add, reason) if reason else None
 
 
@@ -256,6 +265,25 @@ def _output_obstacle(
     mixed = stream.mixed_output(leaves, outputs)
     node = None if mixed is None else mixed.producer()
     return None if mixed is None or node is None else (node, _shared_reason(mixed))
+
+
+def _published_keys(stream: Stream, dying: Set[ir.Node]) -> tuple[ir.Node, str] | None:
+    """Keys or values from beside the stream that stay, since they are made to be public."""
+    index = stream.index
+    for node in sorted(dying, key=index.position.__getitem__):
+        for value in index.reads(node):
+            readers = [reader for reader in index.readers(value) if not is_shape_read(reader)]
+            alive = [reader for reader in readers if reader not in dying]
+            needed = any(stream.reaches_output(v) for reader in alive for v in reader.outputs)
+            producer = value.producer()
+            if producer is None or producer in dying or value not in index.varying or needed:
+                continue
+            if alive or value.is_graph_output():
+                return producer, (
+                    f"its keys or values {value.name!r} come from beside the stream and stay, "
+                    "since a graph output is made of them"
+                )
+    return None
 
 
 def _shared_reason(output: ir.Value) -> str:

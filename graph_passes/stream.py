@@ -13,6 +13,7 @@ from graph_passes.dataflow import CONTRACTIONS, GraphIndex, has_weight, is_add, 
 from graph_passes.dominators import Dominators
 from graph_passes.operators import contracts
 from graph_passes.sharing import own_nodes, results
+from graph_passes.shrinking import keeps_size
 
 _MAX_CANDIDATES = 4
 
@@ -36,6 +37,7 @@ class Stream:
         self.output = index.graph.outputs[0]
         self.trees: list[AddTree] = []
         self._leaps: list[tuple[ir.Value, ir.Value]] = []
+        self._approach: dict[ir.Node, list[tuple[ir.Value, ir.Value]]] = {}
         self.dominators = Dominators(index, source)
         self._reaching = reaching
         self._carriers: set[ir.Value] = set()
@@ -44,6 +46,7 @@ class Stream:
 
     def _walk(self) -> None:
         value = self.output
+        steps: list[tuple[ir.Value, ir.Value]] = []
         while value is not self.source:
             self._carriers.add(value)
             node = value.producer()
@@ -51,10 +54,12 @@ class Stream:
             tree = take_apart(self.index, self.dominators, node)
             if tree is not None:
                 self.trees.append(tree)
+                steps = self._approach[tree.add] = []
                 value = tree.skip
                 continue
             above = self.dominators.immediate(value)
             self._leaps.append((above, value))
+            steps.append((above, value))
             value = above
         self.trees.reverse()
 
@@ -88,6 +93,13 @@ class Stream:
             span = nodes_between(self.index, self.dominators, above, value)
             if len(span) > 1:
                 yield value, span
+
+    def may_have_shrunk(self, tree: AddTree) -> bool:
+        """Whether an axis may have been lost between the sum before this one and its skip.
+
+        Elsewhere a branch is no larger than the skip, since nothing on the stream takes away.
+        """
+        return not all(keeps_size(self.index, *step) for step in self._approach[tree.add])
 
     def misses(self, other: Stream) -> ir.Node | None:
         """A sum on another stream that is not on this one: the two are different models."""
@@ -129,12 +141,12 @@ class Stream:
         Args:
             tree: The sum.
             leaf: The branch.
-            partners: The nodes of other branches that go together with it.
+            partners: The nodes of all branches that go together, if it isn't alone.
         """
-        inside, partners = tree.nodes(), leaf.nodes | partners
+        partners = partners or leaf.nodes
         own = results(self.index, leaf, own_nodes(tree, leaf))
         for node in sorted(leaf.nodes, key=self.index.position.__getitem__):
-            closed = partners if node in own else inside
+            closed = partners if node in own else tree.nodes
             for value in node.outputs:
                 for reader in self.index.readers(value):
                     joins = value is leaf.value and reader in tree.joints
@@ -144,11 +156,11 @@ class Stream:
 
     def _escapes(self, node: ir.Node, closed: Set[ir.Node]) -> bool:
         """Whether something, be it a truth value, flows from a node to the stream past others."""
-        seen = set(closed)
+        seen: set[ir.Node] = set()
         queue = [node]
         while queue:
             node = queue.pop()
-            if node in seen or is_shape_read(node):
+            if node in closed or node in seen or is_shape_read(node):
                 continue
             seen.add(node)
             if any(self.carries(value) for value in node.outputs):
