@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graph_passes import kv_cache
 from graph_passes.cleanup import Swept, sweep
 from graph_passes.errors import SurgeryError
+from graph_passes.inference import declare_what_is_asked
 from graph_passes.locate import FoundSite, locate
 from graph_passes.plan_record import record, recorded
 from graph_passes.residual import remove_branch
@@ -48,7 +49,7 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
 
         Raises:
             SurgeryError: The graph is not as the deletions suppose. Raised before any change,
-                except where a cache length turns out to be needed that no survivor has.
+                except where a length or shape turns out to be needed that no survivor has.
         """
         findings = locate(model)
         sites = select(findings, self.deletions, recorded(model))
@@ -57,6 +58,7 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
             return DeletionResult(model, modified=False, refused=refused)
         chosen = set(sites)
         survivors = [site for site in findings.sites if site not in chosen]
+        declare_what_is_asked(model, chain.from_iterable(site.dying for site in sites))
         deleted = _delete(model.graph, sites, survivors)
         names = _renumber(model, survivors) if self.renumber_kv else {}
         record(model, (site.ref for site in sites))

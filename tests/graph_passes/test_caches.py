@@ -118,6 +118,8 @@ def test_cross_attention_goes_with_its_projections_or_its_cache() -> None:
 def test_a_deleted_branch_that_is_still_needed_for_its_shape_is_an_error() -> None:
     spec = TinySpec(cache=False, mask_in_branch=True, annotated=False)
     model = _LengthFromBranch(spec, 0).build()
+    assert oracle_error(model, [Deletion(0, "attention")]) == 0.0
+    model.graph.inputs[0].shape = ir.Shape(["batch", None])
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     with pytest.raises(SurgeryError, match="attention 0 would still be computed: Shape"):
         prune_graph(model, [Deletion(0, "attention")])
