@@ -189,9 +189,10 @@ class Verification(Record):
 
 
 class PruneReport(Artifact):
-    """prune.json, beside a pruned ONNX file."""
+    """prune.json, beside a pruned ONNX file; ``target`` is that file's name."""
 
     kind: Literal["prune_report"] = "prune_report"
+    target: str = ""
     deleted: list[DeletedEntry]
     refused: list[RefusedEntry]
     before: GraphSizeEntry

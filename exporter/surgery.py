@@ -18,8 +18,9 @@ from exporter.artifacts import (
     RefusedEntry,
     Verification,
 )
-from exporter.errors import SurgeryError
+from exporter.errors import ArtifactError, MissingDependencyError, SurgeryError
 from exporter.files import sha256_file, sha256_files
+from exporter.optional import require
 from exporter.progress import QUIET, Progress
 from graph_passes.types import (
     DeletedSublayer,
@@ -76,7 +77,8 @@ def prune_file(
             points into the source's data file, which must be in the same folder.
         renumber_kv: Gives the caches that are left dense numbers.
         keep_debug: Keeps the exporter's notes, which may hold local paths.
-        report_path: Where the report goes; ``prune.json`` beside the target by default.
+        report_path: Where the report goes, in place of an earlier file; by default ``prune.json``
+            beside the target, if no other model's report stands there.
         progress: Who is told.
 
     Returns:
@@ -91,8 +93,9 @@ def prune_file(
     from graph_passes import prune_graph, storage
     from graph_passes.placing import place, staging
 
-    _refuse_nameless([target] if report_path is None else [target, report_path])
-    report_path = target.with_name("prune.json") if report_path is None else report_path
+    if verify == "oracle":
+        _require_runtime()
+    report_path = _report_path(target, report_path)
     model = storage.load_model(source)
     data = storage.data_files(model)
     own_weights = [storage.data_path(target)] if weights == "compact" else []
@@ -112,7 +115,8 @@ def prune_file(
                 folder = stage if weights == "compact" else source.parent
                 candidate = Candidate(stage / target.name, folder, passed)
                 verification = verify_candidate(model, source.parent, asked, candidate, progress)
-            report = _report(passed, verification, hashes.made_from(plan_sha256))
+            made_from = hashes.made_from(plan_sha256)
+            report = _report(target.name, passed, verification, made_from)
             staged = report.write(report_stage / report_path.name)
             moves = [(file, target.parent / file.name) for file in files]
             stale = storage.stale_data(pruned, target, files)
@@ -122,10 +126,35 @@ def prune_file(
     return report
 
 
-def _refuse_nameless(targets: Sequence[Path]) -> None:
-    for target in targets:
-        if not target.name or target.is_dir():
-            raise SurgeryError(f"{target} is a folder.", "Name a file in it, such as pruned.onnx.")
+def _require_runtime() -> None:
+    """Looks for ONNX Runtime before any work is done."""
+    try:
+        require("onnxruntime", extra="cpu")
+    except MissingDependencyError as error:
+        hint = f"{error.hint}; or leave the check of the result out: --verify none"
+        raise MissingDependencyError(error.message, hint) from error
+
+
+def _report_path(target: Path, asked: Path | None) -> Path:
+    for file in (target, asked):
+        if file is not None and (not file.name or file.is_dir()):
+            raise SurgeryError(f"{file} is a folder.", "Name a file in it, such as pruned.onnx.")
+    if asked is not None:
+        return asked
+    path = target.with_name("prune.json")
+    if path.exists():
+        _refuse_foreign_report(path, target.name)
+    return path
+
+
+def _refuse_foreign_report(path: Path, target: str) -> None:
+    hint = "Name another file for the report (--report), or write the result to another folder."
+    try:
+        described = PruneReport.read(path).target
+    except ArtifactError as error:
+        raise SurgeryError(f"{path} is there already and is no report of a cut.", hint) from error
+    if described not in ("", target) and (path.parent / described).exists():
+        raise SurgeryError(f"{path} is the report of {described}.", hint)
 
 
 def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> None:
@@ -182,10 +211,11 @@ def _hash_into(future: Future[str], files: Sequence[Path], root: Path) -> None:
 
 
 def _report(
-    passed: PassReport, verification: Verification, made_from: dict[str, str]
+    target: str, passed: PassReport, verification: Verification, made_from: dict[str, str]
 ) -> PruneReport:
     return PruneReport(
         made_from=made_from,
+        target=target,
         deleted=[DeletedEntry.model_validate(_listed(entry)) for entry in passed.deleted],
         refused=[RefusedEntry.model_validate(asdict(entry)) for entry in passed.refused],
         before=GraphSizeEntry.model_validate(asdict(passed.before)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -39,9 +40,10 @@ class AddTree:
     joints: frozenset[ir.Node]
     strangers: tuple[ir.Value, ...] = ()
 
-    def nodes(self) -> set[ir.Node]:
+    @cached_property
+    def nodes(self) -> frozenset[ir.Node]:
         """Every node between the skip and the sum."""
-        return set(self.joints).union(*(leaf.nodes for leaf in self.leaves))
+        return frozenset(self.joints).union(*(leaf.nodes for leaf in self.leaves))
 
 
 def take_apart(index: GraphIndex, dominators: Dominators, add: ir.Node) -> AddTree | None:

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from graph_passes.dataflow import inner_nodes, subgraphs
-from graph_passes.weights import parameters_read
+from graph_passes.weights import constant_weight, parameters_read
 
 
 @dataclass
@@ -39,6 +39,8 @@ def sweep(graph: ir.Graph, roots: Iterable[ir.Node | None]) -> Swept:
         node = queue.pop()
         if node is None or node.graph is not graph or _is_needed(node):
             continue
+        tensor = constant_weight(node)
+        swept.parameters += 0 if tensor is None else tensor.size
         operands = _release(node)
         graph.remove(node, safe=True)
         swept.nodes += 1

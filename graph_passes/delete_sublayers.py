@@ -12,6 +12,7 @@ from graph_passes import fused_norms, kv_cache
 from graph_passes.cleanup import Swept, sweep
 from graph_passes.errors import SurgeryError
 from graph_passes.fused_norms import Apart
+from graph_passes.inference import declare_what_is_asked
 from graph_passes.locate import FoundSite, locate, survey
 from graph_passes.plan_record import record, recorded
 from graph_passes.residual import remove_branch
@@ -49,13 +50,15 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
 
         Raises:
             SurgeryError: The graph is not as the deletions suppose. Raised before any change,
-                except where a cache length turns out to be needed that no survivor has.
+                except where a length or shape turns out to be needed that no survivor has.
         """
         findings = survey(model)
         sites = select(findings, self.deletions, recorded(model))
         refused = tuple(r for r in findings.describe() if isinstance(r, Refusal))
         if not sites:
             return DeletionResult(model, modified=False, refused=refused)
+        # Taken apart, the graph has names that no inference takes.
+        declare_what_is_asked(model, _names_that_die(sites))
         parts = fused_norms.take_apart(model.graph)
         if parts:  # so the survey was made of a copy
             findings = locate(model)
@@ -90,12 +93,46 @@ def _delete(
     swept = [_cut(graph, site, uncounted) for site in sites]
     stand_ins = _stand_ins(graph, sites, survivors)
     for site, count in zip(sites, swept, strict=True):
-        leftovers = [node for node in site.dying if node.graph is graph]
+        leftovers = _leftovers(graph, site)
         values = chain(site.caches, *(node.outputs for node in leftovers))
         kv_cache.resource_shape_reads(graph, values, stand_ins)
         count.add(sweep(graph, leftovers))
+    for site, count in zip(sites, swept, strict=True):
+        count.add(sweep(graph, _leftovers(graph, site)))
+    _check_swept(graph, sites)
     kv_cache.drop_inputs(graph, [value for site in sites for value in site.caches])
     return tuple(map(_entry, sites, add_names, swept))
+
+
+def _names_that_die(sites: Iterable[FoundSite]) -> set[str | None]:
+    dying = chain.from_iterable(site.dying for site in sites)
+    return {value.name for node in dying for value in node.outputs}
+
+
+def _leftovers(graph: ir.Graph, site: FoundSite) -> list[ir.Node]:
+    """The nodes that should have gone with a site but are still there, in graph order."""
+    return [node for node in graph if node in site.dying]
+
+
+def _check_swept(graph: ir.Graph, sites: Sequence[FoundSite]) -> None:
+    """Makes sure that no part of a deleted sublayer is still computed for its mere shape."""
+    for site in sites:
+        for node in _leftovers(graph, site):
+            reader, value = _last_reader(node, site)
+            raise SurgeryError(
+                f"{site.ref} would still be computed: {reader.op_type} {reader.name!r} reads the "
+                f"shape of {value.name!r}, and no input that stays is known to have the same.",
+                "Declare the shapes in the graph, or leave it out of the plan.",
+            )
+
+
+def _last_reader(node: ir.Node, site: FoundSite) -> tuple[ir.Node, ir.Value]:
+    """The node outside the site for whose sake a node is still there."""
+    while True:
+        reader, value = next((user, v) for v in node.outputs for user, _ in v.uses())
+        if reader not in site.dying:
+            return reader, value
+        node = reader
 
 
 def _cut(graph: ir.Graph, site: FoundSite, uncounted: Collection[ir.Node]) -> Swept:
@@ -104,8 +141,10 @@ def _cut(graph: ir.Graph, site: FoundSite, uncounted: Collection[ir.Node]) -> Sw
     A fused sum and norm are one node of the model, so the sum isn't counted.
     """
     producers = [leaf.value.producer() for leaf in site.leaves]
-    adds = [remove_branch(graph, leaf.value) for leaf in site.leaves]
-    swept = sweep(graph, chain(producers, (value.producer() for value in site.outputs)))
+    adds = [remove_branch(graph, leaf.value, site.tree.joints) for leaf in site.leaves]
+    # Changes of type between two sums stand behind the branch, so they go first.
+    ends = chain(site.tree.joints, (value.producer() for value in site.outputs))
+    swept = sweep(graph, chain(producers, ends))
     swept.nodes += len(adds) - sum(node in uncounted for node in (*adds, *site.dying))
     return swept
 

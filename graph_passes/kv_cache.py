@@ -87,9 +87,12 @@ def _rebuild_shape(
         joined = ir.Node("", "Concat", [n.outputs[0] for n in nodes], [ir.AttrInt64("axis", 0)])
         nodes.append(joined)
     result = nodes[-1].outputs[0]
-    result.type, result.shape = reader.outputs[0].type, reader.outputs[0].shape
+    old = reader.outputs[0]
+    result.type, result.shape = old.type, old.shape
     graph.insert_before(reader, nodes)
-    reader.outputs[0].replace_all_uses_with(result)
+    if old.is_graph_output():
+        result.name, old.name = old.name, None
+    old.replace_all_uses_with(result, replace_graph_outputs=True)
     graph.remove(reader, safe=True)
 
 
@@ -129,6 +132,8 @@ def axes_read(reader: ir.Node, rank: int) -> set[int]:
     span = _span(reader, rank)
     if len(span) < rank:
         return set(span)
+    if reader.outputs[0].is_graph_output():
+        return everything
     picked: set[int] = set()
     for user, _ in reader.outputs[0].uses():
         indices = _gathered(user)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence, Set
+from itertools import pairwise
 
 import onnx_ir as ir
 
 from graph_passes.dataflow import CONTRACTIONS, GraphIndex, factors
 from graph_passes.dominators import Dominators
+from graph_passes.operators import is_fused_attention, is_opaque, mixes_tokens
 from graph_passes.types import SublayerKind, SublayerRef
 
-_FUSED_ATTENTION = frozenset(
-    {"Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention"}
-    | {"DecoderMaskedMultiHeadAttention", "PagedAttention", "SparseAttention", "QAttention"}
-    | {"DecoderMaskedSelfAttention", "DecoderAttention", "PackedAttention", "QOrderedAttention"}
-    | {"LongformerAttention", "QOrderedLongformerAttention", "SparsePagedAttention"}
+_SOFTMAX = frozenset({"Softmax", "BiasSoftmax", "QLinearSoftmax", "Exp"})
+"""Exp stands for a softmax in single steps."""
+_VIEWS = frozenset(
+    {"Gather", "Transpose", "Reshape", "Cast", "Identity", "Unsqueeze", "Squeeze", "Slice"}
+    | {"Split", "DequantizeLinear", "GatherND", "GatherBlockQuantized"}
 )
-_SOFTMAX = frozenset({"Softmax", "BiasSoftmax", "QLinearSoftmax"})
-_MIXERS = frozenset({"Conv", "Scan", "Loop", "LinearAttention", "CausalConvWithState"})
 RANK: dict[SublayerKind, int] = {"attention": 0, "mixer": 0, "cross_attention": 1, "mlp": 2}
 """The order of sublayers within a layer."""
 
@@ -26,40 +26,53 @@ RANK: dict[SublayerKind, int] = {"attention": 0, "mixer": 0, "cross_attention": 
 def branch_kind(index: GraphIndex, dominators: Dominators, nodes: Set[ir.Node]) -> SublayerKind:
     """Tells what a branch is.
 
-    Attention is a fused attention operator, or a Softmax over the product of two activations. A
-    router's Softmax stands over activation times weight and doesn't count. Where keys come from
-    outside the stream, it is cross attention.
+    Attention is a fused attention operator, or a Softmax over the product of two activations, or
+    such a product that goes into another one. A router's Softmax stands over activation times
+    weight and doesn't count. Where keys come from outside the stream, it is cross attention.
 
     Args:
         index: The graph.
         dominators: Its dominator tree from the data input.
         nodes: The nodes between the skip and the branch's end.
     """
+    operands = _attention_operands(index, nodes)
+    mixer = any(mixes_tokens(node) for node in nodes)
+    if operands is None and not mixer:
+        operands = _chained_products(index, nodes)
+    if operands is None:
+        return "mixer" if mixer else "mlp"
+    own = all(dominators.descends(value) for value in operands)
+    return "attention" if own else "cross_attention"
+
+
+def _attention_operands(index: GraphIndex, nodes: Set[ir.Node]) -> Sequence[ir.Value] | None:
+    """The activations that an attention multiplies; None where the nodes hold no attention."""
     for node in sorted(nodes, key=index.position.__getitem__):
-        operands = _attention_operands(index, node, nodes)
-        if operands:
-            own = all(dominators.descends(value) for value in operands)
-            return "attention" if own else "cross_attention"
-    return "mixer" if any(node.op_type in _MIXERS for node in nodes) else "mlp"
+        if is_fused_attention(node):
+            return [value for value in node.inputs[:3] if value in index.varying]
+        if node.op_type in _SOFTMAX and (found := _score_operands(index, node, nodes)):
+            return found
+    return None
 
 
-def _attention_operands(
-    index: GraphIndex, node: ir.Node, nodes: Set[ir.Node]
-) -> Sequence[ir.Value] | None:
-    """The activations that an attention multiplies; None where ``node`` is no attention."""
-    if node.op_type in _FUSED_ATTENTION:
-        return [value for value in node.inputs[:3] if value in index.varying]
-    if node.op_type not in _SOFTMAX:
-        return None
-    return _score_operands(index, node, nodes)
+def _chained_products(index: GraphIndex, nodes: Set[ir.Node]) -> Sequence[ir.Value] | None:
+    """The operands of a product of activations that goes into another such product.
+
+    Only attention does that, also where something else than a softmax stands between the two.
+    """
+    for node in sorted(nodes, key=index.position.__getitem__):
+        is_product = node.op_type in CONTRACTIONS and len(_activations(index, node)) > 1
+        if is_product and (found := _score_operands(index, node, nodes)):
+            return found
+    return None
 
 
 def _score_operands(
-    index: GraphIndex, softmax: ir.Node, nodes: Set[ir.Node]
+    index: GraphIndex, start: ir.Node, nodes: Set[ir.Node]
 ) -> Sequence[ir.Value] | None:
-    """The operands of the nearest contraction above a Softmax, if both are activations."""
+    """The operands of the nearest contraction above a node, if both are activations."""
     seen: set[ir.Node] = set()
-    queue = [softmax]
+    queue = [start]
     while queue:
         node = queue.pop()
         for value in index.data_reads(node):
@@ -69,14 +82,55 @@ def _score_operands(
             seen.add(above)
             if above.op_type not in CONTRACTIONS:
                 queue.append(above)
-            elif len(operands := [v for v in factors(above) if v in index.varying]) > 1:
+            elif len(operands := _activations(index, above)) > 1:
                 return operands
     return None
 
 
-def contracts(nodes: Iterable[ir.Node]) -> bool:
-    """Whether nodes that make up a branch do any real work."""
-    return any(node.op_type in CONTRACTIONS or node.op_type in _FUSED_ATTENTION for node in nodes)
+def _activations(index: GraphIndex, node: ir.Node) -> list[ir.Value]:
+    """The factors of a contraction that are no weights; an expert's weight may be picked first."""
+    return [value for value in factors(node) if not _is_weight(index, value)]
+
+
+def _is_weight(index: GraphIndex, value: ir.Value) -> bool:
+    while value in index.varying:
+        node = value.producer()
+        above = node.inputs[0] if node is not None and node.op_type in _VIEWS else None
+        if above is None:
+            return False
+        value = above
+    return True
+
+
+def opaque_node(index: GraphIndex, nodes: Set[ir.Node]) -> ir.Node | None:
+    """A node of a branch without attention of which it can't be told what it does."""
+    if _attention_operands(index, nodes) is not None:
+        return None
+    return next((n for n in sorted(nodes, key=index.position.__getitem__) if is_opaque(n)), None)
+
+
+def ambiguous_mixer(
+    groups: Sequence[Sequence[SublayerKind]],
+    numbers: Sequence[Sequence[int]],
+    missing: Iterable[SublayerRef],
+) -> int | None:
+    """The first group that may be an MLP with a convolution, or a mixer of the next layer.
+
+    That can't be told where it follows an attention whose layer has no MLP yet.
+
+    Args:
+        groups: For each sum along the stream, the kinds of the branches that it joins.
+        numbers: Their layers, from :func:`number_layers`.
+        missing: What was cut out earlier.
+    """
+    gone = set(missing)
+    for place, (before, kinds) in enumerate(pairwise(groups), start=1):
+        unfinished = RANK["mlp"] not in {RANK[kind] for kind in before}
+        attends = any("attention" in kind for kind in before)
+        had_mlp = SublayerRef(numbers[place - 1][-1], "mlp") in gone
+        if "mixer" in kinds and attends and unfinished and not had_mlp:
+            return place
+    return None
 
 
 def number_layers(

@@ -1,16 +1,14 @@
-"""What dies with a branch: its nodes, its weights, its part of the KV cache."""
+"""What dies with a branch: its nodes and its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence
 
 import onnx_ir as ir
 
 from graph_passes.add_tree import Leaf
 from graph_passes.dataflow import GraphIndex, is_shape_read
 from graph_passes.weights import is_weight, parameters
-
-_CACHE_RANK = 3
 
 
 def dying_nodes(
@@ -45,32 +43,6 @@ def dying_nodes(
         dead.add(node)
         queue.extend(value.producer() for value in index.reads(node))
     return frozenset(dead)
-
-
-def own_caches(
-    index: GraphIndex, dying: Set[ir.Node], outputs: Collection[ir.Value]
-) -> tuple[ir.Value, ...]:
-    """The cache inputs that only dying nodes read, shapes aside."""
-    ranks = {len(value.shape) for value in outputs if value.shape is not None}
-    read = {value for node in dying for value in index.reads(node) if value.is_graph_input()}
-    return tuple(
-        value
-        for value in sorted(read, key=index.input_place.__getitem__)
-        if _looks_like_cache(value, ranks) and _read_only_by(index, value, dying)
-    )
-
-
-def _looks_like_cache(value: ir.Value, output_ranks: Set[int]) -> bool:
-    """A cache has as many axes as the cache output, or is ``[batch, heads, length, static]``."""
-    shape = value.shape
-    if shape is None or len(shape) < _CACHE_RANK:
-        return False
-    return len(shape) in output_ranks or (len(shape) > _CACHE_RANK and isinstance(shape[-1], int))
-
-
-def _read_only_by(index: GraphIndex, value: ir.Value, nodes: Set[ir.Node]) -> bool:
-    readers = [reader for reader in index.readers(value) if not is_shape_read(reader)]
-    return bool(readers) and all(reader in nodes for reader in readers)
 
 
 def own_parameters(dying: Iterable[ir.Node]) -> int:

@@ -7,24 +7,32 @@ structure; names only label what was found.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain
 
 import onnx_ir as ir
 
 from graph_passes.add_tree import AddTree, Leaf
-from graph_passes.dataflow import GraphIndex
+from graph_passes.caches import own_caches
+from graph_passes.dataflow import GraphIndex, is_shape_read
 from graph_passes.fused_norms import taken_apart
-from graph_passes.labels import RANK, branch_kind, contracts, number_layers
-from graph_passes.liveness import dying_nodes, own_caches, own_parameters
+from graph_passes.labels import RANK, ambiguous_mixer, branch_kind, number_layers, opaque_node
+from graph_passes.liveness import dying_nodes, own_parameters
+from graph_passes.operators import contracts
 from graph_passes.plan_record import recorded
 from graph_passes.preconditions import graph_refusal, hidden_part
 from graph_passes.shapes import broadcast_reason
+from graph_passes.sharing import own_nodes
 from graph_passes.stream import Stream, streams
 from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
 
 _NO_ATTENTION = "no attention joins a residual stream: this is no Transformer that can be cut"
+_Group = tuple[AddTree, dict[SublayerKind, list[Leaf]]]
+_AMBIGUOUS = (
+    "it can't be told whether the branch is an MLP with a convolution or loop, "
+    "or a mixer that begins the next layer"
+)
 _HIDDEN = (
     "a sublayer may join the stream here in another form than x + f(x), "
     "so the layers can't be numbered"
@@ -113,19 +121,18 @@ def find_sites(model: ir.Model) -> list[ResidualSite | Refusal]:
 
 def survey(model: ir.Model) -> Findings:
     """:func:`find_sites` with objects of the graph, or of a copy where sums are fused."""
-    if graph_refusal(model) is None:
-        model = taken_apart(model)
-    return locate(model)
+    refusal = graph_refusal(model)
+    if refusal is not None:
+        return Findings((), (refusal,))
+    return locate(taken_apart(model))
 
 
 def locate(model: ir.Model) -> Findings:
     """:func:`find_sites` with the graph's own objects, for the code that cuts.
 
-    Fused sums must have been taken apart; a graph that has one left is refused.
+    The graph must be one that :func:`survey` took. Fused sums must have been taken apart; a graph
+    that has one left is refused.
     """
-    refusal = graph_refusal(model)
-    if refusal is not None:
-        return Findings((), (refusal,))
     index = GraphIndex(model.graph)
     found = streams(index)
     if not found:
@@ -133,7 +140,11 @@ def locate(model: ir.Model) -> Findings:
     refusal = _stream_refusal(found)
     if refusal is not None:
         return Findings((), (refusal,))
-    sites = _without_shared_outputs(_sites(found[0], recorded(model)))
+    groups = _groups(found[0])
+    refusal = _label_refusal(found[0], groups, recorded(model))
+    if refusal is not None:
+        return Findings((), (refusal,))
+    sites = _without_shared_outputs(_sites(found[0], groups, recorded(model)))
     if not any("attention" in site.kind for site in sites) and not recorded(model):
         return Findings((), (_refuse(index, _NO_ATTENTION),))
     return Findings(tuple(sites), ())
@@ -166,11 +177,32 @@ def _refuse(index: GraphIndex, reason: str) -> Refusal:
     return Refusal(None, None, name or "", reason)
 
 
-def _sites(stream: Stream, missing: frozenset[SublayerRef]) -> list[FoundSite]:
-    groups: list[tuple[AddTree, dict[SublayerKind, list[Leaf]]]] = []
-    for tree in stream.trees:
-        if kinds := _branches_by_kind(stream, tree):
-            groups.append((tree, kinds))
+def _groups(stream: Stream) -> list[_Group]:
+    """The sums that join sublayers, in stream order."""
+    found = [(tree, _branches_by_kind(stream, tree)) for tree in stream.trees]
+    return [(tree, kinds) for tree, kinds in found if kinds]
+
+
+def _label_refusal(
+    stream: Stream, groups: Sequence[_Group], missing: frozenset[SublayerRef]
+) -> Refusal | None:
+    """A branch of which the kind can't be told: it might shift the numbers of all after it."""
+    for tree, kinds in groups:
+        for leaf in chain.from_iterable(kinds.values()):
+            node = opaque_node(stream.index, own_nodes(tree, leaf))
+            if node is not None:
+                reason = f"it can't be told what kind of sublayer this {node.op_type} belongs to"
+                return Refusal(None, None, node.name or "", reason)
+    labels = [list(kinds) for _, kinds in groups]
+    place = ambiguous_mixer(labels, number_layers(labels, missing), missing)
+    if place is None:
+        return None
+    return Refusal(None, None, groups[place][0].add.name or "", _AMBIGUOUS)
+
+
+def _sites(
+    stream: Stream, groups: Sequence[_Group], missing: frozenset[SublayerRef]
+) -> list[FoundSite]:
     numbers = number_layers([list(kinds) for _, kinds in groups], missing)
     return [
         _site(stream, layer, kind, tree, tuple(leaves))
@@ -184,7 +216,8 @@ def _branches_by_kind(stream: Stream, tree: AddTree) -> dict[SublayerKind, list[
     kinds: dict[SublayerKind, list[Leaf]] = {}
     for leaf in tree.leaves:
         if contracts(leaf.nodes):
-            kind = branch_kind(stream.index, stream.dominators, leaf.nodes)
+            own = own_nodes(tree, leaf)
+            kind = branch_kind(stream.index, stream.dominators, own)
             kinds.setdefault(kind, []).append(leaf)
     return {kind: kinds[kind] for kind in sorted(kinds, key=RANK.__getitem__)}
 
@@ -192,7 +225,8 @@ def _branches_by_kind(stream: Stream, tree: AddTree) -> dict[SublayerKind, list[
 def _site(
     stream: Stream, layer: int, kind: SublayerKind, tree: AddTree, leaves: tuple[Leaf, ...]
 ) -> FoundSite:
-    outputs = dict.fromkeys(chain.from_iterable(stream.own_outputs(leaf) for leaf in leaves))
+    branches = [own_nodes(tree, leaf) for leaf in leaves]
+    outputs = dict.fromkeys(chain.from_iterable(map(stream.own_outputs, branches)))
     dying = dying_nodes(stream.index, leaves, outputs)
     return FoundSite(
         layer=layer,
@@ -202,13 +236,23 @@ def _site(
         dying=dying,
         caches=own_caches(stream.index, dying, outputs),
         outputs=tuple(outputs),
-        obstacle=_obstacle(stream, tree, leaves),
+        obstacle=_obstacle(stream, tree, kind, leaves)
+        or _output_obstacle(stream, leaves, outputs)
+        or (_published_keys(stream, dying) if kind == "cross_attention" else None),
     )
 
 
-def _obstacle(stream: Stream, tree: AddTree, leaves: Sequence[Leaf]) -> tuple[ir.Node, str] | None:
+def _obstacle(
+    stream: Stream, tree: AddTree, kind: SublayerKind, leaves: Sequence[Leaf]
+) -> tuple[ir.Node, str] | None:
+    if len({leaf.value for leaf in leaves}) < len(leaves):
+        return tree.add, "the branch joins the sum twice"
+    # An MLP may add in parts that share their work; two attentions that do can't be told apart.
+    together = frozenset[ir.Node]()
+    if kind == "mlp":
+        together = together.union(*(leaf.nodes for leaf in leaves))
     for leaf in leaves:
-        reader = stream.foreign_reader(tree, leaf)
+        reader = stream.foreign_reader(tree, leaf, together)
         if reader is not None:
             return reader, (
                 f"what the branch computes is read elsewhere, by {reader.op_type} {reader.name!r}"
@@ -216,8 +260,45 @@ def _obstacle(stream: Stream, tree: AddTree, leaves: Sequence[Leaf]) -> tuple[ir
         inner = stream.inner_sum(leaf.nodes)
         if inner is not None:
             return inner, "the branch holds a residual sum of its own"
-    reason = broadcast_reason(tree.skip, tree.add.outputs[0], stream.index.declared)
+    total = tree.add.outputs[0]
+    reason = broadcast_reason(tree.skip, total, stream.index.declared)
+    if (tree.skip.shape is None or total.shape is None) and stream.may_have_shrunk(tree):
+        reason = (
+            f"it can't be told whether the skip {tree.skip.name!r} only broadcasts to the "
+            "sum's shape; neither shape is declared"
+        )
     return (tree.add, reason) if reason else None
+
+
+def _output_obstacle(
+    stream: Stream, leaves: Sequence[Leaf], outputs: Collection[ir.Value]
+) -> tuple[ir.Node, str] | None:
+    mixed = stream.mixed_output(leaves, outputs)
+    node = None if mixed is None else mixed.producer()
+    return None if mixed is None or node is None else (node, _shared_reason(mixed))
+
+
+def _published_keys(stream: Stream, dying: Set[ir.Node]) -> tuple[ir.Node, str] | None:
+    """Keys or values from beside the stream that stay, since they are made to be public."""
+    index = stream.index
+    for node in sorted(dying, key=index.position.__getitem__):
+        for value in index.reads(node):
+            readers = [reader for reader in index.readers(value) if not is_shape_read(reader)]
+            alive = [reader for reader in readers if reader not in dying]
+            needed = any(stream.reaches_output(v) for reader in alive for v in reader.outputs)
+            producer = value.producer()
+            if producer is None or producer in dying or value not in index.varying or needed:
+                continue
+            if alive or value.is_graph_output():
+                return producer, (
+                    f"its keys or values {value.name!r} come from beside the stream and stay, "
+                    "since a graph output is made of them"
+                )
+    return None
+
+
+def _shared_reason(output: ir.Value) -> str:
+    return f"the graph output {output.name!r} also holds what other sublayers compute"
 
 
 def _without_shared_outputs(sites: list[FoundSite]) -> list[FoundSite]:
@@ -227,7 +308,7 @@ def _without_shared_outputs(sites: list[FoundSite]) -> list[FoundSite]:
     for site in sites:
         shared = [value for value in site.outputs if claims[value] > 1]
         if shared and site.obstacle is None:
-            reason = f"the graph output {shared[0].name!r} also holds what other sublayers compute"
-            site = replace(site, obstacle=(shared[0].producer() or site.tree.add, reason))
+            node = shared[0].producer() or site.tree.add
+            site = replace(site, obstacle=(node, _shared_reason(shared[0])))
         checked.append(site)
     return checked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import onnx_ir as ir
 
@@ -11,7 +12,7 @@ from graph_passes.delete_sublayers import DeleteSublayersPass, DeletionResult
 from graph_passes.errors import SurgeryError
 from graph_passes.preconditions import graph_refusal
 from graph_passes.types import Deletion, GraphSize, PassReport
-from graph_passes.weights import is_weight, parameters
+from graph_passes.weights import constant_weight, is_weight, parameters
 
 
 def prune_graph(
@@ -66,14 +67,17 @@ def graph_size(model: ir.Model) -> GraphSize:
     Integer and truth-value initializers are shape arithmetic and masks, not weights. A matrix
     that is packed in bytes has as many parameters as it has numbers.
     """
+    found = (constant_weight(node) for node in model.graph.all_nodes())
+    constants = [tensor for tensor in found if tensor is not None]
     weights = [
         value
         for graph in (model.graph, *model.graph.subgraphs())
         for value in graph.initializers.values()
         if is_weight(value)
     ]
+    stored = [value.const_value for value in weights if value.const_value is not None]
     return GraphSize(
         nodes=sum(1 for _ in model.graph.all_nodes()),
-        parameters=sum(map(parameters, weights)),
-        bytes=sum(v.const_value.nbytes for v in weights if v.const_value is not None),
+        parameters=sum(map(parameters, weights)) + sum(tensor.size for tensor in constants),
+        bytes=sum(tensor.nbytes for tensor in chain(stored, constants)),
     )

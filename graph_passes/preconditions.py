@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx_ir as ir
 
 from graph_passes.dataflow import inner_nodes, subgraphs
-from graph_passes.labels import contracts
+from graph_passes.operators import contracts
 from graph_passes.stream import Stream
 from graph_passes.types import Refusal
 
@@ -31,7 +33,17 @@ def graph_refusal(model: ir.Model) -> Refusal | None:
         if node.op_identifier() in model.functions:
             reason = f"the graph calls the local function {node.op_type!r}; inline it first"
             return Refusal(None, None, node.name or "", reason)
-    return _unsound(graph)
+    return _repeated_name(graph) or _unsound(graph)
+
+
+def _repeated_name(graph: ir.Graph) -> Refusal | None:
+    """Sites are told by their nodes' names, and ONNX Runtime takes no name twice."""
+    counts = Counter(node.name for node in graph if node.name)
+    for name, count in counts.items():
+        if count > 1:
+            reason = f"{count} nodes have the name {name!r}; give each its own"
+            return Refusal(None, None, name, reason)
+    return None
 
 
 def _unsound(graph: ir.Graph) -> Refusal | None:

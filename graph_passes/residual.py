@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from graph_passes.dataflow import is_add
@@ -9,7 +11,9 @@ from graph_passes.errors import SurgeryError
 from graph_passes.shapes import CHANGES_OF_FORM
 
 
-def remove_branch(graph: ir.Graph, branch: ir.Value) -> ir.Node:
+def remove_branch(
+    graph: ir.Graph, branch: ir.Value, joints: Collection[ir.Node] | None = None
+) -> ir.Node:
     """Takes a branch out of the sum that it joins: ``x + f(x)`` becomes ``x``.
 
     The branch is picked by identity, not by its place in the Add. The operand that stays takes
@@ -21,6 +25,7 @@ def remove_branch(graph: ir.Graph, branch: ir.Value) -> ir.Node:
         graph: The main graph; it is changed.
         branch: The branch's operand of exactly one Add; once a neighbour in the same tree is
             gone, changes of type may stand between.
+        joints: The nodes that make up the sum; another Add that reads the branch is not meant.
 
     Returns:
         The Add, which is no longer in the graph.
@@ -28,7 +33,7 @@ def remove_branch(graph: ir.Graph, branch: ir.Value) -> ir.Node:
     Raises:
         SurgeryError: The branch does not join exactly one sum.
     """
-    branch, add = _joint(graph, branch)
+    branch, add = _joint(graph, branch, joints)
     kept = next(value for value in add.inputs if value is not branch)
     assert kept is not None
     total = add.outputs[0]
@@ -40,12 +45,14 @@ def remove_branch(graph: ir.Graph, branch: ir.Value) -> ir.Node:
     return add
 
 
-def _joint(graph: ir.Graph, branch: ir.Value) -> tuple[ir.Value, ir.Node]:
+def _joint(
+    graph: ir.Graph, branch: ir.Value, joints: Collection[ir.Node] | None
+) -> tuple[ir.Value, ir.Node]:
     """The sum that a branch joins, and its operand there: the branch, or another form of it."""
-    readers = [user for user, _ in branch.uses()]
+    readers = [user for user, _ in branch.uses() if joints is None or user in joints]
     adds = [user for user in readers if is_add(user)]
     if not adds and len(readers) == 1 and readers[0].op_type in CHANGES_OF_FORM:
-        return _joint(graph, readers[0].outputs[0])
+        return _joint(graph, readers[0].outputs[0], joints)
     if len(adds) != 1 or adds[0].graph is not graph:
         raise SurgeryError(f"The branch {branch.name!r} joins {len(adds)} sums instead of one.")
     return branch, adds[0]

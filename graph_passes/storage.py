@@ -43,20 +43,66 @@ def load_model(path: Path) -> ir.Model:
 
 
 def _deserialised(path: Path) -> ir.Model:
+    proto = _parsed(path)
+    _refuse_unsupported(path, proto)
+    try:
+        return ir.from_proto(proto)
+    except MemoryError:
+        raise
+    except Exception as error:  # onnx_ir wraps whatever happens into classes of its own
+        raise OnnxFileError(
+            f"{path} is not a valid ONNX model: {_innermost(error)}.", "Export it again."
+        ) from error
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
     try:
         proto = onnx.load_model(path, format="protobuf", load_external_data=False)
-        if not proto.ir_version or not proto.graph.node or not proto.graph.output:
-            raise ValueError("it holds no graph")
-        return ir.from_proto(proto)
     except FileNotFoundError:
         raise OnnxFileError(f"The ONNX file {path} does not exist.") from None
     except OSError as error:
         raise OnnxFileError(f"{path} can't be read: {error.strerror or error}.") from error
     except MemoryError:
         raise
-    except Exception as error:  # protobuf and onnx_ir raise classes of their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # protobuf's own classes
+        reason = _innermost(error)
         raise OnnxFileError(f"{path} is not a complete ONNX file ({reason}).", _AGAIN) from error
+    if not proto.ir_version or not proto.graph.node or not proto.graph.output:
+        raise OnnxFileError(f"{path} is not a complete ONNX file (it holds no graph).", _AGAIN)
+    return proto
+
+
+def _innermost(error: BaseException) -> str:
+    """The first line of what went wrong at the bottom."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuses what would be lost on the way, and what no runtime could make sense of."""
+    if not proto.opset_import:
+        raise OnnxFileError(f"{path} declares no opset (opset_import).", "Export it again.")
+    if proto.training_info:
+        raise OnnxFileError(
+            f"{path} holds training information, which depthcut can't keep.",
+            "Export the model for inference.",
+        )
+    if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
+        raise OnnxFileError(
+            f"{path} holds sparse weights (sparse_initializer), which depthcut can't keep.",
+            "Store them densely.",
+        )
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the bodies in it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in ([attribute.g] if attribute.HasField("g") else [], attribute.graphs):
+                for inner in body:
+                    yield from _graphs(inner)
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
+from functools import cached_property
 
 import onnx_ir as ir
 
@@ -17,7 +18,9 @@ from graph_passes.dataflow import (
     is_shape_read,
 )
 from graph_passes.dominators import Dominators
-from graph_passes.labels import contracts
+from graph_passes.operators import contracts
+from graph_passes.sharing import own_nodes, results
+from graph_passes.shrinking import keeps_size
 
 _MAX_CANDIDATES = 4
 
@@ -41,6 +44,7 @@ class Stream:
         self.output = index.graph.outputs[0]
         self.trees: list[AddTree] = []
         self._leaps: list[tuple[ir.Value, ir.Value]] = []
+        self._approach: dict[ir.Node, list[tuple[ir.Value, ir.Value]]] = {}
         self.dominators = Dominators(index, source)
         self._reaching = reaching
         self._carriers: set[ir.Value] = set()
@@ -49,6 +53,7 @@ class Stream:
 
     def _walk(self) -> None:
         value = self.output
+        steps: list[tuple[ir.Value, ir.Value]] = []
         while value is not self.source:
             self._carriers.add(value)
             node = value.producer()
@@ -56,10 +61,12 @@ class Stream:
             tree = take_apart(self.index, self.dominators, node)
             if tree is not None:
                 self.trees.append(tree)
+                steps = self._approach[tree.add] = []
                 value = tree.skip
                 continue
             above = self.dominators.immediate(value)
             self._leaps.append((above, value))
+            steps.append((above, value))
             value = above
         self.trees.reverse()
 
@@ -93,6 +100,13 @@ class Stream:
             span = nodes_between(self.index, self.dominators, above, value)
             if len(span) > 1:
                 yield value, span
+
+    def may_have_shrunk(self, tree: AddTree) -> bool:
+        """Whether an axis may have been lost between the sum before this one and its skip.
+
+        Elsewhere a branch is no larger than the skip, since nothing on the stream takes away.
+        """
+        return not all(keeps_size(self.index, *step) for step in self._approach[tree.add])
 
     def misses(self, other: Stream) -> ir.Node | None:
         """A sum on another stream that is not on this one: the two are different models."""
@@ -141,23 +155,79 @@ class Stream:
         return self.dominators.descends(value)
 
     def reaches_output(self, value: ir.Value) -> bool:
-        """Whether data flows from ``value`` to the output."""
+        """Whether ``value`` has a say in the output, be it by a truth value; shapes excluded."""
         return value in self._reaching
 
-    def foreign_reader(self, tree: AddTree, leaf: Leaf) -> ir.Node | None:
-        """A node outside the tree that uses what the branch computes on the way to the output."""
-        inside = tree.nodes()
-        for reader in self._readers(leaf.nodes):
-            outside = reader not in inside and not is_shape_read(reader)
-            if outside and any(self.reaches_output(value) for value in reader.outputs):
-                return reader
+    def foreign_reader(
+        self, tree: AddTree, leaf: Leaf, partners: Set[ir.Node] = frozenset()
+    ) -> ir.Node | None:
+        """A node that uses what the branch computes on the way to the output, but not in it.
+
+        What only prepares the branch, such as a norm, other branches of the sum may read too.
+
+        Args:
+            tree: The sum.
+            leaf: The branch.
+            partners: The nodes of all branches that go together, if it isn't alone.
+        """
+        partners = partners or leaf.nodes
+        own = results(self.index, leaf, own_nodes(tree, leaf))
+        for node in sorted(leaf.nodes, key=self.index.position.__getitem__):
+            closed = partners if node in own else tree.nodes
+            for value in node.outputs:
+                for reader in self._readers_of(value):
+                    joins = value is leaf.value and reader in tree.joints
+                    if not joins and self._escapes(reader, closed):
+                        return reader
         return None
 
-    def own_outputs(self, leaf: Leaf) -> list[ir.Value]:
-        """The graph outputs that the branch feeds beside the sum: caches, a router's logits."""
-        found = {value: None for node in leaf.nodes for value in node.outputs}
-        seen = set(leaf.nodes)
-        queue = list(leaf.nodes)
+    def _escapes(self, node: ir.Node, closed: Set[ir.Node]) -> bool:
+        """Whether something, be it a truth value, flows from a node to the stream past others."""
+        seen: set[ir.Node] = set()
+        queue = [node]
+        while queue:
+            node = queue.pop()
+            if node in closed or node in seen or is_shape_read(node):
+                continue
+            seen.add(node)
+            if any(self.carries(value) for value in node.outputs):
+                return True
+            if any(self.reaches_output(value) for value in node.outputs):
+                queue.extend(self._readers([node]))
+        return False
+
+    def mixed_output(self, leaves: Iterable[Leaf], outputs: Iterable[ir.Value]) -> ir.Value | None:
+        """One of a branch's own outputs into which something else of the stream flows too."""
+        nodes = frozenset[ir.Node]().union(*(leaf.nodes for leaf in leaves))
+        return next((value for value in outputs if self._is_mixed(value, nodes)), None)
+
+    def _is_mixed(self, output: ir.Value, branch: Set[ir.Node]) -> bool:
+        seen = set(branch)
+        queue = [output]
+        while queue:
+            value = queue.pop()
+            if value is self.source or self.carries(value):
+                return True
+            node = value.producer()
+            if node is not None and node not in seen and not is_shape_read(node):
+                seen.add(node)
+                queue.extend(v for v in self.index.reads(node) if v in self._depending)
+        return False
+
+    @cached_property
+    def _depending(self) -> set[ir.Value]:
+        """Every value that depends on the source, be it by a truth value; shapes excluded."""
+        found = {self.source}
+        for node in self.index.nodes:
+            if not is_shape_read(node) and any(v in found for v in self.index.reads(node)):
+                found.update(node.outputs)
+        return found
+
+    def own_outputs(self, branch: Set[ir.Node]) -> list[ir.Value]:
+        """The graph outputs that a branch feeds beside the sum: caches, a router's logits."""
+        found = {value: None for node in branch for value in node.outputs}
+        seen = set(branch)
+        queue = list(branch)
         while queue:
             for reader in self._readers([queue.pop()]):
                 if reader in seen or is_shape_read(reader):
@@ -172,8 +242,11 @@ class Stream:
     def _readers(self, nodes: Iterable[ir.Node]) -> Iterator[ir.Node]:
         for node in nodes:
             for value in node.outputs:
-                if not is_scale(value):  # says nothing without what is scaled
-                    yield from self.index.readers(value)
+                yield from self._readers_of(value)
+
+    def _readers_of(self, value: ir.Value) -> Iterator[ir.Node]:
+        if not is_scale(value):  # says nothing without what is scaled
+            yield from self.index.readers(value)
 
 
 def streams(index: GraphIndex) -> list[Stream]:
@@ -182,20 +255,25 @@ def streams(index: GraphIndex) -> list[Stream]:
     The data input is among those that flow into the most weighted contractions, and its stream
     has the most sums: mask, positions and caches join the stream later.
     """
-    reaching = _reaching(index, index.graph.outputs[0])
-    inputs = [value for value in index.graph.inputs if value in reaching]
+    output = index.graph.outputs[0]
+    data = _reaching(output, index.nodes, index.data_reads)
+    inputs = [value for value in index.graph.inputs if value in data]
+    others = [node for node in index.nodes if not is_shape_read(node)]
+    reaching = _reaching(output, others, index.reads)
     reach = dict(zip(inputs, _contractions_reached(index, inputs), strict=True))
     candidates = sorted(inputs, key=lambda value: -reach[value])[:_MAX_CANDIDATES]
     found = [Stream(index, source, reaching) for source in candidates]
     return sorted(found, key=lambda stream: -len(stream.trees))
 
 
-def _reaching(index: GraphIndex, output: ir.Value) -> set[ir.Value]:
-    """Every value from which data flows to ``output``."""
+def _reaching(
+    output: ir.Value, nodes: list[ir.Node], reads: Callable[[ir.Node], Iterable[ir.Value]]
+) -> set[ir.Value]:
+    """Every value from which something flows to ``output`` through what ``nodes`` read."""
     found = {output}
-    for node in reversed(index.nodes):
+    for node in reversed(nodes):
         if any(value in found for value in node.outputs):
-            found.update(index.data_reads(node))
+            found.update(reads(node))
     return found
 
 

@@ -61,3 +61,16 @@ def parameters_read(reader: ir.Node, slot: int) -> int:
     if slot not in slots or value.const_value.dtype != ir.DataType.UINT8:
         return size
     return size * _BYTE // reader.attributes.get_int(attribute, _BITS)
+
+
+def constant_weight(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor of a Constant node if it is a matrix of numbers: some exporters store weights so.
+
+    Vectors don't count, since there they can't be told from shapes and scales.
+    """
+    attribute = node.attributes.get("value")
+    if node.op_type != "Constant" or attribute is None or attribute.is_ref():
+        return None
+    tensor = attribute.as_tensor()
+    is_matrix = len(tensor.shape) > 1 and tensor.size > 1
+    return tensor if is_matrix and tensor.dtype.is_floating_point() else None

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,7 +44,7 @@ _EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 _ONLY_FATAL = 4  # the log severity that leaves errors to the exceptions
 _LOAD_FAILURES = (
     (
-        re.compile(r"Protobuf parsing failed|No graph was found"),
+        re.compile(r"Protobuf parsing failed|No graph was found|does not have a graph"),
         "{path} is not a complete ONNX file.",
         "It may be cut off: export or copy it again.",
     ),
@@ -68,6 +69,14 @@ _LOAD_FAILURES = (
         "Update onnxruntime, or export at an older opset.",
     ),
 )
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A binding with the arrays whose memory it only borrows, for as long as it is used."""
+
+    binding: Any
+    borrowed: list[Any]
 
 
 class OnnxRuntimeRunner:
@@ -157,12 +166,12 @@ class OnnxRuntimeRunner:
             BackendError: When the run fails.
         """
         names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
-        session, binding = self._loaded(), self._bound_inputs(inputs)
+        session, bound = self._loaded(), self._bound_inputs(inputs)
         for name in names:
-            binding.bind_output(name, "cpu")
+            bound.binding.bind_output(name, "cpu")
         with self._run_errors():
-            session.run_with_iobinding(binding)
-            arrays = [self._host_array(value) for value in binding.get_outputs()]
+            session.run_with_iobinding(bound.binding)
+            arrays = [self._host_array(value) for value in bound.binding.get_outputs()]
         return dict(zip(names, arrays, strict=True))
 
     def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
@@ -171,7 +180,8 @@ class OnnxRuntimeRunner:
         Raises:
             BackendError: When the first run fails, or when a later call does.
         """
-        session, binding = self._loaded(), self._bound_inputs(inputs)
+        session, bound = self._loaded(), self._bound_inputs(inputs)
+        binding = bound.binding
         names = [spec.name for spec in self.outputs]
         for name in names:
             binding.bind_output(name, self._device)
@@ -184,7 +194,7 @@ class OnnxRuntimeRunner:
 
         def call() -> None:
             try:  # without a failure this costs nothing, which _run_errors() would
-                run(binding)
+                run(bound.binding)
             except Exception as error:
                 raise self._run_error(error) from error
 
@@ -245,16 +255,18 @@ class OnnxRuntimeRunner:
             options.add_session_config_entry(RECORD_PLACEMENT, "1")
         return options
 
-    def _bound_inputs(self, inputs: Mapping[str, Array]) -> Any:
+    def _bound_inputs(self, inputs: Mapping[str, Array]) -> _Bound:
         session = self._loaded()
         missing = [spec.name for spec in self.inputs if spec.name not in inputs]
         if missing:
             raise BackendError(f"{self._model}: no value for the input {missing[0]}.")
-        binding = session.io_binding()
+        bound = _Bound(session.io_binding(), [])
         for spec in self.inputs:
             array = np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype)
-            binding.bind_ortvalue_input(spec.name, self._device_value(array))
-        return binding
+            value = self._device_value(array)
+            bound.binding.bind_ortvalue_input(spec.name, value)
+            bound.borrowed.extend((array, value))
+        return bound
 
     def _device_value(self, array: Array) -> Any:
         if array.dtype == _bfloat16():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity_options
+
+if TYPE_CHECKING:
+    from exporter.artifacts import Verification
 
 
 @click.command()
@@ -27,6 +30,10 @@ from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity
     "--weights", type=click.Choice(["compact", "share"]), default="compact", show_default=True,
     help="Write a data file with the survivors, or point into the original's (same folder).",
 )  # fmt: skip
+@click.option(
+    "--report", "report_path", type=ANY_PATH,
+    help="The report's file.  [default: prune.json beside the result]",
+)  # fmt: skip
 @click.option("--renumber-kv", is_flag=True, help="Number the remaining KV caches from 0.")
 @click.option("--keep-debug", is_flag=True, help="Keep the exporter's stack traces.")
 @json_option
@@ -42,13 +49,14 @@ def prune(
     drops: tuple[str, ...],
     verify: Literal["oracle", "none"],
     weights: Literal["compact", "share"],
+    report_path: Path | None,
     renumber_kv: bool,
     keep_debug: bool,
     as_json: bool,
 ) -> None:
     """Cut sublayers out of an ONNX file. Needs no PyTorch.
 
-    A report, prune.json, is written beside the result.
+    A report, prune.json, is written beside the result, unless --report names another file.
     """
     from exporter.cli.results import print_artifact
     from exporter.errors import UsageError
@@ -68,17 +76,19 @@ def prune(
         weights=weights,
         renumber_kv=renumber_kv,
         keep_debug=keep_debug,
+        report_path=report_path,
         progress=progress,
     )
     line = (
         f"{len(report.deleted)} sublayers deleted: {report.before.nodes} -> {report.after.nodes}"
         f" nodes, {report.before.bytes / 1e6:.1f} -> {report.after.bytes / 1e6:.1f} MB of weights,"
-        f" verification: {_verification(report.verification.max_abs_error, verify)}"
+        f" verification: {_verification(report.verification, verify)}"
     )
     print_artifact(report, output, as_json, line)
 
 
-def _verification(max_abs_error: float | None, method: str) -> str:
-    if max_abs_error is None:
+def _verification(done: Verification, asked: str) -> str:
+    if done.max_abs_error is None:
         return "none"
-    return f"{method}, max error {max_abs_error:.1e}"
+    undecided = "" if done.passed else ", undecided, since the deleted branches change nothing"
+    return f"{asked}, max error {done.max_abs_error:.1e}{undecided}"

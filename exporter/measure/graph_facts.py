@@ -81,12 +81,17 @@ def _precision(model: ir.Model) -> str:
 
 
 def _bytes_per_token(value: ir.Value) -> int:
-    """Bytes of a cache input ``[batch, heads, past, head_dim]`` for one position."""
+    """Bytes of a cache input ``[batch, heads, past, head_dim]`` for one position.
+
+    A head size that has only a name follows from what the graph does with the cache.
+    """
+    from graph_passes.shapes import head_size
+
     if not CACHE_INPUT.fullmatch(value.name or "") or value.shape is None or value.dtype is None:
         return 0
     # Batch and past are the dynamic ones; a static batch is left out all the same.
-    static = [dim for dim in value.shape[1:] if isinstance(dim, int)]
-    return math.ceil(math.prod(static) * value.dtype.itemsize)
+    static = [dim for dim in value.shape[1:-1] if isinstance(dim, int)]
+    return math.ceil(math.prod(static) * (head_size(value) or 1) * value.dtype.itemsize)
 
 
 def _vocabulary(model: ir.Model) -> int | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from exporter.artifacts import PlannedDeletion
-from exporter.errors import OnnxFileError, SurgeryError
+import exporter.cli as command_line
+from exporter.artifacts import PlannedDeletion, PruneReport
+from exporter.errors import MissingDependencyError, OnnxFileError, SurgeryError
 from exporter.surgery import prune_file
 from graph_passes import placing, storage
 from graph_passes.storage import load_model, save_model
@@ -63,7 +67,13 @@ def test_data_that_another_model_shares_is_not_overwritten(source: Path, tmp_pat
     before = content(tmp_path)
     for weights in ("compact", "share"):
         with pytest.raises(OnnxFileError, match=r"holds weights of [bc]\.onnx"):
-            prune_file(source, tmp_path / "o" / "b.onnx.data", PLAN, weights=weights)
+            prune_file(
+                source,
+                tmp_path / "o" / "b.onnx.data",
+                PLAN,
+                weights=weights,
+                report_path=tmp_path / "b.json",
+            )
     with pytest.raises(OnnxFileError, match=r"holds weights of c\.onnx"):
         prune_file(source, first, PLAN, verify="none")
     assert content(tmp_path) == before
@@ -167,3 +177,73 @@ def test_a_name_that_is_too_long_leaves_no_folder(source: Path, tmp_path: Path) 
     with pytest.raises(OnnxFileError, match="can't be written"):
         prune_file(source, tmp_path / "new" / ("x" * 300) / "m.onnx", PLAN, verify="none")
     assert not (tmp_path / "new").exists()
+
+
+def test_another_models_report_is_not_overwritten(source: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "o" / "first.onnx", tmp_path / "o" / "second.onnx"
+    prune_file(source, first, PLAN, verify="none")
+    prune_file(source, first, PLAN[:1], verify="none")  # its own may be
+    before = content(tmp_path)
+    with pytest.raises(SurgeryError, match=r"is the report of first\.onnx.*--report"):
+        prune_file(source, second, PLAN, verify="none")
+    assert content(tmp_path) == before
+    prune_file(source, second, PLAN, verify="none", report_path=tmp_path / "o" / "second.json")
+    assert PruneReport.read(tmp_path / "o" / "second.json").target == "second.onnx"
+    first.unlink()
+    prune_file(source, second, PLAN, verify="none")
+    assert PruneReport.read(tmp_path / "o" / "prune.json").target == "second.onnx"
+
+
+def test_a_prune_json_of_someone_else_is_not_overwritten(source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "o" / "prune.json"
+    other.parent.mkdir()
+    other.write_text('{"trees": 3}')
+    with pytest.raises(SurgeryError, match="no report of a cut"):
+        prune_file(source, tmp_path / "o" / "m.onnx", PLAN, verify="none")
+    assert content(other.parent) == {"prune.json": b'{"trees": 3}'}
+
+
+def test_the_report_of_an_earlier_version_may_be_replaced(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "o" / "m.onnx"
+    prune_file(source, target, PLAN, verify="none")
+    report = json.loads(target.with_name("prune.json").read_text())
+    del report["target"]
+    target.with_name("prune.json").write_text(json.dumps(report))
+    prune_file(source, target.with_name("n.onnx"), PLAN, verify="none")
+
+
+def test_the_command_takes_a_place_for_the_report(source: Path, tmp_path: Path) -> None:
+    target, report_path = tmp_path / "o" / "m.onnx", tmp_path / "reports" / "cut.json"
+    call = ["prune", str(source), "-o", str(target), "--drop", "mlp:1", "--verify", "none"]
+    assert command_line.run([*call, "--report", str(report_path)]) == 0
+    assert PruneReport.read(report_path).target == "m.onnx"
+    assert sorted(content(target.parent)) == ["m.onnx", "m.onnx.data"]
+
+
+_WITHOUT_RUNTIME = """
+import sys
+from pathlib import Path
+sys.modules["onnxruntime"] = None
+import exporter.cli
+sys.exit(exporter.cli.run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("verify", ["oracle", "none"])
+def test_without_onnx_runtime_the_way_out_is_told_first(
+    source: Path, tmp_path: Path, verify: str
+) -> None:
+    call = ["prune", str(source), "-o", str(tmp_path / "o" / "m.onnx"), "--drop", "mlp:1"]
+    command = [sys.executable, "-c", _WITHOUT_RUNTIME, *call, "--verify", verify]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode == 0) == (verify == "none"), ran.stderr
+    assert ("--verify none" in ran.stderr) == (verify == "oracle")
+    assert (tmp_path / "o").exists() == (verify == "none")
+
+
+def test_a_missing_runtime_is_told_before_the_source_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match="--verify none"):
+        prune_file(tmp_path / "not_there.onnx", tmp_path / "m.onnx", PLAN)

@@ -12,6 +12,7 @@ import pytest
 from graph_support import oracle_error, tiny
 
 from graph_passes import Deletion, prune_graph
+from graph_passes.pipeline import graph_size
 from graph_passes.plan_record import PLAN_KEY, RENUMBERING_KEY, recorded, recorded_renumbering
 from graph_passes.storage import load_model, save_model
 
@@ -82,6 +83,25 @@ def test_weights_that_are_listed_as_inputs_go_too() -> None:
     assert set(pruned.graph.initializers) == set(expected.graph.initializers)
     assert set(pruned.graph.initializers) < {value.name for value in pruned.graph.inputs}
     assert oracle_error(model, PLAN) == 0.0
+
+
+def test_weights_in_constant_nodes_are_counted() -> None:
+    model = tiny("pre_norm")
+    before = graph_size(model)
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is not None and len(tensor.shape) > 1:
+            constant = ir.Node("", "Constant", [], [ir.AttrTensor("value", tensor)])
+            model.graph.insert_before(model.graph[0], constant)
+            value.replace_all_uses_with(constant.outputs[0])
+            del model.graph.initializers[value.name or ""]
+    as_constants = graph_size(model)
+    assert (as_constants.parameters, as_constants.bytes) == (before.parameters, before.bytes)
+    _, report = prune_graph(model, PLAN)
+    _, expected = prune_graph(tiny("pre_norm"), PLAN)
+    assert report.after.parameters == expected.after.parameters
+    removed = [entry.parameters_removed for entry in report.deleted]
+    assert removed == [entry.parameters_removed for entry in expected.deleted]
 
 
 def test_a_second_renumbering_keeps_the_way_to_the_original() -> None:

@@ -52,6 +52,37 @@ def operators(model: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in model.graph)
 
 
+def _ask_for_the_branch(model: ir.Model, branch: str) -> ir.Value:
+    """Makes the logits depend on a branch's mere shape; gives the branch."""
+    (value,) = (v for node in model.graph for v in node.outputs if v.name == branch)
+    head = model.graph.outputs[0].producer()
+    assert head is not None
+    shape = ir.node("Shape", [value])
+    sizes = ir.node("Cast", shape.outputs, {"to": ir.DataType.FLOAT})
+    size = ir.node("ReduceSum", sizes.outputs, {"keepdims": 0})
+    scaled = ir.node("Mul", [head.inputs[0], size.outputs[0]])
+    model.graph.insert_before(head, [shape, sizes, size, scaled])
+    head.replace_input_with(0, scaled.outputs[0])
+    return value
+
+
+@pytest.mark.parametrize("name", [name for name in FUSED if "int4" not in name])
+def test_a_shape_is_inferred_before_sums_are_taken_apart(name: str) -> None:
+    model = fused_model(FUSED[name])
+    site = next(site for site in sites_of(model) if site.kind == "mlp")
+    last = _ask_for_the_branch(model, site.branches[0]).producer()
+    assert last is not None
+    with pytest.raises(SurgeryError, match="mlp 0 would still be computed: Shape"):
+        prune_graph(model, [Deletion(0, "mlp")])
+    inner, weight = last.inputs
+    assert inner is not None
+    assert weight is not None
+    assert weight.shape is not None
+    inner.type = ir.TensorType(ir.DataType.FLOAT)
+    inner.shape = ir.Shape(["batch", "seq", weight.shape[0]])
+    assert oracle_error(model, [Deletion(0, "mlp")]) < 1e-5  # the logits are some 50 times larger
+
+
 def skip_norms(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type.startswith("Skip")]
 

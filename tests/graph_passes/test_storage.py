@@ -208,6 +208,41 @@ def _negative(path: Path) -> None:
     _rewrite(path, "offset", "-64")
 
 
+def _no_number(path: Path) -> None:
+    _rewrite(path, "offset", "abc")
+
+
+def _rewritten(path: Path, change: Callable[[onnx.ModelProto], Any]) -> None:
+    proto = onnx.load(str(path), load_external_data=False)
+    change(proto)
+    path.write_bytes(proto.SerializeToString())
+
+
+def _no_opset(path: Path) -> None:
+    _rewritten(path, lambda proto: proto.ClearField("opset_import"))
+
+
+def _training(path: Path) -> None:
+    _rewritten(path, lambda proto: proto.training_info.add())
+
+
+def _sparse(path: Path) -> None:
+    _rewritten(path, lambda proto: proto.graph.sparse_initializer.add())
+
+
+def _sparse_in_a_body(path: Path) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        attribute = proto.graph.node[0].attribute.add()
+        attribute.name, attribute.type = "then_branch", onnx.AttributeProto.GRAPH
+        attribute.g.sparse_initializer.add()
+
+    _rewritten(path, change)
+
+
+def _value_given_twice(path: Path) -> None:
+    _rewritten(path, lambda proto: proto.graph.node.add().CopyFrom(proto.graph.node[0]))
+
+
 def _wrong_length(path: Path) -> None:
     _rewrite(path, "length", "3")
 
@@ -227,6 +262,12 @@ def _wrong_length(path: Path) -> None:
         (_absolute, "outside the model's folder"),
         (_negative, "offset|ends at byte|not a complete"),
         (_wrong_length, "declares 3"),
+        (_no_number, "not a valid ONNX model: invalid literal .*'abc'"),
+        (_no_opset, "declares no opset"),
+        (_training, "training information"),
+        (_sparse, "sparse weights"),
+        (_sparse_in_a_body, "sparse weights"),
+        (_value_given_twice, "not a valid ONNX model: Output .* is redeclared"),
     ],
 )
 def test_a_bad_file_is_one_clear_line(
@@ -237,6 +278,14 @@ def test_a_bad_file_is_one_clear_line(
         load_model(saved)
     assert "\n" not in str(caught.value)
     assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize("spoil", [_no_number, _no_opset, _value_given_twice])
+def test_only_what_may_be_cut_off_is_said_to_be(saved: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(saved)
+    with pytest.raises(OnnxFileError) as caught:
+        load_model(saved)
+    assert "cut off" not in str(caught.value)
 
 
 @pytest.mark.parametrize("cut", range(1, 40))

@@ -1,0 +1,40 @@
+"""Shapes that the graph doesn't declare, by ONNX's own inference."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import onnx_ir as ir
+
+from graph_passes.dataflow import is_shape_read
+from graph_passes.shapes import carried_dims
+
+
+def declare_what_is_asked(model: ir.Model, names: Collection[str | None]) -> None:
+    """Declares the shapes of those values that something asks for their mere shape.
+
+    What is declared already stays; where inference can't tell, nothing changes. Weights are not
+    needed. A graph that declares its shapes costs no inference.
+
+    Args:
+        model: The model; only the shapes of these values change.
+        names: Names of values in its main graph; each may stand there once only.
+    """
+    asked = {
+        value.name: value
+        for node in model.graph
+        for value in node.outputs
+        if value.name in names
+        and carried_dims(value) is None
+        and any(is_shape_read(user) for user, _ in value.uses())
+    }
+    if not asked:
+        return
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    copy = model.clone()
+    ShapeInferencePass(check_type=False, strict_mode=False)(copy)
+    for node in copy.graph:
+        for found in node.outputs:
+            if found.name in asked and found.shape is not None:
+                asked[found.name].shape = found.shape.copy()
