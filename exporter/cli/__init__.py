@@ -94,4 +94,3 @@ def _os_error_line(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return f"The disk is full{where}. Free some space and run the command again."
     return f"{error.strerror or error}{where}."
-
