@@ -17,7 +17,7 @@ _SOFTMAX = frozenset({"Softmax", "BiasSoftmax", "QLinearSoftmax", "Exp"})
 """Exp stands for a softmax in single steps."""
 _VIEWS = frozenset(
     {"Gather", "Transpose", "Reshape", "Cast", "Identity", "Unsqueeze", "Squeeze", "Slice"}
-    | {"Split", "DequantizeLinear", "GatherND", "GatherBlockQuantized"}
+    | {"Split", "DequantizeLinear", "GatherND", "GatherElements", "GatherBlockQuantized", "Expand"}
 )
 RANK: dict[SublayerKind, int] = {"attention": 0, "mixer": 0, "cross_attention": 1, "mlp": 2}
 """The order of sublayers within a layer."""
