@@ -98,7 +98,8 @@ def compare(
         candidate: The pruned model, likewise. Its inputs are among the baseline's.
         options: How to measure.
         parity: Checks that were made elsewhere, for the report.
-        plan: What was dropped; by default what the candidate's metadata say.
+        plan: What was dropped; by default what the candidate's metadata say, without what the
+            baseline's say.
         calibration: The text that the plan rests on; the evaluation text must be another.
         progress: Hears what goes on.
 
@@ -122,6 +123,8 @@ def compare(
     texts = evaluation_text(options, calibration)
     folders = find_model(baseline), find_model(candidate)
     facts = read_facts(folders[0].onnx), read_facts(folders[1].onnx)
+    if facts[0].sha256 == facts[1].sha256:
+        progress.say("compare: both arms are the same file; what differs below is noise")
     threads = options.threads or default_threads()
     runners = [
         OnnxRuntimeRunner(folder.onnx, provider=options.provider, threads=threads)
@@ -189,12 +192,20 @@ class _Pair:
             made_from=made_from,
             environment=machine.model_copy(update={"other_cpu_share": others}),
             arms=self._arms(),
-            plan=plan or _recorded_plan(self.facts[1], self.folders[1].onnx),
+            plan=plan or self._dropped(),
             calibration=calibration,
             parity=parity,
             latency=latency,
             accuracy=accuracy,
         )
+
+    def _dropped(self) -> list[PlannedDeletion]:
+        """What the candidate's record says and the baseline's doesn't."""
+        already, recorded = (
+            _recorded_plan(facts, folder.onnx)
+            for facts, folder in zip(self.facts, self.folders, strict=True)
+        )
+        return [deletion for deletion in recorded if deletion not in already]
 
     def _latency(self) -> list[LatencyRow]:
         from exporter.measure.latency import Sampling, measure_row

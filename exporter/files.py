@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from exporter.errors import UsageError
+
 
 def sha256_bytes(data: bytes) -> str:
     """The hex SHA-256 of some bytes."""
@@ -29,6 +31,27 @@ def sha256_files(paths: Iterable[Path], root: Path) -> str:
     for path in sorted(paths):
         total.update(f"{path.relative_to(root).as_posix()}\0{sha256_file(path)}\n".encode())
     return total.hexdigest()
+
+
+def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
+    """Keeps a result from taking the place of what it is made from.
+
+    Args:
+        output: The file to be written.
+        inputs: Files, and folders of which every file counts.
+
+    Raises:
+        UsageError: The output is one of them.
+    """
+    if not output.exists():
+        return
+    for given in inputs:
+        inside = given.is_dir() and output.resolve().is_relative_to(given.resolve())
+        if inside or (given.exists() and output.samefile(given)):
+            raise UsageError(
+                f"{output} is an input, or belongs to one; inputs are never changed.",
+                "Write the result under another name.",
+            )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -79,12 +79,15 @@ class _Road:
 
     def _refuse_bad_options(self) -> None:
         """Fails now, not after minutes of work, on what can be told without the model."""
+        from exporter.backends.onnxruntime import check_provider
         from exporter.compare import evaluation_text
         from exporter.optional import require
         from exporter.planning import read_plan
 
         require("torch", extra="torch")
-        require("onnxruntime", extra="gpu" if self._request.compare.provider == "cuda" else "cpu")
+        check_provider(self._request.compare.provider)
+        if self._request.exporter == "optimum":
+            require("optimum.exporters.onnx", extra="optimum")
         if self._request.drops.plan is not None:
             read_plan(self._request.drops.plan)
         evaluation_text(self._request.compare, None)

@@ -71,6 +71,27 @@ _LOAD_FAILURES = (
 )
 
 
+def check_provider(name: str) -> Any:
+    """Gives the onnxruntime module, when it has a provider.
+
+    Args:
+        name: ``cpu`` or ``cuda``.
+
+    Raises:
+        BackendError: When the installed onnxruntime lacks it.
+        MissingDependencyError: Without onnxruntime.
+    """
+    ort = require("onnxruntime", extra=_EXTRAS[name])
+    present = ort.get_available_providers()
+    if PROVIDERS[name] not in present:
+        raise BackendError(
+            f"{PROVIDERS[name]} was asked for; this onnxruntime has {', '.join(present)}.",
+            "pip uninstall onnxruntime, then pip install 'depthcut[gpu]': "
+            "the two packages can't live together.",
+        )
+    return ort
+
+
 @dataclass(frozen=True)
 class _Bound:
     """A binding with the arrays whose memory it only borrows, for as long as it is used."""
@@ -124,8 +145,7 @@ class OnnxRuntimeRunner:
                 computes more than shapes would run on the CPU instead.
             MissingDependencyError: Without onnxruntime.
         """
-        self._ort = require("onnxruntime", extra=_EXTRAS[self._short_name])
-        self._refuse_missing_provider()
+        self._ort = check_provider(self._short_name)
         if not self._model.is_file():
             raise BackendError(f"The ONNX file {self._model} does not exist.")
         with self._load_errors():
@@ -208,15 +228,6 @@ class OnnxRuntimeRunner:
         if self._session is None:
             raise BackendError(f"The runner of {self._model} is used outside its with block.")
         return self._session
-
-    def _refuse_missing_provider(self) -> None:
-        present = self._ort.get_available_providers()
-        if self.provider not in present:
-            raise BackendError(
-                f"{self.provider} was asked for; this onnxruntime has {', '.join(present)}.",
-                "pip uninstall onnxruntime, then pip install 'depthcut[gpu]': "
-                "the two packages can't live together.",
-            )
 
     def _shape_nodes_on_cpu(self, session: Any) -> dict[str, int]:
         """Counts the CPU's nodes by operator, and refuses those that compute more than shapes."""

@@ -39,6 +39,7 @@ def compare(
     from exporter.files import write_text
     from exporter.report.markdown import render
 
+    output.mkdir(parents=True, exist_ok=True)  # Fails now, not after the measurement.
     report = compare_models(baseline, candidate, compare_options(options), progress=progress)
     report.write(output / "report.json")
     write_text(output / "report.md", render(report))

@@ -31,9 +31,10 @@ def plan(
     from exporter.artifacts import ImportanceReport
     from exporter.cli.requests import drop_request
     from exporter.cli.results import print_artifact
-    from exporter.files import sha256_file
+    from exporter.files import refuse_overwriting, sha256_file
     from exporter.planning import plan_drop
 
+    refuse_overwriting(output, [importance])
     counts = {k: v for k, v in vars(drop_request(options)).items() if k != "plan"}
     result = plan_drop(
         ImportanceReport.read(importance),

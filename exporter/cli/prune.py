@@ -60,13 +60,16 @@ def prune(
     """
     from exporter.cli.results import print_artifact
     from exporter.errors import UsageError
-    from exporter.files import sha256_file
+    from exporter.files import refuse_overwriting, sha256_file
     from exporter.planning import parse_drops, read_plan
     from exporter.surgery import prune_file
 
     if (plan_path is None) == (not drops):
         raise UsageError("Say what to drop:", "--plan FILE or --drop KIND:LAYERS, one of them.")
     plan = parse_drops(drops) if plan_path is None else read_plan(plan_path)
+    if plan_path is not None:
+        for written in (output, report_path or output.with_name("prune.json")):
+            refuse_overwriting(written, [plan_path])
     report = prune_file(
         model,
         output,

@@ -34,9 +34,11 @@ def score(
     """
     from exporter.cli.requests import score_options, source_options
     from exporter.cli.results import print_artifact
+    from exporter.files import refuse_overwriting
     from exporter.importance import score as score_model
     from exporter.model_source import load_model
 
+    refuse_overwriting(output, map(Path, filter(None, (model, options["calibration"]))))
     with progress.task(f"load {model}"):
         loaded = load_model(model, **vars(source_options(options)))
     report = score_model(loaded, **vars(score_options(options)), progress=progress)

@@ -155,7 +155,9 @@ def _distances(states: LayerStates) -> Sequence[torch.Tensor]:
     def distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         # One product under the root, and sums of the very states: the dot products of x with
         # the contribution would cancel where a layer takes large activations back.
-        return 1.0 - dot(x, y) / (dot(x, x) * dot(y, y)).sqrt()
+        norms = (dot(x, x) * dot(y, y)).sqrt()
+        # A zero state (a padding token's embedding) has no direction: cosine 0, as PyTorch's own.
+        return 1.0 - torch.where(norms == 0, 0.0, dot(x, y) / norms)
 
     return (
         distance(states.entering, states.attended),

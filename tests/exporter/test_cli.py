@@ -148,3 +148,11 @@ def test_interrupt_from_outside_is_130(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ran.returncode == 130
     assert "Interrupted" in ran.stderr
+
+
+def test_plan_does_not_overwrite_the_scores(tmp_path: Path) -> None:
+    scores = tmp_path / "importance.json"
+    scores.write_text("{}")
+    call = ["plan", str(scores), "-o", str(scores), "--drop-attn", "1"]
+    assert command_line.run(call) == 2
+    assert scores.read_text() == "{}"

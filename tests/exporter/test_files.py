@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from exporter.files import sha256_file, sha256_files, staged_directory, swap, write_text
+from exporter.errors import UsageError
+from exporter.files import (
+    refuse_overwriting,
+    sha256_file,
+    sha256_files,
+    staged_directory,
+    swap,
+    write_text,
+)
 
 
 def _names(folder: Path) -> list[str]:
@@ -126,3 +134,17 @@ def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
         write_text(tmp_path / "report.json", "{}")
     assert error.value.filename == str(tmp_path / "report.json")
     assert _names(tmp_path) == ["report.json"]
+
+
+def test_no_result_takes_the_place_of_an_input(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").touch()
+    text = tmp_path / "text.txt"
+    text.touch()
+    (tmp_path / "link.txt").symlink_to(text)
+    for output in (model / "config.json", text, tmp_path / "link.txt"):
+        with pytest.raises(UsageError, match="inputs are never changed"):
+            refuse_overwriting(output, [model, text])
+    refuse_overwriting(model / "importance.json", [model, text])
+    refuse_overwriting(tmp_path / "model2.json", [model, text, tmp_path / "hf-id"])

@@ -330,3 +330,18 @@ def test_importing_the_package_costs_no_torch() -> None:
     code = "import sys, exporter.importance; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_zero_state_has_cosine_zero_as_in_pytorch() -> None:
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    from exporter.importance.cosine import _distances
+    from exporter.residual_stream import LayerStates
+
+    zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
+    found = _distances(LayerStates(0, zero, one, one, 2 * one, zero, zero))
+    pairs = ((zero, one), (one, 2 * one), (zero, zero))
+    for distance, (x, y) in zip(found, pairs, strict=True):
+        expected = 1 - cosine_similarity(x, y, dim=-1)
+        torch.testing.assert_close(distance, expected.double(), atol=1e-6, rtol=0)
