@@ -6,6 +6,7 @@ from the top level only, and takes 10000 without a word where it is missing. Bot
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def save_pretrained_files(loaded: LoadedModel, folder: Path) -> None:
             _write_json(folder / "generation_config.json", _generation_config(loaded.model))
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(folder)
-            _name_portable_tokenizer(folder / "tokenizer_config.json")
+            _make_portable_tokenizer(folder / "tokenizer_config.json", loaded)
 
 
 def save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
@@ -102,13 +103,19 @@ def _generation_config(model: Any) -> dict[str, Any]:
     return generation
 
 
-def _name_portable_tokenizer(path: Path) -> None:
-    """Replaces the class name that only transformers 5 knows by the one that both know."""
-    if not path.exists():
+def _make_portable_tokenizer(path: Path, loaded: LoadedModel) -> None:
+    """Writes a class that both versions of transformers know, and no input that the model lacks.
+
+    4.57's plain class makes ``token_type_ids``, which a decoder's ``generate`` refuses.
+    """
+    if loaded.tokenizer is None or not path.exists():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
-        _write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    taken = inspect.signature(loaded.model.forward).parameters
+    names = [name for name in loaded.tokenizer.model_input_names if name in taken]
+    _write_json(path, {**config, "model_input_names": names})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -232,6 +232,8 @@ def test_what_ships_without_weights(tmp_path: Path) -> None:
     assert config["architectures"] == ["LlamaForCausalLM"]
     tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "token_type_ids" not in tokenizer["model_input_names"]
+    assert "input_ids" in tokenizer["model_input_names"]
 
 
 @pytest.mark.torch
