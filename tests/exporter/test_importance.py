@@ -332,6 +332,7 @@ def test_importing_the_package_costs_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.torch
 def test_a_zero_state_has_cosine_zero_as_in_pytorch() -> None:
     import torch
     from torch.nn.functional import cosine_similarity
