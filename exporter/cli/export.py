@@ -11,6 +11,7 @@ from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import (
     ANY_PATH,
     EXISTING_FILE,
+    drop_options,
     json_option,
     measuring_options,
     model_options,
@@ -22,13 +23,7 @@ from exporter.cli.options import (
 @click.command()
 @click.argument("model")
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="Folder for all results.")
-@click.option("--drop-attn", "attention", type=click.IntRange(min=1), help="Drop N attentions.")
-@click.option("--drop-mlp", "mlp", type=click.IntRange(min=1), help="Drop N MLPs.")
-@click.option("--drop-block", "block", type=click.IntRange(min=1), help="Drop N whole blocks.")
-@click.option(
-    "--drop", "joint", type=click.IntRange(min=1),
-    help="Drop N sublayers, attention and MLP ranked together.",
-)  # fmt: skip
+@drop_options
 @click.option("--plan", type=EXISTING_FILE, help="Drop what this plan.json says.")
 @click.option(
     "--exporter", type=click.Choice(["torch", "optimum"]), default="torch", show_default=True,

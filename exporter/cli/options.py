@@ -63,6 +63,23 @@ json_option = click.option(
 )
 
 
+def drop_options(function: _F) -> _F:
+    """Adds the ways of saying how many sublayers to drop."""
+    for option in (
+        click.option(
+            "--drop", "joint", type=click.IntRange(min=1),
+            help="Drop N sublayers, attention and MLP ranked together.",
+        ),
+        click.option("--drop-block", "block", type=click.IntRange(min=1), help="Drop N blocks."),
+        click.option("--drop-mlp", "mlp", type=click.IntRange(min=1), help="Drop N MLPs."),
+        click.option(
+            "--drop-attn", "attention", type=click.IntRange(min=1), help="Drop N attentions."
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
 def model_options(function: _F) -> _F:
     """Adds what says how a PyTorch model may be loaded."""
     for option in (

@@ -8,19 +8,19 @@ from typing import Any
 import click
 
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity_options
+from exporter.cli.options import (
+    ANY_PATH,
+    EXISTING_FILE,
+    drop_options,
+    json_option,
+    verbosity_options,
+)
 
 
 @click.command()
 @click.argument("importance", type=EXISTING_FILE)
 @click.option("-o", "--output", type=ANY_PATH, default=Path("plan.json"), show_default=True)
-@click.option("--drop-attn", "attention", type=click.IntRange(min=1), help="Drop N attentions.")
-@click.option("--drop-mlp", "mlp", type=click.IntRange(min=1), help="Drop N MLPs.")
-@click.option("--drop-block", "block", type=click.IntRange(min=1), help="Drop N whole blocks.")
-@click.option(
-    "--drop", "joint", type=click.IntRange(min=1),
-    help="Drop N sublayers, attention and MLP ranked together.",
-)  # fmt: skip
+@drop_options
 @json_option
 @verbosity_options
 @click.pass_obj
