@@ -10,9 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graph_passes.cleanup import CleanupPass
+    from graph_passes.delete_sublayers import DeleteSublayersPass
     from graph_passes.errors import DepthcutError, OnnxFileError, SurgeryError
     from graph_passes.locate import find_sites
     from graph_passes.pipeline import prune_graph
+    from graph_passes.storage import load_model, save_model
+    from graph_passes.testing import masked_model
     from graph_passes.types import (
         DeletedSublayer,
         Deletion,
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "CleanupPass": "cleanup",
+    "DeleteSublayersPass": "delete_sublayers",
     "DeletedSublayer": "types",
     "Deletion": "types",
     "DepthcutError": "errors",
@@ -35,10 +41,15 @@ _HOMES = {
     "SublayerRef": "types",
     "SurgeryError": "errors",
     "find_sites": "locate",
+    "load_model": "storage",
+    "masked_model": "testing",
     "prune_graph": "pipeline",
+    "save_model": "storage",
 }
 
 __all__ = [
+    "CleanupPass",
+    "DeleteSublayersPass",
     "DeletedSublayer",
     "Deletion",
     "DepthcutError",
@@ -50,7 +61,10 @@ __all__ = [
     "SublayerRef",
     "SurgeryError",
     "find_sites",
+    "load_model",
+    "masked_model",
     "prune_graph",
+    "save_model",
 ]
 
 
