@@ -149,7 +149,11 @@ class PruningPlan(Artifact):
 
 
 class DeletedEntry(Record):
-    """What one deletion took out of the graph."""
+    """What one deletion took out of the graph, and what its replacement put in.
+
+    ``parameters_added`` are the replacement's numbers; those of a bias that could be added to one
+    of the graph's own are not counted, since the graph holds no more for it.
+    """
 
     layer: int
     kind: DeletionKind
@@ -159,6 +163,7 @@ class DeletedEntry(Record):
     parameters_removed: int
     inputs_removed: list[str]
     outputs_removed: list[str]
+    parameters_added: int = 0
 
 
 class RefusedEntry(Record):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from graph_passes.errors import DepthcutError, OnnxFileError, SurgeryError
     from graph_passes.locate import find_sites
     from graph_passes.pipeline import prune_graph
+    from graph_passes.replacements import ReplacementTensors
     from graph_passes.storage import load_model, save_model
     from graph_passes.testing import masked_model
     from graph_passes.types import (
@@ -37,6 +38,7 @@ _HOMES = {
     "OnnxFileError": "errors",
     "PassReport": "types",
     "Refusal": "types",
+    "ReplacementTensors": "replacements",
     "ResidualSite": "types",
     "SublayerRef": "types",
     "SurgeryError": "errors",
@@ -57,6 +59,7 @@ __all__ = [
     "OnnxFileError",
     "PassReport",
     "Refusal",
+    "ReplacementTensors",
     "ResidualSite",
     "SublayerRef",
     "SurgeryError",

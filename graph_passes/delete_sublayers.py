@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import onnx_ir as ir
 
 from graph_passes import fused_norms, kv_cache
+from graph_passes.bias_folding import BiasFolder
 from graph_passes.cleanup import Swept, sweep
 from graph_passes.errors import SurgeryError
 from graph_passes.fused_norms import Apart
 from graph_passes.inference import declare_what_is_asked
-from graph_passes.locate import FoundSite, locate, survey
-from graph_passes.plan_record import record, recorded
+from graph_passes.locate import Findings, FoundSite, locate, survey
+from graph_passes.plan_record import (
+    RecordedReplacement,
+    record,
+    recorded,
+    recorded_replacements,
+)
+from graph_passes.replacement_nodes import PutIn, put_in, spare_input
+from graph_passes.replacements import FittedReplacement, ReplacementTensors, fit
 from graph_passes.residual import remove_branch
-from graph_passes.selection import select
-from graph_passes.types import DeletedSublayer, Deletion, Refusal
+from graph_passes.selection import check_recorded, replacements_of, select
+from graph_passes.types import DeletedSublayer, Deletion, Refusal, SublayerRef
 
 
 @dataclass
@@ -37,12 +45,20 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
 
     Args:
         deletions: What to delete. A block stands for every sublayer of its layer.
+        replacements: The numbers for those that name a replacement.
         renumber_kv: Whether the caches that are left get dense numbers.
     """
 
-    def __init__(self, deletions: Sequence[Deletion], *, renumber_kv: bool = False) -> None:
+    def __init__(
+        self,
+        deletions: Sequence[Deletion],
+        *,
+        replacements: Mapping[SublayerRef, ReplacementTensors] | None = None,
+        renumber_kv: bool = False,
+    ) -> None:
         super().__init__()
         self.deletions = tuple(deletions)
+        self.replacements = dict(replacements or {})
         self.renumber_kv = renumber_kv
 
     def call(self, model: ir.Model) -> DeletionResult:
@@ -52,24 +68,29 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
             SurgeryError: The graph is not as the deletions suppose. Raised before any change,
                 except where a length or shape turns out to be needed that no survivor has.
         """
-        findings = survey(model)
-        sites = select(findings, self.deletions, recorded(model))
+        findings, sites = self._choose(model, survey(model))
         refused = tuple(r for r in findings.describe() if isinstance(r, Refusal))
+        kinds = replacements_of(sites, self.deletions)
+        fitted = fit(sites, kinds, self.replacements, recorded(model))
         if not sites:
             return DeletionResult(model, modified=False, refused=refused)
         # Taken apart, the graph has names that no inference takes.
         declare_what_is_asked(model, _names_that_die(sites))
         parts = fused_norms.take_apart(model.graph)
         if parts:  # so the survey was made of a copy
-            findings = locate(model)
-            sites = select(findings, self.deletions, recorded(model))
-        chosen = set(sites)
-        survivors = [site for site in findings.sites if site not in chosen]
-        deleted = _delete(model.graph, sites, survivors, parts)
-        fused_norms.join(model.graph, parts)
+            findings, sites = self._choose(model, locate(model))
+        chosen = {site.ref for site in sites}
+        survivors = [site for site in findings.sites if site.ref not in chosen]
+        cut = _Cut(model.graph, parts, sites, survivors)
+        deleted, replaced = cut.delete(fitted)
         names = _renumber(model, survivors) if self.renumber_kv else {}
-        record(model, (site.ref for site in sites))
+        record(model, {ref: RecordedReplacement() for ref in chosen} | replaced)
         return DeletionResult(model, True, deleted, refused, names)
+
+    def _choose(self, model: ir.Model, findings: Findings) -> tuple[Findings, list[FoundSite]]:
+        sites = select(findings, self.deletions, recorded(model))
+        check_recorded(self.deletions, sites, recorded_replacements(model), self.replacements)
+        return findings, sites
 
     def ensures(self, model: ir.Model) -> None:
         """No node reads a value that the graph no longer gives."""
@@ -81,27 +102,66 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
             known.update(node.outputs)
 
 
-def _delete(
-    graph: ir.Graph,
-    sites: Sequence[FoundSite],
-    survivors: Sequence[FoundSite],
-    parts: Iterable[Apart],
-) -> tuple[DeletedSublayer, ...]:
-    uncounted = {node for part in parts for node in part.extra}
-    kv_cache.drop_outputs(graph, [value for site in sites for value in site.outputs])
-    add_names = [site.tree.add.name or "" for site in sites]
-    swept = [_cut(graph, site, uncounted) for site in sites]
-    stand_ins = _stand_ins(graph, sites, survivors)
-    for site, count in zip(sites, swept, strict=True):
-        leftovers = _leftovers(graph, site)
-        values = chain(site.caches, *(node.outputs for node in leftovers))
-        kv_cache.resource_shape_reads(graph, values, stand_ins)
-        count.add(sweep(graph, leftovers))
-    for site, count in zip(sites, swept, strict=True):
-        count.add(sweep(graph, _leftovers(graph, site)))
-    _check_swept(graph, sites)
-    kv_cache.drop_inputs(graph, [value for site in sites for value in site.caches])
-    return tuple(map(_entry, sites, add_names, swept))
+class _Cut:
+    """One cut through a graph of which the fused sums are taken apart."""
+
+    def __init__(
+        self,
+        graph: ir.Graph,
+        parts: Sequence[Apart],
+        sites: Sequence[FoundSite],
+        survivors: Sequence[FoundSite],
+    ) -> None:
+        self._graph = graph
+        self._parts = parts
+        self._sites = sites
+        self._survivors = survivors
+
+    def delete(
+        self, fitted: Mapping[SublayerRef, FittedReplacement]
+    ) -> tuple[tuple[DeletedSublayer, ...], dict[SublayerRef, RecordedReplacement]]:
+        """Puts the replacements in, takes the branches out, and joins what was taken apart."""
+        put = put_in(self._graph, self._sites, fitted)
+        linear = {ref for ref, each in fitted.items() if each.weight is not None}
+        sites = [spare_input(site) if site.ref in linear else site for site in self._sites]
+        add_names = [site.tree.add.name or "" for site in sites]
+        swept = self._take_out(sites, put)
+        folder = BiasFolder(self._graph, self._parts, self._survivors)
+        homes = folder.fold(put.values())
+        biases = folder.made.union(each.bias for each in put.values())
+        fused_norms.join(self._graph, self._parts, biases)
+        entries = tuple(map(_entry, sites, add_names, swept))
+        replaced = {
+            ref: RecordedReplacement(each.kind, each.digest, homes.get(ref, ()))
+            for ref, each in fitted.items()
+        }
+        added = {ref: self._parameters_of(each, folder.replaced) for ref, each in put.items()}
+        return tuple(_with_replacement(entry, fitted, added) for entry in entries), replaced
+
+    def _take_out(
+        self, sites: Sequence[FoundSite], put: Mapping[SublayerRef, PutIn]
+    ) -> list[Swept]:
+        graph = self._graph
+        uncounted = {node for part in self._parts for node in part.extra}
+        kv_cache.drop_outputs(graph, [value for site in sites for value in site.outputs])
+        swept = [_cut(graph, site, uncounted, put.get(site.ref)) for site in sites]
+        stand_ins = _stand_ins(graph, sites, self._survivors)
+        for site, count in zip(sites, swept, strict=True):
+            leftovers = _leftovers(graph, site)
+            values = chain(site.caches, *(node.outputs for node in leftovers))
+            kv_cache.resource_shape_reads(graph, values, stand_ins)
+            count.add(sweep(graph, leftovers))
+        for site, count in zip(sites, swept, strict=True):
+            count.add(sweep(graph, _leftovers(graph, site)))
+        _check_swept(graph, sites)
+        kv_cache.drop_inputs(graph, [value for site in sites for value in site.caches])
+        return swept
+
+    def _parameters_of(self, put: PutIn, replaced: Collection[ir.Value]) -> int:
+        """How many numbers the graph holds for a replacement that it hasn't held before."""
+        own = [v for v in put.weights if self._graph.initializers.get(v.name or "") is v]
+        tensors = [value.const_value for value in own if value not in replaced]
+        return sum(tensor.size for tensor in tensors if tensor is not None)
 
 
 def _names_that_die(sites: Iterable[FoundSite]) -> set[str | None]:
@@ -135,17 +195,25 @@ def _last_reader(node: ir.Node, site: FoundSite) -> tuple[ir.Node, ir.Value]:
         node = reader
 
 
-def _cut(graph: ir.Graph, site: FoundSite, uncounted: Collection[ir.Node]) -> Swept:
+def _cut(
+    graph: ir.Graph, site: FoundSite, uncounted: Collection[ir.Node], put: PutIn | None
+) -> Swept:
     """Takes a site's branches out of the stream and sweeps up behind them.
 
     A fused sum and norm are one node of the model, so the sum isn't counted.
     """
     producers = [leaf.value.producer() for leaf in site.leaves]
-    adds = [remove_branch(graph, leaf.value, site.tree.joints) for leaf in site.leaves]
+    displaced = None if put is None else put.displaced
+    adds = [
+        remove_branch(graph, leaf.value, site.tree.joints)
+        for leaf in site.leaves
+        if leaf.value is not displaced
+    ]
     # Changes of type between two sums stand behind the branch, so they go first.
     ends = chain(site.tree.joints, (value.producer() for value in site.outputs))
     swept = sweep(graph, chain(producers, ends))
-    swept.nodes += len(adds) - sum(node in uncounted for node in (*adds, *site.dying))
+    gone = (node for node in (*adds, *site.dying) if node.graph is not graph)
+    swept.nodes += len(adds) - sum(node in uncounted for node in gone)
     return swept
 
 
@@ -169,6 +237,17 @@ def _entry(site: FoundSite, add_name: str, swept: Swept) -> DeletedSublayer:
         inputs_removed=tuple(value.name or "" for value in site.caches),
         outputs_removed=tuple(value.name or "" for value in site.outputs),
     )
+
+
+def _with_replacement(
+    entry: DeletedSublayer,
+    fitted: Mapping[SublayerRef, FittedReplacement],
+    added: Mapping[SublayerRef, int],
+) -> DeletedSublayer:
+    ref = SublayerRef(entry.layer, entry.kind)
+    if ref not in fitted:
+        return entry
+    return replace(entry, replacement=fitted[ref].kind, parameters_added=added[ref])
 
 
 def _renumber(model: ir.Model, survivors: Sequence[FoundSite]) -> dict[str, str]:

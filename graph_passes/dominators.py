@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from graph_passes.dataflow import GraphIndex
@@ -14,15 +16,22 @@ class Dominators:
     the nearest common ancestor, in the tree so far, of what its node reads. The walks to it are
     as long as a branch, so the cost is linear in the number of nodes.
 
+    Args:
+        index: The graph.
+        source: The input, or any other value.
+        nodes: The nodes to look at, in graph order; all of them where not given.
+
     Attributes:
         source: The input.
     """
 
-    def __init__(self, index: GraphIndex, source: ir.Value) -> None:
+    def __init__(
+        self, index: GraphIndex, source: ir.Value, nodes: Iterable[ir.Node] | None = None
+    ) -> None:
         self.source = source
         self._parent: dict[ir.Value, ir.Value] = {}
         self._depth: dict[ir.Value, int] = {source: 0}
-        for node in index.nodes:
+        for node in index.nodes if nodes is None else nodes:
             self._add(index, node)
 
     def _add(self, index: GraphIndex, node: ir.Node) -> None:

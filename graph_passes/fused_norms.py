@@ -9,7 +9,7 @@ behind no such sum any more becomes a plain one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -189,12 +189,16 @@ def _is_computed_from(value: ir.Value, source: ir.Value, place: dict[ir.Node, in
     return False
 
 
-def join(graph: ir.Graph, parts: Iterable[Apart]) -> None:
+def join(
+    graph: ir.Graph, parts: Iterable[Apart], biases: Collection[ir.Node] = frozenset()
+) -> None:
     """Fuses each norm that is left with the sum that it now stands behind, if that was fused.
 
     Args:
         graph: The main graph; it is changed.
         parts: What :func:`take_apart` gave, whatever was cut out since.
+        biases: Adds of constants, the second operand, that have come in since; one of them at
+            an operand of a fused sum becomes that sum's bias.
     """
     place = {node: i for i, node in enumerate(graph)}
     alive = list(parts)
@@ -209,7 +213,7 @@ def join(graph: ir.Graph, parts: Iterable[Apart]) -> None:
             _rejoin_embedding(graph, part)
         elif behind is not None and _can_fuse(part, behind, place):
             del sums[stream]
-            _fuse(graph, part, behind, place)
+            _fuse(graph, part, behind, place, biases)
     for part in sums.values():
         _settle(graph, part)
 
@@ -227,17 +231,24 @@ def _can_fuse(part: Apart, behind: Apart, place: dict[ir.Node, int]) -> bool:
     )
 
 
-def _fuse(graph: ir.Graph, part: Apart, behind: Apart, place: dict[ir.Node, int]) -> None:
+def _fuse(
+    graph: ir.Graph,
+    part: Apart,
+    behind: Apart,
+    place: dict[ir.Node, int],
+    biases: Collection[ir.Node],
+) -> None:
     """Makes one operator of a norm and the sum before it."""
     add, norm, original = behind.total, part.norm, part.original
-    operands, bias = _unbiased(behind)
+    operands, biased = _unbiased(behind, biases)
+    bias = [] if biased is None else [biased.inputs[1]]
     slot = BIAS_SLOTS[original.op_type]
     weights = [*norm.inputs[1:], *[None] * (slot - 1 - len(norm.inputs))]
     read = add.outputs[0].is_graph_output() or len(add.outputs[0].uses()) > 1
     fused = ir.Node(
         original.domain,
         original.op_type,
-        [*operands, *weights, *([] if bias is None else [bias])],
+        [*operands, *weights, *bias],
         list(original.attributes.values()),
         num_outputs=_SUM + 1 if read else 1,
         name=original.name,
@@ -251,19 +262,22 @@ def _fuse(graph: ir.Graph, part: Apart, behind: Apart, place: dict[ir.Node, int]
     graph.remove(norm, safe=True)
     if read:
         _take_over(fused.outputs[_SUM], add.outputs[0])
-    gone = [add] if bias is None or behind.bias is None else [add, behind.bias]
-    graph.remove(gone, safe=True)
+    graph.remove([add] if biased is None else [add, biased], safe=True)
     place[fused] = place[add]
 
 
-def _unbiased(part: Apart) -> tuple[list[ir.Value | None], ir.Value | None]:
-    """A sum's operands, and the bias of one of them if no one else reads it."""
+def _unbiased(
+    part: Apart, biases: Collection[ir.Node]
+) -> tuple[list[ir.Value | None], ir.Node | None]:
+    """A sum's operands, and the Add of a bias to one of them if no one else reads it."""
     operands = list(part.total.inputs)
-    if part.bias is None or part.bias.outputs[0] not in operands:
-        return operands, None
-    biased = part.bias.outputs[0]
-    operands[operands.index(biased)] = part.bias.inputs[0]
-    return operands, part.bias.inputs[1]
+    for slot, operand in enumerate(operands):
+        add = None if operand is None else operand.producer()
+        is_bias = add is not None and (add is part.bias or add in biases)
+        if add is not None and is_bias and len(add.outputs[0].uses()) == 1:
+            operands[slot] = add.inputs[0]
+            return operands, add
+    return operands, None
 
 
 def _settle(graph: ir.Graph, part: Apart) -> None:

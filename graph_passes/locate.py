@@ -14,13 +14,14 @@ from itertools import chain
 import onnx_ir as ir
 
 from graph_passes.add_tree import AddTree, Leaf
+from graph_passes.branch_input import branch_input, is_linear_map
 from graph_passes.caches import own_caches
 from graph_passes.dataflow import GraphIndex, is_shape_read
 from graph_passes.fused_norms import taken_apart
 from graph_passes.labels import RANK, ambiguous_mixer, branch_kind, number_layers, opaque_node
 from graph_passes.liveness import dying_nodes, own_parameters
 from graph_passes.operators import contracts
-from graph_passes.plan_record import recorded
+from graph_passes.plan_record import recorded, recorded_replacements
 from graph_passes.preconditions import graph_refusal, hidden_part
 from graph_passes.shapes import broadcast_reason
 from graph_passes.sharing import own_nodes
@@ -36,6 +37,10 @@ _AMBIGUOUS = (
 _HIDDEN = (
     "a sublayer may join the stream here in another form than x + f(x), "
     "so the layers can't be numbered"
+)
+_LOST_LINEAR = (
+    "its record names linear maps in the places of deleted branches, which can't be told from "
+    "the branches that are left"
 )
 _SEVERAL = "several residual streams meet here; only a single stream can be cut"
 
@@ -53,6 +58,7 @@ class FoundSite:
         caches: The graph inputs of its KV cache.
         outputs: The graph outputs that only it feeds.
         obstacle: The node and the reason why it can't be cut; None where it can.
+        branch_input: What all of its work is computed from, or why no value is that.
     """
 
     layer: int
@@ -63,6 +69,7 @@ class FoundSite:
     caches: tuple[ir.Value, ...]
     outputs: tuple[ir.Value, ...]
     obstacle: tuple[ir.Node, str] | None
+    branch_input: ir.Value | str
 
     @property
     def ref(self) -> SublayerRef:
@@ -83,6 +90,7 @@ class FoundSite:
             parameters=own_parameters(self.dying),
             kv_inputs=tuple(value.name or "" for value in self.caches),
             kv_outputs=tuple(value.name or "" for value in self.outputs),
+            branch_input=None if isinstance(self.branch_input, str) else self.branch_input.name,
         )
 
 
@@ -140,7 +148,10 @@ def locate(model: ir.Model) -> Findings:
     refusal = _stream_refusal(found)
     if refusal is not None:
         return Findings((), (refusal,))
-    groups = _groups(found[0])
+    linear = [r for r in recorded_replacements(model).values() if r.kind == "linear"]
+    groups = _groups(found[0], len(linear))
+    if groups is None:
+        return Findings((), (_refuse(index, _LOST_LINEAR),))
     refusal = _label_refusal(found[0], groups, recorded(model))
     if refusal is not None:
         return Findings((), (refusal,))
@@ -177,9 +188,26 @@ def _refuse(index: GraphIndex, reason: str) -> Refusal:
     return Refusal(None, None, name or "", reason)
 
 
-def _groups(stream: Stream) -> list[_Group]:
-    """The sums that join sublayers, in stream order."""
-    found = [(tree, _branches_by_kind(stream, tree)) for tree in stream.trees]
+def _groups(stream: Stream, linear: int) -> list[_Group] | None:
+    """The sums that join sublayers, in stream order; None where they can't be told apart.
+
+    Linear maps in the places of what was cut out earlier are none.
+
+    Args:
+        stream: The stream.
+        linear: How many such maps there are by the record.
+    """
+    skipped: set[Leaf] = set()
+    if linear:
+        skipped.update(
+            leaf
+            for tree in stream.trees
+            for leaf in tree.leaves
+            if is_linear_map(stream.index, own_nodes(tree, leaf))
+        )
+    if len(skipped) != linear:
+        return None
+    found = [(tree, _branches_by_kind(stream, tree, skipped)) for tree in stream.trees]
     return [(tree, kinds) for tree, kinds in found if kinds]
 
 
@@ -211,11 +239,13 @@ def _sites(
     ]
 
 
-def _branches_by_kind(stream: Stream, tree: AddTree) -> dict[SublayerKind, list[Leaf]]:
+def _branches_by_kind(
+    stream: Stream, tree: AddTree, skipped: Collection[Leaf]
+) -> dict[SublayerKind, list[Leaf]]:
     """The leaves that are branches of a sublayer, in the layer's order; one kind goes together."""
     kinds: dict[SublayerKind, list[Leaf]] = {}
     for leaf in tree.leaves:
-        if contracts(leaf.nodes):
+        if leaf not in skipped and contracts(leaf.nodes):
             own = own_nodes(tree, leaf)
             kind = branch_kind(stream.index, stream.dominators, own)
             kinds.setdefault(kind, []).append(leaf)
@@ -239,6 +269,7 @@ def _site(
         obstacle=_obstacle(stream, tree, kind, leaves)
         or _output_obstacle(stream, leaves, outputs)
         or (_published_keys(stream, dying) if kind == "cross_attention" else None),
+        branch_input=branch_input(stream.index, stream.dominators, tree, leaves),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import onnx_ir as ir
@@ -11,7 +11,8 @@ from graph_passes.cleanup import CleanupPass
 from graph_passes.delete_sublayers import DeleteSublayersPass, DeletionResult
 from graph_passes.errors import SurgeryError
 from graph_passes.preconditions import graph_refusal
-from graph_passes.types import Deletion, GraphSize, PassReport
+from graph_passes.replacements import ReplacementTensors
+from graph_passes.types import Deletion, GraphSize, PassReport, SublayerRef
 from graph_passes.weights import constant_weight, is_weight, parameters
 
 
@@ -19,19 +20,27 @@ def prune_graph(
     model: ir.Model,
     deletions: Sequence[Deletion],
     *,
+    replacements: Mapping[SublayerRef, ReplacementTensors] | None = None,
     renumber_kv: bool = False,
     keep_debug: bool = False,
 ) -> tuple[ir.Model, PassReport]:
     """Deletes sublayers from a Transformer's graph.
 
-    The result computes what the model computes with the deleted branches multiplied by zero.
-    Weights are shared with the original and never read. The plan stands in the result's
-    ``metadata_props`` under ``depthcut.plan``; the same call gives the same graph every time.
+    The result computes what the model computes with the deleted branches multiplied by zero, plus
+    their replacements where they have one: ``bias`` adds ``b``, ``linear`` adds ``W x + b``,
+    where ``x`` is what the branch was computed from (:attr:`ResidualSite.branch_input`). A bias
+    may be added to one that the graph holds already.
+
+    Weights are shared with the original and never read, such a bias excepted. The plan stands in
+    the result's ``metadata_props`` under ``depthcut.plan``, details of replacements under
+    ``depthcut.replacements``; the same call gives the same graph every time.
 
     Args:
         model: The model; it is unchanged afterwards, whether this succeeds or fails.
         deletions: What to delete; ``block`` stands for every sublayer of its layer. Something
             named twice counts once.
+        replacements: The numbers for the deletions that name a replacement, for a block those of
+            each of its sublayers.
         renumber_kv: Gives the caches that are left dense numbers in their names, and writes the
             map into the metadata under ``depthcut.kv_renumbering``.
         keep_debug: Keeps the exporter's stack traces and notes, which may hold local paths.
@@ -41,14 +50,17 @@ def prune_graph(
 
     Raises:
         SurgeryError: The graph can't be searched, a named sublayer is not there or can't be cut
-            safely, nothing would be left, or a replacement other than ``none`` is asked for.
+            safely, nothing would be left, numbers of a replacement are missing or wrong, or the
+            model was cut before in a way that does not go together with what is asked for.
     """
     refusal = graph_refusal(model)
     if refusal is not None:
         where = f"At node {refusal.node!r}: " if refusal.node else ""
         raise SurgeryError(f"{where}{refusal.reason}.")
     pruned = model.clone()
-    result = DeleteSublayersPass(deletions, renumber_kv=renumber_kv)(pruned)
+    result = DeleteSublayersPass(deletions, replacements=replacements, renumber_kv=renumber_kv)(
+        pruned
+    )
     assert isinstance(result, DeletionResult)
     CleanupPass(keep_debug=keep_debug)(pruned)
     report = PassReport(

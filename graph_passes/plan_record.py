@@ -7,17 +7,35 @@ original layer numbers, since the record says which sublayers are missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import cast, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, get_args
 
 import onnx_ir as ir
 
-from graph_passes.types import SublayerKind, SublayerRef
+from graph_passes.types import Replacement, SublayerKind, SublayerRef
 
 PLAN_KEY = "depthcut.plan"
+REPLACEMENTS_KEY = "depthcut.replacements"
 RENUMBERING_KEY = "depthcut.kv_renumbering"
 
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
+@dataclass(frozen=True)
+class RecordedReplacement:
+    """What took a deleted sublayer's place.
+
+    Attributes:
+        kind: ``none``, ``bias`` or ``linear``.
+        digest: What tells its numbers from others; empty where it isn't known.
+        folded_into: The sublayers to one of which its bias was added: they can't go any more
+            without it.
+    """
+
+    kind: Replacement = "none"
+    digest: str = ""
+    folded_into: tuple[SublayerRef, ...] = ()
 
 
 def recorded(model: ir.Model) -> frozenset[SublayerRef]:
@@ -25,24 +43,61 @@ def recorded(model: ir.Model) -> frozenset[SublayerRef]:
 
     The record only labels what is found, so a foreign or broken one must not stop the surgery.
     """
+    return frozenset(recorded_replacements(model))
+
+
+def recorded_replacements(model: ir.Model) -> dict[SublayerRef, RecordedReplacement]:
+    """The same, with what came in the place of each; an unreadable detail counts as unknown."""
+    details = _entry(model, REPLACEMENTS_KEY, {})
+    found = {}
     try:
-        entries = json.loads(model.metadata_props.get(PLAN_KEY, "[]"))
-        return frozenset(
-            SublayerRef(int(entry["layer"]), cast(SublayerKind, entry["kind"]))
-            for entry in entries
-            if entry["kind"] in get_args(SublayerKind)
-        )
+        for entry in _entry(model, PLAN_KEY, []):
+            if entry["kind"] in get_args(SublayerKind):
+                ref = SublayerRef(int(entry["layer"]), entry["kind"])
+                kind = entry.get("replacement", "none")
+                known = cast(Replacement, kind if kind in get_args(Replacement) else "none")
+                found[ref] = _with_details(known, ref, details)
     except _UNREADABLE:
-        return frozenset()
+        return {}
+    return found
 
 
-def record(model: ir.Model, cut: Iterable[SublayerRef]) -> None:
-    """Adds ``cut`` to the model's record."""
+def _with_details(kind: Replacement, ref: SublayerRef, details: Any) -> RecordedReplacement:
+    try:
+        detail = details[str(ref)]
+        homes = tuple(map(_ref, detail["folded_into"]))
+        return RecordedReplacement(kind, str(detail["bias_sha256"]), homes)
+    except _UNREADABLE:
+        return RecordedReplacement(kind)
+
+
+def _ref(text: str) -> SublayerRef:
+    kind, layer = text.split()
+    return SublayerRef(int(layer), cast(SublayerKind, kind))
+
+
+def _entry(model: ir.Model, key: str, empty: Any) -> Any:
+    try:
+        return json.loads(model.metadata_props.get(key, "null")) or empty
+    except _UNREADABLE:
+        return empty
+
+
+def record(model: ir.Model, cut: Mapping[SublayerRef, RecordedReplacement]) -> None:
+    """Adds what was cut, and what came in its place, to the model's record."""
+    whole = recorded_replacements(model) | dict(cut)
     entries = [
-        {"kind": ref.kind, "layer": ref.layer, "replacement": "none"}
-        for ref in sorted(recorded(model) | set(cut))
+        {"kind": ref.kind, "layer": ref.layer, "replacement": whole[ref].kind}
+        for ref in sorted(whole)
     ]
+    details = {
+        str(ref): {"bias_sha256": r.digest, "folded_into": [str(home) for home in r.folded_into]}
+        for ref, r in whole.items()
+        if r.kind != "none"
+    }
     model.metadata_props[PLAN_KEY] = canonical_json(entries)
+    if details:
+        model.metadata_props[REPLACEMENTS_KEY] = canonical_json(details)
 
 
 def recorded_renumbering(model: ir.Model) -> dict[str, str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from graph_passes.errors import SurgeryError
 from graph_passes.locate import Findings, FoundSite
-from graph_passes.types import Deletion, Refusal, SublayerRef
+from graph_passes.plan_record import RecordedReplacement
+from graph_passes.replacements import ReplacementTensors, digest_of
+from graph_passes.types import Deletion, Refusal, Replacement, SublayerRef
+
+_FROM_THE_ORIGINAL = "Cut the original graph, with all deletions at once."
 
 
 def select(
@@ -21,12 +25,11 @@ def select(
         already: Sublayers whose absence is no error, since they were cut out earlier.
 
     Raises:
-        SurgeryError: Nothing is asked for, something asked for isn't there or can't be cut, a
-            replacement is asked for, or no sublayer would be left.
+        SurgeryError: Nothing is asked for, something asked for isn't there or can't be cut, or no
+            sublayer would be left.
     """
     if not deletions:
         raise SurgeryError("Nothing to delete.", "Name at least one sublayer.")
-    _refuse_replacements(deletions)
     chosen = {site.ref for deletion in deletions for site in _matches(findings, deletion)}
     missing = [d for d in deletions if not _matches(findings, d) and not _is_gone(d, already)]
     if missing:
@@ -70,28 +73,91 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def _matches(findings: Findings, deletion: Deletion) -> list[FoundSite]:
-    return [
-        site
-        for site in findings.sites
-        if site.layer == deletion.layer and deletion.kind in (site.kind, "block")
-    ]
+    return [site for site in findings.sites if _is_meant(site.ref, deletion)]
 
 
 def _is_gone(deletion: Deletion, already: Collection[SublayerRef]) -> bool:
-    return any(
-        ref.layer == deletion.layer and deletion.kind in (ref.kind, "block") for ref in already
-    )
+    return any(_is_meant(ref, deletion) for ref in already)
 
 
 def _names(deletions: Iterable[Deletion]) -> str:
     return ", ".join(dict.fromkeys(f"{d.kind} {d.layer}" for d in deletions))
 
 
-def _refuse_replacements(deletions: Iterable[Deletion]) -> None:
-    for deletion in deletions:
-        if deletion.replacement != "none":
+def replacements_of(
+    sites: Iterable[FoundSite], deletions: Sequence[Deletion]
+) -> dict[SublayerRef, Replacement]:
+    """What takes each site's place: a block's replacement is that of each of its sublayers.
+
+    Args:
+        sites: What :func:`select` chose.
+        deletions: What it chose from.
+
+    Raises:
+        SurgeryError: Two deletions of one sublayer name two replacements.
+    """
+    found = {}
+    for site in sites:
+        kinds = {d.replacement for d in deletions if _is_meant(site.ref, d)}
+        if len(kinds) > 1:
             raise SurgeryError(
-                f"{deletion.kind} {deletion.layer} is to be replaced by "
-                f"{deletion.replacement!r}; the surgery only knows 'none' so far.",
-                "Plan the deletion without a replacement.",
+                f"{site.ref} is to be replaced in two ways: {' and '.join(sorted(kinds))}.",
+                "Name one of them, for the sublayer or for its block.",
             )
+        found[site.ref] = kinds.pop()
+    return found
+
+
+def check_recorded(
+    deletions: Iterable[Deletion],
+    sites: Iterable[FoundSite],
+    earlier: Mapping[SublayerRef, RecordedReplacement],
+    given: Mapping[SublayerRef, ReplacementTensors],
+) -> None:
+    """Holds what is asked for against what was done to the model earlier.
+
+    Args:
+        deletions: What is asked for.
+        sites: Those of them that are still there.
+        earlier: What was cut out, and what came in its place.
+        given: The numbers of the replacements that are asked for.
+
+    Raises:
+        SurgeryError: A sublayer is gone, but something else took its place; or one that is to go
+            holds the bias that took another's place.
+    """
+    for deletion in deletions:
+        for ref, done in earlier.items():
+            if _is_meant(ref, deletion):
+                _check_same(ref, deletion.replacement, done, given.get(ref))
+    chosen = {site.ref for site in sites}
+    for ref, done in earlier.items():
+        if held := sorted(chosen.intersection(done.folded_into)):
+            raise SurgeryError(
+                f"{held[0]} can't be cut: the bias that took the place of {ref} in an earlier cut "
+                "was added to its own.",
+                _FROM_THE_ORIGINAL,
+            )
+
+
+def _check_same(
+    ref: SublayerRef,
+    asked: Replacement,
+    done: RecordedReplacement,
+    given: ReplacementTensors | None,
+) -> None:
+    if asked != done.kind:
+        raise SurgeryError(
+            f"{ref} was cut out of this graph earlier with the replacement {done.kind!r}; "
+            f"now {asked!r} is asked for.",
+            _FROM_THE_ORIGINAL,
+        )
+    if given is not None and done.digest and digest_of(given.bias) != done.digest:
+        raise SurgeryError(
+            f"{ref} was replaced in this graph earlier, by other numbers than those given now.",
+            _FROM_THE_ORIGINAL,
+        )
+
+
+def _is_meant(ref: SublayerRef, deletion: Deletion) -> bool:
+    return ref.layer == deletion.layer and deletion.kind in (ref.kind, "block")

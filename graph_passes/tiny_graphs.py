@@ -11,7 +11,14 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 Form = Literal[
-    "pre_norm", "post_norm", "sandwich", "multiplier", "parallel", "parallel_in_turn", "split_mlp"
+    "pre_norm",
+    "post_norm",
+    "sandwich",
+    "norm_after",
+    "multiplier",
+    "parallel",
+    "parallel_in_turn",
+    "split_mlp",
 ]
 
 HIDDEN, HEADS, HEAD_DIM, VOCABULARY, INNER = 8, 2, 4, 11, 16
@@ -24,9 +31,9 @@ class TinySpec:
 
     Attributes:
         form: How a branch joins the stream. ``post_norm`` is BERT's: norm(x + f(x)); ``sandwich``
-            norms before and after; ``multiplier`` scales the branch; ``parallel`` is
-            (attention + mlp) + x, ``parallel_in_turn`` (x + attention) + mlp; ``split_mlp``
-            adds the MLP in two parts, as shared and routed experts do.
+            norms before and after, ``norm_after`` only after; ``multiplier`` scales the branch;
+            ``parallel`` is (attention + mlp) + x, ``parallel_in_turn`` (x + attention) + mlp;
+            ``split_mlp`` adds the MLP in two parts, as shared and routed experts do.
         layers: How many.
         cache: A decoder with past_key_values inputs and present outputs, causal; else an encoder.
         past_from: The layer from whose key cache the past length is read on behalf of all.
@@ -124,8 +131,8 @@ class _Builder:
         if form in ("parallel", "parallel_in_turn"):
             return self._parallel_layer(x, layer)
         for make in (self._attention, self._mlp):
-            parts = make(x if form == "post_norm" else self._norm(x), layer)
-            if form == "sandwich":
+            parts = make(x if form in ("post_norm", "norm_after") else self._norm(x), layer)
+            if form in ("sandwich", "norm_after"):
                 parts = [self._norm(part) for part in parts]
             elif form == "multiplier":
                 parts = [self._op("Mul", part, self._constant(np.float32(0.22))) for part in parts]

@@ -43,6 +43,9 @@ class ResidualSite:
         parameters: How many weights only this branch uses.
         kv_inputs: The graph inputs of its KV cache (read only by this branch, shapes aside).
         kv_outputs: The graph outputs that only this branch feeds.
+        branch_input: The name of the value ``[..., hidden]`` that all of the branch's work is
+            computed from, which a linear replacement reads: the output of the norm before it, or
+            the stream where there is none. None where no value is that.
     """
 
     layer: int
@@ -53,6 +56,7 @@ class ResidualSite:
     parameters: int
     kv_inputs: tuple[str, ...] = ()
     kv_outputs: tuple[str, ...] = ()
+    branch_input: str | None = None
 
     @property
     def ref(self) -> SublayerRef:
@@ -84,7 +88,11 @@ class GraphSize:
 
 @dataclass(frozen=True)
 class DeletedSublayer:
-    """What one deletion took out of the graph."""
+    """What one deletion took out of the graph, and what came in its place.
+
+    ``parameters_added`` counts the numbers of the replacement that the graph holds for it: those
+    of a bias that could be added to one that is there already are none.
+    """
 
     layer: int
     kind: SublayerKind
@@ -94,6 +102,7 @@ class DeletedSublayer:
     parameters_removed: int
     inputs_removed: tuple[str, ...]
     outputs_removed: tuple[str, ...]
+    parameters_added: int = 0
 
 
 @dataclass(frozen=True)
