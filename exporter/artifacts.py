@@ -141,10 +141,11 @@ class PruningPlan(Artifact):
     predicted: dict[str, float] = Field(default_factory=dict)
 
     def describe(self) -> str:
-        """The deletions in words: ``attention 25, 26; mlp 3``."""
+        """The deletions in words: ``attention 25, 26 (linear); mlp 3``."""
         layers: dict[str, list[str]] = {}
         for deletion in self.deletions:
-            layers.setdefault(deletion.kind, []).append(str(deletion.layer))
+            place = "" if deletion.replacement == "none" else f" ({deletion.replacement})"
+            layers.setdefault(deletion.kind, []).append(f"{deletion.layer}{place}")
         return "; ".join(f"{kind} {', '.join(numbers)}" for kind, numbers in layers.items())
 
 

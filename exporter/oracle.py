@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from exporter.errors import VerificationError
 from exporter.optional import require
 from exporter.oracle_inputs import cases, draw
 from exporter.oracle_verdict import compare_run, judge
+from exporter.oracle_weights import relocated, set_apart
 from exporter.progress import Progress, Task
-from graph_passes.types import Deletion, PassReport
+from graph_passes.types import Deletion, PassReport, SublayerRef
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from graph_passes.replacements import ReplacementTensors
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -42,6 +46,7 @@ def verify_candidate(
     deletions: Sequence[Deletion],
     candidate: Candidate,
     progress: Progress,
+    replacements: Mapping[SublayerRef, ReplacementTensors] | None = None,
 ) -> Verification:
     """Runs both on ONNX Runtime's CPU provider, with random inputs of the graph's own shapes.
 
@@ -56,6 +61,7 @@ def verify_candidate(
         deletions: What was cut.
         candidate: The result.
         progress: Who is told.
+        replacements: The numbers that took the places of deleted branches.
 
     Raises:
         VerificationError: An output differs by more than 1e-4 times its largest value, or 1 if
@@ -73,10 +79,13 @@ def verify_candidate(
     optimise = not any(node.op_type == "QuantizeLinear" for node in original.graph)
     with progress.task("verify against the masked original", 3 * len(inputs)) as task:
         plain = _outputs(runtime, _serialised(original), weights_folder, feeds, task, optimise)
-        masked = _serialised(masked_model(original, deletions))
-        expected = _outputs(runtime, masked, weights_folder, feeds, task, optimise)
+        masked = masked_model(original, deletions, replacements)
+        given = set_apart(masked, runtime)
+        expected = _outputs(
+            runtime, _serialised(masked), weights_folder, feeds, task, optimise, given
+        )
         names = _Names(candidate.made)
-        pruned = candidate.file.read_bytes()
+        pruned = relocated(candidate.file, candidate.weights_folder)
         pruned_feeds = [names.inputs(feed) for feed in feeds]
         folder = candidate.weights_folder
         actual = _outputs(runtime, pruned, folder, pruned_feeds, task, optimise)
@@ -117,9 +126,16 @@ def _serialised(model: ir.Model) -> bytes:
 
 
 def _outputs(
-    runtime: Any, model: bytes, folder: Path, feeds: Sequence[Arrays], task: Task, optimise: bool
+    runtime: Any,
+    model: bytes,
+    folder: Path,
+    feeds: Sequence[Arrays],
+    task: Task,
+    optimise: bool,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Arrays]:
     options = runtime.SessionOptions()
+    options.add_external_initializers(list(given), list(given.values()))
     options.log_severity_level = _ONLY_FATAL
     if not optimise:
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL

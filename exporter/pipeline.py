@@ -22,7 +22,7 @@ from exporter.artifacts import (
     PruningPlan,
     library_versions,
 )
-from exporter.errors import UsageError, VerificationError
+from exporter.errors import PlanError, UsageError, VerificationError
 from exporter.files import sha256_file, staged_directory, write_text
 from exporter.ledger import StageLedger, locked
 from exporter.progress import QUIET, Progress
@@ -193,6 +193,7 @@ class _Road:
 
         path, given = self._ledger.work / "plan.json", self._request.drops.plan
         plan = self._chosen_plan() if given is None else read_plan(given)
+        _refuse_replacements(plan, given)
         layers = self._importance().model.num_layers
         validate_plan(plan, layers, model=self._request.source, path=given)
         self._progress.say("plan: drop " + plan.describe())
@@ -335,6 +336,17 @@ def _refuse_foreign_results(out: Path) -> None:
                 f"{out / name} is there and was not written by depthcut export.",
                 "Use another output folder.",
             )
+
+
+def _refuse_replacements(plan: PruningPlan, path: Path | None) -> None:
+    """PyTorch, which the result is held against, can only skip sublayers."""
+    replaced = [deletion for deletion in plan.deletions if deletion.replacement != "none"]
+    if replaced:
+        raise PlanError(
+            f"{path}: {replaced[0].kind} {replaced[0].layer} is to be replaced "
+            f"({replaced[0].replacement}), which depthcut export can't do.",
+            "Export the model first, and cut its ONNX file: depthcut prune --plan.",
+        )
 
 
 def _file_hash(source: str | None) -> str | None:

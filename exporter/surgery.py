@@ -22,6 +22,7 @@ from exporter.errors import ArtifactError, MissingDependencyError, SurgeryError
 from exporter.files import sha256_file, sha256_files
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
+from exporter.replacement_file import Replacements
 from graph_passes.types import (
     DeletedSublayer,
     Deletion,
@@ -54,6 +55,7 @@ def prune_file(
     deletions: Sequence[PlannedDeletion],
     *,
     plan_sha256: str | None = None,
+    replacements: Replacements | None = None,
     verify: Literal["oracle", "none"] = "oracle",
     weights: Literal["compact", "share"] = "compact",
     renumber_kv: bool = False,
@@ -71,10 +73,12 @@ def prune_file(
         target: The file to write, another than ``source``.
         deletions: What to delete.
         plan_sha256: The hash of the plan file that they come from, for the report.
+        replacements: The numbers for the deletions that name a replacement.
         verify: ``oracle`` runs the result against the original with the branches multiplied by
-            zero, on ONNX Runtime; ``none`` is recorded in the report.
+            zero, plus the replacements, on ONNX Runtime; ``none`` is recorded in the report.
         weights: ``compact`` writes ``<target>.data`` with the weights that are left; ``share``
-            points into the source's data file, which must be in the same folder.
+            points into the source's data file, which must be in the same folder; only what
+            replacements bring goes into the graph, or if it is large into ``<target>.data``.
         renumber_kv: Gives the caches that are left dense numbers.
         keep_debug: Keeps the exporter's notes, which may hold local paths.
         report_path: Where the report goes, in place of an earlier file; by default ``prune.json``
@@ -98,12 +102,17 @@ def prune_file(
     report_path = _report_path(target, report_path)
     model = storage.load_model(source)
     data = storage.data_files(model)
-    own_weights = [storage.data_path(target)] if weights == "compact" else []
-    _refuse_overwriting([source, *data], [target, report_path, *own_weights])
-    storage.refuse_collision(model, target, weights)
+    brings_weights = replacements is not None
+    own_weights = [storage.data_path(target)] if weights == "compact" or brings_weights else []
+    parents = [source, *data, *([replacements.path] if replacements else [])]
+    _refuse_overwriting(parents, [target, report_path, *own_weights])
+    storage.refuse_collision(model, target, weights, brings_weights=brings_weights)
+    numbers = replacements.tensors if replacements else {}
     hashes = _SourceHashes(source, data if weights == "compact" else [])
     asked = [Deletion(d.layer, d.kind, d.replacement) for d in deletions]
-    pruned, passed = prune_graph(model, asked, renumber_kv=renumber_kv, keep_debug=keep_debug)
+    pruned, passed = prune_graph(
+        model, asked, replacements=numbers, renumber_kv=renumber_kv, keep_debug=keep_debug
+    )
     progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
     try:
         with staging(target) as stage, staging(report_path) as report_stage:
@@ -114,8 +123,10 @@ def prune_file(
 
                 folder = stage if weights == "compact" else source.parent
                 candidate = Candidate(stage / target.name, folder, passed)
-                verification = verify_candidate(model, source.parent, asked, candidate, progress)
-            made_from = hashes.made_from(plan_sha256)
+                verification = verify_candidate(
+                    model, source.parent, asked, candidate, progress, numbers
+                )
+            made_from = hashes.made_from(plan_sha256, replacements)
             report = _report(target.name, passed, verification, made_from)
             staged = report.write(report_stage / report_path.name)
             moves = [(file, target.parent / file.name) for file in files]
@@ -193,13 +204,17 @@ class _SourceHashes:
             arguments = (self._weights, data, source.parent)
             Thread(target=_hash_into, args=arguments, daemon=True).start()
 
-    def made_from(self, plan_sha256: str | None) -> dict[str, str]:
+    def made_from(
+        self, plan_sha256: str | None, replacements: Replacements | None
+    ) -> dict[str, str]:
         """Role to hash; waits for the weights' hash."""
         parents = {"model": self._graph}
         if self._weights is not None:
             parents["weights"] = self._weights.result()
         if plan_sha256 is not None:
             parents["plan"] = plan_sha256
+        if replacements is not None:
+            parents["replacements"] = replacements.sha256
         return parents
 
 

@@ -18,6 +18,7 @@ from graph_passes.weight_file import WeightWriter, read_bytes
 Weights = Literal["compact", "share"]
 
 _INLINE_BYTES = 1024
+_MOST_INLINE_BYTES = 1 << 20
 _AGAIN = "It may be cut off: export or copy it again."
 
 
@@ -191,13 +192,15 @@ def save_model(model: ir.Model, path: Path, weights: Weights = "compact") -> Non
         path: The ONNX file to write. An earlier one is replaced.
         weights: ``compact`` writes ``<name>.data`` beside it with the weights that this model
             uses, copied in pieces; ``share`` points into the data files that the weights lie in
-            already, which must be in the folder of ``path``.
+            already, which must be in the folder of ``path``. Weights that are made anew (an
+            ``onnx_ir.LazyTensor``) go into the graph, or if they are large into
+            ``<name>.data``.
 
     Raises:
         OnnxFileError: ``share`` is asked for in another folder, the new files would overwrite
             what the weights come from or what another model reads, or the disk is full.
     """
-    refuse_collision(model, path, weights)
+    refuse_collision(model, path, weights, brings_weights=bool(_new_weights(model)))
     try:
         with staging(path) as stage:
             written = write_files(model, stage, path.name, weights)
@@ -207,20 +210,30 @@ def save_model(model: ir.Model, path: Path, weights: Weights = "compact") -> Non
         raise write_error(path, error) from error
 
 
-def refuse_collision(model: ir.Model, path: Path, weights: Weights) -> None:
+def refuse_collision(
+    model: ir.Model, path: Path, weights: Weights, *, brings_weights: bool = False
+) -> None:
     """Refuses to write where weights stand that someone needs, or to share across folders.
+
+    Args:
+        model: The model that the weights come from.
+        path: The ONNX file to write.
+        weights: See :func:`save_model`.
+        brings_weights: Whether weights come in that none of its data files holds, so that a new
+            one may be written with ``share`` too.
 
     Raises:
         OnnxFileError: With the reason.
     """
     sources = data_files(model)
-    _refuse_foreign(path, [path, data_path(path)] if weights == "compact" else [path])
+    writes_data = weights == "compact" or brings_weights
+    _refuse_foreign(path, [path, data_path(path)] if writes_data else [path])
+    if writes_data and any(_same_file(data_path(path), source) for source in sources):
+        raise OnnxFileError(
+            f"{data_path(path)} holds the weights that the model is read from.",
+            "Write the result under another name.",
+        )
     if weights == "compact":
-        if any(_same_file(data_path(path), source) for source in sources):
-            raise OnnxFileError(
-                f"{data_path(path)} holds the weights that the model is read from.",
-                "Write the result under another name.",
-            )
         return
     for source in sources:
         if source.parent.resolve() != path.parent.resolve():
@@ -284,16 +297,26 @@ def write_files(model: ir.Model, folder: Path, name: str, weights: Weights) -> l
         The files, in the order in which they are to appear.
     """
     graph_file = folder / name
-    if weights == "share":
-        graph_file.write_bytes(_serialised(model))
-        return [graph_file]
+    moved: Iterable[ir.Value] = _initializers(model) if weights == "compact" else _large(model)
     weight_file = data_path(graph_file)
     with WeightWriter(weight_file) as writer:
-        replaced = {value: _rehoused(value, writer) for value in _initializers(model)}
+        replaced = {value: _rehoused(value, writer) for value in moved}
     if not writer.size:
         weight_file.unlink()
     graph_file.write_bytes(_serialised_with(model, replaced.items()))
     return [weight_file, graph_file] if writer.size else [graph_file]
+
+
+def _new_weights(model: ir.Model) -> list[ir.Value]:
+    """The initializers that are made when they are asked for, and so lie in no file yet."""
+    return [v for v in _initializers(model) if isinstance(v.const_value, ir.LazyTensor)]
+
+
+def _large(model: ir.Model) -> list[ir.Value]:
+    """The new weights, if they are too large together for the graph's own file."""
+    new = _new_weights(model)
+    size = sum(value.const_value.nbytes for value in new if value.const_value is not None)
+    return new if size > _MOST_INLINE_BYTES else []
 
 
 def _rehoused(value: ir.Value, writer: WeightWriter) -> ir.TensorProtocol | None:

@@ -62,12 +62,15 @@ def prune(
     from exporter.errors import UsageError
     from exporter.files import refuse_overwriting, sha256_file
     from exporter.planning import parse_drops, read_plan
+    from exporter.replacement_file import read_replacements
     from exporter.surgery import prune_file
 
     if (plan_path is None) == (not drops):
         raise UsageError("Say what to drop:", "--plan FILE or --drop KIND:LAYERS, one of them.")
     plan = parse_drops(drops) if plan_path is None else read_plan(plan_path)
+    replacements = None
     if plan_path is not None:
+        replacements = read_replacements(plan, plan_path)
         for written in (output, report_path or output.with_name("prune.json")):
             refuse_overwriting(written, [plan_path])
     report = prune_file(
@@ -75,6 +78,7 @@ def prune(
         output,
         plan.deletions,
         plan_sha256=sha256_file(plan_path) if plan_path else None,
+        replacements=replacements,
         verify=verify,
         weights=weights,
         renumber_kv=renumber_kv,
@@ -82,8 +86,10 @@ def prune(
         report_path=report_path,
         progress=progress,
     )
+    replaced = sum(entry.replacement != "none" for entry in report.deleted)
+    place = f", {replaced} of them replaced" if replaced else ""
     line = (
-        f"{len(report.deleted)} sublayers deleted: {report.before.nodes} -> {report.after.nodes}"
+        f"{len(report.deleted)} sublayers deleted{place}: {report.before.nodes} -> {report.after.nodes}"
         f" nodes, {report.before.bytes / 1e6:.1f} -> {report.after.bytes / 1e6:.1f} MB of weights,"
         f" verification: {_verification(report.verification, verify)}"
     )

@@ -1,0 +1,170 @@
+"""Reads the numbers of a plan's replacements from its safetensors file. Needs no PyTorch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from exporter.artifacts import PlannedDeletion, PruningPlan
+from exporter.errors import PlanError, first_line
+from exporter.files import sha256_file
+from graph_passes.types import SublayerKind, SublayerRef
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graph_passes.replacements import ReplacementTensors
+
+_KEY = re.compile(rf"({'|'.join(get_args(SublayerKind))})\.(\d+)\.(weight|bias)")
+_KEYS_HINT = "Keys are <kind>.<layer>.bias and, for linear, <kind>.<layer>.weight."
+_DTYPES = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
+
+
+@dataclass(frozen=True)
+class Replacements:
+    """What a plan's replacements consist of.
+
+    Attributes:
+        path: The file.
+        sha256: Its hash.
+        tensors: For each sublayer its numbers; a weight is read whenever it is asked for.
+    """
+
+    path: Path
+    sha256: str
+    tensors: Mapping[SublayerRef, ReplacementTensors]
+
+
+def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None:
+    """Opens the file of fitted replacements that a plan names.
+
+    Each sublayer that is replaced has ``<kind>.<layer>.bias`` [hidden], and for ``linear``
+    ``<kind>.<layer>.weight`` [hidden_out, hidden_in] too; a block has those of its sublayers. All
+    in float32, float16 or bfloat16. Shapes are held against the graph only when it is cut.
+
+    Args:
+        plan: The plan.
+        plan_path: Its file; the path in the plan is relative to its folder, and leads nowhere
+            else.
+
+    Returns:
+        None where the plan replaces nothing.
+
+    Raises:
+        PlanError: The file is missing, outside the plan's folder, not the one that the plan was
+            made with, or not valid; or it lacks what the plan needs, or holds more than that.
+    """
+    replaced = [deletion for deletion in plan.deletions if deletion.replacement != "none"]
+    if plan.replacements is None:
+        if replaced:
+            raise PlanError(
+                f"{plan_path}: {replaced[0].kind} {replaced[0].layer} is to be replaced "
+                f"({replaced[0].replacement}), but the plan names no file with the numbers.",
+                "Name it under $.replacements: path and sha256 of a safetensors file.",
+            )
+        return None
+    path = _located(plan.replacements.path, plan_path)
+    sha256 = sha256_file(path)
+    if sha256 != plan.replacements.sha256.lower():
+        raise PlanError(
+            f"{path} is not the file that {plan_path} was made with: its SHA-256 is {sha256}.",
+            "Make the plan again, or bring the file back.",
+        )
+    found = dict(_opened(path))
+    _check_keys(path, set(found), replaced)
+    return Replacements(path, sha256, _paired(found))
+
+
+def _located(name: str, plan_path: Path) -> Path:
+    path = plan_path.parent / name
+    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not inside or not path.resolve().is_relative_to(plan_path.parent.resolve()):
+        raise PlanError(
+            f"{plan_path}: $.replacements.path: {name!r} leads out of the plan's folder.",
+            "Put the file beside the plan.",
+        )
+    if not path.is_file():
+        raise PlanError(f"{plan_path}: $.replacements.path: {path} does not exist.")
+    return path
+
+
+def _opened(path: Path) -> Iterator[tuple[tuple[SublayerRef, str], ir.LazyTensor]]:
+    """Each sublayer and part with its tensor, which is not read yet."""
+    import onnx_ir
+    from safetensors import SafetensorError, safe_open
+
+    def read(key: str) -> ir.TensorProtocol:
+        with safe_open(path, framework="numpy") as file:
+            return onnx_ir.tensor(file.get_tensor(key))
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for key in file.keys():  # noqa: SIM118  # no mapping
+                part = file.get_slice(key)
+                dtype, shape = _DTYPES.get(part.get_dtype()), part.get_shape()
+                if dtype is None:
+                    raise PlanError(
+                        f"{path}: {key} is of type {part.get_dtype()}.",
+                        f"Types that can be read are {', '.join(_DTYPES)}.",
+                    )
+                yield (
+                    _named(path, key),
+                    onnx_ir.LazyTensor(
+                        partial(read, key),
+                        dtype=onnx_ir.DataType[dtype],
+                        shape=onnx_ir.Shape(shape),
+                        name=key,
+                    ),
+                )
+    except (SafetensorError, OSError) as error:
+        raise PlanError(f"{path} is not a valid safetensors file: {first_line(error)}.") from error
+
+
+def _named(path: Path, key: str) -> tuple[SublayerRef, str]:
+    match = _KEY.fullmatch(key)
+    if match is None:
+        raise PlanError(f"{path}: {key!r} names no part of a replacement.", _KEYS_HINT)
+    return SublayerRef(int(match[2]), cast(SublayerKind, match[1])), match[3]
+
+
+def _check_keys(
+    path: Path, found: set[tuple[SublayerRef, str]], replaced: list[PlannedDeletion]
+) -> None:
+    """Nothing is lacking that can be told without the graph, and nothing is left over."""
+    for deletion in replaced:
+        if deletion.kind == "block":
+            continue  # of what sublayers it consists, the graph knows
+        ref = SublayerRef(deletion.layer, deletion.kind)
+        for part in ("bias", "weight") if deletion.replacement == "linear" else ("bias",):
+            if (ref, part) not in found:
+                raise PlanError(f"{path} lacks {_key(ref, part)}.", _KEYS_HINT)
+    for ref, part in sorted(found):
+        kinds = {d.replacement for d in replaced if _is_meant(ref, d)}
+        if not kinds or (part == "weight" and "linear" not in kinds):
+            raise PlanError(
+                f"{path} holds {_key(ref, part)}, which the plan has no use for.",
+                "It may belong to another plan.",
+            )
+        if part == "weight" and (ref, "bias") not in found:
+            raise PlanError(f"{path} lacks {_key(ref, 'bias')}.", _KEYS_HINT)
+
+
+def _is_meant(ref: SublayerRef, deletion: PlannedDeletion) -> bool:
+    return ref.layer == deletion.layer and deletion.kind in (ref.kind, "block")
+
+
+def _key(ref: SublayerRef, part: str) -> str:
+    return f"{ref.kind}.{ref.layer}.{part}"
+
+
+def _paired(
+    found: Mapping[tuple[SublayerRef, str], ir.LazyTensor],
+) -> dict[SublayerRef, ReplacementTensors]:
+    from graph_passes.replacements import ReplacementTensors
+
+    refs: dict[SublayerRef, Any] = dict.fromkeys(ref for ref, _ in found)
+    return {ref: ReplacementTensors(found[ref, "bias"], found.get((ref, "weight"))) for ref in refs}
