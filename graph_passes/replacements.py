@@ -121,7 +121,8 @@ def _fit_one(
 def _stream_form(site: FoundSite) -> tuple[ir.DataType, int]:
     """The dtype and the width of what a site adds to the stream."""
     values = [site.tree.add.outputs[0], *(leaf.value for leaf in site.leaves), site.tree.skip]
-    dtype, hidden = float_type(values), width(values)
+    alike = [] if isinstance(site.branch_input, str) else [site.branch_input]
+    dtype, hidden = float_type(values), width([*values, *alike])
     if dtype is None or hidden is None:
         lacking = "dtype" if dtype is None else "width"
         raise SurgeryError(

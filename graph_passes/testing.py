@@ -125,7 +125,8 @@ class _Addition:
         operand = joint.outputs[0]
         total = ir.Node("", "Add", [operand, operand])
         result = total.outputs[0]
-        result.type, result.shape = operand.type, operand.shape
+        if operand.type is not None:
+            result.type, result.shape = operand.type, operand.shape
         if operand.is_graph_output():
             operand.name, result.name = f"{operand.name}.masked", operand.name
         operand.replace_all_uses_with(result, replace_graph_outputs=True)

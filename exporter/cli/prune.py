@@ -89,7 +89,8 @@ def prune(
     replaced = sum(entry.replacement != "none" for entry in report.deleted)
     place = f", {replaced} of them replaced" if replaced else ""
     line = (
-        f"{len(report.deleted)} sublayers deleted{place}: {report.before.nodes} -> {report.after.nodes}"
+        f"{len(report.deleted)} sublayers deleted{place}: "
+        f"{report.before.nodes} -> {report.after.nodes}"
         f" nodes, {report.before.bytes / 1e6:.1f} -> {report.after.bytes / 1e6:.1f} MB of weights,"
         f" verification: {_verification(report.verification, verify)}"
     )
