@@ -1,0 +1,227 @@
+"""From a plan with a safetensors file to a pruned ONNX file, and what is refused on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from safetensors.numpy import save_file
+
+import exporter.cli as command_line
+from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan, ReplacementsRef
+from exporter.errors import OnnxFileError, PlanError, SurgeryError, VerificationError
+from exporter.files import sha256_file
+from exporter.planning import read_plan
+from exporter.replacement_file import Replacements, read_replacements
+from exporter.surgery import prune_file
+from graph_passes import ReplacementTensors, SublayerRef, storage, testing
+from graph_passes.storage import load_model, save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+RNG = np.random.default_rng(0)
+TENSORS: dict[str, Any] = {
+    "attention.1.weight": RNG.standard_normal((8, 8)).astype(ml_dtypes.bfloat16),
+    "attention.1.bias": RNG.standard_normal(8).astype(np.float16),
+    "mlp.0.bias": RNG.standard_normal(8).astype(np.float32),
+}
+DELETIONS = [
+    PlannedDeletion(layer=1, kind="attention", replacement="linear"),
+    PlannedDeletion(layer=0, kind="mlp", replacement="bias"),
+    PlannedDeletion(layer=2, kind="mlp"),
+]
+
+
+def write_plan(
+    folder: Path,
+    tensors: dict[str, Any] = TENSORS,
+    deletions: list[PlannedDeletion] = DELETIONS,
+    **reference: str,
+) -> Path:
+    """``plan.json`` and ``numbers.safetensors``; ``reference`` changes what the plan says of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "numbers.safetensors")
+    known = {"path": "numbers.safetensors", "sha256": sha256_file(folder / "numbers.safetensors")}
+    plan = PruningPlan(deletions=deletions, replacements=ReplacementsRef(**{**known, **reference}))
+    return plan.write(folder / "plan.json")
+
+
+def read(plan_path: Path) -> Replacements:
+    found = read_replacements(read_plan(plan_path), plan_path)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # tiny weights go to the data file too
+    path = tmp_path / "source" / "model.onnx"
+    save_model(tiny_model(TinySpec()), path)
+    return path
+
+
+def test_numbers_come_as_they_were_written(tmp_path: Path) -> None:
+    found = read(write_plan(tmp_path))
+    assert found.sha256 == sha256_file(tmp_path / "numbers.safetensors")
+    assert sorted(found.tensors) == [SublayerRef(0, "mlp"), SublayerRef(1, "attention")]
+    linear = found.tensors[SublayerRef(1, "attention")]
+    assert isinstance(linear.weight, ir.LazyTensor)
+    assert linear.weight.dtype == ir.DataType.BFLOAT16
+    assert np.array_equal(linear.weight.numpy(), TENSORS["attention.1.weight"])
+    assert found.tensors[SublayerRef(0, "mlp")].weight is None
+
+
+def test_a_plan_is_carried_out_from_the_command_line(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan, target = write_plan(tmp_path / "plan"), tmp_path / "out" / "m.onnx"
+    assert command_line.run(["prune", str(source), "-o", str(target), "--plan", str(plan)]) == 0
+    assert "3 sublayers deleted, 2 of them replaced: " in "".join(capfd.readouterr())
+    report = PruneReport.read(tmp_path / "out" / "prune.json")
+    assert report.verification.passed
+    assert report.made_from["replacements"] == read(plan).sha256
+    told = {(e.kind, e.layer): (e.replacement, e.parameters_added) for e in report.deleted}
+    assert told == {
+        ("mlp", 0): ("bias", 8), ("attention", 1): ("linear", 72), ("mlp", 2): ("none", 0),
+    }  # fmt: skip
+    removed = sum(entry.parameters_removed for entry in report.deleted)
+    assert report.before.parameters - removed + 80 == report.after.parameters
+    recorded = json.loads(load_model(target).metadata_props["depthcut.plan"])
+    assert [entry["replacement"] for entry in recorded] == ["bias", "linear", "none"]
+    onnx.checker.check_model(str(target), full_check=True)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_shared_weights_stay_where_they_are(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(storage, "_MOST_INLINE_BYTES", limit)
+    before = source.with_name("model.onnx.data").read_bytes()
+    target = source.with_name("m.onnx")
+    found = read(write_plan(tmp_path / "plan"))
+    report = prune_file(source, target, DELETIONS, replacements=found, weights="share")
+    assert report.verification.passed
+    own = target.with_name("m.onnx.data")
+    assert own.exists() == (limit == 0)
+    assert not own.exists() or own.stat().st_size == 8 * 8 * 4
+    assert source.with_name("model.onnx.data").read_bytes() == before
+    onnx.checker.check_model(str(target), full_check=True)
+    again = prune_file(source, target, DELETIONS[2:], weights="share")
+    assert again.verification.passed
+    assert not own.exists()
+
+
+def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
+    found = read(write_plan(tmp_path / "plan"))
+    model = load_model(source)
+    save_model(model, source.with_name("other.onnx"))
+    for file in ("other.onnx", "other.onnx.data"):
+        source.with_name(file).rename(source.with_name(file.replace("other", "m")))
+    source.with_name("m.onnx").rename(source.with_name("other.onnx"))
+    proto = onnx.load(source.with_name("other.onnx"), load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = entry.value.replace("other", "m")
+    source.with_name("other.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(OnnxFileError, match=r"m\.onnx\.data holds weights of other\.onnx"):
+        prune_file(
+            source, source.with_name("m.onnx"), DELETIONS, replacements=found, weights="share"
+        )
+
+
+def test_the_numbers_can_not_be_the_target(source: Path, tmp_path: Path) -> None:
+    found = read(write_plan(tmp_path))
+    with pytest.raises(SurgeryError, match="is the source"):
+        prune_file(source, found.path, DELETIONS, replacements=found)
+
+
+def test_verification_catches_other_numbers(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read(write_plan(tmp_path / "plan"))
+    right = testing.masked_model
+
+    def wrong(model: ir.Model, deletions: Any, given: Any) -> ir.Model:
+        ref = SublayerRef(1, "attention")
+        turned = np.ascontiguousarray(given[ref].weight.numpy().T)
+        return right(model, deletions, {**given, ref: ReplacementTensors(given[ref].bias, turned)})
+
+    monkeypatch.setattr(testing, "masked_model", wrong)
+    with pytest.raises(VerificationError, match="differs"):
+        prune_file(source, tmp_path / "out" / "m.onnx", DELETIONS, replacements=found)
+    assert not (tmp_path / "out").exists()
+
+
+def without(*keys: str) -> dict[str, Any]:
+    return {key: value for key, value in TENSORS.items() if key not in keys}
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    r"lacks attention\.1\.weight": without("attention.1.weight"),
+    r"lacks attention\.1\.bias": without("attention.1.bias"),
+    r"lacks mlp\.0\.bias": without("mlp.0.bias"),
+    r"holds mlp\.7\.bias, which the plan has no use for": TENSORS | {"mlp.7.bias": np.ones(8)},
+    r"holds mlp\.0\.weight": TENSORS | {"mlp.0.weight": TENSORS["attention.1.weight"]},
+    r"'attn\.1\.bias' names no part": TENSORS | {"attn.1.bias": TENSORS["mlp.0.bias"]},
+    r"mlp\.0\.bias is of type I64": TENSORS | {"mlp.0.bias": np.ones(8, np.int64)},
+}
+
+
+@pytest.mark.parametrize("reason", WRONG)
+def test_wrong_keys_are_refused(reason: str, tmp_path: Path) -> None:
+    tensors = {k: v.astype(np.float32) if v.dtype == float else v for k, v in WRONG[reason].items()}
+    with pytest.raises(PlanError, match=reason):
+        read(write_plan(tmp_path, tensors))
+
+
+def test_a_file_out_of_the_plans_folder_is_refused(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    numbers = tmp_path / "numbers.safetensors"
+    for path in ("../numbers.safetensors", str(numbers)):
+        with pytest.raises(PlanError, match="leads out of the plan's folder"):
+            read(write_plan(tmp_path / "plan", path=path))
+    (tmp_path / "plan" / "link.safetensors").symlink_to(numbers)
+    with pytest.raises(PlanError, match="leads out of the plan's folder"):
+        read(write_plan(tmp_path / "plan", path="link.safetensors"))
+
+
+def test_another_file_than_the_plans_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="is not the file that"):
+        read(write_plan(tmp_path, sha256="0" * 64))
+    with pytest.raises(PlanError, match="does not exist"):
+        read(write_plan(tmp_path, path="other.safetensors"))
+
+
+def test_a_broken_file_is_refused(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    (tmp_path / "numbers.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
+    known = ReplacementsRef(
+        path="numbers.safetensors", sha256=sha256_file(tmp_path / "numbers.safetensors")
+    )
+    PruningPlan(deletions=DELETIONS, replacements=known).write(plan)
+    with pytest.raises(PlanError, match="is not a valid safetensors file"):
+        read(plan)
+
+
+def test_a_plan_without_a_file_replaces_nothing(tmp_path: Path) -> None:
+    plan = PruningPlan(deletions=DELETIONS)
+    with pytest.raises(PlanError, match=r"attention 1 is to be replaced .* names no file"):
+        read_replacements(plan, tmp_path / "plan.json")
+    assert read_replacements(PruningPlan(deletions=DELETIONS[2:]), tmp_path / "plan.json") is None
+
+
+def test_a_block_takes_the_numbers_of_its_sublayers(source: Path, tmp_path: Path) -> None:
+    block = [PlannedDeletion(layer=1, kind="block", replacement="bias")]
+    tensors = {f"{kind}.1.bias": TENSORS["mlp.0.bias"] for kind in ("attention", "mlp")}
+    found = read(write_plan(tmp_path / "plan", tensors, block))
+    report = prune_file(source, tmp_path / "out" / "m.onnx", block, replacements=found)
+    assert report.verification.passed
+    del tensors["mlp.1.bias"]
+    found = read(write_plan(tmp_path / "plan", tensors, block))
+    with pytest.raises(SurgeryError, match=r"mlp 1 is to be replaced .* no numbers"):
+        prune_file(source, tmp_path / "out" / "m.onnx", block, replacements=found)
