@@ -29,11 +29,13 @@ from graph_support import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from replacement_support import Given, numbers, plan, replaced_error
+from test_caches import _Cached, _CrossAttention
+from test_runtime_graphs import CASES as QUANTISED
 from test_runtime_graphs import MAKERS
 
 from graph_passes import Deletion, ReplacementTensors, SublayerRef, SurgeryError, prune_graph
 from graph_passes.testing import masked_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from graph_passes.tiny_graphs import TinySpec, tiny_feed, tiny_model
 
 # Sums are taken in another order, and a bias is rounded once more; relative to the largest output.
 TOLERANCE = 2e-6
@@ -97,8 +99,7 @@ def test_any_model_any_replacements(spec: TinySpec, data: st.DataObject) -> None
         check_counts(model, deletions, given)
 
 
-@pytest.mark.parametrize("maker", MAKERS)
-@pytest.mark.parametrize("name", ["pre_norm", "post_norm_encoder"])
+@pytest.mark.parametrize(("maker", "name"), QUANTISED)
 def test_quantised_and_optimised_graphs(maker: str, name: str, tmp_path: Path) -> None:
     model = MAKERS[maker](form(name, layers=2), tmp_path)
     deletions = plan(("attention", 0, "linear"), ("mlp", 0, "bias"), ("attention", 1, "bias"))
@@ -324,6 +325,24 @@ def test_a_block_takes_a_replacement_for_each_of_its_sublayers() -> None:
     del given[SublayerRef(1, "mlp")]
     with pytest.raises(SurgeryError, match=r"mlp 1 is to be replaced .* but no numbers are given"):
         prune_graph(model, deletions, replacements=given)
+
+
+@pytest.mark.parametrize("builder", [_CrossAttention, _Cached])
+def test_cross_attention_is_replaced_too(builder: type[_CrossAttention]) -> None:
+    model = builder(TinySpec(layers=2), 0).build()
+    rng = np.random.default_rng(0)
+    feed = tiny_feed(model, seq=3, past=2)
+    for name in feed:
+        if "encoder" in name:
+            shape = (2, 5, 8) if "states" in name else (2, 2, 5, 4)
+            feed[name] = rng.standard_normal(shape).astype(np.float32)
+    deletions = plan(("attention", 0, "bias"), ("cross_attention", 0, "linear"), ("mlp", 1, "bias"))
+    given = numbers(model, deletions)
+    assert replaced_error(model, deletions, given, inputs=[feed]) <= TOLERANCE
+    wrong = numbers(model, deletions, seed=1)
+    assert replaced_error(model, deletions, given, inputs=[feed], other=wrong) > 1e-2
+    pruned, _ = prune_graph(model, deletions, replacements=given)
+    assert not any(".0.encoder" in (value.name or "") for value in pruned.graph.inputs)
 
 
 def test_one_sublayer_can_not_be_replaced_in_two_ways() -> None:
