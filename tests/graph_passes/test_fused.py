@@ -313,8 +313,8 @@ def test_verification_catches_a_wrong_fused_graph(
     save_model(fused_model(FUSED["genai_bias"]), tmp_path / "source.onnx")
     right = fused_norms.join
 
-    def wrong(graph: ir.Graph, parts: list[fused_norms.Apart]) -> None:
-        right(graph, parts)
+    def wrong(graph: ir.Graph, parts: list[fused_norms.Apart], biases: set[ir.Node]) -> None:
+        right(graph, parts, biases)
         norm = next(n for n in graph if n.op_type.startswith("Skip"))
         norm.replace_input_with(3, None)  # the bias of the branch that stays
 
