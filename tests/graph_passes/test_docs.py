@@ -16,12 +16,13 @@ def test_the_examples_run_one_after_the_other(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
-    assert len(examples) == 6
+    assert len(examples) == 7
     scope: dict[str, Any] = {}
     for number, example in enumerate(examples):
         exec(compile(example, f"example {number}", "exec"), scope)
     printed = capsys.readouterr().out
     assert "1 attention" in printed
+    assert "linear 72" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "pruned.onnx"]
 
 
