@@ -12,6 +12,7 @@ __all__ = [
     "CalibrationError",
     "ComparisonError",
     "DepthcutError",
+    "EngineError",
     "ExportError",
     "MissingDependencyError",
     "ModelSourceError",
@@ -75,6 +76,10 @@ class VerificationError(SurgeryError):
 
 class BackendError(DepthcutError):
     """An execution backend can't load or run the model as asked."""
+
+
+class EngineError(DepthcutError):
+    """An engine can't be built, or is not for this machine, or not what its sidecar says."""
 
 
 class ComparisonError(DepthcutError):

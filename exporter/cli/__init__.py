@@ -13,8 +13,11 @@ from collections.abc import Sequence
 
 import click
 
+from exporter.cli.build import build
+from exporter.cli.check_engine import check_engine
 from exporter.cli.compare import compare
 from exporter.cli.console import ConsoleProgress
+from exporter.cli.doctor import doctor
 from exporter.cli.export import export
 from exporter.cli.inspect import inspect
 from exporter.cli.options import show_version
@@ -38,7 +41,7 @@ def cli() -> None:
     """
 
 
-for command in (export, score, plan, prune, compare, inspect):
+for command in (export, score, plan, prune, build, compare, inspect, check_engine, doctor):
     cli.add_command(command)
 
 

@@ -1,0 +1,98 @@
+"""`depthcut build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.engine_options import backend_option, building_options, shape_options
+from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity_options
+
+if TYPE_CHECKING:
+    from exporter.engine.flavours import Backend
+    from exporter.engine.settings import Compatibility
+    from exporter.engine.sidecar import EngineRecord
+
+
+@click.command()
+@click.argument("model", type=EXISTING_FILE)
+@click.option(
+    "-o", "--output", type=ANY_PATH, required=True,
+    help="The engine's file, or a folder, where it is named after what it is.",
+)  # fmt: skip
+@backend_option
+@shape_options
+@building_options
+@json_option
+@verbosity_options
+@click.pass_obj
+def build(
+    progress: ConsoleProgress,
+    /,
+    model: Path,
+    output: Path,
+    *,
+    backend: Backend,
+    phases: str | None,
+    split: bool,
+    batch: str | None,
+    prompt: str | None,
+    context: str | None,
+    dims: tuple[str, ...],
+    compute_capabilities: str | None,
+    optimization_level: int | None,
+    workspace: int | None,
+    timing_cache: Path | None,
+    hardware_compatibility: Compatibility,
+    version_compatible: bool,
+    strip_weights: bool,
+    refittable: bool,
+    detailed: bool,
+    tf32: bool,
+    as_json: bool,
+) -> None:
+    """Build an engine from an ONNX file, with a record of what it is beside it."""
+    from exporter.engine.build import build_engines
+    from exporter.engine.profiles import read_ranges
+    from exporter.engine.settings import BuildSettings
+
+    settings = BuildSettings(
+        compute_capabilities=tuple(filter(None, (compute_capabilities or "").lower().split(","))),
+        optimization_level=optimization_level,
+        workspace_bytes=workspace,
+        hardware_compatibility=hardware_compatibility,
+        version_compatible=version_compatible,
+        strip_weights=strip_weights,
+        refittable=refittable,
+        detailed=detailed,
+        tf32=tf32,
+    )
+    built = build_engines(
+        model,
+        output,
+        phases=tuple(phases.split(",")) if phases else None,
+        split=split,
+        ranges=read_ranges(batch=batch, prompt=prompt, context=context, dims=dims),
+        backend=backend,
+        settings=settings,
+        timing_cache=timing_cache,
+        progress=progress,
+    )
+    for path, record in built:
+        click.echo(record.to_json() if as_json else f"{_line(record)}\n{path}", nl=not as_json)
+
+
+def _line(record: EngineRecord) -> str:
+    from exporter.engine.driver import ask_driver
+    from exporter.engine.sidecar import built_for
+
+    phases = " and ".join(entry.phase for entry in record.profiles)
+    problem = ask_driver().problem
+    return (
+        f"{phases}: {record.engine_bytes / 1e6:.1f} MB, {sum(record.layers.values())} layers from "
+        f"{record.network_layers}, in {record.total_s:.1f} s, for {built_for(record)}"
+        + (f"; built, not run: {problem}" if problem else "")
+    )

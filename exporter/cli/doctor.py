@@ -1,0 +1,29 @@
+"""`depthcut doctor`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from exporter.cli.options import json_option
+
+
+@click.command()
+@json_option
+def doctor(*, as_json: bool) -> None:
+    """Tell what this machine can do, and which extra brings what is missing.
+
+    Exit code 0 when ONNX files can be pruned, verified and compared here.
+    """
+    from exporter.cli.results import print_rows
+    from exporter.doctor import diagnose
+
+    found = diagnose()
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+    else:
+        rows = [(p.name, p.found or "missing", p.serves, p.remedy) for p in found.pieces]
+        print_rows(("piece", "found", "for", "to do"), rows)
+    click.get_current_context().exit(0 if found.fit else 1)

@@ -1,0 +1,88 @@
+"""Options of the commands that deal with engines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from exporter.cli.options import ANY_PATH
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+backend_option = click.option(
+    "--backend", type=click.Choice(["tensorrt-rtx", "tensorrt"]), default="tensorrt-rtx",
+    show_default=True, help="Which library; TensorRT needs the card that is to run the engine.",
+)  # fmt: skip
+
+
+class Size(click.ParamType[int]):
+    """Bytes, with a unit or without: ``4G``, ``512M``."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Reads it; a number from code passes."""
+        found = re.fullmatch(r"(\d+)([kmg]?)i?b?", str(value).strip().lower())
+        if not found:
+            self.fail(f"{value!r} is no size such as 4G or 512M", param, ctx)
+        return int(found.group(1)) * _UNITS[found.group(2)]
+
+
+def shape_options(function: _F) -> _F:
+    """Adds what says which shapes an engine serves."""
+    for option in (
+        click.option(
+            "--dim", "dims", multiple=True, metavar="NAME=RANGE",
+            help="Range of another free axis of the graph, such as height=224:224:448.",
+        ),
+        click.option("--context", metavar="RANGE", help="Filled cache in decode. [1:512:4096]"),
+        click.option(
+            "--prompt", metavar="RANGE", help="Tokens in a prefill or encoder. [1:512:2048]"
+        ),
+        click.option("--batch", metavar="RANGE", help="MIN:USUAL:MAX, or one number. [1]"),
+        click.option(
+            "--split", is_flag=True, help="One engine for each profile, instead of one for all."
+        ),
+        click.option(
+            "--profile", "phases", metavar="PHASE,PHASE",
+            help="prefill, decode, encode. [prefill,decode with a cache, else encode]",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def building_options(function: _F) -> _F:
+    """Adds what says how an engine is built."""
+    for option in (
+        click.option("--tf32", is_flag=True, help="Let fp32 products be rounded to TF32."),
+        click.option("--detailed", is_flag=True, help="Keep the layers' names and shapes."),
+        click.option("--refittable", is_flag=True, help="Weights can be exchanged later."),
+        click.option("--strip-weights", is_flag=True, help="Leave the weights out, for a refit."),
+        click.option(
+            "--version-compatible", is_flag=True, help="TensorRT: for later versions too."
+        ),
+        click.option(
+            "--hardware-compatibility", default="none", show_default=True,
+            type=click.Choice(["none", "ampere+", "same-compute-capability"]),
+            help="TensorRT: for other cards too.",
+        ),
+        click.option(
+            "--timing-cache", type=ANY_PATH,
+            help="TensorRT: remembers timed tactics; the same cache gives like engines.",
+        ),
+        click.option("--workspace", type=Size(), help="The most scratch memory, such as 4G."),
+        click.option(
+            "--optimization-level", type=click.IntRange(0, 5), help="0 quick to 5 thorough."
+        ),
+        click.option(
+            "--compute-capability", "compute_capabilities", metavar="SM,SM",
+            help="TensorRT-RTX: build for these, such as sm80,sm89,sm120.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function

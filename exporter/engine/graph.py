@@ -1,0 +1,59 @@
+"""What an ONNX file tells about the engine that it will become."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_FLOATS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """Facts of a graph.
+
+    Attributes:
+        precision: The float type of most of its weights: ``fp32``, ``fp16``, ``bf16``; with
+            ``int8``, ``int4`` or ``fp8`` behind it where weights are quantised.
+        plan: What was cut out of it, from its metadata.
+        operators: Each operator, its domain before it, and the names of the nodes that use it.
+    """
+
+    precision: str
+    plan: list[dict[str, Any]]
+    operators: dict[str, list[str]]
+
+
+def graph_facts(path: Path) -> GraphFacts:
+    """Reads a graph without its weights.
+
+    Raises:
+        OnnxFileError: The file can't be read.
+    """
+    from graph_passes.plan_record import PLAN_KEY
+    from graph_passes.storage import load_model
+
+    model = load_model(path)
+    operators: dict[str, list[str]] = {}
+    for node in model.graph.all_nodes():
+        name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        operators.setdefault(name, []).append(node.name or "")
+    plan = json.loads(model.metadata_props.get(PLAN_KEY, "[]"))
+    return GraphFacts(_precision(model), plan, operators)
+
+
+def _precision(model: Any) -> str:
+    sizes: Counter[str] = Counter()
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            sizes[value.const_value.dtype.name] += value.const_value.size
+    floats = {_FLOATS[name]: size for name, size in sizes.items() if name in _FLOATS}
+    main = max(floats, key=floats.__getitem__, default="fp32")
+    quantised = [name for name in ("INT4", "UINT4", "INT8", "UINT8", "FLOAT8E4M3FN") if sizes[name]]
+    most = max(quantised, key=sizes.__getitem__, default="")
+    if not most or sizes[most] * 2 < sum(floats.values()):
+        return main
+    return f"{main}-{'fp8' if most.startswith('FLOAT8') else most.lower().lstrip('u')}"

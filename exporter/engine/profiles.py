@@ -1,0 +1,213 @@
+"""Optimisation profiles: for each input the smallest, the usual and the largest shape.
+
+What an axis means follows from the input's name and place, as exporters agree on them: tokens are
+``[batch, sequence]``, a cache is ``[batch, heads, past, head size]``, and a decoder's mask spans
+past and sequence. Axes of other inputs are told by their names, and must be given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from exporter.errors import EngineError, UsageError
+
+Phase = Literal["prefill", "decode", "encode"]
+Dim = int | str | None
+
+_CACHE_AXES, _PAST_AXIS = 4, 2
+_TOKENS = frozenset(
+    {"input_ids", "attention_mask", "position_ids", "token_type_ids", "decoder_input_ids"}
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The sizes that an axis may have: smallest, usual (tuned for), largest."""
+
+    low: int
+    usual: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.usual <= self.high:
+            raise UsageError(
+                f"A range goes up, but this one is {self}.", "Write it as MIN:USUAL:MAX."
+            )
+
+    def __add__(self, other: Span) -> Span:
+        return Span(self.low + other.low, self.usual + other.usual, self.high + other.high)
+
+    def __str__(self) -> str:
+        return f"{self.low}:{self.usual}:{self.high}"
+
+    @classmethod
+    def parse(cls, text: str) -> Span:
+        """Reads ``MIN:USUAL:MAX``, or one number for all three.
+
+        Raises:
+            UsageError: The text is no such range.
+        """
+        try:
+            numbers = [int(part) for part in text.split(":")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1:
+            numbers *= 3
+        if len(numbers) != 3:
+            raise UsageError(f"{text!r} is no range.", "Write it as MIN:USUAL:MAX, or one number.")
+        return cls(*numbers)
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """An input as the graph declares it; a size that is a name or None is free."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether it holds keys or values of earlier tokens."""
+        return len(self.shape) == _CACHE_AXES and "past" in self.name
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """How large what an engine serves may be.
+
+    Attributes:
+        batch: Sequences at once.
+        prompt: Tokens in a prefill, or in an encoder's input.
+        context: Tokens in the cache before a decode step.
+        dims: By the names of other axes, their sizes.
+    """
+
+    batch: Span = Span(1, 1, 1)
+    prompt: Span = Span(1, 512, 2048)
+    context: Span = Span(1, 512, 4096)
+    dims: Mapping[str, Span] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One optimisation profile: by input, a span for each axis."""
+
+    phase: Phase
+    shapes: Mapping[str, tuple[Span, ...]]
+
+
+def read_ranges(
+    *, batch: str | None, prompt: str | None, context: str | None, dims: Sequence[str] = ()
+) -> Ranges:
+    """Reads ranges as they are written on the command line; None stands for the usual one.
+
+    Args:
+        batch: ``MIN:USUAL:MAX`` or one number, as are ``prompt`` and ``context``.
+        prompt: Tokens in a prefill or encoder.
+        context: Tokens in the cache.
+        dims: ``NAME=RANGE`` for other axes.
+
+    Raises:
+        UsageError: A text is no range, or begins at 0 where something must be there.
+    """
+    usual = Ranges()
+    named = dict(_named(text) for text in dims)
+    return Ranges(
+        batch=_positive(batch, usual.batch),
+        prompt=_positive(prompt, usual.prompt),
+        context=usual.context if context is None else Span.parse(context),
+        dims=named,
+    )
+
+
+def _positive(text: str | None, usual: Span) -> Span:
+    span = usual if text is None else Span.parse(text)
+    if span.low < 1:
+        raise UsageError(f"The range {span} begins below 1.")
+    return span
+
+
+def _named(text: str) -> tuple[str, Span]:
+    name, equals, span = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"{text!r} names no axis.", "Write it as NAME=MIN:USUAL:MAX.")
+    return name, Span.parse(span)
+
+
+def graph_inputs(path: Path) -> list[GraphInput]:
+    """The inputs that an ONNX file declares. Sizes that are digits in a name are numbers.
+
+    Raises:
+        OnnxFileError: The file can't be read.
+    """
+    from graph_passes.storage import load_model
+
+    found = []
+    for value in load_model(path).graph.inputs:
+        if value.is_initializer() or value.name is None:
+            continue
+        if value.shape is None or value.dtype is None:
+            raise EngineError(f"{path}: the input {value.name!r} declares no shape or no type.")
+        dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
+        shape = tuple(_number(dim) for dim in dims)
+        found.append(GraphInput(value.name, value.dtype.name.lower(), shape))
+    return found
+
+
+def _number(dim: Dim) -> Dim:
+    """Some exporters write numbers as names, which TensorRT would take for free sizes."""
+    return int(dim) if isinstance(dim, str) and dim.isdigit() else dim
+
+
+def phases_of(inputs: Sequence[GraphInput]) -> tuple[Phase, ...]:
+    """What a graph can do: prefill and decode with a cache, else encode."""
+    return ("prefill", "decode") if any(each.is_cache for each in inputs) else ("encode",)
+
+
+def profile(inputs: Sequence[GraphInput], phase: str, ranges: Ranges) -> Profile:
+    """The profile of one phase.
+
+    A prefill begins with an empty cache, a decode step takes one token.
+
+    Raises:
+        UsageError: The graph has no such phase, or an axis of unknown meaning has no range.
+    """
+    known = next((each for each in phases_of(inputs) if each == phase), None)
+    if known is None:
+        has = " and ".join(phases_of(inputs))
+        raise UsageError(f"This graph has no phase {phase!r}: it has {has}.")
+    sequence = Span(1, 1, 1) if phase == "decode" else ranges.prompt
+    past = ranges.context if phase == "decode" else Span(0, 0, 0)
+    spans = {"batch": ranges.batch, "sequence": sequence, "past": past, "total": past + sequence}
+    return Profile(known, {each.name: _shape(each, spans, ranges.dims) for each in inputs})
+
+
+def _shape(
+    given: GraphInput, spans: Mapping[str, Span], dims: Mapping[str, Span]
+) -> tuple[Span, ...]:
+    return tuple(_axis(given, axis, spans, dims) for axis in range(len(given.shape)))
+
+
+def _axis(
+    given: GraphInput, axis: int, spans: Mapping[str, Span], dims: Mapping[str, Span]
+) -> Span:
+    size = given.shape[axis]
+    if isinstance(size, int):
+        return Span(size, size, size)
+    if size is not None and size in dims:
+        return dims[size]
+    if axis == 0:
+        return spans["batch"]
+    if given.is_cache and axis == _PAST_AXIS:
+        return spans["past"]
+    if axis == 1 and given.name in _TOKENS:
+        return spans["total" if given.name == "attention_mask" else "sequence"]
+    name = size or f"axis {axis}"
+    raise UsageError(
+        f"The size {name!r} of the input {given.name!r} is free, and nothing says how large it is.",
+        f"Give it: --dim {size}=MIN:USUAL:MAX" if size else "Name the axis in the graph.",
+    )

@@ -1,0 +1,68 @@
+"""What an engine is to be built with; plain data that passes to the building process."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from exporter.artifacts import Record
+from exporter.engine.profiles import Phase, Profile
+
+Compatibility = Literal["none", "ampere+", "same-compute-capability"]
+
+
+class ShapeRange(Record):
+    """An input's smallest, usual and largest shape in a profile."""
+
+    low: tuple[int, ...]
+    usual: tuple[int, ...]
+    high: tuple[int, ...]
+
+
+class ProfileEntry(Record):
+    """One optimisation profile of an engine; its number is its place."""
+
+    phase: Phase
+    shapes: dict[str, ShapeRange]
+
+    @classmethod
+    def of(cls, profile: Profile) -> ProfileEntry:
+        """The same, with whole shapes instead of axes."""
+        shapes = {
+            name: ShapeRange(
+                low=tuple(span.low for span in spans),
+                usual=tuple(span.usual for span in spans),
+                high=tuple(span.high for span in spans),
+            )
+            for name, spans in profile.shapes.items()
+        }
+        return cls(phase=profile.phase, shapes=shapes)
+
+
+class BuildSettings(Record):
+    """How an engine is built; what is None is left to the library.
+
+    Attributes:
+        compute_capabilities: Such as ``sm80``; empty for the library's own choice. TensorRT-RTX
+            only; TensorRT builds for the card that is there.
+        optimization_level: 0 (quick) to 5 (thorough).
+        workspace_bytes: The most scratch memory that a kernel may ask for.
+        hardware_compatibility: TensorRT only.
+        version_compatible: Whether later versions may load it. TensorRT only.
+        strip_weights: Leaves the weights out; they are put in again by a refit.
+        refittable: Whether weights can be exchanged later.
+        tf32: Whether fp32 products may be rounded to TF32 on the way; off, since it would make the
+            engine another model than the graph.
+        detailed: Whether the engine keeps the names and shapes of its layers.
+    """
+
+    compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int | None = Field(default=None, ge=0, le=5)
+    workspace_bytes: int | None = Field(default=None, gt=0)
+    hardware_compatibility: Compatibility = "none"
+    version_compatible: bool = False
+    strip_weights: bool = False
+    refittable: bool = False
+    tf32: bool = False
+    detailed: bool = False

@@ -1,0 +1,126 @@
+"""The building process: ``python -m exporter.engine.worker REQUEST.json``.
+
+What it has to say goes to standard output, one JSON object a line: ``progress`` (0 to 1) while it
+builds, and at the end one ``result`` or one ``error``. Everything that libraries print goes to
+standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from exporter.engine.fixed_addresses import fix_addresses
+from exporter.engine.flavours import FLAVOURS, load
+from exporter.engine.layer_log import read_layers
+from exporter.engine.network import Builder
+from exporter.engine.phases import make_monitor
+from exporter.engine.settings import BuildSettings, ProfileEntry
+from exporter.engine.timing_cache import read_timing_cache, write_timing_cache
+from exporter.errors import DepthcutError
+
+
+def main(request_path: str, fixed_addresses: bool) -> int:
+    """Does what the request says, and tells the outcome."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever libraries print is not for the one who listens
+    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    try:
+        result = _JOBS[request["job"]](request, events)
+        tell(events, result={**result, "fixed_addresses": fixed_addresses})
+    except DepthcutError as error:
+        tell(events, error={"message": error.message, "hint": error.hint})
+        return 1
+    return 0
+
+
+def tell(events: TextIO, **what: object) -> None:
+    """Sends one event."""
+    events.write(json.dumps(what) + "\n")
+    events.flush()
+
+
+def _check(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+    flavour = FLAVOURS[request["backend"]]
+    module = load(flavour)
+    builder = Builder(module)
+    obstacles = builder.check(Path(request["onnx"]))
+    unknown = [name for name in request["operators"] if not builder.supports(name)]
+    return {
+        "version": module.__version__,
+        "obstacles": [vars(each) for each in obstacles],
+        "unknown_operators": unknown,
+    }
+
+
+def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
+    flavour = FLAVOURS[request["backend"]]
+    module = load(flavour)
+    builder = Builder(module)
+    begin = time.perf_counter()
+    network, obstacles = builder.parse(Path(request["onnx"]))
+    parsed = time.perf_counter()
+    if obstacles:
+        return {"version": module.__version__, "obstacles": [vars(each) for each in obstacles]}
+    monitor = make_monitor(module, lambda done: tell(events, progress=done))
+    config = _config(builder, request, monitor)
+    cache = request["timing_cache"]
+    if cache:
+        read_timing_cache(config, Path(cache["read"]))
+    engine = builder.builder.build_serialized_network(network, config)
+    built = time.perf_counter()
+    if engine is None:
+        raise _no_engine(builder)
+    Path(request["engine"]).write_bytes(memoryview(engine))
+    if cache:
+        write_timing_cache(config, Path(cache["write"]))
+    table = read_layers(builder.listener.messages())
+    return {
+        "version": module.__version__,
+        "obstacles": [],
+        "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
+        "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
+        "network_layers": network.num_layers,
+        "layers": table.layers,
+        "memory_bytes": table.memory_bytes,
+        "parse_s": parsed - begin,
+        "build_s": built - parsed,
+    }
+
+
+def _config(builder: Builder, request: dict[str, Any], monitor: object) -> Any:
+    from exporter.engine.config import builder_config
+
+    settings = BuildSettings.model_validate(request["settings"])
+    profiles = [ProfileEntry.model_validate(entry) for entry in request["profiles"]]
+    flavour = FLAVOURS[request["backend"]]
+    return builder_config(builder, flavour, settings, profiles, monitor)
+
+
+def _no_engine(builder: Builder) -> DepthcutError:
+    from exporter.errors import EngineError
+
+    reasons = builder.listener.errors() or ["it gives no reason"]
+    return EngineError(
+        f"The builder made no engine: {reasons[0]}",
+        "Other profiles or another precision may help; -v shows all that it said.",
+    )
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype.name.lower(),
+        "shape": [int(size) for size in tensor.shape],
+    }
+
+
+_JOBS = {"check": _check, "build": _build}
+
+if __name__ == "__main__":
+    FIXED = fix_addresses()
+    sys.exit(main(sys.argv[1], FIXED))
