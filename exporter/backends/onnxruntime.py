@@ -194,6 +194,30 @@ class OnnxRuntimeRunner:
             arrays = [self._host_array(value) for value in bound.binding.get_outputs()]
         return dict(zip(names, arrays, strict=True))
 
+    def value(self, array: Array) -> Any:
+        """An array as a value where the model runs."""
+        return self._device_value(array)
+
+    def run_bound(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        """Runs on values that are where the model runs, and leaves the outputs there.
+
+        Args:
+            inputs: Values from :meth:`value`, or outputs of an earlier run.
+            outputs: The names of what is wanted.
+
+        Raises:
+            BackendError: When the run fails.
+        """
+        session = self._loaded()
+        binding = session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name, self._device)
+        with self._run_errors():
+            session.run_with_iobinding(binding)
+        return list(binding.get_outputs())
+
     def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
         """Binds the inputs on the device, and outputs that each call overwrites.
 

@@ -19,6 +19,7 @@ from exporter.cli.compare import compare
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.doctor import doctor
 from exporter.cli.export import export
+from exporter.cli.generate import generate
 from exporter.cli.inspect import inspect
 from exporter.cli.options import show_version
 from exporter.cli.plan import plan
@@ -41,7 +42,18 @@ def cli() -> None:
     """
 
 
-for command in (export, score, plan, prune, build, compare, inspect, check_engine, doctor):
+for command in (
+    export,
+    score,
+    plan,
+    prune,
+    build,
+    compare,
+    generate,
+    inspect,
+    check_engine,
+    doctor,
+):
     cli.add_command(command)
 
 

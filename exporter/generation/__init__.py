@@ -1,0 +1,1 @@
+"""Text from a decoder, token by token, on any backend."""

@@ -1,0 +1,54 @@
+"""What a backend offers for generation: a decoder that keeps its own KV cache."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Decoder(Protocol):
+    """A decoder between ``__enter__`` and ``__exit__``. The cache stays where the model runs.
+
+    Attributes:
+        backend: What runs it, such as ``onnxruntime`` or ``tensorrt-rtx``.
+    """
+
+    backend: str
+
+    def __enter__(self) -> Self:
+        """Loads the model.
+
+        Raises:
+            BackendError: It can't be loaded, or is no decoder with a cache.
+        """
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Frees the model and its cache."""
+
+    def prefill(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Empties the cache and runs a prompt.
+
+        Args:
+            token_ids: ``[batch, sequence]``, no padding.
+
+        Returns:
+            The logits of the last position, ``[batch, vocabulary]``, float32.
+        """
+
+    def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Runs one more token of each sequence.
+
+        Args:
+            token_ids: ``[batch, 1]``.
+
+        Returns:
+            Its logits, ``[batch, vocabulary]``, float32.
+        """
