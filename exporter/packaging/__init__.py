@@ -1,0 +1,1 @@
+"""What a finished model is put into to be served elsewhere."""

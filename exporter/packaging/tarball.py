@@ -1,0 +1,74 @@
+"""One file with an engine and all that belongs to it; the same content gives the same bytes."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+from exporter.engine.sidecar import EngineRecord, read_sidecar, sidecar_path
+from graph_passes.placing import place, staging
+
+_BESIDE = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "config.json", "generation_config.json", "plan.json", "prune.json", "LICENSE", "LICENSE.txt",
+)  # fmt: skip
+_NOTES = """\
+This archive holds an engine that {backend} {version} built, for {profiles}.
+The library itself is not in it, and may not be passed on with it: its licence allows use, not
+stand-alone redistribution. Install it by name where the engine runs.
+The engine holds the model's weights: the model's own licence applies to it.
+"""
+
+
+def package_tarball(engine: Path, target: Path, *, beside: Path | None = None) -> list[str]:
+    """Writes the archive, whole or not at all.
+
+    Args:
+        engine: An engine with its record.
+        target: The archive, ``.tar.gz``.
+        beside: The folder with tokenizer, config and plan; by default the engine's.
+
+    Returns:
+        The names in the archive.
+
+    Raises:
+        EngineError: The engine and its record don't belong together.
+    """
+    record = read_sidecar(engine)
+    folder = beside or engine.parent
+    found = [folder / name for name in _BESIDE if (folder / name).is_file()]
+    files = [engine, sidecar_path(engine), *found]
+    with staging(target) as stage:
+        packed = stage / "packed"
+        with (
+            packed.open("wb") as raw,
+            gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=1) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for file in files:
+                archive.add(file, file.name, filter=_nameless)
+            _add_text(archive, "NOTES.txt", _notes(record))
+        place([(packed, target)])
+    return [*(file.name for file in files), "NOTES.txt"]
+
+
+def _nameless(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Leaves out who made the file and when."""
+    entry.uid = entry.gid = entry.mtime = 0
+    entry.uname = entry.gname = ""
+    entry.mode = 0o644
+    return entry
+
+
+def _add_text(archive: tarfile.TarFile, name: str, text: str) -> None:
+    data = text.encode()
+    entry = _nameless(tarfile.TarInfo(name))
+    entry.size = len(data)
+    archive.addfile(entry, io.BytesIO(data))
+
+
+def _notes(record: EngineRecord) -> str:
+    profiles = " and ".join(entry.phase for entry in record.profiles) or "no profile"
+    return _NOTES.format(backend=record.backend, version=record.backend_version, profiles=profiles)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_support import written
+
+from exporter.engine.settings import BuildSettings, ProfileEntry
+from exporter.errors import EngineError, PackagingError
+from exporter.packaging.tarball import package_tarball
+from exporter.packaging.triton import package_triton
+from exporter.packaging.triton_config import TritonModel, TritonTensor, triton_config
+from graph_passes import save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+TENSORRT: dict[str, Any] = {
+    "backend": "tensorrt", "settings": BuildSettings(), "precision": "fp16",
+    "profiles": [ProfileEntry(phase="prefill", shapes={}), ProfileEntry(phase="decode", shapes={})],
+    "inputs": [{"name": "input_ids", "dtype": "int64", "shape": (-1, -1)}],
+    "outputs": [{"name": "logits", "dtype": "half", "shape": (-1, -1, 11)}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    home = tmp_path / "tiny-decoder"
+    home.mkdir()
+    save_model(tiny_model(TinySpec(layers=2)), home / "model.onnx")
+    (home / "tokenizer.json").write_text("{}")
+    return home
+
+
+def parsed(config: Path) -> Any:
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    return text_format.Parse(config.read_text(), model_config_pb2.ModelConfig())
+
+
+def test_an_onnx_file_becomes_a_model_of_the_repository(folder: Path, tmp_path: Path) -> None:
+    home = package_triton(folder / "model.onnx", tmp_path / "repo", device="cpu")
+    assert home == tmp_path / "repo" / "tiny-decoder"
+    files = sorted(p.relative_to(home).as_posix() for p in home.rglob("*") if p.is_file())
+    assert files == ["1/model.onnx", "config.pbtxt", "tokenizer.json"]
+    text = (home / "config.pbtxt").read_text()
+    assert (
+        'input { name: "past_key_values.1.key" data_type: TYPE_FP32 dims: [ -1, 2, -1, 4 ] }'
+        in text
+    )
+    assert "KIND_CPU" in text
+
+
+def test_a_model_of_several_files_stands_in_a_folder(folder: Path, tmp_path: Path) -> None:
+    import onnx_ir as ir
+
+    model = ir.load(folder / "model.onnx")
+    ir.save(model, folder / "big.onnx", external_data="big.data", size_threshold_bytes=0)
+    home = package_triton(folder / "big.onnx", tmp_path / "repo")
+    assert sorted(p.name for p in (home / "1" / "model.onnx").iterdir()) == [
+        "big.data", "model.onnx",
+    ]  # fmt: skip
+
+
+def test_an_engine_of_tensorrt_is_a_plan_with_its_profiles(tmp_path: Path) -> None:
+    engine = written(tmp_path, **TENSORRT)
+    home = package_triton(engine, tmp_path / "repo", name="llm", instances=2)
+    assert (home / "1" / "model.plan").read_bytes() == engine.read_bytes()
+    assert (
+        'count: 2 kind: KIND_GPU profile: "0" profile: "1"' in (home / "config.pbtxt").read_text()
+    )
+
+
+def test_an_engine_of_tensorrt_rtx_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PackagingError, match="no backend"):
+        package_triton(written(tmp_path), tmp_path / "repo")
+    assert not (tmp_path / "repo" / tmp_path.name).exists()
+
+
+def test_an_engine_never_runs_on_a_cpu(tmp_path: Path) -> None:
+    with pytest.raises(PackagingError, match="GPU only"):
+        package_triton(written(tmp_path, **TENSORRT), tmp_path / "repo", device="cpu")
+
+
+def test_a_folder_of_another_kind_is_not_replaced(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "repo" / "tiny-decoder").mkdir(parents=True)
+    (tmp_path / "repo" / "tiny-decoder" / "precious.txt").write_text("mine")
+    with pytest.raises(PackagingError, match="no Triton model"):
+        package_triton(folder / "model.onnx", tmp_path / "repo")
+    assert (tmp_path / "repo" / "tiny-decoder" / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../up", "a b", "", "a/b"])
+def test_a_name_that_is_none_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    if name:
+        with pytest.raises(PackagingError, match="no name"):
+            package_triton(folder / "model.onnx", tmp_path / "repo", name=name)
+
+
+def test_a_type_that_triton_lacks_is_refused() -> None:
+    odd = TritonTensor("x", "int4", (1,))
+    with pytest.raises(PackagingError, match="no type for 'x'"):
+        triton_config(TritonModel("m", "onnxruntime", "model.onnx", [odd], []))
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("kind", ["onnx", "engine"])
+def test_tritons_own_protobuf_reads_the_config(kind: str, folder: Path, tmp_path: Path) -> None:
+    source = folder / "model.onnx" if kind == "onnx" else written(tmp_path, **TENSORRT)
+    config = parsed(package_triton(source, tmp_path / "repo", name="m") / "config.pbtxt")
+    assert config.name == "m"
+    assert config.backend == ("onnxruntime" if kind == "onnx" else "tensorrt")
+    assert config.max_batch_size == 0
+    assert config.input[0].name == "input_ids"
+    assert list(config.input[0].dims) == [-1, -1]
+    assert list(config.instance_group[0].profile) == ([] if kind == "onnx" else ["0", "1"])
+    assert len(config.output) == (5 if kind == "onnx" else 1)
+
+
+def test_a_tarball_holds_all_that_belongs_to_an_engine(tmp_path: Path) -> None:
+    engine = written(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for name in ("one.tar.gz", "two.tar.gz"):
+        told = package_tarball(engine, tmp_path / name)
+    assert told == ["m.engine", "m.engine.json", "tokenizer.json", "NOTES.txt"]
+    with tarfile.open(tmp_path / "one.tar.gz") as archive:
+        assert archive.getnames() == told
+        engine_file = archive.extractfile("m.engine")
+        assert engine_file is not None
+        assert engine_file.read() == engine.read_bytes()
+    assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
+
+
+def test_an_engine_that_is_not_the_records_is_not_packed(tmp_path: Path) -> None:
+    engine = written(tmp_path)
+    engine.write_bytes(b"another one entirely")
+    with pytest.raises(EngineError):
+        package_tarball(engine, tmp_path / "x.tar.gz")
+    assert not (tmp_path / "x.tar.gz").exists()
