@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,18 @@ def build_engine(
             "profiles": [entry.model_dump() for entry in entries],
             "timing_cache": _cache_request(timing_cache, stage),
         }
-        result = run_job(flavour, request, progress, f"build with {backend}")
+        with ThreadPoolExecutor(1) as pool:
+            parents = pool.submit(_made_from, onnx)  # while the builder is at work
+            result = run_job(flavour, request, progress, f"build with {backend}")
         _refuse_obstacles(onnx, flavour, result)
         path = _labelled(target, label)
         if in_folder:
             path = target / engine_name(onnx, flavour, result["version"], facts, settings, label)
         refuse_overwriting(path, [onnx, *_weights(onnx)])
         record = EngineRecord(
-            made_from=_made_from(onnx),
+            made_from=parents.result(),
             engine=path.name,
-            engine_sha256=sha256_file(built),
+            engine_sha256=result["engine_sha256"],
             engine_bytes=built.stat().st_size,
             backend=backend,
             backend_version=result["version"],

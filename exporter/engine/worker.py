@@ -7,10 +7,12 @@ standard error.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -75,13 +77,14 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
     built = time.perf_counter()
     if engine is None:
         raise _no_engine(builder)
-    Path(request["engine"]).write_bytes(memoryview(engine))
+    digest = _write(Path(request["engine"]), memoryview(engine))
     if cache:
         write_timing_cache(config, Path(cache["write"]))
     table = read_layers(builder.listener.messages())
     return {
         "version": module.__version__,
         "obstacles": [],
+        "engine_sha256": digest,
         "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
         "network_layers": network.num_layers,
@@ -90,6 +93,14 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
         "parse_s": parsed - begin,
         "build_s": built - parsed,
     }
+
+
+def _write(path: Path, engine: memoryview) -> str:
+    """Writes the engine and hashes it at the same time."""
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(lambda: hashlib.sha256(engine).hexdigest())
+        path.write_bytes(engine)
+    return digest.result()
 
 
 def _config(builder: Builder, request: dict[str, Any], monitor: object) -> Any:
