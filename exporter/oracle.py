@@ -15,6 +15,7 @@ from exporter.artifacts import Verification
 from exporter.errors import VerificationError
 from exporter.optional import require
 from exporter.oracle_inputs import cases, draw
+from exporter.oracle_rounding import with_exact_products
 from exporter.oracle_verdict import compare_run, judge
 from exporter.oracle_weights import relocated, set_apart
 from exporter.progress import Progress, Task
@@ -142,7 +143,8 @@ def _outputs(
     options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder.resolve()))
     results = []
     try:
-        session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        graph = with_exact_products(model)
+        session = runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         names = [value.name for value in session.get_outputs()]
         for feed in feeds:
             results.append(dict(zip(names, session.run(names, feed), strict=True)))

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 import graph_passes
 from exporter.artifacts import PlannedDeletion, Verification
 from exporter.errors import VerificationError
+from exporter.oracle_rounding import with_exact_products
 from exporter.oracle_verdict import compare_run, judge
 from exporter.surgery import prune_file
 from graph_passes import tiny_graphs
@@ -183,3 +185,14 @@ def test_each_output_has_its_own_scale() -> None:
     judge(compare_run("prefill", plain, masked, masked), cut_anything=True)
     with pytest.raises(VerificationError, match="'present'"):
         judge(compare_run("prefill", plain, masked, pruned), cut_anything=True)
+
+
+def test_packed_weights_are_multiplied_in_float32() -> None:
+    """At level 4 inputs are quantised, and a last place that differs grows to a whole step."""
+    node = ir.Node("com.microsoft", "MatMulNBits", [], [ir.AttrInt64("accuracy_level", 4)])
+    plain = ir.Node("", "Add", [], [ir.AttrInt64("axis", 4)])
+    graph = ir.Graph([], [], nodes=[node, plain], opset_imports={"": 20}, name="packed")
+    given = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    seen = onnx.ModelProto.FromString(with_exact_products(given))
+    assert [n.attribute[0].i for n in seen.graph.node] == [1, 4]
+    assert with_exact_products(b"none") == b"none"
