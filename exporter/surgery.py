@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from exporter.artifacts import (
     DeletedEntry,
@@ -20,6 +20,14 @@ from exporter.artifacts import (
 )
 from exporter.errors import ArtifactError, MissingDependencyError, SurgeryError
 from exporter.files import sha256_file, sha256_files
+from exporter.genai_config import (
+    CONFIG_FILE,
+    GenaiConfig,
+    companions,
+    config_target,
+    find_config,
+    rewritten,
+)
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 from exporter.replacement_file import Replacements
@@ -30,6 +38,9 @@ from graph_passes.types import (
     Refusal,
     ResidualSite,
 )
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
 
@@ -60,13 +71,15 @@ def prune_file(
     weights: Literal["compact", "share"] = "compact",
     renumber_kv: bool = False,
     keep_debug: bool = False,
+    genai_config: Literal["rewrite", "none"] = "rewrite",
     report_path: Path | None = None,
     progress: Progress = QUIET,
 ) -> PruneReport:
     """Cuts sublayers out of an ONNX file.
 
     The result, its weights and its report appear together or not at all; an earlier result
-    survives every failure, Ctrl-C included, and the source is never changed.
+    survives every failure, Ctrl-C included, and the source is never changed. So does a
+    ``genai_config.json`` for onnxruntime-genai, where one beside the source names it.
 
     Args:
         source: The ONNX file.
@@ -81,6 +94,7 @@ def prune_file(
             replacements bring goes into the graph, or if it is large into ``<target>.data``.
         renumber_kv: Gives the caches that are left dense numbers.
         keep_debug: Keeps the exporter's notes, which may hold local paths.
+        genai_config: ``rewrite`` a config beside the source for the result, or ``none``.
         report_path: Where the report goes, in place of an earlier file; by default ``prune.json``
             beside the target, if no other model's report stands there.
         progress: Who is told.
@@ -90,7 +104,7 @@ def prune_file(
 
     Raises:
         OnnxFileError: The source can't be read, or the target not written.
-        SurgeryError: The graph can't be cut as asked.
+        SurgeryError: The graph can't be cut as asked, or its ``genai_config.json`` not rewritten.
         VerificationError: The result doesn't compute what it should.
         MissingDependencyError: Verification without ONNX Runtime.
     """
@@ -105,7 +119,9 @@ def prune_file(
     brings_weights = replacements is not None
     own_weights = [storage.data_path(target)] if weights == "compact" or brings_weights else []
     parents = [source, *data, *([replacements.path] if replacements else [])]
-    _refuse_overwriting(parents, [target, report_path, *own_weights])
+    genai = _Genai.beside(source, target) if genai_config == "rewrite" else None
+    configs = [genai.target] if genai else []
+    _refuse_overwriting(parents, [target, report_path, *own_weights, *configs])
     storage.refuse_collision(model, target, weights, brings_weights=brings_weights)
     numbers = replacements.tensors if replacements else {}
     hashes = _SourceHashes(source, data if weights == "compact" else [])
@@ -114,6 +130,7 @@ def prune_file(
         model, asked, replacements=numbers, renumber_kv=renumber_kv, keep_debug=keep_debug
     )
     progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
+    config_text = genai.text(model, passed) if genai else None
     try:
         with staging(target) as stage, staging(report_path) as report_stage:
             files = storage.write_files(pruned, stage, target.name, weights)
@@ -130,11 +147,47 @@ def prune_file(
             report = _report(target.name, passed, verification, made_from)
             staged = report.write(report_stage / report_path.name)
             moves = [(file, target.parent / file.name) for file in files]
+            if genai and config_text is not None:
+                (stage / genai.target.name).write_text(config_text, encoding="utf-8")
+                moves.append((stage / genai.target.name, genai.target))
             stale = storage.stale_data(pruned, target, files)
             place([*moves, (staged, report_path)], [(file, stage) for file in stale])
     except OSError as error:
         raise storage.write_error(target, error) from error
+    if genai:
+        progress.say(genai.advice([source, *data, target, *own_weights, report_path]))
     return report
+
+
+@dataclass(frozen=True)
+class _Genai:
+    """The config of onnxruntime-genai beside the source, and where the new one goes."""
+
+    config: GenaiConfig
+    target: Path
+    model: Path
+
+    @classmethod
+    def beside(cls, source: Path, target: Path) -> _Genai | None:
+        config = find_config(source)
+        return None if config is None else cls(config, config_target(source, target), target)
+
+    def text(self, original: ir.Model, passed: PassReport) -> str:
+        names = [value.name or "" for value in original.graph.inputs]
+        gone = [name for entry in passed.deleted for name in entry.inputs_removed]
+        return rewritten(self.config, self.model.name, names, gone, passed.kv_renumbering)
+
+    def advice(self, own: Sequence[Path]) -> str:
+        """What is still to do before onnxruntime-genai runs the result."""
+        others = ", ".join(companions(self.config, [*own, self.target]))
+        if self.target.name != CONFIG_FILE:
+            more = f" beside copies of {others}" if others else ""
+            return (
+                f"onnxruntime-genai: {self.target.name} is the result's config; move it with the "
+                f"result to a folder of its own, as {CONFIG_FILE}{more}"
+            )
+        more = f"; it also needs {others} from {self.config.path.parent}" if others else ""
+        return f"onnxruntime-genai: {CONFIG_FILE} is rewritten for the result{more}"
 
 
 def _require_runtime() -> None:

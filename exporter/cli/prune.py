@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     help="The report's file.  [default: prune.json beside the result]",
 )  # fmt: skip
 @click.option("--renumber-kv", is_flag=True, help="Number the remaining KV caches from 0.")
+@click.option(
+    "--genai-config", type=click.Choice(["rewrite", "none"]), default="rewrite", show_default=True,
+    help="Write onnxruntime-genai's config for the result, where the original has one.",
+)  # fmt: skip
 @click.option("--keep-debug", is_flag=True, help="Keep the exporter's stack traces.")
 @json_option
 @verbosity_options
@@ -51,6 +55,7 @@ def prune(
     weights: Literal["compact", "share"],
     report_path: Path | None,
     renumber_kv: bool,
+    genai_config: Literal["rewrite", "none"],
     keep_debug: bool,
     as_json: bool,
 ) -> None:
@@ -83,6 +88,7 @@ def prune(
         weights=weights,
         renumber_kv=renumber_kv,
         keep_debug=keep_debug,
+        genai_config=genai_config,
         report_path=report_path,
         progress=progress,
     )
