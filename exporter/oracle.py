@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from exporter.artifacts import Verification
 from exporter.errors import VerificationError
 from exporter.optional import require
-from exporter.oracle_inputs import cases, draw
+from exporter.oracle_inputs import cases, draw, half_written
 from exporter.oracle_rounding import with_exact_products
 from exporter.oracle_verdict import compare_run, judge
 from exporter.oracle_weights import relocated, set_apart
@@ -85,7 +85,7 @@ def verify_candidate(
         expected = _outputs(
             runtime, _serialised(masked), weights_folder, feeds, task, optimise, given
         )
-        names = _Names(candidate.made)
+        names = _Names(candidate.made, half_written(original))
         pruned = relocated(candidate.file, candidate.weights_folder)
         pruned_feeds = [names.inputs(feed) for feed in feeds]
         folder = candidate.weights_folder
@@ -93,7 +93,9 @@ def verify_candidate(
     found = [
         difference
         for (case, _), before, want, have in zip(inputs, plain, expected, actual, strict=True)
-        for difference in compare_run(case.name, names.outputs(before), names.outputs(want), have)
+        for difference in compare_run(
+            case.name, names.outputs(before), names.outputs(want), names.settled(have)
+        )
     ]
     verification = judge(found, cut_anything=bool(candidate.made.deleted))
     if verification.passed is None:
@@ -102,18 +104,28 @@ def verify_candidate(
 
 
 class _Names:
-    """What the pruned graph calls the original's inputs and outputs, and which it lacks."""
+    """What the pruned graph calls the original's inputs and outputs, and which it lacks.
 
-    def __init__(self, made: PassReport) -> None:
+    Args:
+        made: How it was pruned.
+        half_written: The original's outputs that are compared by their shapes only.
+    """
+
+    def __init__(self, made: PassReport, half_written: set[str]) -> None:
         self._gone_inputs = {name for entry in made.deleted for name in entry.inputs_removed}
         self._gone_outputs = {name for entry in made.deleted for name in entry.outputs_removed}
         self._renamed = made.kv_renumbering
+        self._blank = {self._renamed.get(name, name) for name in half_written}
 
     def inputs(self, feed: Mapping[str, Any]) -> Arrays:
         return self._translated(feed, self._gone_inputs)
 
     def outputs(self, arrays: Mapping[str, Any]) -> Arrays:
-        return self._translated(arrays, self._gone_outputs)
+        return self.settled(self._translated(arrays, self._gone_outputs))
+
+    def settled(self, arrays: Mapping[str, Any]) -> Arrays:
+        """The pruned graph's outputs, with nothing in those that are half-written."""
+        return {k: np.zeros_like(v) if k in self._blank else v for k, v in arrays.items()}
 
     def _translated(self, arrays: Mapping[str, Any], gone: set[str]) -> Arrays:
         return {self._renamed.get(k, k): v for k, v in arrays.items() if k not in gone}

@@ -14,6 +14,7 @@ import pytest
 import graph_passes
 from exporter.artifacts import PlannedDeletion, Verification
 from exporter.errors import VerificationError
+from exporter.oracle_inputs import cases, draw, half_written
 from exporter.oracle_rounding import with_exact_products
 from exporter.oracle_verdict import compare_run, judge
 from exporter.surgery import prune_file
@@ -196,3 +197,26 @@ def test_packed_weights_are_multiplied_in_float32() -> None:
     seen = onnx.ModelProto.FromString(with_exact_products(given))
     assert [n.attribute[0].i for n in seen.graph.node] == [1, 4]
     assert with_exact_products(b"none") == b"none"
+
+
+@pytest.mark.parametrize(("kept", "length"), [(1, 8), (0, 6)])
+def test_a_cache_that_is_kept_to_a_window_gets_the_windows_room(kept: int, length: int) -> None:
+    cache = ir.Value(
+        name="past_key_values.0.key",
+        shape=ir.Shape(["batch", 2, "past", 16]),
+        type=ir.TensorType(ir.DataType.FLOAT),
+    )
+    attributes = [ir.AttrInt64("sliding_window_cache", kept), ir.AttrInt64("local_window_size", 8)]
+    mask = ir.Value(name="attention_mask", type=ir.TensorType(ir.DataType.INT64))
+    mask.shape = ir.Shape(["batch", "total"])
+    operands = [None, None, None, cache, None, mask]
+    node = ir.Node("com.microsoft", "GroupQueryAttention", operands, attributes)
+    node.outputs[0].name = "present.0.key"
+    graph = ir.Graph([cache, mask], node.outputs, nodes=[node], opset_imports={"": 20}, name="g")
+    model = ir.Model(graph, ir_version=10)
+    decode = next(case for case in cases(model) if case.name == "decode")
+    drawn = draw(model, decode, np.random.default_rng(0))
+    assert drawn["past_key_values.0.key"].shape == (2, 2, length, 16)
+    assert drawn["attention_mask"].shape == (2, 7)
+    assert drawn["attention_mask"].all() == bool(kept)  # such an attention takes no padding
+    assert half_written(model) == ({"present.0.key"} if kept else set())
