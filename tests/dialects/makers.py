@@ -134,13 +134,13 @@ def optimum_merged(shop: Workshop, folder: Path, layers: int) -> Path:
     return folder / "decoder_model_merged.onnx"
 
 
-def genai(precision: str) -> Maker:
+def genai(precision: str, family: str = "llama") -> Maker:
     """onnxruntime-genai's model builder."""
 
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
         from onnxruntime_genai.models import builder
 
-        checkpoint = str(tiny.checkpoint(folder / "checkpoint", layers))
+        checkpoint = str(tiny.checkpoint(folder / "checkpoint", family, layers))
         place = [checkpoint, "", str(folder / "built"), precision, "cpu", str(folder / "cache")]
         builder.create_model(*place, **builder.parse_extra_options(*place, []))
         return folder / "built" / "model.onnx"

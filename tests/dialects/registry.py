@@ -87,8 +87,8 @@ def _optimum(name: str, make: Maker, **changes: Any) -> Dialect:
     return Dialect(f"optimum, {name}", tools, "fp32", make, **({"tier": "optimum"} | changes))
 
 
-def _genai(name: str, precision: str, note: str) -> Dialect:
-    tools, make = ("onnxruntime-genai", "torch"), makers.genai(precision)
+def _genai(name: str, precision: str, note: str, family: str = "llama") -> Dialect:
+    tools, make = ("onnxruntime-genai", "torch"), makers.genai(precision, family)
     return Dialect(f"onnxruntime-genai builder, {name}", tools, precision, make, "genai", note=note)
 
 
@@ -152,6 +152,10 @@ DIALECTS = (
     _genai(
         "llama, int4", "int4",
         "the same with MatMulNBits, whose inputs stay in float32 for the comparison",
+    ),
+    _genai(
+        "gemma2", "fp32", "sandwich norms; every other cache is a buffer of a window's size",
+        family="gemma2",
     ),
     _runtime(
         "dynamic int8, llama", makers.quantised_dynamic(_llama, _LLAMA),

@@ -21,7 +21,7 @@ from tests.dialects.makers import Workshop, genai
 
 pytestmark = pytest.mark.genai
 
-PROMPT, NEW = [5, 9, 20, 33, 7], 8
+PROMPT, NEW = [5, 9, 20, 33, 7, 11, 13, 17, 19, 23], 8
 CUTS = {
     "attention": [(1, "attention")],
     "first attention and an MLP": [(0, "attention"), (2, "mlp")],
@@ -31,9 +31,13 @@ CUTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("genai"))
+
+
 @pytest.fixture(scope="module", params=["fp32", "int4"])
-def source(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shop = Workshop(tmp_path_factory.mktemp("genai"))
+def source(request: Any, shop: Workshop) -> Path:
     return shop.make(request.param, genai(request.param), LAYERS)
 
 
@@ -66,9 +70,10 @@ def shortfalls(model: ir.Model, folder: Path, tokens: Sequence[int]) -> list[flo
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]
     sizes = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
-    shape = (1, sizes["num_key_value_heads"], 0, sizes["head_size"])
+    heads, size = sizes["num_key_value_heads"], sizes["head_size"]
+    window = sizes.get("sliding_window", {}).get("window_size", 0)
     caches = {
-        value.name: np.zeros(shape, np.float32)
+        value.name: np.zeros((1, heads, window * ("sliding" in value.shape[2]), size), np.float32)
         for value in session.get_inputs()
         if value.name.startswith("past")
     }
@@ -101,6 +106,24 @@ def test_the_runtime_generates_with_a_pruned_folder(
     assert max(shortfalls(masked, source.parent, tokens)) <= slack
     assert max(shortfalls(original, source.parent, tokens)) > 0.1
     assert source.with_name("genai_config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("renumber", [False, True], ids=["gaps", "dense"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_caches_of_a_window_stay_with_their_layers(
+    shop: Workshop, tmp_path: Path, layer: int, renumber: bool
+) -> None:
+    """Layers 0 and 2 keep a window; told otherwise, the runtime would make their buffers whole."""
+    source = shop.make("windowed", genai("fp32", "gemma2"), LAYERS)
+    plan = [PlannedDeletion(layer=layer, kind="attention")]
+    report = prune_file(source, tmp_path / "cut.onnx", plan, renumber_kv=renumber)
+    assert report.verification.passed
+    config = json.loads((tmp_path / "genai_config.json").read_text())
+    expected = {(0, False): [2], (0, True): [1], (1, False): [0, 2], (1, True): [0, 1]}
+    windows = config["model"]["decoder"]["sliding_window"]["layers"]
+    assert windows == expected[layer, renumber]
+    masked = masked_model(load_model(source), [Deletion(layer, "attention")])
+    assert max(shortfalls(masked, source.parent, generated(tmp_path))) <= 1e-5
 
 
 def _ends(folder: Path) -> list[int]:

@@ -15,6 +15,8 @@ _SIZES: dict[str, dict[str, Any]] = {
     "llama": {"num_hidden_layers": 0, "vocab_size": 96, "hidden_size": HIDDEN},
     "bert": {"num_hidden_layers": 0, "hidden_size": HIDDEN},
     "gpt2": {"n_layer": 0},
+    "gemma2": {"num_hidden_layers": 0, "vocab_size": 96, "hidden_size": HIDDEN, "head_dim": 16}
+    | {"sliding_window": 8},
 }
 
 
@@ -22,7 +24,8 @@ def loaded(family: str, layers: int, *, dtype: str = "float32", eager: bool = Fa
     """A model of a family, as the loader gives it.
 
     Args:
-        family: ``llama``, ``gpt2`` (decoders) or ``bert`` (an encoder).
+        family: ``llama``, ``gpt2``, ``gemma2`` (decoders; the last one has every other attention
+            look at a window only) or ``bert`` (an encoder).
         layers: How many.
         dtype: Of the weights.
         eager: Attention in basic operators, as old exporters and pattern matchers want it.
@@ -37,9 +40,9 @@ def loaded(family: str, layers: int, *, dtype: str = "float32", eager: bool = Fa
     return made
 
 
-def checkpoint(folder: Path, layers: int) -> Path:
+def checkpoint(folder: Path, family: str, layers: int) -> Path:
     """A folder with a decoder and a tokenizer, for builders that read one."""
-    made = loaded("llama", layers)
+    made = loaded(family, layers)
     made.model.generation_config.max_length = None
     made.model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
