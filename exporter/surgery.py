@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from exporter.artifacts import (
     DeletedEntry,
@@ -20,14 +20,7 @@ from exporter.artifacts import (
 )
 from exporter.errors import ArtifactError, MissingDependencyError, SurgeryError
 from exporter.files import sha256_file, sha256_files
-from exporter.genai_config import (
-    CONFIG_FILE,
-    GenaiConfig,
-    companions,
-    config_target,
-    find_config,
-    rewritten,
-)
+from exporter.genai_result import GenaiResult
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 from exporter.replacement_file import Replacements
@@ -38,9 +31,6 @@ from graph_passes.types import (
     Refusal,
     ResidualSite,
 )
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
 
@@ -78,8 +68,8 @@ def prune_file(
     """Cuts sublayers out of an ONNX file.
 
     The result, its weights and its report appear together or not at all; an earlier result
-    survives every failure, Ctrl-C included, and the source is never changed. So does a
-    ``genai_config.json`` for onnxruntime-genai, where one beside the source names it.
+    survives every failure, Ctrl-C included, and the source is never changed. Where the source has
+    a ``genai_config.json`` beside it, one for the result appears with it.
 
     Args:
         source: The ONNX file.
@@ -119,7 +109,7 @@ def prune_file(
     brings_weights = replacements is not None
     own_weights = [storage.data_path(target)] if weights == "compact" or brings_weights else []
     parents = [source, *data, *([replacements.path] if replacements else [])]
-    genai = _Genai.beside(source, target) if genai_config == "rewrite" else None
+    genai = GenaiResult.beside(source, target) if genai_config == "rewrite" else None
     configs = [genai.target] if genai else []
     _refuse_overwriting(parents, [target, report_path, *own_weights, *configs])
     storage.refuse_collision(model, target, weights, brings_weights=brings_weights)
@@ -157,37 +147,6 @@ def prune_file(
     if genai:
         progress.say(genai.advice([source, *data, target, *own_weights, report_path]))
     return report
-
-
-@dataclass(frozen=True)
-class _Genai:
-    """The config of onnxruntime-genai beside the source, and where the new one goes."""
-
-    config: GenaiConfig
-    target: Path
-    model: Path
-
-    @classmethod
-    def beside(cls, source: Path, target: Path) -> _Genai | None:
-        config = find_config(source)
-        return None if config is None else cls(config, config_target(source, target), target)
-
-    def text(self, original: ir.Model, passed: PassReport) -> str:
-        names = [value.name or "" for value in original.graph.inputs]
-        gone = [name for entry in passed.deleted for name in entry.inputs_removed]
-        return rewritten(self.config, self.model.name, names, gone, passed.kv_renumbering)
-
-    def advice(self, own: Sequence[Path]) -> str:
-        """What is still to do before onnxruntime-genai runs the result."""
-        others = ", ".join(companions(self.config, [*own, self.target]))
-        if self.target.name != CONFIG_FILE:
-            more = f" beside copies of {others}" if others else ""
-            return (
-                f"onnxruntime-genai: {self.target.name} is the result's config; move it with the "
-                f"result to a folder of its own, as {CONFIG_FILE}{more}"
-            )
-        more = f"; it also needs {others} from {self.config.path.parent}" if others else ""
-        return f"onnxruntime-genai: {CONFIG_FILE} is rewritten for the result{more}"
 
 
 def _require_runtime() -> None:
