@@ -10,7 +10,7 @@ from tests.dialects.registry import Dialect
 
 COLUMNS = (
     "dialect", "written by", "opset", "precision", "nodes", "sites", "cuts", "worst relative error",
-    "fused sums", "nodes in ONNX Runtime", "note",
+    "fused sums", "onnx's full check", "nodes in ONNX Runtime", "note",
 )  # fmt: skip
 _NOT_RUN = "not run yet"
 
@@ -36,6 +36,7 @@ prefill and decode, all outputs, the caches included. A row stands here only if
 | cuts | sets of sublayers that were cut out and compared |
 | worst relative error | over all cuts, runs and outputs: largest difference / the output's largest value |
 | fused sums | sums that are one operator with the norm behind them: in the original, and after one cut |
+| onnx's full check | whether it takes the original; results pass where it does |
 | nodes in ONNX Runtime | after its own optimisation: with one block cut out, and as the tool writes a model with one layer less; a post-norm encoder keeps the two norms of its block |
 """  # noqa: E501
 
@@ -66,7 +67,8 @@ def row(dialect: Dialect, outcome: Outcome) -> str:
     fused = f"{outcome.fused}, {outcome.fused - 1}" if outcome.fused else "none"
     nodes = "{}, {}".format(*outcome.runtime_nodes) if outcome.runtime_nodes else "not compared"
     note = f"refused: {outcome.reason}" if refused else dialect.note
-    judged = ["", "", ""] if refused else [worst, fused, nodes]
+    valid = "passes" if outcome.valid else "fails on the original"
+    judged = [""] * 4 if refused else [worst, fused, valid, nodes]
     return _line([
         dialect.name, _versions(dialect), str(outcome.opset), dialect.precision,
         str(outcome.nodes), str(outcome.sites), str(outcome.cuts), *judged, note,
