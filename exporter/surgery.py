@@ -22,6 +22,7 @@ from exporter.errors import ArtifactError, MissingDependencyError, SurgeryError
 from exporter.files import sha256_file, sha256_files
 from exporter.genai_result import GenaiResult
 from exporter.optional import require
+from exporter.oracle_setting import DEFAULT_LIMIT_BYTES, choose
 from exporter.progress import QUIET, Progress
 from exporter.replacement_file import Replacements
 from graph_passes.types import (
@@ -58,6 +59,7 @@ def prune_file(
     plan_sha256: str | None = None,
     replacements: Replacements | None = None,
     verify: Literal["oracle", "none"] = "oracle",
+    verify_limit_bytes: int = DEFAULT_LIMIT_BYTES,
     weights: Literal["compact", "share"] = "compact",
     renumber_kv: bool = False,
     keep_debug: bool = False,
@@ -79,6 +81,9 @@ def prune_file(
         replacements: The numbers for the deletions that name a replacement.
         verify: ``oracle`` runs the result against the original with the branches multiplied by
             zero, plus the replacements, on ONNX Runtime; ``none`` is recorded in the report.
+        verify_limit_bytes: Models with more weights, in bytes, are verified at a cheaper setting
+            (see :func:`exporter.oracle.verify_candidate`), and so are those for which there isn't
+            memory enough; the report says so.
         weights: ``compact`` writes ``<target>.data`` with the weights that are left; ``share``
             points into the source's data file, which must be in the same folder; only what
             replacements bring goes into the graph, or if it is large into ``<target>.data``.
@@ -95,7 +100,8 @@ def prune_file(
     Raises:
         OnnxFileError: The source can't be read, or the target not written.
         SurgeryError: The graph can't be cut as asked, or its ``genai_config.json`` not rewritten.
-        VerificationError: The result doesn't compute what it should.
+        VerificationError: The result doesn't compute what it should, or too little memory is free
+            to tell.
         MissingDependencyError: Verification without ONNX Runtime.
     """
     from graph_passes import prune_graph, storage
@@ -114,6 +120,7 @@ def prune_file(
     _refuse_overwriting(parents, [target, report_path, *own_weights, *configs])
     storage.refuse_collision(model, target, weights, brings_weights=brings_weights)
     numbers = replacements.tensors if replacements else {}
+    setting = choose(model, verify_limit_bytes) if verify == "oracle" else None
     hashes = _SourceHashes(source, data if weights == "compact" else [])
     asked = [Deletion(d.layer, d.kind, d.replacement) for d in deletions]
     pruned, passed = prune_graph(
@@ -125,13 +132,13 @@ def prune_file(
         with staging(target) as stage, staging(report_path) as report_stage:
             files = storage.write_files(pruned, stage, target.name, weights)
             verification = NOT_VERIFIED
-            if verify == "oracle":
+            if setting is not None:
                 from exporter.oracle import Candidate, verify_candidate
 
                 folder = stage if weights == "compact" else source.parent
                 candidate = Candidate(stage / target.name, folder, passed)
                 verification = verify_candidate(
-                    model, source.parent, asked, candidate, progress, numbers
+                    model, source.parent, asked, candidate, progress, numbers, setting
                 )
             made_from = hashes.made_from(plan_sha256, replacements)
             report = _report(target.name, passed, verification, made_from)

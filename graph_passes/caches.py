@@ -46,6 +46,7 @@ def own_caches(
         value
         for value in sorted(read, key=index.input_place.__getitem__)
         if not value.is_initializer()
+        and not value.is_graph_output()  # passed through, so it stays
         and value.dtype not in _NO_CACHE
         and _read_only_by(index, value, dying)
         and (_is_carried_over(index, value, dying, outputs) or _is_multiplied(index, value, dying))

@@ -47,7 +47,18 @@ def _repeated_name(graph: ir.Graph) -> Refusal | None:
 
 
 def _unsound(graph: ir.Graph) -> Refusal | None:
-    known = {*graph.inputs, *graph.initializers.values()}
+    known: set[ir.Value] = set()
+    if refusal := _unsound_nodes(graph, known):
+        return refusal
+    for value in graph.outputs:
+        if value not in known:
+            return Refusal(None, None, "", f"nothing gives the graph output {value.name!r}")
+    return None
+
+
+def _unsound_nodes(graph: ir.Graph, known: set[ir.Value]) -> Refusal | None:
+    """Looks at a graph and its bodies; what they give is added to what is known."""
+    known.update(graph.inputs, graph.initializers.values())
     for node in graph:
         for value in node.inputs:
             if value is not None and value not in known:
@@ -59,9 +70,9 @@ def _unsound(graph: ir.Graph) -> Refusal | None:
         known.update(node.outputs)
         if refusal := _captured_output(node):
             return refusal
-    for value in graph.outputs:
-        if value not in known:
-            return Refusal(None, None, "", f"nothing gives the graph output {value.name!r}")
+        for body in subgraphs(node):
+            if refusal := _unsound_nodes(body, known):
+                return refusal
     return None
 
 

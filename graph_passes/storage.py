@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,8 @@ import onnx
 import onnx_ir as ir
 
 from graph_passes.errors import OnnxFileError
+from graph_passes.file_checks import check_external, refuse_unsupported
+from graph_passes.locations import common_folder, leaves_folder
 from graph_passes.neighbours import other_reader, reads
 from graph_passes.placing import place, staging
 from graph_passes.weight_file import WeightWriter, read_bytes
@@ -26,7 +27,9 @@ def load_model(path: Path) -> ir.Model:
     """Reads an ONNX file. External weights stay on disk until someone asks for them.
 
     All external data is checked to be there, long enough, and inside the model's folder, links
-    followed. A data file with several hard links, which onnx refuses to read, is accepted.
+    followed; where the folder is a snapshot in a Hugging Face cache, the blobs of the same
+    repository count as inside. A data file with several hard links, which onnx refuses to read,
+    is accepted.
 
     Args:
         path: The ONNX file.
@@ -37,15 +40,18 @@ def load_model(path: Path) -> ir.Model:
     """
     model = _deserialised(path)
     ir.external_data.set_base_dir(model.graph, path.parent)
-    for tensor in external_tensors(model):
-        _check_external(path, tensor)
-    _inline_attributes(model)
+    attributes = list(_external_attributes(model))
+    check_external(path, _external_initializers(model))
+    check_external(path, (attribute.value for _, attribute in attributes))
+    for node, attribute in attributes:  # so that only initializers are left in data files
+        inline = _inline(attribute.value)
+        node.attributes[attribute.name] = ir.AttrTensor(attribute.name, inline)
     return model
 
 
 def _deserialised(path: Path) -> ir.Model:
     proto = _parsed(path)
-    _refuse_unsupported(path, proto)
+    refuse_unsupported(path, proto)
     try:
         return ir.from_proto(proto)
     except MemoryError:
@@ -80,44 +86,16 @@ def _innermost(error: BaseException) -> str:
     return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuses what would be lost on the way, and what no runtime could make sense of."""
-    if not proto.opset_import:
-        raise OnnxFileError(f"{path} declares no opset (opset_import).", "Export it again.")
-    if proto.training_info:
-        raise OnnxFileError(
-            f"{path} holds training information, which depthcut can't keep.",
-            "Export the model for inference.",
-        )
-    if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
-        raise OnnxFileError(
-            f"{path} holds sparse weights (sparse_initializer), which depthcut can't keep.",
-            "Store them densely.",
-        )
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and the bodies in it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in ([attribute.g] if attribute.HasField("g") else [], attribute.graphs):
-                for inner in body:
-                    yield from _graphs(inner)
-
-
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
     """Every tensor of a model that lies in a data file: initializers, then attributes."""
-    for value in _initializers(model):
-        if isinstance(value.const_value, ir.ExternalTensor):
-            yield value.const_value
+    yield from _external_initializers(model)
     for _, attribute in _external_attributes(model):
         yield attribute.value
 
 
 def data_files(model: ir.Model) -> list[Path]:
     """The data files that a model's weights lie in, sorted."""
-    return sorted({Path(tensor.path) for tensor in external_tensors(model)})
+    return sorted(map(Path, {tensor.path for tensor in external_tensors(model)}))
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
@@ -125,52 +103,18 @@ def _initializers(model: ir.Model) -> Iterator[ir.Value]:
         yield from graph.initializers.values()
 
 
+def _external_initializers(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    for value in _initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value
+
+
 def _external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
     for node in model.graph.all_nodes():
-        for attribute in node.attributes.values():
-            if isinstance(attribute.value, ir.ExternalTensor):
-                yield node, attribute
-
-
-def _inline_attributes(model: ir.Model) -> None:
-    """Reads constants that lie in a data file, so that only initializers are left there."""
-    for node, attribute in list(_external_attributes(model)):
-        inline = _inline(attribute.value)
-        node.attributes[attribute.name] = ir.AttrTensor(attribute.name, inline)
-
-
-def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
-    location = os.fspath(tensor.location)
-    data = Path(tensor.path)
-    inside = not Path(location).is_absolute() and ".." not in Path(location).parts
-    if not inside or not data.resolve().is_relative_to(path.parent.resolve()):
-        raise OnnxFileError(
-            f"{path}: its external data {location!r} lies outside the model's folder.",
-            "Copy the data file beside the ONNX file, and name it there.",
-        )
-    if not data.is_file():
-        raise OnnxFileError(
-            f"{path}: its external data {location!r} is missing.",
-            "Copy the data file beside the ONNX file.",
-        )
-    _check_extent(path, tensor, data)
-
-
-def _check_extent(path: Path, tensor: ir.ExternalTensor, data: Path) -> None:
-    offset, length = tensor.offset or 0, tensor.nbytes
-    if tensor.length is not None and tensor.length != length:
-        raise OnnxFileError(
-            f"{path}: the weight {tensor.name!r} needs {length} bytes, "
-            f"but the file declares {tensor.length} for it.",
-            _AGAIN,
-        )
-    size = data.stat().st_size
-    if offset < 0 or offset + length > size:
-        raise OnnxFileError(
-            f"{path}: its external data {tensor.location!r} has {size} bytes, "
-            f"but the weight {tensor.name!r} ends at byte {offset + length}.",
-            _AGAIN,
-        )
+        if node.attributes:
+            for attribute in node.attributes.values():
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    yield node, attribute
 
 
 def _inline(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
@@ -241,6 +185,12 @@ def refuse_collision(
                 f"Weights can only be shared within one folder: {source.name} lies in "
                 f"{source.parent}, the result would stand in {path.parent}.",
                 "Write the result beside the source, or use --weights compact.",
+            )
+        if leaves_folder(source):
+            raise OnnxFileError(
+                f"{source} is a link that leaves its folder, as in a Hugging Face cache: no "
+                "runtime would follow it from the result.",
+                "Write the result to a folder of its own with --weights compact.",
             )
 
 
@@ -349,8 +299,44 @@ def _serialised(model: ir.Model) -> bytes:
         return data
     except Exception as error:  # protobuf's own classes
         raise OnnxFileError(
-            f"The graph can't be serialised: {error}.", "Use --weights compact."
+            f"The graph can't be serialised: {_innermost(error)}.",
+            "Inside an ONNX file weights may take 2 GB at most: if they are more, use "
+            "--weights compact. Otherwise export the model again.",
         ) from error
+
+
+def runtime_form(model: ir.Model, folder: Path) -> tuple[bytes, Path]:
+    """A model as ONNX Runtime takes it from memory: it follows no link that leaves the folder.
+
+    Args:
+        model: The model; it is unchanged.
+        folder: Where its external data lies.
+
+    Returns:
+        The bytes, and the folder that their locations start from.
+    """
+    files = [file for file in data_files(model) if file.exists()]  # others are given by hand
+    if not any(map(leaves_folder, files)):
+        return _serialised(model), folder
+    root = common_folder(files)
+    placed = [
+        (value, _placed(value.const_value, root))
+        for value in _initializers(model)
+        if isinstance(value.const_value, ir.ExternalTensor)
+        and Path(value.const_value.path) in files
+    ]
+    return _serialised_with(model, placed), root
+
+
+def _placed(tensor: ir.ExternalTensor, root: Path) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        location=Path(tensor.path).resolve().relative_to(root).as_posix(),
+        offset=tensor.offset,
+        length=tensor.length,
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+    )
 
 
 def _same_file(one: Path, other: Path) -> bool:

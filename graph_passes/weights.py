@@ -60,7 +60,8 @@ def parameters_read(reader: ir.Node, slot: int) -> int:
     slots, attribute = _PACKED.get(reader.op_type, ((), ""))
     if slot not in slots or value.const_value.dtype != ir.DataType.UINT8:
         return size
-    return size * _BYTE // reader.attributes.get_int(attribute, _BITS)
+    bits = reader.attributes.get_int(attribute, _BITS)
+    return size * _BYTE // bits if 0 < bits <= _BYTE else size
 
 
 def constant_weight(node: ir.Node) -> ir.TensorProtocol | None:
