@@ -37,6 +37,13 @@ def refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
         for tensor in graph.initializer:
             if tensor.data_type == onnx.TensorProto.UNDEFINED:
                 raise OnnxFileError(f"{path}: the weight {tensor.name!r} has no type.", _AGAIN)
+        for node in graph.node:
+            if any(attribute.ref_attr_name for attribute in node.attribute):
+                raise OnnxFileError(
+                    f"{path}: the node {node.name!r} refers to an attribute of a function, but "
+                    "stands in none.",
+                    _AGAIN,
+                )
         for text in _texts(graph):
             if not isinstance(text, str):  # protobuf gives the bytes as they are
                 raise OnnxFileError(f"{path} holds a name that is no UTF-8: {text!r}.", _AGAIN)
@@ -100,7 +107,14 @@ def _data_size(path: Path, tensor: ir.ExternalTensor) -> int:
 
 
 def _check_extent(path: Path, tensor: ir.ExternalTensor, size: int) -> None:
-    offset, length = tensor.offset or 0, tensor.nbytes
+    try:
+        offset, length = tensor.offset or 0, tensor.nbytes
+    except TypeError:
+        raise OnnxFileError(
+            f"{path}: the weight {tensor.name!r} is of the type {tensor.dtype.name}, which can't "
+            "lie in a data file.",
+            "Export it again.",
+        ) from None
     if tensor.length is not None and tensor.length != length:
         raise OnnxFileError(
             f"{path}: the weight {tensor.name!r} needs {length} bytes, "

@@ -83,13 +83,31 @@ def _location(proto: onnx.ModelProto) -> None:
     tensor.external_data.add(key="location", value="a\0b")
 
 
+def _texts_outside(proto: onnx.ModelProto) -> None:
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_type = onnx.TensorProto.STRING
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="model.onnx")
+
+
+def _refers_to_a_function(proto: onnx.ModelProto) -> None:
+    attribute = proto.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH)
+    attribute.ref_attr_name = "outer"
+
+
 def _no_type(proto: onnx.ModelProto) -> None:
     proto.graph.initializer[0].data_type = onnx.TensorProto.UNDEFINED
 
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(_location, "outside the model's folder"), (_no_type, "'w0' has no type")],
+    [
+        (_location, "outside the model's folder"),
+        (_no_type, "'w0' has no type"),
+        (_texts_outside, "'w0' is of the type STRING, which can't lie in a data file"),
+        (_refers_to_a_function, "'n0' refers to an attribute of a function"),
+    ],
 )
 def test_odd_files_are_told(tmp_path: Path, spoil, reason: str) -> None:  # type: ignore[no-untyped-def]
     proto = corpus.graph("pre_norm")
