@@ -35,19 +35,21 @@ def sweep(graph: ir.Graph, roots: Iterable[ir.Node | None]) -> Swept:
     """
     swept = Swept()
     queue = list(roots)
+    gone: dict[ir.Node, None] = {}
     while queue:
         node = queue.pop()
-        if node is None or node.graph is not graph or _is_needed(node):
+        if node is None or node.graph is not graph or node in gone or _is_needed(node):
             continue
         tensor = constant_weight(node)
         swept.parameters += 0 if tensor is None else tensor.size
         operands = _release(node)
-        graph.remove(node, safe=True)
+        gone[node] = None
         swept.nodes += 1
         for value, parameters in operands.items():
             queue.append(value.producer())
             if drop_unused_weight(graph, value):
                 swept.parameters += parameters
+    graph.remove(gone, safe=True)  # at once, since each call looks at all graph outputs
     return swept
 
 
