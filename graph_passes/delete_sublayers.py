@@ -206,8 +206,9 @@ def _cut(
     """
     producers = [leaf.value.producer() for leaf in site.leaves]
     displaced = None if put is None else put.displaced
+    branches = [leaf.value for leaf in site.tree.leaves]
     adds = [
-        remove_branch(graph, leaf.value, site.tree.joints)
+        remove_branch(graph, leaf.value, site.tree.joints, branches)
         for leaf in site.leaves
         if leaf.value is not displaced
     ]
