@@ -33,7 +33,7 @@ def tiny_model(model_type: str, **changes: Any) -> Any:
     import torch
     import transformers
 
-    config = _config(model_type, changes)
+    config = tiny_config(model_type, **changes)
     generates = type(config) in transformers.AutoModelForCausalLM._model_mapping
     auto = transformers.AutoModel
     if generates and model_type not in _ENCODERS:
@@ -89,7 +89,8 @@ def hook_count(model: Any) -> int:
     )
 
 
-def _config(model_type: str, changes: dict[str, Any]) -> Any:
+def tiny_config(model_type: str, **changes: Any) -> Any:
+    """A config of the usual sizes."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[model_type]

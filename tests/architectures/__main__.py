@@ -1,0 +1,3 @@
+from tests.architectures.command import main
+
+main()
