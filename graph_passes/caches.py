@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Set
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import CONTRACTIONS, GraphIndex, factors, is_shape_read
+from graph_passes.dataflow import CONTRACTIONS, GraphIndex, factors, has_weight, is_shape_read
+from graph_passes.dominators import Dominators
 from graph_passes.operators import is_fused_attention
 from graph_passes.shapes import dims
 
@@ -51,6 +52,64 @@ def own_caches(
         and _read_only_by(index, value, dying)
         and (_is_carried_over(index, value, dying, outputs) or _is_multiplied(index, value, dying))
     )
+
+
+def shown_keys(
+    index: GraphIndex, branch: Set[ir.Node], dominators: Dominators
+) -> dict[ir.Value, ir.Value]:
+    """The graph outputs that show the keys and values of a cross attention as they are.
+
+    Args:
+        index: The graph.
+        branch: The nodes of the cross attention that descend from the stream.
+        dominators: The dominator tree from the stream's source.
+
+    Returns:
+        For each output where it comes from: a graph input, or what a weight is multiplied to.
+    """
+    found: dict[ir.Value, ir.Value] = {}
+    for node in branch:
+        for value in _keys_and_values(index, node):
+            origin = None if dominators.descends(value) else _origin(index, value)
+            if origin is not None:
+                found |= dict.fromkeys(_shown(index, origin), origin)
+    return {value: found[value] for value in sorted(found, key=index.output_place.__getitem__)}
+
+
+def goes(index: GraphIndex, origin: ir.Value, dying: Set[ir.Node]) -> bool:
+    """Whether nothing needs a value once some nodes are gone."""
+    producer = origin.producer()
+    return _read_only_by(index, origin, dying) if producer is None else producer in dying
+
+
+def _origin(index: GraphIndex, value: ir.Value) -> ir.Value | None:
+    """Where keys or values come from, behind what only moves them; None if that can't be told."""
+    while value not in index.input_place:
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type in CONTRACTIONS:
+            return value if has_weight(index, node) else None
+        above = [v for v in index.data_reads(node) if v in index.varying]
+        is_bias = node.op_type == "Add" and has_weight(index, node)
+        if not above or not (is_bias or _only_moves(index, node)):
+            return None
+        value = above[0]
+    return value
+
+
+def _shown(index: GraphIndex, origin: ir.Value) -> Iterator[ir.Value]:
+    seen = {origin}
+    queue = [origin]
+    while queue:
+        value = queue.pop()
+        if value in index.output_place:
+            yield value
+        for node in index.readers(value):
+            is_bias = node.op_type == "Add" and has_weight(index, node)
+            if is_bias or _only_moves(index, node):
+                queue.extend(v for v in node.outputs if v not in seen)
+                seen.update(node.outputs)
 
 
 def _read_only_by(index: GraphIndex, value: ir.Value, nodes: Set[ir.Node]) -> bool:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graph_passes.add_tree import AddTree, Leaf
 from graph_passes.branch_input import branch_input, is_linear_map
-from graph_passes.caches import own_caches
+from graph_passes.caches import goes, own_caches, shown_keys
 from graph_passes.dataflow import GraphIndex, is_shape_read
 from graph_passes.fused_norms import taken_apart
 from graph_passes.labels import RANK, ambiguous_mixer, branch_kind, number_layers, opaque_node
@@ -29,6 +29,7 @@ from graph_passes.stream import Stream, streams
 from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
 
 _NO_ATTENTION = "no attention joins a residual stream: this is no Transformer that can be cut"
+_TOKEN_TYPES = {ir.DataType.INT64, ir.DataType.INT32}
 _Group = tuple[AddTree, dict[SublayerKind, list[Leaf]]]
 _AMBIGUOUS = (
     "it can't be told whether the branch is an MLP with a convolution or loop, "
@@ -156,9 +157,15 @@ def locate(model: ir.Model) -> Findings:
     if refusal is not None:
         return Findings((), (refusal,))
     sites = _without_shared_outputs(_sites(found[0], groups, recorded(model)))
-    if not any("attention" in site.kind for site in sites) and not recorded(model):
+    if not recorded(model) and not any(_mixes_a_sequence(found[0], site) for site in sites):
         return Findings((), (_refuse(index, _NO_ATTENTION),))
     return Findings(tuple(sites), ())
+
+
+def _mixes_a_sequence(stream: Stream, site: FoundSite) -> bool:
+    """Whether a sublayer is an attention, or a mixer that reads tokens and no picture."""
+    reads_tokens = stream.source.dtype in _TOKEN_TYPES
+    return "attention" in site.kind or (site.kind == "mixer" and reads_tokens)
 
 
 def _stream_refusal(found: Sequence[Stream]) -> Refusal | None:
@@ -257,6 +264,8 @@ def _site(
 ) -> FoundSite:
     branches = [own_nodes(tree, leaf) for leaf in leaves]
     outputs = dict.fromkeys(chain.from_iterable(map(stream.own_outputs, branches)))
+    if kind == "cross_attention":
+        outputs |= _shown_keys(stream, leaves, outputs)
     dying = dying_nodes(stream.index, leaves, outputs)
     return FoundSite(
         layer=layer,
@@ -299,6 +308,25 @@ def _obstacle(
             "sum's shape; neither shape is declared"
         )
     return (tree.add, reason) if reason else None
+
+
+def _shown_keys(
+    stream: Stream, leaves: Sequence[Leaf], outputs: Collection[ir.Value]
+) -> dict[ir.Value, None]:
+    """The graph outputs that show keys and values from beside the stream that only this one has.
+
+    They are its cache: a decoder's first step gives them, and the later ones take them.
+    """
+    index = stream.index
+    nodes = frozenset[ir.Node]().union(*(leaf.nodes for leaf in leaves))
+    shown = shown_keys(index, nodes, stream.dominators)
+    while True:
+        dying = dying_nodes(index, leaves, {*outputs, *shown})
+        shared = [output for output, origin in shown.items() if not goes(index, origin, dying)]
+        if not shared:
+            return dict.fromkeys(shown)
+        for output in shared:
+            del shown[output]
 
 
 def _output_obstacle(

@@ -89,6 +89,8 @@ _BERT_LIKE = _layer("encoder.layer", attention="attention.output.dense", mlp="ou
 _SPEECH = _layer("encoder.layers", attention="attention", mlp="feed_forward")
 _LLAMA = _layer("model.layers", attention="self_attn", mlp="mlp|block_sparse_moe|feed_forward")
 _T5 = "{}.block.{{}}.layer.{}"
+_HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+_MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 4}
 _WINDOW = {"sliding_window": 4, "use_sliding_window": True}
 
 CATALOGUE: tuple[Architecture, ...] = (
@@ -162,14 +164,14 @@ CATALOGUE: tuple[Architecture, ...] = (
             "mlp": _T5.format("decoder", "2.DenseReluDense"),
         },
     ),
-    Architecture("lfm2", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="conv", mlp="feed_forward")),
+    Architecture("lfm2", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="conv", mlp="feed_forward"), settings={"layer_types": ["conv", "full_attention", "conv"]}),
     Architecture("mamba", "hybrid decoder", "hybrid", paths=_layer("backbone.layers", mixer="mixer")),
-    Architecture("mamba2", "hybrid decoder", "hybrid", paths=_layer("backbone.layers", mixer="mixer")),
-    Architecture("jamba", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward")),
-    Architecture("granitemoehybrid", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="shared_mlp")),
-    Architecture("bamba", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward")),
+    Architecture("mamba2", "hybrid decoder", "hybrid", paths=_layer("backbone.layers", mixer="mixer"), settings={"num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 8, "chunk_size": 4}),
+    Architecture("jamba", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward"), settings={"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8}),
+    Architecture("granitemoehybrid", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="shared_mlp"), settings=_HYBRID | _MAMBA2),
+    Architecture("bamba", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward"), settings={"attn_layer_indices": [1]} | _MAMBA2),
     Architecture("falcon_h1", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward")),
-    Architecture("qwen3_next", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="linear_attn", mlp="mlp")),
-    Architecture("zamba2", "hybrid decoder", "hybrid", paths=_layer("model.layers", mixer="mamba")),
-    Architecture("gemma3n_text", "decoder", "several streams", refused="several residual streams"),
+    Architecture("qwen3_next", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="linear_attn", mlp="mlp"), settings=_HYBRID | {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}),
+    Architecture("zamba2", "hybrid decoder", "hybrid", paths=_layer("model.layers", mixer="mamba"), settings={"layers_block_type": ["linear_attention", "hybrid", "linear_attention"], "n_mamba_heads": 4, "mamba_d_state": 8, "chunk_size": 4}),
+    Architecture("gemma3n_text", "decoder", "several streams", settings={"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8, "laurel_rank": 8, "vocab_size_per_layer_input": 64}, refused="several residual streams"),
 )  # fmt: skip

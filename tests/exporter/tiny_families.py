@@ -14,7 +14,9 @@ _SIZES: dict[str, Any] = {
     "max_seq_len": 64, "sliding_window": 16, "image_size": 16, "patch_size": 8,
     "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 24, "residual_multiplier": 0.3,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "encoder_layers": 3, "decoder_layers": 3, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_decoder_layers": 3,
+    "d_ff": 48, "d_kv": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 _SPECIAL: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
