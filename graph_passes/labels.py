@@ -45,14 +45,31 @@ def branch_kind(index: GraphIndex, dominators: Dominators, nodes: Set[ir.Node]) 
     return "attention" if own else "cross_attention"
 
 
-def _attention_operands(index: GraphIndex, nodes: Set[ir.Node]) -> Sequence[ir.Value] | None:
-    """The activations that an attention multiplies; None where the nodes hold no attention."""
+def _attention_operands(
+    index: GraphIndex, nodes: Set[ir.Node], branch: Set[ir.Node] = frozenset()
+) -> Sequence[ir.Value] | None:
+    """The activations that an attention multiplies; None where the nodes hold no attention.
+
+    Args:
+        index: The graph.
+        nodes: Among which its Softmax is looked for.
+        branch: Among which what comes before that is, if among others.
+    """
     for node in sorted(nodes, key=index.position.__getitem__):
         if is_fused_attention(node):
             return [value for value in node.inputs[:3] if value in index.varying]
-        if node.op_type in _SOFTMAX and (found := _score_operands(index, node, nodes)):
+        if node.op_type in _SOFTMAX and (found := _score_operands(index, node, branch or nodes)):
             return found
     return None
+
+
+def chained_attentions(index: GraphIndex, nodes: Set[ir.Node]) -> int:
+    """How many attentions follow each other among nodes; those of single heads don't."""
+    depths: dict[ir.Node | None, int] = {}
+    for node in sorted(nodes, key=index.position.__getitem__):
+        above = max((depths.get(v.producer(), 0) for v in index.data_reads(node)), default=0)
+        depths[node] = above + bool(_attention_operands(index, {node}, nodes))
+    return max(depths.values(), default=0)
 
 
 def _chained_products(index: GraphIndex, nodes: Set[ir.Node]) -> Sequence[ir.Value] | None:

@@ -18,7 +18,14 @@ from graph_passes.branch_input import branch_input, is_linear_map
 from graph_passes.caches import goes, own_caches, shown_keys
 from graph_passes.dataflow import GraphIndex, is_shape_read
 from graph_passes.fused_norms import taken_apart
-from graph_passes.labels import RANK, ambiguous_mixer, branch_kind, number_layers, opaque_node
+from graph_passes.labels import (
+    RANK,
+    ambiguous_mixer,
+    branch_kind,
+    chained_attentions,
+    number_layers,
+    opaque_node,
+)
 from graph_passes.liveness import dying_nodes, own_parameters
 from graph_passes.operators import contracts
 from graph_passes.plan_record import recorded, recorded_replacements
@@ -43,6 +50,8 @@ _LOST_LINEAR = (
     "its record names linear maps in the places of deleted branches, which can't be told from "
     "the branches that are left"
 )
+_STACKS = frozenset({"Concat", "ScatterND", "ScatterElements"})
+"""What puts streams together that run side by side."""
 _SEVERAL = "several residual streams meet here; only a single stream can be cut"
 
 
@@ -149,15 +158,16 @@ def locate(model: ir.Model) -> Findings:
     refusal = _stream_refusal(found)
     if refusal is not None:
         return Findings((), (refusal,))
+    missing = recorded(model)
     linear = [r for r in recorded_replacements(model).values() if r.kind == "linear"]
-    groups = _groups(found[0], len(linear))
+    groups = _groups(found[0], missing, len(linear))
     if groups is None:
         return Findings((), (_refuse(index, _LOST_LINEAR),))
-    refusal = _label_refusal(found[0], groups, recorded(model))
+    refusal = _label_refusal(found[0], groups, missing)
     if refusal is not None:
         return Findings((), (refusal,))
-    sites = _without_shared_outputs(_sites(found[0], groups, recorded(model)))
-    if not recorded(model) and not any(_mixes_a_sequence(found[0], site) for site in sites):
+    sites = _without_shared_outputs(_sites(found[0], groups, missing))
+    if not missing and not any(_mixes_a_sequence(found[0], site) for site in sites):
         return Findings((), (_refuse(index, _NO_ATTENTION),))
     return Findings(tuple(sites), ())
 
@@ -183,9 +193,15 @@ def _stream_refusal(found: Sequence[Stream]) -> Refusal | None:
             return Refusal(None, None, stranger.name or "", reason)
     if (meeting := stream.meeting_point()) is not None:
         return Refusal(None, None, meeting.name or "", _SEVERAL)
-    if (hidden := stream.hidden_work()) is not None:
-        return Refusal(None, None, hidden.name or "", _HIDDEN)
-    return None
+    hidden = [(_last(stream, span), span) for span in stream.hidden_work()]
+    for node, span in hidden:
+        if node.op_type in _STACKS or chained_attentions(stream.index, span) > 1:
+            return Refusal(None, None, node.name or "", _SEVERAL)
+    return Refusal(None, None, hidden[0][0].name or "", _HIDDEN) if hidden else None
+
+
+def _last(stream: Stream, nodes: Set[ir.Node]) -> ir.Node:
+    return max(nodes, key=stream.index.position.__getitem__)
 
 
 def _refuse(index: GraphIndex, reason: str) -> Refusal:
@@ -195,14 +211,17 @@ def _refuse(index: GraphIndex, reason: str) -> Refusal:
     return Refusal(None, None, name or "", reason)
 
 
-def _groups(stream: Stream, linear: int) -> list[_Group] | None:
+def _groups(
+    stream: Stream, missing: frozenset[SublayerRef], linear: int
+) -> list[_Group] | None:
     """The sums that join sublayers, in stream order; None where they can't be told apart.
 
-    Linear maps in the places of what was cut out earlier are none.
+    Linear maps in the places of what was cut out earlier are none, nor is a position embedding.
 
     Args:
         stream: The stream.
-        linear: How many such maps there are by the record.
+        missing: What was cut out earlier.
+        linear: How many linear maps took such a place by the record.
     """
     skipped: set[Leaf] = set()
     if linear:
@@ -215,7 +234,21 @@ def _groups(stream: Stream, linear: int) -> list[_Group] | None:
     if len(skipped) != linear:
         return None
     found = [(tree, _branches_by_kind(stream, tree, skipped)) for tree in stream.trees]
-    return [(tree, kinds) for tree, kinds in found if kinds]
+    groups = [(tree, kinds) for tree, kinds in found if kinds]
+    return groups[1:] if _begins_with_positions(groups, missing) else groups
+
+
+def _begins_with_positions(groups: Sequence[_Group], missing: frozenset[SublayerRef]) -> bool:
+    """Whether the first sum adds a convolution before the layers: that is a position embedding.
+
+    A mixer would have products of its own, or an MLP behind it in its layer.
+    """
+    if len(groups) < 2 or list(groups[0][1]) != ["mixer"]:
+        return False
+    (leaf, *others) = groups[0][1]["mixer"]
+    alone = not others and sum(contracts([node]) for node in leaf.nodes) == 1
+    before_attention = "attention" in groups[1][1] or SublayerRef(0, "attention") in missing
+    return alone and before_attention
 
 
 def _label_refusal(

@@ -84,15 +84,13 @@ class Stream:
                 return value.producer()
         return None
 
-    def hidden_work(self) -> ir.Node | None:
-        """A node at which paths join of which one does real work, without a sum that is known.
+    def hidden_work(self) -> list[Set[ir.Node]]:
+        """The nodes up to each place at which paths join without a sum, if they do work.
 
-        A sublayer may join there in another form than ``x + f(x)``, such as ``a*x + b*f(x)``.
+        A sublayer may join there in another form than ``x + f(x)``, such as ``a*x + b*f(x)``, or
+        many do, where several streams run side by side.
         """
-        for value, span in self._spans():
-            if contracts(span):
-                return value.producer()
-        return None
+        return [span for _, span in self._spans() if contracts(span)]
 
     def _spans(self) -> Iterator[tuple[ir.Value, set[ir.Node]]]:
         """The steps of the walk, sums aside, that leap over more than one node."""
@@ -109,8 +107,11 @@ class Stream:
         return not all(keeps_size(self.index, *step) for step in self._approach[tree.add])
 
     def misses(self, other: Stream) -> ir.Node | None:
-        """A sum on another stream that is not on this one: the two are different models."""
-        own = {tree.add for tree in self.trees}
+        """A sum on another stream that is not on this one: the two are different models.
+
+        What a state does within one of this stream's branches is no model of its own.
+        """
+        own = frozenset[ir.Node]().union(*(tree.nodes for tree in self.trees))
         return next((tree.add for tree in other.trees if tree.add not in own), None)
 
     def inner_sum(self, nodes: Iterable[ir.Node]) -> ir.Node | None:

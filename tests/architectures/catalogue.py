@@ -30,11 +30,12 @@ class Architecture:
         model_class: The class of transformers; empty: the auto class for the graph.
         model_type: Where ``name`` is not the model type.
         paths: For each kind of sublayer the dotted path from the model to the module that is
-            silenced, ``{}`` for the layer's number, alternatives parted by ``|``; a layer without
-            such a module has no such sublayer. Empty: as ``exporter.architectures`` has them.
+            silenced, ``{}`` for the layer's number, alternatives for what follows it parted by ``|``,
+            modules that go together by ``&``; a layer without such a module has no such sublayer. Empty: as ``exporter.architectures`` has them.
         settings: Config entries beside the usual tiny sizes.
         traced_length_only: The graph runs at the sequence length that it was traced at.
         refused: Part of the reason for which the graph must be refused; empty: it must be cut.
+        not_exported: Part of the reason for which PyTorch's exporter can't write the graph.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Architecture:
     settings: dict[str, Any] = field(default_factory=dict)
     traced_length_only: bool = False
     refused: str = ""
+    not_exported: str = ""
 
     @property
     def type_name(self) -> str:
@@ -95,10 +97,11 @@ _WINDOW = {"sliding_window": 4, "use_sliding_window": True}
 
 CATALOGUE: tuple[Architecture, ...] = (
     *_of("decoder", "pre-norm", "llama", "qwen2", "qwen3", "gemma", "gpt2", "opt", "bloom"),
-    *_of("decoder", "pre-norm", "stablelm", "starcoder2", "smollm3", "nemotron", "olmo", "mpt"),
+    *_of("decoder", "pre-norm", "stablelm", "starcoder2", "smollm3", "nemotron", "olmo"),
     *_of("decoder", "pre-norm", "gpt_neo", "gpt_bigcode", "glm", "helium", "arcee", "seed_oss"),
     Architecture("mistral", "decoder", "pre-norm", settings=_WINDOW),
     Architecture("phi3", "decoder", "pre-norm", settings=_WINDOW),
+    Architecture("mpt", "decoder", "pre-norm", not_exported="inconsistencies"),
     Architecture("persimmon", "decoder", "pre-norm", paths=_LLAMA),
     Architecture("ernie4_5", "decoder", "pre-norm", paths=_LLAMA),
     Architecture("apertus", "decoder", "pre-norm", paths=_LLAMA),
@@ -133,11 +136,11 @@ CATALOGUE: tuple[Architecture, ...] = (
     Architecture("clip_text_model", "encoder", "pre-norm", paths=_CLIP),
     *_of("vision", "pre-norm", "vit"),
     Architecture("deit", "vision", "pre-norm", paths=_VIT),
-    Architecture("beit", "vision", "multiplier", paths=_layer("encoder.layer", attention="attention", mlp="output"), settings={"layer_scale_init_value": 0.5}),
+    Architecture("beit", "vision", "multiplier", paths=_VIT, settings={"layer_scale_init_value": 0.5, "use_relative_position_bias": True}),
     Architecture("dinov2", "vision", "multiplier", paths=_layer("encoder.layer", attention="attention", mlp="mlp")),
     Architecture("siglip_vision_model", "vision", "pre-norm", paths=_CLIP),
     Architecture("clip_vision_model", "vision", "pre-norm", paths=_CLIP),
-    Architecture("swin", "vision", "pre-norm"),
+    Architecture("swin", "vision", "pre-norm", paths=_layer("encoder.layers.{}.blocks", attention="attention", mlp="mlp"), settings={"image_size": 32, "patch_size": 4, "window_size": 2, "embed_dim": 32, "depths": [2, 1], "num_heads": [4, 4]}),
     Architecture("wav2vec2", "audio", "post-norm", paths=_SPEECH),
     Architecture("hubert", "audio", "post-norm", paths=_SPEECH),
     Architecture("wavlm", "audio", "post-norm", paths=_SPEECH),
@@ -166,12 +169,12 @@ CATALOGUE: tuple[Architecture, ...] = (
     ),
     Architecture("lfm2", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="conv", mlp="feed_forward"), settings={"layer_types": ["conv", "full_attention", "conv"]}),
     Architecture("mamba", "hybrid decoder", "hybrid", paths=_layer("backbone.layers", mixer="mixer")),
-    Architecture("mamba2", "hybrid decoder", "hybrid", paths=_layer("backbone.layers", mixer="mixer"), settings={"num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 8, "chunk_size": 4}),
+    Architecture("mamba2", "hybrid decoder", "hybrid", traced_length_only=True, paths=_layer("backbone.layers", mixer="mixer"), settings={"num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 8, "chunk_size": 4}),
     Architecture("jamba", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward"), settings={"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8}),
-    Architecture("granitemoehybrid", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="shared_mlp"), settings=_HYBRID | _MAMBA2),
-    Architecture("bamba", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward"), settings={"attn_layer_indices": [1]} | _MAMBA2),
-    Architecture("falcon_h1", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward")),
+    Architecture("granitemoehybrid", "hybrid decoder", "hybrid", traced_length_only=True, paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="shared_mlp&block_sparse_moe"), settings=_HYBRID | _MAMBA2),
+    Architecture("bamba", "hybrid decoder", "hybrid", traced_length_only=True, paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward"), settings={"attn_layer_indices": [1]} | _MAMBA2),
+    Architecture("falcon_h1", "hybrid decoder", "hybrid", traced_length_only=True, paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward")),
     Architecture("qwen3_next", "hybrid decoder", "hybrid", paths=_layer("model.layers", attention="self_attn", mixer="linear_attn", mlp="mlp"), settings=_HYBRID | {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}),
-    Architecture("zamba2", "hybrid decoder", "hybrid", paths=_layer("model.layers", mixer="mamba"), settings={"layers_block_type": ["linear_attention", "hybrid", "linear_attention"], "n_mamba_heads": 4, "mamba_d_state": 8, "chunk_size": 4}),
+    Architecture("zamba2", "hybrid decoder", "hybrid", traced_length_only=True, paths=_layer("model.layers", mixer="mamba|mamba_decoder.mamba"), settings={"layers_block_type": ["linear_attention", "hybrid", "linear_attention"], "n_mamba_heads": 4, "mamba_d_state": 8, "chunk_size": 4}, refused="can't be told"),
     Architecture("gemma3n_text", "decoder", "several streams", settings={"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8, "laurel_rank": 8, "vocab_size_per_layer_input": 64}, refused="several residual streams"),
 )  # fmt: skip

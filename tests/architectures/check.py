@@ -8,7 +8,6 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,69 +23,14 @@ from tests.architectures.catalogue import Architecture
 from tests.architectures.exports import Exported, export
 from tests.architectures.graphs import Step, Subject, subject_of
 from tests.architectures.models import Silenced, build, silenced, sublayer_modules
+from tests.architectures.rows import COUNTS, TOLERANCE, Row
 
 Arrays = dict[str, NDArray[Any]]
 Cut = frozenset[SublayerRef]
 
-TOLERANCE = 1e-5
-"""Relative to the largest logit, and in caches to the largest entry of any."""
-COUNTS = 100 * TOLERANCE
-"""How much every sublayer must matter, or a wrong cut of it would pass."""
-
 
 class WrongModelError(AssertionError):
     """A graph that isn't what it has to be; where, and what is wrong."""
-
-
-@dataclass
-class Row:
-    """What was seen of one architecture.
-
-    Attributes:
-        name: The architecture.
-        model_class: Its class in transformers.
-        graph: The kind of graph.
-        form: How branches join the stream.
-        exporter: What wrote the graph.
-        layers: How many.
-        sites: Sublayers by kind.
-        cuts: How many sets of sublayers were cut and compared.
-        cuts_refused: How many more the surgery refused, since with every self-attention the only
-            inputs would go from which the past length is known.
-        worst_error: The largest relative error of any cut, step and output.
-        uncut_error: The same of the graph before any cut.
-        weakest: The least that any single sublayer changes the main output by, relative.
-        wrong: The cuts that are out of bounds or otherwise wrong, with the reason.
-        refused: The reason where the graph is refused, and must be.
-        failed: Why nothing could be compared.
-        seconds: How long it took.
-    """
-
-    name: str
-    model_class: str = ""
-    graph: str = ""
-    form: str = ""
-    exporter: str = ""
-    layers: int = 0
-    sites: dict[str, int] = field(default_factory=dict)
-    cuts: int = 0
-    cuts_refused: int = 0
-    worst_error: float = 0.0
-    uncut_error: float = 0.0
-    weakest: float = 0.0
-    wrong: list[str] = field(default_factory=list)
-    refused: str = ""
-    failed: str = ""
-    seconds: float = 0.0
-
-    @property
-    def holds(self) -> bool:
-        """Whether everything was as it must be."""
-        return not self.wrong and not self.failed
-
-    def plain(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return asdict(self)
 
 
 def check(architecture: Architecture, folder: Path, random_sets: int) -> Row:
@@ -96,7 +40,12 @@ def check(architecture: Architecture, folder: Path, random_sets: int) -> Row:
     try:
         _Checker(architecture, folder, row).run(random_sets)
     except Exception as error:  # the row says what and the others go on
-        row.failed = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        known = architecture.not_exported
+        if known and known in str(error):
+            row.not_exported = known
+        else:
+            row.failed = reason
     row.seconds = round(time.perf_counter() - begin, 1)
     return row
 
@@ -110,7 +59,7 @@ class _Checker:
         self.subject: Subject = subject_of(architecture, self.model)
         self.files: list[Exported] = export(architecture, self.model, self.subject, folder)
         row.exporter = self.files[0].exporter
-        self.modules: dict[SublayerRef, Silenced] = {}
+        self.modules: dict[SublayerRef, tuple[Silenced, ...]] = {}
 
     def run(self, random_sets: int) -> None:
         if self._architecture.refused:
@@ -124,6 +73,7 @@ class _Checker:
         if self._row.uncut_error > TOLERANCE:
             raise WrongModelError(f"the uncut graph is off by {self._row.uncut_error:.1e}")
         strengths = []
+        self._row.random_sets = random_sets
         for cut in cuts(list(self.modules), self._architecture.name, random_sets):
             witness = self._pytorch(cut)
             if len(cut) == 1:
@@ -173,14 +123,17 @@ class _Checker:
         self._row.sites = dict(Counter(ref.kind for ref in want))
 
     def _pytorch(self, cut: Cut) -> list[Arrays]:
-        everything = list(self.modules.values())
-        with torch.inference_mode(), silenced([self.modules[ref] for ref in cut], everything):
+        everything = list(chain.from_iterable(self.modules.values()))
+        chosen = list(chain.from_iterable(self.modules[ref] for ref in cut))
+        with torch.inference_mode(), silenced(chosen, everything):
             return _walk(self.subject, lambda step, inputs: self._module(step, inputs))
 
     def _module(self, step: Step, inputs: Mapping[str, Any]) -> Arrays:
         part = self.subject.parts[step.part]
         tensors = {name: torch.as_tensor(value) for name, value in inputs.items()}
-        return dict(zip(part.outputs, (v.numpy().copy() for v in part.module(tensors)), strict=True))
+        return dict(
+            zip(part.outputs, (v.numpy().copy() for v in part.module(tensors)), strict=True)
+        )
 
     def _onnx(self, cut: Cut) -> list[Arrays]:
         graphs = [_Graph(file, cut) for file in self.files]

@@ -35,7 +35,9 @@ class Exported:
     exporter: str
 
 
-def export(architecture: Architecture, model: Any, subject: Subject, folder: Path) -> list[Exported]:
+def export(
+    architecture: Architecture, model: Any, subject: Subject, folder: Path
+) -> list[Exported]:
     """Exports every part."""
     with quiet():
         if architecture.graph in ("decoder", "encoder"):

@@ -232,7 +232,11 @@ def _seq2seq_decoder(architecture: Architecture, model: Any) -> Subject:
         cache = EncoderDecoderCache(*kept)
         return [call(model, inputs, cache, nothing).logits, *_flat(cache.self_attention_cache)]
 
-    layers = len(model.get_decoder().layers if hasattr(model.get_decoder(), "layers") else model.get_decoder().block)
+    layers = len(
+        model.get_decoder().layers
+        if hasattr(model.get_decoder(), "layers")
+        else model.get_decoder().block
+    )
     sides = {side: _cache_names("present", layers, f".{side}") for side in ("decoder", "encoder")}
     presents = [*sides["decoder"], *sides["encoder"]]
     pasts = [name.replace("present", "past_key_values") for name in presents]
@@ -322,9 +326,13 @@ def _hybrid_decoder(architecture: Architecture, model: Any) -> Subject:
     }
     dynamic["input_ids"] = {0: "batch"}
     dynamic["attention_mask"] = {0: "batch"} | ({1: "total_sequence"} if lengths else {})
-    two = Part("model_with_past", _Forward(model, following), example, dynamic, ["logits", *presents])
+    two = Part(
+        "model_with_past", _Forward(model, following), example, dynamic, ["logits", *presents]
+    )
     steps = [
-        Step("prefill", 0, begin, {}, begin["attention_mask"].bool(), begin["attention_mask"].bool()),
+        Step(
+            "prefill", 0, begin, {}, begin["attention_mask"].bool(), begin["attention_mask"].bool()
+        ),
         Step("decode", 1, single, dict(zip(pasts, presents, strict=True)), cached=mask.bool()),
     ]
     return Subject([one, two], steps)

@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from graph_passes import SublayerRef
@@ -50,20 +51,35 @@ def build(architecture: Architecture) -> Any:
     return model
 
 
-def sublayer_modules(architecture: Architecture, model: Any) -> dict[SublayerRef, Silenced]:
+def sublayer_modules(
+    architecture: Architecture, model: Any
+) -> dict[SublayerRef, tuple[Silenced, ...]]:
     """Each sublayer that the model has, and what is silenced for it."""
     if not architecture.paths:
         return _of_family(model)
-    found: dict[SublayerRef, Silenced] = {}
+    found: dict[SublayerRef, tuple[Silenced, ...]] = {}
     runs: Counter[Any] = Counter()
-    layers = _number_of_layers(model)
-    for layer in range(layers):
+    for layer, numbers in enumerate(_layers(architecture, model)):
         for kind, paths in architecture.paths.items():
-            module = _follow(model, paths, layer)
-            if module is not None:
-                found[SublayerRef(layer, kind)] = Silenced(module, runs[module])  # type: ignore[arg-type]
-                runs[module] += 1
+            modules = _follow(model, paths, numbers)
+            if modules:
+                ref = SublayerRef(layer, kind)  # type: ignore[arg-type]
+                found[ref] = tuple(Silenced(module, runs[module]) for module in modules)
+                runs.update(modules)
     return found
+
+
+def _layers(architecture: Architecture, model: Any) -> list[tuple[int, ...]]:
+    """The numbers that stand for each layer in the paths."""
+    paths = list(architecture.paths.values())
+    holes = paths[0].count("{}")
+    if not holes:  # one layer that is run again and again
+        return [()] * model.config.num_hidden_layers
+    return [
+        numbers
+        for numbers in product(range(_MOST_LAYERS), repeat=holes)
+        if any(_follow(model, path, numbers) for path in paths)
+    ]
 
 
 @contextlib.contextmanager
@@ -94,33 +110,34 @@ class _Silencer:
         return output.new_zeros(output.shape)
 
 
-def _of_family(model: Any) -> dict[SublayerRef, Silenced]:
+def _of_family(model: Any) -> dict[SublayerRef, tuple[Silenced, ...]]:
     from exporter.architectures import sublayers
 
     return {
-        SublayerRef(part.layer, part.kind): Silenced(part.contribution, 0)
+        SublayerRef(part.layer, part.kind): (Silenced(part.contribution, 0),)
         for part in sublayers(model)
     }
 
 
-def _number_of_layers(model: Any) -> int:
-    config = model.config.get_text_config()
-    names = ("num_hidden_layers", "encoder_layers", "num_layers", "n_layer")
-    return next(n for name in names if isinstance(n := getattr(config, name, None), int))
+def _follow(model: Any, paths: str, numbers: tuple[int, ...]) -> list[Any]:
+    """The modules that the first of several alternatives leads to; none if none does."""
+    for alternative in _spelled_out(paths):
+        modules = [_module(model, path.format(*numbers)) for path in alternative]
+        if None not in modules:
+            return modules
+    return []
 
 
-def _follow(model: Any, paths: str, layer: int) -> Any:
-    """The first of several dotted paths that leads to a module; None if none does."""
-    for path in _spelled_out(paths):
-        here = model
-        for name in path.format(layer).split("."):
-            here = getattr(here, name, None)
-        if here is not None:
-            return here
-    return None
+def _module(model: Any, path: str) -> Any:
+    for name in path.split("."):
+        model = getattr(model, name, None)
+    return model
 
 
-def _spelled_out(paths: str) -> list[str]:
-    first, *others = paths.split("|")
-    prefix = first.rpartition("{}.")
-    return [first, *(f"{prefix[0]}{prefix[1]}{other}" for other in others)]
+def _spelled_out(paths: str) -> list[list[str]]:
+    """``a.{}.b|c&d`` is ``a.{}.b``, or ``a.{}.c`` and ``a.{}.d``."""
+    before, hole, last = paths.rpartition("{}.")
+    return [
+        [f"{before}{hole}{part}" for part in alternative.split("&")]
+        for alternative in last.split("|")
+    ]

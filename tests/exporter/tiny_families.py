@@ -26,6 +26,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1, "num_key_value_heads": 4,
     },
     "mpt": {"hidden_size": None},
+    "swin": {"hidden_size": None, "num_layers": None, "num_attention_heads": None},
 }  # fmt: skip
 _ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta"}
 
@@ -103,4 +104,5 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
     if model_type == "deepseek_v3":
         sizes.pop("head_dim", None)
     wanted = sizes | special | changes
-    return kind(**{name: value for name, value in wanted.items() if name != "hidden_size" or value})
+    derived = {name for name, value in special.items() if value is None}
+    return kind(**{name: value for name, value in wanted.items() if name not in derived})
