@@ -254,6 +254,10 @@ def _with_replacement(
 
 
 def _renumber(model: ir.Model, survivors: Sequence[FoundSite]) -> dict[str, str]:
-    outputs = [value for site in survivors if site.caches for value in site.outputs]
     caches = [value for site in survivors for value in site.caches]
+    if caches:
+        outputs = [value for site in survivors if site.caches for value in site.outputs]
+    else:  # a first step takes no cache, but gives those that the steps after it take
+        made = chain.from_iterable(site.outputs for site in survivors if site.kind != "mlp")
+        outputs = [value for value in made if kv_cache.is_numbered(value)]
     return kv_cache.renumber(model, caches, outputs)

@@ -211,6 +211,11 @@ def _refuse_taken(graph: ir.Graph, new: Mapping[ir.Value, str]) -> None:
             )
 
 
+def is_numbered(value: ir.Value) -> bool:
+    """Whether a value's name holds exactly one number, its layer's."""
+    return len(_NUMBER.findall(value.name or "")) == 1
+
+
 def _layer_number(value: ir.Value) -> int:
     found = _NUMBER.findall(value.name or "")
     if len(found) != 1:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from graph_passes.storage import load_model
 from tests.architectures.catalogue import Architecture
-from tests.architectures.graphs import Part, Subject
+from tests.architectures.subjects import Part, Subject
 
 OPSET = 20
 
