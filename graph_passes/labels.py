@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence, Set
 from itertools import pairwise
 
 import onnx_ir as ir
@@ -130,22 +130,26 @@ def ambiguous_mixer(
     groups: Sequence[Sequence[SublayerKind]],
     numbers: Sequence[Sequence[int]],
     missing: Iterable[SublayerRef],
+    stateful: Collection[int] = (),
 ) -> int | None:
     """The first group that may be an MLP with a convolution, or a mixer of the next layer.
 
-    That can't be told where it follows an attention whose layer has no MLP yet.
+    That can't be told where it follows an attention whose layer has no MLP yet, unless it keeps a
+    state for the next step.
 
     Args:
         groups: For each sum along the stream, the kinds of the branches that it joins.
         numbers: Their layers, from :func:`number_layers`.
         missing: What was cut out earlier.
+        stateful: The places of the groups that give a state.
     """
     gone = set(missing)
     for place, (before, kinds) in enumerate(pairwise(groups), start=1):
         unfinished = RANK["mlp"] not in {RANK[kind] for kind in before}
         attends = any("attention" in kind for kind in before)
         had_mlp = SublayerRef(numbers[place - 1][-1], "mlp") in gone
-        if "mixer" in kinds and attends and unfinished and not had_mlp:
+        doubtful = "mixer" in kinds and place not in stateful
+        if doubtful and attends and unfinished and not had_mlp:
             return place
     return None
 

@@ -7,7 +7,7 @@ structure; names only label what was found.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -262,10 +262,17 @@ def _label_refusal(
                 reason = f"it can't be told what kind of sublayer this {node.op_type} belongs to"
                 return Refusal(None, None, node.name or "", reason)
     labels = [list(kinds) for _, kinds in groups]
-    place = ambiguous_mixer(labels, number_layers(labels, missing), missing)
+    stateful = [place for place, group in enumerate(groups) if _keeps_state(stream, *group)]
+    place = ambiguous_mixer(labels, number_layers(labels, missing), missing, stateful)
     if place is None:
         return None
     return Refusal(None, None, groups[place][0].add.name or "", _AMBIGUOUS)
+
+
+def _keeps_state(
+    stream: Stream, tree: AddTree, kinds: Mapping[SublayerKind, Sequence[Leaf]]
+) -> bool:
+    return any(stream.own_outputs(own_nodes(tree, leaf)) for leaf in kinds.get("mixer", ()))
 
 
 def _sites(

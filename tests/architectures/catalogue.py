@@ -30,8 +30,9 @@ class Architecture:
         model_class: The class of transformers; empty: the auto class for the graph.
         model_type: Where ``name`` is not the model type.
         paths: For each kind of sublayer the dotted path from the model to the module that is
-            silenced, ``{}`` for the layer's number, alternatives for what follows it parted by ``|``,
-            modules that go together by ``&``; a layer without such a module has no such sublayer. Empty: as ``exporter.architectures`` has them.
+            silenced, ``{}`` for the layer's number; alternatives for what follows it are parted
+            by ``|``, modules that go together by ``&``. A layer without such a module has no such
+            sublayer. Empty: as ``exporter.architectures`` has them.
         settings: Config entries beside the usual tiny sizes.
         traced_length_only: The graph runs at the sequence length that it was traced at.
         refused: Part of the reason for which the graph must be refused; empty: it must be cut.
@@ -304,14 +305,14 @@ CATALOGUE: tuple[Architecture, ...] = (
         "hybrid decoder",
         "hybrid",
         traced_length_only=True,
-        paths=_layer("model.layers", mixer="mamba|mamba_decoder.mamba"),
+        # A hybrid layer's attention joins the stream through its mixer, as one branch.
+        paths=_layer("model.layers", attention="mamba_decoder.mamba", mixer="mamba"),
         settings={
             "layers_block_type": ["linear_attention", "hybrid", "linear_attention"],
             "n_mamba_heads": 4,
             "mamba_d_state": 8,
             "chunk_size": 4,
         },
-        refused="can't be told",
     ),
     Architecture(
         "gemma3n_text",

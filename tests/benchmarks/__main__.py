@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "bench"
-ORDER = ("parity", "score", "prune", "large", "peers", "latency", "speedup")
+ORDER = ("parity", "score", "prune", "large", "peers", "latency", "speedup", "architectures")
 
 
 def main(names: list[str]) -> int:

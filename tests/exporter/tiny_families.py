@@ -26,9 +26,12 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1, "num_key_value_heads": 4,
     },
     "mpt": {"hidden_size": None},
+    "esm": {
+        "emb_layer_norm_before": False, "position_embedding_type": "rotary", "mask_token_id": 5,
+    },
     "swin": {"hidden_size": None, "num_layers": None, "num_attention_heads": None},
 }  # fmt: skip
-_ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta"}
+_ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta", "esm", "mpnet"}
 
 
 def tiny_model(model_type: str, **changes: Any) -> Any:

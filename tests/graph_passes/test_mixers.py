@@ -118,6 +118,35 @@ def test_states_go_with_their_mixer() -> None:
     assert largest_difference(expected, have, _names(1, "present")) < 1e-4
 
 
+class _WithoutMlp(_StatefulMixers):
+    """Layers of one sublayer each: mixer, attention, mixer."""
+
+    stateful = True
+
+    def _layer(self, x: ir.Value, layer: int) -> ir.Value:
+        make = _Builder._attention if layer == 1 else _StatefulMixers._attention
+        return self._op("Add", x, make(self, self._norm(x), layer)[0])
+
+    def _convolved(self, x: ir.Value) -> ir.Value:
+        return super()._convolved(x) if self.stateful else _Convolutions._convolved(self, x)
+
+
+class _WithoutState(_WithoutMlp):
+    stateful = False
+
+
+def test_a_mixer_behind_an_attention_is_told_by_its_state() -> None:
+    model = _WithoutMlp(TinySpec(cache=False, annotated=False), 0).build()
+    kinds = [(site.layer, site.kind) for site in sites_of(model)]
+    assert kinds == [(0, "mixer"), (1, "attention"), (2, "mixer")]
+
+
+def test_without_a_state_it_might_be_an_mlp_with_a_convolution() -> None:
+    (refusal,) = find_sites(_WithoutState(TinySpec(cache=False, annotated=False), 0).build())
+    assert isinstance(refusal, Refusal)
+    assert "an MLP with a convolution" in refusal.reason
+
+
 class _ConvolutionalPositions(_Builder):
     """A convolution over the embeddings, added before the first layer."""
 
