@@ -7,27 +7,23 @@ structure; names only label what was found.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain
 
 import onnx_ir as ir
 
 from graph_passes.add_tree import AddTree, Leaf
-from graph_passes.branch_input import branch_input, is_linear_map
+from graph_passes.branch_input import branch_input
 from graph_passes.caches import goes, own_caches, shown_keys
 from graph_passes.dataflow import GraphIndex, is_shape_read
 from graph_passes.fused_norms import taken_apart
+from graph_passes.groups import Group, groups_of, label_refusal
 from graph_passes.labels import (
-    RANK,
-    ambiguous_mixer,
-    branch_kind,
     chained_attentions,
     number_layers,
-    opaque_node,
 )
 from graph_passes.liveness import dying_nodes, own_parameters
-from graph_passes.operators import contracts
 from graph_passes.plan_record import recorded, recorded_replacements
 from graph_passes.preconditions import graph_refusal, hidden_part
 from graph_passes.shapes import broadcast_reason
@@ -37,11 +33,6 @@ from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
 
 _NO_ATTENTION = "no attention joins a residual stream: this is no Transformer that can be cut"
 _TOKEN_TYPES = {ir.DataType.INT64, ir.DataType.INT32}
-_Group = tuple[AddTree, dict[SublayerKind, list[Leaf]]]
-_AMBIGUOUS = (
-    "it can't be told whether the branch is an MLP with a convolution or loop, "
-    "or a mixer that begins the next layer"
-)
 _HIDDEN = (
     "a sublayer may join the stream here in another form than x + f(x), "
     "so the layers can't be numbered"
@@ -160,10 +151,10 @@ def locate(model: ir.Model) -> Findings:
         return Findings((), (refusal,))
     missing = recorded(model)
     linear = [r for r in recorded_replacements(model).values() if r.kind == "linear"]
-    groups = _groups(found[0], missing, len(linear))
+    groups = groups_of(found[0], missing, len(linear))
     if groups is None:
         return Findings((), (_refuse(index, _LOST_LINEAR),))
-    refusal = _label_refusal(found[0], groups, missing)
+    refusal = label_refusal(found[0], groups, missing)
     if refusal is not None:
         return Findings((), (refusal,))
     sites = _without_shared_outputs(_sites(found[0], groups, missing))
@@ -211,72 +202,8 @@ def _refuse(index: GraphIndex, reason: str) -> Refusal:
     return Refusal(None, None, name or "", reason)
 
 
-def _groups(
-    stream: Stream, missing: frozenset[SublayerRef], linear: int
-) -> list[_Group] | None:
-    """The sums that join sublayers, in stream order; None where they can't be told apart.
-
-    Linear maps in the places of what was cut out earlier are none, nor is a position embedding.
-
-    Args:
-        stream: The stream.
-        missing: What was cut out earlier.
-        linear: How many linear maps took such a place by the record.
-    """
-    skipped: set[Leaf] = set()
-    if linear:
-        skipped.update(
-            leaf
-            for tree in stream.trees
-            for leaf in tree.leaves
-            if is_linear_map(stream.index, own_nodes(tree, leaf))
-        )
-    if len(skipped) != linear:
-        return None
-    found = [(tree, _branches_by_kind(stream, tree, skipped)) for tree in stream.trees]
-    groups = [(tree, kinds) for tree, kinds in found if kinds]
-    return groups[1:] if _begins_with_positions(groups, missing) else groups
-
-
-def _begins_with_positions(groups: Sequence[_Group], missing: frozenset[SublayerRef]) -> bool:
-    """Whether the first sum adds a convolution before the layers: that is a position embedding.
-
-    A mixer would have products of its own, or an MLP behind it in its layer.
-    """
-    if len(groups) < 2 or list(groups[0][1]) != ["mixer"]:
-        return False
-    (leaf, *others) = groups[0][1]["mixer"]
-    alone = not others and sum(contracts([node]) for node in leaf.nodes) == 1
-    before_attention = "attention" in groups[1][1] or SublayerRef(0, "attention") in missing
-    return alone and before_attention
-
-
-def _label_refusal(
-    stream: Stream, groups: Sequence[_Group], missing: frozenset[SublayerRef]
-) -> Refusal | None:
-    """A branch of which the kind can't be told: it might shift the numbers of all after it."""
-    for tree, kinds in groups:
-        for leaf in chain.from_iterable(kinds.values()):
-            node = opaque_node(stream.index, own_nodes(tree, leaf))
-            if node is not None:
-                reason = f"it can't be told what kind of sublayer this {node.op_type} belongs to"
-                return Refusal(None, None, node.name or "", reason)
-    labels = [list(kinds) for _, kinds in groups]
-    stateful = [place for place, group in enumerate(groups) if _keeps_state(stream, *group)]
-    place = ambiguous_mixer(labels, number_layers(labels, missing), missing, stateful)
-    if place is None:
-        return None
-    return Refusal(None, None, groups[place][0].add.name or "", _AMBIGUOUS)
-
-
-def _keeps_state(
-    stream: Stream, tree: AddTree, kinds: Mapping[SublayerKind, Sequence[Leaf]]
-) -> bool:
-    return any(stream.own_outputs(own_nodes(tree, leaf)) for leaf in kinds.get("mixer", ()))
-
-
 def _sites(
-    stream: Stream, groups: Sequence[_Group], missing: frozenset[SublayerRef]
+    stream: Stream, groups: Sequence[Group], missing: frozenset[SublayerRef]
 ) -> list[FoundSite]:
     numbers = number_layers([list(kinds) for _, kinds in groups], missing)
     return [
@@ -284,19 +211,6 @@ def _sites(
         for (tree, kinds), layers in zip(groups, numbers, strict=True)
         for layer, (kind, leaves) in zip(layers, kinds.items(), strict=True)
     ]
-
-
-def _branches_by_kind(
-    stream: Stream, tree: AddTree, skipped: Collection[Leaf]
-) -> dict[SublayerKind, list[Leaf]]:
-    """The leaves that are branches of a sublayer, in the layer's order; one kind goes together."""
-    kinds: dict[SublayerKind, list[Leaf]] = {}
-    for leaf in tree.leaves:
-        if leaf not in skipped and contracts(leaf.nodes):
-            own = own_nodes(tree, leaf)
-            kind = branch_kind(stream.index, stream.dominators, own)
-            kinds.setdefault(kind, []).append(leaf)
-    return {kind: kinds[kind] for kind in sorted(kinds, key=RANK.__getitem__)}
 
 
 def _site(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
@@ -28,6 +29,7 @@ from tests.architectures.subjects import Step, Subject
 
 Arrays = dict[str, NDArray[Any]]
 Cut = frozenset[SublayerRef]
+_TRIES = 50
 
 
 class WrongModelError(AssertionError):
@@ -74,12 +76,16 @@ class _Checker:
         if self._row.uncut_error > TOLERANCE:
             raise WrongModelError(f"the uncut graph is off by {self._row.uncut_error:.1e}")
         strengths = []
-        self._row.random_sets = random_sets
-        for cut in cuts(list(self.modules), self._architecture.name, random_sets):
+        sublayers = list(self.modules)
+        for cut in cuts(sublayers):
             witness = self._pytorch(cut)
             if len(cut) == 1:
                 strengths.append(_main_difference(witness, plain))
             self._check_cut(cut, witness)
+        before = self._row.cuts
+        for cut in random_cuts(sublayers, self._architecture.name, random_sets):
+            self._check_cut(cut, self._pytorch(cut))
+        self._row.random_sets = self._row.cuts - before
         self._row.weakest = min(strengths)
         if self._row.weakest <= COUNTS:
             raise WrongModelError(f"a sublayer changes the output by {self._row.weakest:.1e} only")
@@ -161,7 +167,7 @@ class _Graph:
         if cut:
             deletions = [Deletion(ref.layer, ref.kind) for ref in sorted(cut)]
             model, report = prune_graph(model, deletions, renumber_kv=renumber)
-            _check_report(report, cut)
+            _check_report(file.model, report, cut)
             names = {new: old for old, new in report.kv_renumbering.items()}
         self.layer_numbers = frozenset((_number(new), _number(old)) for new, old in names.items())
         self._names = {v.name: names.get(v.name or "", v.name) for v in model.graph.inputs}
@@ -180,8 +186,7 @@ def _number(name: str) -> int:
     return int(re.findall(r"\d+", name)[0])
 
 
-def _session(model: Any, folder: Path) -> Any:
-    import onnx_ir as ir
+def _session(model: ir.Model, folder: Path) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -206,36 +211,52 @@ def _walk(subject: Subject, run: Any) -> list[Arrays]:
     return results
 
 
-def _check_report(report: PassReport, cut: Cut) -> None:
+_OWN = {
+    "attention": re.compile(r"(?<!\.encoder)\.(key|value)$"),
+    "cross_attention": re.compile(r"\.encoder\.(key|value)$"),
+    "mixer": re.compile(r"\.(conv|recurrent)$"),
+}
+"""The names of what a sublayer keeps for the next step."""
+
+
+def _check_report(original: ir.Model, report: PassReport, cut: Cut) -> None:
     """What was asked for went, and with each sublayer its own caches and no other's."""
     if {SublayerRef(entry.layer, entry.kind) for entry in report.deleted} != cut:
         raise WrongModelError("something else was deleted")
+    public = [value.name or "" for value in (*original.graph.inputs, *original.graph.outputs)]
     for entry in report.deleted:
-        for name in (*entry.inputs_removed, *entry.outputs_removed):
-            if _number(name) != entry.layer:
-                raise WrongModelError(f"{entry.kind} {entry.layer} took {name!r} with it")
+        gone = {*entry.inputs_removed, *entry.outputs_removed}
+        own = _OWN.get(entry.kind)
+        left = [n for n in public if own and own.search(n) and _number(n) == entry.layer]
+        if left := [name for name in left if name not in gone]:
+            raise WrongModelError(f"{entry.kind} {entry.layer} left {left[0]!r} behind")
+        if others := [name for name in gone if _number(name) != entry.layer]:
+            raise WrongModelError(f"{entry.kind} {entry.layer} took {others[0]!r} with it")
 
 
-def cuts(sublayers: Sequence[SublayerRef], name: str, random_sets: int) -> list[Cut]:
-    """Every sublayer alone, all attentions, all mixers, all but one, and random sets of several.
-
-    Args:
-        sublayers: All there are.
-        name: Seeds the choice, together with the number of the set.
-        random_sets: How many random sets.
-    """
+def cuts(sublayers: Sequence[SublayerRef]) -> list[Cut]:
+    """Every sublayer alone, and all of each kind, as far as something is left."""
     found: dict[Cut, None] = {frozenset([ref]): None for ref in sublayers}
     for kind in ("attention", "mixer", "cross_attention", "mlp"):
         found[frozenset(ref for ref in sublayers if ref.kind == kind)] = None
+    return [cut for cut in found if cut and len(cut) < len(sublayers)]
+
+
+def random_cuts(sublayers: Sequence[SublayerRef], name: str, number: int) -> list[Cut]:
+    """All but one, and different sets of several, the same in every run.
+
+    Args:
+        sublayers: All there are.
+        name: Seeds the choice.
+        number: How many; fewer where there are no more.
+    """
     chance = random.Random(zlib.crc32(name.encode()))
-    found[frozenset(sublayers) - {chance.choice(sublayers)}] = None
-    found.pop(frozenset(), None)
-    found.pop(frozenset(sublayers), None)
-    drawn: list[Cut] = []
-    for _ in range(random_sets):
-        size = chance.randint(1, len(sublayers) - 1)
-        drawn.append(frozenset(chance.sample(sublayers, size)))
-    return [*found, *drawn]
+    found = {frozenset(sublayers) - {chance.choice(sublayers)}: None}
+    for _ in range(_TRIES * number):
+        if len(found) < number:
+            size = chance.randint(2, len(sublayers) - 1)
+            found[frozenset(chance.sample(sublayers, size))] = None
+    return list(found)[:number]
 
 
 def _step_error(step: Step, witness: Mapping[str, Any], have: Mapping[str, Any]) -> float:

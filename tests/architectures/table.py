@@ -17,14 +17,15 @@ Written by `{command}`; don't edit it.
 Versions: {versions}.
 
 Each row is a model with random weights of a few layers, exported and cut by the same
-`graph_passes.prune_graph`: every sublayer alone, all of each kind at once, all but one, and
-{random_sets} random sets. The graph before a cut must have exactly the sublayers that the model
+`graph_passes.prune_graph`: every sublayer alone, all of each kind at once, and up to
+{random_sets} random sets, one of them all but one sublayer; every other cut with `renumber_kv`.
+The graph before a cut must have exactly the sublayers that the model
 has. Each cut model is run on ONNX Runtime and compared with PyTorch, where the same modules give
 zeros: batch 2, one sequence padded (decoders on the left), decoders in prefill and then in decode,
 each side from its own cache. All outputs are compared, caches and states at real tokens too. The
 error is relative to the largest logit (in caches, to their largest entry); a row holds at
 {tolerance:.0e} and below, and cutting any sublayer changes the output by more than a hundred times
-that. Attention and MLP that join in a post-norm layer go without the norm behind the sum: it stays.
+that. In a post-norm layer the norm behind the sum stays.
 
 {summary}
 

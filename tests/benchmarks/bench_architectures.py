@@ -1,6 +1,6 @@
 """How far cut graphs of every architecture are from PyTorch with the same modules silenced.
 
-Run it with ``python tests/benchmarks/bench_architectures.py``. Tiny random models of every entry
+Run it with ``python -m tests.benchmarks architectures``. Tiny random models of every entry
 of ``tests/architectures/catalogue.py`` are exported; over a thousand random sets of sublayers, the
 same in every run, are cut out of them, beside every sublayer alone. It prints the worst relative
 error and the number of wrong models, and fails when there is one. Half an hour.
@@ -9,9 +9,6 @@ error and the number of wrong models, and fails when there is one. Half an hour.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.architectures.command import main
 
