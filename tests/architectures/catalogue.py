@@ -286,6 +286,7 @@ CATALOGUE: tuple[Architecture, ...] = (
         "hybrid",
         traced_length_only=True,
         paths=_layer("model.layers", attention="self_attn", mixer="mamba", mlp="feed_forward"),
+        settings=_MAMBA2 | {"mamba_d_ssm": 64},
     ),
     Architecture(
         "qwen3_next",
