@@ -16,7 +16,7 @@ import onnx_ir as ir
 from graph_passes.add_tree import AddTree, Leaf
 from graph_passes.branch_input import branch_input
 from graph_passes.caches import goes, own_caches, shown_keys
-from graph_passes.dataflow import GraphIndex, is_shape_read
+from graph_passes.dataflow import GraphIndex, is_add, is_shape_read
 from graph_passes.fused_norms import taken_apart
 from graph_passes.groups import Group, groups_of, label_refusal
 from graph_passes.labels import (
@@ -254,6 +254,9 @@ def _obstacle(
         inner = stream.inner_sum(leaf.nodes)
         if inner is not None:
             return inner, "the branch holds a residual sum of its own"
+        end = leaf.value.producer()
+        if end is not None and leaf.value.is_graph_output() and _joins_branches(stream, end):
+            return end, f"the graph output {leaf.value.name!r} is the sum of several branches"
     total = tree.add.outputs[0]
     reason = broadcast_reason(tree.skip, total, stream.index.declared)
     if (tree.skip.shape is None or total.shape is None) and stream.may_have_shrunk(tree):
@@ -262,6 +265,14 @@ def _obstacle(
             "sum's shape; neither shape is declared"
         )
     return (tree.add, reason) if reason else None
+
+
+def _joins_branches(stream: Stream, node: ir.Node) -> bool:
+    """Whether a node is a sum of parallel branches, which would be told apart if it weren't public.
+
+    Together they might pass for a single sublayer.
+    """
+    return is_add(node) and stream.joins_branches(node, 0, 1)
 
 
 def _shown_keys(
