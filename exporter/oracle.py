@@ -79,7 +79,7 @@ def verify_candidate(
             masking changes in it and rounding explains; is missing; or can't be computed.
         MissingDependencyError: Without ONNX Runtime.
     """
-    from graph_passes.storage import runtime_form
+    from graph_passes.files.storage import runtime_form
     from graph_passes.testing import masked_model
 
     if setting.thrifty:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_passes.shapes import head_size
+from graph_passes.finding.shapes import head_size
 
 if TYPE_CHECKING:
     import onnx_ir as ir

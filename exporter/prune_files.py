@@ -54,7 +54,7 @@ class PruneFiles:
         Raises:
             SurgeryError: The config of onnxruntime-genai can't be rewritten for the result.
         """
-        from graph_passes.storage import data_files, data_path
+        from graph_passes.files.storage import data_files, data_path
 
         genai = GenaiResult.beside(source, target) if genai_config == "rewrite" else None
         data = tuple(data_files(model))

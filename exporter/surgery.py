@@ -46,7 +46,7 @@ def inspect_file(path: Path) -> list[ResidualSite | Refusal]:
         OnnxFileError: The file or its external data can't be read safely.
     """
     from graph_passes import find_sites
-    from graph_passes.storage import load_model
+    from graph_passes.files.storage import load_model
 
     return find_sites(load_model(path))
 
@@ -105,7 +105,7 @@ def prune_file(
         MissingDependencyError: Verification without ONNX Runtime.
     """
     from graph_passes import prune_graph
-    from graph_passes.storage import load_model, refuse_collision
+    from graph_passes.files.storage import load_model, refuse_collision
 
     if verify == "oracle":
         _require_runtime()
@@ -150,8 +150,8 @@ def _publish(
     reported: Callable[[Verification], PruneReport],
 ) -> PruneReport:
     """Writes everything aside, has it verified, and puts it in its place, all or nothing."""
-    from graph_passes import storage
-    from graph_passes.placing import place, staging
+    from graph_passes.files import storage
+    from graph_passes.files.placing import place, staging
 
     target = files.target
     try:

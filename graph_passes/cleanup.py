@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from graph_passes.dataflow import inner_nodes, subgraphs
-from graph_passes.weights import constant_weight, parameters_read
+from graph_passes.finding.dataflow import inner_nodes, subgraphs
+from graph_passes.finding.weights import constant_weight, parameters_read
 
 
 @dataclass

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import is_add
-from graph_passes.shapes import broadcast_reason
+from graph_passes.finding.dataflow import is_add
+from graph_passes.finding.shapes import broadcast_reason
 
 DOMAIN = "com.microsoft"
 BIAS_SLOTS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}

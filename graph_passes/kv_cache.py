@@ -8,10 +8,10 @@ from itertools import chain
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import is_shape_read
 from graph_passes.errors import SurgeryError
+from graph_passes.finding.dataflow import is_shape_read
+from graph_passes.finding.shapes import Dim, carried_dims, dims
 from graph_passes.plan_record import record_renumbering, recorded_renumbering
-from graph_passes.shapes import Dim, carried_dims, dims
 
 _FEW = 16
 _SHAPE_TAKES_A_RANGE = 15  # the opset

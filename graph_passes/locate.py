@@ -13,22 +13,22 @@ from itertools import chain
 
 import onnx_ir as ir
 
-from graph_passes.add_tree import AddTree, Leaf
-from graph_passes.branch_input import branch_input
-from graph_passes.caches import goes, own_caches, shown_keys
-from graph_passes.dataflow import GraphIndex, is_add, is_shape_read
-from graph_passes.fused_norms import taken_apart
-from graph_passes.groups import Group, groups_of, label_refusal
-from graph_passes.labels import (
+from graph_passes.finding.add_tree import AddTree, Leaf
+from graph_passes.finding.branch_input import branch_input
+from graph_passes.finding.caches import goes, own_caches, shown_keys
+from graph_passes.finding.dataflow import GraphIndex, is_add, is_shape_read
+from graph_passes.finding.groups import Group, groups_of, label_refusal
+from graph_passes.finding.labels import (
     chained_attentions,
     number_layers,
 )
-from graph_passes.liveness import dying_nodes, own_parameters
+from graph_passes.finding.liveness import dying_nodes, own_parameters
+from graph_passes.finding.preconditions import graph_refusal, hidden_part
+from graph_passes.finding.shapes import broadcast_reason
+from graph_passes.finding.sharing import own_nodes
+from graph_passes.finding.stream import Stream, streams
+from graph_passes.fused_norms import taken_apart
 from graph_passes.plan_record import recorded, recorded_replacements
-from graph_passes.preconditions import graph_refusal, hidden_part
-from graph_passes.shapes import broadcast_reason
-from graph_passes.sharing import own_nodes
-from graph_passes.stream import Stream, streams
 from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
 
 _NO_ATTENTION = "no attention joins a residual stream: this is no Transformer that can be cut"

@@ -6,9 +6,9 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import is_add
 from graph_passes.errors import SurgeryError
-from graph_passes.shapes import CHANGES_OF_FORM
+from graph_passes.finding.dataflow import is_add
+from graph_passes.finding.shapes import CHANGES_OF_FORM
 
 
 def remove_branch(

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graph_passes.storage import load_model
+from graph_passes.files.storage import load_model
 from tests.architectures.catalogue import Architecture
 from tests.architectures.subjects import Part, Subject
 

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from graph_passes import ResidualSite, find_sites
-from graph_passes.storage import load_model
+from graph_passes.files.storage import load_model
 from tests.benchmarks.machine import print_machine
 from tests.llama_shaped import LlamaShape, write_llama
 from tests.measured import ChildFailed, Measured, depthcut, script

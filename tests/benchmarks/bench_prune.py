@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from graph_passes import Deletion, ResidualSite, find_sites, prune_graph
-from graph_passes.storage import data_files, load_model
+from graph_passes.files.storage import data_files, load_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 from tests.benchmarks.machine import print_machine
 from tests.measured import depthcut

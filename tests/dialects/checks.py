@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from exporter.oracle_inputs import cases, draw, half_written
 from graph_passes import Deletion, PassReport, Refusal, ResidualSite, find_sites, prune_graph
-from graph_passes.storage import load_model, save_model
+from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
 from tests.clean import check_tidy
 from tests.dialects.makers import Workshop

@@ -199,7 +199,7 @@ def quantised_static(source: Maker, name: str) -> Maker:
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
         from exporter.oracle_inputs import cases, draw
-        from graph_passes.storage import load_model
+        from graph_passes.files.storage import load_model
 
         path = shop.make(name, source, layers)
         model = load_model(path)

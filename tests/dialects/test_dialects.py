@@ -12,7 +12,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.errors import SurgeryError
 from exporter.surgery import prune_file
 from graph_passes import Deletion, find_sites, prune_graph
-from graph_passes.storage import load_model
+from graph_passes.files.storage import load_model
 from tests.dialects import checks
 from tests.dialects.checks import LAYERS, Outcome, check
 from tests.dialects.makers import Workshop

@@ -14,7 +14,7 @@ import pytest
 from exporter.artifacts import PlannedDeletion
 from exporter.surgery import prune_file
 from graph_passes import Deletion, ResidualSite, find_sites
-from graph_passes.storage import load_model
+from graph_passes.files.storage import load_model
 from graph_passes.testing import masked_model
 from tests.dialects.checks import LAYERS
 from tests.dialects.makers import Workshop, genai

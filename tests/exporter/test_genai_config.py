@@ -14,8 +14,8 @@ from exporter.cli import run
 from exporter.errors import OnnxFileError, SurgeryError
 from exporter.genai_config import GenaiConfig, find_config, rewritten
 from exporter.surgery import prune_file
-from graph_passes import placing
-from graph_passes.storage import save_model
+from graph_passes.files import placing
+from graph_passes.files.storage import save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 PLAN = [PlannedDeletion(layer=1, kind="attention")]

@@ -14,8 +14,9 @@ from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, OnnxFileError
 from exporter.measure.graph_facts import read_facts
 from exporter.surgery import inspect_file, prune_file
-from graph_passes import ResidualSite, storage
-from graph_passes.storage import data_files, load_model, runtime_form, save_model
+from graph_passes import ResidualSite
+from graph_passes.files import storage
+from graph_passes.files.storage import data_files, load_model, runtime_form, save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_feed, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]

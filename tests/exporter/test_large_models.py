@@ -15,7 +15,7 @@ from measured import depthcut, takes_holes
 
 from exporter.artifacts import PruneReport
 from graph_passes import ResidualSite, find_sites
-from graph_passes.storage import data_files, external_tensors, load_model
+from graph_passes.files.storage import data_files, external_tensors, load_model
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's counts")
 

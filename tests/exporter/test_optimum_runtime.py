@@ -13,7 +13,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.optimum_export import export_with_optimum
 from exporter.surgery import prune_file
 from graph_passes import Deletion
-from graph_passes.storage import load_model, save_model
+from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
 
 pytestmark = pytest.mark.optimum

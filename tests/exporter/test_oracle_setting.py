@@ -18,8 +18,8 @@ from exporter.artifacts import PlannedDeletion, PruneReport
 from exporter.cli.options import Size
 from exporter.errors import VerificationError
 from exporter.surgery import prune_file
-from graph_passes import storage
-from graph_passes.storage import load_model, save_model
+from graph_passes.files import storage
+from graph_passes.files.storage import load_model, save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]

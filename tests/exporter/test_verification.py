@@ -19,7 +19,7 @@ from exporter.oracle_rounding import with_exact_products
 from exporter.oracle_verdict import compare_run, judge
 from exporter.surgery import prune_file
 from graph_passes import tiny_graphs
-from graph_passes.storage import save_model
+from graph_passes.files.storage import save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]

@@ -23,7 +23,7 @@ from graph_passes import (
     find_sites,
     prune_graph,
 )
-from graph_passes.storage import load_model, save_model
+from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
 from tests.fuzz.runtime import Crashed, Runtime
 

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from graph_passes import Deletion, OnnxFileError, Refusal, SurgeryError, find_sites, prune_graph
-from graph_passes.storage import load_model
-from graph_passes.weights import parameters
+from graph_passes.files.storage import load_model
+from graph_passes.finding.weights import parameters
 from tests.fuzz import corpus
 
 ATTENTION = [Deletion(0, "attention")]

@@ -18,7 +18,7 @@ from graph_support import SPECS, all_deletions, check_clean, tiny
 
 from graph_passes import Deletion, prune_graph
 from graph_passes.cleanup import CleanupPass
-from graph_passes.storage import save_model
+from graph_passes.files.storage import save_model
 
 PLAN = [Deletion(1, "attention"), Deletion(2, "mlp")]
 SECRET = "/home/someone/secret.py"

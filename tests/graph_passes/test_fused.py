@@ -36,8 +36,8 @@ from graph_passes import (
     prune_graph,
 )
 from graph_passes.delete_sublayers import DeleteSublayersPass
-from graph_passes.shapes import head_size
-from graph_passes.storage import save_model
+from graph_passes.files.storage import save_model
+from graph_passes.finding.shapes import head_size
 from graph_passes.testing import masked_model
 
 # A plain norm and a fused one round differently. The largest logit is about 0.7.

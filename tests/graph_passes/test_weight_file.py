@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graph_passes import weight_file
-from graph_passes.weight_file import WeightWriter
+from graph_passes.files import weight_file
+from graph_passes.files.weight_file import WeightWriter
 
 PAGE = 4096
 LARGE = 1 << 20

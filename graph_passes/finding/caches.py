@@ -6,10 +6,16 @@ from collections.abc import Collection, Iterator, Set
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import CONTRACTIONS, GraphIndex, factors, has_weight, is_shape_read
-from graph_passes.dominators import Dominators
-from graph_passes.operators import is_fused_attention
-from graph_passes.shapes import dims
+from graph_passes.finding.dataflow import (
+    CONTRACTIONS,
+    GraphIndex,
+    factors,
+    has_weight,
+    is_shape_read,
+)
+from graph_passes.finding.dominators import Dominators
+from graph_passes.finding.operators import is_fused_attention
+from graph_passes.finding.shapes import dims
 
 _NO_CACHE = {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.STRING}
 _MOVES = frozenset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import CONTRACTIONS, GraphIndex, factors
+from graph_passes.finding.dataflow import CONTRACTIONS, GraphIndex, factors
 
 _TAKE_AWAY = frozenset(
     {"Slice", "Split", "SplitToSequence", "Compress", "TopK", "ArgMax", "ArgMin", "Unique"}

@@ -6,9 +6,9 @@ from collections.abc import Set
 
 import onnx_ir as ir
 
-from graph_passes.add_tree import AddTree, Leaf
-from graph_passes.dataflow import GraphIndex
-from graph_passes.operators import contracts, is_fused_attention
+from graph_passes.finding.add_tree import AddTree, Leaf
+from graph_passes.finding.dataflow import GraphIndex
+from graph_passes.finding.operators import contracts, is_fused_attention
 
 _PASS_ON = frozenset(
     {"Add", "Mul", "Cast", "Identity", "DequantizeLinear", "Split", "Slice", "Gather", "Expand"}

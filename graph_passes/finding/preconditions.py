@@ -6,9 +6,9 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import inner_nodes, subgraphs
-from graph_passes.operators import contracts
-from graph_passes.stream import Stream
+from graph_passes.finding.dataflow import inner_nodes, subgraphs
+from graph_passes.finding.operators import contracts
+from graph_passes.finding.stream import Stream
 from graph_passes.types import Refusal
 
 _FUSED_RESIDUALS = frozenset(

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from graph_passes.add_tree import AddTree, Leaf, common_origin, nodes_between, take_apart
-from graph_passes.dataflow import (
+from graph_passes.finding.add_tree import AddTree, Leaf, common_origin, nodes_between, take_apart
+from graph_passes.finding.dataflow import (
     CONTRACTIONS,
     GraphIndex,
     has_weight,
@@ -17,10 +17,10 @@ from graph_passes.dataflow import (
     is_scale,
     is_shape_read,
 )
-from graph_passes.dominators import Dominators
-from graph_passes.operators import contracts
-from graph_passes.sharing import own_nodes, results
-from graph_passes.shrinking import keeps_size
+from graph_passes.finding.dominators import Dominators
+from graph_passes.finding.operators import contracts
+from graph_passes.finding.sharing import own_nodes, results
+from graph_passes.finding.shrinking import keeps_size
 
 _MAX_CANDIDATES = 4
 

@@ -8,9 +8,9 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import GraphIndex, is_add
-from graph_passes.dominators import Dominators
-from graph_passes.shapes import CHANGES_OF_FORM
+from graph_passes.finding.dataflow import GraphIndex, is_add
+from graph_passes.finding.dominators import Dominators
+from graph_passes.finding.shapes import CHANGES_OF_FORM
 
 
 @dataclass(frozen=True)

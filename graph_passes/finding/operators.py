@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import CONTRACTIONS, inner_nodes, subgraphs
+from graph_passes.finding.dataflow import CONTRACTIONS, inner_nodes, subgraphs
 
 FUSED_ATTENTION = frozenset(
     {"Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedMultiHeadAttention"}

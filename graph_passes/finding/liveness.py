@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 import onnx_ir as ir
 
-from graph_passes.add_tree import Leaf
-from graph_passes.dataflow import GraphIndex, is_shape_read
-from graph_passes.weights import is_weight, parameters
+from graph_passes.finding.add_tree import Leaf
+from graph_passes.finding.dataflow import GraphIndex, is_shape_read
+from graph_passes.finding.weights import is_weight, parameters
 
 
 def dying_nodes(

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import CONTRACTIONS, GraphIndex, factors
-from graph_passes.dominators import Dominators
-from graph_passes.operators import is_fused_attention, is_opaque, mixes_tokens
+from graph_passes.finding.dataflow import CONTRACTIONS, GraphIndex, factors
+from graph_passes.finding.dominators import Dominators
+from graph_passes.finding.operators import is_fused_attention, is_opaque, mixes_tokens
 from graph_passes.types import SublayerKind, SublayerRef
 
 _SOFTMAX = frozenset({"Softmax", "BiasSoftmax", "QLinearSoftmax", "Exp"})

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import GraphIndex
+from graph_passes.finding.dataflow import GraphIndex
 
 
 class Dominators:

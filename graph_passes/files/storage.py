@@ -10,11 +10,11 @@ import onnx
 import onnx_ir as ir
 
 from graph_passes.errors import OnnxFileError
-from graph_passes.file_checks import check_external, refuse_unsupported
-from graph_passes.locations import common_folder, leaves_folder
-from graph_passes.neighbours import other_reader, reads
-from graph_passes.placing import place, staging
-from graph_passes.weight_file import WeightWriter, read_bytes
+from graph_passes.files.file_checks import check_external, refuse_unsupported
+from graph_passes.files.locations import common_folder, leaves_folder
+from graph_passes.files.neighbours import other_reader, reads
+from graph_passes.files.placing import place, staging
+from graph_passes.files.weight_file import WeightWriter, read_bytes
 
 Weights = Literal["compact", "share"]
 

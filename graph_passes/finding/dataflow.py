@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
-from graph_passes.shapes import declared_names
+from graph_passes.finding.shapes import declared_names
 
 SHAPE_OPS = frozenset({"Shape", "Size"})
 _TRUTH_OPS = frozenset(

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 
-from graph_passes.add_tree import AddTree, Leaf
-from graph_passes.branch_input import is_linear_map
-from graph_passes.labels import RANK, ambiguous_mixer, branch_kind, number_layers, opaque_node
-from graph_passes.operators import contracts
-from graph_passes.sharing import own_nodes
-from graph_passes.stream import Stream
+from graph_passes.finding.add_tree import AddTree, Leaf
+from graph_passes.finding.branch_input import is_linear_map
+from graph_passes.finding.labels import (
+    RANK,
+    ambiguous_mixer,
+    branch_kind,
+    number_layers,
+    opaque_node,
+)
+from graph_passes.finding.operators import contracts
+from graph_passes.finding.sharing import own_nodes
+from graph_passes.finding.stream import Stream
 from graph_passes.types import Refusal, SublayerKind, SublayerRef
 
 Group = tuple[AddTree, dict[SublayerKind, list[Leaf]]]

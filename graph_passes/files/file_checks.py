@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from graph_passes.errors import OnnxFileError
-from graph_passes.locations import may_lie_at
+from graph_passes.files.locations import may_lie_at
 
 _AGAIN = "It may be cut off: export or copy it again."
 
