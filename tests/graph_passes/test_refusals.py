@@ -47,7 +47,7 @@ def test_all_attentions_may_go_but_not_everything() -> None:
         prune_graph(tiny("pre_norm"), [Deletion(layer, "block") for layer in range(3)])
 
 
-def test_replacements_are_refused_so_far() -> None:
+def test_a_replacement_without_numbers_is_an_error() -> None:
     with pytest.raises(SurgeryError, match="bias"):
         prune_graph(tiny("pre_norm"), [Deletion(1, "mlp", "bias")])
 
