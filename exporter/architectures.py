@@ -66,7 +66,10 @@ _GRANITE = Family("layers", "self_attn", "mlp|block_sparse_moe", multiplier="res
 _GPT2 = Family("h", "attn", "mlp")
 _GPTJ = Family("h", "attn", "mlp", parallel_if=_ALWAYS)
 _COHERE = Family("layers", "self_attn", "mlp", parallel_if=_ALWAYS)
+_FC2 = Family("layers", "self_attn", "fc2")
 _BERT = Family("encoder.layer", "attention.output.dense", "output.dense", *_POST_NORMS)
+
+_VIT = Family("layers|encoder.layer", "attention.output.dense|attention", "mlp|output.dense")
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -90,6 +93,14 @@ FAMILIES: dict[str, Family] = {
     "helium": _LLAMA,
     "seed_oss": _LLAMA,
     "arcee": _LLAMA,
+    "persimmon": _LLAMA,
+    "ernie4_5": _LLAMA,
+    "apertus": _LLAMA,
+    "glm4_moe": _LLAMA,
+    "phimoe": _LLAMA,
+    "eurobert": _LLAMA,
+    "biogpt": _FC2,
+    "xglm": _FC2,
     "stablelm": Family("layers", "self_attn", "mlp", parallel_if=("use_parallel_residual",)),
     "granite": _GRANITE,
     "granitemoe": _GRANITE,
@@ -125,12 +136,19 @@ FAMILIES: dict[str, Family] = {
     "roberta": _BERT,
     "xlm-roberta": _BERT,
     "camembert": _BERT,
+    "deberta-v2": _BERT,
+    "mpnet": Family(
+        "encoder.layer", "attention.attn", "output.dense", "attention.LayerNorm", "output.LayerNorm"
+    ),
+    "esm": Family("encoder.layer", "attention.output.dense", "output.dense"),
     "electra": _BERT,
     "distilbert": Family(
         "transformer.layer", "attention", "ffn", "sa_layer_norm", "output_layer_norm"
     ),
     "modernbert": Family("layers", "attn", "mlp"),
-    "vit": Family("layers|encoder.layer", "attention.output.dense|attention", "mlp|output.dense"),
+    "vit": _VIT,
+    "deit": _VIT,
+    "dinov2": Family("layers|encoder.layer", "layer_scale1", "layer_scale2"),
 }
 
 

@@ -10,8 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Thread
 
 from exporter.errors import UsageError
+
+_PIECE_BYTES = 256 << 20
+_READ_BYTES = 1 << 20
+_MOST_THREADS = 8
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -26,11 +31,54 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_files(paths: Iterable[Path], root: Path) -> str:
-    """One hash over several files: their paths relative to ``root`` and their contents."""
+    """One hash over several files: their paths relative to ``root`` and their contents.
+
+    A file of more than 256 MiB counts with the hash over the hashes of its pieces of that size, so
+    that all processors can work on it; its own hash would take as long as ten copies of it.
+    """
     total = hashlib.sha256()
     for path in sorted(paths):
-        total.update(f"{path.relative_to(root).as_posix()}\0{sha256_file(path)}\n".encode())
+        large = path.stat().st_size > _PIECE_BYTES
+        content = _sha256_by_pieces(path) if large else sha256_file(path)
+        total.update(f"{path.relative_to(root).as_posix()}\0{content}\n".encode())
     return total.hexdigest()
+
+
+def _sha256_by_pieces(path: Path) -> str:
+    """Threads that a failure elsewhere may leave behind: they don't keep the process alive."""
+    count = -(-path.stat().st_size // _PIECE_BYTES)
+    digests: list[bytes | BaseException] = [b""] * count
+    left = iter(range(count))
+
+    def work() -> None:
+        for number in left:
+            try:
+                digests[number] = _piece_digest(path, number)
+            except BaseException as error:  # handed to the one who waits
+                digests[number] = error
+
+    workers = min(count, os.cpu_count() or 1, _MOST_THREADS)
+    threads = [Thread(target=work, daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    total = hashlib.sha256()
+    for digest in digests:
+        if isinstance(digest, BaseException):
+            raise digest
+        total.update(digest)
+    return total.hexdigest()
+
+
+def _piece_digest(path: Path, number: int) -> bytes:
+    digest = hashlib.sha256()
+    position, end = number * _PIECE_BYTES, (number + 1) * _PIECE_BYTES
+    with path.open("rb", buffering=0) as file:
+        while read := os.pread(file.fileno(), min(_READ_BYTES, end - position), position):
+            digest.update(read)
+            position += len(read)
+    return digest.digest()
 
 
 def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_passes.shapes import head_size
+from graph_passes.finding.shapes import head_size
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,10 +47,16 @@ class Case:
         return self.past_length + self.sequence_length
 
 
-def cases(model: ir.Model) -> list[Case]:
-    """Prefill and decode for a graph with a cache, one run for any other."""
+def cases(model: ir.Model, *, one: bool = False) -> list[Case]:
+    """Prefill and decode for a graph with a cache, one run for any other.
+
+    Args:
+        model: The graph.
+        one: Leaves prefill out where there is decode, which fills the cache as well.
+    """
     if any(_is_cache(value) for value in model.graph.inputs):
-        return [Case("prefill", _PROMPT, 0), Case("decode", 1, _PAST)]
+        decode = Case("decode", 1, _PAST)
+        return [decode] if one else [Case("prefill", _PROMPT, 0), decode]
     return [Case("encode", _PROMPT, 0)]
 
 
@@ -67,11 +73,22 @@ def draw(model: ir.Model, case: Case, rng: np.random.Generator) -> dict[str, NDA
         rng: The source of chance.
     """
     sizes = _axis_sizes(model, case)
+    # An attention that keeps its cache to a window takes no padding on the left.
+    padding = 0 if any(map(_window, model.graph.inputs)) else _PADDING
     return {
-        value.name or "": _fill(value, _shape(value, sizes, case), case, rng)
+        value.name or "": _fill(value, _shape(value, sizes, case), case, padding, rng)
         for value in model.graph.inputs
         if not value.is_initializer()
     }
+
+
+def half_written(model: ir.Model) -> set[str]:
+    """Names of outputs that hold chance values beyond what was computed.
+
+    An attention that keeps its cache to a window gives the whole buffer, filled or not.
+    """
+    windowed = (node for node in model.graph if _keeps_a_window(node))
+    return {v.name or "" for node in windowed for v in node.outputs if v.is_graph_output()}
 
 
 def _is_cache(value: ir.Value) -> bool:
@@ -94,12 +111,28 @@ def _axis_sizes(model: ir.Model, case: Case) -> dict[str, int]:
         names = _axis_names(value)
         if _is_cache(value):
             rank = len(names)
-            _note(sizes, names, {rank - 4: _BATCH, rank + _LENGTH_AXIS: case.past_length})
+            length = _window(value) or case.past_length
+            _note(sizes, names, {rank - 4: _BATCH, rank + _LENGTH_AXIS: length})
             if (size := head_size(value)) is not None:
                 _note(sizes, names, {rank - 1: size})
         elif _rows(value) is not None and not _is_mask(value):
             _note(sizes, names, {0: _BATCH, len(names) - 1: case.sequence_length})
     return sizes
+
+
+def _window(value: ir.Value) -> int | None:
+    """The room in a cache that its attention keeps to a window, however short the past is.
+
+    It is a buffer that the attention fills in turn; one smaller than the window is refused.
+    """
+    for node, _ in value.uses():
+        if _keeps_a_window(node):
+            return node.attributes.get_int("local_window_size", 0) or None
+    return None
+
+
+def _keeps_a_window(node: ir.Node) -> bool:
+    return bool(node.attributes.get_int("sliding_window_cache", 0))
 
 
 def _note(sizes: dict[str, int], names: list[str | None], wanted: dict[int, int]) -> None:
@@ -140,12 +173,12 @@ def _number(term: str) -> int | None:
 
 
 def _fill(
-    value: ir.Value, shape: tuple[int, ...], case: Case, rng: np.random.Generator
+    value: ir.Value, shape: tuple[int, ...], case: Case, padding: int, rng: np.random.Generator
 ) -> NDArray[Any]:
     assert value.dtype is not None
     dtype = value.dtype.numpy()
     if _is_mask(value):
-        return _mask(shape, dtype)
+        return _mask(shape, dtype, padding)
     if value.dtype.is_floating_point():
         return rng.standard_normal(shape).astype(dtype)
     if "position" in _words(value):
@@ -154,10 +187,10 @@ def _fill(
     return rng.integers(0, _rows(value) or _ANY_ROW, shape).astype(dtype)
 
 
-def _mask(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+def _mask(shape: tuple[int, ...], dtype: Any, padding: int) -> NDArray[Any]:
     mask = np.ones(shape, dtype)
-    if len(shape) == 2 and shape[1] > _PADDING:
-        mask[0, :_PADDING] = 0
+    if len(shape) == 2 and shape[1] > padding:
+        mask[0, :padding] = 0
     return mask
 
 

@@ -133,7 +133,9 @@ def _effect(plain: NDArray[Any], masked: NDArray[Any]) -> float:
     return float(np.abs(plain[told] - masked[told]).max(initial=0.0))
 
 
-def judge(found: Sequence[Difference], *, cut_anything: bool) -> Verification:
+def judge(
+    found: Sequence[Difference], cheaper_since: str = "", *, cut_anything: bool
+) -> Verification:
     """Sums up all outputs of all runs.
 
     ``passed`` is None where masking changes no output by more than rounding does: then a wrong
@@ -141,6 +143,7 @@ def judge(found: Sequence[Difference], *, cut_anything: bool) -> Verification:
 
     Args:
         found: One entry per run and output.
+        cheaper_since: Why the runs were made at the cheaper setting; empty at the full one.
         cut_anything: Whether there was anything to cut; it had all been cut earlier otherwise.
 
     Raises:
@@ -157,6 +160,8 @@ def judge(found: Sequence[Difference], *, cut_anything: bool) -> Verification:
     tells = not cut_anything or any(item.effect > item.rounding for item in found)
     runs = list(dict.fromkeys(item.case for item in found))
     method = "masked oracle, ONNX Runtime CPU: " + ", ".join(runs)
+    if cheaper_since:
+        method += f"; cheaper setting ({cheaper_since}): not optimised, weights mapped"
     return Verification(
         method=method if tells else f"{method}; masking changes nothing measurable",
         runs=len(runs),

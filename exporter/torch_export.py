@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from exporter.model_source import LoadedModel
 
-OPSETS = range(18, 24)
+OPSETS = range(18, 25)
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # The exporter takes sizes of 1 for constants, and equal sizes for one dimension.
@@ -47,7 +47,7 @@ def export_onnx(
         loaded: In the dtype that the graph shall have.
         folder: Made when missing; an earlier export in it is replaced at the end.
         opset: 18 to 22 write attention in basic operators; 23 has Attention, RMSNormalization and
-            RotaryEmbedding.
+            RotaryEmbedding, 24 of these only Attention.
         progress: Hears what the exporter says as details.
 
     Returns:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from graph_passes.cleanup import CleanupPass
     from graph_passes.delete_sublayers import DeleteSublayersPass
     from graph_passes.errors import DepthcutError, OnnxFileError, SurgeryError
+    from graph_passes.files.storage import load_model, save_model
     from graph_passes.locate import find_sites
     from graph_passes.pipeline import prune_graph
     from graph_passes.replacements import ReplacementTensors
-    from graph_passes.storage import load_model, save_model
     from graph_passes.testing import masked_model
     from graph_passes.types import (
         DeletedSublayer,
@@ -43,10 +43,10 @@ _HOMES = {
     "SublayerRef": "types",
     "SurgeryError": "errors",
     "find_sites": "locate",
-    "load_model": "storage",
+    "load_model": "files.storage",
     "masked_model": "testing",
     "prune_graph": "pipeline",
-    "save_model": "storage",
+    "save_model": "files.storage",
 }
 
 __all__ = [

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graph_passes.cleanup import drop_unused_weight
-from graph_passes.dataflow import is_add
+from graph_passes.finding.dataflow import is_add
 from graph_passes.fused_norms import Apart
 from graph_passes.locate import FoundSite
 from graph_passes.replacement_nodes import PutIn

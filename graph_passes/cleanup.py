@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
-from graph_passes.dataflow import inner_nodes, subgraphs
-from graph_passes.weights import constant_weight, parameters_read
+from graph_passes.finding.dataflow import inner_nodes, subgraphs
+from graph_passes.finding.weights import constant_weight, parameters_read
 
 
 @dataclass
@@ -35,19 +35,21 @@ def sweep(graph: ir.Graph, roots: Iterable[ir.Node | None]) -> Swept:
     """
     swept = Swept()
     queue = list(roots)
+    gone: dict[ir.Node, None] = {}
     while queue:
         node = queue.pop()
-        if node is None or node.graph is not graph or _is_needed(node):
+        if node is None or node.graph is not graph or node in gone or _is_needed(node):
             continue
         tensor = constant_weight(node)
         swept.parameters += 0 if tensor is None else tensor.size
         operands = _release(node)
-        graph.remove(node, safe=True)
+        gone[node] = None
         swept.nodes += 1
         for value, parameters in operands.items():
             queue.append(value.producer())
             if drop_unused_weight(graph, value):
                 swept.parameters += parameters
+    graph.remove(gone, safe=True)  # at once, since each call looks at all graph outputs
     return swept
 
 
@@ -81,7 +83,7 @@ def drop_unused_weight(graph: ir.Graph, value: ir.Value) -> bool:
 
 
 class CleanupPass(ir.passes.InPlacePass):
-    """Removes dead nodes and weights, and, unless they are to stay, the exporter's notes.
+    """Removes dead nodes, weights and functions, and, unless they are to stay, exporters' notes.
 
     Notes are metadata and doc strings of nodes, values and tensors: stack traces with local
     paths, for one. The model's own metadata and doc string stay, as do graph outputs, and graph
@@ -103,9 +105,20 @@ class CleanupPass(ir.passes.InPlacePass):
         for value in list(graph.initializers.values()):
             drop_unused_weight(graph, value)
         modified = bool(swept.nodes) or len(graph.initializers) != before
+        modified = _drop_uncalled(model) or modified
         if not self.keep_debug:
             modified = _strip_notes(graph) or modified
         return ir.passes.PassResult(model, modified)
+
+
+def _drop_uncalled(model: ir.Model) -> bool:
+    """Removes the local functions if no node calls any; calls among them don't count."""
+    if not model.functions or any(
+        node.op_identifier() in model.functions for node in model.graph.all_nodes()
+    ):
+        return False
+    model.functions.clear()
+    return True
 
 
 def _strip_notes(graph: ir.Graph) -> bool:
@@ -140,6 +153,9 @@ def _strip_attributes(node: ir.Node) -> bool:
     for name, attribute in list(node.attributes.items()):
         if attribute.type == ir.AttributeType.TENSOR and _has_notes(attribute.value):
             node.attributes[name] = ir.AttrTensor(name, _without_notes(attribute.value))
+            modified = True
+        elif attribute.type == ir.AttributeType.TENSORS and any(map(_has_notes, attribute.value)):
+            node.attributes[name] = ir.AttrTensors(name, list(map(_without_notes, attribute.value)))
             modified = True
         elif attribute.doc_string:
             node.attributes[name] = ir.Attr(name, attribute.type, attribute.value)

@@ -146,14 +146,15 @@ class _Cut:
         kv_cache.drop_outputs(graph, [value for site in sites for value in site.outputs])
         swept = [_cut(graph, site, uncounted, put.get(site.ref)) for site in sites]
         stand_ins = _stand_ins(graph, sites, self._survivors)
+        place = {node: i for i, node in enumerate(graph)}
         for site, count in zip(sites, swept, strict=True):
-            leftovers = _leftovers(graph, site)
+            leftovers = _leftovers(place, site)
             values = chain(site.caches, *(node.outputs for node in leftovers))
             kv_cache.resource_shape_reads(graph, values, stand_ins)
             count.add(sweep(graph, leftovers))
         for site, count in zip(sites, swept, strict=True):
-            count.add(sweep(graph, _leftovers(graph, site)))
-        _check_swept(graph, sites)
+            count.add(sweep(graph, _leftovers(place, site)))
+        _check_swept(place, sites)
         kv_cache.drop_inputs(graph, [value for site in sites for value in site.caches])
         return swept
 
@@ -169,15 +170,16 @@ def _names_that_die(sites: Iterable[FoundSite]) -> set[str | None]:
     return {value.name for node in dying for value in node.outputs}
 
 
-def _leftovers(graph: ir.Graph, site: FoundSite) -> list[ir.Node]:
+def _leftovers(place: Mapping[ir.Node, int], site: FoundSite) -> list[ir.Node]:
     """The nodes that should have gone with a site but are still there, in graph order."""
-    return [node for node in graph if node in site.dying]
+    left = (node for node in site.dying if node.graph is not None and node in place)
+    return sorted(left, key=place.__getitem__)
 
 
-def _check_swept(graph: ir.Graph, sites: Sequence[FoundSite]) -> None:
+def _check_swept(place: Mapping[ir.Node, int], sites: Sequence[FoundSite]) -> None:
     """Makes sure that no part of a deleted sublayer is still computed for its mere shape."""
     for site in sites:
-        for node in _leftovers(graph, site):
+        for node in _leftovers(place, site):
             reader, value = _last_reader(node, site)
             raise SurgeryError(
                 f"{site.ref} would still be computed: {reader.op_type} {reader.name!r} reads the "
@@ -204,8 +206,9 @@ def _cut(
     """
     producers = [leaf.value.producer() for leaf in site.leaves]
     displaced = None if put is None else put.displaced
+    branches = [leaf.value for leaf in site.tree.leaves]
     adds = [
-        remove_branch(graph, leaf.value, site.tree.joints)
+        remove_branch(graph, leaf.value, site.tree.joints, branches)
         for leaf in site.leaves
         if leaf.value is not displaced
     ]
@@ -251,6 +254,10 @@ def _with_replacement(
 
 
 def _renumber(model: ir.Model, survivors: Sequence[FoundSite]) -> dict[str, str]:
-    outputs = [value for site in survivors if site.caches for value in site.outputs]
     caches = [value for site in survivors for value in site.caches]
+    if caches:
+        outputs = [value for site in survivors if site.caches for value in site.outputs]
+    else:  # a first step takes no cache, but gives those that the steps after it take
+        made = chain.from_iterable(site.outputs for site in survivors if site.kind != "mlp")
+        outputs = [value for value in made if kv_cache.is_numbered(value)]
     return kv_cache.renumber(model, caches, outputs)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import is_add
+from graph_passes.finding.dataflow import is_add
+from graph_passes.finding.shapes import broadcast_reason
 
 DOMAIN = "com.microsoft"
 BIAS_SLOTS = {"SkipLayerNormalization": 4, "SkipSimplifiedLayerNormalization": 3}
@@ -224,11 +225,16 @@ def _rejoin_embedding(graph: ir.Graph, part: Apart) -> None:
 
 
 def _can_fuse(part: Apart, behind: Apart, place: dict[ir.Node, int]) -> bool:
-    """Whether there is an Add, and the norm's weights are known where it stands."""
+    """Whether there is an Add of equal shapes, and the norm's weights are known where it stands."""
+    if behind.total is behind.original:
+        return False
+    one, other = behind.total.inputs
+    assert one is not None
+    assert other is not None
+    if broadcast_reason(one, other, ()) or broadcast_reason(other, one, ()):
+        return False  # an Add broadcasts, a fused sum does not
     producers = [value.producer() for value in part.norm.inputs[1:] if value is not None]
-    return behind.total is not behind.original and all(
-        node is None or place[node] < place[behind.total] for node in producers
-    )
+    return all(node is None or place[node] < place[behind.total] for node in producers)
 
 
 def _fuse(

@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import is_shape_read
-from graph_passes.shapes import carried_dims
+from graph_passes.finding.dataflow import is_shape_read
+from graph_passes.finding.shapes import carried_dims
 
 
 def declare_what_is_asked(model: ir.Model, names: Collection[str | None]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import is_shape_read
 from graph_passes.errors import SurgeryError
+from graph_passes.finding.dataflow import is_shape_read
+from graph_passes.finding.shapes import Dim, carried_dims, dims
 from graph_passes.plan_record import record_renumbering, recorded_renumbering
-from graph_passes.shapes import Dim, carried_dims, dims
 
 _FEW = 16
 _SHAPE_TAKES_A_RANGE = 15  # the opset
@@ -178,16 +179,17 @@ def renumber(
         Name before to name after, for those whose name changes in this step.
 
     Raises:
-        SurgeryError: A name does not hold exactly one number.
+        SurgeryError: A name does not hold exactly one number, or another value has the new name.
     """
     values = [*caches, *outputs]
     old = {value: _layer_number(value) for value in values}
     dense = {number: i for i, number in enumerate(sorted(set(old.values())))}
     originals = {present: original for original, present in recorded_renumbering(model).items()}
+    new = {value: _NUMBER.sub(str(dense[old[value]]), value.name or "") for value in values}
+    _refuse_taken(model.graph, new)
     names, whole = {}, {}
-    for value in values:
+    for value, after in new.items():
         before = value.name or ""
-        after = _NUMBER.sub(str(dense[old[value]]), before)
         if after != before:
             names[before] = after
             value.name = after
@@ -196,6 +198,22 @@ def renumber(
             whole[original] = after
     record_renumbering(model, whole)
     return names
+
+
+def _refuse_taken(graph: ir.Graph, new: Mapping[ir.Value, str]) -> None:
+    others = chain(graph.inputs, graph.initializers.values(), *(node.outputs for node in graph))
+    taken = {value.name for value in others if value not in new}
+    for value, name in new.items():
+        if name in taken:
+            raise SurgeryError(
+                f"The cache {value.name!r} can't be renumbered: another value is named {name!r}.",
+                "Leave the numbers as they are.",
+            )
+
+
+def is_numbered(value: ir.Value) -> bool:
+    """Whether a value's name holds exactly one number, its layer's."""
+    return len(_NUMBER.findall(value.name or "")) == 1
 
 
 def _layer_number(value: ir.Value) -> int:

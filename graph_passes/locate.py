@@ -13,27 +13,26 @@ from itertools import chain
 
 import onnx_ir as ir
 
-from graph_passes.add_tree import AddTree, Leaf
-from graph_passes.branch_input import branch_input, is_linear_map
-from graph_passes.caches import own_caches
-from graph_passes.dataflow import GraphIndex, is_shape_read
+from graph_passes.finding.add_tree import AddTree, Leaf
+from graph_passes.finding.branch_input import branch_input
+from graph_passes.finding.caches import goes, own_caches, shown_keys
+from graph_passes.finding.dataflow import GraphIndex, is_add, is_shape_read
+from graph_passes.finding.groups import Group, groups_of, label_refusal
+from graph_passes.finding.labels import (
+    chained_attentions,
+    number_layers,
+)
+from graph_passes.finding.liveness import dying_nodes, own_parameters
+from graph_passes.finding.preconditions import graph_refusal, hidden_part
+from graph_passes.finding.shapes import broadcast_reason
+from graph_passes.finding.sharing import own_nodes
+from graph_passes.finding.stream import Stream, streams
 from graph_passes.fused_norms import taken_apart
-from graph_passes.labels import RANK, ambiguous_mixer, branch_kind, number_layers, opaque_node
-from graph_passes.liveness import dying_nodes, own_parameters
-from graph_passes.operators import contracts
 from graph_passes.plan_record import recorded, recorded_replacements
-from graph_passes.preconditions import graph_refusal, hidden_part
-from graph_passes.shapes import broadcast_reason
-from graph_passes.sharing import own_nodes
-from graph_passes.stream import Stream, streams
 from graph_passes.types import Refusal, ResidualSite, SublayerKind, SublayerRef
 
 _NO_ATTENTION = "no attention joins a residual stream: this is no Transformer that can be cut"
-_Group = tuple[AddTree, dict[SublayerKind, list[Leaf]]]
-_AMBIGUOUS = (
-    "it can't be told whether the branch is an MLP with a convolution or loop, "
-    "or a mixer that begins the next layer"
-)
+_TOKEN_TYPES = {ir.DataType.INT64, ir.DataType.INT32}
 _HIDDEN = (
     "a sublayer may join the stream here in another form than x + f(x), "
     "so the layers can't be numbered"
@@ -42,6 +41,8 @@ _LOST_LINEAR = (
     "its record names linear maps in the places of deleted branches, which can't be told from "
     "the branches that are left"
 )
+_STACKS = frozenset({"Concat", "ScatterND", "ScatterElements"})
+"""What puts streams together that run side by side."""
 _SEVERAL = "several residual streams meet here; only a single stream can be cut"
 
 
@@ -148,17 +149,24 @@ def locate(model: ir.Model) -> Findings:
     refusal = _stream_refusal(found)
     if refusal is not None:
         return Findings((), (refusal,))
+    missing = recorded(model)
     linear = [r for r in recorded_replacements(model).values() if r.kind == "linear"]
-    groups = _groups(found[0], len(linear))
+    groups = groups_of(found[0], missing, len(linear))
     if groups is None:
         return Findings((), (_refuse(index, _LOST_LINEAR),))
-    refusal = _label_refusal(found[0], groups, recorded(model))
+    refusal = label_refusal(found[0], groups, missing)
     if refusal is not None:
         return Findings((), (refusal,))
-    sites = _without_shared_outputs(_sites(found[0], groups, recorded(model)))
-    if not any("attention" in site.kind for site in sites) and not recorded(model):
+    sites = _without_shared_outputs(_sites(found[0], groups, missing))
+    if not missing and not any(_mixes_a_sequence(found[0], site) for site in sites):
         return Findings((), (_refuse(index, _NO_ATTENTION),))
     return Findings(tuple(sites), ())
+
+
+def _mixes_a_sequence(stream: Stream, site: FoundSite) -> bool:
+    """Whether a sublayer is an attention, or a mixer that reads tokens and no picture."""
+    reads_tokens = stream.source.dtype in _TOKEN_TYPES
+    return "attention" in site.kind or (site.kind == "mixer" and reads_tokens)
 
 
 def _stream_refusal(found: Sequence[Stream]) -> Refusal | None:
@@ -176,9 +184,15 @@ def _stream_refusal(found: Sequence[Stream]) -> Refusal | None:
             return Refusal(None, None, stranger.name or "", reason)
     if (meeting := stream.meeting_point()) is not None:
         return Refusal(None, None, meeting.name or "", _SEVERAL)
-    if (hidden := stream.hidden_work()) is not None:
-        return Refusal(None, None, hidden.name or "", _HIDDEN)
-    return None
+    hidden = [(_last(stream, span), span) for span in stream.hidden_work()]
+    for node, span in hidden:
+        if node.op_type in _STACKS or chained_attentions(stream.index, span) > 1:
+            return Refusal(None, None, node.name or "", _SEVERAL)
+    return Refusal(None, None, hidden[0][0].name or "", _HIDDEN) if hidden else None
+
+
+def _last(stream: Stream, nodes: Set[ir.Node]) -> ir.Node:
+    return max(nodes, key=stream.index.position.__getitem__)
 
 
 def _refuse(index: GraphIndex, reason: str) -> Refusal:
@@ -188,48 +202,8 @@ def _refuse(index: GraphIndex, reason: str) -> Refusal:
     return Refusal(None, None, name or "", reason)
 
 
-def _groups(stream: Stream, linear: int) -> list[_Group] | None:
-    """The sums that join sublayers, in stream order; None where they can't be told apart.
-
-    Linear maps in the places of what was cut out earlier are none.
-
-    Args:
-        stream: The stream.
-        linear: How many such maps there are by the record.
-    """
-    skipped: set[Leaf] = set()
-    if linear:
-        skipped.update(
-            leaf
-            for tree in stream.trees
-            for leaf in tree.leaves
-            if is_linear_map(stream.index, own_nodes(tree, leaf))
-        )
-    if len(skipped) != linear:
-        return None
-    found = [(tree, _branches_by_kind(stream, tree, skipped)) for tree in stream.trees]
-    return [(tree, kinds) for tree, kinds in found if kinds]
-
-
-def _label_refusal(
-    stream: Stream, groups: Sequence[_Group], missing: frozenset[SublayerRef]
-) -> Refusal | None:
-    """A branch of which the kind can't be told: it might shift the numbers of all after it."""
-    for tree, kinds in groups:
-        for leaf in chain.from_iterable(kinds.values()):
-            node = opaque_node(stream.index, own_nodes(tree, leaf))
-            if node is not None:
-                reason = f"it can't be told what kind of sublayer this {node.op_type} belongs to"
-                return Refusal(None, None, node.name or "", reason)
-    labels = [list(kinds) for _, kinds in groups]
-    place = ambiguous_mixer(labels, number_layers(labels, missing), missing)
-    if place is None:
-        return None
-    return Refusal(None, None, groups[place][0].add.name or "", _AMBIGUOUS)
-
-
 def _sites(
-    stream: Stream, groups: Sequence[_Group], missing: frozenset[SublayerRef]
+    stream: Stream, groups: Sequence[Group], missing: frozenset[SublayerRef]
 ) -> list[FoundSite]:
     numbers = number_layers([list(kinds) for _, kinds in groups], missing)
     return [
@@ -239,24 +213,13 @@ def _sites(
     ]
 
 
-def _branches_by_kind(
-    stream: Stream, tree: AddTree, skipped: Collection[Leaf]
-) -> dict[SublayerKind, list[Leaf]]:
-    """The leaves that are branches of a sublayer, in the layer's order; one kind goes together."""
-    kinds: dict[SublayerKind, list[Leaf]] = {}
-    for leaf in tree.leaves:
-        if leaf not in skipped and contracts(leaf.nodes):
-            own = own_nodes(tree, leaf)
-            kind = branch_kind(stream.index, stream.dominators, own)
-            kinds.setdefault(kind, []).append(leaf)
-    return {kind: kinds[kind] for kind in sorted(kinds, key=RANK.__getitem__)}
-
-
 def _site(
     stream: Stream, layer: int, kind: SublayerKind, tree: AddTree, leaves: tuple[Leaf, ...]
 ) -> FoundSite:
     branches = [own_nodes(tree, leaf) for leaf in leaves]
     outputs = dict.fromkeys(chain.from_iterable(map(stream.own_outputs, branches)))
+    if kind == "cross_attention":
+        outputs |= _shown_keys(stream, leaves, outputs)
     dying = dying_nodes(stream.index, leaves, outputs)
     return FoundSite(
         layer=layer,
@@ -291,6 +254,9 @@ def _obstacle(
         inner = stream.inner_sum(leaf.nodes)
         if inner is not None:
             return inner, "the branch holds a residual sum of its own"
+        end = leaf.value.producer()
+        if end is not None and leaf.value.is_graph_output() and _joins_branches(stream, end):
+            return end, f"the graph output {leaf.value.name!r} is the sum of several branches"
     total = tree.add.outputs[0]
     reason = broadcast_reason(tree.skip, total, stream.index.declared)
     if (tree.skip.shape is None or total.shape is None) and stream.may_have_shrunk(tree):
@@ -299,6 +265,33 @@ def _obstacle(
             "sum's shape; neither shape is declared"
         )
     return (tree.add, reason) if reason else None
+
+
+def _joins_branches(stream: Stream, node: ir.Node) -> bool:
+    """Whether a node is a sum of parallel branches, which would be told apart if it weren't public.
+
+    Together they might pass for a single sublayer.
+    """
+    return is_add(node) and stream.joins_branches(node, 0, 1)
+
+
+def _shown_keys(
+    stream: Stream, leaves: Sequence[Leaf], outputs: Collection[ir.Value]
+) -> dict[ir.Value, None]:
+    """The graph outputs that show keys and values from beside the stream that only this one has.
+
+    They are its cache: a decoder's first step gives them, and the later ones take them.
+    """
+    index = stream.index
+    nodes = frozenset[ir.Node]().union(*(leaf.nodes for leaf in leaves))
+    shown = shown_keys(index, nodes, stream.dominators)
+    while True:
+        dying = dying_nodes(index, leaves, {*outputs, *shown})
+        shared = [output for output, origin in shown.items() if not goes(index, origin, dying)]
+        if not shared:
+            return dict.fromkeys(shown)
+        for output in shared:
+            del shown[output]
 
 
 def _output_obstacle(

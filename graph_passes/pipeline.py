@@ -10,10 +10,10 @@ import onnx_ir as ir
 from graph_passes.cleanup import CleanupPass
 from graph_passes.delete_sublayers import DeleteSublayersPass, DeletionResult
 from graph_passes.errors import SurgeryError
-from graph_passes.preconditions import graph_refusal
+from graph_passes.finding.preconditions import graph_refusal
+from graph_passes.finding.weights import constant_weight, is_weight, parameters
 from graph_passes.replacements import ReplacementTensors
 from graph_passes.types import Deletion, GraphSize, PassReport, SublayerRef
-from graph_passes.weights import constant_weight, is_weight, parameters
 
 
 def prune_graph(

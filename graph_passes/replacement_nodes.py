@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from graph_passes.finding.shapes import CHANGES_OF_FORM
+from graph_passes.finding.value_facts import float_type
 from graph_passes.locate import FoundSite
 from graph_passes.replacements import FittedReplacement
-from graph_passes.shapes import CHANGES_OF_FORM
 from graph_passes.types import SublayerRef
-from graph_passes.value_facts import float_type
 
 _PREFIX = "depthcut."
 

@@ -12,10 +12,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graph_passes.errors import SurgeryError
+from graph_passes.files.weight_file import read_bytes
+from graph_passes.finding.value_facts import FLOATS, float_type, width
 from graph_passes.locate import FoundSite
 from graph_passes.types import Replacement, SublayerRef
-from graph_passes.value_facts import FLOATS, float_type, width
-from graph_passes.weight_file import read_bytes
 
 Numbers = NDArray[Any] | ir.TensorProtocol
 _DIGEST_LETTERS = 16

@@ -6,13 +6,16 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
-from graph_passes.dataflow import is_add
 from graph_passes.errors import SurgeryError
-from graph_passes.shapes import CHANGES_OF_FORM
+from graph_passes.finding.dataflow import is_add
+from graph_passes.finding.shapes import CHANGES_OF_FORM
 
 
 def remove_branch(
-    graph: ir.Graph, branch: ir.Value, joints: Collection[ir.Node] | None = None
+    graph: ir.Graph,
+    branch: ir.Value,
+    joints: Collection[ir.Node] | None = None,
+    others: Collection[ir.Value] = (),
 ) -> ir.Node:
     """Takes a branch out of the sum that it joins: ``x + f(x)`` becomes ``x``.
 
@@ -26,6 +29,7 @@ def remove_branch(
         branch: The branch's operand of exactly one Add; once a neighbour in the same tree is
             gone, changes of type may stand between.
         joints: The nodes that make up the sum; another Add that reads the branch is not meant.
+        others: Operands that need not have the sum's shape: other branches, which may broadcast.
 
     Returns:
         The Add, which is no longer in the graph.
@@ -37,7 +41,8 @@ def remove_branch(
     kept = next(value for value in add.inputs if value is not branch)
     assert kept is not None
     total = add.outputs[0]
-    _carry_annotations(total, kept)
+    if kept not in others:
+        _carry_annotations(total, kept)
     if total.is_graph_output():
         kept = _publish(graph, add, kept)
     total.replace_all_uses_with(kept, replace_graph_outputs=True)

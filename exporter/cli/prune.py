@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity_options
+from exporter.cli.options import (
+    ANY_PATH,
+    EXISTING_FILE,
+    Size,
+    collecting_rarely,
+    json_option,
+    verbosity_options,
+)
 
 if TYPE_CHECKING:
     from exporter.artifacts import Verification
@@ -27,6 +34,10 @@ if TYPE_CHECKING:
     help="Hold the result against the original with the branches multiplied by zero.",
 )  # fmt: skip
 @click.option(
+    "--verify-limit", type=Size(), default="8GB", show_default=True, metavar="SIZE",
+    help="Above this size of the weights, verify at a cheaper setting that needs little memory.",
+)  # fmt: skip
+@click.option(
     "--weights", type=click.Choice(["compact", "share"]), default="compact", show_default=True,
     help="Write a data file with the survivors, or point into the original's (same folder).",
 )  # fmt: skip
@@ -35,10 +46,15 @@ if TYPE_CHECKING:
     help="The report's file.  [default: prune.json beside the result]",
 )  # fmt: skip
 @click.option("--renumber-kv", is_flag=True, help="Number the remaining KV caches from 0.")
+@click.option(
+    "--genai-config", type=click.Choice(["rewrite", "none"]), default="rewrite", show_default=True,
+    help="Write onnxruntime-genai's config for the result, where the original has one.",
+)  # fmt: skip
 @click.option("--keep-debug", is_flag=True, help="Keep the exporter's stack traces.")
 @json_option
 @verbosity_options
 @click.pass_obj
+@collecting_rarely
 def prune(
     progress: ConsoleProgress,
     /,
@@ -48,9 +64,11 @@ def prune(
     plan_path: Path | None,
     drops: tuple[str, ...],
     verify: Literal["oracle", "none"],
+    verify_limit: int,
     weights: Literal["compact", "share"],
     report_path: Path | None,
     renumber_kv: bool,
+    genai_config: Literal["rewrite", "none"],
     keep_debug: bool,
     as_json: bool,
 ) -> None:
@@ -80,9 +98,11 @@ def prune(
         plan_sha256=sha256_file(plan_path) if plan_path else None,
         replacements=replacements,
         verify=verify,
+        verify_limit_bytes=verify_limit,
         weights=weights,
         renumber_kv=renumber_kv,
         keep_debug=keep_debug,
+        genai_config=genai_config,
         report_path=report_path,
         progress=progress,
     )
@@ -100,5 +120,6 @@ def prune(
 def _verification(done: Verification, asked: str) -> str:
     if done.max_abs_error is None:
         return "none"
+    asked += " at the cheaper setting" if "cheaper setting" in done.method else ""
     undecided = "" if done.passed else ", undecided, since the deleted branches change nothing"
     return f"{asked}, max error {done.max_abs_error:.1e}{undecided}"

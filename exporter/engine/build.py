@@ -20,7 +20,7 @@ from exporter.engine.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.errors import EngineError, UsageError
 from exporter.files import refuse_overwriting, sha256_file, sha256_files
 from exporter.progress import QUIET, Progress
-from graph_passes.placing import place, staging
+from graph_passes.files.placing import place, staging
 
 _DEFAULT = BuildSettings()
 _RANGES = Ranges()
@@ -239,7 +239,7 @@ def _hash_of(path: Path) -> str | None:
 
 
 def _weights(onnx: Path) -> list[Path]:
-    from graph_passes.storage import data_files, load_model
+    from graph_passes.files.storage import data_files, load_model
 
     return data_files(load_model(onnx))
 

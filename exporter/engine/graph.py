@@ -33,8 +33,8 @@ def graph_facts(path: Path) -> GraphFacts:
     Raises:
         OnnxFileError: The file can't be read.
     """
+    from graph_passes.files.storage import load_model
     from graph_passes.plan_record import PLAN_KEY
-    from graph_passes.storage import load_model
 
     model = load_model(path)
     operators: dict[str, list[str]] = {}

@@ -148,7 +148,7 @@ def graph_inputs(path: Path) -> list[GraphTensor]:
         OnnxFileError: The file can't be read.
         EngineError: An input declares no shape or no type.
     """
-    from graph_passes.storage import load_model
+    from graph_passes.files.storage import load_model
 
     values = [value for value in load_model(path).graph.inputs if not value.is_initializer()]
     return [_tensor(path, value) for value in values]
@@ -156,7 +156,7 @@ def graph_inputs(path: Path) -> list[GraphTensor]:
 
 def graph_outputs(path: Path) -> list[GraphTensor]:
     """The outputs that an ONNX file declares; see :func:`graph_inputs`."""
-    from graph_passes.storage import load_model
+    from graph_passes.files.storage import load_model
 
     return [_tensor(path, value) for value in load_model(path).graph.outputs]
 

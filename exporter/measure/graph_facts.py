@@ -52,8 +52,8 @@ def read_facts(model_path: Path) -> GraphFacts:
         OnnxFileError: When the file is no complete ONNX model, or its external data is missing,
             too short, or outside its folder.
     """
+    from graph_passes.files.storage import data_files, load_model
     from graph_passes.pipeline import graph_size
-    from graph_passes.storage import data_files, load_model
 
     model = load_model(model_path)
     size = graph_size(model)
@@ -85,7 +85,7 @@ def _bytes_per_token(value: ir.Value) -> int:
 
     A head size that has only a name follows from what the graph does with the cache.
     """
-    from graph_passes.shapes import head_size
+    from graph_passes.finding.shapes import head_size
 
     if not CACHE_INPUT.fullmatch(value.name or "") or value.shape is None or value.dtype is None:
         return 0

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 from exporter.engine.sidecar import EngineRecord, read_sidecar, sidecar_path
-from graph_passes.placing import place, staging
+from graph_passes.files.placing import place, staging
 
 _BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",

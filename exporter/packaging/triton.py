@@ -69,7 +69,7 @@ def _refuse_foreign(folder: Path) -> None:
 def _onnx_model(
     source: Path, version: Path, name: str, device: Device, instances: int
 ) -> TritonModel:
-    from graph_passes.storage import data_files, load_model
+    from graph_passes.files.storage import data_files, load_model
 
     data = data_files(load_model(source))
     # A model of several files stands in a folder of the model's name, and is called so there.

@@ -1,6 +1,7 @@
-"""Runs every benchmark on SmolLM2, one after the other: ``python -m tests.benchmarks [NAME ...]``.
+"""Runs every benchmark, one after the other: ``python -m tests.benchmarks [NAME ...]``.
 
-Names are those of the modules without ``bench_``, such as ``prune``. Figures are printed; a
+Names are those of the modules without ``bench_``, such as ``prune``. ``large`` and ``peers`` build
+their models themselves, the others take SmolLM2. Figures are printed; a
 benchmark that finds a wrong result (parity) makes the whole run fail.
 """
 
@@ -11,10 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "bench"
-ORDER = ("parity", "score", "prune", "latency", "speedup")
+ORDER = ("parity", "score", "prune", "large", "peers", "latency", "speedup", "architectures")
 
 
 def main(names: list[str]) -> int:
@@ -31,7 +31,7 @@ def main(names: list[str]) -> int:
 
 def _run(name: str) -> int:
     print(f"\n== {name} ==", flush=True)
-    command = [sys.executable, str(HERE / f"bench_{name}.py")]
+    command = [sys.executable, "-m", f"tests.benchmarks.bench_{name}"]
     env = dict(os.environ)
     if name == "prune":
         env["DEPTHCUT_BENCH_ONNX"] = str(_exported())

@@ -1,25 +1,27 @@
 """What `depthcut prune` costs on an exported file: time and memory of the whole process.
 
-Run it with ``DEPTHCUT_BENCH_ONNX=model.onnx python tests/benchmarks/bench_prune.py``. It cuts the
+Run it with ``DEPTHCUT_BENCH_ONNX=model.onnx python -m tests.benchmarks.bench_prune``. It cuts the
 first eight attentions that it finds, several times, without verification, and prints its medians
 beside those of `cp` over the weights and of finding the sites. It asserts nothing.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from graph_passes import Deletion, ResidualSite, find_sites, prune_graph
-from graph_passes.storage import data_files, load_model
+from graph_passes.files.storage import data_files, load_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.benchmarks.machine import print_machine
+from tests.measured import depthcut
 
 RUNS = 5
 CUT = 8
@@ -27,36 +29,13 @@ LIMIT_S, LIMIT_MB = 1.5, 200
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """How long one call takes; without searches for garbage, as the command does."""
+    gc.disable()
     begin = time.perf_counter()
     work()
-    return time.perf_counter() - begin
-
-
-# The kernel's own count (ru_maxrss) would include the parent at the moment of the fork.
-_CHILD = """
-import sys
-from pathlib import Path
-from exporter.cli import main
-try:
-    code = main()
-except SystemExit as stop:
-    code = stop.code
-status = Path("/proc/self/status").read_text()
-print(next(line for line in status.splitlines() if line.startswith("VmHWM")), file=sys.stderr)
-sys.exit(code)
-"""
-
-
-def child(arguments: list[str]) -> tuple[float, float]:
-    """Wall time in seconds and peak memory in MB of one `depthcut` process."""
-    command = [sys.executable, "-c", _CHILD, *arguments]
-    begin = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
     taken = time.perf_counter() - begin
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return taken, int(done.stderr.split("VmHWM:")[1].split()[0]) / 1024
+    gc.enable()
+    return taken
 
 
 def prune_command(source: Path, target: Path, weights: str, layers: list[int]) -> list[str]:
@@ -83,6 +62,7 @@ def scaling() -> None:
 
 def main() -> None:
     """Prints the figures."""
+    print_machine()
     scaling()
     name = os.environ.get("DEPTHCUT_BENCH_ONNX")
     if not name:
@@ -110,8 +90,9 @@ def measure(source: Path) -> None:
     print(f"cp of the weights  {copy_s:7.3f} s")
     for weights, limit_s in (("compact", LIMIT_S + copy_s), ("share", LIMIT_S)):
         command = prune_command(source, source.with_name("pruned.onnx"), weights, layers)
-        runs = [child(command) for _ in range(RUNS)]
-        taken_s, peak_mb = (statistics.median(column) for column in zip(*runs, strict=True))
+        runs = [depthcut(*command) for _ in range(RUNS)]
+        taken_s = statistics.median(run.seconds for run in runs)
+        peak_mb = statistics.median(run.peak_mb for run in runs)
         print(f"prune, {weights:<11} {taken_s:7.3f} s (aim {limit_s:.3f}), "
               f"{peak_mb:.0f} MB (aim {LIMIT_MB})")  # fmt: skip
 

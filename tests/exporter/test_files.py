@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
+from exporter import files
 from exporter.errors import UsageError
 from exporter.files import (
     refuse_overwriting,
@@ -148,3 +150,32 @@ def test_no_result_takes_the_place_of_an_input(tmp_path: Path) -> None:
             refuse_overwriting(output, [model, text])
     refuse_overwriting(model / "importance.json", [model, text])
     refuse_overwriting(tmp_path / "model2.json", [model, text, tmp_path / "hf-id"])
+
+
+def test_large_files_are_hashed_by_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(files, "_READ_BYTES", 300)
+    content = bytes(range(256)) * 20
+    (tmp_path / "large").write_bytes(content)
+    (tmp_path / "small").write_bytes(content[:1000])
+    pieces = [hashlib.sha256(content[i : i + 1000]).digest() for i in range(0, 5120, 1000)]
+    large = hashlib.sha256(b"".join(pieces)).hexdigest()
+    small = hashlib.sha256(content[:1000]).hexdigest()
+    expected = hashlib.sha256(f"large\0{large}\nsmall\0{small}\n".encode()).hexdigest()
+    both = [tmp_path / "small", tmp_path / "large"]
+    assert sha256_files(both, tmp_path) == expected
+    (tmp_path / "large").write_bytes(content[:-1] + b"x")
+    assert sha256_files(both, tmp_path) != expected
+
+
+def test_a_piece_that_can_not_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files, "_PIECE_BYTES", 10)
+    monkeypatch.setattr(files, "_piece_digest", fails)
+    (tmp_path / "large").write_bytes(b"x" * 100)
+    with pytest.raises(OSError, match="Input/output"):
+        sha256_files([tmp_path / "large"], tmp_path)

@@ -20,8 +20,9 @@ from exporter.files import sha256_file
 from exporter.planning import read_plan
 from exporter.replacement_file import Replacements, read_replacements
 from exporter.surgery import prune_file
-from graph_passes import ReplacementTensors, SublayerRef, storage, testing
-from graph_passes.storage import load_model, save_model
+from graph_passes import ReplacementTensors, SublayerRef, testing
+from graph_passes.files import storage
+from graph_passes.files.storage import load_model, save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 RNG = np.random.default_rng(0)

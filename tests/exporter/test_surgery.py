@@ -18,9 +18,10 @@ from exporter.artifacts import GraphSizeEntry, PlannedDeletion, PruneReport
 from exporter.errors import OnnxFileError, SurgeryError, VerificationError
 from exporter.files import sha256_file, sha256_files
 from exporter.surgery import inspect_file, prune_file
-from graph_passes import ResidualSite, placing, storage
+from graph_passes import ResidualSite
+from graph_passes.files import placing, storage
+from graph_passes.files.storage import load_model, save_model
 from graph_passes.pipeline import graph_size
-from graph_passes.storage import load_model, save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 PLAN = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="block")]

@@ -16,8 +16,8 @@ import exporter.cli as command_line
 from exporter.artifacts import PlannedDeletion, PruneReport
 from exporter.errors import MissingDependencyError, OnnxFileError, SurgeryError
 from exporter.surgery import prune_file
-from graph_passes import placing, storage
-from graph_passes.storage import load_model, save_model
+from graph_passes.files import placing, storage
+from graph_passes.files.storage import load_model, save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 PLAN = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="block")]

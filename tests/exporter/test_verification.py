@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 import graph_passes
 from exporter.artifacts import PlannedDeletion, Verification
 from exporter.errors import VerificationError
+from exporter.oracle_inputs import cases, draw, half_written
+from exporter.oracle_rounding import with_exact_products
 from exporter.oracle_verdict import compare_run, judge
 from exporter.surgery import prune_file
 from graph_passes import tiny_graphs
-from graph_passes.storage import save_model
+from graph_passes.files.storage import save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
@@ -183,3 +186,37 @@ def test_each_output_has_its_own_scale() -> None:
     judge(compare_run("prefill", plain, masked, masked), cut_anything=True)
     with pytest.raises(VerificationError, match="'present'"):
         judge(compare_run("prefill", plain, masked, pruned), cut_anything=True)
+
+
+def test_packed_weights_are_multiplied_in_float32() -> None:
+    """At level 4 inputs are quantised, and a last place that differs grows to a whole step."""
+    node = ir.Node("com.microsoft", "MatMulNBits", [], [ir.AttrInt64("accuracy_level", 4)])
+    plain = ir.Node("", "Add", [], [ir.AttrInt64("axis", 4)])
+    graph = ir.Graph([], [], nodes=[node, plain], opset_imports={"": 20}, name="packed")
+    given = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    seen = onnx.ModelProto.FromString(with_exact_products(given))
+    assert [n.attribute[0].i for n in seen.graph.node] == [1, 4]
+    assert with_exact_products(b"none") == b"none"
+
+
+@pytest.mark.parametrize(("kept", "length"), [(1, 8), (0, 6)])
+def test_a_cache_that_is_kept_to_a_window_gets_the_windows_room(kept: int, length: int) -> None:
+    cache = ir.Value(
+        name="past_key_values.0.key",
+        shape=ir.Shape(["batch", 2, "past", 16]),
+        type=ir.TensorType(ir.DataType.FLOAT),
+    )
+    attributes = [ir.AttrInt64("sliding_window_cache", kept), ir.AttrInt64("local_window_size", 8)]
+    mask = ir.Value(name="attention_mask", type=ir.TensorType(ir.DataType.INT64))
+    mask.shape = ir.Shape(["batch", "total"])
+    operands = [None, None, None, cache, None, mask]
+    node = ir.Node("com.microsoft", "GroupQueryAttention", operands, attributes)
+    node.outputs[0].name = "present.0.key"
+    graph = ir.Graph([cache, mask], node.outputs, nodes=[node], opset_imports={"": 20}, name="g")
+    model = ir.Model(graph, ir_version=10)
+    decode = next(case for case in cases(model) if case.name == "decode")
+    drawn = draw(model, decode, np.random.default_rng(0))
+    assert drawn["past_key_values.0.key"].shape == (2, 2, length, 16)
+    assert drawn["attention_mask"].shape == (2, 7)
+    assert drawn["attention_mask"].all() == bool(kept)  # such an attention takes no padding
+    assert half_written(model) == ({"present.0.key"} if kept else set())

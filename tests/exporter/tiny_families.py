@@ -14,7 +14,9 @@ _SIZES: dict[str, Any] = {
     "max_seq_len": 64, "sliding_window": 16, "image_size": 16, "patch_size": 8,
     "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 24, "residual_multiplier": 0.3,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "encoder_layers": 3, "decoder_layers": 3, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_decoder_layers": 3,
+    "d_ff": 48, "d_kv": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 _SPECIAL: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
@@ -24,8 +26,12 @@ _SPECIAL: dict[str, dict[str, Any]] = {
         "first_k_dense_replace": 1, "num_key_value_heads": 4,
     },
     "mpt": {"hidden_size": None},
+    "esm": {
+        "emb_layer_norm_before": False, "position_embedding_type": "rotary", "mask_token_id": 5,
+    },
+    "swin": {"hidden_size": None, "num_layers": None, "num_attention_heads": None},
 }  # fmt: skip
-_ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta"}
+_ENCODERS = {"bert", "roberta", "electra", "camembert", "xlm-roberta", "esm", "mpnet"}
 
 
 def tiny_model(model_type: str, **changes: Any) -> Any:
@@ -33,7 +39,7 @@ def tiny_model(model_type: str, **changes: Any) -> Any:
     import torch
     import transformers
 
-    config = _config(model_type, changes)
+    config = tiny_config(model_type, **changes)
     generates = type(config) in transformers.AutoModelForCausalLM._model_mapping
     auto = transformers.AutoModel
     if generates and model_type not in _ENCODERS:
@@ -89,7 +95,8 @@ def hook_count(model: Any) -> int:
     )
 
 
-def _config(model_type: str, changes: dict[str, Any]) -> Any:
+def tiny_config(model_type: str, **changes: Any) -> Any:
+    """A config of the usual sizes."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[model_type]
@@ -100,4 +107,5 @@ def _config(model_type: str, changes: dict[str, Any]) -> Any:
     if model_type == "deepseek_v3":
         sizes.pop("head_dim", None)
     wanted = sizes | special | changes
-    return kind(**{name: value for name, value in wanted.items() if name != "hidden_size" or value})
+    derived = {name for name, value in special.items() if value is None}
+    return kind(**{name: value for name, value in wanted.items() if name not in derived})

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from clean import check_clean as check_clean
+from clean import check_tidy as check_tidy
 from fused_graphs import fused_feed
 
 from graph_passes import Deletion, ResidualSite, find_sites, prune_graph
@@ -113,33 +114,6 @@ def all_deletions(model: ir.Model) -> list[Deletion]:
 def proper_subsets(items: Sequence[T]) -> list[list[T]]:
     """Every subset but the empty one and the whole."""
     return [list(c) for n in range(1, len(items)) for c in combinations(items, n)]
-
-
-def check_clean(model: ir.Model, path: Path | None = None) -> None:
-    """Passes onnx's full check, and holds nothing that nothing needs.
-
-    Args:
-        model: The graph.
-        path: Its file, for a graph with external weights.
-    """
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto if path is None else str(path), full_check=True)
-    check_tidy(model)
-
-
-def check_tidy(model: ir.Model) -> None:
-    """Holds nothing that nothing needs, and no name twice; the operators may be anyone's."""
-    proto = ir.to_proto(model)
-    outputs = {value.name for value in model.graph.outputs}
-    for node in model.graph:
-        assert any(v.uses() or v.name in outputs for v in node.outputs), f"{node.name} is dead"
-    for value in model.graph.initializers.values():
-        assert value.uses(), f"the weight {value.name} is dead"
-    names = [name for node in proto.graph.node for name in node.output if name]
-    names += [tensor.name for tensor in proto.graph.initializer]
-    given = set(names)
-    assert len(given) == len(names)
-    assert {info.name for info in proto.graph.value_info} <= given
 
 
 def text(model: ir.Model) -> str:

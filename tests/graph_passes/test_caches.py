@@ -5,10 +5,20 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_support import oracle_error, sites_of, tiny
+from graph_support import (
+    Arrays,
+    check_tidy,
+    largest_difference,
+    oracle_error,
+    run,
+    session,
+    sites_of,
+    tiny,
+)
 
 from graph_passes import Deletion, Refusal, SurgeryError, find_sites, prune_graph
-from graph_passes.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, TinySpec, _Builder
+from graph_passes.testing import masked_model
+from graph_passes.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, TinySpec, _Builder, tiny_feed
 
 
 class _OwnMasks(_Builder):
@@ -98,12 +108,101 @@ class _Cached(_CrossAttention):
     cached = True
 
 
-def test_cross_attention_whose_keys_are_public_is_refused() -> None:
-    found = find_sites(_Published(TinySpec(layers=2), 0).build())
+class _PassedOn(_Cached):
+    """The cache that comes in goes out again as it is."""
+
+    def _keys(self, layer: int, part: str) -> ir.Value:
+        made = super()._keys(layer, part)
+        shown = self._op("Identity", made)
+        self._publish(shown, f"present.{layer}.encoder.{part}", "batch", HEADS, "source", HEAD_DIM)
+        self._outputs.append(shown)
+        return made
+
+
+@pytest.mark.parametrize("builder", [_Published, _PassedOn])
+def test_cross_attention_takes_the_keys_that_it_publishes(builder: type[_Builder]) -> None:
+    model = builder(TinySpec(layers=2), 0).build()
+    names = tuple(f"present.1.encoder.{part}" for part in ("key", "value"))
+    assert [site.kv_outputs for site in sites_of(model) if site.kind == "cross_attention"][
+        1
+    ] == names
+    deletions = [Deletion(1, "cross_attention")]
+    pruned, report = prune_graph(model, deletions)
+    assert report.deleted[0].outputs_removed == names
+    assert not any(
+        ".1.encoder." in (v.name or "") for v in (*pruned.graph.inputs, *pruned.graph.outputs)
+    )
+    assert "present.0.encoder.key" in [value.name for value in pruned.graph.outputs]
+    check_tidy(pruned)
+    feed = _cross_feed(model)
+    expected = run(session(masked_model(model, deletions), optimise=False), feed)
+    assert largest_difference(expected, run(session(pruned, optimise=False), feed), names) == 0.0
+
+
+def _cross_feed(model: ir.Model) -> Arrays:
+    rng = np.random.default_rng(0)
+    feed = tiny_feed(model, seq=3, past=2)
+    for value in model.graph.inputs:
+        if "encoder" in (value.name or ""):
+            sizes = {"batch": 2, "source": 5}
+            assert value.shape is not None
+            shape = [d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape]
+            feed[value.name or ""] = rng.standard_normal(shape).astype(np.float32)
+    return feed
+
+
+class _SharedKeys(_Published):
+    """Both layers look at the keys and values that the first one publishes."""
+
+    def _keys(self, layer: int, part: str) -> ir.Value:
+        self._made = getattr(self, "_made", {})
+        if part not in self._made:
+            self._made[part] = super()._keys(layer, part)
+        return self._made[part]
+
+
+def test_published_keys_stay_while_another_layer_looks_at_them() -> None:
+    model = _SharedKeys(TinySpec(layers=2), 0).build()
+    cross = [site for site in sites_of(model) if site.kind == "cross_attention"]
+    assert [site.kv_outputs for site in cross] == [(), ()]
+    pruned, _ = prune_graph(model, [Deletion(0, "cross_attention")])
+    assert "present.0.encoder.key" in [value.name for value in pruned.graph.outputs]
+
+
+class _DerivedKeys(_Published):
+    """The public keys are no projection of the layer's own, but half of one and more."""
+
+    def _keys(self, layer: int, part: str) -> ir.Value:
+        made = self._heads(self.states)
+        shown = self._op("Tanh", made)
+        self._publish(shown, f"present.{layer}.encoder.{part}", "batch", HEADS, "source", HEAD_DIM)
+        self._outputs.append(shown)
+        return made
+
+
+def test_an_output_that_is_made_of_the_keys_keeps_cross_attention_in_place() -> None:
+    found = find_sites(_DerivedKeys(TinySpec(layers=2), 0).build())
     refused = [item for item in found if isinstance(item, Refusal)]
     assert [(r.layer, r.kind) for r in refused] == [(n, "cross_attention") for n in range(2)]
-    assert "present.0.encoder.key" in refused[0].reason
-    assert len(found) == 6
+    assert "a graph output is made of them" in refused[0].reason
+
+
+def test_first_step_caches_are_renumbered_as_those_of_the_later_steps() -> None:
+    model = tiny("pre_norm")
+    for value in list(model.graph.inputs):
+        if (value.name or "").startswith("past_key_values"):
+            _begin_with_nothing(model, value)
+    _, report = prune_graph(model, [Deletion(0, "attention")], renumber_kv=True)
+    assert report.kv_renumbering["present.1.key"] == "present.0.key"
+    assert report.kv_renumbering["present.2.value"] == "present.1.value"
+
+
+def _begin_with_nothing(model: ir.Model, cache: ir.Value) -> None:
+    """Puts an empty constant in a cache input's place."""
+    nothing = ir.tensor(np.zeros((2, HEADS, 0, HEAD_DIM), np.float32), name=cache.name)
+    model.graph.inputs.remove(cache)
+    cache.const_value, cache.shape = nothing, ir.Shape(nothing.shape)
+    model.graph.register_initializer(cache)
 
 
 def test_cross_attention_goes_with_its_projections_or_its_cache() -> None:

@@ -12,9 +12,9 @@ import pytest
 from graph_support import oracle_error, tiny
 
 from graph_passes import Deletion, prune_graph
+from graph_passes.files.storage import load_model, save_model
 from graph_passes.pipeline import graph_size
 from graph_passes.plan_record import PLAN_KEY, RENUMBERING_KEY, recorded, recorded_renumbering
-from graph_passes.storage import load_model, save_model
 
 PLAN = [Deletion(1, "attention"), Deletion(2, "mlp")]
 SECRET = "/home/someone/secret.py"

@@ -128,3 +128,57 @@ class _TwicePerLayer(_Builder):
 def test_a_branch_that_joins_twice_is_refused() -> None:
     model = _TwicePerLayer(TinySpec(form="split_mlp"), 0).build()
     assert _refused(model) == [(layer, "mlp") for layer in range(3)]
+
+
+class _Stacked(_Builder):
+    """Two streams in one tensor; each layer works on the first and mixes both."""
+
+    def _layer(self, x: ir.Value, layer: int) -> ir.Value:
+        if layer == 0:
+            x = self._stack(x, self._op("MatMul", x, self._weight(HIDDEN, HIDDEN)))
+        one, other = (self._op("Gather", x, self._constant(np.int64(i))) for i in range(2))
+        one = super()._layer(one, layer)
+        stack = self._stack(one, self._op("Tanh", self._op("Add", one, other)))
+        if layer < self._spec.layers - 1:
+            return stack
+        return self._op("ReduceMean", stack, self._constant(np.array([0])), keepdims=0)
+
+    def _stack(self, *streams: ir.Value) -> ir.Value:
+        first = self._constant(np.array([0]))
+        return self._op("Concat", *(self._op("Unsqueeze", x, first) for x in streams), axis=0)
+
+
+class _SideBySide(_Builder):
+    """Two streams that each layer works on in turn, and that meet at the end."""
+
+    def _layer(self, x: ir.Value, layer: int) -> ir.Value:
+        self._other = getattr(self, "_other", x)
+        (attention,) = self._attention(self._norm(x), layer)
+        self._other = self._op("Mul", self._other, attention)
+        (mlp,) = self._mlp(self._norm(self._other), layer)
+        made = self._op("Mul", x, mlp)
+        return made if layer < 2 else self._op("Mul", made, self._other)
+
+
+class _Interpolated(_Builder):
+    """One stream, but ``f(x) * x`` in the place of ``x + f(x)``."""
+
+    def _layer(self, x: ir.Value, layer: int) -> ir.Value:
+        (attention,) = self._attention(self._norm(x), layer)
+        return self._op("Mul", x, attention)
+
+
+@pytest.mark.parametrize(
+    ("builder", "reason"),
+    [
+        (_Stacked, "several residual streams"),
+        (_SideBySide, "several residual streams"),
+        (_Interpolated, "in another form than"),
+    ],
+)
+def test_what_is_no_single_stream_is_refused_for_that_reason(
+    builder: type[_Builder], reason: str
+) -> None:
+    (refusal,) = find_sites(builder(TinySpec(cache=False), 0).build())
+    assert isinstance(refusal, Refusal)
+    assert reason in refusal.reason

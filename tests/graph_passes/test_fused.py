@@ -36,8 +36,8 @@ from graph_passes import (
     prune_graph,
 )
 from graph_passes.delete_sublayers import DeleteSublayersPass
-from graph_passes.shapes import head_size
-from graph_passes.storage import save_model
+from graph_passes.files.storage import save_model
+from graph_passes.finding.shapes import head_size
 from graph_passes.testing import masked_model
 
 # A plain norm and a fused one round differently. The largest logit is about 0.7.
@@ -369,3 +369,28 @@ def test_a_head_size_that_is_not_declared_follows_from_the_reader() -> None:
     ir.node("Concat", [past, cache("batch", 2, "seq", 8)], {"axis": 2})
     assert head_size(past) == 8
     assert head_size(cache("batch", 2, "past", 4)) == 4
+
+
+def _squeeze_the_mlp(model: ir.Model) -> None:
+    """Gives layer 0's MLP a single position, which the sum with the attention broadcasts."""
+    site = next(s for s in sites_of(model) if s.ref == SublayerRef(0, "mlp"))
+    (mlp,) = (v for node in model.graph for v in node.outputs if v.name in site.branches)
+    (joint,) = (user for user, _ in mlp.uses())
+    mean = ir.node("ReduceMean", [mlp], {"axes": [1], "keepdims": 1})
+    mean.outputs[0].type, mean.outputs[0].shape = mlp.type, ir.Shape(["batch", 1, 32])
+    model.graph.insert_before(joint, mean)
+    joint.replace_input_with(joint.inputs.index(mlp), mean.outputs[0])
+
+
+def test_a_branch_that_only_broadcasts_is_not_fused_with_the_norm() -> None:
+    model = fused_model(FUSED["genai_parallel"])
+    model.opset_imports[""] = min(model.opset_imports[""], 17)  # ReduceMean's axes as attribute
+    _squeeze_the_mlp(model)
+    (skip,) = {s.skip for s in sites_of(model) if s.layer == 0}
+    for value in (v for node in model.graph for v in node.outputs if v.name == skip):
+        value.shape = ir.Shape(["batch", "seq", 32])
+    cut, _ = prune_graph(model, [Deletion(0, "attention")])
+    assert operators(cut)["SkipSimplifiedLayerNormalization"] == (
+        operators(model)["SkipSimplifiedLayerNormalization"] - 1
+    )
+    assert oracle_error(model, [Deletion(0, "attention")]) < TOLERANCE

@@ -15,7 +15,7 @@ from tiny_torch import tiny_loaded
 from exporter.artifacts import PlannedDeletion
 from exporter.surgery import prune_file
 from graph_passes import Deletion
-from graph_passes.storage import load_model
+from graph_passes.files.storage import load_model
 
 pytestmark = pytest.mark.torch
 

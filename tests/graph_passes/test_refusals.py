@@ -47,7 +47,7 @@ def test_all_attentions_may_go_but_not_everything() -> None:
         prune_graph(tiny("pre_norm"), [Deletion(layer, "block") for layer in range(3)])
 
 
-def test_replacements_are_refused_so_far() -> None:
+def test_a_replacement_without_numbers_is_an_error() -> None:
     with pytest.raises(SurgeryError, match="bias"):
         prune_graph(tiny("pre_norm"), [Deletion(1, "mlp", "bias")])
 
@@ -336,3 +336,20 @@ def test_a_dead_body_goes_with_its_branch() -> None:
     pruned, _ = prune_graph(model, [Deletion(0, "mlp")])
     assert "If" not in {node.op_type for node in pruned.graph}
     check_clean(pruned)
+
+
+def test_parallel_branches_whose_sum_is_public_are_not_taken_for_one() -> None:
+    model = tiny_model(TinySpec(form="parallel"))
+    attention, mlp = sites_of(model)[:2]
+    (inner,) = (
+        node.outputs[0]
+        for node in model.graph
+        if {value.name for value in node.inputs if value} == {*attention.branches, *mlp.branches}
+    )
+    model.graph.outputs.append(inner)
+    (found,) = (refusal for refusal in refusals(model) if refusal.layer == 0)
+    assert found.reason == f"the graph output {inner.name!r} is the sum of several branches"
+    assert [site.layer for site in sites_of(model)] == [1, 1, 2, 2]
+    with pytest.raises(SurgeryError, match="can't be cut"):
+        prune_graph(model, [Deletion(0, "attention")])
+    assert oracle_error(model, [Deletion(1, "attention")]) == 0.0

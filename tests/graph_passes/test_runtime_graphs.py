@@ -27,7 +27,7 @@ from graph_support import (
 from exporter.artifacts import PlannedDeletion
 from exporter.surgery import prune_file
 from graph_passes import Deletion, Refusal, SublayerRef, find_sites, prune_graph
-from graph_passes.storage import save_model
+from graph_passes.files.storage import save_model
 from graph_passes.testing import masked_model
 
 EXPECTED = [SublayerRef(layer, kind) for layer in range(2) for kind in ("attention", "mlp")]

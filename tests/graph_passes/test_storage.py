@@ -14,8 +14,9 @@ import onnx_ir as ir
 import pytest
 from graph_support import feeds, largest_difference, run, session, text, tiny
 
-from graph_passes import Deletion, OnnxFileError, prune_graph, storage, weight_file
-from graph_passes.storage import Weights, data_files, load_model, save_model
+from graph_passes import Deletion, OnnxFileError, prune_graph
+from graph_passes.files import storage, weight_file
+from graph_passes.files.storage import Weights, data_files, load_model, save_model
 
 PLAN = [Deletion(1, "attention"), Deletion(2, "mlp")]
 

@@ -1,0 +1,128 @@
+"""Which files a cut reads and writes, and which it must not touch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from exporter.artifacts import PruneReport
+from exporter.errors import ArtifactError, SurgeryError
+from exporter.genai_result import GenaiResult
+from exporter.replacement_file import Replacements
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class PruneFiles:
+    """The files of one cut.
+
+    Attributes:
+        source: The ONNX file that is cut.
+        data: The data files that its weights lie in.
+        target: The result's ONNX file.
+        own_data: Where the result's own weights go, if it gets any.
+        weights: How the result has its weights.
+        report: The report's file.
+        genai: The config of onnxruntime-genai, where the source has one.
+    """
+
+    source: Path
+    data: tuple[Path, ...]
+    target: Path
+    own_data: Path
+    weights: Literal["compact", "share"]
+    report: Path
+    genai: GenaiResult | None
+
+    @classmethod
+    def choose(
+        cls,
+        source: Path,
+        model: ir.Model,
+        target: Path,
+        report: Path,
+        weights: Literal["compact", "share"],
+        genai_config: Literal["rewrite", "none"],
+    ) -> PruneFiles:
+        """Names the files of a cut of ``model``, which was read from ``source``.
+
+        Raises:
+            SurgeryError: The config of onnxruntime-genai can't be rewritten for the result.
+        """
+        from graph_passes.files.storage import data_files, data_path
+
+        genai = GenaiResult.beside(source, target) if genai_config == "rewrite" else None
+        data = tuple(data_files(model))
+        return cls(source, data, target, data_path(target), weights, report, genai)
+
+    @property
+    def all(self) -> list[Path]:
+        """Every file but the config of onnxruntime-genai."""
+        return [self.source, *self.data, self.target, self.own_data, self.report]
+
+    def refuse_overwriting(self, replacements: Replacements | None) -> None:
+        """Keeps inputs from being overwritten, and results from overwriting each other.
+
+        Args:
+            replacements: An input too, of which the numbers go into the result's own data.
+
+        Raises:
+            SurgeryError: Two of the files are one.
+        """
+        sources = [self.source, *self.data, *([replacements.path] if replacements else [])]
+        writes_data = self.weights == "compact" or replacements is not None
+        targets = [self.target, self.report, *([self.own_data] if writes_data else [])]
+        _refuse_overwriting(sources, [*targets, *([self.genai.target] if self.genai else [])])
+
+
+def choose_report_path(target: Path, asked: Path | None) -> Path:
+    """Where the report goes: where it is asked for, or ``prune.json`` beside the result.
+
+    Raises:
+        SurgeryError: A folder is named, or another model's report stands there.
+    """
+    for file in (target, asked):
+        if file is not None and (not file.name or file.is_dir()):
+            raise SurgeryError(f"{file} is a folder.", "Name a file in it, such as pruned.onnx.")
+    if asked is not None:
+        return asked
+    path = target.with_name("prune.json")
+    if path.exists():
+        _refuse_foreign_report(path, target.name)
+    return path
+
+
+def _refuse_foreign_report(path: Path, target: str) -> None:
+    hint = "Name another file for the report (--report), or write the result to another folder."
+    try:
+        described = PruneReport.read(path).target
+    except ArtifactError as error:
+        raise SurgeryError(f"{path} is there already and is no report of a cut.", hint) from error
+    if described not in ("", target) and (path.parent / described).exists():
+        raise SurgeryError(f"{path} is the report of {described}.", hint)
+
+
+def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> None:
+    for target in targets:
+        if any(_same_file(target, source) for source in sources):
+            raise SurgeryError(
+                f"{target} is the source or holds its weights; the source is never changed.",
+                "Write the result under another name.",
+            )
+    for one, other in itertools.combinations(targets, 2):
+        if _same_file(one, other):
+            raise SurgeryError(
+                f"The result, its weights and its report need a file each, but two are {one}.",
+                "Write the result or the report under another name.",
+            )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (
+        one.exists() and other.exists() and one.samefile(other)
+    )

@@ -1,0 +1,1 @@
+"""ONNX files and their weights: read safely, copied in pieces, placed whole or not at all."""

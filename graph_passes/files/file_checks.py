@@ -1,0 +1,129 @@
+"""What an ONNX file must be like to be read, as far as onnx and onnx_ir don't see to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from graph_passes.errors import OnnxFileError
+from graph_passes.files.locations import may_lie_at
+
+_AGAIN = "It may be cut off: export or copy it again."
+
+
+def refuse_unsupported(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuses what would be lost on the way, and what no runtime could make sense of.
+
+    Raises:
+        OnnxFileError: With the reason.
+    """
+    if not proto.opset_import:
+        raise OnnxFileError(f"{path} declares no opset (opset_import).", "Export it again.")
+    if proto.training_info:
+        raise OnnxFileError(
+            f"{path} holds training information, which depthcut can't keep.",
+            "Export the model for inference.",
+        )
+    if any(graph.sparse_initializer for graph in _graphs(proto.graph)):
+        raise OnnxFileError(
+            f"{path} holds sparse weights (sparse_initializer), which depthcut can't keep.",
+            "Store them densely.",
+        )
+    for graph in _graphs(proto.graph):
+        for tensor in graph.initializer:
+            if tensor.data_type == onnx.TensorProto.UNDEFINED:
+                raise OnnxFileError(f"{path}: the weight {tensor.name!r} has no type.", _AGAIN)
+        for node in graph.node:
+            if any(attribute.ref_attr_name for attribute in node.attribute):
+                raise OnnxFileError(
+                    f"{path}: the node {node.name!r} refers to an attribute of a function, but "
+                    "stands in none.",
+                    _AGAIN,
+                )
+        for text in _texts(graph):
+            if not isinstance(text, str):  # protobuf gives the bytes as they are
+                raise OnnxFileError(f"{path} holds a name that is no UTF-8: {text!r}.", _AGAIN)
+
+
+def _texts(graph: onnx.GraphProto) -> Iterator[str]:
+    """What a graph's parts are called."""
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for named in (graph.input, graph.output, graph.value_info, graph.initializer):
+        yield from (part.name for part in named)
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the bodies in it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in ([attribute.g] if attribute.HasField("g") else [], attribute.graphs):
+                for inner in body:
+                    yield from _graphs(inner)
+
+
+def check_external(path: Path, tensors: Iterable[ir.ExternalTensor]) -> None:
+    """Makes sure that weights in data files are there, whole, and where they may be.
+
+    Args:
+        path: The ONNX file.
+        tensors: Its tensors that lie in data files.
+
+    Raises:
+        OnnxFileError: With the data file's name.
+    """
+    sizes: dict[str, int] = {}  # so that each file is looked at once
+    for tensor in tensors:
+        if tensor.path not in sizes:
+            sizes[tensor.path] = _data_size(path, tensor)
+        _check_extent(path, tensor, sizes[tensor.path])
+
+
+def _data_size(path: Path, tensor: ir.ExternalTensor) -> int:
+    """The size of a data file, once it is known to lie where one may."""
+    location = os.fspath(tensor.location)
+    data = Path(tensor.path)
+    inside = not Path(location).is_absolute() and not {"..", "\0"} & {
+        *Path(location).parts,
+        *location,
+    }
+    if not inside or not may_lie_at(path, data):
+        raise OnnxFileError(
+            f"{path}: its external data {location!r} lies outside the model's folder.",
+            "Copy the data file beside the ONNX file, and name it there.",
+        )
+    if not data.is_file():
+        raise OnnxFileError(
+            f"{path}: its external data {location!r} is missing.",
+            "Copy the data file beside the ONNX file.",
+        )
+    return data.stat().st_size
+
+
+def _check_extent(path: Path, tensor: ir.ExternalTensor, size: int) -> None:
+    try:
+        offset, length = tensor.offset or 0, tensor.nbytes
+    except TypeError:
+        raise OnnxFileError(
+            f"{path}: the weight {tensor.name!r} is of the type {tensor.dtype.name}, which can't "
+            "lie in a data file.",
+            "Export it again.",
+        ) from None
+    if tensor.length is not None and tensor.length != length:
+        raise OnnxFileError(
+            f"{path}: the weight {tensor.name!r} needs {length} bytes, "
+            f"but the file declares {tensor.length} for it.",
+            _AGAIN,
+        )
+    if offset < 0 or offset + length > size:
+        raise OnnxFileError(
+            f"{path}: its external data {tensor.location!r} has {size} bytes, "
+            f"but the weight {tensor.name!r} ends at byte {offset + length}.",
+            _AGAIN,
+        )

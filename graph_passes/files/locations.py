@@ -1,0 +1,50 @@
+"""Where a model's data files may lie: in its folder, or in the blobs of its Hugging Face cache.
+
+The cache (huggingface_hub's "file-based cache") holds each file once, named by its hash, and each
+revision as a folder of links to them::
+
+    models--owner--name/blobs/<hash>
+    models--owner--name/snapshots/<revision>/onnx/model.onnx -> ../../../blobs/<hash>
+
+Such links leave the model's folder, which onnx, onnx_ir and ONNX Runtime refuse to follow. They are
+followed here as far as the blobs of the same repository and no further.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_REPOSITORY_PREFIXES = ("models--", "datasets--", "spaces--")
+
+
+def may_lie_at(model: Path, data: Path) -> bool:
+    """Whether a data file is where one may be read from, links followed.
+
+    Args:
+        model: The ONNX file as it was named; it may be a link itself.
+        data: The data file that it names, in the same folder or below.
+    """
+    target, folder = data.resolve(), model.parent.resolve()
+    return target.is_relative_to(folder) or target.parent == cache_blobs(folder)
+
+
+def cache_blobs(folder: Path) -> Path | None:
+    """The ``blobs`` folder of the Hugging Face cache that a resolved folder is a snapshot in."""
+    for revision in (folder, *folder.parents):
+        repository = revision.parent.parent
+        is_snapshot = revision.parent.name == "snapshots"
+        if is_snapshot and repository.name.startswith(_REPOSITORY_PREFIXES):
+            return repository / "blobs"
+    return None
+
+
+def leaves_folder(data: Path) -> bool:
+    """Whether a data file is a link to somewhere outside the folder that it is named in."""
+    return not data.resolve().is_relative_to(data.parent.resolve())
+
+
+def common_folder(files: Iterable[Path]) -> Path:
+    """The lowest folder that holds all files, links followed; there must be one file at least."""
+    return Path(os.path.commonpath([file.resolve().parent for file in files]))

@@ -1,0 +1,343 @@
+"""ONNX files: read without their weights, written with only the weights that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnx_ir as ir
+
+from graph_passes.errors import OnnxFileError
+from graph_passes.files.file_checks import check_external, refuse_unsupported
+from graph_passes.files.locations import common_folder, leaves_folder
+from graph_passes.files.neighbours import other_reader, reads
+from graph_passes.files.placing import place, staging
+from graph_passes.files.weight_file import WeightWriter, read_bytes
+
+Weights = Literal["compact", "share"]
+
+_INLINE_BYTES = 1024
+_MOST_INLINE_BYTES = 1 << 20
+_AGAIN = "It may be cut off: export or copy it again."
+
+
+def load_model(path: Path) -> ir.Model:
+    """Reads an ONNX file. External weights stay on disk until someone asks for them.
+
+    All external data is checked to be there, long enough, and inside the model's folder, links
+    followed; where the folder is a snapshot in a Hugging Face cache, the blobs of the same
+    repository count as inside. A data file with several hard links, which onnx refuses to read,
+    is accepted.
+
+    Args:
+        path: The ONNX file.
+
+    Raises:
+        OnnxFileError: The file or its external data is missing, cut off, not ONNX, or outside
+            the model's folder.
+    """
+    model = _deserialised(path)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    attributes = list(_external_attributes(model))
+    check_external(path, _external_initializers(model))
+    check_external(path, (attribute.value for _, attribute in attributes))
+    for node, attribute in attributes:  # so that only initializers are left in data files
+        inline = _inline(attribute.value)
+        node.attributes[attribute.name] = ir.AttrTensor(attribute.name, inline)
+    return model
+
+
+def _deserialised(path: Path) -> ir.Model:
+    proto = _parsed(path)
+    refuse_unsupported(path, proto)
+    try:
+        return ir.from_proto(proto)
+    except MemoryError:
+        raise
+    except Exception as error:  # onnx_ir wraps whatever happens into classes of its own
+        raise OnnxFileError(
+            f"{path} is not a valid ONNX model: {_innermost(error)}.", "Export it again."
+        ) from error
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    try:
+        proto = onnx.load_model(path, format="protobuf", load_external_data=False)
+    except FileNotFoundError:
+        raise OnnxFileError(f"The ONNX file {path} does not exist.") from None
+    except OSError as error:
+        raise OnnxFileError(f"{path} can't be read: {error.strerror or error}.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # protobuf's own classes
+        reason = _innermost(error)
+        raise OnnxFileError(f"{path} is not a complete ONNX file ({reason}).", _AGAIN) from error
+    if not proto.ir_version or not proto.graph.node or not proto.graph.output:
+        raise OnnxFileError(f"{path} is not a complete ONNX file (it holds no graph).", _AGAIN)
+    return proto
+
+
+def _innermost(error: BaseException) -> str:
+    """The first line of what went wrong at the bottom."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Every tensor of a model that lies in a data file: initializers, then attributes."""
+    yield from _external_initializers(model)
+    for _, attribute in _external_attributes(model):
+        yield attribute.value
+
+
+def data_files(model: ir.Model) -> list[Path]:
+    """The data files that a model's weights lie in, sorted."""
+    return sorted(map(Path, {tensor.path for tensor in external_tensors(model)}))
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        yield from graph.initializers.values()
+
+
+def _external_initializers(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    for value in _initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value
+
+
+def _external_attributes(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Attr]]:
+    for node in model.graph.all_nodes():
+        if node.attributes:
+            for attribute in node.attributes.values():
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    yield node, attribute
+
+
+def _inline(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """The same tensor in memory; the file is read here, since onnx refuses hard links."""
+    proto = onnx.TensorProto(
+        name=tensor.name or "",
+        data_type=tensor.dtype.value,
+        dims=tensor.shape.numpy(),
+        raw_data=read_bytes(tensor),
+    )
+    return ir.serde.deserialize_tensor(proto)
+
+
+def save_model(model: ir.Model, path: Path, weights: Weights = "compact") -> None:
+    """Writes a model, whole or not at all.
+
+    Args:
+        model: The model; it is unchanged. Its data files must still be there.
+        path: The ONNX file to write. An earlier one is replaced.
+        weights: ``compact`` writes ``<name>.data`` beside it with the weights that this model
+            uses, copied in pieces; ``share`` points into the data files that the weights lie in
+            already, which must be in the folder of ``path``. Weights that are made anew (an
+            ``onnx_ir.LazyTensor``) go into the graph, or if they are large into
+            ``<name>.data``.
+
+    Raises:
+        OnnxFileError: ``share`` is asked for in another folder, the new files would overwrite
+            what the weights come from or what another model reads, or the disk is full.
+    """
+    refuse_collision(model, path, weights, brings_weights=bool(_new_weights(model)))
+    try:
+        with staging(path) as stage:
+            written = write_files(model, stage, path.name, weights)
+            moves = [(file, path.parent / file.name) for file in written]
+            place(moves, [(file, stage) for file in stale_data(model, path, written)])
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def refuse_collision(
+    model: ir.Model, path: Path, weights: Weights, *, brings_weights: bool = False
+) -> None:
+    """Refuses to write where weights stand that someone needs, or to share across folders.
+
+    Args:
+        model: The model that the weights come from.
+        path: The ONNX file to write.
+        weights: See :func:`save_model`.
+        brings_weights: Whether weights come in that none of its data files holds, so that a new
+            one may be written with ``share`` too.
+
+    Raises:
+        OnnxFileError: With the reason.
+    """
+    sources = data_files(model)
+    writes_data = weights == "compact" or brings_weights
+    _refuse_foreign(path, [path, data_path(path)] if writes_data else [path])
+    if writes_data and any(_same_file(data_path(path), source) for source in sources):
+        raise OnnxFileError(
+            f"{data_path(path)} holds the weights that the model is read from.",
+            "Write the result under another name.",
+        )
+    if weights == "compact":
+        return
+    for source in sources:
+        if source.parent.resolve() != path.parent.resolve():
+            raise OnnxFileError(
+                f"Weights can only be shared within one folder: {source.name} lies in "
+                f"{source.parent}, the result would stand in {path.parent}.",
+                "Write the result beside the source, or use --weights compact.",
+            )
+        if leaves_folder(source):
+            raise OnnxFileError(
+                f"{source} is a link that leaves its folder, as in a Hugging Face cache: no "
+                "runtime would follow it from the result.",
+                "Write the result to a folder of its own with --weights compact.",
+            )
+
+
+def _refuse_foreign(path: Path, files: Iterable[Path]) -> None:
+    for file in files:
+        reader = other_reader(file, path) if file.is_file() else None
+        if reader is not None:
+            raise OnnxFileError(
+                f"{file} holds weights of {reader.name}, which a new file would spoil.",
+                "Write the result under another name, or remove that model first.",
+            )
+
+
+def stale_data(model: ir.Model, path: Path, written: Iterable[Path]) -> list[Path]:
+    """The data file of an earlier result that nothing needs once a new one takes its place.
+
+    Args:
+        model: The new result.
+        path: Its ONNX file; the earlier one is still there.
+        written: The new result's files.
+    """
+    data = data_path(path)
+    if not data.is_file() or data.name in {file.name for file in written}:
+        return []
+    was_ours = path.is_file() and reads(path, data)
+    still_read = any(_same_file(data, source) for source in data_files(model))
+    return [] if not was_ours or still_read or other_reader(data, path) else [data]
+
+
+def data_path(path: Path) -> Path:
+    """Where the weights of an ONNX file that depthcut writes stand."""
+    return path.with_name(path.name + ".data")
+
+
+def write_error(path: Path, error: OSError) -> OnnxFileError:
+    """What went wrong while a model was written, in one line."""
+    reason = error.strerror or str(error)
+    return OnnxFileError(
+        f"{path} can't be written: {reason}. Nothing was left behind.",
+        "Free some space, or choose another place.",
+    )
+
+
+def write_files(model: ir.Model, folder: Path, name: str, weights: Weights) -> list[Path]:
+    """Writes a model's files into a folder, not yet safe from interruption.
+
+    Args:
+        model: The model; it is unchanged.
+        folder: A staging folder.
+        name: The ONNX file's name; with ``compact``, ``<name>.data`` comes before it.
+        weights: See :func:`save_model`.
+
+    Returns:
+        The files, in the order in which they are to appear.
+    """
+    graph_file = folder / name
+    moved: Iterable[ir.Value] = _initializers(model) if weights == "compact" else _large(model)
+    weight_file = data_path(graph_file)
+    with WeightWriter(weight_file) as writer:
+        replaced = {value: _rehoused(value, writer) for value in moved}
+    if not writer.size:
+        weight_file.unlink()
+    graph_file.write_bytes(_serialised_with(model, replaced.items()))
+    return [weight_file, graph_file] if writer.size else [graph_file]
+
+
+def _new_weights(model: ir.Model) -> list[ir.Value]:
+    """The initializers that are made when they are asked for, and so lie in no file yet."""
+    return [v for v in _initializers(model) if isinstance(v.const_value, ir.LazyTensor)]
+
+
+def _large(model: ir.Model) -> list[ir.Value]:
+    """The new weights, if they are too large together for the graph's own file."""
+    new = _new_weights(model)
+    size = sum(value.const_value.nbytes for value in new if value.const_value is not None)
+    return new if size > _MOST_INLINE_BYTES else []
+
+
+def _rehoused(value: ir.Value, writer: WeightWriter) -> ir.TensorProtocol | None:
+    """Where an initializer's content stands in the new files: in the graph if it is small."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype == ir.DataType.STRING:
+        return tensor
+    if tensor.nbytes > _INLINE_BYTES:
+        return writer.add(tensor)
+    return _inline(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor
+
+
+def _serialised_with(
+    model: ir.Model, replaced: Iterable[tuple[ir.Value, ir.TensorProtocol | None]]
+) -> bytes:
+    """The model's bytes with other tensors in its initializers; the model itself stays."""
+    before = [(value, value.const_value) for value, _ in replaced]
+    try:
+        for value, tensor in replaced:
+            value.const_value = tensor
+        return _serialised(model)
+    finally:
+        for value, original in before:
+            value.const_value = original
+
+
+def _serialised(model: ir.Model) -> bytes:
+    try:
+        data: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+        return data
+    except Exception as error:  # protobuf's own classes
+        raise OnnxFileError(
+            f"The graph can't be serialised: {_innermost(error)}.",
+            "Inside an ONNX file weights may take 2 GB at most: if they are more, use "
+            "--weights compact. Otherwise export the model again.",
+        ) from error
+
+
+def runtime_form(model: ir.Model, folder: Path) -> tuple[bytes, Path]:
+    """A model as ONNX Runtime takes it from memory: it follows no link that leaves the folder.
+
+    Args:
+        model: The model; it is unchanged.
+        folder: Where its external data lies.
+
+    Returns:
+        The bytes, and the folder that their locations start from.
+    """
+    files = [file for file in data_files(model) if file.exists()]  # others are given by hand
+    if not any(map(leaves_folder, files)):
+        return _serialised(model), folder
+    root = common_folder(files)
+    placed = [
+        (value, _placed(value.const_value, root))
+        for value in _initializers(model)
+        if isinstance(value.const_value, ir.ExternalTensor)
+        and Path(value.const_value.path) in files
+    ]
+    return _serialised_with(model, placed), root
+
+
+def _placed(tensor: ir.ExternalTensor, root: Path) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        location=Path(tensor.path).resolve().relative_to(root).as_posix(),
+        offset=tensor.offset,
+        length=tensor.length,
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+    )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve() or (one.exists() and one.samefile(other))

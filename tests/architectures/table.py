@@ -1,0 +1,72 @@
+"""The table of results in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tests.architectures.rows import Row
+
+COMMAND = "python -m tests.architectures --write graph_passes/docs/architectures.md"
+_COLUMNS = (
+    "architecture", "class", "graph", "exporter", "form", "layers", "sublayers", "cut models",
+    "worst relative error", "note",
+)  # fmt: skip
+_HEAD = """# Architectures
+
+Written by `{command}`; don't edit it.
+Versions: {versions}.
+
+Each row is a model with random weights of a few layers, exported and cut by the same
+`graph_passes.prune_graph`: every sublayer alone, all of each kind at once, and up to
+{random_sets} random sets, one of them all but one sublayer; every other cut with `renumber_kv`.
+The graph before a cut must have exactly the sublayers that the model
+has. Each cut model is run on ONNX Runtime and compared with PyTorch, where the same modules give
+zeros: batch 2, one sequence padded (decoders on the left), decoders in prefill and then in decode,
+each side from its own cache. All outputs are compared, caches and states at real tokens too. The
+error is relative to the largest logit (in caches, to their largest entry); a row holds at
+{tolerance:.0e} and below, and cutting any sublayer changes the output by more than a hundred times
+that. In a post-norm layer the norm behind the sum stays.
+
+{summary}
+
+"""
+
+
+def table(
+    rows: Sequence[Row],
+    versions: Mapping[str, str],
+    random_sets: int,
+    tolerance: float,
+    summary: str,
+) -> str:
+    """The whole page.
+
+    Args:
+        rows: In the catalogue's order.
+        versions: Of the libraries that matter.
+        random_sets: How many random sets each row had.
+        tolerance: Up to which error a row holds.
+        summary: One line over all rows.
+    """
+    head = _HEAD.format(
+        command=COMMAND,
+        versions=", ".join(f"{name} {number}" for name, number in versions.items()),
+        random_sets=random_sets,
+        tolerance=tolerance,
+        summary=summary,
+    )
+    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *map(_cells, rows)]
+    return head + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _cells(row: Row) -> list[str]:
+    sites = ", ".join(f"{count} {kind}" for kind, count in row.sites.items())
+    error = f"{row.worst_error:.1e}" if row.cuts else ""
+    if not row.holds:
+        error = f"**{error or 'fails'}**"
+    note = row.note if row.holds else " ".join([row.failed, *row.wrong[:1]]).strip()
+    cells = [
+        row.name, row.model_class, row.graph, row.exporter, row.form, str(row.layers or ""),
+        sites, str(row.cuts or ""), error, note,
+    ]  # fmt: skip
+    return [cell.replace("|", "\\|") for cell in cells]

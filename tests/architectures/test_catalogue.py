@@ -1,0 +1,114 @@
+"""The catalogue's own rules, and a handful of its rows; the whole of it is a command."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.architectures.catalogue import CATALOGUE
+from tests.architectures.rows import TOLERANCE, Row
+from tests.architectures.table import table
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "graph_passes" / "docs" / "architectures.md"
+# Each has something that no other test of graphs from PyTorch has.
+ROWS = (
+    "qwen2_moe",  # shared experts
+    "swin",  # windows, and a stream that changes its size
+    "wav2vec2",  # a convolution before the first layer
+    "t5 decoder",  # cross attention and its cache, two graphs
+    "lfm2",  # mixers and their states, two graphs
+)
+
+
+def _cells() -> list[list[str]]:
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in rows[2:]]
+
+
+def test_the_page_has_exactly_the_catalogues_rows() -> None:
+    assert [cells[0] for cells in _cells()] == [entry.name for entry in CATALOGUE]
+
+
+def test_every_row_of_the_page_holds_or_says_why_not() -> None:
+    whole = [cells for cells in _cells() if cells[7]]
+    assert all(float(cells[8]) <= TOLERANCE and int(cells[7]) > 0 for cells in whole)
+    others = [cells for cells in _cells() if not cells[7]]
+    assert all(re.match(r"(refused|not exported): \w", cells[9]) for cells in others)
+    named = {entry.name: entry.type_name for entry in CATALOGUE}
+    assert len({named[cells[0]] for cells in whole}) >= 40
+
+
+def test_the_page_tells_of_a_thousand_random_sets_and_no_wrong_model() -> None:
+    told = re.search(r"(\d+) of them random sets, (\d+) wrong", PAGE.read_text(encoding="utf-8"))
+    assert told is not None
+    assert int(told.group(1)) >= 1000
+    assert int(told.group(2)) == 0
+
+
+def test_a_row_that_fails_stands_out() -> None:
+    row = Row("llama", cuts=1, worst_error=0.5, wrong=["mlp 0: off by 5.0e-01"])
+    page = table([row], {"torch": "2"}, 3, TOLERANCE, "")
+    assert "| **5.0e-01** | mlp 0: off by 5.0e-01 |" in page
+
+
+def test_graph_passes_knows_no_architecture() -> None:
+    words = {"seed", "clip"}  # which mean other things too
+    names = {entry.type_name.partition("_")[0] for entry in CATALOGUE} - words
+    spelled = re.compile(rf"(?<![a-z])({'|'.join(map(re.escape, sorted(names)))})(?![a-z])", re.I)
+    found = [
+        (path.name, match.group())
+        for path in sorted((ROOT / "graph_passes").glob("*.py"))
+        for match in spelled.finditer(_code(path))
+    ]
+    assert found == []
+    assert spelled.search('if "llama" in name: pass')
+
+
+def _code(path: Path) -> str:
+    """A module without comments and docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [item for item in body if not _is_text(item)]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ROWS)
+def test_cuts_of_an_architecture_equal_pytorch(name: str, tmp_path: Path) -> None:
+    from tests.architectures.check import check
+
+    (entry,) = [entry for entry in CATALOGUE if entry.name == name]
+    row = check(entry, tmp_path, random_sets=2)
+    assert (row.failed, row.wrong) == ("", [])
+    assert row.cuts >= sum(row.sites.values()) + 3
+    assert row.worst_error <= TOLERANCE
+
+
+@pytest.mark.torch
+def test_a_wrong_cut_of_an_architecture_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The surgery cuts the layer after the one that it is told to."""
+    from graph_passes import Deletion
+    from tests.architectures import check
+
+    def off_by_one(layer: int, kind: str) -> Deletion:
+        return Deletion((layer + 1) % 3, kind)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(check, "Deletion", off_by_one)
+    monkeypatch.setattr(check, "_check_report", lambda *_: None)
+    (entry,) = [entry for entry in CATALOGUE if entry.name == "vit"]
+    row = check.check(entry, tmp_path, random_sets=0)
+    # Only those of one whole kind are the same.
+    assert len(row.wrong) == len(row.sites) * 3

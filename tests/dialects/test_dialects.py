@@ -1,0 +1,96 @@
+"""Every dialect, found by structure and cut as it is; the table holds more cuts of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from exporter.artifacts import PlannedDeletion
+from exporter.errors import SurgeryError
+from exporter.surgery import prune_file
+from graph_passes import Deletion, find_sites, prune_graph
+from graph_passes.files.storage import load_model
+from tests.dialects import checks
+from tests.dialects.checks import LAYERS, Outcome, check
+from tests.dialects.makers import Workshop
+from tests.dialects.registry import DIALECTS, Dialect
+from tests.dialects.table import COLUMNS, read_rows, render, row
+
+PAGE = Path(__file__).parents[2] / "graph_passes" / "docs" / "dialects.md"
+TESTED = [
+    pytest.param(dialect, marks=getattr(pytest.mark, dialect.tier), id=dialect.name)
+    for dialect in DIALECTS
+    if dialect.tier
+]
+BY_NAME = {dialect.name: dialect for dialect in DIALECTS}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("dialects"))
+
+
+@pytest.mark.parametrize("dialect", TESTED)
+def test_sublayers_are_found_and_cut(dialect: Dialect, shop: Workshop) -> None:
+    outcome = check(dialect, shop, depth=not dialect.traced, random_sets=2)
+    assert bool(outcome.reason) == dialect.refused
+    assert outcome.sites == (0 if dialect.refused else 2 * LAYERS)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["TorchScript, llama", "onnxruntime optimizer, llama"])
+def test_the_wrong_layer_is_caught(
+    name: str, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: ir.Model, asked: list[Deletion]) -> Any:
+        return prune_graph(model, [Deletion((d.layer + 1) % LAYERS, d.kind) for d in asked])
+
+    monkeypatch.setattr(checks, "prune_graph", wrong)
+    with pytest.raises(AssertionError):
+        check(BY_NAME[name], shop, depth=False, random_sets=0)
+
+
+@pytest.mark.torch
+def test_a_sum_that_was_taken_apart_is_caught(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from graph_passes import fused_norms
+
+    monkeypatch.setattr(fused_norms, "_can_fuse", lambda *_: False)
+    with pytest.raises(AssertionError, match="taken apart"):
+        check(BY_NAME["onnxruntime optimizer, llama"], shop, depth=False, random_sets=0)
+
+
+@pytest.mark.optimum
+def test_a_merged_decoder_is_refused_with_the_way_out(shop: Workshop, tmp_path: Path) -> None:
+    dialect = BY_NAME["optimum, merged decoder"]
+    merged = shop.make(dialect.name, dialect.make, LAYERS)
+    plan = [PlannedDeletion(layer=1, kind="mlp")]
+    with pytest.raises(SurgeryError) as caught:
+        prune_file(merged, tmp_path / "o" / "m.onnx", plan)
+    assert "if this is a merged decoder, use the unmerged files" in caught.value.hint
+    assert not (tmp_path / "o").exists()
+    unmerged = merged.with_name("decoder_model.onnx")
+    kinds = [str(site) for site in find_sites(load_model(unmerged))]
+    assert len(kinds) == 3 * LAYERS  # self-attention, cross-attention, MLP
+    assert prune_file(unmerged, tmp_path / "o" / "m.onnx", plan).verification.passed
+
+
+def test_the_page_has_every_dialect_once() -> None:
+    page = PAGE.read_text()
+    assert list(read_rows(page)) == [dialect.name for dialect in DIALECTS]
+    assert render(read_rows(page), DIALECTS) == page
+
+
+def test_rows_of_other_environments_stay_and_missing_ones_are_marked() -> None:
+    first, second, *_ = DIALECTS
+    page = render(
+        {first.name: row(first, Outcome(nodes=7, opset=18, sites=6, worst=0.0))}, DIALECTS
+    )
+    assert list(read_rows(page)) == [first.name]
+    assert f"| {second.name} | " in page
+    assert page.count("not run yet") == len(DIALECTS) - 1
+    assert all(line.count("|") == len(COLUMNS) + 1 for line in page.splitlines()[-len(DIALECTS) :])

@@ -1,0 +1,149 @@
+"""The real onnxruntime-genai generates with a pruned folder what the masked original says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from exporter.artifacts import PlannedDeletion
+from exporter.surgery import prune_file
+from graph_passes import Deletion, ResidualSite, find_sites
+from graph_passes.files.storage import load_model
+from graph_passes.testing import masked_model
+from tests.dialects.checks import LAYERS
+from tests.dialects.makers import Workshop, genai
+
+pytestmark = pytest.mark.genai
+
+PROMPT, NEW = [5, 9, 20, 33, 7, 11, 13, 17, 19, 23], 8
+CUTS = {
+    "attention": [(1, "attention")],
+    "first attention and an MLP": [(0, "attention"), (2, "mlp")],
+    "block": [(1, "block")],
+    "MLPs alone": [(0, "mlp"), (1, "mlp")],
+    "all attentions": [(layer, "attention") for layer in range(LAYERS)],
+}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("genai"))
+
+
+@pytest.fixture(scope="module", params=["fp32", "int4"])
+def source(request: Any, shop: Workshop) -> Path:
+    return shop.make(request.param, genai(request.param), LAYERS)
+
+
+def generated(folder: Path) -> list[int]:
+    """What onnxruntime-genai makes of the prompt, greedily; the prompt left out."""
+    import onnxruntime_genai as runtime
+
+    model = runtime.Model(str(folder))
+    parameters = runtime.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(PROMPT) + NEW, do_sample=False)
+    generator = runtime.Generator(model, parameters)
+    generator.append_tokens(PROMPT)
+    while not generator.is_done():
+        generator.generate_next_token()
+    return [int(token) for token in generator.get_sequence(0)][len(PROMPT) :]
+
+
+def shortfalls(model: ir.Model, folder: Path, tokens: Sequence[int]) -> list[float]:
+    """How far below the best each token's logit is, given those before; 0 for a greedy choice.
+
+    Relative to the largest logit. The caches are carried on by hand.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    key = "session.model_external_initializers_file_folder_path"
+    options.add_session_config_entry(key, str(folder))
+    data = ir.to_proto(model).SerializeToString()
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    sizes = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]
+    heads, size = sizes["num_key_value_heads"], sizes["head_size"]
+    window = sizes.get("sliding_window", {}).get("window_size", 0)
+    caches = {
+        value.name: np.zeros((1, heads, window * ("sliding" in value.shape[2]), size), np.float32)
+        for value in session.get_inputs()
+        if value.name.startswith("past")
+    }
+    step, length, found = list(PROMPT), 0, []
+    for token in tokens:
+        length += len(step)
+        feed = {"input_ids": np.array([step]), "attention_mask": np.ones((1, length), np.int64)}
+        outputs = dict(zip(names, session.run(names, feed | caches), strict=True))
+        caches = {name: outputs[name.replace("past_key_values", "present")] for name in caches}
+        logits = outputs["logits"][0, -1]
+        found.append(float((logits.max() - logits[token]) / np.abs(logits).max()))
+        step = [token]
+    return found
+
+
+@pytest.mark.parametrize("renumber", [False, True], ids=["gaps", "dense"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_runtime_generates_with_a_pruned_folder(
+    source: Path, tmp_path: Path, cut: str, renumber: bool
+) -> None:
+    before = source.with_name("genai_config.json").read_bytes()
+    plan = [PlannedDeletion(layer=layer, kind=kind) for layer, kind in CUTS[cut]]
+    prune_file(source, tmp_path / "cut.onnx", plan, renumber_kv=renumber)
+    tokens = generated(tmp_path)
+    assert len(tokens) == NEW or tokens[-1] in _ends(tmp_path)
+    original = load_model(source)
+    masked = masked_model(original, [Deletion(d.layer, d.kind) for d in plan])
+    # int4 products quantise their input, so that rounding may decide between close logits.
+    slack = 1e-5 if "fp32" in str(source) else 3e-2
+    assert max(shortfalls(masked, source.parent, tokens)) <= slack
+    assert max(shortfalls(original, source.parent, tokens)) > 0.1
+    assert source.with_name("genai_config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("renumber", [False, True], ids=["gaps", "dense"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_caches_of_a_window_stay_with_their_layers(
+    shop: Workshop, tmp_path: Path, layer: int, renumber: bool
+) -> None:
+    """Layers 0 and 2 keep a window; told otherwise, the runtime would make their buffers whole."""
+    source = shop.make("windowed", genai("fp32", "gemma2"), LAYERS)
+    plan = [PlannedDeletion(layer=layer, kind="attention")]
+    report = prune_file(source, tmp_path / "cut.onnx", plan, renumber_kv=renumber)
+    assert report.verification.passed
+    config = json.loads((tmp_path / "genai_config.json").read_text())
+    expected = {(0, False): [2], (0, True): [1], (1, False): [0, 2], (1, True): [0, 1]}
+    windows = config["model"]["decoder"]["sliding_window"]["layers"]
+    assert windows == expected[layer, renumber]
+    masked = masked_model(load_model(source), [Deletion(layer, "attention")])
+    assert max(shortfalls(masked, source.parent, generated(tmp_path))) <= 1e-5
+
+
+def _ends(folder: Path) -> list[int]:
+    ends = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
+    return ends if isinstance(ends, list) else [ends]
+
+
+def test_a_layer_for_each_cache_is_declared(source: Path, tmp_path: Path) -> None:
+    plan = [PlannedDeletion(layer=0, kind="attention"), PlannedDeletion(layer=1, kind="mlp")]
+    prune_file(source, tmp_path / "cut.onnx", plan, verify="none")
+    config = json.loads((tmp_path / "genai_config.json").read_text())
+    sites = [
+        s for s in find_sites(load_model(tmp_path / "cut.onnx")) if isinstance(s, ResidualSite)
+    ]
+    assert config["model"]["decoder"]["num_hidden_layers"] == sum(bool(s.kv_inputs) for s in sites)
+    assert config["model"]["decoder"]["filename"] == "cut.onnx"
+
+
+def test_cuts_in_which_a_rounding_shows_are_verified(source: Path, tmp_path: Path) -> None:
+    """Joined sums round in another place; int4 products made a step of a quantiser of that."""
+    plan = [(1, "mlp"), (2, "attention"), (0, "attention"), (0, "mlp")]
+    asked = [PlannedDeletion(layer=layer, kind=kind) for layer, kind in plan]
+    assert prune_file(source, tmp_path / "cut.onnx", asked).verification.passed

@@ -1,0 +1,208 @@
+"""What must hold for any file: refused with a clear error, or cut as the masked oracle says."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from exporter.oracle_inputs import cases, draw
+from graph_passes import (
+    Deletion,
+    OnnxFileError,
+    Refusal,
+    ResidualSite,
+    SurgeryError,
+    find_sites,
+    prune_graph,
+)
+from graph_passes.files.storage import load_model, save_model
+from graph_passes.testing import masked_model
+from tests.fuzz.runtime import Crashed, Runtime
+
+Outcome = Literal[
+    "no file", "refused", "does not run", "says nothing", "equal", "shapes undeclared"
+]
+Arrays = Mapping[str, Any]
+
+_RELATIVE = 1e-4  # fused norms that are taken apart round otherwise
+RUNTIME = Runtime()
+
+
+class WrongModel(AssertionError):
+    """The property doesn't hold."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is asked for: some of the sites that are found, by their numbers, and how."""
+
+    picks: tuple[float, ...]
+    whole_blocks: bool = False
+    renumber: bool = False
+
+    def deletions(self, sites: Sequence[ResidualSite]) -> list[Deletion]:
+        chosen = [sites[int(pick * len(sites))] for pick in self.picks]
+        return [
+            Deletion(site.layer, "block" if self.whole_blocks else site.kind) for site in chosen
+        ]
+
+
+def random_cut(rng: random.Random) -> Cut:
+    picks = tuple(rng.random() for _ in range(rng.choice((1, 1, 2, 4))))
+    return Cut(picks, rng.random() < 0.2, rng.random() < 0.3)
+
+
+def check_file(path: Path, cut: Cut, *, run: bool = True) -> Outcome:
+    """Reads a file, cuts it and holds it against the oracle.
+
+    Args:
+        path: The ONNX file.
+        cut: What to cut.
+        run: Whether the graphs may be run; bytes that were flipped may crash the runtime.
+
+    Raises:
+        WrongModel: The result is wrong, or the input was changed.
+        Exception: Any error that is none of depthcut's own, which is a fault as well.
+    """
+    try:
+        model = load_model(path)
+    except OnnxFileError as error:
+        _clear(error.message, error.hint)
+        return "no file"
+    before = _bytes(model)
+    found = find_sites(model)
+    sites = [item for item in found if isinstance(item, ResidualSite)]
+    for refusal in found:
+        if isinstance(refusal, Refusal):
+            _clear(refusal.reason)
+    deletions = cut.deletions(sites) if sites else [Deletion(0, "attention")]
+    try:
+        pruned, report = prune_graph(model, deletions, renumber_kv=cut.renumber)
+    except SurgeryError as error:
+        _clear(error.message, error.hint)
+        return "refused"
+    finally:
+        if _bytes(model) != before:
+            raise WrongModel("the model that was passed in has changed")
+    if not report.deleted:
+        return "refused"
+    try:
+        save_model(pruned, path.with_name("pruned.onnx"))
+    except OnnxFileError as error:
+        _clear(error.message, error.hint)
+        return "refused"
+    gone = {name for entry in report.deleted for name in entry.outputs_removed}
+    lost = {name for entry in report.deleted for name in entry.inputs_removed}
+    renamed = report.kv_renumbering
+    return _compare(model, pruned, deletions, gone, lost, renamed) if run else "does not run"
+
+
+def _clear(*lines: str) -> None:
+    for line in lines:
+        if "\n" in line or "Traceback" in line or len(line) > 2000:
+            raise WrongModel(f"no clear message: {line!r}")
+    if not lines[0]:
+        raise WrongModel("an empty message")
+
+
+def _bytes(model: ir.Model) -> bytes:
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def _compare(
+    model: ir.Model, pruned: ir.Model, deletions: Sequence[Deletion], gone: set[str],
+    lost: set[str], renamed: Mapping[str, str],
+) -> Outcome:  # fmt: skip
+    feeds = _feeds(model)
+    masked = None
+    try:
+        if feeds and not isinstance(RUNTIME.run(_bytes(model), feeds), str):
+            masked = RUNTIME.run(_bytes(masked_model(model, deletions)), feeds)
+    except Crashed:
+        return "does not run"
+    if masked is None or isinstance(masked, str):
+        return "does not run"  # a Sub of truth values, for one
+    cut_feeds = [{renamed.get(k, k): v for k, v in feed.items() if k not in lost} for feed in feeds]
+    actual = RUNTIME.run(_bytes(pruned), cut_feeds)
+    if isinstance(actual, str):
+        raise WrongModel(f"the original and the masked one run, the result doesn't: {actual}")
+    expected = [{renamed.get(k, k): v for k, v in run.items() if k not in gone} for run in masked]
+    if _ranks(expected) != _ranks(actual) and _hides_a_rank(model):
+        return "shapes undeclared"
+    told = [_equal(want, have) for want, have in zip(expected, actual, strict=True)]
+    _check_as_the_original(model, pruned)
+    return "equal" if all(told) else "says nothing"
+
+
+def _ranks(runs: Sequence[Arrays]) -> list[dict[str, int]]:
+    return [{name: np.ndim(array) for name, array in run.items()} for run in runs]
+
+
+def _hides_a_rank(model: ir.Model) -> bool:
+    """Whether a sum's shape is undeclared.
+
+    A known gap: a branch that has more axes than the stream that it joins can't be told then, and
+    only the check against the oracle finds that the sum loses them.
+    """
+    sums = (node for node in model.graph if node.op_type == "Add")
+    return any(value.shape is None for node in sums for value in (*node.inputs, *node.outputs)
+               if value is not None)  # fmt: skip
+
+
+def _check_as_the_original(model: ir.Model, pruned: ir.Model) -> None:
+    """The result passes the full check where the original does.
+
+    ONNX Runtime has LayerNormalization at any opset, and writes it into graphs of old ones.
+    """
+    error = _checks(pruned) if _checks(model) is None else None
+    if error is not None and "No Op registered for LayerNormalization" not in error:
+        raise WrongModel(f"the result fails the full check: {error}")
+
+
+def _checks(model: ir.Model) -> str | None:
+    try:
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    except Exception as error:  # the checker's, shape inference's, and others
+        return str(error) or type(error).__name__
+    return None
+
+
+def _feeds(model: ir.Model) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # noise cast to integers
+        try:
+            return [draw(model, case, rng) for case in cases(model)]
+        except Exception:  # a mutant may declare its inputs in ways that nothing fits
+            return []
+
+
+def _equal(expected: Arrays, actual: Arrays) -> bool:
+    """Whether there was anything finite to compare; raises where it differs."""
+    if set(expected) != set(actual):
+        raise WrongModel(f"other outputs: {sorted(set(expected) ^ set(actual))}")
+    told = False
+    for name, want in expected.items():
+        have = actual[name]
+        if not isinstance(want, np.ndarray) or want.dtype.kind in "OSU":
+            continue
+        if want.shape != have.shape or want.dtype != have.dtype:
+            raise WrongModel(
+                f"{name!r} is {want.dtype}{want.shape} masked, {have.dtype}{have.shape} pruned"
+            )
+        want, have = want.astype(np.float64), have.astype(np.float64)
+        finite = np.isfinite(want)  # a branch that overflows gives NaN when it is masked
+        scale = max(1.0, float(np.abs(want[finite]).max(initial=0.0)))
+        difference = np.abs(want[finite] - have[finite])
+        if difference.size and not difference.max() <= _RELATIVE * scale:
+            raise WrongModel(f"{name!r} differs by {difference.max():.2e} of {scale:.2e}")
+        told = told or bool(difference.size)
+    return told
