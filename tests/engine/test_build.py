@@ -141,7 +141,7 @@ def test_the_precision_is_the_graphs_own(tmp_path: Path) -> None:
     for value in model.graph.initializers.values():
         assert value.const_value is not None
         if value.const_value.dtype == ir.DataType.FLOAT:
-            half = value.const_value.numpy().astype("float16")
+            half = value.const_value.numpy().clip(-6e4, 6e4).astype("float16")
             value.const_value = ir.tensor(half, name=value.name)
     save_model(model, tmp_path / "half.onnx")
     assert graph_facts(tmp_path / "half.onnx").precision == "fp16"
