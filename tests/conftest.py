@@ -58,6 +58,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Once, where the run is begun, and not in each of the processes that it is spread over."""
+    reasons = _reasons()
+    for tier in config.getoption("--require"):
+        if reasons[tier] is not None:
+            raise pytest.UsageError(f"the {tier} tier is required, but {reasons[tier]}")
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = _reasons()
@@ -67,8 +75,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if tier == "plain":
             item.add_marker(pytest.mark.plain)
         reason = reasons[tier]
-        if reason is not None and tier in config.getoption("--require"):
-            raise pytest.UsageError(f"the {tier} tier is required, but {reason}")
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=f"{tier} tier: {reason}"))
 
