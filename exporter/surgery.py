@@ -157,7 +157,8 @@ def _publish(
     try:
         with staging(target) as stage, staging(files.report) as report_stage:
             written = storage.write_files(pruned, stage, target.name, files.weights)
-            folder = stage if files.weights == "compact" else files.source.parent
+            shares = files.weights == "share" and files.data
+            folder = files.source.parent if shares else stage
             report = reported(verified(stage / target.name, folder))
             moves = [(file, target.parent / file.name) for file in written]
             if files.genai and config is not None:

@@ -117,6 +117,21 @@ def test_shared_weights_stay_where_they_are(
     assert not own.exists()
 
 
+def test_a_graph_that_holds_its_weights_shares_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So its result may stand in any folder, also with a data file of its own."""
+    monkeypatch.setattr(storage, "_MOST_INLINE_BYTES", 0)
+    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)
+    source, target = tmp_path / "source" / "model.onnx", tmp_path / "elsewhere" / "m.onnx"
+    source.parent.mkdir()
+    source.write_bytes(ir.to_proto(tiny_model(TinySpec())).SerializeToString())
+    found = read(write_plan(tmp_path / "plan"))
+    report = prune_file(source, target, DELETIONS, replacements=found, weights="share")
+    assert report.verification.passed
+    assert target.with_name("m.onnx.data").stat().st_size == 8 * 8 * 4
+
+
 def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
     found = read(write_plan(tmp_path / "plan"))
     model = load_model(source)
