@@ -75,6 +75,7 @@ class PruneFiles:
             SurgeryError: Two of the files are one.
         """
         sources = [self.source, *self.data, *([replacements.path] if replacements else [])]
+        sources += [self.genai.config.path] if self.genai else []
         writes_data = self.weights == "compact" or replacements is not None
         targets = [self.target, self.report, *([self.own_data] if writes_data else [])]
         _refuse_overwriting(sources, [*targets, *([self.genai.target] if self.genai else [])])
@@ -111,7 +112,7 @@ def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> Non
     for target in targets:
         if any(_same_file(target, source) for source in sources):
             raise SurgeryError(
-                f"{target} is the source or holds its weights; the source is never changed.",
+                f"{target} is the source, its weights or its config; the source is never changed.",
                 "Write the result under another name.",
             )
     for one, other in itertools.combinations(targets, 2):

@@ -109,6 +109,18 @@ def test_beside_the_source_the_config_has_a_name_of_its_own(
     assert source.with_name("genai_config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("role", ["result", "report"])
+def test_the_sources_config_is_not_overwritten(source: Path, role: str) -> None:
+    config = source.with_name("genai_config.json")
+    before = config.read_bytes()
+    target = config if role == "result" else source.with_name("cut.onnx")
+    report = config if role == "report" else source.with_name("report.json")
+    with pytest.raises(SurgeryError, match=r"genai_config\.json is the source, .* or its config"):
+        prune_file(source, target, PLAN, report_path=report, verify="none")
+    assert config.read_bytes() == before
+    assert not source.with_name("cut.onnx").exists()
+
+
 def test_the_command_line_says_what_else_the_runtime_needs(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
