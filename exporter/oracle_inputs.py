@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.errors import VerificationError
 from graph_passes.finding.shapes import head_size
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def draw(model: ir.Model, case: Case, rng: np.random.Generator) -> dict[str, NDA
         model: The graph.
         case: The sizes.
         rng: The source of chance.
+
+    Raises:
+        VerificationError: An input declares no type.
     """
     sizes = _axis_sizes(model, case)
     # An attention that keeps its cache to a window takes no padding on the left.
@@ -175,14 +179,19 @@ def _number(term: str) -> int | None:
 def _fill(
     value: ir.Value, shape: tuple[int, ...], case: Case, padding: int, rng: np.random.Generator
 ) -> NDArray[Any]:
-    assert value.dtype is not None
+    if value.dtype is None:
+        raise VerificationError(
+            f"The input {value.name!r} declares no type, so nothing can be drawn for it.",
+            "Declare its type; or leave the check of the result out: --verify none",
+        )
     dtype = value.dtype.numpy()
     if _is_mask(value):
         return _mask(shape, dtype, padding)
     if value.dtype.is_floating_point():
         return rng.standard_normal(shape).astype(dtype)
     if "position" in _words(value):
-        positions = np.arange(case.past_length, case.past_length + shape[-1])
+        past = case.past_length
+        positions = np.arange(past, past + shape[-1]) if shape else np.asarray(past)
         return np.broadcast_to(positions, shape).astype(dtype)
     return rng.integers(0, _rows(value) or _ANY_ROW, shape).astype(dtype)
 

@@ -220,3 +220,23 @@ def test_a_cache_that_is_kept_to_a_window_gets_the_windows_room(kept: int, lengt
     assert drawn["attention_mask"].shape == (2, 7)
     assert drawn["attention_mask"].all() == bool(kept)  # such an attention takes no padding
     assert half_written(model) == ({"present.0.key"} if kept else set())
+
+
+@pytest.mark.parametrize(("shape", "positions"), [([], 6), (["batch", "seq"], [[6], [6]])])
+def test_positions_go_on_after_the_past(shape: list[str], positions: object) -> None:
+    drawn = drawn_beside_a_cache("cache_position", ir.DataType.INT64, shape)
+    np.testing.assert_array_equal(drawn, np.array(positions))
+
+
+def test_an_input_without_a_type_can_not_be_drawn() -> None:
+    with pytest.raises(VerificationError, match="'mystery' declares no type"):
+        drawn_beside_a_cache("mystery", None, ["batch"])
+
+
+def drawn_beside_a_cache(name: str, dtype: ir.DataType | None, shape: list[str]) -> object:
+    """What an input of a decoder is filled with at its second step."""
+    model = tiny_model(TinySpec())
+    type_ = None if dtype is None else ir.TensorType(dtype)
+    model.graph.inputs.append(ir.Value(name=name, type=type_, shape=ir.Shape(shape)))
+    decode = next(case for case in cases(model) if case.name == "decode")
+    return draw(model, decode, np.random.default_rng(0))[name]
