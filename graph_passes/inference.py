@@ -17,7 +17,7 @@ def declare_what_is_asked(model: ir.Model, names: Collection[str | None]) -> Non
     needed. A graph that declares its shapes costs no inference.
 
     Args:
-        model: The model; only the shapes of these values change.
+        model: The model; only the shapes of these values change, and types where there were none.
         names: Names of values in its main graph; each may stand there once only.
     """
     asked = {
@@ -37,4 +37,5 @@ def declare_what_is_asked(model: ir.Model, names: Collection[str | None]) -> Non
     for node in copy.graph:
         for found in node.outputs:
             if found.name in asked and found.shape is not None:
-                asked[found.name].shape = found.shape.copy()
+                value = asked[found.name]
+                value.shape, value.type = found.shape.copy(), value.type or found.type
