@@ -175,9 +175,19 @@ def _write_all(handle: int, data: bytes) -> None:
 
 
 def read_bytes(tensor: ir.ExternalTensor) -> bytes:
-    """A small external tensor's content."""
+    """An external tensor's content, in memory.
+
+    Raises:
+        OSError: The file ends too early.
+    """
+    content = bytearray()
     handle = os.open(tensor.path, os.O_RDONLY)
     try:
-        return os.pread(handle, tensor.nbytes, tensor.offset or 0)
+        while left := tensor.nbytes - len(content):  # one read gives 2 GB at most
+            piece = os.pread(handle, left, (tensor.offset or 0) + len(content))
+            if not piece:
+                raise OSError(errno.EIO, f"{tensor.path} ends too early")
+            content += piece
     finally:
         os.close(handle)
+    return bytes(content)

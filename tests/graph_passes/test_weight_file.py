@@ -12,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from graph_passes.files import weight_file
-from graph_passes.files.weight_file import WeightWriter
+from graph_passes.files.weight_file import WeightWriter, read_bytes
 
 PAGE = 4096
 LARGE = 1 << 20
@@ -156,3 +156,14 @@ def test_a_source_that_ends_too_early_is_told(source: Path, tmp_path: Path) -> N
         WeightWriter(tmp_path / "target.data") as writer,
     ):
         writer.add(stored(source, 3 * LARGE, LARGE))
+
+
+def test_a_weight_is_read_whole_however_little_one_call_gives(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux gives 2 GB at most in one call."""
+    right = os.pread
+    monkeypatch.setattr(os, "pread", lambda handle, n, at: right(handle, min(n, 1000), at))
+    assert read_bytes(stored(source, 7, 2500)) == source.read_bytes()[7:2507]
+    with pytest.raises(OSError, match="ends too early"):
+        read_bytes(stored(source, 3 * LARGE, 6 * PAGE))
