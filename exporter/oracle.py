@@ -19,6 +19,13 @@ from exporter.oracle_rounding import with_exact_products
 from exporter.oracle_setting import FULL, Setting
 from exporter.oracle_verdict import compare_run, judge
 from exporter.oracle_weights import relocated, set_apart
+from exporter.oracle_widening import (
+    has_bfloat16,
+    in_float32,
+    loaded,
+    narrowed_arrays,
+    widened_arrays,
+)
 from exporter.progress import Progress, Task
 from graph_passes.types import Deletion, PassReport, SublayerRef
 
@@ -64,6 +71,9 @@ def verify_candidate(
     weights, a filled cache and a padded batch; what it leaves out is the empty cache of prefill,
     and the runtime's own optimisations.
 
+    Graphs in bfloat16, for which the runtime's CPU has hardly a kernel, are run in float32, all
+    three alike; the method says that too.
+
     Args:
         original: The graph before the cut.
         weights_folder: Where its external weights lie.
@@ -79,7 +89,6 @@ def verify_candidate(
             masking changes in it and rounding explains; is missing; or can't be computed.
         MissingDependencyError: Without ONNX Runtime.
     """
-    from graph_passes.files.storage import runtime_form
     from graph_passes.testing import masked_model
 
     if setting.thrifty:
@@ -89,16 +98,17 @@ def verify_candidate(
     feeds = [feed for _, feed in inputs]
     # A value that is fused away is not rounded, and in int8 each rounding shows.
     optimise = not any(node.op_type == "QuantizeLinear" for node in original.graph)
+    wide = has_bfloat16(original)
     with progress.task("verify against the masked original", 3 * len(inputs)) as task:
-        runtime = _Runtime(optimise=optimise, thrifty=setting.thrifty, task=task)
-        plain = runtime.outputs(*runtime_form(original, weights_folder), feeds)
+        runtime = _Runtime(optimise=optimise, thrifty=setting.thrifty, widen=wide, task=task)
+        plain = runtime.outputs_of(original, weights_folder, feeds)
         masked = masked_model(original, deletions, replacements)
-        given = set_apart(masked, runtime.module)
-        expected = runtime.outputs(*runtime_form(masked, weights_folder), feeds, given)
+        expected = runtime.outputs_of(masked, weights_folder, feeds)
         names = _Names(candidate.made, half_written(original))
-        pruned = relocated(candidate.file, candidate.weights_folder)
         pruned_feeds = [names.inputs(feed) for feed in feeds]
-        actual = runtime.outputs(pruned, candidate.weights_folder, pruned_feeds)
+        actual = runtime.outputs_of_file(candidate.file, candidate.weights_folder, pruned_feeds)
+    if wide and replacements:  # which are rounded in the graph, and not in the oracle
+        plain, expected, actual = (list(map(narrowed_arrays, a)) for a in (plain, expected, actual))
     found = [
         difference
         for (case, _), before, want, have in zip(inputs, plain, expected, actual, strict=True)
@@ -106,7 +116,8 @@ def verify_candidate(
             case.name, names.outputs(before), names.outputs(want), names.settled(have)
         )
     ]
-    verification = judge(found, setting.reason, cut_anything=bool(candidate.made.deleted))
+    cut_anything = bool(candidate.made.deleted)
+    verification = judge(found, setting.reason, cut_anything=cut_anything, widened=wide)
     if verification.passed is None:
         progress.say("the deleted branches change nothing measurable, so the check tells little")
     return verification
@@ -143,13 +154,30 @@ class _Names:
 class _Runtime:
     """Runs models on ONNX Runtime, one after the other; only one is in memory at a time."""
 
-    def __init__(self, *, optimise: bool, thrifty: bool, task: Task) -> None:
-        self.module = require("onnxruntime", extra="cpu")
+    def __init__(self, *, optimise: bool, thrifty: bool, widen: bool, task: Task) -> None:
+        self._module = require("onnxruntime", extra="cpu")
+        self._widen = widen
         self._optimise = optimise and not thrifty
         self._thrifty = thrifty
         self._task = task
 
-    def outputs(
+    def outputs_of(self, model: ir.Model, folder: Path, feeds: Sequence[Arrays]) -> list[Arrays]:
+        """Every feed's outputs; the model's lazy tensors may have become others afterwards."""
+        from graph_passes.files.storage import runtime_form
+
+        if self._widen:
+            model, feeds = in_float32(model), list(map(widened_arrays, feeds))
+        given = set_apart(model, self._module)
+        return self._outputs(*runtime_form(model, folder), feeds, given)
+
+    def outputs_of_file(self, file: Path, folder: Path, feeds: Sequence[Arrays]) -> list[Arrays]:
+        """The same of a graph's file as it is, unless it has to be widened."""
+        graph = relocated(file, folder)
+        if self._widen:
+            return self.outputs_of(loaded(graph, folder), folder, feeds)
+        return self._outputs(graph, folder, feeds)
+
+    def _outputs(
         self,
         model: bytes,
         folder: Path,
@@ -161,7 +189,7 @@ class _Runtime:
         options = self._options(folder)
         options.add_external_initializers(list(given), list(given.values()))
         try:
-            session = self.module.InferenceSession(
+            session = self._module.InferenceSession(
                 with_exact_products(model), options, providers=["CPUExecutionProvider"]
             )
             names = [value.name for value in session.get_outputs()]
@@ -177,15 +205,15 @@ class _Runtime:
         return results
 
     def _options(self, folder: Path) -> Any:
-        options = self.module.SessionOptions()
+        options = self._module.SessionOptions()
         options.log_severity_level = _ONLY_FATAL
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder.resolve()))
         if not self._optimise:
-            options.graph_optimization_level = self.module.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.graph_optimization_level = self._module.GraphOptimizationLevel.ORT_DISABLE_ALL
         if self._thrifty:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = False  # it gives nothing back
             options.enable_mem_pattern = False
             # Widens each half-precision weight just before it is needed, not all at the start.
-            options.execution_order = self.module.ExecutionOrder.PRIORITY_BASED
+            options.execution_order = self._module.ExecutionOrder.PRIORITY_BASED
         return options

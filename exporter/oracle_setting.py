@@ -44,7 +44,8 @@ def choose(model: ir.Model, limit_bytes: int) -> Setting:
 
     At the full setting a session holds all weights in memory, in fp32 even where the file has fp16.
     At the cheaper one it holds one at a time, so that the model may be larger than the memory; then
-    each of the three runs reads the weights from disk once.
+    each of the three runs reads the weights from disk once. Those in bfloat16 are held in fp32 at
+    both, see :mod:`exporter.oracle_widening`.
 
     Args:
         model: The original.
@@ -81,7 +82,7 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def _needed_in_full(weights: list[ir.TensorProtocol]) -> int:
-    return _OWN_BYTES + int(_SPARE * sum(map(_in_fp32, weights)))
+    return _OWN_BYTES + int(_SPARE * sum(map(_in_fp32, weights))) + _held(weights)
 
 
 def _needed_by_the_thrifty(weights: list[ir.TensorProtocol]) -> int:
@@ -90,7 +91,14 @@ def _needed_by_the_thrifty(weights: list[ir.TensorProtocol]) -> int:
 
     inline = sum(w.nbytes for w in weights if not isinstance(w, ir.ExternalTensor))
     widened = max((_in_fp32(w) for w in weights if _in_fp32(w) > w.nbytes), default=0)
-    return _OWN_BYTES + _INLINE_COPIES * inline + 2 * widened
+    return _OWN_BYTES + _INLINE_COPIES * inline + 2 * widened + _held(weights)
+
+
+def _held(weights: list[ir.TensorProtocol]) -> int:
+    """What is handed to ONNX Runtime in another type than the file's, beside its own copies."""
+    import onnx_ir as ir
+
+    return sum(_in_fp32(w) for w in weights if w.dtype == ir.DataType.BFLOAT16)
 
 
 def _in_fp32(tensor: ir.TensorProtocol) -> int:

@@ -134,7 +134,11 @@ def _effect(plain: NDArray[Any], masked: NDArray[Any]) -> float:
 
 
 def judge(
-    found: Sequence[Difference], cheaper_since: str = "", *, cut_anything: bool
+    found: Sequence[Difference],
+    cheaper_since: str = "",
+    *,
+    cut_anything: bool,
+    widened: bool = False,
 ) -> Verification:
     """Sums up all outputs of all runs.
 
@@ -145,6 +149,7 @@ def judge(
         found: One entry per run and output.
         cheaper_since: Why the runs were made at the cheaper setting; empty at the full one.
         cut_anything: Whether there was anything to cut; it had all been cut earlier otherwise.
+        widened: Whether a graph in bfloat16 was run in float32.
 
     Raises:
         VerificationError: An output differs by more than it may.
@@ -160,6 +165,8 @@ def judge(
     tells = not cut_anything or any(item.effect > item.rounding for item in found)
     runs = list(dict.fromkeys(item.case for item in found))
     method = "masked oracle, ONNX Runtime CPU: " + ", ".join(runs)
+    if widened:
+        method += "; bfloat16 as float32"
     if cheaper_since:
         method += f"; cheaper setting ({cheaper_since}): not optimised, weights mapped"
     return Verification(

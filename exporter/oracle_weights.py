@@ -46,7 +46,8 @@ def _runtime_value(tensor: ir.TensorProtocol, runtime: Any) -> Any:
     if tensor.dtype == onnx_ir.DataType.BFLOAT16:  # numpy has none, so its bits go
         make = runtime.OrtValue.ortvalue_from_numpy_with_onnx_type
         return make(array.view(np.uint16), tensor.dtype.value)
-    return runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    whole = np.ascontiguousarray(array).reshape(array.shape)  # it gives a scalar an axis
+    return runtime.OrtValue.ortvalue_from_numpy(whole)
 
 
 def relocated(graph_file: Path, weights_folder: Path) -> bytes:
