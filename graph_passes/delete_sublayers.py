@@ -27,6 +27,8 @@ from graph_passes.residual import remove_branch
 from graph_passes.selection import check_recorded, replacements_of, select
 from graph_passes.types import DeletedSublayer, Deletion, Refusal, SublayerRef
 
+_WEIGHTS_ARE_NO_INPUTS = 4  # the IR version since when they need not be
+
 
 @dataclass
 class DeletionResult(ir.passes.PassResult):
@@ -83,6 +85,8 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
         survivors = [site for site in findings.sites if site.ref not in chosen]
         cut = _Cut(model.graph, parts, sites, survivors)
         deleted, replaced = cut.delete(fitted)
+        if model.ir_version < _WEIGHTS_ARE_NO_INPUTS:
+            _list_among_inputs(model.graph)
         names = _renumber(model, survivors) if self.renumber_kv else {}
         record(model, {ref: RecordedReplacement() for ref in chosen} | replaced)
         return DeletionResult(model, True, deleted, refused, names)
@@ -163,6 +167,12 @@ class _Cut:
         own = [v for v in put.weights if self._graph.initializers.get(v.name or "") is v]
         tensors = [value.const_value for value in own if value not in replaced]
         return sum(tensor.size for tensor in tensors if tensor is not None)
+
+
+def _list_among_inputs(graph: ir.Graph) -> None:
+    """Makes weights that came in what an old graph's weights are: inputs with a value."""
+    own = graph.initializers.values()
+    graph.inputs.extend(value for value in own if not value.is_graph_input())
 
 
 def _names_that_die(sites: Iterable[FoundSite]) -> set[str | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from fused_graphs import FUSED, FusedSpec, fused_model
@@ -162,6 +163,18 @@ def test_an_input_of_another_type_is_cast() -> None:
     deletions = plan(("attention", 0, "linear"))
     assert sites_of(model)[0].branch_input == "form1"
     assert replaced_error(model, deletions, numbers(model, deletions)) <= TOLERANCE
+
+
+def test_in_an_old_graph_new_weights_are_inputs_as_all_are() -> None:
+    model = tiny("pre_norm")
+    model.ir_version = 3
+    model.graph.inputs.extend(model.graph.initializers.values())
+    deletions = plan(("attention", 1, "linear"), ("mlp", 2, "bias"))
+    pruned, _ = prune_graph(model, deletions, replacements=numbers(model, deletions))
+    onnx.checker.check_model(ir.to_proto(pruned), full_check=True)
+    assert replaced_error(model, deletions, numbers(model, deletions)) <= TOLERANCE
+    again = prune_graph(pruned, plan(("mlp", 0, "none")))[1]
+    assert [(entry.kind, entry.layer) for entry in again.deleted] == [("mlp", 0)]
 
 
 def test_a_shape_is_not_declared_without_its_type() -> None:
