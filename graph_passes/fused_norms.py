@@ -9,8 +9,10 @@ behind no such sum any more becomes a plain one.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import count
 
 import onnx_ir as ir
 
@@ -217,6 +219,7 @@ def join(
             _fuse(graph, part, behind, place, biases)
     for part in sums.values():
         _settle(graph, part)
+    _rename_identities(graph, {part.original.name for part in alive})
 
 
 def _rejoin_embedding(graph: ir.Graph, part: Apart) -> None:
@@ -309,3 +312,16 @@ def _take_over(new: ir.Value, old: ir.Value) -> None:
     new.doc_string = old.doc_string
     new.metadata_props.update(old.metadata_props)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _rename_identities(graph: ir.Graph, names: Collection[str | None]) -> None:
+    """Gives an Identity in a sum's place, which keeps two public names apart, one of its own.
+
+    It has the sum's, as has the norm that was fused with it.
+    """
+    taken = Counter(node.name for node in graph) if names else Counter[str | None]()
+    for node in graph:
+        if node.op_type == "Identity" and node.name in names and taken[node.name] > 1:
+            number = next(n for n in count(1) if f"{node.name}.{n}" not in taken)
+            node.name = f"{node.name}.{number}"
+            taken[node.name] += 1

@@ -394,3 +394,22 @@ def test_a_branch_that_only_broadcasts_is_not_fused_with_the_norm() -> None:
         operators(model)["SkipSimplifiedLayerNormalization"] - 1
     )
     assert oracle_error(model, [Deletion(0, "attention")]) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["genai", "genai_bias", "gpt2", "genai_layer_norm"])
+def test_sums_that_are_all_public_keep_nodes_of_different_names(name: str) -> None:
+    """Two public names stay apart by an Identity, which must not be called like the norm."""
+    model = fused_model(FUSED[name])
+    skips = {site.skip for site in sites_of(model)}
+    model.graph.outputs.extend(
+        value
+        for node in model.graph
+        for value in node.outputs
+        if value.name in skips and not value.is_graph_output()
+    )
+    for subset in proper_subsets(all_deletions(model)):
+        pruned, _ = prune_graph(model, subset)
+        names = Counter(node.name for node in pruned.graph)
+        assert max(names.values()) == 1, subset
+        assert oracle_error(model, subset) <= TOLERANCE
+    assert "Identity" in operators(pruned)
