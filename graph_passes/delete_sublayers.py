@@ -75,7 +75,8 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
         kinds = replacements_of(sites, self.deletions)
         fitted = fit(sites, kinds, self.replacements, recorded(model))
         if not sites:
-            return DeletionResult(model, modified=False, refused=refused)
+            names = _renumber(model, findings.sites) if self.renumber_kv else {}
+            return DeletionResult(model, bool(names), refused=refused, kv_renumbering=names)
         # Taken apart, the graph has names that no inference takes.
         declare_what_is_asked(model, _names_that_die(sites))
         parts = fused_norms.take_apart(model.graph)
@@ -270,4 +271,8 @@ def _renumber(model: ir.Model, survivors: Sequence[FoundSite]) -> dict[str, str]
     else:  # a first step takes no cache, but gives those that the steps after it take
         made = chain.from_iterable(site.outputs for site in survivors if site.kind != "mlp")
         outputs = [value for value in made if kv_cache.is_numbered(value)]
-    return kv_cache.renumber(model, caches, outputs)
+    # The survey may have been made of a copy.
+    own = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    return kv_cache.renumber(
+        model, [own[value.name] for value in caches], [own[value.name] for value in outputs]
+    )

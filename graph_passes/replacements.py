@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -71,9 +71,9 @@ def fit(
         gone: Sublayers that were cut out earlier; what is given for them isn't looked at.
 
     Raises:
-        SurgeryError: Numbers are missing, not asked for, of a wrong shape or dtype, not finite
-            in the stream's dtype; the stream's dtype or width can't be told; or no value is what
-            a linear map could be computed from.
+        SurgeryError: A kind is unknown; numbers are missing, not asked for, of a wrong shape or
+            dtype, not finite in the stream's dtype; the stream's dtype or width can't be told; or
+            no value is what a linear map could be computed from.
     """
     chosen = list(sites)
     asked = {site.ref for site in chosen if kinds[site.ref] != "none"}
@@ -92,6 +92,11 @@ def fit(
 def _fit_one(
     site: FoundSite, kind: Replacement, given: ReplacementTensors | None
 ) -> FittedReplacement:
+    if kind not in get_args(Replacement):
+        raise SurgeryError(
+            f"{site.ref} can't be replaced by {kind!r}.",
+            f"What can take its place: {', '.join(get_args(Replacement))}.",
+        )
     if given is None or (kind == "linear" and given.weight is None):
         lacking = "numbers are" if given is None else "weight is"
         raise SurgeryError(

@@ -9,9 +9,11 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
+from fused_graphs import FUSED, fused_model
 from graph_support import oracle_error, tiny
 
 from graph_passes import Deletion, prune_graph
+from graph_passes.delete_sublayers import DeleteSublayersPass
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.pipeline import graph_size
 from graph_passes.plan_record import PLAN_KEY, RENUMBERING_KEY, recorded, recorded_renumbering
@@ -114,6 +116,19 @@ def test_a_second_renumbering_keeps_the_way_to_the_original() -> None:
         "present.2.key": "present.0.key",
         "present.2.value": "present.0.value",
     }
+
+
+@pytest.mark.parametrize("model", [tiny("pre_norm"), fused_model(FUSED["genai"])])
+def test_caches_can_be_renumbered_when_nothing_is_left_to_cut(model: ir.Model) -> None:
+    plan = [Deletion(0, "attention")]
+    first, _ = prune_graph(model, plan)
+    second, report = prune_graph(first, plan, renumber_kv=True)
+    at_once, expected = prune_graph(model, plan, renumber_kv=True)
+    assert report.deleted == ()
+    assert report.kv_renumbering == expected.kv_renumbering != {}
+    assert second.metadata_props == at_once.metadata_props
+    assert [v.name for v in second.graph.inputs] == [v.name for v in at_once.graph.inputs]
+    assert not DeleteSublayersPass(plan, renumber_kv=True)(second).modified
 
 
 @pytest.mark.parametrize(

@@ -389,6 +389,7 @@ WRONG: dict[str, tuple[Any, Any, Any]] = {
     "weight .* NaN or infinity": ("linear", VECTOR, MATRIX - np.inf),
     "it must be floating": ("bias", VECTOR.astype(np.int32), None),
     "not to be replaced": ("none", VECTOR, None),
+    "can't be replaced by 'mean'": ("mean", VECTOR, None),
 }
 
 
