@@ -17,7 +17,7 @@ from exporter.optional import require
 from exporter.oracle_inputs import cases, draw, half_written
 from exporter.oracle_rounding import with_exact_products
 from exporter.oracle_setting import FULL, Setting
-from exporter.oracle_verdict import compare_run, judge
+from exporter.oracle_verdict import Difference, compare_run, judge
 from exporter.oracle_weights import relocated, set_apart
 from exporter.oracle_widening import (
     has_bfloat16,
@@ -109,18 +109,28 @@ def verify_candidate(
         actual = runtime.outputs_of_file(candidate.file, candidate.weights_folder, pruned_feeds)
     if wide and replacements:  # which are rounded in the graph, and not in the oracle
         plain, expected, actual = (list(map(narrowed_arrays, a)) for a in (plain, expected, actual))
-    found = [
-        difference
-        for (case, _), before, want, have in zip(inputs, plain, expected, actual, strict=True)
-        for difference in compare_run(
-            case.name, names.outputs(before), names.outputs(want), names.settled(have)
-        )
-    ]
+    found = _differences([case.name for case, _ in inputs], names, plain, expected, actual)
     cut_anything = bool(candidate.made.deleted)
     verification = judge(found, setting.reason, cut_anything=cut_anything, widened=wide)
     if verification.passed is None:
         progress.say("the deleted branches change nothing measurable, so the check tells little")
     return verification
+
+
+def _differences(
+    runs: Sequence[str],
+    names: _Names,
+    plain: Sequence[Arrays],
+    masked: Sequence[Arrays],
+    pruned: Sequence[Arrays],
+) -> list[Difference]:
+    return [
+        difference
+        for case, before, want, have in zip(runs, plain, masked, pruned, strict=True)
+        for difference in compare_run(
+            case, names.outputs(before), names.outputs(want), names.settled(have)
+        )
+    ]
 
 
 class _Names:
