@@ -16,6 +16,8 @@ from exporter.replacement_file import Replacements
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_ELSEWHERE = "Name another file for the report (--report), or write the result to another folder."
+
 
 @dataclass(frozen=True)
 class PruneFiles:
@@ -85,12 +87,15 @@ def choose_report_path(target: Path, asked: Path | None) -> Path:
     """Where the report goes: where it is asked for, or ``prune.json`` beside the result.
 
     Raises:
-        SurgeryError: A folder is named, or another model's report stands there.
+        SurgeryError: A folder is named, or something else than a report stands there; unasked,
+            another model's report counts as something else.
     """
     for file in (target, asked):
         if file is not None and (not file.name or file.is_dir()):
             raise SurgeryError(f"{file} is a folder.", "Name a file in it, such as pruned.onnx.")
     if asked is not None:
+        if asked.exists():
+            _described(asked)  # any report may be replaced, but nothing else
         return asked
     path = target.with_name("prune.json")
     if path.exists():
@@ -99,13 +104,19 @@ def choose_report_path(target: Path, asked: Path | None) -> Path:
 
 
 def _refuse_foreign_report(path: Path, target: str) -> None:
-    hint = "Name another file for the report (--report), or write the result to another folder."
-    try:
-        described = PruneReport.read(path).target
-    except ArtifactError as error:
-        raise SurgeryError(f"{path} is there already and is no report of a cut.", hint) from error
+    described = _described(path)
     if described not in ("", target) and (path.parent / described).exists():
-        raise SurgeryError(f"{path} is the report of {described}.", hint)
+        raise SurgeryError(f"{path} is the report of {described}.", _ELSEWHERE)
+
+
+def _described(path: Path) -> str:
+    """The model that the report at a path speaks of."""
+    try:
+        return PruneReport.read(path).target
+    except ArtifactError as error:
+        raise SurgeryError(
+            f"{path} is there already and is no report of a cut.", _ELSEWHERE
+        ) from error
 
 
 def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> None:

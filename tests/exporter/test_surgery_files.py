@@ -247,3 +247,16 @@ def test_a_missing_runtime_is_told_before_the_source_is_read(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match="--verify none"):
         prune_file(tmp_path / "not_there.onnx", tmp_path / "m.onnx", PLAN)
+
+
+def test_a_place_that_is_asked_for_may_hold_a_report_but_nothing_else(
+    source: Path, tmp_path: Path
+) -> None:
+    target, other = tmp_path / "o" / "m.onnx", tmp_path / "other.onnx"
+    other.write_bytes(b"precious")
+    with pytest.raises(SurgeryError, match="is no report of a cut"):
+        prune_file(source, target, PLAN, verify="none", report_path=other)
+    assert other.read_bytes() == b"precious"
+    assert not target.exists()
+    for _ in range(2):
+        prune_file(source, target, PLAN, verify="none", report_path=tmp_path / "r.json")
