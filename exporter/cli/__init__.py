@@ -60,9 +60,8 @@ def run(args: Sequence[str] | None = None) -> int:
     progress = ConsoleProgress()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        cli.main(args=args, obj=progress, prog_name="depthcut", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
+        # click itself catches ctx.exit(code), and gives the code back.
+        code = cli.main(args=args, obj=progress, prog_name="depthcut", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -83,7 +82,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except Exception as error:
         line = f"Unexpected {type(error).__name__}: {first_line(error)} (-v shows the traceback)"
         return _fail(progress, line, FAILED)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
