@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.options import json_option, verbosity_options
+from exporter.cli.options import EXISTING_PATH, json_option, verbosity_options
 
 
 @click.command()
-@click.argument("model", type=click.Path(exists=True, path_type=Path))
+@click.argument("model", type=EXISTING_PATH)
 @click.argument("prompt")
 @click.option(
     "-n", "--new-tokens", type=click.IntRange(min=1), default=64, show_default=True,
@@ -24,7 +24,9 @@ from exporter.cli.options import json_option, verbosity_options
 )
 @click.option("--top-k", type=int, help="Draw among that many tokens.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Nucleus sampling.")
-@click.option("--seed", type=int, default=0, show_default=True, help="For the draws.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For the draws."
+)
 @click.option(
     "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
     help="Where ONNX Runtime runs the model.",

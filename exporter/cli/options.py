@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,26 @@ from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-ANY_PATH = click.Path(path_type=Path)
+
+class TextPath(click.Path):
+    """A path whose name is text: reports, ONNX Runtime and the builders take no other."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Refuses bytes that are no UTF-8, which Python has as lone surrogates."""
+        name = os.fspath(value)
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            self.fail(f"the name {name!a} is not UTF-8: rename it", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+EXISTING_FILE = TextPath(exists=True, dir_okay=False, path_type=Path)
+EXISTING_PATH = TextPath(exists=True, path_type=Path)
+ANY_PATH = TextPath(path_type=Path)
 _NEW_OBJECTS = 1_000_000
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<prefix>[KMGT])?(?P<binary>i)?B?", re.IGNORECASE)
 

@@ -7,11 +7,11 @@ from typing import Literal
 
 import click
 
-from exporter.cli.options import ANY_PATH, verbosity_options
+from exporter.cli.options import ANY_PATH, EXISTING_PATH, verbosity_options
 
 
 @click.command()
-@click.argument("model", type=click.Path(exists=True, path_type=Path))
+@click.argument("model", type=EXISTING_PATH)
 @click.option("--triton", type=ANY_PATH, metavar="REPOSITORY", help="Into a Triton repository.")
 @click.option(
     "--tarball", type=ANY_PATH, metavar="FILE", help="Into one .tar.gz with all that belongs to it."

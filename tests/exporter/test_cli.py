@@ -156,3 +156,27 @@ def test_plan_does_not_overwrite_the_scores(tmp_path: Path) -> None:
     call = ["plan", str(scores), "-o", str(scores), "--drop-attn", "1"]
     assert command_line.run(call) == 2
     assert scores.read_text() == "{}"
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_commands_own_exit_code_is_the_programs(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command("answers")
+    def answers() -> None:
+        click.get_current_context().exit(code)
+
+    monkeypatch.setitem(command_line.cli.commands, "answers", answers)
+    assert command_line.run(["answers"]) == code
+
+
+@pytest.mark.parametrize("call", [["inspect"], ["package"], ["generate"], ["compare"]])
+def test_a_path_that_is_no_text_is_a_wrong_call(
+    call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    odd.mkdir()
+    (odd / "model.onnx").write_bytes(b"")
+    rest = {"generate": ["hi"], "compare": [str(tmp_path), "-o", str(tmp_path / "out")]}
+    assert command_line.run([*call, str(odd / "model.onnx"), *rest.get(call[0], [])]) == 2
+    assert "is not UTF-8" in capsys.readouterr().err
