@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise UsageError(f"The temperature {self.temperature} is below 0.")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"The temperature {self.temperature} is no number from 0 on.")
         if self.top_k is not None and self.top_k < 1:
             raise UsageError(f"top-k {self.top_k} leaves no token.")
         if not 0 < self.top_p <= 1:
@@ -63,8 +64,9 @@ class Sampler:
 
     def _draw(self, logits: NDArray[np.float64]) -> int:
         order = np.argsort(-logits, kind="stable")[: self._sampling.top_k]
-        scaled = logits[order] / self._sampling.temperature
-        weights = np.exp(scaled - scaled[0])
+        # The difference first: a tiny temperature then gives the likeliest token, not inf - inf.
+        with np.errstate(over="ignore"):
+            weights = np.exp((logits[order] - logits[order[0]]) / self._sampling.temperature)
         weights /= weights.sum()
         # The token with which the sum is reached is still in.
         kept = int(np.searchsorted(np.cumsum(weights), self._sampling.top_p)) + 1

@@ -127,13 +127,24 @@ def test_the_same_seed_gives_the_same_draws() -> None:
         ({"temperature": 1.0, "top_p": 0.75}, {1, 2, 3}),
         ({"temperature": 1.0, "top_p": 0.01}, {2}),
         ({"temperature": 1.0}, {0, 1, 2, 3}),
+        ({"temperature": 1e-320}, {2}),
     ],
 )
 def test_only_likely_tokens_are_drawn(how: dict[str, Any], kept: set[int]) -> None:
     assert set(drawn(**how)) == kept
 
 
-@pytest.mark.parametrize("how", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"temperature": -1},
+        {"temperature": np.nan},
+        {"temperature": np.inf},
+        {"top_k": 0},
+        {"top_p": 0},
+        {"top_p": 1.5},
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(how: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Sampling(**how)
