@@ -103,7 +103,7 @@ def _runtime_pieces() -> tuple[Piece, list[Piece]]:
 
 def _loading_providers() -> dict[str, bool] | None:
     """By provider, whether a session really gets it; in a process that may crash."""
-    command = [sys.executable, "-c", _PROVIDERS]
+    command = [sys.executable, "-P", "-c", _PROVIDERS]
     try:
         done = subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from exporter.engine.fixed_addresses import WORKER
 from exporter.engine.flavours import Flavour
 from exporter.errors import EngineError
 from exporter.progress import Progress, Task
@@ -40,9 +41,7 @@ def run_job(
         path.write_text(json.dumps({"backend": flavour.backend, **request}), encoding="utf-8")
         said = Path(folder, "said")
         with said.open("wb") as errors, progress.task(what, _PERCENT) as task:
-            outcome, code = _listen(
-                [sys.executable, "-m", "exporter.engine.worker", path], errors, task
-            )
+            outcome, code = _listen([sys.executable, *WORKER, path], errors, task)
         words = said.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
     if words:
         progress.detail(words)

@@ -14,6 +14,10 @@ _ADDR_NO_RANDOMIZE = 0x0040000
 _ASK = 0xFFFFFFFF
 _TRIED = "DEPTHCUT_FIXED_ADDRESSES"
 
+WORKER = ("-P", "-m", "exporter.engine.worker")
+"""How Python starts the building process; ``-P`` keeps it from importing what lies in the folder
+that it is called in, such as a downloaded model's."""
+
 
 def fix_addresses() -> bool:
     """Replaces this process by itself with fixed addresses, if the kernel lets it.
@@ -32,5 +36,4 @@ def fix_addresses() -> bool:
         return False
     os.environ[_TRIED] = "1"
     os.environ["PYTHONHASHSEED"] = "0"
-    arguments = ["-m", "exporter.engine.worker", *sys.argv[1:]]
-    return os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606
+    return os.execv(sys.executable, [sys.executable, *WORKER, *sys.argv[1:]])  # noqa: S606
