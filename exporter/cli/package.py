@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from exporter.cli.options import ANY_PATH, EXISTING_PATH, verbosity_options
+from exporter.cli.options import ANY_PATH, EXISTING_PATH, TextPath, verbosity_options
 
 
 @click.command()
@@ -16,23 +16,35 @@ from exporter.cli.options import ANY_PATH, EXISTING_PATH, verbosity_options
 @click.option(
     "--tarball", type=ANY_PATH, metavar="FILE", help="Into one .tar.gz with all that belongs to it."
 )
+@click.option(
+    "--beside", type=TextPath(exists=True, file_okay=False, path_type=Path),
+    help="Tarball: the folder with tokenizer, config and plan. [the engine's]",
+)  # fmt: skip
 @click.option("--name", help="Triton: the model's name. [its folder's]")
 @click.option(
     "--device", type=click.Choice(["gpu", "cpu"]), default="gpu", show_default=True,
     help="Triton: where it runs.",
 )  # fmt: skip
-@click.option("--instances", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--instances", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Triton: how many.",
+)  # fmt: skip
 @verbosity_options
 def package(
     model: Path,
     *,
     triton: Path | None,
     tarball: Path | None,
+    beside: Path | None,
     name: str | None,
     device: Literal["gpu", "cpu"],
     instances: int,
 ) -> None:
-    """Pack MODEL for serving: an engine, an ONNX file, or a folder with model.onnx."""
+    """Pack MODEL for serving.
+
+    Triton takes an ONNX file, a folder with model.onnx, or an engine of TensorRT; the archive an
+    engine, with the record beside it.
+    """
     from exporter.errors import UsageError
     from exporter.measure.model_folder import find_model
     from exporter.packaging.tarball import package_tarball
@@ -42,7 +54,7 @@ def package(
         raise UsageError("Say where to:", "--triton REPOSITORY or --tarball FILE, or both.")
     source = find_model(model).onnx if model.is_dir() else model
     if tarball is not None:
-        names = package_tarball(source, tarball)
+        names = package_tarball(source, tarball, beside=beside)
         click.echo(f"{len(names)} files\n{tarball}")
     if triton is not None:
         folder = package_triton(source, triton, name=name, device=device, instances=instances)

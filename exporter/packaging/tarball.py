@@ -8,6 +8,8 @@ import tarfile
 from pathlib import Path
 
 from exporter.engine.sidecar import EngineRecord, read_sidecar, sidecar_path
+from exporter.errors import PackagingError
+from exporter.files import refuse_overwriting
 from graph_passes.files.placing import place, staging
 
 _BESIDE = (
@@ -35,17 +37,28 @@ def package_tarball(engine: Path, target: Path, *, beside: Path | None = None) -
 
     Raises:
         EngineError: The engine and its record don't belong together.
+        PackagingError: It is an ONNX file.
+        UsageError: The archive would replace what goes into it.
     """
+    if engine.suffix == ".onnx":
+        raise PackagingError(
+            f"An archive holds an engine, and {engine} is an ONNX file.",
+            "Build an engine from it with depthcut build, or take --triton.",
+        )
     record = read_sidecar(engine)
     folder = beside or engine.parent
     found = [folder / name for name in _BESIDE if (folder / name).is_file()]
     files = [engine, sidecar_path(engine), *found]
+    refuse_overwriting(target, files)
     with staging(target) as stage:
         packed = stage / "packed"
         with (
             packed.open("wb") as raw,
             gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=1) as zipped,
-            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+            # What a link points to is packed: in a hub's cache, tokenizers are links.
+            tarfile.open(
+                fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT, dereference=True
+            ) as archive,
         ):
             for file in files:
                 archive.add(file, file.name, filter=_nameless)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from exporter.engine.profiles import graph_inputs, graph_outputs
 from exporter.engine.sidecar import EngineRecord, EngineTensor, read_sidecar, sidecar_path
-from exporter.errors import PackagingError
+from exporter.errors import PackagingError, UsageError
 from exporter.files import staged_directory
 from exporter.packaging.triton_config import TritonModel, TritonTensor, triton_config
 
@@ -39,13 +39,18 @@ def package_triton(
     Raises:
         PackagingError: The engine is TensorRT-RTX's, which Triton has no backend for; the name is
             none; or a type is unknown to Triton.
+        UsageError: The model would replace its source.
         EngineError: The engine and its record don't belong together.
         OnnxFileError: The ONNX file can't be read.
     """
-    name = name or source.resolve().parent.name
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise PackagingError(f"{name!r} is no name for a model.", "Use letters, digits, - and _.")
+    name = source.parent.resolve().name if name is None else name
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise PackagingError(
+            f"{name!r} is no name for a model.",
+            "Give it one with --name: letters, digits, - and _.",
+        )
     _refuse_foreign(repository / name)
+    _refuse_within(repository / name, source)
     with staged_directory(repository / name) as stage:
         version = stage / _VERSION
         version.mkdir()
@@ -63,6 +68,14 @@ def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not (folder / _CONFIG).is_file():
         raise PackagingError(
             f"{folder} is there already and is no Triton model.", "Choose another --name."
+        )
+
+
+def _refuse_within(folder: Path, source: Path) -> None:
+    """Inputs are never changed: a model that is to be replaced can't be the source."""
+    if source.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"{source} belongs to {folder}, which would be replaced.", "Choose another --name."
         )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from engine_support import written
 
+from exporter.cli import run
 from exporter.engine.settings import BuildSettings, ProfileEntry
-from exporter.errors import EngineError, PackagingError
+from exporter.errors import EngineError, PackagingError, UsageError
 from exporter.packaging.tarball import package_tarball
 from exporter.packaging.triton import package_triton
 from exporter.packaging.triton_config import TritonModel, TritonTensor, triton_config
@@ -91,11 +92,21 @@ def test_a_folder_of_another_kind_is_not_replaced(folder: Path, tmp_path: Path) 
     assert (tmp_path / "repo" / "tiny-decoder" / "precious.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["../up", "a b", "", "a/b"])
+@pytest.mark.parametrize("name", ["../up", "a b", "", "a/b", ".", "..", ".hidden"])
 def test_a_name_that_is_none_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
-    if name:
-        with pytest.raises(PackagingError, match="no name"):
-            package_triton(folder / "model.onnx", tmp_path / "repo", name=name)
+    with pytest.raises(PackagingError, match="no name") as caught:
+        package_triton(folder / "model.onnx", tmp_path / "repo", name=name)
+    assert "--name" in caught.value.hint
+    assert not (tmp_path / "repo").exists()
+
+
+def test_a_model_never_takes_its_sources_place(folder: Path, tmp_path: Path) -> None:
+    home = package_triton(folder / "model.onnx", tmp_path / "repo")
+    with pytest.raises(UsageError, match="would be replaced"):
+        package_triton(home / "1" / "model.onnx", tmp_path / "repo", name=home.name)
+    assert (home / "tokenizer.json").is_file()
+    again = package_triton(home / "1" / "model.onnx", tmp_path / "repo", name="copy")
+    assert (again / "1" / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
 
 
 def test_a_type_that_triton_lacks_is_refused() -> None:
@@ -138,3 +149,44 @@ def test_an_engine_that_is_not_the_records_is_not_packed(tmp_path: Path) -> None
     with pytest.raises(EngineError):
         package_tarball(engine, tmp_path / "x.tar.gz")
     assert not (tmp_path / "x.tar.gz").exists()
+
+
+@pytest.mark.parametrize("name", ["m.engine", "m.engine.json", "tokenizer.json"])
+def test_an_archive_never_takes_the_place_of_what_goes_into_it(name: str, tmp_path: Path) -> None:
+    engine = written(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(UsageError, match="is an input"):
+        package_tarball(engine, tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_what_links_point_to_is_packed(tmp_path: Path) -> None:
+    home, model = tmp_path / "engines", tmp_path / "model"
+    home.mkdir()
+    model.mkdir()
+    (tmp_path / "blob").write_text("{}")
+    (model / "tokenizer.json").symlink_to(tmp_path / "blob")
+    (model / "config.json").hardlink_to(tmp_path / "blob")
+    told = package_tarball(written(home), tmp_path / "x.tar.gz", beside=model)
+    assert told == ["m.engine", "m.engine.json", "tokenizer.json", "config.json", "NOTES.txt"]
+    with tarfile.open(tmp_path / "x.tar.gz") as archive:
+        assert all(entry.isfile() for entry in archive)
+
+
+def test_an_onnx_file_is_no_engine_to_archive(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(PackagingError, match="is an ONNX file"):
+        package_tarball(folder / "model.onnx", tmp_path / "x.tar.gz")
+
+
+def test_the_command_takes_the_tokenizer_from_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenizer.json").write_text("{}")
+    call = ["package", str(written(tmp_path)), "--tarball", str(tmp_path / "x.tar.gz")]
+    assert run(call) == 0
+    assert capsys.readouterr().out.startswith("3 files\n")
+    assert run([*call, "--beside", str(model)]) == 0
+    assert capsys.readouterr().out.startswith("4 files\n")
