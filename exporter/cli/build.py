@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def build(
     from exporter.engine.settings import BuildSettings
 
     settings = BuildSettings(
-        compute_capabilities=tuple(filter(None, (compute_capabilities or "").lower().split(","))),
+        compute_capabilities=_names(compute_capabilities.lower()) if compute_capabilities else (),
         optimization_level=optimization_level,
         workspace_bytes=workspace,
         hardware_compatibility=hardware_compatibility,
@@ -73,7 +74,7 @@ def build(
     built = build_engines(
         model,
         output,
-        phases=tuple(phases.split(",")) if phases else None,
+        phases=_names(phases) if phases else None,
         split=split,
         ranges=read_ranges(batch=batch, prompt=prompt, context=context, dims=dims),
         backend=backend,
@@ -81,8 +82,25 @@ def build(
         timing_cache=timing_cache,
         progress=progress,
     )
+    if as_json:
+        click.echo(_json([record for _, record in built], split))
+        return
     for path, record in built:
-        click.echo(record.to_json() if as_json else f"{_line(record)}\n{path}", nl=not as_json)
+        click.echo(f"{_line(record)}\n{path}")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """What stands between commas, each once."""
+    names = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    if not names:
+        raise click.UsageError(f"{text!r} names nothing.")
+    return names
+
+
+def _json(records: list[EngineRecord], split: bool) -> str:
+    """The record; of ``--split``, a list of them."""
+    dumped = [record.model_dump(mode="json") for record in records]
+    return json.dumps(dumped if split else dumped[0], indent=2)
 
 
 def _line(record: EngineRecord) -> str:

@@ -52,7 +52,8 @@ def _print(found: EngineCheck) -> None:
         ("-" if f.layer is None else str(f.layer), f.operator, f.node, f.reason)
         for f in found.findings
     ]
+    count = len(found.findings)
     print_rows(("layer", "operator", "node", "reason"), rows)
-    click.echo(f"{name} does not take {len(found.findings)} nodes.")
+    click.echo(f"{name} does not take {count} node{'s' * (count > 1)}.")
     for way_out in dict.fromkeys(f.way_out for f in found.findings if f.way_out):
         click.echo(f"way out: {way_out}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from exporter.cli.options import ANY_PATH
+from exporter.cli.options import ANY_PATH, Size
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_TOO_MANY_BYTES = 1 << 63
 
 backend_option = click.option(
     "--backend", type=click.Choice(["tensorrt-rtx", "tensorrt"]), default="tensorrt-rtx",
@@ -19,17 +18,15 @@ backend_option = click.option(
 )  # fmt: skip
 
 
-class Size(click.ParamType[int]):
-    """Bytes, with a unit or without: ``4G``, ``512M``."""
-
-    name = "SIZE"
+class Workspace(Size):
+    """Bytes that a builder can be given."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Reads it; a number from code passes."""
-        found = re.fullmatch(r"(\d+)([kmg]?)i?b?", str(value).strip().lower())
-        if not found:
-            self.fail(f"{value!r} is no size such as 4G or 512M", param, ctx)
-        return int(found.group(1)) * _UNITS[found.group(2)]
+        """Reads the size; a number from code passes."""
+        size = super().convert(value, param, ctx)
+        if not 0 < size < _TOO_MANY_BYTES:
+            self.fail(f"{value!r} is no size of a memory", param, ctx)
+        return size
 
 
 def shape_options(function: _F) -> _F:
@@ -75,7 +72,7 @@ def building_options(function: _F) -> _F:
             "--timing-cache", type=ANY_PATH,
             help="TensorRT: remembers timed tactics; the same cache gives like engines.",
         ),
-        click.option("--workspace", type=Size(), help="The most scratch memory, such as 4G."),
+        click.option("--workspace", type=Workspace(), help="The most scratch memory, such as 4GB."),
         click.option(
             "--optimization-level", type=click.IntRange(0, 5), help="0 quick to 5 thorough."
         ),

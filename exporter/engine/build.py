@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,14 @@ from exporter.engine.child import run_job
 from exporter.engine.driver import ask_driver
 from exporter.engine.flavours import FLAVOURS, Backend, Flavour
 from exporter.engine.graph import GraphFacts, graph_facts
-from exporter.engine.profiles import Profile, Ranges, graph_inputs, phases_of, profile
+from exporter.engine.profiles import (
+    Profile,
+    Ranges,
+    graph_inputs,
+    phases_of,
+    profile,
+    refuse_unknown_axes,
+)
 from exporter.engine.settings import BuildSettings, ProfileEntry
 from exporter.engine.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.errors import EngineError, UsageError
@@ -67,14 +75,18 @@ def build_engine(
     flavour = FLAVOURS[backend]
     _refuse_foreign_options(flavour, settings, timing_cache)
     refuse_without_driver(flavour)
+    _refuse_refit_without_driver(flavour, settings)
     facts = graph_facts(onnx)
     entries = [ProfileEntry.of(profile) for profile in profiles]
     in_folder = target.is_dir() or not target.suffix
+    sources = [onnx, *_weights(onnx)]
+    if not in_folder:  # a build takes long: what can be refused is refused before it
+        refuse_overwriting(_labelled(target, label), sources)
     with staging(target / "engine" if in_folder else target) as stage:
         built = stage / "engine"
         request = {
             "job": "build",
-            "onnx": str(onnx.resolve()),
+            "onnx": str(onnx.absolute()),
             "engine": str(built.resolve()),
             "settings": settings.model_dump(),
             "profiles": [entry.model_dump() for entry in entries],
@@ -87,7 +99,8 @@ def build_engine(
         path = _labelled(target, label)
         if in_folder:
             path = target / engine_name(onnx, flavour, result["version"], facts, settings, label)
-        refuse_overwriting(path, [onnx, *_weights(onnx)])
+        for each in (path, sidecar_path(path)):
+            refuse_overwriting(each, sources)
         record = EngineRecord(
             made_from=parents.result(),
             engine=path.name,
@@ -113,8 +126,8 @@ def build_engine(
         )
         sidecar = record.write(stage / "engine.json")
         moves = [(built, path), (sidecar, sidecar_path(path))]
-        if timing_cache is not None:
-            moves.append((stage / _NEW_CACHE, timing_cache))
+        if timing_cache is not None:  # first: a cache without an engine does no harm
+            _keep_cache(stage / _NEW_CACHE, timing_cache)
         place(moves)
     return path, record
 
@@ -148,11 +161,15 @@ def build_engines(
         Path and record of each engine.
 
     Raises:
-        UsageError: The graph has no such phase, or a size is not given.
+        UsageError: The graph has no such phase or axis, or a size is not given.
         EngineError: As :func:`build_engine`.
     """
     inputs = graph_inputs(onnx)
-    wanted = [profile(inputs, phase, ranges) for phase in phases or phases_of(inputs)]
+    names = list(phases or phases_of(inputs))
+    if len(set(names)) < len(names):
+        raise UsageError(f"A phase is named twice: {', '.join(names)}.")
+    refuse_unknown_axes(inputs, ranges)
+    wanted = [profile(inputs, phase, ranges) for phase in names]
     groups = [[each] for each in wanted] if split else [wanted]
     return [
         build_engine(
@@ -187,7 +204,7 @@ def engine_name(
         settings: How it was built.
         label: What tells it from other engines of the graph.
     """
-    stem = onnx.stem if onnx.stem != "model" else onnx.resolve().parent.name
+    stem = onnx.stem if onnx.stem != "model" else onnx.parent.resolve().name
     cuts = Counter(_SHORT.get(entry["kind"], entry["kind"]) for entry in facts.plan)
     cards = "+".join(settings.compute_capabilities) or _this_card().get("compute_capability", "")
     library = flavour.short + ".".join(version.split(".")[:3])
@@ -214,12 +231,24 @@ def _refuse_foreign_options(
             )
 
 
+def _refuse_refit_without_driver(flavour: Flavour, settings: BuildSettings) -> None:
+    """Measured with 1.7: the builder dies inside where a refittable engine needs a driver."""
+    asked = {"--strip-weights": settings.strip_weights, "--refittable": settings.refittable}
+    option = next((name for name, given in asked.items() if given), None)
+    if option and (problem := ask_driver().problem):
+        raise EngineError(
+            f"{flavour.backend} builds with {option} only where a GPU is: {problem}.",
+            "Leave it out, or build on a machine with a card.",
+        )
+
+
 def _refuse_obstacles(onnx: Path, flavour: Flavour, result: dict[str, Any]) -> None:
     if result["obstacles"]:
         first = result["obstacles"][0]
+        where = f"at node {first['node']!r} ({first['operator']}): " if first["node"] else ""
         raise EngineError(
-            f"{onnx} does not parse in {flavour.backend} {result['version']}: at node "
-            f"{first['node']!r} ({first['operator']}): {first['reason']}",
+            f"{onnx} does not parse in {flavour.backend} {result['version']}: "
+            f"{where}{first['reason']}.",
             f"depthcut check-engine {onnx} lists all that is in the way, and ways out.",
         )
 
@@ -232,6 +261,12 @@ def _cache_request(timing_cache: Path | None, stage: Path) -> dict[str, str] | N
     if timing_cache is None:
         return None
     return {"read": str(timing_cache.resolve()), "write": str((stage / _NEW_CACHE).resolve())}
+
+
+def _keep_cache(new: Path, timing_cache: Path) -> None:
+    """It may lie on another file system than the engine."""
+    with staging(timing_cache) as stage:
+        place([(shutil.copyfile(new, stage / "cache"), timing_cache)])
 
 
 def _hash_of(path: Path) -> str | None:

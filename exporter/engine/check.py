@@ -18,6 +18,7 @@ _FUSED = (
     "an operator of ONNX Runtime: build from the graph before it was fused or quantised for "
     "ONNX Runtime (depthcut export, or optimum without optimisation)"
 )
+_DOMAINLESS = frozenset({"SimplifiedLayerNormalization"})
 _MANY_OUTPUTS = (
     "the cache goes through the Attention operator: export with the cache outside of it, as "
     "depthcut export does"
@@ -79,16 +80,18 @@ def check_engine(
     operators = graph_facts(onnx).operators
     foreign = [name for name in operators if "." in name]
     plain = [name for name in operators if "." not in name]
-    request = {"job": "check", "onnx": str(onnx.resolve()), "operators": plain}
+    request = {"job": "check", "onnx": str(onnx.absolute()), "operators": plain}
     result = run_job(flavour, request, progress, f"check for {backend}")
+    domains = {name.rpartition(".")[2]: name for name in foreign}
     told = [
-        _finding(each["node"], each["operator"], each["reason"]) for each in result["obstacles"]
+        _finding(each["node"], domains.get(each["operator"], each["operator"]), each["reason"])
+        for each in result["obstacles"]
     ]
     if told:  # the parser stops at the first: list the rest of the same sort
         known = {each.node for each in told}
         for name in [*foreign, *result["unknown_operators"]]:
             rest = [node for node in operators[name] if node not in known]
-            told += [_finding(node, name.rpartition(".")[2], _unknown(name)) for node in rest]
+            told += [_finding(node, name, _unknown(name)) for node in rest]
     return EngineCheck(backend, result["version"], tuple(sorted(told, key=_place)))
 
 
@@ -111,14 +114,17 @@ def _unknown(operator: str) -> str:
 
 
 def _finding(node: str, operator: str, reason: str) -> Finding:
+    """A finding; the operator comes with its domain, where it has one."""
     layer = _LAYER.search(node)
-    return Finding(
-        int(layer.group(1)) if layer else None, node, operator, reason, _way_out(operator, reason)
-    )
+    number = int(layer.group(1)) if layer else None
+    name = operator.rpartition(".")[2]
+    return Finding(number, node, name, reason, _way_out(operator, reason))
 
 
 def _way_out(operator: str, reason: str) -> str:
-    if "plugin" in reason or "com.microsoft" in reason:
+    domain, _, name = operator.rpartition(".")
+    # ONNX Runtime writes some of its own operators without a domain.
+    if domain == "com.microsoft" or (not domain and name in _DOMAINLESS):
         return _FUSED
     if operator == "Attention":
         return _MANY_OUTPUTS

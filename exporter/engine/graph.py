@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ class GraphFacts:
     Attributes:
         precision: The float type of most of its weights: ``fp32``, ``fp16``, ``bf16``; with
             ``int8``, ``int4`` or ``fp8`` behind it where weights are quantised.
-        plan: What was cut out of it, from its metadata.
-        operators: Each operator, its domain before it, and the names of the nodes that use it.
+        plan: What was cut out of it, from its metadata; an unreadable record counts as none.
+        operators: Each operator, its domain before it, and the names of the nodes that use it; a
+            node without one has its place in the graph, as the parsers tell it: ``number 7``.
     """
 
     precision: str
@@ -34,14 +34,18 @@ def graph_facts(path: Path) -> GraphFacts:
         OnnxFileError: The file can't be read.
     """
     from graph_passes.files.storage import load_model
-    from graph_passes.plan_record import PLAN_KEY
+    from graph_passes.plan_record import recorded_replacements
 
     model = load_model(path)
     operators: dict[str, list[str]] = {}
+    numbers = {node: f"number {place}" for place, node in enumerate(model.graph)}
     for node in model.graph.all_nodes():
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        operators.setdefault(name, []).append(node.name or "")
-    plan = json.loads(model.metadata_props.get(PLAN_KEY, "[]"))
+        operators.setdefault(name, []).append(node.name or numbers.get(node, ""))
+    plan: list[dict[str, Any]] = [
+        {"kind": ref.kind, "layer": ref.layer, "replacement": found.kind}
+        for ref, found in sorted(recorded_replacements(model).items())
+    ]
     return GraphFacts(_precision(model), plan, operators)
 
 

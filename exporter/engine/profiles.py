@@ -179,6 +179,20 @@ def phases_of(inputs: Sequence[GraphTensor]) -> tuple[Phase, ...]:
     return ("prefill", "decode") if any(each.is_cache for each in inputs) else ("encode",)
 
 
+def refuse_unknown_axes(inputs: Sequence[GraphTensor], ranges: Ranges) -> None:
+    """Keeps a misspelt axis from being passed over.
+
+    Raises:
+        UsageError: A range is given for an axis that no input has.
+    """
+    known = sorted({size for each in inputs for size in each.shape if isinstance(size, str)})
+    unknown = next((name for name in ranges.dims if name not in known), None)
+    if unknown is not None:
+        raise UsageError(
+            f"No input has an axis {unknown!r}.", f"Free axes are {', '.join(known) or 'none'}."
+        )
+
+
 def profile(inputs: Sequence[GraphTensor], phase: str, ranges: Ranges) -> Profile:
     """The profile of one phase.
 

@@ -139,7 +139,7 @@ def built_for(record: EngineRecord) -> str:
 
 
 def _card(record: EngineRecord) -> tuple[str, ...]:
-    """The card that it was built on, where it is tied to it."""
-    tied = record.backend == "tensorrt" and record.settings.hardware_compatibility == "none"
+    """The card that it was built on, where it is tied to it or to its compute capability."""
+    tied = record.backend == "tensorrt" and record.settings.hardware_compatibility != "ampere+"
     card = record.built_on.get("compute_capability", "")
     return (card,) if tied and card else ()

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,7 +24,7 @@ from exporter.engine.network import Builder
 from exporter.engine.phases import make_monitor
 from exporter.engine.settings import BuildSettings, ProfileEntry
 from exporter.engine.timing_cache import read_timing_cache, write_timing_cache
-from exporter.errors import DepthcutError
+from exporter.errors import DepthcutError, first_line
 
 
 def main(request_path: str, fixed_addresses: bool) -> int:
@@ -36,6 +37,11 @@ def main(request_path: str, fixed_addresses: bool) -> int:
         tell(events, result={**result, "fixed_addresses": fixed_addresses})
     except DepthcutError as error:
         tell(events, error={"message": error.message, "hint": error.hint})
+        return 1
+    except Exception as error:  # whatever the library's bindings raise
+        traceback.print_exc()
+        line = f"{request['backend']} failed: {type(error).__name__}: {first_line(error)}"
+        tell(events, error={"message": f"{line}.", "hint": "-v shows the traceback."})
         return 1
     return 0
 

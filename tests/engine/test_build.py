@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+from hub_cache import into_cache
 
+from exporter.cli import run
 from exporter.engine.build import build_engines
 from exporter.engine.check import check_engine
+from exporter.engine.graph import graph_facts
 from exporter.engine.profiles import Ranges, Span
 from exporter.engine.settings import BuildSettings
 from exporter.engine.sidecar import read_sidecar, sidecar_path
@@ -122,6 +126,121 @@ def test_an_engine_never_takes_its_sources_place(models: tuple[Path, Path]) -> N
     assert models[0].read_bytes() == before
 
 
+def test_a_target_that_is_the_source_is_refused_before_the_build(
+    models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.engine import build
+
+    monkeypatch.setattr(build, "run_job", lambda *_: pytest.fail("it was built all the same"))
+    with pytest.raises(UsageError, match="is an input"):
+        build_engines(models[0], models[0], phases=["decode"], ranges=SMALL, settings=SM89)
+
+
+def test_a_file_of_a_hub_cache_is_read_where_it_is(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    ir.save(
+        tiny_model(TinySpec()), source / "model.onnx", external_data="m.data",
+        size_threshold_bytes=0,
+    )  # fmt: skip
+    found = into_cache(source, tmp_path / "hub", subfolder="tiny") / "model.onnx"
+    assert check_engine(found).findings == ()
+    built = build_engines(found, tmp_path / "out", phases=["decode"], ranges=SMALL, settings=SM89)
+    assert set(built[0][1].made_from) == {"model", "weights"}
+    assert built[0][0].name.startswith("tiny-fp32-")
+
+
+def test_nothing_of_the_current_folder_is_run(
+    models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "numpy", "onnx", "hashlib"):
+        (tmp_path / f"{name}.py").write_text("import os; os._exit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    assert check_engine(models[0]).findings == ()
+
+
+def test_the_command_prints_one_json_document(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--prompt", "1:4:8", "--context", "1:4:8", "--compute-capability", " sm89, sm89"]
+    call = ["build", str(models[1]), "-o", str(tmp_path), "--json", *sizes]
+    assert run([*call, "--profile", "decode"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert one["settings"]["compute_capabilities"] == ["sm89"]
+    assert run([*call, "--split"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert [each["profiles"][0]["phase"] for each in both] == ["prefill", "decode"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--profile", ","],
+        ["--compute-capability", ","],
+        ["--workspace", "0"],
+        ["--workspace", "99999999TB"],
+        ["--dim", "nosuch=3"],
+        ["--timing-cache", "cache"],
+    ],
+)
+def test_options_that_make_no_sense_are_wrong_calls(
+    options: list[str], models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    assert run(["build", str(models[0]), "-o", str(tmp_path / "e"), *options]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_phase_that_is_named_twice_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="named twice"):
+        build_engines(models[0], tmp_path, phases=["decode", "decode"], split=True)
+
+
+@pytest.mark.parametrize("option", ["strip_weights", "refittable"])
+def test_what_needs_a_card_is_refused_where_none_is(
+    option: str, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.engine import build
+    from exporter.engine.driver import Driver
+
+    monkeypatch.setattr(build, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    with pytest.raises(EngineError, match="only where a GPU is"):
+        build_engines(models[0], tmp_path, settings=BuildSettings(**{option: True}))
+
+
+def test_a_sound_and_an_unsound_graph_end_with_0_and_1(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["check-engine", str(models[0])]) == 0
+    assert "parses the whole graph" in capsys.readouterr().out
+    model = tiny_model(TinySpec())
+    for node in model.graph:
+        if node.op_type == "Softmax":
+            node.domain, node.op_type, node.name = "com.microsoft", "Odd", None
+    model.graph.opset_imports["com.microsoft"] = 1
+    save_model(model, tmp_path / "bad.onnx")
+    assert run(["check-engine", str(tmp_path / "bad.onnx"), "--json"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert len(findings) == TinySpec().layers
+    assert all("an operator of ONNX Runtime" in each["way_out"] for each in findings)
+    assert all(each["node"].startswith("number ") for each in findings)
+
+
+def test_a_record_that_is_none_does_not_stop_a_check(tmp_path: Path) -> None:
+    model = tiny_model(TinySpec())
+    model.metadata_props["depthcut.plan"] = "[{}]"
+    save_model(model, tmp_path / "m.onnx")
+    assert graph_facts(tmp_path / "m.onnx").plan == []
+
+
+def test_what_the_library_throws_is_told_in_a_line(
+    models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    wide = Ranges(prompt=Span(1, 1, 1 << 31), context=Span(1, 4, 8))
+    with pytest.raises(EngineError, match=r"tensorrt-rtx failed: \w+: .*inconsistent"):
+        build_engines(models[0], tmp_path, ranges=wide, settings=SM89)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_driver_full_tensorrt_is_refused_in_words(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,8 +254,6 @@ def test_without_a_driver_full_tensorrt_is_refused_in_words(
 
 
 def test_the_precision_is_the_graphs_own(tmp_path: Path) -> None:
-    from exporter.engine.graph import graph_facts
-
     model = tiny_model(TinySpec())
     for value in model.graph.initializers.values():
         assert value.const_value is not None

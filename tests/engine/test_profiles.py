@@ -12,6 +12,7 @@ from exporter.engine.profiles import (
     phases_of,
     profile,
     read_ranges,
+    refuse_unknown_axes,
 )
 from exporter.errors import UsageError
 from graph_passes import save_model
@@ -59,6 +60,14 @@ def test_an_axis_of_unknown_meaning_must_be_given() -> None:
     assert profile([image], "encode", given).shapes["pixel_values"] == (
         Span(1, 1, 1), Span(3, 3, 3), Span(32, 64, 96), Span(224, 224, 224),
     )  # fmt: skip
+
+
+def test_a_range_for_an_axis_that_is_not_there_is_refused() -> None:
+    given = read_ranges(batch=None, prompt=None, context=None, dims=["hight=32", "seq=4"])
+    with pytest.raises(UsageError, match="an axis 'hight'") as caught:
+        refuse_unknown_axes([IDS, MASK], given)
+    assert caught.value.hint == "Free axes are batch, seq, total."
+    refuse_unknown_axes([IDS, MASK], Ranges(dims={"seq": Span(4, 4, 4)}))
 
 
 @pytest.mark.parametrize("text", ["", "a", "1:2", "3:2:1", "1:2:3:4", "-1:0:1"])

@@ -79,6 +79,10 @@ def test_an_engine_of_tensorrt_is_tied_to_its_card_unless_made_compatible() -> N
     assert built_for(tied) == "sm89"
     with pytest.raises(EngineError, match="this is sm90"):
         refuse_mismatch(tied, "11.4", [HOPPER])
+    kin = record(settings=BuildSettings(hardware_compatibility="same-compute-capability"), **facts)
+    refuse_mismatch(kin, "11.4", [ADA])
+    with pytest.raises(EngineError, match="this is sm90"):
+        refuse_mismatch(kin, "11.4", [HOPPER])
     free = record(settings=BuildSettings(hardware_compatibility="ampere+"), **facts)
     refuse_mismatch(free, "11.4", [HOPPER])
 
