@@ -51,6 +51,7 @@ def generate(
     as_json: bool,
 ) -> None:
     """Continue PROMPT with a model: a folder with model.onnx and its tokenizer."""
+    from exporter.errors import BackendError
     from exporter.generation.generate import TextModel
     from exporter.generation.generate import generate as run
     from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
@@ -58,6 +59,11 @@ def generate(
     from exporter.measure.environment import default_threads
     from exporter.measure.model_folder import find_model
 
+    if model.suffix == ".engine":
+        raise BackendError(
+            f"{model} is an engine; text comes from ONNX files alone so far.",
+            "Name the ONNX file that it was built from.",
+        )
     folder = find_model(model)
     texts = TextModel.of(folder)
     sampling = Sampling(temperature, top_k, top_p, seed)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from exporter.errors import BackendError
+from exporter.errors import BackendError, first_line
 from exporter.generation.decoder import Decoder
 from exporter.generation.sampling import Sampler, Sampling
-from exporter.measure.model_folder import ModelFolder
+from exporter.measure.model_folder import ModelFolder, read_object
 from exporter.optional import require
 
 _GREEDY = Sampling()
@@ -95,13 +95,16 @@ class TextModel:
 
         Raises:
             BackendError: There is no tokenizer.
+            ComparisonError: A config is no JSON object.
         """
         if folder.tokenizer is None:
             raise BackendError(
                 f"There is no tokenizer.json beside {folder.onnx}.",
                 "Copy the model's tokenizer there.",
             )
-        ends = folder.config.get("eos_token_id")
+        # Chat models often end a turn with a token of which only the generation config knows.
+        generation = read_object(folder.onnx.parent / "generation_config.json")
+        ends = generation.get("eos_token_id", folder.config.get("eos_token_id"))
         return cls(folder.tokenizer, frozenset(_numbers(ends)))
 
     def encode(self, text: str) -> list[int]:
@@ -115,7 +118,14 @@ class TextModel:
         return text
 
     def _loaded(self) -> Any:
-        return require("tokenizers", extra="cpu").Tokenizer.from_file(str(self.tokenizer))
+        module = require("tokenizers", extra="cpu")
+        try:
+            return module.Tokenizer.from_file(str(self.tokenizer))
+        except Exception as error:  # the library raises no class of its own
+            raise BackendError(
+                f"{self.tokenizer} is no tokenizer ({first_line(error)}).",
+                "Copy the model's tokenizer there again.",
+            ) from error
 
 
 def _numbers(value: object) -> list[int]:

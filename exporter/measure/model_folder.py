@@ -49,6 +49,23 @@ class ModelFolder:
         return first if isinstance(first, int) else None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object beside a model; empty where the file is not there.
+
+    Raises:
+        ComparisonError: When it is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ComparisonError(f"{path} can't be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ComparisonError(f"{path} holds no JSON object.")
+    return content
+
+
 def find_model(path: Path) -> ModelFolder:
     """Finds the files of a model.
 
@@ -64,7 +81,7 @@ def find_model(path: Path) -> ModelFolder:
     return ModelFolder(
         onnx=onnx,
         tokenizer=tokenizer if tokenizer.is_file() else None,
-        config=_read_config(onnx.parent / "config.json"),
+        config=read_object(onnx.parent / "config.json"),
     )
 
 
@@ -79,15 +96,3 @@ def _onnx_file(path: Path) -> Path:
         told = f"{len(found)} ONNX files and no model.onnx" if found else "no ONNX file"
         raise OnnxFileError(f"{path} holds {told}.", "Name the ONNX file itself.")
     return found[0]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ComparisonError(f"{path} can't be read as JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise ComparisonError(f"{path} holds no JSON object.")
-    return config

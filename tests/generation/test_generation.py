@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.cli import run
 from exporter.errors import BackendError, UsageError
-from exporter.generation.generate import generate
+from exporter.generation.generate import TextModel, generate
 from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.generation.sampling import Sampler, Sampling
+from exporter.measure.model_folder import find_model
 from graph_passes import Deletion, prune_graph, save_model
 from graph_passes.tiny_graphs import HEAD_DIM, HEADS, TinySpec, tiny_model
 
@@ -98,6 +101,40 @@ def test_a_graph_without_a_cache_cannot_generate(tmp_path: Path) -> None:
     save_model(tiny_model(TinySpec(cache=False)), tmp_path / "model.onnx")
     with pytest.raises(BackendError, match="no decoder with a KV cache"):
         OnnxRuntimeDecoder(tmp_path / "model.onnx", threads=1).__enter__()
+
+
+def texts(folder: Path, **configs: Any) -> TextModel:
+    """What a folder with these configs says."""
+    saved(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    for name, config in configs.items():
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    return TextModel.of(find_model(folder))
+
+
+def test_the_generation_config_knows_what_ends_a_text(tmp_path: Path) -> None:
+    (tmp_path / "both").mkdir()
+    both = texts(
+        tmp_path / "both", config={"eos_token_id": 1}, generation_config={"eos_token_id": [1, 9]}
+    )
+    assert both.stop_ids == {1, 9}
+    (tmp_path / "one").mkdir()
+    one = texts(tmp_path / "one", config={"eos_token_id": 1}, generation_config={})
+    assert one.stop_ids == {1}
+
+
+def test_a_file_that_is_no_tokenizer_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    with pytest.raises(BackendError, match="is no tokenizer"):
+        texts(tmp_path).encode("hi")
+
+
+def test_an_engine_generates_nothing_so_far(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.engine").write_bytes(b"")
+    assert run(["generate", str(tmp_path / "m.engine"), "hi"]) == 1
+    assert "is an engine" in capsys.readouterr().err
 
 
 LOGITS = np.log(np.array([[0.1, 0.2, 0.4, 0.3]]))
