@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -205,6 +211,39 @@ def test_what_needs_a_card_is_refused_where_none_is(
     monkeypatch.setattr(build, "ask_driver", lambda: Driver("no NVIDIA driver"))
     with pytest.raises(EngineError, match="only where a GPU is"):
         build_engines(models[0], tmp_path, settings=BuildSettings(**{option: True}))
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_build_that_is_ended_leaves_no_builder_behind(
+    end: signal.Signals, models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    # A bar of the builder's own: it tells its process and never ends.
+    script = (
+        "import sys, exporter.engine.child as child, exporter.cli as c\n"
+        "child.WORKER = ('-c', 'import exporter.engine.worker as w, os, sys, time;'\n"
+        '  \'w._end_with_parent(); print(os.getpid(), file=open(sys.argv[1] + ".pid", "w"));\'\n'
+        '  \'os.rename(sys.argv[1] + ".pid", "started"); time.sleep(60)\')\n'
+        "sys.exit(c.run(sys.argv[1:]))\n"
+    )
+    call = ["build", str(models[0]), "-o", "out/m.engine", "--prompt", "1:4:8"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    caller = subprocess.Popen([sys.executable, "-c", script, *call], cwd=tmp_path, env=env)
+    started = tmp_path / "started"
+    waited(started.exists)
+    builder = Path("/proc", started.read_text().strip())
+    caller.send_signal(end)
+    assert caller.wait(30) == (-end if end == signal.SIGKILL else 130)
+    waited(lambda: not builder.exists() or "Z" in (builder / "stat").read_text().split()[2])
+    if end != signal.SIGKILL:
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["started"]
+
+
+def waited(ready: Callable[[], bool]) -> None:
+    """Waits for something that comes soon."""
+    until = time.monotonic() + 30
+    while not ready():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_sound_and_an_unsound_graph_end_with_0_and_1(
