@@ -107,9 +107,10 @@ def prune(
         progress=progress,
     )
     replaced = sum(entry.replacement != "none" for entry in report.deleted)
+    count = len(report.deleted)
     place = f", {replaced} of them replaced" if replaced else ""
     line = (
-        f"{len(report.deleted)} sublayers deleted{place}: "
+        f"{count} sublayer{'s' * (count > 1)} deleted{place}: "
         f"{report.before.nodes} -> {report.after.nodes}"
         f" nodes, {report.before.bytes / 1e6:.1f} -> {report.after.bytes / 1e6:.1f} MB of weights,"
         f" verification: {_verification(report.verification, verify)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def test_numbers_come_as_they_were_written(tmp_path: Path) -> None:
     assert linear.weight.dtype == ir.DataType.BFLOAT16
     assert np.array_equal(linear.weight.numpy(), TENSORS["attention.1.weight"])
     assert found.tensors[SublayerRef(0, "mlp")].weight is None
+
+
+def test_the_plan_in_the_readme_is_a_whole_one(tmp_path: Path) -> None:
+    readme = Path(__file__).parents[2] / "graph_passes" / "README.md"
+    (example,) = re.findall(r"```json\n(.*?)```", readme.read_text("utf-8"), flags=re.DOTALL)
+    (tmp_path / "plan.json").write_text(example)
+    plan = read_plan(tmp_path / "plan.json")
+    assert plan.describe() == "attention 25 (linear)"
+    assert plan.replacements is not None
 
 
 def test_a_plan_is_carried_out_from_the_command_line(
