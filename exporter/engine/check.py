@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,20 +79,19 @@ def check_engine(
     flavour = FLAVOURS[backend]
     refuse_without_driver(flavour)
     operators = graph_facts(onnx).operators
-    foreign = [name for name in operators if "." in name]
-    plain = [name for name in operators if "." not in name]
-    request = {"job": "check", "onnx": str(onnx.absolute()), "operators": plain}
+    request = {
+        "job": "check",
+        "onnx": str(onnx.absolute()),
+        "operators": sorted(set(map(_without_domain, operators))),
+    }
     result = run_job(flavour, request, progress, f"check for {backend}")
-    domains = {name.rpartition(".")[2]: name for name in foreign}
+    domains = {_without_domain(name): name for name in operators if "." in name}
     told = [
         _finding(each["node"], domains.get(each["operator"], each["operator"]), each["reason"])
         for each in result["obstacles"]
     ]
     if told:  # the parser stops at the first: list the rest of the same sort
-        known = {each.node for each in told}
-        for name in [*foreign, *result["unknown_operators"]]:
-            rest = [node for node in operators[name] if node not in known]
-            told += [_finding(node, name, _unknown(name)) for node in rest]
+        told += _further(told, operators, result["unknown_operators"])
     return EngineCheck(backend, result["version"], tuple(sorted(told, key=_place)))
 
 
@@ -109,15 +109,32 @@ def refuse_without_driver(flavour: Flavour) -> None:
         )
 
 
-def _unknown(operator: str) -> str:
-    return f"the parser does not know {operator}"
+def _further(
+    told: Sequence[Finding], operators: Mapping[str, Sequence[str]], unknown: Sequence[str]
+) -> list[Finding]:
+    """Nodes whose operator is unknown, or foreign and refused at another node already."""
+    known = {each.node for each in told}
+    reasons = {each.operator: each.reason for each in told}
+    found = []
+    for operator, nodes in operators.items():
+        name = _without_domain(operator)
+        reason = reasons.get(name, "") if name != operator else ""
+        if name in unknown:
+            reason = f"the parser does not know {operator}"
+        if reason:
+            found += [_finding(node, operator, reason) for node in nodes if node not in known]
+    return found
+
+
+def _without_domain(operator: str) -> str:
+    return operator.rpartition(".")[2]
 
 
 def _finding(node: str, operator: str, reason: str) -> Finding:
     """A finding; the operator comes with its domain, where it has one."""
     layer = _LAYER.search(node)
     number = int(layer.group(1)) if layer else None
-    name = operator.rpartition(".")[2]
+    name = _without_domain(operator)
     return Finding(number, node, name, reason, _way_out(operator, reason))
 
 

@@ -108,7 +108,10 @@ class OnnxRuntimeDecoder:
         spec = self._specs[name]
         heads, head_size = spec.shape[1], spec.shape[3]
         if not isinstance(heads, int) or not isinstance(head_size, int):
-            raise BackendError(f"{name} declares no number of heads or no head size.")
+            raise BackendError(
+                f"{name} declares no number of heads or no head size.",
+                "A graph of onnxruntime-genai runs there; depthcut export writes both numbers.",
+            )
         return self._runner.value(np.zeros((batch, heads, 0, head_size), spec.dtype))
 
 

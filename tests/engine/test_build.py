@@ -264,6 +264,17 @@ def test_a_sound_and_an_unsound_graph_end_with_0_and_1(
     assert all(each["node"].startswith("number ") for each in findings)
 
 
+def test_a_foreign_operator_that_the_parser_knows_is_not_called_unknown(tmp_path: Path) -> None:
+    model = tiny_model(TinySpec(layers=3))
+    names = iter(["Odd", "Odd", "MatMulNBits"])  # the parser stops at the first
+    for node in model.graph:
+        if node.op_type == "Softmax":
+            node.domain, node.op_type = "com.microsoft", next(names)
+    model.graph.opset_imports["com.microsoft"] = 1
+    save_model(model, tmp_path / "m.onnx")
+    assert [each.operator for each in check_engine(tmp_path / "m.onnx").findings] == ["Odd", "Odd"]
+
+
 def test_a_record_that_is_none_does_not_stop_a_check(tmp_path: Path) -> None:
     model = tiny_model(TinySpec())
     model.metadata_props["depthcut.plan"] = "[{}]"
