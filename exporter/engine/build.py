@@ -249,7 +249,7 @@ def _refuse_obstacles(onnx: Path, flavour: Flavour, result: dict[str, Any]) -> N
         raise EngineError(
             f"{onnx} does not parse in {flavour.backend} {result['version']}: "
             f"{where}{first['reason']}.",
-            f"depthcut check-engine {onnx} lists what else of this sort is in the way, and ways out.",
+            f"depthcut check-engine {onnx} lists what else is in the way, and ways out.",
         )
 
 

@@ -42,10 +42,10 @@ def run_job(
         said = Path(folder, "said")
         with said.open("wb") as errors, progress.task(what, _PERCENT) as task:
             outcome, code = _listen([sys.executable, *WORKER, path], errors, task)
-        words = said.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
-    if words:
-        progress.detail(words)
-    return _result(outcome, code, flavour, words)
+            words = said.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
+            if words:
+                progress.detail(words)
+            return _result(outcome, code, flavour, words)  # within: what failed isn't done
 
 
 def _listen(command: list[Any], errors: Any, task: Task) -> tuple[dict[str, Any], int]:

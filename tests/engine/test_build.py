@@ -192,8 +192,19 @@ def test_the_command_prints_one_json_document(
 def test_options_that_make_no_sense_are_wrong_calls(
     options: list[str], models: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    assert run(["build", str(models[0]), "-o", str(tmp_path / "e"), *options]) == 2
+    sound = ["build", str(models[0]), "-o", str(tmp_path / "e")]
+    assert run([*sound, *options]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_that_fails_is_not_called_done(
+    models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["build", str(models[0]), "-o", str(tmp_path), "--compute-capability"]
+    assert run([*call, "sm90"]) == 1
+    told = capsys.readouterr().err
+    assert "build with tensorrt-rtx ..." in told
+    assert "done" not in told
 
 
 def test_a_phase_that_is_named_twice_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
