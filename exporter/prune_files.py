@@ -87,25 +87,29 @@ def choose_report_path(target: Path, asked: Path | None) -> Path:
     """Where the report goes: where it is asked for, or ``prune.json`` beside the result.
 
     Raises:
-        SurgeryError: A folder is named, or something else than a report stands there; unasked,
-            another model's report counts as something else.
+        SurgeryError: A folder is named.
     """
     for file in (target, asked):
         if file is not None and (not file.name or file.is_dir()):
             raise SurgeryError(f"{file} is a folder.", "Name a file in it, such as pruned.onnx.")
-    if asked is not None:
-        if asked.exists():
-            _described(asked)  # any report may be replaced, but nothing else
-        return asked
-    path = target.with_name("prune.json")
-    if path.exists():
-        _refuse_foreign_report(path, target.name)
-    return path
+    return asked or target.with_name("prune.json")
 
 
-def _refuse_foreign_report(path: Path, target: str) -> None:
+def refuse_foreign_report(path: Path, target: str, *, asked: bool) -> None:
+    """Keeps a report from taking the place of something else.
+
+    Args:
+        path: Where it goes.
+        target: The name of the result that it speaks of.
+        asked: Whether that place was asked for; then it may hold another model's report.
+
+    Raises:
+        SurgeryError: Something else than a report stands there, or another model's.
+    """
+    if not path.exists():
+        return
     described = _described(path)
-    if described not in ("", target) and (path.parent / described).exists():
+    if not asked and described not in ("", target) and (path.parent / described).exists():
         raise SurgeryError(f"{path} is the report of {described}.", _ELSEWHERE)
 
 

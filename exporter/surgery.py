@@ -19,7 +19,7 @@ from exporter.errors import MissingDependencyError
 from exporter.optional import require
 from exporter.oracle_setting import DEFAULT_LIMIT_BYTES, choose
 from exporter.progress import QUIET, Progress
-from exporter.prune_files import PruneFiles, choose_report_path
+from exporter.prune_files import PruneFiles, choose_report_path, refuse_foreign_report
 from exporter.replacement_file import Replacements
 from exporter.source_hashes import SourceHashes
 from graph_passes.types import (
@@ -109,10 +109,11 @@ def prune_file(
 
     if verify == "oracle":
         _require_runtime()
-    report_path = choose_report_path(target, report_path)
+    report_place = choose_report_path(target, report_path)
     model = load_model(source)
-    files = PruneFiles.choose(source, model, target, report_path, weights, genai_config)
+    files = PruneFiles.choose(source, model, target, report_place, weights, genai_config)
     files.refuse_overwriting(replacements)
+    refuse_foreign_report(files.report, target.name, asked=report_path is not None)
     refuse_collision(model, target, weights, brings_weights=replacements is not None)
     setting = choose(model, verify_limit_bytes) if verify == "oracle" else None
     hashes = SourceHashes(source, files.data if weights == "compact" else [])
