@@ -78,7 +78,7 @@ def build_engine(
     _refuse_refit_without_driver(flavour, settings)
     facts = graph_facts(onnx)
     entries = [ProfileEntry.of(profile) for profile in profiles]
-    in_folder = target.is_dir() or not target.suffix
+    in_folder = is_folder(target)
     sources = [onnx, *_weights(onnx)]
     if not in_folder:  # a build takes long: what can be refused is refused before it
         refuse_overwriting(_labelled(target, label), sources)
@@ -104,25 +104,16 @@ def build_engine(
         record = EngineRecord(
             made_from=parents.result(),
             engine=path.name,
-            engine_sha256=result["engine_sha256"],
             engine_bytes=built.stat().st_size,
             backend=backend,
-            backend_version=result["version"],
             built_on=_this_card(),
             settings=settings,
             precision=facts.precision,
             plan=facts.plan,
             profiles=entries,
-            inputs=[EngineTensor.model_validate(each) for each in result["inputs"]],
-            outputs=[EngineTensor.model_validate(each) for each in result["outputs"]],
-            network_layers=result["network_layers"],
-            layers=result["layers"],
-            memory_bytes=result["memory_bytes"],
-            reproducible=flavour.builds_without_gpu and result["fixed_addresses"],
             timing_cache_sha256=_hash_of(stage / _NEW_CACHE),
-            parse_s=result["parse_s"],
-            build_s=result["build_s"],
             total_s=time.perf_counter() - begin,
+            **_told(flavour, result),
         )
         sidecar = record.write(stage / "engine.json")
         moves = [(built, path), (sidecar, sidecar_path(path))]
@@ -130,6 +121,18 @@ def build_engine(
             _keep_cache(stage / _NEW_CACHE, timing_cache)
         place(moves)
     return path, record
+
+
+def _told(flavour: Flavour, result: dict[str, Any]) -> dict[str, Any]:
+    """What the building process says of the engine, as the record has it."""
+    same = ("engine_sha256", "network_layers", "layers", "memory_bytes", "parse_s", "build_s")
+    return {
+        **{name: result[name] for name in same},
+        "backend_version": result["version"],
+        "inputs": [EngineTensor.model_validate(each) for each in result["inputs"]],
+        "outputs": [EngineTensor.model_validate(each) for each in result["outputs"]],
+        "reproducible": flavour.builds_without_gpu and result["fixed_addresses"],
+    }
 
 
 def build_engines(
@@ -179,11 +182,22 @@ def build_engines(
             backend=backend,
             settings=settings,
             timing_cache=timing_cache,
-            label=group[0].phase if split else "",
+            label=_label(target, group, split=split, whole=len(group) == len(phases_of(inputs))),
             progress=progress,
         )
         for group in groups
     ]
+
+
+def _label(target: Path, group: Sequence[Profile], *, split: bool, whole: bool) -> str:
+    """The phases, where an engine's name has to tell them; a name that was given stays."""
+    tells = split or (is_folder(target) and not whole)
+    return "+".join(profile.phase for profile in group) if tells else ""
+
+
+def is_folder(target: Path) -> bool:
+    """Whether an engine is to be named after what it is, in a folder."""
+    return target.is_dir() or not target.suffix
 
 
 def engine_name(

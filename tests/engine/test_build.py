@@ -54,7 +54,7 @@ def engines(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory)
 
 def test_the_name_says_what_an_engine_is(engines: list[Path]) -> None:
     whole, cut = (path.name.rpartition("-rtx")[0] for path in engines)
-    assert (whole, cut) == ("whole-fp32-sm89", "cut-attn2-fp32-sm89")
+    assert (whole, cut) == ("whole-fp32-decode-sm89", "cut-attn2-fp32-decode-sm89")
 
 
 def test_the_cut_engine_is_smaller_and_has_fewer_layers(engines: list[Path]) -> None:
