@@ -48,7 +48,7 @@ class DropRequest:
         if sum(count > 0 for count in counts) + (self.plan is not None) != 1:
             raise UsageError(
                 "Say what to drop, in one way:",
-                "--drop-attn N, --drop-mlp N, --drop-block N, --drop N or --plan FILE.",
+                "--drop-attn N, --drop-mlp N, --drop-block N, --drop N; in export also --plan.",
             )
 
 

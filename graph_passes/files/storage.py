@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -228,9 +229,10 @@ def data_path(path: Path) -> Path:
 def write_error(path: Path, error: OSError) -> OnnxFileError:
     """What went wrong while a model was written, in one line."""
     reason = error.strerror or str(error)
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     return OnnxFileError(
         f"{path} can't be written: {reason}. Nothing was left behind.",
-        "Free some space, or choose another place.",
+        "Free some space, or choose another place." if full else "Choose another place.",
     )
 
 
