@@ -17,7 +17,7 @@ from exporter.artifacts import (
 )
 from exporter.errors import MissingDependencyError
 from exporter.optional import require
-from exporter.oracle_setting import DEFAULT_LIMIT_BYTES, choose
+from exporter.oracle.setting import DEFAULT_LIMIT_BYTES, choose
 from exporter.progress import QUIET, Progress
 from exporter.prune_files import PruneFiles, choose_report_path, refuse_foreign_report
 from exporter.replacement_file import Replacements
@@ -127,7 +127,7 @@ def prune_file(
     def verified(candidate: Path, folder: Path) -> Verification:
         if setting is None:
             return NOT_VERIFIED
-        from exporter.oracle import Candidate, verify_candidate
+        from exporter.oracle.verify import Candidate, verify_candidate
 
         result = Candidate(candidate, folder, passed)
         return verify_candidate(model, source.parent, asked, result, progress, numbers, setting)

@@ -198,7 +198,7 @@ def quantised_static(source: Maker, name: str) -> Maker:
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
-        from exporter.oracle_inputs import cases, draw
+        from exporter.oracle.inputs import cases, draw
         from graph_passes.files.storage import load_model
 
         path = shop.make(name, source, layers)

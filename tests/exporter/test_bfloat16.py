@@ -11,10 +11,10 @@ import onnx_ir as ir
 import pytest
 from test_verification import wrong_layer  # noqa: F401
 
-from exporter import oracle_setting
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import VerificationError
-from exporter.oracle_widening import has_bfloat16, in_float32
+from exporter.oracle import setting as oracle_setting
+from exporter.oracle.widening import has_bfloat16, in_float32
 from exporter.replacement_file import Replacements
 from exporter.surgery import prune_file
 from graph_passes import ReplacementTensors, SublayerRef, testing

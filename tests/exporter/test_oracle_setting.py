@@ -13,10 +13,11 @@ from llama_shaped import LlamaShape, write_llama
 from test_verification import wrong_layer  # noqa: F401
 
 import exporter.cli as command_line
-from exporter import memory, oracle_setting
 from exporter.artifacts import PlannedDeletion, PruneReport
 from exporter.cli.options import Size
 from exporter.errors import VerificationError
+from exporter.oracle import memory
+from exporter.oracle import setting as oracle_setting
 from exporter.surgery import prune_file
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model

@@ -14,9 +14,9 @@ import pytest
 import graph_passes
 from exporter.artifacts import PlannedDeletion, Verification
 from exporter.errors import VerificationError
-from exporter.oracle_inputs import cases, draw, half_written
-from exporter.oracle_rounding import with_exact_products
-from exporter.oracle_verdict import compare_run, judge
+from exporter.oracle.inputs import cases, draw, half_written
+from exporter.oracle.rounding import with_exact_products
+from exporter.oracle.verdict import compare_run, judge
 from exporter.surgery import prune_file
 from graph_passes import tiny_graphs
 from graph_passes.files.storage import save_model

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from exporter.artifacts import Verification
 from exporter.errors import VerificationError
 from exporter.optional import require
-from exporter.oracle_inputs import cases, draw, half_written
-from exporter.oracle_rounding import with_exact_products
-from exporter.oracle_setting import FULL, Setting
-from exporter.oracle_verdict import Difference, compare_run, judge
-from exporter.oracle_weights import relocated, set_apart
-from exporter.oracle_widening import (
+from exporter.oracle.inputs import cases, draw, half_written
+from exporter.oracle.rounding import with_exact_products
+from exporter.oracle.setting import FULL, Setting
+from exporter.oracle.verdict import Difference, compare_run, judge
+from exporter.oracle.weights import relocated, set_apart
+from exporter.oracle.widening import (
     has_bfloat16,
     in_float32,
     loaded,
@@ -81,7 +81,7 @@ def verify_candidate(
         candidate: The result.
         progress: Who is told.
         replacements: The numbers that took the places of deleted branches.
-        setting: From :func:`exporter.oracle_setting.choose`.
+        setting: From :func:`exporter.oracle.setting.choose`.
 
     Raises:
         VerificationError: An output differs by more than 1e-4 times its largest value, or 1 if
