@@ -40,7 +40,7 @@ class EngineRecord(Artifact):
         layers: By type, the layers that the builder made and that do real work.
         memory_bytes: By kind, what the builder says it needs.
         reproducible: Whether it was built with fixed addresses; TensorRT-RTX then gives the same
-            bytes again.
+            bytes again, all but always.
         timing_cache_sha256: Of the timing cache that it was built with; None without one.
         parse_s: Seconds for reading the graph.
         build_s: Seconds that the builder took.
