@@ -89,7 +89,8 @@ def prune(
     replacements = None
     if plan_path is not None:
         replacements = read_replacements(plan, plan_path)
-        for written in (output, report_path or output.with_name("prune.json")):
+        own_data = output.with_name(output.name + ".data")
+        for written in (output, own_data, report_path or output.with_name("prune.json")):
             refuse_overwriting(written, [plan_path])
     report = prune_file(
         model,
@@ -110,7 +111,7 @@ def prune(
     count = len(report.deleted)
     place = f", {replaced} of them replaced" if replaced else ""
     line = (
-        f"{count} sublayer{'s' * (count > 1)} deleted{place}: "
+        f"{count} sublayer{'s' * (count != 1)} deleted{place}: "
         f"{report.before.nodes} -> {report.after.nodes}"
         f" nodes, {report.before.bytes / 1e6:.1f} -> {report.after.bytes / 1e6:.1f} MB of weights,"
         f" verification: {_verification(report.verification, verify)}"

@@ -84,14 +84,7 @@ def build_engine(
         refuse_overwriting(_labelled(target, label), sources)
     with staging(target / "engine" if in_folder else target) as stage:
         built = stage / "engine"
-        request = {
-            "job": "build",
-            "onnx": str(onnx.absolute()),
-            "engine": str(built.resolve()),
-            "settings": settings.model_dump(),
-            "profiles": [entry.model_dump() for entry in entries],
-            "timing_cache": _cache_request(timing_cache, stage),
-        }
+        request = _request(onnx, built, settings, entries, timing_cache)
         with ThreadPoolExecutor(1) as pool:
             parents = pool.submit(_made_from, onnx)  # while the builder is at work
             result = run_job(flavour, request, progress, f"build with {backend}")
@@ -121,6 +114,24 @@ def build_engine(
             _keep_cache(stage / _NEW_CACHE, timing_cache)
         place(moves)
     return path, record
+
+
+def _request(
+    onnx: Path,
+    built: Path,
+    settings: BuildSettings,
+    entries: Sequence[ProfileEntry],
+    timing_cache: Path | None,
+) -> dict[str, Any]:
+    """What the building process is asked for."""
+    return {
+        "job": "build",
+        "onnx": str(onnx.absolute()),
+        "engine": str(built.resolve()),
+        "settings": settings.model_dump(),
+        "profiles": [entry.model_dump() for entry in entries],
+        "timing_cache": _cache_request(timing_cache, built.parent),
+    }
 
 
 def _told(flavour: Flavour, result: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import exporter.cli as command_line
-from exporter.artifacts import PlannedDeletion, PruneReport
+from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan
 from exporter.errors import MissingDependencyError, OnnxFileError, SurgeryError
 from exporter.surgery import prune_file
 from graph_passes.files import placing, storage
@@ -218,6 +218,30 @@ def test_the_command_takes_a_place_for_the_report(source: Path, tmp_path: Path) 
     assert command_line.run([*call, "--report", str(report_path)]) == 0
     assert PruneReport.read(report_path).target == "m.onnx"
     assert sorted(content(target.parent)) == ["m.onnx", "m.onnx.data"]
+
+
+def test_the_plan_is_not_overwritten_by_the_weights(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "m.onnx.data"
+    plan.write_text(PruningPlan(deletions=PLAN).to_json())
+    before = plan.read_bytes()
+    call = ["prune", str(source), "-o", str(tmp_path / "m.onnx"), "--plan", str(plan)]
+    assert command_line.run([*call, "--verify", "none"]) == 2
+    assert "is an input" in capsys.readouterr().err
+    assert plan.read_bytes() == before
+
+
+def test_nothing_left_to_delete_is_told_in_the_plural(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once, again = tmp_path / "once.onnx", tmp_path / "o" / "again.onnx"
+    for given, made in ((source, once), (once, again)):
+        call = ["prune", str(given), "-o", str(made), "--drop", "mlp:1", "--verify", "none"]
+        assert command_line.run(call) == 0
+    told = capsys.readouterr().out
+    assert "1 sublayer deleted" in told
+    assert "0 sublayers deleted" in told
 
 
 _WITHOUT_RUNTIME = """
