@@ -284,14 +284,14 @@ class _Road:
 
     def _published(self, report: ComparisonReport) -> ComparisonReport:
         """The report with its arms' paths as they will be once everything is in its place."""
-        arms = {
-            name: arm.model_copy(update={"path": str(self._request.out / name / "model.onnx")})
+        baseline, candidate = (
+            arm.model_copy(update={"path": str(self._request.out / name / "model.onnx")})
             for name, arm in (
                 ("baseline", report.arms.baseline),
                 ("candidate", report.arms.candidate),
             )
-        }
-        return report.model_copy(update={"arms": Arms(**arms)})
+        )
+        return report.model_copy(update={"arms": Arms(baseline=baseline, candidate=candidate)})
 
     def _importance(self) -> ImportanceReport:
         return ImportanceReport.read(self._ledger.path("importance.json"))

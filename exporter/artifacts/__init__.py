@@ -1,0 +1,111 @@
+"""The data that passes between the stages, as files: JSON, validated, with their parents' hashes.
+
+Every file begins with ``schema_version`` and ``kind`` and says what it was made from. A lower
+importance score means more redundant, whatever the metric.
+"""
+
+from __future__ import annotations
+
+from exporter.artifacts.accuracy import (
+    Accuracy,
+    EmbeddingAgreement,
+    GenerationAgreement,
+    Interval,
+    LongContext,
+    PerplexityPair,
+    PositionError,
+    TaskResult,
+)
+from exporter.artifacts.base import (
+    _TOLD_VERSIONS,
+    SCHEMA_VERSION,
+    Artifact,
+    Record,
+    command_line,
+    json_path,
+    library_versions,
+)
+from exporter.artifacts.comparison import (
+    Arm,
+    Arms,
+    ComparisonReport,
+    EngineFacts,
+    ParityCheck,
+)
+from exporter.artifacts.latency import (
+    FEWEST_ROUNDS,
+    Environment,
+    LatencyRow,
+    LatencySamples,
+    MachineState,
+    NoiseFloor,
+    Phase,
+    Speedup,
+    Stop,
+    TimedPhase,
+    VerdictWord,
+)
+from exporter.artifacts.stages import (
+    CalibrationRef,
+    DeletedEntry,
+    DeletionKind,
+    GraphSizeEntry,
+    ImportanceReport,
+    ModelRef,
+    PlannedDeletion,
+    PruneReport,
+    PruningPlan,
+    RefusedEntry,
+    Replacement,
+    ReplacementsRef,
+    Score,
+    Verification,
+)
+
+__all__ = [
+    "FEWEST_ROUNDS",
+    "SCHEMA_VERSION",
+    "_TOLD_VERSIONS",
+    "Accuracy",
+    "Arm",
+    "Arms",
+    "Artifact",
+    "CalibrationRef",
+    "ComparisonReport",
+    "DeletedEntry",
+    "DeletionKind",
+    "EmbeddingAgreement",
+    "EngineFacts",
+    "Environment",
+    "GenerationAgreement",
+    "GraphSizeEntry",
+    "ImportanceReport",
+    "Interval",
+    "LatencyRow",
+    "LatencySamples",
+    "LongContext",
+    "MachineState",
+    "ModelRef",
+    "NoiseFloor",
+    "ParityCheck",
+    "PerplexityPair",
+    "Phase",
+    "PlannedDeletion",
+    "PositionError",
+    "PruneReport",
+    "PruningPlan",
+    "Record",
+    "RefusedEntry",
+    "Replacement",
+    "ReplacementsRef",
+    "Score",
+    "Speedup",
+    "Stop",
+    "TaskResult",
+    "TimedPhase",
+    "VerdictWord",
+    "Verification",
+    "command_line",
+    "json_path",
+    "library_versions",
+]

@@ -1,0 +1,119 @@
+"""The part of report.json that speaks of quality: both arms on the same tokens and items."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from exporter.artifacts.base import Record
+
+
+class Interval(Record):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    ci95: tuple[float, float]
+
+
+class PerplexityPair(Record):
+    """exp of the mean negative log-likelihood per token, both arms on the same tokens."""
+
+    baseline: float
+    candidate: float
+
+
+class PositionError(Record):
+    """Means over the positions ``first`` to ``last`` (inclusive) of all samples."""
+
+    first: int
+    last: int
+    kl_divergence: float
+    top1_agreement: float
+    baseline_loss: float | None = None
+    candidate_loss: float | None = None
+
+
+class GenerationAgreement(Record):
+    """Greedy continuations of the same prompts by both arms.
+
+    ``first_divergence`` has for each prompt the number of tokens that are the same before the
+    first that differs; ``new_tokens`` where none does.
+    """
+
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    exact_match: float
+    first_divergence: list[int]
+
+
+class LongContext(Record):
+    """One length of context: finding a fact in it, and predicting its end.
+
+    ``needle_*`` are shares of the needles that an arm finds; ``perplexity`` is of the last tokens
+    of samples that long.
+    """
+
+    context_length: int
+    needles: int = 0
+    needle_baseline: float | None = None
+    needle_candidate: float | None = None
+    perplexity: PerplexityPair | None = None
+
+
+class TaskResult(Record):
+    """A task's score of both arms on the same items.
+
+    ``difference`` is candidate minus baseline, its interval from a paired bootstrap over items;
+    ``mcnemar_p`` the exact test's over the items that only one arm gets right.
+    """
+
+    task: str
+    metric: str
+    items: int
+    baseline: float
+    candidate: float
+    difference: Interval
+    only_baseline_right: int | None = None
+    only_candidate_right: int | None = None
+    mcnemar_p: float | None = None
+    source: str = ""
+
+
+class EmbeddingAgreement(Record):
+    """Encoders: both arms' sentence embeddings of the same texts.
+
+    ``cosine`` is the mean over texts of the two arms' cosine; ``rank_agreement`` Spearman's
+    correlation of all pairs' similarities in one arm with those in the other.
+    """
+
+    texts: int
+    cosine: float
+    lowest_cosine: float
+    rank_agreement: float
+
+
+class Accuracy(Record):
+    """How far the candidate's predictions are from the baseline's.
+
+    ``kl_divergence`` is KL(baseline || candidate) in nats, mean over positions;
+    ``top1_agreement`` the share of positions with the same most likely token, ``top5_agreement``
+    the mean share of the baseline's five most likely tokens among the candidate's.
+    ``log_perplexity_increase`` is the mean difference of the losses in nats, its interval from a
+    paired bootstrap over samples.
+    """
+
+    text_source: str
+    text_sha256: str
+    tokens: int
+    perplexity: PerplexityPair | None
+    kl_divergence: float | None
+    top1_agreement: float | None
+    stride: int | None = None
+    log_perplexity_increase: Interval | None = None
+    kl_interval: Interval | None = None
+    top5_agreement: float | None = None
+    positions: list[PositionError] = Field(default_factory=list)
+    generation: GenerationAgreement | None = None
+    long_context: list[LongContext] = Field(default_factory=list)
+    tasks: list[TaskResult] = Field(default_factory=list)
+    embeddings: EmbeddingAgreement | None = None

@@ -1,0 +1,110 @@
+"""What every file between the stages has in common: validation, versions, its parents' hashes."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from exporter.errors import ArtifactError
+from exporter.files import write_text
+
+SCHEMA_VERSION = 1
+
+_TOLD_VERSIONS = (
+    "depthcut", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript",
+    "torch", "transformers", "tokenizers", "gguf", "scipy", "optimum-onnx", "tensorrt",
+    "tensorrt-rtx",
+)  # fmt: skip
+
+
+class Record(BaseModel):
+    """An immutable part of a file; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Artifact(Record):
+    """A stage's file: what it is, what it was made from, and by what."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str
+    made_from: dict[str, str] = Field(default_factory=dict)
+    """Role (``model``, ``plan``, ...) to the hex SHA-256 of what was read."""
+    versions: dict[str, str] = Field(default_factory=lambda: library_versions())
+    command: list[str] = Field(default_factory=lambda: command_line())
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def write(self, path: Path) -> Path:
+        """Writes the file, whole or not at all."""
+        write_text(path, self.to_json())
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads and validates a file.
+
+        Raises:
+            ArtifactError: With the JSON path of what is wrong.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} does not exist.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path} can't be read: {error}.") from error
+        return _validated(cls, text, path)
+
+
+_A = TypeVar("_A", bound=Artifact)
+
+
+class _Head(BaseModel):
+    """What is read first of any file: is it ours, and may this version read it."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
+    schema_version: Annotated[int, Field(ge=1)]
+    kind: str
+
+
+def _validated(cls: type[_A], text: str, path: Path) -> _A:
+    try:
+        head = _Head.model_validate_json(text)
+        if head.schema_version > SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{path}: $.schema_version is {head.schema_version}; "
+                f"this depthcut reads up to {SCHEMA_VERSION}.",
+                "Update depthcut.",
+            )
+        return cls.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ArtifactError(f"{path}: {json_path(first['loc'])}: {first['msg']}.") from error
+
+
+def json_path(location: tuple[int | str, ...]) -> str:
+    """A pydantic location as a JSON path: ``$.deletions[3].layer``."""
+    parts = (f"[{key}]" if isinstance(key, int) else f".{key}" for key in location)
+    return "$" + "".join(parts)
+
+
+def library_versions() -> dict[str, str]:
+    """The installed versions of the libraries that decide results."""
+    found = {}
+    for name in _TOLD_VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def command_line() -> list[str]:
+    """The running command, with the program's bare name."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]

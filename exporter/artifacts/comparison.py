@@ -1,0 +1,87 @@
+"""report.json: two arms, what they were, how fast they ran, and how far their answers differ."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from exporter.artifacts.accuracy import Accuracy
+from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.latency import Environment, LatencyRow, Phase
+from exporter.artifacts.stages import CalibrationRef, PlannedDeletion
+
+
+class EngineFacts(Record):
+    """What is known of one built engine without running it.
+
+    ``layers`` are those that compute, by type; ``memory_bytes`` by kind, as the builder says.
+    """
+
+    path: str
+    sha256: str
+    engine_bytes: int
+    backend: str
+    backend_version: str
+    built_for: str
+    precision: str
+    network_layers: int
+    layers: dict[str, int]
+    memory_bytes: dict[str, int]
+    build_s: float
+
+
+class Arm(Record):
+    """One side of a comparison.
+
+    ``cpu_nodes`` counts, by operator, the nodes that ran on the CPU although ``provider`` is
+    another: by its kind, arithmetic on shapes. ``nodes`` counts those of the file, of which the
+    backend fuses some. ``engines`` are its builds. ``not_run`` says why nothing of this arm was
+    timed, where that is so: its engines are then described by their build facts alone.
+    ``device_memory_bytes`` is what it took of the GPU while it ran.
+    """
+
+    backend: str
+    provider: str
+    precision: str
+    path: str
+    sha256: str
+    file_bytes: int
+    parameters: int
+    nodes: int
+    kv_cache_bytes_per_token: int
+    cpu_nodes: dict[str, int] = Field(default_factory=dict)
+    engines: list[EngineFacts] = Field(default_factory=list)
+    not_run: str | None = None
+    device_memory_bytes: int | None = None
+
+
+class Arms(Record):
+    """The unpruned and the pruned model, and further arms that are timed beside them."""
+
+    baseline: Arm
+    candidate: Arm
+    references: dict[str, Arm] = Field(default_factory=dict)
+
+
+class ParityCheck(Record):
+    """One model's outputs against a witness, in one phase."""
+
+    name: str
+    phase: Phase
+    max_abs_error: float
+    tolerance: float
+    passed: bool
+
+
+class ComparisonReport(Artifact):
+    """report.json."""
+
+    kind: Literal["comparison_report"] = "comparison_report"
+    environment: Environment
+    arms: Arms
+    plan: list[PlannedDeletion] = Field(default_factory=list)
+    calibration: CalibrationRef | None = None
+    parity: list[ParityCheck]
+    latency: list[LatencyRow]
+    accuracy: Accuracy | None

@@ -1,0 +1,124 @@
+"""The part of report.json that speaks of time: the machine, raw samples, and what they say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from exporter.artifacts.base import Record
+
+Phase = Literal["prefill", "decode", "encode"]
+"""What one run of a graph does."""
+TimedPhase = Literal["prefill", "decode", "encode", "first_token", "per_token", "generate"]
+"""What a row times: one run of the graph, or a part of a whole generation."""
+VerdictWord = Literal["faster", "slower", "same", "inconclusive"]
+Stop = Literal["narrow", "budget", "rounds"]
+"""Why measuring ended: a narrow enough interval, no time left, or as many rounds as were asked."""
+
+FEWEST_ROUNDS = 6
+"""A row of fewer rounds is ``inconclusive``: its interval isn't one of 95 %."""
+
+
+class MachineState(Record):
+    """The machine at one moment; None where the kernel or the driver doesn't say.
+
+    ``seconds`` is the time since measuring began.
+    """
+
+    seconds: float
+    load_average_1m: float | None = None
+    cpu_mhz: float | None = None
+    throttled: bool | None = None
+    gpu_sm_mhz: float | None = None
+    gpu_celsius: float | None = None
+
+
+class Environment(Record):
+    """The machine and the settings of a measurement.
+
+    ``load_average_1m`` is from before the measurement and counts whatever ran in that minute, this
+    program included. ``other_cpu_share`` is what all other processes took of the machine's CPU
+    time while the arms were timed; None where the kernel doesn't say. ``affinity`` are the CPUs
+    that the process may use.
+    """
+
+    machine: str
+    processor: str
+    cpu_count: int
+    threads: int
+    memory_bytes: int
+    platform: str
+    python: str
+    gpu: str | None = None
+    load_average_1m: float | None = None
+    other_cpu_share: float | None = None
+    affinity: list[int] | None = None
+    governor: str | None = None
+    states: list[MachineState] = Field(default_factory=list)
+
+
+class LatencySamples(Record):
+    """Raw times of one arm, in the order in which they were taken, and their percentiles."""
+
+    median_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    samples_ms: list[float]
+
+
+class Speedup(Record):
+    """Baseline time over candidate time, with a 95 % interval; above 1 the candidate is faster."""
+
+    ratio: float
+    ci95: tuple[float, float]
+
+
+class NoiseFloor(Record):
+    """What the baseline against itself gave in the same session.
+
+    ``ratio`` is the largest factor by which two equal arms are still told to differ here: a
+    speedup within ``1 / ratio .. ratio`` is noise, whatever its interval says.
+    """
+
+    ratio: float = Field(ge=1)
+    rounds: int = Field(ge=1)
+    speedup: Speedup
+
+
+class LatencyRow(Record):
+    """One shape, both arms, interleaved.
+
+    ``sequence_length`` is the number of new tokens of a run, ``past_length`` what the KV cache
+    holds. ``first_token``, ``per_token`` and ``generate`` are parts of one generation:
+    ``sequence_length`` is then the prompt's, ``new_tokens`` what is generated.
+
+    ``rounds`` is how many equal parts, in order, each arm's samples fall into: part *i* of both
+    arms was taken in the same round, so that a saved report can be analysed again as pairs. With
+    several ``builds`` of an engine these are the parts' groups, equal and in order.
+    ``settled`` says whether times had stopped changing when the warm-up ended. ``clock`` is the
+    host's, or the device's own events. ``imported`` rows were timed by another tool.
+    ``references`` are further arms by name, in the same rounds; they get no verdict.
+    """
+
+    phase: TimedPhase
+    batch: int
+    sequence_length: int
+    past_length: int
+    new_tokens: int = 0
+    rounds: int = Field(ge=1)
+    builds: int = Field(default=1, ge=1)
+    baseline: LatencySamples
+    candidate: LatencySamples
+    references: dict[str, LatencySamples] = Field(default_factory=dict)
+    speedup: Speedup
+    verdict: VerdictWord
+    threshold: float = 0.01
+    noise_floor: NoiseFloor | None = None
+    stopped: Stop | None = None
+    seconds: float | None = None
+    settled: bool | None = None
+    clock: Literal["host", "device"] = "host"
+    timer_overhead_ns: float | None = None
+    imported: bool = False

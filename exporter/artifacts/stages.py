@@ -1,0 +1,145 @@
+"""importance.json, plan.json and prune.json: what scoring, planning and cutting hand on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from exporter.artifacts.base import Artifact, Record
+
+DeletionKind = Literal["attention", "mlp", "block", "cross_attention", "mixer"]
+Replacement = Literal["none", "bias", "linear"]
+
+
+class ModelRef(Record):
+    """Which model a report speaks of."""
+
+    source: str
+    architecture: str
+    num_layers: int
+    sha256: str
+
+
+class CalibrationRef(Record):
+    """Which text the scores rest on. ``tokens`` counts real tokens, padding left out."""
+
+    source: str
+    samples: int
+    sequence_length: int
+    tokens: int
+    sha256: str
+
+
+class Score(Record):
+    """Importance of one sublayer or block; lower means more redundant.
+
+    ``std_error`` is the standard error of the mean over samples; None with fewer than two.
+    """
+
+    layer: int = Field(ge=0)
+    kind: DeletionKind
+    score: float
+    std_error: float | None
+
+
+class ImportanceReport(Artifact):
+    """importance.json."""
+
+    kind: Literal["importance_report"] = "importance_report"
+    model: ModelRef
+    metric: str
+    calibration: CalibrationRef
+    scores: list[Score]
+
+
+class PlannedDeletion(Record):
+    """One thing that a plan removes."""
+
+    layer: int = Field(ge=0)
+    kind: DeletionKind
+    replacement: Replacement = "none"
+
+
+class ReplacementsRef(Record):
+    """The safetensors file with fitted replacements."""
+
+    path: str
+    sha256: str
+
+
+class PruningPlan(Artifact):
+    """plan.json; ``deletions`` stand in the order in which they were chosen."""
+
+    kind: Literal["pruning_plan"] = "pruning_plan"
+    deletions: list[PlannedDeletion]
+    replacements: ReplacementsRef | None = None
+    budget: dict[str, int | float | str] = Field(default_factory=dict)
+    importance_sha256: str | None = None
+    predicted: dict[str, float] = Field(default_factory=dict)
+
+    def describe(self) -> str:
+        """The deletions in words: ``attention 25, 26 (linear); mlp 3``."""
+        layers: dict[str, list[str]] = {}
+        for deletion in self.deletions:
+            place = "" if deletion.replacement == "none" else f" ({deletion.replacement})"
+            layers.setdefault(deletion.kind, []).append(f"{deletion.layer}{place}")
+        return "; ".join(f"{kind} {', '.join(numbers)}" for kind, numbers in layers.items())
+
+
+class DeletedEntry(Record):
+    """What one deletion took out of the graph, and what its replacement put in.
+
+    ``parameters_added`` are the replacement's numbers; those of a bias that could be added to one
+    of the graph's own are not counted, since the graph holds no more for it.
+    """
+
+    layer: int
+    kind: DeletionKind
+    replacement: Replacement
+    residual_add: str
+    nodes_removed: int
+    parameters_removed: int
+    inputs_removed: list[str]
+    outputs_removed: list[str]
+    parameters_added: int = 0
+
+
+class RefusedEntry(Record):
+    """What the finder would not cut, and why."""
+
+    layer: int | None
+    kind: DeletionKind | None
+    node: str
+    reason: str
+
+
+class GraphSizeEntry(Record):
+    """Nodes, weights and the weights' bytes."""
+
+    nodes: int
+    parameters: int
+    bytes: int
+
+
+class Verification(Record):
+    """How the pruned graph was held against the masked original; ``method`` none: it was not."""
+
+    method: str
+    runs: int
+    max_abs_error: float | None
+    tolerance: float | None
+    passed: bool | None
+
+
+class PruneReport(Artifact):
+    """prune.json, beside a pruned ONNX file; ``target`` is that file's name."""
+
+    kind: Literal["prune_report"] = "prune_report"
+    target: str = ""
+    deleted: list[DeletedEntry]
+    refused: list[RefusedEntry]
+    before: GraphSizeEntry
+    after: GraphSizeEntry
+    verification: Verification
+    kv_renumbering: dict[str, str] = Field(default_factory=dict)

@@ -1,0 +1,7 @@
+"""Two models, measured under the same conditions: latency, accuracy, size."""
+
+from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare
+from exporter.compare.texts import evaluation_text
+
+__all__ = ["CompareOptions", "compare", "evaluation_text"]

@@ -1,0 +1,35 @@
+"""What the candidate's own record says was cut out of it."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import TypeAdapter, ValidationError
+
+from exporter.artifacts import PlannedDeletion
+from exporter.compare.arms import ComparedArm, Pair
+from exporter.errors import ComparisonError
+
+
+def dropped(pair: Pair) -> list[PlannedDeletion]:
+    """What the candidate's metadata say was cut, and the baseline's don't.
+
+    Raises:
+        ComparisonError: A record can't be read.
+    """
+    already, recorded = (_recorded_plan(arm) for arm in (pair.baseline, pair.candidate))
+    return [deletion for deletion in recorded if deletion not in already]
+
+
+def _recorded_plan(arm: ComparedArm) -> list[PlannedDeletion]:
+    from graph_passes.plan_record import PLAN_KEY
+
+    text = arm.facts.metadata.get(PLAN_KEY)
+    if text is None:
+        return []
+    try:
+        return TypeAdapter(list[PlannedDeletion]).validate_python(json.loads(text))
+    except (ValueError, ValidationError) as error:
+        raise ComparisonError(
+            f"{arm.folder.onnx}: the metadata entry {PLAN_KEY} is not a list of deletions."
+        ) from error

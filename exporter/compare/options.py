@@ -1,0 +1,50 @@
+"""How two models are compared: where they run, which shapes are timed, on what they are judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter.errors import UsageError
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """How two models are measured.
+
+    Attributes:
+        provider: Where ONNX Runtime runs both: ``cpu`` or ``cuda``.
+        threads: CPU threads; None takes the physical cores that this process may use.
+        prefill_lengths: Prompt lengths; for a graph without a KV cache, lengths of its input.
+        decode_past_lengths: Cache lengths at which one token is decoded. One of the two may be
+            empty, not both.
+        batch: Sequences in each timed call.
+        rounds: Interleaved rounds of a row at least, from 2 on; below 6 there is no verdict. Where
+            calls are short there are more, until the row has taken 20 seconds or has 60 rounds.
+        eval_text: What the models are judged on; see :func:`exporter.texts.read_texts`.
+        eval_tokens: How much of it, rounded down to whole samples.
+        eval_sequence_length: Tokens in a sample.
+    """
+
+    provider: str = "cpu"
+    threads: int | None = None
+    prefill_lengths: tuple[int, ...] = (128, 512)
+    decode_past_lengths: tuple[int, ...] = (512,)
+    batch: int = 1
+    rounds: int = 6
+    eval_text: str = "pydoc"
+    eval_tokens: int = 8192
+    eval_sequence_length: int = 512
+
+    def __post_init__(self) -> None:
+        lengths = (*self.prefill_lengths, *self.decode_past_lengths, self.batch)
+        if min(lengths) < 1 or (self.threads is not None and self.threads < 1):
+            raise UsageError("Lengths, batch and threads begin at 1.")
+        if not (self.prefill_lengths or self.decode_past_lengths):
+            raise UsageError(
+                "There is nothing to time: no prompt length and no cache length is given.",
+                "Give --prefill or --decode-past at least one length.",
+            )
+        if self.rounds < 2:
+            raise UsageError("An interval needs at least 2 rounds.")
+        if min(self.eval_tokens, self.eval_sequence_length) < 2:
+            raise UsageError("An evaluation needs at least 2 tokens.")

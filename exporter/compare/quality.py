@@ -1,0 +1,65 @@
+"""How far the candidate's answers are from the baseline's, on the evaluation text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import Accuracy
+from exporter.compare.arms import Pair
+
+if TYPE_CHECKING:
+    from exporter.measure.evaluation import EvaluationTokens
+    from exporter.texts import TextSource
+
+
+def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
+    """Judges both arms on the same tokens; None for models without an output ``logits``.
+
+    Raises:
+        ComparisonError: For a text that is too short or of other tokens, and for logits that
+            aren't finite.
+        BackendError: A run fails.
+    """
+    from exporter.measure.accuracy import LOGITS, check_tokens, compare_predictions
+    from exporter.measure.inputs import has_cache
+
+    baseline = pair.baseline
+    if LOGITS not in {spec.name for spec in baseline.runner.outputs}:
+        pair.progress.say("accuracy: left out, the models have no output called logits")
+        return None
+    tokens = _tokens(pair, texts)
+    check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
+    pair.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
+    causal = has_cache(baseline.runner.inputs) or baseline.folder.predicts_next_token
+    found = compare_predictions(
+        *pair.runners,
+        tokens.token_ids,
+        causal=causal and tokens.is_text,
+        progress=pair.progress,
+    )
+    return Accuracy(
+        text_source=tokens.source,
+        text_sha256=tokens.sha256,
+        tokens=found.tokens,
+        perplexity=found.perplexity,
+        kl_divergence=found.kl_divergence,
+        top1_agreement=found.top1_agreement,
+    )
+
+
+def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
+    from exporter.measure.evaluation import random_ids, tokenize
+
+    options, folder = pair.options, pair.baseline.folder
+    longest = folder.longest_sequence or options.eval_sequence_length
+    length = min(options.eval_sequence_length, options.eval_tokens, longest)
+    tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
+    if tokenizer is None:
+        return random_ids(pair.vocabulary(), sequence_length=length, tokens=options.eval_tokens)
+    return tokenize(
+        texts,
+        tokenizer,
+        sequence_length=length,
+        tokens=options.eval_tokens,
+        separator_id=folder.end_of_text,
+    )

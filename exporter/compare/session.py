@@ -1,0 +1,113 @@
+"""One comparison, from two paths to a report.
+
+Both arms live in one process, on the same device, with the same threads. The report keeps the raw
+times and says on what text the models were judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import (
+    Accuracy,
+    Arms,
+    CalibrationRef,
+    ComparisonReport,
+    ParityCheck,
+    PlannedDeletion,
+)
+from exporter.compare.arms import Pair, open_arm
+from exporter.compare.dropped import dropped
+from exporter.compare.options import CompareOptions
+from exporter.compare.quality import accuracy
+from exporter.compare.texts import evaluation_text
+from exporter.compare.timing import latency_rows
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.texts import TextSource
+
+
+def compare(
+    baseline: Path,
+    candidate: Path,
+    options: CompareOptions | None = None,
+    *,
+    parity: Sequence[ParityCheck] = (),
+    plan: Sequence[PlannedDeletion] = (),
+    calibration: CalibrationRef | None = None,
+    progress: Progress = QUIET,
+) -> ComparisonReport:
+    """Measures a candidate against a baseline.
+
+    Args:
+        baseline: The unpruned model: an ONNX file, or a folder with ``model.onnx`` and, for a
+            perplexity, ``tokenizer.json``; ``config.json`` beside it tells the longest sequence.
+        candidate: The pruned model, likewise. Its inputs are among the baseline's.
+        options: How to measure.
+        parity: Checks that were made elsewhere, for the report.
+        plan: What was dropped; by default what the candidate's metadata say, without what the
+            baseline's say.
+        calibration: The text that the plan rests on; the evaluation text must be another.
+        progress: Hears what goes on.
+
+    Without a tokenizer the arms are compared on seeded random tokens: KL divergence and agreement
+    then say little about text, and there is no perplexity; the report names the tokens so. A
+    model without an output ``logits`` gets no accuracy at all.
+
+    Raises:
+        ComparisonError: For arms that can't be compared, an evaluation text that is the
+            calibration text or too short, and logits that aren't finite.
+        OnnxFileError: For a file that is no complete ONNX model.
+        BackendError: When ONNX Runtime can't load or run a model where it was asked to.
+        TextSourceError: When the evaluation text can't be read.
+    """
+    from exporter.measure.environment import default_threads
+
+    options = options or CompareOptions()
+    texts = evaluation_text(options, calibration)
+    threads = options.threads or default_threads()
+    first, second = (open_arm(path, options, threads=threads) for path in (baseline, candidate))
+    if first.facts.sha256 == second.facts.sha256:
+        progress.say("compare: both arms are the same file; what differs below is noise")
+    with first.runner, second.runner:
+        pair = Pair(options, first, second, progress)
+        return _report(pair, texts, list(parity), list(plan), calibration)
+
+
+def _report(
+    pair: Pair,
+    texts: TextSource,
+    parity: list[ParityCheck],
+    plan: list[PlannedDeletion],
+    calibration: CalibrationRef | None,
+) -> ComparisonReport:
+    from exporter.measure.cpu_use import cpu_times, other_cpu_share
+    from exporter.measure.environment import environment
+
+    pair.refuse_other_interface()
+    runner = pair.baseline.runner
+    machine = environment(threads=runner.threads, gpu=runner.provider.startswith("CUDA"))
+    quality = accuracy(pair, texts)
+    before = cpu_times()
+    latency = latency_rows(pair)
+    others = other_cpu_share(before, cpu_times())
+    return ComparisonReport(
+        made_from=_made_from(pair, quality),
+        environment=machine.model_copy(update={"other_cpu_share": others}),
+        arms=Arms(baseline=pair.baseline.record(), candidate=pair.candidate.record()),
+        plan=plan or dropped(pair),
+        calibration=calibration,
+        parity=parity,
+        latency=latency,
+        accuracy=quality,
+    )
+
+
+def _made_from(pair: Pair, quality: Accuracy | None) -> dict[str, str]:
+    parents = {"baseline": pair.baseline.facts.sha256, "candidate": pair.candidate.facts.sha256}
+    if quality is not None:
+        parents["evaluation_text"] = quality.text_sha256
+    return parents
