@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     "-o", "--output", type=ANY_PATH, required=True,
     help="The engine's file, or a folder, where it is named after what it is.",
 )  # fmt: skip
+@click.option(
+    "--builds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    help="So many of each engine, -b1, -b2 and so on: builds may differ.",
+)  # fmt: skip
 @backend_option
 @shape_options
 @building_options
@@ -36,6 +40,7 @@ def build(
     model: Path,
     output: Path,
     *,
+    builds: int,
     backend: Backend,
     phases: str | None,
     split: bool,
@@ -76,6 +81,7 @@ def build(
         output,
         phases=_names(phases) if phases else None,
         split=split,
+        builds=builds,
         ranges=read_ranges(batch=batch, prompt=prompt, context=context, dims=dims),
         backend=backend,
         settings=settings,
@@ -83,7 +89,7 @@ def build(
         progress=progress,
     )
     if as_json:
-        click.echo(_json([record for _, record in built], split))
+        click.echo(_json([record for _, record in built], split or builds > 1))
         return
     for path, record in built:
         click.echo(f"{_line(record)}\n{path}")
@@ -97,10 +103,10 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _json(records: list[EngineRecord], split: bool) -> str:
-    """The record; of ``--split``, a list of them."""
+def _json(records: list[EngineRecord], several: bool) -> str:
+    """The record; of ``--split`` and ``--builds``, a list of them."""
     dumped = [record.model_dump(mode="json") for record in records]
-    return json.dumps(dumped if split else dumped[0], indent=2)
+    return json.dumps(dumped if several else dumped[0], indent=2)
 
 
 def _line(record: EngineRecord) -> str:

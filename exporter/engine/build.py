@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,11 @@ from exporter.engine.child import run_job
 from exporter.engine.driver import ask_driver
 from exporter.engine.flavours import FLAVOURS, Backend, Flavour
 from exporter.engine.graph import GraphFacts, graph_facts
+from exporter.engine.naming import Marks, engine_name, is_folder, phase_mark, with_marks
 from exporter.engine.profiles import (
+    GraphTensor,
     Profile,
     Ranges,
-    graph_inputs,
     phases_of,
     profile,
     refuse_unknown_axes,
@@ -32,8 +36,8 @@ from graph_passes.files.placing import place, staging
 
 _DEFAULT = BuildSettings()
 _RANGES = Ranges()
+_UNMARKED = Marks()
 _NEW_CACHE = "timing.cache"
-_SHORT = {"attention": "attn", "cross_attention": "cross"}
 
 
 def build_engine(
@@ -44,7 +48,7 @@ def build_engine(
     backend: Backend = "tensorrt-rtx",
     settings: BuildSettings = _DEFAULT,
     timing_cache: Path | None = None,
-    label: str = "",
+    marks: Marks = _UNMARKED,
     progress: Progress = QUIET,
 ) -> tuple[Path, EngineRecord]:
     """Builds an engine. It appears with its record, or not at all.
@@ -59,7 +63,7 @@ def build_engine(
         backend: Which library builds it.
         settings: How.
         timing_cache: TensorRT's timing cache: read if it is there, written afterwards.
-        label: Goes into the file's name, to tell the engines of one graph apart.
+        marks: Go into the file's name, to tell the engines of one graph apart.
         progress: Who is told.
 
     Returns:
@@ -71,38 +75,74 @@ def build_engine(
         UsageError: An option that this library has not, or the result would replace its source.
         MissingDependencyError: The library is not installed.
     """
+    order = _Order(onnx, FLAVOURS[backend], settings, timing_cache, progress)
+    order.refuse_what_is_not_there()
+    return _build(order, target, profiles, marks)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What the builds of one graph have in common; the graph is read and hashed once."""
+
+    onnx: Path
+    flavour: Flavour
+    settings: BuildSettings
+    timing_cache: Path | None
+    progress: Progress
+
+    @cached_property
+    def facts(self) -> GraphFacts:
+        return graph_facts(self.onnx)
+
+    @cached_property
+    def sources(self) -> list[Path]:
+        return [self.onnx, *self.facts.weights]
+
+    @cached_property
+    def made_from(self) -> dict[str, str]:
+        hashes = {"model": sha256_file(self.onnx)}
+        if self.facts.weights:
+            hashes["weights"] = sha256_files(self.facts.weights, self.onnx.parent)
+        return hashes
+
+    def refuse_what_is_not_there(self) -> None:
+        """A build takes long: what can be refused is refused before it."""
+        _refuse_foreign_options(self.flavour, self.settings, self.timing_cache)
+        refuse_without_driver(self.flavour)
+        _refuse_refit_without_driver(self.flavour, self.settings)
+
+
+def _build(
+    order: _Order, target: Path, profiles: Sequence[Profile], marks: Marks
+) -> tuple[Path, EngineRecord]:
     begin = time.perf_counter()
-    flavour = FLAVOURS[backend]
-    _refuse_foreign_options(flavour, settings, timing_cache)
-    refuse_without_driver(flavour)
-    _refuse_refit_without_driver(flavour, settings)
-    facts = graph_facts(onnx)
+    onnx, flavour, settings = order.onnx, order.flavour, order.settings
     entries = [ProfileEntry.of(profile) for profile in profiles]
     in_folder = is_folder(target)
-    sources = [onnx, *_weights(onnx)]
-    if not in_folder:  # a build takes long: what can be refused is refused before it
-        refuse_overwriting(_labelled(target, label), sources)
+    if not in_folder:
+        refuse_overwriting(with_marks(target, marks), order.sources)
     with staging(target / "engine" if in_folder else target) as stage:
         built = stage / "engine"
-        request = _request(onnx, built, settings, entries, timing_cache)
+        request = _request(onnx, built, settings, entries, order.timing_cache)
         with ThreadPoolExecutor(1) as pool:
-            parents = pool.submit(_made_from, onnx)  # while the builder is at work
-            result = run_job(flavour, request, progress, f"build with {backend}")
+            parents = pool.submit(lambda: order.made_from)  # while the builder is at work
+            result = run_job(flavour, request, order.progress, f"build with {flavour.backend}")
         _refuse_obstacles(onnx, flavour, result)
-        path = _labelled(target, label)
+        path = with_marks(target, marks)
         if in_folder:
-            path = target / engine_name(onnx, flavour, result["version"], facts, settings, label)
+            name = engine_name(onnx, flavour, result["version"], order.facts, settings, marks)
+            path = target / name
         for each in (path, sidecar_path(path)):
-            refuse_overwriting(each, sources)
+            refuse_overwriting(each, order.sources)
         record = EngineRecord(
             made_from=parents.result(),
             engine=path.name,
             engine_bytes=built.stat().st_size,
-            backend=backend,
+            backend=flavour.backend,
             built_on=_this_card(),
             settings=settings,
-            precision=facts.precision,
-            plan=facts.plan,
+            precision=order.facts.precision,
+            plan=order.facts.plan,
             profiles=entries,
             timing_cache_sha256=_hash_of(stage / _NEW_CACHE),
             total_s=time.perf_counter() - begin,
@@ -110,8 +150,8 @@ def build_engine(
         )
         sidecar = record.write(stage / "engine.json")
         moves = [(built, path), (sidecar, sidecar_path(path))]
-        if timing_cache is not None:  # first: a cache without an engine does no harm
-            _keep_cache(stage / _NEW_CACHE, timing_cache)
+        if order.timing_cache is not None:  # first: a cache without an engine does no harm
+            _keep_cache(stage / _NEW_CACHE, order.timing_cache)
         place(moves)
     return path, record
 
@@ -152,6 +192,7 @@ def build_engines(
     *,
     phases: Sequence[str] | None = None,
     split: bool = False,
+    builds: int = 1,
     ranges: Ranges = _RANGES,
     backend: Backend = "tensorrt-rtx",
     settings: BuildSettings = _DEFAULT,
@@ -165,6 +206,9 @@ def build_engines(
         target: The engine's file or folder; with ``split``, the phase's name is put in.
         phases: Which of ``prefill``, ``decode`` and ``encode``; all that the graph has when None.
         split: An engine for each phase.
+        builds: How many of each, named ``-b1``, ``-b2`` and so on when several: builds may differ,
+            so one build of each arm is a thin ground for a comparison. TensorRT's share a timing
+            cache, ``timing_cache`` or one for the occasion.
         ranges: The sizes to serve.
         backend: Which library builds.
         settings: How.
@@ -172,69 +216,50 @@ def build_engines(
         progress: Who is told.
 
     Returns:
-        Path and record of each engine.
+        Path and record of each engine, the builds of one beside each other.
 
     Raises:
         UsageError: The graph has no such phase or axis, or a size is not given.
         EngineError: As :func:`build_engine`.
     """
-    inputs = graph_inputs(onnx)
+    order = _Order(onnx, FLAVOURS[backend], settings, timing_cache, progress)
+    order.refuse_what_is_not_there()
+    groups = _groups(order.facts.inputs, phases, ranges, split=split)
+    whole = len(phases_of(order.facts.inputs))
+    numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
+    with _pinned(order, builds) as pinned:
+        return [
+            _build(
+                pinned,
+                target,
+                group,
+                Marks(phase_mark(target, group, split=split, whole=len(group) == whole), number),
+            )
+            for group in groups
+            for number in numbers
+        ]
+
+
+def _groups(
+    inputs: Sequence[GraphTensor], phases: Sequence[str] | None, ranges: Ranges, *, split: bool
+) -> list[list[Profile]]:
+    """The profiles of each engine."""
     names = list(phases or phases_of(inputs))
     if len(set(names)) < len(names):
         raise UsageError(f"A phase is named twice: {', '.join(names)}.")
     refuse_unknown_axes(inputs, ranges)
     wanted = [profile(inputs, phase, ranges) for phase in names]
-    groups = [[each] for each in wanted] if split else [wanted]
-    return [
-        build_engine(
-            onnx,
-            target,
-            group,
-            backend=backend,
-            settings=settings,
-            timing_cache=timing_cache,
-            label=_label(target, group, split=split, whole=len(group) == len(phases_of(inputs))),
-            progress=progress,
-        )
-        for group in groups
-    ]
+    return [[each] for each in wanted] if split else [wanted]
 
 
-def _label(target: Path, group: Sequence[Profile], *, split: bool, whole: bool) -> str:
-    """The phases, where an engine's name has to tell them; a name that was given stays."""
-    tells = split or (is_folder(target) and not whole)
-    return "+".join(profile.phase for profile in group) if tells else ""
-
-
-def is_folder(target: Path) -> bool:
-    """Whether an engine is to be named after what it is, in a folder."""
-    return target.is_dir() or not target.suffix
-
-
-def engine_name(
-    onnx: Path,
-    flavour: Flavour,
-    version: str,
-    facts: GraphFacts,
-    settings: BuildSettings,
-    label: str = "",
-) -> str:
-    """A file name that says what an engine is: ``smollm2-attn8-fp16-sm80-rtx1.7.1.engine``.
-
-    Args:
-        onnx: The graph's file; one that is called ``model.onnx`` gives its folder's name.
-        flavour: The library.
-        version: Its version, of which three numbers are told.
-        facts: What the graph tells.
-        settings: How it was built.
-        label: What tells it from other engines of the graph.
-    """
-    stem = onnx.stem if onnx.stem != "model" else onnx.parent.resolve().name
-    cuts = Counter(_SHORT.get(entry["kind"], entry["kind"]) for entry in facts.plan)
-    cards = "+".join(settings.compute_capabilities) or _this_card().get("compute_capability", "")
-    library = flavour.short + ".".join(version.split(".")[:3])
-    parts = [stem, *(f"{kind}{count}" for kind, count in cuts.items()), facts.precision, label]
-    return "-".join(filter(None, [*parts, cards, library])) + ".engine"
+@contextlib.contextmanager
+def _pinned(order: _Order, builds: int) -> Iterator[_Order]:
+    """The order with a timing cache, where several builds need one to be alike."""
+    if builds < 2 or order.timing_cache is not None or not order.flavour.has_timing_cache:
+        yield order
+        return
+    with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
+        yield replace(order, timing_cache=Path(folder, _NEW_CACHE))
 
 
 def _refuse_foreign_options(
@@ -278,10 +303,6 @@ def _refuse_obstacles(onnx: Path, flavour: Flavour, result: dict[str, Any]) -> N
         )
 
 
-def _labelled(path: Path, label: str) -> Path:
-    return path.with_name(f"{path.stem}-{label}{path.suffix}") if label else path
-
-
 def _cache_request(timing_cache: Path | None, stage: Path) -> dict[str, str] | None:
     if timing_cache is None:
         return None
@@ -296,19 +317,6 @@ def _keep_cache(new: Path, timing_cache: Path) -> None:
 
 def _hash_of(path: Path) -> str | None:
     return sha256_file(path) if path.is_file() else None
-
-
-def _weights(onnx: Path) -> list[Path]:
-    from graph_passes.files.storage import data_files, load_model
-
-    return data_files(load_model(onnx))
-
-
-def _made_from(onnx: Path) -> dict[str, str]:
-    hashes = {"model": sha256_file(onnx)}
-    if weights := _weights(onnx):
-        hashes["weights"] = sha256_files(weights, onnx.parent)
-    return hashes
 
 
 def _this_card() -> dict[str, str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.engine.profiles import GraphTensor, input_tensors
+
 _FLOATS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
 
@@ -20,11 +22,15 @@ class GraphFacts:
         plan: What was cut out of it, from its metadata; an unreadable record counts as none.
         operators: Each operator, its domain before it, and the names of the nodes that use it; a
             node without one has its place in the graph, as the parsers tell it: ``number 7``.
+        inputs: What it declares to be fed.
+        weights: The files beside it that hold its weights.
     """
 
     precision: str
     plan: list[dict[str, Any]]
     operators: dict[str, list[str]]
+    inputs: tuple[GraphTensor, ...]
+    weights: tuple[Path, ...]
 
 
 def graph_facts(path: Path) -> GraphFacts:
@@ -32,8 +38,9 @@ def graph_facts(path: Path) -> GraphFacts:
 
     Raises:
         OnnxFileError: The file can't be read.
+        EngineError: An input declares no shape or no type.
     """
-    from graph_passes.files.storage import load_model
+    from graph_passes.files.storage import data_files, load_model
     from graph_passes.plan_record import recorded_replacements
 
     model = load_model(path)
@@ -46,7 +53,13 @@ def graph_facts(path: Path) -> GraphFacts:
         {"kind": ref.kind, "layer": ref.layer, "replacement": found.kind}
         for ref, found in sorted(recorded_replacements(model).items())
     ]
-    return GraphFacts(_precision(model), plan, operators)
+    return GraphFacts(
+        precision=_precision(model),
+        plan=plan,
+        operators=operators,
+        inputs=tuple(input_tensors(path, model)),
+        weights=tuple(data_files(model)),
+    )
 
 
 def _precision(model: Any) -> str:

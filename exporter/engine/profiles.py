@@ -21,6 +21,7 @@ Phase = Literal["prefill", "decode", "encode"]
 Dim = int | str | None
 
 _CACHE_AXES, _PAST_AXIS = 4, 2
+Axis = Literal["batch", "sequence", "past", "total"]
 _TOKENS = frozenset(
     {"input_ids", "attention_mask", "position_ids", "token_type_ids", "decoder_input_ids"}
 )
@@ -80,18 +81,18 @@ class GraphTensor:
 
 @dataclass(frozen=True)
 class Ranges:
-    """How large what an engine serves may be.
+    """How large what an engine serves may be; None stands for the usual range.
 
     Attributes:
-        batch: Sequences at once.
-        prompt: Tokens in a prefill, or in an encoder's input.
-        context: Tokens in the cache before a decode step.
+        batch: Sequences at once; 1.
+        prompt: Tokens in a prefill, or in an encoder's input; 1:512:2048.
+        context: Tokens in the cache before a decode step; 1:512:4096.
         dims: By the names of other axes, their sizes.
     """
 
-    batch: Span = Span(1, 1, 1)
-    prompt: Span = Span(1, 512, 2048)
-    context: Span = Span(1, 512, 4096)
+    batch: Span | None = None
+    prompt: Span | None = None
+    context: Span | None = None
     dims: Mapping[str, Span] = field(default_factory=dict)
 
 
@@ -117,19 +118,17 @@ def read_ranges(
     Raises:
         UsageError: A text is no range, or begins at 0 where something must be there.
     """
-    usual = Ranges()
-    named = dict(_named(text) for text in dims)
     return Ranges(
-        batch=_positive(batch, usual.batch),
-        prompt=_positive(prompt, usual.prompt),
-        context=usual.context if context is None else Span.parse(context),
-        dims=named,
+        batch=_positive(batch),
+        prompt=_positive(prompt),
+        context=None if context is None else Span.parse(context),
+        dims=dict(_named(text) for text in dims),
     )
 
 
-def _positive(text: str | None, usual: Span) -> Span:
-    span = usual if text is None else Span.parse(text)
-    if span.low < 1:
+def _positive(text: str | None) -> Span | None:
+    span = None if text is None else Span.parse(text)
+    if span is not None and span.low < 1:
         raise UsageError(f"The range {span} begins below 1.")
     return span
 
@@ -150,7 +149,12 @@ def graph_inputs(path: Path) -> list[GraphTensor]:
     """
     from graph_passes.files.storage import load_model
 
-    values = [value for value in load_model(path).graph.inputs if not value.is_initializer()]
+    return input_tensors(path, load_model(path))
+
+
+def input_tensors(path: Path, model: ir.Model) -> list[GraphTensor]:
+    """The same of a model that was read from ``path``."""
+    values = [value for value in model.graph.inputs if not value.is_initializer()]
     return [_tensor(path, value) for value in values]
 
 
@@ -180,7 +184,7 @@ def phases_of(inputs: Sequence[GraphTensor]) -> tuple[Phase, ...]:
 
 
 def refuse_unknown_axes(inputs: Sequence[GraphTensor], ranges: Ranges) -> None:
-    """Keeps a misspelt axis from being passed over.
+    """Keeps a range from being passed over.
 
     Raises:
         UsageError: A range is given for an axis that no input has.
@@ -191,6 +195,16 @@ def refuse_unknown_axes(inputs: Sequence[GraphTensor], ranges: Ranges) -> None:
         raise UsageError(
             f"No input has an axis {unknown!r}.", f"Free axes are {', '.join(known) or 'none'}."
         )
+    axes = {_meaning(each, axis) for each in inputs for axis in range(len(each.shape))}
+    serve: dict[str, set[Axis]] = {
+        "batch": {"batch"}, "prompt": {"sequence", "total"}, "context": {"past"},
+    }  # fmt: skip
+    for name, meanings in serve.items():
+        if getattr(ranges, name) is not None and not axes & meanings:
+            raise UsageError(
+                f"No input has an axis that --{name} could be for.",
+                f"Leave it out; free axes are {', '.join(known) or 'none'} (--dim).",
+            )
 
 
 def profile(inputs: Sequence[GraphTensor], phase: str, ranges: Ranges) -> Profile:
@@ -205,34 +219,48 @@ def profile(inputs: Sequence[GraphTensor], phase: str, ranges: Ranges) -> Profil
     if known is None:
         has = " and ".join(phases_of(inputs))
         raise UsageError(f"This graph has no phase {phase!r}: it has {has}.")
-    sequence = Span(1, 1, 1) if phase == "decode" else ranges.prompt
-    past = ranges.context if phase == "decode" else Span(0, 0, 0)
-    spans = {"batch": ranges.batch, "sequence": sequence, "past": past, "total": past + sequence}
+    sequence = Span(1, 1, 1) if phase == "decode" else ranges.prompt or Span(1, 512, 2048)
+    past = (ranges.context or Span(1, 512, 4096)) if phase == "decode" else Span(0, 0, 0)
+    spans: dict[Axis, Span] = {
+        "batch": ranges.batch or Span(1, 1, 1),
+        "sequence": sequence,
+        "past": past,
+        "total": past + sequence,
+    }
     return Profile(known, {each.name: _shape(each, spans, ranges.dims) for each in inputs})
 
 
 def _shape(
-    given: GraphTensor, spans: Mapping[str, Span], dims: Mapping[str, Span]
+    given: GraphTensor, spans: Mapping[Axis, Span], dims: Mapping[str, Span]
 ) -> tuple[Span, ...]:
     return tuple(_axis(given, axis, spans, dims) for axis in range(len(given.shape)))
 
 
 def _axis(
-    given: GraphTensor, axis: int, spans: Mapping[str, Span], dims: Mapping[str, Span]
+    given: GraphTensor, axis: int, spans: Mapping[Axis, Span], dims: Mapping[str, Span]
 ) -> Span:
     size = given.shape[axis]
     if isinstance(size, int):
         return Span(size, size, size)
     if size is not None and size in dims:
         return dims[size]
-    if axis == 0:
-        return spans["batch"]
-    if given.is_cache and axis == _PAST_AXIS:
-        return spans["past"]
-    if axis == 1 and given.name in _TOKENS:
-        return spans["total" if given.name == "attention_mask" else "sequence"]
+    if (meaning := _meaning(given, axis)) is not None:
+        return spans[meaning]
     name = size or f"axis {axis}"
     raise UsageError(
         f"The size {name!r} of the input {given.name!r} is free, and nothing says how large it is.",
         f"Give it: --dim {size}=MIN:USUAL:MAX" if size else "Name the axis in the graph.",
     )
+
+
+def _meaning(given: GraphTensor, axis: int) -> Axis | None:
+    """What a free axis counts, as far as the input's name and the axis's place tell."""
+    if isinstance(given.shape[axis], int):
+        return None
+    if axis == 0:
+        return "batch"
+    if given.is_cache and axis == _PAST_AXIS:
+        return "past"
+    if axis == 1 and given.name in _TOKENS:
+        return "total" if given.name == "attention_mask" else "sequence"
+    return None

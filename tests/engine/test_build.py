@@ -97,6 +97,15 @@ def test_split_gives_an_engine_for_each_phase(models: tuple[Path, Path], tmp_pat
     assert all(sidecar_path(path).is_file() for path, _ in built)
 
 
+def test_several_builds_are_numbered(models: tuple[Path, Path], tmp_path: Path) -> None:
+    given = build_engines(
+        models[1], tmp_path / "m.engine", phases=["decode"], builds=2, ranges=SMALL, settings=SM89
+    )
+    assert [path.name for path, _ in given] == ["m-b1.engine", "m-b2.engine"]
+    assert all(read_sidecar(path) == record for path, record in given)
+    assert given[0][1].layers == given[1][1].layers
+
+
 def test_a_graph_that_does_not_parse_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "bad.onnx"
     model = tiny_model(TinySpec())

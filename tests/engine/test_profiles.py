@@ -51,6 +51,21 @@ def test_a_decoder_has_no_encode_and_an_encoder_no_decode() -> None:
         profile([IDS], "decode", RANGES)
 
 
+@pytest.mark.parametrize("name", ["batch", "prompt", "context"])
+def test_a_usual_range_for_an_axis_that_is_not_there_is_refused(name: str) -> None:
+    image = GraphTensor("pixel_values", "float", (1, 3, "height", 224))
+    asked = Ranges(**{name: Span(1, 2, 3)}, dims={"height": Span(4, 4, 4)})
+    with pytest.raises(UsageError, match=f"--{name} could be for"):
+        refuse_unknown_axes([image], asked)
+    refuse_unknown_axes([IDS, MASK, CACHE], Ranges(**{name: Span(1, 2, 3)}))
+
+
+def test_an_encoder_has_no_context() -> None:
+    refuse_unknown_axes([IDS, MASK], Ranges(prompt=Span(1, 8, 16)))
+    with pytest.raises(UsageError, match="--context"):
+        refuse_unknown_axes([IDS, MASK], Ranges(context=Span(1, 8, 16)))
+
+
 def test_an_axis_of_unknown_meaning_must_be_given() -> None:
     image = GraphTensor("pixel_values", "float", ("batch", 3, "height", 224))
     with pytest.raises(UsageError, match="'height' of the input 'pixel_values'") as caught:
