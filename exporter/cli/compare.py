@@ -15,6 +15,10 @@ from exporter.cli.options import ANY_PATH, json_option, measuring_options, verbo
 @click.argument("baseline", type=ANY_PATH)
 @click.argument("candidate", type=ANY_PATH)
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="Folder for the report.")
+@click.option(
+    "--reference", "references", type=ANY_PATH, multiple=True, metavar="ARM",
+    help="A further arm, timed in the same rounds; it gets no verdict.",
+)  # fmt: skip
 @measuring_options
 @json_option
 @verbosity_options
@@ -26,6 +30,7 @@ def compare(
     candidate: Path,
     output: Path,
     *,
+    references: tuple[Path, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -40,7 +45,9 @@ def compare(
     from exporter.report.markdown import render
 
     output.mkdir(parents=True, exist_ok=True)  # Fails now, not after the measurement.
-    report = compare_models(baseline, candidate, compare_options(options), progress=progress)
+    report = compare_models(
+        baseline, candidate, compare_options(options), references=references, progress=progress
+    )
     report.write(output / "report.json")
     write_text(output / "report.md", render(report))
     print_comparison(report, output, as_json)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import Arm
+from exporter.artifacts import Arm, Arms, EngineFacts
 from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError
 from exporter.progress import Progress
@@ -19,11 +20,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComparedArm:
-    """One side: its runner, the folder that it came from, and what its graph tells."""
+    """One side: what runs, where it came from, and what its files tell.
 
-    runner: Runner
+    Attributes:
+        builds: A runner for each build of the same model: one, but for engines that were built
+            several times.
+        folder: The model's file or folder, and its config and tokenizer.
+        facts: Sizes and names.
+        engines: What is known of its engines without running them.
+        not_run: Why ``builds`` run something else than ``engines``; None where they don't.
+    """
+
+    builds: tuple[Runner, ...]
     folder: ModelFolder
     facts: GraphFacts
+    engines: tuple[EngineFacts, ...] = ()
+    not_run: str | None = None
+
+    @property
+    def runner(self) -> Runner:
+        """The first build's."""
+        return self.builds[0]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Enters the runners of all builds."""
+        with ExitStack() as stack:
+            for runner in self.builds:
+                stack.enter_context(runner)
+            yield
 
     def record(self) -> Arm:
         """What the report says of it."""
@@ -39,22 +64,37 @@ class ComparedArm:
             nodes=facts.nodes,
             kv_cache_bytes_per_token=facts.kv_cache_bytes_per_token,
             cpu_nodes=dict(runner.cpu_nodes),
+            engines=list(self.engines),
+            not_run=self.not_run,
         )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Both arms, and how they are to be compared."""
+    """Both arms, how they are to be compared, and what is timed beside them.
+
+    Attributes:
+        references: Further arms by name: timed in the same rounds, without a verdict.
+    """
 
     options: CompareOptions
     baseline: ComparedArm
     candidate: ComparedArm
     progress: Progress
+    references: Mapping[str, ComparedArm] = field(default_factory=dict)
 
     @property
     def runners(self) -> tuple[Runner, Runner]:
-        """The baseline's and the candidate's."""
+        """The baseline's and the candidate's first builds."""
         return self.baseline.runner, self.candidate.runner
+
+    def records(self) -> Arms:
+        """What the report says of all arms."""
+        return Arms(
+            baseline=self.baseline.record(),
+            candidate=self.candidate.record(),
+            references={name: arm.record() for name, arm in self.references.items()},
+        )
 
     def vocabulary(self) -> int:
         """How many tokens the models know.
@@ -77,37 +117,26 @@ class Pair:
         Raises:
             ComparisonError: They are no forms of one model.
         """
-        baseline, candidate = self.runners
-        known = {spec.name for spec in baseline.inputs}
-        foreign = [spec.name for spec in candidate.inputs if spec.name not in known]
-        if foreign:
-            raise ComparisonError(
-                f"The candidate has an input {foreign[0]!r} that the baseline doesn't have.",
-                "Compare a model with its own pruned form.",
-            )
-        results = [_results(runner) for runner in (baseline, candidate)]
-        if results[0] != results[1]:
-            raise ComparisonError(
-                f"The arms have other outputs: {sorted(results[0])} and {sorted(results[1])}.",
-                "Compare a model with its own pruned form.",
-            )
+        _refuse_other_interface(self.baseline.runner, self.candidate.runner, "candidate")
+        for name, arm in self.references.items():
+            _refuse_other_interface(self.baseline.runner, arm.runner, f"reference {name}")
 
 
-def open_arm(path: Path, options: CompareOptions, *, threads: int) -> ComparedArm:
-    """Finds an arm's files; its runner is not entered yet.
-
-    Raises:
-        OnnxFileError: The file is no complete ONNX model.
-        ComparisonError: ``config.json`` is no JSON object.
-        BackendError: The provider is not known.
-    """
-    from exporter.backends.onnxruntime import OnnxRuntimeRunner
-    from exporter.measure.graph_facts import read_facts
-    from exporter.measure.model_folder import find_model
-
-    folder = find_model(path)
-    runner = OnnxRuntimeRunner(folder.onnx, provider=options.provider, threads=threads)
-    return ComparedArm(runner, folder, read_facts(folder.onnx))
+def _refuse_other_interface(baseline: Runner, other: Runner, name: str) -> None:
+    known = {spec.name for spec in baseline.inputs}
+    foreign = [spec.name for spec in other.inputs if spec.name not in known]
+    if foreign:
+        raise ComparisonError(
+            f"The {name} has an input {foreign[0]!r} that the baseline doesn't have.",
+            "Compare a model with its own pruned form.",
+        )
+    results = [_results(runner) for runner in (baseline, other)]
+    if results[0] != results[1]:
+        raise ComparisonError(
+            f"The baseline and the {name} have other outputs: {sorted(results[0])} and "
+            f"{sorted(results[1])}.",
+            "Compare a model with its own pruned form.",
+        )
 
 
 def _results(runner: Runner) -> set[str]:

@@ -6,20 +6,21 @@ times and says on what text the models were judged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import (
     Accuracy,
-    Arms,
     CalibrationRef,
     ComparisonReport,
     ParityCheck,
     PlannedDeletion,
 )
-from exporter.compare.arms import Pair, open_arm
+from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.dropped import dropped
+from exporter.compare.kinds import open_arm, reference_names
 from exporter.compare.options import CompareOptions
 from exporter.compare.quality import accuracy
 from exporter.compare.texts import evaluation_text
@@ -35,6 +36,7 @@ def compare(
     candidate: Path,
     options: CompareOptions | None = None,
     *,
+    references: Sequence[Path] = (),
     parity: Sequence[ParityCheck] = (),
     plan: Sequence[PlannedDeletion] = (),
     calibration: CalibrationRef | None = None,
@@ -47,6 +49,7 @@ def compare(
             perplexity, ``tokenizer.json``; ``config.json`` beside it tells the longest sequence.
         candidate: The pruned model, likewise. Its inputs are among the baseline's.
         options: How to measure.
+        references: Further arms, timed in the same rounds as the two; they get no verdict.
         parity: Checks that were made elsewhere, for the report.
         plan: What was dropped; by default what the candidate's metadata say, without what the
             baseline's say.
@@ -70,11 +73,24 @@ def compare(
     texts = evaluation_text(options, calibration)
     threads = options.threads or default_threads()
     first, second = (open_arm(path, options, threads=threads) for path in (baseline, candidate))
+    names = reference_names(references)
+    further = {
+        name: open_arm(path, options, threads=threads)
+        for name, path in zip(names, references, strict=True)
+    }
     if first.facts.sha256 == second.facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
-    with first.runner, second.runner:
-        pair = Pair(options, first, second, progress)
+    pair = Pair(options, first, second, progress, further)
+    with _running(first, second, *further.values()):
         return _report(pair, texts, list(parity), list(plan), calibration)
+
+
+@contextmanager
+def _running(*arms: ComparedArm) -> Iterator[None]:
+    with ExitStack() as stack:
+        for arm in arms:
+            stack.enter_context(arm.running())
+        yield
 
 
 def _report(
@@ -97,7 +113,7 @@ def _report(
     return ComparisonReport(
         made_from=_made_from(pair, quality),
         environment=machine.model_copy(update={"other_cpu_share": others}),
-        arms=Arms(baseline=pair.baseline.record(), candidate=pair.candidate.record()),
+        arms=pair.records(),
         plan=plan or dropped(pair),
         calibration=calibration,
         parity=parity,
@@ -107,7 +123,8 @@ def _report(
 
 
 def _made_from(pair: Pair, quality: Accuracy | None) -> dict[str, str]:
-    parents = {"baseline": pair.baseline.facts.sha256, "candidate": pair.candidate.facts.sha256}
+    arms = {"baseline": pair.baseline, "candidate": pair.candidate, **pair.references}
+    parents = {name: arm.facts.sha256 for name, arm in arms.items()}
     if quality is not None:
         parents["evaluation_text"] = quality.text_sha256
     return parents

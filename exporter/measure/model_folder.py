@@ -17,7 +17,7 @@ class ModelFolder:
     """Where a model's files are.
 
     Attributes:
-        onnx: The graph's file.
+        onnx: The graph's file; of a model that is no graph, its file or folder.
         tokenizer: ``tokenizer.json`` beside it, or None.
         config: ``config.json`` beside it; empty where there is none.
     """

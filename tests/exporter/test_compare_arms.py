@@ -1,0 +1,56 @@
+"""What may stand in a comparison besides two ONNX files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_lm import write_tiny_lm
+
+from exporter.compare import CompareOptions, compare
+from exporter.errors import ComparisonError, UsageError
+from exporter.measure import latency
+
+OPTIONS = CompareOptions(
+    threads=1,
+    prefill_lengths=(4,),
+    decode_past_lengths=(),
+    rounds=2,
+    eval_tokens=32,
+    eval_sequence_length=16,
+)
+
+
+@pytest.fixture(autouse=True)
+def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = latency.Sampling(rounds=2, row_seconds=0, visit_ms=0.1, warmup_seconds=0.2)
+    monkeypatch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> tuple[Path, Path]:
+    return write_tiny_lm(tmp_path / "baseline"), write_tiny_lm(tmp_path / "candidate", layers=(1,))
+
+
+def test_references_are_recorded_by_the_end_of_their_path(
+    arms: tuple[Path, Path], tmp_path: Path
+) -> None:
+    third, again = tmp_path / "third", tmp_path / "again" / "third"
+    for folder in (third, again):
+        write_tiny_lm(folder, noise=0.1)
+    report = compare(*arms, OPTIONS, references=[third])
+    assert list(report.arms.references) == ["third"]
+    assert report.made_from["third"] == report.arms.references["third"].sha256
+    report = compare(*arms, OPTIONS, references=[third, again])
+    assert list(report.arms.references) == [str(third), str(again)]
+    with pytest.raises(UsageError, match="given twice"):
+        compare(*arms, OPTIONS, references=[third, third])
+
+
+def test_a_reference_of_another_interface_is_refused(
+    arms: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = write_tiny_lm(tmp_path / "other", layers=(0, 1, 2))
+    with pytest.raises(ComparisonError, match="reference other has an input"):
+        compare(*arms, OPTIONS, references=[other])
