@@ -263,7 +263,6 @@ class _Road:
 
     def _measure(self) -> tuple[list[Path], None]:
         from exporter.compare import compare
-        from exporter.report.importance import render_importance
         from exporter.report.markdown import render
 
         importance, deletions = self._importance(), self._deletions()
@@ -277,8 +276,7 @@ class _Road:
             progress=self._progress,
         )
         report = self._published(report)
-        text = f"{render(report)}\n{render_importance(importance, deletions)}"
-        write_text(self._ledger.work / "report.md", text)
+        write_text(self._ledger.work / "report.md", render(report, importance))
         paths = [report.write(self._ledger.work / "report.json"), self._ledger.work / "report.md"]
         return paths, None
 

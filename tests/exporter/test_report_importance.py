@@ -7,7 +7,8 @@ from exporter.artifacts import (
     PlannedDeletion,
     Score,
 )
-from exporter.report.importance import render_importance
+from exporter.report.markdown import render_part
+from exporter.report.parts.model import importance_part
 
 REPORT = ImportanceReport(
     model=ModelRef(source="m", architecture="A", num_layers=2, sha256="0"),
@@ -25,12 +26,12 @@ REPORT = ImportanceReport(
 
 
 def test_what_is_dropped_stands_in_bold_and_nothing_else() -> None:
-    text = render_importance(REPORT, [PlannedDeletion(layer=1, kind="attention")])
+    text = render_part(importance_part(REPORT, [PlannedDeletion(layer=1, kind="attention")]))
     assert "| 0 | 0.1000 | 0.2000 | 0.3000 |" in text
     assert "| 1 | **1.1000** | - | 1.3000 |" in text
 
 
 def test_a_dropped_block_marks_its_sublayers() -> None:
-    text = render_importance(REPORT, [PlannedDeletion(layer=0, kind="block")])
+    text = render_part(importance_part(REPORT, [PlannedDeletion(layer=0, kind="block")]))
     assert "| 0 | **0.1000** | **0.2000** | **0.3000** |" in text
     assert "| 1 | 1.1000 |" in text

@@ -1,0 +1,118 @@
+"""Latency: every row's times, the speedup, the noise floor, and what makes a row less sure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from exporter.artifacts import FEWEST_ROUNDS, ComparisonReport, LatencyRow, LatencySamples
+from exporter.report.parts.part import Block, Cell, Grid, Note, Part, verdict_sign
+from exporter.report.words import (
+    has_too_few_rounds,
+    milliseconds,
+    shape_words,
+    significant,
+    speedup_words,
+)
+
+_FIGURES = ("median, ms", "p95, ms", "p99, ms", "samples")
+_STOPS = {
+    "narrow": "Measured until the interval was narrow enough",
+    "budget": "Measured until the time budget was spent",
+    "rounds": "Measured in as many rounds as were asked for",
+}
+
+
+def latency_part(report: ComparisonReport) -> Part | None:
+    """A row an arm and shape; None where nothing was timed."""
+    rows = report.latency
+    if not rows:
+        return None
+    return Part("latency", "Latency", [_grid(rows), Note(_how(rows)), *_notes(rows)])
+
+
+def _grid(rows: Sequence[LatencyRow]) -> Grid:
+    floor = ["noise floor"] if any(row.noise_floor for row in rows) else []
+    header = ["phase", "arm", *_FIGURES, "speedup", *floor, "verdict"]
+    return Grid(
+        "Latency of each arm at each shape",
+        header,
+        [line for row in rows for line in _lines(row, bool(floor))],
+        right=range(2, len(header) - 1),
+    )
+
+
+def _lines(row: LatencyRow, with_floor: bool) -> Iterator[list[Cell]]:
+    floor = [_floor(row)] if with_floor else []
+    told: list[Cell] = [speedup_words(row.speedup), *floor, verdict_sign(row.verdict)]
+    yield [shape_words(row), "baseline", *_figures(row.baseline), *told]
+    empty = [""] * len(told)
+    yield ["", "candidate", *_figures(row.candidate), *empty]
+    for name, times in row.references.items():
+        yield ["", name, *_figures(times), *empty]
+
+
+def _figures(times: LatencySamples) -> list[str]:
+    figures = [milliseconds(v) for v in (times.median_ms, times.p95_ms, times.p99_ms)]
+    return [*figures, f"{len(times.samples_ms):,}"]
+
+
+def _floor(row: LatencyRow) -> str:
+    return "not measured" if row.noise_floor is None else f"{row.noise_floor.ratio:.3f}x"
+
+
+def _how(rows: Sequence[LatencyRow]) -> str:
+    limits = " or ".join(f"{100 * limit:.3g} %" for limit in sorted({r.threshold for r in rows}))
+    return (
+        "Both arms took turns in one process (baseline, candidate, candidate, baseline, then the "
+        "other way round). The speedup is the ratio of the medians, above 1 when the candidate is "
+        "faster; in brackets its 95 % interval, from a paired bootstrap over the rounds. "
+        f"*faster* or *slower*: the whole interval lies beyond {limits}. *same*: it lies within "
+        f"{limits}. *inconclusive*: neither; measure with more rounds or on a quieter machine."
+    )
+
+
+def _notes(rows: Sequence[LatencyRow]) -> Iterator[Block]:
+    """What makes a row less sure than it looks, each with the rows that it is true of."""
+    if any(row.noise_floor for row in rows):
+        yield Note(
+            "what the baseline against itself gave in the same session: a speedup within it is "
+            "noise, whatever its interval says.",
+            lead="Noise floor:",
+        )
+    for row_text in _stops(rows):
+        yield Note(row_text)
+    if few := [row for row in rows if has_too_few_rounds(row)]:
+        yield Note(
+            f"{_shapes(few)}. With fewer than {FEWEST_ROUNDS} the true speedup "
+            "lies outside of the brackets more often than 5 times in 100 (with 2 rounds in about "
+            "half of all runs), so there is no verdict.",
+            lead="Too few rounds:",
+        )
+    if unsettled := [row for row in rows if row.settled is False]:
+        yield Note(
+            f"{_shapes(unsettled)}. Times were still changing when the warm-up "
+            "had taken as long as it may; expect them to differ in the next run.",
+            lead="Not settled:",
+        )
+    if imported := [row for row in rows if row.imported]:
+        yield Note(f"{_shapes(imported)}.", lead="Timed by another tool:")
+    yield from _clock(rows)
+
+
+def _stops(rows: Sequence[LatencyRow]) -> Iterator[str]:
+    for stop, words in _STOPS.items():
+        if found := [row for row in rows if row.stopped == stop]:
+            which = "all rows" if len(found) == len(rows) else _shapes(found)
+            yield f"{words}: {which}."
+
+
+def _clock(rows: Sequence[LatencyRow]) -> Iterator[Note]:
+    if device := [row for row in rows if row.clock == "device"]:
+        yield Note(f"{_shapes(device)}.", lead="Timed by the device's own clock:")
+    overheads = [row.timer_overhead_ns for row in rows if row.timer_overhead_ns is not None]
+    if overheads:
+        yield Note(f"Reading the timer takes {significant(max(overheads), 2)} ns at most.")
+
+
+def _shapes(rows: Sequence[LatencyRow]) -> str:
+    return "; ".join(shape_words(row) for row in rows)

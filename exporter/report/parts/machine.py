@@ -1,0 +1,153 @@
+"""Where and how it was measured: engines, the environment, the commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator
+
+from exporter.artifacts import Arm, ComparisonReport, EngineFacts
+from exporter.report.parts.model import CPU
+from exporter.report.parts.part import Block, Command, Grid, Note, Part
+
+_MUCH = 0.1
+_BUSY = (
+    "Other processes took {:.0f} % of the machine's CPU time while the arms were timed: expect "
+    "wide intervals."
+)
+
+
+def named_arms(report: ComparisonReport) -> dict[str, Arm]:
+    """Both arms and the references, by name."""
+    arms = report.arms
+    return {"baseline": arms.baseline, "candidate": arms.candidate, **arms.references}
+
+
+def engines_part(report: ComparisonReport) -> Part | None:
+    """What is known of the arms' engines without running them; None where there are none."""
+    arms = named_arms(report)
+    blocks: list[Block] = []
+    if built := [(name, e) for name, arm in arms.items() for e in arm.engines]:
+        header = [
+            "arm", "engine", "MB", "layers", "from", "memory, MB", "built in, s", "built for",
+            "precision", "backend",
+        ]  # fmt: skip
+        rows = [[name, *_engine(engine)] for name, engine in built]
+        blocks.append(Grid("Engines as built", header, rows, right=range(2, 7)))
+    for name, arm in arms.items():
+        if arm.not_run is not None:
+            blocks.append(Note(f"{arm.not_run}", lead=f"Not run, {name}:"))
+    return Part("engines", "Engines", blocks) if blocks else None
+
+
+def _engine(engine: EngineFacts) -> list[str]:
+    name = engine.path.rpartition("/")[2]
+    return [
+        name,
+        f"{engine.engine_bytes / 1e6:,.1f}",
+        f"{sum(engine.layers.values()):,}",
+        f"{engine.network_layers:,}",
+        ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in engine.memory_bytes.items()) or "-",
+        f"{engine.build_s:.1f}",
+        engine.built_for,
+        engine.precision,
+        f"{engine.backend} {engine.backend_version}",
+    ]
+
+
+def environment_part(report: ComparisonReport) -> Part:
+    """The machine, its load, the backends and the versions."""
+    others = report.environment.other_cpu_share
+    note = [Note(_BUSY.format(100 * others))] if others is not None and others > _MUCH else []
+    grid = Grid("Environment of the measurement", ["what", "value"], list(_facts(report)))
+    return Part("environment", "Environment", [grid, *note])
+
+
+def _facts(report: ComparisonReport) -> Iterator[list[str]]:
+    machine, arms = report.environment, report.arms
+    load = machine.load_average_1m
+    yield ["processor", f"{machine.processor}, {machine.cpu_count} CPUs, {machine.machine}"]
+    yield ["threads", str(machine.threads)]
+    if machine.affinity is not None:
+        yield ["CPUs allowed", ", ".join(map(str, machine.affinity))]
+    if machine.governor is not None:
+        yield ["frequency governor", machine.governor]
+    yield ["GPU", machine.gpu or "none used"]
+    yield ["memory", f"{machine.memory_bytes / 2**30:.1f} GiB"]
+    yield ["other processes while timing", _share(machine.other_cpu_share)]
+    yield [
+        "load before measuring",
+        "unknown" if load is None else f"{load:.2f}, this run included",
+    ]
+    yield from _states(report)
+    yield ["platform", f"{machine.platform}, Python {machine.python}"]
+    yield ["backend", _each(report, lambda arm: f"{arm.backend}, {arm.provider}")]
+    yield from _left_to_the_cpu(report)
+    yield ["precision", f"{arms.baseline.precision} / {arms.candidate.precision}"]
+    if any(arm.device_memory_bytes is not None for arm in named_arms(report).values()):
+        yield ["device memory", _each(report, _device_memory)]
+    yield ["versions", ", ".join(f"{name} {v}" for name, v in report.versions.items())]
+
+
+def _each(report: ComparisonReport, fact: Callable[[Arm], str]) -> str:
+    """One value where all arms agree; else each arm's, by name."""
+    values = {name: fact(arm) for name, arm in named_arms(report).items()}
+    if len(set(values.values())) == 1:
+        return values["baseline"]
+    return "; ".join(f"{name}: {value}" for name, value in values.items())
+
+
+def _device_memory(arm: Arm) -> str:
+    taken = arm.device_memory_bytes
+    return "unknown" if taken is None else f"{taken / 1e6:,.0f} MB"
+
+
+def _states(report: ComparisonReport) -> Iterator[list[str]]:
+    """The range of what was seen of the machine while it measured."""
+    states = report.environment.states
+    for what, unit, values in (
+        ("load while measuring", "", [s.load_average_1m for s in states]),
+        ("CPU clock while measuring", " MHz", [s.cpu_mhz for s in states]),
+        ("GPU clock while measuring", " MHz", [s.gpu_sm_mhz for s in states]),
+        ("GPU temperature", " °C", [s.gpu_celsius for s in states]),
+    ):
+        if known := [value for value in values if value is not None]:
+            yield [what, f"{min(known):,.4g} to {max(known):,.4g}{unit}"]
+    throttled = [state.throttled for state in states if state.throttled is not None]
+    if throttled:
+        yield ["throttled", f"in {sum(throttled)} of {len(throttled)} looks"]
+
+
+def _share(share: float | None) -> str:
+    return "unknown" if share is None else f"{100 * share:.0f} % of all CPU time"
+
+
+def _left_to_the_cpu(report: ComparisonReport) -> Iterator[list[str]]:
+    arms = report.arms
+    if arms.baseline.provider != CPU:
+        counts = f"{_on_cpu(arms.baseline)} / {_on_cpu(arms.candidate)}"
+        yield ["arithmetic on shapes, on the CPU", counts]
+
+
+def _on_cpu(arm: Arm) -> str:
+    counts = ", ".join(f"{number} {name}" for name, number in sorted(arm.cpu_nodes.items()))
+    return f"{sum(arm.cpu_nodes.values())} nodes ({counts})" if counts else "no node"
+
+
+def reproduce_part(report: ComparisonReport) -> Part:
+    """The command that wrote the report, and the one that compares alone."""
+    arms = report.arms
+    alone = ["depthcut", "compare", arms.baseline.path, arms.candidate.path, "-o", "DIR"]
+    return Part(
+        "reproduce",
+        "How to reproduce",
+        [
+            Note("This report was written by"),
+            Command(shlex.join(report.command)),
+            Note("The comparison alone, with the default shapes:"),
+            Command(shlex.join(alone)),
+            Note(
+                f"SHA-256 of the baseline: `{arms.baseline.sha256[:12]}`, of the candidate: "
+                f"`{arms.candidate.sha256[:12]}`. The raw samples are in `report.json`."
+            ),
+        ],
+    )

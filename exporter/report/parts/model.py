@@ -1,0 +1,95 @@
+"""What the arms are: sizes, what was dropped, importance, parity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exporter.artifacts import ComparisonReport, ImportanceReport, PlannedDeletion
+from exporter.report.parts.part import Bullets, Cell, Grid, Note, Part, Sign
+from exporter.report.words import HEADER, dropped_lines, significant, size_rows
+
+CPU = "CPUExecutionProvider"
+"""Where exporter.parity runs, whatever is timed."""
+
+_TITLES = {
+    "attention": "attention",
+    "mlp": "MLP",
+    "block": "block",
+    "cross_attention": "cross-attention",
+    "mixer": "mixer",
+}
+_ALWAYS = ("attention", "mlp", "block")
+
+
+def size_part(report: ComparisonReport) -> Part:
+    """Bytes, parameters, nodes, KV cache of both arms."""
+    rows = [row[:4] for row in size_rows(report)]
+    return Part("size", "Size", [Grid("Size of both arms", HEADER[:4], rows, right=(1, 2, 3))])
+
+
+def dropped_part(report: ComparisonReport) -> Part:
+    """Which sublayers, by kind."""
+    lines = dropped_lines(report.plan) or ["No deletion is on record."]
+    return Part("dropped", "What was dropped", [Bullets(lines)])
+
+
+def parity_part(report: ComparisonReport) -> Part | None:
+    """Every check against a witness; None where none was made."""
+    if not report.parity:
+        return None
+    rows: list[list[Cell]] = [
+        [
+            check.name,
+            check.phase,
+            significant(check.max_abs_error, 2),
+            significant(check.tolerance, 2),
+            "holds" if check.passed else Sign("does not hold", "bad"),
+        ]
+        for check in report.parity
+    ]
+    header = ["check", "phase", "max abs error", "tolerance", "result"]
+    grid = Grid("Outputs against a witness", header, rows, right=(2, 3))
+    return Part("parity", "Parity", [grid, *_parity_device(report)])
+
+
+def _parity_device(report: ComparisonReport) -> list[Note]:
+    """Says that these checks are none of the device that was timed, where that is so."""
+    provider = report.arms.baseline.provider
+    if provider == CPU:
+        return []
+    return [
+        Note(
+            f"These checks ran on the CPU ({CPU}), not on {provider}, where the arms were "
+            "timed and compared."
+        )
+    ]
+
+
+def importance_part(report: ImportanceReport, dropped: Sequence[PlannedDeletion]) -> Part:
+    """A table with a row a layer; what the plan drops is signed.
+
+    Args:
+        report: The scores; lower means more redundant.
+        dropped: The plan's deletions. A dropped block marks all of its layer's sublayers.
+    """
+    gone = {(deletion.layer, deletion.kind) for deletion in dropped}
+    scores: dict[tuple[int, str], float] = {(s.layer, s.kind): s.score for s in report.scores}
+    kinds = [
+        kind for kind in _TITLES if kind in _ALWAYS or any(kind == other for _, other in scores)
+    ]
+
+    def cell(layer: int, kind: str) -> Cell:
+        score = scores.get((layer, kind))
+        if score is None:
+            return "-"
+        is_gone = (layer, kind) in gone or (layer, "block") in gone
+        return Sign(f"{score:.4f}", "even") if is_gone else f"{score:.4f}"
+
+    rows: list[list[Cell]] = [
+        [str(layer), *(cell(layer, kind) for kind in kinds)]
+        for layer in sorted({layer for layer, _ in scores})
+    ]
+    header = ["layer", *(_TITLES[kind] for kind in kinds)]
+    note = f"Metric: {report.metric}. Lower is more redundant; what was dropped stands in bold."
+    grid = Grid("Importance by layer", header, rows, right=range(len(header)))
+    return Part("importance", "Importance", [Note(note), grid])
