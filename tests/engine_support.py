@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.engine.settings import BuildSettings
-from exporter.engine.sidecar import EngineRecord, sidecar_path
+from exporter.engine.profiles import GraphTensor, Ranges, Span, profile
+from exporter.engine.settings import BuildSettings, ProfileEntry
+from exporter.engine.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.files import sha256_bytes
 
 CONTENT = b"not really an engine"
@@ -28,3 +30,41 @@ def written(folder: Path, **changes: Any) -> Path:
     engine.write_bytes(CONTENT)
     record(**changes).write(sidecar_path(engine))
     return engine
+
+
+CACHE = ("past_key_values.0.key", "past_key_values.0.value")
+
+
+def decoder_record(phases: Sequence[str], **changes: Any) -> EngineRecord:
+    """The record of a decoder with one layer: batch 1 to 2, prompt 1 to 6, context 1 to 8."""
+    tensors = {
+        "input_ids": ("int64", (-1, -1)),
+        "attention_mask": ("int64", (-1, -1)),
+        **dict.fromkeys(CACHE, ("bf16", (-1, 2, -1, 4))),
+    }
+    outputs = {"logits": ("bf16", (-1, -1, 16))}
+    outputs |= {f"present.0.{part}": ("bf16", (-1, 2, -1, 4)) for part in ("key", "value")}
+    inputs = [GraphTensor(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
+    free = [
+        GraphTensor(each.name, each.dtype, tuple(None if size < 0 else size for size in each.shape))
+        for each in inputs
+    ]
+    ranges = Ranges(batch=Span(1, 1, 2), prompt=Span(1, 4, 6), context=Span(1, 4, 8))
+    facts: dict[str, Any] = {
+        "profiles": [ProfileEntry.of(profile(free, phase, ranges)) for phase in phases],
+        "inputs": [_tensor(name, *each) for name, each in tensors.items()],
+        "outputs": [_tensor(name, *each) for name, each in outputs.items()],
+        "made_from": {"model": "a" * 64},
+    }
+    return record(**{**facts, **changes})
+
+
+def written_as(engine: Path, phases: Sequence[str], **changes: Any) -> Path:
+    """An engine file of a decoder, and its record."""
+    engine.write_bytes(CONTENT)
+    decoder_record(phases, engine=engine.name, **changes).write(sidecar_path(engine))
+    return engine
+
+
+def _tensor(name: str, dtype: str, shape: tuple[int, ...]) -> EngineTensor:
+    return EngineTensor(name=name, dtype=dtype, shape=shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,28 @@ class TensorSpec:
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | str | None, ...]
+
+
+@runtime_checkable
+class DeviceTimed(Protocol):
+    """A bound call that also knows how long the device took; ask with ``isinstance``."""
+
+    def __call__(self) -> None:
+        """Runs once and waits for the device."""
+
+    def device_ms(self) -> float:
+        """Milliseconds of the last call between two events on the device's own clock."""
+
+
+@runtime_checkable
+class OnGpu(Protocol):
+    """A runner that knows what it takes of a GPU; ask with ``isinstance``.
+
+    Attributes:
+        gpu_memory_bytes: Device memory for weights, scratch memory and buffers, once entered.
+    """
+
+    gpu_memory_bytes: int
 
 
 class Runner(Protocol):

@@ -36,6 +36,11 @@ class Flavour:
         """TensorRT-RTX chooses its kernels on the card, when the engine is loaded."""
         return not self.builds_without_gpu
 
+    @property
+    def compiles_on_card(self) -> bool:
+        """TensorRT-RTX compiles kernels when a context is made, and makes CUDA graphs by itself."""
+        return self.builds_without_gpu
+
 
 FLAVOURS: dict[str, Flavour] = {
     "tensorrt": Flavour("tensorrt", "tensorrt", "gpu", "trt", builds_without_gpu=False),

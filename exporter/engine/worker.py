@@ -1,8 +1,8 @@
 """The building process: ``python -m exporter.engine.worker REQUEST.json``.
 
-What it has to say goes to standard output, one JSON object a line: ``progress`` (0 to 1) while it
-builds, and at the end one ``result`` or one ``error``. Everything that libraries print goes to
-standard error.
+It also tries engines, since loading one can crash just as building one can. What it has to say
+goes to standard output, one JSON object a line: ``progress`` (0 to 1) while it builds, and at the
+end one ``result`` or one ``error``. Everything that libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -147,7 +147,13 @@ def _tensor(tensor: Any) -> dict[str, Any]:
     }
 
 
-_JOBS = {"check": _check, "build": _build}
+def _try(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+    from exporter.engine.trial import run_once
+
+    return run_once([Path(path) for path in request["engines"]])
+
+
+_JOBS = {"check": _check, "build": _build, "try": _try}
 
 if __name__ == "__main__":
     _end_with_parent()

@@ -1,0 +1,241 @@
+"""TensorRT and TensorRT-RTX engines on an NVIDIA GPU.
+
+Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from exporter.backends.base import Array, Runner, TensorSpec
+from exporter.engine.buffers import plan_buffers
+from exporter.engine.engine_set import EngineSet, find_engines
+from exporter.engine.fit import choose_profile
+from exporter.engine.profiles import Phase
+from exporter.engine.session import Lane, Session
+from exporter.engine.sidecar import EngineTensor
+from exporter.engine.tensors import byte_count, numpy_dtype, written_shape
+from exporter.engine.trial import try_engines
+from exporter.errors import BackendError
+
+
+def open_engine(path: Path, *, phase: Phase | None = None, trial: bool = True) -> Runner:
+    """A runner for an engine, or for a folder with an engine for each phase.
+
+    Nothing of CUDA is touched before the runner is entered.
+
+    Args:
+        path: The engine's file, or the folder.
+        phase: Only profiles of this phase; all when None. Buffers are then no larger than it needs.
+        trial: Whether entering runs the engines in a process of their own first.
+
+    Raises:
+        EngineError: There is no engine, or a file is not what its record says.
+        ArtifactError: A record is not valid.
+    """
+    return TensorRtRunner(find_engines(path), phase=phase, trial=trial)
+
+
+class TensorRtRunner:
+    """Engines that serve one model; see :class:`exporter.backends.base.Runner`.
+
+    There is one device buffer for each input and output, as large as the largest profile needs.
+    So what :meth:`prepare` has bound holds until the next ``run`` or ``prepare``; an older call
+    is refused after that.
+
+    Args:
+        engines: The engines.
+        phase: Only profiles of this phase; all when None.
+        trial: Whether the engines are run in a process of their own first.
+
+    Raises:
+        EngineError: No profile serves the phase, or a tensor's type is unknown.
+    """
+
+    def __init__(
+        self, engines: EngineSet, *, phase: Phase | None = None, trial: bool = True
+    ) -> None:
+        self._engines = engines.of_phase(phase) if phase else engines
+        self._trial = trial
+        self._session: Session | None = None
+        self._buffers: dict[str, int] = {}
+        self._bound = 0
+        self.backend: str = engines.flavour.backend
+        self.provider = f"{self.backend} {engines.records[0].backend_version}"
+        self.threads = 1
+        self.cpu_nodes: Mapping[str, int] = {}
+        self.gpu_memory_bytes = 0
+        self.inputs = tuple(_spec(each) for each in engines.inputs)
+        self.outputs = tuple(_spec(each) for each in engines.outputs)
+
+    def __enter__(self) -> Self:
+        """Loads the engines and takes all device memory that any run will need.
+
+        Raises:
+            BackendError: There is no driver, no GPU, or too little memory.
+            EngineError: The engines are not for this machine, or can't be loaded and run.
+            MissingDependencyError: The library or cuda-bindings is not installed.
+        """
+        if self._trial:
+            try_engines(self._engines)
+        session = Session(self._engines, fixed_shapes=True)
+        session.__enter__()
+        try:
+            plan = plan_buffers([_largest(session, lane) for lane in session.lanes])
+            self._buffers = {name: session.cuda.allocate(plan[name], name) for name in plan}
+            self.gpu_memory_bytes = session.used_bytes
+            self._events = session.cuda.event(), session.cuda.event()
+        except BaseException:
+            session.__exit__()
+            raise
+        self._session = session
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Frees everything on the device."""
+        self._bound += 1
+        self._buffers = {}
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.__exit__()
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Runs once and returns the named outputs, or all of them, on the host.
+
+        Raises:
+            BackendError: No profile holds the inputs' shapes, or the run fails.
+        """
+        lane = self._fill(inputs)
+        cuda = self._loaded().cuda
+        lane.enqueue()
+        cuda.wait()
+        dtypes = {spec.name: spec.dtype for spec in self.outputs}
+        found = {}
+        for name in dtypes if outputs is None else outputs:
+            found[name] = np.empty(lane.output_shape(name), dtypes[name])
+            cuda.download(found[name], self._buffers[name])
+        return found
+
+    def prepare(self, inputs: Mapping[str, Array]) -> EngineCall:
+        """Fills the inputs on the device; each call runs the engine on them, and waits.
+
+        Where the library makes no CUDA graph by itself, the run is captured as one.
+
+        Raises:
+            BackendError: No profile holds the shapes, a run fails or can't be captured; or the
+                call that is returned runs after a later ``run`` or ``prepare``.
+        """
+        lane = self._fill(inputs)
+        cuda = self._loaded().cuda
+        lane.enqueue()  # kernels and lazy memory, before anything is captured
+        cuda.wait()
+        own_graphs = self._engines.flavour.compiles_on_card
+        launch = lane.enqueue if own_graphs else cuda.captured(lane.enqueue)
+        return EngineCall(self, launch, self._bound)
+
+    def timed(self, launch: Callable[[], None], bound: int) -> None:
+        """Runs what was bound, between two events."""
+        if bound != self._bound:
+            raise BackendError(
+                f"{self._engines.name}: other inputs have been bound since this call was prepared."
+            )
+        cuda = self._loaded().cuda
+        begin, end = self._events
+        cuda.record(begin)
+        launch()
+        cuda.record(end)
+        cuda.wait()
+
+    def last_ms(self) -> float:
+        """Milliseconds of the last timed run, by the device's clock."""
+        return self._loaded().cuda.elapsed_ms(*self._events)
+
+    def _fill(self, inputs: Mapping[str, Array]) -> Lane:
+        session = self._loaded()
+        arrays = self._checked(inputs)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        profiles = [lane.slot.profile for lane in session.lanes]
+        lane = session.lanes[choose_profile(self._engines.name, profiles, shapes)]
+        self._bound += 1
+        lane.set_shapes(shapes)
+        for name, address in self._buffers.items():
+            lane.bind(name, address)
+        for name, array in arrays.items():
+            session.cuda.upload(self._buffers[name], array)
+        return lane
+
+    def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs in their own types; a fixed size that differs is told here."""
+        return {
+            spec.name: checked_input(self._engines.name, spec, inputs.get(spec.name))
+            for spec in self.inputs
+        }
+
+    def _loaded(self) -> Session:
+        if self._session is None:
+            raise BackendError(
+                f"The runner of {self._engines.name} is used outside its with block."
+            )
+        return self._session
+
+
+class EngineCall:
+    """One run on bound inputs; see :class:`exporter.backends.base.DeviceTimed`."""
+
+    def __init__(self, runner: TensorRtRunner, launch: Callable[[], None], bound: int) -> None:
+        self._runner = runner
+        self._launch = launch
+        self._bound = bound
+
+    def __call__(self) -> None:
+        """Runs once and waits for the device."""
+        self._runner.timed(self._launch, self._bound)
+
+    def device_ms(self) -> float:
+        """Milliseconds of the last call, by CUDA events."""
+        return self._runner.last_ms()
+
+
+def checked_input(engine: str, spec: TensorSpec, array: Array | None) -> Array:
+    """An input as the engine takes it.
+
+    Args:
+        engine: The engine, for the message.
+        spec: What it takes.
+        array: What was given.
+
+    Raises:
+        BackendError: It is missing, or has another number of axes or another fixed size.
+    """
+    if array is None:
+        raise BackendError(f"{engine}: no value for the input {spec.name}.")
+    alike = len(array.shape) == len(spec.shape) and all(
+        want is None or want == size for want, size in zip(spec.shape, array.shape, strict=True)
+    )
+    if not alike:
+        wanted = "x".join("?" if size is None else str(size) for size in spec.shape)
+        raise BackendError(
+            f"{engine}: {spec.name} is {written_shape(array.shape)}, and the engine takes {wanted}."
+        )
+    return np.ascontiguousarray(array, spec.dtype)
+
+
+def _spec(tensor: EngineTensor) -> TensorSpec:
+    shape = tuple(None if size < 0 else size for size in tensor.shape)
+    return TensorSpec(tensor.name, numpy_dtype(tensor.dtype), shape)
+
+
+def _largest(session: Session, lane: Lane) -> dict[str, int]:
+    """Bytes of each input and output at a profile's largest shapes."""
+    engines = session.engines
+    shapes = engines.shapes(lane.slot, "high")
+    lane.set_shapes(shapes)
+    shapes |= {each.name: lane.output_shape(each.name) for each in engines.outputs}
+    tensors = (*engines.inputs, *engines.outputs)
+    return {each.name: byte_count(numpy_dtype(each.dtype), shapes[each.name]) for each in tensors}

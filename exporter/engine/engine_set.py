@@ -1,0 +1,180 @@
+"""The engines that serve one model together: one, or one for each phase."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from exporter.engine.flavours import FLAVOURS, Flavour
+from exporter.engine.profiles import Phase
+from exporter.engine.settings import ProfileEntry, ShapeRange
+from exporter.engine.sidecar import EngineRecord, EngineTensor, read_sidecar
+from exporter.errors import EngineError
+
+Shape = tuple[int, ...]
+End = Literal["low", "usual", "high"]
+
+SUFFIXES = (".engine", ".plan")
+"""What engines are called; in a folder only such files are looked at."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One profile of one of the engines.
+
+    Attributes:
+        engine: The engine's place in the set.
+        number: The profile's number in its engine.
+        profile: What it serves.
+    """
+
+    engine: int
+    number: int
+    profile: ProfileEntry
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """Engines of one graph, for phases of which no two are alike.
+
+    Attributes:
+        paths: Their files.
+        records: What stands beside them, in the same order.
+        phase: The only phase that is asked for; None for all.
+    """
+
+    paths: tuple[Path, ...]
+    records: tuple[EngineRecord, ...]
+    phase: Phase | None = None
+
+    @property
+    def name(self) -> str:
+        """The file, or the files, as messages name them."""
+        return " and ".join(str(path) for path in self.paths)
+
+    @property
+    def flavour(self) -> Flavour:
+        """The library that runs them."""
+        return FLAVOURS[self.records[0].backend]
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every profile of every engine that is asked for."""
+        return tuple(
+            Slot(place, number, profile)
+            for place, record in enumerate(self.records)
+            for number, profile in enumerate(record.profiles)
+            if self.phase in (None, profile.phase)
+        )
+
+    @property
+    def inputs(self) -> tuple[EngineTensor, ...]:
+        """What goes in; the same for all of them."""
+        return tuple(self.records[0].inputs)
+
+    @property
+    def outputs(self) -> tuple[EngineTensor, ...]:
+        """What comes out."""
+        return tuple(self.records[0].outputs)
+
+    def of_phase(self, phase: Phase) -> EngineSet:
+        """The engines that serve a phase, for it alone.
+
+        Raises:
+            EngineError: None does.
+        """
+        kept = [
+            (path, record)
+            for path, record in zip(self.paths, self.records, strict=True)
+            if any(profile.phase == phase for profile in record.profiles)
+        ]
+        if not kept:
+            held = ", ".join(slot.profile.phase for slot in self.slots)
+            raise EngineError(
+                f"{self.name} has no profile for {phase}, only for {held}.",
+                f"Build it with --profile {phase} too.",
+            )
+        paths, records = (tuple(path for path, _ in kept), tuple(record for _, record in kept))
+        return EngineSet(paths, records, phase)
+
+    def shapes(self, slot: Slot, end: End) -> dict[str, Shape]:
+        """By input, the smallest, usual or largest shape that a profile takes."""
+        spans = slot.profile.shapes
+        return {
+            each.name: _end(spans[each.name], end) if each.name in spans else each.shape
+            for each in self.inputs
+        }
+
+
+def _end(span: ShapeRange, end: End) -> Shape:
+    return {"low": span.low, "usual": span.usual, "high": span.high}[end]
+
+
+def has_engines(folder: Path) -> bool:
+    """Whether a folder holds engines."""
+    return folder.is_dir() and bool(_engine_files(folder))
+
+
+def find_engines(path: Path) -> EngineSet:
+    """Reads the records of an engine, or of a folder's engines, and holds the files against them.
+
+    Args:
+        path: An engine's file; or a folder with one engine, or with one for each phase.
+
+    Raises:
+        EngineError: There is none, a file is not what its record says, or they don't belong
+            together.
+        ArtifactError: A record is not valid.
+    """
+    if path.is_dir():
+        paths = _engine_files(path)
+        if not paths:
+            raise EngineError(
+                f"{path} holds no engine.",
+                f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}.",
+            )
+    else:
+        paths = [path]
+    engines = EngineSet(tuple(paths), tuple(read_sidecar(each) for each in paths))
+    _refuse_strangers(path, engines)
+    return engines
+
+
+def _engine_files(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if each.suffix in SUFFIXES)
+
+
+def _refuse_strangers(path: Path, engines: EngineSet) -> None:
+    empty = next((record for record in engines.records if not record.profiles), None)
+    if empty:
+        raise EngineError(f"{empty.engine} has no profile, so nothing says what it serves.")
+    names = ", ".join(record.engine for record in engines.records)
+    counts = Counter(profile.phase for record in engines.records for profile in record.profiles)
+    twice = next((phase for phase, count in counts.items() if count > 1), None)
+    if twice and len(engines.paths) > 1:
+        raise EngineError(
+            f"{path} holds more than one engine for {twice}: {names}.",
+            "Name the engine's file, or put the engines of each model in a folder of their own.",
+        )
+    if different := _difference(engines.records):
+        raise EngineError(
+            f"The engines in {path} don't belong together, their {different} differ: {names}.",
+            "Build them together: depthcut build --split.",
+        )
+
+
+def _difference(records: Sequence[EngineRecord]) -> str:
+    first, *others = records
+    facts: dict[str, Callable[[EngineRecord], object]] = {
+        "backends": lambda record: record.backend,
+        "library versions": lambda record: record.backend_version,
+        "graphs": lambda record: record.made_from,
+        "inputs or outputs": lambda record: (record.inputs, record.outputs),
+    }
+    for what, fact in facts.items():
+        if any(fact(other) != fact(first) for other in others):
+            return what
+    return ""
