@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, field_validator
 
 from exporter.artifacts.base import Record
 
@@ -117,3 +119,9 @@ class Accuracy(Record):
     long_context: list[LongContext] = Field(default_factory=list)
     tasks: list[TaskResult] = Field(default_factory=list)
     embeddings: EmbeddingAgreement | None = None
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _no_tasks(cls, tasks: Any) -> Any:
+        """The first reports had an empty object here."""
+        return [] if tasks == {} else tasks
