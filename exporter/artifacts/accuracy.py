@@ -100,8 +100,8 @@ class Accuracy(Record):
     ``kl_divergence`` is KL(baseline || candidate) in nats, mean over positions;
     ``top1_agreement`` the share of positions with the same most likely token, ``top5_agreement``
     the mean share of the baseline's five most likely tokens among the candidate's.
-    ``log_perplexity_increase`` is the mean difference of the losses in nats, its interval from a
-    paired bootstrap over samples.
+    ``log_perplexity_increase`` is the mean difference of the losses in nats, its interval from
+    paired samples, as that of ``kl_interval``.
     """
 
     text_source: str

@@ -9,6 +9,7 @@ import click
 
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import ANY_PATH, json_option, measuring_options, verbosity_options
+from exporter.cli.quality_options import quality_options
 
 
 @click.command()
@@ -20,6 +21,7 @@ from exporter.cli.options import ANY_PATH, json_option, measuring_options, verbo
     help="A further arm, timed in the same rounds; it gets no verdict.",
 )  # fmt: skip
 @measuring_options
+@quality_options
 @json_option
 @verbosity_options
 @click.pass_obj

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exporter.compare import CompareOptions
+from exporter.compare import CompareOptions, QualityOptions
 from exporter.request import (
     DropRequest,
     ExportRequest,
@@ -65,5 +65,12 @@ def compare_options(options: Mapping[str, Any]) -> CompareOptions:
         batch=options["batch"],
         eval_text=options["eval_text"],
         eval_tokens=options["eval_tokens"],
+        quality=quality_options(options),
         **rounds,
     )
+
+
+def quality_options(options: Mapping[str, Any]) -> QualityOptions:
+    """What is measured of the answers; a command without these options has the defaults."""
+    names = ("stride",)
+    return QualityOptions(**{name: options[name] for name in names if name in options})

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exporter.errors import UsageError
+
+
+@dataclass(frozen=True)
+class QualityOptions:
+    """What is measured of the answers, beside the distributions on the evaluation text.
+
+    Attributes:
+        stride: Tokens from the start of a sample to the start of the next, so that each token is
+            predicted once from at least ``eval_sequence_length - stride`` others; None for samples
+            that don't overlap.
+    """
+
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stride is not None and self.stride < 1:
+            raise UsageError("A stride begins at 1.")
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,7 @@ class CompareOptions:
         eval_text: What the models are judged on; see :func:`exporter.texts.read_texts`.
         eval_tokens: How much of it, rounded down to whole samples.
         eval_sequence_length: Tokens in a sample.
+        quality: What else is measured of the answers.
     """
 
     provider: str = "cpu"
@@ -34,6 +52,7 @@ class CompareOptions:
     eval_text: str = "pydoc"
     eval_tokens: int = 8192
     eval_sequence_length: int = 512
+    quality: QualityOptions = field(default_factory=QualityOptions)
 
     def __post_init__(self) -> None:
         lengths = (*self.prefill_lengths, *self.decode_past_lengths, self.batch)

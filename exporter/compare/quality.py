@@ -20,8 +20,9 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
             aren't finite.
         BackendError: A run fails.
     """
-    from exporter.measure.accuracy import LOGITS, check_tokens, compare_predictions
     from exporter.measure.inputs import has_cache
+    from exporter.measure.quality.agreement import check_tokens, compare_predictions
+    from exporter.measure.quality.predictions import LOGITS
 
     baseline = pair.baseline
     if LOGITS not in {spec.name for spec in baseline.runner.outputs}:
@@ -35,6 +36,7 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
         *pair.runners,
         tokens.token_ids,
         causal=causal and tokens.is_text,
+        overlap=tokens.overlap,
         progress=pair.progress,
     )
     return Accuracy(
@@ -44,6 +46,11 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
         perplexity=found.perplexity,
         kl_divergence=found.kl_divergence,
         top1_agreement=found.top1_agreement,
+        stride=pair.options.quality.stride,
+        log_perplexity_increase=found.log_perplexity_increase,
+        kl_interval=found.kl_interval,
+        top5_agreement=found.top5_agreement,
+        positions=found.positions,
     )
 
 
@@ -55,11 +62,17 @@ def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
     length = min(options.eval_sequence_length, options.eval_tokens, longest)
     tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
     if tokenizer is None:
-        return random_ids(pair.vocabulary(), sequence_length=length, tokens=options.eval_tokens)
+        return random_ids(
+            pair.vocabulary(),
+            sequence_length=length,
+            tokens=options.eval_tokens,
+            stride=options.quality.stride,
+        )
     return tokenize(
         texts,
         tokenizer,
         sequence_length=length,
         tokens=options.eval_tokens,
         separator_id=folder.end_of_text,
+        stride=options.quality.stride,
     )

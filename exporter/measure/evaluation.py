@@ -27,12 +27,15 @@ class EvaluationTokens:
         source: What a report calls the text.
         sha256: Of the text, or of the ids where they are random.
         is_text: False for random ids, on which a perplexity means nothing.
+        overlap: With a stride, the tokens at the start of each sample but the first that the
+            sample before has predicted already.
     """
 
     token_ids: NDArray[np.int64]
     source: str
     sha256: str
     is_text: bool
+    overlap: int = 0
 
 
 def tokenize(
@@ -42,6 +45,7 @@ def tokenize(
     sequence_length: int,
     tokens: int,
     separator_id: int | None,
+    stride: int | None = None,
 ) -> EvaluationTokens:
     """Cuts a text into samples, each opened by what the tokenizer puts before a text.
 
@@ -51,13 +55,15 @@ def tokenize(
         sequence_length: Tokens in a sample, opening tokens included.
         tokens: How many to take in all, rounded down to whole samples, one at least.
         separator_id: A token between documents; None puts none.
+        stride: Tokens from the start of a sample to the start of the next; None for samples that
+            don't overlap.
 
     Raises:
-        ComparisonError: When the tokenizer can't be read, its opening tokens fill a sample, or
-            the text is shorter than one.
+        ComparisonError: When the tokenizer can't be read, its opening tokens fill a sample, the
+            text is shorter than one, or the stride is longer.
         MissingDependencyError: Without the tokenizers library.
     """
-    encode = _encoder(tokenizer_path)
+    encode = text_encoder(tokenizer_path)
     opening = _opening_tokens(encode)
     if len(opening) >= sequence_length:
         raise ComparisonError(
@@ -65,33 +71,62 @@ def tokenize(
             f"each with {len(opening)} of its own.",
             "Evaluate on more tokens (--eval-tokens).",
         )
+    width = sequence_length - len(opening)
     packed = pack_tokens(
         lambda text: encode(text, False),
         texts,
-        sequence_length=sequence_length - len(opening),
-        max_samples=max(1, tokens // sequence_length),
+        sequence_length=1 if stride else width,
+        max_samples=max(tokens, width) if stride else max(1, tokens // sequence_length),
         separator_id=separator_id,
     )
-    if not len(packed):
+    if packed.size < width:
         raise ComparisonError(
             f"The evaluation text {texts.source} has fewer than {sequence_length} tokens.",
             "Name a longer text, or ask for fewer tokens.",
         )
-    heads = np.tile(np.array(opening, dtype=np.int64), (len(packed), 1))
-    ids = np.concatenate([heads, packed], axis=1)
-    return EvaluationTokens(ids, texts.source, texts.sha256, is_text=True)
+    windows = _windows(packed.ravel(), width, stride)
+    heads = np.tile(np.array(opening, dtype=np.int64), (len(windows), 1))
+    ids = np.concatenate([heads, windows], axis=1)
+    overlap = sequence_length - stride if stride else 0
+    return EvaluationTokens(ids, texts.source, texts.sha256, is_text=True, overlap=overlap)
 
 
 def random_ids(
-    vocabulary: int, *, sequence_length: int, tokens: int, seed: int = 0
+    vocabulary: int,
+    *,
+    sequence_length: int,
+    tokens: int,
+    stride: int | None = None,
+    seed: int = 0,
 ) -> EvaluationTokens:
     """Samples of random tokens, for KL divergence and agreement where there is no tokenizer."""
-    size = (max(1, tokens // sequence_length), sequence_length)
-    ids = np.random.default_rng(seed).integers(0, vocabulary, size, dtype=np.int64)
-    return EvaluationTokens(ids, RANDOM_TOKENS, sha256_bytes(ids.tobytes()), is_text=False)
+    number = max(1, tokens // sequence_length) * sequence_length
+    stream = np.random.default_rng(seed).integers(0, vocabulary, number, dtype=np.int64)
+    ids = _windows(stream, sequence_length, stride)
+    overlap = sequence_length - stride if stride else 0
+    digest = sha256_bytes(stream.tobytes())
+    return EvaluationTokens(ids, RANDOM_TOKENS, digest, is_text=False, overlap=overlap)
 
 
-def _encoder(path: Path) -> Callable[[str, bool], list[int]]:
+def _windows(stream: NDArray[np.int64], width: int, stride: int | None) -> NDArray[np.int64]:
+    """Samples of ``width`` tokens that begin every ``stride`` tokens; what is left over is not."""
+    if stride is None:
+        return stream.reshape(-1, width)
+    if stride >= width:
+        raise ComparisonError(
+            f"A stride of {stride} leaves no overlap between samples of {width} tokens.",
+            "Give a smaller --stride, or none.",
+        )
+    return np.lib.stride_tricks.sliding_window_view(stream, width)[::stride]
+
+
+def text_encoder(path: Path) -> Callable[[str, bool], list[int]]:
+    """A function from a text, and whether to add the tokenizer's own tokens, to token ids.
+
+    Raises:
+        ComparisonError: The file is no tokenizer.
+        MissingDependencyError: Without the tokenizers library.
+    """
     tokenizers = require("tokenizers", extra="cpu")
     try:
         tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))

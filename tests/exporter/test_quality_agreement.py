@@ -12,8 +12,8 @@ from scipy.special import log_softmax
 
 from exporter.backends.base import Array, BoundCall, TensorSpec
 from exporter.errors import ComparisonError
-from exporter.measure import accuracy
-from exporter.measure.accuracy import compare_predictions
+from exporter.measure.quality import predictions
+from exporter.measure.quality.agreement import compare_predictions
 
 VOCABULARY = 50
 
@@ -68,7 +68,7 @@ def expected(first: Array, second: Array, ids: Any) -> tuple[float, float, float
 def test_all_three_agree_with_a_plain_computation(
     monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(accuracy, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(predictions, "_CHUNK_BYTES", chunk_bytes)
     first, second, ids = table(0), table(0) + table(1) / 3, tokens()
     found = compare_predictions(TableRunner(first), TableRunner(second), ids, causal=True)
     want = expected(first, second, ids)
@@ -162,3 +162,33 @@ def test_no_tokens_are_refused() -> None:
     arm = TableRunner(table(0))
     with pytest.raises(ComparisonError, match="no token"):
         compare_predictions(arm, arm, np.zeros((0, 4), np.int64), causal=True)
+
+
+def test_five_likeliest_tokens_are_sets_and_positions_sum_up() -> None:
+    first, second, ids = table(0), table(0) + table(1) / 2, tokens(samples=4, length=11)
+    found = compare_predictions(TableRunner(first), TableRunner(second), ids, causal=True)
+    best = [np.argsort(-arm[ids], axis=-1)[..., :5] for arm in (first, second)]
+    shared = [len(set(a) & set(b)) / 5 for a, b in zip(*(b.reshape(-1, 5) for b in best))]  # noqa: B905
+    assert found.top5_agreement == pytest.approx(np.mean(shared), rel=1e-12)
+    assert found.top1_agreement < found.top5_agreement < 1
+    stretches = [(each.first, each.last) for each in found.positions]
+    assert stretches == [(0, 0), (1, 1), (2, 3), (4, 7), (8, 10)]
+    weights = [last - first + 1 for first, last in stretches]
+    kl = np.average([each.kl_divergence for each in found.positions], weights=weights)
+    assert kl == pytest.approx(found.kl_divergence, rel=1e-12)
+    last = expected(first, second, ids[:, 8:])  # a table's logits know no context
+    assert found.positions[-1].kl_divergence == pytest.approx(last[2], rel=1e-10)
+    assert np.exp(found.positions[-1].baseline_loss or 0) == pytest.approx(last[0], rel=1e-10)
+
+
+def test_an_arm_that_is_worse_everywhere_has_an_interval_above_zero() -> None:
+    peaked = np.where(np.eye(VOCABULARY, k=1) > 0, 5, 0).astype(np.float32)
+    ids = (np.arange(11) + np.arange(4)[:, None]) % VOCABULARY
+    arms = TableRunner(peaked), TableRunner(peaked / 2 + table(1) / 50)
+    found = compare_predictions(*arms, ids, causal=True).log_perplexity_increase
+    back = compare_predictions(*reversed(arms), ids, causal=True).log_perplexity_increase
+    assert found is not None
+    assert back is not None
+    assert found.ci95[0] > 0 > back.ci95[1]
+    alone = compare_predictions(*arms, ids[:1], causal=True)
+    assert (alone.log_perplexity_increase, alone.kl_interval) == (None, None)
