@@ -32,6 +32,13 @@ from exporter.cli.options import EXISTING_PATH, json_option, verbosity_options
     help="Where ONNX Runtime runs the model.",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [all cores]")
+@click.option(
+    "--backend", type=click.Choice(["onnxruntime", "engine"]),
+    help="What of a folder is to run, where it holds both. [onnxruntime]",
+)  # fmt: skip
+@click.option(
+    "--tokenizer", type=EXISTING_PATH, help="tokenizer.json or its folder. [beside the model]"
+)
 @json_option
 @verbosity_options
 @click.pass_obj
@@ -48,40 +55,41 @@ def generate(
     seed: int,
     provider: str,
     threads: int | None,
+    backend: str | None,
+    tokenizer: Path | None,
     as_json: bool,
 ) -> None:
-    """Continue PROMPT with a model: a folder with model.onnx and its tokenizer."""
-    from exporter.errors import BackendError
-    from exporter.generation.generate import TextModel
-    from exporter.generation.generate import generate as run
-    from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
-    from exporter.generation.sampling import Sampling
-    from exporter.measure.environment import default_threads
-    from exporter.measure.model_folder import find_model
+    """Continue PROMPT with a model and the tokenizer beside it.
 
-    if model.suffix == ".engine":
-        raise BackendError(
-            f"{model} is an engine; text comes from ONNX files alone so far.",
-            "Name the ONNX file that it was built from.",
-        )
-    folder = find_model(model)
-    texts = TextModel.of(folder)
+    MODEL is an ONNX file, an engine, or a folder with one of them or with an engine for prefill and
+    one for decode.
+    """
+    from exporter.generation.generate import generate as run
+    from exporter.generation.generate import refuse_too_long
+    from exporter.generation.open_decoder import open_decoder
+    from exporter.generation.sampling import Sampling
+    from exporter.generation.text_model import TextModel
+
     sampling = Sampling(temperature, top_k, top_p, seed)
-    decoder = OnnxRuntimeDecoder(
-        folder.onnx, provider=provider, threads=threads or default_threads()
-    )
+    decoder = open_decoder(model, backend=backend, provider=provider, threads=threads)
+    texts = TextModel.of(model, tokenizer)
+    prompt_ids = texts.encode(prompt)
+    refuse_too_long(decoder, len(prompt_ids), new_tokens, texts.positions)
+    stream = texts.stream(lambda piece: None if as_json else click.echo(piece, nl=False))
     with decoder:
         done = run(
             decoder,
-            texts.encode(prompt),
+            prompt_ids,
             new_tokens=new_tokens,
             stop_ids=texts.stop_ids,
             sampling=sampling,
+            on_token=stream.add,
         )
-    text = texts.decode(done.token_ids)
     if as_json:
+        text = texts.decode(done.token_ids)
         click.echo(json.dumps({"text": text, **asdict(done)}, indent=2))
         return
-    click.echo(text)
+    stream.finish(done.token_ids)
+    click.echo()
     later = "" if done.per_token_ms is None else f", then {done.per_token_ms:.1f} ms a token"
     progress.say(f"{len(done.token_ids)} tokens; first after {done.first_token_ms:.0f} ms{later}")

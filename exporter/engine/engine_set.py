@@ -35,6 +35,11 @@ class Slot:
     number: int
     profile: ProfileEntry
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Engine and profile number."""
+        return self.engine, self.number
+
 
 @dataclass(frozen=True)
 class EngineSet:

@@ -33,6 +33,18 @@ class Decoder(Protocol):
     ) -> None:
         """Frees the model and its cache."""
 
+    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
+        """Refuses what the backend has no room for, before anything runs.
+
+        Args:
+            batch: Sequences.
+            prompt: Tokens of each prompt.
+            new_tokens: The most tokens to generate; the last of them is not run.
+
+        Raises:
+            BackendError: It says what is asked for and what there is room for.
+        """
+
     def prefill(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Empties the cache and runs a prompt.
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from exporter.errors import BackendError, first_line
+from exporter.errors import BackendError
 from exporter.generation.decoder import Decoder
 from exporter.generation.sampling import Sampler, Sampling
-from exporter.measure.model_folder import ModelFolder, read_object
-from exporter.optional import require
 
 _GREEDY = Sampling()
 
@@ -43,6 +39,8 @@ def generate(
     new_tokens: int,
     stop_ids: frozenset[int] = frozenset(),
     sampling: Sampling = _GREEDY,
+    positions: int | None = None,
+    on_token: Callable[[int], None] | None = None,
 ) -> Generation:
     """Generates from one prompt.
 
@@ -52,12 +50,16 @@ def generate(
         new_tokens: The most tokens to generate, at least one.
         stop_ids: Tokens that end the text.
         sampling: How tokens are chosen.
+        positions: How many positions the model knows; None where nothing says so.
+        on_token: Called with each new token as it comes.
 
     Raises:
-        BackendError: The prompt is empty, or the decoder fails.
+        BackendError: The prompt is empty, the text would be longer than the model or the decoder
+            has room for, or the decoder fails.
     """
     if not prompt_ids:
         raise BackendError("The prompt holds no token.", "Give it some text.")
+    refuse_too_long(decoder, len(prompt_ids), new_tokens, positions)
     stream = _tokens(decoder, prompt_ids, Sampler(sampling))
     begin = time.perf_counter()
     found: list[int] = []
@@ -67,6 +69,8 @@ def generate(
         if token in stop_ids:
             break
         found.append(token)
+        if on_token is not None:
+            on_token(token)
         if len(found) == new_tokens:
             break
     later = (times[-1] - times[0]) / (len(times) - 1) * 1e3 if len(times) > 1 else None
@@ -82,52 +86,22 @@ def _tokens(decoder: Decoder, prompt_ids: list[int], sampler: Sampler) -> Iterat
         logits = decoder.step(token[:, None])
 
 
-@dataclass(frozen=True)
-class TextModel:
-    """A folder's tokenizer, and the tokens that end its texts."""
+def refuse_too_long(decoder: Decoder, prompt: int, new_tokens: int, positions: int | None) -> None:
+    """Refuses a text for which there is no room; the decoder need not be loaded.
 
-    tokenizer: Path
-    stop_ids: frozenset[int]
+    Args:
+        decoder: Which is to run it.
+        prompt: Tokens of the prompt.
+        new_tokens: The most tokens to generate.
+        positions: How many positions the model knows; None where nothing says so.
 
-    @classmethod
-    def of(cls, folder: ModelFolder) -> TextModel:
-        """Reads what stands beside the model.
-
-        Raises:
-            BackendError: There is no tokenizer.
-            ComparisonError: A config is no JSON object.
-        """
-        if folder.tokenizer is None:
-            raise BackendError(
-                f"There is no tokenizer.json beside {folder.onnx}.",
-                "Copy the model's tokenizer there.",
-            )
-        # Chat models often end a turn with a token of which only the generation config knows.
-        generation = read_object(folder.onnx.parent / "generation_config.json")
-        ends = generation.get("eos_token_id", folder.config.get("eos_token_id"))
-        return cls(folder.tokenizer, frozenset(_numbers(ends)))
-
-    def encode(self, text: str) -> list[int]:
-        """The text's tokens."""
-        ids: list[int] = self._loaded().encode(text).ids
-        return ids
-
-    def decode(self, token_ids: tuple[int, ...]) -> str:
-        """The tokens' text."""
-        text: str = self._loaded().decode(list(token_ids))
-        return text
-
-    def _loaded(self) -> Any:
-        module = require("tokenizers", extra="cpu")
-        try:
-            return module.Tokenizer.from_file(str(self.tokenizer))
-        except Exception as error:  # the library raises no class of its own
-            raise BackendError(
-                f"{self.tokenizer} is no tokenizer ({first_line(error)}).",
-                "Copy the model's tokenizer there again.",
-            ) from error
-
-
-def _numbers(value: object) -> list[int]:
-    values = value if isinstance(value, list) else [value]
-    return [each for each in values if isinstance(each, int)]
+    Raises:
+        BackendError: It says what is asked for and what there is room for.
+    """
+    if positions is not None and prompt + new_tokens > positions:
+        raise BackendError(
+            f"The model knows {positions} positions, and {prompt} tokens of prompt with "
+            f"{new_tokens} new ones are {prompt + new_tokens}.",
+            "Take a shorter prompt or fewer new tokens.",
+        )
+    decoder.refuse_unfit(1, prompt, new_tokens)

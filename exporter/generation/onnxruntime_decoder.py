@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from exporter.backends.base import TensorSpec
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
+from exporter.generation.cache_names import LOGITS, cache_pairs
 from exporter.measure.graph_facts import CACHE_INPUT
-
-_LOGITS = "logits"
 
 
 class OnnxRuntimeDecoder:
@@ -47,8 +46,10 @@ class OnnxRuntimeDecoder:
         try:
             self._specs = {spec.name: spec for spec in self._runner.inputs}
             outputs = {spec.name for spec in self._runner.outputs}
-            self._presents = _pairs([n for n in self._specs if CACHE_INPUT.fullmatch(n)], outputs)
-            if not self._presents or _LOGITS not in outputs:
+            self._presents = cache_pairs(
+                [n for n in self._specs if CACHE_INPUT.fullmatch(n)], outputs
+            )
+            if not self._presents or LOGITS not in outputs:
                 raise BackendError(
                     f"{self._model} is no decoder with a KV cache: it can't generate.",
                     "Export it with past_key_values, as depthcut export does.",
@@ -68,6 +69,9 @@ class OnnxRuntimeDecoder:
         self._cache.clear()
         self._runner.__exit__()
 
+    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
+        """Refuses nothing: the session takes every length; see the protocol."""
+
     def prefill(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Empties the cache and runs a prompt; see the protocol."""
         self._length = 0
@@ -81,7 +85,7 @@ class OnnxRuntimeDecoder:
     def _run(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         total = self._length + token_ids.shape[1]
         inputs = {**self._tokens(token_ids, total), **self._cache}
-        logits, *presents = self._runner.run_bound(inputs, [_LOGITS, *self._presents.values()])
+        logits, *presents = self._runner.run_bound(inputs, [LOGITS, *self._presents.values()])
         self._cache = dict(zip(self._presents, presents, strict=True))
         self._length = total
         last: NDArray[Any] = logits.numpy()[:, -1].astype(np.float32)
@@ -113,16 +117,3 @@ class OnnxRuntimeDecoder:
                 "A graph of onnxruntime-genai runs there; depthcut export writes both numbers.",
             )
         return self._runner.value(np.zeros((batch, heads, 0, head_size), spec.dtype))
-
-
-def _pairs(pasts: list[str], outputs: set[str]) -> dict[str, str]:
-    """By cache input, the output that is its next content, in the names of exporters."""
-    found = {}
-    for past in pasts:
-        names = [past.replace("past_key_values", new, 1) for new in ("present", "cache")]
-        names.append(past.replace("past", "present", 1))
-        present = next((name for name in names if name in outputs), None)
-        if present is None:
-            raise BackendError(f"No output continues the cache {past!r}.")
-        found[past] = present
-    return found

@@ -35,11 +35,7 @@ class ModelFolder:
     @property
     def longest_sequence(self) -> int | None:
         """Positions that the model knows, as its config says."""
-        for key in ("max_position_embeddings", "n_positions"):
-            value = self.config.get(key)
-            if isinstance(value, int) and value > 0:
-                return value
-        return None
+        return longest_sequence(self.config)
 
     @property
     def end_of_text(self) -> int | None:
@@ -47,6 +43,15 @@ class ModelFolder:
         value = self.config.get("eos_token_id")
         first = value[0] if isinstance(value, list) and value else value
         return first if isinstance(first, int) else None
+
+
+def longest_sequence(config: dict[str, Any]) -> int | None:
+    """Positions that a model knows, as its config says."""
+    for key in ("max_position_embeddings", "n_positions"):
+        value = config.get(key)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
-from exporter.cli import run
 from exporter.errors import BackendError, UsageError
-from exporter.generation.generate import TextModel, generate
+from exporter.generation.generate import generate
 from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.generation.sampling import Sampler, Sampling
-from exporter.measure.model_folder import find_model
+from exporter.generation.text_model import TextModel
 from graph_passes import Deletion, prune_graph, save_model
 from graph_passes.tiny_graphs import HEAD_DIM, HEADS, TinySpec, tiny_model
 
@@ -71,6 +70,9 @@ class Scripted:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
+        pass
+
     def prefill(self, token_ids: Any) -> Any:
         self.at = 0
         return self.step(token_ids)
@@ -109,7 +111,7 @@ def texts(folder: Path, **configs: Any) -> TextModel:
     (folder / "tokenizer.json").write_text("{}")
     for name, config in configs.items():
         (folder / f"{name}.json").write_text(json.dumps(config))
-    return TextModel.of(find_model(folder))
+    return TextModel.of(folder)
 
 
 def test_the_generation_config_knows_what_ends_a_text(tmp_path: Path) -> None:
@@ -127,14 +129,6 @@ def test_a_file_that_is_no_tokenizer_is_told(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     with pytest.raises(BackendError, match="is no tokenizer"):
         texts(tmp_path).encode("hi")
-
-
-def test_an_engine_generates_nothing_so_far(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "m.engine").write_bytes(b"")
-    assert run(["generate", str(tmp_path / "m.engine"), "hi"]) == 1
-    assert "is an engine" in capsys.readouterr().err
 
 
 LOGITS = np.log(np.array([[0.1, 0.2, 0.4, 0.3]]))

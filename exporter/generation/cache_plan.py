@@ -1,0 +1,207 @@
+"""What a decoder on engines needs and allows, reckoned from the engines' records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from exporter.engine.buffers import rounded_up
+from exporter.engine.engine_set import EngineSet, Slot
+from exporter.engine.profiles import Span
+from exporter.engine.sidecar import EngineTensor
+from exporter.engine.tensors import byte_count, numpy_dtype
+from exporter.errors import BackendError
+from exporter.generation.cache_names import LOGITS, cache_pairs
+from exporter.measure.graph_facts import CACHE_INPUT
+
+IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
+_BATCH, _SEQUENCE, _PAST = 0, 1, 2
+_LOGITS_AXES = 3
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """A decoder's cache on the device, and what its profiles hold.
+
+    Attributes:
+        name: The engines, for messages.
+        prefill: The profile that begins a text.
+        decode: The profile that continues it.
+        pairs: By cache input, the output that is its next content.
+        tokens: Which of the token inputs there are.
+        batch: Sequences that both profiles take.
+        prompt: Tokens of a prompt.
+        context: Tokens in the cache before a decode step.
+        cache_shapes: By cache input, ``[batch, heads, length, size]`` at its largest.
+        cache_bytes: By cache input, the bytes of one buffer; there are two of each.
+    """
+
+    name: str
+    prefill: Slot
+    decode: Slot
+    pairs: Mapping[str, str]
+    tokens: tuple[str, ...]
+    batch: Span
+    prompt: Span
+    context: Span
+    cache_shapes: Mapping[str, tuple[int, ...]]
+    cache_bytes: Mapping[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """Device memory for the cache: what a step reads, and what it writes."""
+        return 2 * sum(self.cache_bytes.values())
+
+    @property
+    def longest(self) -> int:
+        """Positions that the cache has room for."""
+        return max(self.prompt.high, self.context.high + 1)
+
+    def shapes(self, batch: int, sequence: int, past: int) -> dict[str, tuple[int, ...]]:
+        """By input, its shape in a step."""
+        sizes = {IDS: sequence, MASK: past + sequence, POSITIONS: sequence}
+        return {
+            **{name: (batch, sizes[name]) for name in self.tokens},
+            **{name: (batch, s[1], past, s[3]) for name, s in self.cache_shapes.items()},
+        }
+
+    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
+        """Refuses what the profiles don't hold, before anything runs.
+
+        Args:
+            batch: Sequences.
+            prompt: Tokens of each prompt.
+            new_tokens: Tokens to generate; the last of them is not run.
+
+        Raises:
+            BackendError: It says what is asked and what the engines hold.
+        """
+        self._refuse(f"a batch of {batch}", batch, self.batch, "--batch")
+        self._refuse(f"a prompt of {prompt} tokens", prompt, self.prompt, "--prompt")
+        if new_tokens > 1:
+            self.refuse_context(prompt)
+            self.refuse_context(prompt + new_tokens - 2)
+
+    def refuse_context(self, length: int) -> None:
+        """Refuses a decode step after a cache of this length, where the profile doesn't hold it.
+
+        Raises:
+            BackendError: It says what the engine holds.
+        """
+        self._refuse(f"a context of {length} tokens", length, self.context, "--context")
+
+    def _refuse(self, what: str, size: int, held: Span, option: str) -> None:
+        if not held.low <= size <= held.high:
+            raise BackendError(
+                f"{self.name} was built for {held.low} to {held.high}, and {what} is asked for.",
+                f"Ask for {'more' if size < held.low else 'less'}, or build it with another "
+                f"{option}.",
+            )
+
+
+class CacheBanks:
+    """Two buffers for each cache tensor: a step reads one, writes the other, then they swap.
+
+    Args:
+        pairs: By cache input, the output that is its next content.
+        first: By cache input, the address of one buffer.
+        second: Of the other.
+    """
+
+    def __init__(
+        self, pairs: Mapping[str, str], first: Mapping[str, int], second: Mapping[str, int]
+    ) -> None:
+        self._pairs = pairs
+        self._read, self._written = first, second
+
+    def bindings(self) -> dict[str, int]:
+        """By input and output, its address in the next step."""
+        return {
+            **{past: self._read[past] for past in self._pairs},
+            **{present: self._written[past] for past, present in self._pairs.items()},
+        }
+
+    def swap(self) -> None:
+        """After a step: what was written is the next one's past."""
+        self._read, self._written = self._written, self._read
+
+
+def plan_cache(engines: EngineSet) -> CachePlan:
+    """Reckons a decoder's plan.
+
+    Args:
+        engines: One engine with a prefill and a decode profile, or one for each.
+
+    Raises:
+        BackendError: They are no decoder with a cache, or lack a phase.
+    """
+    caches = {each.name: each for each in engines.inputs if CACHE_INPUT.fullmatch(each.name)}
+    outputs = {each.name: len(each.shape) for each in engines.outputs}
+    if not caches or outputs.get(LOGITS) != _LOGITS_AXES:
+        raise BackendError(
+            f"{engines.name} is no decoder with a KV cache: it can't generate.",
+            "Build it from a graph with past_key_values.",
+        )
+    prefill, decode = (_slot(engines, phase) for phase in ("prefill", "decode"))
+    past = next(iter(caches))
+    if _span(engines, prefill, past, _PAST).low != 0:
+        raise BackendError(f"{engines.name}: its prefill profile does not take an empty cache.")
+    batch = _batch(engines, prefill, decode)
+    prompt = _span(engines, prefill, IDS, _SEQUENCE)
+    context = _span(engines, decode, past, _PAST)
+    longest = max(prompt.high, context.high + 1)
+    shapes = {name: _cache_shape(each, batch.high, longest) for name, each in caches.items()}
+    return CachePlan(
+        name=engines.name,
+        prefill=prefill,
+        decode=decode,
+        pairs=cache_pairs(caches, outputs),
+        tokens=_tokens(engines, caches),
+        batch=batch,
+        prompt=prompt,
+        context=context,
+        cache_shapes=shapes,
+        cache_bytes={
+            name: rounded_up(byte_count(numpy_dtype(caches[name].dtype), shape))
+            for name, shape in shapes.items()
+        },
+    )
+
+
+def _tokens(engines: EngineSet, caches: Collection[str]) -> tuple[str, ...]:
+    names = tuple(each.name for each in engines.inputs if each.name not in caches)
+    unknown = next((name for name in names if name not in (IDS, MASK, POSITIONS)), None)
+    if unknown:
+        raise BackendError(f"{engines.name} has an input {unknown!r} of unknown meaning.")
+    return names
+
+
+def _batch(engines: EngineSet, prefill: Slot, decode: Slot) -> Span:
+    """What both take."""
+    spans = [_span(engines, slot, IDS, _BATCH) for slot in (prefill, decode)]
+    low, high = max(span.low for span in spans), min(span.high for span in spans)
+    if low > high:
+        raise BackendError(f"{engines.name}: prefill and decode take different batches.")
+    return Span(low, low, high)
+
+
+def _cache_shape(cache: EngineTensor, batch: int, length: int) -> tuple[int, ...]:
+    _, heads, _, size = cache.shape
+    if heads < 0 or size < 0:
+        raise BackendError(f"{cache.name} declares no number of heads or no head size.")
+    return batch, heads, length, size
+
+
+def _slot(engines: EngineSet, phase: str) -> Slot:
+    found = next((slot for slot in engines.slots if slot.profile.phase == phase), None)
+    if found is None:
+        raise BackendError(
+            f"{engines.name} has no profile for {phase}, so it can't generate.",
+            "Build it for both phases, or put the engines of both in one folder.",
+        )
+    return found
+
+
+def _span(engines: EngineSet, slot: Slot, name: str, axis: int) -> Span:
+    low, usual, high = (engines.shapes(slot, end)[name][axis] for end in ("low", "usual", "high"))
+    return Span(low, usual, high)

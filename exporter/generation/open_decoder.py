@@ -1,0 +1,54 @@
+"""From what lies on disk to the decoder that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.engine.engine_set import SUFFIXES, find_engines, has_engines
+from exporter.engine.sidecar import sidecar_path
+from exporter.errors import UsageError
+from exporter.generation.decoder import Decoder
+
+
+def open_decoder(
+    model: Path, *, backend: str | None = None, provider: str = "cpu", threads: int | None = None
+) -> Decoder:
+    """A decoder for a model, not yet loaded.
+
+    Args:
+        model: An ONNX file, an engine, or a folder with one of them or with an engine for each
+            phase.
+        backend: ``onnxruntime`` or ``engine``; None takes what is there, and of both the first.
+        provider: Where ONNX Runtime runs: ``cpu`` or ``cuda``.
+        threads: CPU threads for ONNX Runtime; all cores when None.
+
+    Raises:
+        OnnxFileError: There is no ONNX file, or more than one to choose from.
+        EngineError: There is no engine, or it is not what its record says.
+        UsageError: The file is of the other kind.
+        BackendError: The engines can't generate.
+    """
+    is_engine = model.is_file() and _is_engine(model)
+    if model.is_file() and backend is not None and is_engine != (backend == "engine"):
+        raise UsageError(
+            f"{model} is {'an' if is_engine else 'no'} engine.", "Leave --backend out."
+        )
+    if is_engine or backend == "engine" or (backend is None and _holds_engines_alone(model)):
+        from exporter.generation.tensorrt_decoder import TensorRtDecoder
+
+        return TensorRtDecoder(find_engines(model))
+    from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
+    from exporter.measure.environment import default_threads
+    from exporter.measure.model_folder import find_model
+
+    onnx = find_model(model).onnx
+    return OnnxRuntimeDecoder(onnx, provider=provider, threads=threads or default_threads())
+
+
+def _is_engine(file: Path) -> bool:
+    named = file.suffix in SUFFIXES
+    return named or (file.suffix != ".onnx" and sidecar_path(file).is_file())
+
+
+def _holds_engines_alone(folder: Path) -> bool:
+    return has_engines(folder) and not any(folder.glob("*.onnx"))

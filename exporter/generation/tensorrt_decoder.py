@@ -1,0 +1,178 @@
+"""A decoder on engines; the cache stays on the device, in two sets of buffers that change places.
+
+Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is one.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.engine.cuda import Bytes
+from exporter.engine.engine_set import EngineSet
+from exporter.engine.session import Lane, Session
+from exporter.engine.tensors import byte_count, numpy_dtype
+from exporter.engine.trial import try_engines
+from exporter.errors import BackendError
+from exporter.generation.cache_names import LOGITS
+from exporter.generation.cache_plan import IDS, MASK, POSITIONS, CacheBanks, plan_cache
+
+_FED = (IDS, POSITIONS)
+
+
+class TensorRtDecoder:
+    """See :class:`exporter.generation.decoder.Decoder`.
+
+    A step reads one set of cache buffers and writes the other, whose part is the next step's past.
+    Only tokens and positions go to the device, only the last position's logits come back.
+
+    Args:
+        engines: One engine with a prefill and a decode profile, or one for each.
+        trial: Whether the engines are run in a process of their own first.
+
+    Raises:
+        BackendError: They can't generate.
+    """
+
+    def __init__(self, engines: EngineSet, *, trial: bool = True) -> None:
+        self._engines = engines
+        self._trial = trial
+        self.plan = plan_cache(engines)
+        self.backend: str = engines.flavour.backend
+        self.gpu_memory_bytes = 0
+        self._dtypes = {
+            each.name: numpy_dtype(each.dtype) for each in (*engines.inputs, *engines.outputs)
+        }
+        self._session: Session | None = None
+        self._lanes: dict[str, Lane] = {}
+        self._buffers: dict[str, int] = {}
+        self._banks = CacheBanks({}, {}, {})
+        self._pinned: dict[str, Bytes] = {}
+        self._batch = self._length = 0
+
+    def __enter__(self) -> Self:
+        """Loads the engines and takes all memory.
+
+        Raises:
+            BackendError: There is no driver, no GPU, or too little memory.
+            EngineError: The engines are not for this machine, or can't be loaded and run.
+            MissingDependencyError: The library or cuda-bindings is not installed.
+        """
+        if self._trial:
+            try_engines(self._engines)
+        session = Session(self._engines, fixed_shapes=False)
+        session.__enter__()
+        try:
+            self._take_memory(session)
+        except BaseException:
+            session.__exit__()
+            raise
+        self._session = session
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Frees the engines and the cache."""
+        self._lanes, self._buffers, self._pinned = {}, {}, {}
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.__exit__()
+
+    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
+        """Refuses what the profiles don't hold; see the protocol."""
+        self.plan.refuse_unfit(batch, prompt, new_tokens)
+
+    def prefill(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Empties the cache and runs a prompt; see the protocol."""
+        batch, prompt = token_ids.shape
+        self.plan.refuse_unfit(batch, prompt, new_tokens=1)
+        self._batch, self._length = len(token_ids), 0
+        return self._run("prefill", token_ids)
+
+    def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Runs one more token of each sequence; see the protocol."""
+        if token_ids.shape != (self._batch, 1):
+            raise BackendError(f"A step takes {self._batch} sequences of one token each.")
+        self.plan.refuse_context(self._length)
+        return self._run("decode", token_ids)
+
+    def _run(self, phase: str, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+        session, lane = self._loaded(), self._lanes[phase]
+        batch, sequence = token_ids.shape
+        positions = np.arange(self._length, self._length + sequence)
+        fed = {IDS: token_ids, POSITIONS: np.broadcast_to(positions, (batch, sequence))}
+        lane.set_shapes(self.plan.shapes(batch, sequence, self._length))
+        self._bind(lane)
+        for name in self._pinned.keys() & fed.keys():
+            content = np.ascontiguousarray(fed[name], self._dtypes[name])
+            source = self._pinned[name][: content.nbytes]
+            source[:] = content.reshape(-1).view(np.uint8)
+            session.cuda.send(self._buffers[name], source)
+        lane.enqueue()
+        logits = self._last_logits(session, lane)
+        self._banks.swap()
+        self._length += sequence
+        return logits
+
+    def _bind(self, lane: Lane) -> None:
+        for name, address in {**self._buffers, **self._banks.bindings()}.items():
+            lane.bind(name, address)
+
+    def _last_logits(self, session: Session, lane: Lane) -> NDArray[Any]:
+        batch, length, vocabulary = lane.output_shape(LOGITS)
+        dtype = self._dtypes[LOGITS]
+        width = vocabulary * dtype.itemsize
+        rows = self._pinned[LOGITS][: batch * width].reshape(batch, width)
+        last = self._buffers[LOGITS] + (length - 1) * width
+        session.cuda.fetch_rows(rows, last, length * width)
+        session.cuda.wait()
+        found: NDArray[Any] = rows.view(dtype).astype(np.float32)
+        return found
+
+    def _take_memory(self, session: Session) -> None:
+        plan, cuda = self.plan, session.cuda
+        lanes = {lane.slot.place: lane for lane in session.lanes}
+        self._lanes = {
+            "prefill": lanes[plan.prefill.place],
+            "decode": lanes[plan.decode.place],
+        }
+        first, second = (
+            {name: cuda.allocate(size, f"the cache {name}") for name, size in bank.items()}
+            for bank in (plan.cache_bytes, plan.cache_bytes)
+        )
+        self._banks = CacheBanks(plan.pairs, first, second)
+        tokens = plan.shapes(plan.batch.high, plan.prompt.high, 0)
+        tokens[MASK] = (plan.batch.high, plan.longest)
+        for name in plan.tokens:
+            size = byte_count(self._dtypes[name], tokens[name])
+            self._buffers[name] = cuda.allocate(size, name)
+            if name in _FED:
+                self._pinned[name] = cuda.pinned(size)
+        if MASK in plan.tokens:  # all ones, however long: it never changes
+            cuda.upload(self._buffers[MASK], np.ones(tokens[MASK], self._dtypes[MASK]))
+        self._take_logits(session)
+        self.gpu_memory_bytes = session.used_bytes
+
+    def _take_logits(self, session: Session) -> None:
+        sizes, width = [], 0
+        for lane in self._lanes.values():
+            lane.set_shapes(session.engines.shapes(lane.slot, "high"))
+            shape = lane.output_shape(LOGITS)
+            sizes.append(byte_count(self._dtypes[LOGITS], shape))
+            width = byte_count(self._dtypes[LOGITS], (self.plan.batch.high, shape[-1]))
+        self._buffers[LOGITS] = session.cuda.allocate(max(sizes), "the logits")
+        self._pinned[LOGITS] = session.cuda.pinned(width)
+
+    def _loaded(self) -> Session:
+        if self._session is None:
+            raise BackendError(
+                f"The decoder of {self._engines.name} is used outside its with block."
+            )
+        return self._session
