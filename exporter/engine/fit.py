@@ -36,7 +36,7 @@ def choose_profile(name: str, profiles: Sequence[ProfileEntry], shapes: Shapes) 
     nearest = min(profiles, key=lambda profile: len(_outside(profile, shapes)))
     first = _outside(nearest, shapes)[0]
     raise BackendError(
-        f"{name} was not built for this: {first} is {written_shape(shapes[first])}, and "
+        f"{name}: no profile holds this call: {first} is {written_shape(shapes[first])}, and "
         f"{_held(profiles, first)}.",
         "Ask for less, or build it with other --batch, --prompt or --context.",
     )

@@ -53,7 +53,10 @@ class Lane:
         Raises:
             BackendError: It depends on values.
         """
-        missing = self.context.infer_shapes()
+        try:
+            missing = self.context.infer_shapes()
+        except RuntimeError as error:  # the one call of a context that raises
+            raise self._failed(f"can't tell the shape of {name}") from error
         shape = tuple(self.context.get_tensor_shape(name))
         if missing or min(shape, default=0) < 0:
             raise self._failed(f"can't tell the shape of {name} before it runs")

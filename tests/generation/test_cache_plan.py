@@ -63,9 +63,9 @@ def test_every_shape_of_a_generation_lies_in_its_profile() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ((3, 4, 1), "was built for 1 to 2, and a batch of 3 is asked for"),
-        ((1, 7, 1), "was built for 1 to 6, and a prompt of 7 tokens is asked for"),
-        ((1, 4, 7), "was built for 1 to 8, and a context of 9 tokens is asked for"),
+        ((3, 4, 1), "a batch of 3 is asked for, built were 1 to 2"),
+        ((1, 7, 1), "a prompt of 7 tokens is asked for, built were 1 to 6"),
+        ((1, 4, 7), "a context of 9 tokens is asked for, built were 1 to 8"),
         ((1, 0, 1), "a prompt of 0 tokens"),
     ],
 )

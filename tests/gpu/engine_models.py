@@ -1,0 +1,31 @@
+"""A tiny Llama and the engines of it that this machine can build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from llama_shaped import LlamaShape, write_llama
+
+from exporter.engine.build import build_engines
+from exporter.engine.flavours import Backend
+from exporter.engine.profiles import Ranges, Span
+
+VOCABULARY = 97
+RANGES = Ranges(batch=Span(1, 1, 2), prompt=Span(1, 8, 16), context=Span(1, 64, 256))
+
+
+def write_tiny_llama(folder: Path, dtype: ir.DataType = ir.DataType.FLOAT) -> Path:
+    """Two layers with grouped heads and real weights."""
+    shape = LlamaShape(
+        layers=2, hidden=64, heads=4, kv_heads=2, intermediate=128, vocabulary=VOCABULARY,
+        dtype=dtype,
+    )  # fmt: skip
+    return write_llama(folder / "model.onnx", shape, noise=0.1)
+
+
+def build_here(onnx: Path, folder: Path, backend: Backend, *, split: bool = False) -> Path:
+    """Builds for the card that is there, one engine or one for each phase; gives the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    build_engines(onnx, folder / "m.engine", ranges=RANGES, backend=backend, split=split)
+    return folder

@@ -1,0 +1,244 @@
+"""Engines on a GPU, by TensorRT and TensorRT-RTX. Skipped, and counted, where there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from engine_models import VOCABULARY, build_here, write_tiny_llama
+
+from exporter.backends.base import DeviceTimed, OnGpu
+from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.backends.tensorrt import open_engine
+from exporter.cli import run
+from exporter.engine.cuda import Cuda
+from exporter.engine.engine_set import find_engines
+from exporter.engine.flavours import FLAVOURS, Backend
+from exporter.engine.sidecar import EngineRecord, sidecar_path
+from exporter.errors import BackendError, DepthcutError
+from exporter.files import sha256_file
+from exporter.generation.generate import generate
+from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.generation.tensorrt_decoder import TensorRtDecoder
+from exporter.measure.inputs import Shape, make_inputs, random_tokens
+
+pytestmark = pytest.mark.gpu
+
+PROMPT = [3, 14, 15, 92, 65]
+SHAPES = [
+    Shape("prefill", 1, 16),
+    Shape("prefill", 2, 5),
+    Shape("decode", 1, 1, 64),
+    Shape("decode", 2, 1, 255),
+]
+
+
+@pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    name: Backend = request.param
+    module = FLAVOURS[name].module
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    return name
+
+
+@pytest.fixture(scope="module")
+def onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module", params=["one engine", "split"])
+def engines(
+    request: pytest.FixtureRequest,
+    backend: Backend,
+    onnx: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    folder = tmp_path_factory.mktemp("engines")
+    return build_here(onnx, folder, backend, split=request.param == "split")
+
+
+@pytest.fixture
+def memory() -> Iterator[Cuda]:
+    """Asks for free memory, outside what is tested."""
+    cuda = Cuda("gpu")
+    yield cuda
+    cuda.close()
+
+
+def expected(onnx: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+    with OnnxRuntimeRunner(onnx, threads=1) as runner:
+        return runner.run(inputs)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_computes_what_onnx_runtime_computes(shape: Shape, onnx: Path, engines: Path) -> None:
+    with open_engine(engines) as runner:
+        inputs = make_inputs(runner.inputs, shape, random_tokens(shape, VOCABULARY))
+        found = runner.run(inputs)
+    wanted = expected(onnx, inputs)
+    assert found.keys() == wanted.keys()
+    for name in wanted:  # fp32 without TF32: sums in another order
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_half_precision_computes_the_same_to_its_own_precision(
+    backend: Backend, tmp_path: Path
+) -> None:
+    onnx = write_tiny_llama(tmp_path, ir.DataType.FLOAT16)
+    folder = build_here(onnx, tmp_path / "engines", backend)
+    shape = Shape("decode", 2, 1, 64)
+    with open_engine(folder) as runner:
+        inputs = make_inputs(runner.inputs, shape, random_tokens(shape, VOCABULARY))
+        found = runner.run(inputs, ["logits"])["logits"].astype(np.float32)
+    wanted = expected(onnx, inputs)["logits"].astype(np.float32)
+    # fp16 has 10 bits; the largest logit tells how large a sum was rounded.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-2 * np.abs(wanted).max())
+
+
+def test_it_generates_the_tokens_of_onnx_runtime(onnx: Path, engines: Path) -> None:
+    with TensorRtDecoder(find_engines(engines)) as decoder:
+        first = generate(decoder, PROMPT, new_tokens=40)
+        again = generate(decoder, PROMPT, new_tokens=40)
+    with OnnxRuntimeDecoder(onnx, threads=1) as reference:
+        wanted = generate(reference, PROMPT, new_tokens=40)
+    assert first.token_ids == wanted.token_ids
+    assert again.token_ids == wanted.token_ids
+
+
+def test_two_sequences_stay_apart(onnx: Path, engines: Path) -> None:
+    prompts, step = np.array([[3, 1, 4], [2, 7, 1]]), np.array([[5], [6]])
+    with TensorRtDecoder(find_engines(engines)) as decoder:
+        found = [decoder.prefill(prompts), decoder.step(step)]
+    with OnnxRuntimeDecoder(onnx, threads=1) as reference:
+        wanted = [reference.prefill(prompts), reference.step(step)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_the_cache_stays_on_the_device(engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+
+    def counting(name: str, place: int) -> None:
+        real = getattr(Cuda, name)
+
+        def call(self: Cuda, *arguments: Any) -> None:
+            copied.append(arguments[place].nbytes)
+            real(self, *arguments)
+
+        monkeypatch.setattr(Cuda, name, call)
+
+    with TensorRtDecoder(find_engines(engines)) as decoder:
+        decoder.prefill(np.array([PROMPT]))
+        for name, place in (("send", 1), ("fetch", 0), ("fetch_rows", 0)):
+            counting(name, place)
+        decoder.step(np.array([[7]]))
+    assert sorted(copied) == [8, 4 * VOCABULARY]  # a token goes in, its logits come out
+
+
+def test_two_hundred_steps_take_no_more_memory(engines: Path, memory: Cuda) -> None:
+    with TensorRtDecoder(find_engines(engines)) as decoder:
+        logits = decoder.prefill(np.array([PROMPT]))
+        free = []
+        for _ in range(200):
+            logits = decoder.step(logits.argmax(-1)[:, None])
+            free.append(memory.free_bytes()[0])
+    assert free[-1] >= free[20]
+
+
+def test_leaving_gives_the_memory_back(engines: Path, memory: Cuda) -> None:
+    def once() -> int:
+        with open_engine(engines, trial=False) as runner:
+            assert isinstance(runner, OnGpu)
+            assert runner.gpu_memory_bytes > 0
+        return memory.free_bytes()[0]
+
+    once()  # what the libraries keep for the whole process is taken by then
+    free = once()
+    assert [once() for _ in range(3)] == [free] * 3
+
+
+def test_a_prepared_call_tells_the_device_s_time(engines: Path) -> None:
+    with open_engine(engines) as runner:
+        shape = Shape("decode", 1, 1, 64)
+        inputs = make_inputs(runner.inputs, shape, random_tokens(shape, VOCABULARY))
+        call = runner.prepare(inputs)
+        assert isinstance(call, DeviceTimed)
+        for _ in range(20):
+            call()
+            assert 0 < call.device_ms() < 1000
+        again = runner.run(inputs, ["logits"])["logits"]
+        assert np.isfinite(again).all()
+        with pytest.raises(BackendError, match="other inputs have been bound"):
+            call()
+
+
+def test_what_the_profiles_do_not_hold_is_refused(engines: Path) -> None:
+    with open_engine(engines) as runner:
+        shape = Shape("decode", 1, 1, 257)
+        inputs = make_inputs(runner.inputs, shape, random_tokens(shape, VOCABULARY))
+        with pytest.raises(BackendError, match="no profile holds this call"):
+            runner.run(inputs)
+    with TensorRtDecoder(find_engines(engines)) as decoder:
+        decoder.prefill(np.array([PROMPT]))
+        for _ in range(257 - len(PROMPT)):
+            decoder.step(np.array([[1]]))
+        with pytest.raises(BackendError, match="a context of 257 tokens"):
+            decoder.step(np.array([[1]]))
+
+
+def test_too_little_memory_is_told_with_what_was_free(memory: Cuda) -> None:
+    free, total = memory.free_bytes()
+    with pytest.raises(BackendError, match=r"takes .* GB of device memory; .* GB of .* are free"):
+        memory.allocate(2 * total, "a cache")
+    assert memory.free_bytes()[0] >= free - (64 << 20)
+    memory.wait()  # and the next call does not tell of it again
+
+
+@pytest.mark.parametrize("damage", ["cut off", "garbled"])
+def test_a_broken_engine_is_one_line_and_no_crash(
+    damage: str, backend: Backend, onnx: Path, tmp_path: Path
+) -> None:
+    """Its record fits it, so only loading it tells."""
+    folder = build_here(onnx, tmp_path / "engines", backend)
+    path = next(folder.glob("*.engine"))
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    if damage == "cut off":
+        del content[half:]
+    else:
+        content[64:half] = bytes(half - 64)
+    path.write_bytes(content)
+    record = EngineRecord.read(sidecar_path(path))
+    changes = {"engine_bytes": len(content), "engine_sha256": sha256_file(path)}
+    record.model_copy(update=changes).write(sidecar_path(path))
+    with pytest.raises(DepthcutError) as caught:
+        open_engine(path).__enter__()
+    assert "\n" not in caught.value.message
+    assert path.name in caught.value.message
+
+
+def test_the_command_generates(
+    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {f"w{number}": number for number in range(VOCABULARY)}
+    tokenizer = tmp_path / "tokenizer.json"
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "w0"}
+    parts = ("truncation", "padding", "normalizer", "post_processor", "decoder")
+    content = {
+        "version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+        "model": model, **dict.fromkeys(parts),
+    }  # fmt: skip
+    tokenizer.write_text(json.dumps(content))
+    arguments = ["generate", str(engines), "w3 w14", "-n", "6", "--tokenizer", str(tokenizer)]
+    assert run([*arguments, "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert len(done["token_ids"]) == 6
+    assert run(arguments) == 0
+    assert re.findall(r"w\d+", capsys.readouterr().out) == re.findall(r"w\d+", done["text"])
