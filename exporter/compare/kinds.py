@@ -1,24 +1,130 @@
-"""What an arm is, told by how it is written: an ONNX file or folder."""
+"""What an arm is, told by how it is written.
+
+``torch:DIR`` and ``torch-compile:DIR`` are run by PyTorch. Anything else is an ONNX file, or a
+folder with one.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
-from exporter.errors import UsageError
+from exporter.errors import ComparisonError, UsageError
+
+Kind = Literal["onnx", "torch", "torch-compile"]
+
+_PREFIXES: tuple[Kind, ...] = ("torch", "torch-compile")
 
 
-def open_arm(path: Path, options: CompareOptions, *, threads: int) -> ComparedArm:
-    """Finds an arm's files; its runner is not entered yet.
+@dataclass(frozen=True)
+class ArmName:
+    """An arm as it was asked for.
+
+    Attributes:
+        kind: What runs it.
+        path: Where its model is.
+    """
+
+    kind: Kind
+    path: Path
+
+    @classmethod
+    def of(cls, text: Path | str) -> ArmName:
+        """Reads ``PATH`` or ``KIND:PATH``; a file of such a name is written ``./torch:x``."""
+        kind, colon, rest = str(text).partition(":")
+        for known in _PREFIXES:
+            if colon and kind == known:
+                return cls(known, Path(rest))
+        return cls("onnx", Path(text))
+
+    @property
+    def prefix(self) -> str:
+        """What is written before its path."""
+        return f"{self.kind}:" if self.kind in _PREFIXES else ""
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether PyTorch runs it."""
+        return self.kind in ("torch", "torch-compile")
+
+    def __str__(self) -> str:
+        return f"{self.prefix}{self.path}"
+
+
+def open_pair(
+    baseline: Path | str, candidate: Path | str, options: CompareOptions, *, threads: int
+) -> tuple[ComparedArm, ComparedArm]:
+    """Finds both arms' files; their runners are not entered yet.
 
     Raises:
-        OnnxFileError: The file is no complete ONNX model.
-        ComparisonError: ``config.json`` is no JSON object.
+        ComparisonError: They are of different kinds, or ``config.json`` is no JSON object.
+        OnnxFileError: A file is no complete ONNX model.
         BackendError: The provider is not known.
+        ModelSourceError: A PyTorch model can't be loaded.
+        MissingDependencyError: What runs an arm is not installed.
     """
+    names = [ArmName.of(text) for text in (baseline, candidate)]
+    if names[0].kind != names[1].kind:
+        raise ComparisonError(
+            f"{names[0]} and {names[1]} are run by different libraries: how much faster one is "
+            "would tell nothing of what was cut.",
+            "Compare two of a kind, and name the third as a --reference.",
+        )
+    first, second = (_open(name, options, threads=threads) for name in names)
+    return first, second
+
+
+def open_references(
+    arms: Sequence[Path | str], baseline: ComparedArm, options: CompareOptions, *, threads: int
+) -> dict[str, ComparedArm]:
+    """Finds the files of further arms.
+
+    Args:
+        arms: As they were asked for.
+        baseline: What they stand beside; PyTorch runs its precision.
+        options: How to measure.
+        threads: CPU threads.
+
+    Returns:
+        The arms by what the report calls them.
+
+    Raises:
+        UsageError: One is named twice.
+        ComparisonError: One has another vocabulary than the baseline.
+        DepthcutError: As :func:`open_pair`.
+    """
+    names = [ArmName.of(text) for text in arms]
+    precision = baseline.facts.precision
+    found = {}
+    for title, name in zip(_titles(names), names, strict=True):
+        arm = _open(name, options, threads=threads, precision=precision)
+        _refuse_other_vocabulary(baseline, arm, title)
+        found[title] = arm
+    return found
+
+
+def _open(
+    name: ArmName, options: CompareOptions, *, threads: int, precision: str | None = None
+) -> ComparedArm:
+    if name.is_torch:
+        from exporter.compare.torch_arm import open_torch_arm
+
+        return open_torch_arm(
+            name.path,
+            compiled=name.kind == "torch-compile",
+            provider=options.provider,
+            threads=threads,
+            precision=precision,
+        )
+    return _open_onnx(name.path, options, threads=threads)
+
+
+def _open_onnx(path: Path, options: CompareOptions, *, threads: int) -> ComparedArm:
     from exporter.backends.onnxruntime import OnnxRuntimeRunner
     from exporter.measure.graph_facts import read_facts
     from exporter.measure.model_folder import find_model
@@ -28,16 +134,22 @@ def open_arm(path: Path, options: CompareOptions, *, threads: int) -> ComparedAr
     return ComparedArm((runner,), folder, read_facts(folder.onnx))
 
 
-def reference_names(paths: Sequence[Path]) -> list[str]:
-    """What the report calls each reference: the end of its path, or all of it where two end alike.
+def _refuse_other_vocabulary(baseline: ComparedArm, arm: ComparedArm, title: str) -> None:
+    ours, theirs = baseline.facts.vocabulary, arm.facts.vocabulary
+    if ours is not None and theirs is not None and ours != theirs:
+        raise ComparisonError(
+            f"The reference {title} knows {theirs} tokens, the baseline {ours}: they are of "
+            "different models.",
+            "Give the model that the baseline was exported from.",
+        )
 
-    Raises:
-        UsageError: One is named twice.
-    """
-    if len(set(paths)) < len(paths):
-        twice = next(path for path, count in Counter(paths).items() if count > 1)
+
+def _titles(names: Sequence[ArmName]) -> list[str]:
+    """What the report calls each: the end of its path, or all of it where two end alike."""
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
         raise UsageError(f"The reference {twice} is given twice.")
-    ends = [path.name for path in paths]
+    ends = [f"{name.prefix}{name.path.name}" for name in names]
     return [
-        end if ends.count(end) == 1 else str(path) for end, path in zip(ends, paths, strict=True)
+        end if ends.count(end) == 1 else str(name) for end, name in zip(ends, names, strict=True)
     ]

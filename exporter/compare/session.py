@@ -20,7 +20,7 @@ from exporter.artifacts import (
 )
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.dropped import dropped
-from exporter.compare.kinds import open_arm, reference_names
+from exporter.compare.kinds import open_pair, open_references
 from exporter.compare.options import CompareOptions
 from exporter.compare.quality import accuracy
 from exporter.compare.texts import evaluation_text
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 def compare(
-    baseline: Path,
-    candidate: Path,
+    baseline: Path | str,
+    candidate: Path | str,
     options: CompareOptions | None = None,
     *,
-    references: Sequence[Path] = (),
+    references: Sequence[Path | str] = (),
     parity: Sequence[ParityCheck] = (),
     plan: Sequence[PlannedDeletion] = (),
     calibration: CalibrationRef | None = None,
@@ -47,9 +47,11 @@ def compare(
     Args:
         baseline: The unpruned model: an ONNX file, or a folder with ``model.onnx`` and, for a
             perplexity, ``tokenizer.json``; ``config.json`` beside it tells the longest sequence.
-        candidate: The pruned model, likewise. Its inputs are among the baseline's.
+            ``torch:DIR`` or ``torch-compile:DIR`` is a Hugging Face folder, run by PyTorch.
+        candidate: The pruned model, of the same kind. Its inputs are among the baseline's.
         options: How to measure.
         references: Further arms, timed in the same rounds as the two; they get no verdict.
+            They may be of any kind; PyTorch runs them in the baseline's precision.
         parity: Checks that were made elsewhere, for the report.
         plan: What was dropped; by default what the candidate's metadata say, without what the
             baseline's say.
@@ -72,12 +74,8 @@ def compare(
     options = options or CompareOptions()
     texts = evaluation_text(options, calibration)
     threads = options.threads or default_threads()
-    first, second = (open_arm(path, options, threads=threads) for path in (baseline, candidate))
-    names = reference_names(references)
-    further = {
-        name: open_arm(path, options, threads=threads)
-        for name, path in zip(names, references, strict=True)
-    }
+    first, second = open_pair(baseline, candidate, options, threads=threads)
+    further = open_references(references, first, options, threads=threads)
     if first.facts.sha256 == second.facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
     pair = Pair(options, first, second, progress, further)

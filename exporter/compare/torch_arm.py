@@ -1,0 +1,83 @@
+"""An arm that PyTorch runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.compare.arms import ComparedArm
+from exporter.errors import ComparisonError, ExportError
+from exporter.optional import require
+
+if TYPE_CHECKING:
+    from exporter.backends.pytorch import TorchRunner
+    from exporter.measure.graph_facts import GraphFacts
+    from exporter.model_source import LoadedModel
+
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def open_torch_arm(
+    path: Path, *, compiled: bool, provider: str, threads: int, precision: str | None
+) -> ComparedArm:
+    """Loads a model of the Hugging Face kind.
+
+    Args:
+        path: Its folder, or a GGUF file.
+        compiled: Whether ``torch.compile`` is put in front of it.
+        provider: ``cpu`` or ``cuda``.
+        threads: CPU threads.
+        precision: That of the arm that it stands beside: ``fp32``, ``fp16`` or ``bf16``; any other
+            gives ``fp32``.
+
+    Raises:
+        ModelSourceError: There is no model, or it can't be loaded.
+        ComparisonError: The model keeps no plain cache, or is no model of tokens.
+        MissingDependencyError: Without PyTorch.
+    """
+    require("torch", extra="torch")
+    from exporter.backends.pytorch import TorchRunner
+    from exporter.measure.model_folder import ModelFolder
+    from exporter.model_source import load_model
+
+    if not path.exists():
+        raise ComparisonError(
+            f"{path} does not exist.", "After torch: stands a Hugging Face folder or a GGUF file."
+        )
+    loaded = load_model(str(path), dtype=_DTYPES.get(precision or "", "float32"))
+    try:
+        runner = TorchRunner(loaded.model, compiled=compiled, provider=provider, threads=threads)
+    except ExportError as error:
+        raise ComparisonError(f"{path} can't be an arm: {error.message}") from error
+    tokenizer = path / "tokenizer.json"
+    folder = ModelFolder(path, tokenizer if tokenizer.is_file() else None, _config(loaded))
+    return ComparedArm((runner,), folder, _facts(loaded, runner))
+
+
+def _config(loaded: LoadedModel) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(loaded.model.config.to_json_string())
+    return {**config, "architectures": [loaded.ref.architecture]}
+
+
+def _facts(loaded: LoadedModel, runner: TorchRunner) -> GraphFacts:
+    from exporter.measure.graph_facts import GraphFacts
+
+    model, interface = loaded.model, runner.interface
+    per_token = sum(slot.heads * (slot.key_size + slot.value_size) for slot in interface.cache)
+    embeddings: Any = model.get_input_embeddings()
+    dtype = str(model.dtype).removeprefix("torch.")
+    return GraphFacts(
+        file_bytes=sum(path.stat().st_size for path in _weights(loaded.path)),
+        sha256=loaded.ref.sha256,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        nodes=0,
+        precision=next(short for short, name in _DTYPES.items() if name == dtype),
+        kv_cache_bytes_per_token=per_token * model.dtype.itemsize,
+        vocabulary=embeddings.weight.shape[0],
+        metadata={},
+    )
+
+
+def _weights(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
