@@ -1,48 +1,46 @@
 """What the raw times say, and how sure it is.
 
-The speedup is the ratio of the two medians over all samples. Its interval comes from a paired
-bootstrap over rounds: a round holds samples of both arms, taken close to one another, so whatever
-slowed the machine for a while is drawn for both arms or for neither.
+A round holds times of both arms, taken close to one another. Its log ratio, the median of the
+baseline's times over the median of the candidate's, is free of whatever slowed the machine for
+longer than a round. The order of the arms within a round is drawn, so under equal arms each log
+ratio is as likely positive as negative, however the noise wanders: log ratios of rounds are then
+uncorrelated and symmetric, which is what the intervals here rest on.
 
-With few rounds a plain percentile interval is too narrow: two sessions of one and the same model
-were called different now and then. It is widened as Hesterberg proposes ("What Teachers Should Know
-about the Bootstrap", 2014, arXiv 1411.5279, expanded percentile interval): the percentiles are
-those that make it as wide as a t interval would be for a mean of so many rounds.
+Rounds of one *group* share what was loaded: where the weights lie in memory, or one of several
+builds of an engine. That alone can make two equal arms differ by percents, for as long as they
+stay loaded, and no number of rounds tells it. So with several groups it is the groups that are
+drawn (Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", ISMM 2013): the speedup is
+the mean of theirs, and the interval is as wide as groups differ.
 
-Widening doesn't help where there are hardly any rounds to draw from: no percentile lies beyond the
-most extreme draw. For two equal arms, each of which moves by 3 % of its own from round to round,
-the interval misses the truth, and a word by it alone would be a false *faster* or *slower*, so
-often (2000 trials; ``tests/benchmarks/bench_latency.py`` prints the table):
-
-======  ======  ===========
-rounds  misses  false words
-======  ======  ===========
-2       52 %    35 %
-3       24 %    13 %
-4       12 %    5 %
-5       7 %     2 %
-6       3 %     1 %
-======  ======  ===========
-
-So there is no verdict below 6 rounds, :data:`exporter.artifacts.FEWEST_ROUNDS`.
+Within a group the location is a trimmed mean, since a round may meet a burst of other work; its
+variance is that of Tukey and McLaughlin (1963), from winsorised values.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import FEWEST_ROUNDS, LatencySamples, Speedup, VerdictWord
+from exporter.artifacts import (
+    FEWEST_ROUNDS,
+    LatencySamples,
+    NoiseFloor,
+    Speedup,
+    VerdictWord,
+)
 
 Milliseconds = NDArray[np.float64]
 
 THRESHOLD = 0.01
 """Below one percent a difference counts as none."""
 
-_RESAMPLES = 5000
+_TRIM = 0.2
+_RESAMPLES = 4000
+_BATCH = 500
 _CONFIDENCE = 0.95
 
 
@@ -63,76 +61,274 @@ def summarize(samples_ms: Milliseconds) -> LatencySamples:
     )
 
 
-def paired_speedup(baseline_ms: Milliseconds, candidate_ms: Milliseconds, *, seed: int) -> Speedup:
-    """Median of the baseline over median of the candidate, with a 95 % interval.
+def as_rounds(samples: LatencySamples, rounds: int) -> Milliseconds:
+    """A saved arm's times as they were taken, ``[rounds, calls]``.
+
+    Raises:
+        ValueError: They don't fall into so many equal parts.
+    """
+    times = np.asarray(samples.samples_ms, dtype=np.float64)
+    if rounds < 1 or not times.size or times.size % rounds:
+        raise ValueError(f"{times.size} samples are not {rounds} equal rounds")
+    return times.reshape(rounds, -1)
+
+
+def log_ratios(baseline_ms: Milliseconds, candidate_ms: Milliseconds) -> NDArray[np.float64]:
+    """By round, the log of the median of the baseline over that of the candidate.
+
+    Args:
+        baseline_ms: ``[rounds, calls]``.
+        candidate_ms: ``[rounds, calls]``; row *i* was taken in the same round as the baseline's.
+
+    Returns:
+        ``[rounds]``; above 0 where the candidate was faster.
+
+    Raises:
+        ValueError: Another number of rounds, or times that aren't positive and finite.
+    """
+    if baseline_ms.ndim != 2 or candidate_ms.ndim != 2 or len(baseline_ms) != len(candidate_ms):
+        raise ValueError(f"shapes {baseline_ms.shape} and {candidate_ms.shape} are no pair")
+    for times in (baseline_ms, candidate_ms):
+        if not (np.isfinite(times).all() and (times > 0).all()):
+            raise ValueError("times must be positive and finite")
+    found: NDArray[np.float64] = np.log(
+        np.median(baseline_ms, axis=1) / np.median(candidate_ms, axis=1)
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A log speedup and how sure it is.
+
+    Attributes:
+        log_ratio: Above 0 the candidate is faster.
+        std_error: Of it.
+        degrees: Of freedom of the standard error.
+    """
+
+    log_ratio: float
+    std_error: float
+    degrees: float
+
+    def interval(self, confidence: float = _CONFIDENCE) -> tuple[float, float]:
+        """The t interval of the speedup."""
+        from scipy import stats
+
+        if self.std_error == 0:
+            return math.exp(self.log_ratio), math.exp(self.log_ratio)
+        reach = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * self.std_error
+        low, high = self.log_ratio - reach, self.log_ratio + reach
+        return math.exp(max(low, -700.0)), math.exp(min(high, 700.0))
+
+    def speedup(self, confidence: float = _CONFIDENCE) -> Speedup:
+        """The ratio with its t interval."""
+        return Speedup(ratio=math.exp(self.log_ratio), ci95=self.interval(confidence))
+
+
+def estimate(
+    ratios: NDArray[np.float64], *, groups: int = 1, alternating: bool = False
+) -> Estimate:
+    """The log speedup of rounds.
+
+    Args:
+        ratios: ``[rounds]``, see :func:`log_ratios`; at least two.
+        groups: Equal parts, in order, each with arms loaded anew (or another build of them).
+        alternating: In every second group the arms were loaded the other way round. What the order
+            of loading does is then no part of the spread.
+
+    Raises:
+        ValueError: Fewer than two rounds, or parts that aren't equal.
+    """
+    if len(ratios) < 2:
+        raise ValueError("an interval needs at least two rounds")
+    if groups < 1 or len(ratios) % groups:
+        raise ValueError(f"{len(ratios)} rounds are not {groups} equal groups")
+    if groups == 1:
+        return _one_group(np.sort(ratios))
+    means = _trimmed_mean(ratios.reshape(groups, -1))
+    strata = (means[0::2], means[1::2]) if alternating and groups >= 4 else (means,)
+    centre = float(np.mean([part.mean() for part in strata]))
+    degrees = groups - len(strata)
+    squares = sum(float(((part - part.mean()) ** 2).sum()) for part in strata)
+    # The mean of the strata's means has the variance of their sizes' inverses.
+    weight = sum(1 / len(part) for part in strata) / len(strata) ** 2
+    return Estimate(centre, _without_dust(math.sqrt(squares / degrees * weight)), degrees)
+
+
+def _one_group(ordered: NDArray[np.float64]) -> Estimate:
+    rounds, cut = len(ordered), _cut(len(ordered))
+    kept = rounds - 2 * cut
+    winsorised = np.clip(ordered, ordered[cut], ordered[rounds - 1 - cut])
+    variance = float(winsorised.var(ddof=1)) * (rounds - 1) / (kept * (kept - 1))
+    error = _without_dust(math.sqrt(variance))
+    return Estimate(float(_trimmed_mean(ordered)), error, kept - 1)
+
+
+def _without_dust(error: float) -> float:
+    """Zero for times that agree to the last bits of a double."""
+    return 0.0 if error < 1e-13 else error
+
+
+def _cut(rounds: int) -> int:
+    """How many of the lowest, and of the highest, are left out."""
+    return int(_TRIM * rounds)
+
+
+def _trimmed_mean(ratios: NDArray[np.float64]) -> Any:
+    """Over the last axis."""
+    cut = _cut(ratios.shape[-1])
+    return np.sort(ratios, axis=-1)[..., cut : ratios.shape[-1] - cut].mean(axis=-1)
+
+
+def paired_speedup(
+    baseline_ms: Milliseconds, candidate_ms: Milliseconds, *, seed: int, groups: int = 1
+) -> Speedup:
+    """The speedup of rounds with a 95 % interval from a hierarchical bootstrap.
+
+    Groups are drawn, and in each of them rounds; what is drawn is drawn for both arms. The
+    percentiles are those that make the interval as wide as a t interval for so many groups (or
+    rounds, of one group) would be: Hesterberg, "What Teachers Should Know about the Bootstrap",
+    2014, arXiv 1411.5279, expanded percentile interval. Where there are hardly any groups no
+    percentile is wide enough; the t interval is taken then, if it is the wider one.
 
     Args:
         baseline_ms: ``[rounds, calls]``.
         candidate_ms: ``[rounds, calls]``; row *i* was taken in the same round as the baseline's.
         seed: For the resampling.
+        groups: Equal parts of the rounds, in order, each with arms loaded anew.
 
     Raises:
-        ValueError: With other shapes, or fewer than two rounds.
+        ValueError: With other shapes, times that aren't positive and finite, or fewer than two
+            rounds.
     """
+    ratios = log_ratios(baseline_ms, candidate_ms)
+    found = estimate(ratios, groups=groups)
+    drawn = _resampled(ratios.reshape(groups, -1), np.random.default_rng(seed))
+    units = groups if groups > 1 else len(ratios)
+    outside = (1 - _expanded_level(units)) / 2
+    low, high = np.exp(np.quantile(drawn, [outside, 1 - outside]))
+    if units < FEWEST_ROUNDS:
+        wide = found.interval()
+        low, high = min(low, wide[0]), max(high, wide[1])
+    return Speedup(ratio=math.exp(found.log_ratio), ci95=(float(low), float(high)))
+
+
+def _resampled(ratios: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Log speedups of resampled ``[groups, rounds]``, some at a time."""
+    groups, rounds = ratios.shape
+    found = []
+    for _ in range(_RESAMPLES // _BATCH):
+        # Of one group the one draw is always that group.
+        chosen = rng.integers(groups, size=(_BATCH, groups, 1))
+        within = rng.integers(rounds, size=(_BATCH, groups, rounds))
+        found.append(_trimmed_mean(ratios[chosen, within]).mean(axis=-1))
+    return np.concatenate(found)
+
+
+def _expanded_level(units: int) -> float:
+    """The nominal level whose percentile interval covers 95 % with so many units."""
     from scipy import stats
 
-    if baseline_ms.shape != candidate_ms.shape or baseline_ms.ndim != 2:
-        raise ValueError(f"shapes {baseline_ms.shape} and {candidate_ms.shape} are no pair")
-    if len(baseline_ms) < 2:
-        raise ValueError("an interval needs at least two rounds")
-
-    def ratio_of_medians(rounds: NDArray[Any], axis: int) -> NDArray[np.float64]:  # noqa: ARG001
-        drawn = rounds.astype(np.intp)  # scipy resamples row numbers; it wants the axis named
-        return _pooled_median(baseline_ms[drawn]) / _pooled_median(candidate_ms[drawn])
-
-    result = stats.bootstrap(
-        (np.arange(len(baseline_ms)),),
-        ratio_of_medians,
-        vectorized=True,
-        batch=_batch_for(baseline_ms.size),
-        n_resamples=_RESAMPLES,
-        confidence_level=_expanded_level(len(baseline_ms)),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    interval = result.confidence_interval
-    ratio = float(np.median(baseline_ms) / np.median(candidate_ms))
-    return Speedup(ratio=ratio, ci95=(float(interval.low), float(interval.high)))
-
-
-def _expanded_level(rounds: int) -> float:
-    """The nominal level whose percentile interval covers 95 % with so many rounds."""
-    from scipy import stats
-
-    quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, rounds - 1) * math.sqrt(rounds / (rounds - 1))
+    quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, units - 1) * math.sqrt(units / (units - 1))
     return float(1 - 2 * stats.norm.sf(quantile))
 
 
-def _pooled_median(samples_ms: Milliseconds) -> NDArray[np.float64]:
-    """Median over the last two axes: the drawn rounds, and the calls in each."""
-    pooled: NDArray[np.float64] = np.median(samples_ms, axis=(-2, -1))
-    return pooled
+def unpaired_speedup(
+    baseline_ms: Milliseconds,
+    candidate_ms: Milliseconds,
+    *,
+    groups: tuple[int, int] = (1, 1),
+    confidence: float = _CONFIDENCE,
+) -> Speedup:
+    """The speedup of two arms that were timed in sessions of their own, such as of two reports.
+
+    Rounds can't be paired, so each session's own drift is part of the spread: the interval is
+    Welch's, of the logs of the rounds' medians. It says nothing of how machines or days differ.
+
+    Args:
+        baseline_ms: ``[rounds, calls]``.
+        candidate_ms: ``[other rounds, other calls]``.
+        groups: Each arm's equal parts, see :func:`estimate`.
+        confidence: Of the interval, which goes by ``ci95`` all the same.
+
+    Raises:
+        ValueError: Times that aren't positive and finite, or fewer than two rounds.
+    """
+    first, second = (
+        estimate(log_ratios(times, np.ones_like(times)), groups=parts)
+        for times, parts in zip((baseline_ms, candidate_ms), groups, strict=True)
+    )
+    variances = first.std_error**2, second.std_error**2
+    parts = sum(v**2 / e.degrees for v, e in zip(variances, (first, second), strict=True))
+    degrees = sum(variances) ** 2 / parts if parts else min(first.degrees, second.degrees)
+    joint = Estimate(first.log_ratio - second.log_ratio, math.sqrt(sum(variances)), degrees)
+    return joint.speedup(confidence)
 
 
-def _batch_for(samples: int) -> int:
-    return max(1, min(_RESAMPLES, 4_000_000 // samples))
+@dataclass(frozen=True)
+class Chances:
+    """How often a word may be wrong.
+
+    Attributes:
+        equal: That equal arms are called ``faster`` or ``slower``, both sides together.
+        threshold: That arms which differ by the threshold are called anything, both sides together.
+    """
+
+    equal: float = 0.004
+    threshold: float = 1 - _CONFIDENCE
 
 
-def verdict(speedup: Speedup, *, rounds: int, threshold: float = THRESHOLD) -> VerdictWord:
+ONE_LOOK = Chances()
+
+
+def judge(
+    found: Estimate,
+    *,
+    rounds: int,
+    threshold: float = THRESHOLD,
+    noise_floor: NoiseFloor | None = None,
+    chances: Chances = ONE_LOOK,
+) -> VerdictWord:
+    """The verdict on an estimate: significance and size together.
+
+    ``faster`` and ``slower`` need three things: the interval lies beyond the threshold
+    (``chances.threshold``), a stricter one excludes equal arms (``chances.equal``), and the ratio is
+    beyond the noise floor. ``same``: the interval lies within the threshold.
+    """
+    bounds = found.interval(1 - chances.threshold)
+    ratio = Speedup(ratio=math.exp(found.log_ratio), ci95=bounds)
+    word = verdict(ratio, rounds=rounds, threshold=threshold, noise_floor=noise_floor)
+    low, high = found.interval(1 - chances.equal)
+    return "inconclusive" if word in ("faster", "slower") and low <= 1 <= high else word
+
+
+def verdict(
+    speedup: Speedup,
+    *,
+    rounds: int,
+    threshold: float = THRESHOLD,
+    noise_floor: NoiseFloor | None = None,
+) -> VerdictWord:
     """One word for a speedup, by where its whole interval lies.
 
-    ``faster``: all of it above ``1 + threshold``. ``slower``: all of it below
-    ``1 / (1 + threshold)``. ``same``: all of it between the two. Otherwise ``inconclusive``: the
-    measurement was too short or the machine too busy to tell. With fewer than
-    ``FEWEST_ROUNDS`` rounds it is always ``inconclusive``.
+    ``faster``: all of it above ``1 + threshold``, and the ratio above the noise floor. ``slower``:
+    all of it below ``1 / (1 + threshold)``, and the ratio beyond the noise floor. ``same``: all of
+    it between the two. Otherwise ``inconclusive``: the measurement was too short or the machine too
+    busy to tell. With fewer than ``FEWEST_ROUNDS`` rounds it is always ``inconclusive``.
     """
     if rounds < FEWEST_ROUNDS:
         return "inconclusive"
     low, high = speedup.ci95
     if low > 1 + threshold:
-        return "faster"
+        return "inconclusive" if within(noise_floor, speedup) else "faster"
     if high < 1 / (1 + threshold):
-        return "slower"
+        return "inconclusive" if within(noise_floor, speedup) else "slower"
     if 1 / (1 + threshold) <= low and high <= 1 + threshold:
         return "same"
     return "inconclusive"
+
+
+def within(noise_floor: NoiseFloor | None, speedup: Speedup) -> bool:
+    """Whether a speedup is no larger than what equal arms gave; not where nothing was measured."""
+    return noise_floor is not None and max(speedup.ratio, 1 / speedup.ratio) <= noise_floor.ratio
