@@ -23,13 +23,15 @@ from exporter.engine.trial import try_engines
 from exporter.errors import BackendError
 
 
-def open_engine(path: Path, *, phase: Phase | None = None, trial: bool = True) -> Runner:
+def open_engine(
+    path: Path | Sequence[Path], *, phase: Phase | None = None, trial: bool = True
+) -> Runner:
     """A runner for an engine, or for a folder with an engine for each phase.
 
     Nothing of CUDA is touched before the runner is entered.
 
     Args:
-        path: The engine's file, or the folder.
+        path: The engine's file, the folder, or the files for the phases.
         phase: Only profiles of this phase; all when None. Buffers are then no larger than it needs.
         trial: Whether entering runs the engines in a process of their own first.
 

@@ -123,18 +123,21 @@ def has_engines(folder: Path) -> bool:
     return folder.is_dir() and bool(_engine_files(folder))
 
 
-def find_engines(path: Path) -> EngineSet:
+def find_engines(path: Path | Sequence[Path]) -> EngineSet:
     """Reads the records of an engine, or of a folder's engines, and holds the files against them.
 
     Args:
-        path: An engine's file; or a folder with one engine, or with one for each phase.
+        path: An engine's file; or a folder with one engine, or with one for each phase; or those
+            files.
 
     Raises:
         EngineError: There is none, a file is not what its record says, or they don't belong
             together.
         ArtifactError: A record is not valid.
     """
-    if path.is_dir():
+    if not isinstance(path, Path):
+        paths = list(path)
+    elif path.is_dir():
         paths = _engine_files(path)
         if not paths:
             raise EngineError(
@@ -144,7 +147,7 @@ def find_engines(path: Path) -> EngineSet:
     else:
         paths = [path]
     engines = EngineSet(tuple(paths), tuple(read_sidecar(each) for each in paths))
-    _refuse_strangers(path, engines)
+    _refuse_strangers(engines)
     return engines
 
 
@@ -152,21 +155,20 @@ def _engine_files(folder: Path) -> list[Path]:
     return sorted(each for each in folder.iterdir() if each.suffix in SUFFIXES)
 
 
-def _refuse_strangers(path: Path, engines: EngineSet) -> None:
+def _refuse_strangers(engines: EngineSet) -> None:
     empty = next((record for record in engines.records if not record.profiles), None)
     if empty:
         raise EngineError(f"{empty.engine} has no profile, so nothing says what it serves.")
-    names = ", ".join(record.engine for record in engines.records)
     counts = Counter(profile.phase for record in engines.records for profile in record.profiles)
     twice = next((phase for phase, count in counts.items() if count > 1), None)
     if twice and len(engines.paths) > 1:
         raise EngineError(
-            f"{path} holds more than one engine for {twice}: {names}.",
+            f"There is more than one engine for {twice}: {engines.name}.",
             "Name the engine's file, or put the engines of each model in a folder of their own.",
         )
     if different := _difference(engines.records):
         raise EngineError(
-            f"The engines in {path} don't belong together, their {different} differ: {names}.",
+            f"These engines don't belong together, their {different} differ: {engines.name}.",
             "Build them together: depthcut build --split.",
         )
 

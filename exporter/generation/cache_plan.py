@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
 
-from exporter.engine.buffers import rounded_up
+import numpy as np
+
+from exporter.engine.buffers import ALIGNMENT_BYTES, rounded_up
 from exporter.engine.engine_set import EngineSet, Slot
 from exporter.engine.profiles import Span
 from exporter.engine.sidecar import EngineTensor
@@ -17,6 +22,7 @@ from exporter.measure.graph_facts import CACHE_INPUT
 IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
 _BATCH, _SEQUENCE, _PAST = 0, 1, 2
 _LOGITS_AXES = 3
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,12 @@ class CachePlan:
         decode: The profile that continues it.
         pairs: By cache input, the output that is its next content.
         tokens: Which of the token inputs there are.
-        batch: Sequences that both profiles take.
+        batch: Sequences that are continued together.
+        prefill_batch: Sequences whose prompts run together; more than that run in groups.
         prompt: Tokens of a prompt.
         context: Tokens in the cache before a decode step.
         cache_shapes: By cache input, ``[batch, heads, length, size]`` at its largest.
+        cache_dtypes: By cache input, its type.
         cache_bytes: By cache input, the bytes of one buffer; there are two of each.
     """
 
@@ -42,9 +50,11 @@ class CachePlan:
     pairs: Mapping[str, str]
     tokens: tuple[str, ...]
     batch: Span
+    prefill_batch: Span
     prompt: Span
     context: Span
     cache_shapes: Mapping[str, tuple[int, ...]]
+    cache_dtypes: Mapping[str, np.dtype[Any]]
     cache_bytes: Mapping[str, int]
 
     @property
@@ -65,6 +75,24 @@ class CachePlan:
             **{name: (batch, s[1], past, s[3]) for name, s in self.cache_shapes.items()},
         }
 
+    def groups(self, batch: int) -> list[slice]:
+        """The sequences whose prompts run together, as evenly as can be."""
+        count = -(-batch // self.prefill_batch.high)
+        ends = [batch * number // count for number in range(count + 1)]
+        return [slice(begin, end) for begin, end in pairwise(ends)]
+
+    def offsets(self, row: int, length: int) -> dict[str, int]:
+        """By cache input, where a sequence begins in its buffer, in bytes.
+
+        Args:
+            row: The sequence.
+            length: Positions of each.
+        """
+        return {
+            name: row * byte_count(self.cache_dtypes[name], (shape[1], length, shape[3]))
+            for name, shape in self.cache_shapes.items()
+        }
+
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
         """Refuses what the profiles don't hold, before anything runs.
 
@@ -78,6 +106,17 @@ class CachePlan:
         """
         self._refuse(f"a batch of {batch}", batch, self.batch, "--batch")
         self._refuse(f"a prompt of {prompt} tokens", prompt, self.prompt, "--prompt")
+        for rows in self.groups(batch):
+            size = rows.stop - rows.start
+            self._refuse(f"a prefill of {size} sequences", size, self.prefill_batch, "--batch")
+            if any(
+                offset % ALIGNMENT_BYTES for offset in self.offsets(rows.start, prompt).values()
+            ):
+                raise BackendError(
+                    f"{self.name}: prompts of {prompt} tokens can't be run in groups, since a "
+                    f"group's cache would not begin at a multiple of {ALIGNMENT_BYTES} bytes.",
+                    "Make the prompts longer or shorter, or build for a larger prefill batch.",
+                )
         if new_tokens > 1:
             self.refuse_context(prompt)
             self.refuse_context(prompt + new_tokens - 2)
@@ -114,12 +153,18 @@ class CacheBanks:
         self._pairs = pairs
         self._read, self._written = first, second
 
-    def bindings(self) -> dict[str, int]:
-        """By input and output, its address in the next step."""
-        return {
-            **{past: self._read[past] for past in self._pairs},
-            **{present: self._written[past] for past, present in self._pairs.items()},
+    def bindings(self, offsets: Mapping[str, int] = _NOTHING) -> dict[str, int]:
+        """By input and output, its address in the next step.
+
+        Args:
+            offsets: By cache input, how far into the buffer its output begins, in bytes.
+        """
+        read = {past: self._read[past] for past in self._pairs}
+        written = {
+            present: self._written[past] + offsets.get(past, 0)
+            for past, present in self._pairs.items()
         }
+        return {**read, **written}
 
     def swap(self) -> None:
         """After a step: what was written is the next one's past."""
@@ -146,11 +191,12 @@ def plan_cache(engines: EngineSet) -> CachePlan:
     past = next(iter(caches))
     if _span(engines, prefill, past, _PAST).low != 0:
         raise BackendError(f"{engines.name}: its prefill profile does not take an empty cache.")
-    batch = _batch(engines, prefill, decode)
+    prefill_batch, batch = (_span(engines, slot, IDS, _BATCH) for slot in (prefill, decode))
     prompt = _span(engines, prefill, IDS, _SEQUENCE)
     context = _span(engines, decode, past, _PAST)
     longest = max(prompt.high, context.high + 1)
     shapes = {name: _cache_shape(each, batch.high, longest) for name, each in caches.items()}
+    dtypes = {name: numpy_dtype(each.dtype) for name, each in caches.items()}
     return CachePlan(
         name=engines.name,
         prefill=prefill,
@@ -158,12 +204,13 @@ def plan_cache(engines: EngineSet) -> CachePlan:
         pairs=cache_pairs(caches, outputs),
         tokens=_tokens(engines, caches),
         batch=batch,
+        prefill_batch=prefill_batch,
         prompt=prompt,
         context=context,
         cache_shapes=shapes,
+        cache_dtypes=dtypes,
         cache_bytes={
-            name: rounded_up(byte_count(numpy_dtype(caches[name].dtype), shape))
-            for name, shape in shapes.items()
+            name: rounded_up(byte_count(dtypes[name], shape)) for name, shape in shapes.items()
         },
     )
 
@@ -174,15 +221,6 @@ def _tokens(engines: EngineSet, caches: Collection[str]) -> tuple[str, ...]:
     if unknown:
         raise BackendError(f"{engines.name} has an input {unknown!r} of unknown meaning.")
     return names
-
-
-def _batch(engines: EngineSet, prefill: Slot, decode: Slot) -> Span:
-    """What both take."""
-    spans = [_span(engines, slot, IDS, _BATCH) for slot in (prefill, decode)]
-    low, high = max(span.low for span in spans), min(span.high for span in spans)
-    if low > high:
-        raise BackendError(f"{engines.name}: prefill and decode take different batches.")
-    return Span(low, low, high)
 
 
 def _cache_shape(cache: EngineTensor, batch: int, length: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,7 +28,8 @@ class TensorRtDecoder:
     """See :class:`exporter.generation.decoder.Decoder`.
 
     A step reads one set of cache buffers and writes the other, whose part is the next step's past.
-    Only tokens and positions go to the device, only the last position's logits come back.
+    Only tokens and positions go to the device, only the last position's logits come back. Prompts
+    run in groups where the prefill profile takes fewer sequences than the decode profile.
 
     Args:
         engines: One engine with a prefill and a decode profile, or one for each.
@@ -93,37 +95,44 @@ class TensorRtDecoder:
         """Empties the cache and runs a prompt; see the protocol."""
         batch, prompt = token_ids.shape
         self.plan.refuse_unfit(batch, prompt, new_tokens=1)
-        self._batch, self._length = len(token_ids), 0
-        return self._run("prefill", token_ids)
+        self._batch, self._length = batch, 0
+        found = [
+            self._run("prefill", token_ids[rows], self.plan.offsets(rows.start, prompt))
+            for rows in self.plan.groups(batch)
+        ]
+        self._advance(prompt)
+        return np.concatenate(found)
 
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Runs one more token of each sequence; see the protocol."""
         if token_ids.shape != (self._batch, 1):
             raise BackendError(f"A step takes {self._batch} sequences of one token each.")
         self.plan.refuse_context(self._length)
-        return self._run("decode", token_ids)
+        logits = self._run("decode", token_ids, {})
+        self._advance(1)
+        return logits
 
-    def _run(self, phase: str, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+    def _advance(self, tokens: int) -> None:
+        self._banks.swap()
+        self._length += tokens
+
+    def _run(
+        self, phase: str, token_ids: NDArray[np.int64], offsets: Mapping[str, int]
+    ) -> NDArray[Any]:
         session, lane = self._loaded(), self._lanes[phase]
         batch, sequence = token_ids.shape
         positions = np.arange(self._length, self._length + sequence)
         fed = {IDS: token_ids, POSITIONS: np.broadcast_to(positions, (batch, sequence))}
         lane.set_shapes(self.plan.shapes(batch, sequence, self._length))
-        self._bind(lane)
+        for name, address in {**self._buffers, **self._banks.bindings(offsets)}.items():
+            lane.bind(name, address)
         for name in self._pinned.keys() & fed.keys():
             content = np.ascontiguousarray(fed[name], self._dtypes[name])
             source = self._pinned[name][: content.nbytes]
             source[:] = content.reshape(-1).view(np.uint8)
             session.cuda.send(self._buffers[name], source)
         lane.enqueue()
-        logits = self._last_logits(session, lane)
-        self._banks.swap()
-        self._length += sequence
-        return logits
-
-    def _bind(self, lane: Lane) -> None:
-        for name, address in {**self._buffers, **self._banks.bindings()}.items():
-            lane.bind(name, address)
+        return self._last_logits(session, lane)
 
     def _last_logits(self, session: Session, lane: Lane) -> NDArray[Any]:
         batch, length, vocabulary = lane.output_shape(LOGITS)
@@ -148,27 +157,27 @@ class TensorRtDecoder:
             for bank in (plan.cache_bytes, plan.cache_bytes)
         )
         self._banks = CacheBanks(plan.pairs, first, second)
-        tokens = plan.shapes(plan.batch.high, plan.prompt.high, 0)
-        tokens[MASK] = (plan.batch.high, plan.longest)
+        rows = max(plan.batch.high, plan.prefill_batch.high)
         for name in plan.tokens:
-            size = byte_count(self._dtypes[name], tokens[name])
+            shape = (rows, plan.longest if name == MASK else plan.prompt.high)
+            size = byte_count(self._dtypes[name], shape)
             self._buffers[name] = cuda.allocate(size, name)
             if name in _FED:
                 self._pinned[name] = cuda.pinned(size)
-        if MASK in plan.tokens:  # all ones, however long: it never changes
-            cuda.upload(self._buffers[MASK], np.ones(tokens[MASK], self._dtypes[MASK]))
+            else:  # the mask: all ones, however long, so it never changes
+                cuda.upload(self._buffers[name], np.ones(shape, self._dtypes[name]))
         self._take_logits(session)
         self.gpu_memory_bytes = session.used_bytes
 
     def _take_logits(self, session: Session) -> None:
-        sizes, width = [], 0
+        sizes, rows = [], []
         for lane in self._lanes.values():
             lane.set_shapes(session.engines.shapes(lane.slot, "high"))
-            shape = lane.output_shape(LOGITS)
-            sizes.append(byte_count(self._dtypes[LOGITS], shape))
-            width = byte_count(self._dtypes[LOGITS], (self.plan.batch.high, shape[-1]))
+            batch, length, vocabulary = lane.output_shape(LOGITS)
+            rows.append(byte_count(self._dtypes[LOGITS], (batch, vocabulary)))
+            sizes.append(length * rows[-1])
         self._buffers[LOGITS] = session.cuda.allocate(max(sizes), "the logits")
-        self._pinned[LOGITS] = session.cuda.pinned(width)
+        self._pinned[LOGITS] = session.cuda.pinned(max(rows))
 
     def _loaded(self) -> Session:
         if self._session is None:

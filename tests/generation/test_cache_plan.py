@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from test_text_model import tokenizer
 from exporter.cli import run
 from exporter.engine.driver import ask_driver
 from exporter.engine.engine_set import EngineSet
+from exporter.engine.profiles import Span
 from exporter.engine.sidecar import EngineTensor
 from exporter.errors import BackendError, UsageError
 from exporter.generation.cache_plan import CacheBanks, CachePlan, plan_cache
@@ -75,6 +77,35 @@ def test_what_the_profiles_do_not_hold_is_refused(
     with pytest.raises(BackendError, match=message):
         plan().refuse_unfit(*asked)
     plan().refuse_unfit(1, 4, 6)  # the last of them is not run
+
+
+def grouped(prefill: int, decode: int) -> CachePlan:
+    """Engines whose phases take different batches at most."""
+    found = plan()
+    return replace(found, prefill_batch=Span(1, prefill, prefill), batch=Span(1, decode, decode))
+
+
+def test_prompts_run_in_groups_that_fit() -> None:
+    rows = [(each.start, each.stop) for each in grouped(2, 5).groups(5)]
+    assert rows == [(0, 1), (1, 3), (3, 5)]
+    assert len(grouped(5, 5).groups(5)) == 1
+
+
+def test_a_group_begins_where_its_sequences_do() -> None:
+    found = grouped(2, 5)
+    # 3 sequences of 2 heads, 4 positions, 4 numbers of 2 bytes
+    assert found.offsets(3, 4) == dict.fromkeys(CACHE, 3 * 64)
+    banks = CacheBanks(found.pairs, dict.fromkeys(CACHE, 0), dict.fromkeys(CACHE, 1000))
+    bound = banks.bindings(found.offsets(3, 4))
+    assert (bound[CACHE[0]], bound["present.0.key"]) == (0, 1192)
+
+
+def test_a_group_must_begin_where_the_library_takes_it() -> None:
+    grouped(1, 5).refuse_unfit(1, 3, 1)  # alone, it begins at the buffer's own address
+    with pytest.raises(BackendError, match="prompts of 3 tokens can't be run in groups"):
+        grouped(1, 5).refuse_unfit(2, 3, 1)
+    with pytest.raises(BackendError, match="a prefill of 2 sequences is asked for"):
+        replace(grouped(3, 5), prefill_batch=Span(3, 3, 3)).refuse_unfit(2, 4, 1)
 
 
 def test_what_a_step_writes_is_the_next_one_s_past() -> None:
