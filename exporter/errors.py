@@ -19,6 +19,7 @@ __all__ = [
     "OnnxFileError",
     "PackagingError",
     "PlanError",
+    "RegressionError",
     "ScoringError",
     "SurgeryError",
     "TextSourceError",
@@ -89,6 +90,10 @@ class PackagingError(DepthcutError):
 
 class ComparisonError(DepthcutError):
     """Two arms can't be compared: other inputs, vocabularies or texts."""
+
+
+class RegressionError(DepthcutError):
+    """A report can't be held against its limits or its baseline. No verdict: nothing was found."""
 
 
 def first_line(error: BaseException) -> str:

@@ -122,3 +122,11 @@ class LatencyRow(Record):
     clock: Literal["host", "device"] = "host"
     timer_overhead_ns: float | None = None
     imported: bool = False
+
+    @property
+    def shape_name(self) -> str:
+        """The shape in words, the same for equal shapes and for no others."""
+        parts = [self.phase, f"batch {self.batch}", f"length {self.sequence_length}"]
+        parts += [f"past {self.past_length}"] if self.past_length else []
+        parts += [f"new {self.new_tokens}"] if self.new_tokens else []
+        return ", ".join(parts)

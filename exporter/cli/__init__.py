@@ -1,6 +1,7 @@
 """The command line: parses, calls one library function, prints. All exit codes are made here.
 
-0: done. 1: failed. 2: the call was wrong. 130: interrupted.
+0: done. 1: failed. 2: the call was wrong. 130: interrupted. `depthcut check` has 1 for a regression
+and 3 for not knowing; there 2 is every failure.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import click
 
 from exporter.cli.build import build
+from exporter.cli.check import check
 from exporter.cli.check_engine import check_engine
 from exporter.cli.compare import compare
 from exporter.cli.console import ConsoleProgress
@@ -28,7 +30,7 @@ from exporter.cli.prune import prune
 from exporter.cli.score import score
 from exporter.errors import DepthcutError, UsageError, first_line
 
-FAILED, WRONG_CALL, INTERRUPTED = 1, 2, 130
+WRONG_CALL, INTERRUPTED = 2, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,7 +45,7 @@ def cli() -> None:
     """
 
 
-STAGES = (export, score, plan, prune, build, compare)
+STAGES = (export, score, plan, prune, build, compare, check)
 TOOLS = (inspect, check_engine, generate, package, doctor)
 
 for command in (*STAGES, *TOOLS):
@@ -70,18 +72,18 @@ def run(args: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(progress, str(error), WRONG_CALL)
     except DepthcutError as error:
-        return _fail(progress, str(error), FAILED)
+        return _fail(progress, str(error), progress.failure_code)
     except BrokenPipeError:
         # The reader of a pipe has gone: nobody is left to tell.
         sys.stderr.close()
-        return FAILED
+        return progress.failure_code
     except OSError as error:
-        return _fail(progress, _os_error_line(error), FAILED)
+        return _fail(progress, _os_error_line(error), progress.failure_code)
     except MemoryError:
-        return _fail(progress, "Out of memory.", FAILED)
+        return _fail(progress, "Out of memory.", progress.failure_code)
     except Exception as error:
         line = f"Unexpected {type(error).__name__}: {first_line(error)} (-v shows the traceback)"
-        return _fail(progress, line, FAILED)
+        return _fail(progress, line, progress.failure_code)
     return code if isinstance(code, int) else 0
 
 
@@ -90,7 +92,7 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 
 def _fail(progress: ConsoleProgress, line: str, code: int) -> int:
-    if progress.verbosity > 0 and code == FAILED:
+    if progress.verbosity > 0 and code == progress.failure_code:
         traceback.print_exc()
     click.echo(f"depthcut: {line}", err=True)
     return code

@@ -23,10 +23,14 @@ class ConsoleProgress:
 
     Args:
         verbosity: ``QUIET`` says nothing, ``NORMAL`` tells the steps, ``VERBOSE`` the details.
+
+    Attributes:
+        failure_code: The exit code for a failure; a command for which 1 is a finding sets another.
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         self.verbosity = verbosity
+        self.failure_code = 1
         # Kept, since libraries that print too much run with sys.stderr redirected.
         self._stream = sys.stderr
         self._bars: Bars | None = None

@@ -1,0 +1,134 @@
+"""What the gate reads and writes: checks with their verdicts, baselines by key, the history."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.comparison import ComparisonReport
+
+CheckVerdict = Literal["improved", "unchanged", "regressed", "inconclusive"]
+Quantity = Literal[
+    "time", "speedup", "perplexity", "kl_divergence", "top1_agreement", "task", "size", "memory"
+]
+Scale = Literal["ratio", "difference"]
+"""Whether a value is a factor, of which 1 is no change, or an amount, of which 0 is none."""
+Against = Literal["baseline_report", "baseline_arm"]
+"""The candidate of an earlier report, or the unpruned arm of the same one."""
+
+
+class RunKey(Record):
+    """What two runs must have in common to be compared.
+
+    ``model`` is the SHA-256 of the unpruned arm's graph, which both sessions measure beside the
+    candidate. ``versions`` are those of the runtimes that the arms ran on, and the GPU's driver.
+    ``text`` is the SHA-256 of the evaluation text and how much of it was read.
+    """
+
+    model: str
+    backend: str
+    provider: str
+    precision: str
+    device: str
+    threads: int
+    shapes: list[str]
+    text: str | None
+    versions: dict[str, str]
+
+
+class KeyDifference(Record):
+    """One field of the key in which two runs differ, and both values in words."""
+
+    field: str
+    baseline: str
+    report: str
+
+
+class Check(Record):
+    """One quantity of one shape, task or file, held against its limit.
+
+    ``value`` is a factor or an amount, as ``scale`` says: of time, perplexity, sizes and memory
+    the new over the old; of a speedup the unpruned time over the candidate's. ``ci95`` is None
+    where the value is exact. ``limit`` is on the same scale, and ``better`` says on which side of
+    it the good ones lie. ``noise_floor`` is what a change must exceed to be called one, on that
+    scale too.
+    """
+
+    quantity: Quantity
+    subject: str
+    scale: Scale
+    better: Literal["lower", "higher"]
+    unit: str
+    before: float | None
+    after: float
+    value: float
+    ci95: tuple[float, float] | None
+    limit: float
+    noise_floor: float
+    verdict: CheckVerdict
+    reason: str
+    remeasured: list[CheckVerdict] = Field(default_factory=list)
+
+
+class Drift(Record):
+    """A slow change over the history of one shape, which no single step shows.
+
+    ``per_entry`` is the Theil-Sen slope of the logarithm of time relative to the unpruned arm,
+    ``total`` the factor over all ``entries``; above 1 the candidate became slower.
+    """
+
+    subject: str
+    entries: int
+    per_entry: float
+    ci95: tuple[float, float]
+    total: float
+    p_value: float
+    first: str
+    last: str
+
+
+class CheckReport(Artifact):
+    """What ``depthcut check`` found."""
+
+    kind: Literal["check_report"] = "check_report"
+    verdict: CheckVerdict
+    against: Against
+    key: RunKey
+    accepted_differences: list[KeyDifference] = Field(default_factory=list)
+    checks: list[Check]
+    drift: list[Drift] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+
+class BaselineSet(Artifact):
+    """Reports to compare with, each of another key."""
+
+    kind: Literal["baseline_set"] = "baseline_set"
+    reports: list[ComparisonReport]
+
+
+class HistoryRow(Record):
+    """One shape of a run, as the history keeps it."""
+
+    subject: str
+    speedup: float
+    ci95: tuple[float, float]
+
+
+class HistoryEntry(Record):
+    """One line of the history: a run, without its samples.
+
+    ``series`` is the hash of what all runs of one curve have in common: the key without shapes,
+    text and versions. ``time`` is ISO 8601 with its offset.
+    """
+
+    schema_version: int
+    kind: Literal["history_entry"] = "history_entry"
+    time: str
+    commit: str | None
+    series: str
+    candidate_sha256: str
+    verdict: CheckVerdict
+    rows: list[HistoryRow]

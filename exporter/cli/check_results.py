@@ -1,0 +1,86 @@
+"""What `depthcut check` prints, and the files that it writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.artifacts import CheckReport, ComparisonReport
+
+
+def write_outputs(found: CheckReport, report: ComparisonReport, options: Mapping[str, Any]) -> None:
+    """Writes each file that was asked for."""
+    from exporter.files import write_text
+    from exporter.report.ci import bencher, github_benchmark, gitlab, junit, pytest_benchmark
+
+    fails = options["inconclusive"] == "fail"
+    texts: dict[str, Any] = {
+        "output": found.to_json,
+        "junit": lambda: junit.render(found, inconclusive_fails=fails),
+        "bencher": lambda: bencher.render(report),
+        "pytest_benchmark": lambda: pytest_benchmark.render(report),
+        "gitlab_metrics": lambda: gitlab.render(report),
+    }
+    for name, text in texts.items():
+        if options[name] is not None:
+            write_text(options[name], text())
+    folder: Path | None = options["github_benchmark"]
+    if folder is not None:
+        write_text(folder / "smaller.json", github_benchmark.render(report, "lower"))
+        write_text(folder / "bigger.json", github_benchmark.render(report, "higher"))
+
+
+def print_check(
+    found: CheckReport, *, as_json: bool, on_github: bool | None, options: Mapping[str, Any]
+) -> None:
+    """The whole check as JSON, or a table and what is to be said; GitHub's lines beside either."""
+    if as_json:
+        click.echo(found.to_json(), nl=False)
+    else:
+        _print_table(found)
+    if on_github is None:
+        on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    if on_github:
+        _tell_github(found, fails=options["inconclusive"] == "fail", on_stderr=as_json)
+
+
+def _print_table(found: CheckReport) -> None:
+    from exporter.cli.results import print_rows
+    from exporter.report.checks import (
+        CHECK_HEADER,
+        check_name,
+        check_rows,
+        conclusion,
+        drift_sentence,
+    )
+
+    if found.checks:
+        print_rows(CHECK_HEADER, check_rows(found))
+        click.echo()
+    for check in found.checks:
+        if check.reason:
+            click.echo(f"{check_name(check)}: {check.reason}")
+    for difference in found.accepted_differences:
+        values = f"{difference.baseline} there, {difference.report} here"
+        click.echo(f"Accepted difference. {difference.field}: {values}.")
+    for drift in found.drift:
+        click.echo(f"Drift. {drift_sentence(drift)}")
+    for note in found.notes:
+        click.echo(note)
+    if found.checks:
+        click.echo(conclusion(found))
+
+
+def _tell_github(found: CheckReport, *, fails: bool, on_stderr: bool) -> None:
+    from exporter.report.ci.github import annotation_lines, summary
+
+    for line in annotation_lines(found, inconclusive_fails=fails):
+        click.echo(line, err=on_stderr)
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(summary(found))

@@ -1,0 +1,74 @@
+"""Measures a report's own arms once more, with the options of the command that wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.cli.console import ConsoleProgress
+from exporter.errors import RegressionError, UsageError
+
+if TYPE_CHECKING:
+    from exporter.artifacts import ComparisonReport
+    from exporter.compare import CompareOptions
+
+_FEW_TOKENS = 16  # the answers aren't in doubt, only the times
+
+
+def remeasuring(
+    report: ComparisonReport, progress: ConsoleProgress
+) -> Callable[[], ComparisonReport]:
+    """What times the report's arms again.
+
+    Raises:
+        UsageError: The report wasn't written by ``depthcut compare`` or ``export``.
+    """
+    from exporter.compare import compare
+
+    options = replace(_options(report.command), eval_tokens=_FEW_TOKENS)
+    paths = Path(report.arms.baseline.path), Path(report.arms.candidate.path)
+
+    def measure() -> ComparisonReport:
+        progress.say("check: a regression; measuring again")
+        again = compare(*paths, options, progress=progress)
+        _refuse_others(report, again)
+        return again
+
+    return measure
+
+
+def _options(command: list[str]) -> CompareOptions:
+    from exporter.cli.compare import compare
+    from exporter.cli.export import export
+    from exporter.cli.requests import compare_options
+
+    commands = {"compare": compare, "export": export}
+    known = commands.get(command[1]) if len(command) > 1 else None
+    if known is None or command[0] not in ("depthcut", "__main__.py"):
+        raise UsageError(
+            "The report doesn't say with which options it was measured: it was not written by "
+            "depthcut compare or export.",
+            "Leave --confirm out, or measure with depthcut compare.",
+        )
+    try:
+        context = known.make_context(command[1], command[2:], obj=ConsoleProgress())
+    except click.ClickException as error:
+        raise UsageError(
+            f"The report's own command can't be repeated: {error.format_message()}",
+            "Leave --confirm out, or measure again with depthcut compare.",
+        ) from error
+    return compare_options(context.params)
+
+
+def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:
+    for name in ("baseline", "candidate"):
+        before, after = getattr(report.arms, name), getattr(again.arms, name)
+        if before.sha256 != after.sha256:
+            raise RegressionError(
+                f"{before.path} is another file than the one that the report was made from.",
+                "Compare again; a regression can only be confirmed on the same files.",
+            )

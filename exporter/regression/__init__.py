@@ -1,0 +1,20 @@
+"""The gate: has the candidate become slower, worse or larger than it may?"""
+
+from exporter.regression.baselines import find_baseline, read_baselines, updated
+from exporter.regression.gate import Accepted, Past, check, confirmed
+from exporter.regression.limits import Limits, amount
+from exporter.regression.request import CheckRequest, run_check
+
+__all__ = [
+    "Accepted",
+    "CheckRequest",
+    "Limits",
+    "Past",
+    "amount",
+    "check",
+    "confirmed",
+    "find_baseline",
+    "read_baselines",
+    "run_check",
+    "updated",
+]

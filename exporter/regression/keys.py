@@ -1,0 +1,127 @@
+"""What makes two runs comparable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from exporter.artifacts import Arm, ComparisonReport, KeyDifference, LatencyRow, RunKey
+from exporter.errors import RegressionError
+from exporter.files import sha256_bytes
+
+FIELDS = tuple(RunKey.model_fields)
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch")
+"""Distributions that run an arm; each is named like the backends that it serves."""
+
+
+def key_of(report: ComparisonReport) -> RunKey:
+    """The key of a report."""
+    arms, machine = (report.arms.baseline, report.arms.candidate), report.environment
+    gpu, _, driver = (machine.gpu or "").partition(", ")
+    device = f"{machine.processor}, {machine.cpu_count} CPUs, {machine.machine}"
+    versions = {name: report.versions[name] for name in _runtimes(report)}
+    return RunKey(
+        model=arms[0].sha256,
+        backend=_both(arm.backend for arm in arms),
+        provider=_both(arm.provider for arm in arms),
+        precision=_both(arm.precision for arm in arms),
+        device=f"{device}; {gpu}" if gpu else device,
+        threads=machine.threads,
+        shapes=sorted(row.shape_name for row in report.latency),
+        text=_text(report),
+        versions=versions | ({"driver": driver} if driver else {}) | _engines(arms),
+    )
+
+
+def key_sha256(key: RunKey) -> str:
+    """One hash over the whole key."""
+    return sha256_bytes(key.model_dump_json().encode())
+
+
+def series(key: RunKey) -> str:
+    """One hash over what stays when a library is updated or a shape is added."""
+    changing = {"shapes", "text", "versions"}
+    return sha256_bytes(key.model_dump_json(exclude=changing).encode())
+
+
+def differences(baseline: RunKey, report: RunKey) -> list[KeyDifference]:
+    """The fields in which two keys differ, with both values in words."""
+    return [
+        KeyDifference(
+            field=name,
+            baseline=_words(getattr(baseline, name)),
+            report=_words(getattr(report, name)),
+        )
+        for name in FIELDS
+        if getattr(baseline, name) != getattr(report, name)
+    ]
+
+
+def difference_words(found: list[KeyDifference]) -> str:
+    """The differences for an error's text."""
+    return "; ".join(f"{d.field}: {d.baseline} there, {d.report} here" for d in found)
+
+
+def rows_by_name(report: ComparisonReport) -> dict[str, LatencyRow]:
+    """A report's rows by their shapes.
+
+    Raises:
+        RegressionError: Two rows are of one shape.
+    """
+    rows: dict[str, LatencyRow] = {}
+    for number, row in enumerate(report.latency):
+        name = row.shape_name
+        if name in rows:
+            raise RegressionError(
+                f"$.latency[{number}] is a second row for {name}.",
+                "Measure again: a report has each shape once.",
+            )
+        rows[name] = row
+    return rows
+
+
+def _both(values: Iterable[str]) -> str:
+    return " / ".join(dict.fromkeys(values))
+
+
+def _runtimes(report: ComparisonReport) -> list[str]:
+    used = {arm.backend.replace("_", "-").lower() for arm in _timed_arms(report)}
+    return [
+        name
+        for name in _RUNTIMES
+        if name in report.versions and any(_serves(name, backend) for backend in used)
+    ]
+
+
+def _serves(distribution: str, backend: str) -> bool:
+    if backend.startswith("tensorrt-rtx"):
+        return distribution == "tensorrt-rtx"
+    if backend.startswith("pytorch"):
+        return distribution == "torch"
+    return distribution.removesuffix("-gpu") == backend
+
+
+def _timed_arms(report: ComparisonReport) -> tuple[Arm, Arm]:
+    return report.arms.baseline, report.arms.candidate
+
+
+def _engines(arms: tuple[Arm, Arm]) -> dict[str, str]:
+    """The builders' versions, which may be others than the installed ones."""
+    found = {engine.backend_version for arm in arms for engine in arm.engines}
+    return {"engines": ", ".join(sorted(found))} if found else {}
+
+
+def _text(report: ComparisonReport) -> str | None:
+    if report.accuracy is None:
+        return None
+    accuracy = report.accuracy
+    stride = "" if accuracy.stride is None else f", stride {accuracy.stride}"
+    return f"{accuracy.text_sha256}, {accuracy.tokens} tokens{stride}"
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items()) or "none"
+    if isinstance(value, list):
+        return " | ".join(value) or "none"
+    text = "none" if value is None else str(value)
+    return text[:12] + "…" if len(text) == 64 else text

@@ -1,0 +1,126 @@
+"""Time: against an earlier session, or against the unpruned arm of the same one.
+
+Absolute times of two sessions differ by the state of the machine. Both sessions time the same
+unpruned model beside the candidate, in the same rounds; so what is compared is the candidate's time
+relative to it, a ratio of two ratios, with the interval of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from exporter.artifacts import FEWEST_ROUNDS, Check, ComparisonReport, LatencyRow
+from exporter.regression.intervals import joined_floor, ratio
+from exporter.regression.judge import Estimate, judge
+from exporter.regression.keys import rows_by_name
+from exporter.regression.limits import Limits
+from exporter.report.words import short_shape
+
+_IMPORTED = "Timed by another tool, not in turns."
+
+
+def time_checks(
+    report: ComparisonReport,
+    baseline: ComparisonReport | None,
+    limits: Limits,
+    spreads: Mapping[str, float],
+) -> list[Check]:
+    """One check a shape and limit.
+
+    Args:
+        report: The candidate's report.
+        baseline: An earlier one; None holds the candidate against its own unpruned arm.
+        limits: ``max_slowdown``, ``min_speedup`` and ``noise_floor`` count here.
+        spreads: By shape (``shape_name``), the share by which earlier sessions of one and the
+            same candidate were seen to differ.
+    """
+    earlier = None if baseline is None else rows_by_name(baseline)
+    checks = []
+    for row in report.latency:
+        if limits.max_slowdown is not None and (earlier is None or row.shape_name in earlier):
+            before = None if earlier is None else earlier[row.shape_name]
+            spread = max(limits.noise_floor, spreads.get(row.shape_name, 0))
+            checks.append(judge(_slowdown(row, before, spread), 1 + limits.max_slowdown))
+        if limits.min_speedup is not None:
+            checks.append(judge(_speedup(row, limits.noise_floor), limits.min_speedup))
+    return checks
+
+
+def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> Estimate:
+    if before is None:
+        own, (low, high) = row.speedup.ratio, row.speedup.ci95
+        return _time(
+            row,
+            before=row.baseline.median_ms,
+            value=1 / own,
+            ci95=(1 / high, 1 / low),
+            noise_floor=max(floor, _measured_floor(row)),
+            sure=row.rounds >= FEWEST_ROUNDS,
+            note=_IMPORTED if row.imported else "",
+        )
+    if _same_measurement(row, before):
+        return _time(row, before=row.candidate.median_ms, value=1.0, ci95=(1.0, 1.0))
+    old, new = before.speedup, row.speedup
+    imported = row.imported or before.imported
+    return _time(
+        row,
+        before=row.baseline.median_ms / old.ratio,
+        value=old.ratio / new.ratio,
+        ci95=ratio(old.ratio, old.ci95, new.ratio, new.ci95),
+        noise_floor=max(floor, joined_floor(_measured_floor(before), _measured_floor(row))),
+        sure=min(row.rounds, before.rounds) >= FEWEST_ROUNDS,
+        note=_IMPORTED if imported else "",
+    )
+
+
+def _time(
+    row: LatencyRow,
+    *,
+    before: float,
+    value: float,
+    ci95: tuple[float, float],
+    noise_floor: float = 0.0,
+    sure: bool = True,
+    note: str = "",
+) -> Estimate:
+    return Estimate(
+        "time",
+        short_shape(row),
+        "ms",
+        before=before,
+        after=row.candidate.median_ms,
+        value=value,
+        ci95=ci95,
+        noise_floor=noise_floor,
+        sure=sure,
+        note=note,
+    )
+
+
+def _speedup(row: LatencyRow, floor: float) -> Estimate:
+    return Estimate(
+        "speedup",
+        short_shape(row),
+        "ms",
+        before=row.baseline.median_ms,
+        after=row.candidate.median_ms,
+        value=row.speedup.ratio,
+        ci95=row.speedup.ci95,
+        higher_is_better=True,
+        noise_floor=max(floor, _measured_floor(row)),
+        sure=row.rounds >= FEWEST_ROUNDS,
+        note=_IMPORTED if row.imported else "",
+    )
+
+
+def _measured_floor(row: LatencyRow) -> float:
+    return 0.0 if row.noise_floor is None else row.noise_floor.ratio - 1
+
+
+def _same_measurement(row: LatencyRow, before: LatencyRow) -> bool:
+    """The same samples, and not two that happen to agree: nothing can have changed."""
+    return (row.baseline, row.candidate, row.speedup) == (
+        before.baseline,
+        before.candidate,
+        before.speedup,
+    )

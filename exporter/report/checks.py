@@ -1,0 +1,98 @@
+"""The gate's findings in words: for the terminal, and for what CI systems show."""
+
+from __future__ import annotations
+
+from exporter.artifacts import Check, CheckReport, Drift
+from exporter.report.words import milliseconds, significant
+
+CHECK_HEADER = ("what", "before", "after", "change", "limit", "verdict")
+
+_NAMES = {
+    "kl_divergence": "KL divergence",
+    "top1_agreement": "same top-1 token",
+}
+_UNITS = {"time": " ms", "speedup": " ms"}
+
+
+def check_name(check: Check) -> str:
+    """``decode at 512: time``."""
+    return f"{check.subject}: {_NAMES.get(check.quantity, check.quantity)}"
+
+
+def check_rows(found: CheckReport) -> list[tuple[str, ...]]:
+    """A row a check, as in ``CHECK_HEADER``."""
+    return [
+        (
+            check_name(check),
+            "" if check.before is None else _amount(check, check.before),
+            _amount(check, check.after),
+            change_words(check),
+            limit_words(check),
+            check.verdict,
+        )
+        for check in found.checks
+    ]
+
+
+def check_sentence(check: Check) -> str:
+    """One check in one line, with the reason for its verdict."""
+    told = f"{check_name(check)} {change_words(check)}, limit {limit_words(check)}"
+    return f"{told}: {check.verdict}. {check.reason}".strip()
+
+
+def change_words(check: Check) -> str:
+    """The value with its interval: ``+3.1 % [+2.0 %, +4.2 %]``, ``1.09x [1.07, 1.11]``."""
+    value = _value(check, check.value)
+    if check.ci95 is None:
+        return value
+    low, high = (_value(check, bound) for bound in check.ci95)
+    return f"{value} [{low}, {high}]"
+
+
+def limit_words(check: Check) -> str:
+    """What is allowed: ``at most +3.0 %``."""
+    side = "at most" if check.better == "lower" else "at least"
+    return f"{side} {_value(check, check.limit)}"
+
+
+def drift_sentence(drift: Drift) -> str:
+    """A slow change in one line."""
+    low, high = (100 * bound for bound in drift.ci95)
+    return (
+        f"{drift.subject}: over {drift.entries} runs, from {drift.first} to {drift.last}, the time "
+        f"relative to the unpruned arm grew by {100 * (drift.total - 1):.1f} %, "
+        f"{100 * drift.per_entry:.2f} % a run [{low:.2f} %, {high:.2f} %] "
+        f"(Mann-Kendall p = {drift.p_value:.1g})."
+    )
+
+
+def conclusion(found: CheckReport) -> str:
+    """All checks in one line."""
+    counts = {
+        word: sum(check.verdict == word for check in found.checks)
+        for word in ("regressed", "inconclusive", "improved", "unchanged")
+    }
+    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    openings = {"regressed": "Regression", "inconclusive": "Inconclusive"}
+    return f"{openings.get(found.verdict, 'Passed')}: {told}."
+
+
+def _value(check: Check, value: float) -> str:
+    if check.quantity == "speedup":
+        return f"{value:.3f}x"
+    if check.scale == "ratio":
+        return f"{100 * (value - 1):+.1f} %"
+    if check.quantity == "kl_divergence":
+        return significant(value, 3)
+    sign = "+" if check.quantity == "task" else ""
+    return f"{100 * value:{sign}.1f} %"
+
+
+def _amount(check: Check, value: float) -> str:
+    if check.quantity in _UNITS:
+        return milliseconds(value) + _UNITS[check.quantity]
+    if check.quantity in ("size", "memory"):
+        return f"{value:,.0f} B"
+    if check.quantity in ("task", "top1_agreement"):
+        return f"{100 * value:.1f} %"
+    return significant(value)

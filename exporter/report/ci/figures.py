@@ -1,0 +1,85 @@
+"""The figures of a report that CI systems plot: one list, from which each format is written."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from exporter.artifacts import ComparisonReport, LatencyRow, LatencySamples
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of the candidate.
+
+    Attributes:
+        subject: The shape, or what else it is of.
+        measure: What it is: ``latency``, ``speedup``, ``perplexity``, ...
+        unit: ``ms``, ``x``, ``bytes``, ...
+        value: The number.
+        low: A lower bound; of a time the first quartile, of a speedup its interval's.
+        high: An upper bound, likewise.
+        better: Which way is good.
+    """
+
+    subject: str
+    measure: str
+    unit: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    better: Literal["lower", "higher"] = "lower"
+
+
+def figures(report: ComparisonReport) -> list[Figure]:
+    """All that are finite."""
+    found = [*_times(report), *_accuracy(report), *_sizes(report)]
+    return [figure for figure in found if math.isfinite(figure.value)]
+
+
+def quartiles(samples: LatencySamples) -> tuple[float, float]:
+    """The first and the third, in milliseconds."""
+    if len(samples.samples_ms) < 2:
+        return samples.median_ms, samples.median_ms
+    first, _, third = statistics.quantiles(samples.samples_ms, n=4, method="inclusive")
+    return first, third
+
+
+def _times(report: ComparisonReport) -> Iterator[Figure]:
+    for row in report.latency:
+        yield _latency(row)
+        low, high = row.speedup.ci95
+        yield Figure(row.shape_name, "speedup", "x", row.speedup.ratio, low, high, "higher")
+
+
+def _latency(row: LatencyRow) -> Figure:
+    low, high = quartiles(row.candidate)
+    return Figure(row.shape_name, "latency", "ms", row.candidate.median_ms, low, high)
+
+
+def _accuracy(report: ComparisonReport) -> Iterator[Figure]:
+    accuracy = report.accuracy
+    if accuracy is None:
+        return
+    if accuracy.perplexity is not None:
+        yield Figure("accuracy", "perplexity", "", accuracy.perplexity.candidate)
+    if accuracy.kl_divergence is not None:
+        low, high = (None, None) if accuracy.kl_interval is None else accuracy.kl_interval.ci95
+        yield Figure("accuracy", "kl-divergence", "nats", accuracy.kl_divergence, low, high)
+    if accuracy.top1_agreement is not None:
+        agreement = 100 * accuracy.top1_agreement
+        yield Figure("accuracy", "top1-agreement", "%", agreement, better="higher")
+    for task in accuracy.tasks:
+        name = f"{task.task} {task.metric}"
+        yield Figure(name, "score", "", task.candidate, better="higher")
+
+
+def _sizes(report: ComparisonReport) -> Iterator[Figure]:
+    arm = report.arms.candidate
+    yield Figure("model", "file-size", "bytes", arm.file_bytes)
+    yield Figure("model", "kv-cache-per-token", "bytes", arm.kv_cache_bytes_per_token)
+    if arm.device_memory_bytes is not None:
+        yield Figure("model", "device-memory", "bytes", arm.device_memory_bytes)

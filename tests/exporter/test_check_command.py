@@ -1,0 +1,253 @@
+"""`depthcut check` on files: exit codes, what is kept, what is printed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import exporter.cli as command_line
+from exporter.artifacts import CheckReport, ComparisonReport
+from exporter.measure import latency
+from exporter.regression import read_baselines
+from tests.exporter.gate_reports import gate_report, gate_row
+from tests.exporter.tiny_lm import write_tiny_lm, write_tokenizer
+
+TIME = ("--max-slowdown", "3%")
+SLOW, UNSURE = gate_row(candidate_ms=88.0), gate_row(candidate_ms=83.0, width=0.05)
+FAST, SAME = gate_row(candidate_ms=70.0), gate_row(candidate_ms=80.2)
+
+
+@pytest.fixture
+def baseline(tmp_path: Path) -> Path:
+    return gate_report([gate_row()]).write(tmp_path / "baseline.json")
+
+
+@pytest.fixture(autouse=True)
+def not_on_github(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_SHA", "CI_COMMIT_SHA"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(tmp_path: Path, row: Any, *arguments: str | Path) -> int:
+    report = gate_report([row]).write(tmp_path / "report.json")
+    return command_line.run(["check", str(report), *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "code"),
+    [
+        (SAME, (), 0),
+        (FAST, (), 0),
+        (SLOW, (), 1),
+        (UNSURE, (), 3),
+        (UNSURE, ("--inconclusive", "pass"), 0),
+        (UNSURE, ("--inconclusive", "fail"), 1),
+        (SLOW, ("--inconclusive", "pass"), 1),
+        (SLOW, ("--max-slowdown", "20%"), 0),
+        (SLOW, ("--noise-floor", "20%"), 3),
+        (SLOW, ("--update-baseline",), 0),
+    ],
+)
+def test_the_exit_code_is_the_verdict(
+    tmp_path: Path, baseline: Path, row: Any, more: tuple[str, ...], code: int
+) -> None:
+    assert run(tmp_path, row, "--baseline", baseline, *TIME, *more) == code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing to check"),
+        (("--baseline", "nowhere.json"), "there is no baseline"),
+        (("--max-slowdown", "fast"), "is no amount"),
+        (("--min-top1-agreement", "95"), "at most 100 %"),
+        (("--allow", "colour"), "colour"),
+        (("--allow", "device", "--max-kl", "1"), "none is named"),
+        (("--update-baseline", "--max-kl", "1"), "none is named"),
+        (("--max-task-drop", "1%"), "no task"),
+    ],
+)
+def test_everything_else_is_2(
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path, SAME, *arguments) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert "Traceback" not in told.err
+    assert told.out == ""
+
+
+def test_broken_reports_and_full_disks_are_no_regression(
+    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.json"
+    for text in ("{", '{"schema_version": 99, "kind": "comparison_report"}', '{"kind": 1}'):
+        broken.write_text(text)
+        assert command_line.run(["check", str(broken), "--baseline", str(baseline)]) == 2
+        assert str(broken) in capsys.readouterr().err
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert run(tmp_path, SAME, "--baseline", baseline, "--junit", folder) == 2
+    assert "directory" in capsys.readouterr().err
+
+
+def test_another_machine_s_baseline_is_refused_until_it_is_accepted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = gate_report([gate_row()], machine="Another CPU").write(tmp_path / "other.json")
+    assert run(tmp_path, SLOW, "--baseline", other) == 2
+    told = capsys.readouterr().err
+    assert "device: Another CPU, 2 CPUs, x86_64 there, Test CPU, 2 CPUs, x86_64 here" in told
+    assert "--allow device" in told
+    assert run(tmp_path, SLOW, "--baseline", other, "--allow", "device") == 1
+    assert "Accepted difference. device" in capsys.readouterr().out
+
+
+def test_the_first_run_makes_the_baseline_and_the_next_is_held_against_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / "one.json", tmp_path / "many"):
+        assert run(tmp_path, SAME, "--baseline", path, "--update-baseline") == 0
+        assert "nothing was checked" in capsys.readouterr().out
+        assert run(tmp_path, SLOW, "--baseline", path) == 1
+        assert run(tmp_path, SLOW, "--baseline", path, "--update-baseline") == 0
+        assert run(tmp_path, SLOW, "--baseline", path) == 0
+        assert len(read_baselines(path)) == 1
+
+
+def test_an_unknown_key_joins_the_others(tmp_path: Path, baseline: Path) -> None:
+    other = gate_report([gate_row()], machine="Another CPU").write(tmp_path / "other.json")
+    call = ["check", str(other), "--baseline", str(baseline)]
+    assert command_line.run(call) == 2
+    assert command_line.run([*call, "--update-baseline"]) == 0
+    assert command_line.run(call) == 0
+    assert len(read_baselines(baseline)) == 2
+
+
+def test_a_broken_baseline_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text("{")
+    assert run(tmp_path, SAME, "--baseline", path, "--update-baseline") == 2
+    assert path.read_text() == "{"
+
+
+def test_the_table_says_what_and_why(
+    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, SLOW, "--baseline", baseline, *TIME)
+    out = capsys.readouterr().out
+    assert "prefill 128: time" in out
+    assert "+10.0 %" in out
+    assert "at most +3.0 %" in out
+    assert "Regression: 1 regressed." in out
+    assert "relative to the unpruned arm" in out
+
+
+def test_json_is_the_whole_check_and_nothing_else(
+    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "check.json"
+    assert run(tmp_path, SLOW, "--baseline", baseline, "--json", "--github", "-o", output) == 1
+    told = capsys.readouterr()
+    found = CheckReport.model_validate_json(told.out)
+    assert found == CheckReport.read(output)
+    assert found.verdict == "regressed"
+    assert "::error" in told.err
+
+
+def test_drift_is_told_and_does_not_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history, baseline = tmp_path / "history.jsonl", tmp_path / "baseline.json"
+    calls = ("--baseline", baseline, "--history", history, *TIME)
+    assert run(tmp_path, gate_row(), *calls, "--update-baseline") == 0
+    for week in range(1, 12):
+        row = gate_row(candidate_ms=80 * 1.005**week)
+        assert run(tmp_path, row, *calls, "--commit", f"c{week}", "--github") == 0
+        run(tmp_path, row, *calls, "--update-baseline")  # the same run once more
+    out = capsys.readouterr().out
+    assert "Drift. prefill, batch 1, length 128: over 12 runs" in out
+    assert "::warning title=prefill%2C batch 1%2C length 128%3A drift::" in out
+    assert len(history.read_text().splitlines()) == 12
+    assert json.loads(history.read_text().splitlines()[-1])["commit"] == "c11"
+
+
+def test_on_github_the_step_has_annotations_and_a_summary(
+    tmp_path: Path,
+    baseline: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    assert run(tmp_path, SLOW, "--baseline", baseline, *TIME) == 1
+    assert "::error title=prefill 128%3A time::" in capsys.readouterr().out
+    assert summary.read_text().startswith("before\n## depthcut check")
+    assert run(tmp_path, SLOW, "--baseline", baseline, *TIME, "--no-github") == 1
+    assert "::error" not in capsys.readouterr().out
+
+
+# Measuring again.
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A report of two real models, with a regression written into it."""
+    fast = latency.Sampling(rounds=6, row_seconds=0, visit_ms=0.1, warmup_seconds=0.2)
+    monkeypatch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
+    arms = [write_tiny_lm(tmp_path / name, noise=n) for name, n in (("base", 0), ("cand", 0.3))]
+    write_tokenizer(arms[0])
+    options = "--prefill 4 --decode-past 6 --eval-tokens 32 --threads 1 --rounds 6".split()
+    call = ["compare", *map(str, arms), "-o", str(tmp_path), *options]
+    assert command_line.run([*call, "-q"]) == 0
+    path = tmp_path / "report.json"
+    report = ComparisonReport.read(path)
+    slow = [row.model_copy(update={"speedup": SLOW_SPEEDUP}) for row in report.latency]
+    command = ["depthcut", *call]
+    report.model_copy(update={"latency": slow, "command": command}).write(path)
+    return path
+
+
+SLOW_SPEEDUP = gate_row(candidate_ms=400.0).speedup
+
+
+def test_a_regression_that_isn_t_there_the_second_time_is_none(
+    measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["check", str(measured), "--max-slowdown", "200%"]
+    assert command_line.run(call) == 1
+    assert command_line.run([*call, "--confirm", "1"]) == 0
+    told = capsys.readouterr()
+    assert "measuring again" in told.err
+    assert "Measured again: " in told.out
+
+
+def test_other_files_confirm_nothing(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny_lm(measured.parent / "cand", noise=0.5)
+    call = ["check", str(measured), "--max-slowdown", "200%", "--confirm", "1"]
+    assert command_line.run(call) == 2
+    assert "is another file" in capsys.readouterr().err
+
+
+def test_a_report_that_names_no_command_can_t_be_confirmed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, message in (
+        (["pytest"], "not written by depthcut compare"),
+        (["depthcut", "compare", "--colour"], "can't be repeated"),
+    ):
+        report = gate_report([SLOW], command=command).write(tmp_path / "report.json")
+        call = ["check", str(report), "--min-speedup", "2", "--confirm", "1"]
+        assert command_line.run(call) == 2
+        assert message in capsys.readouterr().err
