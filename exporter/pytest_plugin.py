@@ -95,17 +95,19 @@ class Depthcut:
         """Measures a candidate against its unpruned model, once a session for equal arguments.
 
         Args:
-            baseline: The unpruned model: an ONNX file or a folder with one.
+            baseline: The unpruned model, as `depthcut compare` takes it: an ONNX file, a folder.
             candidate: The pruned model, likewise.
             options: Fields of :class:`exporter.compare.CompareOptions`.
         """
         cache = self._item.config.stash.setdefault(_CACHE, {})
-        paths = Path(baseline).resolve(), Path(candidate).resolve()
-        key = (*paths, repr(sorted(options.items())))
+        key = (Path.cwd(), str(baseline), str(candidate), repr(sorted(options.items())))
         if key not in cache:
-            cache[key] = self._measure(*paths, options)
+            cache[key] = self._measure(baseline, candidate, options)
         return AssertableComparison(
-            self._item, self._settings, cache[key], lambda: self._measure(*paths, options)
+            self._item,
+            self._settings,
+            cache[key],
+            lambda: self._measure(baseline, candidate, options),
         )
 
     def report(self, path: str | Path) -> AssertableComparison:
@@ -115,7 +117,9 @@ class Depthcut:
         report = ComparisonReport.read(Path(path))
         return AssertableComparison(self._item, self._settings, report, None)
 
-    def _measure(self, baseline: Path, candidate: Path, options: dict[str, Any]) -> Any:
+    def _measure(
+        self, baseline: str | Path, candidate: str | Path, options: dict[str, Any]
+    ) -> ComparisonReport:
         from exporter.compare import CompareOptions, compare
 
         if self._settings.time_budget is not None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,8 +13,8 @@ from exporter.errors import RegressionError, UsageError
 
 if TYPE_CHECKING:
     from exporter.artifacts import ComparisonReport
-    from exporter.compare import CompareOptions
 
+_ARMS = ("baseline", "candidate")
 _FEW_TOKENS = 16  # the answers aren't in doubt, only the times
 
 
@@ -27,24 +26,25 @@ def remeasuring(
     Raises:
         UsageError: The report wasn't written by ``depthcut compare`` or ``export``.
     """
+    from exporter.cli.requests import compare_options
     from exporter.compare import compare
 
-    options = replace(_options(report.command), eval_tokens=_FEW_TOKENS)
-    paths = Path(report.arms.baseline.path), Path(report.arms.candidate.path)
+    parameters = _parameters(report.command)
+    options = replace(compare_options(parameters), eval_tokens=_FEW_TOKENS)
+    paths = [parameters.get(name, getattr(report.arms, name).path) for name in _ARMS]
 
     def measure() -> ComparisonReport:
         progress.say("check: a regression; measuring again")
-        again = compare(*paths, options, progress=progress)
+        again = compare(paths[0], paths[1], options, progress=progress)
         _refuse_others(report, again)
         return again
 
     return measure
 
 
-def _options(command: list[str]) -> CompareOptions:
+def _parameters(command: list[str]) -> dict[str, Any]:
     from exporter.cli.compare import compare
     from exporter.cli.export import export
-    from exporter.cli.requests import compare_options
 
     commands = {"compare": compare, "export": export}
     known = commands.get(command[1]) if len(command) > 1 else None
@@ -61,11 +61,11 @@ def _options(command: list[str]) -> CompareOptions:
             f"The report's own command can't be repeated: {error.format_message()}",
             "Leave --confirm out, or measure again with depthcut compare.",
         ) from error
-    return compare_options(context.params)
+    return context.params
 
 
 def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:
-    for name in ("baseline", "candidate"):
+    for name in _ARMS:
         before, after = getattr(report.arms, name), getattr(again.arms, name)
         if before.sha256 != after.sha256:
             raise RegressionError(

@@ -1,8 +1,9 @@
 """From an estimate, its interval and a limit to one word.
 
 All is turned into *harm* first: how much worse than no change, in logarithms where the value is a
-factor. A regression must be sure and large: the whole interval lies beyond the limit, and the
-estimate exceeds what equal arms differ by on this machine.
+factor. A regression must be sure and large: the whole interval lies beyond the limit, a stricter
+one excludes that nothing has changed, and the estimate exceeds what equal arms differ by on this
+machine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 from exporter.artifacts import Check, CheckVerdict, Quantity, Scale
 
+_STRICTER = 1.47
+"""By how much wider than one of 95 % an interval is that equal arms leave 4 times in 1000."""
 _ROUNDING = 1e-9  # a size exactly at its limit is within it, whatever the logarithm's last digit
 
 
@@ -79,14 +82,19 @@ def _verdict(estimate: Estimate, limit: float) -> tuple[CheckVerdict, str]:
         return "inconclusive", "Too few rounds for a verdict."
     if low > most:
         # A demanded gain is missed by the distance from the demand.
-        if harm - min(most, 0) > floor:
+        missed = harm - min(most, 0)
+        if missed > floor and missed > _STRICTER * _reach(harm, low):
             return "regressed", "All of the interval is beyond the limit." * bool(estimate.ci95)
         return "inconclusive", "Beyond the limit, but within what equal arms differ by here."
     if high > most:
         return "inconclusive", "The limit lies inside the interval."
-    if high < -_ROUNDING and -harm > floor:
+    if -harm > max(floor, _ROUNDING) and -harm > _STRICTER * _reach(high, harm):
         return "improved", ""
     return "unchanged", ""
+
+
+def _reach(high: float, low: float) -> float:
+    return 0.0 if high == low else high - low  # infinite bounds of a collapsed model, too
 
 
 def _harm(estimate: Estimate, value: float) -> float:

@@ -208,18 +208,8 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
     arms = [write_tiny_lm(tmp_path / name, noise=n) for name, n in (("base", 0), ("cand", 0.3))]
     write_tokenizer(arms[0])
-    options = [
-        "--prefill",
-        "4",
-        "--decode-past",
-        "6",
-        "--eval-tokens",
-        "32",
-        "--threads",
-        "1",
-        "--rounds",
-        "6",
-    ]
+    options = ["--prefill", "4", "--decode-past", "6", "--threads", "1", "--rounds", "6"]
+    options += ["--eval-tokens", "32"]
     call = ["compare", *map(str, arms), "-o", str(tmp_path), *options]
     assert command_line.run([*call, "-q"]) == 0
     path = tmp_path / "report.json"
