@@ -36,8 +36,9 @@ class Arm(Record):
 
     ``cpu_nodes`` counts, by operator, the nodes that ran on the CPU although ``provider`` is
     another: by its kind, arithmetic on shapes. ``nodes`` counts those of the file, of which the
-    backend fuses some. ``engines`` are its builds. ``not_run`` says why nothing of this arm was
-    timed, where that is so: its engines are then described by their build facts alone.
+    backend fuses some. ``engines`` are its builds. ``not_run`` says why these were not run, where
+    that is so: they are then described by their build facts alone, and what was measured is
+    ``backend``'s, on the ONNX file at ``path``; where there was none, nothing was.
     ``device_memory_bytes`` is what it took of the GPU while it ran.
     """
 

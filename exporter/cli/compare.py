@@ -8,17 +8,30 @@ from typing import Any
 import click
 
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.options import ANY_PATH, json_option, measuring_options, verbosity_options
+from exporter.cli.options import (
+    ANY_PATH,
+    TextPath,
+    json_option,
+    measuring_options,
+    verbosity_options,
+)
 from exporter.cli.quality_options import quality_options
+
+ARM = TextPath(path_type=str)
+"""A path, or a kind with a path behind it such as ``torch:DIR``."""
 
 
 @click.command()
-@click.argument("baseline", type=ANY_PATH)
-@click.argument("candidate", type=ANY_PATH)
+@click.argument("baseline", type=ARM)
+@click.argument("candidate", type=ARM)
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="Folder for the report.")
 @click.option(
-    "--reference", "references", type=ANY_PATH, multiple=True, metavar="ARM",
-    help="A further arm, timed in the same rounds; it gets no verdict.",
+    "--reference", "references", type=ARM, multiple=True, metavar="ARM",
+    help="A further arm, of any kind, timed in the same rounds; it gets no verdict.",
+)  # fmt: skip
+@click.option(
+    "--onnx", type=ANY_PATH, nargs=2, metavar="BASELINE CANDIDATE",
+    help="What two engines were built from, where it doesn't lie beside them.",
 )  # fmt: skip
 @measuring_options
 @quality_options
@@ -28,17 +41,19 @@ from exporter.cli.quality_options import quality_options
 def compare(
     progress: ConsoleProgress,
     /,
-    baseline: Path,
-    candidate: Path,
+    baseline: str,
+    candidate: str,
     output: Path,
     *,
-    references: tuple[Path, ...],
+    references: tuple[str, ...],
+    onnx: tuple[Path, Path] | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Measure CANDIDATE against BASELINE: latency, perplexity, agreement, size.
 
-    Both are ONNX files, or folders with a model.onnx. Writes report.json and report.md.
+    Both are ONNX files or folders with one, engines or folders of them, or Hugging Face folders
+    that PyTorch runs: torch:DIR, torch-compile:DIR. Writes report.json and report.md.
     """
     from exporter.cli.requests import compare_options
     from exporter.cli.results import print_comparison
@@ -48,7 +63,12 @@ def compare(
 
     output.mkdir(parents=True, exist_ok=True)  # Fails now, not after the measurement.
     report = compare_models(
-        baseline, candidate, compare_options(options), references=references, progress=progress
+        baseline,
+        candidate,
+        compare_options(options),
+        references=references,
+        onnx=onnx,
+        progress=progress,
     )
     report.write(output / "report.json")
     write_text(output / "report.md", render(report))

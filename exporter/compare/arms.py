@@ -24,11 +24,14 @@ class ComparedArm:
 
     Attributes:
         builds: A runner for each build of the same model: one, but for engines that were built
-            several times.
+            several times, and none where nothing can run.
         folder: The model's file or folder, and its config and tokenizer.
         facts: Sizes and names.
         engines: What is known of its engines without running them.
-        not_run: Why ``builds`` run something else than ``engines``; None where they don't.
+        not_run: Why ``builds`` don't run ``engines``, but the ONNX file that these were built
+            from, or nothing; None where they do.
+        witness: ONNX Runtime on that ONNX file, where the engines run; what they compute is held
+            against it.
     """
 
     builds: tuple[Runner, ...]
@@ -36,6 +39,7 @@ class ComparedArm:
     facts: GraphFacts
     engines: tuple[EngineFacts, ...] = ()
     not_run: str | None = None
+    witness: Runner | None = None
 
     @property
     def runner(self) -> Runner:
@@ -52,10 +56,10 @@ class ComparedArm:
 
     def record(self) -> Arm:
         """What the report says of it."""
-        runner, facts = self.runner, self.facts
+        facts, runner = self.facts, self.builds[0] if self.builds else None
         return Arm(
-            backend=runner.backend,
-            provider=runner.provider,
+            backend=runner.backend if runner else self.engines[0].backend,
+            provider=runner.provider if runner else "none",
             precision=facts.precision,
             path=str(self.folder.onnx),
             sha256=facts.sha256,
@@ -63,9 +67,10 @@ class ComparedArm:
             parameters=facts.parameters,
             nodes=facts.nodes,
             kv_cache_bytes_per_token=facts.kv_cache_bytes_per_token,
-            cpu_nodes=dict(runner.cpu_nodes),
+            cpu_nodes=dict(runner.cpu_nodes) if runner else {},
             engines=list(self.engines),
             not_run=self.not_run,
+            device_memory_bytes=_device_memory(runner),
         )
 
 
@@ -82,6 +87,27 @@ class Pair:
     candidate: ComparedArm
     progress: Progress
     references: Mapping[str, ComparedArm] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> bool:
+        """Whether both arms can run here."""
+        return bool(self.baseline.builds and self.candidate.builds)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the baseline runs on one."""
+        from exporter.backends.base import OnGpu
+
+        runner = self.baseline.runner
+        return isinstance(runner, OnGpu) or runner.provider.startswith("CUDA")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Enters the runners of all arms."""
+        with ExitStack() as stack:
+            for arm in (self.baseline, self.candidate, *self.references.values()):
+                stack.enter_context(arm.running())
+            yield
 
     @property
     def runners(self) -> tuple[Runner, Runner]:
@@ -137,6 +163,12 @@ def _refuse_other_interface(baseline: Runner, other: Runner, name: str) -> None:
             f"{sorted(results[1])}.",
             "Compare a model with its own pruned form.",
         )
+
+
+def _device_memory(runner: Runner | None) -> int | None:
+    from exporter.backends.base import OnGpu
+
+    return runner.gpu_memory_bytes if isinstance(runner, OnGpu) else None
 
 
 def _results(runner: Runner) -> set[str]:

@@ -1,7 +1,7 @@
 """What an arm is, told by how it is written.
 
-``torch:DIR`` and ``torch-compile:DIR`` are run by PyTorch. Anything else is an ONNX file, or a
-folder with one.
+``torch:DIR`` and ``torch-compile:DIR`` are run by PyTorch. An engine is told by its file's name,
+a folder by what lies in it: where there is an ONNX file that is meant, and engines must be named.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError, UsageError
 
-Kind = Literal["onnx", "torch", "torch-compile"]
+Kind = Literal["onnx", "engine", "torch", "torch-compile"]
 
 _PREFIXES: tuple[Kind, ...] = ("torch", "torch-compile")
 
@@ -40,7 +40,8 @@ class ArmName:
         for known in _PREFIXES:
             if colon and kind == known:
                 return cls(known, Path(rest))
-        return cls("onnx", Path(text))
+        path = Path(text)
+        return cls("engine" if _names_engines(path) else "onnx", path)
 
     @property
     def prefix(self) -> str:
@@ -57,12 +58,28 @@ class ArmName:
 
 
 def open_pair(
-    baseline: Path | str, candidate: Path | str, options: CompareOptions, *, threads: int
+    baseline: Path | str,
+    candidate: Path | str,
+    options: CompareOptions,
+    *,
+    threads: int,
+    onnx: tuple[Path, Path] | None = None,
 ) -> tuple[ComparedArm, ComparedArm]:
     """Finds both arms' files; their runners are not entered yet.
 
+    Args:
+        baseline: As it was asked for.
+        candidate: Likewise.
+        options: How to measure.
+        threads: CPU threads.
+        onnx: For engines, the ONNX files that they were built from; by default they are looked
+            for.
+
     Raises:
-        ComparisonError: They are of different kinds, or ``config.json`` is no JSON object.
+        ComparisonError: They are of different kinds, ``config.json`` is no JSON object, or an
+            engine was built from another ONNX file.
+        UsageError: ONNX files are named for arms that are no engines.
+        EngineError: There is no engine, or it is not what its record says.
         OnnxFileError: A file is no complete ONNX model.
         BackendError: The provider is not known.
         ModelSourceError: A PyTorch model can't be loaded.
@@ -75,6 +92,13 @@ def open_pair(
             "would tell nothing of what was cut.",
             "Compare two of a kind, and name the third as a --reference.",
         )
+    if onnx is not None and names[0].kind != "engine":
+        raise UsageError("--onnx names what engines were built from; these arms are none.")
+    if names[0].kind == "engine":
+        from exporter.compare.engine_arm import open_engine_pair
+
+        first_path, second_path = (name.path for name in names)
+        return open_engine_pair(first_path, second_path, options, threads=threads, onnx=onnx)
     first, second = (_open(name, options, threads=threads) for name in names)
     return first, second
 
@@ -95,7 +119,8 @@ def open_references(
 
     Raises:
         UsageError: One is named twice.
-        ComparisonError: One has another vocabulary than the baseline.
+        ComparisonError: One has another vocabulary than the baseline, or is an engine and can't
+            run here.
         DepthcutError: As :func:`open_pair`.
     """
     names = [ArmName.of(text) for text in arms]
@@ -108,9 +133,25 @@ def open_references(
     return found
 
 
+def _names_engines(path: Path) -> bool:
+    from exporter.engine.engine_set import SUFFIXES, has_engines
+
+    if path.is_dir():
+        return has_engines(path) and not any(path.glob("*.onnx"))
+    return path.suffix in SUFFIXES
+
+
 def _open(
-    name: ArmName, options: CompareOptions, *, threads: int, precision: str | None = None
+    name: ArmName,
+    options: CompareOptions,
+    *,
+    threads: int,
+    precision: str | None = None,
 ) -> ComparedArm:
+    if name.kind == "engine":
+        from exporter.compare.engine_arm import open_engine_reference
+
+        return open_engine_reference(name.path, options, threads=threads)
     if name.is_torch:
         from exporter.compare.torch_arm import open_torch_arm
 

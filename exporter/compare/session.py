@@ -6,8 +6,8 @@ times and says on what text the models were judged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,12 @@ from exporter.artifacts import (
     Accuracy,
     CalibrationRef,
     ComparisonReport,
+    Environment,
+    LatencyRow,
     ParityCheck,
     PlannedDeletion,
 )
-from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.arms import Pair
 from exporter.compare.dropped import dropped
 from exporter.compare.kinds import open_pair, open_references
 from exporter.compare.options import CompareOptions
@@ -37,6 +39,7 @@ def compare(
     options: CompareOptions | None = None,
     *,
     references: Sequence[Path | str] = (),
+    onnx: tuple[Path, Path] | None = None,
     parity: Sequence[ParityCheck] = (),
     plan: Sequence[PlannedDeletion] = (),
     calibration: CalibrationRef | None = None,
@@ -47,11 +50,15 @@ def compare(
     Args:
         baseline: The unpruned model: an ONNX file, or a folder with ``model.onnx`` and, for a
             perplexity, ``tokenizer.json``; ``config.json`` beside it tells the longest sequence.
-            ``torch:DIR`` or ``torch-compile:DIR`` is a Hugging Face folder, run by PyTorch.
+            ``torch:DIR`` or ``torch-compile:DIR`` is a Hugging Face folder, run by PyTorch; an
+            engine, or a folder of them, is run where there is a GPU, and else described while
+            ONNX Runtime runs what it was built from.
         candidate: The pruned model, of the same kind. Its inputs are among the baseline's.
         options: How to measure.
         references: Further arms, timed in the same rounds as the two; they get no verdict.
             They may be of any kind; PyTorch runs them in the baseline's precision.
+        onnx: For engines, the ONNX files that both were built from; by default they are looked
+            for beside them.
         parity: Checks that were made elsewhere, for the report.
         plan: What was dropped; by default what the candidate's metadata say, without what the
             baseline's say.
@@ -74,48 +81,71 @@ def compare(
     options = options or CompareOptions()
     texts = evaluation_text(options, calibration)
     threads = options.threads or default_threads()
-    first, second = open_pair(baseline, candidate, options, threads=threads)
+    first, second = open_pair(baseline, candidate, options, threads=threads, onnx=onnx)
     further = open_references(references, first, options, threads=threads)
     if first.facts.sha256 == second.facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
     pair = Pair(options, first, second, progress, further)
-    with _running(first, second, *further.values()):
-        return _report(pair, texts, list(parity), list(plan), calibration)
+    known = _Known(list(parity), list(plan), calibration)
+    if not pair.runs:
+        return _described(pair, known, threads=threads)
+    with pair.running():
+        return _measured(pair, texts, known)
 
 
-@contextmanager
-def _running(*arms: ComparedArm) -> Iterator[None]:
-    with ExitStack() as stack:
-        for arm in arms:
-            stack.enter_context(arm.running())
-        yield
+@dataclass(frozen=True)
+class _Known:
+    """What the caller knows and the report repeats."""
+
+    parity: list[ParityCheck]
+    plan: list[PlannedDeletion]
+    calibration: CalibrationRef | None
 
 
-def _report(
-    pair: Pair,
-    texts: TextSource,
-    parity: list[ParityCheck],
-    plan: list[PlannedDeletion],
-    calibration: CalibrationRef | None,
-) -> ComparisonReport:
+def _described(pair: Pair, known: _Known, *, threads: int) -> ComparisonReport:
+    """The report of arms that can't run here."""
+    from exporter.measure.environment import environment
+
+    pair.progress.say(f"compare: {pair.baseline.not_run or pair.candidate.not_run}")
+    return _report(pair, known, environment(threads=threads, gpu=False))
+
+
+def _measured(pair: Pair, texts: TextSource, known: _Known) -> ComparisonReport:
+    from exporter.compare.witness import witness_checks
     from exporter.measure.cpu_use import cpu_times, other_cpu_share
     from exporter.measure.environment import environment
 
     pair.refuse_other_interface()
-    runner = pair.baseline.runner
-    machine = environment(threads=runner.threads, gpu=runner.provider.startswith("CUDA"))
+    machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
+    checks = witness_checks(pair)
     quality = accuracy(pair, texts)
     before = cpu_times()
     latency = latency_rows(pair)
     others = other_cpu_share(before, cpu_times())
+    return _report(
+        pair,
+        replace(known, parity=[*known.parity, *checks]),
+        machine.model_copy(update={"other_cpu_share": others}),
+        latency,
+        quality,
+    )
+
+
+def _report(
+    pair: Pair,
+    known: _Known,
+    machine: Environment,
+    latency: Sequence[LatencyRow] = (),
+    quality: Accuracy | None = None,
+) -> ComparisonReport:
     return ComparisonReport(
         made_from=_made_from(pair, quality),
-        environment=machine.model_copy(update={"other_cpu_share": others}),
+        environment=machine,
         arms=pair.records(),
-        plan=plan or dropped(pair),
-        calibration=calibration,
-        parity=parity,
-        latency=latency,
+        plan=known.plan or dropped(pair),
+        calibration=known.calibration,
+        parity=known.parity,
+        latency=list(latency),
         accuracy=quality,
     )
 

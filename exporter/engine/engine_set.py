@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ End = Literal["low", "usual", "high"]
 
 SUFFIXES = (".engine", ".plan")
 """What engines are called; in a folder only such files are looked at."""
+
+_NUMBERED = re.compile(r"-b(\d+)$")  # as exporter.engine.naming marks a build
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,53 @@ def find_engines(path: Path | Sequence[Path]) -> EngineSet:
     engines = EngineSet(tuple(paths), tuple(read_sidecar(each) for each in paths))
     _refuse_strangers(engines)
     return engines
+
+
+def find_builds(path: Path) -> list[EngineSet]:
+    """The builds of one model: engines that are alike but for the numbers in their names.
+
+    Args:
+        path: An engine's file; a folder; or a folder with a pattern of file names behind it, such
+            as ``engines/*-sm89-*.engine``. Of several builds the names end with ``-b1``, ``-b2``
+            and so on.
+
+    Returns:
+        The engines of each build, in the order of their numbers.
+
+    Raises:
+        EngineError: There is none, a file is not what its record says, or they don't belong
+            together.
+        ArtifactError: A record is not valid.
+    """
+    if path.is_file() or not (path.is_dir() or is_pattern(path)):
+        return [find_engines(path)]
+    folder, pattern = (path, "*") if path.is_dir() else (path.parent, path.name)
+    numbered: dict[int, list[Path]] = {}
+    for file in _engine_files(folder) if folder.is_dir() else []:
+        if file.match(pattern):
+            numbered.setdefault(_build_number(file), []).append(file)
+    if not numbered:
+        raise EngineError(
+            f"There is no engine {'in' if path.is_dir() else 'of the name'} {path}.",
+            f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}.",
+        )
+    builds = [find_engines(numbered[number]) for number in sorted(numbered)]
+    if different := _difference([build.records[0] for build in builds]):
+        raise EngineError(
+            f"The engines of {path} are no builds of one model, their {different} differ.",
+            "Put the engines of each model in a folder of their own.",
+        )
+    return builds
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path stands for all engines whose names are like its own."""
+    return path.suffix in SUFFIXES and any(letter in path.name for letter in "*?[")
+
+
+def _build_number(engine: Path) -> int:
+    found = _NUMBERED.search(engine.stem)
+    return int(found[1]) if found else 0
 
 
 def _engine_files(folder: Path) -> list[Path]:

@@ -82,7 +82,8 @@ def _size_row(what: str, before: float, after: float, digits: int) -> Row:
 
 def verdict_sentences(report: ComparisonReport) -> list[str]:
     """The result in plain words, the most important first."""
-    sentences = [_latency_sentence(row) for row in report.latency]
+    sentences = engine_sentences(report)
+    sentences += [_latency_sentence(row) for row in report.latency]
     sentences += _accuracy_sentences(report)
     before, after = (
         arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)
@@ -127,10 +128,29 @@ def has_too_few_rounds(row: LatencyRow) -> bool:
     return row.rounds < FEWEST_ROUNDS
 
 
+def why_no_accuracy(report: ComparisonReport) -> str:
+    """Why a report has none."""
+    if not report.latency and report.arms.baseline.not_run is not None:
+        return "nothing was run"
+    return "the models have no output called logits"
+
+
+def engine_sentences(report: ComparisonReport) -> list[str]:
+    """Whether the figures are the engines'."""
+    return [
+        f"The engines of the {name}: {arm.not_run}."
+        for name, arm in (
+            ("baseline", report.arms.baseline),
+            ("candidate", report.arms.candidate),
+        )
+        if arm.not_run is not None
+    ]
+
+
 def _accuracy_sentences(report: ComparisonReport) -> list[str]:
     accuracy = report.accuracy
     if accuracy is None:
-        return ["Accuracy was not measured: the models have no output called logits."]
+        return [f"Accuracy was not measured: {why_no_accuracy(report)}."]
     sentences = []
     if accuracy.perplexity is not None:
         pair = accuracy.perplexity

@@ -180,3 +180,17 @@ def test_a_model_with_another_vocabulary_is_no_reference(
 def test_a_folder_that_is_not_there_is_told(llama: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ComparisonError, match=r"nothing does not exist"):
         compare(llama[1], llama[1], options(), references=[f"torch:{tmp_path / 'nothing'}"])
+
+
+def test_a_reference_is_held_against_the_arm_that_it_is_nearer_to(
+    llama: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from exporter.model_source import save_checkpoint
+
+    (check,) = compare(llama[1], llama[1], options(), references=[f"torch:{llama[0]}"]).parity
+    assert check.name == "logits of the reference torch:hf against the baseline"
+    assert check.passed
+    save_checkpoint(tiny_loaded("llama", seed=1), tmp_path / "other")
+    other = f"torch:{tmp_path / 'other'}"
+    (check,) = compare(llama[1], llama[1], options(), references=[other]).parity
+    assert not check.passed

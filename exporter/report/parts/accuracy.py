@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from exporter.artifacts import Accuracy, ComparisonReport, Interval, PositionError
 from exporter.report.parts.part import Block, Grid, Note, Part
-from exporter.report.words import HEADER, accuracy_rows, significant
+from exporter.report.words import HEADER, accuracy_rows, significant, why_no_accuracy
 
 
 def accuracy_part(report: ComparisonReport) -> Part:
     """Perplexity and its like; a sentence where none was measured."""
     accuracy = report.accuracy
     if accuracy is None:
-        note = Note("Not measured: the models have no output called `logits`.")
+        note = Note(f"Not measured: {why_no_accuracy(report)}.")
         return Part("accuracy", "Accuracy", [note])
     rows = [row[:4] for row in accuracy_rows(report)]
     grid = Grid("Accuracy on the evaluation text", HEADER[:4], rows, right=(1, 2, 3))

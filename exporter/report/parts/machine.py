@@ -34,6 +34,10 @@ def engines_part(report: ComparisonReport) -> Part | None:
         rows = [[name, *_engine(engine)] for name, engine in built]
         blocks.append(Grid("Engines as built", header, rows, right=range(2, 7)))
     for name, arm in arms.items():
+        if len(arm.engines) > 1:
+            sizes = [engine.engine_bytes for engine in arm.engines]
+            spread = f"{min(sizes):,} to {max(sizes):,} bytes"
+            blocks.append(Note(f"{len(sizes)} engines, {spread}.", lead=f"Spread, {name}:"))
         if arm.not_run is not None:
             blocks.append(Note(f"{arm.not_run}", lead=f"Not run, {name}:"))
     return Part("engines", "Engines", blocks) if blocks else None

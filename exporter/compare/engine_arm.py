@@ -1,0 +1,230 @@
+"""An arm of engines: run where there is a GPU, else told from their records.
+
+No engine's figure is ever another's: without a driver ONNX Runtime runs the ONNX file that the
+engines were built from, and the arm's backend and ``not_run`` say so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import EngineFacts
+from exporter.compare.arms import ComparedArm
+from exporter.compare.options import CompareOptions
+from exporter.engine.driver import ask_driver
+from exporter.engine.engine_set import EngineSet, find_builds
+from exporter.engine.sidecar import EngineRecord, built_for
+from exporter.errors import ComparisonError
+from exporter.files import sha256_file, sha256_files
+
+if TYPE_CHECKING:
+    from exporter.backends.base import Runner
+    from exporter.measure.graph_facts import GraphFacts
+    from exporter.measure.model_folder import ModelFolder
+
+_BY_OTHERS = "; what was measured is ONNX Runtime on the ONNX files that they were built from"
+_UNMEASURED = (
+    "; nothing was measured, since an ONNX file that they were built from is not beside them: "
+    "name both with --onnx"
+)
+
+
+def open_engine_pair(
+    baseline: Path,
+    candidate: Path,
+    options: CompareOptions,
+    *,
+    threads: int,
+    onnx: tuple[Path, Path] | None = None,
+) -> tuple[ComparedArm, ComparedArm]:
+    """Reads the records of both arms' engines, and finds the ONNX files that they were built from.
+
+    Args:
+        baseline: An engine, a folder of them, or a pattern of their names; ``-b1``, ``-b2`` and so
+            on are builds of one model.
+        candidate: Likewise.
+        options: Where ONNX Runtime runs.
+        threads: Its CPU threads.
+        onnx: The ONNX files; by default they are looked for by their hashes: beside the engines,
+            in the folder above, and where ``depthcut export`` has them.
+
+    Raises:
+        EngineError: There is no engine, or one is not what its record says.
+        ComparisonError: An ONNX file is not the one that an engine was built from.
+        OnnxFileError: It can't be read.
+    """
+    builds = [find_builds(path) for path in (baseline, candidate)]
+    given = onnx or (None, None)
+    sources = [_onnx_of(each[0], path) for each, path in zip(builds, given, strict=True)]
+    problem = ask_driver().problem
+    if problem and None in sources:
+        sources = [None, None]  # one arm alone tells nothing
+    first, second = (
+        _arm(each, source, problem, options, threads)
+        for each, source in zip(builds, sources, strict=True)
+    )
+    return first, second
+
+
+def open_engine_reference(path: Path, options: CompareOptions, *, threads: int) -> ComparedArm:
+    """Reads the records of a further arm's engines.
+
+    Raises:
+        EngineError: There is no engine, or one is not what its record says.
+        ComparisonError: It can't run here.
+    """
+    problem = ask_driver().problem
+    if problem:
+        raise ComparisonError(
+            f"The reference {path} can't be timed here: {problem}.",
+            "Leave it out; of the two that are compared, engines are described without a GPU too.",
+        )
+    builds = find_builds(path)
+    return _arm(builds, _onnx_of(builds[0], None), problem, options, threads)
+
+
+def _arm(
+    builds: Sequence[EngineSet],
+    source: Path | None,
+    problem: str,
+    options: CompareOptions,
+    threads: int,
+) -> ComparedArm:
+    engines = tuple(_facts_of(*each) for build in builds for each in _members(build))
+    built = f"built, not run: {problem}"
+    if problem and source is not None:
+        return _stand_in(source, options, threads, engines, built + _BY_OTHERS)
+    folder, facts = _described(builds[0], source)
+    if problem:
+        return ComparedArm((), folder, facts, engines, built + _UNMEASURED)
+    runners = tuple(_engine_runner(build) for build in builds)
+    return ComparedArm(runners, folder, facts, engines, witness=_witness(source, facts, threads))
+
+
+def _stand_in(
+    onnx: Path,
+    options: CompareOptions,
+    threads: int,
+    engines: tuple[EngineFacts, ...],
+    not_run: str,
+) -> ComparedArm:
+    from exporter.backends.onnxruntime import OnnxRuntimeRunner
+    from exporter.measure.graph_facts import read_facts
+    from exporter.measure.model_folder import find_model
+
+    folder = find_model(onnx)
+    runner = OnnxRuntimeRunner(folder.onnx, provider=options.provider, threads=threads)
+    return ComparedArm((runner,), folder, read_facts(folder.onnx), engines, not_run)
+
+
+def _engine_runner(build: EngineSet) -> Runner:
+    from exporter.backends.tensorrt import TensorRtRunner
+
+    return TensorRtRunner(build)
+
+
+def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | None:
+    from exporter.backends.onnxruntime import OnnxRuntimeRunner
+
+    if onnx is None or facts.precision not in ("fp32", "fp16"):  # ONNX Runtime's CPU has no bf16
+        return None
+    return OnnxRuntimeRunner(onnx, provider="cpu", threads=threads)
+
+
+def _onnx_of(build: EngineSet, given: Path | None) -> Path | None:
+    """The ONNX file that an engine was built from, told by its hash."""
+    from exporter.measure.model_folder import find_model
+
+    made_from = build.records[0].made_from
+    if given is not None:
+        onnx = find_model(given).onnx
+        if not _is_source(onnx, made_from):
+            raise ComparisonError(
+                f"{build.name} was not built from {onnx}: their hashes differ.",
+                "Name the ONNX file that was given to depthcut build, or build the engine again.",
+            )
+        return onnx
+    folder = build.paths[0].absolute().parent
+    # depthcut export has engines/baseline beside baseline/model.onnx.
+    exported = folder.parent.parent / folder.name
+    places = dict.fromkeys((folder, folder.parent, exported))
+    files = [file for place in places for file in sorted(place.glob("*.onnx"))]
+    return next((file for file in files if _is_source(file, made_from)), None)
+
+
+def _is_source(onnx: Path, made_from: dict[str, str]) -> bool:
+    from graph_passes.files.storage import data_files, load_model
+
+    if sha256_file(onnx) != made_from.get("model"):
+        return False
+    weights = data_files(load_model(onnx))
+    return (sha256_files(weights, onnx.parent) if weights else None) == made_from.get("weights")
+
+
+def _described(build: EngineSet, onnx: Path | None) -> tuple[ModelFolder, GraphFacts]:
+    """Where the engines' config and tokenizer are, and what is known of them."""
+    from exporter.measure.graph_facts import read_facts
+    from exporter.measure.model_folder import ModelFolder, read_object
+
+    beside = (onnx or build.paths[0]).parent
+    tokenizer = beside / "tokenizer.json"
+    folder = ModelFolder(
+        build.paths[0],
+        tokenizer if tokenizer.is_file() else None,
+        read_object(beside / "config.json"),
+    )
+    return folder, _graph_facts(build, None if onnx is None else read_facts(onnx))
+
+
+def _graph_facts(build: EngineSet, source: GraphFacts | None) -> GraphFacts:
+    from exporter.measure.graph_facts import GraphFacts
+    from graph_passes.plan_record import PLAN_KEY
+
+    records, first = build.records, build.records[0]
+    hashes = [record.engine_sha256 for record in records]
+    return GraphFacts(
+        file_bytes=sum(record.engine_bytes for record in records),
+        sha256=hashes[0] if len(hashes) == 1 else sha256_files(build.paths, build.paths[0].parent),
+        parameters=source.parameters if source else 0,
+        nodes=source.nodes if source else 0,
+        precision=first.precision,
+        kv_cache_bytes_per_token=_bytes_per_token(first),
+        vocabulary=source.vocabulary if source else _vocabulary(first),
+        metadata={PLAN_KEY: json.dumps(first.plan)} if first.plan else {},
+    )
+
+
+def _bytes_per_token(record: EngineRecord) -> int:
+    from exporter.engine.tensors import byte_count, numpy_dtype
+    from exporter.measure.graph_facts import CACHE_INPUT
+
+    return sum(
+        byte_count(numpy_dtype(each.dtype), [size for size in each.shape[1:] if size > 0])
+        for each in record.inputs
+        if CACHE_INPUT.fullmatch(each.name)
+    )
+
+
+def _vocabulary(record: EngineRecord) -> int | None:
+    sizes = [each.shape[-1] for each in record.outputs if each.name == "logits"]
+    return sizes[0] if sizes and sizes[0] > 0 else None
+
+
+def _members(build: EngineSet) -> list[tuple[Path, EngineRecord]]:
+    return list(zip(build.paths, build.records, strict=True))
+
+
+def _facts_of(path: Path, record: EngineRecord) -> EngineFacts:
+    same = (
+        "engine_bytes", "backend", "backend_version", "precision", "network_layers", "layers",
+        "memory_bytes", "build_s",
+    )  # fmt: skip
+    return EngineFacts(
+        path=str(path),
+        sha256=record.engine_sha256,
+        built_for=built_for(record),
+        **{name: getattr(record, name) for name in same},
+    )
