@@ -28,12 +28,15 @@ class Lane:
     Attributes:
         slot: Which profile of which engine.
         context: The library's execution context.
+        names: The inputs and outputs that the engine has. A builder may leave out an input that
+            nothing uses; what is said of it is passed over.
         stream: The stream's number.
         listener: Hears why something fails.
     """
 
     slot: Slot
     context: Any
+    names: frozenset[str]
     stream: int
     listener: Listener
 
@@ -44,7 +47,7 @@ class Lane:
             BackendError: The library refuses one.
         """
         for name, shape in shapes.items():
-            if not self.context.set_input_shape(name, tuple(shape)):
+            if name in self.names and not self.context.set_input_shape(name, tuple(shape)):
                 raise self._failed(f"refuses the shape {written_shape(shape)} for {name}")
 
     def output_shape(self, name: str) -> tuple[int, ...]:
@@ -64,7 +67,7 @@ class Lane:
 
     def bind(self, name: str, address: int) -> None:
         """Tells where a tensor lies."""
-        if not self.context.set_tensor_address(name, address):
+        if name in self.names and not self.context.set_tensor_address(name, address):
             raise self._failed(f"does not take the address of {name}")
 
     def enqueue(self) -> None:
@@ -147,9 +150,11 @@ class Session:
             self._kept.append(loaded[-1])
         lanes = []
         for slot in self.engines.slots:
-            context = self._context(module, loaded[slot.engine], slot, listener)
+            engine = loaded[slot.engine]
+            context = self._context(module, engine, slot, listener)
             self._kept.append(context)
-            lanes.append(Lane(slot, context, int(self.cuda.stream), listener))
+            names = frozenset(engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
+            lanes.append(Lane(slot, context, names, int(self.cuda.stream), listener))
         self.lanes = tuple(lanes)
 
     def _context(self, module: ModuleType, engine: Any, slot: Slot, listener: Listener) -> Any:

@@ -105,20 +105,34 @@ class TensorRtDecoder:
 
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Runs one more token of each sequence; see the protocol."""
-        if token_ids.shape != (self._batch, 1):
-            raise BackendError(f"A step takes {self._batch} sequences of one token each.")
-        self.plan.refuse_context(self._length)
+        self._refuse_step(token_ids)
         logits = self._run("decode", token_ids, {})
         self._advance(1)
         return logits
+
+    def advance(self, token_ids: NDArray[np.int64]) -> None:
+        """A step that leaves its logits on the device, for timing; ``[batch, 1]``."""
+        self._refuse_step(token_ids)
+        self._start("decode", token_ids, {})
+        self._loaded().cuda.wait()
+        self._advance(1)
 
     def _advance(self, tokens: int) -> None:
         self._banks.swap()
         self._length += tokens
 
+    def _refuse_step(self, token_ids: NDArray[np.int64]) -> None:
+        if token_ids.shape != (self._batch, 1):
+            raise BackendError(f"A step takes {self._batch} sequences of one token each.")
+        self.plan.refuse_context(self._length)
+
     def _run(
         self, phase: str, token_ids: NDArray[np.int64], offsets: Mapping[str, int]
     ) -> NDArray[Any]:
+        lane = self._start(phase, token_ids, offsets)
+        return self._last_logits(self._loaded(), lane)
+
+    def _start(self, phase: str, token_ids: NDArray[np.int64], offsets: Mapping[str, int]) -> Lane:
         session, lane = self._loaded(), self._lanes[phase]
         batch, sequence = token_ids.shape
         positions = np.arange(self._length, self._length + sequence)
@@ -132,7 +146,7 @@ class TensorRtDecoder:
             source[:] = content.reshape(-1).view(np.uint8)
             session.cuda.send(self._buffers[name], source)
         lane.enqueue()
-        return self._last_logits(session, lane)
+        return lane
 
     def _last_logits(self, session: Session, lane: Lane) -> NDArray[Any]:
         batch, length, vocabulary = lane.output_shape(LOGITS)

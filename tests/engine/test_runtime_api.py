@@ -176,8 +176,8 @@ def test_a_lane_tells_what_the_library_refuses() -> None:
     refuses = SimpleNamespace(set_input_shape=lambda *_: False, execute_async_v3=lambda _: False)
     listener = SimpleNamespace(errors=lambda: ["first", "no room for it"])
     slot = Slot(0, 0, ProfileEntry(phase="decode", shapes={}))
-    lane = session.Lane(slot, refuses, 0, listener)  # type: ignore[arg-type]
+    lane = session.Lane(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="decode refuses the shape 1x2 for x: no room for it"):
-        lane.set_shapes({"x": (1, 2)})
+        lane.set_shapes({"dropped": (1, 2), "x": (1, 2)})
     with pytest.raises(BackendError, match="decode failed while it ran: no room for it"):
         lane.enqueue()
