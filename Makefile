@@ -8,7 +8,7 @@ DIALECTS := graph_passes/docs/dialects.md
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-plain test-torch test-optimum lint bench dialects architectures clean
+.PHONY: help demo test test-plain test-torch test-optimum test-gpu lint bench bench-gpu has-driver dialects architectures clean
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +16,8 @@ help:
 	@echo "make test   set up what the tests need and run all tiers"
 	@echo "make lint   ruff, mypy, import-linter"
 	@echo "make bench  print the benchmarks' figures (long)"
+	@echo "make test-gpu   run what needs an NVIDIA GPU"
+	@echo "make bench-gpu  measure engines on an NVIDIA GPU (60 GB of disk, an hour)"
 	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
 	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
 	@echo "make clean  remove environments and outputs"
@@ -49,6 +51,16 @@ lint: .venv/test.done
 bench: .venv/bench.done
 	.venv/bin/python -m tests.benchmarks
 
+# Asked first: without a driver nothing is installed and nothing is measured.
+has-driver:
+	@$(PYTHON) -m tests.benchmarks.bench_gpu --ask-driver
+
+test-gpu: has-driver .venv-gpu/test.done
+	.venv-gpu/bin/python $(PYTEST) -n 0 -m gpu --require gpu tests/gpu
+
+bench-gpu: has-driver .venv-gpu/test.done
+	.venv-gpu/bin/python -m tests.benchmarks.bench_gpu
+
 dialects: .venv/test.done .venv-optimum/test.done
 	.venv/bin/python -m tests.dialects --write $(DIALECTS)
 	.venv-optimum/bin/python -m tests.dialects optimum --write $(DIALECTS)
@@ -57,7 +69,7 @@ architectures: .venv/test.done
 	.venv/bin/python -m tests.architectures --write graph_passes/docs/architectures.md
 
 clean:
-	rm -rf .venv .venv-plain .venv-optimum out
+	rm -rf .venv .venv-plain .venv-optimum .venv-gpu out
 
 define new_venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -91,6 +103,15 @@ endef
 	$(call new_venv,.venv-plain)
 	@echo "Installing depthcut, ONNX Runtime and TensorRT-RTX, without PyTorch ..."
 	@.venv-plain/bin/python $(PIP) -e '.[cpu,rtx,dev]'
+	@touch $@
+
+.venv-gpu/test.done: pyproject.toml
+	$(call new_venv,.venv-gpu)
+	@echo "Installing PyTorch with CUDA, ONNX Runtime and TensorRT-RTX ..."
+	@.venv-gpu/bin/python $(PIP) -e '.[torch,cpu,rtx,dev]'
+	@echo "Installing TensorRT; its libraries come from NVIDIA's own server ..."
+	@.venv-gpu/bin/python $(PIP) 'tensorrt>=10.13' \
+	  || echo "TensorRT can't be installed here: TensorRT-RTX alone is tested and measured."
 	@touch $@
 
 .venv-optimum/test.done: pyproject.toml
