@@ -66,6 +66,7 @@ class TensorRtRunner:
         self._session: Session | None = None
         self._buffers: dict[str, int] = {}
         self._bound = 0
+        self._launch: Callable[[], None] | None = None
         self.backend: str = engines.flavour.backend
         self.provider = f"{self.backend} {engines.records[0].backend_version}"
         self.threads = 1
@@ -100,7 +101,7 @@ class TensorRtRunner:
     def __exit__(self, *exc_info: object) -> None:
         """Frees everything on the device."""
         self._bound += 1
-        self._buffers = {}
+        self._buffers, self._launch = {}, None
         if self._session is not None:
             session, self._session = self._session, None
             session.__exit__()
@@ -138,19 +139,19 @@ class TensorRtRunner:
         lane.enqueue()  # kernels and lazy memory, before anything is captured
         cuda.wait()
         own_graphs = self._engines.flavour.compiles_on_card
-        launch = lane.enqueue if own_graphs else cuda.captured(lane.enqueue)
-        return EngineCall(self, launch, self._bound)
+        self._launch = lane.enqueue if own_graphs else cuda.captured(lane.enqueue)
+        return EngineCall(self, self._bound)
 
-    def timed(self, launch: Callable[[], None], bound: int) -> None:
+    def timed(self, bound: int) -> None:
         """Runs what was bound, between two events."""
-        if bound != self._bound:
+        if bound != self._bound or self._launch is None:
             raise BackendError(
                 f"{self._engines.name}: other inputs have been bound since this call was prepared."
             )
         cuda = self._loaded().cuda
         begin, end = self._events
         cuda.record(begin)
-        launch()
+        self._launch()
         cuda.record(end)
         cuda.wait()
 
@@ -190,14 +191,13 @@ class TensorRtRunner:
 class EngineCall:
     """One run on bound inputs; see :class:`exporter.backends.base.DeviceTimed`."""
 
-    def __init__(self, runner: TensorRtRunner, launch: Callable[[], None], bound: int) -> None:
+    def __init__(self, runner: TensorRtRunner, bound: int) -> None:
         self._runner = runner
-        self._launch = launch
         self._bound = bound
 
     def __call__(self) -> None:
         """Runs once and waits for the device."""
-        self._runner.timed(self._launch, self._bound)
+        self._runner.timed(self._bound)
 
     def device_ms(self) -> float:
         """Milliseconds of the last call, by CUDA events."""

@@ -37,11 +37,13 @@ def out_of_memory(what: str, asked: int, free: int, total: int) -> BackendError:
         free: Bytes that are free.
         total: Bytes of the device.
     """
+    takes, left, whole = (bytes_in_words(size) for size in (asked, free, total))
     return BackendError(
-        f"{what} takes {_gb(asked)} of device memory; {_gb(free)} of {_gb(total)} are free.",
+        f"{what} takes {takes} of device memory; {left} of {whole} are free.",
         "End what else runs on the GPU, or build for a smaller batch or a shorter context.",
     )
 
 
-def _gb(size: int) -> str:
+def bytes_in_words(size: int) -> str:
+    """A size in GB or MB (10^9, 10^6 bytes)."""
     return f"{size / 1e9:.2f} GB" if size >= 10_000_000 else f"{size / 1e6:.2f} MB"

@@ -100,13 +100,6 @@ class Cuda:
         kind = self._kinds.cudaMemcpyDeviceToHost
         self._copy(target.ctypes.data, source, target.nbytes, kind)
 
-    def fetch_rows(self, target: Bytes, source: int, pitch: int) -> None:
-        """Copies rows ``[rows, bytes]`` that lie ``pitch`` bytes apart on the device."""
-        rows, width = target.shape
-        kind = self._kinds.cudaMemcpyDeviceToHost
-        arguments = (target.ctypes.data, width, source, pitch, width, rows, kind, self.stream)
-        self._do("copy rows", "cudaMemcpy2DAsync", *arguments)
-
     def upload(self, target: int, array: NDArray[Any]) -> None:
         """Copies any array to the device, through pinned memory, and waits."""
         content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

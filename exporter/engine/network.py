@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+_ERRORS = frozenset({"ERROR", "INTERNAL_ERROR"})
+_PLACE = re.compile(r"^\[[^\]]*\] *")  # such as [checkMacros.cpp::catchCudaError::250]
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,14 @@ class Obstacle:
 
 
 class Listener:
-    """Collects what the library logs; by severity, in order."""
+    """Collects what the library logs; by severity, in order.
 
-    def __init__(self, module: ModuleType) -> None:
+    Args:
+        module: ``tensorrt`` or ``tensorrt_rtx``.
+        errors_only: Keeps nothing else: a runtime has something to say at every call.
+    """
+
+    def __init__(self, module: ModuleType, *, errors_only: bool = False) -> None:
         self.lines: list[tuple[str, str]] = []
         lines = self.lines
 
@@ -36,13 +45,18 @@ class Listener:
                 module.ILogger.__init__(self)
 
             def log(self, severity: Any, message: str) -> None:
-                lines.append((severity.name, message))
+                if not errors_only or severity.name in _ERRORS:
+                    lines.append((severity.name, message))
 
         self.log = Log()
 
     def errors(self) -> list[str]:
         """The messages of errors, without where in the library's source they arose."""
-        return [text for severity, text in self.lines if severity in ("ERROR", "INTERNAL_ERROR")]
+        return [_PLACE.sub("", text) for severity, text in self.lines if severity in _ERRORS]
+
+    def last_error(self) -> str:
+        """The last of them."""
+        return (self.errors() or ["it gives no reason"])[-1]
 
     def messages(self) -> list[str]:
         """Every message."""

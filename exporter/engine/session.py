@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
+from exporter.engine.buffers import bytes_in_words
 from exporter.engine.cuda import Cuda
 from exporter.engine.engine_set import EngineSet, Slot
 from exporter.engine.guard import refuse_unready
@@ -80,8 +81,8 @@ class Lane:
             raise self._failed("failed while it ran")
 
     def _failed(self, what: str) -> BackendError:
-        reasons = self.listener.errors() or ["it gives no reason"]
-        return BackendError(f"The engine's {self.slot.profile.phase} {what}: {reasons[-1]}")
+        phase, reason = self.slot.profile.phase, self.listener.last_error()
+        return BackendError(f"The engine's {phase} {what}: {reason}")
 
 
 class Session:
@@ -141,7 +142,7 @@ class Session:
 
     def _load(self, module: ModuleType) -> None:
         self._free_before, _ = self.cuda.free_bytes()
-        listener = Listener(module)
+        listener = Listener(module, errors_only=True)
         runtime = module.Runtime(listener.log)
         self._kept.extend((listener, runtime))
         loaded = []
@@ -189,11 +190,11 @@ class Session:
     def _no_context(self, engine: Any, slot: Slot, listener: Listener) -> BackendError:
         path = self.engines.paths[slot.engine]
         asked = engine.get_device_memory_size_for_profile_v2(slot.number)
-        free, total = self.cuda.free_bytes()
-        reasons = listener.errors() or ["it gives no reason"]
+        free, total = (bytes_in_words(size) for size in self.cuda.free_bytes())
         return BackendError(
-            f"{path}: no context for {slot.profile.phase}, which takes {asked} bytes of scratch "
-            f"memory; {free} of {total} are free: {reasons[-1]}"
+            f"{path}: no context for {slot.profile.phase}, which takes {bytes_in_words(asked)} of "
+            f"scratch memory; {free} of {total} are free: {listener.last_error()}",
+            "End what else runs on the GPU, or build for a smaller batch or a shorter context.",
         )
 
 
@@ -212,9 +213,9 @@ def deserialised(module: ModuleType, runtime: Any, listener: Listener, path: Pat
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        reasons = listener.errors() or ["it gives no reason"]
         raise EngineError(
-            f"{path} does not load in {module.__name__} {module.__version__}: {reasons[-1]}",
+            f"{path} does not load in {module.__name__} {module.__version__}: "
+            f"{listener.last_error()}",
             "Build it again, on this machine where you can.",
         )
     return engine

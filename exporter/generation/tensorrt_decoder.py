@@ -153,8 +153,12 @@ class TensorRtDecoder:
         dtype = self._dtypes[LOGITS]
         width = vocabulary * dtype.itemsize
         rows = self._pinned[LOGITS][: batch * width].reshape(batch, width)
-        last = self._buffers[LOGITS] + (length - 1) * width
-        session.cuda.fetch_rows(rows, last, length * width)
+        if length == 1:
+            session.cuda.fetch(rows, self._buffers[LOGITS])
+        else:  # the last row of each sequence
+            for number, row in enumerate(rows):
+                last = (number + 1) * length - 1
+                session.cuda.fetch(row, self._buffers[LOGITS] + last * width)
         session.cuda.wait()
         found: NDArray[Any] = rows.view(dtype).astype(np.float32)
         return found

@@ -11,8 +11,9 @@ import pytest
 from engine_support import written_as
 
 from exporter.backends.tensorrt import open_engine
-from exporter.engine import guard
+from exporter.engine import guard, trial
 from exporter.engine.driver import Device, Driver, ask_driver
+from exporter.engine.engine_set import find_engines
 from exporter.errors import BackendError, EngineError
 
 PHASES = ("prefill", "decode")
@@ -44,6 +45,16 @@ def test_without_a_driver_nothing_of_cuda_is_even_imported(tmp_path: Path) -> No
     said, imported = done.stdout.splitlines()
     assert said == f"{engine}: built, not run: no NVIDIA driver."
     assert imported == "[]"
+
+
+@no_driver
+def test_the_trial_s_process_asks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the caller believes: what that process says reaches the user as one line."""
+    engines = find_engines(written_as(tmp_path / "m.engine", phases=PHASES))
+    monkeypatch.setattr(trial, "refuse_unready", lambda _: None)
+    with pytest.raises(EngineError, match=r"m\.engine can't be run: .*no NVIDIA driver") as caught:
+        trial.try_engines(engines)
+    assert "\n" not in caught.value.message
 
 
 def test_the_driver_is_asked_before_the_library_is_loaded(

@@ -23,6 +23,7 @@ from engine_support import written_as
 
 from exporter.engine import cuda, session
 from exporter.engine.driver import ask_driver
+from exporter.engine.network import Listener
 from exporter.errors import BackendError
 
 pytestmark = pytest.mark.rtx
@@ -102,7 +103,6 @@ _CALLS: dict[str, Callable[[cuda.Cuda], object]] = {
     "pinned": lambda it: it.pinned(16),
     "send": lambda it: it.send(0, _ROW),
     "fetch": lambda it: it.fetch(_ROW, 0),
-    "rows": lambda it: it.fetch_rows(_ROW.reshape(2, 2), 0, 8),
     "wait": lambda it: it.wait(),
     "event": lambda it: it.event(),
     "record": lambda it: it.record(it._rt.cudaEvent_t(0)),
@@ -166,6 +166,18 @@ def test_what_the_library_does_not_take_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.startswith(f"{engine} does not load in tensorrt_rtx 1."), done.stderr
     assert len(done.stdout.splitlines()) == 1
+    assert ".cpp::" not in done.stdout
+
+
+def test_a_runtime_s_listener_keeps_errors_alone() -> None:
+    import tensorrt_rtx as trt
+
+    listener = Listener(trt, errors_only=True)
+    listener.log.log(trt.ILogger.Severity.VERBOSE, "at every call")
+    assert listener.last_error() == "it gives no reason"
+    listener.log.log(trt.ILogger.Severity.ERROR, "[place.cpp::f::7] no room")
+    assert listener.last_error() == "no room"
+    assert len(listener.lines) == 1
 
 
 def test_a_lane_tells_what_the_library_refuses() -> None:
@@ -174,7 +186,7 @@ def test_a_lane_tells_what_the_library_refuses() -> None:
     from exporter.engine.settings import ProfileEntry
 
     refuses = SimpleNamespace(set_input_shape=lambda *_: False, execute_async_v3=lambda _: False)
-    listener = SimpleNamespace(errors=lambda: ["first", "no room for it"])
+    listener = SimpleNamespace(last_error=lambda: "no room for it")
     slot = Slot(0, 0, ProfileEntry(phase="decode", shapes={}))
     lane = session.Lane(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="decode refuses the shape 1x2 for x: no room for it"):

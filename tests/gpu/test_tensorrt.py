@@ -136,7 +136,7 @@ def test_the_cache_stays_on_the_device(engines: Path, monkeypatch: pytest.Monkey
 
     with TensorRtDecoder(find_engines(engines)) as decoder:
         decoder.prefill(np.array([PROMPT]))
-        for name, place in (("send", 1), ("fetch", 0), ("fetch_rows", 0)):
+        for name, place in (("send", 1), ("fetch", 0)):
             counting(name, place)
         decoder.step(np.array([[7]]))
     assert sorted(copied) == [8, 4 * VOCABULARY]  # a token goes in, its logits come out
