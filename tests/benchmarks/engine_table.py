@@ -1,0 +1,90 @@
+"""The page of builds: rows of engines, written as Markdown and read again by a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+
+COMMAND = "make engines"
+
+_INTRODUCTION = """\
+# Builds
+
+Written by `{command}`; don't edit it.
+Versions: {versions}.
+
+Real builds with TensorRT-RTX for sm89, on a machine without a GPU. Each model is exported in the
+dtype and opset of its row and built as it is (cut 0) and with attentions cut out. SmolLM2's engines
+have one profile, decode; BERT's and ViT's one for all that they do. BERT and ViT have random
+weights.
+
+| column | meaning |
+| --- | --- |
+| ONNX MB, engine MB | the graph with its weights; the engine's file |
+| network layers | of the parsed network |
+| real layers | that the builder made of them: kernels, without synchronisation and shapes |
+| builder s | the builder's own time with parsing, on {processor}; depends on the machine |
+
+"""
+_COLUMNS = (
+    "model", "dtype", "opset", "attentions cut", "ONNX MB", "engine MB", "network layers",
+    "real layers", "builder s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BuildRow:
+    """One engine, as the page tells it.
+
+    Attributes:
+        model: The subject's name.
+        dtype: ``float16`` or ``bfloat16``.
+        opset: Of the export.
+        cut: How many attentions were cut out.
+        onnx_mb: Graph and weights, in MB (10^6 bytes).
+        engine_mb: The engine's file, in MB.
+        network_layers: Of the parsed network.
+        real_layers: That the builder made.
+        builder_s: Seconds that the builder took, parsing included.
+    """
+
+    model: str
+    dtype: str
+    opset: int
+    cut: int
+    onnx_mb: float
+    engine_mb: float
+    network_layers: int
+    real_layers: int
+    builder_s: float
+
+
+def render(rows: Sequence[BuildRow], versions: Mapping[str, str], processor: str) -> str:
+    """The whole page."""
+    told = ", ".join(f"{name} {number}" for name, number in versions.items())
+    head = _INTRODUCTION.format(command=COMMAND, versions=told, processor=processor)
+    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *(map(_cell, astuple(row)) for row in rows)]
+    return head + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def read_rows(page: str) -> list[BuildRow]:
+    """The rows of a page, in order."""
+    types = [{"str": str, "int": int, "float": float}[str(f.type)] for f in fields(BuildRow)]
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    return [
+        BuildRow(*(kind(cell) for kind, cell in zip(types, cells, strict=True)))
+        for cells in lines
+        if len(cells) == len(types) and cells[2].isdigit()
+    ]
+
+
+def pairs(rows: Iterable[BuildRow]) -> list[tuple[BuildRow, BuildRow]]:
+    """Each baseline with its candidate."""
+    found: dict[tuple[str, str, int], list[BuildRow]] = {}
+    for row in rows:
+        found.setdefault((row.model, row.dtype, row.opset), []).append(row)
+    return [(first, second) for first, second in found.values()]
+
+
+def _cell(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
