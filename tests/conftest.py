@@ -43,9 +43,9 @@ def _reasons() -> dict[str, str | None]:
     }
 
 
-def _tier(item: pytest.Item) -> str:
-    marked = [tier for tier in TIERS if item.get_closest_marker(tier)]
-    return marked[-1] if marked else "plain"
+def _tiers(item: pytest.Item) -> list[str]:
+    """What a test needs; it counts in the last."""
+    return [tier for tier in TIERS if item.get_closest_marker(tier)] or ["plain"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,13 +70,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = _reasons()
     for item in items:
-        tier = _tier(item)
-        item.user_properties.append(("tier", tier))
-        if tier == "plain":
+        tiers = _tiers(item)
+        item.user_properties.append(("tier", tiers[-1]))
+        if tiers == ["plain"]:
             item.add_marker(pytest.mark.plain)
-        reason = reasons[tier]
-        if reason is not None:
-            item.add_marker(pytest.mark.skip(reason=f"{tier} tier: {reason}"))
+        for tier in tiers:
+            if reasons[tier] is not None:
+                item.add_marker(pytest.mark.skip(reason=f"{tier} tier: {reasons[tier]}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import tempfile
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.engine.check import refuse_without_driver
-from exporter.engine.child import run_job
+from exporter.engine.child import Job
 from exporter.engine.driver import ask_driver
 from exporter.engine.flavours import FLAVOURS, Backend, Flavour
 from exporter.engine.graph import GraphFacts, graph_facts
@@ -77,7 +78,8 @@ def build_engine(
     """
     order = _Order(onnx, FLAVOURS[backend], settings, timing_cache, progress)
     order.refuse_what_is_not_there()
-    return _build(order, target, profiles, marks)
+    with order.job() as job:
+        return _build(order, job, target, profiles, marks)
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,15 @@ class _Order:
         refuse_without_driver(self.flavour)
         _refuse_refit_without_driver(self.flavour, self.settings)
 
+    def job(self) -> Job:
+        """A process that begins with reading the graph, while it is read here too."""
+        return Job(self.flavour, {"job": "build", "onnx": str(self.onnx.absolute())})
+
 
 def _build(
-    order: _Order, target: Path, profiles: Sequence[Profile], marks: Marks
+    order: _Order, job: Job, target: Path, profiles: Sequence[Profile], marks: Marks
 ) -> tuple[Path, EngineRecord]:
-    begin = time.perf_counter()
+    """What :func:`build_engine` does, by a process that has begun."""
     onnx, flavour, settings = order.onnx, order.flavour, order.settings
     entries = [ProfileEntry.of(profile) for profile in profiles]
     in_folder = is_folder(target)
@@ -123,10 +129,10 @@ def _build(
         refuse_overwriting(with_marks(target, marks), order.sources)
     with staging(target / "engine" if in_folder else target) as stage:
         built = stage / "engine"
-        request = _request(onnx, built, settings, entries, order.timing_cache)
+        request = _request(built, settings, entries, order.timing_cache)
         with ThreadPoolExecutor(1) as pool:
             parents = pool.submit(lambda: order.made_from)  # while the builder is at work
-            result = run_job(flavour, request, order.progress, f"build with {flavour.backend}")
+            result = job.finish(request, order.progress, f"build with {flavour.backend}")
         _refuse_obstacles(onnx, flavour, result)
         path = with_marks(target, marks)
         if in_folder:
@@ -145,7 +151,7 @@ def _build(
             plan=order.facts.plan,
             profiles=entries,
             timing_cache_sha256=_hash_of(stage / _NEW_CACHE),
-            total_s=time.perf_counter() - begin,
+            total_s=time.perf_counter() - job.begin,
             **_told(flavour, result),
         )
         sidecar = record.write(stage / "engine.json")
@@ -157,16 +163,13 @@ def _build(
 
 
 def _request(
-    onnx: Path,
     built: Path,
     settings: BuildSettings,
     entries: Sequence[ProfileEntry],
     timing_cache: Path | None,
 ) -> dict[str, Any]:
-    """What the building process is asked for."""
+    """What the building process is told when the graph was read here."""
     return {
-        "job": "build",
-        "onnx": str(onnx.absolute()),
         "engine": str(built.resolve()),
         "settings": settings.model_dump(),
         "profiles": [entry.model_dump() for entry in entries],
@@ -224,20 +227,19 @@ def build_engines(
     """
     order = _Order(onnx, FLAVOURS[backend], settings, timing_cache, progress)
     order.refuse_what_is_not_there()
-    groups = _groups(order.facts.inputs, phases, ranges, split=split)
-    whole = len(phases_of(order.facts.inputs))
     numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
-    with _pinned(order, builds) as pinned:
-        return [
-            _build(
-                pinned,
-                target,
-                group,
-                Marks(phase_mark(target, group, split=split, whole=len(group) == whole), number),
-            )
-            for group in groups
-            for number in numbers
-        ]
+    done: list[tuple[Path, EngineRecord]] = []
+    with _pinned(order, builds) as pinned, contextlib.ExitStack() as jobs:
+        job = jobs.enter_context(order.job())
+        groups = _groups(order.facts.inputs, phases, ranges, split=split)
+        whole = len(groups[0]) == len(phases_of(order.facts.inputs))
+        for group, number in itertools.product(groups, numbers):
+            marks = Marks(phase_mark(target, group, split=split, whole=whole), number)
+            if done:
+                jobs.close()
+                job = jobs.enter_context(order.job())
+            done.append(_build(pinned, job, target, group, marks))
+    return done
 
 
 def _groups(

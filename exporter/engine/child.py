@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from exporter.engine.fixed_addresses import WORKER
+from exporter.engine.fixed_addresses import fixed_addresses
 from exporter.engine.flavours import Flavour
 from exporter.errors import EngineError
 from exporter.progress import Progress, Task
 
 _LAST_WORDS = 2000
 _PERCENT = 100
+
+WORKER = ("-P", "-m", "exporter.engine.worker")
+"""How Python starts the building process; ``-P`` keeps it from importing what lies in the folder
+that it is called in, such as a downloaded model's."""
 
 
 def run_job(
@@ -36,36 +44,103 @@ def run_job(
     Raises:
         EngineError: The job failed, or its process crashed.
     """
-    with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
-        path = Path(folder, "request.json")
-        path.write_text(json.dumps({"backend": flavour.backend, **request}), encoding="utf-8")
-        said = Path(folder, "said")
-        with said.open("wb") as errors, progress.task(what, _PERCENT) as task:
-            outcome, code = _listen([sys.executable, *WORKER, path], errors, task)
-            words = said.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
+    with Job(flavour, request) as job:
+        return job.finish({}, progress, what)
+
+
+class Job:
+    """A building process, which starts at once; it is gone when the block ends.
+
+    What it needs first is told at the start, the rest when it is known: meanwhile it loads the
+    library and reads the graph.
+
+    Args:
+        flavour: The library that it loads.
+        request: The job; see :mod:`exporter.engine.worker`.
+
+    Attributes:
+        begin: When it was started, by ``time.perf_counter``.
+    """
+
+    def __init__(self, flavour: Flavour, request: dict[str, Any]) -> None:
+        self._flavour = flavour
+        self._request = request
+        self._leave = contextlib.ExitStack()
+
+    def __enter__(self) -> Job:
+        self.begin = time.perf_counter()
+        with self._leave:
+            folder = tempfile.TemporaryDirectory(prefix="depthcut.")
+            self._said = Path(self._leave.enter_context(folder), "said")
+            errors = self._leave.enter_context(self._said.open("wb"))
+            with fixed_addresses():
+                self._child = subprocess.Popen(  # noqa: S603
+                    [sys.executable, *WORKER],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env={**os.environ, "PYTHONHASHSEED": "0"},
+                )
+            self._leave.callback(self._end)
+            self._tell({"backend": self._flavour.backend, **self._request})
+            self._leave = self._leave.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leave.close()
+
+    def finish(self, rest: dict[str, Any], progress: Progress, what: str) -> dict[str, Any]:
+        """Tells the process the rest and waits for its result.
+
+        Args:
+            rest: What the request left open.
+            progress: Sees a bar of a hundred steps.
+            what: The bar's name.
+
+        Raises:
+            EngineError: The job failed, or its process crashed.
+        """
+        with progress.task(what, _PERCENT) as task:
+            self._tell(rest)
+            outcome = _listen(self._child, task)
+            words = self._said.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
             if words:
                 progress.detail(words)
-            return _result(outcome, code, flavour, words)  # within: what failed isn't done
+            # Within: what failed isn't done.
+            return _result(outcome, self._child.returncode, self._flavour, words)
+
+    def _tell(self, request: dict[str, Any]) -> None:
+        assert self._child.stdin
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its exit code says why
+            self._child.stdin.write(json.dumps(request).encode() + b"\n")
+            self._child.stdin.flush()
+
+    def _end(self) -> None:
+        self._child.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self._child.communicate()
 
 
-def _listen(command: list[Any], errors: Any, task: Task) -> tuple[dict[str, Any], int]:
+def _listen(child: subprocess.Popen[bytes], task: Task) -> dict[str, Any]:
+    """Hears a process to its end."""
     outcome: dict[str, Any] = {}
     percent = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as child:  # noqa: S603
-        try:
-            for line in child.stdout or ():
-                event = json.loads(line)
-                if "progress" in event:
-                    reached = int(event["progress"] * _PERCENT)
-                    task.advance(reached - percent)
-                    percent = reached
-                else:
-                    outcome = event
-        except BaseException:
-            child.kill()
-            raise
+    for line in child.stdout or ():
+        event = json.loads(line)
+        if "progress" in event:
+            reached = int(event["progress"] * _PERCENT)
+            task.advance(reached - percent)
+            percent = reached
+        else:
+            outcome = event
+    child.wait()
     task.advance(_PERCENT - percent)
-    return outcome, child.returncode
+    return outcome
 
 
 def _result(outcome: dict[str, Any], code: int, flavour: Flavour, words: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The building process: ``python -m exporter.engine.worker REQUEST.json``.
+"""The building process: ``python -m exporter.engine.worker``.
 
-It also tries engines, since loading one can crash just as building one can. What it has to say
-goes to standard output, one JSON object a line: ``progress`` (0 to 1) while it builds, and at the
-end one ``result`` or one ``error``. Everything that libraries print goes to standard error.
+It is told its job in one line of JSON on standard input; a build is told in a second one what isn't
+known at the start. What it has to say goes to standard output, one JSON object a line: ``progress``
+(0 to 1) while it builds, and at the end one ``result`` or one ``error``. Everything that libraries
+print goes to standard error.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
-from exporter.engine.fixed_addresses import fix_addresses
+from exporter.engine.fixed_addresses import has_fixed_addresses
 from exporter.engine.flavours import FLAVOURS, load
 from exporter.engine.layer_log import read_layers
 from exporter.engine.network import Builder
@@ -32,14 +33,14 @@ from exporter.errors import DepthcutError, first_line
 _PR_SET_PDEATHSIG = 1
 
 
-def main(request_path: str, fixed_addresses: bool) -> int:
+def main() -> int:
     """Does what the request says, and tells the outcome."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever libraries print is not for the one who listens
-    request = json.loads(Path(request_path).read_text(encoding="utf-8"))
+    request = _heard()
     try:
         result = _JOBS[request["job"]](request, events)
-        tell(events, result={**result, "fixed_addresses": fixed_addresses})
+        tell(events, result={**result, "fixed_addresses": has_fixed_addresses()})
     except DepthcutError as error:
         tell(events, error={"message": error.message, "hint": error.hint})
         return 1
@@ -49,6 +50,15 @@ def main(request_path: str, fixed_addresses: bool) -> int:
         tell(events, error={"message": f"{line}.", "hint": "-v shows the traceback."})
         return 1
     return 0
+
+
+def _heard() -> dict[str, Any]:
+    """What is told next; it ends with the one who would tell."""
+    line = sys.stdin.readline()
+    if not line:
+        os._exit(1)
+    told: dict[str, Any] = json.loads(line)
+    return told
 
 
 def tell(events: TextIO, **what: object) -> None:
@@ -85,39 +95,43 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
     parsed = time.perf_counter()
     if obstacles:
         return {"version": module.__version__, "obstacles": [vars(each) for each in obstacles]}
+    request |= _heard()
     monitor = make_monitor(module, lambda done: tell(events, progress=done))
     config = _config(builder, request, monitor)
     cache = request["timing_cache"]
     if cache:
         read_timing_cache(config, Path(cache["read"]))
+    begun = time.perf_counter()
     engine = builder.builder.build_serialized_network(network, config)
     built = time.perf_counter()
     if engine is None:
         raise _no_engine(builder)
-    digest = _write(Path(request["engine"]), memoryview(engine))
+    with ThreadPoolExecutor(2) as pool:  # neither holds up the other, nor the reading of the log
+        digest = pool.submit(lambda: hashlib.sha256(memoryview(engine)).hexdigest())
+        written = pool.submit(_write, Path(request["engine"]), memoryview(engine))
+        table = read_layers(builder.listener.messages())
+    written.result()
     if cache:
         write_timing_cache(config, Path(cache["write"]))
-    table = read_layers(builder.listener.messages())
     return {
         "version": module.__version__,
         "obstacles": [],
-        "engine_sha256": digest,
+        "engine_sha256": digest.result(),
         "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
         "network_layers": network.num_layers,
         "layers": table.layers,
         "memory_bytes": table.memory_bytes,
         "parse_s": parsed - begin,
-        "build_s": built - parsed,
+        "build_s": built - begun,
     }
 
 
-def _write(path: Path, engine: memoryview) -> str:
-    """Writes the engine and hashes it at the same time."""
-    with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(lambda: hashlib.sha256(engine).hexdigest())
-        path.write_bytes(engine)
-    return digest.result()
+def _write(path: Path, engine: memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(engine)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _config(builder: Builder, request: dict[str, Any], monitor: object) -> Any:
@@ -157,5 +171,6 @@ _JOBS = {"check": _check, "build": _build, "try": _try}
 
 if __name__ == "__main__":
     _end_with_parent()
-    FIXED = fix_addresses()
-    sys.exit(main(sys.argv[1], FIXED))
+    CODE = main()
+    sys.stderr.flush()
+    os._exit(CODE)  # at once: taking a builder's gigabytes apart is for no one

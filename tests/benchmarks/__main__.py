@@ -1,8 +1,8 @@
 """Runs every benchmark, one after the other: ``python -m tests.benchmarks [NAME ...]``.
 
-Names are those of the modules without ``bench_``, such as ``prune``. ``large`` and ``peers`` build
-their models themselves, the others take SmolLM2. Figures are printed; a
-benchmark that finds a wrong result (parity) makes the whole run fail.
+Names are those of the modules without ``bench_``, such as ``prune``. ``large``, ``peers`` and
+``engines`` build their models themselves, the others take SmolLM2. Figures are printed; a benchmark
+that finds a wrong result (parity) makes the whole run fail.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "bench"
-ORDER = ("parity", "score", "prune", "large", "peers", "latency", "speedup", "architectures")
+ORDER = (
+    "parity", "score", "prune", "large", "peers", "latency", "speedup", "architectures", "engines",
+    "build",
+)  # fmt: skip
 
 
 def main(names: list[str]) -> int:
@@ -37,20 +40,23 @@ def _run(name: str) -> int:
         env["DEPTHCUT_BENCH_ONNX"] = str(_exported())
     elif name in ("latency", "speedup"):
         command.append(str(_exported()))
+    elif name == "build":
+        command += [str(_exported()), str(_exported("float16"))]
     return subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
 
 
-def _exported() -> Path:
+def _exported(dtype: str = "float32") -> Path:
     """SmolLM2 at opset 20, exported once."""
-    model = OUT / "model.onnx"
+    out = OUT if dtype == "float32" else OUT / dtype
+    model = out / "model.onnx"
     if not model.is_file():
         from exporter.files import staged_directory
         from exporter.model_source import load_model
         from exporter.torch_export import export_onnx
 
         print("Exporting SmolLM2 for the benchmarks ...", flush=True)
-        with staged_directory(OUT) as stage:
-            export_onnx(load_model(_smollm2()), stage)
+        with staged_directory(out) as stage:
+            export_onnx(load_model(_smollm2(), dtype=dtype), stage)
     return model
 
 

@@ -153,7 +153,7 @@ def test_a_target_that_is_the_source_is_refused_before_the_build(
 ) -> None:
     from exporter.engine import build
 
-    monkeypatch.setattr(build, "run_job", lambda *_: pytest.fail("it was built all the same"))
+    monkeypatch.setattr(build.Job, "finish", lambda *_: pytest.fail("it was built all the same"))
     with pytest.raises(UsageError, match="is an input"):
         build_engines(models[0], models[0], phases=["decode"], ranges=SMALL, settings=SM89)
 
@@ -248,8 +248,8 @@ def test_a_build_that_is_ended_leaves_no_builder_behind(
     script = (
         "import sys, exporter.engine.child as child, exporter.cli as c\n"
         "child.WORKER = ('-c', 'import exporter.engine.worker as w, os, sys, time;'\n"
-        '  \'w._end_with_parent(); print(os.getpid(), file=open(sys.argv[1] + ".pid", "w"));\'\n'
-        '  \'os.rename(sys.argv[1] + ".pid", "started"); time.sleep(60)\')\n'
+        '  \'w._end_with_parent(); print(os.getpid(), file=open("pid", "w"));\'\n'
+        '  \'os.rename("pid", "started"); time.sleep(60)\')\n'
         "sys.exit(c.run(sys.argv[1:]))\n"
     )
     call = ["build", str(models[0]), "-o", "out/m.engine", "--prompt", "1:4:8"]
