@@ -1,0 +1,254 @@
+"""The fixture ``depthcut`` in a team's own test suite."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as Xml
+
+import pytest
+
+from exporter.artifacts import ComparisonReport
+from exporter.compare import CompareOptions, compare
+from exporter.measure import latency
+from exporter.regression import Limits, check
+from tests.exporter.gate_reports import gate_report, gate_row
+from tests.exporter.tiny_lm import write_tiny_lm, write_tokenizer
+
+pytest_plugins = ["pytester"]
+
+SLOW, UNSURE = gate_row(candidate_ms=110.0), gate_row(candidate_ms=99.0, width=0.05)
+_INSTALLED = any(
+    point.value == "exporter.pytest_plugin" for point in entry_points(group="pytest11")
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the inner runs import must be there before: each of them forgets what it has loaded.
+
+    numpy can't be loaded twice.
+    """
+    folder = write_tiny_lm(tmp_path_factory.mktemp("model"))
+    write_tokenizer(folder)
+    options = CompareOptions(
+        prefill_lengths=(4,), decode_past_lengths=(), rounds=2, eval_tokens=32, threads=1
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        check(compare(folder, folder, options), Limits(max_kl=1, max_slowdown=1))
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    fast = latency.Sampling(rounds=6, row_seconds=0, visit_ms=0.1, warmup_seconds=0.2)
+    patch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
+
+
+_LEAN = [
+    word for name in ("xdist", "cacheprovider", "hypothesispytest") for word in ("-p", f"no:{name}")
+]
+
+
+class Inner:
+    """Runs tests that somebody else might have written."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+
+    @property
+    def path(self) -> Path:
+        return self.pytester.path
+
+    def run(self, body: str, *arguments: str) -> pytest.RunResult:
+        lines = "\n".join(f"    {line}" for line in body.splitlines())
+        self.pytester.makepyfile(f"def test_gate(depthcut, request):\n{lines}\n")
+        plugin = () if _INSTALLED else ("-p", "exporter.pytest_plugin")
+        return self.pytester.runpytest_inprocess(*plugin, *_LEAN, "-W", "default", *arguments)
+
+    def report(self, *rows: Any, **changes: Any) -> ComparisonReport:
+        report = gate_report(rows, **changes)
+        report.write(self.path / "report.json")
+        return report
+
+
+@pytest.fixture
+def inner(pytester: pytest.Pytester) -> Inner:
+    return Inner(pytester)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'assert_not_slower("3%")',
+        "assert_not_slower()",
+        "assert_speedup(1.2)",
+        'assert_perplexity_increase("30%")',
+        "assert_kl(0.3)",
+        'assert_top1_agreement("75%")',
+        "assert_size_increase()",
+        "assert_memory_increase()",
+    ],
+)
+def test_what_holds_passes(inner: Inner, call: str) -> None:
+    inner.report(gate_row())
+    inner.run(f'depthcut.report("report.json").{call}').assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ('assert_not_slower("3%")', "*prefill 128: time +10.0 % *regressed*"),
+        ("assert_speedup(1.2)", "*prefill 128: speedup 0.909x *at least 1.200x: regressed*"),
+        ('assert_perplexity_increase("10%")', "*perplexity +25.0 %*regressed*"),
+        ("assert_kl(0.1)", "*KL divergence 0.2*regressed*"),
+        ('assert_top1_agreement("90%")', "*same top-1 token 80.0 %*regressed*"),
+    ],
+)
+def test_what_doesn_t_hold_fails_with_the_numbers(inner: Inner, call: str, told: str) -> None:
+    inner.report(SLOW)
+    result = inner.run(f'depthcut.report("report.json").{call}')
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([told])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ini", "outcome"),
+    [
+        ((), "", {"failed": 1}),
+        (("--depthcut-inconclusive=skip",), "", {"skipped": 1}),
+        (("--depthcut-inconclusive=warn",), "", {"passed": 1, "warnings": 1}),
+        ((), "depthcut_inconclusive = skip", {"skipped": 1}),
+        (("--depthcut-inconclusive=fail",), "depthcut_inconclusive = skip", {"failed": 1}),
+    ],
+)
+def test_not_knowing_is_what_the_suite_says(
+    inner: Inner, arguments: tuple[str, ...], ini: str, outcome: dict[str, int]
+) -> None:
+    inner.pytester.makeini(f"[pytest]\n{ini}\n")
+    inner.report(UNSURE)
+    body = 'depthcut.report("report.json").assert_not_slower("3%")'
+    inner.run(body, *arguments).assert_outcomes(**outcome)
+
+
+def test_an_earlier_report_can_be_the_measure(inner: Inner) -> None:
+    gate_report([gate_row()]).write(inner.path / "baseline.json")
+    inner.report(gate_row(candidate_ms=88.0))
+    body = 'depthcut.report("report.json").against("baseline.json").assert_not_slower("{}")'
+    inner.run(body.format("3%")).assert_outcomes(failed=1)
+    inner.run(body.format("20%")).assert_outcomes(passed=1)
+    gate_report([gate_row()], machine="Another CPU").write(inner.path / "baseline.json")
+    result = inner.run(body.format("20%"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*RegressionError*device: Another CPU*"])
+
+
+def test_results_are_properties_in_junit(inner: Inner) -> None:
+    inner.report(gate_row())
+    inner.run('depthcut.report("report.json").assert_speedup(1.1)', "--junitxml=out.xml")
+    properties = {
+        p.get("name"): p.get("value") for p in Xml.parse(inner.path / "out.xml").iter("property")
+    }
+    told = properties["depthcut prefill 128: speedup"]
+    assert told is not None
+    assert told.startswith("1.250x [")
+    assert told.endswith(": improved")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ini"),
+    [((), "depthcut_inconclusive = maybe"), ((), "depthcut_confirm = often")],
+)
+def test_settings_that_make_no_sense_are_told(
+    inner: Inner, arguments: tuple[str, ...], ini: str
+) -> None:
+    inner.pytester.makeini(f"[pytest]\n{ini}\n")
+    inner.report(gate_row())
+    result = inner.run('depthcut.report("report.json").assert_kl(1)', *arguments)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*depthcut*"])
+
+
+_OPTIONS = "prefill_lengths=(4,), decode_past_lengths=(), rounds=6, eval_tokens=32, threads=1"
+
+
+@pytest.fixture
+def models(inner: Inner) -> Inner:
+    """Two real models, and short measurements."""
+    write_tokenizer(write_tiny_lm(inner.path / "base"))
+    write_tiny_lm(inner.path / "cand", noise=0.3)
+    inner.pytester.makeconftest(
+        """
+        import pytest
+        import exporter.compare
+        from tests.exporter.test_pytest_plugin import shorten
+
+        @pytest.fixture(autouse=True)
+        def short(monkeypatch):
+            shorten(monkeypatch)
+
+        @pytest.fixture
+        def count(monkeypatch):
+            calls, compare = [], exporter.compare.compare
+            def counting(*args, **options):
+                calls.append(args)
+                return compare(*args, **options)
+            monkeypatch.setattr(exporter.compare, "compare", counting)
+            return calls
+        """
+    )
+    return inner
+
+
+def test_models_are_measured_once_for_equal_arguments(models: Inner) -> None:
+    body = f"""
+count = request.getfixturevalue("count")
+comparison = depthcut.compare("base", "cand", {_OPTIONS})
+comparison.assert_not_slower("2000%")
+comparison.assert_kl(50)
+assert depthcut.compare("base", "cand", {_OPTIONS}).report is comparison.report
+assert len(count) == 1
+"""
+    models.run(body).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_regression_is_measured_again_before_it_fails(models: Inner, times: int) -> None:
+    body = f"""
+count = request.getfixturevalue("count")
+try:
+    depthcut.compare("base", "cand", {_OPTIONS}).assert_speedup(1000)
+finally:
+    assert len(count) == 1 + {times}
+"""
+    result = models.run(body, f"--depthcut-confirm={times}")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*speedup * at least 1000.000x: regressed*"])
+    result.stdout.no_fnmatch_line("*AssertionError*")
+
+
+def test_an_unknown_option_is_told(models: Inner) -> None:
+    result = models.run('depthcut.compare("base", "cand", colour=1)')
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*colour*"])
+
+
+def test_a_suite_that_doesn_t_use_it_pays_nothing(tmp_path: Path) -> None:
+    """Loaded beside pytest, it brings no module but its own."""
+    code = (
+        "import sys, pytest; before = set(sys.modules); import exporter.pytest_plugin;"
+        "new = {name for name in set(sys.modules) - before if not name.startswith('exporter')};"
+        "print('NEW', sorted(new))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "NEW []" in done.stdout
+
+
+def test_strict_settings_do_not_mind_it(inner: Inner) -> None:
+    inner.pytester.makeini("[pytest]\naddopts = --strict-config --strict-markers\n")
+    inner.report(gate_row())
+    inner.run('depthcut.report("report.json").assert_kl(1)').assert_outcomes(passed=1)
