@@ -15,7 +15,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 help:
 	@echo "make demo   score SmolLM2-135M, cut 8 of its 30 attentions, compare (a few minutes)"
 	@echo "make test   set up what the tests need and run all tiers"
-	@echo "make lint   ruff, mypy, import-linter"
+	@echo "make lint   ruff, mypy, import-linter, the CI samples' schemas"
 	@echo "make bench  print the benchmarks' figures (long)"
 	@echo "make test-gpu   run what needs an NVIDIA GPU"
 	@echo "make bench-gpu  measure engines on an NVIDIA GPU (60 GB of disk, an hour)"
@@ -49,6 +49,9 @@ lint: .venv/test.done
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows samples/07_ci/github.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci \
+	  samples/07_ci/gitlab-ci.yml
 
 bench: .venv/bench.done
 	.venv/bin/python -m tests.benchmarks

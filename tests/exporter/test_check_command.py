@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import exporter.cli as command_line
-from exporter.artifacts import CheckReport, ComparisonReport
-from exporter.measure import latency
-from exporter.regression import read_baselines
-from tests.exporter.gate_reports import gate_report, gate_row
-from tests.exporter.tiny_lm import write_tiny_lm, write_tokenizer
+import exporter.compare
+from exporter.artifacts import Arms, CheckReport, ComparisonReport
+from exporter.compare import CompareOptions
+from exporter.regression import Limits, check, read_baselines
+from exporter.regression.history import append, entry_of
+from tests.exporter.gate_reports import gate_arm, gate_report, gate_row
 
 TIME = ("--max-slowdown", "3%")
 SLOW, UNSURE = gate_row(candidate_ms=88.0), gate_row(candidate_ms=83.0, width=0.05)
-FAST, SAME = gate_row(candidate_ms=70.0), gate_row(candidate_ms=80.2)
+FAST, SAME = gate_row(candidate_ms=60.0), gate_row(candidate_ms=80.2)
 
 
 @pytest.fixture
@@ -167,17 +167,17 @@ def test_json_is_the_whole_check_and_nothing_else(
 def test_drift_is_told_and_does_not_fail(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    history, baseline = tmp_path / "history.jsonl", tmp_path / "baseline.json"
-    calls = ("--baseline", baseline, "--history", history, *TIME)
-    assert run(tmp_path, gate_row(), *calls, "--update-baseline") == 0
-    for week in range(1, 12):
-        row = gate_row(candidate_ms=80 * 1.005**week)
-        assert run(tmp_path, row, *calls, "--commit", f"c{week}", "--github") == 0
-        run(tmp_path, row, *calls, "--update-baseline")  # the same run once more
+    """Half a percent a week, each week the baseline of the next."""
+    history = tmp_path / "history.jsonl"
+    weeks = [gate_report([gate_row(candidate_ms=80 * 1.005**week)]) for week in range(12)]
+    for report in weeks[:-1]:
+        append(history, entry_of(report, check(report, Limits(max_kl=1)), commit="c"))
+    baseline = weeks[-2].write(tmp_path / "baseline.json")
+    calls = ("--baseline", baseline, "--history", history, *TIME, "--commit", "c11", "--github")
+    assert run(tmp_path, weeks[-1].latency[0], *calls) == 0
     out = capsys.readouterr().out
-    assert "Drift. prefill, batch 1, length 128: over 12 runs" in out
+    assert "Drift. prefill, batch 1, length 128: over 12 runs, from c (" in out
     assert "::warning title=prefill%2C batch 1%2C length 128%3A drift::" in out
-    assert len(history.read_text().splitlines()) == 12
     assert json.loads(history.read_text().splitlines()[-1])["commit"] == "c11"
 
 
@@ -200,44 +200,56 @@ def test_on_github_the_step_has_annotations_and_a_summary(
 
 # Measuring again.
 
+COMMAND = ["depthcut", "compare", "base", "cand", "-o", "out", "--prefill", "7", "--threads", "1"]
+
 
 @pytest.fixture
-def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A report of two real models, with a regression written into it."""
-    fast = latency.Sampling(rounds=6, row_seconds=0, visit_ms=0.1, warmup_seconds=0.2)
-    monkeypatch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
-    arms = [write_tiny_lm(tmp_path / name, noise=n) for name, n in (("base", 0), ("cand", 0.3))]
-    write_tokenizer(arms[0])
-    options = ["--prefill", "4", "--decode-past", "6", "--threads", "1", "--rounds", "6"]
-    options += ["--eval-tokens", "32"]
-    call = ["compare", *map(str, arms), "-o", str(tmp_path), *options]
-    assert command_line.run([*call, "-q"]) == 0
-    path = tmp_path / "report.json"
-    report = ComparisonReport.read(path)
-    slow = [row.model_copy(update={"speedup": SLOW_SPEEDUP}) for row in report.latency]
-    command = ["depthcut", *call]
-    report.model_copy(update={"latency": slow, "command": command}).write(path)
-    return path
+def measured(tmp_path: Path) -> Path:
+    """A report with a regression."""
+    return gate_report([SLOW], command=COMMAND).write(tmp_path / "report.json")
 
 
-SLOW_SPEEDUP = gate_row(candidate_ms=400.0).speedup
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> list[ComparisonReport]:
+    """What the next measurements give; each asks for what the first one's command asked for."""
+    left: list[ComparisonReport] = []
+
+    def compare(first: Any, second: Any, options: CompareOptions, **_: Any) -> ComparisonReport:
+        assert (str(first), str(second)) == ("base", "cand")
+        assert (options.prefill_lengths, options.threads) == ((7,), 1)
+        return left.pop(0)
+
+    monkeypatch.setattr(exporter.compare, "compare", compare)
+    return left
 
 
 def test_a_regression_that_isn_t_there_the_second_time_is_none(
-    measured: Path, capsys: pytest.CaptureFixture[str]
+    measured: Path, again: list[ComparisonReport], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = ["check", str(measured), "--max-slowdown", "200%"]
+    call = ["check", str(measured), "--min-speedup", "1.2"]
     assert command_line.run(call) == 1
-    assert command_line.run([*call, "--confirm", "1"]) == 0
+    again.append(gate_report([FAST]))
+    assert command_line.run([*call, "--confirm", "2"]) == 0
+    assert again == []
     told = capsys.readouterr()
     assert "measuring again" in told.err
-    assert "Measured again: " in told.out
+    assert "Measured again: improved." in told.out
 
 
-def test_other_files_confirm_nothing(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_tiny_lm(measured.parent / "cand", noise=0.5)
-    call = ["check", str(measured), "--max-slowdown", "200%", "--confirm", "1"]
-    assert command_line.run(call) == 2
+def test_a_regression_that_is_there_each_time_is_one(
+    measured: Path, again: list[ComparisonReport]
+) -> None:
+    again += [gate_report([SLOW])] * 2
+    assert command_line.run(["check", str(measured), "--min-speedup", "1.2", "--confirm", "2"]) == 1
+    assert again == []
+
+
+def test_other_files_confirm_nothing(
+    measured: Path, again: list[ComparisonReport], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = Arms(baseline=gate_arm("base"), candidate=gate_arm("other"))
+    again.append(gate_report([FAST], arms=arms))
+    assert command_line.run(["check", str(measured), "--min-speedup", "1.2", "--confirm", "1"]) == 2
     assert "is another file" in capsys.readouterr().err
 
 

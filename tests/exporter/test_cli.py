@@ -13,7 +13,7 @@ import exporter.cli as command_line
 from exporter.cli.console import ConsoleProgress
 from exporter.errors import PlanError, UsageError
 
-COMMANDS = ["export", "score", "plan", "prune", "compare", "inspect"]
+COMMANDS = ["export", "score", "plan", "prune", "compare", "check", "inspect"]
 HEAVY = ["torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "scipy", "pydantic", "rich"]
 
 

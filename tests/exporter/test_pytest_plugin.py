@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,8 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from exporter.artifacts import ComparisonReport
-from exporter.compare import CompareOptions, compare
-from exporter.measure import latency
 from exporter.regression import Limits, check
 from tests.exporter.gate_reports import gate_report, gate_row
-from tests.exporter.tiny_lm import write_tiny_lm, write_tokenizer
 
 pytest_plugins = ["pytester"]
 
@@ -28,28 +24,15 @@ _INSTALLED = any(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What the inner runs import must be there before: each of them forgets what it has loaded.
-
-    numpy can't be loaded twice.
-    """
-    folder = write_tiny_lm(tmp_path_factory.mktemp("model"))
-    write_tokenizer(folder)
-    options = CompareOptions(
-        prefill_lengths=(4,), decode_past_lengths=(), rounds=2, eval_tokens=32, threads=1
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        shorten(patch)
-        check(compare(folder, folder, options), Limits(max_kl=1, max_slowdown=1))
-
-
-def shorten(patch: pytest.MonkeyPatch) -> None:
-    fast = latency.Sampling(rounds=6, row_seconds=0, visit_ms=0.1, warmup_seconds=0.2)
-    patch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
+def loaded() -> None:
+    """What the inner runs import must be there before: each of them forgets what it has loaded."""
+    check(gate_report(), Limits(max_kl=1, max_slowdown=1))
 
 
 _LEAN = [
-    word for name in ("xdist", "cacheprovider", "hypothesispytest") for word in ("-p", f"no:{name}")
+    word
+    for name in ("xdist", "cacheprovider", "hypothesispytest", "benchmark")
+    for word in ("-p", f"no:{name}")
 ]
 
 
@@ -173,30 +156,22 @@ def test_settings_that_make_no_sense_are_told(
     result.stdout.fnmatch_lines(["*depthcut*"])
 
 
-_OPTIONS = "prefill_lengths=(4,), decode_past_lengths=(), rounds=6, eval_tokens=32, threads=1"
-
-
 @pytest.fixture
 def models(inner: Inner) -> Inner:
-    """Two real models, and short measurements."""
-    write_tokenizer(write_tiny_lm(inner.path / "base"))
-    write_tiny_lm(inner.path / "cand", noise=0.3)
+    """Measuring takes no time and gives what ``report.json`` holds."""
     inner.pytester.makeconftest(
         """
         import pytest
         import exporter.compare
-        from tests.exporter.test_pytest_plugin import shorten
-
-        @pytest.fixture(autouse=True)
-        def short(monkeypatch):
-            shorten(monkeypatch)
+        from pathlib import Path
+        from exporter.artifacts import ComparisonReport
 
         @pytest.fixture
         def count(monkeypatch):
-            calls, compare = [], exporter.compare.compare
-            def counting(*args, **options):
-                calls.append(args)
-                return compare(*args, **options)
+            calls = []
+            def counting(*arms_and_options):
+                calls.append(arms_and_options)
+                return ComparisonReport.read(Path("report.json"))
             monkeypatch.setattr(exporter.compare, "compare", counting)
             return calls
         """
@@ -205,30 +180,49 @@ def models(inner: Inner) -> Inner:
 
 
 def test_models_are_measured_once_for_equal_arguments(models: Inner) -> None:
-    body = f"""
+    models.report(gate_row())
+    body = """
 count = request.getfixturevalue("count")
-comparison = depthcut.compare("base", "cand", {_OPTIONS})
-comparison.assert_not_slower("2000%")
+comparison = depthcut.compare("base", "cand", threads=1)
+comparison.assert_speedup(1.2)
 comparison.assert_kl(50)
-assert depthcut.compare("base", "cand", {_OPTIONS}).report is comparison.report
-assert len(count) == 1
+assert depthcut.compare("base", "cand", threads=1).report is comparison.report
+(first, second, options), = count
+assert (first, second, options.threads) == ("base", "cand", 1)
+depthcut.compare("base", "cand", threads=2)
+assert len(count) == 2
 """
     models.run(body).assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize("times", [0, 2])
 def test_a_regression_is_measured_again_before_it_fails(models: Inner, times: int) -> None:
+    models.report(SLOW)
     body = f"""
 count = request.getfixturevalue("count")
 try:
-    depthcut.compare("base", "cand", {_OPTIONS}).assert_speedup(1000)
+    depthcut.compare("base", "cand").assert_speedup(1.2)
 finally:
     assert len(count) == 1 + {times}
 """
     result = models.run(body, f"--depthcut-confirm={times}")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*speedup * at least 1000.000x: regressed*"])
+    result.stdout.fnmatch_lines(["*speedup * at least 1.200x: regressed*"])
     result.stdout.no_fnmatch_line("*AssertionError*")
+
+
+def test_a_regression_that_is_gone_is_none(models: Inner) -> None:
+    models.report(SLOW)
+    fast = gate_report([gate_row()]).to_json()
+    (models.path / "fast.json").write_text(fast)
+    body = """
+count = request.getfixturevalue("count")
+comparison = depthcut.compare("base", "cand")
+__import__("shutil").copy("fast.json", "report.json")
+comparison.assert_speedup(1.2)
+assert len(count) == 2
+"""
+    models.run(body).assert_outcomes(passed=1)
 
 
 def test_an_unknown_option_is_told(models: Inner) -> None:

@@ -1,0 +1,65 @@
+"""The CI sample: its script gates as its README says, its workflows call what there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import exporter.cli as command_line
+from exporter.cli.console import ConsoleProgress
+from tests.exporter.gate_reports import gate_report, gate_row
+
+SAMPLE = Path(__file__).parents[2] / "samples" / "07_ci"
+
+
+def gate(folder: Path, row: Any, *, accept: bool = False, **changes: Any) -> int:
+    report = gate_report([row], **changes).write(folder / "report.json")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "ACCEPT": str(int(accept)), "CONFIRM": "0"}
+    done = subprocess.run(
+        ["sh", SAMPLE / "gate.sh", report, folder / "kept", folder / "results"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done.returncode
+
+
+def test_the_script_gates_and_keeps_what_passed(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    assert gate(tmp_path, gate_row(), accept=True) == 0
+    accepted = (kept / "baseline.json").read_text()
+    assert gate(tmp_path, gate_row(candidate_ms=88.0), accept=True) == 1
+    assert gate(tmp_path, gate_row(candidate_ms=83.0, width=0.05)) == 3
+    assert gate(tmp_path, gate_row(), machine="Another CPU") == 2
+    assert (kept / "baseline.json").read_text() == accepted
+    assert len((kept / "history.jsonl").read_text().splitlines()) == 3
+    written = {path.name for path in (tmp_path / "results").iterdir()}
+    assert {"limits.xml", "baseline.xml", "metrics.txt", "bencher.json"} <= written
+
+
+@pytest.mark.parametrize("name", ["github.yml", "gitlab-ci.yml", "README.md"])
+def test_the_commands_of_the_workflows_exist(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.json").touch()
+    text = (SAMPLE / name).read_text(encoding="utf-8")
+    calls = re.findall(r"^\s*(?:- )?(?:run: )?depthcut (\w+ .*)$", text, re.MULTILINE)
+    assert calls
+    for call in calls:
+        command, *arguments = shlex.split(call)
+        found = command_line.cli.commands[command]
+        found.make_context(command, arguments, obj=ConsoleProgress())
+
+
+@pytest.mark.parametrize("name", ["github.yml", "gitlab-ci.yml"])
+def test_the_workflows_call_the_script_with_its_three_arguments(name: str) -> None:
+    (call,) = re.findall(r"sh ci/gate\.sh (.*)", (SAMPLE / name).read_text(encoding="utf-8"))
+    assert len(shlex.split(call)) == 3
