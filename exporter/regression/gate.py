@@ -85,7 +85,6 @@ def check(
     ]
     if not checks:
         raise RegressionError(f"{name} holds nothing that the limits are on.")
-    timed_twice = old is not None and any(found.quantity == "time" for found in checks)
     return CheckReport(
         verdict=overall([found.verdict for found in checks]),
         against="baseline_arm" if old is None else "baseline_report",
@@ -93,8 +92,17 @@ def check(
         accepted_differences=[] if baseline is None else list(baseline.differences),
         checks=checks,
         drift=list(past.drift),
-        notes=[_TWO_SESSIONS] if timed_twice else [],
+        notes=_notes(report, checks, two_sessions=old is not None),
     )
+
+
+def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: bool) -> list[str]:
+    """What a reader of the verdicts must know."""
+    arms = {"unpruned arm": report.arms.baseline, "candidate": report.arms.candidate}
+    notes = [f"{name}: {arm.not_run}." for name, arm in arms.items() if arm.not_run is not None]
+    if two_sessions and any(found.quantity == "time" for found in checks):
+        notes.append(_TWO_SESSIONS)
+    return notes
 
 
 def confirmed(
@@ -148,6 +156,8 @@ def _limits(
     chosen = replace(AGAINST_BASELINE, noise_floor=limits.noise_floor)
     if not (has_perplexity(report) or has_perplexity(baseline)):
         chosen = replace(chosen, max_perplexity_increase=None)
+    if not (report.latency or baseline.latency):
+        chosen = replace(chosen, max_slowdown=None)
     return chosen
 
 

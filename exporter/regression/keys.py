@@ -95,7 +95,7 @@ def _runtimes(report: ComparisonReport) -> list[str]:
 def _serves(distribution: str, backend: str) -> bool:
     if backend.startswith("tensorrt-rtx"):
         return distribution == "tensorrt-rtx"
-    if backend.startswith("pytorch"):
+    if backend in ("pytorch", "torch.compile"):
         return distribution == "torch"
     return distribution.removesuffix("-gpu") == backend
 

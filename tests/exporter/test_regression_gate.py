@@ -456,6 +456,38 @@ def test_without_perplexity_on_both_sides_the_default_leaves_it_out() -> None:
         against(report, gate_report())
 
 
+def test_engines_that_did_not_run_are_checked_by_what_is_known_of_them() -> None:
+    arms = Arms(
+        baseline=gate_arm("base", not_run="built, not run: no driver"),
+        candidate=gate_arm("cand", not_run="built, not run: no driver"),
+    )
+    report = gate_report([], accuracy=None, arms=arms)
+    found = against(report, report)
+    assert verdicts(found) == {"size files": "unchanged", "memory KV cache per token": "unchanged"}
+    assert found.notes == [
+        f"{name}: built, not run: no driver." for name in ("unpruned arm", "candidate")
+    ]
+    with pytest.raises(RegressionError, match="no latency"):
+        against(report, report, SLOWDOWN)
+
+
+@pytest.mark.parametrize(
+    ("backend", "library"),
+    [
+        ("pytorch", "torch"),
+        ("torch.compile", "torch"),
+        ("tensorrt_rtx", "tensorrt-rtx"),
+        ("tensorrt", "tensorrt"),
+        ("onnxruntime", "onnxruntime"),
+    ],
+)
+def test_the_version_of_what_ran_counts(backend: str, library: str) -> None:
+    versions = {"torch": "1", "tensorrt-rtx": "2", "tensorrt": "3", "onnxruntime": "4"}
+    arms = Arms(baseline=gate_arm("b", backend=backend), candidate=gate_arm("c", backend=backend))
+    key = key_of(gate_report(arms=arms, versions=versions))
+    assert key.versions == {library: versions[library]}
+
+
 def test_reports_without_a_common_shape_are_refused() -> None:
     with pytest.raises(RegressionError, match="no shape in common"):
         against(gate_report([gate_row(1)]), gate_report([gate_row(2)]), SLOWDOWN)
