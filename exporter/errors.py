@@ -22,6 +22,7 @@ __all__ = [
     "RegressionError",
     "ScoringError",
     "SurgeryError",
+    "TaskError",
     "TextSourceError",
     "UnknownArchitectureError",
     "UsageError",
@@ -54,6 +55,10 @@ class UnknownArchitectureError(ModelSourceError):
 
 class TextSourceError(DepthcutError):
     """A text for calibration or evaluation can't be read."""
+
+
+class TaskError(DepthcutError):
+    """A task with right answers is not known, or its items can't be read."""
 
 
 class CalibrationError(DepthcutError):

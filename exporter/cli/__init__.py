@@ -23,6 +23,7 @@ from exporter.cli.doctor import doctor
 from exporter.cli.export import export
 from exporter.cli.generate import generate
 from exporter.cli.inspect import inspect
+from exporter.cli.lm_eval import lm_eval
 from exporter.cli.options import show_version
 from exporter.cli.package import package
 from exporter.cli.plan import plan
@@ -46,7 +47,7 @@ def cli() -> None:
 
 
 STAGES = (export, score, plan, prune, build, compare, check)
-TOOLS = (inspect, check_engine, generate, package, doctor)
+TOOLS = (inspect, check_engine, generate, lm_eval, package, doctor)
 
 for command in (*STAGES, *TOOLS):
     cli.add_command(command)

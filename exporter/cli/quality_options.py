@@ -7,7 +7,50 @@ from typing import Any, TypeVar
 
 import click
 
+from exporter.cli.options import EXISTING_DIRECTORY
+
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """Names, separated by commas: ``arc_easy,piqa``."""
+
+    name = "NAME,NAME"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Reads the list, each name once; a value from code passes."""
+        if isinstance(value, tuple):
+            return value
+        names = [part.strip() for part in str(value).split(",")]
+        if not all(names):
+            self.fail(f"{value!r} is not a list of names such as arc_easy,piqa", param, ctx)
+        return tuple(dict.fromkeys(names))
+
+
+def task_options(*, required: bool = False) -> Callable[[_F], _F]:
+    """Adds which tasks a model is scored on."""
+
+    def add(function: _F) -> _F:
+        for option in (
+            click.option(
+                "--task-limit", type=click.IntRange(min=1), help="Only the first items of each."
+            ),
+            click.option(
+                "--task-data", type=EXISTING_DIRECTORY, metavar="DIR",
+                help="Take the tasks from DIR/NAME.jsonl, without lm-eval and the network.",
+            ),
+            click.option(
+                "--tasks", type=Names(), default=(), required=required,
+                help="Tasks with right answers: lm-eval's by name (from the Hugging Face hub), or"
+                " those of --task-data.",
+            ),
+        ):  # fmt: skip
+            function = option(function)
+        return function
+
+    return add
 
 
 def quality_options(function: _F) -> _F:
@@ -20,4 +63,4 @@ def quality_options(function: _F) -> _F:
         ),
     ):  # fmt: skip
         function = option(function)
-    return function
+    return task_options()(function)

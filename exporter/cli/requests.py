@@ -72,5 +72,5 @@ def compare_options(options: Mapping[str, Any]) -> CompareOptions:
 
 def quality_options(options: Mapping[str, Any]) -> QualityOptions:
     """What is measured of the answers; a command without these options has the defaults."""
-    names = ("stride",)
+    names = ("stride", "tasks", "task_data", "task_limit")
     return QualityOptions(**{name: options[name] for name in names if name in options})

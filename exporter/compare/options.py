@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from exporter.errors import UsageError
 
@@ -15,13 +16,24 @@ class QualityOptions:
         stride: Tokens from the start of a sample to the start of the next, so that each token is
             predicted once from at least ``eval_sequence_length - stride`` others; None for samples
             that don't overlap.
+        tasks: Tasks with right answers, by name.
+        task_data: A folder of ``NAME.jsonl`` files; None takes lm-eval's tasks, whose items come
+            from the Hugging Face hub.
+        task_limit: The first that many items of each task; None for all.
     """
 
     stride: int | None = None
+    tasks: tuple[str, ...] = ()
+    task_data: Path | None = None
+    task_limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.stride < 1:
             raise UsageError("A stride begins at 1.")
+        if self.task_limit is not None and self.task_limit < 1:
+            raise UsageError("A task needs at least one item.")
+        if self.task_data is not None and not self.tasks:
+            raise UsageError("--task-data is for --tasks, and no task is named.")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import Accuracy
 from exporter.compare.arms import Pair
+from exporter.compare.tasks import check_tasks, task_results
 
 if TYPE_CHECKING:
     from exporter.measure.evaluation import EvaluationTokens
@@ -18,12 +19,14 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
     Raises:
         ComparisonError: For a text that is too short or of other tokens, and for logits that
             aren't finite.
+        TaskError: A task is not known, or its items can't be read.
         BackendError: A run fails.
     """
     from exporter.measure.inputs import has_cache
     from exporter.measure.quality.agreement import check_tokens, compare_predictions
     from exporter.measure.quality.predictions import LOGITS
 
+    check_tasks(pair)
     baseline = pair.baseline
     if LOGITS not in {spec.name for spec in baseline.runner.outputs}:
         pair.progress.say("accuracy: left out, the models have no output called logits")
@@ -51,6 +54,7 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
         kl_interval=found.kl_interval,
         top5_agreement=found.top5_agreement,
         positions=found.positions,
+        tasks=task_results(pair),
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from exporter.backends.base import Runner
 from exporter.errors import BackendError
+from exporter.measure.graph_facts import CACHE_INPUT
 
 LOGITS = "logits"
 
@@ -24,3 +26,13 @@ def cache_pairs(pasts: Iterable[str], outputs: Collection[str]) -> dict[str, str
             raise BackendError(f"No output continues the cache {past!r}.")
         found[past] = present
     return found
+
+
+def runner_caches(runner: Runner) -> dict[str, str]:
+    """The same of an entered runner; empty where it has no cache.
+
+    Raises:
+        BackendError: A cache input has no output that continues it.
+    """
+    pasts = [spec.name for spec in runner.inputs if CACHE_INPUT.fullmatch(spec.name)]
+    return cache_pairs(pasts, [spec.name for spec in runner.outputs])

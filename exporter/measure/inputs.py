@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,21 +49,31 @@ def has_cache(specs: Sequence[TensorSpec]) -> bool:
 
 
 def make_inputs(
-    specs: Sequence[TensorSpec], shape: Shape, token_ids: NDArray[np.int64], *, seed: int = 0
+    specs: Sequence[TensorSpec],
+    shape: Shape,
+    token_ids: NDArray[np.int64],
+    *,
+    seed: int = 0,
+    cache: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """Fills every input: real positions, a full mask, a cache of random numbers.
+    """Fills every input: real positions, a full mask, a cache of random numbers or a given one.
 
     Args:
         specs: The graph's inputs.
         shape: The sizes to fill for.
         token_ids: ``[batch, sequence_length]``.
         seed: For the cache's content.
+        cache: What fills the cache instead, by input.
 
     Raises:
         ComparisonError: For an input whose meaning is not known.
     """
     rng = np.random.default_rng(seed)
-    return {spec.name: _fill(spec, shape, token_ids, rng) for spec in specs}
+    given = cache or {}
+    return {
+        spec.name: given[spec.name] if spec.name in given else _fill(spec, shape, token_ids, rng)
+        for spec in specs
+    }
 
 
 def random_tokens(shape: Shape, vocabulary: int, *, seed: int = 0) -> NDArray[np.int64]:

@@ -1,0 +1,69 @@
+"""Both arms' scores of the tasks that were asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import TaskResult
+from exporter.compare.arms import ComparedArm, Pair
+from exporter.errors import ComparisonError
+
+if TYPE_CHECKING:
+    from exporter.tasks.choosing import TaskChoice
+    from exporter.tasks.scores import TaskScores
+
+
+def check_tasks(pair: Pair) -> None:
+    """Refuses tasks that can't be scored, before anything is measured.
+
+    Raises:
+        TaskError: A local task is not there, or a line is broken.
+        ComparisonError: The models have no logits.
+    """
+    from exporter.measure.quality.predictions import LOGITS
+
+    if not pair.options.quality.tasks:
+        return
+    if LOGITS not in {spec.name for spec in pair.baseline.runner.outputs}:
+        raise ComparisonError(
+            f"{pair.baseline.folder.onnx} has no output called logits, so it can't choose answers.",
+            "Leave --tasks out.",
+        )
+    _choice(pair).local()
+
+
+def task_results(pair: Pair) -> list[TaskResult]:
+    """Scores both arms on the same items; nothing where no task was asked for.
+
+    Raises:
+        TaskError: A task is not known, or its items can't be read.
+        ComparisonError: Logits aren't finite, or the tokenizer is another model's.
+        BackendError: A run fails.
+        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
+    """
+    from exporter.tasks.scores import compare_scores
+
+    if not pair.options.quality.tasks:
+        return []
+    both = [_scores(pair, arm) for arm in (pair.baseline, pair.candidate)]
+    return [result for two in zip(*both, strict=True) for result in compare_scores(*two)]
+
+
+def _scores(pair: Pair, arm: ComparedArm) -> list[TaskScores]:
+    from exporter.tasks.choosing import score_tasks
+
+    folder = arm.folder if arm.folder.tokenizer else pair.baseline.folder
+    return score_tasks(
+        _choice(pair),
+        arm.runner,
+        folder,
+        vocabulary=pair.vocabulary(),
+        progress=pair.progress,
+    )
+
+
+def _choice(pair: Pair) -> TaskChoice:
+    from exporter.tasks.choosing import TaskChoice
+
+    quality = pair.options.quality
+    return TaskChoice(quality.tasks, quality.task_data, quality.task_limit)

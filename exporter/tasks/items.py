@@ -1,0 +1,158 @@
+"""Multiple-choice items of a local file: JSON lines, one item each.
+
+Either ``{"query": ..., "choices": [...], "gold": 0}``, where the choices follow the query, or
+``{"context_options": [...], "continuation": ..., "gold": 0}``, where one continuation follows each
+of several texts (Winograd schemas).
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import TaskError
+from exporter.files import sha256_bytes
+
+FORMAT_HINT = (
+    'Each line is {"query": TEXT, "choices": [TEXT, ...], "gold": NUMBER} or '
+    '{"context_options": [TEXT, ...], "continuation": TEXT, "gold": NUMBER}.'
+)
+_ASKS = ("Question:", "Passage:")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question with its answers.
+
+    Attributes:
+        pairs: A context and a continuation for each choice.
+        lengths: Characters of each choice, by which ``acc_norm`` divides.
+        gold: The right choice.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    lengths: tuple[int, ...]
+    gold: int
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """A task's items.
+
+    Attributes:
+        name: The file's name without its end.
+        items: In the file's order.
+        normalised: Whether choices of unlike length are compared, so that ``acc_norm`` says
+            something: not where one continuation follows several texts.
+        sha256: Of the file.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    normalised: bool
+    sha256: str
+
+
+def read_task(folder: Path, name: str, *, limit: int | None = None) -> TaskFile:
+    """Reads ``NAME.jsonl``.
+
+    Args:
+        folder: Where task files are.
+        name: The task.
+        limit: The first that many items; None for all.
+
+    Raises:
+        TaskError: There is no such file, with the nearest name; a line is broken, with its
+            number; or there is no item.
+    """
+    path = folder / f"{name}.jsonl"
+    _refuse_unknown(folder, name)
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path} can't be read: {error}.", FORMAT_HINT) from error
+    items = tuple(itertools.islice(_items(text, path), limit))
+    if not items:
+        raise TaskError(f"{path} holds no item.", FORMAT_HINT)
+    one_context = all(len({context for context, _ in item.pairs}) == 1 for item in items)
+    return TaskFile(name, items, one_context, sha256_bytes(content))
+
+
+def known_tasks(folder: Path) -> list[str]:
+    """The names of a folder's tasks.
+
+    Raises:
+        TaskError: It is no folder.
+    """
+    if not folder.is_dir():
+        raise TaskError(f"{folder} is no folder.", "Name one that holds NAME.jsonl files.")
+    return sorted(path.stem for path in folder.glob("*.jsonl"))
+
+
+def _refuse_unknown(folder: Path, name: str) -> None:
+    known = known_tasks(folder)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        told = f" Did you mean {near[0]}?" if near else ""
+        raise TaskError(
+            f"{folder} has no task {name!r}.{told}",
+            f"It has: {', '.join(known)}." if known else "It holds no NAME.jsonl file.",
+        )
+
+
+def _items(text: str, path: Path) -> Iterator[Item]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise TaskError(f"{where}: not valid JSON ({error}).", FORMAT_HINT) from None
+            yield _item(record, where)
+
+
+def _item(record: Any, where: str) -> Item:
+    if not isinstance(record, dict):
+        raise TaskError(f"{where}: no JSON object.", FORMAT_HINT)
+    several = "context_options" in record
+    choices = _texts(record, "context_options" if several else "choices", where)
+    common = _text(record, "continuation" if several else "query", where)
+    gold = record.get("gold")
+    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
+        raise TaskError(
+            f'{where}: "gold" is {gold!r}, which is none of the {len(choices)} choices.',
+            FORMAT_HINT,
+        )
+    if several:
+        pairs = tuple((choice, f" {common}") for choice in choices)
+    else:
+        pairs = tuple((_prompt(common), f" {choice}") for choice in choices)
+    return Item(pairs, tuple(len(choice) for choice in choices), gold)
+
+
+def _prompt(query: str) -> str:
+    """As lm-eval's templates: a question is closed by a line ``Answer:``, other text is not."""
+    return f"{query.rstrip()}\nAnswer:" if query.startswith(_ASKS) else query
+
+
+def _texts(record: dict[str, Any], key: str, where: str) -> list[str]:
+    values = record.get(key)
+    if not isinstance(values, list) or len(values) < 2:
+        raise TaskError(f'{where}: "{key}" is no list of two or more texts.', FORMAT_HINT)
+    return [_checked(value, key, where) for value in values]
+
+
+def _text(record: dict[str, Any], key: str, where: str) -> str:
+    return _checked(record.get(key), key, where)
+
+
+def _checked(value: Any, key: str, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TaskError(f'{where}: "{key}" holds no text.', FORMAT_HINT)
+    return value

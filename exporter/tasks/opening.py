@@ -1,0 +1,59 @@
+"""From a path to what scores it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from exporter.backends.base import Runner
+from exporter.measure.environment import default_threads
+from exporter.measure.model_folder import ModelFolder, find_model
+from exporter.tasks.choosing import make_scorer
+from exporter.tasks.encoding import TextCodec
+from exporter.tasks.likelihood import Scorer
+
+
+def open_scorer(
+    path: Path,
+    stack: ExitStack,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    batch_size: int | None = None,
+    longest: int | None = None,
+) -> tuple[Scorer, TextCodec]:
+    """Loads a model and its tokenizer.
+
+    Args:
+        path: An ONNX file or its folder.
+        stack: Frees the model when it is closed.
+        provider: ``cpu`` or ``cuda``.
+        threads: CPU threads; None for all physical cores.
+        batch_size: Sequences in one run; None for what suits the backend.
+        longest: Positions, where the config tells none.
+
+    Raises:
+        OnnxFileError: There is no ONNX file, or more than one to choose from.
+        TaskError: There is no tokenizer.
+        BackendError: The model can't be loaded.
+    """
+    folder, runner = open_model(path, provider=provider, threads=threads)
+    codec = TextCodec(folder)
+    stack.enter_context(runner)
+    return make_scorer(runner, folder, batch_size=batch_size, longest=longest), codec
+
+
+def open_model(
+    path: Path, *, provider: str, threads: int | None = None
+) -> tuple[ModelFolder, Runner]:
+    """A model's files, and its runner, which is not entered yet.
+
+    Raises:
+        OnnxFileError: There is no ONNX file, or more than one to choose from.
+        BackendError: The provider is not known.
+    """
+    from exporter.backends.onnxruntime import OnnxRuntimeRunner
+
+    folder = find_model(path)
+    runner = OnnxRuntimeRunner(folder.onnx, provider=provider, threads=threads or default_threads())
+    return folder, runner
