@@ -144,7 +144,7 @@ class PathLM(RunnerLM):
         batch_size: Sequences in one run; 1 (lm-eval's default) and ``auto`` leave it to depthcut.
         max_length: Positions, where the config tells none.
         max_gen_toks: See :class:`RunnerLM`.
-        device: lm-eval's own argument; ``cuda`` stands for that provider.
+        device: lm-eval's own argument, unused: it names a GPU even where nobody asked for one.
         max_batch_size: lm-eval's own argument, unused.
 
     Raises:
@@ -154,7 +154,7 @@ class PathLM(RunnerLM):
     def __init__(
         self,
         path: str,
-        provider: str | None = None,
+        provider: str = "cpu",
         threads: int | None = None,
         batch_size: int | str | None = None,
         max_length: int | None = None,
@@ -164,13 +164,12 @@ class PathLM(RunnerLM):
     ) -> None:
         from exporter.tasks.opening import open_scorer
 
-        named = "cuda" if str(device or "").startswith("cuda") else "cpu"
         rows = None if batch_size in (None, 1, "1", "auto") else int(str(batch_size))
         self._open = ExitStack()
         scorer, codec = open_scorer(
             Path(path),
             self._open,
-            provider=provider or named,
+            provider=provider,
             threads=threads,
             batch_size=rows,
             longest=max_length,
