@@ -254,10 +254,10 @@ def test_a_block_takes_the_numbers_of_its_sublayers(source: Path, tmp_path: Path
 
 
 def test_an_export_refuses_a_plan_with_replacements() -> None:
-    from exporter.pipeline import _refuse_replacements
+    from exporter.pipeline.refusals import refuse_replacements
 
     with pytest.raises(
         PlanError, match=r"attention 1 is to be replaced \(linear\), which depthcut"
     ):
-        _refuse_replacements(PruningPlan(deletions=DELETIONS), Path("plan.json"))
-    _refuse_replacements(PruningPlan(deletions=DELETIONS[2:]), Path("plan.json"))
+        refuse_replacements(PruningPlan(deletions=DELETIONS), Path("plan.json"))
+    refuse_replacements(PruningPlan(deletions=DELETIONS[2:]), Path("plan.json"))

@@ -1,0 +1,8 @@
+"""`depthcut export`: load, score, plan, export, prune, verify, measure, report.
+
+Each stage is skipped when its result is already there, made from the same inputs.
+"""
+
+from exporter.pipeline.road import export_model
+
+__all__ = ["export_model"]

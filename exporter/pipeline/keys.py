@@ -1,0 +1,77 @@
+"""What each stage of `depthcut export` depends on.
+
+A data set of the hub is taken as unchanged.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exporter.files import sha256_file
+from exporter.pipeline.run import Run
+
+Key = dict[str, Any]
+
+
+def score_key(run: Run) -> Key:
+    """The model, how it is loaded, the text."""
+    return {
+        "model": run.source_sha256,
+        "load": vars(run.request.load),
+        "score": vars(run.request.score),
+        "text": _file_hash(run.request.score.calibration),
+        "versions": run.versions,
+    }
+
+
+def plan_key(run: Run) -> Key:
+    """The scores, and what is to be dropped."""
+    drops = run.request.drops
+    return {
+        "importance": run.ledger.files_hash("score"),
+        "drops": {name: value for name, value in vars(drops).items() if name != "plan"},
+        "file": None if drops.plan is None else sha256_file(drops.plan),
+    }
+
+
+def export_key(run: Run) -> Key:
+    """The model, and how it is written."""
+    return {
+        "model": run.source_sha256,
+        "load": vars(run.request.load),
+        "exporter": run.request.exporter,
+        "opset": run.request.opset,
+        "versions": run.versions,
+    }
+
+
+def prune_key(run: Run) -> Key:
+    """The exported graph, and the plan."""
+    return {
+        "baseline": run.ledger.files_hash("export"),
+        "plan": run.ledger.files_hash("plan"),
+        "versions": run.versions,
+    }
+
+
+def measure_key(run: Run) -> Key:
+    """Both graphs, the engines where there are some, the text, and the machine."""
+    from exporter.measure.environment import default_threads, gpu_name, processor_name
+
+    return {
+        "candidate": run.ledger.files_hash("prune"),
+        "baseline": run.ledger.files_hash("export"),
+        "options": vars(run.request.compare),
+        "text": _file_hash(run.request.compare.eval_text),
+        "calibration": run.ledger.files_hash("score"),
+        "machine": [processor_name(), default_threads(), gpu_name()],
+        "versions": run.versions,
+    }
+
+
+def _file_hash(source: str | None) -> str | None:
+    """The hash of a text or plan that is a file; None for a name such as ``pydoc``."""
+    if source is None or not Path(source).is_file():
+        return None
+    return sha256_file(Path(source))

@@ -1,0 +1,49 @@
+"""The last stage of `depthcut export`: both models compared, and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.artifacts import Arms, ComparisonReport, ParityCheck
+from exporter.files import write_text
+from exporter.pipeline.run import Run
+
+
+def measure(run: Run) -> tuple[list[Path], None]:
+    """Compares both models and writes the report."""
+    from exporter.compare import compare
+    from exporter.report.markdown import render
+
+    importance, deletions = run.importance(), run.deletions()
+    report = compare(
+        run.ledger.path("baseline"),
+        run.ledger.path("candidate"),
+        run.request.compare,
+        parity=[*_parity_notes(run, "export"), *_parity_notes(run, "prune")],
+        plan=deletions,
+        calibration=importance.calibration,
+        progress=run.progress,
+    )
+    report = _published(run, report)
+    write_text(run.ledger.work / "report.md", render(report, importance))
+    paths = [report.write(run.ledger.work / "report.json"), run.ledger.work / "report.md"]
+    return paths, None
+
+
+def _published(run: Run, report: ComparisonReport) -> ComparisonReport:
+    """The report with its arms' paths as they will be once everything is in its place."""
+    baseline, candidate = (
+        arm.model_copy(update={"path": str(run.request.out / name / "model.onnx")})
+        for name, arm in (
+            ("baseline", report.arms.baseline),
+            ("candidate", report.arms.candidate),
+        )
+    )
+    return report.model_copy(update={"arms": Arms(baseline=baseline, candidate=candidate)})
+
+
+def _parity_notes(run: Run, stage: str) -> list[ParityCheck]:
+    """What a stage's check against PyTorch gave, named after the model that was checked."""
+    arm = {"export": "baseline", "prune": "candidate, modules skipped"}[stage]
+    checks = [ParityCheck.model_validate(note) for note in run.ledger.notes(stage)]
+    return [check.model_copy(update={"name": f"{check.name} ({arm})"}) for check in checks]

@@ -1,0 +1,75 @@
+"""What `depthcut export` refuses before minutes of work go into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.artifacts import PruningPlan
+from exporter.errors import PlanError, UsageError
+from exporter.pipeline.run import Run
+from exporter.request import ExportRequest
+
+_RESULTS = (
+    "importance.json", "plan.json", "baseline", "candidate", "prune.json", "engines",
+    "report.json", "report.md",
+)  # fmt: skip
+
+
+def refuse_bad_options(request: ExportRequest) -> None:
+    """Refuses what can be told without the model.
+
+    Raises:
+        DepthcutError: Of the stage that would fail.
+    """
+    from exporter.backends.onnxruntime import check_provider
+    from exporter.compare import evaluation_text
+    from exporter.optional import require
+    from exporter.planning import read_plan
+
+    require("torch", extra="torch")
+    check_provider(request.compare.provider)
+    if request.exporter == "optimum":
+        require("optimum.exporters.onnx", extra="optimum")
+    if request.drops.plan is not None:
+        read_plan(request.drops.plan)
+    evaluation_text(request.compare, None)
+
+
+def refuse_calibration_text(run: Run) -> None:
+    """Refuses an evaluation text that the scores rest on.
+
+    Raises:
+        ComparisonError: It is the same text.
+    """
+    from exporter.compare import evaluation_text
+
+    evaluation_text(run.request.compare, run.importance().calibration)
+
+
+def refuse_foreign_results(out: Path) -> None:
+    """Refuses to write over results that are none of ours.
+
+    Raises:
+        UsageError: One is there.
+    """
+    for name in _RESULTS:
+        if (out / name).exists():
+            raise UsageError(
+                f"{out / name} is there and was not written by depthcut export.",
+                "Use another output folder.",
+            )
+
+
+def refuse_replacements(plan: PruningPlan, path: Path | None) -> None:
+    """Refuses what PyTorch, which the result is held against, can't do: it only skips sublayers.
+
+    Raises:
+        PlanError: The plan has replacements.
+    """
+    replaced = [deletion for deletion in plan.deletions if deletion.replacement != "none"]
+    if replaced:
+        raise PlanError(
+            f"{path}: {replaced[0].kind} {replaced[0].layer} is to be replaced "
+            f"({replaced[0].replacement}), which depthcut export can't do.",
+            "Export the model first, and cut its ONNX file: depthcut prune --plan.",
+        )

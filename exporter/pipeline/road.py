@@ -1,0 +1,61 @@
+"""The order of the stages, and which of them are still valid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import ComparisonReport
+from exporter.ledger import locked
+from exporter.pipeline import keys, stages
+from exporter.pipeline.measuring import measure
+from exporter.pipeline.refusals import (
+    refuse_bad_options,
+    refuse_calibration_text,
+    refuse_foreign_results,
+)
+from exporter.pipeline.run import Run
+from exporter.progress import QUIET, Progress
+from exporter.request import ExportRequest
+
+Stage = Callable[[Run], tuple[list[Path], Any]]
+
+
+def export_model(request: ExportRequest, progress: Progress = QUIET) -> ComparisonReport:
+    """Walks the whole road and returns the comparison.
+
+    Afterwards ``request.out`` holds importance.json, plan.json, baseline/, candidate/,
+    prune.json, report.json and report.md, all of this run. When it fails or is cut short, the
+    folder holds what it held before, and the next run finds the stages that were finished.
+
+    Raises:
+        DepthcutError: The subclass of the stage that failed.
+    """
+    refuse_bad_options(request)
+    run = Run(request, progress)
+    if run.ledger.is_new:
+        refuse_foreign_results(request.out)
+    with locked(request.out):
+        return _walk(run)
+
+
+def _walk(run: Run) -> ComparisonReport:
+    _stage(run, "score", keys.score_key(run), stages.score_sublayers)
+    refuse_calibration_text(run)
+    _stage(run, "plan", keys.plan_key(run), stages.plan)
+    _stage(run, "export", keys.export_key(run), stages.export)
+    _stage(run, "prune", keys.prune_key(run), stages.prune)
+    run.free_model()
+    _stage(run, "measure", keys.measure_key(run), measure)
+    run.ledger.publish()
+    return ComparisonReport.read(run.request.out / "report.json")
+
+
+def _stage(run: Run, name: str, key: keys.Key, make: Stage) -> None:
+    if run.ledger.valid(name, key):
+        run.progress.say(f"{name}: reused, nothing it depends on has changed")
+        return
+    run.progress.detail(f"{name}: begins")
+    files, notes = make(run)
+    run.ledger.record(name, key, files, notes)

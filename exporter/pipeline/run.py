@@ -1,0 +1,79 @@
+"""One run of `depthcut export`: what was asked for, what is finished, and the loaded model."""
+
+from __future__ import annotations
+
+import platform
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import ImportanceReport, PlannedDeletion, PruningPlan, library_versions
+from exporter.ledger import StageLedger
+from exporter.progress import Progress
+from exporter.request import ExportRequest
+
+if TYPE_CHECKING:
+    from exporter.model_source import LoadedModel
+
+
+class Run:
+    """The request, the ledger of finished stages, and the model once it is needed.
+
+    Attributes:
+        request: What was asked for.
+        progress: Hears what goes on.
+        ledger: What is finished.
+        versions: Of the libraries, and Python's.
+        source_sha256: Of what defines the model.
+    """
+
+    def __init__(self, request: ExportRequest, progress: Progress) -> None:
+        self.request = request
+        self.progress = progress
+        self.versions = {**library_versions(), "python": platform.python_version()}
+        self.source_sha256 = _hash_source(request)
+        self.ledger = StageLedger(request.out, force=request.force)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The PyTorch model."""
+        from exporter.model_source import load_model
+
+        options = self.request.load
+        with self.progress.task(f"load {self.request.source}"):
+            return load_model(
+                self.request.source,
+                dtype=options.dtype,
+                trust_remote_code=options.trust_remote_code,
+                allow_pickle=options.allow_pickle,
+                revision=options.revision,
+            )
+
+    def free_model(self) -> None:
+        """Lets go of the PyTorch model, before anything is built or timed."""
+        self.__dict__.pop("loaded", None)
+
+    def importance(self) -> ImportanceReport:
+        """What the score stage found."""
+        return ImportanceReport.read(self.ledger.path("importance.json"))
+
+    def deletions(self) -> list[PlannedDeletion]:
+        """What the plan drops."""
+        return PruningPlan.read(self.ledger.path("plan.json")).deletions
+
+
+def _hash_source(request: ExportRequest) -> str:
+    from exporter.model_source import source_sha256
+
+    load = request.load
+    return source_sha256(
+        request.source,
+        revision=load.revision,
+        allow_pickle=load.allow_pickle,
+        trust_remote_code=load.trust_remote_code,
+    )
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files of a folder, as a stage hands them to the ledger."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())

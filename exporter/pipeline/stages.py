@@ -1,0 +1,132 @@
+"""The stages of `depthcut export` that make the models: score, plan, export, prune.
+
+Each returns its files, in the workplace, and what is worth remembering.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import ParityCheck, PruneReport, PruningPlan
+from exporter.errors import VerificationError
+from exporter.files import sha256_file, staged_directory, write_text
+from exporter.pipeline.refusals import refuse_replacements
+from exporter.pipeline.run import Run, files_below
+
+_WEIGHT_FILES = ("model.onnx", "model.onnx.data")
+
+
+def score_sublayers(run: Run) -> tuple[list[Path], None]:
+    """Measures how redundant each sublayer is."""
+    from exporter.importance import score
+
+    report = score(run.loaded, **vars(run.request.score), progress=run.progress)
+    return [report.write(run.ledger.work / "importance.json")], None
+
+
+def plan(run: Run) -> tuple[list[Path], None]:
+    """Chooses what to drop, or takes the plan that was given."""
+    from exporter.planning import read_plan, validate_plan
+
+    path, given = run.ledger.work / "plan.json", run.request.drops.plan
+    plan = _chosen_plan(run) if given is None else read_plan(given)
+    refuse_replacements(plan, given)
+    layers = run.importance().model.num_layers
+    validate_plan(plan, layers, model=run.request.source, path=given)
+    run.progress.say("plan: drop " + plan.describe())
+    if given is None:
+        plan.write(path)
+    else:  # The user's own, to the letter.
+        write_text(path, given.read_text(encoding="utf-8"))
+    return [path], None
+
+
+def _chosen_plan(run: Run) -> PruningPlan:
+    from exporter.planning import plan_drop
+
+    counts = {name: n for name, n in vars(run.request.drops).items() if name != "plan"}
+    return plan_drop(
+        run.importance(),
+        **counts,
+        importance_sha256=sha256_file(run.ledger.path("importance.json")),
+        progress=run.progress,
+    )
+
+
+def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Writes the baseline, and holds it against PyTorch."""
+    from exporter.model_source import save_pretrained_files
+    from exporter.parity import check_export
+
+    folder = run.ledger.work / "baseline"
+    with staged_directory(folder) as stage:
+        model = _exported(run, stage)
+        save_pretrained_files(run.loaded, stage)
+        checks = check_export(run.loaded, model, progress=run.progress)
+        _judge(run, "baseline against PyTorch", checks)
+    return files_below(folder), [check.model_dump() for check in checks]
+
+
+def _exported(run: Run, stage: Path) -> Path:
+    opset = run.request.opset
+    if run.request.exporter == "optimum":
+        from exporter.optimum_export import export_with_optimum
+
+        return export_with_optimum(run.loaded, stage, opset=opset, progress=run.progress)
+    from exporter.torch_export import export_onnx
+
+    return export_onnx(run.loaded, stage, opset=opset or 20, progress=run.progress)
+
+
+def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Cuts the candidate out of the baseline, and holds it against PyTorch and the oracle."""
+    from exporter.parity import check_export
+    from exporter.surgery import prune_file
+
+    baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
+    deletions = run.deletions()
+    with staged_directory(folder) as stage:
+        weights = shutil.ignore_patterns(*_WEIGHT_FILES)
+        shutil.copytree(baseline, stage, ignore=weights, dirs_exist_ok=True)
+        report = prune_file(
+            baseline / "model.onnx",
+            stage / "model.onnx",
+            deletions,
+            plan_sha256=sha256_file(run.ledger.path("plan.json")),
+            verify="oracle",
+            progress=run.progress,
+        )
+        _say_pruned(run, report)
+        checks = check_export(
+            run.loaded, stage / "model.onnx", deletions=deletions, progress=run.progress
+        )
+        _judge(run, "candidate against PyTorch with the same modules skipped", checks)
+    files = [*files_below(folder), report.write(run.ledger.work / "prune.json")]
+    return files, [check.model_dump() for check in checks]
+
+
+def _judge(run: Run, what: str, checks: list[ParityCheck]) -> None:
+    """Tells how the checks went, and raises when one did not hold."""
+    for check in checks:
+        verdict = "holds" if check.passed else "DOES NOT HOLD"
+        run.progress.say(
+            f"{what}, {check.phase}, {check.name.partition(' against')[0]}: {verdict}, "
+            f"max error {check.max_abs_error:.1e} (tolerance {check.tolerance:.1e})"
+        )
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        raise VerificationError(
+            f"{what}: {failed[0].name} differs by {failed[0].max_abs_error:.2e}, "
+            f"more than {failed[0].tolerance:.2e}. The result is not kept.",
+            "Try another --opset or --exporter.",
+        )
+
+
+def _say_pruned(run: Run, report: PruneReport) -> None:
+    before, after = report.before, report.after
+    run.progress.say(
+        f"prune: {before.nodes} -> {after.nodes} nodes, "
+        f"{before.parameters / 1e6:.1f} -> {after.parameters / 1e6:.1f} million parameters"
+    )
