@@ -41,6 +41,7 @@ class StageLedger:
         self._path = root / FOLDER / "stages.json"
         self._force = force
         self._made: set[str] = set()
+        self._forgotten: list[str] = []
         self._stages: dict[str, dict[str, Any]] = _read_stages(self._path)
         self.work = root / FOLDER / "work"
 
@@ -81,7 +82,20 @@ class StageLedger:
         hashes = {path.relative_to(self.work).as_posix(): sha256_file(path) for path in files}
         self._made.add(stage)
         self._stages[stage] = {"key": key_hash(key), "files": hashes, "notes": notes}
+        self._write()
+
+    def _write(self) -> None:
         write_text(self._path, json.dumps(self._stages, indent=1, sort_keys=True) + "\n")
+
+    def has(self, stage: str) -> bool:
+        """Whether a stage was ever finished here."""
+        return stage in self._stages
+
+    def forget(self, stage: str, result: str) -> None:
+        """Forgets a stage; its folder goes when the others are published."""
+        del self._stages[stage]
+        self._forgotten.append(result)
+        self._write()
 
     def notes(self, stage: str) -> Any:
         """What was noted when the stage was finished."""
@@ -92,11 +106,13 @@ class StageLedger:
         return key_hash(self._stages[stage]["files"])
 
     def publish(self) -> None:
-        """Moves everything that is new from the workplace to the output folder."""
+        """Moves what is new from the workplace to the output folder, and removes what is gone."""
         if self.work.is_dir():
             for item in sorted(self.work.iterdir()):
                 swap(item, self._root / item.name)
             shutil.rmtree(self.work)
+        for name in self._forgotten:
+            shutil.rmtree(self._root / name, ignore_errors=True)
 
 
 def key_hash(key: Mapping[str, Any]) -> str:

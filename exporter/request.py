@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from exporter.compare import CompareOptions
+from exporter.engine.flavours import Backend
+from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
 
 ExporterName = Literal["torch", "optimum"]
@@ -53,6 +55,21 @@ class DropRequest:
 
 
 @dataclass(frozen=True)
+class EngineRequest:
+    """The engines that are built of both models.
+
+    Attributes:
+        backend: Which library builds.
+        builds: How many of each model.
+        settings: How.
+    """
+
+    backend: Backend
+    builds: int = 1
+    settings: BuildSettings = field(default_factory=BuildSettings)
+
+
+@dataclass(frozen=True)
 class ExportRequest:
     """Everything that `depthcut export` needs to know.
 
@@ -62,6 +79,7 @@ class ExportRequest:
         drops: What to drop.
         exporter: PyTorch's own exporter, or optimum's.
         opset: The ONNX opset; None: 20 for PyTorch's exporter, optimum's own choice for optimum.
+        engines: Engines to build of both, and to compare; None for none.
         force: Redo what is already there.
     """
 
@@ -73,4 +91,5 @@ class ExportRequest:
     load: SourceOptions = field(default_factory=SourceOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
     compare: CompareOptions = field(default_factory=CompareOptions)
+    engines: EngineRequest | None = None
     force: bool = False

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.engine_options import backend_option, building_options, shape_options
+from exporter.cli.engine_options import (
+    backend_option,
+    building_options,
+    capabilities,
+    names,
+    shape_options,
+)
 from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity_options
 
 if TYPE_CHECKING:
@@ -66,7 +72,7 @@ def build(
     from exporter.engine.settings import BuildSettings
 
     settings = BuildSettings(
-        compute_capabilities=_names(compute_capabilities.lower()) if compute_capabilities else (),
+        compute_capabilities=capabilities(compute_capabilities),
         optimization_level=optimization_level,
         workspace_bytes=workspace,
         hardware_compatibility=hardware_compatibility,
@@ -79,7 +85,7 @@ def build(
     built = build_engines(
         model,
         output,
-        phases=_names(phases) if phases else None,
+        phases=names(phases) if phases else None,
         split=split,
         builds=builds,
         ranges=read_ranges(batch=batch, prompt=prompt, context=context, dims=dims),
@@ -93,14 +99,6 @@ def build(
         return
     for path, record in built:
         click.echo(f"{_line(record)}\n{path}")
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """What stands between commas, each once."""
-    names = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
-    if not names:
-        raise click.UsageError(f"{text!r} names nothing.")
-    return names
 
 
 def _json(records: list[EngineRecord], several: bool) -> str:

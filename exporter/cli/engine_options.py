@@ -53,6 +53,55 @@ def shape_options(function: _F) -> _F:
     return function
 
 
+compute_capability_option = click.option(
+    "--compute-capability", "compute_capabilities", metavar="SM,SM",
+    help="TensorRT-RTX: build for these, such as sm80,sm89,sm120.",
+)  # fmt: skip
+
+optimization_level_option = click.option(
+    "--optimization-level", type=click.IntRange(0, 5), help="0 quick to 5 thorough."
+)
+
+
+def export_engine_options(function: _F) -> _F:
+    """Adds which engines are built on the way of an export."""
+    for option in (
+        optimization_level_option,
+        compute_capability_option,
+        click.option(
+            "--builds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+            help="With --engine: so many of each model, since builds may differ.",
+        ),
+        click.option(
+            "--engine", type=click.Choice(["tensorrt-rtx", "tensorrt"]),
+            help="Build engines of both models too, and compare them.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def capabilities(text: str | None) -> tuple[str, ...]:
+    """Reads ``sm80,sm89``.
+
+    Raises:
+        click.UsageError: It names none.
+    """
+    return names(text.lower()) if text else ()
+
+
+def names(text: str) -> tuple[str, ...]:
+    """What stands between commas, each once.
+
+    Raises:
+        click.UsageError: Nothing does.
+    """
+    found = tuple(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+    if not found:
+        raise click.UsageError(f"{text!r} names nothing.")
+    return found
+
+
 def building_options(function: _F) -> _F:
     """Adds what says how an engine is built."""
     for option in (
@@ -73,13 +122,8 @@ def building_options(function: _F) -> _F:
             help="TensorRT: remembers timed tactics; the same cache gives like engines.",
         ),
         click.option("--workspace", type=Workspace(), help="The most scratch memory, such as 4GB."),
-        click.option(
-            "--optimization-level", type=click.IntRange(0, 5), help="0 quick to 5 thorough."
-        ),
-        click.option(
-            "--compute-capability", "compute_capabilities", metavar="SM,SM",
-            help="TensorRT-RTX: build for these, such as sm80,sm89,sm120.",
-        ),
+        optimization_level_option,
+        compute_capability_option,
     ):  # fmt: skip
         function = option(function)
     return function

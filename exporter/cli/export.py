@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from exporter.cli.console import ConsoleProgress
+from exporter.cli.engine_options import export_engine_options
 from exporter.cli.options import (
     ANY_PATH,
     EXISTING_FILE,
@@ -35,6 +36,7 @@ from exporter.cli.options import (
     show_default=True,
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Redo stages whose results are still valid.")
+@export_engine_options
 @scoring_options
 @measuring_options
 @model_options
@@ -54,7 +56,8 @@ def export(
     """Score MODEL, drop its most redundant sublayers, export both to ONNX and compare them.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. The output folder then holds
-    importance.json, plan.json, baseline/, candidate/, prune.json, report.json and report.md.
+    importance.json, plan.json, baseline/, candidate/, prune.json, report.json and report.md;
+    with --engine also engines/baseline/ and engines/candidate/.
     What is still valid from an earlier run is reused.
     """
     from exporter.cli.requests import export_request

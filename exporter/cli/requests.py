@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter.cli.engine_options import capabilities
 from exporter.compare import CompareOptions, QualityOptions
+from exporter.engine.settings import BuildSettings
+from exporter.errors import UsageError
 from exporter.request import (
     DropRequest,
+    EngineRequest,
     ExportRequest,
     ScoreOptions,
     SourceOptions,
@@ -28,8 +32,30 @@ def export_request(
         load=source_options(options),
         score=score_options(options),
         compare=compare_options(options),
+        engines=engine_request(options),
         force=force,
     )
+
+
+def engine_request(options: Mapping[str, Any]) -> EngineRequest | None:
+    """The engines to build on the way, if any.
+
+    Raises:
+        UsageError: Something is said of engines that nobody asked for.
+    """
+    if options["engine"] is None:
+        for name in ("--compute-capability", "--optimization-level"):
+            key = "compute_capabilities" if "capability" in name else "optimization_level"
+            if options[key] is not None:
+                raise UsageError(f"{name} is for engines.", "Say which with --engine.")
+        if options["builds"] != 1:
+            raise UsageError("--builds is for engines.", "Say which with --engine.")
+        return None
+    settings = BuildSettings(
+        compute_capabilities=capabilities(options["compute_capabilities"]),
+        optimization_level=options["optimization_level"],
+    )
+    return EngineRequest(options["engine"], options["builds"], settings)
 
 
 def drop_request(options: Mapping[str, Any]) -> DropRequest:

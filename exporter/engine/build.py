@@ -77,9 +77,29 @@ def build_engine(
         MissingDependencyError: The library is not installed.
     """
     order = _Order(onnx, FLAVOURS[backend], settings, timing_cache, progress)
-    order.refuse_what_is_not_there()
+    refuse_unbuildable(backend, settings, timing_cache)
     with order.job() as job:
         return _build(order, job, target, profiles, marks)
+
+
+def refuse_unbuildable(
+    backend: Backend, settings: BuildSettings, timing_cache: Path | None = None
+) -> None:
+    """Refuses what can be told without a graph: a build takes long.
+
+    Args:
+        backend: Which library is to build.
+        settings: How.
+        timing_cache: TensorRT's timing cache.
+
+    Raises:
+        EngineError: It can't build here.
+        UsageError: An option that this library has not.
+    """
+    flavour = FLAVOURS[backend]
+    _refuse_foreign_options(flavour, settings, timing_cache)
+    refuse_without_driver(flavour)
+    _refuse_refit_without_driver(flavour, settings)
 
 
 @dataclass(frozen=True)
@@ -106,12 +126,6 @@ class _Order:
         if self.facts.weights:
             hashes["weights"] = sha256_files(self.facts.weights, self.onnx.parent)
         return hashes
-
-    def refuse_what_is_not_there(self) -> None:
-        """A build takes long: what can be refused is refused before it."""
-        _refuse_foreign_options(self.flavour, self.settings, self.timing_cache)
-        refuse_without_driver(self.flavour)
-        _refuse_refit_without_driver(self.flavour, self.settings)
 
     def job(self) -> Job:
         """A process that begins with reading the graph, while it is read here too."""
@@ -226,7 +240,7 @@ def build_engines(
         EngineError: As :func:`build_engine`.
     """
     order = _Order(onnx, FLAVOURS[backend], settings, timing_cache, progress)
-    order.refuse_what_is_not_there()
+    refuse_unbuildable(backend, settings, timing_cache)
     numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
     done: list[tuple[Path, EngineRecord]] = []
     with _pinned(order, builds) as pinned, contextlib.ExitStack() as jobs:

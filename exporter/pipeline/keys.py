@@ -62,6 +62,7 @@ def measure_key(run: Run) -> Key:
     return {
         "candidate": run.ledger.files_hash("prune"),
         "baseline": run.ledger.files_hash("export"),
+        "engines": None if run.request.engines is None else run.ledger.files_hash("engines"),
         "options": vars(run.request.compare),
         "text": _file_hash(run.request.compare.eval_text),
         "calibration": run.ledger.files_hash("score"),

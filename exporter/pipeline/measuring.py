@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.artifacts import Arms, ComparisonReport, ParityCheck
+from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck
 from exporter.files import write_text
+from exporter.pipeline.engines import FOLDER
 from exporter.pipeline.run import Run
 
 
@@ -15,10 +16,13 @@ def measure(run: Run) -> tuple[list[Path], None]:
     from exporter.report.markdown import render
 
     importance, deletions = run.importance(), run.deletions()
+    graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
+    built = run.ledger.path(FOLDER)
+    with_engines = run.request.engines is not None
     report = compare(
-        run.ledger.path("baseline"),
-        run.ledger.path("candidate"),
+        *((built / "baseline", built / "candidate") if with_engines else graphs),
         run.request.compare,
+        onnx=graphs if with_engines else None,
         parity=[*_parity_notes(run, "export"), *_parity_notes(run, "prune")],
         plan=deletions,
         calibration=importance.calibration,
@@ -32,14 +36,18 @@ def measure(run: Run) -> tuple[list[Path], None]:
 
 def _published(run: Run, report: ComparisonReport) -> ComparisonReport:
     """The report with its arms' paths as they will be once everything is in its place."""
-    baseline, candidate = (
-        arm.model_copy(update={"path": str(run.request.out / name / "model.onnx")})
-        for name, arm in (
-            ("baseline", report.arms.baseline),
-            ("candidate", report.arms.candidate),
-        )
-    )
-    return report.model_copy(update={"arms": Arms(baseline=baseline, candidate=candidate)})
+
+    def placed(path: str) -> str:
+        at = Path(path)
+        inside = at.is_relative_to(run.ledger.work)
+        return str(run.request.out / at.relative_to(run.ledger.work)) if inside else path
+
+    def moved(arm: Arm) -> Arm:
+        engines = [e.model_copy(update={"path": placed(e.path)}) for e in arm.engines]
+        return arm.model_copy(update={"path": placed(arm.path), "engines": engines})
+
+    arms = Arms(baseline=moved(report.arms.baseline), candidate=moved(report.arms.candidate))
+    return report.model_copy(update={"arms": arms})
 
 
 def _parity_notes(run: Run, stage: str) -> list[ParityCheck]:

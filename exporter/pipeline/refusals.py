@@ -7,7 +7,7 @@ from pathlib import Path
 from exporter.artifacts import PruningPlan
 from exporter.errors import PlanError, UsageError
 from exporter.pipeline.run import Run
-from exporter.request import ExportRequest
+from exporter.request import EngineRequest, ExportRequest
 
 _RESULTS = (
     "importance.json", "plan.json", "baseline", "candidate", "prune.json", "engines",
@@ -32,7 +32,19 @@ def refuse_bad_options(request: ExportRequest) -> None:
         require("optimum.exporters.onnx", extra="optimum")
     if request.drops.plan is not None:
         read_plan(request.drops.plan)
+    if request.engines is not None:
+        _refuse_engines(request.engines)
     evaluation_text(request.compare, None)
+
+
+def _refuse_engines(wanted: EngineRequest) -> None:
+    from exporter.engine.build import refuse_unbuildable
+    from exporter.engine.flavours import FLAVOURS
+    from exporter.optional import require
+
+    refuse_unbuildable(wanted.backend, wanted.settings)
+    flavour = FLAVOURS[wanted.backend]
+    require(flavour.module, extra=flavour.extra)
 
 
 def refuse_calibration_text(run: Run) -> None:

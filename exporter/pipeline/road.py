@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ComparisonReport
 from exporter.ledger import locked
 from exporter.pipeline import keys, stages
+from exporter.pipeline.engines import build, engines_key, forget_others
 from exporter.pipeline.measuring import measure
 from exporter.pipeline.refusals import (
     refuse_bad_options,
@@ -25,9 +27,10 @@ Stage = Callable[[Run], tuple[list[Path], Any]]
 def export_model(request: ExportRequest, progress: Progress = QUIET) -> ComparisonReport:
     """Walks the whole road and returns the comparison.
 
-    Afterwards ``request.out`` holds importance.json, plan.json, baseline/, candidate/,
-    prune.json, report.json and report.md, all of this run. When it fails or is cut short, the
-    folder holds what it held before, and the next run finds the stages that were finished.
+    Afterwards ``request.out`` holds importance.json, plan.json, baseline/, candidate/, prune.json,
+    engines/ where they were asked for, report.json and report.md, all of this run. When it fails or
+    is cut short, the folder holds what it held before, and the next run finds the stages that were
+    finished.
 
     Raises:
         DepthcutError: The subclass of the stage that failed.
@@ -47,9 +50,18 @@ def _walk(run: Run) -> ComparisonReport:
     _stage(run, "export", keys.export_key(run), stages.export)
     _stage(run, "prune", keys.prune_key(run), stages.prune)
     run.free_model()
+    _engines(run)
     _stage(run, "measure", keys.measure_key(run), measure)
     run.ledger.publish()
     return ComparisonReport.read(run.request.out / "report.json")
+
+
+def _engines(run: Run) -> None:
+    wanted = run.request.engines
+    if wanted is None:
+        forget_others(run)
+    else:
+        _stage(run, "engines", engines_key(run, wanted), partial(build, wanted=wanted))
 
 
 def _stage(run: Run, name: str, key: keys.Key, make: Stage) -> None:

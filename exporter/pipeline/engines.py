@@ -1,0 +1,81 @@
+"""The stage of `depthcut export` that builds engines of both models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.compare import CompareOptions
+from exporter.engine.driver import ask_driver
+from exporter.engine.profiles import Ranges, Span
+from exporter.files import staged_directory
+from exporter.pipeline.keys import Key
+from exporter.pipeline.run import Run, files_below
+from exporter.request import EngineRequest
+
+FOLDER = "engines"
+"""Where they stand, in ``baseline`` and ``candidate``."""
+
+_ARMS = {"baseline": "export", "candidate": "prune"}
+_USUAL = 2048  # what an engine serves at least, as exporter.engine.profiles has it
+_USUAL_CONTEXT = 4096
+
+
+def engines_key(run: Run, wanted: EngineRequest) -> Key:
+    """Both graphs, how they are built, and for which card where that is the one that is here."""
+    return {
+        **_sources(run),
+        "backend": wanted.backend,
+        "builds": wanted.builds,
+        "settings": wanted.settings.model_dump(),
+        "devices": [str(device) for device in ask_driver().devices],
+        "ranges": str(_ranges(run.request.compare)),
+        "versions": run.versions,
+    }
+
+
+def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
+    """Builds the engines of both models; what they were built from is noted."""
+    from exporter.engine.build import build_engines
+
+    folder = run.ledger.work / FOLDER
+    with staged_directory(folder) as stage:
+        for arm in _ARMS:
+            (stage / arm).mkdir()
+            built = build_engines(
+                run.ledger.path(arm) / "model.onnx",
+                stage / arm,
+                builds=wanted.builds,
+                ranges=_ranges(run.request.compare),
+                backend=wanted.backend,
+                settings=wanted.settings,
+                progress=run.progress,
+            )
+            for path, record in built:
+                layers = sum(record.layers.values())
+                run.progress.say(
+                    f"engines: {arm}, {path.name}: {record.engine_bytes / 1e6:.1f} MB, "
+                    f"{layers} layers, in {record.total_s:.1f} s"
+                )
+    return files_below(folder), _sources(run)
+
+
+def forget_others(run: Run) -> None:
+    """Takes engines of other graphs out of the results, where a run builds none."""
+    if run.ledger.has("engines") and run.ledger.notes("engines") != _sources(run):
+        run.progress.say("engines: removed, they were built from other graphs")
+        run.ledger.forget("engines", FOLDER)
+
+
+def _sources(run: Run) -> dict[str, str]:
+    return {arm: run.ledger.files_hash(stage) for arm, stage in _ARMS.items()}
+
+
+def _ranges(options: CompareOptions) -> Ranges:
+    """Usual ranges, widened to what is measured."""
+    prompts = (*options.prefill_lengths, options.eval_sequence_length)
+    contexts = options.decode_past_lengths or (1,)
+    return Ranges(
+        batch=Span(1, options.batch, options.batch),
+        prompt=Span(1, max(options.prefill_lengths or (1,)), max(_USUAL, *prompts)),
+        context=Span(1, max(contexts), max(_USUAL_CONTEXT, *contexts)),
+    )
