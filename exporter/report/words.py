@@ -136,14 +136,14 @@ def why_no_accuracy(report: ComparisonReport) -> str:
 
 
 def engine_sentences(report: ComparisonReport) -> list[str]:
-    """Whether the figures are the engines'."""
+    """Whose the figures are, where they aren't the engines'."""
+    reasons = report.arms.baseline.not_run, report.arms.candidate.not_run
+    if reasons[0] == reasons[1] and reasons[0] is not None:
+        return [f"The engines of both arms: {reasons[0]}."]
     return [
-        f"The engines of the {name}: {arm.not_run}."
-        for name, arm in (
-            ("baseline", report.arms.baseline),
-            ("candidate", report.arms.candidate),
-        )
-        if arm.not_run is not None
+        f"The engines of the {name}: {reason}."
+        for name, reason in zip(("baseline", "candidate"), reasons, strict=True)
+        if reason is not None
     ]
 
 

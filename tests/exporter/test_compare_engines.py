@@ -82,7 +82,7 @@ def test_the_onnx_files_are_measured_and_the_report_says_which_is_which(exported
     assert len(report.latency) == 2
     assert report.accuracy is not None
     text = render(report)
-    assert "The engines of the baseline: built, not run: no NVIDIA driver" in text
+    assert "The engines of both arms: built, not run: no NVIDIA driver" in text
     assert "m.engine" in text
 
 
@@ -140,7 +140,7 @@ def test_several_builds_are_all_listed(exported: Path) -> None:
     source = (onnx, exported / "candidate")
     report = compare(folder, exported / "engines/candidate", OPTIONS, onnx=source)
     assert len(report.arms.baseline.engines) == 3
-    assert f"3 engines, {len(CONTENT)} to {len(CONTENT)} bytes" in render(report)
+    assert f"3 engines of {len(CONTENT)} bytes each" in render(report)
 
 
 def test_builds_of_two_models_are_no_builds(exported: Path) -> None:

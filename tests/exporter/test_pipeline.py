@@ -349,3 +349,78 @@ def _contents(folder: Path) -> dict[str, bytes]:
     """What a user sees: all but depthcut's own notes and workplace."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {str(p): (folder / p).read_bytes() for p in files if p.parts[0] != ".depthcut"}
+
+
+def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Lets builds end at once; their records are as real ones', and no driver is there."""
+    from exporter.compare import engine_arm
+    from exporter.engine import build
+    from exporter.engine.driver import Driver
+    from exporter.files import sha256_file, sha256_files
+    from exporter.pipeline import refusals
+    from tests.engine_support import decoder_record, written_as
+
+    made = []
+
+    def build_engines(onnx: Path, target: Path, *, builds: int, **_: Any) -> list[Any]:
+        made.append((target.name, builds))
+        hashes = {
+            "model": sha256_file(onnx),
+            "weights": sha256_files([onnx.with_name("model.onnx.data")], onnx.parent),
+        }
+        paths = [target / f"m-b{number + 1}.engine" for number in range(builds)]
+        for path in paths:
+            written_as(path, ["prefill", "decode"], made_from=hashes)
+        return [(path, decoder_record(["prefill", "decode"])) for path in paths]
+
+    monkeypatch.setattr(build, "build_engines", build_engines)
+    monkeypatch.setattr(refusals, "_refuse_engines", lambda _: None)
+    monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    return made
+
+
+def test_engines_are_built_on_the_way_and_told_in_the_report(
+    checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.request import EngineRequest
+
+    made = _fake_builds(monkeypatch)
+    request = _request(checkpoint, again, engines=EngineRequest("tensorrt-rtx", builds=2))
+    report, heard = _walk(request)
+    assert heard.reused == ["score", "plan", "export", "prune"]
+    assert made == [("baseline", 2), ("candidate", 2)]
+    for name in ("baseline", "candidate"):
+        arm = getattr(report.arms, name)
+        folder = again / "engines" / name
+        assert [engine.path for engine in arm.engines] == [
+            str(folder / "m-b1.engine"),
+            str(folder / "m-b2.engine"),
+        ]
+        assert all(Path(engine.path).is_file() for engine in arm.engines)
+        assert (arm.path, arm.backend) == (str(again / name / "model.onnx"), "onnxruntime")
+        assert arm.not_run is not None
+    assert "no NVIDIA driver" in (again / "report.md").read_text()
+    _, heard = _walk(request)
+    assert heard.reused == [*STAGES[:4], "engines", "measure"]
+
+    _, heard = _walk(_request(checkpoint, again))  # the same graphs: the engines are still theirs
+    assert (again / "engines" / "baseline" / "m-b1.engine").is_file()
+    assert heard.reused == list(STAGES[:4])
+    _, heard = _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
+    assert not (again / "engines").exists()
+    assert "engines: removed, they were built from other graphs" in heard.lines
+
+
+def test_engines_that_can_not_be_built_are_refused_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.engine import check
+    from exporter.engine.driver import Driver
+    from exporter.errors import EngineError
+    from exporter.request import EngineRequest
+
+    monkeypatch.setattr(check, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    request = _request(checkpoint, tmp_path / "out", engines=EngineRequest("tensorrt"))
+    with pytest.raises(EngineError, match="can't be used here: no NVIDIA driver"):
+        _walk(request)
+    assert not (tmp_path / "out").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from exporter.artifacts import Arm, ComparisonReport, EngineFacts
 from exporter.report.parts.model import CPU
@@ -35,12 +35,18 @@ def engines_part(report: ComparisonReport) -> Part | None:
         blocks.append(Grid("Engines as built", header, rows, right=range(2, 7)))
     for name, arm in arms.items():
         if len(arm.engines) > 1:
-            sizes = [engine.engine_bytes for engine in arm.engines]
-            spread = f"{min(sizes):,} to {max(sizes):,} bytes"
-            blocks.append(Note(f"{len(sizes)} engines, {spread}.", lead=f"Spread, {name}:"))
+            blocks.append(Note(_spread(arm.engines), lead=f"Builds, {name}:"))
         if arm.not_run is not None:
             blocks.append(Note(f"{arm.not_run}", lead=f"Not run, {name}:"))
     return Part("engines", "Engines", blocks) if blocks else None
+
+
+def _spread(engines: Sequence[EngineFacts]) -> str:
+    sizes = [engine.engine_bytes for engine in engines]
+    least, most = min(sizes), max(sizes)
+    if least == most:
+        return f"{len(sizes)} engines of {most:,} bytes each."
+    return f"{len(sizes)} engines of {least:,} to {most:,} bytes."
 
 
 def _engine(engine: EngineFacts) -> list[str]:
