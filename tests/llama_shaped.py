@@ -32,6 +32,7 @@ class LlamaShape:
         cache: With past_key_values inputs and present outputs; without them it runs at once.
         dtype: Of weights and activations.
         fused_norm: RMSNormalization as one operator (opset 23) instead of six.
+        fused_attention: Attention as one operator (opset 23), which repeats no keys or values.
     """
 
     layers: int = 80
@@ -43,6 +44,7 @@ class LlamaShape:
     cache: bool = True
     dtype: ir.DataType = ir.DataType.FLOAT16
     fused_norm: bool = False
+    fused_attention: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -119,7 +121,7 @@ class _Builder:
             [logits, *self._presents],
             nodes=self._nodes,
             initializers=[*self._weights, *self._small.values()],
-            opset_imports={"": 23 if shape.fused_norm else 20},
+            opset_imports={"": 23 if shape.fused_norm or shape.fused_attention else 20},
             name="llama",
         )
         return ir.Model(graph, ir_version=10, producer_name="depthcut tests")
@@ -137,14 +139,20 @@ class _Builder:
                 name = f"present.{layer}.{part}"
                 self._publish(cache, name, "batch", s.kv_heads, "total", s.head_dim)
                 self._presents.append(cache)
+        joined = self._op("Transpose", self._attended(query, key, value), perm=[0, 2, 1, 3])
+        flat = self._op("Reshape", joined, self._number(np.array([0, 0, s.hidden])))
+        return self._op("MatMul", flat, self._weight(f"{layer}.o", s.hidden, s.hidden))
+
+    def _attended(self, query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value:
+        s = self._shape
+        if s.fused_attention:
+            return self._op("Attention", query, key, value, self._bias, scale=s.head_dim**-0.5)
         key, value = self._repeated(key), self._repeated(value)
         turned = self._op("Transpose", key, perm=[0, 1, 3, 2])
         scale = self._number(np.asarray(s.head_dim**-0.5, s.dtype.numpy()))
         scores = self._op("Mul", self._op("MatMul", query, turned), scale)
         weights = self._op("Softmax", self._op("Add", scores, self._bias), axis=-1)
-        joined = self._op("Transpose", self._op("MatMul", weights, value), perm=[0, 2, 1, 3])
-        flat = self._op("Reshape", joined, self._number(np.array([0, 0, s.hidden])))
-        return self._op("MatMul", flat, self._weight(f"{layer}.o", s.hidden, s.hidden))
+        return self._op("MatMul", weights, value)
 
     def _heads(self, x: ir.Value, name: str, count: int) -> ir.Value:
         s = self._shape

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+import pytest
 
 from tests.benchmarks.gpu_sizes import Sizes
 from tests.llama_shaped import LlamaShape, write_llama
@@ -19,6 +23,30 @@ def test_the_weights_are_those_of_the_file(tmp_path: Path) -> None:
     weights = [value for value in model.graph.initializers.values() if value.name[:1] != "c"]
     sizes = Sizes.of(SHAPE)
     assert sizes.weights + sizes.embedding == sum(value.const_value.nbytes for value in weights)
+
+
+@pytest.mark.parametrize(("sequence", "past"), [(1, 7), (5, 0)])
+def test_attention_as_one_operator_computes_the_same(
+    sequence: int, past: int, tmp_path: Path
+) -> None:
+    import onnxruntime as ort
+
+    rng = np.random.default_rng(0)
+    feed = {
+        "input_ids": rng.integers(0, 100, (2, sequence)),
+        "attention_mask": np.ones((2, past + sequence), np.int64),
+    }
+    for layer, part in product(range(4), ("key", "value")):
+        cache = rng.standard_normal((2, 2, past, 16))
+        feed[f"past_key_values.{layer}.{part}"] = cache.astype(np.float32)
+    found = []
+    for fused in (False, True):
+        shape = replace(SHAPE, dtype=ir.DataType.FLOAT, fused_attention=fused)
+        path = write_llama(tmp_path / f"{fused}.onnx", shape, noise=0.1)
+        found.append(ort.InferenceSession(str(path)).run(None, feed))
+    assert np.abs(found[0][0]).max() > 0.1
+    for plain, one in zip(*found, strict=True):
+        np.testing.assert_allclose(one, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_a_step_reads_weights_and_cache() -> None:

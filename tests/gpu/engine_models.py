@@ -15,11 +15,13 @@ VOCABULARY = 97
 RANGES = Ranges(batch=Span(1, 1, 2), prompt=Span(1, 8, 16), context=Span(1, 64, 256))
 
 
-def write_tiny_llama(folder: Path, dtype: ir.DataType = ir.DataType.FLOAT) -> Path:
+def write_tiny_llama(
+    folder: Path, dtype: ir.DataType = ir.DataType.FLOAT, *, fused_attention: bool = False
+) -> Path:
     """Two layers with grouped heads and real weights."""
     shape = LlamaShape(
         layers=2, hidden=64, heads=4, kv_heads=2, intermediate=128, vocabulary=VOCABULARY,
-        dtype=dtype,
+        dtype=dtype, fused_attention=fused_attention,
     )  # fmt: skip
     return write_llama(folder / "model.onnx", shape, noise=0.1)
 

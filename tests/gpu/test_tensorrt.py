@@ -89,10 +89,11 @@ def test_it_computes_what_onnx_runtime_computes(shape: Shape, onnx: Path, engine
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-3, atol=1e-3, err_msg=name)
 
 
+@pytest.mark.parametrize("fused_attention", [False, True])
 def test_half_precision_computes_the_same_to_its_own_precision(
-    backend: Backend, tmp_path: Path
+    fused_attention: bool, backend: Backend, tmp_path: Path
 ) -> None:
-    onnx = write_tiny_llama(tmp_path, ir.DataType.FLOAT16)
+    onnx = write_tiny_llama(tmp_path, ir.DataType.FLOAT16, fused_attention=fused_attention)
     folder = build_here(onnx, tmp_path / "engines", backend)
     shape = Shape("decode", 2, 1, 64)
     with open_engine(folder) as runner:
