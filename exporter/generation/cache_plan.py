@@ -105,10 +105,10 @@ class CachePlan:
             BackendError: It says what is asked and what the engines hold.
         """
         self._refuse(f"a batch of {batch}", batch, self.batch, "--batch")
-        self._refuse(f"a prompt of {prompt} tokens", prompt, self.prompt, "--prompt")
+        self._refuse(f"a prompt length of {prompt}", prompt, self.prompt, "--prompt")
         for rows in self.groups(batch):
             size = rows.stop - rows.start
-            self._refuse(f"a prefill of {size} sequences", size, self.prefill_batch, "--batch")
+            self._refuse(f"a prefill batch of {size}", size, self.prefill_batch, "--batch")
             if any(
                 offset % ALIGNMENT_BYTES for offset in self.offsets(rows.start, prompt).values()
             ):
@@ -127,7 +127,7 @@ class CachePlan:
         Raises:
             BackendError: It says what the engine holds.
         """
-        self._refuse(f"a context of {length} tokens", length, self.context, "--context")
+        self._refuse(f"a context length of {length}", length, self.context, "--context")
 
     def _refuse(self, what: str, size: int, held: Span, option: str) -> None:
         if not held.low <= size <= held.high:

@@ -100,8 +100,8 @@ def refuse_too_long(decoder: Decoder, prompt: int, new_tokens: int, positions: i
     """
     if positions is not None and prompt + new_tokens > positions:
         raise BackendError(
-            f"The model knows {positions} positions, and {prompt} tokens of prompt with "
-            f"{new_tokens} new ones are {prompt + new_tokens}.",
+            f"The model knows {positions} positions; prompt and new tokens together are "
+            f"{prompt + new_tokens} ({prompt} + {new_tokens}).",
             "Take a shorter prompt or fewer new tokens.",
         )
     decoder.refuse_unfit(1, prompt, new_tokens)

@@ -66,9 +66,9 @@ def test_every_shape_of_a_generation_lies_in_its_profile() -> None:
     ("asked", "message"),
     [
         ((3, 4, 1), "a batch of 3 is asked for, built were 1 to 2"),
-        ((1, 7, 1), "a prompt of 7 tokens is asked for, built were 1 to 6"),
-        ((1, 4, 7), "a context of 9 tokens is asked for, built were 1 to 8"),
-        ((1, 0, 1), "a prompt of 0 tokens"),
+        ((1, 7, 1), "a prompt length of 7 is asked for, built were 1 to 6"),
+        ((1, 4, 7), "a context length of 9 is asked for, built were 1 to 8"),
+        ((1, 0, 1), "a prompt length of 0"),
     ],
 )
 def test_what_the_profiles_do_not_hold_is_refused(
@@ -104,7 +104,7 @@ def test_a_group_must_begin_where_the_library_takes_it() -> None:
     grouped(1, 5).refuse_unfit(1, 3, 1)  # alone, it begins at the buffer's own address
     with pytest.raises(BackendError, match="prompts of 3 tokens can't be run in groups"):
         grouped(1, 5).refuse_unfit(2, 3, 1)
-    with pytest.raises(BackendError, match="a prefill of 2 sequences is asked for"):
+    with pytest.raises(BackendError, match="a prefill batch of 2 is asked for"):
         replace(grouped(3, 5), prefill_batch=Span(3, 3, 3)).refuse_unfit(2, 4, 1)
 
 
@@ -153,7 +153,7 @@ def test_a_decoder_refuses_before_it_is_loaded(tmp_path: Path) -> None:
     path = written_as(tmp_path / "m.engine", phases=PHASES)
     decoder = open_decoder(path)
     assert isinstance(decoder, TensorRtDecoder)
-    with pytest.raises(BackendError, match="a context of 12 tokens"):
+    with pytest.raises(BackendError, match="a context length of 12"):
         generate(decoder, [1, 2, 3, 4], new_tokens=10)
     with pytest.raises(BackendError, match="outside its with block"):
         decoder.prefill(np.array([[1, 2]]))
@@ -194,7 +194,7 @@ def test_generate_tells_what_is_too_long_before_it_asks_for_a_driver(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["generate", str(folder), "cc", "-n", "64"]) == 1
-    assert "a context of 64 tokens" in re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "a context length of 64" in re.sub(r"\s+", " ", capsys.readouterr().err)
 
 
 def test_generate_on_onnx_keeps_to_the_model_s_positions(
@@ -206,6 +206,6 @@ def test_generate_on_onnx_keeps_to_the_model_s_positions(
     arguments = ["generate", str(tmp_path), "cc", "--tokenizer", str(file), "--threads", "1"]
     assert run([*arguments, "-n", "5"]) == 1
     told = re.sub(r"\s+", " ", capsys.readouterr().err)
-    assert "knows 6 positions, and 2 tokens of prompt with 5 new ones are 7" in told
+    assert "knows 6 positions; prompt and new tokens together are 7 (2 + 5)" in told
     assert run([*arguments, "-n", "4"]) == 0
     assert capsys.readouterr().out.endswith("\n")

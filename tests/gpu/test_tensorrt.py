@@ -190,7 +190,7 @@ def test_what_the_profiles_do_not_hold_is_refused(engines: Path) -> None:
         decoder.prefill(np.array([PROMPT]))
         for _ in range(257 - len(PROMPT)):
             decoder.step(np.array([[1]]))
-        with pytest.raises(BackendError, match="a context of 257 tokens"):
+        with pytest.raises(BackendError, match="a context length of 257"):
             decoder.step(np.array([[1]]))
 
 
