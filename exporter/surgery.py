@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from exporter.artifacts import (
     DeletedEntry,
+    EngineParse,
     GraphSizeEntry,
     PlannedDeletion,
     PruneReport,
@@ -32,6 +33,8 @@ from graph_passes.types import (
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from exporter.engine.gate import ParserCheck
 
 NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
 
@@ -65,6 +68,7 @@ def prune_file(
     keep_debug: bool = False,
     genai_config: Literal["rewrite", "none"] = "rewrite",
     report_path: Path | None = None,
+    engine_check: ParserCheck | None = None,
     progress: Progress = QUIET,
 ) -> PruneReport:
     """Cuts sublayers out of an ONNX file.
@@ -92,6 +96,7 @@ def prune_file(
         genai_config: ``rewrite`` a config beside the source for the result, or ``none``.
         report_path: Where the report goes, in place of an earlier file; by default ``prune.json``
             beside the target, if no other model's report stands there.
+        engine_check: Asked whether an engine's parser takes the result, before it appears.
         progress: Who is told.
 
     Returns:
@@ -101,7 +106,7 @@ def prune_file(
         OnnxFileError: The source can't be read, or the target not written.
         SurgeryError: The graph can't be cut as asked, or its ``genai_config.json`` not rewritten.
         VerificationError: The result doesn't compute what it should, or too little memory is free
-            to tell.
+            to tell; or the source parses and the result doesn't.
         MissingDependencyError: Verification without ONNX Runtime.
     """
     from graph_passes import prune_graph
@@ -132,12 +137,14 @@ def prune_file(
         result = Candidate(candidate, folder, passed)
         return verify_candidate(model, source.parent, asked, result, progress, numbers, setting)
 
-    def reported(verification: Verification) -> PruneReport:
+    def reported(candidate: Path, folder: Path) -> PruneReport:
+        verification = verified(candidate, folder)
+        parse = engine_check(source, candidate) if engine_check else None
         made_from = hashes.made_from(plan_sha256, replacements)
-        return _report(target.name, passed, verification, made_from)
+        return _report(target.name, passed, verification, parse, made_from)
 
     config = files.genai.text(model, passed) if files.genai else None
-    report = _publish(files, pruned, config, verified, reported)
+    report = _publish(files, pruned, config, reported)
     if files.genai:
         progress.say(files.genai.advice(files.all))
     return report
@@ -147,8 +154,7 @@ def _publish(
     files: PruneFiles,
     pruned: ir.Model,
     config: str | None,
-    verified: Callable[[Path, Path], Verification],
-    reported: Callable[[Verification], PruneReport],
+    reported: Callable[[Path, Path], PruneReport],
 ) -> PruneReport:
     """Writes everything aside, has it verified, and puts it in its place, all or nothing."""
     from graph_passes.files import storage
@@ -160,7 +166,9 @@ def _publish(
             written = storage.write_files(pruned, stage, target.name, files.weights)
             shares = files.weights == "share" and files.data
             folder = files.source.parent if shares else stage
-            report = reported(verified(stage / target.name, folder))
+            if shares:
+                _link(files, stage)
+            report = reported(stage / target.name, folder)
             moves = [(file, target.parent / file.name) for file in written]
             if files.genai and config is not None:
                 staged = stage / files.genai.target.name
@@ -174,6 +182,15 @@ def _publish(
     return report
 
 
+def _link(files: PruneFiles, stage: Path) -> None:
+    """Gives the data files that the result shares names beside it, where its readers look."""
+    for data in files.data:
+        name = stage / data.relative_to(files.source.parent)
+        name.parent.mkdir(parents=True, exist_ok=True)
+        if not name.exists():
+            name.hardlink_to(data.resolve())
+
+
 def _require_runtime() -> None:
     """Looks for ONNX Runtime before any work is done."""
     try:
@@ -184,7 +201,11 @@ def _require_runtime() -> None:
 
 
 def _report(
-    target: str, passed: PassReport, verification: Verification, made_from: dict[str, str]
+    target: str,
+    passed: PassReport,
+    verification: Verification,
+    parse: EngineParse | None,
+    made_from: dict[str, str],
 ) -> PruneReport:
     return PruneReport(
         made_from=made_from,
@@ -194,6 +215,7 @@ def _report(
         before=GraphSizeEntry.model_validate(asdict(passed.before)),
         after=GraphSizeEntry.model_validate(asdict(passed.after)),
         verification=verification,
+        engine=parse,
         kv_renumbering=passed.kv_renumbering,
     )
 

@@ -132,6 +132,20 @@ class Verification(Record):
     passed: bool | None
 
 
+class EngineParse(Record):
+    """Whether an engine's parser takes the pruned graph.
+
+    ``parsed_before`` is about the graph before the cut, which is asked only where the pruned one
+    does not parse; ``reasons`` are then the parser's, with the nodes.
+    """
+
+    backend: str
+    version: str
+    parsed: bool
+    parsed_before: bool | None = None
+    reasons: list[str] = Field(default_factory=list)
+
+
 class PruneReport(Artifact):
     """prune.json, beside a pruned ONNX file; ``target`` is that file's name."""
 
@@ -142,4 +156,5 @@ class PruneReport(Artifact):
     before: GraphSizeEntry
     after: GraphSizeEntry
     verification: Verification
+    engine: EngineParse | None = None
     kv_renumbering: dict[str, str] = Field(default_factory=dict)

@@ -18,7 +18,8 @@ from exporter.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from exporter.artifacts import Verification
+    from exporter.artifacts import EngineParse, Verification
+    from exporter.engine.flavours import Backend
 
 
 @click.command()
@@ -45,6 +46,11 @@ if TYPE_CHECKING:
     "--report", "report_path", type=ANY_PATH,
     help="The report's file.  [default: prune.json beside the result]",
 )  # fmt: skip
+@click.option(
+    "--check-engine", type=click.Choice(["tensorrt-rtx", "tensorrt"]), is_flag=False,
+    flag_value="tensorrt-rtx", metavar="[BACKEND]",
+    help="Fail if an engine's parser takes the original and not the result. [tensorrt-rtx]",
+)  # fmt: skip
 @click.option("--renumber-kv", is_flag=True, help="Number the remaining KV caches from 0.")
 @click.option(
     "--genai-config", type=click.Choice(["rewrite", "none"]), default="rewrite", show_default=True,
@@ -67,6 +73,7 @@ def prune(
     verify_limit: int,
     weights: Literal["compact", "share"],
     report_path: Path | None,
+    check_engine: Backend | None,
     renumber_kv: bool,
     genai_config: Literal["rewrite", "none"],
     keep_debug: bool,
@@ -83,6 +90,11 @@ def prune(
     from exporter.replacement_file import read_replacements
     from exporter.surgery import prune_file
 
+    gate = None
+    if check_engine is not None:
+        from exporter.engine.gate import engine_gate
+
+        gate = engine_gate(check_engine, progress)
     if (plan_path is None) == (not drops):
         raise UsageError("Say what to drop:", "--plan FILE or --drop KIND:LAYERS, one of them.")
     plan = parse_drops(drops) if plan_path is None else read_plan(plan_path)
@@ -105,6 +117,7 @@ def prune(
         keep_debug=keep_debug,
         genai_config=genai_config,
         report_path=report_path,
+        engine_check=gate,
         progress=progress,
     )
     replaced = sum(entry.replacement != "none" for entry in report.deleted)
@@ -114,9 +127,15 @@ def prune(
         f"{count} sublayer{'s' * (count != 1)} deleted{place}: "
         f"{report.before.nodes} -> {report.after.nodes}"
         f" nodes, {report.before.bytes / 1e6:.1f} -> {report.after.bytes / 1e6:.1f} MB of weights,"
-        f" verification: {_verification(report.verification, verify)}"
+        f" verification: {_verification(report.verification, verify)}{_parse(report.engine)}"
     )
     print_artifact(report, output, as_json, line)
+
+
+def _parse(done: EngineParse | None) -> str:
+    if done is None:
+        return ""
+    return f"; {done.backend} {done.version} {'parses it' if done.parsed else 'does not parse it'}"
 
 
 def _verification(done: Verification, asked: str) -> str:

@@ -195,16 +195,35 @@ def refuse_unknown_axes(inputs: Sequence[GraphTensor], ranges: Ranges) -> None:
         raise UsageError(
             f"No input has an axis {unknown!r}.", f"Free axes are {', '.join(known) or 'none'}."
         )
+    for name in _unused(inputs, ranges):
+        raise UsageError(
+            f"No input has an axis that --{name} could be for.",
+            f"Leave it out; free axes are {', '.join(known) or 'none'} (--dim).",
+        )
+
+
+def fitting(inputs: Sequence[GraphTensor], ranges: Ranges) -> Ranges:
+    """The ranges without those that no input has an axis for, such as an encoder's context."""
+    unused = _unused(inputs, ranges)
+    return Ranges(
+        batch=None if "batch" in unused else ranges.batch,
+        prompt=None if "prompt" in unused else ranges.prompt,
+        context=None if "context" in unused else ranges.context,
+        dims=ranges.dims,
+    )
+
+
+def _unused(inputs: Sequence[GraphTensor], ranges: Ranges) -> list[str]:
+    """By name, the ranges that are given and that no input has an axis for."""
     axes = {_meaning(each, axis) for each in inputs for axis in range(len(each.shape))}
     serve: dict[str, set[Axis]] = {
         "batch": {"batch"}, "prompt": {"sequence", "total"}, "context": {"past"},
     }  # fmt: skip
-    for name, meanings in serve.items():
-        if getattr(ranges, name) is not None and not axes & meanings:
-            raise UsageError(
-                f"No input has an axis that --{name} could be for.",
-                f"Leave it out; free axes are {', '.join(known) or 'none'} (--dim).",
-            )
+    return [
+        name
+        for name, meanings in serve.items()
+        if getattr(ranges, name) is not None and not axes & meanings
+    ]
 
 
 def profile(inputs: Sequence[GraphTensor], phase: str, ranges: Ranges) -> Profile:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from exporter.compare import CompareOptions
 from exporter.engine.driver import ask_driver
-from exporter.engine.profiles import Ranges, Span
+from exporter.engine.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key
 from exporter.pipeline.run import Run, files_below
@@ -41,11 +41,12 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
     with staged_directory(folder) as stage:
         for arm in _ARMS:
             (stage / arm).mkdir()
+            graph = run.ledger.path(arm) / "model.onnx"
             built = build_engines(
-                run.ledger.path(arm) / "model.onnx",
+                graph,
                 stage / arm,
                 builds=wanted.builds,
-                ranges=_ranges(run.request.compare),
+                ranges=fitting(graph_inputs(graph), _ranges(run.request.compare)),
                 backend=wanted.backend,
                 settings=wanted.settings,
                 progress=run.progress,

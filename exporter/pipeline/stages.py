@@ -82,6 +82,7 @@ def _exported(run: Run, stage: Path) -> Path:
 
 def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Cuts the candidate out of the baseline, and holds it against PyTorch and the oracle."""
+    from exporter.engine.gate import gate_where_installed
     from exporter.parity import check_export
     from exporter.surgery import prune_file
 
@@ -96,6 +97,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             deletions,
             plan_sha256=sha256_file(run.ledger.path("plan.json")),
             verify="oracle",
+            engine_check=gate_where_installed(run.progress),
             progress=run.progress,
         )
         _say_pruned(run, report)

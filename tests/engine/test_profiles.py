@@ -8,6 +8,7 @@ from exporter.engine.profiles import (
     GraphTensor,
     Ranges,
     Span,
+    fitting,
     graph_inputs,
     phases_of,
     profile,
@@ -62,8 +63,11 @@ def test_a_usual_range_for_an_axis_that_is_not_there_is_refused(name: str) -> No
 
 def test_an_encoder_has_no_context() -> None:
     refuse_unknown_axes([IDS, MASK], Ranges(prompt=Span(1, 8, 16)))
+    given = Ranges(prompt=Span(1, 8, 16), context=Span(1, 8, 16))
     with pytest.raises(UsageError, match="--context"):
-        refuse_unknown_axes([IDS, MASK], Ranges(context=Span(1, 8, 16)))
+        refuse_unknown_axes([IDS, MASK], given)
+    assert fitting([IDS, MASK], given) == Ranges(prompt=Span(1, 8, 16))
+    assert fitting([IDS, MASK, CACHE], given) == given
 
 
 def test_an_axis_of_unknown_meaning_must_be_given() -> None:
