@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from exporter.cli.options import EXISTING_DIRECTORY
+from exporter.cli.options import EXISTING_DIRECTORY, Lengths
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -56,6 +56,18 @@ def task_options(*, required: bool = False) -> Callable[[_F], _F]:
 def quality_options(function: _F) -> _F:
     """Adds what is measured of the answers, beside the distributions on the evaluation text."""
     for option in (
+        click.option(
+            "--long-context", type=Lengths(), default=(),
+            help="Look for hidden facts in contexts of these lengths, and predict their ends.",
+        ),
+        click.option(
+            "--agreement-tokens", type=click.IntRange(min=1), default=64, show_default=True,
+            help="Tokens that both arms generate from each prompt.",
+        ),
+        click.option(
+            "--agreement-prompts", type=click.IntRange(min=0), default=8, show_default=True,
+            help="Beginnings of the evaluation text that both arms continue greedily.",
+        ),
         click.option(
             "--stride", type=click.IntRange(min=1),
             help="Let samples of the evaluation text overlap: each begins N tokens after the last,"

@@ -98,5 +98,8 @@ def compare_options(options: Mapping[str, Any]) -> CompareOptions:
 
 def quality_options(options: Mapping[str, Any]) -> QualityOptions:
     """What is measured of the answers; a command without these options has the defaults."""
-    names = ("stride", "tasks", "task_data", "task_limit")
+    names = (
+        *("stride", "tasks", "task_data", "task_limit"),
+        *("agreement_prompts", "agreement_tokens", "long_context"),
+    )
     return QualityOptions(**{name: options[name] for name in names if name in options})

@@ -20,18 +20,29 @@ class QualityOptions:
         task_data: A folder of ``NAME.jsonl`` files; None takes lm-eval's tasks, whose items come
             from the Hugging Face hub.
         task_limit: The first that many items of each task; None for all.
+        agreement_prompts: Beginnings of the evaluation text that both arms continue greedily; 0
+            for none.
+        agreement_tokens: How many tokens they generate.
+        long_context: Lengths at which needles are looked for and the end of a text is predicted.
     """
 
     stride: int | None = None
     tasks: tuple[str, ...] = ()
     task_data: Path | None = None
     task_limit: int | None = None
+    agreement_prompts: int = 8
+    agreement_tokens: int = 64
+    long_context: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.stride < 1:
             raise UsageError("A stride begins at 1.")
         if self.task_limit is not None and self.task_limit < 1:
             raise UsageError("A task needs at least one item.")
+        if self.agreement_prompts < 0 or self.agreement_tokens < 1:
+            raise UsageError("Agreement takes 0 or more prompts and 1 or more tokens.")
+        if min(self.long_context, default=1) < 1:
+            raise UsageError("A context's length begins at 1.")
         if self.task_data is not None and not self.tasks:
             raise UsageError("--task-data is for --tasks, and no task is named.")
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import Accuracy
 from exporter.compare.arms import Pair
+from exporter.compare.continuations import generation_agreement, long_contexts
+from exporter.compare.embeddings import embedding_accuracy
 from exporter.compare.tasks import check_tasks, task_results
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
-    """Judges both arms on the same tokens; None for models without an output ``logits``.
+    """Judges both arms on the same tokens; None for models with neither logits nor embeddings.
 
     Raises:
         ComparisonError: For a text that is too short or of other tokens, and for logits that
@@ -29,8 +31,10 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
     check_tasks(pair)
     baseline = pair.baseline
     if LOGITS not in {spec.name for spec in baseline.runner.outputs}:
-        pair.progress.say("accuracy: left out, the models have no output called logits")
-        return None
+        found_embeddings = embedding_accuracy(pair, texts)
+        if found_embeddings is None:
+            pair.progress.say("accuracy: left out, the models have no output called logits")
+        return found_embeddings
     tokens = _tokens(pair, texts)
     check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
     pair.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
@@ -54,6 +58,8 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
         kl_interval=found.kl_interval,
         top5_agreement=found.top5_agreement,
         positions=found.positions,
+        generation=generation_agreement(pair, tokens),
+        long_context=long_contexts(pair, texts),
         tasks=task_results(pair),
     )
 

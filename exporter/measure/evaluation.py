@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from exporter.files import sha256_bytes
 from exporter.optional import require
 from exporter.texts import TextSource, pack_tokens
 
+_PASSAGE_CHARACTERS = 40  # shorter paragraphs are headings
 RANDOM_TOKENS = "seeded random token ids (there is no tokenizer.json beside the models)"
 
 
@@ -29,6 +31,7 @@ class EvaluationTokens:
         is_text: False for random ids, on which a perplexity means nothing.
         overlap: With a stride, the tokens at the start of each sample but the first that the
             sample before has predicted already.
+        opening: Tokens that the tokenizer puts at the start of each sample.
     """
 
     token_ids: NDArray[np.int64]
@@ -36,6 +39,7 @@ class EvaluationTokens:
     sha256: str
     is_text: bool
     overlap: int = 0
+    opening: int = 0
 
 
 def tokenize(
@@ -88,7 +92,31 @@ def tokenize(
     heads = np.tile(np.array(opening, dtype=np.int64), (len(windows), 1))
     ids = np.concatenate([heads, windows], axis=1)
     overlap = sequence_length - stride if stride else 0
-    return EvaluationTokens(ids, texts.source, texts.sha256, is_text=True, overlap=overlap)
+    return EvaluationTokens(
+        ids, texts.source, texts.sha256, is_text=True, overlap=overlap, opening=len(opening)
+    )
+
+
+def tokenize_passages(
+    texts: TextSource, tokenizer_path: Path, *, most: int, longest: int
+) -> list[NDArray[np.int64]]:
+    """Paragraphs of the evaluation text, each with the tokens that the tokenizer adds to a text.
+
+    Args:
+        texts: The evaluation text.
+        tokenizer_path: A ``tokenizer.json``.
+        most: How many; they are spread over the whole text.
+        longest: Tokens of one; longer ones lose their end.
+
+    Raises:
+        ComparisonError: The tokenizer can't be read.
+    """
+    parts = (part for text in texts.documents for part in re.split(r"\n\s*\n", text))
+    joined = (" ".join(part.split()) for part in parts)
+    passages = [*dict.fromkeys(part for part in joined if len(part) >= _PASSAGE_CHARACTERS)]
+    encode = text_encoder(tokenizer_path)
+    chosen = passages[:: max(1, len(passages) // most)][:most]
+    return [np.array(encode(passage, True)[:longest], np.int64) for passage in chosen]
 
 
 def random_ids(

@@ -91,7 +91,7 @@ def make_scorer(
     folder: ModelFolder,
     *,
     vocabulary: int | None = None,
-    batch_size: int | None = None,
+    rows: int | None = None,
     longest: int | None = None,
 ) -> Scorer:
     """A scorer with what the model's config says.
@@ -100,7 +100,7 @@ def make_scorer(
         runner: An entered runner.
         folder: The model's config.
         vocabulary: Tokens that it knows; by default as the config says.
-        batch_size: Sequences in one run; None for the default.
+        rows: Sequences in one run; None for the default.
         longest: Positions, where the config tells none.
     """
     told = vocabulary or folder.config.get("vocab_size")
@@ -108,5 +108,14 @@ def make_scorer(
         runner,
         longest=longest or folder.longest_sequence or UNLIMITED,
         vocabulary=told if isinstance(told, int) else None,
-        batch_size=batch_size or BATCH_SIZE,
+        batch_size=rows or batch_size(runner) or BATCH_SIZE,
+        shares=batch_size(runner) is None,
     )
+
+
+def batch_size(runner: Runner) -> int | None:
+    """How many sequences run together; None where any number does.
+
+    An engine takes the shapes that it was built for, of which one sequence is the surest.
+    """
+    return 1 if runner.backend.startswith("tensorrt") else None

@@ -40,7 +40,7 @@ def open_scorer(
     folder, runner = open_model(path, provider=provider, threads=threads)
     codec = TextCodec(folder)
     stack.enter_context(runner)
-    return make_scorer(runner, folder, batch_size=batch_size, longest=longest), codec
+    return make_scorer(runner, folder, rows=batch_size, longest=longest), codec
 
 
 def open_model(

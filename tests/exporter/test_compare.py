@@ -194,9 +194,7 @@ def test_the_calibration_text_is_no_evaluation_text(arms: tuple[Path, Path]) -> 
 
 
 def test_an_encoder_is_measured_as_a_whole(tmp_path: Path) -> None:
-    folders = [
-        write_tiny_lm(tmp_path / name, layers=(), output="last_hidden_state") for name in "ab"
-    ]
+    folders = [write_tiny_lm(tmp_path / name, layers=(), output="features") for name in "ab"]
     listener = Listener()
     report = compare(folders[0], folders[1], OPTIONS, progress=listener)
     assert [(row.phase, row.sequence_length) for row in report.latency] == [

@@ -1,0 +1,75 @@
+"""How long two models continue the same prompts with the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import GenerationAgreement
+from exporter.generation.decoder import Decoder
+from exporter.generation.sampling import Sampler, Sampling
+from exporter.progress import QUIET, Progress
+
+_END = -1  # stands for each token after one that ends the text
+
+
+def compare_continuations(
+    baseline: Decoder,
+    candidate: Decoder,
+    prompts: NDArray[np.int64],
+    *,
+    new_tokens: int,
+    stop_ids: Collection[int] = (),
+    batch_size: int | None = None,
+    progress: Progress = QUIET,
+) -> GenerationAgreement:
+    """Continues prompts greedily with both arms.
+
+    Args:
+        baseline: A loaded decoder.
+        candidate: Likewise.
+        prompts: ``[prompts, tokens]``.
+        new_tokens: How many tokens to generate.
+        stop_ids: Tokens that end a text; what comes after one doesn't count.
+        batch_size: Prompts that run together; None for all.
+        progress: Hears of each arm.
+
+    Raises:
+        BackendError: A run fails, or logits are NaN.
+    """
+    rows = batch_size or len(prompts)
+    parts = [prompts[start : start + rows] for start in range(0, len(prompts), rows)]
+    texts = []
+    with progress.task("greedy generation", total=2 * len(parts)) as task:
+        for decoder in (baseline, candidate):
+            found = []
+            for part in parts:
+                found.append(_continue(decoder, part, new_tokens))
+                task.advance()
+            texts.append(_ended(np.concatenate(found), stop_ids))
+    same = texts[0] == texts[1]
+    divergence = np.where(same.all(axis=1), new_tokens, same.argmin(axis=1))
+    return GenerationAgreement(
+        prompts=len(prompts),
+        prompt_tokens=prompts.shape[1],
+        new_tokens=new_tokens,
+        exact_match=float(same.all(axis=1).mean()),
+        first_divergence=divergence.tolist(),
+    )
+
+
+def _continue(decoder: Decoder, prompts: NDArray[np.int64], new_tokens: int) -> NDArray[np.int64]:
+    """Greedy tokens, ``[prompts, new_tokens]``."""
+    sampler = Sampler(Sampling())
+    tokens = [sampler.choose(decoder.prefill(prompts))]
+    while len(tokens) < new_tokens:
+        tokens.append(sampler.choose(decoder.step(tokens[-1][:, None])))
+    return np.stack(tokens, axis=1)
+
+
+def _ended(tokens: NDArray[np.int64], stop_ids: Collection[int]) -> NDArray[np.int64]:
+    stops = np.isin(tokens, list(stop_ids))
+    after = np.cumsum(stops, axis=1) - stops > 0
+    return np.where(after, _END, tokens)
