@@ -11,6 +11,7 @@ pytest loads it wherever depthcut is installed: until the fixture is used it imp
 from __future__ import annotations
 
 import warnings
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import pytest
 
 if TYPE_CHECKING:
     from exporter.artifacts import Check, CheckReport, ComparisonReport
+    from exporter.compare import CompareOptions
     from exporter.regression import Limits
 
 _WAYS = ("fail", "skip", "warn")
@@ -97,7 +99,8 @@ class Depthcut:
         Args:
             baseline: The unpruned model, as `depthcut compare` takes it: an ONNX file, a folder.
             candidate: The pruned model, likewise.
-            options: Fields of :class:`exporter.compare.CompareOptions`.
+            options: Fields of :class:`exporter.compare.CompareOptions` and of its parts, such as
+                ``threads=1`` and ``stride=256``.
         """
         cache = self._item.config.stash.setdefault(_CACHE, {})
         key = (Path.cwd(), str(baseline), str(candidate), repr(sorted(options.items())))
@@ -120,15 +123,27 @@ class Depthcut:
     def _measure(
         self, baseline: str | Path, candidate: str | Path, options: dict[str, Any]
     ) -> ComparisonReport:
-        from exporter.compare import CompareOptions, compare
+        from exporter.compare import compare
 
         if self._settings.time_budget is not None:
             options = {"time_budget_s": self._settings.time_budget, **options}
-        try:
-            chosen = CompareOptions(**options)
-        except TypeError as error:
-            raise pytest.UsageError(f"depthcut.compare: {error}") from None
-        return compare(baseline, candidate, chosen)
+        return compare(baseline, candidate, _compare_options(options))
+
+
+def _compare_options(given: dict[str, Any]) -> CompareOptions:
+    """Options by their bare names, whichever part of the options they are of."""
+    from exporter.compare import CompareOptions
+
+    left, parts = dict(given), dict[str, Any]()
+    for field in fields(CompareOptions):
+        default = getattr(CompareOptions(), field.name)
+        if is_dataclass(default) and not isinstance(default, type) and field.name not in left:
+            own = {one.name for one in fields(default)} & left.keys()
+            parts[field.name] = replace(default, **{name: left.pop(name) for name in own})
+    try:
+        return CompareOptions(**left, **parts)
+    except TypeError as error:
+        raise pytest.UsageError(f"depthcut.compare: {error}") from None
 
 
 class AssertableComparison:

@@ -65,6 +65,9 @@ def _parameters(command: list[str]) -> dict[str, Any]:
 
 
 def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:
+    """Only the same files, run in the same way, can confirm anything."""
+    from exporter.regression.keys import difference_words, differences, key_of
+
     for name in _ARMS:
         before, after = getattr(report.arms, name), getattr(again.arms, name)
         if before.sha256 != after.sha256:
@@ -72,3 +75,9 @@ def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:
                 f"{before.path} is another file than the one that the report was made from.",
                 "Compare again; a regression can only be confirmed on the same files.",
             )
+    found = [one for one in differences(key_of(report), key_of(again)) if one.field != "text"]
+    if found:
+        raise RegressionError(
+            f"The second measurement ran otherwise than the report's: {difference_words(found)}.",
+            "Measure with depthcut compare on the machine that checks, or leave --confirm out.",
+        )

@@ -31,7 +31,7 @@ def read_baselines(path: Path) -> Named:
     """Reads all reports of a baseline.
 
     Args:
-        path: A report, a file with several, or a folder with reports.
+        path: A report, a file with several, or a folder of reports and of no other ``.json``.
 
     Raises:
         ArtifactError: A file can't be read or is of another kind.
@@ -39,10 +39,10 @@ def read_baselines(path: Path) -> Named:
     """
     if not path.exists():
         raise RegressionError(f"{path}: there is no baseline.", _UPDATE)
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    found: Named = {}
-    for file in files:
-        found.update(_read(file))
+    if path.is_dir():
+        found = {str(file): ComparisonReport.read(file) for file in sorted(path.glob("*.json"))}
+    else:
+        found = _read(path)
     if not found:
         raise RegressionError(f"{path} holds no report.", _UPDATE)
     for name, report in found.items():

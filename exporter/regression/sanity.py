@@ -33,7 +33,7 @@ def refuse_unsound(report: ComparisonReport, name: str) -> None:
 
 def _refuse_row(row: LatencyRow, path: str) -> None:
     for arm in ("baseline", "candidate"):
-        _refuse_times(getattr(row, arm), row.rounds, f"{path}.{arm}")
+        _refuse_times(getattr(row, arm), 1 if row.imported else row.rounds, f"{path}.{arm}")
     _refuse_speedup(row.speedup, f"{path}.speedup")
     if row.noise_floor is not None and not math.isfinite(row.noise_floor.ratio):
         raise RegressionError(f"{path}.noise_floor.ratio is {row.noise_floor.ratio}.", _AGAIN)
@@ -45,9 +45,10 @@ def _refuse_times(times: LatencySamples, rounds: int, path: str) -> None:
     for number, value in enumerate(times.samples_ms):
         if not (math.isfinite(value) and value > 0):
             raise RegressionError(f"{path}.samples_ms[{number}] is {value}: no time.", _AGAIN)
-    if len(times.samples_ms) < rounds:
+    count = len(times.samples_ms)
+    if count % rounds:
         raise RegressionError(
-            f"{path}.samples_ms has {len(times.samples_ms)} times for {rounds} rounds.", _AGAIN
+            f"{path}.samples_ms has {count} times, which are not {rounds} equal rounds.", _AGAIN
         )
     if not (math.isfinite(times.median_ms) and times.median_ms > 0):
         raise RegressionError(f"{path}.median_ms is {times.median_ms}: no time.", _AGAIN)

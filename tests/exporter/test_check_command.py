@@ -251,6 +251,9 @@ def test_other_files_confirm_nothing(
     again.append(gate_report([FAST], arms=arms))
     assert command_line.run(["check", str(measured), "--min-speedup", "1.2", "--confirm", "1"]) == 2
     assert "is another file" in capsys.readouterr().err
+    again.append(gate_report([FAST], machine="Another CPU"))
+    assert command_line.run(["check", str(measured), "--min-speedup", "1.2", "--confirm", "1"]) == 2
+    assert "device: Test CPU, 2 CPUs, x86_64 there, Another CPU" in capsys.readouterr().err
 
 
 def test_a_report_that_names_no_command_can_t_be_confirmed(

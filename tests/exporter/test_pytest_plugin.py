@@ -183,12 +183,12 @@ def test_models_are_measured_once_for_equal_arguments(models: Inner) -> None:
     models.report(gate_row())
     body = """
 count = request.getfixturevalue("count")
-comparison = depthcut.compare("base", "cand", threads=1)
+comparison = depthcut.compare("base", "cand", threads=1, stride=64)
 comparison.assert_speedup(1.2)
 comparison.assert_kl(50)
-assert depthcut.compare("base", "cand", threads=1).report is comparison.report
+assert depthcut.compare("base", "cand", threads=1, stride=64).report is comparison.report
 (first, second, options), = count
-assert (first, second, options.threads) == ("base", "cand", 1)
+assert (first, second, options.threads, options.quality.stride) == ("base", "cand", 1, 64)
 depthcut.compare("base", "cand", threads=2)
 assert len(count) == 2
 """

@@ -388,7 +388,7 @@ def test_files_that_are_no_baseline_are_named(tmp_path: Path) -> None:
         (gate_row(candidate=samples(1, 0)), r"latency\[0\]\.candidate\.samples_ms is empty"),
         (gate_row(baseline=samples(math.nan)), r"baseline\.samples_ms\[0\] is nan: no time"),
         (gate_row(baseline=samples(-1.0)), r"is -1\.0: no time"),
-        (gate_row(candidate=samples(80.0, 3)), "3 times for 12 rounds"),
+        (gate_row(candidate=samples(80.0, 3)), "3 times, which are not 12 equal rounds"),
         (
             gate_row(speedup={"ratio": math.nan, "ci95": (1.0, 2.0)}),
             r"speedup is nan \[1\.0, 2\.0\]: no factor",
