@@ -10,8 +10,13 @@ from exporter.artifacts.base import Record
 
 Phase = Literal["prefill", "decode", "encode"]
 """What one run of a graph does."""
-TimedPhase = Literal["prefill", "decode", "encode", "first_token", "per_token", "generate"]
-"""What a row times: one run of the graph, or a part of a whole generation."""
+TimedPhase = Literal[
+    "prefill", "decode", "encode", "first_token", "per_token", "generate", "run"
+]  # fmt: skip
+"""What a row times: one run of the graph, or a part of a whole generation.
+
+``run`` is one of a shape that isn't known, all its lengths 0: another tool timed it.
+"""
 VerdictWord = Literal["faster", "slower", "same", "inconclusive"]
 Stop = Literal["narrow", "budget", "rounds"]
 """Why measuring ended: a narrow enough interval, no time left, or as many rounds as were asked."""

@@ -54,7 +54,8 @@ class TorchRunner:
         self.provider = provider.upper()
         self.threads = threads
         self.cpu_nodes: Mapping[str, int] = {}
-        self._compiled = compiled
+        self._compiled: _Forward | None = None
+        self._compiles = compiled
         self._device = torch.device(provider)
         self._module = InterfaceModule(model, self.interface).eval()
         self._forward: _Forward | None = None
@@ -74,10 +75,16 @@ class TorchRunner:
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         self._module.to(self._device)
-        self._forward = self._module
-        if self._compiled:
-            self._forward = torch.compile(self._module, dynamic=False)
+        self._forward = self._eager_or_compiled()
         return self
+
+    def _eager_or_compiled(self) -> _Forward:
+        """The same compiled function whenever the runner is entered: it keeps what it compiled."""
+        if not self._compiles:
+            return self._module
+        if self._compiled is None:
+            self._compiled = torch.compile(self._module, dynamic=False)
+        return self._compiled
 
     def __exit__(self, *exc_info: object) -> None:
         """Gives back the threads, and the device's memory."""

@@ -53,7 +53,8 @@ def compare(
     """Measure CANDIDATE against BASELINE: latency, perplexity, agreement, size.
 
     Both are ONNX files or folders with one, engines or folders of them, or Hugging Face folders
-    that PyTorch runs: torch:DIR, torch-compile:DIR. Writes report.json and report.md.
+    that PyTorch runs: torch:DIR, torch-compile:DIR; or times that trtexec or polygraphy took:
+    times:FILE. Writes report.json and report.md.
     """
     from exporter.cli.requests import compare_options
     from exporter.cli.results import print_comparison

@@ -2,6 +2,7 @@
 
 ``torch:DIR`` and ``torch-compile:DIR`` are run by PyTorch. An engine is told by its file's name,
 a folder by what lies in it: where there is an ONNX file that is meant, and engines must be named.
+``times:FILE`` are times that another tool took; such arms are compared among themselves.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError, UsageError
 
-Kind = Literal["onnx", "engine", "torch", "torch-compile"]
+Kind = Literal["onnx", "engine", "torch", "torch-compile", "times"]
 
-_PREFIXES: tuple[Kind, ...] = ("torch", "torch-compile")
+_PREFIXES: tuple[Kind, ...] = ("torch", "torch-compile", "times")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,22 @@ class ArmName:
         return f"{self.prefix}{self.path}"
 
 
+def same_kind(baseline: Path | str, candidate: Path | str) -> tuple[ArmName, ArmName]:
+    """What the two arms are.
+
+    Raises:
+        ComparisonError: They are of different kinds.
+    """
+    first, second = ArmName.of(baseline), ArmName.of(candidate)
+    if first.kind != second.kind:
+        raise ComparisonError(
+            f"{first} and {second} are of different kinds: how much faster one is would tell "
+            "nothing of what was cut.",
+            "Compare two of a kind, and name the third as a --reference.",
+        )
+    return first, second
+
+
 def open_pair(
     baseline: Path | str,
     candidate: Path | str,
@@ -85,13 +102,7 @@ def open_pair(
         ModelSourceError: A PyTorch model can't be loaded.
         MissingDependencyError: What runs an arm is not installed.
     """
-    names = [ArmName.of(text) for text in (baseline, candidate)]
-    if names[0].kind != names[1].kind:
-        raise ComparisonError(
-            f"{names[0]} and {names[1]} are run by different libraries: how much faster one is "
-            "would tell nothing of what was cut.",
-            "Compare two of a kind, and name the third as a --reference.",
-        )
+    names = same_kind(baseline, candidate)
     if onnx is not None and names[0].kind != "engine":
         raise UsageError("--onnx names what engines were built from; these arms are none.")
     if names[0].kind == "engine":
@@ -152,6 +163,11 @@ def _open(
         from exporter.compare.engine_arm import open_engine_reference
 
         return open_engine_reference(name.path, options, threads=threads)
+    if name.kind == "times":
+        raise ComparisonError(
+            f"{name} can't be a reference: it was not timed in the same rounds.",
+            "Compare it with another times: arm.",
+        )
     if name.is_torch:
         from exporter.compare.torch_arm import open_torch_arm
 

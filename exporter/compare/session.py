@@ -22,11 +22,13 @@ from exporter.artifacts import (
 )
 from exporter.compare.arms import Pair
 from exporter.compare.dropped import dropped
-from exporter.compare.kinds import open_pair, open_references
+from exporter.compare.imported import compare_times
+from exporter.compare.kinds import open_pair, open_references, same_kind
 from exporter.compare.options import CompareOptions
 from exporter.compare.quality import accuracy
 from exporter.compare.texts import evaluation_text
 from exporter.compare.timing import latency_rows
+from exporter.errors import ComparisonError
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -52,7 +54,8 @@ def compare(
             perplexity, ``tokenizer.json``; ``config.json`` beside it tells the longest sequence.
             ``torch:DIR`` or ``torch-compile:DIR`` is a Hugging Face folder, run by PyTorch; an
             engine, or a folder of them, is run where there is a GPU, and else described while
-            ONNX Runtime runs what it was built from.
+            ONNX Runtime runs what it was built from; ``times:FILE`` holds times that another tool
+            took.
         candidate: The pruned model, of the same kind. Its inputs are among the baseline's.
         options: How to measure.
         references: Further arms, timed in the same rounds as the two; they get no verdict.
@@ -78,6 +81,11 @@ def compare(
     """
     from exporter.measure.environment import default_threads
 
+    names = same_kind(baseline, candidate)
+    if names[0].kind == "times":
+        if references:
+            raise ComparisonError("Times that were taken elsewhere have no reference beside them.")
+        return compare_times(*(name.path for name in names))
     options = options or CompareOptions()
     texts = evaluation_text(options, calibration)
     threads = options.threads or default_threads()

@@ -60,19 +60,20 @@ def accuracy_rows(report: ComparisonReport) -> list[Row]:
 
 
 def size_rows(report: ComparisonReport) -> list[Row]:
-    """Bytes on disk, parameters, nodes, and KV cache per token."""
+    """Bytes on disk, parameters, nodes, and KV cache per token; what is none is left out."""
     before, after = report.arms.baseline, report.arms.candidate
-    return [
-        _size_row("files, MB", before.file_bytes / 1e6, after.file_bytes / 1e6, 1),
-        _size_row("parameters, million", before.parameters / 1e6, after.parameters / 1e6, 2),
-        _size_row("graph nodes", before.nodes, after.nodes, 0),
-        _size_row(
+    sizes = (
+        ("files, MB", before.file_bytes / 1e6, after.file_bytes / 1e6, 1),
+        ("parameters, million", before.parameters / 1e6, after.parameters / 1e6, 2),
+        ("graph nodes", before.nodes, after.nodes, 0),
+        (
             "KV bytes per token",
             before.kv_cache_bytes_per_token,
             after.kv_cache_bytes_per_token,
             0,
         ),
-    ]
+    )
+    return [_size_row(*size) for size in sizes if size[1] or size[2]]
 
 
 def _size_row(what: str, before: float, after: float, digits: int) -> Row:
@@ -132,6 +133,8 @@ def why_no_accuracy(report: ComparisonReport) -> str:
     """Why a report has none."""
     if not report.latency and report.arms.baseline.not_run is not None:
         return "nothing was run"
+    if report.latency and all(row.imported for row in report.latency):
+        return "times alone tell nothing of it"
     return "the models have no output called logits"
 
 
@@ -190,6 +193,8 @@ def _noun(kind: str, number: int) -> str:
 def shape_words(row: LatencyRow) -> str:
     """What was timed: ``prefill of 512 tokens``, ``decode after 512 tokens``."""
     batch = f", batch {row.batch}" if row.batch > 1 else ""
+    if row.phase == "run":
+        return "a run of a shape that isn't told"
     if row.phase == "decode":
         return f"decode after {row.past_length} tokens{batch}"
     return f"{row.phase} of {row.sequence_length} tokens{batch}"
@@ -198,6 +203,8 @@ def shape_words(row: LatencyRow) -> str:
 def short_shape(row: LatencyRow) -> str:
     """The same for a narrow column: ``prefill 512``, ``decode at 512``."""
     batch = f" x {row.batch}" if row.batch > 1 else ""
+    if row.phase == "run":
+        return "run"
     if row.phase == "decode":
         return f"decode at {row.past_length}{batch}"
     return f"{row.phase} {row.sequence_length}{batch}"

@@ -15,6 +15,11 @@ from exporter.report.words import (
 )
 
 _FIGURES = ("median, ms", "p95, ms", "p99, ms", "samples")
+_APART = (
+    "Another tool timed the arms, each in sessions of its own: they didn't take turns. The speedup "
+    "is the ratio of the medians, above 1 when the candidate is faster; in brackets its 95 % "
+    "interval (Welch's), which says nothing of how sessions differ where there is one of each."
+)
 _STOPS = {
     "narrow": "Measured until the interval was narrow enough",
     "budget": "Measured until the time budget was spent",
@@ -61,6 +66,8 @@ def _floor(row: LatencyRow) -> str:
 
 
 def _how(rows: Sequence[LatencyRow]) -> str:
+    if all(row.imported for row in rows):
+        return _APART
     limits = " or ".join(f"{100 * limit:.3g} %" for limit in sorted({r.threshold for r in rows}))
     return (
         "Both arms took turns in one process (baseline, candidate, candidate, baseline, then the "

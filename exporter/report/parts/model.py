@@ -21,9 +21,11 @@ _TITLES = {
 _ALWAYS = ("attention", "mlp", "block")
 
 
-def size_part(report: ComparisonReport) -> Part:
-    """Bytes, parameters, nodes, KV cache of both arms."""
+def size_part(report: ComparisonReport) -> Part | None:
+    """Bytes, parameters, nodes, KV cache of both arms; None where none is known."""
     rows = [row[:4] for row in size_rows(report)]
+    if not rows:
+        return None
     return Part("size", "Size", [Grid("Size of both arms", HEADER[:4], rows, right=(1, 2, 3))])
 
 
