@@ -192,6 +192,14 @@ class AssertableComparison:
         """At least this share of positions has the unpruned model's most likely token."""
         self._assert(min_top1_agreement=at_least)
 
+    def assert_embedding_cosine(self, at_least: str | float) -> None:
+        """An encoder's embeddings have at least this mean cosine with the unpruned model's."""
+        self._assert(min_embedding_cosine=at_least)
+
+    def assert_task_drop(self, at_most: str | float) -> None:
+        """No task's score fell by more than so many points: 1% is 0.01."""
+        self._assert(max_task_drop=at_most)
+
     def assert_size_increase(self, at_most: str | float = "0%") -> None:
         """Files and engines grew by at most this share."""
         self._assert(max_size_increase=at_most)

@@ -14,6 +14,7 @@ from exporter.artifacts.accuracy import (
     LongContext,
     PerplexityPair,
     PositionError,
+    SampleLosses,
     TaskResult,
 )
 from exporter.artifacts.base import (
@@ -125,6 +126,7 @@ __all__ = [
     "Replacement",
     "ReplacementsRef",
     "RunKey",
+    "SampleLosses",
     "Scale",
     "Score",
     "Speedup",

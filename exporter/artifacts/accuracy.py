@@ -23,6 +23,17 @@ class PerplexityPair(Record):
     candidate: float
 
 
+class SampleLosses(Record):
+    """Each sample's loss, summed over its predicted tokens, in nats.
+
+    With them a later report on the same text can be compared sample by sample.
+    """
+
+    tokens: list[int]
+    baseline: list[float]
+    candidate: list[float]
+
+
 class PositionError(Record):
     """Means over the positions ``first`` to ``last`` (inclusive) of all samples."""
 
@@ -113,6 +124,7 @@ class Accuracy(Record):
     stride: int | None = None
     log_perplexity_increase: Interval | None = None
     kl_interval: Interval | None = None
+    sample_losses: SampleLosses | None = None
     top5_agreement: float | None = None
     positions: list[PositionError] = Field(default_factory=list)
     generation: GenerationAgreement | None = None

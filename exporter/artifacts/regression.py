@@ -11,7 +11,15 @@ from exporter.artifacts.comparison import ComparisonReport
 
 CheckVerdict = Literal["improved", "unchanged", "regressed", "inconclusive"]
 Quantity = Literal[
-    "time", "speedup", "perplexity", "kl_divergence", "top1_agreement", "task", "size", "memory"
+    "time",
+    "speedup",
+    "perplexity",
+    "kl_divergence",
+    "top1_agreement",
+    "embedding_cosine",
+    "task",
+    "size",
+    "memory",
 ]
 Scale = Literal["ratio", "difference"]
 """Whether a value is a factor, of which 1 is no change, or an amount, of which 0 is none."""

@@ -67,6 +67,7 @@ def limit_options(function: _F) -> _F:
         click.option("--max-memory-increase", type=share, help="Of KV cache and device memory."),
         click.option("--max-size-increase", type=share, help="Of files and engines."),
         click.option("--max-task-drop", type=share, help="Points of a task's score: 1% is 0.01."),
+        click.option("--min-embedding-cosine", type=share, help="Encoders: with the unpruned arm."),
         click.option("--min-top1-agreement", type=share, help="With the unpruned arm."),
         click.option("--max-kl", type=share, metavar="NATS", help="From the unpruned arm."),
         click.option("--max-perplexity-increase", type=share),

@@ -27,10 +27,14 @@ def remeasuring(
         UsageError: The report wasn't written by ``depthcut compare`` or ``export``.
     """
     from exporter.cli.requests import compare_options
-    from exporter.compare import compare
+    from exporter.compare import QualityOptions, compare
 
     parameters = _parameters(report.command)
-    options = replace(compare_options(parameters), eval_tokens=_FEW_TOKENS)
+    options = replace(
+        compare_options(parameters),
+        eval_tokens=_FEW_TOKENS,
+        quality=QualityOptions(agreement_prompts=0),
+    )
     paths = [parameters.get(name, getattr(report.arms, name).path) for name in _ARMS]
 
     def measure() -> ComparisonReport:

@@ -56,6 +56,7 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
         stride=pair.options.quality.stride,
         log_perplexity_increase=found.log_perplexity_increase,
         kl_interval=found.kl_interval,
+        sample_losses=found.sample_losses,
         top5_agreement=found.top5_agreement,
         positions=found.positions,
         generation=generation_agreement(pair, tokens),

@@ -21,6 +21,7 @@ class Limits:
         max_perplexity_increase: Share by which its perplexity may grow.
         max_kl: KL divergence from its unpruned arm, in nats per position.
         min_top1_agreement: Share of positions with the unpruned arm's most likely token.
+        min_embedding_cosine: Mean cosine of an encoder's embeddings with the unpruned arm's.
         max_task_drop: Points of a task's score that it may lose: 0.01 is one of a hundred.
         max_size_increase: Share by which its files and engines may grow.
         max_memory_increase: Share by which its KV cache and its device memory may grow.
@@ -33,6 +34,7 @@ class Limits:
     max_perplexity_increase: float | None = None
     max_kl: float | None = None
     min_top1_agreement: float | None = None
+    min_embedding_cosine: float | None = None
     max_task_drop: float | None = None
     max_size_increase: float | None = None
     max_memory_increase: float | None = None
@@ -44,8 +46,9 @@ class Limits:
                 raise UsageError(f"{name.replace('_', '-')} is {value:g}; it begins at 0.")
         if self.min_speedup == 0:
             raise UsageError("min-speedup is a factor above 0, such as 1.1.")
-        if self.min_top1_agreement is not None and self.min_top1_agreement > 1:
-            raise UsageError("min-top1-agreement is a share of at most 100 %.")
+        for name in ("min_top1_agreement", "min_embedding_cosine"):
+            if (getattr(self, name) or 0) > 1:
+                raise UsageError(f"{name.replace('_', '-')} is at most 1, or 100 %.")
 
     @property
     def empty(self) -> bool:

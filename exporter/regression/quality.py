@@ -1,8 +1,8 @@
 """Accuracy: perplexity, divergence and agreement with the unpruned arm, and tasks.
 
 Both sessions judge the same unpruned model on the same text, so what grew between them is the
-candidate's loss above it. The same candidate file on the same text gives the same loss again: there
-is no interval to speak of then.
+candidate's loss above it, sample by sample where the reports have the samples' losses. The same
+candidate file on the same text gives the same loss again: there is no interval to speak of then.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ def accuracy_checks(
     if limits.min_top1_agreement is not None:
         agreement = _agreement(_accuracy(report, "min-top1-agreement"))
         checks.append(judge(agreement, limits.min_top1_agreement))
+    if limits.min_embedding_cosine is not None:
+        cosine = _cosine(_accuracy(report, "min-embedding-cosine"))
+        checks.append(judge(cosine, limits.min_embedding_cosine))
     if limits.max_task_drop is not None:
         estimates = _tasks(report, baseline)
         checks += [judge(estimate, -limits.max_task_drop) for estimate in estimates]
@@ -63,7 +66,8 @@ def _perplexity(report: ComparisonReport, baseline: ComparisonReport | None) -> 
         then, then_ci95 = _increase(baseline)
         before, log_ratio, interval = _candidate_perplexity(baseline), now - then, None
         if now_ci95 and then_ci95 and not _same_question(report, baseline):
-            interval = difference(now, now_ci95, then, then_ci95)
+            unpaired = difference(now, now_ci95, then, then_ci95)
+            interval = _paired(report.accuracy, baseline.accuracy) or unpaired
     if math.isnan(log_ratio):  # both collapsed: infinite then and now
         log_ratio = 0.0
     return Estimate(
@@ -96,6 +100,22 @@ def _increase(report: ComparisonReport) -> tuple[float, tuple[float, float] | No
     if not min(pair.baseline, pair.candidate) > 0:
         raise RegressionError("A perplexity is at least 1; $.accuracy.perplexity is not.")
     return _log(pair.candidate) - _log(pair.baseline), None if told is None else told.ci95
+
+
+def _paired(now: Accuracy | None, then: Accuracy | None) -> tuple[float, float] | None:
+    """The interval from samples that both sessions judged; None where they aren't the same."""
+    if now is None or then is None or now.sample_losses is None or then.sample_losses is None:
+        return None
+    mine, other = now.sample_losses, then.sample_losses
+    if now.text_sha256 != then.text_sha256 or mine.tokens != other.tokens:
+        return None
+    import numpy as np
+
+    from exporter.measure.quality.paired import mean_interval
+
+    increases = [np.subtract(one.candidate, one.baseline) for one in (mine, other)]
+    found = mean_interval(increases[0] - increases[1], np.array(mine.tokens, dtype=np.float64))
+    return None if found is None else found.ci95
 
 
 def _same_question(report: ComparisonReport, baseline: ComparisonReport) -> bool:
@@ -137,6 +157,22 @@ def _agreement(accuracy: Accuracy) -> Estimate:
         before=None,
         after=accuracy.top1_agreement,
         value=accuracy.top1_agreement,
+        scale="difference",
+        higher_is_better=True,
+        unchanged=1.0,
+    )
+
+
+def _cosine(accuracy: Accuracy) -> Estimate:
+    if accuracy.embeddings is None:
+        raise RegressionError("min-embedding-cosine is set, but a report has none.", _MEASURE)
+    return Estimate(
+        "embedding_cosine",
+        "with the unpruned arm",
+        "",
+        before=None,
+        after=accuracy.embeddings.cosine,
+        value=accuracy.embeddings.cosine,
         scale="difference",
         higher_is_better=True,
         unchanged=1.0,

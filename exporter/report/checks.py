@@ -10,6 +10,7 @@ CHECK_HEADER = ("what", "before", "after", "change", "limit", "verdict")
 _NAMES = {
     "kl_divergence": "KL divergence",
     "top1_agreement": "same top-1 token",
+    "embedding_cosine": "cosine of embeddings",
 }
 _UNITS = {"time": " ms", "speedup": " ms"}
 
@@ -82,7 +83,7 @@ def _value(check: Check, value: float) -> str:
         return f"{value:.3f}x"
     if check.scale == "ratio":
         return f"{100 * (value - 1):+.1f} %"
-    if check.quantity == "kl_divergence":
+    if check.quantity in ("kl_divergence", "embedding_cosine"):
         return significant(value, 3)
     sign = "+" if check.quantity == "task" else ""
     return f"{100 * value:{sign}.1f} %"

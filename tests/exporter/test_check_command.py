@@ -64,7 +64,7 @@ def test_the_exit_code_is_the_verdict(
         ((), "nothing to check"),
         (("--baseline", "nowhere.json"), "there is no baseline"),
         (("--max-slowdown", "fast"), "is no amount"),
-        (("--min-top1-agreement", "95"), "at most 100 %"),
+        (("--min-top1-agreement", "95"), "or 100 %"),
         (("--allow", "colour"), "colour"),
         (("--allow", "device", "--max-kl", "1"), "none is named"),
         (("--update-baseline", "--max-kl", "1"), "none is named"),

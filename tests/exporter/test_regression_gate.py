@@ -7,11 +7,20 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.artifacts import Arms, ComparisonReport, EngineFacts, Interval, PerplexityPair
+from exporter.artifacts import (
+    Arms,
+    ComparisonReport,
+    EmbeddingAgreement,
+    EngineFacts,
+    Interval,
+    PerplexityPair,
+    SampleLosses,
+)
 from exporter.artifacts import TaskResult as Task
 from exporter.errors import ArtifactError, RegressionError, UsageError
 from exporter.regression import (
@@ -124,6 +133,32 @@ def test_perplexity_of_two_candidates_has_the_interval_of_both() -> None:
     assert judged(0.05) == "inconclusive"
 
 
+def test_perplexity_on_the_same_samples_is_compared_sample_by_sample() -> None:
+    """Samples are hard for both candidates or for neither: pairs see a change that sums hide."""
+    hard = np.linspace(1.0, 5.0, 16)
+
+    def told(extra: np.ndarray, name: str, **changes: Any) -> ComparisonReport:
+        candidate = 100 * (hard + 0.4 * hard + extra)
+        losses = SampleLosses(
+            tokens=[100] * 16, baseline=list(100 * hard), candidate=list(candidate)
+        )
+        increase = float((candidate - 100 * hard).sum() / 1600)
+        spread = Interval(value=increase, ci95=(increase - 0.25, increase + 0.25))
+        pair = PerplexityPair(baseline=20.0, candidate=20.0 * math.exp(increase))
+        accuracy = gate_accuracy(
+            perplexity=pair, log_perplexity_increase=spread, sample_losses=losses, **changes
+        )
+        arms = Arms(baseline=gate_arm("base"), candidate=gate_arm(name))
+        return gate_report(accuracy=accuracy, arms=arms)
+
+    noise = np.random.default_rng(0).normal(0, 0.01, 16)
+    old, limits = told(np.zeros(16), "old"), Limits(max_perplexity_increase=0.01)
+    assert against(told(0.05 + noise, "new"), old, limits).verdict == "regressed"
+    assert against(told(0.002 + noise / 10, "new"), old, limits).verdict == "unchanged"
+    other = told(0.05 + noise, "new", text_sha256="f" * 64)
+    assert against(other, old, limits).verdict == "inconclusive"
+
+
 def test_the_same_candidate_on_the_same_text_is_exact() -> None:
     interval = Interval(value=0.22, ci95=(0.1, 0.34))
     report = gate_report(accuracy=gate_accuracy(log_perplexity_increase=interval))
@@ -142,12 +177,16 @@ def test_the_same_candidate_on_the_same_text_is_exact() -> None:
         (Limits(max_kl=0.1), "regressed"),
         (Limits(min_top1_agreement=0.8), "unchanged"),
         (Limits(min_top1_agreement=0.9), "regressed"),
+        (Limits(min_embedding_cosine=0.95), "unchanged"),
+        (Limits(min_embedding_cosine=0.98), "regressed"),
         (Limits(max_perplexity_increase=0.3), "unchanged"),
         (Limits(max_perplexity_increase=0.2), "regressed"),
     ],
 )
 def test_accuracy_of_a_report_alone(limits: Limits, word: str) -> None:
-    assert check(gate_report(), limits).verdict == word
+    embeddings = EmbeddingAgreement(texts=64, cosine=0.97, lowest_cosine=0.9, rank_agreement=0.95)
+    report = gate_report(accuracy=gate_accuracy(embeddings=embeddings))
+    assert check(report, limits).verdict == word
 
 
 def test_a_collapsed_candidate_regressed_and_a_collapsed_original_is_refused() -> None:
@@ -424,6 +463,7 @@ def test_a_shape_that_is_there_twice_is_refused() -> None:
         ),
         (gate_report(accuracy=gate_accuracy(kl_divergence=None)), Limits(max_kl=1), "no KL"),
         (gate_report(), Limits(max_task_drop=0.1), "no task"),
+        (gate_report(), Limits(min_embedding_cosine=0.9), "has none"),
         (
             gate_report(accuracy=gate_accuracy(kl_divergence=math.nan)),
             Limits(max_kl=1),

@@ -162,6 +162,7 @@ def test_what_is_no_amount_is_refused(text: str) -> None:
         {"max_kl": math.nan},
         {"min_speedup": 0.0},
         {"min_top1_agreement": 95.0},
+        {"min_embedding_cosine": 1.5},
         {"max_size_increase": math.inf},
     ],
 )

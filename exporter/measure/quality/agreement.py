@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Interval, PerplexityPair, PositionError
+from exporter.artifacts import Interval, PerplexityPair, PositionError, SampleLosses
 from exporter.backends.base import Array, Runner
 from exporter.errors import ComparisonError
 from exporter.measure.quality.paired import mean_interval
@@ -34,6 +34,8 @@ class Agreement:
         top1_agreement: Share of positions with the same most likely token.
         top5_agreement: Mean share of the baseline's five likeliest tokens among the candidate's.
         positions: The same by position: 0, 1, 2 to 3, 4 to 7 and so on.
+        sample_losses: By sample; None for a model that doesn't predict the next token, and where
+            a loss isn't finite.
     """
 
     tokens: int
@@ -44,6 +46,7 @@ class Agreement:
     top1_agreement: float
     top5_agreement: float
     positions: list[PositionError]
+    sample_losses: SampleLosses | None
 
 
 def compare_predictions(
@@ -135,6 +138,17 @@ def _agreement(by_sample: Floats, by_position: Floats) -> Agreement:
         top1_agreement=float(totals["top1"] / count),
         top5_agreement=float(totals["top5"] / count),
         positions=_by_position(by_position),
+        sample_losses=_sample_losses(samples),
+    )
+
+
+def _sample_losses(samples: dict[str, Floats]) -> SampleLosses | None:
+    losses = {arm: samples[f"{arm}_loss"] for arm in ("baseline", "candidate")}
+    if not samples["predicted"].any() or not all(np.isfinite(v).all() for v in losses.values()):
+        return None
+    return SampleLosses(
+        tokens=[int(count) for count in samples["predicted"]],
+        **{arm: [float(loss) for loss in values] for arm, values in losses.items()},
     )
 
 

@@ -72,6 +72,9 @@ def _accuracy(report: ComparisonReport) -> Iterator[Figure]:
     if accuracy.top1_agreement is not None:
         agreement = 100 * accuracy.top1_agreement
         yield Figure("accuracy", "top1-agreement", "%", agreement, better="higher")
+    if accuracy.embeddings is not None:
+        cosine = accuracy.embeddings.cosine
+        yield Figure("accuracy", "embedding-cosine", "", cosine, better="higher")
     for task in accuracy.tasks:
         name = f"{task.task} {task.metric}"
         yield Figure(name, "score", "", task.candidate, better="higher")
