@@ -26,8 +26,8 @@ _WAYS = ("fail", "skip", "warn")
 _CACHE = pytest.StashKey[dict[Any, "ComparisonReport"]]()
 
 
-class InconclusiveWarning(UserWarning):
-    """A measurement can't tell whether a limit holds, and the tests were told to go on."""
+class DepthcutWarning(UserWarning):
+    """A measurement can't tell whether a limit holds, or other tests ran beside it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -105,6 +105,7 @@ class Depthcut:
         cache = self._item.config.stash.setdefault(_CACHE, {})
         key = (Path.cwd(), str(baseline), str(candidate), repr(sorted(options.items())))
         if key not in cache:
+            _warn_of_workers(self._item.config)
             cache[key] = self._measure(baseline, candidate, options)
         return AssertableComparison(
             self._item,
@@ -128,6 +129,13 @@ class Depthcut:
         if self._settings.time_budget is not None:
             options = {"time_budget_s": self._settings.time_budget, **options}
         return compare(baseline, candidate, _compare_options(options))
+
+
+def _warn_of_workers(config: pytest.Config) -> None:
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        text = f"depthcut measures while {workers} workers of pytest-xdist run: use -n 0."
+        warnings.warn(text, DepthcutWarning, stacklevel=3)
 
 
 def _compare_options(given: dict[str, Any]) -> CompareOptions:
@@ -272,4 +280,4 @@ def _tell(found: CheckReport, inconclusive: str) -> None:
             pytest.fail(text, pytrace=False)
         if inconclusive == "skip":
             pytest.skip(text)
-        warnings.warn(text, InconclusiveWarning, stacklevel=4)
+        warnings.warn(text, DepthcutWarning, stacklevel=4)

@@ -16,7 +16,7 @@ from exporter.regression.keys import rows_by_name
 from exporter.regression.limits import Limits
 from exporter.report.words import short_shape
 
-_IMPORTED = "Timed by another tool, not in turns."
+_IMPORTED = "Timed by another tool, not in turns, on a machine that it doesn't name."
 
 
 def time_checks(

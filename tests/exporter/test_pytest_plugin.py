@@ -225,6 +225,18 @@ assert len(count) == 2
     models.run(body).assert_outcomes(passed=1)
 
 
+def test_workers_beside_it_are_told(models: Inner) -> None:
+    models.report(gate_row())
+    body = """
+request.getfixturevalue("count")
+request.config.workerinput = {"workercount": 2}
+depthcut.compare("base", "cand").assert_kl(1)
+"""
+    result = models.run(body)
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*2 workers of pytest-xdist*"])
+
+
 def test_an_unknown_option_is_told(models: Inner) -> None:
     result = models.run('depthcut.compare("base", "cand", colour=1)')
     result.assert_outcomes(failed=1)
