@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -140,16 +141,21 @@ class Pair:
     def refuse_other_interface(self) -> None:
         """Refuses arms that don't take and give the same.
 
+        References may want positions or token types that the baseline's graph makes by itself.
+
         Raises:
             ComparisonError: They are no forms of one model.
         """
-        _refuse_other_interface(self.baseline.runner, self.candidate.runner, "candidate")
+        from exporter.measure.inputs import TOKEN_INPUTS
+
+        known = {spec.name for spec in self.baseline.runner.inputs}
+        _refuse_foreign(self.baseline.runner, self.candidate.runner, "candidate", known)
         for name, arm in self.references.items():
-            _refuse_other_interface(self.baseline.runner, arm.runner, f"reference {name}")
+            title = f"reference {name}"
+            _refuse_foreign(self.baseline.runner, arm.runner, title, known | TOKEN_INPUTS)
 
 
-def _refuse_other_interface(baseline: Runner, other: Runner, name: str) -> None:
-    known = {spec.name for spec in baseline.inputs}
+def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractSet[str]) -> None:
     foreign = [spec.name for spec in other.inputs if spec.name not in known]
     if foreign:
         raise ComparisonError(

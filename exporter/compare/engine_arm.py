@@ -16,6 +16,7 @@ from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
 from exporter.engine.driver import ask_driver
 from exporter.engine.engine_set import EngineSet, find_builds
+from exporter.engine.settings import ProfileEntry, ShapeRange
 from exporter.engine.sidecar import EngineRecord, built_for
 from exporter.errors import ComparisonError
 from exporter.files import sha256_file, sha256_files
@@ -53,10 +54,12 @@ def open_engine_pair(
 
     Raises:
         EngineError: There is no engine, or one is not what its record says.
-        ComparisonError: An ONNX file is not the one that an engine was built from.
+        ComparisonError: An ONNX file is not the one that an engine was built from, or the arms
+            were built in different ways.
         OnnxFileError: It can't be read.
     """
     builds = [find_builds(path) for path in (baseline, candidate)]
+    _refuse_built_differently(builds[0][0], builds[1][0])
     given = onnx or (None, None)
     sources = [_onnx_of(each[0], path) for each, path in zip(builds, given, strict=True)]
     problem = ask_driver().problem
@@ -67,6 +70,37 @@ def open_engine_pair(
         for each, source in zip(builds, sources, strict=True)
     )
     return first, second
+
+
+def _refuse_built_differently(baseline: EngineSet, candidate: EngineSet) -> None:
+    """What differs but for the model would be taken for what the cut has brought."""
+    ways = [_ways(build) for build in (baseline, candidate)]
+    different = [name for name, way in ways[0].items() if way != ways[1][name]]
+    shared = {each.name for each in baseline.inputs} & {each.name for each in candidate.inputs}
+    profiles = [
+        [_kept(slot.profile, shared) for slot in build.slots] for build in (baseline, candidate)
+    ]
+    if profiles[0] != profiles[1]:
+        different.append("profiles")
+    if different:
+        raise ComparisonError(
+            f"{baseline.name} and {candidate.name} were built in different ways: their "
+            f"{' and '.join(different)} differ.",
+            "Build both with the same options of depthcut build.",
+        )
+
+
+def _ways(build: EngineSet) -> dict[str, object]:
+    first = build.records[0]
+    return {
+        "libraries": (first.backend, first.backend_version),
+        "settings": first.settings,
+        "numbers of engines": len(build.records),
+    }
+
+
+def _kept(profile: ProfileEntry, names: set[str]) -> tuple[str, dict[str, ShapeRange]]:
+    return profile.phase, {name: span for name, span in profile.shapes.items() if name in names}
 
 
 def open_engine_reference(path: Path, options: CompareOptions, *, threads: int) -> ComparedArm:

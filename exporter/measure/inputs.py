@@ -14,6 +14,9 @@ from exporter.backends.base import Array, TensorSpec
 from exporter.errors import ComparisonError
 from exporter.measure.graph_facts import CACHE_INPUT
 
+TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids"})
+"""Inputs that follow from the tokens and the shape alone."""
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -15,7 +15,8 @@ from exporter.artifacts import ComparisonReport
 from exporter.compare import CompareOptions, compare, engine_arm
 from exporter.engine.driver import Driver
 from exporter.engine.engine_set import find_builds
-from exporter.errors import ComparisonError, EngineError, UsageError
+from exporter.engine.settings import BuildSettings
+from exporter.errors import ComparisonError, DepthcutError, EngineError, UsageError
 from exporter.files import sha256_file, sha256_files
 from exporter.measure import latency
 from exporter.report.markdown import render
@@ -125,6 +126,28 @@ def test_other_weights_are_another_onnx_file(exported: Path) -> None:
     assert compared(exported).latency == []
     with pytest.raises(ComparisonError, match="was not built from"):
         compared(exported, onnx=(exported / "baseline", exported / "candidate"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"backend_version": "1.6.0"}, "their libraries differ"),
+        ({"settings": BuildSettings(compute_capabilities=("sm80",))}, "their settings differ"),
+        ({"profiles": []}, "has no profile"),
+    ],
+)
+def test_arms_that_were_built_in_different_ways_are_refused(
+    exported: Path, changes: dict[str, Any], told: str
+) -> None:
+    built(exported / "candidate", exported / "engines/candidate", **changes)
+    with pytest.raises(DepthcutError, match=told):
+        compared(exported)
+
+
+def test_arms_for_different_shapes_are_refused(exported: Path) -> None:
+    written_as(exported / "engines/candidate/m.engine", ["prefill"])
+    with pytest.raises(ComparisonError, match="in different ways: their profiles differ"):
+        compared(exported)
 
 
 def test_several_builds_are_all_listed(exported: Path) -> None:
