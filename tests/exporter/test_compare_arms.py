@@ -56,13 +56,13 @@ def test_a_reference_of_another_interface_is_refused(
         compare(*arms, OPTIONS, references=[other])
 
 
-def test_a_reference_may_want_positions_that_the_baseline_makes_itself(
+def test_a_reference_may_want_token_types_that_the_baseline_does_without(
     arms: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    other = write_tiny_lm(tmp_path / "other", extra_input="position_ids")
+    other = write_tiny_lm(tmp_path / "other", extra_input="token_type_ids")
     report = compare(*arms, OPTIONS, references=[other])
     assert "other" in report.arms.references
-    with pytest.raises(ComparisonError, match="candidate has an input 'position_ids'"):
+    with pytest.raises(ComparisonError, match="candidate has an input 'token_type_ids'"):
         compare(arms[0], other, OPTIONS)
     strange = write_tiny_lm(tmp_path / "strange", extra_input="pixel_values")
     with pytest.raises(ComparisonError, match="reference strange has an input 'pixel_values'"):
