@@ -293,8 +293,8 @@ def judge(
     """The verdict on an estimate: significance and size together.
 
     ``faster`` and ``slower`` need three things: the interval lies beyond the threshold
-    (``chances.threshold``), a stricter one excludes equal arms (``chances.equal``), and the ratio is
-    beyond the noise floor. ``same``: the interval lies within the threshold.
+    (``chances.threshold``), a stricter one excludes equal arms (``chances.equal``), and the ratio
+    is beyond the noise floor. ``same``: the interval lies within the threshold.
     """
     bounds = found.interval(1 - chances.threshold)
     ratio = Speedup(ratio=math.exp(found.log_ratio), ci95=bounds)
