@@ -100,8 +100,13 @@ class LatencyRow(Record):
     ``sequence_length`` is then the prompt's, ``new_tokens`` what is generated.
 
     ``rounds`` is how many equal parts, in order, each arm's samples fall into: part *i* of both
-    arms was taken in the same round, so that a saved report can be analysed again as pairs. With
-    several ``builds`` of an engine these are the parts' groups, equal and in order.
+    arms was taken in the same round, so that a saved report can be analysed again as pairs. In
+    each part the first half of the samples is of one visit, the second half of another. With
+    several ``builds`` of an engine these are the parts' groups, equal and in order; else, with
+    several ``loads``, the rounds between two loadings of both arms are, of which every second one
+    loaded them the other way round. ``verdict_interval`` is what the verdict rests on: wider than
+    the speedup's own, since a row is looked at more than once. ``dropped_rounds`` were thrown away
+    because a clock jumped.
     ``settled`` says whether times had stopped changing when the warm-up ended. ``clock`` is the
     host's, or the device's own events. ``imported`` rows were timed by another tool.
     ``references`` are further arms by name, in the same rounds; they get no verdict.
@@ -114,11 +119,14 @@ class LatencyRow(Record):
     new_tokens: int = 0
     rounds: int = Field(ge=1)
     builds: int = Field(default=1, ge=1)
+    loads: int = Field(default=1, ge=1)
+    dropped_rounds: int = 0
     baseline: LatencySamples
     candidate: LatencySamples
     references: dict[str, LatencySamples] = Field(default_factory=dict)
     speedup: Speedup
     verdict: VerdictWord
+    verdict_interval: tuple[float, float] | None = None
     threshold: float = 0.01
     noise_floor: NoiseFloor | None = None
     stopped: Stop | None = None

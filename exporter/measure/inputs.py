@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Phase
+from exporter.artifacts import Phase, TimedPhase
 from exporter.backends.base import Array, TensorSpec
 from exporter.errors import ComparisonError
 from exporter.measure.graph_facts import CACHE_INPUT
@@ -34,6 +34,16 @@ class Shape:
     batch: int
     sequence_length: int
     past_length: int = 0
+
+    @property
+    def phases(self) -> tuple[TimedPhase, ...]:
+        """The one row that it gives."""
+        return (self.phase,)
+
+    @property
+    def new_tokens(self) -> int:
+        """Nothing is generated: a run is one run."""
+        return 0
 
     @property
     def total_length(self) -> int:

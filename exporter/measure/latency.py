@@ -1,32 +1,32 @@
-"""Times two models against each other: interleaved, warmed up, raw samples kept.
+"""Times models against each other: interleaved, warmed up, loaded anew, raw samples kept.
 
-Both arms live in one process and take turns in rounds, baseline - candidate - candidate -
-baseline, and the other way round in every second one, so that a slow drift of the machine hits
-both alike. Garbage collection is off while the clock runs.
+All arms live in one process and take turns in rounds. Where in memory a model comes to lie can
+change its speed by percents, for as long as it stays loaded: two sessions of one and the same file
+then differ. So the arms are loaded anew for every chunk of rounds, in turns the other way round,
+and what counts is how chunks differ. Arms with several builds take turns with those instead.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import statistics
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from exporter.artifacts import LatencyRow
-from exporter.backends.base import BoundCall, Runner
-from exporter.measure.inputs import Shape, make_inputs, random_tokens
-from exporter.measure.statistics import Milliseconds, paired_speedup, summarize, verdict
+from exporter.errors import ComparisonError
+from exporter.measure.timing.chunk import Chunk, Memory, NoMemory
+from exporter.measure.timing.clock import Clocks, no_garbage_collection, timer_overhead_ns
+from exporter.measure.timing.probe import Cell, Probe, Subject, clock_of
+from exporter.measure.timing.rounds import Rounds, Times, calls_of_round
+from exporter.measure.timing.row import Grouping, Row
+from exporter.measure.timing.stopping import CHUNKS
+from exporter.measure.timing.warmup import Warmup, calls_per_visit, warm_up
 from exporter.progress import QUIET, Progress
 
-Clock = Callable[[], int]
-"""A monotonic clock in nanoseconds."""
-
-_AGREEMENT = 0.05  # warm-up windows that differ by less have settled
-_AGREEING_WINDOWS = 3
+_FEWEST_LOADS = 6  # an interval of fewer groups is so wide that it says nothing
 
 
 @dataclass(frozen=True)
@@ -34,185 +34,185 @@ class Sampling:
     """How long one row is measured.
 
     Attributes:
-        rounds: Rounds at least; an interval needs two, a verdict six.
-        most_rounds: Rounds at most, where calls are short.
-        row_seconds: Rounds beyond ``rounds`` are added until the row has taken this long.
-        visit_ms: How long an arm keeps its turn at least. An arm whose one call is shorter makes
-            several, and the first of them isn't timed: it finds caches and threads as the other
-            arm left them.
-        most_calls: Calls of one turn at most.
-        warmup_seconds: The warm-up ends here even when times have not settled.
+        seconds: Its time budget: what its rounds may take together. Loading and warming up come on
+            top of it.
+        rounds: Takes so many rounds, whatever they take and show; None goes by the budget.
+        threshold: Below it a difference counts as none.
+        warmup_seconds: A warm-up ends here even when times have not settled.
+        reload: Whether arms are loaded anew, where that doesn't take longer than measuring.
     """
 
-    rounds: int = 6
-    most_rounds: int = 60
-    row_seconds: float = 20.0
-    visit_ms: float = 25.0
-    most_calls: int = 16
+    seconds: float = 60.0
+    rounds: int | None = None
+    threshold: float = 0.01
     warmup_seconds: float = 10.0
+    reload: bool = True
+
+    @property
+    def chunks(self) -> int:
+        """Parts of a row's measurement."""
+        if self.rounds is None:
+            return CHUNKS
+        fitting = (n for n in range(CHUNKS, _FEWEST_LOADS - 1, -1) if self.rounds % n == 0)
+        return next(fitting, 1)
 
 
-@dataclass(frozen=True)
-class Warmup:
-    """How the warm-up ended.
-
-    Attributes:
-        calls: Calls of each arm.
-        call_ms: The slower arm's median time of its last windows.
-        stable: Whether times had settled.
-    """
-
-    calls: int
-    call_ms: float
-    stable: bool
-
-
-def measure_row(
-    baseline: Runner,
-    candidate: Runner,
-    shape: Shape,
-    vocabulary: int,
+def measure_rows(
+    arms: Mapping[str, Subject],
+    cells: Sequence[Cell],
     sampling: Sampling,
     *,
+    memory: Memory | None = None,
+    clocks: Clocks | None = None,
+    after_chunk: Callable[[], None] = lambda: None,
     progress: Progress = QUIET,
-) -> LatencyRow:
-    """Measures both arms at one shape, on the same random tokens.
-
-    Raises:
-        BackendError: When a run fails.
-        ComparisonError: When an input's meaning isn't known.
-    """
-    tokens = random_tokens(shape, vocabulary)
-    first, second = (
-        runner.prepare(make_inputs(runner.inputs, shape, tokens))
-        for runner in (baseline, candidate)
-    )
-    warmup = warm_up(first, second, sampling)
-    if not warmup.stable:
-        progress.say(f"{shape}: times had not settled after {warmup.calls} warm-up calls")
-    baseline_ms, candidate_ms = sample_pair(
-        first, second, sampling, call_ms=warmup.call_ms, progress=progress, label=f"time {shape}"
-    )
-    return _row(shape, baseline_ms, candidate_ms, settled=warmup.stable)
-
-
-def warm_up(
-    baseline: BoundCall,
-    candidate: BoundCall,
-    sampling: Sampling,
-    *,
-    clock: Clock = time.perf_counter_ns,
-) -> Warmup:
-    """Calls both arms in turn until the last three windows of each agree within 5 %."""
-    arms = (baseline, candidate)
-    windows: tuple[list[float], list[float]] = ([], [])
-    deadline = clock() + round(sampling.warmup_seconds * 1e9)
-    calls, per_window = 0, 1
-    while True:
-        for call, medians in zip(arms, windows, strict=True):
-            medians.append(statistics.median(_timed(call, clock) for _ in range(per_window)))
-        calls += per_window
-        stable = all(map(_settled, windows))
-        if stable or (len(windows[0]) >= _AGREEING_WINDOWS and clock() > deadline):
-            call_ms = max(statistics.median(found[-_AGREEING_WINDOWS:]) for found in windows)
-            return Warmup(calls, call_ms, stable)
-        per_window = _calls_per_visit(max(found[-1] for found in windows), sampling)
-
-
-def sample_pair(
-    baseline: BoundCall,
-    candidate: BoundCall,
-    sampling: Sampling,
-    *,
-    call_ms: float,
-    clock: Clock = time.perf_counter_ns,
-    progress: Progress = QUIET,
-    label: str = "",
-) -> tuple[Milliseconds, Milliseconds]:
-    """Times both arms in rounds.
+) -> list[LatencyRow]:
+    """Measures all arms at all cells.
 
     Args:
-        baseline: One bound run of the baseline.
-        candidate: One bound run of the candidate.
-        sampling: How long to measure.
-        call_ms: About how long a call takes; it decides the number of calls and rounds.
-        clock: The clock.
-        progress: Hears of each round.
-        label: What is measured, in words.
+        arms: By name, loaded; the first is the baseline, the second the candidate. They are loaded
+            when it ends, too.
+        cells: What is timed.
+        sampling: How long.
+        memory: What an earlier run left.
+        clocks: The clocks.
+        after_chunk: Called between chunks.
+        progress: Hears what goes on.
 
-    Returns:
-        Times of the baseline and of the candidate, each ``[rounds, 2 * calls]``, in milliseconds.
+    Raises:
+        BackendError: A run fails.
+        ComparisonError: The clock jumps again and again, or an input's meaning isn't known.
     """
-    calls = _calls_per_visit(call_ms, sampling)
-    rounds = _rounds(call_ms * 4 * (calls + _lead_in(calls)), sampling)
-    arms = (baseline, candidate)
-    taken: tuple[list[list[float]], list[list[float]]] = ([], [])
-    with progress.task(label, total=rounds) as task, _no_garbage_collection():
-        for number in range(rounds):
-            times: tuple[list[float], list[float]] = ([], [])
-            for arm in (0, 1, 1, 0) if number % 2 == 0 else (1, 0, 0, 1):
-                times[arm].extend(_visit(arms[arm], calls, clock))
-            for rows, row in zip(taken, times, strict=True):
-                rows.append(row)
-            task.advance()
-    return np.array(taken[0]), np.array(taken[1])
+    session = _Session(arms, sampling, memory or NoMemory(), clocks or Clocks(), progress)
+    return session.measure(cells, after_chunk)
 
 
-def _row(
-    shape: Shape, baseline_ms: Milliseconds, candidate_ms: Milliseconds, *, settled: bool
-) -> LatencyRow:
-    speedup = paired_speedup(baseline_ms, candidate_ms, seed=0)
-    return LatencyRow(
-        phase=shape.phase,
-        batch=shape.batch,
-        sequence_length=shape.sequence_length,
-        past_length=shape.past_length,
-        rounds=len(baseline_ms),
-        baseline=summarize(baseline_ms),
-        candidate=summarize(candidate_ms),
-        speedup=speedup,
-        verdict=verdict(speedup, rounds=len(baseline_ms)),
-        settled=settled,
-    )
+class _Session:
+    def __init__(
+        self,
+        arms: Mapping[str, Subject],
+        sampling: Sampling,
+        memory: Memory,
+        clocks: Clocks,
+        progress: Progress,
+    ) -> None:
+        self._arms = arms
+        self._sampling = sampling
+        self._memory = memory
+        self._clocks = clocks
+        self._progress = progress
+        self._builds = max(arm.builds for arm in arms.values())
+        self._rng = np.random.default_rng(0)
 
+    def measure(self, cells: Sequence[Cell], after_chunk: Callable[[], None]) -> list[LatencyRow]:
+        reloading = self._reloading(len(cells))
+        rows = [self._row(cell, reloading) for cell in cells]
+        number = 0
+        while open_rows := [row for row in rows if row.stopped is None]:
+            self._take_chunk(open_rows, number, reloading=reloading)
+            after_chunk()
+            number += 1
+        overhead = timer_overhead_ns(self._clocks.now)
+        return [record for row in rows for record in row.records(overhead)]
 
-def _visit(call: BoundCall, calls: int, clock: Clock) -> list[float]:
-    for _ in range(_lead_in(calls)):
-        call()
-    return [_timed(call, clock) for _ in range(calls)]
+    def _row(self, cell: Cell, reloading: bool) -> Row:
+        sampling = self._sampling
+        builds = self._builds
+        return Row(
+            cell,
+            list(self._arms),
+            Grouping(builds, reloading),
+            threshold=sampling.threshold,
+            chunks=math.ceil(sampling.chunks / builds) * builds,
+            seconds=sampling.seconds if sampling.rounds is None else None,
+        )
 
+    def _reloading(self, cells: int) -> bool:
+        """Whether to load anew for every chunk: tried once, and left where it takes too long."""
+        sampling = self._sampling
+        if not sampling.reload or self._builds > 1 or sampling.chunks < _FEWEST_LOADS:
+            return False
+        begin = time.monotonic()
+        self._reload(backwards=False)
+        taken = time.monotonic() - begin
+        if taken * sampling.chunks <= sampling.seconds * cells:
+            return True
+        self._progress.say(
+            f"time: the arms are loaded once, since loading takes {taken:.0f} s: what their place "
+            "in memory does to their speed is in the result"
+        )
+        return False
 
-def _timed(call: BoundCall, clock: Clock) -> float:
-    begin = clock()
-    call()
-    return (clock() - begin) / 1e6
+    def _reload(self, *, backwards: bool) -> None:
+        for arm in self._arms.values():
+            arm.unload()
+        arms = list(self._arms.values())
+        for arm in reversed(arms) if backwards else arms:
+            arm.load()
 
+    def _take_chunk(self, rows: list[Row], number: int, *, reloading: bool) -> None:
+        missing = []
+        for row in rows:
+            known = self._memory.recall(row.cell, number)
+            if known is None:
+                missing.append(row)
+            else:
+                row.add(known)
+        if missing and reloading and number:
+            self._reload(backwards=number % 2 == 1)
+        for arm in self._arms.values():
+            arm.use_build(number % self._builds)
+        for row in missing:
+            chunk = self._chunk(row, number)
+            self._memory.keep(row.cell, number, chunk)
+            row.add(chunk)
 
-def _settled(medians_ms: list[float]) -> bool:
-    last = medians_ms[-_AGREEING_WINDOWS:]
-    return len(last) == _AGREEING_WINDOWS and max(last) <= (1 + _AGREEMENT) * min(last)
+    def _chunk(self, row: Row, number: int) -> Chunk:
+        probes = [arm.probe(row.cell) for arm in self._arms.values()]
+        warm = self._warm_up(probes, row.cell, number)
+        calls = row.chunks[0].calls if row.chunks else calls_per_visit(warm.call_ms)
+        wanted = len(row.chunks[0].times_ms) if row.chunks else self._wanted(warm.call_ms, calls)
+        label = f"time {row.cell}, {number + 1} of at most {self._sampling.chunks}"
+        begin = self._clocks.now()
+        with no_garbage_collection():
+            taken, dropped = self._rounds(
+                Rounds(probes, calls, self._rng, self._clocks), wanted, label
+            )
+        seconds = (self._clocks.now() - begin) / 1e9
+        return Chunk(np.array(taken), seconds, warm.stable, clock_of(probes), dropped)
 
+    def _warm_up(self, probes: Sequence[Probe], cell: Cell, number: int) -> Warmup:
+        sampling = self._sampling
+        longest = sampling.warmup_seconds
+        if number:  # the model's files, the threads and the processor are warm by then
+            longest = min(longest, sampling.seconds / sampling.chunks)
+        found = warm_up(probes, seconds=longest, clock=self._clocks.now)
+        if not found.stable and not number:
+            self._progress.say(f"{cell}: times had not settled after {found.calls} warm-up calls")
+        return found
 
-def _calls_per_visit(call_ms: float, sampling: Sampling) -> int:
-    return max(1, min(sampling.most_calls, round(sampling.visit_ms / max(call_ms, 1e-3))))
+    def _wanted(self, call_ms: float, calls: int) -> int:
+        """Rounds in a chunk."""
+        sampling = self._sampling
+        if sampling.rounds is not None:
+            return sampling.rounds // sampling.chunks
+        round_ms = call_ms * calls_of_round(len(self._arms), calls)
+        return max(1, round(sampling.seconds * 1000 / sampling.chunks / max(round_ms, 1e-3)))
 
-
-def _lead_in(calls: int) -> int:
-    return 1 if calls > 1 else 0
-
-
-def _rounds(round_ms: float, sampling: Sampling) -> int:
-    wanted = int(sampling.row_seconds * 1000 / max(round_ms, 1e-3))
-    return max(sampling.rounds, min(sampling.most_rounds, wanted))
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    gc.collect()
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+    def _rounds(self, rounds: Rounds, wanted: int, label: str) -> tuple[list[Times], int]:
+        taken: list[Times] = []
+        dropped = 0
+        with self._progress.task(label, total=wanted) as task:
+            while len(taken) < wanted:
+                found = rounds.take()
+                if found is not None:
+                    taken.append(found)
+                    task.advance()
+                    continue
+                dropped += 1
+                if dropped > max(2, wanted):
+                    raise ComparisonError(
+                        f"{label}: the clock jumped in {dropped} rounds, so nothing can be timed.",
+                        "See whether the machine goes to sleep, or its clock source is broken.",
+                    )
+        return taken, dropped

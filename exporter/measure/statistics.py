@@ -182,7 +182,12 @@ def _trimmed_mean(ratios: NDArray[np.float64]) -> Any:
 
 
 def paired_speedup(
-    baseline_ms: Milliseconds, candidate_ms: Milliseconds, *, seed: int, groups: int = 1
+    baseline_ms: Milliseconds,
+    candidate_ms: Milliseconds,
+    *,
+    seed: int,
+    groups: int = 1,
+    alternating: bool = False,
 ) -> Speedup:
     """The speedup of rounds with a 95 % interval from a hierarchical bootstrap.
 
@@ -197,15 +202,17 @@ def paired_speedup(
         candidate_ms: ``[rounds, calls]``; row *i* was taken in the same round as the baseline's.
         seed: For the resampling.
         groups: Equal parts of the rounds, in order, each with arms loaded anew.
+        alternating: See :func:`estimate`; groups of either order are then drawn for one another.
 
     Raises:
         ValueError: With other shapes, times that aren't positive and finite, or fewer than two
             rounds.
     """
     ratios = log_ratios(baseline_ms, candidate_ms)
-    found = estimate(ratios, groups=groups)
-    drawn = _resampled(ratios.reshape(groups, -1), np.random.default_rng(seed))
-    units = groups if groups > 1 else len(ratios)
+    found = estimate(ratios, groups=groups, alternating=alternating)
+    strata = 2 if alternating and groups >= 4 else 1
+    drawn = _resampled(ratios.reshape(groups, -1), strata, np.random.default_rng(seed))
+    units = groups + 1 - strata if groups > 1 else len(ratios)
     outside = (1 - _expanded_level(units)) / 2
     low, high = np.exp(np.quantile(drawn, [outside, 1 - outside]))
     if units < FEWEST_ROUNDS:
@@ -214,15 +221,20 @@ def paired_speedup(
     return Speedup(ratio=math.exp(found.log_ratio), ci95=(float(low), float(high)))
 
 
-def _resampled(ratios: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def _resampled(
+    ratios: NDArray[np.float64], strata: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
     """Log speedups of resampled ``[groups, rounds]``, some at a time."""
     groups, rounds = ratios.shape
+    stratum = np.arange(groups) % strata
+    sizes = np.bincount(stratum)[stratum]
     found = []
     for _ in range(_RESAMPLES // _BATCH):
         # Of one group the one draw is always that group.
-        chosen = rng.integers(groups, size=(_BATCH, groups, 1))
+        chosen = stratum + strata * rng.integers(sizes, size=(_BATCH, groups))
         within = rng.integers(rounds, size=(_BATCH, groups, rounds))
-        found.append(_trimmed_mean(ratios[chosen, within]).mean(axis=-1))
+        means = _trimmed_mean(ratios[chosen[..., None], within])
+        found.append(np.mean([means[:, n::strata].mean(axis=1) for n in range(strata)], axis=0))
     return np.concatenate(found)
 
 

@@ -1,0 +1,1 @@
+"""Timing of several arms in turns: clocks, warm-up, rounds, and when to stop."""

@@ -1,0 +1,163 @@
+"""One cell of the grid while it is measured: its chunks, and what they say so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import LatencyRow, Stop, VerdictWord
+from exporter.measure.statistics import (
+    ONE_LOOK,
+    Estimate,
+    Milliseconds,
+    estimate,
+    judge,
+    log_ratios,
+    paired_speedup,
+    summarize,
+)
+from exporter.measure.timing.chunk import Chunk
+from exporter.measure.timing.noise import noise_floor
+from exporter.measure.timing.probe import Cell
+from exporter.measure.timing.stopping import LOOKS, chances, rest
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How rounds hang together.
+
+    Attributes:
+        builds: Builds of each arm; chunk *i* timed build ``i % builds``.
+        reloaded: Whether the arms were loaded anew for every chunk, in turns the other way round.
+    """
+
+    builds: int = 1
+    reloaded: bool = False
+
+
+class Row:
+    """A cell's chunks.
+
+    Args:
+        cell: What is timed.
+        arms: Names of all arms; the first is the baseline, the second the candidate.
+        grouping: How rounds hang together.
+        threshold: Below it a difference counts as none.
+        chunks: How many there are to be at most.
+        seconds: The time budget; None where there is none.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        arms: Sequence[str],
+        grouping: Grouping,
+        *,
+        threshold: float,
+        chunks: int,
+        seconds: float | None,
+    ) -> None:
+        self.cell = cell
+        self.stopped: Stop | None = None
+        self.chunks: list[Chunk] = []
+        self._arms = arms
+        self._grouping = grouping
+        self._threshold = threshold
+        self._most = chunks
+        self._budget = seconds
+        self._look = 0
+        self._chances = ONE_LOOK
+
+    @property
+    def seconds(self) -> float:
+        """What its rounds have taken."""
+        return sum(chunk.seconds for chunk in self.chunks)
+
+    def add(self, chunk: Chunk) -> None:
+        """Takes a chunk in, and looks whether that is enough."""
+        self.chunks.append(chunk)
+        count = len(self.chunks)
+        spent = self._budget is not None and self.seconds >= self._budget
+        if count >= self._most or (spent and count % self._grouping.builds == 0):
+            self._chances = ONE_LOOK if self._budget is None else rest(self._look)
+            told = self._told()
+            self.stopped = "narrow" if told else "rounds" if self._budget is None else "budget"
+        elif self._budget is not None and self._look < len(LOOKS) and count == LOOKS[self._look]:
+            self._chances = chances(self._look)
+            self._look += 1
+            if self._told():
+                self.stopped = "narrow"
+
+    def _told(self) -> bool:
+        return all(self._word(phase) != "inconclusive" for phase in range(len(self.cell.phases)))
+
+    def _word(self, phase: int) -> VerdictWord:
+        baseline_ms = self._times(phase)[0]
+        return judge(
+            self._estimate(phase),
+            rounds=len(baseline_ms),
+            threshold=self._threshold,
+            noise_floor=noise_floor(baseline_ms),
+            chances=self._chances,
+        )
+
+    def _estimate(self, phase: int) -> Estimate:
+        times = self._times(phase)
+        return estimate(
+            log_ratios(times[0], times[1]), groups=self._groups, alternating=self._alternating
+        )
+
+    @property
+    def _groups(self) -> int:
+        if self._grouping.builds > 1:
+            return self._grouping.builds
+        return len(self.chunks) if self._grouping.reloaded else 1
+
+    @property
+    def _alternating(self) -> bool:
+        return self._grouping.reloaded and self._grouping.builds == 1
+
+    def _times(self, phase: int) -> list[Milliseconds]:
+        """By arm, ``[rounds, 2 * calls]``, the rounds of one build together."""
+        builds = self._grouping.builds
+        ordered = [chunk for build in range(builds) for chunk in self.chunks[build::builds]]
+        joint: NDArray[np.float64] = np.concatenate([chunk.times_ms for chunk in ordered])
+        return [joint[:, arm, :, phase] for arm in range(len(self._arms))]
+
+    def records(self, timer_overhead_ns: float) -> list[LatencyRow]:
+        """What the report says of it, a row for each phase."""
+        return [self._record(phase, timer_overhead_ns) for phase in range(len(self.cell.phases))]
+
+    def _record(self, phase: int, timer_overhead_ns: float) -> LatencyRow:
+        cell, times, found = self.cell, self._times(phase), self._estimate(phase)
+        return LatencyRow(
+            phase=cell.phases[phase],
+            batch=cell.batch,
+            sequence_length=cell.sequence_length,
+            past_length=cell.past_length,
+            new_tokens=cell.new_tokens,
+            rounds=len(times[0]),
+            builds=self._grouping.builds,
+            loads=len(self.chunks) if self._grouping.reloaded else 1,
+            dropped_rounds=sum(chunk.dropped for chunk in self.chunks),
+            baseline=summarize(times[0]),
+            candidate=summarize(times[1]),
+            references={
+                name: summarize(own) for name, own in zip(self._arms[2:], times[2:], strict=True)
+            },
+            speedup=paired_speedup(
+                times[0], times[1], seed=0, groups=self._groups, alternating=self._alternating
+            ),
+            verdict=self._word(phase),
+            verdict_interval=found.interval(1 - self._chances.threshold),
+            threshold=self._threshold,
+            noise_floor=noise_floor(times[0]),
+            stopped=self.stopped,
+            seconds=self.seconds,
+            settled=self.chunks[0].settled,
+            clock=self.chunks[0].clock,
+            timer_overhead_ns=timer_overhead_ns,
+        )

@@ -1,0 +1,180 @@
+"""A machine that exists only in numbers: calls move its clock, and others disturb them.
+
+``BusyMachine`` is fitted to decode steps of SmolLM2 (one thread, a machine of 2 cores with more
+work than cores; ``tests/benchmarks/decode_steps.npz``): contention comes and goes over seconds,
+calls scatter, some are hit by a burst. ``Replayed`` plays recorded steps again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.measure.latency import Sampling
+from exporter.measure.timing.clock import Clocks
+from exporter.measure.timing.probe import CallProbe, Cell, Probe
+
+RECORDED = Path(__file__).parent / "benchmarks" / "decode_steps.npz"
+
+
+class Noise(Protocol):
+    """How much longer a call takes than on a machine of its own."""
+
+    def factor(self, now_s: float) -> float:
+        """For a call that begins now; 1 or more."""
+
+
+class VirtualTime:
+    """A clock that only calls move."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    @property
+    def clocks(self) -> Clocks:
+        """This clock, also as its own witness."""
+        return Clocks(now=self, witness=self)
+
+
+@dataclass
+class VirtualArm:
+    """An arm of virtual calls.
+
+    Attributes:
+        time: The clock that they move.
+        call_ms: What a call takes on a quiet machine.
+        noise: What disturbs it.
+        lottery: Standard deviation, in logs, of what loading does to its speed.
+        rng: Draws that.
+        later: A load that comes after the other arm's is by so much faster, in logs.
+        loads: Arms in the order of loading; shared by all arms.
+    """
+
+    time: VirtualTime
+    call_ms: float
+    noise: Noise
+    lottery: float = 0.0
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    later: float = 0.0
+    loads: list[VirtualArm] = field(default_factory=list)
+    builds: int = 1
+    _luck: float = 1.0
+
+    def load(self) -> None:
+        """Draws where it comes to lie."""
+        place = self.later if self.loads else 0.0
+        self.loads.append(self)
+        self._luck = float(np.exp(self.lottery * self.rng.standard_normal() - place))
+
+    def unload(self) -> None:
+        """Makes room."""
+        self.loads.clear()
+
+    def use_build(self, number: int) -> None:
+        """There is one."""
+
+    def probe(self, cell: Cell) -> Probe:
+        """A call."""
+        return CallProbe(self._call)
+
+    def _call(self) -> None:
+        factor = self.noise.factor(self.time.now_ns / 1e9)
+        self.time.now_ns += max(1, round(self.call_ms * self._luck * factor * 1e6))
+
+
+class Quiet:
+    """No noise."""
+
+    def factor(self, now_s: float) -> float:
+        """One."""
+        return 1.0
+
+
+class BusyMachine:
+    """Contention that comes and goes, calls that scatter, bursts, and a slow drift.
+
+    Args:
+        seed: Its own story.
+        contention: How many times slower it is, by the median, than when it is quiet.
+        scatter: Of single calls, in logs.
+    """
+
+    def __init__(self, seed: int, *, contention: float = 2.0, scatter: float = 0.07) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._contention = contention
+        self._scatter = scatter
+        self._level = 1.0
+        self._until_s = 0.0
+        self._phase = float(self._rng.uniform(0, 2 * np.pi))
+
+    def factor(self, now_s: float) -> float:
+        """See :class:`Noise`."""
+        rng = self._rng
+        while now_s >= self._until_s:
+            self._until_s += float(rng.exponential(1.5))
+            share = rng.random()
+            quiet = share < 0.12
+            self._level = 1.0 if quiet else self._contention * float(np.exp(rng.normal(0, 0.15)))
+        drift = 1 + 0.1 * float(np.sin(now_s / 20 + self._phase))
+        burst = 1 + float(rng.exponential(0.5)) if rng.random() < 0.03 else 1.0
+        scatter = float(np.exp(self._scatter * rng.standard_normal()))
+        return max(1.0, self._level * drift * scatter) * burst
+
+
+class Replayed:
+    """Recorded steps, from a place that is drawn, again and again.
+
+    Args:
+        steps_ms: In the order in which they were taken.
+        seed: Draws the place.
+    """
+
+    def __init__(self, steps_ms: NDArray[np.float64], seed: int) -> None:
+        self._factors = steps_ms / steps_ms.min()
+        self._next = int(np.random.default_rng(seed).integers(len(steps_ms)))
+
+    def factor(self, now_s: float) -> float:
+        """See :class:`Noise`."""
+        self._next = (self._next + 1) % len(self._factors)
+        return float(self._factors[self._next])
+
+
+@dataclass(frozen=True)
+class VirtualCell:
+    """A decode step of nothing."""
+
+    phases: tuple[str, ...] = ("decode",)
+    batch: int = 1
+    sequence_length: int = 1
+    past_length: int = 128
+    new_tokens: int = 0
+
+
+def virtual_pair(
+    noise: Noise, *, slowdown: float = 1.0, call_ms: float = 29.0, seed: int = 0,
+    lottery: float = 0.0, later: float = 0.0,
+) -> tuple[VirtualTime, dict[str, VirtualArm]]:  # fmt: skip
+    """A baseline and a candidate that takes ``slowdown`` times as long."""
+    time, loads = VirtualTime(), list[VirtualArm]()
+    rng = np.random.default_rng(seed)
+    arms = {
+        name: VirtualArm(time, call_ms * factor, noise, lottery, rng, later, loads)
+        for name, factor in (("baseline", 1.0), ("candidate", slowdown))
+    }
+    for arm in arms.values():
+        arm.load()
+    return time, arms
+
+
+__all__ = [
+    "RECORDED", "BusyMachine", "Noise", "Quiet", "Replayed", "Sampling", "VirtualArm",
+    "VirtualCell", "VirtualTime", "virtual_pair", "Callable", "Sequence",
+]  # fmt: skip
