@@ -7,15 +7,13 @@ calls scatter, some are hit by a burst. ``Replayed`` plays recorded steps again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.measure.latency import Sampling
 from exporter.measure.timing.clock import Clocks
 from exporter.measure.timing.probe import CallProbe, Cell, Probe
 
@@ -65,7 +63,7 @@ class VirtualArm:
     rng: np.random.Generator = field(default_factory=np.random.default_rng)
     later: float = 0.0
     loads: list[VirtualArm] = field(default_factory=list)
-    builds: int = 1
+    builds: ClassVar[int] = 1
     _luck: float = 1.0
 
     def load(self) -> None:
@@ -172,9 +170,3 @@ def virtual_pair(
     for arm in arms.values():
         arm.load()
     return time, arms
-
-
-__all__ = [
-    "RECORDED", "BusyMachine", "Noise", "Quiet", "Replayed", "Sampling", "VirtualArm",
-    "VirtualCell", "VirtualTime", "virtual_pair", "Callable", "Sequence",
-]  # fmt: skip

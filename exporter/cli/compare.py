@@ -16,6 +16,7 @@ from exporter.cli.options import (
     verbosity_options,
 )
 from exporter.cli.quality_options import quality_options
+from exporter.cli.timing_options import timing_options
 
 ARM = TextPath(path_type=str)
 """A path, or a kind with a path behind it such as ``torch:DIR``."""
@@ -34,6 +35,7 @@ ARM = TextPath(path_type=str)
     help="What two engines were built from, where it doesn't lie beside them.",
 )  # fmt: skip
 @measuring_options
+@timing_options
 @quality_options
 @json_option
 @verbosity_options
@@ -59,18 +61,23 @@ def compare(
     from exporter.cli.requests import compare_options
     from exporter.cli.results import print_comparison
     from exporter.compare import compare as compare_models
+    from exporter.compare.journal import forget
     from exporter.files import write_text
+    from exporter.ledger import locked
     from exporter.report.markdown import render
 
     output.mkdir(parents=True, exist_ok=True)  # Fails now, not after the measurement.
-    report = compare_models(
-        baseline,
-        candidate,
-        compare_options(options),
-        references=references,
-        onnx=onnx,
-        progress=progress,
-    )
-    report.write(output / "report.json")
-    write_text(output / "report.md", render(report))
+    with locked(output):
+        report = compare_models(
+            baseline,
+            candidate,
+            compare_options(options),
+            references=references,
+            onnx=onnx,
+            resume=output,
+            progress=progress,
+        )
+        report.write(output / "report.json")
+        write_text(output / "report.md", render(report))
+        forget(output)
     print_comparison(report, output, as_json)

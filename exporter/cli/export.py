@@ -19,6 +19,7 @@ from exporter.cli.options import (
     scoring_options,
     verbosity_options,
 )
+from exporter.cli.timing_options import timing_options
 
 
 @click.command()
@@ -39,6 +40,7 @@ from exporter.cli.options import (
 @export_engine_options
 @scoring_options
 @measuring_options
+@timing_options
 @model_options
 @json_option
 @verbosity_options

@@ -194,11 +194,6 @@ def measuring_options(function: _F) -> _F:
             help="Evaluation text: a text or JSONL file, hf:DATASET or pydoc.",
         ),
         click.option(
-            "--rounds", type=click.IntRange(min=2),
-            help="Interleaved rounds a shape; a verdict needs 6. [6]",
-        ),
-        click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True),
-        click.option(
             "--decode-past", type=Lengths(), default=(512,), help="Filled cache lengths. [512]"
         ),
         click.option(

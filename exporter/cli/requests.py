@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.cli.engine_options import capabilities
-from exporter.compare import CompareOptions, QualityOptions
+from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
 from exporter.request import (
@@ -82,17 +82,22 @@ def score_options(options: Mapping[str, Any]) -> ScoreOptions:
 
 def compare_options(options: Mapping[str, Any]) -> CompareOptions:
     """How two models are measured."""
-    rounds = {} if options["rounds"] is None else {"rounds": options["rounds"]}
     return CompareOptions(
         provider=options["provider"],
         threads=options["threads"],
         prefill_lengths=options["prefill"],
         decode_past_lengths=options["decode_past"],
-        batch=options["batch"],
+        batches=options["batch"],
+        rounds=options["rounds"],
         eval_text=options["eval_text"],
         eval_tokens=options["eval_tokens"],
         quality=quality_options(options),
-        **rounds,
+        timing=TimingOptions(
+            time_budget_s=options["time_budget"],
+            threshold=options["threshold"],
+            generate=options["generate"],
+            reload=not options["load_once"],
+        ),
     )
 
 

@@ -48,6 +48,34 @@ class QualityOptions:
 
 
 @dataclass(frozen=True)
+class TimingOptions:
+    """How long, and what besides single runs of the graph is timed.
+
+    Attributes:
+        time_budget_s: What the rounds of one row may take. A row ends before where its verdict is
+            clear. Loading and warming up come on top.
+        threshold: Below it a difference counts as none; 0.01 is one percent.
+        generate: Whole generations, each by its prompt's length and its number of new tokens.
+        reload: Whether arms are loaded anew again and again, where that isn't too slow.
+    """
+
+    time_budget_s: float = 60.0
+    threshold: float = 0.01
+    generate: tuple[tuple[int, int], ...] = ()
+    reload: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.time_budget_s < float("inf"):
+            raise UsageError(f"A time budget of {self.time_budget_s} s is none.")
+        if not 0 < self.threshold < 1:
+            raise UsageError(
+                f"A threshold of {self.threshold} is none.", "It lies between 0 and 1: 0.01 is 1 %."
+            )
+        if any(prompt < 1 or new < 2 for prompt, new in self.generate):
+            raise UsageError("A generation has 1 token of prompt and 2 new ones at least.")
+
+
+@dataclass(frozen=True)
 class CompareOptions:
     """How two models are measured.
 
@@ -57,36 +85,42 @@ class CompareOptions:
         prefill_lengths: Prompt lengths; for a graph without a KV cache, lengths of its input.
         decode_past_lengths: Cache lengths at which one token is decoded. One of the two may be
             empty, not both.
-        batch: Sequences in each timed call.
-        rounds: Interleaved rounds of a row at least, from 2 on; below 6 there is no verdict. Where
-            calls are short there are more, until the row has taken 20 seconds or has 60 rounds.
+        batches: Sequences in each timed call; every length is timed with each.
+        rounds: Interleaved rounds of a row, from 2 on, whatever they take; below 6 there is no
+            verdict. None goes by the time budget.
         eval_text: What the models are judged on; see :func:`exporter.texts.read_texts`.
         eval_tokens: How much of it, rounded down to whole samples.
         eval_sequence_length: Tokens in a sample.
         quality: What else is measured of the answers.
+        timing: How long is timed, and what besides.
     """
 
     provider: str = "cpu"
     threads: int | None = None
     prefill_lengths: tuple[int, ...] = (128, 512)
     decode_past_lengths: tuple[int, ...] = (512,)
-    batch: int = 1
-    rounds: int = 6
+    batches: tuple[int, ...] = (1,)
+    rounds: int | None = None
     eval_text: str = "pydoc"
     eval_tokens: int = 8192
     eval_sequence_length: int = 512
     quality: QualityOptions = field(default_factory=QualityOptions)
+    timing: TimingOptions = field(default_factory=TimingOptions)
 
     def __post_init__(self) -> None:
-        lengths = (*self.prefill_lengths, *self.decode_past_lengths, self.batch)
-        if min(lengths) < 1 or (self.threads is not None and self.threads < 1):
+        lengths = (*self.prefill_lengths, *self.decode_past_lengths, *self.batches)
+        if (
+            min(lengths, default=1) < 1
+            or not self.batches
+            or (self.threads is not None and self.threads < 1)
+        ):
             raise UsageError("Lengths, batch and threads begin at 1.")
-        if not (self.prefill_lengths or self.decode_past_lengths):
+        if not (self.prefill_lengths or self.decode_past_lengths or self.timing.generate):
             raise UsageError(
                 "There is nothing to time: no prompt length and no cache length is given.",
                 "Give --prefill or --decode-past at least one length.",
             )
-        if self.rounds < 2:
+        if self.rounds is not None and self.rounds < 2:
             raise UsageError("An interval needs at least 2 rounds.")
         if min(self.eval_tokens, self.eval_sequence_length) < 2:
             raise UsageError("An evaluation needs at least 2 tokens.")

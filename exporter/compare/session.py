@@ -27,7 +27,7 @@ from exporter.compare.kinds import open_pair, open_references, same_kind
 from exporter.compare.options import CompareOptions
 from exporter.compare.quality import accuracy
 from exporter.compare.texts import evaluation_text
-from exporter.compare.timing import latency_rows
+from exporter.compare.timing import time_all
 from exporter.errors import ComparisonError
 from exporter.progress import QUIET, Progress
 
@@ -45,6 +45,7 @@ def compare(
     parity: Sequence[ParityCheck] = (),
     plan: Sequence[PlannedDeletion] = (),
     calibration: CalibrationRef | None = None,
+    resume: Path | None = None,
     progress: Progress = QUIET,
 ) -> ComparisonReport:
     """Measures a candidate against a baseline.
@@ -66,6 +67,9 @@ def compare(
         plan: What was dropped; by default what the candidate's metadata say, without what the
             baseline's say.
         calibration: The text that the plan rests on; the evaluation text must be another.
+        resume: A folder where times are kept while they are taken. What a run of the same
+            comparison that was cut short has left there is not timed again; once the report is
+            written, :func:`exporter.compare.journal.forget` removes it.
         progress: Hears what goes on.
 
     Without a tokenizer the arms are compared on seeded random tokens: KL divergence and agreement
@@ -98,7 +102,7 @@ def compare(
     if not pair.runs:
         return _described(pair, known, threads=threads)
     with pair.running():
-        return _measured(pair, texts, known)
+        return _measured(pair, texts, known, resume)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,9 @@ def _described(pair: Pair, known: _Known, *, threads: int) -> ComparisonReport:
     return _report(pair, known, environment(threads=threads, gpu=False))
 
 
-def _measured(pair: Pair, texts: TextSource, known: _Known) -> ComparisonReport:
+def _measured(
+    pair: Pair, texts: TextSource, known: _Known, resume: Path | None
+) -> ComparisonReport:
     from exporter.compare.witness import witness_checks
     from exporter.measure.cpu_use import cpu_times, other_cpu_share
     from exporter.measure.environment import environment
@@ -128,13 +134,13 @@ def _measured(pair: Pair, texts: TextSource, known: _Known) -> ComparisonReport:
     checks = witness_checks(pair)
     quality = accuracy(pair, texts)
     before = cpu_times()
-    latency = latency_rows(pair)
+    timed = time_all(pair, resume)
     others = other_cpu_share(before, cpu_times())
     return _report(
         pair,
         replace(known, parity=[*known.parity, *checks]),
-        machine.model_copy(update={"other_cpu_share": others}),
-        latency,
+        machine.model_copy(update={"other_cpu_share": others, "states": timed.states}),
+        timed.rows,
         quality,
     )
 

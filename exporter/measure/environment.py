@@ -9,10 +9,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from exporter.artifacts import Environment
+from exporter.artifacts import Environment, MachineState
+from exporter.measure import gpu_state
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MHZ = re.compile(r"^cpu MHz\s*:\s*([\d.]+)", re.MULTILINE)
+_CPUS = Path("/sys/devices/system/cpu")
 
 
 def environment(*, threads: int, gpu: bool) -> Environment:
@@ -32,6 +35,27 @@ def environment(*, threads: int, gpu: bool) -> Environment:
         python=platform.python_version(),
         gpu=gpu_name() if gpu else None,
         load_average_1m=os.getloadavg()[0],
+        affinity=sorted(os.sched_getaffinity(0)),
+        governor=_text(_CPUS / "cpu0/cpufreq/scaling_governor"),
+    )
+
+
+def machine_state(seconds: float, throttle: ThrottleCounts, *, gpu: bool) -> MachineState:
+    """The machine at this moment.
+
+    Args:
+        seconds: Since measuring began.
+        throttle: The CPU's counts, as they were at the moment before.
+        gpu: Whether an NVIDIA GPU is in use.
+    """
+    clocks = gpu_state.clocks() if gpu else None
+    return MachineState(
+        seconds=seconds,
+        load_average_1m=os.getloadavg()[0],
+        cpu_mhz=_cpu_mhz(),
+        throttled=clocks.throttled if clocks else throttle.rose(),
+        gpu_sm_mhz=clocks.sm_mhz if clocks else None,
+        gpu_celsius=clocks.celsius if clocks else None,
     )
 
 
@@ -83,5 +107,40 @@ def _quota_cpus() -> float | None:
     try:
         limit, period = _CPU_QUOTA.read_text(encoding="ascii").split()
         return None if limit == "max" else float(limit) / float(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _cpu_mhz() -> float | None:
+    """Mean over the CPUs that this process may use."""
+    found = []
+    for cpu in os.sched_getaffinity(0):
+        told = _text(_CPUS / f"cpu{cpu}/cpufreq/scaling_cur_freq")
+        found += [float(told) / 1000] if told and told.isdigit() else []
+    found = found or [float(mhz) for mhz in _MHZ.findall(_cpu_info())]
+    return sum(found) / len(found) if found else None
+
+
+class ThrottleCounts:
+    """The kernel's counts of cores that were throttled for heat."""
+
+    def __init__(self) -> None:
+        self._last = _throttle_count()
+
+    def rose(self) -> bool | None:
+        """Whether one was since this was last asked; None where the kernel doesn't count."""
+        before, self._last = self._last, _throttle_count()
+        return None if before is None or self._last is None else self._last > before
+
+
+def _throttle_count() -> int | None:
+    told = [_text(path) for path in _CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
+    counts = [int(count) for count in told if count and count.isdigit()]
+    return sum(counts) if counts else None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii").strip() or None
     except (OSError, ValueError):
         return None

@@ -22,11 +22,11 @@ from exporter.measure.timing.clock import Clocks, no_garbage_collection, timer_o
 from exporter.measure.timing.probe import Cell, Probe, Subject, clock_of
 from exporter.measure.timing.rounds import Rounds, Times, calls_of_round
 from exporter.measure.timing.row import Grouping, Row
-from exporter.measure.timing.stopping import CHUNKS
+from exporter.measure.timing.stopping import CHUNKS, FEWEST_LOADS
 from exporter.measure.timing.warmup import Warmup, calls_per_visit, warm_up
 from exporter.progress import QUIET, Progress
 
-_FEWEST_LOADS = 6  # an interval of fewer groups is so wide that it says nothing
+_LOADING = 2.0  # loading may take so many times as long as measuring
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Sampling:
         rounds: Takes so many rounds, whatever they take and show; None goes by the budget.
         threshold: Below it a difference counts as none.
         warmup_seconds: A warm-up ends here even when times have not settled.
-        reload: Whether arms are loaded anew, where that doesn't take longer than measuring.
+        reload: Whether the first two arms are loaded anew, where that isn't much slower than
+            measuring.
     """
 
     seconds: float = 60.0
@@ -47,14 +48,6 @@ class Sampling:
     threshold: float = 0.01
     warmup_seconds: float = 10.0
     reload: bool = True
-
-    @property
-    def chunks(self) -> int:
-        """Parts of a row's measurement."""
-        if self.rounds is None:
-            return CHUNKS
-        fitting = (n for n in range(CHUNKS, _FEWEST_LOADS - 1, -1) if self.rounds % n == 0)
-        return next(fitting, 1)
 
 
 def measure_rows(
@@ -102,6 +95,7 @@ class _Session:
         self._clocks = clocks
         self._progress = progress
         self._builds = max(arm.builds for arm in arms.values())
+        self._chunks = _chunks(sampling)
         self._rng = np.random.default_rng(0)
 
     def measure(self, cells: Sequence[Cell], after_chunk: Callable[[], None]) -> list[LatencyRow]:
@@ -123,30 +117,35 @@ class _Session:
             list(self._arms),
             Grouping(builds, reloading),
             threshold=sampling.threshold,
-            chunks=math.ceil(sampling.chunks / builds) * builds,
+            chunks=math.ceil(self._chunks / builds) * builds,
             seconds=sampling.seconds if sampling.rounds is None else None,
         )
 
     def _reloading(self, cells: int) -> bool:
-        """Whether to load anew for every chunk: tried once, and left where it takes too long."""
+        """Whether to load anew for every chunk: tried once; fewer chunks where it takes long."""
         sampling = self._sampling
-        if not sampling.reload or self._builds > 1 or sampling.chunks < _FEWEST_LOADS:
+        if not sampling.reload or self._builds > 1 or self._chunks < FEWEST_LOADS:
             return False
         begin = time.monotonic()
         self._reload(backwards=False)
-        taken = time.monotonic() - begin
-        if taken * sampling.chunks <= sampling.seconds * cells:
+        if sampling.rounds is not None:
             return True
+        taken = max(time.monotonic() - begin, 1e-3)
+        self._chunks = min(self._chunks, int(_LOADING * sampling.seconds * cells / taken))
+        if self._chunks >= FEWEST_LOADS:
+            return True
+        self._chunks = CHUNKS
         self._progress.say(
             f"time: the arms are loaded once, since loading takes {taken:.0f} s: what their place "
-            "in memory does to their speed is in the result"
+            "in memory does to their speed is in the result; a larger --time-budget lets them be "
+            "loaded more often"
         )
         return False
 
     def _reload(self, *, backwards: bool) -> None:
-        for arm in self._arms.values():
+        arms = list(self._arms.values())[:2]  # a reference gets no verdict
+        for arm in arms:
             arm.unload()
-        arms = list(self._arms.values())
         for arm in reversed(arms) if backwards else arms:
             arm.load()
 
@@ -172,7 +171,7 @@ class _Session:
         warm = self._warm_up(probes, row.cell, number)
         calls = row.chunks[0].calls if row.chunks else calls_per_visit(warm.call_ms)
         wanted = len(row.chunks[0].times_ms) if row.chunks else self._wanted(warm.call_ms, calls)
-        label = f"time {row.cell}, {number + 1} of at most {self._sampling.chunks}"
+        label = f"time {row.cell}, {number + 1} of at most {self._chunks}"
         begin = self._clocks.now()
         with no_garbage_collection():
             taken, dropped = self._rounds(
@@ -185,7 +184,7 @@ class _Session:
         sampling = self._sampling
         longest = sampling.warmup_seconds
         if number:  # the model's files, the threads and the processor are warm by then
-            longest = min(longest, sampling.seconds / sampling.chunks)
+            longest = min(longest, sampling.seconds / self._chunks)
         found = warm_up(probes, seconds=longest, clock=self._clocks.now)
         if not found.stable and not number:
             self._progress.say(f"{cell}: times had not settled after {found.calls} warm-up calls")
@@ -195,9 +194,9 @@ class _Session:
         """Rounds in a chunk."""
         sampling = self._sampling
         if sampling.rounds is not None:
-            return sampling.rounds // sampling.chunks
+            return sampling.rounds // self._chunks
         round_ms = call_ms * calls_of_round(len(self._arms), calls)
-        return max(1, round(sampling.seconds * 1000 / sampling.chunks / max(round_ms, 1e-3)))
+        return max(1, round(sampling.seconds * 1000 / self._chunks / max(round_ms, 1e-3)))
 
     def _rounds(self, rounds: Rounds, wanted: int, label: str) -> tuple[list[Times], int]:
         taken: list[Times] = []
@@ -216,3 +215,11 @@ class _Session:
                         "See whether the machine goes to sleep, or its clock source is broken.",
                     )
         return taken, dropped
+
+
+def _chunks(sampling: Sampling) -> int:
+    """Parts of a row's measurement; a number of rounds that was asked for is to divide by it."""
+    rounds = sampling.rounds
+    if rounds is None:
+        return CHUNKS
+    return next((n for n in range(CHUNKS, FEWEST_LOADS - 1, -1) if rounds % n == 0), 1)

@@ -23,7 +23,6 @@ from exporter.errors import (
     TextSourceError,
     UsageError,
 )
-from exporter.measure import latency
 from exporter.measure.evaluation import RANDOM_TOKENS
 from exporter.texts import read_texts
 
@@ -36,12 +35,6 @@ OPTIONS = CompareOptions(
     eval_sequence_length=16,
 )
 PLAN = [{"layer": 0, "kind": "attention", "replacement": "none"}]
-
-
-@pytest.fixture(autouse=True)
-def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = latency.Sampling(rounds=2, row_seconds=0, visit_ms=0.1, warmup_seconds=0.2)
-    monkeypatch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
 
 
 @pytest.fixture
@@ -313,7 +306,8 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     [
         {"prefill_lengths": (0,)},
         {"prefill_lengths": (), "decode_past_lengths": ()},
-        {"batch": 0},
+        {"batches": (0,)},
+        {"batches": ()},
         {"threads": 0},
         {"rounds": 1},
         {"eval_tokens": 1},

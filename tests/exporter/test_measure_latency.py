@@ -1,34 +1,43 @@
-"""The timing harness, mostly on stub arms that move a clock of their own."""
+"""The timing harness on arms that move a clock of their own, and on tiny real models."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tiny_lm import write_tiny_lm
+from virtual_time import BusyMachine, Quiet, VirtualArm, VirtualCell, VirtualTime, virtual_pair
 
+from exporter.artifacts import LatencyRow
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError
-from exporter.measure import latency
 from exporter.measure.inputs import Shape, has_cache, make_inputs, random_tokens
-from exporter.measure.latency import Sampling, Warmup, measure_row, sample_pair, warm_up
-from exporter.measure.statistics import paired_speedup, verdict
+from exporter.measure.latency import Sampling, measure_rows
+from exporter.measure.statistics import as_rounds
+from exporter.measure.timing.clock import Clocks, Watch, no_garbage_collection, timer_overhead_ns
+from exporter.measure.timing.noise import noise_floor
+from exporter.measure.timing.probe import CallProbe
+from exporter.measure.timing.rounds import Rounds
+from exporter.measure.timing.stopping import CHUNKS, Looks
+from exporter.measure.timing.subjects import RunnerSubject
+from exporter.measure.timing.warmup import warm_up
+
+SHORT = Sampling(rounds=2, warmup_seconds=0.5)
 
 
-class FakeClock:
-    """Time that only the stub arms move."""
+class FakeClock(VirtualTime):
+    """Time that only the stub arms move, and who moved it."""
 
     def __init__(self) -> None:
-        self.now_ns = 0
+        super().__init__()
         self.calls: list[str] = []
 
-    def __call__(self) -> int:
-        return self.now_ns
-
-    def arm(self, name: str, milliseconds: Callable[[int], float]) -> Callable[[], None]:
+    def probe(self, name: str, milliseconds: Callable[[int], float]) -> CallProbe:
         """A stub whose n-th call takes ``milliseconds(n)``."""
         made = 0
 
@@ -38,17 +47,30 @@ class FakeClock:
             self.now_ns += round(milliseconds(made) * 1e6)
             made += 1
 
-        return call
+        return CallProbe(call)
 
 
-def test_rounds_are_abba_then_baab() -> None:
+def take(clock: FakeClock, probes: list[CallProbe], calls: int, rounds: int) -> list[Any]:
+    taker = Rounds(probes, calls, np.random.default_rng(0), clock.clocks)
+    return [taker.take() for _ in range(rounds)]
+
+
+def test_rounds_run_forwards_and_backwards_in_an_order_that_is_drawn() -> None:
     clock = FakeClock()
-    arms = clock.arm("A", lambda _: 100.0), clock.arm("B", lambda _: 50.0)
-    sampling = Sampling(rounds=2, row_seconds=0)
-    baseline, candidate = sample_pair(*arms, sampling, call_ms=100, clock=clock)
-    assert "".join(clock.calls) == "ABBA" + "BAAB"
-    np.testing.assert_array_equal(baseline, np.full((2, 2), 100.0))
-    np.testing.assert_array_equal(candidate, np.full((2, 2), 50.0))
+    probes = [clock.probe("A", lambda _: 100.0), clock.probe("B", lambda _: 50.0)]
+    rounds = take(clock, probes, 1, 40)
+    orders = Counter("".join(clock.calls[4 * n : 4 * n + 4]) for n in range(40))
+    assert set(orders) == {"ABBA", "BAAB"}
+    assert min(orders.values()) >= 10
+    for times in rounds:
+        np.testing.assert_array_equal(times[..., 0], [[100.0, 100.0], [50.0, 50.0]])
+
+
+def test_three_arms_have_two_turns_each() -> None:
+    clock = FakeClock()
+    take(clock, [clock.probe(name, lambda _: 10.0) for name in "ABC"], 1, 1)
+    assert clock.calls == clock.calls[::-1]
+    assert set(clock.calls[:3]) == set("ABC")
 
 
 def test_short_calls_come_in_turns_whose_first_is_not_timed() -> None:
@@ -57,99 +79,228 @@ def test_short_calls_come_in_turns_whose_first_is_not_timed() -> None:
     def slow_after_the_other(_: int) -> float:
         return 10.0 if clock.calls[-2:-1] != clock.calls[-1:] else 5.0
 
-    arms = clock.arm("A", slow_after_the_other), clock.arm("B", lambda _: 5.0)
-    sampling = Sampling(rounds=2, row_seconds=0, visit_ms=20)
-    baseline, candidate = sample_pair(*arms, sampling, call_ms=5, clock=clock)
-    assert "".join(clock.calls[:20]) == "A" * 5 + "B" * 10 + "A" * 5
-    assert baseline.shape == candidate.shape == (2, 8)
-    assert set(baseline.ravel()) == {5.0}
+    probes = [clock.probe("A", slow_after_the_other), clock.probe("B", lambda _: 5.0)]
+    (times,) = take(clock, probes, 4, 1)
+    assert "".join(clock.calls) in ("A" * 5 + "B" * 10 + "A" * 5, "B" * 5 + "A" * 10 + "B" * 5)
+    assert times.shape == (2, 8, 1)
+    assert times[:, 1:4].tolist() == np.full((2, 3, 1), 5.0).tolist()
 
 
-def test_short_rows_get_more_rounds_up_to_a_limit() -> None:
-    for row_seconds, rounds in ((0.0, 3), (4.0, 10), (100.0, 12)):
-        clock = FakeClock()
-        arms = clock.arm("A", lambda _: 100.0), clock.arm("B", lambda _: 100.0)
-        sampling = Sampling(rounds=3, most_rounds=12, row_seconds=row_seconds)
-        baseline, _ = sample_pair(*arms, sampling, call_ms=100, clock=clock)
-        assert len(baseline) == rounds
-
-
-def test_warm_up_ends_when_both_arms_have_settled() -> None:
+def test_warm_up_ends_when_all_arms_have_settled() -> None:
     clock = FakeClock()
-    falling = clock.arm("A", lambda n: max(100.0, 1000.0 - 300 * n))
-    steady = clock.arm("B", lambda _: 100.0)
-    found = warm_up(falling, steady, Sampling(warmup_seconds=60), clock=clock)
+    falling = clock.probe("A", lambda n: max(100.0, 1000.0 - 300 * n))
+    steady = clock.probe("B", lambda _: 100.0)
+    found = warm_up([falling, steady], seconds=60, clock=clock)
     assert found.stable
     assert found.calls == 6  # 1000 700 400 and then three times 100
     assert found.call_ms == 100.0
 
 
+def test_warm_up_ends_where_noise_has_no_trend() -> None:
+    clock = FakeClock()
+    wild = clock.probe("A", lambda n: 100.0 * (1 + n % 2))
+    found = warm_up([wild, clock.probe("B", lambda _: 100.0)], seconds=60, clock=clock)
+    assert found.stable
+    assert found.calls < 20
+
+
 def test_warm_up_is_bounded_and_says_that_times_had_not_settled() -> None:
     clock = FakeClock()
-    wild = clock.arm("A", lambda n: 100.0 * (1 + n % 2))
-    found = warm_up(wild, clock.arm("B", lambda _: 100.0), Sampling(warmup_seconds=2), clock=clock)
+    growing = clock.probe("A", lambda n: 100.0 * 1.1**n)
+    found = warm_up([growing, clock.probe("B", lambda _: 100.0)], seconds=2, clock=clock)
     assert not found.stable
-    assert 2.0 <= clock.now_ns / 1e9 < 2.5
-
-
-@pytest.mark.parametrize("stable", [True, False])
-def test_the_row_remembers_whether_times_had_settled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stable: bool
-) -> None:
-    monkeypatch.setattr(latency, "warm_up", lambda *_args: Warmup(3, 0.1, stable))
-    model = write_tiny_lm(tmp_path) / "model.onnx"
-    with OnnxRuntimeRunner(model, threads=1) as runner:
-        row = measure_row(
-            runner, runner, Shape("prefill", 1, 3), 32, Sampling(rounds=2, row_seconds=0)
-        )
-    assert row.settled is stable
+    assert 2.0 <= clock.now_ns / 1e9 < 2.6
 
 
 def test_warm_up_has_three_windows_even_where_one_call_takes_too_long() -> None:
     clock = FakeClock()
-    arms = clock.arm("A", lambda _: 5000.0), clock.arm("B", lambda _: 5000.0)
-    found = warm_up(*arms, Sampling(warmup_seconds=1), clock=clock)
+    probes = [clock.probe("A", lambda _: 5000.0), clock.probe("B", lambda _: 5000.0)]
+    found = warm_up(probes, seconds=1, clock=clock)
     assert (found.calls, found.stable) == (3, True)
 
 
-def test_garbage_collection_is_off_while_the_clock_runs_and_on_again() -> None:
-    seen: set[bool] = set()
-
-    def call() -> None:
-        seen.add(gc.isenabled())
-
-    sample_pair(call, call, Sampling(rounds=2, row_seconds=0), call_ms=100)
-    assert seen == {False}
+def test_garbage_collection_is_off_in_the_block_and_on_again() -> None:
+    with no_garbage_collection():
+        assert not gc.isenabled()
     assert gc.isenabled()
-
-
-def test_interruption_passes_and_leaves_garbage_collection_on() -> None:
-    def interrupted() -> None:
+    with pytest.raises(KeyboardInterrupt), no_garbage_collection():
         raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        sample_pair(interrupted, interrupted, Sampling(), call_ms=100)
     assert gc.isenabled()
+
+
+def measured(sampling: Sampling, **kind: Any) -> LatencyRow:
+    noise = kind.pop("noise", Quiet())
+    time, arms = virtual_pair(noise, **kind)
+    (row,) = measure_rows(arms, [VirtualCell()], sampling, clocks=time.clocks)
+    return row
 
 
 @pytest.mark.parametrize(
-    ("factor", "words"), [(1.0, {"same", "inconclusive"}), (1.05, {"slower"}), (0.9, {"faster"})]
+    ("factor", "word"), [(1.0, "same"), (1.05, "slower"), (0.9, "faster"), (1.012, "slower")]
 )
-def test_injected_delays_are_called_by_their_name(factor: float, words: set[str]) -> None:
-    rng, clock = np.random.default_rng(0), FakeClock()
+def test_on_a_quiet_machine_a_look_is_enough(factor: float, word: str) -> None:
+    row = measured(Sampling(), slowdown=factor)
+    assert (row.verdict, row.stopped) == (word, "narrow")
+    assert row.seconds == pytest.approx(60 * 6 / CHUNKS, rel=0.1)
+    assert row.loads == 6
+    assert row.speedup.ratio == pytest.approx(1 / factor, rel=1e-6)
+    assert row.rounds % row.loads == 0
 
-    def noisy(median_ms: float) -> Callable[[int], float]:
-        """Jitter, and a machine whose pace wanders as time goes by."""
-        return lambda _: (
-            median_ms
-            * (1 + 0.2 * np.sin(clock.now_ns / 3e9))
-            * float(np.exp(0.03 * rng.standard_normal()))
-        )
 
-    arms = clock.arm("A", noisy(10.0)), clock.arm("B", noisy(10.0 * factor))
-    sampling = Sampling(rounds=30, row_seconds=0, visit_ms=80)
-    baseline, candidate = sample_pair(*arms, sampling, call_ms=10, clock=clock)
-    assert verdict(paired_speedup(baseline, candidate, seed=0), rounds=30) in words
+def test_a_budget_too_short_for_a_verdict_is_said() -> None:
+    row = measured(Sampling(seconds=2), slowdown=1.03, noise=BusyMachine(0, scatter=0.2))
+    assert (row.verdict, row.stopped) == ("inconclusive", "budget")
+    assert row.verdict_interval is not None
+    assert row.verdict_interval[0] <= row.speedup.ci95[0]
+    assert row.verdict_interval[1] >= row.speedup.ci95[1]
+
+
+def test_a_number_of_rounds_is_taken_as_it_was_asked_for() -> None:
+    for rounds, loads in ((2, 1), (6, 6), (7, 7), (13, 13), (32, 16), (34, 1)):
+        row = measured(Sampling(rounds=rounds))
+        assert (row.rounds, row.loads, row.stopped) == (rounds, loads, "rounds")
+
+
+def test_equal_arms_that_loading_makes_unlike_are_not_told_apart() -> None:
+    kind: dict[str, Any] = {"lottery": 0.05, "later": 0.1}
+    words = Counter(measured(Sampling(), seed=n, **kind).verdict for n in range(8))
+    assert words["faster"] + words["slower"] == 0, words
+    once = Counter(measured(Sampling(reload=False), seed=n, **kind).verdict for n in range(8))
+    assert once["faster"] + once["slower"] >= 6, once
+
+
+def test_arms_are_loaded_in_turns_the_other_way_round() -> None:
+    time, arms = virtual_pair(Quiet())
+    seen = []
+
+    def look() -> None:
+        seen.append(arms["baseline"].loads[0] is arms["baseline"])
+
+    measure_rows(arms, [VirtualCell()], Sampling(), clocks=time.clocks, after_chunk=look)
+    assert seen == [True, False] * 3
+
+
+class Builds(VirtualArm):
+    """An arm of three builds, the second of which is slower."""
+
+    builds = 3
+
+    def use_build(self, number: int) -> None:
+        self._luck = 1.1 if number % 3 == 1 else 1.0
+
+
+def test_builds_take_turns_and_their_rounds_stand_together() -> None:
+    time = VirtualTime()
+    arms = {
+        "baseline": VirtualArm(time, 20.0, Quiet()),
+        "candidate": Builds(time, 20.0, Quiet()),
+    }
+    (row,) = measure_rows(arms, [VirtualCell()], Sampling(seconds=9), clocks=time.clocks)
+    assert (row.builds, row.loads, row.stopped) == (3, 1, "budget")
+    candidate = as_rounds(row.candidate, row.rounds)
+    by_build = candidate.reshape(3, -1)
+    np.testing.assert_allclose(by_build.std(axis=1), 0, atol=1e-9)
+    np.testing.assert_allclose(by_build.mean(axis=1), [20.0, 22.0, 20.0], rtol=1e-9)
+    assert row.verdict == "inconclusive"  # of three builds one is slower: that is no difference yet
+
+
+def test_references_are_timed_in_the_same_rounds() -> None:
+    time, arms = virtual_pair(Quiet(), slowdown=0.5, call_ms=30)
+    arms["torch"] = VirtualArm(time, 60.0, Quiet())
+    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=6), clocks=time.clocks)
+    assert row.references["torch"].median_ms == 60.0
+    assert len(row.references["torch"].samples_ms) == len(row.baseline.samples_ms) == 12
+
+
+def test_the_noise_floor_is_the_baseline_against_itself() -> None:
+    rng = np.random.default_rng(0)
+    times = 10 * np.exp(0.05 * rng.standard_normal((100, 2)))
+    found = noise_floor(times)
+    assert found.speedup.ci95[0] < 1 < found.speedup.ci95[1]
+    assert 1.005 < found.ratio < 1.03
+    assert noise_floor(np.full((10, 4), 3.0)).ratio == 1.0
+
+
+def test_looks_spend_no_more_than_one_look_might() -> None:
+    for chunks in (6, 7, 10, CHUNKS):
+        looks = Looks(chunks)
+        spent = [looks.spend(n) for n in range(1, chunks) if looks.due(n)] + [looks.rest()]
+        assert sum(each.equal for each in spent) == pytest.approx(0.004, rel=1e-9)
+        assert sum(each.threshold for each in spent) == pytest.approx(0.05, rel=1e-9)
+        assert all(each.equal > 0 for each in spent)
+
+
+class Jumping:
+    """A clock that goes wrong at some readings."""
+
+    def __init__(self, time: VirtualTime, jump_ns: int, every: int) -> None:
+        self._time, self._jump_ns, self._every, self._read = time, jump_ns, every, 0
+
+    def __call__(self) -> int:
+        self._read += 1
+        return self._time.now_ns + (self._jump_ns if self._read % self._every == 0 else 0)
+
+
+@pytest.mark.parametrize("jump_ns", [-(10**9), 10**10])
+def test_rounds_in_which_the_clock_jumps_are_dropped_and_counted(jump_ns: int) -> None:
+    time, arms = virtual_pair(Quiet(), slowdown=1.2)
+    clocks = Clocks(now=Jumping(time, jump_ns, every=41), witness=time)
+    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=34), clocks=clocks)
+    assert 5 <= row.dropped_rounds <= 15
+    assert row.rounds == 34
+    assert set(row.baseline.samples_ms) == {29.0}
+
+
+def test_a_clock_that_always_jumps_is_refused() -> None:
+    time, arms = virtual_pair(Quiet())
+    clocks = Clocks(now=Jumping(time, -(10**9), every=2), witness=time)
+    with pytest.raises(ComparisonError, match="the clock jumped") as caught:
+        measure_rows(arms, [VirtualCell()], SHORT, clocks=clocks)
+    assert "clock source" in caught.value.hint
+
+
+def test_sleep_is_seen_by_the_witness() -> None:
+    now, witness = VirtualTime(), VirtualTime()
+    watch = Watch(Clocks(now=now, witness=witness))
+    now.now_ns = witness.now_ns = 10**8
+    assert watch.agrees(90.0)
+    assert not watch.agrees(200.0)
+    witness.now_ns += 10**9
+    assert not watch.agrees(90.0)
+
+
+def test_the_timer_s_own_cost_is_measured() -> None:
+    readings: Iterator[int] = iter(range(0, 100_000, 40))
+    assert timer_overhead_ns(lambda: next(readings)) == 40.0
+
+
+class Kept:
+    """A memory that may be cut short."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, Any] = {}
+
+    def recall(self, cell: object, number: int) -> Any:
+        return self.chunks.get(number)
+
+    def keep(self, cell: object, number: int, chunk: Any) -> None:
+        self.chunks[number] = chunk
+
+
+def test_what_was_kept_is_not_timed_again() -> None:
+    memory = Kept()
+    time, arms = virtual_pair(BusyMachine(3))
+    options: dict[str, Any] = {"memory": memory, "clocks": time.clocks}
+    first = measure_rows(arms, [VirtualCell()], Sampling(), **options)
+    spent = time.now_ns
+    assert measure_rows(arms, [VirtualCell()], Sampling(), **options) == first
+    assert time.now_ns == spent
+    for number in list(memory.chunks)[3:]:
+        del memory.chunks[number]
+    (again,) = measure_rows(arms, [VirtualCell()], Sampling(), **options)
+    kept = 3 * again.rounds // again.loads * 2
+    assert again.baseline.samples_ms[:kept] == first[0].baseline.samples_ms[:kept]
+    assert again.baseline.samples_ms[kept:] != first[0].baseline.samples_ms[kept:]
 
 
 @pytest.mark.parametrize(
@@ -161,14 +312,16 @@ def test_a_real_row_with_a_candidate_of_fewer_caches(tmp_path: Path, shape: Shap
         write_tiny_lm(tmp_path / "b", layers=(1,)) / "model.onnx",
     ]
     first, second = (OnnxRuntimeRunner(model, threads=1) for model in models)
-    sampling = Sampling(rounds=3, row_seconds=0, visit_ms=0.1, warmup_seconds=0.5)
     with first, second:
-        row = measure_row(first, second, shape, 32, sampling)
+        arms = {"a": RunnerSubject([first], 32), "b": RunnerSubject([second], 32)}
+        (row,) = measure_rows(arms, [shape], Sampling(rounds=6, warmup_seconds=0.5))
     assert (row.phase, row.batch) == (shape.phase, shape.batch)
     assert (row.sequence_length, row.past_length) == (shape.sequence_length, shape.past_length)
-    assert (row.rounds, row.verdict) == (3, "inconclusive")
+    assert (row.rounds, row.loads, row.clock) == (6, 6, "host")
     assert len(row.baseline.samples_ms) == len(row.candidate.samples_ms)
     assert min(row.baseline.samples_ms) > 0
+    assert row.timer_overhead_ns is not None
+    assert 0 < row.timer_overhead_ns < 1e6
 
 
 def test_inputs_have_positions_after_the_cache_and_a_full_mask(tmp_path: Path) -> None:

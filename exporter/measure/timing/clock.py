@@ -42,11 +42,16 @@ class Watch:
         self._clocks = clocks
         self._begin = clocks.now(), clocks.witness()
 
-    def agrees(self) -> bool:
-        """Whether the clock ran forwards, and as far as the witness."""
-        timed = self._clocks.now() - self._begin[0]
+    def agrees(self, timed_ms: float) -> bool:
+        """Whether the clock ran forwards, as far as the witness, and what was timed fits in.
+
+        Args:
+            timed_ms: The sum of the times that were taken in this stretch.
+        """
+        passed = self._clocks.now() - self._begin[0]
         witnessed = self._clocks.witness() - self._begin[1]
-        return timed >= 0 and abs(timed - witnessed) <= _SLACK_NS + _SLACK * max(timed, witnessed)
+        slack = _SLACK_NS + _SLACK * max(passed, witnessed)
+        return passed >= 0 and abs(passed - witnessed) <= slack and timed_ms * 1e6 <= passed + slack
 
 
 def timer_overhead_ns(clock: Clock) -> float:

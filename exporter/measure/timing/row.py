@@ -22,7 +22,7 @@ from exporter.measure.statistics import (
 from exporter.measure.timing.chunk import Chunk
 from exporter.measure.timing.noise import noise_floor
 from exporter.measure.timing.probe import Cell
-from exporter.measure.timing.stopping import LOOKS, chances, rest
+from exporter.measure.timing.stopping import Looks
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Row:
         self._threshold = threshold
         self._most = chunks
         self._budget = seconds
-        self._look = 0
+        self._looks = Looks(chunks)
         self._chances = ONE_LOOK
 
     @property
@@ -80,16 +80,16 @@ class Row:
         """Takes a chunk in, and looks whether that is enough."""
         self.chunks.append(chunk)
         count = len(self.chunks)
-        spent = self._budget is not None and self.seconds >= self._budget
-        if count >= self._most or (spent and count % self._grouping.builds == 0):
-            self._chances = ONE_LOOK if self._budget is None else rest(self._look)
-            told = self._told()
-            self.stopped = "narrow" if told else "rounds" if self._budget is None else "budget"
-        elif self._budget is not None and self._look < len(LOOKS) and count == LOOKS[self._look]:
-            self._chances = chances(self._look)
-            self._look += 1
-            if self._told():
-                self.stopped = "narrow"
+        if self._budget is None:
+            self.stopped = "rounds" if count >= self._most else None
+            return
+        whole = count % self._grouping.builds == 0
+        if count >= self._most or (whole and self.seconds >= self._budget):
+            self._chances = self._looks.rest()
+            self.stopped = "narrow" if self._told() else "budget"
+        elif whole and self._looks.due(count):
+            self._chances = self._looks.spend(count)
+            self.stopped = "narrow" if self._told() else None
 
     def _told(self) -> bool:
         return all(self._word(phase) != "inconclusive" for phase in range(len(self.cell.phases)))

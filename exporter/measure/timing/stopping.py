@@ -12,31 +12,38 @@ from __future__ import annotations
 from exporter.measure.statistics import ONE_LOOK, Chances
 
 CHUNKS = 16
-"""Parts of a row's budget."""
+"""Parts of a row's budget; fewer where loading the arms takes long."""
 
-LOOKS = (6, 8, 11, 16)
-"""Chunks after which the verdict is looked at; a t interval of fewer groups says nothing."""
+FEWEST_LOADS = 6
+"""An interval of fewer groups is so wide that it says nothing."""
 
-
-def chances(look: int) -> Chances:
-    """What may be spent at one of the looks.
-
-    Args:
-        look: Its place in :data:`LOOKS`.
-    """
-    share = _spent(look) - (_spent(look - 1) if look else 0.0)
-    return Chances(equal=ONE_LOOK.equal * share, threshold=ONE_LOOK.threshold * share)
+_LOOKS = (6 / 16, 8 / 16, 11 / 16)
 
 
-def rest(looks: int) -> Chances:
-    """What is left for the last look.
+class Looks:
+    """The looks at one row, and what each may spend.
 
     Args:
-        looks: How many there were before.
+        chunks: Parts of the row's budget.
     """
-    share = 1 - (_spent(looks - 1) if looks else 0.0)
-    return Chances(equal=ONE_LOOK.equal * share, threshold=ONE_LOOK.threshold * share)
 
+    def __init__(self, chunks: int) -> None:
+        self._chunks = chunks
+        self._places = {max(FEWEST_LOADS, round(chunks * share)) for share in _LOOKS}
+        self._spent = 0.0
 
-def _spent(look: int) -> float:
-    return (LOOKS[look] / LOOKS[-1]) ** 3
+    def due(self, chunk: int) -> bool:
+        """Whether there is a look after so many chunks, which isn't the last."""
+        return chunk in self._places and chunk < self._chunks
+
+    def spend(self, chunk: int) -> Chances:
+        """What the look after so many chunks may spend."""
+        return self._up_to((chunk / self._chunks) ** 3)
+
+    def rest(self) -> Chances:
+        """What is left for the last look."""
+        return self._up_to(1.0)
+
+    def _up_to(self, whole: float) -> Chances:
+        share, self._spent = whole - self._spent, whole
+        return Chances(equal=ONE_LOOK.equal * share, threshold=ONE_LOOK.threshold * share)

@@ -11,6 +11,7 @@ from exporter.measure.timing.probe import Probe
 
 _AGREEMENT = 0.05  # windows that differ by less have settled
 _AGREEING_WINDOWS = 3
+_MOST_WINDOWS = 8  # whose mean is held against that of as many before
 _VISIT_MS = 25.0
 _MOST_CALLS = 16
 
@@ -35,7 +36,8 @@ class Warmup:
 def warm_up(probes: Sequence[Probe], *, seconds: float, clock: Clock) -> Warmup:
     """Calls all arms in turn until the last three windows of each agree within 5 %.
 
-    Or, where noise doesn't let them, until these three agree so with the three before, as medians.
+    Or, where noise doesn't let them, until the mean of the last three to eight agrees so with that
+    of as many before.
 
     Args:
         probes: The arms.
@@ -69,10 +71,18 @@ def _window(probe: Probe, calls: int, clock: Clock) -> float:
 
 def _settled(medians_ms: list[float]) -> bool:
     """Whether windows agree or, on a machine where they never do, no longer fall or rise."""
-    last, before = medians_ms[-_AGREEING_WINDOWS:], medians_ms[-2 * _AGREEING_WINDOWS :]
-    if len(last) == _AGREEING_WINDOWS and max(last) <= (1 + _AGREEMENT) * min(last):
-        return True
-    if len(before) < 2 * _AGREEING_WINDOWS:
+    last = medians_ms[-_AGREEING_WINDOWS:]
+    if len(last) < _AGREEING_WINDOWS:
         return False
-    now, then = statistics.median(last), statistics.median(before[:_AGREEING_WINDOWS])
-    return max(now, then) <= (1 + _AGREEMENT) * min(now, then)
+    if _agree(max(last), min(last)):
+        return True
+    half = min(len(medians_ms) // 2, _MOST_WINDOWS)
+    if half < _AGREEING_WINDOWS:
+        return False
+    return _agree(
+        statistics.mean(medians_ms[-half:]), statistics.mean(medians_ms[-2 * half : -half])
+    )
+
+
+def _agree(one_ms: float, other_ms: float) -> bool:
+    return max(one_ms, other_ms) <= (1 + _AGREEMENT) * min(one_ms, other_ms)

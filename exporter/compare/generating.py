@@ -1,0 +1,112 @@
+"""Whole generations as they are timed: time to first token, time per token, and all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exporter.artifacts import TimedPhase
+from exporter.errors import BackendError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from exporter.generation.decoder import Decoder
+    from exporter.measure.timing.clock import Clock
+    from exporter.measure.timing.probe import Cell, Probe, Sample
+
+
+@dataclass(frozen=True)
+class GenerationCell:
+    """A prompt's length, and how many tokens are generated; see ``timing.probe.Cell``.
+
+    Both arms generate as many: tokens that end a text don't.
+    """
+
+    batch: int
+    sequence_length: int
+    new_tokens: int
+    past_length: int = 0
+
+    @property
+    def phases(self) -> tuple[TimedPhase, ...]:
+        """Time to the first token, mean time of a later one, and of all of it."""
+        return ("first_token", "per_token", "generate")
+
+    @property
+    def total_length(self) -> int:
+        """Positions that a generation reaches."""
+        return self.sequence_length + self.new_tokens
+
+    def __str__(self) -> str:
+        batch = f", batch {self.batch}" if self.batch > 1 else ""
+        return f"generate {self.new_tokens} after {self.sequence_length}{batch}"
+
+
+class GenerationProbe:
+    """Generates greedily from the same prompt each time.
+
+    Args:
+        decoder: Loaded.
+        prompt: ``[batch, sequence]``.
+        new_tokens: Two at least.
+    """
+
+    def __init__(self, decoder: Decoder, prompt: NDArray[np.int64], new_tokens: int) -> None:
+        self._decoder = decoder
+        self._prompt = prompt
+        self._new_tokens = new_tokens
+
+    def sample(self, clock: Clock) -> Sample:
+        """Generates once.
+
+        Raises:
+            BackendError: The run fails, or the logits hold NaN.
+        """
+        decoder = self._decoder
+        begin = clock()
+        logits = decoder.prefill(self._prompt)
+        token = logits.argmax(axis=-1)
+        first = clock()
+        for _ in range(self._new_tokens - 1):
+            logits = decoder.step(token[:, None])
+            token = logits.argmax(axis=-1)
+        end = clock()
+        if np.isnan(logits).any():
+            raise BackendError("The model gives NaN logits, so there is no next token.")
+        later = (end - first) / (self._new_tokens - 1)
+        return ((first - begin) / 1e6, later / 1e6, (end - begin) / 1e6)
+
+
+class DecoderSubject:
+    """An arm that generates; see ``timing.probe.Subject``.
+
+    Args:
+        decoder: Not yet loaded.
+        vocabulary: How many tokens the model knows.
+    """
+
+    builds = 1
+
+    def __init__(self, decoder: Decoder, vocabulary: int) -> None:
+        self._decoder = decoder
+        self._vocabulary = vocabulary
+
+    def use_build(self, number: int) -> None:
+        """There is one."""
+
+    def load(self) -> None:
+        """Loads the decoder."""
+        self._decoder.__enter__()
+
+    def unload(self) -> None:
+        """Frees it."""
+        self._decoder.__exit__(None, None, None)
+
+    def probe(self, cell: Cell) -> Probe:
+        """Binds the same random prompt for every arm."""
+        size = (cell.batch, cell.sequence_length)
+        prompt = np.random.default_rng(0).integers(0, self._vocabulary, size, dtype=np.int64)
+        return GenerationProbe(self._decoder, prompt, cell.new_tokens)
