@@ -17,6 +17,13 @@ Row = tuple[str, str, str, str, str]
 
 HEADER: Row = ("", "baseline", "candidate", "change", "verdict")
 
+_GENERATION = {
+    "first_token": "first token",
+    "per_token": "each later token of {new}",
+    "generate": "generation of {new} tokens",
+}
+_SHORT = {"first_token": "first token", "per_token": "per token", "generate": "generate"}
+
 _NOUNS = {
     "attention": ("attention", "attentions"),
     "mlp": ("MLP", "MLPs"),
@@ -114,14 +121,28 @@ def _latency_sentence(row: LatencyRow) -> str:
             f"{what} gets no verdict: that takes {FEWEST_ROUNDS} rounds, and it was timed in "
             f"{row.rounds} ({ratio})."
         )
+    limit = f"{100 * row.threshold:.3g} %"
+    spent = "in its time budget " if row.stopped == "budget" else ""
     openings = {
         "faster": "is faster",
         "slower": "is slower",
-        "same": "takes the same time to within 1 %",
-        "inconclusive": "gets no verdict: it can't be told to be at least 1 % faster, at least "
-        "1 % slower, or the same to within 1 %",
+        "same": f"takes the same time to within {limit}",
+        "inconclusive": f"gets no verdict: {spent}it couldn't be told to be at least {limit} "
+        f"faster, at least {limit} slower, or the same to within {limit}",
     }
-    return f"{what} {openings[row.verdict]} ({ratio}, 95 % interval {low:.3f} to {high:.3f})."
+    return (
+        f"{what} {openings[row.verdict]} ({ratio}, 95 % interval {low:.3f} to {high:.3f}"
+        f"{_per_second(row)})."
+    )
+
+
+def _per_second(row: LatencyRow) -> str:
+    """Tokens of a whole generation in a second, of both arms."""
+    if row.phase != "generate":
+        return ""
+    tokens = row.batch * row.new_tokens * 1000
+    speeds = [significant(tokens / arm.median_ms, 3) for arm in (row.baseline, row.candidate)]
+    return f"; {speeds[0]} and {speeds[1]} tokens/s"
 
 
 def has_too_few_rounds(row: LatencyRow) -> bool:
@@ -195,6 +216,9 @@ def shape_words(row: LatencyRow) -> str:
     batch = f", batch {row.batch}" if row.batch > 1 else ""
     if row.phase == "run":
         return "a run of a shape that isn't told"
+    if row.phase in _GENERATION:
+        what = _GENERATION[row.phase].format(new=row.new_tokens)
+        return f"{what} after a prompt of {row.sequence_length}{batch}"
     if row.phase == "decode":
         return f"decode after {row.past_length} tokens{batch}"
     return f"{row.phase} of {row.sequence_length} tokens{batch}"
@@ -205,6 +229,8 @@ def short_shape(row: LatencyRow) -> str:
     batch = f" x {row.batch}" if row.batch > 1 else ""
     if row.phase == "run":
         return "run"
+    if row.phase in _GENERATION:
+        return f"{_SHORT[row.phase]} {row.sequence_length}+{row.new_tokens}{batch}"
     if row.phase == "decode":
         return f"decode at {row.past_length}{batch}"
     return f"{row.phase} {row.sequence_length}{batch}"

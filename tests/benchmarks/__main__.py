@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "bench"
 ORDER = (
-    "parity", "score", "prune", "large", "peers", "latency", "speedup", "architectures", "engines",
+    "parity", "score", "prune", "large", "peers", "verdicts", "speedup", "architectures", "engines",
     "build",
 )  # fmt: skip
 
@@ -38,7 +38,7 @@ def _run(name: str) -> int:
     env = dict(os.environ)
     if name == "prune":
         env["DEPTHCUT_BENCH_ONNX"] = str(_exported())
-    elif name in ("latency", "speedup"):
+    elif name in ("verdicts", "speedup"):
         command.append(str(_exported()))
     elif name == "build":
         command += [str(_exported()), str(_exported("float16"))]

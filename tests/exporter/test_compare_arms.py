@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from tiny_lm import write_tiny_lm
 
 from exporter.compare import CompareOptions, compare
 from exporter.errors import ComparisonError, UsageError
-from exporter.measure import latency
 
 OPTIONS = CompareOptions(
     threads=1,
@@ -20,12 +18,6 @@ OPTIONS = CompareOptions(
     eval_tokens=32,
     eval_sequence_length=16,
 )
-
-
-@pytest.fixture(autouse=True)
-def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = latency.Sampling(rounds=2, row_seconds=0, visit_ms=0.1, warmup_seconds=0.2)
-    monkeypatch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from exporter.engine.engine_set import find_builds
 from exporter.engine.settings import BuildSettings
 from exporter.errors import ComparisonError, DepthcutError, EngineError, UsageError
 from exporter.files import sha256_file, sha256_files
-from exporter.measure import latency
 from exporter.report.markdown import render
 from tests.engine_support import CONTENT, written_as
 
@@ -36,8 +34,6 @@ PLAN = [{"layer": 0, "kind": "attention", "replacement": "none"}]
 @pytest.fixture(autouse=True)
 def without_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
-    fast = latency.Sampling(rounds=2, row_seconds=0, visit_ms=0.1, warmup_seconds=0.2)
-    monkeypatch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
 
 
 def built(onnx: Path, folder: Path, *names: str, **changes: Any) -> Path:

@@ -27,6 +27,16 @@ from exporter.measure.timing.stopping import CHUNKS, Looks
 from exporter.measure.timing.subjects import RunnerSubject
 from exporter.measure.timing.warmup import warm_up
 
+
+@pytest.fixture(autouse=True, scope="module")
+def little_garbage() -> Iterator[None]:
+    """Each chunk collects garbage, which takes long where scipy has just been imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 SHORT = Sampling(rounds=2, warmup_seconds=0.5)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from exporter.backends.base import Array, Runner
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.compare import CompareOptions, compare
 from exporter.errors import BackendError, ComparisonError
-from exporter.measure import latency
 from exporter.measure.inputs import Shape, has_cache, make_inputs, random_tokens
 from tests.tiny_torch import tiny_loaded
 
@@ -36,12 +34,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
         return loaded, export_onnx(loaded, tmp_path_factory.mktemp(family))
 
     return made
-
-
-@pytest.fixture(autouse=True)
-def short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    fast = latency.Sampling(rounds=2, row_seconds=0, visit_ms=0.1, warmup_seconds=0.2)
-    monkeypatch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
 
 
 def torch_runner(loaded: Any, *, compiled: bool = False, threads: int = 1) -> Any:

@@ -32,7 +32,7 @@ class Chunk:
     @property
     def calls(self) -> int:
         """Timed calls of one turn."""
-        return self.times_ms.shape[2] // 2
+        return int(self.times_ms.shape[2]) // 2
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

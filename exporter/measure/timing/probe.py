@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from exporter.artifacts import TimedPhase
 from exporter.backends.base import BoundCall, DeviceTimed
-from exporter.measure.inputs import Shape
 from exporter.measure.timing.clock import Clock
 
 Sample = tuple[float, ...]
@@ -97,9 +96,6 @@ class CallProbe:
         return ((end - begin) / 1e6,)
 
 
-def clock_of(probes: Sequence[Probe]) -> str:
+def clock_of(probes: Sequence[Probe]) -> Literal["host", "device"]:
     """``device`` where all arms are timed by the device, else ``host``."""
     return "device" if all(getattr(probe, "on_device", False) for probe in probes) else "host"
-
-
-__all__ = ["CallProbe", "Cell", "Probe", "Sample", "Shape", "Subject", "clock_of"]

@@ -70,11 +70,12 @@ def _how(rows: Sequence[LatencyRow]) -> str:
         return _APART
     limits = " or ".join(f"{100 * limit:.3g} %" for limit in sorted({r.threshold for r in rows}))
     return (
-        "Both arms took turns in one process (baseline, candidate, candidate, baseline, then the "
-        "other way round). The speedup is the ratio of the medians, above 1 when the candidate is "
-        "faster; in brackets its 95 % interval, from a paired bootstrap over the rounds. "
-        f"*faster* or *slower*: the whole interval lies beyond {limits}. *same*: it lies within "
-        f"{limits}. *inconclusive*: neither; measure with more rounds or on a quieter machine."
+        "Both arms took turns in one process, twice in each round, in an order that was drawn. The "
+        "speedup is that of the rounds' medians, above 1 when the candidate is faster; in brackets "
+        "its 95 % interval, from a bootstrap over loads (or builds) and rounds. *faster* or "
+        f"*slower*: an interval that allows for repeated looks lies beyond {limits}, a wider one "
+        "excludes equal arms, and the speedup is beyond the noise floor. *same*: the interval lies "
+        f"within {limits}. *inconclusive*: neither; give it more time or a quieter machine."
     )
 
 
@@ -86,13 +87,13 @@ def _notes(rows: Sequence[LatencyRow]) -> Iterator[Block]:
             "noise, whatever its interval says.",
             lead="Noise floor:",
         )
+    yield from _loads(rows)
     for row_text in _stops(rows):
         yield Note(row_text)
     if few := [row for row in rows if has_too_few_rounds(row)]:
         yield Note(
-            f"{_shapes(few)}. With fewer than {FEWEST_ROUNDS} the true speedup "
-            "lies outside of the brackets more often than 5 times in 100 (with 2 rounds in about "
-            "half of all runs), so there is no verdict.",
+            f"{_shapes(few)}. With fewer than {FEWEST_ROUNDS} one disturbance can decide, so there "
+            "is no verdict.",
             lead="Too few rounds:",
         )
     if unsettled := [row for row in rows if row.settled is False]:
@@ -104,6 +105,27 @@ def _notes(rows: Sequence[LatencyRow]) -> Iterator[Block]:
     if imported := [row for row in rows if row.imported]:
         yield Note(f"{_shapes(imported)}.", lead="Timed by another tool:")
     yield from _clock(rows)
+
+
+def _loads(rows: Sequence[LatencyRow]) -> Iterator[Note]:
+    """How often the arms came to lie elsewhere in memory, which changes their speed."""
+    once = [row for row in rows if row.loads == 1 and row.builds == 1 and not row.imported]
+    often = sorted({row.loads for row in rows if row.loads > 1})
+    if often:
+        counts = " or ".join(str(count) for count in often)
+        yield Note(
+            f"both arms {counts} times, in turns the other way round, since their place in memory "
+            "changes their speed.",
+            lead="Loaded anew:",
+        )
+    if once:
+        yield Note(
+            f"{_shapes(once)}. Two loads of the same model can differ by percents, for as long as "
+            "they stay loaded; that is in the speedup and not in its interval.",
+            lead="Loaded once:",
+        )
+    if dropped := [row for row in rows if row.dropped_rounds]:
+        yield Note(f"rounds of {_shapes(dropped)} were dropped.", lead="The clock jumped:")
 
 
 def _stops(rows: Sequence[LatencyRow]) -> Iterator[str]:

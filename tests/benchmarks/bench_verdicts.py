@@ -1,0 +1,168 @@
+"""How often a verdict is wrong, and how often a slowdown of 3 % is found.
+
+Run it with ``python -m tests.benchmarks.bench_verdicts [--trials 200] [--real N [MODEL.onnx]]``.
+The trials run in virtual time, each with a budget of 60 s: on replayed decode steps of SmolLM2 that
+were recorded on a busy machine of 2 cores (``decode_steps.npz``), and on a generator of such noise.
+Real trials load real ONNX Runtime sessions; one arm's calls are delayed by 3 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from exporter.artifacts import LatencyRow
+from exporter.backends.base import BoundCall, Runner
+from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.measure.inputs import Shape
+from exporter.measure.latency import Sampling, measure_rows
+from exporter.measure.timing.probe import CallProbe, Cell, Probe
+from exporter.measure.timing.subjects import RunnerSubject
+from tests.virtual_time import (
+    RECORDED,
+    BusyMachine,
+    Noise,
+    Replayed,
+    VirtualCell,
+    virtual_pair,
+)
+
+SLOWDOWN = 1.03
+BUDGET_S = 60.0
+
+
+def recorded_steps() -> dict[str, np.ndarray]:
+    """Decode steps in milliseconds, by how they were taken."""
+    with np.load(RECORDED, allow_pickle=False) as file:
+        return {name: file[name].astype(np.float64) for name in file.files}
+
+
+def noises() -> dict[str, tuple[Callable[[int], Noise], float]]:
+    """Makers of noise by name, and the milliseconds of a quiet step."""
+    steps = recorded_steps()
+    found: dict[str, tuple[Callable[[int], Noise], float]] = {
+        f"recorded, {name}": (lambda seed, own=own: Replayed(own, seed), 29.0)
+        for name, own in steps.items()
+    }
+    found["generated"] = (lambda seed: BusyMachine(seed), 29.0)
+    found["generated, loud"] = (lambda seed: BusyMachine(seed, contention=3, scatter=0.15), 29.0)
+    return found
+
+
+def trial(
+    make: Callable[[int], Noise], seed: int, *, slowdown: float, call_ms: float, lottery: float = 0
+) -> LatencyRow:
+    """One comparison in virtual time."""
+    clock, arms = virtual_pair(
+        make(seed), slowdown=slowdown, call_ms=call_ms, seed=seed, lottery=lottery, later=lottery
+    )
+    (row,) = measure_rows(arms, [VirtualCell()], Sampling(seconds=BUDGET_S), clocks=clock.clocks)
+    return row
+
+
+def table(trials: int) -> None:
+    """Verdicts on equal arms, and on one that takes 3 % longer."""
+    print(
+        f"{trials} trials each, {BUDGET_S:.0f} s of virtual measuring time at most, threshold 1 %"
+    )
+    print(f"{'noise':28} {'median/min':>10} {'equal: false':>12} {'3 %: slower':>12} "
+          f"{'seconds':>8}  verdicts")  # fmt: skip
+    for name, (make, call_ms) in noises().items():
+        for lottery in (0.0, 0.003) if name == "generated" else (0.0,):
+            equal, slower = (
+                [trial(make, seed, slowdown=factor, call_ms=call_ms, lottery=lottery)
+                 for seed in range(trials)]
+                for factor in (1.0, SLOWDOWN)
+            )  # fmt: skip
+            _print_row(name + (f", loads {100 * lottery} %" if lottery else ""), equal, slower)
+
+
+def _print_row(name: str, equal: list[LatencyRow], slower: list[LatencyRow]) -> None:
+    times = [np.array(row.baseline.samples_ms) for row in equal]
+    ratio = np.median([np.median(own) / own.min() for own in times])
+    words, found = Counter(r.verdict for r in equal), Counter(r.verdict for r in slower)
+    false = words["faster"] + words["slower"]
+    seconds = np.median([row.seconds or 0 for row in slower])
+    print(f"{name:28} {ratio:10.2f} {false:6} ({100 * false / len(equal):3.1f} %)"
+          f" {found['slower']:4} ({100 * found['slower'] / len(slower):3.0f} %) {seconds:8.0f}"
+          f"  {dict(words)} / {dict(found)}", flush=True)  # fmt: skip
+
+
+class DelayedSubject(RunnerSubject):
+    """A real arm whose every call is made longer by a share of its own time."""
+
+    def __init__(self, builds: list[Runner], vocabulary: int, share: float) -> None:
+        super().__init__(builds, vocabulary)
+        self._share = share
+
+    def probe(self, cell: Cell) -> Probe:
+        inner = super().probe(cell)
+        assert isinstance(inner, CallProbe)
+        return CallProbe(self._delayed(inner))
+
+    def _delayed(self, inner: CallProbe) -> BoundCall:
+        def call() -> None:
+            (taken_ms,) = inner.sample(time.perf_counter_ns)
+            end = time.perf_counter_ns() + round(taken_ms * self._share * 1e6)
+            while time.perf_counter_ns() < end:
+                pass
+
+        return call
+
+
+def real(model: Path, trials: int, past: int) -> None:
+    """Verdicts on real sessions of one file, of which the second is delayed or not."""
+    shape = Shape("decode", 1, 1, past)
+    for share in (0.0, SLOWDOWN - 1):
+        rows = []
+        for _ in range(trials):
+            first, second = (OnnxRuntimeRunner(model, threads=1) for _ in range(2))
+            with first, second:
+                arms = {
+                    "baseline": RunnerSubject([first], 32),
+                    "candidate": DelayedSubject([second], 32, share),
+                }
+                rows += measure_rows(arms, [shape], Sampling(seconds=BUDGET_S))
+        words = Counter(row.verdict for row in rows)
+        widths = [row.speedup.ci95[1] - row.speedup.ci95[0] for row in rows]
+        noise = np.median([row.baseline.median_ms / min(row.baseline.samples_ms) for row in rows])
+        print(f"real sessions, {shape}, candidate delayed by {100 * share:.0f} %: {dict(words)}, "
+              f"median/min {noise:.2f}, interval {100 * np.median(widths):.1f} % wide, ratios "
+              + " ".join(f"{row.speedup.ratio:.3f}" for row in rows), flush=True)  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints all figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, nargs="?", help="for the real trials")
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--real", type=int, default=0, metavar="N", help="real trials of each kind")
+    parser.add_argument("--past", type=int, default=128, help="cache length of the real trials")
+    options = parser.parse_args(arguments)
+    gc.collect()
+    gc.freeze()
+    if options.trials:
+        table(options.trials)
+    if options.real:
+        with tempfile.TemporaryDirectory() as folder:
+            real(options.model or _small_model(Path(folder)), options.real, options.past)
+    return 0
+
+
+def _small_model(folder: Path) -> Path:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "exporter"))
+    from tiny_lm import write_tiny_lm
+
+    return write_tiny_lm(folder) / "model.onnx"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
