@@ -131,8 +131,8 @@ def test_the_verdict_comes_first_in_plain_words(report: ComparisonReport) -> Non
     assert "Prefill of 512 tokens is faster (1.130 times as fast, 95 % interval 1.110" in head
     assert (
         "Decode after 512 tokens gets no verdict: it couldn't be told to be at least 1 % faster, "
-        "at least 1 % slower, or the same to within 1 % (1.060 times as fast, 95 % interval 1.008 to "
-        "1.110)." in head
+        "at least 1 % slower, or the same to within 1 % (1.060 times as fast, 95 % "
+        "interval 1.008 to 1.110)." in head
     )
     assert "Perplexity goes from 26.60 to 41.40 (+55.6 %; lower is better)." in head
     assert "60.9 % of 8,192 positions" in head
