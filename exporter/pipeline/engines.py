@@ -76,7 +76,7 @@ def _ranges(options: CompareOptions) -> Ranges:
     prompts = (*options.prefill_lengths, options.eval_sequence_length)
     contexts = options.decode_past_lengths or (1,)
     return Ranges(
-        batch=Span(1, options.batch, options.batch),
+        batch=Span(1, min(options.batches), max(options.batches)),
         prompt=Span(1, max(options.prefill_lengths or (1,)), max(_USUAL, *prompts)),
         context=Span(1, max(contexts), max(_USUAL_CONTEXT, *contexts)),
     )
