@@ -44,11 +44,12 @@ def check(
     everything else.
     """
     progress.failure_code = WRONG
-    from exporter.cli.check_results import print_check, write_outputs
+    from exporter.cli.check_results import print_check, refuse_outputs, write_outputs
     from exporter.cli.remeasure import remeasuring
     from exporter.regression import run_check
 
     request = _request(report, baseline, options)
+    refuse_outputs(request, options)
     found, measured = run_check(request, lambda report: remeasuring(report, progress))
     write_outputs(found, measured, options)
     print_check(found, as_json=as_json, on_github=options["github"], options=options)

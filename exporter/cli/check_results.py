@@ -5,11 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from exporter.artifacts import CheckReport, ComparisonReport
+
+if TYPE_CHECKING:
+    from exporter.regression import CheckRequest
+
+_FILES = ("output", "junit", "bencher", "pytest_benchmark", "gitlab_metrics")
+
+
+def refuse_outputs(request: CheckRequest, options: Mapping[str, Any]) -> None:
+    """Keeps what is written from taking the place of what is read.
+
+    Raises:
+        UsageError: An output is the report or belongs to the baseline.
+    """
+    from exporter.files import refuse_overwriting
+
+    read = [request.report, *([request.baseline] if request.baseline else [])]
+    for name in (*_FILES, "history"):
+        if options[name] is not None:
+            refuse_overwriting(options[name], read)
+    if request.update_baseline and request.baseline is not None and request.baseline.is_file():
+        refuse_overwriting(request.baseline, [request.report])
 
 
 def write_outputs(found: CheckReport, report: ComparisonReport, options: Mapping[str, Any]) -> None:

@@ -140,6 +140,22 @@ def test_a_broken_baseline_is_not_overwritten(tmp_path: Path) -> None:
     assert path.read_text() == "{"
 
 
+def test_what_is_read_is_never_written_over(
+    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = gate_report([SAME]).write(tmp_path / "report.json")
+    before = report.read_bytes(), baseline.read_bytes()
+    for more in (
+        ("--baseline", baseline, "-o", baseline),
+        ("--baseline", baseline, "--junit", report),
+        ("--baseline", baseline, "--history", report),
+        ("--baseline", report, "--update-baseline"),
+    ):
+        assert command_line.run(["check", str(report), *map(str, more)]) == 2
+        assert "inputs are never changed" in capsys.readouterr().err
+    assert (report.read_bytes(), baseline.read_bytes()) == before
+
+
 def test_the_table_says_what_and_why(
     tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
