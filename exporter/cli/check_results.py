@@ -26,9 +26,11 @@ def refuse_outputs(request: CheckRequest, options: Mapping[str, Any]) -> None:
     from exporter.files import refuse_overwriting
 
     read = [request.report, *([request.baseline] if request.baseline else [])]
-    for name in (*_FILES, "history"):
+    for name in _FILES:
         if options[name] is not None:
             refuse_overwriting(options[name], read)
+    if request.history is not None:  # may lie in the baseline's folder, as no report
+        refuse_overwriting(request.history, [path for path in read if path.is_file()])
     if request.update_baseline and request.baseline is not None and request.baseline.is_file():
         refuse_overwriting(request.baseline, [request.report])
 

@@ -156,6 +156,14 @@ def test_what_is_read_is_never_written_over(
     assert (report.read_bytes(), baseline.read_bytes()) == before
 
 
+def test_the_history_may_lie_beside_the_baselines(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    calls = ("--baseline", kept, "--history", kept / "history.jsonl")
+    assert run(tmp_path, SAME, *calls, "--update-baseline") == 0
+    assert run(tmp_path, SLOW, *calls) == 1
+    assert {path.suffix for path in kept.iterdir()} == {".json", ".jsonl"}
+
+
 def test_the_table_says_what_and_why(
     tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
