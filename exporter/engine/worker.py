@@ -144,13 +144,9 @@ def _config(builder: Builder, request: dict[str, Any], monitor: object) -> Any:
 
 
 def _no_engine(builder: Builder) -> DepthcutError:
-    from exporter.errors import EngineError
+    from exporter.engine.failures import no_engine
 
-    reasons = builder.listener.errors() or ["it gives no reason"]
-    return EngineError(
-        f"The builder made no engine: {reasons[0]}",
-        "Other profiles or another precision may help; -v shows all that it said.",
-    )
+    return no_engine(builder.listener.errors())
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:
