@@ -21,7 +21,7 @@ help:
 	@echo "make bench-gpu  measure engines on an NVIDIA GPU (60 GB of disk, an hour)"
 	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
 	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
-	@echo "make engines  build the engines of a dozen models, write the table (ten minutes)"
+	@echo "make engines  build engines of SmolLM2, BERT and ViT, write the table (minutes)"
 	@echo "make clean  remove environments and outputs"
 
 demo: .venv/demo.done

@@ -24,7 +24,7 @@ def assert_smaller_in_proportion(whole: BuildRow, cut: BuildRow) -> None:
     ):
         assert gone > 0
         assert gone % cut.cut == 0
-    # Between the attention's own weights and a fifth more.
+    # About the weights of what was cut; kernels go too.
     weights_mb = whole.onnx_mb - cut.onnx_mb
     assert whole.engine_mb - cut.engine_mb == pytest.approx(weights_mb, rel=0.4)
 

@@ -1,0 +1,70 @@
+"""The samples for engines and for Triton run, on a tiny model in the demo's folders."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.engine.sidecar import read_sidecar
+from graph_passes import Deletion, prune_graph, save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Path:
+    whole = tiny_model(TinySpec(layers=3))
+    cut, _ = prune_graph(whole, [Deletion(1, "attention")])
+    for name, model in (("baseline", whole), ("candidate", cut)):
+        (tmp_path / "demo" / name).mkdir(parents=True)
+        save_model(model, tmp_path / "demo" / name / "model.onnx")
+        (tmp_path / "demo" / name / "tokenizer.json").write_text("{}")
+    return tmp_path / "demo"
+
+
+def run(script: str, *arguments: str | Path, **settings: str) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["sh", SAMPLES / script, *arguments],
+        env={**os.environ, "PATH": path, **settings}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.rtx
+def test_engines_are_built_ahead_of_time(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what follows there needs a real tokenizer
+    out = tmp_path / "out"
+    sizes = ["--prompt", "1:4:8", "--context", "1:4:8"]
+    output = run("05_tensorrt/run.sh", demo, out, "sm80,sm89", *sizes)
+    engines = sorted(out.glob("*/*.engine"))
+    assert len(engines) == 4
+    for engine in engines:
+        assert read_sidecar(engine).settings.compute_capabilities == ("sm80", "sm89")
+        assert (engine.parent / "tokenizer.json").is_file()
+    assert output.count("parses the whole graph") == 2
+    assert len(re.findall(r"sublayers cut: 1, sha256 [0-9a-f]{12}\n", output)) == 2
+    assert "Built, not run" in output
+
+
+def test_a_model_is_packed_for_triton(demo: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    output = run("06_triton/run.sh", demo / "candidate", repository)
+    assert (repository / "smollm2" / "1" / "model.onnx").exists()
+    assert 'backend: "onnxruntime"' in output
+    assert "past_key_values.1.key" not in output
+    line = output.splitlines()[-1]
+    assert line.startswith("docker run --rm -p 8000:8000 ")
+    assert "--gpus" not in line
+    again = run("06_triton/run.sh", demo / "candidate", repository, DEVICE="gpu")
+    assert "docker run --rm --gpus all -p 8000:8000 " in again
+    assert "KIND_GPU" in again
