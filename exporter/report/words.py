@@ -110,7 +110,9 @@ def headline(report: ComparisonReport) -> str:
         f"{len(layers)} {_noun(kind, len(layers))}"
         for kind, layers in _by_kind(report.plan).items()
     ]
-    return "Without " + " and ".join(counts) if counts else "Candidate against baseline"
+    if not counts:
+        return "Candidate against baseline"
+    return "Without " + " and ".join(filter(None, [", ".join(counts[:-1]), counts[-1]]))
 
 
 def _latency_sentence(row: LatencyRow) -> str:

@@ -85,7 +85,7 @@ def importance_part(report: ImportanceReport, dropped: Sequence[PlannedDeletion]
         if score is None:
             return "-"
         is_gone = (layer, kind) in gone or (layer, "block") in gone
-        return Sign(f"{score:.4f}", "even") if is_gone else f"{score:.4f}"
+        return Sign(f"{score:.4f}", "cut") if is_gone else f"{score:.4f}"
 
     rows: list[list[Cell]] = [
         [str(layer), *(cell(layer, kind) for kind in kinds)]

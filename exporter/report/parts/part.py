@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Tone = Literal["good", "bad", "even", "unsure"]
+Tone = Literal["good", "bad", "even", "unsure", "cut"]
 """How a word is meant; every form adds a sign of its own, never a colour alone."""
 
 

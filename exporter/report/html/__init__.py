@@ -1,0 +1,1 @@
+"""report.html: one file that asks the network for nothing and runs no script."""

@@ -1,0 +1,35 @@
+"""``python -m tests.browser REPORT.html [-o DIR]``: opens reports in a real browser."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.browser.page import browser_path, check_page, missing
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.browser", description=__doc__)
+    parser.add_argument("reports", nargs="+", type=Path)
+    parser.add_argument("-o", "--output", type=Path, help="Folder for screenshots and prints.")
+    asked = parser.parse_args()
+    if reason := missing():
+        print(reason, file=sys.stderr)
+        return 2
+    problems = 0
+    for report in asked.reports:
+        found = check_page(report, asked.output)
+        axe = "with axe-core" if found.with_axe else "without axe-core, which is not installed"
+        print(
+            f"{report}: {report.stat().st_size / 1e6:.2f} MB, opened in {found.opened_s:.2f} s, "
+            f"{len(found.problems)} problems ({browser_path()}, {axe})"
+        )
+        for line in (*found.problems, *map(str, found.pictures)):
+            print(f"  {line}")
+        problems += len(found.problems)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Reports with every field filled, of any size, with seeded figures."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from exporter.artifacts import (
+    Accuracy,
+    Arm,
+    Arms,
+    CalibrationRef,
+    ComparisonReport,
+    EmbeddingAgreement,
+    EngineFacts,
+    Environment,
+    GenerationAgreement,
+    ImportanceReport,
+    Interval,
+    LatencyRow,
+    LatencySamples,
+    LongContext,
+    MachineState,
+    ModelRef,
+    NoiseFloor,
+    ParityCheck,
+    PerplexityPair,
+    PlannedDeletion,
+    PositionError,
+    Score,
+    Speedup,
+    TaskResult,
+)
+
+_PHASES: tuple[Any, ...] = ("prefill", "decode", "first_token", "per_token", "generate")
+_STOPS: tuple[Any, ...] = ("narrow", "budget", "rounds")
+_WORDS: tuple[Any, ...] = ("faster", "same", "inconclusive", "slower")
+
+
+def full_report(
+    *, layers: int = 30, rows: int = 5, samples: int = 200, text: str = "wikitext-2", seed: int = 0
+) -> ComparisonReport:
+    """A report that leaves nothing out.
+
+    Args:
+        layers: Of the model; a third of its attentions are dropped.
+        rows: Latency rows.
+        samples: Times of each arm in each row.
+        text: Stands wherever a foreign text can.
+        seed: For the figures.
+    """
+    random = np.random.default_rng(seed)
+    return ComparisonReport(
+        versions={"depthcut": "0.1.0", "onnxruntime": "1.32.0", text: "1"},
+        command=["depthcut", "compare", text, "candidate", "-o", "out"],
+        environment=_environment(text),
+        arms=_arms(text),
+        plan=_plan(layers),
+        calibration=CalibrationRef(
+            source=f"{text} (calibration)", samples=20, sequence_length=512, tokens=10240,
+            sha256="c" * 64,
+        ),
+        parity=[
+            ParityCheck(name=f"logits, {text}", phase="prefill", max_abs_error=4e-5, tolerance=3e-3,
+                        passed=True),
+            ParityCheck(name="keys", phase="decode", max_abs_error=1.0, tolerance=3e-3,
+                        passed=False),
+        ],
+        latency=[_row(random, index, samples, text) for index in range(rows)],
+        accuracy=_accuracy(random, text),
+    )  # fmt: skip
+
+
+def full_importance(*, layers: int = 30, text: str = "model", seed: int = 0) -> ImportanceReport:
+    """Scores of every attention, MLP and block."""
+    random = np.random.default_rng(seed)
+    return ImportanceReport(
+        model=ModelRef(source=text, architecture=text, num_layers=layers, sha256="a" * 64),
+        metric=f"cosine {text}",
+        calibration=CalibrationRef(
+            source=text, samples=1, sequence_length=2, tokens=2, sha256="c" * 64
+        ),
+        scores=[
+            Score(layer=layer, kind=kind, score=float(random.lognormal(-4, 1)), std_error=0.001)
+            for layer in range(layers)
+            for kind in ("attention", "mlp", "block")
+        ],
+    )
+
+
+def _plan(layers: int) -> list[PlannedDeletion]:
+    places: tuple[Any, ...] = ("none", "linear", "bias")
+    cut = [PlannedDeletion(layer=n, kind="attention") for n in range(2, layers - 1, 3)]
+    cut += [
+        PlannedDeletion(layer=n, kind="mlp", replacement=places[n % 3])
+        for n in range(layers // 2, layers - 1, 5)
+    ]
+    return [*cut, PlannedDeletion(layer=layers - 1, kind="block")]
+
+
+def _row(random: np.random.Generator, index: int, samples: int, text: str) -> LatencyRow:
+    ratio = (1.12, 1.0, 1.02, 0.93)[index % 4] * (1 + 0.01 * (index // 4))
+    middle = float(random.uniform(5, 90))
+    baseline = middle * ratio * random.lognormal(0, 0.06, samples)
+    baseline[:: max(7, samples // 9)] *= 2.4
+    phase = _PHASES[index % len(_PHASES)]
+    floor = Speedup(ratio=1.002, ci95=(0.993, 1.011))
+    return LatencyRow(
+        phase=phase,
+        batch=1 + index // 5,
+        sequence_length=1 if phase == "decode" else 128 << index % 4,
+        past_length=512 if phase == "decode" else 0,
+        new_tokens=64 if phase in ("first_token", "per_token", "generate") else 0,
+        rounds=12,
+        baseline=_samples(baseline),
+        candidate=_samples(middle * random.lognormal(0, 0.06, samples)),
+        references={
+            f"PyTorch eager {text}": _samples(middle * 1.5 * random.lognormal(0, 0.1, samples))
+        },
+        speedup=Speedup(ratio=ratio, ci95=(ratio - 0.02, ratio + 0.015)),
+        verdict=_WORDS[index % 4],
+        noise_floor=None if index == 1 else NoiseFloor(ratio=1.013, rounds=12, speedup=floor),
+        stopped=_STOPS[index % 3],
+        seconds=20.0,
+        settled=index != 2,
+        clock="device" if index == 3 else "host",
+        timer_overhead_ns=82.0,
+        imported=index == 4,
+    )  # fmt: skip
+
+
+def _samples(times: Any) -> LatencySamples:
+    p50, p95, p99 = (float(v) for v in np.percentile(times, [50, 95, 99]))
+    return LatencySamples(
+        median_ms=p50, p50_ms=p50, p95_ms=p95, p99_ms=p99, samples_ms=[float(v) for v in times]
+    )
+
+
+def _accuracy(random: np.random.Generator, text: str) -> Accuracy:
+    edges = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    return Accuracy(
+        text_source=text, text_sha256="e" * 64, tokens=8192, stride=256,
+        perplexity=PerplexityPair(baseline=16.05, candidate=17.79),
+        log_perplexity_increase=Interval(value=0.103, ci95=(0.091, 0.116)),
+        kl_divergence=0.166, kl_interval=Interval(value=0.166, ci95=(0.151, 0.182)),
+        top1_agreement=0.841, top5_agreement=0.913,
+        positions=[
+            PositionError(first=a, last=b - 1, kl_divergence=0.4 / (1 + n), top1_agreement=0.7,
+                          baseline_loss=4.0 - n / 8, candidate_loss=4.2 - n / 8)
+            for n, (a, b) in enumerate(itertools.pairwise(edges))
+        ],
+        generation=GenerationAgreement(
+            prompts=40, prompt_tokens=32, new_tokens=64, exact_match=0.25,
+            first_divergence=[int(v) for v in random.integers(1, 64, 30)] + [64] * 10,
+        ),
+        long_context=[
+            LongContext(context_length=1024 << n, needles=20, needle_baseline=0.9 - n / 10,
+                        needle_candidate=0.8 - n / 5,
+                        perplexity=PerplexityPair(baseline=12.0, candidate=14.0 + n))
+            for n in range(3)
+        ],
+        tasks=[
+            TaskResult(task=name, metric="acc", items=500, baseline=0.41, candidate=0.41 + shift,
+                       difference=Interval(value=shift, ci95=(shift - 0.02, shift + 0.02)),
+                       only_baseline_right=31, only_candidate_right=12, mcnemar_p=0.005,
+                       source=f"{name}.jsonl")
+            for name, shift in (("arc_easy", -0.04), (f"hellaswag {text}", 0.005), ("piqa", 0.03))
+        ],
+        embeddings=EmbeddingAgreement(
+            texts=64, cosine=0.9812, lowest_cosine=0.941, rank_agreement=0.967
+        ),
+    )  # fmt: skip
+
+
+def _arms(text: str) -> Arms:
+    engine = EngineFacts(
+        path=f"/out/{text}-sm89.engine", sha256="9" * 64, engine_bytes=270_000_000,
+        backend="tensorrt-rtx", backend_version="1.7.1", built_for="sm89, sm120", precision="bf16",
+        network_layers=1800, layers={"gemm": 210, text: 60}, memory_bytes={"weights": 268_000_000},
+        build_s=31.4,
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        "backend": "onnxruntime", "provider": "CPUExecutionProvider", "precision": "fp32",
+        "sha256": "b" * 64, "file_bytes": 542_600_000, "parameters": 134_515_008, "nodes": 2245,
+        "kv_cache_bytes_per_token": 46080,
+    }  # fmt: skip
+    smaller = {"parameters": 120_000_000, "nodes": 1773, "kv_cache_bytes_per_token": 33792}
+    return Arms(
+        baseline=Arm(**values, path=f"{text}/model.onnx", engines=[engine, engine]),
+        candidate=Arm(**{**values, **smaller}, path="candidate/model.onnx", engines=[engine]),
+        references={
+            f"PyTorch eager {text}": Arm(
+                **{**values, "backend": "pytorch"}, path="hf/", not_run=f"no NVIDIA driver {text}",
+                device_memory_bytes=2_000_000_000,
+            )
+        },
+    )  # fmt: skip
+
+
+def _environment(text: str) -> Environment:
+    return Environment(
+        machine="x86_64", processor=f"Test CPU {text}", cpu_count=2, threads=2,
+        memory_bytes=8 * 2**30, platform="Linux", python="3.11.2", gpu=text,
+        load_average_1m=0.5, other_cpu_share=0.13, affinity=[0, 1], governor="performance",
+        states=[
+            MachineState(seconds=float(n), load_average_1m=1.0 + n, cpu_mhz=2100.0 + n,
+                         throttled=n == 2, gpu_sm_mhz=1400.0, gpu_celsius=60.0 + n)
+            for n in range(3)
+        ],
+    )  # fmt: skip
