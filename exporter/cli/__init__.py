@@ -28,6 +28,7 @@ from exporter.cli.options import show_version
 from exporter.cli.package import package
 from exporter.cli.plan import plan
 from exporter.cli.prune import prune
+from exporter.cli.report import report
 from exporter.cli.score import score
 from exporter.errors import DepthcutError, UsageError, first_line
 
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-STAGES = (export, score, plan, prune, build, compare, check)
+STAGES = (export, score, plan, prune, build, compare, report, check)
 TOOLS = (inspect, check_engine, generate, lm_eval, package, doctor)
 
 for command in (*STAGES, *TOOLS):

@@ -56,15 +56,14 @@ def compare(
 
     Both are ONNX files or folders with one, engines or folders of them, or Hugging Face folders
     that PyTorch runs: torch:DIR, torch-compile:DIR; or times that trtexec or polygraphy took:
-    times:FILE. Writes report.json and report.md.
+    times:FILE. Writes report.json, report.md and report.html.
     """
     from exporter.cli.requests import compare_options
     from exporter.cli.results import print_comparison
     from exporter.compare import compare as compare_models
     from exporter.compare.journal import forget
-    from exporter.files import write_text
     from exporter.ledger import locked
-    from exporter.report.markdown import render
+    from exporter.report.files import write_reports
 
     output.mkdir(parents=True, exist_ok=True)  # Fails now, not after the measurement.
     with locked(output):
@@ -77,7 +76,6 @@ def compare(
             resume=output,
             progress=progress,
         )
-        report.write(output / "report.json")
-        write_text(output / "report.md", render(report))
+        write_reports(report, output)
         forget(output)
     print_comparison(report, output, as_json)

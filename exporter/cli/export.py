@@ -58,8 +58,8 @@ def export(
     """Score MODEL, drop its most redundant sublayers, export both to ONNX and compare them.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. The output folder then holds
-    importance.json, plan.json, baseline/, candidate/, prune.json, report.json and report.md;
-    with --engine also engines/baseline/ and engines/candidate/.
+    importance.json, plan.json, baseline/, candidate/, prune.json, report.json, report.md and
+    report.html; with --engine also engines/baseline/ and engines/candidate/.
     What is still valid from an earlier run is reused.
     """
     from exporter.cli.requests import export_request

@@ -32,7 +32,7 @@ def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> N
         Console(highlight=False).print(comparison_table(report))
     else:
         click.echo(plain_table(report))
-    click.echo(f"Report: {folder / 'report.md'}")
+    click.echo(f"Report: {folder / 'report.html'}")
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

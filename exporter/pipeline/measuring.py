@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck
-from exporter.files import write_text
 from exporter.pipeline.engines import FOLDER
 from exporter.pipeline.run import Run
 
@@ -13,7 +12,7 @@ from exporter.pipeline.run import Run
 def measure(run: Run) -> tuple[list[Path], None]:
     """Compares both models and writes the report."""
     from exporter.compare import compare
-    from exporter.report.markdown import render
+    from exporter.report.files import write_reports
 
     importance, deletions = run.importance(), run.deletions()
     graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
@@ -29,8 +28,7 @@ def measure(run: Run) -> tuple[list[Path], None]:
         progress=run.progress,
     )
     report = _published(run, report)
-    write_text(run.ledger.work / "report.md", render(report, importance))
-    paths = [report.write(run.ledger.work / "report.json"), run.ledger.work / "report.md"]
+    paths = write_reports(report, run.ledger.work, importance)
     return paths, None
 
 

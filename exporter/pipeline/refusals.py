@@ -11,7 +11,7 @@ from exporter.request import EngineRequest, ExportRequest
 
 _RESULTS = (
     "importance.json", "plan.json", "baseline", "candidate", "prune.json", "engines",
-    "report.json", "report.md",
+    "report.json", "report.md", "report.html",
 )  # fmt: skip
 
 

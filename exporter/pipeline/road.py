@@ -28,9 +28,9 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     """Walks the whole road and returns the comparison.
 
     Afterwards ``request.out`` holds importance.json, plan.json, baseline/, candidate/, prune.json,
-    engines/ where they were asked for, report.json and report.md, all of this run. When it fails or
-    is cut short, the folder holds what it held before, and the next run finds the stages that were
-    finished.
+    engines/ where they were asked for, report.json, report.md and report.html, all of this run.
+    When it fails or is cut short, the folder holds what it held before, and the next run finds the
+    stages that were finished.
 
     Raises:
         DepthcutError: The subclass of the stage that failed.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import ComparisonReport, ImportanceReport
 from exporter.report.parts import all_parts
+from exporter.report.parts.overview import overview_grid
 from exporter.report.parts.part import Block, Bullets, Cell, Command, Grid, Note, Part, Sign
+from exporter.report.verdict import verdict_sentence
 from exporter.report.words import headline, verdict_sentences
 
 
@@ -16,9 +18,22 @@ def render(report: ComparisonReport, importance: ImportanceReport | None = None)
     return "\n\n".join(parts) + "\n"
 
 
+def render_all(
+    reports: Mapping[str, ComparisonReport], importance: ImportanceReport | None = None
+) -> str:
+    """Several reports by name, a table of all of them first; one is as :func:`render` has it."""
+    whole = [render(report, importance) for report in reports.values()]
+    if len(whole) == 1:
+        return whole[0]
+    overview = Part("overview", "All candidates", [overview_grid(reports)])
+    return "\n".join([render_part(overview) + "\n", *whole])
+
+
 def _verdict(report: ComparisonReport) -> str:
-    lines = [f"- {sentence}" for sentence in verdict_sentences(report)]
-    return "\n".join(["# depthcut comparison", "", f"**{headline(report)}:**", "", *lines])
+    lines = [f"- {_escape(sentence)}" for sentence in verdict_sentences(report)]
+    told = _escape(verdict_sentence(report))
+    head = f"**{headline(report)}:**"
+    return "\n".join(["# depthcut comparison", "", told, "", head, "", *lines])
 
 
 def render_part(part: Part) -> str:

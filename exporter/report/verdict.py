@@ -93,7 +93,13 @@ def _speed(report: ComparisonReport) -> str:
         return "its speed was not measured" + (f" ({why.rstrip('.')})" if why else "")
     counts: Counter[str] = Counter(row.verdict for row in rows)
     if len(counts) == 1:
-        where = shape_words(rows[0]) if len(rows) == 1 else f"all {len(rows)} shapes"
+        where = (
+            shape_words(rows[0])
+            if len(rows) == 1
+            else "both shapes"
+            if len(rows) == 2
+            else f"all {len(rows)} shapes"
+        )
         return _ALL[rows[0].verdict].format(where, speedup_range(rows))
     told = [_SOME[word].format(counts[word]) for word in _SOME if counts[word]]
     return f"it is {', '.join(told[:-1])} and {told[-1]} of {len(rows)} shapes"

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.browser.page import browser_path, check_page, missing
+from tests.browser.browser_page import browser_path, check_page, missing
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.torch
 
 SHIPPED = {"model.onnx", "model.onnx.data", "config.json", "generation_config.json"}
 SHIPPED |= {"tokenizer.json", "tokenizer_config.json"}
-RESULTS = {"importance.json", "plan.json", "prune.json", "report.json", "report.md"}
+RESULTS = {"importance.json", "plan.json", "prune.json", "report.json", "report.md", "report.html"}
 RESULTS |= {"baseline", "candidate"}
 STAGES = ("score", "plan", "export", "prune", "measure")
 

@@ -269,7 +269,7 @@ def test_a_terminal_gets_the_drawn_table_and_a_pipe_the_plain_one(
     assert (plain_table(report) in printed) != terminal
     assert ("───" in printed) == terminal
     assert "1.13x [1.11, 1.15]" in printed
-    assert printed.endswith(f"Report: {tmp_path / 'report.md'}\n")
+    assert printed.endswith(f"Report: {tmp_path / 'report.html'}\n")
 
 
 @pytest.mark.parametrize(

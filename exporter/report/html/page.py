@@ -15,11 +15,12 @@ from markupsafe import Markup, escape
 from exporter.artifacts import ComparisonReport, ImportanceReport
 from exporter.report.html.sections import sections
 from exporter.report.html.summary import glance, tiles
-from exporter.report.html.tradeoff import letter, tradeoff_section
+from exporter.report.html.tradeoff import tradeoff_section
 from exporter.report.html.view import Source, View
+from exporter.report.parts.overview import letter
 from exporter.report.parts.part import Block, Cell, Grid
 from exporter.report.verdict import quality_sign, speed_sign, verdict_sentence
-from exporter.report.words import headline
+from exporter.report.words import engine_sentences, headline
 
 _SIGNS = {"good": "▲", "bad": "▼", "even": "=", "unsure": "?", "cut": "×"}
 _MARKED = re.compile(r"`([^`]+)`|\*([\w ]+)\*")
@@ -70,6 +71,7 @@ def _view(source: Source, index: int, prefix: str, sources: int) -> View:
         subject=headline(report),
         model=model,
         sentence=verdict_sentence(report),
+        notices=engine_sentences(report),
         signs=[speed_sign(report), quality_sign(report)],
         tiles=list(tiles(report)),
         glance=glance(source),

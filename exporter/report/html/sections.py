@@ -82,7 +82,7 @@ def _figures(part: Part, source: Source, prefix: str) -> Iterator[Figure]:
             chart = heat_chart(f"{key}-chart", source.importance, report.plan)
             yield Figure(
                 chart,
-                "Darker is more important, on a logarithmic scale where all scores are positive.",
+                "The stronger the colour, the more important; by the logarithm where all are above 0.",
                 [("h0", "redundant"), ("h8", "important"), ("cut", "dropped")],
             )
         case "dropped":

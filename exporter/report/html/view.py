@@ -71,6 +71,7 @@ class View:
     subject: str
     model: str
     sentence: str
+    notices: Sequence[str]
     signs: Sequence[Sign]
     tiles: Sequence[Tile]
     glance: Sequence[Grid]

@@ -49,7 +49,7 @@ def pareto_chart(key: str, points: Sequence[Candidate], *, cost: str, unit: str)
     for phase in sorted({point.phase for point in points}):
         _front(drawing, across, up, [point for point in points if point.phase == phase])
     drawing.add("circle", cls="dot baseline", cx=across(1), cy=up(0), r=5, tip="baseline")
-    drawing.text(across(1) + 8, up(0) - 7, "baseline", "baseline")
+    drawing.text(across(1) + 8, up(0) + 12, "baseline", "baseline")
     for point in points:
         _point(drawing, across, up, point)
     return drawing.markup()

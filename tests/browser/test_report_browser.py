@@ -1,0 +1,43 @@
+"""The page in a real browser: silent, offline, accessible, as wide as the screen, and quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from browser_page import check_page
+from made_reports import full_importance, full_report
+
+from exporter.report.html.page import render_html, render_page
+from exporter.report.html.view import Source
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_full_page_has_no_problem(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(render_html(full_report(), full_importance()), encoding="utf-8")
+    found = check_page(page, tmp_path)
+    assert found.problems == []
+    assert len(found.pictures) == 5
+
+
+def test_hostile_names_run_nothing_and_several_reports_share_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    script = "<script>console.log('run')</script><img src=https://example.org/x>"
+    sources = [Source(name, full_report(text=script)) for name in ("one", script)]
+    page.write_text(render_page(sources), encoding="utf-8")
+    assert check_page(page).problems == []
+
+
+def test_a_page_that_is_wrong_is_found_out(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(
+        "<title>x</title><img src='http://127.0.0.1:9/x.png'><script>console.log(1)</script>"
+        "<div style='width: 3000px'>x</div>",
+        encoding="utf-8",
+    )
+    told = "\n".join(check_page(page).problems)
+    assert "asked for http://127.0.0.1:9/x.png" in told
+    assert "console: 1" in told
+    assert "px wide on a screen of 390" in told

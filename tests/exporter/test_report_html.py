@@ -1,0 +1,262 @@
+"""The page as text: whole, closed, offline, escaped, accessible, and not too large."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_reports import full_importance, full_report
+
+from exporter.artifacts import ComparisonReport, PerplexityPair, Speedup
+from exporter.cli import run
+from exporter.report.html.charts.pareto import Candidate, pareto_front
+from exporter.report.html.charts.samples import thinned
+from exporter.report.html.charts.scale import Scale, scale_over
+from exporter.report.html.page import render_html, render_page
+from exporter.report.html.view import Source
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+HOSTILE = "<script>alert(1)</script>\"'`&| --></style><img src=x onerror=alert(1)>"
+TEXT_COLOURS = (
+    "ink", "muted", "baseline", "candidate", "good", "bad", "even", "unsure", "link",
+    "ref0", "ref1", "ref2", "ref3",
+)  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Reads a page and refuses elements that are not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), (tag, attrs)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "title", "desc"} & set(self._open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def bare(report: ComparisonReport) -> ComparisonReport:
+    """What no part of it was measured of."""
+    none = {"accuracy": None, "latency": [], "parity": [], "plan": [], "calibration": None}
+    return report.model_copy(update=none)
+
+
+@pytest.fixture(scope="module")
+def full() -> str:
+    return render_html(full_report(), full_importance())
+
+
+PAGES = {
+    "full": lambda: render_html(full_report(), full_importance()),
+    "without importance": lambda: render_html(full_report()),
+    "bare": lambda: render_html(bare(full_report())),
+    "several": lambda: render_page([Source(n, full_report(), full_importance()) for n in "ab"]),
+    "hostile": lambda: render_html(full_report(text=HOSTILE), full_importance(text=HOSTILE)),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_well_formed_closed_and_accessible(name: str) -> None:
+    text = PAGES[name]()
+    page = Page(text)
+    ids = [found["id"] for _, found in page.elements if "id" in found]
+    assert len(ids) == len(set(ids))
+    assert page.all("html")[0]["lang"] == "en"
+    assert page.all("script") == page.all("img") == page.all("iframe") == []
+    assert not any(key.startswith("on") or key == "style" for _, a in page.elements for key in a)
+    for _, attributes in page.elements:
+        for key in ("href", "src", "xlink:href"):
+            target = attributes.get(key) or "#"
+            assert target.startswith("#") or target == "data:,"
+            assert not target.startswith("#") or target == "#" or target[1:] in ids
+    for drawing in page.all("svg"):
+        labels = str(drawing.get("aria-labelledby", "")).split()
+        assert drawing.get("aria-hidden") == "true" or (labels and set(labels) <= set(ids))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all("scope" in cell for cell in page.all("th"))
+
+
+def test_the_policy_forbids_all_but_the_pages_own_style(full: str) -> None:
+    style = re.search("<style>(.*?)</style>", full, re.DOTALL)
+    policy = Page(full).all("meta")[1]["content"]
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert str(policy).startswith(f"default-src 'none'; style-src 'sha256-{digest}';")
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+
+
+def test_foreign_text_is_text() -> None:
+    text = PAGES["hostile"]()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert text.count("</style>") == 1
+    assert "<script>alert(1)</script>" in Page(text).text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_of_text_stand_out(full: str, scheme: str) -> None:
+    blocks = re.findall(r":root \{(.*?)\}", full, re.DOTALL)
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", blocks[0] if scheme == "light" else blocks[1]))
+    for name in TEXT_COLOURS:
+        for ground in ("paper", "panel"):
+            assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+    assert contrast(colours["line"], colours["paper"]) < 4.5  # The measure tells them apart.
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2's contrast ratio of two sRGB colours."""
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_a_large_report_stays_small_and_says_what_it_left_out() -> None:
+    report = full_report(layers=80, rows=60, samples=600)  # 108,000 samples
+    text = render_html(report, full_importance(layers=80))
+    assert len(text.encode()) < 2e6
+    assert "of 600 calls drawn, evenly by rank" in text
+    assert "drawn, evenly by rank" not in render_html(full_report(samples=20))
+
+
+def test_the_verdict_comes_first_in_words_and_signs(full: str) -> None:
+    words = Page(full).text
+    assert words.index("less accurate") < words.index("At a glance")
+    assert "? mixed speed" in words
+    assert (
+        "Without 9 attentions, 3 MLPs and 1 block, it is faster in 2, slower in 1, as fast in 1 "
+        "and without a verdict in 1 of 5 shapes; perplexity goes from 16.05 to 17.79 (+10.8 %)."
+    ) in words
+
+
+def test_every_part_is_there_and_left_out_without_its_figures(full: str) -> None:
+    titles = (
+        "Latency", "What speed costs", "Error by position", "Tasks", "Generation agreement",
+        "Long context", "Embeddings", "What was dropped", "Importance", "Engines", "Parity",
+    )  # fmt: skip
+    without = PAGES["bare"]()
+    for title in titles:
+        assert f">{title}</h2>" in full
+        assert f">{title}</h2>" not in without or title in ("What was dropped", "Engines")
+    assert "its speed was not measured" in without
+    assert "accuracy not measured" in without
+
+
+def test_what_is_dropped_is_crossed_in_the_map_and_hollow_after(full: str) -> None:
+    before, after = full.split('id="dropped-after-t"')
+    assert "attn: dropped" not in before.split('id="dropped-before-t"')[1]
+    assert "layer 2, attn: dropped" in after
+    assert "layer 25, MLP: replaced (linear)" in after
+    dropped = 9 + 3 + 2  # of the block: attention and MLP
+    assert after.split("</svg>")[0].count('class="hollow') == dropped
+    heat = full.split('id="importance-chart-t"')[1].split("</svg>")[0]
+    assert heat.count('class="cut"') == dropped + 1  # and the block's own score
+
+
+def test_numbers_that_are_none_still_make_a_page() -> None:
+    report = full_report()
+    assert report.accuracy is not None
+    pair = PerplexityPair(baseline=16.0, candidate=float("inf"))
+    broken = report.accuracy.model_copy(
+        update={"perplexity": pair, "log_perplexity_increase": None}
+    )
+    rows = [
+        row.model_copy(update={"speedup": Speedup(ratio=1.1, ci95=(0.0, float("inf")))})
+        for row in report.latency
+    ]
+    text = render_html(report.model_copy(update={"accuracy": broken, "latency": rows}))
+    assert "less accurate" in Page(text).text
+    assert not re.search(r'(?:d|x|y|cx|cy|width|height)="[^"]*(?:nan|inf)', text)
+
+
+def test_thinning_keeps_the_ends_and_the_ranks() -> None:
+    values = np.arange(1001.0)
+    assert list(thinned(values, 5)) == [0, 250, 500, 750, 1000]
+    assert thinned(values, 2000) is values
+
+
+def test_scales_hold_what_lies_beyond_and_have_round_ticks() -> None:
+    scale = Scale(0.0, 10.0, 100.0, 200.0)
+    assert (scale(5), scale(-3), scale(99)) == (150, 100, 200)
+    assert scale.ticks() == [0, 2, 4, 6, 8, 10]
+    assert scale_over([3.0, float("nan")], 0, 1).low < 3 < scale_over([3.0], 0, 1).high
+
+
+def test_the_front_is_what_nothing_beats_in_both() -> None:
+    def point(letter: str, speedup: float, cost: float) -> Candidate:
+        return Candidate(letter, 0, speedup, speedup, speedup, cost)
+
+    points = [point("A", 1.1, 2), point("B", 1.2, 1), point("C", 1.3, 5), point("D", 1.25, 6)]
+    assert [p.letter for p in pareto_front(points)] == ["B", "C"]
+
+
+def test_saved_reports_are_rendered_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = full_report().write(tmp_path / "one" / "report.json")
+    scores = full_importance().write(tmp_path / "importance.json")
+    assert run(["report", str(saved), "--importance", str(scores)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'one' / 'report.html'}\n"
+    page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+    assert page == render_html(full_report(), full_importance())
+    other = full_report(seed=1).write(tmp_path / "two" / "report.json")
+    out = tmp_path / "all.md"
+    assert run(["report", str(saved), str(other), "--format", "md", "-o", str(out)]) == 0
+    assert "| A | one | Without 9 attentions, 3 MLPs and 1 block |" in out.read_text()
+    assert run(["report", str(saved), str(other), "-o", str(tmp_path / "all.html")]) == 0
+    assert ">A: one</h2>" in (tmp_path / "all.html").read_text(encoding="utf-8")
+
+
+def test_reports_that_can_t_be_rendered_change_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = full_report().write(tmp_path / "report.json")
+    before = saved.read_bytes()
+    assert run(["report", str(saved), "-o", str(saved)]) == 2
+    assert run(["report", str(saved), str(saved)]) == 2
+    later = tmp_path / "later.json"
+    later.write_text(json.dumps({**json.loads(before), "schema_version": 99}), encoding="utf-8")
+    assert run(["report", str(later)]) == 1
+    assert "$.schema_version is 99" in capsys.readouterr().err
+    assert saved.read_bytes() == before
+    assert not (tmp_path / "later.html").exists()
