@@ -82,7 +82,7 @@ def _figures(part: Part, source: Source, prefix: str) -> Iterator[Figure]:
             chart = heat_chart(f"{key}-chart", source.importance, report.plan)
             yield Figure(
                 chart,
-                "The stronger the colour, the more important; by the logarithm where all are above 0.",
+                "A stronger colour is more important; by the logarithm where all are positive.",
                 [("h0", "redundant"), ("h8", "important"), ("cut", "dropped")],
             )
         case "dropped":
