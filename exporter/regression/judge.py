@@ -79,7 +79,7 @@ def _verdict(estimate: Estimate, limit: float) -> tuple[CheckVerdict, str]:
     harm, most = _harm(estimate, estimate.value), _harm(estimate, limit) + _ROUNDING
     floor = _floor(estimate)
     if not estimate.sure:
-        return "inconclusive", "Too few rounds for a verdict."
+        return "inconclusive", "Too few rounds for a verdict." + _more(estimate)
     if low > most:
         # A demanded gain is missed by the distance from the demand.
         missed = harm - min(most, 0)
@@ -87,10 +87,16 @@ def _verdict(estimate: Estimate, limit: float) -> tuple[CheckVerdict, str]:
             return "regressed", "All of the interval is beyond the limit." * bool(estimate.ci95)
         return "inconclusive", "Beyond the limit, but within what equal arms differ by here."
     if high > most:
-        return "inconclusive", "The limit lies inside the interval."
+        return "inconclusive", "The limit lies inside the interval." + _more(estimate)
     if -harm > max(floor, _ROUNDING) and -harm > _STRICTER * _reach(high, harm):
         return "improved", ""
     return "unchanged", ""
+
+
+def _more(estimate: Estimate) -> str:
+    """What narrows an interval of time; a comparison ends early where its own verdict is clear."""
+    timed = estimate.quantity in ("time", "speedup")
+    return " More rounds narrow it (compare --rounds)." if timed else ""
 
 
 def _reach(high: float, low: float) -> float:

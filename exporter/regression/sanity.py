@@ -35,6 +35,9 @@ def _refuse_row(row: LatencyRow, path: str) -> None:
     for arm in ("baseline", "candidate"):
         _refuse_times(getattr(row, arm), 1 if row.imported else row.rounds, f"{path}.{arm}")
     _refuse_speedup(row.speedup, f"{path}.speedup")
+    if row.verdict_interval is not None:
+        judged = Speedup(ratio=row.speedup.ratio, ci95=row.verdict_interval)
+        _refuse_speedup(judged, f"{path}.verdict_interval")
     if row.noise_floor is not None and not math.isfinite(row.noise_floor.ratio):
         raise RegressionError(f"{path}.noise_floor.ratio is {row.noise_floor.ratio}.", _AGAIN)
 

@@ -48,7 +48,7 @@ def time_checks(
 
 def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> Estimate:
     if before is None:
-        own, (low, high) = row.speedup.ratio, row.speedup.ci95
+        own, (low, high) = row.speedup.ratio, _interval(row)
         return _time(
             row,
             before=row.baseline.median_ms,
@@ -60,13 +60,13 @@ def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> Estim
         )
     if _same_measurement(row, before):
         return _time(row, before=row.candidate.median_ms, value=1.0, ci95=(1.0, 1.0))
-    old, new = before.speedup, row.speedup
+    old, new = before.speedup.ratio, row.speedup.ratio
     imported = row.imported or before.imported
     return _time(
         row,
-        before=row.baseline.median_ms / old.ratio,
-        value=old.ratio / new.ratio,
-        ci95=ratio(old.ratio, old.ci95, new.ratio, new.ci95),
+        before=row.baseline.median_ms / old,
+        value=old / new,
+        ci95=ratio(old, _interval(before), new, _interval(row)),
         noise_floor=max(floor, joined_floor(_measured_floor(before), _measured_floor(row))),
         sure=min(row.rounds, before.rounds) >= FEWEST_ROUNDS,
         note=_IMPORTED if imported else "",
@@ -105,12 +105,17 @@ def _speedup(row: LatencyRow, floor: float) -> Estimate:
         before=row.baseline.median_ms,
         after=row.candidate.median_ms,
         value=row.speedup.ratio,
-        ci95=row.speedup.ci95,
+        ci95=_interval(row),
         higher_is_better=True,
         noise_floor=max(floor, _measured_floor(row)),
         sure=row.rounds >= FEWEST_ROUNDS,
         note=_IMPORTED if row.imported else "",
     )
+
+
+def _interval(row: LatencyRow) -> tuple[float, float]:
+    """The one that the row's own verdict rests on: it allows for having looked more than once."""
+    return row.verdict_interval or row.speedup.ci95
 
 
 def _measured_floor(row: LatencyRow) -> float:

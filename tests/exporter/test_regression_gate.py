@@ -85,6 +85,17 @@ def test_the_measured_noise_of_both_sessions_counts() -> None:
     assert one.noise_floor == pytest.approx(math.expm1(math.sqrt(2) * math.log(1.05)), rel=1e-12)
 
 
+def test_the_interval_is_the_one_that_the_row_s_verdict_rests_on() -> None:
+    """It is wider where a row was looked at more than once."""
+    old, new = gate_row(), gate_row(candidate_ms=86.0)
+    assert against(gate_report([new]), gate_report([old]), SLOWDOWN).verdict == "regressed"
+    ratio = new.speedup.ratio
+    wide = new.model_copy(update={"verdict_interval": (ratio / 1.06, ratio * 1.06)})
+    (one,) = against(gate_report([wide]), gate_report([old]), SLOWDOWN).checks
+    assert one.verdict == "inconclusive"
+    assert "compare --rounds" in one.reason
+
+
 def test_few_rounds_say_nothing() -> None:
     old, new = (gate_report([gate_row(candidate_ms=ms, rounds=5)]) for ms in (80.0, 160.0))
     assert against(new, old, SLOWDOWN).verdict == "inconclusive"
