@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-TIERS = ("plain", "torch", "real_model", "genai", "optimum", "triton", "rtx", "browser", "gpu")
+TIERS = ("plain", "torch", "real_model", "genai", "optimum", "triton", "rtx", "browser", "eval", "gpu")
 
 
 def _missing(*modules: str) -> str | None:
@@ -46,6 +46,7 @@ def _reasons() -> dict[str, str | None]:
         "triton": _missing("tritonclient.grpc"),
         "rtx": _missing("tensorrt_rtx"),
         "browser": _browser_missing(),
+        "eval": _missing("lm_eval"),
         "gpu": _gpu_missing(),
     }
 

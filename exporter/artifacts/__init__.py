@@ -33,6 +33,7 @@ from exporter.artifacts.comparison import (
     EngineFacts,
     ParityCheck,
 )
+from exporter.artifacts.evaluation import EvaluationReport, TaskScore
 from exporter.artifacts.latency import (
     FEWEST_ROUNDS,
     Environment,
@@ -100,6 +101,7 @@ __all__ = [
     "EngineFacts",
     "EngineParse",
     "Environment",
+    "EvaluationReport",
     "GenerationAgreement",
     "GraphSizeEntry",
     "HistoryEntry",
@@ -132,6 +134,7 @@ __all__ = [
     "Speedup",
     "Stop",
     "TaskResult",
+    "TaskScore",
     "TimedPhase",
     "VerdictWord",
     "Verification",

@@ -20,6 +20,7 @@ from exporter.cli.check_engine import check_engine
 from exporter.cli.compare import compare
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.doctor import doctor
+from exporter.cli.evaluate import evaluate
 from exporter.cli.export import export
 from exporter.cli.generate import generate
 from exporter.cli.inspect import inspect
@@ -48,7 +49,7 @@ def cli() -> None:
 
 
 STAGES = (export, score, plan, prune, build, compare, report, check)
-TOOLS = (inspect, check_engine, generate, lm_eval, package, doctor)
+TOOLS = (inspect, check_engine, evaluate, generate, lm_eval, package, doctor)
 
 for command in (*STAGES, *TOOLS):
     cli.add_command(command)

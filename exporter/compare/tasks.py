@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import TaskResult
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.errors import ComparisonError
+from exporter.optional import require
 
 if TYPE_CHECKING:
     from exporter.tasks.choosing import TaskChoice
@@ -19,6 +20,7 @@ def check_tasks(pair: Pair) -> None:
     Raises:
         TaskError: A local task is not there, or a line is broken.
         ComparisonError: The models have no logits.
+        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
     from exporter.measure.quality.predictions import LOGITS
 
@@ -29,7 +31,8 @@ def check_tasks(pair: Pair) -> None:
             f"{pair.baseline.folder.onnx} has no output called logits, so it can't choose answers.",
             "Leave --tasks out.",
         )
-    _choice(pair).local()
+    if _choice(pair).local() is None:
+        require("lm_eval", extra="eval")
 
 
 def task_results(pair: Pair) -> list[TaskResult]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.backends.base import Runner
-from exporter.errors import UsageError
+from exporter.errors import ComparisonError, UsageError
 from exporter.measure.model_folder import ModelFolder
+from exporter.measure.quality.predictions import LOGITS
 from exporter.progress import QUIET, Progress
 from exporter.tasks.encoding import TextCodec
 from exporter.tasks.items import TaskFile, read_task
@@ -54,7 +55,7 @@ def score_tasks(
     runner: Runner,
     folder: ModelFolder,
     *,
-    vocabulary: int,
+    vocabulary: int | None = None,
     progress: Progress = QUIET,
 ) -> list[TaskScores]:
     """Scores one arm.
@@ -63,15 +64,20 @@ def score_tasks(
         choice: The tasks.
         runner: An entered runner with an output ``logits``.
         folder: Its tokenizer and config.
-        vocabulary: Tokens that the model knows.
+        vocabulary: Tokens that the model knows; by default as the config says.
         progress: Hears of each task.
 
     Raises:
         TaskError: A task is not known, its items can't be read, or there is no tokenizer.
-        ComparisonError: The tokenizer is another model's; logits aren't finite.
+        ComparisonError: The model has no logits, or they aren't finite; the tokenizer is another
+            model's.
         BackendError: A run fails.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
+    if LOGITS not in {spec.name for spec in runner.outputs}:
+        raise ComparisonError(
+            f"{folder.onnx} has no output called logits, so it can't choose answers."
+        )
     files = choice.local()
     codec = TextCodec(folder)
     scorer = make_scorer(runner, folder, vocabulary=vocabulary)

@@ -6,8 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from exporter.backends.base import Runner
+from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.backends.tensorrt import open_engine
+from exporter.engine.engine_set import SUFFIXES, has_engines
 from exporter.measure.environment import default_threads
-from exporter.measure.model_folder import ModelFolder, find_model
+from exporter.measure.model_folder import ModelFolder, find_model, read_object
 from exporter.tasks.choosing import make_scorer
 from exporter.tasks.encoding import TextCodec
 from exporter.tasks.likelihood import Scorer
@@ -25,7 +28,7 @@ def open_scorer(
     """Loads a model and its tokenizer.
 
     Args:
-        path: An ONNX file or its folder.
+        path: An ONNX file with its tokenizer beside it, their folder, or an engine.
         stack: Frees the model when it is closed.
         provider: ``cpu`` or ``cuda``.
         threads: CPU threads; None for all physical cores.
@@ -50,10 +53,18 @@ def open_model(
 
     Raises:
         OnnxFileError: There is no ONNX file, or more than one to choose from.
+        EngineError: An engine is not what its record says.
         BackendError: The provider is not known.
     """
-    from exporter.backends.onnxruntime import OnnxRuntimeRunner
-
+    if path.suffix in SUFFIXES or (has_engines(path) and not any(path.glob("*.onnx"))):
+        return _engine_folder(path), open_engine(path)
     folder = find_model(path)
     runner = OnnxRuntimeRunner(folder.onnx, provider=provider, threads=threads or default_threads())
     return folder, runner
+
+
+def _engine_folder(path: Path) -> ModelFolder:
+    home = path if path.is_dir() else path.parent
+    tokenizer = home / "tokenizer.json"
+    config = read_object(home / "config.json")
+    return ModelFolder(path, tokenizer if tokenizer.is_file() else None, config)

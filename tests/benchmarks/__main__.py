@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "bench"
 ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "speedup", "architectures", "engines",
-    "build",
+    "build", "tasks",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def _run(name: str) -> int:
     env = dict(os.environ)
     if name == "prune":
         env["DEPTHCUT_BENCH_ONNX"] = str(_exported())
-    elif name == "speedup":
+    elif name in ("speedup", "tasks"):
         command.append(str(_exported()))
     elif name == "build":
         command += [str(_exported()), str(_exported("float16"))]

@@ -12,7 +12,7 @@ import pytest
 from scipy.special import log_softmax
 from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
-from exporter.artifacts import ComparisonReport
+from exporter.artifacts import ComparisonReport, EvaluationReport
 from exporter.backends.base import Array
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.cli import run
@@ -274,3 +274,28 @@ def test_a_model_without_tokenizer_or_logits_is_told(
     tasks = ["--tasks", "words", "--task-data", str(tmp_path)]
     assert run(["compare", encoder, encoder, "-o", str(tmp_path / "o"), *tasks]) == 1
     assert "no output called logits" in capsys.readouterr().err
+
+
+def test_one_model_is_scored_item_by_item(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_task(tmp_path, "words", ITEMS)
+    folder = model(tmp_path / "m", noise=0.5)
+    (folder.onnx.parent / "config.json").write_text('{"eos_token_id": 0}')
+    out = tmp_path / "scores.json"
+    call = ["evaluate", str(tmp_path / "m"), "--tasks", "words", "-o", str(out), "-q"]
+    assert run([*call, "--task-data", str(tmp_path)]) == 0
+    report = EvaluationReport.read(out)
+    assert [(score.task, score.metric) for score in report.scores] == [
+        ("words", "acc"),
+        ("words", "acc_norm"),
+    ]
+    assert report.scores[0].value == pytest.approx(np.mean(report.scores[0].items), abs=1e-12)
+    assert f"{report.scores[0].value:.4f}" in capsys.readouterr().out
+    assert len(report.made_from["model"]) == 64
+    encoder = str(write_tiny_lm(tmp_path / "e", layers=(), output="last_hidden_state"))
+    assert run([*call[:1], encoder, *call[2:], "--task-data", str(tmp_path)]) == 1
+    assert "no output called logits" in capsys.readouterr().err
+    assert run([*call[:3], "words,,", "--task-data", str(tmp_path)]) == 2
+    assert run([*call, "--task-data", str(tmp_path), "--tasks", "wordz"]) == 1
+    assert "Did you mean words?" in capsys.readouterr().err

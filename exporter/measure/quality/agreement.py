@@ -134,7 +134,7 @@ def _agreement(by_sample: Floats, by_position: Floats) -> Agreement:
         perplexity=_perplexity(totals),
         log_perplexity_increase=mean_interval(increase, samples["predicted"]),
         kl_divergence=float(totals["kl"] / count),
-        kl_interval=mean_interval(samples["kl"], samples["positions"]),
+        kl_interval=_from_zero(mean_interval(samples["kl"], samples["positions"])),
         top1_agreement=float(totals["top1"] / count),
         top5_agreement=float(totals["top5"] / count),
         positions=_by_position(by_position),
@@ -150,6 +150,14 @@ def _sample_losses(samples: dict[str, Floats]) -> SampleLosses | None:
         tokens=[int(count) for count in samples["predicted"]],
         **{arm: [float(loss) for loss in values] for arm, values in losses.items()},
     )
+
+
+def _from_zero(interval: Interval | None) -> Interval | None:
+    """Cuts off what a divergence can't be: below zero."""
+    if interval is None:
+        return None
+    low, high = interval.ci95
+    return Interval(value=interval.value, ci95=(max(0.0, low), high))
 
 
 def _perplexity(totals: dict[str, np.float64]) -> PerplexityPair | None:
