@@ -9,7 +9,18 @@ from collections import Counter
 
 import pytest
 
-TIERS = ("plain", "torch", "real_model", "genai", "optimum", "triton", "rtx", "browser", "eval", "gpu")
+TIERS = (
+    "plain",
+    "torch",
+    "real_model",
+    "genai",
+    "optimum",
+    "triton",
+    "rtx",
+    "browser",
+    "eval",
+    "gpu",
+)
 
 
 def _missing(*modules: str) -> str | None:
