@@ -17,6 +17,7 @@ from exporter.backends.base import Array, TensorSpec
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions, compare
+from exporter.compare.timing import Timed
 from exporter.errors import BackendError, ComparisonError, UsageError
 from exporter.generation.agreement import compare_continuations
 from exporter.generation.generate import generate
@@ -95,7 +96,7 @@ def test_a_runner_s_decoder_says_what_the_backend_s_own_says(tmp_path: Path) -> 
 
 @pytest.fixture
 def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.compare.session.latency_rows", lambda pair: [])
+    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
 
 
 def write_digits_tokenizer(folder: Path) -> None:

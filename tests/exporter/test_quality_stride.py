@@ -18,6 +18,7 @@ from exporter.backends.base import Array, BoundCall, TensorSpec
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions
+from exporter.compare.timing import Timed
 from exporter.errors import ComparisonError, UsageError
 from exporter.measure.evaluation import random_ids, tokenize
 from exporter.measure.inputs import Shape, make_inputs
@@ -93,7 +94,7 @@ def test_samples_overlap_and_keep_their_opening_tokens(tmp_path: Path) -> None:
 
 
 def test_the_command_takes_a_stride(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.compare.session.latency_rows", lambda pair: [])
+    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
     folder = write_tiny_lm(tmp_path / "a")
     write_tokenizer(folder)
     other = write_tiny_lm(tmp_path / "b", layers=(1,), noise=0.3)

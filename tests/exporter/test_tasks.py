@@ -16,6 +16,7 @@ from exporter.artifacts import ComparisonReport, EvaluationReport
 from exporter.backends.base import Array
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.cli import run
+from exporter.compare.timing import Timed
 from exporter.errors import ComparisonError, TaskError, UsageError
 from exporter.measure.inputs import Shape, make_inputs
 from exporter.measure.model_folder import ModelFolder
@@ -186,7 +187,7 @@ def test_spaces_between_text_and_choice_go_with_the_choice(tmp_path: Path) -> No
 def test_compare_scores_both_arms_on_the_same_items(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.compare.session.latency_rows", lambda pair: [])
+    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
     rng = np.random.default_rng(0)
     items = [
         {
