@@ -24,11 +24,17 @@ def remeasuring(
     """What times the report's arms again.
 
     Raises:
-        UsageError: The report wasn't written by ``depthcut compare`` or ``export``.
+        UsageError: The report wasn't written by ``depthcut compare`` or ``export``, or another
+            tool took its times.
     """
     from exporter.cli.requests import compare_options
     from exporter.compare import QualityOptions, compare
 
+    if any(row.imported for row in report.latency):
+        raise UsageError(
+            "These times were taken by another tool: nothing here can take them again.",
+            "Leave --confirm out, and let that tool measure again.",
+        )
     parameters = _parameters(report.command)
     options = replace(
         compare_options(parameters),
@@ -39,7 +45,9 @@ def remeasuring(
 
     def measure() -> ComparisonReport:
         progress.say("check: a regression; measuring again")
-        again = compare(paths[0], paths[1], options, progress=progress)
+        again = compare(
+            paths[0], paths[1], options, onnx=parameters.get("onnx") or None, progress=progress
+        )
         _refuse_others(report, again)
         return again
 

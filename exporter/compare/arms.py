@@ -33,6 +33,7 @@ class ComparedArm:
             from, or nothing; None where they do.
         witness: ONNX Runtime on that ONNX file, where the engines run; what they compute is held
             against it.
+        prefix: What is written before its path where an arm is named, such as ``torch:``.
     """
 
     builds: tuple[Runner, ...]
@@ -41,6 +42,7 @@ class ComparedArm:
     engines: tuple[EngineFacts, ...] = ()
     not_run: str | None = None
     witness: Runner | None = None
+    prefix: str = ""
 
     @property
     def runner(self) -> Runner:
@@ -62,7 +64,7 @@ class ComparedArm:
             backend=runner.backend if runner else self.engines[0].backend,
             provider=runner.provider if runner else "none",
             precision=facts.precision,
-            path=str(self.folder.onnx),
+            path=f"{self.prefix}{self.folder.onnx}",
             sha256=facts.sha256,
             file_bytes=facts.file_bytes,
             parameters=facts.parameters,

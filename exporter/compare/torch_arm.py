@@ -52,7 +52,8 @@ def open_torch_arm(
         raise ComparisonError(f"{path} can't be an arm: {error.message}") from error
     tokenizer = path / "tokenizer.json"
     folder = ModelFolder(path, tokenizer if tokenizer.is_file() else None, _config(loaded))
-    return ComparedArm((runner,), folder, _facts(loaded, runner))
+    prefix = "torch-compile:" if compiled else "torch:"
+    return ComparedArm((runner,), folder, _facts(loaded, runner), prefix=prefix)
 
 
 def _config(loaded: LoadedModel) -> dict[str, Any]:

@@ -291,3 +291,14 @@ def test_a_report_that_names_no_command_can_t_be_confirmed(
         call = ["check", str(report), "--min-speedup", "2", "--confirm", "1"]
         assert command_line.run(call) == 2
         assert message in capsys.readouterr().err
+
+
+def test_times_of_another_tool_can_t_be_confirmed(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = ComparisonReport.read(measured)
+    rows = [row.model_copy(update={"imported": True}) for row in report.latency]
+    report.model_copy(update={"latency": rows}).write(tmp_path / "imported.json")
+    call = ["check", str(tmp_path / "imported.json"), "--min-speedup", "1.2", "--confirm", "1"]
+    assert command_line.run(call) == 2
+    assert "taken by another tool" in capsys.readouterr().err

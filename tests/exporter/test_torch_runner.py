@@ -143,6 +143,7 @@ def test_pytorch_stands_beside_two_onnx_files(llama: tuple[Path, Path]) -> None:
     assert (arm.backend, arm.provider, arm.precision) == ("pytorch", "CPU", "fp32")
     assert arm.kv_cache_bytes_per_token == report.arms.baseline.kv_cache_bytes_per_token
     assert arm.parameters > 0
+    assert arm.path == f"torch:{folder}"
 
 
 def test_two_pytorch_models_are_compared(llama: tuple[Path, Path]) -> None:
