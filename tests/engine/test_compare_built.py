@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from exporter.engine.build import build_engines
 from exporter.engine.driver import Driver
 from exporter.engine.profiles import Ranges, Span
 from exporter.engine.settings import BuildSettings
-from exporter.measure import latency
 from graph_passes import Deletion, prune_graph, save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
@@ -33,8 +31,6 @@ OPTIONS = CompareOptions(
 @pytest.fixture(autouse=True)
 def without_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
-    fast = latency.Sampling(rounds=2, row_seconds=0, visit_ms=0.1, warmup_seconds=0.2)
-    monkeypatch.setattr(latency, "Sampling", lambda rounds: replace(fast, rounds=rounds))
 
 
 def test_builds_are_told_beside_what_onnx_runtime_measures(tmp_path: Path) -> None:
