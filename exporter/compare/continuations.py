@@ -26,11 +26,14 @@ def generation_agreement(pair: Pair, tokens: EvaluationTokens) -> GenerationAgre
     from exporter.generation.runner_decoder import RunnerDecoder
     from exporter.generation.text_model import TextModel
     from exporter.measure.inputs import has_cache
-    from exporter.tasks.choosing import batch_size
+    from exporter.tasks.choosing import batch_size, takes_any_shape
 
     quality, folder = pair.options.quality, pair.baseline.folder
     runners = pair.runners
     if not quality.agreement_prompts or not (tokens.is_text and has_cache(runners[0].inputs)):
+        return None
+    if not takes_any_shape(runners[0]):
+        pair.progress.say("generation: left out, torch.compile would compile each of its steps")
         return None
     prompt = min(_PROMPT_TOKENS, tokens.token_ids.shape[1])
     longest = folder.longest_sequence

@@ -24,8 +24,13 @@ def embedding_accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
     from exporter.measure.evaluation import random_ids, tokenize_passages
     from exporter.measure.quality.agreement import check_tokens
     from exporter.measure.quality.embeddings import compare_embeddings, embedding_output
+    from exporter.tasks.choosing import takes_any_shape
 
-    if embedding_output(pair.baseline.runner.outputs) is None:
+    runner = pair.baseline.runner
+    if embedding_output(runner.outputs) is None:
+        return None
+    if not takes_any_shape(runner):
+        pair.progress.say(f"embeddings: left out, {runner.backend} would compile each length")
         return None
     folder = pair.baseline.folder
     longest = min(_LONGEST_TEXT, folder.longest_sequence or _LONGEST_TEXT)

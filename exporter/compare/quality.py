@@ -8,7 +8,7 @@ from exporter.artifacts import Accuracy
 from exporter.compare.arms import Pair
 from exporter.compare.continuations import generation_agreement, long_contexts
 from exporter.compare.embeddings import embedding_accuracy
-from exporter.compare.tasks import check_tasks, task_results
+from exporter.compare.tasks import check_questions, task_results
 
 if TYPE_CHECKING:
     from exporter.measure.evaluation import EvaluationTokens
@@ -28,7 +28,7 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
     from exporter.measure.quality.agreement import check_tokens, compare_predictions
     from exporter.measure.quality.predictions import LOGITS
 
-    check_tasks(pair)
+    check_questions(pair)
     baseline = pair.baseline
     if LOGITS not in {spec.name for spec in baseline.runner.outputs}:
         found_embeddings = embedding_accuracy(pair, texts)
@@ -49,19 +49,11 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
     return Accuracy(
         text_source=tokens.source,
         text_sha256=tokens.sha256,
-        tokens=found.tokens,
-        perplexity=found.perplexity,
-        kl_divergence=found.kl_divergence,
-        top1_agreement=found.top1_agreement,
         stride=pair.options.quality.stride,
-        log_perplexity_increase=found.log_perplexity_increase,
-        kl_interval=found.kl_interval,
-        sample_losses=found.sample_losses,
-        top5_agreement=found.top5_agreement,
-        positions=found.positions,
         generation=generation_agreement(pair, tokens),
         long_context=long_contexts(pair, texts),
         tasks=task_results(pair),
+        **vars(found),
     )
 
 

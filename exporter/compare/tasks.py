@@ -14,24 +14,31 @@ if TYPE_CHECKING:
     from exporter.tasks.scores import TaskScores
 
 
-def check_tasks(pair: Pair) -> None:
-    """Refuses tasks that can't be scored, before anything is measured.
+def check_questions(pair: Pair) -> None:
+    """Refuses tasks and long contexts that can't be scored, before anything is measured.
 
     Raises:
         TaskError: A local task is not there, or a line is broken.
-        ComparisonError: The models have no logits.
+        ComparisonError: The models have no logits, or are compiled anew for each length.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
     from exporter.measure.quality.predictions import LOGITS
+    from exporter.tasks.choosing import takes_any_shape
 
-    if not pair.options.quality.tasks:
+    quality, runner = pair.options.quality, pair.baseline.runner
+    if not (quality.tasks or quality.long_context):
         return
-    if LOGITS not in {spec.name for spec in pair.baseline.runner.outputs}:
+    if LOGITS not in {spec.name for spec in runner.outputs}:
         raise ComparisonError(
             f"{pair.baseline.folder.onnx} has no output called logits, so it can't choose answers.",
-            "Leave --tasks out.",
+            "Leave --tasks and --long-context out.",
         )
-    if _choice(pair).local() is None:
+    if not takes_any_shape(runner):
+        raise ComparisonError(
+            f"{runner.backend} would compile the model anew for each length of a question.",
+            "Ask PyTorch without compilation (torch:DIR); the answers are the same.",
+        )
+    if quality.tasks and _choice(pair).local() is None:
         require("lm_eval", extra="eval")
 
 

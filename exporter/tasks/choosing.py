@@ -119,6 +119,11 @@ def make_scorer(
     )
 
 
+def takes_any_shape(runner: Runner) -> bool:
+    """Whether a run of another shape costs no more than its tokens."""
+    return runner.backend != "torch.compile"  # it makes code of its own for each
+
+
 def batch_size(runner: Runner) -> int | None:
     """How many sequences run together; None where any number does.
 

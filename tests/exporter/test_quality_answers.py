@@ -294,3 +294,27 @@ def test_the_codec_reads_the_folder_s_tokenizer(tmp_path: Path) -> None:
     folder = ModelFolder(tmp_path / "model.onnx", tmp_path / "tokenizer.json", {"bos_token_id": 3})
     codec = TextCodec(folder)
     assert (codec.prefix_id, codec.stop_ids) == (3, {7, 8})
+
+
+class Compiled(OnnxRuntimeRunner):
+    """As an arm of torch.compile tells its name."""
+
+    backend = "torch.compile"
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_what_would_be_compiled_for_each_length_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.backends.onnxruntime.OnnxRuntimeRunner", Compiled)
+    arms = [Path(arm) for arm in language_models(tmp_path, {})]
+    accuracy = compare(*arms, CompareOptions(eval_tokens=96)).accuracy
+    assert accuracy is not None
+    assert accuracy.kl_divergence is not None
+    assert accuracy.generation is None
+    wrong = CompareOptions(eval_tokens=96, quality=QualityOptions(long_context=(60,)))
+    with pytest.raises(ComparisonError, match="compile the model anew") as caught:
+        compare(*arms, wrong)
+    assert "torch:DIR" in caught.value.hint
+    encoders = encoder(tmp_path / "e"), encoder(tmp_path / "f")
+    assert compare(*encoders, CompareOptions(prefill_lengths=(4,))).accuracy is None
