@@ -41,7 +41,7 @@ class StageLedger:
         self._path = root / FOLDER / "stages.json"
         self._force = force
         self._made: set[str] = set()
-        self._forgotten: list[str] = []
+        self._forgotten: dict[str, str] = {}
         self._stages: dict[str, dict[str, Any]] = _read_stages(self._path)
         self.work = root / FOLDER / "work"
 
@@ -92,10 +92,8 @@ class StageLedger:
         return stage in self._stages
 
     def forget(self, stage: str, result: str) -> None:
-        """Forgets a stage; its folder goes when the others are published."""
-        del self._stages[stage]
-        self._forgotten.append(result)
-        self._write()
+        """Lets a stage and its folder go when the others are published."""
+        self._forgotten[stage] = result
 
     def notes(self, stage: str) -> Any:
         """What was noted when the stage was finished."""
@@ -111,8 +109,10 @@ class StageLedger:
             for item in sorted(self.work.iterdir()):
                 swap(item, self._root / item.name)
             shutil.rmtree(self.work)
-        for name in self._forgotten:
+        for stage, name in self._forgotten.items():
             shutil.rmtree(self._root / name, ignore_errors=True)
+            del self._stages[stage]
+            self._write()
 
 
 def key_hash(key: Mapping[str, Any]) -> str:

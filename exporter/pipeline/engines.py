@@ -9,11 +9,8 @@ from exporter.engine.driver import ask_driver
 from exporter.engine.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key
-from exporter.pipeline.run import Run, files_below
+from exporter.pipeline.run import ENGINES, Run, files_below
 from exporter.request import EngineRequest
-
-FOLDER = "engines"
-"""Where they stand, in ``baseline`` and ``candidate``."""
 
 _ARMS = {"baseline": "export", "candidate": "prune"}
 _USUAL = 2048  # what an engine serves at least, as exporter.engine.profiles has it
@@ -37,7 +34,7 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
     """Builds the engines of both models; what they were built from is noted."""
     from exporter.engine.build import build_engines
 
-    folder = run.ledger.work / FOLDER
+    folder = run.ledger.work / ENGINES
     with staged_directory(folder) as stage:
         for arm in _ARMS:
             (stage / arm).mkdir()
@@ -62,9 +59,9 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
 
 def forget_others(run: Run) -> None:
     """Takes engines of other graphs out of the results, where a run builds none."""
-    if run.ledger.has("engines") and run.ledger.notes("engines") != _sources(run):
+    if run.ledger.has(ENGINES) and run.ledger.notes(ENGINES) != _sources(run):
         run.progress.say("engines: removed, they were built from other graphs")
-        run.ledger.forget("engines", FOLDER)
+        run.ledger.forget(ENGINES, ENGINES)
 
 
 def _sources(run: Run) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.files import sha256_file
-from exporter.pipeline.run import Run
+from exporter.pipeline.run import ENGINES, Run
 
 Key = dict[str, Any]
 
@@ -62,7 +62,7 @@ def measure_key(run: Run) -> Key:
     return {
         "candidate": run.ledger.files_hash("prune"),
         "baseline": run.ledger.files_hash("export"),
-        "engines": None if run.request.engines is None else run.ledger.files_hash("engines"),
+        "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
         "options": vars(run.request.compare),
         "text": _file_hash(run.request.compare.eval_text),
         "calibration": run.ledger.files_hash("score"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck
-from exporter.pipeline.engines import FOLDER
-from exporter.pipeline.run import Run
+from exporter.pipeline.run import ENGINES, Run
 
 
 def measure(run: Run) -> tuple[list[Path], None]:
@@ -16,7 +15,7 @@ def measure(run: Run) -> tuple[list[Path], None]:
 
     importance, deletions = run.importance(), run.deletions()
     graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
-    built = run.ledger.path(FOLDER)
+    built = run.ledger.path(ENGINES)
     with_engines = run.request.engines is not None
     report = compare(
         *((built / "baseline", built / "candidate") if with_engines else graphs),

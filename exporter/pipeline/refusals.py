@@ -6,12 +6,12 @@ from pathlib import Path
 
 from exporter.artifacts import PruningPlan
 from exporter.errors import PlanError, UsageError
-from exporter.pipeline.run import Run
+from exporter.pipeline.run import ENGINES, Run
 from exporter.request import EngineRequest, ExportRequest
 
-_RESULTS = (
-    "importance.json", "plan.json", "baseline", "candidate", "prune.json", "engines",
-    "report.json", "report.md", "report.html",
+_RESULTS: tuple[str, ...] = (
+    "importance.json", "plan.json", "baseline", "candidate", "prune.json", "report.json",
+    "report.md", "report.html",
 )  # fmt: skip
 
 
@@ -58,13 +58,17 @@ def refuse_calibration_text(run: Run) -> None:
     evaluation_text(run.request.compare, run.importance().calibration)
 
 
-def refuse_foreign_results(out: Path) -> None:
+def refuse_foreign_results(run: Run) -> None:
     """Refuses to write over results that are none of ours.
 
     Raises:
         UsageError: One is there.
     """
-    for name in _RESULTS:
+    out, ours = run.request.out, not run.ledger.is_new
+    names = () if ours else _RESULTS
+    if run.request.engines is not None and not run.ledger.has(ENGINES):
+        names = (*names, ENGINES)
+    for name in names:
         if (out / name).exists():
             raise UsageError(
                 f"{out / name} is there and was not written by depthcut export.",

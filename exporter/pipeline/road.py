@@ -17,7 +17,7 @@ from exporter.pipeline.refusals import (
     refuse_calibration_text,
     refuse_foreign_results,
 )
-from exporter.pipeline.run import Run
+from exporter.pipeline.run import ENGINES, Run
 from exporter.progress import QUIET, Progress
 from exporter.request import ExportRequest
 
@@ -37,8 +37,7 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     """
     refuse_bad_options(request)
     run = Run(request, progress)
-    if run.ledger.is_new:
-        refuse_foreign_results(request.out)
+    refuse_foreign_results(run)
     with locked(request.out):
         return _walk(run)
 
@@ -61,7 +60,7 @@ def _engines(run: Run) -> None:
     if wanted is None:
         forget_others(run)
     else:
-        _stage(run, "engines", engines_key(run, wanted), partial(build, wanted=wanted))
+        _stage(run, ENGINES, engines_key(run, wanted), partial(build, wanted=wanted))
 
 
 def _stage(run: Run, name: str, key: keys.Key, make: Stage) -> None:

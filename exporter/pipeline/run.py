@@ -15,6 +15,9 @@ from exporter.request import ExportRequest
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
 
+ENGINES = "engines"
+"""The stage that builds engines, and its folder, with ``baseline`` and ``candidate`` in it."""
+
 
 class Run:
     """The request, the ledger of finished stages, and the model once it is needed.

@@ -411,6 +411,19 @@ def test_engines_are_built_on_the_way_and_told_in_the_report(
     assert "engines: removed, they were built from other graphs" in heard.lines
 
 
+def test_engines_of_someone_else_are_not_touched(
+    checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.request import EngineRequest
+
+    made = _fake_builds(monkeypatch)
+    (again / "engines").mkdir()
+    request = _request(checkpoint, again, engines=EngineRequest("tensorrt-rtx"))
+    with pytest.raises(UsageError, match="engines is there and was not written by depthcut"):
+        _walk(request)
+    assert made == []
+
+
 def test_engines_that_can_not_be_built_are_refused_before_any_work(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
