@@ -73,6 +73,6 @@ def test_an_encoder(key: str, tmp_path: Path) -> None:
 
 @pytest.mark.real_model
 @pytest.mark.rtx
-@pytest.mark.parametrize("key", ["smollm2-float16-20"])
+@pytest.mark.parametrize("key", ["smollm2-float16-20", "smollm2-bfloat16-23"])
 def test_a_decoder(key: str, tmp_path: Path) -> None:
     assert_as_told(built(key, tmp_path))
