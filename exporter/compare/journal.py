@@ -36,7 +36,9 @@ class Journal:
         self._chunks = self._read()
         self._write([self._head, *self._chunks.values()])
 
-    def __len__(self) -> int:
+    @property
+    def chunks(self) -> int:
+        """How many it brought along."""
         return len(self._chunks)
 
     def recall(self, cell: Cell, number: int) -> Chunk | None:

@@ -143,8 +143,8 @@ def _memory(pair: Pair, resume: Path | None) -> Memory | None:
         "machine": {name: getattr(machine, name) for name in same},
     }
     journal = Journal(resume, key)
-    if len(journal):
-        pair.progress.say(f"time: going on with {len(journal)} parts that an earlier run timed")
+    if journal.chunks:
+        pair.progress.say(f"time: going on with {journal.chunks} parts that an earlier run timed")
     return journal
 
 

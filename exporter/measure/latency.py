@@ -76,7 +76,7 @@ def measure_rows(
         BackendError: A run fails.
         ComparisonError: The clock jumps again and again, or an input's meaning isn't known.
     """
-    session = _Session(arms, sampling, memory or NoMemory(), clocks or Clocks(), progress)
+    session = _Session(arms, sampling, memory, clocks or Clocks(), progress)
     return session.measure(cells, after_chunk)
 
 
@@ -85,13 +85,13 @@ class _Session:
         self,
         arms: Mapping[str, Subject],
         sampling: Sampling,
-        memory: Memory,
+        memory: Memory | None,
         clocks: Clocks,
         progress: Progress,
     ) -> None:
         self._arms = arms
         self._sampling = sampling
-        self._memory = memory
+        self._memory = NoMemory() if memory is None else memory
         self._clocks = clocks
         self._progress = progress
         self._builds = max(arm.builds for arm in arms.values())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import sys
 import tempfile
 import time
@@ -49,7 +50,7 @@ def noises() -> dict[str, tuple[Callable[[int], Noise], float]]:
     """Makers of noise by name, and the milliseconds of a quiet step."""
     steps = recorded_steps()
     found: dict[str, tuple[Callable[[int], Noise], float]] = {
-        f"recorded, {name}": (lambda seed, own=own: Replayed(own, seed), 29.0)
+        f"recorded, {name.replace('_', ' ')}": (lambda seed, own=own: Replayed(own, seed), 29.0)
         for name, own in steps.items()
     }
     found["generated"] = (lambda seed: BusyMachine(seed), 29.0)
@@ -147,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--real", type=int, default=0, metavar="N", help="real trials of each kind")
     parser.add_argument("--past", type=int, default=128, help="cache length of the real trials")
     options = parser.parse_args(arguments)
+    importlib.import_module("scipy.stats")  # what is there before isn't collected in each trial
     gc.collect()
     gc.freeze()
     if options.trials:

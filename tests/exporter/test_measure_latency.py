@@ -161,8 +161,7 @@ def test_a_budget_too_short_for_a_verdict_is_said() -> None:
     row = measured(Sampling(seconds=2), slowdown=1.03, noise=BusyMachine(0, scatter=0.2))
     assert (row.verdict, row.stopped) == ("inconclusive", "budget")
     assert row.verdict_interval is not None
-    assert row.verdict_interval[0] <= row.speedup.ci95[0]
-    assert row.verdict_interval[1] >= row.speedup.ci95[1]
+    assert row.verdict_interval[0] < row.speedup.ratio < row.verdict_interval[1]
 
 
 def test_a_number_of_rounds_is_taken_as_it_was_asked_for() -> None:
@@ -236,7 +235,7 @@ def test_looks_spend_no_more_than_one_look_might() -> None:
         looks = Looks(chunks)
         spent = [looks.spend(n) for n in range(1, chunks) if looks.due(n)] + [looks.rest()]
         assert sum(each.equal for each in spent) == pytest.approx(0.004, rel=1e-9)
-        assert sum(each.threshold for each in spent) == pytest.approx(0.05, rel=1e-9)
+        assert sum(each.threshold for each in spent) == pytest.approx(0.1, rel=1e-9)
         assert all(each.equal > 0 for each in spent)
 
 

@@ -24,6 +24,8 @@ from exporter.measure.timing.noise import noise_floor
 from exporter.measure.timing.probe import Cell
 from exporter.measure.timing.stopping import Looks
 
+_OVER = 1.02  # of the budget a last chunk may take so much
+
 
 @dataclass(frozen=True)
 class Grouping:
@@ -46,7 +48,7 @@ class Row:
         arms: Names of all arms; the first is the baseline, the second the candidate.
         grouping: How rounds hang together.
         threshold: Below it a difference counts as none.
-        chunks: How many there are to be at most.
+        chunks: In how many parts the budget is planned, or the rounds are taken.
         seconds: The time budget; None where there is none.
     """
 
@@ -84,7 +86,9 @@ class Row:
             self.stopped = "rounds" if count >= self._most else None
             return
         whole = count % self._grouping.builds == 0
-        if count >= self._most or (whole and self.seconds >= self._budget):
+        another = self.seconds * (1 + 1 / count)
+        # Chunks that turned out shorter than planned leave room for more of them.
+        if whole and (count >= 2 * self._most or another > _OVER * self._budget):
             self._chances = self._looks.rest()
             self.stopped = "narrow" if self._told() else "budget"
         elif whole and self._looks.due(count):

@@ -1,0 +1,137 @@
+"""A comparison that is killed goes on with what it had timed; whole generations are timed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_lm import write_tiny_lm
+
+from exporter.artifacts import ComparisonReport
+from exporter.compare import CompareOptions, TimingOptions, compare
+from exporter.compare.journal import Journal, forget
+from exporter.errors import ComparisonError, UsageError
+
+OPTIONS = CompareOptions(
+    threads=1,
+    prefill_lengths=(4,),
+    decode_past_lengths=(),
+    rounds=8,
+    eval_tokens=32,
+    eval_sequence_length=16,
+)
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> tuple[Path, Path]:
+    return write_tiny_lm(tmp_path / "baseline"), write_tiny_lm(tmp_path / "candidate", layers=(1,))
+
+
+def lines(folder: Path) -> list[str]:
+    path = folder / ".depthcut" / "timing.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_killed_run_goes_on_where_it_was(arms: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "exporter.cli", "compare", *map(str, arms), "-o", str(out),
+        "--prefill", "4", "--decode-past", "6", "--threads", "1", "--time-budget", "8s",
+        "--threshold", "0.01%", "--eval-tokens", "32",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(lines(out)) < 4 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "report.json").exists()
+    kept = [json.loads(line) for line in lines(out)[1:] if line.endswith("}")]
+    assert len(kept) >= 2
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "that an earlier run timed" in done.stderr + done.stdout
+    report = ComparisonReport.read(out / "report.json")
+    first = [value for round_ms in kept[0]["chunk"]["times_ms"] for (value,) in round_ms[0]]
+    assert report.latency[0].baseline.samples_ms[: len(first)] == first
+    assert lines(out) == []
+
+
+def test_what_was_kept_counts_for_the_same_arms_and_options_only(
+    arms: tuple[Path, Path], tmp_path: Path
+) -> None:
+    first = compare(*arms, OPTIONS, resume=tmp_path)
+    assert len(lines(tmp_path)) == 1 + 8
+    again = compare(*arms, OPTIONS, resume=tmp_path)
+    assert again.latency[0].baseline.samples_ms == first.latency[0].baseline.samples_ms
+    other = compare(arms[0], arms[0], OPTIONS, resume=tmp_path)
+    assert other.latency[0].baseline.samples_ms != first.latency[0].baseline.samples_ms
+    more = compare(arms[0], arms[0], replace(OPTIONS, rounds=7), resume=tmp_path)
+    assert more.latency[0].rounds == 7
+    forget(tmp_path)
+    assert lines(tmp_path) == []
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"name": "x", "chunk": {"times_ms": [[[[0]]]]}}'])
+def test_a_line_that_was_cut_off_is_no_time(tmp_path: Path, broken: str) -> None:
+    Journal(tmp_path, {"a": 1})
+    path = tmp_path / ".depthcut" / "timing.jsonl"
+    path.write_text(path.read_text() + broken)
+    assert Journal(tmp_path, {"a": 1}).chunks == 0
+    assert len(lines(tmp_path)) == 1
+
+
+def test_whole_generations_are_timed_in_three_rows(arms: tuple[Path, Path]) -> None:
+    options = replace(
+        OPTIONS, rounds=2, batches=(1, 2), timing=TimingOptions(generate=((4, 3),))
+    )  # fmt: skip
+    report = compare(*arms, replace(options, prefill_lengths=()))
+    assert [(row.phase, row.batch) for row in report.latency] == [
+        (phase, batch)
+        for batch in (1, 2)
+        for phase in ("first_token", "per_token", "generate")
+    ]  # fmt: skip
+    for first, later, whole in zip(*[iter(report.latency)] * 3, strict=True):
+        assert (whole.sequence_length, whole.new_tokens, whole.past_length) == (4, 3, 0)
+        for arm in ("baseline", "candidate"):
+            parts = [getattr(row, arm).samples_ms for row in (first, later, whole)]
+            for ttft, tpot, total in zip(*parts, strict=True):
+                assert total == pytest.approx(ttft + 2 * tpot, rel=1e-6)
+
+
+def test_a_graph_without_a_cache_can_t_generate(tmp_path: Path) -> None:
+    folder = write_tiny_lm(tmp_path, layers=(), output="last_hidden_state")
+    options = replace(OPTIONS, timing=TimingOptions(generate=((4, 3),)))
+    with pytest.raises(ComparisonError, match="can't generate"):
+        compare(folder, folder, options)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"time_budget_s": 0},
+        {"time_budget_s": float("nan")},
+        {"threshold": 0},
+        {"threshold": 1.5},
+        {"generate": ((0, 3),)},
+        {"generate": ((4, 1),)},
+    ],
+)
+def test_timing_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        TimingOptions(**wrong)
+
+
+def test_the_machine_is_looked_at_between_chunks(arms: tuple[Path, Path]) -> None:
+    found = compare(*arms, OPTIONS).environment
+    assert len(found.states) == 1 + 8
+    seconds = [state.seconds for state in found.states]
+    assert seconds == sorted(seconds)
+    assert found.affinity
