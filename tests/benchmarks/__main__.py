@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "bench"
 ORDER = (
-    "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "speedup", "architectures",
-    "engines", "build", "tasks",
+    "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "speedup",
+    "architectures", "engines", "build", "tasks",
 )  # fmt: skip
 
 
@@ -38,8 +38,8 @@ def _run(name: str) -> int:
     env = dict(os.environ)
     if name == "prune":
         env["DEPTHCUT_BENCH_ONNX"] = str(_exported())
-    "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "speedup", "architectures",
-    "engines", "build", "tasks",
+    "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "speedup",
+    "architectures", "engines", "build", "tasks",
         command.append(str(_exported()))
     elif name == "build":
         command += [str(_exported()), str(_exported("float16"))]
