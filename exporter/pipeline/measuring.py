@@ -11,6 +11,7 @@ from exporter.pipeline.run import ENGINES, Run
 def measure(run: Run) -> tuple[list[Path], None]:
     """Compares both models and writes the report."""
     from exporter.compare import compare
+    from exporter.compare.journal import forget
     from exporter.report.files import write_reports
 
     importance, deletions = run.importance(), run.deletions()
@@ -24,10 +25,12 @@ def measure(run: Run) -> tuple[list[Path], None]:
         parity=[*_parity_notes(run, "export"), *_parity_notes(run, "prune")],
         plan=deletions,
         calibration=importance.calibration,
+        resume=run.request.out,
         progress=run.progress,
     )
     report = _published(run, report)
     paths = write_reports(report, run.ledger.work, importance)
+    forget(run.request.out)
     return paths, None
 
 
