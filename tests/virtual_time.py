@@ -1,8 +1,8 @@
 """A machine that exists only in numbers: calls move its clock, and others disturb them.
 
-``BusyMachine`` is fitted to decode steps of SmolLM2 (one thread, a machine of 2 cores with more
-work than cores; ``tests/benchmarks/decode_steps.npz``): contention comes and goes over seconds,
-calls scatter, some are hit by a burst. ``Replayed`` plays recorded steps again.
+``BusyMachine`` makes up noise like that of decode steps of SmolLM2 on a machine of 2 cores with more
+work than cores; its numbers were set by hand: contention comes and goes over seconds, calls
+scatter, some are hit by a burst. ``Replayed`` plays recorded steps again.
 """
 
 from __future__ import annotations
