@@ -1,7 +1,7 @@
 """A machine that exists only in numbers: calls move its clock, and others disturb them.
 
-``BusyMachine`` makes up noise like that of decode steps of SmolLM2 on a machine of 2 cores with more
-work than cores; its numbers were set by hand: contention comes and goes over seconds, calls
+``BusyMachine`` makes up noise like that of decode steps of SmolLM2 on a machine of 2 cores with
+more work than cores; its numbers were set by hand: contention comes and goes over seconds, calls
 scatter, some are hit by a burst. ``Replayed`` plays recorded steps again.
 """
 
