@@ -1,0 +1,145 @@
+"""What the documents tell to call exists: commands, options, files, headings, make's targets."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import exporter.cli as command_line
+from exporter.cli.console import ConsoleProgress
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("exporter", "graph_passes", "samples", "docker", "tests")
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md")),
+]
+GENERATED = {"architectures.md", "dialects.md", "builds.md"}
+WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
+FOREIGN = {"--build-arg", "--user", "--rm", "--exportTimes", "--save-results", "--no-deps"}
+"""Options of docker, trtexec, polygraphy and pip."""
+
+
+def shell_lines(text: str) -> list[str]:
+    """The lines of all shell examples, continued ones joined."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def depthcut_calls(text: str) -> list[list[str]]:
+    """The arguments of every `depthcut`, also as the command of its image."""
+    found = []
+    for line in shell_lines(text):
+        words = shlex.split(line, comments=True)
+        starts = [i for i, word in enumerate(words) if word in ("depthcut", "depthcut:cpu")]
+        if starts and not any(word == "build" for word in words[: starts[0]]):
+            found.append(words[starts[0] + 1 :])
+    return found
+
+
+def parse(arguments: list[str]) -> None:
+    name, *rest = arguments
+    assert name in command_line.cli.commands, f"no command {name}"
+    command_line.cli.commands[name].make_context(name, rest, obj=ConsoleProgress())
+
+
+@pytest.fixture
+def no_files_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def convert(self: Any, value: Any, param: Any, ctx: Any) -> Path:
+        return Path(value)
+
+    monkeypatch.setattr(click.Path, "convert", convert)
+
+
+@pytest.mark.usefixtures("no_files_needed")
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_call_parses(path: Path) -> None:
+    calls = depthcut_calls(path.read_text(encoding="utf-8"))
+    assert calls or path != ROOT / "README.md"
+    for call in calls:
+        parse(call)
+
+
+@pytest.mark.usefixtures("no_files_needed")
+@pytest.mark.parametrize(
+    "line", ["depthcut gone a.onnx", "depthcut prune a.onnx -o b --gone", "depthcut compare a -o b"]
+)
+def test_a_wrong_call_would_be_found(line: str) -> None:
+    (call,) = depthcut_calls(f"```sh\nA=1 {line} # words\n```")
+    with pytest.raises((AssertionError, click.UsageError)):
+        parse(call)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_option_that_is_named_exists(path: Path) -> None:
+    known = {
+        option
+        for command in command_line.cli.commands.values()
+        for param in command.params
+        for option in (*param.opts, *param.secondary_opts)
+    }
+    prose = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", prose)) - FOREIGN
+    named = {name for name in named if not name.startswith("--depthcut-")}
+    assert named <= known | {"--model_args", "--model"}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    assert dead_links(path) == []
+
+
+def dead_links(path: Path) -> list[str]:
+    """Links to files that aren't there, and to headings that the file doesn't have."""
+    found = []
+    for link in re.findall(r"\]\(((?!https?:)[^)\s]+)\)", path.read_text(encoding="utf-8")):
+        name, _, heading = link.partition("#")
+        target = path.parent / name if name else path
+        if not target.exists() or (heading and heading not in anchors(target)):
+            found.append(link)
+    return found
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+def test_a_dead_link_would_be_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Its head: `one`\n[a](#its-head-one) [b](page.md) [c](#tail) [d](gone.md)")
+    assert dead_links(page) == ["#tail", "gone.md"]
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_target_and_script_exists(path: Path) -> None:
+    assert missing_calls(path.read_text(encoding="utf-8")) == []
+
+
+def missing_calls(text: str) -> list[str]:
+    """Targets of make, scripts and modules that a text calls and that aren't there."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][\w-]*):", makefile, flags=re.MULTILINE))
+    called = re.findall(r"(?:`|^)make ([\w-]+)", text, flags=re.MULTILINE)
+    scripts = re.findall(r"\bsh (samples/\S+\.sh)", text)
+    modules = re.findall(r"python -m\s+(tests(?:\.\w+)*)", text)
+    return [
+        *(name for name in called if name not in targets),
+        *(name for name in scripts if not (ROOT / name).is_file()),
+        *(name for name in modules if not _runs(ROOT / name.replace(".", "/"))),
+    ]
+
+
+def _runs(module: Path) -> bool:
+    return (module / "__main__.py").is_file() or module.with_suffix(".py").is_file()
+
+
+def test_a_missing_target_would_be_found() -> None:
+    text = "`make gone`, make way\nmake demo\nsh samples/gone.sh python -m tests.gone"
+    assert missing_calls(text) == ["gone", "samples/gone.sh", "tests.gone"]
