@@ -22,6 +22,9 @@ TIERS = (
     "gpu",
 )
 
+LONG_FILES = ("test_build_table.py", "test_smollm2.py", "test_compare_resume.py", "test_fuzz.py")
+"""What takes minutes begins first, or one process would still be at it when the others are done."""
+
 
 def _missing(*modules: str) -> str | None:
     for module in modules:
@@ -96,6 +99,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for tier in tiers:
             if reasons[tier] is not None:
                 item.add_marker(pytest.mark.skip(reason=f"{tier} tier: {reasons[tier]}"))
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
