@@ -31,12 +31,16 @@ from exporter.cli.plan import plan
 from exporter.cli.prune import prune
 from exporter.cli.report import report
 from exporter.cli.score import score
+from exporter.cli.sections import SectionedGroup
 from exporter.errors import DepthcutError, UsageError, first_line
 
 WRONG_CALL, INTERRUPTED = 2, 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=SectionedGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=show_version,
     help="Print the version.",
@@ -48,11 +52,13 @@ def cli() -> None:
     """
 
 
-STAGES = (export, score, plan, prune, build, compare, report, check)
-TOOLS = (inspect, check_engine, evaluate, generate, lm_eval, package, doctor)
-
-for command in (*STAGES, *TOOLS):
-    cli.add_command(command)
+cli.add_sections(
+    {
+        "The whole road": [export],
+        "Its stages": [score, plan, prune, build, compare, report, check],
+        "Tools": [inspect, check_engine, generate, evaluate, lm_eval, package, doctor],
+    }
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from exporter.cli.engine_options import (
     shape_options,
 )
 from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity_options
+from exporter.cli.sections import Count, SectionedCommand
 
 if TYPE_CHECKING:
     from exporter.engine.flavours import Backend
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from exporter.engine.sidecar import EngineRecord
 
 
-@click.command()
+@click.command(cls=SectionedCommand, short_help="Build an engine from an ONNX file.")
 @click.argument("model", type=EXISTING_FILE)
 @click.option(
     "-o", "--output", type=ANY_PATH, required=True,
     help="The engine's file, or a folder, where it is named after what it is.",
 )  # fmt: skip
 @click.option(
-    "--builds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+    "--builds", type=Count(), default=1, show_default=True, metavar="N",
     help="So many of each engine, -b1, -b2 and so on: builds may differ.",
 )  # fmt: skip
 @backend_option

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli.check_options import limit_options, output_options
+from exporter.cli.check_options import judging, limit_options, output_options
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity_options
+from exporter.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from exporter.artifacts import CheckReport
@@ -21,9 +22,9 @@ WRONG = 2
 """Every other failure: 1 is kept for a regression."""
 
 
-@click.command()
+@click.command(cls=SectionedCommand, short_help="Hold a report against limits: a gate for CI.")
 @click.argument("report", type=EXISTING_FILE)
-@click.option(
+@judging(
     "--baseline", type=ANY_PATH,
     help="An earlier report, a file with several, or a folder. Without it the candidate is held "
     "against its own unpruned arm.",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from exporter.engine.flavours import Backend
 
 
-@click.command("check-engine")
+@click.command("check-engine", short_help="Ask the engine's parser whether it takes an ONNX file.")
 @click.argument("model", type=EXISTING_FILE)
 @backend_option
 @json_option

@@ -16,13 +16,14 @@ from exporter.cli.options import (
     verbosity_options,
 )
 from exporter.cli.quality_options import quality_options
+from exporter.cli.sections import SectionedCommand
 from exporter.cli.timing_options import timing_options
 
 ARM = TextPath(path_type=str)
 """A path, or a kind with a path behind it such as ``torch:DIR``."""
 
 
-@click.command()
+@click.command(cls=SectionedCommand, short_help="Measure two models against each other.")
 @click.argument("baseline", type=ARM)
 @click.argument("candidate", type=ARM)
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="Folder for the report.")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
+LINE_EVERY_S = 20.0
 
 
 class ConsoleProgress:
@@ -68,7 +69,7 @@ class ConsoleProgress:
         else:
             self.say(f"{description} ...")
             begin = time.perf_counter()
-            yield _Silent()
+            yield _Lines(self, description, total)
             self.say(f"{description}: done in {time.perf_counter() - begin:.1f} s")
 
     @contextmanager
@@ -89,6 +90,25 @@ class ConsoleProgress:
             if outermost:
                 bars.stop()
                 self._bars = None
+
+
+class _Lines:
+    """Tells now and then how far it is, so that a log doesn't stand still."""
+
+    def __init__(self, progress: ConsoleProgress, description: str, total: int | None) -> None:
+        self._progress = progress
+        self._description = description
+        self._of = "" if total is None else f" of {total}"
+        self._done = 0
+        self._told = time.monotonic()
+
+    def advance(self, steps: int = 1) -> None:
+        """Counts, and tells it when nothing was told for a while."""
+        self._done += steps
+        now = time.monotonic()
+        if now - self._told >= LINE_EVERY_S:
+            self._told = now
+            self._progress.say(f"{self._description}: {self._done}{self._of}")
 
 
 class _Silent:

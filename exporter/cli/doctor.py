@@ -10,7 +10,7 @@ import click
 from exporter.cli.options import json_option
 
 
-@click.command()
+@click.command(short_help="Tell what this machine can do.")
 @json_option
 def doctor(*, as_json: bool) -> None:
     """Tell what this machine can do, and which extra brings what is missing.

@@ -8,8 +8,12 @@ from typing import Any, TypeVar
 import click
 
 from exporter.cli.options import ANY_PATH, Size
+from exporter.cli.sections import Count, option_in
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+shapes = option_in("Shapes that the engine serves")
+engines = option_in("Engines")
 _TOO_MANY_BYTES = 1 << 63
 
 backend_option = click.option(
@@ -32,19 +36,19 @@ class Workspace(Size):
 def shape_options(function: _F) -> _F:
     """Adds what says which shapes an engine serves."""
     for option in (
-        click.option(
+        shapes(
             "--dim", "dims", multiple=True, metavar="NAME=RANGE",
             help="Range of another free axis of the graph, such as height=224:224:448.",
         ),
-        click.option("--context", metavar="RANGE", help="Filled cache in decode. [1:512:4096]"),
-        click.option(
+        shapes("--context", metavar="RANGE", help="Filled cache in decode. [1:512:4096]"),
+        shapes(
             "--prompt", metavar="RANGE", help="Tokens in a prefill or encoder. [1:512:2048]"
         ),
-        click.option("--batch", metavar="RANGE", help="MIN:USUAL:MAX, or one number. [1]"),
-        click.option(
+        shapes("--batch", metavar="RANGE", help="MIN:USUAL:MAX, or one number. [1]"),
+        shapes(
             "--split", is_flag=True, help="One engine for each profile, instead of one for all."
         ),
-        click.option(
+        shapes(
             "--profile", "phases", metavar="PHASE,PHASE",
             help="prefill, decode, encode. [prefill,decode with a cache, else encode]",
         ),
@@ -53,13 +57,16 @@ def shape_options(function: _F) -> _F:
     return function
 
 
-compute_capability_option = click.option(
+compute_capability_option = engines(
     "--compute-capability", "compute_capabilities", metavar="SM,SM",
     help="TensorRT-RTX: build for these, such as sm80,sm89,sm120.",
 )  # fmt: skip
 
-optimization_level_option = click.option(
-    "--optimization-level", type=click.IntRange(0, 5), help="0 quick to 5 thorough."
+optimization_level_option = engines(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    metavar="LEVEL",
+    help="0 quick to 5 thorough.",
 )
 
 
@@ -68,11 +75,11 @@ def export_engine_options(function: _F) -> _F:
     for option in (
         optimization_level_option,
         compute_capability_option,
-        click.option(
-            "--builds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+        engines(
+            "--builds", type=Count(), default=1, show_default=True,
             help="With --engine: so many of each model, since builds may differ.",
         ),
-        click.option(
+        engines(
             "--engine", type=click.Choice(["tensorrt-rtx", "tensorrt"]),
             help="Build engines of both models too, and compare them.",
         ),
@@ -105,23 +112,23 @@ def names(text: str) -> tuple[str, ...]:
 def building_options(function: _F) -> _F:
     """Adds what says how an engine is built."""
     for option in (
-        click.option("--tf32", is_flag=True, help="Let fp32 products be rounded to TF32."),
-        click.option("--detailed", is_flag=True, help="Keep the layers' names and shapes."),
-        click.option("--refittable", is_flag=True, help="Weights can be exchanged later."),
-        click.option("--strip-weights", is_flag=True, help="Leave the weights out, for a refit."),
-        click.option(
+        engines("--tf32", is_flag=True, help="Let fp32 products be rounded to TF32."),
+        engines("--detailed", is_flag=True, help="Keep the layers' names and shapes."),
+        engines("--refittable", is_flag=True, help="Weights can be exchanged later."),
+        engines("--strip-weights", is_flag=True, help="Leave the weights out, for a refit."),
+        engines(
             "--version-compatible", is_flag=True, help="TensorRT: for later versions too."
         ),
-        click.option(
+        engines(
             "--hardware-compatibility", default="none", show_default=True,
             type=click.Choice(["none", "ampere+", "same-compute-capability"]),
             help="TensorRT: for other cards too.",
         ),
-        click.option(
+        engines(
             "--timing-cache", type=ANY_PATH,
             help="TensorRT: remembers timed tactics; the same cache gives like engines.",
         ),
-        click.option("--workspace", type=Workspace(), help="The most scratch memory, such as 4GB."),
+        engines("--workspace", type=Workspace(), help="The most scratch memory, such as 4GB."),
         optimization_level_option,
         compute_capability_option,
     ):  # fmt: skip

@@ -9,9 +9,10 @@ import click
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import ANY_PATH, EXISTING_PATH, json_option, verbosity_options
 from exporter.cli.quality_options import task_options
+from exporter.cli.sections import Count
 
 
-@click.command()
+@click.command(short_help="Score a model on tasks with right answers.")
 @click.argument("model", type=EXISTING_PATH)
 @task_options(required=True)
 @click.option("-o", "--output", type=ANY_PATH, help="File for the scores of each item, as JSON.")
@@ -19,7 +20,7 @@ from exporter.cli.quality_options import task_options
     "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
     help="Where ONNX Runtime runs the model.",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [all cores]")
+@click.option("--threads", type=Count(), help="CPU threads. [all cores]")
 @json_option
 @verbosity_options
 @click.pass_obj

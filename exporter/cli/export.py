@@ -13,28 +13,32 @@ from exporter.cli.options import (
     ANY_PATH,
     EXISTING_FILE,
     drop_options,
+    dropping,
     json_option,
     measuring_options,
     model_options,
     scoring_options,
     verbosity_options,
 )
+from exporter.cli.sections import SectionedCommand
 from exporter.cli.timing_options import timing_options
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand, short_help="Score, cut, export to ONNX and compare, in one go."
+)
 @click.argument("model")
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="Folder for all results.")
 @drop_options
-@click.option("--plan", type=EXISTING_FILE, help="Drop what this plan.json says.")
+@dropping("--plan", type=EXISTING_FILE, help="Drop what this plan.json says.")
 @click.option(
     "--exporter", type=click.Choice(["torch", "optimum"]), default="torch", show_default=True,
     help="PyTorch's own ONNX exporter, or optimum's (extra: optimum).",
 )  # fmt: skip
-@click.option("--opset", type=click.IntRange(18, 23), help="ONNX opset. [20]")
+@click.option("--opset", type=click.IntRange(18, 23), metavar="N", help="ONNX opset. [20]")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32",
-    show_default=True,
+    show_default=True, help="Of both models, and so of engines built from them.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Redo stages whose results are still valid.")
 @export_engine_options

@@ -10,13 +10,14 @@ import click
 
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import EXISTING_PATH, json_option, verbosity_options
+from exporter.cli.sections import Count
 
 
-@click.command()
+@click.command(short_help="Continue a text with a model or an engine.")
 @click.argument("model", type=EXISTING_PATH)
 @click.argument("prompt")
 @click.option(
-    "-n", "--new-tokens", type=click.IntRange(min=1), default=64, show_default=True,
+    "-n", "--new-tokens", type=Count(), default=64, show_default=True,
     help="The most tokens to generate.",
 )  # fmt: skip
 @click.option(
@@ -24,14 +25,12 @@ from exporter.cli.options import EXISTING_PATH, json_option, verbosity_options
 )
 @click.option("--top-k", type=int, help="Draw among that many tokens.")
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Nucleus sampling.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="For the draws."
-)
+@click.option("--seed", type=Count(0), default=0, show_default=True, help="For the draws.")
 @click.option(
     "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
     help="Where ONNX Runtime runs the model.",
 )  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [all cores]")
+@click.option("--threads", type=Count(), help="CPU threads. [all cores]")
 @click.option(
     "--backend", type=click.Choice(["onnxruntime", "engine"]),
     help="What of a folder is to run, where it holds both. [onnxruntime]",

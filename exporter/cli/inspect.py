@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from graph_passes.types import Refusal, ResidualSite
 
 
-@click.command()
+@click.command(short_help="List what could be cut out of an ONNX file.")
 @click.argument("model", type=EXISTING_FILE)
 @json_option
 @verbosity_options

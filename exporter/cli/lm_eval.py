@@ -9,6 +9,7 @@ import click
 
 @click.command(
     name="lm-eval",
+    short_help="Run lm-eval's command line on depthcut's models.",
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress
+from exporter.cli.sections import Count, option_in
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -117,6 +118,12 @@ def _set_verbose(ctx: click.Context, _param: click.Parameter, value: bool) -> No
         ctx.find_object(ConsoleProgress).verbosity = VERBOSE  # type: ignore[union-attr]
 
 
+dropping = option_in("What to drop")
+loading = option_in("How MODEL is loaded")
+scoring = option_in("How importance is scored")
+speed = option_in("Speed")
+accuracy = option_in("Accuracy")
+
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
 )
@@ -125,14 +132,14 @@ json_option = click.option(
 def drop_options(function: _F) -> _F:
     """Adds the ways of saying how many sublayers to drop."""
     for option in (
-        click.option(
-            "--drop", "joint", type=click.IntRange(min=1),
+        dropping(
+            "--drop", "joint", type=Count(),
             help="Drop N sublayers, attention and MLP ranked together.",
         ),
-        click.option("--drop-block", "block", type=click.IntRange(min=1), help="Drop N blocks."),
-        click.option("--drop-mlp", "mlp", type=click.IntRange(min=1), help="Drop N MLPs."),
-        click.option(
-            "--drop-attn", "attention", type=click.IntRange(min=1), help="Drop N attentions."
+        dropping("--drop-block", "block", type=Count(), help="Drop N blocks."),
+        dropping("--drop-mlp", "mlp", type=Count(), help="Drop N MLPs."),
+        dropping(
+            "--drop-attn", "attention", type=Count(), help="Drop N attentions."
         ),
     ):  # fmt: skip
         function = option(function)
@@ -142,12 +149,12 @@ def drop_options(function: _F) -> _F:
 def model_options(function: _F) -> _F:
     """Adds what says how a PyTorch model may be loaded."""
     for option in (
-        click.option("--revision", help="Revision of a hub model."),
-        click.option(
+        loading("--revision", help="Revision of a hub model."),
+        loading(
             "--trust-remote-code", is_flag=True,
             help="Dangerous: run Python code that comes with the model.",
         ),
-        click.option(
+        loading(
             "--allow-pickle", is_flag=True,
             help="Dangerous: load weights from pickle files (pytorch_model.bin).",
         ),
@@ -159,20 +166,23 @@ def model_options(function: _F) -> _F:
 def scoring_options(function: _F) -> _F:
     """Adds what says on which text importance is measured."""
     for option in (
-        click.option("--seed", type=int, default=0, show_default=True, help="For sampled text."),
-        click.option(
-            "--batch-size", type=click.IntRange(min=1), default=4, show_default=True,
+        scoring(
+            "--seed", type=int, metavar="N", default=0, show_default=True,
+            help="For sampled text.",
+        ),
+        scoring(
+            "--batch-size", type=Count(), default=4, show_default=True,
             help="Samples in one forward pass.",
         ),
-        click.option(
-            "--sequence-length", type=click.IntRange(min=2), default=512, show_default=True,
+        scoring(
+            "--sequence-length", type=Count(2), default=512, show_default=True,
             help="Tokens in a sample.",
         ),
-        click.option(
-            "--samples", type=click.IntRange(min=1),
+        scoring(
+            "--samples", type=Count(),
             help="Number of samples; by default about 10,000 tokens.",
         ),
-        click.option(
+        scoring(
             "--calibration", metavar="SOURCE",
             help="Text to score on: a text or JSONL file, hf:DATASET, pydoc, or self (text that"
             " the model samples; the default for decoders).",
@@ -185,22 +195,24 @@ def scoring_options(function: _F) -> _F:
 def measuring_options(function: _F) -> _F:
     """Adds what says how the two models are compared."""
     for option in (
-        click.option(
-            "--eval-tokens", type=click.IntRange(min=2), default=8192, show_default=True,
+        accuracy(
+            "--eval-tokens", type=Count(2), default=8192, show_default=True,
             help="Tokens for perplexity, KL divergence and agreement.",
         ),
-        click.option(
+        accuracy(
             "--eval-text", metavar="SOURCE", default="pydoc", show_default=True,
             help="Evaluation text: a text or JSONL file, hf:DATASET or pydoc.",
         ),
-        click.option(
-            "--decode-past", type=Lengths(), default=(512,), help="Filled cache lengths. [512]"
+        speed(
+            "--decode-past", type=Lengths(), default=(512,), show_default=True,
+            help="Filled cache lengths."
         ),
-        click.option(
-            "--prefill", type=Lengths(), default=(128, 512), help="Prompt lengths. [128,512]"
+        speed(
+            "--prefill", type=Lengths(), default=(128, 512), show_default=True,
+            help="Prompt lengths."
         ),
-        click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [all cores]"),
-        click.option(
+        speed("--threads", type=Count(), help="CPU threads. [all cores]"),
+        speed(
             "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
             help="Where ONNX Runtime runs both models.",
         ),

@@ -8,9 +8,10 @@ from typing import Literal
 import click
 
 from exporter.cli.options import ANY_PATH, EXISTING_PATH, TextPath, verbosity_options
+from exporter.cli.sections import Count
 
 
-@click.command()
+@click.command(short_help="Pack a model for serving.")
 @click.argument("model", type=EXISTING_PATH)
 @click.option("--triton", type=ANY_PATH, metavar="REPOSITORY", help="Into a Triton repository.")
 @click.option(
@@ -26,7 +27,7 @@ from exporter.cli.options import ANY_PATH, EXISTING_PATH, TextPath, verbosity_op
     help="Triton: where it runs.",
 )  # fmt: skip
 @click.option(
-    "--instances", type=click.IntRange(min=1), default=1, show_default=True,
+    "--instances", type=Count(), default=1, show_default=True,
     help="Triton: how many.",
 )  # fmt: skip
 @verbosity_options

@@ -17,7 +17,7 @@ from exporter.cli.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Choose what to drop: the lowest scores first.")
 @click.argument("importance", type=EXISTING_FILE)
 @click.option("-o", "--output", type=ANY_PATH, default=Path("plan.json"), show_default=True)
 @drop_options

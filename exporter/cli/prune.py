@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from exporter.engine.flavours import Backend
 
 
-@click.command()
+@click.command(short_help="Cut sublayers out of an ONNX file.")
 @click.argument("model", type=EXISTING_FILE)
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="The pruned ONNX file.")
 @click.option("--plan", "plan_path", type=EXISTING_FILE, help="Drop what this plan.json says.")

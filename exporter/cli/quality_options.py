@@ -7,9 +7,12 @@ from typing import Any, TypeVar
 
 import click
 
-from exporter.cli.options import EXISTING_DIRECTORY, Lengths
+from exporter.cli.options import EXISTING_DIRECTORY, Lengths, accuracy
+from exporter.cli.sections import Count, option_in
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+tasks = option_in("Tasks")
 
 
 class Names(click.ParamType[tuple[str, ...]]):
@@ -34,14 +37,14 @@ def task_options(*, required: bool = False) -> Callable[[_F], _F]:
 
     def add(function: _F) -> _F:
         for option in (
-            click.option(
-                "--task-limit", type=click.IntRange(min=1), help="Only the first items of each."
+            tasks(
+                "--task-limit", type=Count(), help="Only the first items of each."
             ),
-            click.option(
+            tasks(
                 "--task-data", type=EXISTING_DIRECTORY, metavar="DIR",
                 help="Take the tasks from DIR/NAME.jsonl, without lm-eval and the network.",
             ),
-            click.option(
+            tasks(
                 "--tasks", type=Names(), default=(), required=required,
                 help="Tasks with right answers: lm-eval's by name (from the Hugging Face hub), or"
                 " those of --task-data.",
@@ -56,20 +59,20 @@ def task_options(*, required: bool = False) -> Callable[[_F], _F]:
 def quality_options(function: _F) -> _F:
     """Adds what is measured of the answers, beside the distributions on the evaluation text."""
     for option in (
-        click.option(
+        accuracy(
             "--long-context", type=Lengths(), default=(),
             help="Look for hidden facts in contexts of these lengths, and predict their ends.",
         ),
-        click.option(
-            "--agreement-tokens", type=click.IntRange(min=1), default=64, show_default=True,
+        accuracy(
+            "--agreement-tokens", type=Count(), default=64, show_default=True,
             help="Tokens that both arms generate from each prompt.",
         ),
-        click.option(
-            "--agreement-prompts", type=click.IntRange(min=0), default=8, show_default=True,
+        accuracy(
+            "--agreement-prompts", type=Count(0), default=8, show_default=True,
             help="Beginnings of the evaluation text that both arms continue greedily.",
         ),
-        click.option(
-            "--stride", type=click.IntRange(min=1),
+        accuracy(
+            "--stride", type=Count(),
             help="Let samples of the evaluation text overlap: each begins N tokens after the last,"
             " so that tokens are predicted from more context.",
         ),

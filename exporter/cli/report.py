@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from exporter.report.files import Form
 
 
-@click.command()
+@click.command(short_help="Render saved reports again; nothing is measured.")
 @click.argument("reports", type=EXISTING_FILE, nargs=-1, required=True)
 @click.option(
     "--importance", type=EXISTING_FILE, metavar="FILE",

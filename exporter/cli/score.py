@@ -17,7 +17,7 @@ from exporter.cli.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Measure how redundant each attention, MLP and block is.")
 @click.argument("model")
 @click.option("-o", "--output", type=ANY_PATH, default=Path("importance.json"), show_default=True)
 @scoring_options

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import click
 
 from exporter.cli.check_options import Amount
-from exporter.cli.options import Lengths
+from exporter.cli.options import Lengths, speed
+from exporter.cli.sections import Count
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _DURATION = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>s|m|min|h)?")
@@ -56,29 +57,30 @@ class Generations(click.ParamType[tuple[tuple[int, int], ...]]):
 def timing_options(function: _F) -> _F:
     """Adds how long is timed, and what besides single runs."""
     for option in (
-        click.option(
+        speed(
             "--load-once", is_flag=True,
             help="Don't load the arms anew between parts of the measurement; their place in memory"
             " is then part of the result.",
         ),
-        click.option(
-            "--rounds", type=click.IntRange(min=2),
+        speed(
+            "--rounds", type=Count(2),
             help="Take so many interleaved rounds a row, instead of going by the time budget.",
         ),
-        click.option(
+        speed(
             "--threshold", type=Amount(), default="1%", show_default=True,
             help="Below it a difference counts as none.",
         ),
-        click.option(
+        speed(
             "--time-budget", type=Duration(), default="60s", show_default=True,
             help="What one row's rounds may take; it ends before where the verdict is clear.",
         ),
-        click.option(
-            "--generate", type=Generations(), default=(),
+        speed(
+            "--generate", type=Generations(), default=(), metavar="PROMPTxNEW",
             help="Whole generations, timed to the first token, per token and in all.",
         ),
-        click.option(
-            "--batch", type=Lengths(), default=(1,), help="Sequences in a timed call. [1]"
+        speed(
+            "--batch", type=Lengths(), default=(1,), show_default=True,
+            help="Sequences in a timed call."
         ),
     ):  # fmt: skip
         function = option(function)

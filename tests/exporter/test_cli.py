@@ -33,6 +33,35 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert "Usage: depthcut" in capsys.readouterr().out
 
 
+def test_the_commands_stand_in_order_and_none_is_missing_or_cut_short(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command_line.run(["--help"]) == 0
+    told = capsys.readouterr().out
+    listed = re.findall(r"^  ([a-z-]+)  +\S", told.split("The whole road:")[1], re.MULTILINE)
+    assert sorted(listed) == sorted(command_line.cli.commands)
+    assert listed[:3] == ["export", "score", "plan"]
+    assert "..." not in told.split("The whole road:")[1]
+
+
+@pytest.mark.parametrize("command", ["export", "compare", "build", "check"])
+def test_every_option_stands_under_one_heading(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert command_line.run([command, "--help"]) == 0
+    told = capsys.readouterr().out
+    headings = re.findall(r"^[A-Z].*:$", told, re.MULTILINE)
+    assert len(headings) == len(set(headings)) >= 3
+    listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", told, re.MULTILINE)
+    options = [p for p in command_line.cli.commands[command].params if isinstance(p, click.Option)]
+    assert sorted(listed) == sorted(
+        ["--help", *(next(o for o in p.opts if o.startswith("--")) for p in options)]
+    )
+    assert max(map(len, told.splitlines())) <= 100
+    assert re.search(r"PROMPTX|INTEGER|x>=", told) is None
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.run(["--version"]) == 0
     assert re.fullmatch(r"depthcut \d+\.\d+\.\d+\n", capsys.readouterr().out)
@@ -195,3 +224,17 @@ def test_a_path_that_is_no_text_is_a_wrong_call(
     rest = {"generate": ["hi"], "compare": [str(tmp_path), "-o", str(tmp_path / "out")]}
     assert command_line.run([*call, str(odd / "model.onnx"), *rest.get(call[0], [])]) == 2
     assert "is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_long_task_says_how_far_it_is_where_no_terminal_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 5.0, 21.0, 30.0, 42.0])
+    progress = ConsoleProgress()
+    monkeypatch.setattr("exporter.cli.console.time.monotonic", lambda: next(clock))
+    with progress.task("score", total=9) as task:
+        for _ in range(4):
+            task.advance(2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == ["score ...", "score: 4 of 9", "score: 8 of 9"]
+    assert lines[3].startswith("score: done in")
