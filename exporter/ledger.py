@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from exporter.errors import UsageError
 from exporter.files import sha256_bytes, sha256_file, swap, write_text
@@ -146,8 +146,7 @@ def locked(root: Path) -> Iterator[None]:
         UsageError: When another process works in the folder.
     """
     folder = root / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with _lock_file(root) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -157,6 +156,23 @@ def locked(root: Path) -> Iterator[None]:
         for place in (root, folder, folder / "work"):
             _clear_leftovers(place)
         yield
+
+
+@contextmanager
+def in_turn(root: Path) -> Iterator[None]:
+    """Waits until no other process is in such a block for the same folder.
+
+    For what is read, changed and written back in a moment.
+    """
+    with _lock_file(root) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _lock_file(root: Path) -> IO[str]:
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / "lock").open("w")
 
 
 def _clear_leftovers(folder: Path) -> None:

@@ -224,7 +224,7 @@ class AssertableComparison:
 
         chosen = Limits(**{name: amount(value) for name, value in limits.items()})
         found = self._check(self.report, chosen)
-        if self._again is not None and found.verdict == "regressed":
+        if self._again is not None:
             found = self._confirmed(found, chosen)
         self._attach(found.checks)
         _tell(found, self._settings.inconclusive)

@@ -46,7 +46,12 @@ def remeasuring(
     def measure() -> ComparisonReport:
         progress.say("check: a regression; measuring again")
         again = compare(
-            paths[0], paths[1], options, onnx=parameters.get("onnx") or None, progress=progress
+            paths[0],
+            paths[1],
+            options,
+            references=parameters.get("references", ()),
+            onnx=parameters.get("onnx") or None,
+            progress=progress,
         )
         _refuse_others(report, again)
         return again

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from exporter.artifacts import BaselineSet, ComparisonReport, KeyDifference
 from exporter.errors import ArtifactError, RegressionError, UsageError
+from exporter.ledger import in_turn
 from exporter.regression.keys import (
     FIELDS,
     difference_words,
@@ -87,6 +88,8 @@ def find_baseline(
 def updated(path: Path, report: ComparisonReport) -> Path:
     """Puts a report in the place of the one of its key, or beside those of other keys.
 
+    Jobs that do so at the same time wait for one another, so that none of their reports is lost.
+
     Args:
         path: The baseline: a file, or a folder where there is one, or where the name has no ending.
         report: The new report.
@@ -95,6 +98,11 @@ def updated(path: Path, report: ComparisonReport) -> Path:
         The file that was written, whole or not at all.
     """
     folder = path.is_dir() or (not path.exists() and not path.suffix)
+    with in_turn(path if folder else path.parent):
+        return _put(path, report, folder=folder)
+
+
+def _put(path: Path, report: ComparisonReport, *, folder: bool) -> Path:
     there = read_baselines(path) if path.exists() and _has_reports(path) else {}
     digest = key_sha256(key_of(report))
     mine = [name for name, old in there.items() if key_sha256(key_of(old)) == digest]

@@ -121,7 +121,7 @@ def confirmed(
     """
     checks = list(found.checks)
     for _ in range(measurements):
-        if not any(_suspect(one) for one in checks):
+        if not any(map(_suspect, checks)):
             break
         seen: dict[tuple[str, str], CheckVerdict] = {
             (one.quantity, one.subject): one.verdict for one in again().checks
@@ -129,6 +129,11 @@ def confirmed(
         checks = [_told_again(one, seen) if _suspect(one) else one for one in checks]
     verdict = overall([one.verdict for one in checks])
     return found.model_copy(update={"checks": checks, "verdict": verdict})
+
+
+def is_in_doubt(found: CheckReport) -> bool:
+    """Whether there is a regression that another measurement may not show."""
+    return any(map(_suspect, found.checks))
 
 
 def _suspect(one: Check) -> bool:

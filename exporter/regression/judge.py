@@ -75,6 +75,8 @@ def judge(estimate: Estimate, limit: float) -> Check:
 
 
 def _verdict(estimate: Estimate, limit: float) -> tuple[CheckVerdict, str]:
+    if any(map(math.isnan, (estimate.value, *(estimate.ci95 or ())))):
+        return "inconclusive", "The value or its interval is not a number."
     low, high = sorted(_harm(estimate, bound) for bound in estimate.ci95 or (estimate.value,) * 2)
     harm, most = _harm(estimate, estimate.value), _harm(estimate, limit) + _ROUNDING
     floor = _floor(estimate)

@@ -184,10 +184,13 @@ def _tasks(report: ComparisonReport, baseline: ComparisonReport | None) -> list[
     if baseline is None:
         return [_task(task, None) for task in now.values()]
     then = _by_name(baseline)
-    common = [name for name in now if name in then]
-    if not common:
-        raise RegressionError("max-task-drop is set, but both reports have no task in common.")
-    return [_task(now[name], then[name]) for name in common]
+    if missing := [name for name in then if name not in now]:
+        raise RegressionError(
+            f"max-task-drop is set, but the report lacks what its baseline has: "
+            f"{'; '.join(missing)}.",
+            "Score the same tasks, or write a new baseline with --update-baseline.",
+        )
+    return [_task(now[name], then[name]) for name in then]
 
 
 def _by_name(report: ComparisonReport) -> dict[str, TaskResult]:

@@ -10,7 +10,7 @@ from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
 from exporter.errors import RegressionError, UsageError
 from exporter.regression.baselines import find_baseline, read_baselines, updated
 from exporter.regression.drift import drifts, session_spreads
-from exporter.regression.gate import Accepted, Past, check, confirmed
+from exporter.regression.gate import Accepted, Past, check, confirmed, is_in_doubt
 from exporter.regression.history import append, entry_of, read_history
 from exporter.regression.keys import key_of, series
 from exporter.regression.limits import AGAINST_BASELINE, Limits
@@ -151,7 +151,7 @@ def _confirm(
     found: CheckReport,
     remeasure: Callable[[ComparisonReport], Remeasure] | None,
 ) -> CheckReport:
-    if not request.confirm or found.verdict != "regressed":
+    if not request.confirm or not is_in_doubt(found):
         return found
     if remeasure is None:
         raise UsageError("There is nothing to measure again with.")

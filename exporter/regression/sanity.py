@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 from exporter.artifacts import ComparisonReport, LatencyRow, LatencySamples, Speedup
 from exporter.errors import RegressionError
@@ -70,14 +72,19 @@ def _refuse_accuracy(report: ComparisonReport) -> None:
     accuracy = report.accuracy
     if accuracy is None:
         return
-    told = {"kl_divergence": accuracy.kl_divergence, "top1_agreement": accuracy.top1_agreement}
-    if accuracy.perplexity is not None:
-        told["perplexity.baseline"] = accuracy.perplexity.baseline
-        told["perplexity.candidate"] = accuracy.perplexity.candidate
-        if not math.isfinite(accuracy.perplexity.baseline):
-            told["perplexity.baseline"] = math.nan
-    for number, task in enumerate(accuracy.tasks):
-        told[f"tasks[{number}].difference.value"] = task.difference.value
-    for name, value in told.items():
-        if value is not None and math.isnan(value):
-            raise RegressionError(f"$.accuracy.{name} is not a number.", _AGAIN)
+    wrong = next(_not_numbers(accuracy.model_dump(), "$.accuracy"), None)
+    if wrong is None and accuracy.perplexity and not math.isfinite(accuracy.perplexity.baseline):
+        wrong = "$.accuracy.perplexity.baseline"
+    if wrong is not None:
+        raise RegressionError(f"{wrong} is not a number.", _AGAIN)
+
+
+def _not_numbers(value: Any, path: str) -> Iterator[str]:
+    """The JSON paths of all NaN, but that of a ranking of texts which are all alike."""
+    if isinstance(value, float) and math.isnan(value) and not path.endswith(".rank_agreement"):
+        yield path
+    parts = value.items() if isinstance(value, dict) else ()
+    for name, part in parts:
+        yield from _not_numbers(part, f"{path}.{name}")
+    for number, part in enumerate(value if isinstance(value, (list, tuple)) else ()):
+        yield from _not_numbers(part, f"{path}[{number}]")

@@ -161,7 +161,7 @@ def test_the_history_may_lie_beside_the_baselines(tmp_path: Path) -> None:
     calls = ("--baseline", kept, "--history", kept / "history.jsonl")
     assert run(tmp_path, SAME, *calls, "--update-baseline") == 0
     assert run(tmp_path, SLOW, *calls) == 1
-    assert {path.suffix for path in kept.iterdir()} == {".json", ".jsonl"}
+    assert {path.suffix for path in kept.glob("[!.]*")} == {".json", ".jsonl"}
 
 
 def test_the_table_says_what_and_why(
@@ -225,6 +225,7 @@ def test_on_github_the_step_has_annotations_and_a_summary(
 # Measuring again.
 
 COMMAND = ["depthcut", "compare", "base", "cand", "-o", "out", "--prefill", "7", "--threads", "1"]
+COMMAND += ["--reference", "torch:ref"]
 
 
 @pytest.fixture
@@ -238,9 +239,10 @@ def again(monkeypatch: pytest.MonkeyPatch) -> list[ComparisonReport]:
     """What the next measurements give; each asks for what the first one's command asked for."""
     left: list[ComparisonReport] = []
 
-    def compare(first: Any, second: Any, options: CompareOptions, **_: Any) -> ComparisonReport:
+    def compare(first: Any, second: Any, options: CompareOptions, **more: Any) -> ComparisonReport:
         assert (str(first), str(second)) == ("base", "cand")
         assert (options.prefill_lengths, options.threads) == ((7,), 1)
+        assert tuple(more.get("references", ())) == ("torch:ref",)
         return left.pop(0)
 
     monkeypatch.setattr(exporter.compare, "compare", compare)
@@ -291,6 +293,12 @@ def test_a_report_that_names_no_command_can_t_be_confirmed(
         call = ["check", str(report), "--min-speedup", "2", "--confirm", "1"]
         assert command_line.run(call) == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_is_no_time_needs_no_second_measurement(tmp_path: Path) -> None:
+    report = gate_report([FAST], command=["pytest"]).write(tmp_path / "report.json")
+    call = ["check", str(report), "--max-perplexity-increase", "1%", "--confirm", "1"]
+    assert command_line.run(call) == 1
 
 
 def test_times_of_another_tool_can_t_be_confirmed(

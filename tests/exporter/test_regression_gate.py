@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +228,12 @@ def test_tasks_are_compared_by_points() -> None:
         report = gate_report(accuracy=gate_accuracy(tasks=[task(candidate, *interval)]))
         assert check(report, limits).verdict == word
         assert against(report, report, limits).verdict == "unchanged"
+    scored = gate_report(accuracy=gate_accuracy(tasks=[task(0.6, -0.01, 0.01)]))
+    other = scored.accuracy.tasks[0].model_copy(update={"task": "piqa"})  # type: ignore[union-attr]
+    more = gate_report(accuracy=gate_accuracy(tasks=[task(0.6, -0.01, 0.01), other]))
+    assert against(more, scored, limits).verdict == "unchanged"
+    with pytest.raises(RegressionError, match="lacks what its baseline has: piqa, acc"):
+        against(scored, more, limits)
     twice = gate_report(accuracy=gate_accuracy(tasks=[task(0.5, -0.2, 0.0)] * 2))
     with pytest.raises(RegressionError, match="arc, acc twice"):
         check(twice, limits)
@@ -393,7 +401,16 @@ def test_one_file_holds_many_keys_and_each_is_renewed_alone(tmp_path: Path) -> N
     for report in (other, old, new):
         assert updated(path, report) == path
     assert list(read_baselines(path).values()) == [other, new]
-    assert [p.name for p in tmp_path.iterdir()] == ["baseline.json"]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["baseline.json"]
+
+
+@pytest.mark.parametrize("name", ["baseline.json", "folder"])
+def test_no_report_is_lost_where_jobs_update_one_baseline(tmp_path: Path, name: str) -> None:
+    reports = [gate_report([gate_row(length)]) for length in range(1, 13)]
+    with ThreadPoolExecutor(6) as jobs:  # each opens the lock by itself, as a process does
+        list(jobs.map(lambda report: updated(tmp_path / name, report), reports))
+    kept = read_baselines(tmp_path / name).values()
+    assert sorted(report.latency[0].sequence_length for report in kept) == [*range(1, 13)]
 
 
 def test_a_plain_report_is_a_baseline_and_becomes_one_of_many(tmp_path: Path) -> None:
@@ -454,6 +471,26 @@ def test_rows_that_no_measurement_gives_are_refused(row: Any, message: str) -> N
     ):
         with pytest.raises(RegressionError, match=f"r.json.*{message}"):
             call()
+
+
+def embeddings(cosine: float, ranks: float) -> EmbeddingAgreement:
+    return EmbeddingAgreement(texts=3, cosine=cosine, lowest_cosine=0.9, rank_agreement=ranks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"embeddings": embeddings(math.nan, 1.0)}, "embeddings.cosine"),
+        ({"kl_interval": Interval(value=0.1, ci95=(math.nan, 0.2))}, "kl_interval.ci95[0]"),
+        ({"tasks": [task(0.5, math.nan, 0.0)]}, "tasks[0].difference.ci95[0]"),
+        ({"top1_agreement": math.nan}, "top1_agreement"),
+    ],
+)
+def test_accuracy_that_is_no_number_is_refused(changes: dict[str, Any], path: str) -> None:
+    with pytest.raises(RegressionError, match=re.escape(f"$.accuracy.{path} is not a number")):
+        check(gate_report(accuracy=gate_accuracy(**changes)), Limits(max_kl=9))
+    texts_alike = gate_accuracy(embeddings=embeddings(1.0, math.nan))
+    assert check(gate_report(accuracy=texts_alike), Limits(max_kl=9)).verdict == "unchanged"
 
 
 def test_a_shape_that_is_there_twice_is_refused() -> None:

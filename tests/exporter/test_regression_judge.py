@@ -38,6 +38,9 @@ def time(value: float, low: float, high: float, **changes: object) -> Estimate:
         (time(0.99, 0.985, 0.995, noise_floor=0.02), 1.03, "unchanged"),  # noise
         (time(1.00, 0.99, 1.01), 1.0, "inconclusive"),  # no slowdown at all can't be shown
         (time(0.98, 0.97, 0.99), 1.0, "improved"),
+        (time(math.nan, 0.97, 0.99), 1.0, "inconclusive"),
+        (time(0.98, math.nan, 0.99), 1.0, "inconclusive"),
+        (time(0.98, 0.97, math.nan), 1.0, "inconclusive"),
     ],
 )
 def test_a_time_gets_the_word_that_its_interval_allows(
