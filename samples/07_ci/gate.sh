@@ -17,6 +17,7 @@ depthcut check "$report" --min-speedup "${MIN_SPEEDUP:-1.0}" \
   --confirm "${CONFIRM:-1}" --junit "$out/limits.xml" --gitlab-metrics "$out/metrics.txt" \
   --bencher "$out/bencher.json" --github-benchmark "$out/github-benchmark"
 code=$?
+against=0
 
 # The first run of a key has nothing to be held against.
 if [ -f "$kept/baseline.json" ]; then
@@ -24,13 +25,20 @@ if [ -f "$kept/baseline.json" ]; then
     --max-slowdown "${MAX_SLOWDOWN:-3%}" --max-size-increase 1% --max-memory-increase 1% \
     --history "$kept/history.jsonl" --confirm "${CONFIRM:-1}" --junit "$out/baseline.xml"
   against=$?
-  # An error is worse than a regression, a regression than not knowing.
-  for worse in 3 1 2; do
-    [ "$against" -eq "$worse" ] && worst=$worse
-    [ "$code" -eq "$worse" ] && worst=$worse
-  done
-  code=${worst:-0}
 fi
+
+# An error is worse than a regression, a regression than not knowing. A check that was killed or
+# isn't there ends with a code of its own: an error, too.
+worst=0
+for each in "$code" "$against"; do
+  case $each in
+    0) ;;
+    1) [ "$worst" -eq 2 ] || worst=1 ;;
+    3) [ "$worst" -ne 0 ] || worst=3 ;;
+    *) worst=2 ;;
+  esac
+done
+code=$worst
 
 if [ "$code" -eq 0 ] && [ "${ACCEPT:-0}" = 1 ]; then
   depthcut check "$report" --baseline "$kept/baseline.json" --update-baseline \

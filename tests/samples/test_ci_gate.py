@@ -44,6 +44,32 @@ def test_the_script_gates_and_keeps_what_passed(tmp_path: Path) -> None:
     assert {"limits.xml", "baseline.xml", "metrics.txt", "bencher.json"} <= written
 
 
+@pytest.mark.parametrize(
+    ("limits", "against", "code"),
+    [
+        (0, 0, 0), (3, 0, 3), (0, 1, 1), (3, 1, 1), (1, 3, 1), (1, 2, 2), (2, 1, 2), (3, 2, 2),
+        (137, 0, 2), (0, 137, 2), (127, 1, 2), (130, 3, 2),
+    ],
+)  # fmt: skip
+def test_a_check_that_was_killed_passes_nothing(
+    tmp_path: Path, limits: int, against: int, code: int
+) -> None:
+    command = tmp_path / "depthcut"
+    command.write_text(
+        f'#!/bin/sh\ncase "$*" in *--update-baseline*) echo kept > {tmp_path}/updated;;\n'
+        f"*--baseline*) exit {against};;\n*) exit {limits};;\nesac\n"
+    )
+    command.chmod(0o755)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "baseline.json").touch()
+    done = subprocess.run(
+        ["sh", SAMPLE / "gate.sh", "report.json", tmp_path / "kept", tmp_path / "results"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "ACCEPT": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert (tmp_path / "updated").exists() == (code == 0)
+
+
 @pytest.mark.parametrize("name", ["github.yml", "gitlab-ci.yml", "README.md"])
 def test_the_commands_of_the_workflows_exist(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
