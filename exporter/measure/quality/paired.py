@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Interval
+from exporter.measure.bootstrap import expanded_level
 
 Floats = NDArray[np.float64]
 _LEVEL = 0.95
@@ -46,10 +47,10 @@ def mean_interval(sums: Floats, counts: Floats) -> Interval | None:
 def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -> Interval:
     """Mean score of the candidate minus that of the baseline, with its 95 % interval.
 
-    From a bootstrap over items: both arms' scores of an item are drawn together (percentiles, as
-    DiCiccio and Efron describe; with tens of items they are as wide as Student's t). Where no
-    item's scores differ there is nothing to draw from: the interval then reaches as far as the
-    share of items that differ may go unseen (Clopper and Pearson, 1934).
+    From a bootstrap over items: both arms' scores of an item are drawn together (expanded
+    percentiles). Where all items differ alike, or none does, there is nothing to draw from: the
+    interval then reaches as far as the share of items that are otherwise may go unseen (Clopper
+    and Pearson, 1934), at worst with the whole of a score.
 
     Args:
         baseline: ``[items]``, scores from 0 to 1.
@@ -60,18 +61,17 @@ def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -
 
     differences = candidate - baseline
     number = len(differences)
-    if not differences.any():
-        unseen = 1 - ((1 - _LEVEL) / 2) ** (1 / number)
-        return Interval(value=0.0, ci95=(-unseen, unseen))
     value = float(differences.mean())
     if (differences == differences[0]).all():
-        return Interval(value=value, ci95=(value, value))
+        unseen = 1 - ((1 - _LEVEL) / 2) ** (1 / number)
+        middle = value * (1 - unseen)
+        return Interval(value=value, ci95=(max(-1.0, middle - unseen), min(1.0, middle + unseen)))
     found = stats.bootstrap(
         (differences,),
         np.mean,
         n_resamples=_RESAMPLES,
         batch=max(1, 4_000_000 // number),
-        confidence_level=_LEVEL,
+        confidence_level=expanded_level(number, _LEVEL),
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
