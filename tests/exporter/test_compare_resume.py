@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tiny_lm import write_tiny_lm
 
+import exporter.compare.timing
 from exporter.artifacts import ComparisonReport
 from exporter.compare import CompareOptions, TimingOptions, compare
 from exporter.compare.journal import Journal, forget
@@ -28,6 +29,16 @@ OPTIONS = CompareOptions(
     eval_tokens=32,
     eval_sequence_length=16,
 )
+
+
+@pytest.fixture(autouse=True)
+def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is in question here, not how settled it is."""
+    sampling = exporter.compare.timing._sampling
+    monkeypatch.setattr(
+        exporter.compare.timing, "_sampling",
+        lambda pair: replace(sampling(pair), warmup_seconds=0.1),
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -44,13 +55,13 @@ def test_a_killed_run_goes_on_where_it_was(arms: tuple[Path, Path], tmp_path: Pa
     out = tmp_path / "out"
     command = [
         sys.executable, "-m", "exporter.cli", "compare", *map(str, arms), "-o", str(out),
-        "--prefill", "4", "--decode-past", "6", "--threads", "1", "--time-budget", "8s",
+        "--prefill", "4", "--decode-past", "6", "--threads", "1", "--time-budget", "1s",
         "--threshold", "0.01%", "--eval-tokens", "32",
     ]  # fmt: skip
     process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(lines(out)) < 4 and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "report.json").exists()

@@ -312,6 +312,21 @@ def test_what_was_kept_is_not_timed_again() -> None:
     assert again.baseline.samples_ms[kept:] != first[0].baseline.samples_ms[kept:]
 
 
+@pytest.mark.parametrize("reload", [True, False])
+def test_a_row_that_goes_on_loads_its_arms_as_it_began(reload: bool) -> None:
+    memory = Kept()
+    time, arms = virtual_pair(BusyMachine(3))
+    options: dict[str, Any] = {"memory": memory, "clocks": time.clocks}
+    begun = Sampling(rounds=32, reload=reload)
+    (first,) = measure_rows(arms, [VirtualCell()], begun, **options)
+    for number in list(memory.chunks)[3:]:
+        del memory.chunks[number]
+    going_on = Sampling(rounds=32, reload=not reload)  # as if loading had got faster or slower
+    (again,) = measure_rows(arms, [VirtualCell()], going_on, **options)
+    assert again.loads == first.loads == (16 if reload else 1)
+    assert again.rounds == 32
+
+
 @pytest.mark.parametrize(
     "shape", [Shape("prefill", 1, 7), Shape("decode", 2, 1, 5)], ids=["prefill", "decode"]
 )

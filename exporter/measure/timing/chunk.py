@@ -20,6 +20,8 @@ class Chunk:
         seconds: What taking them took.
         settled: Whether the warm-up before them had settled.
         clock: Whose.
+        planned: In how many chunks the row was to be measured.
+        reloaded: Whether each of them has a loading of its own.
         dropped: Rounds that were thrown away.
     """
 
@@ -27,6 +29,8 @@ class Chunk:
     seconds: float
     settled: bool
     clock: Literal["host", "device"]
+    planned: int
+    reloaded: bool
     dropped: int = 0
 
     @property
