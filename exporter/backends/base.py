@@ -46,6 +46,18 @@ class DeviceTimed(Protocol):
 
 
 @runtime_checkable
+class Bounded(Protocol):
+    """A runner that takes shapes within bounds only."""
+
+    def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuses inputs of such shapes.
+
+        Raises:
+            BackendError: It says which input is outside, and what would fit.
+        """
+
+
+@runtime_checkable
 class OnGpu(Protocol):
     """A runner that knows what it takes of a GPU; ask with ``isinstance``.
 

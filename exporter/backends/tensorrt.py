@@ -106,6 +106,11 @@ class TensorRtRunner:
             session, self._session = self._session, None
             session.__exit__()
 
+    def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuses what no profile holds; see :class:`exporter.backends.base.Bounded`."""
+        profiles = [slot.profile for slot in self._engines.slots]
+        choose_profile(self._engines.name, profiles, shapes)
+
     def run(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:

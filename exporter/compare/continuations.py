@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import GenerationAgreement, LongContext
 from exporter.compare.arms import Pair
-from exporter.errors import ComparisonError
+from exporter.errors import BackendError, ComparisonError
 
 if TYPE_CHECKING:
     from exporter.measure.evaluation import EvaluationTokens
@@ -42,6 +42,12 @@ def generation_agreement(pair: Pair, tokens: EvaluationTokens) -> GenerationAgre
         return None
     tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
     with RunnerDecoder(runners[0]) as baseline, RunnerDecoder(runners[1]) as candidate:
+        try:
+            for decoder in (baseline, candidate):
+                decoder.refuse_unfit(1, prompt, quality.agreement_tokens)
+        except BackendError as error:
+            pair.progress.say(f"generation: left out, {error.message}")
+            return None
         return compare_continuations(
             baseline,
             candidate,

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.backends.base import Array, Runner
+from exporter.backends.base import Array, Bounded, Runner
 from exporter.errors import BackendError
 from exporter.generation.cache_names import LOGITS, runner_caches
 from exporter.measure.inputs import Shape, make_inputs
@@ -55,7 +55,17 @@ class RunnerDecoder:
         self._cache = {}
 
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
-        """Nothing: the runner itself refuses what it has no room for; see the protocol."""
+        """Refuses what a bounded runner doesn't hold; see the protocol."""
+        runner = self._runner
+        if not isinstance(runner, Bounded):
+            return
+        runs = [Shape("prefill", batch, prompt)]
+        if new_tokens > 1:  # the first step has the shortest cache, the last the longest
+            runs += [Shape("decode", batch, 1, past) for past in (prompt, prompt + new_tokens - 2)]
+        for shape in runs:
+            tokens = np.zeros((batch, shape.sequence_length), np.int64)
+            inputs = make_inputs(runner.inputs, shape, tokens)
+            runner.refuse_shapes({name: array.shape for name, array in inputs.items()})
 
     def prefill(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Empties the cache and runs a prompt; see the protocol."""
