@@ -39,7 +39,8 @@ class Arm(Record):
     backend fuses some. ``engines`` are its builds. ``not_run`` says why these were not run, where
     that is so: they are then described by their build facts alone, and what was measured is
     ``backend``'s, on the ONNX file at ``path``; where there was none, nothing was.
-    ``device_memory_bytes`` is what it took of the GPU while it ran.
+    ``device_memory_bytes`` is what it took of the GPU while it ran. ``layers`` is the number of
+    layers of the model as its config has it, from before anything was cut out of it.
     """
 
     backend: str
@@ -55,6 +56,7 @@ class Arm(Record):
     engines: list[EngineFacts] = Field(default_factory=list)
     not_run: str | None = None
     device_memory_bytes: int | None = None
+    layers: int | None = None
 
 
 class Arms(Record):

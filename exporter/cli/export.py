@@ -20,6 +20,7 @@ from exporter.cli.options import (
     scoring_options,
     verbosity_options,
 )
+from exporter.cli.quality_options import quality_options
 from exporter.cli.sections import SectionedCommand
 from exporter.cli.timing_options import timing_options
 
@@ -45,6 +46,7 @@ from exporter.cli.timing_options import timing_options
 @scoring_options
 @measuring_options
 @timing_options
+@quality_options
 @model_options
 @json_option
 @verbosity_options

@@ -74,6 +74,7 @@ class ComparedArm:
             engines=list(self.engines),
             not_run=self.not_run,
             device_memory_bytes=_device_memory(runner),
+            layers=self.folder.layers,
         )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import TaskResult
 from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.options import QualityOptions
 from exporter.errors import ComparisonError
 from exporter.optional import require
 
@@ -38,7 +39,17 @@ def check_questions(pair: Pair) -> None:
             f"{runner.backend} would compile the model anew for each length of a question.",
             "Ask PyTorch without compilation (torch:DIR); the answers are the same.",
         )
-    if quality.tasks and _choice(pair).local() is None:
+    refuse_missing_tasks(quality)
+
+
+def refuse_missing_tasks(quality: QualityOptions) -> None:
+    """Refuses tasks that aren't there.
+
+    Raises:
+        TaskError: A local task is not there, or a line is broken.
+        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
+    """
+    if quality.tasks and _choice(quality).local() is None:
         require("lm_eval", extra="eval")
 
 
@@ -64,7 +75,7 @@ def _scores(pair: Pair, arm: ComparedArm) -> list[TaskScores]:
 
     folder = arm.folder if arm.folder.tokenizer else pair.baseline.folder
     return score_tasks(
-        _choice(pair),
+        _choice(pair.options.quality),
         arm.runner,
         folder,
         vocabulary=pair.vocabulary(),
@@ -72,8 +83,7 @@ def _scores(pair: Pair, arm: ComparedArm) -> list[TaskScores]:
     )
 
 
-def _choice(pair: Pair) -> TaskChoice:
+def _choice(quality: QualityOptions) -> TaskChoice:
     from exporter.tasks.choosing import TaskChoice
 
-    quality = pair.options.quality
     return TaskChoice(quality.tasks, quality.task_data, quality.task_limit)

@@ -38,6 +38,15 @@ class ModelFolder:
         return longest_sequence(self.config)
 
     @property
+    def layers(self) -> int | None:
+        """Layers of the model before anything was cut out of it, as its config says."""
+        for key in ("num_hidden_layers", "n_layer"):
+            value = self.config.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+        return None
+
+    @property
     def end_of_text(self) -> int | None:
         """The token that ends a text, as the config says."""
         value = self.config.get("eos_token_id")

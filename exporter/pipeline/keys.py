@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from exporter.compare import QualityOptions
 from exporter.files import sha256_file
 from exporter.pipeline.run import ENGINES, Run
 
@@ -65,10 +66,18 @@ def measure_key(run: Run) -> Key:
         "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
         "options": vars(run.request.compare),
         "text": _file_hash(run.request.compare.eval_text),
+        "tasks": _task_hashes(run.request.compare.quality),
         "calibration": run.ledger.files_hash("score"),
         "machine": [processor_name(), default_threads(), gpu_name()],
         "versions": run.versions,
     }
+
+
+def _task_hashes(quality: QualityOptions) -> list[str | None]:
+    """Of the tasks' files, where they are local."""
+    folder = quality.task_data
+    names = () if folder is None else quality.tasks
+    return [_file_hash(f"{folder}/{name}.jsonl") for name in names]
 
 
 def _file_hash(source: str | None) -> str | None:

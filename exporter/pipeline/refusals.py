@@ -23,6 +23,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
     """
     from exporter.backends.onnxruntime import check_provider
     from exporter.compare import evaluation_text
+    from exporter.compare.tasks import refuse_missing_tasks
     from exporter.optional import require
     from exporter.planning import read_plan
 
@@ -35,6 +36,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
     if request.engines is not None:
         _refuse_engines(request.engines)
     evaluation_text(request.compare, None)
+    refuse_missing_tasks(request.compare.quality)
 
 
 def _refuse_engines(wanted: EngineRequest) -> None:

@@ -286,6 +286,37 @@ def test_an_option_that_can_not_work_fails_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_tasks_that_are_not_there_fail_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
+    from exporter.compare import CompareOptions, QualityOptions
+
+    quality = QualityOptions(tasks=("nothing",), task_data=tmp_path)
+    with pytest.raises(DepthcutError, match="no task 'nothing'"):
+        _walk(_request(checkpoint, tmp_path / "out", compare=CompareOptions(quality=quality)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_items_of_a_task_are_another_measurement(tmp_path: Path) -> None:
+    from exporter.compare import QualityOptions
+    from exporter.pipeline.keys import _task_hashes
+
+    quality = QualityOptions(tasks=("a",), task_data=tmp_path)
+    (tmp_path / "a.jsonl").write_text("{}")
+    before = _task_hashes(quality)
+    assert _task_hashes(quality) == before
+    (tmp_path / "a.jsonl").write_text("{ }")
+    assert _task_hashes(quality) != before
+    assert _task_hashes(QualityOptions(tasks=("a",))) == []
+
+
+def test_export_takes_every_option_that_says_how_compare_judges() -> None:
+    from exporter.cli import export
+    from exporter.cli.compare import compare
+
+    own = {"baseline", "candidate", "onnx", "references"}  # export makes its arms by itself
+    names = [{option.name for option in command.params} for command in (compare, export)]
+    assert names[0] - own <= names[1]
+
+
 def test_a_model_that_is_not_there_leaves_no_folder(checkpoint: Path, tmp_path: Path) -> None:
     request = _request(checkpoint, tmp_path / "out", source=str(tmp_path / "nothing"))
     with pytest.raises(DepthcutError, match="nothing does not exist"):

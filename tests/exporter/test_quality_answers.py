@@ -119,7 +119,7 @@ def language_models(folder: Path, config: dict[str, Any]) -> list[str]:
 
 @pytest.mark.usefixtures("no_timing")
 def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
-    arms = language_models(tmp_path, {})
+    arms = language_models(tmp_path, {"num_hidden_layers": 2})
     text = tmp_path / "text.txt"
     text.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 900)))
     call = ["compare", *arms, "-q", "--eval-tokens", "96", "--eval-text", str(text)]
@@ -129,6 +129,7 @@ def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
     assert accuracy is not None
     assert accuracy.generation is not None
     assert accuracy.generation.prompts == 1
+    assert ComparisonReport.read(tmp_path / "out" / "report.json").arms.baseline.layers == 2
     assert len(accuracy.generation.first_divergence) == 1
     assert [each.context_length for each in accuracy.long_context] == [100, 200]
     assert all(each.needles == 5 and each.perplexity for each in accuracy.long_context)
@@ -136,6 +137,23 @@ def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
     accuracy = ComparisonReport.read(tmp_path / "none" / "report.json").accuracy
     assert accuracy is not None
     assert (accuracy.generation, accuracy.long_context) == (None, [])
+
+
+@pytest.mark.parametrize(("longest_cache", "generates"), [(126, False), (127, True)])
+@pytest.mark.usefixtures("no_timing")
+def test_generation_beyond_what_a_runner_holds_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest_cache: int, generates: bool
+) -> None:
+    def refuse(_: object, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        if shapes["attention_mask"][1] > longest_cache:
+            raise BackendError("no profile holds this call")
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "refuse_shapes", refuse, raising=False)
+    arms = language_models(tmp_path, {})
+    accuracy = compare(*map(Path, arms), CompareOptions(eval_tokens=96)).accuracy
+    assert accuracy is not None
+    assert (accuracy.generation is not None) == generates
+    assert accuracy.top1_agreement is not None
 
 
 @pytest.mark.usefixtures("no_timing")

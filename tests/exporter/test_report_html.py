@@ -193,12 +193,29 @@ def test_what_is_dropped_is_crossed_in_the_map_and_hollow_after(full: str) -> No
     assert heat.count('class="cut"') == dropped + 1  # and the block's own score
 
 
+@pytest.mark.parametrize(
+    ("layers", "told"), [(40, "40 layers, the first"), (None, "not on record")]
+)
+def test_the_arms_tell_how_many_layers_there_were(layers: int | None, told: str) -> None:
+    report = full_report()
+    baseline = report.arms.baseline.model_copy(update={"layers": layers})
+    arms = report.arms.model_copy(update={"baseline": baseline})
+    assert told in render_html(report.model_copy(update={"arms": arms}))
+
+
 def test_numbers_that_are_none_still_make_a_page() -> None:
     report = full_report()
     assert report.accuracy is not None
     pair = PerplexityPair(baseline=16.0, candidate=float("inf"))
+    first, *others = report.accuracy.positions
+    ruled_out = first.model_copy(update={"kl_divergence": float("inf")})
     broken = report.accuracy.model_copy(
-        update={"perplexity": pair, "log_perplexity_increase": None}
+        update={
+            "perplexity": pair,
+            "log_perplexity_increase": None,
+            "kl_divergence": float("inf"),
+            "positions": [ruled_out, *others],
+        }
     )
     rows = [
         row.model_copy(update={"speedup": Speedup(ratio=1.1, ci95=(0.0, float("inf")))})

@@ -167,14 +167,18 @@ def _side(low: float, high: float) -> Tone:
 def _architecture(source: Source, key: str) -> Iterator[Figure]:
     plan, importance = source.report.plan, source.importance
     known = {deletion.kind for deletion in plan}
-    layers = max((deletion.layer for deletion in plan), default=-1) + 1
-    caption = "How many layers follow is not on record here."
+    told = source.report.arms.baseline.layers
     if importance is not None:
-        layers = max(layers, importance.model.num_layers)
+        told = importance.model.num_layers
         known |= {score.kind for score in importance.scores}
-        caption = f"{layers} layers, the first to the left."
-    if layers == 0:
+    layers = max(told or 0, *(deletion.layer + 1 for deletion in plan), 0)
+    if layers == 0 or not (plan or importance):
         return
+    caption = (
+        "How many layers follow is not on record here."
+        if told is None
+        else f"{layers} layers, the first to the left."
+    )
     kinds = sublayer_kinds(set(known))
     legend = [("k-attention", "attention"), ("k-mlp", "MLP")]
     empty: list[PlannedDeletion] = []

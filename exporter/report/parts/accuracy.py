@@ -28,7 +28,7 @@ def _intervals(accuracy: Accuracy) -> Iterator[Block]:
     rows = [[what, *interval_cells(value)] for what, value in found if value is not None]
     if rows:
         header = ["", "estimate", "95 % interval"]
-        yield Grid("Intervals, from a paired bootstrap over samples", header, rows, right=(1, 2))
+        yield Grid("Intervals: Student's t over samples, paired", header, rows, right=(1, 2))
 
 
 def interval_cells(interval: Interval) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -18,7 +19,8 @@ def position_chart(key: str, positions: Sequence[PositionError]) -> Markup:
     """KL divergence over the position in the context: a step a range, all equally wide."""
     values = [error.kl_divergence for error in positions]
     across = Scale(0, len(positions), _LEFT, _RIGHT)
-    up = Scale(0.0, 1.08 * max(*values, 1e-9), _BOTTOM, _TOP)
+    finite = [value for value in values if math.isfinite(value)]
+    up = Scale(0.0, 1.08 * max([*finite, 1e-9]), _BOTTOM, _TOP)  # above that: at its end
     worst = max(positions, key=lambda error: error.kl_divergence)
     drawing = Drawing(
         key, _BOTTOM + 36, title="KL divergence by position",
