@@ -16,7 +16,7 @@ from exporter.cli.engine_options import (
     names,
     shape_options,
 )
-from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity_options
+from exporter.cli.options import ANY_PATH, ONNX_FILE, json_option, verbosity_options
 from exporter.cli.sections import Count, SectionedCommand
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=SectionedCommand, short_help="Build an engine from an ONNX file.")
-@click.argument("model", type=EXISTING_FILE)
+@click.argument("model", type=ONNX_FILE)
 @click.option(
     "-o", "--output", type=ANY_PATH, required=True,
     help="The engine's file, or a folder, where it is named after what it is.",
@@ -67,7 +67,7 @@ def build(
     tf32: bool,
     as_json: bool,
 ) -> None:
-    """Build an engine from an ONNX file, with a record of what it is beside it."""
+    """Build an engine from MODEL, an ONNX file or a folder with one, with a record beside it."""
     from exporter.engine.build import build_engines
     from exporter.engine.profiles import read_ranges
     from exporter.engine.settings import BuildSettings

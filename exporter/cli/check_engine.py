@@ -11,7 +11,7 @@ import click
 
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.engine_options import backend_option
-from exporter.cli.options import EXISTING_FILE, json_option, verbosity_options
+from exporter.cli.options import ONNX_FILE, json_option, verbosity_options
 
 if TYPE_CHECKING:
     from exporter.engine.check import EngineCheck
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("check-engine", short_help="Ask the engine's parser whether it takes an ONNX file.")
-@click.argument("model", type=EXISTING_FILE)
+@click.argument("model", type=ONNX_FILE)
 @backend_option
 @json_option
 @verbosity_options
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 def check_engine(
     progress: ConsoleProgress, /, model: Path, *, backend: Backend, as_json: bool
 ) -> None:
-    """Ask the engine's parser whether it takes an ONNX file, and list what it doesn't.
+    """Ask the engine's parser whether it takes MODEL, and list what it doesn't.
+
+    MODEL is an ONNX file, or a folder with one.
 
     Exit code 0 when all of it parses, 1 when not.
     """

@@ -9,18 +9,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli.options import EXISTING_FILE, json_option, verbosity_options
+from exporter.cli.options import ONNX_FILE, json_option, verbosity_options
 
 if TYPE_CHECKING:
     from graph_passes.types import Refusal, ResidualSite
 
 
 @click.command(short_help="List what could be cut out of an ONNX file.")
-@click.argument("model", type=EXISTING_FILE)
+@click.argument("model", type=ONNX_FILE)
 @json_option
 @verbosity_options
 def inspect(model: Path, *, as_json: bool) -> None:
-    """List the residual sites of an ONNX file: what could be cut, and what not, and why."""
+    """List the residual sites of MODEL: what could be cut, and what not, and why.
+
+    MODEL is an ONNX file, or a folder with one.
+    """
     from exporter.surgery import inspect_file
     from graph_passes.types import Refusal, ResidualSite
 

@@ -34,6 +34,29 @@ class TextPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class OnnxPath(TextPath):
+    """An ONNX file, or a folder with one."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Finds the file in the folder."""
+        path = super().convert(value, param, ctx)
+        if not path.is_dir():
+            return path
+        from exporter.errors import OnnxFileError
+        from exporter.measure.model_folder import find_onnx
+
+        try:
+            return find_onnx(path)
+        except OnnxFileError as error:
+            self.fail(str(error), param, ctx)
+
+
+ONNX_FILE = OnnxPath(exists=True, path_type=Path)
 EXISTING_FILE = TextPath(exists=True, dir_okay=False, path_type=Path)
 EXISTING_PATH = TextPath(exists=True, path_type=Path)
 EXISTING_DIRECTORY = TextPath(exists=True, file_okay=False, path_type=Path)

@@ -11,6 +11,7 @@ from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import (
     ANY_PATH,
     EXISTING_FILE,
+    ONNX_FILE,
     Size,
     collecting_rarely,
     json_option,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Cut sublayers out of an ONNX file.")
-@click.argument("model", type=EXISTING_FILE)
+@click.argument("model", type=ONNX_FILE)
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="The pruned ONNX file.")
 @click.option("--plan", "plan_path", type=EXISTING_FILE, help="Drop what this plan.json says.")
 @click.option(
@@ -79,7 +80,7 @@ def prune(
     keep_debug: bool,
     as_json: bool,
 ) -> None:
-    """Cut sublayers out of an ONNX file. Needs no PyTorch.
+    """Cut sublayers out of MODEL, an ONNX file or a folder with one. Needs no PyTorch.
 
     A report, prune.json, is written beside the result, unless --report names another file.
     """

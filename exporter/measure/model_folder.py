@@ -90,7 +90,7 @@ def find_model(path: Path) -> ModelFolder:
         OnnxFileError: When there is no ONNX file, or more than one to choose from.
         ComparisonError: When ``config.json`` is no JSON object.
     """
-    onnx = _onnx_file(path)
+    onnx = find_onnx(path)
     tokenizer = onnx.parent / "tokenizer.json"
     return ModelFolder(
         onnx=onnx,
@@ -99,7 +99,12 @@ def find_model(path: Path) -> ModelFolder:
     )
 
 
-def _onnx_file(path: Path) -> Path:
+def find_onnx(path: Path) -> Path:
+    """The ONNX file itself, or that of a folder: ``model.onnx``, or the only one.
+
+    Raises:
+        OnnxFileError: When there is none, or more than one to choose from.
+    """
     if path.is_file():
         return path
     if not path.is_dir():

@@ -12,6 +12,8 @@ import pytest
 import exporter.cli as command_line
 from exporter.cli.console import ConsoleProgress
 from exporter.errors import PlanError, UsageError
+from graph_passes import save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 COMMANDS = ["export", "score", "plan", "prune", "compare", "check", "inspect"]
 HEAVY = ["torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "scipy", "pydantic", "rich"]
@@ -238,3 +240,17 @@ def test_a_long_task_says_how_far_it_is_where_no_terminal_is(
     lines = capsys.readouterr().err.splitlines()
     assert lines[:3] == ["score ...", "score: 4 of 9", "score: 8 of 9"]
     assert lines[3].startswith("score: done in")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(["a.onnx"], "6 sites"), (["a.onnx", "model.onnx"], "6 sites"), ([], "holds no ONNX file"),
+     (["a.onnx", "b.onnx"], "2 ONNX files and no model.onnx")],
+)  # fmt: skip
+def test_a_folder_stands_for_its_onnx_file(
+    names: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        save_model(tiny_model(TinySpec(layers=3)), tmp_path / name)
+    assert command_line.run(["inspect", str(tmp_path)]) == (0 if "sites" in told else 2)
+    assert told in "".join(capsys.readouterr())
