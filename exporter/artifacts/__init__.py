@@ -27,6 +27,7 @@ from exporter.artifacts.base import (
     library_versions,
 )
 from exporter.artifacts.comparison import (
+    RUN_IN_FP32,
     Arm,
     Arms,
     ComparisonReport,
@@ -81,6 +82,7 @@ from exporter.artifacts.stages import (
 
 __all__ = [
     "FEWEST_ROUNDS",
+    "RUN_IN_FP32",
     "SCHEMA_VERSION",
     "_TOLD_VERSIONS",
     "Accuracy",

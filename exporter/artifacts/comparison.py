@@ -31,8 +31,14 @@ class EngineFacts(Record):
     build_s: float
 
 
+RUN_IN_FP32 = " as fp32"
+"""Ends the precision of an arm that was run in another than its file has."""
+
+
 class Arm(Record):
     """One side of a comparison.
+
+    ``precision`` is the file's; it ends with :data:`RUN_IN_FP32` where that was run in float32.
 
     ``cpu_nodes`` counts, by operator, the nodes that ran on the CPU although ``provider`` is
     another: by its kind, arithmetic on shapes. ``nodes`` counts those of the file, of which the

@@ -68,6 +68,18 @@ class OnGpu(Protocol):
     gpu_memory_bytes: int
 
 
+@runtime_checkable
+class MayWiden(Protocol):
+    """A runner that may compute in a wider type than its graph does; ask with ``isinstance``.
+
+    Attributes:
+        widened: Whether a bfloat16 graph is run in float32, inputs and outputs too; known once it
+            was entered.
+    """
+
+    widened: bool
+
+
 class Runner(Protocol):
     """A model, ready to run between ``__enter__`` and ``__exit__``.
 
@@ -93,7 +105,7 @@ class Runner(Protocol):
         """
 
     def __exit__(self, *exc_info: object) -> None:
-        """Frees the model."""
+        """Frees the model; does nothing where none is loaded."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.backends.base import Array, BoundCall, TensorSpec
+from exporter.backends.ort_failures import first_sentence, lacks_a_kernel, load_failure
+from exporter.backends.widened_copy import WidenedCopy, is_bfloat16
 from exporter.errors import BackendError
 from exporter.optional import require
 
@@ -42,33 +43,6 @@ _SHAPE_OPERATORS = frozenset(
 )
 _EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 _ONLY_FATAL = 4  # the log severity that leaves errors to the exceptions
-_LOAD_FAILURES = (
-    (
-        re.compile(r"Protobuf parsing failed|No graph was found|does not have a graph"),
-        "{path} is not a complete ONNX file.",
-        "It may be cut off: export or copy it again.",
-    ),
-    (
-        re.compile(r"External data path does not exist"),
-        "{path}: its external data is missing ({reason}).",
-        "Copy the data file beside the ONNX file.",
-    ),
-    (
-        re.compile(r"GetExtDataFromTensorProto|External initializer"),
-        "{path}: its external data is shorter than the graph says.",
-        "The data file may be cut off: export or copy it again.",
-    ),
-    (
-        re.compile(r"External data path|escapes|outside"),
-        "{path}: its external data can't be used ({reason}).",
-        "The data must be a plain file in the model's folder.",
-    ),
-    (
-        re.compile(r"released onnx opset|IR version|No Op registered"),
-        "{path} needs more than onnxruntime {version} offers: {reason}",
-        "Update onnxruntime, or export at an older opset.",
-    ),
-)
 
 
 def check_provider(name: str) -> Any:
@@ -101,7 +75,11 @@ class _Bound:
 
 
 class OnnxRuntimeRunner:
-    """One ONNX file in one ONNX Runtime session; see :class:`exporter.backends.base.Runner`."""
+    """One ONNX file in one ONNX Runtime session; see :class:`exporter.backends.base.Runner`.
+
+    The CPU has no kernels for bfloat16. A graph that can't be run for want of them is run as a copy
+    in float32, and ``widened`` says so; see :class:`exporter.backends.base.MayWiden`.
+    """
 
     backend = "onnxruntime"
 
@@ -123,6 +101,8 @@ class OnnxRuntimeRunner:
         self._model = model
         self._short_name = provider
         self._session: Any = None
+        self._copy: WidenedCopy | None = None
+        self.widened = False
         self.provider = PROVIDERS[provider]
         self.threads = threads
         self.cpu_nodes: Mapping[str, int] = {}
@@ -148,10 +128,7 @@ class OnnxRuntimeRunner:
         self._ort = check_provider(self._short_name)
         if not self._model.is_file():
             raise BackendError(f"The ONNX file {self._model} does not exist.")
-        with self._load_errors():
-            session = self._ort.InferenceSession(
-                str(self._model), self._session_options(), providers=self._wanted_providers()
-            )
+        session = self._new_session()
         running = session.get_providers()[0]
         if running != self.provider:
             raise BackendError(
@@ -243,6 +220,24 @@ class OnnxRuntimeRunner:
                 raise self._run_error(error) from error
 
         return call
+
+    def _new_session(self) -> Any:
+        if self._copy is None:
+            try:
+                return self._open(self._model)
+            except Exception as error:  # each of ONNX Runtime's own classes derives from Exception
+                told = str(error)
+                narrow = self._short_name == "cpu" and lacks_a_kernel(told)
+                if not (narrow and is_bfloat16(self._model)):
+                    raise load_failure(self._model, told, self._ort.__version__) from error
+            self._copy, self.widened = WidenedCopy(self._model), True
+        with self._load_errors():
+            return self._open(self._copy.file)
+
+    def _open(self, file: Path) -> Any:
+        return self._ort.InferenceSession(
+            str(file), self._session_options(), providers=self._wanted_providers()
+        )
 
     @property
     def _device(self) -> str:
@@ -339,15 +334,7 @@ class OnnxRuntimeRunner:
         try:
             yield
         except Exception as error:  # each of ONNX Runtime's own classes derives from Exception
-            raise self._load_error(str(error)) from error
-
-    def _load_error(self, text: str) -> BackendError:
-        reason = _first_sentence(text)
-        for pattern, message, hint in _LOAD_FAILURES:
-            if pattern.search(text):
-                values = {"path": self._model, "reason": reason, "version": self._ort.__version__}
-                return BackendError(message.format(**values), hint)
-        return BackendError(f"ONNX Runtime can't load {self._model}: {reason}")
+            raise load_failure(self._model, str(error), self._ort.__version__) from error
 
     @contextmanager
     def _run_errors(self) -> Iterator[None]:
@@ -358,7 +345,7 @@ class OnnxRuntimeRunner:
 
     def _run_error(self, error: Exception) -> BackendError:
         return BackendError(
-            f"ONNX Runtime failed while it ran {self._model}: {_first_sentence(str(error))}"
+            f"ONNX Runtime failed while it ran {self._model}: {first_sentence(str(error))}"
         )
 
 
@@ -382,13 +369,3 @@ def _bfloat16() -> np.dtype[Any]:
 
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype
-
-
-def _first_sentence(text: str) -> str:
-    """ONNX Runtime's message without its codes, source places and later lines."""
-    text = text.strip().splitlines()[0] if text.strip() else "no reason given"
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    text = re.sub(r"^Load model from .*? failed:\s*", "", text)
-    text = re.sub(r"\S*/onnxruntime\S*:\d+ [^)]*\)(?: const)?\s*", "", text)
-    text = re.sub(r"\w+\.cc:\d+ \w+ ", "", text)
-    return text if len(text) <= 300 else text[:297] + "..."

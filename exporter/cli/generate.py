@@ -61,8 +61,9 @@ def generate(
     """Continue PROMPT with a model and the tokenizer beside it.
 
     MODEL is an ONNX file, an engine, or a folder with one of them or with an engine for prefill and
-    one for decode.
+    one for decode; of several builds (-b1, -b2) the first runs.
     """
+    from exporter.backends.widened_copy import tell_widened
     from exporter.generation.generate import generate as run
     from exporter.generation.generate import refuse_too_long
     from exporter.generation.open_decoder import open_decoder
@@ -76,6 +77,7 @@ def generate(
     refuse_too_long(decoder, len(prompt_ids), new_tokens, texts.positions)
     stream = texts.stream(lambda piece: None if as_json else click.echo(piece, nl=False))
     with decoder:
+        tell_widened([decoder], progress)
         done = run(
             decoder,
             prompt_ids,

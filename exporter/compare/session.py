@@ -125,11 +125,13 @@ def _described(pair: Pair, known: _Known, *, threads: int) -> ComparisonReport:
 def _measured(
     pair: Pair, texts: TextSource, known: _Known, resume: Path | None
 ) -> ComparisonReport:
+    from exporter.backends.widened_copy import tell_widened
     from exporter.compare.witness import witness_checks
     from exporter.measure.cpu_use import cpu_times, other_cpu_share
     from exporter.measure.environment import environment
 
     pair.refuse_other_interface()
+    tell_widened(pair.runners, pair.progress)
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
     quality = accuracy(pair, texts)

@@ -36,6 +36,11 @@ class OnnxRuntimeDecoder:
         self._cache: dict[str, Any] = {}
         self._length = 0
 
+    @property
+    def widened(self) -> bool:
+        """Whether it runs a bfloat16 graph in float32; see the runner."""
+        return self._runner.widened
+
     def __enter__(self) -> Self:
         """Loads the model.
 

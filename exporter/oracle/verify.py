@@ -19,14 +19,14 @@ from exporter.oracle.rounding import with_exact_products
 from exporter.oracle.setting import FULL, Setting
 from exporter.oracle.verdict import Difference, compare_run, judge
 from exporter.oracle.weights import relocated, set_apart
-from exporter.oracle.widening import (
+from exporter.progress import Progress, Task
+from exporter.widening import (
     has_bfloat16,
     in_float32,
     loaded,
     narrowed_arrays,
     widened_arrays,
 )
-from exporter.progress import Progress, Task
 from graph_passes.types import Deletion, PassReport, SublayerRef
 
 if TYPE_CHECKING:

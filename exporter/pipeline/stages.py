@@ -114,7 +114,7 @@ def _judge(run: Run, what: str, checks: list[ParityCheck]) -> None:
     for check in checks:
         verdict = "holds" if check.passed else "DOES NOT HOLD"
         run.progress.say(
-            f"{what}, {check.phase}, {check.name.partition(' against')[0]}: {verdict}, "
+            f"{what}, {check.phase}, {check.name.replace(' against PyTorch', '')}: {verdict}, "
             f"max error {check.max_abs_error:.1e} (tolerance {check.tolerance:.1e})"
         )
     failed = [check for check in checks if not check.passed]

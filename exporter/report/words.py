@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from exporter.artifacts import (
     FEWEST_ROUNDS,
+    RUN_IN_FP32,
     ComparisonReport,
     LatencyRow,
     PlannedDeletion,
@@ -90,7 +91,7 @@ def _size_row(what: str, before: float, after: float, digits: int) -> Row:
 
 def verdict_sentences(report: ComparisonReport) -> list[str]:
     """The result in plain words, the most important first."""
-    sentences = engine_sentences(report)
+    sentences = notices(report)
     sentences += [_latency_sentence(row) for row in report.latency]
     sentences += _accuracy_sentences(report)
     before, after = (
@@ -161,8 +162,27 @@ def why_no_accuracy(report: ComparisonReport) -> str:
     return "the models have no output called logits"
 
 
-def engine_sentences(report: ComparisonReport) -> list[str]:
-    """Whose the figures are, where they aren't the engines'."""
+def notices(report: ComparisonReport) -> list[str]:
+    """Whose the figures are, where they aren't those of the files as they are."""
+    return [*_engine_sentences(report), *_precision_sentences(report)]
+
+
+def _precision_sentences(report: ComparisonReport) -> list[str]:
+    wide = [
+        name
+        for name, arm in (("baseline", report.arms.baseline), ("candidate", report.arms.candidate))
+        if arm.precision.endswith(RUN_IN_FP32)
+    ]
+    if not wide:
+        return []
+    whose = "Both arms are" if len(wide) > 1 else f"The {wide[0]} is"
+    return [
+        f"{whose} in bfloat16, for which ONNX Runtime's CPU has no kernels: times and accuracy are "
+        "those of the same weights in float32, and tell little of bfloat16's own speed."
+    ]
+
+
+def _engine_sentences(report: ComparisonReport) -> list[str]:
     reasons = report.arms.baseline.not_run, report.arms.candidate.not_run
     if reasons[0] == reasons[1] and reasons[0] is not None:
         return [f"The engines of both arms: {reasons[0]}."]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import EvaluationReport, TaskScore
+from exporter.backends.widened_copy import tell_widened
 from exporter.files import sha256_file
 from exporter.progress import QUIET, Progress
 from exporter.tasks.choosing import TaskChoice, score_tasks
@@ -39,6 +40,7 @@ def evaluate_model(
     choice.local()  # what can't be read is told before a model is loaded
     folder, runner = open_model(path, provider=provider, threads=threads)
     with runner:
+        tell_widened([runner], progress)
         scores = score_tasks(choice, runner, folder, progress=progress)
         return EvaluationReport(
             made_from={"model": sha256_file(folder.onnx)},

@@ -1,9 +1,10 @@
-"""Graphs in bfloat16 are verified in float32, since no CPU kernels take them; and no less."""
+"""Graphs in bfloat16 are verified and run in float32, since no CPU kernels take them; no less."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -12,11 +13,18 @@ import pytest
 from test_verification import wrong_layer  # noqa: F401
 
 from exporter.artifacts import PlannedDeletion
-from exporter.errors import VerificationError
+from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.compare import CompareOptions, compare
+from exporter.errors import BackendError, VerificationError
+from exporter.generation.generate import generate
+from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.measure.inputs import Shape, make_inputs, random_tokens
 from exporter.oracle import setting as oracle_setting
-from exporter.oracle.widening import has_bfloat16, in_float32
 from exporter.replacement_file import Replacements
+from exporter.report.table import title
+from exporter.report.words import verdict_sentences
 from exporter.surgery import prune_file
+from exporter.widening import has_bfloat16, in_float32
 from graph_passes import ReplacementTensors, SublayerRef, testing
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
@@ -135,3 +143,77 @@ def test_the_weights_count_in_float32_at_both_settings(
     save_model(tiny_model(TinySpec()), wide)
     plain = [v.const_value for v in load_model(wide).graph.initializers.values() if v.const_value]
     assert oracle_setting._needed_by_the_thrifty(plain) < total
+
+
+def feed(runner: OnnxRuntimeRunner) -> dict[str, Any]:
+    shape = Shape("prefill", 2, 5)
+    return make_inputs(runner.inputs, shape, random_tokens(shape, 11))
+
+
+def test_the_runtime_runs_the_same_weights_in_float32_and_says_so(source: Path) -> None:
+    wide = source.with_name("wide.onnx")
+    save_model(in_float32(load_model(source)), wide)
+    with OnnxRuntimeRunner(source, threads=1) as runner, OnnxRuntimeRunner(wide, threads=1) as want:
+        assert (runner.widened, want.widened) == (True, False)
+        assert {spec.dtype.name for spec in runner.outputs} == {"float32"}
+        expected = want.run(feed(want))
+        for name, array in runner.run(feed(runner)).items():
+            np.testing.assert_array_equal(array, expected[name])
+
+
+def test_the_copy_is_made_once_and_goes_with_its_runner(
+    source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    runner = OnnxRuntimeRunner(source, threads=1)
+    for _ in range(2):
+        with runner:
+            assert len(list(scratch.iterdir())) == 1
+    del runner
+    assert not list(scratch.iterdir())
+
+
+def test_a_graph_that_lacks_another_kernel_is_an_error(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 20]>
+        g (double[2] x) => (double[2] y) { y = Elu(x) }"""
+    ir.save(ir.from_onnx_text(text), tmp_path / "m.onnx")
+    with pytest.raises(BackendError, match="Could not find an implementation for Elu"):
+        OnnxRuntimeRunner(tmp_path / "m.onnx", threads=1).__enter__()
+
+
+def test_a_comparison_says_what_was_measured(source: Path) -> None:
+    prune_file(source, source.with_name("cut.onnx"), CUT)
+    options = CompareOptions(
+        threads=1, prefill_lengths=(4,), decode_past_lengths=(), rounds=2, eval_tokens=32,
+        eval_sequence_length=16,
+    )  # fmt: skip
+    report = compare(source, source.with_name("cut.onnx"), options)
+    assert report.arms.baseline.precision == report.arms.candidate.precision == "bf16 as fp32"
+    assert report.arms.baseline.file_bytes < 2 * source.stat().st_size + 4096
+    assert report.accuracy is not None
+    assert len(report.latency) == 1
+    assert "Both arms are in bfloat16" in verdict_sentences(report)[0]
+    assert "bf16 as fp32" in title(report)
+
+
+def test_a_comparison_in_float32_says_nothing_of_it(tmp_path: Path) -> None:
+    save_model(tiny_model(TinySpec()), tmp_path / "wide.onnx")
+    options = CompareOptions(
+        threads=1, prefill_lengths=(4,), decode_past_lengths=(), rounds=2, eval_tokens=32,
+        eval_sequence_length=16,
+    )  # fmt: skip
+    report = compare(tmp_path / "wide.onnx", tmp_path / "wide.onnx", options)
+    assert report.arms.baseline.precision == "fp32"
+    assert not any("bfloat16" in sentence for sentence in verdict_sentences(report))
+
+
+def test_a_text_is_continued(source: Path) -> None:
+    wide = source.with_name("wide.onnx")
+    save_model(in_float32(load_model(source)), wide)
+    told = []
+    for file in (source, wide):
+        with OnnxRuntimeDecoder(file, threads=1) as decoder:
+            told.append(generate(decoder, [3, 1, 4], new_tokens=6).token_ids)
+    assert told[0] == told[1]

@@ -183,11 +183,40 @@ def test_float16_passes_with_its_own_tolerance(tmp_path: Path) -> None:
     assert all(0 < check.max_abs_error < 5e-3 for check in checks)
 
 
-def test_bfloat16_is_refused_with_what_to_do(exported: Path) -> None:
+def test_bfloat16_passes_in_float32_with_its_own_tolerance(tmp_path: Path) -> None:
+    import torch
+
+    from exporter.parity import check_export
+    from exporter.torch_export import export_onnx
+
+    loaded = tiny_loaded("llama", dtype="bfloat16")
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    checks = check_export(loaded, export_onnx(loaded, tmp_path))
+    assert len(checks) == 4
+    assert all(check.passed and check.max_abs_error < 2e-4 for check in checks)
+    assert all(2e-3 <= check.tolerance < 5e-3 for check in checks)
+    assert all(check.name.endswith("against PyTorch, bfloat16 as float32") for check in checks)
+    for name, tensor in loaded.model.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_weight_that_differs_in_bfloat16_is_noticed(tmp_path: Path) -> None:
+    from exporter.parity import check_export
+    from exporter.torch_export import export_onnx
+
+    loaded = tiny_loaded("llama", dtype="bfloat16")
+    path = export_onnx(loaded, tmp_path)
+    loaded.model.lm_head.weight.mul_(1.02)
+    with pytest.raises(ExportError, match="prefill logits against PyTorch, bfloat16 as float32 is"):
+        check_export(loaded, path)
+
+
+def test_a_type_without_a_tolerance_is_refused_with_what_to_do(exported: Path) -> None:
     from exporter.parity import check_export
 
-    with pytest.raises(ExportError, match="bfloat16 graph can't be checked") as caught:
-        check_export(tiny_loaded("llama", dtype="bfloat16"), exported)
+    with pytest.raises(ExportError, match="float64 graph can't be checked") as caught:
+        check_export(tiny_loaded("llama", dtype="float64"), exported)
     assert "float32" in caught.value.hint
 
 

@@ -468,3 +468,36 @@ def test_engines_that_can_not_be_built_are_refused_before_any_work(
     with pytest.raises(EngineError, match="can't be used here: no NVIDIA driver"):
         _walk(request)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.rtx
+def test_bfloat16_is_exported_and_built_and_compared_in_float32(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.compare import engine_arm
+    from exporter.engine.driver import Driver
+    from exporter.engine.engine_set import find_engines
+    from exporter.engine.settings import BuildSettings
+    from exporter.request import EngineRequest, SourceOptions
+
+    monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    settings = BuildSettings(compute_capabilities=("sm89",), optimization_level=0)
+    request = _request(
+        checkpoint,
+        tmp_path / "out",
+        load=SourceOptions(dtype="bfloat16"),
+        engines=EngineRequest("tensorrt-rtx", settings=settings),
+    )
+    report, heard = _walk(request)
+    for name in ("baseline", "candidate"):
+        arm = getattr(report.arms, name)
+        assert arm.precision == "bf16 as fp32"
+        assert [engine.precision for engine in arm.engines] == ["bf16"]
+        (record,) = find_engines(tmp_path / "out" / "engines" / name).records
+        assert {each.dtype for each in record.outputs} == {"bf16"}
+    assert all(check.passed for check in report.parity)
+    assert all("bfloat16 as float32" in check.name for check in report.parity)
+    assert report.accuracy is not None
+    assert sum("no bfloat16 kernels" in line for line in heard.lines) == 1
+    told = (tmp_path / "out" / "report.md").read_text()
+    assert "Both arms are in bfloat16, for which ONNX Runtime's CPU has no kernels" in told

@@ -20,7 +20,7 @@ from exporter.report.html.view import Source, View
 from exporter.report.parts.overview import letter
 from exporter.report.parts.part import Block, Cell, Grid
 from exporter.report.verdict import quality_sign, speed_sign, verdict_sentence
-from exporter.report.words import engine_sentences, headline
+from exporter.report.words import headline, notices
 
 _SIGNS = {"good": "▲", "bad": "▼", "even": "=", "unsure": "?", "cut": "×"}
 _MARKED = re.compile(r"`([^`]+)`|\*([\w ]+)\*")
@@ -71,7 +71,7 @@ def _view(source: Source, index: int, prefix: str, sources: int) -> View:
         subject=headline(report),
         model=model,
         sentence=verdict_sentence(report),
-        notices=engine_sentences(report),
+        notices=notices(report),
         signs=[speed_sign(report), quality_sign(report)],
         tiles=list(tiles(report)),
         glance=glance(source),

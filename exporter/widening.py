@@ -1,4 +1,4 @@
-"""A bfloat16 graph in float32, for the oracle: ONNX Runtime's CPU has hardly a kernel for it."""
+"""A bfloat16 graph in float32: ONNX Runtime's CPU has hardly a kernel for it."""
 
 from __future__ import annotations
 

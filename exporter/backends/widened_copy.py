@@ -1,0 +1,69 @@
+"""A bfloat16 file's copy in float32, for a runtime that has no kernels for bfloat16."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+
+from exporter.backends.base import MayWiden
+from exporter.progress import Progress
+
+
+class WidenedCopy:
+    """A copy in a folder of its own, which goes when nobody holds the copy any more.
+
+    Args:
+        model: The ONNX file; its weights go into the copy in float32, at twice their size.
+
+    Attributes:
+        file: The copy.
+
+    Raises:
+        OnnxFileError: The file can't be read, or the disk is full.
+    """
+
+    def __init__(self, model: Path) -> None:
+        from exporter.widening import in_float32
+        from graph_passes.files.storage import load_model, save_model
+
+        folder = Path(tempfile.mkdtemp(prefix="depthcut."))
+        self._gone = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self.file = folder / "model.onnx"
+        save_model(in_float32(load_model(model)), self.file)
+
+    def __enter__(self) -> Path:
+        """The copy's path."""
+        return self.file
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Removes the copy."""
+        self._gone()
+
+
+def is_bfloat16(model: Path) -> bool:
+    """Whether anything in an ONNX file is bfloat16.
+
+    Raises:
+        OnnxFileError: The file can't be read.
+    """
+    from exporter.widening import has_bfloat16
+    from graph_passes.files.storage import load_model
+
+    return has_bfloat16(load_model(model))
+
+
+def tell_widened(runners: Iterable[object], progress: Progress) -> None:
+    """Says so where one of them runs such a copy.
+
+    Args:
+        runners: Entered runners or decoders.
+        progress: Who is told.
+    """
+    if any(isinstance(runner, MayWiden) and runner.widened for runner in runners):
+        progress.say(
+            "ONNX Runtime's CPU has no bfloat16 kernels: what follows is the same weights' in "
+            "float32"
+        )
