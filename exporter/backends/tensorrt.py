@@ -52,7 +52,8 @@ class TensorRtRunner:
     Args:
         engines: The engines.
         phase: Only profiles of this phase; all when None.
-        trial: Whether the engines are run in a process of their own first.
+        trial: Whether the engines are run in a process of their own before they are loaded for the
+            first time.
 
     Raises:
         EngineError: No profile serves the phase, or a tensor's type is unknown.
@@ -61,7 +62,7 @@ class TensorRtRunner:
     def __init__(
         self, engines: EngineSet, *, phase: Phase | None = None, trial: bool = True
     ) -> None:
-        self._engines = engines.of_phase(phase) if phase else engines
+        self.engines = engines.of_phase(phase) if phase else engines
         self._trial = trial
         self._session: Session | None = None
         self._buffers: dict[str, int] = {}
@@ -84,8 +85,9 @@ class TensorRtRunner:
             MissingDependencyError: The library or cuda-bindings is not installed.
         """
         if self._trial:
-            try_engines(self._engines)
-        session = Session(self._engines, fixed_shapes=True)
+            try_engines(self.engines)
+            self._trial = False  # once is enough: a comparison loads it again and again
+        session = Session(self.engines, fixed_shapes=True)
         session.__enter__()
         try:
             plan = plan_buffers([_largest(session, lane) for lane in session.lanes])
@@ -143,7 +145,7 @@ class TensorRtRunner:
         cuda = self._loaded().cuda
         lane.enqueue()  # kernels and lazy memory, before anything is captured
         cuda.wait()
-        own_graphs = self._engines.flavour.compiles_on_card
+        own_graphs = self.engines.flavour.compiles_on_card
         self._launch = lane.enqueue if own_graphs else cuda.captured(lane.enqueue)
         return EngineCall(self, self._bound)
 
@@ -151,7 +153,7 @@ class TensorRtRunner:
         """Runs what was bound, between two events."""
         if bound != self._bound or self._launch is None:
             raise BackendError(
-                f"{self._engines.name}: other inputs have been bound since this call was prepared."
+                f"{self.engines.name}: other inputs have been bound since this call was prepared."
             )
         cuda = self._loaded().cuda
         begin, end = self._events
@@ -169,7 +171,7 @@ class TensorRtRunner:
         arrays = self._checked(inputs)
         shapes = {name: array.shape for name, array in arrays.items()}
         profiles = [lane.slot.profile for lane in session.lanes]
-        lane = session.lanes[choose_profile(self._engines.name, profiles, shapes)]
+        lane = session.lanes[choose_profile(self.engines.name, profiles, shapes)]
         self._bound += 1
         lane.set_shapes(shapes)
         for name, address in self._buffers.items():
@@ -181,15 +183,13 @@ class TensorRtRunner:
     def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs in their own types; a fixed size that differs is told here."""
         return {
-            spec.name: checked_input(self._engines.name, spec, inputs.get(spec.name))
+            spec.name: checked_input(self.engines.name, spec, inputs.get(spec.name))
             for spec in self.inputs
         }
 
     def _loaded(self) -> Session:
         if self._session is None:
-            raise BackendError(
-                f"The runner of {self._engines.name} is used outside its with block."
-            )
+            raise BackendError(f"The runner of {self.engines.name} is used outside its with block.")
         return self._session
 
 

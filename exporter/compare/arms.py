@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import Arm, Arms, EngineFacts
+from exporter.artifacts import RUN_IN_FP32, Arm, Arms, EngineFacts
 from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError
 from exporter.progress import Progress
@@ -51,10 +51,11 @@ class ComparedArm:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Enters the runners of all builds."""
+        """Enters the runner of the first build; leaves whichever is entered by then."""
         with ExitStack() as stack:
             for runner in self.builds:
-                stack.enter_context(runner)
+                stack.callback(runner.__exit__, None, None, None)
+            self.runner.__enter__()
             yield
 
     def record(self) -> Arm:
@@ -63,7 +64,7 @@ class ComparedArm:
         return Arm(
             backend=runner.backend if runner else self.engines[0].backend,
             provider=runner.provider if runner else "none",
-            precision=facts.precision,
+            precision=_precision(facts, runner),
             path=f"{self.prefix}{self.folder.onnx}",
             sha256=facts.sha256,
             file_bytes=facts.file_bytes,
@@ -107,7 +108,7 @@ class Pair:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Enters the runners of all arms."""
+        """Enters a runner of each arm."""
         with ExitStack() as stack:
             for arm in (self.baseline, self.candidate, *self.references.values()):
                 stack.enter_context(arm.running())
@@ -172,6 +173,14 @@ def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractS
             f"{sorted(results[1])}.",
             "Compare a model with its own pruned form.",
         )
+
+
+def _precision(facts: GraphFacts, runner: Runner | None) -> str:
+    """That of the graph, and that in which it was run where it is another."""
+    from exporter.backends.base import MayWiden
+
+    widened = isinstance(runner, MayWiden) and runner.widened
+    return f"{facts.precision}{RUN_IN_FP32}" if widened else facts.precision
 
 
 def _device_memory(runner: Runner | None) -> int | None:

@@ -9,11 +9,14 @@ import numpy as np
 
 from exporter.artifacts import TimedPhase
 from exporter.errors import BackendError
+from exporter.generation.decoder import Decoder
+from exporter.measure.timing.subjects import Builds
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from exporter.generation.decoder import Decoder
     from exporter.measure.timing.clock import Clock
     from exporter.measure.timing.probe import Cell, Probe, Sample
 
@@ -80,33 +83,20 @@ class GenerationProbe:
         return ((first - begin) / 1e6, later / 1e6, (end - begin) / 1e6)
 
 
-class DecoderSubject:
-    """An arm that generates; see ``timing.probe.Subject``.
+class DecoderSubject(Builds[Decoder]):
+    """An arm that generates.
 
     Args:
-        decoder: Not yet loaded.
+        builds: Decoders of the same model, none of them loaded.
         vocabulary: How many tokens the model knows.
     """
 
-    builds = 1
-
-    def __init__(self, decoder: Decoder, vocabulary: int) -> None:
-        self._decoder = decoder
+    def __init__(self, builds: Sequence[Decoder], vocabulary: int) -> None:
+        super().__init__(builds)
         self._vocabulary = vocabulary
-
-    def use_build(self, number: int) -> None:
-        """There is one."""
-
-    def load(self) -> None:
-        """Loads the decoder."""
-        self._decoder.__enter__()
-
-    def unload(self) -> None:
-        """Frees it."""
-        self._decoder.__exit__(None, None, None)
 
     def probe(self, cell: Cell) -> Probe:
         """Binds the same random prompt for every arm."""
         size = (cell.batch, cell.sequence_length)
         prompt = np.random.default_rng(0).integers(0, self._vocabulary, size, dtype=np.int64)
-        return GenerationProbe(self._decoder, prompt, cell.new_tokens)
+        return GenerationProbe(self.current, prompt, cell.new_tokens)

@@ -200,18 +200,22 @@ def _decoders(pair: Pair, vocabulary: int) -> dict[str, Subject]:
                 )
             pair.progress.say(f"generate: left out for {name}, which PyTorch runs")
             continue
-        found[name] = DecoderSubject(_decoder(arm, pair.options.provider), vocabulary)
+        found[name] = DecoderSubject(_decoders_of(arm, pair.options.provider), vocabulary)
     return found
 
 
-def _decoder(arm: ComparedArm, provider: str) -> Decoder:
-    from exporter.generation.open_decoder import open_decoder
+def _decoders_of(arm: ComparedArm, provider: str) -> list[Decoder]:
+    """One for each build."""
+    from exporter.backends.tensorrt import TensorRtRunner
+    from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
+    from exporter.generation.tensorrt_decoder import TensorRtDecoder
 
-    threads = arm.runner.threads
-    if arm.engines and arm.not_run is None:
-        paths = [Path(engine.path) for engine in arm.engines]
-        return open_decoder(paths[0] if len(paths) == 1 else paths[0].parent, backend="engine")
-    return open_decoder(arm.folder.onnx, provider=provider, threads=threads)
+    return [
+        TensorRtDecoder(runner.engines)
+        if isinstance(runner, TensorRtRunner)
+        else OnnxRuntimeDecoder(arm.folder.onnx, provider=provider, threads=runner.threads)
+        for runner in arm.builds
+    ]
 
 
 def _within_reach(pair: Pair, cells: list[_S]) -> list[_S]:

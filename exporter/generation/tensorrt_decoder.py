@@ -65,6 +65,7 @@ class TensorRtDecoder:
         """
         if self._trial:
             try_engines(self._engines)
+            self._trial = False
         session = Session(self._engines, fixed_shapes=False)
         session.__enter__()
         try:

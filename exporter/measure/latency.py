@@ -163,7 +163,7 @@ class _Session:
                 row.add(known)
         if missing and reloading and number:
             self._reload(backwards=number % 2 == 1)
-        for arm in self._arms.values():
+        for arm in self._arms.values() if missing else ():
             arm.use_build(number % self._builds)
         for row in missing:
             chunk = self._chunk(row, number, reloading=reloading)

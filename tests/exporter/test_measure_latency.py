@@ -6,7 +6,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pytest
@@ -15,9 +15,12 @@ from virtual_time import BusyMachine, Quiet, VirtualArm, VirtualCell, VirtualTim
 
 from exporter.artifacts import LatencyRow
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.compare.arms import ComparedArm
 from exporter.errors import ComparisonError
+from exporter.measure.graph_facts import read_facts
 from exporter.measure.inputs import Shape, has_cache, make_inputs, random_tokens
 from exporter.measure.latency import Sampling, measure_rows
+from exporter.measure.model_folder import find_model
 from exporter.measure.statistics import as_rounds
 from exporter.measure.timing.clock import Clocks, Watch, no_garbage_collection, timer_overhead_ns
 from exporter.measure.timing.noise import noise_floor
@@ -368,3 +371,51 @@ def test_an_input_of_unknown_meaning_is_refused(tmp_path: Path) -> None:
         pytest.raises(ComparisonError, match="'pixel_values'"),
     ):
         make_inputs(runner.inputs, shape, random_tokens(shape, 32))
+
+
+class CountedRunner(OnnxRuntimeRunner):
+    """Knows how many of its kind are entered at once."""
+
+    entered: ClassVar[set[int]] = set()
+    most: ClassVar[int] = 0
+    loads: ClassVar[Counter[int]] = Counter()
+
+    def __enter__(self) -> Self:
+        CountedRunner.entered.add(id(self))
+        CountedRunner.loads[id(self)] += 1
+        CountedRunner.most = max(CountedRunner.most, len(CountedRunner.entered))
+        return super().__enter__()
+
+    def __exit__(self, *exc_info: object) -> None:
+        CountedRunner.entered.discard(id(self))
+        super().__exit__(*exc_info)
+
+
+def test_one_build_of_each_arm_is_loaded_at_a_time(tmp_path: Path) -> None:
+    model = write_tiny_lm(tmp_path) / "model.onnx"
+    many = [CountedRunner(model, threads=1) for _ in range(3)]
+    facts = read_facts(model)
+    arm = ComparedArm(tuple(many), find_model(model), facts)
+    other = OnnxRuntimeRunner(model, threads=1)
+    with arm.running(), other:
+        arms = {"a": RunnerSubject(many, 32), "b": RunnerSubject([other], 32)}
+        (row,) = measure_rows(arms, [Shape("prefill", 1, 4)], Sampling(rounds=6))
+    assert row.builds == 3
+    assert CountedRunner.most == 1
+    assert all(CountedRunner.loads[id(runner)] for runner in many)
+    assert not CountedRunner.entered
+
+
+def test_whichever_build_is_loaded_when_it_fails_is_left(tmp_path: Path) -> None:
+    model = write_tiny_lm(tmp_path) / "model.onnx"
+    many = [CountedRunner(model, threads=1) for _ in range(2)]
+    arm = ComparedArm(tuple(many), find_model(model), read_facts(model))
+
+    def fail() -> None:
+        with arm.running():
+            RunnerSubject(many, 32).use_build(1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not CountedRunner.entered
