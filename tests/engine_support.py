@@ -18,7 +18,8 @@ def record(**changes: Any) -> EngineRecord:
         "engine": "m.engine", "engine_sha256": sha256_bytes(CONTENT), "engine_bytes": len(CONTENT),
         "backend": "tensorrt-rtx", "backend_version": "1.7.1.116", "built_on": {},
         "settings": BuildSettings(compute_capabilities=("sm89",)), "precision": "fp16", "plan": [],
-        "profiles": [], "inputs": [], "outputs": [], "network_layers": 9, "layers": {"kgen": 2},
+        "profiles": [ProfileEntry(phase="encode", shapes={})], "inputs": [], "outputs": [],
+        "network_layers": 9, "layers": {"kgen": 2},
         "memory_bytes": {}, "reproducible": True, "parse_s": 0.1, "build_s": 1.0, "total_s": 1.2,
     }  # fmt: skip
     return EngineRecord.model_validate({**facts, **changes})

@@ -44,8 +44,9 @@ def package(
     """Pack MODEL for serving.
 
     Triton takes an ONNX file, a folder with model.onnx, or an engine of TensorRT; the archive an
-    engine, with the record beside it.
+    engine with the record beside it, or a folder with an engine for each phase.
     """
+    from exporter.engine.engine_set import holds_engines_alone
     from exporter.errors import UsageError
     from exporter.measure.model_folder import find_model
     from exporter.packaging.tarball import package_tarball
@@ -53,7 +54,8 @@ def package(
 
     if triton is None and tarball is None:
         raise UsageError("Say where to:", "--triton REPOSITORY or --tarball FILE, or both.")
-    source = find_model(model).onnx if model.is_dir() else model
+    keep = model.is_file() or holds_engines_alone(model)
+    source = model if keep else find_model(model).onnx
     if tarball is not None:
         names = package_tarball(source, tarball, beside=beside)
         click.echo(f"{len(names)} files\n{tarball}")

@@ -163,7 +163,7 @@ def _engine_runner(build: EngineSet) -> Runner:
 def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | None:
     from exporter.backends.onnxruntime import OnnxRuntimeRunner
 
-    if onnx is None or facts.precision not in ("fp32", "fp16"):  # ONNX Runtime's CPU has no bf16
+    if onnx is None or facts.precision not in ("fp32", "fp16", "bf16"):
         return None
     return OnnxRuntimeRunner(onnx, provider="cpu", threads=threads)
 

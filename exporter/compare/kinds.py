@@ -145,11 +145,9 @@ def open_references(
 
 
 def _names_engines(path: Path) -> bool:
-    from exporter.engine.engine_set import SUFFIXES, has_engines
+    from exporter.engine.engine_set import SUFFIXES, holds_engines_alone
 
-    if path.is_dir():
-        return has_engines(path) and not any(path.glob("*.onnx"))
-    return path.suffix in SUFFIXES
+    return holds_engines_alone(path) if path.is_dir() else path.suffix in SUFFIXES
 
 
 def _open(

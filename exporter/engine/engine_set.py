@@ -126,6 +126,11 @@ def has_engines(folder: Path) -> bool:
     return folder.is_dir() and bool(_engine_files(folder))
 
 
+def holds_engines_alone(folder: Path) -> bool:
+    """Whether a folder holds engines and no ONNX file, so that nobody needs to say which."""
+    return has_engines(folder) and not any(folder.glob("*.onnx"))
+
+
 def find_engines(path: Path | Sequence[Path]) -> EngineSet:
     """Reads the records of an engine, or of a folder's engines, and holds the files against them.
 
@@ -183,12 +188,27 @@ def find_builds(path: Path) -> list[EngineSet]:
             f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}.",
         )
     builds = [find_engines(numbered[number]) for number in sorted(numbered)]
-    if different := _difference([build.records[0] for build in builds]):
+    if different := _difference_of_builds(builds):
         raise EngineError(
             f"The engines of {path} are no builds of one model, their {different} differ.",
-            "Put the engines of each model in a folder of their own.",
+            "Put the engines of each model in a folder of their own, or name one file.",
         )
     return builds
+
+
+def _difference_of_builds(builds: Sequence[EngineSet]) -> str:
+    first = builds[0]
+    for other in builds[1:]:
+        if len(other.records) != len(first.records):
+            return "numbers of engines"
+        for one, another in zip(first.records, other.records, strict=True):
+            if different := _difference([one, another]):
+                return different
+            if one.settings != another.settings:
+                return "settings"
+            if one.profiles != another.profiles:
+                return "profiles"
+    return ""
 
 
 def is_pattern(path: Path) -> bool:
@@ -214,7 +234,10 @@ def _refuse_strangers(engines: EngineSet) -> None:
     if twice and len(engines.paths) > 1:
         raise EngineError(
             f"There is more than one engine for {twice}: {engines.name}.",
-            "Name the engine's file, or put the engines of each model in a folder of their own.",
+            "They are builds of one model: name one's file, or leave one in the folder."
+            if any(map(_build_number, engines.paths))
+            else "Name the engine's file, or put the engines of each model in a folder of their "
+            "own.",
         )
     if different := _difference(engines.records):
         raise EngineError(

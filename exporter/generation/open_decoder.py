@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.engine.engine_set import SUFFIXES, find_engines, has_engines
+from exporter.engine.engine_set import SUFFIXES, find_builds, holds_engines_alone
 from exporter.engine.sidecar import sidecar_path
 from exporter.errors import UsageError
 from exporter.generation.decoder import Decoder
@@ -17,7 +17,7 @@ def open_decoder(
 
     Args:
         model: An ONNX file, an engine, or a folder with one of them or with an engine for each
-            phase.
+            phase. Of several builds, ``-b1``, ``-b2`` and so on, the first runs.
         backend: ``onnxruntime`` or ``engine``; None takes what is there, and of both the first.
         provider: Where ONNX Runtime runs: ``cpu`` or ``cuda``.
         threads: CPU threads for ONNX Runtime; all cores when None.
@@ -33,10 +33,10 @@ def open_decoder(
         raise UsageError(
             f"{model} is {'an' if is_engine else 'no'} engine.", "Leave --backend out."
         )
-    if is_engine or backend == "engine" or (backend is None and _holds_engines_alone(model)):
+    if is_engine or backend == "engine" or (backend is None and holds_engines_alone(model)):
         from exporter.generation.tensorrt_decoder import TensorRtDecoder
 
-        return TensorRtDecoder(find_engines(model))
+        return TensorRtDecoder(find_builds(model)[0])
     from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
     from exporter.measure.environment import default_threads
     from exporter.measure.model_folder import find_model
@@ -48,7 +48,3 @@ def open_decoder(
 def _is_engine(file: Path) -> bool:
     named = file.suffix in SUFFIXES
     return named or (file.suffix != ".onnx" and sidecar_path(file).is_file())
-
-
-def _holds_engines_alone(folder: Path) -> bool:
-    return has_engines(folder) and not any(folder.glob("*.onnx"))

@@ -1,4 +1,4 @@
-"""One file with an engine and all that belongs to it; the same content gives the same bytes."""
+"""One file with a model's engines and all that belongs to them; equal content, equal bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import io
 import tarfile
 from pathlib import Path
 
-from exporter.engine.sidecar import EngineRecord, read_sidecar, sidecar_path
+from exporter.engine.engine_set import EngineSet, find_engines
+from exporter.engine.sidecar import sidecar_path
 from exporter.errors import PackagingError
 from exporter.files import refuse_overwriting
 from graph_passes.files.placing import place, staging
@@ -17,10 +18,10 @@ _BESIDE = (
     "config.json", "generation_config.json", "plan.json", "prune.json", "LICENSE", "LICENSE.txt",
 )  # fmt: skip
 _NOTES = """\
-This archive holds an engine that {backend} {version} built, for {profiles}.
+This archive holds {what} that {backend} {version} built, for {profiles}.
 The library itself is not in it, and may not be passed on with it: its licence allows use, not
 stand-alone redistribution. Install it by name where the engine runs.
-The engine holds the model's weights: the model's own licence applies to it.
+The model's weights are in it: the model's own licence applies.
 """
 
 
@@ -28,7 +29,7 @@ def package_tarball(engine: Path, target: Path, *, beside: Path | None = None) -
     """Writes the archive, whole or not at all.
 
     Args:
-        engine: An engine with its record.
+        engine: An engine with its record, or a folder with one, or with one for each phase.
         target: The archive, ``.tar.gz``.
         beside: The folder with tokenizer, config and plan; by default the engine's.
 
@@ -36,7 +37,8 @@ def package_tarball(engine: Path, target: Path, *, beside: Path | None = None) -
         The names in the archive.
 
     Raises:
-        EngineError: The engine and its record don't belong together.
+        EngineError: There is no engine, it and its record don't belong together, or the folder
+            holds engines of several models or several builds.
         PackagingError: It is an ONNX file.
         UsageError: The archive would replace what goes into it.
     """
@@ -45,10 +47,10 @@ def package_tarball(engine: Path, target: Path, *, beside: Path | None = None) -
             f"An archive holds an engine, and {engine} is an ONNX file.",
             "Build an engine from it with depthcut build, or take --triton.",
         )
-    record = read_sidecar(engine)
-    folder = beside or engine.parent
+    engines = find_engines(engine)
+    folder = beside or engines.paths[0].parent
     found = [folder / name for name in _BESIDE if (folder / name).is_file()]
-    files = [engine, sidecar_path(engine), *found]
+    files = [*(file for path in engines.paths for file in (path, sidecar_path(path))), *found]
     refuse_overwriting(target, files)
     with staging(target) as stage:
         packed = stage / "packed"
@@ -62,7 +64,7 @@ def package_tarball(engine: Path, target: Path, *, beside: Path | None = None) -
         ):
             for file in files:
                 archive.add(file, file.name, filter=_nameless)
-            _add_text(archive, "NOTES.txt", _notes(record))
+            _add_text(archive, "NOTES.txt", _notes(engines))
         place([(packed, target)])
     return [*(file.name for file in files), "NOTES.txt"]
 
@@ -82,6 +84,11 @@ def _add_text(archive: tarfile.TarFile, name: str, text: str) -> None:
     archive.addfile(entry, io.BytesIO(data))
 
 
-def _notes(record: EngineRecord) -> str:
-    profiles = " and ".join(entry.phase for entry in record.profiles) or "no profile"
-    return _NOTES.format(backend=record.backend, version=record.backend_version, profiles=profiles)
+def _notes(engines: EngineSet) -> str:
+    first, count = engines.records[0], len(engines.records)
+    return _NOTES.format(
+        what="an engine" if count == 1 else f"{count} engines",
+        backend=first.backend,
+        version=first.backend_version,
+        profiles=" and ".join(slot.profile.phase for slot in engines.slots),
+    )

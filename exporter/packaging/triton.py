@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from exporter.engine.engine_set import find_engines
 from exporter.engine.profiles import graph_inputs, graph_outputs
 from exporter.engine.sidecar import EngineRecord, EngineTensor, read_sidecar, sidecar_path
 from exporter.errors import PackagingError, UsageError
@@ -27,7 +28,7 @@ def package_triton(
     """Puts a model into a Triton model repository, for the TensorRT or ONNX Runtime backend.
 
     Args:
-        source: An engine with its record, or an ONNX file.
+        source: An engine with its record or the folder of one, or an ONNX file.
         repository: The repository's folder, which may hold other models.
         name: The model's name; by default that of the source's folder.
         device: Where Triton runs it.
@@ -37,12 +38,13 @@ def package_triton(
         The model's folder in the repository. An earlier one of that name is replaced at once.
 
     Raises:
-        PackagingError: The engine is TensorRT-RTX's, which Triton has no backend for; the name is
-            none; or a type is unknown to Triton.
+        PackagingError: The engine is TensorRT-RTX's, which Triton has no backend for; the folder
+            holds an engine for each phase; the name is none; or a type is unknown to Triton.
         UsageError: The model would replace its source.
         EngineError: The engine and its record don't belong together.
         OnnxFileError: The ONNX file can't be read.
     """
+    source = _file_of(source)
     name = source.parent.resolve().name if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise PackagingError(
@@ -61,6 +63,18 @@ def package_triton(
         (stage / _CONFIG).write_text(triton_config(model), encoding="utf-8")
         _copy_beside(source, stage)
     return repository / name
+
+
+def _file_of(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    paths = find_engines(source).paths
+    if len(paths) > 1:
+        raise PackagingError(
+            f"Triton takes one file as a model, and {source} holds {len(paths)} engines.",
+            "Name one of them, or build one for all phases: depthcut build without --split.",
+        )
+    return paths[0]
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -111,7 +125,8 @@ def _engine_model(
     if record.backend != "tensorrt":
         raise PackagingError(
             f"{source.name} is an engine of {record.backend}, for which Triton has no backend.",
-            "Package the ONNX file, or build with --backend tensorrt on the card that serves.",
+            "Package the ONNX file, or build on the card that serves: depthcut build --backend "
+            "tensorrt.",
         )
     if device == "cpu":
         raise PackagingError("An engine runs on a GPU only.", "Leave --device cpu out.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from exporter.backends.base import Runner
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.backends.tensorrt import open_engine
-from exporter.engine.engine_set import SUFFIXES, has_engines
+from exporter.engine.engine_set import SUFFIXES, holds_engines_alone
 from exporter.measure.environment import default_threads
 from exporter.measure.model_folder import ModelFolder, find_model, read_object
 from exporter.tasks.choosing import make_scorer
@@ -56,7 +56,7 @@ def open_model(
         EngineError: An engine is not what its record says.
         BackendError: The provider is not known.
     """
-    if path.suffix in SUFFIXES or (has_engines(path) and not any(path.glob("*.onnx"))):
+    if path.suffix in SUFFIXES or holds_engines_alone(path):
         return _engine_folder(path), open_engine(path)
     folder = find_model(path)
     runner = OnnxRuntimeRunner(folder.onnx, provider=provider, threads=threads or default_threads())

@@ -9,9 +9,12 @@ import pytest
 from engine_support import CONTENT, decoder_record, written_as
 
 from exporter.backends.tensorrt import open_engine
-from exporter.engine.engine_set import find_engines, has_engines
+from exporter.engine.engine_set import find_builds, find_engines, has_engines
+from exporter.engine.settings import BuildSettings
 from exporter.engine.sidecar import sidecar_path
 from exporter.errors import BackendError, EngineError
+from exporter.generation.open_decoder import open_decoder
+from exporter.generation.tensorrt_decoder import TensorRtDecoder
 
 
 def pair(folder: Path, **decode: Any) -> Path:
@@ -116,3 +119,51 @@ def test_a_runner_tells_its_ends_without_a_gpu(tmp_path: Path) -> None:
     assert runner.outputs[0].name == "logits"
     with pytest.raises(BackendError, match="outside its with block"):
         runner.run({})
+
+
+def builds(folder: Path, **second: Any) -> Path:
+    """Two builds of a split model."""
+    for number, changes in ((1, {}), (2, second)):
+        for phase in ("prefill", "decode"):
+            written_as(folder / f"m-{phase}-b{number}.engine", phases=(phase,), **changes)
+    return folder
+
+
+def test_builds_of_a_split_model_are_told_apart(tmp_path: Path) -> None:
+    names = [[path.name for path in build.paths] for build in find_builds(builds(tmp_path))]
+    assert names == [[f"m-{p}-b{n}.engine" for p in ("decode", "prefill")] for n in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"settings": BuildSettings(optimization_level=5)}, "settings"),
+        ({"profiles": decoder_record(("prefill", "decode")).profiles}, "engines"),
+        ({"made_from": {"model": "c" * 64}}, "graphs"),
+    ],
+)
+def test_engines_that_were_built_otherwise_are_no_builds_of_one(
+    change: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match=what):
+        find_builds(builds(tmp_path, **change))
+
+
+def test_half_a_build_is_none(tmp_path: Path) -> None:
+    builds(tmp_path)
+    (tmp_path / "m-decode-b2.engine").unlink()
+    with pytest.raises(EngineError, match="numbers of engines differ"):
+        find_builds(tmp_path)
+
+
+def test_the_first_of_several_builds_generates(tmp_path: Path) -> None:
+    decoder = open_decoder(builds(tmp_path))
+    assert isinstance(decoder, TensorRtDecoder)
+    assert "m-decode-b1.engine and" in decoder.plan.name
+    assert "-b2" not in decoder.plan.name
+
+
+def test_a_single_engine_is_not_chosen_among_builds_unasked(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="more than one engine") as caught:
+        open_engine(builds(tmp_path))
+    assert "builds of one model" in caught.value.hint

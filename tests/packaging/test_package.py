@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support import written
+from engine_support import written, written_as
 
 from exporter.cli import run
+from exporter.engine.engine_set import find_engines
 from exporter.engine.settings import BuildSettings, ProfileEntry
 from exporter.errors import EngineError, PackagingError, UsageError
 from exporter.packaging.tarball import package_tarball
@@ -22,6 +23,8 @@ TENSORRT: dict[str, Any] = {
     "inputs": [{"name": "input_ids", "dtype": "int64", "shape": (-1, -1)}],
     "outputs": [{"name": "logits", "dtype": "half", "shape": (-1, -1, 11)}],
 }  # fmt: skip
+
+TENSORRT_ALONE: dict[str, Any] = {"backend": "tensorrt", "settings": BuildSettings()}
 
 
 @pytest.fixture
@@ -190,3 +193,38 @@ def test_the_command_takes_the_tokenizer_from_beside(
     assert capsys.readouterr().out.startswith("3 files\n")
     assert run([*call, "--beside", str(model)]) == 0
     assert capsys.readouterr().out.startswith("4 files\n")
+
+
+def test_a_folder_with_an_engine_for_each_phase_is_packed_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "engines"
+    home.mkdir()
+    for phase in ("prefill", "decode"):
+        written_as(home / f"m-{phase}.engine", [phase])
+    archive = tmp_path / "x.tar.gz"
+    assert run(["package", str(home), "--tarball", str(archive)]) == 0
+    assert capsys.readouterr().out.startswith("5 files\n")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path / "again", filter="data")
+    assert "2 engines" in (tmp_path / "again" / "NOTES.txt").read_text()
+    phases = [slot.profile.phase for slot in find_engines(tmp_path / "again").slots]
+    assert sorted(phases) == ["decode", "prefill"]
+
+
+def test_builds_of_one_model_are_not_chosen_between(tmp_path: Path) -> None:
+    for number in (1, 2):
+        written_as(tmp_path / f"m-b{number}.engine", ["prefill", "decode"])
+    with pytest.raises(EngineError, match="more than one engine") as caught:
+        package_tarball(tmp_path, tmp_path / "x.tar.gz")
+    assert "builds of one model" in caught.value.hint
+    assert not (tmp_path / "x.tar.gz").exists()
+
+
+def test_triton_takes_no_engines_for_each_phase(tmp_path: Path) -> None:
+    for phase in ("prefill", "decode"):
+        written_as(tmp_path / f"m-{phase}.engine", [phase], **TENSORRT_ALONE)
+    with pytest.raises(PackagingError, match="holds 2 engines"):
+        package_triton(tmp_path, tmp_path / "repo", name="m")
+    (tmp_path / "m-prefill.engine").unlink()
+    assert (package_triton(tmp_path, tmp_path / "repo", name="m") / "1" / "model.plan").is_file()
