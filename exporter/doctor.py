@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from exporter.engine.driver import Driver, ask_driver
+from exporter.engine.flavours import FLAVOURS, Flavour
 
 _TIMEOUT_S = 60
+_BROKEN = "it is installed, but does not load: install it again"
 _PROVIDERS = """
 import onnxruntime, onnx, numpy
 from onnx import parser
@@ -58,9 +60,13 @@ _DISTRIBUTIONS = (
     ("gguf", "gguf", "GGUF files"),
     ("optimum-onnx", "optimum", "export by optimum"),
     ("datasets", "datasets", "texts from the Hugging Face hub"),
-    ("tensorrt-rtx", "rtx", "engines, built without a GPU too"),
-    ("tensorrt", "gpu", "engines, built on the card that runs them"),
+    ("lm-eval", "eval", "tasks with right answers"),
+    ("cuda-bindings", "rtx", "running engines"),
 )
+_ENGINES = {
+    "tensorrt-rtx": "engines, built without a GPU too",
+    "tensorrt": "engines, built on the card that runs them",
+}
 
 
 def diagnose() -> Diagnosis:
@@ -69,6 +75,7 @@ def diagnose() -> Diagnosis:
     runtime, providers = _runtime_pieces()
     pieces = [Piece("Python", platform.python_version(), "everything"), runtime, *providers]
     pieces += [_distribution(name, extra, serves) for name, extra, serves in _DISTRIBUTIONS]
+    pieces += [_engine_library(FLAVOURS[name], serves) for name, serves in _ENGINES.items()]
     pieces += _driver_pieces(driver)
     return Diagnosis(tuple(pieces), fit=bool(runtime.found))
 
@@ -80,6 +87,14 @@ def _distribution(name: str, extra: str, serves: str) -> Piece:
         return Piece(name, "", serves, f"pip install 'depthcut[{extra}]'")
 
 
+def _engine_library(flavour: Flavour, serves: str) -> Piece:
+    """One that is installed need not load: its libraries may be missing."""
+    piece = _distribution(flavour.backend, flavour.extra, serves)
+    if not piece.found or _output_of(f"import {flavour.module}") is not None:
+        return piece
+    return Piece(piece.name, "", serves, _BROKEN)
+
+
 def _runtime_pieces() -> tuple[Piece, list[Piece]]:
     """ONNX Runtime and its providers; one that is listed need not load, so each is tried."""
     serves = "verifying and comparing ONNX files"
@@ -89,7 +104,7 @@ def _runtime_pieces() -> tuple[Piece, list[Piece]]:
     name = " and ".join(installed)
     loads = _loading_providers()
     if loads is None:
-        return Piece(name, "", serves, "it is installed, but does not load: install it again"), []
+        return Piece(name, "", serves, _BROKEN), []
     remedy = "" if len(installed) == 1 else "both own one folder: uninstall both, install one"
     version = ", ".join(metadata.version(each) for each in installed)
     return Piece(name, version, serves, remedy), [
@@ -103,15 +118,22 @@ def _runtime_pieces() -> tuple[Piece, list[Piece]]:
 
 def _loading_providers() -> dict[str, bool] | None:
     """By provider, whether a session really gets it; in a process that may crash."""
-    command = [sys.executable, "-P", "-c", _PROVIDERS]
+    output = _output_of(_PROVIDERS)
+    if output is None:
+        return None
+    rows = (line.split() for line in output.splitlines())
+    return {row[0]: row[1] == "1" for row in rows if len(row) == len(("provider", "loads"))}
+
+
+def _output_of(program: str) -> str | None:
+    """What a Python program prints; None where it fails. Its process may crash."""
+    command = [sys.executable, "-P", "-c", program]
     try:
-        done = subprocess.run(  # noqa: S603
+        return subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
-        )
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    rows = (line.split() for line in done.stdout.splitlines())
-    return {row[0]: row[1] == "1" for row in rows if len(row) == len(("provider", "loads"))}
 
 
 def _driver_pieces(driver: Driver) -> list[Piece]:

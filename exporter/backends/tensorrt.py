@@ -110,8 +110,8 @@ class TensorRtRunner:
 
     def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Refuses what no profile holds; see :class:`exporter.backends.base.Bounded`."""
-        profiles = [slot.profile for slot in self._engines.slots]
-        choose_profile(self._engines.name, profiles, shapes)
+        profiles = [slot.profile for slot in self.engines.slots]
+        choose_profile(self.engines.name, profiles, shapes)
 
     def run(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None

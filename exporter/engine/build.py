@@ -290,10 +290,11 @@ def _refuse_foreign_options(
         }
     else:
         asked = {"--compute-capability": bool(settings.compute_capabilities)}
+    other = next(name for name in FLAVOURS if name != flavour.backend)
     for option, given in asked.items():
         if given:
             raise UsageError(
-                f"{flavour.backend} has no {option}.", "Leave it out, or take the other --backend."
+                f"{flavour.backend} has no {option}.", f"Leave it out, or build with {other}."
             )
 
 

@@ -105,7 +105,7 @@ def refuse_without_driver(flavour: Flavour) -> None:
     if not flavour.builds_without_gpu and driver.problem:
         raise EngineError(
             f"{flavour.backend} can't be used here: {driver.problem}.",
-            "TensorRT-RTX builds without a GPU: --backend tensorrt-rtx.",
+            "Take tensorrt-rtx instead: it builds without a GPU.",
         )
 
 

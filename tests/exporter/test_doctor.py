@@ -65,3 +65,18 @@ def test_a_driver_and_its_cards_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found("a card").found == "sm89, 24 GiB"
     monkeypatch.setattr(doctor, "ask_driver", lambda: Driver("no NVIDIA driver"))
     assert found("NVIDIA driver").remedy.startswith("no NVIDIA driver")
+
+
+def test_what_runs_engines_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing(monkeypatch, "cuda-bindings")
+    piece = found("cuda-bindings")
+    assert (piece.found, piece.remedy) == ("", "pip install 'depthcut[rtx]'")
+
+
+def test_an_engine_library_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.metadata, "version", lambda _: "1.0")
+    monkeypatch.setattr(doctor, "_output_of", lambda program: None if "rtx" in program else "")
+    assert found("tensorrt").found == "1.0"
+    broken = found("tensorrt-rtx")
+    assert broken.found == ""
+    assert "does not load" in broken.remedy
