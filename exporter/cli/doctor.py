@@ -24,6 +24,14 @@ def doctor(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
     else:
-        rows = [(p.name, p.found or "missing", p.serves, p.remedy) for p in found.pieces]
-        print_rows(("piece", "found", "for", "to do"), rows)
+        print_rows(
+            ("piece", "found", "for"),
+            [(p.name, p.found or "missing", p.serves) for p in found.pieces],
+        )
+        remedies = [f"{p.name.strip()}: {p.remedy}" for p in found.pieces if p.remedy]
+        if remedies:
+            click.echo(
+                "\nTo do, where it is needed; in a clone '.[cpu]' stands for 'depthcut[cpu]':"
+            )
+            click.echo("\n".join(remedies))
     click.get_current_context().exit(0 if found.fit else 1)
