@@ -93,7 +93,7 @@ def _amount(check: Check, value: float) -> str:
     if check.quantity in _UNITS:
         return milliseconds(value) + _UNITS[check.quantity]
     if check.quantity in ("size", "memory"):
-        return f"{value:,.0f} B"
+        return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value:,.0f} B"
     if check.quantity in ("task", "top1_agreement"):
         return f"{100 * value:.1f} %"
     return significant(value)

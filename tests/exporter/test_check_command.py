@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,17 @@ def test_the_table_says_what_and_why(
     assert "at most +3.0 %" in out
     assert "Regression: 1 regressed." in out
     assert "relative to the unpruned arm" in out
+
+
+def test_sizes_are_told_so_that_the_table_fits(
+    tmp_path: Path, baseline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, SAME, "--baseline", baseline)
+    out = capsys.readouterr().out
+    assert re.search(r"^files: size +1\.0 MB +1\.0 MB ", out, re.MULTILINE)
+    assert re.search(r"^KV cache per token: memory +4,096 B ", out, re.MULTILINE)
+    table = out.partition("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= 100
 
 
 def test_json_is_the_whole_check_and_nothing_else(
