@@ -220,9 +220,9 @@ class AssertableComparison:
 
     def _assert(self, **limits: str | float) -> None:
         __tracebackhide__ = True
-        from exporter.regression import Limits, amount
+        from exporter.regression import Limits, read_limit
 
-        chosen = Limits(**{name: amount(value) for name, value in limits.items()})
+        chosen = Limits(**{name: read_limit(name, value) for name, value in limits.items()})
         found = self._check(self.report, chosen)
         if self._again is not None:
             found = self._confirmed(found, chosen)

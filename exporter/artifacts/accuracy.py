@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from exporter.artifacts.base import Record
 
@@ -131,9 +129,3 @@ class Accuracy(Record):
     long_context: list[LongContext] = Field(default_factory=list)
     tasks: list[TaskResult] = Field(default_factory=list)
     embeddings: EmbeddingAgreement | None = None
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _no_tasks(cls, tasks: Any) -> Any:
-        """The first reports had an empty object here."""
-        return [] if tasks == {} else tasks

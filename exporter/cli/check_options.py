@@ -22,26 +22,41 @@ output = option_in("Outputs")
 
 
 class Amount(click.ParamType[float]):
-    """A share: ``3%`` or ``0.03``."""
+    """A number, or percent: ``1.1`` or ``110%``."""
 
-    name = "SHARE"
+    name = "NUMBER"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Reads the share; a number from code passes."""
+        """Reads it; a number from code passes."""
         from exporter.errors import UsageError
-        from exporter.regression.limits import amount
 
         try:
-            return amount(value)
+            return self._read(value)
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+    def _read(self, value: Any) -> float:
+        from exporter.regression.limits import amount
+
+        return amount(value)
+
+
+class Share(Amount):
+    """A share: ``3%`` or ``0.03``, and no ``3``."""
+
+    name = "SHARE"
+
+    def _read(self, value: Any) -> float:
+        from exporter.regression.limits import share
+
+        return share(value)
 
 
 def limit_options(function: _F) -> _F:
     """Adds the limits, and what decides how sure a verdict must be."""
-    share = Amount()
+    number, share = Amount(), Share()
     for option in (
         judging(
             "--commit", help="What the history calls this run. [GITHUB_SHA or CI_COMMIT_SHA]"
@@ -75,10 +90,10 @@ def limit_options(function: _F) -> _F:
         limit("--max-task-drop", type=share, help="Points of a task's score: 1% is 0.01."),
         limit("--min-embedding-cosine", type=share, help="Encoders: with the unpruned arm."),
         limit("--min-top1-agreement", type=share, help="With the unpruned arm."),
-        limit("--max-kl", type=share, metavar="NATS", help="From the unpruned arm."),
+        limit("--max-kl", type=number, metavar="NATS", help="From the unpruned arm."),
         limit("--max-perplexity-increase", type=share, help="Of the evaluation text."),
         limit(
-            "--min-speedup", type=share, metavar="FACTOR",
+            "--min-speedup", type=number, metavar="FACTOR",
             help="Such as 1.1, over the unpruned arm."
         ),
         limit("--max-slowdown", type=share, help="Such as 3%, of each shape's time."),

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from exporter.cli.check_options import Amount
+from exporter.cli.check_options import Share
 from exporter.cli.options import Lengths, speed
 from exporter.cli.sections import Count
 
@@ -67,7 +67,7 @@ def timing_options(function: _F) -> _F:
             help="Take so many interleaved rounds a row, instead of going by the time budget.",
         ),
         speed(
-            "--threshold", type=Amount(), default="1%", show_default=True,
+            "--threshold", type=Share(), default="1%", show_default=True,
             help="Below it a difference counts as none.",
         ),
         speed(

@@ -2,7 +2,7 @@
 
 from exporter.regression.baselines import find_baseline, read_baselines, updated
 from exporter.regression.gate import Accepted, Past, check, confirmed
-from exporter.regression.limits import Limits, amount
+from exporter.regression.limits import Limits, read_limit
 from exporter.regression.request import CheckRequest, run_check
 
 __all__ = [
@@ -10,11 +10,11 @@ __all__ = [
     "CheckRequest",
     "Limits",
     "Past",
-    "amount",
     "check",
     "confirmed",
     "find_baseline",
     "read_baselines",
+    "read_limit",
     "run_check",
     "updated",
 ]

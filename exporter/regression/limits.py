@@ -82,3 +82,20 @@ def amount(text: str | float) -> float:
         raise UsageError(f"{text!r} is no amount such as 3% or 0.03.")
     number = float(told["number"])
     return number / 100 if told["percent"] else number
+
+
+def share(text: str | float) -> float:
+    """Reads an amount that is a share; ``3`` is refused, since 3 % is meant and 300 % is not.
+
+    Raises:
+        UsageError: The text is no amount, or a number above 1 without a percent sign.
+    """
+    value = amount(text)
+    if value > 1 and "%" not in str(text):
+        raise UsageError(f"{text} is {100 * value:g} %.", f"Write {value:g}% or {value / 100:g}.")
+    return value
+
+
+def read_limit(name: str, text: str | float) -> float:
+    """Reads one of :class:`Limits`' values: a share, but for factors and nats."""
+    return amount(text) if name in ("min_speedup", "max_kl") else share(text)

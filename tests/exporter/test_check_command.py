@@ -15,6 +15,7 @@ from exporter.artifacts import Arms, CheckReport, ComparisonReport
 from exporter.compare import CompareOptions
 from exporter.regression import Limits, check, read_baselines
 from exporter.regression.history import append, entry_of
+from exporter.regression.keys import FIELDS
 from tests.exporter.gate_reports import gate_arm, gate_report, gate_row
 
 TIME = ("--max-slowdown", "3%")
@@ -65,7 +66,9 @@ def test_the_exit_code_is_the_verdict(
         ((), "nothing to check"),
         (("--baseline", "nowhere.json"), "there is no baseline"),
         (("--max-slowdown", "fast"), "is no amount"),
-        (("--min-top1-agreement", "95"), "or 100 %"),
+        (("--min-top1-agreement", "95"), "Write 95% or 0.95"),
+        (("--max-slowdown", "3"), "Write 3% or 0.03"),
+        (("--min-top1-agreement", "105%"), "or 100 %"),
         (("--allow", "colour"), "colour"),
         (("--allow", "device", "--max-kl", "1"), "none is named"),
         (("--update-baseline", "--max-kl", "1"), "none is named"),
@@ -85,6 +88,11 @@ def test_everything_else_is_2(
     assert message in told.err
     assert "Traceback" not in told.err
     assert told.out == ""
+
+
+def test_every_field_of_the_key_may_be_allowed() -> None:
+    (allow,) = [o for o in command_line.cli.commands["check"].params if o.name == "allow"]
+    assert allow.to_info_dict()["type"]["choices"] == FIELDS
 
 
 def test_broken_reports_and_full_disks_are_no_regression(

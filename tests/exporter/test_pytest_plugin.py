@@ -11,9 +11,9 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
-from exporter.artifacts import ComparisonReport
+from exporter.artifacts import ComparisonReport, EmbeddingAgreement, Interval, TaskResult
 from exporter.regression import Limits, check
-from tests.exporter.gate_reports import gate_report, gate_row
+from tests.exporter.gate_reports import gate_accuracy, gate_report, gate_row
 
 pytest_plugins = ["pytester"]
 
@@ -79,6 +79,26 @@ def inner(pytester: pytest.Pytester) -> Inner:
 def test_what_holds_passes(inner: Inner, call: str) -> None:
     inner.report(gate_row())
     inner.run(f'depthcut.report("report.json").{call}').assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "outcome"),
+    [
+        ('assert_task_drop("5%")', "passed"),
+        ('assert_task_drop("1%")', "failed"),
+        ("assert_embedding_cosine(0.9)", "passed"),
+        ("assert_embedding_cosine(0.99)", "failed"),
+        ("assert_task_drop(5)", "failed"),  # points are shares: 5 isn't 5 %
+    ],
+)
+def test_tasks_and_embeddings_have_limits_too(inner: Inner, call: str, outcome: str) -> None:
+    lost = Interval(value=-0.03, ci95=(-0.032, -0.028))
+    task = TaskResult(
+        task="arc", metric="acc", items=900, baseline=0.6, candidate=0.57, difference=lost
+    )
+    near = EmbeddingAgreement(texts=9, cosine=0.95, lowest_cosine=0.9, rank_agreement=0.9)
+    inner.report(gate_row(), accuracy=gate_accuracy(tasks=[task], embeddings=near))
+    inner.run(f'depthcut.report("report.json").{call}').assert_outcomes(**{outcome: 1})
 
 
 @pytest.mark.parametrize(

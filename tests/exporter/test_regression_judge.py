@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from exporter.errors import UsageError
 from exporter.regression.intervals import difference, joined_floor, ratio
 from exporter.regression.judge import Estimate, judge, overall
-from exporter.regression.limits import Limits, amount
+from exporter.regression.limits import Limits, amount, read_limit
 
 TIME = Estimate("time", "decode", "ms", before=100, after=100, value=1.0, ci95=(0.99, 1.01))
 
@@ -172,3 +172,13 @@ def test_what_is_no_amount_is_refused(text: str) -> None:
 def test_limits_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         Limits(**wrong)
+
+
+def test_a_bare_number_above_1_is_no_share() -> None:
+    with pytest.raises(UsageError, match=r"3 is 300 %\. Write 3% or 0\.03\."):
+        read_limit("max_slowdown", "3")
+    with pytest.raises(UsageError):
+        read_limit("min_top1_agreement", 90)
+    assert read_limit("max_slowdown", "300%") == pytest.approx(3, rel=1e-12)
+    assert read_limit("max_slowdown", "1") == 1
+    assert (read_limit("min_speedup", "1.5"), read_limit("max_kl", 50)) == (1.5, 50)
