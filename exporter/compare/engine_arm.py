@@ -201,15 +201,9 @@ def _is_source(onnx: Path, made_from: dict[str, str]) -> bool:
 def _described(build: EngineSet, onnx: Path | None) -> tuple[ModelFolder, GraphFacts]:
     """Where the engines' config and tokenizer are, and what is known of them."""
     from exporter.measure.graph_facts import read_facts
-    from exporter.measure.model_folder import ModelFolder, read_object
+    from exporter.measure.model_folder import ModelFolder
 
-    beside = (onnx or build.paths[0]).parent
-    tokenizer = beside / "tokenizer.json"
-    folder = ModelFolder(
-        build.paths[0],
-        tokenizer if tokenizer.is_file() else None,
-        read_object(beside / "config.json"),
-    )
+    folder = ModelFolder.beside(build.paths[0], (onnx or build.paths[0]).parent)
     return folder, _graph_facts(build, None if onnx is None else read_facts(onnx))
 
 

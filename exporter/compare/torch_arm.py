@@ -50,8 +50,7 @@ def open_torch_arm(
         runner = TorchRunner(loaded.model, compiled=compiled, provider=provider, threads=threads)
     except ExportError as error:
         raise ComparisonError(f"{path} can't be an arm: {error.message}") from error
-    tokenizer = path / "tokenizer.json"
-    folder = ModelFolder(path, tokenizer if tokenizer.is_file() else None, _config(loaded))
+    folder = ModelFolder.beside(path, path, _config(loaded))
     prefix = "torch-compile:" if compiled else "torch:"
     return ComparedArm((runner,), folder, _facts(loaded, runner), prefix=prefix)
 

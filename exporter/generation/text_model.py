@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import BackendError, first_line
+from exporter.errors import BackendError
 from exporter.measure.model_folder import longest_sequence, read_object
+from exporter.measure.tokenizer import load_tokenizer
 from exporter.optional import require
 
 _FILE = "tokenizer.json"
@@ -73,14 +74,7 @@ class TextModel:
 
     @cached_property
     def _loaded(self) -> Any:
-        module = require("tokenizers", extra="cpu")
-        try:
-            return module.Tokenizer.from_file(str(self.tokenizer))
-        except Exception as error:  # the library raises no class of its own
-            raise BackendError(
-                f"{self.tokenizer} is no tokenizer ({first_line(error)}).",
-                "Copy the model's tokenizer there again.",
-            ) from error
+        return load_tokenizer(self.tokenizer)
 
 
 class TextStream:

@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
-from exporter.optional import require
+from exporter.measure.tokenizer import load_tokenizer
 from exporter.texts import TextSource, pack_tokens
 
 _PASSAGE_CHARACTERS = 40  # shorter paragraphs are headings
@@ -155,13 +154,7 @@ def text_encoder(path: Path) -> Callable[[str, bool], list[int]]:
         ComparisonError: The file is no tokenizer.
         MissingDependencyError: Without the tokenizers library.
     """
-    tokenizers = require("tokenizers", extra="cpu")
-    try:
-        tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise ComparisonError(f"{path} is not a tokenizer file: {error}.") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = load_tokenizer(path)
 
     def encode(text: str, special: bool) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids

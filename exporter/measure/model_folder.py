@@ -26,6 +26,17 @@ class ModelFolder:
     tokenizer: Path | None
     config: dict[str, Any]
 
+    @classmethod
+    def beside(cls, model: Path, home: Path, config: dict[str, Any] | None = None) -> ModelFolder:
+        """A model whose tokenizer lies in ``home``, and so does its config unless it is given.
+
+        Raises:
+            ComparisonError: When ``config.json`` is no JSON object.
+        """
+        tokenizer = home / "tokenizer.json"
+        told = read_object(home / "config.json") if config is None else config
+        return cls(model, tokenizer if tokenizer.is_file() else None, told)
+
     @property
     def predicts_next_token(self) -> bool:
         """Whether the config names a class that predicts the next token."""
@@ -91,12 +102,7 @@ def find_model(path: Path) -> ModelFolder:
         ComparisonError: When ``config.json`` is no JSON object.
     """
     onnx = find_onnx(path)
-    tokenizer = onnx.parent / "tokenizer.json"
-    return ModelFolder(
-        onnx=onnx,
-        tokenizer=tokenizer if tokenizer.is_file() else None,
-        config=read_object(onnx.parent / "config.json"),
-    )
+    return ModelFolder.beside(onnx, onnx.parent)
 
 
 def find_onnx(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,9 +92,13 @@ def run_check(
 
 def _remember(history: Path, entry: HistoryEntry) -> None:
     """Appends a run, unless it is there: a report that is checked twice is one run."""
-    runs = [(old.candidate_sha256, old.rows) for old in read_history(history)]
-    if (entry.candidate_sha256, entry.rows) not in runs:
+    if not _holds(read_history(history), entry):
         append(history, entry)
+
+
+def _holds(entries: Sequence[HistoryEntry], entry: HistoryEntry) -> bool:
+    runs = [(old.candidate_sha256, old.rows) for old in entries]
+    return (entry.candidate_sha256, entry.rows) in runs
 
 
 def _past(request: CheckRequest, report: ComparisonReport) -> Past:
@@ -103,10 +107,11 @@ def _past(request: CheckRequest, report: ComparisonReport) -> Past:
         return Past()
     entries, mine = read_history(request.history), series(key_of(report))
     now = entry_of(report, _first(report), commit=request.commit)
+    runs = entries if _holds(entries, now) else [*entries, now]
     least = request.limits.max_slowdown or AGAINST_BASELINE.max_slowdown or 0.0
     return Past(
         spreads=session_spreads(entries, mine, report.arms.candidate.sha256),
-        drift=drifts([*entries, now], mine, least=least),
+        drift=drifts(runs, mine, least=least),
     )
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from exporter.errors import ComparisonError, TaskError, first_line
+from exporter.errors import TaskError
 from exporter.generation.text_model import TextModel
 from exporter.measure.model_folder import ModelFolder
-from exporter.optional import require
+from exporter.measure.tokenizer import load_tokenizer
 from exporter.tasks.likelihood import Request
 
 
@@ -32,15 +31,7 @@ class TextCodec:
                 f"There is no tokenizer.json beside {folder.onnx}: tasks are text.",
                 "Copy the model's tokenizer there.",
             )
-        module = require("tokenizers", extra="cpu")
-        try:
-            self._tokenizer: Any = module.Tokenizer.from_file(str(folder.tokenizer))
-        except Exception as error:  # the library raises no class of its own
-            raise ComparisonError(
-                f"{folder.tokenizer} is not a tokenizer file: {first_line(error)}."
-            ) from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = load_tokenizer(folder.tokenizer)
         begin = folder.config.get("bos_token_id")
         first = begin if isinstance(begin, int) else folder.end_of_text
         if first is None:

@@ -10,7 +10,7 @@ from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.backends.tensorrt import open_engine
 from exporter.engine.engine_set import SUFFIXES, holds_engines_alone
 from exporter.measure.environment import default_threads
-from exporter.measure.model_folder import ModelFolder, find_model, read_object
+from exporter.measure.model_folder import ModelFolder, find_model
 from exporter.tasks.choosing import make_scorer
 from exporter.tasks.encoding import TextCodec
 from exporter.tasks.likelihood import Scorer
@@ -57,14 +57,8 @@ def open_model(
         BackendError: The provider is not known.
     """
     if path.suffix in SUFFIXES or holds_engines_alone(path):
-        return _engine_folder(path), open_engine(path)
+        home = path if path.is_dir() else path.parent
+        return ModelFolder.beside(path, home), open_engine(path)
     folder = find_model(path)
     runner = OnnxRuntimeRunner(folder.onnx, provider=provider, threads=threads or default_threads())
     return folder, runner
-
-
-def _engine_folder(path: Path) -> ModelFolder:
-    home = path if path.is_dir() else path.parent
-    tokenizer = home / "tokenizer.json"
-    config = read_object(home / "config.json")
-    return ModelFolder(path, tokenizer if tokenizer.is_file() else None, config)

@@ -287,7 +287,7 @@ def test_bad_texts_tokenizers_and_configs_are_named(
     with pytest.raises(ComparisonError, match="fewer than 16 tokens"):
         compare(*arms, replace(OPTIONS, eval_text=str(short)))
     (arms[0] / "tokenizer.json").write_text("{}")
-    with pytest.raises(ComparisonError, match="not a tokenizer file"):
+    with pytest.raises(ComparisonError, match="is no tokenizer"):
         compare(*arms, OPTIONS)
     (arms[0] / "config.json").write_text("[")
     with pytest.raises(ComparisonError, match=r"config\.json can't be read as JSON"):

@@ -181,3 +181,14 @@ def test_checking_a_report_twice_is_one_run(tmp_path: Path) -> None:
     other = gate_report([gate_row(candidate_ms=81)]).write(tmp_path / "other.json")
     run_check(CheckRequest(report=other, limits=Limits(max_kl=1), history=path))
     assert len(read_history(path)) == 2
+
+
+def test_a_report_that_is_checked_twice_is_one_point_of_a_trend(tmp_path: Path) -> None:
+    path, found = tmp_path / "history.jsonl", []
+    for number in [*range(12), 11]:
+        row = gate_row(candidate_ms=80 + number)
+        report = gate_report([row]).write(tmp_path / "report.json")
+        request = CheckRequest(report=report, limits=Limits(max_kl=1), history=path)
+        found.append(run_check(request)[0].drift)
+    assert found[-1] == found[-2]
+    assert found[-1][0].entries == 12

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
-from exporter.errors import BackendError, UsageError
+from exporter.errors import BackendError, ComparisonError, UsageError
 from exporter.generation.generate import generate
 from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.generation.sampling import Sampler, Sampling
@@ -127,7 +127,7 @@ def test_the_generation_config_knows_what_ends_a_text(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_tokenizer_is_told(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
-    with pytest.raises(BackendError, match="is no tokenizer"):
+    with pytest.raises(ComparisonError, match="is no tokenizer"):
         texts(tmp_path).encode("hi")
 
 

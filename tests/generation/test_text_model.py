@@ -74,3 +74,17 @@ def test_a_missing_tokenizer_is_told(tmp_path: Path) -> None:
         TextModel.of(tmp_path)
     with pytest.raises(BackendError, match=r"no tokenizer\.json at"):
         TextModel.of(tmp_path, tmp_path / "nowhere")
+
+
+def test_a_prompt_is_neither_cut_nor_padded(tmp_path: Path) -> None:
+    file = tokenizer(tmp_path)
+    content = json.loads(file.read_text())
+    content["truncation"] = {
+        "max_length": 2, "stride": 0, "strategy": "LongestFirst", "direction": "Right"
+    }  # fmt: skip
+    content["padding"] = {
+        "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "a",
+    }  # fmt: skip
+    file.write_text(json.dumps(content))
+    assert TextModel.of(tmp_path).encode(" a b a b") == [0, 1, 0, 1]

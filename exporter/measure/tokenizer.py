@@ -1,0 +1,29 @@
+"""The tokenizer beside a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import ComparisonError, first_line
+from exporter.optional import require
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Reads a ``tokenizer.json``; it neither pads nor cuts, whatever the file says.
+
+    Raises:
+        ComparisonError: The file is no tokenizer.
+        MissingDependencyError: Without the tokenizers library.
+    """
+    module = require("tokenizers", extra="cpu")
+    try:
+        tokenizer = module.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no class of its own
+        raise ComparisonError(
+            f"{path} is no tokenizer: {first_line(error)}.",
+            "Copy the model's tokenizer there again.",
+        ) from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
