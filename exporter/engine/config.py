@@ -12,6 +12,7 @@ from typing import Any
 from exporter.engine.flavours import Flavour
 from exporter.engine.network import Builder
 from exporter.engine.settings import BuildSettings, ProfileEntry
+from exporter.engine.targets import refuse_unknown_targets, unknown_targets
 from exporter.errors import EngineError
 
 _COMPATIBILITY = {
@@ -77,21 +78,16 @@ def _set_targets(module: Any, config: Any, settings: BuildSettings) -> None:
     names = settings.compute_capabilities
     if not names:
         return
+    refuse_unknown_targets(module, names)
     known = module.ComputeCapability.__members__
-    wrong = [name for name in names if name.upper() not in set(known) - {"NONE", "CURRENT"}]
-    if not wrong:
-        config.num_compute_capabilities = len(names)
-        wrong = [
-            name
-            for place, name in enumerate(names)
-            if not config.set_compute_capability(known[name.upper()], place)
-        ]
+    config.num_compute_capabilities = len(names)
+    wrong = [
+        name
+        for place, name in enumerate(names)
+        if not config.set_compute_capability(known[name.upper()], place)
+    ]
     if wrong:
-        cards = ", ".join(sorted(name.lower() for name in known if name.startswith("SM")))
-        raise EngineError(
-            f"{module.__name__} {module.__version__} does not build for {', '.join(wrong)}.",
-            f"It knows {cards}.",
-        )
+        raise unknown_targets(module, wrong)
 
 
 def _add_profile(builder: Builder, config: Any, entry: ProfileEntry) -> None:

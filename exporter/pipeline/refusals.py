@@ -41,12 +41,12 @@ def refuse_bad_options(request: ExportRequest) -> None:
 
 def _refuse_engines(wanted: EngineRequest) -> None:
     from exporter.engine.build import refuse_unbuildable
-    from exporter.engine.flavours import FLAVOURS
-    from exporter.optional import require
+    from exporter.engine.flavours import FLAVOURS, load
+    from exporter.engine.targets import refuse_unknown_targets
 
     refuse_unbuildable(wanted.backend, wanted.settings)
-    flavour = FLAVOURS[wanted.backend]
-    require(flavour.module, extra=flavour.extra)
+    module = load(FLAVOURS[wanted.backend])
+    refuse_unknown_targets(module, wanted.settings.compute_capabilities)
 
 
 def refuse_calibration_text(run: Run) -> None:

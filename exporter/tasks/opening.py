@@ -7,8 +7,8 @@ from pathlib import Path
 
 from exporter.backends.base import Runner
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
-from exporter.backends.tensorrt import open_engine
-from exporter.engine.engine_set import SUFFIXES, holds_engines_alone
+from exporter.backends.tensorrt import TensorRtRunner
+from exporter.engine.engine_set import SUFFIXES, find_builds, holds_engines_alone
 from exporter.measure.environment import default_threads
 from exporter.measure.model_folder import ModelFolder, find_model
 from exporter.tasks.choosing import make_scorer
@@ -49,7 +49,7 @@ def open_scorer(
 def open_model(
     path: Path, *, provider: str, threads: int | None = None
 ) -> tuple[ModelFolder, Runner]:
-    """A model's files, and its runner, which is not entered yet.
+    """A model's files, and its runner, which is not entered yet; of several builds the first.
 
     Raises:
         OnnxFileError: There is no ONNX file, or more than one to choose from.
@@ -58,7 +58,7 @@ def open_model(
     """
     if path.suffix in SUFFIXES or holds_engines_alone(path):
         home = path if path.is_dir() else path.parent
-        return ModelFolder.beside(path, home), open_engine(path)
+        return ModelFolder.beside(path, home), TensorRtRunner(find_builds(path)[0])
     folder = find_model(path)
     runner = OnnxRuntimeRunner(folder.onnx, provider=provider, threads=threads or default_threads())
     return folder, runner

@@ -13,7 +13,7 @@ for arm in baseline candidate; do
     depthcut check-engine "$demo/$arm/model.onnx"
     echo "== $arm: an engine for prefill and one for decode"
     depthcut build "$demo/$arm/model.onnx" -o "$out/$arm" --split --compute-capability "$cards" "$@"
-    for file in tokenizer.json tokenizer_config.json generation_config.json; do
+    for file in tokenizer.json tokenizer_config.json config.json generation_config.json; do
         if [ -f "$demo/$arm/$file" ]; then cp "$demo/$arm/$file" "$out/$arm/"; fi
     done
 done

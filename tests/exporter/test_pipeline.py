@@ -471,6 +471,21 @@ def test_engines_that_can_not_be_built_are_refused_before_any_work(
 
 
 @pytest.mark.rtx
+def test_engines_for_a_card_that_is_not_known_are_refused_before_any_work(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    from exporter.engine.settings import BuildSettings
+    from exporter.errors import EngineError
+    from exporter.request import EngineRequest
+
+    settings = BuildSettings(compute_capabilities=("sm89", "sm1"))
+    wanted = EngineRequest("tensorrt-rtx", settings=settings)
+    with pytest.raises(EngineError, match="does not build for sm1"):
+        _walk(_request(checkpoint, tmp_path / "out", engines=wanted))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.rtx
 def test_bfloat16_is_exported_and_built_and_compared_in_float32(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
