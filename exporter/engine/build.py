@@ -146,7 +146,8 @@ def _build(
         request = _request(built, settings, entries, order.timing_cache)
         with ThreadPoolExecutor(1) as pool:
             parents = pool.submit(lambda: order.made_from)  # while the builder is at work
-            result = job.finish(request, order.progress, f"build with {flavour.backend}")
+            phases = " and ".join(entry.phase for entry in entries)
+            result = job.finish(request, order.progress, f"build {phases} with {flavour.backend}")
         _refuse_obstacles(onnx, flavour, result)
         path = with_marks(target, marks)
         if in_folder:

@@ -57,10 +57,11 @@ def plain_table(report: ComparisonReport) -> str:
 
 def title(report: ComparisonReport) -> str:
     """What the table compares, and where it was measured."""
-    dropped = "; ".join(dropped_lines(report.plan)) or "no deletions on record"
+    dropped = "; ".join(dropped_lines(report.plan))
+    told = f"Dropped {dropped}" if dropped else "No deletions on record"
     arm, machine = report.arms.baseline, report.environment
     threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
-    return f"Dropped {dropped}. {arm.backend}, {arm.provider}, {arm.precision}, {threads}."
+    return f"{told}. {arm.backend}, {arm.provider}, {arm.precision}, {threads}."
 
 
 def _sections(report: ComparisonReport) -> list[list[Row]]:

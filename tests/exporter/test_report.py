@@ -255,6 +255,14 @@ def test_the_terminal_table_and_the_plain_one_say_the_same(report: ComparisonRep
     } == {len(sizes[0])}
 
 
+def test_the_title_tells_what_was_dropped_or_that_no_one_knows(
+    report: ComparisonReport,
+) -> None:
+    assert plain_table(report).startswith("Dropped ")
+    unknown = plain_table(report.model_copy(update={"plan": []}))
+    assert unknown.startswith("No deletions on record. onnxruntime, ")
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_terminal_gets_the_drawn_table_and_a_pipe_the_plain_one(
     report: ComparisonReport,
