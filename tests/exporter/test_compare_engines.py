@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,19 @@ import pytest
 from tiny_lm import write_tiny_lm
 
 from exporter.artifacts import ComparisonReport
+from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.backends.tensorrt import TensorRtRunner
 from exporter.compare import CompareOptions, compare, engine_arm
+from exporter.compare.arms import ComparedArm
+from exporter.compare.timing import _decoders_of
 from exporter.engine.driver import Driver
 from exporter.engine.engine_set import find_builds
 from exporter.engine.settings import BuildSettings
 from exporter.errors import ComparisonError, DepthcutError, EngineError, UsageError
 from exporter.files import sha256_file, sha256_files
+from exporter.generation.tensorrt_decoder import TensorRtDecoder
+from exporter.measure.graph_facts import read_facts
+from exporter.measure.model_folder import find_model
 from exporter.report.markdown import render
 from tests.engine_support import CONTENT, written_as
 
@@ -213,3 +221,21 @@ def test_a_folder_with_both_means_its_onnx_file(exported: Path) -> None:
     built(exported / "baseline", exported / "baseline")
     report = compare(exported / "baseline", exported / "candidate", OPTIONS)
     assert report.arms.baseline.engines == []
+
+
+def test_whole_generations_are_timed_on_every_build_of_an_arm(tmp_path: Path) -> None:
+    onnx = write_tiny_lm(tmp_path / "model")
+    for number in (1, 2):
+        for phase in ("prefill", "decode"):
+            written_as(onnx / f"m-{phase}-b{number}.engine", [phase])
+    runners = tuple(TensorRtRunner(build) for build in find_builds(onnx))
+    arm = ComparedArm(runners, find_model(onnx), read_facts(onnx / "model.onnx"))
+    first, second = _decoders_of(arm, "cpu")
+    assert isinstance(first, TensorRtDecoder)
+    assert isinstance(second, TensorRtDecoder)
+    assert "b1" in first.plan.name
+    assert "b2" not in first.plan.name
+    assert "b2" in second.plan.name
+    plain = OnnxRuntimeRunner(onnx / "model.onnx", threads=1)
+    (decoder,) = _decoders_of(replace(arm, builds=(plain,)), "cpu")
+    assert decoder.backend == "onnxruntime"
