@@ -1,8 +1,9 @@
 """Times that another tool took: trtexec's ``--exportTimes`` and polygraphy's run results.
 
-trtexec writes a list of objects, one a run, its warm-up included. Of them ``computeMs`` is read,
-the time between two events around the engine's work, without copies. Runs that began within its
-usual warm-up of 200 ms are left out. (TensorRT, ``samples/common/sampleReporting.cpp``.)
+trtexec writes a list of objects, one a run. Of them ``computeMs`` is read, the time between two
+events around the engine's work, without copies. Versions that write ``endToEndMs`` write their
+warm-up too: there runs that began within the usual 200 ms of it are left out. Later ones leave it
+out themselves. (TensorRT, ``samples/common/sampleReporting.cpp``.)
 
 polygraphy writes what its runners gave; ``runtime`` are the host's seconds of one iteration.
 (``polygraphy/comparator/struct.py``, ``RunResults``.)
@@ -75,7 +76,8 @@ def _trtexec(content: Any) -> _Found | None:
     if not isinstance(content, list):
         return None
     runs = [(float(run["startComputeMs"]), float(run["computeMs"])) for run in content]
-    return "trtexec", "device", tuple(ms for start, ms in runs if start >= _WARMUP_MS)
+    begin_ms = _WARMUP_MS if content and "endToEndMs" in content[0] else -math.inf
+    return "trtexec", "device", tuple(ms for start, ms in runs if start >= begin_ms)
 
 
 def _polygraphy(content: Any) -> _Found:

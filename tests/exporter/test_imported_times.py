@@ -14,6 +14,7 @@ from tiny_lm import write_tiny_lm
 from exporter.artifacts import ComparisonReport
 from exporter.compare import compare
 from exporter.errors import ComparisonError
+from exporter.measure.imported import read_times
 from exporter.report.markdown import render
 from exporter.report.table import plain_table
 
@@ -62,6 +63,18 @@ def around(ms: float, seed: int, count: int = 40) -> list[float]:
 
 def compared(baseline: Path, candidate: Path) -> ComparisonReport:
     return compare(f"times:{baseline}", f"times:{candidate}")
+
+
+def test_a_warm_up_is_left_out_where_trtexec_writes_it(tmp_path: Path) -> None:
+    times = around(4.0, 0)
+    old = trtexec(tmp_path / "old.json", times)
+    runs = [
+        {k: v for k, v in run.items() if k != "endToEndMs"} for run in json.loads(old.read_text())
+    ]
+    new = tmp_path / "new.json"  # trtexec --warmUp=0 of a version that has no warm-up in its file
+    new.write_text(json.dumps(runs))
+    assert read_times(old).samples_ms == tuple(times)
+    assert read_times(new).samples_ms == (99.0, 99.0, *times)
 
 
 def test_one_file_an_arm_gives_a_ratio_and_no_verdict(tmp_path: Path) -> None:
