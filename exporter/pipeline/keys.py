@@ -11,6 +11,7 @@ from typing import Any
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
 from exporter.pipeline.run import ENGINES, Run
+from exporter.report.files import REPORTS
 
 Key = dict[str, Any]
 
@@ -61,6 +62,7 @@ def measure_key(run: Run) -> Key:
     from exporter.measure.environment import default_threads, gpu_name, processor_name
 
     return {
+        "writes": REPORTS,
         "candidate": run.ledger.files_hash("prune"),
         "baseline": run.ledger.files_hash("export"),
         "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),

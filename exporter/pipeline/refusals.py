@@ -7,11 +7,11 @@ from pathlib import Path
 from exporter.artifacts import PruningPlan
 from exporter.errors import PlanError, UsageError
 from exporter.pipeline.run import ENGINES, Run
+from exporter.report.files import REPORTS
 from exporter.request import EngineRequest, ExportRequest
 
 _RESULTS: tuple[str, ...] = (
-    "importance.json", "plan.json", "baseline", "candidate", "prune.json", "report.json",
-    "report.md", "report.html",
+    "importance.json", "plan.json", "baseline", "candidate", "prune.json", *REPORTS,
 )  # fmt: skip
 
 

@@ -12,11 +12,14 @@ from exporter.files import refuse_overwriting, write_text
 
 Form = Literal["html", "md"]
 
+REPORTS = ("report.json", "report.md", "report.html")
+"""What a comparison leaves."""
+
 
 def write_reports(
     report: ComparisonReport, folder: Path, importance: ImportanceReport | None = None
 ) -> list[Path]:
-    """Writes report.json, report.md and report.html, and returns their paths.
+    """Writes :data:`REPORTS`, and returns their paths.
 
     Raises:
         OSError: One can't be written.
@@ -24,7 +27,7 @@ def write_reports(
     from exporter.report.html.page import render_html
     from exporter.report.markdown import render
 
-    paths = [folder / name for name in ("report.json", "report.md", "report.html")]
+    paths = [folder / name for name in REPORTS]
     texts = [report.to_json(), render(report, importance), render_html(report, importance)]
     for path, text in zip(paths, texts, strict=True):
         write_text(path, text)

@@ -98,6 +98,17 @@ def test_the_interval_is_the_one_that_the_row_s_verdict_rests_on() -> None:
     assert "compare --rounds" in one.reason
 
 
+def test_an_interval_of_the_gate_is_one_of_95_percent_whatever_a_verdict_rests_on() -> None:
+    """A verdict of one look speaks of one side: its interval is one of 90 %."""
+    old, new = gate_row(), gate_row(candidate_ms=86.0)
+    low, high = new.speedup.ci95
+    narrow = new.model_copy(update={"verdict_interval": (low * 1.005, high / 1.005)})
+    for limits in (SLOWDOWN, Limits(min_speedup=1.1)):
+        (wanted,) = against(gate_report([new]), gate_report([old]), limits).checks
+        (found,) = against(gate_report([narrow]), gate_report([old]), limits).checks
+        assert found.ci95 == wanted.ci95
+
+
 def test_few_rounds_say_nothing() -> None:
     old, new = (gate_report([gate_row(candidate_ms=ms, rounds=5)]) for ms in (80.0, 160.0))
     assert against(new, old, SLOWDOWN).verdict == "inconclusive"
