@@ -167,6 +167,14 @@ def test_a_budget_too_short_for_a_verdict_is_said() -> None:
     assert row.verdict_interval[0] < row.speedup.ratio < row.verdict_interval[1]
 
 
+@pytest.mark.parametrize("reload", [True, False])
+def test_a_budget_shorter_than_one_round_takes_two_and_settles_nothing(reload: bool) -> None:
+    row = measured(Sampling(seconds=0.05, reload=reload), slowdown=1.5)
+    assert (row.verdict, row.stopped) == ("inconclusive", "budget")
+    assert row.rounds == 2
+    assert row.seconds > 0.05
+
+
 def test_a_number_of_rounds_is_taken_as_it_was_asked_for() -> None:
     for rounds, loads in ((2, 1), (6, 6), (7, 7), (13, 13), (32, 16), (34, 1)):
         row = measured(Sampling(rounds=rounds))

@@ -25,6 +25,7 @@ from exporter.measure.timing.probe import Cell
 from exporter.measure.timing.stopping import Looks
 
 _OVER = 1.02  # of the budget a last chunk may take so much
+_FEWEST = 2  # rounds that an interval needs, whatever the budget
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Row:
         if self._budget is None:
             self.stopped = "rounds" if count >= self._most else None
             return
-        whole = count % self._grouping.builds == 0
+        enough = sum(len(each.times_ms) for each in self.chunks) >= _FEWEST
+        whole = enough and count % self._grouping.builds == 0
         another = self.seconds * (1 + 1 / count)
         # Chunks that turned out shorter than planned leave room for more of them.
         if whole and (count >= 2 * self._most or another > _OVER * self._budget):
