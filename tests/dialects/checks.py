@@ -17,6 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from exporter.oracle.inputs import cases, draw, half_written
+from exporter.widening import in_float32, widened_arrays
 from graph_passes import Deletion, PassReport, Refusal, ResidualSite, find_sites, prune_graph
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.testing import masked_model
@@ -109,7 +110,7 @@ class _Bench:
         self.path, self.model, self.dialect = path, model, dialect
         rng = np.random.default_rng(0)
         feeds = [draw(model, case, rng) for case in cases(model)]
-        self.feeds = [as_float32_arrays(feed) for feed in feeds] if not dialect.runs else feeds
+        self.feeds = [widened_arrays(feed) for feed in feeds] if not dialect.runs else feeds
         self.plain = self._run(model)
         self.valid = _check_error(path) is None
 
@@ -141,7 +142,7 @@ class _Bench:
 
     def _run(self, model: ir.Model) -> list[Arrays]:
         if not self.dialect.runs:
-            model = as_float32(model)
+            model = in_float32(model)
         options = _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
         key = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(key, str(self.path.parent))
@@ -229,36 +230,3 @@ def exact_activations(proto: onnx.ModelProto) -> onnx.ModelProto:
             if attribute.name == "accuracy_level":
                 attribute.i = 1
     return proto
-
-
-def as_float32_arrays(feed: Arrays) -> Arrays:
-    """Inputs for :func:`as_float32`."""
-    return {k: v.astype(np.float32) if v.dtype.kind == "V" else v for k, v in feed.items()}
-
-
-def as_float32(model: ir.Model) -> ir.Model:
-    """The same graph with float32 in the place of bfloat16, which ONNX Runtime's CPU can't run.
-
-    What a cut leaves out or joins differently shows just as well; the original's weights and
-    structure are kept, its rounding is not.
-    """
-    copy = model.clone()
-    for node in copy.graph:
-        for name, attribute in list(node.attributes.items()):
-            if attribute.type == ir.AttributeType.TENSOR:
-                node.attributes[name] = ir.AttrTensor(name, _widened(attribute.as_tensor()))
-            elif name in ("to", "dtype") and attribute.value == ir.DataType.BFLOAT16:
-                node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT.value)
-    values = [*copy.graph.inputs, *copy.graph.initializers.values()]
-    for value in [*values, *(v for node in copy.graph for v in node.outputs)]:
-        if value.dtype == ir.DataType.BFLOAT16:
-            value.type = ir.TensorType(ir.DataType.FLOAT)  # types are shared with the original
-        if value.const_value is not None:
-            value.const_value = _widened(value.const_value)
-    return copy
-
-
-def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    if tensor.dtype != ir.DataType.BFLOAT16:
-        return tensor
-    return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
