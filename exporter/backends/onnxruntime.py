@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,13 @@ import numpy as np
 from exporter.backends.base import Array, BoundCall, TensorSpec
 from exporter.backends.ort_failures import first_sentence, lacks_a_kernel, load_failure
 from exporter.backends.widened_copy import WidenedCopy, is_bfloat16
+from exporter.backends.cache_form import (
+    CacheForm,
+    may_be_cache,
+    read_cache_form,
+    sizes_are_told,
+    with_room,
+)
 from exporter.errors import BackendError
 from exporter.optional import require
 
@@ -71,7 +79,8 @@ class _Bound:
     """A binding with the arrays whose memory it only borrows, for as long as it is used."""
 
     binding: Any
-    borrowed: list[Any]
+    values: dict[str, Any]
+    arrays: list[Array]
 
 
 class OnnxRuntimeRunner:
@@ -98,7 +107,7 @@ class OnnxRuntimeRunner:
             raise BackendError(
                 f"The provider {provider!r} is not known.", f"Choose from: {', '.join(PROVIDERS)}."
             )
-        self._model = model
+        self.model = model
         self._short_name = provider
         self._session: Any = None
         self._copy: WidenedCopy | None = None
@@ -126,13 +135,13 @@ class OnnxRuntimeRunner:
             MissingDependencyError: Without onnxruntime.
         """
         self._ort = check_provider(self._short_name)
-        if not self._model.is_file():
-            raise BackendError(f"The ONNX file {self._model} does not exist.")
+        if not self.model.is_file():
+            raise BackendError(f"The ONNX file {self.model} does not exist.")
         session = self._new_session()
         running = session.get_providers()[0]
         if running != self.provider:
             raise BackendError(
-                f"{self.provider} was asked for, but {running} would run {self._model}.",
+                f"{self.provider} was asked for, but {running} would run {self.model}.",
                 "Check the driver and the CUDA libraries; depthcut doesn't fall back.",
             )
         if self.provider != PROVIDERS["cpu"]:
@@ -146,13 +155,26 @@ class OnnxRuntimeRunner:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The model's inputs, in the graph's order."""
-        return tuple(self._spec(value) for value in self._loaded().get_inputs())
+        """The model's inputs, in the graph's order; a cache's sizes are told where they are known.
+
+        Raises:
+            OnnxFileError: A cache's size must be looked up in the graph, which is unsound.
+        """
+        return tuple(self._sized(self._spec(value)) for value in self._loaded().get_inputs())
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The model's outputs, in the graph's order."""
         return tuple(self._spec(value) for value in self._loaded().get_outputs())
+
+    @cached_property
+    def cache_form(self) -> CacheForm:
+        """What the graph tells about its caches; the model need not be loaded.
+
+        Raises:
+            OnnxFileError: The file is no complete ONNX model.
+        """
+        return read_cache_form(self.model)
 
     def run(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
@@ -175,6 +197,19 @@ class OnnxRuntimeRunner:
         """An array as a value where the model runs."""
         return self._device_value(array)
 
+    def binding(self) -> Any:
+        """A new binding of inputs and outputs to values, for :meth:`run_binding`."""
+        return self._loaded().io_binding()
+
+    def run_binding(self, binding: Any) -> None:
+        """Runs on what is bound.
+
+        Raises:
+            BackendError: When the run fails.
+        """
+        with self._run_errors():
+            self._loaded().run_with_iobinding(binding)
+
     def run_bound(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """Runs on values that are where the model runs, and leaves the outputs there.
 
@@ -190,7 +225,7 @@ class OnnxRuntimeRunner:
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name in outputs:
-            binding.bind_output(name, self._device)
+            binding.bind_output(name, self.device)
         with self._run_errors():
             session.run_with_iobinding(binding)
         return list(binding.get_outputs())
@@ -198,14 +233,23 @@ class OnnxRuntimeRunner:
     def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
         """Binds the inputs on the device, and outputs that each call overwrites.
 
+        A cache that may be past and present in one buffer is: each call then writes the same new
+        keys and values behind the same old ones.
+
         Raises:
             BackendError: When the first run fails, or when a later call does.
         """
-        session, bound = self._loaded(), self._bound_inputs(inputs)
+        session = self._loaded()
+        roomy = with_room(inputs, self.cache_form) if any(map(may_be_cache, self.inputs)) else {}
+        bound = self._bound_inputs({**inputs, **roomy})
         binding = bound.binding
         names = [spec.name for spec in self.outputs]
+        shared = {self.cache_form.shared[past]: past for past in roomy}
         for name in names:
-            binding.bind_output(name, self._device)
+            if name in shared:
+                binding.bind_ortvalue_output(name, bound.values[shared[name]])
+            else:
+                binding.bind_output(name, self.device)
         with self._run_errors():
             session.run_with_iobinding(binding)
         # Bound again as values, the first run's outputs are the buffers of all later runs.
@@ -224,13 +268,13 @@ class OnnxRuntimeRunner:
     def _new_session(self) -> Any:
         if self._copy is None:
             try:
-                return self._open(self._model)
+                return self._open(self.model)
             except Exception as error:  # each of ONNX Runtime's own classes derives from Exception
                 told = str(error)
                 narrow = self._short_name == "cpu" and lacks_a_kernel(told)
-                if not (narrow and is_bfloat16(self._model)):
-                    raise load_failure(self._model, told, self._ort.__version__) from error
-            self._copy, self.widened = WidenedCopy(self._model), True
+                if not (narrow and is_bfloat16(self.model)):
+                    raise load_failure(self.model, told, self._ort.__version__) from error
+            self._copy, self.widened = WidenedCopy(self.model), True
         with self._load_errors():
             return self._open(self._copy.file)
 
@@ -240,12 +284,13 @@ class OnnxRuntimeRunner:
         )
 
     @property
-    def _device(self) -> str:
+    def device(self) -> str:
+        """Where values lie, as ONNX Runtime calls it."""
         return self._short_name
 
     def _loaded(self) -> Any:
         if self._session is None:
-            raise BackendError(f"The runner of {self._model} is used outside its with block.")
+            raise BackendError(f"The runner of {self.model} is used outside its with block.")
         return self._session
 
     def _shape_nodes_on_cpu(self, session: Any) -> dict[str, int]:
@@ -258,13 +303,13 @@ class OnnxRuntimeRunner:
             )
         placed = placement(session)
         if not placed[self.provider]:
-            raise BackendError(f"{self.provider} was asked for, but runs no node of {self._model}.")
+            raise BackendError(f"{self.provider} was asked for, but runs no node of {self.model}.")
         on_cpu = placed[PROVIDERS["cpu"]]
         computing = {name: count for name, count in on_cpu.items() if name not in _SHAPE_OPERATORS}
         if computing:
             told = ", ".join(f"{count} {name}" for name, count in sorted(computing.items()))
             raise BackendError(
-                f"{self.provider} was asked for, but these nodes of {self._model} would run on "
+                f"{self.provider} was asked for, but these nodes of {self.model} would run on "
                 f"the CPU: {told}.",
                 "There is no GPU kernel for their type or opset: export in another precision or at "
                 "another opset; depthcut doesn't fall back.",
@@ -289,13 +334,14 @@ class OnnxRuntimeRunner:
         session = self._loaded()
         missing = [spec.name for spec in self.inputs if spec.name not in inputs]
         if missing:
-            raise BackendError(f"{self._model}: no value for the input {missing[0]}.")
-        bound = _Bound(session.io_binding(), [])
+            raise BackendError(f"{self.model}: no value for the input {missing[0]}.")
+        bound = _Bound(session.io_binding(), {}, [])
         for spec in self.inputs:
             array = np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype)
             value = self._device_value(array)
             bound.binding.bind_ortvalue_input(spec.name, value)
-            bound.borrowed.extend((array, value))
+            bound.values[spec.name] = value
+            bound.arrays.append(array)
         return bound
 
     def _device_value(self, array: Array) -> Any:
@@ -305,11 +351,14 @@ class OnnxRuntimeRunner:
             return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
                 array, onnx.TensorProto.BFLOAT16
             )
-        return self._ort.OrtValue.ortvalue_from_numpy(array, self._device)
+        return self._ort.OrtValue.ortvalue_from_numpy(array, self.device)
 
     def _host_array(self, value: Any) -> Array:
         array: Array = value.numpy()
         return array
+
+    def _sized(self, spec: TensorSpec) -> TensorSpec:
+        return spec if sizes_are_told(spec) else self.cache_form.sized(spec)
 
     def _spec(self, value: Any) -> TensorSpec:
         shape = tuple(value.shape or ())
@@ -324,7 +373,7 @@ class OnnxRuntimeRunner:
             dtype: np.dtype[Any] = np.dtype(names.get(inner, inner))
         except TypeError:
             raise BackendError(
-                f"{self._model}: {value.name} has the type {value.type}, "
+                f"{self.model}: {value.name} has the type {value.type}, "
                 "which depthcut can't fill or read."
             ) from None
         return dtype
@@ -334,7 +383,7 @@ class OnnxRuntimeRunner:
         try:
             yield
         except Exception as error:  # each of ONNX Runtime's own classes derives from Exception
-            raise load_failure(self._model, str(error), self._ort.__version__) from error
+            raise load_failure(self.model, str(error), self._ort.__version__) from error
 
     @contextmanager
     def _run_errors(self) -> Iterator[None]:
@@ -345,7 +394,7 @@ class OnnxRuntimeRunner:
 
     def _run_error(self, error: Exception) -> BackendError:
         return BackendError(
-            f"ONNX Runtime failed while it ran {self._model}: {first_sentence(str(error))}"
+            f"ONNX Runtime failed while it ran {self.model}: {first_sentence(str(error))}"
         )
 
 

@@ -32,6 +32,10 @@ from exporter.cli.sections import Count
 )  # fmt: skip
 @click.option("--threads", type=Count(), help="CPU threads. [all cores]")
 @click.option(
+    "--context", type=click.IntRange(min=1),
+    help="Positions that the cache has room for. [prompt and new tokens]",
+)  # fmt: skip
+@click.option(
     "--backend", type=click.Choice(["onnxruntime", "engine"]),
     help="What of a folder is to run, where it holds both. [onnxruntime]",
 )  # fmt: skip
@@ -54,6 +58,7 @@ def generate(
     seed: int,
     provider: str,
     threads: int | None,
+    context: int | None,
     backend: str | None,
     tokenizer: Path | None,
     as_json: bool,
@@ -71,7 +76,9 @@ def generate(
     from exporter.generation.text_model import TextModel
 
     sampling = Sampling(temperature, top_k, top_p, seed)
-    decoder = open_decoder(model, backend=backend, provider=provider, threads=threads)
+    decoder = open_decoder(
+        model, backend=backend, provider=provider, threads=threads, context=context
+    )
     texts = TextModel.of(model, tokenizer)
     prompt_ids = texts.encode(prompt)
     refuse_too_long(decoder, len(prompt_ids), new_tokens, texts.positions)

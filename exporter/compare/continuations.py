@@ -23,7 +23,7 @@ def generation_agreement(pair: Pair, tokens: EvaluationTokens) -> GenerationAgre
         BackendError: A run fails.
     """
     from exporter.generation.agreement import compare_continuations
-    from exporter.generation.runner_decoder import RunnerDecoder
+    from exporter.generation.open_decoder import decoder_on
     from exporter.generation.text_model import TextModel
     from exporter.measure.inputs import has_cache
     from exporter.tasks.choosing import batch_size, takes_any_shape
@@ -41,7 +41,7 @@ def generation_agreement(pair: Pair, tokens: EvaluationTokens) -> GenerationAgre
         pair.progress.say(f"generation: left out, the model ends at {longest} positions")
         return None
     tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
-    with RunnerDecoder(runners[0]) as baseline, RunnerDecoder(runners[1]) as candidate:
+    with decoder_on(runners[0]) as baseline, decoder_on(runners[1]) as candidate:
         try:
             for decoder in (baseline, candidate):
                 decoder.refuse_unfit(1, prompt, quality.agreement_tokens)

@@ -70,7 +70,8 @@ class GenerationProbe:
         """
         decoder = self._decoder
         begin = clock()
-        logits = decoder.prefill(self._prompt)
+        context = self._prompt.shape[1] + self._new_tokens
+        logits = decoder.prefill(self._prompt, context=context)
         token = logits.argmax(axis=-1)
         first = clock()
         for _ in range(self._new_tokens - 1):

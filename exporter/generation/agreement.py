@@ -63,7 +63,8 @@ def compare_continuations(
 def _continue(decoder: Decoder, prompts: NDArray[np.int64], new_tokens: int) -> NDArray[np.int64]:
     """Greedy tokens, ``[prompts, new_tokens]``."""
     sampler = Sampler(Sampling())
-    tokens = [sampler.choose(decoder.prefill(prompts))]
+    context = prompts.shape[1] + new_tokens
+    tokens = [sampler.choose(decoder.prefill(prompts, context=context))]
     while len(tokens) < new_tokens:
         tokens.append(sampler.choose(decoder.step(tokens[-1][:, None])))
     return np.stack(tokens, axis=1)

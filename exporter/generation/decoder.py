@@ -45,11 +45,13 @@ class Decoder(Protocol):
             BackendError: It says what is asked for and what there is room for.
         """
 
-    def prefill(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+    def prefill(self, token_ids: NDArray[np.int64], *, context: int | None = None) -> NDArray[Any]:
         """Empties the cache and runs a prompt.
 
         Args:
             token_ids: ``[batch, sequence]``, no padding.
+            context: Positions that the text will reach, for a cache that doesn't grow; None for
+                the prompt alone, unless the decoder was made for more.
 
         Returns:
             The logits of the last position, ``[batch, vocabulary]``, float32.

@@ -60,7 +60,7 @@ def generate(
     if not prompt_ids:
         raise BackendError("The prompt holds no token.", "Give it some text.")
     refuse_too_long(decoder, len(prompt_ids), new_tokens, positions)
-    stream = _tokens(decoder, prompt_ids, Sampler(sampling))
+    stream = _tokens(decoder, prompt_ids, Sampler(sampling), len(prompt_ids) + new_tokens)
     begin = time.perf_counter()
     found: list[int] = []
     times: list[float] = []
@@ -78,8 +78,10 @@ def generate(
     return Generation(tuple(found), ended, (times[0] - begin) * 1e3, later)
 
 
-def _tokens(decoder: Decoder, prompt_ids: list[int], sampler: Sampler) -> Iterator[int]:
-    logits = decoder.prefill(np.array([prompt_ids], np.int64))
+def _tokens(
+    decoder: Decoder, prompt_ids: list[int], sampler: Sampler, context: int
+) -> Iterator[int]:
+    logits = decoder.prefill(np.array([prompt_ids], np.int64), context=context)
     while True:
         token = sampler.choose(logits)
         yield int(token[0])

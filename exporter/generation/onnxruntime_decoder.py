@@ -1,4 +1,4 @@
-"""A decoder on ONNX Runtime; what one step gives for the cache is bound as the next one's input."""
+"""A decoder on ONNX Runtime; the cache stays where the model runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from exporter.backends.base import TensorSpec
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
-from exporter.generation.cache_names import LOGITS, cache_pairs
-from exporter.measure.graph_facts import CACHE_INPUT
+from exporter.generation.cache_names import LOGITS, runner_caches
+from exporter.generation.caches import IDS, MASK, POSITIONS, Cache, open_cache
+
+_NOT_LOADED = "The decoder of {} is used outside its with block."
 
 
 class OnnxRuntimeDecoder:
@@ -23,18 +25,29 @@ class OnnxRuntimeDecoder:
         model: An ONNX file with a KV cache, its names as optimum has them.
         provider: ``cpu`` or ``cuda``.
         threads: CPU threads.
+        context: Positions that a text may have at most, and that a cache in one buffer has room
+            for; None takes what each text needs.
     """
 
     backend = "onnxruntime"
 
-    def __init__(self, model: Path, *, provider: str = "cpu", threads: int) -> None:
-        self._model = model
+    def __init__(
+        self, model: Path, *, provider: str = "cpu", threads: int, context: int | None = None
+    ) -> None:
         self._runner = OnnxRuntimeRunner(model, provider=provider, threads=threads)
-        self._device = provider
+        self._lent = False
+        self._context = context
         self._specs: dict[str, TensorSpec] = {}
-        self._presents: dict[str, str] = {}
-        self._cache: dict[str, Any] = {}
+        self._pasts: frozenset[str] = frozenset()
+        self._cache: Cache | None = None
         self._length = 0
+
+    @classmethod
+    def on(cls, runner: OnnxRuntimeRunner) -> Self:
+        """A decoder on an entered runner, which stays entered."""
+        found = cls(runner.model, threads=runner.threads)
+        found._runner, found._lent = runner, True
+        return found
 
     @property
     def widened(self) -> bool:
@@ -47,20 +60,12 @@ class OnnxRuntimeDecoder:
         Raises:
             BackendError: It can't be loaded, or is no decoder with a cache.
         """
-        self._runner.__enter__()
+        if not self._lent:
+            self._runner.__enter__()
         try:
-            self._specs = {spec.name: spec for spec in self._runner.inputs}
-            outputs = {spec.name for spec in self._runner.outputs}
-            self._presents = cache_pairs(
-                [n for n in self._specs if CACHE_INPUT.fullmatch(n)], outputs
-            )
-            if not self._presents or LOGITS not in outputs:
-                raise BackendError(
-                    f"{self._model} is no decoder with a KV cache: it can't generate.",
-                    "Export it with past_key_values, as depthcut export does.",
-                )
+            self._open()
         except BaseException:
-            self._runner.__exit__()
+            self.__exit__(None, None, None)
             raise
         return self
 
@@ -71,54 +76,79 @@ class OnnxRuntimeDecoder:
         trace: TracebackType | None,
     ) -> None:
         """Frees the model and its cache."""
-        self._cache.clear()
-        self._runner.__exit__()
+        if self._cache is not None:
+            self._cache.free()
+        self._cache = None
+        if not self._lent:
+            self._runner.__exit__()
+
+    @property
+    def cache(self) -> Cache:
+        """The cache, once loaded.
+
+        Raises:
+            BackendError: The decoder is not loaded.
+        """
+        if self._cache is None:
+            raise BackendError(_NOT_LOADED.format(self._runner.model))
+        return self._cache
 
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
-        """Refuses nothing: the session takes every length; see the protocol."""
+        """Refuses what is longer than the context or the graph's tables; see the protocol."""
+        limits = [self._context, self._runner.cache_form.longest]
+        longest = min((each for each in limits if each is not None), default=None)
+        needed = prompt + new_tokens - 1
+        if longest is not None and needed > longest:
+            raise BackendError(
+                f"{self._runner.model} has room for {longest} positions; a prompt of {prompt} and "
+                f"{new_tokens} new tokens take {needed}.",
+                "Take a shorter prompt, fewer new tokens, or a longer context.",
+            )
 
-    def prefill(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+    def prefill(self, token_ids: NDArray[np.int64], *, context: int | None = None) -> NDArray[Any]:
         """Empties the cache and runs a prompt; see the protocol."""
+        batch, prompt = token_ids.shape
         self._length = 0
-        self._cache = {name: self._empty(name, len(token_ids)) for name in self._presents}
+        self.cache.begin(batch, self._context or context or prompt)
         return self._run(token_ids)
 
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Runs one more token of each sequence; see the protocol."""
         return self._run(token_ids)
 
+    def _open(self) -> None:
+        runner = self._runner
+        self._specs = {spec.name: spec for spec in runner.inputs}
+        pairs = runner_caches(runner)
+        if not pairs or LOGITS not in {spec.name for spec in runner.outputs}:
+            raise BackendError(
+                f"{runner.model} is no decoder with a KV cache: it can't generate.",
+                "Export it with past_key_values, as depthcut export does.",
+            )
+        self._pasts = frozenset(pairs)
+        self._cache = open_cache(runner, pairs)
+
     def _run(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         total = self._length + token_ids.shape[1]
-        inputs = {**self._tokens(token_ids, total), **self._cache}
-        logits, *presents = self._runner.run_bound(inputs, [LOGITS, *self._presents.values()])
-        self._cache = dict(zip(self._presents, presents, strict=True))
+        logits = self.cache.run(self._tokens(token_ids, total), total)
         self._length = total
         last: NDArray[Any] = logits.numpy()[:, -1].astype(np.float32)
         return last
 
     def _tokens(self, token_ids: NDArray[np.int64], total: int) -> dict[str, Any]:
         batch = len(token_ids)
-        positions = np.tile(np.arange(self._length, total), (batch, 1))
         known = {
-            "input_ids": token_ids,
-            "attention_mask": np.ones((batch, total)),
-            "position_ids": positions,
+            IDS: token_ids,
+            MASK: np.ones((batch, total)),
+            POSITIONS: np.tile(np.arange(self._length, total), (batch, 1)),
         }
-        unknown = [n for n in self._specs if n not in known and n not in self._presents]
+        unknown = [n for n in self._specs if n not in known and n not in self._pasts]
         if unknown:
-            raise BackendError(f"{self._model} has an input {unknown[0]!r} of unknown meaning.")
+            raise BackendError(
+                f"{self._runner.model} has an input {unknown[0]!r} of unknown meaning."
+            )
         return {
             name: self._runner.value(np.ascontiguousarray(array, self._specs[name].dtype))
             for name, array in known.items()
             if name in self._specs
         }
-
-    def _empty(self, name: str, batch: int) -> Any:
-        spec = self._specs[name]
-        heads, head_size = spec.shape[1], spec.shape[3]
-        if not isinstance(heads, int) or not isinstance(head_size, int):
-            raise BackendError(
-                f"{name} declares no number of heads or no head size.",
-                "A graph of onnxruntime-genai runs there; depthcut export writes both numbers.",
-            )
-        return self._runner.value(np.zeros((batch, heads, 0, head_size), spec.dtype))

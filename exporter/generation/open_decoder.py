@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+<<<<<<< HEAD
 from exporter.engine.engine_set import SUFFIXES, find_builds, holds_engines_alone
+=======
+from exporter.backends.base import Runner
+from exporter.engine.engine_set import SUFFIXES, find_engines, has_engines
+>>>>>>> 2894509 (Keep the cache in one buffer where GroupQueryAttention lets it lie there)
 from exporter.engine.sidecar import sidecar_path
 from exporter.errors import UsageError
 from exporter.generation.decoder import Decoder
 
 
 def open_decoder(
-    model: Path, *, backend: str | None = None, provider: str = "cpu", threads: int | None = None
+    model: Path,
+    *,
+    backend: str | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
+    context: int | None = None,
 ) -> Decoder:
     """A decoder for a model, not yet loaded.
 
@@ -21,11 +31,12 @@ def open_decoder(
         backend: ``onnxruntime`` or ``engine``; None takes what is there, and of both the first.
         provider: Where ONNX Runtime runs: ``cpu`` or ``cuda``.
         threads: CPU threads for ONNX Runtime; all cores when None.
+        context: Positions that a text may have at most on ONNX Runtime; None for what it needs.
 
     Raises:
         OnnxFileError: There is no ONNX file, or more than one to choose from.
         EngineError: There is no engine, or it is not what its record says.
-        UsageError: The file is of the other kind.
+        UsageError: The file is of the other kind, or an engine is given a context.
         BackendError: The engines can't generate.
     """
     is_engine = model.is_file() and _is_engine(model)
@@ -36,13 +47,39 @@ def open_decoder(
     if is_engine or backend == "engine" or (backend is None and holds_engines_alone(model)):
         from exporter.generation.tensorrt_decoder import TensorRtDecoder
 
+<<<<<<< HEAD
         return TensorRtDecoder(find_builds(model)[0])
+=======
+        if context is not None:
+            raise UsageError(
+                "How long a text may be is built into an engine.", "Leave --context out."
+            )
+        return TensorRtDecoder(find_engines(model))
+>>>>>>> 2894509 (Keep the cache in one buffer where GroupQueryAttention lets it lie there)
     from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
     from exporter.measure.environment import default_threads
     from exporter.measure.model_folder import find_model
 
     onnx = find_model(model).onnx
-    return OnnxRuntimeDecoder(onnx, provider=provider, threads=threads or default_threads())
+    return OnnxRuntimeDecoder(
+        onnx, provider=provider, threads=threads or default_threads(), context=context
+    )
+
+
+def decoder_on(runner: Runner) -> Decoder:
+    """A decoder on a model that is loaded already, for judging its answers.
+
+    Args:
+        runner: Entered, and stays so. Where it is ONNX Runtime's and the graph lets the cache lie
+            in one buffer it does; elsewhere the cache passes through the host's memory.
+    """
+    from exporter.backends.onnxruntime import OnnxRuntimeRunner
+    from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
+    from exporter.generation.runner_decoder import RunnerDecoder
+
+    if isinstance(runner, OnnxRuntimeRunner) and runner.cache_form.shared:
+        return OnnxRuntimeDecoder.on(runner)
+    return RunnerDecoder(runner)
 
 
 def _is_engine(file: Path) -> bool:

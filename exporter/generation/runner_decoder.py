@@ -67,7 +67,7 @@ class RunnerDecoder:
             inputs = make_inputs(runner.inputs, shape, tokens)
             runner.refuse_shapes({name: array.shape for name, array in inputs.items()})
 
-    def prefill(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+    def prefill(self, token_ids: NDArray[np.int64], *, context: int | None = None) -> NDArray[Any]:
         """Empties the cache and runs a prompt; see the protocol."""
         self._cache, self._length = {}, 0
         return self._run(token_ids)

@@ -92,7 +92,7 @@ class TensorRtDecoder:
         """Refuses what the profiles don't hold; see the protocol."""
         self.plan.refuse_unfit(batch, prompt, new_tokens)
 
-    def prefill(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+    def prefill(self, token_ids: NDArray[np.int64], *, context: int | None = None) -> NDArray[Any]:
         """Empties the cache and runs a prompt; see the protocol."""
         batch, prompt = token_ids.shape
         self.plan.refuse_unfit(batch, prompt, new_tokens=1)

@@ -8,9 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+<<<<<<< HEAD
 from exporter.errors import BackendError
 from exporter.measure.model_folder import longest_sequence, read_object
 from exporter.measure.tokenizer import load_tokenizer
+=======
+from exporter.errors import BackendError, first_line
+from exporter.measure.model_folder import longest_sequence, read_config, read_object
+>>>>>>> 2894509 (Keep the cache in one buffer where GroupQueryAttention lets it lie there)
 from exporter.optional import require
 
 _FILE = "tokenizer.json"
@@ -52,7 +57,7 @@ class TextModel:
                 f"There is no {_FILE} {beside}.",
                 "Copy the model's tokenizer there, or say with --tokenizer where it is.",
             )
-        config = _first(home, file.parent, "config.json")
+        config = read_config(home) or read_config(file.parent)
         # Chat models often end a turn with a token of which only the generation config knows.
         generation = _first(home, file.parent, "generation_config.json")
         ends = generation.get("eos_token_id", config.get("eos_token_id"))

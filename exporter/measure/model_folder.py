@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ComparisonError, OnnxFileError
+from exporter.genai_config import CONFIG_FILE
 
+_GENAI_WORDS = {
+    "eos_token_id": "eos_token_id",
+    "max_position_embeddings": "context_length",
+    "vocab_size": "vocab_size",
+}
+"""What ``config.json`` calls a value, and what ``genai_config.json`` does."""
 _CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
 
 
@@ -19,7 +26,8 @@ class ModelFolder:
     Attributes:
         onnx: The graph's file; of a model that is no graph, its file or folder.
         tokenizer: ``tokenizer.json`` beside it, or None.
-        config: ``config.json`` beside it; empty where there is none.
+        config: ``config.json`` beside it, or what ``genai_config.json`` tells in its words; empty
+            where there is neither.
     """
 
     onnx: Path
@@ -91,6 +99,20 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder, or what onnxruntime-genai's config tells in the same words.
+
+    Raises:
+        ComparisonError: When it is no JSON object.
+    """
+    found = read_object(folder / "config.json")
+    told = {} if found else read_object(folder / CONFIG_FILE).get("model")
+    if not isinstance(told, dict):
+        return found
+    words = {key: told.get(name) for key, name in _GENAI_WORDS.items()}
+    return found | {key: value for key, value in words.items() if value is not None}
+
+
 def find_model(path: Path) -> ModelFolder:
     """Finds the files of a model.
 
@@ -99,10 +121,20 @@ def find_model(path: Path) -> ModelFolder:
 
     Raises:
         OnnxFileError: When there is no ONNX file, or more than one to choose from.
-        ComparisonError: When ``config.json`` is no JSON object.
+        ComparisonError: When the config is no JSON object.
     """
+<<<<<<< HEAD
     onnx = find_onnx(path)
     return ModelFolder.beside(onnx, onnx.parent)
+=======
+    onnx = _onnx_file(path)
+    tokenizer = onnx.parent / "tokenizer.json"
+    return ModelFolder(
+        onnx=onnx,
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+        config=read_config(onnx.parent),
+    )
+>>>>>>> 2894509 (Keep the cache in one buffer where GroupQueryAttention lets it lie there)
 
 
 def find_onnx(path: Path) -> Path:

@@ -19,7 +19,8 @@ from lm_eval.api.registry import model_registry
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from exporter.errors import TaskError
-from exporter.generation.runner_decoder import RunnerDecoder
+from exporter.generation.decoder import Decoder
+from exporter.generation.open_decoder import decoder_on
 from exporter.tasks.encoding import TextCodec
 from exporter.tasks.likelihood import Likelihood, Request, Scorer
 
@@ -106,20 +107,20 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             TaskError: A task asks for drawn tokens or several beams.
         """
         found = []
-        with RunnerDecoder(self._scorer.runner) as decoder:
+        with decoder_on(self._scorer.runner) as decoder:
             for context, how in (request.args for request in requests):
                 text = self._continue(decoder, context, dict(how))
                 self.cache_hook.add_partial("generate_until", (context, how), text)
                 found.append(text)
         return found
 
-    def _continue(self, decoder: RunnerDecoder, context: str, how: dict[str, Any]) -> str:
+    def _continue(self, decoder: Decoder, context: str, how: dict[str, Any]) -> str:
         _refuse_drawing(how)
         until = how.get("until") or []
         ends = [until] if isinstance(until, str) else list(until)
         room = int(how.get("max_gen_toks", self.max_gen_toks))
         ids = self.tok_encode(context)[-max(1, self.max_length - room) :]
-        logits = decoder.prefill(np.array([ids], np.int64))
+        logits = decoder.prefill(np.array([ids], np.int64), context=len(ids) + room)
         new: list[int] = []
         text = ""
         while len(new) < room:

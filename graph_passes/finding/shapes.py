@@ -9,6 +9,7 @@ import onnx_ir as ir
 Dim = int | str | None
 CHANGES_OF_FORM = frozenset({"Identity", "Cast", "QuantizeLinear", "DequantizeLinear"})
 """Operators that pass their first operand on in another type at most."""
+_CACHE_RANK = 4
 
 
 def dims(value: ir.Value) -> tuple[Dim, ...] | None:
@@ -85,6 +86,23 @@ def head_size(cache: ir.Value) -> int | None:
         return cache.shape[-1]
     found = (_head_size_at(node) for node, _ in cache.uses())
     return next((size for size in found if size is not None), None)
+
+
+def head_count(cache: ir.Value) -> int | None:
+    """The number of heads in a cache ``[batch, heads, length, head size]``; None if unknown.
+
+    Where it isn't declared, the fused attention that reads it knows.
+    """
+    if cache.shape is not None and len(cache.shape) == _CACHE_RANK:
+        declared = cache.shape[1]
+        if isinstance(declared, int):
+            return declared
+    counts = (
+        node.attributes.get_int("kv_num_heads", 0)
+        for node, _ in cache.uses()
+        if node.op_type == "GroupQueryAttention"
+    )
+    return next(filter(None, counts), None)
 
 
 def _head_size_at(reader: ir.Node) -> int | None:

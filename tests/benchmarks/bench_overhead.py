@@ -121,7 +121,8 @@ def side_by_side(folder: Path, threads: int, seconds: float, options: argparse.N
 
 
 def _own_steps(decoder: OnnxRuntimeDecoder) -> float:
-    token = decoder.prefill(np.arange(3, 3 + PROMPT)[None]).argmax(-1)
+    ids = np.arange(3, 3 + PROMPT)[None]
+    token = decoder.prefill(ids, context=PROMPT + NEW).argmax(-1)
     begin = time.perf_counter()
     for _ in range(NEW - 1):
         token = decoder.step(token[:, None]).argmax(-1)

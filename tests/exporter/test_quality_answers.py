@@ -49,7 +49,7 @@ class Scripted:
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
         pass
 
-    def prefill(self, token_ids: Any) -> Any:
+    def prefill(self, token_ids: Any, *, context: int | None = None) -> Any:
         self.at, self.first = 0, int(token_ids[0, 0])
         self.batches.append(len(token_ids))
         return self.step(token_ids)

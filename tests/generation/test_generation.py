@@ -73,7 +73,7 @@ class Scripted:
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
         pass
 
-    def prefill(self, token_ids: Any) -> Any:
+    def prefill(self, token_ids: Any, *, context: int | None = None) -> Any:
         self.at = 0
         return self.step(token_ids)
 

@@ -1,0 +1,160 @@
+"""The form of a graph's KV cache: one that grows, or one buffer that is past and present at once.
+
+A cache that grows is read as ``past`` and written, longer, as ``present``: each step copies it all.
+GroupQueryAttention of ONNX Runtime writes the new keys and values into the past's own buffer where
+both are bound to it; a step then copies nothing. The buffer has room for the whole text from the
+start, and the attention mask tells how much of it is filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exporter.backends.base import Array, TensorSpec
+from exporter.errors import BackendError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_PASTS, _COS_TABLE = (3, 4), 7  # among GroupQueryAttention's inputs
+_SIZES, _LENGTH, _RANK = (1, 3), 2, 4
+
+
+@dataclass(frozen=True)
+class CacheForm:
+    """What a graph tells about its caches ``[batch, heads, length, head size]``.
+
+    Attributes:
+        heads: By input of four dimensions, its number of heads and its head size, declared or
+            found in the graph; None for what can't be told.
+        shared: By cache input, the output that may lie in the same buffer; empty where the cache
+            grows.
+        buffer: The length that the graph fixes for these buffers; None where it fixes none.
+        positions: Rows of the rotary tables: no text can be longer; None where there are none.
+    """
+
+    heads: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
+    buffer: int | None = None
+    positions: int | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """Positions that a text may have; None where the graph sets no limit."""
+        return min((n for n in (self.buffer, self.positions) if n is not None), default=None)
+
+    def sized(self, spec: TensorSpec) -> TensorSpec:
+        """With the heads and the head size of a cache, where the graph only names them."""
+        batch, named, length, other = spec.shape
+        heads, size = self.heads.get(spec.name, (None, None))
+        return replace(spec, shape=(batch, heads or named, length, size or other))
+
+
+def may_be_cache(spec: TensorSpec) -> bool:
+    """Whether an input has a cache's dimensions."""
+    return len(spec.shape) == _RANK
+
+
+def sizes_are_told(spec: TensorSpec) -> bool:
+    """Whether an input is no cache, or one whose heads and head size are declared."""
+    return not may_be_cache(spec) or all(isinstance(spec.shape[n], int) for n in _SIZES)
+
+
+def read_cache_form(path: Path) -> CacheForm:
+    """Looks at a graph; its weights stay on disk.
+
+    Args:
+        path: The ONNX file.
+
+    Raises:
+        OnnxFileError: It is no complete ONNX model.
+    """
+    from graph_passes.files.storage import load_model
+    from graph_passes.finding.shapes import head_count, head_size
+
+    graph = load_model(path).graph
+    inputs = [value for value in graph.inputs if value.shape is not None]
+    heads = {
+        value.name or "": (head_count(value), head_size(value))
+        for value in inputs
+        if value.shape is not None and len(value.shape) == _RANK
+    }
+    nodes = [node for node in graph if _is_grouped(node)]
+    shared = {past: present for node in nodes for past, present in _shared(node)}
+    return CacheForm(
+        heads,
+        {past.name or "": present.name or "" for past, present in shared.items()},
+        min(filter(None, map(_fixed_length, shared)), default=None),
+        min(filter(None, map(_table_rows, nodes)), default=None),
+    )
+
+
+def with_room(inputs: Mapping[str, Array], form: CacheForm) -> dict[str, Array]:
+    """The caches that are past and present in one buffer, with room for a call's new tokens.
+
+    Args:
+        inputs: A call's; caches are exactly as long as what is in them.
+        form: The graph's.
+
+    Returns:
+        New arrays, zero where nothing is yet; none where the number of new tokens isn't told.
+
+    Raises:
+        BackendError: The graph fixes a length that is too short.
+    """
+    if "input_ids" not in inputs:
+        return {}
+    new = inputs["input_ids"].shape[1]
+    return {
+        past: _longer(inputs[past], inputs[past].shape[_LENGTH] + new, form.buffer)
+        for past in form.shared
+        if past in inputs
+    }
+
+
+def _longer(cache: Array, needed: int, fixed: int | None) -> Array:
+    batch, heads, filled, size = cache.shape
+    if fixed is not None and needed > fixed:
+        raise BackendError(
+            f"The graph's caches have {fixed} positions; {needed} are needed.",
+            "Ask for a shorter text.",
+        )
+    found = np.zeros((batch, heads, fixed or needed, size), cache.dtype)
+    found[:, :, :filled] = cache
+    return found
+
+
+def _is_grouped(node: ir.Node) -> bool:
+    return node.domain == "com.microsoft" and node.op_type == "GroupQueryAttention"
+
+
+def _shared(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """The pasts of an attention that nothing else reads, with the presents that are outputs.
+
+    Whoever else reads a past, its length for one, would see the whole buffer.
+    """
+    for place in _PASTS:
+        past = node.inputs[place] if place < len(node.inputs) else None
+        number = place - _PASTS[0] + 1
+        present = node.outputs[number] if number < len(node.outputs) else None
+        if past is None or present is None:
+            continue
+        alone = len(list(past.uses())) == 1 and not past.is_graph_output()
+        if past.is_graph_input() and present.is_graph_output() and alone:
+            yield past, present
+
+
+def _fixed_length(past: ir.Value) -> int | None:
+    length = past.shape[_LENGTH] if past.shape is not None else None
+    return length if isinstance(length, int) else None
+
+
+def _table_rows(node: ir.Node) -> int | None:
+    table = node.inputs[_COS_TABLE] if len(node.inputs) > _COS_TABLE else None
+    rows = table.shape[0] if table is not None and table.shape is not None else None
+    return rows if isinstance(rows, int) else None
