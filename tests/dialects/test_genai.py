@@ -12,6 +12,12 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import PlannedDeletion
+from exporter.backends.cache_form import read_cache_form
+from exporter.errors import BackendError
+from exporter.generation.caches import SharedCache
+from exporter.generation.generate import generate
+from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.generation.open_decoder import open_decoder
 from exporter.surgery import prune_file
 from graph_passes import Deletion, ResidualSite, find_sites
 from graph_passes.files.storage import load_model
@@ -147,3 +153,40 @@ def test_cuts_in_which_a_rounding_shows_are_verified(source: Path, tmp_path: Pat
     plan = [(1, "mlp"), (2, "attention"), (0, "attention"), (0, "mlp")]
     asked = [PlannedDeletion(layer=layer, kind=kind) for layer, kind in plan]
     assert prune_file(source, tmp_path / "cut.onnx", asked).verification.passed
+
+
+@pytest.mark.parametrize("cut", [None, "attention", "first attention and an MLP"])
+def test_depthcut_generates_what_the_runtime_does(
+    source: Path, tmp_path: Path, cut: str | None
+) -> None:
+    """With gaps in the caches' numbers too; both keep the cache in one buffer."""
+    folder = source.parent
+    if cut is not None:
+        folder = tmp_path
+        plan = [PlannedDeletion(layer=layer, kind=kind) for layer, kind in CUTS[cut]]
+        prune_file(source, folder / "cut.onnx", plan)
+    wanted = generated(folder)
+    ends = frozenset(_ends(folder))
+    with open_decoder(folder, threads=1) as decoder:
+        assert isinstance(decoder, OnnxRuntimeDecoder)
+        found = generate(decoder, PROMPT, new_tokens=NEW, stop_ids=ends)
+        assert isinstance(decoder.cache, SharedCache)
+        assert [*found.token_ids] == [token for token in wanted if token not in ends]
+        other = generate(decoder, PROMPT[::-1], new_tokens=NEW, stop_ids=ends)
+    assert other.token_ids != found.token_ids
+    limit = read_cache_form(next(folder.glob("*.onnx"))).positions
+    assert limit is not None
+    with pytest.raises(BackendError, match=f"room for {limit} positions"):
+        decoder.refuse_unfit(1, limit, 2)
+    decoder.refuse_unfit(1, limit, 1)
+
+
+def test_a_window_s_cache_has_room_for_the_whole_text(shop: Workshop) -> None:
+    """Twice the window; the runtime keeps a window's worth, with the same tokens."""
+    source = shop.make("windowed", genai("fp32", "gemma2"), LAYERS)
+    with open_decoder(source, threads=1) as decoder:
+        assert isinstance(decoder, OnnxRuntimeDecoder)
+        found = generate(decoder, PROMPT, new_tokens=NEW).token_ids
+        assert isinstance(decoder.cache, SharedCache)
+    wanted = generated(source.parent)
+    assert [*found][: len(wanted)] == wanted
