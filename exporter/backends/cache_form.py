@@ -34,12 +34,15 @@ class CacheForm:
             found in the graph; None for what can't be told.
         shared: By cache input, the output that may lie in the same buffer; empty where the cache
             grows.
+        windows: By cache input, the positions that its buffer has at least, however short the
+            text: those of the window that is kept in it.
         buffer: The length that the graph fixes for these buffers; None where it fixes none.
         positions: Rows of the rotary tables: no text can be longer; None where there are none.
     """
 
     heads: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    windows: Mapping[str, int] = field(default_factory=dict)
     buffer: int | None = None
     positions: int | None = None
 
@@ -47,6 +50,10 @@ class CacheForm:
     def longest(self) -> int | None:
         """Positions that a text may have; None where the graph sets no limit."""
         return min((n for n in (self.buffer, self.positions) if n is not None), default=None)
+
+    def length(self, past: str, positions: int) -> int:
+        """How long a cache's buffer is for a text of so many positions."""
+        return self.buffer or max(positions, self.windows.get(past, 0))
 
     def sized(self, spec: TensorSpec) -> TensorSpec:
         """With the heads and the head size of a cache, where the graph only names them."""
@@ -89,6 +96,7 @@ def read_cache_form(path: Path) -> CacheForm:
     return CacheForm(
         heads,
         {past.name or "": present.name or "" for past, present in shared.items()},
+        {past.name or "": size for node in nodes for past, size in _windows(node)},
         min(filter(None, map(_fixed_length, shared)), default=None),
         min(filter(None, map(_table_rows, nodes)), default=None),
     )
@@ -110,21 +118,18 @@ def with_room(inputs: Mapping[str, Array], form: CacheForm) -> dict[str, Array]:
     if "input_ids" not in inputs:
         return {}
     new = inputs["input_ids"].shape[1]
-    return {
-        past: _longer(inputs[past], inputs[past].shape[_LENGTH] + new, form.buffer)
-        for past in form.shared
-        if past in inputs
-    }
+    return {past: _longer(past, inputs[past], new, form) for past in form.shared if past in inputs}
 
 
-def _longer(cache: Array, needed: int, fixed: int | None) -> Array:
+def _longer(past: str, cache: Array, new: int, form: CacheForm) -> Array:
     batch, heads, filled, size = cache.shape
-    if fixed is not None and needed > fixed:
+    length = form.length(past, filled + new)
+    if length < filled + new:
         raise BackendError(
-            f"The graph's caches have {fixed} positions; {needed} are needed.",
+            f"{past} has room for {length} positions; {filled + new} are needed.",
             "Ask for a shorter text.",
         )
-    found = np.zeros((batch, heads, fixed or needed, size), cache.dtype)
+    found = np.zeros((batch, heads, length, size), cache.dtype)
     found[:, :, :filled] = cache
     return found
 
@@ -147,6 +152,14 @@ def _shared(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
         alone = len(list(past.uses())) == 1 and not past.is_graph_output()
         if past.is_graph_input() and present.is_graph_output() and alone:
             yield past, present
+
+
+def _windows(node: ir.Node) -> Iterator[tuple[ir.Value, int]]:
+    """The pasts of an attention that keeps a window, and how many positions that has."""
+    if node.attributes.get_int("sliding_window_cache", 0):
+        pasts = (node.inputs[place] for place in _PASTS)
+        size = max(0, node.attributes.get_int("local_window_size", 0))
+        yield from ((past, size) for past in pasts if past is not None)
 
 
 def _fixed_length(past: ir.Value) -> int | None:

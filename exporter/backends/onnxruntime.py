@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from typing import Any, Self
 import numpy as np
 
 from exporter.backends.base import Array, BoundCall, TensorSpec
-from exporter.backends.ort_failures import first_sentence, lacks_a_kernel, load_failure
-from exporter.backends.widened_copy import WidenedCopy, is_bfloat16
 from exporter.backends.cache_form import (
     CacheForm,
     may_be_cache,
@@ -22,33 +19,15 @@ from exporter.backends.cache_form import (
     sizes_are_told,
     with_room,
 )
+from exporter.backends.ort_failures import first_sentence, lacks_a_kernel, load_failure
+from exporter.backends.ort_placement import RECORD_PLACEMENT, shape_nodes_on_cpu
+from exporter.backends.widened_copy import WidenedCopy, is_bfloat16
 from exporter.errors import BackendError
 from exporter.optional import require
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Short names of the execution providers that this backend knows."""
 
-RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
-"""The session option without which :func:`placement` finds nothing; ONNX Runtime 1.24 and newer.
-
-Before 1.27 it left out float16 nodes without a kernel, which are given to the CPU late.
-"""
-
-# What computes shapes, positions and masks. ONNX Runtime keeps such nodes on the CPU when their
-# inputs are there. The record tells no types, so one of these that works on activations passes too;
-# the report counts them all, and a graph whose real work has left the GPU has others besides.
-_SHAPE_OPERATORS = frozenset(
-    name
-    for line in (
-        "Shape Size Constant ConstantOfShape Range Identity Cast If",
-        "Concat Expand Flatten Reshape Slice Split Squeeze Tile Trilu Unsqueeze",
-        "Gather GatherElements GatherND NonZero ScatterElements ScatterND Where",
-        "Abs Add Ceil CumSum Div Floor Max Min Mod Mul Neg Sign Sub",
-        "And Equal Greater GreaterOrEqual Less LessOrEqual Not Or Xor",
-        "ReduceMax ReduceMin ReduceProd ReduceSum",
-    )
-    for name in line.split()
-)
 _EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 _ONLY_FATAL = 4  # the log severity that leaves errors to the exceptions
 
@@ -145,7 +124,9 @@ class OnnxRuntimeRunner:
                 "Check the driver and the CUDA libraries; depthcut doesn't fall back.",
             )
         if self.provider != PROVIDERS["cpu"]:
-            self.cpu_nodes = self._shape_nodes_on_cpu(session)
+            self.cpu_nodes = shape_nodes_on_cpu(
+                session, self.provider, self.model, self._ort.__version__
+            )
         self._session = session
         return self
 
@@ -293,29 +274,6 @@ class OnnxRuntimeRunner:
             raise BackendError(f"The runner of {self.model} is used outside its with block.")
         return self._session
 
-    def _shape_nodes_on_cpu(self, session: Any) -> dict[str, int]:
-        """Counts the CPU's nodes by operator, and refuses those that compute more than shapes."""
-        if not hasattr(session, "get_provider_graph_assignment_info"):
-            raise BackendError(
-                f"onnxruntime {self._ort.__version__} doesn't tell which nodes run on the CPU "
-                f"instead of {self.provider}.",
-                "Update onnxruntime-gpu to 1.27 or newer.",
-            )
-        placed = placement(session)
-        if not placed[self.provider]:
-            raise BackendError(f"{self.provider} was asked for, but runs no node of {self.model}.")
-        on_cpu = placed[PROVIDERS["cpu"]]
-        computing = {name: count for name, count in on_cpu.items() if name not in _SHAPE_OPERATORS}
-        if computing:
-            told = ", ".join(f"{count} {name}" for name, count in sorted(computing.items()))
-            raise BackendError(
-                f"{self.provider} was asked for, but these nodes of {self.model} would run on "
-                f"the CPU: {told}.",
-                "There is no GPU kernel for their type or opset: export in another precision or at "
-                "another opset; depthcut doesn't fall back.",
-            )
-        return dict(on_cpu)
-
     def _wanted_providers(self) -> list[str]:
         # CUDA leaves the arithmetic on shapes to the CPU, so that one is always there.
         return list(dict.fromkeys([self.provider, PROVIDERS["cpu"]]))
@@ -396,21 +354,6 @@ class OnnxRuntimeRunner:
         return BackendError(
             f"ONNX Runtime failed while it ran {self.model}: {first_sentence(str(error))}"
         )
-
-
-def placement(session: Any) -> dict[str, Counter[str]]:
-    """Who runs what: provider to the number of its nodes by operator; none for a provider unnamed.
-
-    Args:
-        session: An ``InferenceSession`` that was made with :data:`RECORD_PLACEMENT` set to 1.
-    """
-    placed: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for part in session.get_provider_graph_assignment_info():
-        for node in part.get_nodes():
-            outside = node.domain not in ("", "ai.onnx")
-            name = f"{node.domain}.{node.op_type}" if outside else node.op_type
-            placed[part.ep_name][name] += 1
-    return placed
 
 
 def _bfloat16() -> np.dtype[Any]:

@@ -110,15 +110,15 @@ class SharedCache:
 
     def begin(self, batch: int, positions: int) -> None:
         """Makes room, where it isn't there already; see the protocol."""
-        size = (batch, self._runner.cache_form.buffer or positions)
+        form = self._runner.cache_form
+        size = (batch, form.buffer or positions)
         if size == self._size:
             return
         self.free()
         specs = _specs(self._runner)
-        self.buffers = {
-            past: self._runner.value(np.zeros(cache_shape(specs[past], *size), specs[past].dtype))
-            for past in self._pairs
-        }
+        for past in self._pairs:
+            shape = cache_shape(specs[past], batch, form.length(past, positions))
+            self.buffers[past] = self._runner.value(np.zeros(shape, specs[past].dtype))
         self._size = size
 
     def run(self, tokens: Mapping[str, Any], total: int) -> Any:

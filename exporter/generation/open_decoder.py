@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-<<<<<<< HEAD
-from exporter.engine.engine_set import SUFFIXES, find_builds, holds_engines_alone
-=======
 from exporter.backends.base import Runner
-from exporter.engine.engine_set import SUFFIXES, find_engines, has_engines
->>>>>>> 2894509 (Keep the cache in one buffer where GroupQueryAttention lets it lie there)
+from exporter.engine.engine_set import SUFFIXES, find_builds, holds_engines_alone
 from exporter.engine.sidecar import sidecar_path
 from exporter.errors import UsageError
 from exporter.generation.decoder import Decoder
@@ -47,15 +43,11 @@ def open_decoder(
     if is_engine or backend == "engine" or (backend is None and holds_engines_alone(model)):
         from exporter.generation.tensorrt_decoder import TensorRtDecoder
 
-<<<<<<< HEAD
-        return TensorRtDecoder(find_builds(model)[0])
-=======
         if context is not None:
             raise UsageError(
                 "How long a text may be is built into an engine.", "Leave --context out."
             )
-        return TensorRtDecoder(find_engines(model))
->>>>>>> 2894509 (Keep the cache in one buffer where GroupQueryAttention lets it lie there)
+        return TensorRtDecoder(find_builds(model)[0])
     from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
     from exporter.measure.environment import default_threads
     from exporter.measure.model_folder import find_model

@@ -8,14 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 from exporter.errors import BackendError
-from exporter.measure.model_folder import longest_sequence, read_object
-from exporter.measure.tokenizer import load_tokenizer
-=======
-from exporter.errors import BackendError, first_line
 from exporter.measure.model_folder import longest_sequence, read_config, read_object
->>>>>>> 2894509 (Keep the cache in one buffer where GroupQueryAttention lets it lie there)
+from exporter.measure.tokenizer import load_tokenizer
 from exporter.optional import require
 
 _FILE = "tokenizer.json"

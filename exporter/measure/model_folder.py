@@ -42,7 +42,7 @@ class ModelFolder:
             ComparisonError: When ``config.json`` is no JSON object.
         """
         tokenizer = home / "tokenizer.json"
-        told = read_object(home / "config.json") if config is None else config
+        told = read_config(home) if config is None else config
         return cls(model, tokenizer if tokenizer.is_file() else None, told)
 
     @property
@@ -123,18 +123,8 @@ def find_model(path: Path) -> ModelFolder:
         OnnxFileError: When there is no ONNX file, or more than one to choose from.
         ComparisonError: When the config is no JSON object.
     """
-<<<<<<< HEAD
     onnx = find_onnx(path)
     return ModelFolder.beside(onnx, onnx.parent)
-=======
-    onnx = _onnx_file(path)
-    tokenizer = onnx.parent / "tokenizer.json"
-    return ModelFolder(
-        onnx=onnx,
-        tokenizer=tokenizer if tokenizer.is_file() else None,
-        config=read_config(onnx.parent),
-    )
->>>>>>> 2894509 (Keep the cache in one buffer where GroupQueryAttention lets it lie there)
 
 
 def find_onnx(path: Path) -> Path:

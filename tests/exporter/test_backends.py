@@ -14,7 +14,8 @@ import pytest
 from tiny_lm import write_tiny_lm
 
 from exporter.backends import onnxruntime as backend
-from exporter.backends.onnxruntime import RECORD_PLACEMENT, OnnxRuntimeRunner, placement
+from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.backends.ort_placement import RECORD_PLACEMENT, placement
 from exporter.errors import BackendError, MissingDependencyError
 from exporter.measure.inputs import Shape, make_inputs
 

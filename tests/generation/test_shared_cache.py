@@ -182,7 +182,7 @@ def test_a_graph_may_fix_the_buffer(tmp_path: Path) -> None:
     shape = Shape("decode", 1, 1, 7)
     with OnnxRuntimeRunner(path, threads=1) as runner:
         inputs = make_inputs(runner.inputs, shape, random_tokens(shape, 11))
-        with pytest.raises(BackendError, match="have 7 positions; 8 are needed"):
+        with pytest.raises(BackendError, match="key has room for 7 positions; 8 are needed"):
             runner.prepare(inputs)
 
 
