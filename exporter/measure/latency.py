@@ -18,7 +18,12 @@ import numpy as np
 from exporter.artifacts import LatencyRow
 from exporter.errors import ComparisonError
 from exporter.measure.timing.chunk import Chunk, Memory, NoMemory
-from exporter.measure.timing.clock import Clocks, no_garbage_collection, timer_overhead_ns
+from exporter.measure.timing.clock import (
+    Clocks,
+    little_garbage,
+    no_garbage_collection,
+    timer_overhead_ns,
+)
 from exporter.measure.timing.probe import Cell, Probe, Subject, clock_of
 from exporter.measure.timing.rounds import Rounds, Times, calls_of_round
 from exporter.measure.timing.row import Grouping, Row
@@ -77,7 +82,8 @@ def measure_rows(
         ComparisonError: The clock jumps again and again, or an input's meaning isn't known.
     """
     session = _Session(arms, sampling, memory, clocks or Clocks(), progress)
-    return session.measure(cells, after_chunk)
+    with little_garbage():
+        return session.measure(cells, after_chunk)
 
 
 class _Session:

@@ -22,7 +22,13 @@ from exporter.measure.inputs import Shape, has_cache, make_inputs, random_tokens
 from exporter.measure.latency import Sampling, measure_rows
 from exporter.measure.model_folder import find_model
 from exporter.measure.statistics import as_rounds
-from exporter.measure.timing.clock import Clocks, Watch, no_garbage_collection, timer_overhead_ns
+from exporter.measure.timing.clock import (
+    Clocks,
+    Watch,
+    little_garbage,
+    no_garbage_collection,
+    timer_overhead_ns,
+)
 from exporter.measure.timing.noise import noise_floor
 from exporter.measure.timing.probe import CallProbe
 from exporter.measure.timing.rounds import Rounds
@@ -32,8 +38,8 @@ from exporter.measure.timing.warmup import warm_up
 
 
 @pytest.fixture(autouse=True, scope="module")
-def little_garbage() -> Iterator[None]:
-    """Each chunk collects garbage, which takes long where scipy has just been imported."""
+def frozen() -> Iterator[None]:
+    """Each row collects garbage, which takes long where scipy has just been imported."""
     gc.collect()
     gc.freeze()
     yield
@@ -158,6 +164,17 @@ def test_on_a_quiet_machine_a_look_is_enough(factor: float, word: str) -> None:
     assert row.loads == 6
     assert row.speedup.ratio == pytest.approx(1 / factor, rel=1e-6)
     assert row.rounds % row.loads == 0
+
+
+def test_what_was_there_before_is_not_looked_through_again() -> None:
+    gc.unfreeze()
+    with little_garbage():
+        assert gc.get_freeze_count() > 0
+        with little_garbage():
+            pass
+        assert gc.get_freeze_count() > 0  # the outer one's
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # as this module's fixture has it
 
 
 def test_a_budget_too_short_for_a_verdict_is_said() -> None:

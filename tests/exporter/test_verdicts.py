@@ -21,7 +21,7 @@ from exporter.measure.latency import Sampling, measure_rows
 
 @pytest.fixture(autouse=True, scope="module")
 def little_garbage() -> Iterator[None]:
-    """Each chunk of a trial collects garbage; what is there before needn't be looked at."""
+    """Each trial collects garbage; what is there before needn't be looked at."""
     importlib.import_module("scipy.stats")
     gc.collect()
     gc.freeze()

@@ -77,3 +77,20 @@ def no_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+@contextlib.contextmanager
+def little_garbage() -> Iterator[None]:
+    """Collects now, and lets later collections pass over what was there before the block.
+
+    With PyTorch loaded each of them would take a good part of a second, and there is one a chunk.
+    """
+    gc.collect()
+    if gc.get_freeze_count():  # somebody did it already, and will undo it
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
