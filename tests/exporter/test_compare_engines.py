@@ -20,8 +20,9 @@ from exporter.compare.timing import _decoders_of
 from exporter.engine.driver import Driver
 from exporter.engine.engine_set import find_builds
 from exporter.engine.settings import BuildSettings
-from exporter.errors import ComparisonError, DepthcutError, EngineError, UsageError
+from exporter.errors import BackendError, ComparisonError, DepthcutError, EngineError, UsageError
 from exporter.files import sha256_file, sha256_files
+from exporter.generation.runner_decoder import RunnerDecoder
 from exporter.generation.tensorrt_decoder import TensorRtDecoder
 from exporter.measure.graph_facts import read_facts
 from exporter.measure.model_folder import find_model
@@ -239,3 +240,15 @@ def test_whole_generations_are_timed_on_every_build_of_an_arm(tmp_path: Path) ->
     plain = OnnxRuntimeRunner(onnx / "model.onnx", threads=1)
     (decoder,) = _decoders_of(replace(arm, builds=(plain,)), "cpu")
     assert decoder.backend == "onnxruntime"
+
+
+def test_what_no_profile_holds_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    """The profiles take prompts of 1 to 6 tokens and a cache of 1 to 8."""
+    for phase in ("prefill", "decode"):
+        written_as(tmp_path / f"m-{phase}.engine", [phase])
+    (build,) = find_builds(tmp_path)
+    decoder = RunnerDecoder(TensorRtRunner(build))
+    decoder.refuse_unfit(2, 6, 4)  # the last token needs a cache of 8
+    for batch, prompt, new_tokens in ((2, 6, 5), (2, 7, 2), (3, 6, 2)):
+        with pytest.raises(BackendError, match="no profile holds this call"):
+            decoder.refuse_unfit(batch, prompt, new_tokens)
