@@ -63,7 +63,4 @@ def tell_widened(runners: Iterable[object], progress: Progress) -> None:
         progress: Who is told.
     """
     if any(isinstance(runner, MayWiden) and runner.widened for runner in runners):
-        progress.say(
-            "ONNX Runtime's CPU has no bfloat16 kernels: what follows is the same weights' in "
-            "float32"
-        )
+        progress.say("ONNX Runtime's CPU has no bfloat16 kernels: the same weights run in float32")
