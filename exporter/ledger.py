@@ -146,7 +146,7 @@ def locked(root: Path) -> Iterator[None]:
         UsageError: When another process works in the folder.
     """
     folder = root / FOLDER
-    with _lock_file(root) as lock:
+    with _lock_file(root, "lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -162,17 +162,18 @@ def locked(root: Path) -> Iterator[None]:
 def in_turn(root: Path) -> Iterator[None]:
     """Waits until no other process is in such a block for the same folder.
 
-    For what is read, changed and written back in a moment.
+    For what is read, changed and written back in a moment; a run that has :func:`locked` the folder
+    for an hour is not waited for.
     """
-    with _lock_file(root) as lock:
+    with _lock_file(root, "turn") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _lock_file(root: Path) -> IO[str]:
+def _lock_file(root: Path, name: str) -> IO[str]:
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "lock").open("w")
+    return (folder / name).open("w")
 
 
 def _clear_leftovers(folder: Path) -> None:

@@ -17,6 +17,7 @@ from exporter.regression.limits import Limits
 from exporter.report.words import short_shape
 
 _IMPORTED = "Timed by another tool, not in turns, on a machine that it doesn't name."
+_ONCE = "Loaded once: what its place in memory does to its speed is not in the interval."
 
 
 def time_checks(
@@ -56,12 +57,11 @@ def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> Estim
             ci95=(1 / high, 1 / low),
             noise_floor=max(floor, _measured_floor(row)),
             sure=row.rounds >= FEWEST_ROUNDS,
-            note=_IMPORTED if row.imported else "",
+            note=_note(row),
         )
     if _same_measurement(row, before):
         return _time(row, before=row.candidate.median_ms, value=1.0, ci95=(1.0, 1.0))
     old, new = before.speedup.ratio, row.speedup.ratio
-    imported = row.imported or before.imported
     return _time(
         row,
         before=row.baseline.median_ms / old,
@@ -69,7 +69,7 @@ def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> Estim
         ci95=ratio(old, _interval(before), new, _interval(row)),
         noise_floor=max(floor, joined_floor(_measured_floor(before), _measured_floor(row))),
         sure=min(row.rounds, before.rounds) >= FEWEST_ROUNDS,
-        note=_IMPORTED if imported else "",
+        note=_note(row, before),
     )
 
 
@@ -109,8 +109,15 @@ def _speedup(row: LatencyRow, floor: float) -> Estimate:
         higher_is_better=True,
         noise_floor=max(floor, _measured_floor(row)),
         sure=row.rounds >= FEWEST_ROUNDS,
-        note=_IMPORTED if row.imported else "",
+        note=_note(row),
     )
+
+
+def _note(*rows: LatencyRow) -> str:
+    """What makes an interval less sure than it looks."""
+    if any(row.imported for row in rows):
+        return _IMPORTED
+    return _ONCE if any(row.loads == 1 and row.builds == 1 for row in rows) else ""
 
 
 def _interval(row: LatencyRow) -> tuple[float, float]:

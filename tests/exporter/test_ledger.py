@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from exporter.errors import UsageError
-from exporter.ledger import StageLedger, locked
+from exporter.ledger import StageLedger, in_turn, locked
 
 KEY = {"model": "abc", "samples": 20}
 
@@ -118,3 +119,20 @@ def test_a_second_run_is_kept_out(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         pass
+
+
+def test_turns_wait_for_one_another_and_not_for_a_run(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def other() -> None:
+        with in_turn(tmp_path):
+            seen.append("second")
+
+    with locked(tmp_path), ThreadPoolExecutor(1) as jobs:
+        with in_turn(tmp_path):
+            job = jobs.submit(other)
+            with pytest.raises(TimeoutError):
+                job.result(timeout=0.1)
+            seen.append("first")
+        job.result(timeout=30)
+    assert seen == ["first", "second"]

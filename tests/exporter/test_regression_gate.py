@@ -109,6 +109,18 @@ def test_an_interval_of_the_gate_is_one_of_95_percent_whatever_a_verdict_rests_o
         assert found.ci95 == wanted.ci95
 
 
+@pytest.mark.parametrize(
+    ("once", "often"), [({"loads": 1}, {"loads": 6}), ({"builds": 1}, {"builds": 3})]
+)
+def test_arms_that_were_loaded_once_are_told(once: dict[str, int], often: dict[str, int]) -> None:
+    for limits in (SLOWDOWN, Limits(min_speedup=1.1)):
+        for old, new, told in ((once, often, True), (often, once, True), (often, often, False)):
+            rows = gate_row(**old), gate_row(candidate_ms=81.0, **new)
+            (one,) = against(gate_report([rows[1]]), gate_report([rows[0]]), limits).checks
+            told = told and (limits is SLOWDOWN or new is once)  # a speedup is one session's
+            assert ("Loaded once" in one.reason) == told
+
+
 def test_few_rounds_say_nothing() -> None:
     old, new = (gate_report([gate_row(candidate_ms=ms, rounds=5)]) for ms in (80.0, 160.0))
     assert against(new, old, SLOWDOWN).verdict == "inconclusive"
