@@ -42,6 +42,13 @@ def test_items_that_all_differ_alike_leave_as_much_doubt_as_they_are_few(items: 
     assert lost.ci95 == pytest.approx((-1.0, -1 + 2 * unseen), abs=1e-12)
     none = difference_interval(ones, ones)
     assert none.ci95 == pytest.approx((-unseen, unseen), abs=1e-12)
+    beyond = difference_interval(zeros, 3 * ones)
+    assert beyond.ci95 == pytest.approx((3 - 6 * unseen, 3.0), abs=1e-12)
+
+
+def test_two_items_tell_next_to_nothing() -> None:
+    found = difference_interval(np.array([1.0, 0.0]), np.zeros(2))
+    assert found.ci95 == (-1, 0)
 
 
 def test_few_items_are_no_loss_where_mcnemar_sees_none() -> None:

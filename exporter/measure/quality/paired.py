@@ -53,7 +53,7 @@ def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -
     and Pearson, 1934), at worst with the whole of a score.
 
     Args:
-        baseline: ``[items]``, scores from 0 to 1.
+        baseline: ``[items]``, scores, usually from 0 to 1.
         candidate: ``[items]``, of the same items.
         seed: For the resampling.
     """
@@ -64,8 +64,9 @@ def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -
     value = float(differences.mean())
     if (differences == differences[0]).all():
         unseen = 1 - ((1 - _LEVEL) / 2) ** (1 / number)
-        middle = value * (1 - unseen)
-        return Interval(value=value, ci95=(max(-1.0, middle - unseen), min(1.0, middle + unseen)))
+        most = max(1.0, abs(value))  # lm-eval has metrics beyond 0 to 1
+        low, high = (value * (1 - unseen) + side * unseen * most for side in (-1, 1))
+        return Interval(value=value, ci95=(low, high))
     found = stats.bootstrap(
         (differences,),
         np.mean,
