@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "bench"
 ORDER = (
-    "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "speedup",
-    "architectures", "engines", "build", "tasks",
+    "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
+    "speedup", "architectures", "engines", "build", "tasks",
 )  # fmt: skip
 
 
@@ -40,6 +40,8 @@ def _run(name: str) -> int:
         env["DEPTHCUT_BENCH_ONNX"] = str(_exported())
     elif name == "overhead":
         command.append(str(_exported().parent))
+    elif name == "cache":
+        command += [_smollm2(), str(OUT / "genai")]
     elif name in ("speedup", "tasks"):
         command.append(str(_exported()))
     elif name == "build":
