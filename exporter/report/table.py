@@ -61,7 +61,7 @@ def title(report: ComparisonReport) -> str:
     told = f"Dropped {dropped}" if dropped else "No deletions on record"
     arm, machine = report.arms.baseline, report.environment
     threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
-    return f"{told}. {arm.backend}, {arm.provider}, {arm.precision}, {threads}."
+    return f"{told}.\n{arm.backend}, {arm.provider}, {arm.precision}, {threads}."
 
 
 def _sections(report: ComparisonReport) -> list[list[Row]]:

@@ -260,7 +260,7 @@ def test_the_title_tells_what_was_dropped_or_that_no_one_knows(
 ) -> None:
     assert plain_table(report).startswith("Dropped ")
     unknown = plain_table(report.model_copy(update={"plan": []}))
-    assert unknown.startswith("No deletions on record. onnxruntime, ")
+    assert unknown.startswith("No deletions on record.\nonnxruntime, ")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
