@@ -18,13 +18,14 @@ from exporter.measure.timing.clock import Clocks
 from exporter.measure.timing.probe import CallProbe, Cell, Probe
 
 RECORDED = Path(__file__).parent / "benchmarks" / "decode_steps.npz"
+HELD_OUT = RECORDED.with_name("decode_steps_held_out.npz")
 
 
 class Noise(Protocol):
     """How much longer a call takes than on a machine of its own."""
 
     def factor(self, now_s: float) -> float:
-        """For a call that begins now; 1 or more."""
+        """For a call that begins now; about 1 when nothing disturbs it."""
 
 
 class VirtualTime:
@@ -124,7 +125,31 @@ class BusyMachine:
         drift = 1 + 0.1 * float(np.sin(now_s / 20 + self._phase))
         burst = 1 + float(rng.exponential(0.5)) if rng.random() < 0.03 else 1.0
         scatter = float(np.exp(self._scatter * rng.standard_normal()))
-        return max(1.0, self._level * drift * scatter) * burst
+        return self._level * drift * scatter * burst
+
+
+class Beating:
+    """Noise with a regular disturbance on top, about once in a round.
+
+    Args:
+        noise: The other noise.
+        period_s: From one disturbance to the next.
+        share: Of the time that it takes.
+        slower: How many times slower calls are that begin in it.
+    """
+
+    def __init__(
+        self, noise: Noise, *, period_s: float = 0.24, share: float = 0.25, slower: float = 1.4
+    ) -> None:
+        self._noise = noise
+        self._period_s = period_s
+        self._share = share
+        self._slower = slower
+
+    def factor(self, now_s: float) -> float:
+        """See :class:`Noise`."""
+        beat = now_s / self._period_s % 1 < self._share
+        return self._noise.factor(now_s) * (self._slower if beat else 1.0)
 
 
 class Replayed:

@@ -1,27 +1,34 @@
 """What the harness adds to a bare loop, and decode steps beside other libraries'.
 
-Run it with ``python -m tests.benchmarks.bench_overhead MODEL_DIR [--optimum-python PYTHON]
-[--genai-dir DIR] [--threads N]``. MODEL_DIR holds ``model.onnx`` and ``config.json``. optimum lives
-in an environment of its own: its python is given by the option or ``DEPTHCUT_OPTIMUM_PYTHON``.
-onnxruntime-genai needs a folder that its own model builder wrote: the same weights, but a graph of
-its own with fused attention, so that row compares whole products. What isn't there is skipped, in
-words. It prints figures and asserts nothing.
+Run it with ``python -m tests.benchmarks.bench_overhead MODEL_DIR [--seconds 60] [--threads N]
+[--optimum-python PYTHON] [--genai-python PYTHON] [--genai-dir DIR]``. MODEL_DIR holds
+``model.onnx`` and ``config.json``. optimum lives in an environment of its own: its python is given
+by the option or ``DEPTHCUT_OPTIMUM_PYTHON``. onnxruntime-genai runs the same ONNX file and, as a
+row of its own, the folder that its model builder wrote of the same weights (``--genai-dir``). What
+isn't there is skipped, in words. It prints figures and asserts nothing.
+
+The harness is held against a bare loop of ``run_with_iobinding`` over the same session and the same
+binding, in turns that are drawn; the figure is the median of the differences of neighbouring turns,
+by timed call. *in its times*: what the reported times hold too much. *in the whole*: what a round
+takes longer than as many bare calls, those that the harness doesn't time included.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import inspect
 import os
-import subprocess
+import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
+from exporter.backends.base import BoundCall
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.measure.environment import default_threads
@@ -29,154 +36,158 @@ from exporter.measure.inputs import Shape, make_inputs, random_tokens
 from exporter.measure.statistics import Estimate, estimate
 from exporter.measure.timing.clock import Clocks, no_garbage_collection
 from exporter.measure.timing.probe import CallProbe
-from exporter.measure.timing.rounds import Rounds
+from exporter.measure.timing.rounds import Rounds, calls_of_round
+from exporter.measure.timing.warmup import calls_per_visit, warm_up
+from tests.benchmarks.decoding_peers import (
+    NEW,
+    PROMPT,
+    Peer,
+    genai,
+    genai_built,
+    optimum,
+)
 from tests.benchmarks.machine import print_machine
+from tests.benchmarks.small_model import small_model
 
-PROMPT, NEW = 64, 32
-BLOCK = 8
-
-# Reads a line, generates, writes the mean milliseconds of a later token.
-OPTIMUM = """
-import sys, time, json, torch
-from optimum.onnxruntime import ORTModelForCausalLM
-import onnxruntime
-folder, threads, prompt, new = sys.argv[1], *map(int, sys.argv[2:])
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = threads
-model = ORTModelForCausalLM.from_pretrained(folder, session_options=options, use_io_binding=True)
-torch.set_num_threads(threads)
-ids = torch.arange(3, 3 + prompt)[None]
-def steps():
-    found = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
-    token, past, begin = found.logits[:, -1:].argmax(-1), found.past_key_values, time.perf_counter()
-    for number in range(new - 1):
-        mask = torch.ones((1, prompt + number + 1), dtype=torch.int64)
-        found = model(input_ids=token, attention_mask=mask, past_key_values=past, use_cache=True)
-        token, past = found.logits[:, -1:].argmax(-1), found.past_key_values
-    return (time.perf_counter() - begin) / (new - 1) * 1e3
-steps()
-print("ready", flush=True)
-for line in sys.stdin:
-    print(json.dumps(steps()), flush=True)
-"""
+_MIDDLE = 0.95
 
 
-def overhead(model: Path, threads: int, seconds: float) -> None:
-    """The harness's calls and a bare loop's over the same binding, in turns that are drawn."""
-    rng = np.random.default_rng(0)
+@dataclass(frozen=True)
+class Turn:
+    """Milliseconds of one round by timed call.
+
+    Attributes:
+        whole: The round's time.
+        told: The mean of what it says that calls took.
+    """
+
+    whole: float
+    told: float
+
+
+def overhead(model: Path, shape: Shape, threads: int, seconds: float) -> None:
+    """Prints what the harness adds to calls of one shape."""
     with OnnxRuntimeRunner(model, threads=threads) as runner:
-        for shape in (Shape("decode", 1, 1, 128), Shape("prefill", 1, 64)):
-            call = runner.prepare(make_inputs(runner.inputs, shape, random_tokens(shape, 32)))
-            rounds = Rounds([CallProbe(call)], BLOCK // 2, rng, Clocks())
-            arms: list[Callable[[], float]] = [lambda c=call: _bare(c), lambda r=rounds: _taken(r)]
-            found = _paired(arms, seconds, rng)
-            low, high = found.interval()
-            more = [100 * (1 / ratio - 1) for ratio in (np.exp(found.log_ratio), high, low)]
-            print(f"harness over bare loop, {shape}: {more[0]:+.2f} % "
-                  f"[{more[1]:+.2f}, {more[2]:+.2f}] of the whole time")  # fmt: skip
+        call = runner.prepare(make_inputs(runner.inputs, shape, random_tokens(shape, 32)))
+        probes = [CallProbe(call)]
+        calls = calls_per_visit(warm_up(probes, seconds=5, clock=time.perf_counter_ns).call_ms)
+        rounds = Rounds(probes, calls, np.random.default_rng(0), Clocks())
+        bare = _bare(call, calls_of_round(1, calls))
+        pairs = _pairs(bare, lambda: _taken(rounds, 2 * calls), seconds)
+    quiet = statistics.median(bare_ms for bare_ms, _ in pairs)
+    print(f"{model.parent.name}, {shape}, {calls} calls in a turn, {threads} threads: "
+          f"{1e3 * quiet:.1f} us a bare call")  # fmt: skip
+    made = calls_of_round(1, calls) / (2 * calls)
+    _print("in its times", [turn.told - bare_ms for bare_ms, turn in pairs], quiet)
+    _print("in the whole", [turn.whole - made * bare_ms for bare_ms, turn in pairs], quiet)
 
 
-def _bare(call: Callable[[], None]) -> float:
-    """A call of as many as a round of the harness makes, those that it doesn't time included."""
+def _print(what: str, added_ms: list[float], bare_ms: float) -> None:
+    middle, low, high = _median(added_ms)
+    print(f"  adds {what}: {1e3 * middle:+.2f} us [{1e3 * low:+.2f}, {1e3 * high:+.2f}], "
+          f"{100 * middle / bare_ms:+.2f} % [{100 * low / bare_ms:+.2f}, "
+          f"{100 * high / bare_ms:+.2f}] ({len(added_ms)} pairs)", flush=True)  # fmt: skip
+
+
+def _median(values: list[float]) -> tuple[float, float, float]:
+    """With the 95 % interval that order statistics give, whatever the distribution."""
+    from scipy import stats
+
+    ordered = np.sort(values)
+    below = int(stats.binom.ppf((1 - _MIDDLE) / 2, len(ordered), 0.5))
+    return float(np.median(ordered)), float(ordered[below]), float(ordered[-1 - below])
+
+
+def _bare(call: BoundCall, calls: int) -> Callable[[], float]:
+    """A loop over the session's own function; it gives milliseconds by call."""
+    own = inspect.getclosurevars(call).nonlocals
+    run, binding = own["run"], own["bound"].binding
+
+    def loop() -> float:
+        begin = time.perf_counter()
+        for _ in range(calls):
+            run(binding)
+        return (time.perf_counter() - begin) / calls * 1e3
+
+    return loop
+
+
+def _taken(rounds: Rounds, timed: int) -> Turn | None:
     begin = time.perf_counter()
-    for _ in range(BLOCK + 2):
-        call()
-    return time.perf_counter() - begin
+    times = rounds.take()
+    whole = (time.perf_counter() - begin) / timed * 1e3
+    return None if times is None else Turn(whole, float(times.mean()))
 
 
-def _taken(rounds: Rounds) -> float:
-    begin = time.perf_counter()
-    rounds.take()
-    return time.perf_counter() - begin
+def _pairs(
+    bare: Callable[[], float], harness: Callable[[], Turn | None], seconds: float
+) -> list[tuple[float, Turn]]:
+    rng = np.random.default_rng(0)
+    found: list[tuple[float, Turn]] = []
+    deadline = time.monotonic() + seconds
+    with no_garbage_collection():
+        while time.monotonic() < deadline or len(found) < 20:
+            if rng.integers(2):
+                turn, bare_ms = harness(), bare()
+            else:
+                bare_ms, turn = bare(), harness()
+            if turn is not None:
+                found.append((bare_ms, turn))
+    return found
 
 
-def _paired(arms: list[Callable[[], float]], seconds: float, rng: np.random.Generator) -> Estimate:
-    """The log of the first arm's time over the second's is below 0 where the first is faster."""
-    ratios = []
+def side_by_side(options: argparse.Namespace) -> None:
+    """Mean time of a later token, ours and theirs, in turns that are drawn."""
+    folder, threads = options.folder, options.threads
+    print(f"greedy decoding of {NEW} tokens after {PROMPT}, batch 1, {threads} threads; the time "
+          "of a later token; both arms loaded, the other library in its own process")  # fmt: skip
+    with OnnxRuntimeDecoder(folder / "model.onnx", threads=threads) as decoder:
+        _, tokens = _own_steps(decoder)
+        for peer in (
+            optimum(folder, threads, options.optimum_python),
+            genai(folder, threads, options.genai_python),
+            genai_built(options.genai_dir, threads, options.genai_python),
+        ):
+            with peer as arm:
+                if arm is not None:
+                    _compare(decoder, arm, tokens, options.seconds)
+
+
+def _compare(decoder: OnnxRuntimeDecoder, peer: Peer, tokens: list[int], seconds: float) -> None:
+    found, times = _paired([lambda: _own_steps(decoder)[0], peer.step_ms], seconds)
+    low, high = found.interval()
+    versions = ", ".join(f"{name} {version}" for name, version in peer.versions.items())
+    alike = "the same tokens" if peer.tokens == tokens else "OTHER TOKENS"
+    ratio = np.exp(found.log_ratio)
+    print(f"{peer.name} ({versions}): {peer.same}; {alike}\n"
+          f"  depthcut {times[0]:.2f} ms, it {times[1]:.2f} ms; depthcut takes {ratio:.3f} "
+          f"[{low:.3f}, {high:.3f}] of its time", flush=True)  # fmt: skip
+
+
+def _paired(arms: list[Callable[[], float]], seconds: float) -> tuple[Estimate, list[float]]:
+    """The log of the first arm's time over the second's, and the median of either."""
+    rng = np.random.default_rng(0)
+    ratios, times = [], []
     deadline = time.monotonic() + seconds
     with no_garbage_collection():
         while time.monotonic() < deadline or len(ratios) < 6:
             order = [int(arm) for arm in rng.permutation(2)]
-            times = [0.0, 0.0]
+            turns: list[list[float]] = [[], []]
             for arm in (*order, *reversed(order)):
-                times[arm] += arms[arm]()
-            ratios.append(np.log(times[0] / times[1]))
-    return estimate(np.array(ratios))
+                turns[arm].append(arms[arm]())
+            ratios.append(np.log(np.array(turns[0]) / turns[1]))
+            times.append(turns)
+    return estimate(np.array(ratios)), [float(np.median([t[n] for t in times])) for n in (0, 1)]
 
 
-def side_by_side(folder: Path, threads: int, seconds: float, options: argparse.Namespace) -> None:
-    """Mean time of a later token, ours and theirs, in turns that are drawn."""
-    rng = np.random.default_rng(0)
-    with OnnxRuntimeDecoder(folder / "model.onnx", threads=threads) as decoder:
-        peers = {"optimum": _optimum(folder, threads, options.optimum_python),
-                 "onnxruntime-genai": _genai(options.genai_dir, threads)}  # fmt: skip
-        for name, peer in peers.items():
-            if peer is None:
-                continue
-            found = _paired([lambda: _own_steps(decoder), peer], seconds, rng)
-            low, high = found.interval()
-            ratio = np.exp(found.log_ratio)
-            print(f"decode step after {PROMPT}, {threads} threads: depthcut takes {ratio:.3f} "
-                  f"[{low:.3f}, {high:.3f}] of the time of {name}")  # fmt: skip
-
-
-def _own_steps(decoder: OnnxRuntimeDecoder) -> float:
+def _own_steps(decoder: OnnxRuntimeDecoder) -> tuple[float, list[int]]:
     ids = np.arange(3, 3 + PROMPT)[None]
     token = decoder.prefill(ids, context=PROMPT + NEW).argmax(-1)
-    begin = time.perf_counter()
+    tokens, begin = [int(token[0])], time.perf_counter()
     for _ in range(NEW - 1):
         token = decoder.step(token[:, None]).argmax(-1)
-    return (time.perf_counter() - begin) / (NEW - 1) * 1e3
-
-
-def _optimum(folder: Path, threads: int, python: str | None) -> Callable[[], float] | None:
-    if not python:
-        print("optimum: skipped, no python of its environment is given (--optimum-python)")
-        return None
-    command = [python, "-c", OPTIMUM, str(folder), str(threads), str(PROMPT), str(NEW)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    if process.stdout.readline().strip() != "ready":
-        print("optimum: skipped, it failed to load the model (see above)")
-        return None
-    return lambda: _asked(process.stdin, process.stdout)
-
-
-def _asked(to: IO[str] | None, back: IO[str] | None) -> float:
-    assert to is not None
-    assert back is not None
-    to.write("go\n")
-    to.flush()
-    return float(json.loads(back.readline()))
-
-
-def _genai(folder: Path | None, threads: int) -> Callable[[], float] | None:
-    if folder is None:
-        print("onnxruntime-genai: skipped, no folder of its model builder is given (--genai-dir)")
-        return None
-    try:
-        import onnxruntime_genai as genai
-    except ImportError:
-        print("onnxruntime-genai: skipped, it isn't installed")
-        return None
-    config: Any = genai.Config(str(folder))
-    overlay = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
-    config.overlay(json.dumps(overlay))
-    model = genai.Model(config)
-
-    def steps() -> float:
-        parameters = genai.GeneratorParams(model)
-        parameters.set_search_options(max_length=PROMPT + NEW, min_length=PROMPT + NEW)
-        generator = genai.Generator(model, parameters)
-        generator.append_tokens(np.arange(3, 3 + PROMPT, dtype=np.int32)[None])
-        generator.generate_next_token()
-        begin = time.perf_counter()
-        for _ in range(NEW - 1):
-            generator.generate_next_token()
-        return (time.perf_counter() - begin) / (NEW - 1) * 1e3
-
-    return steps
+        tokens.append(int(token[0]))
+    return (time.perf_counter() - begin) / (NEW - 1) * 1e3, tokens
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -184,13 +195,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--optimum-python", default=os.environ.get("DEPTHCUT_OPTIMUM_PYTHON"))
+    parser.add_argument("--genai-python", default=sys.executable)
     parser.add_argument("--genai-dir", type=Path)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--seconds", type=float, default=60.0, help="for each figure")
     options = parser.parse_args(arguments)
-    print_machine("scipy", "onnxruntime-genai")
-    overhead(options.folder / "model.onnx", options.threads, options.seconds)
-    side_by_side(options.folder, options.threads, options.seconds, options)
+    print_machine("scipy")
+    model = options.folder / "model.onnx"
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = small_model(Path(folder) / "tiny")
+        overhead(tiny, Shape("decode", 1, 1, 16), 1, options.seconds / 4)
+    overhead(model, Shape("decode", 1, 1, 128), options.threads, options.seconds)
+    side_by_side(options)
     return 0
 
 

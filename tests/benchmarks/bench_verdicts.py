@@ -3,6 +3,8 @@
 Run it with ``python -m tests.benchmarks.bench_verdicts [--trials 200] [--real N [MODEL.onnx]]``.
 The trials run in virtual time, each with a budget of 60 s: on replayed decode steps of SmolLM2 that
 were recorded on a busy machine of 2 cores (``decode_steps.npz``), and on a generator of such noise.
+The statistics were chosen with these in view, except for the rows called "held out", whose steps
+were recorded after that.
 Real trials load real ONNX Runtime sessions; one arm's calls are delayed by 3 %.
 """
 
@@ -27,8 +29,11 @@ from exporter.measure.inputs import Shape
 from exporter.measure.latency import Sampling, measure_rows
 from exporter.measure.timing.probe import CallProbe, Cell, Probe
 from exporter.measure.timing.subjects import RunnerSubject
+from tests.benchmarks.small_model import small_model
 from tests.virtual_time import (
+    HELD_OUT,
     RECORDED,
+    Beating,
     BusyMachine,
     Noise,
     Replayed,
@@ -40,20 +45,21 @@ SLOWDOWN = 1.03
 BUDGET_S = 60.0
 
 
-def recorded_steps() -> dict[str, np.ndarray]:
+def recorded_steps(path: Path) -> dict[str, np.ndarray]:
     """Decode steps in milliseconds, by how they were taken."""
-    with np.load(RECORDED, allow_pickle=False) as file:
+    with np.load(path, allow_pickle=False) as file:
         return {name: file[name].astype(np.float64) for name in file.files}
 
 
 def noises() -> dict[str, tuple[Callable[[int], Noise], float]]:
     """Makers of noise by name, and the milliseconds of a quiet step."""
-    steps = recorded_steps()
     found: dict[str, tuple[Callable[[int], Noise], float]] = {
-        f"recorded, {name.replace('_', ' ')}": (lambda seed, own=own: Replayed(own, seed), 29.0)
-        for name, own in steps.items()
+        f"{what}, {name.replace('_', ' ')}": (lambda seed, own=own: Replayed(own, seed), 29.0)
+        for what, path in (("recorded", RECORDED), ("held out", HELD_OUT))
+        for name, own in recorded_steps(path).items()
     }
     found["generated"] = (lambda seed: BusyMachine(seed), 29.0)
+    found["generated, beating"] = (lambda seed: Beating(BusyMachine(seed)), 29.0)
     found["generated, loud"] = (lambda seed: BusyMachine(seed, contention=3, scatter=0.15), 29.0)
     return found
 
@@ -75,7 +81,7 @@ def table(trials: int) -> None:
         f"{trials} trials each, {BUDGET_S:.0f} s of virtual measuring time at most, threshold 1 %"
     )
     print(f"{'noise':28} {'median/min':>10} {'equal: false':>12} {'3 %: slower':>12} "
-          f"{'seconds':>8}  verdicts")  # fmt: skip
+          f"{'seconds':>8} {'covered':>14}  verdicts")  # fmt: skip
     for name, (make, call_ms) in noises().items():
         for lottery in (0.0, 0.003) if name == "generated" else (0.0,):
             equal, slower = (
@@ -92,9 +98,17 @@ def _print_row(name: str, equal: list[LatencyRow], slower: list[LatencyRow]) -> 
     words, found = Counter(r.verdict for r in equal), Counter(r.verdict for r in slower)
     false = words["faster"] + words["slower"]
     seconds = np.median([row.seconds or 0 for row in slower])
+    covered = [_covered(equal, 1.0), _covered(slower, 1 / SLOWDOWN)]
     print(f"{name:28} {ratio:10.2f} {false:6} ({100 * false / len(equal):3.1f} %)"
           f" {found['slower']:4} ({100 * found['slower'] / len(slower):3.0f} %) {seconds:8.0f}"
+          f" {covered[0]:6.1f} {covered[1]:6.1f} %"
           f"  {dict(words)} / {dict(found)}", flush=True)  # fmt: skip
+
+
+def _covered(rows: list[LatencyRow], truth: float) -> float:
+    """In how many of a hundred the reported 95 % interval holds the true ratio."""
+    bounds = [row.speedup.ci95 for row in rows]
+    return 100 * float(np.mean([low <= truth <= high for low, high in bounds]))
 
 
 class DelayedSubject(RunnerSubject):
@@ -155,15 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
         table(options.trials)
     if options.real:
         with tempfile.TemporaryDirectory() as folder:
-            real(options.model or _small_model(Path(folder)), options.real, options.past)
+            real(options.model or small_model(Path(folder)), options.real, options.past)
     return 0
-
-
-def _small_model(folder: Path) -> Path:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "exporter"))
-    from tiny_lm import write_tiny_lm
-
-    return write_tiny_lm(folder) / "model.onnx"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from exporter.measure.graph_facts import read_facts
 from exporter.measure.inputs import Shape, has_cache, make_inputs, random_tokens
 from exporter.measure.latency import Sampling, measure_rows
 from exporter.measure.model_folder import find_model
-from exporter.measure.statistics import as_rounds
+from exporter.measure.statistics import ONE_LOOK, as_rounds
 from exporter.measure.timing.clock import (
     Clocks,
     Watch,
@@ -262,7 +262,7 @@ def test_looks_spend_no_more_than_one_look_might() -> None:
     for chunks in (6, 7, 10, CHUNKS):
         looks = Looks(chunks)
         spent = [looks.spend(n) for n in range(1, chunks) if looks.due(n)] + [looks.rest()]
-        assert sum(each.equal for each in spent) == pytest.approx(0.004, rel=1e-9)
+        assert sum(each.equal for each in spent) == pytest.approx(ONE_LOOK.equal, rel=1e-9)
         assert sum(each.threshold for each in spent) == pytest.approx(0.1, rel=1e-9)
         assert all(each.equal > 0 for each in spent)
 

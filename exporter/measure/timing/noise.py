@@ -26,7 +26,7 @@ def noise_floor(baseline_ms: Milliseconds, *, seed: int = 0) -> NoiseFloor:
     """
     half = baseline_ms.shape[1] // 2
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), len(baseline_ms))
-    ratios = signs * log_ratios(baseline_ms[:, :half], baseline_ms[:, half:])
+    ratios = signs * log_ratios(baseline_ms[:, :half], baseline_ms[:, half:])[:, 0]
     found = estimate(ratios)
     speedup = found.speedup()
     reach = max(abs(math.log(bound)) for bound in speedup.ci95) / math.sqrt(2)

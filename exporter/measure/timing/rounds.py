@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from exporter.measure.timing.clock import Clocks, Watch
 from exporter.measure.timing.probe import Probe, Sample
 
+TURNS = 2
+"""Of each arm in a round."""
+
 Times = NDArray[np.float64]
 """Milliseconds of one round, ``[arms, 2 * calls, phases]``."""
 

@@ -22,6 +22,7 @@ from exporter.measure.statistics import (
 from exporter.measure.timing.chunk import Chunk
 from exporter.measure.timing.noise import noise_floor
 from exporter.measure.timing.probe import Cell
+from exporter.measure.timing.rounds import TURNS
 from exporter.measure.timing.stopping import Looks
 
 _OVER = 1.02  # of the budget a last chunk may take so much
@@ -113,7 +114,9 @@ class Row:
     def _estimate(self, phase: int) -> Estimate:
         times = self._times(phase)
         return estimate(
-            log_ratios(times[0], times[1]), groups=self._groups, alternating=self._alternating
+            log_ratios(times[0], times[1], turns=TURNS),
+            groups=self._groups,
+            alternating=self._alternating,
         )
 
     @property
@@ -155,7 +158,12 @@ class Row:
                 name: summarize(own) for name, own in zip(self._arms[2:], times[2:], strict=True)
             },
             speedup=paired_speedup(
-                times[0], times[1], seed=0, groups=self._groups, alternating=self._alternating
+                times[0],
+                times[1],
+                seed=0,
+                turns=TURNS,
+                groups=self._groups,
+                alternating=self._alternating,
             ),
             verdict=self._word(phase),
             verdict_interval=found.interval(1 - self._chances.threshold),

@@ -2,7 +2,7 @@
 
 A row's time budget is cut into chunks, and after some of them the verdict is looked at. Each look
 could be wrong, so the chance of a wrong word is spent over the looks (Lan and DeMets, "Discrete
-sequential boundaries for clinical trials", Biometrika 1983): up to a share f of the budget f**4 of
+sequential boundaries for clinical trials", Biometrika 1983): up to a share f of the budget f**8 of
 it. By the union bound all looks together are wrong no more often than one look with the whole
 chance, whatever the noise is like. Little is spent early: only a large difference ends a row soon.
 """
@@ -17,6 +17,7 @@ CHUNKS = 16
 FEWEST_LOADS = 6
 """An interval of fewer groups is so wide that it says nothing."""
 
+_POWER = 8
 _LOOKS = (6 / 16, 8 / 16, 11 / 16)
 
 
@@ -38,7 +39,7 @@ class Looks:
 
     def spend(self, chunk: int) -> Chances:
         """What the look after so many chunks may spend."""
-        return self._up_to(min(1.0, chunk / self._chunks) ** 4)
+        return self._up_to(min(1.0, chunk / self._chunks) ** _POWER)
 
     def rest(self) -> Chances:
         """What is left for the last look."""
