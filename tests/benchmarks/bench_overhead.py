@@ -1,6 +1,6 @@
 """What the harness adds to a bare loop, and decode steps beside other libraries'.
 
-Run it with ``python -m tests.benchmarks.bench_overhead MODEL_DIR [--seconds 60] [--threads N]
+Run it with ``python -m tests.benchmarks.bench_overhead MODEL_DIR [--seconds 30] [--threads N]
 [--optimum-python PYTHON] [--genai-python PYTHON] [--genai-dir DIR]``. MODEL_DIR holds
 ``model.onnx`` and ``config.json``. optimum lives in an environment of its own: its python is given
 by the option or ``DEPTHCUT_OPTIMUM_PYTHON``. onnxruntime-genai runs the same ONNX file and, as a
@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--genai-python", default=sys.executable)
     parser.add_argument("--genai-dir", type=Path)
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--seconds", type=float, default=60.0, help="for each figure")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for each figure")
     options = parser.parse_args(arguments)
     print_machine("scipy")
     model = options.folder / "model.onnx"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -61,19 +60,14 @@ def optimum(folder: Path, threads: int, python: str | None) -> Iterator[Peer | N
 @contextlib.contextmanager
 def genai(folder: Path, threads: int, python: str) -> Iterator[Peer | None]:
     """onnxruntime-genai on the same ONNX file, to which a config is written in a folder beside."""
-    view = folder.with_name(f"{folder.name}-genai-view")
-    view.mkdir()
-    try:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as view:
         for file in folder.iterdir():
-            if file.is_file():
-                os.link(file, view / file.name)
-        (view / "genai_config.json").unlink(missing_ok=True)
-        (view / "genai_config.json").write_text(json.dumps(_config(folder)))
+            if file.is_file() and file.name != "genai_config.json":
+                os.link(file, Path(view, file.name))  # data behind symbolic links is refused
+        Path(view, "genai_config.json").write_text(json.dumps(_config(folder)))
         same = "the same ONNX file, the cache handed on as outputs; greedy search in C++"
-        with _peer("onnxruntime-genai", same, python, "peer_genai.py", view, threads) as peer:
+        with _peer("onnxruntime-genai", same, python, "peer_genai.py", Path(view), threads) as peer:
             yield peer
-    finally:
-        shutil.rmtree(view)
 
 
 @contextlib.contextmanager
