@@ -32,7 +32,19 @@ def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> N
         Console(highlight=False).print(comparison_table(report))
     else:
         click.echo(plain_table(report))
-    click.echo(f"Report: {folder / 'report.html'}")
+    click.echo(f"Report: {folder / 'report.html'}{_more_there(report)}")
+
+
+def _more_there(report: ComparisonReport) -> str:
+    """What was measured beside the table's rows, so that nobody looks for it there."""
+    accuracy = report.accuracy
+    more = {
+        "references": report.arms.references,
+        "long contexts": accuracy and accuracy.long_context,
+        "tasks": accuracy and accuracy.tasks,
+    }
+    told = ", ".join(name for name, found in more.items() if found)
+    return f" (with more than the table: {told})" if told else ""
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -313,3 +313,13 @@ def test_a_collapsed_model_still_has_a_report(report: ComparisonReport, perplexi
     )
     assert "Perplexity goes from 20.00" in render(broken)
     assert "perplexity" in plain_table(broken)
+
+
+def test_the_last_line_tells_what_only_the_report_has(
+    report: ComparisonReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_comparison(report, tmp_path, as_json=False)
+    assert "more than the table" not in capsys.readouterr().out
+    arms = report.arms.model_copy(update={"references": {"torch": report.arms.baseline}})
+    print_comparison(report.model_copy(update={"arms": arms}), tmp_path, as_json=False)
+    assert "report.html (with more than the table: references)" in capsys.readouterr().out
