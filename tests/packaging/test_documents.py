@@ -21,8 +21,8 @@ DOCUMENTS = [
 ]
 GENERATED = {"architectures.md", "dialects.md", "builds.md"}
 WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
-FOREIGN = {"--build-arg", "--user", "--rm", "--exportTimes", "--save-results", "--no-deps"}
-"""Options of docker, trtexec, polygraphy and pip."""
+FOREIGN = {"--build-arg", "--exportTimes", "--save-results", "--trials"}
+"""Options of docker, trtexec, polygraphy and the benchmarks."""
 
 
 def shell_lines(text: str) -> list[str]:
