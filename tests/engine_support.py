@@ -20,7 +20,7 @@ def record(**changes: Any) -> EngineRecord:
         "settings": BuildSettings(compute_capabilities=("sm89",)), "precision": "fp16", "plan": [],
         "profiles": [ProfileEntry(phase="encode", shapes={})], "inputs": [], "outputs": [],
         "network_layers": 9, "layers": {"kgen": 2},
-        "memory_bytes": {}, "reproducible": True, "parse_s": 0.1, "build_s": 1.0, "total_s": 1.2,
+        "memory_bytes": {}, "fixed_addresses": True, "parse_s": 0.1, "build_s": 1.0, "total_s": 1.2,
     }  # fmt: skip
     return EngineRecord.model_validate({**facts, **changes})
 

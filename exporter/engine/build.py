@@ -167,7 +167,7 @@ def _build(
             profiles=entries,
             timing_cache_sha256=_hash_of(stage / _NEW_CACHE),
             total_s=time.perf_counter() - job.begin,
-            **_told(flavour, result),
+            **_told(result),
         )
         sidecar = record.write(stage / "engine.json")
         moves = [(built, path), (sidecar, sidecar_path(path))]
@@ -192,15 +192,17 @@ def _request(
     }
 
 
-def _told(flavour: Flavour, result: dict[str, Any]) -> dict[str, Any]:
+def _told(result: dict[str, Any]) -> dict[str, Any]:
     """What the building process says of the engine, as the record has it."""
-    same = ("engine_sha256", "network_layers", "layers", "memory_bytes", "parse_s", "build_s")
+    same = (
+        "engine_sha256", "network_layers", "layers", "memory_bytes", "fixed_addresses", "parse_s",
+        "build_s",
+    )  # fmt: skip
     return {
         **{name: result[name] for name in same},
         "backend_version": result["version"],
         "inputs": [EngineTensor.model_validate(each) for each in result["inputs"]],
         "outputs": [EngineTensor.model_validate(each) for each in result["outputs"]],
-        "reproducible": flavour.builds_without_gpu and result["fixed_addresses"],
     }
 
 

@@ -39,8 +39,8 @@ class EngineRecord(Artifact):
         network_layers: Layers of the parsed network.
         layers: By type, the layers that the builder made and that do real work.
         memory_bytes: By kind, what the builder says it needs.
-        reproducible: Whether it was built with fixed addresses; TensorRT-RTX then gives the same
-            bytes again, all but always.
+        fixed_addresses: Whether the builder's process had them. TensorRT-RTX then gives the same
+            bytes for a small graph again, as a rule; for a large one it need not.
         timing_cache_sha256: Of the timing cache that it was built with; None without one.
         parse_s: Seconds for reading the graph.
         build_s: Seconds that the builder took.
@@ -63,7 +63,7 @@ class EngineRecord(Artifact):
     network_layers: int
     layers: dict[str, int]
     memory_bytes: dict[str, int]
-    reproducible: bool
+    fixed_addresses: bool
     timing_cache_sha256: str | None = None
     parse_s: float
     build_s: float

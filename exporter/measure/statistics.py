@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import FEWEST_ROUNDS, LatencySamples, NoiseFloor, Speedup, VerdictWord
+from exporter.measure.bootstrap import expanded_level
 
 Milliseconds = NDArray[np.float64]
 
@@ -264,7 +265,7 @@ def paired_speedup(
     grouped = ratios.reshape(groups, -1, turns)
     drawn = _resampled(grouped, strata, np.random.default_rng(seed))
     units = groups + 1 - strata if groups > 1 else len(ratios)
-    outside = (1 - _expanded_level(units)) / 2
+    outside = (1 - expanded_level(units)) / 2
     low, high = np.exp(np.quantile(drawn, [outside, 1 - outside]))
     wide = found.interval()
     low, high = min(low, wide[0]), max(high, wide[1])
@@ -286,14 +287,6 @@ def _resampled(
         parts = [drawn[:, n::strata].reshape(_BATCH, -1) for n in range(strata)]
         found.append(np.mean([_midmean(part) for part in parts], axis=0))
     return np.concatenate(found)
-
-
-def _expanded_level(units: int) -> float:
-    """The nominal level whose percentile interval covers 95 % with so many units."""
-    from scipy import stats
-
-    quantile = stats.t.ppf((1 + _CONFIDENCE) / 2, units - 1) * math.sqrt(units / (units - 1))
-    return float(1 - 2 * stats.norm.sf(quantile))
 
 
 def unpaired_speedup(
