@@ -51,19 +51,27 @@ def lines(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_a_killed_run_goes_on_where_it_was(arms: tuple[Path, Path], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = [
-        sys.executable, "-m", "exporter.cli", "compare", *map(str, arms), "-o", str(out),
-        "--prefill", "4", "--decode-past", "6", "--threads", "1", "--time-budget", "1s",
-        "--threshold", "0.01%", "--eval-tokens", "32",
-    ]  # fmt: skip
+def kill_once_chunks_are_kept(command: list[str], out: Path) -> bool:
+    """Whether it could be killed before it was done, which a busy machine may let it be."""
     process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(lines(out)) < 4 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    return process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_goes_on_where_it_was(arms: tuple[Path, Path], tmp_path: Path) -> None:
+    for out in (tmp_path / "out", tmp_path / "again", tmp_path / "last"):
+        command = [
+            sys.executable, "-m", "exporter.cli", "compare", *map(str, arms), "-o", str(out),
+            "--prefill", "4", "--decode-past", "6", "--threads", "1", "--time-budget", "1s",
+            "--threshold", "0.01%", "--eval-tokens", "32",
+        ]  # fmt: skip
+        if kill_once_chunks_are_kept(command, out):
+            break
+    else:
+        pytest.fail("three runs were done before they could be killed")
     assert not (out / "report.json").exists()
     kept = [json.loads(line) for line in lines(out)[1:] if line.endswith("}")]
     assert len(kept) >= 2
