@@ -13,7 +13,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo   score SmolLM2-135M, cut 8 of its 30 attentions, compare (a few minutes)"
+	@echo "make demo   score SmolLM2-135M, cut 8 of its 30 attentions, compare (about seven minutes)"
 	@echo "make test   set up what the tests need and run all tiers"
 	@echo "make lint   ruff, mypy, import-linter, the CI samples' schemas"
 	@echo "make bench  print the benchmarks' figures (long)"
