@@ -18,7 +18,7 @@ from exporter.engine.check import refuse_without_driver
 from exporter.engine.child import Job
 from exporter.engine.driver import ask_driver
 from exporter.engine.flavours import FLAVOURS, Backend, Flavour
-from exporter.engine.graph import GraphFacts, graph_facts
+from exporter.engine.graph import GraphFacts, graph_facts, graph_hashes
 from exporter.engine.naming import Marks, engine_name, is_folder, phase_mark, with_marks
 from exporter.engine.profiles import (
     GraphTensor,
@@ -31,7 +31,7 @@ from exporter.engine.profiles import (
 from exporter.engine.settings import BuildSettings, ProfileEntry
 from exporter.engine.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.errors import EngineError, UsageError
-from exporter.files import refuse_overwriting, sha256_file, sha256_files
+from exporter.files import refuse_overwriting, sha256_file
 from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import place, staging
 
@@ -122,10 +122,7 @@ class _Order:
 
     @cached_property
     def made_from(self) -> dict[str, str]:
-        hashes = {"model": sha256_file(self.onnx)}
-        if self.facts.weights:
-            hashes["weights"] = sha256_files(self.facts.weights, self.onnx.parent)
-        return hashes
+        return graph_hashes(self.onnx, self.facts)
 
     def job(self) -> Job:
         """A process that begins with reading the graph, while it is read here too."""

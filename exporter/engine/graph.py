@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.engine.profiles import GraphTensor, input_tensors
+from exporter.files import sha256_file, sha256_files
 
 _FLOATS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
 
@@ -60,6 +61,14 @@ def graph_facts(path: Path) -> GraphFacts:
         inputs=tuple(input_tensors(path, model)),
         weights=tuple(data_files(model)),
     )
+
+
+def graph_hashes(path: Path, facts: GraphFacts) -> dict[str, str]:
+    """What an engine's record says that it was made from: the graph's file, and its weights'."""
+    hashes = {"model": sha256_file(path)}
+    if facts.weights:
+        hashes["weights"] = sha256_files(facts.weights, path.parent)
+    return hashes
 
 
 def _precision(model: Any) -> str:

@@ -163,7 +163,14 @@ def _try(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
     return run_once([Path(path) for path in request["engines"]])
 
 
-_JOBS = {"check": _check, "build": _build, "try": _try}
+def _refit(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+    from exporter.engine.refit import write_refitted
+
+    write_refitted(*(Path(request[name]) for name in ("engine", "onnx", "target")))
+    return {}
+
+
+_JOBS = {"check": _check, "build": _build, "try": _try, "refit": _refit}
 
 if __name__ == "__main__":
     _end_with_parent()
