@@ -40,11 +40,15 @@ def main() -> int:
         why = f"{', '.join(missing)} not installed" if missing else "DEPTHCUT_DATA names no folder"
         print(f"Left out: {why}. See tests/benchmarks/bench_tasks.py.")
         return 0
+    files = sorted(Path(data).glob("*.jsonl"))
+    if not files:
+        print(f"{data} holds no .jsonl file: nothing was compared.")
+        return 1
     os.environ["HF_HUB_OFFLINE"] = "1"
     print_machine("lm_eval", "torch", "transformers")
     with ExitStack() as stack:
         bench = Bench(Path(sys.argv[1]), Path(data), stack)
-        wrong = [bench.run(path.stem) for path in sorted(Path(data).glob("*.jsonl"))]
+        wrong = [bench.run(path.stem) for path in files]
         return int(any(wrong))
 
 
