@@ -6,12 +6,13 @@ here has not run in this project's CI; ``tests/gpu`` runs it.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from exporter.engine.child import run_job
 from exporter.engine.engine_set import EngineSet
-from exporter.engine.graph import graph_facts, graph_hashes
+from exporter.engine.graph import GraphFacts, graph_facts, graph_hashes
 from exporter.engine.guard import refuse_unready
 from exporter.engine.network import Listener
 from exporter.engine.session import deserialised
@@ -47,14 +48,8 @@ def refit_engine(
         UsageError: The result would replace what it is made from.
         MissingDependencyError: The library is not installed.
     """
-    record = read_sidecar(engine)
-    _refuse_fixed_weights(engine, record)
-    facts = graph_facts(onnx)
-    if facts.plan != record.plan:
-        raise EngineError(
-            f"{onnx} has not the same sublayers cut as the graph of {engine}.",
-            "Refit it with the graph that it was built from, or one cut by the same plan.",
-        )
+    record, facts = read_sidecar(engine), graph_facts(onnx)
+    _refuse_foreign_weights(engine, record, onnx, facts)
     engines = EngineSet((engine,), (record,))
     if target.is_dir():
         raise UsageError(f"{target} is a folder.", "Name the new engine's file.")
@@ -109,13 +104,15 @@ def write_refitted(engine: Path, onnx: Path, target: Path) -> None:
         )
     if not refitter.refit_cuda_engine():
         raise _not_taken(engine, onnx, listener.last_error())
-    settings = loaded.create_serialization_config()
-    settings.clear_flag(module.SerializationFlag.EXCLUDE_WEIGHTS)  # set for a stripped engine
-    content = loaded.serialize_with_config(settings)
+    saving = loaded.create_serialization_config()
+    saving.clear_flag(module.SerializationFlag.EXCLUDE_WEIGHTS)  # set for a stripped engine
+    content = loaded.serialize_with_config(saving)
     if content is None:
         raise _not_taken(engine, onnx, listener.last_error())
     with target.open("wb") as file:
         file.write(memoryview(content))
+        file.flush()
+        os.fsync(file.fileno())  # an engine takes its name when it is whole
 
 
 def _first_error(parser: Any) -> str:
@@ -129,9 +126,16 @@ def _not_taken(engine: Path, onnx: Path, reason: str) -> EngineError:
     )
 
 
-def _refuse_fixed_weights(engine: Path, record: EngineRecord) -> None:
+def _refuse_foreign_weights(
+    engine: Path, record: EngineRecord, onnx: Path, facts: GraphFacts
+) -> None:
     if not (record.settings.refittable or record.settings.strip_weights):
         raise EngineError(
             f"{engine} was built with its weights fixed.",
             "Build it with --refittable or --strip-weights.",
+        )
+    if facts.plan != record.plan:
+        raise EngineError(
+            f"{onnx} has not the same sublayers cut as the graph of {engine}.",
+            "Refit it with the graph that it was built from, or one cut by the same plan.",
         )

@@ -66,18 +66,3 @@ def test_its_process_asks_the_driver_too(
         refit.refit_engine(engine, onnx, tmp_path / "new.engine")
     left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("model")}
     assert left == {"m.engine", "m.engine.json"}
-
-
-@pytest.mark.rtx
-def test_the_library_has_what_is_asked_of_it() -> None:
-    import tensorrt_rtx as trt
-
-    for owner, names in {
-        trt.Refitter: ("get_missing_weights", "refit_cuda_engine"),
-        trt.OnnxParserRefitter: ("refit_from_file", "get_error", "num_errors"),
-        trt.ICudaEngine: ("create_serialization_config", "serialize_with_config"),
-        trt.ISerializationConfig: ("clear_flag",),
-        trt.SerializationFlag: ("EXCLUDE_WEIGHTS",),
-        trt.ParserError: ("desc",),
-    }.items():
-        assert [name for name in names if not hasattr(owner, name)] == []

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from engine_support import written_as
 
-from exporter.engine import cuda, session
+from exporter.engine import cuda, refit, session
 from exporter.engine.driver import ask_driver
 from exporter.engine.network import Listener
 from exporter.errors import BackendError
@@ -64,6 +64,24 @@ def test_the_library_has_every_attribute_that_is_asked_of_it() -> None:
     assert [pair for pair in wanted if not hasattr(known[pair[0]], pair[1])] == []
     assert ("context", "execute_async_v3") in wanted
     assert {owner for owner, _ in wanted} == set(known)
+
+
+def test_the_library_has_every_attribute_that_a_refit_asks_for() -> None:
+    import tensorrt_rtx as trt
+
+    known = {
+        "module": trt,
+        "refitter": trt.Refitter,
+        "parser": trt.OnnxParserRefitter,
+        "loaded": trt.ICudaEngine,
+        "saving": trt.ISerializationConfig,
+        "SerializationFlag": trt.SerializationFlag,
+    }
+    source = inspect.getsource(refit.write_refitted) + inspect.getsource(refit._first_error)
+    wanted = asked(source, set(known))
+    assert [pair for pair in wanted if not hasattr(known[pair[0]], pair[1])] == []
+    assert {owner for owner, _ in wanted} == set(known)
+    assert hasattr(trt.ParserError, "desc")
 
 
 def test_a_misspelt_attribute_would_be_found() -> None:
