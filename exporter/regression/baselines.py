@@ -97,7 +97,8 @@ def updated(path: Path, report: ComparisonReport) -> Path:
     Returns:
         The file that was written, whole or not at all.
     """
-    folder = path.is_dir() or (not path.exists() and not path.suffix)
+    # Asked so that the answer stays the same when another job makes the folder meanwhile.
+    folder = not path.is_file() and (not path.suffix or path.is_dir())
     with in_turn(path if folder else path.parent):
         return _put(path, report, folder=folder)
 
