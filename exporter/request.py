@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from exporter.artifacts import Target
 from exporter.compare import CompareOptions
 from exporter.engine.flavours import Backend
 from exporter.engine.settings import BuildSettings
@@ -78,6 +79,7 @@ class ExportRequest:
         out: The folder that takes all results.
         drops: What to drop.
         exporter: PyTorch's own exporter, or optimum's.
+        target: The runtime that both graphs are written for.
         opset: The ONNX opset; None: 20 for PyTorch's exporter, optimum's own choice for optimum.
         engines: Engines to build of both, and to compare; None for none.
         force: Redo what is already there.
@@ -87,6 +89,7 @@ class ExportRequest:
     out: Path
     drops: DropRequest
     exporter: ExporterName = "torch"
+    target: Target = "portable"
     opset: int | None = None
     load: SourceOptions = field(default_factory=SourceOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)

@@ -35,6 +35,14 @@ from exporter.artifacts.comparison import (
     ParityCheck,
 )
 from exporter.artifacts.evaluation import EvaluationReport, TaskScore
+from exporter.artifacts.forms import (
+    FORM_KEY,
+    QUANTIZATION_KEY,
+    Corner,
+    FormRecord,
+    QuantizationRecord,
+    Target,
+)
 from exporter.artifacts.latency import (
     FEWEST_ROUNDS,
     Environment,
@@ -82,6 +90,8 @@ from exporter.artifacts.stages import (
 
 __all__ = [
     "FEWEST_ROUNDS",
+    "FORM_KEY",
+    "QUANTIZATION_KEY",
     "RUN_IN_FP32",
     "SCHEMA_VERSION",
     "_TOLD_VERSIONS",
@@ -96,6 +106,7 @@ __all__ = [
     "CheckReport",
     "CheckVerdict",
     "ComparisonReport",
+    "Corner",
     "DeletedEntry",
     "DeletionKind",
     "Drift",
@@ -104,6 +115,7 @@ __all__ = [
     "EngineParse",
     "Environment",
     "EvaluationReport",
+    "FormRecord",
     "GenerationAgreement",
     "GraphSizeEntry",
     "HistoryEntry",
@@ -125,6 +137,7 @@ __all__ = [
     "PruneReport",
     "PruningPlan",
     "Quantity",
+    "QuantizationRecord",
     "Record",
     "RefusedEntry",
     "Replacement",
@@ -135,6 +148,7 @@ __all__ = [
     "Score",
     "Speedup",
     "Stop",
+    "Target",
     "TaskResult",
     "TaskScore",
     "TimedPhase",

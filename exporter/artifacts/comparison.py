@@ -8,6 +8,7 @@ from pydantic import Field
 
 from exporter.artifacts.accuracy import Accuracy
 from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.forms import Corner, FormRecord, QuantizationRecord
 from exporter.artifacts.latency import Environment, LatencyRow, Phase
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion
 
@@ -46,7 +47,8 @@ class Arm(Record):
     that is so: they are then described by their build facts alone, and what was measured is
     ``backend``'s, on the ONNX file at ``path``; where there was none, nothing was.
     ``device_memory_bytes`` is what it took of the GPU while it ran. ``layers`` is the number of
-    layers of the model as its config has it, from before anything was cut out of it.
+    layers of the model as its config has it, from before anything was cut out of it. ``form`` and
+    ``quantization`` are what the graph notes of itself; None for a graph that notes nothing.
     """
 
     backend: str
@@ -63,6 +65,8 @@ class Arm(Record):
     not_run: str | None = None
     device_memory_bytes: int | None = None
     layers: int | None = None
+    form: FormRecord | None = None
+    quantization: QuantizationRecord | None = None
 
 
 class Arms(Record):
@@ -84,7 +88,11 @@ class ParityCheck(Record):
 
 
 class ComparisonReport(Artifact):
-    """report.json."""
+    """report.json.
+
+    ``corners`` are empty, or the four of whole and cut, float and quantised; the quantised ones are
+    then the baseline and the candidate.
+    """
 
     kind: Literal["comparison_report"] = "comparison_report"
     environment: Environment
@@ -94,3 +102,4 @@ class ComparisonReport(Artifact):
     parity: list[ParityCheck]
     latency: list[LatencyRow]
     accuracy: Accuracy | None
+    corners: list[Corner] = Field(default_factory=list)

@@ -6,12 +6,26 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from exporter.artifacts import RUN_IN_FP32, Arm, Arms, EngineFacts
+from pydantic import ValidationError
+
+from exporter.artifacts import (
+    FORM_KEY,
+    QUANTIZATION_KEY,
+    RUN_IN_FP32,
+    Arm,
+    Arms,
+    EngineFacts,
+    FormRecord,
+    QuantizationRecord,
+    Record,
+)
 from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError
 from exporter.progress import Progress
+
+_R = TypeVar("_R", bound=Record)
 
 if TYPE_CHECKING:
     from exporter.backends.base import Runner
@@ -76,6 +90,8 @@ class ComparedArm:
             not_run=self.not_run,
             device_memory_bytes=_device_memory(runner),
             layers=self.folder.layers,
+            form=_noted(FormRecord, facts, FORM_KEY),
+            quantization=_noted(QuantizationRecord, facts, QUANTIZATION_KEY),
         )
 
 
@@ -173,6 +189,14 @@ def _refuse_foreign(baseline: Runner, other: Runner, name: str, known: AbstractS
             f"{sorted(results[1])}.",
             "Compare a model with its own pruned form.",
         )
+
+
+def _noted(kind: type[_R], facts: GraphFacts, key: str) -> _R | None:
+    """What the graph notes of itself; None where that is nothing, or not ours."""
+    try:
+        return kind.model_validate_json(facts.metadata[key])
+    except (KeyError, ValidationError):
+        return None
 
 
 def _precision(facts: GraphFacts, runner: Runner | None) -> str:

@@ -1,0 +1,73 @@
+"""The part of report.json, and of a graph's own notes, that says how a graph is written."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from exporter.artifacts.accuracy import Interval
+from exporter.artifacts.base import Record
+
+FORM_KEY = "depthcut.form"
+"""Where a graph's ``metadata_props`` hold its :class:`FormRecord`, as JSON."""
+QUANTIZATION_KEY = "depthcut.quantization"
+"""Where a graph's ``metadata_props`` hold its :class:`QuantizationRecord`, as JSON."""
+
+
+class FormRecord(Record):
+    """For which runtime a graph was written, by what, and which operators that fused.
+
+    ``writer`` names the exporter and its version. ``passes`` are what rewrote its graph after it,
+    in order. ``fused`` counts the fused operators. ``remark`` says why a faster form was not to be
+    had, where that is so.
+    """
+
+    target: str
+    writer: str
+    passes: list[str] = Field(default_factory=list)
+    fused: dict[str, int] = Field(default_factory=dict)
+    remark: str | None = None
+
+
+class QuantizationRecord(Record):
+    """How a graph's weights were quantised.
+
+    ``bits`` counts the products by their weights' bits, ``{"4": 180, "8": 31}``; those that stayed
+    in float are not in it. ``embedding_bits`` and ``head_bits`` are None where they stayed in
+    float. ``calibration`` is the text that a method looked at, and its hash.
+    """
+
+    scheme: str
+    method: str
+    bits: dict[str, int]
+    block_size: int | None = None
+    symmetric: bool | None = None
+    accuracy_level: int | None = None
+    embedding_bits: int | None = None
+    head_bits: int | None = None
+    calibration: str | None = None
+
+
+class Corner(Record):
+    """One of four: the whole or the cut model, in float or quantised.
+
+    ``arm`` is its name among the arms: ``baseline``, ``candidate``, or that of a reference, by
+    which its times are found in the latency rows. The accuracy is against the whole model in float,
+    whose own are its perplexity alone. ``speedups`` are over the whole model in float, by the row's
+    shape name.
+    """
+
+    arm: str
+    pruned: bool
+    quantized: bool
+    file_bytes: int
+    perplexity: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    exact_match: float | None = None
+    speedups: dict[str, Interval] = Field(default_factory=dict)
+
+
+Target = Literal["portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+"""The runtime that a graph is written for."""

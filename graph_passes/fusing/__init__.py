@@ -1,0 +1,1 @@
+"""From basic operators to a runtime's fused ones, where no exporter writes those itself."""
