@@ -54,7 +54,8 @@ class Corner(Record):
 
     ``arm`` is its name among the arms: ``baseline``, ``candidate``, or that of a reference, by
     which its times are found in the latency rows. The accuracy is against the whole model in float,
-    whose own are its perplexity alone. ``speedups`` are over the whole model in float, by the row's
+    whose own is its perplexity alone; ``embedding_cosine`` is that of models that predict no
+    tokens. ``speedups`` are over the whole model in float, by the row's
     shape name.
     """
 
@@ -66,6 +67,7 @@ class Corner(Record):
     kl_divergence: float | None = None
     top1_agreement: float | None = None
     exact_match: float | None = None
+    embedding_cosine: float | None = None
     speedups: dict[str, Interval] = Field(default_factory=dict)
 
 

@@ -25,6 +25,9 @@ from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError
 from exporter.progress import Progress
 
+FLOAT_BASELINE, FLOAT_CANDIDATE = "float baseline", "float candidate"
+"""What the report calls the whole and the cut model in float, beside their quantised forms."""
+
 _R = TypeVar("_R", bound=Record)
 
 if TYPE_CHECKING:
@@ -72,6 +75,11 @@ class ComparedArm:
             self.runner.__enter__()
             yield
 
+    @property
+    def quantization(self) -> QuantizationRecord | None:
+        """What its graph notes of its quantisation."""
+        return _noted(QuantizationRecord, self.facts, QUANTIZATION_KEY)
+
     def record(self) -> Arm:
         """What the report says of it."""
         facts, runner = self.facts, self.builds[0] if self.builds else None
@@ -91,7 +99,7 @@ class ComparedArm:
             device_memory_bytes=_device_memory(runner),
             layers=self.folder.layers,
             form=_noted(FormRecord, facts, FORM_KEY),
-            quantization=_noted(QuantizationRecord, facts, QUANTIZATION_KEY),
+            quantization=self.quantization,
         )
 
 
@@ -101,6 +109,8 @@ class Pair:
 
     Attributes:
         references: Further arms by name: timed in the same rounds, without a verdict.
+        has_floats: Whether the references begin with both models in float, of which the two arms
+            are the quantised forms.
     """
 
     options: CompareOptions
@@ -108,6 +118,20 @@ class Pair:
     candidate: ComparedArm
     progress: Progress
     references: Mapping[str, ComparedArm] = field(default_factory=dict)
+    has_floats: bool = False
+
+    @property
+    def judged(self) -> dict[str, ComparedArm]:
+        """The arms whose answers are judged, by name."""
+        names = (FLOAT_BASELINE, FLOAT_CANDIDATE) if self.has_floats else ()
+        pair = {"baseline": self.baseline, "candidate": self.candidate}
+        return pair | {name: self.references[name] for name in names}
+
+    @property
+    def held_against(self) -> list[tuple[str, str]]:
+        """Which of them is held against which, the other first: the two arms, then all floats'."""
+        others = (FLOAT_CANDIDATE, "baseline", "candidate") if self.has_floats else ()
+        return [("baseline", "candidate"), *((FLOAT_BASELINE, name) for name in others)]
 
     @property
     def runs(self) -> bool:
@@ -150,7 +174,8 @@ class Pair:
             ComparisonError: When neither graph nor config tells.
         """
         folder = self.baseline.folder
-        told = self.baseline.facts.vocabulary or folder.config.get("vocab_size")
+        tables = (arm.facts.vocabulary for arm in self.judged.values())  # a quantised one hides it
+        told = next(filter(None, tables), folder.config.get("vocab_size"))
         if not isinstance(told, int):
             raise ComparisonError(
                 f"{folder.onnx} doesn't tell how many tokens it knows.",

@@ -9,6 +9,9 @@ from exporter.compare.arms import Pair
 from exporter.errors import BackendError, ComparisonError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from exporter.measure.evaluation import EvaluationTokens
     from exporter.texts import TextSource
 
@@ -16,47 +19,79 @@ _PROMPT_TOKENS = 64
 _LONG_SAMPLES = 2
 
 
-def generation_agreement(pair: Pair, tokens: EvaluationTokens) -> GenerationAgreement | None:
-    """Continues beginnings of the evaluation text; None for random tokens or without a cache.
+def generation_agreements(
+    pair: Pair, tokens: EvaluationTokens
+) -> dict[tuple[str, str], GenerationAgreement]:
+    """Continues beginnings of the evaluation text with every arm that is judged.
+
+    Returns:
+        By the arms' names, as ``pair.held_against`` has them; empty for random tokens or without
+        a cache.
 
     Raises:
         BackendError: A run fails.
     """
-    from exporter.generation.agreement import compare_continuations
+    from exporter.generation.agreement import agreement
+    from exporter.measure.inputs import has_cache
+
+    quality = pair.options.quality
+    if not quality.agreement_prompts or not (
+        tokens.is_text and has_cache(pair.baseline.runner.inputs)
+    ):
+        return {}
+    prompt = min(_PROMPT_TOKENS, tokens.token_ids.shape[1])
+    try:
+        _refuse_steps(pair, prompt + quality.agreement_tokens)
+        texts = _continued(pair, tokens.token_ids[: quality.agreement_prompts, :prompt])
+    except _LeftOutError as reason:
+        pair.progress.say(f"generation: left out, {reason}")
+        return {}
+    return {
+        names: agreement(*(texts[name] for name in names), prompt_tokens=prompt)
+        for names in pair.held_against
+    }
+
+
+class _LeftOutError(Exception):
+    """Why nothing is generated."""
+
+
+def _refuse_steps(pair: Pair, positions: int) -> None:
+    from exporter.tasks.choosing import takes_any_shape
+
+    if not takes_any_shape(pair.baseline.runner):
+        raise _LeftOutError("torch.compile would compile each of its steps")
+    longest = pair.baseline.folder.longest_sequence
+    if longest is not None and positions > longest:
+        raise _LeftOutError(f"the model ends at {longest} positions")
+
+
+def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Every judged arm's greedy texts, one arm at a time."""
+    from exporter.generation.agreement import continuations
     from exporter.generation.open_decoder import decoder_on
     from exporter.generation.text_model import TextModel
-    from exporter.measure.inputs import has_cache
-    from exporter.tasks.choosing import batch_size, takes_any_shape
+    from exporter.tasks.choosing import batch_size
 
-    quality, folder = pair.options.quality, pair.baseline.folder
-    runners = pair.runners
-    if not quality.agreement_prompts or not (tokens.is_text and has_cache(runners[0].inputs)):
-        return None
-    if not takes_any_shape(runners[0]):
-        pair.progress.say("generation: left out, torch.compile would compile each of its steps")
-        return None
-    prompt = min(_PROMPT_TOKENS, tokens.token_ids.shape[1])
-    longest = folder.longest_sequence
-    if longest is not None and prompt + quality.agreement_tokens > longest:
-        pair.progress.say(f"generation: left out, the model ends at {longest} positions")
-        return None
+    folder, new_tokens = pair.baseline.folder, pair.options.quality.agreement_tokens
     tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
-    with decoder_on(runners[0]) as baseline, decoder_on(runners[1]) as candidate:
-        try:
-            for decoder in (baseline, candidate):
-                decoder.refuse_unfit(1, prompt, quality.agreement_tokens)
-        except BackendError as error:
-            pair.progress.say(f"generation: left out, {error.message}")
-            return None
-        return compare_continuations(
-            baseline,
-            candidate,
-            tokens.token_ids[: quality.agreement_prompts, :prompt],
-            new_tokens=quality.agreement_tokens,
-            stop_ids=TextModel.of(folder.onnx, tokenizer).stop_ids,
-            batch_size=batch_size(runners[0]),
-            progress=pair.progress,
-        )
+    stop_ids = TextModel.of(folder.onnx, tokenizer).stop_ids
+    texts = {}
+    for name, arm in pair.judged.items():
+        with decoder_on(arm.runner) as decoder:
+            try:
+                decoder.refuse_unfit(1, prompts.shape[1], new_tokens)
+            except BackendError as error:
+                raise _LeftOutError(error.message) from error
+            texts[name] = continuations(
+                decoder,
+                prompts,
+                new_tokens=new_tokens,
+                stop_ids=stop_ids,
+                batch_size=batch_size(arm.runner),
+                progress=pair.progress,
+            )
+    return texts
 
 
 def long_contexts(pair: Pair, texts: TextSource) -> list[LongContext]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import Accuracy
-from exporter.compare.arms import Pair
+from exporter.compare.arms import FLOAT_BASELINE, Pair
+from exporter.compare.corners import CornerQuality
+from exporter.compare.judgement import Judgement
 
 if TYPE_CHECKING:
     from exporter.texts import TextSource
@@ -14,7 +16,7 @@ _TEXTS = 64
 _LONGEST_TEXT = 128  # tokens, as sentence-transformers trains its small encoders
 
 
-def embedding_accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
+def embedding_accuracy(pair: Pair, texts: TextSource) -> Judgement | None:
     """Embeds passages of the evaluation text; None for models that embed nothing.
 
     Raises:
@@ -23,7 +25,7 @@ def embedding_accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
     """
     from exporter.measure.evaluation import random_ids, tokenize_passages
     from exporter.measure.quality.agreement import check_tokens
-    from exporter.measure.quality.embeddings import compare_embeddings, embedding_output
+    from exporter.measure.quality.embeddings import compare_embeddings, embed, embedding_output
     from exporter.tasks.choosing import takes_any_shape
 
     runner = pair.baseline.runner
@@ -43,12 +45,27 @@ def embedding_accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
         source, sha256 = texts.source, texts.sha256
         check_tokens(max((int(ids.max()) for ids in passages), default=0), pair.vocabulary())
     pair.progress.say(f"accuracy: embeddings of {len(passages)} texts from {source}")
-    return Accuracy(
+    vectors = {
+        name: embed(arm.runner, passages, arm=name, progress=pair.progress)
+        for name, arm in pair.judged.items()
+    }
+    found = {
+        names: compare_embeddings(*(vectors[name] for name in names)) for names in pair.held_against
+    }
+    own = Accuracy(
         text_source=source,
         text_sha256=sha256,
         tokens=sum(map(len, passages)),
         perplexity=None,
         kl_divergence=None,
         top1_agreement=None,
-        embeddings=compare_embeddings(*pair.runners, passages, progress=pair.progress),
+        embeddings=found["baseline", "candidate"],
+    )
+    return Judgement(
+        own,
+        {
+            second: CornerQuality(embedding_cosine=agreement.cosine)
+            for (first, second), agreement in found.items()
+            if first == FLOAT_BASELINE
+        },
     )

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from exporter.compare.arms import ComparedArm
+from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm
 from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError, UsageError
 
 Kind = Literal["onnx", "engine", "torch", "torch-compile", "times"]
 
 _PREFIXES: tuple[Kind, ...] = ("torch", "torch-compile", "times")
+_TAKEN = ("baseline", "candidate", FLOAT_BASELINE, FLOAT_CANDIDATE)
+"""Names that a reference can't have in the report."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,38 @@ def open_references(
     found = {}
     for title, name in zip(_titles(names), names, strict=True):
         arm = _open(name, options, threads=threads, precision=precision)
-        _refuse_other_vocabulary(baseline, arm, title)
+        _refuse_other_vocabulary(baseline, arm, f"reference {title}")
         found[title] = arm
+    return found
+
+
+def open_floats(
+    arms: tuple[Path | str, Path | str],
+    quantized: tuple[ComparedArm, ComparedArm],
+    options: CompareOptions,
+    *,
+    threads: int,
+) -> dict[str, ComparedArm]:
+    """Finds the files of both models in float.
+
+    Args:
+        arms: As they were asked for, the whole one first.
+        quantized: Their quantised forms.
+        options: How to measure.
+        threads: CPU threads.
+
+    Returns:
+        The two by what the report calls them.
+
+    Raises:
+        ComparisonError: They are of another kind than each other, or engines that can't run here.
+        DepthcutError: As :func:`open_pair`.
+    """
+    found = {}
+    titles = (FLOAT_BASELINE, FLOAT_CANDIDATE)
+    for title, name, other in zip(titles, same_kind(*arms), quantized, strict=True):
+        found[title] = _open(name, options, threads=threads)
+        _refuse_other_vocabulary(other, found[title], title)
     return found
 
 
@@ -193,18 +225,23 @@ def _refuse_other_vocabulary(baseline: ComparedArm, arm: ComparedArm, title: str
     ours, theirs = baseline.facts.vocabulary, arm.facts.vocabulary
     if ours is not None and theirs is not None and ours != theirs:
         raise ComparisonError(
-            f"The reference {title} knows {theirs} tokens, the baseline {ours}: they are of "
+            f"The {title} knows {theirs} tokens, the baseline {ours}: they are of "
             "different models.",
             "Give the model that the baseline was exported from.",
         )
 
 
 def _titles(names: Sequence[ArmName]) -> list[str]:
-    """What the report calls each: the end of its path, or all of it where two end alike."""
+    """What the report calls each: the end of its path, or all of it where that isn't its alone."""
     if len(set(names)) < len(names):
         twice = next(name for name, count in Counter(names).items() if count > 1)
         raise UsageError(f"The reference {twice} is given twice.")
     ends = [f"{name.prefix}{name.path.name}" for name in names]
     return [
-        end if ends.count(end) == 1 else str(name) for end, name in zip(ends, names, strict=True)
+        end if (*ends, *_TAKEN).count(end) == 1 else _whole(name)
+        for end, name in zip(ends, names, strict=True)
     ]
+
+
+def _whole(name: ArmName) -> str:
+    return f"./{name}" if str(name) in _TAKEN else str(name)

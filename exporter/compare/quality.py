@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import Accuracy
-from exporter.compare.arms import Pair
-from exporter.compare.continuations import generation_agreement, long_contexts
+from exporter.artifacts import Accuracy, GenerationAgreement
+from exporter.compare.arms import FLOAT_BASELINE, Pair
+from exporter.compare.continuations import generation_agreements, long_contexts
+from exporter.compare.corners import CornerQuality
 from exporter.compare.embeddings import embedding_accuracy
+from exporter.compare.judgement import Judgement
 from exporter.compare.tasks import check_questions, task_results
 
 if TYPE_CHECKING:
     from exporter.measure.evaluation import EvaluationTokens
+    from exporter.measure.quality.agreement import Agreement
     from exporter.texts import TextSource
 
 
-def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
-    """Judges both arms on the same tokens; None for models with neither logits nor embeddings.
+def judge(pair: Pair, texts: TextSource) -> Judgement:
+    """Judges all arms that are judged on the same tokens; each reads them once.
 
     Raises:
         ComparisonError: For a text that is too short or of other tokens, and for logits that
@@ -31,30 +35,53 @@ def accuracy(pair: Pair, texts: TextSource) -> Accuracy | None:
     check_questions(pair)
     baseline = pair.baseline
     if LOGITS not in {spec.name for spec in baseline.runner.outputs}:
-        found_embeddings = embedding_accuracy(pair, texts)
-        if found_embeddings is None:
+        embedded = embedding_accuracy(pair, texts)
+        if embedded is None:
             pair.progress.say("accuracy: left out, the models have no output called logits")
-        return found_embeddings
+        return embedded or Judgement()
     tokens = _tokens(pair, texts)
     check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
     pair.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
     causal = has_cache(baseline.runner.inputs) or baseline.folder.predicts_next_token
     found = compare_predictions(
-        *pair.runners,
+        {name: arm.runner for name, arm in pair.judged.items()},
+        pair.held_against,
         tokens.token_ids,
         causal=causal and tokens.is_text,
         overlap=tokens.overlap,
         progress=pair.progress,
     )
-    return Accuracy(
+    told = dict(zip(pair.held_against, found, strict=True))
+    texts_of = generation_agreements(pair, tokens)
+    own = Accuracy(
         text_source=tokens.source,
         text_sha256=tokens.sha256,
         stride=pair.options.quality.stride,
-        generation=generation_agreement(pair, tokens),
+        generation=texts_of.get(("baseline", "candidate")),
         long_context=long_contexts(pair, texts),
         tasks=task_results(pair),
-        **vars(found),
+        **vars(told["baseline", "candidate"]),
     )
+    return Judgement(own, dict(_corners(told, texts_of)))
+
+
+def _corners(
+    predictions: Mapping[tuple[str, str], Agreement],
+    texts: Mapping[tuple[str, str], GenerationAgreement],
+) -> Iterator[tuple[str, CornerQuality]]:
+    """What was found against the whole model in float, whose own is its perplexity alone."""
+    for names, found in predictions.items():
+        if names[0] != FLOAT_BASELINE:
+            continue
+        pair, text = found.perplexity, texts.get(names)
+        own = CornerQuality(
+            perplexity=pair.candidate if pair else None,
+            kl_divergence=found.kl_divergence,
+            top1_agreement=found.top1_agreement,
+            exact_match=text.exact_match if text else None,
+        )
+        yield FLOAT_BASELINE, CornerQuality(perplexity=pair.baseline if pair else None)
+        yield names[1], own
 
 
 def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:

@@ -20,12 +20,14 @@ from exporter.artifacts import (
     ParityCheck,
     PlannedDeletion,
 )
-from exporter.compare.arms import Pair
+from exporter.compare.arms import FLOAT_BASELINE, Pair
+from exporter.compare.corners import corners, refuse_no_corners
 from exporter.compare.dropped import dropped
 from exporter.compare.imported import compare_times
-from exporter.compare.kinds import open_pair, open_references, same_kind
+from exporter.compare.judgement import Judgement
+from exporter.compare.kinds import open_floats, open_pair, open_references, same_kind
 from exporter.compare.options import CompareOptions
-from exporter.compare.quality import accuracy
+from exporter.compare.quality import judge
 from exporter.compare.texts import evaluation_text
 from exporter.compare.timing import time_all
 from exporter.errors import ComparisonError
@@ -41,6 +43,7 @@ def compare(
     options: CompareOptions | None = None,
     *,
     references: Sequence[Path | str] = (),
+    floats: tuple[Path | str, Path | str] | None = None,
     onnx: tuple[Path, Path] | None = None,
     parity: Sequence[ParityCheck] = (),
     plan: Sequence[PlannedDeletion] = (),
@@ -61,6 +64,9 @@ def compare(
         options: How to measure.
         references: Further arms, timed in the same rounds as the two; they get no verdict.
             They may be of any kind; PyTorch runs them in the baseline's precision.
+        floats: The whole and the cut model in float, where the two arms are their quantised forms.
+            They are timed in the same rounds and read the same text; the report then has all four
+            corners.
         onnx: For engines, the ONNX files that both were built from; by default they are looked
             for beside them.
         parity: Checks that were made elsewhere, for the report.
@@ -87,22 +93,32 @@ def compare(
 
     names = same_kind(baseline, candidate)
     if names[0].kind == "times":
-        if references:
+        if references or floats:
             raise ComparisonError("Times that were taken elsewhere have no reference beside them.")
         return compare_times(*(name.path for name in names))
     options = options or CompareOptions()
     texts = evaluation_text(options, calibration)
     threads = options.threads or default_threads()
     first, second = open_pair(baseline, candidate, options, threads=threads, onnx=onnx)
-    further = open_references(references, first, options, threads=threads)
+    beside = (
+        {} if floats is None else open_floats(floats, (first, second), options, threads=threads)
+    )
+    further = open_references(
+        references, beside.get(FLOAT_BASELINE, first), options, threads=threads
+    )
     if first.facts.sha256 == second.facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
-    pair = Pair(options, first, second, progress, further)
+    pair = Pair(options, first, second, progress, beside | further, has_floats=bool(beside))
+    if pair.has_floats:
+        refuse_no_corners(pair)
     known = _Known(list(parity), list(plan), calibration)
     if not pair.runs:
         return _described(pair, known, threads=threads)
     with pair.running():
         return _measured(pair, texts, known, resume)
+
+
+_UNJUDGED = Judgement()
 
 
 @dataclass(frozen=True)
@@ -134,7 +150,7 @@ def _measured(
     tell_widened(pair.runners, pair.progress)
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
-    quality = accuracy(pair, texts)
+    quality = judge(pair, texts)
     before = cpu_times()
     timed = time_all(pair, resume)
     others = other_cpu_share(before, cpu_times())
@@ -152,17 +168,18 @@ def _report(
     known: _Known,
     machine: Environment,
     latency: Sequence[LatencyRow] = (),
-    quality: Accuracy | None = None,
+    quality: Judgement = _UNJUDGED,
 ) -> ComparisonReport:
     return ComparisonReport(
-        made_from=_made_from(pair, quality),
+        made_from=_made_from(pair, quality.accuracy),
         environment=machine,
         arms=pair.records(),
         plan=known.plan or dropped(pair),
         calibration=known.calibration,
         parity=known.parity,
         latency=list(latency),
-        accuracy=quality,
+        accuracy=quality.accuracy,
+        corners=corners(pair, latency, quality.corners),
     )
 
 

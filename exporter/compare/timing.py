@@ -90,6 +90,7 @@ class _Watch:
             cells,
             _sampling(self._pair),
             memory=self._memory,
+            paired=len(self._pair.judged),
             after_chunk=self._look,
             progress=self._pair.progress,
         )

@@ -15,45 +15,57 @@ from exporter.progress import QUIET, Progress
 _END = -1  # stands for each token after one that ends the text
 
 
-def compare_continuations(
-    baseline: Decoder,
-    candidate: Decoder,
+def continuations(
+    decoder: Decoder,
     prompts: NDArray[np.int64],
     *,
     new_tokens: int,
     stop_ids: Collection[int] = (),
     batch_size: int | None = None,
     progress: Progress = QUIET,
-) -> GenerationAgreement:
-    """Continues prompts greedily with both arms.
+) -> NDArray[np.int64]:
+    """Continues prompts greedily.
 
     Args:
-        baseline: A loaded decoder.
-        candidate: Likewise.
+        decoder: A loaded decoder.
         prompts: ``[prompts, tokens]``.
         new_tokens: How many tokens to generate.
         stop_ids: Tokens that end a text; what comes after one doesn't count.
         batch_size: Prompts that run together; None for all.
-        progress: Hears of each arm.
+        progress: Hears of each part.
+
+    Returns:
+        Tokens, ``[prompts, new_tokens]``; -1 for each after one that ends the text.
 
     Raises:
         BackendError: A run fails, or logits are NaN.
     """
     rows = batch_size or len(prompts)
-    parts = [prompts[start : start + rows] for start in range(0, len(prompts), rows)]
-    texts = []
-    with progress.task("greedy generation", total=2 * len(parts)) as task:
-        for decoder in (baseline, candidate):
-            found = []
-            for part in parts:
-                found.append(_continue(decoder, part, new_tokens))
-                task.advance()
-            texts.append(_ended(np.concatenate(found), stop_ids))
-    same = texts[0] == texts[1]
+    starts = range(0, len(prompts), rows)
+    found = []
+    with progress.task("greedy generation", total=len(starts)) as task:
+        for start in starts:
+            found.append(_continue(decoder, prompts[start : start + rows], new_tokens))
+            task.advance()
+    return _ended(np.concatenate(found), stop_ids)
+
+
+def agreement(
+    baseline: NDArray[np.int64], candidate: NDArray[np.int64], *, prompt_tokens: int
+) -> GenerationAgreement:
+    """How long two arms' texts are the same.
+
+    Args:
+        baseline: What :func:`continuations` gave, ``[prompts, new_tokens]``.
+        candidate: Likewise.
+        prompt_tokens: Tokens of each prompt.
+    """
+    same = baseline == candidate
+    prompts, new_tokens = same.shape
     divergence = np.where(same.all(axis=1), new_tokens, same.argmin(axis=1))
     return GenerationAgreement(
-        prompts=len(prompts),
-        prompt_tokens=prompts.shape[1],
+        prompts=prompts,
+        prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         exact_match=float(same.all(axis=1).mean()),
         first_divergence=divergence.tolist(),

@@ -44,8 +44,8 @@ class Sampling:
         rounds: Takes so many rounds, whatever they take and show; None goes by the budget.
         threshold: Below it a difference counts as none.
         warmup_seconds: A warm-up ends here even when times have not settled.
-        reload: Whether the first two arms are loaded anew, where that isn't much slower than
-            measuring.
+        reload: Whether arms that are held against each other are loaded anew, where that isn't
+            much slower than measuring.
     """
 
     seconds: float = 60.0
@@ -61,6 +61,7 @@ def measure_rows(
     sampling: Sampling,
     *,
     memory: Memory | None = None,
+    paired: int = 2,
     clocks: Clocks | None = None,
     after_chunk: Callable[[], None] = lambda: None,
     progress: Progress = QUIET,
@@ -73,6 +74,7 @@ def measure_rows(
         cells: What is timed.
         sampling: How long.
         memory: What an earlier run left.
+        paired: So many of the first arms are held against each other, and so loaded anew together.
         clocks: The clocks.
         after_chunk: Called between chunks.
         progress: Hears what goes on.
@@ -81,7 +83,7 @@ def measure_rows(
         BackendError: A run fails.
         ComparisonError: The clock jumps again and again, or an input's meaning isn't known.
     """
-    session = _Session(arms, sampling, memory, clocks or Clocks(), progress)
+    session = _Session(arms, sampling, memory, clocks or Clocks(), progress, paired)
     with little_garbage():
         return session.measure(cells, after_chunk)
 
@@ -94,8 +96,10 @@ class _Session:
         memory: Memory | None,
         clocks: Clocks,
         progress: Progress,
+        paired: int,
     ) -> None:
         self._arms = arms
+        self._paired = paired
         self._sampling = sampling
         self._memory = NoMemory() if memory is None else memory
         self._clocks = clocks
@@ -153,7 +157,7 @@ class _Session:
         return False
 
     def _reload(self, *, backwards: bool) -> None:
-        arms = list(self._arms.values())[:2]  # a reference gets no verdict
+        arms = list(self._arms.values())[: self._paired]
         for arm in arms:
             arm.unload()
         for arm in reversed(arms) if backwards else arms:

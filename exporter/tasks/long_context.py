@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from exporter.artifacts import LongContext, PerplexityPair
 from exporter.backends.base import Array
 from exporter.errors import ComparisonError
-from exporter.measure.quality.predictions import COLUMNS, chunks, figures, prefill_logits
+from exporter.measure.quality.predictions import (
+    COLUMNS,
+    Distributions,
+    chunks,
+    figures,
+    prefill_logits,
+)
 from exporter.progress import QUIET, Progress
 from exporter.tasks.encoding import TextCodec
 from exporter.tasks.likelihood import Request, Scorer
@@ -145,7 +151,14 @@ def _tail(pair: tuple[Array, Array], sample: NDArray[np.int64], number: int) -> 
     first = last - max(1, int(_PREDICTED * len(sample)))
     total = np.zeros(len(COLUMNS))
     for rows in chunks(first, last, pair[0].shape[-1]):
-        wide = pair[0][rows].astype(np.float64), pair[1][rows].astype(np.float64)
         targets = sample[rows.start + 1 : rows.stop + 1]
-        total += figures(wide, targets, f"long sample {number}").sum(axis=1)
+        first_arm, second_arm = (
+            Distributions(
+                logits[rows].astype(np.float64),
+                targets,
+                f"The {arm}'s logits in long sample {number}",
+            )
+            for arm, logits in zip(("baseline", "candidate"), pair, strict=True)
+        )
+        total += figures(first_arm, second_arm).sum(axis=1)
     return total

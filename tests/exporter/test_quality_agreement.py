@@ -8,12 +8,12 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+from judged_pairs import compare_pair
 from scipy.special import log_softmax
 
 from exporter.backends.base import Array, BoundCall, TensorSpec
 from exporter.errors import ComparisonError
 from exporter.measure.quality import predictions
-from exporter.measure.quality.agreement import compare_predictions
 
 VOCABULARY = 50
 
@@ -70,7 +70,7 @@ def test_all_three_agree_with_a_plain_computation(
 ) -> None:
     monkeypatch.setattr(predictions, "_CHUNK_BYTES", chunk_bytes)
     first, second, ids = table(0), table(0) + table(1) / 3, tokens()
-    found = compare_predictions(TableRunner(first), TableRunner(second), ids, causal=True)
+    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
     want = expected(first, second, ids)
     assert found.perplexity is not None
     assert found.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
@@ -83,14 +83,14 @@ def test_all_three_agree_with_a_plain_computation(
 
 def test_kl_is_of_the_candidate_from_the_baseline_and_not_the_reverse() -> None:
     first, second, ids = table(0), table(1), tokens()
-    found = compare_predictions(TableRunner(first), TableRunner(second), ids, causal=True)
-    back = compare_predictions(TableRunner(second), TableRunner(first), ids, causal=True)
+    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
+    back = compare_pair(TableRunner(second), TableRunner(first), ids, causal=True)
     assert abs(found.kl_divergence - back.kl_divergence) > 0.01
 
 
 def test_equal_arms_differ_by_exactly_nothing() -> None:
     arm = TableRunner(table(0))
-    found = compare_predictions(arm, arm, tokens(), causal=True)
+    found = compare_pair(arm, arm, tokens(), causal=True)
     assert (found.kl_divergence, found.top1_agreement) == (0.0, 1.0)
     assert found.perplexity is not None
     assert found.perplexity.baseline == found.perplexity.candidate
@@ -98,11 +98,11 @@ def test_equal_arms_differ_by_exactly_nothing() -> None:
 
 def test_half_precision_and_huge_logits_are_reduced_in_double() -> None:
     big = table(0) * 50
-    found = compare_predictions(TableRunner(big), TableRunner(big), tokens(), causal=True)
+    found = compare_pair(TableRunner(big), TableRunner(big), tokens(), causal=True)
     assert found.perplexity is not None
     assert np.isfinite(found.perplexity.baseline)
     half = table(0).astype(np.float16)
-    found = compare_predictions(TableRunner(half), TableRunner(half), tokens(), causal=True)
+    found = compare_pair(TableRunner(half), TableRunner(half), tokens(), causal=True)
     want = expected(half, half, tokens())
     assert found.perplexity is not None
     assert found.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
@@ -110,13 +110,13 @@ def test_half_precision_and_huge_logits_are_reduced_in_double() -> None:
 
 def test_samples_run_one_at_a_time() -> None:
     arm = TableRunner(table(0))
-    compare_predictions(arm, arm, tokens(samples=9, length=4), causal=True)
+    compare_pair(arm, arm, tokens(samples=9, length=4), causal=True)
     assert arm.longest_run == 4
 
 
 def test_a_model_that_is_not_causal_has_no_perplexity() -> None:
     arms = TableRunner(table(0)), TableRunner(table(1))
-    found = compare_predictions(*arms, tokens(), causal=False)
+    found = compare_pair(*arms, tokens(), causal=False)
     assert found.perplexity is None
     assert found.kl_divergence > 0
 
@@ -129,7 +129,7 @@ def test_logits_that_are_not_finite_are_refused_by_name(arm: int, bad: float) ->
     runners = [TableRunner(entry) for entry in tables]
     name = ("baseline", "candidate")[arm]
     with pytest.raises(ComparisonError, match=f"The {name}'s logits in sample [01] are NaN"):
-        compare_predictions(runners[0], runners[1], tokens(), causal=True)
+        compare_pair(runners[0], runners[1], tokens(), causal=True)
 
 
 def test_tokens_that_both_rule_out_count_nothing() -> None:
@@ -137,7 +137,7 @@ def test_tokens_that_both_rule_out_count_nothing() -> None:
     first[:, 9] = second[:, 9] = -np.inf
     ids = tokens()
     ids[ids == 9] = 8
-    found = compare_predictions(TableRunner(first), TableRunner(second), ids, causal=True)
+    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
     # The same model without that token: its row and column are gone, later tokens move up by one.
     narrow = [np.delete(np.delete(arm, 9, axis=0), 9, axis=1) for arm in (first, second)]
     want = expected(narrow[0], narrow[1], ids - (ids > 9))
@@ -150,23 +150,21 @@ def test_tokens_that_both_rule_out_count_nothing() -> None:
 
 def test_other_vocabularies_are_refused() -> None:
     with pytest.raises(ComparisonError, match="other vocabularies"):
-        compare_predictions(
-            TableRunner(table(0)), TableRunner(table(0, size=40)), tokens(), causal=True
-        )
+        compare_pair(TableRunner(table(0)), TableRunner(table(0, size=40)), tokens(), causal=True)
     small = TableRunner(table(0, size=10))
     with pytest.raises(ComparisonError, match="beyond the model's 10 tokens"):
-        compare_predictions(small, small, tokens(), causal=True)
+        compare_pair(small, small, tokens(), causal=True)
 
 
 def test_no_tokens_are_refused() -> None:
     arm = TableRunner(table(0))
     with pytest.raises(ComparisonError, match="no token"):
-        compare_predictions(arm, arm, np.zeros((0, 4), np.int64), causal=True)
+        compare_pair(arm, arm, np.zeros((0, 4), np.int64), causal=True)
 
 
 def test_five_likeliest_tokens_are_sets_and_positions_sum_up() -> None:
     first, second, ids = table(0), table(0) + table(1) / 2, tokens(samples=4, length=11)
-    found = compare_predictions(TableRunner(first), TableRunner(second), ids, causal=True)
+    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
     best = [np.argsort(-arm[ids], axis=-1)[..., :5] for arm in (first, second)]
     shared = [len(set(a) & set(b)) / 5 for a, b in zip(*(b.reshape(-1, 5) for b in best))]  # noqa: B905
     assert found.top5_agreement == pytest.approx(np.mean(shared), rel=1e-12)
@@ -185,10 +183,10 @@ def test_an_arm_that_is_worse_everywhere_has_an_interval_above_zero() -> None:
     peaked = np.where(np.eye(VOCABULARY, k=1) > 0, 5, 0).astype(np.float32)
     ids = (np.arange(11) + np.arange(4)[:, None]) % VOCABULARY
     arms = TableRunner(peaked), TableRunner(peaked / 2 + table(1) / 50)
-    found = compare_predictions(*arms, ids, causal=True).log_perplexity_increase
-    back = compare_predictions(*reversed(arms), ids, causal=True).log_perplexity_increase
+    found = compare_pair(*arms, ids, causal=True).log_perplexity_increase
+    back = compare_pair(*reversed(arms), ids, causal=True).log_perplexity_increase
     assert found is not None
     assert back is not None
     assert found.ci95[0] > 0 > back.ci95[1]
-    alone = compare_predictions(*arms, ids[:1], causal=True)
+    alone = compare_pair(*arms, ids[:1], causal=True)
     assert (alone.log_perplexity_increase, alone.kl_interval) == (None, None)

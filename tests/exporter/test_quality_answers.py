@@ -19,12 +19,12 @@ from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions, compare
 from exporter.compare.timing import Timed
 from exporter.errors import BackendError, ComparisonError, UsageError
-from exporter.generation.agreement import compare_continuations
+from exporter.generation.agreement import agreement, continuations
 from exporter.generation.generate import generate
 from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.generation.runner_decoder import RunnerDecoder
 from exporter.measure.model_folder import ModelFolder
-from exporter.measure.quality.embeddings import compare_embeddings
+from exporter.measure.quality.embeddings import compare_embeddings, embed
 from exporter.tasks.encoding import TextCodec
 from exporter.tasks.likelihood import Scorer
 from exporter.tasks.long_context import compare_long_context, make_needles
@@ -67,14 +67,17 @@ PROMPTS = np.array([[0, 5], [1, 5], [2, 5]])
 def test_texts_agree_up_to_the_first_other_token(batch_size: int | None) -> None:
     first = Scripted([1, 2, 3], [4, 5, 6], [7, 9, 1])
     second = Scripted([1, 2, 3], [4, 8, 6], [7, 9, 2])
-    found = compare_continuations(
-        first, second, PROMPTS, new_tokens=3, stop_ids={9}, batch_size=batch_size
+    texts = (
+        continuations(arm, PROMPTS, new_tokens=3, stop_ids={9}, batch_size=batch_size)
+        for arm in (first, second)
     )
+    found = agreement(*texts, prompt_tokens=2)
     assert found.first_divergence == [3, 1, 3]  # after the 9 nothing counts
     assert found.exact_match == pytest.approx(2 / 3, abs=1e-12)
     assert (found.prompts, found.prompt_tokens, found.new_tokens) == (3, 2, 3)
     assert first.batches == {None: [3], 1: [1, 1, 1], 2: [2, 1]}[batch_size]
-    unended = compare_continuations(first, second, PROMPTS, new_tokens=3)
+    texts = (continuations(arm, PROMPTS, new_tokens=3) for arm in (first, second))
+    unended = agreement(*texts, prompt_tokens=2)
     assert unended.first_divergence == [3, 1, 2]
 
 
@@ -280,7 +283,7 @@ def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
         OnnxRuntimeRunner(folders[0] / "model.onnx", threads=1) as first,
         OnnxRuntimeRunner(folders[1] / "model.onnx", threads=1) as second,
     ):
-        found = compare_embeddings(first, second, texts)
+        found = compare_embeddings(*(embed(one, texts, arm="it") for one in (first, second)))
         arms = [
             np.array(
                 [one.run({"input_ids": ids[None]})["last_hidden_state"][0].mean(0) for ids in texts]
@@ -288,7 +291,7 @@ def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
             for one in (first, second)
         ]
         with pytest.raises(ComparisonError, match="gives 2 texts"):
-            compare_embeddings(first, second, texts[:2])
+            embed(first, texts[:2], arm="baseline")
     unit = [arm / np.linalg.norm(arm, axis=1, keepdims=True) for arm in arms]
     assert found.cosine == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)
     pairs = [[one[i] @ one[j] for i in range(5) for j in range(i)] for one in unit]
@@ -301,9 +304,13 @@ def test_embeddings_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     with (
         OnnxRuntimeRunner(folders[0] / "model.onnx", threads=1) as first,
         OnnxRuntimeRunner(folders[1] / "model.onnx", threads=1) as second,
-        pytest.raises(ComparisonError, match="candidate's embedding of text 0 is zero, NaN"),
     ):
-        compare_embeddings(first, second, texts)
+        first_vectors = embed(first, texts, arm="baseline")
+        assert np.isfinite(first_vectors).all()
+        with pytest.raises(ComparisonError, match="candidate's embedding of text 0 is zero, NaN"):
+            embed(second, texts, arm="candidate")
+    with pytest.raises(ComparisonError, match=r"embed in \d+ and 1 dimensions"):
+        compare_embeddings(first_vectors, first_vectors[:, :1])
 
 
 def test_the_codec_reads_the_folder_s_tokenizer(tmp_path: Path) -> None:

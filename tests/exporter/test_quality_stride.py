@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
+from judged_pairs import compare_pair
 from scipy.special import log_softmax
 from tiny_lm import write_tiny_lm, write_tokenizer
 
@@ -22,7 +23,6 @@ from exporter.compare.timing import Timed
 from exporter.errors import ComparisonError, UsageError
 from exporter.measure.evaluation import random_ids, tokenize
 from exporter.measure.inputs import Shape, make_inputs
-from exporter.measure.quality.agreement import compare_predictions
 from exporter.texts import read_texts
 from graph_passes import Deletion, prune_graph, save_model
 from graph_passes.tiny_graphs import VOCABULARY, TinySpec, tiny_model
@@ -42,7 +42,7 @@ def test_each_token_is_predicted_once_from_as_much_as_its_sample_has(tmp_path: P
         OnnxRuntimeRunner(tmp_path / "a.onnx", threads=1) as first,
         OnnxRuntimeRunner(tmp_path / "b.onnx", threads=1) as second,
     ):
-        found = compare_predictions(
+        found = compare_pair(
             first, second, found_ids.token_ids, causal=True, overlap=found_ids.overlap
         )
         logs = [one_by_one(runner, stream) for runner in (first, second)]
@@ -154,9 +154,7 @@ def test_pytorch_s_own_losses_say_the_same(stride: int) -> None:
 
     models = [tiny_loaded("llama", seed=seed).model for seed in (0, 1)]
     ids = random_ids(128, sequence_length=16, tokens=64, stride=stride)
-    found = compare_predictions(
-        *map(TorchRunner, models), ids.token_ids, causal=True, overlap=ids.overlap
-    )
+    found = compare_pair(*map(TorchRunner, models), ids.token_ids, causal=True, overlap=ids.overlap)
     losses, divergences, seen = [[], []], [], 0
     for number, sample in enumerate(torch.from_numpy(ids.token_ids.copy())):
         begin = number * stride

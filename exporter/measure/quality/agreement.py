@@ -1,11 +1,12 @@
-"""How far the candidate's predictions are from the baseline's, on the same tokens.
+"""How far one arm's predictions are from another's, on the same tokens.
 
-One pass gives all: perplexity of each arm, KL divergence, agreement of the likeliest tokens, and
-how they change with the position.
+One pass of each arm gives all: its perplexity, KL divergence, agreement of the likeliest tokens,
+and how they change with the position.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +16,20 @@ from exporter.artifacts import Interval, PerplexityPair, PositionError, SampleLo
 from exporter.backends.base import Array, Runner
 from exporter.errors import ComparisonError
 from exporter.measure.quality.paired import mean_interval
-from exporter.measure.quality.predictions import COLUMNS, Floats, chunks, figures, prefill_logits
+from exporter.measure.quality.predictions import (
+    COLUMNS,
+    Distributions,
+    Floats,
+    chunks,
+    figures,
+    prefill_logits,
+)
 from exporter.progress import QUIET, Progress
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The result of :func:`compare_predictions`.
+    """One pair's result of :func:`compare_predictions`.
 
     Attributes:
         tokens: Positions that were compared.
@@ -50,19 +58,20 @@ class Agreement:
 
 
 def compare_predictions(
-    baseline: Runner,
-    candidate: Runner,
+    arms: Mapping[str, Runner],
+    pairs: Sequence[tuple[str, str]],
     token_ids: NDArray[np.int64],
     *,
     causal: bool,
     overlap: int = 0,
     progress: Progress = QUIET,
-) -> Agreement:
-    """Runs both arms over the samples, one at a time, and reduces their logits.
+) -> list[Agreement]:
+    """Runs every arm over the samples, one sample at a time, and reduces their logits.
 
     Args:
-        baseline: The unpruned model; it has an output ``logits``.
-        candidate: The pruned model, likewise.
+        arms: By name; each has an output ``logits``. Each reads the text once, in however many
+            pairs it is. The logits of one sample of all of them are in memory at once.
+        pairs: Names of arms: what is held against what, the baseline first.
         token_ids: ``[samples, sequence_length]``.
         causal: Whether position *i* predicts token *i + 1*.
         overlap: With a stride, the first tokens of each sample but the first, which the sample
@@ -70,26 +79,28 @@ def compare_predictions(
             of a sample, whose next token the following sample predicts, is left out.
         progress: Hears of each sample.
 
+    Returns:
+        One for each pair.
+
     Raises:
         ComparisonError: For vocabularies that differ or don't hold the tokens, and for logits
             that aren't finite.
     """
-    by_sample = np.zeros((len(COLUMNS), len(token_ids)))
-    by_position = np.zeros((len(COLUMNS), token_ids.shape[1]))
+    by_sample = np.zeros((len(pairs), len(COLUMNS), len(token_ids)))
+    by_position = np.zeros((len(pairs), len(COLUMNS), token_ids.shape[1]))
     with progress.task("perplexity, KL divergence, agreement", total=len(token_ids)) as task:
         for number, sample in enumerate(token_ids):
-            pair = prefill_logits(baseline, sample), prefill_logits(candidate, sample)
-            if number == 0:
-                _refuse_other_vocabulary(*pair)
-                check_tokens(int(token_ids.max()), pair[0].shape[-1])
+            logits = {name: prefill_logits(runner, sample) for name, runner in arms.items()}
+            vocabulary = _one_vocabulary(logits)
+            check_tokens(int(token_ids.max()), vocabulary)
             first = overlap - 1 if overlap and number else 0
             last = len(sample) - 1 if overlap else len(sample)
-            for rows in chunks(first, last, pair[0].shape[-1]):
-                found = _chunk(pair, rows, sample if causal else sample[:0], number)
-                by_position[:, rows] += found
-                by_sample[:, number] += found.sum(axis=1)
+            for rows in chunks(first, last, vocabulary):
+                found = _chunk(logits, pairs, rows, sample if causal else sample[:0], number)
+                by_position[:, :, rows] += found
+                by_sample[:, :, number] += found.sum(axis=2)
             task.advance()
-    return _agreement(by_sample, by_position)
+    return [_agreement(*sums) for sums in zip(by_sample, by_position, strict=True)]
 
 
 def check_tokens(largest_id: int, vocabulary: int) -> None:
@@ -105,20 +116,35 @@ def check_tokens(largest_id: int, vocabulary: int) -> None:
         )
 
 
-def _refuse_other_vocabulary(baseline: Array, candidate: Array) -> None:
-    if baseline.shape != candidate.shape:
-        raise ComparisonError(
-            f"The logits have the shapes {list(baseline.shape)} and {list(candidate.shape)}: "
-            "the arms have other vocabularies or outputs.",
-            "Compare two forms of the same model.",
-        )
+def _one_vocabulary(logits: Mapping[str, Array]) -> int:
+    """The size of the vocabulary that all arms have."""
+    first, *others = (values.shape for values in logits.values())
+    for other in others:
+        if other != first:
+            raise ComparisonError(
+                f"The logits have the shapes {list(first)} and {list(other)}: "
+                "the arms have other vocabularies or outputs.",
+                "Compare two forms of the same model.",
+            )
+    return int(first[-1])
 
 
 def _chunk(
-    pair: tuple[Array, Array], rows: slice, sample: NDArray[np.int64], number: int
+    logits: Mapping[str, Array],
+    pairs: Sequence[tuple[str, str]],
+    rows: slice,
+    sample: NDArray[np.int64],
+    number: int,
 ) -> Floats:
-    wide = pair[0][rows].astype(np.float64), pair[1][rows].astype(np.float64)
-    return figures(wide, sample[rows.start + 1 : rows.stop + 1], f"sample {number}")
+    """The figures of all pairs, ``[pairs, len(COLUMNS), positions]``."""
+    targets = sample[rows.start + 1 : rows.stop + 1]
+    arms = {
+        name: Distributions(
+            values[rows].astype(np.float64), targets, f"The {name}'s logits in sample {number}"
+        )
+        for name, values in logits.items()
+    }
+    return np.stack([figures(arms[first], arms[second]) for first, second in pairs])
 
 
 def _agreement(by_sample: Floats, by_position: Floats) -> Agreement:

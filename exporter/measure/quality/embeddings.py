@@ -31,20 +31,43 @@ def embedding_output(outputs: Sequence[TensorSpec]) -> str | None:
     return next((name for name in OUTPUTS if name in names), None)
 
 
-def compare_embeddings(
-    baseline: Runner,
-    candidate: Runner,
+def embed(
+    runner: Runner,
     texts: Sequence[NDArray[np.int64]],
     *,
+    arm: str,
     progress: Progress = QUIET,
-) -> EmbeddingAgreement:
-    """Embeds texts with both arms.
+) -> Floats:
+    """One arm's embeddings, each of length 1, ``[texts, size]``.
 
     Args:
-        baseline: The unpruned model; it has one of :data:`OUTPUTS`.
-        candidate: The pruned model, likewise.
+        runner: An entered runner; it has one of :data:`OUTPUTS`.
         texts: The token ids of each text.
+        arm: Its name in an error.
         progress: Hears of each text.
+
+    Raises:
+        ComparisonError: There are fewer than three texts, or embeddings are zero or not finite.
+    """
+    if len(texts) < FEWEST_TEXTS:
+        raise ComparisonError(
+            f"The evaluation text gives {len(texts)} texts to embed; {FEWEST_TEXTS} are needed.",
+            "Name a longer text with --eval-text.",
+        )
+    found = []
+    with progress.task(f"embeddings, {arm}", total=len(texts)) as task:
+        for number, ids in enumerate(texts):
+            found.append(_embedding(runner, ids, arm, number))
+            task.advance()
+    return np.stack(found)
+
+
+def compare_embeddings(baseline: Floats, candidate: Floats) -> EmbeddingAgreement:
+    """How near two arms' embeddings of the same texts are.
+
+    Args:
+        baseline: What :func:`embed` gave, ``[texts, size]``.
+        candidate: Likewise.
 
     Returns:
         Their cosines, and Spearman's correlation of all pairs' similarities in one arm with those
@@ -52,28 +75,16 @@ def compare_embeddings(
         search and STS benchmarks rest on. Both 1 where nothing changed.
 
     Raises:
-        ComparisonError: There are fewer than three texts, or embeddings are zero or not finite.
+        ComparisonError: They are of other sizes.
     """
     from scipy import stats
 
-    if len(texts) < FEWEST_TEXTS:
-        raise ComparisonError(
-            f"The evaluation text gives {len(texts)} texts to embed; {FEWEST_TEXTS} are needed.",
-            "Name a longer text with --eval-text.",
-        )
-    arms: list[list[Floats]] = [[], []]
-    with progress.task("embeddings", total=len(texts)) as task:
-        for number, ids in enumerate(texts):
-            for arm, runner in enumerate((baseline, candidate)):
-                arms[arm].append(_embedding(runner, ids, ("baseline", "candidate")[arm], number))
-            task.advance()
-    first, second = (np.stack(arm) for arm in arms)
-    _refuse_other_size(first, second)
-    cosines = (first * second).sum(axis=1)
-    above = np.triu_indices(len(texts), 1)
-    ranks = stats.spearmanr((first @ first.T)[above], (second @ second.T)[above])
+    _refuse_other_size(baseline, candidate)
+    cosines = (baseline * candidate).sum(axis=1)
+    above = np.triu_indices(len(baseline), 1)
+    ranks = stats.spearmanr((baseline @ baseline.T)[above], (candidate @ candidate.T)[above])
     return EmbeddingAgreement(
-        texts=len(texts),
+        texts=len(baseline),
         cosine=float(cosines.mean()),
         lowest_cosine=float(cosines.min()),
         rank_agreement=float(ranks.statistic),

@@ -1,4 +1,4 @@
-"""Next-token distributions of two arms, position by position.
+"""Next-token distributions of several arms, position by position.
 
 Logits are reduced a few positions at a time in float64, so that memory doesn't grow with the text.
 """
@@ -6,6 +6,7 @@ Logits are reduced a few positions at a time in float64, so that memory doesn't 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,34 +44,56 @@ def chunks(first: int, last: int, vocabulary: int) -> Iterator[slice]:
         yield slice(start, min(start + step, last))
 
 
-def figures(pair: tuple[Floats, Floats], targets: NDArray[np.int64], where: str) -> Floats:
-    """What there is to know of some positions.
+class Distributions:
+    """One arm's next-token distributions at some positions.
 
     Args:
-        pair: The baseline's and the candidate's logits, ``[positions, vocabulary]``, float64.
-            They are overwritten.
+        logits: ``[positions, vocabulary]``, float64; overwritten.
         targets: The next tokens of the first ``len(targets)`` positions; may be empty.
-        where: What an error calls these positions.
+        what: The subject of an error's sentence.
+
+    Attributes:
+        log_probabilities: ``[positions, vocabulary]``.
+        losses: ``[len(targets)]``, the negative log-likelihoods of the targets in nats.
+
+    Raises:
+        ComparisonError: Logits are NaN or infinite.
+    """
+
+    def __init__(self, logits: Floats, targets: NDArray[np.int64], what: str) -> None:
+        to_log_probabilities(logits, what)
+        self.log_probabilities = logits
+        self.losses: Floats = -logits[np.arange(len(targets)), targets]
+
+    @cached_property
+    def likeliest(self) -> NDArray[np.intp]:
+        """``[positions, 5]``, the likeliest tokens, best first."""
+        return _likeliest(self.log_probabilities)
+
+    @cached_property
+    def probabilities(self) -> Floats:
+        """``[positions, vocabulary]``."""
+        return np.exp(self.log_probabilities)
+
+
+def figures(baseline: Distributions, candidate: Distributions) -> Floats:
+    """What there is to know of how two arms differ at the same positions.
 
     Returns:
         ``[len(COLUMNS), positions]``: 1; KL(baseline || candidate) in nats; whether the likeliest
         token is the same; the share of the baseline's five likeliest among the candidate's; 1 and
         both arms' negative log-likelihoods in nats where there is a target, else 0.
-
-    Raises:
-        ComparisonError: Logits are NaN or infinite.
     """
-    found = np.zeros((len(COLUMNS), len(pair[0])))
+    found = np.zeros((len(COLUMNS), len(baseline.log_probabilities)))
+    predicted = len(baseline.losses)
+    best = baseline.likeliest, candidate.likeliest
     found[0] = 1
-    rows = np.arange(len(targets))
-    for arm, name in enumerate(("baseline", "candidate")):
-        to_log_probabilities(pair[arm], f"The {name}'s logits in {where}")
-        found[5 + arm, : len(targets)] = -pair[arm][rows, targets]
-    found[4, : len(targets)] = 1
-    best = [_likeliest(logits) for logits in pair]
+    found[1] = _divergence(baseline, candidate)
     found[2] = best[0][:, 0] == best[1][:, 0]
     found[3] = (best[0][:, :, None] == best[1][:, None, :]).any(axis=2).mean(axis=1)
-    found[1] = _divergence(*pair)
+    found[4, :predicted] = 1
+    found[5, :predicted] = baseline.losses
+    found[6, :predicted] = candidate.losses
     return found
 
 
@@ -106,12 +129,12 @@ def _likeliest(logits: Floats) -> NDArray[np.intp]:
     return best
 
 
-def _divergence(baseline: Floats, candidate: Floats) -> Floats:
-    """KL(baseline || candidate) of each row of log probabilities, in nats."""
-    probabilities = np.exp(baseline)
+def _divergence(baseline: Distributions, candidate: Distributions) -> Floats:
+    """KL(baseline || candidate) of each position, in nats."""
+    probabilities = baseline.probabilities
     with np.errstate(invalid="ignore"):  # a token that both rule out: -inf - -inf, weight 0
-        baseline -= candidate
-    weighted = np.zeros_like(baseline)
-    np.multiply(probabilities, baseline, where=probabilities > 0, out=weighted)
+        differences = baseline.log_probabilities - candidate.log_probabilities
+    weighted = np.zeros_like(differences)
+    np.multiply(probabilities, differences, where=probabilities > 0, out=weighted)
     divergence: Floats = weighted.sum(axis=1)
     return divergence

@@ -1,0 +1,132 @@
+"""The four corners: the whole and the cut model, in float and quantised.
+
+The two arms with a verdict are the quantised ones; the two in float are timed in the same rounds
+and read the same text. All four are held against the whole model in float.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from exporter.artifacts import Corner, Interval, LatencyRow
+from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm, Pair
+from exporter.errors import ComparisonError
+
+_PRUNED = ("candidate", FLOAT_CANDIDATE)
+_ALIKE = (
+    *("scheme", "method", "block_size", "symmetric", "accuracy_level"),
+    *("embedding_bits", "head_bits"),
+)
+"""What both quantised models must have in common; how many products there are they can't."""
+
+
+@dataclass(frozen=True)
+class CornerQuality:
+    """How good one arm's answers are, held against the whole model in float."""
+
+    perplexity: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    exact_match: float | None = None
+    embedding_cosine: float | None = None
+
+
+def corners(
+    pair: Pair, rows: Sequence[LatencyRow], quality: Mapping[str, CornerQuality]
+) -> list[Corner]:
+    """All four, the whole model in float first; none where the pair has no floats.
+
+    Args:
+        pair: The arms.
+        rows: Their times.
+        quality: By arm; those that were not judged are left out.
+    """
+    if not pair.has_floats:
+        return []
+    names = (FLOAT_BASELINE, FLOAT_CANDIDATE, "baseline", "candidate")
+    return [
+        Corner(
+            arm=name,
+            pruned=name in _PRUNED,
+            quantized=name not in (FLOAT_BASELINE, FLOAT_CANDIDATE),
+            file_bytes=pair.judged[name].facts.file_bytes,
+            speedups={} if name == FLOAT_BASELINE else _speedups(rows, name),
+            **vars(quality.get(name, CornerQuality())),
+        )
+        for name in names
+    ]
+
+
+def _speedups(rows: Sequence[LatencyRow], name: str) -> dict[str, Interval]:
+    from exporter.measure.timing.recorded import speedup_between, times_of
+
+    found = {}
+    for row in rows:
+        if {name, FLOAT_BASELINE} <= times_of(row).keys():
+            speedup = speedup_between(row, FLOAT_BASELINE, name)
+            found[row.shape_name] = Interval(value=speedup.ratio, ci95=speedup.ci95)
+    return found
+
+
+def refuse_no_corners(pair: Pair) -> None:
+    """Refuses arms that aren't one model, whole and cut, in float and quantised alike.
+
+    What a graph doesn't note of itself can't be held against it.
+
+    Raises:
+        ComparisonError: A float arm is quantised or one of the pair's own files; both arms are
+            quantised otherwise; or the two cut ones lack other sublayers.
+    """
+    arms = pair.judged
+    for name in (FLOAT_BASELINE, FLOAT_CANDIDATE):
+        _refuse_quantized(name, arms[name])
+    for quantized, original in (("baseline", FLOAT_BASELINE), ("candidate", FLOAT_CANDIDATE)):
+        _refuse_same_file(quantized, arms[quantized], arms[original])
+        _refuse_other_plan(quantized, arms[quantized], arms[original])
+    _refuse_unlike(pair.baseline, pair.candidate)
+
+
+def _refuse_quantized(name: str, arm: ComparedArm) -> None:
+    record = arm.quantization
+    if record is not None:
+        raise ComparisonError(
+            f"The {name} {arm.folder.onnx} is quantised ({record.scheme}).",
+            "Name what it was quantised from.",
+        )
+
+
+def _refuse_same_file(name: str, quantized: ComparedArm, original: ComparedArm) -> None:
+    if quantized.facts.sha256 == original.facts.sha256:
+        raise ComparisonError(
+            f"The {name} {quantized.folder.onnx} and its float form are the same file.",
+            "Name the quantised models first, and what they were quantised from behind --float.",
+        )
+
+
+def _refuse_other_plan(name: str, quantized: ComparedArm, original: ComparedArm) -> None:
+    from graph_passes.plan_record import PLAN_KEY
+
+    plans = [arm.facts.metadata.get(PLAN_KEY) for arm in (quantized, original)]
+    told = [None if plan is None else json.loads(plan) for plan in plans]
+    if told[0] != told[1]:
+        raise ComparisonError(
+            f"The {name} {quantized.folder.onnx} and its float form {original.folder.onnx} lack "
+            "other sublayers, as both note of themselves.",
+            "Name what it was quantised from.",
+        )
+
+
+def _refuse_unlike(baseline: ComparedArm, candidate: ComparedArm) -> None:
+    records = baseline.quantization, candidate.quantization
+    if records[0] is None or records[1] is None:
+        return
+    for field in _ALIKE:
+        first, second = (getattr(record, field) for record in records)
+        if first != second:
+            raise ComparisonError(
+                f"The baseline and the candidate are quantised otherwise: {field} is {first} and "
+                f"{second}.",
+                "Quantise both alike, or leave --float out.",
+            )

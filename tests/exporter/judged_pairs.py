@@ -1,0 +1,15 @@
+"""Two arms held against each other, and no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exporter.backends.base import Runner
+from exporter.measure.quality.agreement import Agreement, compare_predictions
+
+
+def compare_pair(baseline: Runner, candidate: Runner, token_ids: Any, **options: Any) -> Agreement:
+    """What ``compare_predictions`` says of a pair alone."""
+    arms = {"baseline": baseline, "candidate": candidate}
+    (found,) = compare_predictions(arms, [("baseline", "candidate")], token_ids, **options)
+    return found
