@@ -29,6 +29,11 @@ class FormRecord(Record):
     fused: dict[str, int] = Field(default_factory=dict)
     remark: str | None = None
 
+    @property
+    def name(self) -> str:
+        """For what and by whom, in words."""
+        return f"{self.target} ({', '.join([self.writer, *self.passes])})"
+
 
 class QuantizationRecord(Record):
     """How a graph's weights were quantised.
@@ -47,6 +52,21 @@ class QuantizationRecord(Record):
     embedding_bits: int | None = None
     head_bits: int | None = None
     calibration: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How, in words: the same for equal settings and for no others."""
+        zeros = {None: None, True: "symmetric", False: "zero points"}[self.symmetric]
+        told = (
+            self.method,
+            self.block_size and f"blocks of {self.block_size}",
+            zeros,
+            self.accuracy_level is not None and f"accuracy level {self.accuracy_level}",
+            self.embedding_bits and f"embedding of {self.embedding_bits} bits",
+            self.head_bits and f"head of {self.head_bits} bits",
+            self.calibration and f"calibrated on {self.calibration}",
+        )
+        return f"{self.scheme} ({', '.join(part for part in told if part)})"
 
 
 class Corner(Record):

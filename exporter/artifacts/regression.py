@@ -32,7 +32,8 @@ class RunKey(Record):
 
     ``model`` is the SHA-256 of the unpruned arm's graph, which both sessions measure beside the
     candidate. ``versions`` are those of the runtimes that the arms ran on, and the GPU's driver.
-    ``text`` is the SHA-256 of the evaluation text and how much of it was read.
+    ``text`` is the SHA-256 of the evaluation text and how much of it was read. ``form`` and
+    ``quantization`` are what the arms' graphs note of themselves.
     """
 
     model: str
@@ -44,6 +45,8 @@ class RunKey(Record):
     shapes: list[str]
     text: str | None
     versions: dict[str, str]
+    form: str | None = None
+    quantization: str | None = None
 
 
 class KeyDifference(Record):

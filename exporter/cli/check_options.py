@@ -13,6 +13,7 @@ from exporter.cli.sections import Count, option_in
 _F = TypeVar("_F", bound=Callable[..., Any])
 _FIELDS = (
     "model", "backend", "provider", "precision", "device", "threads", "shapes", "text", "versions",
+    "form", "quantization",
 )  # fmt: skip
 
 

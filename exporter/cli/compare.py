@@ -32,6 +32,11 @@ ARM = TextPath(path_type=str)
     help="A further arm, of any kind, timed in the same rounds; it gets no verdict.",
 )  # fmt: skip
 @click.option(
+    "--float", "floats", type=ARM, nargs=2, metavar="BASELINE CANDIDATE",
+    help="Both models in float, where the arms are their quantised forms: all four are then held "
+    "against BASELINE.",
+)  # fmt: skip
+@click.option(
     "--onnx", type=ANY_PATH, nargs=2, metavar="BASELINE CANDIDATE",
     help="What two engines were built from, where it doesn't lie beside them.",
 )  # fmt: skip
@@ -49,6 +54,7 @@ def compare(
     output: Path,
     *,
     references: tuple[str, ...],
+    floats: tuple[str, str] | None,
     onnx: tuple[Path, Path] | None,
     as_json: bool,
     **options: Any,
@@ -73,6 +79,7 @@ def compare(
             candidate,
             compare_options(options),
             references=references,
+            floats=floats,
             onnx=onnx,
             resume=output,
             progress=progress,

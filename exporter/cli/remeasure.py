@@ -50,6 +50,7 @@ def remeasuring(
             paths[1],
             options,
             references=parameters.get("references", ()),
+            floats=parameters.get("floats") or _floats(report),
             onnx=parameters.get("onnx") or None,
             progress=progress,
         )
@@ -57,6 +58,13 @@ def remeasuring(
         return again
 
     return measure
+
+
+def _floats(report: ComparisonReport) -> tuple[str, str] | None:
+    """Where the models in float lie that ``depthcut export`` timed beside the quantised ones."""
+    names = [corner.arm for corner in report.corners if not corner.quantized]
+    paths = [report.arms.references[name].path for name in names]
+    return (paths[0], paths[1]) if paths else None
 
 
 def _parameters(command: list[str]) -> dict[str, Any]:

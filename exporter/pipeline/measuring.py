@@ -46,7 +46,11 @@ def _published(run: Run, report: ComparisonReport) -> ComparisonReport:
         engines = [e.model_copy(update={"path": placed(e.path)}) for e in arm.engines]
         return arm.model_copy(update={"path": placed(arm.path), "engines": engines})
 
-    arms = Arms(baseline=moved(report.arms.baseline), candidate=moved(report.arms.candidate))
+    arms = Arms(
+        baseline=moved(report.arms.baseline),
+        candidate=moved(report.arms.candidate),
+        references={name: moved(arm) for name, arm in report.arms.references.items()},
+    )
     return report.model_copy(update={"arms": arms})
 
 

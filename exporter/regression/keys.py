@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from exporter.artifacts import Arm, ComparisonReport, KeyDifference, LatencyRow, RunKey
+from exporter.artifacts import (
+    Arm,
+    ComparisonReport,
+    FormRecord,
+    KeyDifference,
+    LatencyRow,
+    QuantizationRecord,
+    RunKey,
+)
 from exporter.errors import RegressionError
 from exporter.files import sha256_bytes
 
@@ -29,18 +37,21 @@ def key_of(report: ComparisonReport) -> RunKey:
         shapes=sorted(row.shape_name for row in report.latency),
         text=_text(report),
         versions=versions | ({"driver": driver} if driver else {}) | _engines(arms),
+        form=_noted(arm.form for arm in arms),
+        quantization=_noted(arm.quantization for arm in arms),
     )
 
 
 def key_sha256(key: RunKey) -> str:
     """One hash over the whole key."""
-    return sha256_bytes(key.model_dump_json().encode())
+    return sha256_bytes(key.model_dump_json(exclude_defaults=True).encode())
 
 
 def series(key: RunKey) -> str:
     """One hash over what stays when a library is updated or a shape is added."""
     changing = {"shapes", "text", "versions"}
-    return sha256_bytes(key.model_dump_json(exclude=changing).encode())
+    kept = key.model_dump_json(exclude=changing, exclude_defaults=True)
+    return sha256_bytes(kept.encode())
 
 
 def differences(baseline: RunKey, report: RunKey) -> list[KeyDifference]:
@@ -81,6 +92,12 @@ def rows_by_name(report: ComparisonReport) -> dict[str, LatencyRow]:
 
 def _both(values: Iterable[str]) -> str:
     return " / ".join(dict.fromkeys(values))
+
+
+def _noted(records: Iterable[FormRecord | QuantizationRecord | None]) -> str | None:
+    """What both arms note, or each; None where neither notes anything."""
+    names = [None if record is None else record.name for record in records]
+    return _both(name or "none" for name in names) if any(names) else None
 
 
 def _runtimes(report: ComparisonReport) -> list[str]:

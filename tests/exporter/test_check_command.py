@@ -11,7 +11,7 @@ import pytest
 
 import exporter.cli as command_line
 import exporter.compare
-from exporter.artifacts import Arms, CheckReport, ComparisonReport
+from exporter.artifacts import Arms, CheckReport, ComparisonReport, Corner
 from exporter.compare import CompareOptions
 from exporter.regression import Limits, check, read_baselines
 from exporter.regression.history import append, entry_of
@@ -280,6 +280,32 @@ def test_a_regression_that_isn_t_there_the_second_time_is_none(
     told = capsys.readouterr()
     assert "measuring again" in told.err
     assert "Measured again: improved." in told.out
+
+
+def test_the_models_in_float_are_timed_again_beside_the_quantised_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def compare(first: Any, second: Any, options: CompareOptions, **more: Any) -> ComparisonReport:
+        asked.append(more["floats"])
+        return gate_report([FAST])
+
+    monkeypatch.setattr(exporter.compare, "compare", compare)
+    floats = {name: gate_arm(name) for name in ("whole", "short")}
+    arms = gate_report().arms.model_copy(update={"references": floats})
+    corners = [
+        Corner(arm=name, pruned=name in ("short", "candidate"), quantized=name not in floats,
+               file_bytes=1)
+        for name in (*floats, "baseline", "candidate")
+    ]  # fmt: skip
+    for command in (COMMAND, ["depthcut", "export", "m", "-o", "out", "--drop", "1"]):
+        path = tmp_path / "report.json"
+        gate_report([SLOW], command=command, arms=arms, corners=corners).write(path)
+        assert command_line.run(["check", str(path), "--min-speedup", "1.2", "--confirm", "1"]) == 0
+    gate_report([SLOW], command=COMMAND).write(path)
+    command_line.run(["check", str(path), "--min-speedup", "1.2", "--confirm", "1"])
+    assert asked == [("whole/model.onnx", "short/model.onnx")] * 2 + [None]
 
 
 def test_a_regression_that_is_there_each_time_is_one(

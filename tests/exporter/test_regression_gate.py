@@ -19,12 +19,15 @@ from exporter.artifacts import (
     ComparisonReport,
     EmbeddingAgreement,
     EngineFacts,
+    FormRecord,
     Interval,
     PerplexityPair,
+    QuantizationRecord,
     SampleLosses,
 )
 from exporter.artifacts import TaskResult as Task
 from exporter.errors import ArtifactError, RegressionError, UsageError
+from exporter.files import sha256_bytes
 from exporter.regression import (
     Accepted,
     Limits,
@@ -34,7 +37,7 @@ from exporter.regression import (
     read_baselines,
     updated,
 )
-from exporter.regression.keys import differences, key_of
+from exporter.regression.keys import differences, key_of, series
 from tests.exporter.gate_reports import (
     gate_accuracy,
     gate_arm,
@@ -350,6 +353,8 @@ def test_what_isn_t_time_is_not_measured_again() -> None:
 
 # Keys.
 
+FUSED = FormRecord(target="onnxruntime-cpu", writer="genai 0.18")
+EIGHT = QuantizationRecord(scheme="int8", method="rtn", bits={"8": 7}, block_size=32)
 OTHERS: dict[str, ComparisonReport] = {
     "model": gate_report(arms=Arms(baseline=gate_arm("other"), candidate=gate_arm("cand"))),
     "backend": gate_report(
@@ -367,6 +372,13 @@ OTHERS: dict[str, ComparisonReport] = {
     "shapes": gate_report([gate_row(128)]),
     "text": gate_report(accuracy=gate_accuracy(tokens=512)),
     "versions": gate_report(versions={"onnxruntime": "1.25.0"}),
+    "form": gate_report(arms=Arms(baseline=gate_arm("base"), candidate=gate_arm("c", form=FUSED))),
+    "quantization": gate_report(
+        arms=Arms(
+            baseline=gate_arm("base", quantization=EIGHT),
+            candidate=gate_arm("c", quantization=EIGHT),
+        )
+    ),
 }
 
 
@@ -384,6 +396,28 @@ def test_unlike_runs_are_refused_and_a_named_difference_is_accepted(field: str) 
     assert [difference.field for difference in told] == allowed
     assert field in allowed
     assert against(new, old, SLOWDOWN).verdict == "unchanged"
+
+
+def test_another_block_size_is_another_scheme() -> None:
+    def quantized(record: QuantizationRecord) -> ComparisonReport:
+        arms = [gate_arm(name, quantization=record) for name in ("base", "cand")]
+        return gate_report(arms=Arms(baseline=arms[0], candidate=arms[1]))
+
+    same = quantized(EIGHT.model_copy(update={"bits": {"8": 6}}))  # how many there were
+    assert key_of(same) == key_of(quantized(EIGHT))
+    (found,) = differences(
+        key_of(quantized(EIGHT.model_copy(update={"block_size": 64}))), key_of(same)
+    )
+    assert (found.baseline, found.report) == (
+        "int8 (rtn, blocks of 64)", "int8 (rtn, blocks of 32)"
+    )  # fmt: skip
+
+
+def test_a_key_without_form_and_quantisation_hashes_as_before() -> None:
+    key = key_of(gate_report())
+    told = key.model_dump(exclude={"shapes", "text", "versions", "form", "quantization"})
+    assert series(key) == sha256_bytes(json.dumps(told, separators=(",", ":")).encode())
+    assert series(key) != series(key.model_copy(update={"form": FUSED.name}))
 
 
 def test_versions_that_ran_nothing_do_not_matter() -> None:
