@@ -312,7 +312,7 @@ def test_export_takes_every_option_that_says_how_compare_judges() -> None:
     from exporter.cli import export
     from exporter.cli.compare import compare
 
-    own = {"baseline", "candidate", "onnx", "references", "floats"}  # export makes its arms by itself
+    own = {"baseline", "candidate", "onnx", "references", "floats"}  # export makes its own arms
     names = [{option.name for option in command.params} for command in (compare, export)]
     assert names[0] - own <= names[1]
 
