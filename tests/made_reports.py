@@ -13,9 +13,11 @@ from exporter.artifacts import (
     Arms,
     CalibrationRef,
     ComparisonReport,
+    Corner,
     EmbeddingAgreement,
     EngineFacts,
     Environment,
+    FormRecord,
     GenerationAgreement,
     ImportanceReport,
     Interval,
@@ -29,6 +31,7 @@ from exporter.artifacts import (
     PerplexityPair,
     PlannedDeletion,
     PositionError,
+    QuantizationRecord,
     Score,
     Speedup,
     TaskResult,
@@ -52,6 +55,7 @@ def full_report(
         seed: For the figures.
     """
     random = np.random.default_rng(seed)
+    latency = [_row(random, index, samples, text) for index in range(rows)]
     return ComparisonReport(
         versions={"depthcut": "0.1.0", "onnxruntime": "1.32.0", text: "1"},
         command=["depthcut", "compare", text, "candidate", "-o", "out"],
@@ -68,8 +72,9 @@ def full_report(
             ParityCheck(name="keys", phase="decode", max_abs_error=1.0, tolerance=3e-3,
                         passed=False),
         ],
-        latency=[_row(random, index, samples, text) for index in range(rows)],
+        latency=latency,
         accuracy=_accuracy(random, text),
+        corners=_corners(latency),
     )  # fmt: skip
 
 
@@ -117,7 +122,9 @@ def _row(random: np.random.Generator, index: int, samples: int, text: str) -> La
         baseline=_samples(baseline),
         candidate=_samples(middle * random.lognormal(0, 0.06, samples)),
         references={
-            f"PyTorch eager {text}": _samples(middle * 1.5 * random.lognormal(0, 0.1, samples))
+            "float baseline": _samples(middle * 3.1 * random.lognormal(0, 0.06, samples)),
+            "float candidate": _samples(middle * 2.6 * random.lognormal(0, 0.06, samples)),
+            f"PyTorch eager {text}": _samples(middle * 1.5 * random.lognormal(0, 0.1, samples)),
         },
         speedup=Speedup(ratio=ratio, ci95=(ratio - 0.02, ratio + 0.015)),
         verdict=_WORDS[index % 4],
@@ -186,17 +193,57 @@ def _arms(text: str) -> Arms:
         "sha256": "b" * 64, "file_bytes": 542_600_000, "parameters": 134_515_008, "nodes": 2245,
         "kv_cache_bytes_per_token": 46080,
     }  # fmt: skip
+    form = FormRecord(
+        target="onnxruntime-cpu", writer=f"genai {text}", passes=["fused norms"],
+        fused={"GroupQueryAttention": 30, text: 60}, remark=f"Nothing faster for {text}.",
+    )  # fmt: skip
+    quantized: dict[str, Any] = {
+        "form": form, "file_bytes": 142_000_000,
+        "quantization": QuantizationRecord(
+            scheme="int8", method="rtn", bits={"8": 211}, block_size=32, symmetric=True,
+            accuracy_level=4, embedding_bits=8, head_bits=8, calibration=text,
+        ),
+    }  # fmt: skip
     smaller = {"parameters": 120_000_000, "nodes": 1773, "kv_cache_bytes_per_token": 33792}
     return Arms(
-        baseline=Arm(**values, path=f"{text}/model.onnx", engines=[engine, engine]),
-        candidate=Arm(**{**values, **smaller}, path="candidate/model.onnx", engines=[engine]),
+        baseline=Arm(
+            **{**values, **quantized}, path=f"{text}/model.onnx", engines=[engine, engine]
+        ),
+        candidate=Arm(
+            **{**values, **quantized, **smaller}, path="candidate/model.onnx", engines=[engine]
+        ),
         references={
+            "float baseline": Arm(**values, form=form, path=f"{text}/float.onnx"),
+            "float candidate": Arm(**{**values, **smaller}, path="candidate/float.onnx"),
             f"PyTorch eager {text}": Arm(
                 **{**values, "backend": "pytorch"}, path="hf/", not_run=f"no NVIDIA driver {text}",
                 device_memory_bytes=2_000_000_000,
             )
         },
     )  # fmt: skip
+
+
+def _corners(rows: list[LatencyRow]) -> list[Corner]:
+    """Of the four, with the speedups that the medians say."""
+
+    def corner(arm: str, gain: float, size: int, **figures: float) -> Corner:
+        speedups = {
+            row.shape_name: Interval(value=gain, ci95=(gain - 0.04, gain + 0.05)) for row in rows
+        }
+        return Corner(
+            arm=arm, pruned="candidate" in arm, quantized="float" not in arm, file_bytes=size,
+            speedups={} if arm == "float baseline" else speedups, **figures,
+        )  # fmt: skip
+
+    return [
+        corner("float baseline", 1.0, 542_600_000, perplexity=16.05),
+        corner("float candidate", 1.19, 480_000_000, perplexity=17.71, kl_divergence=0.15,
+               top1_agreement=0.85, exact_match=0.25, embedding_cosine=0.98),
+        corner("baseline", 2.77, 142_000_000, perplexity=16.2, kl_divergence=0.01,
+               top1_agreement=0.96, exact_match=0.75, embedding_cosine=0.99),
+        corner("candidate", 3.1, 125_000_000, perplexity=17.9, kl_divergence=0.17,
+               top1_agreement=0.84, exact_match=0.125, embedding_cosine=0.97),
+    ]  # fmt: skip
 
 
 def _environment(text: str) -> Environment:

@@ -24,12 +24,15 @@ def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> N
     if as_json:
         click.echo(report.to_json(), nl=False)
         return
-    from exporter.report.table import comparison_table, plain_table
+    from exporter.report.table import comparison_table, corners_table, plain_table
 
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console(highlight=False).print(comparison_table(report))
+        console = Console(highlight=False)
+        console.print(comparison_table(report))
+        if corners := corners_table(report):
+            console.print(corners)
     else:
         click.echo(plain_table(report))
     click.echo(f"Report: {folder / 'report.html'}{_more_there(report)}")
@@ -39,7 +42,7 @@ def _more_there(report: ComparisonReport) -> str:
     """What was measured beside the table's rows, so that nobody looks for it there."""
     accuracy = report.accuracy
     more = {
-        "references": report.arms.references,
+        "references": len(report.arms.references) > len(report.corners) // 2,
         "long contexts": accuracy and accuracy.long_context,
         "tasks": accuracy and accuracy.tasks,
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import ComparisonReport
+from exporter.report.parts.corners import corners_grid
+from exporter.report.parts.part import Grid
 from exporter.report.words import (
     HEADER,
     Row,
@@ -12,6 +14,7 @@ from exporter.report.words import (
     dropped_lines,
     latency_rows,
     size_rows,
+    weights_words,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +48,25 @@ def comparison_table(report: ComparisonReport) -> Table:
     return table
 
 
+def corners_table(report: ComparisonReport) -> Table | None:
+    """A rich table of the four corners; None where the report has none."""
+    from rich import box
+    from rich.table import Table
+
+    if not report.corners:
+        return None
+    grid = corners_grid(report, brief=True)
+    table = Table(
+        title=grid.caption, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+        pad_edge=False,
+    )  # fmt: skip
+    for column, name in enumerate(grid.header):
+        table.add_column(name, justify="right" if column else "left", no_wrap=True)
+    for row in _plain(grid):
+        table.add_row(*row)
+    return table
+
+
 def plain_table(report: ComparisonReport) -> str:
     """The same rows as aligned text, for files and pipes; an empty line between sections."""
     sections = _sections(report)
@@ -52,7 +74,22 @@ def plain_table(report: ComparisonReport) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     parts = [[title(report), _aligned(HEADER, widths)]]
     parts += [[_aligned(row, widths) for row in section] for section in sections]
+    if report.corners:
+        parts.append(_plain_corners(report))
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _plain_corners(report: ComparisonReport) -> list[str]:
+    grid = corners_grid(report, brief=True)
+    rows = [list(grid.header), *_plain(grid)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return [f"{grid.caption}.", "", *("  ".join(line).rstrip() for line in lines)]
+
+
+def _plain(grid: Grid) -> list[list[str]]:
+    """Its rows as text."""
+    return [[cell if isinstance(cell, str) else cell.word for cell in row] for row in grid.rows]
 
 
 def title(report: ComparisonReport) -> str:
@@ -61,7 +98,7 @@ def title(report: ComparisonReport) -> str:
     told = f"Dropped {dropped}" if dropped else "No deletions on record"
     arm, machine = report.arms.baseline, report.environment
     threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
-    return f"{told}.\n{arm.backend}, {arm.provider}, {arm.precision}, {threads}."
+    return f"{told}.\n{arm.backend}, {arm.provider}, {weights_words(arm)}, {threads}."
 
 
 def _sections(report: ComparisonReport) -> list[list[Row]]:

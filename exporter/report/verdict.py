@@ -7,8 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 from exporter.artifacts import Accuracy, ComparisonReport, LatencyRow
+from exporter.report.parts.corners import corners_sentence
 from exporter.report.parts.part import Sign, verdict_sign
-from exporter.report.words import headline, relative_change, shape_words, significant
+from exporter.report.words import (
+    headline,
+    relative_change,
+    shape_words,
+    significant,
+    speedup_range,
+)
 
 _CLEAR = 0.01
 """A change of perplexity that has no interval counts as one from here on."""
@@ -29,7 +36,8 @@ _SOME = {
 
 def verdict_sentence(report: ComparisonReport) -> str:
     """What was done, what it does to the speed, and what it does to the answers."""
-    return f"{headline(report)}, {_speed(report)}; {_quality(report.accuracy)}."
+    told = f"{headline(report)}, {_speed(report)}; {_quality(report.accuracy)}."
+    return " ".join(filter(None, [told, corners_sentence(report)]))
 
 
 def speed_sign(report: ComparisonReport) -> Sign:
@@ -79,10 +87,8 @@ def _log_change(accuracy: Accuracy) -> tuple[float, float]:
     return (0.0, 0.0) if abs(change) < _CLEAR else (change, change)
 
 
-def speedup_range(rows: Sequence[LatencyRow], between: str = " to ") -> str:
-    """From the least to the greatest ratio: ``1.09 to 1.11``."""
-    ratios = sorted({f"{row.speedup.ratio:.2f}" for row in rows}, key=float)
-    return ratios[0] if len(ratios) == 1 else f"{ratios[0]}{between}{ratios[-1]}"
+def _ratios(rows: Sequence[LatencyRow]) -> list[float]:
+    return [row.speedup.ratio for row in rows]
 
 
 def _speed(report: ComparisonReport) -> str:
@@ -100,7 +106,7 @@ def _speed(report: ComparisonReport) -> str:
             if len(rows) == 2
             else f"all {len(rows)} shapes"
         )
-        return _ALL[rows[0].verdict].format(where, speedup_range(rows))
+        return _ALL[rows[0].verdict].format(where, speedup_range(_ratios(rows)))
     told = [_SOME[word].format(counts[word]) for word in _SOME if counts[word]]
     return f"it is {', '.join(told[:-1])} and {told[-1]} of {len(rows)} shapes"
 

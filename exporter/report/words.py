@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from exporter.artifacts import (
     FEWEST_ROUNDS,
     RUN_IN_FP32,
+    Arm,
     ComparisonReport,
     LatencyRow,
     PlannedDeletion,
-    Speedup,
 )
 
 Row = tuple[str, str, str, str, str]
@@ -41,7 +41,7 @@ def latency_rows(report: ComparisonReport) -> list[Row]:
             f"{short_shape(row)}, ms",
             milliseconds(row.baseline.median_ms),
             milliseconds(row.candidate.median_ms),
-            speedup_words(row.speedup, digits=2),
+            speedup_words(row.speedup.ratio, row.speedup.ci95, digits=2),
             row.verdict,
         )
         for row in report.latency
@@ -111,9 +111,30 @@ def headline(report: ComparisonReport) -> str:
         f"{len(layers)} {_noun(kind, len(layers))}"
         for kind, layers in _by_kind(report.plan).items()
     ]
+    scheme = _common_scheme(report)
+    quantized = f", in {scheme}" if scheme else ""
     if not counts:
-        return "Candidate against baseline"
-    return "Without " + " and ".join(filter(None, [", ".join(counts[:-1]), counts[-1]]))
+        return f"Candidate against baseline{quantized}"
+    told = " and ".join(filter(None, [", ".join(counts[:-1]), counts[-1]]))
+    return f"Without {told}{quantized}"
+
+
+def _common_scheme(report: ComparisonReport) -> str | None:
+    """Into what both arms are quantised; None where they aren't, or not alike."""
+    records = [arm.quantization for arm in (report.arms.baseline, report.arms.candidate)]
+    schemes = {None if record is None else record.scheme for record in records}
+    return schemes.pop() if len(schemes) == 1 else None
+
+
+def named_arms(report: ComparisonReport) -> dict[str, Arm]:
+    """Both arms and the references, by name."""
+    arms = report.arms
+    return {"baseline": arms.baseline, "candidate": arms.candidate, **arms.references}
+
+
+def weights_words(arm: Arm) -> str:
+    """How an arm's weights are kept: its precision, or how they were quantised."""
+    return arm.precision if arm.quantization is None else arm.quantization.name
 
 
 def _latency_sentence(row: LatencyRow) -> str:
@@ -258,10 +279,16 @@ def short_shape(row: LatencyRow) -> str:
     return f"{row.phase} {row.sequence_length}{batch}"
 
 
-def speedup_words(speedup: Speedup, *, digits: int = 3) -> str:
+def speedup_words(ratio: float, ci95: tuple[float, float], *, digits: int = 3) -> str:
     """The ratio with its interval: ``1.130x [1.101, 1.153]``."""
-    low, high = (f"{bound:.{digits}f}" for bound in speedup.ci95)
-    return f"{speedup.ratio:.{digits}f}x [{low}, {high}]"
+    low, high = (f"{bound:.{digits}f}" for bound in ci95)
+    return f"{ratio:.{digits}f}x [{low}, {high}]"
+
+
+def speedup_range(ratios: Iterable[float], between: str = " to ") -> str:
+    """From the least to the greatest ratio: ``1.09 to 1.11``."""
+    told = sorted({f"{ratio:.2f}" for ratio in ratios}, key=float)
+    return told[0] if len(told) == 1 else f"{told[0]}{between}{told[-1]}"
 
 
 def milliseconds(value_ms: float) -> str:

@@ -13,8 +13,9 @@ from exporter.report.html.charts.samples import MOST_POINTS, sample_chart, timed
 from exporter.report.html.tradeoff import tradeoff_section
 from exporter.report.html.view import Figure, Section, Source
 from exporter.report.parts import all_parts
+from exporter.report.parts.corners import corner_name
 from exporter.report.parts.part import Block, Grid, Note, Part, Tone, verdict_sign
-from exporter.report.words import shape_words, short_shape
+from exporter.report.words import shape_words, short_shape, speedup_words
 
 _ALL_POINTS = 20_000
 """Points on the whole page: about 250 kB."""
@@ -65,6 +66,8 @@ def _is_long(block: Block) -> bool:
 def _figures(part: Part, source: Source, prefix: str) -> Iterator[Figure]:
     report, accuracy, key = source.report, source.report.accuracy, f"{prefix}{part.key}"
     match part.key:
+        case "corners":
+            yield from _corner_speedups(report, key)
         case "latency":
             yield _speedups(report.latency, key)
         case "positions" if accuracy:
@@ -115,6 +118,31 @@ def _estimate(row: LatencyRow) -> Estimate:
         f"{row.speedup.ratio:.3f}x {row.verdict}",
         verdict_sign(row.verdict).tone,
         (1 / limit, limit),
+    )
+
+
+def _corner_speedups(report: ComparisonReport, key: str) -> Iterator[Figure]:
+    estimates = [
+        Estimate(
+            f"{short_shape(row)}: {corner_name(report, corner)}",
+            found.value,
+            *found.ci95,
+            speedup_words(found.value, found.ci95, digits=2),
+            _side(found.ci95[0] - 1, found.ci95[1] - 1),
+        )
+        for row in report.latency
+        for corner in report.corners
+        if (found := corner.speedups.get(row.shape_name))
+    ]
+    if not estimates:
+        return
+    chart = forest(
+        f"{key}-chart", estimates, neutral=1.0, unit="x",
+        title="Speedup of each corner over the whole model in float",
+        description="; ".join(f"{e.label}: {e.words}" for e in estimates),
+    )  # fmt: skip
+    yield Figure(
+        chart, "How many times as fast as the whole model in float, with the 95 % interval."
     )
 
 

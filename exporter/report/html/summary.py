@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from exporter.artifacts import ComparisonReport, LatencyRow
 from exporter.report.html.view import Source, Tile
 from exporter.report.parts.part import Cell, Grid, verdict_sign
-from exporter.report.verdict import quality_sign, speed_sign, speedup_range
+from exporter.report.verdict import quality_sign, speed_sign
 from exporter.report.words import (
     HEADER,
     accuracy_rows,
@@ -16,6 +16,7 @@ from exporter.report.words import (
     relative_change,
     significant,
     size_rows,
+    speedup_range,
 )
 
 
@@ -24,7 +25,12 @@ def tiles(report: ComparisonReport) -> Iterator[Tile]:
     rows = report.latency
     if rows:
         count = f"{len(rows)} shape" + "s" * (len(rows) > 1)
-        yield Tile(f"{speedup_range(rows, '–')}x", "speed", f"in {count}", speed_sign(report).tone)
+        yield Tile(
+            f"{speedup_range([row.speedup.ratio for row in rows], '–')}x",
+            "speed",
+            f"in {count}",
+            speed_sign(report).tone,
+        )
     yield from _quality(report)
     before, after = report.arms.baseline, report.arms.candidate
     yield Tile(

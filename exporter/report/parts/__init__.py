@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from exporter.artifacts import ComparisonReport, ImportanceReport
 from exporter.report.parts.accuracy import accuracy_part, positions_part
+from exporter.report.parts.corners import corners_part
 from exporter.report.parts.latency import latency_part
 from exporter.report.parts.machine import engines_part, environment_part, reproduce_part
-from exporter.report.parts.model import dropped_part, importance_part, parity_part, size_part
+from exporter.report.parts.model import (
+    dropped_part,
+    forms_part,
+    importance_part,
+    parity_part,
+    size_part,
+)
 from exporter.report.parts.part import Part
 from exporter.report.parts.tasks import (
     embeddings_part,
@@ -24,6 +31,7 @@ __all__ = ["all_parts"]
 def all_parts(report: ComparisonReport, importance: ImportanceReport | None = None) -> list[Part]:
     """All parts that the report has, in the order in which they are read."""
     parts = [
+        corners_part(report),
         latency_part(report),
         accuracy_part(report),
         positions_part(report),
@@ -32,6 +40,7 @@ def all_parts(report: ComparisonReport, importance: ImportanceReport | None = No
         long_context_part(report),
         embeddings_part(report),
         size_part(report),
+        forms_part(report),
         dropped_part(report),
         None if importance is None else importance_part(importance, report.plan),
         engines_part(report),

@@ -48,7 +48,11 @@ def _grid(rows: Sequence[LatencyRow]) -> Grid:
 
 def _lines(row: LatencyRow, with_floor: bool) -> Iterator[list[Cell]]:
     floor = [_floor(row)] if with_floor else []
-    told: list[Cell] = [speedup_words(row.speedup), *floor, verdict_sign(row.verdict)]
+    told: list[Cell] = [
+        speedup_words(row.speedup.ratio, row.speedup.ci95),
+        *floor,
+        verdict_sign(row.verdict),
+    ]
     yield [shape_words(row), "baseline", *_figures(row.baseline), *told]
     empty = [""] * len(told)
     yield ["", "candidate", *_figures(row.candidate), *empty]

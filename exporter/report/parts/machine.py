@@ -8,18 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from exporter.artifacts import Arm, ComparisonReport, EngineFacts
 from exporter.report.parts.model import CPU
 from exporter.report.parts.part import Block, Command, Grid, Note, Part
+from exporter.report.words import named_arms
 
 _MUCH = 0.1
 _BUSY = (
     "Other processes took {:.0f} % of the machine's CPU time while the arms were timed: expect "
     "wide intervals."
 )
-
-
-def named_arms(report: ComparisonReport) -> dict[str, Arm]:
-    """Both arms and the references, by name."""
-    arms = report.arms
-    return {"baseline": arms.baseline, "candidate": arms.candidate, **arms.references}
 
 
 def engines_part(report: ComparisonReport) -> Part | None:
@@ -146,7 +141,9 @@ def _on_cpu(arm: Arm) -> str:
 def reproduce_part(report: ComparisonReport) -> Part:
     """The command that wrote the report, and the one that compares alone."""
     arms = report.arms
+    floats = [arms.references[c.arm].path for c in report.corners if not c.quantized]
     alone = ["depthcut", "compare", arms.baseline.path, arms.candidate.path, "-o", "DIR"]
+    alone += ["--float", *floats] if floats else []
     return Part(
         "reproduce",
         "How to reproduce",

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from exporter.artifacts import ComparisonReport, ImportanceReport, PlannedDeletion
+from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
 from exporter.report.parts.part import Bullets, Cell, Grid, Note, Part, Sign
-from exporter.report.words import HEADER, dropped_lines, significant, size_rows
+from exporter.report.words import (
+    HEADER,
+    dropped_lines,
+    named_arms,
+    significant,
+    size_rows,
+    weights_words,
+)
 
 CPU = "CPUExecutionProvider"
 """Where exporter.parity runs, whatever is timed."""
@@ -27,6 +34,38 @@ def size_part(report: ComparisonReport) -> Part | None:
     if not rows:
         return None
     return Part("size", "Size", [Grid("Size of both arms", HEADER[:4], rows, right=(1, 2, 3))])
+
+
+def forms_part(report: ComparisonReport) -> Part | None:
+    """How each arm's graph is written, and its weights; None where no graph notes anything."""
+    arms = named_arms(report)
+    if not any(arm.form or arm.quantization for arm in arms.values()):
+        return None
+    header = ["arm", "form", "fused operators", "weights", "products by bits"]
+    grid = Grid("How the graphs are written", header, [_form(*arm) for arm in arms.items()])
+    return Part("forms", "Form and weights", [grid, *_remarks(arms)])
+
+
+def _form(name: str, arm: Arm) -> list[str]:
+    form, quantization = arm.form, arm.quantization
+    bits = {} if quantization is None else quantization.bits
+    return [
+        name,
+        "-" if form is None else form.name,
+        ", ".join(f"{count} {op}" for op, count in form.fused.items()) if form else "-",
+        weights_words(arm),
+        ", ".join(f"{count} of {width} bits" for width, count in bits.items()) or "-",
+    ]
+
+
+def _remarks(arms: Mapping[str, Arm]) -> Iterator[Note]:
+    """Why an arm has no faster form, once for all of which it is true."""
+    told: dict[str, list[str]] = {}
+    for name, arm in arms.items():
+        if arm.form and arm.form.remark:
+            told.setdefault(arm.form.remark, []).append(name)
+    for remark, names in told.items():
+        yield Note(remark, lead=f"Form of {', '.join(names)}:")
 
 
 def dropped_part(report: ComparisonReport) -> Part:

@@ -1,0 +1,90 @@
+"""The four corners as people read them, and how each graph is written."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from exporter.artifacts import ComparisonReport
+from exporter.report.html.page import render_html
+from exporter.report.markdown import render, render_part
+from exporter.report.parts.corners import corners_part
+from exporter.report.parts.model import forms_part
+from exporter.report.table import corners_table, plain_table
+from exporter.report.words import headline
+from tests.exporter.gate_reports import gate_report
+from tests.made_reports import full_report
+
+
+@pytest.fixture(scope="module")
+def report() -> ComparisonReport:
+    return full_report(rows=2, samples=24)
+
+
+def test_the_table_has_a_column_a_corner(report: ComparisonReport) -> None:
+    part = corners_part(report)
+    assert part is not None
+    text = render_part(part)
+    assert "|  | whole, fp32 | cut, fp32 | whole, int8 | cut, int8 |" in text
+    assert "|  | - | 1.19x [1.15, 1.24] | 2.77x [2.73, 2.82] | 3.10x [3.06, 3.15] |" in text
+    assert "| files, MB | 542.6 | 480.0 | 142.0 | 125.0 |" in text
+    assert "| perplexity | 16.05 | 17.71 | 16.20 | 17.90 |" in text
+    assert "| KL divergence, nats | - | 0.15 | 0.01 | 0.17 |" in text
+    assert "| same top-1 token | - | 85.0 % | 96.0 % | 84.0 % |" in text
+    assert "| same continuation | - | 25.0 % | 75.0 % | 12.5 % |" in text
+    assert corners_part(gate_report()) is None
+
+
+def test_what_was_measured_of_no_corner_is_left_out(report: ComparisonReport) -> None:
+    none = {"exact_match": None, "embedding_cosine": None}
+    corners = [corner.model_copy(update=none) for corner in report.corners]
+    text = render(report.model_copy(update={"corners": corners}))
+    assert "same continuation |" not in text
+    assert "cosine of embeddings" not in text
+    assert "same top-1 token |" in text
+
+
+def test_every_form_of_the_report_has_them(report: ComparisonReport) -> None:
+    assert "## Four corners" in render(report)
+    assert ">Four corners</h2>" in render_html(report)
+    plain = plain_table(report).splitlines()
+    assert "Whole and cut, in float and quantised." in plain
+    assert any(line.split()[:2] == ["prefill", "128,"] and "(3.10x)" in line for line in plain)
+    screen = io.StringIO()
+    table = corners_table(report)
+    assert table is not None
+    Console(file=screen, width=100).print(table)
+    assert "cut, int8" in screen.getvalue()
+    assert "(3.10x)" in screen.getvalue()
+    without = gate_report()
+    assert corners_table(without) is None
+    assert "Whole and cut" not in plain_table(without) + render(without) + render_html(without)
+
+
+def test_the_command_for_the_comparison_alone_names_the_floats(report: ComparisonReport) -> None:
+    assert "-o DIR --float wikitext-2/float.onnx candidate/float.onnx" in render(report)
+    assert "--float" not in render(gate_report())
+
+
+def test_forms_and_weights_of_all_arms_are_told(report: ComparisonReport) -> None:
+    part = forms_part(report)
+    assert part is not None
+    text = render_part(part)
+    assert (
+        "| candidate | onnxruntime-cpu (genai wikitext-2, fused norms) | 30 GroupQueryAttention, "
+        "60 wikitext-2 | int8 (rtn, blocks of 32, symmetric, accuracy level 4, embedding of 8 "
+        "bits, head of 8 bits, calibrated on wikitext-2) | 211 of 8 bits |" in text
+    )
+    assert "| float candidate | - | - | fp32 | - |" in text
+    assert "**Form of baseline, candidate, float baseline:** Nothing faster" in text
+    assert forms_part(gate_report()) is None
+
+
+def test_the_headline_says_into_what_both_are_quantised(report: ComparisonReport) -> None:
+    assert headline(report).endswith("1 block, in int8")
+    arms = report.arms
+    baseline = arms.baseline.model_copy(update={"quantization": None})
+    other = report.model_copy(update={"arms": arms.model_copy(update={"baseline": baseline})})
+    assert headline(other).endswith("1 block")
