@@ -14,7 +14,6 @@ from exporter.report.words import (
     dropped_lines,
     latency_rows,
     size_rows,
-    weights_words,
 )
 
 if TYPE_CHECKING:
@@ -98,7 +97,8 @@ def title(report: ComparisonReport) -> str:
     told = f"Dropped {dropped}" if dropped else "No deletions on record"
     arm, machine = report.arms.baseline, report.environment
     threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
-    return f"{told}.\n{arm.backend}, {arm.provider}, {weights_words(arm)}, {threads}."
+    weights = arm.quantization.scheme if arm.quantization else arm.precision
+    return f"{told}.\n{arm.backend}, {arm.provider}, {weights}, {threads}."
 
 
 def _sections(report: ComparisonReport) -> list[list[Row]]:
