@@ -63,6 +63,12 @@ def test_every_form_of_the_report_has_them(report: ComparisonReport) -> None:
     assert "Whole and cut" not in plain_table(without) + render(without) + render_html(without)
 
 
+def test_the_page_shows_the_table_unfolded_however_many_shapes_there_are() -> None:
+    page = render_html(full_report(rows=5, samples=24))
+    assert "<summary>Table: Whole and cut" not in page
+    assert "<summary>Table: Latency of each arm" in page
+
+
 def test_the_command_for_the_comparison_alone_names_the_floats(report: ComparisonReport) -> None:
     assert "-o DIR --float wikitext-2/float.onnx candidate/float.onnx" in render(report)
     assert "--float" not in render(gate_report())

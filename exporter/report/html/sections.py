@@ -21,6 +21,7 @@ _ALL_POINTS = 20_000
 """Points on the whole page: about 250 kB."""
 _OPEN_ROWS = 6
 _LONG_TABLE = 12
+_NEVER_FOLDED = ("corners",)
 _POSITIONS = "KL(baseline || candidate), mean over samples; all ranges are drawn equally wide."
 _BOXES = (
     "Points are calls; the box is the middle half of them with the median, its line ends at the "
@@ -54,8 +55,8 @@ def _section(
     blocks = [Note(_BOXES), *part.blocks] if strips else list(part.blocks)
     if len(strips) <= _OPEN_ROWS:
         figures, strips = figures + strips, []
-    folded = [block for block in blocks if _is_long(block)]
-    blocks = [block for block in blocks if not _is_long(block)]
+    folded = [block for block in blocks if _is_long(block) and part.key not in _NEVER_FOLDED]
+    blocks = [block for block in blocks if block not in folded]
     return Section(part.key, part.title, figures, blocks, folded, strips)
 
 

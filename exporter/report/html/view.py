@@ -12,6 +12,8 @@ from exporter.report.parts.part import Block, Grid, Sign
 
 _MOST_BESIDE = 5
 """Columns of a table that stands beside a drawing."""
+_WIDEST_BESIDE = 75
+"""Characters of all its columns together."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,13 @@ class Section:
     def is_split(self) -> bool:
         """Whether words and tables fit beside the drawing, where the screen is wide."""
         grids = [block for block in self.blocks if isinstance(block, Grid)]
-        narrow = all(len(grid.header) <= _MOST_BESIDE for grid in grids)
-        return len(self.figures) == 1 and not self.folded_figures and narrow
+        return len(self.figures) == 1 and not self.folded_figures and all(map(_is_narrow, grids))
+
+
+def _is_narrow(grid: Grid) -> bool:
+    columns = zip(grid.header, *grid.rows, strict=True)
+    widths = [max(len(c if isinstance(c, str) else c.word) for c in cells) for cells in columns]
+    return len(widths) <= _MOST_BESIDE and sum(widths) <= _WIDEST_BESIDE
 
 
 @dataclass(frozen=True)
