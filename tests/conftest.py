@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
@@ -100,6 +101,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if reasons[tier] is not None:
                 item.add_marker(pytest.mark.skip(reason=f"{tier} tier: {reasons[tier]}"))
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_thread_probe() -> Iterator[None]:
+    """Which number of threads is the fastest is for no test to find out, but on a stub."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exporter.measure.threads._VISIT_MS", 1.0)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -53,6 +53,8 @@ from exporter.artifacts.latency import (
     Phase,
     Speedup,
     Stop,
+    ThreadProbe,
+    ThreadTrial,
     TimedPhase,
     VerdictWord,
 )
@@ -151,6 +153,8 @@ __all__ = [
     "Target",
     "TaskResult",
     "TaskScore",
+    "ThreadProbe",
+    "ThreadTrial",
     "TimedPhase",
     "VerdictWord",
     "Verification",

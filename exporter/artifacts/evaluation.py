@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.latency import ThreadProbe
 
 
 class TaskScore(Record):
@@ -24,4 +25,6 @@ class EvaluationReport(Artifact):
     model: str
     backend: str
     provider: str
+    threads: int | None = None
+    thread_probe: ThreadProbe | None = None
     scores: list[TaskScore]

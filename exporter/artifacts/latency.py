@@ -39,13 +39,28 @@ class MachineState(Record):
     gpu_celsius: float | None = None
 
 
+class ThreadTrial(Record):
+    """A number of threads that was tried; ``visits_ms`` are the times of each loading's calls."""
+
+    threads: int = Field(ge=1)
+    visits_ms: list[list[float]]
+
+
+class ThreadProbe(Record):
+    """How the number of threads was found: one step of a model with each of some, in turns."""
+
+    step: str
+    trials: list[ThreadTrial]
+
+
 class Environment(Record):
     """The machine and the settings of a measurement.
 
     ``load_average_1m`` is from before the measurement and counts whatever ran in that minute, this
     program included. ``other_cpu_share`` is what all other processes took of the machine's CPU
     time while the arms were timed; None where the kernel doesn't say. ``affinity`` are the CPUs
-    that the process may use.
+    that the process may use. ``thread_probe`` is None where ``threads`` was asked for, or where
+    there was nothing to choose.
     """
 
     machine: str
@@ -61,6 +76,7 @@ class Environment(Record):
     affinity: list[int] | None = None
     governor: str | None = None
     states: list[MachineState] = Field(default_factory=list)
+    thread_probe: ThreadProbe | None = None
 
 
 class LatencySamples(Record):

@@ -86,7 +86,7 @@ class Runner(Protocol):
     Attributes:
         backend: The backend's name, such as ``onnxruntime``.
         provider: The device path that really runs, as the backend calls it.
-        threads: CPU threads that the backend may use for one operator.
+        threads: CPU threads that the backend may use for one operator, from when it is entered on.
         cpu_nodes: Once entered: by operator, how many nodes run on the CPU although another
             provider was asked for. By their operators they compute shapes.
     """

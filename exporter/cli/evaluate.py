@@ -7,9 +7,15 @@ from pathlib import Path
 import click
 
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.options import ANY_PATH, EXISTING_PATH, json_option, verbosity_options
+from exporter.cli.options import (
+    ANY_PATH,
+    AUTO,
+    EXISTING_PATH,
+    Threads,
+    json_option,
+    verbosity_options,
+)
 from exporter.cli.quality_options import task_options
-from exporter.cli.sections import Count
 
 
 @click.command(short_help="Score a model on tasks with right answers.")
@@ -20,7 +26,10 @@ from exporter.cli.sections import Count
     "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
     help="Where ONNX Runtime runs the model.",
 )  # fmt: skip
-@click.option("--threads", type=Count(), help="CPU threads. [all cores]")
+@click.option(
+    "--threads", type=Threads(), default=AUTO, show_default=True,
+    help="CPU threads; auto: the fastest, found in a short probe.",
+)  # fmt: skip
 @json_option
 @verbosity_options
 @click.pass_obj
@@ -33,7 +42,7 @@ def evaluate(
     task_limit: int | None,
     output: Path | None,
     provider: str,
-    threads: int | None,
+    threads: int | str,
     as_json: bool,
 ) -> None:
     """Score MODEL on tasks with right answers; compare scores two models on the same items.
@@ -44,7 +53,8 @@ def evaluate(
     from exporter.tasks.evaluation import evaluate_model
 
     choice = TaskChoice(tasks, task_data, task_limit)
-    report = evaluate_model(model, choice, provider=provider, threads=threads, progress=progress)
+    asked = None if threads == AUTO else int(threads)
+    report = evaluate_model(model, choice, provider=provider, threads=asked, progress=progress)
     if output is not None:
         report.write(output)
     if as_json:

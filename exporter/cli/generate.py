@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.options import EXISTING_PATH, json_option, verbosity_options
+from exporter.cli.options import EXISTING_PATH, Threads, json_option, verbosity_options
 from exporter.cli.sections import Count
 
 
@@ -30,7 +30,11 @@ from exporter.cli.sections import Count
     "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
     help="Where ONNX Runtime runs the model.",
 )  # fmt: skip
-@click.option("--threads", type=Count(), help="CPU threads. [all cores]")
+@click.option(
+    "--threads",
+    type=Threads(),
+    help="CPU threads; auto: the fastest, by a probe. [all cores]",
+)
 @click.option(
     "--context", type=click.IntRange(min=1),
     help="Positions that the cache has room for. [prompt and new tokens]",
@@ -57,7 +61,7 @@ def generate(
     top_p: float,
     seed: int,
     provider: str,
-    threads: int | None,
+    threads: int | str | None,
     context: int | None,
     backend: str | None,
     tokenizer: Path | None,
@@ -76,11 +80,16 @@ def generate(
     from exporter.generation.text_model import TextModel
 
     sampling = Sampling(temperature, top_k, top_p, seed)
-    decoder = open_decoder(
-        model, backend=backend, provider=provider, threads=threads, context=context
-    )
     texts = TextModel.of(model, tokenizer)
     prompt_ids = texts.encode(prompt)
+    decoder = open_decoder(
+        model,
+        backend=backend,
+        provider=provider,
+        threads=threads,
+        context=context,
+        progress=progress,
+    )
     refuse_too_long(decoder, len(prompt_ids), new_tokens, texts.positions)
     stream = texts.stream(lambda piece: None if as_json else click.echo(piece, nl=False))
     with decoder:

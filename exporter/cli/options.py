@@ -61,6 +61,7 @@ EXISTING_FILE = TextPath(exists=True, dir_okay=False, path_type=Path)
 EXISTING_PATH = TextPath(exists=True, path_type=Path)
 EXISTING_DIRECTORY = TextPath(exists=True, file_okay=False, path_type=Path)
 ANY_PATH = TextPath(path_type=Path)
+AUTO = "auto"
 _NEW_OBJECTS = 1_000_000
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<prefix>[KMGT])?(?P<binary>i)?B?", re.IGNORECASE)
 
@@ -83,6 +84,18 @@ class Lengths(click.ParamType[tuple[int, ...]]):
         if any(length < 1 for length in lengths):
             self.fail("lengths begin at 1", param, ctx)
         return lengths
+
+
+class Threads(click.ParamType[int | str]):
+    """A number of threads, or ``auto``: the fastest, found in a short probe."""
+
+    name = "N|auto"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Reads it."""
+        return AUTO if value == AUTO else Count().convert(value, param, ctx)
 
 
 class Size(click.ParamType[int]):
@@ -234,7 +247,11 @@ def measuring_options(function: _F) -> _F:
             "--prefill", type=Lengths(), default=(128, 512), show_default=True,
             help="Prompt lengths."
         ),
-        speed("--threads", type=Count(), help="CPU threads. [all cores]"),
+        speed(
+            "--threads", type=Threads(), default=AUTO, show_default=True,
+            help="CPU threads of all arms; auto: what makes the baseline's step fastest, found in"
+            " a short probe.",
+        ),
         speed(
             "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
             help="Where ONNX Runtime runs both models.",

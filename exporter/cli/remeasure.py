@@ -36,8 +36,11 @@ def remeasuring(
             "Leave --confirm out, and let that tool measure again.",
         )
     parameters = _parameters(report.command)
+    asked = compare_options(parameters)
+    found = report.environment.thread_probe is not None
     options = replace(
-        compare_options(parameters),
+        asked,
+        threads=report.environment.threads if found else asked.threads,
         eval_tokens=_FEW_TOKENS,
         quality=QualityOptions(agreement_prompts=0),
     )

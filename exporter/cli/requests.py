@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.cli.engine_options import capabilities
+from exporter.cli.options import AUTO
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
@@ -84,7 +85,7 @@ def compare_options(options: Mapping[str, Any]) -> CompareOptions:
     """How two models are measured."""
     return CompareOptions(
         provider=options["provider"],
-        threads=options["threads"],
+        threads=None if options["threads"] == AUTO else options["threads"],
         prefill_lengths=options["prefill"],
         decode_past_lengths=options["decode_past"],
         batches=options["batch"],

@@ -134,6 +134,11 @@ class Pair:
         return [("baseline", "candidate"), *((FLOAT_BASELINE, name) for name in others)]
 
     @property
+    def arms(self) -> dict[str, ComparedArm]:
+        """All of them by name, the baseline and the candidate first."""
+        return {"baseline": self.baseline, "candidate": self.candidate, **self.references}
+
+    @property
     def runs(self) -> bool:
         """Whether both arms can run here."""
         return bool(self.baseline.builds and self.candidate.builds)
@@ -150,7 +155,7 @@ class Pair:
     def running(self) -> Iterator[None]:
         """Enters a runner of each arm."""
         with ExitStack() as stack:
-            for arm in (self.baseline, self.candidate, *self.references.values()):
+            for arm in self.arms.values():
                 stack.enter_context(arm.running())
             yield
 

@@ -2,7 +2,7 @@
 
 A chunk of rounds is kept whole or not at all. Chunks are loads of their own anyway, so that some of
 an earlier process are worth as much as those of this one, under the same key: the same files,
-options, libraries and machine.
+options, libraries and machine. Where the number of threads was looked for it is kept, too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.artifacts import ThreadProbe, library_versions
+from exporter.compare.arms import ComparedArm, Pair
 from exporter.ledger import FOLDER, key_hash
 
 if TYPE_CHECKING:
@@ -33,13 +35,25 @@ class Journal:
     def __init__(self, root: Path, key: Mapping[str, Any]) -> None:
         self._path = root / FOLDER / _NAME
         self._head = {"key": key_hash(key)}
+        self._probe: ThreadProbe | None = None
         self._chunks = self._read()
-        self._write([self._head, *self._chunks.values()])
+        probe = () if self._probe is None else (_told(self._probe),)
+        self._write([self._head, *probe, *self._chunks.values()])
 
     @property
     def chunks(self) -> int:
         """How many it brought along."""
         return len(self._chunks)
+
+    @property
+    def probe(self) -> ThreadProbe | None:
+        """How the number of threads was found, where it was."""
+        return self._probe
+
+    def keep_probe(self, probe: ThreadProbe) -> None:
+        """Writes it down."""
+        self._probe = probe
+        self._append(_told(probe))
 
     def recall(self, cell: Cell, number: int) -> Chunk | None:
         """The chunk of a cell, where it was finished."""
@@ -50,7 +64,9 @@ class Journal:
 
     def keep(self, cell: Cell, number: int, chunk: Chunk) -> None:
         """Writes a finished chunk down, and through to the disk."""
-        entry = {"name": _name(cell, number), "chunk": chunk.to_json()}
+        self._append({"name": _name(cell, number), "chunk": chunk.to_json()})
+
+    def _append(self, entry: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
@@ -66,6 +82,9 @@ class Journal:
                 return {}
             for line in lines:
                 entry = json.loads(line)
+                if "probe" in entry:
+                    self._probe = ThreadProbe.model_validate(entry["probe"])
+                    continue
                 Chunk.from_json(entry["chunk"])
                 found[entry["name"]] = entry
         except (OSError, ValueError, KeyError, TypeError):
@@ -80,9 +99,42 @@ class Journal:
         write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
+def open_journal(pair: Pair, folder: Path) -> Journal:
+    """What an earlier run of the same comparison has left in a folder, or a new one.
+
+    Args:
+        pair: What times depend on; it need not run yet.
+        folder: The output folder.
+    """
+    from exporter.measure.environment import environment
+
+    threads = pair.options.threads
+    machine = environment(threads=threads or 0, gpu=pair.on_gpu)
+    same = ("machine", "processor", "cpu_count", "threads", "python", "gpu", "affinity")
+    key: dict[str, Any] = {
+        "arms": {name: _identity(arm) for name, arm in pair.arms.items()},
+        "options": [pair.options.rounds, vars(pair.options.timing)],
+        "versions": library_versions(),
+        "machine": {name: getattr(machine, name) for name in same},
+    }
+    journal = Journal(folder, key)
+    if journal.chunks:
+        pair.progress.say(f"time: going on with {journal.chunks} parts that an earlier run timed")
+    return journal
+
+
+def _identity(arm: ComparedArm) -> list[str]:
+    engines = [engine.sha256 for engine in arm.engines]
+    return [arm.runner.backend, arm.runner.provider, arm.facts.sha256, *engines]
+
+
 def forget(root: Path) -> None:
     """Removes what was kept: the report is written."""
     (root / FOLDER / _NAME).unlink(missing_ok=True)
+
+
+def _told(probe: ThreadProbe) -> dict[str, Any]:
+    return {"probe": probe.model_dump(mode="json")}
 
 
 def _name(cell: Cell, number: int) -> str:

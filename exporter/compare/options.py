@@ -81,7 +81,7 @@ class CompareOptions:
 
     Attributes:
         provider: Where ONNX Runtime runs both: ``cpu`` or ``cuda``.
-        threads: CPU threads; None takes the physical cores that this process may use.
+        threads: CPU threads; None finds what makes the baseline's step fastest, in a short probe.
         prefill_lengths: Prompt lengths; for a graph without a KV cache, lengths of its input.
         decode_past_lengths: Cache lengths at which one token is decoded. One of the two may be
             empty, not both.

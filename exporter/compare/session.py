@@ -19,16 +19,19 @@ from exporter.artifacts import (
     LatencyRow,
     ParityCheck,
     PlannedDeletion,
+    ThreadProbe,
 )
 from exporter.compare.arms import FLOAT_BASELINE, Pair
 from exporter.compare.corners import corners, refuse_no_corners
 from exporter.compare.dropped import dropped
 from exporter.compare.imported import compare_times
+from exporter.compare.journal import Journal, open_journal
 from exporter.compare.judgement import Judgement
 from exporter.compare.kinds import open_floats, open_pair, open_references, same_kind
 from exporter.compare.options import CompareOptions
 from exporter.compare.quality import judge
 from exporter.compare.texts import evaluation_text
+from exporter.compare.threads import settle_threads
 from exporter.compare.timing import time_all
 from exporter.errors import ComparisonError
 from exporter.progress import QUIET, Progress
@@ -114,8 +117,10 @@ def compare(
     known = _Known(list(parity), list(plan), calibration)
     if not pair.runs:
         return _described(pair, known, threads=threads)
+    journal = None if resume is None else open_journal(pair, resume)
+    probe = settle_threads(pair, journal)
     with pair.running():
-        return _measured(pair, texts, known, resume)
+        return _measured(pair, texts, known, journal, probe)
 
 
 _UNJUDGED = Judgement()
@@ -139,7 +144,11 @@ def _described(pair: Pair, known: _Known, *, threads: int) -> ComparisonReport:
 
 
 def _measured(
-    pair: Pair, texts: TextSource, known: _Known, resume: Path | None
+    pair: Pair,
+    texts: TextSource,
+    known: _Known,
+    journal: Journal | None,
+    probe: ThreadProbe | None,
 ) -> ComparisonReport:
     from exporter.backends.widened_copy import tell_widened
     from exporter.compare.witness import witness_checks
@@ -152,12 +161,14 @@ def _measured(
     checks = witness_checks(pair)
     quality = judge(pair, texts)
     before = cpu_times()
-    timed = time_all(pair, resume)
+    timed = time_all(pair, journal)
     others = other_cpu_share(before, cpu_times())
     return _report(
         pair,
         replace(known, parity=[*known.parity, *checks]),
-        machine.model_copy(update={"other_cpu_share": others, "states": timed.states}),
+        machine.model_copy(
+            update={"other_cpu_share": others, "states": timed.states, "thread_probe": probe}
+        ),
         timed.rows,
         quality,
     )
@@ -184,8 +195,7 @@ def _report(
 
 
 def _made_from(pair: Pair, quality: Accuracy | None) -> dict[str, str]:
-    arms = {"baseline": pair.baseline, "candidate": pair.candidate, **pair.references}
-    parents = {name: arm.facts.sha256 for name, arm in arms.items()}
+    parents = {name: arm.facts.sha256 for name, arm in pair.arms.items()}
     if quality is not None:
         parents["evaluation_text"] = quality.text_sha256
     return parents

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter.backends.base import Runner
 from exporter.engine.engine_set import SUFFIXES, find_builds, holds_engines_alone
 from exporter.engine.sidecar import sidecar_path
 from exporter.errors import UsageError
 from exporter.generation.decoder import Decoder
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.measure.model_folder import ModelFolder
+
+AUTO = "auto"
+"""Threads: as many as make a step fastest."""
 
 
 def open_decoder(
@@ -16,8 +24,9 @@ def open_decoder(
     *,
     backend: str | None = None,
     provider: str = "cpu",
-    threads: int | None = None,
+    threads: int | str | None = None,
     context: int | None = None,
+    progress: Progress = QUIET,
 ) -> Decoder:
     """A decoder for a model, not yet loaded.
 
@@ -26,8 +35,10 @@ def open_decoder(
             phase. Of several builds, ``-b1``, ``-b2`` and so on, the first runs.
         backend: ``onnxruntime`` or ``engine``; None takes what is there, and of both the first.
         provider: Where ONNX Runtime runs: ``cpu`` or ``cuda``.
-        threads: CPU threads for ONNX Runtime; all cores when None.
+        threads: CPU threads for ONNX Runtime; all cores when None; ``auto`` finds what makes a
+            step fastest, in a probe that takes longer than a short text.
         context: Positions that a text may have at most on ONNX Runtime; None for what it needs.
+        progress: Hears how many threads were chosen.
 
     Raises:
         OnnxFileError: There is no ONNX file, or more than one to choose from.
@@ -52,10 +63,22 @@ def open_decoder(
     from exporter.measure.environment import default_threads
     from exporter.measure.model_folder import find_model
 
-    onnx = find_model(model).onnx
+    folder = find_model(model)
+    onnx = folder.onnx
+    number = _fastest(folder, provider, progress) if threads == AUTO else int(threads or 0)
     return OnnxRuntimeDecoder(
-        onnx, provider=provider, threads=threads or default_threads(), context=context
+        onnx, provider=provider, threads=number or default_threads(), context=context
     )
+
+
+def _fastest(folder: ModelFolder, provider: str, progress: Progress) -> int:
+    from exporter.backends.onnxruntime import OnnxRuntimeRunner
+    from exporter.measure.environment import default_threads
+    from exporter.measure.threads import choose_threads
+
+    runner = OnnxRuntimeRunner(folder.onnx, provider=provider, threads=default_threads())
+    choose_threads(runner, longest=folder.longest_sequence, progress=progress)
+    return runner.threads
 
 
 def decoder_on(runner: Runner) -> Decoder:

@@ -7,6 +7,7 @@ from pathlib import Path
 from exporter.artifacts import EvaluationReport, TaskScore
 from exporter.backends.widened_copy import tell_widened
 from exporter.files import sha256_file
+from exporter.measure.threads import choose_threads
 from exporter.progress import QUIET, Progress
 from exporter.tasks.choosing import TaskChoice, score_tasks
 from exporter.tasks.opening import open_model
@@ -27,7 +28,7 @@ def evaluate_model(
         path: An ONNX file with its tokenizer beside it, their folder, or an engine.
         choice: The tasks.
         provider: Where ONNX Runtime runs the model: ``cpu`` or ``cuda``.
-        threads: CPU threads; None for all physical cores.
+        threads: CPU threads; None finds what makes a step fastest, in a short probe.
         progress: Hears of each task.
 
     Raises:
@@ -39,6 +40,9 @@ def evaluate_model(
     """
     choice.local()  # what can't be read is told before a model is loaded
     folder, runner = open_model(path, provider=provider, threads=threads)
+    probe = None
+    if threads is None:
+        probe = choose_threads(runner, longest=folder.longest_sequence, progress=progress)
     with runner:
         tell_widened([runner], progress)
         scores = score_tasks(choice, runner, folder, progress=progress)
@@ -47,6 +51,8 @@ def evaluate_model(
             model=str(folder.onnx),
             backend=runner.backend,
             provider=runner.provider,
+            threads=runner.threads,
+            thread_probe=probe,
             scores=[score for found in scores for score in _records(found)],
         )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 
-from exporter.artifacts import Arm, ComparisonReport, EngineFacts
+from exporter.artifacts import Arm, ComparisonReport, EngineFacts, Environment
 from exporter.report.parts.model import CPU
 from exporter.report.parts.part import Block, Command, Grid, Note, Part
 from exporter.report.words import named_arms
@@ -71,7 +72,7 @@ def _facts(report: ComparisonReport) -> Iterator[list[str]]:
     machine, arms = report.environment, report.arms
     load = machine.load_average_1m
     yield ["processor", f"{machine.processor}, {machine.cpu_count} CPUs, {machine.machine}"]
-    yield ["threads", str(machine.threads)]
+    yield ["threads", _threads(machine)]
     if machine.affinity is not None:
         yield ["CPUs allowed", ", ".join(map(str, machine.affinity))]
     if machine.governor is not None:
@@ -91,6 +92,16 @@ def _facts(report: ComparisonReport) -> Iterator[list[str]]:
     if any(arm.device_memory_bytes is not None for arm in named_arms(report).values()):
         yield ["device memory", _each(report, _device_memory)]
     yield ["versions", ", ".join(f"{name} {v}" for name, v in report.versions.items())]
+
+
+def _threads(machine: Environment) -> str:
+    probe = machine.thread_probe
+    if probe is None:
+        return str(machine.threads)
+    tried = ", ".join(
+        f"{trial.threads}: {min(map(median, trial.visits_ms)):.4g} ms" for trial in probe.trials
+    )
+    return f"{machine.threads}, the fastest in {probe.step} ({tried})"
 
 
 def _each(report: ComparisonReport, fact: Callable[[Arm], str]) -> str:
