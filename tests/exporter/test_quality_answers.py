@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -162,18 +163,18 @@ def test_generation_beyond_what_a_runner_holds_is_left_out(
 @pytest.mark.usefixtures("no_timing")
 def test_what_the_model_has_no_positions_for_is_left_out_or_refused(tmp_path: Path) -> None:
     arms = language_models(tmp_path, {"max_position_embeddings": 100})
-    options = CompareOptions(eval_tokens=96)
+    options = CompareOptions(eval_tokens=96, threads=1)
     accuracy = compare(*map(Path, arms), options).accuracy
     assert accuracy is not None
     assert accuracy.generation is None
     for length, told in ((96, "don't fit the model's 100 positions"), (12, "no room for a fact")):
-        wrong = CompareOptions(eval_tokens=96, quality=QualityOptions(long_context=(length,)))
+        wrong = replace(options, quality=QualityOptions(long_context=(length,)))
         with pytest.raises(ComparisonError, match=told) as caught:
             compare(*map(Path, arms), wrong)
         assert "--long-context" in caught.value.hint
     for arm in arms:
         write_tokenizer(Path(arm))
-    wrong = CompareOptions(eval_tokens=96, quality=QualityOptions(long_context=(60,)))
+    wrong = replace(options, quality=QualityOptions(long_context=(60,)))
     with pytest.raises(ComparisonError, match="same tokens for different numbers"):
         compare(*map(Path, arms), wrong)
 
