@@ -29,3 +29,7 @@ class SurgeryError(DepthcutError):
 
 class OnnxFileError(DepthcutError):
     """An ONNX file or its external data can't be read safely."""
+
+
+class FusionError(DepthcutError):
+    """The graph can't be written in fused operators. The model that was passed in is unchanged."""

@@ -118,14 +118,14 @@ def _split(graph: ir.Graph, node: ir.Node, place: dict[ir.Node, int]) -> Apart:
         assert branch is not None
         biased = ir.Node("", "Add", [branch, bias], name=node.name)
         operands[side] = biased.outputs[0]
-        _annotate(biased.outputs[0], branch, branch.name)
+        annotate(biased.outputs[0], branch, branch.name)
     total = ir.Node("", "Add", operands, name=node.name)
     norm = _plain_norm(graph, node, total.outputs[0], node.inputs[2:slot])
     made = [total, norm] if biased is None else [biased, total, norm]
-    _annotate(total.outputs[0], node.outputs[_OUTPUT], None)
+    annotate(total.outputs[0], node.outputs[_OUTPUT], None)
     if len(node.outputs) > _SUM and _is_used(node.outputs[_SUM]):
-        _take_over(total.outputs[0], node.outputs[_SUM])
-    _take_over(norm.outputs[0], node.outputs[_OUTPUT])
+        take_over(total.outputs[0], node.outputs[_SUM])
+    take_over(norm.outputs[0], node.outputs[_OUTPUT])
     graph.insert_before(node, made)
     graph.remove(node, safe=True)
     place.update(dict.fromkeys(made, place[node]))
@@ -136,7 +136,7 @@ def _split_embedding(graph: ir.Graph, node: ir.Node, place: dict[ir.Node, int]) 
     """Puts a norm of its own behind the sum; the operator's own result is then unread."""
     norm = _plain_norm(graph, node, node.outputs[_EMBEDDING_SUM], node.inputs[5:7])
     result, name = node.outputs[_OUTPUT], node.outputs[_OUTPUT].name
-    _take_over(norm.outputs[0], result)
+    take_over(norm.outputs[0], result)
     result.name = name
     graph.insert_after(node, norm)
     place[norm] = place[node]
@@ -223,7 +223,7 @@ def join(
 
 
 def _rejoin_embedding(graph: ir.Graph, part: Apart) -> None:
-    _take_over(part.original.outputs[_OUTPUT], part.norm.outputs[0])
+    take_over(part.original.outputs[_OUTPUT], part.norm.outputs[0])
     graph.remove(part.norm, safe=True)
 
 
@@ -267,10 +267,10 @@ def _fuse(
     for unused in fused.outputs[1:_SUM]:
         unused.name = ""
     graph.insert_before(add, fused)
-    _take_over(fused.outputs[_OUTPUT], norm.outputs[0])
+    take_over(fused.outputs[_OUTPUT], norm.outputs[0])
     graph.remove(norm, safe=True)
     if read:
-        _take_over(fused.outputs[_SUM], add.outputs[0])
+        take_over(fused.outputs[_SUM], add.outputs[0])
     graph.remove([add] if biased is None else [add, biased], safe=True)
     place[fused] = place[add]
 
@@ -301,14 +301,15 @@ def _settle(graph: ir.Graph, part: Apart) -> None:
         graph.insert_before(part.total, part.bias)
 
 
-def _annotate(value: ir.Value, like: ir.Value, name: str | None) -> None:
+def annotate(value: ir.Value, like: ir.Value, name: str | None) -> None:
+    """Gives a value a name, and the type and shape of another."""
     value.name, value.type = name, like.type
     value.shape = like.shape.copy() if like.shape is not None else None
 
 
-def _take_over(new: ir.Value, old: ir.Value) -> None:
+def take_over(new: ir.Value, old: ir.Value) -> None:
     """Puts one value in another's place, name and all."""
-    _annotate(new, old, old.name)
+    annotate(new, old, old.name)
     new.doc_string = old.doc_string
     new.metadata_props.update(old.metadata_props)
     old.replace_all_uses_with(new, replace_graph_outputs=True)

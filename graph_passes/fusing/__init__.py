@@ -1,1 +1,5 @@
-"""From basic operators to a runtime's fused ones, where no exporter writes those itself."""
+"""Own rewrites of ONNX graphs into the fused operators of a runtime, where no kept tool serves."""
+
+from graph_passes.fusing.decoder import FusionReport, fuse_decoder
+
+__all__ = ["FusionReport", "fuse_decoder"]

@@ -1,0 +1,163 @@
+"""Writes a decoder in the fused operators of ONNX Runtime, its cache in place.
+
+From PyTorch's export: each attention becomes one GroupQueryAttention that rotates its queries and
+keys and writes into the past's own buffer, each residual sum one operator with the norm behind it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from graph_passes.cleanup import CleanupPass
+from graph_passes.errors import FusionError
+from graph_passes.fused_norms import DOMAIN
+from graph_passes.fusing.attention_sites import AttentionSite, find_attentions
+from graph_passes.fusing.grouped import GroupedWriter
+from graph_passes.fusing.masks import IDS, MASK, POSITIONS, window_of
+from graph_passes.fusing.packing import pack_projections
+from graph_passes.fusing.rotary import RotaryFinder, RotaryTables
+from graph_passes.fusing.skip_norms import fuse_skip_norms
+
+_DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """What was fused.
+
+    Attributes:
+        fused: By operator, how many there are now.
+        packed: Attentions that read queries, keys and values from one product.
+        remarks: What stayed outside of a fused operator, and why.
+    """
+
+    fused: dict[str, int] = field(default_factory=dict)
+    packed: int = 0
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Finding:
+    site: AttentionSite
+    tables: RotaryTables | None
+    window: int | None
+
+
+def fuse_decoder(
+    model: ir.Model, *, positions: int, pack_qkv: bool = True
+) -> tuple[ir.Model, FusionReport]:
+    """Writes a decoder in ONNX Runtime's fused operators.
+
+    The result computes the same for rows whose padding, if any, stands behind their tokens. Its
+    caches may be longer than what is in them, past and present in one buffer; the attention mask
+    alone tells how much is filled. Where it rotates inside of the attention, positions are counted
+    from 0 and ``position_ids`` is no input any more.
+
+    Args:
+        model: As ``depthcut export`` writes it, cut or not; unchanged afterwards. Opset 23 fuses
+            best, 18 to 22 work.
+        positions: The longest text, for which the rotary tables are made.
+        pack_qkv: Whether queries, keys and values come from one product. Its matrix is joined
+            when it is read.
+
+    Returns:
+        The model, which shares its weights with the original, and what was fused.
+
+    Raises:
+        FusionError: The graph is no decoder that is known here, or an attention of it does
+            something that the fused operator can't do.
+    """
+    fused = model.clone()
+    graph = fused.graph
+    findings, remarks = _find(graph, positions)
+    mask = next(value for value in graph.inputs if value.name == MASK)
+    writer = GroupedWriter(graph, mask, _dtype(findings[0].site))
+    for finding in findings:
+        writer.write(finding.site, finding.tables, finding.window)
+    CleanupPass(keep_debug=True)(fused)
+    _reread_lengths(graph, findings)
+    packed = pack_projections(graph) if pack_qkv else 0
+    fuse_skip_norms(graph)
+    graph.opset_imports.setdefault(DOMAIN, 1)
+    graph.sort()
+    CleanupPass(keep_debug=True)(fused)
+    _drop_positions(graph)
+    counts = Counter(node.op_type for node in graph if node.domain == DOMAIN)
+    return fused, FusionReport(dict(sorted(counts.items())), packed, remarks)
+
+
+def _find(graph: ir.Graph, positions: int) -> tuple[list[_Finding], tuple[str, ...]]:
+    """Everything that has to be known before anything is changed."""
+    names = {value.name for value in graph.inputs}
+    if not {MASK, IDS} <= names:
+        raise FusionError(f"The graph has no {MASK!r} or no {IDS!r} among its inputs.")
+    sites = find_attentions(graph)
+    _check_types(sites)
+    rotaries = RotaryFinder(graph, positions)
+    windows: dict[ir.Value, int | None] = {}
+    findings, remarks = [], dict[str, None]()
+    for site in sites:
+        if site.mask not in windows:
+            windows[site.mask] = window_of(graph, site.mask, positions)
+        found = rotaries.tables(site)
+        if isinstance(found, str) and found:
+            remarks[f"Queries and keys are rotated before the attention: {found}."] = None
+        tables = None if isinstance(found, str) else found
+        findings.append(_Finding(site, tables, windows[site.mask]))
+    return findings, tuple(remarks)
+
+
+def _check_types(sites: list[AttentionSite]) -> None:
+    for site in sites:
+        found = _dtype(site)
+        if found not in _DTYPES:
+            raise FusionError(
+                f"The attention at node {site.core.name!r} keeps its cache in {found.name}; "
+                "GroupQueryAttention takes FLOAT or FLOAT16 here."
+            )
+
+
+def _dtype(site: AttentionSite) -> ir.DataType:
+    return site.past[0].dtype or ir.DataType.UNDEFINED
+
+
+def _reread_lengths(graph: ir.Graph, findings: list[_Finding]) -> None:
+    """Takes the past's length from mask and tokens where a cache's own was read: a buffer's is it.
+
+    Raises:
+        FusionError: Something else of a cache is read.
+    """
+    inputs = {value.name: value for value in graph.inputs}
+    length: ir.Value | None = None
+    for past in (past for finding in findings for past in finding.site.past):
+        for node, _ in list(past.uses()):
+            if node.op_type == "GroupQueryAttention":
+                continue
+            if not _reads_length(node):
+                raise FusionError(f"Node {node.name!r} reads the cache {past.name!r} too.")
+            length = length or _past_length(graph, inputs[MASK], inputs[IDS])
+            node.outputs[0].replace_all_uses_with(length)
+            graph.remove(node, safe=True)
+
+
+def _reads_length(node: ir.Node) -> bool:
+    ends = node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)
+    return node.op_type == "Shape" and ends == (2, 3)
+
+
+def _past_length(graph: ir.Graph, mask: ir.Value, ids: ir.Value) -> ir.Value:
+    second = [ir.AttrInt64("start", 1), ir.AttrInt64("end", 2)]
+    shapes = [ir.Node("", "Shape", [value], second) for value in (mask, ids)]
+    past = ir.Node("", "Sub", [shape.outputs[0] for shape in shapes])
+    past.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+    graph.insert_before(next(iter(graph)), [*shapes, past])
+    return past.outputs[0]
+
+
+def _drop_positions(graph: ir.Graph) -> None:
+    for value in list(graph.inputs):
+        if value.name == POSITIONS and not value.uses():
+            graph.inputs.remove(value)

@@ -1,0 +1,114 @@
+"""Tells what a mask lets an attention see: the past, of that a window, and no padding.
+
+It is tried: the nodes that make the mask run on small inputs with padding on the left, on the
+right and none, and once on the longest text, where a window shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graph_passes.errors import FusionError
+from graph_passes.fusing.probing import Probe
+
+MASK, IDS, POSITIONS = "attention_mask", "input_ids", "position_ids"
+_HIDDEN = -1e4
+"""Added to a score, this or less hides it."""
+_CACHE_RANK = 4
+_BATCH = 2
+
+
+def window_of(graph: ir.Graph, mask: ir.Value, positions: int) -> int | None:
+    """How far back a mask lets a query see.
+
+    Args:
+        graph: The main graph.
+        mask: True or 0 where a query may look, False or a large negative number elsewhere,
+            ``[batch or 1, 1, new, total]``.
+        positions: The longest text; a window that is no shorter is none.
+
+    Returns:
+        The positions that a query sees, itself included; None for all.
+
+    Raises:
+        FusionError: It depends on something else, or adds to the scores.
+    """
+    probe = Probe(graph, mask)
+    longest = _seen(probe, np.ones((_BATCH, positions), np.int64), new=1)
+    count = int(longest[-1, -1].sum())
+    window = count if count < positions else None
+    around = 0 if window is None else window
+    for past, new in ((0, 6), (4, 3), (5, 1), (around, 3), (around + 2, 1)):
+        total = past + new
+        if total > positions:
+            continue
+        for told in _paddings(total):
+            seen, wanted = _seen(probe, told, new), _wanted(told, new, window)
+            real = told[:, past:].astype(bool)
+            if not np.array_equal(seen[real], wanted[real]):
+                raise FusionError(
+                    f"The mask {mask.name!r} is none of past, window and padding alone."
+                )
+    return window
+
+
+def _paddings(total: int) -> list[NDArray[Any]]:
+    told = np.ones((_BATCH, total), np.int64)
+    left, right = told.copy(), told.copy()
+    left[1, : total // 3] = 0
+    right[1, total - total // 3 :] = 0
+    return [told, left, right]
+
+
+def _wanted(told: NDArray[Any], new: int, window: int | None) -> NDArray[np.bool_]:
+    total = told.shape[1]
+    keys, queries = np.arange(total), np.arange(total - new, total)[:, None]
+    seen = keys <= queries
+    if window is not None:
+        seen &= keys > queries - window
+    found: NDArray[np.bool_] = seen & told.astype(bool)[:, None, :]
+    return found
+
+
+def _seen(probe: Probe, told: NDArray[Any], new: int) -> NDArray[np.bool_]:
+    """What each query sees, ``[batch, new, total]``."""
+    batch, total = told.shape
+    found = probe.run(_feed(probe.inputs, told, new))
+    if found.dtype != np.bool_:
+        plain, hidden = found == 0, found <= _HIDDEN
+        if not np.all(plain | hidden):
+            raise FusionError("An attention adds a bias to its scores that is no mask.")
+        found = plain
+    if found.ndim != _CACHE_RANK or found.shape[1] != 1:
+        raise FusionError("An attention has a mask of its own for each head.")
+    return np.broadcast_to(found[:, 0], (batch, new, total))
+
+
+def _feed(inputs: Mapping[str, ir.Value], told: NDArray[Any], new: int) -> dict[str, NDArray[Any]]:
+    batch, total = told.shape
+    past = total - new
+    known: dict[str, NDArray[Any]] = {
+        MASK: told,
+        IDS: np.ones((batch, new), np.int64),
+        POSITIONS: np.broadcast_to(np.arange(past, total), (batch, new)),
+    }
+    feed: dict[str, NDArray[Any]] = {}
+    for name, value in inputs.items():
+        if name in known:
+            feed[name] = known[name].astype((value.dtype or ir.DataType.INT64).numpy())
+        elif value.shape is not None and len(value.shape) == _CACHE_RANK:
+            sizes = (batch, _or_one(value.shape[1]), past, _or_one(value.shape[3]))
+            # No memory of its own: only its shape is read, or nothing fits the window.
+            feed[name] = np.broadcast_to(np.float32(0), sizes)
+        else:
+            raise FusionError(f"A mask depends on the input {name!r}.")
+    return feed
+
+
+def _or_one(size: object) -> int:
+    return size if isinstance(size, int) else 1
