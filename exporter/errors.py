@@ -19,6 +19,7 @@ __all__ = [
     "OnnxFileError",
     "PackagingError",
     "PlanError",
+    "QuantizationError",
     "RegressionError",
     "ScoringError",
     "SurgeryError",
@@ -79,6 +80,10 @@ class ExportError(DepthcutError):
 
 class VerificationError(SurgeryError):
     """The pruned graph does not compute what the masked original computes."""
+
+
+class QuantizationError(DepthcutError):
+    """A graph's weights can't be quantised as asked, or the result computes nonsense."""
 
 
 class BackendError(DepthcutError):

@@ -5,10 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from exporter.errors import UsageError
+
 Scheme = Literal["int4", "int8", "mixed", "int8-dynamic", "int8-qdq"]
 """``int4`` and ``int8`` are weight-only, ``mixed`` both by sensitivity; the last two quantise
 activations as well."""
 Method = Literal["rtn", "hqq", "gptq"]
+"""How a weight-only scheme rounds. ``rtn``: to nearest. ``hqq``: half-quadratic, zero points in
+float. ``gptq``: each weight's error is made good by the next ones, by the calibration text's
+activations."""
+
+WEIGHT_ONLY: frozenset[Scheme] = frozenset({"int4", "int8", "mixed"})
+_LEAST_BLOCK, _MOST_BLOCK = 16, 256
+_LEVELS = (0, 1, 2, 3, 4)
+_BITS = (None, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,70 @@ class QuantizeSettings:
     block_size: int | None = None
     symmetric: bool | None = None
     accuracy_level: int | None = None
-    embedding_bits: int | None = None
-    head_bits: int | None = None
+    embedding_bits: int | None = 8
+    head_bits: int | None = 8
     calibration: str | None = None
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether activations stay in float between the products."""
+        return self.scheme in WEIGHT_ONLY
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether it can't be done without a text."""
+        return self.scheme == "int8-qdq" or (self.weight_only and self.method == "gptq")
+
+    @property
+    def bits(self) -> int:
+        """Of a product for which nothing else is said."""
+        return 4 if self.scheme in ("int4", "mixed") else 8
+
+    @property
+    def block(self) -> int:
+        """The block size, chosen or measured."""
+        return self.block_size or 32
+
+    @property
+    def without_zero_points(self) -> bool:
+        """Whether the blocks are symmetric, chosen or measured."""
+        if self.symmetric is None:
+            return self.method != "hqq" and self.bits == 8
+        return self.symmetric
+
+    @property
+    def level(self) -> int:
+        """The accuracy level, chosen or measured."""
+        return 4 if self.accuracy_level is None else self.accuracy_level
+
+    def refuse_nonsense(self) -> None:
+        """Holds the settings against each other; reads no file.
+
+        Raises:
+            UsageError: With what doesn't fit.
+        """
+        for wrong, message, hint in self._rules():
+            if wrong:
+                raise UsageError(message, hint)
+
+    def _rules(self) -> list[tuple[bool, str, str]]:
+        size = self.block
+        even = size & (size - 1) == 0 and _LEAST_BLOCK <= size <= _MOST_BLOCK
+        return [
+            (not even, f"A block of {size} weights is not possible.",
+             "A power of two from 16 to 256: 32 is usual."),
+            (self.level not in _LEVELS, f"There is no accuracy level {self.level}.",
+             "0 to 4: 1 computes in fp32, 4 in int8."),
+            (self.embedding_bits not in _BITS or self.head_bits not in _BITS,
+             "The embedding and the head take 4 or 8 bits.", "Or none."),
+            (self.needs_calibration and not self.calibration,
+             f"{self._what} needs a calibration text.", "Name one with --calibration."),
+            (self.method == "hqq" and bool(self.symmetric),
+             "HQQ moves the zero points, so it can't be symmetric.", "Leave --symmetric out."),
+            (not self.weight_only and self.method != "rtn",
+             f"{self.scheme} only rounds to nearest.", "Leave --method out."),
+        ]  # fmt: skip
+
+    @property
+    def _what(self) -> str:
+        return "The method gptq" if self.weight_only else f"The scheme {self.scheme}"

@@ -57,7 +57,8 @@ class WeightWriter:
         """Writes a tensor's content, aligned to 64 bytes, or as its source where it is large.
 
         Args:
-            tensor: In memory or in another data file; its shape and type are kept.
+            tensor: In memory or in another data file; its shape and type are kept. One in memory
+                must live as long as the writer, which knows it again by its identity.
 
         Returns:
             The tensor in this file.
@@ -65,9 +66,16 @@ class WeightWriter:
         key = _identity(tensor)
         if key not in self._places:
             self._places[key] = self._append(tensor)
+        return self._placed(tensor, self._places[key])
+
+    def add_passing(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
+        """The same of a tensor that needn't live on, and so is never known again."""
+        return self._placed(tensor, self._append(tensor))
+
+    def _placed(self, tensor: ir.TensorProtocol, offset: int) -> ir.ExternalTensor:
         return ir.ExternalTensor(
             location=self.path.name,
-            offset=self._places[key],
+            offset=offset,
             length=tensor.nbytes,
             dtype=tensor.dtype,
             shape=ir.Shape(tensor.shape.numpy()),

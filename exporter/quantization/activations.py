@@ -1,0 +1,141 @@
+"""Schemes that compute in int8, by ONNX Runtime's own quantisers of whole models.
+
+Both load the whole model, and know weights only as a MatMul's or Gemm's operand, so a head that
+reads the embedding's table through a Transpose stays in float.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import QuantizationError, first_line
+from exporter.optional import require
+from exporter.quantization.calibration import CalibrationTokens, feeds
+from exporter.quantization.products import Product, Products, find_products
+from exporter.quantization.weight_only import Quantised
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_MODULE = "onnxruntime.quantization"
+_FLOAT, _INT8 = "float.onnx", "int8.onnx"
+_TIED = "it reads the embedding's table through a Transpose"
+
+
+def quantise_activations(
+    model: ir.Model,
+    found: Products,
+    stage: Path,
+    tokens: CalibrationTokens | None,
+    threads: int,
+) -> tuple[ir.Model, Quantised]:
+    """Has ONNX Runtime quantise a graph's products: weights and what they are multiplied with.
+
+    ``int8-dynamic`` takes the activations' scales anew in each run, ``int8-qdq`` once from a text.
+
+    Args:
+        model: The float graph.
+        found: Its products.
+        stage: A staging folder for files on the way.
+        tokens: The calibration text: with one, ``int8-qdq``, else ``int8-dynamic``.
+        threads: For running the model on it.
+
+    Returns:
+        The quantised graph, with the float graph's notes, whose weights lie in ``stage``; and what
+        was done.
+
+    Raises:
+        QuantizationError: ONNX Runtime's quantiser fails.
+    """
+    from graph_passes.files.storage import load_model, write_files
+
+    write_files(model, stage, _FLOAT, "compact")
+    try:
+        with _silence():
+            if tokens is None:
+                _dynamic(stage)
+            else:
+                _static(stage, tokens, threads)
+    except Exception as error:  # the quantisers raise whatever comes
+        raise QuantizationError(
+            f"ONNX Runtime's quantiser fails on the graph: {first_line(error)}.",
+            "Choose another scheme: --scheme int8.",
+        ) from error
+    result = load_model(stage / _INT8)
+    result.metadata_props.update(model.metadata_props)
+    return result, _done(result, found)
+
+
+def _dynamic(stage: Path) -> None:
+    module = require(_MODULE, extra="cpu")
+    module.quantize_dynamic(
+        str(stage / _FLOAT),
+        str(stage / _INT8),
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=module.QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def _static(stage: Path, tokens: CalibrationTokens, threads: int) -> None:
+    module = require(_MODULE, extra="cpu")
+    with OnnxRuntimeRunner(stage / _FLOAT, threads=threads) as runner:
+        inputs = list(feeds(runner, tokens))
+    module.quantize_static(
+        str(stage / _FLOAT),
+        str(stage / _INT8),
+        _reader(inputs),
+        quant_format=module.QuantFormat.QDQ,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        activation_type=module.QuantType.QUInt8,
+        weight_type=module.QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options={"MatMulConstBOnly": True},
+    )
+
+
+def _reader(inputs: list[dict[str, object]]) -> Any:
+    """A text's samples as ONNX Runtime's calibration asks for them: one a call, then None."""
+    base: Any = require(f"{_MODULE}.calibrate", extra="cpu").CalibrationDataReader
+    waiting = iter(inputs)
+
+    class Reader(base):  # type: ignore[misc]
+        def get_next(self) -> dict[str, object] | None:
+            return next(waiting, None)
+
+    return Reader()
+
+
+def _is_turned(product: Product) -> bool:
+    return product.node.inputs[1] is not product.weight
+
+
+def _done(result: ir.Model, found: Products) -> Quantised:
+    """Looks which products have float weights still."""
+    left = find_products(result)
+    in_float = found.in_float | left.in_float
+    for product in left.products:
+        in_float[product.name] = _TIED if _is_turned(product) else "the quantiser left it out"
+    has_head = any(product.head for product in found.products)
+    head_left = any(product.head for product in left.products)
+    count = len(found.products) - len(left.products)
+    return Quantised({8: count}, 8 if has_head and not head_left else None, None, in_float)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps the quantisers' advice, which is not about what was asked for, off the console."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

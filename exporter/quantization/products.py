@@ -1,0 +1,266 @@
+"""Which products and which table of a graph hold weights that can be quantised, and which don't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+PRODUCTS = frozenset({"MatMul", "Gemm"})
+_TOWARDS_LOGITS = frozenset(
+    {"Cast", "Identity", "Mul", "Div", "Tanh", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Gather"}
+)
+_TOWARDS_IDS = frozenset({"Cast", "Identity", "Reshape"})
+_FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A product of activations with a weight.
+
+    Attributes:
+        node: The MatMul or Gemm.
+        name: The node's name, or else its output's.
+        weight: The initializer.
+        transposed: Whether the weight is ``[width, depth]`` and read turned, through a Transpose
+            or by Gemm's ``transB``; a head that shares the embedding's table is.
+        head: Whether it computes the logits.
+    """
+
+    node: ir.Node
+    name: str
+    weight: ir.Value
+    transposed: bool
+    head: bool
+
+    @property
+    def depth(self) -> int:
+        """How many numbers a sum runs over: ``K``."""
+        return _sizes(self.weight)[1 if self.transposed else 0]
+
+    @property
+    def width(self) -> int:
+        """How many results there are: ``N``."""
+        return _sizes(self.weight)[0 if self.transposed else 1]
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """What a Gemm adds."""
+        inputs = self.node.inputs
+        return inputs[2] if self.node.op_type == "Gemm" and len(inputs) > 2 else None
+
+    def matrix(self) -> NDArray[np.float32]:
+        """The weight as ``[depth, width]``, float32, in memory."""
+        array = read_array(self.weight)
+        return np.ascontiguousarray(array.T if self.transposed else array)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The embedding of the tokens: ``Gather(weight, ids)``, one row a token.
+
+    Attributes:
+        node: The Gather.
+        weight: The initializer.
+        turned: Whether the weight is ``[depth, tokens]`` and read through a Transpose.
+    """
+
+    node: ir.Node
+    weight: ir.Value
+    turned: bool
+
+    @property
+    def depth(self) -> int:
+        """Numbers a token."""
+        return _sizes(self.weight)[0 if self.turned else 1]
+
+    @property
+    def tokens(self) -> int:
+        """Rows."""
+        return _sizes(self.weight)[1 if self.turned else 0]
+
+    def matrix(self) -> NDArray[np.float32]:
+        """The weight as ``[depth, tokens]``, as a head reads it; float32, in memory."""
+        array = read_array(self.weight)
+        return np.ascontiguousarray(array if self.turned else array.T)
+
+    def is_head(self, product: Product) -> bool:
+        """Whether a product reads the same matrix."""
+        return product.weight is self.weight and product.transposed != self.turned
+
+
+@dataclass(frozen=True)
+class Products:
+    """What was found.
+
+    Attributes:
+        products: Those that can be quantised, in the graph's order.
+        table: The tokens' embedding, if it is one that can be.
+        in_float: Name to reason, of products with a weight that can't be.
+    """
+
+    products: tuple[Product, ...]
+    table: Table | None
+    in_float: dict[str, str]
+
+
+def find_products(model: ir.Model) -> Products:
+    """Looks through the main graph; no weight is read.
+
+    A product of two activations, as attention has them, is none.
+
+    Args:
+        model: The graph; it is unchanged.
+    """
+    last = _last_product(model)
+    found: list[Product] = []
+    in_float: dict[str, str] = {}
+    for node in model.graph.all_nodes():
+        if node.op_type not in PRODUCTS or node.domain or not _has_weight(node):
+            continue
+        reason = _obstacle(node, model)
+        if reason is not None:
+            in_float[name_of(node)] = reason
+            continue
+        weight, transposed = _weight_of(node)
+        assert weight is not None
+        found.append(Product(node, name_of(node), weight, transposed, node is last))
+    return Products(tuple(found), _token_table(model), in_float)
+
+
+def name_of(node: ir.Node) -> str:
+    """What a node is called in settings and records: its name, or else its first output's."""
+    return node.name or node.outputs[0].name or node.op_type
+
+
+def read_array(value: ir.Value) -> NDArray[np.float32]:
+    """An initializer's numbers in float32."""
+    from graph_passes.replacements import array_of
+
+    tensor = value.const_value
+    assert tensor is not None
+    array: NDArray[np.float32] = np.asarray(array_of(tensor)).astype(np.float32)
+    return array
+
+
+def _has_weight(node: ir.Node) -> bool:
+    weights = [_constant(value) for value in node.inputs[:2]]
+    return any(weight is not None for weight in weights)
+
+
+def _constant(value: ir.Value | None) -> ir.Value | None:
+    """The initializer that an operand is, or is the turned form of."""
+    if value is None:
+        return None
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Transpose":
+        value = producer.inputs[0]
+    if value is not None and (value.is_initializer() or _is_constant_node(value)):
+        return value
+    return None
+
+
+def _is_constant_node(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "Constant"
+
+
+def _weight_of(node: ir.Node) -> tuple[ir.Value | None, bool]:
+    """The second operand's initializer, and whether it is read turned."""
+    weight = _constant(node.inputs[1])
+    through = weight is not node.inputs[1]
+    turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    return weight, through != turned
+
+
+def _obstacle(node: ir.Node, model: ir.Model) -> str | None:
+    """Why a product with a weight stays in float."""
+    weight, _ = _weight_of(node)
+    checks = (
+        (node.graph is not model.graph, "it stands in a subgraph"),
+        (weight is None, "its weight is the first operand"),
+        (weight is not None and not _is_plain(weight), "its weight is no plain initializer"),
+        (weight is not None and not _is_float_matrix(weight), "its weight is no float matrix"),
+        (not _is_turned_over(node.inputs[1]), "its weight is turned by more than a transposition"),
+        (node.op_type == "Gemm" and not _is_simple_gemm(node), "a Gemm with factors or a matrix"),
+    )
+    return next((reason for wrong, reason in checks if wrong), None)
+
+
+def _is_plain(weight: ir.Value) -> bool:
+    return weight.const_value is not None and not weight.is_graph_input()
+
+
+def _is_float_matrix(weight: ir.Value) -> bool:
+    tensor = weight.const_value
+    return tensor is not None and len(tensor.shape) == 2 and tensor.dtype.name in _FLOATS
+
+
+def _is_turned_over(value: ir.Value | None) -> bool:
+    """Whether a value is a matrix as it is, or a Transpose that turns one over."""
+    producer = value.producer() if value is not None else None
+    if producer is None or producer.op_type != "Transpose":
+        return True
+    return list(producer.attributes.get_ints("perm", [1, 0])) == [1, 0]
+
+
+def _is_simple_gemm(node: ir.Node) -> bool:
+    attributes = node.attributes
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    rank = None if bias is None or bias.shape is None else len(bias.shape)
+    return (
+        attributes.get_int("transA", 0) == 0
+        and attributes.get_float("alpha", 1.0) == 1.0
+        and attributes.get_float("beta", 1.0) == 1.0
+        and (bias is None or (rank == 1 and _constant(bias) is not None))
+    )
+
+
+def _last_product(model: ir.Model) -> ir.Node | None:
+    """The product that the first output comes from, with nothing but scaling in between."""
+    value: ir.Value | None = model.graph.outputs[0] if model.graph.outputs else None
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type in PRODUCTS and _has_weight(node):
+            return node
+        if node.op_type not in _TOWARDS_LOGITS:
+            return None
+        value = next((v for v in node.inputs if v is not None and not v.is_initializer()), None)
+    return None
+
+
+def _token_table(model: ir.Model) -> Table | None:
+    """The table with the most rows among those that a graph's input selects from."""
+    tables = [table for node in model.graph if (table := _as_table(node)) is not None]
+    return max(tables, key=lambda table: table.tokens, default=None)
+
+
+def _as_table(node: ir.Node) -> Table | None:
+    if node.op_type != "Gather" or node.domain or node.attributes.get_int("axis", 0) != 0:
+        return None
+    rows, ids = node.inputs[:2]
+    weight = _constant(rows)
+    if weight is None or not (_is_plain(weight) and _is_float_matrix(weight)):
+        return None
+    turned = weight is not rows
+    if turned and not _is_turned_over(rows):
+        return None
+    selects = any(value.is_graph_input() for value in _origins(ids))
+    return Table(node, weight, turned) if selects else None
+
+
+def _origins(value: ir.Value | None) -> Iterator[ir.Value]:
+    while value is not None:
+        yield value
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in _TOWARDS_IDS else None
+
+
+def _sizes(weight: ir.Value) -> tuple[int, ...]:
+    tensor = weight.const_value
+    return tuple(tensor.shape.numpy()) if tensor is not None else ()

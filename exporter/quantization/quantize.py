@@ -1,0 +1,200 @@
+"""ONNX file in, ONNX file with its weights in fewer bits out. Needs no PyTorch, unless for HQQ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
+from exporter.errors import UsageError
+from exporter.files import refuse_overwriting
+from exporter.measure.environment import default_threads
+from exporter.progress import QUIET, Progress
+from exporter.quantization.calibration import CalibrationTokens, calibration_tokens
+from exporter.quantization.difference import Difference, difference
+from exporter.quantization.products import Products, find_products
+from exporter.quantization.refusals import (
+    refuse_nothing_to_do,
+    refuse_quantised,
+    refuse_unknown_nodes,
+    refuse_unrunnable,
+)
+from exporter.quantization.settings import QuantizeSettings
+from exporter.quantization.weight_only import Quantised, WeightOnly
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class QuantizationResult:
+    """What a quantisation made.
+
+    Attributes:
+        record: What the graph says of it.
+        bytes_before: Graph and weights.
+        bytes_after: Graph and weights.
+        difference: From the float graph, on random inputs.
+        in_float: Name to reason, of weights that stayed.
+    """
+
+    record: QuantizationRecord
+    bytes_before: int
+    bytes_after: int
+    difference: Difference
+    in_float: dict[str, str] = field(default_factory=dict)
+
+
+def quantize_file(
+    source: Path,
+    output: Path,
+    settings: QuantizeSettings,
+    *,
+    bits_by_node: Mapping[str, int] = NOTHING,
+    progress: Progress = QUIET,
+) -> QuantizationRecord:
+    """As :func:`quantize_with_report`, of which it gives the record alone."""
+    return quantize_with_report(
+        source, output, settings, bits_by_node=bits_by_node, progress=progress
+    ).record
+
+
+def quantize_with_report(
+    source: Path,
+    output: Path,
+    settings: QuantizeSettings,
+    *,
+    bits_by_node: Mapping[str, int] = NOTHING,
+    progress: Progress = QUIET,
+) -> QuantizationResult:
+    """Quantises the weights of an ONNX file.
+
+    The graph may come from any exporter, fused or not, cut or whole. Products keep their names, and
+    the graph keeps its own notes, the plan of a cut among them. The result and its weights
+    (``<output>.data``) appear together or not at all, after they have been run once. The source is
+    never changed.
+
+    Weight-only schemes hold one weight in memory at a time. The others are ONNX Runtime's own
+    quantisers, which hold the whole model.
+
+    Args:
+        source: The ONNX file.
+        output: The file to write, another than ``source``.
+        settings: Into what, and how.
+        bits_by_node: Bits (4 or 8) of single products by their names, before what ``settings`` say;
+            for the scheme ``mixed``.
+        progress: Who is told.
+
+    Returns:
+        The record that the graph carries, what stayed in float and why, and how far its results
+        are from the float graph's.
+
+    Raises:
+        UsageError: The settings don't fit each other or the graph.
+        OnnxFileError: The source can't be read, or the output not written.
+        QuantizationError: The graph is quantised already, holds nothing to quantise or numbers that
+            aren't finite; the runtime can't run the scheme; or the result computes nonsense.
+        CalibrationError: The text is too short, or tells nothing about a layer.
+        BackendError: ONNX Runtime can't run the graph, or there is no tokenizer.
+        MissingDependencyError: Without ONNX Runtime; HQQ without PyTorch.
+    """
+    from graph_passes.files import storage
+    from graph_passes.files.placing import place, staging
+
+    settings.refuse_nonsense()
+    model = storage.load_model(source)
+    found = find_products(model)
+    _refuse(model, found, source, output, settings, bits_by_node)
+    tokens = None
+    if settings.needs_calibration:
+        tokens = calibration_tokens(source, settings.calibration or "")
+    before = _bytes([source, *storage.data_files(model)])
+    try:
+        with staging(output) as stage:
+            done = _quantised(model, found, stage, settings, bits_by_node, tokens, progress)
+            record = _record(done, settings, tokens)
+            note = record.model_dump_json(exclude_none=True)
+            done.model.metadata_props[QUANTIZATION_KEY] = note
+            written = storage.write_files(done.model, stage, output.name, "compact")
+            gap = difference(source, stage / output.name, threads=default_threads())
+            after = _bytes(written)
+            moves = [(file, output.parent / file.name) for file in written]
+            stale = storage.stale_data(done.model, output, written)
+            place(moves, [(file, stage) for file in stale])
+    except OSError as error:
+        raise storage.write_error(output, error) from error
+    return QuantizationResult(record, before, after, gap, done.what.in_float)
+
+
+@dataclass(frozen=True)
+class _Done:
+    model: ir.Model
+    what: Quantised
+
+
+def _refuse(
+    model: ir.Model,
+    found: Products,
+    source: Path,
+    output: Path,
+    settings: QuantizeSettings,
+    bits_by_node: Mapping[str, int],
+) -> None:
+    """All that can be refused before any work."""
+    from graph_passes.files import storage
+
+    refuse_quantised(model, source)
+    refuse_nothing_to_do(found, source)
+    refuse_unknown_nodes(bits_by_node, found)
+    if settings.scheme == "mixed" and not bits_by_node:
+        raise UsageError(
+            "The scheme mixed needs to know which products keep 8 bits.",
+            "Search them first, or choose int4 or int8.",
+        )
+    refuse_overwriting(output, [source, *storage.data_files(model)])
+    storage.refuse_collision(model, output, "compact")
+    kinds = {p.weight.const_value.dtype for p in found.products if p.weight.const_value is not None}
+    refuse_unrunnable(settings, kinds)
+
+
+def _quantised(
+    model: ir.Model,
+    found: Products,
+    stage: Path,
+    settings: QuantizeSettings,
+    bits_by_node: Mapping[str, int],
+    tokens: CalibrationTokens | None,
+    progress: Progress,
+) -> _Done:
+    if settings.weight_only:
+        work = WeightOnly(model, found, settings, bits_by_node, tokens, default_threads())
+        return _Done(model, work.run(stage, progress))
+    from exporter.quantization.activations import quantise_activations
+
+    return _Done(*quantise_activations(model, found, stage, tokens, default_threads()))
+
+
+def _record(
+    done: _Done, settings: QuantizeSettings, tokens: CalibrationTokens | None
+) -> QuantizationRecord:
+    weight_only = settings.weight_only
+    return QuantizationRecord(
+        scheme=settings.scheme,
+        method=settings.method,
+        bits={str(bits): count for bits, count in sorted(done.what.bits.items())},
+        block_size=settings.block if weight_only else None,
+        symmetric=settings.without_zero_points if weight_only else None,
+        accuracy_level=settings.level if weight_only else None,
+        embedding_bits=done.what.embedding_bits,
+        head_bits=done.what.head_bits,
+        calibration=tokens.source if tokens else None,
+    )
+
+
+def _bytes(files: list[Path]) -> int:
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,129 @@
+"""A matrix in blocks of few bits, as ONNX Runtime's MatMulNBits reads it.
+
+The numbers are ONNX Runtime's: its kernels round to nearest, its Python code searches HQQ's zero
+points. They are called a matrix at a time, so that the float weights are never in memory together;
+the same library's ``MatMulNBitsQuantizer`` loads the whole model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.optional import require
+
+_QUANTIZER = "onnxruntime.quantization.matmul_nbits_quantizer"
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix ``[K, N]`` in blocks along ``K``; the last block is filled with zeros.
+
+    Attributes:
+        quants: uint8 ``[N, blocks, block * bits / 8]``, low bits first.
+        scales: float32 ``[N, blocks]``.
+        zero_points: uint8 ``[N, ceil(blocks * bits / 8)]``, packed as the quants are; float32
+            ``[N, blocks]`` where they are no whole numbers; None for the middle of the range.
+    """
+
+    quants: Bytes
+    scales: Floats
+    zero_points: Bytes | Floats | None
+
+    @property
+    def has_whole_zero_points(self) -> bool:
+        """Whether they are no fractions, which operators on tables don't take."""
+        return self.zero_points is None or self.zero_points.dtype == np.uint8
+
+
+def round_to_nearest(matrix: Floats, bits: int, block: int, *, symmetric: bool) -> Packed:
+    """Takes each block's scale from its extremes.
+
+    Args:
+        matrix: ``[K, N]``.
+        bits: 4 or 8.
+        block: Weights that share a scale.
+        symmetric: Without zero points; the largest value then stands at the range's lower end.
+    """
+    quantizer = require(_QUANTIZER, extra="cpu")
+    config = quantizer.DefaultWeightOnlyQuantConfig(
+        block_size=block, is_symmetric=symmetric, bits=bits
+    )
+    packed, scales, zeros = quantizer.DefaultWeightOnlyQuantizer(config).qbits_block_quant(matrix)
+    return Packed(packed, scales, None if symmetric else zeros)
+
+
+def half_quadratic(matrix: Floats, bits: int, block: int) -> Packed:
+    """HQQ: moves the zero points, in float, for an error norm below 1 (Badri and Shaji, 2023).
+
+    Raises:
+        MissingDependencyError: Without PyTorch, in which ONNX Runtime's code computes it.
+    """
+    torch = require("torch", extra="torch")
+    quantizer = require(_QUANTIZER, extra="cpu")
+    config = quantizer.HQQWeightOnlyQuantConfig(block_size=block, bits=bits)
+    turned = torch.from_numpy(np.ascontiguousarray(matrix.T))
+    quants, scales, zeros = quantizer.HQQWeightOnlyQuantizer(config).quantize_internal(
+        turned, bits=bits, group_size=block
+    )
+    width = matrix.shape[1]
+    whole = quants.numpy().astype(np.uint8).reshape(width, -1, block)
+    blocks = pack(whole, scales.numpy(), None, bits)
+    return Packed(blocks.quants, blocks.scales, zeros.numpy().astype(np.float32))
+
+
+def pack(quants: Bytes, scales: Floats, zeros: Bytes | None, bits: int) -> Packed:
+    """Whole numbers, one a byte, into few bits.
+
+    Args:
+        quants: ``[N, blocks, block]``.
+        scales: ``[N, blocks]``.
+        zeros: ``[N, blocks]``, or None.
+        bits: 4 or 8.
+    """
+    tight = None if zeros is None else _tight(zeros, bits)
+    return Packed(_tight(quants, bits), np.ascontiguousarray(scales, np.float32), tight)
+
+
+def unpack(packed: Packed, bits: int) -> Floats:
+    """The numbers that a packed matrix stands for, ``[N, blocks * block]``."""
+    quants = _loose(packed.quants, bits).astype(np.float32)
+    blocks = packed.scales.shape[1]
+    zeros: Any = np.float32(1 << (bits - 1))
+    if packed.zero_points is not None:
+        zeros = packed.zero_points
+        if packed.has_whole_zero_points:
+            whole = np.asarray(packed.zero_points, np.uint8)
+            zeros = _loose(whole, bits)[:, :blocks].astype(np.float32)
+        zeros = zeros[..., None]
+    values: Floats = (quants - zeros) * packed.scales[..., None]
+    return values.reshape(len(quants), -1)
+
+
+def _tight(numbers: Bytes, bits: int) -> Bytes:
+    """Packs the last axis: two numbers of 4 bits a byte, the first one in the low half."""
+    if bits == 8:
+        return np.ascontiguousarray(numbers, np.uint8)
+    even = np.pad(numbers, [(0, 0)] * (numbers.ndim - 1) + [(0, numbers.shape[-1] % 2)])
+    return np.asarray(even[..., ::2] | (even[..., 1::2] << 4), np.uint8)
+
+
+def _loose(tight: Bytes, bits: int) -> Bytes:
+    if bits == 8:
+        return tight
+    pairs = np.asarray(np.stack([tight & 15, tight >> 4], axis=-1), np.uint8)
+    return pairs.reshape(*tight.shape[:-1], -1)
+
+
+def unpack_one_block(packed: Packed, bits: int) -> tuple[Floats, Bytes]:
+    """Scales and zero points ``[N]`` of a matrix that is one block long."""
+    scales = packed.scales[:, 0]
+    if packed.zero_points is None:
+        return scales, np.full(len(scales), 1 << (bits - 1), np.uint8)
+    return scales, _loose(np.asarray(packed.zero_points, np.uint8), bits)[:, 0]

@@ -1,0 +1,212 @@
+"""Weight-only schemes: products and the table in blocks of 4 or 8 bits, activations in float."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import QuantizationError
+from exporter.progress import Progress
+from exporter.quantization.calibration import CalibrationTokens, second_moments
+from exporter.quantization.gptq import gptq, inverse_factor
+from exporter.quantization.products import Product, Products
+from exporter.quantization.rewrite import (
+    PackedWeights,
+    Stored,
+    drop_unused,
+    use_in_product,
+    use_in_table,
+)
+from exporter.quantization.rounding import Packed, half_quadratic, round_to_nearest
+from exporter.quantization.settings import QuantizeSettings
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_DATA_FILE = "packed.data"
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What was done.
+
+    Attributes:
+        bits: How many products have how many bits.
+        head_bits: Of the last product; None where there is none, or it stayed in float.
+        embedding_bits: Of the tokens' table.
+        in_float: Name to reason, of what stayed.
+    """
+
+    bits: dict[int, int]
+    head_bits: int | None = None
+    embedding_bits: int | None = None
+    in_float: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightOnly:
+    """One graph's quantisation.
+
+    Attributes:
+        model: The float graph; :meth:`run` changes it.
+        found: Its products.
+        settings: What is asked for.
+        bits_by_node: Bits of single products, before all else.
+        tokens: The calibration text; only GPTQ looks at it.
+        threads: For running the model on it.
+    """
+
+    model: ir.Model
+    found: Products
+    settings: QuantizeSettings
+    bits_by_node: Mapping[str, int]
+    tokens: CalibrationTokens | None
+    threads: int
+
+    def run(self, stage: Path, progress: Progress) -> Quantised:
+        """Rewrites the graph.
+
+        Args:
+            stage: A staging folder, in which the packed weights lie until the graph is written.
+            progress: Who is told.
+
+        Raises:
+            QuantizationError: A weight isn't finite.
+            CalibrationError: GPTQ can't be computed for a layer.
+        """
+        from graph_passes.files.weight_file import WeightWriter
+
+        moments = self._moments(stage, progress)
+        with WeightWriter(stage / _DATA_FILE) as writer:
+            packer = _Packer(self, PackedWeights(self.model, writer))
+            with progress.task("quantising", len(self.found.products)) as task:
+                for product, factor in moments:
+                    packer.product(product, factor)
+                    task.advance()
+            in_float = dict(self.found.in_float) | packer.table()
+            drop_unused(self.model, packer.replaced)
+        return Quantised(dict(packer.counts), packer.head_bits, packer.embedding_bits, in_float)
+
+    def bits_of(self, product: Product) -> int:
+        """How many bits a product's weight gets."""
+        if product.name in self.bits_by_node:
+            return self.bits_by_node[product.name]
+        if product.head and self.settings.head_bits is not None:
+            return self.settings.head_bits
+        return self.settings.bits
+
+    def shares_table(self, product: Product) -> bool:
+        """Whether a head and the table are one weight, of which one packed form serves both."""
+        table = self.found.table
+        return (
+            table is not None
+            and table.is_head(product)
+            and product.depth % self.settings.block == 0
+            and self.bits_of(product) == self.settings.embedding_bits
+        )
+
+    def _moments(
+        self, stage: Path, progress: Progress
+    ) -> Iterator[tuple[Product, NDArray[np.float64] | None]]:
+        """Every product, for GPTQ with the factor of its input's moments; by input."""
+        rounded = [p for p in self.found.products if self._is_plainly_rounded(p)]
+        watched = [p for p in self.found.products if p not in rounded]
+        if watched and self.tokens is not None:
+            folder = stage / "watched"
+            folder.mkdir()
+            for value, moments in second_moments(
+                self.model, watched, self.tokens, folder, threads=self.threads, progress=progress
+            ):
+                mine = [p for p in watched if p.node.inputs[0] is value]
+                factor = inverse_factor(moments, mine[0].name)
+                yield from ((product, factor) for product in mine)
+        yield from ((product, None) for product in rounded)
+
+    def _is_plainly_rounded(self, product: Product) -> bool:
+        return self.settings.method != "gptq" or self.shares_table(product)
+
+
+class _Packer:
+    """Packs one matrix after the other; a weight that several products read is packed once."""
+
+    def __init__(self, work: WeightOnly, store: PackedWeights) -> None:
+        self._work = work
+        self._store = store
+        self._stored: dict[tuple[ir.Value, bool, int], Stored] = {}
+        self.counts: Counter[int] = Counter()
+        self.replaced: list[ir.Value] = []
+        self.head_bits: int | None = None
+        self.embedding_bits: int | None = None
+
+    def product(self, product: Product, factor: NDArray[np.float64] | None) -> None:
+        """Packs a product's weight and puts it to use."""
+        bits, settings = self._work.bits_of(product), self._work.settings
+
+        def packed() -> Packed:
+            matrix = product.matrix()
+            _refuse_not_finite(matrix, product.name)
+            if factor is not None:
+                symmetric = settings.without_zero_points
+                return gptq(matrix, factor, bits, settings.block, symmetric=symmetric)
+            return self._rounded(matrix, bits, self._work.shares_table(product))
+
+        key = (product.weight, product.transposed, bits)
+        stored = self._once(key, packed) if factor is None else self._new(key, packed)
+        use_in_product(product, stored, bits, settings.block, settings.level)
+        self.counts[bits] += 1
+        self.replaced.append(product.weight)
+        if product.head:
+            self.head_bits = bits
+
+    def table(self) -> dict[str, str]:
+        """Packs the tokens' table where that is asked for; else says why it stays in float."""
+        table, bits = self._work.found.table, self._work.settings.embedding_bits
+        if table is None or bits is None:
+            return {}
+        block = self._work.settings.block
+        name = table.weight.name or "the embedding"
+        if table.depth % block:
+            return {name: f"its rows of {table.depth} are no multiple of the block of {block}"}
+
+        def packed() -> Packed:
+            matrix = table.matrix()
+            _refuse_not_finite(matrix, name)
+            return self._rounded(matrix, bits, shared=True)
+
+        stored = self._once((table.weight, not table.turned, bits), packed)
+        use_in_table(table, self._store.flat(stored), stored, bits, block)
+        self.replaced.append(table.weight)
+        self.embedding_bits = bits
+        return {}
+
+    def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> Packed:
+        """Rounds without a text; what a table shares keeps whole zero points."""
+        settings = self._work.settings
+        if settings.method == "hqq" and not shared:
+            return half_quadratic(matrix, bits, settings.block)
+        symmetric = settings.without_zero_points
+        return round_to_nearest(matrix, bits, settings.block, symmetric=symmetric)
+
+    def _once(self, key: tuple[ir.Value, bool, int], packed: Callable[[], Packed]) -> Stored:
+        return self._stored[key] if key in self._stored else self._new(key, packed)
+
+    def _new(self, key: tuple[ir.Value, bool, int], packed: Callable[[], Packed]) -> Stored:
+        weight, _, bits = key
+        self._stored[key] = self._store.store(packed(), weight, bits)
+        return self._stored[key]
+
+
+def _refuse_not_finite(matrix: Matrix, name: str) -> None:
+    if not np.isfinite(matrix).all():
+        raise QuantizationError(
+            f"The weight of {name} holds NaN or infinite numbers, which have no rounding.",
+            "Export the model again.",
+        )
