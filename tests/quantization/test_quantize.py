@@ -142,9 +142,10 @@ def test_bits_by_node_come_before_all_else(tied: Path, tmp_path: Path) -> None:
     record = quantize_file(tied, tmp_path / "out.onnx", settings, bits_by_node={"down_node": 8})
     assert record.bits == {"4": 2, "8": 1}
     bits = {
-        node.name: node.attributes.get_int("bits") for node in load_model(tmp_path / "out.onnx").graph
+        node.name: node.attributes.get_int("bits")
+        for node in load_model(tmp_path / "out.onnx").graph
         if node.op_type == "MatMulNBits"
-    }  # fmt: skip
+    }
     assert bits == {"up_node": 4, "down_node": 8, "head_node": 4}
 
 
@@ -154,8 +155,9 @@ def test_bits_by_node_come_before_all_else(tied: Path, tmp_path: Path) -> None:
 def test_mixed_bits_that_fit_nothing_are_refused(
     tied: Path, tmp_path: Path, bits: dict[str, int], told: str
 ) -> None:
+    settings = QuantizeSettings(scheme="mixed")
     with pytest.raises(UsageError, match=told):
-        quantize_file(tied, tmp_path / "out.onnx", QuantizeSettings(scheme="mixed"), bits_by_node=bits)  # fmt: skip
+        quantize_file(tied, tmp_path / "out.onnx", settings, bits_by_node=bits)
     assert not (tmp_path / "out.onnx").exists()
 
 
