@@ -38,6 +38,8 @@ class CacheForm:
             text: those of the window that is kept in it.
         buffer: The length that the graph fixes for these buffers; None where it fixes none.
         positions: Rows of the rotary tables: no text can be longer; None where there are none.
+        counts: Whether an attention takes each row's length from the sum of its mask; see
+            :mod:`exporter.backends.counted_rows`.
     """
 
     heads: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class CacheForm:
     windows: Mapping[str, int] = field(default_factory=dict)
     buffer: int | None = None
     positions: int | None = None
+    counts: bool = False
 
     @property
     def longest(self) -> int | None:
@@ -99,6 +102,7 @@ def read_cache_form(path: Path) -> CacheForm:
         {past.name or "": size for node in nodes for past, size in _windows(node)},
         min(filter(None, map(_fixed_length, shared)), default=None),
         min(filter(None, map(_table_rows, nodes)), default=None),
+        bool(nodes),
     )
 
 

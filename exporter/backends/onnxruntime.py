@@ -19,6 +19,7 @@ from exporter.backends.cache_form import (
     sizes_are_told,
     with_room,
 )
+from exporter.backends.counted_rows import need_counting, run_counted
 from exporter.backends.ort_failures import first_sentence, lacks_a_kernel, load_failure
 from exporter.backends.ort_placement import RECORD_PLACEMENT, shape_nodes_on_cpu
 from exporter.backends.widened_copy import WidenedCopy, is_bfloat16
@@ -162,10 +163,25 @@ class OnnxRuntimeRunner:
     ) -> dict[str, Array]:
         """Runs once and returns the named outputs, or all of them, as arrays on the host.
 
+        Rows may be padded wherever the mask says so, whatever the graph's attention takes.
+
         Raises:
-            BackendError: When the run fails.
+            BackendError: When the run fails, or the graph takes no padding at all.
         """
         names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
+        if not need_counting(inputs) or not self.cache_form.counts:
+            return self._run(inputs, names)
+        form = self.cache_form
+        caches = {spec.name for spec in self.inputs if may_be_cache(spec)}
+        if form.windows or caches != set(form.shared):
+            raise BackendError(
+                f"{self.model}: an attention that keeps a window alone, or whose past others read, "
+                "takes no padding, and one row alone where several tokens go on after a past.",
+                "Run rows of equal length.",
+            )
+        return run_counted(self._run, inputs, names, form.shared)
+
+    def _run(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
         session, bound = self._loaded(), self._bound_inputs(inputs)
         for name in names:
             bound.binding.bind_output(name, "cpu")
