@@ -66,9 +66,10 @@ def check_export(
     onnx_path: Path,
     *,
     deletions: Sequence[PlannedDeletion] = (),
+    provider: str = "cpu",
     progress: Progress = QUIET,
 ) -> list[ParityCheck]:
-    """Compares an ONNX file on ONNX Runtime's CPU with PyTorch.
+    """Compares an ONNX file on ONNX Runtime with PyTorch.
 
     A model in bfloat16 is compared in float32, with the weights that it has: a wrong graph shows
     just as well, bfloat16's own rounding does not. The checks' names say so.
@@ -77,6 +78,7 @@ def check_export(
         loaded: The model that was exported.
         onnx_path: Its graph, whole or cut.
         deletions: What was cut out; PyTorch then runs with the same sublayers skipped.
+        provider: Where ONNX Runtime runs it: ``cpu`` or ``cuda``.
         progress: Hears of the two runs.
 
     Returns:
@@ -94,7 +96,7 @@ def check_export(
         interface = interface_of(loaded.model)
         _refuse_uncheckable(interface, deletions)
         threads = torch.get_num_threads()
-        runner = stack.enter_context(OnnxRuntimeRunner(file, provider="cpu", threads=threads))
+        runner = stack.enter_context(OnnxRuntimeRunner(file, provider=provider, threads=threads))
         if deletions:  # without them nothing needs to be known of the architecture
             stack.enter_context(skipped(loaded.model, deletions))
         stack.enter_context(torch.inference_mode())

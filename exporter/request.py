@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from exporter.artifacts import Target
 from exporter.compare import CompareOptions
 from exporter.engine.flavours import Backend
 from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
-
-ExporterName = Literal["torch", "optimum"]
+from exporter.forms.portable import ExporterName
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,10 @@ class ExportRequest:
         source: Hugging Face folder, hub id or GGUF file.
         out: The folder that takes all results.
         drops: What to drop.
-        exporter: PyTorch's own exporter, or optimum's.
+        exporter: For the target ``portable``: PyTorch's own exporter (None too), or optimum's.
         target: The runtime that both graphs are written for.
-        opset: The ONNX opset; None: 20 for PyTorch's exporter, optimum's own choice for optimum.
+        opset: For the target ``portable``: the ONNX opset; None: 20 for PyTorch's exporter,
+            optimum's own choice for optimum.
         engines: Engines to build of both, and to compare; None for none.
         force: Redo what is already there.
     """
@@ -88,7 +87,7 @@ class ExportRequest:
     source: str
     out: Path
     drops: DropRequest
-    exporter: ExporterName = "torch"
+    exporter: ExporterName | None = None
     target: Target = "portable"
     opset: int | None = None
     load: SourceOptions = field(default_factory=SourceOptions)

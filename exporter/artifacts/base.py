@@ -15,9 +15,9 @@ from exporter.files import write_text
 SCHEMA_VERSION = 1
 
 _TOLD_VERSIONS = (
-    "depthcut", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript",
-    "torch", "transformers", "tokenizers", "gguf", "scipy", "optimum-onnx", "tensorrt",
-    "tensorrt-rtx",
+    "depthcut", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu",
+    "onnxruntime-genai", "onnxscript", "torch", "transformers", "tokenizers", "gguf", "scipy",
+    "optimum-onnx", "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
 
 

@@ -76,6 +76,16 @@ def run_counted(
     return {name: np.concatenate([part[name] for part in found]) for name in outputs}
 
 
+def counted(inputs: Mapping[str, Array], caches: Mapping[str, str]) -> dict[str, Array]:
+    """A call with each row's real positions in front, whose results stay where they come.
+
+    Args:
+        inputs: The call's.
+        caches: By cache input, the output that continues it.
+    """
+    return _Order.of(inputs[MASK], inputs[IDS].shape[1]).counted(inputs, caches)
+
+
 @dataclass(frozen=True)
 class _Order:
     """Which position of a call goes where.

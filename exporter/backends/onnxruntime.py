@@ -19,7 +19,7 @@ from exporter.backends.cache_form import (
     sizes_are_told,
     with_room,
 )
-from exporter.backends.counted_rows import need_counting, run_counted
+from exporter.backends.counted_rows import counted, need_counting, run_counted
 from exporter.backends.ort_failures import first_sentence, lacks_a_kernel, load_failure
 from exporter.backends.ort_placement import RECORD_PLACEMENT, shape_nodes_on_cpu
 from exporter.backends.widened_copy import WidenedCopy, is_bfloat16
@@ -158,6 +158,17 @@ class OnnxRuntimeRunner:
         """
         return read_cache_form(self.model)
 
+    @property
+    def last_logits(self) -> dict[str, Array]:
+        """What to give besides the inputs for the last position's logits alone.
+
+        Empty where the graph has no such choice. Without it there are logits of all positions.
+        """
+        from graph_passes.fusing.logits_to_keep import KEEP
+
+        optional = {value.name for value in self._loaded().get_overridable_initializers()}
+        return {KEEP: np.ones(1, np.int64)} if KEEP in optional else {}
+
     def run(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
@@ -169,17 +180,23 @@ class OnnxRuntimeRunner:
             BackendError: When the run fails, or the graph takes no padding at all.
         """
         names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
-        if not need_counting(inputs) or not self.cache_form.counts:
+        caches = self._counted_caches(inputs)
+        if caches is None:
             return self._run(inputs, names)
+        return run_counted(self._run, inputs, names, caches)
+
+    def _counted_caches(self, inputs: Mapping[str, Array]) -> Mapping[str, str] | None:
+        """By past, the present, where the graph's attention would misread a call; else None."""
+        if not need_counting(inputs) or not self.cache_form.counts:
+            return None
         form = self.cache_form
-        caches = {spec.name for spec in self.inputs if may_be_cache(spec)}
-        if form.windows or caches != set(form.shared):
+        if form.windows or set(form.shared) != {s.name for s in self.inputs if may_be_cache(s)}:
             raise BackendError(
                 f"{self.model}: an attention that keeps a window alone, or whose past others read, "
                 "takes no padding, and one row alone where several tokens go on after a past.",
                 "Run rows of equal length.",
             )
-        return run_counted(self._run, inputs, names, form.shared)
+        return form.shared
 
     def _run(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
         session, bound = self._loaded(), self._bound_inputs(inputs)
@@ -231,15 +248,21 @@ class OnnxRuntimeRunner:
         """Binds the inputs on the device, and outputs that each call overwrites.
 
         A cache that may be past and present in one buffer is: each call then writes the same new
-        keys and values behind the same old ones.
+        keys and values behind the same old ones. Where the graph lets its caller choose, a call
+        gives the logits of the last position alone, which is what a server asks for.
 
         Raises:
             BackendError: When the first run fails, or when a later call does.
         """
-        session = self._loaded()
+        session, caches = self._loaded(), self._counted_caches(inputs)
+        inputs = inputs if caches is None else counted(inputs, caches)
         roomy = with_room(inputs, self.cache_form) if any(map(may_be_cache, self.inputs)) else {}
         bound = self._bound_inputs({**inputs, **roomy})
         binding = bound.binding
+        for name, array in self.last_logits.items():
+            value = bound.values[name] = self._device_value(array)
+            bound.arrays.append(array)
+            binding.bind_ortvalue_input(name, value)
         names = [spec.name for spec in self.outputs]
         shared = {self.cache_form.shared[past]: past for past in roomy}
         for name in names:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from exporter.artifacts import Target
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.engine_options import export_engine_options
 from exporter.cli.options import (
@@ -23,6 +24,7 @@ from exporter.cli.options import (
 from exporter.cli.quality_options import quality_options
 from exporter.cli.sections import SectionedCommand
 from exporter.cli.timing_options import timing_options
+from exporter.forms.portable import ExporterName
 
 
 @click.command(
@@ -33,10 +35,19 @@ from exporter.cli.timing_options import timing_options
 @drop_options
 @dropping("--plan", type=EXISTING_FILE, help="Drop what this plan.json says.")
 @click.option(
-    "--exporter", type=click.Choice(["torch", "optimum"]), default="torch", show_default=True,
-    help="PyTorch's own ONNX exporter, or optimum's (extra: optimum).",
+    "--target", type=click.Choice(get_args(Target)), default="portable", show_default=True,
+    help="The runtime that both graphs are written for, in the fastest form that there is for it. "
+    "onnxruntime-*: decoders want the extra genai.",
 )  # fmt: skip
-@click.option("--opset", type=click.IntRange(18, 23), metavar="N", help="ONNX opset. [20]")
+@click.option(
+    "--exporter", type=click.Choice(get_args(ExporterName)),
+    help="Of --target portable: PyTorch's own ONNX exporter, or optimum's (extra: optimum). "
+    "[torch]",
+)  # fmt: skip
+@click.option(
+    "--opset", type=click.IntRange(18, 23), metavar="N",
+    help="Of --target portable: the ONNX opset. [20]",
+)  # fmt: skip
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32", show_default=True,

@@ -29,6 +29,7 @@ def export_request(
         out=output,
         drops=drop_request(options),
         exporter=options["exporter"],
+        target=options["target"],
         opset=options["opset"],
         load=source_options(options),
         score=score_options(options),

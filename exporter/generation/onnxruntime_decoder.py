@@ -147,8 +147,12 @@ class OnnxRuntimeDecoder:
             raise BackendError(
                 f"{self._runner.model} has an input {unknown[0]!r} of unknown meaning."
             )
-        return {
-            name: self._runner.value(np.ascontiguousarray(array, self._specs[name].dtype))
+        given = {
+            name: np.ascontiguousarray(array, self._specs[name].dtype)
             for name, array in known.items()
             if name in self._specs
+        }
+        return {
+            name: self._runner.value(array)
+            for name, array in {**given, **self._runner.last_logits}.items()
         }

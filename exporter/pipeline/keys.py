@@ -42,6 +42,7 @@ def export_key(run: Run) -> Key:
     return {
         "model": run.source_sha256,
         "load": vars(run.request.load),
+        "target": run.request.target,
         "exporter": run.request.exporter,
         "opset": run.request.opset,
         "versions": run.versions,

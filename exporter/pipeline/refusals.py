@@ -24,9 +24,18 @@ def refuse_bad_options(request: ExportRequest) -> None:
     from exporter.backends.onnxruntime import check_provider
     from exporter.compare import evaluation_text
     from exporter.compare.tasks import refuse_missing_tasks
+    from exporter.forms import refuse_options
     from exporter.optional import require
     from exporter.planning import read_plan
 
+    refuse_options(
+        request.target,
+        exporter=request.exporter,
+        opset=request.opset,
+        dtype=request.load.dtype,
+        provider=request.compare.provider,
+        engine=None if request.engines is None else request.engines.backend,
+    )
     require("torch", extra="torch")
     check_provider(request.compare.provider)
     if request.exporter == "optimum":

@@ -56,38 +56,38 @@ def _chosen_plan(run: Run) -> PruningPlan:
 
 
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Writes the baseline, and holds it against PyTorch."""
+    """Writes the baseline for its target, and holds it against PyTorch."""
+    from exporter.forms import write_form
     from exporter.model_source import save_pretrained_files
     from exporter.parity import check_export
 
-    folder = run.ledger.work / "baseline"
+    folder, request = run.ledger.work / "baseline", run.request
     with staged_directory(folder) as stage:
-        model = _exported(run, stage)
+        model, _ = write_form(
+            run.loaded,
+            stage,
+            target=request.target,
+            exporter=request.exporter,
+            opset=request.opset,
+            progress=run.progress,
+        )
         save_pretrained_files(run.loaded, stage)
-        checks = check_export(run.loaded, model, progress=run.progress)
+        checks = check_export(
+            run.loaded, model, provider=_parity_provider(run), progress=run.progress
+        )
         _judge(run, "baseline against PyTorch", checks)
     return files_below(folder), [check.model_dump() for check in checks]
-
-
-def _exported(run: Run, stage: Path) -> Path:
-    opset = run.request.opset
-    if run.request.exporter == "optimum":
-        from exporter.optimum_export import export_with_optimum
-
-        return export_with_optimum(run.loaded, stage, opset=opset, progress=run.progress)
-    from exporter.torch_export import export_onnx
-
-    return export_onnx(run.loaded, stage, opset=opset or 20, progress=run.progress)
 
 
 def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Cuts the candidate out of the baseline, and holds it against PyTorch and the oracle."""
     from exporter.engine.gate import gate_where_installed
+    from exporter.forms import TARGETS
     from exporter.parity import check_export
     from exporter.surgery import prune_file
 
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
-    deletions = run.deletions()
+    deletions, for_engines = run.deletions(), bool(TARGETS[run.request.target].engines)
     with staged_directory(folder) as stage:
         weights = shutil.ignore_patterns(*_WEIGHT_FILES)
         shutil.copytree(baseline, stage, ignore=weights, dirs_exist_ok=True)
@@ -97,16 +97,27 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             deletions,
             plan_sha256=sha256_file(run.ledger.path("plan.json")),
             verify="oracle",
-            engine_check=gate_where_installed(run.progress),
+            engine_check=gate_where_installed(run.progress) if for_engines else None,
             progress=run.progress,
         )
         _say_pruned(run, report)
         checks = check_export(
-            run.loaded, stage / "model.onnx", deletions=deletions, progress=run.progress
+            run.loaded,
+            stage / "model.onnx",
+            deletions=deletions,
+            provider=_parity_provider(run),
+            progress=run.progress,
         )
         _judge(run, "candidate against PyTorch with the same modules skipped", checks)
     files = [*files_below(folder), report.write(run.ledger.work / "prune.json")]
     return files, [check.model_dump() for check in checks]
+
+
+def _parity_provider(run: Run) -> str:
+    """A graph that is written for one provider may have operators that no other has."""
+    from exporter.forms import TARGETS
+
+    return TARGETS[run.request.target].provider or "cpu"
 
 
 def _judge(run: Run, what: str, checks: list[ParityCheck]) -> None:

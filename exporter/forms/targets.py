@@ -1,0 +1,123 @@
+"""The runtimes that a graph can be written for, and what each of them asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from exporter.artifacts import Target
+from exporter.engine.flavours import Backend
+from exporter.errors import UsageError
+from exporter.forms.noting import Written
+from exporter.forms.portable import write_portable
+from exporter.progress import Progress
+
+if TYPE_CHECKING:
+    from exporter.forms.genai_builder import Provider
+    from exporter.model_source import LoadedModel
+
+Write = Callable[["LoadedModel", Path, Progress], Written]
+"""Writes a model's form into a folder; raises ExportError where it can't."""
+
+
+@dataclass(frozen=True)
+class TargetForm:
+    """What a target's form takes.
+
+    Attributes:
+        write: Writes it, exporter and opset included.
+        provider: The one provider of ONNX Runtime that it is made for; None: any.
+        engines: The engines that can be built of it.
+        dtypes: Those that it has.
+        plain: Whether exporter and opset may be chosen.
+    """
+
+    write: Write
+    provider: str | None = None
+    engines: tuple[Backend, ...] = ()
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    plain: bool = False
+
+
+def _write_plain(loaded: LoadedModel, folder: Path, progress: Progress) -> Written:
+    return write_portable(loaded, folder, progress=progress)
+
+
+def _write_for_onnxruntime(
+    loaded: LoadedModel, folder: Path, progress: Progress, *, provider: Provider
+) -> Written:
+    if loaded.model.can_generate():
+        from exporter.forms.onnxruntime_decoder import write_decoder
+
+        return write_decoder(loaded, folder, provider, progress)
+    from exporter.forms.encoder import write_encoder
+
+    return write_encoder(loaded, folder, progress)
+
+
+def _write_for_tensorrt(loaded: LoadedModel, folder: Path, progress: Progress) -> Written:
+    from exporter.forms.tensorrt import write_for_tensorrt
+
+    return write_for_tensorrt(loaded, folder, progress)
+
+
+TARGETS: Mapping[Target, TargetForm] = {
+    "portable": TargetForm(_write_plain, engines=get_args(Backend), plain=True),
+    "onnxruntime-cpu": TargetForm(
+        partial(_write_for_onnxruntime, provider="cpu"), provider="cpu", dtypes=("float32",)
+    ),
+    "onnxruntime-cuda": TargetForm(
+        partial(_write_for_onnxruntime, provider="cuda"), provider="cuda", dtypes=("float16",)
+    ),
+    "tensorrt": TargetForm(_write_for_tensorrt, engines=("tensorrt",)),
+    "tensorrt-rtx": TargetForm(_write_for_tensorrt, engines=("tensorrt-rtx",)),
+}
+
+
+def refuse_options(
+    target: Target,
+    *,
+    exporter: str | None,
+    opset: int | None,
+    dtype: str,
+    provider: str,
+    engine: Backend | None,
+) -> None:
+    """Refuses what contradicts a target, before anything is done.
+
+    Args:
+        target: The target.
+        exporter: The exporter that was asked for, if any.
+        opset: The opset that was asked for, if any.
+        dtype: Of the graph, as PyTorch names it.
+        provider: Where ONNX Runtime is to run it, ``cpu`` or ``cuda``.
+        engine: Which engines are to be built of it, if any.
+
+    Raises:
+        UsageError: It says which option, and what fits.
+    """
+    form, name = TARGETS[target], f"--target {target}"
+    for option, value in (("--exporter", exporter), ("--opset", opset)):
+        if value is not None and not form.plain:
+            raise UsageError(
+                f"{name} decides exporter and opset itself; {option} {value} contradicts it.",
+                f"Leave {option} out, or take --target portable.",
+            )
+    if dtype not in form.dtypes:
+        raise UsageError(
+            f"{name} has no form in {dtype}.", f"Say --dtype {' or '.join(form.dtypes)}."
+        )
+    if form.provider is not None and provider != form.provider:
+        raise UsageError(
+            f"{name} is measured on {form.provider}, not on {provider}.",
+            f"Say --provider {form.provider}.",
+        )
+    if engine is not None and engine not in form.engines:
+        others = [other for other, each in TARGETS.items() if engine in each.engines]
+        raise UsageError(
+            f"{engine} builds no engines of a graph for {target}.",
+            f"Say --target {' or '.join(others)}, or leave --engine out.",
+        )

@@ -1,0 +1,54 @@
+"""Writes a model for a target, and notes in the graph how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import FormRecord, Target
+from exporter.forms.noting import form_in_words, note_form
+from exporter.forms.portable import ExporterName, write_portable
+from exporter.forms.targets import TARGETS
+from exporter.onnx_output import MODEL_FILE
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.model_source import LoadedModel
+
+
+def write_form(
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    target: Target = "portable",
+    exporter: ExporterName | None = None,
+    opset: int | None = None,
+    progress: Progress = QUIET,
+) -> tuple[Path, FormRecord]:
+    """Exports a model in the form of a target.
+
+    Args:
+        loaded: The model.
+        folder: There, and the caller's to drop when this fails; takes ``model.onnx``,
+            ``model.onnx.data`` and what else the target's runtime reads.
+        target: The runtime that the graph is for.
+        exporter: For ``portable`` alone: which exporter; None for PyTorch's.
+        opset: For ``portable`` alone; None for the exporter's usual one.
+        progress: Hears how it goes, and where the fastest form was not to be had.
+
+    Returns:
+        The path of ``model.onnx``, and what is noted in it.
+
+    Raises:
+        ExportError: The model can't be written so.
+        MissingDependencyError: The exporter is not installed.
+        OSError: The disk is full.
+    """
+    form = TARGETS[target]
+    if form.plain:
+        written = write_portable(loaded, folder, exporter=exporter, opset=opset, progress=progress)
+    else:
+        written = form.write(loaded, folder, progress)
+    record = note_form(folder, written, target)
+    progress.say(form_in_words(record))
+    return folder / MODEL_FILE, record
