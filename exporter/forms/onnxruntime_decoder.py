@@ -1,8 +1,9 @@
 """The form of decoders for ONNX Runtime: attention in one operator, its cache in one buffer.
 
 onnxruntime-genai's model builder writes it, for the architectures that it knows. Where it doesn't,
-or where ONNX Runtime can't run what it writes, the graph is PyTorch's export at the opset whose
-attention is one operator, and that is told.
+or where ONNX Runtime can't run what it writes, our own passes fuse PyTorch's export; where they
+can't either, the form is that export at the opset whose attention is one operator. All that is
+told.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.errors import BackendError, DepthcutError, ExportError
+from exporter.errors import BackendError, DepthcutError, ExportError, MissingDependencyError
+from exporter.forms.fused_export import PLAIN, write_fused_export
 from exporter.forms.genai_builder import Provider, build_decoder
 from exporter.forms.noting import Written
 from exporter.forms.portable import FUSED_OPSET, PORTABLE_OPSET, write_portable
@@ -48,14 +50,22 @@ def write_decoder(
         ExportError: No exporter can export the model.
     """
     reasons: list[str] = []
+    missing: MissingDependencyError | None = None
     for write in _writers(loaded, provider, progress):
         with tempfile.TemporaryDirectory(prefix=".form.", dir=folder) as name:
             try:
                 written = _tried(write, Path(name), loaded, provider)
+            except MissingDependencyError as error:
+                missing = error
+                reasons.append("onnxruntime-genai's model builder is not installed")
+                continue
             except (ExportError, BackendError) as error:
-                progress.say(f"form: {error.message}")
+                progress.say(f"form: {_reason(error, Path(name))}")
                 reasons.append(_reason(error, Path(name)))
                 continue
+            if missing is not None and written.remark:
+                raise missing  # what is missing might well do better
+            written = _keeping_logits(written, Path(name))
             for file in Path(name).iterdir():
                 file.replace(folder / file.name)
         remark = "; ".join(filter(None, (*reasons, written.remark)))
@@ -71,9 +81,10 @@ def _writers(loaded: LoadedModel, provider: Provider, progress: Progress) -> Ite
 
     def plain(folder: Path, opset: int) -> Written:
         written = write_portable(loaded, folder, opset=opset, progress=progress)
-        return replace(written, remark="so this is the plain export, whose cache grows")
+        return replace(written, remark=PLAIN)
 
     yield lambda folder: build_decoder(loaded, folder, provider, progress)
+    yield lambda folder: write_fused_export(loaded, folder, progress)
     yield lambda folder: plain(folder, FUSED_OPSET)
     yield lambda folder: plain(folder, PORTABLE_OPSET)
 
@@ -82,7 +93,7 @@ def _tried(write: _Write, folder: Path, loaded: LoadedModel, provider: Provider)
     """Writes it, and makes sure that it runs and computes what the model does."""
     from exporter.parity import check_export
 
-    written = _keeping_logits(write(folder), folder)
+    written = write(folder)
     check_export(loaded, folder / MODEL_FILE, provider=provider)
     return written
 

@@ -1,0 +1,55 @@
+"""A decoder for ONNX Runtime out of PyTorch's export: our own passes fuse what that writes.
+
+For the architectures that onnxruntime-genai's builder doesn't know, and where it isn't installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.forms.noting import Written
+from exporter.forms.portable import FUSED_OPSET, write_portable
+from exporter.onnx_output import MODEL_FILE, save_onnx
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.model_source import LoadedModel
+
+PLAIN = "so this is the plain export, whose cache grows"
+
+
+def write_fused_export(loaded: LoadedModel, folder: Path, progress: Progress = QUIET) -> Written:
+    """Exports a decoder at opset 23 and fuses its attentions and norms.
+
+    Args:
+        loaded: The model.
+        folder: Takes ``model.onnx`` and its weights.
+        progress: Hears what the exporter says, and what could not be fused.
+
+    Returns:
+        How it was written. Where the attentions can't be fused it is the plain export, and the
+        remark says why.
+
+    Raises:
+        ExportError: PyTorch's exporter can't export the model at that opset.
+    """
+    import onnx_ir as ir
+
+    from graph_passes.errors import FusionError
+    from graph_passes.fusing import fuse_decoder
+
+    written = write_portable(loaded, folder, opset=FUSED_OPSET, progress=progress)
+    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return replace(written, remark=f"the config doesn't tell how long a text may be, {PLAIN}")
+    try:
+        model, report = fuse_decoder(ir.load(folder / MODEL_FILE), positions=positions)
+    except FusionError as error:
+        progress.say(f"form: {error.message}")
+        return replace(written, remark=f"{error.message.rstrip('.')}, {PLAIN}")
+    save_onnx(model, folder)
+    for remark in report.remarks:
+        progress.detail(f"form: {remark}")
+    return replace(written, passes=("fuse_decoder",))
