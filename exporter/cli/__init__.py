@@ -29,6 +29,7 @@ from exporter.cli.options import show_version
 from exporter.cli.package import package
 from exporter.cli.plan import plan
 from exporter.cli.prune import prune
+from exporter.cli.quantize import quantize
 from exporter.cli.refit import refit
 from exporter.cli.report import report
 from exporter.cli.score import score
@@ -56,7 +57,7 @@ def cli() -> None:
 cli.add_sections(
     {
         "The whole road": [export],
-        "Its stages": [score, plan, prune, build, compare, report, check],
+        "Its stages": [score, plan, prune, quantize, build, compare, report, check],
         "Tools": [inspect, check_engine, refit, generate, evaluate, lm_eval, package, doctor],
     }
 )

@@ -54,13 +54,14 @@ def quantise_activations(
     """
     from graph_passes.files.storage import load_model, write_files
 
+    plain = [_named(product) for product in found.products if not _is_turned(product)]
     write_files(model, stage, _FLOAT, "compact")
     try:
         with _silence():
             if tokens is None:
                 _dynamic(stage)
             else:
-                _static(stage, tokens, threads)
+                _static(stage, plain, tokens, threads)
     except Exception as error:  # the quantisers raise whatever comes
         raise QuantizationError(
             f"ONNX Runtime's quantiser fails on the graph: {first_line(error)}.",
@@ -84,7 +85,7 @@ def _dynamic(stage: Path) -> None:
     )
 
 
-def _static(stage: Path, tokens: CalibrationTokens, threads: int) -> None:
+def _static(stage: Path, names: list[str], tokens: CalibrationTokens, threads: int) -> None:
     module = require(_MODULE, extra="cpu")
     with OnnxRuntimeRunner(stage / _FLOAT, threads=threads) as runner:
         inputs = list(feeds(runner, tokens))
@@ -94,11 +95,11 @@ def _static(stage: Path, tokens: CalibrationTokens, threads: int) -> None:
         _reader(inputs),
         quant_format=module.QuantFormat.QDQ,
         op_types_to_quantize=["MatMul", "Gemm"],
+        nodes_to_quantize=names,  # or attention's products of two activations would go along
         per_channel=True,
         activation_type=module.QuantType.QUInt8,
         weight_type=module.QuantType.QInt8,
         use_external_data_format=True,
-        extra_options={"MatMulConstBOnly": True},
     )
 
 
@@ -116,6 +117,12 @@ def _reader(inputs: list[dict[str, object]]) -> Any:
 
 def _is_turned(product: Product) -> bool:
     return product.node.inputs[1] is not product.weight
+
+
+def _named(product: Product) -> str:
+    """Its name; its node gets it, where it has none."""
+    product.node.name = product.name
+    return product.name
 
 
 def _done(result: ir.Model, found: Products) -> Quantised:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _SAMPLES, _LENGTH = 32, 512
 _LEAST_LENGTH = 16
 _MOMENTS_BYTES = 1 << 30
-_FILE = "watched.onnx"
+_FILE, _TOKENIZER = "watched.onnx", "tokenizer.json"
 
 Doubles = NDArray[np.float64]
 
@@ -52,9 +52,13 @@ def calibration_tokens(model: Path, spec: str) -> CalibrationTokens:
 
     Raises:
         TextSourceError: The text can't be read.
-        BackendError: There is no tokenizer.
-        CalibrationError: It isn't long enough for one sample.
+        CalibrationError: It isn't long enough for one sample, or there is no tokenizer.
     """
+    if not model.with_name(_TOKENIZER).is_file():
+        raise CalibrationError(
+            f"There is no {_TOKENIZER} beside {model}, so no text can be read.",
+            "Copy the model's tokenizer there, or take a method that needs no text.",
+        )
     texts = read_texts(spec, part="calibration")
     tokenizer = TextModel.of(model)
     length = min(_LENGTH, tokenizer.positions or _LENGTH)

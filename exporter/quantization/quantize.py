@@ -14,6 +14,7 @@ from exporter.files import refuse_overwriting
 from exporter.measure.environment import default_threads
 from exporter.progress import QUIET, Progress
 from exporter.quantization.calibration import CalibrationTokens, calibration_tokens
+from exporter.quantization.companions import stage_companions
 from exporter.quantization.difference import Difference, difference
 from exporter.quantization.products import Products, find_products
 from exporter.quantization.refusals import (
@@ -70,6 +71,7 @@ def quantize_with_report(
     settings: QuantizeSettings,
     *,
     bits_by_node: Mapping[str, int] = NOTHING,
+    with_companions: bool = False,
     progress: Progress = QUIET,
 ) -> QuantizationResult:
     """Quantises the weights of an ONNX file.
@@ -88,6 +90,8 @@ def quantize_with_report(
         settings: Into what, and how.
         bits_by_node: Bits (4 or 8) of single products by their names, before what ``settings`` say;
             for the scheme ``mixed``.
+        with_companions: Copies tokenizer and configs beside the output, where they don't stand in
+            its folder yet.
         progress: Who is told.
 
     Returns:
@@ -99,8 +103,9 @@ def quantize_with_report(
         OnnxFileError: The source can't be read, or the output not written.
         QuantizationError: The graph is quantised already, holds nothing to quantise or numbers that
             aren't finite; the runtime can't run the scheme; or the result computes nonsense.
-        CalibrationError: The text is too short, or tells nothing about a layer.
-        BackendError: ONNX Runtime can't run the graph, or there is no tokenizer.
+        CalibrationError: The text is too short, or tells nothing about a layer; or there is no
+            tokenizer.
+        BackendError: ONNX Runtime can't run the graph.
         MissingDependencyError: Without ONNX Runtime; HQQ without PyTorch.
     """
     from graph_passes.files import storage
@@ -123,7 +128,8 @@ def quantize_with_report(
             written = storage.write_files(done.model, stage, output.name, "compact")
             gap = difference(source, stage / output.name, threads=default_threads())
             after = _bytes(written)
-            moves = [(file, output.parent / file.name) for file in written]
+            moves = stage_companions(source, output, stage) if with_companions else []
+            moves += [(file, output.parent / file.name) for file in written]
             stale = storage.stale_data(done.model, output, written)
             place(moves, [(file, stage) for file in stale])
     except OSError as error:

@@ -1,0 +1,127 @@
+"""`depthcut quantize`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.options import (
+    ANY_PATH,
+    ONNX_FILE,
+    collecting_rarely,
+    json_option,
+    verbosity_options,
+)
+
+if TYPE_CHECKING:
+    from exporter.quantization.quantize import QuantizationResult
+    from exporter.quantization.settings import Method, Scheme
+
+_MOST_REASONS = 8
+_BITS = click.Choice(["4", "8", "none"])
+
+
+@click.command(short_help="Put an ONNX file's weights into fewer bits.")
+@click.argument("model", type=ONNX_FILE)
+@click.option("-o", "--output", type=ANY_PATH, required=True, help="The quantised ONNX file.")
+@click.option(
+    "--scheme", type=click.Choice(["int4", "int8", "int8-dynamic", "int8-qdq"]),
+    default="int4", show_default=True,
+    help="The first two: weights alone. The others compute in int8.",
+)  # fmt: skip
+@click.option(
+    "--method", type=click.Choice(["rtn", "hqq", "gptq"]), default="rtn", show_default=True,
+    help="Round to nearest, half-quadratic, or by a text's activations.",
+)  # fmt: skip
+@click.option("--block-size", type=int, metavar="N", help="Weights that share a scale. [32]")
+@click.option(
+    "--symmetric/--zero-points", default=None,
+    help="Blocks around zero, or with a zero point each. [4 bits with, 8 without]",
+)  # fmt: skip
+@click.option(
+    "--accuracy-level", type=int, metavar="N",
+    help="ONNX Runtime's: 4 multiplies in int8, 1 in fp32. [4]",
+)  # fmt: skip
+@click.option(
+    "--embedding-bits", type=_BITS, default="8", show_default=True,
+    help="Of the tokens' table; none leaves it in float.",
+)  # fmt: skip
+@click.option(
+    "--head-bits", type=_BITS, default="8", show_default=True,
+    help="Of the product that gives the logits; none takes the scheme's.",
+)  # fmt: skip
+@click.option(
+    "--calibration", metavar="SOURCE",
+    help="Text for gptq and int8-qdq: a text or JSONL file, hf:DATASET or pydoc.",
+)  # fmt: skip
+@json_option
+@verbosity_options
+@click.pass_obj
+@collecting_rarely
+def quantize(
+    progress: ConsoleProgress,
+    /,
+    model: Path,
+    output: Path,
+    *,
+    scheme: Scheme,
+    method: Method,
+    block_size: int | None,
+    symmetric: bool | None,
+    accuracy_level: int | None,
+    embedding_bits: Literal["4", "8", "none"],
+    head_bits: Literal["4", "8", "none"],
+    calibration: str | None,
+    as_json: bool,
+) -> None:
+    """Put the weights of MODEL, an ONNX file or a folder with one, into fewer bits.
+
+    MODEL may be cut already: cut first, then quantise. Tokenizer and configs are copied into the
+    output's folder where they aren't there yet. Needs ONNX Runtime.
+    """
+    from exporter.quantization.quantize import quantize_with_report
+    from exporter.quantization.settings import QuantizeSettings
+
+    settings = QuantizeSettings(
+        scheme=scheme,
+        method=method,
+        block_size=block_size,
+        symmetric=symmetric,
+        accuracy_level=accuracy_level,
+        embedding_bits=_bits(embedding_bits),
+        head_bits=_bits(head_bits),
+        calibration=calibration,
+    )
+    result = quantize_with_report(model, output, settings, with_companions=True, progress=progress)
+    if as_json:
+        content = asdict(result) | {"record": result.record.model_dump(mode="json")}
+        click.echo(json.dumps(content, indent=2))
+        return
+    for line in (*_lines(result), str(output)):
+        click.echo(line)
+
+
+def _bits(told: str) -> int | None:
+    return None if told == "none" else int(told)
+
+
+def _lines(result: QuantizationResult) -> list[str]:
+    record, gap = result.record, result.difference
+    counted = ", ".join(f"{count} in {bits} bits" for bits, count in record.bits.items())
+    table = f"the embedding in {record.embedding_bits}" if record.embedding_bits else ""
+    kl = "" if gap.kl_divergence is None else f", KL divergence {gap.kl_divergence:.2g}"
+    lines = [
+        f"products: {', '.join(filter(None, [counted, table]))};"
+        f" {result.bytes_before / 1e6:.1f} -> {result.bytes_after / 1e6:.1f} MB",
+        f"against the float graph, on random tokens: largest error {gap.max_abs_error:.2g}"
+        f" beside {gap.largest:.2g}{kl}",
+    ]
+    reasons = [f"in float: {name}: {why}" for name, why in result.in_float.items()]
+    more = len(reasons) - _MOST_REASONS
+    lines += reasons[:_MOST_REASONS]
+    return [*lines, f"in float: {more} more (--json lists them)"] if more > 0 else lines
