@@ -41,7 +41,7 @@ class StageLedger:
         self._path = root / FOLDER / "stages.json"
         self._force = force
         self._made: set[str] = set()
-        self._forgotten: dict[str, str] = {}
+        self._forgotten: dict[str, tuple[str, ...]] = {}
         self._stages: dict[str, dict[str, Any]] = _read_stages(self._path)
         self.work = root / FOLDER / "work"
 
@@ -91,9 +91,9 @@ class StageLedger:
         """Whether a stage was ever finished here."""
         return stage in self._stages
 
-    def forget(self, stage: str, result: str) -> None:
-        """Lets a stage and its folder go when the others are published."""
-        self._forgotten[stage] = result
+    def forget(self, stage: str, *results: str) -> None:
+        """Lets a stage and its folders go when the others are published."""
+        self._forgotten[stage] = results
 
     def notes(self, stage: str) -> Any:
         """What was noted when the stage was finished."""
@@ -109,8 +109,9 @@ class StageLedger:
             for item in sorted(self.work.iterdir()):
                 swap(item, self._root / item.name)
             shutil.rmtree(self.work)
-        for stage, name in self._forgotten.items():
-            shutil.rmtree(self._root / name, ignore_errors=True)
+        for stage, names in self._forgotten.items():
+            for name in names:
+                shutil.rmtree(self._root / name, ignore_errors=True)
             del self._stages[stage]
             self._write()
 

@@ -11,6 +11,9 @@ from exporter.engine.flavours import Backend
 from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
 from exporter.forms.portable import ExporterName
+from exporter.quantization.settings import QuantizeSettings
+
+ExporterName = Literal["torch", "optimum"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class ExportRequest:
         target: The runtime that both graphs are written for.
         opset: For the target ``portable``: the ONNX opset; None: 20 for PyTorch's exporter,
             optimum's own choice for optimum.
+        opset: The ONNX opset; None: 20 for PyTorch's exporter, optimum's own choice for optimum.
+        quantize: How both are quantised after the cut; None for not at all.
         engines: Engines to build of both, and to compare; None for none.
         force: Redo what is already there.
     """
@@ -93,5 +98,6 @@ class ExportRequest:
     load: SourceOptions = field(default_factory=SourceOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
     compare: CompareOptions = field(default_factory=CompareOptions)
+    quantize: QuantizeSettings | None = None
     engines: EngineRequest | None = None
     force: bool = False

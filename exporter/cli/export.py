@@ -21,6 +21,7 @@ from exporter.cli.options import (
     verbosity_options,
 )
 from exporter.cli.quality_options import quality_options
+from exporter.cli.quantize_options import SCHEMES, quantization, quantize_options
 from exporter.cli.sections import SectionedCommand
 from exporter.cli.timing_options import timing_options
 
@@ -56,6 +57,13 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
     "float32; the report says so.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Redo stages whose results are still valid.")
+@quantization(
+    "--quantize",
+    type=SCHEMES,
+    help="Quantise both models after the cut, and compare all four: whole and cut, in float and "
+    "quantised.",
+)
+@quantize_options("quantize-")
 @export_engine_options
 @scoring_options
 @measuring_options
@@ -79,7 +87,8 @@ def export(
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. The output folder then holds
     importance.json, plan.json, baseline/, candidate/, prune.json, report.json, report.md and
-    report.html; with --engine also engines/baseline/ and engines/candidate/.
+    report.html; with --quantize also baseline-quantized/ and candidate-quantized/, with --engine
+    engines/baseline/ and engines/candidate/.
     What is still valid from an earlier run is reused.
     """
     from exporter.cli.requests import export_request

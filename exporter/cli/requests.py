@@ -8,9 +8,11 @@ from typing import Any
 
 from exporter.cli.engine_options import capabilities
 from exporter.cli.options import AUTO
+from exporter.cli.quantize_options import QUANTIZE_OPTIONS, quantize_settings
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
+from exporter.quantization.settings import QuantizeSettings
 from exporter.request import (
     DropRequest,
     EngineRequest,
@@ -34,9 +36,32 @@ def export_request(
         load=source_options(options),
         score=score_options(options),
         compare=compare_options(options),
+        quantize=quantize_request(options),
         engines=engine_request(options),
         force=force,
     )
+
+
+def quantize_request(options: Mapping[str, Any]) -> QuantizeSettings | None:
+    """How both models are quantised on the way, if at all.
+
+    The text that importance is measured on is what a method looks at that needs one; text that the
+    model samples itself can't be.
+
+    Raises:
+        UsageError: Something is said of a quantisation that nobody asked for.
+    """
+    scheme = options["quantize"]
+    if scheme is None:
+        for name in QUANTIZE_OPTIONS:
+            if options[name] is not None:
+                words = name.removeprefix("quantize_").replace("_", "-")
+                raise UsageError(
+                    f"--quantize-{words} is for quantisation.", "Say into what with --quantize."
+                )
+        return None
+    text = options["calibration"]
+    return quantize_settings(scheme, options, calibration=None if text == "self" else text)
 
 
 def engine_request(options: Mapping[str, Any]) -> EngineRequest | None:

@@ -9,10 +9,9 @@ from exporter.engine.driver import ask_driver
 from exporter.engine.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key
-from exporter.pipeline.run import ENGINES, Run, files_below
+from exporter.pipeline.run import ARMS, ENGINES, Run, files_below
 from exporter.request import EngineRequest
 
-_ARMS = {"baseline": "export", "candidate": "prune"}
 _USUAL = 2048  # what an engine serves at least, as exporter.engine.profiles has it
 _USUAL_CONTEXT = 4096
 
@@ -20,7 +19,7 @@ _USUAL_CONTEXT = 4096
 def engines_key(run: Run, wanted: EngineRequest) -> Key:
     """Both graphs, how they are built, and for which card where that is the one that is here."""
     return {
-        **_sources(run),
+        **run.sources(),
         "backend": wanted.backend,
         "builds": wanted.builds,
         "settings": wanted.settings.model_dump(),
@@ -36,7 +35,7 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
 
     folder = run.ledger.work / ENGINES
     with staged_directory(folder) as stage:
-        for arm in _ARMS:
+        for arm in ARMS:
             (stage / arm).mkdir()
             graph = run.ledger.path(arm) / "model.onnx"
             built = build_engines(
@@ -54,18 +53,7 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
                     f"engines: {arm}, {path.name}: {record.engine_bytes / 1e6:.1f} MB, "
                     f"{layers} layers, in {record.total_s:.1f} s"
                 )
-    return files_below(folder), _sources(run)
-
-
-def forget_others(run: Run) -> None:
-    """Takes engines of other graphs out of the results, where a run builds none."""
-    if run.ledger.has(ENGINES) and run.ledger.notes(ENGINES) != _sources(run):
-        run.progress.say("engines: removed, they were built from other graphs")
-        run.ledger.forget(ENGINES, ENGINES)
-
-
-def _sources(run: Run) -> dict[str, str]:
-    return {arm: run.ledger.files_hash(stage) for arm, stage in _ARMS.items()}
+    return files_below(folder), run.sources()
 
 
 def _ranges(options: CompareOptions) -> Ranges:

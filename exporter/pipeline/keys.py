@@ -10,7 +10,7 @@ from typing import Any
 
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
-from exporter.pipeline.run import ENGINES, Run
+from exporter.pipeline.run import ENGINES, QUANTIZE, Run
 from exporter.report.files import REPORTS
 
 Key = dict[str, Any]
@@ -22,7 +22,7 @@ def score_key(run: Run) -> Key:
         "model": run.source_sha256,
         "load": vars(run.request.load),
         "score": vars(run.request.score),
-        "text": _file_hash(run.request.score.calibration),
+        "text": file_hash(run.request.score.calibration),
         "versions": run.versions,
     }
 
@@ -59,16 +59,17 @@ def prune_key(run: Run) -> Key:
 
 
 def measure_key(run: Run) -> Key:
-    """Both graphs, the engines where there are some, the text, and the machine."""
+    """Both graphs, what was made of them, the text, and the machine."""
     from exporter.measure.environment import default_threads, gpu_name, processor_name
 
     return {
         "writes": REPORTS,
         "candidate": run.ledger.files_hash("prune"),
         "baseline": run.ledger.files_hash("export"),
+        "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
         "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
         "options": vars(run.request.compare),
-        "text": _file_hash(run.request.compare.eval_text),
+        "text": file_hash(run.request.compare.eval_text),
         "tasks": _task_hashes(run.request.compare.quality),
         "calibration": run.ledger.files_hash("score"),
         "machine": [processor_name(), default_threads(), gpu_name()],
@@ -80,10 +81,10 @@ def _task_hashes(quality: QualityOptions) -> list[str | None]:
     """Of the tasks' files, where they are local."""
     folder = quality.task_data
     names = () if folder is None else quality.tasks
-    return [_file_hash(f"{folder}/{name}.jsonl") for name in names]
+    return [file_hash(f"{folder}/{name}.jsonl") for name in names]
 
 
-def _file_hash(source: str | None) -> str | None:
+def file_hash(source: str | None) -> str | None:
     """The hash of a text or plan that is a file; None for a name such as ``pydoc``."""
     if source is None or not Path(source).is_file():
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck
-from exporter.pipeline.run import ENGINES, Run
+from exporter.pipeline.run import ENGINES, QUANTIZED, Run
 
 
 def measure(run: Run) -> tuple[list[Path], None]:
@@ -16,11 +16,15 @@ def measure(run: Run) -> tuple[list[Path], None]:
 
     importance, deletions = run.importance(), run.deletions()
     graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
-    built = run.ledger.path(ENGINES)
-    with_engines = run.request.engines is not None
+    arms, with_engines = graphs, run.request.engines is not None
+    if with_engines:
+        arms = run.ledger.path(ENGINES) / "baseline", run.ledger.path(ENGINES) / "candidate"
+    elif run.request.quantize is not None:
+        arms = run.ledger.path(QUANTIZED["baseline"]), run.ledger.path(QUANTIZED["candidate"])
     report = compare(
-        *((built / "baseline", built / "candidate") if with_engines else graphs),
+        *arms,
         run.request.compare,
+        floats=graphs if run.request.quantize is not None else None,
         onnx=graphs if with_engines else None,
         parity=[*_parity_notes(run, "export"), *_parity_notes(run, "prune")],
         plan=deletions,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import PruningPlan
-from exporter.errors import PlanError, UsageError
-from exporter.pipeline.run import ENGINES, Run
+from exporter.errors import ComparisonError, PlanError, UsageError
+from exporter.pipeline.run import ENGINES, QUANTIZE, QUANTIZED, Run
+from exporter.quantization.settings import QuantizeSettings
 from exporter.report.files import REPORTS
 from exporter.request import EngineRequest, ExportRequest
 
@@ -45,6 +46,8 @@ def refuse_bad_options(request: ExportRequest) -> None:
     if request.engines is not None:
         _refuse_engines(request.engines)
     evaluation_text(request.compare, None)
+    if request.quantize is not None:
+        _refuse_quantization(request, request.quantize)
     refuse_missing_tasks(request.compare.quality)
 
 
@@ -56,6 +59,33 @@ def _refuse_engines(wanted: EngineRequest) -> None:
     refuse_unbuildable(wanted.backend, wanted.settings)
     module = load(FLAVOURS[wanted.backend])
     refuse_unknown_targets(module, wanted.settings.compute_capabilities)
+
+
+def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> None:
+    """Refuses what can't be quantised so, or is judged on the text that it was fitted to."""
+    settings.refuse_nonsense()
+    if request.engines is not None:
+        raise UsageError(
+            "--quantize makes graphs for ONNX Runtime, which no parser of engines takes; --engine "
+            "builds from the float ones.",
+            "Leave one of them out.",
+        )
+    if request.target.startswith("tensorrt") and settings.scheme != "int8-qdq":
+        raise UsageError(
+            f"--target {request.target} writes graphs for TensorRT, whose parser knows no "
+            f"{settings.scheme}.",
+            "It reads --quantize int8-qdq; or choose another --target.",
+        )
+    if settings.needs_calibration and settings.calibration is not None:
+        from exporter.compare import evaluation_text
+        from exporter.texts import read_texts
+
+        fitted = read_texts(settings.calibration, part="calibration")
+        if fitted.sha256 == evaluation_text(request.compare, None).sha256:
+            raise ComparisonError(
+                f"The evaluation text {fitted.source} is what the weights would be fitted to.",
+                "Name another text with --eval-text.",
+            )
 
 
 def refuse_calibration_text(run: Run) -> None:
@@ -79,6 +109,8 @@ def refuse_foreign_results(run: Run) -> None:
     names = () if ours else _RESULTS
     if run.request.engines is not None and not run.ledger.has(ENGINES):
         names = (*names, ENGINES)
+    if run.request.quantize is not None and not run.ledger.has(QUANTIZE):
+        names = (*names, *QUANTIZED.values())
     for name in names:
         if (out / name).exists():
             raise UsageError(

@@ -10,14 +10,15 @@ from typing import Any
 from exporter.artifacts import ComparisonReport
 from exporter.ledger import locked
 from exporter.pipeline import keys, stages
-from exporter.pipeline.engines import build, engines_key, forget_others
+from exporter.pipeline.engines import build, engines_key
 from exporter.pipeline.measuring import measure
+from exporter.pipeline.quantizing import quantize, quantize_key
 from exporter.pipeline.refusals import (
     refuse_bad_options,
     refuse_calibration_text,
     refuse_foreign_results,
 )
-from exporter.pipeline.run import ENGINES, Run
+from exporter.pipeline.run import ENGINES, QUANTIZE, QUANTIZED, Run
 from exporter.progress import QUIET, Progress
 from exporter.request import ExportRequest
 
@@ -28,7 +29,8 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     """Walks the whole road and returns the comparison.
 
     Afterwards ``request.out`` holds importance.json, plan.json, baseline/, candidate/, prune.json,
-    engines/ where they were asked for, report.json, report.md and report.html, all of this run.
+    report.json, report.md and report.html, and where they were asked for baseline-quantized/,
+    candidate-quantized/ and engines/, all of this run.
     When it fails or is cut short, the folder holds what it held before, and the next run finds the
     stages that were finished.
 
@@ -49,16 +51,25 @@ def _walk(run: Run) -> ComparisonReport:
     _stage(run, "export", keys.export_key(run), stages.export)
     _stage(run, "prune", keys.prune_key(run), stages.prune)
     run.free_model()
+    _quantize(run)
     _engines(run)
     _stage(run, "measure", keys.measure_key(run), measure)
     run.ledger.publish()
     return ComparisonReport.read(run.request.out / "report.json")
 
 
+def _quantize(run: Run) -> None:
+    wanted = run.request.quantize
+    if wanted is None:
+        run.forget_others(QUANTIZE, *QUANTIZED.values())
+    else:
+        _stage(run, QUANTIZE, quantize_key(run, wanted), partial(quantize, settings=wanted))
+
+
 def _engines(run: Run) -> None:
     wanted = run.request.engines
     if wanted is None:
-        forget_others(run)
+        run.forget_others(ENGINES, ENGINES)
     else:
         _stage(run, ENGINES, engines_key(run, wanted), partial(build, wanted=wanted))
 

@@ -15,6 +15,12 @@ from exporter.request import ExportRequest
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
 
+ARMS = {"baseline": "export", "candidate": "prune"}
+"""The folders of both models, and the stages that make them."""
+QUANTIZE = "quantize"
+"""The stage that quantises both models."""
+QUANTIZED = {"baseline": "baseline-quantized", "candidate": "candidate-quantized"}
+"""The folders of their quantised forms."""
 ENGINES = "engines"
 """The stage that builds engines, and its folder, with ``baseline`` and ``candidate`` in it."""
 
@@ -63,6 +69,21 @@ class Run:
     def deletions(self) -> list[PlannedDeletion]:
         """What the plan drops."""
         return PruningPlan.read(self.ledger.path("plan.json")).deletions
+
+    def sources(self) -> dict[str, str]:
+        """One hash for each model: what is made from both depends on them."""
+        return {arm: self.ledger.files_hash(stage) for arm, stage in ARMS.items()}
+
+    def forget_others(self, stage: str, *results: str) -> None:
+        """Takes what a stage made of other graphs out of the results, where it isn't run now.
+
+        Args:
+            stage: It notes what it was made from, as :meth:`sources` tells it.
+            results: Its folders.
+        """
+        if self.ledger.has(stage) and self.ledger.notes(stage) != self.sources():
+            self.progress.say(f"{stage}: its results are removed, they were made from other graphs")
+            self.ledger.forget(stage, *results)
 
 
 def _hash_source(request: ExportRequest) -> str:

@@ -15,7 +15,8 @@ from exporter.files import sha256_file, staged_directory, write_text
 from exporter.pipeline.refusals import refuse_replacements
 from exporter.pipeline.run import Run, files_below
 
-_WEIGHT_FILES = ("model.onnx", "model.onnx.data")
+WEIGHT_FILES = ("model.onnx", "model.onnx.data")
+"""What of a model's folder is written anew for another form of it."""
 
 
 def score_sublayers(run: Run) -> tuple[list[Path], None]:
@@ -89,7 +90,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
     deletions, for_engines = run.deletions(), bool(TARGETS[run.request.target].engines)
     with staged_directory(folder) as stage:
-        weights = shutil.ignore_patterns(*_WEIGHT_FILES)
+        weights = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(baseline, stage, ignore=weights, dirs_exist_ok=True)
         report = prune_file(
             baseline / "model.onnx",

@@ -1,0 +1,82 @@
+"""The options that say how weights are quantised, and the settings that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_args
+
+import click
+
+from exporter.cli.sections import Count, option_in
+from exporter.quantization.settings import Method, QuantizeSettings, Scheme
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+quantization = option_in("Quantisation")
+SCHEMES = click.Choice(get_args(Scheme))
+QUANTIZE_OPTIONS = (
+    "quantize_method", "block_size", "symmetric", "accuracy_level", "embedding_bits", "head_bits",
+)  # fmt: skip
+"""What the options are called within a command."""
+_UNSET = ("float", "same")
+
+
+def quantize_options(prefix: str = "") -> Callable[[_F], _F]:
+    """Adds how weights are quantised, but for the scheme and the calibration text.
+
+    Args:
+        prefix: Begins each option's name, where they stand among those of other stages.
+    """
+
+    def add(function: _F) -> _F:
+        for option in _options(f"--{prefix}"):
+            function = option(function)
+        return function
+
+    return add
+
+
+def _options(name: str) -> list[Callable[[Any], Any]]:
+    """The last of them stands first in the help."""
+    return [
+        quantization(
+            f"{name}head-bits", "head_bits", type=click.Choice(["4", "8", "same"]),
+            help="Of the last product; same: as all others.",
+        ),
+        quantization(
+            f"{name}embedding-bits", "embedding_bits", type=click.Choice(["4", "8", "float"]),
+            help="Of the token table; float leaves it as it is.",
+        ),
+        quantization(
+            f"{name}accuracy-level", "accuracy_level", type=click.IntRange(0, 4), metavar="LEVEL",
+            help="ONNX Runtime's: 1 computes in fp32, 4 in int8.",
+        ),
+        quantization(
+            f"{name}symmetric/--{name[2:]}zero-points", "symmetric", default=None,
+            help="Whether blocks have a zero point of their own.",
+        ),
+        quantization(
+            f"{name}block-size", "block_size", type=Count(), help="Weights that share a scale."
+        ),
+        quantization(
+            f"{name}method", "quantize_method", type=click.Choice(get_args(Method)),
+            help="How weight-only schemes round. gptq reads the calibration text.",
+        ),
+    ]  # fmt: skip
+
+
+def quantize_settings(
+    scheme: Scheme, options: Mapping[str, Any], *, calibration: str | None
+) -> QuantizeSettings:
+    """What the options ask for; what they leave open is the settings' own default."""
+    told = {
+        "method": options["quantize_method"],
+        **{name: options[name] for name in ("block_size", "symmetric", "accuracy_level")},
+        "calibration": calibration,
+    }
+    known = {name: value for name, value in told.items() if value is not None}
+    for name in ("embedding_bits", "head_bits"):
+        value = options[name]
+        if value is not None:
+            known[name] = None if value in _UNSET else int(value)
+    return QuantizeSettings(scheme=scheme, **known)
