@@ -308,6 +308,35 @@ def test_other_items_of_a_task_are_another_measurement(tmp_path: Path) -> None:
     assert _task_hashes(QualityOptions(tasks=("a",))) == []
 
 
+def test_both_models_are_quantised_after_the_cut_and_all_four_compared(
+    checkpoint: Path, again: Path
+) -> None:
+    from exporter.measure.graph_facts import read_facts
+    from exporter.quantization.settings import QuantizeSettings
+
+    request = _request(checkpoint, again, quantize=QuantizeSettings(scheme="int8"))
+    report, heard = _walk(request)
+    assert heard.reused == ["score", "plan", "export", "prune"]
+    folders = {"baseline-quantized", "candidate-quantized"}
+    assert {path.name for path in again.iterdir()} == RESULTS | folders | {".depthcut"}
+    for folder in folders:
+        assert {path.name for path in (again / folder).iterdir()} >= SHIPPED
+        facts = read_facts(again / folder / "model.onnx")
+        assert ("depthcut.plan" in facts.metadata) == folder.startswith("candidate")
+        assert json.loads(facts.metadata["depthcut.quantization"])["scheme"] == "int8"
+    whole, cut, whole_quantised, both = report.corners
+    assert whole.file_bytes > whole_quantised.file_bytes > both.file_bytes
+    assert cut.kl_divergence > whole_quantised.kl_divergence > 0
+    paths = {name: Path(arm.path) for name, arm in report.arms.references.items()}
+    assert paths == {
+        "float baseline": again / "baseline" / "model.onnx",
+        "float candidate": again / "candidate" / "model.onnx",
+    }
+    assert Path(report.arms.candidate.path) == again / "candidate-quantized" / "model.onnx"
+    _, heard = _walk(request)
+    assert heard.reused == ["score", "plan", "export", "prune", "quantize", "measure"]
+
+
 def test_export_takes_every_option_that_says_how_compare_judges() -> None:
     from exporter.cli import export
     from exporter.cli.compare import compare

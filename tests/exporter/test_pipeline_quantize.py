@@ -1,4 +1,4 @@
-"""`depthcut export --quantize`: its stage, what makes it stale, what is refused, how it is asked."""
+"""`depthcut export --quantize`: its stage, what makes it stale, what is refused, the options."""
 
 from __future__ import annotations
 
@@ -221,6 +221,6 @@ def test_how_is_nothing_without_into_what(option: str, value: str) -> None:
 
 
 def test_the_stage_s_key_is_json(exported: Path) -> None:
-    assert json.loads(json.dumps(quantize_key(run_in(exported), EIGHT)))["settings"][
-        "scheme"
-    ] == ("int8")
+    assert json.loads(json.dumps(quantize_key(run_in(exported), EIGHT)))["settings"]["scheme"] == (
+        "int8"
+    )
