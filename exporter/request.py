@@ -13,8 +13,6 @@ from exporter.errors import UsageError
 from exporter.forms.portable import ExporterName
 from exporter.quantization.settings import QuantizeSettings
 
-ExporterName = Literal["torch", "optimum"]
-
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -83,7 +81,6 @@ class ExportRequest:
         target: The runtime that both graphs are written for.
         opset: For the target ``portable``: the ONNX opset; None: 20 for PyTorch's exporter,
             optimum's own choice for optimum.
-        opset: The ONNX opset; None: 20 for PyTorch's exporter, optimum's own choice for optimum.
         quantize: How both are quantised after the cut; None for not at all.
         engines: Engines to build of both, and to compare; None for none.
         force: Redo what is already there.
