@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,16 +17,17 @@ from exporter.cli.options import (
     json_option,
     verbosity_options,
 )
+from exporter.cli.quantize_options import quantize_options, quantize_settings
+from exporter.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from exporter.quantization.quantize import QuantizationResult
-    from exporter.quantization.settings import Method, Scheme
+    from exporter.quantization.settings import Scheme
 
 _MOST_REASONS = 8
-_BITS = click.Choice(["4", "8", "none"])
 
 
-@click.command(short_help="Put an ONNX file's weights into fewer bits.")
+@click.command(cls=SectionedCommand, short_help="Put an ONNX file's weights into fewer bits.")
 @click.argument("model", type=ONNX_FILE)
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="The quantised ONNX file.")
 @click.option(
@@ -34,27 +35,7 @@ _BITS = click.Choice(["4", "8", "none"])
     default="int4", show_default=True,
     help="The first two: weights alone. The others compute in int8.",
 )  # fmt: skip
-@click.option(
-    "--method", type=click.Choice(["rtn", "hqq", "gptq"]), default="rtn", show_default=True,
-    help="Round to nearest, half-quadratic, or by a text's activations.",
-)  # fmt: skip
-@click.option("--block-size", type=int, metavar="N", help="Weights that share a scale. [32]")
-@click.option(
-    "--symmetric/--zero-points", default=None,
-    help="Blocks around zero, or with a zero point each. [4 bits with, 8 without]",
-)  # fmt: skip
-@click.option(
-    "--accuracy-level", type=int, metavar="N",
-    help="ONNX Runtime's: 4 multiplies in int8, 1 in fp32. [4]",
-)  # fmt: skip
-@click.option(
-    "--embedding-bits", type=_BITS, default="8", show_default=True,
-    help="Of the tokens' table; none leaves it in float.",
-)  # fmt: skip
-@click.option(
-    "--head-bits", type=_BITS, default="8", show_default=True,
-    help="Of the product that gives the logits; none takes the scheme's.",
-)  # fmt: skip
+@quantize_options()
 @click.option(
     "--calibration", metavar="SOURCE",
     help="Text for gptq and int8-qdq: a text or JSONL file, hf:DATASET or pydoc.",
@@ -70,14 +51,9 @@ def quantize(
     output: Path,
     *,
     scheme: Scheme,
-    method: Method,
-    block_size: int | None,
-    symmetric: bool | None,
-    accuracy_level: int | None,
-    embedding_bits: Literal["4", "8", "none"],
-    head_bits: Literal["4", "8", "none"],
     calibration: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Put the weights of MODEL, an ONNX file or a folder with one, into fewer bits.
 
@@ -85,18 +61,8 @@ def quantize(
     output's folder where they aren't there yet. Needs ONNX Runtime.
     """
     from exporter.quantization.quantize import quantize_with_report
-    from exporter.quantization.settings import QuantizeSettings
 
-    settings = QuantizeSettings(
-        scheme=scheme,
-        method=method,
-        block_size=block_size,
-        symmetric=symmetric,
-        accuracy_level=accuracy_level,
-        embedding_bits=_bits(embedding_bits),
-        head_bits=_bits(head_bits),
-        calibration=calibration,
-    )
+    settings = quantize_settings(scheme, options, calibration=calibration)
     result = quantize_with_report(model, output, settings, with_companions=True, progress=progress)
     if as_json:
         content = asdict(result) | {"record": result.record.model_dump(mode="json")}
@@ -104,10 +70,6 @@ def quantize(
         return
     for line in (*_lines(result), str(output)):
         click.echo(line)
-
-
-def _bits(told: str) -> int | None:
-    return None if told == "none" else int(told)
 
 
 def _lines(result: QuantizationResult) -> list[str]:

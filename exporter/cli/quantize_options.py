@@ -7,7 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from exporter.cli.sections import Count, option_in
+from exporter.cli.sections import option_in
 from exporter.quantization.settings import Method, QuantizeSettings, Scheme
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -18,7 +18,7 @@ QUANTIZE_OPTIONS = (
     "quantize_method", "block_size", "symmetric", "accuracy_level", "embedding_bits", "head_bits",
 )  # fmt: skip
 """What the options are called within a command."""
-_UNSET = ("float", "same")
+_BITS = click.Choice(["4", "8", "none"])
 
 
 def quantize_options(prefix: str = "") -> Callable[[_F], _F]:
@@ -40,27 +40,29 @@ def _options(name: str) -> list[Callable[[Any], Any]]:
     """The last of them stands first in the help."""
     return [
         quantization(
-            f"{name}head-bits", "head_bits", type=click.Choice(["4", "8", "same"]),
-            help="Of the last product; same: as all others.",
+            f"{name}head-bits", "head_bits", type=_BITS,
+            help="Of the product that gives the logits; none takes the scheme's. [8]",
         ),
         quantization(
-            f"{name}embedding-bits", "embedding_bits", type=click.Choice(["4", "8", "float"]),
-            help="Of the token table; float leaves it as it is.",
+            f"{name}embedding-bits", "embedding_bits", type=_BITS,
+            help="Of the tokens' table; none leaves it in float. [8]",
         ),
         quantization(
-            f"{name}accuracy-level", "accuracy_level", type=click.IntRange(0, 4), metavar="LEVEL",
-            help="ONNX Runtime's: 1 computes in fp32, 4 in int8.",
+            f"{name}accuracy-level", "accuracy_level", type=int, metavar="N",
+            help="ONNX Runtime's: 4 multiplies in int8, 1 in fp32. [4]",
         ),
         quantization(
             f"{name}symmetric/--{name[2:]}zero-points", "symmetric", default=None,
-            help="Whether blocks have a zero point of their own.",
+            help="Blocks around zero, or with a zero point each. [4 bits with, 8 without]",
         ),
         quantization(
-            f"{name}block-size", "block_size", type=Count(), help="Weights that share a scale."
+            f"{name}block-size", "block_size", type=int, metavar="N",
+            help="Weights that share a scale. [32]",
         ),
         quantization(
             f"{name}method", "quantize_method", type=click.Choice(get_args(Method)),
-            help="How weight-only schemes round. gptq reads the calibration text.",
+            help="Round to nearest, half-quadratic, or by the calibration text's activations. "
+            "[rtn]",
         ),
     ]  # fmt: skip
 
@@ -78,5 +80,5 @@ def quantize_settings(
     for name in ("embedding_bits", "head_bits"):
         value = options[name]
         if value is not None:
-            known[name] = None if value in _UNSET else int(value)
+            known[name] = None if value == "none" else int(value)
     return QuantizeSettings(scheme=scheme, **known)

@@ -468,7 +468,7 @@ def test_engines_are_built_on_the_way_and_told_in_the_report(
     assert heard.reused == list(STAGES[:4])
     _, heard = _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
     assert not (again / "engines").exists()
-    assert "engines: removed, they were built from other graphs" in heard.lines
+    assert "engines: its results are removed, they were made from other graphs" in heard.lines
 
 
 def test_engines_of_someone_else_are_not_touched(

@@ -199,7 +199,7 @@ def test_options_become_settings_and_the_rest_is_the_settings_own() -> None:
     assert asked(
         "--quantize", "int4", "--quantize-method", "gptq", "--calibration", "text.txt",
         "--quantize-block-size", "64", "--quantize-zero-points", "--quantize-accuracy-level", "0",
-        "--quantize-embedding-bits", "float", "--quantize-head-bits", "4",
+        "--quantize-embedding-bits", "none", "--quantize-head-bits", "4",
     ) == QuantizeSettings(
         "int4", "gptq", block_size=64, symmetric=False, accuracy_level=0, embedding_bits=None,
         head_bits=4, calibration="text.txt",
@@ -211,7 +211,7 @@ def test_options_become_settings_and_the_rest_is_the_settings_own() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("method", "rtn"), ("block-size", "32"), ("accuracy-level", "0"), ("head-bits", "same")],
+    [("method", "rtn"), ("block-size", "32"), ("accuracy-level", "0"), ("head-bits", "none")],
 )
 def test_how_is_nothing_without_into_what(option: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"--quantize-{option} is for quantisation"):
