@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import CalibrationError
-from exporter.quantization.rounding import Packed, pack, round_to_nearest, unpack_one_block
+from exporter.quantization.rounding import Floats, Packed, pack, round_to_nearest, unpack_one_block
 
 _DAMPING = 0.01  # of the mean of the diagonal, as in the paper
-_STEP = 128  # columns between two updates of all that is left, as in the paper
 
 Doubles = NDArray[np.float64]
 
@@ -57,9 +56,7 @@ def inverse_factor(hessian: Doubles, name: str) -> Doubles:
     return np.ascontiguousarray(factor)
 
 
-def gptq(
-    matrix: NDArray[np.float32], factor: Doubles, bits: int, block: int, *, symmetric: bool
-) -> Packed:
+def gptq(matrix: Floats, factor: Doubles, bits: int, block: int, *, symmetric: bool) -> Packed:
     """Rounds a matrix by its input's second moments.
 
     Args:
@@ -69,16 +66,14 @@ def gptq(
         block: Weights that share a scale, which is set when the first of them is reached.
         symmetric: Without zero points.
     """
-    left = matrix.astype(np.float64)
+    left, factor = matrix.copy(), factor.astype(np.float32)
     depth = len(left)
     blocks = _Blocks(left.shape, bits, block, symmetric)
-    step = max(block, _STEP)
-    for start in range(0, depth, step):
-        stop = min(start + step, depth)
-        errors = np.zeros((stop - start, left.shape[1]))
+    for start in range(0, depth, block):  # what lies behind a block is brought up to date once
+        stop = min(start + block, depth)
+        errors = np.zeros((stop - start, left.shape[1]), np.float32)
+        blocks.begin(left[start:stop])
         for row in range(start, stop):
-            if row % block == 0:
-                blocks.begin(left[row : row + block])
             error = (left[row] - blocks.rounded(row, left[row])) / factor[row, row]
             left[row + 1 : stop] -= np.outer(factor[row, row + 1 : stop], error)
             errors[row - start] = error
@@ -98,24 +93,21 @@ class _Blocks:
         self._zeros = np.zeros((width, blocks), np.uint8)
         self._number = -1
 
-    def begin(self, rows: Doubles) -> None:
+    def begin(self, rows: Floats) -> None:
         """Sets the next block's scales and zero points."""
         self._number += 1
-        near = round_to_nearest(
-            rows.astype(np.float32), self._bits, self._block, symmetric=self._symmetric
-        )
+        near = round_to_nearest(rows, self._bits, self._block, symmetric=self._symmetric)
         scales, zeros = unpack_one_block(near, self._bits)
         self._scales[:, self._number], self._zeros[:, self._number] = scales, zeros
 
-    def rounded(self, row: int, numbers: Doubles) -> Doubles:
+    def rounded(self, row: int, numbers: Floats) -> Floats:
         """Rounds one row, ``[N]``, of the block that was begun last."""
-        scale = self._scales[:, self._number].astype(np.float64)
-        zero = self._zeros[:, self._number].astype(np.float64)
+        scale = self._scales[:, self._number]
+        zero = self._zeros[:, self._number].astype(np.float32)
         steps = np.round(numbers / np.where(scale == 0, 1, scale)) + zero
-        whole = np.clip(steps, 0, (1 << self._bits) - 1)
+        whole: Floats = np.clip(steps, 0, (1 << self._bits) - 1)
         self._quants[:, self._number, row % self._block] = whole
-        result: Doubles = (whole - zero) * scale
-        return result
+        return (whole - zero) * scale
 
     def packed(self, depth: int) -> Packed:
         """The whole matrix; what fills its last block stands for zero."""
