@@ -1,7 +1,7 @@
-"""What each way to quantise costs in accuracy and gains in time, which is where defaults come from.
+"""What each way to quantise costs in accuracy and gains in time: where the defaults come from.
 
-Run it with ``python -m tests.benchmarks quantize``, or with a folder that holds ``model.onnx`` and a
-tokenizer: ``python -m tests.benchmarks.bench_quantize FOLDER``. The text is ``wikitext2.txt`` or
+Run it with ``python -m tests.benchmarks quantize``, or with a folder that holds ``model.onnx`` and
+a tokenizer: ``python -m tests.benchmarks.bench_quantize FOLDER``. The text is ``wikitext2.txt`` or
 ``wikitext2.jsonl`` in the folder that ``DEPTHCUT_DATA`` names, or what ``--text`` names, else the
 half of pydoc that calibrates nothing. Every quantised model is timed in turns with the float one,
 both loaded anew for it; the times are medians of a decode step on a filled cache. It prints figures

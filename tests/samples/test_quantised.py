@@ -1,0 +1,36 @@
+"""The sample that quantises runs, on a tiny model in the demo's folders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from exporter.artifacts import ComparisonReport
+from tests.exporter.tiny_lm import write_tiny_lm, write_tokenizer
+
+SAMPLE = Path(__file__).parents[2] / "samples" / "09_quantised" / "run.sh"
+
+
+def test_all_four_are_compared(tmp_path: Path) -> None:
+    for arm, layers in (("baseline", (0, 1)), ("candidate", (0,))):
+        folder = tmp_path / "demo" / arm
+        plan = (
+            [{"kind": "attention", "layer": 1, "replacement": "none"}] if len(layers) < 2 else None
+        )
+        write_tiny_lm(folder, layers=layers, plan=plan)
+        write_tokenizer(folder)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    quick = ["--prefill", "4", "--decode-past", "4", "--rounds", "4", "--eval-tokens", "64"]
+    done = subprocess.run(
+        ["sh", SAMPLE, tmp_path / "demo", tmp_path / "out", "int8", *quick],
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("products: 1 in 8 bits") == 2
+    assert (tmp_path / "out" / "candidate" / "tokenizer.json").is_file()
+    report = ComparisonReport.read(tmp_path / "out" / "report" / "report.json")
+    assert sorted((c.pruned, c.quantized) for c in report.corners) == [
+        (False, False), (False, True), (True, False), (True, True),
+    ]  # fmt: skip
