@@ -40,7 +40,9 @@ class QuantizationRecord(Record):
 
     ``bits`` counts the products by their weights' bits, ``{"4": 180, "8": 31}``; those that stayed
     in float are not in it. ``embedding_bits`` and ``head_bits`` are None where they stayed in
-    float. ``calibration`` is the text that a method looked at, and its hash.
+    float. ``calibration`` is the text that a method looked at, and its hash. ``kept_blocks`` counts
+    the weights that keep a GGUF file's own blocks by their type there; ``gguf`` is the file, and
+    its hash.
     """
 
     scheme: str
@@ -52,6 +54,8 @@ class QuantizationRecord(Record):
     embedding_bits: int | None = None
     head_bits: int | None = None
     calibration: str | None = None
+    gguf: str | None = None
+    kept_blocks: dict[str, int] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.errors import UsageError
-from exporter.files import refuse_overwriting
+from exporter.files import refuse_overwriting, sha256_file
 from exporter.measure.environment import default_threads
 from exporter.progress import QUIET, Progress
 from exporter.quantization.calibration import CalibrationTokens, calibration_tokens
 from exporter.quantization.companions import stage_companions
 from exporter.quantization.difference import Difference, difference
+from exporter.quantization.gguf_blocks import GgufBlocks
 from exporter.quantization.products import Products, find_products
 from exporter.quantization.refusals import (
+    nothing_kept,
     refuse_nothing_to_do,
     refuse_quantised,
     refuse_unknown_nodes,
@@ -42,6 +44,7 @@ class QuantizationResult:
         bytes_after: Graph and weights.
         difference: From the float graph, on random inputs.
         in_float: Name to reason, of weights that stayed.
+        rounded_anew: Name to reason, of weights that couldn't keep a GGUF file's blocks.
     """
 
     record: QuantizationRecord
@@ -49,6 +52,7 @@ class QuantizationResult:
     bytes_after: int
     difference: Difference
     in_float: dict[str, str] = field(default_factory=dict)
+    rounded_anew: dict[str, str] = field(default_factory=dict)
 
 
 def quantize_file(
@@ -134,7 +138,8 @@ def quantize_with_report(
             place(moves, [(file, stage) for file in stale])
     except OSError as error:
         raise storage.write_error(output, error) from error
-    return QuantizationResult(record, before, after, gap, done.what.in_float)
+    what = done.what
+    return QuantizationResult(record, before, after, gap, what.in_float, what.rounded_anew)
 
 
 @dataclass(frozen=True)
@@ -178,8 +183,12 @@ def _quantised(
     progress: Progress,
 ) -> _Done:
     if settings.weight_only:
-        work = WeightOnly(model, found, settings, bits_by_node, tokens, default_threads())
-        return _Done(model, work.run(stage, progress))
+        gguf = GgufBlocks(settings.gguf) if settings.gguf else None
+        work = WeightOnly(model, found, settings, bits_by_node, tokens, default_threads(), gguf)
+        done = work.run(stage, progress)
+        if gguf is not None and not done.kept:
+            raise nothing_kept(gguf.path, done.rounded_anew)
+        return _Done(model, done)
     from exporter.quantization.activations import quantise_activations
 
     return _Done(*quantise_activations(model, found, stage, tokens, default_threads()))
@@ -199,7 +208,13 @@ def _record(
         embedding_bits=done.what.embedding_bits,
         head_bits=done.what.head_bits,
         calibration=tokens.source if tokens else None,
+        gguf=_named(settings.gguf) if settings.gguf else None,
+        kept_blocks=done.what.kept,
     )
+
+
+def _named(file: Path) -> str:
+    return f"{file.name}, sha256 {sha256_file(file)[:16]}"
 
 
 def _bytes(files: list[Path]) -> int:

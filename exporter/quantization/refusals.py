@@ -60,6 +60,15 @@ def refuse_nothing_to_do(found: Products, source: Path) -> None:
     )
 
 
+def nothing_kept(gguf: Path, reasons: Mapping[str, str]) -> QuantizationError:
+    """What to raise where no weight of a graph has its blocks in a GGUF file."""
+    first = next((f" {name}: {why}." for name, why in reasons.items()), "")
+    return QuantizationError(
+        f"No weight of the graph has its blocks in {gguf}.{first}",
+        "Name the GGUF file that this graph was exported from.",
+    )
+
+
 def refuse_unknown_nodes(bits_by_node: Mapping[str, int], found: Products) -> None:
     """Refuses bits for nodes that aren't there, and bits that there are no kernels for.
 

@@ -41,12 +41,19 @@ class PackedWeights:
         self._graph = model.graph
         self._writer = writer
 
-    def store(self, packed: Packed, weight: ir.Value, bits: int) -> Stored:
-        """Writes a matrix that takes a weight's place; scales are of the weight's type."""
+    def store(self, packed: Packed, weight: ir.Value, bits: int, name: str | None = None) -> Stored:
+        """Writes a matrix that takes a weight's place; scales are of the weight's type.
+
+        Args:
+            packed: The matrix.
+            weight: The weight.
+            bits: 4 or 8.
+            name: Of the blocks; after the weight's where none is said.
+        """
         tensor = weight.const_value
         assert tensor is not None
         kind = tensor.dtype.numpy()
-        base = f"{weight.name}_Q{bits}"
+        base = name or f"{weight.name}_Q{bits}"
         zeros = packed.zero_points
         if zeros is not None and zeros.dtype != np.uint8:
             zeros = zeros.astype(kind)
@@ -95,7 +102,14 @@ class PackedWeights:
         return free
 
 
-def use_in_product(product: Product, stored: Stored, bits: int, block: int, level: int) -> None:
+def use_in_product(
+    product: Product,
+    stored: Stored,
+    bits: int,
+    block: int,
+    level: int,
+    follow: tuple[ir.Value, int] | None = None,
+) -> None:
     """Puts a MatMulNBits in a product's place, under the same names.
 
     Args:
@@ -104,11 +118,13 @@ def use_in_product(product: Product, stored: Stored, bits: int, block: int, leve
         bits: 4 or 8.
         block: Weights that share a scale.
         level: ONNX Runtime's accuracy level; 0 leaves it open.
+        follow: What it reads instead of its input, and how many columns that has.
     """
-    numbers = {"K": product.depth, "N": product.width, "bits": bits, "block_size": block}
+    source, depth = follow or (product.node.inputs[0], product.depth)
+    numbers = {"K": depth, "N": product.width, "bits": bits, "block_size": block}
     if level:
         numbers["accuracy_level"] = level
-    inputs = [product.node.inputs[0], stored.quants, stored.scales, stored.zeros]
+    inputs = [source, stored.quants, stored.scales, stored.zeros]
     if product.bias is not None:
         inputs += [None, product.bias]
     while inputs[-1] is None:

@@ -93,14 +93,14 @@ def pack(quants: Bytes, scales: Floats, zeros: Bytes | None, bits: int) -> Packe
 
 def unpack(packed: Packed, bits: int) -> Floats:
     """The numbers that a packed matrix stands for, ``[N, blocks * block]``."""
-    quants = _loose(packed.quants, bits).astype(np.float32)
+    quants = loosen(packed.quants, bits).astype(np.float32)
     blocks = packed.scales.shape[1]
     zeros: Any = np.float32(1 << (bits - 1))
     if packed.zero_points is not None:
         zeros = packed.zero_points
         if packed.has_whole_zero_points:
             whole = np.asarray(packed.zero_points, np.uint8)
-            zeros = _loose(whole, bits)[:, :blocks].astype(np.float32)
+            zeros = loosen(whole, bits)[:, :blocks].astype(np.float32)
         zeros = zeros[..., None]
     values: Floats = (quants - zeros) * packed.scales[..., None]
     return values.reshape(len(quants), -1)
@@ -114,7 +114,8 @@ def _tight(numbers: Bytes, bits: int) -> Bytes:
     return np.asarray(even[..., ::2] | (even[..., 1::2] << 4), np.uint8)
 
 
-def _loose(tight: Bytes, bits: int) -> Bytes:
+def loosen(tight: Bytes, bits: int) -> Bytes:
+    """Whole numbers of few bits, one a byte again; an odd count has one too many."""
     if bits == 8:
         return tight
     pairs = np.asarray(np.stack([tight & 15, tight >> 4], axis=-1), np.uint8)
@@ -126,4 +127,4 @@ def unpack_one_block(packed: Packed, bits: int) -> tuple[Floats, Bytes]:
     scales = packed.scales[:, 0]
     if packed.zero_points is None:
         return scales, np.full(len(scales), 1 << (bits - 1), np.uint8)
-    return scales, _loose(np.asarray(packed.zero_points, np.uint8), bits)[:, 0]
+    return scales, loosen(np.asarray(packed.zero_points, np.uint8), bits)[:, 0]

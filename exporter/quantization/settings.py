@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from exporter.errors import UsageError
@@ -10,10 +11,10 @@ from exporter.errors import UsageError
 Scheme = Literal["int4", "int8", "mixed", "int8-dynamic", "int8-qdq"]
 """``int4`` and ``int8`` are weight-only, ``mixed`` both by sensitivity; the last two quantise
 activations as well."""
-Method = Literal["rtn", "hqq", "gptq"]
+Method = Literal["rtn", "hqq", "gptq", "gguf"]
 """How a weight-only scheme rounds. ``rtn``: to nearest. ``hqq``: half-quadratic, zero points in
 float. ``gptq``: each weight's error is made good by the next ones, by the calibration text's
-activations."""
+activations. ``gguf``: weights that a GGUF file brings in blocks keep these."""
 
 WEIGHT_ONLY: frozenset[Scheme] = frozenset({"int4", "int8", "mixed"})
 _LEAST_BLOCK, _MOST_BLOCK = 16, 256
@@ -35,6 +36,7 @@ class QuantizeSettings:
         head_bits: Of the last product; None as all others.
         calibration: A text, as :func:`exporter.texts.read_texts` takes it; for methods and schemes
             that need one.
+        gguf: The file that the model was exported from; for the method of that name.
     """
 
     scheme: Scheme = "int4"
@@ -45,6 +47,7 @@ class QuantizeSettings:
     embedding_bits: int | None = 8
     head_bits: int | None = 8
     calibration: str | None = None
+    gguf: Path | None = None
 
     @property
     def weight_only(self) -> bool:
@@ -100,6 +103,9 @@ class QuantizeSettings:
              "The embedding and the head take 4 or 8 bits.", "Or none."),
             (self.needs_calibration and not self.calibration,
              f"{self._what} needs a calibration text.", "Name one with --calibration."),
+            ((self.method == "gguf") != (self.gguf is not None),
+             "The method gguf and the file whose blocks are kept go together.",
+             "Name both, --method gguf --gguf FILE, or neither."),
             (self.method == "hqq" and bool(self.symmetric),
              "HQQ moves the zero points, so it can't be symmetric.", "Leave --symmetric out."),
             (not self.weight_only and self.method != "rtn",

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from exporter.errors import QuantizationError
 from exporter.progress import Progress
 from exporter.quantization.calibration import CalibrationTokens, second_moments
+from exporter.quantization.gguf_blocks import GgufBlocks
 from exporter.quantization.gptq import gptq, inverse_factor
-from exporter.quantization.products import Product, Products
+from exporter.quantization.kept_blocks import Keeper
+from exporter.quantization.products import Product, Products, Table
 from exporter.quantization.rewrite import (
     PackedWeights,
     Stored,
@@ -23,13 +25,15 @@ from exporter.quantization.rewrite import (
     use_in_product,
     use_in_table,
 )
-from exporter.quantization.rounding import Packed, half_quadratic, round_to_nearest
+from exporter.quantization.rounding import half_quadratic, round_to_nearest
 from exporter.quantization.settings import QuantizeSettings
+from exporter.quantization.zero_points import BlockSums, Fitted, without_fractions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 _DATA_FILE = "packed.data"
+_AS_KEPT = 0  # in place of bits
 
 Matrix = NDArray[np.float32]
 
@@ -43,12 +47,16 @@ class Quantised:
         head_bits: Of the last product; None where there is none, or it stayed in float.
         embedding_bits: Of the tokens' table.
         in_float: Name to reason, of what stayed.
+        kept: GGUF type to how many weights keep blocks of it.
+        rounded_anew: Name to reason, of weights that were to keep their blocks and couldn't.
     """
 
     bits: dict[int, int]
     head_bits: int | None = None
     embedding_bits: int | None = None
     in_float: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    rounded_anew: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +70,7 @@ class WeightOnly:
         bits_by_node: Bits of single products, before all else.
         tokens: The calibration text; only GPTQ looks at it.
         threads: For running the model on it.
+        gguf: The file whose blocks are kept.
     """
 
     model: ir.Model
@@ -70,6 +79,7 @@ class WeightOnly:
     bits_by_node: Mapping[str, int]
     tokens: CalibrationTokens | None
     threads: int
+    gguf: GgufBlocks | None = None
 
     def run(self, stage: Path, progress: Progress) -> Quantised:
         """Rewrites the graph.
@@ -93,7 +103,10 @@ class WeightOnly:
                     task.advance()
             in_float = dict(self.found.in_float) | packer.table()
             drop_unused(self.model, packer.replaced)
-        return Quantised(dict(packer.counts), packer.head_bits, packer.embedding_bits, in_float)
+        return Quantised(
+            dict(packer.counts), packer.head_bits, packer.embedding_bits, in_float,
+            *packer.kept_and_not(),
+        )  # fmt: skip
 
     def bits_of(self, product: Product) -> int:
         """How many bits a product's weight gets."""
@@ -134,37 +147,46 @@ class WeightOnly:
         return self.settings.method != "gptq" or self.shares_table(product)
 
 
+@dataclass(frozen=True, eq=False)
+class _Weight:
+    """A weight that was written, as :class:`Fitted` describes it."""
+
+    stored: Stored
+    bits: int
+    block: int
+    sums: int
+
+
 class _Packer:
     """Packs one matrix after the other; a weight that several products read is packed once."""
 
     def __init__(self, work: WeightOnly, store: PackedWeights) -> None:
         self._work = work
         self._store = store
-        self._stored: dict[tuple[ir.Value, bool, int], Stored] = {}
+        self._sums = BlockSums(store, work.settings.level)
+        self._packed: dict[tuple[ir.Value, bool, int], _Weight] = {}
+        self.keeper = None if work.gguf is None else Keeper(work.gguf, work.settings.level)
         self.counts: Counter[int] = Counter()
         self.replaced: list[ir.Value] = []
         self.head_bits: int | None = None
         self.embedding_bits: int | None = None
 
+    def kept_and_not(self) -> tuple[dict[str, int], dict[str, str]]:
+        """As :class:`Quantised` has them."""
+        return (dict(self.keeper.kept), self.keeper.rounded_anew) if self.keeper else ({}, {})
+
     def product(self, product: Product, factor: NDArray[np.float64] | None) -> None:
         """Packs a product's weight and puts it to use."""
-        bits, settings = self._work.bits_of(product), self._work.settings
-
-        def packed() -> Packed:
-            matrix = product.matrix()
-            _refuse_not_finite(matrix, product.name)
-            if factor is not None:
-                symmetric = settings.without_zero_points
-                return gptq(matrix, factor, bits, settings.block, symmetric=symmetric)
-            return self._rounded(matrix, bits, self._work.shares_table(product))
-
-        key = (product.weight, product.transposed, bits)
-        stored = self._once(key, packed) if factor is None else self._new(key, packed)
-        use_in_product(product, stored, bits, settings.block, settings.level)
-        self.counts[bits] += 1
+        weight = self._weight_of(product, factor)
+        follow = None
+        if weight.sums:
+            follow = self._sums.follow(product, weight.block, weight.sums)
+        level = self._work.settings.level
+        use_in_product(product, weight.stored, weight.bits, weight.block, level, follow)
+        self.counts[weight.bits] += 1
         self.replaced.append(product.weight)
         if product.head:
-            self.head_bits = bits
+            self.head_bits = weight.bits
 
     def table(self) -> dict[str, str]:
         """Packs the tokens' table where that is asked for; else says why it stays in float."""
@@ -173,35 +195,87 @@ class _Packer:
             return {}
         block = self._work.settings.block
         name = table.weight.name or "the embedding"
-        if table.depth % block:
+        weight = self._kept(table.weight, not table.turned, name, table.matrix, whole=True)
+        if weight is None and table.depth % block:
             return {name: f"its rows of {table.depth} are no multiple of the block of {block}"}
+        weight = weight or self._rounded_table(table, name, bits)
+        use_in_table(
+            table, self._store.flat(weight.stored), weight.stored, weight.bits, weight.block
+        )
+        self.replaced.append(table.weight)
+        self.embedding_bits = weight.bits
+        return {}
 
-        def packed() -> Packed:
+    def _weight_of(self, product: Product, factor: NDArray[np.float64] | None) -> _Weight:
+        kept = self._kept(product.weight, product.transposed, product.name, product.matrix)
+        if kept is not None:
+            return kept
+        bits, settings = self._work.bits_of(product), self._work.settings
+
+        def fitted() -> Fitted:
+            matrix = product.matrix()
+            _refuse_not_finite(matrix, product.name)
+            if factor is not None:
+                symmetric = settings.without_zero_points
+                packed = gptq(matrix, factor, bits, settings.block, symmetric=symmetric)
+                return Fitted(packed, bits, settings.block)
+            return self._rounded(matrix, bits, self._work.shares_table(product))
+
+        key = (product.weight, product.transposed, bits)
+        if factor is not None:  # it is this product's alone
+            self._packed.pop(key, None)
+        return self._once(key, fitted)
+
+    def _rounded_table(self, table: Table, name: str, bits: int) -> _Weight:
+        def fitted() -> Fitted:
             matrix = table.matrix()
             _refuse_not_finite(matrix, name)
             return self._rounded(matrix, bits, shared=True)
 
-        stored = self._once((table.weight, not table.turned, bits), packed)
-        use_in_table(table, self._store.flat(stored), stored, bits, block)
-        self.replaced.append(table.weight)
-        self.embedding_bits = bits
-        return {}
+        return self._once((table.weight, not table.turned, bits), fitted)
 
-    def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> Packed:
+    def _kept(
+        self,
+        value: ir.Value,
+        turned: bool,
+        name: str,
+        matrix: Callable[[], Matrix],
+        *,
+        whole: bool = False,
+    ) -> _Weight | None:
+        """A weight in the file's blocks, if it has any; ``whole`` takes no fractional offsets."""
+        if self.keeper is None:
+            return None
+        key = (value, turned, _AS_KEPT)
+        if key not in self._packed:
+            fitted = self.keeper.fitted(value, name, matrix)
+            if fitted is None:
+                return None
+            self._packed[key] = self._written(value, fitted)
+        weight = self._packed[key]
+        if whole and weight.sums:
+            self.keeper.rounded_anew[name] = "a table takes no fractional offsets"
+            return None
+        return weight
+
+    def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> Fitted:
         """Rounds without a text; what a table shares keeps whole zero points."""
         settings = self._work.settings
         if settings.method == "hqq" and not shared:
-            return half_quadratic(matrix, bits, settings.block)
+            packed = half_quadratic(matrix, bits, settings.block)
+            return without_fractions(packed, bits, settings.block, len(matrix), settings.level)
         symmetric = settings.without_zero_points
-        return round_to_nearest(matrix, bits, settings.block, symmetric=symmetric)
+        packed = round_to_nearest(matrix, bits, settings.block, symmetric=symmetric)
+        return Fitted(packed, bits, settings.block)
 
-    def _once(self, key: tuple[ir.Value, bool, int], packed: Callable[[], Packed]) -> Stored:
-        return self._stored[key] if key in self._stored else self._new(key, packed)
+    def _once(self, key: tuple[ir.Value, bool, int], fitted: Callable[[], Fitted]) -> _Weight:
+        if key not in self._packed:
+            self._packed[key] = self._written(key[0], fitted())
+        return self._packed[key]
 
-    def _new(self, key: tuple[ir.Value, bool, int], packed: Callable[[], Packed]) -> Stored:
-        weight, _, bits = key
-        self._stored[key] = self._store.store(packed(), weight, bits)
-        return self._stored[key]
+    def _written(self, value: ir.Value, fitted: Fitted) -> _Weight:
+        stored = self._store.store(fitted.packed, value, fitted.bits)
+        return _Weight(stored, fitted.bits, fitted.block, fitted.sums)
 
 
 def _refuse_not_finite(matrix: Matrix, name: str) -> None:
