@@ -83,7 +83,11 @@ def _lines(result: QuantizationResult) -> list[str]:
         f"against the float graph, on random tokens: largest error {gap.max_abs_error:.2g}"
         f" beside {gap.largest:.2g}{kl}",
     ]
+    if record.kept_blocks:
+        kept = ", ".join(f"{count} {kind}" for kind, count in record.kept_blocks.items())
+        lines.append(f"blocks kept as they are: {kept}")
     reasons = [f"in float: {name}: {why}" for name, why in result.in_float.items()]
+    reasons += [f"rounded anew: {name}: {why}" for name, why in result.rounded_anew.items()]
     more = len(reasons) - _MOST_REASONS
     lines += reasons[:_MOST_REASONS]
-    return [*lines, f"in float: {more} more (--json lists them)"] if more > 0 else lines
+    return [*lines, f"{more} more (--json lists them)"] if more > 0 else lines

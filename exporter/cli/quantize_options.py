@@ -7,6 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from exporter.cli.options import EXISTING_FILE
 from exporter.cli.sections import option_in
 from exporter.quantization.settings import Method, QuantizeSettings, Scheme
 
@@ -15,7 +16,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 quantization = option_in("Quantisation")
 SCHEMES = click.Choice(get_args(Scheme))
 QUANTIZE_OPTIONS = (
-    "quantize_method", "block_size", "symmetric", "accuracy_level", "embedding_bits", "head_bits",
+    "quantize_method", "quantize_gguf", "block_size", "symmetric", "accuracy_level",
+    "embedding_bits", "head_bits",
 )  # fmt: skip
 """What the options are called within a command."""
 _BITS = click.Choice(["4", "8", "none"])
@@ -60,9 +62,13 @@ def _options(name: str) -> list[Callable[[Any], Any]]:
             help="Weights that share a scale. [32]",
         ),
         quantization(
+            f"{name}gguf", "quantize_gguf", type=EXISTING_FILE, metavar="FILE",
+            help="For the method gguf: the file that the model comes from, whose blocks are kept.",
+        ),
+        quantization(
             f"{name}method", "quantize_method", type=click.Choice(get_args(Method)),
-            help="Round to nearest, half-quadratic, or by the calibration text's activations. "
-            "[rtn]",
+            help="Round to nearest, half-quadratic, by the calibration text's activations, or the "
+            "blocks that a GGUF file brings. [rtn]",
         ),
     ]  # fmt: skip
 
@@ -73,6 +79,7 @@ def quantize_settings(
     """What the options ask for; what they leave open is the settings' own default."""
     told = {
         "method": options["quantize_method"],
+        "gguf": options["quantize_gguf"],
         **{name: options[name] for name in ("block_size", "symmetric", "accuracy_level")},
         "calibration": calibration,
     }

@@ -36,17 +36,18 @@ def export_request(
         load=source_options(options),
         score=score_options(options),
         compare=compare_options(options),
-        quantize=quantize_request(options),
+        quantize=quantize_request(model, options),
         engines=engine_request(options),
         force=force,
     )
 
 
-def quantize_request(options: Mapping[str, Any]) -> QuantizeSettings | None:
+def quantize_request(model: str, options: Mapping[str, Any]) -> QuantizeSettings | None:
     """How both models are quantised on the way, if at all.
 
     The text that importance is measured on is what a method looks at that needs one; text that the
-    model samples itself can't be.
+    model samples itself can't be. A model that is a GGUF file is itself the one whose blocks are
+    kept.
 
     Raises:
         UsageError: Something is said of a quantisation that nobody asked for.
@@ -61,6 +62,8 @@ def quantize_request(options: Mapping[str, Any]) -> QuantizeSettings | None:
                 )
         return None
     text = options["calibration"]
+    if options["quantize_method"] == "gguf" and model.endswith(".gguf"):
+        options = {**options, "quantize_gguf": options["quantize_gguf"] or Path(model)}
     return quantize_settings(scheme, options, calibration=None if text == "self" else text)
 
 

@@ -18,8 +18,9 @@ def quantize_key(run: Run, settings: QuantizeSettings) -> Key:
     """Both graphs, how they are quantised, and the text that is looked at."""
     return {
         **run.sources(),
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"gguf": None},
         "text": file_hash(settings.calibration),
+        "gguf": None if settings.gguf is None else file_hash(str(settings.gguf)),
         "versions": run.versions,
     }
 

@@ -100,9 +100,8 @@ def read_blocks(rows: Bytes, values: Floats, kind: str) -> Blocks:
 def _around_middle(wanted: Floats, scales: Floats, kind: _Type, name: str) -> Blocks:
     assert kind.middle is not None
     shift = (1 << (kind.width - 1)) - kind.middle  # MatMulNBits takes the middle where none is said
-    safe = np.where(scales == 0, np.float32(1), scales)
-    steps: Floats = wanted / safe[..., None]
-    quants = _whole(steps + np.float32(kind.middle), kind, name) + shift
+    safe = np.where(scales == 0, 1, scales).astype(np.float32)
+    quants = _whole(wanted / safe[..., None] + np.float32(kind.middle), kind, name) + shift
     middle = np.full_like(scales, kind.middle + shift)
     return Blocks(quants.astype(np.uint8), scales, middle, kind.width)
 
