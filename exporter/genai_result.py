@@ -57,7 +57,8 @@ class GenaiResult:
 
     def advice(self, own: Sequence[Path]) -> str:
         """What is still to do before onnxruntime-genai runs the result."""
-        others = ", ".join(companions(self.config, [*own, self.target]))
+        needed = companions(self.config, [*own, self.target])
+        others = ", ".join(name for name in needed if not self.target.with_name(name).exists())
         if self.target.name != CONFIG_FILE:
             more = f" beside copies of {others}" if others else ""
             return (

@@ -78,6 +78,7 @@ def _run_builder(
         builder.create_model(
             *("", str(checkpoint), str(out), precision, provider, str(out.with_name("cache"))),
             **_OPTIONS,
+            shared_embeddings=bool(config.tie_word_embeddings),
             hf_details=details,
             hf_token=None,
         )
