@@ -14,11 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.errors import BackendError, DepthcutError, ExportError, MissingDependencyError
+from exporter.errors import BackendError, ExportError, MissingDependencyError
 from exporter.forms.fused_export import PLAIN, write_fused_export
 from exporter.forms.genai_builder import Provider, build_decoder
+from exporter.forms.genai_folder import write_genai_config
 from exporter.forms.noting import Written
 from exporter.forms.portable import FUSED_OPSET, PORTABLE_OPSET, write_portable
+from exporter.genai_config import CONFIG_FILE
 from exporter.onnx_output import MODEL_FILE, save_graph
 from exporter.progress import Progress
 
@@ -49,31 +51,65 @@ def write_decoder(
         MissingDependencyError: The builder is not installed.
         ExportError: No exporter can export the model.
     """
-    reasons: list[str] = []
-    missing: MissingDependencyError | None = None
+    tries = _Tries(loaded, provider, progress)
     for write in _writers(loaded, provider, progress):
         with tempfile.TemporaryDirectory(prefix=".form.", dir=folder) as name:
-            try:
-                written = _tried(write, Path(name), loaded, provider)
-            except MissingDependencyError as error:
-                missing = error
-                reasons.append("onnxruntime-genai's model builder is not installed")
+            written = tries.written(write, Path(name))
+            if written is None:
                 continue
-            except (ExportError, BackendError) as error:
-                progress.say(f"form: {_reason(error, Path(name))}")
-                reasons.append(_reason(error, Path(name)))
-                continue
-            if missing is not None and written.remark:
-                raise missing  # what is missing might well do better
             written = _keeping_logits(written, Path(name))
+            if not Path(name, CONFIG_FILE).exists() and not write_genai_config(loaded, Path(name)):
+                progress.say("form: onnxruntime-genai can't be told of these caches; no config")
             for file in Path(name).iterdir():
                 file.replace(folder / file.name)
-        remark = "; ".join(filter(None, (*reasons, written.remark)))
+        remark = "; ".join(filter(None, (*tries.reasons, written.remark)))
         return replace(written, remark=remark or None)
     raise ExportError(
-        f"{loaded.ref.architecture} can't be written for ONNX Runtime: {reasons[-1]}.",
+        f"{loaded.ref.architecture} can't be written for ONNX Runtime: {tries.reasons[-1]}.",
         "Try --target portable with --exporter optimum; -v shows the exporters' whole account.",
     )
+
+
+class _Tries:
+    """What was tried.
+
+    Attributes:
+        reasons: Why each that did not serve did not.
+    """
+
+    def __init__(self, loaded: LoadedModel, provider: Provider, progress: Progress) -> None:
+        self.reasons: list[str] = []
+        self._loaded, self._provider, self._progress = loaded, provider, progress
+        self._missing: MissingDependencyError | None = None
+
+    def written(self, write: _Write, folder: Path) -> Written | None:
+        """Writes a form, and makes sure that it runs and computes what the model does.
+
+        Returns:
+            None where it does not serve.
+
+        Raises:
+            MissingDependencyError: It serves, but what is not installed might do better.
+        """
+        from exporter.parity import check_export
+
+        try:
+            written = write(folder)
+            check_export(self._loaded, folder / MODEL_FILE, provider=self._provider)
+        except MissingDependencyError as error:
+            self._missing = error
+            self._note("onnxruntime-genai's model builder is not installed")
+            return None
+        except (ExportError, BackendError) as error:
+            self._note(error.message.replace(f"{folder}/", "").rstrip("."))
+            return None
+        if self._missing is not None and written.remark:
+            raise self._missing
+        return written
+
+    def _note(self, reason: str) -> None:
+        self._progress.say(f"form: {reason}")
+        self.reasons.append(reason)
 
 
 def _writers(loaded: LoadedModel, provider: Provider, progress: Progress) -> Iterator[_Write]:
@@ -89,15 +125,6 @@ def _writers(loaded: LoadedModel, provider: Provider, progress: Progress) -> Ite
     yield lambda folder: plain(folder, PORTABLE_OPSET)
 
 
-def _tried(write: _Write, folder: Path, loaded: LoadedModel, provider: Provider) -> Written:
-    """Writes it, and makes sure that it runs and computes what the model does."""
-    from exporter.parity import check_export
-
-    written = write(folder)
-    check_export(loaded, folder / MODEL_FILE, provider=provider)
-    return written
-
-
 def _keeping_logits(written: Written, folder: Path) -> Written:
     """Gives the graph an input that says of how many last positions logits are wanted."""
     import onnx_ir as ir
@@ -110,8 +137,3 @@ def _keeping_logits(written: Written, folder: Path) -> Written:
         return replace(written, passes=(*written.passes, KEEP))
     told = "its logits are of all positions always, since its head is no plain product"
     return replace(written, remark="; ".join(filter(None, (written.remark, told))))
-
-
-def _reason(error: DepthcutError, folder: Path) -> str:
-    """What an error says, without a path that will be gone."""
-    return error.message.replace(f"{folder}/", "").rstrip(".")
