@@ -58,12 +58,13 @@ class GenaiResult:
     def advice(self, own: Sequence[Path]) -> str:
         """What is still to do before onnxruntime-genai runs the result."""
         needed = companions(self.config, [*own, self.target])
-        others = ", ".join(name for name in needed if not self.target.with_name(name).exists())
         if self.target.name != CONFIG_FILE:
+            others = ", ".join(needed)
             more = f" beside copies of {others}" if others else ""
             return (
                 f"onnxruntime-genai: {self.target.name} is the result's config; move it with the "
                 f"result to a folder of its own, as {CONFIG_FILE}{more}"
             )
+        others = ", ".join(name for name in needed if not self.target.with_name(name).exists())
         more = f"; it also needs {others} from {self.config.path.parent}" if others else ""
         return f"onnxruntime-genai: {CONFIG_FILE} is rewritten for the result{more}"
