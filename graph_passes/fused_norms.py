@@ -10,7 +10,7 @@ behind no such sum any more becomes a plain one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -152,7 +152,14 @@ def _plain_norm(
         standard = graph.opset_imports.get("", 0) >= _RMS_NORM_SINCE
         op_type = "RMSNormalization" if standard else "SimplifiedLayerNormalization"
     epsilon = ir.AttrFloat32("epsilon", node.attributes.get_float("epsilon", _EPSILON))
-    return ir.Node("", op_type, [stream, *weights], [epsilon], name=node.name)
+    inputs = without_trailing_gaps([stream, *weights])
+    return ir.Node("", op_type, inputs, [epsilon], name=node.name)
+
+
+def without_trailing_gaps(inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+    """Inputs up to the last that is given: ONNX Runtime crashes on a norm that ends with a gap."""
+    given = [place for place, value in enumerate(inputs) if value is not None]
+    return list(inputs[: given[-1] + 1]) if given else []
 
 
 def _operand(node: ir.Node, slot: int) -> ir.Value | None:
@@ -257,7 +264,7 @@ def _fuse(
     fused = ir.Node(
         original.domain,
         original.op_type,
-        [*operands, *weights, *bias],
+        without_trailing_gaps([*operands, *weights, *bias]),
         list(original.attributes.values()),
         num_outputs=_SUM + 1 if read else 1,
         name=original.name,

@@ -1,29 +1,63 @@
-"""The form of encoders for ONNX Runtime."""
+"""The form of encoders for ONNX Runtime: attentions, residual sums and embeddings as one node."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.forms.noting import Written
+from exporter.errors import BackendError, ExportError
+from exporter.forms.encoder_fusion import SOURCE_OPSET, fuse_encoder
+from exporter.forms.noting import Written, fused_operators, version_of
 from exporter.forms.portable import write_portable
+from exporter.onnx_output import MODEL_FILE, save_onnx
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
 
+_ATTENTION = frozenset({"Attention", "MultiHeadAttention"})
+_PLAIN = "so this is the plain export"
+
 
 def write_encoder(loaded: LoadedModel, folder: Path, progress: Progress) -> Written:
-    """Exports an encoder for ONNX Runtime.
+    """Exports an encoder for ONNX Runtime, and fuses what can be fused.
+
+    The result is run and held against PyTorch before it is taken.
 
     Args:
         loaded: The model, which doesn't generate.
         folder: Takes ``model.onnx`` and its weights.
-        progress: Hears what the exporter says.
+        progress: Hears what the exporter says, and what could not be fused.
+
+    Returns:
+        How it was written. Where it can't be fused it is the plain export, and the remark says
+        why.
 
     Raises:
         ExportError: PyTorch's exporter can't export the model.
     """
-    written = write_portable(loaded, folder, progress=progress)
-    return replace(written, remark="There is no fused form for encoders yet: this is the plain one")
+    written = write_portable(loaded, folder, opset=SOURCE_OPSET, progress=progress)
+    with tempfile.TemporaryDirectory(prefix=".form.", dir=folder) as name:
+        try:
+            counts = _fused_copy(loaded, folder, Path(name))
+        except (ExportError, BackendError) as error:
+            reason = error.message.replace(f"{name}/", "").rstrip(".")
+            progress.say(f"form: {reason}")
+            return replace(written, remark=f"{reason}, {_PLAIN}")
+        for file in Path(name).iterdir():
+            file.replace(folder / file.name)
+    told = None if _ATTENTION & counts.keys() else "its attentions are in no form that is fused"
+    return replace(written, passes=(version_of("onnxscript"), "fuse_encoder"), remark=told)
+
+
+def _fused_copy(loaded: LoadedModel, source: Path, folder: Path) -> dict[str, int]:
+    """Writes the fused form into another folder, makes sure of it, and counts its operators."""
+    import onnx_ir as ir
+
+    from exporter.parity import check_export
+
+    save_onnx(fuse_encoder(ir.load(source / MODEL_FILE)), folder)
+    check_export(loaded, folder / MODEL_FILE)
+    return fused_operators(ir.load(folder / MODEL_FILE))

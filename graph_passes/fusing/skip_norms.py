@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graph_passes.finding.dataflow import is_add
 from graph_passes.finding.shapes import dims
-from graph_passes.fused_norms import BIAS_SLOTS, DOMAIN, take_over
+from graph_passes.fused_norms import BIAS_SLOTS, DOMAIN, take_over, without_trailing_gaps
 
 _SUM = 3
 _FUSED = {
@@ -46,7 +46,7 @@ def _fuse(graph: ir.Graph, norm: ir.Node) -> bool:
     fused = ir.Node(
         DOMAIN,
         op_type,
-        [*operands, *weights, *bias],
+        without_trailing_gaps([*operands, *weights, *bias]),
         [ir.AttrFloat32("epsilon", norm.attributes.get_float("epsilon", _EPSILON))],
         num_outputs=_SUM + 1 if read else 1,
         name=norm.name,

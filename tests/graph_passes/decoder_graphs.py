@@ -23,6 +23,7 @@ class DecoderSpec:
             neighbours paired, with tables that depend on the text's length; or positions that are
             looked up.
         norm: Of the stream.
+        norm_bias: Whether a LayerNormalization has one.
         qk_norm: Queries and keys are normalised, head by head.
         window: How far back is seen; None for all.
         softcap: Bounds the scores; the attention is then written around a Softmax.
@@ -38,6 +39,7 @@ class DecoderSpec:
         "operator"
     )
     norm: Literal["RMSNormalization", "LayerNormalization"] = "RMSNormalization"
+    norm_bias: bool = True
     qk_norm: bool = False
     window: int | None = None
     softcap: float = 0.0
@@ -254,8 +256,12 @@ class _Builder:
         return self._op("Add", made, self._weight(width)) if self._spec.bias else made
 
     def _norm(self, x: ir.Value, width: int) -> ir.Value:
-        weights = [self._weight(width) for _ in range(1 + (self._spec.norm[0] == "L"))]
+        weights = [self._weight(width) for _ in range(1 + self._two_weights)]
         return self._op(self._spec.norm, x, *weights, axis=-1, epsilon=1e-6)
+
+    @property
+    def _two_weights(self) -> bool:
+        return self._spec.norm == "LayerNormalization" and self._spec.norm_bias
 
     def _weight(self, *shape: int) -> ir.Value:
         return self._initializer(self._rng.normal(0, 0.3, shape).astype(np.float32))

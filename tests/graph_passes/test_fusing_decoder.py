@@ -22,6 +22,7 @@ FUSED = {
     "halves_written_out": DecoderSpec(rotary="halves"),
     "pairs": DecoderSpec(rotary="pairs"),
     "looked_up": DecoderSpec(rotary="none", norm="LayerNormalization", bias=True),
+    "norm_without_bias": DecoderSpec(norm="LayerNormalization", norm_bias=False),
     "qk_norm": DecoderSpec(qk_norm=True),
     "window": DecoderSpec(window=3),
     "softcap": DecoderSpec(softcap=2.0, window=4),
@@ -71,8 +72,7 @@ def test_the_fused_form_computes_the_same(name: str) -> None:
     before = ir.to_onnx_text(model, exclude_initializers=True)
     fused, report = fuse_decoder(model, positions=POSITIONS)
     assert ir.to_onnx_text(model, exclude_initializers=True) == before
-    for call in CALLS:
-        assert difference(model, fused, call) <= 1e-5
+    assert max(difference(model, fused, call) for call in CALLS) <= 1e-5
     skip = "Skip" + FUSED[name].norm.replace("RMS", "SimplifiedLayer")
     sums = 5 if name == "looked_up" else 4  # of tokens and positions, too
     assert report.fused == {"GroupQueryAttention": 2, skip: sums}
@@ -154,7 +154,7 @@ def _buffers(feed: dict[str, Any], length: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", ["llama", "looked_up", "one_projection"])
+@pytest.mark.parametrize("name", ["llama", "looked_up", "norm_without_bias"])
 def test_the_same_plan_cuts_both_forms(name: str) -> None:
     """Cut then fused, and fused then cut: the same sublayers are found, the same is computed."""
     model = decoder_model(FUSED[name])
