@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 PLAIN = "so this is the plain export, whose cache grows"
 
 
-def write_fused_export(loaded: LoadedModel, folder: Path, progress: Progress = QUIET) -> Written:
-    """Exports a decoder at opset 23 and fuses its attentions and norms.
+def write_fused_export(
+    loaded: LoadedModel, folder: Path, progress: Progress = QUIET, *, opset: int = FUSED_OPSET
+) -> Written:
+    """Exports a decoder and fuses its attentions and norms.
 
     Args:
         loaded: The model.
         folder: Takes ``model.onnx`` and its weights.
         progress: Hears what the exporter says, and what could not be fused.
+        opset: Of the export. Some models can't be exported at 23, whose norms fuse best.
 
     Returns:
         How it was written. Where the attentions can't be fused it is the plain export, and the
@@ -40,7 +43,7 @@ def write_fused_export(loaded: LoadedModel, folder: Path, progress: Progress = Q
     from graph_passes.errors import FusionError
     from graph_passes.fusing import fuse_decoder
 
-    written = write_portable(loaded, folder, opset=FUSED_OPSET, progress=progress)
+    written = write_portable(loaded, folder, opset=opset, progress=progress)
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):
         return replace(written, remark=f"the config doesn't tell how long a text may be, {PLAIN}")

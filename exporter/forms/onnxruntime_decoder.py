@@ -121,6 +121,7 @@ def _writers(loaded: LoadedModel, provider: Provider, progress: Progress) -> Ite
 
     yield lambda folder: build_decoder(loaded, folder, provider, progress)
     yield lambda folder: write_fused_export(loaded, folder, progress)
+    yield lambda folder: write_fused_export(loaded, folder, progress, opset=PORTABLE_OPSET)
     yield lambda folder: plain(folder, FUSED_OPSET)
     yield lambda folder: plain(folder, PORTABLE_OPSET)
 
