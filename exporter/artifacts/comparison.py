@@ -49,6 +49,7 @@ class Arm(Record):
     ``device_memory_bytes`` is what it took of the GPU while it ran. ``layers`` is the number of
     layers of the model as its config has it, from before anything was cut out of it. ``form`` and
     ``quantization`` are what the graph notes of itself; None for a graph that notes nothing.
+    ``huge_page_bytes`` is how much of the process lay on huge pages once this arm was loaded.
     """
 
     backend: str
@@ -67,6 +68,7 @@ class Arm(Record):
     layers: int | None = None
     form: FormRecord | None = None
     quantization: QuantizationRecord | None = None
+    huge_page_bytes: int = 0
 
 
 class Arms(Record):

@@ -80,6 +80,17 @@ class MayWiden(Protocol):
     widened: bool
 
 
+@runtime_checkable
+class OnHugePages(Protocol):
+    """A runner that asks for huge pages; ask with ``isinstance``.
+
+    Attributes:
+        huge_page_bytes: Memory of the process that lies there, once the runner was entered.
+    """
+
+    huge_page_bytes: int
+
+
 class Runner(Protocol):
     """A model, ready to run between ``__enter__`` and ``__exit__``.
 

@@ -97,6 +97,7 @@ class ComparedArm:
             engines=list(self.engines),
             not_run=self.not_run,
             device_memory_bytes=_device_memory(runner),
+            huge_page_bytes=_on_huge_pages(runner),
             layers=self.folder.layers,
             form=_noted(FormRecord, facts, FORM_KEY),
             quantization=self.quantization,
@@ -241,6 +242,12 @@ def _device_memory(runner: Runner | None) -> int | None:
     from exporter.backends.base import OnGpu
 
     return runner.gpu_memory_bytes if isinstance(runner, OnGpu) else None
+
+
+def _on_huge_pages(runner: Runner | None) -> int:
+    from exporter.backends.base import OnHugePages
+
+    return runner.huge_page_bytes if isinstance(runner, OnHugePages) else 0
 
 
 def _results(runner: Runner) -> set[str]:

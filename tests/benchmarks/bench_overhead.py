@@ -23,17 +23,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.backends.base import BoundCall
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.measure.environment import default_threads
 from exporter.measure.inputs import Shape, make_inputs, random_tokens
-from exporter.measure.statistics import Estimate, estimate
+from exporter.measure.statistics import estimate
 from exporter.measure.timing.clock import Clocks, no_garbage_collection
 from exporter.measure.timing.probe import CallProbe
 from exporter.measure.timing.rounds import Rounds, calls_of_round
@@ -49,7 +52,12 @@ from tests.benchmarks.decoding_peers import (
 from tests.benchmarks.machine import print_machine
 from tests.benchmarks.small_model import small_model
 
+LOADS = 8
+"""Of both arms of a comparison: which was loaded last alone makes percents."""
+
 _MIDDLE = 0.95
+Turns = NDArray[np.float64]
+"""Milliseconds, ``[rounds, arms, turns]``."""
 
 
 @dataclass(frozen=True)
@@ -140,44 +148,68 @@ def side_by_side(options: argparse.Namespace) -> None:
     """Mean time of a later token, ours and theirs, in turns that are drawn."""
     folder, threads = options.folder, options.threads
     print(f"greedy decoding of {NEW} tokens after {PROMPT}, batch 1, {threads} threads; the time "
-          "of a later token; both arms loaded, the other library in its own process")  # fmt: skip
-    with OnnxRuntimeDecoder(folder / "model.onnx", threads=threads) as decoder:
-        _, tokens = _own_steps(decoder)
-        for peer in (
-            optimum(folder, threads, options.optimum_python),
-            genai(folder, threads, options.genai_python),
-            genai_built(options.genai_dir, threads, options.genai_python),
-        ):
-            with peer as arm:
-                if arm is not None:
-                    _compare(decoder, arm, tokens, options.seconds)
+          f"of a later token; both arms loaded, {LOADS} times, in turns the other way round; the "
+          "other library in its own process")  # fmt: skip
+    for peer in (
+        lambda: optimum(folder, threads, options.optimum_python),
+        lambda: genai(folder, threads, options.genai_python),
+        lambda: genai_built(options.genai_dir, threads, options.genai_python),
+    ):
+        _compare(folder / "model.onnx", peer, threads, options.seconds)
 
 
-def _compare(decoder: OnnxRuntimeDecoder, peer: Peer, tokens: list[int], seconds: float) -> None:
-    found, times = _paired([lambda: _own_steps(decoder)[0], peer.step_ms], seconds)
-    low, high = found.interval()
-    versions = ", ".join(f"{name} {version}" for name, version in peer.versions.items())
-    alike = "the same tokens" if peer.tokens == tokens else "OTHER TOKENS"
-    ratio = np.exp(found.log_ratio)
-    print(f"{peer.name} ({versions}): {peer.same}; {alike}\n"
-          f"  depthcut {times[0]:.2f} ms, it {times[1]:.2f} ms; depthcut takes {ratio:.3f} "
+def _compare(
+    model: Path, peer: Callable[[], AbstractContextManager[Peer | None]], threads: int,
+    seconds: float,
+) -> None:  # fmt: skip
+    """Prints how long a step takes beside a peer's, over several loads of both."""
+    loads, told = [], ""
+    for number in range(LOADS):
+        with ExitStack() as stack:
+            decoder = OnnxRuntimeDecoder(model, threads=threads)
+            if number % 2:
+                stack.enter_context(decoder)
+            arm = stack.enter_context(peer())
+            if arm is None:
+                return
+            if not number % 2:
+                stack.enter_context(decoder)
+            alike = "the same tokens" if arm.tokens == _own_steps(decoder)[1] else "OTHER TOKENS"
+            loads.append(_paired([partial(_own_ms, decoder), arm.step_ms], seconds / LOADS))
+            versions = ", ".join(f"{name} {version}" for name, version in arm.versions.items())
+            told = f"{arm.name} ({versions}): {arm.same}; {alike}"
+    _print_peer(told, loads)
+
+
+def _print_peer(told: str, loads: list[Turns]) -> None:
+    rounds = min(map(len, loads))
+    turns = np.concatenate([load[:rounds] for load in loads])
+    found = estimate(np.log(turns[:, 0] / turns[:, 1]), groups=len(loads), alternating=True)
+    (low, high), ratio = found.interval(), np.exp(found.log_ratio)
+    ours, theirs = np.median(turns, axis=(0, 2))
+    print(f"{told}\n  depthcut {ours:.2f} ms, it {theirs:.2f} ms; depthcut takes {ratio:.3f} "
           f"[{low:.3f}, {high:.3f}] of its time", flush=True)  # fmt: skip
+    each = " ".join(f"{np.exp(np.log(load[:, 0] / load[:, 1]).mean()):.3f}" for load in loads)
+    print(f"  by load, depthcut last and first in turns: {each}", flush=True)
 
 
-def _paired(arms: list[Callable[[], float]], seconds: float) -> tuple[Estimate, list[float]]:
-    """The log of the first arm's time over the second's, and the median of either."""
-    rng = np.random.default_rng(0)
-    ratios, times = [], []
+def _paired(arms: list[Callable[[], float]], seconds: float) -> Turns:
+    """The times of turns that are drawn."""
+    rng = np.random.default_rng()
+    times = []
     deadline = time.monotonic() + seconds
     with no_garbage_collection():
-        while time.monotonic() < deadline or len(ratios) < 6:
+        while time.monotonic() < deadline or len(times) < 2:
             order = [int(arm) for arm in rng.permutation(2)]
             turns: list[list[float]] = [[], []]
             for arm in (*order, *reversed(order)):
                 turns[arm].append(arms[arm]())
-            ratios.append(np.log(np.array(turns[0]) / turns[1]))
             times.append(turns)
-    return estimate(np.array(ratios)), [float(np.median([t[n] for t in times])) for n in (0, 1)]
+    return np.array(times)
+
+
+def _own_ms(decoder: OnnxRuntimeDecoder) -> float:
+    return _own_steps(decoder)[0]
 
 
 def _own_steps(decoder: OnnxRuntimeDecoder) -> tuple[float, list[int]]:

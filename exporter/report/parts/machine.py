@@ -89,6 +89,9 @@ def _facts(report: ComparisonReport) -> Iterator[list[str]]:
     yield ["backend", _each(report, lambda arm: f"{arm.backend}, {arm.provider}")]
     yield from _left_to_the_cpu(report)
     yield ["precision", f"{arms.baseline.precision} / {arms.candidate.precision}"]
+    if any(arm.huge_page_bytes for arm in named_arms(report).values()):
+        huge = _each(report, lambda arm: f"{arm.huge_page_bytes / 1e6:,.0f} MB")
+        yield ["of the process on huge pages, once loaded", huge]
     if any(arm.device_memory_bytes is not None for arm in named_arms(report).values()):
         yield ["device memory", _each(report, _device_memory)]
     yield ["versions", ", ".join(f"{name} {v}" for name, v in report.versions.items())]
