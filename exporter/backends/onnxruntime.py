@@ -70,8 +70,7 @@ class OnnxRuntimeRunner:
     The CPU has no kernels for bfloat16. A graph that can't be run for want of them is run as a copy
     in float32, and ``widened`` says so; see :class:`exporter.backends.base.MayWiden`.
 
-    On the CPU its memory is moved to huge pages, which made a decode step of SmolLM2 11 to 14 %
-    shorter; ``huge_page_bytes`` is how much of the process lies there.
+    On the CPU its memory is moved to huge pages; see :class:`exporter.backends.base.OnHugePages`.
     """
 
     backend = "onnxruntime"
@@ -111,8 +110,8 @@ class OnnxRuntimeRunner:
         dynamic dimensions. Instead the session's own record of who got which node is read: nodes
         that compute shapes are counted in ``cpu_nodes``, any other is refused.
 
-        The record was tried on real sessions of the CPU only. That it is complete on a GPU, and
-        that the option above counts shape nodes too, is what ONNX Runtime's source says.
+        That it is complete on a GPU, and that the option counts shape nodes, too, is what ONNX
+        Runtime's source says; real sessions were those of the CPU.
 
         Raises:
             BackendError: When the file can't be loaded, the provider doesn't run, or a node that
@@ -211,7 +210,7 @@ class OnnxRuntimeRunner:
             bound.binding.bind_output(name, "cpu")
         with self._run_errors():
             session.run_with_iobinding(bound.binding)
-            arrays = [self._host_array(value) for value in bound.binding.get_outputs()]
+            arrays = [value.numpy() for value in bound.binding.get_outputs()]
         return dict(zip(names, arrays, strict=True))
 
     def value(self, array: Array) -> Any:
@@ -302,8 +301,10 @@ class OnnxRuntimeRunner:
                 if not (narrow and is_bfloat16(self.model)):
                     raise load_failure(self.model, told, self._ort.__version__) from error
             self._copy, self.widened = WidenedCopy(self.model), True
-        with self._load_errors():
+        try:
             return self._open(self._copy.file)
+        except Exception as error:
+            raise load_failure(self.model, str(error), self._ort.__version__) from error
 
     def _open(self, file: Path) -> Any:
         return self._ort.InferenceSession(
@@ -357,10 +358,6 @@ class OnnxRuntimeRunner:
             )
         return self._ort.OrtValue.ortvalue_from_numpy(array, self.device)
 
-    def _host_array(self, value: Any) -> Array:
-        array: Array = value.numpy()
-        return array
-
     def _sized(self, spec: TensorSpec) -> TensorSpec:
         return spec if sizes_are_told(spec) else self.cache_form.sized(spec)
 
@@ -381,13 +378,6 @@ class OnnxRuntimeRunner:
                 "which depthcut can't fill or read."
             ) from None
         return dtype
-
-    @contextmanager
-    def _load_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # each of ONNX Runtime's own classes derives from Exception
-            raise load_failure(self.model, str(error), self._ort.__version__) from error
 
     @contextmanager
     def _run_errors(self) -> Iterator[None]:
