@@ -59,6 +59,7 @@ _DISTRIBUTIONS = (
     ("transformers", "torch", "loading models"),
     ("gguf", "gguf", "GGUF files"),
     ("optimum-onnx", "optimum", "export by optimum"),
+    ("onnxruntime-genai", "genai", "decoders with fused attention: --target onnxruntime-cpu"),
     ("datasets", "datasets", "texts from the Hugging Face hub"),
     ("lm-eval", "eval", "tasks with right answers"),
     ("cuda-bindings", "rtx", "running engines"),

@@ -16,8 +16,8 @@ SCHEMA_VERSION = 1
 
 _TOLD_VERSIONS = (
     "depthcut", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu",
-    "onnxruntime-genai", "onnxscript", "torch", "transformers", "tokenizers", "gguf", "scipy",
-    "optimum-onnx", "tensorrt", "tensorrt-rtx",
+    "onnxruntime-genai", "onnxruntime-genai-cuda", "onnxscript", "torch", "transformers",
+    "tokenizers", "gguf", "scipy", "optimum-onnx", "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.disk import telling_full_disk
 from exporter.errors import ExportError, first_line, pass_on_memory_error
-from exporter.forms.noting import Written, version_of
+from exporter.forms.noting import Written
 from exporter.genai_config import CONFIG_FILE
 from exporter.onnx_output import DATA_FILE, MODEL_FILE
 from exporter.optional import require
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 Provider = Literal["cpu", "cuda"]
 """For which of ONNX Runtime's providers the builder chooses operators."""
 
-_MODULE, _EXTRA = "onnxruntime_genai.models.builder", "genai"
+_MODULE = "onnxruntime_genai.models.builder"
+_EXTRAS: dict[Provider, str] = {"cpu": "genai", "cuda": "genai-gpu"}
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # A layer with a window keeps its whole cache: each cache then is as long as the text.
 _OPTIONS = {"windowed_kv_cache": False}
@@ -53,7 +54,7 @@ def build_decoder(
         ExportError: The builder doesn't know the architecture, or fails on it.
         OSError: The disk is full.
     """
-    builder = require(_MODULE, extra=_EXTRA)
+    builder = require(_MODULE, extra=_EXTRAS[provider])
     with tempfile.TemporaryDirectory(prefix=".genai.", dir=folder) as name, told_to(progress):
         checkpoint, out = Path(name, "checkpoint"), Path(name, "onnx")
         with progress.task("build with onnxruntime-genai"), telling_full_disk(folder):
@@ -61,7 +62,8 @@ def build_decoder(
             _run_builder(builder, loaded, checkpoint, out, provider)
         for file in (DATA_FILE, MODEL_FILE, CONFIG_FILE):
             shutil.move(out / file, folder / file)
-    return Written(version_of("onnxruntime-genai"))
+    runtime = require("onnxruntime_genai", extra=_EXTRAS[provider])
+    return Written(f"onnxruntime-genai {runtime.__version__}")
 
 
 def _run_builder(
