@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from exporter.disk import telling_full_disk
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.forms.noting import Written
+from exporter.forms.windows import require_windows
 from exporter.genai_config import CONFIG_FILE
 from exporter.onnx_output import DATA_FILE, MODEL_FILE
 from exporter.optional import require
@@ -51,7 +52,8 @@ def build_decoder(
 
     Raises:
         MissingDependencyError: onnxruntime-genai is not installed.
-        ExportError: The builder doesn't know the architecture, or fails on it.
+        ExportError: The builder doesn't know the architecture, fails on it, or leaves out its
+            windows.
         OSError: The disk is full.
     """
     builder = require(_MODULE, extra=_EXTRAS[provider])
@@ -60,6 +62,7 @@ def build_decoder(
         with progress.task("build with onnxruntime-genai"), telling_full_disk(folder):
             _save_checkpoint(loaded, checkpoint)
             _run_builder(builder, loaded, checkpoint, out, provider)
+        require_windows(out / MODEL_FILE, loaded.model.config.get_text_config())
         for file in (DATA_FILE, MODEL_FILE, CONFIG_FILE):
             shutil.move(out / file, folder / file)
     runtime = require("onnxruntime_genai", extra=_EXTRAS[provider])
