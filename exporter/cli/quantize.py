@@ -17,7 +17,7 @@ from exporter.cli.options import (
     json_option,
     verbosity_options,
 )
-from exporter.cli.quantize_options import quantize_options, quantize_settings
+from exporter.cli.quantize_options import SCHEMES, quantize_options, quantize_settings
 from exporter.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ _MOST_REASONS = 8
 @click.argument("model", type=ONNX_FILE)
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="The quantised ONNX file.")
 @click.option(
-    "--scheme", type=click.Choice(["int4", "int8", "int8-dynamic", "int8-qdq"]),
+    "--scheme", type=SCHEMES,
     default="int4", show_default=True,
-    help="The first two: weights alone. The others compute in int8.",
+    help="int4, int8: weights alone; mixed: 8 bits where 4 cost most. The others compute in int8.",
 )  # fmt: skip
 @quantize_options()
 @click.option(
     "--calibration", metavar="SOURCE",
-    help="Text for gptq and int8-qdq: a text or JSONL file, hf:DATASET or pydoc.",
+    help="Text for gptq, mixed and int8-qdq: a text or JSONL file, hf:DATASET or pydoc.",
 )  # fmt: skip
 @json_option
 @verbosity_options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
-from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.measure.environment import default_threads
 from exporter.progress import QUIET, Progress
@@ -25,6 +25,7 @@ from exporter.quantization.refusals import (
     refuse_unknown_nodes,
     refuse_unrunnable,
 )
+from exporter.quantization.sensitivity import MixedBits, search_mixed
 from exporter.quantization.settings import QuantizeSettings
 from exporter.quantization.weight_only import Quantised, WeightOnly
 
@@ -45,6 +46,7 @@ class QuantizationResult:
         difference: From the float graph, on random inputs.
         in_float: Name to reason, of weights that stayed.
         rounded_anew: Name to reason, of weights that couldn't keep a GGUF file's blocks.
+        mixed: What a search for the scheme ``mixed`` found.
     """
 
     record: QuantizationRecord
@@ -53,6 +55,7 @@ class QuantizationResult:
     difference: Difference
     in_float: dict[str, str] = field(default_factory=dict)
     rounded_anew: dict[str, str] = field(default_factory=dict)
+    mixed: MixedBits | None = None
 
 
 def quantize_file(
@@ -92,8 +95,8 @@ def quantize_with_report(
         source: The ONNX file.
         output: The file to write, another than ``source``.
         settings: Into what, and how.
-        bits_by_node: Bits (4 or 8) of single products by their names, before what ``settings`` say;
-            for the scheme ``mixed``.
+        bits_by_node: Bits (4 or 8) of single products by their names, before what ``settings`` say.
+            Without any, the scheme ``mixed`` searches them on the calibration text.
         with_companions: Copies tokenizer and configs beside the output, where they don't stand in
             its folder yet.
         progress: Who is told.
@@ -115,16 +118,20 @@ def quantize_with_report(
     from graph_passes.files import storage
     from graph_passes.files.placing import place, staging
 
-    settings.refuse_nonsense()
+    settings.refuse_nonsense(bits_given=bool(bits_by_node))
     model = storage.load_model(source)
     found = find_products(model)
     _refuse(model, found, source, output, settings, bits_by_node)
     tokens = None
-    if settings.needs_calibration:
+    if settings.reads_text(bits_given=bool(bits_by_node)):
         tokens = calibration_tokens(source, settings.calibration or "")
     before = _bytes([source, *storage.data_files(model)])
     try:
         with staging(output) as stage:
+            mixed = None
+            if settings.scheme == "mixed" and not bits_by_node and tokens is not None:
+                mixed = _searched(model, found, settings, tokens, stage, progress)
+                bits_by_node = mixed.bits_by_node
             done = _quantised(model, found, stage, settings, bits_by_node, tokens, progress)
             record = _record(done, settings, tokens)
             note = record.model_dump_json(exclude_none=True)
@@ -139,7 +146,7 @@ def quantize_with_report(
     except OSError as error:
         raise storage.write_error(output, error) from error
     what = done.what
-    return QuantizationResult(record, before, after, gap, what.in_float, what.rounded_anew)
+    return QuantizationResult(record, before, after, gap, what.in_float, what.rounded_anew, mixed)
 
 
 @dataclass(frozen=True)
@@ -162,15 +169,28 @@ def _refuse(
     refuse_quantised(model, source)
     refuse_nothing_to_do(found, source)
     refuse_unknown_nodes(bits_by_node, found)
-    if settings.scheme == "mixed" and not bits_by_node:
-        raise UsageError(
-            "The scheme mixed needs to know which products keep 8 bits.",
-            "Search them first, or choose int4 or int8.",
-        )
     refuse_overwriting(output, [source, *storage.data_files(model)])
     storage.refuse_collision(model, output, "compact")
     kinds = {p.weight.const_value.dtype for p in found.products if p.weight.const_value is not None}
     refuse_unrunnable(settings, kinds)
+
+
+def _searched(
+    model: ir.Model,
+    found: Products,
+    settings: QuantizeSettings,
+    tokens: CalibrationTokens,
+    stage: Path,
+    progress: Progress,
+) -> MixedBits:
+    folder = stage / "searched"
+    folder.mkdir()
+    try:
+        return search_mixed(
+            model, found, settings, tokens, folder, threads=default_threads(), progress=progress
+        )
+    finally:
+        shutil.rmtree(folder)
 
 
 def _quantised(

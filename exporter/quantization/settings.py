@@ -57,7 +57,7 @@ class QuantizeSettings:
     @property
     def needs_calibration(self) -> bool:
         """Whether it can't be done without a text."""
-        return self.scheme == "int8-qdq" or (self.weight_only and self.method == "gptq")
+        return self.scheme in ("int8-qdq", "mixed") or (self.weight_only and self.method == "gptq")
 
     @property
     def bits(self) -> int:
@@ -81,17 +81,25 @@ class QuantizeSettings:
         """The accuracy level, chosen or measured."""
         return 4 if self.accuracy_level is None else self.accuracy_level
 
-    def refuse_nonsense(self) -> None:
+    def reads_text(self, *, bits_given: bool) -> bool:
+        """Whether the text is looked at; ``mixed`` needs none where single bits are given."""
+        known = bits_given and self.scheme == "mixed" and self.method != "gptq"
+        return self.needs_calibration and not known
+
+    def refuse_nonsense(self, *, bits_given: bool = False) -> None:
         """Holds the settings against each other; reads no file.
+
+        Args:
+            bits_given: Whether the bits of single products come with them.
 
         Raises:
             UsageError: With what doesn't fit.
         """
-        for wrong, message, hint in self._rules():
+        for wrong, message, hint in self._rules(bits_given):
             if wrong:
                 raise UsageError(message, hint)
 
-    def _rules(self) -> list[tuple[bool, str, str]]:
+    def _rules(self, bits_given: bool) -> list[tuple[bool, str, str]]:
         size = self.block
         even = size & (size - 1) == 0 and _LEAST_BLOCK <= size <= _MOST_BLOCK
         return [
@@ -101,11 +109,14 @@ class QuantizeSettings:
              "0 to 4: 1 computes in fp32, 4 in int8."),
             (self.embedding_bits not in _BITS or self.head_bits not in _BITS,
              "The embedding and the head take 4 or 8 bits.", "Or none."),
-            (self.needs_calibration and not self.calibration,
+            (self.reads_text(bits_given=bits_given) and not self.calibration,
              f"{self._what} needs a calibration text.", "Name one with --calibration."),
             ((self.method == "gguf") != (self.gguf is not None),
              "The method gguf and the file whose blocks are kept go together.",
              "Name both, --method gguf --gguf FILE, or neither."),
+            (self.method == "gguf" and self.scheme == "mixed",
+             "A GGUF file's blocks have their own bits, which mixed can't choose.",
+             "Take --method gguf with int4 or int8: that says how the other weights are rounded."),
             (self.method == "hqq" and bool(self.symmetric),
              "HQQ moves the zero points, so it can't be symmetric.", "Leave --symmetric out."),
             (not self.weight_only and self.method != "rtn",
@@ -114,4 +125,5 @@ class QuantizeSettings:
 
     @property
     def _what(self) -> str:
-        return "The method gptq" if self.weight_only else f"The scheme {self.scheme}"
+        gptq = self.weight_only and self.method == "gptq"
+        return "The method gptq" if gptq else f"The scheme {self.scheme}"

@@ -150,7 +150,8 @@ def test_bits_by_node_come_before_all_else(tied: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "told"), [({}, "needs to know"), ({"nobody": 8}, "nobody"), ({"up_node": 3}, "3 bits")]
+    ("bits", "told"),
+    [({}, "needs a calibration text"), ({"nobody": 8}, "nobody"), ({"up_node": 3}, "3 bits")],
 )
 def test_mixed_bits_that_fit_nothing_are_refused(
     tied: Path, tmp_path: Path, bits: dict[str, int], told: str

@@ -1,0 +1,101 @@
+"""Which products get 8 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporter.errors import QuantizationError, UsageError
+from exporter.progress import QUIET
+from exporter.quantization.calibration import CalibrationTokens
+from exporter.quantization.products import find_products
+from exporter.quantization.quantize import quantize_with_report
+from exporter.quantization.sensitivity import MixedBits, search_mixed
+from exporter.quantization.settings import QuantizeSettings
+from graph_passes.files.storage import load_model
+from tests.exporter.tiny_lm import write_tokenizer
+from tests.quantization.small_graphs import (
+    GEMM,
+    INNER,
+    TIED,
+    VOCABULARY,
+    WIDTH,
+    set_weight,
+    written,
+)
+
+SETTINGS = QuantizeSettings(scheme="mixed", symmetric=True)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A graph in which one product has outliers, so that 4 bits leave nothing of the others."""
+    path = written(TIED, tmp_path / "float.onnx")
+    down = np.random.default_rng(1).standard_normal((INNER, WIDTH)).astype(np.float32)
+    down[::16, ::2] *= 30
+    path = set_weight(path, "down", down, tmp_path / "source" / "model.onnx")
+    write_tokenizer(path.parent)
+    return path
+
+
+def searched(path: Path, stage: Path, limit: float) -> MixedBits:
+    graph = load_model(path)
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (3, 64))
+    stage.mkdir()
+    tokens = CalibrationTokens("random", ids)
+    return search_mixed(
+        graph, find_products(graph), SETTINGS, tokens, stage,
+        limit=limit, threads=1, progress=QUIET,
+    )  # fmt: skip
+
+
+def test_the_product_that_4_bits_hurt_gets_8(model: Path, tmp_path: Path) -> None:
+    strict = searched(model, tmp_path / "strict", 0.05)
+    first, second = strict.sensitivities
+    assert (first.name, second.name) == ("down_node", "up_node")
+    assert first.kl_divergence > 2 * second.kl_divergence > 0
+    assert first.bytes_more == second.bytes_more == WIDTH * INNER // 2
+    assert strict.bits_by_node == {"up_node": 4, "down_node": 8}
+    assert strict.growth <= 1.05 < strict.four_bit_growth
+
+
+def test_a_generous_limit_leaves_all_at_4_and_a_hard_one_none(model: Path, tmp_path: Path) -> None:
+    generous = searched(model, tmp_path / "generous", 1e9)
+    assert set(generous.bits_by_node.values()) == {4}
+    assert generous.growth == generous.four_bit_growth
+    hard = searched(model, tmp_path / "hard", 0.0)
+    assert set(hard.bits_by_node.values()) == {8}
+
+
+def test_mixed_is_searched_and_done(model: Path, tmp_path: Path) -> None:
+    words = np.random.default_rng(0).choice(["the", "value", "of", "list", "is"], 2000)
+    (tmp_path / "text.txt").write_text(" ".join(words), encoding="utf-8")
+    settings = QuantizeSettings(
+        scheme="mixed", symmetric=True, calibration=str(tmp_path / "text.txt")
+    )
+    output = tmp_path / "out" / "model.onnx"
+    result = quantize_with_report(model, output, settings)
+    assert result.mixed is not None
+    wanted = result.mixed.bits_by_node | {"head_node": 8}
+    bits = {
+        node.name: node.attributes.get_int("bits")
+        for node in load_model(output).graph
+        if node.op_type == "MatMulNBits"
+    }
+    assert bits == wanted
+    assert result.record.calibration is not None
+    assert sorted(path.name for path in output.parent.iterdir()) == [
+        "model.onnx", "model.onnx.data",
+    ]  # fmt: skip
+
+
+def test_what_has_no_logits_or_blocks_of_its_own_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="first output is not logits"):
+        searched(written(GEMM, tmp_path / "gemm.onnx"), tmp_path / "stage", 0.05)
+    settings = QuantizeSettings(
+        scheme="mixed", method="gguf", gguf=tmp_path / "m.gguf", calibration="pydoc"
+    )
+    with pytest.raises(UsageError, match="have their own bits"):
+        settings.refuse_nonsense()
