@@ -83,6 +83,11 @@ def _lines(result: QuantizationResult) -> list[str]:
         f"against the float graph, on random tokens: largest error {gap.max_abs_error:.2g}"
         f" beside {gap.largest:.2g}{kl}",
     ]
+    if result.mixed is not None:
+        lines.append(
+            f"perplexity of the calibration text: {result.mixed.growth - 1:+.1%}, "
+            f"with all in 4 bits {result.mixed.four_bit_growth - 1:+.1%}"
+        )
     if record.kept_blocks:
         kept = ", ".join(f"{count} {kind}" for kind, count in record.kept_blocks.items())
         lines.append(f"blocks kept as they are: {kept}")

@@ -65,13 +65,13 @@ def main() -> int:
     options = _options()
     print_machine()
     source = options.folder / "model.onnx"
-    tokens = _tokens(source, options.text, options.length, options.samples)
+    tokens = evaluation_tokens(source, options.text, options.length, options.samples)
     threads = options.threads or default_threads()
     print(f"{tokens.size} tokens of {options.text}, {threads} threads, cache of {options.past}")
     print("| weights | MB | perplexity | more | decode ms | float's | ratio | quantised in s |")
     print("|---|---|---|---|---|---|---|---|")
     float_perplexity = perplexity(source, tokens, threads)
-    print(f"| float | {_megabytes(source):.1f} | {float_perplexity:.3f} | | | | | |", flush=True)
+    print(f"| float | {megabytes(source):.1f} | {float_perplexity:.3f} | | | | | |", flush=True)
     for name, settings in WAYS.items():
         if options.only and name not in options.only:
             continue
@@ -93,7 +93,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--text", default=_default_text())
+    parser.add_argument("--text", default=default_text())
     parser.add_argument("--samples", type=int, default=12)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--past", type=int, default=512, help="0 leaves times out.")
@@ -102,13 +102,13 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _default_text() -> str:
+def default_text() -> str:
     data = os.environ.get("DEPTHCUT_DATA")
     files = [Path(data) / f"wikitext2.{kind}" for kind in ("txt", "jsonl")] if data else []
     return next((str(file) for file in files if file.is_file()), "pydoc")
 
 
-def _tokens(source: Path, text: str, length: int, samples: int) -> NDArray[np.int64]:
+def evaluation_tokens(source: Path, text: str, length: int, samples: int) -> NDArray[np.int64]:
     texts = read_texts(text, part="evaluation")
     encode = TextModel.of(source).encode
     found = pack_tokens(encode, texts, sequence_length=length, max_samples=samples)
@@ -143,11 +143,11 @@ def _row(
     quantize_with_report(source, output, settings, with_companions=True)
     taken = time.perf_counter() - begin
     found = perplexity(output, tokens, threads)
-    ours, theirs = _decode_ms([output, source], past, threads) if past else (np.nan, np.nan)
-    return _megabytes(output), found, taken, ours, theirs
+    ours, theirs = decode_ms([output, source], past, threads) if past else (np.nan, np.nan)
+    return megabytes(output), found, taken, ours, theirs
 
 
-def _decode_ms(models: list[Path], past: int, threads: int) -> list[float]:
+def decode_ms(models: list[Path], past: int, threads: int) -> list[float]:
     """Medians over rounds in which each model takes the same number of steps, in turns."""
     prompt = np.random.default_rng(0).integers(3, 40000, (1, past))
     times: list[list[float]] = [[] for _ in models]
@@ -178,7 +178,7 @@ def _steps(decoder: OnnxRuntimeDecoder, prompt: NDArray[np.int64]) -> Iterator[N
         token = decoder.step(token[:, None]).argmax(-1)
 
 
-def _megabytes(model: Path) -> float:
+def megabytes(model: Path) -> float:
     data = model.with_name(f"{model.name}.data")
     return sum(path.stat().st_size for path in (model, data) if path.is_file()) / 1e6
 
