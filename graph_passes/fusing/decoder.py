@@ -96,6 +96,7 @@ def _find(graph: ir.Graph, positions: int) -> tuple[list[_Finding], tuple[str, .
         raise FusionError(f"The graph has no {MASK!r} or no {IDS!r} among its inputs.")
     sites = find_attentions(graph)
     _check_types(sites)
+    _check_caches(graph, sites)
     rotaries = RotaryFinder(graph, positions)
     windows: dict[ir.Value, int | None] = {}
     findings, remarks = [], dict[str, None]()
@@ -108,6 +109,15 @@ def _find(graph: ir.Graph, positions: int) -> tuple[list[_Finding], tuple[str, .
         tables = None if isinstance(found, str) else found
         findings.append(_Finding(site, tables, windows[site.mask]))
     return findings, tuple(remarks)
+
+
+def _check_caches(graph: ir.Graph, sites: list[AttentionSite]) -> None:
+    """Each cache belongs to one attention: a graph of which a part is fused would serve no one."""
+    owned = Counter(past for site in sites for past in site.past)
+    for value in graph.inputs:
+        if value.dtype is not None and value.dtype.is_floating_point() and owned[value] != 1:
+            number = owned[value] or "none"
+            raise FusionError(f"The cache {value.name!r} belongs to {number} of the attentions.")
 
 
 def _check_types(sites: list[AttentionSite]) -> None:

@@ -188,6 +188,22 @@ def test_without_packing_three_products_stay() -> None:
     assert difference(model, apart, CALLS[0]) <= 1e-5
 
 
+def test_nothing_is_fused_by_half() -> None:
+    model = decoder_model()
+    last = [node for node in model.graph if node.op_type == "Attention"][-1]
+    last.domain = "unknown"
+    with pytest.raises(FusionError, match=r"past_key_values\.1\.key' belongs to none"):
+        fuse_decoder(model, positions=POSITIONS)
+
+
+def test_a_cache_that_two_attentions_read_is_refused() -> None:
+    model = decoder_model()
+    first, last = (node for node in model.graph if node.op_type == "Attention")
+    last.replace_input_with(1, first.inputs[1])
+    with pytest.raises(FusionError, match=r"past_key_values\.0\.key' belongs to 2"):
+        fuse_decoder(model, positions=POSITIONS)
+
+
 def test_an_encoder_is_refused() -> None:
     from graph_passes.tiny_graphs import TinySpec, tiny_model
 
