@@ -22,7 +22,19 @@ def test_all_four_are_compared(tmp_path: Path) -> None:
         write_tiny_lm(folder, layers=layers, plan=plan)
         write_tokenizer(folder)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    quick = ["--prefill", "4", "--decode-past", "4", "--rounds", "4", "--eval-tokens", "64"]
+    quick = [
+        "--threads",
+        "1",
+        "--load-once",
+        "--prefill",
+        "4",
+        "--decode-past",
+        "4",
+        "--rounds",
+        "2",
+        "--eval-tokens",
+        "64",
+    ]
     done = subprocess.run(
         ["sh", SAMPLE, tmp_path / "demo", tmp_path / "out", "int8", *quick],
         env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
