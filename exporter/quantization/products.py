@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 PRODUCTS = frozenset({"MatMul", "Gemm"})
+_HOLDERS = frozenset(
+    {"Attention", "EmbedLayerNormalization", "FusedMatMul", "FusedGemm", "MoE", "Conv", "Einsum"}
+)
+"""Operators that hold weights too, in float only."""
 _TOWARDS_LOGITS = frozenset(
     {"Cast", "Identity", "Mul", "Div", "Tanh", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Gather"}
 )
@@ -122,6 +126,8 @@ def find_products(model: ir.Model) -> Products:
     found: list[Product] = []
     in_float: dict[str, str] = {}
     for node in model.graph.all_nodes():
+        if node.op_type in _HOLDERS and any(map(_is_weight, node.inputs)):
+            in_float[name_of(node)] = f"its operator, {node.op_type}, takes float weights only"
         if node.op_type not in PRODUCTS or node.domain or not _has_weight(node):
             continue
         reason = _obstacle(node, model)
@@ -164,6 +170,11 @@ def _constant(value: ir.Value | None) -> ir.Value | None:
     if value is not None and (value.is_initializer() or _is_constant_node(value)):
         return value
     return None
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    tensor = value.const_value if value is not None and value.is_initializer() else None
+    return tensor is not None and len(tensor.shape) > 1 and tensor.dtype.name in _FLOATS
 
 
 def _is_constant_node(value: ir.Value) -> bool:

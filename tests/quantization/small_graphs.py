@@ -41,12 +41,15 @@ small (float[rows, 40] x) => (float[rows, {INNER}] y)
   [ragged_node] y = MatMul(x, weight)
 }}"""
 
-OTHERS = f"""<ir_version: 10, opset_import: ["": 20]>
+OTHERS = f"""<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
 small (float[2, {WIDTH}, {WIDTH}] x) => (float[2, {WIDTH}, {WIDTH}] y)
-<float[2, {WIDTH}, {WIDTH}] experts, float[{WIDTH}, {WIDTH}] left, float[{WIDTH}, {WIDTH}] w> {{
+<float[2, {WIDTH}, {WIDTH}] experts, float[{WIDTH}, {WIDTH}] left, float[{WIDTH}, {WIDTH}] w,
+ float[{WIDTH}, {WIDTH}] fused> {{
   [many] a = MatMul(x, experts)
   [first] b = MatMul(left, a)
-  [plain] y = MatMul(b, w)
+  [with_factor] c = com.microsoft.FusedMatMul<alpha = 0.5>(b, fused)
+  [without_weight] d = com.microsoft.FusedMatMul<alpha = 0.5>(b, c)
+  [plain] y = MatMul(d, w)
 }}"""
 
 

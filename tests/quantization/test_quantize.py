@@ -134,6 +134,7 @@ def test_what_stays_in_float_is_told_with_its_reason(tmp_path: Path) -> None:
     assert result.in_float == {
         "many": "its weight is no float matrix",
         "first": "its weight is the first operand",
+        "with_factor": "its operator, FusedMatMul, takes float weights only",
     }
 
 
