@@ -89,6 +89,7 @@ def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.i
                 new_tokens=new_tokens,
                 stop_ids=stop_ids,
                 batch_size=batch_size(arm.runner),
+                arm=name,
                 progress=pair.progress,
             )
     return texts

@@ -22,6 +22,7 @@ def continuations(
     new_tokens: int,
     stop_ids: Collection[int] = (),
     batch_size: int | None = None,
+    arm: str = "it",
     progress: Progress = QUIET,
 ) -> NDArray[np.int64]:
     """Continues prompts greedily.
@@ -32,6 +33,7 @@ def continuations(
         new_tokens: How many tokens to generate.
         stop_ids: Tokens that end a text; what comes after one doesn't count.
         batch_size: Prompts that run together; None for all.
+        arm: What the listener hears it called.
         progress: Hears of each part.
 
     Returns:
@@ -43,7 +45,7 @@ def continuations(
     rows = batch_size or len(prompts)
     starts = range(0, len(prompts), rows)
     found = []
-    with progress.task("greedy generation", total=len(starts)) as task:
+    with progress.task(f"greedy generation, {arm}", total=len(starts)) as task:
         for start in starts:
             found.append(_continue(decoder, prompts[start : start + rows], new_tokens))
             task.advance()

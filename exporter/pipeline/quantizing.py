@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from exporter.artifacts import QuantizationRecord
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import ARMS, QUANTIZED, Run, files_below
 from exporter.pipeline.stages import WEIGHT_FILES
 from exporter.quantization.settings import QuantizeSettings
 
+if TYPE_CHECKING:
+    from exporter.quantization.quantize import QuantizationResult
+
+_GRAPH = "model.onnx"
+
 
 def quantize_key(run: Run, settings: QuantizeSettings) -> Key:
-    """Both graphs, how they are quantised, and the text that is looked at."""
+    """Both graphs, how they are quantised, and the files that are looked at."""
     return {
         **run.sources(),
         "settings": asdict(settings) | {"gguf": None},
@@ -26,33 +32,48 @@ def quantize_key(run: Run, settings: QuantizeSettings) -> Key:
 
 
 def quantize(run: Run, settings: QuantizeSettings) -> tuple[list[Path], dict[str, str]]:
-    """Quantises both models alike; what they were made from is noted."""
-    files = []
+    """Quantises both models alike; what they were made from is noted.
+
+    Which products ``mixed`` keeps in 8 bits is searched on the whole model, for both.
+    """
+    files: list[Path] = []
+    bits_by_node: Mapping[str, int] = {}
     for arm in ARMS:
         source, folder = run.ledger.path(arm), run.ledger.work / QUANTIZED[arm]
         with staged_directory(folder) as stage:
             weights = shutil.ignore_patterns(*WEIGHT_FILES)
             shutil.copytree(source, stage, ignore=weights, dirs_exist_ok=True)
-            record = _quantized(run, source / "model.onnx", stage / "model.onnx", settings)
+            result = _quantized(run, source / _GRAPH, stage / _GRAPH, settings, bits_by_node)
+        if result.mixed is not None:
+            bits_by_node = result.mixed.bits_by_node
         files += files_below(folder)
-        run.progress.say(f"quantize: {arm}, {_sizes(source, folder)}, {_bits(record)}")
+        run.progress.say(f"quantize: {arm}, {_sizes(result)}, {_bits(result)}")
     return files, run.sources()
 
 
 def _quantized(
-    run: Run, source: Path, output: Path, settings: QuantizeSettings
-) -> QuantizationRecord:
-    from exporter.quantization.quantize import quantize_file
+    run: Run,
+    source: Path,
+    output: Path,
+    settings: QuantizeSettings,
+    bits_by_node: Mapping[str, int],
+) -> QuantizationResult:
+    from exporter.quantization.products import find_products
+    from exporter.quantization.quantize import quantize_with_report
+    from graph_passes.files.storage import load_model
 
-    return quantize_file(source, output, settings, progress=run.progress)
-
-
-def _sizes(source: Path, folder: Path) -> str:
-    before, after = (
-        sum(file.stat().st_size for file in where.glob("model.onnx*")) for where in (source, folder)
+    if bits_by_node:  # without what was cut
+        left = {product.name for product in find_products(load_model(source)).products}
+        bits_by_node = {name: bits for name, bits in bits_by_node.items() if name in left}
+    return quantize_with_report(
+        source, output, settings, bits_by_node=bits_by_node, progress=run.progress
     )
-    return f"{before / 1e6:,.1f} -> {after / 1e6:,.1f} MB"
 
 
-def _bits(record: QuantizationRecord) -> str:
-    return ", ".join(f"{count} products of {width} bits" for width, count in record.bits.items())
+def _sizes(result: QuantizationResult) -> str:
+    return f"{result.bytes_before / 1e6:,.1f} -> {result.bytes_after / 1e6:,.1f} MB"
+
+
+def _bits(result: QuantizationResult) -> str:
+    counts = result.record.bits.items()
+    return ", ".join(f"{count} products of {width} bits" for width, count in counts)

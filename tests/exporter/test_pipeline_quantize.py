@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_lm import write_tiny_lm, write_tokenizer
 
@@ -21,8 +22,15 @@ from exporter.pipeline.quantizing import quantize, quantize_key
 from exporter.pipeline.refusals import refuse_bad_options, refuse_foreign_results
 from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
 from exporter.progress import Quiet
+from exporter.quantization.calibration import CalibrationTokens
+from exporter.quantization.difference import Difference
+from exporter.quantization.sensitivity import MixedBits
 from exporter.quantization.settings import QuantizeSettings
 from exporter.request import DropRequest, EngineRequest, ExportRequest
+from graph_passes import prune_graph, save_model
+from graph_passes.files.storage import load_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+from graph_passes.types import Deletion
 
 EIGHT = QuantizeSettings(scheme="int8")
 
@@ -57,16 +65,17 @@ def quantised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, QuantizeSettin
     """Stands for the quantiser, and notes what it is asked."""
     asked: list[tuple[str, QuantizeSettings]] = []
 
-    def quantize_file(
+    def stand_in(
         source: Path, output: Path, settings: QuantizeSettings, **_: Any
-    ) -> QuantizationRecord:
+    ) -> quantizer.QuantizationResult:
         asked.append((source.parent.name, settings))
         assert not list(output.parent.glob("model.onnx*"))  # nothing in float is shipped with it
         for file in source.parent.glob("model.onnx*"):
             shutil.copy(file, output.parent)
-        return QuantizationRecord(scheme=settings.scheme, method="rtn", bits={"8": 3})
+        record = QuantizationRecord(scheme=settings.scheme, method="rtn", bits={"8": 3})
+        return quantizer.QuantizationResult(record, 9, 3, Difference(0.0, 1.0, None))
 
-    monkeypatch.setattr(quantizer, "quantize_file", quantize_file)
+    monkeypatch.setattr(quantizer, "quantize_with_report", stand_in)
     return asked
 
 
@@ -84,6 +93,43 @@ def test_both_models_are_quantised_alike_with_all_that_belongs_to_them(
         assert {"model.onnx", "tokenizer.json", "config.json", "genai_config.json"} <= names
     assert len(files) == 2 * len(names)
     assert notes == run.sources()
+
+
+def test_what_keeps_8_bits_is_chosen_once_on_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path / "out")
+    whole = tiny_model(TinySpec(layers=2))
+    (run.ledger.work / "baseline").mkdir(parents=True)
+    save_model(whole, run.ledger.work / "baseline" / "model.onnx")
+    pruned, _ = prune_graph(whole, [Deletion(0, "mlp")])
+    (run.ledger.work / "candidate").mkdir()
+    save_model(pruned, run.ledger.work / "candidate" / "model.onnx")
+    for arm, stage in {"baseline": "export", "candidate": "prune"}.items():
+        run.ledger.record(stage, {}, files_below(run.ledger.work / arm))
+    searches: list[Any] = []
+
+    def search_mixed(model: Any, found: Any, *_: Any, **__: Any) -> MixedBits:
+        searches.append(model)
+        bits = {p.name: 8 if number % 2 else 4 for number, p in enumerate(found.products)}
+        return MixedBits(bits, (), 0.0, 0.0)
+
+    monkeypatch.setattr(quantizer, "search_mixed", search_mixed)
+    monkeypatch.setattr(
+        quantizer, "calibration_tokens",
+        lambda *_: CalibrationTokens("text", np.zeros((1, 8), np.int64)),
+    )  # fmt: skip
+    settings = QuantizeSettings("mixed", block_size=16, calibration="text.txt", head_bits=None)
+    quantize(run, settings)
+    assert len(searches) == 1
+    widths = {}
+    for arm in QUANTIZED:
+        graph = load_model(run.ledger.work / QUANTIZED[arm] / "model.onnx").graph
+        found = (node for node in graph if node.op_type == "MatMulNBits")
+        widths[arm] = {node.name: node.attributes["bits"].as_int() for node in found}
+    assert set(widths["baseline"].values()) == {4, 8}
+    assert 0 < len(widths["candidate"]) < len(widths["baseline"])
+    assert widths["candidate"].items() <= widths["baseline"].items()
 
 
 def test_it_is_stale_when_graphs_settings_or_text_are_others(
@@ -115,7 +161,7 @@ def test_what_fails_halfway_leaves_the_results_as_they_were(
         raise DepthcutError("no")
 
     before = sorted(exported.rglob("*"))
-    monkeypatch.setattr(quantizer, "quantize_file", broken)
+    monkeypatch.setattr(quantizer, "quantize_with_report", broken)
     with pytest.raises(DepthcutError):
         quantize(run_in(exported), EIGHT)
     kept = [path for path in exported.rglob("*") if ".depthcut" not in str(path)]
