@@ -52,7 +52,7 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
         found = find_products(model).products
         for product in found:
             fitted = whole_blocks(*made[product.name], bits, level)
-            assert fitted.sums == (1 if level == 4 else {4: 3, 8: 2}[bits])
+            assert fitted.sums == (1 if level == 4 else {4: 4, 8: 2}[bits])
             stored = store.store(fitted.packed, product.weight, bits)
             follow = sums.follow(product, BLOCK, fitted.sums)
             use_in_product(product, stored, bits, BLOCK, level, follow)
