@@ -9,7 +9,7 @@ PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reor
 PIP := -m pip --disable-pip-version-check install --quiet
 
 .PHONY: help demo test test-plain test-torch test-optimum test-gpu lint bench bench-gpu has-driver \
-  dialects architectures engines clean
+  dialects architectures forms engines clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make bench-gpu  measure engines on an NVIDIA GPU (60 GB of disk, an hour)"
 	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
 	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
+	@echo "make forms  try fusers on each architecture, write the table (minutes)"
 	@echo "make engines  build engines of SmolLM2, BERT and ViT, write the table (minutes)"
 	@echo "make clean  remove environments and outputs"
 
@@ -72,6 +73,9 @@ dialects: .venv/test.done .venv-optimum/test.done
 
 architectures: .venv/test.done
 	.venv/bin/python -m tests.architectures --write graph_passes/docs/architectures.md
+
+forms: .venv/test.done
+	.venv/bin/python -m tests.forms --write exporter/docs/fusers.md
 
 engines: .venv/test.done
 	.venv/bin/python -m tests.benchmarks.bench_engines --write exporter/engine/docs/builds.md
