@@ -34,8 +34,8 @@ largest value, at least 1. Above 1e-4 a graph is wrong, and stands here with wha
 
 What depthcut takes, and why:
 
-- **Decoders that onnxruntime-genai's builder gets right: the builder.** It writes what the runtime's
-  own generator expects, with the config beside it: attention that rotates inside, packed
+- **Decoders that onnxruntime-genai's builder gets right: the builder.** It writes what that runtime
+  expects, with the config beside it: attention that rotates inside, packed
   projections, skip-norms. Our passes come to the same operators (SmolLM2: 342 nodes there, 340
   here).
 - **All other decoders: `fuse_decoder` on our export at opset 23**, or at 20 where a model can't be
