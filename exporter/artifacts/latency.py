@@ -59,8 +59,9 @@ class Environment(Record):
     ``load_average_1m`` is from before the measurement and counts whatever ran in that minute, this
     program included. ``other_cpu_share`` is what all other processes took of the machine's CPU
     time while the arms were timed; None where the kernel doesn't say. ``affinity`` are the CPUs
-    that the process may use. ``thread_probe`` is None where ``threads`` was asked for, or where
-    there was nothing to choose.
+    that the process may use. ``order_seed`` is what the arms' order in each round was drawn from; a
+    comparison that went on drew its earlier rounds from another. ``thread_probe`` is None where
+    ``threads`` was asked for, or where there was nothing to choose.
     """
 
     machine: str
@@ -77,6 +78,7 @@ class Environment(Record):
     governor: str | None = None
     states: list[MachineState] = Field(default_factory=list)
     thread_probe: ThreadProbe | None = None
+    order_seed: int | None = None
 
 
 class LatencySamples(Record):
@@ -99,8 +101,9 @@ class Speedup(Record):
 class NoiseFloor(Record):
     """What the baseline against itself gave in the same session.
 
-    ``ratio`` is the largest factor by which two equal arms are still told to differ here: a
-    speedup within ``1 / ratio .. ratio`` is noise, whatever its interval says.
+    ``ratio`` is a factor by which two equal arms are told to differ in no more than 5 of 100 such
+    sessions: a speedup within ``1 / ratio .. ratio`` is noise, whatever its interval says.
+    ``speedup`` is what they were told to differ by in this one.
     """
 
     ratio: float = Field(ge=1)

@@ -167,7 +167,12 @@ def _measured(
         pair,
         replace(known, parity=[*known.parity, *checks]),
         machine.model_copy(
-            update={"other_cpu_share": others, "states": timed.states, "thread_probe": probe}
+            update={
+                "other_cpu_share": others,
+                "states": timed.states,
+                "thread_probe": probe,
+                "order_seed": timed.order_seed,
+            }
         ),
         timed.rows,
         quality,

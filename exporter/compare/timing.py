@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import LatencyRow, MachineState
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Timed:
-    """All rows, and the machine while they were taken."""
+    """All rows, the machine while they were taken, and what their rounds' order was drawn from."""
 
     rows: list[LatencyRow] = field(default_factory=list)
     states: list[MachineState] = field(default_factory=list)
+    order_seed: int = field(default_factory=lambda: secrets.randbits(32))
 
 
 def time_all(pair: Pair, memory: Memory | None = None) -> Timed:
@@ -79,7 +81,7 @@ class _Watch:
         self.timed.rows += measure_rows(
             arms,
             cells,
-            _sampling(self._pair),
+            replace(_sampling(self._pair), seed=self.timed.order_seed),
             memory=self._memory,
             paired=len(self._pair.judged),
             after_chunk=self._look,

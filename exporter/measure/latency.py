@@ -46,6 +46,7 @@ class Sampling:
         warmup_seconds: A warm-up ends here even when times have not settled.
         reload: Whether arms that are held against each other are loaded anew, where that isn't
             much slower than measuring.
+        seed: For the arms' order in each round.
     """
 
     seconds: float = 60.0
@@ -53,6 +54,7 @@ class Sampling:
     threshold: float = 0.01
     warmup_seconds: float = 10.0
     reload: bool = True
+    seed: int = 0
 
 
 def measure_rows(
@@ -106,7 +108,7 @@ class _Session:
         self._progress = progress
         self._builds = max(arm.builds for arm in arms.values())
         self._chunks = _chunks(sampling)
-        self._rng = np.random.default_rng(0)
+        self._rng = np.random.default_rng(sampling.seed)
 
     def measure(self, cells: Sequence[Cell], after_chunk: Callable[[], None]) -> list[LatencyRow]:
         first = self._memory.recall(cells[0], 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from exporter.measure.graph_facts import read_facts
 from exporter.measure.inputs import Shape, has_cache, make_inputs, random_tokens
 from exporter.measure.latency import Sampling, measure_rows
 from exporter.measure.model_folder import find_model
-from exporter.measure.statistics import ONE_LOOK, as_rounds
+from exporter.measure.statistics import ONE_LOOK, as_rounds, estimate, log_ratios
 from exporter.measure.timing.clock import (
     Clocks,
     Watch,
@@ -256,6 +257,16 @@ def test_the_noise_floor_is_the_baseline_against_itself() -> None:
     assert found.speedup.ci95[0] < 1 < found.speedup.ci95[1]
     assert 1.005 < found.ratio < 1.03
     assert noise_floor(np.full((10, 4), 3.0)).ratio == 1.0
+
+
+def test_equal_arms_differ_by_more_than_the_noise_floor_in_hardly_any_session() -> None:
+    rng = np.random.default_rng(1)
+    beyond = 0
+    for _ in range(400):
+        times = 10 * np.exp(0.05 * rng.standard_normal((2, 100, 2)))
+        found = estimate(log_ratios(*times, turns=2))
+        beyond += abs(found.log_ratio) > math.log(noise_floor(times[0]).ratio)
+    assert 8 <= beyond <= 32  # 5 %: a floor that never yields would hold every word back
 
 
 def test_looks_spend_no_more_than_one_look_might() -> None:

@@ -166,6 +166,12 @@ def test_both_arms_get_the_number_and_the_report_says_how_it_was_found(
     assert decode.step == "decode 1, cache 6"
 
 
+def test_the_order_of_rounds_is_another_in_each_run_and_recorded(arms: tuple[Path, Path]) -> None:
+    seeds = {compare(*arms, replace(OPTIONS, threads=1)).environment.order_seed for _ in range(2)}
+    assert len(seeds) == 2
+    assert None not in seeds
+
+
 def test_a_number_that_was_asked_for_is_taken(
     arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,10 @@ from exporter.measure.statistics import Milliseconds, estimate, log_ratios
 def noise_floor(baseline_ms: Milliseconds, *, seed: int = 0) -> NoiseFloor:
     """What the baseline against itself gives.
 
-    The floor is the far end of the 95 % interval of that ratio, taken closer by the square root of
-    two: each of the two arms has half as many samples here as an arm of the comparison.
+    Which visit plays which arm is drawn, so the true ratio is 1, and the floor is how far from it
+    such a ratio comes to lie in 95 of 100 sessions: half the width of its interval. It is taken
+    closer by the square root of two, since each of the two arms has half as many samples here as an
+    arm of the comparison.
 
     Args:
         baseline_ms: ``[rounds, 2 * calls]``; a round's first half are the times of its first visit.
@@ -29,5 +31,6 @@ def noise_floor(baseline_ms: Milliseconds, *, seed: int = 0) -> NoiseFloor:
     ratios = signs * log_ratios(baseline_ms[:, :half], baseline_ms[:, half:])[:, 0]
     found = estimate(ratios)
     speedup = found.speedup()
-    reach = max(abs(math.log(bound)) for bound in speedup.ci95) / math.sqrt(2)
+    low, high = map(math.log, speedup.ci95)
+    reach = (high - low) / 2 / math.sqrt(2)
     return NoiseFloor(ratio=math.exp(min(reach, 700.0)), rounds=len(ratios), speedup=speedup)
