@@ -87,8 +87,8 @@ def _notes(rows: Sequence[LatencyRow]) -> Iterator[Block]:
     """What makes a row less sure than it looks, each with the rows that it is true of."""
     if any(row.noise_floor for row in rows):
         yield Note(
-            "what the baseline against itself gave in the same session: a speedup within it is "
-            "noise, whatever its interval says.",
+            "how far the baseline against itself lies from 1 in 95 of 100 such sessions: a speedup "
+            "within it is noise, whatever its interval says.",
             lead="Noise floor:",
         )
     yield from _loads(rows)
