@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.engine.attention import FILLED_INPUT
 from exporter.engine.child import run_job
 from exporter.engine.driver import ask_driver
 from exporter.engine.flavours import FLAVOURS, Backend, Flavour
@@ -23,6 +24,9 @@ _DOMAINLESS = frozenset({"SimplifiedLayerNormalization"})
 _MANY_OUTPUTS = (
     "the cache goes through the Attention operator: export with the cache outside of it, as "
     "depthcut export does"
+)
+_NOT_FILLED = (
+    "say what is filled in the mask instead, as depthcut export --target tensorrt-rtx does"
 )
 _BF16 = "bf16 needs compute capability 8.0: export in fp16, or build for newer cards"
 
@@ -144,7 +148,7 @@ def _way_out(operator: str, reason: str) -> str:
     if domain == "com.microsoft" or (not domain and name in _DOMAINLESS):
         return _FUSED
     if operator == "Attention":
-        return _MANY_OUTPUTS
+        return _NOT_FILLED if FILLED_INPUT in reason else _MANY_OUTPUTS
     return _BF16 if "bf16" in reason.lower() or "bfloat16" in reason.lower() else ""
 
 

@@ -15,8 +15,8 @@ _KNOWN = (
     ),
     (
         "Attention operation was not supported by a dedicated kernel",
-        "it has no kernel for the graph's Attention operators in this precision and these shapes; "
-        "in fp32 it has none for more than one token",
+        "it has no kernel for the graph's Attention operators in this precision and these shapes, "
+        "and does not write them out in basic ones",
         "Export at opset 20, which writes attention in basic operators, or in float16.",
     ),
     (

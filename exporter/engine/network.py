@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from exporter.engine.attention import let_decompose, passed_over, read_graph
+
+if TYPE_CHECKING:
+    import onnx
 
 _ERRORS = frozenset({"ERROR", "INTERNAL_ERROR"})
 _PLACE = re.compile(r"^\[[^\]]*\] *")  # such as [checkMacros.cpp::catchCudaError::250]
@@ -84,7 +89,14 @@ class Builder:
     def parse(self, path: Path) -> tuple[Any, list[Obstacle]]:
         """The network, and what the parser could not take; an obstacle makes it unusable."""
         network, parser = self._network_and_parser()
-        if parser.parse_from_file(str(path)):
+        graph = read_graph(path)
+        if ignored := _ignored(graph):
+            return network, ignored
+        if let_decompose(graph):
+            parsed = parser.parse(graph.SerializeToString(), str(path))
+        else:
+            parsed = parser.parse_from_file(str(path))
+        if parsed:
             return network, []
         return network, list(_obstacles(parser)) or [Obstacle("", "", self._last_error())]
 
@@ -92,7 +104,7 @@ class Builder:
         """Everything in a file that the parser says it can't take; empty where it takes all."""
         _, parser = self._network_and_parser()
         if parser.supports_model_v2(path.read_bytes(), str(path)):
-            return []
+            return _ignored(read_graph(path))
         return list(_obstacles(parser)) or [Obstacle("", "", self._last_error())]
 
     def supports(self, operator: str) -> bool:
@@ -107,6 +119,10 @@ class Builder:
 
     def _last_error(self) -> str:
         return (self.listener.errors() or ["the parser gives no reason"])[-1]
+
+
+def _ignored(graph: onnx.ModelProto) -> list[Obstacle]:
+    return [Obstacle(name, "Attention", reason) for name, reason in passed_over(graph)]
 
 
 def _obstacles(parser: Any) -> Iterator[Obstacle]:
