@@ -1,9 +1,11 @@
 """The form of a graph's KV cache: one that grows, or one buffer that is past and present at once.
 
 A cache that grows is read as ``past`` and written, longer, as ``present``: each step copies it all.
-GroupQueryAttention of ONNX Runtime writes the new keys and values into the past's own buffer where
-both are bound to it; a step then copies nothing. The buffer has room for the whole text from the
-start, and the attention mask tells how much of it is filled.
+GroupQueryAttention of ONNX Runtime, and TensorScatter of ONNX, write the new keys and values into
+the past's own buffer where both are bound to it; a step then copies nothing. The buffer has room
+for the whole text from the start, and the attention mask tells how much of it is filled. With
+TensorScatter both have lengths that the graph fixes, see
+:mod:`graph_passes.fusing.cache_in_place`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _PASTS, _COS_TABLE = (3, 4), 7  # among GroupQueryAttention's inputs
 _SIZES, _LENGTH, _RANK = (1, 3), 2, 4
+_MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class CacheForm:
         positions: Rows of the rotary tables: no text can be longer; None where there are none.
         counts: Whether an attention takes each row's length from the sum of its mask; see
             :mod:`exporter.backends.counted_rows`.
+        mask: The length that the graph fixes for the attention mask, 0 where nothing is filled;
+            None where the mask is as long as what is filled.
     """
 
     heads: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
@@ -48,6 +53,7 @@ class CacheForm:
     buffer: int | None = None
     positions: int | None = None
     counts: bool = False
+    mask: int | None = None
 
     @property
     def longest(self) -> int | None:
@@ -57,6 +63,27 @@ class CacheForm:
     def length(self, past: str, positions: int) -> int:
         """How long a cache's buffer is for a text of so many positions."""
         return self.buffer or max(positions, self.windows.get(past, 0))
+
+    def masked(self, mask: Array) -> Array:
+        """An attention mask as long as the graph wants it; nothing is filled behind its end."""
+        if self.mask is None or mask.shape[1] >= self.mask:
+            return mask
+        return np.pad(mask, ((0, 0), (0, self.mask - mask.shape[1])))
+
+    def fixed_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """By input, the shape that a call has once its caches and its mask have their full length.
+
+        Args:
+            shapes: As long as what is filled. What has no room stays as it is.
+        """
+        found = dict(shapes)
+        if self.mask is None or shapes[_MASK][1] > self.mask:
+            return found
+        found[_MASK] = (shapes[_MASK][0], self.mask)
+        for past in self.shared:
+            batch, heads, _, size = shapes[past]
+            found[past] = (batch, heads, self.mask, size)
+        return found
 
     def sized(self, spec: TensorSpec) -> TensorSpec:
         """With the heads and the head size of a cache, where the graph only names them."""
@@ -68,6 +95,11 @@ class CacheForm:
 def may_be_cache(spec: TensorSpec) -> bool:
     """Whether an input has a cache's dimensions."""
     return len(spec.shape) == _RANK
+
+
+def has_fixed_length(spec: TensorSpec) -> bool:
+    """Whether an input is a cache whose length the graph fixes."""
+    return may_be_cache(spec) and isinstance(spec.shape[_LENGTH], int)
 
 
 def sizes_are_told(spec: TensorSpec) -> bool:
@@ -95,14 +127,17 @@ def read_cache_form(path: Path) -> CacheForm:
         if value.shape is not None and len(value.shape) == _RANK
     }
     nodes = [node for node in graph if _is_grouped(node)]
-    shared = {past: present for node in nodes for past, present in _shared(node)}
+    scattered = dict(filter(None, map(_scattered, graph)))
+    shared = {past: present for node in nodes for past, present in _shared(node)} | scattered
+    masks = [_fixed_size(value, 1) for value in inputs if value.name == _MASK]
     return CacheForm(
         heads,
         {past.name or "": present.name or "" for past, present in shared.items()},
         {past.name or "": size for node in nodes for past, size in _windows(node)},
-        min(filter(None, map(_fixed_length, shared)), default=None),
+        min(filter(None, (_fixed_size(past, _LENGTH) for past in shared)), default=None),
         min(filter(None, map(_table_rows, nodes)), default=None),
         bool(nodes),
+        masks[0] if scattered and masks else None,
     )
 
 
@@ -110,19 +145,42 @@ def with_room(inputs: Mapping[str, Array], form: CacheForm) -> dict[str, Array]:
     """The caches that are past and present in one buffer, with room for a call's new tokens.
 
     Args:
-        inputs: A call's; caches are exactly as long as what is in them.
+        inputs: A call's; caches are exactly as long as what is in them, or all of a call's inputs
+            are as long as the graph fixes them.
         form: The graph's.
 
     Returns:
-        New arrays, zero where nothing is yet; none where the number of new tokens isn't told.
+        New arrays, zero where nothing is yet; with them the mask where its length is fixed. None
+        where the number of new tokens isn't told.
 
     Raises:
         BackendError: The graph fixes a length that is too short.
     """
     if "input_ids" not in inputs:
         return {}
+    pasts = [past for past in form.shared if past in inputs]
+    if form.mask is not None and inputs[_MASK].shape[1] == form.mask:
+        return {past: inputs[past] for past in pasts}
     new = inputs["input_ids"].shape[1]
-    return {past: _longer(past, inputs[past], new, form) for past in form.shared if past in inputs}
+    found = {past: _longer(past, inputs[past], new, form) for past in pasts}
+    return found if form.mask is None else {**found, _MASK: form.masked(inputs[_MASK])}
+
+
+def filled_part(
+    outputs: Mapping[str, Array], inputs: Mapping[str, Array], form: CacheForm
+) -> dict[str, Array]:
+    """Outputs of a call whose caches are no longer than what is in them.
+
+    Args:
+        outputs: By name; caches have the length that the graph fixes.
+        inputs: The call's, as :func:`with_room` was given them.
+        form: The graph's.
+    """
+    total = inputs[_MASK].shape[1]
+    presents = frozenset(form.shared.values())
+    return {
+        name: array[:, :, :total] if name in presents else array for name, array in outputs.items()
+    }
 
 
 def _longer(past: str, cache: Array, new: int, form: CacheForm) -> Array:
@@ -158,6 +216,16 @@ def _shared(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
             yield past, present
 
 
+def _scattered(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """The past and the present of a TensorScatter on a cache; None for any other node."""
+    if node.domain != "" or node.op_type != "TensorScatter":
+        return None
+    past, present = node.inputs[0], node.outputs[0]
+    if past is None or not past.is_graph_input() or not present.is_graph_output():
+        return None
+    return past, present
+
+
 def _windows(node: ir.Node) -> Iterator[tuple[ir.Value, int]]:
     """The pasts of an attention that keeps a window, and how many positions that has."""
     if node.attributes.get_int("sliding_window_cache", 0):
@@ -166,9 +234,9 @@ def _windows(node: ir.Node) -> Iterator[tuple[ir.Value, int]]:
         yield from ((past, size) for past in pasts if past is not None)
 
 
-def _fixed_length(past: ir.Value) -> int | None:
-    length = past.shape[_LENGTH] if past.shape is not None else None
-    return length if isinstance(length, int) else None
+def _fixed_size(value: ir.Value, axis: int) -> int | None:
+    size = value.shape[axis] if value.shape is not None else None
+    return size if isinstance(size, int) else None
 
 
 def _table_rows(node: ir.Node) -> int | None:

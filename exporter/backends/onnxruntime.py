@@ -14,6 +14,8 @@ import numpy as np
 from exporter.backends.base import Array, BoundCall, TensorSpec
 from exporter.backends.cache_form import (
     CacheForm,
+    filled_part,
+    has_fixed_length,
     may_be_cache,
     read_cache_form,
     sizes_are_told,
@@ -181,9 +183,11 @@ class OnnxRuntimeRunner:
         """Runs once and returns the named outputs, or all of them, as arrays on the host.
 
         Rows may be padded wherever the mask says so, whatever the graph's attention takes.
+        Caches may be as long as what is in them, also where the graph fixes their length.
 
         Raises:
-            BackendError: When the run fails, or the graph takes no padding at all.
+            BackendError: When the run fails, a cache has too little room, or the graph takes no
+                padding at all.
         """
         names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
         caches = self._counted_caches(inputs)
@@ -205,13 +209,16 @@ class OnnxRuntimeRunner:
         return form.shared
 
     def _run(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-        session, bound = self._loaded(), self._bound_inputs(inputs)
+        fixed = any(map(has_fixed_length, self.inputs)) and self.cache_form.mask is not None
+        roomy = with_room(inputs, self.cache_form) if fixed else {}
+        session, bound = self._loaded(), self._bound_inputs({**inputs, **roomy})
         for name in names:
             bound.binding.bind_output(name, "cpu")
         with self._run_errors():
             session.run_with_iobinding(bound.binding)
             arrays = [value.numpy() for value in bound.binding.get_outputs()]
-        return dict(zip(names, arrays, strict=True))
+        found = dict(zip(names, arrays, strict=True))
+        return filled_part(found, inputs, self.cache_form) if roomy else found
 
     def value(self, array: Array) -> Any:
         """An array as a value where the model runs."""
@@ -270,7 +277,8 @@ class OnnxRuntimeRunner:
             bound.arrays.append(array)
             binding.bind_ortvalue_input(name, value)
         names = [spec.name for spec in self.outputs]
-        shared = {self.cache_form.shared[past]: past for past in roomy}
+        caches = self.cache_form.shared
+        shared = {caches[name]: name for name in roomy if name in caches}
         for name in names:
             if name in shared:
                 binding.bind_ortvalue_output(name, bound.values[shared[name]])

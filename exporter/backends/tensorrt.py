@@ -5,13 +5,14 @@ Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from exporter.backends.base import Array, Runner, TensorSpec
+from exporter.backends.cache_form import CacheForm, filled_part, has_fixed_length, with_room
 from exporter.engine.buffers import plan_buffers
 from exporter.engine.engine_set import EngineSet, find_engines
 from exporter.engine.fit import choose_profile
@@ -75,6 +76,7 @@ class TensorRtRunner:
         self.gpu_memory_bytes = 0
         self.inputs = tuple(_spec(each) for each in engines.inputs)
         self.outputs = tuple(_spec(each) for each in engines.outputs)
+        self._form = _cache_form(self.inputs, self.outputs)
 
     def __enter__(self) -> Self:
         """Loads the engines and takes all device memory that any run will need.
@@ -91,7 +93,11 @@ class TensorRtRunner:
         session.__enter__()
         try:
             plan = plan_buffers([_largest(session, lane) for lane in session.lanes])
-            self._buffers = {name: session.cuda.allocate(plan[name], name) for name in plan}
+            aliases = {
+                name: source for lane in session.lanes for name, source in lane.aliases.items()
+            }
+            own = {n: session.cuda.allocate(plan[n], n) for n in plan if n not in aliases}
+            self._buffers = {name: own[aliases.get(name, name)] for name in plan}
             self.gpu_memory_bytes = session.used_bytes
             self._events = session.cuda.event(), session.cuda.event()
         except BaseException:
@@ -111,12 +117,14 @@ class TensorRtRunner:
     def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Refuses what no profile holds; see :class:`exporter.backends.base.Bounded`."""
         profiles = [slot.profile for slot in self.engines.slots]
-        choose_profile(self.engines.name, profiles, shapes)
+        choose_profile(self.engines.name, profiles, self._form.fixed_shapes(shapes))
 
     def run(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
         """Runs once and returns the named outputs, or all of them, on the host.
+
+        Caches may be as long as what is in them, also where the engine fixes their length.
 
         Raises:
             BackendError: No profile holds the inputs' shapes, or the run fails.
@@ -130,7 +138,7 @@ class TensorRtRunner:
         for name in dtypes if outputs is None else outputs:
             found[name] = np.empty(lane.output_shape(name), dtypes[name])
             cuda.download(found[name], self._buffers[name])
-        return found
+        return found if self._form.mask is None else filled_part(found, inputs, self._form)
 
     def prepare(self, inputs: Mapping[str, Array]) -> EngineCall:
         """Fills the inputs on the device; each call runs the engine on them, and waits.
@@ -168,7 +176,8 @@ class TensorRtRunner:
 
     def _fill(self, inputs: Mapping[str, Array]) -> Lane:
         session = self._loaded()
-        arrays = self._checked(inputs)
+        fixed = self._form.mask is not None
+        arrays = self._checked({**inputs, **(with_room(inputs, self._form) if fixed else {})})
         shapes = {name: array.shape for name, array in arrays.items()}
         profiles = [lane.slot.profile for lane in session.lanes]
         lane = session.lanes[choose_profile(self.engines.name, profiles, shapes)]
@@ -231,6 +240,18 @@ def checked_input(engine: str, spec: TensorSpec, array: Array | None) -> Array:
             f"{engine}: {spec.name} is {written_shape(array.shape)}, and the engine takes {wanted}."
         )
     return np.ascontiguousarray(array, spec.dtype)
+
+
+def _cache_form(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> CacheForm:
+    """What is known of caches whose length the engine fixes."""
+    pasts, presents = (
+        [each for each in ends if has_fixed_length(each)] for ends in (inputs, outputs)
+    )
+    rooms = [each.shape[2] for each in pasts]
+    if not rooms or not isinstance(rooms[0], int):
+        return CacheForm()
+    names = [[each.name for each in ends] for ends in (pasts, presents)]
+    return CacheForm(shared=dict(zip(*names, strict=False)), buffer=rooms[0], mask=rooms[0])
 
 
 def _spec(tensor: EngineTensor) -> TensorSpec:

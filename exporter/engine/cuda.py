@@ -120,6 +120,20 @@ class Cuda:
             self.wait()
             piece[:] = stage[: len(piece)]
 
+    def clear(self, target: int, size: int) -> None:
+        """Makes device memory zero; the stream does it in its turn."""
+        self._do("clear memory", "cudaMemsetAsync", target, 0, size, self.stream)
+
+    def mark(self, target: int, step: int, count: int) -> None:
+        """Makes the byte at an address 1, and each that lies a step further; in its turn.
+
+        Args:
+            target: The first byte's address.
+            step: Bytes from one to the next.
+            count: How many.
+        """
+        self._do("set memory", "cudaMemset2DAsync", target, step, 1, 1, count, self.stream)
+
     def wait(self) -> None:
         """Waits until the stream has done all.
 

@@ -7,8 +7,8 @@ it. So it decides little: shapes, sizes and messages are made in modules that ne
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -18,6 +18,7 @@ from exporter.engine.cuda import Cuda
 from exporter.engine.engine_set import EngineSet, Slot
 from exporter.engine.guard import refuse_unready
 from exporter.engine.network import Listener
+from exporter.engine.profiles import Phase
 from exporter.engine.tensors import written_shape
 from exporter.errors import BackendError, EngineError
 
@@ -33,6 +34,7 @@ class Lane:
             nothing uses; what is said of it is passed over.
         stream: The stream's number.
         listener: Hears why something fails.
+        aliases: By output that must lie where an input does, that input: a cache in place.
     """
 
     slot: Slot
@@ -40,6 +42,7 @@ class Lane:
     names: frozenset[str]
     stream: int
     listener: Listener
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def set_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Sets every input's shape.
@@ -90,9 +93,10 @@ class Session:
 
     Args:
         engines: Which.
-        fixed_shapes: Whether each profile is run at one shape again and again. TensorRT-RTX then
-            compiles its kernels for it at once and runs them as a CUDA graph. Else it keeps to
-            kernels that serve every shape: a growing cache brings a new one at every step.
+        fixed_shapes: Whether each profile is run at one shape again and again; or the phases whose
+            profiles are. TensorRT-RTX then compiles its kernels for it at once and runs them as a
+            CUDA graph. Else it keeps to kernels that serve every shape: a growing cache brings a
+            new one at every step.
 
     Attributes:
         engines: The same.
@@ -101,7 +105,7 @@ class Session:
         card: The GPU's name; once entered.
     """
 
-    def __init__(self, engines: EngineSet, *, fixed_shapes: bool) -> None:
+    def __init__(self, engines: EngineSet, *, fixed_shapes: bool | Collection[Phase]) -> None:
         self.engines = engines
         self._fixed_shapes = fixed_shapes
         self._free_before = 0
@@ -155,7 +159,8 @@ class Session:
             context = self._context(module, engine, slot, listener)
             self._kept.append(context)
             names = frozenset(engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
-            lanes.append(Lane(slot, context, names, int(self.cuda.stream), listener))
+            stream = int(self.cuda.stream)
+            lanes.append(Lane(slot, context, names, stream, listener, _aliases(engine, names)))
         self.lanes = tuple(lanes)
 
     def _context(self, module: ModuleType, engine: Any, slot: Slot, listener: Listener) -> Any:
@@ -163,7 +168,7 @@ class Session:
         strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         how = strategy
         if self.engines.flavour.compiles_on_card:
-            how = self._runtime_config(module, engine, strategy)
+            how = self._runtime_config(module, engine, strategy, slot.profile.phase)
         context = engine.create_execution_context(how)
         made = context is not None and context.set_optimization_profile_async(
             slot.number, int(self.cuda.stream)
@@ -173,14 +178,15 @@ class Session:
         self.cuda.wait()
         return context
 
-    def _runtime_config(self, module: ModuleType, engine: Any, strategy: Any) -> Any:
+    def _runtime_config(self, module: ModuleType, engine: Any, strategy: Any, phase: Phase) -> Any:
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         graphs, kernels = (
             module.CudaGraphStrategy,
             module.DynamicShapesKernelSpecializationStrategy,
         )
-        fixed = self._fixed_shapes
+        told = self._fixed_shapes
+        fixed = told if isinstance(told, bool) else phase in told
         config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if fixed else graphs.DISABLED
         config.dynamic_shapes_kernel_specialization_strategy = (
             kernels.EAGER if fixed else kernels.NONE
@@ -196,6 +202,14 @@ class Session:
             f"scratch memory; {free} of {total} are free: {listener.last_error()}",
             "End what else runs on the GPU, or build for a smaller batch or a shorter context.",
         )
+
+
+def _aliases(engine: Any, names: Iterable[str]) -> dict[str, str]:
+    """By output that shares its memory with an input, that input."""
+    if not hasattr(engine, "get_aliased_input_tensor"):  # TensorRT before 10.15
+        return {}
+    found = {name: engine.get_aliased_input_tensor(name) for name in names}
+    return {name: source for name, source in found.items() if source}
 
 
 def deserialised(module: ModuleType, runtime: Any, listener: Listener, path: Path) -> Any:

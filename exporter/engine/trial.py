@@ -59,10 +59,13 @@ def _run_smallest(session: Session, lane: Lane) -> None:
         **shapes,
         **{each.name: lane.output_shape(each.name) for each in session.engines.outputs},
     }
+    buffers = {}
     for name, size in plan_buffers([_sizes(session.engines, every)]).items():
-        address = session.cuda.allocate(size, name)
-        session.cuda.upload(address, np.zeros(size, np.uint8))
-        lane.bind(name, address)
+        if name not in lane.aliases:
+            buffers[name] = session.cuda.allocate(size, name)
+            session.cuda.upload(buffers[name], np.zeros(size, np.uint8))
+    for name in every:
+        lane.bind(name, buffers[lane.aliases.get(name, name)])
     lane.enqueue()
     session.cuda.wait()
 

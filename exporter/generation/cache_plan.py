@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -41,7 +41,10 @@ class CachePlan:
         context: Tokens in the cache before a decode step.
         cache_shapes: By cache input, ``[batch, heads, length, size]`` at its largest.
         cache_dtypes: By cache input, its type.
-        cache_bytes: By cache input, the bytes of one buffer; there are two of each.
+        cache_bytes: By cache input, the bytes of one buffer.
+        room: Positions of caches that are updated in place, and of the mask; None where they grow.
+            There is one buffer of each then, else two.
+        mask_bytes: A sequence's part of that mask; 0 where the caches grow.
     """
 
     name: str
@@ -56,23 +59,27 @@ class CachePlan:
     cache_shapes: Mapping[str, tuple[int, ...]]
     cache_dtypes: Mapping[str, np.dtype[Any]]
     cache_bytes: Mapping[str, int]
+    room: int | None = None
+    mask_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """Device memory for the cache: what a step reads, and what it writes."""
-        return 2 * sum(self.cache_bytes.values())
+        banks = 2 if self.room is None else 1
+        return banks * sum(self.cache_bytes.values())
 
     @property
     def longest(self) -> int:
         """Positions that the cache has room for."""
-        return max(self.prompt.high, self.context.high + 1)
+        return self.room or max(self.prompt.high, self.context.high + 1)
 
     def shapes(self, batch: int, sequence: int, past: int) -> dict[str, tuple[int, ...]]:
         """By input, its shape in a step."""
-        sizes = {IDS: sequence, MASK: past + sequence, POSITIONS: sequence}
+        total, length = (past + sequence, past) if self.room is None else (self.room, self.room)
+        sizes = {IDS: sequence, MASK: total, POSITIONS: sequence}
         return {
             **{name: (batch, sizes[name]) for name in self.tokens},
-            **{name: (batch, s[1], past, s[3]) for name, s in self.cache_shapes.items()},
+            **{name: (batch, s[1], length, s[3]) for name, s in self.cache_shapes.items()},
         }
 
     def groups(self, batch: int) -> list[slice]:
@@ -82,14 +89,16 @@ class CachePlan:
         return [slice(begin, end) for begin, end in pairwise(ends)]
 
     def offsets(self, row: int, length: int) -> dict[str, int]:
-        """By cache input, where a sequence begins in its buffer, in bytes.
+        """By cache input, where a sequence begins in its buffer, in bytes; the mask's too.
 
         Args:
             row: The sequence.
-            length: Positions of each.
+            length: Positions of each, where the caches grow.
         """
-        return {
-            name: row * byte_count(self.cache_dtypes[name], (shape[1], length, shape[3]))
+        each = self.room or length
+        found = {MASK: row * self.mask_bytes} if self.room else {}
+        return found | {
+            name: row * byte_count(self.cache_dtypes[name], (shape[1], each, shape[3]))
             for name, shape in self.cache_shapes.items()
         }
 
@@ -171,6 +180,29 @@ class CacheBanks:
         self._read, self._written = self._written, self._read
 
 
+class CacheInPlace:
+    """One buffer for each cache tensor: a step writes behind what it reads.
+
+    Args:
+        pairs: By cache input, the output that is its next content.
+        buffers: By cache input, its buffer's address.
+    """
+
+    def __init__(self, pairs: Mapping[str, str], buffers: Mapping[str, int]) -> None:
+        self._pairs = pairs
+        self._buffers = buffers
+
+    def bindings(self, offsets: Mapping[str, int] = _NOTHING) -> dict[str, int]:
+        """By input and output, its address; see :meth:`CacheBanks.bindings`."""
+        found = {}
+        for past, present in self._pairs.items():
+            found[past] = found[present] = self._buffers[past] + offsets.get(past, 0)
+        return found
+
+    def swap(self) -> None:
+        """After a step nothing changes places."""
+
+
 def plan_cache(engines: EngineSet) -> CachePlan:
     """Reckons a decoder's plan.
 
@@ -188,13 +220,13 @@ def plan_cache(engines: EngineSet) -> CachePlan:
             "Build it from a graph with past_key_values.",
         )
     prefill, decode = (_slot(engines, phase) for phase in ("prefill", "decode"))
+    room = _room(engines, caches.values())
     past = next(iter(caches))
-    if _span(engines, prefill, past, _PAST).low != 0:
+    if room is None and _span(engines, prefill, past, _PAST).low != 0:
         raise BackendError(f"{engines.name}: its prefill profile does not take an empty cache.")
     prefill_batch, batch = (_span(engines, slot, IDS, _BATCH) for slot in (prefill, decode))
-    prompt = _span(engines, prefill, IDS, _SEQUENCE)
-    context = _span(engines, decode, past, _PAST)
-    longest = max(prompt.high, context.high + 1)
+    prompt, context = _lengths(engines, prefill, decode, past, room)
+    longest = room or max(prompt.high, context.high + 1)
     shapes = {name: _cache_shape(each, batch.high, longest) for name, each in caches.items()}
     dtypes = {name: numpy_dtype(each.dtype) for name, each in caches.items()}
     return CachePlan(
@@ -212,7 +244,40 @@ def plan_cache(engines: EngineSet) -> CachePlan:
         cache_bytes={
             name: rounded_up(byte_count(dtypes[name], shape)) for name, shape in shapes.items()
         },
+        room=room,
+        mask_bytes=_mask_bytes(engines) if room else 0,
     )
+
+
+def _room(engines: EngineSet, caches: Iterable[EngineTensor]) -> int | None:
+    """The positions of caches whose length is fixed; None where they grow.
+
+    Raises:
+        BackendError: The lengths differ, or the mask has another one.
+    """
+    masks = {each.shape[_SEQUENCE] for each in engines.inputs if each.name == MASK}
+    found = {each.shape[_PAST] for each in caches}
+    if all(size < 0 for size in found | masks):
+        return None
+    if not masks or len(found | masks) != 1:
+        raise BackendError(f"{engines.name}: its caches and its mask have no length in common.")
+    return found.pop()
+
+
+def _mask_bytes(engines: EngineSet) -> int:
+    (mask,) = (each for each in engines.inputs if each.name == MASK)
+    return byte_count(numpy_dtype(mask.dtype), mask.shape[_SEQUENCE:])
+
+
+def _lengths(
+    engines: EngineSet, prefill: Slot, decode: Slot, past: str, room: int | None
+) -> tuple[Span, Span]:
+    """Tokens of a prompt, and tokens in the cache before a step."""
+    prompt = _span(engines, prefill, IDS, _SEQUENCE)
+    if room is None:
+        return prompt, _span(engines, decode, past, _PAST)
+    usual, high = min(prompt.usual, room), min(prompt.high, room)
+    return Span(prompt.low, usual, high), Span(1, room - 1, room - 1)
 
 
 def _tokens(engines: EngineSet, caches: Collection[str]) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ class OnnxRuntimeDecoder:
         batch = len(token_ids)
         known = {
             IDS: token_ids,
-            MASK: np.ones((batch, total)),
+            MASK: self._runner.cache_form.masked(np.ones((batch, total))),
             POSITIONS: np.tile(np.arange(self._length, total), (batch, 1)),
         }
         unknown = [n for n in self._specs if n not in known and n not in self._pasts]

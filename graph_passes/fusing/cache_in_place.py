@@ -1,0 +1,158 @@
+"""Gives the caches of a decoder a fixed length, and updates them in place.
+
+A cache that grows is read and written, longer, at each step. In place it has its full length from
+the start: TensorScatter (opset 24) writes the new keys and values behind those that are there, and
+where the result's buffer is the cache's own, nothing else moves. The whole buffer takes part in the
+attention; the mask says what of it counts. The interface stays, with fixed lengths:
+
+- ``attention_mask [batch, room]``: 1 for what is filled after this call, 0 for padding and for
+  what is not filled. The last 1 tells where the new tokens end.
+- ``past_key_values.N.*`` and ``present.N.*`` ``[batch, kv heads, room, head size]``.
+
+A query always sees itself: padding would else see nothing, and could leave NaN in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from graph_passes.cleanup import sweep
+from graph_passes.errors import FusionError
+from graph_passes.fusing.attention_sites import AttentionSite, find_attentions
+from graph_passes.fusing.masks import IDS, MASK, window_of
+from graph_passes.fusing.new_nodes import NewNodes
+from graph_passes.fusing.onnx_attention import attend, raise_opset, refuse_softcap
+
+SCATTER = "TensorScatter"
+_SINCE = 24
+_LENGTH = 2
+"""The axis of a cache."""
+_READS_LENGTH = "reads the length of a cache or of the mask, which is fixed now"
+
+
+class CacheInPlacePass(ir.passes.InPlacePass):
+    """Updates all caches of a decoder in place; see the module.
+
+    Args:
+        room: Positions that a cache holds.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Finds all attentions and what their masks let them see, then rewrites them.
+
+        Raises:
+            FusionError: An attention or its mask has a form that isn't known, or the graph needs
+                a cache's length for something else. The model may be half rewritten: pass a copy.
+        """
+        graph = model.graph
+        sites = find_attentions(graph)
+        for site in sites:
+            refuse_softcap(site)
+        windows = {
+            mask: window_of(graph, mask, self.room)
+            for mask in dict.fromkeys(site.mask for site in sites)
+        }
+        raise_opset(model, _SINCE)
+        places = _Places(graph, self.room)
+        seen = {window: places.seen(window) for window in dict.fromkeys(windows.values())}
+        for site in sites:
+            places.scatter(site, seen[windows[site.mask]])
+        sweep(graph, list(graph))
+        _fix_lengths(graph, sites, self.room)
+        return ir.passes.PassResult(model, modified=True)
+
+
+class _Places:
+    """Where new tokens go, and what may be seen from there."""
+
+    def __init__(self, graph: ir.Graph, room: int) -> None:
+        self._graph = graph
+        self._nodes = NewNodes(graph, "cache")
+        self._start = next(iter(graph))
+        op, integers = self._nodes.op, self._nodes.integers
+        mask, ids = _input(graph, MASK), _input(graph, IDS)
+        self._columns = integers(range(room))
+        ends = op("Mul", op("Cast", mask, to=ir.DataType.INT64.value), integers(range(1, room + 1)))
+        new = op("Shape", ids, start=1, end=2)
+        end = op("ReduceMax", ends, integers([1]), keepdims=0)
+        # An empty mask must not make anyone write before the cache.
+        self._begin = op("Max", op("Sub", end, new), integers([0]))  # [batch]
+        steps = op("Range", integers(0), op("Squeeze", new), integers(1))
+        rows = op("Add", op("Unsqueeze", self._begin, integers([1])), steps)
+        self._rows = op("Unsqueeze", rows, integers([1, 3]))  # [batch, 1, new, 1]
+        told = op("Unsqueeze", op("Cast", mask, to=ir.DataType.BOOL.value), integers([1, 2]))
+        self._earlier = op("And", op("Less", self._columns, self._rows), told)
+        self._nodes.put_before(self._start)
+
+    def seen(self, window: int | None) -> ir.Value:
+        """What each query sees, bool ``[batch, 1, new, room]``."""
+        op, earlier = self._nodes.op, self._earlier
+        if window is not None:
+            oldest = op("Sub", self._rows, self._nodes.integers([window]))
+            earlier = op("And", earlier, op("Greater", self._columns, oldest))
+        found = op("Or", earlier, op("Equal", self._columns, self._rows))
+        self._nodes.put_before(self._start)
+        return found
+
+    def scatter(self, site: AttentionSite, seen: ir.Value) -> None:
+        """Rewrites one attention and its two caches."""
+        op, begin = self._nodes.op, self._begin
+        key, value = (
+            op(SCATTER, past, new, begin, axis=_LENGTH, mode="linear")
+            for past, new in zip(site.past, (site.key, site.value), strict=True)
+        )
+        self._nodes.put_before(site.core)
+        attend(self._graph, site, (key, value), seen)
+        for old, now in zip(site.present, (key, value), strict=True):
+            self._show(old, now)
+
+    def _show(self, old: ir.Value, now: ir.Value) -> None:
+        """Makes a value the graph output that another one was."""
+        now.type, now.shape = old.type, None if old.shape is None else old.shape.copy()
+        self._graph.outputs[list(self._graph.outputs).index(old)] = now
+        name, old.name = old.name, now.name
+        now.name = name
+
+
+def _fix_lengths(graph: ir.Graph, sites: Iterable[AttentionSite], room: int) -> None:
+    """Declares the lengths, once nothing depends on them any more."""
+    mask = _input(graph, MASK)
+    pasts = [past for site in sites for past in site.past]
+    if any(_reads_axis(node, 1) for node, _ in mask.uses()):
+        raise FusionError(f"Something {_READS_LENGTH}.")
+    for past in pasts:
+        others = [node for node, _ in past.uses() if node.op_type != SCATTER]
+        if any(_reads_axis(node, _LENGTH) for node in others):
+            raise FusionError(f"Node {others[0].name!r} {_READS_LENGTH}.")
+    shown = [v for v in graph.outputs if (n := v.producer()) is not None and n.op_type == SCATTER]
+    _set_size(mask, 1, room)
+    for value in (*pasts, *shown):
+        _set_size(value, _LENGTH, room)
+
+
+def _reads_axis(node: ir.Node, axis: int) -> bool:
+    """Whether a node may depend on how long a value is along an axis."""
+    if node.op_type == "Shape" and node.domain == "":
+        end = node.attributes.get_int("end", axis + 1)
+        return not (node.attributes.get_int("start", 0) > axis or 0 <= end <= axis)
+    return node.op_type != "Cast"
+
+
+def _set_size(value: ir.Value, axis: int, size: int) -> None:
+    if value.shape is not None:
+        dims = list(value.shape)
+        dims[axis] = size
+        value.shape = ir.Shape(dims)
+
+
+def _input(graph: ir.Graph, name: str) -> ir.Value:
+    found = next((value for value in graph.inputs if value.name == name), None)
+    if found is None:
+        raise FusionError(f"The graph has no input {name!r}.")
+    return found

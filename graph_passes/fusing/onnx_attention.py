@@ -1,0 +1,95 @@
+"""Attention in ONNX's own operator, on keys and values as the cache holds them.
+
+Exporters repeat keys and values for the queries that share them, in basic operators and before the
+operator Attention alike. A runtime may then write them out once for each query head. Attention
+(opset 23) takes them as they are.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from graph_passes.errors import FusionError
+from graph_passes.fusing.attention_sites import AttentionSite, find_attentions
+from graph_passes.fusing.new_nodes import NewNodes
+
+_SINCE = 23
+_OLDEST = 20
+_CHANGED = frozenset({"GroupNormalization"})
+"""Since opset 20 this one means something else; all others only take more types."""
+
+
+class GroupedAttentionPass(ir.passes.InPlacePass):
+    """Writes each attention of a decoder as one Attention that repeats nothing.
+
+    The caches still grow. ``modified`` is false where all attentions are written so.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Finds all attentions, then rewrites them.
+
+        Raises:
+            FusionError: One has a form that isn't known, or bounds its scores. The model is
+                unchanged.
+        """
+        graph = model.graph
+        sites = [site for site in find_attentions(graph) if not _is_grouped(site)]
+        for site in sites:
+            refuse_softcap(site)
+        if sites:
+            raise_opset(model, _SINCE)
+        for site in sites:
+            attend(graph, site, site.present, site.mask)
+        return ir.passes.PassResult(model, modified=bool(sites))
+
+
+def attend(
+    graph: ir.Graph, site: AttentionSite, cache: tuple[ir.Value, ir.Value], mask: ir.Value
+) -> None:
+    """Puts one Attention in the place of what gives an attention's result.
+
+    Args:
+        graph: The main graph; it is changed.
+        site: The attention. What it was made of stays, for a sweep.
+        cache: Its keys and values, ``[batch, kv heads, length, head size]``.
+        mask: True or 0 where a query may look, ``[batch or 1, 1, new, length]``.
+    """
+    nodes = NewNodes(graph, "attention")
+    result = nodes.op("Attention", site.query, *cache, mask, scale=site.scale)
+    result.type, result.shape = site.output.type, site.output.shape
+    made = result.producer()
+    assert made is not None
+    made.metadata_props.update(site.core.metadata_props)
+    nodes.put_before(site.core)
+    ir.convenience.replace_all_uses_with(site.output, result)
+
+
+def refuse_softcap(site: AttentionSite) -> None:
+    """Keeps scores that are bounded from being taken for plain ones.
+
+    Raises:
+        FusionError: They are; TensorRT's Attention has no way to bound them.
+    """
+    if site.softcap:
+        raise FusionError(f"The attention at node {site.core.name!r} bounds its scores.")
+
+
+def raise_opset(model: ir.Model, least: int) -> None:
+    """Declares the opset that new operators need.
+
+    Raises:
+        FusionError: The model's is too old to be raised by its number alone, or an operator of it
+            has changed its meaning meanwhile.
+    """
+    current = model.opset_imports.get("", 0)
+    if current >= least:
+        return
+    changed = next((n for n in model.graph.all_nodes() if n.op_type in _CHANGED), None)
+    if current < _OLDEST or changed is not None:
+        what = f"has {changed.op_type}" if changed is not None else f"has opset {current}"
+        raise FusionError(f"The graph {what}: it can't be raised to opset {least} as it is.")
+    model.opset_imports[""] = least
+
+
+def _is_grouped(site: AttentionSite) -> bool:
+    return site.core.op_type == "Attention" and tuple(site.core.inputs[1:3]) == site.present
