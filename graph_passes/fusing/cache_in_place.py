@@ -6,7 +6,7 @@ where the result's buffer is the cache's own, nothing else moves. The whole buff
 attention; the mask says what of it counts. The interface stays, with fixed lengths:
 
 - ``attention_mask [batch, room]``: 1 for what is filled after this call, 0 for padding and for
-  what is not filled. The last 1 tells where the new tokens end.
+  what is not filled. The last 1 of the batch tells where the new tokens of all sequences end.
 - ``past_key_values.N.*`` and ``present.N.*`` ``[batch, kv heads, room, head size]``.
 
 A query always sees itself: padding would else see nothing, and could leave NaN in the cache.
@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from graph_passes.cleanup import sweep
 from graph_passes.errors import FusionError
+from graph_passes.fused_norms import take_over
 from graph_passes.fusing.attention_sites import AttentionSite, find_attentions
 from graph_passes.fusing.masks import IDS, MASK, window_of
 from graph_passes.fusing.new_nodes import NewNodes
@@ -65,6 +66,7 @@ class CacheInPlacePass(ir.passes.InPlacePass):
             places.scatter(site, seen[windows[site.mask]])
         sweep(graph, list(graph))
         _fix_lengths(graph, sites, self.room)
+        graph.sort()
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -80,12 +82,12 @@ class _Places:
         self._columns = integers(range(room))
         ends = op("Mul", op("Cast", mask, to=ir.DataType.INT64.value), integers(range(1, room + 1)))
         new = op("Shape", ids, start=1, end=2)
-        end = op("ReduceMax", ends, integers([1]), keepdims=0)
+        end = op("ReduceMax", ends, keepdims=0)
         # An empty mask must not make anyone write before the cache.
-        self._begin = op("Max", op("Sub", end, new), integers([0]))  # [batch]
+        begin = op("Max", op("Sub", end, new), integers([0]))
+        self._begin = op("Expand", begin, op("Shape", ids, start=0, end=1))  # [batch]
         steps = op("Range", integers(0), op("Squeeze", new), integers(1))
-        rows = op("Add", op("Unsqueeze", self._begin, integers([1])), steps)
-        self._rows = op("Unsqueeze", rows, integers([1, 3]))  # [batch, 1, new, 1]
+        self._rows = op("Unsqueeze", op("Add", begin, steps), integers([0, 1, 3]))
         told = op("Unsqueeze", op("Cast", mask, to=ir.DataType.BOOL.value), integers([1, 2]))
         self._earlier = op("And", op("Less", self._columns, self._rows), told)
         self._nodes.put_before(self._start)
@@ -110,14 +112,7 @@ class _Places:
         self._nodes.put_before(site.core)
         attend(self._graph, site, (key, value), seen)
         for old, now in zip(site.present, (key, value), strict=True):
-            self._show(old, now)
-
-    def _show(self, old: ir.Value, now: ir.Value) -> None:
-        """Makes a value the graph output that another one was."""
-        now.type, now.shape = old.type, None if old.shape is None else old.shape.copy()
-        self._graph.outputs[list(self._graph.outputs).index(old)] = now
-        name, old.name = old.name, now.name
-        now.name = name
+            take_over(now, old)
 
 
 def _fix_lengths(graph: ir.Graph, sites: Iterable[AttentionSite], room: int) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from graph_passes.cleanup import sweep
 from graph_passes.errors import FusionError
+from graph_passes.fused_norms import take_over
 from graph_passes.fusing.attention_sites import AttentionSite, find_attentions
-from graph_passes.fusing.new_nodes import NewNodes
 
 _SINCE = 23
 _OLDEST = 20
@@ -40,6 +41,7 @@ class GroupedAttentionPass(ir.passes.InPlacePass):
             raise_opset(model, _SINCE)
         for site in sites:
             attend(graph, site, site.present, site.mask)
+        sweep(graph, [site.core for site in sites])
         return ir.passes.PassResult(model, modified=bool(sites))
 
 
@@ -54,14 +56,12 @@ def attend(
         cache: Its keys and values, ``[batch, kv heads, length, head size]``.
         mask: True or 0 where a query may look, ``[batch or 1, 1, new, length]``.
     """
-    nodes = NewNodes(graph, "attention")
-    result = nodes.op("Attention", site.query, *cache, mask, scale=site.scale)
-    result.type, result.shape = site.output.type, site.output.shape
-    made = result.producer()
-    assert made is not None
-    made.metadata_props.update(site.core.metadata_props)
-    nodes.put_before(site.core)
-    ir.convenience.replace_all_uses_with(site.output, result)
+    name, site.core.name = site.core.name, None
+    operands = [site.query, *cache, mask]
+    node = ir.node("Attention", operands, {"scale": site.scale}, name=name)
+    node.metadata_props.update(site.core.metadata_props)
+    graph.insert_before(site.core, node)
+    take_over(node.outputs[0], site.output)
 
 
 def refuse_softcap(site: AttentionSite) -> None:
