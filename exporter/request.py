@@ -62,11 +62,13 @@ class EngineRequest:
         backend: Which library builds.
         builds: How many of each model.
         settings: How.
+        split: An engine for each phase: one for both holds the weights twice.
     """
 
     backend: Backend
     builds: int = 1
     settings: BuildSettings = field(default_factory=BuildSettings)
+    split: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class ExportRequest:
         opset: For the target ``portable``: the ONNX opset; None: 20 for PyTorch's exporter,
             optimum's own choice for optimum.
         quantize: How both are quantised after the cut; None for not at all.
+        cache_length: For the TensorRT targets: positions of caches that are updated in place; 0
+            lets them grow, None takes the usual number.
         engines: Engines to build of both, and to compare; None for none.
         force: Redo what is already there.
     """
@@ -92,9 +96,19 @@ class ExportRequest:
     exporter: ExporterName | None = None
     target: Target = "portable"
     opset: int | None = None
+    cache_length: int | None = None
     load: SourceOptions = field(default_factory=SourceOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
     compare: CompareOptions = field(default_factory=CompareOptions)
     quantize: QuantizeSettings | None = None
     engines: EngineRequest | None = None
     force: bool = False
+
+    @property
+    def cache_room(self) -> int | None:
+        """Positions of caches of fixed length; None for the usual number, where that will do."""
+        from exporter.forms.tensorrt import USUAL_ROOM
+
+        if self.cache_length is None and self.compare.longest > USUAL_ROOM:
+            return self.compare.longest
+        return self.cache_length

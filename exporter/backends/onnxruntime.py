@@ -25,6 +25,7 @@ from exporter.backends.counted_rows import counted, need_counting, run_counted
 from exporter.backends.huge_pages import move_to_huge_pages
 from exporter.backends.ort_failures import first_sentence, lacks_a_kernel, load_failure
 from exporter.backends.ort_placement import RECORD_PLACEMENT, shape_nodes_on_cpu
+from exporter.backends.ort_types import bfloat16, dtype_of
 from exporter.backends.widened_copy import WidenedCopy, is_bfloat16
 from exporter.errors import BackendError
 from exporter.optional import require
@@ -358,7 +359,7 @@ class OnnxRuntimeRunner:
         return bound
 
     def _device_value(self, array: Array) -> Any:
-        if array.dtype == _bfloat16():
+        if array.dtype == bfloat16():
             import onnx
 
             return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
@@ -371,21 +372,7 @@ class OnnxRuntimeRunner:
 
     def _spec(self, value: Any) -> TensorSpec:
         shape = tuple(value.shape or ())
-        return TensorSpec(value.name, self._dtype(value), shape)
-
-    def _dtype(self, value: Any) -> np.dtype[Any]:
-        inner = value.type.removeprefix("tensor(").removesuffix(")")
-        names = {"float": "float32", "double": "float64"}
-        if inner == "bfloat16":
-            return _bfloat16()
-        try:
-            dtype: np.dtype[Any] = np.dtype(names.get(inner, inner))
-        except TypeError:
-            raise BackendError(
-                f"{self.model}: {value.name} has the type {value.type}, "
-                "which depthcut can't fill or read."
-            ) from None
-        return dtype
+        return TensorSpec(value.name, dtype_of(value, self.model), shape)
 
     @contextmanager
     def _run_errors(self) -> Iterator[None]:
@@ -398,10 +385,3 @@ class OnnxRuntimeRunner:
         return BackendError(
             f"ONNX Runtime failed while it ran {self.model}: {first_sentence(str(error))}"
         )
-
-
-def _bfloat16() -> np.dtype[Any]:
-    import ml_dtypes  # comes with onnx
-
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype

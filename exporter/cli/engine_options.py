@@ -76,6 +76,10 @@ def export_engine_options(function: _F) -> _F:
         optimization_level_option,
         compute_capability_option,
         engines(
+            "--split", is_flag=True,
+            help="With --engine: one for each phase; one for both holds the weights twice.",
+        ),
+        engines(
             "--builds", type=Count(), default=1, show_default=True,
             help="With --engine: so many of each model, since builds may differ.",
         ),

@@ -51,6 +51,11 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
     help="Of --target portable: the ONNX opset. [20]",
 )  # fmt: skip
 @click.option(
+    "--cache-length", type=click.IntRange(min=0), metavar="N",
+    help="Of --target tensorrt and tensorrt-rtx: positions of the caches, which are updated in "
+    "place; 0 lets them grow. [4096, or all that the model knows]",
+)  # fmt: skip
+@click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32", show_default=True,
     help="Of both models, and so of engines built from them. ONNX Runtime's CPU runs bfloat16 in "

@@ -33,6 +33,7 @@ def export_request(
         exporter=options["exporter"],
         target=options["target"],
         opset=options["opset"],
+        cache_length=options["cache_length"],
         load=source_options(options),
         score=score_options(options),
         compare=compare_options(options),
@@ -80,12 +81,14 @@ def engine_request(options: Mapping[str, Any]) -> EngineRequest | None:
                 raise UsageError(f"{name} is for engines.", "Say which with --engine.")
         if options["builds"] != 1:
             raise UsageError("--builds is for engines.", "Say which with --engine.")
+        if options["split"]:
+            raise UsageError("--split is for engines.", "Say which with --engine.")
         return None
     settings = BuildSettings(
         compute_capabilities=capabilities(options["compute_capabilities"]),
         optimization_level=options["optimization_level"],
     )
-    return EngineRequest(options["engine"], options["builds"], settings)
+    return EngineRequest(options["engine"], options["builds"], settings, options["split"])
 
 
 def drop_request(options: Mapping[str, Any]) -> DropRequest:

@@ -230,7 +230,7 @@ def _bytes_per_token(record: EngineRecord) -> int:
     from exporter.measure.graph_facts import CACHE_INPUT
 
     return sum(
-        byte_count(numpy_dtype(each.dtype), [size for size in each.shape[1:] if size > 0])
+        byte_count(numpy_dtype(each.dtype), (each.shape[1], each.shape[-1]))
         for each in record.inputs
         if CACHE_INPUT.fullmatch(each.name)
     )

@@ -124,3 +124,11 @@ class CompareOptions:
             raise UsageError("An interval needs at least 2 rounds.")
         if min(self.eval_tokens, self.eval_sequence_length) < 2:
             raise UsageError("An evaluation needs at least 2 tokens.")
+
+    @property
+    def longest(self) -> int:
+        """Positions that the longest measured text has, as far as that is asked for in tokens."""
+        decoded = [length + 1 for length in self.decode_past_lengths]
+        generated = [prompt + new - 1 for prompt, new in self.timing.generate]
+        texts = (self.eval_sequence_length, *self.quality.long_context)
+        return max(*texts, *self.prefill_lengths, *decoded, *generated)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from exporter.forms.genai_builder import Provider
     from exporter.model_source import LoadedModel
 
-Write = Callable[["LoadedModel", Path, Progress], Written]
-"""Writes a model's form into a folder; raises ExportError where it can't."""
+Write = Callable[..., Written]
+"""Is given a LoadedModel, a folder and a Progress; writes the model's form into the folder, or
+raises ExportError. Where caches have a fixed length it takes ``room``, too."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class TargetForm:
         engines: The engines that can be built of it.
         dtypes: Those that it has.
         plain: Whether exporter and opset may be chosen.
+        fixed_caches: Whether its caches have a length that can be chosen.
     """
 
     write: Write
@@ -40,6 +42,7 @@ class TargetForm:
     engines: tuple[Backend, ...] = ()
     dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
     plain: bool = False
+    fixed_caches: bool = False
 
 
 def _write_plain(loaded: LoadedModel, folder: Path, progress: Progress) -> Written:
@@ -58,10 +61,12 @@ def _write_for_onnxruntime(
     return write_encoder(loaded, folder, progress)
 
 
-def _write_for_tensorrt(loaded: LoadedModel, folder: Path, progress: Progress) -> Written:
+def _write_for_tensorrt(
+    loaded: LoadedModel, folder: Path, progress: Progress, *, room: int | None
+) -> Written:
     from exporter.forms.tensorrt import write_for_tensorrt
 
-    return write_for_tensorrt(loaded, folder, progress)
+    return write_for_tensorrt(loaded, folder, progress, room=room)
 
 
 TARGETS: Mapping[Target, TargetForm] = {
@@ -72,8 +77,8 @@ TARGETS: Mapping[Target, TargetForm] = {
     "onnxruntime-cuda": TargetForm(
         partial(_write_for_onnxruntime, provider="cuda"), provider="cuda", dtypes=("float16",)
     ),
-    "tensorrt": TargetForm(_write_for_tensorrt, engines=("tensorrt",)),
-    "tensorrt-rtx": TargetForm(_write_for_tensorrt, engines=("tensorrt-rtx",)),
+    "tensorrt": TargetForm(_write_for_tensorrt, engines=("tensorrt",), fixed_caches=True),
+    "tensorrt-rtx": TargetForm(_write_for_tensorrt, engines=("tensorrt-rtx",), fixed_caches=True),
 }
 
 
@@ -85,6 +90,7 @@ def refuse_options(
     dtype: str,
     provider: str,
     engine: Backend | None,
+    cache_length: int | None = None,
 ) -> None:
     """Refuses what contradicts a target, before anything is done.
 
@@ -95,6 +101,7 @@ def refuse_options(
         dtype: Of the graph, as PyTorch names it.
         provider: Where ONNX Runtime is to run it, ``cpu`` or ``cuda``.
         engine: Which engines are to be built of it, if any.
+        cache_length: Positions of its caches, if that was said.
 
     Raises:
         UsageError: It says which option, and what fits.
@@ -106,6 +113,11 @@ def refuse_options(
                 f"{name} decides exporter and opset itself; {option} {value} contradicts it.",
                 f"Leave {option} out, or take --target portable.",
             )
+    if cache_length is not None and not form.fixed_caches:
+        raise UsageError(
+            f"The caches of {name} have no fixed length.",
+            "Leave --cache-length out, or take --target tensorrt or tensorrt-rtx.",
+        )
     if dtype not in form.dtypes:
         raise UsageError(
             f"{name} has no form in {dtype}.", f"Say --dtype {' or '.join(form.dtypes)}."

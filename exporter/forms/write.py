@@ -23,6 +23,7 @@ def write_form(
     target: Target = "portable",
     exporter: ExporterName | None = None,
     opset: int | None = None,
+    room: int | None = None,
     progress: Progress = QUIET,
 ) -> tuple[Path, FormRecord]:
     """Exports a model in the form of a target.
@@ -34,6 +35,8 @@ def write_form(
         target: The runtime that the graph is for.
         exporter: For ``portable`` alone: which exporter; None for PyTorch's.
         opset: For ``portable`` alone; None for the exporter's usual one.
+        room: For the TensorRT targets alone: positions of the caches; 0 lets them grow, None takes
+            the usual number.
         progress: Hears how it goes, and where the fastest form was not to be had.
 
     Returns:
@@ -48,7 +51,8 @@ def write_form(
     if form.plain:
         written = write_portable(loaded, folder, exporter=exporter, opset=opset, progress=progress)
     else:
-        written = form.write(loaded, folder, progress)
+        options = {"room": room} if form.fixed_caches else {}
+        written = form.write(loaded, folder, progress, **options)
     record = note_form(folder, written, target)
     progress.say(form_in_words(record))
     return folder / MODEL_FILE, record

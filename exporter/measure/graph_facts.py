@@ -89,8 +89,8 @@ def _bytes_per_token(value: ir.Value) -> int:
 
     if not CACHE_INPUT.fullmatch(value.name or "") or value.shape is None or value.dtype is None:
         return 0
-    # Batch and past are the dynamic ones; a static batch is left out all the same.
-    static = [dim for dim in value.shape[1:-1] if isinstance(dim, int)]
+    # Batch and past are the dynamic ones; where they are static they are left out all the same.
+    static = [dim for dim in value.shape[1:-1] if isinstance(dim, int)][:1]
     return math.ceil(math.prod(static) * (head_size(value) or 1) * value.dtype.itemsize)
 
 

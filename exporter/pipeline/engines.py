@@ -22,6 +22,7 @@ def engines_key(run: Run, wanted: EngineRequest) -> Key:
         **run.sources(),
         "backend": wanted.backend,
         "builds": wanted.builds,
+        "split": wanted.split,
         "settings": wanted.settings.model_dump(),
         "devices": [str(device) for device in ask_driver().devices],
         "ranges": str(_ranges(run.request.compare)),
@@ -41,6 +42,7 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
             built = build_engines(
                 graph,
                 stage / arm,
+                split=wanted.split,
                 builds=wanted.builds,
                 ranges=fitting(graph_inputs(graph), _ranges(run.request.compare)),
                 backend=wanted.backend,

@@ -43,6 +43,7 @@ def export_key(run: Run) -> Key:
         "model": run.source_sha256,
         "load": vars(run.request.load),
         "target": run.request.target,
+        "cache_room": run.request.cache_room,
         "exporter": run.request.exporter,
         "opset": run.request.opset,
         "versions": run.versions,

@@ -36,7 +36,9 @@ def refuse_bad_options(request: ExportRequest) -> None:
         dtype=request.load.dtype,
         provider=request.compare.provider,
         engine=None if request.engines is None else request.engines.backend,
+        cache_length=request.cache_length,
     )
+    _refuse_short_caches(request)
     require("torch", extra="torch")
     check_provider(request.compare.provider)
     if request.exporter == "optimum":
@@ -49,6 +51,16 @@ def refuse_bad_options(request: ExportRequest) -> None:
     if request.quantize is not None:
         _refuse_quantization(request, request.quantize)
     refuse_missing_tasks(request.compare.quality)
+
+
+def _refuse_short_caches(request: ExportRequest) -> None:
+    """Keeps a measurement from finding out at the end that its text has no room."""
+    room, needed = request.cache_length, request.compare.longest
+    if room and needed > room:
+        raise UsageError(
+            f"Caches of {room} positions are too short for what is measured: {needed}.",
+            f"Say --cache-length {needed} or more, or measure shorter texts.",
+        )
 
 
 def _refuse_engines(wanted: EngineRequest) -> None:

@@ -70,6 +70,7 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             target=request.target,
             exporter=request.exporter,
             opset=request.opset,
+            room=request.cache_room,
             progress=run.progress,
         )
         save_pretrained_files(run.loaded, stage)

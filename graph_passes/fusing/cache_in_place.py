@@ -79,8 +79,9 @@ class _Places:
         self._start = next(iter(graph))
         op, integers = self._nodes.op, self._nodes.integers
         mask, ids = _input(graph, MASK), _input(graph, IDS)
-        self._columns = integers(range(room))
-        ends = op("Mul", op("Cast", mask, to=ir.DataType.INT64.value), integers(range(1, room + 1)))
+        self._columns = op("Range", integers(0), integers(room), integers(1))
+        counted = op("Add", self._columns, integers(1))
+        ends = op("Mul", op("Cast", mask, to=ir.DataType.INT64.value), counted)
         new = op("Shape", ids, start=1, end=2)
         end = op("ReduceMax", ends, keepdims=0)
         # An empty mask must not make anyone write before the cache.
