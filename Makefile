@@ -22,7 +22,7 @@ help:
 	@echo "make dialects  cut what each exporter writes, and write the table of it (minutes)"
 	@echo "make architectures  cut every architecture of the catalogue, write the table (half an hour)"
 	@echo "make forms  try fusers on each architecture, write the table (minutes)"
-	@echo "make engines  build engines of SmolLM2, BERT and ViT, write the table (minutes)"
+	@echo "make engines  build engines of SmolLM2, BERT, ViT and a Llama layer, write the tables (minutes)"
 	@echo "make clean  remove environments and outputs"
 
 demo: .venv/demo.done
@@ -79,6 +79,7 @@ forms: .venv/test.done
 
 engines: .venv/test.done
 	.venv/bin/python -m tests.benchmarks.bench_engines --write exporter/engine/docs/builds.md
+	.venv/bin/python -m tests.benchmarks.bench_attention --write exporter/engine/docs/attention.md
 
 clean:
 	rm -rf .venv .venv-plain .venv-optimum .venv-gpu out

@@ -80,15 +80,18 @@ def vit(dtype: str) -> Any:
 def _random(model_class: Any, config: Any, dtype: str) -> Any:
     import torch
 
+    torch.manual_seed(0)
+    return as_loaded(model_class(config).to(getattr(torch, dtype)))
+
+
+def as_loaded(model: Any) -> Any:
+    """A model of PyTorch as the loader would give it."""
     from exporter.artifacts import ModelRef
     from exporter.model_source import LoadedModel
 
-    torch.manual_seed(0)
-    model = model_class(config).eval().requires_grad_(False).to(getattr(torch, dtype))
-    name = model_class.__name__
-    ref = ModelRef(
-        source=name, architecture=name, num_layers=config.num_hidden_layers, sha256="0" * 64
-    )
+    model = model.eval().requires_grad_(False)
+    name, layers = type(model).__name__, model.config.num_hidden_layers
+    ref = ModelRef(source=name, architecture=name, num_layers=layers, sha256="0" * 64)
     return LoadedModel(model, None, ref, Path(name))
 
 
