@@ -43,8 +43,8 @@ rewritten, built with TensorRT-RTX for sm89 on a machine without a GPU. Nothing 
 | column | meaning |
 | --- | --- |
 | form | how attention and cache are written: basic operators (opset 20), the operator \
-Attention on repeated keys and values (opset 23), on those of the cache, and that with a cache of {room} \
-positions updated in place (opset 24) |
+Attention on repeated keys and values (opset 23), on those of the cache, and that with a \
+cache of {room} positions updated in place (opset 24) |
 | phase | decode: batch 64, {context} filled; prefill: batch 8, 2048 tokens |
 | scratch MB | what the engine needs beside weights and caches; 10^6 bytes |
 | cache MB | that a decoder takes in decode for this layer: two sets of buffers, or one in place |
