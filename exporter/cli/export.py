@@ -22,7 +22,7 @@ from exporter.cli.options import (
 )
 from exporter.cli.quality_options import quality_options
 from exporter.cli.quantize_options import SCHEMES, quantization, quantize_options
-from exporter.cli.sections import SectionedCommand
+from exporter.cli.sections import Count, SectionedCommand
 from exporter.cli.timing_options import timing_options
 
 # As exporter.artifacts.Target, which --help must not load.
@@ -51,7 +51,7 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
     help="Of --target portable: the ONNX opset. [20]",
 )  # fmt: skip
 @click.option(
-    "--cache-length", type=click.IntRange(min=0), metavar="N",
+    "--cache-length", type=Count(0),
     help="Of --target tensorrt and tensorrt-rtx: positions of the caches, which are updated in "
     "place; 0 lets them grow. [4096, or all that the model knows]",
 )  # fmt: skip
