@@ -37,7 +37,7 @@ _HEAD = """\
 Written by `{command}`; don't edit it.
 Versions: {versions}.
 
-One layer of Llama 3 8B with random weights and a vocabulary of 1024, exported by PyTorch and
+One layer of Llama 3 8B with constant weights and a vocabulary of 1024, exported by PyTorch and
 rewritten, built with TensorRT-RTX for sm89 on a machine without a GPU. Nothing was run.
 
 | column | meaning |

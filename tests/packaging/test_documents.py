@@ -19,7 +19,7 @@ DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md")),
 ]
-GENERATED = {"architectures.md", "dialects.md", "builds.md"}
+GENERATED = {"attention.md", "architectures.md", "dialects.md", "builds.md"}
 WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
 FOREIGN = {"--build-arg", "--exportTimes", "--save-results", "--trials"}
 """Options of docker, trtexec, polygraphy and the benchmarks."""
