@@ -9,8 +9,10 @@ A stage is valid when it was made from the same inputs (its key) and its files a
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,22 +143,43 @@ def _read_stages(path: Path) -> dict[str, dict[str, Any]]:
 def locked(root: Path) -> Iterator[None]:
     """Keeps a second run out of an output folder for as long as the block runs.
 
-    What a killed run left half-made is cleared away first.
+    What a killed run left half-made is cleared away first. The lock leaves nothing behind: a block
+    that made nothing leaves the disk as it was, without the folders that were made for it.
 
     Raises:
         UsageError: When another process works in the folder.
     """
-    folder = root / FOLDER
-    with _lock_file(root, "lock") as lock:
+    made = [path for path in (root, *root.parents) if not path.exists()]
+    with _lock_alone(root) as lock:
+        try:
+            for place in (root, root / FOLDER, root / FOLDER / "work"):
+                _clear_leftovers(place)
+            yield
+        finally:
+            Path(lock.name).unlink(missing_ok=True)
+            _remove_empty(root / FOLDER / "work", root / FOLDER, *made)
+
+
+def _lock_alone(root: Path) -> IO[str]:
+    """The lock's file, locked; closing it lets it go."""
+    while True:
+        lock = _lock_file(root, "lock")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.close()
             raise UsageError(
                 f"Another depthcut works in {root}.", "Wait for it, or use another folder."
             ) from None
-        for place in (root, folder, folder / "work"):
-            _clear_leftovers(place)
-        yield
+        if os.fstat(lock.fileno()).st_nlink:
+            return lock
+        lock.close()  # the run that held it removed it between our two calls
+
+
+def _remove_empty(*folders: Path) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

@@ -72,8 +72,7 @@ def compare(
     from exporter.ledger import locked
     from exporter.report.files import write_reports
 
-    output.mkdir(parents=True, exist_ok=True)  # Fails now, not after the measurement.
-    with locked(output):
+    with locked(output):  # A folder that can't be made fails now, not after the measurement.
         report = compare_models(
             baseline,
             candidate,

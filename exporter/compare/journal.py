@@ -29,7 +29,8 @@ class Journal:
 
     Args:
         root: The output folder.
-        key: Everything that times depend on. What was kept under another key is thrown away.
+        key: Everything that times depend on. What was kept under another key is thrown away, once
+            there is something to keep under this one.
     """
 
     def __init__(self, root: Path, key: Mapping[str, Any]) -> None:
@@ -37,8 +38,7 @@ class Journal:
         self._head = {"key": key_hash(key)}
         self._probe: ThreadProbe | None = None
         self._chunks = self._read()
-        probe = () if self._probe is None else (_told(self._probe),)
-        self._write([self._head, *probe, *self._chunks.values()])
+        self._begun = False
 
     @property
     def chunks(self) -> int:
@@ -51,9 +51,8 @@ class Journal:
         return self._probe
 
     def keep_probe(self, probe: ThreadProbe) -> None:
-        """Writes it down."""
+        """Keeps it with the first chunk: alone it is soon found again."""
         self._probe = probe
-        self._append(_told(probe))
 
     def recall(self, cell: Cell, number: int) -> Chunk | None:
         """The chunk of a cell, where it was finished."""
@@ -67,6 +66,9 @@ class Journal:
         self._append({"name": _name(cell, number), "chunk": chunk.to_json()})
 
     def _append(self, entry: dict[str, Any]) -> None:
+        if not self._begun:  # without what is another run's, or was cut off
+            self._write()
+            self._begun = True
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
@@ -92,9 +94,11 @@ class Journal:
             return found
         return found
 
-    def _write(self, entries: list[dict[str, Any]]) -> None:
+    def _write(self) -> None:
         from exporter.files import write_text
 
+        probe = () if self._probe is None else ({"probe": self._probe.model_dump(mode="json")},)
+        entries = [self._head, *probe, *self._chunks.values()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
@@ -131,10 +135,6 @@ def _identity(arm: ComparedArm) -> list[str]:
 def forget(root: Path) -> None:
     """Removes what was kept: the report is written."""
     (root / FOLDER / _NAME).unlink(missing_ok=True)
-
-
-def _told(probe: ThreadProbe) -> dict[str, Any]:
-    return {"probe": probe.model_dump(mode="json")}
 
 
 def _name(cell: Cell, number: int) -> str:

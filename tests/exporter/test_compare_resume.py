@@ -12,14 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_lm import write_tiny_lm
 
 import exporter.compare.timing
 from exporter.artifacts import ComparisonReport
+from exporter.cli import run
 from exporter.compare import CompareOptions, TimingOptions, compare
 from exporter.compare.journal import Journal, forget
 from exporter.errors import ComparisonError, UsageError
+from exporter.measure.inputs import Shape
+from exporter.measure.timing.chunk import Chunk
 
 OPTIONS = CompareOptions(
     threads=1,
@@ -100,11 +104,28 @@ def test_what_was_kept_counts_for_the_same_arms_and_options_only(
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"name": "x", "chunk": {"times_ms": [[[[0]]]]}}'])
 def test_a_line_that_was_cut_off_is_no_time(tmp_path: Path, broken: str) -> None:
-    Journal(tmp_path, {"a": 1})
+    times = np.ones((1, 1, 2, 1))
+    whole = Chunk(times, seconds=1, settled=True, clock="host", planned=2, reloaded=False)
+    Journal(tmp_path, {"a": 1}).keep(Shape("prefill", 1, 4, 0), 0, whole)
     path = tmp_path / ".depthcut" / "timing.jsonl"
     path.write_text(path.read_text() + broken)
-    assert Journal(tmp_path, {"a": 1}).chunks == 0
-    assert len(lines(tmp_path)) == 1
+    again = Journal(tmp_path, {"a": 1})
+    assert again.chunks == 1
+    again.keep(Shape("prefill", 1, 4, 0), 1, whole)
+    assert len(lines(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "interface"])
+def test_what_fails_before_anything_is_measured_leaves_nothing(
+    arms: tuple[Path, Path], tmp_path: Path, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_lm(tmp_path / "interface", output="last_hidden_state")
+    before = sorted(tmp_path.iterdir())
+    out = str(tmp_path / "new" / "out")
+    options = ["--prefill", "4", "--eval-tokens", "32"]
+    assert run(["compare", str(arms[0]), str(tmp_path / wrong), "-o", out, *options]) == 1
+    assert "depthcut: " in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_whole_generations_are_timed_in_three_rows(arms: tuple[Path, Path]) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -94,9 +96,7 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path: Path) -> None:
     (tmp_path / ".mine.txt").touch()
     with locked(tmp_path):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".depthcut", ".mine.txt", "candidate",
-    ]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.txt", "candidate"]
 
 
 def test_an_older_folder_whose_successor_never_came_is_put_back(tmp_path: Path) -> None:
@@ -119,6 +119,51 @@ def test_a_second_run_is_kept_out(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_run_that_made_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), locked(tmp_path / "new" / "out"):
+        raise RuntimeError
+    assert not any(tmp_path.iterdir())
+    with locked(tmp_path / "new"):
+        (tmp_path / "new" / "report.json").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.json"]
+
+
+def test_what_a_failed_run_finished_stays(tmp_path: Path) -> None:
+    def fails() -> None:
+        with locked(tmp_path / "out"):
+            _finish(StageLedger(tmp_path / "out"), "{}")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert StageLedger(tmp_path / "out").valid("score", KEY)
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_lock_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the file and locking it the run before ends."""
+    calls, flock = [], fcntl.flock
+
+    def late(file: IO[str], mode: int) -> None:
+        if not calls:
+            Path(file.name).unlink()
+        calls.append(mode)
+        flock(file, mode)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(tmp_path), pytest.raises(UsageError, match="Another depthcut"), locked(tmp_path):
+        pass
+    assert len(calls) == 3
 
 
 def test_turns_wait_for_one_another_and_not_for_a_run(tmp_path: Path) -> None:
