@@ -1,0 +1,273 @@
+"""One library with one decoder loaded, asked for prompts and steps line by line; see bench_forms.
+
+A script of its own, so that each library runs in an environment of its own: ``python forms_peer.py
+LIBRARY MODEL THREADS CONTEXT``. It answers ``prefill N`` with the milliseconds from N tokens to the
+first new one, ``decode N K`` with those of each of K steps after N tokens, and ``tokens N K`` with
+a greedy continuation. Steps go on where the last ones ended, for 256 tokens; then the prompt is run
+again, untimed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+_MOST_STEPS = 256
+
+
+class Session(Protocol):
+    """A loaded decoder; both calls give the likeliest next token."""
+
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
+        """Forgets everything and runs a prompt ``[1, tokens]``."""
+
+    def step(self, token: int) -> int:
+        """Runs one more token."""
+
+
+class Depthcut:
+    """depthcut's own decoder on an ONNX folder."""
+
+    def __init__(self, model: str, threads: int, context: int) -> None:
+        from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
+
+        path = Path(model, "model.onnx")
+        self._decoder = OnnxRuntimeDecoder(path, threads=threads, context=context).__enter__()
+
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
+        return int(self._decoder.prefill(ids).argmax(-1)[0])
+
+    def step(self, token: int) -> int:
+        return int(self._decoder.step(np.array([[token]])).argmax(-1)[0])
+
+
+class Genai:
+    """onnxruntime-genai; it takes the next token by itself."""
+
+    def __init__(self, model: str, threads: int, context: int) -> None:
+        import onnxruntime_genai as runtime
+
+        config: Any = runtime.Config(model)
+        options = {"intra_op_num_threads": threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        self._runtime, self._context = runtime, context
+        self._model: Any = runtime.Model(config)
+        self._generator: Any = None
+
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
+        parameters = self._runtime.GeneratorParams(self._model)
+        parameters.set_search_options(
+            max_length=self._context, min_length=self._context, do_sample=False
+        )
+        self._generator = self._runtime.Generator(self._model, parameters)
+        self._generator.append_tokens(ids.astype(np.int32))
+        return self.step(0)
+
+    def step(self, token: int) -> int:
+        self._generator.generate_next_token()
+        return int(self._generator.get_next_tokens()[0])
+
+
+class Optimum:
+    """optimum's ORTModelForCausalLM with IO binding."""
+
+    def __init__(self, model: str, threads: int, context: int) -> None:
+        import onnxruntime
+        import torch
+        from optimum.onnxruntime import ORTModelForCausalLM
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._model: Any = ORTModelForCausalLM.from_pretrained(
+            model, session_options=options, use_io_binding=True
+        )
+        self._past: Any = None
+        self._length = 0
+
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
+        self._past, self._length = None, 0
+        return self._run(self._torch.tensor(ids))
+
+    def step(self, token: int) -> int:
+        return self._run(self._torch.tensor([[token]]))
+
+    def _run(self, ids: Any) -> int:
+        self._length += ids.shape[1]
+        mask = self._torch.ones((1, self._length), dtype=self._torch.int64)
+        found = self._model(
+            input_ids=ids, attention_mask=mask, past_key_values=self._past, use_cache=True
+        )
+        self._past = found.past_key_values
+        return int(found.logits[0, -1].argmax())
+
+
+class Torch:
+    """transformers, logits of the last position only."""
+
+    compiled = False
+
+    def __init__(self, model: str, threads: int, context: int) -> None:
+        import torch
+        import transformers
+
+        torch.set_num_threads(threads)
+        self._torch, self._cache_class = torch, transformers.StaticCache
+        self._context = context
+        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            model, local_files_only=True
+        ).eval()
+        self._forward: Any = torch.compile(self._model) if self.compiled else self._model
+        self._cache: Any = None
+        self._length = 0
+
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
+        self._cache, self._length = self._new_cache(), 0
+        return self._run(self._torch.tensor(ids))
+
+    def step(self, token: int) -> int:
+        return self._run(self._torch.tensor([[token]]))
+
+    def _new_cache(self) -> Any:
+        return None
+
+    def _run(self, ids: Any) -> int:
+        places = self._torch.arange(self._length, self._length + ids.shape[1])[None]
+        self._length += ids.shape[1]
+        with self._torch.inference_mode():
+            found = self._forward(
+                input_ids=ids, position_ids=places, past_key_values=self._cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+        self._cache = found.past_key_values
+        return int(found.logits[0, -1].argmax())
+
+
+class TorchCompile(Torch):
+    """The same behind ``torch.compile``, with the cache of fixed size that it asks for."""
+
+    compiled = True
+
+    def _new_cache(self) -> Any:
+        return self._cache_class(config=self._model.config, max_cache_len=self._context)
+
+
+class LlamaCpp:
+    """llama.cpp on a GGUF file."""
+
+    def __init__(self, model: str, threads: int, context: int) -> None:
+        import llama_cpp
+
+        self._model: Any = llama_cpp.Llama(
+            model, n_ctx=context, n_threads=threads, n_threads_batch=threads, verbose=False
+        )
+
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
+        self._model.reset()
+        return self._eval(ids[0].tolist())
+
+    def step(self, token: int) -> int:
+        return self._eval([token])
+
+    def _eval(self, ids: list[int]) -> int:
+        import llama_cpp
+
+        self._model.eval(ids)
+        logits = llama_cpp.llama_get_logits_ith(self._model.ctx, -1)
+        return int(np.ctypeslib.as_array(logits, (self._model.n_vocab(),)).argmax())
+
+
+class Reading:
+    """No decoder: reads as many bytes as a step must, the weights and the cache, once."""
+
+    def __init__(self, model: str, threads: int, context: int) -> None:
+        config = json.loads(Path(model, "config.json").read_text(encoding="utf-8"))
+        size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        self._each = 8 * config["num_key_value_heads"] * size * config["num_hidden_layers"]
+        self._weights = sum(file.stat().st_size for file in Path(model).glob("model.onnx*"))
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._parts: list[np.ndarray[Any, Any]] = []
+
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
+        count = (self._weights + self._each * ids.shape[1]) // 4
+        self._parts = np.array_split(np.ones(count, np.float32), self._threads)
+        return self.step(0)
+
+    def step(self, token: int) -> int:
+        # A sum is bound by memory, not by arithmetic; numpy lets go of the interpreter in it.
+        return int(sum(self._pool.map(lambda part: float(np.dot(part, part)), self._parts)) > 0)
+
+
+LIBRARIES: dict[str, tuple[Callable[[str, int, int], Session], tuple[str, ...]]] = {
+    "depthcut": (Depthcut, ("onnxruntime",)),
+    "onnxruntime-genai": (Genai, ("onnxruntime-genai", "onnxruntime")),
+    "optimum": (Optimum, ("optimum", "onnxruntime")),
+    "torch": (Torch, ("torch", "transformers")),
+    "torch.compile": (TorchCompile, ("torch", "transformers")),
+    "reading": (Reading, ("numpy",)),
+    "llama.cpp": (LlamaCpp, ("llama-cpp-python",)),
+}
+
+
+class Served:
+    """A session with the place where it stands."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._prompt, self._steps, self._token = 0, 0, 0
+
+    def prefill(self, tokens: int) -> float:
+        """Milliseconds from the prompt to the first new token."""
+        begin = time.perf_counter()
+        self._token = self._session.prefill(_prompt(tokens))
+        taken = (time.perf_counter() - begin) * 1e3
+        self._prompt, self._steps = tokens, 0
+        return taken
+
+    def decode(self, tokens: int, steps: int) -> float:
+        """Milliseconds of a step."""
+        if self._prompt != tokens or self._steps + steps > _MOST_STEPS:
+            self.prefill(tokens)
+        begin = time.perf_counter()
+        for _ in range(steps):
+            self._token = self._session.step(self._token)
+        self._steps += steps
+        return (time.perf_counter() - begin) / steps * 1e3
+
+    def tokens(self, tokens: int, steps: int) -> list[int]:
+        """A greedy continuation."""
+        self.prefill(tokens)
+        found = [self._token]
+        for _ in range(steps - 1):
+            self._token = self._session.step(self._token)
+            found.append(self._token)
+        self._steps = steps
+        return found
+
+
+def _prompt(tokens: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(3, 32000, (1, tokens))
+
+
+def main(library: str, model: str, threads: str, context: str) -> None:
+    """Says that it is ready, then answers."""
+    make, distributions = LIBRARIES[library]
+    served = Served(make(model, int(threads), int(context)))
+    print(json.dumps({name: metadata.version(name) for name in distributions}), flush=True)
+    for line in sys.stdin:
+        command, *numbers = line.split()
+        print(json.dumps(getattr(served, command)(*map(int, numbers))), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
