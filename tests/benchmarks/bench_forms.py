@@ -3,7 +3,8 @@
 Run it with ``python -m tests.benchmarks.bench_forms GGUF WORK --table fp32`` (``int4``, ``1b``).
 WORK takes the models, which are made once. Every arm is a process of its own with the same number
 of threads and the same tokens; arms take turns in an order that is drawn, and all are loaded anew
-several times, since where weights lie in memory alone makes some percent. The table ``1b`` is of a
+several times, since where weights lie in memory alone makes some percent. All get huge pages from
+malloc, as depthcut's runner asks for them itself. The table ``1b`` is of a
 Llama of 1.2 billion parameters with random weights, in int4. Logits are of the last position alone
 where the library can do that.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,8 @@ import numpy as np
 from exporter.measure.statistics import estimate
 
 _SCRIPT = Path(__file__).with_name("forms_peer.py")
+# depthcut moves its weights to huge pages by itself; so every library gets them.
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,12 @@ def _loaded(name: str, arm: Arm, context: int) -> Iterator[Peer | None]:
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, **_HUGE_PAGES},
         ) as process,
     ):
         assert process.stdout is not None
