@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 OUT = ROOT / "out" / "bench"
 ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
-    "speedup", "quantize", "sensitivity", "architectures", "engines", "build", "tasks",
+    "speedup", "quantize", "sensitivity", "forms", "architectures", "engines", "build", "tasks",
 )  # fmt: skip
 
 
@@ -50,6 +50,8 @@ def _run(name: str) -> int:
             command += ["--gguf", _smollm2()]
     elif name == "cache":
         command += [_smollm2(), str(OUT / "genai")]
+    elif name == "forms":
+        command += [_smollm2(), str(OUT / "forms")]
     elif name in ("speedup", "tasks"):
         command.append(str(_exported()))
     elif name == "build":

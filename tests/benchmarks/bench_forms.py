@@ -20,6 +20,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from exporter.measure.environment import default_threads
+from tests.benchmarks.bench_quantize import (
+    default_text,
+    evaluation_tokens,
+    megabytes,
+    perplexity,
+)
 from tests.benchmarks.forms_models import Models, llama_1b
 from tests.benchmarks.forms_table import Arm, Measured, measure, print_table
 from tests.benchmarks.machine import print_machine
@@ -47,24 +54,29 @@ def fp32(models: Models, options: argparse.Namespace) -> dict[str, Arm]:
 
 def int4(models: Models, options: argparse.Namespace) -> dict[str, Arm]:
     """Quantised forms, whole and cut."""
-    arms = {"depthcut fp32": Arm(OURS, models.whole(), beside="int4")}
-    for scheme in ("int4", "int8", "mixed"):
-        arms[scheme] = Arm(OURS, models.quantized(scheme), beside="depthcut fp32")
-        for count in (8, 15) if scheme == "int4" else (15,):
-            cut = models.quantized(scheme, count)
-            arms[f"{scheme}, {count} cut"] = Arm(OURS, cut, beside=scheme)
-    arms["int4 in genai"] = Arm(GENAI, models.quantized("int4"), options.genai_python, "int4")
-    arms["llama.cpp"] = Arm("llama.cpp", models.source, options.llama_python, "int4")
+    arms = {
+        "fp32": Arm(OURS, models.whole()),
+        "int8": Arm(OURS, models.quantized("int8"), beside="fp32"),
+        "int8, 15 cut": Arm(OURS, models.quantized("int8", 15), beside="int8"),
+        "int4 plain": Arm(OURS, models.quantized("int4 plain"), beside="in genai"),
+    }
+    for form in ("int4 kept", "int4 hqq"):
+        arms[form] = Arm(OURS, models.quantized(form), beside="int4 plain")
+    for count in (8, 15):
+        cut = models.quantized("int4 kept", count)
+        arms[f"int4 kept, {count} cut"] = Arm(OURS, cut, beside="int4 kept")
+    arms["in genai"] = Arm(GENAI, models.quantized("int4 plain"), options.genai_python)
+    arms["llama.cpp"] = Arm("llama.cpp", models.source, options.llama_python, "int4 kept")
     return arms
 
 
 def one_billion(models: Models, options: argparse.Namespace) -> dict[str, Arm]:
     """A wider model in int4."""
-    whole = models.quantized("int4")
+    whole, cut = (models.quantized("int4 plain", count) for count in (0, models.half))
     return {
-        "int4": Arm(OURS, whole, beside="int4 in genai"),
-        "int4, half cut": Arm(OURS, models.quantized("int4", models.half), beside="int4"),
-        "int4 in genai": Arm(GENAI, whole, options.genai_python),
+        "int4 plain": Arm(OURS, whole, beside="in genai"),
+        "int4 plain, half cut": Arm(OURS, cut, beside="int4 plain"),
+        "in genai": Arm(GENAI, whole, options.genai_python),
     }
 
 
@@ -82,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--genai-python", default=sys.executable)
     parser.add_argument("--optimum-python", default=sys.executable)
     parser.add_argument("--llama-python", default=sys.executable)
+    parser.add_argument("--text", default=default_text(), help="for the perplexity")
     parser.add_argument("--only", action="append", help="this arm alone, and others so named")
     options = parser.parse_args(arguments)
     print_machine()
@@ -95,7 +108,19 @@ def main(arguments: list[str] | None = None) -> int:
     if options.only:
         arms = {name: arm for name, arm in arms.items() if name in options.only}
     print_table(arms, what, measure(arms, what))
+    if options.table == "int4":
+        print_sizes(arms, options.text)
     return 0
+
+
+def print_sizes(arms: dict[str, Arm], text: str) -> None:
+    """Bytes and perplexity of our own arms, 12 samples of 512 tokens."""
+    ours = {name: arm.model / "model.onnx" for name, arm in arms.items() if arm.library == OURS}
+    tokens = evaluation_tokens(next(iter(ours.values())), text, 512, 12)
+    print(f"perplexity on {tokens.size} tokens of {Path(text).name}:")
+    for name, model in ours.items():
+        found = perplexity(model, tokens, default_threads())
+        print(f"{name}: {megabytes(model):.1f} MB, {found:.2f}", flush=True)
 
 
 if __name__ == "__main__":

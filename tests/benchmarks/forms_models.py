@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -14,6 +15,14 @@ from exporter.artifacts import PlannedDeletion, PruningPlan, ReplacementsRef, Ta
 from exporter.files import sha256_file, staged_directory
 from exporter.replacement_file import Replacements, read_replacements
 from tests.benchmarks.bench_speedup import ATTENTIONS
+
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "int4 plain": {"scheme": "int4", "method": "rtn", "symmetric": True},
+    "int4 kept": {"scheme": "int4", "method": "gguf"},
+    "int4 hqq": {"scheme": "int4", "method": "hqq"},
+    "int8": {"scheme": "int8", "method": "rtn"},
+}
+"""Forms by what the tables call them."""
 
 
 class Models:
@@ -69,12 +78,14 @@ class Models:
 
         return self._made(f"{target}-{count}-cut{'-linear' if linear else ''}", write)
 
-    def quantized(self, scheme: str, count: int = 0) -> Path:
-        """On ONNX Runtime, whole or cut."""
+    def quantized(self, name: str, count: int = 0) -> Path:
+        """On ONNX Runtime, whole or cut; ``name`` is one of :data:`QUANTIZED`."""
         source = self.cut(count) if count else self.whole()
-        return self._made(
-            f"{source.name}-{scheme}", lambda folder: _quantize(source, folder, scheme)
-        )
+        settings = {**QUANTIZED[name]}
+        if settings.get("method") == "gguf":
+            settings["gguf"] = self.source
+        made = f"{source.name}-{name.replace(' ', '-')}"
+        return self._made(made, lambda folder: _quantize(source, folder, settings))
 
     def _deletions(self, count: int, *, linear: bool) -> list[PlannedDeletion]:
         layers = range(0, 2 * count, 2) if self._every_second else ATTENTIONS[:count]
@@ -127,11 +138,11 @@ def _maps(folder: Path, deletions: list[PlannedDeletion]) -> Replacements:
     return found
 
 
-def _quantize(source: Path, folder: Path, scheme: str) -> None:
+def _quantize(source: Path, folder: Path, settings: dict[str, Any]) -> None:
     from exporter.quantization.quantize import quantize_file
     from exporter.quantization.settings import QuantizeSettings
 
-    quantize_file(source / "model.onnx", folder / "model.onnx", QuantizeSettings(scheme=scheme))
+    quantize_file(source / "model.onnx", folder / "model.onnx", QuantizeSettings(**settings))
     for file in source.iterdir():
         if not file.name.startswith("model.onnx") and file.is_file():
             shutil.copy2(file, folder)
