@@ -43,6 +43,7 @@ def fp32(models: Models, options: argparse.Namespace) -> dict[str, Arm]:
         "depthcut, 8 cut": Arm(OURS, models.cut(8), beside="depthcut"),
         "depthcut, 15 cut": Arm(OURS, models.cut(15), beside="depthcut"),
         "depthcut, 15 linear": Arm(OURS, models.cut(15, linear=True), beside="depthcut"),
+        "depthcut, own passes": Arm(OURS, models.own_passes(), beside="depthcut"),
         "portable": Arm(OURS, portable, beside="depthcut"),
         "portable, 15 cut": Arm(OURS, models.cut(15, "portable"), beside="portable"),
         "onnxruntime-genai": Arm(GENAI, whole, options.genai_python),

@@ -62,6 +62,20 @@ class Models:
 
         return self._made(target, write)
 
+    def own_passes(self) -> Path:
+        """Written by PyTorch's exporter and fused by our own passes, not by the builder."""
+
+        def write(folder: Path) -> None:
+            from exporter.forms.fused_export import write_fused_export
+            from exporter.model_source import load_model, save_pretrained_files
+            from exporter.progress import QUIET
+
+            loaded = load_model(str(self.source))
+            write_fused_export(loaded, folder, QUIET)
+            save_pretrained_files(loaded, folder)
+
+        return self._made("own-passes", write)
+
     def cut(self, count: int, target: Target = "onnxruntime-cpu", *, linear: bool = False) -> Path:
         """Without so many attentions; with a linear map of random numbers in each one's place."""
 
