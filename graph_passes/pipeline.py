@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Hashable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -11,7 +10,7 @@ from graph_passes.cleanup import CleanupPass
 from graph_passes.delete_sublayers import DeleteSublayersPass, DeletionResult
 from graph_passes.errors import SurgeryError
 from graph_passes.finding.preconditions import graph_refusal
-from graph_passes.finding.weights import constant_weight, is_weight, parameters
+from graph_passes.finding.weights import constant_weight, is_weight, parameters, place
 from graph_passes.replacements import ReplacementTensors
 from graph_passes.types import Deletion, GraphSize, PassReport, SublayerRef
 
@@ -77,19 +76,20 @@ def graph_size(model: ir.Model) -> GraphSize:
     """Counts nodes and weights, those in bodies of If and Loop included. No weight is read.
 
     Integer and truth-value initializers are shape arithmetic and masks, not weights. A matrix
-    that is packed in bytes has as many parameters as it has numbers.
+    that is packed in bytes has as many parameters as it has numbers. One that several operators
+    read, in whatever shapes, counts once.
     """
     found = (constant_weight(node) for node in model.graph.all_nodes())
     constants = [tensor for tensor in found if tensor is not None]
-    weights = [
-        value
-        for graph in (model.graph, *model.graph.subgraphs())
-        for value in graph.initializers.values()
-        if is_weight(value)
-    ]
-    stored = [value.const_value for value in weights if value.const_value is not None]
+    held: dict[Hashable, tuple[int, int]] = {}
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in filter(is_weight, graph.initializers.values()):
+            tensor = value.const_value
+            assert tensor is not None
+            before = held.get(place(tensor), (0, 0))
+            held[place(tensor)] = max(before, (parameters(value), tensor.nbytes))
     return GraphSize(
         nodes=sum(1 for _ in model.graph.all_nodes()),
-        parameters=sum(map(parameters, weights)) + sum(tensor.size for tensor in constants),
-        bytes=sum(tensor.nbytes for tensor in chain(stored, constants)),
+        parameters=sum(count for count, _ in held.values()) + sum(t.size for t in constants),
+        bytes=sum(size for _, size in held.values()) + sum(t.nbytes for t in constants),
     )

@@ -27,7 +27,8 @@ class GraphFacts:
     Attributes:
         file_bytes: What the graph's file and its external data take on disk together.
         sha256: One hash over these files.
-        parameters: Elements of all weights.
+        parameters: Weights that the graph computes with, packed ones unpacked; see
+            :func:`graph_passes.pipeline.graph_size`.
         nodes: Nodes, subgraphs included.
         precision: The type that holds most of the initializers' bytes, such as ``fp32``.
         kv_cache_bytes_per_token: What one token of one sequence adds to the KV cache.

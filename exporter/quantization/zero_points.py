@@ -145,6 +145,8 @@ class BlockSums:
     def _joined(self, product: Product, block: int, copies: int, width: int) -> ir.Value:
         import onnx_ir as ir
 
+        from graph_passes.finding.weights import BLOCK_SUMS
+
         x, graph = product.node.inputs[0], product.node.graph
         assert x is not None
         assert graph is not None
@@ -155,7 +157,7 @@ class BlockSums:
         sums = ir.Node(
             DOMAIN, "MatMulNBits", [x, ones.quants, ones.scales],
             [ir.AttrInt64(name, number) for name, number in numbers.items()],
-            name=f"{product.name}/block_sums", version=1,
+            name=f"{product.name}{BLOCK_SUMS}", version=1,
         )  # fmt: skip
         joined = ir.Node(
             "", "Concat", [x, sums.outputs[0]], [ir.AttrInt64("axis", -1)],

@@ -28,6 +28,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.surgery import prune_file
 from graph_passes import Deletion, Refusal, SublayerRef, find_sites, prune_graph
 from graph_passes.files.storage import save_model
+from graph_passes.pipeline import graph_size
 from graph_passes.testing import masked_model
 
 EXPECTED = [SublayerRef(layer, kind) for layer in range(2) for kind in ("attention", "mlp")]
@@ -135,8 +136,20 @@ def test_the_oracle_catches_the_wrong_layer(maker: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("maker", ["dynamic", "static"])
 def test_quantised_weights_are_parameters_and_scales_are_none(maker: str, tmp_path: Path) -> None:
     plain, quantised = smaller("post_norm_encoder"), MAKERS[maker]
-    before = [site.parameters for site in sites_of(plain)]
-    assert [s.parameters for s in sites_of(quantised(plain, tmp_path))] == before
+    before, packed = [site.parameters for site in sites_of(plain)], quantised(plain, tmp_path)
+    assert [s.parameters for s in sites_of(packed)] == before
+    assert graph_size(packed).parameters == graph_size(plain).parameters
+
+
+@pytest.mark.parametrize(("operator", "counted"), [("DequantizeLinear", 8), ("Add", 0)])
+def test_a_bias_of_32_bits_is_one_where_it_is_scaled(operator: str, counted: int) -> None:
+    """Others of that type are shape arithmetic."""
+    last = "y = DequantizeLinear(bias, scale)" if counted else "y = Add(bias, bias)"
+    model = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["": 20]>
+        small () => ({"float" if counted else "int32"}[8] y)
+        <int32[8] bias = {{1, 2, 3, 4, 5, 6, 7, 8}}, float scale = {{0.5}}> {{ {last} }}""")
+    assert {node.op_type for node in model.graph} == {operator}
+    assert graph_size(model).parameters == counted
 
 
 def test_the_runtime_fuses_post_norm_sums_and_they_stay_fused(tmp_path: Path) -> None:

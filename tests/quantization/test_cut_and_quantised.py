@@ -70,6 +70,19 @@ def test_cutting_and_quantising_in_either_order_is_the_same(
     assert np.abs(logits(first) - logits(tmp_path / "c.onnx")).max() > 1e-4
 
 
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_a_cut_takes_the_same_parameters_from_both(
+    whole: Path, tmp_path: Path, scheme: Scheme
+) -> None:
+    packed = quantised(whole, tmp_path / "q.onnx", scheme)
+    gone = []
+    for path in (whole, packed):
+        report = prune_graph(load_model(path), CUT)[1]
+        gone.append(report.before.parameters - report.after.parameters)
+        assert sum(entry.parameters_removed for entry in report.deleted) == gone[-1]
+    assert gone[0] == gone[1] > 0
+
+
 def test_a_quantised_graph_has_the_sites_of_the_float_one(whole: Path, tmp_path: Path) -> None:
     assert sites(quantised(whole, tmp_path / "q.onnx")) == sites(whole)
     assert len(sites(whole)) == 6

@@ -19,6 +19,7 @@ from exporter.quantization.quantize import quantize_file, quantize_with_report
 from exporter.quantization.rounding import Packed, round_to_nearest, unpack
 from exporter.quantization.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
+from graph_passes.pipeline import graph_size
 from tests.quantization.small_graphs import (
     GEMM,
     INNER,
@@ -83,6 +84,33 @@ def test_a_tied_head_and_its_table_are_one_range_of_the_file(tied: Path, tmp_pat
     ]  # fmt: skip
     assert len(places) == 2
     assert len(set(places)) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        QuantizeSettings(scheme="int4"),
+        QuantizeSettings(scheme="int8", symmetric=False),
+        QuantizeSettings(scheme="int4", head_bits=None, embedding_bits=8),
+        QuantizeSettings(scheme="int4", method="hqq"),
+    ],
+)
+def test_parameters_are_the_weights_that_packed_bytes_stand_for(
+    tied: Path, tmp_path: Path, settings: QuantizeSettings
+) -> None:
+    before = graph_size(load_model(tied)).parameters
+    quantize_file(tied, tmp_path / "out.onnx", settings)
+    # A head of other bits than its table is a matrix of its own.
+    apart = VOCABULARY * WIDTH if settings.head_bits is None else 0
+    assert graph_size(load_model(tmp_path / "out.onnx")).parameters == before + apart
+
+
+def test_what_fills_the_last_block_is_no_parameter(tmp_path: Path) -> None:
+    source = written(RAGGED, tmp_path / "source.onnx")
+    quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int4"))
+    packed, plain = (load_model(path) for path in (tmp_path / "out.onnx", source))
+    assert "MatMulNBits" in {node.op_type for node in packed.graph}
+    assert graph_size(packed).parameters == graph_size(plain).parameters
 
 
 def test_a_table_of_other_bits_than_its_head_is_apart(tied: Path, tmp_path: Path) -> None:
