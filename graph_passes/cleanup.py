@@ -64,7 +64,8 @@ def _release(node: ir.Node) -> dict[ir.Value, int]:
         for i, value in enumerate(reader.inputs):
             if value is not None:
                 operands[value] = max(parameters_read(reader, i), operands.get(value, 0))
-                reader.replace_input_with(i, None)
+        for i in range(len(reader.inputs)):  # only now: one operand tells what another holds
+            reader.replace_input_with(i, None)
     return operands
 
 

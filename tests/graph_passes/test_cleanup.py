@@ -13,6 +13,7 @@ from fused_graphs import FUSED, fused_model
 from graph_support import oracle_error, tiny
 
 from graph_passes import Deletion, prune_graph
+from graph_passes.cleanup import Swept, sweep
 from graph_passes.delete_sublayers import DeleteSublayersPass
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.pipeline import graph_size
@@ -140,3 +141,33 @@ def test_a_hostile_record_counts_as_none(broken: str) -> None:
     assert recorded(model) == frozenset()
     assert recorded_renumbering(model) == {}
     prune_graph(model, PLAN, renumber_kv=True)
+
+
+def packed(name: str, rows: int, blocks: int) -> str:
+    """Initializers of a packed matrix of 4 bits, in blocks of 32."""
+    blanks = ", ".join(["0"] * (rows * blocks * 16))
+    ones = ", ".join(["1"] * (rows * blocks))
+    return (
+        f"uint8[{rows}, {blocks}, 16] {name} = {{{blanks}}}, "
+        f"float[{rows}, {blocks}] {name}_scales = {{{ones}}}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "counted"), [("p/block_sums", 32 * 3), ("p/other", 32 * (32 + 6))]
+)
+def test_rows_for_the_sums_of_blocks_are_no_parameters(name: str, counted: int) -> None:
+    """A product of 32 weights a row, which has further rows for the blocks' sums."""
+    model = ir.from_onnx_text(f"""<ir_version: 10, opset_import: ["": 20, "com.microsoft": 1]>
+        small (float[1, 32] x) => (float[1, 3] y)
+        <{packed("ones", 32, 1)}, {packed("weight", 3, 2)}> {{
+          [sums] sums = com.microsoft.MatMulNBits<K = 32, N = 32, bits = 4, block_size = 32>(
+            x, ones, ones_scales)
+          [joined] both = Concat<axis = -1>(x, sums)
+          [p] y = com.microsoft.MatMulNBits<K = 64, N = 3, bits = 4, block_size = 32>(
+            both, weight, weight_scales)
+        }}""")
+    model.graph.node("sums").name = name
+    assert graph_size(model).parameters == counted
+    model.graph.outputs.clear()
+    assert sweep(model.graph, list(model.graph)) == Swept(nodes=3, parameters=counted)
