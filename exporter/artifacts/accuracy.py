@@ -76,6 +76,7 @@ class TaskResult(Record):
 
     ``difference`` is candidate minus baseline, its interval from a paired bootstrap over items;
     ``mcnemar_p`` the exact test's over the items that only one arm gets right.
+    ``higher_is_better`` is false for losses and error rates.
     """
 
     task: str
@@ -88,6 +89,7 @@ class TaskResult(Record):
     only_candidate_right: int | None = None
     mcnemar_p: float | None = None
     source: str = ""
+    higher_is_better: bool = True
 
 
 class EmbeddingAgreement(Record):

@@ -16,6 +16,7 @@ class TaskScore(Record):
     value: float
     source: str
     items: list[float]
+    higher_is_better: bool = True
 
 
 class EvaluationReport(Artifact):

@@ -22,7 +22,8 @@ class Limits:
         max_kl: KL divergence from its unpruned arm, in nats per position.
         min_top1_agreement: Share of positions with the unpruned arm's most likely token.
         min_embedding_cosine: Mean cosine of an encoder's embeddings with the unpruned arm's.
-        max_task_drop: Points of a task's score that it may lose: 0.01 is one of a hundred.
+        max_task_drop: Points of a task's score that it may lose: 0.01 is one of a hundred. A
+            metric of which less is better may grow by as much.
         max_size_increase: Share by which its files and engines may grow.
         max_memory_increase: Share by which its KV cache and its device memory may grow.
         noise_floor: Factor within which a measured change is noise, where the session measured

@@ -39,8 +39,9 @@ def accuracy_checks(
         cosine = _cosine(_accuracy(report, "min-embedding-cosine"))
         checks.append(judge(cosine, limits.min_embedding_cosine))
     if limits.max_task_drop is not None:
-        estimates = _tasks(report, baseline)
-        checks += [judge(estimate, -limits.max_task_drop) for estimate in estimates]
+        for estimate in _tasks(report, baseline):
+            sign = -1 if estimate.higher_is_better else 1
+            checks.append(judge(estimate, sign * limits.max_task_drop))
     return checks
 
 
@@ -221,7 +222,7 @@ def _task(now: TaskResult, then: TaskResult | None) -> Estimate:
         value=value,
         ci95=interval,
         scale="difference",
-        higher_is_better=True,
+        higher_is_better=now.higher_is_better,
         unchanged=0.0,
     )
 

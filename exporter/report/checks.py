@@ -83,7 +83,7 @@ def _value(check: Check, value: float) -> str:
         return f"{value:.3f}x"
     if check.scale == "ratio":
         return f"{100 * (value - 1):+.1f} %"
-    if check.quantity in ("kl_divergence", "embedding_cosine"):
+    if check.quantity in ("kl_divergence", "embedding_cosine") or _is_loss(check):
         return significant(value, 3)
     sign = "+" if check.quantity == "task" else ""
     return f"{100 * value:{sign}.1f} %"
@@ -94,6 +94,11 @@ def _amount(check: Check, value: float) -> str:
         return milliseconds(value) + _UNITS[check.quantity]
     if check.quantity in ("size", "memory"):
         return f"{value / 1e6:,.1f} MB" if value >= 1e6 else f"{value:,.0f} B"
-    if check.quantity in ("task", "top1_agreement"):
+    if check.quantity in ("task", "top1_agreement") and not _is_loss(check):
         return f"{100 * value:.1f} %"
     return significant(value)
+
+
+def _is_loss(check: Check) -> bool:
+    """Whether a task's score is no share of right answers."""
+    return check.quantity == "task" and check.better == "lower"

@@ -65,6 +65,7 @@ def _records(scores: TaskScores) -> list[TaskScore]:
             value=float(values.mean()),
             source=scores.source,
             items=values.tolist(),
+            higher_is_better=metric not in scores.lower_is_better,
         )
         for metric, values in scores.metrics.items()
     ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from exporter.errors import DepthcutError, TaskError, first_line, pass_on_memory_error
+from exporter.measure.quality.paired import Floats
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 from exporter.tasks.encoding import TextCodec
@@ -27,7 +28,8 @@ def run_lm_eval(
     """Scores one arm on lm-eval's tasks; their items come from the Hugging Face hub.
 
     Groups are scored task by task. Metrics that are no number an item (perplexities, F1 over all)
-    are left out and named.
+    are left out and named. Where an item has its log-likelihood for a ``perplexity``, the metric is
+    ``log_perplexity``, in nats.
 
     Args:
         names: Tasks or groups.
@@ -63,9 +65,9 @@ def run_lm_eval(
             "Its items come from the Hugging Face hub: is it reachable? Local files need none: "
             "--task-data DIR.",
         ) from error
-    versions = results.get("versions", {})
+    versions, directions = results.get("versions", {}), results.get("higher_is_better", {})
     return [
-        _scores(task, versions.get(task), samples, progress)
+        _scores(task, versions.get(task), samples, directions.get(task, {}), progress)
         for task, samples in results["samples"].items()
     ]
 
@@ -86,20 +88,35 @@ def check_known(name: str, known: Sequence[str]) -> None:
 
 
 def _scores(
-    task: str, version: object, samples: list[dict[str, Any]], progress: Progress
+    task: str,
+    version: object,
+    samples: list[dict[str, Any]],
+    higher_is_better: Mapping[str, bool | None],
+    progress: Progress,
 ) -> TaskScores:
     own = [sample for sample in samples if sample.get("filter") == samples[0].get("filter")]
     ordered = sorted(own, key=lambda sample: int(sample["doc_id"]))
-    numbers, left = {}, []
+    numbers, lower, left = {}, set(), []
     for metric in ordered[0]["metrics"] if ordered else []:
         values = [sample[metric] for sample in ordered]
-        if all(isinstance(value, (int, float, np.number)) for value in values):
-            numbers[metric] = np.array(values, np.float64)
-        else:
+        if not all(isinstance(value, (int, float, np.number)) for value in values):
             left.append(metric)
+            continue
+        name, scores = _named(metric, np.array(values, np.float64))
+        numbers[name] = scores
+        if higher_is_better.get(metric) is False:
+            lower.add(name)
     if left:
         progress.say(f"{task}: left out, no number an item: {', '.join(left)}")
     if not numbers:
         raise TaskError(f"{task} has no metric that is a number an item.")
     label = f"lm-eval, {task} version {version}, {len(ordered)} items"
-    return TaskScores(task=task, source=label, metrics=numbers)
+    return TaskScores(task=task, source=label, metrics=numbers, lower_is_better=frozenset(lower))
+
+
+def _named(metric: str, values: Floats) -> tuple[str, Floats]:
+    """A metric whose mean over the items is its score.
+
+    lm-eval's ``perplexity`` is ``exp(-mean)`` of what an item has, its log-likelihood.
+    """
+    return ("log_perplexity", -values) if metric == "perplexity" else (metric, values)

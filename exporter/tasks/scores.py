@@ -20,12 +20,14 @@ class TaskScores:
         task: Its name.
         source: Where the items came from.
         metrics: By name, the score of each item.
+        lower_is_better: The metrics of which less is better.
         log_likelihoods: Where the task has choices, those of each item's.
     """
 
     task: str
     source: str
     metrics: Mapping[str, Floats]
+    lower_is_better: frozenset[str] = frozenset()
     log_likelihoods: Sequence[Sequence[float]] = field(default=())
 
 
@@ -44,7 +46,7 @@ def compare_scores(baseline: TaskScores, candidate: TaskScores) -> list[TaskResu
 
 def _result(baseline: TaskScores, candidate: TaskScores, metric: str) -> TaskResult:
     pair = baseline.metrics[metric], candidate.metrics[metric]
-    both = np.concatenate(pair)
+    higher = metric not in baseline.lower_is_better
     result = TaskResult(
         task=baseline.task,
         metric=metric,
@@ -53,10 +55,13 @@ def _result(baseline: TaskScores, candidate: TaskScores, metric: str) -> TaskRes
         candidate=float(pair[1].mean()),
         difference=difference_interval(*pair),
         source=baseline.source,
+        higher_is_better=higher,
     )
-    if not np.isin(both, (0, 1)).all():
+    if not np.isin(pair, (0, 1)).all():
         return result
     lost, won = int((pair[0] > pair[1]).sum()), int((pair[0] < pair[1]).sum())
+    if not higher:
+        lost, won = won, lost
     return result.model_copy(
         update={
             "only_baseline_right": lost,

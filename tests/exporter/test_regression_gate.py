@@ -38,6 +38,7 @@ from exporter.regression import (
     updated,
 )
 from exporter.regression.keys import differences, key_of, series
+from exporter.report.checks import limit_words
 from tests.exporter.gate_reports import (
     gate_accuracy,
     gate_arm,
@@ -242,6 +243,39 @@ def task(candidate: float, low: float, high: float) -> Task:
         task="arc", metric="acc", items=500, baseline=0.6, candidate=candidate,
         difference=difference,
     )  # fmt: skip
+
+
+def loss(candidate: float, higher_is_better: bool) -> Task:
+    """A task's loss of 2.0 in the baseline, or what is no loss but the same number."""
+    change = candidate - 2.0
+    return Task(
+        task="lambada", metric="log_perplexity", items=500, baseline=2.0, candidate=candidate,
+        difference=Interval(value=change, ci95=(change - 0.01, change + 0.01)),
+        higher_is_better=higher_is_better,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("candidate", "higher_is_better", "word"),
+    [
+        (2.3, False, "regressed"),
+        (2.3, True, "improved"),
+        (1.7, False, "improved"),
+        (1.7, True, "regressed"),
+        (2.0, False, "unchanged"),
+    ],
+)
+def test_a_metric_of_which_less_is_better_may_not_grow(
+    candidate: float, higher_is_better: bool, word: str
+) -> None:
+    limits = Limits(max_task_drop=0.1)
+    now = gate_report(accuracy=gate_accuracy(tasks=[loss(candidate, higher_is_better)]))
+    before = gate_report(accuracy=gate_accuracy(tasks=[loss(2.0, higher_is_better)]))
+    for found in (check(now, limits), against(now, before, limits)):
+        (only,) = found.checks
+        assert only.verdict == word
+    side, told = ("at most", "0.1") if not higher_is_better else ("at least", "-10.0 %")
+    assert limit_words(only) == f"{side} {told}"
 
 
 def test_tasks_are_compared_by_points() -> None:

@@ -20,10 +20,13 @@ from exporter.compare.timing import Timed
 from exporter.errors import ComparisonError, TaskError, UsageError
 from exporter.measure.inputs import Shape, make_inputs
 from exporter.measure.model_folder import ModelFolder
+from exporter.progress import QUIET
+from exporter.tasks import lm_eval_tasks
 from exporter.tasks.choosing import TaskChoice, score_tasks
 from exporter.tasks.encoding import TextCodec
 from exporter.tasks.items import read_task
 from exporter.tasks.likelihood import Request, Scorer
+from exporter.tasks.scores import TaskScores, compare_scores
 from exporter.tasks.sharing import Row, batches, groups
 from graph_passes import save_model
 from graph_passes.tiny_graphs import VOCABULARY, TinySpec, tiny_model
@@ -219,6 +222,34 @@ def test_compare_scores_both_arms_on_the_same_items(
     assert first.mcnemar_p is not None
     assert 0 < first.mcnemar_p <= 1
     assert "50 items" in first.source
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_better_side_of_a_metric_is_told(higher: bool) -> None:
+    lower = frozenset() if higher else frozenset({"wrong"})
+    first, second = (
+        TaskScores("words", "here", {"wrong": np.array(values, np.float64)}, lower)
+        for values in ([0, 1, 1, 0], [1, 0, 0, 0])
+    )
+    (found,) = compare_scores(first, second)
+    assert found.higher_is_better == higher
+    assert found.difference.value == -0.25
+    rights = (found.only_baseline_right, found.only_candidate_right)
+    assert rights == ((2, 1) if higher else (1, 2))
+
+
+def test_lm_eval_s_directions_are_kept_and_its_log_likelihoods_are_losses() -> None:
+    samples = [
+        {"doc_id": number, "filter": "none", "metrics": ["perplexity", "acc", "brier", "f1"],
+         "perplexity": -number - 1.0, "acc": 1, "brier": 0.25, "f1": (0, 1)}
+        for number in (1, 0)
+    ]  # fmt: skip
+    told = {"perplexity": False, "acc": True, "brier": False, "f1": True}
+    found = lm_eval_tasks._scores("lambada", 1, samples, told, QUIET)
+    assert found.lower_is_better == {"log_perplexity", "brier"}
+    assert {name: values.tolist() for name, values in found.metrics.items()} == {
+        "log_perplexity": [1.0, 2.0], "acc": [1, 1], "brier": [0.25, 0.25],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

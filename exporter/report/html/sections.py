@@ -176,7 +176,7 @@ def _task_differences(report: ComparisonReport, key: str) -> Figure:
             task.difference.value,
             *task.difference.ci95,
             f"{task.difference.value:+.3f}",
-            _side(*task.difference.ci95),
+            _side(*task.difference.ci95, higher_is_better=task.higher_is_better),
         )
         for task in report.accuracy.tasks
     ]
@@ -187,10 +187,10 @@ def _task_differences(report: ComparisonReport, key: str) -> Figure:
     return Figure(chart, "Candidate minus baseline with its 95 % interval, paired by item.")
 
 
-def _side(low: float, high: float) -> Tone:
-    if low > 0:
-        return "good"
-    return "bad" if high < 0 else "even"
+def _side(low: float, high: float, *, higher_is_better: bool = True) -> Tone:
+    if low <= 0 <= high:
+        return "even"
+    return "good" if (low > 0) == higher_is_better else "bad"
 
 
 def _architecture(source: Source, key: str) -> Iterator[Figure]:

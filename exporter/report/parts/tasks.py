@@ -32,7 +32,7 @@ def _task(task: TaskResult) -> list[str]:
     counts = (task.only_baseline_right, task.only_candidate_right)
     return [
         task.task,
-        task.metric,
+        task.metric if task.higher_is_better else f"{task.metric} (lower is better)",
         f"{task.items:,}",
         f"{task.baseline:.4f}",
         f"{task.candidate:.4f}",
