@@ -32,10 +32,14 @@ def move_to_huge_pages() -> int:
     """
     if not _allowed():
         return 0
+    try:
+        maps = _MAPS.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # a sandbox without /proc
+        return 0
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     moved = 0
-    for begin, end in private_regions(_MAPS.read_text(encoding="utf-8", errors="replace")):
+    for begin, end in private_regions(maps):
         madvise(begin, end - begin, _MADV_HUGEPAGE)  # for what is still to be written there
         for page in range(begin, end, HUGE_PAGE_BYTES):
             moved += madvise(page, HUGE_PAGE_BYTES, _MADV_COLLAPSE) == 0

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from exporter.backends.base import Array, BoundCall, TensorSpec
+from exporter.backends.huge_pages import move_to_huge_pages
 from exporter.errors import BackendError, first_line, pass_on_memory_error
 from exporter.onnx_interface import InterfaceModule, OnnxInterface, interface_of
 
@@ -36,6 +37,9 @@ class TorchRunner:
     ``torch.compile`` makes code of its own for each shape. Where it can't, that is an error:
     nothing falls back to eager execution.
 
+    On the CPU its memory is moved to huge pages, as that of the arms that it stands beside; see
+    :class:`exporter.backends.base.OnHugePages`.
+
     Args:
         model: In eval mode, on the CPU.
         compiled: Whether ``torch.compile`` is put in front of it.
@@ -54,6 +58,7 @@ class TorchRunner:
         self.provider = provider.upper()
         self.threads = threads
         self.cpu_nodes: Mapping[str, int] = {}
+        self.huge_page_bytes = 0
         self._compiled: _Forward | None = None
         self._compiles = compiled
         self._device = torch.device(provider)
@@ -75,6 +80,8 @@ class TorchRunner:
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         self._module.to(self._device)
+        if self._device.type == "cpu":
+            self.huge_page_bytes = move_to_huge_pages()
         self._forward = self._eager_or_compiled()
         return self
 

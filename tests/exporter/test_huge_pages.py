@@ -53,6 +53,15 @@ def test_nothing_is_asked_where_the_kernel_has_decided(
     assert move_to_huge_pages() == 0
 
 
+def test_a_system_that_tells_no_regions_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "enabled").write_text("always [madvise] never")
+    monkeypatch.setattr(huge_pages, "_ENABLED", tmp_path / "enabled")
+    monkeypatch.setattr(huge_pages, "_MAPS", tmp_path / "is missing")
+    assert move_to_huge_pages() == 0
+
+
 def test_a_runner_says_how_much_of_its_process_was_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
