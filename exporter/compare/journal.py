@@ -1,8 +1,9 @@
-"""What a comparison has timed so far, on disk: a run that is killed goes on from there.
+"""What a comparison has measured so far, on disk: a run that is killed goes on from there.
 
 A chunk of rounds is kept whole or not at all. Chunks are loads of their own anyway, so that some of
 an earlier process are worth as much as those of this one, under the same key: the same files,
-options, libraries and machine. Where the number of threads was looked for it is kept, too.
+options, libraries and machine. Where the number of threads was looked for it is kept, too, and so
+are finished results of accuracy; see :mod:`exporter.compare.answers`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Journal:
         self._path = root / FOLDER / _NAME
         self._head = {"key": key_hash(key)}
         self._probe: ThreadProbe | None = None
+        self._answers: dict[str, dict[str, Any]] = {}
         self._chunks = self._read()
         self._begun = False
 
@@ -65,6 +67,21 @@ class Journal:
         """Writes a finished chunk down, and through to the disk."""
         self._append({"name": _name(cell, number), "chunk": chunk.to_json()})
 
+    def recall_answers(self, name: str, key: str) -> Any:
+        """A finished result as JSON; None where there is none under this key."""
+        entry = self._answers.get(name)
+        return entry["value"] if entry is not None and entry["key"] == key else None
+
+    def keep_answers(self, name: str, key: str, value: Any) -> None:
+        """Writes a finished result down, in the place of one of the same name.
+
+        Args:
+            name: Of the result.
+            key: Hash of what it depends on beside the journal's own key.
+            value: JSON.
+        """
+        self._append({"answers": name, "key": key, "value": value})
+
     def _append(self, entry: dict[str, Any]) -> None:
         if not self._begun:  # without what is another run's, or was cut off
             self._write()
@@ -87,6 +104,9 @@ class Journal:
                 if "probe" in entry:
                     self._probe = ThreadProbe.model_validate(entry["probe"])
                     continue
+                if "answers" in entry:
+                    self._answers[entry["answers"]] = {**entry, "key": entry["key"]}
+                    continue
                 Chunk.from_json(entry["chunk"])
                 found[entry["name"]] = entry
         except (OSError, ValueError, KeyError, TypeError):
@@ -98,7 +118,7 @@ class Journal:
         from exporter.files import write_text
 
         probe = () if self._probe is None else ({"probe": self._probe.model_dump(mode="json")},)
-        entries = [self._head, *probe, *self._chunks.values()]
+        entries = [self._head, *probe, *self._answers.values(), *self._chunks.values()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in entries))
 

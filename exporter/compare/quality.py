@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import Accuracy, GenerationAgreement
+from pydantic import TypeAdapter
+
+from exporter.artifacts import Accuracy, GenerationAgreement, LongContext
+from exporter.compare.answers import Answers
 from exporter.compare.arms import FLOAT_BASELINE, Pair
 from exporter.compare.continuations import generation_agreements, long_contexts
 from exporter.compare.corners import CornerQuality
 from exporter.compare.embeddings import embedding_accuracy
+from exporter.compare.journal import Journal
 from exporter.compare.judgement import Judgement
 from exporter.compare.tasks import check_questions, task_results
 
@@ -19,8 +23,13 @@ if TYPE_CHECKING:
     from exporter.texts import TextSource
 
 
-def judge(pair: Pair, texts: TextSource) -> Judgement:
+def judge(pair: Pair, texts: TextSource, journal: Journal | None = None) -> Judgement:
     """Judges all arms that are judged on the same tokens; each reads them once.
+
+    Args:
+        pair: Running arms.
+        texts: What they are judged on.
+        journal: What an earlier run had found, and where this one keeps what it finds.
 
     Raises:
         ComparisonError: For a text that is too short or of other tokens, and for logits that
@@ -28,41 +37,70 @@ def judge(pair: Pair, texts: TextSource) -> Judgement:
         TaskError: A task is not known, or its items can't be read.
         BackendError: A run fails.
     """
-    from exporter.measure.inputs import has_cache
-    from exporter.measure.quality.agreement import check_tokens, compare_predictions
     from exporter.measure.quality.predictions import LOGITS
 
     check_questions(pair)
-    baseline = pair.baseline
-    if LOGITS not in {spec.name for spec in baseline.runner.outputs}:
-        embedded = embedding_accuracy(pair, texts)
-        if embedded is None:
-            pair.progress.say("accuracy: left out, the models have no output called logits")
-        return embedded or Judgement()
+    answers = Answers(pair, texts, journal)
+    if LOGITS in {spec.name for spec in pair.baseline.runner.outputs}:
+        return _of_text(pair, texts, answers)
+    embedded = answers.found(
+        "embeddings", TypeAdapter(Judgement | None), lambda: embedding_accuracy(pair, texts)
+    )
+    if embedded is None:
+        pair.progress.say("accuracy: left out, the models have no output called logits")
+    return embedded or Judgement()
+
+
+def _of_text(pair: Pair, texts: TextSource, answers: Answers) -> Judgement:
+    """For models that predict tokens."""
+    from exporter.measure.quality.agreement import check_tokens
+
     tokens = _tokens(pair, texts)
     check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
     pair.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
-    causal = has_cache(baseline.runner.inputs) or baseline.folder.predicts_next_token
-    found = compare_predictions(
-        {name: arm.runner for name, arm in pair.judged.items()},
-        pair.held_against,
-        tokens.token_ids,
-        causal=causal and tokens.is_text,
-        overlap=tokens.overlap,
-        progress=pair.progress,
+    told = _predictions(pair, tokens, answers)
+    generated = answers.found(
+        "generation",
+        TypeAdapter(list[tuple[tuple[str, str], GenerationAgreement]]),
+        lambda: list(generation_agreements(pair, tokens).items()),
     )
-    told = dict(zip(pair.held_against, found, strict=True))
-    texts_of = generation_agreements(pair, tokens)
+    texts_of = dict(generated)
     own = Accuracy(
         text_source=tokens.source,
         text_sha256=tokens.sha256,
         stride=pair.options.quality.stride,
         generation=texts_of.get(("baseline", "candidate")),
-        long_context=long_contexts(pair, texts),
-        tasks=task_results(pair),
+        long_context=answers.found(
+            "long contexts", TypeAdapter(list[LongContext]), lambda: long_contexts(pair, texts)
+        ),
+        tasks=task_results(pair, answers),
         **vars(told["baseline", "candidate"]),
     )
     return Judgement(own, dict(_corners(told, texts_of)))
+
+
+def _predictions(
+    pair: Pair, tokens: EvaluationTokens, answers: Answers
+) -> dict[tuple[str, str], Agreement]:
+    """All that one pass over the text tells, by what is held against what."""
+    from exporter.measure.inputs import has_cache
+    from exporter.measure.quality.agreement import Agreement, compare_predictions
+
+    baseline = pair.baseline
+    causal = has_cache(baseline.runner.inputs) or baseline.folder.predicts_next_token
+    found = answers.found(
+        "predictions",
+        TypeAdapter(list[Agreement]),
+        lambda: compare_predictions(
+            {name: arm.runner for name, arm in pair.judged.items()},
+            pair.held_against,
+            tokens.token_ids,
+            causal=causal and tokens.is_text,
+            overlap=tokens.overlap,
+            progress=pair.progress,
+        ),
+    )
+    return dict(zip(pair.held_against, found, strict=True))
 
 
 def _corners(

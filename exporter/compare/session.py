@@ -76,8 +76,8 @@ def compare(
         plan: What was dropped; by default what the candidate's metadata say, without what the
             baseline's say.
         calibration: The text that the plan rests on; the evaluation text must be another.
-        resume: A folder where times are kept while they are taken. What a run of the same
-            comparison that was cut short has left there is not timed again; once the report is
+        resume: A folder where times and results are kept as they come. What a run of the same
+            comparison that was cut short has left there is not measured again; once the report is
             written, :func:`exporter.compare.journal.forget` removes it.
         progress: Hears what goes on.
 
@@ -159,7 +159,7 @@ def _measured(
     tell_widened(pair.runners, pair.progress)
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
-    quality = judge(pair, texts)
+    quality = judge(pair, texts, journal)
     before = cpu_times()
     timed = time_all(pair, journal)
     others = other_cpu_share(before, cpu_times())

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
 
 from exporter.artifacts import TaskResult
 from exporter.compare.arms import ComparedArm, Pair
@@ -11,6 +15,7 @@ from exporter.errors import ComparisonError
 from exporter.optional import require
 
 if TYPE_CHECKING:
+    from exporter.compare.answers import Answers
     from exporter.tasks.choosing import TaskChoice
     from exporter.tasks.scores import TaskScores
 
@@ -53,8 +58,20 @@ def refuse_missing_tasks(quality: QualityOptions) -> None:
         require("lm_eval", extra="eval")
 
 
-def task_results(pair: Pair) -> list[TaskResult]:
+def tasks_version(quality: QualityOptions) -> list[str]:
+    """What the tasks' items and scores depend on: their files' hashes, or lm-eval's version."""
+    if not quality.tasks:
+        return []
+    files = _choice(quality).local()
+    return [version("lm_eval")] if files is None else [file.sha256 for file in files]
+
+
+def task_results(pair: Pair, answers: Answers) -> list[TaskResult]:
     """Scores both arms on the same items; nothing where no task was asked for.
+
+    Args:
+        pair: Running arms.
+        answers: Keeps each arm's scores as soon as they are there.
 
     Raises:
         TaskError: A task is not known, or its items can't be read.
@@ -62,11 +79,18 @@ def task_results(pair: Pair) -> list[TaskResult]:
         BackendError: A run fails.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
-    from exporter.tasks.scores import compare_scores
+    from exporter.tasks.scores import TaskScores, compare_scores
 
     if not pair.options.quality.tasks:
         return []
-    both = [_scores(pair, arm) for arm in (pair.baseline, pair.candidate)]
+    both = [
+        answers.found(
+            f"tasks of the {name}",
+            TypeAdapter(list[TaskScores]),
+            partial(_scores, pair, arm),
+        )
+        for name, arm in (("baseline", pair.baseline), ("candidate", pair.candidate))
+    ]
     return [result for two in zip(*both, strict=True) for result in compare_scores(*two)]
 
 

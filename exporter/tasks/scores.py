@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+from pydantic import PlainSerializer, PlainValidator
 
 from exporter.artifacts import TaskResult
 from exporter.errors import ComparisonError
 from exporter.measure.quality.paired import Floats, difference_interval, mcnemar_p
+
+_Kept = Annotated[
+    Floats,
+    PlainValidator(lambda values: np.array(values, np.float64)),
+    PlainSerializer(lambda values: values.tolist()),
+]
+"""An array that goes to JSON and back."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class TaskScores:
 
     task: str
     source: str
-    metrics: Mapping[str, Floats]
+    metrics: Mapping[str, _Kept]
     lower_is_better: frozenset[str] = frozenset()
     log_likelihoods: Sequence[Sequence[float]] = field(default=())
 

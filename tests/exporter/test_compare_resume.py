@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_lm import write_tiny_lm
+from tiny_lm import write_tiny_lm, write_tokenizer
 
 import exporter.compare.timing
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
-from exporter.compare import CompareOptions, TimingOptions, compare
+from exporter.compare import CompareOptions, QualityOptions, TimingOptions, compare
 from exporter.compare.journal import Journal, forget
+from exporter.compare.timing import Timed
 from exporter.errors import ComparisonError, UsageError
 from exporter.measure.inputs import Shape
 from exporter.measure.timing.chunk import Chunk
@@ -55,11 +56,15 @@ def lines(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def chunks(folder: Path) -> list[str]:
+    return [line for line in lines(folder) if '"chunk"' in line]
+
+
 def kill_once_chunks_are_kept(command: list[str], out: Path) -> bool:
     """Whether it could be killed before it was done, which a busy machine may let it be."""
     process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(lines(out)) < 4 and time.monotonic() < deadline and process.poll() is None:
+    while len(chunks(out)) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     return process.wait() == -signal.SIGKILL
@@ -77,10 +82,11 @@ def test_a_killed_run_goes_on_where_it_was(arms: tuple[Path, Path], tmp_path: Pa
     else:
         pytest.fail("three runs were done before they could be killed")
     assert not (out / "report.json").exists()
-    kept = [json.loads(line) for line in lines(out)[1:] if line.endswith("}")]
+    kept = [json.loads(line) for line in chunks(out) if line.endswith("}")]
     assert len(kept) >= 2
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "that an earlier run timed" in done.stderr + done.stdout
+    assert "kept from an earlier run: predictions" in done.stderr + done.stdout
     report = ComparisonReport.read(out / "report.json")
     first = [value for round_ms in kept[0]["chunk"]["times_ms"] for (value,) in round_ms[0]]
     assert report.latency[0].baseline.samples_ms[: len(first)] == first
@@ -91,7 +97,7 @@ def test_what_was_kept_counts_for_the_same_arms_and_options_only(
     arms: tuple[Path, Path], tmp_path: Path
 ) -> None:
     first = compare(*arms, OPTIONS, resume=tmp_path)
-    assert len(lines(tmp_path)) == 1 + 8
+    assert len(chunks(tmp_path)) == 8
     again = compare(*arms, OPTIONS, resume=tmp_path)
     assert again.latency[0].baseline.samples_ms == first.latency[0].baseline.samples_ms
     other = compare(arms[0], arms[0], OPTIONS, resume=tmp_path)
@@ -100,6 +106,81 @@ def test_what_was_kept_counts_for_the_same_arms_and_options_only(
     assert more.latency[0].rounds == 7
     forget(tmp_path)
     assert lines(tmp_path) == []
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def stopped_while_timing(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **how: Any) -> None:
+    """A comparison that is cut short once the arms' answers are judged."""
+
+    with monkeypatch.context() as patch:
+        patch.setattr("exporter.compare.session.time_all", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compare(*arguments, **how)
+
+
+@pytest.fixture
+def judged(arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Arms with text and a task, where nothing is timed but for a moment."""
+    for folder in arms:
+        write_tokenizer(folder)
+        (folder / "config.json").write_text('{"eos_token_id": 0}')
+    item = {"query": "the value", "choices": ["of", "a list"], "gold": 1}
+    (arms[0].parent / "words.jsonl").write_text(json.dumps(item))
+    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
+    return arms
+
+
+def with_tasks(folder: Path, **others: Any) -> CompareOptions:
+    quality = QualityOptions(
+        tasks=("words",), task_data=folder, agreement_prompts=1, agreement_tokens=2
+    )
+    return replace(OPTIONS, quality=replace(quality, **others))
+
+
+def test_what_was_found_of_the_answers_is_not_measured_again(
+    judged: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, out = with_tasks(tmp_path), tmp_path / "out"
+    stopped_while_timing(monkeypatch, *judged, options, resume=out)
+    kept = [json.loads(line)["answers"] for line in lines(out)[1:]]
+    assert kept == [
+        "predictions", "generation", "tasks of the baseline", "tasks of the candidate",
+    ]  # fmt: skip
+    fresh = compare(*judged, options).accuracy
+    assert fresh is not None
+    assert fresh.tasks
+    assert fresh.generation is not None
+    with monkeypatch.context() as patch:
+        for name in ("quality.generation_agreements", "tasks._scores"):
+            patch.setattr(f"exporter.compare.{name}", stop)
+        patch.setattr("exporter.measure.quality.agreement.compare_predictions", stop)
+        assert compare(*judged, options, resume=out).accuracy == fresh
+
+
+@pytest.mark.parametrize("changed", ["options", "tokenizer", "task", "line"])
+def test_answers_to_another_question_are_measured_anew(
+    judged: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    options, out = with_tasks(tmp_path), tmp_path / "out"
+    stopped_while_timing(monkeypatch, *judged, options, resume=out)
+    if changed == "options":
+        options = with_tasks(tmp_path, agreement_tokens=3)
+    elif changed == "tokenizer":
+        path = judged[0] / "tokenizer.json"
+        path.write_text(path.read_text() + "\n")
+    elif changed == "task":
+        path = tmp_path / "words.jsonl"
+        path.write_text(path.read_text() + "\n")
+    else:
+        head, first, *rest = lines(out)
+        broken = json.dumps({**json.loads(first), "value": [{"tokens": 1}]})
+        (out / ".depthcut" / "timing.jsonl").write_text("\n".join([head, broken, *rest, ""]))
+    monkeypatch.setattr("exporter.measure.quality.agreement.compare_predictions", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare(*judged, options, resume=out)
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"name": "x", "chunk": {"times_ms": [[[[0]]]]}}'])
