@@ -184,7 +184,8 @@ class OnnxRuntimeRunner:
         """Runs once and returns the named outputs, or all of them, as arrays on the host.
 
         Rows may be padded wherever the mask says so, whatever the graph's attention takes.
-        Caches may be as long as what is in them, also where the graph fixes their length.
+        Caches may be as long as what is in them, also where the graph fixes their length, or an
+        attention keeps a window in them and wants room for that.
 
         Raises:
             BackendError: When the run fails, a cache has too little room, or the graph takes no
@@ -210,8 +211,9 @@ class OnnxRuntimeRunner:
         return form.shared
 
     def _run(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-        fixed = any(map(has_fixed_length, self.inputs)) and self.cache_form.mask is not None
-        roomy = with_room(inputs, self.cache_form) if fixed else {}
+        form = self.cache_form
+        fixed = any(map(has_fixed_length, self.inputs)) and form.mask is not None
+        roomy = with_room(inputs, form) if fixed or form.windows else {}
         session, bound = self._loaded(), self._bound_inputs({**inputs, **roomy})
         for name in names:
             bound.binding.bind_output(name, "cpu")
@@ -219,7 +221,7 @@ class OnnxRuntimeRunner:
             session.run_with_iobinding(bound.binding)
             arrays = [value.numpy() for value in bound.binding.get_outputs()]
         found = dict(zip(names, arrays, strict=True))
-        return filled_part(found, inputs, self.cache_form) if roomy else found
+        return filled_part(found, inputs, form) if roomy else found
 
     def value(self, array: Array) -> Any:
         """An array as a value where the model runs."""

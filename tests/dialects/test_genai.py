@@ -13,11 +13,13 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.backends.cache_form import read_cache_form
+from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
 from exporter.generation.caches import SharedCache
 from exporter.generation.generate import generate
 from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.generation.open_decoder import open_decoder
+from exporter.measure.inputs import Shape, make_inputs
 from exporter.surgery import prune_file
 from graph_passes import Deletion, ResidualSite, find_sites
 from graph_passes.files.storage import load_model
@@ -211,3 +213,6 @@ def test_a_window_s_cache_has_room_for_the_whole_text(shop: Workshop) -> None:
     assert np.abs(np.concatenate(found) - wanted).max() <= limit
     assert np.abs(whole - wanted[-1]).max() <= limit
     assert np.abs(short - runtime_logits(source.parent, [PROMPT[:3]])).max() <= limit
+    with OnnxRuntimeRunner(source, threads=1) as runner:
+        feed = make_inputs(runner.inputs, Shape("prefill", 1, len(PROMPT), 0), np.array([PROMPT]))
+        assert np.abs(runner.run(feed)["logits"][:, -1] - found[0]).max() <= limit

@@ -249,3 +249,38 @@ def test_the_runtime_s_config_tells_where_texts_end(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 1, "n_positions": 8}))
     texts = TextModel.of(tmp_path)
     assert (texts.stop_ids, texts.positions) == ({1}, 8)
+
+
+def windowed(folder: Path, window: int, *, kept: bool) -> Path:
+    """The first attention looks at a window, and may keep no more in a buffer of its own."""
+    model = fused_model(FusedSpec())
+    node = next(node for node in model.graph if node.op_type == "GroupQueryAttention")
+    node.attributes["local_window_size"] = ir.AttrInt64("local_window_size", window)
+    node.attributes["sliding_window_cache"] = ir.AttrInt64("sliding_window_cache", int(kept))
+    return written(model, folder)
+
+
+def run_by_run(path: Path, first: int) -> list[np.ndarray[Any, Any]]:
+    """The last logits of each of several runs, whose caches are as long as what is in them."""
+    found = []
+    with OnnxRuntimeRunner(path, threads=1) as runner:
+        feed = make_inputs(runner.inputs, Shape("prefill", 1, first, 0), PROMPTS[:1, :first])
+        for number in range(first, PROMPTS.shape[1] + 1):
+            results = runner.run(feed)
+            found.append(results["logits"][:, -1])
+            caches = {past: results[present] for past, present in runner_caches(runner).items()}
+            assert {cache.shape[2] for cache in caches.values()} == {number}
+            feed = {**feed, **caches, "input_ids": PROMPTS[:1, number : number + 1]}
+            feed["attention_mask"] = np.ones((1, number + 1), np.int64)
+    return found
+
+
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_a_run_gives_a_window_s_cache_its_room(first: int, tmp_path: Path) -> None:
+    """From no past on, which such an attention takes in no buffer shorter than the window."""
+    kept = run_by_run(windowed(tmp_path, 3, kept=True), first)
+    grown = run_by_run(windowed(tmp_path, 3, kept=False), first)
+    whole = run_by_run(windowed(tmp_path, -1, kept=False), first)
+    assert len(kept) == PROMPTS.shape[1] + 1 - first
+    assert largest_difference(kept, grown) <= 1e-5
+    assert largest_difference(kept, whole) > 1e-2
