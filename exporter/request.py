@@ -105,10 +105,20 @@ class ExportRequest:
     force: bool = False
 
     @property
+    def by_modelopt(self) -> bool:
+        """Whether both graphs are quantised for TensorRT, and engines are built from those."""
+        return self.quantize is not None and self.quantize.modelopt is not None
+
+    @property
     def cache_room(self) -> int | None:
-        """Positions of caches of fixed length; None for the usual number, where that will do."""
+        """Positions of caches of fixed length; None for the usual number, where that will do.
+
+        ModelOpt can't run caches in place, so what it quantises has caches that grow.
+        """
         from exporter.forms.tensorrt import USUAL_ROOM
 
+        if self.by_modelopt:
+            return 0
         if self.cache_length is None and self.compare.longest > USUAL_ROOM:
             return self.compare.longest
         return self.cache_length

@@ -33,12 +33,13 @@ _MOST_REASONS = 8
 @click.option(
     "--scheme", type=SCHEMES,
     default="int4", show_default=True,
-    help="int4, int8: weights alone; mixed: 8 bits where 4 cost most. The others compute in int8.",
+    help="int4, int8: weights alone; mixed: 8 bits where 4 cost most; int8-*: computes in int8. "
+    "fp8, int4-awq, and int8-qdq for TensorRT: with --modelopt-python.",
 )  # fmt: skip
 @quantize_options()
 @click.option(
     "--calibration", metavar="SOURCE",
-    help="Text for gptq, mixed and int8-qdq: a text or JSONL file, hf:DATASET or pydoc.",
+    help="Text for gptq, mixed, int8-qdq and ModelOpt: a text or JSONL file, hf:DATASET or pydoc.",
 )  # fmt: skip
 @json_option
 @verbosity_options

@@ -17,10 +17,15 @@ quantization = option_in("Quantisation")
 SCHEMES = click.Choice(get_args(Scheme))
 QUANTIZE_OPTIONS = (
     "quantize_method", "quantize_gguf", "block_size", "symmetric", "accuracy_level",
-    "embedding_bits", "head_bits",
+    "embedding_bits", "head_bits", "modelopt_python",
 )  # fmt: skip
 """What the options are called within a command."""
 _BITS = click.Choice(["4", "8", "none"])
+_MODELOPT = quantization(
+    "--modelopt-python", type=EXISTING_FILE, metavar="PATH",
+    help="For fp8, int4-awq and int8-qdq, for TensorRT: the Python of an environment that has "
+    "NVIDIA's ModelOpt.",
+)  # fmt: skip
 
 
 def quantize_options(prefix: str = "") -> Callable[[_F], _F]:
@@ -31,7 +36,7 @@ def quantize_options(prefix: str = "") -> Callable[[_F], _F]:
     """
 
     def add(function: _F) -> _F:
-        for option in _options(f"--{prefix}"):
+        for option in (_MODELOPT, *_options(f"--{prefix}")):
             function = option(function)
         return function
 
@@ -80,6 +85,7 @@ def quantize_settings(
     told = {
         "method": options["quantize_method"],
         "gguf": options["quantize_gguf"],
+        "modelopt": options["modelopt_python"],
         **{name: options[name] for name in ("block_size", "symmetric", "accuracy_level")},
         "calibration": calibration,
     }

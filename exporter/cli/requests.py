@@ -58,8 +58,9 @@ def quantize_request(model: str, options: Mapping[str, Any]) -> QuantizeSettings
         for name in QUANTIZE_OPTIONS:
             if options[name] is not None:
                 words = name.removeprefix("quantize_").replace("_", "-")
+                option = words if name == "modelopt_python" else f"quantize-{words}"
                 raise UsageError(
-                    f"--quantize-{words} is for quantisation.", "Say into what with --quantize."
+                    f"--{option} is for quantisation.", "Say into what with --quantize."
                 )
         return None
     text = options["calibration"]

@@ -9,7 +9,7 @@ from exporter.engine.driver import ask_driver
 from exporter.engine.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key
-from exporter.pipeline.run import ARMS, ENGINES, Run, files_below
+from exporter.pipeline.run import ENGINES, QUANTIZE, Run, files_below
 from exporter.request import EngineRequest
 
 _USUAL = 2048  # what an engine serves at least, as exporter.engine.profiles has it
@@ -20,6 +20,7 @@ def engines_key(run: Run, wanted: EngineRequest) -> Key:
     """Both graphs, how they are built, and for which card where that is the one that is here."""
     return {
         **run.sources(),
+        "quantized": run.ledger.files_hash(QUANTIZE) if run.request.by_modelopt else None,
         "backend": wanted.backend,
         "builds": wanted.builds,
         "split": wanted.split,
@@ -36,9 +37,9 @@ def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
 
     folder = run.ledger.work / ENGINES
     with staged_directory(folder) as stage:
-        for arm in ARMS:
+        for arm, source in run.built_from().items():
             (stage / arm).mkdir()
-            graph = run.ledger.path(arm) / "model.onnx"
+            graph = source / "model.onnx"
             built = build_engines(
                 graph,
                 stage / arm,

@@ -16,16 +16,19 @@ def measure(run: Run) -> tuple[list[Path], None]:
 
     importance, deletions = run.importance(), run.deletions()
     graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
-    arms, with_engines = graphs, run.request.engines is not None
-    if with_engines:
+    arms, floats, built_from = graphs, None, None
+    if run.request.engines is not None:
         arms = run.ledger.path(ENGINES) / "baseline", run.ledger.path(ENGINES) / "candidate"
+        sources = run.built_from()
+        built_from = sources["baseline"], sources["candidate"]
     elif run.request.quantize is not None:
         arms = run.ledger.path(QUANTIZED["baseline"]), run.ledger.path(QUANTIZED["candidate"])
+        floats = graphs
     report = compare(
         *arms,
         run.request.compare,
-        floats=graphs if run.request.quantize is not None else None,
-        onnx=graphs if with_engines else None,
+        floats=floats,
+        onnx=built_from,
         parity=[*_parity_notes(run, "export"), *_parity_notes(run, "prune")],
         plan=deletions,
         calibration=importance.calibration,

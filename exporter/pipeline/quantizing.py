@@ -21,12 +21,15 @@ _GRAPH = "model.onnx"
 
 
 def quantize_key(run: Run, settings: QuantizeSettings) -> Key:
-    """Both graphs, how they are quantised, and the files that are looked at."""
+    """Both graphs, how and by whom they are quantised, and the files that are looked at."""
+    from exporter.quantization.modelopt import modelopt_version
+
     return {
         **run.sources(),
-        "settings": asdict(settings) | {"gguf": None},
+        "settings": asdict(settings) | {"gguf": None, "modelopt": None},
         "text": file_hash(settings.calibration),
         "gguf": None if settings.gguf is None else file_hash(str(settings.gguf)),
+        "modelopt": None if settings.modelopt is None else modelopt_version(settings.modelopt),
         "versions": run.versions,
     }
 

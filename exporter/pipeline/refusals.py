@@ -7,7 +7,7 @@ from pathlib import Path
 from exporter.artifacts import PruningPlan
 from exporter.errors import ComparisonError, PlanError, UsageError
 from exporter.pipeline.run import ENGINES, QUANTIZE, QUANTIZED, Run
-from exporter.quantization.settings import QuantizeSettings
+from exporter.quantization.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
 from exporter.report.files import REPORTS
 from exporter.request import EngineRequest, ExportRequest
 
@@ -76,17 +76,13 @@ def _refuse_engines(wanted: EngineRequest) -> None:
 def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> None:
     """Refuses what can't be quantised so, or is judged on the text that it was fitted to."""
     settings.refuse_nonsense()
-    if request.engines is not None:
+    if settings.modelopt is not None:
+        _refuse_modelopt(request, settings.modelopt)
+    elif request.engines is not None or request.target.startswith("tensorrt"):
         raise UsageError(
-            "--quantize makes graphs for ONNX Runtime, which no parser of engines takes; --engine "
-            "builds from the float ones.",
-            "Leave one of them out.",
-        )
-    if request.target.startswith("tensorrt") and settings.scheme != "int8-qdq":
-        raise UsageError(
-            f"--target {request.target} writes graphs for TensorRT, whose parser knows no "
-            f"{settings.scheme}.",
-            "It reads --quantize int8-qdq; or choose another --target.",
+            f"TensorRT's parser takes no graph that depthcut or ONNX Runtime put into "
+            f"{settings.scheme}; NVIDIA's ModelOpt makes {', '.join(sorted(MODELOPT))}.",
+            MODELOPT_HINT,
         )
     if settings.needs_calibration and settings.calibration is not None:
         from exporter.compare import evaluation_text
@@ -98,6 +94,22 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
                 f"The evaluation text {fitted.source} is what the weights would be fitted to.",
                 "Name another text with --eval-text.",
             )
+
+
+def _refuse_modelopt(request: ExportRequest, python: Path) -> None:
+    from exporter.quantization.modelopt import modelopt_version
+
+    if request.target.startswith("onnxruntime"):
+        raise UsageError(
+            f"ModelOpt quantises for TensorRT, not for --target {request.target}.",
+            "Leave --modelopt-python out, or take --target tensorrt or tensorrt-rtx.",
+        )
+    if request.cache_length:
+        raise UsageError(
+            "ModelOpt's ONNX Runtime can't run caches that are updated in place.",
+            "Leave --cache-length out: the caches then grow.",
+        )
+    modelopt_version(python)
 
 
 def refuse_calibration_text(run: Run) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ComparisonReport
+from exporter.forms.targets import TARGETS
 from exporter.ledger import locked
 from exporter.pipeline import keys, stages
 from exporter.pipeline.engines import build, engines_key
@@ -40,6 +41,8 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     refuse_bad_options(request)
     run = Run(request, progress)
     refuse_foreign_results(run)
+    if request.by_modelopt and TARGETS[request.target].fixed_caches:
+        progress.say("export: caches that grow (--cache-length 0): ModelOpt can't run others")
     with locked(request.out):
         return _walk(run)
 

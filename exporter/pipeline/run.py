@@ -74,6 +74,11 @@ class Run:
         """One hash for each model: what is made from both depends on them."""
         return {arm: self.ledger.files_hash(stage) for arm, stage in ARMS.items()}
 
+    def built_from(self) -> dict[str, Path]:
+        """The folder of each model that engines are built from, quantised if ModelOpt did it."""
+        names = QUANTIZED if self.request.by_modelopt else {arm: arm for arm in ARMS}
+        return {arm: self.ledger.path(folder) for arm, folder in names.items()}
+
     def forget_others(self, stage: str, *results: str) -> None:
         """Takes what a stage made of other graphs out of the results, where it isn't run now.
 

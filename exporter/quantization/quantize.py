@@ -17,6 +17,11 @@ from exporter.quantization.calibration import CalibrationTokens, calibration_tok
 from exporter.quantization.companions import stage_companions
 from exporter.quantization.difference import Difference, difference
 from exporter.quantization.gguf_blocks import GgufBlocks
+from exporter.quantization.modelopt import (
+    method_of,
+    quantise_with_modelopt,
+    refuse_caches_in_place,
+)
 from exporter.quantization.products import Products, find_products
 from exporter.quantization.refusals import (
     nothing_kept,
@@ -89,7 +94,7 @@ def quantize_with_report(
     never changed.
 
     Weight-only schemes hold one weight in memory at a time. The others are ONNX Runtime's own
-    quantisers, which hold the whole model.
+    quantisers and ModelOpt's, which hold the whole model.
 
     Args:
         source: The ONNX file.
@@ -113,7 +118,8 @@ def quantize_with_report(
         CalibrationError: The text is too short, or tells nothing about a layer; or there is no
             tokenizer.
         BackendError: ONNX Runtime can't run the graph.
-        MissingDependencyError: Without ONNX Runtime; HQQ without PyTorch.
+        MissingDependencyError: Without ONNX Runtime; HQQ without PyTorch; the Python that is named
+            for ModelOpt without it.
     """
     from graph_passes.files import storage
     from graph_passes.files.placing import place, staging
@@ -122,6 +128,7 @@ def quantize_with_report(
     model = storage.load_model(source)
     found = find_products(model)
     _refuse(model, found, source, output, settings, bits_by_node)
+    method = method_of(settings.scheme, settings.modelopt) if settings.modelopt else settings.method
     tokens = None
     if settings.reads_text(bits_given=bool(bits_by_node)):
         tokens = calibration_tokens(source, settings.calibration or "")
@@ -133,7 +140,7 @@ def quantize_with_report(
                 mixed = _searched(model, found, settings, tokens, stage, progress)
                 bits_by_node = mixed.bits_by_node
             done = _quantised(model, found, stage, settings, bits_by_node, tokens, progress)
-            record = _record(done, settings, tokens)
+            record = _record(done, settings, method, tokens)
             note = record.model_dump_json(exclude_none=True)
             done.model.metadata_props[QUANTIZATION_KEY] = note
             written = storage.write_files(done.model, stage, output.name, "compact")
@@ -167,6 +174,8 @@ def _refuse(
     from graph_passes.files import storage
 
     refuse_quantised(model, source)
+    if settings.modelopt is not None:
+        refuse_caches_in_place(model, source)
     refuse_nothing_to_do(found, source)
     refuse_unknown_nodes(bits_by_node, found)
     refuse_overwriting(output, [source, *storage.data_files(model)])
@@ -209,18 +218,24 @@ def _quantised(
         if gguf is not None and not done.kept:
             raise nothing_kept(gguf.path, done.rounded_anew)
         return _Done(model, done)
+    if settings.modelopt is not None and tokens is not None:
+        return _Done(
+            *quantise_with_modelopt(
+                model, found, stage, settings.scheme, tokens, settings.modelopt, progress
+            )
+        )
     from exporter.quantization.activations import quantise_activations
 
     return _Done(*quantise_activations(model, found, stage, tokens, default_threads()))
 
 
 def _record(
-    done: _Done, settings: QuantizeSettings, tokens: CalibrationTokens | None
+    done: _Done, settings: QuantizeSettings, method: str, tokens: CalibrationTokens | None
 ) -> QuantizationRecord:
     weight_only = settings.weight_only
     return QuantizationRecord(
         scheme=settings.scheme,
-        method=settings.method,
+        method=method,
         bits={str(bits): count for bits, count in sorted(done.what.bits.items())},
         block_size=settings.block if weight_only else None,
         symmetric=settings.without_zero_points if weight_only else None,

@@ -8,15 +8,22 @@ from typing import Literal
 
 from exporter.errors import UsageError
 
-Scheme = Literal["int4", "int8", "mixed", "int8-dynamic", "int8-qdq"]
-"""``int4`` and ``int8`` are weight-only, ``mixed`` both by sensitivity; the last two quantise
-activations as well."""
+Scheme = Literal["int4", "int8", "mixed", "int8-dynamic", "int8-qdq", "fp8", "int4-awq"]
+"""``int4`` and ``int8`` are weight-only, ``mixed`` both by sensitivity; ``int8-dynamic`` and
+``int8-qdq`` quantise activations as well. ``fp8``, which does so too, and ``int4-awq``, which
+doesn't, are ModelOpt's; ``int8-qdq`` is either's."""
 Method = Literal["rtn", "hqq", "gptq", "gguf"]
 """How a weight-only scheme rounds. ``rtn``: to nearest. ``hqq``: half-quadratic, zero points in
 float. ``gptq``: each weight's error is made good by the next ones, by the calibration text's
 activations. ``gguf``: weights that a GGUF file brings in blocks keep these."""
 
 WEIGHT_ONLY: frozenset[Scheme] = frozenset({"int4", "int8", "mixed"})
+MODELOPT: frozenset[Scheme] = frozenset({"fp8", "int4-awq", "int8-qdq"})
+"""What ModelOpt makes, for TensorRT."""
+MODELOPT_HINT = (
+    "Make an environment for it, python -m venv DIR and DIR/bin/pip install "
+    "'nvidia-modelopt[onnx]', and say --modelopt-python DIR/bin/python."
+)
 _LEAST_BLOCK, _MOST_BLOCK = 16, 256
 _LEVELS = (0, 1, 2, 3, 4)
 _BITS = (None, 4, 8)
@@ -37,6 +44,7 @@ class QuantizeSettings:
         calibration: A text, as :func:`exporter.texts.read_texts` takes it; for methods and schemes
             that need one.
         gguf: The file that the model was exported from; for the method of that name.
+        modelopt: The Python of the environment that ModelOpt is installed in, which then does it.
     """
 
     scheme: Scheme = "int4"
@@ -48,6 +56,7 @@ class QuantizeSettings:
     head_bits: int | None = 8
     calibration: str | None = None
     gguf: Path | None = None
+    modelopt: Path | None = None
 
     @property
     def weight_only(self) -> bool:
@@ -57,7 +66,8 @@ class QuantizeSettings:
     @property
     def needs_calibration(self) -> bool:
         """Whether it can't be done without a text."""
-        return self.scheme in ("int8-qdq", "mixed") or (self.weight_only and self.method == "gptq")
+        fitted = self.scheme in MODELOPT or self.scheme == "mixed"
+        return fitted or (self.weight_only and self.method == "gptq")
 
     @property
     def bits(self) -> int:
@@ -121,7 +131,22 @@ class QuantizeSettings:
              "HQQ moves the zero points, so it can't be symmetric.", "Leave --symmetric out."),
             (not self.weight_only and self.method != "rtn",
              f"{self.scheme} only rounds to nearest.", "Leave --method out."),
+            (self.scheme in ("fp8", "int4-awq") and self.modelopt is None,
+             f"{self.scheme} is made by NVIDIA's ModelOpt, which can't share our environment.",
+             MODELOPT_HINT),
+            (self.scheme not in MODELOPT and self.modelopt is not None,
+             f"ModelOpt doesn't make {self.scheme}.",
+             f"It makes {', '.join(sorted(MODELOPT))}; or leave --modelopt-python out."),
+            (self.modelopt is not None and self._shaped,
+             "ModelOpt chooses blocks, zero points and the bits of the head itself.",
+             "Leave those options out."),
         ]  # fmt: skip
+
+    @property
+    def _shaped(self) -> bool:
+        """Whether something is said that only our own weight-only schemes listen to."""
+        said = (self.block_size, self.symmetric, self.accuracy_level)
+        return any(value is not None for value in said)
 
     @property
     def _what(self) -> str:
