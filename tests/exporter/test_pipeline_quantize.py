@@ -33,6 +33,8 @@ from graph_passes.tiny_graphs import TinySpec, tiny_model
 from graph_passes.types import Deletion
 
 EIGHT = QuantizeSettings(scheme="int8")
+QDQ = QuantizeSettings(scheme="int8-qdq", calibration="pydoc")
+FP8 = QuantizeSettings(scheme="fp8", calibration="pydoc", modelopt=Path("python"))
 
 
 def run_in(out: Path, **changes: Any) -> Run:
@@ -203,8 +205,11 @@ def with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"engines": EngineRequest("tensorrt-rtx")}, "no parser of engines takes"),
-        ({"target": "tensorrt"}, "whose parser knows no int8"),
+        ({"engines": EngineRequest("tensorrt-rtx")}, "parser takes no graph that"),
+        ({"target": "tensorrt"}, "put into int8; NVIDIA's ModelOpt makes fp8"),
+        ({"target": "tensorrt", "quantize": QDQ}, "put into int8-qdq"),
+        ({"target": "onnxruntime-cpu", "quantize": FP8}, "for TensorRT, not for"),
+        ({"target": "tensorrt", "quantize": FP8, "cache_length": 4096}, "updated in place"),
         ({"quantize": replace(EIGHT, block_size=33)}, "block of 33"),
         ({"quantize": QuantizeSettings("int4", "gptq")}, "needs a calibration text"),
     ],
@@ -218,6 +223,30 @@ def test_what_can_not_be_quantised_is_refused_before_any_work(
     refuse_bad_options(request)
     with pytest.raises(UsageError, match=message):
         refuse_bad_options(replace(request, **changes))
+
+
+@pytest.mark.parametrize(("settings", "room"), [(None, None), (EIGHT, None), (FP8, 0)])
+def test_engines_are_built_from_what_modelopt_quantised_and_caches_grow(
+    exported: Path, settings: QuantizeSettings | None, room: int | None
+) -> None:
+    run = run_in(exported, quantize=settings)
+    for arm in QUANTIZED.values():
+        (run.ledger.work / arm).mkdir(parents=True, exist_ok=True)
+    names = {arm: folder.name for arm, folder in run.built_from().items()}
+    assert names == (QUANTIZED if settings is FP8 else {arm: arm for arm in QUANTIZED})
+    assert run.request.cache_room == room
+
+
+def test_another_modelopt_makes_it_stale(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, quantised: list[tuple[str, QuantizeSettings]]
+) -> None:
+    keys = []
+    for version in ("0.47.0", "0.47.0", "0.48.0"):
+        monkeypatch.setattr(
+            "exporter.quantization.modelopt.modelopt_version", lambda _, v=version: v
+        )
+        keys.append(json.dumps(quantize_key(run_in(exported), FP8)))
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.usefixtures("with_torch")
