@@ -1,8 +1,9 @@
-"""Reports with every field filled, of any size, with seeded figures."""
+"""Reports with chosen times, and ones with every field filled, of any size, from a seed."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,119 @@ from exporter.artifacts import (
     Speedup,
     TaskResult,
 )
+from exporter.measure.statistics import summarize
 
+LENGTHS = (128, 512)
+_MODEL_SIZES = {
+    "file_bytes": 542_600_000, "parameters": 134_515_008, "nodes": 2245,
+    "kv_cache_bytes_per_token": 46080,
+}  # fmt: skip
 _PHASES: tuple[Any, ...] = ("prefill", "decode", "first_token", "per_token", "generate")
 _STOPS: tuple[Any, ...] = ("narrow", "budget", "rounds")
 _WORDS: tuple[Any, ...] = ("faster", "same", "inconclusive", "slower")
+
+
+def samples(median_ms: float, count: int = 12) -> LatencySamples:
+    """Times that are all the same, of which the slow ones are said to be slower."""
+    return LatencySamples(
+        median_ms=median_ms,
+        p50_ms=median_ms,
+        p95_ms=median_ms * 1.2,
+        p99_ms=median_ms * 1.5,
+        samples_ms=[median_ms] * count,
+    )
+
+
+def gate_row(
+    length: int = 128,
+    *,
+    candidate_ms: float = 80.0,
+    baseline_ms: float = 100.0,
+    width: float = 0.01,
+    rounds: int = 12,
+    noise: float | None = None,
+    **changes: Any,
+) -> LatencyRow:
+    """A row whose speedup's interval reaches ``width`` (a share) to both sides."""
+    ratio = baseline_ms / candidate_ms
+    equal = Speedup(ratio=1.0, ci95=(0.99, 1.01))
+    values: dict[str, Any] = {
+        "phase": "prefill",
+        "batch": 1,
+        "sequence_length": length,
+        "past_length": 0,
+        "rounds": rounds,
+        "baseline": samples(baseline_ms, rounds),
+        "candidate": samples(candidate_ms, rounds),
+        "speedup": Speedup(ratio=ratio, ci95=(ratio / (1 + width), ratio * (1 + width))),
+        "verdict": "faster",
+        "noise_floor": None if noise is None else NoiseFloor(ratio=noise, rounds=6, speedup=equal),
+    }
+    return LatencyRow(**{**values, **changes})
+
+
+def gate_arm(name: str, **changes: Any) -> Arm:
+    """An arm of a small model, whose hash follows from its name."""
+    values: dict[str, Any] = {
+        "backend": "onnxruntime",
+        "provider": "CPUExecutionProvider",
+        "precision": "fp32",
+        "path": f"{name}/model.onnx",
+        "sha256": name[0] * 64,
+        "file_bytes": 1_000_000,
+        "parameters": 250_000,
+        "nodes": 100,
+        "kv_cache_bytes_per_token": 4096,
+    }
+    return Arm(**{**values, **changes})
+
+
+def made_environment(machine: str = "Test CPU", **changes: Any) -> Environment:
+    """A machine of two cores."""
+    values: dict[str, Any] = {
+        "machine": "x86_64",
+        "processor": machine,
+        "cpu_count": 2,
+        "threads": 2,
+        "memory_bytes": 8 << 30,
+        "platform": "Linux",
+        "python": "3.11.2",
+    }
+    return Environment(**{**values, **changes})
+
+
+def model_arm(name: str, **changes: Any) -> Arm:
+    """An arm of SmolLM2-135M's size."""
+    return gate_arm(name, **{**_MODEL_SIZES, **changes})
+
+
+def gate_accuracy(candidate: float = 20.0, **changes: Any) -> Accuracy:
+    """What every language model is judged by; the baseline has a perplexity of 16."""
+    values: dict[str, Any] = {
+        "text_source": "text",
+        "text_sha256": "e" * 64,
+        "tokens": 4096,
+        "perplexity": PerplexityPair(baseline=16.0, candidate=candidate),
+        "kl_divergence": 0.2,
+        "top1_agreement": 0.8,
+    }
+    return Accuracy(**{**values, **changes})
+
+
+def gate_report(
+    rows: Sequence[LatencyRow] | None = None, *, machine: str = "Test CPU", **changes: Any
+) -> ComparisonReport:
+    """A report as `depthcut compare` writes it, with rows of chosen times."""
+    values: dict[str, Any] = {
+        "versions": {"depthcut": "0.1.0", "onnxruntime": "1.32.0", "torch": "2.13"},
+        "command": ["depthcut", "compare", "base", "cand", "-o", "out"],
+        "environment": made_environment(machine),
+        "arms": Arms(baseline=gate_arm("base"), candidate=gate_arm("cand")),
+        "parity": [],
+        "latency": [gate_row(n) for n in LENGTHS] if rows is None else list(rows),
+        "accuracy": gate_accuracy(),
+    }
+    return ComparisonReport(**{**values, **changes})
 
 
 def full_report(
@@ -119,12 +229,12 @@ def _row(random: np.random.Generator, index: int, samples: int, text: str) -> La
         past_length=512 if phase == "decode" else 0,
         new_tokens=64 if phase in ("first_token", "per_token", "generate") else 0,
         rounds=12,
-        baseline=_samples(baseline),
-        candidate=_samples(middle * random.lognormal(0, 0.06, samples)),
+        baseline=summarize(baseline),
+        candidate=summarize(middle * random.lognormal(0, 0.06, samples)),
         references={
-            "float baseline": _samples(middle * 3.1 * random.lognormal(0, 0.06, samples)),
-            "float candidate": _samples(middle * 2.6 * random.lognormal(0, 0.06, samples)),
-            f"PyTorch eager {text}": _samples(middle * 1.5 * random.lognormal(0, 0.1, samples)),
+            "float baseline": summarize(middle * 3.1 * random.lognormal(0, 0.06, samples)),
+            "float candidate": summarize(middle * 2.6 * random.lognormal(0, 0.06, samples)),
+            f"PyTorch eager {text}": summarize(middle * 1.5 * random.lognormal(0, 0.1, samples)),
         },
         speedup=Speedup(ratio=ratio, ci95=(ratio - 0.02, ratio + 0.015)),
         verdict=_WORDS[index % 4],
@@ -136,13 +246,6 @@ def _row(random: np.random.Generator, index: int, samples: int, text: str) -> La
         timer_overhead_ns=82.0,
         imported=index == 4,
     )  # fmt: skip
-
-
-def _samples(times: Any) -> LatencySamples:
-    p50, p95, p99 = (float(v) for v in np.percentile(times, [50, 95, 99]))
-    return LatencySamples(
-        median_ms=p50, p50_ms=p50, p95_ms=p95, p99_ms=p99, samples_ms=[float(v) for v in times]
-    )
 
 
 def _accuracy(random: np.random.Generator, text: str) -> Accuracy:
@@ -188,11 +291,6 @@ def _arms(text: str) -> Arms:
         network_layers=1800, layers={"gemm": 210, text: 60}, memory_bytes={"weights": 268_000_000},
         build_s=31.4,
     )  # fmt: skip
-    values: dict[str, Any] = {
-        "backend": "onnxruntime", "provider": "CPUExecutionProvider", "precision": "fp32",
-        "sha256": "b" * 64, "file_bytes": 542_600_000, "parameters": 134_515_008, "nodes": 2245,
-        "kv_cache_bytes_per_token": 46080,
-    }  # fmt: skip
     form = FormRecord(
         target="onnxruntime-cpu", writer=f"genai {text}", passes=["fused norms"],
         fused={"GroupQueryAttention": 30, text: 60}, remark=f"Nothing faster for {text}.",
@@ -206,17 +304,15 @@ def _arms(text: str) -> Arms:
     }  # fmt: skip
     smaller = {"parameters": 120_000_000, "nodes": 1773, "kv_cache_bytes_per_token": 33792}
     return Arms(
-        baseline=Arm(
-            **{**values, **quantized}, path=f"{text}/model.onnx", engines=[engine, engine]
-        ),
-        candidate=Arm(
-            **{**values, **quantized, **smaller}, path="candidate/model.onnx", engines=[engine]
+        baseline=model_arm("b", **quantized, path=f"{text}/model.onnx", engines=[engine, engine]),
+        candidate=model_arm(
+            "b", **{**quantized, **smaller}, path="candidate/model.onnx", engines=[engine]
         ),
         references={
-            "float baseline": Arm(**values, form=form, path=f"{text}/float.onnx"),
-            "float candidate": Arm(**{**values, **smaller}, path="candidate/float.onnx"),
-            f"PyTorch eager {text}": Arm(
-                **{**values, "backend": "pytorch"}, path="hf/", not_run=f"no NVIDIA driver {text}",
+            "float baseline": model_arm("b", form=form, path=f"{text}/float.onnx"),
+            "float candidate": model_arm("b", **smaller, path="candidate/float.onnx"),
+            f"PyTorch eager {text}": model_arm(
+                "b", backend="pytorch", path="hf/", not_run=f"no NVIDIA driver {text}",
                 device_memory_bytes=2_000_000_000,
             )
         },
@@ -247,10 +343,9 @@ def _corners(rows: list[LatencyRow]) -> list[Corner]:
 
 
 def _environment(text: str) -> Environment:
-    return Environment(
-        machine="x86_64", processor=f"Test CPU {text}", cpu_count=2, threads=2,
-        memory_bytes=8 * 2**30, platform="Linux", python="3.11.2", gpu=text,
-        load_average_1m=0.5, other_cpu_share=0.13, affinity=[0, 1], governor="performance",
+    return made_environment(
+        f"Test CPU {text}", gpu=text, load_average_1m=0.5, other_cpu_share=0.13, affinity=[0, 1],
+        governor="performance",
         states=[
             MachineState(seconds=float(n), load_average_1m=1.0 + n, cpu_mhz=2100.0 + n,
                          throttled=n == 2, gpu_sm_mhz=1400.0, gpu_celsius=60.0 + n)

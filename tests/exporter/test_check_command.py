@@ -16,7 +16,7 @@ from exporter.compare import CompareOptions
 from exporter.regression import Limits, check, read_baselines
 from exporter.regression.history import append, entry_of
 from exporter.regression.keys import FIELDS
-from tests.exporter.gate_reports import gate_arm, gate_report, gate_row
+from tests.made_reports import gate_arm, gate_report, gate_row
 
 TIME = ("--max-slowdown", "3%")
 SLOW, UNSURE = gate_row(candidate_ms=88.0), gate_row(candidate_ms=83.0, width=0.05)

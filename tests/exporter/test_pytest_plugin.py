@@ -13,7 +13,7 @@ import pytest
 
 from exporter.artifacts import ComparisonReport, EmbeddingAgreement, Interval, TaskResult
 from exporter.regression import Limits, check
-from tests.exporter.gate_reports import gate_accuracy, gate_report, gate_row
+from tests.made_reports import gate_accuracy, gate_report, gate_row
 
 pytest_plugins = ["pytester"]
 

@@ -39,7 +39,7 @@ from exporter.regression import (
 )
 from exporter.regression.keys import differences, key_of, series
 from exporter.report.checks import limit_words
-from tests.exporter.gate_reports import (
+from tests.made_reports import (
     gate_accuracy,
     gate_arm,
     gate_report,

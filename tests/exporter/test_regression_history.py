@@ -15,7 +15,7 @@ from exporter.regression import Accepted, CheckRequest, Limits, Past, check, run
 from exporter.regression.drift import drifts, session_spreads
 from exporter.regression.history import append, entry_of, read_history
 from exporter.regression.keys import key_of, series
-from tests.exporter.gate_reports import gate_report, gate_row
+from tests.made_reports import gate_report, gate_row
 
 SERIES = "s" * 64
 WEEKS = 20

@@ -10,7 +10,7 @@ import pytest
 from exporter.artifacts import ComparisonReport
 from exporter.measure.statistics import paired_speedup, summarize
 from exporter.regression import Accepted, Limits, check
-from tests.exporter.gate_reports import gate_report, gate_row
+from tests.made_reports import gate_report, gate_row
 
 ROUNDS, CALLS, GROUPS, TRIALS = 48, 8, 12, 40
 

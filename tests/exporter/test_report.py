@@ -16,9 +16,7 @@ from exporter.artifacts import (
     Arms,
     CalibrationRef,
     ComparisonReport,
-    Environment,
     LatencyRow,
-    LatencySamples,
     ParityCheck,
     PerplexityPair,
     PlannedDeletion,
@@ -28,48 +26,21 @@ from exporter.cli.results import print_comparison
 from exporter.report.markdown import render
 from exporter.report.table import comparison_table, plain_table
 from exporter.report.words import milliseconds, relative_change, significant
-
-
-def samples(median_ms: float) -> LatencySamples:
-    return LatencySamples(
-        median_ms=median_ms,
-        p50_ms=median_ms,
-        p95_ms=median_ms * 1.2,
-        p99_ms=median_ms * 1.5,
-        samples_ms=[median_ms] * 4,
-    )
+from tests.made_reports import gate_row, made_environment, model_arm
 
 
 def row(phase: Any, length: int, past: int, ratio: float, word: Any, **changes: Any) -> LatencyRow:
     interval = changes.pop("ci95", (ratio - 0.02, ratio + 0.02))
     values: dict[str, Any] = {
-        "phase": phase,
-        "batch": 1,
-        "sequence_length": length,
-        "past_length": past,
-        "rounds": 6,
-        "baseline": samples(100.0 * ratio),
-        "candidate": samples(100.0),
-        "speedup": Speedup(ratio=ratio, ci95=interval),
-        "verdict": word,
+        "phase": phase, "past_length": past, "baseline_ms": 100.0 * ratio, "candidate_ms": 100.0,
+        "rounds": 6, "speedup": Speedup(ratio=ratio, ci95=interval), "verdict": word,
         "settled": True,
-    }
-    return LatencyRow(**{**values, **changes})
+    }  # fmt: skip
+    return gate_row(length, **{**values, **changes})
 
 
 def arm(name: str, **changes: Any) -> Arm:
-    values: dict[str, Any] = {
-        "backend": "onnxruntime",
-        "provider": "CPUExecutionProvider",
-        "precision": "fp32",
-        "path": f"{name} model/model.onnx",
-        "sha256": name[0] * 64,
-        "file_bytes": 542_600_000,
-        "parameters": 134_515_008,
-        "nodes": 2245,
-        "kv_cache_bytes_per_token": 46080,
-    }
-    return Arm(**{**values, **changes})
+    return model_arm(name, **{"path": f"{name} model/model.onnx", **changes})
 
 
 @pytest.fixture
@@ -77,17 +48,7 @@ def report() -> ComparisonReport:
     return ComparisonReport(
         versions={"depthcut": "0.1.0"},
         command=["depthcut", "export", "my model", "-o", "out"],
-        environment=Environment(
-            machine="x86_64",
-            processor="Test CPU",
-            cpu_count=2,
-            threads=2,
-            memory_bytes=8 * 2**30,
-            platform="Linux",
-            python="3.11.2",
-            load_average_1m=0.5,
-            other_cpu_share=0.03,
-        ),
+        environment=made_environment(load_average_1m=0.5, other_cpu_share=0.03),
         arms=Arms(
             baseline=arm("base"),
             candidate=arm("cand", nodes=1773, kv_cache_bytes_per_token=33792),
@@ -147,7 +108,7 @@ def test_all_parts_are_there(report: ComparisonReport) -> None:
     ):  # fmt: skip
         assert f"\n## {title}\n" in text
     assert "- 2 attentions: layers 7 (linear), 25\n- 1 MLP: layer 3" in text
-    assert "| decode after 512 tokens | baseline | 106 | 127 | 159 | 4 | 1.060x" in text
+    assert "| decode after 512 tokens | baseline | 106 | 127 | 159 | 6 | 1.060x" in text
     assert "| kv | decode | 1.0 | 0.003 | **does not hold** |" in text
     assert "another text: self, seed 0, 20 x 512, 10,240 tokens (SHA-256 `cccccccccccc`)" in text
     assert "depthcut export 'my model' -o out" in text

@@ -18,7 +18,7 @@ from exporter.regression import Accepted, Limits, check
 from exporter.report.checks import check_rows, conclusion
 from exporter.report.ci import bencher, github, github_benchmark, gitlab, junit, pytest_benchmark
 from exporter.report.ci.figures import figures
-from tests.exporter.gate_reports import gate_accuracy, gate_report, gate_row, samples
+from tests.made_reports import gate_accuracy, gate_report, gate_row, samples
 
 LENGTHS = {128: 88.0, 256: 83.0, 512: 70.0, 1024: 80.1}
 """Slower, unsure, faster, the same."""

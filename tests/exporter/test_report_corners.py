@@ -14,8 +14,7 @@ from exporter.report.parts.corners import corners_part
 from exporter.report.parts.model import forms_part
 from exporter.report.table import corners_table, plain_table
 from exporter.report.words import headline
-from tests.exporter.gate_reports import gate_report
-from tests.made_reports import full_report
+from tests.made_reports import full_report, gate_report
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 
 import exporter.cli as command_line
 from exporter.cli.console import ConsoleProgress
-from tests.exporter.gate_reports import gate_report, gate_row
+from tests.made_reports import gate_report, gate_row
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "07_ci"
 
