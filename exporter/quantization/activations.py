@@ -100,6 +100,7 @@ def _static(stage: Path, names: list[str], tokens: CalibrationTokens, threads: i
         activation_type=module.QuantType.QUInt8,
         weight_type=module.QuantType.QInt8,
         use_external_data_format=True,
+        extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
     )
 
 

@@ -27,7 +27,7 @@ _LEAST_LENGTH = 16
 _MOMENTS_BYTES = 1 << 30
 _FILE, _TOKENIZER = "watched.onnx", "tokenizer.json"
 
-Doubles = NDArray[np.float64]
+Moments = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def second_moments(
     *,
     threads: int,
     progress: Progress,
-) -> Iterator[tuple[ir.Value, Doubles]]:
+) -> Iterator[tuple[ir.Value, Moments]]:
     """The mean of ``x x^T`` of each different input of some products.
 
     The model is run once for as many inputs as fit one gigabyte of moments.
@@ -103,21 +103,21 @@ def second_moments(
         progress: Who is told.
 
     Yields:
-        The input, and ``[K, K]`` in float64, which the caller may overwrite.
+        The input, and ``[K, K]``.
     """
     depths = {product.node.inputs[0]: product.depth for product in products}
     values = [value for value in depths if value is not None]
     file = _with_outputs(model, values, folder)
     with OnnxRuntimeRunner(file, threads=threads) as runner:
-        for group in _groups(values, [8 * depths[value] ** 2 for value in values]):
+        for group in _groups(values, [4 * depths[value] ** 2 for value in values]):
             names = [value.name or "" for value in group]
-            moments = [np.zeros((depths[value],) * 2) for value in group]
-            with progress.task("watching the products' inputs", len(tokens.token_ids)) as task:
+            moments = [np.zeros((depths[value],) * 2, np.float32) for value in group]
+            with progress.task("reading the calibration text", len(tokens.token_ids)) as task:
                 for feed in feeds(runner, tokens):
                     seen = runner.run(feed, names)  # type: ignore[arg-type]
                     for name, moment in zip(names, moments, strict=True):
                         rows = seen[name].reshape(-1, len(moment)).astype(np.float32)
-                        moment += rows.T @ rows
+                        moment += rows.T @ rows  # symmetric, so NumPy computes half of it
                     task.advance()
             for value, moment in zip(group, moments, strict=True):
                 moment /= tokens.token_ids.size
@@ -138,7 +138,10 @@ def _groups(values: Sequence[ir.Value], sizes: Sequence[int]) -> Iterator[list[i
 
 
 def _with_outputs(model: ir.Model, values: Sequence[ir.Value], folder: Path) -> Path:
-    """Writes the model with some inner values as outputs too."""
+    """Writes the model with some inner values as its outputs, without what none of them needs.
+
+    ONNX Runtime leaves out nodes that no output comes from: the head, if it isn't watched.
+    """
     import onnx_ir as ir
 
     from graph_passes.files.storage import write_files
@@ -148,7 +151,7 @@ def _with_outputs(model: ir.Model, values: Sequence[ir.Value], folder: Path) -> 
     try:
         for value in untyped:
             value.type = ir.TensorType(ir.DataType.FLOAT)
-        model.graph.outputs.extend(value for value in values if value not in outputs)
+        model.graph.outputs[:] = values
         write_files(model, folder, _FILE, "compact")
     finally:
         model.graph.outputs[:] = outputs

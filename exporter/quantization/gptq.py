@@ -5,7 +5,7 @@ Source: Frantar et al., arXiv 2210.17323, algorithm 1. The copy of it that ONNX 
 algorithm takes a row; the factor is triangular, so no error is passed on and the result is round to
 nearest. It also rounds the result a second time with scales of its own, which moves most weights
 where there are no zero points. Hence the algorithm stands here; the blocks' scales
-are ONNX Runtime's.
+are those of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import CalibrationError
-from exporter.quantization.rounding import Floats, Packed, pack, round_to_nearest, unpack_one_block
+from exporter.quantization.rounding import Bytes, Floats, Packed, pack, scales_of_block
 
 _DAMPING = 0.01  # of the mean of the diagonal, as in the paper
 
-Doubles = NDArray[np.float64]
 
-
-def inverse_factor(hessian: Doubles, name: str) -> Doubles:
+def inverse_factor(moments: Floats, name: str) -> Floats:
     """The upper Cholesky factor of the damped Hessian's inverse.
 
     Args:
-        hessian: The mean of ``x x^T`` over the calibration text, ``[K, K]``; it is overwritten.
+        moments: The Hessian: the mean of ``x x^T`` over the calibration text, ``[K, K]``; it is
+            unchanged.
         name: What an error calls the layer.
+
+    Returns:
+        ``[K, K]``, float32; computed in float64.
 
     Raises:
         CalibrationError: It holds no finite numbers, nothing but zeros, or can't be inverted.
     """
+    hessian = moments.astype(np.float64)
     diagonal = np.einsum("ii->i", hessian)
     if not np.isfinite(hessian).all():
         raise CalibrationError(
@@ -44,20 +47,38 @@ def inverse_factor(hessian: Doubles, name: str) -> Doubles:
             "Choose another text, or another method.",
         )
     diagonal += _DAMPING * mean
-    try:
-        factor = np.linalg.cholesky(np.linalg.inv(hessian)).T
-    except np.linalg.LinAlgError:
-        factor = np.full((1, 1), np.nan)
-    if not np.isfinite(factor).all():
+    factor = _factor_of_inverse(hessian)
+    if factor is None:
         raise CalibrationError(
             f"GPTQ can't be computed for {name}: the Hessian of its input can't be inverted.",
             "Take more calibration text, or another method.",
         )
-    return np.ascontiguousarray(factor)
+    return factor
 
 
-def gptq(matrix: Floats, factor: Doubles, bits: int, block: int, *, symmetric: bool) -> Packed:
+def _factor_of_inverse(hessian: NDArray[np.float64]) -> Floats | None:
+    """``U`` with ``H^-1 = U^T U``; None where H isn't positive definite.
+
+    With ``H = R R^T`` and R upper, which is Cholesky of H turned over, U is ``R^-1``: a quarter of
+    the work that inverting H and factoring the inverse is.
+    """
+    from scipy.linalg import lapack
+
+    try:
+        turned = np.linalg.cholesky(hessian[::-1, ::-1])
+    except np.linalg.LinAlgError:
+        return None
+    factor, failed = lapack.dtrtri(turned[::-1, ::-1])
+    if failed or not np.isfinite(factor).all():
+        return None
+    return np.ascontiguousarray(factor, np.float32)
+
+
+def gptq(matrix: Floats, factor: Floats, bits: int, block: int, *, symmetric: bool) -> Packed:
     """Rounds a matrix by its input's second moments.
+
+    A row takes up the errors of all rows before it when its turn comes, block by block: so nothing
+    as large as the matrix is written again and again.
 
     Args:
         matrix: ``[K, N]``; it is unchanged.
@@ -66,52 +87,38 @@ def gptq(matrix: Floats, factor: Doubles, bits: int, block: int, *, symmetric: b
         block: Weights that share a scale, which is set when the first of them is reached.
         symmetric: Without zero points.
     """
-    left, factor = matrix.copy(), factor.astype(np.float32)
-    depth = len(left)
-    blocks = _Blocks(left.shape, bits, block, symmetric)
-    for start in range(0, depth, block):  # what lies behind a block is brought up to date once
-        stop = min(start + block, depth)
-        errors = np.zeros((stop - start, left.shape[1]), np.float32)
-        blocks.begin(left[start:stop])
-        for row in range(start, stop):
-            error = (left[row] - blocks.rounded(row, left[row])) / factor[row, row]
-            left[row + 1 : stop] -= np.outer(factor[row, row + 1 : stop], error)
-            errors[row - start] = error
-        left[stop:] -= factor[start:stop, stop:].T @ errors
-    return blocks.packed(depth)
+    depth, width = matrix.shape
+    blocks = -(-depth // block)
+    errors = np.empty((depth, width), np.float32)
+    quants = np.zeros((blocks * block, width), np.uint8)
+    scales, zeros = np.zeros((blocks, width), np.float32), np.zeros((blocks, width), np.uint8)
+    for number, start in enumerate(range(0, depth, block)):
+        here = slice(start, min(start + block, depth))
+        rows = matrix[here] - factor[:start, here].T @ errors[:start]
+        scales[number], zeros[number] = scales_of_block(rows, bits, symmetric=symmetric)
+        _round_block(
+            rows, factor[here, here], scales[number], zeros[number], (1 << bits) - 1,
+            quants[here], errors[here],
+        )  # fmt: skip
+    quants[depth:] = zeros[-1]  # what fills the last block stands for zero
+    grouped = quants.reshape(blocks, block, width).transpose(2, 0, 1)
+    return pack(grouped, scales.T, None if symmetric else zeros.T, bits)
 
 
-class _Blocks:
-    """A matrix that is filled row after row, a block's scale first."""
-
-    def __init__(self, shape: tuple[int, ...], bits: int, block: int, symmetric: bool) -> None:
-        depth, width = shape
-        blocks = -(-depth // block)
-        self._bits, self._block, self._symmetric = bits, block, symmetric
-        self._quants = np.zeros((width, blocks, block), np.uint8)
-        self._scales = np.zeros((width, blocks), np.float32)
-        self._zeros = np.zeros((width, blocks), np.uint8)
-        self._number = -1
-
-    def begin(self, rows: Floats) -> None:
-        """Sets the next block's scales and zero points."""
-        self._number += 1
-        near = round_to_nearest(rows, self._bits, self._block, symmetric=self._symmetric)
-        scales, zeros = unpack_one_block(near, self._bits)
-        self._scales[:, self._number], self._zeros[:, self._number] = scales, zeros
-
-    def rounded(self, row: int, numbers: Floats) -> Floats:
-        """Rounds one row, ``[N]``, of the block that was begun last."""
-        scale = self._scales[:, self._number]
-        zero = self._zeros[:, self._number].astype(np.float32)
-        steps = np.round(numbers / np.where(scale == 0, 1, scale)) + zero
-        whole: Floats = np.clip(steps, 0, (1 << self._bits) - 1)
-        self._quants[:, self._number, row % self._block] = whole
-        return (whole - zero) * scale
-
-    def packed(self, depth: int) -> Packed:
-        """The whole matrix; what fills its last block stands for zero."""
-        if depth % self._block:
-            self._quants[:, -1, depth % self._block :] = self._zeros[:, -1:]
-        zeros = None if self._symmetric else self._zeros
-        return pack(self._quants, self._scales, zeros, self._bits)
+def _round_block(
+    rows: Floats,
+    factor: Floats,
+    scale: Floats,
+    zero: Bytes,
+    top: int,
+    quants: Bytes,
+    errors: Floats,
+) -> None:
+    """Rounds one block's rows in turn; fills in what they become and the errors to pass on."""
+    step = np.where(scale == 0, 1, scale)
+    offset = zero.astype(np.float32)
+    for row, weights in enumerate(rows):
+        weights -= factor[:row, row] @ errors[:row]
+        whole = np.clip(np.rint(weights / step) + offset, 0, top)
+        quants[row] = whole
+        errors[row] = (weights - (whole - offset) * scale) / factor[row, row]

@@ -122,9 +122,24 @@ def loosen(tight: Bytes, bits: int) -> Bytes:
     return pairs.reshape(*tight.shape[:-1], -1)
 
 
-def unpack_one_block(packed: Packed, bits: int) -> tuple[Floats, Bytes]:
-    """Scales and zero points ``[N]`` of a matrix that is one block long."""
-    scales = packed.scales[:, 0]
-    if packed.zero_points is None:
-        return scales, np.full(len(scales), 1 << (bits - 1), np.uint8)
-    return scales, loosen(np.asarray(packed.zero_points, np.uint8), bits)[:, 0]
+def scales_of_block(rows: Floats, bits: int, *, symmetric: bool) -> tuple[Floats, Bytes]:
+    """Scales and zero points ``[N]`` that :func:`round_to_nearest` takes for one block.
+
+    The same numbers as ONNX Runtime's kernel, in a fraction of its time where a matrix comes one
+    block at a time.
+
+    Args:
+        rows: ``[block, N]``.
+        bits: 4 or 8.
+        symmetric: Without zero points, which then are the middle of the range.
+    """
+    low, high = rows.min(axis=0), rows.max(axis=0)
+    if symmetric:
+        middle = 1 << (bits - 1)
+        far = np.where(np.abs(high) > np.abs(low), high, low)
+        return far / np.float32(-middle), np.full(len(far), middle, np.uint8)
+    top = np.float32((1 << bits) - 1)
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    scales = (high - low) / top
+    zeros = -low / np.where(scales == 0, 1, scales)
+    return scales, np.floor(np.clip(zeros, 0, top) + np.float32(0.5)).astype(np.uint8)

@@ -128,7 +128,7 @@ class WeightOnly:
 
     def _moments(
         self, stage: Path, progress: Progress
-    ) -> Iterator[tuple[Product, NDArray[np.float64] | None]]:
+    ) -> Iterator[tuple[Product, Matrix | None]]:
         """Every product, for GPTQ with the factor of its input's moments; by input."""
         rounded = [p for p in self.found.products if self._is_plainly_rounded(p)]
         watched = [p for p in self.found.products if p not in rounded]
@@ -175,7 +175,7 @@ class _Packer:
         """As :class:`Quantised` has them."""
         return (dict(self.keeper.kept), self.keeper.rounded_anew) if self.keeper else ({}, {})
 
-    def product(self, product: Product, factor: NDArray[np.float64] | None) -> None:
+    def product(self, product: Product, factor: Matrix | None) -> None:
         """Packs a product's weight and puts it to use."""
         weight = self._weight_of(product, factor)
         follow = None
@@ -206,7 +206,7 @@ class _Packer:
         self.embedding_bits = weight.bits
         return {}
 
-    def _weight_of(self, product: Product, factor: NDArray[np.float64] | None) -> _Weight:
+    def _weight_of(self, product: Product, factor: Matrix | None) -> _Weight:
         kept = self._kept(product.weight, product.transposed, product.name, product.matrix)
         if kept is not None:
             return kept

@@ -118,5 +118,5 @@ def _head_size_at(reader: ir.Node) -> int | None:
 
 
 def _last_size(value: ir.Value | None) -> int | None:
-    known = dims(value) if value is not None else None
+    known = carried_dims(value) if value is not None else None
     return known[-1] if known and isinstance(known[-1], int) else None
