@@ -19,6 +19,7 @@ from exporter.cli.options import (
 )
 from exporter.cli.quantize_options import SCHEMES, quantize_options, quantize_settings
 from exporter.cli.sections import SectionedCommand
+from exporter.errors import UsageError
 
 if TYPE_CHECKING:
     from exporter.quantization.quantize import QuantizationResult
@@ -64,6 +65,11 @@ def quantize(
     from exporter.quantization.quantize import quantize_with_report
 
     settings = quantize_settings(scheme, options, calibration=calibration)
+    if calibration and not settings.needs_calibration:
+        raise UsageError(
+            "Nothing here looks at a calibration text.",
+            "It is for --method gptq, and for the schemes mixed and int8-qdq.",
+        )
     result = quantize_with_report(model, output, settings, with_companions=True, progress=progress)
     if as_json:
         content = asdict(result) | {"record": result.record.model_dump(mode="json")}
@@ -84,6 +90,8 @@ def _lines(result: QuantizationResult) -> list[str]:
         f"against the float graph, on random tokens: largest error {gap.max_abs_error:.2g}"
         f" beside {gap.largest:.2g}{kl}",
     ]
+    if gap.is_far:
+        lines.append("these answers have little to do with the float model's: see --scheme int8")
     if result.mixed is not None:
         lines.append(
             f"perplexity of the calibration text: {result.mixed.growth - 1:+.1%}, "

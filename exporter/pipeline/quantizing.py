@@ -51,6 +51,8 @@ def quantize(run: Run, settings: QuantizeSettings) -> tuple[list[Path], dict[str
             bits_by_node = result.mixed.bits_by_node
         files += files_below(folder)
         run.progress.say(f"quantize: {arm}, {_sizes(result)}, {_bits(result)}")
+        if result.difference.is_far:
+            run.progress.say(f"quantize: {arm} gives answers far from the float model's")
     return files, run.sources()
 
 

@@ -17,6 +17,7 @@ from exporter.errors import QuantizationError, first_line
 from exporter.optional import require
 from exporter.quantization.calibration import CalibrationTokens, feeds
 from exporter.quantization.products import Product, Products, find_products
+from exporter.quantization.refusals import refuse_not_finite
 from exporter.quantization.weight_only import Quantised
 
 if TYPE_CHECKING:
@@ -50,10 +51,13 @@ def quantise_activations(
         was done.
 
     Raises:
-        QuantizationError: ONNX Runtime's quantiser fails.
+        QuantizationError: A weight isn't finite; ONNX Runtime's quantiser fails, or leaves all
+            products in float.
     """
     from graph_passes.files.storage import load_model, write_files
 
+    for product in found.products:
+        refuse_not_finite(product.matrix(), product.name)
     plain = [_named(product) for product in found.products if not _is_turned(product)]
     write_files(model, stage, _FLOAT, "compact")
     try:
@@ -135,6 +139,12 @@ def _done(result: ir.Model, found: Products) -> Quantised:
     has_head = any(product.head for product in found.products)
     head_left = any(product.head for product in left.products)
     count = len(found.products) - len(left.products)
+    if not count:
+        name, why = next(iter(in_float.items()))
+        raise QuantizationError(
+            f"ONNX Runtime's quantiser left every product in float: {name}: {why}.",
+            "Choose another scheme: --scheme int8.",
+        )
     return Quantised({8: count}, 8 if has_head and not head_left else None, None, in_float)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,9 +105,10 @@ def second_moments(
     Yields:
         The input, and ``[K, K]``.
     """
-    depths = {product.node.inputs[0]: product.depth for product in products}
-    values = [value for value in depths if value is not None]
-    file = _with_outputs(model, values, folder)
+    watched = {product.node.inputs[0]: product for product in products}
+    readers = {value: product for value, product in watched.items() if value is not None}
+    values, depths = list(readers), {value: reader.depth for value, reader in readers.items()}
+    file = _with_outputs(model, readers, folder)
     with OnnxRuntimeRunner(file, threads=threads) as runner:
         for group in _groups(values, [4 * depths[value] ** 2 for value in values]):
             names = [value.name or "" for value in group]
@@ -137,8 +138,8 @@ def _groups(values: Sequence[ir.Value], sizes: Sequence[int]) -> Iterator[list[i
         yield group
 
 
-def _with_outputs(model: ir.Model, values: Sequence[ir.Value], folder: Path) -> Path:
-    """Writes the model with some inner values as its outputs, without what none of them needs.
+def _with_outputs(model: ir.Model, readers: Mapping[ir.Value, Product], folder: Path) -> Path:
+    """Writes the model with the inputs of some products in place of its outputs.
 
     ONNX Runtime leaves out nodes that no output comes from: the head, if it isn't watched.
     """
@@ -147,11 +148,13 @@ def _with_outputs(model: ir.Model, values: Sequence[ir.Value], folder: Path) -> 
     from graph_passes.files.storage import write_files
 
     outputs = list(model.graph.outputs)
-    untyped = [value for value in values if value.type is None]
+    untyped = [value for value in readers if value.type is None]
     try:
         for value in untyped:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-        model.graph.outputs[:] = values
+            weight = readers[value].weight.const_value
+            assert weight is not None
+            value.type = ir.TensorType(weight.dtype)
+        model.graph.outputs[:] = list(readers)
         write_files(model, folder, _FILE, "compact")
     finally:
         model.graph.outputs[:] = outputs

@@ -13,6 +13,8 @@ from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError
 from exporter.oracle.inputs import cases, draw
 
+_FAR_NATS = 1.0
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -28,6 +30,11 @@ class Difference:
     max_abs_error: float
     largest: float
     kl_divergence: float | None
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the distributions over tokens have little in common."""
+        return self.kl_divergence is not None and self.kl_divergence > _FAR_NATS
 
 
 def difference(source: Path, result: Path, *, threads: int) -> Difference:

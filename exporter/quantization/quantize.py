@@ -178,7 +178,9 @@ def _refuse(
         refuse_caches_in_place(model, source)
     refuse_nothing_to_do(found, source)
     refuse_unknown_nodes(bits_by_node, found)
-    refuse_overwriting(output, [source, *storage.data_files(model)])
+    texts = [Path(settings.calibration)] if settings.calibration else []
+    files = [settings.gguf] if settings.gguf else []
+    refuse_overwriting(output, [source, *storage.data_files(model), *texts, *files])
     storage.refuse_collision(model, output, "compact")
     kinds = {p.weight.const_value.dtype for p in found.products if p.weight.const_value is not None}
     refuse_unrunnable(settings, kinds)

@@ -27,6 +27,7 @@ _QUANTISED = frozenset(
     }
 )  # fmt: skip
 _PROBE_DEPTH = 64
+_ACTIVATIONS_BESIDE = {"int8-dynamic": ("FLOAT",), "int8-qdq": ("FLOAT", "FLOAT16")}
 
 
 def refuse_quantised(model: ir.Model, source: Path) -> None:
@@ -86,8 +87,10 @@ def refuse_unknown_nodes(bits_by_node: Mapping[str, int], found: Products) -> No
 def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> None:
     """Asks the installed ONNX Runtime to load and run one small product of each type and width.
 
+    What computes in int8 is known beforehand, and not tried.
+
     Args:
-        settings: What is asked for; only weight-only schemes have operators of their own.
+        settings: What is asked for.
         kinds: Types of the float weights.
 
     Raises:
@@ -96,6 +99,8 @@ def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) 
     """
     ort = require("onnxruntime", extra="cpu")
     if not settings.weight_only:
+        if settings.modelopt is None:
+            _refuse_type(settings, kinds)
         return
     widths = {settings.bits, settings.head_bits or settings.bits}
     for kind in sorted(set(kinds)):
@@ -111,6 +116,29 @@ def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) 
                     f"{settings.block} beside {kind.name}: {first_line(error)}.",
                     "Update onnxruntime, export the model in float32, or choose another scheme.",
                 ) from error
+
+
+def _refuse_type(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) -> None:
+    possible = _ACTIVATIONS_BESIDE[settings.scheme]
+    wrong = next((kind.name for kind in kinds if kind.name not in possible), None)
+    if wrong is not None:
+        raise QuantizationError(
+            f"{settings.scheme} takes weights in {' or '.join(possible)}, not in {wrong}.",
+            "Export the model in float32.",
+        )
+
+
+def refuse_not_finite(matrix: NDArray[np.float32], name: str) -> None:
+    """Refuses numbers that have no rounding.
+
+    Raises:
+        QuantizationError: With whose weight it is.
+    """
+    if not np.isfinite(matrix).all():
+        raise QuantizationError(
+            f"The weight of {name} holds NaN or infinite numbers, which have no rounding.",
+            "Export the model again.",
+        )
 
 
 def _probe(kind: ir.DataType, bits: int, settings: QuantizeSettings) -> bytes:

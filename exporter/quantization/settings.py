@@ -77,7 +77,7 @@ class QuantizeSettings:
     @property
     def block(self) -> int:
         """The block size, chosen or measured."""
-        return self.block_size or 32
+        return 32 if self.block_size is None else self.block_size
 
     @property
     def without_zero_points(self) -> bool:
@@ -140,13 +140,17 @@ class QuantizeSettings:
             (self.modelopt is not None and self._shaped,
              "ModelOpt chooses blocks, zero points and the bits of the head itself.",
              "Leave those options out."),
+            (not self.weight_only and self.modelopt is None and self._shaped,
+             f"{self.scheme} has a scale a column: no blocks, zero points, accuracy level, or bits "
+             "of their own for the embedding and the head.", "Leave these options out."),
         ]  # fmt: skip
 
     @property
     def _shaped(self) -> bool:
         """Whether something is said that only our own weight-only schemes listen to."""
         said = (self.block_size, self.symmetric, self.accuracy_level)
-        return any(value is not None for value in said)
+        bits = (self.embedding_bits, self.head_bits)
+        return any(value is not None for value in said) or bits != (8, 8)
 
     @property
     def _what(self) -> str:

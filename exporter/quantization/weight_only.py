@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import QuantizationError
 from exporter.progress import Progress
 from exporter.quantization.calibration import CalibrationTokens, second_moments
 from exporter.quantization.gguf_blocks import GgufBlocks
 from exporter.quantization.gptq import gptq, inverse_factor
 from exporter.quantization.kept_blocks import Keeper
 from exporter.quantization.products import Product, Products, Table
+from exporter.quantization.refusals import refuse_not_finite
 from exporter.quantization.rewrite import (
     PackedWeights,
     Stored,
@@ -126,9 +126,7 @@ class WeightOnly:
             and self.bits_of(product) == self.settings.embedding_bits
         )
 
-    def _moments(
-        self, stage: Path, progress: Progress
-    ) -> Iterator[tuple[Product, Matrix | None]]:
+    def _moments(self, stage: Path, progress: Progress) -> Iterator[tuple[Product, Matrix | None]]:
         """Every product, for GPTQ with the factor of its input's moments; by input."""
         rounded = [p for p in self.found.products if self._is_plainly_rounded(p)]
         watched = [p for p in self.found.products if p not in rounded]
@@ -214,7 +212,7 @@ class _Packer:
 
         def fitted() -> Fitted:
             matrix = product.matrix()
-            _refuse_not_finite(matrix, product.name)
+            refuse_not_finite(matrix, product.name)
             if factor is not None:
                 symmetric = settings.without_zero_points
                 packed = gptq(matrix, factor, bits, settings.block, symmetric=symmetric)
@@ -229,7 +227,7 @@ class _Packer:
     def _rounded_table(self, table: Table, name: str, bits: int) -> _Weight:
         def fitted() -> Fitted:
             matrix = table.matrix()
-            _refuse_not_finite(matrix, name)
+            refuse_not_finite(matrix, name)
             return self._rounded(matrix, bits, shared=True)
 
         return self._once((table.weight, not table.turned, bits), fitted)
@@ -276,11 +274,3 @@ class _Packer:
     def _written(self, value: ir.Value, fitted: Fitted) -> _Weight:
         stored = self._store.store(fitted.packed, value, fitted.bits)
         return _Weight(stored, fitted.bits, fitted.block, fitted.sums)
-
-
-def _refuse_not_finite(matrix: Matrix, name: str) -> None:
-    if not np.isfinite(matrix).all():
-        raise QuantizationError(
-            f"The weight of {name} holds NaN or infinite numbers, which have no rounding.",
-            "Export the model again.",
-        )

@@ -366,6 +366,11 @@ def test_a_head_size_that_is_not_declared_follows_from_the_reader() -> None:
     ir.node("GroupQueryAttention", [query, query, query, past], heads, domain="com.microsoft")
     assert head_size(past) == 24
     past = cache("batch", 2, "past", "kv_cache_dim")
+    quantised = ir.node("QuantizeLinear", [packed, ir.Value(name="scale")])
+    restored = ir.node("DequantizeLinear", [quantised.outputs[0], ir.Value(name="scale")])
+    ir.node("GroupQueryAttention", [restored.outputs[0], None, None, past], heads)
+    assert head_size(past) == 16
+    past = cache("batch", 2, "past", "kv_cache_dim")
     ir.node("Concat", [past, cache("batch", 2, "seq", 8)], {"axis": 2})
     assert head_size(past) == 8
     assert head_size(cache("batch", 2, "past", 4)) == 4

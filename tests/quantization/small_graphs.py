@@ -24,6 +24,14 @@ small (int64[batch, seq] input_ids) => (float[batch, seq, {VOCABULARY}] logits)
   [head_node] logits = MatMul(sum, turned)
 }}"""
 
+ONLY_HEAD = f"""<ir_version: 10, opset_import: ["": 20]>
+small (int64[batch, seq] input_ids) => (float[batch, seq, {VOCABULARY}] logits)
+<float[{VOCABULARY}, {WIDTH}] table> {{
+  hidden = Gather(table, input_ids)
+  turned = Transpose<perm = [1, 0]>(table)
+  [head_node] logits = MatMul(hidden, turned)
+}}"""
+
 GEMM = f"""<ir_version: 10, opset_import: ["": 20]>
 small (float[rows, {WIDTH}] x) => (float[rows, {INNER}] y)
 <float[{INNER}, {WIDTH}] weight, float[{INNER}] bias> {{

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from exporter.errors import CalibrationError
+from exporter.errors import CalibrationError, QuantizationError, UsageError
 from exporter.quantization.gptq import gptq, inverse_factor
 from exporter.quantization.quantize import quantize_with_report
-from exporter.quantization.rounding import round_to_nearest, unpack
+from exporter.quantization.rounding import loosen, round_to_nearest, scales_of_block, unpack
 from exporter.quantization.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
 from tests.exporter.tiny_lm import write_tokenizer
-from tests.quantization.small_graphs import GEMM, TIED, WIDTH, set_weight, written
+from tests.quantization.small_graphs import GEMM, ONLY_HEAD, TIED, WIDTH, set_weight, written
 
 
 @pytest.fixture
@@ -49,6 +50,32 @@ def test_gptq_is_nearer_to_the_product_than_rounding_and_farther_from_the_weight
     found = unpack(gptq(weight, factor, 4, 16, symmetric=symmetric), 4)[:, :depth].T
     assert error(x @ found, x @ weight) < 0.3 * error(x @ near, x @ weight)
     assert error(found, weight) > error(near, weight)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_blocks_scales_are_those_of_onnx_runtimes_kernel(bits: int, symmetric: bool) -> None:
+    rows = np.random.default_rng(2).standard_normal((16, 40)).astype(np.float32)
+    rows[:, 0], rows[:, 1], rows[:, 2] = 0, np.abs(rows[:, 1]), -np.abs(rows[:, 2])
+    scales, zeros = scales_of_block(rows, bits, symmetric=symmetric)
+    near = round_to_nearest(rows, bits, 16, symmetric=symmetric)
+    np.testing.assert_array_equal(scales, near.scales[:, 0])
+    if near.zero_points is not None:
+        whole = np.asarray(near.zero_points, np.uint8)
+        np.testing.assert_array_equal(zeros, loosen(whole, bits)[:, 0])
+    else:
+        assert set(zeros) == {1 << (bits - 1)}
+
+
+def test_the_factor_is_that_of_the_damped_moments_inverse() -> None:
+    x = correlated(24)
+    moments = (x.T @ x / len(x)).astype(np.float32)
+    before = moments.copy()
+    factor = inverse_factor(moments, "it").astype(np.float64)
+    damped = moments + 0.01 * np.trace(moments) / 24 * np.eye(24)
+    np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(24), atol=1e-4)
+    np.testing.assert_array_equal(np.tril(factor, -1), 0)
+    np.testing.assert_array_equal(moments, before)
 
 
 def error(found: np.ndarray, wanted: np.ndarray) -> float:  # type: ignore[type-arg]
@@ -99,6 +126,15 @@ def test_a_graph_is_quantised_by_a_text(model: Path, tmp_path: Path, text: str) 
     assert not np.array_equal(*quants)
 
 
+def test_gptq_watches_a_float16_graph(tmp_path: Path, text: str) -> None:
+    half = written(TIED, tmp_path / "half" / "model.onnx", kind=ir.DataType.FLOAT16)
+    write_tokenizer(half.parent)
+    settings = QuantizeSettings(method="gptq", calibration=text)
+    result = quantize_with_report(half, tmp_path / "out.onnx", settings)
+    assert result.record.bits == {"4": 2, "8": 1}
+    assert 0 < result.difference.max_abs_error < 0.2
+
+
 def test_a_head_that_shares_the_table_is_rounded(model: Path, tmp_path: Path, text: str) -> None:
     settings = QuantizeSettings(method="gptq", calibration=text)
     quantize_with_report(model, tmp_path / "out.onnx", settings)
@@ -135,6 +171,41 @@ def test_onnx_runtimes_own_quantisers_keep_the_notes_and_tell_what_they_leave(
     operator = {"int8-dynamic": "MatMulInteger", "int8-qdq": "DequantizeLinear"}[scheme]
     graph = load_model(tmp_path / "out.onnx").graph
     assert operator in {node.op_type for node in graph}
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight", "told"),
+    [
+        (ir.DataType.BFLOAT16, None, "takes weights in FLOAT, not in BFLOAT16"),
+        (ir.DataType.FLOAT16, None, "takes weights in FLOAT, not in FLOAT16"),
+        (ir.DataType.FLOAT, np.nan, "The weight of up_node holds NaN"),
+    ],
+)
+def test_what_dynamic_int8_cant_quantise_is_refused(
+    tmp_path: Path, kind: ir.DataType, weight: float | None, told: str
+) -> None:
+    source = written(TIED, tmp_path / "model.onnx", kind=kind)
+    if weight is not None:
+        numbers = np.full((WIDTH, 96), weight, np.float32)
+        source = set_weight(source, "up", numbers, tmp_path / "other.onnx")
+    settings = QuantizeSettings(scheme="int8-dynamic")
+    with pytest.raises(QuantizationError, match=told):
+        quantize_with_report(source, tmp_path / "out" / "out.onnx", settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantiser_that_leaves_everything_in_float_has_failed(tmp_path: Path) -> None:
+    source = written(ONLY_HEAD, tmp_path / "model.onnx")
+    with pytest.raises(QuantizationError, match="every product in float: head_node: it reads"):
+        quantize_with_report(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int8-dynamic"))
+
+
+def test_the_calibration_text_is_never_written_over(model: Path, text: str) -> None:
+    before = Path(text).read_bytes()
+    settings = QuantizeSettings(method="gptq", calibration=text)
+    with pytest.raises(UsageError, match="is an input"):
+        quantize_with_report(model, Path(text), settings)
+    assert Path(text).read_bytes() == before
 
 
 def test_dynamic_int8_takes_gemms(tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def test_the_result_as_json(
         (["--block-size", "20"], 2, "block of 20"),
         (["--scheme", "int8-dynamic", "--method", "hqq"], 2, "only rounds to nearest"),
         (["--method", "gptq", "--calibration", "gone.txt"], 1, "gone.txt does not exist"),
+        (["--block-size", "0"], 2, "block of 0"),
+        (["--scheme", "int8-dynamic", "--block-size", "64"], 2, "has a scale a column"),
+        (["--calibration", "pydoc"], 2, "Nothing here looks at a calibration text"),
         (["--scheme", "int2"], 2, "Invalid value"),
     ],
 )
