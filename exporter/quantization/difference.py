@@ -13,7 +13,8 @@ from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError
 from exporter.oracle.inputs import cases, draw
 
-_FAR_NATS = 1.0
+# No model knows what follows random tokens: int4 alone gave 1.5 there on SmolLM2, a broken graph 8.
+_FAR_NATS = 4.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from exporter.cli import run
 from exporter.generation.text_model import TextModel
+from exporter.quantization.difference import Difference
 from exporter.quantization.quantize import quantize_with_report
 from exporter.quantization.settings import QuantizeSettings
 from tests.exporter.tiny_lm import write_tokenizer
@@ -40,6 +41,21 @@ def test_a_folder_is_quantised_with_what_makes_it_run(
     config = json.loads((output.parent / "genai_config.json").read_text(encoding="utf-8"))
     assert config["model"]["decoder"]["filename"] == "small.onnx"
     assert TextModel.of(output).stop_ids == {3}
+
+
+@pytest.mark.parametrize(("kl", "told"), [(7.6, True), (1.5, False), (None, False)])
+def test_a_result_far_from_the_float_model_is_told(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kl: float | None,
+    told: bool,
+) -> None:
+    far = Difference(1.0, 1.0, kl)
+    monkeypatch.setattr("exporter.quantization.quantize.difference", lambda *_, **__: far)
+    assert run(["quantize", str(folder), "-o", str(tmp_path / "o.onnx"), "-q"]) == 0
+    assert ("little to do with the float model" in capsys.readouterr().out) == told
 
 
 def test_what_stands_in_the_outputs_folder_stays(folder: Path, tmp_path: Path) -> None:
