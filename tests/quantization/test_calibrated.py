@@ -208,6 +208,15 @@ def test_the_calibration_text_is_never_written_over(model: Path, text: str) -> N
     assert Path(text).read_bytes() == before
 
 
+def test_int8_of_a_text_leaves_results_in_float(model: Path, tmp_path: Path, text: str) -> None:
+    settings = QuantizeSettings(scheme="int8-qdq", calibration=text)
+    quantize_with_report(model, tmp_path / "out.onnx", settings)
+    graph = load_model(tmp_path / "out.onnx").graph
+    sources = [n.inputs[0].producer() for n in graph if n.op_type == "QuantizeLinear"]  # type: ignore[union-attr]
+    assert sources
+    assert "MatMul" not in {source.op_type for source in sources if source is not None}
+
+
 def test_dynamic_int8_takes_gemms(tmp_path: Path) -> None:
     source = written(GEMM, tmp_path / "model.onnx")
     result = quantize_with_report(
