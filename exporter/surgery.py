@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from exporter.artifacts import (
+    FORM_KEY,
     DeletedEntry,
     EngineParse,
+    FormRecord,
     GraphSizeEntry,
     PlannedDeletion,
     PruneReport,
@@ -128,6 +131,7 @@ def prune_file(
         model, asked, replacements=numbers, renumber_kv=renumber_kv, keep_debug=keep_debug
     )
     progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
+    _recount_form(pruned)
 
     def verified(candidate: Path, folder: Path) -> Verification:
         if setting is None:
@@ -148,6 +152,20 @@ def prune_file(
     if files.genai:
         progress.say(files.genai.advice(files.all))
     return report
+
+
+def _recount_form(pruned: ir.Model) -> None:
+    """Has a graph's note of its form count the fused operators that are left."""
+    note = pruned.metadata_props.get(FORM_KEY)
+    if note is None:
+        return
+    try:
+        record = FormRecord.model_validate_json(note)
+    except ValueError:  # of another version: whoever reads it tells
+        return
+    counts = Counter(node.op_type for node in pruned.graph.all_nodes())
+    fused = {name: counts[name] for name in record.fused if counts[name]}
+    pruned.metadata_props[FORM_KEY] = record.model_copy(update={"fused": fused}).model_dump_json()
 
 
 def _publish(

@@ -83,6 +83,7 @@ def test_both_folders_are_written_for_the_target(walked: Any) -> None:
         assert record.writer.startswith("onnxruntime-genai 0.")
         assert record.passes == [KEEP]
         assert record.remark is None
+        assert record.fused["GroupQueryAttention"] == layers
         assert sum(node.op_type == "GroupQueryAttention" for node in model.graph) == layers
         assert len(read_cache_form(out / arm / "model.onnx").shared) == 2 * layers
         assert KEEP in {value.name for value in model.graph.inputs}

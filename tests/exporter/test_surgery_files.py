@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 import exporter.cli as command_line
-from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan
+from exporter.artifacts import (
+    FORM_KEY,
+    FormRecord,
+    PlannedDeletion,
+    PruneReport,
+    PruningPlan,
+)
 from exporter.errors import MissingDependencyError, OnnxFileError, SurgeryError
 from exporter.surgery import prune_file
 from graph_passes.files import placing, storage
@@ -284,3 +290,25 @@ def test_a_place_that_is_asked_for_may_hold_a_report_but_nothing_else(
     assert not target.exists()
     for _ in range(2):
         prune_file(source, target, PLAN, verify="none", report_path=tmp_path / "r.json")
+
+
+def test_the_note_of_a_form_counts_what_is_left(source: Path, tmp_path: Path) -> None:
+    model = load_model(source)
+    softmaxes = sum(node.op_type == "Softmax" for node in model.graph)
+    record = FormRecord(target="portable", writer="torch", fused={"Softmax": softmaxes, "Gelu": 1})
+    model.metadata_props[FORM_KEY] = record.model_dump_json()
+    save_model(model, tmp_path / "noted.onnx")
+    prune_file(tmp_path / "noted.onnx", tmp_path / "cut.onnx", PLAN, verify="none")
+    noted = load_model(tmp_path / "cut.onnx").metadata_props[FORM_KEY]
+    left = record.model_copy(update={"fused": {"Softmax": softmaxes - 2}})
+    assert FormRecord.model_validate_json(noted) == left
+
+
+@pytest.mark.parametrize("note", [None, "of another kind"])
+def test_no_note_of_a_form_is_made_up(source: Path, tmp_path: Path, note: str | None) -> None:
+    model = load_model(source)
+    if note is not None:
+        model.metadata_props[FORM_KEY] = note
+    save_model(model, tmp_path / "noted.onnx")
+    prune_file(tmp_path / "noted.onnx", tmp_path / "cut.onnx", PLAN, verify="none")
+    assert load_model(tmp_path / "cut.onnx").metadata_props.get(FORM_KEY) == note
