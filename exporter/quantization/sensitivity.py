@@ -24,6 +24,7 @@ from exporter.errors import CalibrationError, QuantizationError
 from exporter.measure.inputs import Shape, has_cache, make_inputs
 from exporter.progress import Progress
 from exporter.quantization.calibration import CalibrationTokens
+from exporter.quantization.difference import log_softmax
 from exporter.quantization.products import Product, Products
 from exporter.quantization.rounding import half_quadratic, round_to_nearest, unpack
 from exporter.quantization.settings import QuantizeSettings
@@ -216,7 +217,7 @@ class _Trials:
             given = {name: self._runner.value(array) for name, array in feed.items()}
             values = self._weights | dict(other) | given
             (logits,) = self._runner.run_bound(values, [self._logits])
-            yield _log_softmax(logits.numpy()[0].astype(np.float32))
+            yield log_softmax(logits.numpy()[0].astype(np.float32))
 
     def _surprise(self, logs: Sequence[Floats]) -> float:
         """Mean negative log-likelihood of the next token."""
@@ -274,9 +275,3 @@ def _bytes_more(product: Product, settings: QuantizeSettings) -> int:
     blocks = -(-product.depth // settings.block)
     zeros = 0 if settings.without_zero_points else blocks
     return product.width * (product.depth + zeros) // 2
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
