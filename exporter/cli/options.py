@@ -95,7 +95,11 @@ class Threads(click.ParamType[int | str]):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | str:
         """Reads it."""
-        return AUTO if value == AUTO else Count().convert(value, param, ctx)
+        if value == AUTO:
+            return AUTO
+        if isinstance(value, str) and not value.strip().lstrip("-").isdecimal():
+            self.fail(f"{value!r} is neither a number nor {AUTO}", param, ctx)
+        return Count().convert(value, param, ctx)
 
 
 class Size(click.ParamType[int]):

@@ -57,8 +57,12 @@ class _LeftOutError(Exception):
 
 
 def _refuse_steps(pair: Pair, positions: int) -> None:
+    from exporter.measure.inputs import has_cache
     from exporter.tasks.choosing import takes_any_shape
 
+    for name, arm in pair.judged.items():
+        if not has_cache(arm.runner.inputs):
+            raise _LeftOutError(f"the {name} has no attention left, and so no cache")
     if not takes_any_shape(pair.baseline.runner):
         raise _LeftOutError("torch.compile would compile each of its steps")
     longest = pair.baseline.folder.longest_sequence

@@ -237,6 +237,23 @@ def test_shapes_beyond_the_model_s_positions_are_left_out_aloud(arms: tuple[Path
         compare(*arms, OPTIONS)
 
 
+def test_a_candidate_without_any_attention_left_is_measured_but_continues_no_text(
+    arms: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bare = write_tiny_lm(tmp_path / "bare", layers=())
+    listener = Listener()
+    report = compare(arms[0], bare, OPTIONS, progress=listener)
+    told = "generation: left out, the candidate has no attention left, and so no cache"
+    assert told in listener.lines
+    assert report.accuracy is not None
+    assert report.accuracy.generation is None
+    assert [row.phase for row in report.latency] == ["prefill", "prefill", "decode"]
+    whole = compare(*arms, OPTIONS, progress=listener).accuracy
+    assert whole is not None
+    assert whole.generation is not None
+    assert listener.lines.count(told) == 1
+
+
 def test_arms_of_other_interfaces_are_refused(arms: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ComparisonError, match=r"has an input 'past_key_values\.0\.key'"):
         compare(arms[1], arms[0], OPTIONS)

@@ -225,4 +225,6 @@ def test_threads_are_a_number_or_auto(
     command: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([command, str(tmp_path), "x", "--threads", word]) == 2
-    assert "'--threads'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "'--threads'" in told
+    assert ("neither a number nor auto" in told) == (word != "0")
