@@ -68,7 +68,7 @@ def quantize(
     if calibration and not settings.needs_calibration:
         raise UsageError(
             "Nothing here looks at a calibration text.",
-            "It is for --method gptq, and for the schemes mixed and int8-qdq.",
+            "It is for --method gptq, and the schemes mixed, int8-qdq, fp8 and int4-awq.",
         )
     result = quantize_with_report(model, output, settings, with_companions=True, progress=progress)
     if as_json:

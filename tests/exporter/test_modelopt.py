@@ -162,7 +162,7 @@ def test_a_python_without_it_is_told(
 def test_options_that_do_not_fit(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], told: str
 ) -> None:
-    text = [] if "text" in told else ["--calibration", "pydoc"]
+    text = ["--calibration", "pydoc"] if "blocks" in told else []
     assert run(["quantize", str(source), "-o", str(tmp_path / "o.onnx"), *options, *text]) == 2
     error = capsys.readouterr().err
     assert told in error
