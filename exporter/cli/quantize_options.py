@@ -73,7 +73,8 @@ def _options(name: str) -> list[Callable[[Any], Any]]:
         quantization(
             f"{name}method", "quantize_method", type=click.Choice(get_args(Method)),
             help="Round to nearest, half-quadratic, by the calibration text's activations, or the "
-            "blocks that a GGUF file brings. [rtn]",
+            "blocks that a GGUF file brings. "
+            f"[{'rtn' if name == '--' else 'gguf for a GGUF file in blocks, else rtn'}]",
         ),
     ]  # fmt: skip
 

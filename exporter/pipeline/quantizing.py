@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,33 @@ if TYPE_CHECKING:
     from exporter.quantization.quantize import QuantizationResult
 
 _GRAPH = "model.onnx"
+
+
+def with_method(run: Run, settings: QuantizeSettings) -> QuantizeSettings:
+    """Chooses the method where none was asked for, and says which.
+
+    A GGUF file's own blocks are kept, for rounding them a second time loses what the first one had
+    kept; not where most of them have more bits than the scheme, or the blocks' form is asked for.
+    """
+    if settings.method is not None or not settings.weight_only:
+        return settings
+    file = Path(run.request.source).expanduser()
+    if _keeps_blocks(file, settings):
+        run.progress.say(f"quantize: by the method gguf, which keeps the blocks of {file.name}")
+        return replace(settings, method="gguf", gguf=file)
+    run.progress.say(f"quantize: by the method {settings.rounding}, no other was asked for")
+    return replace(settings, method=settings.rounding)
+
+
+def _keeps_blocks(file: Path, settings: QuantizeSettings) -> bool:
+    from exporter.quantization.gguf_blocks import most_bits
+
+    if settings.scheme == "mixed" or not file.is_file():
+        return False
+    if settings.block_size is not None or settings.symmetric is not None:
+        return False
+    bits = most_bits(file)
+    return bits is not None and bits <= settings.bits
 
 
 def quantize_key(run: Run, settings: QuantizeSettings) -> Key:

@@ -13,7 +13,7 @@ from exporter.ledger import locked
 from exporter.pipeline import keys, stages
 from exporter.pipeline.engines import build, engines_key
 from exporter.pipeline.measuring import measure
-from exporter.pipeline.quantizing import quantize, quantize_key
+from exporter.pipeline.quantizing import quantize, quantize_key, with_method
 from exporter.pipeline.refusals import (
     refuse_bad_options,
     refuse_calibration_text,
@@ -66,6 +66,7 @@ def _quantize(run: Run) -> None:
     if wanted is None:
         run.forget_others(QUANTIZE, *QUANTIZED.values())
     else:
+        wanted = with_method(run, wanted)
         _stage(run, QUANTIZE, quantize_key(run, wanted), partial(quantize, settings=wanted))
 
 

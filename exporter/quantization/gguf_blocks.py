@@ -8,6 +8,7 @@ so none of this touches them. A weight of which any row isn't in the file has no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import QuantizationError, first_line
 from exporter.optional import require
-from exporter.quantization.gguf_types import Blocks, can_hold, read_blocks
+from exporter.quantization.gguf_types import Blocks, can_hold, read_blocks, width
 
 Floats = NDArray[np.float32]
 
@@ -110,15 +111,37 @@ class GgufBlocks:
         return self._places[dtype]
 
 
-def _read(path: Path) -> list[Any]:
+def most_bits(path: Path) -> int | None:
+    """How many bits most of a GGUF file's weights have in the blocks that can be kept of it.
+
+    Returns:
+        4 or 8; None where most of them can't be kept.
+
+    Raises:
+        QuantizationError: It can't be read.
+        MissingDependencyError: Without the package ``gguf``.
+    """
+    counts: Counter[int | None] = Counter()
+    for tensor in _tensors(path):
+        if tensor.data.ndim == 2:
+            counts[width(tensor.tensor_type.name)] += int(tensor.n_elements)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _tensors(path: Path) -> list[Any]:
     gguf = require("gguf", extra="gguf")
     try:
-        tensors = gguf.GGUFReader(path).tensors
+        tensors: list[Any] = gguf.GGUFReader(path).tensors
     # The reader has no error class of its own; a cut file gives anything.
     except Exception as error:
         raise QuantizationError(
             f"{path} can't be read as a GGUF file: {first_line(error)}.", _HINT
         ) from error
+    return tensors
+
+
+def _read(path: Path) -> list[Any]:
+    tensors = _tensors(path)
     kept = [t for t in tensors if can_hold(t.tensor_type.name) and t.data.ndim == 2]
     if not kept:
         kinds = ", ".join(sorted({tensor.tensor_type.name for tensor in tensors})) or "nothing"

@@ -75,6 +75,11 @@ def can_hold(kind: str) -> bool:
     return kind in _TYPES
 
 
+def width(kind: str) -> int | None:
+    """Bits of the kernel that holds a GGUF type, 4 or 8; None where none does."""
+    return _TYPES[kind].width if can_hold(kind) else None
+
+
 def read_blocks(rows: Bytes, values: Floats, kind: str) -> Blocks:
     """Reads rows of one type.
 

@@ -128,7 +128,9 @@ def quantize_with_report(
     model = storage.load_model(source)
     found = find_products(model)
     _refuse(model, found, source, output, settings, bits_by_node)
-    method = method_of(settings.scheme, settings.modelopt) if settings.modelopt else settings.method
+    method = (
+        method_of(settings.scheme, settings.modelopt) if settings.modelopt else settings.rounding
+    )
     tokens = None
     if settings.reads_text(bits_given=bool(bits_by_node)):
         tokens = calibration_tokens(source, settings.calibration or "")

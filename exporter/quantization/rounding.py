@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from exporter.optional import require
 
 _QUANTIZER = "onnxruntime.quantization.matmul_nbits_quantizer"
+_BESIDE_GRID = 1e-3  # of a step
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -57,6 +58,59 @@ def round_to_nearest(matrix: Floats, bits: int, block: int, *, symmetric: bool) 
     )
     packed, scales, zeros = quantizer.DefaultWeightOnlyQuantizer(config).qbits_block_quant(matrix)
     return Packed(packed, scales, None if symmetric else zeros)
+
+
+def on_its_grid(matrix: Floats, bits: int, block: int) -> Packed | None:
+    """A matrix that was rounded before, as it is: steps of one size from a block's lowest number.
+
+    Such are dequantised blocks of a scale and a minimum, Q4_1's for one. Their zero points are
+    fractions, so that rounding them to whole ones would lose what the first rounding kept.
+
+    Args:
+        matrix: ``[K, N]``.
+        bits: 4 or 8.
+        block: Weights that share a scale.
+
+    Returns:
+        None where a number lies beside the grid between its block's extremes.
+    """
+    if len(matrix) % block:
+        return None
+    blocks = np.ascontiguousarray(matrix.T).reshape(matrix.shape[1], -1, block)
+    lowest, highest = blocks.min(axis=2), blocks.max(axis=2)
+    most = (1 << bits) - 1
+    scales = (highest - lowest) / np.float32(most)
+    flat = scales == 0  # its one number becomes the scale, and each q one
+    scales = np.where(flat, np.where(lowest == 0, np.float32(1), lowest), scales)
+    lowest = np.where(flat, np.float32(0), lowest)
+    steps = (blocks - lowest[..., None]) / scales[..., None]
+    whole = np.clip(np.round(steps), 0, most)
+    if not np.abs(steps - whole).max(initial=0) <= _BESIDE_GRID:
+        return None
+    packed = pack(whole.astype(np.uint8), scales, None, bits)
+    zeros = (-lowest / scales).astype(np.float32)
+    return Packed(packed.quants, packed.scales, zeros)
+
+
+def rounded(
+    matrix: Floats, bits: int, block: int, *, symmetric: bool, half_quadratically: bool = False
+) -> Packed:
+    """Rounds without a text.
+
+    Args:
+        matrix: ``[K, N]``.
+        bits: 4 or 8.
+        block: Weights that share a scale.
+        symmetric: Without zero points. Else a matrix of 4 bits that was rounded before is kept.
+        half_quadratically: By HQQ.
+
+    Raises:
+        MissingDependencyError: HQQ without PyTorch.
+    """
+    if half_quadratically:
+        return half_quadratic(matrix, bits, block)
+    kept = None if symmetric or bits == 8 else on_its_grid(matrix, bits, block)
+    return kept or round_to_nearest(matrix, bits, block, symmetric=symmetric)
 
 
 def half_quadratic(matrix: Floats, bits: int, block: int) -> Packed:

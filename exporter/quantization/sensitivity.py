@@ -10,7 +10,7 @@ for what was chosen together is not what was measured alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,8 @@ from exporter.errors import CalibrationError, QuantizationError
 from exporter.measure.inputs import Shape, has_cache, make_inputs
 from exporter.progress import Progress
 from exporter.quantization.calibration import CalibrationTokens
-from exporter.quantization.difference import log_softmax
 from exporter.quantization.products import Product, Products
-from exporter.quantization.rounding import half_quadratic, round_to_nearest, unpack
+from exporter.quantization.rounding import rounded, unpack
 from exporter.quantization.settings import QuantizeSettings
 
 if TYPE_CHECKING:
@@ -36,10 +35,14 @@ LIMIT = 0.04
 """How far above the float model's the perplexity of the calibration text may be: 5 % on other text,
 with a fifth of that for what other text and activations in int8 add."""
 SAMPLES = 2
-"""Of the calibration text, for each product alone; all choices are measured on the same."""
+"""Of the calibration text, on which a choice is measured."""
+TOKENS_ALONE = 128
+"""Of a sample, for each product alone: a divergence over the whole vocabulary tells products
+apart on few positions, where a perplexity would need thousands."""
 _FILE = "weights_given.onnx"
 
 Floats = NDArray[np.float32]
+TokenIds = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class MixedBits:
 
     Attributes:
         bits_by_node: 4 or 8 for each product that was looked at.
-        sensitivities: In the order in which they get 8 bits.
+        sensitivities: In the order in which they get 8 bits; none where 4 are enough for all.
         growth: Of the perplexity of the calibration text over the float model's, as chosen:
             measured on the text's own tokens, or over all tokens by what the float model thinks of
             them (the exponential of the KL divergence), whichever is larger.
@@ -90,8 +93,8 @@ def search_mixed(
 ) -> MixedBits:
     """Chooses which products stay at 8 bits.
 
-    The float model is held in memory and run on ``samples`` samples once for each product, and a
-    dozen times more; 8 bits count as no damage.
+    The float model is held in memory and run on 128 tokens once for each product, and about ten
+    times on ``samples`` samples; 8 bits count as no damage.
 
     Args:
         model: The float graph; it is unchanged.
@@ -101,7 +104,7 @@ def search_mixed(
         tokens: The calibration text.
         stage: A folder for a copy of the graph.
         limit: How far the perplexity may be above the float model's, as a fraction.
-        samples: How many samples of the text are read.
+        samples: How many samples of the text a choice is measured on.
         threads: For ONNX Runtime.
         progress: Who is told.
 
@@ -111,41 +114,60 @@ def search_mixed(
         BackendError: ONNX Runtime can't run the graph.
     """
     products = [p for p in found.products if not (p.head and settings.head_bits is not None)]
-    with _Trials(model, products, settings, tokens.token_ids[:samples], stage, threads) as trials:
-        alone = []
-        with progress.task("rounding one product at a time", len(products)) as task:
-            for product in products:
-                kl = trials.measure([product]).kl_divergence
-                alone.append(Sensitivity(product.name, kl, _bytes_more(product, settings)))
-                task.advance()
-        order = sorted(alone, key=lambda one: one.kl_divergence / one.bytes_more, reverse=True)
-        count, grown, worst = _fewest(trials, products, order, limit)
-    eight = {one.name for one in order[:count]}
+    known = tokens.token_ids[:samples]
+    with _Trials(model, products, settings, stage, threads) as trials:
+        choice = _Choice(trials.on(known), products, progress)
+        worst, order = choice.growth(()), []
+        eight, grown = frozenset[str](), worst
+        if worst > 1 + limit:
+            order = _order(trials, products, known[:1, :TOKENS_ALONE], settings, progress)
+            eight, grown = choice.fewest([one.name for one in order], limit)
     bits = {product.name: 8 if product.name in eight else 4 for product in products}
     return MixedBits(bits, tuple(order), grown, worst)
 
 
-def _fewest(
-    trials: _Trials, products: Sequence[Product], order: Sequence[Sensitivity], limit: float
-) -> tuple[int, float, float]:
-    """How many need 8 bits, the growth then, and with none."""
+def _order(
+    trials: _Trials,
+    products: Sequence[Product],
+    token_ids: TokenIds,
+    settings: QuantizeSettings,
+    progress: Progress,
+) -> list[Sensitivity]:
+    """Products by what 4 bits in each of them alone cost, for a byte of 8 bits."""
+    text, alone = trials.on(token_ids), []
+    with progress.task("rounding one product at a time", len(products)) as task:
+        for product in products:
+            kl = text.damage([product]).kl_divergence
+            alone.append(Sensitivity(product.name, kl, _bytes_more(product, settings)))
+            task.advance()
+    return sorted(alone, key=lambda one: one.kl_divergence / one.bytes_more, reverse=True)
 
-    def growth(count: int) -> float:
-        eight = {one.name for one in order[:count]}
-        return trials.measure([p for p in products if p.name not in eight]).growth
 
-    worst = growth(0)
-    low, high = 0, len(order)
-    if worst <= 1 + limit:
-        return 0, worst, worst
-    best = 1.0  # all in 8 bits, which count as float here
-    while high - low > 1:
-        middle = (low + high) // 2
-        if (tried := growth(middle)) <= 1 + limit:
-            high, best = middle, tried
-        else:
-            low = middle
-    return high, best, worst
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """Which products get 8 bits, judged on a text with all others in 4 bits."""
+
+    text: _Text
+    products: Sequence[Product]
+    progress: Progress
+
+    def growth(self, eight: Collection[str]) -> float:
+        """Of the perplexity, with these in 8 bits, which count as float."""
+        grown = self.text.damage([p for p in self.products if p.name not in eight]).growth
+        count = f"{len(eight)} of {len(self.products)}"
+        self.progress.say(f"mixed: {count} products in 8 bits, perplexity {grown - 1:+.1%}")
+        return grown
+
+    def fewest(self, order: Sequence[str], limit: float) -> tuple[frozenset[str], float]:
+        """The fewest of an order that are enough, and the growth then; none are known not to be."""
+        low, high, best = 0, len(order), 1.0
+        while high - low > 1 + len(order) // 64:  # what fewer change, no text of this length tells
+            middle = (low + high) // 2
+            if (tried := self.growth(order[:middle])) <= 1 + limit:
+                high, best = middle, tried
+            else:
+                low = middle
+        return frozenset(order[:high]), best
 
 
 @dataclass(frozen=True)
@@ -167,65 +189,107 @@ class _Trials:
         model: ir.Model,
         products: Sequence[Product],
         settings: QuantizeSettings,
-        token_ids: NDArray[np.int64],
         stage: Path,
         threads: int,
     ) -> None:
         self._products = products
         self._settings = settings
-        self._token_ids = token_ids
         file = _with_weights_given(model, products, stage)
         self._runner = OnnxRuntimeRunner(file, threads=threads)
         self._logits = model.graph.outputs[0].name or ""
 
     def __enter__(self) -> _Trials:
-        """Loads, and runs the float model."""
+        """Loads the float model."""
         self._runner.__enter__()
         self._weights = {
             _name(product): self._runner.value(_stored(product)) for product in self._products
         }
-        self._float = list(self._run({}))
-        self._nll = self._surprise(self._float)
-        if not np.isfinite(self._nll):
-            raise CalibrationError(
-                "The model's perplexity on the calibration text is not finite.",
-                "Choose another text.",
-            )
         return self
 
     def __exit__(self, *told: Any) -> None:
         """Frees the session."""
         self._runner.__exit__(*told)
 
-    def measure(self, rounded: Iterable[Product]) -> _Damage:
-        """What some products in 4 bits cost, all others in float."""
-        other = {
+    def on(self, token_ids: TokenIds) -> _Text:
+        """Trials on some samples."""
+        return _Text(self, token_ids)
+
+    def logits(self, token_ids: TokenIds, rounded: Iterable[Product]) -> Iterator[Floats]:
+        """``[tokens, vocabulary]`` of each sample, some products in 4 bits, all others in float."""
+        given = {
             _name(product): self._runner.value(_rounded(product, self._settings))
             for product in rounded
         }
-        logs = list(self._run(other))
-        pairs = zip(self._float, logs, strict=True)
-        kl = np.mean([np.sum(np.exp(one) * (one - two), axis=-1).mean() for one, two in pairs])
-        return _Damage(float(kl), float(np.exp(self._surprise(logs) - self._nll)))
-
-    def _run(self, other: Mapping[str, Any]) -> Iterable[Floats]:
-        """Log-probabilities ``[tokens, vocabulary]`` of each sample."""
         specs = [spec for spec in self._runner.inputs if spec.name not in self._weights]
         phase: Phase = "prefill" if has_cache(specs) else "encode"
-        for sample in self._token_ids:
+        for sample in token_ids:
             feed = make_inputs(specs, Shape(phase, 1, len(sample)), sample[None])
-            given = {name: self._runner.value(array) for name, array in feed.items()}
-            values = self._weights | dict(other) | given
-            (logits,) = self._runner.run_bound(values, [self._logits])
-            yield log_softmax(logits.numpy()[0].astype(np.float32))
+            fed = {name: self._runner.value(array) for name, array in feed.items()}
+            (logits,) = self._runner.run_bound(self._weights | given | fed, [self._logits])
+            yield logits.numpy()[0].astype(np.float32, copy=False)
 
-    def _surprise(self, logs: Sequence[Floats]) -> float:
-        """Mean negative log-likelihood of the next token."""
-        told = [
-            log[np.arange(len(sample) - 1), sample[1:]]
-            for log, sample in zip(logs, self._token_ids, strict=True)
-        ]
-        return -float(np.concatenate(told).mean(dtype=np.float64))
+
+class _Text:
+    """What some samples tell of a trial.
+
+    Raises:
+        CalibrationError: The float model's perplexity on them isn't finite.
+    """
+
+    def __init__(self, trials: _Trials, token_ids: TokenIds) -> None:
+        self._trials = trials
+        self._token_ids = token_ids
+        self._float = [_Predicted.by(logits) for logits in trials.logits(token_ids, [])]
+        told = zip(self._float, token_ids, strict=True)
+        self._nll = np.mean([_surprise(one.logits, one.log_sums, ids) for one, ids in told])
+        if not np.isfinite(self._nll):
+            raise CalibrationError(
+                "The model's perplexity on the calibration text is not finite.",
+                "Choose another text.",
+            )
+
+    def damage(self, rounded: Iterable[Product]) -> _Damage:
+        """What some products in 4 bits cost, all others in float."""
+        told = zip(
+            self._float, self._trials.logits(self._token_ids, rounded), self._token_ids, strict=True
+        )
+        divergences, surprises = [], []
+        for one, logits, ids in told:
+            sums = _log_sums(logits)
+            divergences.append(one.divergence(logits, sums))
+            surprises.append(_surprise(logits, sums, ids))
+        return _Damage(float(np.mean(divergences)), float(np.exp(np.mean(surprises) - self._nll)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Predicted:
+    """The float model's logits of a sample, their ``log(sum(exp))``, and the probabilities."""
+
+    logits: Floats
+    log_sums: Floats
+    probabilities: Floats
+
+    @classmethod
+    def by(cls, logits: Floats) -> _Predicted:
+        sums = _log_sums(logits)
+        return cls(logits, sums, np.exp(logits - sums[:, None]))
+
+    def divergence(self, logits: Floats, log_sums: Floats) -> float:
+        """Mean KL divergence of other logits from these, nats a token."""
+        lost = np.einsum("tv,tv->t", self.probabilities, self.logits - logits)
+        return float(np.mean(log_sums - self.log_sums + lost, dtype=np.float64))
+
+
+def _log_sums(logits: Floats) -> Floats:
+    highest = logits.max(axis=-1)
+    sums: Floats = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=-1))
+    return sums
+
+
+def _surprise(logits: Floats, log_sums: Floats, token_ids: TokenIds) -> float:
+    """Mean negative log-likelihood of the next token."""
+    told = logits[np.arange(len(token_ids) - 1), token_ids[1:]]
+    return float(np.mean(log_sums[:-1] - told, dtype=np.float64))
 
 
 def _with_weights_given(model: ir.Model, products: Sequence[Product], stage: Path) -> Path:
@@ -260,11 +324,8 @@ def _stored(product: Product) -> NDArray[Any]:
 def _rounded(product: Product, settings: QuantizeSettings) -> NDArray[Any]:
     """A weight of 4 bits, unpacked again."""
     matrix = product.matrix()
-    if settings.method == "hqq":
-        packed = half_quadratic(matrix, 4, settings.block)
-    else:
-        symmetric = settings.without_zero_points
-        packed = round_to_nearest(matrix, 4, settings.block, symmetric=symmetric)
+    symmetric, by_hqq = settings.without_zero_points, settings.method == "hqq"
+    packed = rounded(matrix, 4, settings.block, symmetric=symmetric, half_quadratically=by_hqq)
     turned = unpack(packed, 4)[:, : product.depth]
     stored = turned if product.transposed else turned.T
     return np.ascontiguousarray(stored.astype(_stored(product).dtype))

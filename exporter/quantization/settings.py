@@ -35,7 +35,7 @@ class QuantizeSettings:
 
     Attributes:
         scheme: Into what.
-        method: Round to nearest, half-quadratic, or by the calibration text's activations.
+        method: How; None rounds to nearest, unless ``depthcut export`` finds a GGUF file's blocks.
         block_size: Weights that share a scale; None takes what was measured to be best.
         symmetric: Without zero points; None takes what was measured to be best.
         accuracy_level: ONNX Runtime's: 4 computes in int8, 1 in fp32; None takes the best.
@@ -48,7 +48,7 @@ class QuantizeSettings:
     """
 
     scheme: Scheme = "int4"
-    method: Method = "rtn"
+    method: Method | None = None
     block_size: int | None = None
     symmetric: bool | None = None
     accuracy_level: int | None = None
@@ -68,6 +68,11 @@ class QuantizeSettings:
         """Whether it can't be done without a text."""
         fitted = self.scheme in MODELOPT or self.scheme == "mixed"
         return fitted or (self.weight_only and self.method == "gptq")
+
+    @property
+    def rounding(self) -> Method:
+        """The method, chosen or the default."""
+        return self.method or "rtn"
 
     @property
     def bits(self) -> int:
@@ -132,7 +137,7 @@ class QuantizeSettings:
              "Take --method gguf with int4 or int8: that says how the other weights are rounded."),
             (self.method == "hqq" and bool(self.symmetric),
              "HQQ moves the zero points, so it can't be symmetric.", "Leave --symmetric out."),
-            (not self.weight_only and self.method != "rtn",
+            (not self.weight_only and self.rounding != "rtn",
              f"{self.scheme} only rounds to nearest.", "Leave --method out."),
             (self.scheme not in MODELOPT and self.modelopt is not None,
              f"ModelOpt doesn't make {self.scheme}.",

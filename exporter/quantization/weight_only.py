@@ -25,7 +25,7 @@ from exporter.quantization.rewrite import (
     use_in_product,
     use_in_table,
 )
-from exporter.quantization.rounding import half_quadratic, round_to_nearest
+from exporter.quantization.rounding import round_to_nearest, rounded
 from exporter.quantization.settings import QuantizeSettings
 from exporter.quantization.zero_points import BlockSums, Fitted, without_fractions
 
@@ -259,12 +259,12 @@ class _Packer:
     def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> Fitted:
         """Rounds without a text; what a table shares keeps whole zero points."""
         settings = self._work.settings
-        if settings.method == "hqq" and not shared:
-            packed = half_quadratic(matrix, bits, settings.block)
-            return without_fractions(packed, bits, settings.block, len(matrix), settings.level)
-        symmetric = settings.without_zero_points
-        packed = round_to_nearest(matrix, bits, settings.block, symmetric=symmetric)
-        return Fitted(packed, bits, settings.block)
+        block, symmetric = settings.block, settings.without_zero_points
+        if shared:
+            return Fitted(round_to_nearest(matrix, bits, block, symmetric=symmetric), bits, block)
+        by_hqq = settings.method == "hqq"
+        packed = rounded(matrix, bits, block, symmetric=symmetric, half_quadratically=by_hqq)
+        return without_fractions(packed, bits, block, len(matrix), settings.level)
 
     def _once(self, key: tuple[ir.Value, bool, int], fitted: Callable[[], Fitted]) -> _Weight:
         if key not in self._packed:

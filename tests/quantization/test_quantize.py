@@ -16,7 +16,7 @@ from exporter.errors import QuantizationError, UsageError
 from exporter.quantization import refusals
 from exporter.quantization.products import find_products, read_array
 from exporter.quantization.quantize import quantize_file, quantize_with_report
-from exporter.quantization.rounding import Packed, round_to_nearest, unpack
+from exporter.quantization.rounding import Packed, on_its_grid, round_to_nearest, rounded, unpack
 from exporter.quantization.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
 from graph_passes.pipeline import graph_size
@@ -311,3 +311,22 @@ def test_only_the_products_of_weights_are_found(tied: Path) -> None:
     assert found.table is not None
     assert found.table.is_head(found.products[-1])
     assert not found.table.is_head(found.products[0])
+
+
+def test_weights_that_were_rounded_before_are_kept() -> None:
+    rng = np.random.default_rng(0)
+    steps = rng.integers(0, 16, (6, 3, 32)).astype(np.float32)
+    steps[..., 0], steps[..., 1] = 0, 15
+    scales = rng.uniform(0.01, 0.02, (6, 3, 1)).astype(np.float16).astype(np.float32)
+    lowest = rng.uniform(-0.2, 0.05, (6, 3, 1)).astype(np.float16).astype(np.float32)
+    scales[0, 0], lowest[1, 1], scales[1, 1] = 0, 0, 0  # blocks of one number, of nothing
+    matrix = np.ascontiguousarray((steps * scales + lowest).reshape(6, -1).T)
+    kept = rounded(matrix, 4, 32, symmetric=False)
+    assert not kept.has_whole_zero_points
+    np.testing.assert_allclose(unpack(kept, 4).T, matrix, rtol=0, atol=1e-7)
+    for symmetric, bits in ((True, 4), (False, 8)):
+        assert rounded(matrix, bits, 32, symmetric=symmetric).has_whole_zero_points
+    assert on_its_grid(matrix[:90], 4, 32) is None
+    matrix[5, 5] += 0.003
+    assert on_its_grid(matrix, 4, 32) is None
+    assert rounded(matrix, 4, 32, symmetric=False).has_whole_zero_points
