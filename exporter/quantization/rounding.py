@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from exporter.optional import require
 
 _QUANTIZER = "onnxruntime.quantization.matmul_nbits_quantizer"
-_BESIDE_GRID = 1e-3  # of a step
+_BESIDE_GRID = 0.05  # of a step: what rounding to bfloat16 can do, and far from what chance does
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

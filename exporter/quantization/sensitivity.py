@@ -93,8 +93,8 @@ def search_mixed(
 ) -> MixedBits:
     """Chooses which products stay at 8 bits.
 
-    The float model is held in memory and run on 128 tokens once for each product, and about ten
-    times on ``samples`` samples; 8 bits count as no damage.
+    The float model is held in memory. It is run about eight times on ``samples`` samples and, where
+    4 bits aren't enough for all, on 128 tokens once for each product; 8 bits count as no damage.
 
     Args:
         model: The float graph; it is unchanged.

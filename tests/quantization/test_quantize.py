@@ -326,6 +326,7 @@ def test_weights_that_were_rounded_before_are_kept() -> None:
     np.testing.assert_allclose(unpack(kept, 4).T, matrix, rtol=0, atol=1e-7)
     for symmetric, bits in ((True, 4), (False, 8)):
         assert rounded(matrix, bits, 32, symmetric=symmetric).has_whole_zero_points
+    assert on_its_grid(matrix.astype(np.float16).astype(np.float32), 4, 32) is not None
     assert on_its_grid(matrix[:90], 4, 32) is None
     matrix[5, 5] += 0.003
     assert on_its_grid(matrix, 4, 32) is None
