@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.asked_tasks import tasks_version
 from exporter.compare.journal import Journal
 from exporter.files import sha256_file
 from exporter.ledger import key_hash
@@ -61,8 +62,6 @@ class Answers:
 
 def _asked(pair: Pair, texts: TextSource) -> dict[str, Any]:
     """Everything that answers depend on, beside what the journal's own key has."""
-    from exporter.compare.tasks import tasks_version
-
     options = pair.options
     return {
         "text": [texts.source, texts.sha256],

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
 from exporter.artifacts import TaskResult
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.compare.options import QualityOptions
+from exporter.compare.asked_tasks import asked_tasks, refuse_missing_tasks
 from exporter.errors import ComparisonError
-from exporter.optional import require
 
 if TYPE_CHECKING:
     from exporter.compare.answers import Answers
-    from exporter.tasks.choosing import TaskChoice
     from exporter.tasks.scores import TaskScores
 
 
@@ -45,25 +42,6 @@ def check_questions(pair: Pair) -> None:
             "Ask PyTorch without compilation (torch:DIR); the answers are the same.",
         )
     refuse_missing_tasks(quality)
-
-
-def refuse_missing_tasks(quality: QualityOptions) -> None:
-    """Refuses tasks that aren't there.
-
-    Raises:
-        TaskError: A local task is not there, or a line is broken.
-        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
-    """
-    if quality.tasks and _choice(quality).local() is None:
-        require("lm_eval", extra="eval")
-
-
-def tasks_version(quality: QualityOptions) -> list[str]:
-    """What the tasks' items and scores depend on: their files' hashes, or lm-eval's version."""
-    if not quality.tasks:
-        return []
-    files = _choice(quality).local()
-    return [version("lm_eval")] if files is None else [file.sha256 for file in files]
 
 
 def task_results(pair: Pair, answers: Answers) -> list[TaskResult]:
@@ -99,15 +77,9 @@ def _scores(pair: Pair, arm: ComparedArm) -> list[TaskScores]:
 
     folder = arm.folder if arm.folder.tokenizer else pair.baseline.folder
     return score_tasks(
-        _choice(pair.options.quality),
+        asked_tasks(pair.options.quality),
         arm.runner,
         folder,
         vocabulary=pair.vocabulary(),
         progress=pair.progress,
     )
-
-
-def _choice(quality: QualityOptions) -> TaskChoice:
-    from exporter.tasks.choosing import TaskChoice
-
-    return TaskChoice(quality.tasks, quality.task_data, quality.task_limit)

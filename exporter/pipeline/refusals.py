@@ -24,7 +24,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
     """
     from exporter.backends.onnxruntime import check_provider
     from exporter.compare import evaluation_text
-    from exporter.compare.tasks import refuse_missing_tasks
+    from exporter.compare.asked_tasks import refuse_missing_tasks
     from exporter.forms import refuse_options
     from exporter.optional import require
     from exporter.planning import read_plan
