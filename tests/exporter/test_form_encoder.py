@@ -13,7 +13,6 @@ from exporter.artifacts import PlannedDeletion
 from exporter.forms.encoder import write_encoder
 from exporter.forms.encoder_fusion import fuse_encoder
 from exporter.forms.noting import Written, fused_operators
-from exporter.parity import check_export
 from exporter.progress import QUIET
 from graph_passes import Deletion, prune_graph, save_model
 from tests.tiny_torch import tiny_loaded
@@ -62,6 +61,8 @@ def form(bert: Any, exported: None, tmp_path: Path) -> Path:
 
 
 def test_an_encoder_is_fused_and_says_what_pytorch_says(bert: Any, form: Path) -> None:
+    from exporter.parity import check_export
+
     """The check's sequences are padded on the left."""
     assert fused_operators(ir.load(form / "model.onnx")) == FUSED
     assert sorted(path.name for path in form.iterdir()) == ["model.onnx", "model.onnx.data"]
@@ -71,6 +72,8 @@ def test_an_encoder_is_fused_and_says_what_pytorch_says(bert: Any, form: Path) -
 
 @pytest.mark.parametrize("first", ["cut", "fuse"])
 def test_a_cut_is_fused_too(bert: Any, plain: Path, tmp_path: Path, first: str) -> None:
+    from exporter.parity import check_export
+
     deletion = [Deletion(1, "attention")]
     whole = ir.load(plain / "model.onnx")
     if first == "fuse":

@@ -12,7 +12,6 @@ from exporter.artifacts import PlannedDeletion
 from exporter.backends.cache_form import read_cache_form
 from exporter.forms.fused_export import write_fused_export
 from exporter.forms.noting import fused_operators
-from exporter.parity import check_export
 from graph_passes import Deletion, prune_graph, save_model
 from tests.tiny_torch import tiny_loaded
 
@@ -36,6 +35,8 @@ def form(gemma: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_says_what_pytorch_says(gemma: Any, form: Path) -> None:
+    from exporter.parity import check_export
+
     model = ir.load(form)
     counts = fused_operators(model)
     assert counts["GroupQueryAttention"] == 2
@@ -51,6 +52,8 @@ def test_it_says_what_pytorch_says(gemma: Any, form: Path) -> None:
 
 
 def test_a_cut_says_what_pytorch_says_without_it(gemma: Any, form: Path, tmp_path: Path) -> None:
+    from exporter.parity import check_export
+
     cut, _ = prune_graph(ir.load(form), [Deletion(0, "attention"), Deletion(1, "mlp")])
     save_model(cut, tmp_path / "model.onnx")
     assert fused_operators(cut)["SkipSimplifiedLayerNormalization"] == 2

@@ -63,7 +63,7 @@ def test_a_body_that_reads_what_nothing_gives_is_refused() -> None:
 
 
 @pytest.mark.parametrize("bits", [0, -4, 3])
-def test_a_number_of_bits_that_is_none_counts_bytes(bits: int) -> None:
+def test_a_number_of_bits_that_is_none_changes_no_count(bits: int) -> None:
     model = _model(corpus.graph("fused_genai_int4"))
     node = next(node for node in model.graph if node.op_type == "MatMulNBits")
     packed = node.inputs[1]
@@ -72,7 +72,7 @@ def test_a_number_of_bits_that_is_none_counts_bytes(bits: int) -> None:
     size = packed.const_value.size
     assert parameters(packed) == 2 * size
     node.attributes["bits"] = ir.AttrInt64("bits", bits)
-    assert parameters(packed) == (size * 8 // 3 if bits == 3 else size)
+    assert parameters(packed) == 2 * size
     assert find_sites(model)
 
 

@@ -92,7 +92,7 @@ def test_a_tied_head_and_its_table_are_one_range_of_the_file(tied: Path, tmp_pat
         QuantizeSettings(scheme="int4"),
         QuantizeSettings(scheme="int8", symmetric=False),
         QuantizeSettings(scheme="int4", head_bits=None, embedding_bits=8),
-        QuantizeSettings(scheme="int4", method="hqq"),
+        pytest.param(QuantizeSettings(scheme="int4", method="hqq"), marks=pytest.mark.torch),
     ],
 )
 def test_parameters_are_the_weights_that_packed_bytes_stand_for(
