@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,12 +60,14 @@ class Arm:
         model: A folder or a file, as the library takes it.
         python: Of its environment.
         beside: The arm that its times are divided by, if any.
+        steps_alone: Whether it runs no prompts.
     """
 
     library: str
     model: Path
     python: str = sys.executable
     beside: str | None = None
+    steps_alone: bool = False
 
 
 @dataclass
@@ -102,26 +104,31 @@ def measure(arms: Mapping[str, Arm], what: Measured) -> Times:
                 peer = stack.enter_context(_loaded(name, arms[name], what.context))
                 if peer is not None:
                     running[name] = peer
-            _one_load(running, what, times, rng)
+            steps_alone = {name for name in running if arms[name].steps_alone}
+            _one_load(running, steps_alone, what, times, rng)
         print(f"  load {load + 1} of {what.loads} done", file=sys.stderr, flush=True)
     return times
 
 
 def _one_load(
-    running: Mapping[str, Peer], what: Measured, times: Times, rng: np.random.Generator
+    running: Mapping[str, Peer],
+    steps_alone: Set[str],
+    what: Measured,
+    times: Times,
+    rng: np.random.Generator,
 ) -> None:
     for name, peer in running.items():
         times.versions[name] = ", ".join(f"{key} {value}" for key, value in peer.versions.items())
-        for key in (*((name, column) for column in what.commands),):
-            times.taken.setdefault(key, []).append([])
     # A prompt's column after its decode column: a session then need not run its prompt twice.
     for column in sorted(what.commands, key=lambda text: (int(text.split()[1]), text)):
         command = what.commands[column]
         rounds = what.rounds if command.startswith("decode") else max(1, what.rounds // 3)
-        for peer in running.values():
-            peer.ask(command)
+        asked = sorted(running if command.startswith("decode") else running.keys() - steps_alone)
+        for name in asked:
+            times.taken.setdefault((name, column), []).append([])
+            running[name].ask(command)
         for _ in range(rounds):
-            for name in rng.permutation(sorted(running)).tolist():
+            for name in rng.permutation(asked).tolist():
                 times.taken[name, column][-1].append(running[name].ask(command))
 
 
@@ -187,7 +194,7 @@ def print_table(arms: Mapping[str, Arm], what: Measured, times: Times) -> None:
     width = max(map(len, there))
     print(f"{'ms, medians':{width}}  " + "  ".join(f"{column:>13}" for column in columns))
     for name in there:
-        cells = (f"{times.median_ms(name, column):13.2f}" for column in columns)
+        cells = (_cell(times, name, column) for column in columns)
         print(f"{name:{width}}  " + "  ".join(cells))
     print()
     for name in there:
@@ -197,6 +204,11 @@ def print_table(arms: Mapping[str, Arm], what: Measured, times: Times) -> None:
     print()
     for name in there:
         print(f"{name}: {times.versions[name]}")
+
+
+def _cell(times: Times, name: str, column: str) -> str:
+    there = (name, column) in times.taken
+    return f"{times.median_ms(name, column):13.2f}" if there else " " * 13
 
 
 def _ratios(times: Times, name: str, other: str, columns: Sequence[str]) -> Iterator[str]:
