@@ -21,7 +21,7 @@ DOCUMENTS = [
 ]
 GENERATED = {"attention.md", "architectures.md", "dialects.md", "builds.md"}
 WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
-FOREIGN = {"--build-arg", "--exportTimes", "--save-results", "--text", "--trials"}
+FOREIGN = {"--build-arg", "--exportTimes", "--save-results", "--table", "--text", "--trials"}
 """Options of docker, trtexec, polygraphy and the benchmarks."""
 
 
