@@ -8,7 +8,12 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 TIERS = (
     "plain",
