@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.errors import QuantizationError
 from exporter.progress import Progress
 from exporter.quantization.calibration import CalibrationTokens, second_moments
 from exporter.quantization.gguf_blocks import GgufBlocks
@@ -89,7 +90,7 @@ class WeightOnly:
             progress: Who is told.
 
         Raises:
-            QuantizationError: A weight isn't finite.
+            QuantizationError: A weight isn't finite, or hqq meets blocks that aren't filled.
             CalibrationError: GPTQ can't be computed for a layer.
         """
         from graph_passes.files.weight_file import WeightWriter
@@ -217,6 +218,8 @@ class _Packer:
                 symmetric = settings.without_zero_points
                 packed = gptq(matrix, factor, bits, settings.block, symmetric=symmetric)
                 return Fitted(packed, bits, settings.block)
+            if settings.method == "hqq" and len(matrix) % settings.block:
+                raise _ragged(product.name, len(matrix), settings.block)
             return self._rounded(matrix, bits, self._work.shares_table(product))
 
         key = (product.weight, product.transposed, bits)
@@ -257,10 +260,13 @@ class _Packer:
         return weight
 
     def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> Fitted:
-        """Rounds without a text; what a table shares keeps whole zero points."""
+        """Rounds without a text, to whole zero points in a shared table and in unfilled blocks.
+
+        Fractional ones become further rows of whole blocks; as they are, they'd be slow.
+        """
         settings = self._work.settings
         block, symmetric = settings.block, settings.without_zero_points
-        if shared:
+        if shared or len(matrix) % block:
             return Fitted(round_to_nearest(matrix, bits, block, symmetric=symmetric), bits, block)
         by_hqq = settings.method == "hqq"
         packed = rounded(matrix, bits, block, symmetric=symmetric, half_quadratically=by_hqq)
@@ -274,3 +280,11 @@ class _Packer:
     def _written(self, value: ir.Value, fitted: Fitted) -> _Weight:
         stored = self._store.store(fitted.packed, value, fitted.bits)
         return _Weight(stored, fitted.bits, fitted.block, fitted.sums)
+
+
+def _ragged(name: str, depth: int, block: int) -> QuantizationError:
+    return QuantizationError(
+        f"{name} sums over {depth} inputs, no multiple of the block of {block}: hqq's zero points "
+        "would leave ONNX Runtime's fast kernel there.",
+        "Take a --block-size that divides it, or --method rtn.",
+    )

@@ -113,6 +113,14 @@ def test_what_fills_the_last_block_is_no_parameter(tmp_path: Path) -> None:
     assert graph_size(packed).parameters == graph_size(plain).parameters
 
 
+def test_hqq_refuses_blocks_that_are_not_filled_and_others_are_whole(tmp_path: Path) -> None:
+    source = written(RAGGED, tmp_path / "source.onnx")
+    with pytest.raises(QuantizationError, match="no multiple of the block of 32") as caught:
+        quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(method="hqq"))
+    assert "--block-size" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
+
+
 def test_a_table_of_other_bits_than_its_head_is_apart(tied: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     settings = QuantizeSettings(scheme="int4", head_bits=None, embedding_bits=8)
