@@ -37,6 +37,9 @@ class Family:
         post_norm_unless: The config entry that is false where the norms follow the sums; empty:
             post-norm always, where ``attention_norm`` is given.
         multiplier: The config entry with the factor on each branch.
+        attention_reads: From a layer, the module whose first input is what the attention is
+            computed from: as a rule the output of the norm before it. Empty: ``attention``.
+        mlp_reads: The same for the MLP.
     """
 
     layers: str
@@ -47,6 +50,8 @@ class Family:
     parallel_if: tuple[str, ...] = ()
     post_norm_unless: str = ""
     multiplier: str = ""
+    attention_reads: str = ""
+    mlp_reads: str = ""
 
 
 _PARTS: dict[str, tuple[Kind, ...]] = {
@@ -61,15 +66,34 @@ _POST_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
 # Sequential pre-norm, x + f(norm(x)), as Llama has it; mixtures of experts among them.
 _LLAMA = Family("layers", "self_attn", "mlp|block_sparse_moe")
 # x + norm(f(norm(x))) or x + norm(f(x)): the norm after the sublayer belongs to the branch.
-_SANDWICH = Family("layers|model.layers", "post_attention_layernorm", "post_feedforward_layernorm")
+_SANDWICH = Family(
+    "layers|model.layers",
+    "post_attention_layernorm",
+    "post_feedforward_layernorm",
+    attention_reads="self_attn",
+    mlp_reads="mlp",
+)
 _GRANITE = Family("layers", "self_attn", "mlp|block_sparse_moe", multiplier="residual_multiplier")
 _GPT2 = Family("h", "attn", "mlp")
 _GPTJ = Family("h", "attn", "mlp", parallel_if=_ALWAYS)
 _COHERE = Family("layers", "self_attn", "mlp", parallel_if=_ALWAYS)
-_FC2 = Family("layers", "self_attn", "fc2")
-_BERT = Family("encoder.layer", "attention.output.dense", "output.dense", *_POST_NORMS)
+_FC2 = Family("layers", "self_attn", "fc2", mlp_reads="fc1")
+_BERT = Family(
+    "encoder.layer",
+    "attention.output.dense",
+    "output.dense",
+    *_POST_NORMS,
+    attention_reads="attention",
+    mlp_reads="intermediate",
+)
 
-_VIT = Family("layers|encoder.layer", "attention.output.dense|attention", "mlp|output.dense")
+_VIT = Family(
+    "layers|encoder.layer",
+    "attention.output.dense|attention",
+    "mlp|output.dense",
+    attention_reads="attention",
+    mlp_reads="mlp|intermediate",
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -109,7 +133,13 @@ FAMILIES: dict[str, Family] = {
     "olmo2": _SANDWICH,
     "olmo3": _SANDWICH,
     "exaone4": _SANDWICH,
-    "glm4": Family("layers", "post_self_attn_layernorm", "post_mlp_layernorm"),
+    "glm4": Family(
+        "layers",
+        "post_self_attn_layernorm",
+        "post_mlp_layernorm",
+        attention_reads="self_attn",
+        mlp_reads="mlp",
+    ),
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
     "gpt_neo": _GPT2,
@@ -122,8 +152,14 @@ FAMILIES: dict[str, Family] = {
     "falcon": Family(
         "h", "self_attention", "mlp", parallel_if=("parallel_attn", "new_decoder_architecture")
     ),
-    "bloom": Family("h", "self_attention.dense", "mlp.dense_4h_to_h"),
-    "mpt": Family("blocks", "attn", "ffn.down_proj"),
+    "bloom": Family(
+        "h",
+        "self_attention.dense",
+        "mlp.dense_4h_to_h",
+        attention_reads="self_attention",
+        mlp_reads="mlp",
+    ),
+    "mpt": Family("blocks", "attn", "ffn.down_proj", mlp_reads="ffn"),
     "opt": Family(
         "decoder.layers",
         "self_attn",
@@ -131,6 +167,7 @@ FAMILIES: dict[str, Family] = {
         "self_attn_layer_norm",
         "final_layer_norm",
         post_norm_unless="do_layer_norm_before",
+        mlp_reads="fc1",
     ),
     "bert": _BERT,
     "roberta": _BERT,
@@ -138,9 +175,20 @@ FAMILIES: dict[str, Family] = {
     "camembert": _BERT,
     "deberta-v2": _BERT,
     "mpnet": Family(
-        "encoder.layer", "attention.attn", "output.dense", "attention.LayerNorm", "output.LayerNorm"
+        "encoder.layer",
+        "attention.attn",
+        "output.dense",
+        "attention.LayerNorm",
+        "output.LayerNorm",
+        mlp_reads="intermediate",
     ),
-    "esm": Family("encoder.layer", "attention.output.dense", "output.dense"),
+    "esm": Family(
+        "encoder.layer",
+        "attention.output.dense",
+        "output.dense",
+        attention_reads="attention.self",
+        mlp_reads="intermediate",
+    ),
     "electra": _BERT,
     "distilbert": Family(
         "transformer.layer", "attention", "ffn", "sa_layer_norm", "output_layer_norm"
@@ -148,18 +196,34 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family("layers", "attn", "mlp"),
     "vit": _VIT,
     "deit": _VIT,
-    "dinov2": Family("layers|encoder.layer", "layer_scale1", "layer_scale2"),
+    "dinov2": Family(
+        "layers|encoder.layer",
+        "layer_scale1",
+        "layer_scale2",
+        attention_reads="attention",
+        mlp_reads="mlp",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class SublayerModules:
-    """One sublayer: the module whose (first) output, times ``multiplier``, joins the stream."""
+    """One sublayer.
+
+    Attributes:
+        layer: The layer's number from 0.
+        kind: What of the layer.
+        contribution: The module whose (first) output, times ``multiplier``, joins the stream.
+        multiplier: That factor.
+        reads: The module whose first input is what all of the branch is computed from: the output
+            of the norm before it, or the stream where the branch begins with its product.
+    """
 
     layer: int
     kind: Kind
     contribution: torch.nn.Module
     multiplier: float
+    reads: torch.nn.Module
 
 
 class Named(Protocol):
@@ -207,8 +271,10 @@ def sublayers(model: Any) -> list[SublayerModules]:
     found = []
     for modules in layer_modules(model):
         number, multiplier = modules.number, modules.multiplier
-        found.append(SublayerModules(number, "attention", modules.attention, multiplier))
-        found.append(SublayerModules(number, "mlp", modules.mlp, multiplier))
+        attention, mlp = modules.attention, modules.mlp
+        reads = modules.attention_reads or attention, modules.mlp_reads or mlp
+        found.append(SublayerModules(number, "attention", attention, multiplier, reads[0]))
+        found.append(SublayerModules(number, "mlp", mlp, multiplier, reads[1]))
     return found
 
 
@@ -228,7 +294,7 @@ def skipped(model: Any, deletions: Iterable[Named | tuple[int, str]]) -> Iterato
         UnknownArchitectureError: As :func:`layer_modules`.
     """
     modules = {(part.layer, part.kind): part.contribution for part in sublayers(model)}
-    chosen = [modules[name] for name in _named(deletions, len(modules) // 2)]
+    chosen = [modules[name] for name in named_sublayers(deletions, len(modules) // 2, whole=False)]
     with silenced(chosen):
         yield
 
@@ -238,7 +304,19 @@ def known_families() -> str:
     return ", ".join(sorted(FAMILIES))
 
 
-def _named(deletions: Iterable[Named | tuple[int, str]], layers: int) -> list[tuple[int, Kind]]:
+def named_sublayers(
+    deletions: Iterable[Named | tuple[int, str]], layers: int, *, whole: bool = True
+) -> list[tuple[int, Kind]]:
+    """The sublayers that deletions name, in the layers' order; a block stands for its two.
+
+    Args:
+        deletions: Layers and kinds (``attention``, ``mlp`` or ``block``).
+        layers: How many layers the model has.
+        whole: False refuses deletions that put something in a branch's place.
+
+    Raises:
+        PlanError: When a layer or kind does not exist in this model.
+    """
     names: set[tuple[int, Kind]] = set()
     for deletion in deletions:
         layer, kind = deletion if isinstance(deletion, tuple) else (deletion.layer, deletion.kind)
@@ -246,7 +324,7 @@ def _named(deletions: Iterable[Named | tuple[int, str]], layers: int) -> list[tu
             raise PlanError(f"There is no layer {layer}: the model has layers 0 to {layers - 1}.")
         if kind not in _PARTS:
             raise PlanError(f"Layer {layer} has no {kind} that could be skipped.")
-        if getattr(deletion, "replacement", "none") != "none":
+        if not whole and getattr(deletion, "replacement", "none") != "none":
             raise PlanError(f"The {kind} of layer {layer} is to be replaced, not only skipped.")
         names.update((layer, part) for part in _PARTS[kind])
     return sorted(names)
@@ -277,13 +355,16 @@ def _resolve(model: Any, family: Family) -> list[LayerModules] | None:
     if multiplier is None:
         return None
     paths = [family.attention, family.mlp]
+    reads = [family.attention_reads or family.attention, family.mlp_reads or family.mlp]
     paths += [family.attention_norm, family.mlp_norm] if form == "post_norm" else []
     found = []
     for number, layer in enumerate(layers):
         attention, mlp, *norms = (_follow(layer, path) for path in paths)
-        if None in (attention, mlp, *norms):
+        read = [_follow(layer, path) for path in reads]
+        if None in (attention, mlp, *norms, *read):
             return None
-        found.append(LayerModules(number, layer, attention, mlp, form, multiplier, *norms))
+        norms = norms or [None, None]
+        found.append(LayerModules(number, layer, attention, mlp, form, multiplier, *norms, *read))
     return found
 
 

@@ -37,6 +37,9 @@ class LayerModules:
         multiplier: The factor on each branch.
         attention_norm: Post-norm only: reads stream plus attention; the MLP adds to its output.
         mlp_norm: Post-norm only: reads stream plus MLP; its output leaves the layer.
+        attention_reads: The module whose first input the attention is computed from; None:
+            ``attention``.
+        mlp_reads: The same for the MLP.
     """
 
     number: int
@@ -47,6 +50,8 @@ class LayerModules:
     multiplier: float = 1.0
     attention_norm: torch.nn.Module | None = None
     mlp_norm: torch.nn.Module | None = None
+    attention_reads: torch.nn.Module | None = None
+    mlp_reads: torch.nn.Module | None = None
 
 
 @dataclass(frozen=True, eq=False)

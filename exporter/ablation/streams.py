@@ -1,0 +1,214 @@
+"""Runs a model once, and then only from the layer on in which a cut differs from the first.
+
+Skipping a branch of layer ``l`` leaves the layers below as they were: their outputs are taken from
+the first run. No knowledge of a family's way of calling its layers is needed: the model's own
+forward runs, with the layers below handing out what they gave before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exporter.ablation.substitutes import Cut, Substitute, first_input, hooked
+from exporter.architectures import SublayerModules, layer_modules, sublayers
+from exporter.residual_stream import LayerModules, first_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+Sublayer = tuple[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """What one run of some samples left behind, for runs that begin higher up.
+
+    Attributes:
+        inputs: What the model was given.
+        cut: What was cut in this run.
+        outputs: Of each layer, what it returned.
+        attended: Of each sequential layer, the stream between attention and MLP,
+            ``[batch, tokens, hidden]``; empty for layers of other forms.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    cut: Cut
+    outputs: list[Any]
+    attended: dict[int, torch.Tensor]
+
+
+class StreamRunner:
+    """A model that runs whole or from some layer on, with branches cut.
+
+    Args:
+        model: A transformers model with a language head.
+        positions: Every so many positions the head is run; 1 for all.
+
+    Raises:
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+
+    def __init__(self, model: Any, positions: int = 1) -> None:
+        self._model = model
+        self._head = model.get_output_embeddings()
+        self._stride = positions
+        self.layers: Sequence[LayerModules] = layer_modules(model)
+        self._parts: dict[Sublayer, SublayerModules] = {
+            (part.layer, part.kind): part for part in sublayers(model)
+        }
+        self._returned: dict[Sublayer, int] = {}
+        self._learn_outputs()
+
+    def record(self, inputs: dict[str, torch.Tensor], cut: Cut) -> tuple[Streams, torch.Tensor]:
+        """Runs the whole model.
+
+        Returns:
+            What later runs can begin from, and the logits ``[batch, chosen positions, vocabulary]``
+            at every so many positions, the first included.
+        """
+        streams = Streams(inputs, dict(cut), [None] * len(self.layers), {})
+        with contextlib.ExitStack() as stack:
+            self._enter_cut(cut, stack)  # first, so that what is kept is what the cut gave
+            for modules in self.layers:
+                stack.enter_context(_recorded(modules, streams))
+            return streams, self._run(inputs, stack)
+
+    def resume(self, streams: Streams, cut: Cut) -> torch.Tensor:
+        """Runs only what a cut changes against the recorded run.
+
+        Returns:
+            The logits, as :meth:`record` gives them.
+        """
+        start, output = self._start(streams, cut)
+        with contextlib.ExitStack() as stack:
+            for modules in self.layers[:start]:
+                kept = streams.outputs[modules.number]
+                if modules.number == start - 1 and output is not None:
+                    kept = output
+                stack.enter_context(_forward_of(modules.layer, _giving(kept)))
+            rest = {name: what for name, what in cut.items() if name[0] >= start}
+            self._enter_cut(rest, stack)
+            return self._run(streams.inputs, stack)
+
+    def _start(self, streams: Streams, cut: Cut) -> tuple[int, Any]:
+        """The first layer to run, and what the one below gives now; None: what it gave before."""
+        changed = sorted(
+            name for name in {*cut, *streams.cut} if cut.get(name) is not streams.cut.get(name)
+        )
+        if not changed:
+            return len(self.layers), None
+        layer = changed[0][0]
+        mlp = cut.get((layer, "mlp"))
+        same_attention = (layer, "attention") not in changed
+        if not same_attention or mlp is None or mlp.maps or layer not in streams.attended:
+            return layer, None
+        # The MLP is out, and what its layer gives is known without running it.
+        stream = streams.attended[layer]
+        stream = stream if mlp.bias is None else stream + mlp.bias.to(stream)
+        old = streams.outputs[layer]
+        return layer + 1, (stream, *old[1:]) if isinstance(old, tuple) else stream
+
+    def _enter_cut(self, cut: Cut, stack: contextlib.ExitStack) -> None:
+        for name, substitute in cut.items():
+            stack.enter_context(self._cut(name, substitute))
+
+    def _run(self, inputs: dict[str, torch.Tensor], stack: contextlib.ExitStack) -> torch.Tensor:
+        import torch
+
+        handle = self._head.register_forward_pre_hook(self._choose)
+        stack.callback(handle.remove)
+        with torch.inference_mode():
+            logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
+        return logits
+
+    def _choose(self, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][:, :: self._stride], *args[1:])
+
+    @contextlib.contextmanager
+    def _cut(self, name: Sublayer, substitute: Substitute) -> Iterator[None]:
+        """Without running the branch where all of it is one module."""
+        part = self._parts[name]
+        if part.reads is not part.contribution:
+            with contextlib.ExitStack() as hooks:
+                for handle in hooked(part, substitute):
+                    hooks.callback(handle.remove)
+                yield
+            return
+        count = self._returned[name]
+
+        def instead(*args: Any, **kwargs: Any) -> Any:
+            x = first_input(args, kwargs)
+            contribution = substitute.contribution(x)
+            new = x.new_zeros(x.shape) if contribution is None else contribution / part.multiplier
+            return (new, *[None] * (count - 1)) if count else new
+
+        with _forward_of(part.contribution, instead):
+            yield
+
+    def _learn_outputs(self) -> None:
+        """How many things each branch's module returns; 0 for a bare tensor."""
+        import torch
+
+        def keep(name: Sublayer) -> Callable[..., None]:
+            def hook(_module: Any, _inputs: Any, output: Any) -> None:
+                self._returned[name] = len(output) if isinstance(output, tuple) else 0
+
+            return hook
+
+        ids = torch.zeros((1, 2), dtype=torch.int64, device=self._model.device)
+        with contextlib.ExitStack() as hooks, torch.inference_mode():
+            for name, part in self._parts.items():
+                handle = part.contribution.register_forward_hook(keep(name))
+                hooks.callback(handle.remove)
+            self._model(input_ids=ids, use_cache=False)
+
+
+@contextlib.contextmanager
+def _recorded(modules: LayerModules, streams: Streams) -> Iterator[None]:
+    """Keeps what a layer returns, and the stream between its two branches."""
+    number = modules.number
+    stream: list[torch.Tensor] = []
+
+    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream[:] = [first_input(args, kwargs)]
+
+    def between(_module: Any, _inputs: Any, output: Any) -> None:
+        branch = first_tensor(output).reshape(stream[0].shape)
+        streams.attended[number] = stream[0] + branch * modules.multiplier
+
+    def leave(_module: Any, _inputs: Any, output: Any) -> None:
+        streams.outputs[number] = output
+
+    with contextlib.ExitStack() as hooks:
+        handles = [
+            modules.layer.register_forward_pre_hook(enter, with_kwargs=True),
+            modules.layer.register_forward_hook(leave),
+        ]
+        if modules.form == "sequential":
+            handles.append(modules.attention.register_forward_hook(between))
+        for handle in handles:
+            hooks.callback(handle.remove)
+        yield
+
+
+@contextlib.contextmanager
+def _forward_of(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Gives one module another forward while the block runs."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _giving(output: Any) -> Callable[..., Any]:
+    def forward(*_args: Any, **_kwargs: Any) -> Any:
+        return output
+
+    return forward
