@@ -43,14 +43,22 @@ class Score(Record):
     std_error: float | None
 
 
+class MetricScores(Record):
+    """What one more metric says of the same model on the same text."""
+
+    metric: str
+    scores: list[Score]
+
+
 class ImportanceReport(Artifact):
-    """importance.json."""
+    """importance.json; ``further`` are other metrics than the first, from the same pass."""
 
     kind: Literal["importance_report"] = "importance_report"
     model: ModelRef
     metric: str
     calibration: CalibrationRef
     scores: list[Score]
+    further: list[MetricScores] = Field(default_factory=list)
 
 
 class PlannedDeletion(Record):
