@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
     from graph_passes.replacements import ReplacementTensors
 
-_KEY = re.compile(rf"({'|'.join(get_args(SublayerKind))})\.(\d+)\.(weight|bias)")
-_KEYS_HINT = "Keys are <kind>.<layer>.bias and, for linear, <kind>.<layer>.weight."
+_KEY = re.compile(rf"({'|'.join(get_args(SublayerKind))})\.(\d+)\.(weight(?:_down|_up)?|bias)")
+_KEYS_HINT = (
+    "Keys are <kind>.<layer>.bias and, for linear, <kind>.<layer>.weight, or .weight_down and "
+    ".weight_up."
+)
+_FACTORS = ("weight_down", "weight_up")
 _DTYPES = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
 
 
@@ -43,8 +47,10 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
     """Opens the file of fitted replacements that a plan names.
 
     Each sublayer that is replaced has ``<kind>.<layer>.bias`` [hidden], and for ``linear``
-    ``<kind>.<layer>.weight`` [hidden_out, hidden_in] too; a block has those of its sublayers. All
-    in float32, float16 or bfloat16. Shapes are held against the graph only when it is cut.
+    ``<kind>.<layer>.weight`` [hidden_out, hidden_in] too, or instead of it the two factors of a
+    map of low rank, ``.weight_down`` [rank, hidden_in] and ``.weight_up`` [hidden_out, rank]; a
+    block has those of its sublayers. All in float32, float16 or bfloat16. Shapes are held against
+    the graph only when it is cut.
 
     Args:
         plan: The plan.
@@ -139,18 +145,35 @@ def _check_keys(
         if deletion.kind == "block":
             continue  # of what sublayers it consists, the graph knows
         ref = SublayerRef(deletion.layer, deletion.kind)
-        for part in ("bias", "weight") if deletion.replacement == "linear" else ("bias",):
-            if (ref, part) not in found:
-                raise PlanError(f"{path} lacks {_key(ref, part)}.", _KEYS_HINT)
+        _require(path, ref, "bias", found)
+        if deletion.replacement == "linear" and not any((ref, part) in found for part in _FACTORS):
+            _require(path, ref, "weight", found)
     for ref, part in sorted(found):
         kinds = {d.replacement for d in replaced if _is_meant(ref, d)}
-        if not kinds or (part == "weight" and "linear" not in kinds):
+        if not kinds or (part != "bias" and "linear" not in kinds):
             raise PlanError(
                 f"{path} holds {_key(ref, part)}, which the plan has no use for.",
                 "It may belong to another plan.",
             )
-        if part == "weight" and (ref, "bias") not in found:
-            raise PlanError(f"{path} lacks {_key(ref, 'bias')}.", _KEYS_HINT)
+        for other in _companions(part):
+            _require(path, ref, other, found)
+        if part in _FACTORS and (ref, "weight") in found:
+            raise PlanError(
+                f"{path} holds both {_key(ref, 'weight')} and its factor {_key(ref, part)}.",
+                "Keep one of both.",
+            )
+
+
+def _companions(part: str) -> tuple[str, ...]:
+    """What a part can't be without."""
+    if part == "bias":
+        return ()
+    return ("bias", *_FACTORS) if part in _FACTORS else ("bias",)
+
+
+def _require(path: Path, ref: SublayerRef, part: str, found: set[tuple[SublayerRef, str]]) -> None:
+    if (ref, part) not in found:
+        raise PlanError(f"{path} lacks {_key(ref, part)}.", _KEYS_HINT)
 
 
 def _is_meant(ref: SublayerRef, deletion: PlannedDeletion) -> bool:
@@ -167,4 +190,17 @@ def _paired(
     from graph_passes.replacements import ReplacementTensors
 
     refs: dict[SublayerRef, Any] = dict.fromkeys(ref for ref, _ in found)
-    return {ref: ReplacementTensors(found[ref, "bias"], found.get((ref, "weight"))) for ref in refs}
+    return {
+        ref: ReplacementTensors(
+            found[ref, "bias"], found.get((ref, "weight")), _factors(found, ref)
+        )
+        for ref in refs
+    }
+
+
+def _factors(
+    found: Mapping[tuple[SublayerRef, str], ir.LazyTensor], ref: SublayerRef
+) -> tuple[ir.LazyTensor, ir.LazyTensor] | None:
+    if (ref, _FACTORS[0]) not in found:
+        return None
+    return found[ref, _FACTORS[0]], found[ref, _FACTORS[1]]

@@ -127,7 +127,7 @@ class _Cut:
     ) -> tuple[tuple[DeletedSublayer, ...], dict[SublayerRef, RecordedReplacement]]:
         """Puts the replacements in, takes the branches out, and joins what was taken apart."""
         put = put_in(self._graph, self._sites, fitted)
-        linear = {ref for ref, each in fitted.items() if each.weight is not None}
+        linear = {ref for ref, each in fitted.items() if each.weights}
         sites = [spare_input(site) if site.ref in linear else site for site in self._sites]
         add_names = [site.tree.add.name or "" for site in sites]
         swept = self._take_out(sites, put)

@@ -112,20 +112,22 @@ class _Writer:
 def _put_in(writer: _Writer, site: FoundSite, fitted: FittedReplacement) -> PutIn:
     prefix = f"{_PREFIX}{site.kind}.{site.layer}"
     bias = writer.initializer(f"{prefix}.bias", fitted.bias)
-    if fitted.weight is None:
+    if not fitted.weights:
         add = _behind_sum(writer, site.tree.add, bias, f"{prefix}.add")
         return PutIn(site.ref, add, (bias,), on_stream=True)
-    weight = writer.initializer(f"{prefix}.weight", fitted.weight)
-    nodes = _linear_map(writer, site, weight, bias, prefix)
+    weights = [
+        writer.initializer(f"{prefix}.{name}", tensor) for name, tensor in fitted.weights.items()
+    ]
+    nodes = _linear_map(writer, site, weights, bias, prefix)
     made = nodes[-1].outputs[0]
     leaf = site.leaves[0]
     if _can_take_its_place(site):
         writer.graph.insert_before(leaf.joint, nodes)
         leaf.joint.replace_input_with(leaf.joint.inputs.index(leaf.value), made)
-        return PutIn(site.ref, nodes[-1], (weight, bias), displaced=leaf.value)
+        return PutIn(site.ref, nodes[-1], (*weights, bias), displaced=leaf.value)
     joint = _behind_sum(writer, site.tree.add, made, f"{prefix}.sum")
     writer.graph.insert_before(joint, nodes)
-    return PutIn(site.ref, nodes[-1], (weight, bias))
+    return PutIn(site.ref, nodes[-1], (*weights, bias))
 
 
 def _can_take_its_place(site: FoundSite) -> bool:
@@ -139,19 +141,29 @@ def _can_take_its_place(site: FoundSite) -> bool:
 
 
 def _linear_map(
-    writer: _Writer, site: FoundSite, weight: ir.Value, bias: ir.Value, prefix: str
+    writer: _Writer, site: FoundSite, weights: Sequence[ir.Value], bias: ir.Value, prefix: str
 ) -> list[ir.Node]:
-    """MatMul and Add, and a Cast before them where the input is of another type."""
-    value, dtype, total = site.branch_input, weight.dtype, site.tree.add.outputs[0]
+    """The products and an Add, and a Cast before them where the input is of another type."""
+    value, dtype, total = site.branch_input, bias.dtype, site.tree.add.outputs[0]
     assert isinstance(value, ir.Value)
     assert dtype is not None
-    cast = []
+    nodes = []
     if float_type([value]) not in (None, dtype):
-        cast = [writer.node("Cast", [value], f"{prefix}.cast", dtype, value)]
-        value = cast[0].outputs[0]
-    product = writer.node("MatMul", [value, weight], f"{prefix}.matmul", dtype, total)
-    add = writer.node("Add", [product.outputs[0], bias], f"{prefix}.add", dtype, total)
-    return [*cast, product, add]
+        nodes.append(writer.node("Cast", [value], f"{prefix}.cast", dtype, value))
+    for weight in weights:
+        source = nodes[-1].outputs[0] if nodes else value
+        name = (weight.name or "").removeprefix(f"{prefix}.weight")
+        product = writer.node("MatMul", [source, weight], f"{prefix}.matmul{name}", dtype, total)
+        _set_width(product.outputs[0], weight)
+        nodes.append(product)
+    result = nodes[-1].outputs[0]
+    return [*nodes, writer.node("Add", [result, bias], f"{prefix}.add", dtype, total)]
+
+
+def _set_width(value: ir.Value, weight: ir.Value) -> None:
+    """Declares the width that a product with a weight has, where its shape is declared at all."""
+    if value.shape is not None and weight.shape is not None:
+        value.shape = ir.Shape([*list(value.shape)[:-1], weight.shape[1]])
 
 
 def _behind_sum(writer: _Writer, total: ir.Node, addend: ir.Value, name: str) -> ir.Node:

@@ -18,6 +18,8 @@ from graph_passes.locate import FoundSite
 from graph_passes.types import Replacement, SublayerRef
 
 Numbers = NDArray[Any] | ir.TensorProtocol
+FACTORS = ("weight_down", "weight_up")
+"""What the two factors of a map of low rank are called, in the order in which they work."""
 _DIGEST_LETTERS = 16
 
 
@@ -25,17 +27,29 @@ _DIGEST_LETTERS = 16
 class ReplacementTensors:
     """The numbers of one replacement: ``contribution = branch_input @ weight.T + bias``.
 
-    float32, float16, bfloat16 or float64; they are rounded to the dtype of the residual stream.
+    A map of low rank comes as its two factors: ``weight = up @ down``, which is never multiplied
+    out. All are float32, float16, bfloat16 or float64, and are rounded to the stream's dtype.
     A weight is looked at once when it is put into a graph, then read again when the graph is
     serialised; one that comes as ``onnx_ir.LazyTensor`` is not kept in memory between.
 
     Attributes:
         bias: ``[hidden]``; for ``bias`` it is all there is, the mean of the branch's output.
         weight: ``[hidden_out, hidden_in]``, as ``torch.nn.Linear`` has it; None for ``bias``.
+        factors: Instead of a weight, ``down`` ``[rank, hidden_in]`` and ``up``
+            ``[hidden_out, rank]``.
     """
 
     bias: Numbers
     weight: Numbers | None = None
+    factors: tuple[Numbers, Numbers] | None = None
+
+    @property
+    def maps(self) -> dict[str, Numbers]:
+        """The matrices by their names in files and graphs, in the order in which they work."""
+        whole = {} if self.weight is None else {"weight": self.weight}
+        return (
+            whole if self.factors is None else whole | dict(zip(FACTORS, self.factors, strict=True))
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +59,14 @@ class FittedReplacement:
     Attributes:
         kind: ``bias`` or ``linear``.
         bias: ``[hidden]`` in the stream's dtype.
-        weight: ``[hidden_in, hidden_out]``, so that no Transpose is needed; read when it is
-            serialised. None for ``bias``.
+        weights: By name the matrices ``[in, out]``, so that no Transpose is needed, in the order
+            in which they work; read when they are serialised. None of them for ``bias``.
         digest: What tells the numbers from others, see :func:`digest_of`.
     """
 
     kind: Replacement
     bias: ir.TensorProtocol
-    weight: ir.TensorProtocol | None
+    weights: Mapping[str, ir.TensorProtocol]
     digest: str
 
 
@@ -97,13 +111,14 @@ def _fit_one(
             f"{site.ref} can't be replaced by {kind!r}.",
             f"What can take its place: {', '.join(get_args(Replacement))}.",
         )
-    if given is None or (kind == "linear" and given.weight is None):
+    if given is None or (kind == "linear" and not given.maps):
         lacking = "numbers are" if given is None else "weight is"
         raise SurgeryError(
             f"{site.ref} is to be replaced ({kind}), but no {lacking} given for it.",
-            "Give the bias [hidden], and for linear the weight [hidden, hidden] too.",
+            "Give the bias [hidden], and for linear the weight [hidden, hidden] or its two factors "
+            "[rank, hidden] and [hidden, rank] too.",
         )
-    if kind == "bias" and given.weight is not None:
+    if kind == "bias" and given.maps:
         raise SurgeryError(
             f"{site.ref} is to be replaced by a bias, but a weight is given for it too.",
             "Ask for the replacement linear, or leave the weight out.",
@@ -118,7 +133,7 @@ def _fit_one(
     return FittedReplacement(
         kind=kind,
         bias=ir.tensor(bias),
-        weight=None if given.weight is None else _turned(site.ref, given.weight, hidden, dtype),
+        weights=_turned_maps(site.ref, given, hidden, dtype),
         digest=digest_of(given.bias),
     )
 
@@ -138,16 +153,40 @@ def _stream_form(site: FoundSite) -> tuple[ir.DataType, int]:
     return dtype, hidden
 
 
+def _turned_maps(
+    ref: SublayerRef, given: ReplacementTensors, hidden: int, dtype: ir.DataType
+) -> dict[str, ir.TensorProtocol]:
+    if given.factors is None:
+        sizes = [(hidden, hidden)]
+    elif given.weight is not None:
+        raise SurgeryError(
+            f"For {ref} there is a weight and its two factors as well.", "Give one of both."
+        )
+    else:
+        rank = _rank(given.factors[0])
+        sizes = [(rank, hidden), (hidden, rank)]
+    return {
+        name: _turned(name, ref, weight, shape, dtype)
+        for (name, weight), shape in zip(given.maps.items(), sizes, strict=False)
+    }
+
+
+def _rank(down: Numbers) -> int:
+    """How many rows the first factor has; 1 where it is no matrix, which is then told."""
+    shape = tuple(down.shape if isinstance(down, np.ndarray) else down.shape.numpy())
+    return max(1, shape[0]) if shape else 1
+
+
 def _turned(
-    ref: SublayerRef, weight: Numbers, hidden: int, dtype: ir.DataType
+    name: str, ref: SublayerRef, weight: Numbers, shape: tuple[int, int], dtype: ir.DataType
 ) -> ir.TensorProtocol:
     """The weight as MatMul takes it, read again whenever it is asked for."""
-    _checked("weight", ref, weight, (hidden, hidden), dtype)
+    _checked(name, ref, weight, shape, dtype)
 
     def turn() -> ir.TensorProtocol:
         return ir.tensor(np.ascontiguousarray(_rounded(array_of(weight), dtype).T))
 
-    return ir.LazyTensor(turn, dtype=dtype, shape=ir.Shape((hidden, hidden)))
+    return ir.LazyTensor(turn, dtype=dtype, shape=ir.Shape(shape[::-1]))
 
 
 def _checked(

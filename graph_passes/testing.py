@@ -101,14 +101,14 @@ class _Addition:
         kind: Replacement,
         given: ReplacementTensors | None,
     ) -> None:
-        if given is None or (kind == "linear" and given.weight is None):
+        if given is None or (kind == "linear" and not given.maps):
             raise SurgeryError(f"There are no numbers to replace {site.ref} by.")
         self._graph = graph
         self._joint = next(node for node in graph if node.name == site.residual_add)
         self._bias = self._constant(site, given.bias)
-        self._weight, self._input = None, None
-        if kind == "linear" and given.weight is not None:
-            self._weight = self._constant(site, given.weight)
+        self._weights, self._input = [], None
+        if kind == "linear":
+            self._weights = [self._constant(site, weight) for weight in given.maps.values()]
             self._input = self._reader(site)
 
     def join(self) -> None:
@@ -139,14 +139,17 @@ class _Addition:
         assert like is not None
         bias = self._cast(self._bias, like)
         total.replace_input_with(1, bias.outputs[0])
-        if self._weight is None or self._input is None:
+        if self._input is None:
             return [bias, total]
-        weight, value = self._cast(self._weight, like), self._cast(self._input, like)
-        turned = ir.Node("", "Transpose", weight.outputs, [ir.AttrInt64s("perm", [1, 0])])
-        product = ir.Node("", "MatMul", [value.outputs[0], turned.outputs[0]])
-        addend = ir.Node("", "Sum", [product.outputs[0], bias.outputs[0]])
+        nodes = [bias, self._cast(self._input, like)]
+        for constant in self._weights:
+            weight = self._cast(constant, like)
+            turned = ir.Node("", "Transpose", weight.outputs, [ir.AttrInt64s("perm", [1, 0])])
+            product = ir.Node("", "MatMul", [nodes[-1].outputs[0], turned.outputs[0]])
+            nodes += [weight, turned, product]
+        addend = ir.Node("", "Sum", [nodes[-1].outputs[0], bias.outputs[0]])
         total.replace_input_with(1, addend.outputs[0])
-        return [bias, weight, value, turned, product, addend, total]
+        return [*nodes, addend, total]
 
     def _cast(self, value: ir.Value, like: ir.Value) -> ir.Node:
         if self._graph.opset_imports.get("", 0) >= _CAST_LIKE_SINCE:
@@ -169,7 +172,7 @@ class _Addition:
     def _constant(self, site: ResidualSite, numbers: Numbers) -> ir.Value:
         tensor = ir.tensor(numbers) if isinstance(numbers, np.ndarray) else numbers
         shape = ir.Shape(tensor.shape.numpy())
-        name = f"oracle.{site.kind}.{site.layer}.{len(shape)}"
+        name = f"oracle.{site.kind}.{site.layer}.{len(self._graph.initializers)}"
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape)
         value.const_value = tensor
         self._graph.register_initializer(value)

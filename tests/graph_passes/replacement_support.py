@@ -17,9 +17,14 @@ Given = dict[SublayerRef, ReplacementTensors]
 
 
 def numbers(
-    model: ir.Model, deletions: Iterable[Deletion], *, seed: int = 0, dtype: Any = np.float32
+    model: ir.Model,
+    deletions: Iterable[Deletion],
+    *,
+    seed: int = 0,
+    dtype: Any = np.float32,
+    rank: int | None = None,
 ) -> Given:
-    """Random numbers for every replacement that is asked for."""
+    """Random numbers for every replacement that is asked for; linear maps as factors of a rank."""
     rng = np.random.default_rng(seed)
     hidden = 32 if model.graph.name == "fused" else 8
     found = {}
@@ -29,9 +34,15 @@ def numbers(
             if not meant or deletion.replacement == "none":
                 continue
             bias = rng.standard_normal(hidden).astype(dtype)
-            weight = (rng.standard_normal((hidden, hidden)) / hidden**0.5).astype(dtype)
-            linear = deletion.replacement == "linear"
-            found[site.ref] = ReplacementTensors(bias, weight if linear else None)
+            if deletion.replacement == "bias":
+                found[site.ref] = ReplacementTensors(bias)
+            elif rank is None:
+                weight = (rng.standard_normal((hidden, hidden)) / hidden**0.5).astype(dtype)
+                found[site.ref] = ReplacementTensors(bias, weight)
+            else:
+                down = (rng.standard_normal((rank, hidden)) / hidden**0.5).astype(dtype)
+                up = (rng.standard_normal((hidden, rank)) / rank**0.5).astype(dtype)
+                found[site.ref] = ReplacementTensors(bias, factors=(down, up))
     return found
 
 
