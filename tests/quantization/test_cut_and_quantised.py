@@ -16,6 +16,7 @@ from graph_passes.files.storage import load_model, save_model
 from graph_passes.tiny_graphs import HIDDEN, TinySpec, tiny_feed, tiny_model
 from graph_passes.types import ResidualSite
 
+RANK = 3
 CUT = [Deletion(1, "attention"), Deletion(2, "block")]
 
 
@@ -94,14 +95,24 @@ def test_the_plan_of_a_cut_is_still_noted(whole: Path, tmp_path: Path) -> None:
     assert noted["depthcut.plan"] == load_model(pruned).metadata_props["depthcut.plan"]
 
 
-@pytest.mark.parametrize(("replacement", "more"), [("linear", 1), ("bias", 0)])
-def test_the_matrix_of_a_replacement_is_quantised_too(
-    whole: Path, tmp_path: Path, replacement: str, more: int
+@pytest.mark.parametrize(
+    ("replacement", "shapes"),
+    [
+        ("linear", [(HIDDEN, HIDDEN)]),
+        ("linear", [(RANK, HIDDEN), (HIDDEN, RANK)]),
+        ("bias", []),
+    ],
+)
+def test_the_matrices_of_a_replacement_are_quantised_too(
+    whole: Path, tmp_path: Path, replacement: str, shapes: list[tuple[int, int]]
 ) -> None:
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((HIDDEN, HIDDEN)).astype(np.float32)
+    maps = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    more = len(maps)
     numbers = ReplacementTensors(
-        rng.standard_normal(HIDDEN).astype(np.float32), weight if more else None
+        rng.standard_normal(HIDDEN).astype(np.float32),
+        maps[0] if more == 1 else None,
+        (maps[0], maps[1]) if more == 2 else None,
     )
     model, _ = prune_graph(
         load_model(whole),
@@ -114,7 +125,7 @@ def test_the_matrix_of_a_replacement_is_quantised_too(
     assert products(tmp_path / "q.onnx") == products(quantised(plain, tmp_path / "p.onnx")) + more
     kinds = {
         value.dtype for value in load_model(tmp_path / "q.onnx").graph.initializers.values()
-        if value.shape is not None and list(value.shape.numpy()) == [HIDDEN, HIDDEN]
+        if value.shape is not None and tuple(value.shape.numpy()) in {s[::-1] for s in shapes}
     }  # fmt: skip
     assert ir.DataType.FLOAT not in kinds
 
