@@ -14,6 +14,7 @@ __all__ = [
     "DepthcutError",
     "EngineError",
     "ExportError",
+    "HealingError",
     "MissingDependencyError",
     "ModelSourceError",
     "OnnxFileError",
@@ -72,6 +73,10 @@ class ScoringError(DepthcutError):
 
 class PlanError(DepthcutError):
     """A plan names sublayers that don't exist, or drops more than may be dropped."""
+
+
+class HealingError(DepthcutError):
+    """A replacement can't be fitted: too few tokens, activations that are not finite."""
 
 
 class ExportError(DepthcutError):

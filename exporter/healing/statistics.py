@@ -1,0 +1,94 @@
+"""Sums over tokens from which a branch's replacement is fitted; their size is that of a matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_FLOAT64_BYTES = 8
+
+
+class Sums:
+    """Sums over tokens of what a branch reads, x, and what it adds to the stream, y; in float64.
+
+    Args:
+        inputs: Width of x.
+        outputs: Width of y.
+        device: Where the sums are kept; one that knows float64.
+
+    Attributes:
+        tokens: How many.
+        x: ``[inputs]``, sum of x.
+        y: ``[outputs]``, sum of y.
+        xx: ``[inputs, inputs]``, sum of x xᵀ.
+        xy: ``[inputs, outputs]``, sum of x yᵀ.
+        y_squares: Sum of the squared length of y.
+    """
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device | str = "cpu") -> None:
+        import torch
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.tokens = 0
+        self.x, self.y = zeros(inputs), zeros(outputs)
+        self.xx, self.xy = zeros(inputs, inputs), zeros(inputs, outputs)
+        self.y_squares = 0.0
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Takes tokens in.
+
+        Args:
+            x: ``[tokens, inputs]``, of any floating dtype.
+            y: ``[tokens, outputs]``.
+        """
+        x, y = x.to(self.xx), y.to(self.xx)
+        self.tokens += len(x)
+        self.x += x.sum(0)
+        self.y += y.sum(0)
+        self.xx.addmm_(x.T, x)
+        self.xy.addmm_(x.T, y)
+        self.y_squares += float((y * y).sum())
+
+    def plus(self, other: Sums) -> Sums:
+        """The sums over the tokens of both."""
+        total = Sums(len(self.x), len(self.y), self.xx.device)
+        total.tokens = self.tokens + other.tokens
+        for name in ("x", "y", "xx", "xy"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        total.y_squares = self.y_squares + other.y_squares
+        return total
+
+    @property
+    def x_mean(self) -> torch.Tensor:
+        """``[inputs]``."""
+        return self.x / self.tokens
+
+    @property
+    def y_mean(self) -> torch.Tensor:
+        """``[outputs]``."""
+        return self.y / self.tokens
+
+    def about(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``xx`` and ``xy`` with x and y counted from other origins, such as the means.
+
+        Args:
+            x: The origin of x, ``[inputs]``.
+            y: The origin of y, ``[outputs]``.
+        """
+        n = self.tokens
+        xx = self.xx - self.x.outer(x) - x.outer(self.x) + n * x.outer(x)
+        xy = self.xy - self.x.outer(y) - x.outer(self.y) + n * x.outer(y)
+        return xx, xy
+
+    def y_squares_about(self, y: torch.Tensor) -> float:
+        """Sum of the squared length of y, counted from another origin, ``[outputs]``."""
+        return self.y_squares - 2 * float(self.y @ y) + self.tokens * float(y @ y)
+
+
+def sums_bytes(inputs: int, outputs: int) -> int:
+    """Memory of one set of sums, without what is as small as a vector."""
+    return _FLOAT64_BYTES * inputs * (inputs + outputs)
