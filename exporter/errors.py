@@ -11,6 +11,7 @@ __all__ = [
     "BackendError",
     "CalibrationError",
     "ComparisonError",
+    "CostError",
     "DepthcutError",
     "EngineError",
     "ExportError",
@@ -105,6 +106,10 @@ class PackagingError(DepthcutError):
 
 class ComparisonError(DepthcutError):
     """Two arms can't be compared: other inputs, vocabularies or texts."""
+
+
+class CostError(DepthcutError):
+    """What sublayers cost can't be measured, or was measured of another graph or elsewhere."""
 
 
 class RegressionError(DepthcutError):

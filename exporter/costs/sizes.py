@@ -1,0 +1,248 @@
+"""What each sublayer of a graph takes: parameters, bytes of weights, bytes of KV cache.
+
+Read from the graph alone; no weight is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import Replacement
+from exporter.errors import CostError
+
+Sublayer = tuple[int, str]
+"""Layer and kind: ``attention``, ``mlp``, ``cross_attention`` or ``mixer``."""
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """One input that holds keys, values or a state: ``fixed + per_token * positions`` bytes.
+
+    Attributes:
+        per_token: Bytes of one position of one sequence.
+        fixed: Bytes of one sequence whatever its length: a state, or a buffer whose length the
+            graph fixes.
+        window: Positions that are kept at most, where the graph keeps a window alone. An attention
+            that only looks at a window, but keeps all keys, has none.
+    """
+
+    per_token: float = 0.0
+    fixed: float = 0.0
+    window: int | None = None
+
+    def bytes(self, context: int) -> float:
+        """Of one sequence of ``context`` tokens."""
+        kept = context if self.window is None else min(context, self.window)
+        return self.fixed + self.per_token * kept
+
+
+@dataclass(frozen=True)
+class SublayerSize:
+    """What goes with a sublayer, its norm included.
+
+    Attributes:
+        parameters: What a cut with no replacement or a bias removes; ``parameters_removed`` of
+            prune.json.
+        linear_parameters: What a cut with a linear map removes: the norm stays, which the map
+            reads behind.
+        weight_bytes: Of these parameters, with the scales and zero points of quantised ones.
+        linear_weight_bytes: Likewise.
+        caches: Its KV cache or its state.
+        signature: Equal for sublayers that cost the same time: the same kind, operators' work,
+            shapes and window.
+    """
+
+    parameters: int
+    linear_parameters: int
+    weight_bytes: int
+    linear_weight_bytes: int
+    caches: tuple[CacheSize, ...] = ()
+    signature: str = ""
+
+    def kv_bytes(self, context: int, batch: int = 1) -> int:
+        """What its cache takes for ``batch`` sequences of ``context`` tokens."""
+        return cache_bytes(self.caches, context, batch)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """What another token of one sequence adds to a cache that grows."""
+        return math.ceil(sum(cache.per_token for cache in self.caches))
+
+
+def cache_bytes(caches: tuple[CacheSize, ...], context: int, batch: int) -> int:
+    """What caches take for ``batch`` sequences of ``context`` tokens."""
+    return batch * math.ceil(sum(cache.bytes(context) for cache in caches))
+
+
+@dataclass(frozen=True)
+class GraphSizes:
+    """A graph's sublayers and the rest of it.
+
+    Weights that several sublayers share belong to the rest: none of them removes them alone. What
+    a set of sublayers removes may so be more than the sum of theirs, and never less.
+
+    Attributes:
+        sublayers: Those that can be cut, by layer and kind.
+        parameters: Of the whole graph.
+        weight_bytes: Likewise.
+        rest_caches: Caches that belong to none of the sublayers.
+        hidden: Width of the residual stream; None where the graph doesn't tell.
+        number_bytes: Bytes of one number of the stream, in which replacements are written.
+        longest: Positions that the graph can hold; None where it sets no limit.
+    """
+
+    sublayers: Mapping[Sublayer, SublayerSize]
+    parameters: int
+    weight_bytes: int
+    rest_caches: tuple[CacheSize, ...] = ()
+    hidden: int | None = None
+    number_bytes: int = 4
+    longest: int | None = None
+    name: str = field(default="the graph", compare=False)
+
+    def __getitem__(self, name: Sublayer) -> SublayerSize:
+        """One sublayer's.
+
+        Raises:
+            CostError: There is none that can be cut.
+        """
+        try:
+            return self.sublayers[name]
+        except KeyError:
+            raise CostError(
+                f"{self.name} has no {name[1]} {name[0]} that can be cut.",
+                "depthcut inspect lists what it has.",
+            ) from None
+
+    @property
+    def rest_parameters(self) -> int:
+        """Parameters outside all sublayers: embeddings, the head, the last norm."""
+        return self.parameters - sum(each.parameters for each in self.sublayers.values())
+
+    @property
+    def rest_weight_bytes(self) -> int:
+        """Bytes of these."""
+        return self.weight_bytes - sum(each.weight_bytes for each in self.sublayers.values())
+
+    def replacement_parameters(self, replacement: Replacement, rank: int | None = None) -> int:
+        """Numbers that a replacement brings at most; a bias may find one that it is added to.
+
+        Args:
+            replacement: What takes a branch's place.
+            rank: Of a linear map in two factors; None for a full one.
+
+        Raises:
+            CostError: The graph doesn't tell how wide its stream is.
+        """
+        if replacement == "none":
+            return 0
+        if self.hidden is None:
+            raise CostError(
+                f"{self.name} doesn't tell how wide its residual stream is, so the size of a "
+                f"replacement ({replacement}) isn't known.",
+                "Infer the graph's shapes first (onnx.shape_inference).",
+            )
+        if replacement == "bias":
+            return self.hidden
+        maps = self.hidden if rank is None else 2 * rank
+        return self.hidden * (maps + 1)
+
+    def saved_parameters(
+        self, name: Sublayer, replacement: Replacement = "none", rank: int | None = None
+    ) -> int:
+        """How many parameters the graph loses; below 0 where a replacement is the larger one.
+
+        Raises:
+            CostError: There is no such sublayer, or the replacement's size isn't known.
+        """
+        own = self[name]
+        removed = own.linear_parameters if replacement == "linear" else own.parameters
+        return removed - self.replacement_parameters(replacement, rank)
+
+    def saved_bytes(
+        self,
+        name: Sublayer,
+        replacement: Replacement = "none",
+        rank: int | None = None,
+        *,
+        context: int = 0,
+        batch: int = 1,
+    ) -> int:
+        """How many bytes the weights, and the caches of so many tokens, lose.
+
+        Raises:
+            CostError: As :meth:`saved_parameters`.
+        """
+        own = self[name]
+        removed = own.linear_weight_bytes if replacement == "linear" else own.weight_bytes
+        added = self.number_bytes * self.replacement_parameters(replacement, rank)
+        return removed - added + own.kv_bytes(context, batch)
+
+    def total_parameters(
+        self, choices: Mapping[Any, Replacement] | None = None, rank: int | None = None
+    ) -> int:
+        """Parameters that are left, at most.
+
+        Args:
+            choices: What takes the place of which sublayer; the others stay.
+            rank: Of linear maps.
+        """
+        cut = (choices or {}).items()
+        return self.parameters - sum(self.saved_parameters(*each, rank) for each in cut)
+
+    def total_bytes(
+        self,
+        choices: Mapping[Any, Replacement] | None = None,
+        rank: int | None = None,
+        *,
+        context: int = 0,
+        batch: int = 1,
+    ) -> int:
+        """Bytes of all weights and caches that are left, at most.
+
+        Args:
+            choices: What takes the place of which sublayer; the others stay.
+            rank: Of linear maps.
+            context: Tokens in the caches of each sequence.
+            batch: Sequences.
+
+        Raises:
+            CostError: The graph can't hold so many tokens.
+        """
+        if self.longest is not None and context > self.longest:
+            raise CostError(
+                f"{self.name} ends at {self.longest} positions; {context} were asked for.",
+                "Ask for a shorter context.",
+            )
+        owners = (each.caches for each in self.sublayers.values())
+        caches = self.rest_caches + tuple(cache for own in owners for cache in own)
+        whole = self.weight_bytes + cache_bytes(caches, context, batch)
+        cut = (choices or {}).items()
+        return whole - sum(
+            self.saved_bytes(*each, rank, context=context, batch=batch) for each in cut
+        )
+
+
+def sizes(onnx: Path) -> GraphSizes:
+    """Weighs every sublayer of an ONNX file.
+
+    Args:
+        onnx: The file; its weights are not read.
+
+    Raises:
+        OnnxFileError: It can't be read safely.
+        CostError: It holds no sublayer that can be cut.
+    """
+    from exporter.backends.cache_form import read_cache_form
+    from exporter.costs.weighing import weigh
+    from exporter.measure.model_folder import find_model
+    from graph_passes.files.storage import load_model
+
+    form = read_cache_form(onnx)
+    known = (form.longest, find_model(onnx).longest_sequence)
+    longest = min((limit for limit in known if limit is not None), default=None)
+    return weigh(load_model(onnx), form.windows, name=str(onnx), longest=longest)
