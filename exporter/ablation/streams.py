@@ -88,7 +88,7 @@ class StreamRunner:
                 kept = streams.outputs[modules.number]
                 if modules.number == start - 1 and output is not None:
                     kept = output
-                stack.enter_context(_forward_of(modules.layer, _giving(kept)))
+                stack.enter_context(forward_of(modules.layer, giving(kept)))
             rest = {name: what for name, what in cut.items() if name[0] >= start}
             self._enter_cut(rest, stack)
             return self._run(streams.inputs, stack)
@@ -145,7 +145,7 @@ class StreamRunner:
             new = x.new_zeros(x.shape) if contribution is None else contribution / part.multiplier
             return (new, *[None] * (count - 1)) if count else new
 
-        with _forward_of(part.contribution, instead):
+        with forward_of(part.contribution, instead):
             yield
 
     def _learn_outputs(self) -> None:
@@ -195,7 +195,7 @@ def _recorded(modules: LayerModules, streams: Streams) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _forward_of(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def forward_of(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Gives one module another forward while the block runs."""
     own = vars(module).get("forward")
     module.forward = forward
@@ -207,7 +207,9 @@ def _forward_of(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterato
             module.forward = own
 
 
-def _giving(output: Any) -> Callable[..., Any]:
+def giving(output: Any) -> Callable[..., Any]:
+    """A forward that returns what is already known."""
+
     def forward(*_args: Any, **_kwargs: Any) -> Any:
         return output
 

@@ -4,5 +4,6 @@ Importing this costs no PyTorch.
 """
 
 from exporter.healing.fit import Fit, Name, fit_branches
+from exporter.healing.sequential import fit_sequential
 
-__all__ = ["Fit", "Name", "fit_branches"]
+__all__ = ["Fit", "Name", "fit_branches", "fit_sequential"]
