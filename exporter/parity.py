@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from exporter.architectures import skipped
+from exporter.ablation import substituted
 from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
 from exporter.backends.base import Runner
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
@@ -24,9 +24,11 @@ from exporter.backends.widened_copy import WidenedCopy
 from exporter.errors import ExportError
 from exporter.onnx_interface import InterfaceModule, OnnxInterface, interface_of
 from exporter.progress import QUIET, Progress
+from exporter.replacement_cut import cut_of_deletions
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
+    from exporter.replacement_file import Replacements
 
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-3}
 """By dtype; times the largest value of the witness, or 1 when that is smaller.
@@ -66,6 +68,7 @@ def check_export(
     onnx_path: Path,
     *,
     deletions: Sequence[PlannedDeletion] = (),
+    replacements: Replacements | None = None,
     provider: str = "cpu",
     progress: Progress = QUIET,
 ) -> list[ParityCheck]:
@@ -77,7 +80,8 @@ def check_export(
     Args:
         loaded: The model that was exported.
         onnx_path: Its graph, whole or cut.
-        deletions: What was cut out; PyTorch then runs with the same sublayers skipped.
+        deletions: What was cut out; PyTorch then runs with the same sublayers skipped or replaced.
+        replacements: The numbers for those of them that are replaced.
         provider: Where ONNX Runtime runs it: ``cpu`` or ``cuda``.
         progress: Hears of the two runs.
 
@@ -88,17 +92,21 @@ def check_export(
     Raises:
         ExportError: The graph's inputs or outputs are not those of the model, the dtype can't be
             checked, or (without deletions) a check does not hold.
+        PlanError: The deletions or replacements are not for this model.
         BackendError: ONNX Runtime can't run the graph.
     """
     checks: list[ParityCheck] = []
     with contextlib.ExitStack() as stack:
+        # Before bfloat16 is widened: the graph holds numbers that were rounded to it.
+        # Without a cut nothing needs to be known of the architecture.
+        cut = cut_of_deletions(deletions, replacements, loaded.model) if deletions else {}
         file, widened = stack.enter_context(_runnable(loaded.model, onnx_path))
         interface = interface_of(loaded.model)
-        _refuse_uncheckable(interface, deletions)
+        _refuse_uncheckable(interface)
         threads = torch.get_num_threads()
         runner = stack.enter_context(OnnxRuntimeRunner(file, provider=provider, threads=threads))
-        if deletions:  # without them nothing needs to be known of the architecture
-            stack.enter_context(skipped(loaded.model, deletions))
+        if cut:
+            stack.enter_context(substituted(loaded.model, cut))
         stack.enter_context(torch.inference_mode())
         kept = _kept_past(interface, deletions)
         _require_interface(runner, interface, kept, onnx_path)
@@ -279,18 +287,12 @@ def _require_interface(
         raise ExportError(f"{path}: the inputs are not the model's; first {odd[0]}.")
 
 
-def _refuse_uncheckable(interface: OnnxInterface, deletions: Sequence[PlannedDeletion]) -> None:
+def _refuse_uncheckable(interface: OnnxInterface) -> None:
     if interface.dtype not in RELATIVE_TOLERANCE:
         dtype = str(interface.dtype).removeprefix("torch.")
         raise ExportError(
             f"A {dtype} graph can't be checked: there is no tolerance for it.",
             "Export in float32, float16 or bfloat16.",
-        )
-    replaced = [d for d in deletions if d.replacement != "none"]
-    if replaced:
-        raise ExportError(
-            f"{replaced[0].kind} {replaced[0].layer} has a {replaced[0].replacement} replacement; "
-            "PyTorch can only skip sublayers here."
         )
 
 

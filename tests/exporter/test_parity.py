@@ -166,12 +166,10 @@ def test_a_layer_that_is_not_there_is_refused(loaded: Any, exported: Path) -> No
         check_export(loaded, exported, deletions=[deletion(2, "mlp")])
 
 
-def test_a_replacement_is_refused_since_pytorch_would_only_skip(
-    loaded: Any, exported: Path
-) -> None:
+def test_a_replacement_without_its_numbers_is_refused(loaded: Any, exported: Path) -> None:
     from exporter.parity import check_export
 
-    with pytest.raises(ExportError, match="mlp 1 has a bias replacement"):
+    with pytest.raises(PlanError, match=r"mlp 1 is to be replaced \(bias\), but there are no such"):
         check_export(loaded, exported, deletions=[deletion(1, "mlp", "bias")])
 
 
