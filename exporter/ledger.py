@@ -43,6 +43,7 @@ class StageLedger:
         self._path = root / FOLDER / "stages.json"
         self._force = force
         self._made: set[str] = set()
+        self._stale: set[str] = set()
         self._forgotten: dict[str, tuple[str, ...]] = {}
         self._stages: dict[str, dict[str, Any]] = _read_stages(self._path)
         self.work = root / FOLDER / "work"
@@ -83,6 +84,7 @@ class StageLedger:
         """
         hashes = {path.relative_to(self.work).as_posix(): sha256_file(path) for path in files}
         self._made.add(stage)
+        self._stale.update(self._stages.get(stage, {"files": {}})["files"])
         self._stages[stage] = {"key": key_hash(key), "files": hashes, "notes": notes}
         self._write()
 
@@ -111,11 +113,19 @@ class StageLedger:
             for item in sorted(self.work.iterdir()):
                 swap(item, self._root / item.name)
             shutil.rmtree(self.work)
+        self._remove_stale()
         for stage, names in self._forgotten.items():
             for name in names:
                 shutil.rmtree(self._root / name, ignore_errors=True)
             del self._stages[stage]
             self._write()
+
+    def _remove_stale(self) -> None:
+        """Removes files that a stage made in an earlier run, and no stage in this one."""
+        kept = {name for entry in self._stages.values() for name in entry["files"]}
+        for name in self._stale - kept:
+            (self._root / name).unlink(missing_ok=True)
+        self._stale.clear()
 
 
 def key_hash(key: Mapping[str, Any]) -> str:

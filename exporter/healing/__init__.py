@@ -4,6 +4,16 @@ Importing this costs no PyTorch.
 """
 
 from exporter.healing.fit import Fit, Name, fit_branches
+from exporter.healing.plan_file import write_healed_plan, write_replacements
 from exporter.healing.sequential import fit_sequential
+from exporter.replacement_cut import cut_of_plan
 
-__all__ = ["Fit", "Name", "fit_branches", "fit_sequential"]
+__all__ = [
+    "Fit",
+    "Name",
+    "cut_of_plan",
+    "fit_branches",
+    "fit_sequential",
+    "write_healed_plan",
+    "write_replacements",
+]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from exporter.artifacts import PruningPlan
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
 from exporter.pipeline.run import ENGINES, QUANTIZE, Run
@@ -34,7 +35,15 @@ def plan_key(run: Run) -> Key:
         "importance": run.ledger.files_hash("score"),
         "drops": {name: value for name, value in vars(drops).items() if name != "plan"},
         "file": None if drops.plan is None else sha256_file(drops.plan),
+        "replacements": _replacements_hash(drops.plan),
     }
+
+
+def _replacements_hash(plan: Path | None) -> str | None:
+    """Of the file that a given plan names; the plan's own digest of it may be wrong."""
+    named = None if plan is None else PruningPlan.read(plan).replacements
+    path = None if plan is None or named is None else plan.parent / named.path
+    return sha256_file(path) if path is not None and path.is_file() else None
 
 
 def export_key(run: Run) -> Key:

@@ -63,6 +63,7 @@ def _published(run: Run, report: ComparisonReport) -> ComparisonReport:
 
 def _parity_notes(run: Run, stage: str) -> list[ParityCheck]:
     """What a stage's check against PyTorch gave, named after the model that was checked."""
-    arm = {"export": "baseline", "prune": "candidate, modules skipped"}[stage]
+    done = "skipped" if run.replacements() is None else "skipped or replaced"
+    arm = {"export": "baseline", "prune": f"candidate, modules {done}"}[stage]
     checks = [ParityCheck.model_validate(note) for note in run.ledger.notes(stage)]
     return [check.model_copy(update={"name": f"{check.name} ({arm})"}) for check in checks]

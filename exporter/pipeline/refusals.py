@@ -6,7 +6,8 @@ from pathlib import Path
 
 from exporter.artifacts import PruningPlan
 from exporter.errors import ComparisonError, PlanError, UsageError
-from exporter.pipeline.run import ENGINES, QUANTIZE, QUANTIZED, Run
+from exporter.ledger import FOLDER
+from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
 from exporter.quantization.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
 from exporter.report.files import REPORTS
 from exporter.request import EngineRequest, ExportRequest
@@ -27,7 +28,6 @@ def refuse_bad_options(request: ExportRequest) -> None:
     from exporter.compare.asked_tasks import refuse_missing_tasks
     from exporter.forms import refuse_options
     from exporter.optional import require
-    from exporter.planning import read_plan
 
     refuse_options(
         request.target,
@@ -44,13 +44,22 @@ def refuse_bad_options(request: ExportRequest) -> None:
     if request.exporter == "optimum":
         require("optimum.exporters.onnx", extra="optimum")
     if request.drops.plan is not None:
-        read_plan(request.drops.plan)
+        _refuse_plan(request.drops.plan)
     if request.engines is not None:
         _refuse_engines(request.engines)
     evaluation_text(request.compare, None)
     if request.quantize is not None:
         _refuse_quantization(request, request.quantize)
     refuse_missing_tasks(request.compare.quality)
+
+
+def _refuse_plan(path: Path) -> None:
+    from exporter.planning import read_plan
+    from exporter.replacement_file import read_replacements
+
+    plan = read_plan(path)
+    refuse_reserved_replacements(plan, path)
+    read_replacements(plan, path)
 
 
 def _refuse_short_caches(request: ExportRequest) -> None:
@@ -143,16 +152,15 @@ def refuse_foreign_results(run: Run) -> None:
             )
 
 
-def refuse_replacements(plan: PruningPlan, path: Path | None) -> None:
-    """Refuses what PyTorch, which the result is held against, can't do: it only skips sublayers.
+def refuse_reserved_replacements(plan: PruningPlan, path: Path) -> None:
+    """Refuses a plan whose file of replacements would stand where a result is to stand.
 
     Raises:
-        PlanError: The plan has replacements.
+        PlanError: It is named like one of the results.
     """
-    replaced = [deletion for deletion in plan.deletions if deletion.replacement != "none"]
-    if replaced:
+    name = "" if plan.replacements is None else Path(plan.replacements.path).parts[0]
+    if name in {*_RESULTS, *QUANTIZED.values(), ENGINES, HEALING, FOLDER}:
         raise PlanError(
-            f"{path}: {replaced[0].kind} {replaced[0].layer} is to be replaced "
-            f"({replaced[0].replacement}), which depthcut export can't do.",
-            "Export the model first, and cut its ONNX file: depthcut prune --plan.",
+            f"{path}: $.replacements.path: {name} is the name of a result in the output folder.",
+            "Give the file of replacements another name, in the plan too.",
         )

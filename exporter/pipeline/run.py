@@ -14,6 +14,7 @@ from exporter.request import ExportRequest
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
+    from exporter.replacement_file import Replacements
 
 ARMS = {"baseline": "export", "candidate": "prune"}
 """The folders of both models, and the stages that make them."""
@@ -21,6 +22,8 @@ QUANTIZE = "quantize"
 """The stage that quantises both models."""
 QUANTIZED = {"baseline": "baseline-quantized", "candidate": "candidate-quantized"}
 """The folders of their quantised forms."""
+HEALING = "healing"
+"""The stage that heals the plan, and its folder, with the healed plan and its numbers in it."""
 ENGINES = "engines"
 """The stage that builds engines, and its folder, with ``baseline`` and ``candidate`` in it."""
 
@@ -66,9 +69,20 @@ class Run:
         """What the score stage found."""
         return ImportanceReport.read(self.ledger.path("importance.json"))
 
+    def plan_path(self) -> Path:
+        """The plan that is carried out."""
+        return self.ledger.path("plan.json")
+
     def deletions(self) -> list[PlannedDeletion]:
         """What the plan drops."""
-        return PruningPlan.read(self.ledger.path("plan.json")).deletions
+        return PruningPlan.read(self.plan_path()).deletions
+
+    def replacements(self) -> Replacements | None:
+        """The numbers that the plan puts in the places of what it drops."""
+        from exporter.replacement_file import read_replacements
+
+        path = self.plan_path()
+        return read_replacements(PruningPlan.read(path), path)
 
     def sources(self) -> dict[str, str]:
         """One hash for each model: what is made from both depends on them."""

@@ -12,7 +12,6 @@ from typing import Any
 from exporter.artifacts import ParityCheck, PruneReport, PruningPlan
 from exporter.errors import VerificationError
 from exporter.files import sha256_file, staged_directory, write_text
-from exporter.pipeline.refusals import refuse_replacements
 from exporter.pipeline.run import Run, files_below
 
 WEIGHT_FILES = ("model.onnx", "model.onnx.data")
@@ -28,20 +27,33 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
 
 
 def plan(run: Run) -> tuple[list[Path], None]:
-    """Chooses what to drop, or takes the plan that was given."""
+    """Chooses what to drop, or takes the plan that was given, with its replacements."""
     from exporter.planning import read_plan, validate_plan
 
     path, given = run.ledger.work / "plan.json", run.request.drops.plan
     plan = _chosen_plan(run) if given is None else read_plan(given)
-    refuse_replacements(plan, given)
     layers = run.importance().model.num_layers
     validate_plan(plan, layers, model=run.request.source, path=given)
     run.progress.say("plan: drop " + plan.describe())
     if given is None:
-        plan.write(path)
-    else:  # The user's own, to the letter.
-        write_text(path, given.read_text(encoding="utf-8"))
-    return [path], None
+        return [plan.write(path)], None
+    write_text(path, given.read_text(encoding="utf-8"))  # The user's own, to the letter.
+    return [path, *_copied_replacements(run, plan, given)], None
+
+
+def _copied_replacements(run: Run, plan: PruningPlan, given: Path) -> list[Path]:
+    """The numbers of a plan that was given, beside its copy; checked before they go on."""
+    from exporter.replacement_cut import cut_of_plan
+    from exporter.replacement_file import read_replacements
+
+    found = read_replacements(plan, given)
+    if found is None or plan.replacements is None:
+        return []
+    cut_of_plan(plan, found, run.loaded.model)
+    copy = run.ledger.work / plan.replacements.path
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(found.path, copy)
+    return [copy]
 
 
 def _chosen_plan(run: Run) -> PruningPlan:
@@ -90,6 +102,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
     deletions, for_engines = run.deletions(), bool(TARGETS[run.request.target].engines)
+    replacements = run.replacements()
     with staged_directory(folder) as stage:
         weights = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(baseline, stage, ignore=weights, dirs_exist_ok=True)
@@ -97,7 +110,8 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             baseline / "model.onnx",
             stage / "model.onnx",
             deletions,
-            plan_sha256=sha256_file(run.ledger.path("plan.json")),
+            plan_sha256=sha256_file(run.plan_path()),
+            replacements=replacements,
             verify="oracle",
             engine_check=gate_where_installed(run.progress) if for_engines else None,
             progress=run.progress,
@@ -107,10 +121,12 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             run.loaded,
             stage / "model.onnx",
             deletions=deletions,
+            replacements=replacements,
             provider=_parity_provider(run),
             progress=run.progress,
         )
-        _judge(run, "candidate against PyTorch with the same modules skipped", checks)
+        done = "skipped" if replacements is None else "skipped or replaced"
+        _judge(run, f"candidate against PyTorch with the same modules {done}", checks)
     files = [*files_below(folder), report.write(run.ledger.work / "prune.json")]
     return files, [check.model_dump() for check in checks]
 

@@ -276,11 +276,13 @@ def test_a_block_takes_the_numbers_of_its_sublayers(source: Path, tmp_path: Path
         prune_file(source, tmp_path / "out" / "m.onnx", block, replacements=found)
 
 
-def test_an_export_refuses_a_plan_with_replacements() -> None:
-    from exporter.pipeline.refusals import refuse_replacements
+@pytest.mark.parametrize("name", ["report.json", "baseline/numbers.safetensors", "healing"])
+def test_an_export_refuses_numbers_that_are_named_like_a_result(name: str) -> None:
+    from exporter.pipeline.refusals import refuse_reserved_replacements
 
-    with pytest.raises(
-        PlanError, match=r"attention 1 is to be replaced \(linear\), which depthcut"
-    ):
-        refuse_replacements(PruningPlan(deletions=DELETIONS), Path("plan.json"))
-    refuse_replacements(PruningPlan(deletions=DELETIONS[2:]), Path("plan.json"))
+    known = ReplacementsRef(path=name, sha256="0" * 64)
+    plan = PruningPlan(deletions=DELETIONS, replacements=known)
+    with pytest.raises(PlanError, match="is the name of a result"):
+        refuse_reserved_replacements(plan, Path("plan.json"))
+    other = known.model_copy(update={"path": "numbers/baseline.safetensors"})
+    refuse_reserved_replacements(plan.model_copy(update={"replacements": other}), Path("plan.json"))

@@ -1,0 +1,138 @@
+"""Writes fitted replacements, and the plan that names them: both files together, or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.ablation.substitutes import NOTHING, Substitute
+from exporter.architectures import Kind
+from exporter.artifacts import PlannedDeletion, PruningPlan, Replacement, ReplacementsRef
+from exporter.disk import telling_full_disk
+from exporter.errors import HealingError
+from exporter.files import sha256_file
+from graph_passes.files.placing import place, staging
+from graph_passes.replacements import FACTORS
+
+if TYPE_CHECKING:
+    import torch
+
+FILE_NAME = "replacements.safetensors"
+
+
+def write_replacements(
+    folder: Path, substitutes: Mapping[tuple[int, Kind], Substitute], *, name: str = FILE_NAME
+) -> ReplacementsRef:
+    """Writes the numbers of replacements, for a plan in the same folder.
+
+    Args:
+        folder: Where; the plan must stand there too.
+        substitutes: By layer and kind; those that are nothing have no numbers.
+        name: The file's name.
+
+    Returns:
+        What the plan says of the file.
+
+    Raises:
+        HealingError: There is none with numbers, or numbers are not finite.
+    """
+    path = folder / name
+    with telling_full_disk(folder), staging(path) as stage:
+        reference = _write(stage / name, substitutes)
+        place([(stage / name, path)])
+    return reference
+
+
+def write_healed_plan(
+    path: Path,
+    plan: PruningPlan,
+    substitutes: Mapping[tuple[int, Kind], Substitute],
+    *,
+    beside: Mapping[Path, str] | None = None,
+) -> PruningPlan:
+    """Writes a plan with its replacements: ``plan.json`` and ``plan.safetensors``, as it is named.
+
+    Args:
+        path: The plan's file.
+        plan: Its deletions name their replacements; which file holds their numbers is filled in.
+        substitutes: By layer and kind.
+        beside: Further texts that appear with it, by path in the same folder.
+
+    Returns:
+        The plan as written.
+
+    Raises:
+        HealingError: Numbers are not finite.
+        OSError: Something can't be written; what was there before is then unchanged.
+    """
+    numbers = path.with_suffix(".safetensors")
+    with telling_full_disk(path.parent), staging(path) as stage:
+        moves = []
+        if any(each.bias is not None or each.maps for each in substitutes.values()):
+            reference = _write(stage / numbers.name, substitutes)
+            plan = plan.model_copy(update={"replacements": reference})
+            moves.append((stage / numbers.name, numbers))
+        else:
+            plan = plan.model_copy(update={"replacements": None})
+        moves.append((plan.write(stage / path.name), path))
+        for other, text in (beside or {}).items():
+            (stage / other.name).write_text(text, encoding="utf-8")
+            moves.append((stage / other.name, other))
+        place(moves)
+    return plan
+
+
+def healed_deletions(
+    deletions: Sequence[PlannedDeletion], substitutes: Mapping[tuple[int, Kind], Substitute]
+) -> list[PlannedDeletion]:
+    """The deletions with what takes each one's place; a block becomes its two sublayers."""
+    found = []
+    for deletion in deletions:
+        for kind in ("attention", "mlp") if deletion.kind == "block" else (deletion.kind,):
+            replacement = kind_of(substitutes.get((deletion.layer, kind), NOTHING))
+            found.append(PlannedDeletion(layer=deletion.layer, kind=kind, replacement=replacement))
+    return found
+
+
+def kind_of(substitute: Substitute) -> Replacement:
+    """What a plan calls a substitute."""
+    if substitute.maps:
+        return "linear"
+    return "none" if substitute.bias is None else "bias"
+
+
+def _write(path: Path, substitutes: Mapping[tuple[int, Kind], Substitute]) -> ReplacementsRef:
+    from safetensors.torch import save_file
+
+    tensors = {
+        key: tensor.detach().cpu().contiguous()
+        for name in sorted(substitutes)
+        for key, tensor in _tensors(name, substitutes[name])
+    }
+    if not tensors:
+        raise HealingError("There is no replacement to write.", "Heal a plan first: depthcut heal.")
+    for key, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise HealingError(
+                f"The fitted {key} holds NaN or infinity.", "Heal with another --calibration."
+            )
+    save_file(tensors, path)
+    return ReplacementsRef(path=path.name, sha256=sha256_file(path))
+
+
+def _tensors(name: tuple[int, Kind], substitute: Substitute) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors by their names in the file; a linear map always has a bias there."""
+    prefix = f"{name[1]}.{name[0]}"
+    maps: Sequence[Any] = substitute.maps
+    if len(maps) > len(FACTORS):
+        raise HealingError(f"The map for {name[1]} {name[0]} has {len(maps)} factors.")
+    if substitute.bias is not None:
+        yield f"{prefix}.bias", substitute.bias
+    elif maps:
+        yield f"{prefix}.bias", maps[-1].new_zeros(maps[-1].shape[0])
+    if len(maps) == 1:
+        yield f"{prefix}.weight", maps[0]
+    elif maps:
+        for factor, tensor in zip(FACTORS, maps, strict=True):
+            yield f"{prefix}.{factor}", tensor

@@ -1,0 +1,113 @@
+"""`depthcut export --plan` with replacements: they go along, are checked, and are told of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from healed_models import RANK, planned, random_replacements
+from test_pipeline import _request, _walk, checkpoint, own_cache
+
+from exporter.artifacts import PruneReport, PruningPlan
+from exporter.errors import PlanError
+from exporter.request import DropRequest
+from graph_passes.files.storage import load_model
+
+pytestmark = pytest.mark.torch
+
+__all__ = ["checkpoint", "own_cache"]  # fixtures
+PLAN = planned(("attention", 1, "linear"), ("mlp", 2, "bias"), ("mlp", 0, "none"))
+HIDDEN = 32
+
+
+def write_healed(path: Path, *, seed: int = 0, hidden: int = HIDDEN) -> Path:
+    """A plan with random numbers of low rank."""
+    import torch
+
+    from exporter.ablation import Substitute
+    from exporter.healing import write_healed_plan
+    from graph_passes.replacements import array_of
+
+    given = random_replacements(hidden, PLAN, seed=seed, rank=RANK)
+    substitutes = {
+        (ref.layer, ref.kind): Substitute(
+            torch.tensor(array_of(one.bias)),
+            tuple(torch.tensor(array_of(each)) for each in one.maps.values()),
+        )
+        for ref, one in given.tensors.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_healed_plan(path, PruningPlan(deletions=PLAN), substitutes)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.fixture(scope="module")
+def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    folder = tmp_path_factory.mktemp("healed")
+    plan = write_healed(folder / "mine" / "healed.json")
+    report, _ = _walk(_request(checkpoint, folder / "out", drops=DropRequest(plan=plan)))
+    return folder / "out", plan, report
+
+
+def test_the_candidate_holds_the_replacements(walked: Any) -> None:
+    out, plan, report = walked
+    assert (out / "plan.json").read_bytes() == plan.read_bytes()
+    numbers = plan.with_suffix(".safetensors")
+    assert (out / "healed.safetensors").read_bytes() == numbers.read_bytes()
+    pruned = PruneReport.read(out / "prune.json")
+    assert pruned.verification.passed
+    told = {(entry.kind, entry.layer): entry.replacement for entry in pruned.deleted}
+    assert told == {("attention", 1): "linear", ("mlp", 2): "bias", ("mlp", 0): "none"}
+    weights = load_model(out / "candidate" / "model.onnx").graph.initializers
+    assert {"depthcut.attention.1.weight_down", "depthcut.attention.1.weight_up"} <= set(weights)
+    assert [entry.replacement for entry in report.plan] == ["linear", "bias", "none"]
+
+
+def test_pytorch_was_asked_with_the_same_numbers(walked: Any) -> None:
+    checks = [check for check in walked[2].parity if "candidate" in check.name]
+    assert len(checks) == 4
+    assert all(check.passed and "skipped or replaced" in check.name for check in checks)
+
+
+def test_the_same_plan_is_reused_and_other_numbers_are_not(
+    walked: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(walked[0], tmp_path / "out"))
+    _, heard = _walk(_request(checkpoint, out, drops=DropRequest(plan=walked[1])))
+    assert heard.reused == ["score", "plan", "export", "prune", "measure"]
+    other = write_healed(tmp_path / "other" / "other.json", seed=1)
+    _, heard = _walk(_request(checkpoint, out, drops=DropRequest(plan=other)))
+    assert heard.reused == ["score", "export"]
+    assert (out / "other.safetensors").exists()
+    assert not (out / "healed.safetensors").exists()  # of the run before
+    bare = tmp_path / "bare.json"
+    deletions = [d.model_copy(update={"replacement": "none"}) for d in PLAN]
+    PruningPlan(deletions=deletions).write(bare)
+    _walk(_request(checkpoint, out, drops=DropRequest(plan=bare)))
+    assert not list(out.glob("*.safetensors"))
+
+
+def test_numbers_of_another_width_are_refused_before_the_export(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    plan = write_healed(tmp_path / "wide" / "wide.json", hidden=48)
+    request = _request(checkpoint, tmp_path / "out", drops=DropRequest(plan=plan))
+    with pytest.raises(PlanError, match=r"has the shape \[48\]; this model takes \[32\]"):
+        _walk(request)
+    assert not (tmp_path / "out" / "baseline").exists()
+
+
+def test_numbers_that_are_not_the_plans_are_refused_at_once(
+    walked: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    plan = Path(shutil.copy(walked[1], tmp_path / "healed.json"))
+    write_healed(tmp_path / "other.json", seed=5)
+    shutil.copy(tmp_path / "other.safetensors", tmp_path / "healed.safetensors")
+    request = _request(checkpoint, tmp_path / "out", drops=DropRequest(plan=plan))
+    with pytest.raises(PlanError, match="is not the file that"):
+        _walk(request)
+    assert not (tmp_path / "out").exists()
+    assert json.loads(plan.read_text())["replacements"]["path"] == "healed.safetensors"
