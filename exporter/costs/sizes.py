@@ -51,6 +51,8 @@ class SublayerSize:
             reads behind.
         weight_bytes: Of these parameters, with the scales and zero points of quantised ones.
         linear_weight_bytes: Likewise.
+        takes_linear: Whether a linear map can take its place: there is a value that it is computed
+            from.
         caches: Its KV cache or its state.
         signature: Equal for sublayers that cost the same time: the same kind, operators' work,
             shapes and window.
@@ -60,6 +62,7 @@ class SublayerSize:
     linear_parameters: int
     weight_bytes: int
     linear_weight_bytes: int
+    takes_linear: bool = True
     caches: tuple[CacheSize, ...] = ()
     signature: str = ""
 
@@ -127,6 +130,11 @@ class GraphSizes:
     def rest_weight_bytes(self) -> int:
         """Bytes of these."""
         return self.weight_bytes - sum(each.weight_bytes for each in self.sublayers.values())
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether the graph takes a cache or a state."""
+        return bool(self.rest_caches) or any(each.caches for each in self.sublayers.values())
 
     def replacement_parameters(self, replacement: Replacement, rank: int | None = None) -> int:
         """Numbers that a replacement brings at most; a bias may find one that it is added to.
@@ -239,10 +247,23 @@ def sizes(onnx: Path) -> GraphSizes:
     """
     from exporter.backends.cache_form import read_cache_form
     from exporter.costs.weighing import weigh
-    from exporter.measure.model_folder import find_model
     from graph_passes.files.storage import load_model
 
-    form = read_cache_form(onnx)
-    known = (form.longest, find_model(onnx).longest_sequence)
-    longest = min((limit for limit in known if limit is not None), default=None)
-    return weigh(load_model(onnx), form.windows, name=str(onnx), longest=longest)
+    windows = read_cache_form(onnx).windows
+    return weigh(load_model(onnx), windows, name=str(onnx), longest=longest_text(onnx))
+
+
+def longest_text(onnx: Path) -> int | None:
+    """Positions that a graph can hold, by its caches and the config beside it; None for no limit.
+
+    Args:
+        onnx: The ONNX file.
+
+    Raises:
+        OnnxFileError: It can't be read safely.
+    """
+    from exporter.backends.cache_form import read_cache_form
+    from exporter.measure.model_folder import find_model
+
+    known = (read_cache_form(onnx).longest, find_model(onnx).longest_sequence)
+    return min((limit for limit in known if limit is not None), default=None)

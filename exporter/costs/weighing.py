@@ -67,13 +67,14 @@ def _why(findings: Findings) -> str:
 
 
 def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[Sublayer, SublayerSize]:
-    # Without an input to read, no linear map can take its place.
-    linear = site.dying if isinstance(site.branch_input, str) else spare_input(site).dying
+    takes_linear = not isinstance(site.branch_input, str)
+    linear = spare_input(site).dying if takes_linear else site.dying
     size = SublayerSize(
         parameters=_parameters(site.dying),
         linear_parameters=_parameters(linear),
         weight_bytes=_weight_bytes(site.dying),
         linear_weight_bytes=_weight_bytes(linear),
+        takes_linear=takes_linear,
         caches=tuple(_cache_size(value, windows) for value in site.caches),
         signature=signature_of(site),
     )

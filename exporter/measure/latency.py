@@ -66,6 +66,7 @@ def measure_rows(
     paired: int = 2,
     clocks: Clocks | None = None,
     after_chunk: Callable[[], None] = lambda: None,
+    enough: Callable[[Sequence[Row]], bool] | None = None,
     progress: Progress = QUIET,
 ) -> list[LatencyRow]:
     """Measures all arms at all cells.
@@ -79,6 +80,8 @@ def measure_rows(
         paired: So many of the first arms are held against each other, and so loaded anew together.
         clocks: The clocks.
         after_chunk: Called between chunks.
+        enough: Asked between chunks about all rows together; where it says so, they end. A row's
+            own verdict then ends none before its time is up.
         progress: Hears what goes on.
 
     Raises:
@@ -86,6 +89,7 @@ def measure_rows(
         ComparisonError: The clock jumps again and again, or an input's meaning isn't known.
     """
     session = _Session(arms, sampling, memory, clocks or Clocks(), progress, paired)
+    session.enough = enough
     with little_garbage():
         return session.measure(cells, after_chunk)
 
@@ -100,6 +104,7 @@ class _Session:
         progress: Progress,
         paired: int,
     ) -> None:
+        self.enough: Callable[[Sequence[Row]], bool] | None = None
         self._arms = arms
         self._paired = paired
         self._sampling = sampling
@@ -122,6 +127,10 @@ class _Session:
             self._take_chunk(open_rows, number, reloading=reloading)
             after_chunk()
             number += 1
+            whole = number % self._builds == 0  # builds have equal parts of a row
+            if whole and self.enough is not None and self.enough(rows):
+                for row in rows:
+                    row.end()
         overhead = timer_overhead_ns(self._clocks.now)
         return [record for row in rows for record in row.records(overhead)]
 
@@ -135,6 +144,7 @@ class _Session:
             threshold=sampling.threshold,
             chunks=math.ceil(self._chunks / builds) * builds,
             seconds=sampling.seconds if sampling.rounds is None else None,
+            looks=self.enough is None,
         )
 
     def _reloading(self, cells: int) -> bool:

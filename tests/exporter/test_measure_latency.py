@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -33,6 +33,7 @@ from exporter.measure.timing.clock import (
 from exporter.measure.timing.noise import noise_floor
 from exporter.measure.timing.probe import CallProbe
 from exporter.measure.timing.rounds import Rounds
+from exporter.measure.timing.row import Row
 from exporter.measure.timing.stopping import CHUNKS, Looks
 from exporter.measure.timing.subjects import RunnerSubject
 from exporter.measure.timing.warmup import warm_up
@@ -455,3 +456,23 @@ def test_whichever_build_is_loaded_when_it_fails_is_left(tmp_path: Path) -> None
     with pytest.raises(KeyError):
         fail()
     assert not CountedRunner.entered
+
+
+def test_rows_end_together_when_someone_has_enough() -> None:
+    time, arms = virtual_pair(Quiet(), slowdown=0.8)
+    cells, asked = [VirtualCell(past_length=128), VirtualCell(past_length=256)], []
+
+    def enough(rows: Sequence[Row]) -> bool:
+        asked.append([len(row.chunks) for row in rows])
+        return len(asked) == 3
+
+    sampling = Sampling(seconds=60, reload=False)
+    rows = measure_rows(arms, cells, sampling, clocks=time.clocks, enough=enough)
+    assert asked == [[1, 1], [2, 2], [3, 3]]
+    assert [row.stopped for row in rows] == ["narrow", "narrow"]
+    # Nobody has: the time is used up, however clear the difference is.
+    time, arms = virtual_pair(Quiet(), slowdown=0.8)
+    never = measure_rows(arms, cells[:1], sampling, clocks=time.clocks, enough=lambda _: False)
+    assert never[0].rounds > 2 * rows[0].rounds
+    alone = measure_rows(arms, cells[:1], sampling, clocks=time.clocks)
+    assert alone[0].rounds < never[0].rounds

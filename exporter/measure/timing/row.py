@@ -52,6 +52,7 @@ class Row:
         threshold: Below it a difference counts as none.
         chunks: In how many parts the budget is planned, or the rounds are taken.
         seconds: The time budget; None where there is none.
+        looks: Whether a clear verdict ends it before the time is up.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Row:
         threshold: float,
         chunks: int,
         seconds: float | None,
+        looks: bool = True,
     ) -> None:
         self.cell = cell
         self.stopped: Stop | None = None
@@ -73,6 +75,7 @@ class Row:
         self._most = chunks
         self._budget = seconds
         self._looks = Looks(chunks)
+        self._is_looked_at = looks
         self._chances = ONE_LOOK
 
     @property
@@ -94,25 +97,31 @@ class Row:
         if whole and (count >= 2 * self._most or another > _OVER * self._budget):
             self._chances = self._looks.rest()
             self.stopped = "narrow" if self._told() else "budget"
-        elif whole and self._looks.due(count):
+        elif whole and self._is_looked_at and self._looks.due(count):
             self._chances = self._looks.spend(count)
             self.stopped = "narrow" if self._told() else None
+
+    def end(self) -> None:
+        """Ends it here, where someone else has found it narrow enough."""
+        if self.stopped is None:
+            self.stopped = "narrow"
 
     def _told(self) -> bool:
         return all(self._word(phase) != "inconclusive" for phase in range(len(self.cell.phases)))
 
     def _word(self, phase: int) -> VerdictWord:
-        baseline_ms = self._times(phase)[0]
+        baseline_ms = self.times(phase)[0]
         return judge(
-            self._estimate(phase),
+            self.estimate(phase),
             rounds=len(baseline_ms),
             threshold=self._threshold,
             noise_floor=noise_floor(baseline_ms),
             chances=self._chances,
         )
 
-    def _estimate(self, phase: int) -> Estimate:
-        times = self._times(phase)
+    def estimate(self, phase: int = 0) -> Estimate:
+        """What its rounds say so far; there are two at least."""
+        times = self.times(phase)
         return estimate(
             log_ratios(times[0], times[1], turns=TURNS),
             groups=self._groups,
@@ -129,7 +138,7 @@ class Row:
     def _alternating(self) -> bool:
         return self._grouping.reloaded and self._grouping.builds == 1
 
-    def _times(self, phase: int) -> list[Milliseconds]:
+    def times(self, phase: int = 0) -> list[Milliseconds]:
         """By arm, ``[rounds, 2 * calls]``, the rounds of one build together."""
         builds = self._grouping.builds
         ordered = [chunk for build in range(builds) for chunk in self.chunks[build::builds]]
@@ -141,7 +150,7 @@ class Row:
         return [self._record(phase, timer_overhead_ns) for phase in range(len(self.cell.phases))]
 
     def _record(self, phase: int, timer_overhead_ns: float) -> LatencyRow:
-        cell, times, found = self.cell, self._times(phase), self._estimate(phase)
+        cell, times, found = self.cell, self.times(phase), self.estimate(phase)
         return LatencyRow(
             phase=cell.phases[phase],
             batch=cell.batch,

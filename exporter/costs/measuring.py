@@ -1,0 +1,326 @@
+"""Measures what each sublayer costs: variants of the graph, timed against the whole one."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import LatencyRow, Replacement
+from exporter.costs.at import At
+from exporter.costs.benches import Bench, OnnxBench
+from exporter.costs.conditions import MODEL, conditions, refuse_too_long
+from exporter.costs.estimates import RequestEstimate, of_rows
+from exporter.costs.grouping import Treatment, groups_of, treatments
+from exporter.costs.sizes import Sublayer
+from exporter.costs.table import CostGroup, CostTable, Trial
+from exporter.costs.timing import Effort, time_request
+from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.measure.inputs import Shape
+
+_LEAST = 0.002
+"""Of the request's time: what is saved less than this need not be known any better."""
+_KINDS = ("attention", "mlp")
+
+
+def measure_costs(
+    onnx: Path,
+    names: Collection[Sublayer] | None = None,
+    at: At | None = None,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    replacements: Sequence[Replacement] = ("none", "bias", "linear"),
+    rank: int | None = None,
+    precision: float = 0.05,
+    effort: Effort | None = None,
+    kept: Path | None = None,
+    folder: Path | None = None,
+    progress: Progress = QUIET,
+) -> CostTable:
+    """Measures on ONNX Runtime what a request saves by each sublayer that is cut.
+
+    Sublayers of one kind, shape and window cost the same. So of each such group about half are
+    cut, once with each replacement (of random numbers), and the variant is timed against the whole
+    graph in turns; the difference is shared among them. At most two sessions are loaded at a time.
+
+    Args:
+        onnx: The graph, in any form.
+        names: The sublayers whose costs are wanted, by layer and kind; all attentions and MLPs
+            when None.
+        at: The request.
+        provider: ``cpu`` or ``cuda``.
+        threads: CPU threads; None finds what makes the graph's step fastest.
+        replacements: What may take a sublayer's place; ``none`` is always measured.
+        rank: Of linear maps in two factors; None for full ones.
+        precision: A variant's timing ends where the standard error of what it saves is below this
+            share of it, or below 0.2 % of the request's time.
+        effort: How long each variant is timed at most.
+        kept: A file for the table. What an earlier run, under the same conditions, has left there
+            is not measured again; it is written after each variant.
+        folder: Where variants are written for a while; weights are shared with the graph's where
+            that is on the same file system. By default the system's folder for such files.
+        progress: Hears what goes on.
+
+    Raises:
+        CostError: The graph has no such sublayer, or can't serve such a request.
+        BackendError: A run fails.
+        OnnxFileError: The graph can't be read.
+    """
+    with _workplace(folder) as place:
+        return measure_on(
+            OnnxBench(onnx, place, provider, threads or 1, rank),
+            names,
+            at,
+            threads=threads,
+            replacements=replacements,
+            precision=precision,
+            effort=effort,
+            kept=kept,
+            progress=progress,
+        )
+
+
+def measure_on(
+    bench: Bench,
+    names: Collection[Sublayer] | None = None,
+    at: At | None = None,
+    *,
+    threads: int | None = None,
+    replacements: Sequence[Replacement] = ("none", "bias", "linear"),
+    precision: float = 0.05,
+    effort: Effort | None = None,
+    kept: Path | None = None,
+    progress: Progress = QUIET,
+) -> CostTable:
+    """Measures on any engine; see :func:`measure_costs`.
+
+    Args:
+        bench: The model on its engine.
+        names: As there.
+        at: As there.
+        threads: As there.
+        replacements: As there.
+        precision: As there.
+        effort: As there.
+        kept: As there.
+        progress: As there.
+
+    Raises:
+        CostError: As there.
+        BackendError: As there.
+    """
+    asked = _Asked(at or At(), tuple(replacements), precision, effort or Effort())
+    if bench.rank is not None and bench.rank < 1:
+        raise UsageError(f"A rank of {bench.rank} is none.", "Ranks begin at 1.")
+    refuse_too_long(bench.sizes.name, bench.sizes.longest, asked.at)
+    cells = asked.at.cells(cached=bench.sizes.has_cache)
+    earlier = _usable(kept, bench, asked.at, threads, progress)
+    if threads is not None:
+        bench.threads = threads
+    elif earlier is not None:
+        bench.threads = earlier.environment.threads
+    else:
+        bench.choose_threads(cells[min(1, len(cells) - 1)][0], progress)
+    return _Session(bench, asked, cells, kept, progress).measure(names, earlier)
+
+
+def read_costs(
+    path: Path,
+    onnx: Path,
+    at: At,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    rank: int | None = None,
+) -> CostTable:
+    """Reads costs that were measured before.
+
+    Args:
+        path: costs.json.
+        onnx: The graph that they must be of.
+        at: The request that they must be of.
+        provider: ``cpu`` or ``cuda``.
+        threads: CPU threads; None takes those of the table.
+        rank: Of linear maps; None for full ones.
+
+    Raises:
+        ArtifactError: The file is no table of costs.
+        CostError: It is one of another graph, request, engine or machine.
+    """
+    table = CostTable.read(path)
+    bench = OnnxBench(onnx, path.parent, provider, rank=rank)
+    conditions(bench, at, threads).refuse_other(table, str(path))
+    return table
+
+
+@dataclass(frozen=True)
+class _Asked:
+    at: At
+    replacements: tuple[Replacement, ...]
+    precision: float
+    effort: Effort
+
+    def __post_init__(self) -> None:
+        if not 0 < self.precision <= 1:
+            raise UsageError(
+                f"A precision of {self.precision} is none.", "It lies between 0 and 1: 0.05 is 5 %."
+            )
+
+    def is_known(self, estimate: RequestEstimate) -> bool:
+        """Whether what a variant saves is known well enough."""
+        wanted = max(self.precision * abs(estimate.saved_ms), _LEAST * estimate.baseline_ms)
+        return estimate.std_error_ms <= wanted
+
+
+@dataclass
+class _Session:
+    """One table in the making."""
+
+    bench: Bench
+    asked: _Asked
+    cells: Sequence[tuple[Shape, float]]
+    kept: Path | None
+    progress: Progress
+    rows: dict[tuple[str, str, tuple[Sublayer, ...]], list[LatencyRow]] = field(
+        default_factory=dict
+    )
+
+    def measure(self, names: Collection[Sublayer] | None, earlier: CostTable | None) -> CostTable:
+        sizes = self.bench.sizes
+        wanted = [n for n in sizes.sublayers if n[1] in _KINDS] if names is None else names
+        if not wanted:
+            raise CostError("No sublayer is named whose cost is to be measured.")
+        groups = groups_of(sizes, wanted)
+        planned = {g.signature: treatments(g, sizes, self.asked.replacements) for g in groups}
+        self._recall(earlier)
+        left = [t for own in planned.values() for t in own if _key(t) not in self.rows]
+        if left and self.rows:
+            self.progress.say(f"costs: {len(self.rows)} variants were timed by an earlier run")
+        table = self._table(groups, planned) if self.rows else None
+        for number, treatment in enumerate(left, 1):
+            self.progress.detail(f"costs: variant {number} of {len(left)}: without {treatment}")
+            try:
+                self.rows[_key(treatment)] = self._timed(treatment)
+            except SurgeryError as error:
+                self.progress.say(f"costs: {treatment} can't be measured: {error.message}")
+                continue
+            table = self._table(groups, planned)
+            self._tell(table, treatment)
+            if self.kept is not None:
+                table.write(self.kept)
+        if table is None:
+            raise CostError("Of no sublayer could the cost be measured.", "See what is said above.")
+        return table
+
+    def _recall(self, earlier: CostTable | None) -> None:
+        for group in earlier.groups if earlier is not None else ():
+            for trial in group.trials:
+                treatment = Treatment(group.signature, trial.replacement, tuple(trial.treated))
+                self.rows[_key(treatment)] = list(trial.rows)
+
+    def _timed(self, treatment: Treatment) -> list[LatencyRow]:
+        with self.bench.arms(treatment) as arms:
+            effort, known = self.asked.effort, self.asked.is_known
+            return time_request(arms, self.cells, effort, known, self.progress)
+
+    def _table(
+        self, groups: Sequence[CostGroup], planned: Mapping[str, Sequence[Treatment]]
+    ) -> CostTable:
+        every = list(self.rows.values())
+        counts = [count for _, count in self.cells]
+        baselines = [
+            statistics.median(rows[n].baseline.median_ms for rows in every)
+            for n in range(len(counts))
+        ]
+        found = conditions(self.bench, self.asked.at, self.bench.threads)
+        return CostTable(
+            made_from={MODEL: found.sha256},
+            at=found.at,
+            backend=found.backend,
+            provider=found.provider,
+            rank=found.rank,
+            environment=found.environment,
+            baseline_ms=math.fsum(c * ms for c, ms in zip(counts, baselines, strict=True)),
+            groups=[
+                group.model_copy(
+                    update={
+                        "trials": [
+                            _trial(t, self.rows[_key(t)], counts, baselines)
+                            for t in planned[group.signature]
+                            if _key(t) in self.rows
+                        ]
+                    }
+                )
+                for group in groups
+            ],
+        )
+
+    def _tell(self, table: CostTable, treatment: Treatment) -> None:
+        group = next(each for each in table.groups if each.signature == treatment.group)
+        trial = next(t for t in group.trials if _is_of(t, treatment))
+        self.progress.say(
+            f"costs: without {treatment}: {trial.saved_ms_each:.3g} ± "
+            f"{trial.std_error_ms / trial.work:.1g} ms each, of {table.baseline_ms:.4g} ms"
+        )
+
+
+def _is_of(trial: Trial, treatment: Treatment) -> bool:
+    same = trial.replacement == treatment.replacement
+    return same and tuple(trial.treated) == treatment.members
+
+
+def _key(treatment: Treatment) -> tuple[str, str, tuple[Sublayer, ...]]:
+    return treatment.group, treatment.replacement, tuple(treatment.names)
+
+
+def _trial(
+    treatment: Treatment,
+    rows: list[LatencyRow],
+    counts: Sequence[float],
+    baselines_ms: Sequence[float],
+) -> Trial:
+    found = of_rows(rows, counts, baselines_ms)
+    return Trial(
+        replacement=treatment.replacement,
+        treated=list(treatment.members),
+        saved_ms=found.saved_ms,
+        std_error_ms=found.std_error_ms,
+        rows=rows,
+    )
+
+
+@contextmanager
+def _workplace(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="depthcut-costs.") as name:
+        yield Path(name)
+
+
+def _usable(
+    kept: Path | None, bench: Bench, at: At, threads: int | None, progress: Progress
+) -> CostTable | None:
+    """What an earlier run has left, where it was measured under the same conditions."""
+    if kept is None or not kept.exists():
+        return None
+    try:
+        table = CostTable.read(kept)
+    except ArtifactError as error:
+        raise CostError(
+            f"{kept} is there already and is no table of costs: {error.message}",
+            "Name another file for the costs.",
+        ) from error
+    for what, _, _ in conditions(bench, at, threads).differences(table):
+        progress.say(f"costs: {kept} was measured with another {what}, so all is measured anew")
+        return None
+    return table
