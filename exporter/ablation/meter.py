@@ -23,7 +23,7 @@ _KEPT_BYTES = 1 << 30
 class DamageMeter:
     """Holds cut models against the whole one on fixed samples.
 
-    The whole model's distributions are kept between calls up to 1 GiB, else computed again.
+    The whole model's distributions are kept between calls as far as there is room.
 
     Args:
         model: A transformers model with a language head, in eval mode.
@@ -32,6 +32,8 @@ class DamageMeter:
         batch_size: Samples in one forward pass.
         positions: Answers are compared at every so many positions: the head and the comparison
             cost a fifth of a small model's run. 1 for all.
+        kept_bytes: How much of the whole model's distributions is kept between calls, which spares
+            later calls a run; 0 for a single call.
 
     Raises:
         ScoringError: The model has no language head, or there is no position to compare at.
@@ -46,6 +48,7 @@ class DamageMeter:
         *,
         batch_size: int = 4,
         positions: int = 1,
+        kept_bytes: int = _KEPT_BYTES,
     ) -> None:
         if not model.can_generate() or model.get_output_embeddings() is None:
             raise ScoringError(
@@ -62,7 +65,7 @@ class DamageMeter:
         self._batch_size, self._stride = batch_size, positions
         self._runner = StreamRunner(model, positions)
         self._kept: dict[int, Reference] = {}
-        self._kept_bytes = 0
+        self._free_bytes = kept_bytes
 
     @property
     def num_layers(self) -> int:
@@ -135,9 +138,9 @@ class DamageMeter:
                 torch.from_numpy(targets.copy()).to(device),
                 torch.from_numpy(follows[:, :: self._stride].copy()).to(device),
             )
-        if self._kept_bytes + reference.nbytes <= _KEPT_BYTES:
+        if reference.nbytes <= self._free_bytes:
             self._kept[start] = reference
-            self._kept_bytes += reference.nbytes
+            self._free_bytes -= reference.nbytes
         return reference
 
     def _judge(self, reference: Reference, logits: torch.Tensor, cut: Cut, start: int) -> Damage:

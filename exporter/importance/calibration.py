@@ -62,7 +62,7 @@ def calibration_text(
 
     Raises:
         CalibrationError: When the text is shorter than one sample, a sample has no room for text,
-            or the model takes no text.
+            the model takes no text, or its tokenizer does not fit it.
         TextSourceError: When the text can't be read.
     """
     if loaded.model.main_input_name != "input_ids":
@@ -76,6 +76,8 @@ def calibration_text(
         label, digest = f"self (text sampled by the model, seed {seed})", _sha256_ids(ids)
     else:
         ids, label, digest = _packed(loaded, spec, wanted, length)
+    mask = np.ones(ids.shape, dtype=np.bool_)
+    check_text(loaded, ids, mask)
     _tell_if_short(ids, wanted, progress)
     ref = CalibrationRef(
         source=label,
@@ -84,7 +86,32 @@ def calibration_text(
         tokens=ids.size,
         sha256=digest,
     )
-    return CalibrationText(ref, ids, np.ones(ids.shape, dtype=np.bool_))
+    return CalibrationText(ref, ids, mask)
+
+
+def check_text(loaded: LoadedModel, input_ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> None:
+    """Holds samples against the model that is to read them.
+
+    Args:
+        loaded: The model.
+        input_ids: ``[samples, tokens]``.
+        mask: ``[samples, tokens]``; False marks padding.
+
+    Raises:
+        CalibrationError: A sample is all padding, or a token is not of the model's vocabulary.
+    """
+    for sample in np.flatnonzero(~mask.any(axis=1)):
+        raise CalibrationError(
+            f"Sample {sample} of the calibration text is padding only.", "Leave it out."
+        )
+    embedding: Any = loaded.model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    for sample, place in np.argwhere((input_ids < 0) | (input_ids >= rows)):
+        raise CalibrationError(
+            f"Token {input_ids[sample, place]} in sample {sample} of the calibration text is not "
+            f"of {loaded.ref.source}, whose embedding has {rows} rows.",
+            "The tokenizer does not fit the model: give the model with its own.",
+        )
 
 
 def default_calibration(loaded: LoadedModel) -> str:

@@ -1,27 +1,56 @@
-"""Runs a model over its calibration text and scores every attention, MLP and block in one pass."""
+"""Runs a model over its calibration text and scores every attention, MLP and block.
+
+All metrics of the residual stream share one pass, all metrics of the model's answers the same runs.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from exporter.architectures import layer_modules
-from exporter.artifacts import ImportanceReport
-from exporter.errors import UnknownArchitectureError
-from exporter.importance.calibration import CalibrationText, calibration_text
-from exporter.importance.cosine import METRIC, CosineScorer
+from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, Score
+from exporter.errors import ScoringError, UnknownArchitectureError
+from exporter.files import sha256_bytes
+from exporter.importance.answer_pass import answer_scores
+from exporter.importance.calibration import CalibrationText, calibration_text, check_text
+from exporter.importance.cosine import COSINE
+from exporter.importance.fixed_pass import fixed_scores
+from exporter.importance.gradient_pass import gradient_scores
+from exporter.importance.metric import (
+    AnswerMetric,
+    FixedMetric,
+    GradientMetric,
+    Metric,
+    StreamMetric,
+)
+from exporter.importance.registry import DEFAULT, metrics_named, reads_text, refuse_unfit
+from exporter.importance.stream_pass import stream_scores
+from exporter.importance.subject import Subject
 from exporter.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
-from exporter.residual_stream import LayerModules, probe, run_backbone, tapped
+from exporter.residual_stream import LayerModules, probe
+
+KL_POSITIONS = 2
+"""The model's answers are compared at every so many positions unless asked otherwise."""
 
 
 def score(
     loaded: LoadedModel,
     *,
+    metrics: Sequence[str] = (DEFAULT,),
     calibration: str | None = None,
     samples: int | None = None,
     sequence_length: int = 512,
     batch_size: int = 4,
     seed: int = 0,
+    kl_positions: int = KL_POSITIONS,
+    blocks: bool = False,
     cache_dir: Path | None = None,
     progress: Progress = QUIET,
 ) -> ImportanceReport:
@@ -29,39 +58,53 @@ def score(
 
     Args:
         loaded: The model.
+        metrics: Names of :data:`exporter.importance.registry.METRICS`; the first is the report's
+            own, the others stand in its ``further``.
         calibration: ``self``, ``pydoc``, a file or ``hf:DATASET``; None: ``self`` for a model
             that generates text, else ``pydoc``.
         samples: How many samples; None: about 10,000 tokens.
         sequence_length: Tokens in a sample.
         batch_size: Samples in one forward pass.
-        seed: For sampled text.
+        seed: For sampled text and for the metric ``random``.
+        kl_positions: ``kl`` and ``perplexity`` look at every so many positions.
+        blocks: Whether those two skip whole blocks as well: half as much work again.
         cache_dir: Where sampled text is kept.
         progress: Told what goes on.
 
     Raises:
-        CalibrationError: When the text is too short.
+        UsageError: When a metric is not known.
+        CalibrationError: When the text is too short, or the tokenizer is not the model's.
         TextSourceError: When the text can't be read.
-        ScoringError: When activations are not finite.
+        ScoringError: When activations are not finite, or a metric needs what the model lacks.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
+    wanted = metrics_named(metrics)
+    refuse_unfit(loaded.model, wanted)
     layers = _checked_layers(loaded)
-    text = calibration_text(
-        loaded,
-        calibration,
-        samples=samples,
-        sequence_length=sequence_length,
-        seed=seed,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
-    return _scored(loaded, layers, text, batch_size, progress)
+    text = _EMPTY
+    if reads_text(wanted):
+        text = calibration_text(
+            loaded,
+            calibration,
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+    subject = Subject(loaded.model, layers, text, batch_size, seed, kl_positions, blocks, progress)
+    return _scored(loaded, subject, wanted)
 
 
 def score_on(
     loaded: LoadedModel,
     text: CalibrationText,
     *,
+    metrics: Sequence[str] = (DEFAULT,),
     batch_size: int = 4,
+    seed: int = 0,
+    kl_positions: int = KL_POSITIONS,
+    blocks: bool = False,
     progress: Progress = QUIET,
 ) -> ImportanceReport:
     """Scores a model on token ids that the caller chose; padding is left out.
@@ -72,42 +115,73 @@ def score_on(
     Args:
         loaded: The model.
         text: The samples, their mask, and what the report shall say about them.
+        metrics: As for :func:`score`.
         batch_size: Samples in one forward pass.
+        seed: For the metric ``random``.
+        kl_positions: As for :func:`score`.
+        blocks: As for :func:`score`.
         progress: Told what goes on.
 
     Raises:
-        ScoringError: When activations are not finite or there is no token.
+        UsageError: When a metric is not known.
+        CalibrationError: When a sample is all padding, or a token is not of the model's vocabulary.
+        ScoringError: When activations are not finite, there is no token, or a metric needs what
+            the model lacks.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    return _scored(loaded, _checked_layers(loaded), text, batch_size, progress)
+    wanted = metrics_named(metrics)
+    refuse_unfit(loaded.model, wanted)
+    check_text(loaded, text.input_ids, text.mask)
+    layers = _checked_layers(loaded)
+    subject = Subject(loaded.model, layers, text, batch_size, seed, kl_positions, blocks, progress)
+    return _scored(loaded, subject, wanted)
 
 
-def _scored(
-    loaded: LoadedModel,
-    layers: list[LayerModules],
-    text: CalibrationText,
-    batch_size: int,
-    progress: Progress,
-) -> ImportanceReport:
-    import torch
+_NO_TEXT = CalibrationRef(
+    source="none (nothing here reads text)",
+    samples=0,
+    sequence_length=0,
+    tokens=0,
+    sha256=sha256_bytes(b""),
+)
+_EMPTY = CalibrationText(_NO_TEXT, np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_))
 
-    device = loaded.model.device
-    scorer = CosineScorer(len(layers))
-    with tapped(layers, scorer), progress.task("score", total=len(text.input_ids)) as task:
-        for start in range(0, len(text.input_ids), batch_size):
-            ids = torch.from_numpy(text.input_ids[start : start + batch_size]).to(device)
-            mask = torch.from_numpy(text.mask[start : start + batch_size]).to(device)
-            scorer.begin(mask)
-            run_backbone(loaded.model, {"input_ids": ids, "attention_mask": mask.long()})
-            scorer.end()
-            task.advance(len(ids))
+_PASSES: tuple[tuple[type[Metric], Callable[[Subject, Sequence[Any]], list[list[Score]]]], ...] = (
+    (StreamMetric, stream_scores),
+    (GradientMetric, gradient_scores),
+    (AnswerMetric, answer_scores),
+    (FixedMetric, fixed_scores),
+)
+
+
+def _scored(loaded: LoadedModel, subject: Subject, metrics: Sequence[Metric]) -> ImportanceReport:
+    found: dict[str, list[Score]] = {}
+    for sort, scores in _PASSES:
+        some = [metric for metric in metrics if isinstance(metric, sort)]
+        if some:
+            with _telling_where(subject):
+                tables = scores(subject, some)
+            found.update(zip((metric.name for metric in some), tables, strict=True))
+    first, *others = (metric.name for metric in metrics)
+    text = subject.text.ref
     return ImportanceReport(
         model=loaded.ref,
-        metric=METRIC,
-        calibration=text.ref,
-        scores=scorer.scores(),
-        made_from={"model": loaded.ref.sha256, "calibration": text.ref.sha256},
+        metric=first,
+        calibration=text,
+        scores=found[first],
+        further=[MetricScores(metric=name, scores=found[name]) for name in others],
+        made_from={"model": loaded.ref.sha256, "calibration": text.sha256},
     )
+
+
+@contextlib.contextmanager
+def _telling_where(subject: Subject) -> Iterator[None]:
+    """Where logits or gradients are not finite, the stream tells in which layer that began."""
+    try:
+        yield
+    except ScoringError:
+        stream_scores(dataclasses.replace(subject, progress=QUIET), [COSINE])
+        raise
 
 
 def _checked_layers(loaded: LoadedModel) -> list[LayerModules]:

@@ -80,7 +80,8 @@ def _arms(
     import torch
 
     from exporter.architectures import layer_modules
-    from exporter.importance.cosine import CosineScorer
+    from exporter.importance.cosine import COSINE
+    from exporter.importance.stream_pass import StreamScorer
     from exporter.residual_stream import tapped
 
     layers = layer_modules(model)
@@ -92,7 +93,7 @@ def _arms(
                 callee(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
     def scored() -> None:
-        scorer = CosineScorer(len(layers))
+        scorer = StreamScorer(len(layers), [COSINE])
         with torch.inference_mode(), tapped(layers, scorer):
             for ids in batches:
                 scorer.begin(torch.ones_like(ids, dtype=torch.bool))

@@ -337,12 +337,13 @@ def test_a_zero_state_has_cosine_zero_as_in_pytorch() -> None:
     import torch
     from torch.nn.functional import cosine_similarity
 
-    from exporter.importance.cosine import _distances
+    from exporter.importance.change import changes
+    from exporter.importance.cosine import distance
     from exporter.residual_stream import LayerStates
 
     zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
-    found = _distances(LayerStates(0, zero, one, one, 2 * one, zero, zero))
+    found = map(distance, changes(LayerStates(0, zero, one, one, 2 * one, zero, zero)))
     pairs = ((zero, one), (one, 2 * one), (zero, zero))
-    for distance, (x, y) in zip(found, pairs, strict=True):
+    for got, (x, y) in zip(found, pairs, strict=True):
         expected = 1 - cosine_similarity(x, y, dim=-1)
-        torch.testing.assert_close(distance, expected.double(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(got, expected.double(), atol=1e-6, rtol=0)

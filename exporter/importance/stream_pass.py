@@ -1,0 +1,150 @@
+"""One pass over the text for all metrics of the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import Score
+from exporter.errors import ScoringError
+from exporter.importance.change import changes
+from exporter.importance.metric import UNITS, StreamMetric
+from exporter.importance.subject import Subject
+from exporter.importance.sums import Floats, RatioSums
+from exporter.residual_stream import LayerStates, run_backbone, tapped
+
+if TYPE_CHECKING:
+    import torch
+
+NOT_FINITE_HINT = "Load the model in float32, or check its weights."
+
+
+def stream_scores(subject: Subject, metrics: Sequence[StreamMetric]) -> list[list[Score]]:
+    """The scores by each metric, all from one pass without head.
+
+    Raises:
+        ScoringError: An activation is NaN or infinite (names layer and sample), or there is no
+            token.
+    """
+    import torch
+
+    model, text, size = subject.model, subject.text, subject.batch_size
+    scorer = StreamScorer(len(subject.layers), metrics)
+    with (
+        tapped(subject.layers, scorer),
+        subject.progress.task("score", total=len(text.input_ids)) as task,
+    ):
+        for start in range(0, len(text.input_ids), size):
+            ids = torch.from_numpy(text.input_ids[start : start + size]).to(model.device)
+            mask = torch.from_numpy(text.mask[start : start + size]).to(model.device)
+            scorer.begin(mask)
+            run_backbone(model, {"input_ids": ids, "attention_mask": mask.long()})
+            scorer.end()
+            task.advance(len(ids))
+    return [scorer.scores(number) for number in range(len(metrics))]
+
+
+class StreamScorer:
+    """Collects metrics over many forward passes; its memory doesn't grow with them.
+
+    Use it as the listener of :func:`exporter.residual_stream.tapped`, and announce each batch.
+
+    Args:
+        num_layers: How many layers the model has.
+        metrics: What to collect. Dot products that several need are computed once.
+    """
+
+    def __init__(self, num_layers: int, metrics: Sequence[StreamMetric]) -> None:
+        shape = (num_layers, len(UNITS))
+        self._layers, self._metrics = num_layers, metrics
+        self._sums = [RatioSums(shape) for _ in metrics]
+        self._batch: NDArray[np.float64] = np.zeros(0)
+        self._mask: torch.Tensor | None = None
+        self._last: torch.Tensor | None = None
+        self._first_sample = 0
+
+    def begin(self, mask: torch.Tensor) -> None:
+        """Announces a batch.
+
+        Args:
+            mask: ``[batch, tokens]``, boolean; True for real tokens.
+        """
+        import torch
+
+        self._mask = mask
+        places = torch.arange(mask.shape[1], device=mask.device)
+        self._last = torch.where(mask, places, 0).amax(dim=1, keepdim=True)
+        shape = (len(self._metrics), self._layers, len(UNITS), len(mask))
+        self._batch = np.zeros(shape)
+
+    def __call__(self, states: LayerStates) -> None:
+        """Takes one layer's states of the announced batch.
+
+        Raises:
+            ScoringError: When an activation is NaN or infinite; names layer and sample.
+        """
+        import torch
+
+        units = changes(states)
+        sums = [[self._reduced(m, m.of(unit)) for unit in units] for m in self._metrics]
+        stacked = torch.stack([torch.stack(row) for row in sums]).cpu().numpy()
+        if not np.isfinite(stacked).all():
+            self._refuse(states.number, stacked)
+        self._batch[:, states.number] = stacked
+
+    def end(self) -> None:
+        """Takes the announced batch into the running sums."""
+        assert self._mask is not None, "begin() announces each batch"
+        counts: Floats = self._mask.sum(dim=1).double().cpu().numpy()
+        for metric, sums, batch in zip(self._metrics, self._sums, self._batch, strict=True):
+            sums.add(batch, (counts > 0).astype(np.float64) if metric.last_token else counts)
+        self._first_sample += len(counts)
+
+    def scores(self, number: int) -> list[Score]:
+        """The scores so far by one of the metrics, layer by layer.
+
+        Raises:
+            ScoringError: When there was no token.
+        """
+        return scores_of(self._sums[number])
+
+    def _reduced(self, metric: StreamMetric, values: torch.Tensor) -> torch.Tensor:
+        """Each sample's sum over the tokens that count, ``[batch]``."""
+        import torch
+
+        assert self._mask is not None, "begin() announces each batch"
+        assert self._last is not None, "begin() announces each batch"
+        kept = torch.where(self._mask, values, 0.0)
+        return kept.gather(1, self._last)[:, 0] if metric.last_token else kept.sum(dim=1)
+
+    def _refuse(self, layer: int, sums: Floats) -> None:
+        _, unit, row = np.argwhere(~np.isfinite(sums))[0]
+        raise ScoringError(
+            f"The activations around the {UNITS[unit]} of layer {layer} are not finite in "
+            f"sample {self._first_sample + row}.",
+            NOT_FINITE_HINT,
+        )
+
+
+def scores_of(sums: RatioSums) -> list[Score]:
+    """Scores from sums of the shape ``[layers, units]``, layer by layer.
+
+    Raises:
+        ScoringError: When there was no token.
+    """
+    if not sums.total_weight:
+        raise ScoringError("There is no token to score on.", "Give a longer text.")
+    means, errors = sums.means, sums.std_errors
+    return [
+        Score(
+            layer=layer,
+            kind=kind,
+            score=float(means[layer, unit]),
+            std_error=None if errors is None else float(errors[layer, unit]),
+        )
+        for layer in range(len(means))
+        for unit, kind in enumerate(UNITS)
+    ]
