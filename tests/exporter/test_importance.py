@@ -9,29 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scored_texts import made_text, random_text
 from tiny_families import hook_count, tiny_loaded
 
-from exporter.artifacts import CalibrationRef, ImportanceReport
+from exporter.artifacts import ImportanceReport
 from exporter.errors import ScoringError, UnknownArchitectureError
-from exporter.importance import CalibrationText, score, score_on
+from exporter.importance import score, score_on
 from exporter.progress import Quiet
 
 KINDS = ("attention", "mlp", "block")
-
-
-def _text(ids: Any, mask: Any = None) -> CalibrationText:
-    ids = np.asarray(ids, dtype=np.int64)
-    mask = np.ones(ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-    ref = CalibrationRef(
-        source="test", samples=len(ids), sequence_length=ids.shape[1], tokens=int(mask.sum()),
-        sha256="0" * 64,
-    )  # fmt: skip
-    return CalibrationText(ref, ids, mask)
-
-
-def _random_text(samples: int = 5, length: int = 12, seed: int = 0) -> CalibrationText:
-    rng = np.random.default_rng(seed)
-    return _text(rng.integers(3, 64, size=(samples, length)))
 
 
 def _table(report: ImportanceReport) -> dict[str, list[float]]:
@@ -99,7 +85,7 @@ def _largest_difference(ours: dict[str, list[float]], theirs: dict[str, list[flo
     ],
 )
 def test_scores_equal_the_plain_computation(model_type: str, middle: str) -> None:
-    loaded, text = tiny_loaded(model_type), _random_text()
+    loaded, text = tiny_loaded(model_type), random_text()
     report = score_on(loaded, text, batch_size=2)
     expected = _plain_scores(_stored(loaded.model, text.input_ids, middle))
     assert _largest_difference(_table(report), expected) <= 1e-6
@@ -111,7 +97,7 @@ def test_scores_equal_the_plain_computation(model_type: str, middle: str) -> Non
 def test_a_parallel_layer_compares_both_with_what_enters() -> None:
     import torch
 
-    loaded, text = tiny_loaded("gpt_neox"), _random_text()
+    loaded, text = tiny_loaded("gpt_neox"), random_text()
     seen: dict[str, list[Any]] = {"in": [], "attention": [], "mlp": [], "out": []}
     handles = []
     for layer in loaded.model.gpt_neox.layers:
@@ -140,7 +126,7 @@ def test_a_parallel_layer_compares_both_with_what_enters() -> None:
 def test_a_post_norm_layer_compares_with_the_sum_before_the_norm() -> None:
     import torch
 
-    loaded, text = tiny_loaded("bert"), _random_text()
+    loaded, text = tiny_loaded("bert"), random_text()
     layers = loaded.model.encoder.layer
     seen: dict[str, Any] = {}
 
@@ -169,7 +155,7 @@ def test_large_activations_that_cancel_stay_exact() -> None:
     """The last layer takes back what the first put there, 20,000 times the rest."""
     import torch
 
-    loaded, text = tiny_loaded("llama"), _random_text()
+    loaded, text = tiny_loaded("llama"), random_text()
     with torch.no_grad():
         first, last = loaded.model.model.layers[0].mlp, loaded.model.model.layers[2].mlp
         last.down_proj.weight.zero_()
@@ -188,23 +174,23 @@ def test_large_activations_that_cancel_stay_exact() -> None:
 def test_padding_does_not_count(model_type: str) -> None:
     """A padded batch scores as its samples do alone, weighted by their tokens."""
     loaded = tiny_loaded(model_type)
-    long, short = _random_text(1, 12).input_ids, _random_text(1, 7, seed=1).input_ids
+    long, short = random_text(1, 12).input_ids, random_text(1, 7, seed=1).input_ids
     padded = np.concatenate([long, np.pad(short, ((0, 0), (0, 5)))])
     mask = np.arange(12)[None] < np.array([[12], [7]])
-    together = _table(score_on(loaded, _text(padded, mask)))
-    alone = [_table(score_on(loaded, _text(ids))) for ids in (long, short)]
+    together = _table(score_on(loaded, made_text(padded, mask)))
+    alone = [_table(score_on(loaded, made_text(ids))) for ids in (long, short)]
     expected = {
         kind: [(12 * a + 7 * b) / 19 for a, b in zip(alone[0][kind], alone[1][kind], strict=True)]
         for kind in KINDS
     }
     assert _largest_difference(together, expected) <= 1e-6
-    unmasked = _table(score_on(loaded, _text(padded)))
+    unmasked = _table(score_on(loaded, made_text(padded)))
     assert _largest_difference(unmasked, expected) > 1e-4
 
 
 @pytest.mark.torch
 def test_the_batch_size_does_not_matter() -> None:
-    loaded, text = tiny_loaded("llama"), _random_text(7)
+    loaded, text = tiny_loaded("llama"), random_text(7)
     one, three = (score_on(loaded, text, batch_size=size) for size in (1, 3))
     assert _largest_difference(_table(one), _table(three)) <= 1e-7
     pairs = zip(one.scores, three.scores, strict=True)
@@ -213,13 +199,13 @@ def test_the_batch_size_does_not_matter() -> None:
 
 @pytest.mark.torch
 def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
-    loaded, text = tiny_loaded("llama"), _random_text(6)
+    loaded, text = tiny_loaded("llama"), random_text(6)
     report = score_on(loaded, text)
-    single = [_table(score_on(loaded, _text(row[None]))) for row in text.input_ids]
+    single = [_table(score_on(loaded, made_text(row[None]))) for row in text.input_ids]
     for found in report.scores:
         values = [table[found.kind][found.layer] for table in single]
         assert found.std_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(6), rel=1e-3)
-    assert all(s.std_error is None for s in score_on(loaded, _random_text(1)).scores)
+    assert all(s.std_error is None for s in score_on(loaded, random_text(1)).scores)
 
 
 @pytest.mark.torch
@@ -229,7 +215,7 @@ def test_a_branch_that_adds_nothing_scores_zero() -> None:
     loaded = tiny_loaded("llama")
     with torch.no_grad():
         loaded.model.model.layers[1].self_attn.o_proj.weight.zero_()
-    scores = _table(score_on(loaded, _random_text()))["attention"]
+    scores = _table(score_on(loaded, random_text()))["attention"]
     assert scores[1] == pytest.approx(0, abs=1e-9)
     assert scores[0] > 1e-3
 
@@ -238,7 +224,7 @@ def test_a_branch_that_adds_nothing_scores_zero() -> None:
 def test_activations_that_are_not_finite_are_named() -> None:
     import torch
 
-    loaded, text = tiny_loaded("llama"), _random_text(5)
+    loaded, text = tiny_loaded("llama"), random_text(5)
     text.input_ids[3, 4] = 63
     text.input_ids[text.input_ids == 63] = 62
     text.input_ids[3, 4] = 63
@@ -252,14 +238,14 @@ def test_activations_that_are_not_finite_are_named() -> None:
 @pytest.mark.torch
 def test_text_without_tokens_is_refused() -> None:
     with pytest.raises(ScoringError, match="no token"):
-        score_on(tiny_loaded("llama"), _text(np.zeros((0, 8))))
+        score_on(tiny_loaded("llama"), made_text(np.zeros((0, 8))))
 
 
 @pytest.mark.torch
 def test_a_layout_that_does_not_add_up_is_refused() -> None:
     loaded = tiny_loaded("bloom", apply_residual_connection_post_layernorm=True)
     with pytest.raises(UnknownArchitectureError, match=r"BloomForCausalLM.*don't add up"):
-        score_on(loaded, _random_text())
+        score_on(loaded, random_text())
 
 
 @pytest.mark.torch
@@ -271,7 +257,7 @@ def test_ctrl_c_leaves_no_hook() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_on(loaded, _random_text(), progress=Interrupting())
+        score_on(loaded, random_text(), progress=Interrupting())
     assert hook_count(loaded.model) == 0
 
 
@@ -279,7 +265,7 @@ def test_ctrl_c_leaves_no_hook() -> None:
 def test_bfloat16_is_scored_in_float32() -> None:
     import torch
 
-    exact, text = tiny_loaded("llama"), _random_text(8, 16)
+    exact, text = tiny_loaded("llama"), random_text(8, 16)
     rough = tiny_loaded("llama")
     rough.model.to(torch.bfloat16)
     tables = [_table(score_on(loaded, text)) for loaded in (exact, rough)]

@@ -1,0 +1,437 @@
+"""Each metric against a plain computation of its formula, alone and beside all others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from scored_texts import made_text, random_text
+from tiny_families import hook_count, tiny_loaded
+
+from exporter.architectures import skipped, sublayers
+from exporter.artifacts import ImportanceReport, Score
+from exporter.errors import CalibrationError, ScoringError, UsageError
+from exporter.importance import METRICS, calibration_text, score, score_on
+from exporter.residual_stream import first_tensor, tapped
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+KINDS = ("attention", "mlp", "block")
+STREAM = ("cosine", "angular", "angular-last", "relative-l2", "relative-magnitude")
+ANSWERS = ("kl", "perplexity")
+TEXT = (*STREAM, *ANSWERS, "taylor")
+Table = dict[tuple[int, str], float]
+
+
+def _scores(report: ImportanceReport) -> dict[str, list[Score]]:
+    further = {metric.metric: metric.scores for metric in report.further}
+    return {report.metric: report.scores, **further}
+
+
+def _table(report: ImportanceReport, metric: str) -> Table:
+    return {(s.layer, s.kind): s.score for s in _scores(report)[metric]}
+
+
+def _states(model: Any, ids: Any) -> dict[tuple[int, str], tuple[Any, Any]]:
+    """X and Y of every sublayer and block, stored, in float64."""
+    from exporter.architectures import layer_modules
+
+    stored: dict[tuple[int, str], tuple[Any, Any]] = {}
+
+    def keep(states: Any) -> None:
+        pairs = (
+            (states.entering, states.attended),
+            (states.mlp_in, states.mlp_out),
+            (states.entering, states.leaving),
+        )
+        for kind, (x, y) in zip(KINDS, pairs, strict=True):
+            stored[states.number, kind] = (x.clone().double(), y.clone().double())
+
+    with tapped(layer_modules(model), keep), torch.no_grad():
+        model(torch.as_tensor(ids))
+    return stored
+
+
+def _plain(metric: str, x: Any, y: Any) -> float:
+    cosine = (x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))
+    at_tokens = {
+        "cosine": 1 - cosine,
+        "angular": cosine.acos() / torch.pi,
+        "angular-last": cosine[:, -1:].acos() / torch.pi,
+        "relative-l2": (y - x).norm(dim=-1) / x.norm(dim=-1),
+        "relative-magnitude": (y - x).norm(dim=-1) / y.norm(dim=-1),
+    }
+    return float(at_tokens[metric].mean())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "gemma2", "bert"])
+def test_metrics_of_the_stream(model_type: str) -> None:
+    loaded, text = tiny_loaded(model_type), random_text()
+    report = score_on(loaded, text, metrics=STREAM, batch_size=2)
+    stored = _states(loaded.model, text.input_ids)
+    for metric in STREAM:
+        found = _table(report, metric)
+        for name, (x, y) in stored.items():
+            # float32 dot products; no angle here is below a hundredth.
+            assert found[name] == pytest.approx(_plain(metric, x, y), abs=1e-6)
+        assert min(found.values()) > 1e-3
+
+
+def test_another_metric_gives_other_scores() -> None:
+    report = score_on(tiny_loaded("llama"), random_text(), metrics=TEXT, blocks=True)
+    tables = [_table(report, metric) for metric in TEXT]
+    for number, one in enumerate(tables):
+        for other in tables[number + 1 :]:
+            assert max(abs(one[name] - other[name]) for name in one) > 1e-3
+
+
+@contextmanager
+def _gated(model: Any, tokens: int) -> Iterator[dict[tuple[int, str], Any]]:
+    """Multiplies every contribution with a one of its own at each token."""
+    from exporter.architectures import layer_modules
+
+    gates: dict[tuple[int, str], Any] = {}
+    handles = []
+
+    def gate(name: tuple[int, str]) -> Any:
+        gates[name] = torch.ones(tokens, 1, requires_grad=True)
+        return gates[name]
+
+    def branch(name: tuple[int, str]) -> Callable[..., Any]:
+        own = gate(name)
+
+        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+            new = (first_tensor(output).reshape(1, tokens, -1) * own).reshape(
+                first_tensor(output).shape
+            )
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return hook
+
+    def block(number: int) -> Callable[..., Any]:
+        own = gate((number, "block"))
+
+        def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+            x = args[0] if args else kwargs["hidden_states"]
+            new = x + (first_tensor(output) - x) * own
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return hook
+
+    for part in sublayers(model):
+        name = (part.layer, part.kind)
+        handles.append(part.contribution.register_forward_hook(branch(name)))
+    for modules in layer_modules(model):
+        handles.append(modules.layer.register_forward_hook(block(modules.number), with_kwargs=True))
+    try:
+        yield gates
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "gemma2", "opt", "bloom", "mixtral"])
+def test_taylor_is_the_derivative_by_a_gate_at_each_token(model_type: str) -> None:
+    loaded, text = tiny_loaded(model_type), random_text(3, 10)
+    found = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
+    totals = dict.fromkeys(found, 0.0)
+    for row in text.input_ids:
+        ids = torch.from_numpy(row[None])
+        with _gated(loaded.model, 10) as gates:
+            logits = loaded.model(ids).logits[0, :-1].log_softmax(-1)
+            loss = -logits.gather(-1, ids[0, 1:, None]).sum()
+            loss.backward()
+        for name, own in gates.items():
+            totals[name] += float(own.grad.abs().sum()) / text.input_ids.size
+    for name, expected in totals.items():
+        # float32 gradients, in another order.
+        assert found[name] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert min(found.values()) > 1e-4
+    assert hook_count(loaded.model) == 0
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("positions", [1, 2])
+def test_answers_are_compared_with_each_sublayer_skipped(positions: int) -> None:
+    loaded, text = tiny_loaded("llama"), random_text(3, 12)
+    report = score_on(
+        loaded, text, metrics=ANSWERS, blocks=True, kl_positions=positions, batch_size=2
+    )
+    ids = torch.from_numpy(text.input_ids)
+    targets = ids[:, 1:][:, ::positions, None]
+
+    def log_p() -> Any:
+        with torch.no_grad():
+            logits = loaded.model(ids).logits[:, :-1:positions]
+        return logits.double().log_softmax(-1)
+
+    whole = log_p()
+    for name in _table(report, "kl"):
+        with skipped(loaded.model, [name]):
+            cut = log_p()
+        kl = (whole.exp() * (whole - cut)).sum(-1).mean()
+        increase = (whole - cut).gather(-1, targets).mean()
+        # float32 logits.
+        assert _table(report, "kl")[name] == pytest.approx(float(kl), abs=1e-6)
+        assert _table(report, "perplexity")[name] == pytest.approx(float(increase), abs=1e-6)
+
+
+def test_positions_matter() -> None:
+    loaded, text = tiny_loaded("llama"), random_text(3, 12)
+    tables = [_table(score_on(loaded, text, metrics=["kl"], kl_positions=n), "kl") for n in (1, 2)]
+    assert tables[0] != tables[1]
+
+
+def test_blocks_are_skipped_only_when_asked_for() -> None:
+    loaded, text = tiny_loaded("llama"), random_text()
+    plain = score_on(loaded, text, metrics=ANSWERS)
+    assert {kind for _, kind in _table(plain, "kl")} == {"attention", "mlp"}
+    asked = _table(score_on(loaded, text, metrics=ANSWERS, blocks=True), "kl")
+    assert asked.items() > _table(plain, "kl").items()
+
+
+def test_all_at_once_are_what_each_is_alone() -> None:
+    loaded, text = tiny_loaded("llama"), random_text()
+    together = _scores(score_on(loaded, text, metrics=list(METRICS), seed=3))
+    assert list(together) == list(METRICS)
+    for metric, scores in together.items():
+        alone = score_on(loaded, text, metrics=[metric], seed=3)
+        assert alone.further == []
+        assert alone.scores == scores
+
+
+def test_each_dot_product_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, text = tiny_loaded("llama"), random_text(2)
+    plain, calls = torch.linalg.vecdot, []
+    monkeypatch.setattr(torch.linalg, "vecdot", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    counts = []
+    for metrics in (["cosine"], STREAM):
+        calls.clear()
+        score_on(loaded, text, metrics=metrics)
+        counts.append(len(calls) / 3)
+    # Three lengths of states and three products; and the lengths of three differences.
+    assert counts == [6, 9]
+
+
+def test_what_is_kept_does_not_grow_with_the_text() -> None:
+    from exporter.importance.metric import StreamMetric
+    from exporter.importance.stream_pass import StreamScorer
+
+    def kept(batches: int) -> int:
+        metrics = [m for m in METRICS.values() if isinstance(m, StreamMetric)]
+        scorer = StreamScorer(3, metrics)
+        for _ in range(batches):
+            scorer.begin(torch.ones(2, 5, dtype=torch.bool))
+            scorer.end()
+        sums = [array for sums in scorer._sums for array in vars(sums).values()]
+        return sum(np.asarray(array).nbytes for array in [*sums, scorer._batch])
+
+    assert kept(1) == kept(50)
+
+
+def test_standard_errors_are_those_of_the_mean_over_samples() -> None:
+    loaded, text = tiny_loaded("llama"), random_text(5)
+    together = _scores(score_on(loaded, text, metrics=TEXT))
+    single = [score_on(loaded, made_text(row[None]), metrics=TEXT) for row in text.input_ids]
+    for metric in TEXT:
+        tables = [_table(report, metric) for report in single]
+        for found in together[metric]:
+            values = [table[found.layer, found.kind] for table in tables]
+            assert found.std_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(5), rel=1e-3)
+            assert found.std_error > 1e-6
+        assert all(found.std_error is None for found in _scores(single[0])[metric])
+
+
+def test_padding_does_not_count() -> None:
+    """A padded batch scores as its samples do alone, weighted by what they count."""
+    loaded = tiny_loaded("llama")
+    long, short = random_text(1, 12).input_ids, random_text(1, 7, seed=1).input_ids
+    padded = np.concatenate([long, np.pad(short, ((0, 0), (0, 5)))])
+    mask = np.arange(12)[None] < np.array([[12], [7]])
+    together, unmasked, *alone = (
+        score_on(loaded, text, metrics=TEXT, kl_positions=1)
+        for text in (made_text(padded, mask), made_text(padded), made_text(long), made_text(short))
+    )
+    own = {"angular-last": [1, 1], "kl": [11, 6], "perplexity": [11, 6]}
+    for metric in TEXT:
+        tables, whole = [_table(report, metric) for report in alone], _table(unmasked, metric)
+        for name, found in _table(together, metric).items():
+            values = [table[name] for table in tables]
+            expected = np.average(values, weights=own.get(metric, [12, 7]))
+            # Another attention kernel runs where there is padding.
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert max(abs(whole[name] - v) for name, v in _table(together, metric).items()) > 1e-4
+
+
+def test_the_last_real_token_is_the_last() -> None:
+    loaded, ids = tiny_loaded("gpt_neox"), random_text(1, 7).input_ids
+    right = made_text(np.pad(ids, ((0, 0), (0, 5))), np.arange(12)[None] < 7)
+    alone = _table(score_on(loaded, made_text(ids), metrics=["angular-last"]), "angular-last")
+    found = _table(score_on(loaded, right, metrics=["angular-last"]), "angular-last")
+    assert found == pytest.approx(alone, abs=1e-6)  # float32 rounding
+    unmasked = _table(
+        score_on(loaded, made_text(right.input_ids), metrics=["angular-last"]), "angular-last"
+    )
+    assert unmasked != pytest.approx(alone, abs=1e-3)
+    all_tokens = _table(score_on(loaded, right, metrics=["angular"]), "angular")
+    assert all_tokens != pytest.approx(alone, abs=1e-3)
+
+
+def test_a_zero_state_counts_as_moved_by_its_own_length() -> None:
+    from exporter.importance.change import ratio
+
+    lengths, of = torch.tensor([2.0, 3.0, 0.0]).double(), torch.tensor([4.0, 0.0, 0.0]).double()
+    assert ratio(lengths, of).tolist() == [0.5, 1.0, 0.0]
+
+
+def test_a_branch_that_adds_nothing_is_redundant_by_all_that_look() -> None:
+    loaded = tiny_loaded("llama")
+    with torch.no_grad():
+        loaded.model.model.layers[1].self_attn.o_proj.weight.zero_()
+    report = score_on(loaded, random_text(), metrics=TEXT)
+    for metric in TEXT:
+        table = _table(report, metric)
+        # float32 rounding; a cosine of 1 minus that is an angle of its root.
+        assert table[1, "attention"] == pytest.approx(0, abs=2e-6 if metric in ANSWERS else 1e-9)
+        assert min(abs(table[0, "attention"]), abs(table[2, "attention"])) > 1e-3
+
+
+def test_depth_drops_the_deepest_first() -> None:
+    table = _table(score_on(tiny_loaded("llama"), random_text(), metrics=["depth"]), "depth")
+    assert table == {(layer, kind): 2.0 - layer for layer in range(3) for kind in KINDS}
+
+
+def test_random_is_seeded() -> None:
+    loaded, text = tiny_loaded("llama"), random_text()
+    one, same, other = (score_on(loaded, text, metrics=["random"], seed=seed) for seed in (1, 1, 2))
+    assert one.scores == same.scores
+    assert one.scores != other.scores
+    assert len({found.score for found in one.scores}) == 9
+    assert all(found.std_error is None for found in one.scores)
+
+
+def test_what_reads_no_text_needs_none() -> None:
+    # This model has neither a tokenizer nor a head that could sample text.
+    report = score(tiny_loaded("bert"), metrics=["depth", "random"])
+    assert (report.metric, report.calibration.tokens) == ("depth", 0)
+    with pytest.raises(CalibrationError, match="no tokenizer"):
+        score(tiny_loaded("bert"), metrics=["depth", "cosine"])
+
+
+def test_an_unknown_metric() -> None:
+    with pytest.raises(UsageError, match=r"no metric 'cosin'.*[\s\S]*Metrics are cosine, angular,"):
+        score_on(tiny_loaded("llama"), random_text(), metrics=["cosin"])
+    with pytest.raises(UsageError, match="No metric is named"):
+        score_on(tiny_loaded("llama"), random_text(), metrics=[])
+
+
+def test_a_metric_named_twice_is_scored_once() -> None:
+    report = score_on(tiny_loaded("llama"), random_text(), metrics=["depth", "cosine", "depth"])
+    assert list(_scores(report)) == ["depth", "cosine"]
+
+
+@pytest.mark.parametrize("metric", ["kl", "perplexity", "taylor"])
+def test_a_model_without_predictions(metric: str) -> None:
+    with pytest.raises(ScoringError, match=f"{metric} judges predictions .* BertModel makes none"):
+        score(tiny_loaded("bert"), metrics=[metric])
+
+
+@pytest.mark.parametrize("metric", ["relative-l2", "kl", "taylor"])
+def test_activations_that_are_not_finite_are_named(metric: str) -> None:
+    loaded, text = tiny_loaded("llama"), random_text(5)
+    text.input_ids[text.input_ids == 63] = 62
+    text.input_ids[3, 4] = 63
+    with torch.no_grad():
+        loaded.model.model.embed_tokens.weight[63] = float("inf")
+    with pytest.raises(ScoringError, match="attention of layer 0 are not finite in sample 3"):
+        score_on(loaded, text, metrics=[metric], batch_size=2)
+    assert hook_count(loaded.model) == 0
+
+
+def test_logits_that_are_not_finite_though_the_stream_is() -> None:
+    loaded = tiny_loaded("llama")
+    with torch.no_grad():
+        loaded.model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(ScoringError, match="logits are not finite in sample 0"):
+        score_on(loaded, random_text(), metrics=["kl"])
+    with pytest.raises(ScoringError, match="loss is not finite in sample 0"):
+        score_on(loaded, random_text(), metrics=["taylor"])
+    assert score_on(loaded, random_text(), metrics=["cosine"]).scores
+
+
+def test_a_sample_of_padding_alone() -> None:
+    ids = random_text(3).input_ids
+    mask = np.ones(ids.shape, dtype=bool)
+    mask[1] = False
+    with pytest.raises(CalibrationError, match=r"Sample 1 .* is padding only"):
+        score_on(tiny_loaded("llama"), made_text(ids, mask))
+    mask[1, 2] = True
+    assert score_on(tiny_loaded("llama"), made_text(ids, mask)).scores
+
+
+@pytest.mark.parametrize("token", [64, -1])
+def test_tokens_that_the_model_does_not_know(token: int) -> None:
+    text = random_text(3)
+    text.input_ids[2, 5] = token
+    with pytest.raises(CalibrationError, match=rf"Token {token} in sample 2 .* has 64 rows"):
+        score_on(tiny_loaded("llama"), text)
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Any) -> None:
+    from tiny_families import tiny_tokenizer
+
+    path = tmp_path / "words.txt"
+    path.write_text(" ".join(f"w{n % 60}" for n in range(100)))
+    loaded = tiny_loaded("llama", tiny_tokenizer(), vocab_size=40)
+    with pytest.raises(CalibrationError, match="tokenizer does not fit the model"):
+        calibration_text(loaded, str(path), samples=3, sequence_length=20)
+
+
+def _int8_weight(model: Any) -> None:
+    weight = torch.ones(32, 32, dtype=torch.int8)
+    model.model.layers[1].mlp.down_proj.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+
+def _quantised_by_transformers(model: Any) -> None:
+    model.is_quantized = True
+
+
+def _quantised_by_torch(model: Any) -> None:
+    # As PyTorch's own, which can't be made without a warning.
+    packed = type("Linear", (torch.nn.Module,), {"__module__": "torch.ao.nn.quantized.dynamic"})
+    model.model.layers[1].mlp.down_proj = packed()
+
+
+@pytest.mark.parametrize(
+    ("quantise", "what"),
+    [
+        (_int8_weight, r"model\.layers\.1\.mlp\.down_proj\.weight holds int8"),
+        (_quantised_by_transformers, "this LlamaForCausalLM is quantised"),
+        (_quantised_by_torch, r"model\.layers\.1\.mlp\.down_proj is a Linear"),
+    ],
+)
+def test_gradients_of_quantised_weights(quantise: Callable[[Any], None], what: str) -> None:
+    loaded = tiny_loaded("llama")
+    quantise(loaded.model)
+    with pytest.raises(ScoringError, match=f"taylor needs gradients, and {what}"):
+        score_on(loaded, random_text(), metrics=["taylor"])
+
+
+def test_a_branch_that_no_gradient_reaches() -> None:
+    loaded = tiny_loaded("llama")
+    mlp = loaded.model.model.layers[1].mlp
+    plain = mlp.forward
+    mlp.forward = lambda x: plain(x).detach()
+    with pytest.raises(ScoringError, match="No gradient reaches the mlp of layer 1"):
+        score_on(loaded, random_text(), metrics=["taylor"])
+    assert hook_count(loaded.model) == 0
+
+
+def test_gradients_are_off_again_after_taylor() -> None:
+    loaded = tiny_loaded("llama")
+    score_on(loaded, random_text(), metrics=["taylor"])
+    assert not loaded.model(torch.from_numpy(random_text().input_ids)).logits.requires_grad
