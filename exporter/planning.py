@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -57,7 +57,7 @@ def plan_drop(
         PlanError: When more is asked for than there is, everything, or one thing twice.
     """
     budget = {"attention": attention, "mlp": mlp, "block": block, "joint": joint}
-    _check_budget(budget)
+    check_counts(budget)
     chosen = [
         *_lowest(report, ("attention",), attention),
         *_lowest(report, ("mlp",), mlp),
@@ -146,13 +146,18 @@ def validate_plan(
         )
 
 
-def _check_budget(budget: dict[str, int]) -> None:
+def check_counts(budget: Mapping[str, int]) -> None:
+    """Refuses numbers that say nothing, or contradict each other.
+
+    Raises:
+        PlanError: One is below 0, none is above, or a joint number stands beside one of a kind.
+    """
     for name, number in budget.items():
         if number < 0:
             raise PlanError(f"Can't drop {number} of {name}.", "Ask for a number above 0.")
     if not any(budget.values()):
         raise PlanError("Nothing is to be dropped.", "Ask for at least one sublayer or block.")
-    if budget["joint"] and (budget["attention"] or budget["mlp"]):
+    if budget.get("joint") and (budget.get("attention") or budget.get("mlp")):
         raise PlanError(
             "The joint drop chooses among attentions and MLPs itself.",
             "Ask for a joint number, or for one of each kind.",

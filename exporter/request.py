@@ -12,6 +12,7 @@ from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
 from exporter.forms.portable import ExporterName
 from exporter.quantization.settings import QuantizeSettings
+from exporter.selection import SearchOptions
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class ExportRequest:
         source: Hugging Face folder, hub id or GGUF file.
         out: The folder that takes all results.
         drops: What to drop.
+        search: How it is chosen.
         exporter: For the target ``portable``: PyTorch's own exporter (None too), or optimum's.
         target: The runtime that both graphs are written for.
         opset: For the target ``portable``: the ONNX opset; None: 20 for PyTorch's exporter,
@@ -99,10 +101,18 @@ class ExportRequest:
     cache_length: int | None = None
     load: SourceOptions = field(default_factory=SourceOptions)
     score: ScoreOptions = field(default_factory=ScoreOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
     compare: CompareOptions = field(default_factory=CompareOptions)
     quantize: QuantizeSettings | None = None
     engines: EngineRequest | None = None
     force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.drops.plan is not None and self.search != SearchOptions():
+            raise UsageError(
+                "A plan file says what is dropped; there is nothing to search for or to protect.",
+                "Give --plan, or numbers such as --drop-attn 8 with --search.",
+            )
 
     @property
     def by_modelopt(self) -> bool:

@@ -22,6 +22,7 @@ from exporter.cli.options import (
 )
 from exporter.cli.quality_options import quality_options
 from exporter.cli.quantize_options import SCHEMES, quantization, quantize_options
+from exporter.cli.search_options import search_options
 from exporter.cli.sections import Count, SectionedCommand
 from exporter.cli.timing_options import timing_options
 
@@ -35,6 +36,7 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
 @click.argument("model")
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="Folder for all results.")
 @drop_options
+@search_options
 @dropping("--plan", type=EXISTING_FILE, help="Drop what this plan.json says.")
 @click.option(
     "--target", type=click.Choice(_TARGETS), default="portable", show_default=True,

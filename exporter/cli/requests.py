@@ -9,6 +9,7 @@ from typing import Any
 from exporter.cli.engine_options import capabilities
 from exporter.cli.options import AUTO
 from exporter.cli.quantize_options import QUANTIZE_OPTIONS, quantize_settings
+from exporter.cli.search_options import search_request
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
@@ -30,6 +31,7 @@ def export_request(
         source=model,
         out=output,
         drops=drop_request(options),
+        search=search_request(options),
         exporter=options["exporter"],
         target=options["target"],
         opset=options["opset"],

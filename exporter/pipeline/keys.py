@@ -29,11 +29,12 @@ def score_key(run: Run) -> Key:
 
 
 def plan_key(run: Run) -> Key:
-    """The scores, and what is to be dropped."""
+    """The scores, what is to be dropped, and how it is chosen."""
     drops = run.request.drops
     return {
         "importance": run.ledger.files_hash("score"),
         "drops": {name: value for name, value in vars(drops).items() if name != "plan"},
+        "search": vars(run.request.search),
         "file": None if drops.plan is None else sha256_file(drops.plan),
         "replacements": _replacements_hash(drops.plan),
     }

@@ -36,7 +36,9 @@ def plan(run: Run) -> tuple[list[Path], None]:
     validate_plan(plan, layers, model=run.request.source, path=given)
     run.progress.say("plan: drop " + plan.describe())
     if given is None:
-        return [plan.write(path)], None
+        plan.write(path)
+        _search_journal(run).unlink(missing_ok=True)
+        return [path], None
     write_text(path, given.read_text(encoding="utf-8"))  # The user's own, to the letter.
     return [path, *_copied_replacements(run, plan, given)], None
 
@@ -57,15 +59,25 @@ def _copied_replacements(run: Run, plan: PruningPlan, given: Path) -> list[Path]
 
 
 def _chosen_plan(run: Run) -> PruningPlan:
-    from exporter.planning import plan_drop
+    from exporter.selection import choose
 
     counts = {name: n for name, n in vars(run.request.drops).items() if name != "plan"}
-    return plan_drop(
+    return choose(
         run.importance(),
-        **counts,
+        counts,
+        run.request.search,
+        load=lambda: run.loaded,
+        calibration=run.request.score.calibration,
+        batch_size=run.request.score.batch_size,
+        journal=_search_journal(run),
         importance_sha256=sha256_file(run.ledger.path("importance.json")),
         progress=run.progress,
     )
+
+
+def _search_journal(run: Run) -> Path:
+    """Where an interrupted search goes on from."""
+    return run.ledger.work / "plan.journal"
 
 
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:

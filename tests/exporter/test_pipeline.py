@@ -167,6 +167,20 @@ def test_another_number_redoes_what_depends_on_it(checkpoint: Path, again: Path)
     assert [d.kind for d in report.plan] == ["mlp"]
 
 
+def test_another_way_of_choosing_plans_anew(checkpoint: Path, again: Path) -> None:
+    from exporter.selection import SearchOptions
+
+    search = SearchOptions(search="greedy", tokens=64)
+    _, heard = _walk(_request(checkpoint, again, search=search))
+    assert {"score", "export"} <= set(heard.reused)
+    assert "plan" not in heard.reused
+    plan = json.loads((again / "plan.json").read_text())
+    assert plan["budget"] == {"attention": 1, "search": "greedy", "objective": "kl"}
+    assert plan["predicted"]["kl"] > 0
+    with pytest.raises(UsageError, match="nothing to search for"):
+        _request(checkpoint, again, search=search, drops=DropRequest(plan=again / "plan.json"))
+
+
 def test_a_damaged_result_is_made_again(checkpoint: Path, again: Path) -> None:
     with (again / "candidate" / "model.onnx.data").open("r+b") as file:
         file.write(b"\xff" * 8)
