@@ -1,0 +1,348 @@
+"""From an importance report, numbers and a way of searching to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from exporter.artifacts import DeletionKind, ImportanceReport, PruningPlan, Score
+from exporter.errors import PlanError, UsageError
+from exporter.planning import check_counts, plan_drop, validate_plan
+from exporter.progress import QUIET, Progress
+from exporter.selection.evolution import evolve
+from exporter.selection.greedy import greedy
+from exporter.selection.iterative import iterative
+from exporter.selection.meters import RememberingMeter
+from exporter.selection.options import (
+    Name,
+    Objective,
+    Option,
+    chosen,
+    cut_of_options,
+    options_for,
+)
+from exporter.selection.protection import protected_names
+
+if TYPE_CHECKING:
+    from exporter.ablation import Cut, Damage
+    from exporter.importance import CalibrationText
+    from exporter.model_source import LoadedModel
+
+Search = Literal["one-shot", "iterative", "greedy", "evolution"]
+Group = DeletionKind | Literal["joint"]
+
+POSITIONS = 2
+"""A search compares answers at every second position: the head costs a third of a small model."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How the sublayers are chosen.
+
+    Attributes:
+        search: ``one-shot``: the lowest scores. ``iterative``: scored again after each drop.
+            ``greedy``: the least added damage at each step. ``evolution``: greedy, then swaps.
+        objective: Which damage greedy and evolution keep small.
+        protect: What stays: ``first``, ``last``, ``attention:0,29``.
+        every: Iterative: so many drops between two scorings.
+        shortlist: Greedy: so many candidates are measured at a step; 0 for all.
+        tokens: Greedy and evolution: measured on the first so many tokens of the text.
+        seconds: Evolution: time for swaps.
+        seed: Evolution: of its draws.
+    """
+
+    search: Search = "one-shot"
+    objective: Objective = "kl"
+    protect: tuple[str, ...] = ()
+    every: int = 1
+    shortlist: int = 12
+    tokens: int = 4096
+    seconds: float = 600.0
+    seed: int = 0
+
+    @property
+    def runs_the_model(self) -> bool:
+        """Whether the model is needed, beside its scores."""
+        return self.search != "one-shot"
+
+    @property
+    def by_damage(self) -> bool:
+        """Whether the damage decides."""
+        return self.search in ("greedy", "evolution")
+
+
+def choose(
+    report: ImportanceReport,
+    counts: Mapping[str, int],
+    options: SearchOptions | None = None,
+    *,
+    load: Callable[[], LoadedModel] | None = None,
+    calibration: str | None = None,
+    batch_size: int = 4,
+    cache_dir: Path | None = None,
+    journal: Path | None = None,
+    importance_sha256: str | None = None,
+    progress: Progress = QUIET,
+) -> PruningPlan:
+    """Chooses what to drop.
+
+    Kinds are chosen one after the other, each on the model without what was chosen before.
+
+    Args:
+        report: The scores: they decide (one-shot), come first (iterative), or make the shortlist.
+        counts: How many of ``attention``, ``mlp``, ``block`` and ``joint``, as
+            :func:`exporter.planning.plan_drop` takes them.
+        options: How to search.
+        load: Loads the model that the report is about; called only by searches that run it.
+        calibration: Another text to measure on than the report's.
+        batch_size: Samples in one forward pass.
+        cache_dir: Where text that the model sampled is kept.
+        journal: A file that keeps what greedy and evolution have measured, so that an interrupted
+            search goes on; the caller removes it once the plan is kept.
+        importance_sha256: The digest of the report's file, for the plan.
+        progress: Told every step.
+
+    Raises:
+        PlanError: When more is asked for than may go, or the scores are another model's.
+        UsageError: When the protection can't be read, or there is no model to run.
+        CalibrationError: When the report's text is no longer the same.
+        ScoringError: When activations or logits are not finite, or the model predicts no tokens.
+    """
+    options = options or SearchOptions()
+    check_counts(counts)
+    protected = protected_names(options.protect, report.model.num_layers)
+    if not options.runs_the_model:
+        report = _without(report, protected)
+        _refuse_too_many(report, counts, protected)
+        plan = plan_drop(report, **counts, importance_sha256=importance_sha256, progress=progress)
+        return _with_budget(plan, {"search": options.search}, options) if protected else plan
+    if load is None:
+        raise UsageError(f"A search that is {options.search} runs the model.", "Name the model.")
+    searcher = _Searcher(report, options, load(), calibration, batch_size, cache_dir, journal)
+    plan, damage = searcher.plan(counts, protected, importance_sha256, progress)
+    validate_plan(plan, report.model.num_layers, model=report.model.source)
+    return plan if damage is None else plan.model_copy(update={"predicted": _predicted(damage)})
+
+
+class _Searcher:
+    """The model, its text and its meter, for one search."""
+
+    def __init__(
+        self,
+        report: ImportanceReport,
+        options: SearchOptions,
+        loaded: LoadedModel,
+        calibration: str | None,
+        batch_size: int,
+        cache_dir: Path | None,
+        journal: Path | None,
+    ) -> None:
+        _refuse_another_model(report, loaded)
+        self._report, self._options, self._loaded = report, options, loaded
+        self._calibration, self._cache_dir = calibration, cache_dir
+        self._batch_size = batch_size
+        self._journal = journal if options.by_damage else None
+
+    def plan(
+        self,
+        counts: Mapping[str, int],
+        protected: frozenset[Name],
+        importance_sha256: str | None,
+        progress: Progress,
+    ) -> tuple[PruningPlan, Damage | None]:
+        """The plan, and what it does to the model where that can be told."""
+        from exporter.selection.texts import text_of_report
+
+        text = text_of_report(
+            self._loaded,
+            self._report.calibration,
+            calibration=self._calibration,
+            cache_dir=self._cache_dir,
+            progress=progress,
+        )
+        meter = self._meter(text) if self._can_measure else None
+        taken: list[Option] = []
+        for group, number in _groups(counts):
+            found = options_for(group, self._report.model.num_layers, protected)
+            taken += self._chosen(group, found, number, taken, text, meter, progress)
+        cut = cut_of_options(taken)
+        damage = None if meter is None else meter.measure_many(cut, [], progress)[0]
+        plan = PruningPlan(
+            deletions=[deletion for option in taken for deletion in option.deletions()],
+            importance_sha256=importance_sha256,
+            made_from={"importance": importance_sha256} if importance_sha256 else {},
+        )
+        return _with_budget(plan, {n: k for n, k in counts.items() if k}, self._options), damage
+
+    @property
+    def _can_measure(self) -> bool:
+        model: Any = self._loaded.model
+        generates = model.can_generate() and model.get_output_embeddings() is not None
+        return bool(generates or self._options.by_damage)  # Else the meter says what is wrong.
+
+    def _chosen(
+        self,
+        group: Group,
+        options: list[Option],
+        number: int,
+        before: list[Option],
+        text: CalibrationText,
+        meter: RememberingMeter | None,
+        progress: Progress,
+    ) -> list[Option]:
+        """One kind's, on the model without what was chosen before."""
+        start = cut_of_options(before)
+        options = [o for o in options if not set(o.names) & set(start)]
+        if number > len(options):
+            _refuse_number(group, number, len(options), self._report.model.source)
+        with _told(f"{self._options.search} search", progress):
+            if meter is None or not self._options.by_damage:
+                return iterative(
+                    partial(self._rescored, text=text, progress=progress),
+                    options,
+                    goal=number,
+                    num_layers=self._report.model.num_layers,
+                    every=self._options.every,
+                    start=start,
+                    progress=progress,
+                )
+            return self._by_damage(options, number, start, meter, progress)
+
+    def _by_damage(
+        self,
+        options: list[Option],
+        number: int,
+        start: Cut,
+        meter: RememberingMeter,
+        progress: Progress,
+    ) -> list[Option]:
+        how = self._options
+        steps = greedy(
+            meter,
+            options,
+            goal=number,
+            objective=how.objective,
+            shortlist=how.shortlist or None,
+            prior=_prior(self._report.scores),
+            start=start,
+            progress=progress,
+        )
+        if how.search == "evolution":
+            steps = evolve(
+                meter,
+                steps,
+                options,
+                goal=number,
+                objective=how.objective,
+                seconds=how.seconds,
+                seed=how.seed,
+                start=start,
+                progress=progress,
+            )
+        return chosen(steps)
+
+    def _rescored(self, cut: Cut, *, text: CalibrationText, progress: Progress) -> list[Score]:
+        from exporter.ablation import substituted
+        from exporter.importance import score_on
+
+        with substituted(self._loaded.model, cut):
+            report = score_on(self._loaded, text, batch_size=self._batch_size, progress=progress)
+        return report.scores
+
+    def _meter(self, text: CalibrationText) -> RememberingMeter:
+        from exporter.ablation import DamageMeter
+        from exporter.files import sha256_bytes
+        from exporter.selection.texts import first_tokens
+
+        searched = first_tokens(text, self._options.tokens)
+        meter = DamageMeter(
+            self._loaded.model,
+            searched.input_ids,
+            searched.mask,
+            batch_size=self._batch_size,
+            positions=POSITIONS,
+        )
+        about = {
+            "model": self._loaded.ref.sha256,
+            "dtype": str(self._loaded.model.dtype),
+            "ids": sha256_bytes(searched.input_ids.astype("<i8").tobytes()),
+            "positions": POSITIONS,
+        }
+        return RememberingMeter(meter, self._journal, about)
+
+
+@contextmanager
+def _told(what: str, progress: Progress) -> Iterator[None]:
+    with progress.task(what):
+        yield
+
+
+def _groups(counts: Mapping[str, int]) -> Iterator[tuple[Group, int]]:
+    groups: tuple[Group, ...] = ("attention", "mlp", "block", "joint")
+    for group in groups:
+        if counts.get(group):
+            yield group, counts[group]
+
+
+def _prior(scores: list[Score]) -> dict[Name, float]:
+    return {(s.layer, s.kind): s.score for s in scores if s.kind in ("attention", "mlp")}
+
+
+def _without(report: ImportanceReport, protected: frozenset[Name]) -> ImportanceReport:
+    """Without the scores of what must stay; a block stays when a sublayer of it does."""
+    layers = {layer for layer, _ in protected}
+
+    def may_go(score: Score) -> bool:
+        if score.kind == "block":
+            return score.layer not in layers
+        return (score.layer, score.kind) not in protected
+
+    return report.model_copy(update={"scores": [s for s in report.scores if may_go(s)]})
+
+
+def _refuse_too_many(
+    report: ImportanceReport, counts: Mapping[str, int], protected: frozenset[Name]
+) -> None:
+    for group, number in _groups(counts) if protected else ():
+        kinds = ("attention", "mlp") if group == "joint" else (group,)
+        left = sum(score.kind in kinds for score in report.scores)
+        if number > left:
+            _refuse_number(group, number, left, report.model.source)
+
+
+def _refuse_number(group: Group, number: int, left: int, model: str) -> None:
+    what = "sublayers" if group == "joint" else {"mlp": "MLPs"}.get(group, f"{group}s")
+    raise PlanError(
+        f"{number} {what} are to be dropped, but of {model} only {left} may go.",
+        f"Ask for at most {left}, or protect fewer sublayers.",
+    )
+
+
+def _refuse_another_model(report: ImportanceReport, loaded: LoadedModel) -> None:
+    if report.model.sha256 != loaded.ref.sha256:
+        raise PlanError(
+            f"The scores are of {report.model.source} (sha256 {report.model.sha256[:12]}), but "
+            f"{loaded.ref.source} is another model (sha256 {loaded.ref.sha256[:12]}).",
+            "Name the model that was scored, or score this one first: depthcut score.",
+        )
+
+
+def _with_budget(
+    plan: PruningPlan, budget: Mapping[str, int | float | str], options: SearchOptions
+) -> PruningPlan:
+    told: dict[str, int | float | str] = {**plan.budget, **budget, "search": options.search}
+    if options.by_damage:
+        told["objective"] = options.objective
+    if options.protect:
+        told["protect"] = ", ".join(options.protect)
+    return plan.model_copy(update={"budget": told})
+
+
+def _predicted(damage: Damage) -> dict[str, float]:
+    """On the text of the search, so rather too good."""
+    names = ("kl", "log_perplexity_increase", "top1_agreement")
+    return {name: float(getattr(damage, name)) for name in names}

@@ -1,0 +1,162 @@
+"""Greedy choice: at each step the option that adds the least damage for its gain.
+
+Every candidate is tried on the model as it is after the steps before, so that the choice knows
+what the sublayers that are gone did for those that stay, which no score of the whole model tells.
+Step cost: one run of the model, and for each candidate one from its layer on.
+
+Source: the greedy search by perplexity of Shortened LLaMA (arXiv 2402.02834) and SLEB (arXiv
+2402.09025), here for sublayers of any kind, any unit of gain, and also by KL divergence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from exporter.ablation import Cut, Damage
+from exporter.errors import PlanError
+from exporter.progress import QUIET, Progress
+from exporter.selection.meters import Meter
+from exporter.selection.options import (
+    KINDS,
+    Name,
+    Objective,
+    Option,
+    Step,
+    Stop,
+    cut_of_options,
+    objective_of,
+    overlap,
+    reaches,
+    refuse_unreachable,
+    total_gain,
+)
+
+
+def greedy(
+    meter: Meter,
+    options: Sequence[Option],
+    *,
+    goal: float,
+    objective: Objective = "kl",
+    shortlist: int | None = None,
+    prior: Mapping[Name, float] | None = None,
+    stop: Stop | None = None,
+    start: Cut | None = None,
+    progress: Progress = QUIET,
+) -> list[Step]:
+    """Chooses options one by one until their gain is the goal.
+
+    An option may take the place of a chosen one that changes no other sublayer and is worth less,
+    such as leaving a branch out that was replaced before.
+
+    Args:
+        meter: Measures the damage.
+        options: What may be done.
+        goal: The gain to reach, in the options' unit; ``math.inf`` for as much as there is.
+        objective: Which damage counts.
+        shortlist: How many candidates are measured at a step; None for all. Half of the places go
+            to those that were never measured, by ``prior``, the others to those that looked best
+            when they last were.
+        prior: A score of each sublayer, lower for what is likely to cost less.
+        stop: Told of each step; True ends the search, and that step is left out.
+        start: What is cut before, and stays so.
+        progress: Told of every step.
+
+    Returns:
+        The steps in order; :func:`exporter.selection.chosen` gives what stands after them.
+
+    Raises:
+        PlanError: When the goal is out of reach; names what is reachable.
+        ScoringError: Logits are not finite.
+    """
+    begun = dict(start or {})
+    total = len(KINDS) * meter.num_layers
+    options = [option for option in options if not set(option.names) & set(begun)]
+    refuse_unreachable(options, goal, total - 1 - len(begun))
+    search = _Greedy(meter, options, goal, objective, begun)
+    steps: list[Step] = []
+    while not reaches(search.gain, goal):
+        candidates = search.shortlist(shortlist, prior or {})
+        if not candidates:
+            _refuse_end(search.gain, goal)
+            break
+        step = search.step(candidates, progress)
+        if stop is not None and stop(step):
+            break
+        steps.append(step)
+        progress.detail(
+            f"search: {step.option}: {objective} {objective_of(step.damage, objective):+.4f}, "
+            f"gain {step.gain:g}"
+        )
+    return steps
+
+
+class _Greedy:
+    """What is chosen, and what candidates looked like when they were last measured."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        options: Sequence[Option],
+        goal: float,
+        objective: Objective,
+        start: Cut,
+    ) -> None:
+        self._meter, self._options = meter, options
+        self._goal, self._objective, self._start = goal, objective, start
+        self._most = len(KINDS) * meter.num_layers - 1
+        self._standing: list[Option] = []
+        self._price: dict[Option, float] = {}
+
+    @property
+    def gain(self) -> float:
+        """Of what is chosen."""
+        return total_gain(self._standing)
+
+    def shortlist(self, number: int | None, prior: Mapping[Name, float]) -> list[Option]:
+        """The candidates that are worth measuring."""
+        candidates = [option for option in self._options if self._may_follow(option)]
+        if number is None or len(candidates) <= number:
+            return candidates
+        known = sorted((o for o in candidates if o in self._price), key=self._price.__getitem__)
+        new = [option for option in candidates if option not in self._price]
+        new.sort(key=lambda o: sum(prior.get(name, 0.0) for name in o.names) / o.gain)
+        fresh = min(len(new), max(number - len(known), (number + 1) // 2))
+        return [*new[:fresh], *known[: number - fresh]]
+
+    def step(self, candidates: Sequence[Option], progress: Progress) -> Step:
+        """Measures the candidates and takes the best."""
+        cut = cut_of_options(self._standing, self._start)
+        afters = [self._after(option) for option in candidates]
+        cuts = [cut_of_options(after, self._start) for after in afters]
+        now, *then = self._meter.measure_many(cut, cuts, progress)
+        for option, after, damage in zip(candidates, afters, then, strict=True):
+            self._price[option] = self._price_of(now, damage, total_gain(after) - self.gain)
+        best = min(range(len(candidates)), key=lambda i: (self._price[candidates[i]], i))
+        self._standing = afters[best]
+        return Step(candidates[best], then[best], self.gain)
+
+    def _price_of(self, now: Damage, then: Damage, gain: float) -> float:
+        """Added damage for the gain that is still wanted: more than the goal is worth nothing."""
+        added = objective_of(then, self._objective) - objective_of(now, self._objective)
+        return added / min(gain, self._goal - self.gain)
+
+    def _after(self, option: Option) -> list[Option]:
+        return [o for o in self._standing if not overlap(o, option)] + [option]
+
+    def _may_follow(self, option: Option) -> bool:
+        gone = [o for o in self._standing if overlap(o, option)]
+        if any(not set(o.names) <= set(option.names) for o in gone):
+            return False
+        changed = cut_of_options(self._after(option), self._start)
+        return option.gain > total_gain(gone) and len(changed) <= self._most
+
+
+def _refuse_end(gain: float, goal: float) -> None:
+    if math.isfinite(goal):
+        raise PlanError(
+            f"The search ends at a gain of {gain:g} of the {goal:g} asked for: nothing is left "
+            "that may go.",
+            f"Ask for at most {gain:g}, or protect fewer sublayers.",
+        )

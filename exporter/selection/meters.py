@@ -1,0 +1,116 @@
+"""A meter that never measures one cut twice, nor after it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from exporter.ablation import NOTHING, Cut, Damage, Substitute
+from exporter.errors import UsageError
+from exporter.progress import QUIET, Progress
+
+_FIRST = '{"about": '
+
+Key = frozenset[tuple[int, str, int]]
+
+
+class Meter(Protocol):
+    """What a search asks, as :class:`exporter.ablation.DamageMeter` answers it."""
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the model has."""
+
+    def measure_many(
+        self, cut: Cut, others: Sequence[Cut], progress: Progress = QUIET
+    ) -> list[Damage]:
+        """The damage of a cut, and of several others."""
+
+
+class RememberingMeter:
+    """Keeps what was measured, and where a journal is given also between runs.
+
+    A journal holds one JSON object a line: first what it is about, then a cut with its damage. Only
+    cuts that leave branches out are written: a fitted substitute has no name that a later run would
+    know again. A line that was cut short by a crash is left out.
+
+    Args:
+        meter: What measures.
+        journal: The file; None keeps nothing between runs.
+        about: What the figures depend on (the model, the text). A journal about something else is
+            begun anew.
+
+    Raises:
+        UsageError: The journal's file is something else.
+    """
+
+    def __init__(
+        self, meter: Meter, journal: Path | None = None, about: Mapping[str, object] | None = None
+    ) -> None:
+        self._meter = meter
+        self._known: dict[Key, Damage] = {}
+        self._held: list[Substitute] = [NOTHING]  # what is kept by id() must stay alive
+        self._journal = journal
+        if journal is not None:
+            self._open(journal, json.dumps({"about": dict(about or {})}, sort_keys=True))
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the model has."""
+        return self._meter.num_layers
+
+    def measure_many(
+        self, cut: Cut, others: Sequence[Cut], progress: Progress = QUIET
+    ) -> list[Damage]:
+        """The damage of a cut, and of several others, measured only where it is not known."""
+        keys = [_key(each) for each in (cut, *others)]
+        missing = {k: c for k, c in zip(keys[1:], others, strict=True) if k not in self._known}
+        missing.pop(keys[0], None)
+        if missing or keys[0] not in self._known:
+            found = self._meter.measure_many(cut, list(missing.values()), progress)
+            for each, damage in zip((cut, *missing.values()), found, strict=True):
+                self._keep(each, damage)
+        return [self._known[key] for key in keys]
+
+    def _keep(self, cut: Cut, damage: Damage) -> None:
+        key = _key(cut)
+        if key in self._known:
+            return
+        self._known[key] = damage
+        self._held.extend(cut.values())
+        if self._journal is None or any(what is not NOTHING for what in cut.values()):
+            return
+        numbers = {f.name: getattr(damage, f.name).tolist() for f in fields(Damage)}
+        with self._journal.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"cut": sorted(cut), "damage": numbers}) + "\n")
+
+    def _open(self, journal: Path, first: str) -> None:
+        lines = journal.read_text(encoding="utf-8").split("\n") if journal.is_file() else []
+        if lines and not lines[0].startswith(_FIRST):
+            raise UsageError(
+                f"{journal} is there and is no journal of a search.",
+                "Move it away, or name another output.",
+            )
+        if not lines or lines[0] != first:
+            journal.parent.mkdir(parents=True, exist_ok=True)
+            journal.write_text(first + "\n", encoding="utf-8")
+            return
+        for line in lines[1:-1]:
+            try:
+                told = json.loads(line)
+            except ValueError:
+                continue
+            damage = Damage(**{k: np.asarray(v, np.float64) for k, v in told["damage"].items()})
+            self._known[_key(dict.fromkeys(map(tuple, told["cut"]), NOTHING))] = damage
+        if lines[-1]:  # The line that a crash cut short must not run into the next.
+            with journal.open("a", encoding="utf-8") as end:
+                end.write("\n")
+
+
+def _key(cut: Cut) -> Key:
+    return frozenset((layer, kind, id(what)) for (layer, kind), what in cut.items())
