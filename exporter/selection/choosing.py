@@ -202,7 +202,7 @@ class _Searcher:
         with _told(f"{self._options.search} search", progress):
             if meter is None or not self._options.by_damage:
                 return iterative(
-                    partial(self._rescored, text=text, progress=progress),
+                    partial(self._rescored, text=text, blocks=group == "block", progress=progress),
                     options,
                     goal=number,
                     num_layers=self._report.model.num_layers,
@@ -245,12 +245,21 @@ class _Searcher:
             )
         return chosen(steps)
 
-    def _rescored(self, cut: Cut, *, text: CalibrationText, progress: Progress) -> list[Score]:
+    def _rescored(
+        self, cut: Cut, *, text: CalibrationText, blocks: bool, progress: Progress
+    ) -> list[Score]:
         from exporter.ablation import substituted
         from exporter.importance import score_on
 
         with substituted(self._loaded.model, cut):
-            report = score_on(self._loaded, text, batch_size=self._batch_size, progress=progress)
+            report = score_on(
+                self._loaded,
+                text,
+                metrics=(self._report.metric,),
+                batch_size=self._batch_size,
+                blocks=blocks,
+                progress=progress,
+            )
         return report.scores
 
     def _meter(self, text: CalibrationText) -> RememberingMeter:

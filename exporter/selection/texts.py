@@ -14,6 +14,7 @@ from exporter.importance.calibration import calibration_text
 from exporter.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 
+_USUAL_LENGTH = 512
 _SEED = re.compile(r"seed (\d+)")
 
 
@@ -27,6 +28,8 @@ def text_of_report(
 ) -> CalibrationText:
     """The samples that a report's scores rest on, or as many of another text.
 
+    Where the scores rest on no text, that is the usual text for this kind of model.
+
     Args:
         loaded: The model.
         ref: What the report says of its text.
@@ -38,18 +41,19 @@ def text_of_report(
         CalibrationError: When the report's text is no longer the same, or too short.
         TextSourceError: When it can't be read.
     """
-    spec = _spec(ref) if calibration is None else calibration
+    known = ref.samples > 0  # A metric that reads no text leaves the choice to the defaults.
+    spec = _spec(ref) if calibration is None and known else calibration
     seed = _SEED.search(ref.source)
     text = calibration_text(
         loaded,
         spec,
-        samples=ref.samples,
-        sequence_length=ref.sequence_length,
+        samples=ref.samples or None,
+        sequence_length=ref.sequence_length or _USUAL_LENGTH,
         seed=int(seed[1]) if seed and ref.source.startswith("self") else 0,
         cache_dir=cache_dir,
         progress=progress,
     )
-    if calibration is None and text.ref.sha256 != ref.sha256:
+    if known and calibration is None and text.ref.sha256 != ref.sha256:
         raise CalibrationError(
             f"{ref.source} is no longer the text that the scores rest on.",
             "Score the model again, or name a text for the search: --calibration.",

@@ -103,6 +103,23 @@ def test_iterative_scores_the_pruned_model(loaded: Any, cache: Path, report: Any
     assert hook_count(loaded.model) == 0
 
 
+@pytest.mark.parametrize("metric", ["kl", "relative-l2", "depth"])
+def test_iterative_takes_the_reports_own_metric(
+    metric: str, loaded: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.importance import score
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    size = {"calibration": "self", "samples": 4, "sequence_length": 16, "cache_dir": cache}
+    report = score(loaded, metrics=(metric,), blocks=True, **size)
+    kinds = ("block",) if metric == "kl" else ("attention",)
+    plan = choose(
+        report, {kinds[0]: 1}, _options("iterative"), load=lambda: loaded, calibration="self"
+    )
+    scores = {s.layer: s.score for s in report.scores if s.kind in kinds}
+    assert _names(plan) == [(min(scores, key=scores.__getitem__), kinds[0])]
+
+
 @pytest.mark.parametrize("search", ["one-shot", *SEARCHES])
 def test_protection_holds(search: str, loaded: Any, cache: Path, report: Any) -> None:
     options = _options(search, protect=("first", "attention:2"))
