@@ -58,6 +58,7 @@ from exporter.artifacts.latency import (
     TimedPhase,
     VerdictWord,
 )
+from exporter.artifacts.rankings import RankAgreement, RankingRef, ScoreComparison
 from exporter.artifacts.regression import (
     Against,
     BaselineSet,
@@ -142,6 +143,8 @@ __all__ = [
     "PruningPlan",
     "Quantity",
     "QuantizationRecord",
+    "RankAgreement",
+    "RankingRef",
     "Record",
     "RefusedEntry",
     "Replacement",
@@ -150,6 +153,7 @@ __all__ = [
     "SampleLosses",
     "Scale",
     "Score",
+    "ScoreComparison",
     "Speedup",
     "Stop",
     "Target",

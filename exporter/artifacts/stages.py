@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.base import Artifact, Record
+from exporter.errors import ArtifactError
 
 DeletionKind = Literal["attention", "mlp", "block", "cross_attention", "mixer"]
 Replacement = Literal["none", "bias", "linear"]
@@ -59,6 +60,29 @@ class ImportanceReport(Artifact):
     calibration: CalibrationRef
     scores: list[Score]
     further: list[MetricScores] = Field(default_factory=list)
+
+    @property
+    def tables(self) -> dict[str, list[Score]]:
+        """All scores by their metric, the report's own first."""
+        return {self.metric: self.scores} | {each.metric: each.scores for each in self.further}
+
+    def of_metric(self, name: str | None) -> ImportanceReport:
+        """The same report with another of its metrics first; None: as it is.
+
+        Raises:
+            ArtifactError: When it has no such metric.
+        """
+        tables = self.tables
+        if name is None or name == self.metric:
+            return self
+        if name not in tables:
+            raise ArtifactError(
+                f"{self.model.source} is not scored by {name} here, only by {', '.join(tables)}.",
+                f"Score it again: depthcut score --metric {name}.",
+            )
+        others = [MetricScores(metric=m, scores=s) for m, s in tables.items() if m != name]
+        chosen = {"metric": name, "scores": tables[name], "further": others}
+        return self.model_copy(update=chosen)
 
 
 class PlannedDeletion(Record):

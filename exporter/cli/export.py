@@ -9,6 +9,7 @@ import click
 
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.engine_options import export_engine_options
+from exporter.cli.metric_options import metric_options
 from exporter.cli.options import (
     ANY_PATH,
     EXISTING_FILE,
@@ -72,6 +73,7 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
 )
 @quantize_options("quantize-")
 @export_engine_options
+@metric_options
 @scoring_options
 @measuring_options
 @timing_options

@@ -111,8 +111,11 @@ def source_options(options: Mapping[str, Any]) -> SourceOptions:
 
 
 def score_options(options: Mapping[str, Any]) -> ScoreOptions:
-    """On which text importance is measured."""
-    names = ("calibration", "samples", "sequence_length", "batch_size", "seed")
+    """By what and on which text importance is measured."""
+    names = (
+        *("metrics", "calibration", "samples", "sequence_length", "batch_size", "seed"),
+        *("kl_positions", "blocks"),
+    )
     return ScoreOptions(**{name: options[name] for name in names})
 
 

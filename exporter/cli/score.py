@@ -8,30 +8,63 @@ from typing import Any
 import click
 
 from exporter.cli.console import ConsoleProgress
+from exporter.cli.metric_options import metric_options
 from exporter.cli.options import (
     ANY_PATH,
+    EXISTING_FILE,
     json_option,
     model_options,
     scoring_options,
     verbosity_options,
 )
+from exporter.cli.sections import SectionedCommand
 
 
-@click.command(short_help="Measure how redundant each attention, MLP and block is.")
-@click.argument("model")
-@click.option("-o", "--output", type=ANY_PATH, default=Path("importance.json"), show_default=True)
+@click.command(
+    cls=SectionedCommand, short_help="Measure how redundant each attention, MLP and block is."
+)
+@click.argument("model", required=False)
+@click.option(
+    "-o", "--output", type=ANY_PATH, help="The file. [importance.json; with --compare: none]"
+)
+@click.option(
+    "--compare", type=EXISTING_FILE, nargs=2, metavar="FILE FILE",
+    help="Score nothing: tell how far the rankings of two importance.json of one model agree.",
+)  # fmt: skip
+@metric_options
 @scoring_options
 @model_options
 @json_option
 @verbosity_options
 @click.pass_obj
 def score(
-    progress: ConsoleProgress, /, model: str, output: Path, *, as_json: bool, **options: Any
+    progress: ConsoleProgress,
+    /,
+    model: str | None,
+    output: Path | None,
+    compare: tuple[Path, Path] | None,
+    *,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Measure how redundant each attention, MLP and block of MODEL is.
 
-    MODEL is a Hugging Face folder, a hub id or a GGUF file. Lower scores are more redundant.
+    MODEL is a Hugging Face folder, a hub id or a GGUF file. Lower scores are more redundant,
+    whatever the metric.
     """
+    from exporter.errors import UsageError
+
+    if (model is None) == (compare is None):
+        raise UsageError("Say what to score: MODEL.", "Or which two files to hold side by side.")
+    if compare is not None:
+        _compare(*compare, output, as_json)
+    elif model is not None:
+        _score(progress, model, output or Path("importance.json"), as_json, options)
+
+
+def _score(
+    progress: ConsoleProgress, model: str, output: Path, as_json: bool, options: dict[str, Any]
+) -> None:
     from exporter.cli.requests import score_options, source_options
     from exporter.cli.results import print_artifact
     from exporter.files import refuse_overwriting
@@ -45,4 +78,21 @@ def score(
     report.write(output)
     lowest = sorted((s for s in report.scores if s.kind != "block"), key=lambda s: s.score)[:5]
     line = "Most redundant: " + ", ".join(f"{s.kind} {s.layer} ({s.score:.4f})" for s in lowest)
-    print_artifact(report, output, as_json, line)
+    by = f" by {report.metric}" if report.further else ""
+    print_artifact(report, output, as_json, line.replace(":", f"{by}:", 1))
+
+
+def _compare(first: Path, second: Path, output: Path | None, as_json: bool) -> None:
+    from exporter.cli.results import print_rows
+    from exporter.files import refuse_overwriting
+    from exporter.importance.comparison import compare_files, comparison_rows
+
+    if output is not None:
+        refuse_overwriting(output, [first, second])
+    comparison = compare_files(first, second)
+    if output is not None:
+        comparison.write(output)
+    if as_json:
+        click.echo(comparison.to_json(), nl=False)
+    else:
+        print_rows(*comparison_rows(comparison))

@@ -1,0 +1,146 @@
+"""How far the rankings of two score files agree: other metrics, other texts, one model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from exporter.artifacts import (
+    DeletionKind,
+    ImportanceReport,
+    RankAgreement,
+    RankingRef,
+    Score,
+    ScoreComparison,
+)
+from exporter.errors import ScoringError
+from exporter.files import sha256_file
+from exporter.importance.metric import UNITS
+
+FIRST = (4, 8, 12, 16)
+"""For how many of the most redundant sublayers the overlap is told."""
+
+Table = dict[int, float]
+
+
+def compare_files(first: Path, second: Path) -> ScoreComparison:
+    """Holds every ranking of two importance.json against every other.
+
+    Args:
+        first: A file.
+        second: Another of the same model; the same file compares its metrics alone.
+
+    Raises:
+        ArtifactError: When a file is not valid.
+        ScoringError: When they score other models, or a score can't be ranked.
+    """
+    reports = {str(path): ImportanceReport.read(path) for path in (first, second)}
+    _check_same_model(reports)
+    return ScoreComparison(
+        model=reports[str(first)].model,
+        texts={name: report.calibration for name, report in reports.items()},
+        agreements=compare_reports(reports),
+        made_from={"first": sha256_file(first), "second": sha256_file(second)},
+    )
+
+
+def compare_reports(reports: Mapping[str, ImportanceReport]) -> list[RankAgreement]:
+    """Every pair of rankings of some reports of one model, kind by kind.
+
+    Args:
+        reports: By what they are called.
+
+    Raises:
+        ScoringError: When a score can't be ranked.
+    """
+    rankings = [
+        (RankingRef(metric=metric, file=name), scores)
+        for name, report in reports.items()
+        for metric, scores in report.tables.items()
+    ]
+    found = []
+    for kind in UNITS:
+        tables = [(ranking, _of_kind(ranking, scores, kind)) for ranking, scores in rankings]
+        scored = [(ranking, table) for ranking, table in tables if table]
+        found += [_agreement(kind, *pair) for pair in itertools.combinations(scored, 2)]
+    return found
+
+
+def comparison_rows(comparison: ScoreComparison) -> tuple[list[str], list[list[str]]]:
+    """A table's header and rows."""
+    counts = sorted({n for found in comparison.agreements for n in found.shared_first})
+    several = len(comparison.texts) > 1
+
+    def called(ranking: RankingRef) -> str:
+        return f"{ranking.metric} ({ranking.file})" if several else ranking.metric
+
+    header = ["kind", "one", "other", "Spearman", "Kendall", *(f"of first {n}" for n in counts)]
+    rows = [
+        [
+            found.kind,
+            called(found.first),
+            called(found.second),
+            _figure(found.spearman),
+            _figure(found.kendall),
+            *(str(found.shared_first.get(n, "-")) for n in counts),
+        ]
+        for found in comparison.agreements
+    ]
+    return header, rows
+
+
+def _check_same_model(reports: Mapping[str, ImportanceReport]) -> None:
+    (one, first), *others = reports.items()
+    for other, second in others:
+        if first.model.sha256 != second.model.sha256:
+            raise ScoringError(
+                f"{one} scores {first.model.source} ({first.model.sha256[:12]}), {other} scores "
+                f"{second.model.source} ({second.model.sha256[:12]}): these are other models.",
+                "Compare scores of the same model; its files must not have changed between.",
+            )
+
+
+def _of_kind(ranking: RankingRef, scores: Sequence[Score], kind: DeletionKind) -> Table:
+    for score in scores:
+        if not math.isfinite(score.score):
+            raise ScoringError(
+                f"{ranking.file}: the {ranking.metric} of {score.kind} {score.layer} is "
+                f"{score.score}; it can't be ranked.",
+                "Score the model again.",
+            )
+    return {score.layer: score.score for score in scores if score.kind == kind}
+
+
+def _agreement(
+    kind: DeletionKind, one: tuple[RankingRef, Table], other: tuple[RankingRef, Table]
+) -> RankAgreement:
+    from scipy.stats import kendalltau, spearmanr
+
+    layers = sorted(one[1].keys() & other[1].keys())
+    left, right = (np.array([table[layer] for layer in layers]) for table in (one[1], other[1]))
+    told = min(np.ptp(left), np.ptp(right)) > 0 if layers else False
+    return RankAgreement(
+        kind=kind,
+        first=one[0],
+        second=other[0],
+        sublayers=len(layers),
+        spearman=float(spearmanr(left, right).statistic) if told else None,
+        kendall=float(kendalltau(left, right).statistic) if told else None,
+        shared_first=dict(_shared(left, right)),
+    )
+
+
+def _shared(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[int, int]]:
+    """How many are among the n lowest of both; ties by layer, as plans have it."""
+    orders = [np.argsort(values, kind="stable").tolist() for values in (left, right)]
+    for n in FIRST:
+        if n < len(left):
+            yield n, len({*orders[0][:n]} & {*orders[1][:n]})
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
