@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -381,7 +382,7 @@ def test_tokens_that_the_model_does_not_know(token: int) -> None:
         score_on(tiny_loaded("llama"), text)
 
 
-def test_a_tokenizer_of_another_model(tmp_path: Any) -> None:
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     from tiny_families import tiny_tokenizer
 
     path = tmp_path / "words.txt"
@@ -435,3 +436,19 @@ def test_gradients_are_off_again_after_taylor() -> None:
     loaded = tiny_loaded("llama")
     score_on(loaded, random_text(), metrics=["taylor"])
     assert not loaded.model(torch.from_numpy(random_text().input_ids)).logits.requires_grad
+
+
+def test_the_command_scores_by_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import exporter.cli as command_line
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model, out = tmp_path / "model", tmp_path / "importance.json"
+    tiny_loaded("llama").model.save_pretrained(model)
+    call = ["score", str(model), "-o", str(out), "--samples", "2", "--sequence-length", "16", "-q"]
+    metrics = ["--metric", "kl", "--metric", "cosine", "--kl-positions", "1", "--blocks"]
+    assert command_line.run([*call, *metrics]) == 0
+    report = ImportanceReport.read(out)
+    assert list(report.tables) == ["kl", "cosine"]
+    assert {found.kind for found in report.scores} == set(KINDS)
+    assert command_line.run([*call, "--metric", "gone"]) == 2
+    assert ImportanceReport.read(out) == report
