@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from exporter.cli.console import ConsoleProgress
+from exporter.cli.metric_options import METRIC_NAMES
 from exporter.cli.options import (
     ANY_PATH,
     EXISTING_FILE,
@@ -27,6 +28,10 @@ from exporter.cli.sections import Count, SectionedCommand
 @click.option("-o", "--output", type=ANY_PATH, default=Path("plan.json"), show_default=True)
 @drop_options
 @search_options
+@scoring(
+    "--metric", type=click.Choice(METRIC_NAMES), metavar="NAME",
+    help="Which of IMPORTANCE's metrics decides. [its first]",
+)  # fmt: skip
 @scoring(
     "--calibration", metavar="SOURCE",
     help="Text to search on, as in depthcut score. [the one that IMPORTANCE rests on]",
@@ -55,7 +60,7 @@ def plan(
     from exporter.selection import choose
 
     refuse_overwriting(output, [importance])
-    report = ImportanceReport.read(importance)
+    report = ImportanceReport.read(importance).of_metric(options["metric"])
 
     def load() -> Any:
         from exporter.model_source import load_model
@@ -77,6 +82,9 @@ def plan(
         importance_sha256=sha256_file(importance),
         progress=progress,
     )
+    if options["metric"]:
+        told = {**result.budget, "metric": report.metric}
+        result = result.model_copy(update={"budget": told})
     result.write(output)
     if search.by_damage:
         journal.unlink(missing_ok=True)

@@ -182,3 +182,21 @@ def test_the_options_name_every_metric() -> None:
     from exporter.importance import METRICS
 
     assert tuple(METRICS) == METRIC_NAMES
+
+
+def test_a_plan_by_another_metric(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+    out = tmp_path / "plan.json"
+
+    def planned(*more: str) -> tuple[list[int], object]:
+        call = ["plan", str(path), "-o", str(out), "--drop-attn", "2", "-q", *more]
+        assert command_line.run(call) == 0
+        plan = json.loads(out.read_text())
+        return [one["layer"] for one in plan["deletions"]], plan["budget"].get("metric")
+
+    assert planned() == ([2, 1], None)
+    assert planned("--metric", "kl") == ([1, 2], "kl")
+    before = out.read_text()
+    assert command_line.run(["plan", str(path), "-o", str(out), "--metric", "depth",
+                             "--drop-attn", "2"]) == 1  # fmt: skip
+    assert out.read_text() == before
