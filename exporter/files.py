@@ -118,11 +118,16 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
+        make_readable(part)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def make_readable(path: Path) -> None:
+    """Gives a file that only its owner may read the rights that any new file has."""
+    path.chmod(0o666 & ~_umask())
 
 
 @contextlib.contextmanager

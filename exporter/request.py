@@ -11,6 +11,7 @@ from exporter.engine.flavours import Backend
 from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
 from exporter.forms.portable import ExporterName
+from exporter.healing.options import HealOptions
 from exporter.quantization.settings import QuantizeSettings
 from exporter.selection import SearchOptions
 
@@ -103,6 +104,8 @@ class ExportRequest:
         cache_length: For the TensorRT targets: positions of caches that are updated in place; 0
             lets them grow, None takes the usual number.
         engines: Engines to build of both, and to compare; None for none.
+        heal: How what takes the dropped sublayers' places is fitted; None for nothing in their
+            places, or for what the plan brings.
         force: Redo what is already there.
     """
 
@@ -119,6 +122,7 @@ class ExportRequest:
     compare: CompareOptions = field(default_factory=CompareOptions)
     quantize: QuantizeSettings | None = None
     engines: EngineRequest | None = None
+    heal: HealOptions | None = None
     force: bool = False
 
     def __post_init__(self) -> None:

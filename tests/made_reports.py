@@ -10,6 +10,7 @@ import numpy as np
 
 from exporter.artifacts import (
     Accuracy,
+    AnswerDamage,
     Arm,
     Arms,
     CalibrationRef,
@@ -20,6 +21,9 @@ from exporter.artifacts import (
     Environment,
     FormRecord,
     GenerationAgreement,
+    HealedBranch,
+    HealedText,
+    Healing,
     ImportanceReport,
     Interval,
     LatencyRow,
@@ -185,6 +189,37 @@ def full_report(
         latency=latency,
         accuracy=_accuracy(random, text),
         corners=_corners(latency),
+        healing=_healing(text),
+    )  # fmt: skip
+
+
+def _healing(text: str) -> Healing:
+    ref = CalibrationRef(
+        source=f"{text} (fitted)", samples=20, sequence_length=512, tokens=10240, sha256="d" * 64
+    )
+    damages = [
+        AnswerDamage(
+            perplexity=30 * np.exp(increase), log_perplexity_increase=increase,
+            log_perplexity_increase_std_error=0.02, kl=increase, kl_std_error=0.01,
+            top1_agreement=0.7,
+        )
+        for increase in (0.6, 0.2)
+    ]  # fmt: skip
+    roles: tuple[Any, ...] = ("calibration", "other")
+    texts = [
+        HealedText(
+            role=role, text=ref, baseline_perplexity=30.0, dropped=damages[0], healed=damages[1],
+            gain=0.4, gain_std_error=0.02,
+        )
+        for role in roles
+    ]  # fmt: skip
+    branch = HealedBranch(
+        layer=20, kind="attention", replacement="linear", parameters=332_352, ridge=0.1,
+        bias_explained=0.3, linear_explained=0.8,
+    )  # fmt: skip
+    return Healing(
+        asked="best", rank=None, sequential=True, calibration=[ref], branches=[branch],
+        parameters=332_352, texts=texts, warnings=[f"The domains disagree: {text}."],
     )  # fmt: skip
 
 

@@ -43,6 +43,14 @@ from exporter.artifacts.forms import (
     QuantizationRecord,
     Target,
 )
+from exporter.artifacts.healing import (
+    AnswerDamage,
+    HealedBranch,
+    HealedText,
+    Healing,
+    HealingReport,
+    HealKind,
+)
 from exporter.artifacts.latency import (
     FEWEST_ROUNDS,
     Environment,
@@ -101,6 +109,7 @@ __all__ = [
     "_TOLD_VERSIONS",
     "Accuracy",
     "Against",
+    "AnswerDamage",
     "Arm",
     "Arms",
     "Artifact",
@@ -122,6 +131,11 @@ __all__ = [
     "FormRecord",
     "GenerationAgreement",
     "GraphSizeEntry",
+    "HealKind",
+    "HealedBranch",
+    "HealedText",
+    "Healing",
+    "HealingReport",
     "HistoryEntry",
     "HistoryRow",
     "ImportanceReport",

@@ -9,6 +9,7 @@ from pydantic import Field
 from exporter.artifacts.accuracy import Accuracy
 from exporter.artifacts.base import Artifact, Record
 from exporter.artifacts.forms import Corner, FormRecord, QuantizationRecord
+from exporter.artifacts.healing import Healing
 from exporter.artifacts.latency import Environment, LatencyRow, Phase
 from exporter.artifacts.stages import CalibrationRef, PlannedDeletion
 
@@ -93,7 +94,8 @@ class ComparisonReport(Artifact):
     """report.json.
 
     ``corners`` are empty, or the four of whole and cut, float and quantised; the quantised ones are
-    then the baseline and the candidate.
+    then the baseline and the candidate. ``healing`` is how the plan was healed on the way, if at
+    all, with what that gained before anything was exported.
     """
 
     kind: Literal["comparison_report"] = "comparison_report"
@@ -105,3 +107,4 @@ class ComparisonReport(Artifact):
     latency: list[LatencyRow]
     accuracy: Accuracy | None
     corners: list[Corner] = Field(default_factory=list)
+    healing: Healing | None = None

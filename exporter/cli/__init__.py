@@ -23,6 +23,7 @@ from exporter.cli.doctor import doctor
 from exporter.cli.evaluate import evaluate
 from exporter.cli.export import export
 from exporter.cli.generate import generate
+from exporter.cli.heal import heal
 from exporter.cli.inspect import inspect
 from exporter.cli.lm_eval import lm_eval
 from exporter.cli.options import show_version
@@ -57,7 +58,7 @@ def cli() -> None:
 cli.add_sections(
     {
         "The whole road": [export],
-        "Its stages": [score, plan, prune, quantize, build, compare, report, check],
+        "Its stages": [score, plan, heal, prune, quantize, build, compare, report, check],
         "Tools": [inspect, check_engine, refit, generate, evaluate, lm_eval, package, doctor],
     }
 )

@@ -9,6 +9,7 @@ import click
 
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.engine_options import export_engine_options
+from exporter.cli.heal_options import KINDS, heal_options, healing
 from exporter.cli.metric_options import metric_options
 from exporter.cli.options import (
     ANY_PATH,
@@ -64,6 +65,16 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
     help="Of both models, and so of engines built from them. ONNX Runtime's CPU runs bfloat16 in "
     "float32; the report says so.",
 )  # fmt: skip
+@healing(
+    "--heal", type=KINDS,
+    help="Fit what takes the dropped branches' places, without training: the mean of their output, "
+    "a linear map, or for each what helps most.",
+)  # fmt: skip
+@healing(
+    "--heal-calibration", metavar="SOURCE", multiple=True,
+    help="Text to fit on, as --calibration takes it; several make a mixture. [--calibration]",
+)  # fmt: skip
+@heal_options("heal-")
 @click.option("--force", is_flag=True, help="Redo stages whose results are still valid.")
 @quantization(
     "--quantize",
@@ -96,8 +107,8 @@ def export(
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. The output folder then holds
     importance.json, plan.json, baseline/, candidate/, prune.json, report.json, report.md and
-    report.html; with --quantize also baseline-quantized/ and candidate-quantized/, with --engine
-    engines/baseline/ and engines/candidate/.
+    report.html; with --heal also healing/, with --quantize baseline-quantized/ and
+    candidate-quantized/, with --engine engines/baseline/ and engines/candidate/.
     What is still valid from an earlier run is reused.
     """
     from exporter.cli.requests import export_request

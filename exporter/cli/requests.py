@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from exporter.cli.engine_options import capabilities
+from exporter.cli.heal_options import heal_request
 from exporter.cli.options import AUTO
 from exporter.cli.quantize_options import QUANTIZE_OPTIONS, quantize_settings
 from exporter.cli.search_options import search_request
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
+from exporter.healing.options import HealOptions
 from exporter.quantization.settings import QuantizeSettings
 from exporter.request import (
     DropRequest,
@@ -41,8 +43,22 @@ def export_request(
         compare=compare_options(options),
         quantize=quantize_request(model, options),
         engines=engine_request(options),
+        heal=_healing(options),
         force=force,
     )
+
+
+def _healing(options: Mapping[str, Any]) -> HealOptions | None:
+    """How the plan is healed on the way, by default on the text that importance is measured on.
+
+    Raises:
+        UsageError: Something is said of a healing that nobody asked for.
+    """
+    own, scored = options["heal_calibration"], options["calibration"]
+    if own and options["heal"] is None:
+        raise UsageError("--heal-calibration is for healing.", "Say what to put in with --heal.")
+    texts = own or (() if scored is None else (scored,))
+    return heal_request(options["heal"], options, calibration=texts, prefix="heal_")
 
 
 def quantize_request(model: str, options: Mapping[str, Any]) -> QuantizeSettings | None:

@@ -11,7 +11,7 @@ from exporter.architectures import Kind
 from exporter.artifacts import PlannedDeletion, PruningPlan, Replacement, ReplacementsRef
 from exporter.disk import telling_full_disk
 from exporter.errors import HealingError
-from exporter.files import sha256_file
+from exporter.files import make_readable, sha256_file
 from graph_passes.files.placing import place, staging
 from graph_passes.replacements import FACTORS
 
@@ -118,6 +118,7 @@ def _write(path: Path, substitutes: Mapping[tuple[int, Kind], Substitute]) -> Re
                 f"The fitted {key} holds NaN or infinity.", "Heal with another --calibration."
             )
     save_file(tensors, path)
+    make_readable(path)
     return ReplacementsRef(path=path.name, sha256=sha256_file(path))
 
 

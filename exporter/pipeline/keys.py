@@ -11,7 +11,7 @@ from typing import Any
 from exporter.artifacts import PruningPlan
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
-from exporter.pipeline.run import ENGINES, QUANTIZE, Run
+from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
 from exporter.report.files import REPORTS
 
 Key = dict[str, Any]
@@ -65,6 +65,7 @@ def prune_key(run: Run) -> Key:
     return {
         "baseline": run.ledger.files_hash("export"),
         "plan": run.ledger.files_hash("plan"),
+        "healed": None if run.request.heal is None else run.ledger.files_hash(HEALING),
         "versions": run.versions,
     }
 
@@ -77,6 +78,7 @@ def measure_key(run: Run) -> Key:
         "writes": REPORTS,
         "candidate": run.ledger.files_hash("prune"),
         "baseline": run.ledger.files_hash("export"),
+        "healed": None if run.request.heal is None else run.ledger.files_hash(HEALING),
         "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
         "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
         "options": vars(run.request.compare),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck
+from exporter.pipeline.healing import healing_report
 from exporter.pipeline.run import ENGINES, QUANTIZED, Run
 
 
@@ -35,10 +36,16 @@ def measure(run: Run) -> tuple[list[Path], None]:
         resume=run.request.out,
         progress=run.progress,
     )
-    report = _published(run, report)
+    report = _published(run, _with_healing(run, report))
     paths = write_reports(report, run.ledger.work, importance)
     forget(run.request.out)
     return paths, None
+
+
+def _with_healing(run: Run, report: ComparisonReport) -> ComparisonReport:
+    """The report with what the healing stage found."""
+    found = healing_report(run)
+    return report if found is None else report.model_copy(update={"healing": found.healing})
 
 
 def _published(run: Run, report: ComparisonReport) -> ComparisonReport:

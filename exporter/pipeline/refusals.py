@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exporter.artifacts import PruningPlan
 from exporter.errors import ComparisonError, PlanError, UsageError
+from exporter.healing.options import HealOptions
 from exporter.ledger import FOLDER
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
 from exporter.quantization.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
@@ -48,6 +49,8 @@ def refuse_bad_options(request: ExportRequest) -> None:
     if request.engines is not None:
         _refuse_engines(request.engines)
     evaluation_text(request.compare, None)
+    if request.heal is not None:
+        _refuse_healing(request, request.heal)
     if request.quantize is not None:
         _refuse_quantization(request, request.quantize)
     refuse_missing_tasks(request.compare.quality)
@@ -80,6 +83,20 @@ def _refuse_engines(wanted: EngineRequest) -> None:
     refuse_unbuildable(wanted.backend, wanted.settings)
     module = load(FLAVOURS[wanted.backend])
     refuse_unknown_targets(module, wanted.settings.compute_capabilities)
+
+
+def _refuse_healing(request: ExportRequest, wanted: HealOptions) -> None:
+    """Refuses to judge the candidate on a text that it is fitted to."""
+    from exporter.compare import evaluation_text
+    from exporter.texts import read_texts
+
+    judged = evaluation_text(request.compare, None).sha256
+    for spec in wanted.calibration:
+        if spec != "self" and read_texts(spec, part="calibration").sha256 == judged:
+            raise ComparisonError(
+                f"The evaluation text {spec} is what the replacements would be fitted to.",
+                "Name another text with --eval-text.",
+            )
 
 
 def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> None:

@@ -12,6 +12,7 @@ from exporter.forms.targets import TARGETS
 from exporter.ledger import locked
 from exporter.pipeline import keys, stages
 from exporter.pipeline.engines import build, engines_key
+from exporter.pipeline.healing import heal, heal_key
 from exporter.pipeline.measuring import measure
 from exporter.pipeline.quantizing import quantize, quantize_key, with_method
 from exporter.pipeline.refusals import (
@@ -19,7 +20,7 @@ from exporter.pipeline.refusals import (
     refuse_calibration_text,
     refuse_foreign_results,
 )
-from exporter.pipeline.run import ENGINES, QUANTIZE, QUANTIZED, Run
+from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
 from exporter.progress import QUIET, Progress
 from exporter.request import ExportRequest
 
@@ -30,8 +31,8 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     """Walks the whole road and returns the comparison.
 
     Afterwards ``request.out`` holds importance.json, plan.json, baseline/, candidate/, prune.json,
-    report.json, report.md and report.html, and where they were asked for baseline-quantized/,
-    candidate-quantized/ and engines/, all of this run.
+    report.json, report.md and report.html, and where they were asked for healing/,
+    baseline-quantized/, candidate-quantized/ and engines/, all of this run.
     When it fails or is cut short, the folder holds what it held before, and the next run finds the
     stages that were finished.
 
@@ -51,6 +52,7 @@ def _walk(run: Run) -> ComparisonReport:
     _stage(run, "score", keys.score_key(run), stages.score_sublayers)
     refuse_calibration_text(run)
     _stage(run, "plan", keys.plan_key(run), stages.plan)
+    _heal(run)
     _stage(run, "export", keys.export_key(run), stages.export)
     _stage(run, "prune", keys.prune_key(run), stages.prune)
     run.free_model()
@@ -59,6 +61,14 @@ def _walk(run: Run) -> ComparisonReport:
     _stage(run, "measure", keys.measure_key(run), measure)
     run.ledger.publish()
     return ComparisonReport.read(run.request.out / "report.json")
+
+
+def _heal(run: Run) -> None:
+    wanted = run.request.heal
+    if wanted is not None:
+        _stage(run, HEALING, heal_key(run, wanted), partial(heal, wanted=wanted))
+    elif run.ledger.has(HEALING):
+        run.ledger.forget(HEALING, HEALING)
 
 
 def _quantize(run: Run) -> None:

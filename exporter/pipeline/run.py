@@ -24,6 +24,7 @@ QUANTIZED = {"baseline": "baseline-quantized", "candidate": "candidate-quantized
 """The folders of their quantised forms."""
 HEALING = "healing"
 """The stage that heals the plan, and its folder, with the healed plan and its numbers in it."""
+HEALED_PLAN = "plan.json"
 ENGINES = "engines"
 """The stage that builds engines, and its folder, with ``baseline`` and ``candidate`` in it."""
 
@@ -70,7 +71,9 @@ class Run:
         return ImportanceReport.read(self.ledger.path("importance.json"))
 
     def plan_path(self) -> Path:
-        """The plan that is carried out."""
+        """The plan that is carried out: the healed one, where it was healed in this run."""
+        if self.request.heal is not None:
+            return self.ledger.path(HEALING) / HEALED_PLAN
         return self.ledger.path("plan.json")
 
     def deletions(self) -> list[PlannedDeletion]:

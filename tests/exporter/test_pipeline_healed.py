@@ -111,3 +111,57 @@ def test_numbers_that_are_not_the_plans_are_refused_at_once(
         _walk(request)
     assert not (tmp_path / "out").exists()
     assert json.loads(plan.read_text())["replacements"]["path"] == "healed.safetensors"
+
+
+def test_export_heals_on_the_road_and_tells_what_it_gained(
+    walked: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    from exporter.artifacts import HealingReport
+    from exporter.files import sha256_file
+    from exporter.healing import HealOptions
+
+    out = Path(shutil.copytree(walked[0], tmp_path / "out"))
+    bare = tmp_path / "bare.json"
+    PruningPlan(deletions=PLAN[2:]).write(bare)
+    heal = HealOptions(kind="linear", rank=RANK, samples=4, sequence_length=16)
+    request = _request(checkpoint, out, drops=DropRequest(plan=bare), heal=heal)
+    report, _ = _walk(request)
+    healing = out / "healing"
+    assert {path.name for path in healing.iterdir()} == {
+        "plan.json", "plan.safetensors", "heal.json",
+    }  # fmt: skip
+    assert (out / "plan.json").read_bytes() == bare.read_bytes()
+    pruned = PruneReport.read(out / "prune.json")
+    assert pruned.made_from["plan"] == sha256_file(healing / "plan.json")
+    assert pruned.made_from["replacements"] == sha256_file(healing / "plan.safetensors")
+    assert report.healing == HealingReport.read(healing / "heal.json").healing
+    assert report.healing is not None
+    assert [text.role for text in report.healing.texts] == ["calibration", "other"]
+    for name in ("report.md", "report.html"):
+        text = (out / name).read_text()
+        assert "held out of what was fitted on" in text
+        assert "another domain" in text
+        assert all(warning[:30] in text for warning in report.healing.warnings)
+    _, heard = _walk(request)
+    assert heard.reused == ["score", "plan", "healing", "export", "prune", "measure"]
+    report, heard = _walk(_request(checkpoint, out, drops=DropRequest(plan=bare)))
+    assert heard.reused == ["score", "plan", "export"]
+    assert report.healing is None
+    assert not healing.exists()
+
+
+def test_what_is_fitted_on_is_not_judged_on(checkpoint: Path, tmp_path: Path) -> None:
+    from exporter.compare import CompareOptions
+    from exporter.errors import ComparisonError
+    from exporter.healing import HealOptions
+
+    text = tmp_path / "text.txt"
+    text.write_text("the list of value " * 200)
+    request = _request(
+        checkpoint,
+        tmp_path / "out",
+        heal=HealOptions(calibration=(str(text),)),
+        compare=CompareOptions(eval_text=str(text)),
+    )
+    with pytest.raises(ComparisonError, match="is what the replacements would be fitted to"):
+        _walk(request)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from exporter.artifacts import ComparisonReport, ImportanceReport
 from exporter.report.parts.accuracy import accuracy_part, positions_part
 from exporter.report.parts.corners import corners_part
+from exporter.report.parts.healing import healing_part
 from exporter.report.parts.latency import latency_part
 from exporter.report.parts.machine import engines_part, environment_part, reproduce_part
 from exporter.report.parts.model import (
@@ -42,6 +43,7 @@ def all_parts(report: ComparisonReport, importance: ImportanceReport | None = No
         size_part(report),
         forms_part(report),
         dropped_part(report),
+        healing_part(report),
         None if importance is None else importance_part(importance, report.plan),
         engines_part(report),
         parity_part(report),

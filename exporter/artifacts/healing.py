@@ -1,0 +1,88 @@
+"""healed.report.json: what replacements were fitted, and what they cost and gained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.stages import CalibrationRef, DeletionKind, ModelRef, Replacement
+
+HealKind = Literal["bias", "linear", "best"]
+
+
+class AnswerDamage(Record):
+    """What a cut does to a model's answers on one text; standard errors are over samples.
+
+    ``log_perplexity_increase`` is the log of the perplexity over the whole model's, in nats;
+    ``kl`` the mean KL divergence from the whole model's next-token distribution, in nats.
+    """
+
+    perplexity: float
+    log_perplexity_increase: float
+    log_perplexity_increase_std_error: float | None
+    kl: float
+    kl_std_error: float | None
+    top1_agreement: float
+
+
+class HealedText(Record):
+    """The damage on one text, without replacements and with them.
+
+    ``role`` is ``calibration`` for samples of the texts that were fitted on, but none of those
+    samples; ``other`` for another domain. ``gain`` is the log-perplexity that the replacements take
+    back, in nats, paired by sample.
+    """
+
+    role: Literal["calibration", "other"]
+    text: CalibrationRef
+    baseline_perplexity: float
+    dropped: AnswerDamage
+    healed: AnswerDamage
+    gain: float
+    gain_std_error: float | None
+
+    @property
+    def gained_share(self) -> float | None:
+        """Share of the log-perplexity increase taken back; None where dropping cost nothing."""
+        cost = self.dropped.log_perplexity_increase
+        return self.gain / cost if cost > 0 else None
+
+
+class HealedBranch(Record):
+    """What took one branch's place.
+
+    ``parameters`` are the replacement's numbers. The explained shares are of the branch's output
+    over held-out tokens: by its mean alone, and by the linear map; 1 at best, negative where it
+    does harm. They and the ridge are None where the fits were made one on the other.
+    """
+
+    layer: int
+    kind: DeletionKind
+    replacement: Replacement
+    parameters: int
+    ridge: float | None = None
+    bias_explained: float | None = None
+    linear_explained: float | None = None
+
+
+class Healing(Record):
+    """How a plan was healed, and how that turned out."""
+
+    asked: HealKind
+    rank: int | None
+    sequential: bool
+    calibration: list[CalibrationRef]
+    branches: list[HealedBranch]
+    parameters: int
+    texts: list[HealedText] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+
+
+class HealingReport(Artifact):
+    """The file that `depthcut heal` writes beside the healed plan."""
+
+    kind: Literal["healing_report"] = "healing_report"
+    model: ModelRef
+    healing: Healing

@@ -1,0 +1,114 @@
+"""`depthcut heal`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.heal_options import KINDS, heal_options
+from exporter.cli.options import (
+    ANY_PATH,
+    EXISTING_FILE,
+    json_option,
+    loading,
+    model_options,
+    scoring,
+    verbosity_options,
+)
+from exporter.cli.sections import Count, SectionedCommand
+
+
+@click.command(
+    cls=SectionedCommand, short_help="Fit what takes the dropped branches' places; no training."
+)
+@click.argument("model")
+@click.argument("plan", type=EXISTING_FILE)
+@click.option("-o", "--output", type=ANY_PATH, default=Path("healed.json"), show_default=True)
+@click.option(
+    "--kind", type=KINDS, default="linear", show_default=True,
+    help="What is fitted: the mean of a branch's output, a linear map of what it reads, or for "
+    "each branch what helps most.",
+)  # fmt: skip
+@heal_options()
+@scoring(
+    "--calibration", metavar="SOURCE", multiple=True,
+    help="Text to fit on: a text or JSONL file, hf:DATASET, pydoc, or self (text that the model "
+    "samples; the default for decoders). Several make a mixture.",
+)  # fmt: skip
+@scoring(
+    "--samples", type=Count(),
+    help="Samples to fit on, of each text; a quarter as many more are held out. [about 10,000 "
+    "tokens]",
+)  # fmt: skip
+@scoring(
+    "--sequence-length", type=Count(2), default=512, show_default=True, help="Tokens in a sample."
+)
+@scoring(
+    "--batch-size", type=Count(), default=4, show_default=True,
+    help="Samples in one forward pass.",
+)  # fmt: skip
+@scoring("--seed", type=int, metavar="N", default=0, show_default=True, help="For sampled text.")
+@loading(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32",
+    show_default=True, help="Of the model while it is fitted to.",
+)  # fmt: skip
+@model_options
+@json_option
+@verbosity_options
+@click.pass_obj
+def heal(
+    progress: ConsoleProgress,
+    /,
+    model: str,
+    plan: Path,
+    output: Path,
+    *,
+    kind: str,
+    calibration: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Fit what takes the places of what PLAN drops from MODEL, and measure what that gains.
+
+    MODEL is a Hugging Face folder, a hub id or a GGUF file. Beside the healed plan its numbers and
+    a report are written: healed.json, healed.safetensors and healed.report.json. The gain is told
+    on held-out text of the calibration's domain and on text of another.
+    """
+    from exporter.artifacts import HealingReport
+    from exporter.cli.heal_options import heal_request
+    from exporter.cli.requests import source_options
+    from exporter.cli.results import print_artifact, print_rows
+    from exporter.files import refuse_overwriting, sha256_file
+    from exporter.healing import heal as heal_plan
+    from exporter.healing import write_healed_plan
+    from exporter.model_source import load_model
+    from exporter.planning import read_plan
+    from exporter.report.parts.healing import HEADER, healing_rows, healing_words
+
+    request = heal_request(kind, options, calibration=calibration)
+    assert request is not None
+    report_path = output.with_name(f"{output.stem}.report.json")
+    given = read_plan(plan)
+    texts = filter(None, (*calibration, options["check_text"]))
+    inputs = [Path(model), plan, *map(Path, texts)]
+    if given.replacements is not None:
+        inputs.append(plan.parent / given.replacements.path)
+    for written in (output, output.with_suffix(".safetensors"), report_path):
+        refuse_overwriting(written, inputs)
+    with progress.task(f"load {model}"):
+        loaded = load_model(model, **vars(source_options(options)))
+    healed = heal_plan(
+        loaded, given, request, made_from={"plan": sha256_file(plan)}, progress=progress
+    )
+    report: HealingReport = healed.report
+    write_healed_plan(
+        output, healed.plan, healed.substitutes, beside={report_path: report.to_json()}
+    )
+    if not as_json and report.healing.texts:
+        print_rows(HEADER, healing_rows(report.healing))
+    for warning in () if as_json else report.healing.warnings:
+        click.echo(f"Warning: {warning}")
+    print_artifact(report, output, as_json, healing_words(report.healing).capitalize())

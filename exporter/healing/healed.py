@@ -1,0 +1,238 @@
+"""From a plan to a healed one: fits, choices, and what they gained in two domains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.ablation import NOTHING, DamageMeter, Substitute
+from exporter.architectures import named_sublayers
+from exporter.artifacts import (
+    HealedBranch,
+    HealedText,
+    Healing,
+    HealingReport,
+    PruningPlan,
+)
+from exporter.healing.choosing import by_damage, by_explained
+from exporter.healing.domains import measured_text, warnings_of
+from exporter.healing.fit import Fit, Name, fit_branches
+from exporter.healing.options import HealOptions
+from exporter.healing.plan_file import healed_deletions, kind_of
+from exporter.healing.sequential import fit_sequential
+from exporter.healing.texts import HealingTexts, healing_texts, parted
+from exporter.importance.calibration import CalibrationText
+from exporter.model_source import LoadedModel
+from exporter.planning import validate_plan
+from exporter.progress import QUIET, Progress
+
+
+@dataclass(frozen=True)
+class Healed:
+    """A healed plan, not yet written.
+
+    Attributes:
+        plan: The plan, each deletion with what takes its place; it names no file yet.
+        substitutes: What that is, by layer and kind.
+        report: What was done, and what it cost and gained.
+    """
+
+    plan: PruningPlan
+    substitutes: dict[Name, Substitute]
+    report: HealingReport
+
+
+def heal(
+    loaded: LoadedModel,
+    plan: PruningPlan,
+    options: HealOptions | None = None,
+    *,
+    made_from: Mapping[str, str] | None = None,
+    progress: Progress = QUIET,
+) -> Healed:
+    """Fits what takes the place of everything that a plan drops, and measures what that gains.
+
+    Nothing is trained: each replacement is the mean of the branch's output, or the ridge map from
+    what it reads to it. What an earlier healing put into the plan is replaced.
+
+    Args:
+        loaded: The model.
+        plan: What is dropped.
+        options: How, and on which texts.
+        made_from: Role to SHA-256 of further files, for the report and the plan.
+        progress: Told what goes on.
+
+    Raises:
+        PlanError: The plan is not for this model.
+        CalibrationError: A text is too short.
+        TextSourceError: A text can't be read.
+        HealingError: Activations are not finite, or too few.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+    options = options or HealOptions()
+    validate_plan(plan, loaded.ref.num_layers, model=loaded.ref.source)
+    names = named_sublayers(plan.deletions, loaded.ref.num_layers)
+    texts = healing_texts(loaded, options, progress)
+    judged = texts.held_out
+    if options.kind == "best":
+        chooser, judged = parted(texts.held_out)
+        fits, found = _best(loaded, texts, chooser, names, options, progress)
+    else:
+        fits, found = _alike(loaded, texts, names, options, progress)
+    measured = _measured(loaded, judged, texts.other, found, options, progress)
+    warnings = warnings_of(measured)
+    for warning in warnings:
+        progress.say(f"heal: warning: {warning}")
+    branches = [_branch(name, found[name], fits.get(name)) for name in names]
+    healing = Healing(
+        asked=options.kind,
+        rank=options.rank,
+        sequential=options.sequential,
+        calibration=list(texts.sources),
+        branches=branches,
+        parameters=sum(branch.parameters for branch in branches),
+        texts=measured,
+        warnings=warnings,
+    )
+    parents = {**(made_from or {}), "model": loaded.ref.sha256}
+    parents |= {f"calibration_{i}": ref.sha256 for i, ref in enumerate(texts.sources)}
+    report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
+    healed = PruningPlan(
+        deletions=healed_deletions(plan.deletions, found),
+        budget=plan.budget,
+        importance_sha256=plan.importance_sha256,
+        predicted=_predicted(measured),
+        made_from={**plan.made_from, **parents},
+    )
+    return Healed(healed, found, report)
+
+
+def _best(
+    loaded: LoadedModel,
+    texts: HealingTexts,
+    chooser: CalibrationText,
+    names: list[Name],
+    options: HealOptions,
+    progress: Progress,
+) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
+    fits = _fits(loaded, texts, names, options, progress)
+    if _answers(loaded.model):
+        meter = DamageMeter(
+            loaded.model, chooser.input_ids, chooser.mask, batch_size=options.batch_size
+        )
+        found = by_damage(meter, fits, progress)
+    else:
+        found = by_explained(fits)
+    if options.sequential:
+        found = _in_turn(
+            loaded, texts, {n: kind_of(s) for n, s in found.items()}, options, progress
+        )
+    return fits, found
+
+
+def _alike(
+    loaded: LoadedModel,
+    texts: HealingTexts,
+    names: list[Name],
+    options: HealOptions,
+    progress: Progress,
+) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
+    """The same kind everywhere."""
+    if options.sequential:
+        return {}, _in_turn(loaded, texts, dict.fromkeys(names, options.kind), options, progress)
+    fits = _fits(loaded, texts, names, options, progress)
+    chosen = {
+        name: fit.bias if options.kind == "bias" else fit.linear for name, fit in fits.items()
+    }
+    return fits, chosen
+
+
+def _fits(
+    loaded: LoadedModel,
+    texts: HealingTexts,
+    names: list[Name],
+    options: HealOptions,
+    progress: Progress,
+) -> dict[Name, Fit]:
+    return fit_branches(
+        loaded,
+        texts.fitting,
+        names,
+        rank=options.rank,
+        ridge=options.ridge,
+        batch_size=options.batch_size,
+        progress=progress,
+    )
+
+
+def _in_turn(
+    loaded: LoadedModel,
+    texts: HealingTexts,
+    choices: Mapping[Name, Any],
+    options: HealOptions,
+    progress: Progress,
+) -> dict[Name, Substitute]:
+    return fit_sequential(
+        loaded,
+        texts.fitting,
+        choices,
+        rank=options.rank,
+        ridge=options.ridge,
+        batch_size=options.batch_size,
+        progress=progress,
+    )
+
+
+def _measured(
+    loaded: LoadedModel,
+    held_out: CalibrationText,
+    other: CalibrationText | None,
+    found: dict[Name, Substitute],
+    options: HealOptions,
+    progress: Progress,
+) -> list[HealedText]:
+    """The damage in both domains; none for a model that predicts no next token."""
+    if not _answers(loaded.model):
+        progress.say("heal: this model predicts no next token, so the gain is not measured here")
+        return []
+    dropped = dict.fromkeys(found, NOTHING)
+    texts = [measured_text(
+        loaded.model, "calibration", held_out, dropped, found,
+        batch_size=options.batch_size, progress=progress,
+    )]  # fmt: skip
+    if other is not None:
+        texts.append(measured_text(
+            loaded.model, "other", other, dropped, found,
+            batch_size=options.batch_size, progress=progress,
+        ))  # fmt: skip
+    return texts
+
+
+def _answers(model: Any) -> bool:
+    return bool(model.can_generate()) and model.get_output_embeddings() is not None
+
+
+def _predicted(texts: list[HealedText]) -> dict[str, float]:
+    """What the plan says of itself: the healed model in the calibration's domain."""
+    own = next((text for text in texts if text.role == "calibration"), None)
+    if own is None:
+        return {}
+    return {
+        "kl": own.healed.kl,
+        "log_perplexity_increase": own.healed.log_perplexity_increase,
+        "top1_agreement": own.healed.top1_agreement,
+    }
+
+
+def _branch(name: Name, substitute: Substitute, fit: Fit | None) -> HealedBranch:
+    tensors = [*substitute.maps, *([] if substitute.bias is None else [substitute.bias])]
+    return HealedBranch(
+        layer=name[0],
+        kind=name[1],
+        replacement=kind_of(substitute),
+        parameters=sum(tensor.numel() for tensor in tensors),
+        ridge=None if fit is None else fit.ridge,
+        bias_explained=None if fit is None else fit.bias_explained,
+        linear_explained=None if fit is None else fit.linear_explained,
+    )

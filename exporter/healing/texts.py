@@ -1,0 +1,157 @@
+"""The texts of a healing: what is fitted on, what is held out, and another domain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from exporter.artifacts import CalibrationRef
+from exporter.errors import HealingError
+from exporter.healing.options import HealOptions
+from exporter.importance.calibration import (
+    DEFAULT_TOKENS,
+    CalibrationText,
+    calibration_text,
+    default_calibration,
+)
+from exporter.model_source import LoadedModel
+from exporter.progress import QUIET, Progress
+
+_FEWEST_HELD_OUT = 4
+_PYDOC, _SELF = "pydoc", "self"
+
+
+@dataclass(frozen=True)
+class HealingTexts:
+    """Samples by what they are for; no sample serves two ends.
+
+    Attributes:
+        fitting: What is fitted on.
+        sources: The texts that it was made of, with the samples that were taken of each.
+        held_out: Further samples of the same texts.
+        other: Samples of another domain; None where there is none.
+    """
+
+    fitting: CalibrationText
+    sources: tuple[CalibrationRef, ...]
+    held_out: CalibrationText
+    other: CalibrationText | None
+
+
+def healing_texts(
+    loaded: LoadedModel, options: HealOptions, progress: Progress = QUIET
+) -> HealingTexts:
+    """Reads or samples all that a healing needs.
+
+    Raises:
+        CalibrationError: A text is too short, or the model can't be given it.
+        HealingError: A text gives one sample only, or is the other domain too.
+        TextSourceError: A text can't be read.
+    """
+    specs = options.calibration or (default_calibration(loaded),)
+    wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
+    more = max(_FEWEST_HELD_OUT, wanted // 4)
+    whole = [_samples(loaded, spec, wanted + more, options, progress) for spec in specs]
+    halves = [_parted(text, wanted, more) for text in whole]
+    other = _other(loaded, specs, more * len(specs), options, progress)
+    if other is not None and any(text.ref.sha256 == other.ref.sha256 for text in whole):
+        raise HealingError(
+            f"{other.ref.source} is what is fitted on, and no other domain.",
+            "Give --check-text another text.",
+        )
+    fitting = [fit for fit, _ in halves]
+    return HealingTexts(
+        _joined(fitting),
+        tuple(text.ref for text in fitting),
+        _joined([held for _, held in halves]),
+        other,
+    )
+
+
+def parted(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
+    """A text's samples in turn: one half to choose by, one to judge by; one sample serves both."""
+    if len(text.input_ids) < 2:
+        return text, text
+    return _taken(text, slice(0, None, 2)), _taken(text, slice(1, None, 2))
+
+
+def _samples(
+    loaded: LoadedModel, spec: str, samples: int, options: HealOptions, progress: Progress
+) -> CalibrationText:
+    return calibration_text(
+        loaded,
+        spec,
+        samples=samples,
+        sequence_length=options.sequence_length,
+        seed=options.seed,
+        progress=progress,
+    )
+
+
+def _parted(
+    text: CalibrationText, wanted: int, more: int
+) -> tuple[CalibrationText, CalibrationText]:
+    """The first samples to fit on, the last ones held out; of a short text a fifth of it."""
+    found = len(text.input_ids)
+    if found < 2:
+        raise HealingError(
+            f"{text.ref.source} gives one sample of {text.ref.sequence_length} tokens; one is "
+            "needed to fit on, and one to judge by.",
+            "Give a longer text, or ask for a shorter --sequence-length.",
+        )
+    held = more if found == wanted + more else max(1, found // 5)
+    return _taken(text, slice(0, found - held)), _taken(text, slice(found - held, None))
+
+
+def _other(
+    loaded: LoadedModel,
+    specs: Sequence[str],
+    samples: int,
+    options: HealOptions,
+    progress: Progress,
+) -> CalibrationText | None:
+    spec = options.check_text or _other_domain(loaded, specs)
+    if spec is None:
+        progress.say("heal: no other domain is at hand; name a text with --check-text")
+        return None
+    return _samples(loaded, spec, samples, options, progress)
+
+
+def _other_domain(loaded: LoadedModel, specs: Sequence[str]) -> str | None:
+    """What needs no file: the documentation of Python, else what the model samples."""
+    if _PYDOC not in specs and loaded.tokenizer is not None:
+        return _PYDOC
+    return _SELF if _SELF not in specs and loaded.model.can_generate() else None
+
+
+def _taken(text: CalibrationText, rows: slice) -> CalibrationText:
+    ids, mask = text.input_ids[rows], text.mask[rows]
+    counts = {"samples": len(ids), "tokens": int(mask.sum())}
+    return replace(text, ref=text.ref.model_copy(update=counts), input_ids=ids, mask=mask)
+
+
+def _joined(texts: Sequence[CalibrationText]) -> CalibrationText:
+    """Several texts as one; sample by sample in turn, so that every part of it is a mixture."""
+    if len(texts) == 1:
+        return texts[0]
+    places = np.concatenate([np.arange(len(t.input_ids)) / len(t.input_ids) for t in texts])
+    order = np.argsort(places, kind="stable")
+    refs = [text.ref for text in texts]
+    ref = CalibrationRef(
+        source=" + ".join(each.source for each in refs),
+        samples=sum(each.samples for each in refs),
+        sequence_length=refs[0].sequence_length,
+        tokens=sum(each.tokens for each in refs),
+        sha256=refs[0].sha256 if len({r.sha256 for r in refs}) == 1 else _digest(refs),
+    )
+    ids = np.concatenate([text.input_ids for text in texts])[order]
+    return CalibrationText(ref, ids, np.concatenate([text.mask for text in texts])[order])
+
+
+def _digest(refs: Sequence[CalibrationRef]) -> str:
+    from exporter.files import sha256_bytes
+
+    return sha256_bytes("\n".join(ref.sha256 for ref in refs).encode())

@@ -1,0 +1,54 @@
+"""The stage of `depthcut export` that fits what takes the places of what the plan drops."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from exporter.artifacts import HealingReport, PruningPlan
+from exporter.files import sha256_file, staged_directory
+from exporter.healing.options import HealOptions
+from exporter.pipeline.keys import Key, file_hash
+from exporter.pipeline.run import HEALED_PLAN, HEALING, Run, files_below
+
+REPORT = "heal.json"
+
+
+def heal_key(run: Run, wanted: HealOptions) -> Key:
+    """The model, the plan, how it is healed, and the texts."""
+    return {
+        "model": run.source_sha256,
+        "load": vars(run.request.load),
+        "plan": run.ledger.files_hash("plan"),
+        "options": asdict(wanted),
+        "texts": [file_hash(text) for text in (*wanted.calibration, wanted.check_text)],
+        "versions": run.versions,
+    }
+
+
+def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
+    """Heals the plan; the healed one stands in a folder of its own, with its numbers."""
+    from exporter.healing import heal as heal_plan
+    from exporter.healing import write_healed_plan
+    from exporter.report.parts.healing import healing_words
+
+    path, folder = run.ledger.path("plan.json"), run.ledger.work / HEALING
+    plan = PruningPlan.read(path)
+    made_from = {"plan": sha256_file(path)}
+    healed = heal_plan(run.loaded, plan, wanted, made_from=made_from, progress=run.progress)
+    with staged_directory(folder) as stage:
+        write_healed_plan(
+            stage / HEALED_PLAN,
+            healed.plan,
+            healed.substitutes,
+            beside={stage / REPORT: healed.report.to_json()},
+        )
+    run.progress.say(f"heal: {healing_words(healed.report.healing)}")
+    return files_below(folder), None
+
+
+def healing_report(run: Run) -> HealingReport | None:
+    """What the healing stage found; None where nothing was healed in this run."""
+    if run.request.heal is None:
+        return None
+    return HealingReport.read(run.ledger.path(HEALING) / REPORT)

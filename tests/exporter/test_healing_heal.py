@@ -1,0 +1,326 @@
+"""From a plan to a healed one: what is put in, what it gains and where, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from healed_models import planned
+from tiny_lm import WORDS, write_tokenizer
+
+import exporter.cli as command_line
+from exporter.artifacts import HealingReport, PruningPlan
+from exporter.errors import HealingError, PlanError, TextSourceError, UsageError
+from exporter.healing.options import HealOptions
+
+pytestmark = pytest.mark.torch
+
+PLAN = planned(("attention", 1, "none"), ("mlp", 0, "none"), ("attention", 2, "none"))
+SHORT = {"samples": 12, "sequence_length": 16}
+
+
+FIRST, SECOND = WORDS[:6], WORDS[10:]
+"""Two domains that share no word."""
+
+
+def words_of(words: Sequence[str], count: int, seed: int) -> list[str]:
+    """A text in which two words foretell the next, nearly always."""
+    source, numbers = random.Random(seed), [0, 1]
+    while len(numbers) < count:
+        told = (numbers[-1] * 3 + numbers[-2] + 1) % len(words)
+        numbers.append(told if source.random() < 0.9 else source.randrange(len(words)))
+    return [words[number] for number in numbers]
+
+
+def write_text(path: Path, words: Sequence[str], count: int = 800, seed: int = 0) -> str:
+    path.write_text(" ".join(words_of(words, count, seed)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of three layers that has learned both domains a little."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=24, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    write_tokenizer(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    rows = [
+        tokenizer(" ".join(words_of(words, 16, seed))).input_ids
+        for words in (FIRST, SECOND) for seed in range(100, 164)
+    ]  # fmt: skip
+    ids, steps = torch.tensor(rows), torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = model(input_ids=ids, labels=ids).loss
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> Any:
+    from exporter.model_source import load_model
+
+    return load_model(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("texts")
+    first = write_text(folder / "first.txt", FIRST)
+    return first, write_text(folder / "second.txt", SECOND, seed=1)
+
+
+def healed(loaded: Any, texts: tuple[str, str], plan: Any = PLAN, **options: Any) -> Any:
+    from exporter.healing import heal
+
+    given = {"calibration": texts[:1], "check_text": texts[1], **SHORT, **options}
+    return heal(loaded, PruningPlan(deletions=plan), HealOptions(**given))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("kind", ["bias", "linear", "best"])
+def test_healing_takes_back_what_dropping_cost(
+    loaded: Any, texts: tuple[str, str], kind: Any, sequential: bool
+) -> None:
+    found = healed(loaded, texts, kind=kind, sequential=sequential)
+    own, other = found.report.healing.texts
+    assert (own.role, other.role) == ("calibration", "other")
+    assert own.gain > 0
+    assert own.healed.kl < own.dropped.kl
+    assert own.gain == pytest.approx(
+        own.dropped.log_perplexity_increase - own.healed.log_perplexity_increase, abs=1e-9
+    )
+    kinds = {deletion.replacement for deletion in found.plan.deletions}
+    assert kinds == {kind} or kind == "best"
+    assert [(d.kind, d.layer) for d in found.plan.deletions] == [(d.kind, d.layer) for d in PLAN]
+    assert found.plan.predicted["kl"] == own.healed.kl
+
+
+def test_linear_gains_more_than_bias_and_best_no_less(loaded: Any, texts: tuple[str, str]) -> None:
+    """On the samples that nothing was fitted on; both kinds are judged on the same ones."""
+    kl = {
+        kind: healed(loaded, texts, kind=kind).report.healing.texts[0].healed.kl
+        for kind in ("bias", "linear")
+    }
+    assert kl["linear"] < kl["bias"]
+
+
+def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) -> None:
+    """The damage of the healed cut, measured again from the returned substitutes."""
+    from exporter.ablation import DamageMeter
+    from exporter.healing.texts import healing_texts
+
+    found = healed(loaded, texts)
+    options = HealOptions(calibration=texts[:1], check_text=texts[1], **SHORT)  # type: ignore[arg-type]
+    samples = healing_texts(loaded, options)
+    fitted, held_out = samples.fitting.input_ids, samples.held_out.input_ids
+    assert len(fitted) == 12
+    assert len(held_out) == 4
+    assert not {tuple(row) for row in fitted} & {tuple(row) for row in held_out}
+    meter = DamageMeter(loaded.model, held_out, samples.held_out.mask)
+    again = meter.measure(found.substitutes)
+    assert found.report.healing.texts[0].healed.kl == pytest.approx(again.kl, rel=1e-6)
+
+
+def test_domains_that_share_nothing_are_warned_of(loaded: Any, texts: tuple[str, str]) -> None:
+    apart = healed(loaded, texts, kind="bias").report.healing
+    assert any("The domains disagree" in warning for warning in apart.warnings)
+    again = write_text(Path(texts[0]).with_name("again.txt"), FIRST, seed=7)
+    alike = healed(loaded, (texts[0], again), kind="linear").report.healing
+    assert alike.warnings == []
+
+
+def test_a_mixture_takes_alike_much_of_each_text(loaded: Any, texts: tuple[str, str]) -> None:
+    found = healed(loaded, texts, calibration=texts, check_text="pydoc").report.healing
+    assert [ref.samples for ref in found.calibration] == [12, 12]
+    assert found.texts[0].text.samples == 8
+    assert len({ref.sha256 for ref in found.calibration}) == 2
+
+
+def test_a_rank_gives_two_factors(loaded: Any, texts: tuple[str, str]) -> None:
+    found = healed(loaded, texts, rank=4)
+    assert {tuple(m.shape for m in s.maps) for s in found.substitutes.values()} == {
+        ((4, 32), (32, 4))
+    }
+    assert found.report.healing.parameters == 3 * (2 * 4 * 32 + 32)
+
+
+def test_a_block_becomes_its_two_sublayers(loaded: Any, texts: tuple[str, str]) -> None:
+    found = healed(loaded, texts, plan=planned(("block", 1, "none")))
+    told = [(d.kind, d.layer, d.replacement) for d in found.plan.deletions]
+    assert told == [("attention", 1, "linear"), ("mlp", 1, "linear")]
+
+
+def test_a_model_of_unchanged_weights_is_left_behind(loaded: Any, texts: tuple[str, str]) -> None:
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    healed(loaded, texts)
+    after = loaded.model.state_dict()
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())
+    assert not any(module._forward_hooks for module in loaded.model.modules())
+
+
+def run(*arguments: Any) -> int:
+    return command_line.run([*map(str, arguments)])
+
+
+def command(checkpoint: Path, plan: Path, output: Path, texts: tuple[str, str]) -> list[Any]:
+    return ["heal", checkpoint, plan, "-o", output, "--calibration", texts[0],
+            "--check-text", texts[1], "--samples", 12, "--sequence-length", 16]  # fmt: skip
+
+
+def test_the_command_writes_plan_numbers_and_report(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from exporter.files import sha256_file
+    from exporter.planning import read_plan
+    from exporter.replacement_file import read_replacements
+
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    output = tmp_path / "out" / "healed.json"
+    assert run(*command(checkpoint, plan, output, texts), "--kind", "bias") == 0
+    names = {path.name for path in output.parent.iterdir()}
+    assert names == {"healed.json", "healed.safetensors", "healed.report.json"}
+    found = read_replacements(read_plan(output), output)
+    assert found is not None
+    assert len(found.tensors) == 3
+    report = HealingReport.read(output.parent / "healed.report.json")
+    assert report.made_from["plan"] == sha256_file(plan)
+    told = "".join(capfd.readouterr())
+    assert "perplexity" in told
+    assert "taken back" in told
+    assert "3 replaced (3 bias)" in told.lower()
+    assert "Warning: The domains disagree" in told
+    assert (output.parent / "healed.safetensors").stat().st_mode & 0o077 == (
+        output.stat().st_mode & 0o077
+    )
+
+
+def test_a_failure_leaves_an_earlier_result(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, output = tmp_path / "plan.json", tmp_path / "healed.json"
+    PruningPlan(deletions=PLAN).write(plan)
+    assert run(*command(checkpoint, plan, output, texts)) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("exporter.healing.plan_file.place", full)
+    assert run(*command(checkpoint, plan, output, texts), "--rank", 2) == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("output", ["plan.json", "first.json"])
+def test_no_input_is_written_over(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, output: str
+) -> None:
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    first = write_text(tmp_path / "first.safetensors", WORDS)
+    before = plan.read_bytes()
+    arguments = command(checkpoint, plan, tmp_path / output, (first, texts[1]))
+    assert run(*arguments) == 2
+    assert plan.read_bytes() == before
+
+
+def test_a_plan_of_another_depth_is_refused(loaded: Any, texts: tuple[str, str]) -> None:
+    with pytest.raises(PlanError, match=r"drops mlp 7, but .* has only layers 0 to 2"):
+        healed(loaded, texts, plan=planned(("mlp", 7, "none")))
+
+
+def test_a_plan_without_deletions_is_refused(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = PruningPlan(deletions=[]).write(tmp_path / "plan.json")
+    assert run(*command(checkpoint, plan, tmp_path / "healed.json", texts)) == 1
+    assert "The plan drops nothing" in "".join(capfd.readouterr())
+    assert not (tmp_path / "healed.json").exists()
+
+
+def test_a_quantised_model_is_refused(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "quantised"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    assert run(*command(folder, plan, tmp_path / "healed.json", texts)) == 1
+    assert "weights quantized with gptq" in "".join(capfd.readouterr())
+
+
+def test_activations_that_are_not_finite_are_refused(
+    checkpoint: Path, texts: tuple[str, str]
+) -> None:
+    from exporter.model_source import load_model
+
+    broken = load_model(str(checkpoint))
+    broken.model.model.layers[1].self_attn.o_proj.weight[0, 0] = float("nan")
+    with pytest.raises(HealingError, match=r"attention of layer 1 are not finite in sample 0"):
+        healed(broken, texts)
+
+
+def test_a_text_of_one_sample_is_refused(loaded: Any, texts: tuple[str, str]) -> None:
+    short = write_text(Path(texts[0]).with_name("short.txt"), WORDS, count=20)
+    with pytest.raises(HealingError, match="gives one sample of 16 tokens; one is needed to fit"):
+        healed(loaded, (short, texts[1]))
+
+
+def test_the_same_text_is_no_other_domain(loaded: Any, texts: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match="to be fitted on and to be the other domain"):
+        healed(loaded, (texts[0], texts[0]))
+    copy = Path(texts[0]).with_name("copy.txt")
+    copy.write_bytes(Path(texts[0]).read_bytes())
+    with pytest.raises(HealingError, match="is what is fitted on, and no other domain"):
+        healed(loaded, (texts[0], str(copy)))
+    with pytest.raises(TextSourceError, match="does not exist"):
+        healed(loaded, (texts[0], str(copy.with_name("none.txt"))))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kind": "bias", "rank": 3}, {"ridge": -1.0}, {"calibration": ("self", "self")}],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        HealOptions(**options)
+
+
+def test_an_encoder_is_healed_without_its_answers_being_measured(tmp_path: Path) -> None:
+    import numpy as np
+    from tiny_torch import tiny_loaded
+
+    from exporter.artifacts import CalibrationRef
+    from exporter.healing.healed import heal
+    from exporter.healing.texts import HealingTexts
+    from exporter.importance.calibration import CalibrationText
+
+    ids = np.random.default_rng(0).integers(1, 128, (12, 16))
+    ref = CalibrationRef(source="random", samples=12, sequence_length=16, tokens=192, sha256="0")
+    text = CalibrationText(ref, ids, np.ones_like(ids, dtype=bool))
+    texts = HealingTexts(text, (ref,), text, None)
+    found: Any = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exporter.healing.healed.healing_texts", lambda *_: texts)
+        plan = PruningPlan(deletions=planned(("attention", 0, "none")))
+        found = heal(tiny_loaded("bert"), plan, HealOptions(kind="best"))
+    assert found.report.healing.texts == []
+    assert found.plan.deletions[0].replacement in ("bias", "linear")
