@@ -74,8 +74,14 @@ class Bench:
             score(self.loaded, calibration=str(self.options.calibrate)).write(path)
         return ImportanceReport.read(path)
 
-    def plan(self, way: str, number: int) -> PruningPlan:
-        """One row's choice, searched for once."""
+    def plan(self, way: str, number: int, most: int) -> PruningPlan:
+        """One row's choice; where choices only grow, the first of the longest one's."""
+        if way.startswith("evolution") or number == most:
+            return self._searched(way, number)
+        plan = self._searched(way, most)
+        return plan.model_copy(update={"deletions": plan.deletions[:number]})
+
+    def _searched(self, way: str, number: int) -> PruningPlan:
         o = self.options
         path = self.keep / f"{way} {number} {o.tokens} {o.shortlist}.json".replace(" ", "-")
         if not path.exists():
@@ -189,7 +195,7 @@ def main() -> None:
     bench = Bench(options)
     ways = list(dict.fromkeys([BASE, *options.ways.split(",")]))
     numbers = options.dropped
-    plans = {(number, way): bench.plan(way, number) for number in numbers for way in ways}
+    plans = {(n, way): bench.plan(way, n, max(numbers)) for n in numbers for way in ways}
     cuts = {pair: _cut(plan) for pair, plan in plans.items()}
     for domain, spec in (("test", str(options.test)), ("second", options.second)):
         damages = bench.damages(domain, spec, {_key(cut): cut for cut in cuts.values()})
