@@ -70,6 +70,7 @@ def _score(
     from exporter.files import refuse_overwriting
     from exporter.importance import score as score_model
     from exporter.model_source import load_model
+    from exporter.report.words import significant
 
     refuse_overwriting(output, map(Path, filter(None, (model, options["calibration"]))))
     with progress.task(f"load {model}"):
@@ -77,7 +78,9 @@ def _score(
     report = score_model(loaded, **vars(score_options(options)), progress=progress)
     report.write(output)
     lowest = sorted((s for s in report.scores if s.kind != "block"), key=lambda s: s.score)[:5]
-    line = "Most redundant: " + ", ".join(f"{s.kind} {s.layer} ({s.score:.4f})" for s in lowest)
+    line = "Most redundant: " + ", ".join(
+        f"{s.kind} {s.layer} ({significant(s.score, 3)})" for s in lowest
+    )
     by = f" by {report.metric}" if report.further else ""
     print_artifact(report, output, as_json, line.replace(":", f"{by}:", 1))
 

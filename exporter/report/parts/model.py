@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
@@ -119,18 +120,32 @@ def importance_part(report: ImportanceReport, dropped: Sequence[PlannedDeletion]
         kind for kind in _TITLES if kind in _ALWAYS or any(kind == other for _, other in scores)
     ]
 
+    places = _places(list(scores.values()))
+
     def cell(layer: int, kind: str) -> Cell:
         score = scores.get((layer, kind))
         if score is None:
             return "-"
         is_gone = (layer, kind) in gone or (layer, "block") in gone
-        return Sign(f"{score:.4f}", "cut") if is_gone else f"{score:.4f}"
+        told = f"{score:.{places}f}"
+        return Sign(told, "cut") if is_gone else told
 
     rows: list[list[Cell]] = [
         [str(layer), *(cell(layer, kind) for kind in kinds)]
         for layer in sorted({layer for layer, _ in scores})
     ]
     header = ["layer", *(_TITLES[kind] for kind in kinds)]
-    note = f"Metric: {report.metric}. Lower is more redundant; what was dropped stands in bold."
+    others = [each.metric for each in report.further]
+    also = f" Also scored by {', '.join(others)}." if others else ""
+    note = (
+        f"Metric: {report.metric}. Lower is more redundant; what was dropped stands in bold.{also}"
+    )
     grid = Grid("Importance by layer", header, rows, right=range(len(header)))
     return Part("importance", "Importance", [Note(note), grid])
+
+
+def _places(scores: Sequence[float]) -> int:
+    """Decimal places with which a middling score has three digits; four at least."""
+    sizes = sorted(abs(score) for score in scores if score and math.isfinite(score))
+    middle = sizes[len(sizes) // 2] if sizes else 1.0
+    return max(4, 2 - math.floor(math.log10(middle)))

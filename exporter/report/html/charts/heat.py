@@ -73,16 +73,21 @@ def _tip(layer: int, kind: str, score: float, dropped: bool) -> str:
 
 
 class _shades:  # noqa: N801  # called like a function
-    """From a score to its shade: by its logarithm, since a few scores are far above the rest."""
+    """From a score to its shade: by its logarithm, since a few scores are far above the rest.
+
+    Where some are zero or below (as a perplexity that falls), by what is a logarithm far from zero.
+    """
 
     def __init__(self, scores: Sequence[float]) -> None:
         finite = [score for score in scores if math.isfinite(score)]
         self._log = bool(finite) and min(finite) > 0
+        sizes = sorted(abs(score) for score in finite if score)
+        self._middle = sizes[len(sizes) // 2] if sizes else 1.0
         values = [self._place(score) for score in finite] or [0.0]
         self._low, self._span = min(values), (max(values) - min(values)) or 1.0
 
     def _place(self, score: float) -> float:
-        return math.log(score) if self._log else score
+        return math.log(score) if self._log else math.asinh(score / self._middle)
 
     def __call__(self, score: float) -> int:
         if not math.isfinite(score):
