@@ -19,6 +19,7 @@ from exporter.cli.check import check
 from exporter.cli.check_engine import check_engine
 from exporter.cli.compare import compare
 from exporter.cli.console import ConsoleProgress
+from exporter.cli.costs import costs
 from exporter.cli.doctor import doctor
 from exporter.cli.evaluate import evaluate
 from exporter.cli.export import export
@@ -59,7 +60,17 @@ cli.add_sections(
     {
         "The whole road": [export],
         "Its stages": [score, plan, heal, prune, quantize, build, compare, report, check],
-        "Tools": [inspect, check_engine, refit, generate, evaluate, lm_eval, package, doctor],
+        "Tools": [
+            inspect,
+            costs,
+            check_engine,
+            refit,
+            generate,
+            evaluate,
+            lm_eval,
+            package,
+            doctor,
+        ],
     }
 )
 

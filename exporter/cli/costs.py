@@ -1,0 +1,125 @@
+"""`depthcut costs`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.options import (
+    ANY_PATH,
+    AUTO,
+    ONNX_FILE,
+    Threads,
+    json_option,
+    verbosity_options,
+)
+from exporter.cli.sections import Count
+from exporter.cli.timing_options import Duration
+
+if TYPE_CHECKING:
+    from exporter.artifacts import Replacement
+    from exporter.costs import At, CostTable
+
+
+class Request(click.ParamType[Any]):
+    """A request: ``batch=1,prompt=512,new=128``."""
+
+    name = "batch=N,prompt=N,new=N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> At:
+        """Reads it; a request from code passes."""
+        from exporter.costs.at import At
+        from exporter.errors import UsageError
+
+        if isinstance(value, At):
+            return value
+        try:
+            return At.parse(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command(short_help="Measure what each attention and MLP takes of a request's time.")
+@click.argument("graph", type=ONNX_FILE)
+@click.option("-o", "--output", type=ANY_PATH, default=Path("costs.json"), show_default=True)
+@click.option(
+    "--at", type=Request(), default="batch=1,prompt=512,new=128", show_default=True,
+    help="The request: one prefill of the prompt, then so many decode steps.",
+)  # fmt: skip
+@click.option(
+    "--replacement", "replacements", type=click.Choice(["none", "bias", "linear"]), multiple=True,
+    default=("none", "bias", "linear"), show_default=True,
+    help="What may take a sublayer's place; without any is always measured.",
+)  # fmt: skip
+@click.option("--rank", type=Count(), help="Rank of linear maps. [full]")
+@click.option(
+    "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+    help="Where ONNX Runtime runs it.",
+)  # fmt: skip
+@click.option(
+    "--threads", type=Threads(), default=AUTO, show_default=True,
+    help="CPU threads; auto: the fastest, found in a short probe.",
+)  # fmt: skip
+@click.option(
+    "--time-budget", type=Duration(), default="60s", show_default=True,
+    help="What one variant's rounds may take; they end before where its cost is known.",
+)  # fmt: skip
+@json_option
+@verbosity_options
+@click.pass_obj
+def costs(
+    progress: ConsoleProgress,
+    /,
+    graph: Path,
+    output: Path,
+    *,
+    at: At,
+    replacements: Sequence[str],
+    rank: int | None,
+    provider: str,
+    threads: int | str,
+    time_budget: float,
+    as_json: bool,
+) -> None:
+    """Measure what each attention and MLP of GRAPH takes of a request's time.
+
+    Variants of the graph, each with half of the sublayers of one kind and shape cut, are timed
+    against the whole one in turns. What an earlier run has left in the output file is kept.
+    """
+    from exporter.cli.results import print_rows
+    from exporter.costs import Effort, measure_costs
+
+    table = measure_costs(
+        graph,
+        at=at,
+        provider=provider,
+        threads=None if threads == AUTO else int(threads),
+        replacements=cast("tuple[Replacement, ...]", tuple(replacements)),
+        rank=rank,
+        effort=Effort(seconds=time_budget),
+        kept=output,
+        progress=progress,
+    )
+    if as_json:
+        click.echo(table.to_json(), nl=False)
+        return
+    click.echo(f"A request ({table.at}) takes {table.baseline_ms:.4g} ms. Each cut saves, in ms:")
+    print_rows(*_saved(table))
+    click.echo(output)
+
+
+def _saved(table: CostTable) -> tuple[list[str], list[list[str]]]:
+    """The header, and a row for each group of sublayers."""
+    hows = list(dict.fromkeys(t.replacement for group in table.groups for t in group.trials))
+    rows = []
+    for group in table.groups:
+        first = group.members[0]
+        layers = ",".join(str(member.layer) for member in group.members)
+        found = [group.each_ms(how) for how in hows]
+        told = ["-" if each is None else f"{each[0]:.3g} ± {each[1]:.1g}" for each in found]
+        rows.append([first.kind, layers, *told])
+    return ["sublayer", "layers", *("alone" if how == "none" else how for how in hows)], rows

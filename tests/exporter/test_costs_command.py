@@ -1,0 +1,56 @@
+"""`depthcut costs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from exporter.cli import run
+from exporter.costs import CostTable
+from graph_passes.tiny_graphs import tiny_model
+
+pytest.importorskip("onnxruntime")
+QUICK = ("--at", "prompt=4,new=1", "--threads", "1", "--time-budget", "0.01s")
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    ir.save(tiny_model(), tmp_path / "model.onnx")
+    return tmp_path
+
+
+def test_a_table_is_written_and_printed(graph: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    output = graph / "costs.json"
+    call = ["costs", str(graph), "-o", str(output), *QUICK, "--replacement", "bias"]
+    assert run(call) == 0
+    told = capfd.readouterr()
+    title, header, *rows, place = told.out.splitlines()
+    assert title.startswith("A request (batch=1,prompt=4,new=1) takes ")
+    assert header.split() == ["sublayer", "layers", "alone", "bias"]
+    assert [row.split()[:2] for row in rows] == [["attention", "0,1,2"], ["mlp", "0,1,2"]]
+    assert place == str(output)
+    table = CostTable.read(output)
+    assert {t.replacement for group in table.groups for t in group.trials} == {"none", "bias"}
+    assert run([*call, "--json"]) == 0  # nothing is measured again
+    assert CostTable.model_validate_json(capfd.readouterr().out).groups == table.groups
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["--at", "batch=0"], 2, "batch begins at 1"),
+        (["--at", "past=7"], 2, "'past' is no part of a request"),
+        (["--rank", "0"], 2, "--rank"),
+        (["-o", "{graph}/model.onnx"], 1, "is no table of costs"),
+    ],
+)
+def test_a_wrong_call_is_told(
+    graph: Path, capfd: pytest.CaptureFixture[str], options: list[str], code: int, told: str
+) -> None:
+    before = (graph / "model.onnx").read_bytes()
+    given = [option.format(graph=graph) for option in options]
+    assert run(["costs", str(graph), *QUICK, *given]) == code
+    assert told in capfd.readouterr().err
+    assert (graph / "model.onnx").read_bytes() == before
