@@ -45,15 +45,22 @@ class TorchRunner:
         compiled: Whether ``torch.compile`` is put in front of it.
         provider: ``cpu`` or ``cuda``.
         threads: CPU threads of PyTorch, while the runner is entered.
+        interface: What goes in and comes out; by default it is found by running the model.
 
     Raises:
         ExportError: The model doesn't keep plain keys and values, or can't run on tokens.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, compiled: bool, provider: str = "cpu", threads: int
+        self,
+        model: PreTrainedModel,
+        *,
+        compiled: bool,
+        provider: str = "cpu",
+        threads: int,
+        interface: OnnxInterface | None = None,
     ) -> None:
-        self.interface = interface_of(model)
+        self.interface = interface or interface_of(model)
         self.backend = "torch.compile" if compiled else "pytorch"
         self.provider = provider.upper()
         self.threads = threads

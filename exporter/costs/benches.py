@@ -116,7 +116,8 @@ class OnnxBench:
         return sizes(self.onnx)
 
     @property
-    def _vocabulary(self) -> int:
+    def vocabulary(self) -> int:
+        """How many tokens it knows."""
         from exporter.measure.model_folder import find_model
 
         told = self._facts.vocabulary or find_model(self.onnx).config.get("vocab_size")
@@ -139,7 +140,7 @@ class OnnxBench:
         from exporter.measure.threads import choose_threads, fastest
 
         runner = self._runner(self.onnx)
-        vocabulary = self._vocabulary
+        vocabulary = self.vocabulary
         probe = choose_threads(runner, lambda: step, vocabulary=vocabulary, progress=progress)
         self.threads = default_threads() if probe is None else fastest(probe)
 
@@ -149,7 +150,7 @@ class OnnxBench:
         cut = cut_for_a_while(self.onnx, self.folder, treatment, self.sizes, self.rank)
         with cut as variant:
             runners = {"baseline": self._runner(self.onnx), "candidate": self._runner(variant)}
-            with subjects(runners, self._vocabulary) as loaded:
+            with subjects(runners, self.vocabulary) as loaded:
                 yield loaded
 
     def _runner(self, onnx: Path) -> OnnxRuntimeRunner:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from exporter.measure.timing.probe import Subject
     from exporter.measure.timing.row import Row
 
+_WARM_UP_SECONDS = 10.0
 _FEWEST_PARTS = 6  # between loads: an interval of fewer says nothing
 
 
@@ -25,8 +26,8 @@ class Effort:
     """How long a request is timed.
 
     Attributes:
-        seconds: What the rounds of all its cells may take together; loading and warming up come
-            on top.
+        seconds: What the rounds of all its cells may take together; loading and warming up, which
+            takes no longer, come on top.
         rounds: Takes so many rounds of each cell instead, whatever they take and show.
         reload: Whether arms are loaded anew again and again, where that isn't too slow.
         clocks: What times; None for the machine's own.
@@ -71,9 +72,11 @@ def time_request(
         whole = all(len(row.chunks) >= _FEWEST_PARTS for row in rows)
         return whole and known(so_far(rows, counts))
 
+    seconds = effort.seconds / len(cells)
     sampling = Sampling(
-        seconds=effort.seconds / len(cells),
+        seconds=seconds,
         rounds=effort.rounds,
+        warmup_seconds=min(_WARM_UP_SECONDS, seconds),
         reload=effort.reload,
         seed=effort.seed,
     )

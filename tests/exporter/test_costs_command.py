@@ -23,16 +23,16 @@ def graph(tmp_path: Path) -> Path:
 
 def test_a_table_is_written_and_printed(graph: Path, capfd: pytest.CaptureFixture[str]) -> None:
     output = graph / "costs.json"
-    call = ["costs", str(graph), "-o", str(output), *QUICK, "--replacement", "bias"]
+    call = ["costs", str(graph), "-o", str(output), *QUICK, "--replacement", "none"]
     assert run(call) == 0
     told = capfd.readouterr()
     title, header, *rows, place = told.out.splitlines()
     assert title.startswith("A request (batch=1,prompt=4,new=1) takes ")
-    assert header.split() == ["sublayer", "layers", "alone", "bias"]
+    assert header.split() == ["sublayer", "layers", "alone"]
     assert [row.split()[:2] for row in rows] == [["attention", "0,1,2"], ["mlp", "0,1,2"]]
     assert place == str(output)
     table = CostTable.read(output)
-    assert {t.replacement for group in table.groups for t in group.trials} == {"none", "bias"}
+    assert {t.replacement for group in table.groups for t in group.trials} == {"none"}
     assert run([*call, "--json"]) == 0  # nothing is measured again
     assert CostTable.model_validate_json(capfd.readouterr().out).groups == table.groups
 

@@ -323,7 +323,7 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-QUICK = Effort(rounds=2, reload=False)
+QUICK = Effort(seconds=0.3, rounds=2, reload=False)
 
 
 def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path: Path) -> None:
