@@ -12,7 +12,7 @@ from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import (
     ANY_PATH,
     AUTO,
-    ONNX_FILE,
+    TextPath,
     Threads,
     json_option,
     verbosity_options,
@@ -23,6 +23,7 @@ from exporter.cli.timing_options import Duration
 if TYPE_CHECKING:
     from exporter.artifacts import Replacement
     from exporter.costs import At, CostTable
+    from exporter.engine.flavours import Backend
 
 
 class Request(click.ParamType[Any]):
@@ -44,7 +45,7 @@ class Request(click.ParamType[Any]):
 
 
 @click.command(short_help="Measure what each attention and MLP takes of a request's time.")
-@click.argument("graph", type=ONNX_FILE)
+@click.argument("model", type=TextPath(path_type=str))
 @click.option("-o", "--output", type=ANY_PATH, default=Path("costs.json"), show_default=True)
 @click.option(
     "--at", type=Request(), default="batch=1,prompt=512,new=128", show_default=True,
@@ -58,7 +59,11 @@ class Request(click.ParamType[Any]):
 @click.option("--rank", type=Count(), help="Rank of linear maps. [full]")
 @click.option(
     "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-    help="Where ONNX Runtime runs it.",
+    help="Where ONNX Runtime or PyTorch runs it.",
+)  # fmt: skip
+@click.option(
+    "--engine", type=click.Choice(["tensorrt-rtx", "tensorrt"]),
+    help="Build engines of the graph and its variants, and run those on the GPU.",
 )  # fmt: skip
 @click.option(
     "--threads", type=Threads(), default=AUTO, show_default=True,
@@ -74,29 +79,32 @@ class Request(click.ParamType[Any]):
 def costs(
     progress: ConsoleProgress,
     /,
-    graph: Path,
+    model: str,
     output: Path,
     *,
     at: At,
     replacements: Sequence[str],
     rank: int | None,
     provider: str,
+    engine: Backend | None,
     threads: int | str,
     time_budget: float,
     as_json: bool,
 ) -> None:
-    """Measure what each attention and MLP of GRAPH takes of a request's time.
+    """Measure what each attention and MLP of MODEL takes of a request's time.
 
-    Variants of the graph, each with half of the sublayers of one kind and shape cut, are timed
+    MODEL is an ONNX file or a folder with one, or torch:DIR, a Hugging Face folder that PyTorch
+    runs. Variants of it, each with half of the sublayers of one kind and shape cut, are timed
     against the whole one in turns. What an earlier run has left in the output file is kept.
     """
     from exporter.cli.results import print_rows
     from exporter.costs import Effort, measure_costs
 
     table = measure_costs(
-        graph,
+        model,
         at=at,
         provider=provider,
+        engine=engine,
         threads=None if threads == AUTO else int(threads),
         replacements=cast("tuple[Replacement, ...]", tuple(replacements)),
         rank=rank,

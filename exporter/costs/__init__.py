@@ -1,4 +1,4 @@
-"""What a graph's sublayers cost: parameters, bytes, and milliseconds on an engine, as measured.
+"""What a model's sublayers cost: parameters, bytes, and milliseconds on an engine, as measured.
 
 Importing this costs neither PyTorch nor a runtime.
 """

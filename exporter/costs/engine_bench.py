@@ -66,8 +66,8 @@ class EngineBench:
 
     @property
     def provider(self) -> str:
-        """On what it runs."""
-        return self._baseline.provider
+        """The library again: the card is a part of the machine."""
+        return self.backend
 
     @property
     def on_gpu(self) -> bool:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import LatencyRow, Replacement
 from exporter.costs.at import At
-from exporter.costs.benches import Bench, OnnxBench
+from exporter.costs.benches import Bench
 from exporter.costs.conditions import MODEL, conditions, refuse_too_long
 from exporter.costs.estimates import RequestEstimate, of_rows
 from exporter.costs.grouping import Treatment, groups_of, treatments
+from exporter.costs.opening import open_bench
 from exporter.costs.sizes import Sublayer
 from exporter.costs.table import CostGroup, CostTable, Trial
 from exporter.costs.timing import Effort, time_request
@@ -24,6 +25,7 @@ from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
+    from exporter.engine.flavours import Backend
     from exporter.measure.inputs import Shape
 
 _LEAST = 0.002
@@ -32,11 +34,12 @@ _KINDS = ("attention", "mlp")
 
 
 def measure_costs(
-    onnx: Path,
+    model: Path | str,
     names: Collection[Sublayer] | None = None,
     at: At | None = None,
     *,
     provider: str = "cpu",
+    engine: Backend | None = None,
     threads: int | None = None,
     replacements: Sequence[Replacement] = ("none", "bias", "linear"),
     rank: int | None = None,
@@ -46,18 +49,20 @@ def measure_costs(
     folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> CostTable:
-    """Measures on ONNX Runtime what a request saves by each sublayer that is cut.
+    """Measures on an engine what a request saves by each sublayer that is cut.
 
     Sublayers of one kind, shape and window cost the same. So of each such group about half are
     cut, once with each replacement (of random numbers), and the variant is timed against the whole
-    graph in turns; the difference is shared among them. At most two sessions are loaded at a time.
+    graph in turns; the difference is shared among them. At most two models are loaded at a time.
 
     Args:
-        onnx: The graph, in any form.
+        model: An ONNX file in any form, or a folder with one; or ``torch:DIR``, which PyTorch runs.
         names: The sublayers whose costs are wanted, by layer and kind; all attentions and MLPs
             when None.
         at: The request.
-        provider: ``cpu`` or ``cuda``.
+        provider: Where ONNX Runtime or PyTorch runs: ``cpu`` or ``cuda``.
+        engine: The library that builds engines of the graph, and of each variant, and runs them
+            instead.
         threads: CPU threads; None finds what makes the graph's step fastest.
         replacements: What may take a sublayer's place; ``none`` is always measured.
         rank: Of linear maps in two factors; None for full ones.
@@ -76,10 +81,14 @@ def measure_costs(
         OnnxFileError: The graph can't be read.
     """
     with _workplace(folder) as place:
+        request = at or At()
+        bench = open_bench(
+            model, place, request, provider=provider, engine=engine, rank=rank, progress=progress
+        )
         return measure_on(
-            OnnxBench(onnx, place, provider, threads or 1, rank),
+            bench,
             names,
-            at,
+            request,
             threads=threads,
             replacements=replacements,
             precision=precision,
@@ -135,10 +144,11 @@ def measure_on(
 
 def read_costs(
     path: Path,
-    onnx: Path,
+    model: Path | str,
     at: At,
     *,
     provider: str = "cpu",
+    engine: Backend | None = None,
     threads: int | None = None,
     rank: int | None = None,
 ) -> CostTable:
@@ -146,9 +156,10 @@ def read_costs(
 
     Args:
         path: costs.json.
-        onnx: The graph that they must be of.
+        model: The model that they must be of, as :func:`measure_costs` takes it.
         at: The request that they must be of.
-        provider: ``cpu`` or ``cuda``.
+        provider: Where ONNX Runtime or PyTorch runs: ``cpu`` or ``cuda``.
+        engine: The library that runs engines instead.
         threads: CPU threads; None takes those of the table.
         rank: Of linear maps; None for full ones.
 
@@ -157,8 +168,9 @@ def read_costs(
         CostError: It is one of another graph, request, engine or machine.
     """
     table = CostTable.read(path)
-    bench = OnnxBench(onnx, path.parent, provider, rank=rank)
-    conditions(bench, at, threads).refuse_other(table, str(path))
+    with _workplace(None) as place:
+        bench = open_bench(model, place, at, provider=provider, engine=engine, rank=rank)
+        conditions(bench, at, threads).refuse_other(table, str(path))
     return table
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from exporter.cli import run
 from exporter.costs import CostTable
+from exporter.engine.driver import Driver
 from graph_passes.tiny_graphs import tiny_model
 
 pytest.importorskip("onnxruntime")
@@ -44,13 +45,33 @@ def test_a_table_is_written_and_printed(graph: Path, capfd: pytest.CaptureFixtur
         (["--at", "past=7"], 2, "'past' is no part of a request"),
         (["--rank", "0"], 2, "--rank"),
         (["-o", "{graph}/model.onnx"], 1, "is no table of costs"),
+        (["--engine", "tensorrt"], 1, "Engines can't be timed here: "),
     ],
 )
 def test_a_wrong_call_is_told(
-    graph: Path, capfd: pytest.CaptureFixture[str], options: list[str], code: int, told: str
-) -> None:
+    graph: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    options: list[str], code: int, told: str,
+) -> None:  # fmt: skip
+    driver = Driver(problem="there is no NVIDIA driver")
+    monkeypatch.setattr("exporter.costs.engine_bench.ask_driver", lambda: driver)
     before = (graph / "model.onnx").read_bytes()
     given = [option.format(graph=graph) for option in options]
     assert run(["costs", str(graph), *QUICK, *given]) == code
     assert told in capfd.readouterr().err
     assert (graph / "model.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "told"),
+    [
+        ("torch-compile:{graph}", 2, "would be compiled anew for each variant"),
+        ("times:{graph}/t.json", 1, "no variants can be made"),
+        ("{graph}/model.engine", 1, "no variants can be made"),
+        ("{graph}/nothing", 1, "does not exist"),
+    ],
+)
+def test_a_model_of_which_nothing_can_be_cut_is_refused(
+    graph: Path, capfd: pytest.CaptureFixture[str], model: str, code: int, told: str
+) -> None:
+    assert run(["costs", model.format(graph=graph), *QUICK]) == code
+    assert told in capfd.readouterr().err
