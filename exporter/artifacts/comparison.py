@@ -51,6 +51,8 @@ class Arm(Record):
     layers of the model as its config has it, from before anything was cut out of it. ``form`` and
     ``quantization`` are what the graph notes of itself; None for a graph that notes nothing.
     ``huge_page_bytes`` is how much of the process lay on huge pages once this arm was loaded.
+    ``prefill_chunk_tokens`` is the fewest tokens of a chunk, where a prompt of one row was run in
+    chunks while it was timed; 0 where prompts ran whole.
     """
 
     backend: str
@@ -70,6 +72,7 @@ class Arm(Record):
     form: FormRecord | None = None
     quantization: QuantizationRecord | None = None
     huge_page_bytes: int = 0
+    prefill_chunk_tokens: int = 0
 
 
 class Arms(Record):

@@ -91,6 +91,18 @@ class OnHugePages(Protocol):
     huge_page_bytes: int
 
 
+@runtime_checkable
+class PrefillsInChunks(Protocol):
+    """A runner that may run a prompt in chunks; ask with ``isinstance``.
+
+    Attributes:
+        prefill_chunk_tokens: The fewest tokens of a chunk, known once it was entered: a prompt of
+            one row is cut into as many as it has room for. 0 where prompts run whole.
+    """
+
+    prefill_chunk_tokens: int
+
+
 class Runner(Protocol):
     """A model, ready to run between ``__enter__`` and ``__exit__``.
 

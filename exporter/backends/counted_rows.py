@@ -23,7 +23,9 @@ from exporter.backends.base import Array
 from exporter.errors import BackendError
 
 IDS, MASK = "input_ids", "attention_mask"
-_ALONG_TOKENS = (IDS, "position_ids", "token_type_ids")
+ALONG_TOKENS = (IDS, "position_ids", "token_type_ids")
+"""Inputs ``[batch, new]``."""
+
 _CACHE_AXIS = 2
 
 Run = Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]
@@ -113,7 +115,7 @@ class _Order:
         mask = inputs[MASK]
         told = np.arange(mask.shape[1]) < (self.filled + self.new.shape[1])[:, None]
         found: dict[str, Array] = {**inputs, MASK: told.astype(mask.dtype)}
-        for name in _ALONG_TOKENS:
+        for name in ALONG_TOKENS:
             if name in inputs:
                 found[name] = np.take_along_axis(inputs[name], self.new, axis=1)
         for name in caches:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -23,9 +22,11 @@ from exporter.backends.cache_form import (
 )
 from exporter.backends.counted_rows import counted, need_counting, run_counted
 from exporter.backends.huge_pages import move_to_huge_pages
+from exporter.backends.ort_bindings import Bound
 from exporter.backends.ort_failures import first_sentence, lacks_a_kernel, load_failure
 from exporter.backends.ort_placement import RECORD_PLACEMENT, shape_nodes_on_cpu
 from exporter.backends.ort_types import bfloat16, dtype_of
+from exporter.backends.prefill_chunks import chunk_tokens, in_chunks
 from exporter.backends.widened_copy import WidenedCopy, is_bfloat16
 from exporter.errors import BackendError
 from exporter.optional import require
@@ -58,22 +59,15 @@ def check_provider(name: str) -> Any:
     return ort
 
 
-@dataclass(frozen=True)
-class _Bound:
-    """A binding with the arrays whose memory it only borrows, for as long as it is used."""
-
-    binding: Any
-    values: dict[str, Any]
-    arrays: list[Array]
-
-
 class OnnxRuntimeRunner:
     """One ONNX file in one ONNX Runtime session; see :class:`exporter.backends.base.Runner`.
 
     The CPU has no kernels for bfloat16. A graph that can't be run for want of them is run as a copy
     in float32, and ``widened`` says so; see :class:`exporter.backends.base.MayWiden`.
 
-    On the CPU its memory is moved to huge pages; see :class:`exporter.backends.base.OnHugePages`.
+    On the CPU its memory is moved to huge pages, and long prompts run in chunks; see
+    :class:`exporter.backends.base.OnHugePages` and
+    :class:`exporter.backends.base.PrefillsInChunks`.
     """
 
     backend = "onnxruntime"
@@ -102,6 +96,7 @@ class OnnxRuntimeRunner:
         self.threads = threads
         self.cpu_nodes: Mapping[str, int] = {}
         self.huge_page_bytes = 0
+        self.prefill_chunk_tokens = 0
 
     def __enter__(self) -> Self:
         """Creates the session and makes sure that it runs where it was asked to.
@@ -138,6 +133,8 @@ class OnnxRuntimeRunner:
         else:
             self.huge_page_bytes = move_to_huge_pages()
         self._session = session
+        if self.provider == PROVIDERS["cpu"] and self.last_logits:
+            self.prefill_chunk_tokens = chunk_tokens(self.inputs, self.cache_form)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -265,7 +262,8 @@ class OnnxRuntimeRunner:
 
         A cache that may be past and present in one buffer is: each call then writes the same new
         keys and values behind the same old ones. Where the graph lets its caller choose, a call
-        gives the logits of the last position alone, which is what a server asks for.
+        gives the logits of the last position alone, which is what a server asks for. A long prompt
+        then runs in chunks, as it does in generation; see ``prefill_chunk_tokens``.
 
         Raises:
             BackendError: When the first run fails, or when a later call does.
@@ -273,30 +271,23 @@ class OnnxRuntimeRunner:
         session, caches = self._loaded(), self._counted_caches(inputs)
         inputs = inputs if caches is None else counted(inputs, caches)
         roomy = with_room(inputs, self.cache_form) if any(map(may_be_cache, self.inputs)) else {}
-        bound = self._bound_inputs({**inputs, **roomy})
-        binding = bound.binding
-        for name, array in self.last_logits.items():
-            value = bound.values[name] = self._device_value(array)
-            bound.arrays.append(array)
-            binding.bind_ortvalue_input(name, value)
         names = [spec.name for spec in self.outputs]
-        caches = self.cache_form.shared
-        shared = {caches[name]: name for name in roomy if name in caches}
-        for name in names:
-            if name in shared:
-                binding.bind_ortvalue_output(name, bound.values[shared[name]])
-            else:
-                binding.bind_output(name, self.device)
+        pairs = self.cache_form.shared.items()
+        shared = {present: past for past, present in pairs if past in roomy}
+        # Only the CPU takes chunks; there a value lies over its array, so all share the caches.
+        parts = in_chunks({**inputs, **roomy}, self.prefill_chunk_tokens)
+        bounds = [self._bound_inputs(part) for part in parts]
         with self._run_errors():
-            session.run_with_iobinding(binding)
-        # Bound again as values, the first run's outputs are the buffers of all later runs.
-        for name, value in zip(names, binding.get_outputs(), strict=True):
-            binding.bind_ortvalue_output(name, value)
+            for bound in bounds:
+                for name, array in self.last_logits.items():
+                    bound.add(name, self._device_value(array), array)
+                bound.settle(session, names, shared, self.device)
         run = session.run_with_iobinding
 
         def call() -> None:
             try:  # without a failure this costs nothing, which _run_errors() would
-                run(bound.binding)
+                for bound in bounds:
+                    run(bound.binding)
             except Exception as error:
                 raise self._run_error(error) from error
 
@@ -346,18 +337,15 @@ class OnnxRuntimeRunner:
             options.add_session_config_entry(RECORD_PLACEMENT, "1")
         return options
 
-    def _bound_inputs(self, inputs: Mapping[str, Array]) -> _Bound:
+    def _bound_inputs(self, inputs: Mapping[str, Array]) -> Bound:
         session = self._loaded()
         missing = [spec.name for spec in self.inputs if spec.name not in inputs]
         if missing:
             raise BackendError(f"{self.model}: no value for the input {missing[0]}.")
-        bound = _Bound(session.io_binding(), {}, [])
+        bound = Bound(session.io_binding(), {}, [])
         for spec in self.inputs:
             array = np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype)
-            value = self._device_value(array)
-            bound.binding.bind_ortvalue_input(spec.name, value)
-            bound.values[spec.name] = value
-            bound.arrays.append(array)
+            bound.add(spec.name, self._device_value(array), array)
         return bound
 
     def _device_value(self, array: Array) -> Any:

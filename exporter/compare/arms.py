@@ -98,6 +98,7 @@ class ComparedArm:
             not_run=self.not_run,
             device_memory_bytes=_device_memory(runner),
             huge_page_bytes=_on_huge_pages(runner),
+            prefill_chunk_tokens=_chunk_tokens(runner),
             layers=self.folder.layers,
             form=_noted(FormRecord, facts, FORM_KEY),
             quantization=self.quantization,
@@ -248,6 +249,12 @@ def _on_huge_pages(runner: Runner | None) -> int:
     from exporter.backends.base import OnHugePages
 
     return runner.huge_page_bytes if isinstance(runner, OnHugePages) else 0
+
+
+def _chunk_tokens(runner: Runner | None) -> int:
+    from exporter.backends.base import PrefillsInChunks
+
+    return runner.prefill_chunk_tokens if isinstance(runner, PrefillsInChunks) else 0
 
 
 def _results(runner: Runner) -> set[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from exporter.backends.base import TensorSpec
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.backends.prefill_chunks import chunks
 from exporter.errors import BackendError
 from exporter.generation.cache_names import LOGITS, runner_caches
 from exporter.generation.caches import IDS, MASK, POSITIONS, Cache, open_cache
@@ -106,11 +107,15 @@ class OnnxRuntimeDecoder:
             )
 
     def prefill(self, token_ids: NDArray[np.int64], *, context: int | None = None) -> NDArray[Any]:
-        """Empties the cache and runs a prompt; see the protocol."""
+        """Empties the cache and runs a prompt, a long one in chunks; see the protocol."""
         batch, prompt = token_ids.shape
         self._length = 0
         self.cache.begin(batch, self._context or context or prompt)
-        return self._run(token_ids)
+        least = self._runner.prefill_chunk_tokens if batch == 1 else 0
+        *first, last = chunks(prompt, least)
+        for span in first:
+            self._run(token_ids[:, span])
+        return self._run(token_ids[:, last])
 
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Runs one more token of each sequence; see the protocol."""

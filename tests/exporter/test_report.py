@@ -180,6 +180,17 @@ def test_on_a_gpu_the_report_says_what_ran_on_the_cpu(report: ComparisonReport) 
     assert "arithmetic on shapes" not in render(report)
 
 
+def test_prompts_that_ran_in_chunks_are_told_of(report: ComparisonReport) -> None:
+    arms = Arms(baseline=arm("base", prefill_chunk_tokens=256), candidate=arm("cand"))
+    told = "| timed prompts of one row | "
+    text = render(report.model_copy(update={"arms": arms}))
+    in_chunks = "run in chunks of 256 tokens or more"
+    assert f"{told}baseline: {in_chunks}; candidate: run whole |" in text
+    arms = Arms(baseline=arms.baseline, candidate=arm("cand", prefill_chunk_tokens=256))
+    assert f"{told}{in_chunks} |" in render(report.model_copy(update={"arms": arms}))
+    assert told not in render(report)
+
+
 def test_what_was_not_measured_is_said(report: ComparisonReport) -> None:
     none = render(report.model_copy(update={"accuracy": None, "parity": [], "calibration": None}))
     assert "Accuracy was not measured" in none

@@ -92,6 +92,8 @@ def _facts(report: ComparisonReport) -> Iterator[list[str]]:
     if any(arm.huge_page_bytes for arm in named_arms(report).values()):
         huge = _each(report, lambda arm: f"{arm.huge_page_bytes / 1e6:,.0f} MB")
         yield ["of the process on huge pages, once loaded", huge]
+    if any(arm.prefill_chunk_tokens for arm in named_arms(report).values()):
+        yield ["timed prompts of one row", _each(report, _prompt_chunks)]
     if any(arm.device_memory_bytes is not None for arm in named_arms(report).values()):
         yield ["device memory", _each(report, _device_memory)]
     yield ["versions", ", ".join(f"{name} {v}" for name, v in report.versions.items())]
@@ -113,6 +115,11 @@ def _each(report: ComparisonReport, fact: Callable[[Arm], str]) -> str:
     if len(set(values.values())) == 1:
         return values["baseline"]
     return "; ".join(f"{name}: {value}" for name, value in values.items())
+
+
+def _prompt_chunks(arm: Arm) -> str:
+    tokens = arm.prefill_chunk_tokens
+    return f"run in chunks of {tokens} tokens or more" if tokens else "run whole"
 
 
 def _device_memory(arm: Arm) -> str:
