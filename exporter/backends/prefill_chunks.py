@@ -20,7 +20,7 @@ from exporter.backends.cache_form import CacheForm
 from exporter.backends.counted_rows import ALONG_TOKENS, IDS, MASK
 
 CHUNK_TOKENS = 256
-"""The fewest tokens of a chunk: of 128, 256, 512 and 1024 the fastest where it was measured."""
+"""The fewest tokens of a chunk; the measurements are in ``exporter/docs/forms.md``."""
 
 
 def chunk_tokens(specs: Sequence[TensorSpec], form: CacheForm) -> int:
