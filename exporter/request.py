@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter.artifacts import Target
+from exporter.budgets import Budget, Heal
 from exporter.compare import CompareOptions
 from exporter.engine.flavours import Backend
 from exporter.engine.settings import BuildSettings
@@ -51,22 +52,47 @@ class ScoreOptions:
     blocks: bool = False
 
 
+COUNTS = ("attention", "mlp", "block", "joint")
+"""The numbers of what to drop that may be asked for."""
+
+
+@dataclass(frozen=True)
+class BudgetRequest:
+    """A plan that holds a budget.
+
+    Attributes:
+        budget: What it has to hold.
+        heal: What may take a branch's place.
+        rank: Of linear maps; None: full ones.
+    """
+
+    budget: Budget
+    heal: Heal = "best"
+    rank: int | None = None
+
+
 @dataclass(frozen=True)
 class DropRequest:
-    """What to drop: a number of one kind, a joint number, or a plan file. Exactly one is set."""
+    """What to drop: a number of one kind, a joint number, a plan file, or whatever holds a budget.
+
+    Exactly one is set.
+    """
 
     attention: int = 0
     mlp: int = 0
     block: int = 0
     joint: int = 0
     plan: Path | None = None
+    budget: BudgetRequest | None = None
 
     def __post_init__(self) -> None:
         counts = (self.attention, self.mlp, self.block, self.joint)
-        if sum(count > 0 for count in counts) + (self.plan is not None) != 1:
+        others = (self.plan is not None) + (self.budget is not None)
+        if sum(count > 0 for count in counts) + others != 1:
             raise UsageError(
                 "Say what to drop, in one way:",
-                "--drop-attn N, --drop-mlp N, --drop-block N, --drop N; in export also --plan.",
+                "--drop-attn N, --drop-mlp N, --drop-block N, --drop N, or a budget such as "
+                "--target-speedup 1.25; in export also --plan.",
             )
 
 
@@ -130,6 +156,12 @@ class ExportRequest:
             raise UsageError(
                 "A plan file says what is dropped; there is nothing to search for or to protect.",
                 "Give --plan, or numbers such as --drop-attn 8 with --search.",
+            )
+        wanted = self.drops.budget
+        if wanted is not None and wanted.budget.at and self.target.startswith("tensorrt"):
+            raise UsageError(
+                f"Times are measured on ONNX Runtime, which doesn't run --target {self.target}.",
+                "Plan on another target first (portable, onnxruntime-cuda), then give its --plan.",
             )
 
     @property

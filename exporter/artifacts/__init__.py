@@ -34,6 +34,7 @@ from exporter.artifacts.comparison import (
     EngineFacts,
     ParityCheck,
 )
+from exporter.artifacts.curve import CurvePoint, ParetoCurve
 from exporter.artifacts.evaluation import EvaluationReport, TaskScore
 from exporter.artifacts.forms import (
     FORM_KEY,
@@ -120,6 +121,7 @@ __all__ = [
     "CheckVerdict",
     "ComparisonReport",
     "Corner",
+    "CurvePoint",
     "DeletedEntry",
     "DeletionKind",
     "Drift",
@@ -148,6 +150,7 @@ __all__ = [
     "MetricScores",
     "ModelRef",
     "NoiseFloor",
+    "ParetoCurve",
     "ParityCheck",
     "PerplexityPair",
     "Phase",

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from exporter.cli.budget_options import budget_options
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.engine_options import export_engine_options
 from exporter.cli.heal_options import KINDS, heal_options, healing
@@ -38,6 +39,7 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
 @click.argument("model")
 @click.option("-o", "--output", type=ANY_PATH, required=True, help="Folder for all results.")
 @drop_options
+@budget_options
 @search_options
 @dropping("--plan", type=EXISTING_FILE, help="Drop what this plan.json says.")
 @click.option(
@@ -66,9 +68,10 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
     "float32; the report says so.",
 )  # fmt: skip
 @healing(
-    "--heal", type=KINDS,
+    "--heal", type=click.Choice(["none", *KINDS.choices]),
     help="Fit what takes the dropped branches' places, without training: the mean of their output, "
-    "a linear map, or for each what helps most.",
+    "a linear map, or for each what helps most. [none; best for a budget that is more than "
+    "numbers]",
 )  # fmt: skip
 @healing(
     "--heal-calibration", metavar="SOURCE", multiple=True,

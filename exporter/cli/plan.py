@@ -2,31 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporter.cli.budget_options import IDLE, budget_options, budgeting, replacement_options, refuse_idle
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.metric_options import METRIC_NAMES
 from exporter.cli.options import (
     ANY_PATH,
+    AUTO,
     EXISTING_FILE,
+    ONNX_FILE,
+    Threads,
     drop_options,
     json_option,
     loading,
     model_options,
     scoring,
+    speed,
     verbosity_options,
 )
 from exporter.cli.search_options import search_options
 from exporter.cli.sections import Count, SectionedCommand
 
+if TYPE_CHECKING:
+    from exporter.artifacts import ImportanceReport, PruningPlan
 
-@click.command(cls=SectionedCommand, short_help="Choose what to drop, by scores or by a search.")
+
+@click.command(
+    cls=SectionedCommand, short_help="Choose what to drop: by scores, by a search, for a budget."
+)
 @click.argument("importance", type=EXISTING_FILE)
 @click.option("-o", "--output", type=ANY_PATH, default=Path("plan.json"), show_default=True)
 @drop_options
+@budget_options
+@replacement_options
+@budgeting(
+    "--batch", type=Count(), default=1, show_default=True,
+    help="Of --fits: sequences whose caches are held.",
+)  # fmt: skip
+@budgeting(
+    "--curve", type=ANY_PATH, metavar="FILE.json",
+    help="Write the whole front of what plans gain and cost, and a page with the plot beside it.",
+)  # fmt: skip
+@speed(
+    "--onnx", type=ONNX_FILE, metavar="GRAPH",
+    help="The exported graph: requests are timed on it, and sizes read from it.",
+)  # fmt: skip
+@speed(
+    "--costs", type=ANY_PATH, metavar="FILE",
+    help="Measured costs of sublayers: kept here, and used again for the same graph, request and "
+    "machine. Without --onnx they foretell, and nothing is measured.",
+)  # fmt: skip
+@speed(
+    "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+    help="Where ONNX Runtime runs the graph.",
+)  # fmt: skip
+@speed(
+    "--threads", type=Threads(), default=AUTO, show_default=True,
+    help="CPU threads; auto: what makes the graph's step fastest.",
+)  # fmt: skip
 @search_options
 @scoring(
     "--metric", type=click.Choice(METRIC_NAMES), metavar="NAME",
@@ -48,19 +86,24 @@ from exporter.cli.sections import Count, SectionedCommand
 def plan(
     progress: ConsoleProgress, /, importance: Path, output: Path, *, as_json: bool, **options: Any
 ) -> None:
-    """Choose what to drop from an importance.json: the lowest scores first, or by a search.
+    """Choose what to drop from an importance.json: by its scores, by a search, or for a budget.
 
-    A search that is interrupted goes on where it was when the same command is run again.
+    Numbers alone take the lowest scores, or what --search finds. Any other budget is held by
+    measured damage, with replacements where they help; budgets combine. What an interrupted call
+    has found out is used when the same command is run again.
     """
     from exporter.artifacts import ImportanceReport
-    from exporter.cli.requests import drop_request, source_options
+    from exporter.cli import budget_plan
+    from exporter.cli.requests import source_options
     from exporter.cli.results import print_artifact
-    from exporter.cli.search_options import search_request
     from exporter.files import refuse_overwriting, sha256_file
-    from exporter.selection import choose
 
-    refuse_overwriting(output, [importance])
+    given = (options["onnx"], options["model"], options["calibration"])
+    for written in (output, options["curve"], options["costs"]):
+        if written is not None:
+            refuse_overwriting(written, [importance, *map(Path, filter(None, given))])
     report = ImportanceReport.read(importance).of_metric(options["metric"])
+    digest = sha256_file(importance)
 
     def load() -> Any:
         from exporter.model_source import load_model
@@ -69,17 +112,40 @@ def plan(
         with progress.task(f"load {source}"):
             return load_model(source, **vars(source_options(options)))
 
+    if budget_plan.wants_planner(options):
+        result = budget_plan.planned(report, load, output, digest, options, progress)
+    else:
+        refuse_idle(options, IDLE)
+        result = _counted(report, load, output, digest, options, progress)
+    if result is not None:
+        print_artifact(result, output, as_json, "Drop " + result.describe())
+
+
+def _counted(
+    report: ImportanceReport,
+    load: Callable[[], Any],
+    output: Path,
+    digest: str,
+    options: Mapping[str, Any],
+    progress: ConsoleProgress,
+) -> PruningPlan:
+    """A plan for numbers, by scores or a search."""
+    from exporter.cli.requests import drop_request
+    from exporter.cli.search_options import search_request
+    from exporter.request import COUNTS
+    from exporter.selection import choose
+
     search = search_request(options)
     journal = output.with_name(f"{output.name}.journal")
     result = choose(
         report,
-        {k: v for k, v in vars(drop_request(options)).items() if k != "plan"},
+        {k: v for k, v in vars(drop_request(options)).items() if k in COUNTS},
         search,
         load=load,
         calibration=options["calibration"],
         batch_size=options["batch_size"],
         journal=journal,
-        importance_sha256=sha256_file(importance),
+        importance_sha256=digest,
         progress=progress,
     )
     if options["metric"]:
@@ -88,4 +154,4 @@ def plan(
     result.write(output)
     if search.by_damage:
         journal.unlink(missing_ok=True)
-    print_artifact(result, output, as_json, "Drop " + result.describe())
+    return result

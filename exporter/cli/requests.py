@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exporter.cli.budget_options import (
+    asks_for_budget,
+    budget_request,
+    refuse_idle,
+    usual_heal,
+)
 from exporter.cli.engine_options import capabilities
 from exporter.cli.heal_options import heal_request
 from exporter.cli.options import AUTO
@@ -17,6 +23,8 @@ from exporter.errors import UsageError
 from exporter.healing.options import HealOptions
 from exporter.quantization.settings import QuantizeSettings
 from exporter.request import (
+    COUNTS,
+    BudgetRequest,
     DropRequest,
     EngineRequest,
     ExportRequest,
@@ -32,7 +40,7 @@ def export_request(
     return ExportRequest(
         source=model,
         out=output,
-        drops=drop_request(options),
+        drops=asked_drops(options),
         search=search_request(options),
         exporter=options["exporter"],
         target=options["target"],
@@ -55,10 +63,23 @@ def _healing(options: Mapping[str, Any]) -> HealOptions | None:
         UsageError: Something is said of a healing that nobody asked for.
     """
     own, scored = options["heal_calibration"], options["calibration"]
-    if own and options["heal"] is None:
+    kind = None if options["heal"] == "none" else options["heal"]
+    if asks_for_budget(options):
+        _refuse_own_healing(options)
+        return None  # the planner itself weighs what to put in the branches' places
+    if own and kind is None:
         raise UsageError("--heal-calibration is for healing.", "Say what to put in with --heal.")
     texts = own or (() if scored is None else (scored,))
-    return heal_request(options["heal"], options, calibration=texts, prefix="heal_")
+    return heal_request(kind, options, calibration=texts, prefix="heal_")
+
+
+def _refuse_own_healing(options: Mapping[str, Any]) -> None:
+    for name in ("heal_calibration", "heal_ridge", "heal_sequential", "heal_check_text"):
+        if options[name] not in (None, ()):
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for healing a plan that is chosen before.",
+                "Leave it away: with a budget the planner fits on --calibration, in its own way.",
+            )
 
 
 def quantize_request(model: str, options: Mapping[str, Any]) -> QuantizeSettings | None:
@@ -112,8 +133,23 @@ def engine_request(options: Mapping[str, Any]) -> EngineRequest | None:
 
 def drop_request(options: Mapping[str, Any]) -> DropRequest:
     """What to drop; exactly one way of saying it."""
-    counts = {name: options[name] or 0 for name in ("attention", "mlp", "block", "joint")}
+    counts: dict[str, Any] = {name: options[name] or 0 for name in COUNTS}
     return DropRequest(**counts, plan=options.get("plan"))
+
+
+def asked_drops(options: Mapping[str, Any]) -> DropRequest:
+    """The same where a budget may be asked for; numbers are then a part of it.
+
+    Raises:
+        UsageError: Something is said of a budget that nobody asked for.
+    """
+    if not asks_for_budget(options):
+        refuse_idle(options, ("at", "context", "kinds", "attention_only"))
+        return drop_request(options)
+    budget = budget_request(options, max(options["batch"]))
+    budget.refuse_empty()
+    wanted = BudgetRequest(budget, options["heal"] or usual_heal(budget), options["heal_rank"])
+    return DropRequest(plan=options["plan"], budget=wanted)
 
 
 def source_options(options: Mapping[str, Any]) -> SourceOptions:

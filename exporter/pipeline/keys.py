@@ -11,8 +11,10 @@ from typing import Any
 from exporter.artifacts import PruningPlan
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
+from exporter.pipeline.budgeting import budget_key
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
 from exporter.report.files import REPORTS
+from exporter.request import COUNTS
 
 Key = dict[str, Any]
 
@@ -33,7 +35,8 @@ def plan_key(run: Run) -> Key:
     drops = run.request.drops
     return {
         "importance": run.ledger.files_hash("score"),
-        "drops": {name: value for name, value in vars(drops).items() if name != "plan"},
+        "drops": {name: value for name, value in vars(drops).items() if name in COUNTS},
+        "budget": None if drops.budget is None else budget_key(run, drops.budget),
         "search": vars(run.request.search),
         "file": None if drops.plan is None else sha256_file(drops.plan),
         "replacements": _replacements_hash(drops.plan),

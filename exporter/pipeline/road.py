@@ -51,9 +51,7 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
 def _walk(run: Run) -> ComparisonReport:
     _stage(run, "score", keys.score_key(run), stages.score_sublayers)
     refuse_calibration_text(run)
-    _stage(run, "plan", keys.plan_key(run), stages.plan)
-    _heal(run)
-    _stage(run, "export", keys.export_key(run), stages.export)
+    _plan_and_export(run)
     _stage(run, "prune", keys.prune_key(run), stages.prune)
     run.free_model()
     _quantize(run)
@@ -61,6 +59,16 @@ def _walk(run: Run) -> ComparisonReport:
     _stage(run, "measure", keys.measure_key(run), measure)
     run.ledger.publish()
     return ComparisonReport.read(run.request.out / "report.json")
+
+
+def _plan_and_export(run: Run) -> None:
+    """A budget is planned on the graph that it is for; else a plan that fails costs no export."""
+    if run.request.drops.budget is not None:
+        _stage(run, "export", keys.export_key(run), stages.export)
+    _stage(run, "plan", keys.plan_key(run), stages.plan)
+    _heal(run)
+    if run.request.drops.budget is None:
+        _stage(run, "export", keys.export_key(run), stages.export)
 
 
 def _heal(run: Run) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 from exporter.artifacts import ParityCheck, PruneReport, PruningPlan
 from exporter.errors import VerificationError
 from exporter.files import sha256_file, staged_directory, write_text
+from exporter.pipeline.budgeting import plan_within
 from exporter.pipeline.run import Run, files_below
+from exporter.request import COUNTS
 
 WEIGHT_FILES = ("model.onnx", "model.onnx.data")
 """What of a model's folder is written anew for another form of it."""
@@ -30,6 +32,8 @@ def plan(run: Run) -> tuple[list[Path], None]:
     """Chooses what to drop, or takes the plan that was given, with its replacements."""
     from exporter.planning import read_plan, validate_plan
 
+    if run.request.drops.budget is not None:
+        return plan_within(run, run.request.drops.budget), None
     path, given = run.ledger.work / "plan.json", run.request.drops.plan
     plan = _chosen_plan(run) if given is None else read_plan(given)
     layers = run.importance().model.num_layers
@@ -61,7 +65,7 @@ def _copied_replacements(run: Run, plan: PruningPlan, given: Path) -> list[Path]
 def _chosen_plan(run: Run) -> PruningPlan:
     from exporter.selection import choose
 
-    counts = {name: n for name, n in vars(run.request.drops).items() if name != "plan"}
+    counts = {name: n for name, n in vars(run.request.drops).items() if name in COUNTS}
     return choose(
         run.importance(),
         counts,

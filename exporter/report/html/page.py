@@ -47,16 +47,16 @@ def render_page(sources: Sequence[Source]) -> str:
         _view(source, index, f"r{index + 1}-" if several else "", len(sources))
         for index, source in enumerate(sources)
     ]
-    style = _style()
+    style, style_hash = page_style()
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             views=views,
             several=several,
             overview=tradeoff_section(sources) if several else None,
-            style=Markup(style),  # noqa: S704  # our own file
-            style_hash=_csp_hash(style),
+            style=style,
+            style_hash=style_hash,
             version=sources[0].report.versions.get("depthcut", ""),
         )
     )
@@ -80,7 +80,8 @@ def _view(source: Source, index: int, prefix: str, sources: int) -> View:
 
 
 @cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """What finds and fills the templates."""
     environment = Environment(
         loader=PackageLoader("exporter.report.html"),
         autoescape=True,
@@ -94,9 +95,11 @@ def _environment() -> Environment:
 
 
 @cache
-def _style() -> str:
+def page_style() -> tuple[Markup, str]:
+    """The style sheet, and its hash for the page's policy."""
     file = resources.files("exporter.report.html") / "templates" / "style.css"
-    return file.read_text(encoding="utf-8")
+    style = file.read_text(encoding="utf-8")
+    return Markup(style), _csp_hash(style)  # noqa: S704  # our own file
 
 
 def _csp_hash(style: str) -> str:

@@ -1,0 +1,26 @@
+"""From what a user says a plan shall hold to the plan. Importing this costs no PyTorch."""
+
+from exporter.budgets.amounts import share, tokens
+from exporter.budgets.budget import Budget, Floors, Heal, Memory
+from exporter.budgets.outcome import Outcome
+from exporter.budgets.planner import Planner, PlanSettings
+from exporter.budgets.search import Search, SearchSettings
+from exporter.budgets.stopwatch import OnnxStopwatch, Stopwatch
+from exporter.budgets.workplace import Workplace
+
+__all__ = [
+    "Budget",
+    "Floors",
+    "Heal",
+    "Memory",
+    "OnnxStopwatch",
+    "Outcome",
+    "PlanSettings",
+    "Planner",
+    "Search",
+    "SearchSettings",
+    "Stopwatch",
+    "Workplace",
+    "share",
+    "tokens",
+]

@@ -1,0 +1,379 @@
+"""From what a user asks for to a plan: costs, fits, search, refit, and a look at the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.ablation import Substitute
+from exporter.artifacts import ImportanceReport, ParetoCurve, PruningPlan, Replacement, Speedup
+from exporter.budgets.budget import Budget, Heal
+from exporter.budgets.curve import ENOUGH_NATS, curve_of
+from exporter.budgets.gains import Goal, Milliseconds, Name
+from exporter.budgets.goals import goals_of, unit_to_use_up
+from exporter.budgets.hit import ROUNDS, Measured, hit
+from exporter.budgets.options import Offer, make_offer, replacements_of
+from exporter.budgets.outcome import Outcome, predicted
+from exporter.budgets.reachable import refuse_nothing
+from exporter.budgets.search import Search, SearchSettings
+from exporter.budgets.stopwatch import Stopwatch
+from exporter.budgets.text import split
+from exporter.budgets.walk import Judge, Walk, percent
+from exporter.budgets.workplace import Workplace, about_fits
+from exporter.costs import CostTable, GraphSizes
+from exporter.errors import PlanError, UsageError
+from exporter.progress import QUIET, Progress
+from exporter.selection import RememberingMeter, SearchOptions, protected_names
+
+if TYPE_CHECKING:
+    from exporter.ablation import DamageMeter
+    from exporter.healing import Fit
+    from exporter.importance import CalibrationText
+    from exporter.model_source import LoadedModel
+
+POSITIONS = 2
+"""Answers are compared at every second position."""
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How a plan is looked for.
+
+    Attributes:
+        search: Objective, shortlist, protected sublayers, tokens, and for ``evolution`` swaps.
+        heal: What may take a branch's place.
+        rank: Of linear maps; None: full ones.
+        calibration: Another text than the scores'.
+        batch_size: Samples in one forward pass.
+        held_out: Share of the text that the result is judged on.
+        rounds: Candidates that are measured at most.
+    """
+
+    search: SearchOptions = field(default_factory=lambda: SearchOptions(search="greedy"))
+    heal: Heal = "best"
+    rank: int | None = None
+    calibration: str | None = None
+    batch_size: int = 4
+    held_out: float = 0.25
+    rounds: int = ROUNDS
+
+
+class Planner:
+    """Makes plans for one model.
+
+    What takes long is done once, and kept in the workplace where a later call can use it.
+
+    Args:
+        report: The model's scores.
+        load: Loads the model.
+        budget: What the plan has to hold.
+        settings: How to look for it.
+        work: Keeps fits, costs and damages.
+        sizes: Of the graph's sublayers; None: of the model's modules.
+        stopwatch: Measures requests; None where no time is asked for.
+        costs: Measured before; None: the stopwatch measures them.
+        importance_sha256: The digest of the report's file, for the plan.
+        cache_dir: Where text that the model sampled is kept.
+        progress: Told what goes on.
+
+    Raises:
+        UsageError: The budget asks for what can't be told without a graph.
+    """
+
+    def __init__(
+        self,
+        report: ImportanceReport,
+        load: Callable[[], LoadedModel],
+        budget: Budget,
+        settings: PlanSettings,
+        *,
+        work: Workplace,
+        sizes: GraphSizes | None = None,
+        stopwatch: Stopwatch | None = None,
+        costs: CostTable | None = None,
+        importance_sha256: str | None = None,
+        cache_dir: Path | None = None,
+        progress: Progress = QUIET,
+    ) -> None:
+        self.report, self.budget, self.settings = report, budget, settings
+        self._load, self._work, self._given_sizes = load, work, sizes
+        self._stopwatch, self._given_costs = stopwatch, costs
+        self._importance_sha256, self._cache_dir = importance_sha256, cache_dir
+        self._progress = progress
+        _refuse_missing(budget, sizes, stopwatch, costs)
+
+    def plan(self) -> Outcome:
+        """The plan of least damage that holds the budget.
+
+        Raises:
+            PlanError: There is none; says what is reachable.
+            UsageError: The budget asks for nothing.
+            DepthcutError: Of the stage that failed.
+        """
+        self.budget.refuse_empty()
+        walk, speedup = self._measured() if self._times_candidates else (self._solved(), None)
+        self._refuse_nothing(walk)
+        if speedup is None and self._stopwatch is not None:
+            speedup = self._time(walk)
+        substitutes = self._refitted(walk)
+        return self._outcome(walk, substitutes, speedup)
+
+    def curve(self) -> ParetoCurve:
+        """The whole front, up to plans that leave next to nothing of the model's answers."""
+        unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
+        with self._progress.task("look for the front"):
+            walks = self.search.path(unit, ENOUGH_NATS)
+        if not walks:
+            refuse_nothing(self.judge, self.search.smallest(unit))
+        return curve_of(
+            walks,
+            self.judge,
+            self.sizes,
+            self.costs,
+            self.settings.rank,
+            report=self.report,
+            text=self.texts[1],
+        )
+
+    @cached_property
+    def costs(self) -> CostTable | None:
+        """What sublayers cost; None where no time is asked for."""
+        if self._given_costs is not None or self._stopwatch is None:
+            return self._given_costs
+        return self._stopwatch.costs(replacements_of(self.settings.heal), self.settings.rank)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model; costs are measured before, while the memory is free."""
+        _ = self.costs
+        loaded = self._load()
+        if loaded.ref.sha256 != self.report.model.sha256:
+            raise PlanError(
+                f"The scores are of {self.report.model.source} (sha256 "
+                f"{self.report.model.sha256[:12]}), but {loaded.ref.source} is another model "
+                f"(sha256 {loaded.ref.sha256[:12]}).",
+                "Name the model that was scored, or score this one first: depthcut score.",
+            )
+        return loaded
+
+    @cached_property
+    def sizes(self) -> GraphSizes:
+        """What sublayers weigh."""
+        from exporter.budgets.module_sizes import module_sizes
+
+        return self._given_sizes or module_sizes(self.loaded)
+
+    @cached_property
+    def texts(self) -> tuple[CalibrationText, CalibrationText]:
+        """What is searched and fitted on, and what is judged on."""
+        from exporter.selection.texts import text_of_report
+
+        text = text_of_report(
+            self.loaded,
+            self.report.calibration,
+            calibration=self.settings.calibration,
+            cache_dir=self._cache_dir,
+            progress=self._progress,
+        )
+        return split(text, self.settings.held_out)
+
+    @cached_property
+    def fits(self) -> Mapping[Name, Fit]:
+        """A replacement of each kind for every branch, fitted in one pass; none without healing."""
+        from exporter.healing import fit_branches
+
+        if self.settings.heal == "none":
+            return {}
+        text, rank = self.texts[0], self.settings.rank
+        about = about_fits(self.loaded.ref, str(self.loaded.model.dtype), text.ref, rank)
+        known = self._work.kept_fits(about)
+        if known is not None:
+            self._progress.say("plan: the fits of an earlier call are used")
+            return known
+        batch_size = self.settings.batch_size
+        found = fit_branches(
+            self.loaded, text, rank=rank, batch_size=batch_size, progress=self._progress
+        )
+        self._work.keep_fits(about, found)
+        return found
+
+    @cached_property
+    def offer(self) -> Offer:
+        """What may be done to which sublayer."""
+        protected = protected_names(self.settings.search.protect, self.report.model.num_layers)
+        known = set(self.sizes.sublayers)
+        if self.costs is not None:
+            known &= set(self.costs.names)
+        return make_offer(self.report, self.budget, self.settings.heal, self.fits, protected, known)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Holds the tokens that the search doesn't see."""
+        return Judge(self._meter(self.texts[1]), self.budget.floors)
+
+    @cached_property
+    def search(self) -> Search:
+        """Looks for walks."""
+        how = self.settings.search
+        return Search(
+            self._searched_meter(),
+            self.judge,
+            self.offer.options,
+            SearchSettings(
+                objective=how.objective,
+                shortlist=how.shortlist or None,
+                seconds=how.seconds if how.search == "evolution" else 0.0,
+                seed=how.seed,
+            ),
+            self.offer.prior,
+            self.offer.quality,
+            self._progress,
+        )
+
+    @cached_property
+    def goals(self) -> list[Goal]:
+        """What has to go."""
+        return goals_of(self.budget, self.sizes, self.costs, self.settings.rank)
+
+    def _solved(self, goals: Sequence[Goal] | None = None) -> Walk:
+        unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
+        with self._progress.task("look for the plan of least damage"):
+            return self.search.solve(self.goals if goals is None else goals, unit)
+
+    @property
+    def _times_candidates(self) -> bool:
+        return self._stopwatch is not None and self.budget.target_speedup is not None
+
+    def _measured(self) -> tuple[Walk, Speedup]:
+        """Candidates are cut and measured until one is near the target speedup."""
+        first, *others = self.goals
+        assert isinstance(first.unit, Milliseconds)
+        assert self.budget.target_speedup is not None
+        found: Measured = hit(
+            self.budget.target_speedup,
+            first.amount,
+            lambda goal_ms: self._solved([replace(first, amount=goal_ms), *others]),
+            self._time,
+            rounds=self.settings.rounds,
+            progress=self._progress,
+        )
+        return found.walk, found.speedup
+
+    def _time(self, walk: Walk) -> Speedup:
+        assert self._stopwatch is not None
+        return self._stopwatch.speedup(walk)
+
+    def _refuse_nothing(self, walk: Walk) -> None:
+        if not walk.options:
+            unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
+            refuse_nothing(self.judge, self.search.smallest(unit))
+
+    def _refitted(self, walk: Walk) -> Mapping[Name, Substitute]:
+        """The walk's substitutes, fitted again on the healed model where that is better."""
+        from exporter.healing import fit_sequential
+
+        choices: dict[Name, Replacement] = walk.choices
+        if all(replacement == "none" for replacement in choices.values()):
+            return walk.cut
+        again = fit_sequential(
+            self.loaded,
+            self.texts[0],
+            choices,
+            rank=self.settings.rank,
+            batch_size=self.settings.batch_size,
+            progress=self._progress,
+        )
+        before, after = self.judge.damage(walk), self.judge.damage_of(again)
+        rises = before.log_perplexity_increase, after.log_perplexity_increase
+        better = rises[1] < rises[0]
+        self._progress.detail(
+            f"plan: fitted one after the other, the perplexity rises by {percent(rises[1])}, not "
+            f"by {percent(rises[0])}{'' if better else '; not taken'}"
+        )
+        return again if better else walk.cut
+
+    def _outcome(
+        self, walk: Walk, substitutes: Mapping[Name, Substitute], speedup: Speedup | None
+    ) -> Outcome:
+        damage = self.judge.damage_of(substitutes)
+        figures = predicted(
+            self.budget,
+            walk,
+            damage,
+            self.sizes,
+            self.costs,
+            self.settings.rank,
+            speedup,
+        )
+        asked = {**self.budget.asked(), **self._searched_how()}
+        digest = self._importance_sha256
+        plan = PruningPlan(
+            deletions=walk.deletions,
+            budget=asked,
+            importance_sha256=digest,
+            made_from={"importance": digest} if digest else {},
+            predicted=figures,
+        )
+        return Outcome(plan, substitutes, damage, speedup)
+
+    def _searched_how(self) -> dict[str, int | float | str]:
+        how = self.settings
+        told: dict[str, int | float | str] = {
+            "search": how.search.search,
+            "objective": how.search.objective,
+            "heal": how.heal,
+        }
+        if how.rank is not None:
+            told["rank"] = how.rank
+        if how.search.protect:
+            told["protect"] = ", ".join(how.search.protect)
+        return told
+
+    def _searched_meter(self) -> RememberingMeter:
+        from exporter.files import sha256_bytes
+        from exporter.selection.texts import first_tokens
+
+        text = first_tokens(self.texts[0], self.settings.search.tokens)
+        about = {
+            "model": self.loaded.ref.sha256,
+            "dtype": str(self.loaded.model.dtype),
+            "ids": sha256_bytes(text.input_ids.astype("<i8").tobytes()),
+            "positions": POSITIONS,
+        }
+        return RememberingMeter(self._meter(text), self._work.journal, about)
+
+    def _meter(self, text: CalibrationText) -> DamageMeter:
+        from exporter.ablation import DamageMeter
+
+        return DamageMeter(
+            self.loaded.model,
+            text.input_ids,
+            text.mask,
+            batch_size=self.settings.batch_size,
+            positions=POSITIONS,
+        )
+
+
+def _refuse_missing(
+    budget: Budget,
+    sizes: GraphSizes | None,
+    stopwatch: Stopwatch | None,
+    costs: CostTable | None,
+) -> None:
+    if budget.at is not None and stopwatch is None and costs is None:
+        raise UsageError(
+            "Times are measured on the exported graph.",
+            "Name it with --onnx, or costs that were measured before with --costs.",
+        )
+    if budget.fits is not None and sizes is None:
+        raise UsageError(
+            "How much the caches take is read from the exported graph.", "Name it with --onnx."
+        )
+    if costs is not None and budget.at is not None and costs.at != budget.at:
+        raise UsageError(
+            f"The costs were measured for {costs.at}, not for {budget.at}.",
+            "Ask for that request with --at, or measure again.",
+        )

@@ -1,0 +1,140 @@
+"""What is done to a model, step by step, and what it costs on tokens that the search never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from exporter.ablation import Cut, Damage
+from exporter.artifacts import PlannedDeletion, Replacement
+from exporter.budgets.budget import NO_FLOORS, Floors
+from exporter.budgets.gains import Name, Unit
+from exporter.selection import Meter, Option, RememberingMeter, Step, chosen, cut_of_options
+
+_NOT_MEASURED = Damage(*(np.empty(0) for _ in range(5)))
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What is done to a model: options in the order in which they were chosen."""
+
+    options: tuple[Option, ...] = ()
+
+    @property
+    def cut(self) -> Cut:
+        """What stands in the place of which branch."""
+        return cut_of_options(self.options)
+
+    @property
+    def choices(self) -> dict[Name, Replacement]:
+        """Each sublayer with what takes its place."""
+        return {name: option.replacement for option in self.options for name in option.names}
+
+    @property
+    def deletions(self) -> list[PlannedDeletion]:
+        """The same as a plan has it."""
+        return [deletion for option in self.options for deletion in option.deletions()]
+
+    def plus(self, steps: Iterable[Step]) -> Walk:
+        """Some steps further; a step takes the place of earlier ones on the same sublayers."""
+        return Walk(tuple(chosen([*map(as_step, self.options), *steps])))
+
+    def without(self, option: Option) -> Walk:
+        """One step less."""
+        return Walk(tuple(other for other in self.options if other is not option))
+
+    def gain(self, unit: Unit) -> float:
+        """What goes with all of it."""
+        return math.fsum(unit.gain(option.names, option.replacement) for option in self.options)
+
+
+def as_step(option: Option) -> Step:
+    """An option as a step of a search that hasn't measured it."""
+    return Step(option, _NOT_MEASURED, 0.0)
+
+
+def valued(
+    options: Iterable[Option], unit: Unit, quality: Mapping[Option, float] | None = None
+) -> list[Option]:
+    """The options that gain something, with their gain in a unit.
+
+    Args:
+        options: All there are.
+        unit: Of the gain.
+        quality: How well an option does what the branch did. One that neither does it better nor
+            gains more than another on the same sublayers is left out; without, none is.
+    """
+    gains = {option: unit.gain(option.names, option.replacement) for option in options}
+    quality = quality or {}
+
+    def is_beaten(option: Option) -> bool:
+        mine = gains[option], quality.get(option, 0.0)
+        return any(
+            gains[other] >= mine[0] and quality.get(other, 0.0) >= mine[1]
+            and (gains[other], quality.get(other, 0.0)) != mine
+            for other in gains
+            if quality and other.names == option.names and other is not option
+        )  # fmt: skip
+
+    return [
+        replace(option, gain=gain)
+        for option, gain in gains.items()
+        if gain > 0 and not is_beaten(option)
+    ]
+
+
+class Judge:
+    """Holds walks against floors, on tokens that the search doesn't see.
+
+    Args:
+        meter: Holds those tokens.
+        floors: What must be kept.
+    """
+
+    def __init__(self, meter: Meter, floors: Floors = NO_FLOORS) -> None:
+        self._meter = RememberingMeter(meter)
+        self.floors = floors
+
+    def damage(self, walk: Walk) -> Damage:
+        """What a walk costs."""
+        return self.damage_of(walk.cut)
+
+    def damage_of(self, cut: Cut) -> Damage:
+        """What a cut costs."""
+        return self._meter.measure_many(cut, [])[0]
+
+    def holds(self, walk: Walk) -> bool:
+        """Whether a walk keeps the floors."""
+        return not self.floors or not self.broken(walk)
+
+    def broken(self, walk: Walk) -> list[str]:
+        """The floors that a walk doesn't keep, in words."""
+        damage, floors = self.damage(walk), self.floors
+        found = []
+        if damage.log_perplexity_increase > floors.log_perplexity_increase:
+            found.append(
+                f"the perplexity rises by {percent(damage.log_perplexity_increase)} "
+                f"(allowed: {(floors.perplexity_increase or 0):.1%})"
+            )
+        if floors.top1_agreement is not None and damage.top1_agreement < floors.top1_agreement:
+            found.append(
+                f"{damage.top1_agreement:.1%} of the likeliest tokens stay the same "
+                f"(at least: {floors.top1_agreement:.1%})"
+            )
+        return found
+
+
+def percent(log_increase: float) -> str:
+    """A rise of a log as a share: ``4.9%``."""
+    return f"{math.expm1(min(log_increase, 50.0)):.1%}"
+
+
+def damage_words(damage: Damage) -> str:
+    """What a walk costs, in a few words."""
+    return (
+        f"perplexity {math.expm1(min(damage.log_perplexity_increase, 50.0)):+.1%}, "
+        f"KL divergence {damage.kl:.3f} nats, same top-1 token {damage.top1_agreement:.1%}"
+    )

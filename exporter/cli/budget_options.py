@@ -1,0 +1,227 @@
+"""Options that say what a plan has to hold: sizes, times, quality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from exporter.cli.options import Size
+from exporter.cli.sections import Count, option_in
+
+if TYPE_CHECKING:
+    from exporter.budgets import Budget, Heal
+    from exporter.budgets.budget import SublayerKind
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
+# As exporter.budgets has them, which --help must not load.
+_KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
+_HEALS = ("none", "bias", "linear", "best")
+
+budgeting = option_in("What to reach")
+BUDGETS = (
+    *("parameters", "fits", "target_speedup", "max_perplexity_increase", "min_top1_agreement"),
+)
+"""The options that ask for something that no number of sublayers says."""
+IDLE = ("at", "context", "kinds", "attention_only", "rank", "onnx", "costs")
+"""What `depthcut plan` has no use for without them."""
+
+
+class Share(click.ParamType[float]):
+    """A share: ``5%`` or ``0.05``."""
+
+    name = "SHARE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Reads it; a number from code passes."""
+        if isinstance(value, float):
+            return value
+        from exporter.budgets.amounts import share
+
+        return _read(self, share, value, param, ctx)
+
+
+class Tokens(click.ParamType[int]):
+    """A number of tokens: ``32k`` or ``32768``."""
+
+    name = "TOKENS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Reads it; a number from code passes."""
+        if isinstance(value, int):
+            return value
+        from exporter.budgets.amounts import tokens
+
+        return _read(self, tokens, value, param, ctx)
+
+
+class Request(click.ParamType[Any]):
+    """A request: ``batch=1,prompt=512,new=128``."""
+
+    name = "REQUEST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Reads it; one from code passes."""
+        if not isinstance(value, str):
+            return value
+        from exporter.costs import At
+
+        return _read(self, At.parse, value, param, ctx)
+
+
+class Kinds(click.ParamType[tuple[str, ...]]):
+    """Kinds of sublayers: ``attention,mlp``."""
+
+    name = "KIND,KIND"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Reads them; a tuple from code passes."""
+        if isinstance(value, tuple):
+            return value
+        named = tuple(dict.fromkeys(part.strip() for part in str(value).split(",")))
+        if not set(named) <= set(_KINDS):
+            self.fail(f"{value!r} is not made of {' and '.join(_KINDS)}", param, ctx)
+        return named
+
+
+def _read(
+    kind: click.ParamType[_T],
+    read: Callable[[str], _T],
+    value: Any,
+    param: click.Parameter | None,
+    ctx: click.Context | None,
+) -> _T:
+    from exporter.errors import UsageError
+
+    try:
+        return read(str(value))
+    except UsageError as error:
+        kind.fail(str(error), param, ctx)
+
+
+def budget_options(function: _F) -> _F:
+    """Adds what a plan has to hold; budgets combine, and all of them hold."""
+    for option in (
+        budgeting(
+            "--attention-only", is_flag=True, help="The same as --kinds attention."
+        ),
+        budgeting(
+            "--kinds", type=Kinds(), help="Which sublayers may go. [attention,mlp]",
+        ),
+        budgeting(
+            "--min-top1-agreement", type=Share(),
+            help="Share of positions at which both models must think the same token the "
+            "likeliest, such as 0.95.",
+        ),
+        budgeting(
+            "--max-perplexity-increase", type=Share(),
+            help="The most that the perplexity may rise, such as 5%. On tokens that the search "
+            "does not see; used up for speed where --at is given, else for parameters.",
+        ),
+        budgeting(
+            "--at", type=Request(),
+            help="The request whose time counts, such as batch=1,prompt=512,new=128.",
+        ),
+        budgeting(
+            "--target-speedup", type=float, metavar="X",
+            help="How many times as fast that request is to be, measured to within 3 %.",
+        ),
+        budgeting(
+            "--context", type=Tokens(),
+            help="Of --fits: tokens in the caches of every sequence, such as 32k.",
+        ),
+        budgeting(
+            "--fits", type=Size(),
+            help="Bytes that weights and caches may take together, such as 8GB.",
+        ),
+        budgeting(
+            "--parameters", type=Share(),
+            help="Share of the parameters to remove, such as 10%.",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def replacement_options(function: _F) -> _F:
+    """Adds what a planner may put in the place of what it drops."""
+    for option in (
+        budgeting(
+            "--rank", type=Count(), metavar="N",
+            help="Rank of linear replacements. [full]",
+        ),
+        budgeting(
+            "--heal", type=click.Choice(_HEALS),
+            help="What may take a branch's place, fitted on the calibration text; best: none, "
+            "bias or linear, whichever costs least for what it gains. [best for budgets that are "
+            "more than numbers, else none]",
+        ),
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def asks_for_budget(options: Mapping[str, Any]) -> bool:
+    """Whether a plan is asked for that no ranking of scores gives."""
+    return any(options.get(name) is not None for name in BUDGETS)
+
+
+def refuse_idle(options: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuses options of the planner where nothing asks for it.
+
+    Raises:
+        UsageError: One was given.
+    """
+    from exporter.errors import UsageError
+
+    for name in names:
+        if options[name]:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for budgets that are more than numbers.",
+                "Say what to reach, such as --target-speedup 1.25 or --parameters 10%.",
+            )
+
+
+def usual_heal(budget: Budget) -> Heal:
+    """What may take a branch's place where nothing is said: numbers alone are the paper's way."""
+    return "none" if budget.only_counts and budget.counts else "best"
+
+
+def budget_request(options: Mapping[str, Any], batch: int) -> Budget:
+    """The library's own budget.
+
+    Args:
+        options: click's.
+        batch: Sequences that caches are held for.
+
+    Raises:
+        UsageError: Parts of it are lacking, or say nothing that makes sense.
+    """
+    from exporter.budgets import Budget, Floors, Memory
+    from exporter.errors import UsageError
+
+    counts = {name: options[name] or 0 for name in ("attention", "mlp", "block", "joint")}
+    fits, context = options["fits"], options["context"]
+    kinds: tuple[SublayerKind, ...] | None = options["kinds"]
+    if (fits is None) != (context is None):
+        raise UsageError(
+            "How much memory caches take depends on what they hold.",
+            "Give --fits and --context together: --fits 8GB --context 32k --batch 4.",
+        )
+    if kinds is not None and options["attention_only"]:
+        raise UsageError("--kinds and --attention-only say the same.", "Give one of them.")
+    return Budget(
+        **counts,
+        parameters=options["parameters"],
+        fits=None if fits is None else Memory(fits, context, batch),
+        target_speedup=options["target_speedup"],
+        at=options["at"],
+        floors=Floors(options["max_perplexity_increase"], options["min_top1_agreement"]),
+        kinds=("attention",) if options["attention_only"] else kinds or _KINDS,
+    )

@@ -1,0 +1,159 @@
+"""The part of `depthcut plan` that holds budgets: from click's options to the planner and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from exporter.cli.budget_options import asks_for_budget, budget_request, usual_heal
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.options import AUTO
+from exporter.cli.search_options import search_request
+
+if TYPE_CHECKING:
+    from exporter.artifacts import ImportanceReport, PruningPlan
+    from exporter.budgets import Budget, Planner, PlanSettings, Workplace
+    from exporter.costs import CostTable
+    from exporter.selection import SearchOptions
+
+
+def wants_planner(options: Mapping[str, Any]) -> bool:
+    """Whether more is asked for than a choice by scores or damage."""
+    healed = options["heal"] not in (None, "none")
+    return healed or asks_for_budget(options) or options["curve"] is not None
+
+
+def searched(options: Mapping[str, Any]) -> SearchOptions:
+    """How to search: by damage, since nothing else tells when a budget is held.
+
+    Raises:
+        UsageError: Another way was asked for.
+    """
+    from exporter.errors import UsageError
+
+    search = search_request(options)
+    if search.by_damage:
+        return search
+    context = click.get_current_context()
+    given = context.get_parameter_source("search")
+    if given is not click.core.ParameterSource.DEFAULT:
+        raise UsageError(
+            f"Budgets are held by measured damage; --search {search.search} measures none.",
+            "Leave --search away, or take greedy or evolution.",
+        )
+    return replace(search, search="greedy")
+
+
+def plan_settings(options: Mapping[str, Any], budget: Budget) -> PlanSettings:
+    """How the plan is looked for."""
+    from exporter.budgets import PlanSettings
+
+    return PlanSettings(
+        search=searched(options),
+        heal=options["heal"] or usual_heal(budget),
+        rank=options["rank"],
+        calibration=options["calibration"],
+        batch_size=options["batch_size"],
+    )
+
+
+def planned(
+    report: ImportanceReport,
+    load: Callable[[], Any],
+    output: Path,
+    digest: str,
+    options: Mapping[str, Any],
+    progress: ConsoleProgress,
+) -> PruningPlan | None:
+    """Makes the plan and the curve that are asked for.
+
+    Args:
+        report: The scores.
+        load: Loads the model.
+        output: The plan's file.
+        digest: Of the scores' file.
+        options: click's.
+        progress: Told what goes on.
+
+    Returns:
+        The plan as written; None where only the curve was asked for.
+    """
+    from exporter.budgets import Workplace
+    from exporter.healing.plan_file import write_healed_plan
+
+    budget = budget_request(options, options["batch"])
+    if options["curve"] is None:
+        budget.refuse_empty()
+    work = Workplace(output.with_name(f"{output.name}.work"))
+    planner = _planner(report, load, digest, options, budget, work, progress)
+    curve: Path | None = options["curve"]
+    plan = None
+    if budget.counts or not budget.only_counts:
+        found = planner.plan()
+        plan = write_healed_plan(output, found.plan, found.substitutes)
+        progress.say(f"plan: {found.words()}")
+    if curve is not None:
+        _write_curve(planner, curve, progress)
+    if work.folder.exists():
+        progress.say(f"plan: what was fitted and timed is kept for the next call: {work.folder}")
+    return plan
+
+
+def _planner(
+    report: ImportanceReport,
+    load: Callable[[], Any],
+    digest: str,
+    options: Mapping[str, Any],
+    budget: Budget,
+    work: Workplace,
+    progress: ConsoleProgress,
+) -> Planner:
+    from exporter.budgets import OnnxStopwatch, Planner
+    from exporter.costs import sizes
+
+    onnx: Path | None = options["onnx"]
+    stopwatch = None
+    if onnx is not None and budget.at is not None:
+        stopwatch = OnnxStopwatch(
+            onnx,
+            budget.at,
+            options["costs"] or work.costs,
+            work.folder,
+            provider=options["provider"],
+            threads=None if options["threads"] == AUTO else options["threads"],
+            progress=progress,
+        )
+    return Planner(
+        report,
+        load,
+        budget,
+        plan_settings(options, budget),
+        work=work,
+        sizes=None if onnx is None else sizes(onnx),
+        stopwatch=stopwatch,
+        costs=None if stopwatch is not None else _measured_before(options["costs"]),
+        importance_sha256=digest,
+        progress=progress,
+    )
+
+
+def _measured_before(path: Path | None) -> CostTable | None:
+    from exporter.costs import CostTable
+
+    return None if path is None else CostTable.read(path)
+
+
+def _write_curve(planner: Planner, path: Path, progress: ConsoleProgress) -> None:
+    """The data, and the page beside it."""
+    from exporter.files import write_text
+    from exporter.report.html.frontier import render_front
+
+    curve = planner.curve()
+    page = path.with_suffix(".html")
+    write_text(page, render_front(curve))
+    curve.write(path)
+    progress.say(f"plan: a front of {len(curve.front)} plans: {path} and {page}")

@@ -1,0 +1,275 @@
+"""Plans for budgets of a tiny model, from its scores to figures; its clock is made up."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.artifacts import Speedup
+from exporter.errors import CalibrationError, PlanError, UsageError
+
+pytestmark = pytest.mark.torch
+pytest.importorskip("torch")
+
+from cost_tables import made_table  # noqa: E402
+from tiny_families import tiny_loaded  # noqa: E402
+
+from exporter import budgets  # noqa: E402
+from exporter.budgets import Budget, Floors, Planner, PlanSettings, Workplace  # noqa: E402
+from exporter.costs import At  # noqa: E402
+from exporter.importance import score  # noqa: E402
+from exporter.selection import SearchOptions  # noqa: E402
+
+NAMES: list[Any] = [(layer, kind) for layer in range(4) for kind in ("attention", "mlp")]
+SAVED: Any = {name: {"none": 6.0, "bias": 5.5, "linear": 4.0} for name in NAMES}
+AT = At(batch=1, prompt=8, new=4)
+
+
+@dataclass
+class MadeStopwatch:
+    """Everything saves ``truth`` times what the costs say.
+
+    Attributes:
+        truth: So many times.
+        timed: The candidates that were measured.
+        asked: For which replacements costs were measured.
+    """
+
+    truth: float = 1.0
+    timed: list[Any] = field(default_factory=list)
+    asked: list[Sequence[str]] = field(default_factory=list)
+
+    def costs(self, replacements: Sequence[str], rank: int | None) -> Any:
+        self.asked.append(replacements)
+        return made_table(SAVED, at=AT, rank=rank)
+
+    def speedup(self, walk: Any) -> Speedup:
+        self.timed.append(walk.choices)
+        saved = sum(SAVED[name][how] for name, how in walk.choices.items())
+        ratio = 100 / (100 - self.truth * saved)
+        return Speedup(ratio=ratio, ci95=(ratio - 0.01, ratio + 0.01))
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return tiny_loaded("llama", num_hidden_layers=4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def report(loaded: Any, cache: Path) -> Any:
+    return score(
+        loaded, calibration="self", samples=12, sequence_length=24, batch_size=4, cache_dir=cache
+    )
+
+
+@pytest.fixture
+def planner(loaded: Any, report: Any, cache: Path, tmp_path: Path) -> Any:
+    def made(budget: Budget, stopwatch: Any = None, **settings: Any) -> Planner:
+        given = {"costs": settings.pop("costs", None), "sizes": settings.pop("sizes", None)}
+        search = SearchOptions(search="greedy", shortlist=0, tokens=4096)
+        return Planner(
+            report,
+            lambda: loaded,
+            budget,
+            PlanSettings(search=search, **settings),
+            work=Workplace(tmp_path / "work"),
+            stopwatch=stopwatch,
+            importance_sha256="a" * 64,
+            cache_dir=cache,
+            **given,
+        )
+
+    return made
+
+
+def test_a_share_of_parameters_goes(planner: Any, loaded: Any) -> None:
+    found = planner(Budget(parameters=0.2), heal="none").plan()
+    whole = sum(p.numel() for p in loaded.model.parameters())
+    assert found.plan.predicted["parameters"] <= 0.8 * whole
+    least = min(_size(loaded, layer, kind) for layer, kind in NAMES)
+    assert found.plan.predicted["parameters"] > 0.8 * whole - 2 * least
+    assert {deletion.replacement for deletion in found.plan.deletions} == {"none"}
+    assert found.plan.budget["parameters"] == 0.2
+    assert found.plan.importance_sha256 == "a" * 64
+
+
+def _size(loaded: Any, layer: int, kind: str) -> int:
+    module = loaded.model.model.layers[layer]
+    part = module.self_attn if kind == "attention" else module.mlp
+    return sum(p.numel() for p in part.parameters())
+
+
+def test_the_figures_are_those_of_the_plan_on_held_out_tokens(planner: Any, loaded: Any) -> None:
+    import torch
+
+    from exporter.ablation import substituted
+
+    made = planner(Budget(attention=2), heal="linear")
+    found = made.plan()
+    assert [d.kind for d in found.plan.deletions] == ["attention"] * 2
+    ids = torch.from_numpy(made.texts[1].input_ids)
+    logs = []
+    with torch.no_grad():
+        for cut in ({}, found.substitutes):
+            with substituted(loaded.model, cut):
+                logs.append(loaded.model(ids).logits.log_softmax(-1)[:, :-1:2])
+    kl = (logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean()
+    # float32 throughout, sums in another order
+    assert found.plan.predicted["kl"] == pytest.approx(float(kl), rel=1e-4)
+    assert found.plan.predicted["kl"] < planner(Budget(attention=2), heal="none").plan().damage.kl
+
+
+def test_a_target_is_hit_by_measurement(planner: Any) -> None:
+    watch = MadeStopwatch(truth=1.6)
+    found = planner(Budget(target_speedup=1.25, at=AT), watch, heal="bias").plan()
+    assert found.plan.predicted["measured_speedup"] == pytest.approx(1.25, rel=0.03)
+    assert len(watch.timed) > 1, "the costs were wrong, as the first candidate showed"
+    assert found.speedup.ratio == found.plan.predicted["measured_speedup"]
+    assert watch.asked == [("bias",)]
+    right = MadeStopwatch()
+    planner(Budget(target_speedup=1.28, at=AT), right, heal="bias").plan()
+    assert len(right.timed) == 1
+
+
+def test_costs_alone_foretell_and_nothing_is_called_measured(planner: Any) -> None:
+    costs = made_table(SAVED, at=AT)
+    found = planner(Budget(target_speedup=1.25, at=AT), costs=costs, heal="bias").plan()
+    assert found.plan.predicted["speedup"] >= 1.25
+    assert "measured_speedup" not in found.plan.predicted
+    assert "not measured" in found.words()
+
+
+def test_floors_are_used_up_for_the_named_request_or_for_parameters(planner: Any) -> None:
+    floors = Floors(perplexity_increase=0.05)
+    timed = planner(Budget(floors=floors, at=AT), MadeStopwatch(), heal="best").plan()
+    assert timed.damage.log_perplexity_increase <= math.log(1.05)
+    assert timed.plan.predicted["measured_speedup"] > 1
+    sized = planner(Budget(floors=floors), heal="best").plan()
+    assert sized.damage.log_perplexity_increase <= math.log(1.05)
+    assert "speedup" not in sized.plan.predicted
+
+
+def test_best_weighs_replacements_by_damage_and_time(planner: Any) -> None:
+    watch = MadeStopwatch()
+    found = planner(Budget(target_speedup=1.25, at=AT), watch, heal="best").plan()
+    assert watch.asked == [("none", "bias", "linear")]
+    assert {d.replacement for d in found.plan.deletions} - {"none"}
+    bare = planner(Budget(target_speedup=1.25, at=AT), MadeStopwatch(), heal="none").plan()
+    assert found.damage.kl < bare.damage.kl
+
+
+def test_all_of_several_budgets_hold(planner: Any, loaded: Any) -> None:
+    budget = Budget(target_speedup=1.1, at=AT, parameters=0.25, attention=1)
+    found = planner(budget, MadeStopwatch(), heal="bias").plan()
+    whole = sum(p.numel() for p in loaded.model.parameters())
+    assert found.plan.predicted["parameters"] <= 0.75 * whole
+    assert found.plan.predicted["speedup"] >= 1.1
+    assert sum(d.kind == "attention" for d in found.plan.deletions) >= 1
+
+
+def test_kinds_that_are_left_out_stay(planner: Any) -> None:
+    budget = Budget(parameters=0.1, kinds=("attention",))
+    found = planner(budget, heal="none").plan()
+    assert {d.kind for d in found.plan.deletions} == {"attention"}
+    with pytest.raises(PlanError, match="out of reach"):
+        planner(Budget(parameters=0.6, kinds=("attention",)), heal="none").plan()
+
+
+def test_blocks_go_whole(planner: Any) -> None:
+    found = planner(Budget(block=1), heal="bias").plan()
+    assert [(d.kind, d.replacement) for d in found.plan.deletions] == [("block", "bias")]
+    assert len(found.substitutes) == 2
+
+
+def test_floors_that_nothing_keeps_name_the_nearest_plan(planner: Any) -> None:
+    with pytest.raises(PlanError, match="Nothing can be dropped within the floors") as caught:
+        planner(Budget(floors=Floors(perplexity_increase=1e-9)), heal="none").plan()
+    assert "KL divergence" in str(caught.value.hint)
+
+
+def test_fits_are_used_again_and_only_for_the_same_text(
+    planner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import exporter.healing
+
+    first = planner(Budget(attention=1), heal="linear")
+    plan = first.plan()
+    real, calls = exporter.healing.fit_branches, []
+    monkeypatch.setattr(
+        exporter.healing, "fit_branches", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
+    again = planner(Budget(attention=1), heal="linear")
+    assert again.plan().plan.predicted == pytest.approx(plan.plan.predicted, rel=1e-5)
+    assert calls == []
+    other = planner(Budget(attention=1), heal="linear", held_out=0.5)
+    other.plan()
+    assert calls == [1]
+
+
+def test_broken_fits_are_made_again(planner: Any, tmp_path: Path) -> None:
+    planner(Budget(attention=1), heal="bias").plan()
+    file = tmp_path / "work" / "fits" / "fits.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    planner(Budget(attention=1), heal="bias").plan()
+    told = json.loads(file.with_name("fits.json").read_text())
+    assert len(told["fits"]) == len(NAMES)
+
+
+def test_the_curve_has_every_step_and_marks_the_front(planner: Any) -> None:
+    made = planner(Budget(at=AT), MadeStopwatch(), heal="bias")
+    curve = made.curve()
+    assert len(curve.points) >= 3
+    assert curve.at == str(AT)
+    front = curve.front
+    assert all(a.kl < b.kl and a.speedup < b.speedup for a, b in pairwise(front))  # type: ignore[operator]
+    assert len(front) <= len(curve.points)
+    bare = planner(Budget(), heal="none").curve()
+    assert bare.at is None
+    assert all(point.speedup is None for point in bare.points)
+
+
+def test_scores_of_another_model_are_refused(planner: Any, loaded: Any) -> None:
+    made = planner(Budget(attention=1), heal="none")
+    made._load = lambda: replace(loaded, ref=loaded.ref.model_copy(update={"sha256": "1" * 64}))
+    with pytest.raises(PlanError, match="another model"):
+        made.plan()
+
+
+def test_one_sample_can_not_be_split(planner: Any, report: Any) -> None:
+    made = planner(Budget(attention=1), heal="none")
+    calibration = report.calibration.model_copy(update={"samples": 1, "sha256": "x"})
+    made.report = report.model_copy(update={"calibration": calibration})
+    made.settings = replace(made.settings, calibration="self")
+    with pytest.raises(CalibrationError, match="gives 1 sample"):
+        made.plan()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "asked for nothing"),
+        ({"at": AT, "floors": Floors(top1_agreement=0.9)}, "measured on the exported graph"),
+        ({"fits": budgets.Memory(10**6, 64)}, "read from the exported graph"),
+    ],
+)
+def test_what_can_not_be_told_is_refused_first(planner: Any, asked: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        planner(Budget(**asked)).plan()
+
+
+def test_costs_of_another_request_are_refused(planner: Any) -> None:
+    costs = made_table(SAVED, at=At(2, 8, 4))
+    with pytest.raises(UsageError, match="measured for batch=2"):
+        planner(Budget(target_speedup=1.2, at=AT), costs=costs)
