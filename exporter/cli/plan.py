@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli.budget_options import IDLE, budget_options, budgeting, replacement_options, refuse_idle
+from exporter.cli.budget_options import (
+    IDLE,
+    budget_options,
+    budgeting,
+    refuse_idle,
+    replacement_options,
+)
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.metric_options import METRIC_NAMES
 from exporter.cli.options import (
