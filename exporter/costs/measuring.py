@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import LatencyRow, Replacement
 from exporter.costs.at import At
 from exporter.costs.benches import Bench
-from exporter.costs.conditions import MODEL, conditions, refuse_too_long
+from exporter.costs.conditions import MODEL, Conditions, conditions, refuse_too_long
 from exporter.costs.estimates import RequestEstimate, of_rows
 from exporter.costs.grouping import Treatment, groups_of, treatments
 from exporter.costs.opening import open_bench
@@ -46,6 +46,7 @@ def measure_costs(
     precision: float = 0.05,
     effort: Effort | None = None,
     kept: Path | None = None,
+    may_replace: bool = True,
     folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> CostTable:
@@ -71,12 +72,15 @@ def measure_costs(
         effort: How long each variant is timed at most.
         kept: A file for the table. What an earlier run, under the same conditions, has left there
             is not measured again; it is written after each variant.
+        may_replace: Whether a table there that was measured under other conditions is replaced;
+            else it is refused.
         folder: Where variants are written for a while; weights are shared with the graph's where
             that is on the same file system. By default the system's folder for such files.
         progress: Hears what goes on.
 
     Raises:
-        CostError: The graph has no such sublayer, or can't serve such a request.
+        CostError: The graph has no such sublayer, can't serve such a request, or ``kept`` holds
+            something else.
         BackendError: A run fails.
         OnnxFileError: The graph can't be read.
     """
@@ -94,6 +98,7 @@ def measure_costs(
             precision=precision,
             effort=effort,
             kept=kept,
+            may_replace=may_replace,
             progress=progress,
         )
 
@@ -108,6 +113,7 @@ def measure_on(
     precision: float = 0.05,
     effort: Effort | None = None,
     kept: Path | None = None,
+    may_replace: bool = True,
     progress: Progress = QUIET,
 ) -> CostTable:
     """Measures on any engine; see :func:`measure_costs`.
@@ -121,6 +127,7 @@ def measure_on(
         precision: As there.
         effort: As there.
         kept: As there.
+        may_replace: As there.
         progress: As there.
 
     Raises:
@@ -132,7 +139,8 @@ def measure_on(
         raise UsageError(f"A rank of {bench.rank} is none.", "Ranks begin at 1.")
     refuse_too_long(bench.sizes.name, bench.sizes.longest, asked.at)
     cells = asked.at.cells(cached=bench.sizes.has_cache)
-    earlier = _usable(kept, bench, asked.at, threads, progress)
+    here = conditions(bench, asked.at, threads)
+    earlier = _usable(kept, here, may_replace, progress)
     if threads is not None:
         bench.threads = threads
     elif earlier is not None:
@@ -320,7 +328,7 @@ def _workplace(folder: Path | None) -> Iterator[Path]:
 
 
 def _usable(
-    kept: Path | None, bench: Bench, at: At, threads: int | None, progress: Progress
+    kept: Path | None, here: Conditions, may_replace: bool, progress: Progress
 ) -> CostTable | None:
     """What an earlier run has left, where it was measured under the same conditions."""
     if kept is None or not kept.exists():
@@ -332,7 +340,9 @@ def _usable(
             f"{kept} is there already and is no table of costs: {error.message}",
             "Name another file for the costs.",
         ) from error
-    for what, _, _ in conditions(bench, at, threads).differences(table):
+    if not may_replace:
+        here.refuse_other(table, str(kept))
+    for what, _, _ in here.differences(table):
         progress.say(f"costs: {kept} was measured with another {what}, so all is measured anew")
         return None
     return table
