@@ -79,6 +79,7 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     revision: str | None = None,
+    pruned: bool = False,
 ) -> LoadedModel:
     """Loads a model as plain floating-point weights.
 
@@ -88,6 +89,8 @@ def load_model(
         trust_remote_code: Lets the model's folder bring Python code that runs here.
         allow_pickle: Lets weights come from ``pytorch_model.bin`` when there are no safetensors.
         revision: A branch, tag or commit of a hub id.
+        pruned: Takes checkpoints that :mod:`exporter.pruned_model` wrote, too. They can be run, but
+            not be scored, healed or exported again.
 
     Raises:
         ModelSourceError: When the source is missing, incomplete or can't be read.
@@ -98,6 +101,7 @@ def load_model(
     path = resolve_source(
         source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, revision=revision
     )
+    _refuse_pruned(path, pruned)
     with quiet_transformers():
         model, tokenizer = (
             _load_gguf(path, dtype)
@@ -231,6 +235,16 @@ def _check_gguf(path: Path) -> None:
     raise ModelSourceError(f"{path} is not a GGUF file.", hint)
 
 
+def _refuse_pruned(path: Path, allowed: bool) -> None:
+    if allowed or path.is_file() or "depthcut" not in _read_json(path / "config.json"):
+        return
+    raise ModelSourceError(
+        f"{path} is a checkpoint that depthcut has pruned; this needs a whole model.",
+        "Give the model that it was pruned from. A pruned one can be compared: "
+        "depthcut compare torch:WHOLE torch:PRUNED.",
+    )
+
+
 def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
     """Loads a GGUF file into a model that can be saved and exported like any other."""
     transformers = require("transformers", extra="torch")
@@ -301,6 +315,8 @@ def _load_folder(
             folder, trust_remote_code=trust_remote_code
         )
         model_class = auto_class(config, trust_remote_code=trust_remote_code)
+        if getattr(config, "depthcut", None) is not None:
+            model_class = _class_without_dropped(model_class, folder)
         model, info = model_class.from_pretrained(
             folder,
             config=config,
@@ -309,12 +325,28 @@ def _load_folder(
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )
+    except ModelSourceError:
+        raise
     # From a cut safetensors file to a config that contradicts the weights: many classes.
     except Exception as error:
         pass_on_memory_error(error)
         raise ModelSourceError(f"{folder} can't be loaded: {first_line(error)}.") from error
     _refuse_missing(info, folder)
     return model, _load_tokenizer(folder, trust_remote_code)
+
+
+def _class_without_dropped(model_class: Any, folder: Path) -> Any:
+    """The class of a pruned checkpoint: transformers' own, with other modules in some places."""
+    import torch
+
+    from exporter.branch_modules import pruned_class
+
+    if not isinstance(model_class, type) or not issubclass(model_class, torch.nn.Module):
+        raise ModelSourceError(
+            f"{folder}: the config of a pruned checkpoint must name the model's class under "
+            "architectures."
+        )
+    return pruned_class(model_class)
 
 
 def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:

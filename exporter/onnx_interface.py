@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from exporter.branch_modules import structure_of
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class OnnxInterface:
         main_output: ``logits`` ``[batch, sequence, vocabulary]`` or ``last_hidden_state``.
         cache_argument: The name under which the model takes its cache.
         dtype: Of the cache and of the outputs.
+        length_keepers: In a pruned model, the layers that keep one number a token, from which it
+            reads how long the past is.
     """
 
     token_inputs: tuple[str, ...]
@@ -55,6 +58,7 @@ class OnnxInterface:
     main_output: str
     cache_argument: str
     dtype: torch.dtype
+    length_keepers: tuple[int, ...] = ()
 
     @property
     def past_names(self) -> list[str]:
@@ -110,6 +114,9 @@ class InterfaceModule(torch.nn.Module):
             output = self.model(**tokens)
             return [getattr(output, self.interface.main_output)]
         cache = new_cache()
+        for layer in self.interface.length_keepers if past else ():
+            length = past[0].new_zeros(past[0].shape[0], 1, past[0].shape[2], 1)
+            cache.update(length, length, layer)
         for slot, key, value in zip(self.interface.cache, past[::2], past[1::2], strict=True):
             cache.update(key, value, slot.layer)
         output = self.model(**tokens, **{self.interface.cache_argument: cache}, use_cache=True)
@@ -143,12 +150,15 @@ def interface_of(model: PreTrainedModel) -> OnnxInterface:
         pass_on_memory_error(error)
         what = "token ids" if cache is None else "token ids with a cache of plain keys and values"
         raise ExportError(f"{name} can't run on {what}: {first_line(error)}.") from error
+    structure = structure_of(model.config)
+    gone = set() if structure is None else structure.without_cache
     return OnnxInterface(
         token_inputs=_token_inputs(model, set(parameters), with_cache=cache is not None),
-        cache=() if cache is None else _slots(cache, name),
+        cache=() if cache is None else _slots(cache, name, gone),
         main_output="logits" if hasattr(output, "logits") else "last_hidden_state",
         cache_argument=argument,
         dtype=model.dtype,
+        length_keepers=() if structure is None else tuple(structure.length_keepers),
     )
 
 
@@ -178,9 +188,11 @@ def _token_inputs(
     return tuple(names)
 
 
-def _slots(cache: Any, name: str) -> tuple[CacheSlot, ...]:
+def _slots(cache: Any, name: str, gone: set[int]) -> tuple[CacheSlot, ...]:
     slots = []
     for layer, kept in enumerate(cache.layers):
+        if layer in gone:
+            continue
         keys, values = getattr(kept, "keys", None), getattr(kept, "values", None)
         if keys is None or values is None or keys.dim() != 4 or keys.shape[2] != _PROBE_TOKENS:
             raise ExportError(

@@ -32,6 +32,11 @@ from exporter.cli.sections import Count, SectionedCommand
     help="What is fitted: the mean of a branch's output, a linear map of what it reads, or for "
     "each branch what helps most.",
 )  # fmt: skip
+@click.option(
+    "--save-checkpoint", type=ANY_PATH, metavar="DIR",
+    help="Also write the healed model as a Hugging Face folder: its safetensors lack what was "
+    "dropped and hold what took its place.",
+)  # fmt: skip
 @heal_options()
 @scoring(
     "--calibration", metavar="SOURCE", multiple=True,
@@ -68,6 +73,7 @@ def heal(
     *,
     kind: str,
     calibration: tuple[str, ...],
+    save_checkpoint: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -86,6 +92,7 @@ def heal(
     from exporter.healing import write_healed_plan
     from exporter.model_source import load_model
     from exporter.planning import read_plan
+    from exporter.pruned_model import prune_model, refuse_checkpoint_folder, save_pruned
     from exporter.report.parts.healing import HEADER, healing_rows, healing_words
 
     request = heal_request(kind, options, calibration=calibration)
@@ -98,6 +105,9 @@ def heal(
         inputs.append(plan.parent / given.replacements.path)
     for written in (output, output.with_suffix(".safetensors"), report_path):
         refuse_overwriting(written, inputs)
+    if save_checkpoint is not None:
+        refuse_overwriting(save_checkpoint, inputs)
+        refuse_checkpoint_folder(save_checkpoint)
     with progress.task(f"load {model}"):
         loaded = load_model(model, **vars(source_options(options)))
     healed = heal_plan(
@@ -107,6 +117,9 @@ def heal(
     write_healed_plan(
         output, healed.plan, healed.substitutes, beside={report_path: report.to_json()}
     )
+    if save_checkpoint is not None:
+        prune_model(loaded, healed.plan.deletions, healed.substitutes)
+        save_pruned(loaded, save_checkpoint)
     if not as_json and report.healing.texts:
         print_rows(HEADER, healing_rows(report.healing))
     for warning in () if as_json else report.healing.warnings:

@@ -45,7 +45,7 @@ def open_torch_arm(
         raise ComparisonError(
             f"{path} does not exist.", "After torch: stands a Hugging Face folder or a GGUF file."
         )
-    loaded = load_model(str(path), dtype=_DTYPES.get(precision or "", "float32"))
+    loaded = load_model(str(path), dtype=_DTYPES.get(precision or "", "float32"), pruned=True)
     try:
         runner = TorchRunner(loaded.model, compiled=compiled, provider=provider, threads=threads)
     except ExportError as error:

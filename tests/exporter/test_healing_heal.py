@@ -211,6 +211,39 @@ def test_the_command_writes_plan_numbers_and_report(
     )
 
 
+def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path
+) -> None:
+    import torch
+
+    from exporter.ablation import substituted
+    from exporter.healing import cut_of_plan
+    from exporter.model_source import load_model
+    from exporter.planning import read_plan
+    from exporter.pruned_model import load_pruned
+    from exporter.replacement_file import read_replacements
+
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    output, folder = tmp_path / "healed.json", tmp_path / "hf"
+    arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
+    assert run(*arguments) == 0
+    whole, healed_plan = load_model(str(checkpoint)), read_plan(output)
+    cut = cut_of_plan(healed_plan, read_replacements(healed_plan, output), whole.model)
+    ids = torch.arange(1, 21)[None]
+    with torch.inference_mode():
+        with substituted(whole.model, cut):
+            wanted = whole.model(ids).logits
+        found = load_pruned(folder)
+        assert found.tokenizer is not None
+        # The same products in the same order.
+        torch.testing.assert_close(found.model(ids).logits, wanted, rtol=0, atol=1e-6)
+        assert not torch.allclose(wanted, whole.model(ids).logits, atol=1e-2)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    assert run(*arguments[:-1], tmp_path / "taken") == 2
+    assert run(*arguments[:-1], checkpoint) == 2
+
+
 def test_a_failure_leaves_an_earlier_result(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,233 @@
+"""Real modules in the places of dropped branches, as a pruned checkpoint's config describes them.
+
+The section ``depthcut`` of ``config.json`` says which modules are which; the weights of what is
+gone are in no file, and those of replacements stand under the names that these modules give them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+
+from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.base import Record, json_path
+from exporter.errors import ModelSourceError
+
+SECTION = "depthcut"
+"""The key in ``config.json``."""
+_VERSION = 1
+_NAMES = {1: ("replacement_weight",), 2: ("replacement_weight_down", "replacement_weight_up")}
+
+
+class BranchRecord(Record):
+    """One module that stands in a branch's place.
+
+    Attributes:
+        path: Where, as ``named_modules`` has it.
+        layer: The layer's number.
+        kind: What of the layer.
+        bias: The width of the bias; None without one.
+        maps: ``[out, in]`` of each matrix, in the order in which they work.
+        multiplier: The factor that the layer puts on the branch.
+        returns: How many things the module returns in a tuple; 0 for a bare tensor.
+        adds_residual: Whether the module is given the stream too, and returns the sum.
+        keeps_length: Whether it keeps one number a token in the cache, from which the model reads
+            how long the past is.
+    """
+
+    path: str
+    layer: int
+    kind: Literal["attention", "mlp"]
+    bias: int | None = None
+    maps: list[tuple[int, int]] = Field(default_factory=list)
+    multiplier: float = 1.0
+    returns: int = 0
+    adds_residual: bool = False
+    keeps_length: bool = False
+
+
+class PrunedStructure(Record):
+    """The section ``depthcut`` of a pruned checkpoint's config.
+
+    Attributes:
+        version: Of the section.
+        base_sha256: The hash of the model that was pruned.
+        deletions: What was dropped.
+        branches: What stands in its place.
+        passing: Further modules that only hand on what they are given, such as the norm before a
+            branch that is gone.
+    """
+
+    version: int = _VERSION
+    base_sha256: str
+    deletions: list[PlannedDeletion]
+    branches: list[BranchRecord]
+    passing: list[str] = Field(default_factory=list)
+
+    @property
+    def without_cache(self) -> set[int]:
+        """The layers that keep no keys and values any more."""
+        return {branch.layer for branch in self.branches if branch.kind == "attention"}
+
+    @property
+    def length_keepers(self) -> list[int]:
+        """The layers among them in which the length of the past is kept."""
+        return [branch.layer for branch in self.branches if branch.keeps_length]
+
+
+def structure_of(config: Any) -> PrunedStructure | None:
+    """What a model's config says of its pruning; None for a whole model.
+
+    Raises:
+        ModelSourceError: The section is not valid, or of a newer version.
+    """
+    section = getattr(config, SECTION, None)
+    return None if section is None else read_structure(section)
+
+
+def read_structure(section: Any) -> PrunedStructure:
+    """Validates the section; see :func:`structure_of`."""
+    version = section.get("version") if isinstance(section, Mapping) else None
+    if isinstance(version, int) and version > _VERSION:
+        raise ModelSourceError(
+            f"This checkpoint was pruned by a newer depthcut: its section has version {version}.",
+            "Update depthcut.",
+        )
+    try:
+        return PrunedStructure.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelSourceError(
+            f"config.json: {json_path((SECTION, *first['loc']))}: {first['msg']}."
+        ) from error
+
+
+class PassOn(torch.nn.Module):
+    """Hands on its first argument."""
+
+    def forward(self, x: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        """What it was given."""
+        return x
+
+
+class BranchSubstitute(torch.nn.Module):
+    """Contributes ``maps(x) + bias`` to the stream in a branch's place; nothing without either.
+
+    Args:
+        record: What it is; its parameters are not filled.
+    """
+
+    def __init__(self, record: BranchRecord) -> None:
+        super().__init__()
+        self._record = record
+        self._weights = _NAMES[len(record.maps)] if record.maps else ()
+        for name, shape in zip(self._weights, record.maps, strict=True):
+            setattr(self, name, torch.nn.Parameter(torch.empty(shape)))
+        bias = None if record.bias is None else torch.nn.Parameter(torch.empty(record.bias))
+        self.register_parameter("replacement_bias", bias)
+
+    def fill(self, bias: torch.Tensor | None, maps: Iterable[torch.Tensor]) -> None:
+        """Sets the parameters."""
+        for name, tensor in zip(self._weights, maps, strict=True):
+            setattr(self, name, torch.nn.Parameter(tensor.clone(), requires_grad=False))
+        if bias is not None:
+            self.replacement_bias = torch.nn.Parameter(bias.clone(), requires_grad=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The contribution, as the module that was here gave it: bare, or first in a tuple."""
+        record = self._record
+        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+        x = kwargs.get("hidden_states", tensors[0])
+        y = self._contribution(x) / record.multiplier
+        if record.adds_residual:
+            y = y + _residual(kwargs, tensors, x)
+        if record.keeps_length:
+            _keep_length(x, record.layer, [*args, *kwargs.values()])
+        return (y, *[None] * (record.returns - 1)) if record.returns else y
+
+    def _contribution(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for name in self._weights:
+            y = y @ getattr(self, name).T
+        if self.replacement_bias is None:
+            return y if self._weights else torch.zeros_like(x)
+        return y + self.replacement_bias if self._weights else self.replacement_bias.expand(x.shape)
+
+
+def _residual(
+    kwargs: Mapping[str, Any], tensors: list[torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
+    """The stream: named, or the second tensor of the input's shape (maybe the very same one)."""
+    named = kwargs.get("residual")
+    if isinstance(named, torch.Tensor):
+        return named
+    return next(each for each in tensors[1:] if each.shape == x.shape)
+
+
+def _keep_length(x: torch.Tensor, layer: int, given: Iterable[Any]) -> None:
+    """Has the cache remember one number a token, where there is a cache."""
+    for cache in given:
+        if hasattr(cache, "update") and hasattr(cache, "get_seq_length"):
+            kept = x.new_zeros(x.shape[0], 1, x.shape[1], 1)
+            cache.update(kept, kept, layer)
+            return
+
+
+def put_modules(model: Any, structure: PrunedStructure) -> None:
+    """Replaces a whole model's modules by those of a pruned one, in place.
+
+    Args:
+        model: The model; the substitutes' parameters are not filled.
+        structure: What goes where.
+
+    Raises:
+        ModelSourceError: A module that is named isn't there.
+    """
+    dtype, device = _form_of(model)
+    for branch in structure.branches:
+        made = BranchSubstitute(branch).to(dtype=dtype)
+        _put(model, branch.path, made if device is None else made.to(device))
+    for path in structure.passing:
+        _put(model, path, PassOn())
+    setattr(model.config, SECTION, structure.model_dump(mode="json"))
+
+
+def _form_of(model: torch.nn.Module) -> tuple[torch.dtype, torch.device | None]:
+    first = next(model.parameters())
+    # A model that is being loaded has no weights yet, and what is made here is made alike.
+    return first.dtype, None if first.device.type == "meta" else first.device
+
+
+def _put(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
+    holder, _, name = path.rpartition(".")
+    try:
+        parent = model.get_submodule(holder)
+        parent.get_submodule(name)
+    except AttributeError as error:
+        raise ModelSourceError(
+            f"The pruned checkpoint names {path}, which this model does not have.",
+            "Its config.json was changed, or this version of transformers has other modules.",
+        ) from error
+    setattr(parent, name, module)
+
+
+def pruned_class(model_class: type[Any]) -> type[Any]:
+    """A model's class whose instances are made with the modules that their config names.
+
+    transformers' own loading then fills them, and finds nothing missing and nothing left over.
+
+    Args:
+        model_class: The class of the whole model.
+    """
+
+    def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, config, *args, **kwargs)
+        structure = structure_of(config)
+        assert structure is not None
+        put_modules(self, structure)
+
+    names = {"__init__": init, "__module__": model_class.__module__}
+    return type(model_class.__name__, (model_class,), names)
