@@ -17,7 +17,7 @@ OUT = ROOT / "out" / "bench"
 ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
     "speedup", "quantize", "sensitivity", "forms", "architectures", "engines", "build", "tasks",
-    "selection",
+    "selection", "healing",
 )  # fmt: skip
 
 

