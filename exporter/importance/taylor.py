@@ -28,7 +28,9 @@ def loss_change(output: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """``|sum of g f|`` at every token, ``[batch, tokens]``, float64."""
     import torch
 
-    sums: torch.Tensor = torch.linalg.vecdot(output, gradient.to(output)).double().abs()
+    # Half precision would round the sums to its few digits.
+    wide = torch.promote_types(output.dtype, torch.float32)
+    sums: torch.Tensor = torch.linalg.vecdot(output.to(wide), gradient.to(wide)).double().abs()
     return sums
 
 

@@ -432,6 +432,21 @@ def test_a_branch_that_no_gradient_reaches() -> None:
     assert hook_count(loaded.model) == 0
 
 
+def test_taylor_of_bfloat16_sums_in_float32() -> None:
+    from exporter.importance.taylor import loss_change
+
+    generator = torch.Generator().manual_seed(0)
+    pair = [torch.randn(1, 3, 500, generator=generator).bfloat16() for _ in range(2)]
+    expected = (pair[0].double() * pair[1].double()).sum(-1).abs()
+    # float32's rounding of 500 products; in bfloat16 itself the sums are off by a hundredth.
+    torch.testing.assert_close(loss_change(*pair), expected, rtol=1e-4, atol=1e-4)
+    exact, rough, text = tiny_loaded("llama"), tiny_loaded("llama"), random_text()
+    rough.model.to(torch.bfloat16)
+    tables = [_table(score_on(m, text, metrics=["taylor"]), "taylor") for m in (exact, rough)]
+    # bfloat16 has 8 bits, and gradients pass many roundings.
+    assert tables[1] == pytest.approx(tables[0], rel=0.1)
+
+
 def test_gradients_are_off_again_after_taylor() -> None:
     loaded = tiny_loaded("llama")
     score_on(loaded, random_text(), metrics=["taylor"])
