@@ -39,6 +39,8 @@ class OnnxStopwatch:
         folder: Takes candidates for a while; on the graph's file system they share its weights.
         provider: ``cpu`` or ``cuda``.
         threads: CPU threads; None: what makes the graph's step fastest, found with the costs.
+        may_replace: Whether costs of something else that the file holds are replaced; else they
+            are refused.
         variants: How long each variant is timed.
         candidates: How long each candidate is timed.
         progress: Told what goes on.
@@ -50,6 +52,7 @@ class OnnxStopwatch:
     folder: Path
     provider: str = "cpu"
     threads: int | None = None
+    may_replace: bool = True
     variants: Effort = field(default_factory=Effort)
     candidates: Effort = field(default_factory=lambda: Effort(seconds=120.0))
     progress: Progress = QUIET
@@ -58,7 +61,7 @@ class OnnxStopwatch:
         """See :class:`Stopwatch`.
 
         Raises:
-            CostError: The graph can't serve such a request.
+            CostError: The graph can't serve such a request, or the file holds other costs.
             BackendError: A run fails.
         """
         from exporter.costs import measure_costs
@@ -73,6 +76,7 @@ class OnnxStopwatch:
             rank=rank,
             effort=self.variants,
             kept=self.kept,
+            may_replace=self.may_replace,
             folder=self.folder,
             progress=self.progress,
         )

@@ -125,6 +125,7 @@ def _planner(
             work.folder,
             provider=options["provider"],
             threads=None if options["threads"] == AUTO else options["threads"],
+            may_replace=options["costs"] is None,  # a file that was named is nobody's memory
             progress=progress,
         )
     return Planner(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,57 +210,59 @@ class _Session:
     cells: Sequence[tuple[Shape, float]]
     kept: Path | None
     progress: Progress
-    rows: dict[tuple[str, str, tuple[Sublayer, ...]], list[LatencyRow]] = field(
-        default_factory=dict
-    )
+    rows: dict[Treatment, list[LatencyRow]] = field(default_factory=dict)
+    groups: dict[str, CostGroup] = field(default_factory=dict)
 
     def measure(self, names: Collection[Sublayer] | None, earlier: CostTable | None) -> CostTable:
         sizes = self.bench.sizes
         wanted = [n for n in sizes.sublayers if n[1] in _KINDS] if names is None else names
         if not wanted:
             raise CostError("No sublayer is named whose cost is to be measured.")
-        groups = groups_of(sizes, wanted)
-        planned = {g.signature: treatments(g, sizes, self.asked.replacements) for g in groups}
         self._recall(earlier)
-        left = [t for own in planned.values() for t in own if _key(t) not in self.rows]
+        groups = groups_of(sizes, wanted)
+        self.groups |= {group.signature: group for group in groups}
+        planned = [t for g in groups for t in treatments(g, sizes, self.asked.replacements)]
+        left = [treatment for treatment in planned if treatment not in self.rows]
         if left and self.rows:
             self.progress.say(f"costs: {len(self.rows)} variants were timed by an earlier run")
-        table = self._table(groups, planned) if self.rows else None
         for number, treatment in enumerate(left, 1):
             self.progress.detail(f"costs: variant {number} of {len(left)}: without {treatment}")
             try:
-                self.rows[_key(treatment)] = self._timed(treatment)
+                self.rows[treatment] = self._timed(treatment)
             except SurgeryError as error:
                 self.progress.say(f"costs: {treatment} can't be measured: {error.message}")
                 continue
-            table = self._table(groups, planned)
+            table = self._table()
             self._tell(table, treatment)
             if self.kept is not None:
                 table.write(self.kept)
-        if table is None:
+        if not self.rows:
             raise CostError("Of no sublayer could the cost be measured.", "See what is said above.")
-        return table
+        return self._table()
 
     def _recall(self, earlier: CostTable | None) -> None:
+        """Takes over all that an earlier run has measured, asked for now or not."""
         for group in earlier.groups if earlier is not None else ():
+            self.groups[group.signature] = group
             for trial in group.trials:
                 treatment = Treatment(group.signature, trial.replacement, tuple(trial.treated))
-                self.rows[_key(treatment)] = list(trial.rows)
+                if len(trial.rows) == len(self.cells):
+                    self.rows[treatment] = list(trial.rows)
 
     def _timed(self, treatment: Treatment) -> list[LatencyRow]:
         with self.bench.arms(treatment) as arms:
             effort, known = self.asked.effort, self.asked.is_known
             return time_request(arms, self.cells, effort, known, self.progress)
 
-    def _table(
-        self, groups: Sequence[CostGroup], planned: Mapping[str, Sequence[Treatment]]
-    ) -> CostTable:
-        every = list(self.rows.values())
+    def _table(self) -> CostTable:
         counts = [count for _, count in self.cells]
         baselines = [
-            statistics.median(rows[n].baseline.median_ms for rows in every)
+            statistics.median(rows[n].baseline.median_ms for rows in self.rows.values())
             for n in range(len(counts))
         ]
+        trials: dict[str, list[Trial]] = {signature: [] for signature in self.groups}
+        for treatment, rows in self.rows.items():
+            trials[treatment.group].append(_trial(treatment, rows, counts, baselines))
         found = conditions(self.bench, self.asked.at, self.bench.threads)
         return CostTable(
             made_from={MODEL: found.sha256},
@@ -271,35 +273,18 @@ class _Session:
             environment=found.environment,
             baseline_ms=math.fsum(c * ms for c, ms in zip(counts, baselines, strict=True)),
             groups=[
-                group.model_copy(
-                    update={
-                        "trials": [
-                            _trial(t, self.rows[_key(t)], counts, baselines)
-                            for t in planned[group.signature]
-                            if _key(t) in self.rows
-                        ]
-                    }
-                )
-                for group in groups
+                group.model_copy(update={"trials": trials[signature]})
+                for signature, group in self.groups.items()
             ],
         )
 
     def _tell(self, table: CostTable, treatment: Treatment) -> None:
         group = next(each for each in table.groups if each.signature == treatment.group)
-        trial = next(t for t in group.trials if _is_of(t, treatment))
+        trial = group.trials[-1]
         self.progress.say(
             f"costs: without {treatment}: {trial.saved_ms_each:.3g} ± "
             f"{trial.std_error_ms / trial.work:.1g} ms each, of {table.baseline_ms:.4g} ms"
         )
-
-
-def _is_of(trial: Trial, treatment: Treatment) -> bool:
-    same = trial.replacement == treatment.replacement
-    return same and tuple(trial.treated) == treatment.members
-
-
-def _key(treatment: Treatment) -> tuple[str, str, tuple[Sublayer, ...]]:
-    return treatment.group, treatment.replacement, tuple(treatment.names)
 
 
 def _trial(

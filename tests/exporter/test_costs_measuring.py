@@ -219,6 +219,11 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     measured(more, kept=kept, replacements=("none", "bias"))
     assert [t.replacement for t in more.timed] == ["bias", "bias"]
     assert CostTable.read(kept).saved_ms((0, "mlp"), "bias")
+    # Nor is anything lost that isn't asked for.
+    measured(more, kept=kept, replacements=("linear",), names=[(0, "mlp")])
+    table = CostTable.read(kept)
+    assert table.saved_ms((0, "attention"), "bias")
+    assert table.saved_ms((0, "mlp"), "bias") != table.saved_ms((0, "mlp"), "linear")
 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
