@@ -5,8 +5,9 @@ Importing this costs neither PyTorch nor a runtime.
 
 from exporter.costs.at import At
 from exporter.costs.candidates import MeasuredSpeedup, measure_speedup
+from exporter.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.costs.measuring import measure_costs, read_costs
-from exporter.costs.sizes import CacheSize, GraphSizes, SublayerSize, sizes
+from exporter.costs.onnx_sizes import sizes
 from exporter.costs.table import CostGroup, CostTable, MeasuredCandidate, Member, Trial
 from exporter.costs.timing import Effort
 

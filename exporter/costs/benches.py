@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import numpy as np
 
 from exporter.artifacts import PlannedDeletion
+from exporter.costs.graph_sizes import GraphSizes
 from exporter.costs.grouping import Treatment
-from exporter.costs.sizes import GraphSizes, sizes
+from exporter.costs.onnx_sizes import sizes
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
 from exporter.progress import Progress

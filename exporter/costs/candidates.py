@@ -9,7 +9,7 @@ from exporter.artifacts import Environment, LatencyRow, Record, Speedup
 from exporter.costs.at import At
 from exporter.costs.conditions import refuse_too_long
 from exporter.costs.estimates import RequestEstimate, of_rows
-from exporter.costs.sizes import longest_text
+from exporter.costs.onnx_sizes import longest_text
 from exporter.costs.timing import Effort, time_request
 from exporter.errors import CostError, UsageError
 from exporter.progress import QUIET, Progress

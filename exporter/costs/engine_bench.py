@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from exporter.costs.at import At
 from exporter.costs.benches import OnnxBench, cut_for_a_while, subjects
+from exporter.costs.graph_sizes import GraphSizes
 from exporter.costs.grouping import Treatment
-from exporter.costs.sizes import GraphSizes
 from exporter.engine.driver import ask_driver
 from exporter.engine.flavours import Backend
 from exporter.engine.profiles import Ranges, Span

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from exporter.artifacts import Replacement
-from exporter.costs.sizes import GraphSizes, Sublayer
+from exporter.costs.graph_sizes import GraphSizes, Sublayer
 from exporter.costs.table import CostGroup, Member
 
 _MOST_GROUPS = 4

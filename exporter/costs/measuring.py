@@ -16,9 +16,9 @@ from exporter.costs.at import At
 from exporter.costs.benches import Bench
 from exporter.costs.conditions import MODEL, Conditions, conditions, refuse_too_long
 from exporter.costs.estimates import RequestEstimate, of_rows
+from exporter.costs.graph_sizes import Sublayer
 from exporter.costs.grouping import Treatment, groups_of, treatments
 from exporter.costs.opening import open_bench
-from exporter.costs.sizes import Sublayer
 from exporter.costs.table import CostGroup, CostTable, Trial
 from exporter.costs.timing import Effort, time_request
 from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError

@@ -20,8 +20,8 @@ from exporter.ablation.substitutes import Substitute, first_input
 from exporter.architectures import SublayerModules, sublayers
 from exporter.backends.pytorch import TorchRunner
 from exporter.costs.benches import random_replacement, subjects
+from exporter.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.costs.grouping import Treatment
-from exporter.costs.sizes import GraphSizes, SublayerSize
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
 from exporter.measure.model_folder import longest_sequence
@@ -156,7 +156,7 @@ class TorchBench:
 
 def caches(interface: OnnxInterface) -> tuple[Any, ...]:
     """What all caches take."""
-    from exporter.costs.sizes import CacheSize
+    from exporter.costs.graph_sizes import CacheSize
 
     each = (slot.heads * size for slot in interface.cache for _, size in slot.parts)
     return tuple(CacheSize(per_token=count * interface.dtype.itemsize) for count in each)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Set
 
 import onnx_ir as ir
 
+from exporter.costs.graph_sizes import CacheSize, GraphSizes, Sublayer, SublayerSize
 from exporter.costs.signatures import signature_of
-from exporter.costs.sizes import CacheSize, GraphSizes, Sublayer, SublayerSize
 from exporter.errors import CostError
 from exporter.measure.graph_facts import CACHE_INPUT
 from graph_passes.finding.liveness import own_parameters

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import Replacement
@@ -233,37 +232,3 @@ class GraphSizes:
         return whole - sum(
             self.saved_bytes(*each, rank, context=context, batch=batch) for each in cut
         )
-
-
-def sizes(onnx: Path) -> GraphSizes:
-    """Weighs every sublayer of an ONNX file.
-
-    Args:
-        onnx: The file; its weights are not read.
-
-    Raises:
-        OnnxFileError: It can't be read safely.
-        CostError: It holds no sublayer that can be cut.
-    """
-    from exporter.backends.cache_form import read_cache_form
-    from exporter.costs.weighing import weigh
-    from graph_passes.files.storage import load_model
-
-    windows = read_cache_form(onnx).windows
-    return weigh(load_model(onnx), windows, name=str(onnx), longest=longest_text(onnx))
-
-
-def longest_text(onnx: Path) -> int | None:
-    """Positions that a graph can hold, by its caches and the config beside it; None for no limit.
-
-    Args:
-        onnx: The ONNX file.
-
-    Raises:
-        OnnxFileError: It can't be read safely.
-    """
-    from exporter.backends.cache_form import read_cache_form
-    from exporter.measure.model_folder import find_model
-
-    known = (read_cache_form(onnx).longest, find_model(onnx).longest_sequence)
-    return min((limit for limit in known if limit is not None), default=None)
