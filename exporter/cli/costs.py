@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
+from exporter.cli.budget_options import Request
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import (
     ANY_PATH,
@@ -24,24 +25,6 @@ if TYPE_CHECKING:
     from exporter.artifacts import Replacement
     from exporter.costs import At, CostTable
     from exporter.engine.flavours import Backend
-
-
-class Request(click.ParamType[Any]):
-    """A request: ``batch=1,prompt=512,new=128``."""
-
-    name = "batch=N,prompt=N,new=N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> At:
-        """Reads it; a request from code passes."""
-        from exporter.costs.at import At
-        from exporter.errors import UsageError
-
-        if isinstance(value, At):
-            return value
-        try:
-            return At.parse(str(value))
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command(short_help="Measure what each attention and MLP takes of a request's time.")
