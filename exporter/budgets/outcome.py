@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from exporter.ablation import Damage, Substitute
-from exporter.artifacts import PruningPlan, Speedup
+from exporter.artifacts import HealingReport, PruningPlan, Speedup
 from exporter.budgets.budget import Budget
 from exporter.budgets.gains import Name
 from exporter.budgets.walk import Walk, damage_words
@@ -22,12 +23,20 @@ class Outcome:
         substitutes: What takes each branch's place.
         damage: On the tokens that were held out.
         speedup: What the finished candidate measured; None where none was timed.
+        healing: What the replacements gain, in two domains; None without any.
     """
 
     plan: PruningPlan
     substitutes: Mapping[Name, Substitute]
     damage: Damage
     speedup: Speedup | None = None
+    healing: HealingReport | None = None
+
+    def report_beside(self, plan_path: Path) -> dict[Path, str]:
+        """The healing report as a file beside the plan, ``plan.report.json``; none without any."""
+        if self.healing is None:
+            return {}
+        return {plan_path.with_name(f"{plan_path.stem}.report.json"): self.healing.to_json()}
 
     def words(self) -> str:
         """Its figures in a line."""

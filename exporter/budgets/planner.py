@@ -14,6 +14,7 @@ from exporter.budgets.budget import Budget, Heal
 from exporter.budgets.curve import ENOUGH_NATS, curve_of
 from exporter.budgets.gains import Goal, Milliseconds, Name
 from exporter.budgets.goals import goals_of, unit_to_use_up
+from exporter.budgets.healed import healing_of
 from exporter.budgets.hit import ROUNDS, Measured, hit
 from exporter.budgets.options import Offer, make_offer, replacements_of
 from exporter.budgets.outcome import Outcome, predicted
@@ -317,7 +318,11 @@ class Planner:
             made_from={"importance": digest} if digest else {},
             predicted=figures,
         )
-        return Outcome(plan, substitutes, damage, speedup)
+        healing = healing_of(
+            self.loaded, self.texts, substitutes, self.settings.heal, self.settings.rank,
+            self.settings.batch_size, self._progress,
+        )  # fmt: skip
+        return Outcome(plan, substitutes, damage, speedup, healing)
 
     def _searched_how(self) -> dict[str, int | float | str]:
         how = self.settings

@@ -94,7 +94,8 @@ def planned(
     plan = None
     if budget.counts or not budget.only_counts:
         found = planner.plan()
-        plan = write_healed_plan(output, found.plan, found.substitutes)
+        beside = found.report_beside(output)
+        plan = write_healed_plan(output, found.plan, found.substitutes, beside=beside)
         progress.say(f"plan: {found.words()}")
     if curve is not None:
         _write_curve(planner, curve, progress)

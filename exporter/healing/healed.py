@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from exporter.ablation import NOTHING, DamageMeter, Substitute
 from exporter.architectures import named_sublayers
 from exporter.artifacts import (
+    CalibrationRef,
     HealedBranch,
     HealedText,
     Healing,
     HealingReport,
+    HealKind,
     PruningPlan,
 )
 from exporter.healing.choosing import by_damage, by_explained
@@ -74,26 +76,24 @@ def heal(
     validate_plan(plan, loaded.ref.num_layers, model=loaded.ref.source)
     names = named_sublayers(plan.deletions, loaded.ref.num_layers)
     texts = healing_texts(loaded, options, progress)
-    judged = texts.held_out
+    held_out = texts.held_out
     if options.kind == "best":
-        chooser, judged = parted(texts.held_out)
+        chooser, held_out = parted(texts.held_out)
         fits, found = _best(loaded, texts, chooser, names, options, progress)
     else:
         fits, found = _alike(loaded, texts, names, options, progress)
-    measured = _measured(loaded, judged, texts.other, found, options, progress)
-    warnings = warnings_of(measured)
-    for warning in warnings:
-        progress.say(f"heal: warning: {warning}")
-    branches = [_branch(name, found[name], fits.get(name)) for name in names]
-    healing = Healing(
+    healing = judged(
+        loaded,
+        found,
+        held_out,
+        texts.other,
         asked=options.kind,
+        sources=texts.sources,
         rank=options.rank,
         sequential=options.sequential,
-        calibration=list(texts.sources),
-        branches=branches,
-        parameters=sum(branch.parameters for branch in branches),
-        texts=measured,
-        warnings=warnings,
+        fits=fits,
+        batch_size=options.batch_size,
+        progress=progress,
     )
     parents = {**(made_from or {}), "model": loaded.ref.sha256}
     parents |= {f"calibration_{i}": ref.sha256 for i, ref in enumerate(texts.sources)}
@@ -102,10 +102,59 @@ def heal(
         deletions=healed_deletions(plan.deletions, found),
         budget=plan.budget,
         importance_sha256=plan.importance_sha256,
-        predicted=_predicted(measured),
+        predicted=_predicted(healing.texts),
         made_from={**plan.made_from, **parents},
     )
     return Healed(healed, found, report)
+
+
+def judged(
+    loaded: LoadedModel,
+    found: Mapping[Name, Substitute],
+    held_out: CalibrationText,
+    other: CalibrationText | None,
+    *,
+    asked: HealKind,
+    sources: Sequence[CalibrationRef],
+    rank: int | None = None,
+    sequential: bool = False,
+    fits: Mapping[Name, Fit] | None = None,
+    batch_size: int = 4,
+    progress: Progress = QUIET,
+) -> Healing:
+    """Measures what replacements gain in both domains, and warns where the two disagree.
+
+    Args:
+        loaded: The model.
+        found: What takes each branch's place.
+        held_out: Samples of the calibration's domain that nothing was fitted on.
+        other: Samples of another domain; None where there is none.
+        asked: What was asked for.
+        sources: What was fitted on.
+        rank: Of the linear maps.
+        sequential: Whether the fits were made one on the other.
+        fits: What is known of the single fits.
+        batch_size: Samples in one forward pass.
+        progress: Told of every run.
+
+    Raises:
+        ScoringError: Logits are not finite.
+    """
+    measured = _measured(loaded, held_out, other, found, batch_size, progress)
+    warnings = warnings_of(measured)
+    for warning in warnings:
+        progress.say(f"heal: warning: {warning}")
+    branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]
+    return Healing(
+        asked=asked,
+        rank=rank,
+        sequential=sequential,
+        calibration=list(sources),
+        branches=branches,
+        parameters=sum(branch.parameters for branch in branches),
+        texts=measured,
+        warnings=warnings,
+    )
 
 
 def _best(
@@ -188,8 +237,8 @@ def _measured(
     loaded: LoadedModel,
     held_out: CalibrationText,
     other: CalibrationText | None,
-    found: dict[Name, Substitute],
-    options: HealOptions,
+    found: Mapping[Name, Substitute],
+    batch_size: int,
     progress: Progress,
 ) -> list[HealedText]:
     """The damage in both domains; none for a model that predicts no next token."""
@@ -197,16 +246,17 @@ def _measured(
         progress.say("heal: this model predicts no next token, so the gain is not measured here")
         return []
     dropped = dict.fromkeys(found, NOTHING)
-    texts = [measured_text(
-        loaded.model, "calibration", held_out, dropped, found,
-        batch_size=options.batch_size, progress=progress,
-    )]  # fmt: skip
-    if other is not None:
-        texts.append(measured_text(
-            loaded.model, "other", other, dropped, found,
-            batch_size=options.batch_size, progress=progress,
-        ))  # fmt: skip
-    return texts
+    roles: tuple[tuple[Literal["calibration", "other"], CalibrationText | None], ...] = (
+        ("calibration", held_out),
+        ("other", other),
+    )
+    return [
+        measured_text(
+            loaded.model, role, text, dropped, found, batch_size=batch_size, progress=progress
+        )
+        for role, text in roles
+        if text is not None
+    ]
 
 
 def _answers(model: Any) -> bool:

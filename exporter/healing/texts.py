@@ -56,7 +56,15 @@ def healing_texts(
     more = max(_FEWEST_HELD_OUT, wanted // 4)
     whole = [_samples(loaded, spec, wanted + more, options, progress) for spec in specs]
     halves = [_parted(text, wanted, more) for text in whole]
-    other = _other(loaded, specs, more * len(specs), options, progress)
+    other = other_domain(
+        loaded,
+        specs,
+        more * len(specs),
+        sequence_length=options.sequence_length,
+        spec=options.check_text,
+        seed=options.seed,
+        progress=progress,
+    )
     if other is not None and any(text.ref.sha256 == other.ref.sha256 for text in whole):
         raise HealingError(
             f"{other.ref.source} is what is fitted on, and no other domain.",
@@ -69,6 +77,61 @@ def healing_texts(
         _joined([held for _, held in halves]),
         other,
     )
+
+
+def other_domain(
+    loaded: LoadedModel,
+    sources: Sequence[str],
+    samples: int,
+    *,
+    sequence_length: int,
+    spec: str | None = None,
+    seed: int = 0,
+    progress: Progress = QUIET,
+) -> CalibrationText | None:
+    """Samples of another domain than the calibration's.
+
+    Args:
+        loaded: The model.
+        sources: What is calibrated on, as the user or a report names it.
+        samples: How many.
+        sequence_length: Tokens in each.
+        spec: The text; None: what needs no file, the documentation of Python, or what the model
+            samples where that is calibrated on.
+        seed: For sampled text.
+        progress: Told what goes on.
+
+    Returns:
+        None where there is none at hand.
+
+    Raises:
+        CalibrationError: The text is too short.
+        TextSourceError: The text can't be read.
+    """
+    spec = spec or _other_spec(loaded, sources)
+    if spec is None:
+        progress.say("heal: no other domain is at hand; name a text with --check-text")
+        return None
+    return calibration_text(
+        loaded,
+        spec,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _other_spec(loaded: LoadedModel, sources: Sequence[str]) -> str | None:
+    known = {name for name in (_PYDOC, _SELF) for each in sources if _names(each, name)}
+    if _PYDOC not in known and loaded.tokenizer is not None:
+        return _PYDOC
+    return _SELF if _SELF not in known and loaded.model.can_generate() else None
+
+
+def _names(source: str, spec: str) -> bool:
+    """Whether a text is what a spec names; a report calls it so and says more in brackets."""
+    return source == spec or source.startswith(f"{spec} (")
 
 
 def parted(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
@@ -104,27 +167,6 @@ def _parted(
         )
     held = more if found == wanted + more else max(1, found // 5)
     return _taken(text, slice(0, found - held)), _taken(text, slice(found - held, None))
-
-
-def _other(
-    loaded: LoadedModel,
-    specs: Sequence[str],
-    samples: int,
-    options: HealOptions,
-    progress: Progress,
-) -> CalibrationText | None:
-    spec = options.check_text or _other_domain(loaded, specs)
-    if spec is None:
-        progress.say("heal: no other domain is at hand; name a text with --check-text")
-        return None
-    return _samples(loaded, spec, samples, options, progress)
-
-
-def _other_domain(loaded: LoadedModel, specs: Sequence[str]) -> str | None:
-    """What needs no file: the documentation of Python, else what the model samples."""
-    if _PYDOC not in specs and loaded.tokenizer is not None:
-        return _PYDOC
-    return _SELF if _SELF not in specs and loaded.model.can_generate() else None
 
 
 def _taken(text: CalibrationText, rows: slice) -> CalibrationText:

@@ -49,9 +49,10 @@ def plan_within(run: Run, wanted: BudgetRequest) -> list[Path]:
     )
     found = planner.plan()
     path = run.ledger.work / "plan.json"
-    plan = write_healed_plan(path, found.plan, found.substitutes)
+    beside = found.report_beside(path)
+    plan = write_healed_plan(path, found.plan, found.substitutes, beside=beside)
     run.progress.say(f"plan: {found.words()}")
-    return [path, *_numbers(path, plan)]
+    return [path, *_numbers(path, plan), *beside]
 
 
 def settings_of(run: Run, wanted: BudgetRequest) -> PlanSettings:

@@ -48,7 +48,10 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
 
 
 def healing_report(run: Run) -> HealingReport | None:
-    """What the healing stage found; None where nothing was healed in this run."""
+    """What is known of the replacements' gain; None where nothing was healed in this run."""
+    path = run.ledger.path(HEALING) / REPORT
     if run.request.heal is None:
-        return None
-    return HealingReport.read(run.ledger.path(HEALING) / REPORT)
+        path = run.ledger.path("plan.report.json")
+        if run.request.drops.budget is None or not run.replacements():
+            return None
+    return HealingReport.read(path)

@@ -131,6 +131,23 @@ def test_the_figures_are_those_of_the_plan_on_held_out_tokens(planner: Any, load
     assert found.plan.predicted["kl"] < planner(Budget(attention=2), heal="none").plan().damage.kl
 
 
+def test_what_replacements_gain_is_told_of_both_domains(planner: Any, tmp_path: Path) -> None:
+    made = planner(Budget(attention=2), heal="linear")
+    found = made.plan()
+    assert found.healing is not None
+    healing = found.healing.healing
+    own = healing.texts[0]
+    assert own.text == made.texts[1].ref
+    # Every position here, every other one there.
+    assert own.healed.kl == pytest.approx(found.damage.kl, rel=0.5)
+    assert own.healed.kl < own.dropped.kl
+    assert len(healing.texts) == 2 or "calibration's domain only" in healing.warnings[0]
+    assert [*found.report_beside(tmp_path / "plan.json")] == [tmp_path / "plan.report.json"]
+    bare = planner(Budget(attention=2), heal="none").plan()
+    assert bare.healing is None
+    assert bare.report_beside(tmp_path / "plan.json") == {}
+
+
 def test_a_target_is_hit_by_measurement(planner: Any) -> None:
     watch = MadeStopwatch(truth=1.6)
     found = planner(Budget(target_speedup=1.25, at=AT), watch, heal="bias").plan()

@@ -89,3 +89,22 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     bias[4] = float("nan")
     with pytest.raises(PlanError, match=r"mlp 0\.bias holds numbers that are not finite"):
         cut_of_deletions(PLAN, given, tiny_loaded("llama").model)
+
+
+@pytest.mark.genai
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "tensorrt"])
+def test_fused_forms_agree_too(target: Any, tmp_path: Path) -> None:
+    """Caches in place, packed products, norms fused with sums; one plan for all of them."""
+    from tiny_families import tiny_loaded as fusable
+
+    from exporter.forms import write_form
+
+    loaded = fusable("qwen2", vocab_size=96, hidden_size=64, head_dim=16)
+    (tmp_path / "whole").mkdir()
+    write_form(loaded, tmp_path / "whole", target=target)
+    given = random_replacements(64, PLAN, rank=RANK)
+    source, target_file = tmp_path / "whole" / "model.onnx", tmp_path / "cut" / "model.onnx"
+    assert all(check.passed for check in checks_of(loaded, source, target_file, given, given))
+    other = random_replacements(64, PLAN, rank=RANK, seed=1)
+    checks = checks_of(loaded, source, target_file, given, other)
+    assert not all(check.passed for check in checks)

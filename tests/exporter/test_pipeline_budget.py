@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
-from exporter.artifacts import PruneReport, PruningPlan, Speedup
+from exporter.artifacts import HealingReport, PruneReport, PruningPlan, Speedup
 from exporter.budgets import Budget, Floors
 from exporter.costs import At
 from exporter.errors import PlanError, UsageError
@@ -61,6 +61,8 @@ def test_a_plan_is_timed_on_the_baseline_and_healed(
     assert plan.predicted["measured_speedup"] == pytest.approx(1.25, rel=0.03)
     assert [d.replacement for d in plan.deletions] == ["bias"] * 2
     assert (out / "plan.safetensors").is_file()
+    assert report.healing == HealingReport.read(out / "plan.report.json").healing
+    assert [branch.replacement for branch in report.healing.branches] == ["bias"] * 2
     assert PruneReport.read(out / "prune.json").verification.passed is True
     assert [graph.name for graph in made_times] == ["model.onnx"]
     assert all(check.passed for check in report.parity)

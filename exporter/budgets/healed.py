@@ -1,0 +1,63 @@
+"""What a plan's replacements gain, in the calibration's domain and in another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from exporter.ablation import Substitute
+from exporter.artifacts import HealingReport
+from exporter.budgets.budget import Heal
+from exporter.budgets.gains import Name
+from exporter.importance import CalibrationText
+from exporter.model_source import LoadedModel
+from exporter.progress import QUIET, Progress
+
+
+def healing_of(
+    loaded: LoadedModel,
+    texts: tuple[CalibrationText, CalibrationText],
+    substitutes: Mapping[Name, Substitute],
+    heal: Heal,
+    rank: int | None = None,
+    batch_size: int = 4,
+    progress: Progress = QUIET,
+) -> HealingReport | None:
+    """Measures them; None where nothing was put in any branch's place.
+
+    Args:
+        loaded: The model.
+        texts: What was searched and fitted on, and what was held out.
+        substitutes: What takes each branch's place.
+        heal: What the planner could choose from.
+        rank: Of linear maps.
+        batch_size: Samples in one forward pass.
+        progress: Told of every run, and warned where the two domains disagree.
+    """
+    from exporter.healing.healed import judged
+    from exporter.healing.texts import other_domain
+
+    replaced = any(each.bias is not None or each.maps for each in substitutes.values())
+    if heal == "none" or not replaced:
+        return None
+    fitted, held_out = texts
+    other = other_domain(
+        loaded,
+        [fitted.ref.source],
+        len(held_out.input_ids),
+        sequence_length=fitted.ref.sequence_length,
+        progress=progress,
+    )
+    healing = judged(
+        loaded,
+        substitutes,
+        held_out,
+        other,
+        asked=heal,
+        sources=[fitted.ref],
+        rank=rank,
+        sequential=True,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    parents = {"model": loaded.ref.sha256, "calibration": fitted.ref.sha256}
+    return HealingReport(model=loaded.ref, healing=healing, made_from=parents)
