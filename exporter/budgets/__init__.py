@@ -1,6 +1,6 @@
 """From what a user says a plan shall hold to the plan. Importing this costs no PyTorch."""
 
-from exporter.budgets.amounts import share, tokens
+from exporter.budgets.amounts import tokens
 from exporter.budgets.budget import Budget, Floors, Heal, Memory
 from exporter.budgets.outcome import Outcome
 from exporter.budgets.planner import Planner, PlanSettings
@@ -21,6 +21,5 @@ __all__ = [
     "SearchSettings",
     "Stopwatch",
     "Workplace",
-    "share",
     "tokens",
 ]

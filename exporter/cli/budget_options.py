@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from exporter.cli.check_options import Share
 from exporter.cli.options import Size
 from exporter.cli.sections import Count, option_in
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from exporter.budgets.budget import SublayerKind
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_T = TypeVar("_T")
 # As exporter.budgets has them, which --help must not load.
 _KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
 _HEALS = ("none", "bias", "linear", "best")
@@ -29,22 +29,6 @@ IDLE = ("at", "context", "kinds", "attention_only", "rank", "onnx", "costs")
 """What `depthcut plan` has no use for without them."""
 
 
-class Share(click.ParamType[float]):
-    """A share: ``5%`` or ``0.05``."""
-
-    name = "SHARE"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Reads it; a number from code passes."""
-        if isinstance(value, float):
-            return value
-        from exporter.budgets.amounts import share
-
-        return _read(self, share, value, param, ctx)
-
-
 class Tokens(click.ParamType[int]):
     """A number of tokens: ``32k`` or ``32768``."""
 
@@ -55,8 +39,12 @@ class Tokens(click.ParamType[int]):
         if isinstance(value, int):
             return value
         from exporter.budgets.amounts import tokens
+        from exporter.errors import UsageError
 
-        return _read(self, tokens, value, param, ctx)
+        try:
+            return tokens(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Request(click.ParamType[Any]):
@@ -69,8 +57,12 @@ class Request(click.ParamType[Any]):
         if not isinstance(value, str):
             return value
         from exporter.costs import At
+        from exporter.errors import UsageError
 
-        return _read(self, At.parse, value, param, ctx)
+        try:
+            return At.parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Kinds(click.ParamType[tuple[str, ...]]):
@@ -88,21 +80,6 @@ class Kinds(click.ParamType[tuple[str, ...]]):
         if not set(named) <= set(_KINDS):
             self.fail(f"{value!r} is not made of {' and '.join(_KINDS)}", param, ctx)
         return named
-
-
-def _read(
-    kind: click.ParamType[_T],
-    read: Callable[[str], _T],
-    value: Any,
-    param: click.Parameter | None,
-    ctx: click.Context | None,
-) -> _T:
-    from exporter.errors import UsageError
-
-    try:
-        return read(str(value))
-    except UsageError as error:
-        kind.fail(str(error), param, ctx)
 
 
 def budget_options(function: _F) -> _F:

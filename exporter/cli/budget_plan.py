@@ -114,7 +114,7 @@ def _planner(
     progress: ConsoleProgress,
 ) -> Planner:
     from exporter.budgets import OnnxStopwatch, Planner
-    from exporter.costs import sizes
+    from exporter.costs import Effort, sizes
 
     onnx: Path | None = options["onnx"]
     stopwatch = None
@@ -127,6 +127,8 @@ def _planner(
             provider=options["provider"],
             threads=None if options["threads"] == AUTO else options["threads"],
             may_replace=options["costs"] is None,  # a file that was named is nobody's memory
+            variants=Effort(seconds=options["time_budget"]),
+            candidates=Effort(seconds=2 * options["time_budget"]),
             progress=progress,
         )
     return Planner(

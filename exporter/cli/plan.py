@@ -33,6 +33,7 @@ from exporter.cli.options import (
 )
 from exporter.cli.search_options import search_options
 from exporter.cli.sections import Count, SectionedCommand
+from exporter.cli.timing_options import Duration
 
 if TYPE_CHECKING:
     from exporter.artifacts import ImportanceReport, PruningPlan
@@ -70,6 +71,10 @@ if TYPE_CHECKING:
 @speed(
     "--threads", type=Threads(), default=AUTO, show_default=True,
     help="CPU threads; auto: what makes the graph's step fastest.",
+)  # fmt: skip
+@speed(
+    "--time-budget", type=Duration(), default="60s", show_default=True,
+    help="What the rounds of a sublayer's cost may take; those of a candidate twice as much.",
 )  # fmt: skip
 @search_options
 @scoring(

@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.artifacts import PruningPlan
 from exporter.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
+from exporter.costs import Effort
 from exporter.errors import UsageError
 from exporter.files import sha256_file
 from exporter.ledger import FOLDER
@@ -89,6 +90,7 @@ def _stopwatch(run: Run, budget: Budget, graph: Path, work: Workplace) -> OnnxSt
     if budget.at is None:
         raise UsageError("No request is named.", "Name it with --at.")
     compare = run.request.compare
+    seconds = compare.timing.time_budget_s
     return OnnxStopwatch(
         graph,
         budget.at,
@@ -96,6 +98,8 @@ def _stopwatch(run: Run, budget: Budget, graph: Path, work: Workplace) -> OnnxSt
         work.folder,
         provider=compare.provider,
         threads=compare.threads,
+        variants=Effort(seconds=seconds, rounds=compare.rounds),
+        candidates=Effort(seconds=2 * seconds, rounds=compare.rounds),
         progress=run.progress,
     )
 

@@ -290,3 +290,27 @@ def test_costs_of_another_request_are_refused(planner: Any) -> None:
     costs = made_table(SAVED, at=At(2, 8, 4))
     with pytest.raises(UsageError, match="measured for batch=2"):
         planner(Budget(target_speedup=1.2, at=AT), costs=costs)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi", "bert", "gemma2"])
+def test_sizes_by_modules_are_those_of_the_graph_but_for_norms(family: str) -> None:
+    from exporter.architectures import sublayers
+    from exporter.budgets.module_sizes import module_sizes
+
+    other = tiny_loaded(family)
+    sizes = module_sizes(other)
+    parts = {(part.layer, part.kind): part for part in sublayers(other.model)}
+    assert sizes.parameters == sum(p.numel() for p in other.model.parameters())
+    assert set(sizes.sublayers) == set(parts)
+    for name, size in sizes.sublayers.items():
+        own = {id(p): p.numel() for p in parts[name].reads.parameters()}
+        own |= {id(p): p.numel() for p in parts[name].contribution.parameters()}
+        assert size.parameters >= sum(own.values()) > 0
+        assert size.weight_bytes == 4 * size.parameters
+    everything = sum(size.parameters for size in sizes.sublayers.values())
+    layers = sum(
+        p.numel() for n, p in other.model.named_parameters() if ".layers." in n or ".h." in n
+        or ".layer." in n
+    )  # fmt: skip
+    assert everything <= layers
+    assert everything > 0.9 * layers, "only norms are left out"

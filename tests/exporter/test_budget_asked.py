@@ -1,0 +1,223 @@
+"""What may be asked of a plan, how it is written, and what is refused before any work."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from cost_tables import made_table
+
+from exporter.artifacts import (
+    CalibrationRef,
+    CurvePoint,
+    ImportanceReport,
+    ModelRef,
+    ParetoCurve,
+    PlannedDeletion,
+    Score,
+)
+from exporter.budgets import Budget, Floors, Memory, tokens
+from exporter.budgets.gains import Bytes, Counted, CountedBlocks, Milliseconds, Parameters
+from exporter.budgets.goals import goals_of, unit_to_use_up
+from exporter.costs import At, GraphSizes, SublayerSize
+from exporter.costs.sizes import CacheSize
+from exporter.errors import DepthcutError, PlanError, UsageError
+
+AT = At(batch=1, prompt=8, new=4)
+NAMES: list[Any] = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
+SIZES = GraphSizes(
+    sublayers={
+        name: SublayerSize(
+            parameters=100, linear_parameters=90, weight_bytes=400, linear_weight_bytes=360,
+            caches=(CacheSize(per_token=8),) if name[1] == "attention" else (),
+        )
+        for name in NAMES
+    },
+    parameters=1000, weight_bytes=4000, hidden=4,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), [("32k", 32768), ("32768", 32768), ("1K", 1024)])
+def test_contexts(text: str, value: int) -> None:
+    assert tokens(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "k", "1.5k", "8M"])
+def test_what_is_no_context(text: str) -> None:
+    with pytest.raises(UsageError, match="not a number of tokens"):
+        tokens(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"parameters": 1.0}, "share of 1"),
+        ({"parameters": -0.1}, "share of -0.1"),
+        ({"target_speedup": 1.0, "at": AT}, "needs no plan"),
+        ({"target_speedup": float("nan"), "at": AT}, "needs no plan"),
+        ({"target_speedup": 1.2}, "depends on the request"),
+        ({"joint": 2, "attention": 1}, "joint drop"),
+        ({"mlp": 1, "kinds": ("attention",)}, "leaves out"),
+        ({"block": 1, "kinds": ("attention",)}, "leaves out"),
+        ({"kinds": ()}, "No kind"),
+    ],
+)
+def test_budgets_that_make_no_sense(asked: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Budget(**asked)
+
+
+@pytest.mark.parametrize("asked", [(0.0, None), (-0.1, None), (None, 0.0), (None, 1.0)])
+def test_floors_that_make_no_sense(asked: Any) -> None:
+    with pytest.raises(UsageError):
+        Floors(*asked)
+
+
+def test_memory_of_nothing() -> None:
+    with pytest.raises(UsageError, match="no budget"):
+        Memory(0, 8)
+
+
+def test_a_plan_notes_what_was_asked_for() -> None:
+    budget = Budget(
+        attention=2, target_speedup=1.2, at=AT, floors=Floors(0.05, 0.9),
+        fits=Memory(8000, 64, 2), kinds=("attention",),
+    )  # fmt: skip
+    assert budget.asked() == {
+        "attention": 2, "target_speedup": 1.2, "at": str(AT), "max_perplexity_increase": 0.05,
+        "min_top1_agreement": 0.9, "fits_bytes": 8000, "context": 64, "batch": 2,
+        "kinds": "attention",
+    }  # fmt: skip
+    assert Budget(parameters=0.1).asked() == {"parameters": 0.1}
+
+
+def test_gains_add_up_in_every_unit() -> None:
+    block = [(0, "attention"), (0, "mlp")]
+    memory = Memory(3000, context=10, batch=2)
+    # A bias brings 4 numbers, a linear map 4 * 5 and leaves the norm of 10.
+    assert Parameters(SIZES).gain(block, "none") == 200  # type: ignore[arg-type]
+    assert Parameters(SIZES).gain(block, "bias") == 192  # type: ignore[arg-type]
+    assert Parameters(SIZES).gain(block, "linear") == 140  # type: ignore[arg-type]
+    assert Bytes(SIZES, memory).whole == 4000 + 3 * 8 * 10 * 2
+    assert Bytes(SIZES, memory).gain([(0, "attention")], "none") == 400 + 8 * 10 * 2
+    assert Bytes(SIZES, memory).gain([(0, "mlp")], "none") == 400
+    attentions = Counted(("attention",), "attentions")
+    assert attentions.gain([(0, "attention")], "linear") == 1
+    assert attentions.gain([(0, "mlp")], "none") == attentions.gain(block, "none") == 0  # type: ignore[arg-type]
+    assert CountedBlocks().gain(block, "none") == 1  # type: ignore[arg-type]
+    assert CountedBlocks().gain([(0, "mlp")], "none") == 0
+    costs = made_table({name: {"none": 5.0, "bias": 4.0} for name in NAMES}, at=AT)
+    assert Milliseconds(costs).gain(block, "bias") == 8  # type: ignore[arg-type]
+    assert Milliseconds(costs).speedup(20.0) == pytest.approx(1.25, rel=1e-12)
+
+
+def test_goals_are_what_has_to_go() -> None:
+    costs = made_table({name: {"none": 5.0} for name in NAMES}, at=AT)
+    budget = Budget(
+        attention=1, parameters=0.2, target_speedup=1.25, at=AT, fits=Memory(4000, 10)
+    )  # fmt: skip
+    found = goals_of(budget, SIZES, costs, None)
+    assert [goal.amount for goal in found] == pytest.approx([20.0, 200.0, 240.0, 1.0])
+    assert isinstance(unit_to_use_up(budget, SIZES, costs, None), Milliseconds)
+    assert isinstance(unit_to_use_up(Budget(), SIZES, costs, None), Parameters)
+
+
+def test_what_fits_as_it_is_needs_no_plan() -> None:
+    with pytest.raises(PlanError, match="Nothing needs to be dropped"):
+        goals_of(Budget(fits=Memory(10_000, 10)), SIZES, None, None)
+    both = goals_of(Budget(fits=Memory(10_000, 10), attention=1), SIZES, None, None)
+    assert [goal.amount for goal in both] == [1]
+
+
+def _importance(folder: Path) -> Path:
+    scores = [Score(layer=n, kind=k, score=0.1 * n, std_error=None) for n, k in NAMES]
+    report = ImportanceReport(
+        model=ModelRef(source="gone", architecture="X", num_layers=3, sha256="0" * 64),
+        metric="cosine",
+        calibration=CalibrationRef(
+            source="pydoc", samples=8, sequence_length=8, tokens=64, sha256="1" * 64
+        ),
+        scores=scores,
+    )
+    return report.write(folder / "importance.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target-speedup", "1.2"], "Say which is meant: --at"),
+        (["--target-speedup", "1.2", "--at", "batch=1,prompt=8,new=4"], "Name it with --onnx"),
+        (["--fits", "8GB"], "--fits and --context together"),
+        (["--fits", "8GB", "--context", "32k"], "Name it with --onnx"),
+        (["--at", "batch=1", "--drop-attn", "1"], "--at is for budgets"),
+        (["--rank", "4", "--drop-attn", "1"], "--rank is for budgets"),
+        (["--parameters", "10%", "--search", "iterative"], "Leave --search away"),
+        (["--kinds", "mlp", "--attention-only", "--parameters", "10%"], "Give one of them"),
+        (["--heal", "bias"], "Say what the plan is to reach"),
+    ],
+)
+def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: str) -> None:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    path = _importance(tmp_path)
+    call = ["plan", str(path), "-o", str(tmp_path / "plan.json"), *options]
+    done = CliRunner().invoke(cli, call, obj=ConsoleProgress())
+    assert done.exit_code != 0
+    told = done.output + (str(done.exception) if isinstance(done.exception, DepthcutError) else "")
+    assert words in re.sub(r"\s+", " ", told)
+    assert [found.name for found in tmp_path.iterdir()] == ["importance.json"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--parameters", "10"], ["--kinds", "attention,head", "--parameters", "1%"],
+     ["--at", "prompts=3"], ["--context", "x"]],
+)  # fmt: skip
+def test_options_that_can_not_be_read(tmp_path: Path, options: list[str]) -> None:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    done = CliRunner().invoke(cli, ["plan", str(_importance(tmp_path)), *options],
+                              obj=ConsoleProgress())  # fmt: skip
+    assert done.exit_code == 2
+
+
+def _curve(*, timed: bool) -> ParetoCurve:
+    points = [
+        CurvePoint(
+            deletions=[PlannedDeletion(layer=n, kind="attention")],
+            speedup=1 + 0.1 * n if timed else None, parameters_removed=0.02 * n,
+            kl=0.1 * n**2, kl_std_error=0.01, log_perplexity_increase=0.1 * n,
+            log_perplexity_increase_std_error=0.01, top1_agreement=1 - 0.1 * n, on_front=n != 2,
+        )
+        for n in range(1, 5)
+    ]  # fmt: skip
+    calibration = CalibrationRef(
+        source="<pydoc>", samples=8, sequence_length=8, tokens=64, sha256="1" * 64
+    )
+    model = ModelRef(source="a<b", architecture="X", num_layers=5, sha256="0" * 64)
+    at = str(AT) if timed else None
+    return ParetoCurve(model=model, calibration=calibration, at=at, points=points)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_page_draws_every_plan_and_lists_the_front(timed: bool, tmp_path: Path) -> None:
+    from exporter.report.html.frontier import render_front
+
+    curve = _curve(timed=timed)
+    page = render_front(curve)
+    assert page.count("<svg") == 2
+    assert page.count('class="dot candidate"') == 2 * 3
+    assert page.count('class="dot even"') == 2 * 1
+    assert page.count("<tr>") == 1 + 3
+    assert ("1.300x" in page) is timed
+    assert "a&lt;b" in page
+    assert "a<b" not in page
+    saved = ParetoCurve.read(curve.write(tmp_path / "front.json"))
+    assert saved == curve
+    assert json.loads(saved.to_json())["kind"] == "pareto_curve"
