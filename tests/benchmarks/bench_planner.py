@@ -1,7 +1,8 @@
 """The planner's plans beside one-shot cosine at the same measured speed, on SmolLM2.
 
 ``python -m tests.benchmarks.bench_planner MODEL GRAPH WORK --calibration VALID.txt --text
-TEST.txt`` with MODEL as ``depthcut export`` takes it and GRAPH a folder that it has written (``baseline``).
+TEST.txt`` with MODEL as ``depthcut export`` takes it and GRAPH a folder that it has written
+(``baseline``).
 
 For each request (a prompt of 512; the same with 128 new tokens) and for 8 and 15 attentions: the
 one-shot cosine plan is cut and timed, the planner is asked for just that speedup, and both are
