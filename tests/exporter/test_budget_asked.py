@@ -23,8 +23,7 @@ from exporter.artifacts import (
 from exporter.budgets import Budget, Floors, Memory, tokens
 from exporter.budgets.gains import Bytes, Counted, CountedBlocks, Milliseconds, Parameters
 from exporter.budgets.goals import goals_of, unit_to_use_up
-from exporter.costs import At, GraphSizes, SublayerSize
-from exporter.costs.sizes import CacheSize
+from exporter.costs import At, CacheSize, GraphSizes, SublayerSize
 from exporter.errors import DepthcutError, PlanError, UsageError
 
 AT = At(batch=1, prompt=8, new=4)
