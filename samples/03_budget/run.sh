@@ -21,4 +21,5 @@ done
 depthcut prune "$demo/baseline/model.onnx" -o "$out/candidate/model.onnx" --plan "$out/plan.json"
 
 echo "== Both compared"
-depthcut compare "$demo/baseline" "$out/candidate" -o "$out/report" --prefill 512 --decode-past 512 --rounds 8
+depthcut compare "$demo/baseline" "$out/candidate" -o "$out/report" --prefill 512 --decode-past 512 --rounds 8 \
+    --eval-tokens 4096
