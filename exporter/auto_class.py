@@ -4,16 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
+from exporter.errors import ModelSourceError
 from exporter.optional import require
 
 
-def auto_class(config: Any, *, trust_remote_code: bool) -> Any:
+def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) -> Any:
     """The class that the weights were saved from; else a language model, else the bare one.
 
     Args:
         config: The model's.
         trust_remote_code: Prefers what the model's own code brings to what transformers has.
+        pruned: Takes a pruned checkpoint's config too: its class is transformers' own, with other
+            modules in some places.
+
+    Raises:
+        ModelSourceError: The config is a pruned checkpoint's, and that can't be taken.
     """
+    found = _whole_class(config, trust_remote_code)
+    if getattr(config, "depthcut", None) is None:
+        return found
+    from exporter.branch_modules import pruned_class
+
+    if not pruned:
+        raise ModelSourceError(
+            f"{config.name_or_path} is a checkpoint that depthcut has pruned; this needs a whole "
+            "model.",
+            "Give the model that it was pruned from. A pruned one can be compared: "
+            "depthcut compare torch:WHOLE torch:PRUNED.",
+        )
+    if not hasattr(found, "named_modules"):
+        raise ModelSourceError(
+            f"{config.name_or_path}: the config of a pruned checkpoint must name the model's class "
+            "under architectures."
+        )
+    return pruned_class(found)
+
+
+def _whole_class(config: Any, trust_remote_code: bool) -> Any:
     transformers = require("transformers", extra="torch")
     remote = _remote_auto_class(config) if trust_remote_code else None
     if remote is not None:

@@ -6,8 +6,6 @@ folder unless the caller allows it, and nothing but a hub id makes it use the ne
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import json
 import re
 from collections.abc import Iterable
@@ -28,6 +26,7 @@ from exporter.files import sha256_file, sha256_files
 from exporter.model_files import save_checkpoint, save_pretrained_files
 from exporter.optional import require
 from exporter.transformers_output import quiet_transformers
+from exporter.unquantized import unquantized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,12 +100,11 @@ def load_model(
     path = resolve_source(
         source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, revision=revision
     )
-    _refuse_pruned(path, pruned)
     with quiet_transformers():
         model, tokenizer = (
             _load_gguf(path, dtype)
             if path.is_file()
-            else _load_folder(path, dtype, trust_remote_code, allow_pickle)
+            else _load_folder(path, dtype, trust_remote_code, allow_pickle, pruned)
         )
     model.eval().requires_grad_(False)
     ref = ModelRef(
@@ -235,16 +233,6 @@ def _check_gguf(path: Path) -> None:
     raise ModelSourceError(f"{path} is not a GGUF file.", hint)
 
 
-def _refuse_pruned(path: Path, allowed: bool) -> None:
-    if allowed or path.is_file() or "depthcut" not in _read_json(path / "config.json"):
-        return
-    raise ModelSourceError(
-        f"{path} is a checkpoint that depthcut has pruned; this needs a whole model.",
-        "Give the model that it was pruned from. A pruned one can be compared: "
-        "depthcut compare torch:WHOLE torch:PRUNED.",
-    )
-
-
 def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
     """Loads a GGUF file into a model that can be saved and exported like any other."""
     transformers = require("transformers", extra="torch")
@@ -262,7 +250,7 @@ def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
     except Exception as error:
         raise _gguf_error(path, error) from error
     _refuse_missing(info, path)
-    return _unquantized(model), tokenizer
+    return unquantized(model), tokenizer
 
 
 def _gguf_error(path: Path, error: Exception) -> ModelSourceError:
@@ -277,34 +265,8 @@ def _gguf_error(path: Path, error: Exception) -> ModelSourceError:
     )
 
 
-def _unquantized(model: Any) -> Any:
-    """The same weights in a model that does not remember that they were quantized.
-
-    transformers refuses to save or further convert a model that came from GGUF.
-    """
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with _no_init_weights():
-        fresh = type(model)(config).to(model.dtype)
-    # assign: the tensors move over, they are not copied.
-    fresh.load_state_dict(model.state_dict(), assign=True)
-    fresh.tie_weights()
-    fresh.generation_config = model.generation_config
-    return fresh
-
-
-def _no_init_weights() -> contextlib.AbstractContextManager[None]:
-    try:
-        holder = importlib.import_module("transformers.initialization")
-    except ImportError:  # transformers 4.57
-        holder = importlib.import_module("transformers.modeling_utils")
-    context: contextlib.AbstractContextManager[None] = holder.no_init_weights()
-    return context
-
-
 def _load_folder(
-    folder: Path, dtype: str, trust_remote_code: bool, allow_pickle: bool
+    folder: Path, dtype: str, trust_remote_code: bool, allow_pickle: bool, pruned: bool
 ) -> tuple[Any, Any]:
     transformers = require("transformers", extra="torch")
     config_json = _read_json(folder / "config.json")
@@ -314,9 +276,7 @@ def _load_folder(
         config = transformers.AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
-        model_class = auto_class(config, trust_remote_code=trust_remote_code)
-        if getattr(config, "depthcut", None) is not None:
-            model_class = _class_without_dropped(model_class, folder)
+        model_class = auto_class(config, trust_remote_code=trust_remote_code, pruned=pruned)
         model, info = model_class.from_pretrained(
             folder,
             config=config,
@@ -333,20 +293,6 @@ def _load_folder(
         raise ModelSourceError(f"{folder} can't be loaded: {first_line(error)}.") from error
     _refuse_missing(info, folder)
     return model, _load_tokenizer(folder, trust_remote_code)
-
-
-def _class_without_dropped(model_class: Any, folder: Path) -> Any:
-    """The class of a pruned checkpoint: transformers' own, with other modules in some places."""
-    import torch
-
-    from exporter.branch_modules import pruned_class
-
-    if not isinstance(model_class, type) or not issubclass(model_class, torch.nn.Module):
-        raise ModelSourceError(
-            f"{folder}: the config of a pruned checkpoint must name the model's class under "
-            "architectures."
-        )
-    return pruned_class(model_class)
 
 
 def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:

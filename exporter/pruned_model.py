@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.ablation import Cut, Substitute, substituted
+from exporter.ablation.substitutes import first_input
 from exporter.architectures import SublayerModules, layer_modules, sublayers
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import UnknownArchitectureError, UsageError
@@ -117,7 +118,7 @@ def _structure(
     cut: Cut,
     inputs: dict[str, torch.Tensor],
 ) -> PrunedStructure:
-    from exporter.branch_modules import BranchRecord, PrunedStructure
+    from exporter.branch_modules import PrunedStructure
 
     model: Any = loaded.model
     paths = {module: path for path, module in model.named_modules()}
@@ -125,31 +126,35 @@ def _structure(
     places = {(part.layer, part.kind): _Place(model, part, paths) for part in parts}
     returned = _returned(model, [place.module for place in places.values()], inputs)
     keepers = _length_layers(model)
-    branches: list[BranchRecord] = []
-    passing: list[str] = []
+    branches = []
+    passing = [paths[norm] for norm in _lonely_norms(model, cut, inputs)]
     for part in parts:
-        substitute, place = cut[part.layer, part.kind], places[part.layer, part.kind]
-        is_attention = part.kind == "attention"
-        branches.append(
-            BranchRecord(
-                path=paths[place.module],
-                layer=part.layer,
-                kind=part.kind,
-                bias=None if substitute.bias is None else len(substitute.bias),
-                maps=[(each.shape[0], each.shape[1]) for each in substitute.maps],
-                multiplier=part.multiplier,
-                returns=returned[place.module],
-                adds_residual=place.adds_residual,
-                keeps_length=is_attention and part.layer in keepers,
-            )
-        )
+        name = part.layer, part.kind
+        place = places[name]
+        record = _record(part, cut[name], paths[place.module], returned[place.module])
+        keeps = part.kind == "attention" and part.layer in keepers
+        changes = {"adds_residual": place.adds_residual, "keeps_length": keeps}
+        branches.append(record.model_copy(update=changes))
         passing += [paths[module] for module in place.passing]
-    passing += [paths[norm] for norm in _lonely_norms(model, cut, inputs)]
     return PrunedStructure(
         base_sha256=loaded.ref.sha256,
         deletions=list(deletions),
         branches=branches,
         passing=sorted(set(passing)),
+    )
+
+
+def _record(part: SublayerModules, substitute: Substitute, path: str, returns: int) -> BranchRecord:
+    from exporter.branch_modules import BranchRecord
+
+    return BranchRecord(
+        path=path,
+        layer=part.layer,
+        kind=part.kind,
+        bias=None if substitute.bias is None else len(substitute.bias),
+        maps=[(each.shape[0], each.shape[1]) for each in substitute.maps],
+        multiplier=part.multiplier,
+        returns=returns,
     )
 
 
@@ -216,61 +221,62 @@ def _lonely_norms(
     """
     layers = {modules.number: modules for modules in layer_modules(model)}
     gone = {name for name, what in cut.items() if not what.maps}
-    made, read = _tensors_of(model, {layer for layer, _ in gone}, inputs)
+    trace = _Trace(model, {layer for layer, _ in gone}, inputs)
     for number in sorted({layer for layer, _ in gone}):
         modules = layers[number]
         if modules.form == "post_norm":
             continue
         readers: dict[int, set[tuple[int, str]]] = {}
         for kind in ("attention", "mlp"):
-            readers.setdefault(read[number, kind], set()).add((number, kind))
+            readers.setdefault(trace.read[number, kind], set()).add((number, kind))
         for tensor, names in readers.items():
-            norm = made[number].get(tensor)
+            norm = trace.made[number].get(tensor)
             if norm is not None and names <= gone:
                 yield norm
 
 
-def _tensors_of(
-    model: Any, numbers: set[int], inputs: dict[str, torch.Tensor]
-) -> tuple[dict[int, dict[int, torch.nn.Module]], dict[tuple[int, str], int]]:
-    """By layer the tensors that its own modules made, and by branch the one that it read."""
-    import torch
+class _Trace:
+    """Which module made which tensor, and which tensor each branch read, in one run.
 
-    from exporter.ablation.substitutes import first_input
+    Attributes:
+        made: By layer, the modules of its own by the identity of what they made.
+        read: By branch, the identity of what it read.
+    """
 
-    made: dict[int, dict[int, torch.nn.Module]] = {number: {} for number in numbers}
-    read: dict[tuple[int, str], int] = {}
-    alive: list[Any] = []  # so that no tensor gets the address of an earlier one
+    def __init__(self, model: Any, numbers: set[int], inputs: dict[str, torch.Tensor]) -> None:
+        import torch
 
-    with contextlib.ExitStack() as hooks, torch.inference_mode():
-        for modules in layer_modules(model):
-            if modules.number not in numbers:
-                continue
-            number, layer = modules.number, modules.layer
-            inside = {m for part in (modules.attention, modules.mlp) for m in part.modules()}
+        self.made: dict[int, dict[int, torch.nn.Module]] = {number: {} for number in numbers}
+        self.read: dict[tuple[int, str], int] = {}
+        self._alive: list[Any] = []  # so that no tensor gets the address of an earlier one
+        with contextlib.ExitStack() as hooks, torch.inference_mode():
+            for modules in layer_modules(model):
+                inside = {*modules.attention.modules(), *modules.mlp.modules()}
+                for child in modules.layer.children() if modules.number in numbers else ():
+                    if child not in inside and not list(child.children()):
+                        hook = child.register_forward_hook(self._making(modules.number))
+                        hooks.callback(hook.remove)
+            for part in sublayers(model):
+                if part.layer in numbers:
+                    look = self._reading((part.layer, part.kind))
+                    hook = part.reads.register_forward_pre_hook(look, with_kwargs=True)
+                    hooks.callback(hook.remove)
+            model(**inputs)
 
-            def keep(module: Any, _inputs: Any, output: Any, number: int = number) -> None:
-                alive.append(output)
-                made[number][id(output)] = module
+    def _making(self, number: int) -> Callable[..., None]:
+        def keep(module: Any, _inputs: Any, output: Any) -> None:
+            self._alive.append(output)
+            self.made[number][id(output)] = module
 
-            for child in layer.children():
-                if child not in inside and not list(child.children()):
-                    hooks.callback(child.register_forward_hook(keep).remove)
-        for part in sublayers(model):
-            if part.layer not in numbers:
-                continue
+        return keep
 
-            def look(
-                _module: Any, args: Any, kwargs: Any, name: Any = (part.layer, part.kind)
-            ) -> None:
-                x = first_input(args, kwargs)
-                alive.append(x)
-                read[name] = id(x)
+    def _reading(self, name: tuple[int, str]) -> Callable[..., None]:
+        def look(_module: Any, args: Any, kwargs: Any) -> None:
+            x = first_input(args, kwargs)
+            self._alive.append(x)
+            self.read[name] = id(x)
 
-            handle = part.reads.register_forward_pre_hook(look, with_kwargs=True)
-            hooks.callback(handle.remove)
-        model(**inputs)
-    return made, read
+        return look
 
 
 def _length_layers(model: Any) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from exporter.cli.options import (
     verbosity_options,
 )
 from exporter.cli.sections import Count, SectionedCommand
+
+if TYPE_CHECKING:
+    from exporter.artifacts import HealingReport
 
 
 @click.command(
@@ -83,17 +86,14 @@ def heal(
     a report are written: healed.json, healed.safetensors and healed.report.json. The gain is told
     on held-out text of the calibration's domain and on text of another.
     """
-    from exporter.artifacts import HealingReport
     from exporter.cli.heal_options import heal_request
     from exporter.cli.requests import source_options
-    from exporter.cli.results import print_artifact, print_rows
     from exporter.files import refuse_overwriting, sha256_file
     from exporter.healing import heal as heal_plan
     from exporter.healing import write_healed_plan
     from exporter.model_source import load_model
     from exporter.planning import read_plan
     from exporter.pruned_model import prune_model, refuse_checkpoint_folder, save_pruned
-    from exporter.report.parts.healing import HEADER, healing_rows, healing_words
 
     request = heal_request(kind, options, calibration=calibration)
     assert request is not None
@@ -103,23 +103,28 @@ def heal(
     inputs = [Path(model), plan, *map(Path, texts)]
     if given.replacements is not None:
         inputs.append(plan.parent / given.replacements.path)
-    for written in (output, output.with_suffix(".safetensors"), report_path):
+    for written in filter(
+        None, (output, output.with_suffix(".safetensors"), report_path, save_checkpoint)
+    ):
         refuse_overwriting(written, inputs)
     if save_checkpoint is not None:
-        refuse_overwriting(save_checkpoint, inputs)
         refuse_checkpoint_folder(save_checkpoint)
     with progress.task(f"load {model}"):
         loaded = load_model(model, **vars(source_options(options)))
-    healed = heal_plan(
-        loaded, given, request, made_from={"plan": sha256_file(plan)}, progress=progress
-    )
-    report: HealingReport = healed.report
-    write_healed_plan(
-        output, healed.plan, healed.substitutes, beside={report_path: report.to_json()}
-    )
+    made_from = {"plan": sha256_file(plan)}
+    healed = heal_plan(loaded, given, request, made_from=made_from, progress=progress)
+    beside = {report_path: healed.report.to_json()}
+    write_healed_plan(output, healed.plan, healed.substitutes, beside=beside)
     if save_checkpoint is not None:
         prune_model(loaded, healed.plan.deletions, healed.substitutes)
         save_pruned(loaded, save_checkpoint)
+    _print(healed.report, output, as_json)
+
+
+def _print(report: HealingReport, output: Path, as_json: bool) -> None:
+    from exporter.cli.results import print_artifact, print_rows
+    from exporter.report.parts.healing import HEADER, healing_rows, healing_words
+
     if not as_json and report.healing.texts:
         print_rows(HEADER, healing_rows(report.healing))
     for warning in () if as_json else report.healing.warnings:

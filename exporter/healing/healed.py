@@ -98,14 +98,22 @@ def heal(
     parents = {**(made_from or {}), "model": loaded.ref.sha256}
     parents |= {f"calibration_{i}": ref.sha256 for i, ref in enumerate(texts.sources)}
     report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
-    healed = PruningPlan(
+    return Healed(_healed_plan(plan, found, healing, parents), found, report)
+
+
+def _healed_plan(
+    plan: PruningPlan,
+    found: Mapping[Name, Substitute],
+    healing: Healing,
+    parents: Mapping[str, str],
+) -> PruningPlan:
+    return PruningPlan(
         deletions=healed_deletions(plan.deletions, found),
         budget=plan.budget,
         importance_sha256=plan.importance_sha256,
         predicted=_predicted(healing.texts),
         made_from={**plan.made_from, **parents},
     )
-    return Healed(healed, found, report)
 
 
 def judged(
