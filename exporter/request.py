@@ -64,11 +64,13 @@ class BudgetRequest:
         budget: What it has to hold.
         heal: What may take a branch's place.
         rank: Of linear maps; None: full ones.
+        check_text: Text of another domain than the calibration's; None: the usual one.
     """
 
     budget: Budget
     heal: Heal = "best"
     rank: int | None = None
+    check_text: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 from exporter.budgets.amounts import tokens
 from exporter.budgets.budget import Budget, Floors, Heal, Memory
 from exporter.budgets.outcome import Outcome
-from exporter.budgets.planner import Planner, PlanSettings
+from exporter.budgets.planner import Planner
 from exporter.budgets.search import Search, SearchSettings
+from exporter.budgets.settings import PlanSettings
 from exporter.budgets.stopwatch import OnnxStopwatch, Stopwatch
 from exporter.budgets.workplace import Workplace
 

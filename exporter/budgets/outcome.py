@@ -10,7 +10,7 @@ from exporter.ablation import Damage, Substitute
 from exporter.artifacts import HealingReport, PruningPlan, Speedup
 from exporter.budgets.budget import Budget
 from exporter.budgets.gains import Name
-from exporter.budgets.walk import Walk, damage_words
+from exporter.budgets.walk import Walk, damage_words, percent
 from exporter.costs import CostTable, GraphSizes
 
 
@@ -47,6 +47,8 @@ class Outcome:
             told = f"speedup {self.speedup.ratio:.3f} [{low:.3f}, {high:.3f}] as measured; {told}"
         elif "speedup" in figures:
             told = f"speedup {figures['speedup']:.3f} by the costs, not measured; {told}"
+        if "other_log_perplexity_increase" in figures:
+            told += f" (other domain: {percent(figures['other_log_perplexity_increase'])} more)"
         return f"{told}; parameters {figures['parameters'] / 1e6:.1f} million"
 
 

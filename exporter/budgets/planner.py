@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.ablation import Substitute
 from exporter.artifacts import ImportanceReport, ParetoCurve, PruningPlan, Replacement, Speedup
-from exporter.budgets.budget import Budget, Heal
+from exporter.budgets.budget import Budget
 from exporter.budgets.curve import ENOUGH_NATS, curve_of
 from exporter.budgets.gains import Goal, Milliseconds, Name
 from exporter.budgets.goals import goals_of, unit_to_use_up
 from exporter.budgets.healed import healing_of
-from exporter.budgets.hit import ROUNDS, Measured, hit
+from exporter.budgets.hit import TOLERANCE, Measured, hit
+from exporter.budgets.meters import meter_of, searched_meter
 from exporter.budgets.options import Offer, make_offer, replacements_of
 from exporter.budgets.outcome import Outcome, predicted
 from exporter.budgets.reachable import refuse_nothing
 from exporter.budgets.search import Search, SearchSettings
+from exporter.budgets.settings import PlanSettings
 from exporter.budgets.stopwatch import Stopwatch
 from exporter.budgets.text import split
 from exporter.budgets.walk import Judge, Walk, percent
@@ -27,39 +29,12 @@ from exporter.budgets.workplace import Workplace, about_fits
 from exporter.costs import CostTable, GraphSizes
 from exporter.errors import PlanError, UsageError
 from exporter.progress import QUIET, Progress
-from exporter.selection import RememberingMeter, SearchOptions, protected_names
+from exporter.selection import protected_names
 
 if TYPE_CHECKING:
-    from exporter.ablation import DamageMeter
     from exporter.healing import Fit
     from exporter.importance import CalibrationText
     from exporter.model_source import LoadedModel
-
-POSITIONS = 2
-"""Answers are compared at every second position."""
-
-
-@dataclass(frozen=True)
-class PlanSettings:
-    """How a plan is looked for.
-
-    Attributes:
-        search: Objective, shortlist, protected sublayers, tokens, and for ``evolution`` swaps.
-        heal: What may take a branch's place.
-        rank: Of linear maps; None: full ones.
-        calibration: Another text than the scores'.
-        batch_size: Samples in one forward pass.
-        held_out: Share of the text that the result is judged on.
-        rounds: Candidates that are measured at most.
-    """
-
-    search: SearchOptions = field(default_factory=lambda: SearchOptions(search="greedy"))
-    heal: Heal = "best"
-    rank: int | None = None
-    calibration: str | None = None
-    batch_size: int = 4
-    held_out: float = 0.25
-    rounds: int = ROUNDS
 
 
 class Planner:
@@ -213,14 +188,14 @@ class Planner:
     @cached_property
     def judge(self) -> Judge:
         """Holds the tokens that the search doesn't see."""
-        return Judge(self._meter(self.texts[1]), self.budget.floors)
+        return Judge(meter_of(self.loaded, self.texts[1], self.settings), self.budget.floors)
 
     @cached_property
     def search(self) -> Search:
         """Looks for walks."""
         how = self.settings.search
         return Search(
-            self._searched_meter(),
+            searched_meter(self.loaded, self.texts[0], self.settings, self._work.journal),
             self.judge,
             self.offer.options,
             SearchSettings(
@@ -261,6 +236,11 @@ class Planner:
             rounds=self.settings.rounds,
             progress=self._progress,
         )
+        if found.miss(self.budget.target_speedup) > TOLERANCE:
+            self._progress.say(
+                f"plan: warning: no candidate came within {TOLERANCE:.0%} of a speedup of "
+                f"{self.budget.target_speedup:g}; the nearest measures {found.speedup.ratio:.3f}"
+            )
         return found.walk, found.speedup
 
     def _time(self, walk: Walk) -> Speedup:
@@ -309,7 +289,8 @@ class Planner:
             self.settings.rank,
             speedup,
         )
-        asked = {**self.budget.asked(), **self._searched_how()}
+        figures |= self._elsewhere(substitutes)
+        asked = {**self.budget.asked(), **self.settings.told()}
         digest = self._importance_sha256
         plan = PruningPlan(
             deletions=walk.deletions,
@@ -324,42 +305,33 @@ class Planner:
         )  # fmt: skip
         return Outcome(plan, substitutes, damage, speedup, healing)
 
-    def _searched_how(self) -> dict[str, int | float | str]:
-        how = self.settings
-        told: dict[str, int | float | str] = {
-            "search": how.search.search,
-            "objective": how.search.objective,
-            "heal": how.heal,
-        }
-        if how.rank is not None:
-            told["rank"] = how.rank
-        if how.search.protect:
-            told["protect"] = ", ".join(how.search.protect)
-        return told
+    def _elsewhere(self, substitutes: Mapping[Name, Substitute]) -> dict[str, float]:
+        """The figures on another domain's text, where there is one; warns where they disagree."""
+        from exporter.budgets.second_domain import judged_elsewhere
+        from exporter.healing.texts import other_domain
 
-    def _searched_meter(self) -> RememberingMeter:
-        from exporter.files import sha256_bytes
-        from exporter.selection.texts import first_tokens
-
-        text = first_tokens(self.texts[0], self.settings.search.tokens)
-        about = {
-            "model": self.loaded.ref.sha256,
-            "dtype": str(self.loaded.model.dtype),
-            "ids": sha256_bytes(text.input_ids.astype("<i8").tobytes()),
-            "positions": POSITIONS,
-        }
-        return RememberingMeter(self._meter(text), self._work.journal, about)
-
-    def _meter(self, text: CalibrationText) -> DamageMeter:
-        from exporter.ablation import DamageMeter
-
-        return DamageMeter(
-            self.loaded.model,
-            text.input_ids,
-            text.mask,
-            batch_size=self.settings.batch_size,
-            positions=POSITIONS,
+        own = self.texts[1]
+        other = other_domain(
+            self.loaded,
+            [self.settings.calibration or self.report.calibration.source],
+            len(own.input_ids),
+            sequence_length=own.input_ids.shape[1],
+            spec=self.settings.check_text,
+            progress=self._progress,
         )
+        if other is None:
+            return {}
+        figures, warnings = judged_elsewhere(
+            self.loaded,
+            substitutes,
+            own,
+            other,
+            batch_size=self.settings.batch_size,
+            progress=self._progress,
+        )
+        for warning in warnings:
+            self._progress.say(f"plan: warning: {warning}")
+        return {name: value for name, value in figures.items() if value is not None}
 
 
 def _refuse_missing(

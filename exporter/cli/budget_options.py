@@ -25,7 +25,7 @@ BUDGETS = (
     *("parameters", "fits", "target_speedup", "max_perplexity_increase", "min_top1_agreement"),
 )
 """The options that ask for something that no number of sublayers says."""
-IDLE = ("at", "context", "kinds", "attention_only", "rank", "onnx", "costs")
+IDLE = ("at", "context", "kinds", "attention_only", "rank", "check_text", "onnx", "costs")
 """What `depthcut plan` has no use for without them."""
 
 
@@ -129,6 +129,11 @@ def budget_options(function: _F) -> _F:
 def replacement_options(function: _F) -> _F:
     """Adds what a planner may put in the place of what it drops."""
     for option in (
+        budgeting(
+            "--check-text", metavar="SOURCE",
+            help="Text of another domain, on which a budget's plan is judged too. [pydoc, or self "
+            "when calibrated on pydoc]",
+        ),
         budgeting(
             "--rank", type=Count(), metavar="N",
             help="Rank of linear replacements. [full]",

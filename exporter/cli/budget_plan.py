@@ -58,6 +58,7 @@ def plan_settings(options: Mapping[str, Any], budget: Budget) -> PlanSettings:
         rank=options["rank"],
         calibration=options["calibration"],
         batch_size=options["batch_size"],
+        check_text=options["check_text"],
     )
 
 

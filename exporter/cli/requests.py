@@ -74,7 +74,7 @@ def _healing(options: Mapping[str, Any]) -> HealOptions | None:
 
 
 def _refuse_own_healing(options: Mapping[str, Any]) -> None:
-    for name in ("heal_calibration", "heal_ridge", "heal_sequential", "heal_check_text"):
+    for name in ("heal_calibration", "heal_ridge", "heal_sequential"):
         if options[name] not in (None, ()):
             raise UsageError(
                 f"--{name.replace('_', '-')} is for healing a plan that is chosen before.",
@@ -148,7 +148,12 @@ def asked_drops(options: Mapping[str, Any]) -> DropRequest:
         return drop_request(options)
     budget = budget_request(options, max(options["batch"]))
     budget.refuse_empty()
-    wanted = BudgetRequest(budget, options["heal"] or usual_heal(budget), options["heal_rank"])
+    wanted = BudgetRequest(
+        budget,
+        heal=options["heal"] or usual_heal(budget),
+        rank=options["heal_rank"],
+        check_text=options["heal_check_text"],
+    )
     return DropRequest(plan=options["plan"], budget=wanted)
 
 

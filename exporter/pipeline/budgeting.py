@@ -66,6 +66,7 @@ def settings_of(run: Run, wanted: BudgetRequest) -> PlanSettings:
         search=search,
         heal=wanted.heal,
         rank=wanted.rank,
+        check_text=wanted.check_text,
         calibration=request.score.calibration,
         batch_size=request.score.batch_size,
     )

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
 
 from cost_tables import made_table  # noqa: E402
-from tiny_families import tiny_loaded  # noqa: E402
+from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter import budgets  # noqa: E402
 from exporter.budgets import Budget, Floors, Planner, PlanSettings, Workplace  # noqa: E402
@@ -314,3 +314,16 @@ def test_sizes_by_modules_are_those_of_the_graph_but_for_norms(family: str) -> N
     )  # fmt: skip
     assert everything <= layers
     assert everything > 0.9 * layers, "only norms are left out"
+
+
+def test_a_plan_is_judged_in_another_domain_too(planner: Any, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    found = planner(Budget(attention=1), heal="bias").plan()
+    assert not any(name.startswith("other") for name in found.plan.predicted), "there is none"
+    words.write_text(" ".join(f"w{n % 60}" for n in range(400)))
+    made = planner(Budget(attention=1), heal="bias", check_text=str(words))
+    reading = replace(made.loaded, tokenizer=tiny_tokenizer())
+    made._load, made.__dict__["loaded"] = lambda: reading, reading
+    told = made.plan().plan.predicted
+    assert told["other_kl"] > 0
+    assert told["other_kl"] != told["kl"]

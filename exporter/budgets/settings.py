@@ -1,0 +1,47 @@
+"""How a plan is looked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from exporter.budgets.budget import Heal
+from exporter.budgets.hit import ROUNDS
+from exporter.selection import SearchOptions
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """How a plan is looked for.
+
+    Attributes:
+        search: Objective, shortlist, protected sublayers, tokens, and for ``evolution`` swaps.
+        heal: What may take a branch's place.
+        rank: Of linear maps; None: full ones.
+        calibration: Another text than the scores'.
+        batch_size: Samples in one forward pass.
+        check_text: Text of another domain; None: pydoc, or self where pydoc is calibrated on.
+        held_out: Share of the text that the result is judged on.
+        rounds: Candidates that are measured at most.
+    """
+
+    search: SearchOptions = field(default_factory=lambda: SearchOptions(search="greedy"))
+    heal: Heal = "best"
+    rank: int | None = None
+    calibration: str | None = None
+    batch_size: int = 4
+    check_text: str | None = None
+    held_out: float = 0.25
+    rounds: int = ROUNDS
+
+    def told(self) -> dict[str, int | float | str]:
+        """What a plan notes of it, beside what was asked for."""
+        found: dict[str, int | float | str] = {
+            "search": self.search.search,
+            "objective": self.search.objective,
+            "heal": self.heal,
+        }
+        if self.rank is not None:
+            found["rank"] = self.rank
+        if self.search.protect:
+            found["protect"] = ", ".join(self.search.protect)
+        return found
