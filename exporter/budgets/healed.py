@@ -19,7 +19,9 @@ def healing_of(
     substitutes: Mapping[Name, Substitute],
     heal: Heal,
     rank: int | None = None,
+    *,
     batch_size: int = 4,
+    check_text: str | None = None,
     progress: Progress = QUIET,
 ) -> HealingReport | None:
     """Measures them; None where nothing was put in any branch's place.
@@ -31,6 +33,7 @@ def healing_of(
         heal: What the planner could choose from.
         rank: Of linear maps.
         batch_size: Samples in one forward pass.
+        check_text: The other domain; None: pydoc, or self where pydoc is calibrated on.
         progress: Told of every run, and warned where the two domains disagree.
     """
     from exporter.healing.healed import judged
@@ -45,6 +48,7 @@ def healing_of(
         [fitted.ref.source],
         len(held_out.input_ids),
         sequence_length=fitted.ref.sequence_length,
+        spec=check_text,
         progress=progress,
     )
     healing = judged(
@@ -61,3 +65,18 @@ def healing_of(
     )
     parents = {"model": loaded.ref.sha256, "calibration": fitted.ref.sha256}
     return HealingReport(model=loaded.ref, healing=healing, made_from=parents)
+
+
+def elsewhere(report: HealingReport | None) -> dict[str, float]:
+    """A healed plan's figures in the other domain, as the plan notes them; none without any."""
+    texts = [] if report is None else report.healing.texts
+    return {
+        name: value
+        for text in texts
+        if text.role == "other"
+        for name, value in (
+            ("other_kl", text.healed.kl),
+            ("other_log_perplexity_increase", text.healed.log_perplexity_increase),
+            ("other_top1_agreement", text.healed.top1_agreement),
+        )
+    }

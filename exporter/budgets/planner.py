@@ -14,7 +14,7 @@ from exporter.budgets.budget import Budget
 from exporter.budgets.curve import ENOUGH_NATS, curve_of
 from exporter.budgets.gains import Goal, Milliseconds, Name
 from exporter.budgets.goals import goals_of, unit_to_use_up
-from exporter.budgets.healed import healing_of
+from exporter.budgets.healed import elsewhere, healing_of
 from exporter.budgets.hit import TOLERANCE, Measured, hit
 from exporter.budgets.meters import meter_of, searched_meter
 from exporter.budgets.options import Offer, make_offer, replacements_of
@@ -289,7 +289,17 @@ class Planner:
             self.settings.rank,
             speedup,
         )
-        figures |= self._elsewhere(substitutes)
+        healing = healing_of(
+            self.loaded,
+            self.texts,
+            substitutes,
+            self.settings.heal,
+            self.settings.rank,
+            batch_size=self.settings.batch_size,
+            check_text=self.settings.check_text,
+            progress=self._progress,
+        )
+        figures |= elsewhere(healing)
         asked = {**self.budget.asked(), **self.settings.told()}
         digest = self._importance_sha256
         plan = PruningPlan(
@@ -299,39 +309,7 @@ class Planner:
             made_from={"importance": digest} if digest else {},
             predicted=figures,
         )
-        healing = healing_of(
-            self.loaded, self.texts, substitutes, self.settings.heal, self.settings.rank,
-            self.settings.batch_size, self._progress,
-        )  # fmt: skip
         return Outcome(plan, substitutes, damage, speedup, healing)
-
-    def _elsewhere(self, substitutes: Mapping[Name, Substitute]) -> dict[str, float]:
-        """The figures on another domain's text, where there is one; warns where they disagree."""
-        from exporter.budgets.second_domain import judged_elsewhere
-        from exporter.healing.texts import other_domain
-
-        own = self.texts[1]
-        other = other_domain(
-            self.loaded,
-            [self.settings.calibration or self.report.calibration.source],
-            len(own.input_ids),
-            sequence_length=own.input_ids.shape[1],
-            spec=self.settings.check_text,
-            progress=self._progress,
-        )
-        if other is None:
-            return {}
-        figures, warnings = judged_elsewhere(
-            self.loaded,
-            substitutes,
-            own,
-            other,
-            batch_size=self.settings.batch_size,
-            progress=self._progress,
-        )
-        for warning in warnings:
-            self._progress.say(f"plan: warning: {warning}")
-        return {name: value for name, value in figures.items() if value is not None}
 
 
 def _refuse_missing(

@@ -80,7 +80,7 @@ class Search:
         self._options = list(options)
         self._settings = settings or SearchSettings()
         self._prior = dict(prior or {})
-        self._quality = dict(quality or {})
+        self._quality = dict(quality) if quality else None
         self._progress = progress
         self._known: list[tuple[Unit, list[Option]]] = []
 

@@ -14,6 +14,8 @@ from exporter.budgets.budget import NO_FLOORS, Floors
 from exporter.budgets.gains import Name, Unit
 from exporter.selection import Meter, Option, RememberingMeter, Step, chosen, cut_of_options
 
+_ABOUT = 0.9
+"""An option that gains this share of another's gains about as much."""
 _NOT_MEASURED = Damage(*(np.empty(0) for _ in range(5)))
 
 
@@ -64,26 +66,33 @@ def valued(
     Args:
         options: All there are.
         unit: Of the gain.
-        quality: How well an option does what the branch did. One that neither does it better nor
-            gains more than another on the same sublayers is left out; without, none is.
+        quality: Share of the branch's output that an option gives back. One that gives back less
+            than another on the same sublayers, for about as much gain or less, is left out: each
+            that is tried costs a run. Without, none is.
     """
     gains = {option: unit.gain(option.names, option.replacement) for option in options}
-    quality = quality or {}
+    rivals: dict[tuple[Name, ...], list[Option]] = {}
+    for option in gains:
+        rivals.setdefault(option.names, []).append(option)
 
     def is_beaten(option: Option) -> bool:
-        mine = gains[option], quality.get(option, 0.0)
-        return any(
-            gains[other] >= mine[0] and quality.get(other, 0.0) >= mine[1]
-            and (gains[other], quality.get(other, 0.0)) != mine
-            for other in gains
-            if quality and other.names == option.names and other is not option
-        )  # fmt: skip
+        return quality is not None and any(
+            gains[other] >= _ABOUT * gains[option]
+            and _guess(quality, other, gains) < _guess(quality, option, gains)
+            for other in rivals[option.names]
+        )
 
     return [
         replace(option, gain=gain)
         for option, gain in gains.items()
         if gain > 0 and not is_beaten(option)
     ]
+
+
+def _guess(quality: Mapping[Option, float], option: Option, gains: Mapping[Option, float]) -> float:
+    """Damage for the gain, by what of the branch is not given back."""
+    lost = 1 - min(1.0, quality.get(option, 0.0))
+    return lost / gains[option] if gains[option] > 0 else math.inf
 
 
 class Judge:

@@ -10,7 +10,7 @@ from made_damage import LAYERS, NAMES, MadeMeter, MadeUnit, every_walk, made_cas
 
 from exporter.budgets import Floors, Search, SearchSettings
 from exporter.budgets.gains import Counted, Goal
-from exporter.budgets.walk import Judge, Walk
+from exporter.budgets.walk import Judge, Walk, valued
 from exporter.errors import PlanError
 
 CASES = range(8)
@@ -151,3 +151,13 @@ def test_an_option_that_is_beaten_in_both_is_never_tried() -> None:
     assert {option.replacement for option in walk.options} == {"bias"}
     free = Search(meter, Judge(meter), options, SearchSettings(shortlist=None))
     assert {o.replacement for o in free.solve([Goal(level, 3)], level).options} != {"bias"}
+
+
+def test_an_option_that_gains_much_more_is_tried_though_it_gives_back_less() -> None:
+    _, options, unit = made_case(0)
+    share = {"none": 0.0, "bias": 0.3, "linear": 0.9}
+    quality = {option: share[option.replacement] for option in options}
+    kept = {(o.names, o.replacement) for o in valued(options, unit, quality)}
+    # A bias gains 0.98 of nothing's gain, a linear map 0.7: the map doesn't beat the bias.
+    assert kept == {((name,), how) for name in NAMES for how in ("bias", "linear")}
+    assert len(valued(options, unit)) == len(options)
