@@ -17,7 +17,7 @@ OUT = ROOT / "out" / "bench"
 ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
     "speedup", "quantize", "sensitivity", "forms", "architectures", "engines", "build", "tasks",
-    "selection", "healing",
+    "selection", "healing", "planner",
 )  # fmt: skip
 
 
@@ -53,6 +53,10 @@ def _run(name: str) -> int:
         command += [_smollm2(), str(OUT / "genai")]
     elif name == "forms":
         command += [_smollm2(), str(OUT / "forms")]
+    elif name == "planner":
+        fused = OUT / "forms" / "onnxruntime-cpu"
+        graph = fused if (fused / "model.onnx").is_file() else _exported().parent
+        command += [_smollm2(), str(graph), str(OUT / "planner")]
     elif name in ("speedup", "tasks"):
         command.append(str(_exported()))
     elif name == "build":

@@ -2,7 +2,8 @@
 
 ``python -m tests.benchmarks.bench_planner MODEL GRAPH WORK --calibration VALID.txt --text
 TEST.txt`` with MODEL as ``depthcut export`` takes it and GRAPH a folder that it has written
-(``baseline``).
+(``baseline``). ``DEPTHCUT_TEXTS``, a folder with ``valid.txt`` and ``test.txt``, serves instead of
+both texts.
 
 For each request (a prompt of 512; the same with 128 new tokens) and for 8 and 15 attentions: the
 one-shot cosine plan is cut and timed, the planner is asked for just that speedup, and both are
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -175,6 +177,9 @@ def _share(one_shot: Damage, planned: Damage) -> tuple[float, float]:
 def main() -> int:
     """Prints the table."""
     options = _options()
+    if options.calibration is None or options.text is None:
+        print("Left out: DEPTHCUT_TEXTS names no folder, and no --calibration and --text is given.")
+        return 0
     print_machine("torch", "transformers", "onnxruntime")
     bench = Bench(options)
     path = bench.work / "rows.json"
@@ -213,8 +218,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("graph", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--calibration", required=True, help="text to score, search and fit on")
-    parser.add_argument("--text", required=True, help="text never seen, of the same domain")
+    texts = os.environ.get("DEPTHCUT_TEXTS")
+    valid, test = (f"{texts}/{name}.txt" if texts else None for name in ("valid", "test"))
+    parser.add_argument("--calibration", default=valid, help="text to score, search and fit on")
+    parser.add_argument("--text", default=test, help="text never seen, of the same domain")
     parser.add_argument("--second", default="pydoc", help="text of another domain")
     parser.add_argument("--tokens", type=int, default=12_288, help="of the calibration")
     parser.add_argument("--eval-tokens", type=int, default=12_288)
