@@ -7,10 +7,10 @@ gone are in no file, and those of replacements stand under the names that these 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record, json_path
@@ -38,13 +38,15 @@ class BranchRecord(Record):
             how long the past is.
     """
 
-    path: str
-    layer: int
+    path: str = Field(min_length=1)
+    layer: int = Field(ge=0)
     kind: Literal["attention", "mlp"]
-    bias: int | None = None
-    maps: list[tuple[int, int]] = Field(default_factory=list)
-    multiplier: float = 1.0
-    returns: int = 0
+    bias: PositiveInt | None = None
+    maps: list[tuple[PositiveInt, PositiveInt]] = Field(
+        default_factory=list, max_length=len(_NAMES)
+    )
+    multiplier: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    returns: int = Field(default=0, ge=0)
     adds_residual: bool = False
     keeps_length: bool = False
 
@@ -65,7 +67,7 @@ class PrunedStructure(Record):
     base_sha256: str
     deletions: list[PlannedDeletion]
     branches: list[BranchRecord]
-    passing: list[str] = Field(default_factory=list)
+    passing: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
 
     @property
     def without_cache(self) -> set[int]:

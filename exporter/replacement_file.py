@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from graph_passes.replacements import ReplacementTensors
 
-_KEY = re.compile(rf"({'|'.join(get_args(SublayerKind))})\.(\d+)\.(weight(?:_down|_up)?|bias)")
+_KINDS = "|".join(get_args(SublayerKind))
+# One way to write a number: 01 and 1 would be two keys for one layer.
+_KEY = re.compile(rf"({_KINDS})\.(0|[1-9][0-9]*)\.(weight(?:_down|_up)?|bias)")
 _KEYS_HINT = (
     "Keys are <kind>.<layer>.bias and, for linear, <kind>.<layer>.weight, or .weight_down and "
     ".weight_up."

@@ -235,6 +235,27 @@ def test_a_broken_section_is_refused_with_its_place(tmp_path: Path) -> None:
         load_pruned(folder)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "place"),
+    [
+        ({"path": ""}, "path"),
+        ({"maps": [[4, 4]] * 3}, "maps"),
+        ({"bias": -1}, "bias"),
+        ({"multiplier": 0.0}, "multiplier"),
+    ],
+)
+def test_a_section_that_makes_no_sense_is_refused(
+    tmp_path: Path, wrong: dict[str, Any], place: str
+) -> None:
+    from exporter.pruned_model import load_pruned
+
+    folder, _ = saved(tmp_path)
+    branch = {"path": "model.layers.0.mlp", "layer": 0, "kind": "mlp"}
+    changed_config(folder, branches=[branch | wrong])
+    with pytest.raises(ModelSourceError, match=rf"\$\.depthcut\.branches\[0\]\.{place}"):
+        load_pruned(folder)
+
+
 def test_a_missing_replacement_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

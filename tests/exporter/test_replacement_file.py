@@ -217,6 +217,7 @@ WRONG: dict[str, dict[str, Any]] = {
     r"holds mlp\.7\.bias, which the plan has no use for": TENSORS | {"mlp.7.bias": np.ones(8)},
     r"holds mlp\.0\.weight": TENSORS | {"mlp.0.weight": TENSORS["attention.1.weight"]},
     r"'attn\.1\.bias' names no part": TENSORS | {"attn.1.bias": TENSORS["mlp.0.bias"]},
+    r"'mlp\.00\.bias' names no part": TENSORS | {"mlp.00.bias": TENSORS["mlp.0.bias"]},
     r"mlp\.0\.bias is of type I64": TENSORS | {"mlp.0.bias": np.ones(8, np.int64)},
 }
 
