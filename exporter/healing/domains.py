@@ -79,6 +79,10 @@ def warnings_of(texts: Sequence[HealedText]) -> list[str]:
         return []
     if other is None:
         return ["The gain was measured in the calibration's domain only; others may gain nothing."]
+    unsure = [text for text in (own, other) if _is_unsure(text)]
+    if unsure and all(_is_unsure(text) or _has_gained(text) for text in (own, other)):
+        told = ", nor ".join(f"on {_name(text)} ({_gain(text)})" for text in unsure)
+        return [f"The gain can't be told from chance {told}. Judge on more text: --samples."]
     if not _has_gained(own) and not _has_gained(other):
         return ["Healing gained nothing worth telling in either domain."]
     if _has_gained(own) and _has_gained(other) and _alike(own, other):
@@ -92,9 +96,25 @@ def warnings_of(texts: Sequence[HealedText]) -> list[str]:
 
 
 def _has_gained(text: HealedText) -> bool:
+    return _seems_gained(text) and text.gain > _noise(text)
+
+
+def _is_unsure(text: HealedText) -> bool:
+    """Whether there seems to be a gain, and more samples may tell."""
+    return _seems_gained(text) and text.gain <= _noise(text)
+
+
+def _seems_gained(text: HealedText) -> bool:
     share = text.gained_share
-    noise = _STD_ERRORS * (text.gain_std_error or 0.0)
-    return text.gain > noise and (share is None or share >= _LEAST_SHARE)
+    return text.gain > 0 and (share is None or share >= _LEAST_SHARE)
+
+
+def _noise(text: HealedText) -> float:
+    return _STD_ERRORS * (text.gain_std_error or 0.0)
+
+
+def _gain(text: HealedText) -> str:
+    return f"{text.gain:+.3f} ± {text.gain_std_error or 0.0:.3f} nats"
 
 
 def _gained(text: HealedText) -> tuple[bool, float]:

@@ -84,7 +84,15 @@ def test_domains_that_disagree_are_warned_of(own: Any, other: Any, told: str | N
 
 def test_a_gain_within_its_noise_is_none() -> None:
     noisy = text("other", 0.5, 0.3, std_error=0.2)
-    assert "disagree" in warnings_of([text("calibration", 0.6, 0.1), noisy])[0]
+    told = warnings_of([text("calibration", 0.6, 0.1), noisy])
+    assert told == [
+        "The gain can't be told from chance on other text (other domain) (+0.200 ± 0.200 nats). "
+        "Judge on more text: --samples."
+    ]
+    both = warnings_of([text("calibration", 0.6, 0.4, std_error=0.2), noisy])
+    assert "on calibration text (held out) (+0.200 ± 0.200 nats), nor on other text" in both[0]
+    lost = text("calibration", 0.6, 0.9)
+    assert "gained nothing" in warnings_of([lost, noisy])[0]
     sure = text("other", 0.5, 0.3, std_error=0.02)
     assert warnings_of([text("calibration", 0.6, 0.1), sure]) == []
 
