@@ -17,13 +17,14 @@ from exporter.artifacts import (
     HealKind,
     PruningPlan,
 )
+from exporter.errors import HealingError
 from exporter.healing.choosing import by_damage, by_explained
 from exporter.healing.domains import measured_text, warnings_of
 from exporter.healing.fit import Fit, Name, fit_branches
 from exporter.healing.options import HealOptions
 from exporter.healing.plan_file import healed_deletions, kind_of
 from exporter.healing.sequential import fit_sequential
-from exporter.healing.texts import HealingTexts, healing_texts, parted
+from exporter.healing.texts import HealingTexts, healing_texts
 from exporter.importance.calibration import CalibrationText
 from exporter.model_source import LoadedModel
 from exporter.planning import validate_plan
@@ -75,10 +76,11 @@ def heal(
     options = options or HealOptions()
     validate_plan(plan, loaded.ref.num_layers, model=loaded.ref.source)
     names = named_sublayers(plan.deletions, loaded.ref.num_layers)
+    _refuse_rank(options.rank, loaded)
     texts = healing_texts(loaded, options, progress)
     held_out = texts.held_out
     if options.kind == "best":
-        chooser, held_out = parted(texts.held_out)
+        chooser, held_out = texts.halves
         fits, found = _best(loaded, texts, chooser, names, options, progress)
     else:
         fits, found = _alike(loaded, texts, names, options, progress)
@@ -99,6 +101,15 @@ def heal(
     parents |= {f"calibration_{i}": ref.sha256 for i, ref in enumerate(texts.sources)}
     report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
     return Healed(_healed_plan(plan, found, healing, parents), found, report)
+
+
+def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
+    """Before minutes of work go into what it is of."""
+    width = loaded.model.config.get_text_config().hidden_size
+    if rank is not None and not 1 <= rank <= width:
+        raise HealingError(
+            f"There is no map of rank {rank} here.", f"Ask for a rank from 1 to {width}."
+        )
 
 
 def _healed_plan(
@@ -182,9 +193,8 @@ def _best(
     else:
         found = by_explained(fits)
     if options.sequential:
-        found = _in_turn(
-            loaded, texts, {n: kind_of(s) for n, s in found.items()}, options, progress
-        )
+        kinds = {name: kind_of(what) for name, what in found.items()}
+        return {}, _in_turn(loaded, texts, kinds, options, progress)
     return fits, found
 
 

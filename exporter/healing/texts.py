@@ -31,14 +31,28 @@ class HealingTexts:
     Attributes:
         fitting: What is fitted on.
         sources: The texts that it was made of, with the samples that were taken of each.
-        held_out: Further samples of the same texts.
+        held: Further samples of the same texts, one text after the other.
         other: Samples of another domain; None where there is none.
     """
 
     fitting: CalibrationText
     sources: tuple[CalibrationRef, ...]
-    held_out: CalibrationText
+    held: tuple[CalibrationText, ...]
     other: CalibrationText | None
+
+    @property
+    def held_out(self) -> CalibrationText:
+        """All that was held out, as one text."""
+        return _joined(self.held)
+
+    @property
+    def halves(self) -> tuple[CalibrationText, CalibrationText]:
+        """One half of it to choose by, one to judge by, alike much of each text in both.
+
+        Of a text with one held-out sample that sample serves both.
+        """
+        pairs = [_halved(text) for text in self.held]
+        return _joined([first for first, _ in pairs]), _joined([second for _, second in pairs])
 
 
 def healing_texts(
@@ -55,7 +69,7 @@ def healing_texts(
     wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
     more = max(_FEWEST_HELD_OUT, wanted // 4)
     whole = [_samples(loaded, spec, wanted + more, options, progress) for spec in specs]
-    halves = [_parted(text, wanted, more) for text in whole]
+    parts = [_parted(text, wanted, more) for text in whole]
     other = other_domain(
         loaded,
         specs,
@@ -70,11 +84,11 @@ def healing_texts(
             f"{other.ref.source} is what is fitted on, and no other domain.",
             "Give --check-text another text.",
         )
-    fitting = [fit for fit, _ in halves]
+    fitting = [fit for fit, _ in parts]
     return HealingTexts(
         _joined(fitting),
         tuple(text.ref for text in fitting),
-        _joined([held for _, held in halves]),
+        tuple(held for _, held in parts),
         other,
     )
 
@@ -134,8 +148,8 @@ def _names(source: str, spec: str) -> bool:
     return source == spec or source.startswith(f"{spec} (")
 
 
-def parted(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
-    """A text's samples in turn: one half to choose by, one to judge by; one sample serves both."""
+def _halved(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
+    """A text's samples in turn; one sample serves both."""
     if len(text.input_ids) < 2:
         return text, text
     return _taken(text, slice(0, None, 2)), _taken(text, slice(1, None, 2))
@@ -176,11 +190,16 @@ def _taken(text: CalibrationText, rows: slice) -> CalibrationText:
 
 
 def _joined(texts: Sequence[CalibrationText]) -> CalibrationText:
-    """Several texts as one; sample by sample in turn, so that every part of it is a mixture."""
+    """Several texts as one; sample by sample in turn, so that every part of it is a mixture.
+
+    Each round begins with another text, so that no text stands at every second or fifth place.
+    """
     if len(texts) == 1:
         return texts[0]
-    places = np.concatenate([np.arange(len(t.input_ids)) / len(t.input_ids) for t in texts])
-    order = np.argsort(places, kind="stable")
+    rounds = np.concatenate([np.arange(len(text.input_ids)) for text in texts])
+    owners = np.repeat(np.arange(len(texts)), [len(text.input_ids) for text in texts])
+    places = rounds / np.array([len(text.input_ids) for text in texts])[owners]
+    order = np.lexsort(((owners + rounds) % len(texts), places))
     refs = [text.ref for text in texts]
     ref = CalibrationRef(
         source=" + ".join(each.source for each in refs),
