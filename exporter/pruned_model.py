@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,14 +80,27 @@ def save_pruned(loaded: LoadedModel, folder: Path) -> None:
         save_checkpoint(loaded, stage)
 
 
-def refuse_checkpoint_folder(folder: Path) -> None:
+def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
     """Keeps a checkpoint from taking the place of anything but an earlier one.
 
+    Args:
+        folder: Where it is to stand.
+        kept: Files and folders that must stay as they are.
+
     Raises:
-        UsageError: The folder holds something else.
+        UsageError: The folder holds something else, or one of those, or lies in one.
     """
     from exporter.branch_modules import SECTION
 
+    place = folder.resolve()
+    for each in kept:
+        if each.resolve().is_relative_to(place) or (
+            each.is_dir() and place.is_relative_to(each.resolve())
+        ):
+            raise UsageError(
+                f"{folder} is to be the checkpoint, which leaves no place there for {each}.",
+                "Give --save-checkpoint a folder of its own.",
+            )
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     config: Any = None

@@ -12,6 +12,7 @@ from exporter.budgets.budget import Budget
 from exporter.budgets.gains import Name
 from exporter.budgets.walk import Walk, damage_words, percent
 from exporter.costs import CostTable, GraphSizes
+from exporter.healing.plan_file import files_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Outcome:
         """The healing report as a file beside the plan, ``plan.report.json``; none without any."""
         if self.healing is None:
             return {}
-        return {plan_path.with_name(f"{plan_path.stem}.report.json"): self.healing.to_json()}
+        return {files_of(plan_path)[2]: self.healing.to_json()}
 
     def words(self) -> str:
         """Its figures in a line."""

@@ -48,6 +48,33 @@ def searched(options: Mapping[str, Any]) -> SearchOptions:
     return replace(search, search="greedy")
 
 
+def refuse_places(
+    report: ImportanceReport, output: Path, importance: Path, options: Mapping[str, Any]
+) -> None:
+    """Refuses what would be written over an input, or beside a model's weights.
+
+    Raises:
+        UsageError: With what would happen.
+    """
+    from exporter.errors import UsageError
+    from exporter.files import refuse_overwriting
+    from exporter.healing.plan_file import files_of
+    from exporter.healing.plan_file import refuse_places as refuse_plan_places
+
+    names = (options["onnx"], options["calibration"], options["costs"])
+    inputs = [importance, *map(Path, filter(None, names))]
+    model = Path(options["model"] or report.model.source)
+    refuse_plan_places(output, inputs, model)
+    curve: Path | None = options["curve"]
+    for written in () if curve is None else (curve, curve.with_suffix(".html")):
+        refuse_overwriting(written, [*inputs, model])
+        if written.resolve() in {each.resolve() for each in files_of(output)}:
+            raise UsageError(
+                f"{written} is to hold the curve, and the plan's files too.",
+                "Give --curve another name.",
+            )
+
+
 def plan_settings(options: Mapping[str, Any], budget: Budget) -> PlanSettings:
     """How the plan is looked for."""
     from exporter.budgets import PlanSettings

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import NORMAL, ConsoleProgress
 from exporter.cli.heal_options import KINDS, heal_options
 from exporter.cli.options import (
     ANY_PATH,
@@ -88,45 +89,44 @@ def heal(
     """
     from exporter.cli.heal_options import heal_request
     from exporter.cli.requests import source_options
-    from exporter.files import refuse_overwriting, sha256_file
+    from exporter.files import sha256_file
     from exporter.healing import heal as heal_plan
     from exporter.healing import write_healed_plan
+    from exporter.healing.plan_file import files_of, refuse_places
     from exporter.model_source import load_model
     from exporter.planning import read_plan
     from exporter.pruned_model import prune_model, refuse_checkpoint_folder, save_pruned
 
     request = heal_request(kind, options, calibration=calibration)
     assert request is not None
-    report_path = output.with_name(f"{output.stem}.report.json")
     given = read_plan(plan)
     texts = filter(None, (*calibration, options["check_text"]))
-    inputs = [Path(model), plan, *map(Path, texts)]
+    inputs = [plan, *map(Path, texts)]
     if given.replacements is not None:
         inputs.append(plan.parent / given.replacements.path)
-    for written in filter(
-        None, (output, output.with_suffix(".safetensors"), report_path, save_checkpoint)
-    ):
-        refuse_overwriting(written, inputs)
+    refuse_places(output, inputs, Path(model))
     if save_checkpoint is not None:
-        refuse_checkpoint_folder(save_checkpoint)
+        refuse_checkpoint_folder(save_checkpoint, [*inputs, Path(model), *files_of(output)])
     with progress.task(f"load {model}"):
         loaded = load_model(model, **vars(source_options(options)))
     made_from = {"plan": sha256_file(plan)}
     healed = heal_plan(loaded, given, request, made_from=made_from, progress=progress)
-    beside = {report_path: healed.report.to_json()}
+    beside = {files_of(output)[2]: healed.report.to_json()}
     write_healed_plan(output, healed.plan, healed.substitutes, beside=beside)
     if save_checkpoint is not None:
         prune_model(loaded, healed.plan.deletions, healed.substitutes)
         save_pruned(loaded, save_checkpoint)
-    _print(healed.report, output, as_json)
+    # Whoever isn't quiet has heard the warnings already.
+    warnings = healed.report.healing.warnings if progress.verbosity < NORMAL else []
+    _print(healed.report, output, as_json, warnings)
 
 
-def _print(report: HealingReport, output: Path, as_json: bool) -> None:
+def _print(report: HealingReport, output: Path, as_json: bool, warnings: Sequence[str]) -> None:
     from exporter.cli.results import print_artifact, print_rows
     from exporter.report.parts.healing import HEADER, healing_rows, healing_words
 
     if not as_json and report.healing.texts:
         print_rows(HEADER, healing_rows(report.healing))
-    for warning in () if as_json else report.healing.warnings:
+    for warning in () if as_json else warnings:
         click.echo(f"Warning: {warning}")
     print_artifact(report, output, as_json, healing_words(report.healing).capitalize())

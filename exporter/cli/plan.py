@@ -114,6 +114,8 @@ def plan(
         if written is not None:
             refuse_overwriting(written, [importance, *map(Path, filter(None, given))])
     report = ImportanceReport.read(importance).of_metric(options["metric"])
+    if budget_plan.wants_planner(options):
+        budget_plan.refuse_places(report, output, importance, options)
     digest = sha256_file(importance)
 
     def load() -> Any:

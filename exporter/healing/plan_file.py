@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,8 @@ from exporter.ablation.substitutes import NOTHING, Substitute
 from exporter.architectures import Kind
 from exporter.artifacts import PlannedDeletion, PruningPlan, Replacement, ReplacementsRef
 from exporter.disk import telling_full_disk
-from exporter.errors import HealingError
-from exporter.files import make_readable, sha256_file
+from exporter.errors import HealingError, UsageError
+from exporter.files import make_readable, refuse_overwriting, sha256_file
 from graph_passes.files.placing import place, staging
 from graph_passes.replacements import FACTORS
 
@@ -19,6 +19,40 @@ if TYPE_CHECKING:
     import torch
 
 FILE_NAME = "replacements.safetensors"
+
+
+def files_of(path: Path) -> tuple[Path, Path, Path]:
+    """Where a healed plan, its numbers and its report stand: all three are named like the plan."""
+    return path, path.with_suffix(".safetensors"), path.with_name(f"{path.stem}.report.json")
+
+
+def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
+    """Refuses a place for a healed plan where one of its files would do harm.
+
+    Args:
+        path: The plan to be written.
+        inputs: Files and folders that must stay as they are.
+        model: What is healed; beside the weights of a folder the numbers would be more of them.
+
+    Raises:
+        UsageError: With what would happen.
+    """
+    if path.suffix == ".safetensors":
+        raise UsageError(
+            f"{path} is what the numbers of the plan would be called.",
+            f"Give the plan another name, such as {path.with_suffix('.json')}.",
+        )
+    _, numbers, _ = files_of(path)
+    if model.is_dir() and numbers.parent.resolve() == model.resolve():
+        raise UsageError(
+            f"{numbers} would count among the weights of the model in {model}.",
+            "Write the plan into another folder.",
+        )
+    kept = [*inputs, model]
+    for each in files_of(path):
+        if each.is_dir():
+            raise UsageError(f"{each} is a folder.", "Write the plan under another name.")
+        refuse_overwriting(each, kept)
 
 
 def write_replacements(
@@ -66,7 +100,7 @@ def write_healed_plan(
         HealingError: Numbers are not finite.
         OSError: Something can't be written; what was there before is then unchanged.
     """
-    numbers = path.with_suffix(".safetensors")
+    _, numbers, _ = files_of(path)
     with telling_full_disk(path.parent), staging(path) as stage:
         moves = []
         if any(each.bias is not None or each.maps for each in substitutes.values()):

@@ -173,6 +173,35 @@ def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: st
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("plan.json", ["--calibration", "plan.report.json"], "is an input"),
+        ("plan.json", ["--calibration", "plan.safetensors"], "is an input"),
+        ("plan.json", ["--calibration", "c.html", "--curve", "c.json"], "is an input"),
+        ("plan.json", ["--curve", "plan.report.json"], "the plan's files too"),
+        ("plan.safetensors", [], "is what the numbers of the plan would be called"),
+        ("folder/plan.json", ["--model", "folder"], "would count among the weights"),
+    ],
+)
+def test_no_file_of_a_plan_takes_an_inputs_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[str], words: str
+) -> None:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    monkeypatch.chdir(tmp_path)
+    for text in ("plan.report.json", "plan.safetensors", "c.html"):
+        Path(text).write_text("a text to search on")
+    Path("folder").mkdir()
+    call = ["plan", str(_importance(tmp_path)), "-o", name, "--parameters", "10%", *options]
+    before = sorted(tmp_path.rglob("*"))
+    done = CliRunner().invoke(cli, call, obj=ConsoleProgress())
+    assert isinstance(done.exception, UsageError)
+    assert words in str(done.exception)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
     "options",
     [["--parameters", "10"], ["--kinds", "attention,head", "--parameters", "1%"],
      ["--at", "prompts=3"], ["--context", "x"]],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from healed_models import planned
 from tiny_lm import WORDS, write_tokenizer
@@ -112,7 +113,7 @@ def test_healing_takes_back_what_dropping_cost(
     assert found.plan.predicted["kl"] == own.healed.kl
 
 
-def test_linear_gains_more_than_bias_and_best_no_less(loaded: Any, texts: tuple[str, str]) -> None:
+def test_linear_gains_more_than_bias(loaded: Any, texts: tuple[str, str]) -> None:
     """On the samples that nothing was fitted on; both kinds are judged on the same ones."""
     kl = {
         kind: healed(loaded, texts, kind=kind).report.healing.texts[0].healed.kl
@@ -151,6 +152,43 @@ def test_a_mixture_takes_alike_much_of_each_text(loaded: Any, texts: tuple[str, 
     assert [ref.samples for ref in found.calibration] == [12, 12]
     assert found.texts[0].text.samples == 8
     assert len({ref.sha256 for ref in found.calibration}) == 2
+
+
+def test_both_halves_of_what_is_held_out_are_mixtures(loaded: Any, texts: tuple[str, str]) -> None:
+    """`best` would else choose on one text alone and be judged on the other."""
+    from exporter.healing.activations import held_out_tokens
+    from exporter.healing.texts import healing_texts
+
+    more = [write_text(Path(texts[0]).with_name(f"{n}.txt"), WORDS[6:10], seed=n) for n in range(3)]
+    for calibration in (texts, (*texts, *more)):
+        options = HealOptions(calibration=calibration, check_text="pydoc", **SHORT)  # type: ignore[arg-type]
+        found = healing_texts(loaded, options)
+        samples = [text.input_ids.tolist() for text in found.held]
+        for half in found.halves:
+            rows = half.input_ids.tolist()
+            assert [sum(row in rows for row in text) for text in samples] == [2] * len(samples)
+        # Of every fifth sample, on which ridges are judged, too.
+        chosen = found.fitting.input_ids[held_out_tokens(found.fitting.mask, 0.2).any(1)]
+        domains = {bool(np.isin(row, found.held[0].input_ids).all()) for row in chosen}
+        assert domains == {True, False}
+
+
+def test_no_figures_of_fits_that_were_not_put_in(loaded: Any, texts: tuple[str, str]) -> None:
+    alone, in_turn = (
+        healed(loaded, texts, kind="best", sequential=sequential).report.healing.branches
+        for sequential in (False, True)
+    )
+    assert all(branch.linear_explained is not None for branch in alone)
+    assert all(branch.linear_explained is None and branch.ridge is None for branch in in_turn)
+
+
+def test_a_rank_that_is_none_costs_no_pass(
+    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.healing.healed.healing_texts", lambda *_: pytest.fail("read"))
+    with pytest.raises(HealingError, match="no map of rank 33") as caught:
+        healed(loaded, texts, rank=33)
+    assert "from 1 to 32" in caught.value.hint
 
 
 def test_a_rank_gives_two_factors(loaded: Any, texts: tuple[str, str]) -> None:
@@ -205,7 +243,9 @@ def test_the_command_writes_plan_numbers_and_report(
     assert "perplexity" in told
     assert "taken back" in told
     assert "3 replaced (3 bias)" in told.lower()
-    assert "Warning: The domains disagree" in told
+    assert told.count("The domains disagree") == 1
+    assert run(*command(checkpoint, plan, output, texts), "--kind", "bias", "--quiet") == 0
+    assert capfd.readouterr().out.count("Warning: The domains disagree") == 1
     assert (output.parent / "healed.safetensors").stat().st_mode & 0o077 == (
         output.stat().st_mode & 0o077
     )
@@ -270,6 +310,35 @@ def test_no_input_is_written_over(
     arguments = command(checkpoint, plan, tmp_path / output, (first, texts[1]))
     assert run(*arguments) == 2
     assert plan.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("output", "save", "told"),
+    [
+        ("healed.safetensors", None, "is what the numbers of the plan would be called"),
+        ("folder", None, "is a folder"),
+        ("model/healed.json", None, "would count among the weights of the model"),
+        ("hf/healed.json", "hf", "leaves no place there for"),  # it would be gone again
+        ("healed.json", "plans", "leaves no place there for"),
+        ("healed.json", "model/hf", "leaves no place there for"),
+    ],
+)
+def test_places_that_would_do_harm_are_refused_before_any_work(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, output: str, save: str | None, told: str,
+) -> None:  # fmt: skip
+    import shutil
+
+    monkeypatch.setattr("exporter.model_source.load_model", lambda *_, **__: pytest.fail("loaded"))
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plans").mkdir()
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plans" / "plan.json")
+    before = sorted(tmp_path.rglob("*"))
+    more = [] if save is None else ["--save-checkpoint", tmp_path / save]
+    assert run(*command(model, plan, tmp_path / output, texts), *more) == 2
+    assert told in "".join(capfd.readouterr())
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_plan_of_another_depth_is_refused(loaded: Any, texts: tuple[str, str]) -> None:
@@ -338,7 +407,6 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None
 
 
 def test_an_encoder_is_healed_without_its_answers_being_measured(tmp_path: Path) -> None:
-    import numpy as np
     from tiny_torch import tiny_loaded
 
     from exporter.artifacts import CalibrationRef
@@ -349,7 +417,7 @@ def test_an_encoder_is_healed_without_its_answers_being_measured(tmp_path: Path)
     ids = np.random.default_rng(0).integers(1, 128, (12, 16))
     ref = CalibrationRef(source="random", samples=12, sequence_length=16, tokens=192, sha256="0")
     text = CalibrationText(ref, ids, np.ones_like(ids, dtype=bool))
-    texts = HealingTexts(text, (ref,), text, None)
+    texts = HealingTexts(text, (ref,), (text,), None)
     found: Any = None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("exporter.healing.healed.healing_texts", lambda *_: texts)
