@@ -1,9 +1,9 @@
 """Evolutionary refinement: swaps in a finished choice, kept where the damage falls.
 
 A (1 + n) evolution strategy: children of the best choice so far swap some of its options for
-others, the goal stays reached, and the best child takes its place when it is better. Which options
-are swapped is drawn, more often those that looked dear (to put back) or cheap (to take) when each
-was tried alone on the choice that it began from.
+others, the goal stays reached, and the best child takes its place when it is better. First each
+option is put back or taken alone; the first children are the single swaps that then look best. The
+others are drawn, more often with options that looked dear (to put back) or cheap (to take).
 
 Source: EvoPress (arXiv 2410.14649), its search over depth; here the draw is weighted by measured
 damage, gains may have any unit, and all children are judged on the same samples.
@@ -38,6 +38,7 @@ from exporter.selection.options import (
 CHILDREN = 8
 _SWAPS = (1, 2, 3)
 _SWAP_ODDS = (0.65, 0.25, 0.1)
+_FORESEEN = 2 * CHILDREN  # single swaps that are tried before any is drawn
 _DRAWS = 200  # that find nothing new: the neighbourhood is used up
 
 Choice = tuple[Option, ...]
@@ -118,13 +119,16 @@ class _Population:
         self._seen: set[frozenset[Option]] = {frozenset(begun)}
         self._price: dict[Option, float] = {}
         self._to_try = list(dict.fromkeys((*self._options, *begun)))
+        self._foreseen: list[Choice] | None = None
 
     def generation(self, progress: Progress) -> bool:
         """One more set of children; False when there is nothing new to try."""
         if self._to_try:  # The first generations only look what each option does alone.
             self._look(progress)
             return True
-        children = list(itertools.islice(self._children(), CHILDREN))
+        if self._foreseen is None:
+            self._foreseen = self._best_swaps()[:_FORESEEN]
+        children = list(itertools.islice(self._children(self._foreseen), CHILDREN))
         if not children:
             return False
         _, *damages = self._measure(children, progress)
@@ -164,12 +168,29 @@ class _Population:
         cuts = [cut_of_options(choice, self._start) for choice in (self.choice, *choices)]
         return self._meter.measure_many(cuts[0], cuts[1:], progress)
 
-    def _children(self) -> Iterator[Choice]:
+    def _children(self, foreseen: list[Choice]) -> Iterator[Choice]:
+        while foreseen:
+            child = foreseen.pop(0)
+            self._seen.add(frozenset(child))
+            yield child
         for _ in range(_DRAWS):
-            child = self._child()
-            if child is not None and frozenset(child) not in self._seen:
-                self._seen.add(frozenset(child))
-                yield child
+            drawn = self._child()
+            if drawn is not None and frozenset(drawn) not in self._seen:
+                self._seen.add(frozenset(drawn))
+                yield drawn
+
+    def _best_swaps(self) -> list[Choice]:
+        """One option for another, the goal still reached, by the sum of what each did alone."""
+        found: list[tuple[float, Choice]] = []
+        for gone, taken in itertools.product(self.choice, self._price):
+            kept = [option for option in self.choice if option is not gone]
+            if taken is gone or taken in kept or not self._fits(taken, kept):
+                continue
+            choice = (*kept, taken)
+            if gone in self._price and reaches(total_gain(choice), self._goal):
+                change = self._price[taken] * taken.gain - self._price[gone] * gone.gain
+                found.append((change, choice))
+        return [choice for _, choice in sorted(found, key=lambda pair: pair[0])]
 
     def _child(self) -> Choice | None:
         """A swap; None when the goal is not reached by what could be drawn."""
