@@ -40,6 +40,7 @@ LENGTH, BATCH, AT_ONCE = 512, 2, 4
 SEARCH_SAMPLES, SHORTLIST = 4, 8
 
 Fitted = Literal["none", "bias", "linear"]
+FITTED: tuple[Fitted, ...] = ("bias", "linear")
 
 
 @dataclass(frozen=True)
@@ -80,23 +81,22 @@ class Row:
 def rows(dropped: int) -> Iterator[Row]:
     """The table's, for so many dropped attentions."""
     yield Row(dropped, "none", tasks=True)
-    yield Row(dropped, "bias", ("file",))
-    yield Row(dropped, "linear", ("file",), tasks=True)
-    yield Row(dropped, "linear", ("self",), tasks=True)
+    for fitted in FITTED:
+        yield Row(dropped, fitted, ("file",), 40, tasks=True)
+        yield Row(dropped, fitted, ("file",), 40, choice="kl")
+        yield Row(dropped, fitted, ("self",), 60, tasks=True)
+    yield Row(dropped, "linear", ("self",), 60, choice="kl")
+    for samples in (20, 120):
+        yield Row(dropped, "linear", ("file",), samples)
+        yield Row(dropped, "linear", ("self",), samples)
     for compensation in (0.0, 1.0):
-        yield Row(dropped, "linear", ("file",), compensation=compensation)
-        yield Row(dropped, "linear", ("self",), compensation=compensation)
-    yield Row(dropped, "linear", ("self",), samples=60)
-    yield Row(dropped, "linear", ("self",), samples=60, compensation=1.0)
-    yield Row(dropped, "linear", ("self",), samples=60, choice="kl", tasks=True)
-    yield Row(dropped, "linear", ("self",), samples=60, choice="kl", compensation=1.0)
-    yield Row(dropped, "bias", ("self",), samples=60)
-    yield Row(dropped, "linear", ("file",), samples=60)
-    yield Row(dropped, "linear", ("file", "self"), tasks=True)
-    yield Row(dropped, "linear", ("file", "self", "pydoc"), compensation=1.0)
-    yield Row(dropped, "linear", ("pydoc",))
+        yield Row(dropped, "linear", ("file",), 40, compensation=compensation)
+        yield Row(dropped, "linear", ("self",), 60, compensation=compensation)
+    yield Row(dropped, "linear", ("file", "self"), 40, tasks=True)
+    yield Row(dropped, "linear", ("file", "self", "pydoc"), 40)
+    yield Row(dropped, "linear", ("pydoc",), 40)
     for rank in (32, 128):
-        yield Row(dropped, "linear", ("file",), rank=rank)
+        yield Row(dropped, "linear", ("file",), 40, rank)
 
 
 class Bench:
@@ -183,12 +183,14 @@ class Bench:
         from exporter.ablation import DamageMeter
         from exporter.selection import Option, greedy
 
-        path = self._options.keep / f"{self._key}-search-{'-'.join(row.sources)}-{row.samples}.json"
+        about = "-".join([row.fitted, *row.sources, str(row.samples)])
+        path = self._options.keep / f"{self._key}-search-{about}.json"
         if path.is_file():
             kept = json.loads(path.read_text(encoding="utf-8"))
             return [[(layer, kind) for layer, kind in step] for step in kept]
         fits = self._fits(row.sources, row.samples, None)
-        options = [Option((n,), 1.0, "linear", {n: fit.linear}) for n, fit in fits.items()]
+        places = {name: getattr(fit, row.fitted) for name, fit in fits.items()}
+        options = [Option((n,), 1.0, row.fitted, {n: place}) for n, place in places.items()]
         text = self._text(self._spec(row.sources[0]), row.samples)
         meter = DamageMeter(
             self._loaded.model, text.input_ids[:SEARCH_SAMPLES], text.mask[:SEARCH_SAMPLES],
