@@ -18,7 +18,7 @@ from exporter.ablation.substitutes import Substitute
 from exporter.architectures import Kind, SublayerModules, named_sublayers, sublayers
 from exporter.healing import low_rank
 from exporter.healing.activations import check_finite, held_out_tokens, overhearing
-from exporter.healing.ridge import RIDGES, LinearMap, choose_ridge, solve
+from exporter.healing.ridge import RIDGES, LinearMap, choose_ridge, explained, solve
 from exporter.healing.statistics import Sums, sums_bytes
 from exporter.importance.calibration import CalibrationText
 from exporter.model_source import LoadedModel
@@ -114,14 +114,17 @@ def fitted(first: Sums, later: Sums, *, rank: int | None = None, ridge: float | 
         HealingError: As :func:`fit_branches`.
     """
     choice = choose_ridge(first, later, RIDGES if ridge is None else [ridge])
+    share = choice.linear_explained
+    if rank is not None:
+        share = explained(later, _map(first, choice.ridge, rank)[0])
     total = first.plus(later)
-    found = solve(total, choice.ridge)
+    found, maps = _map(total, choice.ridge, rank)
     return Fit(
         bias=Substitute(total.y_mean.float().cpu()),
-        linear=_substitute(found, total, choice.ridge, rank),
+        linear=Substitute(found.bias.float().cpu(), tuple(each.float().cpu() for each in maps)),
         ridge=choice.ridge,
         bias_explained=choice.bias_explained,
-        linear_explained=choice.linear_explained,
+        linear_explained=share,
     )
 
 
@@ -135,13 +138,13 @@ def tell_if_few(text: CalibrationText, loaded: LoadedModel, progress: Progress) 
         )
 
 
-def _substitute(found: LinearMap, sums: Sums, ridge: float, rank: int | None) -> Substitute:
-    maps: tuple[torch.Tensor, ...] = (found.weight,)
-    if rank is not None:
-        down, up = low_rank.factors(found, sums, ridge, rank)
-        found = low_rank.product(down, up, sums)
-        maps = (down, up)
-    return Substitute(found.bias.float().cpu(), tuple(each.float().cpu() for each in maps))
+def _map(sums: Sums, ridge: float, rank: int | None) -> tuple[LinearMap, tuple[torch.Tensor, ...]]:
+    """The map, and the matrices that it is kept as."""
+    found = solve(sums, ridge)
+    if rank is None:
+        return found, (found.weight,)
+    down, up = low_rank.factors(found, sums, ridge, rank)
+    return low_rank.product(down, up, sums), (down, up)
 
 
 def _groups(

@@ -122,16 +122,21 @@ def test_the_ridge_is_the_best_on_held_out_tokens() -> None:
         assert other.linear_explained < chosen.linear_explained
 
 
-def test_the_share_explained_is_that_of_tokens_not_fitted_on() -> None:
+@pytest.mark.parametrize("rank", [None, 3])
+def test_the_share_explained_is_that_of_tokens_not_fitted_on(rank: int | None) -> None:
     loaded, text, name = tiny_loaded("llama"), _text(), (1, "attention")
-    found = fit_branches(loaded, text, [name], ridge=0.01)[name]
+    found = fit_branches(loaded, text, [name], ridge=0.01, rank=rank)[name]
     later = held_out_tokens(text.mask, 0.2)
     assert later.any(1).tolist() == [False, False, False, False, True] * 2
     x, y = _heard(loaded, text, name)
     first = ~later.ravel()
     x_mean, y_mean = x[first].mean(0), y[first].mean(0)
     a, b = x[first] - x_mean, y[first] - y_mean
-    weight = np.linalg.solve(a.T @ a + 0.01 * (a**2).sum() / _WIDTH * np.eye(_WIDTH), a.T @ b)
+    squares = a.T @ a + 0.01 * (a**2).sum() / _WIDTH * np.eye(_WIDTH)
+    weight = np.linalg.solve(squares, a.T @ b)
+    if rank is not None:
+        _, directions = np.linalg.eigh(weight.T @ squares @ weight)
+        weight = weight @ directions[:, -rank:] @ directions[:, -rank:].T
     x, y = x[~first], y[~first]
     left = ((y - y_mean - (x - x_mean) @ weight) ** 2).sum() / (y**2).sum()
     assert found.linear_explained == pytest.approx(1 - left, abs=1e-9)  # float64 sums
