@@ -106,7 +106,12 @@ def _is_unsure(text: HealedText) -> bool:
 
 def _seems_gained(text: HealedText) -> bool:
     share = text.gained_share
-    return text.gain > 0 and (share is None or share >= _LEAST_SHARE)
+    return text.gain > 0 and (share is None or share >= _LEAST_SHARE) and not _is_further(text)
+
+
+def _is_further(text: HealedText) -> bool:
+    """Whether the answers are further from the whole model's, however likely the text may be."""
+    return text.healed.kl > text.dropped.kl
 
 
 def _noise(text: HealedText) -> float:
@@ -134,4 +139,7 @@ def _name(text: HealedText) -> str:
 
 def _share(text: HealedText) -> str:
     share = text.gained_share
-    return f"{text.gain:+.3f} nats" if share is None else f"{100 * share:.0f} %"
+    told = f"{text.gain:+.3f} nats" if share is None else f"{100 * share:.0f} %"
+    if not _is_further(text):
+        return told
+    return f"{told} (and KL rises from {text.dropped.kl:.3g} to {text.healed.kl:.3g} nats)"

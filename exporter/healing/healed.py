@@ -94,6 +94,7 @@ def heal(
         rank=options.rank,
         sequential=options.sequential,
         fits=fits,
+        warnings=_choice_warnings(options, texts),
         batch_size=options.batch_size,
         progress=progress,
     )
@@ -101,6 +102,16 @@ def heal(
     parents |= {f"calibration_{i}": ref.sha256 for i, ref in enumerate(texts.sources)}
     report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
     return Healed(_healed_plan(plan, found, healing, parents), found, report)
+
+
+def _choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
+    short = [text.ref.source for text in texts.held if len(text.input_ids) < 2]
+    if options.kind != "best" or not short:
+        return []
+    return [
+        f"Of {', '.join(short)} one sample was held out, on which kinds are chosen and judged too: "
+        "the gain looks better than it is. Give more text."
+    ]
 
 
 def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
@@ -138,6 +149,7 @@ def judged(
     rank: int | None = None,
     sequential: bool = False,
     fits: Mapping[Name, Fit] | None = None,
+    warnings: Sequence[str] = (),
     batch_size: int = 4,
     progress: Progress = QUIET,
 ) -> Healing:
@@ -153,6 +165,7 @@ def judged(
         rank: Of the linear maps.
         sequential: Whether the fits were made one on the other.
         fits: What is known of the single fits.
+        warnings: What else a reader must know.
         batch_size: Samples in one forward pass.
         progress: Told of every run.
 
@@ -160,7 +173,7 @@ def judged(
         ScoringError: Logits are not finite.
     """
     measured = _measured(loaded, held_out, other, found, batch_size, progress)
-    warnings = warnings_of(measured)
+    warnings = [*warnings, *warnings_of(measured)]
     for warning in warnings:
         progress.say(f"heal: warning: {warning}")
     branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]

@@ -69,6 +69,7 @@ def healing_texts(
     wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
     more = max(_FEWEST_HELD_OUT, wanted // 4)
     whole = [_samples(loaded, spec, wanted + more, options, progress) for spec in specs]
+    _refuse_same(whole)
     parts = [_parted(text, wanted, more) for text in whole]
     other = other_domain(
         loaded,
@@ -91,6 +92,17 @@ def healing_texts(
         tuple(held for _, held in parts),
         other,
     )
+
+
+def _refuse_same(texts: Sequence[CalibrationText]) -> None:
+    named: dict[str, str] = {}
+    for text in texts:
+        if text.ref.sha256 in named:
+            raise HealingError(
+                f"{named[text.ref.sha256]} and {text.ref.source} are the same text.",
+                "Name each text once.",
+            )
+        named[text.ref.sha256] = text.ref.source
 
 
 def other_domain(

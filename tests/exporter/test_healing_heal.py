@@ -173,6 +173,16 @@ def test_both_halves_of_what_is_held_out_are_mixtures(loaded: Any, texts: tuple[
         assert domains == {True, False}
 
 
+def test_a_sample_that_serves_both_ends_is_warned_of(loaded: Any, texts: tuple[str, str]) -> None:
+    short = write_text(Path(texts[0]).with_name("two.txt"), FIRST, count=40)
+    found = {
+        kind: healed(loaded, (short, texts[1]), kind=kind).report.healing.warnings
+        for kind in ("best", "linear")
+    }
+    told = [any("chosen and judged too" in one for one in found[kind]) for kind in found]
+    assert told == [True, False]
+
+
 def test_no_figures_of_fits_that_were_not_put_in(loaded: Any, texts: tuple[str, str]) -> None:
     alone, in_turn = (
         healed(loaded, texts, kind="best", sequential=sequential).report.healing.branches
@@ -393,6 +403,12 @@ def test_the_same_text_is_no_other_domain(loaded: Any, texts: tuple[str, str]) -
     copy.write_bytes(Path(texts[0]).read_bytes())
     with pytest.raises(HealingError, match="is what is fitted on, and no other domain"):
         healed(loaded, (texts[0], str(copy)))
+    both = {"calibration": (texts[0], str(copy)), "check_text": texts[1]}
+    with pytest.raises(HealingError, match=r"first\.txt and .*copy\.txt are the same text"):
+        healed(loaded, texts, **both)
+    both["calibration"] = (str(copy), f"{copy.parent}/./{copy.name}")
+    with pytest.raises(HealingError, match="are the same text"):
+        healed(loaded, texts, **both)
     with pytest.raises(TextSourceError, match="does not exist"):
         healed(loaded, (texts[0], str(copy.with_name("none.txt"))))
 

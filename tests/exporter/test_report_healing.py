@@ -31,7 +31,9 @@ def damage(increase: float, kl: float = 0.5) -> AnswerDamage:
     )
 
 
-def text(role: Any, before: float, after: float, std_error: float | None = 0.01) -> HealedText:
+def text(
+    role: Any, before: float, after: float, std_error: float | None = 0.01, kl: float = 0.2
+) -> HealedText:
     ref = CalibrationRef(
         source=f"{role} text", samples=4, sequence_length=8, tokens=32, sha256="0" * 64
     )
@@ -40,7 +42,7 @@ def text(role: Any, before: float, after: float, std_error: float | None = 0.01)
         text=ref,
         baseline_perplexity=20.0,
         dropped=damage(before),
-        healed=damage(after, kl=0.2),
+        healed=damage(after, kl=kl),
         gain=before - after,
         gain_std_error=std_error,
     )
@@ -95,6 +97,17 @@ def test_a_gain_within_its_noise_is_none() -> None:
     assert "gained nothing" in warnings_of([lost, noisy])[0]
     sure = text("other", 0.5, 0.3, std_error=0.02)
     assert warnings_of([text("calibration", 0.6, 0.1), sure]) == []
+
+
+def test_answers_that_are_further_away_are_no_gain() -> None:
+    """A text may become likelier by chance while the model answers otherwise than the whole one."""
+    own = text("calibration", 0.6, 0.1)
+    for std_error in (0.01, 0.2):
+        further = text("other", 0.5, 0.2, std_error, kl=0.8)
+        told = warnings_of([own, further])[0]
+        assert "disagree" in told
+        assert "on other text (other domain) 60 % (and KL rises from 0.5 to 0.8 nats)" in told
+    assert warnings_of([own, text("other", 0.5, 0.2, kl=0.4)]) == []
 
 
 def test_the_rows_have_both_texts_and_what_was_taken_back() -> None:
