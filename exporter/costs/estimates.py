@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.artifacts import LatencyRow, Speedup
+from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, Speedup
 
 if TYPE_CHECKING:
     from exporter.measure.statistics import Estimate
@@ -119,12 +119,18 @@ def of_rows(
 
 
 def _ratio(row: LatencyRow) -> Estimate:
-    from exporter.measure.statistics import as_rounds, estimate, log_ratios
+    from exporter.measure.statistics import Estimate, as_rounds, estimate, log_ratios
     from exporter.measure.timing.rounds import TURNS
 
     times = [as_rounds(arm, row.rounds) for arm in (row.baseline, row.candidate)]
-    return estimate(
-        log_ratios(times[0], times[1], turns=TURNS),
+    ratios = log_ratios(times[0], times[1], turns=TURNS)
+    found = estimate(
+        ratios,
         groups=row.builds if row.builds > 1 else row.loads,
         alternating=row.loads > 1 and row.builds == 1,
     )
+    if row.rounds >= FEWEST_ROUNDS:
+        return found
+    # What is trimmed of so few may be all of their spread: two rounds would look certain.
+    error = max(found.std_error, float(ratios.std(ddof=1)) / math.sqrt(row.rounds))
+    return Estimate(found.log_ratio, error, min(max(found.degrees, 1), row.rounds - 1))
