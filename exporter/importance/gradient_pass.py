@@ -56,9 +56,12 @@ def gradient_scores(subject: Subject, metrics: Sequence[GradientMetric]) -> list
     """The scores by each metric, from one pass forward and one back.
 
     Raises:
-        ScoringError: The loss or a gradient is NaN or infinite, or none reaches some sublayer.
+        ScoringError: The loss or a gradient is NaN or infinite, none reaches some sublayer, or no
+            token has a next one to predict.
     """
     text, sums = subject.text, [RatioSums((len(subject.layers), len(UNITS))) for _ in metrics]
+    if not (text.mask[:, 1:] & text.mask[:, :-1]).any():
+        raise ScoringError("There is no token with a next one to predict.", "Give longer samples.")
     with subject.progress.task("follow gradients", total=len(text.input_ids)) as task:
         for sample in range(len(text.input_ids)):
             found = _followed(subject, metrics, sample)
@@ -80,7 +83,8 @@ def _followed(subject: Subject, metrics: Sequence[GradientMetric], sample: int) 
     with taps.on(model), torch.enable_grad():
         loss = _loss(model, ids, mask)
         _check_loss(loss, sample)
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Not backward(), which would leave gradients in weights that want some.
+        torch.autograd.grad(loss, taps.entering, allow_unused=True)
     return taps.found(sample)
 
 
@@ -103,7 +107,11 @@ def _check_loss(loss: torch.Tensor, sample: int) -> None:
 
 
 class _Taps:
-    """Hooks on one sample's passes; what comes back along them is summed at once."""
+    """Hooks on one sample's passes; what comes back along them is summed at once.
+
+    Attributes:
+        entering: The stream that enters the layers, once there; the leaf to follow gradients to.
+    """
 
     def __init__(
         self, layers: Sequence[LayerModules], metrics: Sequence[GradientMetric], mask: torch.Tensor
@@ -111,13 +119,14 @@ class _Taps:
         self._layers, self._metrics, self._mask = layers, metrics, mask
         self._values = np.full((len(metrics), len(layers), len(UNITS)), np.nan)
         self._reached = np.zeros((len(layers), len(UNITS)), dtype=np.bool_)
+        self.entering: list[torch.Tensor] = []
 
     @contextlib.contextmanager
     def on(self, model: Any) -> Iterator[None]:
         """Listens while the block runs; no hook is left behind."""
         with contextlib.ExitStack() as hooks:
             first = self._layers[0].layer
-            handle = first.register_forward_pre_hook(_with_gradient, with_kwargs=True)
+            handle = first.register_forward_pre_hook(self._with_gradient, with_kwargs=True)
             hooks.callback(handle.remove)
             for part in sublayers(model):
                 unit = UNITS.index(part.kind)
@@ -184,16 +193,15 @@ class _Taps:
 
         tensor.register_hook(back)  # type: ignore[no-untyped-call]
 
+    def _with_gradient(
+        self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Lets the layers' stream want gradients, whether or not the weights do."""
+        if args:
+            return (self._wanting(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": self._wanting(kwargs["hidden_states"])}
 
-def _with_gradient(
-    _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Lets the layers' stream want gradients: the weights themselves want none."""
-    if args:
-        return (_wanting(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": _wanting(kwargs["hidden_states"])}
-
-
-def _wanting(stream: torch.Tensor) -> torch.Tensor:
-    # A copy that is no leaf, so that layers may add to it in place.
-    return stream.detach().requires_grad_().clone()
+    def _wanting(self, stream: torch.Tensor) -> torch.Tensor:
+        self.entering = [stream.detach().requires_grad_()]
+        # A copy that is no leaf, so that layers may add to it in place.
+        return self.entering[0].clone()

@@ -467,3 +467,21 @@ def test_the_command_scores_by_several(tmp_path: Path, monkeypatch: pytest.Monke
     assert {found.kind for found in report.scores} == set(KINDS)
     assert command_line.run([*call, "--metric", "gone"]) == 2
     assert ImportanceReport.read(out) == report
+
+
+def test_taylor_leaves_no_gradients_in_weights_that_want_some() -> None:
+    loaded, text = tiny_loaded("llama"), random_text(2)
+    expected = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
+    loaded.model.requires_grad_(True)
+    found = _table(score_on(loaded, text, metrics=["taylor"]), "taylor")
+    # The same sums in the same order.
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert all(weight.grad is None for weight in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("metric", ["kl", "perplexity", "taylor"])
+def test_samples_that_predict_nothing(metric: str) -> None:
+    loaded, ids = tiny_loaded("llama"), random_text(3).input_ids
+    with pytest.raises(ScoringError, match="no token with a next one"):
+        score_on(loaded, made_text(ids[:, :1]), metrics=[metric])
+    assert score_on(loaded, made_text(ids[:, :2]), metrics=[metric]).scores
