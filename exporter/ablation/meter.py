@@ -150,7 +150,9 @@ class DamageMeter:
             damage = reference.damage(logits)
         bad = ~(np.isfinite(damage.kl_sums) & np.isfinite(damage.nll_sums))
         if bad.any():
-            what = ", ".join(f"{kind} {layer}" for layer, kind in cut) or "nothing"
+            whole = np.isfinite(damage.baseline_nll_sums).all()
+            names = [f"{kind} {layer}" for layer, kind in cut] if whole else []
+            what = ", ".join(names) or "nothing"
             raise ScoringError(
                 f"The logits are not finite in sample {start + int(bad.argmax())} with {what} cut.",
                 "Load the model in float32, or check its weights.",

@@ -188,3 +188,12 @@ def test_a_model_without_a_language_head() -> None:
 def test_samples_of_one_token() -> None:
     with pytest.raises(ScoringError, match="no token with a next one"):
         ablation.DamageMeter(tiny_model("llama"), _IDS[:, :1], _ALL[:, :1])
+
+
+def test_a_whole_model_that_is_not_finite_is_not_blamed_on_the_cut() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    meter = ablation.DamageMeter(model, _IDS, _ALL)
+    with pytest.raises(ScoringError, match="sample 0 with nothing cut"):
+        meter.measure({(1, "mlp"): ablation.NOTHING})
