@@ -37,6 +37,7 @@ class Conditions:
         rank: Of linear maps.
         threads: CPU threads; None takes any.
         environment: The machine.
+        has_linear: Whether there are linear maps; else their rank does not matter.
     """
 
     sha256: str
@@ -46,6 +47,7 @@ class Conditions:
     rank: int | None
     threads: int | None
     environment: Environment
+    has_linear: bool = True
 
     def differences(self, table: CostTable) -> Iterator[tuple[str, Any, Any]]:
         """Where a table was measured under others: what differs, there and here."""
@@ -53,7 +55,8 @@ class Conditions:
         yield from _differing("request", str(table.at), str(self.at))
         yield from _differing("backend", table.backend, self.backend)
         yield from _differing("provider", table.provider, self.provider)
-        if any(t.replacement == "linear" for group in table.groups for t in group.trials):
+        trials = (trial for group in table.groups for trial in group.trials)
+        if self.has_linear and any(trial.replacement == "linear" for trial in trials):
             yield from _differing("rank", table.rank, self.rank)
         if self.threads is not None:
             yield from _differing("threads", table.environment.threads, self.threads)
@@ -100,13 +103,14 @@ def _decides(library: str, backend: str) -> bool:
     return library.removesuffix("-gpu") == backend
 
 
-def conditions(bench: Bench, at: At, threads: int | None) -> Conditions:
+def conditions(bench: Bench, at: At, threads: int | None, *, has_linear: bool = True) -> Conditions:
     """What costs are measured under on a bench, here and now.
 
     Args:
         bench: The model and the engine.
         at: The request.
         threads: CPU threads; None for any.
+        has_linear: Whether linear maps are measured, whose rank then matters.
     """
     from exporter.measure.environment import environment
 
@@ -118,6 +122,7 @@ def conditions(bench: Bench, at: At, threads: int | None) -> Conditions:
         rank=bench.rank,
         threads=threads,
         environment=environment(threads=threads or bench.threads, gpu=bench.on_gpu),
+        has_linear=has_linear,
     )
 
 

@@ -135,11 +135,11 @@ def measure_on(
         BackendError: As there.
     """
     asked = _Asked(at or At(), tuple(replacements), precision, effort or Effort())
-    if bench.rank is not None and bench.rank < 1:
-        raise UsageError(f"A rank of {bench.rank} is none.", "Ranks begin at 1.")
+    _refuse_rank(bench.rank, bench.sizes.hidden)
     refuse_too_long(bench.sizes.name, bench.sizes.longest, asked.at)
     cells = asked.at.cells(cached=bench.sizes.has_cache)
-    here = conditions(bench, asked.at, threads)
+    has_linear = "linear" in asked.replacements
+    here = conditions(bench, asked.at, threads, has_linear=has_linear)
     earlier = _usable(kept, here, may_replace, progress)
     if threads is not None:
         bench.threads = threads
@@ -147,6 +147,8 @@ def measure_on(
         bench.threads = earlier.environment.threads
     else:
         bench.choose_threads(cells[min(1, len(cells) - 1)][0], progress)
+    if earlier is not None and not has_linear:
+        bench.rank = earlier.rank  # that of the maps that are there
     return _Session(bench, asked, cells, kept, progress).measure(names, earlier)
 
 
@@ -301,6 +303,16 @@ def _trial(
         std_error_ms=found.std_error_ms,
         rows=rows,
     )
+
+
+def _refuse_rank(rank: int | None, hidden: int | None) -> None:
+    if rank is not None and rank < 1:
+        raise UsageError(f"A rank of {rank} is none.", "Ranks begin at 1.")
+    if rank is not None and hidden is not None and rank > hidden:
+        raise UsageError(
+            f"There is no map of rank {rank} here: the stream is {hidden} wide.",
+            "Leave the rank away for full maps.",
+        )
 
 
 @contextmanager

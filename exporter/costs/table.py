@@ -93,10 +93,10 @@ class CostGroup(Record):
         found = self.each_ms(replacement)
         if found is None:
             first = self.members[0]
-            known = sorted({trial.replacement for trial in self.trials})
+            known = ", ".join(sorted({trial.replacement for trial in self.trials}))
             raise CostError(
                 f"What {first.kind} {first.layer} costs with the replacement {replacement!r} was "
-                f"not measured; measured are: {', '.join(known)}.",
+                f"not measured; measured are: {known or 'none of them'}.",
                 "Measure the costs again with it.",
             )
         return found[0]
@@ -142,7 +142,8 @@ class CostTable(Artifact):
     @property
     def names(self) -> list[tuple[int, str]]:
         """Layer and kind of every sublayer whose cost is known."""
-        return [member.name for group in self.groups for member in group.members]
+        known = (group for group in self.groups if group.trials)
+        return [member.name for group in known for member in group.members]
 
     def saved_ms(self, name: tuple[int, str], replacement: Replacement = "none") -> float:
         """Milliseconds of the request that one sublayer's removal saves.

@@ -414,3 +414,25 @@ def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> Non
     assert table.groups[0].trials[0].rows[0].phase == "encode"
     with pytest.raises(CostError, match="no KV cache"):
         measure_costs(path, at=At(1, 8, 2), threads=1, effort=QUICK)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_two_rounds_on_a_busy_machine_are_not_certain(seed: int) -> None:
+    table = measured(VirtualBench(BusyMachine(seed)), replacements=())
+    for group in table.groups:
+        for trial in group.trials:
+            # Even a request of which every round fell into the middle of four times.
+            assert trial.std_error_ms > 1e-4 * table.baseline_ms
+
+
+def test_a_rank_does_not_matter_where_no_linear_map_is_asked_for(tmp_path: Path) -> None:
+    kept = tmp_path / "costs.json"
+    first = measured(VirtualBench(rank=2), kept=kept, replacements=("linear",))
+    bench = VirtualBench()
+    table = measured(bench, kept=kept, replacements=("bias",))
+    assert {t.replacement for t in bench.timed} == {"bias"}
+    assert table.rank == first.rank == 2
+    assert table.saved_ms((0, "mlp"), "linear") == first.saved_ms((0, "mlp"), "linear")
+    again = VirtualBench(rank=3)
+    measured(again, kept=kept, replacements=("linear",))
+    assert {t.replacement for t in again.timed} == {"none", "linear"}

@@ -112,3 +112,10 @@ def test_a_table_is_the_same_once_written_and_read(tmp_path: Path) -> None:
     (tmp_path / "wrong.json").write_text(table.to_json().replace('"prompt": 512', '"prompt": "x"'))
     with pytest.raises(ArtifactError, match=r"\$\.at\.prompt"):
         CostTable.read(tmp_path / "wrong.json")
+
+
+def test_groups_that_are_still_to_be_measured_count_as_unknown() -> None:
+    table = grouped([])
+    assert table.names == []
+    with pytest.raises(CostError, match="measured are: none of them"):
+        table.saved_ms((0, "mlp"))
