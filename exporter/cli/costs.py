@@ -11,7 +11,7 @@ import click
 from exporter.cli.budget_options import Request
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import (
-    ANY_PATH,
+    ANY_FILE,
     AUTO,
     TextPath,
     Threads,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Measure what each attention and MLP takes of a request's time.")
 @click.argument("model", type=TextPath(path_type=str))
-@click.option("-o", "--output", type=ANY_PATH, default=Path("costs.json"), show_default=True)
+@click.option("-o", "--output", type=ANY_FILE, default=Path("costs.json"), show_default=True)
 @click.option(
     "--at", type=Request(), default="batch=1,prompt=512,new=128", show_default=True,
     help="The request: one prefill of the prompt, then so many decode steps.",
@@ -82,7 +82,10 @@ def costs(
     """
     from exporter.cli.results import print_rows
     from exporter.costs import Effort, measure_costs
+    from exporter.errors import UsageError
 
+    if rank is not None and "linear" not in replacements:
+        raise UsageError("--rank is for linear maps.", "Add --replacement linear.")
     table = measure_costs(
         model,
         at=at,

@@ -61,6 +61,7 @@ EXISTING_FILE = TextPath(exists=True, dir_okay=False, path_type=Path)
 EXISTING_PATH = TextPath(exists=True, path_type=Path)
 EXISTING_DIRECTORY = TextPath(exists=True, file_okay=False, path_type=Path)
 ANY_PATH = TextPath(path_type=Path)
+ANY_FILE = TextPath(dir_okay=False, path_type=Path)
 AUTO = "auto"
 _NEW_OBJECTS = 1_000_000
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<prefix>[KMGT])?(?P<binary>i)?B?", re.IGNORECASE)

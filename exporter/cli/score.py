@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.metric_options import metric_options
 from exporter.cli.options import (
-    ANY_PATH,
+    ANY_FILE,
     EXISTING_FILE,
     json_option,
     model_options,
@@ -25,7 +26,7 @@ from exporter.cli.sections import SectionedCommand
 )
 @click.argument("model", required=False)
 @click.option(
-    "-o", "--output", type=ANY_PATH, help="The file. [importance.json; with --compare: none]"
+    "-o", "--output", type=ANY_FILE, help="The file. [importance.json; with --compare: none]"
 )
 @click.option(
     "--compare", type=EXISTING_FILE, nargs=2, metavar="FILE FILE",
@@ -57,9 +58,23 @@ def score(
     if (model is None) == (compare is None):
         raise UsageError("Say what to score: MODEL.", "Or which two files to hold side by side.")
     if compare is not None:
+        _refuse_idle(options)
         _compare(*compare, output, as_json)
     elif model is not None:
         _score(progress, model, output or Path("importance.json"), as_json, options)
+
+
+def _refuse_idle(options: Mapping[str, Any]) -> None:
+    """Refuses what only scoring would heed."""
+    from exporter.errors import UsageError
+
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    for param in context.command.params:
+        if param.name in options and context.get_parameter_source(param.name) is given:
+            raise UsageError(
+                f"{param.opts[0]} is for scoring, and --compare scores nothing.", "Leave it away."
+            )
 
 
 def _score(

@@ -36,14 +36,21 @@ def compare_files(first: Path, second: Path) -> ScoreComparison:
 
     Raises:
         ArtifactError: When a file is not valid.
-        ScoringError: When they score other models, or a score can't be ranked.
+        ScoringError: When they score other models, a score can't be ranked, or there are no two
+            rankings.
     """
     reports = {str(path): ImportanceReport.read(path) for path in (first, second)}
     _check_same_model(reports)
+    agreements = compare_reports(reports)
+    if not agreements:
+        raise ScoringError(
+            f"{' and '.join(reports)} hold no two rankings of the same kind of sublayer.",
+            "Score by several metrics, or give a file of scores on another text.",
+        )
     return ScoreComparison(
         model=reports[str(first)].model,
         texts={name: report.calibration for name, report in reports.items()},
-        agreements=compare_reports(reports),
+        agreements=agreements,
         made_from={"first": sha256_file(first), "second": sha256_file(second)},
     )
 

@@ -200,3 +200,29 @@ def test_a_plan_by_another_metric(tmp_path: Path) -> None:
     assert command_line.run(["plan", str(path), "-o", str(out), "--metric", "depth",
                              "--drop-attn", "2"]) == 1  # fmt: skip
     assert out.read_text() == before
+
+
+def test_a_ranking_alone_is_held_against_nothing(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE})
+    with pytest.raises(ScoringError, match=r"a\.json hold no two rankings"):
+        compare_files(path, path)
+
+
+@pytest.mark.parametrize(
+    "option", [["--metric", "kl"], ["--calibration", "pydoc"], ["--blocks"], ["--seed", "0"]]
+)
+def test_comparing_heeds_no_option_of_scoring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+    call = ["score", "--compare", str(path), str(path), "-q"]
+    assert command_line.run(call) == 0
+    assert command_line.run([*call, *option]) == 2
+    assert f"{option[0]} is for scoring" in capsys.readouterr().err
+
+
+def test_a_folder_is_refused_before_anything_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run(["score", str(tmp_path / "nothing"), "-o", str(tmp_path)]) == 2
+    assert "is a directory" in capsys.readouterr().err
