@@ -119,7 +119,10 @@ class Reference:
         wide = logits.float()
         normaliser = wide.logsumexp(-1)
         # sum p (log p - log q) with log q = logits - normaliser: q itself is never written.
-        kl = self._entropy_term - torch.linalg.vecdot(self._p, wide) + normaliser
+        cross = torch.linalg.vecdot(self._p, wide)
+        if bool(cross.isnan().any()):  # 0 times -inf: tokens that a model rules out
+            cross = torch.where(self._p == 0, 0.0, self._p * wide).sum(-1)
+        kl = self._entropy_term - cross + normaliser
         nll = normaliser - _at(wide, self._targets)
         return Damage(
             positions=self._summed(torch.ones_like(nll)),

@@ -197,3 +197,41 @@ def test_a_whole_model_that_is_not_finite_is_not_blamed_on_the_cut() -> None:
     meter = ablation.DamageMeter(model, _IDS, _ALL)
     with pytest.raises(ScoringError, match="sample 0 with nothing cut"):
         meter.measure({(1, "mlp"): ablation.NOTHING})
+
+
+def test_tokens_that_a_model_rules_out_cost_nothing() -> None:
+    cut = {(1, "mlp"): ablation.NOTHING}
+    model = tiny_model("llama")
+    shorter = ablation.DamageMeter(_without_last_token(model, drop=True), _IDS, _ALL).measure(cut)
+    model = tiny_model("llama")
+    masked = ablation.DamageMeter(_without_last_token(model, drop=False), _IDS, _ALL).measure(cut)
+    assert masked.kl == pytest.approx(shorter.kl, rel=1e-4)  # float32 sums in another order
+    assert masked.log_perplexity_increase == pytest.approx(
+        shorter.log_perplexity_increase, rel=1e-4
+    )
+
+
+def _without_last_token(model: Any, *, drop: bool) -> Any:
+    """Its head says nothing of the last token, or that it never comes."""
+
+    def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+        kept, last = output[..., :-1], output[..., -1:]
+        return kept if drop else torch.cat([kept, torch.full_like(last, -torch.inf)], dim=-1)
+
+    model.get_output_embeddings().register_forward_hook(hook)
+    return model
+
+
+def test_a_token_that_only_the_cut_model_rules_out_is_refused() -> None:
+    from exporter.ablation.damage import Reference
+
+    logits = torch.zeros(1, 2, 4)
+    ruled_out = logits.clone()
+    ruled_out[..., 3] = -torch.inf
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    targets = torch.zeros(1, 2, dtype=torch.int64)
+    reference = Reference(logits, targets, mask)
+    assert not np.isfinite(reference.damage(ruled_out).kl_sums).any()
+    nan = torch.full_like(logits, torch.nan)
+    assert np.isnan(reference.damage(nan).kl_sums).all()
+    assert np.isnan(Reference(nan, targets, mask).damage(logits).kl_sums).all()
