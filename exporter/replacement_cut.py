@@ -60,14 +60,15 @@ def _substitute(
             "Make the plan and its file of replacements again: depthcut heal.",
         )
     where = "" if replacements is None else f"{replacements.path}: "
-    _check_widths(where, ref, given, int(model.config.get_text_config().hidden_size))
+    key = f"{ref.kind}.{ref.layer}"
+    _check_widths(f"{where}{key}", given, int(model.config.get_text_config().hidden_size))
     return Substitute(
-        bias=_tensor(f"{where}{ref}.bias", given.bias, model),
-        maps=tuple(_tensor(f"{where}{ref}.{n}", w, model) for n, w in given.maps.items()),
+        bias=_tensor(f"{where}{key}.bias", given.bias, model),
+        maps=tuple(_tensor(f"{where}{key}.{n}", w, model) for n, w in given.maps.items()),
     )
 
 
-def _check_widths(where: str, ref: SublayerRef, given: ReplacementTensors, hidden: int) -> None:
+def _check_widths(what: str, given: ReplacementTensors, hidden: int) -> None:
     shapes = {name: _shape(numbers) for name, numbers in given.maps.items()}
     rank = next(iter(shapes.values()))[0] if len(shapes) > 1 else hidden
     wanted = {
@@ -79,7 +80,7 @@ def _check_widths(where: str, ref: SublayerRef, given: ReplacementTensors, hidde
     for name, shape in {"bias": _shape(given.bias), **shapes}.items():
         if shape != wanted[name]:
             raise PlanError(
-                f"{where}{ref.kind}.{ref.layer}.{name} has the shape {list(shape)}; this model "
+                f"{what}.{name} has the shape {list(shape)}; this model "
                 f"takes {list(wanted[name])}.",
                 "The plan is for another model: plan and heal this one.",
             )
@@ -101,7 +102,6 @@ def _tensor(what: str, numbers: Numbers, model: Any) -> torch.Tensor:
     wide = np.array(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
     tensor = torch.from_numpy(wide).to(device=model.device, dtype=model.dtype)
     if not bool(tensor.isfinite().all()):
-        raise PlanError(
-            f"{what} holds numbers that are not finite in {model.dtype}.", "Fit it again."
-        )
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise PlanError(f"{what} holds numbers that are not finite in {dtype}.", "Fit it again.")
     return tensor

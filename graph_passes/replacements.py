@@ -134,7 +134,7 @@ def _fit_one(
         kind=kind,
         bias=ir.tensor(bias),
         weights=_turned_maps(site.ref, given, hidden, dtype),
-        digest=digest_of(given.bias),
+        digest=digest_of(given),
     )
 
 
@@ -213,13 +213,17 @@ def _checked(
     return rounded
 
 
-def digest_of(bias: Numbers) -> str:
+def digest_of(given: ReplacementTensors) -> str:
     """The beginning of the SHA-256 of a bias as it is given, in float64.
 
-    Two fits never give the same bias, so the weight need not be read for it.
+    Two fits never give the same bias, so the weight need not be read for it; but maps that were
+    made without a bias have zeros there, and are then read too.
     """
-    wide = np.ascontiguousarray(array_of(bias).astype(np.float64))
-    return sha256(wide.tobytes()).hexdigest()[:_DIGEST_LETTERS]
+    bias = array_of(given.bias)
+    total = sha256()
+    for numbers in (bias, *(() if bias.any() else map(array_of, given.maps.values()))):
+        total.update(np.ascontiguousarray(numbers.astype(np.float64)).tobytes())
+    return total.hexdigest()[:_DIGEST_LETTERS]
 
 
 def array_of(numbers: Numbers) -> NDArray[Any]:

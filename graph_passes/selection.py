@@ -152,7 +152,7 @@ def _check_same(
             f"now {asked!r} is asked for.",
             _FROM_THE_ORIGINAL,
         )
-    if given is not None and done.digest and digest_of(given.bias) != done.digest:
+    if given is not None and done.digest and digest_of(given) != done.digest:
         raise SurgeryError(
             f"{ref} was replaced in this graph earlier, by other numbers than those given now.",
             _FROM_THE_ORIGINAL,

@@ -87,7 +87,7 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     given = random_replacements(96, PLAN)
     bias: Any = given.tensors[SublayerRef(0, "mlp")].bias
     bias[4] = float("nan")
-    with pytest.raises(PlanError, match=r"mlp 0\.bias holds numbers that are not finite"):
+    with pytest.raises(PlanError, match=r"mlp\.0\.bias holds .* not finite in float32"):
         cut_of_deletions(PLAN, given, tiny_loaded("llama").model)
 
 

@@ -335,6 +335,22 @@ def test_other_numbers_than_the_recorded_ones_are_an_error() -> None:
         prune_graph(pruned, LINEAR, replacements=numbers(model, LINEAR, seed=1))
 
 
+def test_other_maps_without_a_bias_are_told_apart_by_their_weights() -> None:
+    model = form("pre_norm")
+    one, other = (
+        {
+            ref: ReplacementTensors(np.zeros_like(given.bias), given.weight)
+            for ref, given in numbers(model, LINEAR, seed=seed).items()
+        }
+        for seed in (0, 1)
+    )
+    pruned, _ = prune_graph(model, LINEAR, replacements=one)
+    same, report = prune_graph(pruned, LINEAR, replacements=one)
+    assert report.deleted == ()
+    with pytest.raises(SurgeryError, match="by other numbers"):
+        prune_graph(same, LINEAR, replacements=other)
+
+
 def test_a_graph_whose_linear_map_is_lost_is_refused() -> None:
     model = form("pre_norm")
     pruned, _ = prune_graph(model, LINEAR, replacements=numbers(model, LINEAR))
