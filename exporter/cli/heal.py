@@ -92,33 +92,39 @@ def heal(
     from exporter.files import sha256_file
     from exporter.healing import heal as heal_plan
     from exporter.healing import write_healed_plan
-    from exporter.healing.plan_file import files_of, refuse_places
+    from exporter.healing.plan_file import files_of, numbers_of
     from exporter.model_source import load_model
     from exporter.planning import read_plan
-    from exporter.pruned_model import prune_model, refuse_checkpoint_folder, save_pruned
+    from exporter.pruned_model import prune_model, save_pruned
 
     request = heal_request(kind, options, calibration=calibration)
     assert request is not None
     given = read_plan(plan)
-    texts = filter(None, (*calibration, options["check_text"]))
-    inputs = [plan, *map(Path, texts)]
-    if given.replacements is not None:
-        inputs.append(plan.parent / given.replacements.path)
-    refuse_places(output, inputs, Path(model))
-    if save_checkpoint is not None:
-        refuse_checkpoint_folder(save_checkpoint, [*inputs, Path(model), *files_of(output)])
+    texts = map(Path, filter(None, (*calibration, options["check_text"])))
+    _refuse_harm(Path(model), [plan, *texts, *numbers_of(given, plan)], output, save_checkpoint)
     with progress.task(f"load {model}"):
         loaded = load_model(model, **vars(source_options(options)))
     made_from = {"plan": sha256_file(plan)}
     healed = heal_plan(loaded, given, request, made_from=made_from, progress=progress)
     beside = {files_of(output)[2]: healed.report.to_json()}
     write_healed_plan(output, healed.plan, healed.substitutes, beside=beside)
-    if save_checkpoint is not None:
-        prune_model(loaded, healed.plan.deletions, healed.substitutes)
-        save_pruned(loaded, save_checkpoint)
     # Whoever isn't quiet has heard the warnings already.
     warnings = healed.report.healing.warnings if progress.verbosity < NORMAL else []
     _print(healed.report, output, as_json, warnings)
+    if save_checkpoint is not None:
+        prune_model(loaded, healed.plan.deletions, healed.substitutes)
+        save_pruned(loaded, save_checkpoint)
+
+
+def _refuse_harm(
+    model: Path, inputs: Sequence[Path], output: Path, save_checkpoint: Path | None
+) -> None:
+    from exporter.healing.plan_file import files_of, refuse_places
+    from exporter.pruned_model import refuse_checkpoint_folder
+
+    refuse_places(output, inputs, model)
+    if save_checkpoint is not None:
+        refuse_checkpoint_folder(save_checkpoint, [*inputs, model, *files_of(output)])
 
 
 def _print(report: HealingReport, output: Path, as_json: bool, warnings: Sequence[str]) -> None:

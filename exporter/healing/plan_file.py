@@ -26,6 +26,11 @@ def files_of(path: Path) -> tuple[Path, Path, Path]:
     return path, path.with_suffix(".safetensors"), path.with_name(f"{path.stem}.report.json")
 
 
+def numbers_of(plan: PruningPlan, path: Path) -> tuple[Path, ...]:
+    """The file of numbers that a plan at ``path`` names; none where it names none."""
+    return () if plan.replacements is None else (path.parent / plan.replacements.path,)
+
+
 def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
     """Refuses a place for a healed plan where one of its files would do harm.
 

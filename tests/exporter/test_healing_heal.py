@@ -294,6 +294,24 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
     assert run(*arguments[:-1], checkpoint) == 2
 
 
+def test_a_checkpoint_that_fails_takes_no_plan_with_it(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from exporter import pruned_model
+
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    output, folder = tmp_path / "healed.json", tmp_path / "hf"
+    monkeypatch.setattr(pruned_model, "_lonely_norms", lambda m, *_: [m.model.norm])
+    arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
+    assert run(*arguments) == 1
+    told = capfd.readouterr()
+    assert "3 replaced" in told.out
+    assert "does not compute what it should" in told.err
+    assert output.exists()
+    assert not folder.exists()
+
+
 def test_a_failure_leaves_an_earlier_result(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
