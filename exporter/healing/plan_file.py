@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.ablation.substitutes import NOTHING, Substitute
 from exporter.architectures import Kind
-from exporter.artifacts import PlannedDeletion, PruningPlan, Replacement, ReplacementsRef
+from exporter.artifacts import (
+    HealingReport,
+    PlannedDeletion,
+    PruningPlan,
+    Replacement,
+    ReplacementsRef,
+)
 from exporter.disk import telling_full_disk
-from exporter.errors import HealingError, UsageError
+from exporter.errors import DepthcutError, HealingError, UsageError
 from exporter.files import make_readable, refuse_overwriting, sha256_file
 from graph_passes.files.placing import place, staging
 from graph_passes.replacements import FACTORS
@@ -118,8 +125,20 @@ def write_healed_plan(
         for other, text in (beside or {}).items():
             (stage / other.name).write_text(text, encoding="utf-8")
             moves.append((stage / other.name, other))
-        place(moves)
+        written = {final for _, final in moves}
+        place(moves, [(each, stage) for each in _earlier(path) if each not in written])
     return plan
+
+
+def _earlier(path: Path) -> Iterator[Path]:
+    """The numbers and the report of the plan that stood there, which would now belong to none."""
+    _, numbers, report = files_of(path)
+    with contextlib.suppress(DepthcutError, OSError):
+        if numbers in numbers_of(PruningPlan.read(path), path) and numbers.is_file():
+            yield numbers
+    with contextlib.suppress(DepthcutError, OSError):
+        HealingReport.read(report)
+        yield report
 
 
 def healed_deletions(

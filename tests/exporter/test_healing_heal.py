@@ -328,6 +328,34 @@ def test_a_failure_leaves_an_earlier_result(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_an_earlier_plan_had_beside_it_goes_with_it(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan for a budget may replace nothing, and then has neither numbers nor report."""
+    from exporter.healing import write_healed_plan
+
+    plan, output = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json"), tmp_path / "h.json"
+    assert run(*command(checkpoint, plan, output, texts)) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    bare = PruningPlan(deletions=PLAN)
+
+    def fail(_folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("graph_passes.files.placing._sync", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            write_healed_plan(output, bare, {})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    write_healed_plan(output, bare, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "h.json"}
+    for name in ("plan.safetensors", "plan.report.json"):
+        (tmp_path / name).write_text("mine")
+    write_healed_plan(plan, bare, {})
+    assert (tmp_path / "plan.safetensors").read_text() == "mine"
+    assert (tmp_path / "plan.report.json").read_text() == "mine"
+
+
 @pytest.mark.parametrize("output", ["plan.json", "first.json"])
 def test_no_input_is_written_over(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, output: str
