@@ -28,5 +28,5 @@ def test_the_examples_run_one_after_the_other(
 
 def test_the_pages_that_it_links_to_are_there() -> None:
     links = re.findall(r"\]\(((?!http|#)[^)]+)\)", README.read_text("utf-8"))
-    assert len(links) == 2
+    assert len(links) == 3
     assert all((README.parent / link).is_file() for link in links)
