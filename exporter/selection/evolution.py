@@ -2,8 +2,9 @@
 
 A (1 + n) evolution strategy: children of the best choice so far swap some of its options for
 others, the goal stays reached, and the best child takes its place when it is better. First each
-option is put back or taken alone; the first children are the single swaps that then look best. The
-others are drawn, more often with options that looked dear (to put back) or cheap (to take).
+option is put back or taken alone; the first children of a choice are the single swaps that then
+look best. Further ones are drawn, more often with options that looked dear (to put back) or cheap
+(to take).
 
 Source: EvoPress (arXiv 2410.14649), its search over depth; here the draw is weighted by measured
 damage, gains may have any unit, and all children are judged on the same samples.
@@ -38,7 +39,7 @@ from exporter.selection.options import (
 CHILDREN = 8
 _SWAPS = (1, 2, 3)
 _SWAP_ODDS = (0.65, 0.25, 0.1)
-_FORESEEN = 2 * CHILDREN  # single swaps that are tried before any is drawn
+_FORESEEN = 2 * CHILDREN  # single swaps of a choice that are tried before any is drawn
 _DRAWS = 200  # that find nothing new: the neighbourhood is used up
 
 Choice = tuple[Option, ...]
@@ -136,6 +137,7 @@ class _Population:
         best = min(range(len(children)), key=values.__getitem__)
         if values[best] < self.objective:
             self.choice, self.objective = children[best], values[best]
+            self._foreseen = None
         return True
 
     def steps(self, progress: Progress) -> list[Step]:
@@ -187,7 +189,8 @@ class _Population:
             if taken is gone or taken in kept or not self._fits(taken, kept):
                 continue
             choice = (*kept, taken)
-            if gone in self._price and reaches(total_gain(choice), self._goal):
+            is_new = gone in self._price and frozenset(choice) not in self._seen
+            if is_new and reaches(total_gain(choice), self._goal):
                 change = self._price[taken] * taken.gain - self._price[gone] * gone.gain
                 found.append((change, choice))
         return [choice for _, choice in sorted(found, key=lambda pair: pair[0])]
