@@ -58,6 +58,7 @@ def plan_drop(
     """
     budget = {"attention": attention, "mlp": mlp, "block": block, "joint": joint}
     check_counts(budget)
+    refuse_unscored_blocks(report, block)
     chosen = [
         *_lowest(report, ("attention",), attention),
         *_lowest(report, ("mlp",), mlp),
@@ -161,6 +162,20 @@ def check_counts(budget: Mapping[str, int]) -> None:
         raise PlanError(
             "The joint drop chooses among attentions and MLPs itself.",
             "Ask for a joint number, or for one of each kind.",
+        )
+
+
+def refuse_unscored_blocks(report: ImportanceReport, number: int) -> None:
+    """Refuses blocks by scores where only attentions and MLPs are scored.
+
+    Raises:
+        PlanError: Blocks are to be dropped, and none is scored.
+    """
+    if number and not any(score.kind == "block" for score in report.scores):
+        raise PlanError(
+            f"{number} {_PLURALS['block']} are to be dropped, but of {report.model.source} no "
+            "block is scored.",
+            f"Score them too: depthcut score {report.model.source} --metric kl --blocks.",
         )
 
 

@@ -160,6 +160,11 @@ class ExportRequest:
                 "Give --plan, or numbers such as --drop-attn 8 with --search.",
             )
         wanted = self.drops.budget
+        if wanted is not None and self.search.search == "iterative":
+            raise UsageError(
+                "Budgets are held by measured damage; --search iterative measures none.",
+                "Leave --search away, or take greedy or evolution.",
+            )
         if wanted is not None and wanted.budget.at and self.target.startswith("tensorrt"):
             raise UsageError(
                 f"Times are measured on ONNX Runtime, which doesn't run --target {self.target}.",

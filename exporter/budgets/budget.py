@@ -57,9 +57,10 @@ class Floors:
     top1_agreement: float | None = None
 
     def __post_init__(self) -> None:
-        if self.perplexity_increase is not None and self.perplexity_increase <= 0:
+        if self.perplexity_increase is not None and not 0 < self.perplexity_increase < math.inf:
             raise UsageError(
-                "No cut leaves the perplexity as it was.", "Allow it some increase, such as 5%."
+                f"A perplexity that rises by at most {self.perplexity_increase:g} is no floor.",
+                "Allow it some increase, such as 5%.",
             )
         if self.top1_agreement is not None and not 0 < self.top1_agreement < 1:
             raise UsageError(

@@ -66,6 +66,11 @@ def refuse_places(
     model = Path(options["model"] or report.model.source)
     refuse_plan_places(output, inputs, model)
     curve: Path | None = options["curve"]
+    if curve is not None and curve == curve.with_suffix(".html"):
+        raise UsageError(
+            f"{curve} is to hold the curve's numbers; the page stands beside them as .html.",
+            "Write --curve front.json.",
+        )
     for written in () if curve is None else (curve, curve.with_suffix(".html")):
         refuse_overwriting(written, [*inputs, model])
         if written.resolve() in {each.resolve() for each in files_of(output)}:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.artifacts import DeletionKind, ImportanceReport, PruningPlan, Score
 from exporter.errors import PlanError, UsageError
-from exporter.planning import check_counts, plan_drop, validate_plan
+from exporter.planning import check_counts, plan_drop, refuse_unscored_blocks, validate_plan
 from exporter.progress import QUIET, Progress
 from exporter.selection.evolution import evolve
 from exporter.selection.greedy import greedy
@@ -116,6 +116,7 @@ def choose(
     check_counts(counts)
     protected = protected_names(options.protect, report.model.num_layers)
     if not options.runs_the_model:
+        refuse_unscored_blocks(report, counts.get("block", 0))
         report = _without(report, protected)
         _refuse_too_many(report, counts, protected)
         plan = plan_drop(report, **counts, importance_sha256=importance_sha256, progress=progress)

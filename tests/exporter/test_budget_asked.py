@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,10 @@ def test_budgets_that_make_no_sense(asked: Any, words: str) -> None:
         Budget(**asked)
 
 
-@pytest.mark.parametrize("asked", [(0.0, None), (-0.1, None), (None, 0.0), (None, 1.0)])
+@pytest.mark.parametrize(
+    "asked",
+    [(0.0, None), (-0.1, None), (math.nan, None), (math.inf, None), (None, 0.0), (None, 1.0)],
+)
 def test_floors_that_make_no_sense(asked: Any) -> None:
     with pytest.raises(UsageError):
         Floors(*asked)
@@ -157,6 +161,9 @@ def _importance(folder: Path) -> Path:
         (["--parameters", "10%", "--search", "iterative"], "Leave --search away"),
         (["--kinds", "mlp", "--attention-only", "--parameters", "10%"], "Give one of them"),
         (["--heal", "bias"], "Say what the plan is to reach"),
+        (["--parameters", "10%", "--curve", "front.html"], "Write --curve front.json"),
+        (["--drop-block", "1"], "depthcut score gone --metric kl --blocks"),
+        (["--drop-block", "1", "--protect", "first"], "depthcut score gone --metric kl --blocks"),
     ],
 )
 def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: str) -> None:

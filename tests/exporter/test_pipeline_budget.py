@@ -14,6 +14,7 @@ from exporter.budgets import Budget, Floors
 from exporter.costs import At
 from exporter.errors import PlanError, UsageError
 from exporter.request import BudgetRequest, DropRequest
+from exporter.selection import SearchOptions
 
 pytestmark = pytest.mark.torch
 
@@ -78,6 +79,13 @@ def test_tensorrt_is_refused_where_times_are_asked_for(checkpoint: Path, tmp_pat
     asked = _asked(checkpoint, tmp_path / "out", Budget(floors=Floors(0.05), at=AT))
     with pytest.raises(UsageError, match="ONNX Runtime"):
         replace(asked, target="tensorrt")
+
+
+def test_a_search_without_damage_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    asked = _asked(checkpoint, tmp_path / "out", Budget(parameters=0.1))
+    with pytest.raises(UsageError, match="Leave --search away"):
+        replace(asked, search=SearchOptions(search="iterative"))
+    assert replace(asked, search=SearchOptions(search="evolution")).search.by_damage
 
 
 def test_one_way_of_saying_what_to_drop() -> None:
