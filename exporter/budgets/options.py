@@ -50,6 +50,7 @@ def make_offer(
     fits: Mapping[Name, Fit],
     protected: Collection[Name] = (),
     known: Collection[tuple[int, str]] | None = None,
+    without_map: Collection[tuple[int, str]] = (),
 ) -> Offer:
     """Offers every sublayer (or block, where blocks are asked for) in every way allowed.
 
@@ -60,6 +61,7 @@ def make_offer(
         fits: Of every sublayer, where something may.
         protected: Sublayers that stay.
         known: Sublayers whose size and cost are known; the others stay. None: all.
+        without_map: Sublayers whose place no linear map can take.
     """
     options = [
         _option(names, replacement, fits)
@@ -67,6 +69,7 @@ def make_offer(
         if not set(names) & set(protected)
         if known is None or set(names) <= set(known)
         for replacement in replacements_of(heal)
+        if replacement != "linear" or not set(names) & set(without_map)
     ]
     quality = {option: _quality(option, fits) for option in options}
     best: dict[Name, float] = {}

@@ -19,7 +19,7 @@ from exporter.budgets.hit import TOLERANCE, Measured, hit
 from exporter.budgets.meters import meter_of, searched_meter
 from exporter.budgets.options import Offer, make_offer, replacements_of
 from exporter.budgets.outcome import Outcome, predicted
-from exporter.budgets.reachable import refuse_nothing
+from exporter.budgets.reachable import refuse_no_front, refuse_nothing
 from exporter.budgets.search import Search, SearchSettings
 from exporter.budgets.settings import PlanSettings
 from exporter.budgets.stopwatch import Stopwatch
@@ -98,12 +98,16 @@ class Planner:
         return self._outcome(walk, substitutes, speedup)
 
     def curve(self) -> ParetoCurve:
-        """The whole front, up to plans that leave next to nothing of the model's answers."""
+        """The whole front, up to plans that leave next to nothing of the model's answers.
+
+        Raises:
+            PlanError: There is no such plan.
+        """
         unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
         with self._progress.task("look for the front"):
             walks = self.search.path(unit, ENOUGH_NATS)
         if not walks:
-            refuse_nothing(self.judge, self.search.smallest(unit))
+            refuse_no_front(self.judge, self.search.smallest(unit))
         return curve_of(
             walks,
             self.judge,
@@ -183,7 +187,15 @@ class Planner:
         known = set(self.sizes.sublayers)
         if self.costs is not None:
             known &= set(self.costs.names)
-        return make_offer(self.report, self.budget, self.settings.heal, self.fits, protected, known)
+        return make_offer(
+            self.report,
+            self.budget,
+            self.settings.heal,
+            self.fits,
+            protected,
+            known,
+            {name for name, size in self.sizes.sublayers.items() if not size.takes_linear},
+        )
 
     @cached_property
     def judge(self) -> Judge:
@@ -269,7 +281,7 @@ class Planner:
         )
         before, after = self.judge.damage(walk), self.judge.damage_of(again)
         rises = before.log_perplexity_increase, after.log_perplexity_increase
-        better = rises[1] < rises[0]
+        better = rises[1] < rises[0] and not self.judge.broken_by(after)
         self._progress.detail(
             f"plan: fitted one after the other, the perplexity rises by {percent(rises[1])}, not "
             f"by {percent(rises[0])}{'' if better else '; not taken'}"

@@ -47,15 +47,48 @@ def refuse_floors(judge: Judge, walk: Walk, goals: Sequence[Goal], nearest: Walk
 def refuse_nothing(judge: Judge, walk: Walk) -> NoReturn:
     """Refuses floors that not even the smallest cut keeps.
 
+    Args:
+        judge: Holds the floors.
+        walk: The smallest cut; without options where nothing may go.
+
     Raises:
         PlanError: Always.
     """
+    _refuse_no_options(walk)
     raise PlanError(
         f"Nothing can be dropped within the floors: with {walk.options[0]} alone, "
         + " and ".join(judge.broken(walk))
         + ".",
         f"The nearest plan costs: {damage_words(judge.damage(walk))}. Allow that, or --heal best.",
     )
+
+
+def refuse_no_front(judge: Judge, walk: Walk) -> NoReturn:
+    """Refuses a front of which not even the smallest cut is a part.
+
+    Args:
+        judge: Measures.
+        walk: The smallest cut; without options where nothing may go.
+
+    Raises:
+        PlanError: Always.
+    """
+    _refuse_no_options(walk)
+    raise PlanError(
+        f"There is no plan for a curve: {walk.options[0]} alone leaves next to nothing of the "
+        f"model's answers ({damage_words(judge.damage(walk))}).",
+        "Protect fewer sublayers, allow more --kinds, or --heal best.",
+    )
+
+
+def _refuse_no_options(walk: Walk) -> None:
+    if not walk.options:
+        raise PlanError(
+            "Nothing can be dropped: there is no sublayer that may go and whose going gains "
+            "anything.",
+            "Protect fewer sublayers, allow more --kinds, or smaller replacements: --heal best, "
+            "--rank 16.",
+        )
 
 
 def gains_of(walk: Walk, goals: Sequence[Goal]) -> str:

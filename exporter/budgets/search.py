@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from exporter.budgets.budget import KINDS
-from exporter.budgets.gains import Goal, Name, Unit
+from exporter.budgets.gains import CountedBlocks, Goal, Name, Unit
 from exporter.budgets.reachable import refuse_floors, refuse_goal
 from exporter.budgets.walk import Judge, Walk, as_step, valued
 from exporter.errors import PlanError
@@ -96,15 +96,16 @@ class Search:
         """
         if not goals:
             return self.within_floors(use_up)
-        walk = Walk()
-        for goal in goals:
-            walk = self._towards(goal, walk)
-        walk = self._trimmed(goals, walk)
+        walk = self._trimmed(goals, self._reaching(goals))
         if len(goals) == 1:
             walk = self._swapped(goals[0], walk)
-        if not self.judge.holds(walk):
-            refuse_floors(self.judge, walk, goals, self.within_floors(goals[0].unit))
-        return walk
+        if self.judge.holds(walk):
+            return walk
+        nearest = self.within_floors(goals[0].unit)
+        if not _all_reached(goals, nearest):
+            refuse_floors(self.judge, walk, goals, nearest)
+        shorter = self._trimmed(goals, nearest)
+        return shorter if self.judge.holds(shorter) else nearest
 
     def within_floors(self, unit: Unit) -> Walk:
         """As much of a unit as the floors allow; perhaps nothing."""
@@ -138,6 +139,18 @@ class Search:
     def _damage(self, step: Step) -> float:
         return objective_of(step.damage, self._settings.objective)
 
+    def _reaching(self, goals: Sequence[Goal]) -> Walk:
+        """Greedy steps to one goal after the other."""
+        # Blocks first, while both their halves are there.
+        order = sorted(goals, key=lambda goal: not isinstance(goal.unit, CountedBlocks))
+        walk = Walk()
+        for goal in (*order, *order):  # a map for a later goal may have cost some of an earlier one
+            walk = self._towards(goal, walk)
+        for goal in order:
+            if not _reached(goal, walk):
+                refuse_goal(goal, walk.gain(goal.unit))
+        return walk
+
     def _towards(self, goal: Goal, walk: Walk) -> Walk:
         missing = goal.amount - walk.gain(goal.unit)
         if missing <= _SLACK * goal.amount:
@@ -145,10 +158,13 @@ class Search:
         try:
             return walk.plus(self._greedy(goal.unit, missing, walk))
         except PlanError as error:
-            everything = self._everything(goal.unit, walk)
-            if _reached(goal, everything):
-                return everything  # greedy steps kept the wrong one; what is idle comes back
-            refuse_goal(goal, everything.gain(goal.unit), error)
+            # Greedy steps kept the wrong one, or maps that are too large; what is idle comes back.
+            begun = walk, self._strongest(goal.unit, walk)
+            everything = [self._everything(goal.unit, each) for each in begun]
+            for found in everything:
+                if _reached(goal, found):
+                    return found
+            refuse_goal(goal, max(found.gain(goal.unit) for found in everything), error)
 
     def _until_broken(self, unit: Unit) -> Walk:
         """Greedy steps up to the first that breaks a floor."""
@@ -204,9 +220,7 @@ class Search:
         """Puts back what the goals don't need: later steps may have made an earlier one idle."""
         while True:
             idle = [
-                other
-                for other in map(walk.without, walk.options)
-                if all(_reached(goal, other) for goal in goals)
+                other for other in map(walk.without, walk.options) if _all_reached(goals, other)
             ]
             if not idle:
                 return walk
@@ -250,6 +264,12 @@ class Search:
                 taken.update(option.names)
         return walk.plus(map(as_step, added))
 
+    def _strongest(self, unit: Unit, walk: Walk) -> Walk:
+        """The same sublayers, each treated in the way that gains most."""
+        own = {option.names: unit.gain(option.names, option.replacement) for option in walk.options}
+        better = [o for o in self._valued(unit) if o.names in own and o.gain > own[o.names]]
+        return walk.plus(map(as_step, sorted(better, key=lambda option: option.gain)))
+
     @property
     def _objective(self) -> Objective:
         return self._settings.objective
@@ -270,3 +290,7 @@ class Search:
 
 def _reached(goal: Goal, walk: Walk) -> bool:
     return walk.gain(goal.unit) >= goal.amount * (1 - _SLACK)
+
+
+def _all_reached(goals: Sequence[Goal], walk: Walk) -> bool:
+    return all(_reached(goal, walk) for goal in goals)

@@ -121,7 +121,11 @@ class Judge:
 
     def broken(self, walk: Walk) -> list[str]:
         """The floors that a walk doesn't keep, in words."""
-        damage, floors = self.damage(walk), self.floors
+        return self.broken_by(self.damage(walk))
+
+    def broken_by(self, damage: Damage) -> list[str]:
+        """The floors that so much damage doesn't keep, in words."""
+        floors = self.floors
         found = []
         if damage.log_perplexity_increase > floors.log_perplexity_increase:
             found.append(

@@ -210,6 +210,54 @@ def test_blocks_go_whole(planner: Any) -> None:
     assert len(found.substitutes) == 2
 
 
+def test_blocks_go_whole_beside_other_budgets(planner: Any, loaded: Any) -> None:
+    found = planner(Budget(block=2, parameters=0.45), heal="none").plan()
+    assert sum(d.kind == "block" for d in found.plan.deletions) >= 2
+    whole = sum(p.numel() for p in loaded.model.parameters())
+    assert found.plan.predicted["parameters"] <= 0.55 * whole
+
+
+def test_sublayers_that_take_no_map_get_none(planner: Any) -> None:
+    made = planner(Budget(parameters=0.1), heal="best")
+    fixed: Any = (1, "mlp")
+    sizes = made.sizes
+    changed = {**sizes.sublayers, fixed: replace(sizes.sublayers[fixed], takes_linear=False)}
+    made.__dict__["sizes"] = replace(sizes, sublayers=changed)
+    offered = {(option.names[0], option.replacement) for option in made.offer.options}
+    assert (fixed, "linear") not in offered
+    assert {(fixed, "none"), (fixed, "bias"), ((2, "mlp"), "linear")} <= offered
+
+
+@pytest.mark.parametrize(("agreement", "taken"), [(0.6, False), (0.9, True)])
+def test_a_refit_that_breaks_a_floor_is_not_taken(
+    planner: Any, monkeypatch: pytest.MonkeyPatch, agreement: float, taken: bool
+) -> None:
+    import numpy as np
+
+    import exporter.healing
+    from exporter.ablation import Damage, Substitute
+    from exporter.budgets.walk import Judge, Walk
+    from exporter.selection import Option
+
+    name: Any = (1, "mlp")
+    first, again = Substitute(), {name: Substitute()}
+    walk = Walk((Option((name,), replacement="linear", substitutes={name: first}),))
+
+    class Meter:
+        num_layers = 4
+
+        def measure_many(self, cut: Any, others: Any, progress: Any = None) -> list[Damage]:
+            refit = cut[name] is again[name]
+            rise, kept = (0.1, agreement) if refit else (0.2, 0.9)
+            one = np.ones(1)
+            return [Damage(one, one, one + rise, one, kept * one)]
+
+    monkeypatch.setattr(exporter.healing, "fit_sequential", lambda *_, **__: again)
+    made = planner(Budget(floors=Floors(top1_agreement=0.8)), heal="linear")
+    made.__dict__["judge"] = Judge(Meter(), made.budget.floors)  # type: ignore[arg-type]
+    assert made._refitted(walk) == (again if taken else walk.cut)
+
+
 def test_floors_that_nothing_keeps_name_the_nearest_plan(planner: Any) -> None:
     with pytest.raises(PlanError, match="Nothing can be dropped within the floors") as caught:
         planner(Budget(floors=Floors(perplexity_increase=1e-9)), heal="none").plan()

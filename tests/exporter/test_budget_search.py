@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from made_damage import LAYERS, NAMES, MadeMeter, MadeUnit, every_walk, made_case
 
+from exporter.ablation import Substitute
 from exporter.budgets import Floors, Search, SearchSettings
 from exporter.budgets.gains import Counted, Goal
+from exporter.budgets.reachable import refuse_no_front, refuse_nothing
 from exporter.budgets.walk import Judge, Walk, valued
 from exporter.errors import PlanError
+from exporter.selection import Option
 
 CASES = range(8)
 
@@ -124,6 +127,75 @@ def test_a_goal_beyond_the_floors_says_what_is_within_them() -> None:
         search.solve([Goal(unit, most.gain(unit) * 2)], unit)
     assert f"{most.gain(unit):.1f} of it" in str(caught.value.hint)
     assert f"KL divergence {held_out.kl(most.cut):.3f}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("seed", "increase"), [(6, 0.1), (12, 0.2)])
+def test_a_goal_that_other_steps_reach_within_the_floors_is_reached(
+    seed: int, increase: float
+) -> None:
+    floors = Floors(perplexity_increase=increase)
+    search, _, held_out, _, unit = _search(seed, floors)
+    goal = Goal(unit, 0.97 * search.within_floors(unit).gain(unit))
+    blind = _search(seed)[0].solve([goal], unit)
+    assert held_out.kl(blind.cut) > math.log1p(increase), "the way of least damage breaks the floor"
+    walk = search.solve([goal], unit)
+    assert walk.gain(unit) >= goal.amount
+    assert held_out.kl(walk.cut) <= math.log1p(increase)
+
+
+def _level(alone: float = 0.1) -> tuple[MadeMeter, list[Option]]:
+    """Sublayers that all cost the same, a map a tenth of that."""
+    maps = {name: Substitute() for name in NAMES}
+    meter = MadeMeter(dict.fromkeys(NAMES, alone), shares=dict.fromkeys(maps.values(), 0.1))
+    options = [Option((name,)) for name in NAMES]
+    options += [Option((n,), replacement="linear", substitutes={n: maps[n]}) for n in NAMES]
+    return meter, options
+
+
+def test_what_a_later_goal_takes_back_is_made_up_for() -> None:
+    meter, options = _level()
+    maps = [option for option in options if option.replacement == "linear"]
+    # A map in an attention's place saves time, one in an MLP's takes more than the MLP.
+    unit = MadeUnit({(n, "linear"): 10.0 if n[1] == "attention" else -3.0 for n in NAMES})
+    mlps = Counted(("mlp",), "MLPs")
+    search = Search(meter, Judge(meter), maps, SearchSettings(shortlist=None))
+    walk = search.solve([Goal(unit, 17.0), Goal(mlps, 2)], unit)
+    assert walk.gain(unit) >= 17.0
+    assert walk.gain(mlps) == 2
+    with pytest.raises(PlanError, match=r"there is 24.0 of it; asked for is 26.0"):
+        search.solve([Goal(unit, 26.0), Goal(mlps, 2)], unit)
+
+
+def test_maps_that_are_too_large_for_a_later_goal_give_way() -> None:
+    meter, options = _level()
+    times = MadeUnit({(o.names[0], o.replacement): 1.0 for o in options})
+    sizes = MadeUnit({(n, how): 10.0 if how == "none" else 1.0 for n in NAMES
+                      for how in ("none", "linear")})  # fmt: skip
+    search = Search(meter, Judge(meter), options, SearchSettings(shortlist=None))
+    alone = search.solve([Goal(times, 5)], times)
+    assert {option.replacement for option in alone.options} == {"linear"}
+    walk = search.solve([Goal(times, 5), Goal(sizes, 45.0)], times)
+    assert walk.gain(times) >= 5
+    assert walk.gain(sizes) >= 45.0
+
+
+def test_nothing_that_may_go_is_said_so() -> None:
+    meter, _, unit = made_case(0)
+    search = Search(meter, Judge(meter, Floors(perplexity_increase=0.1)), [])
+    assert search.solve([], unit).options == ()
+    for refuse in (refuse_nothing, refuse_no_front):
+        with pytest.raises(PlanError, match="Nothing can be dropped: there is no sublayer"):
+            refuse(search.judge, search.smallest(unit))
+
+
+def test_a_front_of_nothing_but_ruins_says_what_the_smallest_cut_costs() -> None:
+    meter, options = _level(alone=4.0)
+    level = MadeUnit({(o.names[0], o.replacement): 1.0 for o in options})
+    plain = [option for option in options if option.replacement == "none"]
+    search = Search(meter, Judge(meter), plain, SearchSettings(shortlist=None))
+    assert search.path(level, enough=3.0) == []
+    with pytest.raises(PlanError, match=r"attention 0 alone leaves .* KL divergence 4.000 nats"):
+        refuse_no_front(search.judge, search.smallest(level))
 
 
 def test_floors_that_nothing_keeps_leave_nothing() -> None:
