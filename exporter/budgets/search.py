@@ -96,7 +96,7 @@ class Search:
         """
         if not goals:
             return self.within_floors(use_up)
-        walk = self._trimmed(goals, self._reaching(goals))
+        walk = self._treated_better(goals, self._trimmed(goals, self._reaching(goals)))
         if len(goals) == 1:
             walk = self._swapped(goals[0], walk)
         if self.judge.holds(walk):
@@ -227,6 +227,22 @@ class Search:
             damages = self._meter.measure_many(walk.cut, [other.cut for other in idle])[1:]
             costs = [objective_of(damage, self._objective) for damage in damages]
             walk = idle[costs.index(min(costs))]
+
+    def _treated_better(self, goals: Sequence[Goal], walk: Walk) -> Walk:
+        """Another way for a sublayer, such as a map for nothing, where that lowers the damage."""
+        while True:
+            own = {option.names: option for option in walk.options}
+            others = [
+                walk.plus([as_step(option)])
+                for option in self._valued(goals[0].unit)
+                if option.names in own and option.replacement != own[option.names].replacement
+            ]
+            others = [other for other in others if _all_reached(goals, other)]
+            now, *then = self._meter.measure_many(walk.cut, [other.cut for other in others])
+            costs = [objective_of(damage, self._objective) for damage in (now, *then)]
+            if min(costs) >= costs[0]:
+                return walk
+            walk = others[costs.index(min(costs)) - 1]
 
     def _swapped(self, goal: Goal, walk: Walk) -> Walk:
         """The same gain, with less damage where swaps find it in time."""

@@ -12,7 +12,7 @@ from exporter.ablation import Substitute
 from exporter.budgets import Floors, Search, SearchSettings
 from exporter.budgets.gains import Counted, Goal
 from exporter.budgets.reachable import refuse_no_front, refuse_nothing
-from exporter.budgets.walk import Judge, Walk, valued
+from exporter.budgets.walk import Judge, Walk, as_step, valued
 from exporter.errors import PlanError
 from exporter.selection import Option
 
@@ -98,6 +98,17 @@ def test_nothing_idle_is_dropped() -> None:
         search, *_, unit = _search(seed)
         walk = search.solve([Goal(unit, 15.0)], unit)
         assert all(walk.without(option).gain(unit) < 15.0 for option in walk.options)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_no_sublayer_is_better_treated_in_another_way(seed: int) -> None:
+    search, meter, _, options, unit = _search(seed)
+    walk = search.solve([Goal(unit, 18.0)], unit)
+    own = {option.names for option in walk.options}
+    others = [walk.plus([as_step(option)]) for option in options if option.names in own]
+    within = [meter.kl(other.cut) for other in others if other.gain(unit) >= 18.0]
+    # Sums of the same damages in another order.
+    assert meter.kl(walk.cut) <= min(within) * (1 + 1e-12)
 
 
 def test_no_plan_names_a_sublayer_twice_or_everything() -> None:
