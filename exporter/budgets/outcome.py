@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from exporter.ablation import Damage, Substitute
 from exporter.artifacts import HealingReport, PruningPlan, Speedup
 from exporter.budgets.budget import Budget
 from exporter.budgets.gains import Name
-from exporter.budgets.walk import Walk, damage_words, percent
+from exporter.budgets.walk import Walk, damage_words
 from exporter.costs import CostTable, GraphSizes
 from exporter.healing.plan_file import files_of
 
@@ -49,7 +50,8 @@ class Outcome:
         elif "speedup" in figures:
             told = f"speedup {figures['speedup']:.3f} by the costs, not measured; {told}"
         if "other_log_perplexity_increase" in figures:
-            told += f" (other domain: {percent(figures['other_log_perplexity_increase'])} more)"
+            rise = math.expm1(min(figures["other_log_perplexity_increase"], 50.0))
+            told += f" (perplexity in the other domain {rise:+.1%})"
         return f"{told}; parameters {figures['parameters'] / 1e6:.1f} million"
 
 

@@ -25,7 +25,7 @@ BUDGETS = (
     *("parameters", "fits", "target_speedup", "max_perplexity_increase", "min_top1_agreement"),
 )
 """The options that ask for something that no number of sublayers says."""
-IDLE = ("at", "context", "kinds", "attention_only", "rank", "check_text", "onnx", "costs")
+IDLE = ("at", "batch", "context", "kinds", "attention_only", "rank", "check_text", "onnx", "costs")
 """What `depthcut plan` has no use for without them."""
 
 

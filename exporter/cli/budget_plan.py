@@ -116,9 +116,12 @@ def planned(
         The plan as written; None where only the curve was asked for.
     """
     from exporter.budgets import Workplace
+    from exporter.errors import UsageError
     from exporter.healing.plan_file import write_healed_plan
 
-    budget = budget_request(options, options["batch"])
+    if options["batch"] and options["fits"] is None:
+        raise UsageError("--batch says how many sequences --fits is for.", "Give both, or neither.")
+    budget = budget_request(options, options["batch"] or 1)
     if options["curve"] is None:
         budget.refuse_empty()
     work = Workplace(output.with_name(f"{output.name}.work"))

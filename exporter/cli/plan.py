@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 @budget_options
 @replacement_options
 @budgeting(
-    "--batch", type=Count(), default=1, show_default=True,
-    help="Of --fits: sequences whose caches are held.",
+    "--batch", type=Count(),
+    help="Of --fits: sequences whose caches are held. [1]",
 )  # fmt: skip
 @budgeting(
     "--curve", type=ANY_PATH, metavar="FILE.json",
@@ -148,11 +148,14 @@ def _counted(
     from exporter.request import COUNTS
     from exporter.selection import choose
 
+    counts = {name: options[name] or 0 for name in COUNTS}
+    if not any(counts.values()):
+        drop_request(options)  # says what may be asked for
     search = search_request(options)
     journal = output.with_name(f"{output.name}.journal")
     result = choose(
         report,
-        {k: v for k, v in vars(drop_request(options)).items() if k in COUNTS},
+        counts,
         search,
         load=load,
         calibration=options["calibration"],

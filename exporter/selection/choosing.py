@@ -18,6 +18,7 @@ from exporter.selection.greedy import greedy
 from exporter.selection.iterative import iterative
 from exporter.selection.meters import RememberingMeter
 from exporter.selection.options import (
+    KINDS,
     Name,
     Objective,
     Option,
@@ -123,6 +124,7 @@ def choose(
         return _with_budget(plan, {"search": options.search}, options) if protected else plan
     if load is None:
         raise UsageError(f"A search that is {options.search} runs the model.", "Name the model.")
+    _refuse_unreachable(report, counts, protected)
     searcher = _Searcher(report, options, load(), calibration, batch_size, cache_dir, journal)
     plan, damage = searcher.plan(counts, protected, importance_sha256, progress)
     validate_plan(plan, report.model.num_layers, model=report.model.source)
@@ -324,11 +326,25 @@ def _refuse_too_many(
             _refuse_number(group, number, left, report.model.source)
 
 
+def _refuse_unreachable(
+    report: ImportanceReport, counts: Mapping[str, int], protected: frozenset[Name]
+) -> None:
+    """Before the model is loaded: more than may go, or everything."""
+    layers = report.model.num_layers
+    for group, number in _groups(counts):
+        options = options_for(group, layers, protected)
+        left = len(options)
+        if sum(len(option.names) for option in options) == len(KINDS) * layers:
+            left -= 1  # No plan drops everything.
+        if number > left:
+            _refuse_number(group, number, left, report.model.source)
+
+
 def _refuse_number(group: Group, number: int, left: int, model: str) -> None:
     what = "sublayers" if group == "joint" else {"mlp": "MLPs"}.get(group, f"{group}s")
     raise PlanError(
         f"{number} {what} are to be dropped, but of {model} only {left} may go.",
-        f"Ask for at most {left}, or protect fewer sublayers.",
+        f"Ask for at most {left}: what is protected stays, and never less than one sublayer.",
     )
 
 

@@ -19,6 +19,7 @@ from exporter.artifacts import (
     ModelRef,
     ParetoCurve,
     PlannedDeletion,
+    PruningPlan,
     Score,
 )
 from exporter.budgets import Budget, Floors, Memory, tokens
@@ -161,6 +162,12 @@ def _importance(folder: Path) -> Path:
         (["--parameters", "10%", "--search", "iterative"], "Leave --search away"),
         (["--kinds", "mlp", "--attention-only", "--parameters", "10%"], "Give one of them"),
         (["--heal", "bias"], "Say what the plan is to reach"),
+        (["--batch", "4", "--drop-attn", "1"], "--batch is for budgets"),
+        (["--batch", "4", "--parameters", "10%"], "how many sequences --fits is for"),
+        ([], "Say what to drop"),
+        (["--drop", "6", "--search", "greedy"], "only 5 may go"),
+        (["--drop-block", "3", "--search", "evolution"], "only 2 may go"),
+        (["--drop-attn", "3", "--search", "iterative", "--protect", "first"], "only 2 may go"),
         (["--parameters", "10%", "--curve", "front.html"], "Write --curve front.json"),
         (["--drop-block", "1"], "depthcut score gone --metric kl --blocks"),
         (["--drop-block", "1", "--protect", "first"], "depthcut score gone --metric kl --blocks"),
@@ -177,6 +184,21 @@ def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: st
     told = done.output + (str(done.exception) if isinstance(done.exception, DepthcutError) else "")
     assert words in re.sub(r"\s+", " ", told)
     assert [found.name for found in tmp_path.iterdir()] == ["importance.json"]
+
+
+def test_numbers_of_several_kinds_combine(tmp_path: Path) -> None:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    out = tmp_path / "plan.json"
+    call = ["plan", str(_importance(tmp_path)), "-o", str(out)]
+    done = CliRunner().invoke(
+        cli, [*call, "--drop-attn", "2", "--drop-mlp", "1"], obj=ConsoleProgress()
+    )
+    assert done.exception is None
+    assert PruningPlan.read(out).budget == {"attention": 2, "mlp": 1}
+    done = CliRunner().invoke(cli, [*call, "--drop", "2", "--drop-mlp", "1"], obj=ConsoleProgress())
+    assert "chooses among attentions and MLPs itself" in str(done.exception)
 
 
 @pytest.mark.parametrize(

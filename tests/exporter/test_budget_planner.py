@@ -374,4 +374,6 @@ def test_a_plan_is_judged_in_another_domain_too(planner: Any, tmp_path: Path) ->
     made._load, made.__dict__["loaded"] = lambda: reading, reading
     told = made.plan().plan.predicted
     assert told["other_kl"] > 0
+    rise = math.expm1(told["other_log_perplexity_increase"])
+    assert f"(perplexity in the other domain {rise:+.1%})" in made.plan().words()
     assert told["other_kl"] != told["kl"]
