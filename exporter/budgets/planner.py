@@ -57,6 +57,7 @@ class Planner:
 
     Raises:
         UsageError: The budget asks for what can't be told without a graph.
+        CostError: The graph can't hold so many tokens.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class Planner:
             DepthcutError: Of the stage that failed.
         """
         self.budget.refuse_empty()
+        if self._given_sizes is not None:
+            _ = self.goals  # what fits as it is needs no model
         walk, speedup = self._measured() if self._times_candidates else (self._solved(), None)
         self._refuse_nothing(walk)
         if speedup is None and self._stopwatch is not None:
@@ -339,6 +342,8 @@ def _refuse_missing(
         raise UsageError(
             "How much the caches take is read from the exported graph.", "Name it with --onnx."
         )
+    if budget.fits is not None and sizes is not None:
+        sizes.total_bytes(context=budget.fits.context, batch=budget.fits.batch)
     if costs is not None and budget.at is not None and costs.at != budget.at:
         raise UsageError(
             f"The costs were measured for {costs.at}, not for {budget.at}.",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from exporter.artifacts import Speedup
-from exporter.errors import CalibrationError, PlanError, UsageError
+from exporter.errors import CalibrationError, CostError, PlanError, UsageError
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
@@ -332,6 +332,16 @@ def test_one_sample_can_not_be_split(planner: Any, report: Any) -> None:
 def test_what_can_not_be_told_is_refused_first(planner: Any, asked: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         planner(Budget(**asked)).plan()
+
+
+def test_memory_that_asks_for_no_plan_is_refused_before_the_model_is_loaded(planner: Any) -> None:
+    sizes = replace(planner(Budget(parameters=0.1)).sizes, longest=64)
+    made = planner(Budget(fits=budgets.Memory(10**9, 64)), sizes=sizes)
+    made._load = lambda: pytest.fail("loaded")
+    with pytest.raises(PlanError, match="Nothing needs to be dropped"):
+        made.plan()
+    with pytest.raises(CostError, match="ends at 64 positions"):
+        planner(Budget(fits=budgets.Memory(10**9, 65)), sizes=sizes)
 
 
 def test_costs_of_another_request_are_refused(planner: Any) -> None:
