@@ -23,7 +23,6 @@ from exporter.errors import (
     pass_on_memory_error,
 )
 from exporter.files import sha256_file, sha256_files
-from exporter.model_files import save_checkpoint, save_pretrained_files
 from exporter.optional import require
 from exporter.transformers_output import quiet_transformers
 from exporter.unquantized import unquantized
@@ -35,8 +34,6 @@ __all__ = [
     "LoadedModel",
     "load_model",
     "resolve_source",
-    "save_checkpoint",
-    "save_pretrained_files",
     "source_sha256",
 ]
 

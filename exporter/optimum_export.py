@@ -50,7 +50,7 @@ def export_with_optimum(
         OSError: The disk is full.
     """
     require("optimum.exporters.onnx", extra="optimum")
-    from exporter.model_source import save_checkpoint
+    from exporter.model_files import save_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="depthcut.") as name, told_to(progress):
         checkpoint, out = Path(name, "checkpoint"), Path(name, "onnx")

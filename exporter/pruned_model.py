@@ -18,7 +18,8 @@ from exporter.architectures import SublayerModules, layer_modules, sublayers
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import UnknownArchitectureError, UsageError
 from exporter.files import staged_directory
-from exporter.model_source import LoadedModel, load_model, save_checkpoint
+from exporter.model_files import save_checkpoint
+from exporter.model_source import LoadedModel, load_model
 
 if TYPE_CHECKING:
     import torch

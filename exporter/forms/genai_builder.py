@@ -102,7 +102,7 @@ def _run_builder(
 
 def _save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
     """The model as the builder reads it; with a tokenizer, which it copies."""
-    from exporter.model_source import save_checkpoint
+    from exporter.model_files import save_checkpoint
 
     save_checkpoint(loaded, folder)
     if loaded.tokenizer is None:

@@ -255,7 +255,8 @@ def _peaks(checkpoint: str, batches: int) -> tuple[int, int]:
 
 def main() -> None:
     """Prints all figures."""
-    from exporter.model_source import load_model, save_checkpoint
+    from exporter.model_files import save_checkpoint
+    from exporter.model_source import load_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?")

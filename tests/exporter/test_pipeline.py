@@ -370,16 +370,16 @@ def test_a_model_that_is_not_there_leaves_no_folder(checkpoint: Path, tmp_path: 
 def test_extra_files_of_the_tokenizer_go_to_both_arms(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import exporter.model_source as model_source
+    import exporter.model_files as model_files
 
-    save = model_source.save_pretrained_files
+    save = model_files.save_pretrained_files
 
     def with_templates(loaded: Any, folder: Path) -> None:
         save(loaded, folder)
         (folder / "additional_chat_templates").mkdir()
         (folder / "additional_chat_templates" / "tool_use.jinja").touch()
 
-    monkeypatch.setattr(model_source, "save_pretrained_files", with_templates)
+    monkeypatch.setattr(model_files, "save_pretrained_files", with_templates)
     _walk(_request(checkpoint, tmp_path / "out"))
     for arm in ("baseline", "candidate"):
         folder = tmp_path / "out" / arm / "additional_chat_templates"
