@@ -13,14 +13,8 @@ from tiny_families import tiny_loaded, tiny_model, tiny_tokenizer
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import sha256_file
-from exporter.model_files import with_both_rope_dialects
-from exporter.model_source import (
-    load_model,
-    resolve_source,
-    save_checkpoint,
-    save_pretrained_files,
-    source_sha256,
-)
+from exporter.model_files import save_checkpoint, save_pretrained_files, with_both_rope_dialects
+from exporter.model_source import load_model, resolve_source, source_sha256
 
 
 def _folder(path: Path, config: dict[str, Any] | None = None) -> Path:
