@@ -30,6 +30,10 @@ class Measured:
         """How far from the target, as a share of it."""
         return abs(self.speedup.ratio / target - 1)
 
+    def is_shown(self, target: float) -> bool:
+        """Whether all of the interval, not only its middle, is near the target."""
+        return all(abs(end / target - 1) <= TOLERANCE for end in self.speedup.ci95)
+
 
 def hit(
     target: float,

@@ -251,12 +251,23 @@ class Planner:
             rounds=self.settings.rounds,
             progress=self._progress,
         )
-        if found.miss(self.budget.target_speedup) > TOLERANCE:
+        self._warn(found, self.budget.target_speedup)
+        return found.walk, found.speedup
+
+    def _warn(self, found: Measured, target: float) -> None:
+        """Tells of a target that was missed, or not shown to be hit."""
+        low, high = found.speedup.ci95
+        if found.miss(target) > TOLERANCE:
             self._progress.say(
                 f"plan: warning: no candidate came within {TOLERANCE:.0%} of a speedup of "
-                f"{self.budget.target_speedup:g}; the nearest measures {found.speedup.ratio:.3f}"
+                f"{target:g}; the nearest measures {found.speedup.ratio:.3f}"
             )
-        return found.walk, found.speedup
+        elif not found.is_shown(target):
+            self._progress.say(
+                f"plan: warning: a speedup within {TOLERANCE:.0%} of {target:g} is not shown: the "
+                f"interval reaches from {low:.3f} to {high:.3f}; a quieter machine or a larger "
+                "--time-budget tells more"
+            )
 
     def _time(self, walk: Walk) -> Speedup:
         assert self._stopwatch is not None

@@ -6,7 +6,7 @@ import pytest
 
 from exporter.ablation import Substitute
 from exporter.artifacts import Speedup
-from exporter.budgets.hit import TOLERANCE, hit
+from exporter.budgets.hit import TOLERANCE, Measured, hit
 from exporter.budgets.walk import Walk
 from exporter.errors import PlanError
 from exporter.selection import Option
@@ -90,3 +90,12 @@ def test_a_disturbed_measurement_moves_the_goal_no_further_than_twice() -> None:
 
     hit(1.1, _goal_ms(1.1), solve, machine.measure, rounds=2)
     assert goals[1] == pytest.approx(2 * goals[0])
+
+
+@pytest.mark.parametrize(
+    ("ci95", "shown"), [((1.24, 1.27), True), ((1.20, 1.26), False), ((1.0, 1.6), False)]
+)
+def test_a_middle_near_the_target_is_not_enough(ci95: tuple[float, float], shown: bool) -> None:
+    found = Measured(Walk(), Speedup(ratio=1.25, ci95=ci95))
+    assert found.miss(1.25) == 0
+    assert found.is_shown(1.25) is shown

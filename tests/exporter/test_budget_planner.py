@@ -25,6 +25,7 @@ from exporter import budgets  # noqa: E402
 from exporter.budgets import Budget, Floors, Planner, PlanSettings, Workplace  # noqa: E402
 from exporter.costs import At  # noqa: E402
 from exporter.importance import score  # noqa: E402
+from exporter.progress import Quiet  # noqa: E402
 from exporter.selection import SearchOptions  # noqa: E402
 
 NAMES: list[Any] = [(layer, kind) for layer in range(4) for kind in ("attention", "mlp")]
@@ -38,11 +39,13 @@ class MadeStopwatch:
 
     Attributes:
         truth: So many times.
+        noise: How far the interval reaches to either side.
         timed: The candidates that were measured.
         asked: For which replacements costs were measured.
     """
 
     truth: float = 1.0
+    noise: float = 0.01
     timed: list[Any] = field(default_factory=list)
     asked: list[Sequence[str]] = field(default_factory=list)
 
@@ -54,7 +57,7 @@ class MadeStopwatch:
         self.timed.append(walk.choices)
         saved = sum(SAVED[name][how] for name, how in walk.choices.items())
         ratio = 100 / (100 - self.truth * saved)
-        return Speedup(ratio=ratio, ci95=(ratio - 0.01, ratio + 0.01))
+        return Speedup(ratio=ratio, ci95=(ratio - self.noise, ratio + self.noise))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def report(loaded: Any, cache: Path) -> Any:
 
 
 @pytest.fixture
-def planner(loaded: Any, report: Any, cache: Path, tmp_path: Path) -> Any:
+def planner(loaded: Any, report: Any, cache: Path, tmp_path: Path, said: list[str]) -> Any:
     def made(budget: Budget, stopwatch: Any = None, **settings: Any) -> Planner:
         given = {"costs": settings.pop("costs", None), "sizes": settings.pop("sizes", None)}
         search = SearchOptions(search="greedy", shortlist=0, tokens=4096)
@@ -88,10 +91,41 @@ def planner(loaded: Any, report: Any, cache: Path, tmp_path: Path) -> Any:
             stopwatch=stopwatch,
             importance_sha256="a" * 64,
             cache_dir=cache,
+            progress=Said(said),
             **given,
         )
 
     return made
+
+
+@dataclass
+class Said(Quiet):
+    lines: list[str]
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.mark.parametrize(
+    ("target", "watch", "told"),
+    [
+        (1.22, MadeStopwatch(), None),
+        (1.22, MadeStopwatch(noise=0.2), "is not shown: the interval reaches from 1.0"),
+        (1.22, MadeStopwatch(truth=2.0), "no candidate came within 3% of a speedup of 1.22"),
+    ],
+)
+def test_a_speedup_that_is_missed_or_not_shown_is_told(
+    planner: Any, said: list[str], target: float, watch: MadeStopwatch, told: str | None
+) -> None:
+    planner(Budget(target_speedup=target, at=AT), watch, heal="none").plan()
+    warnings = [line for line in said if "warning" in line and "speedup" in line]
+    assert len(warnings) == (told is not None)
+    assert all(told in line for line in warnings if told)
 
 
 def test_a_share_of_parameters_goes(planner: Any, loaded: Any) -> None:
