@@ -80,17 +80,13 @@ def _refuse_idle(options: Mapping[str, Any]) -> None:
 def _score(
     progress: ConsoleProgress, model: str, output: Path, as_json: bool, options: dict[str, Any]
 ) -> None:
-    from exporter.cli.requests import score_options, source_options
     from exporter.cli.results import print_artifact
+    from exporter.cli.score_runs import scored
     from exporter.files import refuse_overwriting
-    from exporter.importance import score as score_model
-    from exporter.model_source import load_model
     from exporter.report.words import significant
 
     refuse_overwriting(output, map(Path, filter(None, (model, options["calibration"]))))
-    with progress.task(f"load {model}"):
-        loaded = load_model(model, **vars(source_options(options)))
-    report = score_model(loaded, **vars(score_options(options)), progress=progress)
+    report = scored(model, options, progress)
     report.write(output)
     lowest = sorted((s for s in report.scores if s.kind != "block"), key=lambda s: s.score)[:5]
     line = "Most redundant: " + ", ".join(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exporter.artifacts import Score
 from exporter.errors import ScoringError
@@ -58,12 +57,9 @@ class StreamScorer:
     """
 
     def __init__(self, num_layers: int, metrics: Sequence[StreamMetric]) -> None:
-        shape = (num_layers, len(UNITS))
         self._layers, self._metrics = num_layers, metrics
-        self._sums = [RatioSums(shape) for _ in metrics]
-        self._batch: NDArray[np.float64] = np.zeros(0)
-        self._mask: torch.Tensor | None = None
-        self._last: torch.Tensor | None = None
+        self._sums = StreamSums(num_layers, metrics)
+        self._batch: StreamBatch | None = None
         self._first_sample = 0
 
     def begin(self, mask: torch.Tensor) -> None:
@@ -72,16 +68,66 @@ class StreamScorer:
         Args:
             mask: ``[batch, tokens]``, boolean; True for real tokens.
         """
-        import torch
-
-        self._mask = mask
-        places = torch.arange(mask.shape[1], device=mask.device)
-        self._last = torch.where(mask, places, 0).amax(dim=1, keepdim=True)
-        shape = (len(self._metrics), self._layers, len(UNITS), len(mask))
-        self._batch = np.zeros(shape)
+        self._batch = StreamBatch(self._layers, self._metrics, mask, self._first_sample)
 
     def __call__(self, states: LayerStates) -> None:
         """Takes one layer's states of the announced batch.
+
+        Raises:
+            ScoringError: When an activation is NaN or infinite; names layer and sample.
+        """
+        assert self._batch is not None, "begin() announces each batch"
+        self._batch(states)
+
+    def end(self) -> None:
+        """Takes the announced batch into the running sums."""
+        assert self._batch is not None, "begin() announces each batch"
+        self._sums.add(self._batch.sums, self._batch.counts)
+        self._first_sample += len(self._batch.counts)
+
+    def scores(self, number: int) -> list[Score]:
+        """The scores so far by one of the metrics, layer by layer.
+
+        Raises:
+            ScoringError: When there was no token.
+        """
+        return self._sums.scores(number)
+
+
+class StreamBatch:
+    """Each sample's sums of one batch, by metric, layer and unit.
+
+    They can be made anywhere and in any order of layers; batches that are added to
+    :class:`StreamSums` in the order of the text give the same scores to the last bit.
+
+    Args:
+        num_layers: How many layers the model has.
+        metrics: What to collect.
+        mask: ``[batch, tokens]``, boolean; True for real tokens.
+        first_sample: The number of the batch's first sample in the text, for errors.
+
+    Attributes:
+        sums: ``[metrics, layers, units, batch]``.
+        counts: How many real tokens each sample has, ``[batch]``.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        metrics: Sequence[StreamMetric],
+        mask: torch.Tensor,
+        first_sample: int = 0,
+    ) -> None:
+        import torch
+
+        self._metrics, self._mask, self._first_sample = metrics, mask, first_sample
+        places = torch.arange(mask.shape[1], device=mask.device)
+        self._last = torch.where(mask, places, 0).amax(dim=1, keepdim=True)
+        self.sums: Floats = np.zeros((len(metrics), num_layers, len(UNITS), len(mask)))
+        self.counts: Floats = mask.sum(dim=1).double().cpu().numpy()
+
+    def __call__(self, states: LayerStates) -> None:
+        """Takes one layer's states.
 
         Raises:
             ScoringError: When an activation is NaN or infinite; names layer and sample.
@@ -93,32 +139,15 @@ class StreamScorer:
         stacked = torch.stack([torch.stack(row) for row in sums]).cpu().numpy()
         if not np.isfinite(stacked).all():
             self._refuse(states.number, stacked)
-        self._batch[:, states.number] = stacked
-
-    def end(self) -> None:
-        """Takes the announced batch into the running sums."""
-        assert self._mask is not None, "begin() announces each batch"
-        counts: Floats = self._mask.sum(dim=1).double().cpu().numpy()
-        for metric, sums, batch in zip(self._metrics, self._sums, self._batch, strict=True):
-            sums.add(batch, (counts > 0).astype(np.float64) if metric.last_token else counts)
-        self._first_sample += len(counts)
-
-    def scores(self, number: int) -> list[Score]:
-        """The scores so far by one of the metrics, layer by layer.
-
-        Raises:
-            ScoringError: When there was no token.
-        """
-        return scores_of(self._sums[number])
+        self.sums[:, states.number] = stacked
 
     def _reduced(self, metric: StreamMetric, values: torch.Tensor) -> torch.Tensor:
         """Each sample's sum over the tokens that count, ``[batch]``."""
         import torch
 
-        assert self._mask is not None, "begin() announces each batch"
-        assert self._last is not None, "begin() announces each batch"
-        kept = torch.where(self._mask, values, 0.0)
-        return kept.gather(1, self._last)[:, 0] if metric.last_token else kept.sum(dim=1)
+        mask, last = self._mask.to(values.device), self._last.to(values.device)
+        kept = torch.where(mask, values, 0.0)
+        return kept.gather(1, last)[:, 0] if metric.last_token else kept.sum(dim=1)
 
     def _refuse(self, layer: int, sums: Floats) -> None:
         _, unit, row = np.argwhere(~np.isfinite(sums))[0]
@@ -127,6 +156,38 @@ class StreamScorer:
             f"sample {self._first_sample + row}.",
             NOT_FINITE_HINT,
         )
+
+
+class StreamSums:
+    """The sums of all batches so far.
+
+    Args:
+        num_layers: How many layers the model has.
+        metrics: What is collected, in the order of the batches' first axis.
+    """
+
+    def __init__(self, num_layers: int, metrics: Sequence[StreamMetric]) -> None:
+        self._metrics = metrics
+        self._sums = [RatioSums((num_layers, len(UNITS))) for _ in metrics]
+
+    def add(self, sums: Floats, counts: Floats) -> None:
+        """Takes one batch; the order of the calls decides how the sums round.
+
+        Args:
+            sums: ``[metrics, layers, units, batch]``.
+            counts: How many real tokens each sample has, ``[batch]``.
+        """
+        samples = (counts > 0).astype(np.float64)
+        for metric, running, batch in zip(self._metrics, self._sums, sums, strict=True):
+            running.add(batch, samples if metric.last_token else counts)
+
+    def scores(self, number: int) -> list[Score]:
+        """The scores so far by one of the metrics, layer by layer.
+
+        Raises:
+            ScoringError: When there was no token.
+        """
+        return scores_of(self._sums[number])
 
 
 def scores_of(sums: RatioSums) -> list[Score]:

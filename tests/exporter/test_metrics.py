@@ -228,8 +228,9 @@ def test_what_is_kept_does_not_grow_with_the_text() -> None:
         for _ in range(batches):
             scorer.begin(torch.ones(2, 5, dtype=torch.bool))
             scorer.end()
-        sums = [array for sums in scorer._sums for array in vars(sums).values()]
-        return sum(np.asarray(array).nbytes for array in [*sums, scorer._batch])
+        sums = [array for sums in scorer._sums._sums for array in vars(sums).values()]
+        assert scorer._batch is not None
+        return sum(np.asarray(array).nbytes for array in [*sums, scorer._batch.sums])
 
     assert kept(1) == kept(50)
 
