@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ModelRef
 from exporter.auto_class import auto_class
+from exporter.checkpoint_shards import CheckpointShards
 from exporter.disk import telling_full_disk
 from exporter.errors import (
     ModelSourceError,
@@ -23,15 +24,17 @@ from exporter.errors import (
     pass_on_memory_error,
 )
 from exporter.files import sha256_file, sha256_files
+from exporter.gguf_source import load_gguf
 from exporter.optional import require
 from exporter.transformers_output import quiet_transformers
-from exporter.unquantized import unquantized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "LoadedModel",
+    "check_dtype",
+    "load_folder",
     "load_model",
     "resolve_source",
     "source_sha256",
@@ -92,17 +95,74 @@ def load_model(
         ModelSourceError: When the source is missing, incomplete or can't be read.
         UnknownArchitectureError: When transformers has no such model.
     """
-    if dtype not in _DTYPES:
-        raise ModelSourceError(f"The dtype {dtype} is not known.", f"Use {' or '.join(_DTYPES)}.")
+    check_dtype(dtype)
     path = resolve_source(
         source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, revision=revision
     )
-    with quiet_transformers():
-        model, tokenizer = (
-            _load_gguf(path, dtype)
-            if path.is_file()
-            else _load_folder(path, dtype, trust_remote_code, allow_pickle, pruned)
+
+    def load(config: Any) -> tuple[Any, dict[str, Any]]:
+        model_class = auto_class(config, trust_remote_code=trust_remote_code, pruned=pruned)
+        use_safetensors = bool(_matching(path, _SAFETENSORS)) or not allow_pickle
+        if use_safetensors:
+            CheckpointShards.open(path)  # says which shard is at fault, which transformers doesn't
+        model, info = model_class.from_pretrained(
+            path,
+            config=config,
+            dtype=_torch_dtype(dtype),
+            use_safetensors=use_safetensors,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
         )
+        return model, info
+
+    if not path.is_file():
+        return load_folder(source, path, load, trust_remote_code=trust_remote_code)
+    with quiet_transformers():
+        model, info, tokenizer = load_gguf(path, _torch_dtype(dtype))
+    return _loaded(source, path, model, info, tokenizer)
+
+
+def load_folder(
+    source: str,
+    path: Path,
+    load: Callable[[Any], tuple[PreTrainedModel, dict[str, Any]]],
+    *,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Loads a model's folder with its tokenizer, however its weights come.
+
+    Args:
+        source: What the user named.
+        path: The folder, as :func:`resolve_source` found it.
+        load: From the config to the model and transformers' report of the load.
+        trust_remote_code: As for :func:`load_model`.
+
+    Raises:
+        ModelSourceError: When weights are missing, or anything can't be read.
+        UnknownArchitectureError: When transformers has no such model.
+    """
+    transformers = require("transformers", extra="torch")
+    _refuse_unknown(_read_json(path / "config.json"), path, trust_remote_code)
+    with quiet_transformers():
+        try:
+            config = transformers.AutoConfig.from_pretrained(
+                path, trust_remote_code=trust_remote_code
+            )
+            model, info = load(config)
+        except ModelSourceError:
+            raise
+        # From a cut safetensors file to a config that contradicts the weights: many classes.
+        except Exception as error:
+            pass_on_memory_error(error)
+            raise ModelSourceError(f"{path} can't be loaded: {first_line(error)}.") from error
+        tokenizer = _load_tokenizer(path, trust_remote_code)
+    return _loaded(source, path, model, info, tokenizer)
+
+
+def _loaded(
+    source: str, path: Path, model: Any, info: dict[str, Any], tokenizer: Any
+) -> LoadedModel:
+    _refuse_missing(info, path)
     model.eval().requires_grad_(False)
     ref = ModelRef(
         source=source,
@@ -111,6 +171,16 @@ def load_model(
         sha256=_path_sha256(path),
     )
     return LoadedModel(model, tokenizer, ref, path)
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuses what weights can't become.
+
+    Raises:
+        ModelSourceError: It is none of ``float32``, ``float16`` and ``bfloat16``.
+    """
+    if dtype not in _DTYPES:
+        raise ModelSourceError(f"The dtype {dtype} is not known.", f"Use {' or '.join(_DTYPES)}.")
 
 
 def resolve_source(
@@ -228,68 +298,6 @@ def _check_gguf(path: Path) -> None:
     if path.suffix == ".onnx":
         hint = "An ONNX file is pruned with `depthcut prune` and a plan."
     raise ModelSourceError(f"{path} is not a GGUF file.", hint)
-
-
-def _load_gguf(path: Path, dtype: str) -> tuple[Any, Any]:
-    """Loads a GGUF file into a model that can be saved and exported like any other."""
-    transformers = require("transformers", extra="torch")
-    require("gguf", extra="gguf")
-    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    try:
-        config = transformers.AutoConfig.from_pretrained(**place)
-        model_class = auto_class(config, trust_remote_code=False)
-        model, info = model_class.from_pretrained(
-            **place, dtype=_torch_dtype(dtype), output_loading_info=True, trust_remote_code=False
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
-    # The reader has no error class of its own; a cut or odd file gives anything from a KeyError
-    # to a numpy reshape error.
-    except Exception as error:
-        raise _gguf_error(path, error) from error
-    _refuse_missing(info, path)
-    return unquantized(model), tokenizer
-
-
-def _gguf_error(path: Path, error: Exception) -> ModelSourceError:
-    pass_on_memory_error(error)
-    told = f"{first_line(error)}."
-    if "architecture" in told or "model type" in told:
-        return UnknownArchitectureError(f"{path}: {told}")
-    return ModelSourceError(
-        f"{path} can't be read as a GGUF model: {told}",
-        "The file may be cut short, or hold a type that can't be dequantised; fetch it again or "
-        "take another quantization.",
-    )
-
-
-def _load_folder(
-    folder: Path, dtype: str, trust_remote_code: bool, allow_pickle: bool, pruned: bool
-) -> tuple[Any, Any]:
-    transformers = require("transformers", extra="torch")
-    config_json = _read_json(folder / "config.json")
-    _refuse_unknown(config_json, folder, trust_remote_code)
-    use_safetensors = bool(_matching(folder, _SAFETENSORS)) or not allow_pickle
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
-        model_class = auto_class(config, trust_remote_code=trust_remote_code, pruned=pruned)
-        model, info = model_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=_torch_dtype(dtype),
-            use_safetensors=use_safetensors,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except ModelSourceError:
-        raise
-    # From a cut safetensors file to a config that contradicts the weights: many classes.
-    except Exception as error:
-        pass_on_memory_error(error)
-        raise ModelSourceError(f"{folder} can't be loaded: {first_line(error)}.") from error
-    _refuse_missing(info, folder)
-    return model, _load_tokenizer(folder, trust_remote_code)
 
 
 def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:

@@ -1,0 +1,252 @@
+"""A checkpoint's safetensors files: what is in them, read a tensor at a time.
+
+Only the headers are read at first, and held against the files' lengths and the index, so that a
+checkpoint that is not whole is refused before any work, with the shard that is at fault.
+Format: https://github.com/huggingface/safetensors (8 bytes length, JSON header, data).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import ModelSourceError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CheckpointShards", "Entry"]
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_LENGTH_BYTES = 8
+# The format's own limit: a longer one is no header.
+_LONGEST_HEADER = 100_000_000
+_ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+    "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8, "C64": 8,
+}  # fmt: skip
+_TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "U16": "uint16", "U32": "uint32",
+    "U64": "uint64", "C64": "complex64",
+}  # fmt: skip
+_AGAIN = "Fetch the model again."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies.
+
+    Attributes:
+        file: The shard.
+        dtype: As safetensors names it: ``F32``, ``BF16``, …
+        shape: Of the tensor.
+        begin: Its first byte, from the file's beginning.
+        end: Behind its last byte.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the tensor takes."""
+        return self.end - self.begin
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """PyTorch's name for the dtype.
+
+        Raises:
+            ModelSourceError: PyTorch has none.
+        """
+        import torch
+
+        dtype = getattr(torch, _TORCH_NAMES.get(self.dtype, "-"), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ModelSourceError(f"{self.file} holds the type {self.dtype}, which is not known.")
+        return dtype
+
+
+class CheckpointShards:
+    """The tensors of a checkpoint, by name; made by :meth:`open`. Threads may share it.
+
+    Attributes:
+        folder: The checkpoint's.
+        entries: Where each tensor lies.
+    """
+
+    def __init__(self, folder: Path, entries: Mapping[str, Entry]) -> None:
+        self.folder, self.entries = folder, entries
+        self._bytes_read = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, folder: Path) -> CheckpointShards:
+        """Reads the headers of ``model.safetensors``, or of what its index names.
+
+        Raises:
+            ModelSourceError: There is neither; a shard is missing or not whole; or the index says
+                of a tensor what the shards don't. The message names the shard.
+        """
+        index = folder / _INDEX
+        if (folder / _SINGLE).is_file():
+            return cls(folder, _header(folder / _SINGLE))
+        if not index.is_file():
+            raise ModelSourceError(
+                f"{folder} holds neither {_SINGLE} nor {_INDEX}.",
+                "Is it the folder of a Hugging Face model with its weights?",
+            )
+        places = _places(index)
+        shards = {name: _header(index.parent / name) for name in sorted(set(places.values()))}
+        return cls(folder, _agreed(index, places, shards))
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors, in bytes."""
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of tensors were read so far; a tensor that is read twice counts twice."""
+        return self._bytes_read
+
+    def read(self, name: str) -> torch.Tensor:
+        """Reads one tensor into memory of its own, as aligned as PyTorch's own.
+
+        Raises:
+            ModelSourceError: The shard can't be read, or has become shorter; names it.
+            KeyError: There is no such tensor.
+        """
+        import torch
+
+        entry = self.entries[name]
+        dtype = entry.torch_dtype
+        raw = torch.empty(entry.nbytes, dtype=torch.uint8)
+        if entry.nbytes:
+            _fill(raw.numpy(), entry, name)
+        with self._lock:
+            self._bytes_read += entry.nbytes
+        return raw.view(dtype).reshape(entry.shape)
+
+
+def _fill(buffer: Any, entry: Entry, name: str) -> None:
+    try:
+        with entry.file.open("rb", buffering=0) as file:
+            file.seek(entry.begin)
+            rest = memoryview(buffer)
+            while rest:
+                count = file.readinto(rest)  # at most 2 GiB at once
+                if not count:
+                    break
+                rest = rest[count:]
+    except OSError as error:
+        raise ModelSourceError(f"{entry.file} can't be read: {first_line(error)}.") from error
+    if rest:
+        raise ModelSourceError(
+            f"{entry.file} ends inside {name}: it has become shorter since it was opened.", _AGAIN
+        )
+
+
+def _places(index: Path) -> dict[str, str]:
+    """From each tensor's name to its shard's, as the index has it."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        places = dict(content["weight_map"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelSourceError(f"{index} can't be read: {first_line(error)}.", _AGAIN) from error
+    for name in sorted({str(name) for name in places.values()}):
+        if Path(name).name != name:
+            raise ModelSourceError(f"{index} points outside the model's folder: {name}.")
+        if not (index.parent / name).is_file():
+            raise ModelSourceError(f"{index} names {name}, which is not there.", _AGAIN)
+    return places
+
+
+def _agreed(
+    index: Path, places: Mapping[str, str], shards: Mapping[str, Mapping[str, Entry]]
+) -> dict[str, Entry]:
+    """All entries, each of one shard, and where the index says."""
+    entries: dict[str, Entry] = {}
+    for header in shards.values():
+        for name, entry in header.items():
+            if name in entries:
+                raise ModelSourceError(
+                    f"{entry.file} holds {name}, and so does {entries[name].file.name}.", _AGAIN
+                )
+            entries[name] = entry
+    for name, shard in places.items():
+        found = entries.get(name)
+        if found is None or found.file.name != shard:
+            where = "no shard" if found is None else found.file.name
+            raise ModelSourceError(
+                f"{index} says that {name} is in {shard}, but {where} holds it.", _AGAIN
+            )
+    return entries
+
+
+def _header(file: Path) -> dict[str, Entry]:
+    """What one shard holds.
+
+    Raises:
+        ModelSourceError: It is not a whole safetensors file.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        start = _LENGTH_BYTES + length
+        if size < _LENGTH_BYTES or length > _LONGEST_HEADER or size < start:
+            raise ModelSourceError(
+                f"{file} is cut short or not a safetensors file: its {size} bytes don't hold the "
+                "header.",
+                _AGAIN,
+            )
+        text = stream.read(length)
+    try:
+        entries = dict(_entries(file, json.loads(text), start))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelSourceError(
+            f"{file} has a broken header: {first_line(error)}.", _AGAIN
+        ) from error
+    _check_length(file, entries, start, size)
+    return entries
+
+
+def _entries(file: Path, header: Any, start: int) -> Iterator[tuple[str, Entry]]:
+    for name, told in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = (int(offset) for offset in told["data_offsets"])
+        shape = tuple(int(size) for size in told["shape"])
+        dtype = str(told["dtype"])
+        item = _ITEM_BYTES.get(dtype)
+        if item is not None and math.prod(shape) * item != end - begin:
+            raise ValueError(f"{name} of the shape {list(shape)} can't take {end - begin} bytes")
+        yield name, Entry(file, dtype, shape, start + begin, start + end)
+
+
+def _check_length(file: Path, entries: Mapping[str, Entry], start: int, size: int) -> None:
+    """The tensors lie one behind the other and end where the file ends."""
+    here = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != here:
+            raise ModelSourceError(f"{file} has a gap or an overlap before {name}.", _AGAIN)
+        here = entry.end
+    if here > size:
+        raise ModelSourceError(
+            f"{file} is cut short: its header asks for {here} bytes and there are {size}.", _AGAIN
+        )
+    if here < size:
+        raise ModelSourceError(
+            f"{file} is {size} bytes long, and its header tells of {here} only.", _AGAIN
+        )
