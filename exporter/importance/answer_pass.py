@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exporter.ablation import DamageMeter, cut_of
-from exporter.artifacts import Score
+from exporter.ablation import Damage, DamageMeter, cut_of
+from exporter.artifacts import DeletionKind, Score
 from exporter.importance.metric import UNITS, AnswerMetric
 from exporter.importance.subject import Subject
 
@@ -18,7 +18,19 @@ def answer_scores(subject: Subject, metrics: Sequence[AnswerMetric]) -> list[lis
     Raises:
         ScoringError: Logits are not finite, or no token has a next one to predict.
     """
-    meter = DamageMeter(
+    units = answer_units(len(subject.layers), blocks=subject.blocks)
+    cuts = [cut_of([unit], subject.model) for unit in units]
+    _, *damages = answer_meter(subject).measure_many({}, cuts, subject.progress)
+    return scores_of_damages(metrics, units, damages)
+
+
+def answer_meter(subject: Subject) -> DamageMeter:
+    """What runs the subject's text; it keeps nothing between calls.
+
+    Raises:
+        ScoringError: The model has no language head, or no token has a next one to predict.
+    """
+    return DamageMeter(
         subject.model,
         subject.text.input_ids,
         subject.text.mask,
@@ -26,10 +38,26 @@ def answer_scores(subject: Subject, metrics: Sequence[AnswerMetric]) -> list[lis
         positions=subject.positions,
         kept_bytes=0,
     )
-    kinds = UNITS if subject.blocks else UNITS[:2]
-    names = [(layer, kind) for layer in range(meter.num_layers) for kind in kinds]
-    cuts = [cut_of([name], subject.model) for name in names]
-    _, *damages = meter.measure_many({}, cuts, subject.progress)
+
+
+def answer_units(num_layers: int, *, blocks: bool) -> list[tuple[int, DeletionKind]]:
+    """What is skipped, each alone, in the order of the scores."""
+    kinds = UNITS if blocks else UNITS[:2]
+    return [(layer, kind) for layer in range(num_layers) for kind in kinds]
+
+
+def scores_of_damages(
+    metrics: Sequence[AnswerMetric],
+    units: Sequence[tuple[int, DeletionKind]],
+    damages: Sequence[Damage],
+) -> list[list[Score]]:
+    """The scores by each metric.
+
+    Args:
+        metrics: What judges the damages.
+        units: What was skipped, as :func:`answer_units` has it.
+        damages: Over all samples, of each of them.
+    """
     return [
         [
             Score(
@@ -38,7 +66,7 @@ def answer_scores(subject: Subject, metrics: Sequence[AnswerMetric]) -> list[lis
                 score=metric.value(damage),
                 std_error=metric.std_error(damage),
             )
-            for (layer, kind), damage in zip(names, damages, strict=True)
+            for (layer, kind), damage in zip(units, damages, strict=True)
         ]
         for metric in metrics
     ]

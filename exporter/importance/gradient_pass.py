@@ -6,7 +6,7 @@ A sample at a time, since a pass backwards keeps the activations of every layer.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from exporter.ablation.substitutes import first_input
 from exporter.architectures import sublayers
 from exporter.artifacts import Score
 from exporter.errors import ScoringError
+from exporter.importance.calibration import CalibrationText
 from exporter.importance.metric import UNITS, GradientMetric
 from exporter.importance.stream_pass import NOT_FINITE_HINT, scores_of
 from exporter.importance.subject import Subject
@@ -59,21 +60,58 @@ def gradient_scores(subject: Subject, metrics: Sequence[GradientMetric]) -> list
         ScoringError: The loss or a gradient is NaN or infinite, none reaches some sublayer, or no
             token has a next one to predict.
     """
-    text, sums = subject.text, [RatioSums((len(subject.layers), len(UNITS))) for _ in metrics]
-    if not (text.mask[:, 1:] & text.mask[:, :-1]).any():
+    text = subject.text
+    refuse_without_targets(text)
+    samples = range(len(text.input_ids))
+
+    def followed() -> Iterator[Floats]:
+        with subject.progress.task("follow gradients", total=len(samples)) as task:
+            for sample in samples:
+                yield gradient_sums(subject, metrics, sample)
+                task.advance()
+
+    return scores_of_gradients(text, len(subject.layers), metrics, followed())
+
+
+def refuse_without_targets(text: CalibrationText) -> None:
+    """Refuses a text in which no token has a next one to predict.
+
+    Raises:
+        ScoringError: It is such a text.
+    """
+    mask = text.mask
+    if not (mask[:, 1:] & mask[:, :-1]).any():
         raise ScoringError("There is no token with a next one to predict.", "Give longer samples.")
-    with subject.progress.task("follow gradients", total=len(text.input_ids)) as task:
-        for sample in range(len(text.input_ids)):
-            found = _followed(subject, metrics, sample)
-            weights = np.array([float(text.mask[sample].sum())])
-            for running, values in zip(sums, found, strict=True):
-                running.add(values[..., None], weights)
-            task.advance()
+
+
+def scores_of_gradients(
+    text: CalibrationText,
+    num_layers: int,
+    metrics: Sequence[GradientMetric],
+    found: Iterable[Floats],
+) -> list[list[Score]]:
+    """The scores by each metric.
+
+    Args:
+        text: The samples.
+        num_layers: How many layers the model has.
+        metrics: What was collected.
+        found: Of each sample in the order of the text, ``[metrics, layers, units]``.
+    """
+    sums = [RatioSums((num_layers, len(UNITS))) for _ in metrics]
+    for mask, sample in zip(text.mask, found, strict=True):
+        weights = np.array([float(mask.sum())])
+        for running, values in zip(sums, sample, strict=True):
+            running.add(values[..., None], weights)
     return [scores_of(running) for running in sums]
 
 
-def _followed(subject: Subject, metrics: Sequence[GradientMetric], sample: int) -> Floats:
-    """One sample's sums, ``[metrics, layers, units]``."""
+def gradient_sums(subject: Subject, metrics: Sequence[GradientMetric], sample: int) -> Floats:
+    """One sample's sums, ``[metrics, layers, units]``.
+
+    Raises:
+        ScoringError: The loss or a gradient is NaN or infinite, or none reaches some sublayer.
+    """
     import torch
 
     model, text, row = subject.model, subject.text, slice(sample, sample + 1)

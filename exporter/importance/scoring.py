@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exporter.architectures import layer_modules
-from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, Score
+from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, ModelRef, Score
 from exporter.errors import ScoringError, UnknownArchitectureError
 from exporter.files import sha256_bytes
 from exporter.importance.answer_pass import answer_scores
@@ -79,10 +79,44 @@ def score(
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     wanted = metrics_named(metrics)
-    refuse_unfit(loaded.model, wanted)
+    subject = subject_of(
+        loaded,
+        wanted,
+        calibration=calibration,
+        samples=samples,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        seed=seed,
+        kl_positions=kl_positions,
+        blocks=blocks,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    return _scored(loaded, subject, wanted)
+
+
+def subject_of(
+    loaded: LoadedModel,
+    metrics: Sequence[Metric],
+    *,
+    calibration: str | None = None,
+    samples: int | None = None,
+    sequence_length: int = 512,
+    batch_size: int = 4,
+    seed: int = 0,
+    kl_positions: int = KL_POSITIONS,
+    blocks: bool = False,
+    cache_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> Subject:
+    """The model with its text, checked as :func:`score` does before it runs anything long.
+
+    The arguments are :func:`score`'s, and so is what it raises.
+    """
+    refuse_unfit(loaded.model, metrics)
     layers = _checked_layers(loaded)
     text = _EMPTY
-    if reads_text(wanted):
+    if reads_text(metrics):
         text = calibration_text(
             loaded,
             calibration,
@@ -92,8 +126,7 @@ def score(
             cache_dir=cache_dir,
             progress=progress,
         )
-    subject = Subject(loaded.model, layers, text, batch_size, seed, kl_positions, blocks, progress)
-    return _scored(loaded, subject, wanted)
+    return Subject(loaded.model, layers, text, batch_size, seed, kl_positions, blocks, progress)
 
 
 def score_on(
@@ -162,15 +195,31 @@ def _scored(loaded: LoadedModel, subject: Subject, metrics: Sequence[Metric]) ->
             with _telling_where(subject):
                 tables = scores(subject, some)
             found.update(zip((metric.name for metric in some), tables, strict=True))
+    return report_of(loaded.ref, subject.text.ref, metrics, found)
+
+
+def report_of(
+    model: ModelRef,
+    text: CalibrationRef,
+    metrics: Sequence[Metric],
+    found: Mapping[str, list[Score]],
+) -> ImportanceReport:
+    """The report of what was found.
+
+    Args:
+        model: What was scored.
+        text: On what.
+        metrics: By what; the first is the report's own.
+        found: Each metric's scores, by its name.
+    """
     first, *others = (metric.name for metric in metrics)
-    text = subject.text.ref
     return ImportanceReport(
-        model=loaded.ref,
+        model=model,
         metric=first,
         calibration=text,
         scores=found[first],
         further=[MetricScores(metric=name, scores=found[name]) for name in others],
-        made_from={"model": loaded.ref.sha256, "calibration": text.sha256},
+        made_from={"model": model.sha256, "calibration": text.sha256},
     )
 
 

@@ -28,22 +28,35 @@ def stream_scores(subject: Subject, metrics: Sequence[StreamMetric]) -> list[lis
         ScoringError: An activation is NaN or infinite (names layer and sample), or there is no
             token.
     """
+    sums = StreamSums(len(subject.layers), metrics)
+    with subject.progress.task("score", total=len(subject.text.input_ids)) as task:
+        for start in subject.starts:
+            batch = stream_batch(subject, metrics, start)
+            sums.add(batch.sums, batch.counts)
+            task.advance(len(batch.counts))
+    return [sums.scores(number) for number in range(len(metrics))]
+
+
+def stream_batch(subject: Subject, metrics: Sequence[StreamMetric], start: int) -> StreamBatch:
+    """One batch's pass without head.
+
+    Args:
+        subject: The model and its text.
+        metrics: What to collect.
+        start: The batch's first sample, one of :attr:`Subject.starts`.
+
+    Raises:
+        ScoringError: An activation is NaN or infinite (names layer and sample).
+    """
     import torch
 
-    model, text, size = subject.model, subject.text, subject.batch_size
-    scorer = StreamScorer(len(subject.layers), metrics)
-    with (
-        tapped(subject.layers, scorer),
-        subject.progress.task("score", total=len(text.input_ids)) as task,
-    ):
-        for start in range(0, len(text.input_ids), size):
-            ids = torch.from_numpy(text.input_ids[start : start + size]).to(model.device)
-            mask = torch.from_numpy(text.mask[start : start + size]).to(model.device)
-            scorer.begin(mask)
-            run_backbone(model, {"input_ids": ids, "attention_mask": mask.long()})
-            scorer.end()
-            task.advance(len(ids))
-    return [scorer.scores(number) for number in range(len(metrics))]
+    model, text, rows = subject.model, subject.text, slice(start, start + subject.batch_size)
+    ids = torch.from_numpy(text.input_ids[rows]).to(model.device)
+    mask = torch.from_numpy(text.mask[rows]).to(model.device)
+    batch = StreamBatch(len(subject.layers), metrics, mask, start)
+    with tapped(subject.layers, batch):
+        run_backbone(model, {"input_ids": ids, "attention_mask": mask.long()})
+    return batch
 
 
 class StreamScorer:

@@ -34,3 +34,8 @@ class Subject:
     positions: int = 2
     blocks: bool = False
     progress: Progress = QUIET
+
+    @property
+    def starts(self) -> range:
+        """The first sample of each batch, in the order of the text."""
+        return range(0, len(self.text.input_ids), self.batch_size)

@@ -1,0 +1,91 @@
+"""What runs in a worker's process.
+
+This module is sent to the workers by value, so that one on which depthcut is missing, or is another
+version, can still say so. It imports nothing of depthcut before the versions were compared.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+Outcome = tuple[str, Any]
+"""``done`` and a result, ``refused`` and a library error, or ``failed``, a line and a traceback."""
+
+
+def versions() -> dict[str, str]:
+    """What has to be the same in all processes, by name; ``missing`` for what isn't there.
+
+    Of depthcut also the hash of its code: a checkout has one version for many states.
+    """
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"depthcut": _own_version(), "python": platform.python_version()}
+    for name in ("numpy", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def _own_version() -> str:
+    import hashlib
+    import importlib.util
+    from pathlib import Path
+
+    spec = importlib.util.find_spec("exporter")
+    if spec is None or spec.origin is None:
+        return "missing"
+    import exporter
+
+    root, digest = Path(spec.origin).parents[1], hashlib.sha256()
+    for package in ("exporter", "graph_passes"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return f"{exporter.__version__} (code {digest.hexdigest()[:12]})"
+
+
+class Worker:
+    """One process with what it has set up, such as a loaded model."""
+
+    def about(self) -> dict[str, Any]:
+        """Where this runs and on what."""
+        return {"host": socket.gethostname(), "pid": os.getpid(), "versions": versions()}
+
+    def begin(self, setup: Callable[[], Any], threads: int) -> Outcome:
+        """Sets up what all pieces of work need.
+
+        Args:
+            setup: Makes it.
+            threads: For PyTorch and NumPy; they are not imported yet.
+        """
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(threads)
+        self._state: Any = None
+        outcome = _outcome(setup)
+        if outcome[0] == "done":
+            self._state, outcome = outcome[1], ("done", None)
+        return outcome
+
+    def do(self, work: Callable[[Any, Any], Any], job: Any) -> Outcome:
+        """Does one piece of work."""
+        return _outcome(lambda: work(self._state, job))
+
+
+def _outcome(call: Callable[[], Any]) -> Outcome:
+    """The result, or what is to be told; an error of Ray's own would hide which it was."""
+    import traceback
+
+    from exporter.errors import DepthcutError
+
+    try:
+        return "done", call()
+    except DepthcutError as error:
+        return "refused", error
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        return "failed", (told.rstrip(" .:"), "".join(traceback.format_exception(error)))
