@@ -35,6 +35,7 @@ from exporter.artifacts.comparison import (
     ParityCheck,
 )
 from exporter.artifacts.curve import CurvePoint, ParetoCurve
+from exporter.artifacts.depths import DepthCell, DepthDamage, DepthsReport, Way
 from exporter.artifacts.evaluation import EvaluationReport, TaskScore
 from exporter.artifacts.forms import (
     FORM_KEY,
@@ -82,6 +83,13 @@ from exporter.artifacts.regression import (
     RunKey,
     Scale,
 )
+from exporter.artifacts.stability import (
+    KindStability,
+    Over,
+    SeriesAgreement,
+    StabilityPoint,
+    StabilityReport,
+)
 from exporter.artifacts.stages import (
     CalibrationRef,
     DeletedEntry,
@@ -124,6 +132,9 @@ __all__ = [
     "CurvePoint",
     "DeletedEntry",
     "DeletionKind",
+    "DepthCell",
+    "DepthDamage",
+    "DepthsReport",
     "Drift",
     "EmbeddingAgreement",
     "EngineFacts",
@@ -143,6 +154,7 @@ __all__ = [
     "ImportanceReport",
     "Interval",
     "KeyDifference",
+    "KindStability",
     "LatencyRow",
     "LatencySamples",
     "LongContext",
@@ -150,6 +162,7 @@ __all__ = [
     "MetricScores",
     "ModelRef",
     "NoiseFloor",
+    "Over",
     "ParetoCurve",
     "ParityCheck",
     "PerplexityPair",
@@ -171,7 +184,10 @@ __all__ = [
     "Scale",
     "Score",
     "ScoreComparison",
+    "SeriesAgreement",
     "Speedup",
+    "StabilityPoint",
+    "StabilityReport",
     "Stop",
     "Target",
     "TaskResult",
@@ -181,6 +197,7 @@ __all__ = [
     "TimedPhase",
     "VerdictWord",
     "Verification",
+    "Way",
     "command_line",
     "json_path",
     "library_versions",

@@ -20,6 +20,7 @@ from exporter.cli.check_engine import check_engine
 from exporter.cli.compare import compare
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.costs import costs
+from exporter.cli.depths import depths
 from exporter.cli.doctor import doctor
 from exporter.cli.evaluate import evaluate
 from exporter.cli.export import export
@@ -36,6 +37,7 @@ from exporter.cli.refit import refit
 from exporter.cli.report import report
 from exporter.cli.score import score
 from exporter.cli.sections import SectionedGroup
+from exporter.cli.stability import stability
 from exporter.errors import DepthcutError, UsageError, first_line
 
 WRONG_CALL, INTERRUPTED = 2, 130
@@ -60,6 +62,7 @@ cli.add_sections(
     {
         "The whole road": [export],
         "Its stages": [score, plan, heal, prune, quantize, build, compare, report, check],
+        "Studies": [stability, depths],
         "Tools": [
             inspect,
             costs,

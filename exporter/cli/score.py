@@ -11,7 +11,7 @@ import click
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.metric_options import metric_options
 from exporter.cli.options import (
-    ANY_FILE,
+    ANY_PATH,
     EXISTING_FILE,
     json_option,
     model_options,
@@ -19,21 +19,24 @@ from exporter.cli.options import (
     verbosity_options,
 )
 from exporter.cli.sections import SectionedCommand
+from exporter.cli.series_options import asks_for_series, given_options, series_options
 
 
 @click.command(
     cls=SectionedCommand, short_help="Measure how redundant each attention, MLP and block is."
 )
-@click.argument("model", required=False)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option(
-    "-o", "--output", type=ANY_FILE, help="The file. [importance.json; with --compare: none]"
-)
+    "-o", "--output", type=ANY_PATH,
+    help="The file; of a series, the folder. [importance.json; importance; with --compare: none]",
+)  # fmt: skip
 @click.option(
     "--compare", type=EXISTING_FILE, nargs=2, metavar="FILE FILE",
     help="Score nothing: tell how far the rankings of two importance.json of one model agree.",
 )  # fmt: skip
 @metric_options
 @scoring_options
+@series_options
 @model_options
 @json_option
 @verbosity_options
@@ -41,7 +44,7 @@ from exporter.cli.sections import SectionedCommand
 def score(
     progress: ConsoleProgress,
     /,
-    model: str | None,
+    models: tuple[str, ...],
     output: Path | None,
     compare: tuple[Path, Path] | None,
     *,
@@ -51,30 +54,58 @@ def score(
     """Measure how redundant each attention, MLP and block of MODEL is.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. Lower scores are more redundant,
-    whatever the metric.
+    whatever the metric. Several MODELs are the checkpoints of one training: --checkpoints.
     """
     from exporter.errors import UsageError
 
-    if (model is None) == (compare is None):
+    if bool(models) == (compare is not None):
         raise UsageError("Say what to score: MODEL.", "Or which two files to hold side by side.")
     if compare is not None:
         _refuse_idle(options)
-        _compare(*compare, output, as_json)
-    elif model is not None:
-        _score(progress, model, output or Path("importance.json"), as_json, options)
+        _compare(*compare, _file(output), as_json)
+    elif asks_for_series(options):
+        _score_series(progress, models, output or Path("importance"), as_json, options)
+    elif len(models) > 1:
+        raise UsageError(
+            f"{len(models)} models are named.",
+            "Score one; or, where they are checkpoints of one training, say --checkpoints.",
+        )
+    else:
+        _score(progress, models[0], _file(output) or Path("importance.json"), as_json, options)
+
+
+def _file(output: Path | None) -> Path | None:
+    """Refuses a folder where a file is to be written, before anything is scored."""
+    if output is not None and output.is_dir():
+        raise click.BadParameter(f"{output} is a directory.", param_hint="-o")
+    return output
 
 
 def _refuse_idle(options: Mapping[str, Any]) -> None:
     """Refuses what only scoring would heed."""
     from exporter.errors import UsageError
 
-    context = click.get_current_context()
-    given = click.core.ParameterSource.COMMANDLINE
-    for param in context.command.params:
-        if param.name in options and context.get_parameter_source(param.name) is given:
+    given = given_options()
+    for param in click.get_current_context().command.params:
+        if param.name in options and param.name in given:
             raise UsageError(
                 f"{param.opts[0]} is for scoring, and --compare scores nothing.", "Leave it away."
             )
+
+
+def _score_series(
+    progress: ConsoleProgress,
+    models: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    from exporter.cli.score_series import scored_series
+    from exporter.cli.study_results import print_stability
+    from exporter.studies.series import STABILITY
+
+    report = scored_series(models, out, options, progress)
+    print_stability(report, out / STABILITY, as_json=as_json)
 
 
 def _score(

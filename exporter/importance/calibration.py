@@ -16,7 +16,7 @@ from exporter.errors import CalibrationError
 from exporter.importance.self_text import SELF, sampled_tokens
 from exporter.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
-from exporter.texts import pack_tokens, read_texts
+from exporter.texts import Part, pack_tokens, read_texts
 from exporter.transformers_output import quiet_transformers
 
 DEFAULT_TOKENS = 10_000
@@ -46,6 +46,7 @@ def calibration_text(
     sequence_length: int = 512,
     seed: int = 0,
     cache_dir: Path | None = None,
+    part: Part = "calibration",
     progress: Progress = QUIET,
 ) -> CalibrationText:
     """Makes the samples that a user asked for.
@@ -58,6 +59,7 @@ def calibration_text(
         sequence_length: Tokens in each; cut to what the model can take.
         seed: For ``self``.
         cache_dir: Where sampled text is kept; None: ``$XDG_CACHE_HOME/depthcut``.
+        part: What the samples are for; see :func:`exporter.texts.read_texts`.
         progress: Told what goes on.
 
     Raises:
@@ -75,10 +77,10 @@ def calibration_text(
         ids = sampled_tokens(loaded, wanted, length, seed, folder, progress)
         label, digest = f"self (text sampled by the model, seed {seed})", _sha256_ids(ids)
     else:
-        ids, label, digest = _packed(loaded, spec, wanted, length)
+        ids, label, digest = _packed(loaded, spec, wanted, length, part)
     mask = np.ones(ids.shape, dtype=np.bool_)
     check_text(loaded, ids, mask)
-    _tell_if_short(ids, wanted, progress)
+    _tell_if_short(ids, wanted, part, progress)
     ref = CalibrationRef(
         source=label,
         samples=ids.shape[0],
@@ -155,7 +157,7 @@ def usable_length(model: Any) -> int | None:
 
 
 def _packed(
-    loaded: LoadedModel, spec: str, samples: int, length: int
+    loaded: LoadedModel, spec: str, samples: int, length: int, part: Part
 ) -> tuple[NDArray[np.int64], str, str]:
     """Packs a text into samples that begin and end as the tokenizer would have them."""
     tokenizer: Any = loaded.tokenizer
@@ -164,7 +166,7 @@ def _packed(
             f"{loaded.ref.source} has no tokenizer, so {spec} can't be turned into tokens.",
             "Give a model with its tokenizer, or --calibration self for a model that generates.",
         )
-    texts = read_texts(spec, part="calibration")
+    texts = read_texts(spec, part=part)
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
@@ -209,11 +211,12 @@ def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _tell_if_short(ids: NDArray[np.int64], wanted: int, progress: Progress) -> None:
+def _tell_if_short(ids: NDArray[np.int64], wanted: int, part: Part, progress: Progress) -> None:
     if len(ids) < wanted:
-        progress.say(f"calibration: the text gives {len(ids)} samples of the {wanted} asked for")
+        progress.say(f"{part}: the text gives {len(ids)} samples of the {wanted} asked for")
     if ids.size < _FEW_TOKENS:
-        progress.say(f"calibration: warning: only {ids.size} tokens; the scores will be rough")
+        what = "scores" if part == "calibration" else "figures"
+        progress.say(f"{part}: warning: only {ids.size} tokens; the {what} will be rough")
 
 
 def _sha256_ids(ids: NDArray[np.int64]) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.artifacts import (
     DeletionKind,
@@ -24,7 +26,18 @@ from exporter.importance.metric import UNITS
 FIRST = (4, 8, 12, 16)
 """For how many of the most redundant sublayers the overlap is told."""
 
+Floats = NDArray[np.float64]
 Table = dict[int, float]
+"""One kind's scores by layer."""
+
+
+@dataclass(frozen=True)
+class RankFigures:
+    """How far two rankings of the same sublayers agree; see :class:`RankAgreement`."""
+
+    spearman: float | None
+    kendall: float | None
+    shared_first: dict[int, int]
 
 
 def compare_files(first: Path, second: Path) -> ScoreComparison:
@@ -71,7 +84,7 @@ def compare_reports(reports: Mapping[str, ImportanceReport]) -> list[RankAgreeme
     ]
     found = []
     for kind in UNITS:
-        tables = [(ranking, _of_kind(ranking, scores, kind)) for ranking, scores in rankings]
+        tables = [(ranking, table_of_kind(ranking, scores, kind)) for ranking, scores in rankings]
         scored = [(ranking, table) for ranking, table in tables if table]
         found += [_agreement(kind, *pair) for pair in itertools.combinations(scored, 2)]
     return found
@@ -111,7 +124,12 @@ def _check_same_model(reports: Mapping[str, ImportanceReport]) -> None:
             )
 
 
-def _of_kind(ranking: RankingRef, scores: Sequence[Score], kind: DeletionKind) -> Table:
+def table_of_kind(ranking: RankingRef, scores: Sequence[Score], kind: DeletionKind) -> Table:
+    """The scores of one kind of sublayer, by layer.
+
+    Raises:
+        ScoringError: One can't be ranked.
+    """
     for score in scores:
         if not math.isfinite(score.score):
             raise ScoringError(
@@ -122,31 +140,51 @@ def _of_kind(ranking: RankingRef, scores: Sequence[Score], kind: DeletionKind) -
     return {score.layer: score.score for score in scores if score.kind == kind}
 
 
-def _agreement(
-    kind: DeletionKind, one: tuple[RankingRef, Table], other: tuple[RankingRef, Table]
-) -> RankAgreement:
+def rank_figures(left: Floats, right: Floats) -> RankFigures:
+    """Holds two rankings side by side.
+
+    Args:
+        left: ``[sublayers]``, scores; the lowest goes first.
+        right: ``[sublayers]``, of the same sublayers.
+    """
     from scipy.stats import kendalltau, spearmanr
 
-    layers = sorted(one[1].keys() & other[1].keys())
-    left, right = (np.array([table[layer] for layer in layers]) for table in (one[1], other[1]))
-    told = min(np.ptp(left), np.ptp(right)) > 0 if layers else False
-    return RankAgreement(
-        kind=kind,
-        first=one[0],
-        second=other[0],
-        sublayers=len(layers),
+    told = len(left) > 1 and min(np.ptp(left), np.ptp(right)) > 0
+    return RankFigures(
         spearman=float(spearmanr(left, right).statistic) if told else None,
         kendall=float(kendalltau(left, right).statistic) if told else None,
         shared_first=dict(_shared(left, right)),
     )
 
 
-def _shared(left: np.ndarray, right: np.ndarray) -> Iterator[tuple[int, int]]:
-    """How many are among the n lowest of both; ties by layer, as plans have it."""
-    orders = [np.argsort(values, kind="stable").tolist() for values in (left, right)]
+def first_sublayers(scores: Floats, number: int) -> list[int]:
+    """Places of so many of the lowest scores; ties by layer, as plans have it."""
+    lowest: list[int] = np.argsort(scores, kind="stable").tolist()[:number]
+    return lowest
+
+
+def _agreement(
+    kind: DeletionKind, one: tuple[RankingRef, Table], other: tuple[RankingRef, Table]
+) -> RankAgreement:
+    layers = sorted(one[1].keys() & other[1].keys())
+    left, right = (np.array([table[layer] for layer in layers]) for table in (one[1], other[1]))
+    found = rank_figures(left, right)
+    return RankAgreement(
+        kind=kind,
+        first=one[0],
+        second=other[0],
+        sublayers=len(layers),
+        spearman=found.spearman,
+        kendall=found.kendall,
+        shared_first=found.shared_first,
+    )
+
+
+def _shared(left: Floats, right: Floats) -> Iterator[tuple[int, int]]:
+    """How many are among the n lowest of both."""
     for n in FIRST:
         if n < len(left):
-            yield n, len({*orders[0][:n]} & {*orders[1][:n]})
+            yield n, len({*first_sublayers(left, n)} & {*first_sublayers(right, n)})
 
 
 def _figure(value: float | None) -> str:

@@ -29,6 +29,11 @@ def render_all(
     return "\n".join([render_part(overview) + "\n", *whole])
 
 
+def render_study_text(title: str, lead: str, parts: Sequence[Part]) -> str:
+    """A study as Markdown: its result in a sentence, then its parts."""
+    return "\n\n".join([f"# {title}", _escape(lead), *map(render_part, parts)]) + "\n"
+
+
 def _verdict(report: ComparisonReport) -> str:
     lines = [f"- {_escape(sentence)}" for sentence in verdict_sentences(report)]
     told = _escape(verdict_sentence(report))

@@ -30,7 +30,7 @@ def heat_chart(key: str, report: ImportanceReport, plan: Sequence[PlannedDeletio
     kinds = [kind for kind in LABELS if any(kind == other for _, other in scores)]
     layers = max((layer for layer, _ in scores), default=-1) + 1
     tall = _CELL * len(kinds) + 24
-    gone, shade = deletions_by_cell(plan), _shades(list(scores.values()))
+    gone, shade = deletions_by_cell(plan), Shades(list(scores.values()))
     drawing = Drawing(
         key, tall * bands(layers) or 1, title="Importance by layer and kind",
         description=_words(report, gone),
@@ -72,7 +72,7 @@ def _tip(layer: int, kind: str, score: float, dropped: bool) -> str:
     return f"layer {layer}, {LABELS[kind]}: {significant(score)}{', dropped' if dropped else ''}"
 
 
-class _shades:  # noqa: N801  # called like a function
+class Shades:
     """From a score to its shade: by its logarithm, since a few scores are far above the rest.
 
     Where some are zero or below (as a perplexity that falls), by what is a logarithm far from zero.
@@ -90,6 +90,7 @@ class _shades:  # noqa: N801  # called like a function
         return math.log(score) if self._log else math.asinh(score / self._middle)
 
     def __call__(self, score: float) -> int:
+        """The number of its shade, from 0 to :data:`STEPS` - 1."""
         if not math.isfinite(score):
             return STEPS - 1
         share = (self._place(score) - self._low) / self._span

@@ -1,0 +1,80 @@
+"""How far the rankings of a series of score files agree: over training, over texts."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+from pydantic import Field
+
+from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.stages import CalibrationRef, DeletionKind, ModelRef
+
+Over = Literal["checkpoints", "texts"]
+
+
+class StabilityPoint(Record):
+    """One score file of the series.
+
+    ``step`` is the training step that the checkpoint's name tells, or the number of tokens where
+    texts differ in nothing else; None where there is no such number.
+    """
+
+    label: str
+    step: float | None
+    file: str
+    model: ModelRef
+    calibration: CalibrationRef
+
+
+class SeriesAgreement(Record):
+    """Two points of a series, by their places in it.
+
+    ``spearman`` and ``kendall`` (tau-b) are 1 for the same order and -1 for the opposite; None
+    where one of the rankings can't tell its sublayers apart. ``shared_first`` tells for some n how
+    many sublayers are among the n most redundant in both.
+    """
+
+    first: int
+    second: int
+    spearman: float | None
+    kendall: float | None
+    shared_first: dict[int, int]
+
+
+class KindStability(Record):
+    """One kind of sublayer: its scores, point by point, and how far each two points agree.
+
+    ``scores`` is ``[points][layers]``, in the order of ``layers``. ``always_first`` has for some n
+    the layers that are among the n most redundant at every point.
+    """
+
+    kind: DeletionKind
+    layers: list[int]
+    scores: list[list[float]]
+    agreements: list[SeriesAgreement]
+    always_first: dict[int, list[int]]
+
+    def between(self, first: int, second: int) -> SeriesAgreement:
+        """Of two different points, in either order."""
+        wanted = min(first, second), max(first, second)
+        return next(a for a in self.agreements if (a.first, a.second) == wanted)
+
+
+class StabilityReport(Artifact):
+    """stability.json; ``points`` are in the order of the series."""
+
+    kind: Literal["stability_report"] = "stability_report"
+    over: Over
+    metric: str
+    points: list[StabilityPoint] = Field(min_length=2)
+    kinds: list[KindStability]
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the points stand on an axis: each has a step, and they rise."""
+        steps = [point.step for point in self.points]
+        known = [step for step in steps if step is not None]
+        return len(known) == len(steps) and all(
+            one < other for one, other in itertools.pairwise(known)
+        )

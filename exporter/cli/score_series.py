@@ -1,0 +1,159 @@
+"""A series of scores as the options of `depthcut score` ask: over checkpoints, or over texts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.series_options import without_series
+
+if TYPE_CHECKING:
+    from exporter.artifacts import StabilityReport
+    from exporter.studies.series import Member
+
+_COMMON = "pydoc"
+
+
+def scored_series(
+    models: Sequence[str], out: Path, options: Mapping[str, Any], progress: ConsoleProgress
+) -> StabilityReport:
+    """Scores what is asked for, and holds it side by side.
+
+    Args:
+        models: As on the command line.
+        out: The folder.
+        options: The command's, by their parameters' names.
+        progress: Told what goes on.
+
+    Raises:
+        UsageError: Checkpoints and texts are to be varied at once; a text of each model's own; not
+            one model for several texts.
+    """
+    from exporter.errors import UsageError
+    from exporter.files import refuse_overwriting
+    from exporter.studies.series import score_series
+
+    varied = options["vary_calibration"] or options["vary_samples"]
+    if options["checkpoints"] and varied:
+        raise UsageError(
+            "A series goes over checkpoints or over texts: with both, nobody can tell which of the "
+            "two moved a rank.",
+            "Leave --checkpoints away, or --vary-calibration and --vary-samples.",
+        )
+    if out.is_file():
+        raise UsageError(f"{out} is a file, and a series fills a folder.", "Give -o a folder.")
+    plain = without_series(options)
+    members = (
+        _checkpoints(models, plain, progress)
+        if options["checkpoints"]
+        else _texts(models, options, plain, progress)
+    )
+    refuse_overwriting(out, map(Path, models))
+    return score_series(members, out, progress=progress)
+
+
+def _checkpoints(
+    models: Sequence[str],
+    plain: dict[str, Any],
+    progress: ConsoleProgress,
+) -> list[Member]:
+    from exporter.errors import UsageError
+    from exporter.importance.registry import metrics_named, reads_text
+    from exporter.studies.checkpoints import check_series, find_checkpoints
+    from exporter.studies.naming import checkpoint_labels
+    from exporter.studies.series import folder_names
+
+    sources = find_checkpoints(models, progress)
+    check_series(sources)
+    if plain["calibration"] == "self":
+        raise UsageError(
+            "Each checkpoint would sample a text of its own, and nobody could tell whether it or "
+            "the model moved a rank.",
+            f"Name one text for all: --calibration {_COMMON}, or a file.",
+        )
+    if plain["calibration"] is None and reads_text(metrics_named(plain["metrics"])):
+        progress.say(f"checkpoints: all on one text, {_COMMON}; --calibration names another")
+        plain["calibration"] = _COMMON
+    names = folder_names(checkpoint_labels(sources))
+    return [
+        _member(name, source, plain, progress) for name, source in zip(names, sources, strict=True)
+    ]
+
+
+def _texts(
+    models: Sequence[str],
+    options: Mapping[str, Any],
+    plain: dict[str, Any],
+    progress: ConsoleProgress,
+) -> list[Member]:
+    from exporter.errors import UsageError
+    from exporter.studies.series import folder_names
+
+    if len(models) != 1:
+        raise UsageError("Texts are varied for one MODEL.", "For several: --checkpoints.")
+    if plain["calibration"] is not None and options["vary_calibration"]:
+        raise UsageError(
+            "--calibration names one text, --vary-calibration several.",
+            "Name them all with --vary-calibration.",
+        )
+    if plain["samples"] is not None and options["vary_samples"]:
+        raise UsageError(
+            "--samples is one number, --vary-samples several.", "Give them all to --vary-samples."
+        )
+    texts = tuple(dict.fromkeys(options["vary_calibration"])) or (plain["calibration"],)
+    counts = tuple(dict.fromkeys(options["vary_samples"])) or (plain["samples"],)
+    pairs = list(itertools.product(texts, counts))
+    if len(pairs) < 2:
+        raise UsageError(
+            "One text and one number of samples make no series.",
+            "Repeat --vary-calibration, or give --vary-samples several numbers.",
+        )
+    names = folder_names([_label(text, count, len(counts) > 1) for text, count in pairs])
+    return [
+        _member(name, models[0], {**plain, "calibration": text, "samples": count}, progress)
+        for name, (text, count) in zip(names, pairs, strict=True)
+    ]
+
+
+def _label(text: str | None, count: int | None, with_count: bool) -> str:
+    name = "text" if text is None else text if text.startswith("hf:") else Path(text).name
+    return f"{name}-{count}" if with_count else name
+
+
+def _member(
+    name: str, source: str, options: Mapping[str, Any], progress: ConsoleProgress
+) -> Member:
+    from exporter.artifacts import library_versions
+    from exporter.cli.requests import score_options, source_options
+    from exporter.cli.score_runs import scored
+    from exporter.studies.series import Member
+
+    load, text = source_options(options), options["calibration"]
+    key = {
+        "model": _digest(source, load.revision, load.trust_remote_code, load.allow_pickle),
+        "load": vars(load),
+        "score": vars(score_options(options)),
+        "text": _file_digest(text),
+        "versions": library_versions(),
+    }
+    return Member(name, key, partial(scored, source, options, progress))
+
+
+@cache
+def _digest(source: str, revision: str | None, remote_code: bool, pickle: bool) -> str:
+    """Read once: the weights may be large, and a model may stand for several texts."""
+    from exporter.model_source import source_sha256
+
+    return source_sha256(
+        source, revision=revision, trust_remote_code=remote_code, allow_pickle=pickle
+    )
+
+
+def _file_digest(text: str | None) -> str | None:
+    from exporter.files import sha256_file
+
+    return sha256_file(Path(text)) if text is not None and Path(text).is_file() else None

@@ -1,0 +1,47 @@
+"""How studies look on standard output: their first table, and where the page is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from exporter.artifacts import DepthsReport, StabilityReport
+from exporter.report.parts.part import Grid, Part
+
+
+def print_stability(report: StabilityReport, output: Path, *, as_json: bool) -> None:
+    """The summary, or all of it as JSON."""
+    from exporter.report.parts.stability import stability_parts
+
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+    else:
+        _print_study(stability_parts(report)[0], output)
+
+
+def print_depths(report: DepthsReport, output: Path, *, as_json: bool) -> None:
+    """The overview, or all of it as JSON."""
+    from exporter.report.parts.depths import depths_parts
+
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+    else:
+        _print_study(depths_parts(report)[0], output)
+
+
+def _print_study(part: Part, output: Path) -> None:
+    from exporter.cli.results import print_rows
+    from exporter.report.parts.part import Bullets
+    from exporter.report.studies import study_files
+
+    for block in part.blocks:
+        if isinstance(block, Grid):
+            click.echo(f"{block.caption}.\n")
+            rows = [[c if isinstance(c, str) else c.word for c in row] for row in block.rows]
+            print_rows(block.header, rows)
+        elif isinstance(block, Bullets):
+            click.echo("")
+            for line in block.lines:
+                click.echo(line)
+    click.echo(f"\nPage: {study_files(output)[2]}")

@@ -1,0 +1,81 @@
+"""Scores of tasks with right answers, of the whole model and of cut ones, in PyTorch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from exporter.ablation import Cut, substituted
+from exporter.artifacts import TaskResult
+from exporter.model_source import LoadedModel
+from exporter.progress import QUIET, Progress
+from exporter.tasks.choosing import TaskChoice, score_tasks
+from exporter.tasks.scores import compare_scores
+
+if TYPE_CHECKING:
+    from exporter.measure.model_folder import ModelFolder
+
+_P = TypeVar("_P", bound=Hashable)
+
+
+def compared_tasks(
+    loaded: LoadedModel,
+    choice: TaskChoice | None,
+    cuts: Mapping[_P, Cut],
+    progress: Progress = QUIET,
+) -> dict[_P, list[TaskResult]]:
+    """Each cut model's scores beside the whole one's, on the same items.
+
+    The branches that are cut still run and fill their caches; only what they add is nothing. Cuts
+    that are the same are scored once.
+
+    Args:
+        loaded: The model, with its tokenizer.
+        choice: The tasks; None or none: nothing is scored.
+        cuts: By whatever the caller calls them.
+        progress: Told which cut is at work.
+
+    Raises:
+        TaskError: A task is not known or can't be read, or there is no tokenizer.
+        ExportError: The model keeps no plain cache of keys and values.
+        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
+    """
+    if choice is None or not choice.names:
+        return {}
+    import torch
+
+    from exporter.backends.pytorch import TorchRunner
+
+    runner = TorchRunner(loaded.model, compiled=False, threads=torch.get_num_threads())
+    known: dict[frozenset[tuple[int, str]], list[TaskResult]] = {}
+    found: dict[_P, list[TaskResult]] = {}
+    with tempfile.TemporaryDirectory(prefix="depthcut-tasks-") as place, runner:
+        folder = _folder(loaded, Path(place))
+        progress.say("tasks: the whole model")
+        whole = score_tasks(choice, runner, folder, progress=progress)
+        for name, cut in cuts.items():
+            key = frozenset(cut)
+            if key not in known:
+                progress.say(
+                    f"tasks: without {len(cut)} sublayers ({len(found) + 1} of {len(cuts)})"
+                )
+                with substituted(loaded.model, cut):
+                    scores = score_tasks(choice, runner, folder, progress=progress)
+                known[key] = [
+                    result
+                    for pair in zip(whole, scores, strict=True)
+                    for result in compare_scores(*pair)
+                ]
+            found[name] = known[key]
+    return found
+
+
+def _folder(loaded: LoadedModel, place: Path) -> ModelFolder:
+    """The config and the tokenizer as files, which a GGUF file doesn't have beside it."""
+    from exporter.measure.model_folder import ModelFolder
+    from exporter.model_files import save_pretrained_files
+
+    save_pretrained_files(loaded, place)
+    return ModelFolder.beside(place / "model", place)
