@@ -8,7 +8,7 @@ from exporter.artifacts import (
     PlannedDeletion,
     Score,
 )
-from exporter.report.html.charts.heat import _shades, heat_chart
+from exporter.report.html.charts.heat import Shades, heat_chart
 from exporter.report.markdown import render_part
 from exporter.report.parts.model import importance_part
 
@@ -57,9 +57,9 @@ def test_scores_of_zero_and_below() -> None:
     assert "h0" in heat_chart("k", nothing, [])
 
 
-def test_one_large_score_leaves_shades_to_the_others() -> None:
+def test_one_large_score_leavesShades_to_the_others() -> None:
     values = [-0.01, 0.02, 0.3, 1.1, 6.0]
-    shades = [*map(_shades(values), values)]
+    shades = [*map(Shades(values), values)]
     assert shades == sorted(shades)
     assert len(set(shades)) >= 4
 

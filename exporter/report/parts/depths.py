@@ -20,20 +20,22 @@ _LABELS = {"attention": "attention", "mlp": "MLP", "block": "block"}
 
 
 def depths_lead(report: DepthsReport) -> str:
-    """Which way costs least at each number, in a sentence."""
+    """Which way changes the answers least at each number."""
     told = []
     for number in report.numbers:
         found = [
-            (cell.damage.perplexity_ratio, WAYS[cell.way])
+            (cell.damage.kl, cell.damage.perplexity_ratio, WAYS[cell.way])
             for cell in report.cells
             if cell.number == number and cell.damage is not None
         ]
         if found:
-            ratio, way = min(found)
-            told.append(f"{number}: {way} (perplexity {_ratio(ratio)})")
+            kl, ratio, way = min(found)
+            told.append(
+                f"n = {number}: {way} ({significant(kl, 2)} nats, perplexity {_ratio(ratio)})"
+            )
     if not told:
         return "Nothing could be dropped at these numbers."
-    return f"What costs least at each number: {'; '.join(told)}."
+    return f"The least KL divergence at each number. {'; '.join(told)}."
 
 
 def depths_parts(report: DepthsReport) -> list[Part]:
@@ -103,11 +105,11 @@ def _row(cell: DepthCell) -> list[str]:
     removed = cell.parameters_removed
     return [
         str(cell.number),
-        "-" if removed is None else f"-{removed:.1%}",
+        "-" if removed is None else f"-{100 * removed:.1f} %",
         significant(damage.perplexity),
         f"{_ratio(damage.perplexity_ratio)}{_interval(damage.perplexity_ratio_ci95)}",
         f"{significant(damage.kl, 3)}{_interval(damage.kl_ci95)}",
-        f"{damage.top1_agreement:.1%}",
+        f"{100 * damage.top1_agreement:.1f} %",
     ]
 
 

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Trains a tiny model, follows its importance through the training, and prunes the last checkpoint
+# at several depths.
+# Needs: pip install 'depthcut[demo]'
+# Usage: run.sh [OUT] [STEPS]
+set -eu
+out=${1:-out/checkpoints}
+steps=${2:-640}
+here=$(dirname "$0")
+
+echo "== A training with checkpoints"
+python "$here/train.py" "$out/run" --steps "$steps"
+
+echo "== Importance at each of them, on one text"
+depthcut score --checkpoints "$out/run" -o "$out/training" --samples 64 --sequence-length 64
+
+echo "== The last two alone"
+depthcut stability "$out/training/checkpoint-$((steps / 2))/importance.json" \
+    "$out/training/checkpoint-$steps/importance.json" -o "$out/end.json"
+
+echo "== The last one, pruned at several depths"
+depthcut depths "$out/run/checkpoint-$steps" \
+    --importance "$out/training/checkpoint-$steps/importance.json" -n 1,2,3,4 \
+    -o "$out/depths.json" --eval-tokens 8192 --sequence-length 64

@@ -1,0 +1,34 @@
+"""The sample of a training runs, for a few steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.artifacts import DepthsReport, StabilityReport
+
+pytestmark = pytest.mark.torch
+
+SAMPLE = Path(__file__).parents[2] / "samples" / "04_checkpoints" / "run.sh"
+
+
+def test_a_training_is_followed_and_its_last_model_pruned(tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["sh", SAMPLE, tmp_path / "out", "32"],
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = StabilityReport.read(tmp_path / "out" / "training" / "stability.json")
+    assert [point.step for point in report.points] == [1, 2, 4, 8, 16, 32]
+    assert (report.over, report.is_ordered) == ("checkpoints", True)
+    end = StabilityReport.read(tmp_path / "out" / "end.json")
+    assert end.kinds[0].agreements[0].spearman == report.kinds[0].between(4, 5).spearman
+    depths = DepthsReport.read(tmp_path / "out" / "depths.json")
+    assert all(cell.damage is not None for cell in depths.cells)
+    assert depths.numbers == [1, 2, 3, 4]
+    assert (tmp_path / "out" / "depths.html").is_file()
