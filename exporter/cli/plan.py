@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from exporter.cli.budget_options import (
     refuse_idle,
     replacement_options,
 )
+from exporter.cli.cluster_options import ray_options, refuse_with_budget, spread_meters
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.metric_options import METRIC_NAMES
 from exporter.cli.options import (
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @loading("--model", metavar="MODEL", help="The model, for searches that run it. [as IMPORTANCE]")
 @model_options
+@ray_options
 @json_option
 @verbosity_options
 @click.pass_obj
@@ -126,6 +129,7 @@ def plan(
             return load_model(source, **vars(source_options(options)))
 
     if budget_plan.wants_planner(options):
+        refuse_with_budget(options)
         result = budget_plan.planned(report, load, output, digest, options, progress)
     else:
         refuse_idle(options, IDLE)
@@ -153,17 +157,19 @@ def _counted(
         drop_request(options)  # says what may be asked for
     search = search_request(options)
     journal = output.with_name(f"{output.name}.journal")
-    result = choose(
-        report,
-        counts,
-        search,
-        load=load,
-        calibration=options["calibration"],
-        batch_size=options["batch_size"],
-        journal=journal,
-        importance_sha256=digest,
-        progress=progress,
-    )
+    with ExitStack() as workers:
+        result = choose(
+            report,
+            counts,
+            search,
+            load=load,
+            calibration=options["calibration"],
+            batch_size=options["batch_size"],
+            journal=journal,
+            make_meter=spread_meters(options, workers, progress),
+            importance_sha256=digest,
+            progress=progress,
+        )
     if options["metric"]:
         told = {**result.budget, "metric": report.metric}
         result = result.model_copy(update={"budget": told})

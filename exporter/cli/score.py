@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from exporter.cli.cluster_options import ray_options
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.metric_options import metric_options
 from exporter.cli.options import (
@@ -38,6 +39,7 @@ from exporter.cli.series_options import asks_for_series, given_options, series_o
 @scoring_options
 @series_options
 @model_options
+@ray_options
 @json_option
 @verbosity_options
 @click.pass_obj

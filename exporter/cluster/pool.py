@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from exporter.cluster import worker as worker_module
 from exporter.cluster.connection import LOCAL, connected
 from exporter.cluster.room import Room, room_for
+from exporter.cluster.worker import versions
 from exporter.errors import ClusterError, DepthcutError, first_line
 from exporter.progress import QUIET, Progress
 
@@ -153,7 +154,7 @@ class Crew(Generic[S]):
         self, ray: Any, room: Room, setup: Callable[[], S], progress: Progress = QUIET
     ) -> None:
         self._ray, self._room, self._setup, self._progress = ray, room, setup, progress
-        self._own = worker_module.versions()
+        self._own = versions()
         self._actor = ray.remote(num_cpus=room.cpus, max_restarts=0, scheduling_strategy="SPREAD")(
             worker_module.Worker
         )

@@ -4,7 +4,7 @@ from exporter.selection.choosing import Search, SearchOptions, choose
 from exporter.selection.evolution import evolve
 from exporter.selection.greedy import greedy
 from exporter.selection.iterative import iterative
-from exporter.selection.meters import Meter, RememberingMeter
+from exporter.selection.meters import MakeMeter, Meter, RememberingMeter
 from exporter.selection.options import (
     Name,
     Objective,
@@ -18,6 +18,7 @@ from exporter.selection.options import (
 from exporter.selection.protection import protected_names
 
 __all__ = [
+    "MakeMeter",
     "Meter",
     "Name",
     "Objective",

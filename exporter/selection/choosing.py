@@ -16,7 +16,7 @@ from exporter.progress import QUIET, Progress
 from exporter.selection.evolution import evolve
 from exporter.selection.greedy import greedy
 from exporter.selection.iterative import iterative
-from exporter.selection.meters import RememberingMeter
+from exporter.selection.meters import MakeMeter, Meter, RememberingMeter
 from exporter.selection.options import (
     KINDS,
     Name,
@@ -86,6 +86,7 @@ def choose(
     batch_size: int = 4,
     cache_dir: Path | None = None,
     journal: Path | None = None,
+    make_meter: MakeMeter | None = None,
     importance_sha256: str | None = None,
     progress: Progress = QUIET,
 ) -> PruningPlan:
@@ -104,6 +105,8 @@ def choose(
         cache_dir: Where text that the model sampled is kept.
         journal: A file that keeps what greedy and evolution have measured, so that an interrupted
             search goes on; the caller removes it once the plan is kept.
+        make_meter: Makes what measures greedy's and evolution's candidates, such as one that has
+            workers elsewhere; None: in this process.
         importance_sha256: The digest of the report's file, for the plan.
         progress: Told every step.
 
@@ -125,7 +128,9 @@ def choose(
     if load is None:
         raise UsageError(f"A search that is {options.search} runs the model.", "Name the model.")
     _refuse_unreachable(report, counts, protected)
-    searcher = _Searcher(report, options, load(), calibration, batch_size, cache_dir, journal)
+    searcher = _Searcher(
+        report, options, load(), calibration, batch_size, cache_dir, journal, make_meter
+    )
     plan, damage = searcher.plan(counts, protected, importance_sha256, progress)
     validate_plan(plan, report.model.num_layers, model=report.model.source)
     return plan if damage is None else plan.model_copy(update={"predicted": _predicted(damage)})
@@ -143,11 +148,12 @@ class _Searcher:
         batch_size: int,
         cache_dir: Path | None,
         journal: Path | None,
+        make_meter: MakeMeter | None,
     ) -> None:
         _refuse_another_model(report, loaded)
         self._report, self._options, self._loaded = report, options, loaded
         self._calibration, self._cache_dir = calibration, cache_dir
-        self._batch_size = batch_size
+        self._batch_size, self._make_meter = batch_size, make_meter or _meter_here
         self._journal = journal if options.by_damage else None
 
     def plan(
@@ -266,18 +272,11 @@ class _Searcher:
         return report.scores
 
     def _meter(self, text: CalibrationText) -> RememberingMeter:
-        from exporter.ablation import DamageMeter
         from exporter.files import sha256_bytes
         from exporter.selection.texts import first_tokens
 
         searched = first_tokens(text, self._options.tokens)
-        meter = DamageMeter(
-            self._loaded.model,
-            searched.input_ids,
-            searched.mask,
-            batch_size=self._batch_size,
-            positions=POSITIONS,
-        )
+        meter = self._make_meter(self._loaded, searched, self._batch_size, POSITIONS)
         about = {
             "model": self._loaded.ref.sha256,
             "dtype": str(self._loaded.model.dtype),
@@ -285,6 +284,16 @@ class _Searcher:
             "positions": POSITIONS,
         }
         return RememberingMeter(meter, self._journal, about)
+
+
+def _meter_here(
+    loaded: LoadedModel, text: CalibrationText, batch_size: int, positions: int
+) -> Meter:
+    from exporter.ablation import DamageMeter
+
+    return DamageMeter(
+        loaded.model, text.input_ids, text.mask, batch_size=batch_size, positions=positions
+    )
 
 
 @contextmanager

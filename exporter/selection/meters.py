@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from exporter.ablation import NOTHING, Cut, Damage, Substitute
 from exporter.errors import UsageError
 from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.importance import CalibrationText
+    from exporter.model_source import LoadedModel
 
 _FIRST = '{"about": '
 
@@ -30,6 +34,11 @@ class Meter(Protocol):
         self, cut: Cut, others: Sequence[Cut], progress: Progress = QUIET
     ) -> list[Damage]:
         """The damage of a cut, and of several others."""
+
+
+MakeMeter = Callable[["LoadedModel", "CalibrationText", int, int], Meter]
+"""From a model, a text, the samples in a batch and how many positions go on one that is looked at,
+to what measures cuts on them."""
 
 
 class RememberingMeter:
