@@ -132,24 +132,58 @@ def probe(model: Any, layers: Sequence[LayerModules]) -> ProbeVerdict:
         ``silent`` when the sums hold, but some branch contributes nothing, so that this shows
         less; ``not_finite`` when the activations are NaN or infinite.
     """
-    import torch
-
     states: list[LayerStates] = []
-    inputs = _probe_inputs(model)
+    inputs = probe_inputs(model)
     first = layers[0]
-    with tapped(layers, states.append), _recorded(first.mlp) as live:
+    with tapped(layers, states.append), output_of(first.mlp) as live:
         run_backbone(model, inputs)
-    with silenced([first.attention]), _recorded(first.mlp) as deaf:
+    with silenced([first.attention]), output_of(first.mlp) as deaf:
         run_backbone(model, inputs)
-    if not all(bool(state.output.isfinite().all()) for state in states):
-        return "not_finite"
-    with torch.inference_mode():
-        if len(states) != len(layers) or not all(map(_sums_hold, layers, states)):
+    findings = ProbeFindings(layers)
+    for state in states:
+        findings.take(state)
+    findings.reads_attention = not live[0].equal(deaf[0])
+    return findings.verdict
+
+
+class ProbeFindings:
+    """What a few tokens show of a layout, layer by layer.
+
+    Args:
+        layers: The layout.
+
+    Attributes:
+        reads_attention: Whether the first MLP's output changed when its attention was silenced.
+    """
+
+    def __init__(self, layers: Sequence[LayerModules]) -> None:
+        self._layers = layers
+        self._left = len(layers)
+        self._finite, self._sums_hold, self._silent = True, True, False
+        self.reads_attention: bool | None = None
+
+    def take(self, states: LayerStates) -> None:
+        """Judges one layer; it must still be there, since its norms may run again."""
+        import torch
+
+        self._left -= 1
+        self._finite &= bool(states.output.isfinite().all())
+        if self._finite:
+            with torch.inference_mode():
+                self._sums_hold &= _sums_hold(self._layers[states.number], states)
+        self._silent |= _is_silent(states)
+
+    @property
+    def verdict(self) -> ProbeVerdict:
+        """What :func:`probe` returns, from the layers so far."""
+        if not self._finite:
+            return "not_finite"
+        if self._left or not self._sums_hold:
             return "differs"
-    if any(map(_is_silent, states)):
-        return "silent"
-    reads_attention = not live[0].equal(deaf[0])
-    return "adds_up" if reads_attention == (first.form != "parallel") else "differs"
+        if self._silent:
+            return "silent"
+        reads_attention = self._layers[0].form != "parallel"
+        return "adds_up" if self.reads_attention == reads_attention else "differs"
 
 
 class _LayerTap:
@@ -221,7 +255,8 @@ def _zeroed(_module: Any, _inputs: Any, output: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _recorded(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+def output_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collects copies of what a module gives in the block; no hook is left behind."""
     outputs: list[torch.Tensor] = []
     handle = module.register_forward_hook(
         lambda _module, _inputs, output: outputs.append(first_tensor(output).clone())
@@ -232,7 +267,8 @@ def _recorded(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def _probe_inputs(model: Any) -> dict[str, torch.Tensor]:
+def probe_inputs(model: Any) -> dict[str, torch.Tensor]:
+    """A few tokens, or a picture, that any model of the kind takes."""
     import torch
 
     config, device = model.config, model.device

@@ -50,16 +50,7 @@ class DamageMeter:
         positions: int = 1,
         kept_bytes: int = _KEPT_BYTES,
     ) -> None:
-        if not model.can_generate() or model.get_output_embeddings() is None:
-            raise ScoringError(
-                f"{type(model).__name__} predicts no next token, so damage to its answers can't "
-                "be measured.",
-                "Use a metric of the residual stream, such as cosine.",
-            )
-        if not bool((mask[:, 1:] & mask[:, :-1])[:, ::positions].any()):
-            raise ScoringError(
-                "There is no token with a next one to predict.", "Give longer samples."
-            )
+        refuse_unmeasurable(model, mask, positions)
         self._model = model
         self._ids, self._mask = input_ids, mask
         self._batch_size, self._stride = batch_size, positions
@@ -129,9 +120,9 @@ class DamageMeter:
         else:
             reference = reference or self._reference(start, self._runner.record(inputs, {})[1])
             streams, logits = self._runner.record(inputs, cut)
-        yield self._judge(reference, logits, cut, start)
+        yield judged(reference, logits, cut, start)
         for other in others:
-            yield self._judge(reference, self._runner.resume(streams, other), other, start)
+            yield judged(reference, self._runner.resume(streams, other), other, start)
 
     def _inputs(self, start: int) -> dict[str, torch.Tensor]:
         import torch
@@ -142,37 +133,83 @@ class DamageMeter:
         return {"input_ids": ids, "attention_mask": mask.long()}
 
     def _reference(self, start: int, logits: torch.Tensor) -> Reference:
-        import torch
-
         rows = slice(start, start + self._batch_size)
-        ids, mask = self._ids[rows], self._mask[rows]
-        follows = np.zeros_like(mask)
-        follows[:, :-1] = mask[:, :-1] & mask[:, 1:]
-        targets = np.roll(ids, -1, axis=1)[:, :: self._stride]
-        device = logits.device
-        with torch.inference_mode():
-            reference = Reference(
-                logits,
-                torch.from_numpy(targets.copy()).to(device),
-                torch.from_numpy(follows[:, :: self._stride].copy()).to(device),
-            )
+        reference = reference_of(logits, self._ids[rows], self._mask[rows], self._stride)
         if reference.nbytes <= self._free_bytes:
             self._kept[start] = reference
             self._free_bytes -= reference.nbytes
         return reference
 
-    def _judge(self, reference: Reference, logits: torch.Tensor, cut: Cut, start: int) -> Damage:
-        import torch
 
-        with torch.inference_mode():
-            damage = reference.damage(logits)
-        bad = ~(np.isfinite(damage.kl_sums) & np.isfinite(damage.nll_sums))
-        if bad.any():
-            whole = np.isfinite(damage.baseline_nll_sums).all()
-            names = [f"{kind} {layer}" for layer, kind in cut] if whole else []
-            what = ", ".join(names) or "nothing"
-            raise ScoringError(
-                f"The logits are not finite in sample {start + int(bad.argmax())} with {what} cut.",
-                "Load the model in float32, or check its weights.",
-            )
-        return damage
+def reference_of(
+    logits: torch.Tensor, ids: NDArray[np.int64], mask: NDArray[np.bool_], positions: int
+) -> Reference:
+    """The whole model's answers for some samples, as what cut ones are held against.
+
+    Args:
+        logits: ``[batch, chosen positions, vocabulary]``.
+        ids: ``[batch, tokens]``.
+        mask: ``[batch, tokens]``; False marks padding.
+        positions: Every so many positions are chosen, the first included.
+    """
+    import torch
+
+    follows = np.zeros_like(mask)
+    follows[:, :-1] = mask[:, :-1] & mask[:, 1:]
+    targets = np.roll(ids, -1, axis=1)[:, ::positions]
+    device = logits.device
+    with torch.inference_mode():
+        return Reference(
+            logits,
+            torch.from_numpy(targets.copy()).to(device),
+            torch.from_numpy(follows[:, ::positions].copy()).to(device),
+        )
+
+
+def judged(reference: Reference, logits: torch.Tensor, cut: Cut, start: int) -> Damage:
+    """What a cut costs on some samples.
+
+    Args:
+        reference: Of the whole model.
+        logits: Of the cut one, ``[batch, chosen positions, vocabulary]``.
+        cut: For the error.
+        start: The number of the first sample, for the error.
+
+    Raises:
+        ScoringError: Logits are not finite.
+    """
+    import torch
+
+    with torch.inference_mode():
+        damage = reference.damage(logits)
+    bad = ~(np.isfinite(damage.kl_sums) & np.isfinite(damage.nll_sums))
+    if bad.any():
+        whole = np.isfinite(damage.baseline_nll_sums).all()
+        names = [f"{kind} {layer}" for layer, kind in cut] if whole else []
+        what = ", ".join(names) or "nothing"
+        raise ScoringError(
+            f"The logits are not finite in sample {start + int(bad.argmax())} with {what} cut.",
+            "Load the model in float32, or check its weights.",
+        )
+    return damage
+
+
+def refuse_unmeasurable(model: Any, mask: NDArray[np.bool_], positions: int) -> None:
+    """Refuses what damage can't be measured on.
+
+    Args:
+        model: The model.
+        mask: ``[samples, tokens]``; False marks padding.
+        positions: Every so many positions are looked at.
+
+    Raises:
+        ScoringError: The model has no language head, or there is no position to compare at.
+    """
+    if not model.can_generate() or model.get_output_embeddings() is None:
+        raise ScoringError(
+            f"{type(model).__name__} predicts no next token, so damage to its answers can't "
+            "be measured.",
+            "Use a metric of the residual stream, such as cosine.",
+        )
+    if not bool((mask[:, 1:] & mask[:, :-1])[:, ::positions].any()):
+        raise ScoringError("There is no token with a next one to predict.", "Give longer samples.")

@@ -8,7 +8,7 @@ forward runs, with the layers below handing out what they gave before.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ class StreamRunner:
         with contextlib.ExitStack() as stack:
             self._enter_cut(cut, stack)  # first, so that what is kept is what the cut gave
             for modules in self.layers:
-                stack.enter_context(_recorded(modules, streams))
+                stack.enter_context(recorded(modules, streams))
             return streams, self._run(inputs, stack)
 
     def resume(self, streams: Streams, cut: Cut) -> torch.Tensor:
@@ -105,70 +105,103 @@ class StreamRunner:
         same_attention = (layer, "attention") not in changed
         if not same_attention or mlp is None or mlp.maps or layer not in streams.attended:
             return layer, None
-        # The MLP is out, and what its layer gives is known without running it.
-        stream = streams.attended[layer]
-        stream = stream if mlp.bias is None else stream + mlp.bias.to(stream)
-        old = streams.outputs[layer]
-        return layer + 1, (stream, *old[1:]) if isinstance(old, tuple) else stream
+        return layer + 1, without_mlp(streams.attended[layer], mlp, streams.outputs[layer])
 
     def _enter_cut(self, cut: Cut, stack: contextlib.ExitStack) -> None:
         for name, substitute in cut.items():
-            stack.enter_context(self._cut(name, substitute))
+            stack.enter_context(branch_cut(self._parts[name], substitute, self._returned[name]))
 
     def _run(self, inputs: dict[str, torch.Tensor], stack: contextlib.ExitStack) -> torch.Tensor:
         import torch
 
-        handle = self._head.register_forward_pre_hook(self._choose)
-        stack.callback(handle.remove)
+        stack.enter_context(strided_head(self._head, self._stride))
         with torch.inference_mode():
             logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
         return logits
 
-    def _choose(self, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][:, :: self._stride], *args[1:])
-
-    @contextlib.contextmanager
-    def _cut(self, name: Sublayer, substitute: Substitute) -> Iterator[None]:
-        """Without running the branch where all of it is one module."""
-        part = self._parts[name]
-        if part.reads is not part.contribution:
-            with contextlib.ExitStack() as hooks:
-                for handle in hooked(part, substitute):
-                    hooks.callback(handle.remove)
-                yield
-            return
-        count = self._returned[name]
-
-        def instead(*args: Any, **kwargs: Any) -> Any:
-            x = first_input(args, kwargs)
-            contribution = substitute.contribution(x)
-            new = x.new_zeros(x.shape) if contribution is None else contribution / part.multiplier
-            return (new, *[None] * (count - 1)) if count else new
-
-        with forward_of(part.contribution, instead):
-            yield
-
     def _learn_outputs(self) -> None:
-        """How many things each branch's module returns; 0 for a bare tensor."""
         import torch
 
-        def keep(name: Sublayer) -> Callable[..., None]:
-            def hook(_module: Any, _inputs: Any, output: Any) -> None:
-                self._returned[name] = len(output) if isinstance(output, tuple) else 0
-
-            return hook
-
         ids = torch.zeros((1, 2), dtype=torch.int64, device=self._model.device)
-        with contextlib.ExitStack() as hooks, torch.inference_mode():
-            for name, part in self._parts.items():
-                handle = part.contribution.register_forward_hook(keep(name))
-                hooks.callback(handle.remove)
+        with counting_outputs(self._parts, self._returned), torch.inference_mode():
             self._model(input_ids=ids, use_cache=False)
 
 
 @contextlib.contextmanager
-def _recorded(modules: LayerModules, streams: Streams) -> Iterator[None]:
-    """Keeps what a layer returns, and the stream between its two branches."""
+def strided_head(head: torch.nn.Module, positions: int) -> Iterator[None]:
+    """Runs a model's head at every so many positions while the block runs."""
+
+    def choose(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][:, ::positions], *args[1:])
+
+    handle = head.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def counting_outputs(
+    parts: Mapping[Sublayer, SublayerModules], counts: dict[Sublayer, int]
+) -> Iterator[None]:
+    """Notes how many things each branch's module returns in the block; 0 for a bare tensor."""
+
+    def keep(name: Sublayer) -> Callable[..., None]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            counts[name] = len(output) if isinstance(output, tuple) else 0
+
+        return hook
+
+    with contextlib.ExitStack() as hooks:
+        for name, part in parts.items():
+            handle = part.contribution.register_forward_hook(keep(name))
+            hooks.callback(handle.remove)
+        yield
+
+
+@contextlib.contextmanager
+def branch_cut(part: SublayerModules, substitute: Substitute, count: int) -> Iterator[None]:
+    """Puts a substitute in a branch's place; one that is a single module does not run.
+
+    Args:
+        part: The branch.
+        substitute: What it contributes instead.
+        count: How many things its module returns; 0 for a bare tensor.
+    """
+    if part.reads is not part.contribution:
+        with contextlib.ExitStack() as hooks:
+            for handle in hooked(part, substitute):
+                hooks.callback(handle.remove)
+            yield
+        return
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        x = first_input(args, kwargs)
+        contribution = substitute.contribution(x)
+        new = x.new_zeros(x.shape) if contribution is None else contribution / part.multiplier
+        return (new, *[None] * (count - 1)) if count else new
+
+    with forward_of(part.contribution, instead):
+        yield
+
+
+def without_mlp(attended: torch.Tensor, substitute: Substitute, output: Any) -> Any:
+    """What a sequential layer returns without its MLP, known without running it.
+
+    Args:
+        attended: The stream between attention and MLP, ``[batch, tokens, hidden]``.
+        substitute: What is in the MLP's place: nothing, or a bias.
+        output: What the whole layer returned.
+    """
+    bias = substitute.bias
+    stream = attended if bias is None else attended + bias.to(attended)
+    return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+
+@contextlib.contextmanager
+def recorded(modules: LayerModules, streams: Streams) -> Iterator[None]:
+    """Keeps what a layer returns in the block, and the stream between its two branches."""
     number = modules.number
     stream: list[torch.Tensor] = []
 

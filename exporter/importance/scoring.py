@@ -34,7 +34,7 @@ from exporter.importance.stream_pass import stream_scores
 from exporter.importance.subject import Subject
 from exporter.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
-from exporter.residual_stream import LayerModules, probe
+from exporter.residual_stream import LayerModules, ProbeVerdict, probe
 
 KL_POSITIONS = 2
 """The model's answers are compared at every so many positions unless asked otherwise."""
@@ -115,7 +115,7 @@ def subject_of(
     """
     refuse_unfit(loaded.model, metrics)
     layers = _checked_layers(loaded)
-    text = _EMPTY
+    text = NO_TEXT
     if reads_text(metrics):
         text = calibration_text(
             loaded,
@@ -170,14 +170,18 @@ def score_on(
     return _scored(loaded, subject, wanted)
 
 
-_NO_TEXT = CalibrationRef(
-    source="none (nothing here reads text)",
-    samples=0,
-    sequence_length=0,
-    tokens=0,
-    sha256=sha256_bytes(b""),
+NO_TEXT = CalibrationText(
+    CalibrationRef(
+        source="none (nothing here reads text)",
+        samples=0,
+        sequence_length=0,
+        tokens=0,
+        sha256=sha256_bytes(b""),
+    ),
+    np.zeros((0, 0), np.int64),
+    np.zeros((0, 0), np.bool_),
 )
-_EMPTY = CalibrationText(_NO_TEXT, np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_))
+"""What metrics that read no text are scored on."""
 
 _PASSES: tuple[tuple[type[Metric], Callable[[Subject, Sequence[Any]], list[list[Score]]]], ...] = (
     (StreamMetric, stream_scores),
@@ -236,10 +240,19 @@ def _telling_where(subject: Subject) -> Iterator[None]:
 def _checked_layers(loaded: LoadedModel) -> list[LayerModules]:
     """The model's layers, after a small run has shown that they are what the table says."""
     layers = layer_modules(loaded.model)
-    if probe(loaded.model, layers) == "differs":
+    refuse_differing(probe(loaded.model, layers), loaded)
+    return layers
+
+
+def refuse_differing(verdict: ProbeVerdict, loaded: LoadedModel) -> None:
+    """Refuses a model whose layers are not what the table says.
+
+    Raises:
+        UnknownArchitectureError: The probe found that.
+    """
+    if verdict == "differs":
         raise UnknownArchitectureError(
             f"In {loaded.ref.architecture} the attention and MLP outputs don't add up to the "
             "residual stream, so their importance can't be told.",
             "This configuration of the model family is not supported.",
         )
-    return layers
