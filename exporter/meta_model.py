@@ -122,6 +122,10 @@ class ShardedWeights:
         """The parameters of a module, by their names in the model; those of a tie each."""
         return [name for name in self._empty if _is_below(name, prefix)]
 
+    def aliases(self, name: str) -> tuple[str, ...]:
+        """All names of one parameter, itself included."""
+        return self._aliases[name]
+
     def nbytes(self, prefix: str = "") -> int:
         """How much memory a module's parameters take when they are there; ties count once."""
         shared = {self._aliases[name][0] for name in self.names(prefix)}

@@ -59,7 +59,8 @@ class LoadedModel:
     """A model ready to be scored or exported.
 
     Attributes:
-        model: In eval mode, without gradients, on the CPU, its weights of the asked dtype.
+        model: In eval mode, without gradients, its weights of the asked dtype; on the CPU unless
+            a device map spread it.
         tokenizer: None for a model that ships none.
         ref: What the stages' files say about the model.
         path: The local folder, or the GGUF file.
@@ -79,6 +80,7 @@ def load_model(
     allow_pickle: bool = False,
     revision: str | None = None,
     pruned: bool = False,
+    device_map: str | dict[str, Any] | None = None,
 ) -> LoadedModel:
     """Loads a model as plain floating-point weights.
 
@@ -90,6 +92,7 @@ def load_model(
         revision: A branch, tag or commit of a hub id.
         pruned: Takes checkpoints that :mod:`exporter.pruned_model` wrote, too. They can be run, but
             not be scored, healed or exported again.
+        device_map: Spreads the model over devices as accelerate does, such as ``auto``.
 
     Raises:
         ModelSourceError: When the source is missing, incomplete or can't be read.
@@ -112,11 +115,14 @@ def load_model(
             use_safetensors=use_safetensors,
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
+            **({} if device_map is None else {"device_map": device_map}),
         )
         return model, info
 
     if not path.is_file():
         return load_folder(source, path, load, trust_remote_code=trust_remote_code)
+    if device_map is not None:
+        raise ModelSourceError(f"{path} is one file, which is not spread over devices.")
     with quiet_transformers():
         model, info, tokenizer = load_gguf(path, _torch_dtype(dtype))
     return _loaded(source, path, model, info, tokenizer)

@@ -21,6 +21,7 @@ from exporter.cli.options import (
 )
 from exporter.cli.sections import SectionedCommand
 from exporter.cli.series_options import asks_for_series, given_options, series_options
+from exporter.cli.stream_options import stream_options
 
 
 @click.command(
@@ -38,6 +39,7 @@ from exporter.cli.series_options import asks_for_series, given_options, series_o
 @metric_options
 @scoring_options
 @series_options
+@stream_options
 @model_options
 @ray_options
 @json_option

@@ -18,12 +18,38 @@ def scored(model: str, options: Mapping[str, Any], progress: Progress) -> Import
         progress: Told what goes on.
     """
     from exporter.cli.cluster_options import asks_for_cluster, cluster_scored
+    from exporter.cli.stream_options import streams
+
+    if streams(options):
+        return _streamed(model, options, progress)
+    if asks_for_cluster(options):
+        return cluster_scored(model, options, progress)
+    return _in_memory(model, options, progress)
+
+
+def _in_memory(model: str, options: Mapping[str, Any], progress: Progress) -> ImportanceReport:
     from exporter.cli.requests import score_options, source_options
     from exporter.importance import score as score_model
     from exporter.model_source import load_model
 
-    if asks_for_cluster(options):
-        return cluster_scored(model, options, progress)
     with progress.task(f"load {model}"):
-        loaded = load_model(model, **vars(source_options(options)))
+        loaded = load_model(
+            model, **vars(source_options(options)), device_map=options.get("device_map")
+        )
     return score_model(loaded, **vars(score_options(options)), progress=progress)
+
+
+def _streamed(model: str, options: Mapping[str, Any], progress: Progress) -> ImportanceReport:
+    from exporter.cli.requests import score_options, source_options
+    from exporter.meta_model import load_meta
+    from exporter.streaming import score_streamed
+
+    source = source_options(options)
+    with progress.task(f"open {model}"):
+        meta = load_meta(model, dtype=source.dtype, revision=source.revision)
+    return score_streamed(
+        meta,
+        **vars(score_options(options)),
+        stream_dir=options.get("stream_dir"),
+        progress=progress,
+    )

@@ -1,0 +1,8 @@
+"""Scores of models larger than memory: a layer's weights at a time, the whole text through each.
+
+Importing this costs no PyTorch.
+"""
+
+from exporter.streaming.scoring import score_streamed, score_streamed_on
+
+__all__ = ["score_streamed", "score_streamed_on"]

@@ -1,0 +1,187 @@
+"""The residual stream of all batches between two layers, in memory or in a file.
+
+The file has no name, so it is gone with the process, whatever ends it. Its space is reserved at the
+start: a disk that is too small is told before hours of work, not after. It is written and read by
+calls and not mapped, since a mapped file on a disk that fails or fills up kills the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from exporter.errors import ScoringError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# File systems that can't reserve; a full disk then shows while it is written.
+_CANT_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
+
+
+class HiddenStates(Protocol):
+    """Keeps a tensor for each stream and batch."""
+
+    def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
+        """Keeps a tensor, in the place of the last one of this stream and batch.
+
+        Raises:
+            ScoringError: There is no room for it.
+        """
+
+    def get(self, stream: int, batch: int) -> torch.Tensor:
+        """The tensor that was kept; the caller does not change it."""
+
+
+class StatesInMemory:
+    """Keeps them as they are."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], torch.Tensor] = {}
+
+    def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
+        """Keeps a tensor."""
+        self._kept[stream, batch] = tensor
+
+    def get(self, stream: int, batch: int) -> torch.Tensor:
+        """The tensor that was kept."""
+        return self._kept[stream, batch]
+
+
+class StatesInFile:
+    """Keeps them in a file; made by :func:`states_in_file`.
+
+    Args:
+        file: Open for writing and reading.
+        folder: Where it lies, for errors.
+        shapes: Of the tensors of each batch.
+        dtype: Of all tensors.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        folder: Path,
+        shapes: Sequence[tuple[int, ...]],
+        dtype: torch.dtype,
+    ) -> None:
+        import torch
+
+        self._file, self._folder = file, folder
+        self._shapes, self._dtype = [torch.Size(shape) for shape in shapes], dtype
+        self._sizes = [shape.numel() * dtype.itemsize for shape in self._shapes]
+
+    @property
+    def stream_bytes(self) -> int:
+        """What one stream takes, over all batches."""
+        return sum(self._sizes)
+
+    def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
+        """Writes a tensor.
+
+        Raises:
+            ScoringError: The disk is full, or fails.
+        """
+        assert tensor.shape == self._shapes[batch], "a layer keeps the shape of the stream"
+        rest, position = _bytes_of(tensor), self._position(stream, batch)
+        try:
+            while rest:
+                count = os.pwrite(self._file.fileno(), rest, position)
+                rest, position = rest[count:], position + count
+        except OSError as error:
+            raise _told(error, self._folder, self._sizes[batch]) from error
+
+    def get(self, stream: int, batch: int) -> torch.Tensor:
+        """Reads a tensor.
+
+        Raises:
+            ScoringError: The disk fails.
+        """
+        import torch
+
+        tensor = torch.empty(self._shapes[batch], dtype=self._dtype)
+        rest, position = _bytes_of(tensor), self._position(stream, batch)
+        try:
+            while rest:
+                count = os.preadv(self._file.fileno(), [rest], position)
+                if not count:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                rest, position = rest[count:], position + count
+        except OSError as error:
+            raise _told(error, self._folder, self._sizes[batch]) from error
+        return tensor
+
+    def _position(self, stream: int, batch: int) -> int:
+        return stream * self.stream_bytes + sum(self._sizes[:batch])
+
+
+@contextlib.contextmanager
+def states_in_file(
+    folder: Path, streams: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
+) -> Iterator[StatesInFile]:
+    """A file with room for all tensors, which is gone after the block.
+
+    Args:
+        folder: Where; made if it is not there.
+        streams: How many streams.
+        shapes: Of the tensors of each batch.
+        dtype: Of all tensors.
+
+    Raises:
+        ScoringError: There is no room, or no such folder can be.
+    """
+    with _nameless(folder) as file:
+        states = StatesInFile(file, folder, shapes, dtype)
+        _reserve(file, folder, streams * states.stream_bytes)
+        yield states
+
+
+def _nameless(folder: Path) -> IO[bytes]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryFile(dir=folder, prefix=".depthcut-stream-")
+    except OSError as error:
+        raise _told(error, folder, 0) from error
+
+
+def _reserve(file: IO[bytes], folder: Path, nbytes: int) -> None:
+    if shutil.disk_usage(folder).free < nbytes:
+        raise _no_room(folder, nbytes)
+    if not nbytes or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, nbytes)
+    except OSError as error:
+        if error.errno not in _CANT_RESERVE:
+            raise _told(error, folder, nbytes) from error
+
+
+def _told(error: OSError, folder: Path, nbytes: int) -> ScoringError:
+    if error.errno in _FULL:
+        return _no_room(folder, nbytes)
+    return ScoringError(
+        f"The hidden states can't be kept in {folder}: {first_line(error)}.",
+        "Name another folder with --stream-dir.",
+    )
+
+
+def _no_room(folder: Path, nbytes: int) -> ScoringError:
+    return ScoringError(
+        f"The disk of {folder} has no room for {nbytes / 1e9:.3g} GB of hidden states.",
+        "Name a folder on another disk with --stream-dir, or take fewer --samples.",
+    )
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview[Any]:
+    """The tensor's memory; of a copy where it does not lie in one piece."""
+    import torch
+
+    array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)

@@ -1,0 +1,63 @@
+"""The probe of the layers' layout, a layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from exporter.importance.scoring import refuse_differing
+from exporter.model_source import LoadedModel
+from exporter.residual_stream import (
+    LayerModules,
+    LayerStates,
+    ProbeFindings,
+    output_of,
+    probe_inputs,
+    silenced,
+    tapped,
+)
+from exporter.streaming.layer_runner import LayerRunner
+
+if TYPE_CHECKING:
+    import torch
+
+
+class LayerProbe:
+    """Takes a few tokens through the layers, as :func:`exporter.residual_stream.probe` does.
+
+    Args:
+        model: A transformers model.
+        layers: Its layers, as they are thought to be.
+    """
+
+    def __init__(self, model: Any, layers: Sequence[LayerModules]) -> None:
+        self._layers = layers
+        self._inputs = probe_inputs(model)
+        self._findings = ProbeFindings(layers)
+        self._stream: torch.Tensor | None = None
+
+    def layer(self, number: int, runner: LayerRunner) -> torch.Tensor:
+        """Judges the layer that the runner is set to.
+
+        Returns:
+            What it gives for the few tokens, ``[1, tokens, hidden]``.
+        """
+        modules, before = self._layers[number], self._stream
+        states: list[LayerStates] = []
+        with tapped([modules], states.append), output_of(modules.mlp) as live:
+            self._stream = stream = runner.run(self._inputs, before)
+        for state in states:
+            self._findings.take(state)
+        if not number:
+            with silenced([modules.attention]), output_of(modules.mlp) as deaf:
+                runner.run(self._inputs, before)
+            self._findings.reads_attention = not live[0].equal(deaf[0])
+        return stream
+
+    def refuse(self, loaded: LoadedModel) -> None:
+        """Refuses a model whose layers are not what they were thought to be.
+
+        Raises:
+            UnknownArchitectureError: The probe found that.
+        """
+        refuse_differing(self._findings.verdict, loaded)

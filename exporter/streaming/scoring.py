@@ -1,0 +1,144 @@
+"""Scores a model layer by layer, with the weights of one or two layers in memory.
+
+Each layer's weights come once; all of the text goes through it, then the weights go. The sums are
+those of the passes in memory, sample by sample, so that the scores are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from exporter.artifacts import ImportanceReport
+from exporter.errors import UsageError
+from exporter.importance import CalibrationText, calibration_text
+from exporter.importance.calibration import check_text
+from exporter.importance.fixed_pass import fixed_scores
+from exporter.importance.metric import FixedMetric, GradientMetric, Metric
+from exporter.importance.registry import DEFAULT, metrics_named, reads_text, refuse_unfit
+from exporter.importance.scoring import KL_POSITIONS, NO_TEXT, report_of
+from exporter.importance.self_text import SELF
+from exporter.importance.subject import Subject
+from exporter.meta_model import MetaModel
+from exporter.progress import QUIET, Progress
+from exporter.streaming.walk import Walk, WalkSettings
+
+
+def score_streamed(
+    meta: MetaModel,
+    *,
+    metrics: Sequence[str] = (DEFAULT,),
+    calibration: str | None = None,
+    samples: int | None = None,
+    sequence_length: int = 512,
+    batch_size: int = 4,
+    seed: int = 0,
+    kl_positions: int = KL_POSITIONS,
+    blocks: bool = False,
+    stream_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> ImportanceReport:
+    """Scores a model that need not fit into memory, on the text that the user names.
+
+    Args:
+        meta: The model, from :func:`exporter.meta_model.load_meta`.
+        metrics: As for :func:`exporter.importance.score`, but none that follows gradients.
+        calibration: ``pydoc``, a file or ``hf:DATASET``; None: ``pydoc``. A model that comes layer
+            by layer can't sample a text of its own.
+        samples: How many samples; None: about 10,000 tokens.
+        sequence_length: Tokens in a sample.
+        batch_size: Samples in one forward pass.
+        seed: For the metric ``random``.
+        kl_positions: ``kl`` and ``perplexity`` look at every so many positions.
+        blocks: Whether those two skip whole blocks as well.
+        stream_dir: Where the hidden states are kept in a file; None: in memory where they fit.
+        progress: Told what goes on.
+
+    Raises:
+        UsageError: A metric is not known, or wants what a streamed model can't give.
+        ModelSourceError: A shard can't be read.
+        CalibrationError: The text is too short, or the tokenizer is not the model's.
+        TextSourceError: The text can't be read.
+        ScoringError: Activations are not finite, or the disk has no room for the hidden states.
+        UnknownArchitectureError: It is not known where the model keeps its sublayers.
+    """
+    wanted = _fitting(meta, metrics)
+    text = NO_TEXT
+    if reads_text(wanted):
+        text = calibration_text(
+            meta,
+            _text_of(meta, calibration, progress),
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            progress=progress,
+        )
+    settings = WalkSettings(batch_size, kl_positions, blocks, stream_dir, progress)
+    return _scored(meta, text, wanted, seed, settings)
+
+
+def score_streamed_on(
+    meta: MetaModel,
+    text: CalibrationText,
+    *,
+    metrics: Sequence[str] = (DEFAULT,),
+    batch_size: int = 4,
+    seed: int = 0,
+    kl_positions: int = KL_POSITIONS,
+    blocks: bool = False,
+    stream_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> ImportanceReport:
+    """Scores a model that need not fit into memory, on token ids that the caller chose.
+
+    The arguments and errors are those of :func:`score_streamed`.
+    """
+    wanted = _fitting(meta, metrics)
+    check_text(meta, text.input_ids, text.mask)
+    settings = WalkSettings(batch_size, kl_positions, blocks, stream_dir, progress)
+    return _scored(meta, text, wanted, seed, settings)
+
+
+def _fitting(meta: MetaModel, names: Sequence[str]) -> list[Metric]:
+    wanted = metrics_named(names)
+    for metric in wanted:
+        if isinstance(metric, GradientMetric):
+            raise UsageError(
+                f"{metric.name} follows gradients back through all layers, so it wants the whole "
+                "model in memory.",
+                "Take cosine or kl, or score the model without --stream.",
+            )
+    refuse_unfit(meta.model, wanted)
+    return wanted
+
+
+def _text_of(meta: MetaModel, spec: str | None, progress: Progress) -> str:
+    if spec == SELF:
+        raise UsageError(
+            "A model that is read layer by layer can't sample a text of its own: each token would "
+            "read all of the weights.",
+            "Give --calibration a text file, hf:DATASET or pydoc.",
+        )
+    if spec is None and meta.model.can_generate():
+        progress.say("calibration: pydoc, since a streamed model can't sample a text of its own")
+    return spec or "pydoc"
+
+
+def _scored(
+    meta: MetaModel,
+    text: CalibrationText,
+    metrics: Sequence[Metric],
+    seed: int,
+    settings: WalkSettings,
+) -> ImportanceReport:
+    before = meta.shards.bytes_read
+    walk = Walk(meta, text, metrics, settings)
+    found = walk.scores()
+    fixed = [metric for metric in metrics if isinstance(metric, FixedMetric)]
+    tables = fixed_scores(Subject(meta.model, walk.layers, text, seed=seed), fixed)
+    found |= zip((metric.name for metric in fixed), tables, strict=True)
+    read, whole = meta.shards.bytes_read - before, meta.shards.nbytes
+    settings.progress.detail(
+        f"weights read: {read / 1e9:.3g} GB, {read / whole:.2f} times what the shards hold"
+    )
+    return report_of(meta.ref, text.ref, metrics, found)

@@ -1,0 +1,276 @@
+"""Scores of a model that is read a layer at a time are those of the whole one, to the last bit."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scored_texts import made_text, random_text
+from tiny_families import hook_count, tiny_model
+
+from exporter.artifacts import ImportanceReport
+from exporter.checkpoint_shards import CheckpointShards
+from exporter.errors import (
+    ModelSourceError,
+    ScoringError,
+    UnknownArchitectureError,
+    UsageError,
+)
+from exporter.importance import CalibrationText, score_on
+from exporter.meta_model import MetaModel, load_meta
+from exporter.model_source import load_model
+from exporter.progress import Quiet
+from exporter.streaming import score_streamed, score_streamed_on
+from exporter.streaming.hidden_states import states_in_file
+from exporter.transformers_output import quiet_transformers
+
+pytestmark = pytest.mark.torch
+
+ALL = ("cosine", "angular-last", "relative-l2", "kl", "perplexity", "random", "depth")
+
+
+def saved(folder: Path, family: str, **changes: Any) -> str:
+    with quiet_transformers():
+        tiny_model(family, **changes).save_pretrained(folder, max_shard_size="30KB")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def padded_text() -> CalibrationText:
+    """The last batch is smaller, and two samples end early."""
+    text = random_text(5, 12)
+    mask = np.ones(text.input_ids.shape, dtype=bool)
+    mask[1, 9:] = mask[4, 5:] = False
+    return made_text(text.input_ids, mask)
+
+
+def expect_equal(found: ImportanceReport, expected: ImportanceReport) -> None:
+    assert found.metric == expected.metric
+    assert found.scores == expected.scores
+    assert found.further == expected.further
+    assert found.calibration == expected.calibration
+    assert found.made_from == expected.made_from
+
+
+def expect_empty(meta: MetaModel) -> None:
+    """Neither weights, nor hooks, nor forwards of the walk are left."""
+    assert all(parameter.is_meta for parameter in meta.model.parameters())
+    assert hook_count(meta.model) == 0
+    assert not [name for name, module in meta.model.named_modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize(
+    ("family", "in_file"),
+    [
+        ("llama", True), ("gpt2", True), ("gpt_neox", False), ("mixtral", False),
+        ("gemma3_text", False), ("bloom", False), ("granite", False), ("opt", False),
+        ("bert", True),
+    ],
+)  # fmt: skip
+def test_the_same_scores(tmp_path: Path, family: str, in_file: bool) -> None:
+    source = saved(tmp_path / "model", family)
+    metrics = ALL if family != "bert" else ("cosine", "angular")
+    asked: dict[str, Any] = {"metrics": metrics, "batch_size": 2, "blocks": True, "seed": 3}
+    expected = score_on(load_model(source), padded_text(), **asked)
+    meta = load_meta(source)
+    before = meta.shards.bytes_read
+    folder = tmp_path / "states" if in_file else None
+    expect_equal(score_streamed_on(meta, padded_text(), stream_dir=folder, **asked), expected)
+    expect_empty(meta)
+    assert meta.shards.bytes_read - before == sum(p.nbytes for p in meta.model.parameters())
+    assert not in_file or not list((tmp_path / "states").iterdir())
+
+
+def test_other_dtypes(llama: str) -> None:
+    expected = score_on(load_model(llama, dtype="bfloat16"), padded_text(), metrics=ALL)
+    expect_equal(
+        score_streamed_on(load_meta(llama, dtype="bfloat16"), padded_text(), metrics=ALL), expected
+    )
+
+
+def test_two_layers_at_most_are_in_memory(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = load_meta(llama)
+    layers = [f"model.layers.{number}" for number in range(3)]
+    seen: list[tuple[str, ...]] = []
+    fill = MetaModel.materialise
+
+    def watched(self: MetaModel, prefix: str = "", fetched: Any = None) -> None:
+        fill(self, prefix, fetched)
+        filled = [name for name, p in meta.model.named_parameters() if not p.is_meta]
+        seen.append(tuple(x for x in layers if any(name.startswith(x) for name in filled)))
+
+    monkeypatch.setattr(MetaModel, "materialise", watched)
+    score_streamed_on(meta, random_text(), metrics=["cosine"])
+    assert [found for found in seen if found] == [(layer,) for layer in layers]
+
+
+def test_the_embedding_goes_behind_the_first_layer(llama: str) -> None:
+    meta = load_meta(llama)
+    empty: list[bool] = []
+
+    class Watching(Quiet):
+        def task(self, description: str, total: int | None = None) -> Any:
+            meta.model.model.layers[2].register_forward_pre_hook(
+                lambda *_: empty.append(meta.model.get_input_embeddings().weight.is_meta)
+            )
+            return super().task(description, total)
+
+    score_streamed_on(meta, random_text(), progress=Watching())
+    assert not empty[0]  # while the first layer runs, the others are asked, too
+    assert empty[-1]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "kl"])
+def test_activations_that_are_not_finite_are_named(tmp_path: Path, metric: str) -> None:
+    import torch
+
+    model, text = tiny_model("llama"), random_text(5)
+    text.input_ids[text.input_ids == 63] = 62
+    text.input_ids[3, 4] = 63
+    with torch.no_grad():
+        model.model.embed_tokens.weight[63] = float("inf")
+    model.save_pretrained(tmp_path)
+    meta = load_meta(str(tmp_path))
+    with pytest.raises(ScoringError, match="attention of layer 0 are not finite in sample 3"):
+        score_streamed_on(meta, text, metrics=[metric], batch_size=2)
+    expect_empty(meta)
+
+
+def test_a_layout_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
+    source = saved(tmp_path, "bloom", apply_residual_connection_post_layernorm=True)
+    with pytest.raises(UnknownArchitectureError, match=r"BloomForCausalLM.*don't add up"):
+        score_streamed_on(load_meta(source), random_text())
+
+
+def test_a_family_that_is_not_in_the_table(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.architectures import FAMILIES
+
+    monkeypatch.delitem(FAMILIES, "llama")
+    with pytest.raises(UnknownArchitectureError, match="without running it whole"):
+        score_streamed_on(load_meta(llama), random_text())
+
+
+def test_a_shard_that_goes_bad_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = load_meta(saved(tmp_path, "llama"))
+    name = "model.layers.2.mlp.up_proj.weight"
+    shard = meta.shards.entries[name].file
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ModelSourceError, match=rf"{shard.name} ends inside model\."):
+        score_streamed_on(meta, random_text())
+    expect_empty(meta)
+
+
+def test_ctrl_c_leaves_nothing(llama: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    meta = load_meta(llama)
+    read = CheckpointShards.read
+
+    def interrupted(self: CheckpointShards, name: str) -> Any:
+        if name.startswith("model.layers.2"):
+            raise KeyboardInterrupt
+        return read(self, name)
+
+    monkeypatch.setattr(CheckpointShards, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score_streamed_on(meta, random_text(), stream_dir=tmp_path)
+    expect_empty(meta)
+    assert not list(tmp_path.iterdir())
+
+
+def _full(*_: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite"])
+def test_a_disk_that_fills_up(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    meta = load_meta(llama)
+    monkeypatch.setattr(os, call, _full)
+    with pytest.raises(ScoringError, match=r"has no room for .* GB of hidden states") as caught:
+        score_streamed_on(meta, random_text(), stream_dir=tmp_path)
+    assert "--stream-dir" in caught.value.hint
+    expect_empty(meta)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_too_small_is_told_at_the_first_layer(llama: str, tmp_path: Path) -> None:
+    import torch
+
+    with (
+        pytest.raises(ScoringError, match="has no room"),
+        states_in_file(tmp_path, 1, [(1 << 30, 1 << 30)], torch.float32),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_can_not_reserve_is_written_all_the_same(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unable)
+    expected = score_on(load_model(llama), random_text())
+    expect_equal(score_streamed_on(load_meta(llama), random_text(), stream_dir=tmp_path), expected)
+
+
+def test_a_folder_that_can_not_be(llama: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ScoringError, match=r"can't be kept in .*file"):
+        score_streamed_on(load_meta(llama), random_text(), stream_dir=tmp_path / "file" / "x")
+
+
+def test_states_that_do_not_fit_go_to_the_disk(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Saying(Quiet):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    monkeypatch.setattr("exporter.streaming.room.available_bytes", lambda: 1000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    score_streamed_on(load_meta(llama), random_text(), progress=Saying())
+    assert any(f"in a file in {tmp_path}" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"metrics": ["cosine", "taylor"]}, "taylor follows gradients"),
+        ({"metrics": ["none"]}, "no metric 'none'"),
+        ({"calibration": "self"}, "can't sample a text of its own"),
+    ],
+)
+def test_what_a_streamed_model_can_not_give(llama: str, asked: dict[str, Any], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        score_streamed(load_meta(llama), **asked)
+
+
+def test_answers_need_a_head_and_a_next_token(tmp_path: Path, llama: str) -> None:
+    with pytest.raises(ScoringError, match="makes none"):
+        score_streamed_on(load_meta(saved(tmp_path, "bert")), random_text(), metrics=["kl"])
+    with pytest.raises(ScoringError, match="no token with a next one"):
+        score_streamed_on(load_meta(llama), random_text(2, 1), metrics=["kl"])
+
+
+@pytest.mark.parametrize("place", [{"": "cpu"}, "disk"])
+def test_a_model_that_is_spread_over_devices(llama: str, tmp_path: Path, place: Any) -> None:
+    expected = score_on(load_model(llama), random_text(), metrics=("cosine", "kl"))
+    if place == "disk":
+        place = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+        place |= {"model.rotary_emb": "cpu", "model.layers.0": "cpu"}
+        place |= {f"model.layers.{number}": "disk" for number in (1, 2)}
+    spread = load_model(llama, device_map=place)
+    found = score_on(spread, random_text(), metrics=("cosine", "kl"))
+    expect_equal(found, expected)
