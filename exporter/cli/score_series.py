@@ -38,56 +38,88 @@ def scored_series(
     from exporter.studies.series import score_series
 
     varied = options["vary_calibration"] or options["vary_samples"]
-    if options["checkpoints"] and varied:
+    trained = options["checkpoints"] or options["revisions"]
+    if trained and varied:
         raise UsageError(
             "A series goes over checkpoints or over texts: with both, nobody can tell which of the "
             "two moved a rank.",
-            "Leave --checkpoints away, or --vary-calibration and --vary-samples.",
+            "Leave --vary-calibration and --vary-samples away, or --checkpoints and --revisions.",
         )
     if out.is_file():
         raise UsageError(f"{out} is a file, and a series fills a folder.", "Give -o a folder.")
     plain = without_series(options)
-    members = (
-        _checkpoints(models, plain, progress)
-        if options["checkpoints"]
-        else _texts(models, options, plain, progress)
-    )
+    if trained:
+        plain["calibration"] = _one_text(plain, progress)
+    if options["revisions"]:
+        members = _revisions(models, options, plain, progress)
+    elif options["checkpoints"]:
+        members = _checkpoints(models, plain, progress)
+    else:
+        members = _texts(models, options, plain, progress)
     refuse_overwriting(out, map(Path, models))
     return score_series(members, out, progress=progress)
 
 
-def _checkpoints(
-    models: Sequence[str],
-    plain: dict[str, Any],
-    progress: ConsoleProgress,
-) -> list[Member]:
+def _one_text(plain: Mapping[str, Any], progress: ConsoleProgress) -> str | None:
+    """The text for all checkpoints; None where the metrics read none."""
     from exporter.errors import UsageError
     from exporter.importance.registry import metrics_named, reads_text
+
+    named: str | None = plain["calibration"]
+    if named == "self":
+        raise UsageError(
+            "Each checkpoint would sample a text of its own, and nobody could tell whether it or "
+            "the model moved a rank.",
+            f"Name one text for all: --calibration {_COMMON}, or a file.",
+        )
+    if named is None and reads_text(metrics_named(plain["metrics"])):
+        progress.say(f"checkpoints: all on one text, {_COMMON}; --calibration names another")
+        return _COMMON
+    return named
+
+
+def _checkpoints(
+    models: Sequence[str], plain: Mapping[str, Any], progress: ConsoleProgress
+) -> list[Member]:
     from exporter.studies.checkpoints import check_series, find_checkpoints
     from exporter.studies.naming import checkpoint_labels
     from exporter.studies.series import folder_names
 
     sources = find_checkpoints(models, progress)
     check_series(sources)
-    if plain["calibration"] == "self":
-        raise UsageError(
-            "Each checkpoint would sample a text of its own, and nobody could tell whether it or "
-            "the model moved a rank.",
-            f"Name one text for all: --calibration {_COMMON}, or a file.",
-        )
-    if plain["calibration"] is None and reads_text(metrics_named(plain["metrics"])):
-        progress.say(f"checkpoints: all on one text, {_COMMON}; --calibration names another")
-        plain["calibration"] = _COMMON
     names = folder_names(checkpoint_labels(sources))
     return [
         _member(name, source, plain, progress) for name, source in zip(names, sources, strict=True)
     ]
 
 
+def _revisions(
+    models: Sequence[str],
+    options: Mapping[str, Any],
+    plain: Mapping[str, Any],
+    progress: ConsoleProgress,
+) -> list[Member]:
+    from exporter.errors import UsageError
+    from exporter.studies.series import folder_names
+
+    revisions: tuple[str, ...] = options["revisions"]
+    if len(models) != 1 or options["checkpoints"] or plain["revision"] or Path(models[0]).exists():
+        raise UsageError(
+            "--revisions is for one MODEL of the Hugging Face Hub, and names them all.",
+            "Leave --checkpoints and --revision away; folders here need --checkpoints alone.",
+        )
+    if len(revisions) < 2:
+        raise UsageError(f"{revisions[0]} is one revision; a series has two or more.")
+    return [
+        _member(name, models[0], {**plain, "revision": revision}, progress)
+        for name, revision in zip(folder_names(revisions), revisions, strict=True)
+    ]
+
+
 def _texts(
     models: Sequence[str],
     options: Mapping[str, Any],
-    plain: dict[str, Any],
+    plain: Mapping[str, Any],
     progress: ConsoleProgress,
 ) -> list[Member]:
     from exporter.errors import UsageError

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 import click
 
 from exporter.cli.options import Lengths
+from exporter.cli.quality_options import Names
 from exporter.cli.sections import option_in
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 series = option_in("A series of scores")
-SERIES = ("checkpoints", "vary_calibration", "vary_samples")
+SERIES = ("checkpoints", "revisions", "vary_calibration", "vary_samples")
 """The parameters that ask for one."""
 
 
@@ -27,6 +28,10 @@ def series_options(function: _F) -> _F:
         series(
             "--vary-calibration", metavar="SOURCE", multiple=True,
             help="Score MODEL on this text, and on others: repeatable.",
+        ),
+        series(
+            "--revisions", type=Names(), default=(),
+            help="Score these revisions of a hub model, as checkpoints of its training.",
         ),
         series(
             "--checkpoints", is_flag=True,

@@ -150,15 +150,26 @@ def _text_hint(*reports: ImportanceReport) -> str:
 
 def _points(reports: Mapping[str, ImportanceReport], over: Over) -> list[StabilityPoint]:
     refs = [report.calibration for report in reports.values()]
-    sources = [report.model.source for report in reports.values()]
-    labels = checkpoint_labels(sources) if over == "checkpoints" else text_labels(refs)
-    steps = list(map(step_of, sources)) if over == "checkpoints" else _amounts(refs)
+    if over == "checkpoints":
+        sources = _checkpoint_names(reports)
+        labels, steps = checkpoint_labels(sources), list(map(step_of, sources))
+    else:
+        labels, steps = text_labels(refs), _amounts(refs)
     return [
         StabilityPoint(
             label=label, step=step, file=name, model=report.model, calibration=report.calibration
         )
         for label, step, (name, report) in zip(labels, steps, reports.items(), strict=True)
     ]
+
+
+def _checkpoint_names(reports: Mapping[str, ImportanceReport]) -> list[str]:
+    """The models' sources; those of the files where revisions of one model have the same."""
+    sources = [report.model.source for report in reports.values()]
+    if len(set(sources)) == len(sources):
+        return sources
+    files = [Path(name) for name in reports]
+    return [str(p.parent if p.stem == "importance" else p.with_suffix("")) for p in files]
 
 
 def _amounts(texts: Sequence[CalibrationRef]) -> list[float | None]:

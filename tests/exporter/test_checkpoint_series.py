@@ -185,6 +185,9 @@ def test_folders_have_plain_names_that_differ() -> None:
         (["a", "--vary-samples", "4,8", "--samples", "2"], "--samples is one number"),
         (["a", "--vary-calibration", "x", "--calibration", "y"], "--calibration names one text"),
         (["--checkpoints"], "Say what to score"),
+        (["o/m", "--revisions", "a"], "a is one revision"),
+        (["o/m", "--revisions", "a,b", "--revision", "c"], "for one MODEL of the Hugging Face"),
+        ([".", "--revisions", "a,b"], "for one MODEL of the Hugging Face"),
     ],
 )
 def test_wrong_calls_are_refused(
@@ -200,6 +203,31 @@ def test_a_text_of_each_models_own_is_refused(
     call = ["score", "--checkpoints", str(run), "--calibration", "self"]
     assert command_line.run(call) == 2
     assert "a text of its own" in capsys.readouterr().err
+
+
+def test_revisions_are_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from exporter import model_source
+    from exporter.cli import score_runs
+
+    def scored(model: str, options: Any, *_: Any) -> ImportanceReport:
+        step = options["revision"]
+        values, sha = (FIRST, "a") if step == "step1" else (SECOND, "b")
+        assert options["calibration"] == "pydoc"
+        return ImportanceReport.read(write_scores(tmp_path / "s", values, model=model, sha=sha))
+
+    monkeypatch.setattr(model_source, "source_sha256", lambda *_, revision, **__: revision)
+    monkeypatch.setattr(score_runs, "scored", scored)
+    out = tmp_path / "out"
+    call = ["score", "owner/name", "--revisions", "step1,step3000", "-o", str(out), "--json"]
+    assert command_line.run(call) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert [(point["label"], point["step"]) for point in points] == [
+        ("step1", 1),
+        ("step3000", 3000),
+    ]
+    assert {point["model"]["source"] for point in points} == {"owner/name"}
 
 
 def test_a_file_is_no_place_for_a_series(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,9 +133,12 @@ def _kind_figures(report: StabilityReport, kind: KindStability) -> list[Figure]:
     what, values = NOUNS[kind.kind], [score for scores in kind.scores for score in scores]
     heat = Figure(
         series_heat_chart(f"{kind.kind}-map", kind, names, first, title=f"Scores of the {what}"),
-        f"A row a layer; across: {_across(report, names)}. The darker, the more important: from "
-        f"{significant(min(values), 2)} to {significant(max(values), 2)}. A dot: among the {first} "
-        "most redundant of its column.",
+        f"A row a layer; across: {_across(report, names)}.",
+        [
+            ("h0", f"redundant ({significant(min(values), 2)})"),
+            ("h8", f"important ({significant(max(values), 2)})"),
+            ("s-circle", f"among the {first} most redundant of its column"),
+        ],
         title=f"Scores of the {what}, by {report.metric}",
     )
     if is_series(report):
@@ -144,7 +147,8 @@ def _kind_figures(report: StabilityReport, kind: KindStability) -> list[Figure]:
         agreement_chart(
             f"{kind.kind}-pairs", kind, _labels(report), title="Agreement of each two texts"
         ),
-        "Spearman's correlation; the darker, the nearer to 1. The table has the numbers' names.",
+        "Spearman's correlation; the stronger the colour, the nearer to 1. The table names the "
+        "numbers.",
         title="Agreement of each two texts",
     )
     return [heat, pairs]

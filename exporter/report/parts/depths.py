@@ -24,15 +24,14 @@ def depths_lead(report: DepthsReport) -> str:
     told = []
     for number in report.numbers:
         found = [
-            (cell.damage.kl, cell.damage.perplexity_ratio, WAYS[cell.way])
+            (cell.damage.kl, [*WAYS].index(cell.way), cell.damage.perplexity_ratio)
             for cell in report.cells
             if cell.number == number and cell.damage is not None
         ]
         if found:
-            kl, ratio, way = min(found)
-            told.append(
-                f"n = {number}: {way} ({significant(kl, 2)} nats, perplexity {_ratio(ratio)})"
-            )
+            kl, way, ratio = min(found)
+            cost = f"{significant(kl, 2)} nats, perplexity {_ratio(ratio)}"
+            told.append(f"n = {number}: {[*WAYS.values()][way]} ({cost})")
     if not told:
         return "Nothing could be dropped at these numbers."
     return f"The least KL divergence at each number. {'; '.join(told)}."

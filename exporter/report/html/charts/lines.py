@@ -21,6 +21,7 @@ from exporter.report.html.charts.svg import WIDTH, Drawing, polyline
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, WIDTH - 66, 18, 190
 _LABEL_GAP = 12.0
 _MOST_LABELS = 8
+_MOST_LARGE = 16  # points of a line that are drawn large
 _LABEL_CHARACTERS = 42  # of all labels below together
 _DASHES = ("", "7 3", "2 3", "8 3 2 3", "12 3")
 
@@ -163,11 +164,12 @@ def _labelled(places: Sequence[str]) -> list[int]:
 def _draw(drawing: Drawing, line: Line, dash: str, right: Scale, up: _Upwards) -> None:
     dashed = {"stroke_dasharray": dash} if dash else {}
     at = [(right(point.place), up(point.value)) for point in line.points]
+    radius = 3.5 if len(at) <= _MOST_LARGE else 2.0
     drawing.add("path", cls=f"curve {line.colour}", d=polyline(at), **dashed)
     for point, (x, y) in zip(line.points, at, strict=True):
         if point.ci95 is not None:
             drawing.line(x, up(point.ci95[0]), x, up(point.ci95[1]), f"bar {line.colour}")
-        drawing.add("circle", cls=f"dot {line.colour}", cx=x, cy=y, r=3.5, tip=point.tip)
+        drawing.add("circle", cls=f"dot {line.colour}", cx=x, cy=y, r=radius, tip=point.tip)
 
 
 def _apart(heights: Sequence[float]) -> list[float]:

@@ -75,7 +75,7 @@ def _column(
 
 def _column_names(drawing: Drawing, places: Sequence[str], wide: float) -> None:
     """As many as there is room for."""
-    every = max(1, -(-max(map(len, places)) * _CHARACTER // wide))
+    every = max(1, -(-(max(map(len, places)) + 1) * _CHARACTER // wide))
     for column in range(0, len(places), int(every)):
         x = _LEFT + wide * (column + 0.5)
         drawing.text(x, _TOP - 6, places[column], "tick small", "middle")
