@@ -268,8 +268,13 @@ def sublayers(model: Any) -> list[SublayerModules]:
     Raises:
         UnknownArchitectureError: As :func:`layer_modules`.
     """
+    return sublayers_of(layer_modules(model))
+
+
+def sublayers_of(layers: Iterable[LayerModules]) -> list[SublayerModules]:
+    """The attention and the MLP of given layers, in their order."""
     found = []
-    for modules in layer_modules(model):
+    for modules in layers:
         number, multiplier = modules.number, modules.multiplier
         attention, mlp = modules.attention, modules.mlp
         reads = modules.attention_reads or attention, modules.mlp_reads or mlp
@@ -330,18 +335,33 @@ def named_sublayers(
     return sorted(names)
 
 
-def _discover(model: Any) -> list[LayerModules]:
+def candidate_layers(model: Any) -> Iterator[list[LayerModules]]:
+    """The layers as each row of the table would have them, where the modules are there at all.
+
+    Which row is right, if any, a probe has to show.
+    """
     # The probe runs on text or pictures, through one stack of layers.
     runs = model.main_input_name in ("input_ids", "pixel_values")
     runs = runs and not model.config.is_encoder_decoder
     for family in dict.fromkeys(FAMILIES.values()) if runs else ():
         found = _resolve(model, family)
-        if found is not None and probe(model, found) == "adds_up":
-            return found
-    raise UnknownArchitectureError(
+        if found is not None:
+            yield found
+
+
+def unknown_layers(model: Any) -> UnknownArchitectureError:
+    """The error for a model that no row fits."""
+    return UnknownArchitectureError(
         f"Where a {model.config.model_type} model keeps its attention and MLP is not known.",
         f"Known families: {known_families()}.",
     )
+
+
+def _discover(model: Any) -> list[LayerModules]:
+    for found in candidate_layers(model):
+        if probe(model, found) == "adds_up":
+            return found
+    raise unknown_layers(model)
 
 
 def _resolve(model: Any, family: Family) -> list[LayerModules] | None:

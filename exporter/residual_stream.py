@@ -175,10 +175,15 @@ class ProbeFindings:
 
     @property
     def verdict(self) -> ProbeVerdict:
-        """What :func:`probe` returns, from the layers so far."""
+        """What :func:`probe` returns."""
+        return "differs" if self._left and self._finite else self.so_far
+
+    @property
+    def so_far(self) -> ProbeVerdict:
+        """The same, were there no more layers than those that were judged."""
         if not self._finite:
             return "not_finite"
-        if self._left or not self._sums_hold:
+        if not self._sums_hold:
             return "differs"
         if self._silent:
             return "silent"

@@ -23,7 +23,7 @@ from exporter.ablation.streams import (
     strided_head,
     without_mlp,
 )
-from exporter.architectures import Kind, SublayerModules, sublayers
+from exporter.architectures import Kind, SublayerModules, sublayers_of
 from exporter.artifacts import DeletionKind
 from exporter.importance.answer_pass import answer_units
 from exporter.progress import Task
@@ -67,7 +67,7 @@ class AnswerCuts:
         self._layers, self._stride = layers, positions
         self.units = answer_units(len(layers), blocks=blocks)
         self._parts: dict[Sublayer, SublayerModules] = {
-            (part.layer, part.kind): part for part in sublayers(model)
+            (part.layer, part.kind): part for part in sublayers_of(layers)
         }
         self._returned: dict[Sublayer, int] = {}
 

@@ -54,6 +54,11 @@ class LayerProbe:
             self._findings.reads_attention = not live[0].equal(deaf[0])
         return stream
 
+    @property
+    def fits(self) -> bool:
+        """Whether every layer so far is what it was thought to be, and no branch was silent."""
+        return self._findings.so_far == "adds_up"
+
     def refuse(self, loaded: LoadedModel) -> None:
         """Refuses a model whose layers are not what they were thought to be.
 

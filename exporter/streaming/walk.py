@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.ablation.meter import refuse_unmeasurable
-from exporter.architectures import FAMILIES, known_families, layer_modules
+from exporter.architectures import FAMILIES
 from exporter.artifacts import Score
-from exporter.errors import UnknownArchitectureError
 from exporter.importance import CalibrationText
 from exporter.importance.answer_pass import scores_of_damages
 from exporter.importance.cosine import COSINE
@@ -19,11 +18,12 @@ from exporter.importance.metric import AnswerMetric, Metric, StreamMetric
 from exporter.importance.stream_pass import StreamBatch, StreamSums
 from exporter.meta_model import MetaModel
 from exporter.progress import QUIET, Progress, Task
-from exporter.residual_stream import LayerModules, tapped
+from exporter.residual_stream import tapped
 from exporter.streaming.answers import AnswerCuts
 from exporter.streaming.batches import Batch, batches_of
 from exporter.streaming.hidden_states import HiddenStates
 from exporter.streaming.layer_runner import LayerRunner
+from exporter.streaming.layout import layers_of
 from exporter.streaming.parts import Parts, parts_of
 from exporter.streaming.probing import LayerProbe
 from exporter.streaming.reading_ahead import filled_in_turn
@@ -53,22 +53,6 @@ class WalkSettings:
     blocks: bool = False
     stream_dir: Path | None = None
     progress: Progress = QUIET
-
-
-def layers_of(meta: MetaModel) -> list[LayerModules]:
-    """The layers of a family of the table: others are found by running them whole.
-
-    Raises:
-        UnknownArchitectureError: The family is not in the table.
-    """
-    model_type = meta.model.config.model_type
-    if model_type not in FAMILIES:
-        raise UnknownArchitectureError(
-            f"Where a {model_type} model keeps its attention and MLP is not known without running "
-            "it whole.",
-            f"Score it without --stream. Known families: {known_families()}.",
-        )
-    return layer_modules(meta.model)
 
 
 class Walk:
@@ -193,8 +177,9 @@ class Walk:
         return {m.name: table for m, table in zip(self._answering, tables, strict=True)}
 
     def _needs_embedding(self, parts: Parts) -> bool:
-        """Whether the head is the embedding once more, and will be wanted."""
-        return self._cuts is not None and bool(parts.tied)
+        """Whether it is wanted once more: as the head, or by layers that nobody has looked at."""
+        known = self._meta.model.config.model_type in FAMILIES
+        return not known or (self._cuts is not None and bool(parts.tied))
 
     def _room(
         self, parts: Parts, stream: torch.Tensor

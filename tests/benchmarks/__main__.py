@@ -1,8 +1,8 @@
 """Runs every benchmark, one after the other: ``python -m tests.benchmarks [NAME ...]``.
 
-Names are those of the modules without ``bench_``, such as ``prune``. ``large``, ``peers`` and
-``engines`` build their models themselves, the others take SmolLM2. Figures are printed; a benchmark
-that finds a wrong result (parity) makes the whole run fail.
+Names are those of the modules without ``bench_``, such as ``prune``. ``large``, ``peers``,
+``engines`` and ``streaming`` build their models themselves, the others take SmolLM2. Figures are
+printed; a benchmark that finds a wrong result (parity, streaming) makes the whole run fail.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OUT = ROOT / "out" / "bench"
 ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
     "speedup", "quantize", "sensitivity", "forms", "architectures", "engines", "build", "tasks",
-    "selection", "healing", "planner",
+    "selection", "healing", "planner", "streaming",
 )  # fmt: skip
 
 

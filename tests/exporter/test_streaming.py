@@ -150,12 +150,30 @@ def test_a_layout_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
         score_streamed_on(load_meta(source), random_text())
 
 
-def test_a_family_that_is_not_in_the_table(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_family_that_is_not_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
     from exporter.architectures import FAMILIES
 
-    monkeypatch.delitem(FAMILIES, "llama")
-    with pytest.raises(UnknownArchitectureError, match="without running it whole"):
-        score_streamed_on(load_meta(llama), random_text())
+    source = saved(tmp_path, family)
+    row = FAMILIES[family]
+    monkeypatch.delitem(FAMILIES, family)
+    monkeypatch.setitem(FAMILIES, "an_alias", row)
+    expected = score_on(load_model(source), random_text(), metrics=ALL)
+    meta = load_meta(source)
+    expect_equal(score_streamed_on(meta, random_text(), metrics=ALL), expected)
+    expect_empty(meta)
+
+
+def test_a_family_that_no_row_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.architectures import FAMILIES
+
+    meta = load_meta(saved(tmp_path, "bloom"))
+    monkeypatch.delitem(FAMILIES, "bloom")
+    with pytest.raises(UnknownArchitectureError, match="Where a bloom model keeps"):
+        score_streamed_on(meta, random_text())
+    expect_empty(meta)
 
 
 def test_a_shard_that_goes_bad_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
