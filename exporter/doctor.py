@@ -62,6 +62,7 @@ _DISTRIBUTIONS = (
     ("onnxruntime-genai", "genai", "decoders with fused attention: --target onnxruntime-cpu"),
     ("datasets", "datasets", "texts from the Hugging Face hub"),
     ("lm-eval", "eval", "tasks with right answers"),
+    ("ray", "cluster", "scores and searches on several machines"),
     ("cuda-bindings", "rtx", "running engines"),
 )
 _ENGINES = {

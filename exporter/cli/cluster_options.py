@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -95,6 +95,13 @@ def pool_of(options: Mapping[str, Any], progress: Progress) -> AbstractContextMa
     from exporter.cluster import open_pool
 
     return open_pool(options["ray"], workers=options["ray_workers"], progress=progress)
+
+
+@contextmanager
+def one_cluster(options: Mapping[str, Any], progress: Progress) -> Iterator[None]:
+    """Stays connected over all that runs in the block, where a cluster is asked for at all."""
+    with pool_of(options, progress) if asks_for_cluster(options) else nullcontext():
+        yield
 
 
 def cluster_scored(model: str, options: Mapping[str, Any], progress: Progress) -> ImportanceReport:

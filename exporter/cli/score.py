@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from exporter.cli.cluster_options import ray_options
+from exporter.cli.cluster_options import one_cluster, ray_options
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.metric_options import metric_options
 from exporter.cli.options import (
@@ -108,7 +108,8 @@ def _score_series(
     from exporter.cli.study_results import print_stability
     from exporter.studies.series import STABILITY
 
-    report = scored_series(models, out, options, progress)
+    with one_cluster(options, progress):
+        report = scored_series(models, out, options, progress)
     print_stability(report, out / STABILITY, as_json=as_json)
 
 

@@ -59,54 +59,6 @@ def stream_batch(subject: Subject, metrics: Sequence[StreamMetric], start: int) 
     return batch
 
 
-class StreamScorer:
-    """Collects metrics over many forward passes; its memory doesn't grow with them.
-
-    Use it as the listener of :func:`exporter.residual_stream.tapped`, and announce each batch.
-
-    Args:
-        num_layers: How many layers the model has.
-        metrics: What to collect. Dot products that several need are computed once.
-    """
-
-    def __init__(self, num_layers: int, metrics: Sequence[StreamMetric]) -> None:
-        self._layers, self._metrics = num_layers, metrics
-        self._sums = StreamSums(num_layers, metrics)
-        self._batch: StreamBatch | None = None
-        self._first_sample = 0
-
-    def begin(self, mask: torch.Tensor) -> None:
-        """Announces a batch.
-
-        Args:
-            mask: ``[batch, tokens]``, boolean; True for real tokens.
-        """
-        self._batch = StreamBatch(self._layers, self._metrics, mask, self._first_sample)
-
-    def __call__(self, states: LayerStates) -> None:
-        """Takes one layer's states of the announced batch.
-
-        Raises:
-            ScoringError: When an activation is NaN or infinite; names layer and sample.
-        """
-        assert self._batch is not None, "begin() announces each batch"
-        self._batch(states)
-
-    def end(self) -> None:
-        """Takes the announced batch into the running sums."""
-        assert self._batch is not None, "begin() announces each batch"
-        self._sums.add(self._batch.sums, self._batch.counts)
-        self._first_sample += len(self._batch.counts)
-
-    def scores(self, number: int) -> list[Score]:
-        """The scores so far by one of the metrics, layer by layer.
-
-        Raises:
-            ScoringError: When there was no token.
-        """
-        return self._sums.scores(number)
-
-
 class StreamBatch:
     """Each sample's sums of one batch, by metric, layer and unit.
 

@@ -18,6 +18,7 @@ ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
     "speedup", "quantize", "sensitivity", "forms", "architectures", "engines", "build", "tasks",
     "selection", "healing", "planner", "streaming",
+    "cluster",
 )  # fmt: skip
 
 

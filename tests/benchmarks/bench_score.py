@@ -164,7 +164,7 @@ def _arms(model: Any, batches: list[Any], with_head: bool) -> dict[str, Callable
     from exporter.architectures import layer_modules
     from exporter.importance import METRICS
     from exporter.importance.metric import StreamMetric
-    from exporter.importance.stream_pass import StreamScorer
+    from exporter.importance.stream_pass import StreamBatch, StreamSums
     from exporter.residual_stream import tapped
 
     layers = layer_modules(model)
@@ -178,12 +178,13 @@ def _arms(model: Any, batches: list[Any], with_head: bool) -> dict[str, Callable
 
     def scored(count: int) -> Callable[[], None]:
         def run() -> None:
-            scorer = StreamScorer(len(layers), metrics[:count])
-            with torch.inference_mode(), tapped(layers, scorer):
-                for ids in batches:
-                    scorer.begin(torch.ones_like(ids, dtype=torch.bool))
-                    callee(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-                    scorer.end()
+            sums = StreamSums(len(layers), metrics[:count])
+            for ids in batches:
+                mask = torch.ones_like(ids)
+                batch = StreamBatch(len(layers), metrics[:count], mask.bool())
+                with torch.inference_mode(), tapped(layers, batch):
+                    callee(input_ids=ids, attention_mask=mask, use_cache=False)
+                sums.add(batch.sums, batch.counts)
 
         return run
 

@@ -220,17 +220,16 @@ def test_each_dot_product_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_kept_does_not_grow_with_the_text() -> None:
     from exporter.importance.metric import StreamMetric
-    from exporter.importance.stream_pass import StreamScorer
+    from exporter.importance.stream_pass import StreamBatch, StreamSums
 
     def kept(batches: int) -> int:
         metrics = [m for m in METRICS.values() if isinstance(m, StreamMetric)]
-        scorer = StreamScorer(3, metrics)
+        running = StreamSums(3, metrics)
         for _ in range(batches):
-            scorer.begin(torch.ones(2, 5, dtype=torch.bool))
-            scorer.end()
-        sums = [array for sums in scorer._sums._sums for array in vars(sums).values()]
-        assert scorer._batch is not None
-        return sum(np.asarray(array).nbytes for array in [*sums, scorer._batch.sums])
+            batch = StreamBatch(3, metrics, torch.ones(2, 5, dtype=torch.bool))
+            running.add(batch.sums, batch.counts)
+        arrays = [array for sums in running._sums for array in vars(sums).values()]
+        return sum(np.asarray(array).nbytes for array in arrays)
 
     assert kept(1) == kept(50)
 
