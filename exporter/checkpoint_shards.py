@@ -37,6 +37,7 @@ _TORCH_NAMES = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "U16": "uint16", "U32": "uint32",
     "U64": "uint64", "C64": "complex64",
 }  # fmt: skip
+_PIECE_BYTES = 16 << 20
 _AGAIN = "Fetch the model again."
 
 
@@ -139,11 +140,31 @@ class CheckpointShards:
             self._bytes_read += entry.nbytes
         return raw.view(dtype).reshape(entry.shape)
 
+    def same(self, first: str, second: str) -> bool:
+        """Whether two tensors hold the same bytes; reads them in pieces.
 
-def _fill(buffer: Any, entry: Entry, name: str) -> None:
+        Raises:
+            ModelSourceError: A shard can't be read, or has become shorter; names it.
+            KeyError: There is no such tensor.
+        """
+        one, other = self.entries[first], self.entries[second]
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        pieces = (bytearray(min(_PIECE_BYTES, one.nbytes)) for _ in range(2))
+        buffers = [memoryview(piece) for piece in pieces]
+        for start in range(0, one.nbytes, _PIECE_BYTES):
+            size = min(_PIECE_BYTES, one.nbytes - start)
+            for buffer, entry, name in zip(buffers, (one, other), (first, second), strict=True):
+                _fill(buffer[:size], entry, name, start)
+            if buffers[0][:size] != buffers[1][:size]:
+                return False
+        return True
+
+
+def _fill(buffer: Any, entry: Entry, name: str, start: int = 0) -> None:
     try:
         with entry.file.open("rb", buffering=0) as file:
-            file.seek(entry.begin)
+            file.seek(entry.begin + start)
             rest = memoryview(buffer)
             while rest:
                 count = file.readinto(rest)  # at most 2 GiB at once

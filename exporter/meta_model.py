@@ -260,9 +260,25 @@ def _emptied(config: Any, path: Path, shards: CheckpointShards, dtype: str) -> t
         state_dict=hollow,
         output_loading_info=True,
     )
+    _tie_what_is_there_twice(model, shards)
     model.config.name_or_path = str(path)
     _load_generation_config(model, path)
     return model, info
+
+
+def _tie_what_is_there_twice(model: Any, shards: CheckpointShards) -> None:
+    """Ties what the shards hold twice with the same content, as for tensors that are loaded."""
+    mapping = require("transformers.conversion_mapping", extra="torch")
+    sources = _sources(model, shards, mapping.get_model_conversion_mapping(model))
+    for target, source in list(model.all_tied_weights_keys.items()):
+        pair = [sources.get(name, []) for name in (target, source)]
+        if [len(names) for names in pair] != [1, 1] or target not in dict(model.named_parameters()):
+            continue
+        if shards.same(pair[0][0], pair[1][0]):
+            owner, _, own = target.rpartition(".")
+            setattr(model.get_submodule(owner), own, model.get_parameter(source))
+        else:
+            model.all_tied_weights_keys.pop(target)
 
 
 def _load_generation_config(model: Any, path: Path) -> None:

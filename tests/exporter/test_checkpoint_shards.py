@@ -78,6 +78,19 @@ def test_a_shard_that_shrinks_while_it_is_read(folder: Path) -> None:
     assert np.array_equal(shards.read("c").numpy(), TENSORS["c"])
 
 
+def test_tensors_that_hold_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.checkpoint_shards._PIECE_BYTES", 8)
+    values = TENSORS["a"]
+    other = values.copy()
+    other[-1, -1] = 0
+    save_file({"c": TENSORS["c"], "x": values, "y": other}, folder / SECOND)
+    shards = CheckpointShards.open(folder)
+    assert shards.same("a", "x")
+    assert not shards.same("a", "y")
+    assert not shards.same("a", "c")
+    assert shards.bytes_read == 0
+
+
 def test_one_file_goes_before_an_index(folder: Path) -> None:
     save_file({"a": TENSORS["a"]}, folder / "model.safetensors")
     assert list(CheckpointShards.open(folder).entries) == ["a"]

@@ -106,6 +106,23 @@ def test_a_tie_is_read_once_and_stays_while_one_side_is_filled(tmp_path: Path) -
     assert embedding.weight.is_meta
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tie_that_the_shards_hold_twice(tmp_path: Path, same: bool) -> None:
+    from safetensors.torch import load_file, save_file
+
+    with quiet_transformers():
+        tiny_model("llama", tie_word_embeddings=True).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    head = weights["model.embed_tokens.weight"].clone()
+    save_file(weights | {"lm_head.weight": head if same else head + 1}, path)
+    whole, meta = load_model(str(tmp_path)), load_meta(str(tmp_path))
+    meta.materialise()
+    _expect_same(whole.model, meta)
+    tied = meta.model.lm_head.weight is meta.model.get_input_embeddings().weight
+    assert tied == same
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_other_dtypes(tmp_path: Path, dtype: str) -> None:
     folder = str(saved(tmp_path, "gpt_oss"))  # keeps some modules in float32
