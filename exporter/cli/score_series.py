@@ -169,6 +169,7 @@ def _member(
         "model": _digest(source, load.revision, load.trust_remote_code, load.allow_pickle),
         "load": vars(load),
         "score": vars(score_options(options)),
+        "way": {name: options.get(name) for name in ("stream", "device_map")},
         "text": _file_digest(text),
         "versions": library_versions(),
     }
