@@ -91,10 +91,10 @@ def depths(
     from exporter.files import refuse_overwriting, sha256_file
     from exporter.model_source import load_model
     from exporter.report.studies import study_files, write_depths
-    from exporter.studies.depths import measure_depths
+    from exporter.studies.depths import measure_depths, task_journal
 
     journal = output.with_name(f"{output.name}.journal")
-    for path in (*study_files(output), journal):
+    for path in (*study_files(output), journal, task_journal(journal)):
         refuse_overwriting(path, [importance, *map(Path, (model, options["eval_text"]))])
     wanted = _depth_options(options)
     report = ImportanceReport.read(importance).of_metric(options["metric"])
@@ -109,7 +109,8 @@ def depths(
         progress=progress,
     )
     write_depths(found, output)
-    journal.unlink(missing_ok=True)
+    for path in (journal, task_journal(journal)):
+        path.unlink(missing_ok=True)
     print_depths(found, output, as_json=as_json)
 
 

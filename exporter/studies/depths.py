@@ -81,7 +81,8 @@ def measure_depths(
         report: Its scores.
         options: What is dropped, and what it is judged on.
         importance_sha256: The digest of the scores' file.
-        journal: Where measured damage is kept for a later call; None keeps nothing.
+        journal: Where measured damage is kept for a later call, and beside it the tasks' results;
+            None keeps nothing.
         progress: Told what goes on.
 
     Raises:
@@ -101,7 +102,13 @@ def measure_depths(
     }
     baseline, damages = _damages(loaded, text, cuts, options, journal, progress)
     sizes = module_sizes(loaded)
-    scored = compared_tasks(loaded, options.tasks, cuts, progress)
+    scored = compared_tasks(
+        loaded,
+        options.tasks,
+        cuts,
+        journal=None if journal is None else task_journal(journal),
+        progress=progress,
+    )
     return DepthsReport(
         model=report.model,
         metric=report.metric,
@@ -126,6 +133,11 @@ def measure_depths(
             "text": text.ref.sha256,
         },
     )
+
+
+def task_journal(journal: Path) -> Path:
+    """Where tasks' results are kept beside the measured damage."""
+    return journal.with_name(f"{journal.name}.tasks")
 
 
 Place = tuple[Way, int]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,6 +11,7 @@ from exporter.ablation import Cut, substituted
 from exporter.artifacts import TaskResult
 from exporter.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
+from exporter.studies.task_memory import TaskMemory
 from exporter.tasks.choosing import TaskChoice, score_tasks
 from exporter.tasks.scores import compare_scores
 
@@ -24,6 +25,8 @@ def compared_tasks(
     loaded: LoadedModel,
     choice: TaskChoice | None,
     cuts: Mapping[_P, Cut],
+    *,
+    journal: Path | None = None,
     progress: Progress = QUIET,
 ) -> dict[_P, list[TaskResult]]:
     """Each cut model's scores beside the whole one's, on the same items.
@@ -35,41 +38,52 @@ def compared_tasks(
         loaded: The model, with its tokenizer.
         choice: The tasks; None or none: nothing is scored.
         cuts: By whatever the caller calls them.
+        journal: Where results are kept for a later call; None keeps nothing.
         progress: Told which cut is at work.
 
     Raises:
         TaskError: A task is not known or can't be read, or there is no tokenizer.
         ExportError: The model keeps no plain cache of keys and values.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
+        UsageError: The journal's file is something else.
     """
     if choice is None or not choice.names:
         return {}
+    memory = TaskMemory(journal, _about(loaded, choice))
+    missing = {frozenset(cut): cut for cut in cuts.values() if memory.get(cut) is None}
+    if missing:
+        _score(loaded, choice, list(missing.values()), memory, progress)
+    return {name: memory.get(cut) or [] for name, cut in cuts.items()}
+
+
+def _about(loaded: LoadedModel, choice: TaskChoice) -> dict[str, object]:
+    files = choice.local()
+    told = choice.names if files is None else [(task.name, task.sha256) for task in files]
+    return {"model": loaded.ref.sha256, "of": list(map(list, told)), "limit": choice.limit}
+
+
+def _score(
+    loaded: LoadedModel,
+    choice: TaskChoice,
+    cuts: Sequence[Cut],
+    memory: TaskMemory,
+    progress: Progress,
+) -> None:
     import torch
 
     from exporter.backends.pytorch import TorchRunner
 
     runner = TorchRunner(loaded.model, compiled=False, threads=torch.get_num_threads())
-    known: dict[frozenset[tuple[int, str]], list[TaskResult]] = {}
-    found: dict[_P, list[TaskResult]] = {}
     with tempfile.TemporaryDirectory(prefix="depthcut-tasks-") as place, runner:
         folder = _folder(loaded, Path(place))
         progress.say("tasks: the whole model")
         whole = score_tasks(choice, runner, folder, progress=progress)
-        for name, cut in cuts.items():
-            key = frozenset(cut)
-            if key not in known:
-                progress.say(
-                    f"tasks: without {len(cut)} sublayers ({len(found) + 1} of {len(cuts)})"
-                )
-                with substituted(loaded.model, cut):
-                    scores = score_tasks(choice, runner, folder, progress=progress)
-                known[key] = [
-                    result
-                    for pair in zip(whole, scores, strict=True)
-                    for result in compare_scores(*pair)
-                ]
-            found[name] = known[key]
-    return found
+        for number, cut in enumerate(cuts, start=1):
+            progress.say(f"tasks: without {len(cut)} sublayers ({number} of {len(cuts)})")
+            with substituted(loaded.model, cut):
+                scores = score_tasks(choice, runner, folder, progress=progress)
+            pairs = zip(whole, scores, strict=True)
+            memory.keep(cut, [result for pair in pairs for result in compare_scores(*pair)])
 
 
 def _folder(loaded: LoadedModel, place: Path) -> ModelFolder:

@@ -286,3 +286,39 @@ def test_tasks_are_those_of_the_cut_model(
         assert task.items == 12
     whole = compared_tasks(loaded, choice, {"whole": {}})["whole"]
     assert [task.baseline for task in cell.tasks] == [task.baseline for task in whole]
+
+
+def test_interrupted_tasks_go_on(
+    loaded: Any, task_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.ablation import NOTHING
+    from exporter.errors import UsageError
+    from exporter.studies import task_scores
+    from exporter.tasks.choosing import TaskChoice, score_tasks
+
+    choice, calls = TaskChoice(("words",), task_data), []
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return score_tasks(*arguments, **named)
+
+    monkeypatch.setattr(task_scores, "score_tasks", counted)
+    cuts: Any = {n: {(n, "mlp"): NOTHING} for n in range(2)} | {"again": {(0, "mlp"): NOTHING}}
+    journal = tmp_path / "journal"
+    with pytest.raises(KeyboardInterrupt):
+        task_scores.compared_tasks(loaded, choice, cuts, journal=journal)
+    with journal.open("a") as file:
+        file.write('{"cut": [[1, "ml')
+    again = task_scores.compared_tasks(loaded, choice, cuts, journal=journal)
+    assert len(calls) == 5  # whole, first, cut short; whole, second
+    assert again == task_scores.compared_tasks(loaded, choice, cuts, journal=journal)
+    assert len(calls) == 5
+    assert again["again"] == again[0]
+    other = TaskChoice(("words",), task_data, limit=2)
+    few = task_scores.compared_tasks(loaded, other, {0: cuts[0]}, journal=journal)
+    assert few[0][0].items == 2
+    journal.write_text("something else")
+    with pytest.raises(UsageError, match="holds no tasks' results"):
+        task_scores.compared_tasks(loaded, choice, cuts, journal=journal)
