@@ -126,6 +126,8 @@ def _depth_options(options: dict[str, Any]) -> Any:
         )
     if not options["numbers"]:
         raise UsageError("No number is named.", "Ask for some: -n 4,8,12.")
+    if not options["tasks"] and (options["task_data"] or options["task_limit"]):
+        raise UsageError("No task is named.", "Name some with --tasks.")
     tasks = TaskChoice(options["tasks"], options["task_data"], options["task_limit"])
     return DepthOptions(
         numbers=options["numbers"],

@@ -32,7 +32,7 @@ def print_depths(report: DepthsReport, output: Path, *, as_json: bool) -> None:
 
 def _print_study(part: Part, output: Path) -> None:
     from exporter.cli.results import print_rows
-    from exporter.report.parts.part import Bullets
+    from exporter.report.parts.part import Bullets, Note
     from exporter.report.studies import study_files
 
     for block in part.blocks:
@@ -40,6 +40,8 @@ def _print_study(part: Part, output: Path) -> None:
             click.echo(f"{block.caption}.\n")
             rows = [[c if isinstance(c, str) else c.word for c in row] for row in block.rows]
             print_rows(block.header, rows)
+        elif isinstance(block, Note):
+            click.echo(f"\n{block.text}")
         elif isinstance(block, Bullets):
             click.echo("")
             for line in block.lines:

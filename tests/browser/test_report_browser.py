@@ -10,6 +10,10 @@ from made_reports import full_importance, full_report
 
 from exporter.report.html.page import render_html, render_page
 from exporter.report.html.view import Source
+from exporter.report.studies import write_depths, write_stability
+from exporter.studies import stability_of_files
+from tests.exporter.made_depths import made_depths
+from tests.exporter.made_series import training
 
 pytestmark = pytest.mark.browser
 
@@ -28,6 +32,13 @@ def test_hostile_names_run_nothing_and_several_reports_share_a_page(tmp_path: Pa
     sources = [Source(name, full_report(text=script)) for name in ("one", script)]
     page.write_text(render_page(sources), encoding="utf-8")
     assert check_page(page).problems == []
+
+
+def test_study_pages_have_no_problem(tmp_path: Path) -> None:
+    write_stability(stability_of_files(training(tmp_path)), tmp_path / "training.json")
+    write_depths(made_depths(), tmp_path / "depths.json")
+    for name in ("training.html", "depths.html"):
+        assert check_page(tmp_path / name).problems == []
 
 
 def test_a_page_that_is_wrong_is_found_out(tmp_path: Path) -> None:

@@ -51,12 +51,13 @@ def _overview(report: DepthsReport) -> Part:
         if report.of_way(way)
     ]
     grid = Grid(
-        f"Perplexity; the whole model has {significant(report.baseline_perplexity)}",
+        "Perplexity on held-out text",
         ["way", *(f"n = {number}" for number in numbers)],
         rows,
         right=range(1, len(numbers) + 1),
     )
     note = Note(
+        f"The whole model's is {significant(report.baseline_perplexity)}. "
         "n counts what is dropped: attentions, MLPs, blocks (each an attention and an MLP), or "
         "attentions and MLPs ranked together. The lowest scores go first, nothing is healed."
     )
@@ -144,11 +145,10 @@ def _task_blocks(report: DepthsReport) -> Iterator[Block]:
             )
             if report.of_way(way):
                 rows.append([full, *cells])
-        caption = (
-            f"{name}, {metric}: the whole model has {first.baseline:.3f} ({first.items} items)"
-        )
+        caption = f"{name}, {metric}"
         header = ["way", *(f"n = {number}" for number in report.numbers)]
         yield Grid(caption, header, rows, right=range(1, len(header)))
+        yield Note(f"{caption}: the whole model has {first.baseline:.3f} on {first.items} items.")
     yield Note(
         "In brackets the 95 % interval of the difference to the whole model, from a paired "
         "bootstrap over items."

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from exporter.artifacts import KindStability, SeriesAgreement, StabilityReport
-from exporter.report.parts.part import Bullets, Grid, Note, Part
+from exporter.report.parts.part import Block, Bullets, Grid, Note, Part
 
 NOUNS = {
     "attention": "attentions",
@@ -122,16 +122,18 @@ def _summary_row(report: StabilityReport, kind: KindStability, counts: Sequence[
 
 def _always_line(kind: KindStability) -> str:
     """The layers that a plan could drop whichever point it was made at."""
-    n = max((n for n in kind.always_first if 2 * n <= len(kind.layers)), default=None)
+    n = _half(kind)
     if n is None or not kind.always_first[n]:
         return ""
     layers = ", ".join(map(str, kind.always_first[n]))
     return f"{NOUNS[kind.kind]} among the first {n} at every point: {layers}"
 
 
-def _kind(report: StabilityReport, kind: KindStability) -> list[Grid]:
+def _kind(report: StabilityReport, kind: KindStability) -> list[Block]:
     if not is_series(report):
-        return [_matrix_grid(report, kind)]
+        n = _half(kind)
+        note = Note(f"In brackets how many of the first {n} are the same.")
+        return [_matrix_grid(report, kind, n), *([note] if n else [])]
     overlaps = [_overlaps(report, kind)] if kind.always_first else []
     return [_correlations(report, kind), *overlaps]
 
@@ -162,9 +164,13 @@ def _overlaps(report: StabilityReport, kind: KindStability) -> Grid:
     return Grid(caption, header, rows, right=range(1, len(header)))
 
 
-def _matrix_grid(report: StabilityReport, kind: KindStability) -> Grid:
+def _half(kind: KindStability) -> int | None:
+    """The largest of the told numbers of first ones that is no more than half of the layers."""
+    return max((n for n in kind.always_first if 2 * n <= len(kind.layers)), default=None)
+
+
+def _matrix_grid(report: StabilityReport, kind: KindStability, n: int | None) -> Grid:
     count = len(report.points)
-    n = max((n for n in kind.always_first if 2 * n <= len(kind.layers)), default=None)
     header = ["text", *(str(number + 1) for number in range(count))]
     rows = []
     for row, point in enumerate(report.points):
@@ -172,8 +178,7 @@ def _matrix_grid(report: StabilityReport, kind: KindStability) -> Grid:
             "" if row == column else _pair(kind.between(row, column), n) for column in range(count)
         )
         rows.append([f"{row + 1}: {point.label}", *cells])
-    shared = f"; in brackets how many of the first {n} are the same" if n else ""
-    caption = f"{NOUNS[kind.kind]}: Spearman's correlation of each two texts{shared}"
+    caption = f"{NOUNS[kind.kind]}: Spearman's correlation of each two texts"
     return Grid(caption, header, rows, right=range(1, count + 1))
 
 

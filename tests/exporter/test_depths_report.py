@@ -1,0 +1,92 @@
+"""Pruning at several depths, as Markdown and as a page. No PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from html_page import Page
+from made_depths import made_depths
+
+from exporter.artifacts import DepthsReport
+from exporter.cli import run
+from exporter.report.html.charts.lines import Line, LinePoint, lines_chart
+from exporter.report.html.depths import render_depths
+from exporter.report.parts.depths import depths_lead
+from exporter.report.studies import write_depths
+
+
+def test_the_lead_names_the_least_harm_at_each_number() -> None:
+    lead = depths_lead(made_depths())
+    # Alike at 1: the way that says more of what was dropped comes first.
+    assert "n = 1: Attention Drop (0.02 nats, perplexity 1.10x)" in lead
+    assert "n = 2: Joint Layer Drop (0.15 nats, perplexity 1.40x)" in lead
+    nothing = made_depths().model_copy(update={"cells": [made_depths().of_way("block")[1]]})
+    assert depths_lead(nothing) == "Nothing could be dropped at these numbers."
+    assert "Nothing could be dropped" in Page(render_depths(nothing)).text
+
+
+def test_markdown_has_every_cell(tmp_path: Path) -> None:
+    write_depths(made_depths(), tmp_path / "depths.json")
+    assert DepthsReport.read(tmp_path / "depths.json").cells == made_depths().cells
+    text = (tmp_path / "depths.md").read_text()
+    assert "| Block Drop | 32.00 | - |" in text
+    assert "- Block Drop of 2: The plan drops everything." in text
+    assert "| Attention Drop | 1 | -1.0 % | 22.00 | 1.10x [0.99, 1.21] |" in text
+    assert "| Joint Layer Drop | 2 | attention 0; MLP 1 |" in text
+    assert "The whole model's is 20.00." in text
+    assert "words, acc: the whole model has 0.500 on 12 items." in text
+    assert "| MLP Drop | 0.400 [-0.200, +0.000] | 0.300 [-0.300, -0.100] |" in text
+
+
+def test_the_page_is_whole_and_escaped() -> None:
+    text = render_depths(made_depths(text="<script>alert(1)</script>"))
+    page = Page(text)
+    assert "<script" not in text
+    assert len(page.all("svg")) == 3
+    dots = [a for a in page.all("circle") if "dot" in str(a["class"])]
+    assert len(dots) == 3 * 7
+
+
+def test_labels_at_the_lines_ends_do_not_lie_on_one_another() -> None:
+    lines = [Line(f"line{n}", "ref0", [LinePoint(0, 1.0 + n * 1e-4, "")]) for n in range(4)]
+    page = Page(lines_chart("k", lines, ["a"], title="t", across="a", up="u"))
+    heights = sorted(
+        float(str(attributes["y"]))
+        for attributes in page.all("text")
+        if attributes.get("class") == "ref0"
+    )
+    assert len(heights) == 4
+    assert all(b - a >= 11.9 for a, b in itertools.pairwise(heights))
+
+
+def test_values_of_zero_are_drawn_at_the_foot_of_a_logarithm() -> None:
+    lines = [Line("one", "ref0", [LinePoint(0, 0.0, ""), LinePoint(1, 2.0, "")])]
+    chart = lines_chart("k", lines, ["a", "b"], title="t", across="a", up="u", logarithmic=True)
+    assert len(Page(chart).all("circle")) == 2
+    empty = lines_chart("k", [Line("one", "ref0", [])], title="t", across="a", up="u")
+    assert "Nothing was measured." in empty
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--ways", "attention,heads"], "no way 'heads' of dropping"),
+        (["-n", ","], "No number is named"),
+        (["-o", "depths.md"], "depths.json"),
+        (["--task-limit", "2"], "--tasks"),
+    ],
+)
+def test_wrong_calls_are_refused_before_a_model_is_loaded(
+    tmp_path: Path,
+    option: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scores = tmp_path / "importance.json"
+    scores.write_text("{}")
+    assert run(["depths", "nowhere", "--importance", str(scores), *option]) == 2
+    assert told in capsys.readouterr().err
