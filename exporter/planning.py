@@ -37,6 +37,7 @@ def plan_drop(
     block: int = 0,
     joint: int = 0,
     importance_sha256: str | None = None,
+    allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> PruningPlan:
     """Chooses the most redundant sublayers: the lowest scores, ties by layer.
@@ -51,6 +52,7 @@ def plan_drop(
         block: How many blocks (attention and MLP of a layer) to drop.
         joint: How many sublayers to drop, attentions and MLPs sorted together.
         importance_sha256: The digest of the report's file, for the plan.
+        allow_all: Lets every attention and every MLP go.
         progress: Told when the first or the last layer is touched.
 
     Raises:
@@ -72,7 +74,8 @@ def plan_drop(
         made_from={"importance": importance_sha256} if importance_sha256 else {},
     )
     kinds = tuple({score.kind for score in report.scores})
-    validate_plan(plan, report.model.num_layers, kinds, model=report.model.source)
+    layers, model = report.model.num_layers, report.model.source
+    validate_plan(plan, layers, kinds, model=model, allow_all=allow_all)
     _warn_of_ends(plan, report.model.num_layers, progress)
     return plan
 
@@ -110,6 +113,7 @@ def validate_plan(
     *,
     model: str = "the model",
     path: Path | None = None,
+    allow_all: bool = False,
 ) -> None:
     """Holds a plan against the model that it is meant for.
 
@@ -119,10 +123,11 @@ def validate_plan(
         kinds: What its layers consist of.
         model: What errors call the model.
         path: The plan's file, for errors; None when it comes from no file.
+        allow_all: Whether every attention and every MLP may go.
 
     Raises:
         PlanError: When the plan is empty, names a layer or kind that doesn't exist, names a
-            sublayer twice, or would leave no attention and MLP at all.
+            sublayer twice, or would leave no attention and MLP at all where that is not allowed.
     """
     where = "" if path is None else f"{path}: "
     _check_not_empty(plan.deletions, where)
@@ -140,10 +145,11 @@ def validate_plan(
                 f"Kinds that can be dropped here: {', '.join(sorted(kinds))}.",
             )
     _check_once(plan.deletions, where)
-    if len(list(_sublayers(plan.deletions))) >= len(_SUBLAYERS) * num_layers:
+    everything = len(_SUBLAYERS) * num_layers
+    if not allow_all and len(list(_sublayers(plan.deletions))) >= everything:
         raise PlanError(
             f"{where}The plan drops every attention and every MLP of {model}.",
-            "Leave at least one: an embedding alone is no model.",
+            "Leave at least one: an embedding alone is no model. --force drops them all the same.",
         )
 
 

@@ -134,7 +134,7 @@ class ExportRequest:
         engines: Engines to build of both, and to compare; None for none.
         heal: How what takes the dropped sublayers' places is fitted; None for nothing in their
             places, or for what the plan brings.
-        force: Redo what is already there.
+        force: Redo what is already there, and drop what is asked for even if no sublayer is left.
     """
 
     source: str

@@ -69,6 +69,7 @@ def prune_file(
     weights: Literal["compact", "share"] = "compact",
     renumber_kv: bool = False,
     keep_debug: bool = False,
+    allow_all: bool = False,
     genai_config: Literal["rewrite", "none"] = "rewrite",
     report_path: Path | None = None,
     engine_check: ParserCheck | None = None,
@@ -96,6 +97,7 @@ def prune_file(
             replacements bring goes into the graph, or if it is large into ``<target>.data``.
         renumber_kv: Gives the caches that are left dense numbers.
         keep_debug: Keeps the exporter's notes, which may hold local paths.
+        allow_all: Lets every sublayer go.
         genai_config: ``rewrite`` a config beside the source for the result, or ``none``.
         report_path: Where the report goes, in place of an earlier file; by default ``prune.json``
             beside the target, if no other model's report stands there.
@@ -128,7 +130,12 @@ def prune_file(
     asked = [Deletion(d.layer, d.kind, d.replacement) for d in deletions]
     numbers = replacements.tensors if replacements else {}
     pruned, passed = prune_graph(
-        model, asked, replacements=numbers, renumber_kv=renumber_kv, keep_debug=keep_debug
+        model,
+        asked,
+        replacements=numbers,
+        renumber_kv=renumber_kv,
+        keep_debug=keep_debug,
+        allow_all=allow_all,
     )
     progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
     _recount_form(pruned)

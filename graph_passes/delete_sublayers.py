@@ -49,6 +49,7 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
         deletions: What to delete. A block stands for every sublayer of its layer.
         replacements: The numbers for those that name a replacement.
         renumber_kv: Whether the caches that are left get dense numbers.
+        allow_all: Whether no sublayer need be left.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
         *,
         replacements: Mapping[SublayerRef, ReplacementTensors] | None = None,
         renumber_kv: bool = False,
+        allow_all: bool = False,
     ) -> None:
         super().__init__()
         self.deletions = tuple(deletions)
         self.replacements = dict(replacements or {})
         self.renumber_kv = renumber_kv
+        self.allow_all = allow_all
 
     def call(self, model: ir.Model) -> DeletionResult:
         """Finds the sublayers, then takes them out.
@@ -93,7 +96,7 @@ class DeleteSublayersPass(ir.passes.InPlacePass):
         return DeletionResult(model, True, deleted, refused, names)
 
     def _choose(self, model: ir.Model, findings: Findings) -> tuple[Findings, list[FoundSite]]:
-        sites = select(findings, self.deletions, recorded(model))
+        sites = select(findings, self.deletions, recorded(model), allow_all=self.allow_all)
         check_recorded(self.deletions, sites, recorded_replacements(model), self.replacements)
         return findings, sites
 

@@ -22,6 +22,7 @@ def prune_graph(
     replacements: Mapping[SublayerRef, ReplacementTensors] | None = None,
     renumber_kv: bool = False,
     keep_debug: bool = False,
+    allow_all: bool = False,
 ) -> tuple[ir.Model, PassReport]:
     """Deletes sublayers from a Transformer's graph.
 
@@ -43,6 +44,7 @@ def prune_graph(
         renumber_kv: Gives the caches that are left dense numbers in their names, and writes the
             map into the metadata under ``depthcut.kv_renumbering``.
         keep_debug: Keeps the exporter's stack traces and notes, which may hold local paths.
+        allow_all: Lets every sublayer go, which leaves what stands before and behind them.
 
     Returns:
         The pruned model and the report of what went.
@@ -57,9 +59,9 @@ def prune_graph(
         where = f"At node {refusal.node!r}: " if refusal.node else ""
         raise SurgeryError(f"{where}{refusal.reason}.")
     pruned = model.clone()
-    result = DeleteSublayersPass(deletions, replacements=replacements, renumber_kv=renumber_kv)(
-        pruned
-    )
+    result = DeleteSublayersPass(
+        deletions, replacements=replacements, renumber_kv=renumber_kv, allow_all=allow_all
+    )(pruned)
     assert isinstance(result, DeletionResult)
     CleanupPass(keep_debug=keep_debug)(pruned)
     report = PassReport(

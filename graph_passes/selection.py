@@ -14,7 +14,11 @@ _FROM_THE_ORIGINAL = "Cut the original graph, with all deletions at once."
 
 
 def select(
-    findings: Findings, deletions: Sequence[Deletion], already: Collection[SublayerRef] = ()
+    findings: Findings,
+    deletions: Sequence[Deletion],
+    already: Collection[SublayerRef] = (),
+    *,
+    allow_all: bool = False,
 ) -> list[FoundSite]:
     """The sites to cut, in stream order.
 
@@ -23,10 +27,11 @@ def select(
         deletions: What is asked for; what is named twice, or once alone and once in its block,
             counts once.
         already: Sublayers whose absence is no error, since they were cut out earlier.
+        allow_all: Whether no sublayer need be left.
 
     Raises:
         SurgeryError: Nothing is asked for, something asked for isn't there or can't be cut, or no
-            sublayer would be left.
+            sublayer would be left where one must be.
     """
     if not deletions:
         raise SurgeryError("Nothing to delete.", "Name at least one sublayer.")
@@ -41,9 +46,10 @@ def select(
                 f"{site.ref} can't be cut at node {site.obstacle[0].name!r}: {site.obstacle[1]}.",
                 "Leave it out of the plan.",
             )
-    if sites and len(sites) == len(findings.sites):
+    if sites and len(sites) == len(findings.sites) and not allow_all:
         raise SurgeryError(
-            "Deleting every sublayer of the graph would leave no model.", "Keep at least one."
+            "Deleting every sublayer of the graph would leave no model.",
+            "Keep at least one; --force deletes them all the same.",
         )
     return sites
 

@@ -121,6 +121,12 @@ def planned(
 
     if options["batch"] and options["fits"] is None:
         raise UsageError("--batch says how many sequences --fits is for.", "Give both, or neither.")
+    if options["force"]:
+        raise UsageError(
+            "--force is for plans of so many sublayers; one that is planned by damage always "
+            "leaves one.",
+            "Leave it away, or plan numbers alone; depthcut heal --force puts replacements in.",
+        )
     budget = budget_request(options, options["batch"] or 1)
     if options["curve"] is None:
         budget.refuse_empty()

@@ -78,7 +78,11 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
     help="Text to fit on, as --calibration takes it; several make a mixture. [--calibration]",
 )  # fmt: skip
 @heal_options("heal-")
-@click.option("--force", is_flag=True, help="Redo stages whose results are still valid.")
+@click.option(
+    "--force", is_flag=True,
+    help="Redo stages whose results are still valid, and drop what is asked for even if that "
+    "leaves no attention and no MLP at all.",
+)  # fmt: skip
 @quantization(
     "--quantize",
     type=SCHEMES,

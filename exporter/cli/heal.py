@@ -13,6 +13,7 @@ from exporter.cli.heal_options import KINDS, heal_options
 from exporter.cli.options import (
     ANY_PATH,
     EXISTING_FILE,
+    force_option,
     json_option,
     loading,
     model_options,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     help="Also write the healed model as a Hugging Face folder: its safetensors lack what was "
     "dropped and hold what took its place.",
 )  # fmt: skip
+@force_option
 @heal_options()
 @scoring(
     "--calibration", metavar="SOURCE", multiple=True,
@@ -78,6 +80,7 @@ def heal(
     kind: str,
     calibration: tuple[str, ...],
     save_checkpoint: Path | None,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -105,7 +108,9 @@ def heal(
     with progress.task(f"load {model}"):
         loaded = load_model(model, **vars(source_options(options)))
     made_from = {"plan": sha256_file(plan)}
-    healed = heal_plan(loaded, given, request, made_from=made_from, progress=progress)
+    healed = heal_plan(
+        loaded, given, request, made_from=made_from, allow_all=force, progress=progress
+    )
     beside = {files_of(output)[2]: healed.report.to_json()}
     write_healed_plan(output, healed.plan, healed.substitutes, beside=beside)
     # Whoever isn't quiet has heard the warnings already.

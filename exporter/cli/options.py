@@ -170,6 +170,13 @@ json_option = click.option(
 )
 
 
+force_option = dropping(
+    "--force", is_flag=True,
+    help="Drop what is asked for even if that leaves no attention and no MLP at all. Lifts no "
+    "other refusal.",
+)  # fmt: skip
+
+
 def drop_options(function: _F) -> _F:
     """Adds the ways of saying how many sublayers to drop."""
     for option in (

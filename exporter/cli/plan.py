@@ -26,6 +26,7 @@ from exporter.cli.options import (
     ONNX_FILE,
     Threads,
     drop_options,
+    force_option,
     json_option,
     loading,
     model_options,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @click.argument("importance", type=EXISTING_FILE)
 @click.option("-o", "--output", type=ANY_PATH, default=Path("plan.json"), show_default=True)
 @drop_options
+@force_option
 @budget_options
 @replacement_options
 @budgeting(
@@ -168,6 +170,7 @@ def _counted(
             journal=journal,
             make_meter=spread_meters(options, workers, progress),
             importance_sha256=digest,
+            allow_all=options["force"],
             progress=progress,
         )
     if options["metric"]:

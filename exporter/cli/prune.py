@@ -57,6 +57,10 @@ if TYPE_CHECKING:
     "--genai-config", type=click.Choice(["rewrite", "none"]), default="rewrite", show_default=True,
     help="Write onnxruntime-genai's config for the result, where the original has one.",
 )  # fmt: skip
+@click.option(
+    "--force", is_flag=True,
+    help="Cut even if no attention and no MLP at all is left. Lifts no other refusal.",
+)  # fmt: skip
 @click.option("--keep-debug", is_flag=True, help="Keep the exporter's stack traces.")
 @json_option
 @verbosity_options
@@ -77,6 +81,7 @@ def prune(
     check_engine: Backend | None,
     renumber_kv: bool,
     genai_config: Literal["rewrite", "none"],
+    force: bool,
     keep_debug: bool,
     as_json: bool,
 ) -> None:
@@ -116,6 +121,7 @@ def prune(
         weights=weights,
         renumber_kv=renumber_kv,
         keep_debug=keep_debug,
+        allow_all=force,
         genai_config=genai_config,
         report_path=report_path,
         engine_check=gate,

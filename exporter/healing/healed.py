@@ -52,6 +52,7 @@ def heal(
     options: HealOptions | None = None,
     *,
     made_from: Mapping[str, str] | None = None,
+    allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> Healed:
     """Fits what takes the place of everything that a plan drops, and measures what that gains.
@@ -64,6 +65,7 @@ def heal(
         plan: What is dropped.
         options: How, and on which texts.
         made_from: Role to SHA-256 of further files, for the report and the plan.
+        allow_all: Takes a plan that drops every attention and every MLP.
         progress: Told what goes on.
 
     Raises:
@@ -74,7 +76,8 @@ def heal(
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     options = options or HealOptions()
-    validate_plan(plan, loaded.ref.num_layers, model=loaded.ref.source)
+    layers, model = loaded.ref.num_layers, loaded.ref.source
+    validate_plan(plan, layers, model=model, allow_all=allow_all)
     names = named_sublayers(plan.deletions, loaded.ref.num_layers)
     _refuse_rank(options.rank, loaded)
     texts = healing_texts(loaded, options, progress)

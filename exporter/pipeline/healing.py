@@ -35,7 +35,14 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     path, folder = run.ledger.path("plan.json"), run.ledger.work / HEALING
     plan = PruningPlan.read(path)
     made_from = {"plan": sha256_file(path)}
-    healed = heal_plan(run.loaded, plan, wanted, made_from=made_from, progress=run.progress)
+    healed = heal_plan(
+        run.loaded,
+        plan,
+        wanted,
+        made_from=made_from,
+        allow_all=run.request.force,
+        progress=run.progress,
+    )
     with staged_directory(folder) as stage:
         write_healed_plan(
             stage / HEALED_PLAN,

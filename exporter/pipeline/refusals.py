@@ -149,6 +149,27 @@ def refuse_calibration_text(run: Run) -> None:
     evaluation_text(run.request.compare, run.importance().calibration)
 
 
+def refuse_lost_caches(run: Run) -> None:
+    """Refuses to take every cache out of a graph whose mask is as long as its caches.
+
+    Who runs it reads that length from a cache; the graph alone doesn't say it.
+
+    Raises:
+        PlanError: Every attention is dropped, and the caches have a fixed length.
+    """
+    from exporter.backends.cache_form import read_cache_form
+
+    dropped = {each.layer for each in run.deletions() if each.kind in ("attention", "block")}
+    if len(dropped) < run.importance().model.num_layers:
+        return
+    if read_cache_form(run.ledger.path("baseline") / "model.onnx").mask is not None:
+        raise PlanError(
+            "The plan drops every attention, and with them the caches of fixed length that a graph "
+            f"for {run.request.target} is run by.",
+            "Say --cache-length 0 for caches that grow, or keep an attention.",
+        )
+
+
 def refuse_foreign_results(run: Run) -> None:
     """Refuses to write over results that are none of ours.
 

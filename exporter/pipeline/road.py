@@ -66,6 +66,7 @@ def _plan_and_export(run: Run) -> None:
     if run.request.drops.budget is not None:
         _stage(run, "export", keys.export_key(run), stages.export)
     _stage(run, "plan", keys.plan_key(run), stages.plan)
+    stages.check_plan(run)
     _heal(run)
     if run.request.drops.budget is None:
         _stage(run, "export", keys.export_key(run), stages.export)

@@ -13,6 +13,7 @@ from exporter.artifacts import ParityCheck, PruneReport, PruningPlan
 from exporter.errors import VerificationError
 from exporter.files import sha256_file, staged_directory, write_text
 from exporter.pipeline.budgeting import plan_within
+from exporter.pipeline.refusals import refuse_lost_caches
 from exporter.pipeline.run import Run, files_below
 from exporter.request import COUNTS
 
@@ -30,14 +31,13 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
 
 def plan(run: Run) -> tuple[list[Path], None]:
     """Chooses what to drop, or takes the plan that was given, with its replacements."""
-    from exporter.planning import read_plan, validate_plan
+    from exporter.planning import read_plan
 
     if run.request.drops.budget is not None:
         return plan_within(run, run.request.drops.budget), None
     path, given = run.ledger.work / "plan.json", run.request.drops.plan
     plan = _chosen_plan(run) if given is None else read_plan(given)
-    layers = run.importance().model.num_layers
-    validate_plan(plan, layers, model=run.request.source, path=given)
+    _check_plan(run, plan, given)
     run.progress.say("plan: drop " + plan.describe())
     if given is None:
         plan.write(path)
@@ -45,6 +45,18 @@ def plan(run: Run) -> tuple[list[Path], None]:
         return [path], None
     write_text(path, given.read_text(encoding="utf-8"))  # The user's own, to the letter.
     return [path, *_copied_replacements(run, plan, given)], None
+
+
+def check_plan(run: Run) -> None:
+    """Holds the plan against the model, also where it was made in an earlier run, with --force."""
+    _check_plan(run, PruningPlan.read(run.ledger.path("plan.json")), run.request.drops.plan)
+
+
+def _check_plan(run: Run, plan: PruningPlan, path: Path | None) -> None:
+    from exporter.planning import validate_plan
+
+    layers, source = run.importance().model.num_layers, run.request.source
+    validate_plan(plan, layers, model=source, path=path, allow_all=run.request.force)
 
 
 def _copied_replacements(run: Run, plan: PruningPlan, given: Path) -> list[Path]:
@@ -75,6 +87,7 @@ def _chosen_plan(run: Run) -> PruningPlan:
         batch_size=run.request.score.batch_size,
         journal=_search_journal(run),
         importance_sha256=sha256_file(run.ledger.path("importance.json")),
+        allow_all=run.request.force,
         progress=run.progress,
     )
 
@@ -116,6 +129,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     from exporter.parity import check_export
     from exporter.surgery import prune_file
 
+    refuse_lost_caches(run)
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
     deletions, for_engines = run.deletions(), bool(TARGETS[run.request.target].engines)
     replacements = run.replacements()
@@ -129,6 +143,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             plan_sha256=sha256_file(run.plan_path()),
             replacements=replacements,
             verify="oracle",
+            allow_all=run.request.force,
             engine_check=gate_where_installed(run.progress) if for_engines else None,
             progress=run.progress,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +17,12 @@ from exporter.selection.greedy import greedy
 from exporter.selection.iterative import iterative
 from exporter.selection.meters import MakeMeter, Meter, RememberingMeter
 from exporter.selection.options import (
-    KINDS,
     Name,
     Objective,
     Option,
     chosen,
     cut_of_options,
+    most_sublayers,
     options_for,
 )
 from exporter.selection.protection import protected_names
@@ -88,6 +87,7 @@ def choose(
     journal: Path | None = None,
     make_meter: MakeMeter | None = None,
     importance_sha256: str | None = None,
+    allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> PruningPlan:
     """Chooses what to drop.
@@ -108,6 +108,7 @@ def choose(
         make_meter: Makes what measures greedy's and evolution's candidates, such as one that has
             workers elsewhere; None: in this process.
         importance_sha256: The digest of the report's file, for the plan.
+        allow_all: Lets every attention and every MLP go.
         progress: Told every step.
 
     Raises:
@@ -123,16 +124,23 @@ def choose(
         refuse_unscored_blocks(report, counts.get("block", 0))
         report = _without(report, protected)
         _refuse_too_many(report, counts, protected)
-        plan = plan_drop(report, **counts, importance_sha256=importance_sha256, progress=progress)
+        plan = plan_drop(
+            report,
+            **counts,
+            importance_sha256=importance_sha256,
+            allow_all=allow_all,
+            progress=progress,
+        )
         return _with_budget(plan, {"search": options.search}, options) if protected else plan
     if load is None:
         raise UsageError(f"A search that is {options.search} runs the model.", "Name the model.")
-    _refuse_unreachable(report, counts, protected)
+    _refuse_unreachable(report, counts, protected, allow_all)
     searcher = _Searcher(
-        report, options, load(), calibration, batch_size, cache_dir, journal, make_meter
+        report, options, load(), calibration, batch_size, cache_dir, journal, make_meter, allow_all
     )
     plan, damage = searcher.plan(counts, protected, importance_sha256, progress)
-    validate_plan(plan, report.model.num_layers, model=report.model.source)
+    layers, model = report.model.num_layers, report.model.source
+    validate_plan(plan, layers, model=model, allow_all=allow_all)
     return plan if damage is None else plan.model_copy(update={"predicted": _predicted(damage)})
 
 
@@ -149,11 +157,13 @@ class _Searcher:
         cache_dir: Path | None,
         journal: Path | None,
         make_meter: MakeMeter | None,
+        allow_all: bool,
     ) -> None:
         _refuse_another_model(report, loaded)
         self._report, self._options, self._loaded = report, options, loaded
         self._calibration, self._cache_dir = calibration, cache_dir
-        self._batch_size, self._make_meter = batch_size, make_meter or _meter_here
+        self._batch_size, self._allow_all = batch_size, allow_all
+        self._make_meter = make_meter or _meter_here
         self._journal = journal if options.by_damage else None
 
     def plan(
@@ -208,7 +218,7 @@ class _Searcher:
         options = [o for o in options if not set(o.names) & set(start)]
         if number > len(options):
             _refuse_number(group, number, len(options), self._report.model.source)
-        with _told(f"{self._options.search} search", progress):
+        with progress.task(f"{self._options.search} search"):
             if meter is None or not self._options.by_damage:
                 return iterative(
                     partial(self._rescored, text=text, blocks=group == "block", progress=progress),
@@ -217,6 +227,7 @@ class _Searcher:
                     num_layers=self._report.model.num_layers,
                     every=self._options.every,
                     start=start,
+                    allow_all=self._allow_all,
                     progress=progress,
                 )
             return self._by_damage(options, number, start, meter, progress)
@@ -238,6 +249,7 @@ class _Searcher:
             shortlist=how.shortlist or None,
             prior=_prior(self._report.scores),
             start=start,
+            allow_all=self._allow_all,
             progress=progress,
         )
         if how.search == "evolution":
@@ -250,6 +262,7 @@ class _Searcher:
                 seconds=how.seconds,
                 seed=how.seed,
                 start=start,
+                allow_all=self._allow_all,
                 progress=progress,
             )
         return chosen(steps)
@@ -296,12 +309,6 @@ def _meter_here(
     )
 
 
-@contextmanager
-def _told(what: str, progress: Progress) -> Iterator[None]:
-    with progress.task(what):
-        yield
-
-
 def _groups(counts: Mapping[str, int]) -> Iterator[tuple[Group, int]]:
     groups: tuple[Group, ...] = ("attention", "mlp", "block", "joint")
     for group in groups:
@@ -336,15 +343,18 @@ def _refuse_too_many(
 
 
 def _refuse_unreachable(
-    report: ImportanceReport, counts: Mapping[str, int], protected: frozenset[Name]
+    report: ImportanceReport,
+    counts: Mapping[str, int],
+    protected: frozenset[Name],
+    allow_all: bool,
 ) -> None:
     """Before the model is loaded: more than may go, or everything."""
     layers = report.model.num_layers
     for group, number in _groups(counts):
         options = options_for(group, layers, protected)
         left = len(options)
-        if sum(len(option.names) for option in options) == len(KINDS) * layers:
-            left -= 1  # No plan drops everything.
+        if sum(len(option.names) for option in options) > most_sublayers(layers, allow_all):
+            left -= 1
         if number > left:
             _refuse_number(group, number, left, report.model.source)
 

@@ -23,13 +23,13 @@ from exporter.errors import PlanError
 from exporter.progress import QUIET, Progress
 from exporter.selection.meters import Meter
 from exporter.selection.options import (
-    KINDS,
     Name,
     Objective,
     Option,
     Step,
     chosen,
     cut_of_options,
+    most_sublayers,
     objective_of,
     overlap,
     reaches,
@@ -56,6 +56,7 @@ def evolve(
     generations: int | None = None,
     seed: int = 0,
     start: Cut | None = None,
+    allow_all: bool = False,
     clock: Callable[[], float] = time.monotonic,
     progress: Progress = QUIET,
 ) -> list[Step]:
@@ -72,6 +73,7 @@ def evolve(
             time enough, the same seed gives the same choice on any machine.
         seed: Of the draws.
         start: What is cut before, and stays so.
+        allow_all: Lets every sublayer go.
         clock: Seconds of a clock.
         progress: Told of what is better.
 
@@ -89,7 +91,8 @@ def evolve(
             f"What is to be refined is worth {total_gain(begun):g} of {goal:g}.",
             "Begin with a choice that reaches the goal.",
         )
-    population = _Population(meter, begun, options, goal, objective, dict(start or {}), seed)
+    most = most_sublayers(meter.num_layers, allow_all)
+    population = _Population(meter, begun, options, goal, objective, dict(start or {}), most, seed)
     deadline = clock() + seconds
     for number in itertools.count() if generations is None else range(generations):
         if clock() >= deadline or not population.generation(progress):
@@ -109,10 +112,11 @@ class _Population:
         goal: float,
         objective: Objective,
         start: Cut,
+        most: int,
         seed: int,
     ) -> None:
         self._meter, self._goal, self._objective, self._start = meter, goal, objective, start
-        self._most = len(KINDS) * meter.num_layers - 1
+        self._most = most
         self._options = [o for o in options if not set(o.names) & set(start)]
         self._random = np.random.default_rng(seed)
         self.choice = begun

@@ -18,13 +18,13 @@ from exporter.errors import PlanError
 from exporter.progress import QUIET, Progress
 from exporter.selection.meters import Meter
 from exporter.selection.options import (
-    KINDS,
     Name,
     Objective,
     Option,
     Step,
     Stop,
     cut_of_options,
+    most_sublayers,
     objective_of,
     overlap,
     reaches,
@@ -46,6 +46,7 @@ def greedy(
     prior: Mapping[Name, float] | None = None,
     stop: Stop | None = None,
     start: Cut | None = None,
+    allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> list[Step]:
     """Chooses options one by one until their gain is the goal.
@@ -66,6 +67,7 @@ def greedy(
         prior: A score of each sublayer, lower for what is likely to cost less.
         stop: Told of each step; True ends the search, and that step is left out.
         start: What is cut before, and stays so.
+        allow_all: Lets every sublayer go.
         progress: Told of every step.
 
     Returns:
@@ -76,10 +78,10 @@ def greedy(
         ScoringError: Logits are not finite.
     """
     begun = dict(start or {})
-    total = len(KINDS) * meter.num_layers
+    most = most_sublayers(meter.num_layers, allow_all)
     options = [option for option in options if not set(option.names) & set(begun)]
-    refuse_unreachable(options, goal, total - 1 - len(begun))
-    search = _Greedy(meter, options, goal, objective, begun)
+    refuse_unreachable(options, goal, most - len(begun))
+    search = _Greedy(meter, options, goal, objective, begun, most)
     steps: list[Step] = []
     while not reaches(search.gain, goal):
         candidates = search.shortlist(shortlist, prior or {})
@@ -107,10 +109,11 @@ class _Greedy:
         goal: float,
         objective: Objective,
         start: Cut,
+        most: int,
     ) -> None:
         self._meter, self._options = meter, options
         self._goal, self._objective, self._start = goal, objective, start
-        self._most = len(KINDS) * meter.num_layers - 1
+        self._most = most
         self._standing: list[Option] = []
         self._price: dict[Option, float] = {}
 

@@ -23,6 +23,7 @@ from exporter.selection.options import (
     Name,
     Option,
     cut_of_options,
+    most_sublayers,
     reaches,
     refuse_unreachable,
     total_gain,
@@ -41,6 +42,7 @@ def iterative(
     every: int = 1,
     first: Iterable[Score] | None = None,
     start: Cut | None = None,
+    allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> list[Option]:
     """Chooses the option of the lowest score, scores again, and so on until the goal.
@@ -53,6 +55,7 @@ def iterative(
         every: So many are dropped between two scorings.
         first: Scores of the model with ``start`` cut, where they are known.
         start: What is cut before.
+        allow_all: Lets every sublayer go.
         progress: Told of every drop.
 
     Returns:
@@ -63,8 +66,7 @@ def iterative(
     """
     begun = dict(start or {})
     options = [option for option in options if not set(option.names) & set(begun)]
-    room = len(KINDS) * num_layers - 1 - len(begun)
-    refuse_unreachable(options, goal, room)
+    refuse_unreachable(options, goal, most_sublayers(num_layers, allow_all) - len(begun))
     taken: list[Option] = []
     scores = None if first is None else _by_names(first)
     while not reaches(total_gain(taken), goal):

@@ -126,6 +126,11 @@ def total_gain(options: Iterable[Option]) -> float:
     return math.fsum(option.gain for option in options)
 
 
+def most_sublayers(num_layers: int, allow_all: bool) -> int:
+    """How many sublayers may go: one stays, unless everything is allowed to go."""
+    return len(KINDS) * num_layers - (not allow_all)
+
+
 def overlap(one: Option, other: Option) -> bool:
     """Whether both change a sublayer in common."""
     return bool(set(one.names) & set(other.names))

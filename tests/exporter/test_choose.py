@@ -141,6 +141,22 @@ def test_nothing_drops_everything(search: str, loaded: Any, cache: Path, report:
     assert len(set(_names(plan))) == 5
 
 
+@pytest.mark.parametrize("search", ["one-shot", *SEARCHES])
+def test_everything_is_dropped_where_it_is_allowed(
+    search: str, loaded: Any, cache: Path, report: Any
+) -> None:
+    everything = {(layer, kind) for layer in range(3) for kind in ("attention", "mlp")}
+    for counts in ({"attention": 3, "mlp": 3}, {"joint": 6}):
+        plan = _choose(report, loaded, cache, counts, _options(search), allow_all=True)
+        assert set(_names(plan)) == everything
+    if search in ("greedy", "evolution"):
+        whole = _kl(loaded, cache, report, everything)
+        assert plan.predicted["kl"] == pytest.approx(whole, abs=1e-5)  # float32 sums
+    kept = _options(search, protect=("mlp:0",))
+    with pytest.raises(PlanError, match=r"only 5 may go"):
+        _choose(report, loaded, cache, {"joint": 6}, kept, allow_all=True)
+
+
 @pytest.mark.parametrize("search", SEARCHES)
 def test_blocks_are_chosen_whole(search: str, loaded: Any, cache: Path, report: Any) -> None:
     plan = _choose(report, loaded, cache, {"block": 1}, _options(search))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -112,6 +113,34 @@ def test_prune_wants_one_way_of_saying_what(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
     model.touch()
     assert command_line.run(["prune", str(model), "-o", str(tmp_path / "out.onnx")]) == 2
+
+
+def test_everything_goes_by_force_alone(tmp_path: Path) -> None:
+    from made_reports import full_importance
+
+    scores = full_importance(layers=2).write(tmp_path / "importance.json")
+    output = tmp_path / "plan.json"
+    call = ["plan", str(scores), "-o", str(output), "-q", "--drop", "4"]
+    assert command_line.run(call) == 1
+    assert not output.exists()
+    assert command_line.run([*call, "--force", "--parameters", "10%"]) == 2
+    assert command_line.run([*call, "--force"]) == 0
+    assert len(json.loads(output.read_text())["deletions"]) == 4
+
+
+def test_a_graph_is_emptied_by_force_alone(tmp_path: Path) -> None:
+    from graph_passes.files.storage import save_model
+    from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+    model, output = tmp_path / "model.onnx", tmp_path / "out" / "model.onnx"
+    save_model(tiny_model(TinySpec(layers=2)), model)
+    call = ["prune", str(model), "-o", str(output), "-q", "--drop", "block:0-1"]
+    assert command_line.run(call) == 1
+    assert not output.exists()
+    assert command_line.run([*call, "--force"]) == 0
+    report = json.loads((output.parent / "prune.json").read_text())
+    assert len(report["deleted"]) == 4
+    assert report["verification"]["passed"] is True
 
 
 @pytest.fixture

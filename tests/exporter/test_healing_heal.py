@@ -294,6 +294,36 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
     assert run(*arguments[:-1], checkpoint) == 2
 
 
+def test_everything_is_replaced_by_force_alone(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path
+) -> None:
+    import torch
+
+    from exporter.ablation import substituted
+    from exporter.healing import cut_of_plan
+    from exporter.model_source import load_model
+    from exporter.planning import read_plan
+    from exporter.pruned_model import load_pruned
+    from exporter.replacement_file import read_replacements
+
+    everything = planned(*(("block", layer, "none") for layer in range(3)))
+    plan = PruningPlan(deletions=everything).write(tmp_path / "plan.json")
+    output, folder = tmp_path / "healed.json", tmp_path / "hf"
+    arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
+    assert run(*arguments) == 1
+    assert not output.exists()
+    assert run(*arguments, "--force") == 0
+    whole, found = load_model(str(checkpoint)), load_pruned(folder)
+    healed_plan = read_plan(output)
+    cut = cut_of_plan(healed_plan, read_replacements(healed_plan, output), whole.model)
+    ids = torch.arange(1, 21)[None]
+    with torch.inference_mode(), substituted(whole.model, cut):
+        # The same products in the same order.
+        wanted = whole.model(ids).logits
+    with torch.inference_mode():
+        torch.testing.assert_close(found.model(ids).logits, wanted, rtol=0, atol=1e-6)
+
+
 def test_a_checkpoint_that_fails_takes_no_plan_with_it(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

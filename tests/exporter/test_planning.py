@@ -96,6 +96,28 @@ def test_impossible_budgets(asked: dict[str, int], told: str) -> None:
         plan_drop(_report(), **asked)
 
 
+@pytest.mark.parametrize("asked", [{"joint": 10}, {"block": 5}, {"attention": 5, "mlp": 5}])
+def test_everything_may_go_where_it_is_allowed(asked: dict[str, int]) -> None:
+    plan = plan_drop(_report(), **asked, allow_all=True)
+    assert len(plan.deletions) == sum(asked.values())
+    with pytest.raises(PlanError, match="every attention and every MLP") as caught:
+        plan_drop(_report(), **asked)
+    assert "--force" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "Nothing"),
+        ({"joint": 11}, "only 10 are scored"),
+        ({"attention": 5, "block": 5}, "twice"),
+    ],
+)
+def test_no_other_refusal_is_lifted_with_it(asked: dict[str, int], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        plan_drop(_report(), **asked, allow_all=True)
+
+
 def test_all_attentions_may_go() -> None:
     assert len(plan_drop(_report(), attention=5).deletions) == 5
 
@@ -196,6 +218,13 @@ def test_plans_that_do_not_fit_the_model(texts: list[str], told: str) -> None:
     assert caught.value.hint
     with pytest.raises(PlanError, match=r"^plan\.json: The plan drops"):
         validate_plan(parse_drops(texts), 5, path=Path("plan.json"))
+    if "block" not in texts[0]:
+        with pytest.raises(PlanError, match=told):
+            validate_plan(parse_drops(texts), 5, model="tiny/model", allow_all=True)
+
+
+def test_a_plan_that_drops_everything_where_that_is_allowed() -> None:
+    validate_plan(parse_drops(["block:0-4"]), 5, allow_all=True)
 
 
 def test_a_plan_that_fits() -> None:

@@ -85,10 +85,14 @@ def feeds(model: ir.Model) -> list[Arrays]:
 
 
 def oracle_error(
-    model: ir.Model, deletions: Sequence[Deletion], *, optimise: bool = False
+    model: ir.Model,
+    deletions: Sequence[Deletion],
+    *,
+    optimise: bool = False,
+    allow_all: bool = False,
 ) -> float:
     """The largest difference between the pruned graph and the masked original."""
-    pruned, report = prune_graph(model, deletions)
+    pruned, report = prune_graph(model, deletions, allow_all=allow_all)
     gone = [name for entry in report.deleted for name in entry.outputs_removed]
     expected = session(masked_model(model, deletions), optimise=optimise)
     actual = session(pruned, optimise=optimise)

@@ -58,12 +58,13 @@ def replaced_error(
     optimise: bool = False,
     other: Mapping[SublayerRef, ReplacementTensors] | None = None,
     inputs: Sequence[Arrays] | None = None,
+    allow_all: bool = False,
 ) -> float:
     """The largest difference from the masked original plus the replacements.
 
     Relative to the original's largest output. ``other`` goes into the oracle instead.
     """
-    pruned, report = prune_graph(model, deletions, replacements=given)
+    pruned, report = prune_graph(model, deletions, replacements=given, allow_all=allow_all)
     gone = [name for entry in report.deleted for name in entry.outputs_removed]
     oracle = masked_model(model, deletions, given if other is None else other)
     expected, actual = session(oracle, optimise=optimise), session(pruned, optimise=optimise)

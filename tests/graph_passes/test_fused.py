@@ -103,6 +103,12 @@ def test_every_sublayer_is_found_in_the_graphs_own_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FUSED)
+def test_everything_equals_the_masked_original_where_it_is_allowed(name: str) -> None:
+    model = fused_model(FUSED[name])
+    assert oracle_error(model, all_deletions(model), allow_all=True) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", FUSED)
 def test_all_subsets_equal_the_masked_original(name: str) -> None:
     model = fused_model(FUSED[name])
     subsets = proper_subsets(all_deletions(model))

@@ -13,6 +13,7 @@ from graph_support import (
     proper_subsets,
     run,
     session,
+    sites_of,
     smaller,
     tiny,
 )
@@ -30,6 +31,17 @@ def test_all_subsets_are_bit_exact(name: str) -> None:
     subsets = proper_subsets(all_deletions(model))
     assert len(subsets) == 14
     assert max(oracle_error(model, subset) for subset in subsets) == 0.0
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_everything_is_bit_exact_where_it_is_allowed(name: str) -> None:
+    model = smaller(name)
+    everything = all_deletions(model)
+    assert oracle_error(model, everything, allow_all=True) == 0.0
+    pruned, report = prune_graph(model, everything, allow_all=True)
+    assert len(report.deleted) == len(everything)
+    check_clean(pruned)
+    assert not [site for site in sites_of(pruned) if site.kind in ("attention", "mlp")]
 
 
 @pytest.mark.parametrize("name", ["pre_norm", "parallel_in_turn"])

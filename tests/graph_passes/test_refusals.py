@@ -43,8 +43,20 @@ def test_an_empty_plan_is_an_error() -> None:
 
 def test_all_attentions_may_go_but_not_everything() -> None:
     prune_graph(tiny("pre_norm"), [Deletion(layer, "attention") for layer in range(3)])
-    with pytest.raises(SurgeryError, match="leave no model"):
-        prune_graph(tiny("pre_norm"), [Deletion(layer, "block") for layer in range(3)])
+    everything = [Deletion(layer, "block") for layer in range(3)]
+    with pytest.raises(SurgeryError, match="leave no model") as caught:
+        prune_graph(tiny("pre_norm"), everything)
+    assert "--force" in str(caught.value.hint)
+
+
+def test_no_other_refusal_is_lifted_with_it() -> None:
+    everything = [Deletion(layer, "block") for layer in range(3)]
+    with pytest.raises(SurgeryError, match="no block 3"):
+        prune_graph(tiny("pre_norm"), [*everything, Deletion(3, "block")], allow_all=True)
+    with pytest.raises(SurgeryError, match="Nothing to delete"):
+        prune_graph(tiny("pre_norm"), [], allow_all=True)
+    with pytest.raises(SurgeryError, match="bias"):
+        prune_graph(tiny("pre_norm"), [*everything[1:], Deletion(0, "mlp", "bias")], allow_all=True)
 
 
 def test_a_replacement_without_numbers_is_an_error() -> None:

@@ -83,6 +83,14 @@ def test_random_sets_equal_the_masked_original(name: str) -> None:
         check_counts(model, deletions, given)
 
 
+@pytest.mark.parametrize("name", [*FORMS, *FUSED])
+def test_everything_is_replaced_where_it_is_allowed(name: str) -> None:
+    model = form(name)
+    deletions = [replace(d, replacement="linear") for d in all_deletions(model)]
+    given = numbers(model, deletions)
+    assert replaced_error(model, deletions, given, allow_all=True) <= TOLERANCE
+
+
 _forms = st.sampled_from(["pre_norm", "post_norm", "norm_after", "parallel_in_turn", "split_mlp"])
 _specs = st.builds(TinySpec, form=_forms, layers=st.integers(1, 4), annotated=st.booleans())
 
