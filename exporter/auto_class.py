@@ -23,7 +23,7 @@ def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) ->
     found = _whole_class(config, trust_remote_code)
     if getattr(config, "depthcut", None) is None:
         return found
-    from exporter.branch_modules import pruned_class
+    from exporter.branch_modules import forget_skips, pruned_class, structure_of
 
     if not pruned:
         raise ModelSourceError(
@@ -37,7 +37,10 @@ def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) ->
             f"{config.name_or_path}: the config of a pruned checkpoint must name the model's class "
             "under architectures."
         )
-    return pruned_class(found)
+    structure = structure_of(config)
+    assert structure is not None
+    forget_skips(config)
+    return pruned_class(found, structure)
 
 
 def _whole_class(config: Any, trust_remote_code: bool) -> Any:

@@ -2,11 +2,18 @@
 
 The section ``depthcut`` of ``config.json`` says which modules are which; the weights of what is
 gone are in no file, and those of replacements stand under the names that these modules give them.
+
+A loader that knows nothing of it would fill the gaps with random numbers and only log that, as
+transformers does up to 5.24 at least. So for each branch that is gone one weight is there with no
+numbers in it: a tensor of shape ``[0]``, at which loading stops.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,11 +21,14 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record, json_path
-from exporter.errors import ModelSourceError
+from exporter.errors import ModelSourceError, pass_on_memory_error
+from exporter.files import write_text
+from exporter.plan_dialects import with_drops
+from exporter.plan_dialects.per_layer_config import KEY as PER_LAYER
+from exporter.plan_dialects.per_layer_config import without_skips
+from exporter.plan_dialects.section import SECTION
 
-SECTION = "depthcut"
-"""The key in ``config.json``."""
-_VERSION = 1
+_VERSION = 2
 _NAMES = {1: ("replacement_weight",), 2: ("replacement_weight_down", "replacement_weight_up")}
 
 
@@ -61,6 +71,7 @@ class PrunedStructure(Record):
         branches: What stands in its place.
         passing: Further modules that only hand on what they are given, such as the norm before a
             branch that is gone.
+        empty: Weights of what is gone that are there without numbers.
     """
 
     version: int = _VERSION
@@ -68,6 +79,7 @@ class PrunedStructure(Record):
     deletions: list[PlannedDeletion]
     branches: list[BranchRecord]
     passing: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    empty: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
 
     @property
     def without_cache(self) -> set[int]:
@@ -216,20 +228,88 @@ def _put(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
     setattr(parent, name, module)
 
 
-def pruned_class(model_class: type[Any]) -> type[Any]:
+def forget_skips(config: Any) -> None:
+    """Takes the skips out of a config that is loaded: the modules that are made here do the same.
+
+    A version of transformers that honours them would make others.
+    """
+    text = config.get_text_config()
+    entry = text.to_dict().get(PER_LAYER)
+    if entry:
+        setattr(text, PER_LAYER, without_skips(entry))
+
+
+def note_drops(folder: Path, structure: PrunedStructure) -> None:
+    """Adds to a written ``config.json`` what other programs can read of the drops."""
+    path = folder / "config.json"
+    config = with_drops(json.loads(path.read_text(encoding="utf-8")), structure.deletions)
+    write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def honours_skips(model: Any) -> bool:
+    """Whether this transformers leaves out by itself what a pruned model's config says is skipped.
+
+    Looked at: the class is made from such a config, without memory, and has the modules or not.
+
+    Args:
+        model: Pruned, with a class of :func:`pruned_class`.
+    """
+    structure = structure_of(model.config)
+    if structure is None or any(each.replacement != "none" for each in structure.deletions):
+        return False
+    content = with_drops(model.config.to_dict(), structure.deletions)
+    content.pop(SECTION)
+    try:
+        with torch.device("meta"):
+            made = type(model).__base__(type(model.config).from_dict(content))
+    except Exception as error:  # whatever a model's code or config makes of it
+        pass_on_memory_error(error)
+        return False
+    return not {name for name, _ in made.named_parameters()} & set(structure.empty)
+
+
+def pruned_class(model_class: type[Any], structure: PrunedStructure) -> type[Any]:
     """A model's class whose instances are made with the modules that their config names.
 
     transformers' own loading then fills them, and finds nothing missing and nothing left over.
+    What is saved is such a checkpoint again, trained or not.
 
     Args:
         model_class: The class of the whole model.
+        structure: What the instances will lack.
     """
 
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
-        structure = structure_of(config)
-        assert structure is not None
         put_modules(self, structure)
 
-    names = {"__init__": init, "__module__": model_class.__module__}
+    def save(
+        self: Any,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        held = self.state_dict() if state_dict is None else state_dict
+        tensors = {**held, **_empty_tensors(self, structure)}
+        model_class.save_pretrained(
+            self, save_directory, is_main_process=is_main_process, state_dict=tensors, **kwargs
+        )
+        if is_main_process:
+            note_drops(Path(save_directory), structure)
+
+    ignored = [f"^{re.escape(name)}$" for name in structure.empty]
+    known = getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or []
+    names = {
+        "__init__": init,
+        "save_pretrained": save,
+        "__module__": model_class.__module__,
+        "_keys_to_ignore_on_load_unexpected": [*known, *ignored],
+    }
     return type(model_class.__name__, (model_class,), names)
+
+
+def _empty_tensors(model: Any, structure: PrunedStructure) -> dict[str, torch.Tensor]:
+    """Each with memory of its own: safetensors takes tensors that share one for the same."""
+    dtype, _ = _form_of(model)
+    return {name: torch.empty(1, dtype=dtype)[:0] for name in structure.empty}

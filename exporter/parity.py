@@ -19,6 +19,7 @@ import torch
 from exporter.ablation import substituted
 from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
 from exporter.backends.base import Runner
+from exporter.backends.numbered import NumberedRunner
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.backends.widened_copy import WidenedCopy
 from exporter.errors import ExportError
@@ -69,6 +70,7 @@ def check_export(
     *,
     deletions: Sequence[PlannedDeletion] = (),
     replacements: Replacements | None = None,
+    layers: Sequence[int] | None = None,
     provider: str = "cpu",
     progress: Progress = QUIET,
 ) -> list[ParityCheck]:
@@ -82,6 +84,7 @@ def check_export(
         onnx_path: Its graph, whole or cut.
         deletions: What was cut out; PyTorch then runs with the same sublayers skipped or replaced.
         replacements: The numbers for those of them that are replaced.
+        layers: The numbers that the graph's caches have of the model's layers; None for the same.
         provider: Where ONNX Runtime runs it: ``cpu`` or ``cuda``.
         progress: Hears of the two runs.
 
@@ -104,7 +107,10 @@ def check_export(
         interface = interface_of(loaded.model)
         _refuse_uncheckable(interface)
         threads = torch.get_num_threads()
-        runner = stack.enter_context(OnnxRuntimeRunner(file, provider=provider, threads=threads))
+        opened = OnnxRuntimeRunner(file, provider=provider, threads=threads)
+        runner: Runner | NumberedRunner = stack.enter_context(opened)
+        if layers is not None:
+            runner = NumberedRunner(runner, layers)
         if cut:
             stack.enter_context(substituted(loaded.model, cut))
         stack.enter_context(torch.inference_mode())
@@ -149,7 +155,7 @@ class _Sides:
     def __init__(
         self,
         module: InterfaceModule,
-        runner: Runner,
+        runner: Runner | NumberedRunner,
         interface: OnnxInterface,
         kept: list[str],
         relative_tolerance: float,
@@ -273,7 +279,7 @@ def _present(past_name: str) -> str:
 
 
 def _require_interface(
-    runner: Runner, interface: OnnxInterface, kept: Sequence[str], path: Path
+    runner: Runner | NumberedRunner, interface: OnnxInterface, kept: Sequence[str], path: Path
 ) -> None:
     """Every output must be there and no other, and every input one that we can fill."""
     outputs = {spec.name for spec in runner.outputs}

@@ -6,6 +6,7 @@ again after a drop. The joint drop sorts attention and MLP scores together, with
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ from exporter.artifacts import (
     Score,
 )
 from exporter.errors import PlanError, UsageError
+from exporter.files import sha256_file
+from exporter.plan_dialects import foreign_deletions
 from exporter.progress import QUIET, Progress
 
 _SUBLAYERS: tuple[DeletionKind, ...] = ("attention", "mlp")
@@ -94,16 +97,38 @@ def parse_drops(texts: Iterable[str]) -> PruningPlan:
 
 
 def read_plan(path: Path) -> PruningPlan:
-    """Reads a plan file.
+    """Reads a plan file, or a model's config that says in another's dialect what is dropped.
+
+    Those are LLM-Drop's lists, Puzzletron's ``block_configs``, transformers' ``per_layer_config``
+    and what depthcut writes into a pruned checkpoint's ``config.json``.
 
     Raises:
         ArtifactError: When the file is not a valid plan; with the JSON path.
-        PlanError: When it is empty or names something twice.
+        PlanError: When it is empty or names something twice, or a config holds more than drops.
     """
-    plan = PruningPlan.read(path)
+    plan = _foreign_plan(path) or PruningPlan.read(path)
     _check_not_empty(plan.deletions, f"{path}: ")
     _check_once(plan.deletions, f"{path}: ")
     return plan
+
+
+def is_foreign_plan(path: Path) -> bool:
+    """Whether a plan stands in somebody's config, and not in a file of depthcut's own."""
+    return _foreign_plan(path) is not None
+
+
+def _foreign_plan(path: Path) -> PruningPlan | None:
+    """None for a plan of our own, and for what can't be read: that has its errors elsewhere."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if isinstance(content, dict) and "schema_version" in content:
+        return None
+    found = foreign_deletions(content, str(path))
+    if found is None:
+        return None
+    return PruningPlan(deletions=found, made_from={"config": sha256_file(path)})
 
 
 def validate_plan(

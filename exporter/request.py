@@ -134,6 +134,7 @@ class ExportRequest:
         engines: Engines to build of both, and to compare; None for none.
         heal: How what takes the dropped sublayers' places is fitted; None for nothing in their
             places, or for what the plan brings.
+        checkpoint: Whether the pruned model is written as a Hugging Face checkpoint too.
         force: Redo what is already there, and drop what is asked for even if no sublayer is left.
     """
 
@@ -151,6 +152,7 @@ class ExportRequest:
     quantize: QuantizeSettings | None = None
     engines: EngineRequest | None = None
     heal: HealOptions | None = None
+    checkpoint: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ import click
 from exporter.cli.build import build
 from exporter.cli.check import check
 from exporter.cli.check_engine import check_engine
+from exporter.cli.checkpoint import checkpoint
 from exporter.cli.compare import compare
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.costs import costs
@@ -66,6 +67,7 @@ cli.add_sections(
         "Tools": [
             inspect,
             costs,
+            checkpoint,
             check_engine,
             refit,
             generate,

@@ -79,6 +79,11 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
 )  # fmt: skip
 @heal_options("heal-")
 @click.option(
+    "--checkpoint/--no-checkpoint",
+    help="Also write the pruned model as a Hugging Face checkpoint, candidate/hf/: its safetensors "
+    "lack what was dropped. [no]",
+)
+@click.option(
     "--force", is_flag=True,
     help="Redo stages whose results are still valid, and drop what is asked for even if that "
     "leaves no attention and no MLP at all.",
@@ -114,9 +119,9 @@ def export(
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. The output folder then holds
     importance.json, plan.json, baseline/, candidate/, prune.json, report.json, report.md and
-    report.html; with --heal also healing/, with --quantize baseline-quantized/ and
-    candidate-quantized/, with --engine engines/baseline/ and engines/candidate/.
-    What is still valid from an earlier run is reused.
+    report.html; with --checkpoint also candidate/hf/, with --heal healing/, with --quantize
+    baseline-quantized/ and candidate-quantized/, with --engine engines/baseline/ and
+    engines/candidate/. What is still valid from an earlier run is reused.
     """
     from exporter.cli.requests import export_request
     from exporter.cli.results import print_comparison

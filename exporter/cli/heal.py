@@ -90,6 +90,8 @@ def heal(
     a report are written: healed.json, healed.safetensors and healed.report.json. The gain is told
     on held-out text of the calibration's domain and on text of another.
     """
+    from exporter.checkpoint import write_checkpoint
+    from exporter.checkpoint.model_card import CardSources, model_card
     from exporter.cli.heal_options import heal_request
     from exporter.cli.requests import source_options
     from exporter.files import sha256_file
@@ -98,7 +100,6 @@ def heal(
     from exporter.healing.plan_file import files_of, numbers_of
     from exporter.model_source import load_model
     from exporter.planning import read_plan
-    from exporter.pruned_model import prune_model, save_pruned
 
     request = heal_request(kind, options, calibration=calibration)
     assert request is not None
@@ -117,8 +118,15 @@ def heal(
     warnings = healed.report.healing.warnings if progress.verbosity < NORMAL else []
     _print(healed.report, output, as_json, warnings)
     if save_checkpoint is not None:
-        prune_model(loaded, healed.plan.deletions, healed.substitutes)
-        save_pruned(loaded, save_checkpoint)
+        sources = CardSources(healed.plan, healing=healed.report.healing)
+        write_checkpoint(
+            loaded,
+            healed.plan,
+            save_checkpoint,
+            cut=healed.substitutes,
+            card=lambda facts: model_card(facts, sources),
+            progress=progress,
+        )
 
 
 def _refuse_harm(

@@ -52,6 +52,7 @@ def export_request(
         quantize=quantize_request(model, options),
         engines=engine_request(options),
         heal=_healing(options),
+        checkpoint=options["checkpoint"],
         force=force,
     )
 

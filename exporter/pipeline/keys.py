@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import PruningPlan
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
 from exporter.pipeline.budgeting import budget_key
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
+from exporter.planning import read_plan
 from exporter.report.files import REPORTS
 from exporter.request import COUNTS
 
@@ -45,7 +45,7 @@ def plan_key(run: Run) -> Key:
 
 def _replacements_hash(plan: Path | None) -> str | None:
     """Of the file that a given plan names; the plan's own digest of it may be wrong."""
-    named = None if plan is None else PruningPlan.read(plan).replacements
+    named = None if plan is None else read_plan(plan).replacements
     path = None if plan is None or named is None else plan.parent / named.path
     return sha256_file(path) if path is not None and path.is_file() else None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key, file_hash
-from exporter.pipeline.run import ARMS, QUANTIZED, Run, files_below
+from exporter.pipeline.run import ARMS, CHECKPOINT, QUANTIZED, Run, files_below
 from exporter.pipeline.stages import WEIGHT_FILES
 from exporter.quantization.settings import QuantizeSettings
 
@@ -71,7 +71,7 @@ def quantize(run: Run, settings: QuantizeSettings) -> tuple[list[Path], dict[str
     for arm in ARMS:
         source, folder = run.ledger.path(arm), run.ledger.work / QUANTIZED[arm]
         with staged_directory(folder) as stage:
-            weights = shutil.ignore_patterns(*WEIGHT_FILES)
+            weights = shutil.ignore_patterns(*WEIGHT_FILES, CHECKPOINT)
             shutil.copytree(source, stage, ignore=weights, dirs_exist_ok=True)
             result = _quantized(run, source / _GRAPH, stage / _GRAPH, settings, bits_by_node)
         if result.mixed is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from exporter.artifacts import ComparisonReport
 from exporter.forms.targets import TARGETS
 from exporter.ledger import locked
-from exporter.pipeline import keys, stages
+from exporter.pipeline import checkpoint, keys, stages
 from exporter.pipeline.engines import build, engines_key
 from exporter.pipeline.healing import heal, heal_key
 from exporter.pipeline.measuring import measure
@@ -20,7 +20,7 @@ from exporter.pipeline.refusals import (
     refuse_calibration_text,
     refuse_foreign_results,
 )
-from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
+from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
 from exporter.progress import QUIET, Progress
 from exporter.request import ExportRequest
 
@@ -31,7 +31,7 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     """Walks the whole road and returns the comparison.
 
     Afterwards ``request.out`` holds importance.json, plan.json, baseline/, candidate/, prune.json,
-    report.json, report.md and report.html, and where they were asked for healing/,
+    report.json, report.md and report.html, and where they were asked for candidate/hf/, healing/,
     baseline-quantized/, candidate-quantized/ and engines/, all of this run.
     When it fails or is cut short, the folder holds what it held before, and the next run finds the
     stages that were finished.
@@ -53,10 +53,12 @@ def _walk(run: Run) -> ComparisonReport:
     refuse_calibration_text(run)
     _plan_and_export(run)
     _stage(run, "prune", keys.prune_key(run), stages.prune)
+    _checkpoint(run)
     run.free_model()
     _quantize(run)
     _engines(run)
     _stage(run, "measure", keys.measure_key(run), measure)
+    _card(run)
     run.ledger.publish()
     return ComparisonReport.read(run.request.out / "report.json")
 
@@ -78,6 +80,17 @@ def _heal(run: Run) -> None:
         _stage(run, HEALING, heal_key(run, wanted), partial(heal, wanted=wanted))
     elif run.ledger.has(HEALING):
         run.ledger.forget(HEALING, HEALING)
+
+
+def _checkpoint(run: Run) -> None:
+    if run.request.checkpoint:
+        _stage(run, CHECKPOINT, checkpoint.checkpoint_key(run), checkpoint.write)
+        checkpoint.keep_with_candidate(run)
+
+
+def _card(run: Run) -> None:
+    if run.request.checkpoint:
+        _stage(run, checkpoint.CARD_STAGE, checkpoint.card_key(run), checkpoint.write_card)
 
 
 def _quantize(run: Run) -> None:

@@ -22,6 +22,8 @@ QUANTIZE = "quantize"
 """The stage that quantises both models."""
 QUANTIZED = {"baseline": "baseline-quantized", "candidate": "candidate-quantized"}
 """The folders of their quantised forms."""
+CHECKPOINT = "hf"
+"""The stage that writes the pruned Hugging Face checkpoint, and its folder in the candidate's."""
 HEALING = "healing"
 """The stage that heals the plan, and its folder, with the healed plan and its numbers in it."""
 HEALED_PLAN = "plan.json"

@@ -31,7 +31,7 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
 
 def plan(run: Run) -> tuple[list[Path], None]:
     """Chooses what to drop, or takes the plan that was given, with its replacements."""
-    from exporter.planning import read_plan
+    from exporter.planning import is_foreign_plan, read_plan
 
     if run.request.drops.budget is not None:
         return plan_within(run, run.request.drops.budget), None
@@ -39,7 +39,7 @@ def plan(run: Run) -> tuple[list[Path], None]:
     plan = _chosen_plan(run) if given is None else read_plan(given)
     _check_plan(run, plan, given)
     run.progress.say("plan: drop " + plan.describe())
-    if given is None:
+    if given is None or is_foreign_plan(given):
         plan.write(path)
         _search_journal(run).unlink(missing_ok=True)
         return [path], None
@@ -116,9 +116,9 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         )
         save_pretrained_files(run.loaded, stage)
         checks = check_export(
-            run.loaded, model, provider=_parity_provider(run), progress=run.progress
+            run.loaded, model, provider=parity_provider(run), progress=run.progress
         )
-        _judge(run, "baseline against PyTorch", checks)
+        judge(run, "baseline against PyTorch", checks)
     return files_below(folder), [check.model_dump() for check in checks]
 
 
@@ -153,23 +153,23 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             stage / "model.onnx",
             deletions=deletions,
             replacements=replacements,
-            provider=_parity_provider(run),
+            provider=parity_provider(run),
             progress=run.progress,
         )
         done = "skipped" if replacements is None else "skipped or replaced"
-        _judge(run, f"candidate against PyTorch with the same modules {done}", checks)
+        judge(run, f"candidate against PyTorch with the same modules {done}", checks)
     files = [*files_below(folder), report.write(run.ledger.work / "prune.json")]
     return files, [check.model_dump() for check in checks]
 
 
-def _parity_provider(run: Run) -> str:
+def parity_provider(run: Run) -> str:
     """A graph that is written for one provider may have operators that no other has."""
     from exporter.forms import TARGETS
 
     return TARGETS[run.request.target].provider or "cpu"
 
 
-def _judge(run: Run, what: str, checks: list[ParityCheck]) -> None:
+def judge(run: Run, what: str, checks: list[ParityCheck]) -> None:
     """Tells how the checks went, and raises when one did not hold."""
     for check in checks:
         verdict = "holds" if check.passed else "DOES NOT HOLD"

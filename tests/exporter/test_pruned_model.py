@@ -296,9 +296,9 @@ def test_a_model_that_would_compute_something_else_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Such as one of a family in which something else stands between branch and stream."""
-    from exporter import pruned_model
+    from exporter import pruned_structure
 
-    monkeypatch.setattr(pruned_model, "_lonely_norms", lambda m, *_: [m.model.norm])
+    monkeypatch.setattr(pruned_structure, "_lonely_norms", lambda m, *_: [m.model.norm])
     with pytest.raises(UnknownArchitectureError, match="does not compute what it should"):
         pruned("llama")
 

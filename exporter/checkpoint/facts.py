@@ -1,0 +1,112 @@
+"""What is known of a pruned checkpoint once it is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.base import Record
+
+if TYPE_CHECKING:
+    from exporter.model_source import LoadedModel
+
+_FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
+_LICENSE_LINE = re.compile(r"(license(?:_name|_link)?): *(\S.*?) *")
+
+
+class Weights(Record):
+    """Parameters and their bytes; those that two modules share count once."""
+
+    parameters: int
+    bytes: int
+
+
+class CheckpointFacts(Record):
+    """What a checkpoint is, for its card and for whoever made it.
+
+    Attributes:
+        base: The model that was pruned, as it was named; a path is its last part only.
+        on_hub: Whether that is a name on the Hub.
+        base_sha256: Of what defines that model.
+        architecture: Its class.
+        layers: How many it had.
+        deletions: What was dropped of it.
+        kept: The layers that the checkpoint has, by their numbers in the base; None where it has
+            all of them, some with gaps.
+        plain: Whether transformers loads it without depthcut.
+        transformers: The version that this was seen with.
+        dtype: Of the weights.
+        before: The base's weights.
+        after: The checkpoint's.
+        license: The lines on the licence in the base's card.
+    """
+
+    base: str
+    on_hub: bool
+    base_sha256: str
+    architecture: str
+    layers: int
+    deletions: list[PlannedDeletion]
+    kept: list[int] | None
+    plain: bool
+    transformers: str
+    dtype: str
+    before: Weights
+    after: Weights
+    license: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def healed(self) -> bool:
+        """Whether anything stands in the dropped branches' places."""
+        return any(each.replacement != "none" for each in self.deletions)
+
+    @property
+    def loader_words(self) -> str:
+        """Who loads it, in half a sentence."""
+        if self.kept is not None:
+            return "transformers loads it like any model"
+        if self.plain:
+            return f"transformers {self.transformers} loads it"
+        return (
+            f"depthcut's load_pruned loads it, transformers {self.transformers} refuses it: it "
+            "leaves no modules out"
+        )
+
+
+def weights_of(model: Any) -> Weights:
+    """Counts a model's parameters."""
+    tensors = list(model.parameters())
+    return Weights(
+        parameters=sum(tensor.numel() for tensor in tensors),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    )
+
+
+def name_of_base(loaded: LoadedModel) -> tuple[str, bool]:
+    """What a model is called, and whether that is its name on the Hub; no path is told."""
+    source = loaded.ref.source
+    if Path(source).expanduser().exists():
+        return loaded.path.resolve().name, False
+    return source.removeprefix("hf:"), True
+
+
+def license_of_base(folder: Path) -> dict[str, str]:
+    """The licence that a model's card names; empty where there is no card."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    head = _FRONT_MATTER.match(text)
+    return dict(_license_lines(head[1])) if head else {}
+
+
+def _license_lines(head: str) -> Iterator[tuple[str, str]]:
+    for line in head.splitlines():
+        found = _LICENSE_LINE.fullmatch(line)
+        if found:
+            yield found[1], found[2]

@@ -1,0 +1,223 @@
+"""The Hub's model card of a pruned checkpoint: what it is, how it came about, what was measured.
+
+Only numbers that exist are told, each with what it was measured on. No path of this machine is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.artifacts import (
+    CalibrationRef,
+    ComparisonReport,
+    Healing,
+    ImportanceReport,
+    PruningPlan,
+    TaskResult,
+)
+from exporter.checkpoint.facts import CheckpointFacts
+from exporter.report.markdown import render_part
+from exporter.report.parts.healing import HEADER as HEALING_HEADER
+from exporter.report.parts.healing import healing_rows, healing_words
+from exporter.report.parts.part import Block, Bullets, Grid, Note, Part
+from exporter.report.words import (
+    HEADER,
+    accuracy_rows,
+    dropped_lines,
+    latency_rows,
+    significant,
+    weights_words,
+)
+
+_NAMED_SOURCES = ("hf:", "pydoc", "self")
+_PAPER = "arXiv 2406.15786"
+
+
+@dataclass(frozen=True)
+class CardSources:
+    """What a card is written from, beside the facts; None for what was not done or is not known.
+
+    Attributes:
+        plan: What chose the deletions.
+        importance: The scores that it rests on.
+        healing: How what stands in the branches' places was fitted.
+        report: The comparison of the ONNX files that were made by the same plan.
+    """
+
+    plan: PruningPlan
+    importance: ImportanceReport | None = None
+    healing: Healing | None = None
+    report: ComparisonReport | None = None
+
+
+def model_card(facts: CheckpointFacts, sources: CardSources) -> str:
+    """The text of ``README.md``: a header for the Hub, and sections."""
+    parts = [
+        _dropped(facts),
+        _chosen(sources),
+        _healed(facts, sources.healing),
+        _measured(sources.report),
+    ]
+    sections = [render_part(part) for part in parts if part is not None]
+    title = f"# {facts.base.rpartition('/')[2]}, pruned in depth"
+    return "\n\n".join([_header(facts), title, *sections, _loading(facts)]) + "\n"
+
+
+def _header(facts: CheckpointFacts) -> str:
+    """The Hub's metadata. It knows no relation of a base to what was pruned from it."""
+    lines = ["library_name: transformers"]
+    if facts.on_hub:
+        lines.append(f"base_model: {json.dumps(facts.base)}")
+    if facts.architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        lines.append("pipeline_tag: text-generation")
+    lines += [f"{key}: {value}" for key, value in facts.license.items()]
+    lines += ["tags:", "- depthcut", "- pruned", "- depth-pruning"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _dropped(facts: CheckpointFacts) -> Part:
+    before, after = facts.before, facts.after
+    base = f"`{facts.base}` ({facts.architecture}, {facts.layers} layers)"
+    blocks: list[Block] = [
+        Note(f"This is {base} without:"),
+        Bullets(dropped_lines(facts.deletions)),
+        Note(
+            f"{before.parameters:,} -> {after.parameters:,} parameters, "
+            f"{before.bytes:,} -> {after.bytes:,} bytes of weights in {facts.dtype}. "
+            f"SHA-256 of the base's files: `{facts.base_sha256}`."
+        ),
+    ]
+    if facts.kept is not None:
+        kept = ", ".join(map(str, facts.kept))
+        blocks.append(Note(f"The layers here are these of the base, numbered anew: {kept}."))
+    if not facts.license:
+        blocks.append(Note("The base's licence holds; its card here named none."))
+    return Part("dropped", "What was dropped", blocks)
+
+
+def _chosen(sources: CardSources) -> Part:
+    plan, importance = sources.plan, sources.importance
+    lines = []
+    if plan.budget:
+        asked = ", ".join(f"{key} {value}" for key, value in plan.budget.items())
+        lines.append(f"Asked for: {asked}.")
+    if importance is not None:
+        lines.append(
+            f"Importance: {importance.metric}, the lowest first ({_PAPER}), on "
+            f"{_text(importance.calibration)}."
+        )
+    elif plan.importance_sha256 is not None:
+        lines.append(f"By scores in a file with the SHA-256 `{plan.importance_sha256}`.")
+    if not lines:
+        lines.append("By a plan that came without scores.")
+    lines += [
+        f"Predicted, not measured: {name} {significant(value)}."
+        for name, value in plan.predicted.items()
+    ]
+    return Part("chosen", "How it was chosen", [Bullets(lines)])
+
+
+def _healed(facts: CheckpointFacts, healing: Healing | None) -> Part:
+    if not facts.healed:
+        note = Note("Nothing stands in the places of what was dropped. No weight was trained.")
+        return Part("healed", "Healing", [note])
+    note = Note(
+        "What stands in the dropped branches' places was fitted in closed form; no other weight "
+        "was changed, and nothing was trained."
+    )
+    if healing is None:
+        return Part("healed", "Healing", [note])
+    texts = "; ".join(_text(ref) for ref in healing.calibration)
+    blocks: list[Block] = [note, Note(f"{healing_words(healing)}. Fitted on {texts}.")]
+    if healing.texts:
+        named = [each.model_copy(update={"text": _named(each.text)}) for each in healing.texts]
+        rows = healing_rows(healing.model_copy(update={"texts": named}))
+        blocks.append(Grid("In PyTorch", list(HEALING_HEADER), rows, right=(2, 3, 4)))
+    return Part("healed", "Healing", blocks)
+
+
+def _measured(report: ComparisonReport | None) -> Part | None:
+    if report is None:
+        return Part("measured", "Measured", [Note("Nothing was measured on this checkpoint.")])
+    arms = (report.arms.baseline, report.arms.candidate)
+    weights = " and ".join(dict.fromkeys(weights_words(arm) for arm in arms))
+    where = f"{arms[1].backend} on {report.environment.processor}"
+    if report.environment.gpu:
+        where += f" and {report.environment.gpu}"
+    blocks: list[Block] = [
+        Note(
+            "On the ONNX files that were made of the base (baseline) and by the same plan "
+            f"(candidate), {weights}, by {where}; not on this checkpoint in PyTorch."
+        ),
+        *_quality(report),
+        Grid("Times", list(HEADER), latency_rows(report), right=(1, 2)),
+    ]
+    return Part("measured", "Measured", blocks)
+
+
+def _quality(report: ComparisonReport) -> Iterator[Block]:
+    accuracy = report.accuracy
+    if accuracy is None:
+        return
+    named = f"{accuracy.tokens:,} tokens of {_shown(accuracy.text_source)}"
+    yield Grid(f"Quality on {named}", list(HEADER), accuracy_rows(report), right=(1, 2))
+    yield Note(f"Quality was measured on {named}.")
+    if accuracy.tasks:
+        header = ["task", "metric", "items", "baseline", "candidate", "95 % interval"]
+        rows = [_task_row(task) for task in accuracy.tasks]
+        yield Grid("Tasks", header, rows, right=(2, 3, 4))
+
+
+def _task_row(task: TaskResult) -> list[str]:
+    low, high = task.difference.ci95
+    return [
+        task.task, task.metric, f"{task.items:,}", significant(task.baseline),
+        significant(task.candidate), f"{low:+.3g} to {high:+.3g}",
+    ]  # fmt: skip
+
+
+def _loading(facts: CheckpointFacts) -> str:
+    if facts.plain:
+        auto = "AutoModel" if facts.architecture.endswith("Model") else "AutoModelForCausalLM"
+        told = f"transformers {facts.transformers} loads it as it is."
+        if facts.kept is not None:
+            told = "It is a plain model with fewer layers; whatever loads the base loads it."
+        code = [f"from transformers import {auto}", "", f'model = {auto}.from_pretrained("FOLDER")']
+        return "\n".join(["## How to load it", "", told, "", "```python", *code, "```"])
+    return _OWN_LOADER.replace("VERSION", facts.transformers)
+
+
+_OWN_LOADER = """## How to load it
+
+It needs `pip install depthcut[torch]` and runs no code from this folder:
+
+```python
+from pathlib import Path
+
+from exporter.pruned_model import load_pruned, save_pruned
+
+loaded = load_pruned(Path("FOLDER"))  # loaded.model, loaded.tokenizer
+tuned = load_pruned(Path("FOLDER"), train=True)  # with gradients; save_pruned writes it again
+```
+
+transformers VERSION does not leave out what a config says is skipped. It would fill the gaps with
+random numbers, so it is made to refuse this folder: one weight of each dropped module is there with
+the shape `[0]`. `config.json` says what was dropped as LLM-Drop (`drop_attn_list`,
+`drop_mlp_list`) and transformers (`per_layer_config`) have it, where nothing stands in its place,
+and under `depthcut` in full."""
+
+
+def _text(ref: CalibrationRef) -> str:
+    return f"{_shown(ref.source)} ({ref.tokens:,} tokens)"
+
+
+def _named(ref: CalibrationRef) -> CalibrationRef:
+    return ref.model_copy(update={"source": _shown(ref.source)})
+
+
+def _shown(source: str) -> str:
+    """A text's name; of a path the last part, since a card is published."""
+    return source if source.startswith(_NAMED_SOURCES) else Path(source).name

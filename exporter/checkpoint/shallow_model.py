@@ -1,0 +1,148 @@
+"""A model with fewer layers, where a plan drops whole blocks: a plain one that loads anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from exporter.architectures import layer_modules
+from exporter.artifacts import PlannedDeletion
+from exporter.checkpoint.shallow_config import shallow_config
+from exporter.errors import UnknownArchitectureError, first_line, pass_on_memory_error
+from exporter.model_source import LoadedModel
+from exporter.plan_dialects.section import ORIGIN
+from exporter.pruned_model import answer_to, probe_inputs, require_same
+from exporter.transformers_output import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+
+_NUMBER_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx")
+_HINT = "It is written with all its layers, some of them empty."
+
+
+def kept_layers(deletions: Sequence[PlannedDeletion], layers: int) -> list[int] | None:
+    """The layers that stay where a plan drops whole blocks and nothing else; else None."""
+    gone: dict[int, set[str]] = {}
+    for each in deletions:
+        kinds = {"attention", "mlp"} if each.kind == "block" else {each.kind}
+        gone.setdefault(each.layer, set()).update(kinds)
+    bare = all(each.replacement == "none" for each in deletions)
+    whole = all(kinds == {"attention", "mlp"} for kinds in gone.values())
+    return [layer for layer in range(layers) if layer not in gone] if bare and whole else None
+
+
+def shallow_model(
+    loaded: LoadedModel, deletions: Sequence[PlannedDeletion], wanted: torch.Tensor
+) -> LoadedModel:
+    """The model without whole layers, the others numbered anew; their weights are shared.
+
+    Args:
+        loaded: The whole model; not changed.
+        deletions: Whole blocks.
+        wanted: What the model answers to :func:`~exporter.pruned_model.probe_inputs` without them.
+
+    Raises:
+        UnknownArchitectureError: A config can't say so of this family, or the model that it makes
+            is another.
+    """
+    import torch
+
+    model: Any = loaded.model
+    found = layer_modules(model)
+    kept = kept_layers(deletions, len(found))
+    if not kept:
+        raise UnknownArchitectureError("The plan drops no whole blocks, or all of them.", _HINT)
+    config = _config(loaded, deletions, kept, len(found))
+    try:
+        made = _made(model, config, _weights(model, found, kept))
+    except Exception as error:
+        pass_on_memory_error(error)
+        raise UnknownArchitectureError(
+            f"{loaded.ref.architecture} can't be made with {len(kept)} layers: "
+            f"{first_line(error)}.",
+            _HINT,
+        ) from error
+    _require_alike(model, made, kept)
+    shallow = replace(
+        loaded, model=made, ref=loaded.ref.model_copy(update={"num_layers": len(kept)})
+    )
+    with torch.inference_mode():
+        require_same(shallow, answer_to(made, probe_inputs(made)), wanted, _HINT)
+    return shallow
+
+
+def _config(
+    loaded: LoadedModel, deletions: Sequence[PlannedDeletion], kept: Sequence[int], layers: int
+) -> Any:
+    config = loaded.model.config
+    content = config.to_dict()
+    text = config.get_text_config()
+    key = type(text).attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    if text is config:
+        content = shallow_config(content, kept, layers, key)
+    else:
+        part = next(name for name in config.sub_configs if getattr(config, name) is text)
+        content[part] = shallow_config(content[part], kept, layers, key)
+    content[ORIGIN] = {
+        "version": 1,
+        "base_sha256": loaded.ref.sha256,
+        "layers": list(kept),
+        "deletions": [each.model_dump(mode="json") for each in deletions],
+    }
+    return type(config).from_dict(content)
+
+
+def _weights(model: Any, found: Sequence[Any], kept: Sequence[int]) -> dict[str, torch.Tensor]:
+    paths = {module: path for path, module in model.named_modules()}
+    prefixes = {paths[each.layer].removesuffix(f".{each.number}") for each in found}
+    if len(prefixes) != 1:
+        raise UnknownArchitectureError("The layers do not stand in one list.", _HINT)
+    place = {layer: number for number, layer in enumerate(kept)}
+    pattern = re.compile(re.escape(prefixes.pop()) + r"\.(\d+)\.")
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        match = pattern.match(name)
+        if match is None:
+            weights[name] = tensor
+        elif int(match[1]) in place:
+            stem = name[: match.start(1)]
+            weights[f"{stem}{place[int(match[1])]}{name[match.end(1) :]}"] = tensor
+    return weights
+
+
+def _made(model: Any, config: Any, weights: dict[str, torch.Tensor]) -> Any:
+    with quiet_transformers():
+        made, info = type(model).from_pretrained(
+            None, config=config, state_dict=weights, dtype=model.dtype, output_loading_info=True
+        )
+    lost = [*info["missing_keys"], *info["unexpected_keys"]]
+    if lost:
+        raise UnknownArchitectureError(f"its weights have other names, such as {sorted(lost)[0]}")
+    if model.can_generate():
+        made.generation_config = model.generation_config
+    made.eval().requires_grad_(False)
+    return made
+
+
+def _require_alike(model: Any, made: Any, kept: Sequence[int]) -> None:
+    """A window or a rotary base that a layer has by its number shows in few tokens' logits only."""
+    before, after = layer_modules(model), layer_modules(made)
+    for new, old in zip(after, (before[layer] for layer in kept), strict=True):
+        if dict(_settings(new.layer)) != dict(_settings(old.layer)):
+            raise UnknownArchitectureError(
+                f"Layer {old.number} is another as layer {new.number} of a model with "
+                f"{len(kept)} layers.",
+                _HINT,
+            )
+
+
+def _settings(layer: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """The plain values that a layer's modules hold, but for their numbers."""
+    for path, module in layer.named_modules():
+        for name, value in vars(module).items():
+            plain = isinstance(value, bool | int | float | str) or value is None
+            if plain and not name.startswith("_") and name not in _NUMBER_NAMES:
+                yield f"{path}.{name}", value

@@ -1,0 +1,153 @@
+"""Writes a pruned checkpoint, in the form that the most programs load.
+
+Where a plan drops whole blocks and nothing else, that is a plain model with fewer layers. Else the
+layers stay, some with gaps: :func:`exporter.pruned_model.load_pruned` loads that, and transformers
+where it honours what its ``per_layer_config`` says.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.ablation import substituted
+from exporter.artifacts import PruningPlan
+from exporter.checkpoint.facts import (
+    CheckpointFacts,
+    license_of_base,
+    name_of_base,
+    weights_of,
+)
+from exporter.disk import telling_full_disk
+from exporter.errors import UnknownArchitectureError
+from exporter.files import staged_directory, write_text
+from exporter.progress import QUIET, Progress
+from exporter.pruned_model import (
+    answer_to,
+    probe_inputs,
+    prune_model,
+    refuse_checkpoint_folder,
+    save_pruned_into,
+)
+from exporter.replacement_cut import cut_of_plan
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporter.ablation import Cut
+    from exporter.model_source import LoadedModel
+    from exporter.replacement_file import Replacements
+
+CARD = "README.md"
+"""The Hub's name for a model's card."""
+_LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+
+
+def write_checkpoint(
+    loaded: LoadedModel,
+    plan: PruningPlan,
+    folder: Path,
+    *,
+    replacements: Replacements | None = None,
+    cut: Cut | None = None,
+    card: Callable[[CheckpointFacts], str] | None = None,
+    progress: Progress = QUIET,
+) -> CheckpointFacts:
+    """Prunes a model and writes it as a Hugging Face folder, which is there whole or not.
+
+    Args:
+        loaded: The whole model. It is changed, and of no use afterwards.
+        plan: What to drop.
+        folder: Where the checkpoint goes; an earlier one there is replaced.
+        replacements: The plan's numbers.
+        cut: What takes the branches' places, where that is at hand already.
+        card: Makes the text of ``README.md``; None writes none.
+        progress: Hears of the form and the size.
+
+    Raises:
+        PlanError: The plan is not for this model.
+        UnknownArchitectureError: This family can't be written so.
+        UsageError: The folder holds something else.
+        OSError: It can't be written.
+    """
+    refuse_checkpoint_folder(folder)
+    cut = cut_of_plan(plan, replacements, loaded.model) if cut is None else cut
+    before, layers = weights_of(loaded.model), loaded.ref.num_layers
+    pruned, kept = _pruned(loaded, plan, cut, progress)
+    base, on_hub = name_of_base(loaded)
+    facts = CheckpointFacts(
+        base=base,
+        on_hub=on_hub,
+        base_sha256=loaded.ref.sha256,
+        architecture=loaded.ref.architecture,
+        layers=layers,
+        deletions=plan.deletions,
+        kept=kept,
+        plain=kept is not None or _is_plain(pruned.model),
+        transformers=_transformers_version(),
+        dtype=str(pruned.model.dtype).removeprefix("torch."),
+        before=before,
+        after=weights_of(pruned.model),
+        license=license_of_base(loaded.path),
+    )
+    with progress.task(f"write {folder}"), staged_directory(folder) as stage:
+        save_pruned_into(pruned, stage)
+        with telling_full_disk(stage):
+            _copy_licenses(loaded.path, stage)
+            if card is not None:
+                write_text(stage / CARD, card(facts))
+    _say(facts, progress)
+    return facts
+
+
+def _pruned(
+    loaded: LoadedModel, plan: PruningPlan, cut: Cut, progress: Progress
+) -> tuple[LoadedModel, list[int] | None]:
+    """The pruned model, and which layers it kept where it has fewer."""
+    from exporter.checkpoint.shallow_model import kept_layers, shallow_model
+
+    kept = kept_layers(plan.deletions, loaded.ref.num_layers)
+    if kept:
+        try:
+            return shallow_model(loaded, plan.deletions, _wanted(loaded.model, cut)), kept
+        except UnknownArchitectureError as error:
+            progress.say(f"checkpoint: not with fewer layers. {error}")
+    prune_model(loaded, plan.deletions, cut)
+    return loaded, None
+
+
+def _wanted(model: Any, cut: Cut) -> torch.Tensor:
+    import torch
+
+    with substituted(model, cut), torch.inference_mode():
+        return answer_to(model, probe_inputs(model))
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether transformers itself leaves out what its config says is skipped."""
+    from exporter.branch_modules import honours_skips
+
+    return honours_skips(model)
+
+
+def _transformers_version() -> str:
+    from importlib.metadata import version
+
+    return version("transformers")
+
+
+def _copy_licenses(source: Path, stage: Path) -> None:
+    for pattern in _LICENSE_FILES if source.is_dir() else ():
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, stage / path.name)
+
+
+def _say(facts: CheckpointFacts, progress: Progress) -> None:
+    before, after = facts.before.bytes / 1e6, facts.after.bytes / 1e6
+    form = "" if facts.kept is None else f"{len(facts.kept)} of {facts.layers} layers, "
+    progress.say(
+        f"checkpoint: {form}{before:.1f} -> {after:.1f} MB of weights; {facts.loader_words}"
+    )

@@ -1,0 +1,116 @@
+"""`depthcut checkpoint`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.options import (
+    ANY_PATH,
+    EXISTING_FILE,
+    json_option,
+    loading,
+    model_options,
+    verbosity_options,
+)
+from exporter.cli.sections import SectionedCommand
+
+if TYPE_CHECKING:
+    from exporter.artifacts import Healing, ImportanceReport, PruningPlan
+
+
+@click.command(
+    cls=SectionedCommand, short_help="Write the pruned model as a Hugging Face checkpoint."
+)
+@click.argument("model")
+@click.argument("plan", type=EXISTING_FILE)
+@click.option("-o", "--output", type=ANY_PATH, required=True, help="Folder for the checkpoint.")
+@click.option(
+    "--importance", type=EXISTING_FILE,
+    help="The importance.json that PLAN rests on, for the model card.",
+)  # fmt: skip
+@loading(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32",
+    show_default=True, help="Of the weights that are written.",
+)  # fmt: skip
+@model_options
+@json_option
+@verbosity_options
+@click.pass_obj
+def checkpoint(
+    progress: ConsoleProgress,
+    /,
+    model: str,
+    plan: Path,
+    output: Path,
+    *,
+    importance: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Drop what PLAN says from MODEL, and write the rest as a Hugging Face checkpoint.
+
+    MODEL is a Hugging Face folder, a hub id or a GGUF file; PLAN is a plan.json, healed or not, or
+    a config.json of LLM-Drop, Puzzletron or transformers that says what is dropped. The weights of
+    what is dropped are in no file. Whole blocks leave a plain model with fewer layers.
+    """
+    from exporter.checkpoint import CheckpointFacts, write_checkpoint
+    from exporter.checkpoint.model_card import CardSources, model_card
+    from exporter.cli.requests import source_options
+    from exporter.model_source import load_model
+    from exporter.planning import read_plan, validate_plan
+    from exporter.pruned_model import refuse_checkpoint_folder
+    from exporter.replacement_file import read_replacements
+
+    given = read_plan(plan)
+    replacements = read_replacements(given, plan)
+    scores, healing = _scores(importance, given), _healing(given, plan)
+    numbers = [] if replacements is None else [replacements.path]
+    refuse_checkpoint_folder(output, [plan, *numbers, Path(model)])
+    with progress.task(f"load {model}"):
+        loaded = load_model(model, **vars(source_options(options)))
+    validate_plan(given, loaded.ref.num_layers, model=model, path=plan)
+
+    def card(facts: CheckpointFacts) -> str:
+        return model_card(facts, CardSources(given, scores, healing))
+
+    facts = write_checkpoint(
+        loaded, given, output, replacements=replacements, card=card, progress=progress
+    )
+    if as_json:
+        click.echo(facts.model_dump_json(indent=2))
+    else:
+        click.echo(f"{facts.before.parameters / 1e6:.1f} -> {facts.after.parameters / 1e6:.1f} "
+                   f"million parameters; {facts.loader_words}\n{output}")  # fmt: skip
+
+
+def _scores(path: Path | None, plan: PruningPlan) -> ImportanceReport | None:
+    """The scores, if they are those that the plan names."""
+    from exporter.artifacts import ImportanceReport
+    from exporter.errors import PlanError
+    from exporter.files import sha256_file
+
+    if path is None:
+        return None
+    if plan.importance_sha256 not in (None, sha256_file(path)):
+        raise PlanError(
+            f"{path} is not the file of scores that the plan was made from.",
+            "Leave --importance away, or give that file.",
+        )
+    return ImportanceReport.read(path)
+
+
+def _healing(plan: PruningPlan, path: Path) -> Healing | None:
+    """What `depthcut heal` wrote beside a healed plan, where it speaks of that plan."""
+    from exporter.artifacts import HealingReport
+    from exporter.healing.plan_file import files_of
+
+    report = files_of(path)[2]
+    if plan.replacements is None or not report.is_file():
+        return None
+    healing = HealingReport.read(report).healing
+    told = {(each.layer, each.kind, each.replacement) for each in healing.branches}
+    return healing if told == {(d.layer, d.kind, d.replacement) for d in plan.deletions} else None

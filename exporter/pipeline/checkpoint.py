@@ -1,0 +1,112 @@
+"""The stages of `depthcut export` that write the pruned Hugging Face checkpoint and its card.
+
+It stands in the candidate's folder, which the prune stage makes anew as a whole: whatever is added
+there is added to a copy of it in the workplace, so that one folder is published.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import ComparisonReport, PruningPlan
+from exporter.checkpoint import CheckpointFacts, write_checkpoint
+from exporter.checkpoint.model_card import CardSources, model_card
+from exporter.checkpoint.write import CARD
+from exporter.files import sha256_file, write_text
+from exporter.pipeline.healing import healing_report
+from exporter.pipeline.keys import Key
+from exporter.pipeline.run import CHECKPOINT, Run, files_below
+from exporter.report.files import REPORTS
+
+_CANDIDATE = "candidate"
+CARD_STAGE = "card"
+
+
+def checkpoint_key(run: Run) -> Key:
+    """The model, the plan, and the graph that the checkpoint is held against."""
+    return {
+        "model": run.source_sha256,
+        "load": vars(run.request.load),
+        "candidate": run.ledger.files_hash("prune"),
+        "plan": sha256_file(run.plan_path()),
+        "versions": run.versions,
+    }
+
+
+def card_key(run: Run) -> Key:
+    """The checkpoint, and what was measured."""
+    return {
+        "checkpoint": run.ledger.files_hash(CHECKPOINT),
+        "measured": run.ledger.files_hash("measure"),
+        "reports": REPORTS,
+    }
+
+
+def write(run: Run) -> tuple[list[Path], dict[str, Any]]:
+    """Writes the checkpoint, reads it back, and holds it against the candidate's graph."""
+    loaded, plan = run.loaded, PruningPlan.read(run.plan_path())
+    run.free_model()  # It is pruned in place: whoever wants the whole model loads it again.
+    folder = _candidate_in_work(run) / CHECKPOINT
+    shutil.rmtree(folder, ignore_errors=True)
+    facts = write_checkpoint(
+        loaded, plan, folder, replacements=run.replacements(), progress=run.progress
+    )
+    del loaded
+    _check(run, folder, facts)
+    return files_below(folder), facts.model_dump(mode="json")
+
+
+def _check(run: Run, folder: Path, facts: CheckpointFacts) -> None:
+    from exporter.parity import check_export
+    from exporter.pipeline.stages import judge, parity_provider
+    from exporter.pruned_model import load_pruned
+
+    checks = check_export(
+        load_pruned(folder, dtype=run.request.load.dtype),
+        folder.parent / "model.onnx",
+        layers=facts.kept,
+        provider=parity_provider(run),
+        progress=run.progress,
+    )
+    judge(run, "candidate against the checkpoint", checks)
+
+
+def write_card(run: Run) -> tuple[list[Path], None]:
+    """Writes the model card, with what was measured."""
+    facts = CheckpointFacts.model_validate(run.ledger.notes(CHECKPOINT))
+    healing = healing_report(run)
+    sources = CardSources(
+        plan=PruningPlan.read(run.plan_path()),
+        importance=run.importance(),
+        healing=None if healing is None else healing.healing,
+        report=ComparisonReport.read(run.ledger.path("report.json")),
+    )
+    path = _candidate_in_work(run) / CHECKPOINT / CARD
+    write_text(path, model_card(facts, sources))
+    return [path], None
+
+
+def keep_with_candidate(run: Run) -> None:
+    """Takes a checkpoint that is still valid along, where the candidate was made anew."""
+    if (run.ledger.work / _CANDIDATE).is_dir():
+        _candidate_in_work(run)
+
+
+def _candidate_in_work(run: Run) -> Path:
+    """The candidate's folder in the workplace, whole; what is not new in it is linked."""
+    ours, published = run.ledger.work / _CANDIDATE, run.request.out / _CANDIDATE
+    for new, old in ((ours, published), (ours / CHECKPOINT, published / CHECKPOINT)):
+        if not new.exists() and old.is_dir():
+            shutil.copytree(old, new, copy_function=_link)
+    return ours
+
+
+def _link(source: str, place: str) -> str:
+    try:
+        os.link(source, place)
+    except OSError:  # A file system without links.
+        shutil.copy2(source, place)
+    return place
