@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.ablation import Cut, Substitute, substituted
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import UnknownArchitectureError, UsageError
-from exporter.files import staged_directory
+from exporter.files import make_readable, staged_directory
 from exporter.model_files import save_checkpoint
 from exporter.model_source import LoadedModel, load_model
 from exporter.plan_dialects.section import ORIGIN, SECTION
@@ -85,6 +85,8 @@ def save_pruned_into(loaded: LoadedModel, stage: Path) -> None:
     from exporter.branch_modules import note_drops, structure_of
 
     save_checkpoint(loaded, stage)
+    for path in stage.glob("*.safetensors"):
+        make_readable(path)
     structure = structure_of(loaded.model.config)
     if structure is not None:
         note_drops(stage, structure)  # The config was written anew behind the weights.

@@ -46,6 +46,8 @@ class NumberedRunner:
 
 def _renamed(name: str, numbers: Mapping[int, int]) -> str:
     found = _CACHE.fullmatch(name)
-    if found is None or int(found[2]) not in numbers:
+    if found is None:
         return name
-    return f"{found[1]}.{numbers[int(found[2])]}.{found[3]}"
+    # A layer that should not be there must not be taken for one that has its number now.
+    number = numbers.get(int(found[2]), f"cut{found[2]}")
+    return f"{found[1]}.{number}.{found[3]}"

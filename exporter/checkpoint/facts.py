@@ -92,7 +92,7 @@ def name_of_base(loaded: LoadedModel) -> tuple[str, bool]:
     source = loaded.ref.source
     if Path(source).expanduser().exists():
         return loaded.path.resolve().name, False
-    return source.removeprefix("hf:"), True
+    return source.removeprefix("hf:"), source.startswith("hf:") or source.count("/") == 1
 
 
 def license_of_base(folder: Path) -> dict[str, str]:

@@ -121,10 +121,19 @@ def _made(model: Any, config: Any, weights: dict[str, torch.Tensor]) -> Any:
     lost = [*info["missing_keys"], *info["unexpected_keys"]]
     if lost:
         raise UnknownArchitectureError(f"its weights have other names, such as {sorted(lost)[0]}")
+    _save_alike(made, model)
     if model.can_generate():
         made.generation_config = model.generation_config
     made.eval().requires_grad_(False)
     return made
+
+
+def _save_alike(made: Any, model: Any) -> None:
+    """The weights get the names in the files that the whole model's have, experts' above all."""
+    name = "_weight_conversions"
+    vars(made).pop(name, None)
+    if name in vars(model):
+        setattr(made, name, vars(model)[name])
 
 
 def _require_alike(model: Any, made: Any, kept: Sequence[int]) -> None:

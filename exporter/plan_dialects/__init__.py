@@ -63,7 +63,7 @@ def with_drops(config: Mapping[str, Any], deletions: Sequence[PlannedDeletion]) 
 def _all_found(content: Any, where: str) -> dict[str, list[PlannedDeletion]]:
     if isinstance(content, list):
         content = {"block_configs": content}
-    found = {}
+    found: dict[str, list[PlannedDeletion]] = {}
     for config in nested_configs(content):
         for name, dialect in _DIALECTS.items():
             if any(config.get(key) is not None for key in dialect.KEYS):

@@ -18,7 +18,7 @@ ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
     "speedup", "quantize", "sensitivity", "forms", "architectures", "engines", "build", "tasks",
     "selection", "healing", "planner", "streaming",
-    "cluster",
+    "cluster", "checkpoint",
 )  # fmt: skip
 
 
@@ -58,6 +58,8 @@ def _run(name: str) -> int:
         fused = OUT / "forms" / "onnxruntime-cpu"
         graph = fused if (fused / "model.onnx").is_file() else _exported().parent
         command += [_smollm2(), str(graph), str(OUT / "planner")]
+    elif name == "checkpoint":
+        command += [_smollm2(), "--onnx", str(_exported())]
     elif name in ("speedup", "tasks"):
         command.append(str(_exported()))
     elif name == "build":
