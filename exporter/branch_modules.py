@@ -261,7 +261,7 @@ def honours_skips(model: Any) -> bool:
     content.pop(SECTION)
     try:
         with torch.device("meta"):
-            made = type(model).__base__(type(model.config).from_dict(content))
+            made = type(model).__mro__[1](type(model.config).from_dict(content))
     except Exception as error:  # whatever a model's code or config makes of it
         pass_on_memory_error(error)
         return False

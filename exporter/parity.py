@@ -107,10 +107,8 @@ def check_export(
         interface = interface_of(loaded.model)
         _refuse_uncheckable(interface)
         threads = torch.get_num_threads()
-        opened = OnnxRuntimeRunner(file, provider=provider, threads=threads)
-        runner: Runner | NumberedRunner = stack.enter_context(opened)
-        if layers is not None:
-            runner = NumberedRunner(runner, layers)
+        opened = stack.enter_context(OnnxRuntimeRunner(file, provider=provider, threads=threads))
+        runner = opened if layers is None else NumberedRunner(opened, layers)
         if cut:
             stack.enter_context(substituted(loaded.model, cut))
         stack.enter_context(torch.inference_mode())
