@@ -328,11 +328,11 @@ def test_a_checkpoint_that_fails_takes_no_plan_with_it(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from exporter import pruned_model
+    from exporter import pruned_structure
 
     plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
     output, folder = tmp_path / "healed.json", tmp_path / "hf"
-    monkeypatch.setattr(pruned_model, "_lonely_norms", lambda m, *_: [m.model.norm])
+    monkeypatch.setattr(pruned_structure, "_lonely_norms", lambda m, *_: [m.model.norm])
     arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
     assert run(*arguments) == 1
     told = capfd.readouterr()
