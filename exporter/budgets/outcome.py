@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from exporter.ablation import Damage, Substitute
 from exporter.artifacts import HealingReport, PruningPlan, Speedup
@@ -13,7 +12,6 @@ from exporter.budgets.budget import Budget
 from exporter.budgets.gains import Name
 from exporter.budgets.walk import Walk, damage_words
 from exporter.costs import CostTable, GraphSizes
-from exporter.healing.plan_file import files_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +31,6 @@ class Outcome:
     damage: Damage
     speedup: Speedup | None = None
     healing: HealingReport | None = None
-
-    def report_beside(self, plan_path: Path) -> dict[Path, str]:
-        """The healing report as a file beside the plan, ``plan.report.json``; none without any."""
-        if self.healing is None:
-            return {}
-        return {files_of(plan_path)[2]: self.healing.to_json()}
 
     def words(self) -> str:
         """Its figures in a line."""

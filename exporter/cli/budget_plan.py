@@ -136,8 +136,7 @@ def planned(
     plan = None
     if budget.counts or not budget.only_counts:
         found = planner.plan()
-        beside = found.report_beside(output)
-        plan = write_healed_plan(output, found.plan, found.substitutes, beside=beside)
+        plan = write_healed_plan(output, found.plan, found.substitutes, report=found.healing)
         progress.say(f"plan: {found.words()}")
     if curve is not None:
         _write_curve(planner, curve, progress)

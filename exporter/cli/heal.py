@@ -97,7 +97,7 @@ def heal(
     from exporter.files import sha256_file
     from exporter.healing import heal as heal_plan
     from exporter.healing import write_healed_plan
-    from exporter.healing.plan_file import files_of, numbers_of
+    from exporter.healing.plan_file import numbers_of
     from exporter.model_source import load_model
     from exporter.planning import read_plan
 
@@ -112,8 +112,7 @@ def heal(
     healed = heal_plan(
         loaded, given, request, made_from=made_from, allow_all=force, progress=progress
     )
-    beside = {files_of(output)[2]: healed.report.to_json()}
-    write_healed_plan(output, healed.plan, healed.substitutes, beside=beside)
+    write_healed_plan(output, healed.plan, healed.substitutes, report=healed.report)
     # Whoever isn't quiet has heard the warnings already.
     warnings = healed.report.healing.warnings if progress.verbosity < NORMAL else []
     _print(healed.report, output, as_json, warnings)

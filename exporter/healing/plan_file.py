@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 FILE_NAME = "replacements.safetensors"
+FOLDER_REPORT = "heal.json"
+"""The report's name where a healed plan has a folder for itself."""
+_REPORT_ROLE = "healing_report"
 
 
 def files_of(path: Path) -> tuple[Path, Path, Path]:
@@ -36,6 +39,24 @@ def files_of(path: Path) -> tuple[Path, Path, Path]:
 def numbers_of(plan: PruningPlan, path: Path) -> tuple[Path, ...]:
     """The file of numbers that a plan at ``path`` names; none where it names none."""
     return () if plan.replacements is None else (path.parent / plan.replacements.path,)
+
+
+def report_of(plan: PruningPlan, path: Path) -> Path | None:
+    """The report of what a plan's replacements cost and gained.
+
+    Args:
+        plan: The plan.
+        path: Its file; the report is beside it, or beside its numbers.
+
+    Returns:
+        None for a plan that was not healed, and where the report is gone or was changed.
+    """
+    digest = plan.made_from.get(_REPORT_ROLE)
+    if digest is None:
+        return None
+    places = [files_of(each)[2] for each in (path, *numbers_of(plan, path))]
+    found = (each for each in (*places, path.with_name(FOLDER_REPORT)) if each.is_file())
+    return next((each for each in found if sha256_file(each) == digest), None)
 
 
 def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
@@ -95,15 +116,19 @@ def write_healed_plan(
     plan: PruningPlan,
     substitutes: Mapping[tuple[int, Kind], Substitute],
     *,
-    beside: Mapping[Path, str] | None = None,
+    report: HealingReport | None = None,
+    report_path: Path | None = None,
 ) -> PruningPlan:
     """Writes a plan with its replacements: ``plan.json`` and ``plan.safetensors``, as it is named.
+
+    The plan has the report's hash, so that :func:`report_of` finds it again.
 
     Args:
         path: The plan's file.
         plan: Its deletions name their replacements; which file holds their numbers is filled in.
         substitutes: By layer and kind.
-        beside: Further texts that appear with it, by path in the same folder.
+        report: What was done, which appears with it.
+        report_path: The report's file, in the same folder; by default as :func:`files_of` has it.
 
     Returns:
         The plan as written.
@@ -112,7 +137,8 @@ def write_healed_plan(
         HealingError: Numbers are not finite.
         OSError: Something can't be written; what was there before is then unchanged.
     """
-    _, numbers, _ = files_of(path)
+    _, numbers, usual = files_of(path)
+    plan = plan.model_copy(update={"made_from": _without_report(plan)})
     with telling_full_disk(path.parent), staging(path) as stage:
         moves = []
         if any(each.bias is not None or each.maps for each in substitutes.values()):
@@ -121,13 +147,21 @@ def write_healed_plan(
             moves.append((stage / numbers.name, numbers))
         else:
             plan = plan.model_copy(update={"replacements": None})
+        if report is not None:
+            place_of_report = report_path or usual
+            told = report.write(stage / place_of_report.name)
+            made_from = {**plan.made_from, _REPORT_ROLE: sha256_file(told)}
+            plan = plan.model_copy(update={"made_from": made_from})
+            moves.append((told, place_of_report))
         moves.append((plan.write(stage / path.name), path))
-        for other, text in (beside or {}).items():
-            (stage / other.name).write_text(text, encoding="utf-8")
-            moves.append((stage / other.name, other))
         written = {final for _, final in moves}
         place(moves, [(each, stage) for each in _earlier(path) if each not in written])
     return plan
+
+
+def _without_report(plan: PruningPlan) -> dict[str, str]:
+    """Its parents without the report of an earlier healing."""
+    return {role: digest for role, digest in plan.made_from.items() if role != _REPORT_ROLE}
 
 
 def _earlier(path: Path) -> Iterator[Path]:

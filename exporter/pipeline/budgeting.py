@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import PruningPlan
 from exporter.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
 from exporter.costs import Effort
 from exporter.errors import UsageError
@@ -30,7 +29,7 @@ def plan_within(run: Run, wanted: BudgetRequest) -> list[Path]:
         PlanError: There is no such plan; says what is reachable.
     """
     from exporter.costs import sizes
-    from exporter.healing.plan_file import write_healed_plan
+    from exporter.healing.plan_file import numbers_of, report_of, write_healed_plan
 
     budget = wanted.budget
     work = Workplace(run.request.out / FOLDER / _PLACE)
@@ -50,10 +49,10 @@ def plan_within(run: Run, wanted: BudgetRequest) -> list[Path]:
     )
     found = planner.plan()
     path = run.ledger.work / "plan.json"
-    beside = found.report_beside(path)
-    plan = write_healed_plan(path, found.plan, found.substitutes, beside=beside)
+    plan = write_healed_plan(path, found.plan, found.substitutes, report=found.healing)
     run.progress.say(f"plan: {found.words()}")
-    return [path, *_numbers(path, plan), *beside]
+    report = report_of(plan, path)
+    return [path, *numbers_of(plan, path), *([] if report is None else [report])]
 
 
 def settings_of(run: Run, wanted: BudgetRequest) -> PlanSettings:
@@ -103,7 +102,3 @@ def _stopwatch(run: Run, budget: Budget, graph: Path, work: Workplace) -> OnnxSt
         candidates=Effort(seconds=2 * seconds, rounds=compare.rounds),
         progress=run.progress,
     )
-
-
-def _numbers(path: Path, plan: PruningPlan) -> list[Path]:
-    return [] if plan.replacements is None else [path.parent / plan.replacements.path]

@@ -8,10 +8,9 @@ from pathlib import Path
 from exporter.artifacts import HealingReport, PruningPlan
 from exporter.files import sha256_file, staged_directory
 from exporter.healing.options import HealOptions
+from exporter.healing.plan_file import FOLDER_REPORT, report_of
 from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import HEALED_PLAN, HEALING, Run, files_below
-
-REPORT = "heal.json"
 
 
 def heal_key(run: Run, wanted: HealOptions) -> Key:
@@ -48,17 +47,15 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
             stage / HEALED_PLAN,
             healed.plan,
             healed.substitutes,
-            beside={stage / REPORT: healed.report.to_json()},
+            report=healed.report,
+            report_path=stage / FOLDER_REPORT,
         )
     run.progress.say(f"heal: {healing_words(healed.report.healing)}")
     return files_below(folder), None
 
 
 def healing_report(run: Run) -> HealingReport | None:
-    """What is known of the replacements' gain; None where nothing was healed in this run."""
-    path = run.ledger.path(HEALING) / REPORT
-    if run.request.heal is None:
-        path = run.ledger.path("plan.report.json")
-        if run.request.drops.budget is None or not run.replacements():
-            return None
-    return HealingReport.read(path)
+    """What is known of the replacements' gain; None where nothing is put in, or nothing known."""
+    path = run.plan_path()
+    report = report_of(PruningPlan.read(path), path)
+    return None if report is None else HealingReport.read(report)

@@ -40,6 +40,7 @@ def plan_key(run: Run) -> Key:
         "search": vars(run.request.search),
         "file": None if drops.plan is None else sha256_file(drops.plan),
         "replacements": _replacements_hash(drops.plan),
+        "healing": _report_hash(drops.plan),
     }
 
 
@@ -48,6 +49,14 @@ def _replacements_hash(plan: Path | None) -> str | None:
     named = None if plan is None else read_plan(plan).replacements
     path = None if plan is None or named is None else plan.parent / named.path
     return sha256_file(path) if path is not None and path.is_file() else None
+
+
+def _report_hash(plan: Path | None) -> str | None:
+    """Of what is known of its replacements' gain."""
+    from exporter.healing.plan_file import report_of
+
+    report = None if plan is None else report_of(PruningPlan.read(plan), plan)
+    return None if report is None else sha256_file(report)
 
 
 def export_key(run: Run) -> Key:
@@ -81,6 +90,7 @@ def measure_key(run: Run) -> Key:
         "writes": REPORTS,
         "candidate": run.ledger.files_hash("prune"),
         "baseline": run.ledger.files_hash("export"),
+        "plan": run.ledger.files_hash("plan"),
         "healed": None if run.request.heal is None else run.ledger.files_hash(HEALING),
         "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
         "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),

@@ -44,7 +44,7 @@ def plan(run: Run) -> tuple[list[Path], None]:
         _search_journal(run).unlink(missing_ok=True)
         return [path], None
     write_text(path, given.read_text(encoding="utf-8"))  # The user's own, to the letter.
-    return [path, *_copied_replacements(run, plan, given)], None
+    return [path, *_copied_replacements(run, plan, given), *_copied_report(plan, given, path)], None
 
 
 def check_plan(run: Run) -> None:
@@ -71,6 +71,18 @@ def _copied_replacements(run: Run, plan: PruningPlan, given: Path) -> list[Path]
     copy = run.ledger.work / plan.replacements.path
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(found.path, copy)
+    return [copy]
+
+
+def _copied_report(plan: PruningPlan, given: Path, path: Path) -> list[Path]:
+    """What a plan that was given gained by its replacements, where that is known."""
+    from exporter.healing.plan_file import files_of, report_of
+
+    found = report_of(plan, given)
+    if found is None:
+        return []
+    copy = files_of(path)[2]
+    shutil.copyfile(found, copy)
     return [copy]
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from healed_models import RANK, planned, random_replacements
+from made_reports import full_report
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
-from exporter.artifacts import PruneReport, PruningPlan
+from exporter.artifacts import HealingReport, ModelRef, PruneReport, PruningPlan
 from exporter.errors import PlanError
 from exporter.request import DropRequest
 from graph_passes.files.storage import load_model
@@ -23,7 +24,7 @@ PLAN = planned(("attention", 1, "linear"), ("mlp", 2, "bias"), ("mlp", 0, "none"
 HIDDEN = 32
 
 
-def write_healed(path: Path, *, seed: int = 0, hidden: int = HIDDEN) -> Path:
+def write_healed(path: Path, *, seed: int = 0, hidden: int = HIDDEN, report: Any = None) -> Path:
     """A plan with random numbers of low rank."""
     import torch
 
@@ -40,8 +41,17 @@ def write_healed(path: Path, *, seed: int = 0, hidden: int = HIDDEN) -> Path:
         for ref, one in given.tensors.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_healed_plan(path, PruningPlan(deletions=PLAN), substitutes)  # type: ignore[arg-type]
+    plan = PruningPlan(deletions=PLAN)
+    write_healed_plan(path, plan, substitutes, report=report)  # type: ignore[arg-type]
     return path
+
+
+def made_report() -> HealingReport:
+    """A report of a healing that never was."""
+    known = full_report()
+    assert known.healing is not None
+    model = ModelRef(source="elsewhere", architecture="Llama", num_layers=3, sha256="ab")
+    return HealingReport(model=model, healing=known.healing)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +76,14 @@ def test_the_candidate_holds_the_replacements(walked: Any) -> None:
     assert [entry.replacement for entry in report.plan] == ["linear", "bias", "none"]
 
 
+def test_a_healing_that_nobody_told_of_is_not_known(walked: Any) -> None:
+    out, _, report = walked
+    assert report.healing is None
+    assert not (out / "plan.report.json").exists()
+    for name in ("report.md", "report.html"):
+        assert "Replaced: 2 of 3 deletions." in (out / name).read_text()
+
+
 def test_pytorch_was_asked_with_the_same_numbers(walked: Any) -> None:
     checks = [check for check in walked[2].parity if "candidate" in check.name]
     assert len(checks) == 4
@@ -78,16 +96,40 @@ def test_the_same_plan_is_reused_and_other_numbers_are_not(
     out = Path(shutil.copytree(walked[0], tmp_path / "out"))
     _, heard = _walk(_request(checkpoint, out, drops=DropRequest(plan=walked[1])))
     assert heard.reused == ["score", "plan", "export", "prune", "measure"]
-    other = write_healed(tmp_path / "other" / "other.json", seed=1)
-    _, heard = _walk(_request(checkpoint, out, drops=DropRequest(plan=other)))
+    told = made_report()
+    other = write_healed(tmp_path / "other" / "other.json", seed=1, report=told)
+    report, heard = _walk(_request(checkpoint, out, drops=DropRequest(plan=other)))
     assert heard.reused == ["score", "export"]
     assert (out / "other.safetensors").exists()
+    assert report.healing == told.healing  # what healing it gave, elsewhere
+    assert (out / "plan.report.json").read_bytes() == told.to_json().encode()
+    assert "is not known" not in (out / "report.md").read_text()
     assert not (out / "healed.safetensors").exists()  # of the run before
     bare = tmp_path / "bare.json"
     deletions = [d.model_copy(update={"replacement": "none"}) for d in PLAN]
     PruningPlan(deletions=deletions).write(bare)
-    _walk(_request(checkpoint, out, drops=DropRequest(plan=bare)))
+    report, _ = _walk(_request(checkpoint, out, drops=DropRequest(plan=bare)))
     assert not list(out.glob("*.safetensors"))
+    assert not (out / "plan.report.json").exists()
+    assert report.healing is None
+    assert "Replaced:" not in (out / "report.md").read_text()
+
+
+def test_only_the_report_that_was_written_with_a_plan_is_its_own(tmp_path: Path) -> None:
+    from exporter.healing.plan_file import report_of
+
+    path = write_healed(tmp_path / "mine" / "healed.json", report=made_report())
+    report = path.with_name("healed.report.json")
+    plan = PruningPlan.read(path)
+    assert report_of(plan, path) == report
+    copy = Path(shutil.copy(path, path.with_name("copy.json")))
+    assert report_of(PruningPlan.read(copy), copy) == report  # it lies beside the numbers
+    report.write_text(report.read_text().replace("elsewhere", "here"))
+    assert report_of(plan, path) is None
+    report.unlink()
+    assert report_of(plan, path) is None
+    healed_again = write_healed(path)
+    assert "healing_report" not in PruningPlan.read(healed_again).made_from
 
 
 def test_numbers_of_another_width_are_refused_before_the_export(
@@ -116,7 +158,6 @@ def test_numbers_that_are_not_the_plans_are_refused_at_once(
 def test_export_heals_on_the_road_and_tells_what_it_gained(
     walked: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
-    from exporter.artifacts import HealingReport
     from exporter.files import sha256_file
     from exporter.healing import HealOptions
 

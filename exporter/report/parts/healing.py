@@ -8,17 +8,30 @@ from collections.abc import Iterator
 from exporter.artifacts import ComparisonReport, HealedBranch, HealedText, Healing
 from exporter.report.parts.part import Block, Cell, Grid, Note, Part
 from exporter.report.words import significant
+from exporter.wording import counted
 
 HEADER = ("text", "figure", "whole", "dropped", "healed", "taken back")
 _ROLES = {"calibration": "held out of what was fitted on", "other": "another domain"}
 
 
 def healing_part(report: ComparisonReport) -> Part | None:
-    """The gain by text, and every branch's fit; None for a plan that was not healed."""
+    """The gain by text, and every branch's fit, or that they aren't known; None for a bare plan."""
     healing = report.healing
     if healing is None:
-        return None
+        return _unknown(report)
     return Part("healing", "Healing", [*_blocks(healing)])
+
+
+def _unknown(report: ComparisonReport) -> Part | None:
+    """For replacements of which nobody told how they came about."""
+    replaced = sum(deletion.replacement != "none" for deletion in report.plan)
+    if not replaced:
+        return None
+    told = (
+        f"Replaced: {replaced} of {counted(len(report.plan), 'deletion')}. How that was fitted, "
+        "and what it gained before the export, is not known: no report of it was beside the plan."
+    )
+    return Part("healing", "Healing", [Note(told)])
 
 
 def healing_words(healing: Healing) -> str:
