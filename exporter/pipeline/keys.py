@@ -55,7 +55,7 @@ def _report_hash(plan: Path | None) -> str | None:
     """Of what is known of its replacements' gain."""
     from exporter.healing.plan_file import report_of
 
-    report = None if plan is None else report_of(PruningPlan.read(plan), plan)
+    report = None if plan is None else report_of(read_plan(plan), plan)
     return None if report is None else sha256_file(report)
 
 
