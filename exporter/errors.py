@@ -26,6 +26,7 @@ __all__ = [
     "RegressionError",
     "ScoringError",
     "SurgeryError",
+    "SweepError",
     "TaskError",
     "TextSourceError",
     "UnknownArchitectureError",
@@ -39,6 +40,10 @@ __all__ = [
 
 class UsageError(DepthcutError):
     """The call itself is wrong: options that exclude each other, a name that is not there."""
+
+
+class SweepError(UsageError):
+    """A sweep's file is not valid, names what isn't there, or its folder is another's."""
 
 
 class MissingDependencyError(DepthcutError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.artifacts import Target
@@ -136,6 +136,9 @@ class ExportRequest:
             places, or for what the plan brings.
         checkpoint: Whether the pruned model is written as a Hugging Face checkpoint too.
         force: Redo what is already there, and drop what is asked for even if no sublayer is left.
+        choose_dtype: The weights' while the model is scored, searched and healed; None: as both
+            models are written.
+        shared: A folder of finished stages, for output folders that have some in common.
     """
 
     source: str
@@ -154,6 +157,8 @@ class ExportRequest:
     heal: HealOptions | None = None
     checkpoint: bool = False
     force: bool = False
+    choose_dtype: str | None = None
+    shared: Path | None = None
 
     def __post_init__(self) -> None:
         if self.drops.plan is not None and self.search != SearchOptions():
@@ -172,6 +177,11 @@ class ExportRequest:
                 f"Times are measured on ONNX Runtime, which doesn't run --target {self.target}.",
                 "Plan on another target first (portable, onnxruntime-cuda), then give its --plan.",
             )
+
+    @property
+    def choosing(self) -> SourceOptions:
+        """How the model is loaded that is scored, searched and healed."""
+        return replace(self.load, dtype=self.choose_dtype or self.load.dtype)
 
     @property
     def by_modelopt(self) -> bool:

@@ -39,6 +39,7 @@ from exporter.cli.report import report
 from exporter.cli.score import score
 from exporter.cli.sections import SectionedGroup
 from exporter.cli.stability import stability
+from exporter.cli.sweep import sweep
 from exporter.errors import DepthcutError, UsageError, first_line
 
 WRONG_CALL, INTERRUPTED = 2, 130
@@ -61,7 +62,7 @@ def cli() -> None:
 
 cli.add_sections(
     {
-        "The whole road": [export],
+        "The whole road": [export, sweep],
         "Its stages": [score, plan, heal, prune, quantize, build, compare, report, check],
         "Studies": [stability, depths],
         "Tools": [

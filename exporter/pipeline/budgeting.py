@@ -38,7 +38,7 @@ def plan_within(run: Run, wanted: BudgetRequest) -> list[Path]:
         run.free_model()  # costs are measured first, and want the machine for themselves
     planner = Planner(
         run.importance(),
-        lambda: run.loaded,
+        lambda: run.choosing,
         budget,
         settings_of(run, wanted),
         work=work,

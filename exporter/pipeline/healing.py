@@ -17,7 +17,7 @@ def heal_key(run: Run, wanted: HealOptions) -> Key:
     """The model, the plan, how it is healed, and the texts."""
     return {
         "model": run.source_sha256,
-        "load": vars(run.request.load),
+        "load": vars(run.request.choosing),
         "plan": run.ledger.files_hash("plan"),
         "options": asdict(wanted),
         "texts": [file_hash(text) for text in (*wanted.calibration, wanted.check_text)],
@@ -35,7 +35,7 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     plan = PruningPlan.read(path)
     made_from = {"plan": sha256_file(path)}
     healed = heal_plan(
-        run.loaded,
+        run.choosing,
         plan,
         wanted,
         made_from=made_from,

@@ -5,16 +5,20 @@ A data set of the hub is taken as unchanged.
 
 from __future__ import annotations
 
+import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from exporter.artifacts import library_versions
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
+from exporter.ledger import key_hash
 from exporter.pipeline.budgeting import budget_key
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
 from exporter.planning import read_plan
 from exporter.report.files import REPORTS
-from exporter.request import COUNTS
+from exporter.request import COUNTS, ExportRequest
 
 Key = dict[str, Any]
 
@@ -23,7 +27,7 @@ def score_key(run: Run) -> Key:
     """The model, how it is loaded, the text."""
     return {
         "model": run.source_sha256,
-        "load": vars(run.request.load),
+        "load": vars(run.request.choosing),
         "score": vars(run.request.score),
         "text": file_hash(run.request.score.calibration),
         "versions": run.versions,
@@ -101,6 +105,37 @@ def measure_key(run: Run) -> Key:
         "machine": [processor_name(), default_threads(), gpu_name()],
         "versions": run.versions,
     }
+
+
+def request_key(request: ExportRequest, source_sha256: str, plan: str | None) -> Key:
+    """Everything that a whole run depends on, but for the machine that it is measured on.
+
+    Args:
+        request: What is asked for; where it is put doesn't count.
+        source_sha256: Of what defines the model.
+        plan: The hash of the given plan's file, which need not be there yet; None without one.
+    """
+    asked = asdict(request) | {"out": None, "force": None, "shared": None}
+    asked["drops"] = asked["drops"] | {"plan": None}
+    heal, quantize = request.heal, request.quantize
+    texts = [request.score.calibration, request.compare.eval_text]
+    texts += () if heal is None else (*heal.calibration, heal.check_text)
+    texts += () if quantize is None else (quantize.calibration, str(quantize.gguf))
+    return {
+        "model": source_sha256,
+        "asked": asked,
+        "plan": plan,
+        "texts": [file_hash(text) for text in texts],
+        "tasks": _task_hashes(request.compare.quality),
+        "writes": REPORTS,
+        "versions": {**library_versions(), "python": platform.python_version()},
+    }
+
+
+def plan_file_hash(path: Path) -> str:
+    """Of a plan that is given, with the numbers of its replacements."""
+    beside = {"replacements": _replacements_hash(path), "healing": _report_hash(path)}
+    return key_hash({"plan": sha256_file(path), **beside})
 
 
 def _task_hashes(quality: QualityOptions) -> list[str | None]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key, file_hash
-from exporter.pipeline.run import ARMS, CHECKPOINT, QUANTIZED, Run, files_below
+from exporter.pipeline.run import ARMS, CHECKPOINT, QUANTIZE, QUANTIZED, Run, files_below
+from exporter.pipeline.shared import once
 from exporter.pipeline.stages import WEIGHT_FILES
 from exporter.quantization.settings import QuantizeSettings
 
@@ -68,19 +70,39 @@ def quantize(run: Run, settings: QuantizeSettings) -> tuple[list[Path], dict[str
     """
     files: list[Path] = []
     bits_by_node: Mapping[str, int] = {}
+    shared, work = run.request.shared, run.ledger.work
     for arm in ARMS:
-        source, folder = run.ledger.path(arm), run.ledger.work / QUANTIZED[arm]
-        with staged_directory(folder) as stage:
-            weights = shutil.ignore_patterns(*WEIGHT_FILES, CHECKPOINT)
-            shutil.copytree(source, stage, ignore=weights, dirs_exist_ok=True)
-            result = _quantized(run, source / _GRAPH, stage / _GRAPH, settings, bits_by_node)
-        if result.mixed is not None:
-            bits_by_node = result.mixed.bits_by_node
-        files += files_below(folder)
-        run.progress.say(f"quantize: {arm}, {_sizes(result)}, {_bits(result)}")
-        if result.difference.is_far:
-            run.progress.say(f"quantize: {arm} gives answers far from the float model's")
+        key = _arm_key(run, settings, arm, bits_by_node)
+        make = partial(_quantize_arm, run, arm, settings, bits_by_node)
+        (made, bits_by_node), now = once(shared, f"{QUANTIZE}-{arm}", key, work, make)
+        if not now:
+            run.progress.say(f"quantize: {arm}, shared, it was made from the same before")
+        files += made
     return files, run.sources()
+
+
+def _arm_key(
+    run: Run, settings: QuantizeSettings, arm: str, bits_by_node: Mapping[str, int]
+) -> Key:
+    """What one quantised model depends on; the other doesn't matter to it."""
+    others = dict.fromkeys(other for other in ARMS if other != arm)
+    return {**quantize_key(run, settings), **others, "bits": dict(bits_by_node)}
+
+
+def _quantize_arm(
+    run: Run, arm: str, settings: QuantizeSettings, bits_by_node: Mapping[str, int]
+) -> tuple[list[Path], Mapping[str, int]]:
+    """One model's files, and the bits of its products where those were searched."""
+    source, folder = run.ledger.path(arm), run.ledger.work / QUANTIZED[arm]
+    with staged_directory(folder) as stage:
+        weights = shutil.ignore_patterns(*WEIGHT_FILES, CHECKPOINT)
+        shutil.copytree(source, stage, ignore=weights, dirs_exist_ok=True)
+        result = _quantized(run, source / _GRAPH, stage / _GRAPH, settings, bits_by_node)
+    run.progress.say(f"quantize: {arm}, {_sizes(result)}, {_bits(result)}")
+    if result.difference.is_far:
+        run.progress.say(f"quantize: {arm} gives answers far from the float model's")
+    found = bits_by_node if result.mixed is None else result.mixed.bits_by_node
+    return files_below(folder), dict(found)
 
 
 def _quantized(

@@ -21,6 +21,7 @@ from exporter.pipeline.refusals import (
     refuse_foreign_results,
 )
 from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
+from exporter.pipeline.shared import SHARED, once
 from exporter.progress import QUIET, Progress
 from exporter.request import ExportRequest
 
@@ -114,6 +115,9 @@ def _stage(run: Run, name: str, key: keys.Key, make: Stage) -> None:
     if run.ledger.valid(name, key):
         run.progress.say(f"{name}: reused, nothing it depends on has changed")
         return
+    shared = run.request.shared if name in SHARED else None
     run.progress.detail(f"{name}: begins")
-    files, notes = make(run)
-    run.ledger.record(name, key, files, notes)
+    found, made = once(shared, name, key, run.ledger.work, lambda: make(run))
+    if not made:
+        run.progress.say(f"{name}: shared, it was made from the same before")
+    run.ledger.record(name, key, *found)

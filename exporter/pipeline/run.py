@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import ImportanceReport, PlannedDeletion, PruningPlan, library_versions
 from exporter.ledger import StageLedger
 from exporter.progress import Progress
-from exporter.request import ExportRequest
+from exporter.request import ExportRequest, SourceOptions
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
@@ -51,10 +51,24 @@ class Run:
 
     @cached_property
     def loaded(self) -> LoadedModel:
-        """The PyTorch model."""
+        """The PyTorch model as it is written."""
+        self.__dict__.pop("_choosing", None)  # both at once would take twice the memory
+        return self._load(self.request.load)
+
+    @property
+    def choosing(self) -> LoadedModel:
+        """The PyTorch model as it is scored, searched and healed."""
+        same = self.request.choosing == self.request.load
+        return self.loaded if same else self._choosing
+
+    @cached_property
+    def _choosing(self) -> LoadedModel:
+        self.__dict__.pop("loaded", None)
+        return self._load(self.request.choosing)
+
+    def _load(self, options: SourceOptions) -> LoadedModel:
         from exporter.model_source import load_model
 
-        options = self.request.load
         with self.progress.task(f"load {self.request.source}"):
             return load_model(
                 self.request.source,
@@ -67,6 +81,7 @@ class Run:
     def free_model(self) -> None:
         """Lets go of the PyTorch model, before anything is built or timed."""
         self.__dict__.pop("loaded", None)
+        self.__dict__.pop("_choosing", None)
 
     def importance(self) -> ImportanceReport:
         """What the score stage found."""

@@ -25,7 +25,7 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
     """Measures how redundant each sublayer is."""
     from exporter.importance import score
 
-    report = score(run.loaded, **vars(run.request.score), progress=run.progress)
+    report = score(run.choosing, **vars(run.request.score), progress=run.progress)
     return [report.write(run.ledger.work / "importance.json")], None
 
 
@@ -67,7 +67,7 @@ def _copied_replacements(run: Run, plan: PruningPlan, given: Path) -> list[Path]
     found = read_replacements(plan, given)
     if found is None or plan.replacements is None:
         return []
-    cut_of_plan(plan, found, run.loaded.model)
+    cut_of_plan(plan, found, run.choosing.model)
     copy = run.ledger.work / plan.replacements.path
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(found.path, copy)
@@ -94,7 +94,7 @@ def _chosen_plan(run: Run) -> PruningPlan:
         run.importance(),
         counts,
         run.request.search,
-        load=lambda: run.loaded,
+        load=lambda: run.choosing,
         calibration=run.request.score.calibration,
         batch_size=run.request.score.batch_size,
         journal=_search_journal(run),

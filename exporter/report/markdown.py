@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from exporter.artifacts import ComparisonReport, ImportanceReport
 from exporter.report.parts import all_parts
 from exporter.report.parts.overview import overview_grid
-from exporter.report.parts.part import Block, Bullets, Cell, Command, Grid, Note, Part, Sign
+from exporter.report.parts.part import Block, Bullets, Cell, Command, Grid, Link, Note, Part, Sign
 from exporter.report.verdict import verdict_sentence
 from exporter.report.words import headline, verdict_sentences
 
@@ -76,6 +76,8 @@ def _row(cells: Sequence[Cell]) -> str:
 
 
 def _cell(cell: Cell) -> str:
+    if isinstance(cell, Link):
+        return f"[{_escape(cell.word)}](<{cell.target}>)"
     return f"**{_escape(cell.word)}**" if isinstance(cell, Sign) else _escape(cell)
 
 

@@ -43,7 +43,7 @@ def test_the_commands_stand_in_order_and_none_is_missing_or_cut_short(
     told = capsys.readouterr().out
     listed = re.findall(r"^  ([a-z-]+)  +\S", told.split("The whole road:")[1], re.MULTILINE)
     assert sorted(listed) == sorted(command_line.cli.commands)
-    assert listed[:3] == ["export", "score", "plan"]
+    assert listed[:3] == ["export", "sweep", "score"]
     assert "..." not in told.split("The whole road:")[1]
 
 

@@ -42,9 +42,14 @@ def rows_by_phase(rows: Sequence[LatencyRow]) -> dict[str, list[LatencyRow]]:
 
 def mean_speedup(rows: Sequence[LatencyRow]) -> tuple[float, float, float]:
     """The geometric mean of the ratios, and the range about it; of one row, its interval."""
-    ratios = [row.speedup.ratio for row in rows]
-    if len(rows) == 1:
-        return ratios[0], *rows[0].speedup.ci95
+    return mean_gain([(row.speedup.ratio, *row.speedup.ci95) for row in rows])
+
+
+def mean_gain(gains: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """The same of ratios, each with the ends of its interval."""
+    if len(gains) == 1:
+        return gains[0]
+    ratios = [ratio for ratio, _, _ in gains]
     mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
     return mean, min(ratios), max(ratios)
 

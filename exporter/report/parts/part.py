@@ -18,7 +18,15 @@ class Sign:
     tone: Tone
 
 
-Cell = str | Sign
+@dataclass(frozen=True)
+class Link:
+    """A word that leads to a file beside the report."""
+
+    word: str
+    target: str
+
+
+Cell = str | Sign | Link
 
 
 @dataclass(frozen=True)

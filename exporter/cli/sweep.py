@@ -1,0 +1,96 @@
+"""`depthcut sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from exporter.cli.cluster_options import asks_for_cluster, ray_options
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, loading, verbosity_options
+from exporter.cli.sections import SectionedCommand
+
+if TYPE_CHECKING:
+    from exporter.artifacts import SweepReport
+    from exporter.sweep import Runner
+
+
+@click.command(
+    cls=SectionedCommand, short_help="Export and compare many models, plans and precisions."
+)
+@click.argument("file", type=EXISTING_FILE, metavar="FILE.yaml")
+@click.option("-o", "--output", type=ANY_PATH, required=True, help="Folder for all results.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check the file and tell what there is to run; run nothing."
+)
+@click.option("--force", is_flag=True, help="Run every cell again, with all of its stages.")
+@loading(
+    "--trust-remote-code", is_flag=True,
+    help="Dangerous: run Python code that comes with the models.",
+)  # fmt: skip
+@loading(
+    "--allow-pickle", is_flag=True,
+    help="Dangerous: load weights from pickle files (pytorch_model.bin).",
+)  # fmt: skip
+@ray_options
+@json_option
+@verbosity_options
+@click.pass_obj
+@click.pass_context
+def sweep(
+    context: click.Context,
+    progress: ConsoleProgress,
+    /,
+    file: Path,
+    output: Path,
+    *,
+    dry_run: bool,
+    force: bool,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    as_json: bool,
+    **cluster: Any,
+) -> None:
+    """Walk `depthcut export`'s road for every model with every plan in every precision of a file.
+
+    What cells have in common is made once. Cells that are finished and whose settings are as they
+    were are kept; the others are run, one after the other, each in a process of its own; with --ray
+    each on a machine of its own. One that fails is told in the table, and the others go on; the
+    exit code is then 1. The output folder holds sweep.json, sweep.md and sweep.html, and a folder
+    for each cell.
+    """
+    from exporter.cli.sweep_table import print_sweep
+    from exporter.sweep import Dangers, look, read_sweep, run_sweep
+
+    asked, dangers = read_sweep(file), Dangers(trust_remote_code, allow_pickle)
+    if dry_run:
+        report = look(asked, output, dangers=dangers)
+        print_sweep(report, as_json)
+        _end(context, report)
+        return
+    report = run_sweep(
+        asked, output, runner=_runner(cluster), dangers=dangers, force=force, progress=progress
+    )
+    print_sweep(report, as_json)
+    if not as_json:
+        click.echo(f"Report: {output / 'sweep.html'}")
+    _end(context, report)
+
+
+def _runner(cluster: Mapping[str, Any]) -> Runner:
+    """What runs the cells: this machine, or those of a cluster."""
+    from exporter.sweep.child import run_in_children
+    from exporter.sweep.on_ray import run_on_ray
+
+    if not asks_for_cluster(cluster):
+        return run_in_children
+    return partial(run_on_ray, address=cluster["ray"], workers=cluster["ray_workers"])
+
+
+def _end(context: click.Context, report: SweepReport) -> None:
+    if report.of_status("failed"):
+        context.exit(1)

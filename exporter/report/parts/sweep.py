@@ -1,0 +1,252 @@
+"""A sweep's table in parts: what each cell gains and costs, the cut alone, what failed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from exporter.artifacts import FEWEST_ROUNDS, SweepCell, SweepReport, SweepResult, SweepShape
+from exporter.report.parts.overview import letter
+from exporter.report.parts.part import (
+    Bullets,
+    Cell,
+    Grid,
+    Link,
+    Note,
+    Part,
+    Sign,
+    Tone,
+    verdict_sign,
+)
+from exporter.report.words import (
+    dropped_lines,
+    milliseconds,
+    relative_change,
+    significant,
+    speedup_words,
+)
+
+TITLE = "Sweep"
+_EACH = (
+    "Speed is how many times as fast the cut model is. The whole model in float that a quantised "
+    "cell is held against was timed in the same rounds and read the same text; that of a cell in "
+    "fp16 or bf16 is in that precision too."
+)
+_ALONE = "Both were timed in turns in the same rounds; in brackets the 95 % interval."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finished cell with its letter."""
+
+    letter: str
+    cell: SweepCell
+    result: SweepResult
+
+    @property
+    def whole_perplexity(self) -> float | None:
+        """Of the whole model in float."""
+        against, pair = self.result.against_float, self.result.perplexity
+        if against is not None and against.whole_perplexity is not None:
+            return against.whole_perplexity
+        return pair.baseline if pair else None
+
+    @property
+    def perplexity_change(self) -> float:
+        """Over the whole model in float, in percent; NaN where it is not known."""
+        pair, whole = self.result.perplexity, self.whole_perplexity
+        return math.nan if pair is None or not whole else 100 * (pair.candidate / whole - 1)
+
+    @property
+    def kl_divergence(self) -> float:
+        """From the whole model in float, in nats; NaN where it is not known."""
+        against = self.result.against_float or self.result
+        return math.nan if against.kl_divergence is None else against.kl_divergence
+
+
+def finished(report: SweepReport) -> list[Row]:
+    """The cells that have a result; their letters count all cells, so that they stay."""
+    return [
+        Row(letter(index), cell, cell.result)
+        for index, cell in enumerate(report.cells)
+        if cell.result is not None and cell.status == "done"
+    ]
+
+
+def gain(shape: SweepShape) -> tuple[float, float, float]:
+    """How many times as fast as the whole model in float, and the interval."""
+    if shape.over_float is not None:
+        return shape.over_float.value, *shape.over_float.ci95
+    return shape.speedup.ratio, *shape.speedup.ci95
+
+
+def sweep_lead(report: SweepReport) -> str:
+    """The sweep in a sentence."""
+    counts = Counter(cell.status for cell in report.cells)
+    axes = ((report.models, "model"), (report.plans, "plan"), (report.precisions, "precision"))
+    told = " x ".join(f"{len(names)} {word}{'s' * (len(names) > 1)}" for names, word in axes)
+    states = [f"{counts['done']} done"]
+    states += [f"{counts['failed']} failed"] if counts["failed"] else []
+    states += [f"{counts['missing']} not run"] if counts["missing"] else []
+    return f"{told}: {len(report.cells)} cells, {', '.join(states)}."
+
+
+def sweep_parts(report: SweepReport) -> list[Part]:
+    """All parts that there is something to say in."""
+    rows = finished(report)
+    grid = cells_grid(report)
+    parts = [
+        Part("cells", "All cells", [grid, Note(_EACH)] if rows else [grid]),
+        _cut_alone(rows),
+        _failures(report),
+        _machines(rows),
+        _plans(rows),
+    ]
+    return [part for part in parts if part is not None]
+
+
+def cells_grid(report: SweepReport) -> Grid:
+    """A row a cell, finished or not; a model's name stands in its first row."""
+    rows = finished(report)
+    shapes, known = _shape_names(rows), {row.letter: row for row in rows}
+    header = ["model", "cell", "precision", *shapes, "perplexity", "KL, nats", "files, MB"]
+    table: list[list[Cell]] = []
+    for index, cell in enumerate(report.cells):
+        new = index == 0 or cell.model != report.cells[index - 1].model
+        row = known.get(letter(index))
+        name = f"{letter(index)}: {cell.plan}"
+        figures = _figures(row, shapes) if row else [_state(cell), *["-"] * (len(header) - 4)]
+        link: Cell = Link(name, f"{cell.folder}/report.html") if row else name
+        table.append([cell.model if new else "", link, cell.precision, *figures])
+    return Grid("Against the whole model in float", header, table, right=range(3, len(header)))
+
+
+def _shape_names(rows: Sequence[Row]) -> list[str]:
+    """The shapes of all cells, in their order."""
+    return list(dict.fromkeys(shape.name for row in rows for shape in row.result.shapes))
+
+
+def _state(cell: SweepCell) -> Sign:
+    return Sign("failed", "bad") if cell.status == "failed" else Sign("not run", "unsure")
+
+
+def _figures(row: Row, shapes: Sequence[str]) -> list[Cell]:
+    result, pair = row.result, row.result.perplexity
+    speeds = {shape.name: _speed(shape) for shape in result.shapes}
+    whole_bytes = result.baseline_bytes
+    if result.against_float is not None:
+        whole_bytes = result.against_float.whole_bytes
+    size = f"{result.candidate_bytes / 1e6:,.1f}"
+    perplexity = "-" if pair is None else significant(pair.candidate)
+    if math.isfinite(row.perplexity_change):
+        perplexity += f" ({_percent(row.perplexity_change)})"
+    return [
+        *(speeds.get(shape, "-") for shape in shapes),
+        perplexity,
+        "-" if math.isnan(row.kl_divergence) else significant(row.kl_divergence, 3),
+        f"{size} ({relative_change(whole_bytes, result.candidate_bytes)})",
+    ]
+
+
+def _speed(shape: SweepShape) -> Sign:
+    """The gain, with a sign for whether that is one: by the verdict, or by the interval."""
+    ratio, low, high = gain(shape)
+    tone: Tone = verdict_sign(shape.verdict).tone
+    if shape.over_float is not None and shape.rounds >= FEWEST_ROUNDS:
+        tone = "good" if low > 1 else "bad" if high < 1 else "unsure"
+    return Sign(f"{ratio:.2f}x", tone)
+
+
+def _percent(change: float) -> str:
+    return f"{change:+.1f} %" if abs(change) < 1000 else f"x {1 + change / 100:,.0f}"
+
+
+def _cut_alone(rows: Sequence[Row]) -> Part | None:
+    table = [line for row in rows for line in _shape_rows(row)]
+    if not table:
+        return None
+    header = ["cell", "shape", "whole, ms", "cut, ms", "speedup", "verdict"]
+    grid = Grid(
+        "The cut model against the whole one in the same precision", header, table, right=(2, 3, 4)
+    )
+    return Part("alone", "The cut alone", [grid, Note(_ALONE)])
+
+
+def _shape_rows(row: Row) -> Iterator[list[Cell]]:
+    names = f"{row.letter}: {row.cell.model}, {row.cell.plan}, {row.cell.precision}"
+    for number, shape in enumerate(row.result.shapes):
+        yield [
+            "" if number else names,
+            shape.name,
+            milliseconds(shape.baseline_ms),
+            milliseconds(shape.candidate_ms),
+            speedup_words(shape.speedup.ratio, shape.speedup.ci95),
+            verdict_sign(shape.verdict),
+        ]
+
+
+def _failures(report: SweepReport) -> Part | None:
+    table = [
+        [
+            f"{cell.model}, {cell.plan}, {cell.precision}",
+            cell.failure.error,
+            " ".join(filter(None, (cell.failure.message, cell.failure.hint))),
+        ]
+        for cell in report.cells
+        if cell.failure is not None
+    ]
+    if not table:
+        return None
+    grid = Grid("Cells that failed", ["cell", "error", "what it says"], table)
+    again = Note("The same command tries these again and leaves the others as they are.")
+    return Part("failures", "What failed", [grid, again])
+
+
+def failure_lines(report: SweepReport) -> list[str]:
+    """What each failed cell says, for a terminal."""
+    return [
+        f"{cell.model}, {cell.plan}, {cell.precision}: {cell.failure.message}"
+        for cell in report.cells
+        if cell.failure is not None
+    ]
+
+
+def _machines(rows: Sequence[Row]) -> Part | None:
+    """Where it was measured, with a warning where that was not one machine."""
+    places: dict[str, list[str]] = {}
+    for row in rows:
+        threads = row.result.threads
+        where = f"{row.result.machine}, {threads} thread{'s' * (threads != 1)}"
+        places.setdefault(where, []).append(row.letter)
+    if not places:
+        return None
+    lines = [f"{where}: {', '.join(letters)}" for where, letters in places.items()]
+    told: list[Bullets | Note] = [Bullets(lines)]
+    if len({row.result.machine for row in rows}) > 1:
+        told.append(
+            Note(
+                "Times of different machines don't compare, and their speedups only with care.",
+                "Several machines.",
+            )
+        )
+    notices = dict.fromkeys(notice for row in rows for notice in row.result.notices)
+    told += [Note(notice) for notice in notices]
+    return Part("machines", "Where it was measured", told)
+
+
+def _plans(rows: Sequence[Row]) -> Part | None:
+    """What each plan dropped of each model; it may differ by precision where it was chosen so."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        dropped = "; ".join(dropped_lines(row.result.deletions))
+        found.setdefault((row.cell.model, row.cell.plan, dropped), []).append(row.letter)
+    if not found:
+        return None
+    table = [
+        [model, plan, dropped, ", ".join(letters)]
+        for (model, plan, dropped), letters in found.items()
+    ]
+    grid = Grid("What was dropped", ["model", "plan", "dropped", "cells"], table)
+    return Part("dropped", "What was dropped", [grid])

@@ -1,0 +1,133 @@
+"""Cells one after the other, each in a process of its own.
+
+One that crashes, or is killed for its memory, is then a cell that failed; and none is timed in
+memory that an earlier one has left in pieces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import CellRecord, SweepCell
+from exporter.errors import SweepError
+from exporter.progress import Progress, Task
+from exporter.sweep.job import Job, failed, missing
+from exporter.sweep.keeping import CELL_FILE
+
+WORKER = ("-P", "-m", "exporter.sweep.worker")
+"""How Python starts it; ``-P`` keeps it from importing what lies in the folder that it is called
+in."""
+_PATIENCE_S = 30.0
+
+
+def run_in_children(jobs: Sequence[Job], progress: Progress) -> Iterator[tuple[int, SweepCell]]:
+    """Runs jobs one after the other.
+
+    Args:
+        jobs: The cells.
+        progress: Hears what goes on in them.
+
+    Yields:
+        Each job's place among them, and what came of it.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    for place, job in enumerate(jobs):
+        yield place, run_in_child(job, progress)
+
+
+def run_in_child(job: Job, progress: Progress) -> SweepCell:
+    """Runs one job.
+
+    Args:
+        job: The cell.
+        progress: Hears what goes on in it.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    with _child() as child:
+        assert child.stdin
+        with contextlib.suppress(BrokenPipeError):  # its exit code says why
+            child.stdin.write(job.to_json() + "\n")
+            child.stdin.close()
+        outcome = _listen(child, progress)
+        code = child.wait()
+    if "cell" in outcome:
+        return SweepCell.model_validate(outcome["cell"])
+    if "full" in outcome:
+        raise OSError(outcome["errno"], os.strerror(outcome["errno"]), outcome["full"])
+    return _crashed(job, code)
+
+
+@contextlib.contextmanager
+def _child() -> Iterator[subprocess.Popen[str]]:
+    """A process that is gone when the block ends: asked first, so that it can tidy up."""
+    path = os.pathsep.join(filter(None, sys.path))
+    child = subprocess.Popen(  # noqa: S603
+        [sys.executable, *WORKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        encoding="utf-8",
+    )
+    try:
+        with child:
+            try:
+                yield child
+            except BaseException:
+                child.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(_PATIENCE_S)
+                raise
+            finally:
+                child.kill()
+    except BrokenPipeError:
+        pass
+
+
+def _listen(child: subprocess.Popen[str], progress: Progress) -> dict[str, Any]:
+    """Hears a process to its end, and passes on what it says."""
+    outcome: dict[str, Any] = {}
+    with contextlib.ExitStack() as open_tasks:
+        tasks: list[tuple[Task, contextlib.ExitStack]] = []
+        for line in child.stdout or ():
+            event = json.loads(line)
+            if "task" in event:
+                stack = contextlib.ExitStack()
+                task = stack.enter_context(progress.task(event["task"], event["total"]))
+                open_tasks.push(stack)
+                tasks.append((task, stack))
+            elif "advance" in event:
+                tasks[-1][0].advance(event["advance"])
+            elif "end" in event:
+                tasks.pop()[1].close()
+            elif "say" in event:
+                progress.say(event["say"])
+            elif "detail" in event:
+                progress.detail(event["detail"])
+            else:
+                outcome = event
+    return outcome
+
+
+def _crashed(job: Job, code: int) -> SweepCell:
+    """The cell of a process that ended without a word."""
+    cell = job.cell()
+    how = f"ended with exit code {code}"
+    if code < 0:
+        how = f"was killed: {signal.strsignal(-code)}"
+    hint = "Its memory may have run out." if code == -signal.SIGKILL else None
+    error = SweepError(f"The cell's process {how}.")
+    found = failed(missing(cell, job.key), error.message, error, hint)
+    CellRecord(cell=found).write(Path(cell.request.out) / CELL_FILE)
+    return found

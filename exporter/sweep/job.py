@@ -1,0 +1,128 @@
+"""One cell's work as plain text, which any process on any machine can take up."""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+import traceback
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from exporter.artifacts import CellRecord, ComparisonReport, SweepCell, SweepFailure
+from exporter.errors import DepthcutError, first_line
+from exporter.files import sha256_file
+from exporter.pipeline import export_model
+from exporter.progress import Progress
+from exporter.sweep.cells import Cell, Dangers, cells_of
+from exporter.sweep.keeping import CELL_FILE, drop_models
+from exporter.sweep.reading import parse_sweep
+from exporter.sweep.results import result_of
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell of a sweep.
+
+    Attributes:
+        file: The sweep's file, which names in it are relative to.
+        text: What it held when the sweep began.
+        out: The sweep's folder.
+        index: Which of its cells.
+        name: What messages call that.
+        key: The hash of what the cell depends on.
+        force: Whether finished stages are made again.
+        dangers: What the caller has switched on.
+    """
+
+    file: str
+    text: str
+    out: str
+    index: int
+    name: str
+    key: str
+    force: bool = False
+    dangers: Dangers = field(default_factory=Dangers)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def to_json(self) -> str:
+        """As :meth:`from_json` takes it, on one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """What :meth:`to_json` gave."""
+        told = json.loads(text)
+        return cls(**{**told, "dangers": Dangers(**told["dangers"])})
+
+    def cell(self) -> Cell:
+        """The cell, as the pipeline takes it."""
+        sweep = parse_sweep(self.text, Path(self.file))
+        cell = cells_of(sweep, Path(self.out), self.dangers, look=False)[self.index]
+        return replace(cell, request=replace(cell.request, force=self.force))
+
+
+def run_job(job: Job, progress: Progress) -> SweepCell:
+    """Walks a cell's whole road, and leaves what came of it in its folder.
+
+    Returns:
+        The cell, done or failed: a failure is a result, and the other cells go on.
+
+    Raises:
+        OSError: The disk is full; then the others would fail too.
+    """
+    cell, begin = job.cell(), time.monotonic()
+    found = missing(cell, job.key)
+    try:
+        report = export_model(cell.request, progress)
+        found = _done(found, cell, report)
+        drop_models(cell)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        found = failed(found, f"{error.strerror or error}{where}.", error)
+    except DepthcutError as error:
+        found = failed(found, error.message, error, error.hint)
+    except MemoryError as error:
+        found = failed(found, "The memory ran out.", error)
+    except Exception as error:  # other cells may well go on
+        progress.detail(traceback.format_exc())
+        found = failed(found, f"Unexpected: {first_line(error)}.", error)
+    found = found.model_copy(update={"seconds": time.monotonic() - begin})
+    made_from = {"report": found.report_sha256} if found.report_sha256 else {}
+    CellRecord(cell=found, made_from=made_from).write(cell.request.out / CELL_FILE)
+    return found
+
+
+def missing(cell: Cell, key: str) -> SweepCell:
+    """A cell that has no result yet."""
+    return SweepCell(
+        model=cell.model,
+        plan=cell.plan,
+        precision=cell.precision,
+        folder=cell.folder,
+        key=key,
+        status="missing",
+    )
+
+
+def failed(
+    found: SweepCell, message: str, error: BaseException, hint: str | None = None
+) -> SweepCell:
+    """The cell with what kept it from a result."""
+    failure = SweepFailure(error=type(error).__name__, message=message, hint=hint or None)
+    return found.model_copy(update={"status": "failed", "failure": failure})
+
+
+def _done(found: SweepCell, cell: Cell, report: ComparisonReport) -> SweepCell:
+    told = {
+        "status": "done",
+        "result": result_of(report),
+        "report_sha256": sha256_file(cell.request.out / "report.json"),
+    }
+    return found.model_copy(update=told)

@@ -1,0 +1,98 @@
+"""The process that one cell runs in: ``python -m exporter.sweep.worker``.
+
+It is told its job in one line of JSON on standard input. What it has to say goes to standard
+output, one JSON object a line: ``say`` and ``detail``; ``task``, ``advance`` and ``end`` of a piece
+of work; and at the end ``cell``, or ``full`` where the disk is. What libraries print goes to
+standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from exporter.progress import Task
+from exporter.sweep.job import Job, run_job
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Told:
+    """A progress listener that passes everything on.
+
+    Args:
+        events: Where to.
+    """
+
+    def __init__(self, events: TextIO) -> None:
+        self._events = events
+
+    def send(self, **event: Any) -> None:
+        """Sends one event."""
+        self._events.write(json.dumps(event) + "\n")
+        self._events.flush()
+
+    def say(self, message: str) -> None:
+        """Passes a line on."""
+        self.send(say=message)
+
+    def detail(self, message: str) -> None:
+        """Passes a line for the curious on."""
+        self.send(detail=message)
+
+    @contextmanager
+    def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+        """Passes a piece of work on, and how far it is."""
+        self.send(task=description, total=total)
+        try:
+            yield _Steps(self)
+        finally:
+            self.send(end=description)
+
+
+class _Steps:
+    def __init__(self, told: Told) -> None:
+        self._told = told
+
+    def advance(self, steps: int = 1) -> None:
+        """Passes it on."""
+        self._told.send(advance=steps)
+
+
+def main() -> int:
+    """Does the job, and tells what came of it."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGTERM, _interrupt)
+    told = Told(events)
+    try:
+        cell = run_job(Job.from_json(sys.stdin.readline()), told)
+        told.send(cell=cell.model_dump(mode="json"))
+    except OSError as error:  # only a full disk comes through
+        told.send(full=str(error.filename or ""), errno=error.errno)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end_with_parent() -> None:
+    """A cell may work for an hour: it doesn't outlive a killed sweep."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    sys.exit(main())

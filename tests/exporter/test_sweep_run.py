@@ -1,0 +1,315 @@
+"""A sweep of a tiny random model: what it shares, keeps, tries again, and tells."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.artifacts import CellRecord, ComparisonReport, PruningPlan, SweepCell, SweepReport
+from exporter.errors import SweepError
+
+pytestmark = pytest.mark.torch
+pytest.importorskip("yaml")
+
+FILE = """\
+models: [llama]
+plans: [attention:1, {drops: attention:9, name: too-far}]
+precisions: [fp32, int8]
+shapes: {prefill: [8], decode_past: [8]}
+scoring: {calibration: pydoc, samples: 4, sequence_length: 16, batch_size: 2}
+measuring:
+  {rounds: 2, eval_tokens: 64, eval_sequence_length: 16, threads: 1, agreement_prompts: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep's file with the random Llama of three layers that it names beside it."""
+    torch: Any = pytest.importorskip("torch")
+    from tiny_lm import write_tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("sweep")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    write_tokenizer(folder / "llama")
+    PreTrainedTokenizerFast.from_pretrained(folder / "llama").save_pretrained(folder / "llama")
+    (folder / "sweep.yaml").write_text(FILE)
+    return folder
+
+
+def here(jobs: Sequence[Any], progress: Any) -> Iterator[tuple[int, SweepCell]]:
+    """Runs cells in this process, which has PyTorch loaded already."""
+    from exporter.sweep.job import run_job
+
+    for place, job in enumerate(jobs):
+        yield place, run_job(job, progress)
+
+
+def sweep(folder: Path, out: Path, text: str = FILE, **options: Any) -> SweepReport:
+    from exporter.sweep import run_sweep
+    from exporter.sweep.reading import parse_sweep
+
+    asked = parse_sweep(text, folder / "sweep.yaml")
+    return run_sweep(asked, out, **{"runner": here, **options})
+
+
+def looked(folder: Path, out: Path, text: str) -> dict[str, str]:
+    """What is there of each cell, without running any."""
+    from exporter.sweep import look
+    from exporter.sweep.reading import parse_sweep
+
+    report = look(parse_sweep(text, folder / "sweep.yaml"), out)
+    return {cell.folder.removeprefix("cells/llama/"): cell.status for cell in report.cells}
+
+
+@pytest.fixture(scope="module")
+def swept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepReport]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    out = tmp_path_factory.mktemp("swept") / "out"
+    report = sweep(folder, out)
+    patch.undo()
+    return out, report
+
+
+def test_every_cell_is_told_and_a_failure_stops_no_other(swept: tuple[Path, SweepReport]) -> None:
+    out, report = swept
+    assert [cell.status for cell in report.cells] == ["done", "done", "failed", "failed"]
+    failure = report.cells[2].failure
+    assert failure is not None
+    assert failure.error == "PlanError"
+    assert "layers 0 to 2" in failure.message
+    for cell in report.cells:
+        assert CellRecord.read(out / cell.folder / "cell.json").cell == cell
+    assert SweepReport.read(out / "sweep.json").cells == report.cells
+    assert report.text == FILE
+
+
+def test_a_cell_holds_what_an_export_leaves(swept: tuple[Path, SweepReport]) -> None:
+    out, report = swept
+    for cell in report.cells[:2]:
+        there = {path.name for path in (out / cell.folder).iterdir()}
+        assert {"importance.json", "plan.json", "prune.json", "report.html", "baseline"} <= there
+        told, result = ComparisonReport.read(out / cell.folder / "report.json"), cell.result
+        assert result is not None
+        assert [d.layer for d in result.deletions] == [1]
+        assert [shape.speedup for shape in result.shapes] == [r.speedup for r in told.latency]
+        assert [shape.name for shape in result.shapes] == ["prefill 8", "decode at 8"]
+        assert told.accuracy is not None
+        assert result.perplexity == told.accuracy.perplexity
+        assert result.candidate_bytes == told.arms.candidate.file_bytes < result.baseline_bytes
+
+
+def test_only_a_quantised_cell_is_held_against_another_float(
+    swept: tuple[Path, SweepReport],
+) -> None:
+    whole, quantised = (cell.result for cell in swept[1].cells[:2])
+    assert whole is not None
+    assert quantised is not None
+    assert whole.against_float is None
+    assert all(shape.over_float is None for shape in whole.shapes)
+    assert quantised.against_float is not None
+    assert quantised.against_float.whole_bytes == whole.baseline_bytes
+    assert all(shape.over_float is not None for shape in quantised.shapes)
+
+
+def test_what_cells_have_in_common_is_there_once(swept: tuple[Path, SweepReport]) -> None:
+    out, report = swept
+    one, other = (out / cell.folder for cell in report.cells[:2])
+    for name in (
+        "importance.json",
+        "plan.json",
+        "baseline/model.onnx.data",
+        "candidate/model.onnx",
+    ):
+        assert (one / name).samefile(other / name)
+    assert not (one / "report.json").samefile(other / "report.json")
+    shared = {path.name.partition("-")[0] for path in (out / ".depthcut" / "shared").iterdir()}
+    assert shared == {"score", "plan", "export", "prune", "quantize"}
+
+
+def test_the_table_names_every_cell_and_leads_to_it(swept: tuple[Path, SweepReport]) -> None:
+    out, report = swept
+    text, page = ((out / f"sweep.{end}").read_text() for end in ("md", "html"))
+    assert text.startswith(
+        "# Sweep\n\n1 model x 2 plans x 2 precisions: 4 cells, 2 done, 2 failed."
+    )
+    for cell in report.cells[:2]:
+        assert f"(<{cell.folder}/report.html>)" in text
+        assert f'href="{cell.folder}/report.html"' in page
+        assert (out / cell.folder / "report.html").is_file()
+    assert text.count("**failed**") == 2
+    assert "| llama, too-far, int8 | PlanError |" in text
+    assert "<script" not in page
+
+
+def test_a_second_run_tries_only_what_failed(
+    folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(swept[0], tmp_path / "out"))
+    before = (out / "cells/llama/attention-1/int8/report.json").stat().st_mtime_ns
+    given: list[str] = []
+
+    def noting(jobs: Sequence[Any], progress: Any) -> Iterator[tuple[int, SweepCell]]:
+        given.extend(job.name for job in jobs)
+        yield from here(jobs, progress)
+
+    report = sweep(folder, out, runner=noting)
+    assert given == ["llama, too-far, fp32", "llama, too-far, int8"]
+    assert [cell.status for cell in report.cells] == ["done", "done", "failed", "failed"]
+    assert (out / "cells/llama/attention-1/int8/report.json").stat().st_mtime_ns == before
+
+
+def test_a_changed_setting_asks_for_its_cells_alone(
+    folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
+) -> None:
+    out = swept[0]
+    failed = {"too-far/fp32": "missing", "too-far/int8": "missing"}
+    same = {"attention-1/fp32": "done", "attention-1/int8": "done"}
+    assert looked(folder, out, FILE) == same | failed
+    precision = FILE.replace("int8", "{scheme: int8, block_size: 16, name: int8}")
+    assert looked(folder, out, precision) == same | failed | {"attention-1/int8": "missing"}
+    plan = FILE.replace("attention:1,", "{drops: attention:2, name: attention-1},")
+    assert set(looked(folder, out, plan).values()) == {"missing"}
+    text = FILE.replace("eval_tokens: 64", "eval_tokens: 48")
+    assert set(looked(folder, out, text).values()) == {"missing"}
+    more = FILE.replace("[fp32, int8]", "[fp32, int8, fp16]")
+    assert looked(folder, out, more)["attention-1/fp32"] == "done"
+    assert looked(folder, out, more)["attention-1/fp16"] == "missing"
+
+
+def test_a_report_that_was_changed_by_hand_is_not_kept(
+    folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(swept[0], tmp_path / "out"))
+    (out / "cells/llama/attention-1/fp32/report.json").write_text("{}")
+    (out / "cells/llama/attention-1/int8/cell.json").write_text("{")
+    assert set(looked(folder, out, FILE).values()) == {"missing"}
+
+
+def test_a_sweep_that_is_cut_short_leaves_what_it_has(
+    folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
+) -> None:
+    done = swept[1].cells[0]
+
+    def interrupted(jobs: Sequence[Any], _: Any) -> Iterator[tuple[int, SweepCell]]:
+        yield 2, done
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(folder, tmp_path / "out", runner=interrupted)
+    states = [cell.status for cell in SweepReport.read(tmp_path / "out" / "sweep.json").cells]
+    assert states == ["missing", "missing", "done", "missing"]
+    assert "1 done, 3 not run" in (tmp_path / "out" / "sweep.md").read_text()
+    assert not (tmp_path / "out" / ".depthcut" / "lock").exists()
+
+
+def test_a_model_that_can_not_be_read_fails_its_own_cells(folder: Path, tmp_path: Path) -> None:
+    (folder / "broken").mkdir(exist_ok=True)
+    text = FILE.replace("models: [llama]", "models: [broken]").replace("[fp32, int8]", "[fp32]")
+
+    def nothing(jobs: Sequence[Any], _: Any) -> Iterator[tuple[int, SweepCell]]:
+        assert not jobs
+        yield from ()
+
+    report = sweep(folder, tmp_path / "out", text, runner=nothing)
+    assert [cell.failure and cell.failure.error for cell in report.cells] == 2 * [
+        "ModelSourceError"
+    ]
+
+
+def test_a_plan_by_hand_is_the_same_file_whoever_asks(
+    folder: Path, swept: tuple[Path, SweepReport]
+) -> None:
+    plan = swept[0] / "plans" / "attention-1.json"
+    assert [d.layer for d in PruningPlan.read(plan).deletions] == [1]
+    assert json.loads(plan.read_text())["command"] == []
+
+
+def test_another_s_table_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    for name in ("sweep.json", "sweep.md"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text("{}")
+        with pytest.raises(SweepError):
+            sweep(folder, out)
+        assert (out / name).read_text() == "{}"
+        assert len(list(out.iterdir())) == 1
+
+
+def test_a_full_disk_ends_the_sweep(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import exporter.sweep.job as job
+
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(job, "export_model", full)
+    with pytest.raises(OSError, match="No space"):
+        sweep(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("error", [ValueError("what now"), MemoryError(), OSError(5, "I/O error")])
+def test_anything_else_is_a_cell_that_failed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    import exporter.sweep.job as job
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(job, "export_model", fail)
+    report = sweep(folder, tmp_path / "out")
+    assert {cell.status for cell in report.cells} == {"failed"}
+    assert {cell.failure.error for cell in report.cells if cell.failure} == {type(error).__name__}
+
+
+def test_a_cell_runs_in_a_process_of_its_own(
+    folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = Path(shutil.copytree(swept[0], tmp_path / "out"))
+    text = FILE.replace(", {drops: attention:9, name: too-far}", "").replace("int8]", "int4]")
+    file = folder / "one.yaml"
+    file.write_text(text)
+    arguments = ["sweep", str(file), "-o", str(out)]
+    looking = CliRunner().invoke(cli, [*arguments, "--dry-run"], obj=ConsoleProgress())
+    assert "1 done, 1 not run" in looking.stdout
+    done = CliRunner().invoke(cli, arguments, obj=ConsoleProgress())
+    assert done.exit_code == 0, done.output
+    assert "2 cells, 2 done" in done.stdout
+    baseline = "cells/llama/attention-1/int4/baseline/model.onnx.data"
+    # shutil.copytree has made copies of the links: what is shared now is the store's own copy.
+    assert (out / baseline).stat().st_nlink == 2
+
+
+def test_the_models_go_where_only_reports_are_wanted(
+    folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(swept[0], tmp_path / "out"))
+    one = FILE.replace(", {drops: attention:9, name: too-far}", "").replace(", int8]", "]")
+    cell = out / "cells/llama/attention-1/fp32"
+    (cell / "cell.json").unlink()
+    (done,) = sweep(folder, out, one + "keep: reports\n").cells
+    assert done.status == "done"
+    assert not (cell / "candidate").exists()
+    assert not (cell / "baseline").exists()
+    assert (cell / "report.html").is_file()
+    assert looked(folder, out, one + "keep: reports\n") == {"attention-1/fp32": "done"}
+    assert looked(folder, out, one) == {"attention-1/fp32": "missing"}
