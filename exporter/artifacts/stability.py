@@ -45,13 +45,16 @@ class SeriesAgreement(Record):
 class KindStability(Record):
     """One kind of sublayer: its scores, point by point, and how far each two points agree.
 
-    ``scores`` is ``[points][layers]``, in the order of ``layers``. ``always_first`` has for some n
-    the layers that are among the n most redundant at every point.
+    ``scores`` is ``[points][layers]``, in the order of ``layers``. ``repeatability`` is point by
+    point the correlation (Spearman's) that the same model would have on other text of that kind
+    and size, by the scores' standard errors; None where they aren't known. ``always_first`` has for
+    some n the layers that are among the n most redundant at every point.
     """
 
     kind: DeletionKind
     layers: list[int]
     scores: list[list[float]]
+    repeatability: list[float | None]
     agreements: list[SeriesAgreement]
     always_first: dict[int, list[int]]
 

@@ -30,6 +30,7 @@ from exporter.importance.comparison import (
 )
 from exporter.importance.metric import UNITS
 from exporter.studies.naming import checkpoint_labels, step_of, text_labels
+from exporter.studies.repeatability import repeatability
 
 
 def stability_of_files(paths: Sequence[Path], *, metric: str | None = None) -> StabilityReport:
@@ -190,15 +191,23 @@ def _kind(
     if not layers:
         return None
     scores = [np.array([table[layer] for layer in layers]) for table in tables]
+    errors = [_std_errors(report, kind) for report in reports.values()]
     return KindStability(
         kind=kind,
         layers=layers,
         scores=[values.tolist() for values in scores],
+        repeatability=[repeatability(*pair) for pair in zip(scores, errors, strict=True)],
         agreements=[
             _agreement(i, j, scores) for i, j in itertools.combinations(range(len(scores)), 2)
         ],
         always_first={n: _always(scores, layers, n) for n in FIRST if n < len(layers)},
     )
+
+
+def _std_errors(report: ImportanceReport, kind: DeletionKind) -> list[float | None]:
+    """In the order of the layers."""
+    own = sorted((s for s in report.scores if s.kind == kind), key=lambda score: score.layer)
+    return [score.std_error for score in own]
 
 
 def _agreement(first: int, second: int, scores: Sequence[Floats]) -> SeriesAgreement:

@@ -13,8 +13,10 @@ SECOND = [0.8, 0.1, 0.2, 0.3, 0.6, 0.4]
 THIRD = [0.7, 0.1, 0.2, 0.4, 0.5, 0.3]
 
 
-def scores_of(values: Sequence[float], kind: Any = "attention") -> list[Score]:
-    return [Score(layer=n, kind=kind, score=v, std_error=None) for n, v in enumerate(values)]
+def scores_of(
+    values: Sequence[float], kind: Any = "attention", std_error: float | None = None
+) -> list[Score]:
+    return [Score(layer=n, kind=kind, score=v, std_error=std_error) for n, v in enumerate(values)]
 
 
 def write_scores(
@@ -26,6 +28,7 @@ def write_scores(
     text: str = "pydoc (calibration half, Python 3.11)",
     samples: int = 4,
     architecture: str = "A",
+    std_error: float | None = None,
 ) -> Path:
     """An importance.json; ``sha`` tells the models apart."""
     ref = CalibrationRef(
@@ -39,7 +42,7 @@ def write_scores(
         ),
         metric="cosine",
         calibration=ref,
-        scores=[*scores_of(values), *scores_of(mlp, "mlp")],
+        scores=[*scores_of(values, std_error=std_error), *scores_of(mlp, "mlp")],
     ).write(path)
 
 

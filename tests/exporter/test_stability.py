@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from html_page import Page
 from made_series import FIRST, SECOND, THIRD, training, write_scores
@@ -17,6 +18,7 @@ from exporter.report.html.stability import render_stability
 from exporter.report.parts.stability import step_word
 from exporter.studies import stability_of_files
 from exporter.studies.naming import checkpoint_labels, step_of, text_labels
+from exporter.studies.repeatability import repeatability
 
 
 def test_a_training_is_held_side_by_side(tmp_path: Path) -> None:
@@ -208,3 +210,28 @@ def test_equal_scores_have_no_correlation(tmp_path: Path) -> None:
     report = stability_of_files(files)
     assert report.kinds[0].agreements[0].spearman is None
     assert "too few sublayers apart" in render_stability(report)
+
+
+def test_chance_is_told_from_standard_errors(tmp_path: Path) -> None:
+    files = [
+        write_scores(tmp_path / f"{n}.json", FIRST, samples=n, std_error=error)
+        for n, error in ((4, 1e-9), (8, 0.1), (16, 1e3))
+    ]
+    attention, mlp = stability_of_files(files).kinds
+    sure, middling, none = attention.repeatability
+    assert sure == 1.0
+    assert middling is not None
+    assert 0.5 < middling < 0.95
+    assert none == pytest.approx(0.0, abs=0.1)  # 500 draws of six: a tenth is four of their errors
+    assert mlp.repeatability == [None, None, None]
+
+
+def test_chance_is_what_two_draws_give(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    scores, errors = np.linspace(0.1, 1.0, 12), np.full(12, 0.15)
+    drawn = scores + errors * rng.standard_normal((400, 2, 12))
+    told = repeatability(scores, errors.tolist())
+    found = np.mean([spearmanr(*pair).statistic for pair in drawn])
+    # Both are means of hundreds of draws, each of a spread of about 0.1.
+    assert told == pytest.approx(found, abs=0.03)
+    assert repeatability(scores, [*errors.tolist()[:-1], None]) is None

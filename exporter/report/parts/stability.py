@@ -93,13 +93,17 @@ def _summary(report: StabilityReport) -> Part:
     ends = ["first with last"] if is_series(report) else []
     counts = sorted({n for kind in report.kinds for n in kind.always_first})
     header = [
-        "kind", "Spearman, mean", "lowest", "Kendall, mean", *ends, *(f"of {n}" for n in counts),
+        "kind", "Spearman, mean", "lowest", "on other text", "Kendall, mean", *ends,
+        *(f"of {n}" for n in counts),
     ]  # fmt: skip
     rows = [_summary_row(report, kind, counts) for kind in report.kinds]
     grid = Grid(f"How far the rankings of {pairs} agree", header, rows, right=range(1, len(header)))
     always = [line for kind in report.kinds if (line := _always_line(kind))]
     note = Note(
-        "Correlations are 1 for the same order and -1 for the opposite. Of n: how many of the n "
+        "Correlations are 1 for the same order and -1 for the opposite. On other text: what the "
+        "same model would have on text of the same kind and amount, by the scores' standard "
+        "errors, at the point where that is least; agreement beyond it can't be told from chance. "
+        "Of n: how many of the n "
         "most redundant are the same at every point."
     )
     return Part("summary", "Summary", [grid, note, *([Bullets(always)] if always else [])])
@@ -114,6 +118,7 @@ def _summary_row(report: StabilityReport, kind: KindStability, counts: Sequence[
         NOUNS[kind.kind],
         _figure(statistics.mean(spearman) if spearman else None),
         _figure(min(spearman, default=None)),
+        _figure(min((r for r in kind.repeatability if r is not None), default=None)),
         _figure(statistics.mean(kendall) if kendall else None),
         *ends,
         *(_count(len(kind.always_first[n]) if n in kind.always_first else None) for n in counts),
