@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from exporter.cli.series_options import without_series
 
 if TYPE_CHECKING:
     from exporter.artifacts import StabilityReport
+    from exporter.model_source import LoadedModel
     from exporter.studies.series import Member
 
 _COMMON = "pydoc"
@@ -122,6 +123,7 @@ def _texts(
     plain: Mapping[str, Any],
     progress: ConsoleProgress,
 ) -> list[Member]:
+    from exporter.cli.score_runs import loaded_model
     from exporter.errors import UsageError
     from exporter.studies.series import folder_names
 
@@ -145,8 +147,9 @@ def _texts(
             "Repeat --vary-calibration, or give --vary-samples several numbers.",
         )
     names = folder_names([_label(text, count, len(counts) > 1) for text, count in pairs])
+    load = cache(partial(loaded_model, models[0], plain, progress))  # for all texts once
     return [
-        _member(name, models[0], {**plain, "calibration": text, "samples": count}, progress)
+        _member(name, models[0], {**plain, "calibration": text, "samples": count}, progress, load)
         for name, (text, count) in zip(names, pairs, strict=True)
     ]
 
@@ -157,23 +160,27 @@ def _label(text: str | None, count: int | None, with_count: bool) -> str:
 
 
 def _member(
-    name: str, source: str, options: Mapping[str, Any], progress: ConsoleProgress
+    name: str,
+    source: str,
+    options: Mapping[str, Any],
+    progress: ConsoleProgress,
+    load: Callable[[], LoadedModel] | None = None,
 ) -> Member:
     from exporter.artifacts import library_versions
     from exporter.cli.requests import score_options, source_options
     from exporter.cli.score_runs import scored
     from exporter.studies.series import Member
 
-    load, text = source_options(options), options["calibration"]
+    how, text = source_options(options), options["calibration"]
     key = {
-        "model": _digest(source, load.revision, load.trust_remote_code, load.allow_pickle),
-        "load": vars(load),
+        "model": _digest(source, how.revision, how.trust_remote_code, how.allow_pickle),
+        "load": vars(how),
         "score": vars(score_options(options)),
         "way": {name: options.get(name) for name in ("stream", "device_map")},
         "text": _file_digest(text),
         "versions": library_versions(),
     }
-    return Member(name, key, partial(scored, source, options, progress))
+    return Member(name, key, partial(scored, source, options, progress, load=load))
 
 
 @cache

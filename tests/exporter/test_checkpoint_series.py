@@ -211,7 +211,7 @@ def test_revisions_are_checkpoints(
     from exporter import model_source
     from exporter.cli import score_runs
 
-    def scored(model: str, options: Any, *_: Any) -> ImportanceReport:
+    def scored(model: str, options: Any, *_: Any, **__: Any) -> ImportanceReport:
         step = options["revision"]
         values, sha = (FIRST, "a") if step == "step1" else (SECOND, "b")
         assert options["calibration"] == "pydoc"

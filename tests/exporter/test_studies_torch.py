@@ -83,11 +83,11 @@ def test_a_series_goes_on_where_it_was(run: Path, tmp_path: Path, monkeypatch: A
 
     scored, calls = score_runs.scored, []
 
-    def counted(model: str, *rest: Any) -> Any:
+    def counted(model: str, *rest: Any, **named: Any) -> Any:
         calls.append(Path(model).name)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return scored(model, *rest)
+        return scored(model, *rest, **named)
 
     monkeypatch.setattr(score_runs, "scored", counted)
     call = ["score", "--checkpoints", str(run), "-o", str(tmp_path / "out"), *QUICK]
@@ -98,7 +98,15 @@ def test_a_series_goes_on_where_it_was(run: Path, tmp_path: Path, monkeypatch: A
     assert calls[3:] == ["checkpoint-200", "checkpoint-1000"]
 
 
-def test_texts_and_their_amounts_are_varied(run: Path, tmp_path: Path) -> None:
+def test_texts_and_their_amounts_are_varied(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter import model_source
+
+    load, loads = model_source.load_model, []
+    monkeypatch.setattr(
+        model_source, "load_model", lambda *a, **k: loads.append(1) or load(*a, **k)
+    )
     text = tmp_path / "own.txt"
     text.write_text("the list of the value is a class and the call of " * 60)
     model, out = str(run / "checkpoint-200"), tmp_path / "amounts"
@@ -107,6 +115,7 @@ def test_texts_and_their_amounts_are_varied(run: Path, tmp_path: Path) -> None:
     report = StabilityReport.read(out / "stability.json")
     assert (report.over, report.is_ordered) == ("texts", True)
     assert [point.step for point in report.points] == [4 * LENGTH, 6 * LENGTH]
+    assert len(loads) == 1
     texts = ["--vary-calibration", "pydoc", "--vary-calibration", str(text)]
     assert command_line.run(["score", model, *texts, *QUICK, "-o", str(tmp_path / "texts")]) == 0
     report = StabilityReport.read(tmp_path / "texts" / "stability.json")
