@@ -42,7 +42,7 @@ LAYERS_A_SHARD = 4
 SHARE, AIM_RATIO = 0.40, 1.3
 PARTS = {
     "cosine and the other metrics of the stream": {
-        "metrics": ["cosine", "angular", "relative-l2"], "samples": 8, "length": 512,
+        "metrics": ["cosine", "angular", "relative-l2"], "samples": 8, "length": 256,
     },
     "kl and perplexity": {"metrics": ["kl", "perplexity"], "samples": 2, "length": 64},
 }  # fmt: skip
