@@ -161,7 +161,7 @@ def _print_the_limit(model: Path, allowed: int) -> None:
     first = next(iter(PARTS.values()))
     done = _run(model, first, streamed=False, allowed=allowed)
     last = (done.stderr.strip().splitlines() or ["no error"])[-1]
-    print(f"the whole model under that limit: exit {done.returncode}, {last[:90]}", flush=True)
+    print(f"the whole model under that limit: exit {done.returncode}, {last[-90:]}", flush=True)
 
 
 def _compare(

@@ -89,11 +89,16 @@ def test_the_same_scores(tmp_path: Path, family: str, in_file: bool) -> None:
     assert not in_file or not list((tmp_path / "states").iterdir())
 
 
-def test_other_dtypes(llama: str) -> None:
-    expected = score_on(load_model(llama, dtype="bfloat16"), padded_text(), metrics=ALL)
-    expect_equal(
-        score_streamed_on(load_meta(llama, dtype="bfloat16"), padded_text(), metrics=ALL), expected
-    )
+@pytest.mark.parametrize(("stored", "dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_other_dtypes(tmp_path: Path, stored: str, dtype: str) -> None:
+    import torch
+
+    with quiet_transformers():
+        tiny_model("llama").to(getattr(torch, stored)).save_pretrained(tmp_path)
+    whole, meta = (load(str(tmp_path), dtype=dtype) for load in (load_model, load_meta))
+    assert str(whole.model.dtype) == f"torch.{dtype}"
+    expected = score_on(whole, padded_text(), metrics=ALL)
+    expect_equal(score_streamed_on(meta, padded_text(), metrics=ALL), expected)
 
 
 def test_two_layers_at_most_are_in_memory(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
