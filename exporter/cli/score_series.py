@@ -36,6 +36,7 @@ def scored_series(
     """
     from exporter.errors import UsageError
     from exporter.files import refuse_overwriting
+    from exporter.studies.checkpoints import find_checkpoints
     from exporter.studies.series import score_series
 
     varied = options["vary_calibration"] or options["vary_samples"]
@@ -49,15 +50,16 @@ def scored_series(
     if out.is_file():
         raise UsageError(f"{out} is a file, and a series fills a folder.", "Give -o a folder.")
     plain = without_series(options)
+    sources = find_checkpoints(models, progress) if options["checkpoints"] else models
+    refuse_overwriting(out, map(Path, sources))
     if trained:
         plain["calibration"] = _one_text(plain, progress)
     if options["revisions"]:
-        members = _revisions(models, options, plain, progress)
+        members = _revisions(sources, options, plain, progress)
     elif options["checkpoints"]:
-        members = _checkpoints(models, plain, progress)
+        members = _checkpoints(sources, plain, progress)
     else:
-        members = _texts(models, options, plain, progress)
-    refuse_overwriting(out, map(Path, models))
+        members = _texts(sources, options, plain, progress)
     return score_series(members, out, progress=progress)
 
 
@@ -80,13 +82,12 @@ def _one_text(plain: Mapping[str, Any], progress: ConsoleProgress) -> str | None
 
 
 def _checkpoints(
-    models: Sequence[str], plain: Mapping[str, Any], progress: ConsoleProgress
+    sources: Sequence[str], plain: Mapping[str, Any], progress: ConsoleProgress
 ) -> list[Member]:
-    from exporter.studies.checkpoints import check_series, find_checkpoints
+    from exporter.studies.checkpoints import check_series
     from exporter.studies.naming import checkpoint_labels
     from exporter.studies.series import folder_names
 
-    sources = find_checkpoints(models, progress)
     check_series(sources)
     names = folder_names(checkpoint_labels(sources))
     return [

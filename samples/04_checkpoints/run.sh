@@ -2,10 +2,11 @@
 # Trains a tiny model, follows its importance through the training, and prunes the last checkpoint
 # at several depths.
 # Needs: pip install 'depthcut[demo]'
-# Usage: run.sh [OUT] [STEPS]
+# Usage: run.sh [OUT] [STEPS] [options of depthcut depths, such as --eval-text FILE]
 set -eu
 out=${1:-out/checkpoints}
 steps=${2:-640}
+[ $# -le 2 ] && set -- || shift 2
 here=$(dirname "$0")
 
 echo "== A training with checkpoints"
@@ -21,4 +22,4 @@ depthcut stability "$out/training/checkpoint-$((steps / 2))/importance.json" \
 echo "== The last one, pruned at several depths"
 depthcut depths "$out/run/checkpoint-$steps" \
     --importance "$out/training/checkpoint-$steps/importance.json" -n 1,2,3,4 \
-    -o "$out/depths.json" --eval-tokens 8192 --sequence-length 64
+    -o "$out/depths.json" --eval-tokens 8192 --sequence-length 64 "$@"

@@ -235,3 +235,29 @@ def test_a_file_is_no_place_for_a_series(run: Path, capsys: pytest.CaptureFixtur
     call = ["score", "--checkpoints", str(run), "-o", str(run / "there")]
     assert command_line.run(call) == 2
     assert "fills a folder" in capsys.readouterr().err
+
+
+def test_a_folder_beside_the_checkpoints_may_be_filled_again(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter import model_source
+    from exporter.cli import score_runs
+
+    shas = {str(run / f"checkpoint-{step}"): "abc"[n] for n, step in enumerate(STEPS)}
+
+    def scored(model: str, *_: Any, **__: Any) -> ImportanceReport:
+        values = FIRST if shas[model] == "a" else SECOND
+        return ImportanceReport.read(
+            write_scores(run / "logs" / "s", values, model=model, sha=shas[model])
+        )
+
+    monkeypatch.setattr(model_source, "source_sha256", lambda source, **__: source)
+    monkeypatch.setattr(score_runs, "scored", scored)
+    inside = ["score", "--checkpoints", str(run), "-o", str(run / "importance")]
+    assert command_line.run(inside) == 0
+    assert command_line.run(inside) == 0
+    assert "checkpoint-3000 (3 of 3) is kept" in capsys.readouterr().err
+    (run / "checkpoint-200" / "scores").mkdir()
+    over = ["score", "--checkpoints", str(run), "-o", str(run / "checkpoint-200" / "scores")]
+    assert command_line.run(over) == 2
+    assert "belongs to one" in capsys.readouterr().err

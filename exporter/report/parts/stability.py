@@ -102,9 +102,8 @@ def _summary(report: StabilityReport) -> Part:
     note = Note(
         "Correlations are 1 for the same order and -1 for the opposite. On other text: what the "
         "same model would have on text of the same kind and amount, by the scores' standard "
-        "errors, at the point where that is least; agreement beyond it can't be told from chance. "
-        "Of n: how many of the n "
-        "most redundant are the same at every point."
+        "errors, at the point where that is least; what agrees as well may differ by chance alone. "
+        "Of n: how many of the n most redundant are the same at every point."
     )
     return Part("summary", "Summary", [grid, note, *([Bullets(always)] if always else [])])
 
