@@ -25,9 +25,10 @@ from exporter.budgets.settings import PlanSettings
 from exporter.budgets.stopwatch import Stopwatch
 from exporter.budgets.text import split
 from exporter.budgets.walk import Judge, Walk, percent
-from exporter.budgets.workplace import Workplace, about_fits
+from exporter.budgets.workplace import Workplace
 from exporter.costs import CostTable, GraphSizes
 from exporter.errors import PlanError, UsageError
+from exporter.healing.kept import about_fits
 from exporter.progress import QUIET, Progress
 from exporter.selection import protected_names
 

@@ -88,7 +88,8 @@ def heal(
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. Beside the healed plan its numbers and
     a report are written: healed.json, healed.safetensors and healed.report.json. The gain is told
-    on held-out text of the calibration's domain and on text of another.
+    on held-out text of the calibration's domain and on text of another. Fits that an interrupted
+    call has finished are used when the same command is run again.
     """
     from exporter.checkpoint import write_checkpoint
     from exporter.checkpoint.model_card import CardSources, model_card
@@ -97,6 +98,7 @@ def heal(
     from exporter.files import sha256_file
     from exporter.healing import heal as heal_plan
     from exporter.healing import write_healed_plan
+    from exporter.healing.kept import forget_fits
     from exporter.healing.plan_file import numbers_of
     from exporter.model_source import load_model
     from exporter.planning import read_plan
@@ -109,10 +111,12 @@ def heal(
     with progress.task(f"load {model}"):
         loaded = load_model(model, **vars(source_options(options)))
     made_from = {"plan": sha256_file(plan)}
+    work = output.with_name(f"{output.name}.work")
     healed = heal_plan(
-        loaded, given, request, made_from=made_from, allow_all=force, progress=progress
+        loaded, given, request, made_from=made_from, allow_all=force, work=work, progress=progress
     )
     write_healed_plan(output, healed.plan, healed.substitutes, report=healed.report)
+    forget_fits(work)
     # Whoever isn't quiet has heard the warnings already.
     warnings = healed.report.healing.warnings if progress.verbosity < NORMAL else []
     _print(healed.report, output, as_json, warnings)

@@ -28,6 +28,8 @@ from exporter.residual_stream import run_backbone
 if TYPE_CHECKING:
     import torch
 
+    from exporter.healing.kept import FitStore
+
 Name = tuple[int, Kind]
 """A sublayer, by layer and kind."""
 
@@ -65,6 +67,7 @@ def fit_branches(
     batch_size: int = 4,
     held_out: float = 0.2,
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    store: FitStore | None = None,
     progress: Progress = QUIET,
 ) -> dict[Name, Fit]:
     """Fits a bias and a linear map for branches of the unchanged model.
@@ -81,6 +84,7 @@ def fit_branches(
             then fitted on all.
         memory_limit_bytes: For the sums. Where the branches need more, the text is run several
             times, for a group of layers each.
+        store: Keeps what is finished; what is there of an earlier call is not fitted again.
         progress: Told of every sample, and when the tokens are few.
 
     Raises:
@@ -92,13 +96,16 @@ def fit_branches(
     parts = {(part.layer, part.kind): part for part in sublayers(loaded.model)}
     wanted = named_sublayers(parts if names is None else names, len(parts) // 2)
     later = held_out_tokens(text.mask, held_out)
-    found: dict[Name, Fit] = {}
-    for group in _groups([parts[name] for name in wanted], loaded, memory_limit_bytes):
+    found = {} if store is None else store.find(wanted, progress)
+    left = [parts[name] for name in wanted if name not in found]
+    for group in _groups(left, loaded, memory_limit_bytes):
         sums = _collected(loaded, text, later, group, batch_size, progress)
         for name in sorted(sums):
             found[name] = fitted(*sums.pop(name), rank=rank, ridge=ridge)
+            if store is not None:
+                store.keep(name, found[name])
     tell_if_few(text, loaded, progress)
-    return found
+    return {name: found[name] for name in sorted(found)}
 
 
 def fitted(first: Sums, later: Sums, *, rank: int | None = None, ridge: float | None = None) -> Fit:

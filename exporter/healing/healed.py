@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from exporter.ablation import NOTHING, DamageMeter, Substitute
@@ -18,9 +19,11 @@ from exporter.artifacts import (
     PruningPlan,
 )
 from exporter.errors import HealingError
+from exporter.files import sha256_bytes
 from exporter.healing.choosing import by_damage, by_explained
 from exporter.healing.domains import measured_text, warnings_of
 from exporter.healing.fit import Fit, Name, fit_branches
+from exporter.healing.kept import ALONE, IN_TURN, FitStore, about_fits
 from exporter.healing.options import HealOptions
 from exporter.healing.plan_file import healed_deletions, kind_of
 from exporter.healing.sequential import fit_sequential
@@ -53,6 +56,7 @@ def heal(
     *,
     made_from: Mapping[str, str] | None = None,
     allow_all: bool = False,
+    work: Path | None = None,
     progress: Progress = QUIET,
 ) -> Healed:
     """Fits what takes the place of everything that a plan drops, and measures what that gains.
@@ -66,6 +70,8 @@ def heal(
         options: How, and on which texts.
         made_from: Role to SHA-256 of further files, for the report and the plan.
         allow_all: Takes a plan that drops every attention and every MLP.
+        work: A folder that keeps each fit once it is finished, so that an interrupted call goes on
+            from there; :func:`exporter.healing.kept.forget_fits` removes it once the plan is kept.
         progress: Told what goes on.
 
     Raises:
@@ -84,9 +90,9 @@ def heal(
     held_out = texts.held_out
     if options.kind == "best":
         chooser, held_out = texts.halves
-        fits, found = _best(loaded, texts, chooser, names, options, progress)
+        fits, found = _best(loaded, texts, chooser, names, options, work, progress)
     else:
-        fits, found = _alike(loaded, texts, names, options, progress)
+        fits, found = _alike(loaded, texts, names, options, work, progress)
     healing = judged(
         loaded,
         found,
@@ -198,9 +204,10 @@ def _best(
     chooser: CalibrationText,
     names: list[Name],
     options: HealOptions,
+    work: Path | None,
     progress: Progress,
 ) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
-    fits = _fits(loaded, texts, names, options, progress)
+    fits = _fits(loaded, texts, names, options, work, progress)
     if _answers(loaded.model):
         meter = DamageMeter(
             loaded.model, chooser.input_ids, chooser.mask, batch_size=options.batch_size
@@ -210,7 +217,7 @@ def _best(
         found = by_explained(fits)
     if options.sequential:
         kinds = {name: kind_of(what) for name, what in found.items()}
-        return {}, _in_turn(loaded, texts, kinds, options, progress)
+        return {}, _in_turn(loaded, texts, kinds, options, work, progress)
     return fits, found
 
 
@@ -219,12 +226,14 @@ def _alike(
     texts: HealingTexts,
     names: list[Name],
     options: HealOptions,
+    work: Path | None,
     progress: Progress,
 ) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
     """The same kind everywhere."""
     if options.sequential:
-        return {}, _in_turn(loaded, texts, dict.fromkeys(names, options.kind), options, progress)
-    fits = _fits(loaded, texts, names, options, progress)
+        alike = dict.fromkeys(names, options.kind)
+        return {}, _in_turn(loaded, texts, alike, options, work, progress)
+    fits = _fits(loaded, texts, names, options, work, progress)
     chosen = {
         name: fit.bias if options.kind == "bias" else fit.linear for name, fit in fits.items()
     }
@@ -236,6 +245,7 @@ def _fits(
     texts: HealingTexts,
     names: list[Name],
     options: HealOptions,
+    work: Path | None,
     progress: Progress,
 ) -> dict[Name, Fit]:
     return fit_branches(
@@ -245,8 +255,17 @@ def _fits(
         rank=options.rank,
         ridge=options.ridge,
         batch_size=options.batch_size,
+        store=None if work is None else FitStore(work / ALONE, _about(loaded, texts, options)),
         progress=progress,
     )
+
+
+def _about(loaded: LoadedModel, texts: HealingTexts, options: HealOptions) -> dict[str, Any]:
+    """What each fit depends on, the tokens themselves among it."""
+    text = texts.fitting
+    about = about_fits(loaded.ref, str(loaded.model.dtype), text.ref, options.rank)
+    ids = sha256_bytes(text.input_ids.astype("<i8").tobytes() + text.mask.tobytes())
+    return {**about, "ids": ids, "ridge": options.ridge}
 
 
 def _in_turn(
@@ -254,8 +273,11 @@ def _in_turn(
     texts: HealingTexts,
     choices: Mapping[Name, Any],
     options: HealOptions,
+    work: Path | None,
     progress: Progress,
 ) -> dict[Name, Substitute]:
+    told = [[layer, kind, choices[layer, kind]] for layer, kind in sorted(choices)]
+    about = {**_about(loaded, texts, options), "choices": told}
     return fit_sequential(
         loaded,
         texts.fitting,
@@ -263,6 +285,7 @@ def _in_turn(
         rank=options.rank,
         ridge=options.ridge,
         batch_size=options.batch_size,
+        store=None if work is None else FitStore(work / IN_TURN, about),
         progress=progress,
     )
 

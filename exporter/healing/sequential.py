@@ -10,6 +10,7 @@ the branch would, with ``c = 1`` it takes back all of the error that came in bel
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from exporter.ablation.substitutes import NOTHING, Substitute, substituted
 from exporter.architectures import SublayerModules, named_sublayers, sublayers
 from exporter.artifacts import Replacement
 from exporter.healing.activations import Branch, held_out_tokens, overhearing
-from exporter.healing.fit import Adding, Name, fitted, tell_if_few
+from exporter.healing.fit import Adding, Fit, Name, fitted, tell_if_few
+from exporter.healing.kept import FitStore, KnownFits
 from exporter.healing.layer_walk import LayerWalk, Shelf
 from exporter.healing.statistics import Sums
 from exporter.importance.calibration import CalibrationText
@@ -44,6 +46,7 @@ def fit_sequential(
     batch_size: int = 4,
     held_out: float = 0.2,
     compensation: float = COMPENSATION,
+    store: FitStore | None = None,
     progress: Progress = QUIET,
 ) -> dict[Name, Substitute]:
     """Fits a replacement for each chosen branch, from the first layer up.
@@ -61,6 +64,7 @@ def fit_sequential(
         batch_size: Samples in one forward pass.
         held_out: Share of the samples that a ridge is judged on.
         compensation: From 0 to 1: how much of the error that came in below a map shall take back.
+        store: Keeps what is finished; what is there of an earlier call is not fitted again.
         progress: Told of every layer, and when the tokens are few.
 
     Raises:
@@ -71,6 +75,7 @@ def fit_sequential(
     parts = {(part.layer, part.kind): part for part in sublayers(loaded.model)}
     wanted = named_sublayers(choices, len(parts) // 2)
     later = held_out_tokens(text.mask, held_out)
+    fits = KnownFits(store, [name for name in wanted if choices[name] != "none"], progress)
     found: dict[Name, Substitute] = {}
     walk = LayerWalk(loaded.model, text.input_ids, text.mask, batch_size)
     limit = STREAM_LIMIT_BYTES // 2
@@ -82,8 +87,8 @@ def fit_sequential(
                 for name in [name for name in wanted if name[0] == layer]:
                     found[name] = NOTHING
                     if choices[name] != "none":
-                        sums = pair.sums(parts[name], compensation, found)
-                        fit = fitted(*sums, rank=rank, ridge=ridge)
+                        make = partial(pair.fit, parts[name], compensation, found, rank, ridge)
+                        fit = fits.get(name, make)
                         found[name] = fit.bias if choices[name] == "bias" else fit.linear
                 pair.advance(layer, found)
                 task.advance()
@@ -108,10 +113,20 @@ class _Pair:
         self._whole, self._healed = whole, healed
         self._begun, self._differ = False, False
 
-    def sums(
+    def fit(
+        self,
+        part: SublayerModules,
+        compensation: float,
+        found: Mapping[Name, Substitute],
+        rank: int | None,
+        ridge: float | None,
+    ) -> Fit:
+        """Of what a branch reads in the healed model, to what its map shall give."""
+        return fitted(*self._sums(part, compensation, found), rank=rank, ridge=ridge)
+
+    def _sums(
         self, part: SublayerModules, compensation: float, found: Mapping[Name, Substitute]
     ) -> tuple[Sums, Sums]:
-        """What a branch reads in the healed model, and what its map shall give."""
         import torch
 
         sums: dict[Name, tuple[Sums, Sums]] = {}

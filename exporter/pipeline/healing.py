@@ -9,8 +9,11 @@ from exporter.artifacts import HealingReport, PruningPlan
 from exporter.files import sha256_file, staged_directory
 from exporter.healing.options import HealOptions
 from exporter.healing.plan_file import FOLDER_REPORT, report_of
+from exporter.ledger import FOLDER
 from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import HEALED_PLAN, HEALING, Run, files_below
+
+_FITS = "healing-fits"
 
 
 def heal_key(run: Run, wanted: HealOptions) -> Key:
@@ -29,17 +32,20 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     """Heals the plan; the healed one stands in a folder of its own, with its numbers."""
     from exporter.healing import heal as heal_plan
     from exporter.healing import write_healed_plan
+    from exporter.healing.kept import forget_fits
     from exporter.report.parts.healing import healing_words
 
     path, folder = run.ledger.path("plan.json"), run.ledger.work / HEALING
     plan = PruningPlan.read(path)
     made_from = {"plan": sha256_file(path)}
+    work = run.request.out / FOLDER / _FITS  # outlives an interrupted run
     healed = heal_plan(
         run.choosing,
         plan,
         wanted,
         made_from=made_from,
         allow_all=run.request.force,
+        work=work,
         progress=run.progress,
     )
     with staged_directory(folder) as stage:
@@ -50,6 +56,7 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
             report=healed.report,
             report_path=stage / FOLDER_REPORT,
         )
+    forget_fits(work)
     run.progress.say(f"heal: {healing_words(healed.report.healing)}")
     return files_below(folder), None
 

@@ -355,7 +355,65 @@ def test_a_failure_leaves_an_earlier_result(
 
     monkeypatch.setattr("exporter.healing.plan_file.place", full)
     assert run(*command(checkpoint, plan, output, texts), "--rank", 2) == 1
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert files == before
+    assert [*(tmp_path / "healed.json.work").rglob("*.safetensors")]  # for the next call
+
+
+@pytest.mark.parametrize("options", [[], ["--sequential"], ["--kind", "best"]])
+def test_an_interrupted_call_goes_on_with_what_it_has_fitted(
+    options: list[str], checkpoint: Path, texts: tuple[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from exporter.healing import fit, sequential
+
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    whole, output = tmp_path / "whole" / "healed.json", tmp_path / "healed.json"
+    assert run(*command(checkpoint, plan, whole, texts), *options) == 0
+    real, calls = fit.fitted, []
+
+    def interrupted(*arguments: Any, **settings: Any) -> Any:
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments, **settings)
+
+    for module in (fit, sequential):
+        monkeypatch.setattr(module, "fitted", interrupted)
+    assert run(*command(checkpoint, plan, output, texts), *options) == 130
+    assert not output.exists()
+    for module in (fit, sequential):
+        monkeypatch.setattr(module, "fitted", lambda *a, **s: calls.append(1) or real(*a, **s))
+    assert run(*command(checkpoint, plan, output, texts), *options) == 0
+    assert len(calls) == 3, "each branch was fitted once in both calls together"
+    for suffix in (".safetensors", ".report.json"):
+        one, other = (path.with_name(f"healed{suffix}") for path in (whole, output))
+        if suffix == ".safetensors":
+            assert one.read_bytes() == other.read_bytes()
+        else:
+            assert HealingReport.read(one).healing == HealingReport.read(other).healing
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "plan.json", "whole", "healed.json", "healed.safetensors", "healed.report.json",
+    }  # fmt: skip
+
+
+def test_fits_of_other_settings_are_not_taken(
+    loaded: Any, texts: tuple[str, str], tmp_path: Path
+) -> None:
+    from exporter.healing import heal
+    from exporter.healing.kept import forget_fits
+
+    (tmp_path / "mine").write_text("kept")
+    given: dict[str, Any] = {"calibration": texts[:1], "check_text": texts[1], **SHORT}
+    plan = PruningPlan(deletions=PLAN[:1])
+    for changes in ({}, {"ridge": 0.5}, {"rank": 2}, {"samples": 11}):
+        wanted = HealOptions(**{**given, **changes})
+        first, again, anew = (
+            heal(loaded, plan, wanted, work=work) for work in (tmp_path, tmp_path, None)
+        )
+        assert first.report.healing == again.report.healing == anew.report.healing
+    forget_fits(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_what_an_earlier_plan_had_beside_it_goes_with_it(
