@@ -23,6 +23,7 @@ from exporter.artifacts import (
 from exporter.errors import PlanError, UsageError
 from exporter.files import sha256_file
 from exporter.plan_dialects import foreign_deletions
+from exporter.plan_origin import parents_of
 from exporter.progress import QUIET, Progress
 
 _SUBLAYERS: tuple[DeletionKind, ...] = ("attention", "mlp")
@@ -74,7 +75,7 @@ def plan_drop(
         deletions=[PlannedDeletion(layer=score.layer, kind=score.kind) for score in chosen],
         budget={name: number for name, number in budget.items() if number},
         importance_sha256=importance_sha256,
-        made_from={"importance": importance_sha256} if importance_sha256 else {},
+        made_from=parents_of(report, importance_sha256),
     )
     kinds = tuple({score.kind for score in report.scores})
     layers, model = report.model.num_layers, report.model.source

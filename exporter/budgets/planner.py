@@ -29,6 +29,7 @@ from exporter.budgets.workplace import Workplace
 from exporter.costs import CostTable, GraphSizes
 from exporter.errors import PlanError, UsageError
 from exporter.healing.kept import about_fits
+from exporter.plan_origin import parents_of
 from exporter.progress import QUIET, Progress
 from exporter.selection import protected_names
 
@@ -333,7 +334,7 @@ class Planner:
             deletions=walk.deletions,
             budget=asked,
             importance_sha256=digest,
-            made_from={"importance": digest} if digest else {},
+            made_from=parents_of(self.report, digest),
             predicted=figures,
         )
         return Outcome(plan, substitutes, damage, speedup, healing)

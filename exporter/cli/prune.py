@@ -92,6 +92,7 @@ def prune(
     from exporter.cli.results import print_artifact
     from exporter.errors import UsageError
     from exporter.files import refuse_overwriting, sha256_file
+    from exporter.plan_origin import hold_against_model
     from exporter.planning import parse_drops, read_plan
     from exporter.replacement_file import read_replacements
     from exporter.surgery import prune_file
@@ -106,6 +107,8 @@ def prune(
     plan = parse_drops(drops) if plan_path is None else read_plan(plan_path)
     replacements = None
     if plan_path is not None:
+        exported_from = _exported_from(model) if plan.made_from else None
+        hold_against_model(plan, exported_from, model=str(model), path=plan_path, progress=progress)
         replacements = read_replacements(plan, plan_path)
         own_data = output.with_name(output.name + ".data")
         for written in (output, own_data, report_path or output.with_name("prune.json")):
@@ -137,6 +140,14 @@ def prune(
         f" verification: {_verification(report.verification, verify)}{_parse(report.engine)}"
     )
     print_artifact(report, output, as_json, line)
+
+
+def _exported_from(model: Path) -> str | None:
+    """The hash of the model that a graph was exported from, where it tells."""
+    from exporter.plan_origin import MODEL_KEY
+    from graph_passes.files.storage import load_model
+
+    return load_model(model).metadata_props.get(MODEL_KEY)
 
 
 def _parse(done: EngineParse | None) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import FORM_KEY, FormRecord, Target
 from exporter.onnx_output import MODEL_FILE, save_graph
+from exporter.plan_origin import MODEL_KEY
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,8 +35,20 @@ class Written:
     remark: str | None = None
 
 
-def note_form(folder: Path, written: Written, target: Target) -> FormRecord:
-    """Writes into a graph's notes how it is written, and gives the record."""
+def note_form(
+    folder: Path, written: Written, target: Target, source_sha256: str | None = None
+) -> FormRecord:
+    """Writes into a graph's notes how it is written.
+
+    Args:
+        folder: There the graph lies.
+        written: How it came about.
+        target: What it is for.
+        source_sha256: Of the model that it was exported from, if that is known.
+
+    Returns:
+        The record, as written.
+    """
     import onnx_ir as ir
 
     model = ir.load(folder / MODEL_FILE)
@@ -47,6 +60,8 @@ def note_form(folder: Path, written: Written, target: Target) -> FormRecord:
         remark=written.remark,
     )
     model.metadata_props[FORM_KEY] = record.model_dump_json()
+    if source_sha256 is not None:
+        model.metadata_props[MODEL_KEY] = source_sha256
     save_graph(model, folder)
     return record
 

@@ -53,6 +53,6 @@ def write_form(
     else:
         options = {"room": room} if form.fixed_caches else {}
         written = form.write(loaded, folder, progress, **options)
-    record = note_form(folder, written, target)
+    record = note_form(folder, written, target, loaded.ref.sha256)
     progress.say(form_in_words(record))
     return folder / MODEL_FILE, record

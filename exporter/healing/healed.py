@@ -30,6 +30,7 @@ from exporter.healing.sequential import fit_sequential
 from exporter.healing.texts import HealingTexts, healing_texts
 from exporter.importance.calibration import CalibrationText
 from exporter.model_source import LoadedModel
+from exporter.plan_origin import hold_against_model
 from exporter.planning import validate_plan
 from exporter.progress import QUIET, Progress
 
@@ -84,6 +85,7 @@ def heal(
     options = options or HealOptions()
     layers, model = loaded.ref.num_layers, loaded.ref.source
     validate_plan(plan, layers, model=model, allow_all=allow_all)
+    hold_against_model(plan, loaded.ref.sha256, model=model, refits=True, progress=progress)
     names = named_sublayers(plan.deletions, loaded.ref.num_layers)
     _refuse_rank(options.rank, loaded)
     texts = healing_texts(loaded, options, progress)

@@ -31,6 +31,7 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
 
 def plan(run: Run) -> tuple[list[Path], None]:
     """Chooses what to drop, or takes the plan that was given, with its replacements."""
+    from exporter.plan_origin import hold_against_model
     from exporter.planning import is_foreign_plan, read_plan
 
     if run.request.drops.budget is not None:
@@ -38,6 +39,10 @@ def plan(run: Run) -> tuple[list[Path], None]:
     path, given = run.ledger.work / "plan.json", run.request.drops.plan
     plan = _chosen_plan(run) if given is None else read_plan(given)
     _check_plan(run, plan, given)
+    hold_against_model(
+        plan, run.source_sha256, model=run.request.source, path=given,
+        refits=run.request.heal is not None, progress=run.progress,
+    )  # fmt: skip
     run.progress.say("plan: drop " + plan.describe())
     if given is None or is_foreign_plan(given):
         plan.write(path)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.artifacts import DeletionKind, ImportanceReport, PruningPlan, Score
 from exporter.errors import PlanError, UsageError
+from exporter.plan_origin import parents_of
 from exporter.planning import check_counts, plan_drop, refuse_unscored_blocks, validate_plan
 from exporter.progress import QUIET, Progress
 from exporter.selection.evolution import evolve
@@ -193,7 +194,7 @@ class _Searcher:
         plan = PruningPlan(
             deletions=[deletion for option in taken for deletion in option.deletions()],
             importance_sha256=importance_sha256,
-            made_from={"importance": importance_sha256} if importance_sha256 else {},
+            made_from=parents_of(self._report, importance_sha256),
         )
         return _with_budget(plan, {n: k for n, k in counts.items() if k}, self._options), damage
 

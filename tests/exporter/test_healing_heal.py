@@ -397,6 +397,25 @@ def test_an_interrupted_call_goes_on_with_what_it_has_fitted(
     }  # fmt: skip
 
 
+def test_a_plan_of_another_model_is_healed_with_a_warning(
+    loaded: Any, texts: tuple[str, str]
+) -> None:
+    from exporter.healing import heal
+    from exporter.progress import Quiet
+
+    class Heard(Quiet):
+        def say(self, message: str) -> None:
+            lines.append(message)
+
+    options = HealOptions(kind="bias", calibration=texts[:1], check_text=texts[1], **SHORT)
+    for meant, warned in ((loaded.ref.sha256, False), ("f" * 64, True)):
+        lines: list[str] = []
+        plan = PruningPlan(deletions=PLAN[:1], made_from={"model": meant})
+        found = heal(loaded, plan, options, progress=Heard())
+        assert any("another model" in line for line in lines) is warned
+        assert found.plan.made_from["model"] == loaded.ref.sha256
+
+
 def test_fits_of_other_settings_are_not_taken(
     loaded: Any, texts: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -24,7 +24,9 @@ PLAN = planned(("attention", 1, "linear"), ("mlp", 2, "bias"), ("mlp", 0, "none"
 HIDDEN = 32
 
 
-def write_healed(path: Path, *, seed: int = 0, hidden: int = HIDDEN, report: Any = None) -> Path:
+def write_healed(
+    path: Path, *, seed: int = 0, hidden: int = HIDDEN, report: Any = None, model: str | None = None
+) -> Path:
     """A plan with random numbers of low rank."""
     import torch
 
@@ -42,6 +44,8 @@ def write_healed(path: Path, *, seed: int = 0, hidden: int = HIDDEN, report: Any
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     plan = PruningPlan(deletions=PLAN)
+    if model is not None:
+        plan = plan.model_copy(update={"made_from": {"model": model}})
     write_healed_plan(path, plan, substitutes, report=report)  # type: ignore[arg-type]
     return path
 
@@ -138,6 +142,22 @@ def test_numbers_of_another_width_are_refused_before_the_export(
     plan = write_healed(tmp_path / "wide" / "wide.json", hidden=48)
     request = _request(checkpoint, tmp_path / "out", drops=DropRequest(plan=plan))
     with pytest.raises(PlanError, match=r"has the shape \[48\]; this model takes \[32\]"):
+        _walk(request)
+    assert not (tmp_path / "out" / "baseline").exists()
+
+
+def test_numbers_of_another_model_are_refused_before_the_export(
+    walked: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    from exporter.artifacts import ImportanceReport
+    from exporter.plan_origin import MODEL_KEY
+
+    ours = ImportanceReport.read(walked[0] / "importance.json").model.sha256
+    for arm in ("baseline", "candidate"):
+        assert load_model(walked[0] / arm / "model.onnx").metadata_props[MODEL_KEY] == ours
+    plan = write_healed(tmp_path / "mine" / "healed.json", model="f" * 64)
+    request = _request(checkpoint, tmp_path / "out", drops=DropRequest(plan=plan))
+    with pytest.raises(PlanError, match="was made for another model"):
         _walk(request)
     assert not (tmp_path / "out" / "baseline").exists()
 
