@@ -55,6 +55,11 @@ def shallow_model(
     kept = kept_layers(deletions, len(found))
     if not kept:
         raise UnknownArchitectureError("The plan drops no whole blocks, or all of them.", _HINT)
+    if any(each.form == "post_norm" for each in found):
+        raise UnknownArchitectureError(
+            f"A norm of {loaded.ref.architecture} follows each sum, and stays where a block goes.",
+            _HINT,
+        )
     config = _config(loaded, deletions, kept, len(found))
     try:
         made = _made(model, config, _weights(model, found, kept))

@@ -42,7 +42,7 @@ def answer(model: Any) -> Any:
     import torch
 
     with torch.inference_mode():
-        return model(ids()).logits
+        return model(ids())[0]
 
 
 def three_layers(family: str = "llama", **changes: Any) -> Any:
@@ -185,6 +185,14 @@ def test_what_a_layers_number_decides_can_not_be_numbered_anew(tmp_path: Path) -
     assert facts.kept is None
     assert "checkpoint: not with fewer layers. " in heard.lines[0]
     assert answer(load_pruned(tmp_path).model).equal(wanted)
+
+
+def test_a_norm_after_the_sum_stays_with_its_layer(tmp_path: Path) -> None:
+    """In BERT's kind it is on the stream: a layer less would have two norms less."""
+    heard = Heard()
+    facts, _ = written(tmp_path, BLOCK, "bert", heard=heard)
+    assert facts.kept is None
+    assert "follows each sum, and stays where a block goes" in heard.lines[0]
 
 
 def test_a_config_is_renumbered_where_it_names_layers() -> None:
