@@ -126,6 +126,10 @@ class ShardedWeights:
         """All names of one parameter, itself included."""
         return self._aliases[name]
 
+    def sources(self) -> dict[str, list[str]]:
+        """From each parameter or buffer to the shards' names of what it is made from."""
+        return {target: list(names) for target, names in self._sources.items()}
+
     def nbytes(self, prefix: str = "") -> int:
         """How much memory a module's parameters take when they are there; ties count once."""
         shared = {self._aliases[name][0] for name in self.names(prefix)}

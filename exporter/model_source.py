@@ -218,6 +218,28 @@ def resolve_source(
     return folder
 
 
+def own_dtype(
+    source: str,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    revision: str | None = None,
+) -> str:
+    """The dtype that a model's config names, where it is one that models are loaded in.
+
+    Else, as for a GGUF file, ``float32``. The arguments are :func:`load_model`'s.
+
+    Raises:
+        ModelSourceError: When there is nothing there that could be loaded.
+    """
+    path = resolve_source(
+        source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, revision=revision
+    )
+    config = {} if path.is_file() else _read_json(path / "config.json")
+    named = config.get("dtype") or config.get("torch_dtype")
+    return str(named) if named in _DTYPES else _DTYPES[0]
+
+
 def source_sha256(
     source: str,
     *,

@@ -24,6 +24,8 @@ from exporter.pruned_structure import structure_for
 if TYPE_CHECKING:
     import torch
 
+    from exporter.branch_modules import PrunedStructure
+
 _TOKENS = 8
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 _NARROW_TOLERANCE = 2e-2  # sums of half a dozen numbers, each rounded
@@ -48,24 +50,28 @@ def prune_model(loaded: LoadedModel, deletions: Sequence[PlannedDeletion], cut: 
     """
     import torch
 
-    from exporter.branch_modules import BranchSubstitute, pruned_class, put_modules
-
     model: Any = loaded.model
     inputs = probe_inputs(model)
     with substituted(model, cut), torch.inference_mode():
         wanted = answer_to(model, inputs)
     structure = structure_for(loaded, deletions, cut, inputs)
+    place_substitutes(model, structure, cut)
+    with torch.inference_mode():
+        found = answer_to(model, inputs)
+    require_same(loaded, found, wanted)
+
+
+def place_substitutes(model: Any, structure: PrunedStructure, cut: Cut) -> None:
+    """Puts the modules that a structure tells into a model, with a cut's numbers in them."""
+    from exporter.branch_modules import BranchSubstitute, pruned_class, put_modules
+
     put_modules(model, structure)
     model.__class__ = pruned_class(type(model), structure)
     for branch in structure.branches:
         module = model.get_submodule(branch.path)
         assert isinstance(module, BranchSubstitute)
-        substitute = cut[branch.layer, branch.kind]
-        module.fill(*_as_in(model, substitute))
+        module.fill(*_as_in(model, cut[branch.layer, branch.kind]))
     model.eval().requires_grad_(False)
-    with torch.inference_mode():
-        found = answer_to(model, inputs)
-    require_same(loaded, found, wanted)
 
 
 def save_pruned(loaded: LoadedModel, folder: Path) -> None:
@@ -144,7 +150,9 @@ def load_pruned(folder: Path, *, dtype: str = "float32", train: bool = False) ->
 
 def _as_in(model: Any, substitute: Substitute) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     """The numbers in the model's dtype, to which a graph's are rounded too."""
-    form = {"device": model.device, "dtype": model.dtype}
+    # A model that is read a layer at a time is nowhere, and runs on the CPU.
+    device = "cpu" if model.device.type == "meta" else model.device
+    form = {"device": device, "dtype": model.dtype}
     bias = None if substitute.bias is None else substitute.bias.detach().to(**form)
     return bias, [each.detach().to(**form) for each in substitute.maps]
 

@@ -55,12 +55,7 @@ def shallow_model(
     kept = kept_layers(deletions, len(found))
     if not kept:
         raise UnknownArchitectureError("The plan drops no whole blocks, or all of them.", _HINT)
-    if any(each.form == "post_norm" for each in found):
-        raise UnknownArchitectureError(
-            f"A norm of {loaded.ref.architecture} follows each sum, and stays where a block goes.",
-            _HINT,
-        )
-    config = _config(loaded, deletions, kept, len(found))
+    config = shallow_config_of(loaded, deletions, kept)
     try:
         made = _made(model, config, _weights(model, found, kept))
     except Exception as error:
@@ -70,7 +65,7 @@ def shallow_model(
             f"{first_line(error)}.",
             _HINT,
         ) from error
-    _require_alike(model, made, kept)
+    refuse_other_settings(model, made, kept)
     shallow = replace(
         loaded, model=made, ref=loaded.ref.model_copy(update={"num_layers": len(kept)})
     )
@@ -79,9 +74,26 @@ def shallow_model(
     return shallow
 
 
-def _config(
-    loaded: LoadedModel, deletions: Sequence[PlannedDeletion], kept: Sequence[int], layers: int
+def shallow_config_of(
+    loaded: LoadedModel, deletions: Sequence[PlannedDeletion], kept: Sequence[int]
 ) -> Any:
+    """The config of a model with fewer layers, which notes where they come from.
+
+    Args:
+        loaded: The whole model.
+        deletions: Whole blocks.
+        kept: The layers that stay.
+
+    Raises:
+        UnknownArchitectureError: The family has a norm on the stream.
+    """
+    found = layer_modules(loaded.model)
+    if any(each.form == "post_norm" for each in found):
+        raise UnknownArchitectureError(
+            f"A norm of {loaded.ref.architecture} follows each sum, and stays where a block goes.",
+            _HINT,
+        )
+    layers = len(found)
     config = loaded.model.config
     content = config.to_dict()
     text = config.get_text_config()
@@ -141,8 +153,14 @@ def _save_alike(made: Any, model: Any) -> None:
         setattr(made, name, vars(model)[name])
 
 
-def _require_alike(model: Any, made: Any, kept: Sequence[int]) -> None:
-    """A window or a rotary base that a layer has by its number shows in few tokens' logits only."""
+def refuse_other_settings(model: Any, made: Any, kept: Sequence[int]) -> None:
+    """Refuses a model of fewer layers in which one is not what it was.
+
+    A window or a rotary base that a layer has by its number does not show on a few tokens.
+
+    Raises:
+        UnknownArchitectureError: With the layer.
+    """
     before, after = layer_modules(model), layer_modules(made)
     for new, old in zip(after, (before[layer] for layer in kept), strict=True):
         if dict(_settings(new.layer)) != dict(_settings(old.layer)):

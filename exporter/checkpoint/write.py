@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from exporter.checkpoint.facts import (
     name_of_base,
     weights_of,
 )
+from exporter.checkpoint.streamed import write_streamed
 from exporter.disk import telling_full_disk
 from exporter.errors import UnknownArchitectureError
 from exporter.files import staged_directory, write_text
+from exporter.meta_model import MetaModel
 from exporter.progress import QUIET, Progress
 from exporter.pruned_model import (
     answer_to,
@@ -58,7 +61,8 @@ def write_checkpoint(
     """Prunes a model and writes it as a Hugging Face folder, which is there whole or not.
 
     Args:
-        loaded: The whole model. It is changed, and of no use afterwards.
+        loaded: The whole model, or one without its weights, which are then read from its shards a
+            layer at a time. It is changed, and of no use afterwards.
         plan: What to drop.
         folder: Where the checkpoint goes; an earlier one there is replaced.
         replacements: The plan's numbers.
@@ -73,27 +77,33 @@ def write_checkpoint(
         OSError: It can't be written.
     """
     refuse_checkpoint_folder(folder)
-    cut = cut_of_plan(plan, replacements, loaded.model) if cut is None else cut
     before, layers = weights_of(loaded.model), loaded.ref.num_layers
-    pruned, kept = _pruned(loaded, plan, cut, progress)
-    base, on_hub = name_of_base(loaded)
-    facts = CheckpointFacts(
-        base=base,
-        on_hub=on_hub,
-        base_sha256=loaded.ref.sha256,
-        architecture=loaded.ref.architecture,
-        layers=layers,
-        deletions=plan.deletions,
-        kept=kept,
-        plain=kept is not None or _is_plain(pruned.model),
-        transformers=_transformers_version(),
-        dtype=str(pruned.model.dtype).removeprefix("torch."),
-        before=before,
-        after=weights_of(pruned.model),
-        license=license_of_base(loaded.path),
-    )
-    with progress.task(f"write {folder}"), staged_directory(folder) as stage:
-        save_pruned_into(pruned, stage)
+    with staged_directory(folder) as stage:
+        if isinstance(loaded, MetaModel):
+            pruned, kept = write_streamed(
+                loaded, plan, stage, replacements=replacements, progress=progress
+            )
+        else:
+            cut = cut_of_plan(plan, replacements, loaded.model) if cut is None else cut
+            pruned, kept = _pruned(loaded, plan, cut, progress)
+            with progress.task(f"write {folder}"):
+                save_pruned_into(pruned, stage)
+        base, on_hub = name_of_base(loaded)
+        facts = CheckpointFacts(
+            base=base,
+            on_hub=on_hub,
+            base_sha256=loaded.ref.sha256,
+            architecture=loaded.ref.architecture,
+            layers=layers,
+            deletions=plan.deletions,
+            kept=kept,
+            plain=kept is not None or _is_plain(pruned.model),
+            transformers=version("transformers"),
+            dtype=str(pruned.model.dtype).removeprefix("torch."),
+            before=before,
+            after=weights_of(pruned.model),
+            license=license_of_base(loaded.path),
+        )
         with telling_full_disk(stage):
             _copy_licenses(loaded.path, stage)
             if card is not None:
@@ -130,12 +140,6 @@ def _is_plain(model: Any) -> bool:
     from exporter.branch_modules import honours_skips
 
     return honours_skips(model)
-
-
-def _transformers_version() -> str:
-    from importlib.metadata import version
-
-    return version("transformers")
 
 
 def _copy_licenses(source: Path, stage: Path) -> None:

@@ -20,6 +20,7 @@ from exporter.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from exporter.artifacts import Healing, ImportanceReport, PruningPlan
+    from exporter.model_source import LoadedModel
 
 
 @click.command(
@@ -33,8 +34,12 @@ if TYPE_CHECKING:
     help="The importance.json that PLAN rests on, for the model card.",
 )  # fmt: skip
 @loading(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), default="float32",
-    show_default=True, help="Of the weights that are written.",
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Of the weights that are written. [the model's own]",
+)  # fmt: skip
+@loading(
+    "--stream", is_flag=True,
+    help="Read and write a layer's weights at a time, for models larger than memory.",
 )  # fmt: skip
 @model_options
 @json_option
@@ -48,6 +53,7 @@ def checkpoint(
     output: Path,
     *,
     importance: Path | None,
+    stream: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -59,8 +65,6 @@ def checkpoint(
     """
     from exporter.checkpoint import CheckpointFacts, write_checkpoint
     from exporter.checkpoint.model_card import CardSources, model_card
-    from exporter.cli.requests import source_options
-    from exporter.model_source import load_model
     from exporter.planning import read_plan, validate_plan
     from exporter.pruned_model import refuse_checkpoint_folder
     from exporter.replacement_file import read_replacements
@@ -71,7 +75,7 @@ def checkpoint(
     numbers = [] if replacements is None else [replacements.path]
     refuse_checkpoint_folder(output, [plan, *numbers, Path(model)])
     with progress.task(f"load {model}"):
-        loaded = load_model(model, **vars(source_options(options)))
+        loaded = _loaded(model, stream, options)
     # A plan that leaves no sublayer was asked for with --force when it was made.
     validate_plan(given, loaded.ref.num_layers, model=model, path=plan, allow_all=True)
 
@@ -86,6 +90,21 @@ def checkpoint(
     else:
         click.echo(f"{facts.before.parameters / 1e6:.1f} -> {facts.after.parameters / 1e6:.1f} "
                    f"million parameters; {facts.loader_words}\n{output}")  # fmt: skip
+
+
+def _loaded(model: str, stream: bool, options: dict[str, Any]) -> LoadedModel:
+    """The model, with its weights or without, in the dtype that was asked for or its own."""
+    from exporter.cli.requests import source_options
+    from exporter.cli.stream_options import streams
+    from exporter.meta_model import load_meta
+    from exporter.model_source import load_model, own_dtype
+
+    source = vars(source_options({**options, "dtype": options["dtype"] or "float32"}))
+    if options["dtype"] is None:
+        source["dtype"] = own_dtype(model, **{k: v for k, v in source.items() if k != "dtype"})
+    if streams({**options, "stream": stream}):
+        return load_meta(model, dtype=source["dtype"], revision=source["revision"])
+    return load_model(model, **source)
 
 
 def _scores(path: Path | None, plan: PruningPlan) -> ImportanceReport | None:

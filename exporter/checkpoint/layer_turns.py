@@ -1,0 +1,49 @@
+"""Runs a model whose weights are in its shards: each layer's come for its turn, and go."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from exporter.architectures import FAMILIES, layer_modules, unknown_layers
+from exporter.meta_model import MetaModel
+
+
+@contextlib.contextmanager
+def runnable(meta: MetaModel) -> Iterator[None]:
+    """Lets a model run while the block does; every run reads all layers' weights once.
+
+    What belongs to no layer, such as the embedding and the head, stays in memory meanwhile.
+
+    Args:
+        meta: The model, whole or pruned.
+
+    Raises:
+        UnknownArchitectureError: It is not known where the model keeps its layers.
+        ModelSourceError: A shard can't be read.
+    """
+    model: Any = meta.model
+    if model.config.model_type not in FAMILIES:
+        raise unknown_layers(model)  # Looking for them takes a run.
+    names = {module: name for name, module in model.named_modules()}
+    layers = {names[each.layer]: each.layer for each in layer_modules(model)}
+    inside = {name for path in layers for name in meta.weights.names(path)}
+    with contextlib.ExitStack() as stack:
+        for name in meta.weights.names():
+            if name not in inside:
+                stack.enter_context(meta.held(name))
+        for path, layer in layers.items():
+            come, go = partial(_come, meta, path), partial(_go, meta, path)
+            stack.callback(layer.register_forward_pre_hook(come).remove)
+            stack.callback(layer.register_forward_hook(go, always_call=True).remove)
+        yield
+
+
+def _come(meta: MetaModel, path: str, *_: Any) -> None:
+    meta.materialise(path)
+
+
+def _go(meta: MetaModel, path: str, *_: Any) -> None:
+    meta.release(path)

@@ -1,0 +1,212 @@
+"""Pruned checkpoints of models larger than memory: from shards to shards, a tensor at a time.
+
+The model runs on a few tokens, a layer's weights in memory at a time, to see which modules go and
+that what is left computes what it should. Then what stays is copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.ablation import substituted
+from exporter.artifacts import PruningPlan
+from exporter.checkpoint.layer_turns import runnable
+from exporter.checkpoint.shallow_model import (
+    kept_layers,
+    refuse_other_settings,
+    shallow_config_of,
+)
+from exporter.checkpoint.shard_writer import FLOATS, Piece, piece_of, safetensors_name, write_shards
+from exporter.disk import telling_full_disk
+from exporter.errors import UnknownArchitectureError
+from exporter.meta_model import MetaModel, ShardedWeights, load_meta
+from exporter.model_files import save_pretrained_files
+from exporter.model_source import LoadedModel
+from exporter.progress import QUIET, Progress
+from exporter.pruned_model import (
+    answer_to,
+    place_substitutes,
+    probe_inputs,
+    require_same,
+)
+from exporter.pruned_structure import structure_for
+from exporter.replacement_cut import cut_of_plan
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporter.ablation import Cut
+    from exporter.branch_modules import PrunedStructure
+    from exporter.replacement_file import Replacements
+
+
+def write_streamed(
+    meta: MetaModel,
+    plan: PruningPlan,
+    stage: Path,
+    *,
+    replacements: Replacements | None = None,
+    progress: Progress = QUIET,
+) -> tuple[LoadedModel, list[int] | None]:
+    """Writes a pruned checkpoint into a folder that the caller stages.
+
+    Args:
+        meta: The whole model; it is pruned, or of no use afterwards.
+        plan: What to drop.
+        stage: An empty folder.
+        replacements: The plan's numbers.
+        progress: Told of bytes.
+
+    Returns:
+        The model that was written, without its weights; and the layers that it has, where it has
+        fewer.
+
+    Raises:
+        PlanError: The plan is not for this model.
+        UnknownArchitectureError: This family can't be written so.
+        ModelSourceError: A shard can't be read.
+        OSError: It can't be written.
+    """
+    import torch
+
+    model: Any = meta.model
+    before = meta.weights.sources()
+    with runnable(meta), torch.inference_mode(), progress.task("run the model, layer by layer"):
+        cut = cut_of_plan(plan, replacements, model)
+        inputs = probe_inputs(model)
+        with substituted(model, cut):
+            wanted = answer_to(model, inputs)
+        kept = kept_layers(plan.deletions, meta.ref.num_layers)
+        structure = structure_for(meta, plan.deletions, cut, inputs)
+    if kept:
+        try:
+            return _write_shallow(meta, plan, kept, wanted, stage, progress)
+        except UnknownArchitectureError as error:
+            progress.say(f"checkpoint: not with fewer layers. {error}")
+            for path in stage.iterdir():
+                path.unlink()
+    return _write_gaps(meta, structure, cut, before, wanted, stage, progress)
+
+
+def _write_gaps(
+    meta: MetaModel,
+    structure: PrunedStructure,
+    cut: Cut,
+    before: Mapping[str, Sequence[str]],
+    wanted: torch.Tensor,
+    stage: Path,
+    progress: Progress,
+) -> tuple[LoadedModel, list[int] | None]:
+    import torch
+
+    from exporter.branch_modules import note_drops
+
+    model: Any = meta.model
+    place_substitutes(model, structure, cut)
+    pruned = replace(meta, weights=ShardedWeights(model, meta.shards))
+    with runnable(pruned), torch.inference_mode():
+        require_same(pruned, answer_to(model, probe_inputs(model)), wanted)
+    after = _flat(pruned.weights.sources().values())
+    gone = _flat(before.values()) - after
+    shards = _shards(meta, {name: name for name in meta.shards.entries if name not in gone})
+    own = {name: value for name, value in model.named_parameters() if not value.is_meta}
+    empty = torch.empty(0, dtype=model.dtype)
+    extra = [piece_of(before[name][0], empty) for name in structure.empty]
+    extra += [piece_of(name, value.detach()) for name, value in own.items()]
+    _write(stage, [*shards, extra] if len(shards) > 1 else [[*shards[0], *extra]], progress)
+    save_pretrained_files(pruned, stage)
+    note_drops(stage, structure)
+    return pruned, None
+
+
+def _write_shallow(
+    meta: MetaModel,
+    plan: PruningPlan,
+    kept: Sequence[int],
+    wanted: torch.Tensor,
+    stage: Path,
+    progress: Progress,
+) -> tuple[LoadedModel, list[int] | None]:
+    import torch
+
+    model: Any = meta.model
+    config = shallow_config_of(meta, plan.deletions, kept)
+    with torch.device("meta"):
+        made = type(model)(config).to(model.dtype)
+    if model.can_generate():
+        made.generation_config = model.generation_config
+    _write(stage, _shards(meta, _renumbered(meta, kept)), progress)
+    save_pretrained_files(replace(meta, model=made), stage)
+    again = load_meta(str(stage), dtype=str(model.dtype).removeprefix("torch."))
+    refuse_other_settings(model, again.model, kept)
+    with runnable(again), torch.inference_mode():
+        require_same(again, answer_to(again.model, probe_inputs(again.model)), wanted)
+    return again, list(kept)
+
+
+def _renumbered(meta: MetaModel, kept: Sequence[int]) -> dict[str, str]:
+    """From each tensor that stays to its name with its layer's new number.
+
+    Raises:
+        UnknownArchitectureError: The shards name layers otherwise than the model does.
+    """
+    from exporter.architectures import layer_modules
+
+    paths = {module: path for path, module in meta.model.named_modules()}
+    names = {name: name for name in meta.shards.entries}
+    place = {layer: number for number, layer in enumerate(kept)}
+    for each in layer_modules(meta.model):
+        path, number = f"{paths[each.layer]}.", re.compile(rf"(?<=\.){each.number}(?=\.)")
+        own = [s for target, s in meta.weights.sources().items() if target.startswith(path)]
+        for source in _flat(own):
+            if not number.search(source):
+                raise UnknownArchitectureError(f"{source} does not tell of layer {each.number}.")
+            if each.number in place:
+                names[source] = number.sub(str(place[each.number]), source, count=1)
+            else:
+                del names[source]
+    return names
+
+
+def _shards(meta: MetaModel, names: Mapping[str, str]) -> list[list[Piece]]:
+    """What stays, shard by shard as it lies in the base's; in the dtype that was asked for."""
+    dtype = safetensors_name(meta.model.dtype)
+    item = meta.model.dtype.itemsize
+    shards: dict[Path, list[Piece]] = {}
+    for source, name in names.items():
+        entry = meta.shards.entries[source]
+        kind, size = entry.dtype, entry.nbytes
+        if kind in FLOATS and kind != dtype:
+            count = size // entry.torch_dtype.itemsize
+            kind, size = dtype, count * item
+        piece = Piece(name, kind, entry.shape, size, _Reading(meta, source))
+        shards.setdefault(entry.file, []).append(piece)
+    return list(shards.values())
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Reads one tensor of the shards when it is called."""
+
+    meta: MetaModel
+    source: str
+
+    def __call__(self) -> torch.Tensor:
+        return self.meta.shards.read(self.source)
+
+
+def _write(stage: Path, shards: Sequence[Sequence[Piece]], progress: Progress) -> None:
+    total = sum(piece.nbytes for shard in shards for piece in shard)
+    with contextlib.ExitStack() as stack:
+        task = stack.enter_context(progress.task("write weights, bytes", total=total))
+        stack.enter_context(telling_full_disk(stage))
+        write_shards(stage, shards, task.advance)
+
+
+def _flat(sources: Iterable[Sequence[str]]) -> set[str]:
+    return {name for names in sources for name in names}
