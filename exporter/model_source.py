@@ -51,7 +51,8 @@ _SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 # Weights in folders of their own are other formats; templates are the one thing wanted from there.
 _ELSEWHERE = ("*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt", "*/*.py", "*/*.bin")
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-_DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("float32", "float16", "bfloat16")
+"""What a model's weights may become when it is loaded."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ def check_dtype(dtype: str) -> None:
     Raises:
         ModelSourceError: It is none of ``float32``, ``float16`` and ``bfloat16``.
     """
-    if dtype not in _DTYPES:
-        raise ModelSourceError(f"The dtype {dtype} is not known.", f"Use {' or '.join(_DTYPES)}.")
+    if dtype not in DTYPES:
+        raise ModelSourceError(f"The dtype {dtype} is not known.", f"Use {' or '.join(DTYPES)}.")
 
 
 def resolve_source(
@@ -216,28 +217,6 @@ def resolve_source(
     folder = _fetch(source, trust_remote_code, allow_pickle, revision)
     _check_folder(folder, allow_pickle)
     return folder
-
-
-def own_dtype(
-    source: str,
-    *,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-    revision: str | None = None,
-) -> str:
-    """The dtype that a model's config names, where it is one that models are loaded in.
-
-    Else, as for a GGUF file, ``float32``. The arguments are :func:`load_model`'s.
-
-    Raises:
-        ModelSourceError: When there is nothing there that could be loaded.
-    """
-    path = resolve_source(
-        source, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, revision=revision
-    )
-    config = {} if path.is_file() else _read_json(path / "config.json")
-    named = config.get("dtype") or config.get("torch_dtype")
-    return str(named) if named in _DTYPES else _DTYPES[0]
 
 
 def source_sha256(

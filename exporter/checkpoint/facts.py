@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +95,25 @@ def name_of_base(loaded: LoadedModel) -> tuple[str, bool]:
     if Path(source).expanduser().exists():
         return loaded.path.resolve().name, False
     return source.removeprefix("hf:"), source.startswith("hf:") or source.count("/") == 1
+
+
+def own_dtype(source: str, **loading: Any) -> str:
+    """The dtype that a model's config names, where it is one that models are loaded in.
+
+    Else, as for a GGUF file, ``float32``. ``loading`` goes to
+    :func:`~exporter.model_source.resolve_source`.
+
+    Raises:
+        ModelSourceError: When there is nothing there that could be loaded.
+    """
+    from exporter.model_source import DTYPES, resolve_source
+
+    path = resolve_source(source, **loading)
+    config: Any = {}
+    with contextlib.suppress(OSError, ValueError):
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    named = config.get("dtype") or config.get("torch_dtype")
+    return str(named) if named in DTYPES else DTYPES[0]
 
 
 def license_of_base(folder: Path) -> dict[str, str]:

@@ -112,7 +112,7 @@ def _bytes(piece: Piece) -> memoryview:
     if piece.dtype in FLOATS:
         wanted = next(name for name, told in _NAMES.items() if told == piece.dtype)
         tensor = tensor.to(getattr(torch, wanted))
-    data = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    data: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
     if len(data) != piece.nbytes or tensor.numel() != math.prod(piece.shape):
         raise ValueError(f"{piece.name} has {len(data)} bytes, not {piece.nbytes}")
     return data

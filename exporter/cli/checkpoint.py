@@ -94,10 +94,11 @@ def checkpoint(
 
 def _loaded(model: str, stream: bool, options: dict[str, Any]) -> LoadedModel:
     """The model, with its weights or without, in the dtype that was asked for or its own."""
+    from exporter.checkpoint.facts import own_dtype
     from exporter.cli.requests import source_options
     from exporter.cli.stream_options import streams
     from exporter.meta_model import load_meta
-    from exporter.model_source import load_model, own_dtype
+    from exporter.model_source import load_model
 
     source = vars(source_options({**options, "dtype": options["dtype"] or "float32"}))
     if options["dtype"] is None:
@@ -124,13 +125,9 @@ def _scores(path: Path | None, plan: PruningPlan) -> ImportanceReport | None:
 
 
 def _healing(plan: PruningPlan, path: Path) -> Healing | None:
-    """What `depthcut heal` wrote beside a healed plan, where it speaks of that plan."""
+    """What is known of the gain of a plan's replacements."""
     from exporter.artifacts import HealingReport
-    from exporter.healing.plan_file import files_of
+    from exporter.healing.plan_file import report_of
 
-    report = files_of(path)[2]
-    if plan.replacements is None or not report.is_file():
-        return None
-    healing = HealingReport.read(report).healing
-    told = {(each.layer, each.kind, each.replacement) for each in healing.branches}
-    return healing if told == {(d.layer, d.kind, d.replacement) for d in plan.deletions} else None
+    report = report_of(plan, path)
+    return None if report is None else HealingReport.read(report).healing

@@ -81,8 +81,9 @@ def tensors(folder: Path) -> dict[str, int]:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         header.pop("__metadata__", None)
-        sizes |= {name: e["data_offsets"][1] - e["data_offsets"][0] for name, e in header.items()}
-        assert len(data) == 8 + length + sum(sizes.values())
+        own = {name: e["data_offsets"][1] - e["data_offsets"][0] for name, e in header.items()}
+        assert len(data) == 8 + length + sum(own.values())
+        sizes |= own
     return sizes
 
 
