@@ -7,6 +7,7 @@ from pathlib import Path
 
 from exporter.artifacts import Target
 from exporter.budgets import Budget, Heal
+from exporter.budgets.settings import refuse_idle_healing
 from exporter.compare import CompareOptions
 from exporter.engine.flavours import Backend
 from exporter.engine.settings import BuildSettings
@@ -65,12 +66,18 @@ class BudgetRequest:
         heal: What may take a branch's place.
         rank: Of linear maps; None: full ones.
         check_text: Text of another domain than the calibration's; None: the usual one.
+
+    Raises:
+        UsageError: Something is said of replacements that may not be made.
     """
 
     budget: Budget
     heal: Heal = "best"
     rank: int | None = None
     check_text: str | None = None
+
+    def __post_init__(self) -> None:
+        refuse_idle_healing(self.heal, self.rank, self.check_text)
 
 
 @dataclass(frozen=True)

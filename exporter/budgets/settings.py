@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from exporter.budgets.budget import Heal
 from exporter.budgets.hit import ROUNDS
+from exporter.errors import UsageError
 from exporter.selection import SearchOptions
 
 
@@ -22,6 +23,9 @@ class PlanSettings:
         check_text: Text of another domain; None: pydoc, or self where pydoc is calibrated on.
         held_out: Share of the text that the result is judged on.
         rounds: Candidates that are measured at most.
+
+    Raises:
+        UsageError: Something is said of replacements that may not be made.
     """
 
     search: SearchOptions = field(default_factory=lambda: SearchOptions(search="greedy"))
@@ -32,6 +36,9 @@ class PlanSettings:
     check_text: str | None = None
     held_out: float = 0.25
     rounds: int = ROUNDS
+
+    def __post_init__(self) -> None:
+        refuse_idle_healing(self.heal, self.rank, self.check_text)
 
     def told(self) -> dict[str, int | float | str]:
         """What a plan notes of it, beside what was asked for."""
@@ -45,3 +52,22 @@ class PlanSettings:
         if self.search.protect:
             found["protect"] = ", ".join(self.search.protect)
         return found
+
+
+def refuse_idle_healing(heal: Heal, rank: int | None, check_text: str | None) -> None:
+    """Refuses what is said of replacements that may not be made.
+
+    Raises:
+        UsageError: A rank without linear maps, or another domain to judge nothing on.
+    """
+    if rank is not None and heal in ("none", "bias"):
+        raise UsageError(
+            f"A rank is for linear maps, and with --heal {heal} there are none.",
+            "Leave the rank away, or take --heal linear or best.",
+        )
+    if check_text is not None and heal == "none":
+        raise UsageError(
+            "A text of another domain is for judging replacements, and with --heal none there are "
+            "none.",
+            "Leave it away, or take --heal bias, linear or best.",
+        )

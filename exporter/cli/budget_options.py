@@ -28,6 +28,9 @@ BUDGETS = (
 IDLE = ("at", "batch", "context", "kinds", "attention_only", "rank", "check_text", "onnx", "costs")
 """What `depthcut plan` has no use for without them."""
 
+TIMING = ("provider", "threads", "time_budget")
+"""What it has no use for where nothing is timed."""
+
 
 class Tokens(click.ParamType[int]):
     """A number of tokens: ``32k`` or ``32768``."""

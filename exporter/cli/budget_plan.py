@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli.budget_options import asks_for_budget, budget_request, usual_heal
+from exporter.cli.budget_options import TIMING, asks_for_budget, budget_request, usual_heal
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import AUTO
 from exporter.cli.search_options import search_request
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from exporter.budgets import Budget, Planner, PlanSettings, Workplace
     from exporter.costs import CostTable
     from exporter.selection import SearchOptions
+
+_SECONDS = 60.0
+"""For the rounds of a sublayer's cost, where nothing is said."""
 
 
 def wants_planner(options: Mapping[str, Any]) -> bool:
@@ -128,6 +131,7 @@ def planned(
             "Leave it away, or plan numbers alone; depthcut heal --force puts replacements in.",
         )
     budget = budget_request(options, options["batch"] or 1)
+    _refuse_idle_timing(options)
     if options["curve"] is None:
         budget.refuse_empty()
     work = Workplace(output.with_name(f"{output.name}.work"))
@@ -158,6 +162,7 @@ def _planner(
     from exporter.costs import Effort, sizes
 
     onnx: Path | None = options["onnx"]
+    seconds = options["time_budget"] or _SECONDS
     stopwatch = None
     if onnx is not None and budget.at is not None:
         stopwatch = OnnxStopwatch(
@@ -165,11 +170,11 @@ def _planner(
             budget.at,
             options["costs"] or work.costs,
             work.folder,
-            provider=options["provider"],
+            provider=options["provider"] or "cpu",
             threads=None if options["threads"] == AUTO else options["threads"],
             may_replace=options["costs"] is None,  # a file that was named is nobody's memory
-            variants=Effort(seconds=options["time_budget"]),
-            candidates=Effort(seconds=2 * options["time_budget"]),
+            variants=Effort(seconds=seconds),
+            candidates=Effort(seconds=2 * seconds),
             progress=progress,
         )
     return Planner(
@@ -184,6 +189,19 @@ def _planner(
         importance_sha256=digest,
         progress=progress,
     )
+
+
+def _refuse_idle_timing(options: Mapping[str, Any]) -> None:
+    from exporter.errors import UsageError
+
+    if options["onnx"] is not None and options["at"] is not None:
+        return
+    for name in TIMING:
+        if options[name] is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for times that are measured on the exported graph.",
+                "Name it with --onnx and the request with --at, or leave this away.",
+            )
 
 
 def _measured_before(path: Path | None) -> CostTable | None:

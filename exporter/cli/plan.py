@@ -11,6 +11,7 @@ import click
 
 from exporter.cli.budget_options import (
     IDLE,
+    TIMING,
     budget_options,
     budgeting,
     refuse_idle,
@@ -21,7 +22,6 @@ from exporter.cli.console import ConsoleProgress
 from exporter.cli.metric_options import METRIC_NAMES
 from exporter.cli.options import (
     ANY_PATH,
-    AUTO,
     EXISTING_FILE,
     ONNX_FILE,
     Threads,
@@ -69,16 +69,16 @@ if TYPE_CHECKING:
     "machine. Without --onnx they foretell, and nothing is measured.",
 )  # fmt: skip
 @speed(
-    "--provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-    help="Where ONNX Runtime runs the graph.",
+    "--provider", type=click.Choice(["cpu", "cuda"]),
+    help="Where ONNX Runtime runs the graph. [cpu]",
 )  # fmt: skip
 @speed(
-    "--threads", type=Threads(), default=AUTO, show_default=True,
-    help="CPU threads; auto: what makes the graph's step fastest.",
+    "--threads", type=Threads(),
+    help="CPU threads; auto: what makes the graph's step fastest. [auto]",
 )  # fmt: skip
 @speed(
-    "--time-budget", type=Duration(), default="60s", show_default=True,
-    help="What the rounds of a sublayer's cost may take; those of a candidate twice as much.",
+    "--time-budget", type=Duration(),
+    help="What the rounds of a sublayer's cost may take; those of a candidate twice as much. [60s]",
 )  # fmt: skip
 @search_options
 @scoring(
@@ -134,7 +134,7 @@ def plan(
         refuse_with_budget(options)
         result = budget_plan.planned(report, load, output, digest, options, progress)
     else:
-        refuse_idle(options, IDLE)
+        refuse_idle(options, (*IDLE, *TIMING))
         result = _counted(report, load, output, digest, options, progress)
     if result is not None:
         print_artifact(result, output, as_json, "Drop " + result.describe())
@@ -151,6 +151,7 @@ def _counted(
     """A plan for numbers, by scores or a search."""
     from exporter.cli.requests import drop_request
     from exporter.cli.search_options import search_request
+    from exporter.healing.plan_file import write_healed_plan
     from exporter.request import COUNTS
     from exporter.selection import choose
 
@@ -176,7 +177,7 @@ def _counted(
     if options["metric"]:
         told = {**result.budget, "metric": report.metric}
         result = result.model_copy(update={"budget": told})
-    result.write(output)
+    result = write_healed_plan(output, result, {})  # takes along what an earlier plan had beside it
     if search.by_damage:
         journal.unlink(missing_ok=True)
     return result

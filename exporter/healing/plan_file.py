@@ -81,6 +81,11 @@ def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
             f"{numbers} would count among the weights of the model in {model}.",
             "Write the plan into another folder.",
         )
+    for other in _others(numbers, path):
+        raise UsageError(
+            f"{numbers} holds the numbers of {other}, too, and would be written over.",
+            "Write the plan under another name.",
+        )
     kept = [*inputs, model]
     for each in files_of(path):
         if each.is_dir():
@@ -167,12 +172,24 @@ def _without_report(plan: PruningPlan) -> dict[str, str]:
 def _earlier(path: Path) -> Iterator[Path]:
     """The numbers and the report of the plan that stood there, which would now belong to none."""
     _, numbers, report = files_of(path)
+    if _others(numbers, path):
+        return
     with contextlib.suppress(DepthcutError, OSError):
         if numbers in numbers_of(PruningPlan.read(path), path) and numbers.is_file():
             yield numbers
     with contextlib.suppress(DepthcutError, OSError):
         HealingReport.read(report)
         yield report
+
+
+def _others(numbers: Path, path: Path) -> list[Path]:
+    """Other plans in the folder, such as copies, that name the same file of numbers."""
+    found = []
+    for other in sorted(path.parent.glob("*.json")) if numbers.is_file() else ():
+        with contextlib.suppress(DepthcutError, OSError):
+            if other != path and numbers in numbers_of(PruningPlan.read(other), other):
+                found.append(other)
+    return found
 
 
 def healed_deletions(

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from cost_tables import made_table
+from made_reports import full_report
 
 from exporter.artifacts import (
     CalibrationRef,
     CurvePoint,
+    HealingReport,
     ImportanceReport,
     ModelRef,
     ParetoCurve,
     PlannedDeletion,
     PruningPlan,
+    ReplacementsRef,
     Score,
 )
 from exporter.budgets import Budget, Floors, Memory, tokens
@@ -159,6 +162,19 @@ def _importance(folder: Path) -> Path:
         (["--fits", "8GB", "--context", "32k"], "Name it with --onnx"),
         (["--at", "batch=1", "--drop-attn", "1"], "--at is for budgets"),
         (["--rank", "4", "--drop-attn", "1"], "--rank is for budgets"),
+        (["--rank", "4", "--parameters", "10%", "--heal", "none"], "A rank is for linear maps"),
+        (
+            ["--rank", "4", "--parameters", "10%", "--heal", "bias"],
+            "with --heal bias there",
+        ),
+        (
+            ["--check-text", "self", "--parameters", "10%", "--heal", "none"],
+            "another domain",
+        ),
+        (["--threads", "2", "--parameters", "10%"], "--threads is for times"),
+        (["--provider", "cpu", "--parameters", "10%"], "Name it with --onnx and the request"),
+        (["--time-budget", "9s", "--parameters", "10%"], "--time-budget is for times"),
+        (["--threads", "auto", "--drop-attn", "1"], "--threads is for budgets"),
         (["--parameters", "10%", "--search", "iterative"], "Leave --search away"),
         (["--kinds", "mlp", "--attention-only", "--parameters", "10%"], "Give one of them"),
         (["--heal", "bias"], "Say what the plan is to reach"),
@@ -184,6 +200,60 @@ def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: st
     told = done.output + (str(done.exception) if isinstance(done.exception, DepthcutError) else "")
     assert words in re.sub(r"\s+", " ", told)
     assert [found.name for found in tmp_path.iterdir()] == ["importance.json"]
+
+
+@pytest.mark.parametrize("heal", ["linear", "best"])
+def test_a_rank_and_another_domain_go_with_replacements(heal: Any) -> None:
+    from exporter.budgets import PlanSettings
+    from exporter.request import BudgetRequest
+
+    PlanSettings(heal=heal, rank=4, check_text="self")
+    BudgetRequest(Budget(attention=1), heal=heal, rank=4, check_text="self")
+    PlanSettings(heal="none")
+    for make in (PlanSettings, lambda **given: BudgetRequest(Budget(attention=1), **given)):
+        with pytest.raises(UsageError, match="A rank is for linear maps"):
+            make(heal="none", rank=4)
+
+
+def test_a_bare_plan_takes_along_what_a_healed_one_had_beside_it(tmp_path: Path) -> None:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    out, numbers = tmp_path / "plan.json", tmp_path / "plan.safetensors"
+    call = ["plan", str(_importance(tmp_path)), "-o", str(out), "--drop-attn", "1"]
+    copy, report = tmp_path / "copy.json", tmp_path / "plan.report.json"
+    for is_copied in (True, False):
+        numbers.write_bytes(b"numbers")
+        healing = full_report().healing
+        assert healing is not None
+        model = ModelRef(source="gone", architecture="X", num_layers=3, sha256="0" * 64)
+        HealingReport(model=model, healing=healing).write(report)
+        healed = PruningPlan(
+            deletions=[PlannedDeletion(layer=1, kind="attention", replacement="linear")],
+            replacements=ReplacementsRef(path=numbers.name, sha256="1" * 64),
+        )
+        healed.write(out)
+        healed.write(copy) if is_copied else copy.unlink()
+        assert CliRunner().invoke(cli, call, obj=ConsoleProgress()).exception is None
+        assert PruningPlan.read(out).replacements is None
+        # A copy of the healed plan may still want them.
+        assert numbers.exists() is report.exists() is is_copied
+
+
+def test_a_plan_beside_a_copy_of_an_earlier_one_leaves_its_numbers(tmp_path: Path) -> None:
+    from exporter.healing.plan_file import refuse_places
+
+    numbers = tmp_path / "plan.safetensors"
+    numbers.write_bytes(b"numbers")
+    healed = PruningPlan(
+        deletions=[PlannedDeletion(layer=1, kind="attention", replacement="linear")],
+        replacements=ReplacementsRef(path=numbers.name, sha256="1" * 64),
+    )
+    healed.write(tmp_path / "plan.json")
+    refuse_places(tmp_path / "plan.json", [], tmp_path / "model.gguf")
+    healed.write(tmp_path / "copy.json")
+    with pytest.raises(UsageError, match=r"holds the numbers of .*copy\.json"):
+        refuse_places(tmp_path / "plan.json", [], tmp_path / "model.gguf")
 
 
 def test_numbers_of_several_kinds_combine(tmp_path: Path) -> None:
