@@ -100,7 +100,7 @@ def measure_depths(
     cuts = {
         _place(cell): cut_of(cell.deletions, loaded.model) for cell in cells if not cell.refused
     }
-    baseline, damages = _damages(loaded, text, cuts, options, journal, progress)
+    whole, damages = _damages(loaded, text, cuts, options, journal, progress)
     sizes = module_sizes(loaded)
     scored = compared_tasks(
         loaded,
@@ -114,7 +114,7 @@ def measure_depths(
         metric=report.metric,
         calibration=report.calibration,
         text=text.ref,
-        baseline_perplexity=baseline.perplexity,
+        baseline_perplexity=whole.baseline_perplexity,
         cells=[
             cell.model_copy(
                 update={
@@ -206,11 +206,13 @@ def _damages(
     journal: Path | None,
     progress: Progress,
 ) -> tuple[Damage, dict[Place, Damage]]:
-    """The whole model's and every cut's, way by way, so that a call that is cut short has some."""
+    """One that knows the whole model's losses, and every cut's.
+
+    Way by way, so that a call that is cut short leaves some.
+    """
     measuring = DamageMeter(loaded.model, text.input_ids, text.mask, batch_size=options.batch_size)
     about = {"model": loaded.ref.sha256, "text": text.ref.model_dump(), "by": "depths"}
     meter = RememberingMeter(measuring, journal, about)
-    (baseline,) = meter.measure_many({}, [], progress)
     found: dict[Place, Damage] = {}
     for way in options.ways:
         some = {place: cut for place, cut in cuts.items() if place[0] == way}
@@ -218,7 +220,8 @@ def _damages(
             progress.say(f"depths: {way} at {', '.join(str(number) for _, number in some)}")
             _, *damages = meter.measure_many({}, list(some.values()), progress)
             found.update(zip(some, damages, strict=True))
-    return baseline, found
+    any_cut = next(iter(found.values()), None)  # each knows the whole model's losses too
+    return any_cut or meter.measure_many({}, [], progress)[0], found
 
 
 def depth_damage(damage: Damage) -> DepthDamage:

@@ -18,7 +18,7 @@ def repeatability(
 
     Both are drawn around the scores with their standard errors, each sublayer by itself, and
     ranked; the mean over the draws. Held against what disjoint halves of a text gave, it was right
-    to 0.02.
+    to 0.02. Of two or three samples the standard errors themselves say little.
 
     Args:
         scores: ``[sublayers]``.
