@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.importance import CalibrationText, score_on
-from exporter.meta_model import MetaModel, load_meta
+from exporter.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.model_source import load_model
 from exporter.progress import Quiet
 from exporter.streaming import score_streamed, score_streamed_on
 from exporter.streaming.hidden_states import states_in_file
+from exporter.streaming.reading_ahead import filled_in_turn
 from exporter.transformers_output import quiet_transformers
 
 pytestmark = pytest.mark.torch
@@ -297,3 +300,28 @@ def test_a_model_that_is_spread_over_devices(llama: str, tmp_path: Path, place: 
     spread = load_model(llama, device_map=place)
     found = score_on(spread, random_text(), metrics=("cosine", "kl"))
     expect_equal(found, expected)
+
+
+def test_the_next_layer_is_read_meanwhile_and_no_other(
+    llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = load_meta(llama)
+    layers = [f"model.layers.{number}" for number in range(3)]
+    read: queue.Queue[str] = queue.Queue()
+    fetch = ShardedWeights.fetch
+
+    def told(self: ShardedWeights, prefix: str = "") -> Any:
+        read.put(prefix)
+        return fetch(self, prefix)
+
+    monkeypatch.setattr(ShardedWeights, "fetch", told)
+    with contextlib.closing(filled_in_turn(meta, layers)) as turns:
+        assert next(turns) == 0
+        assert [read.get(timeout=60), read.get(timeout=60)] == layers[:2]
+        assert read.empty()
+        assert next(turns) == 1
+        assert read.get(timeout=60) == layers[2]
+        assert {
+            name.split(".")[2] for name, p in meta.model.named_parameters() if not p.is_meta
+        } == {"1"}
+    expect_empty(meta)
