@@ -65,6 +65,7 @@ def checkpoint(
     """
     from exporter.checkpoint import CheckpointFacts, write_checkpoint
     from exporter.checkpoint.model_card import CardSources, model_card
+    from exporter.plan_origin import hold_against_model
     from exporter.planning import read_plan, validate_plan
     from exporter.pruned_model import refuse_checkpoint_folder
     from exporter.replacement_file import read_replacements
@@ -78,6 +79,7 @@ def checkpoint(
         loaded = _loaded(model, stream, options)
     # A plan that leaves no sublayer was asked for with --force when it was made.
     validate_plan(given, loaded.ref.num_layers, model=model, path=plan, allow_all=True)
+    hold_against_model(given, loaded.ref.sha256, model=model, path=plan, progress=progress)
 
     def card(facts: CheckpointFacts) -> str:
         return model_card(facts, CardSources(given, scores, healing))

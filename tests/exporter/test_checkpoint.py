@@ -345,6 +345,27 @@ def test_the_card_carries_the_licence_and_no_path(tmp_path: Path) -> None:
     assert run(["checkpoint", str(base), str(tmp_path / "config.json"), "-o", str(base)]) == 2
 
 
+def test_replacements_that_were_fitted_to_another_model_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from exporter.ablation import Substitute
+    from exporter.cli import run
+    from exporter.healing import write_healed_plan
+    from exporter.model_files import save_checkpoint
+
+    save_checkpoint(three_layers(), tmp_path / "base")
+    deletions = planned(("mlp", 1, "bias"))
+    for origin, code in (({"model": "f" * 64}, 1), ({}, 0)):
+        plan = PruningPlan(deletions=deletions, made_from=origin)
+        write_healed_plan(tmp_path / "p.json", plan, {(1, "mlp"): Substitute(torch.ones(96))})
+        arguments = ["checkpoint", str(tmp_path / "base"), str(tmp_path / "p.json"), "-o"]
+        assert run([*arguments, str(tmp_path / "hf")]) == code
+        assert (tmp_path / "hf").exists() == (code == 0)
+        assert ("fitted to that one" in capfd.readouterr().err) == (code == 1)
+
+
 def test_a_plan_for_another_model_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="There is no layer 9"):
         written(tmp_path / "hf", planned(("mlp", 9, "none")))
