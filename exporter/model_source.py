@@ -107,7 +107,7 @@ def load_model(
     def load(config: Any) -> tuple[Any, dict[str, Any]]:
         model_class = auto_class(config, trust_remote_code=trust_remote_code, pruned=pruned)
         use_safetensors = bool(_matching(path, _SAFETENSORS)) or not allow_pickle
-        if use_safetensors:
+        if use_safetensors and not getattr(config, "transformers_weights", None):
             CheckpointShards.open(path)  # says which shard is at fault, which transformers doesn't
         model, info = model_class.from_pretrained(
             path,

@@ -250,6 +250,18 @@ def test_a_truncated_checkpoint(checkpoint: Path) -> None:
 
 
 @pytest.mark.torch
+def test_weights_under_a_name_of_the_config(checkpoint: Path) -> None:
+    expected = _logits(load_model(str(checkpoint)).model)
+    (checkpoint / "model.safetensors").rename(checkpoint / "own.safetensors")
+    with pytest.raises(ModelSourceError, match=r"holds neither model\.safetensors"):
+        load_model(str(checkpoint))
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["transformers_weights"] = "own.safetensors"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert _logits(load_model(str(checkpoint)).model).equal(expected)
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize("place", ["LlamaForCausalLM", "AutoTokenizer"])
 def test_memory_that_runs_out_is_no_bad_file(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
