@@ -25,9 +25,10 @@ from exporter.files import sha256_file
 from exporter.plan_dialects import foreign_deletions
 from exporter.plan_origin import parents_of
 from exporter.progress import QUIET, Progress
+from exporter.wording import are, counted
 
 _SUBLAYERS: tuple[DeletionKind, ...] = ("attention", "mlp")
-_PLURALS = {"attention": "attentions", "mlp": "MLPs", "block": "blocks"}
+_NOUNS = {"attention": "attention", "mlp": "MLP", "block": "block"}
 _DROP = re.compile(r"(?P<kind>[a-z_]+):(?P<layers>\d+(-\d+)?(,\d+(-\d+)?)*)")
 _DROP_HINT = "Write kind:layers, such as attention:25,26 or mlp:3-5."
 _MOST_LAYERS = 10_000  # A typing error in a range must not fill the memory.
@@ -205,8 +206,8 @@ def refuse_unscored_blocks(report: ImportanceReport, number: int) -> None:
     """
     if number and not any(score.kind == "block" for score in report.scores):
         raise PlanError(
-            f"{number} {_PLURALS['block']} are to be dropped, but of {report.model.source} no "
-            "block is scored.",
+            f"{counted(number, 'block')} {are(number)} to be dropped, but of "
+            f"{report.model.source} no block is scored.",
             f"Score them too: depthcut score {report.model.source} --metric kl --blocks.",
         )
 
@@ -214,10 +215,12 @@ def refuse_unscored_blocks(report: ImportanceReport, number: int) -> None:
 def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int) -> list[Score]:
     candidates = [score for score in report.scores if score.kind in kinds]
     if number > len(candidates):
+        left, names = len(candidates), [_NOUNS[kind] for kind in kinds]
+        what = counted(number, " or ".join(names), " and ".join(f"{name}s" for name in names))
         raise PlanError(
-            f"{number} {' and '.join(_PLURALS[kind] for kind in kinds)} are to be dropped, but of "
-            f"{report.model.source} only {len(candidates)} are scored.",
-            f"The most that can be asked for is {len(candidates)}.",
+            f"{what} {are(number)} to be dropped, but of {report.model.source} only {left} "
+            f"{are(left)} scored.",
+            f"The most that can be asked for is {left}.",
         )
     for score in candidates:
         if not math.isfinite(score.score):

@@ -12,3 +12,8 @@ def counted(number: float, noun: str, plural: str | None = None) -> str:
         plural: For any other number; None: the noun with an s.
     """
     return f"{number:.12g} {noun if number == 1 else plural or noun + 's'}"
+
+
+def are(number: float) -> str:
+    """The verb behind such a number: ``is`` for one, ``are`` for any other."""
+    return "is" if number == 1 else "are"

@@ -10,6 +10,7 @@ from typing import Protocol
 from exporter.artifacts import Replacement
 from exporter.budgets.budget import KINDS, Memory, SublayerKind
 from exporter.costs import GraphSizes
+from exporter.wording import counted
 
 Name = tuple[int, SublayerKind]
 
@@ -42,7 +43,12 @@ class Goal:
 
 @dataclass(frozen=True)
 class Counted:
-    """One for every sublayer of some kinds."""
+    """One for every sublayer of some kinds.
+
+    Attributes:
+        kinds: Which.
+        label: What one of them is called.
+    """
 
     kinds: tuple[SublayerKind, ...]
     label: str
@@ -58,7 +64,7 @@ class Counted:
 
     def words(self, gain: float) -> str:
         """``8 attentions dropped``."""
-        return f"{gain:g} {self.label} dropped"
+        return f"{counted(gain, self.label)} dropped"
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class CountedBlocks:
 
     def words(self, gain: float) -> str:
         """``2 blocks dropped``."""
-        return f"{gain:g} blocks dropped"
+        return f"{counted(gain, 'block')} dropped"
 
 
 @dataclass(frozen=True)

@@ -69,10 +69,10 @@ def _sizes(budget: Budget, sizes: GraphSizes, rank: int | None) -> Iterator[Goal
 
 def _counts(budget: Budget) -> Iterator[Goal]:
     if budget.attention:
-        yield Goal(Counted(("attention",), "attentions"), budget.attention)
+        yield Goal(Counted(("attention",), "attention"), budget.attention)
     if budget.mlp:
-        yield Goal(Counted(("mlp",), "MLPs"), budget.mlp)
+        yield Goal(Counted(("mlp",), "MLP"), budget.mlp)
     if budget.block:
         yield Goal(CountedBlocks(), budget.block)
     if budget.joint:
-        yield Goal(Counted(budget.kinds, "sublayers"), budget.joint)
+        yield Goal(Counted(budget.kinds, "sublayer"), budget.joint)

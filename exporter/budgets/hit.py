@@ -11,6 +11,7 @@ from exporter.artifacts import Speedup
 from exporter.budgets.walk import Walk
 from exporter.errors import PlanError
 from exporter.progress import QUIET, Progress
+from exporter.wording import counted
 
 TOLERANCE = 0.03
 """How far the measured speedup may be from the target, as a share of it."""
@@ -107,6 +108,6 @@ def _same(one: Walk, other: Walk) -> bool:
 def _tell(found: Measured, target: float, progress: Progress) -> None:
     low, high = found.speedup.ci95
     progress.say(
-        f"plan: a candidate without {len(found.walk.choices)} sublayers measures "
+        f"plan: a candidate without {counted(len(found.walk.choices), 'sublayer')} measures "
         f"{found.speedup.ratio:.3f} [{low:.3f}, {high:.3f}]; the target is {target:g}"
     )

@@ -214,9 +214,10 @@ def _write_curve(planner: Planner, path: Path, progress: ConsoleProgress) -> Non
     """The data, and the page beside it."""
     from exporter.files import write_text
     from exporter.report.html.frontier import render_front
+    from exporter.wording import counted
 
     curve = planner.curve()
     page = path.with_suffix(".html")
     write_text(page, render_front(curve))
     curve.write(path)
-    progress.say(f"plan: a front of {len(curve.front)} plans: {path} and {page}")
+    progress.say(f"plan: a front of {counted(len(curve.front), 'plan')}: {path} and {page}")

@@ -96,6 +96,7 @@ def prune(
     from exporter.planning import parse_drops, read_plan
     from exporter.replacement_file import read_replacements
     from exporter.surgery import prune_file
+    from exporter.wording import counted
 
     gate = None
     if check_engine is not None:
@@ -131,10 +132,9 @@ def prune(
         progress=progress,
     )
     replaced = sum(entry.replacement != "none" for entry in report.deleted)
-    count = len(report.deleted)
     place = f", {replaced} of them replaced" if replaced else ""
     line = (
-        f"{count} sublayer{'s' * (count != 1)} deleted{place}: "
+        f"{counted(len(report.deleted), 'sublayer')} deleted{place}: "
         f"{report.before.nodes} -> {report.after.nodes}"
         f" nodes, {report.before.bytes / 1e6:.1f} -> {report.after.bytes / 1e6:.1f} MB of weights,"
         f" verification: {_verification(report.verification, verify)}{_parse(report.engine)}"

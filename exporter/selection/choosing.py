@@ -27,6 +27,7 @@ from exporter.selection.options import (
     options_for,
 )
 from exporter.selection.protection import protected_names
+from exporter.wording import are, counted
 
 if TYPE_CHECKING:
     from exporter.ablation import Cut, Damage
@@ -361,9 +362,9 @@ def _refuse_unreachable(
 
 
 def _refuse_number(group: Group, number: int, left: int, model: str) -> None:
-    what = "sublayers" if group == "joint" else {"mlp": "MLPs"}.get(group, f"{group}s")
+    what = {"joint": "sublayer", "mlp": "MLP"}.get(group, group)
     raise PlanError(
-        f"{number} {what} are to be dropped, but of {model} only {left} may go.",
+        f"{counted(number, what)} {are(number)} to be dropped, but of {model} only {left} may go.",
         f"Ask for at most {left}: what is protected stays, and never less than one sublayer.",
     )
 

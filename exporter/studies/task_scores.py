@@ -14,6 +14,7 @@ from exporter.progress import QUIET, Progress
 from exporter.studies.task_memory import TaskMemory
 from exporter.tasks.choosing import TaskChoice, score_tasks
 from exporter.tasks.scores import compare_scores
+from exporter.wording import counted
 
 if TYPE_CHECKING:
     from exporter.measure.model_folder import ModelFolder
@@ -79,7 +80,9 @@ def _score(
         progress.say("tasks: the whole model")
         whole = score_tasks(choice, runner, folder, progress=progress)
         for number, cut in enumerate(cuts, start=1):
-            progress.say(f"tasks: without {len(cut)} sublayers ({number} of {len(cuts)})")
+            progress.say(
+                f"tasks: without {counted(len(cut), 'sublayer')} ({number} of {len(cuts)})"
+            )
             with substituted(loaded.model, cut):
                 scores = score_tasks(choice, runner, folder, progress=progress)
             pairs = zip(whole, scores, strict=True)

@@ -112,7 +112,7 @@ def test_gains_add_up_in_every_unit() -> None:
     assert Bytes(SIZES, memory).whole == 4000 + 3 * 8 * 10 * 2
     assert Bytes(SIZES, memory).gain([(0, "attention")], "none") == 400 + 8 * 10 * 2
     assert Bytes(SIZES, memory).gain([(0, "mlp")], "none") == 400
-    attentions = Counted(("attention",), "attentions")
+    attentions = Counted(("attention",), "attention")
     assert attentions.gain([(0, "attention")], "linear") == 1
     assert attentions.gain([(0, "mlp")], "none") == attentions.gain(block, "none") == 0  # type: ignore[arg-type]
     assert CountedBlocks().gain(block, "none") == 1  # type: ignore[arg-type]
@@ -186,6 +186,8 @@ def _importance(folder: Path) -> Path:
         (["--drop-attn", "3", "--search", "iterative", "--protect", "first"], "only 2 may go"),
         (["--parameters", "10%", "--curve", "front.html"], "Write --curve front.json"),
         (["--drop-block", "1"], "depthcut score gone --metric kl --blocks"),
+        (["--drop-block", "1"], "1 block is to be dropped, but of gone no block is scored"),
+        (["--drop-block", "2"], "2 blocks are to be dropped, but of gone no block is scored"),
         (["--drop-block", "1", "--protect", "first"], "depthcut score gone --metric kl --blocks"),
     ],
 )

@@ -85,7 +85,7 @@ def test_agreement_is_a_floor_too() -> None:
 
 def test_two_goals_hold_together() -> None:
     search, _, _, _, unit = _search(2)
-    attentions = Counted(("attention",), "attentions")
+    attentions = Counted(("attention",), "attention")
     walk = search.solve([Goal(unit, 12.0), Goal(attentions, 2)], unit)
     assert walk.gain(unit) >= 12.0
     assert walk.gain(attentions) >= 2
@@ -168,7 +168,7 @@ def test_what_a_later_goal_takes_back_is_made_up_for() -> None:
     maps = [option for option in options if option.replacement == "linear"]
     # A map in an attention's place saves time, one in an MLP's takes more than the MLP.
     unit = MadeUnit({(n, "linear"): 10.0 if n[1] == "attention" else -3.0 for n in NAMES})
-    mlps = Counted(("mlp",), "MLPs")
+    mlps = Counted(("mlp",), "MLP")
     search = Search(meter, Judge(meter), maps, SearchSettings(shortlist=None))
     walk = search.solve([Goal(unit, 17.0), Goal(mlps, 2)], unit)
     assert walk.gain(unit) >= 17.0

@@ -83,6 +83,7 @@ def test_nothing_kept_scores_lower_than_anything_dropped(scores: list[float], nu
         ({}, "Nothing"),
         ({"attention": -1}, "-1"),
         ({"attention": 6}, "6 attentions are to be dropped, but of m only 5 are scored"),
+        ({"block": 6}, "6 blocks are to be dropped, but of m only 5 are scored"),
         ({"joint": 11}, "11 attentions and MLPs .* only 10 are scored"),
         ({"joint": 10}, "every attention and every MLP"),
         ({"block": 5}, "every attention and every MLP"),

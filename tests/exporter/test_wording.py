@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.wording import counted
+from exporter.wording import are, counted
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,10 @@ from exporter.wording import counted
 )
 def test_one_is_one(number: float, said: str) -> None:
     assert counted(number, "block") == said
+
+
+def test_the_verb_goes_with_the_number() -> None:
+    assert [are(number) for number in (0, 1, 2)] == ["are", "is", "are"]
 
 
 def test_a_plural_of_its_own() -> None:

@@ -16,6 +16,7 @@ from exporter.report.parts import all_parts
 from exporter.report.parts.corners import corner_name
 from exporter.report.parts.part import Block, Grid, Note, Part, Tone, verdict_sign
 from exporter.report.words import shape_words, short_shape, speedup_words
+from exporter.wording import counted
 
 _ALL_POINTS = 20_000
 """Points on the whole page: about 250 kB."""
@@ -206,7 +207,7 @@ def _architecture(source: Source, key: str) -> Iterator[Figure]:
     caption = (
         "How many layers follow is not on record here."
         if told is None
-        else f"{layers} layers, the first to the left."
+        else f"{counted(layers, 'layer')}, the first to the left."
     )
     kinds = sublayer_kinds(set(known))
     legend = [("k-attention", "attention"), ("k-mlp", "MLP")]

@@ -10,6 +10,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.report.html.charts.bands import LEFT, bands, deletions_by_cell, places
 from exporter.report.html.charts.heat import LABELS
 from exporter.report.html.charts.svg import WIDTH, Drawing
+from exporter.wording import counted
 
 _MARKS = {"bias": "b", "linear": "L", "none": ""}
 _CELL = 18.0
@@ -79,4 +80,5 @@ def _sublayer(
 
 def _words(layers: int, gone: dict[tuple[int, str], str]) -> str:
     cells = [f"{LABELS[kind]} {layer}" for layer, kind in sorted(gone) if kind != "block"]
-    return f"{layers} layers; " + (f"without {', '.join(cells)}." if cells else "all sublayers.")
+    told = f"without {', '.join(cells)}." if cells else "all sublayers."
+    return f"{counted(layers, 'layer')}; {told}"

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from exporter.report.html.charts.scale import axis_below, axis_left, scale_over
 from exporter.report.html.charts.svg import WIDTH, Drawing, polyline
+from exporter.wording import counted
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, WIDTH - 14, 18, 210
 _MOST_COST = 3.0
@@ -63,4 +64,4 @@ def front_chart(
 
 def _description(points: Sequence[FrontPoint], unit: str) -> str:
     led = [f"{p.gain:.3g}: {p.cost:.3g}{unit}" for p in points if p.on_front]
-    return f"{len(points)} plans, of which nothing beats {len(led)}. {'; '.join(led)}."
+    return f"{counted(len(points), 'plan')}, of which nothing beats {len(led)}. {'; '.join(led)}."
