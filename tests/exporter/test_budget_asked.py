@@ -113,6 +113,8 @@ def test_gains_add_up_in_every_unit() -> None:
     assert Bytes(SIZES, memory).gain([(0, "attention")], "none") == 400 + 8 * 10 * 2
     assert Bytes(SIZES, memory).gain([(0, "mlp")], "none") == 400
     attentions = Counted(("attention",), "attention")
+    assert [attentions.words(n) for n in (1, 2)] == ["1 attention dropped", "2 attentions dropped"]
+    assert [CountedBlocks().words(n) for n in (1, 0)] == ["1 block dropped", "0 blocks dropped"]
     assert attentions.gain([(0, "attention")], "linear") == 1
     assert attentions.gain([(0, "mlp")], "none") == attentions.gain(block, "none") == 0  # type: ignore[arg-type]
     assert CountedBlocks().gain(block, "none") == 1  # type: ignore[arg-type]
