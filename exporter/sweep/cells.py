@@ -109,6 +109,7 @@ def _cells(file: SweepFile, place: _Place, out: Path, dangers: Dangers) -> Itera
             exporter=file.export.exporter,
             target=file.export.target,
             opset=file.export.opset,
+            checkpoint=file.export.checkpoint,
             load=SourceOptions(DTYPES[precision.dtype], model.revision, **vars(dangers)),
             score=_scored_by(plan, scoring),
             compare=compare,

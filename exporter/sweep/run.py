@@ -17,6 +17,7 @@ from exporter.sweep.child import run_in_children
 from exporter.sweep.job import Job, failed, missing
 from exporter.sweep.keeping import cell_key, kept, source_hashes, write_plan
 from exporter.sweep.reading import Sweep
+from exporter.wording import counted
 
 Runner = Callable[[Sequence[Job], Progress], Iterator[tuple[int, SweepCell]]]
 """Runs jobs, and gives what came of each with its place among them, in any order."""
@@ -155,7 +156,7 @@ def _opening(found: Sequence[SweepCell], runs: int) -> str:
     broken = len(found) - done - runs
     told = [f"{done} kept from earlier runs" if done else "", f"{runs} to run"]
     told += [f"{broken} that can't be run"] if broken else []
-    return f"sweep: {len(found)} cells: {', '.join(filter(None, told))}"
+    return f"sweep: {counted(len(found), 'cell')}: {', '.join(filter(None, told))}"
 
 
 def _words(cell: SweepCell) -> str:

@@ -254,6 +254,7 @@ class Exporting(Entry):
     target: Target = "portable"
     exporter: ExporterName | None = None
     opset: Annotated[int, Field(strict=True, ge=18, le=23)] | None = None
+    checkpoint: Switch = False
 
 
 class SweepFile(Entry):

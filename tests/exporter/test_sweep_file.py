@@ -63,13 +63,13 @@ def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
         "scoring: {calibration: text.txt, samples: 3}\n"
         "shapes: {prefill: [8], decode_past: [], batch: [1, 2], generate: [[4, 5]]}\n"
         "measuring: {time_budget_s: 2, eval_text: hf:some/text}\n"
-        "export: {opset: 21}\n",
+        "export: {opset: 21, checkpoint: true}\n",
     )
     half, quantised = (cell.request for cell in found)
     assert half.source == str(tmp_path / "m")
     assert (half.load.dtype, half.choosing.dtype, half.quantize) == ("float16", "float32", None)
     assert half.score.calibration == str(tmp_path / "text.txt")
-    assert (half.score.samples, half.opset) == (3, 21)
+    assert (half.score.samples, half.opset, half.checkpoint) == (3, 21, True)
     assert half.compare.prefill_lengths == (8,)
     assert half.compare.batches == (1, 2)
     assert half.compare.timing.generate == ((4, 5),)

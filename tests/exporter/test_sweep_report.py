@@ -87,6 +87,7 @@ def test_several_machines_are_warned_of_and_one_is_not() -> None:
     one = made_cell("m", "a", "fp32", made_result(1.1, 15.0))
     other = made_cell("m", "b", "fp32", made_result(1.1, 15.0, machine="Xeon", threads=4))
     assert "don't compare" not in parts(made_sweep([one]))["machines"]
+    assert sweep_lead(made_sweep([one])) == "1 model x 1 plan x 1 precision: 1 cell, 1 done."
     told = parts(made_sweep([one, other]))["machines"]
     assert "don't compare" in told
     assert "Xeon, 4 threads: B" in told

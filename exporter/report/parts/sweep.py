@@ -27,6 +27,7 @@ from exporter.report.words import (
     significant,
     speedup_words,
 )
+from exporter.wording import counted
 
 TITLE = "Sweep"
 _EACH = (
@@ -86,11 +87,11 @@ def sweep_lead(report: SweepReport) -> str:
     """The sweep in a sentence."""
     counts = Counter(cell.status for cell in report.cells)
     axes = ((report.models, "model"), (report.plans, "plan"), (report.precisions, "precision"))
-    told = " x ".join(f"{len(names)} {word}{'s' * (len(names) > 1)}" for names, word in axes)
+    told = " x ".join(counted(len(names), word) for names, word in axes)
     states = [f"{counts['done']} done"]
     states += [f"{counts['failed']} failed"] if counts["failed"] else []
     states += [f"{counts['missing']} not run"] if counts["missing"] else []
-    return f"{told}: {len(report.cells)} cells, {', '.join(states)}."
+    return f"{told}: {counted(len(report.cells), 'cell')}, {', '.join(states)}."
 
 
 def sweep_parts(report: SweepReport) -> list[Part]:
@@ -217,8 +218,7 @@ def _machines(rows: Sequence[Row]) -> Part | None:
     """Where it was measured, with a warning where that was not one machine."""
     places: dict[str, list[str]] = {}
     for row in rows:
-        threads = row.result.threads
-        where = f"{row.result.machine}, {threads} thread{'s' * (threads != 1)}"
+        where = f"{row.result.machine}, {counted(row.result.threads, 'thread')}"
         places.setdefault(where, []).append(row.letter)
     if not places:
         return None
