@@ -23,11 +23,11 @@ def series_options(function: _F) -> _F:
     for option in (
         series(
             "--vary-samples", type=Lengths(), default=(),
-            help="Score MODEL on that many samples, and on that many, into the folder -o.",
+            help="Score MODEL on each of these numbers of samples.",
         ),
         series(
             "--vary-calibration", metavar="SOURCE", multiple=True,
-            help="Score MODEL on this text, and on others: repeatable.",
+            help="Score MODEL on this text and on others, into the folder -o. Repeatable.",
         ),
         series(
             "--revisions", type=Names(), default=(),

@@ -60,7 +60,7 @@ def _expanded(name: str, alone: bool, progress: Progress) -> list[str]:
         return _by_step(matches)
     if not path.is_dir():
         return [name]
-    inside = [str(each) for each in path.iterdir() if each.is_dir() and _is_checkpoint(each)]
+    inside = [str(each) for each in path.iterdir() if _is_checkpoint(each)]
     whole = _is_checkpoint(path)
     if whole and not (alone and inside):
         return [name]

@@ -47,6 +47,13 @@ def test_a_folder_and_a_pattern_go_by_step(run: Path) -> None:
     assert find_checkpoints([f"{run.parent}/*/checkpoint-?000"]) == in_order(run)[1:]
 
 
+def test_gguf_files_are_checkpoints_too(tmp_path: Path) -> None:
+    names = [tmp_path / f"step-{step}.Q4_1.gguf" for step in (90, 800)]
+    for path in (*names, tmp_path / "notes.txt"):
+        path.write_text("")
+    assert find_checkpoints([str(tmp_path)]) == [str(path) for path in names]
+
+
 def test_the_alphabets_order_is_a_shells(run: Path) -> None:
     assert find_checkpoints(sorted(in_order(run))) == in_order(run)
 
