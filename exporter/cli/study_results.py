@@ -10,6 +10,9 @@ from exporter.artifacts import DepthsReport, StabilityReport
 from exporter.report.parts.part import Grid, Part
 
 
+_WIDTH = 100
+
+
 def print_stability(report: StabilityReport, output: Path, *, as_json: bool) -> None:
     """The summary, or all of it as JSON."""
     from exporter.report.parts.stability import stability_parts
@@ -41,7 +44,7 @@ def _print_study(part: Part, output: Path) -> None:
             rows = [[c if isinstance(c, str) else c.word for c in row] for row in block.rows]
             print_rows(block.header, rows)
         elif isinstance(block, Note):
-            click.echo(f"\n{block.text}")
+            click.echo(f"\n{click.wrap_text(block.text, _WIDTH)}")
         elif isinstance(block, Bullets):
             click.echo("")
             for line in block.lines:
