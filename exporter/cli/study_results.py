@@ -9,7 +9,6 @@ import click
 from exporter.artifacts import DepthsReport, StabilityReport
 from exporter.report.parts.part import Grid, Part
 
-
 _WIDTH = 100
 
 
