@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, Self
+
+_MB = 10**6
+_WORTH_TELLING_BYTES = 256 * _MB
 
 
 class Task(Protocol):
@@ -48,3 +51,27 @@ class Quiet:
 
 
 QUIET: Progress = Quiet()
+
+
+class ByteCount:
+    """Tells a task of bytes, in whole megabytes."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._bytes = 0
+
+    @classmethod
+    @contextmanager
+    def large(cls, progress: Progress, description: str, total: int) -> Iterator[Self]:
+        """Opens a piece of work of ``total`` bytes; one that is done in no time is not told."""
+        if total < _WORTH_TELLING_BYTES:
+            progress = QUIET
+        with progress.task(f"{description}, MB", round(total / _MB)) as task:
+            yield cls(task)
+
+    def add(self, count: int) -> None:
+        """Marks ``count`` more bytes as done."""
+        before = self._bytes // _MB
+        self._bytes += count
+        if steps := self._bytes // _MB - before:
+            self._task.advance(steps)

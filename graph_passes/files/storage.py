@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from graph_passes.files.file_checks import check_external, refuse_unsupported
 from graph_passes.files.locations import common_folder, leaves_folder
 from graph_passes.files.neighbours import other_reader, reads
 from graph_passes.files.placing import place, staging
+from graph_passes.files.unfinished import Unfinished
 from graph_passes.files.weight_file import WeightWriter, read_bytes
 
 Weights = Literal["compact", "share"]
@@ -236,7 +237,16 @@ def write_error(path: Path, error: OSError) -> OnnxFileError:
     )
 
 
-def write_files(model: ir.Model, folder: Path, name: str, weights: Weights) -> list[Path]:
+def write_files(
+    model: ir.Model,
+    folder: Path,
+    name: str,
+    weights: Weights,
+    *,
+    inline_bytes: int | None = None,
+    told: Callable[[int], None] | None = None,
+    unfinished: Unfinished | None = None,
+) -> list[Path]:
     """Writes a model's files into a folder, not yet safe from interruption.
 
     Args:
@@ -244,19 +254,33 @@ def write_files(model: ir.Model, folder: Path, name: str, weights: Weights) -> l
         folder: A staging folder.
         name: The ONNX file's name; with ``compact``, ``<name>.data`` comes before it.
         weights: See :func:`save_model`.
+        inline_bytes: How large a weight may be that ``compact`` leaves in the graph; None: 1024.
+        told: Is told of each piece of the weights how many bytes were written.
+        unfinished: Where the weights grow, so that an interrupted run can be gone on with.
 
     Returns:
         The files, in the order in which they are to appear.
     """
-    graph_file = folder / name
-    moved: Iterable[ir.Value] = _initializers(model) if weights == "compact" else _large(model)
+    graph_file, inline = folder / name, _INLINE_BYTES if inline_bytes is None else inline_bytes
+    moved = [*(_initializers(model) if weights == "compact" else _large(model))]
     weight_file = data_path(graph_file)
-    with WeightWriter(weight_file) as writer:
-        replaced = {value: _rehoused(value, writer) for value in moved}
+    tensors = [value.const_value for value in moved if value.const_value is not None]
+    with (
+        WeightWriter(weight_file, told=told)
+        if unfinished is None
+        else unfinished.writer(weight_file, tensors, told)
+    ) as writer:
+        replaced = {value: _rehoused(value, writer, inline) for value in moved}
     if not writer.size:
         weight_file.unlink()
     graph_file.write_bytes(_serialised_with(model, replaced.items()))
     return [weight_file, graph_file] if writer.size else [graph_file]
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """How many bytes a model's weights take."""
+    sizes = (v.const_value.nbytes for v in _initializers(model) if v.const_value is not None)
+    return sum(sizes)
 
 
 def _new_weights(model: ir.Model) -> list[ir.Value]:
@@ -271,13 +295,15 @@ def _large(model: ir.Model) -> list[ir.Value]:
     return new if size > _MOST_INLINE_BYTES else []
 
 
-def _rehoused(value: ir.Value, writer: WeightWriter) -> ir.TensorProtocol | None:
+def _rehoused(value: ir.Value, writer: WeightWriter, inline_bytes: int) -> ir.TensorProtocol | None:
     """Where an initializer's content stands in the new files: in the graph if it is small."""
     tensor = value.const_value
     if tensor is None or tensor.dtype == ir.DataType.STRING:
         return tensor
-    if tensor.nbytes > _INLINE_BYTES:
+    if tensor.nbytes > inline_bytes:
         return writer.add(tensor)
+    if isinstance(tensor, ir.LazyTensor):  # here, so that its own errors come through
+        return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
     return _inline(tensor) if isinstance(tensor, ir.ExternalTensor) else tensor
 
 

@@ -4,41 +4,59 @@ The kernel copies where it can (copy_file_range), and where the file system can 
 files (XFS, Btrfs, bcachefs), it shares them by itself and copies nothing. For that a range must
 begin at a block's boundary in both files, so large weights stand at the same place within a page
 here as where they come from. Holes of the source stay holes.
+
+Weights that are made when they are asked for are written in pieces, and let go before the next.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import onnx_ir as ir
 
 _ALIGNMENT = 64
 _PAGE_BYTES = 4096  # a block of the file systems that share blocks, and what mmap asks for
 _LARGE_BYTES = 1 << 20
 _PIECE_BYTES = 8 << 20
+_KERNEL_BYTES = 256 << 20
+_BYTE_BITS = 8
 _NO_KERNEL_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 
 
 class WeightWriter:
     """Writes one data file; the same bytes of the same source are written once.
 
+    Args:
+        path: The file.
+        told: Is told of each piece how many bytes were written.
+        start: How many bytes of an earlier file of the same weights, in the same order, are kept:
+            to the end of one of them.
+
     Attributes:
         size: How many bytes the file has so far.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, told: Callable[[int], None] | None = None, start: int = 0
+    ) -> None:
         self.path = path
         self.size = 0
+        self._told = told
+        self._kept = start
         self._places: dict[tuple[str, int, int] | int, int] = {}
         self._kernel_copy = hasattr(os, "copy_file_range")
 
     def __enter__(self) -> Self:
-        """Creates the file."""
-        self._file = self.path.open("wb", buffering=0)
+        """Creates the file, or opens what is kept of it."""
+        self._file = self.path.open("r+b" if self._kept else "wb", buffering=0)
+        self._file.truncate(self._kept)
         self._sources: dict[str, int] = {}
         return self
 
@@ -72,6 +90,10 @@ class WeightWriter:
         """The same of a tensor that needn't live on, and so is never known again."""
         return self._placed(tensor, self._append(tensor))
 
+    def sync(self) -> None:
+        """Waits until what was written is on the disk."""
+        os.fsync(self._file.fileno())
+
     def _placed(self, tensor: ir.TensorProtocol, offset: int) -> ir.ExternalTensor:
         return ir.ExternalTensor(
             location=self.path.name,
@@ -86,16 +108,29 @@ class WeightWriter:
 
     def _append(self, tensor: ir.TensorProtocol) -> int:
         offset = _place_after(self.size, tensor)
+        if offset + tensor.nbytes <= self._kept:
+            self.size = offset + tensor.nbytes
+            self._tell(tensor.nbytes)
+            return offset
         self._file.seek(offset)
         if isinstance(tensor, ir.ExternalTensor):
             self._copy(tensor)
         else:
-            _write_all(self._file.fileno(), tensor.tobytes())
+            self._write(tensor)
         self.size = offset + tensor.nbytes
         self._file.truncate(self.size)  # where it ends in a hole
         if tensor.nbytes >= _LARGE_BYTES:
             self._write_back(offset, tensor.nbytes)
         return offset
+
+    def _tell(self, count: int) -> None:
+        if self._told is not None:
+            self._told(count)
+
+    def _write(self, tensor: ir.TensorProtocol) -> None:
+        for piece in _pieces(tensor):
+            _write_all(self._file.fileno(), piece)
+            self._tell(len(piece))
 
     def _write_back(self, offset: int, length: int) -> None:
         """Has the kernel begin to write, so that little is left to wait for at the end."""
@@ -111,9 +146,12 @@ class WeightWriter:
         while position < end:
             begin, stop = _next_data(source, position, end)
             self._file.seek(begin - position, os.SEEK_CUR)
+            self._tell(begin - position)
             position = begin
             while position < stop:
-                position += self._copy_piece(source, position, stop - position)
+                copied = self._copy_piece(source, position, stop - position)
+                self._tell(copied)
+                position += copied
 
     def _copy_piece(self, source: int, position: int, left: int) -> int:
         copied = self._copy_in_kernel(source, position, left) if self._kernel_copy else 0
@@ -131,7 +169,8 @@ class WeightWriter:
         elif left > _PAGE_BYTES:
             left -= left % _PAGE_BYTES  # whole pages can be shared
         try:
-            return os.copy_file_range(source, self._file.fileno(), left, position)
+            most = min(left, _KERNEL_BYTES)  # so that progress is told, and Ctrl-C is heard
+            return os.copy_file_range(source, self._file.fileno(), most, position)
         except OSError as error:
             if error.errno not in _NO_KERNEL_COPY:
                 raise
@@ -176,7 +215,25 @@ def _next_data(source: int, position: int, end: int) -> tuple[int, int]:
         return (end, end) if error.errno == errno.ENXIO else (position, end)
 
 
-def _write_all(handle: int, data: bytes) -> None:
+def _pieces(tensor: ir.TensorProtocol) -> Iterator[memoryview]:
+    """A tensor's bytes in the order of the file; turning it round takes a piece at a time."""
+    if tensor.dtype.bitwidth < _BYTE_BITS:  # packed
+        yield memoryview(tensor.tobytes())
+        return
+    array = np.atleast_1d(tensor.numpy())
+    rows = max(1, _PIECE_BYTES // max(1, array.nbytes // max(1, len(array))))
+    for begin in range(0, len(array) if array.size else 0, rows):
+        yield _raw(array[begin : begin + rows])
+
+
+def _raw(array: np.ndarray[Any, Any]) -> memoryview:
+    """An array's bytes, little-endian as ONNX has them."""
+    if array.dtype.byteorder == ">" or (sys.byteorder == "big" and array.dtype.itemsize > 1):
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]

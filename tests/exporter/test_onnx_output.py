@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from exporter import onnx_output
 from exporter.onnx_output import save_onnx
 
 
@@ -40,11 +41,11 @@ def test_a_failure_while_saving_leaves_the_earlier_model(
 ) -> None:
     save_onnx(model(1.0), tmp_path)
 
-    def interrupted(model: ir.Model, path: Path, **_: Any) -> None:
-        path.write_bytes(b"half")
+    def interrupted(model: ir.Model, stage: Path, name: str, *_: Any, **__: Any) -> None:
+        (stage / name).write_bytes(b"half")
         raise failure
 
-    monkeypatch.setattr(ir, "save", interrupted)
+    monkeypatch.setattr(onnx_output, "write_files", interrupted)
     with pytest.raises(type(failure)):
         save_onnx(model(2.0), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]

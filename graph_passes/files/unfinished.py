@@ -1,0 +1,152 @@
+"""Weights that take long to write: what stands of them after an interruption, and how far it goes.
+
+A note beside the data file says how many bytes are on the disk, and of which weights. It is written
+after the bytes, so it never says too much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from graph_passes.files.weight_file import WeightWriter
+
+_NOTE = "written.json"
+_NOTE_EVERY_BYTES = 256 << 20
+
+
+class Unfinished:
+    """A data file that a later run goes on with.
+
+    Args:
+        folder: Its own, on the file system of the result; made when missing.
+        made_from: A hash of all that the weights' content depends on.
+    """
+
+    def __init__(self, folder: Path, made_from: str) -> None:
+        self.folder = folder
+        self._made_from = made_from
+        self._finished: tuple[int, int] | None = None
+
+    @contextlib.contextmanager
+    def until_done(self, place: Path) -> Iterator[None]:
+        """Keeps the finished file, too, when what comes after it in the block fails.
+
+        Args:
+            place: Where the finished file is by then. When the block ends well it stays there, and
+                nothing is left here.
+        """
+        try:
+            yield
+        except BaseException:
+            if self._finished is not None and _identity(place) == self._finished:
+                with contextlib.suppress(OSError):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    place.replace(self.folder / place.name)
+            raise
+        self.clear()
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """What an earlier run has left, whether it can be gone on with or not."""
+        return sum(path.stat().st_size for path in self.folder.glob("*"))
+
+    @contextlib.contextmanager
+    def writer(
+        self,
+        target: Path,
+        tensors: Sequence[ir.TensorProtocol],
+        told: Callable[[int], None] | None = None,
+    ) -> Iterator[WeightWriter]:
+        """Gives a writer that begins where an earlier run of the same weights ended.
+
+        When the block ends well the file goes to ``target``. After an error of the disk nothing is
+        left; after any other, Ctrl-C included, what was written stays for the next run.
+
+        Args:
+            target: Where the finished file goes.
+            tensors: The weights that will be written, in that order.
+            told: See :class:`WeightWriter`.
+        """
+        key = _fingerprint(self._made_from, tensors)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / target.name
+        try:
+            with _NotingWriter(file, self.folder / _NOTE, key, told) as writer:
+                yield writer
+            self._finished = _identity(file)
+            file.replace(target)
+        except OSError:
+            self.clear()
+            raise
+
+    def clear(self) -> None:
+        """Removes what is left of it."""
+        for path in self.folder.glob("*"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+
+class _NotingWriter(WeightWriter):
+    """Notes now and then, and at the end, how far it is."""
+
+    def __init__(
+        self, path: Path, note: Path, key: str, told: Callable[[int], None] | None
+    ) -> None:
+        self._note, self._key = note, key
+        self._noted = _left(path, note, key)
+        super().__init__(path, told=told, start=self._noted)
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Notes what is whole, whatever happened."""
+        try:
+            self._note_down(least=1)
+        finally:
+            super().__exit__(None, None, None)
+
+    def _append(self, tensor: ir.TensorProtocol) -> int:
+        offset = super()._append(tensor)
+        self._note_down(least=_NOTE_EVERY_BYTES)
+        return offset
+
+    def _note_down(self, least: int) -> None:
+        if self.size - self._noted < least:
+            return
+        self.sync()
+        part = self._note.with_suffix(".part")
+        part.write_text(json.dumps({"key": self._key, "bytes": self.size}), encoding="utf-8")
+        part.replace(self._note)
+        self._noted = self.size
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What stays of a file when it is moved; None where there is none."""
+    if not file.is_file():
+        return None
+    found = file.stat()
+    return found.st_ino, found.st_size
+
+
+def _left(file: Path, note: Path, key: str) -> int:
+    """How many bytes an earlier run has left that are the beginning of these weights."""
+    try:
+        told = json.loads(note.read_text(encoding="utf-8"))
+        count = int(told["bytes"]) if told["key"] == key else 0
+        return count if 0 <= count <= file.stat().st_size else 0
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
+
+
+def _fingerprint(made_from: str, tensors: Iterable[ir.TensorProtocol]) -> str:
+    """Of which weights, in which order: where each stands follows from that."""
+    total = hashlib.sha256(made_from.encode())
+    for tensor in tensors:
+        shape = [int(size) for size in tensor.shape.numpy()]
+        total.update(f"{tensor.name}\0{tensor.dtype.name}\0{shape}\n".encode())
+    return total.hexdigest()
