@@ -23,9 +23,13 @@ from exporter.backends.numbered import NumberedRunner
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.backends.widened_copy import WidenedCopy
 from exporter.errors import ExportError
-from exporter.onnx_interface import InterfaceModule, OnnxInterface, interface_of
+from exporter.meta_model import MetaModel
+from exporter.onnx_interface import InterfaceModule, OnnxInterface
+from exporter.oracle.setting import DEFAULT_LIMIT_BYTES, choose
 from exporter.progress import QUIET, Progress
 from exporter.replacement_cut import cut_of_deletions
+from exporter.streamed_export import filled_on_the_way, interface_without_weights
+from graph_passes.files.storage import load_model
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
@@ -79,6 +83,9 @@ def check_export(
     A model in bfloat16 is compared in float32, with the weights that it has: a wrong graph shows
     just as well, bfloat16's own rounding does not. The checks' names say so.
 
+    A model whose weights stay in their shards is run a module at a time, and reads them once for
+    each of the two steps; where memory is short ONNX Runtime maps its weights, too.
+
     Args:
         loaded: The model that was exported.
         onnx_path: Its graph, whole or cut.
@@ -97,6 +104,7 @@ def check_export(
             checked, or (without deletions) a check does not hold.
         PlanError: The deletions or replacements are not for this model.
         BackendError: ONNX Runtime can't run the graph.
+        VerificationError: There is too little memory to run it.
     """
     checks: list[ParityCheck] = []
     with contextlib.ExitStack() as stack:
@@ -104,11 +112,12 @@ def check_export(
         # Without a cut nothing needs to be known of the architecture.
         cut = cut_of_deletions(deletions, replacements, loaded.model) if deletions else {}
         file, widened = stack.enter_context(_runnable(loaded.model, onnx_path))
-        interface = interface_of(loaded.model)
+        interface = interface_without_weights(loaded.model)
         _refuse_uncheckable(interface)
-        threads = torch.get_num_threads()
-        opened = stack.enter_context(OnnxRuntimeRunner(file, provider=provider, threads=threads))
+        opened = stack.enter_context(_runner(loaded, file, provider, progress))
         runner = opened if layers is None else NumberedRunner(opened, layers)
+        if isinstance(loaded, MetaModel):
+            stack.enter_context(filled_on_the_way(loaded))
         if cut:
             stack.enter_context(substituted(loaded.model, cut))
         stack.enter_context(torch.inference_mode())
@@ -126,6 +135,24 @@ def check_export(
     if not deletions:
         _require_passed(checks, onnx_path)
     return checks
+
+
+def _runner(
+    loaded: LoadedModel, file: Path, provider: str, progress: Progress
+) -> OnnxRuntimeRunner:
+    """Runs the graph; that of a model whose weights don't come into memory with as little of it.
+
+    Raises:
+        VerificationError: Not even then is there memory enough.
+    """
+    thrifty = False
+    if isinstance(loaded, MetaModel) and provider == "cpu":
+        setting = choose(load_model(file), DEFAULT_LIMIT_BYTES)
+        thrifty = setting.thrifty
+        if thrifty:
+            progress.say(f"comparing with PyTorch at a cheaper setting: {setting.reason}")
+    threads = torch.get_num_threads()
+    return OnnxRuntimeRunner(file, provider=provider, threads=threads, thrifty=thrifty)
 
 
 @contextlib.contextmanager

@@ -100,7 +100,9 @@ def _tensor(what: str, numbers: Numbers, model: Any) -> torch.Tensor:
 
     array = array_of(numbers)
     wide = np.array(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
-    tensor = torch.from_numpy(wide).to(device=model.device, dtype=model.dtype)
+    # A model whose weights come later has them on the CPU.
+    device = "cpu" if model.device.type == "meta" else model.device
+    tensor = torch.from_numpy(wide).to(device=device, dtype=model.dtype)
     if not bool(tensor.isfinite().all()):
         dtype = str(model.dtype).removeprefix("torch.")
         raise PlanError(f"{what} holds numbers that are not finite in {dtype}.", "Fit it again.")

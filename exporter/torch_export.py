@@ -21,10 +21,18 @@ import torch
 from onnx_ir.passes import common
 
 from exporter.errors import ExportError, first_line, pass_on_memory_error
-from exporter.onnx_interface import InterfaceModule, OnnxInterface, interface_of
+from exporter.meta_model import MetaModel
+from exporter.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.onnx_output import save_onnx
 from exporter.overheard import told_to
 from exporter.progress import QUIET, Progress
+from exporter.streamed_export import (
+    fold_transposes,
+    interface_without_weights,
+    lend_weights,
+    pretended,
+)
+from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,28 +41,41 @@ if TYPE_CHECKING:
 
 OPSETS = range(18, 25)
 
+_PREFIX = "model."  # of InterfaceModule
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # The exporter takes sizes of 1 for constants, and equal sizes for one dimension.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 5
 
 
 def export_onnx(
-    loaded: LoadedModel, folder: Path, *, opset: int = 20, progress: Progress = QUIET
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    opset: int = 20,
+    unfinished: Unfinished | None = None,
+    progress: Progress = QUIET,
 ) -> Path:
     """Exports a model to ``model.onnx`` and ``model.onnx.data`` in ``folder``.
+
+    A model whose weights stay in their shards (:class:`exporter.meta_model.MetaModel`) is traced
+    without them, and each weight is read when it is written: the files are the same, and one or two
+    weights are in memory.
 
     Args:
         loaded: In the dtype that the graph shall have.
         folder: Made when missing; an earlier export in it is replaced at the end.
         opset: 18 to 22 write attention in basic operators; 23 has Attention, RMSNormalization and
             RotaryEmbedding, 24 of these only Attention.
-        progress: Hears what the exporter says as details.
+        unfinished: Where the weights grow, see :func:`exporter.onnx_output.save_onnx`.
+        progress: Hears what the exporter says as details, and how many bytes are written.
 
     Returns:
         The path of ``model.onnx``.
 
     Raises:
         ExportError: When the opset is not supported or PyTorch's exporter can't export the model.
+        ModelSourceError: A shard can't be read.
+        OSError: The files can't be written; a full disk by its number.
     """
     if opset not in OPSETS:
         raise ExportError(
@@ -62,14 +83,16 @@ def export_onnx(
         )
     with progress.task(f"export to ONNX, opset {opset}", total=3) as task:
         with told_to(progress), torch.no_grad():
-            interface = interface_of(loaded.model)
+            interface = interface_without_weights(loaded.model)
             program = _translate(loaded.model, interface, opset)
+            if isinstance(loaded, MetaModel):
+                lend_weights(program.model.graph, loaded, _PREFIX)
             task.advance()
             names = _weight_names(program.model.graph)
             model = _simplify(program)
             task.advance()
         _tidy(model, loaded.ref.architecture, names)
-        path = save_onnx(model, folder)
+        path = save_onnx(model, folder, unfinished=unfinished, progress=progress)
         task.advance()
     progress.detail(f"export: {len(model.graph)} nodes, opset {opset}")
     return path
@@ -77,7 +100,7 @@ def export_onnx(
 
 def _translate(model: PreTrainedModel, interface: OnnxInterface, opset: int) -> Any:
     """Traces the model and writes it in ONNX operators, as yet untidied: a ``ONNXProgram``."""
-    with exportable_experts(model):
+    with exportable_experts(model), pretended(model):
         try:
             return torch.onnx.export(
                 InterfaceModule(model, interface).eval(),
@@ -148,6 +171,7 @@ def _simplify(program: Any) -> ir.Model:
 
     model: ir.Model = program.model
     common.InlinePass()(model)
+    fold_transposes(model.graph)
     onnxscript.optimizer.fold_constants(model)
     for small_pass in (
         common.RemoveUnusedNodesPass(),
@@ -164,9 +188,7 @@ def _simplify(program: Any) -> ir.Model:
 
 def _weight_names(graph: ir.Graph) -> dict[str | None, str]:
     """What to call each weight, and what the optimizer will make of it by transposing it."""
-    names: dict[str | None, str] = {
-        name: name.removeprefix("model.") for name in graph.initializers
-    }
+    names: dict[str | None, str] = {name: name.removeprefix(_PREFIX) for name in graph.initializers}
     for node in graph:
         source = node.inputs[0].name if node.op_type == "Transpose" and node.inputs[0] else None
         if source in names:

@@ -72,13 +72,17 @@ class OnnxRuntimeRunner:
 
     backend = "onnxruntime"
 
-    def __init__(self, model: Path, *, provider: str = "cpu", threads: int) -> None:
+    def __init__(
+        self, model: Path, *, provider: str = "cpu", threads: int, thrifty: bool = False
+    ) -> None:
         """Notes what to load; nothing is read before ``__enter__``.
 
         Args:
             model: The ONNX file.
             provider: ``cpu`` or ``cuda``.
             threads: Threads for one operator; operators run one after the other.
+            thrifty: Leaves weights in their file, mapped into memory, and runs the graph as it is
+                written: slower, and no larger than a few weights.
 
         Raises:
             BackendError: For a provider that this backend doesn't know.
@@ -94,6 +98,7 @@ class OnnxRuntimeRunner:
         self.widened = False
         self.provider = PROVIDERS[provider]
         self.threads = threads
+        self._thrifty = thrifty
         self.cpu_nodes: Mapping[str, int] = {}
         self.huge_page_bytes = 0
         self.prefill_chunk_tokens = 0
@@ -131,7 +136,7 @@ class OnnxRuntimeRunner:
                 session, self.provider, self.model, self._ort.__version__
             )
         else:
-            self.huge_page_bytes = move_to_huge_pages()
+            self.huge_page_bytes = 0 if self._thrifty else move_to_huge_pages()
         self._session = session
         if self.provider == PROVIDERS["cpu"] and self.last_logits:
             self.prefill_chunk_tokens = chunk_tokens(self.inputs, self.cache_form)
@@ -335,6 +340,11 @@ class OnnxRuntimeRunner:
         options.log_severity_level = _ONLY_FATAL
         if self.provider != PROVIDERS["cpu"]:
             options.add_session_config_entry(RECORD_PLACEMENT, "1")
+        if self._thrifty:
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
+            options.enable_mem_pattern = False
         return options
 
     def _bound_inputs(self, inputs: Mapping[str, Array]) -> Bound:

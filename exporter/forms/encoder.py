@@ -13,6 +13,7 @@ from exporter.forms.noting import Written, fused_operators, version_of
 from exporter.forms.portable import write_portable
 from exporter.onnx_output import MODEL_FILE, save_onnx
 from exporter.progress import Progress
+from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
@@ -21,7 +22,13 @@ _ATTENTION = frozenset({"Attention", "MultiHeadAttention"})
 _PLAIN = "so this is the plain export"
 
 
-def write_encoder(loaded: LoadedModel, folder: Path, progress: Progress) -> Written:
+def write_encoder(
+    loaded: LoadedModel,
+    folder: Path,
+    progress: Progress,
+    *,
+    unfinished: Unfinished | None = None,
+) -> Written:
     """Exports an encoder for ONNX Runtime, and fuses what can be fused.
 
     The result is run and held against PyTorch before it is taken.
@@ -30,6 +37,7 @@ def write_encoder(loaded: LoadedModel, folder: Path, progress: Progress) -> Writ
         loaded: The model, which doesn't generate.
         folder: Takes ``model.onnx`` and its weights.
         progress: Hears what the exporter says, and what could not be fused.
+        unfinished: Where the weights grow.
 
     Returns:
         How it was written. Where it can't be fused it is the plain export, and the remark says
@@ -38,7 +46,9 @@ def write_encoder(loaded: LoadedModel, folder: Path, progress: Progress) -> Writ
     Raises:
         ExportError: PyTorch's exporter can't export the model.
     """
-    written = write_portable(loaded, folder, opset=SOURCE_OPSET, progress=progress)
+    written = write_portable(
+        loaded, folder, opset=SOURCE_OPSET, unfinished=unfinished, progress=progress
+    )
     with tempfile.TemporaryDirectory(prefix=".form.", dir=folder) as name:
         try:
             counts = _fused_copy(loaded, folder, Path(name))

@@ -13,6 +13,7 @@ from exporter.forms.noting import Written
 from exporter.forms.portable import FUSED_OPSET, write_portable
 from exporter.onnx_output import MODEL_FILE, save_onnx
 from exporter.progress import QUIET, Progress
+from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
@@ -21,7 +22,12 @@ PLAIN = "so this is the plain export, whose cache grows"
 
 
 def write_fused_export(
-    loaded: LoadedModel, folder: Path, progress: Progress = QUIET, *, opset: int = FUSED_OPSET
+    loaded: LoadedModel,
+    folder: Path,
+    progress: Progress = QUIET,
+    *,
+    opset: int = FUSED_OPSET,
+    unfinished: Unfinished | None = None,
 ) -> Written:
     """Exports a decoder and fuses its attentions and norms.
 
@@ -30,6 +36,7 @@ def write_fused_export(
         folder: Takes ``model.onnx`` and its weights.
         progress: Hears what the exporter says, and what could not be fused.
         opset: Of the export. Some models can't be exported at 23, whose norms fuse best.
+        unfinished: Where the export's weights grow.
 
     Returns:
         How it was written. Where the attentions can't be fused it is the plain export, and the
@@ -43,7 +50,7 @@ def write_fused_export(
     from graph_passes.errors import FusionError
     from graph_passes.fusing import fuse_decoder
 
-    written = write_portable(loaded, folder, opset=opset, progress=progress)
+    written = write_portable(loaded, folder, opset=opset, unfinished=unfinished, progress=progress)
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):
         return replace(written, remark=f"the config doesn't tell how long a text may be, {PLAIN}")
@@ -52,7 +59,7 @@ def write_fused_export(
     except FusionError as error:
         progress.say(f"form: {error.message}")
         return replace(written, remark=f"{error.message.rstrip('.')}, {PLAIN}")
-    save_onnx(model, folder)
+    save_onnx(model, folder, progress=progress)
     for remark in report.remarks:
         progress.detail(f"form: {remark}")
     return replace(written, passes=("fuse_decoder",))

@@ -21,8 +21,10 @@ from exporter.forms.genai_folder import write_genai_config
 from exporter.forms.noting import Written
 from exporter.forms.portable import FUSED_OPSET, PORTABLE_OPSET, write_portable
 from exporter.genai_config import CONFIG_FILE
+from exporter.meta_model import MetaModel
 from exporter.onnx_output import MODEL_FILE, save_graph
 from exporter.progress import Progress
+from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
@@ -31,7 +33,12 @@ _Write = Callable[[Path], Written]
 
 
 def write_decoder(
-    loaded: LoadedModel, folder: Path, provider: Provider, progress: Progress
+    loaded: LoadedModel,
+    folder: Path,
+    provider: Provider,
+    progress: Progress,
+    *,
+    unfinished: Unfinished | None = None,
 ) -> Written:
     """Writes a decoder for ONNX Runtime, in the fastest form that there is for it.
 
@@ -43,6 +50,7 @@ def write_decoder(
         folder: Takes ``model.onnx``, its weights, and what onnxruntime-genai reads.
         provider: Which of ONNX Runtime's providers runs it.
         progress: Hears what the exporters say, and which of them did not serve.
+        unfinished: Where the weights of PyTorch's export grow.
 
     Returns:
         How it was written; the remark tells what did not serve.
@@ -52,7 +60,7 @@ def write_decoder(
         ExportError: No exporter can export the model.
     """
     tries = _Tries(loaded, provider, progress)
-    for write in _writers(loaded, provider, progress):
+    for write in _writers(loaded, provider, progress, unfinished):
         with tempfile.TemporaryDirectory(prefix=".form.", dir=folder) as name:
             written = tries.written(write, Path(name))
             if written is None:
@@ -112,16 +120,28 @@ class _Tries:
         self.reasons.append(reason)
 
 
-def _writers(loaded: LoadedModel, provider: Provider, progress: Progress) -> Iterator[_Write]:
+def _writers(
+    loaded: LoadedModel, provider: Provider, progress: Progress, unfinished: Unfinished | None
+) -> Iterator[_Write]:
     """The ways to write it, the fastest first."""
 
+    def build(folder: Path) -> Written:
+        if isinstance(loaded, MetaModel):
+            raise ExportError("onnxruntime-genai's model builder loads the model whole")
+        return build_decoder(loaded, folder, provider, progress)
+
+    def fused(folder: Path, opset: int) -> Written:
+        return write_fused_export(loaded, folder, progress, opset=opset, unfinished=unfinished)
+
     def plain(folder: Path, opset: int) -> Written:
-        written = write_portable(loaded, folder, opset=opset, progress=progress)
+        written = write_portable(
+            loaded, folder, opset=opset, unfinished=unfinished, progress=progress
+        )
         return replace(written, remark=PLAIN)
 
-    yield lambda folder: build_decoder(loaded, folder, provider, progress)
-    yield lambda folder: write_fused_export(loaded, folder, progress)
-    yield lambda folder: write_fused_export(loaded, folder, progress, opset=PORTABLE_OPSET)
+    yield build
+    yield lambda folder: fused(folder, FUSED_OPSET)
+    yield lambda folder: fused(folder, PORTABLE_OPSET)
     yield lambda folder: plain(folder, FUSED_OPSET)
     yield lambda folder: plain(folder, PORTABLE_OPSET)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from exporter.forms.noting import Written, version_of
 from exporter.progress import QUIET, Progress
+from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
@@ -25,6 +26,7 @@ def write_portable(
     *,
     exporter: ExporterName | None = None,
     opset: int | None = None,
+    unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
 ) -> Written:
     """Exports a model with PyTorch's exporter, or optimum's.
@@ -34,6 +36,7 @@ def write_portable(
         folder: Takes ``model.onnx`` and its weights.
         exporter: None: PyTorch's.
         opset: None: :data:`PORTABLE_OPSET` for PyTorch's, its own choice for optimum's.
+        unfinished: Where the weights grow; for PyTorch's alone.
         progress: Hears what the exporter says.
 
     Raises:
@@ -47,5 +50,6 @@ def write_portable(
         return Written(version_of("optimum-onnx"))
     from exporter.torch_export import export_onnx
 
-    export_onnx(loaded, folder, opset=opset or PORTABLE_OPSET, progress=progress)
-    return Written(f"{version_of('torch')}, opset {opset or PORTABLE_OPSET}")
+    chosen = opset or PORTABLE_OPSET
+    export_onnx(loaded, folder, opset=chosen, unfinished=unfinished, progress=progress)
+    return Written(f"{version_of('torch')}, opset {chosen}")

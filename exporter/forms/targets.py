@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from exporter.artifacts import Target
 from exporter.engine.flavours import Backend
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
 
 Write = Callable[..., Written]
-"""Is given a LoadedModel, a folder and a Progress; writes the model's form into the folder, or
-raises ExportError. Where caches have a fixed length it takes ``room``, too."""
+"""Is given a LoadedModel, a folder and a Progress, and where an interrupted run may be gone on with
+``unfinished``; writes the model's form into the folder, or raises ExportError. Where caches have a
+fixed length it takes ``room``, too."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,28 @@ class TargetForm:
     fixed_caches: bool = False
 
 
-def _write_plain(loaded: LoadedModel, folder: Path, progress: Progress) -> Written:
-    return write_portable(loaded, folder, progress=progress)
+def _write_plain(loaded: LoadedModel, folder: Path, progress: Progress, **options: Any) -> Written:
+    return write_portable(loaded, folder, progress=progress, **options)
 
 
 def _write_for_onnxruntime(
-    loaded: LoadedModel, folder: Path, progress: Progress, *, provider: Provider
+    loaded: LoadedModel, folder: Path, progress: Progress, *, provider: Provider, **options: Any
 ) -> Written:
     if loaded.model.can_generate():
         from exporter.forms.onnxruntime_decoder import write_decoder
 
-        return write_decoder(loaded, folder, provider, progress)
+        return write_decoder(loaded, folder, provider, progress, **options)
     from exporter.forms.encoder import write_encoder
 
-    return write_encoder(loaded, folder, progress)
+    return write_encoder(loaded, folder, progress, **options)
 
 
 def _write_for_tensorrt(
-    loaded: LoadedModel, folder: Path, progress: Progress, *, room: int | None
+    loaded: LoadedModel, folder: Path, progress: Progress, *, room: int | None, **options: Any
 ) -> Written:
     from exporter.forms.tensorrt import write_for_tensorrt
 
-    return write_for_tensorrt(loaded, folder, progress, room=room)
+    return write_for_tensorrt(loaded, folder, progress, room=room, **options)
 
 
 TARGETS: Mapping[Target, TargetForm] = {

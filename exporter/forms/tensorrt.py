@@ -11,6 +11,7 @@ from exporter.forms.noting import Written
 from exporter.forms.portable import FUSED_OPSET, write_portable
 from exporter.onnx_output import MODEL_FILE, save_graph
 from exporter.progress import QUIET, Progress
+from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -25,7 +26,12 @@ _GROWS = "so its caches grow"
 
 
 def write_for_tensorrt(
-    loaded: LoadedModel, folder: Path, progress: Progress = QUIET, *, room: int | None = None
+    loaded: LoadedModel,
+    folder: Path,
+    progress: Progress = QUIET,
+    *,
+    room: int | None = None,
+    unfinished: Unfinished | None = None,
 ) -> Written:
     """Exports a model at opset 23, and rewrites a decoder's attentions and caches.
 
@@ -37,6 +43,7 @@ def write_for_tensorrt(
         folder: Takes ``model.onnx`` and its weights.
         progress: Hears what the exporter says, and what could not be rewritten.
         room: Positions of the caches; 0 lets them grow, None takes :data:`USUAL_ROOM`.
+        unfinished: Where the weights grow.
 
     Returns:
         How it was written. Where something can't be rewritten the remark says what, and why.
@@ -48,7 +55,9 @@ def write_for_tensorrt(
     import onnx_ir as ir
 
     length = None if room == 0 else _room(loaded, room)
-    written = write_portable(loaded, folder, opset=FUSED_OPSET, progress=progress)
+    written = write_portable(
+        loaded, folder, opset=FUSED_OPSET, unfinished=unfinished, progress=progress
+    )
     if not loaded.model.can_generate():
         return written
     model, passes, remark = rewrite_decoder(ir.load(folder / MODEL_FILE), length)

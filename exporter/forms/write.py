@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import FormRecord, Target
 from exporter.forms.noting import form_in_words, note_form
@@ -11,6 +11,7 @@ from exporter.forms.portable import ExporterName, write_portable
 from exporter.forms.targets import TARGETS
 from exporter.onnx_output import MODEL_FILE
 from exporter.progress import QUIET, Progress
+from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from exporter.model_source import LoadedModel
@@ -24,6 +25,7 @@ def write_form(
     exporter: ExporterName | None = None,
     opset: int | None = None,
     room: int | None = None,
+    unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
 ) -> tuple[Path, FormRecord]:
     """Exports a model in the form of a target.
@@ -37,6 +39,7 @@ def write_form(
         opset: For ``portable`` alone; None for the exporter's usual one.
         room: For the TensorRT targets alone: positions of the caches; 0 lets them grow, None takes
             the usual number.
+        unfinished: Where the exported weights grow, so that an interrupted run can be gone on with.
         progress: Hears how it goes, and where the fastest form was not to be had.
 
     Returns:
@@ -45,13 +48,16 @@ def write_form(
     Raises:
         ExportError: The model can't be written so.
         MissingDependencyError: The exporter is not installed.
+        ModelSourceError: A shard of a model whose weights stay in them can't be read.
         OSError: The disk is full.
     """
     form = TARGETS[target]
+    options: dict[str, Any] = {} if unfinished is None else {"unfinished": unfinished}
     if form.plain:
-        written = write_portable(loaded, folder, exporter=exporter, opset=opset, progress=progress)
+        options |= {"exporter": exporter, "opset": opset}
+        written = write_portable(loaded, folder, progress=progress, **options)
     else:
-        options = {"room": room} if form.fixed_caches else {}
+        options |= {"room": room} if form.fixed_caches else {}
         written = form.write(loaded, folder, progress, **options)
     record = note_form(folder, written, target, loaded.ref.sha256)
     progress.say(form_in_words(record))
