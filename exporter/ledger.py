@@ -96,7 +96,7 @@ class StageLedger:
         return stage in self._stages
 
     def forget(self, stage: str, *results: str) -> None:
-        """Lets a stage and its folders go when the others are published."""
+        """Lets a stage and its files and folders go when the others are published."""
         self._forgotten[stage] = results
 
     def notes(self, stage: str) -> Any:
@@ -116,6 +116,8 @@ class StageLedger:
         self._remove_stale()
         for stage, names in self._forgotten.items():
             for name in names:
+                if (self._root / name).is_file():
+                    (self._root / name).unlink()
                 shutil.rmtree(self._root / name, ignore_errors=True)
             del self._stages[stage]
             self._write()

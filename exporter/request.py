@@ -143,6 +143,9 @@ class ExportRequest:
             places, or for what the plan brings.
         checkpoint: Whether the pruned model is written as a Hugging Face checkpoint too.
         force: Redo what is already there, and drop what is asked for even if no sublayer is left.
+        stream: Whether the model's weights are read a layer at a time, never all of them.
+        stream_dir: Where hidden states are kept in a file meanwhile; None: in memory, if they fit.
+        compared: Whether both models are run and compared at the end.
         choose_dtype: The weights' while the model is scored, searched and healed; None: as both
             models are written.
         shared: A folder of finished stages, for output folders that have some in common.
@@ -163,6 +166,9 @@ class ExportRequest:
     engines: EngineRequest | None = None
     heal: HealOptions | None = None
     checkpoint: bool = False
+    stream: bool = False
+    stream_dir: Path | None = None
+    compared: bool = True
     force: bool = False
     choose_dtype: str | None = None
     shared: Path | None = None

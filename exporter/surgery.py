@@ -22,7 +22,7 @@ from exporter.artifacts import (
 from exporter.errors import MissingDependencyError
 from exporter.optional import require
 from exporter.oracle.setting import DEFAULT_LIMIT_BYTES, choose
-from exporter.progress import QUIET, Progress
+from exporter.progress import QUIET, ByteCount, Progress
 from exporter.prune_files import PruneFiles, choose_report_path, refuse_foreign_report
 from exporter.replacement_file import Replacements
 from exporter.source_hashes import SourceHashes
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from exporter.engine.gate import ParserCheck
+    from graph_passes.files.unfinished import Unfinished
 
 NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
 
@@ -73,6 +74,7 @@ def prune_file(
     genai_config: Literal["rewrite", "none"] = "rewrite",
     report_path: Path | None = None,
     engine_check: ParserCheck | None = None,
+    unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
 ) -> PruneReport:
     """Cuts sublayers out of an ONNX file.
@@ -102,7 +104,9 @@ def prune_file(
         report_path: Where the report goes, in place of an earlier file; by default ``prune.json``
             beside the target, if no other model's report stands there.
         engine_check: Asked whether an engine's parser takes the result, before it appears.
-        progress: Who is told.
+        unfinished: Where the weights of ``compact`` grow, so that an interrupted run can be gone
+            on with.
+        progress: Who is told, also of how many bytes of a large model are copied.
 
     Returns:
         The report, as written.
@@ -155,7 +159,7 @@ def prune_file(
         return _report(target.name, passed, verification, parse, made_from)
 
     config = files.genai.text(model, passed) if files.genai else None
-    report = _publish(files, pruned, config, reported)
+    report = _publish(files, pruned, config, reported, unfinished, progress)
     if files.genai:
         progress.say(files.genai.advice(files.all))
     return report
@@ -180,6 +184,8 @@ def _publish(
     pruned: ir.Model,
     config: str | None,
     reported: Callable[[Path, Path], PruneReport],
+    unfinished: Unfinished | None,
+    progress: Progress,
 ) -> PruneReport:
     """Writes everything aside, has it verified, and puts it in its place, all or nothing."""
     from graph_passes.files import storage
@@ -188,7 +194,7 @@ def _publish(
     target = files.target
     try:
         with staging(target) as stage, staging(files.report) as report_stage:
-            written = storage.write_files(pruned, stage, target.name, files.weights)
+            written = _written(files, pruned, stage, unfinished, progress)
             shares = files.weights == "share" and files.data
             folder = files.source.parent if shares else stage
             if shares:
@@ -205,6 +211,25 @@ def _publish(
     except OSError as error:
         raise storage.write_error(target, error) from error
     return report
+
+
+def _written(
+    files: PruneFiles,
+    pruned: ir.Model,
+    stage: Path,
+    unfinished: Unfinished | None,
+    progress: Progress,
+) -> list[Path]:
+    from graph_passes.files import storage
+
+    compact = files.weights == "compact"
+    size = storage.weight_bytes(pruned) if compact else 0
+    with ByteCount.large(progress, f"write {files.own_data.name}", size) as count:
+        return storage.write_files(
+            *(pruned, stage, files.target.name, files.weights),
+            told=count.add,
+            unfinished=unfinished if compact else None,
+        )
 
 
 def _link(files: PruneFiles, stage: Path) -> None:

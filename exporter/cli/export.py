@@ -27,6 +27,7 @@ from exporter.cli.quality_options import quality_options
 from exporter.cli.quantize_options import SCHEMES, quantization, quantize_options
 from exporter.cli.search_options import search_options
 from exporter.cli.sections import Count, SectionedCommand
+from exporter.cli.stream_options import layer_options
 from exporter.cli.timing_options import timing_options
 
 # As exporter.artifacts.Target, which --help must not load.
@@ -84,6 +85,11 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
     "lack what was dropped. [no]",
 )
 @click.option(
+    "--compare/--no-compare", "compared", default=True, show_default=True,
+    help="Run both models at the end and write the report; without it, for a machine that can "
+    "write them but not run them.",
+)  # fmt: skip
+@click.option(
     "--force", is_flag=True,
     help="Redo stages whose results are still valid, and drop what is asked for even if that "
     "leaves no attention and no MLP at all.",
@@ -102,6 +108,7 @@ _TARGETS = ("portable", "onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tens
 @timing_options
 @quality_options
 @model_options
+@layer_options
 @json_option
 @verbosity_options
 @click.pass_obj
@@ -121,12 +128,15 @@ def export(
     importance.json, plan.json, baseline/, candidate/, prune.json, report.json, report.md and
     report.html; with --checkpoint also candidate/hf/, with --heal healing/, with --quantize
     baseline-quantized/ and candidate-quantized/, with --engine engines/baseline/ and
-    engines/candidate/. What is still valid from an earlier run is reused.
+    engines/candidate/. With --stream weights are read, checked and written a layer at a time, for
+    models larger than memory. What is still valid from an earlier run is reused.
     """
     from exporter.cli.requests import export_request
-    from exporter.cli.results import print_comparison
-    from exporter.pipeline import export_model
+    from exporter.cli.results import print_comparison, print_models
+    from exporter.pipeline import export_model, write_models
 
     request = export_request(model, output, force, options)
-    report = export_model(request, progress)
-    print_comparison(report, output, as_json)
+    if request.compared:
+        print_comparison(export_model(request, progress), output, as_json)
+    else:
+        print_models(write_models(request, progress), output, as_json)

@@ -17,6 +17,7 @@ from exporter.cli.heal_options import heal_request
 from exporter.cli.options import AUTO
 from exporter.cli.quantize_options import QUANTIZE_OPTIONS, quantize_settings
 from exporter.cli.search_options import search_request
+from exporter.cli.stream_options import streams
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
@@ -53,6 +54,9 @@ def export_request(
         engines=engine_request(options),
         heal=_healing(options),
         checkpoint=options["checkpoint"],
+        stream=streams(options),
+        stream_dir=options["stream_dir"],
+        compared=options["compared"],
         force=force,
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from exporter.artifacts import Artifact, ComparisonReport
+from exporter.artifacts import Artifact, ComparisonReport, PruneReport
 
 
 def print_artifact(artifact: Artifact, path: Path, as_json: bool, line: str) -> None:
@@ -36,6 +36,19 @@ def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> N
     else:
         click.echo(plain_table(report))
     click.echo(f"Report: {folder / 'report.html'}{_more_there(report)}")
+
+
+def print_models(report: PruneReport, folder: Path, as_json: bool) -> None:
+    """What was cut, where both models are, and how to compare them elsewhere."""
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+        return
+    before, after = report.before.parameters, report.after.parameters
+    click.echo(
+        f"{before / 1e6:.1f} -> {after / 1e6:.1f} million parameters, not compared.\n"
+        f"Models: {folder / 'baseline'} and {folder / 'candidate'}\n"
+        "Where both fit into memory: depthcut compare BASELINE CANDIDATE -o DIR"
+    )
 
 
 def _more_there(report: ComparisonReport) -> str:

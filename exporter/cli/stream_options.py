@@ -16,11 +16,17 @@ _FOLDER = TextPath(file_okay=False, path_type=Path)
 
 def stream_options(function: _F) -> _F:
     """Adds the ways to score what does not fit into memory."""
+    spread = loading(
+        "--device-map",
+        type=click.Choice(["auto"]),
+        help="Spread the model over GPUs, memory and disk by accelerate.",
+    )
+    return layer_options(spread(function))
+
+
+def layer_options(function: _F) -> _F:
+    """Adds the ways to read weights a layer at a time."""
     for option in (
-        loading(
-            "--device-map", type=click.Choice(["auto"]),
-            help="Spread the model over GPUs, memory and disk by accelerate.",
-        ),
         loading(
             "--stream-dir", type=_FOLDER, metavar="DIR",
             help="With --stream: keep the hidden states in a file there. [in memory where they"

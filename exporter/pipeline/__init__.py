@@ -3,6 +3,6 @@
 Each stage is skipped when its result is already there, made from the same inputs.
 """
 
-from exporter.pipeline.road import export_model
+from exporter.pipeline.road import export_model, write_models
 
-__all__ = ["export_model"]
+__all__ = ["export_model", "write_models"]

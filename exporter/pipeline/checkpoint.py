@@ -40,7 +40,7 @@ def card_key(run: Run) -> Key:
     """The checkpoint, and what was measured."""
     return {
         "checkpoint": run.ledger.files_hash(CHECKPOINT),
-        "measured": run.ledger.files_hash("measure"),
+        "measured": run.ledger.files_hash("measure") if run.request.compared else None,
         "reports": REPORTS,
     }
 
@@ -82,11 +82,17 @@ def write_card(run: Run) -> tuple[list[Path], None]:
         plan=PruningPlan.read(run.plan_path()),
         importance=run.importance(),
         healing=None if healing is None else healing.healing,
-        report=ComparisonReport.read(run.ledger.path("report.json")),
+        report=_report(run),
     )
     path = _candidate_in_work(run) / CHECKPOINT / CARD
     write_text(path, model_card(facts, sources))
     return [path], None
+
+
+def _report(run: Run) -> ComparisonReport | None:
+    if not run.request.compared:
+        return None
+    return ComparisonReport.read(run.ledger.path("report.json"))
 
 
 def keep_with_candidate(run: Run) -> None:

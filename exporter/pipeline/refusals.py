@@ -9,6 +9,7 @@ from exporter.errors import ComparisonError, PlanError, UsageError
 from exporter.healing.options import HealOptions
 from exporter.ledger import FOLDER
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
+from exporter.pipeline.streaming import refuse_unstreamable
 from exporter.quantization.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
 from exporter.report.files import REPORTS
 from exporter.request import EngineRequest, ExportRequest
@@ -40,6 +41,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
         cache_length=request.cache_length,
     )
     _refuse_short_caches(request)
+    refuse_unstreamable(request)
     require("torch", extra="torch")
     check_provider(request.compare.provider)
     if request.exporter == "optimum":

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import ComparisonReport
+from exporter.artifacts import ComparisonReport, PruneReport
 from exporter.forms.targets import TARGETS
 from exporter.ledger import locked
-from exporter.pipeline import checkpoint, keys, stages
+from exporter.pipeline import checkpoint, keys, stages, streaming
 from exporter.pipeline.engines import build, engines_key
 from exporter.pipeline.healing import heal, heal_key
 from exporter.pipeline.measuring import measure
@@ -23,6 +23,7 @@ from exporter.pipeline.refusals import (
 from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
 from exporter.pipeline.shared import SHARED, once
 from exporter.progress import QUIET, Progress
+from exporter.report.files import REPORTS
 from exporter.request import ExportRequest
 
 Stage = Callable[[Run], tuple[list[Path], Any]]
@@ -40,16 +41,50 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     Raises:
         DepthcutError: The subclass of the stage that failed.
     """
+    run = _started(request, progress)
+    with locked(request.out):
+        _write_models(run)
+        _stage(run, "measure", keys.measure_key(run), measure)
+        _card(run)
+        _publish(run)
+        return ComparisonReport.read(request.out / "report.json")
+
+
+def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneReport:
+    """Walks the same road up to the comparison, for models that this machine can't run.
+
+    There is no report then; one of an earlier run goes where it speaks of other models.
+
+    Raises:
+        DepthcutError: The subclass of the stage that failed.
+    """
+    run = _started(request, progress)
+    with locked(request.out):
+        _write_models(run)
+        if run.ledger.has("measure") and not run.ledger.valid("measure", keys.measure_key(run)):
+            progress.say("report: that of other models is removed")
+            run.ledger.forget("measure", *REPORTS)
+        _card(run)
+        _publish(run)
+        return PruneReport.read(request.out / "prune.json")
+
+
+def _started(request: ExportRequest, progress: Progress) -> Run:
     refuse_bad_options(request)
     run = Run(request, progress)
     refuse_foreign_results(run)
+    streaming.refuse_large_comparison(run)
     if request.by_modelopt and TARGETS[request.target].fixed_caches:
         progress.say("export: caches that grow (--cache-length 0): ModelOpt can't run others")
-    with locked(request.out):
-        return _walk(run)
+    return run
 
 
-def _walk(run: Run) -> ComparisonReport:
+def _publish(run: Run) -> None:
+    run.ledger.publish()
+    streaming.forget_unfinished(run)
+
+
+def _write_models(run: Run) -> None:
     _stage(run, "score", keys.score_key(run), stages.score_sublayers)
     refuse_calibration_text(run)
     _plan_and_export(run)
@@ -58,10 +93,6 @@ def _walk(run: Run) -> ComparisonReport:
     run.free_model()
     _quantize(run)
     _engines(run)
-    _stage(run, "measure", keys.measure_key(run), measure)
-    _card(run)
-    run.ledger.publish()
-    return ComparisonReport.read(run.request.out / "report.json")
 
 
 def _plan_and_export(run: Run) -> None:

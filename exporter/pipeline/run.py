@@ -51,7 +51,7 @@ class Run:
 
     @cached_property
     def loaded(self) -> LoadedModel:
-        """The PyTorch model as it is written."""
+        """The PyTorch model as it is written; without its weights where they are streamed."""
         self.__dict__.pop("_choosing", None)  # both at once would take twice the memory
         return self._load(self.request.load)
 
@@ -68,7 +68,10 @@ class Run:
 
     def _load(self, options: SourceOptions) -> LoadedModel:
         from exporter.model_source import load_model
+        from exporter.pipeline import streaming
 
+        if self.request.stream:
+            return streaming.load(self.request.source, options)
         with self.progress.task(f"load {self.request.source}"):
             return load_model(
                 self.request.source,

@@ -12,7 +12,9 @@ from typing import Any
 from exporter.artifacts import ParityCheck, PruneReport, PruningPlan
 from exporter.errors import VerificationError
 from exporter.files import sha256_file, staged_directory, write_text
+from exporter.pipeline import streaming
 from exporter.pipeline.budgeting import plan_within
+from exporter.pipeline.keys import export_key, prune_key
 from exporter.pipeline.refusals import refuse_lost_caches
 from exporter.pipeline.run import Run, files_below
 from exporter.request import COUNTS
@@ -25,7 +27,10 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
     """Measures how redundant each sublayer is."""
     from exporter.importance import score
 
-    report = score(run.choosing, **vars(run.request.score), progress=run.progress)
+    if run.request.stream:
+        report = streaming.score(run)
+    else:
+        report = score(run.choosing, **vars(run.request.score), progress=run.progress)
     return [report.write(run.ledger.work / "importance.json")], None
 
 
@@ -121,7 +126,10 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     from exporter.parity import check_export
 
     folder, request = run.ledger.work / "baseline", run.request
-    with staged_directory(folder) as stage:
+    with (
+        staged_directory(folder) as stage,
+        streaming.going_on(run, "baseline", export_key(run), stage) as unfinished,
+    ):
         model, _ = write_form(
             run.loaded,
             stage,
@@ -129,6 +137,7 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             exporter=request.exporter,
             opset=request.opset,
             room=request.cache_room,
+            unfinished=unfinished,
             progress=run.progress,
         )
         save_pretrained_files(run.loaded, stage)
@@ -150,7 +159,10 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
     deletions, for_engines = run.deletions(), bool(TARGETS[run.request.target].engines)
     replacements = run.replacements()
-    with staged_directory(folder) as stage:
+    with (
+        staged_directory(folder) as stage,
+        streaming.going_on(run, "candidate", prune_key(run), stage) as unfinished,
+    ):
         weights = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(baseline, stage, ignore=weights, dirs_exist_ok=True)
         report = prune_file(
@@ -161,6 +173,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             replacements=replacements,
             verify="oracle",
             allow_all=run.request.force,
+            unfinished=unfinished,
             engine_check=gate_where_installed(run.progress) if for_engines else None,
             progress=run.progress,
         )

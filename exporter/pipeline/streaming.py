@@ -1,0 +1,128 @@
+"""What `depthcut export --stream` does in its own way: weights never come into memory together."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import ImportanceReport
+from exporter.errors import UsageError
+from exporter.ledger import FOLDER, key_hash
+from exporter.onnx_output import DATA_FILE
+from exporter.pipeline.keys import Key
+from exporter.pipeline.run import Run
+from exporter.request import ExportRequest, SourceOptions
+from graph_passes.files.unfinished import Unfinished
+
+if TYPE_CHECKING:
+    from exporter.meta_model import MetaModel
+    from exporter.model_source import LoadedModel
+
+_UNFINISHED = "unfinished"
+_SESSION_SPARE = 1.2  # what a session takes, by its weights
+_LEAVE_OUT = "leave one of the two away."
+
+
+def refuse_unstreamable(request: ExportRequest) -> None:
+    """Refuses what needs the whole model in memory.
+
+    Raises:
+        UsageError: It says which option.
+    """
+    if not request.stream:
+        return
+    for option, asked in (
+        ("--heal", request.heal is not None),
+        ("--checkpoint", request.checkpoint),
+        ("a budget", request.drops.budget is not None),
+        (f"--search {request.search.search}", request.search.search != "one-shot"),
+        ("--exporter optimum", request.exporter == "optimum"),
+        ("--trust-remote-code", request.load.trust_remote_code),
+        ("--allow-pickle", request.load.allow_pickle),
+    ):
+        if asked:
+            raise UsageError(
+                f"{option} needs the whole model in memory, and --stream never has it there.",
+                "Make the plan on a machine that holds the model and give it with --plan, or "
+                + _LEAVE_OUT,
+            )
+
+
+def refuse_large_comparison(run: Run) -> None:
+    """Refuses before hours of work what would fail after them: running both models at once.
+
+    Raises:
+        UsageError: There isn't memory enough for that.
+    """
+    from exporter.oracle.memory import available_bytes
+
+    if not (run.request.stream and run.request.compared):
+        return
+    needed = int(2 * _SESSION_SPARE * _hollow(run.loaded).weights.nbytes())
+    free = available_bytes()
+    if free is not None and needed > free:
+        raise UsageError(
+            f"Comparing both models would take about {needed / 1e9:.3g} GB of memory, and "
+            f"{free / 1e9:.3g} GB are free.",
+            "Leave it out with --no-compare, and compare where there is memory: depthcut compare.",
+        )
+
+
+def load(source: str, options: SourceOptions) -> MetaModel:
+    """Loads a model without its weights."""
+    from exporter.meta_model import load_meta
+
+    return load_meta(source, dtype=options.dtype, revision=options.revision)
+
+
+def score(run: Run) -> ImportanceReport:
+    """Measures how redundant each sublayer is, a layer's weights at a time."""
+    from exporter.streaming import score_streamed
+
+    return score_streamed(
+        _hollow(run.choosing),
+        **vars(run.request.score),
+        stream_dir=run.request.stream_dir,
+        progress=run.progress,
+    )
+
+
+@contextlib.contextmanager
+def going_on(run: Run, stage: str, key: Key, folder: Path) -> Iterator[Unfinished | None]:
+    """Where a stage's weights grow, so that the next run goes on when this one is interrupted.
+
+    Args:
+        run: The run.
+        stage: The stage's name.
+        key: All that it depends on.
+        folder: Where its graph and weights stand at the end.
+
+    Yields:
+        None where the weights aren't streamed: they are written in no time.
+    """
+    if not run.request.stream:
+        yield None
+        return
+    unfinished = Unfinished(_place(run) / stage, key_hash(key))
+    with unfinished.until_done(folder / DATA_FILE):
+        yield unfinished
+
+
+def forget_unfinished(run: Run) -> None:
+    """Removes what earlier runs of other settings have left half-written."""
+    shutil.rmtree(_place(run), ignore_errors=True)
+
+
+def _hollow(loaded: LoadedModel) -> MetaModel:
+    from exporter.meta_model import MetaModel
+
+    if not isinstance(loaded, MetaModel):
+        raise UsageError("The model was loaded whole.", "Say --stream.")
+    return loaded
+
+
+def _place(run: Run) -> Path:
+    return run.request.out / FOLDER / _UNFINISHED

@@ -1,0 +1,150 @@
+"""`depthcut export --stream`: the same road with weights that never come into memory together."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import RESULTS, SHIPPED, _request, checkpoint, own_cache
+
+from exporter.artifacts import ImportanceReport, PruneReport
+from exporter.errors import UsageError
+from exporter.healing.options import HealOptions
+from exporter.request import DropRequest, SourceOptions
+from exporter.selection import SearchOptions
+
+pytestmark = pytest.mark.torch
+
+__all__ = ["checkpoint", "own_cache"]  # fixtures
+SHORT = ("--samples", "4", "--sequence-length", "16", "--batch-size", "2", "--drop-attn", "1")
+
+
+@dataclass(frozen=True)
+class Done:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def run(checkpoint: Path, out: Path, *options: str) -> Done:
+    from exporter import cli
+
+    text = out.with_name("text.txt")
+    text.write_text("w1 w2 w3 w5 w8 w13 w21 w34 " * 20)
+    given = ["--stream", "--calibration", str(text), *SHORT, *options]
+    arguments = ["export", str(checkpoint), "-o", str(out), *given]
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as told,
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+    ):
+        code = cli.run(arguments)
+    return Done(code, told.getvalue(), errors.getvalue())
+
+
+@pytest.fixture(scope="module")
+def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run that is stopped after the baseline is written, and the next one, which goes on."""
+    from exporter import parity
+    from exporter.checkpoint_shards import CheckpointShards
+    from exporter.errors import VerificationError
+
+    out = tmp_path_factory.mktemp("streamed") / "out"
+    read: list[str] = []
+    real = CheckpointShards.read
+
+    def reading(shards: CheckpointShards, name: str) -> Any:
+        read.append(name)
+        return real(shards, name)
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise VerificationError("stopped by the test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointShards, "read", reading)
+        with patch.context() as stopped:
+            stopped.setattr(parity, "check_export", fails)
+            first = run(checkpoint, out, "--no-compare")
+        kept = [path.name for path in (out / ".depthcut" / "unfinished" / "baseline").iterdir()]
+        before = len(read)
+        second = run(checkpoint, out, "--no-compare")
+    return out, first, kept, second, read[:before], read[before:]
+
+
+def test_it_writes_both_models_and_no_report(walked: Any) -> None:
+    out, _, _, second, *_ = walked
+    assert second.exit_code == 0, second.stderr
+    assert "million parameters, not compared" in second.stdout
+    found = {path.name for path in out.iterdir()}
+    assert found == {name for name in RESULTS if not name.startswith("report")} | {".depthcut"}
+    for arm in ("baseline", "candidate"):
+        assert {path.name for path in (out / arm).iterdir()} >= SHIPPED
+    assert len(ImportanceReport.read(out / "importance.json").scores) == 3 * 3
+    assert PruneReport.read(out / "prune.json").verification.passed
+
+
+def test_both_are_held_against_pytorch(walked: Any) -> None:
+    told = walked[3].stderr
+    assert "baseline against PyTorch, decode, logits: holds" in told
+    assert "candidate against PyTorch with the same modules skipped, decode, logits: holds" in told
+
+
+def test_what_was_written_before_the_failure_is_not_read_again(walked: Any) -> None:
+    out, first, kept, _, before, after = walked
+    assert first.exit_code == 1
+    assert "stopped by the test" in first.stderr
+    assert sorted(kept) == ["model.onnx.data", "written.json"]
+    once, twice = before.count("lm_head.weight"), after.count("lm_head.weight")
+    # The first wrote it; the second ran it, in two steps for each model.
+    assert (once, twice) == (1, 4)
+    assert not (out / ".depthcut" / "unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"heal": HealOptions()}, "--heal needs the whole model"),
+        ({"search": SearchOptions(search="greedy")}, "--search greedy needs"),
+        ({"exporter": "optimum"}, "--exporter optimum needs"),
+        ({"load": SourceOptions(trust_remote_code=True)}, "--trust-remote-code needs"),
+    ],
+)
+def test_what_needs_the_whole_model_is_refused(
+    checkpoint: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    from exporter.pipeline import export_model
+
+    with pytest.raises(UsageError, match=told):
+        export_model(_request(checkpoint, tmp_path / "out", stream=True, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_without_memory_for_it_is_refused_at_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.oracle.memory.available_bytes", lambda: 10_000)
+    done = run(checkpoint, tmp_path / "out")
+    assert done.exit_code == 2
+    assert "Comparing both models would take about" in done.stderr
+    assert "--no-compare" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_other_models_goes(walked: Any, checkpoint: Path) -> None:
+    """The last one: it changes the folder."""
+    from exporter.pipeline import write_models
+
+    out = walked[0]
+    stages = out / ".depthcut" / "stages.json"
+    ledger = json.loads(stages.read_text())
+    ledger["measure"] = {"key": "of other models", "files": {}, "notes": None}
+    stages.write_text(json.dumps(ledger))
+    (out / "report.json").write_text("{}")
+    request = _request(checkpoint, out, stream=True, compared=False, drops=DropRequest(attention=1))
+    write_models(request)
+    assert not (out / "report.json").exists()
+    assert (out / "candidate" / "model.onnx").exists()
