@@ -55,10 +55,11 @@ def open_pool(
         MissingDependencyError: Ray is not installed.
         ClusterError: No cluster answers, or it has too few processors.
     """
-    local = address in (None, LOCAL)
     own = len(os.sched_getaffinity(0))
     with connected(address, max(own, workers or 1), progress) as ray:
-        room = room_for(_nodes(ray), workers, local=local, whole_nodes=whole_nodes)
+        nodes = _nodes(ray)
+        local = address in (None, LOCAL) and len(nodes) == 1
+        room = room_for(nodes, workers, local=local, whole_nodes=whole_nodes)
         progress.detail(
             f"cluster: {room.workers} workers, {room.cpus} CPUs and {room.threads} threads each"
         )
@@ -210,6 +211,8 @@ class Crew(Generic[S]):
             member = asked[ref]
             try:
                 answer = self._ray.get(ref)
+            except self._ray.exceptions.RayTaskError as error:
+                raise _unanswered(error, member, round_) from error
             except self._ray.exceptions.RayError as error:
                 self._replace(member, error, round_)
                 continue
@@ -323,6 +326,13 @@ class _Round:
                 "--batch-size.",
             )
         self.waiting.appendleft(number)
+
+
+def _unanswered(error: Exception, member: _Member, round_: _Round) -> ClusterError:
+    """The worker lives, but what it did can't be sent."""
+    what = round_.name(member.stage) if isinstance(member.stage, int) else "its setup"
+    told = first_line(getattr(error, "cause", None) or error)
+    return ClusterError(f"A worker on {member.host} can't tell what came of {what}: {told}.")
 
 
 def _cause(error: Exception) -> str:

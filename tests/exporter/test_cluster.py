@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +46,9 @@ def pool(told: Told) -> Iterator[Any]:
         patch.setenv("OMP_NUM_THREADS", "1")
         before = torch.get_num_threads()
         torch.set_num_threads(1)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         with open_pool(workers=2, progress=told) as opened:
+            assert signal.getsignal(signal.SIGTERM) is on_sigterm
             yield opened
         torch.set_num_threads(before)
     assert set(Path(tempfile.gettempdir()).glob("depthcut-*")) == folders
@@ -119,7 +122,10 @@ def test_a_search_on_workers_makes_the_same_plan(
     assert cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size]) == 0
     search = ["--drop", "2", "--search", "greedy", "--batch-size", "2", "-q"]
     assert cli.run(["plan", str(scores), "-o", str(plans[0]), *search]) == 0
-    assert cli.run(["plan", str(scores), "-o", str(plans[1]), *search, "--ray"]) == 0
+    assert (
+        cli.run(["plan", str(scores), "-o", str(plans[1]), *search, "--ray", "--ray-workers", "1"])
+        == 0
+    )
     one, two = map(PruningPlan.read, plans)
     assert two.deletions == one.deletions
     assert two.predicted == one.predicted
@@ -180,6 +186,15 @@ class TestOneCrew:
 
         with pytest.raises(ClusterError, match=r"piece 2 of 2 \(\): ZeroDivisionError: division"):
             list(crew.run(work, ["a", ""]))
+
+    def test_a_result_that_can_not_be_sent_is_no_lost_worker(self, crew: Any) -> None:
+        def work(_state: Any, job: str) -> Any:
+            import threading
+
+            return threading.Lock()
+
+        with pytest.raises(ClusterError, match=r"can't tell what came of piece 1 of 1 .*pickle"):
+            list(crew.run(work, ["lock"]))
 
     def test_a_round_that_is_left_early_leaves_the_crew_usable(self, crew: Any) -> None:
         def work(_state: Any, job: float) -> float:
