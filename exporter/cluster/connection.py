@@ -29,6 +29,7 @@ _PATIENCE_S = 5.0
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning at every start
+    "RAY_worker_niceness": "0",  # else 15: anything else that runs here would come first
 }
 _AUTH = "RAY_AUTH_"
 _NO_ANSWER_HINT = (

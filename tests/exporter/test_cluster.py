@@ -145,16 +145,19 @@ def test_searches_that_measure_nothing_are_refused(
     assert not (tmp_path / "plan.json").exists()
 
 
+@pytest.fixture(scope="class")
+def crew(pool: Any) -> Iterator[Any]:
+    """Ends with the class: other tests need the processors."""
+
+    def setup() -> list[int]:
+        return []
+
+    with pool.crew(setup) as crew:
+        yield crew
+
+
 class TestOneCrew:
     """What the same two workers do, round after round."""
-
-    @pytest.fixture(scope="class")
-    def crew(self, pool: Any) -> Iterator[Any]:
-        def setup() -> list[int]:
-            return []
-
-        with pool.crew(setup) as crew:
-            yield crew
 
     def test_results_come_with_their_numbers_and_workers_keep_their_state(self, crew: Any) -> None:
         def work(state: list[int], job: int) -> tuple[int, int]:
