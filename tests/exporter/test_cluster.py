@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from exporter.progress import Quiet
 
 pytestmark = [pytest.mark.torch, pytest.mark.cluster]
 torch = pytest.importorskip("torch")
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
 
 class Told(Quiet):
@@ -40,7 +39,6 @@ def told() -> Told:
 def pool(told: Told) -> Iterator[Any]:
     from exporter.cluster import open_pool
 
-    folders = set(Path(tempfile.gettempdir()).glob("depthcut-*"))
     with pytest.MonkeyPatch.context() as patch:
         # As many threads as in this process: sums in another order may round otherwise.
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -49,9 +47,11 @@ def pool(told: Told) -> Iterator[Any]:
         on_sigterm = signal.getsignal(signal.SIGTERM)
         with open_pool(workers=2, progress=told) as opened:
             assert signal.getsignal(signal.SIGTERM) is on_sigterm
+            session = Path(ray._private.worker._global_node.get_session_dir_path())
+            assert session.is_dir()
             yield opened
         torch.set_num_threads(before)
-    assert set(Path(tempfile.gettempdir()).glob("depthcut-*")) == folders
+    assert not session.parent.exists()
 
 
 @pytest.fixture(scope="module")
