@@ -34,9 +34,14 @@ def refuse_unstreamable(request: ExportRequest) -> None:
     """
     if not request.stream:
         return
+    if request.checkpoint:
+        raise UsageError(
+            "--checkpoint reads the checkpoint back as a whole, and --stream never has that in "
+            "memory.",
+            "Write it apart, with this run's plan: depthcut checkpoint --stream.",
+        )
     for option, asked in (
         ("--heal", request.heal is not None),
-        ("--checkpoint", request.checkpoint),
         ("a budget", request.drops.budget is not None),
         (f"--search {request.search.search}", request.search.search != "one-shot"),
         ("--exporter optimum", request.exporter == "optimum"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
+from exporter.errors import UsageError
 from exporter.request import DropRequest
 
 pytestmark = pytest.mark.torch
@@ -91,3 +92,10 @@ def test_another_plan_takes_the_old_checkpoint_away(
     config = json.loads((out / "candidate" / "hf" / "config.json").read_text())
     assert config["num_hidden_layers"] == 2
     assert "depthcut" not in config
+
+
+def test_a_streamed_run_is_sent_to_the_command(checkpoint: Path, tmp_path: Path) -> None:
+    request = replace(_request(checkpoint, tmp_path / "out"), checkpoint=True, stream=True)
+    with pytest.raises(UsageError, match="depthcut checkpoint --stream"):
+        _walk(request)
+    assert not (tmp_path / "out").exists()
