@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.util
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -116,6 +118,40 @@ def short_thread_probe() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("exporter.measure.threads._VISIT_MS", 1.0)
         yield
+
+
+class _Heap:
+    """Puts aside what is there to stay: libraries, and the tests themselves.
+
+    Whoever times something collects garbage first, a dozen times a comparison, and each of them
+    would look through it all: two thirds of a comparison's time where PyTorch is loaded.
+    """
+
+    _MANY = 100  # modules
+
+    def __init__(self) -> None:
+        self._modules = 0
+
+    def settle(self) -> None:
+        """Freezes again where much was imported since."""
+        if len(sys.modules) < self._modules + self._MANY:
+            return
+        self._modules = len(sys.modules)
+        gc.collect()  # or it would stay
+        gc.freeze()
+
+
+_heap = _Heap()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    _heap.settle()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:  # fixtures import too
+    _heap.settle()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,18 +45,15 @@ BASELINE_MS = (
 
 @pytest.fixture(autouse=True, scope="module")
 def frozen() -> Iterator[None]:
-    """Each row collects garbage, which takes long where much was imported.
+    """Each row collects garbage, which takes long where much was imported since the last freeze.
 
     And draws a bootstrap for its own interval, on which no cost rests.
     """
     for late in ("scipy.stats", "exporter.backends.onnxruntime", "exporter.compare.kinds"):
         import_module(late)
-    gc.collect()
-    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("exporter.measure.statistics._RESAMPLES", 500)
         yield
-    gc.unfreeze()
 
 
 @dataclass

@@ -7,10 +7,9 @@ found, would miss their limit now and then.
 
 from __future__ import annotations
 
-import gc
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,13 +19,9 @@ from exporter.measure.latency import Sampling, measure_rows
 
 
 @pytest.fixture(autouse=True, scope="module")
-def little_garbage() -> Iterator[None]:
-    """Each trial collects garbage; what is there before needn't be looked at."""
+def imported() -> None:
+    """Each trial collects garbage; conftest.py puts aside what was imported before."""
     importlib.import_module("scipy.stats")
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def recorded(seed: int) -> Noise:
