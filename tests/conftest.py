@@ -12,6 +12,9 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from exports_once import exports_once
+
+__all__ = ["exports_once"]  # a fixture
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("patient", deadline=None)

@@ -17,7 +17,7 @@ from exporter.progress import QUIET
 from graph_passes import Deletion, prune_graph, save_model
 from tests.tiny_torch import tiny_loaded
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 FUSED = {"Attention": 2, "BiasGelu": 2, "EmbedLayerNormalization": 1, "SkipLayerNormalization": 4}
 CUT = FUSED | {"Attention": 1, "SkipLayerNormalization": 3}

@@ -18,7 +18,7 @@ from exporter.replacement_file import Replacements
 from exporter.surgery import prune_file
 from graph_passes import ReplacementTensors, SublayerRef
 
-pytestmark = pytest.mark.genai
+pytestmark = [pytest.mark.genai, pytest.mark.usefixtures("exports_once")]
 
 HIDDEN, VOCABULARY = 64, 96
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "head_dim": 16}

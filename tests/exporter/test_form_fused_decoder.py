@@ -15,7 +15,7 @@ from exporter.forms.noting import fused_operators
 from graph_passes import Deletion, prune_graph, save_model
 from tests.tiny_torch import tiny_loaded
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 # Bounded scores, a window in every other layer, norms on both sides of each branch.
 SETTINGS = {"head_dim": 32, "sliding_window": 6, "initializer_range": 0.2}

@@ -13,7 +13,7 @@ from tiny_torch import tiny_loaded
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import ExportError, PlanError
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 
 @pytest.fixture(scope="module")

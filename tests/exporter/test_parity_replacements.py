@@ -15,7 +15,7 @@ from exporter.replacement_file import Replacements
 from exporter.surgery import prune_file
 from graph_passes import ReplacementTensors, SublayerRef
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 PLAN = planned(("attention", 0, "linear"), ("mlp", 0, "bias"), ("mlp", 1, "linear"))
 FAMILIES = ["llama", "gemma2", "bert"]  # gpt2, gpt_neox, bloom and mixtral agree too

@@ -48,7 +48,7 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder with a random Llama of three layers and a word tokenizer."""
     import torch
     from tiny_lm import write_tokenizer

@@ -17,7 +17,7 @@ from exporter.surgery import prune_file
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 # The tool's own pass for GPT-2 fails on a language head without a bias; BERT's does the same.
 FUSIONS = {

@@ -16,7 +16,7 @@ from exporter.replacement_file import Replacements
 from exporter.surgery import prune_file
 from graph_passes import ReplacementTensors, SublayerRef
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 HIDDEN = 96
 ATTENTION, MLP = SublayerRef(0, "attention"), SublayerRef(1, "mlp")

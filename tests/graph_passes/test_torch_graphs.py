@@ -15,7 +15,7 @@ from exporter.surgery import prune_file
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 TOLERANCE = 1e-5
 EXPORTS = [("llama", 20), ("gpt2", 20), ("gpt_neox", 23), ("gemma2", 20), ("bert", 20)]

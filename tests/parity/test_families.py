@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_torch import tiny_loaded
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 TOLERANCE = 1e-5
 

@@ -1,0 +1,136 @@
+"""PyTorch's exporter asked once for each model, however many tests of a run export it.
+
+Tracing a random model of two layers takes seconds, and nothing of it differs from one test to the
+next. What comes after it (folding, renaming, writing, checking) runs each time. Any difference that
+could lead to another graph makes another key; a model that can't be told by its numbers and
+settings, hooked or with a ``forward`` of its own, is traced each time.
+
+A file asks for it by ``pytest.mark.usefixtures("exports_once")``; one about the export itself
+doesn't.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_LARGEST_BYTES = 8 * 2**20
+_PLAIN = (bool, int, float, str, tuple, type(None))
+# Where a model was loaded from, and how it samples: neither is traced.
+_UNSEEN = ("name_or_path", "_name_or_path", "generation_config")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+class ExportsOnce:
+    """Stands in for ``torch.onnx.export`` and keeps what it gave, in files for all processes."""
+
+    def __init__(self, export: Callable[..., Any], folder: Path) -> None:
+        self._export = export
+        self._folder = folder
+
+    def __call__(self, model: Any, *arguments: Any, **options: Any) -> Any:
+        key = None if arguments or "f" in options else key_of(model, options)
+        if key is None:
+            return self._export(model, *arguments, **options)
+        kept = self._folder / f"{key}.onnx"
+        if kept.exists():
+            return _program(kept.read_bytes())
+        program = self._export(model, **options)
+        written = kept.with_suffix(f".{os.getpid()}")
+        written.write_bytes(_serialised(program))
+        written.replace(kept)
+        return program
+
+
+def key_of(model: Any, options: dict[str, Any]) -> str | None:
+    """What tells an export from others; None where nothing does, or the model is large."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if sum(tensor.nbytes for _, tensor in tensors) > _LARGEST_BYTES:
+        return None
+    if any(tensor.device.type != "cpu" for _, tensor in tensors):
+        return None
+    if any(
+        "forward" in vars(part) or any(vars(part)[h] for h in _HOOKS) for part in model.modules()
+    ):
+        return None
+    digest = hashlib.sha256()
+    for line in [*_modules(model), *_leaves("options", options)]:
+        digest.update(line.encode())
+    for name, tensor in _all_tensors(model):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _all_tensors(model: Any) -> Iterator[tuple[str, Any]]:
+    """Tied ones under each of their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _bytes(tensor: Any) -> bytes:
+    import torch
+
+    content: bytes = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return content
+
+
+def _modules(model: Any) -> Iterator[str]:
+    for path, part in model.named_modules():
+        yield f"{path}: {type(part).__module__}.{type(part).__qualname__} {part.extra_repr()}"
+        for name, value in sorted(vars(part).items()):
+            if name in _UNSEEN:
+                continue
+            if hasattr(value, "to_dict"):  # a config, with what it keeps to itself
+                settings = {key: told for key, told in vars(value).items() if key not in _UNSEEN}
+                yield f"{path}.{name} = {sorted(settings.items())!r}"
+            elif isinstance(value, _PLAIN) or dataclasses.is_dataclass(value):
+                yield f"{path}.{name} = {value!r}"
+
+
+def _leaves(path: str, value: Any) -> Iterator[str]:
+    """Nested options, a tensor by its dtype and shape."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _leaves(f"{path}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            yield from _leaves(f"{path}.{number}", each)
+    elif hasattr(value, "shape"):
+        yield f"{path} = {value.dtype} {tuple(value.shape)}"
+    else:
+        yield f"{path} = {value!r}"
+
+
+def _serialised(program: Any) -> bytes:
+    """A copy: the model's weights may be changed afterwards."""
+    import onnx_ir as ir
+
+    content: bytes = ir.to_proto(program.model).SerializeToString()
+    return content
+
+
+def _program(content: bytes) -> Any:
+    import onnx
+    import onnx_ir as ir
+    import torch
+
+    return torch.onnx.ONNXProgram(ir.from_proto(onnx.ModelProto.FromString(content)), None)
+
+
+@pytest.fixture(scope="module")
+def exports_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lets a file's tests share what PyTorch's exporter made with all files that ask for this."""
+    torch = pytest.importorskip("torch")
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exports"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", ExportsOnce(torch.onnx.export, folder))
+        yield
