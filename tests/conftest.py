@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import importlib.util
+import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -101,11 +104,29 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"the {tier} tier is required, but {reasons[tier]}")
 
 
+def _spelled(path: Path) -> set[str]:
+    """The tiers whose markers a file names; all where it takes a marker by its name."""
+    text = path.read_text(encoding="utf-8")
+    named = set(re.findall(r"pytest\.mark\.(\w+)", text))
+    return set(TIERS) if "getattr(pytest.mark" in text else named & set(TIERS)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files without a test of the tiers that are asked for aren't imported: seconds a process."""
+    asked = re.findall(r"\w+", config.option.markexpr)
+    if collection_path.suffix != ".py" or not asked or not {*asked} <= {*TIERS[1:], "or"}:
+        return None
+    return None if _spelled(collection_path) & set(asked) else True
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = _reasons()
+    spelled = functools.cache(_spelled)
     for item in items:
         tiers = _tiers(item)
+        if not {*tiers} <= {"plain", *spelled(item.path)}:
+            raise pytest.UsageError(f"{item.path} must name the marker of each of {tiers}")
         item.user_properties.append(("tier", tiers[-1]))
         if tiers == ["plain"]:
             item.add_marker(pytest.mark.plain)
