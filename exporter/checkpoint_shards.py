@@ -20,7 +20,7 @@ from exporter.errors import ModelSourceError, first_line
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CheckpointShards", "Entry"]
+__all__ = ["CheckpointShards", "Entry", "read_index"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -108,7 +108,7 @@ class CheckpointShards:
                 f"{folder} holds neither {_SINGLE} nor {_INDEX}.",
                 "Is it the folder of a Hugging Face model with its weights?",
             )
-        places = _places(index)
+        places = read_index(index)
         shards = {name: _header(index.parent / name) for name in sorted(set(places.values()))}
         return cls(folder, _agreed(index, places, shards))
 
@@ -179,19 +179,28 @@ def _fill(buffer: Any, entry: Entry, name: str, start: int = 0) -> None:
         )
 
 
-def _places(index: Path) -> dict[str, str]:
-    """From each tensor's name to its shard's, as the index has it."""
+def read_index(index: Path) -> dict[str, str]:
+    """From each tensor's name to its shard's, as an index has it.
+
+    Raises:
+        ModelSourceError: It can't be read, or names what is no file of its own folder.
+    """
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        places = dict(content["weight_map"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        places = _names(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ModelSourceError(f"{index} can't be read: {first_line(error)}.", _AGAIN) from error
-    for name in sorted({str(name) for name in places.values()}):
+    for name in sorted(set(places.values())):
         if Path(name).name != name:
-            raise ModelSourceError(f"{index} points outside the model's folder: {name}.")
+            raise ModelSourceError(f"{index} points outside the model's folder: {name}.", _AGAIN)
         if not (index.parent / name).is_file():
             raise ModelSourceError(f"{index} names {name}, which is not there.", _AGAIN)
     return places
+
+
+def _names(places: Any) -> dict[str, str]:
+    if isinstance(places, dict) and all(isinstance(name, str) for name in places.values()):
+        return places
+    raise ValueError("its weight_map does not give a file's name for each tensor")
 
 
 def _agreed(
@@ -222,20 +231,14 @@ def _header(file: Path) -> dict[str, Entry]:
     Raises:
         ModelSourceError: It is not a whole safetensors file.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-        start = _LENGTH_BYTES + length
-        if size < _LENGTH_BYTES or length > _LONGEST_HEADER or size < start:
-            raise ModelSourceError(
-                f"{file} is cut short or not a safetensors file: its {size} bytes don't hold the "
-                "header.",
-                _AGAIN,
-            )
-        text = stream.read(length)
+    try:
+        text, size = _header_text(file)
+    except OSError as error:
+        raise ModelSourceError(f"{file} can't be read: {first_line(error)}.") from error
+    start = _LENGTH_BYTES + len(text)
     try:
         entries = dict(_entries(file, json.loads(text), start))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelSourceError(
             f"{file} has a broken header: {first_line(error)}.", _AGAIN
         ) from error
@@ -243,17 +246,39 @@ def _header(file: Path) -> dict[str, Entry]:
     return entries
 
 
+def _header_text(file: Path) -> tuple[bytes, int]:
+    """The JSON at a shard's beginning, and how long the whole file is."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        if length > _LONGEST_HEADER or size < _LENGTH_BYTES + length:
+            raise ModelSourceError(
+                f"{file} is cut short or not a safetensors file: its {size} bytes don't hold the "
+                "header.",
+                _AGAIN,
+            )
+        return stream.read(length), size
+
+
 def _entries(file: Path, header: Any, start: int) -> Iterator[tuple[str, Entry]]:
     for name, told in header.items():
         if name == "__metadata__":
             continue
-        begin, end = (int(offset) for offset in told["data_offsets"])
-        shape = tuple(int(size) for size in told["shape"])
+        begin, end = _counts(told["data_offsets"])
+        shape = _counts(told["shape"])
         dtype = str(told["dtype"])
         item = _ITEM_BYTES.get(dtype)
         if item is not None and math.prod(shape) * item != end - begin:
             raise ValueError(f"{name} of the shape {list(shape)} can't take {end - begin} bytes")
+        if end < begin:
+            raise ValueError(f"{name} ends before it begins")
         yield name, Entry(file, dtype, shape, start + begin, start + end)
+
+
+def _counts(numbers: Any) -> tuple[int, ...]:
+    if isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers):
+        return tuple(numbers)
+    raise ValueError(f"{str(numbers)[:60]} are no sizes")
 
 
 def _check_length(file: Path, entries: Mapping[str, Entry], start: int, size: int) -> None:

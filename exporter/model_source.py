@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ModelRef
 from exporter.auto_class import auto_class
-from exporter.checkpoint_shards import CheckpointShards
+from exporter.checkpoint_shards import CheckpointShards, read_index
 from exporter.disk import telling_full_disk
 from exporter.errors import (
     ModelSourceError,
@@ -281,19 +281,8 @@ def _check_folder(folder: Path, allow_pickle: bool) -> None:
         hint = "Allow the pickle explicitly if you trust its origin." if pickled else ""
         held = f"only pickled weights ({pickled[0].name})" if pickled else "no weights"
         raise ModelSourceError(f"{folder} holds {held}; *.safetensors are wanted.", hint)
-    for index in folder.glob("*.index.json"):
-        _check_index(index)
-
-
-def _check_index(index: Path) -> None:
-    """Every shard must be a file of the model's own folder."""
-    for name in sorted(set(_read_json(index).get("weight_map", {}).values())):
-        if Path(name).name != name:
-            raise ModelSourceError(f"{index} points outside the model's folder: {name}.")
-        if not (index.parent / name).is_file():
-            raise ModelSourceError(
-                f"{index} names {name}, which is not there.", "Fetch the model again."
-            )
+    for index in _matching(folder, ("*.safetensors.index.json", "*.bin.index.json")):
+        read_index(index)  # every shard must be a file of the model's own folder
 
 
 def _check_gguf(path: Path) -> None:

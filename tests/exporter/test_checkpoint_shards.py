@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +118,13 @@ def test_a_shard_that_is_not_there(folder: Path) -> None:
         (lambda raw: raw[:8] + b"[" + raw[9:], "broken header"),
         (lambda raw: raw.replace(b"[5]", b"[6]"), r"broken header: c of the shape \[6\]"),
         (lambda raw: raw.replace(b"[0,10]", b"[2,12]"), "a gap or an overlap before c"),
+        (lambda raw: raw.replace(b"[5]", b"5.0"), r"broken header: 5\.0 are no sizes"),
+        (lambda raw: raw.replace(b'F16","shape":[5]', b'X","shape":[-5] '), "are no sizes"),
+        (
+            lambda raw: raw.replace(b'F16","', b'X"  ,"').replace(b"[0,10]", b"[10,0]"),
+            "ends before",
+        ),
+        (lambda raw: (99_999).to_bytes(8, "little") + b"[" * 99_999, "broken header"),
     ],
 )
 def test_a_shard_that_is_not_whole(
@@ -136,11 +145,29 @@ def test_a_shard_that_is_not_whole(
         ({"a": FIRST, "x": FIRST}, f"x is in {FIRST}, but no shard holds it"),
         ({"a": f"../{FIRST}"}, "points outside"),
         ([1], "can't be read"),
+        ({"a": 1}, "can't be read: its weight_map does not give a file's name"),
     ],
 )
 def test_an_index_that_disagrees(folder: Path, places: Any, told: str) -> None:
     _write_index(folder, places)
     _refused(folder, told)
+
+
+def test_an_index_that_is_nested_without_end(folder: Path) -> None:
+    (folder / INDEX).write_text("[" * 99_999)
+    _refused(folder, f"{INDEX} can't be read")
+
+
+def test_a_shard_that_may_not_be_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refusing(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self.name == SECOND:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    _refused(folder, f"{SECOND} can't be read: .*Permission denied")
 
 
 def test_a_tensor_in_two_shards(folder: Path) -> None:

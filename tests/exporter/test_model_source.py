@@ -61,6 +61,16 @@ def test_shards_stay_in_the_folder(tmp_path: Path, name: str) -> None:
         resolve_source(str(folder))
 
 
+@pytest.mark.parametrize("places", [[1], {"a": 1}, None])
+def test_an_index_without_places(tmp_path: Path, places: Any) -> None:
+    folder = _folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"x")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ModelSourceError, match=f"{index.name} can.t be read"):
+        resolve_source(str(folder))
+
+
 def test_a_shard_that_is_missing(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
     (folder / "a.safetensors").write_bytes(b"x")
