@@ -148,15 +148,23 @@ class ShardedWeights:
 
         Args:
             prefix: The module's dotted name in the model; empty for all of it.
-            fetched: What :meth:`fetch` gave; None: reads it.
+            fetched: What :meth:`fetch` gave; what is not in it is read.
 
         Raises:
-            ModelSourceError: A shard can't be read, or the weights don't fill the module.
+            ModelSourceError: A shard can't be read, or the weights don't fill the module. Then,
+                and when it is interrupted, the module is as it was.
         """
-        self._load(self.fetch(prefix) if fetched is None else fetched)
-        for name in self.names(prefix):
-            self._share(name, prefix)
-            self._uses[self._aliases[name][0]] += 1
+        tensors = dict(fetched or {})
+        # All of it, or what was emptied since the fetch: a module that the last layer shared.
+        tensors |= {name: self.shards.read(name) for name in self._needed(prefix, tensors)}
+        self._uses.update(self._aliases[name][0] for name in self.names(prefix))
+        try:
+            self._load(tensors)
+            for name in self.names(prefix):
+                self._share(name, prefix)
+        except BaseException:
+            self.release(prefix)
+            raise
 
     def release(self, prefix: str = "") -> None:
         """Empties one module's parameters, but those that another filled module shares."""
@@ -167,8 +175,8 @@ class ShardedWeights:
                 for alias in (first, *others):
                     self._set(alias, self._empty[alias])
 
-    def _needed(self, prefix: str) -> list[str]:
-        """The shards' names of what a module lacks."""
+    def _needed(self, prefix: str, fetched: Fetched | None = None) -> list[str]:
+        """The shards' names of what a module lacks, and that was not fetched."""
         own = [name for name in self.names(prefix) if not self._uses[self._aliases[name][0]]]
         wanted = {alias for name in own for alias in self._aliases[name]}
         return [
@@ -176,6 +184,7 @@ class ShardedWeights:
             for target, sources in self._sources.items()
             if target in wanted
             for source in sources
+            if source not in (fetched or ())
         ]
 
     def _load(self, tensors: Fetched) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from tiny_families import tiny_model, tiny_tokenizer
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError
-from exporter.meta_model import MetaModel, load_meta
+from exporter.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.model_source import load_model
 from exporter.transformers_output import quiet_transformers
 
@@ -86,6 +87,43 @@ def test_a_failure_empties_the_module_too(llama: Path) -> None:
     meta = load_meta(str(llama))
     with pytest.raises(KeyboardInterrupt), meta.held("model.layers.0"):
         raise KeyboardInterrupt
+    assert all(parameter.is_meta for parameter in meta.model.parameters())
+
+
+@pytest.mark.parametrize("step", ["_load", "_share"])
+def test_a_module_that_fills_in_part_is_emptied(
+    llama: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    meta, kept = load_meta(str(llama)), "model.layers.0.mlp.up_proj"
+    meta.materialise(kept)
+    done = getattr(ShardedWeights, step)
+
+    def interrupted(self: ShardedWeights, *args: Any) -> None:
+        done(self, *args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ShardedWeights, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        meta.materialise("model.layers.0")
+    monkeypatch.setattr(ShardedWeights, step, done)
+    filled = [name for name, p in meta.model.named_parameters() if not p.is_meta]
+    assert filled == [f"{kept}.weight"]
+    meta.release(kept)
+    with meta.held("model.layers.0"):
+        pass
+    assert all(parameter.is_meta for parameter in meta.model.parameters())
+
+
+def test_what_a_shared_module_lost_since_the_fetch_is_read(llama: Path) -> None:
+    loaded = load_meta(str(llama))
+    layers = loaded.model.model.layers
+    layers[2].mlp = layers[1].mlp
+    meta = dataclasses.replace(loaded, weights=ShardedWeights(loaded.model, loaded.shards))
+    with meta.held("model.layers.1"):
+        fetched = meta.weights.fetch("model.layers.2")
+        assert not any("mlp" in name for name in fetched)
+    with meta.held("model.layers.2", fetched):
+        assert not any(parameter.is_meta for parameter in layers[2].parameters())
     assert all(parameter.is_meta for parameter in meta.model.parameters())
 
 
