@@ -59,8 +59,16 @@ class LayerProbe:
         """Whether every layer so far is what it was thought to be, and no branch was silent."""
         return self._findings.so_far == "adds_up"
 
+    def refuse_so_far(self, loaded: LoadedModel) -> None:
+        """Refuses a model of which a layer is not what it was thought to be.
+
+        Raises:
+            UnknownArchitectureError: The probe found that.
+        """
+        refuse_differing(self._findings.so_far, loaded)
+
     def refuse(self, loaded: LoadedModel) -> None:
-        """Refuses a model whose layers are not what they were thought to be.
+        """The same behind the last layer: also where a layer never ran.
 
         Raises:
             UnknownArchitectureError: The probe found that.

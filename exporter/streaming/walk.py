@@ -130,6 +130,7 @@ class Walk:
         for number in turns:
             with self._runner.only(number):
                 stream = probe.layer(number, self._runner)
+                probe.refuse_so_far(self._meta)  # before the text, which may take hours
                 if states is None:
                     states = stack.enter_context(self._room(parts, stream))
                 for batch in self._batches:
@@ -177,9 +178,13 @@ class Walk:
         return {m.name: table for m, table in zip(self._answering, tables, strict=True)}
 
     def _needs_embedding(self, parts: Parts) -> bool:
-        """Whether it is wanted once more: as the head, or by layers that nobody has looked at."""
+        """Whether it is wanted once more: as the head, or by layers that nobody has looked at.
+
+        What cuts pictures into patches stays as well: it is small, and no table of tokens.
+        """
         known = self._meta.model.config.model_type in FAMILIES
-        return not known or (self._cuts is not None and bool(parts.tied))
+        words = self._meta.model.main_input_name == "input_ids"
+        return not known or not words or (self._cuts is not None and bool(parts.tied))
 
     def _room(
         self, parts: Parts, stream: torch.Tensor

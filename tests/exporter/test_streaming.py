@@ -22,13 +22,14 @@ from exporter.errors import (
     UnknownArchitectureError,
     UsageError,
 )
-from exporter.importance import CalibrationText, score_on
+from exporter.importance import CalibrationText, score, score_on
 from exporter.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.model_source import load_model
 from exporter.progress import Quiet
 from exporter.streaming import score_streamed, score_streamed_on
 from exporter.streaming.hidden_states import states_in_file
 from exporter.streaming.reading_ahead import filled_in_turn
+from exporter.streaming.room import _is_memory
 from exporter.transformers_output import quiet_transformers
 
 pytestmark = pytest.mark.torch
@@ -152,10 +153,21 @@ def test_activations_that_are_not_finite_are_named(tmp_path: Path, metric: str) 
     expect_empty(meta)
 
 
-def test_a_layout_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
+def test_a_layout_that_does_not_add_up_is_refused_at_once(tmp_path: Path) -> None:
     source = saved(tmp_path, "bloom", apply_residual_connection_post_layernorm=True)
+    meta = load_meta(source)
     with pytest.raises(UnknownArchitectureError, match=r"BloomForCausalLM.*don't add up"):
-        score_streamed_on(load_meta(source), random_text())
+        score_streamed_on(meta, random_text(), stream_dir=tmp_path / "states")
+    expect_empty(meta)
+    assert not (tmp_path / "states").exists()  # no text went through any layer
+
+
+def test_pictures_are_ranked_by_what_reads_none(tmp_path: Path) -> None:
+    source = saved(tmp_path, "vit")
+    expected = score(load_model(source), metrics=["depth", "random"])
+    meta = load_meta(source)
+    expect_equal(score_streamed(meta, metrics=["depth", "random"]), expected)
+    expect_empty(meta)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
@@ -268,6 +280,40 @@ def test_states_that_do_not_fit_go_to_the_disk(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     score_streamed_on(load_meta(llama), random_text(), progress=Saying())
     assert any(f"in a file in {tmp_path}" in line for line in said)
+
+
+def test_a_temporary_folder_that_is_memory_is_not_taken(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, disk, meta = tmp_path / "tmp", tmp_path / "var", load_meta(llama)
+    memory.mkdir()
+    monkeypatch.setattr("exporter.streaming.room.available_bytes", lambda: 1000)
+    monkeypatch.setattr("exporter.streaming.room._is_memory", lambda folder: folder == memory)
+    monkeypatch.setattr("exporter.streaming.room._LASTING", disk)
+    monkeypatch.setattr("tempfile.tempdir", str(memory))
+    with pytest.raises(ScoringError, match="is kept in memory as well") as caught:
+        score_streamed_on(meta, random_text())
+    assert "--stream-dir" in caught.value.hint
+    expect_empty(meta)
+    disk.mkdir()
+    said: list[str] = []
+    progress = Quiet()
+    monkeypatch.setattr(progress, "say", said.append)
+    score_streamed_on(meta, random_text(), progress=progress)
+    assert any(f"in a file in {disk}" in line for line in said)
+
+
+def test_which_folders_are_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts, number = tmp_path / "mounts", tmp_path.stat().st_dev
+    monkeypatch.setattr("exporter.streaming.room._MOUNTS", mounts)
+    assert not _is_memory(tmp_path)
+    device = f"{os.major(number)}:{os.minor(number)}"
+    line = "36 35 {} / /tmp rw,nosuid shared:1 - {} none rw\n"
+    for kind, place, expected in (
+        ("tmpfs", device, True), ("ext4", device, False), ("tmpfs", "1000:7", False)
+    ):  # fmt: skip
+        mounts.write_text(line.format(place, kind))
+        assert _is_memory(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
