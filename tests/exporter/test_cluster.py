@@ -273,3 +273,20 @@ def test_silence_is_told_at_once() -> None:
 
     with pytest.raises(ClusterError, match=r"Nothing answers at 127\.0\.0\.1:1"):
         _refuse_silence("127.0.0.1:1")
+
+
+def test_a_sweep_s_cells_run_on_the_workers_and_come_back(pool: Any, tmp_path: Path) -> None:
+    from exporter.progress import QUIET
+    from exporter.sweep.job import Job
+    from exporter.sweep.on_ray import run_on_ray
+
+    # Refused before PyTorch is loaded: a failure is a cell's result, like any other.
+    text = "models: [m]\nplans: [mlp:1, mlp:2]\nexport: {target: onnxruntime-cpu, opset: 21}\n"
+    place = str(tmp_path / "s.yaml"), text, str(tmp_path / "out")
+    jobs = [Job(*place, index, f"cell {index}", "key") for index in range(2)]
+    found = dict(run_on_ray(jobs, QUIET, address=None))
+    assert [found[number].plan for number in range(2)] == ["mlp-1", "mlp-2"]
+    for cell in found.values():
+        assert cell.failure is not None
+        assert "--opset 21" in cell.failure.message
+        assert (tmp_path / "out" / cell.folder / "cell.json").is_file()
