@@ -67,14 +67,15 @@ def _in_memory(
 def _streamed(model: str, options: Mapping[str, Any], progress: Progress) -> ImportanceReport:
     from exporter.cli.requests import score_options, source_options
     from exporter.meta_model import load_meta
-    from exporter.streaming import score_streamed
+    from exporter.streaming import refuse_unstreamable, score_streamed
 
-    source = source_options(options)
+    source, wanted = source_options(options), score_options(options)
+    refuse_unstreamable(wanted.metrics, wanted.calibration)
     with progress.task(f"open {model}"):
         meta = load_meta(model, dtype=source.dtype, revision=source.revision)
     return score_streamed(
         meta,
-        **vars(score_options(options)),
+        **vars(wanted),
         stream_dir=options.get("stream_dir"),
         progress=progress,
     )

@@ -3,6 +3,10 @@
 Importing this costs no PyTorch.
 """
 
-from exporter.streaming.scoring import score_streamed, score_streamed_on
+from exporter.streaming.scoring import (
+    refuse_unstreamable,
+    score_streamed,
+    score_streamed_on,
+)
 
-__all__ = ["score_streamed", "score_streamed_on"]
+__all__ = ["refuse_unstreamable", "score_streamed", "score_streamed_on"]

@@ -62,6 +62,7 @@ def score_streamed(
         ScoringError: Activations are not finite, or the disk has no room for the hidden states.
         UnknownArchitectureError: It is not known where the model keeps its sublayers.
     """
+    refuse_unstreamable(metrics, calibration)
     wanted = _fitting(meta, metrics)
     text = NO_TEXT
     if reads_text(wanted):
@@ -99,26 +100,41 @@ def score_streamed_on(
     return _scored(meta, text, wanted, seed, settings)
 
 
+def refuse_unstreamable(metrics: Sequence[str], calibration: str | None) -> None:
+    """Refuses what :func:`score_streamed` would, as far as no model is needed to tell.
+
+    A large model takes minutes to open, since its files are hashed.
+
+    Raises:
+        UsageError: A metric is not known, or wants what a streamed model can't give.
+    """
+    _refuse_gradients(metrics_named(metrics))
+    if calibration == SELF:
+        raise UsageError(
+            "A model that is read layer by layer can't sample a text of its own: each token would "
+            "read all of the weights.",
+            "Give --calibration a text file, hf:DATASET or pydoc.",
+        )
+
+
 def _fitting(meta: MetaModel, names: Sequence[str]) -> list[Metric]:
     wanted = metrics_named(names)
-    for metric in wanted:
+    _refuse_gradients(wanted)
+    refuse_unfit(meta.model, wanted)
+    return wanted
+
+
+def _refuse_gradients(metrics: Sequence[Metric]) -> None:
+    for metric in metrics:
         if isinstance(metric, GradientMetric):
             raise UsageError(
                 f"{metric.name} follows gradients back through all layers, so it wants the whole "
                 "model in memory.",
                 "Take cosine or kl, or score the model without --stream.",
             )
-    refuse_unfit(meta.model, wanted)
-    return wanted
 
 
 def _text_of(meta: MetaModel, spec: str | None, progress: Progress) -> str:
-    if spec == SELF:
-        raise UsageError(
-            "A model that is read layer by layer can't sample a text of its own: each token would "
-            "read all of the weights.",
-            "Give --calibration a text file, hf:DATASET or pydoc.",
-        )
     if spec is None and meta.model.can_generate():
         progress.say("calibration: pydoc, since a streamed model can't sample a text of its own")
     return spec or "pydoc"
