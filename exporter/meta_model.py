@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MetaModel", "ShardedWeights", "load_meta"]
 
+_WHOLE = "Load it whole."
+
 Fetched = Mapping[str, "torch.Tensor"]
 """Tensors as they are in the shards, by their names there."""
 
@@ -199,7 +201,9 @@ class ShardedWeights:
         self._model._weight_conversions = kept
         errors = [*info.conversion_errors.values(), *map(str, info.mismatched_keys)]
         if errors:
-            raise ModelSourceError(f"{self.shards.folder}: {first_line(Exception(errors[0]))}.")
+            raise ModelSourceError(
+                f"{self.shards.folder}: {first_line(Exception(errors[0]))}.", _WHOLE
+            )
 
     def _share(self, name: str, prefix: str) -> None:
         """Gives a parameter to all that are tied to it."""
@@ -209,7 +213,7 @@ class ShardedWeights:
             raise ModelSourceError(
                 f"{self.shards.folder}: {name} is not filled by what the shards hold for "
                 f"{prefix or 'the model'}, so this model can't be read a layer at a time.",
-                "Load it whole.",
+                _WHOLE,
             )
         real.requires_grad_(False)
         for alias in self._aliases[name]:
@@ -221,7 +225,9 @@ class ShardedWeights:
         self._load({source: self.shards.read(source) for source in sources})
         for name, buffer in self._model.named_buffers():
             if buffer.is_meta:
-                raise ModelSourceError(f"{self.shards.folder} does not tell the buffer {name}.")
+                raise ModelSourceError(
+                    f"{self.shards.folder} does not tell the buffer {name}.", _WHOLE
+                )
 
     def _get(self, name: str) -> torch.nn.Parameter:
         parameter: torch.nn.Parameter = self._model.get_parameter(name)
@@ -263,7 +269,7 @@ def _emptied(config: Any, path: Path, shards: CheckpointShards, dtype: str) -> t
     import torch
 
     if getattr(config, "transformers_weights", None):
-        raise ModelSourceError(f"{path}: the config names a weights file of its own.")
+        raise ModelSourceError(f"{path}: the config names a weights file of its own.", _WHOLE)
     hollow = {name: _Hollow(entry) for name, entry in shards.entries.items()}
     model_class = auto_class(config, trust_remote_code=False)
     model, info = model_class.from_pretrained(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import tempfile
@@ -77,11 +78,12 @@ class StatesInFile:
         self._file, self._folder = file, folder
         self._shapes, self._dtype = [torch.Size(shape) for shape in shapes], dtype
         self._sizes = [shape.numel() * dtype.itemsize for shape in self._shapes]
+        self._begins = list(itertools.accumulate(self._sizes, initial=0))
 
     @property
     def stream_bytes(self) -> int:
         """What one stream takes, over all batches."""
-        return sum(self._sizes)
+        return self._begins[-1]
 
     def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
         """Writes a tensor.
@@ -119,7 +121,7 @@ class StatesInFile:
         return tensor
 
     def _position(self, stream: int, batch: int) -> int:
-        return stream * self.stream_bytes + sum(self._sizes[:batch])
+        return stream * self.stream_bytes + self._begins[batch]
 
 
 @contextlib.contextmanager
