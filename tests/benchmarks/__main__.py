@@ -1,8 +1,9 @@
 """Runs every benchmark, one after the other: ``python -m tests.benchmarks [NAME ...]``.
 
 Names are those of the modules without ``bench_``, such as ``prune``. ``large``, ``peers``,
-``engines`` and ``streaming`` build their models themselves, the others take SmolLM2. Figures are
-printed; a benchmark that finds a wrong result (parity, streaming) makes the whole run fail.
+``engines``, ``streaming`` and ``large_export`` build their models themselves, the others take
+SmolLM2. Figures are printed; a benchmark that finds a wrong result (parity, streaming,
+large_export) makes the whole run fail.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ OUT = ROOT / "out" / "bench"
 ORDER = (
     "parity", "score", "prune", "large", "peers", "verdicts", "overhead", "cache",
     "speedup", "quantize", "sensitivity", "forms", "architectures", "engines", "build", "tasks",
-    "selection", "healing", "planner", "streaming",
+    "selection", "healing", "planner", "streaming", "large_export",
     "cluster", "checkpoint",
 )  # fmt: skip
 
