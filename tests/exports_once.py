@@ -53,7 +53,7 @@ def key_of(model: Any, options: dict[str, Any]) -> str | None:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if sum(tensor.nbytes for _, tensor in tensors) > _LARGEST_BYTES:
         return None
-    if any(tensor.device.type != "cpu" for _, tensor in tensors):
+    if any(not _has_content(tensor) for _, tensor in tensors):
         return None
     if any(
         "forward" in vars(part) or any(vars(part)[h] for h in _HOOKS) for part in model.modules()
@@ -66,6 +66,13 @@ def key_of(model: Any, options: dict[str, Any]) -> str | None:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _has_content(tensor: Any) -> bool:
+    """Not one of the meta device, nor of a subclass without numbers, as streamed weights are."""
+    import torch
+
+    return tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
 def _all_tensors(model: Any) -> Iterator[tuple[str, Any]]:
