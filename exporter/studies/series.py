@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, StabilityReport
+from exporter.errors import UsageError
 from exporter.ledger import StageLedger, locked
 from exporter.progress import QUIET, Progress
-from exporter.report.studies import write_stability
+from exporter.report.studies import study_files, write_stability
 from exporter.studies.stability import stability_of_files
 
 SCORES, STABILITY = "importance.json", "stability.json"
@@ -48,11 +49,13 @@ def score_series(
         progress: Told which point is at work, and which is kept.
 
     Raises:
-        UsageError: Another process works in the folder.
+        UsageError: Another process works in the folder, or it holds something else where a point
+            or the report is to stand.
         DepthcutError: A point can't be scored; what is finished stays.
     """
     with locked(out):
         ledger = StageLedger(out)
+        _refuse_foreign(ledger, members, out)
         for number, member in enumerate(members, start=1):
             where = f"{member.name} ({number} of {len(members)})"
             if ledger.valid(member.name, member.key):
@@ -62,9 +65,23 @@ def score_series(
             path = member.score().write(ledger.work / member.name / SCORES)
             ledger.record(member.name, member.key, [path])
             ledger.publish()
+        ledger.publish()  # what an earlier call had scored when it was killed
         report = stability_of_files([out / member.name / SCORES for member in members])
         write_stability(report, out / STABILITY)
     return report
+
+
+def _refuse_foreign(ledger: StageLedger, members: Sequence[Member], out: Path) -> None:
+    """A point takes its folder's place as a whole, whatever is in there."""
+    names = [member.name for member in members if not ledger.has(member.name)]
+    if ledger.is_new:
+        names += [path.name for path in study_files(out / STABILITY)]
+    found = next((out / name for name in names if (out / name).exists()), None)
+    if found is not None:
+        raise UsageError(
+            f"{found} is there and was not written by a series of scores.",
+            "Use another output folder: -o.",
+        )
 
 
 def folder_names(labels: Sequence[str]) -> list[str]:

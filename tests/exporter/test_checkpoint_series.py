@@ -167,6 +167,53 @@ def test_what_is_finished_outlives_an_interruption(tmp_path: Path, members: Any)
     assert calls == ["a", "b"]
 
 
+def test_what_was_scored_when_a_call_was_killed_is_published(
+    tmp_path: Path, members: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.ledger import StageLedger
+
+    out, calls = tmp_path / "out", list[str]()
+    series = members(calls, "x")
+    publish, told = StageLedger.publish, list[int]()
+
+    def killed(self: StageLedger) -> None:
+        told.append(1)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+        publish(self)
+
+    monkeypatch.setattr(StageLedger, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        score_series(series, out)
+    monkeypatch.undo()
+    assert len(score_series(series, out).points) == 2
+    assert calls == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["two", "stability.md"])
+def test_what_no_series_wrote_stays(tmp_path: Path, members: Any, name: str) -> None:
+    out, calls = tmp_path / "out", list[str]()
+    (out / name).mkdir(parents=True)
+    (out / name / "model.safetensors").write_text("of a training")
+    with pytest.raises(UsageError, match=f"{name} is there and was not written by a series"):
+        score_series(members(calls, "x"), out)
+    assert calls == []
+    assert [path.name for path in out.rglob("*")] == [name, "model.safetensors"]
+
+
+def test_a_run_is_no_place_for_its_own_scores(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would take the place of the checkpoint of its name, weights and all."""
+    from exporter import model_source
+
+    monkeypatch.setattr(model_source, "source_sha256", lambda source, **_: source)
+    before = sorted(run.rglob("*"))
+    assert command_line.run(["score", "--checkpoints", str(run), "-o", str(run)]) == 2
+    assert "was not written by a series of scores" in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
+
+
 def test_points_that_don_t_belong_together_keep_their_scores(tmp_path: Path) -> None:
     scratch, calls = tmp_path / "scratch.json", list[str]()
     short = Member("two", {}, scorer(scratch, SECOND[:4], "b", calls))
