@@ -12,6 +12,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.checkpoint.shallow_config import shallow_config
 from exporter.errors import UnknownArchitectureError, first_line, pass_on_memory_error
 from exporter.model_source import LoadedModel
+from exporter.plan_dialects import without_drops
 from exporter.plan_dialects.section import ORIGIN
 from exporter.pruned_model import answer_to, probe_inputs, require_same
 from exporter.transformers_output import quiet_transformers
@@ -96,6 +97,8 @@ def shallow_config_of(
     layers = len(found)
     config = loaded.model.config
     content = config.to_dict()
+    if type(config).__module__.startswith("transformers."):  # not a model's own code
+        content = without_drops(content)
     text = config.get_text_config()
     key = type(text).attribute_map.get("num_hidden_layers", "num_hidden_layers")
     if text is config:

@@ -49,15 +49,33 @@ def foreign_deletions(content: Any, where: str) -> list[PlannedDeletion] | None:
 def with_drops(config: Mapping[str, Any], deletions: Sequence[PlannedDeletion]) -> dict[str, Any]:
     """A pruned checkpoint's ``config.json`` with its drops in LLM-Drop's and transformers' words.
 
-    Where anything stands in a branch's place, neither can say so: then nothing is added.
+    Where anything stands in a branch's place, neither can say so: then nothing is added. What the
+    base's config said in those words, as LLM-Drop's own folders do, is gone in any case.
     """
+    config = without_drops(config)
     if any(each.replacement != "none" for each in deletions):
-        return dict(config)
+        return config
     part = next((k for k in TEXT_PARTS if layers_in(config) is None and k in config), None)
     holder = config if part is None else config[part]
     skips = {per_layer_config.KEY: per_layer_config.write(holder, deletions)}
     said = {**holder, **llm_drop.write(deletions), **skips}
     return said if part is None else {**config, part: said}
+
+
+def without_drops(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config without what it says of drops in others' words, its parts' included.
+
+    For models of transformers' own classes, which leave nothing out for them: they tell what
+    another program would leave out of the base. So does code that ``auto_map`` names.
+    """
+    gone = {*llm_drop.KEYS, *block_configs.KEYS, per_layer_config.KEY, "auto_map"}
+    bare = {key: value for key, value in config.items() if key not in gone}
+    if kept := per_layer_config.without_skips(config.get(per_layer_config.KEY)):
+        bare[per_layer_config.KEY] = kept
+    for part in TEXT_PARTS:
+        if isinstance(bare.get(part), Mapping):
+            bare[part] = without_drops(bare[part])
+    return bare
 
 
 def _all_found(content: Any, where: str) -> dict[str, list[PlannedDeletion]]:

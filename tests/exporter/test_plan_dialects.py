@@ -186,6 +186,26 @@ def test_what_is_written_is_read_again_and_the_models_own_stays(tmp_path: Path) 
     assert with_drops({"num_hidden_layers": 4}, healed) == {"num_hidden_layers": 4}
 
 
+def test_what_the_base_said_is_not_said_of_the_checkpoint() -> None:
+    base = {
+        "num_hidden_layers": 4, "drop_attn_list": [3], "drop_mlp_list": [False] * 4,
+        "auto_map": {"AutoConfig": "configuration_dropped_llama.LlamaConfig"},
+        "per_layer_config": {"1": {"skip": ["mlp"], "head_dim": 8}, "2": {"skip": ["mlp"]}},
+        "block_configs": [{"attention": ATTENTION, "ffn": NO_OP}] * 4,
+    }  # fmt: skip
+    own = {"num_hidden_layers": 4, "per_layer_config": {"1": {"head_dim": 8}}}
+    healed = [PlannedDeletion(layer=2, kind="attention", replacement="bias")]
+    assert with_drops(base, healed) == own
+    inner = {"num_hidden_layers": 4}
+    assert with_drops({"text_config": {**inner, "drop_attn_list": [1]}}, healed) == {
+        "text_config": inner
+    }
+    config = with_drops(base, [PlannedDeletion(layer=2, kind="attention")])
+    assert (config["drop_attn_list"], config["drop_mlp_list"]) == ([2], [])
+    assert config["per_layer_config"] == {"1": {"head_dim": 8}, "2": {"skip": ["attention"]}}
+    assert config.keys() == {*own, "drop_attn_list", "drop_mlp_list"}
+
+
 def test_dialects_in_one_file_must_agree(tmp_path: Path) -> None:
     content = {"drop_attn_list": [1], "per_layer_config": {"1": {"skip": ["attention"]}}}
     assert drops(tmp_path, content) == [("attention", 1)]
