@@ -211,7 +211,12 @@ def _damages(
     Way by way, so that a call that is cut short leaves some.
     """
     measuring = DamageMeter(loaded.model, text.input_ids, text.mask, batch_size=options.batch_size)
-    about = {"model": loaded.ref.sha256, "text": text.ref.model_dump(), "by": "depths"}
+    about = {
+        "model": loaded.ref.sha256,
+        "dtype": str(loaded.model.dtype),
+        "text": text.ref.model_dump(),
+        "by": "depths",
+    }
     meter = RememberingMeter(measuring, journal, about)
     found: dict[Place, Damage] = {}
     for way in options.ways:

@@ -60,7 +60,12 @@ def compared_tasks(
 def _about(loaded: LoadedModel, choice: TaskChoice) -> dict[str, object]:
     files = choice.local()
     told = choice.names if files is None else [(task.name, task.sha256) for task in files]
-    return {"model": loaded.ref.sha256, "of": list(map(list, told)), "limit": choice.limit}
+    return {
+        "model": loaded.ref.sha256,
+        "dtype": str(loaded.model.dtype),
+        "of": list(map(list, told)),
+        "limit": choice.limit,
+    }
 
 
 def _score(

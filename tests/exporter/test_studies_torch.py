@@ -235,6 +235,20 @@ def test_an_interrupted_measurement_goes_on(
         assert one.damage.kl == pytest.approx(other.damage.kl, rel=1e-6)
 
 
+def test_what_was_measured_in_another_dtype_is_measured_again(
+    run: Path, loaded: Any, scores: ImportanceReport, tmp_path: Path
+) -> None:
+    from exporter.model_source import load_model
+    from exporter.studies.depths import DepthOptions, measure_depths
+
+    options = DepthOptions(numbers=(1,), ways=("mlp",), tokens=48, sequence_length=LENGTH)
+    narrow = load_model(str(run / "checkpoint-1000"), dtype="bfloat16")
+    kept = tmp_path / "journal"
+    wide = measure_depths(loaded, scores, options, importance_sha256="", journal=kept)
+    found = measure_depths(narrow, scores, options, importance_sha256="", journal=kept)
+    assert found.baseline_perplexity != wide.baseline_perplexity
+
+
 def test_depths_are_judged_on_other_text_and_by_own_scores(
     loaded: Any, scores: ImportanceReport, tmp_path: Path
 ) -> None:
