@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from exporter.branch_modules import PrunedStructure
 
+LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+"""Files of a model that go with whatever is made of it."""
+_ENDINGS = {".safetensors", ".json", ".md", ".txt", ".model", ".jinja"}
 _TOKENS = 8
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 _NARROW_TOLERANCE = 2e-2  # sums of half a dozen numbers, each rounded
@@ -126,6 +129,19 @@ def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
         raise UsageError(
             f"{folder} is there, and is no pruned checkpoint.", "Give a folder that is not there."
         )
+    more = sorted(path.name for path in folder.iterdir() if not _is_ours(path))
+    if more:
+        raise UsageError(
+            f"{folder} is a pruned checkpoint, but {more[0]} in it is of another's making.",
+            "Give a folder that is not there: an earlier one would go as a whole.",
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a checkpoint could have such a file; a training leaves others, and folders."""
+    return path.is_file() and (
+        path.suffix in _ENDINGS or any(path.match(pattern) for pattern in LICENSE_FILES)
+    )
 
 
 def load_pruned(folder: Path, *, dtype: str = "float32", train: bool = False) -> LoadedModel:
@@ -165,14 +181,23 @@ def probe_inputs(model: Any) -> dict[str, torch.Tensor]:
     """
     import torch
 
-    if model.main_input_name != "input_ids":
-        raise UnknownArchitectureError(
-            f"{type(model).__name__} takes no tokens, so it can't be saved pruned.",
-            "Export it, and use the pruned ONNX file.",
-        )
+    refuse_tokenless(model)
     vocabulary = model.config.get_text_config().vocab_size
     ids = (torch.arange(_TOKENS, device=model.device)[None] * 7 + 5) % vocabulary
     return {"input_ids": ids}
+
+
+def refuse_tokenless(model: Any) -> None:
+    """Refuses a model that :func:`probe_inputs` can't be made for, before work goes into it.
+
+    Raises:
+        UnknownArchitectureError: The model takes no tokens.
+    """
+    if model.main_input_name != "input_ids":
+        raise UnknownArchitectureError(
+            f"{type(model).__name__} takes no tokens, so it can't be saved pruned.",
+            "Export it without a checkpoint, and use the pruned ONNX file.",
+        )
 
 
 def answer_to(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

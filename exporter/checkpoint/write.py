@@ -28,6 +28,7 @@ from exporter.files import staged_directory, write_text
 from exporter.meta_model import MetaModel
 from exporter.progress import QUIET, Progress
 from exporter.pruned_model import (
+    LICENSE_FILES,
     answer_to,
     probe_inputs,
     prune_model,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 """The Hub's name for a model's card."""
-_LICENSE_FILES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 def write_checkpoint(
@@ -73,10 +73,10 @@ def write_checkpoint(
     Raises:
         PlanError: The plan is not for this model.
         UnknownArchitectureError: This family can't be written so.
-        UsageError: The folder holds something else.
+        UsageError: The folder holds something else, the model among it.
         OSError: It can't be written.
     """
-    refuse_checkpoint_folder(folder)
+    refuse_checkpoint_folder(folder, [loaded.path] if folder.exists() else [])
     before, layers = weights_of(loaded.model), loaded.ref.num_layers
     with staged_directory(folder) as stage:
         if isinstance(loaded, MetaModel):
@@ -143,7 +143,7 @@ def _is_plain(model: Any) -> bool:
 
 
 def _copy_licenses(source: Path, stage: Path) -> None:
-    for pattern in _LICENSE_FILES if source.is_dir() else ():
+    for pattern in LICENSE_FILES if source.is_dir() else ():
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, stage / path.name)

@@ -102,6 +102,7 @@ def heal(
     from exporter.healing.plan_file import numbers_of
     from exporter.model_source import load_model
     from exporter.planning import read_plan
+    from exporter.pruned_model import refuse_tokenless
 
     request = heal_request(kind, options, calibration=calibration)
     assert request is not None
@@ -110,6 +111,8 @@ def heal(
     _refuse_harm(Path(model), [plan, *texts, *numbers_of(given, plan)], output, save_checkpoint)
     with progress.task(f"load {model}"):
         loaded = load_model(model, **vars(source_options(options)))
+    if save_checkpoint is not None:
+        refuse_tokenless(loaded.model)
     made_from = {"plan": sha256_file(plan)}
     work = output.with_name(f"{output.name}.work")
     healed = heal_plan(

@@ -25,6 +25,18 @@ _CANDIDATE = "candidate"
 CARD_STAGE = "card"
 
 
+def refuse_early(run: Run) -> None:
+    """Refuses a model that has no such checkpoint before it is scored and exported.
+
+    Raises:
+        UnknownArchitectureError: It takes no tokens.
+    """
+    from exporter.pruned_model import refuse_tokenless
+
+    if run.request.checkpoint and not run.ledger.has(CHECKPOINT):
+        refuse_tokenless(run.choosing.model)
+
+
 def checkpoint_key(run: Run) -> Key:
     """The model, the plan, and the graph that the checkpoint is held against."""
     return {

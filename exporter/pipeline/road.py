@@ -85,6 +85,7 @@ def _publish(run: Run) -> None:
 
 
 def _write_models(run: Run) -> None:
+    checkpoint.refuse_early(run)
     _stage(run, "score", keys.score_key(run), stages.score_sublayers)
     refuse_calibration_text(run)
     _plan_and_export(run)

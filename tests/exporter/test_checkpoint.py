@@ -211,6 +211,16 @@ def test_a_config_is_renumbered_where_it_names_layers() -> None:
     }  # fmt: skip
 
 
+def test_fewer_layers_are_not_told_of_what_the_base_lacked_in_others_words(tmp_path: Path) -> None:
+    told = {"drop_attn_list": [2, 1], "drop_mlp_list": [False, True, True],
+            "auto_map": {"AutoConfig": "configuration_dropped_llama.LlamaConfig"}}  # fmt: skip
+    facts, wanted = written(tmp_path, BLOCK, **told)
+    assert facts.kept == [0, 2]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert not told.keys() & config.keys()
+    assert answer(plain(tmp_path)).allclose(wanted, atol=1e-6)  # the same sums, other threads
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from exporter.torch_export import export_onnx
@@ -382,6 +392,18 @@ def test_replacements_that_were_fitted_to_another_model_are_refused(
         assert run([*arguments, str(tmp_path / "hf")]) == code
         assert (tmp_path / "hf").exists() == (code == 0)
         assert ("fitted to that one" in capfd.readouterr().err) == (code == 1)
+
+
+def test_its_own_base_is_not_written_over(tmp_path: Path) -> None:
+    from exporter.checkpoint import write_checkpoint
+    from exporter.errors import UsageError
+    from exporter.model_source import load_model
+
+    written(tmp_path, BLOCK)
+    base, before = load_model(str(tmp_path)), (tmp_path / "config.json").read_text()
+    with pytest.raises(UsageError, match="leaves no place there for"):
+        write_checkpoint(base, PruningPlan(deletions=BLOCK), tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
 
 
 def test_a_plan_for_another_model_writes_nothing(tmp_path: Path) -> None:

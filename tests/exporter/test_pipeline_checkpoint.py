@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
-from exporter.errors import UsageError
+from exporter.errors import UnknownArchitectureError, UsageError
 from exporter.request import DropRequest
 
 pytestmark = pytest.mark.torch
@@ -92,6 +92,17 @@ def test_another_plan_takes_the_old_checkpoint_away(
     config = json.loads((out / "candidate" / "hf" / "config.json").read_text())
     assert config["num_hidden_layers"] == 2
     assert "depthcut" not in config
+
+
+def test_a_model_of_images_is_refused_before_it_is_scored(tmp_path: Path) -> None:
+    from exporter.model_files import save_checkpoint
+    from tests.exporter.tiny_families import tiny_loaded
+
+    save_checkpoint(tiny_loaded("vit"), tmp_path / "vit")
+    request = replace(_request(tmp_path / "vit", tmp_path / "out"), checkpoint=True)
+    with pytest.raises(UnknownArchitectureError, match=r"ViT\w* takes no tokens"):
+        _walk(request)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_streamed_run_is_sent_to_the_command(checkpoint: Path, tmp_path: Path) -> None:

@@ -286,6 +286,13 @@ def test_only_an_earlier_checkpoint_is_written_over(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is there, and is no pruned checkpoint"):
         save_pruned(pruned("llama")[0], foreign)
     assert (foreign / "notes.txt").read_text() == "keep"
+    for mine in (folder / "checkpoint-10", folder / "training_args.bin"):
+        mine.mkdir()
+        with pytest.raises(UsageError, match=f"but {mine.name} in it is of another's making"):
+            save_pruned(pruned("llama", BARE)[0], folder)
+        mine.rmdir()
+    (folder / "LICENSE").write_text("the base's")
+    save_pruned(pruned("llama", BARE)[0], folder)
 
 
 def test_a_plan_of_another_depth_is_refused() -> None:
