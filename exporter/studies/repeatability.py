@@ -26,13 +26,15 @@ def repeatability(
         seed: Of the draws.
 
     Returns:
-        From -1 to 1; None where a standard error isn't known, or there are fewer than two
-        sublayers.
+        From -1 to 1; None where a standard error isn't known, or the scores and their errors tell
+        no two sublayers apart.
     """
     known = [error for error in std_errors if error is not None]
-    if len(known) < max(2, len(std_errors)):
+    if len(known) < max(2, len(std_errors)) or not np.isfinite(known).all():
         return None
     rng, errors = np.random.default_rng(seed), np.array(known)
+    if not np.ptp(scores) and not errors.any():
+        return None
     first, second = (
         _ranks(scores + errors * rng.standard_normal((_DRAWS, len(scores)))) for _ in range(2)
     )

@@ -235,3 +235,9 @@ def test_chance_is_what_two_draws_give(tmp_path: Path) -> None:
     # Both are means of hundreds of draws, each of a spread of about 0.1.
     assert told == pytest.approx(found, abs=0.03)
     assert repeatability(scores, [*errors.tolist()[:-1], None]) is None
+    assert repeatability(scores, [*errors.tolist()[:-1], float("nan")]) is None
+
+
+def test_equal_scores_without_errors_have_no_order_to_repeat() -> None:
+    assert repeatability(np.full(4, 0.5), [0.0] * 4) is None
+    assert repeatability(np.arange(4.0), [0.0] * 4) == 1.0
