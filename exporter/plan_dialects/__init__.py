@@ -70,7 +70,8 @@ def without_drops(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     gone = {*llm_drop.KEYS, *block_configs.KEYS, per_layer_config.KEY, "auto_map"}
     bare = {key: value for key, value in config.items() if key not in gone}
-    if kept := per_layer_config.without_skips(config.get(per_layer_config.KEY)):
+    own = config.get(per_layer_config.KEY)
+    if own is not None and (kept := per_layer_config.without_skips(own)) is not None:
         bare[per_layer_config.KEY] = kept
     for part in TEXT_PARTS:
         if isinstance(bare.get(part), Mapping):

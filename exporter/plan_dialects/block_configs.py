@@ -64,6 +64,10 @@ def read(config: Mapping[str, Any], where: str) -> list[PlannedDeletion]:
 def _parts(layer: int, block: Any, where: str) -> Iterator[_Part]:
     path = f"{KEY}[{layer}]"
     block = wanted(block, dict, where, path)
+    if block.get("parallel_blocks"):
+        raise wrong(
+            where, f"{path}.parallel_blocks", f"layer {layer} has blocks side by side", _HINT
+        )
     entries = {f"{path}.{name}": (name, block[name]) for name in ("attention", "ffn", "mlp")
                if block.get(name) is not None}  # fmt: skip
     for number, each in enumerate(block.get("subblock_configs") or ()):

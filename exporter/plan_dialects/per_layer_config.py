@@ -47,13 +47,18 @@ def write(config: Mapping[str, Any], deletions: Sequence[PlannedDeletion]) -> di
 
 
 def without_skips(entry: Any) -> dict[str, Any] | None:
-    """A config's entry without what :func:`write` put there; None where nothing else is."""
+    """A config's entry without what :func:`write` put there; None where nothing else is.
+
+    One that was empty stays so: it says that no layer differs, where a family's own default is
+    another.
+    """
     overrides = _overrides(entry or {}, "config.json")
     kept = {
         str(layer): {key: value for key, value in each.items() if key != _SKIP}
         for layer, each in overrides.items()
     }
-    return {layer: each for layer, each in kept.items() if each} or None
+    found = {layer: each for layer, each in kept.items() if each}
+    return found if found or not kept else None
 
 
 def _overrides(entry: Any, where: str) -> _Overrides:

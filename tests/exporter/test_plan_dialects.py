@@ -122,6 +122,8 @@ def test_layers_of_another_type_may_be_another_width(tmp_path: Path) -> None:
         (subblocks([kind("mamba"), kind("ffn")]), "layer 0 has a mamba, which is no attention"),
         (subblocks([kind("attention", no_op=True), kind("ffn", intermediate_size=8)])
          | {"intermediate_size": 16}, "the mlp of layer 0 has 8 there in place of 16"),
+        ({"block_configs": [{"attention": NO_OP, "ffn": FFN, "parallel_blocks": [{}]}]},
+         "layer 0 has blocks side by side"),
         ({"block_configs": [3]}, r"block_configs\[0\]: an object is wanted, not 3"),
         (deci((ATTENTION | {"no_op": "yes"}, FFN)), "no_op: true or false is wanted"),
     ],
@@ -196,7 +198,7 @@ def test_what_the_base_said_is_not_said_of_the_checkpoint() -> None:
     own = {"num_hidden_layers": 4, "per_layer_config": {"1": {"head_dim": 8}}}
     healed = [PlannedDeletion(layer=2, kind="attention", replacement="bias")]
     assert with_drops(base, healed) == own
-    inner = {"num_hidden_layers": 4}
+    inner: dict[str, Any] = {"num_hidden_layers": 4, "per_layer_config": {}}
     assert with_drops({"text_config": {**inner, "drop_attn_list": [1]}}, healed) == {
         "text_config": inner
     }
