@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _NUMBER_NAMES = ("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx")
-_HINT = "It is written with all its layers, some of them empty."
+HINT = "It is written with all its layers, some of them empty."
 
 
 def kept_layers(deletions: Sequence[PlannedDeletion], layers: int) -> list[int] | None:
@@ -55,7 +55,7 @@ def shallow_model(
     found = layer_modules(model)
     kept = kept_layers(deletions, len(found))
     if not kept:
-        raise UnknownArchitectureError("The plan drops no whole blocks, or all of them.", _HINT)
+        raise UnknownArchitectureError("The plan drops no whole blocks, or all of them.", HINT)
     config = shallow_config_of(loaded, deletions, kept)
     try:
         made = _made(model, config, _weights(model, found, kept))
@@ -64,14 +64,14 @@ def shallow_model(
         raise UnknownArchitectureError(
             f"{loaded.ref.architecture} can't be made with {len(kept)} layers: "
             f"{first_line(error)}.",
-            _HINT,
+            HINT,
         ) from error
     refuse_other_settings(model, made, kept)
     shallow = replace(
         loaded, model=made, ref=loaded.ref.model_copy(update={"num_layers": len(kept)})
     )
     with torch.inference_mode():
-        require_same(shallow, answer_to(made, probe_inputs(made)), wanted, _HINT)
+        require_same(shallow, answer_to(made, probe_inputs(made)), wanted, HINT)
     return shallow
 
 
@@ -92,7 +92,7 @@ def shallow_config_of(
     if any(each.form == "post_norm" for each in found):
         raise UnknownArchitectureError(
             f"A norm of {loaded.ref.architecture} follows each sum, and stays where a block goes.",
-            _HINT,
+            HINT,
         )
     layers = len(found)
     config = loaded.model.config
@@ -119,7 +119,7 @@ def _weights(model: Any, found: Sequence[Any], kept: Sequence[int]) -> dict[str,
     paths = {module: path for path, module in model.named_modules()}
     prefixes = {paths[each.layer].removesuffix(f".{each.number}") for each in found}
     if len(prefixes) != 1:
-        raise UnknownArchitectureError("The layers do not stand in one list.", _HINT)
+        raise UnknownArchitectureError("The layers do not stand in one list.", HINT)
     place = {layer: number for number, layer in enumerate(kept)}
     pattern = re.compile(re.escape(prefixes.pop()) + r"\.(\d+)\.")
     weights = {}
@@ -170,7 +170,7 @@ def refuse_other_settings(model: Any, made: Any, kept: Sequence[int]) -> None:
             raise UnknownArchitectureError(
                 f"Layer {old.number} is another as layer {new.number} of a model with "
                 f"{len(kept)} layers.",
-                _HINT,
+                HINT,
             )
 
 

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.ablation import substituted
 from exporter.artifacts import PruningPlan
-from exporter.checkpoint.layer_turns import runnable
+from exporter.checkpoint.layer_turns import layers_of, runnable
 from exporter.checkpoint.shallow_model import (
+    HINT,
     kept_layers,
     refuse_other_settings,
     shallow_config_of,
 )
 from exporter.checkpoint.shard_writer import FLOATS, Piece, piece_of, safetensors_name, write_shards
 from exporter.disk import telling_full_disk
-from exporter.errors import UnknownArchitectureError
+from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.model_files import save_pretrained_files
 from exporter.model_source import LoadedModel
@@ -107,13 +108,13 @@ def _write_gaps(
     from exporter.branch_modules import note_drops
 
     model: Any = meta.model
+    layers = layers_of(model)
     place_substitutes(model, structure, cut)
     pruned = replace(meta, weights=ShardedWeights(model, meta.shards))
-    with runnable(pruned), torch.inference_mode():
+    with runnable(pruned, layers), torch.inference_mode():
         require_same(pruned, answer_to(model, probe_inputs(model)), wanted)
     after = _flat(pruned.weights.sources().values())
-    gone = _flat(before.values()) - after
-    shards = _shards(meta, {name: name for name in meta.shards.entries if name not in gone})
+    shards = _shards(meta, {name: name for name in meta.shards.entries if name in after})
     own = {name: value for name, value in model.named_parameters() if not value.is_meta}
     empty = torch.empty(0, dtype=model.dtype)
     extra = [piece_of(before[name][0], empty) for name in structure.empty]
@@ -142,7 +143,12 @@ def _write_shallow(
         made.generation_config = model.generation_config
     _write(stage, _shards(meta, _renumbered(meta, kept)), progress)
     save_pretrained_files(replace(meta, model=made), stage)
-    again = load_meta(str(stage), dtype=str(model.dtype).removeprefix("torch."))
+    try:
+        again = load_meta(str(stage), dtype=str(model.dtype).removeprefix("torch."))
+    except ModelSourceError as error:
+        raise UnknownArchitectureError(
+            f"{meta.ref.architecture} can't be made with {len(kept)} layers.", HINT
+        ) from error
     refuse_other_settings(model, again.model, kept)
     with runnable(again), torch.inference_mode():
         require_same(again, answer_to(again.model, probe_inputs(again.model)), wanted)
@@ -158,7 +164,8 @@ def _renumbered(meta: MetaModel, kept: Sequence[int]) -> dict[str, str]:
     from exporter.architectures import layer_modules
 
     paths = {module: path for path, module in meta.model.named_modules()}
-    names = {name: name for name in meta.shards.entries}
+    used = _flat(meta.weights.sources().values())  # old files hold buffers that nobody reads
+    names = {name: name for name in meta.shards.entries if name in used}
     place = {layer: number for number, layer in enumerate(kept)}
     for each in layer_modules(meta.model):
         path, number = f"{paths[each.layer]}.", re.compile(rf"(?<=\.){each.number}(?=\.)")

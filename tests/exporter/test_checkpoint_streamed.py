@@ -72,6 +72,43 @@ def test_it_is_the_one_from_memory(family: str, plan: Any, tmp_path: Path) -> No
     assert index["metadata"]["total_size"] == sum(ours.values())
 
 
+def test_layers_are_known_without_the_modules_that_they_are_known_by(tmp_path: Path) -> None:
+    """bloom's MLP, whose last projection adds to the stream itself, goes as a whole."""
+    memory, streamed = both(tmp_path, sharded(tmp_path / "base", "bloom"), GAPS)
+    assert streamed == memory
+    assert tensors(tmp_path / "streamed") == tensors(tmp_path / "memory")
+
+
+@pytest.mark.parametrize("plan", [GAPS, BLOCK], ids=["gaps", "block"])
+def test_what_no_module_reads_is_not_carried_on(plan: Any, tmp_path: Path) -> None:
+    """Old files hold each layer's rotary frequencies; a renumbered layer would meet another's."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    base = tmp_path / "base"
+    three_layers().model.save_pretrained(base)
+    path = base / "model.safetensors"
+    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    old = {name.format(layer): torch.full((4,), float(layer)) for layer in range(3)}
+    save_file({**load_file(path), **old}, path, metadata={"format": "pt"})
+    both(tmp_path, base, plan)
+    assert tensors(tmp_path / "streamed") == tensors(tmp_path / "memory")
+
+
+def test_a_head_that_counts_the_layers_keeps_them(tmp_path: Path) -> None:
+    from exporter.model_files import save_checkpoint
+    from tests.exporter.tiny_families import tiny_loaded
+
+    save_checkpoint(tiny_loaded("esm"), tmp_path / "base")
+    heard = Heard()
+    memory, streamed = both(tmp_path, tmp_path / "base", BLOCK, heard=heard)
+    assert streamed == memory
+    assert streamed.kept is None
+    lines = [line for line in heard.lines if "not with fewer layers" in line]
+    assert len(lines) == 2
+    assert not any(str(tmp_path) in line for line in lines)
+
+
 def test_it_is_written_in_the_models_own_dtype_or_another(tmp_path: Path) -> None:
     from exporter.cli import run
 
