@@ -34,6 +34,8 @@ from exporter.report.words import (
 
 _NAMED_SOURCES = ("hf:", "pydoc", "self")
 _PAPER = "arXiv 2406.15786"
+_COUNTS = {"attention", "mlp", "block", "joint"}
+"""What a plan was asked for that takes the lowest scores; searches and budgets say more."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,8 @@ def _chosen(sources: CardSources) -> Part:
         asked = ", ".join(f"{key} {value}" for key, value in plan.budget.items())
         lines.append(f"Asked for: {asked}.")
     if importance is not None:
-        lines.append(
-            f"Importance: {importance.metric}, the lowest first ({_PAPER}), on "
-            f"{_text(importance.calibration)}."
-        )
+        order = f", the lowest first ({_PAPER})" if plan.budget.keys() <= _COUNTS else ""
+        lines.append(f"Importance: {importance.metric}{order}, on {_text(importance.calibration)}.")
     elif plan.importance_sha256 is not None:
         lines.append(f"By scores in a file with the SHA-256 `{plan.importance_sha256}`.")
     if not lines:

@@ -89,10 +89,12 @@ def _check(run: Run, folder: Path, facts: CheckpointFacts) -> None:
 def write_card(run: Run) -> tuple[list[Path], None]:
     """Writes the model card, with what was measured."""
     facts = CheckpointFacts.model_validate(run.ledger.notes(CHECKPOINT))
-    healing = healing_report(run)
+    healing, plan = healing_report(run), PruningPlan.read(run.plan_path())
+    scores = sha256_file(run.ledger.path("importance.json"))
     sources = CardSources(
-        plan=PruningPlan.read(run.plan_path()),
-        importance=run.importance(),
+        plan=plan,
+        # A plan that was given may rest on other scores than this run's, or on none.
+        importance=run.importance() if plan.importance_sha256 == scores else None,
         healing=None if healing is None else healing.healing,
         report=_report(run),
     )

@@ -12,7 +12,7 @@ from healed_models import RANK, planned, random_replacements
 from made_reports import full_report
 from tiny_torch import tiny_loaded
 
-from exporter.artifacts import PruningPlan
+from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.errors import PlanError
 from exporter.progress import Quiet
 
@@ -349,6 +349,26 @@ def test_the_card_tells_what_is_known_and_no_more(tmp_path: Path) -> None:
     assert "load_pruned" not in told
     assert "perplexity" in told
     assert report.environment.processor in told
+
+
+def test_the_card_tells_how_it_was_chosen(tmp_path: Path) -> None:
+    from exporter.checkpoint.model_card import CardSources, model_card
+    from exporter.cli import run
+    from tests.exporter.made_series import FIRST, write_scores
+
+    facts, _ = written(tmp_path / "hf", BLOCK)
+    path = write_scores(tmp_path / "s.json", FIRST)
+    scores, lowest = ImportanceReport.read(path), "cosine, the lowest first (arXiv 2406.15786), on"
+    counted = PruningPlan(deletions=BLOCK, budget={"block": 1})
+    assert lowest in model_card(facts, CardSources(counted, scores))
+    searched = PruningPlan(deletions=BLOCK, budget={"block": 1, "search": "greedy"})
+    card = model_card(facts, CardSources(searched, scores))
+    assert "Importance: cosine, on" in card
+    assert lowest not in card
+    plan = PruningPlan(deletions=BLOCK).write(tmp_path / "by-hand.json")
+    call = ["checkpoint", "MODEL", str(plan), "-o", str(tmp_path / "o"), "--importance", str(path)]
+    assert run(call) == 1
+    assert not (tmp_path / "o").exists()
 
 
 def test_the_card_carries_the_licence_and_no_path(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def test_the_card_tells_what_was_measured(walked: Any) -> None:
     report = json.loads((out / "report.json").read_text())
     assert f"{report['accuracy']['perplexity']['candidate']:.4g}" in card
     assert report["environment"]["processor"] in card
-    assert "cosine" in card
+    assert "By a plan that came without scores." in card
+    assert "cosine" not in card  # of this run, and not what LLM-Drop's plan rests on
     assert str(out) not in card
     assert str(plan.parent) not in card
 
