@@ -83,7 +83,7 @@ class Lengths(click.ParamType[tuple[int, ...]]):
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers such as 128,512", param, ctx)
         if any(length < 1 for length in lengths):
-            self.fail("lengths begin at 1", param, ctx)
+            self.fail("numbers begin at 1", param, ctx)
         return lengths
 
 

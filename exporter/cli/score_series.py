@@ -60,7 +60,21 @@ def scored_series(
         members = _checkpoints(sources, plain, progress)
     else:
         members = _texts(sources, options, plain, progress)
+    if trained:
+        _refuse_copies(members)
     return score_series(members, out, progress=progress)
+
+
+def _refuse_copies(members: Sequence[Member]) -> None:
+    """Refuses a training that never moved, which would look like one model over texts."""
+    from exporter.errors import UsageError
+
+    if len({member.key["model"] for member in members}) == 1:
+        names = " and ".join(member.name for member in members[:2])
+        raise UsageError(
+            f"{names} are the same files to the last byte, as all here: that is one checkpoint.",
+            "Name checkpoints that differ.",
+        )
 
 
 def _one_text(plain: Mapping[str, Any], progress: ConsoleProgress) -> str | None:

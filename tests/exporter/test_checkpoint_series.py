@@ -284,6 +284,17 @@ def test_revisions_are_checkpoints(
     assert {point["model"]["source"] for point in points} == {"owner/name"}
 
 
+def test_copies_of_one_checkpoint_are_no_training(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter import model_source
+
+    monkeypatch.setattr(model_source, "source_sha256", lambda _source, **_: "same")
+    assert command_line.run(["score", "--checkpoints", str(run), "-o", str(run / "o")]) == 2
+    told = capsys.readouterr().err
+    assert "checkpoint-200 and checkpoint-1000 are the same files to the last byte" in told
+
+
 def test_a_file_is_no_place_for_a_series(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "there").write_text("")
     call = ["score", "--checkpoints", str(run), "-o", str(run / "there")]

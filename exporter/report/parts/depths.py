@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from exporter.artifacts import DepthCell, DepthDamage, DepthsReport, Way
 from exporter.report.parts.part import Block, Bullets, Grid, Note, Part
 from exporter.report.words import significant
+from exporter.wording import counted
 
 WAYS: dict[Way, str] = {
     "attention": "Attention Drop",
@@ -88,10 +89,10 @@ def _figures(report: DepthsReport) -> Part:
             strict=False,
         )
     ]
-    text = report.text
+    text, samples = report.text, counted(report.text.samples, "sample")
     grid = Grid("On held-out text", header, rows, right=range(1, len(header)))
     note = Note(
-        f"On {text.source}, {text.samples} samples of {text.sequence_length} tokens, both models "
+        f"On {text.source}, {samples} of {text.sequence_length} tokens, both models "
         "on the same; in brackets 95 % intervals over samples. Parameters are those of the "
         f"dropped modules. Chosen by {report.metric} on {report.calibration.source}."
     )
