@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from exporter.cluster import worker as worker_module
@@ -188,7 +190,7 @@ class Crew(Generic[S]):
             self._dismiss(member)
 
     def _hired(self) -> _Member:
-        member = _Member(self._actor.remote())
+        member = _Member(self._actor.remote(_foreign_folder()))
         member.pending = member.actor.about.remote()
         return member
 
@@ -326,6 +328,15 @@ class _Round:
                 "--batch-size.",
             )
         self.waiting.appendleft(number)
+
+
+def _foreign_folder() -> str | None:
+    """The working folder, where this process imports nothing from it.
+
+    Ray lets workers import from it first: a torch.py that lies there would be taken for PyTorch.
+    """
+    here = str(Path.cwd())
+    return None if here in map(os.path.abspath, sys.path) else here
 
 
 def _unanswered(error: Exception, member: _Member, round_: _Round) -> ClusterError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,15 @@ def _own_version() -> str:
 
 
 class Worker:
-    """One process with what it has set up, such as a loaded model."""
+    """One process with what it has set up, such as a loaded model.
+
+    Args:
+        foreign: A folder that Ray has put among those that Python imports from, and that the
+            command's own process imports nothing from.
+    """
+
+    def __init__(self, foreign: str | None = None) -> None:
+        sys.path[:] = [path for path in sys.path if path != foreign]
 
     def about(self) -> dict[str, Any]:
         """Where this runs and on what."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +41,21 @@ def told() -> Told:
 
 
 @pytest.fixture(scope="module")
-def pool(told: Told) -> Iterator[Any]:
+def bait(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file that whoever imports from there takes for PyTorch."""
+    folder = Path(tmp_path_factory.mktemp("bait"))
+    (folder / "torch.py").write_text("raise SystemExit('imported from the working folder')")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pool(told: Told, bait: Path) -> Iterator[Any]:
     from exporter.cluster import open_pool
 
     with pytest.MonkeyPatch.context() as patch:
+        # Where depthcut isn't installed, it is found by the folder that tests are called in.
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        patch.chdir(bait)
         # As many threads as in this process: sums in another order may round otherwise.
         patch.setenv("OMP_NUM_THREADS", "1")
         before = torch.get_num_threads()
@@ -114,18 +130,47 @@ def _figures(report: ImportanceReport) -> Any:
     return report.model_dump(include={"metric", "scores", "further", "made_from"})
 
 
-def test_a_search_on_workers_makes_the_same_plan(
-    pool: Any, model: Path, text: Path, tmp_path: Path
+class Posted:
+    """A crew in this process that gets and gives copies of everything, as by Ray.
+
+    Two processes that load PyTorch again would show no more: that the pieces of a search, which
+    those of `kl` are too, are done on real workers is what the first test is for.
+    """
+
+    workers = 2
+
+    def __init__(self, setup: Any) -> None:
+        self._state = posted(setup)()
+
+    def run(self, work: Any, jobs: Any) -> Iterator[tuple[int, Any]]:
+        for number in reversed(range(len(jobs))):
+            yield number, posted(posted(work)(self._state, posted(jobs[number])))
+
+
+def posted(what: Any) -> Any:
+    return ray.cloudpickle.loads(ray.cloudpickle.dumps(what))
+
+
+@pytest.mark.usefixtures("pool")
+def test_a_search_in_pieces_makes_the_same_plan(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    crews: list[Posted] = []
+
+    def crew(_pool: Any, setup: Any) -> Any:
+        crews.append(Posted(setup))
+        return nullcontext(crews[-1])
+
+    monkeypatch.setattr("exporter.cluster.pool.Pool.crew", crew)
     scores, plans = tmp_path / "importance.json", [tmp_path / "one.json", tmp_path / "two.json"]
     size = ["--samples", "6", "--sequence-length", "16", "--batch-size", "2", "-q"]
     assert cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size]) == 0
     search = ["--drop", "2", "--search", "greedy", "--batch-size", "2", "-q"]
     assert cli.run(["plan", str(scores), "-o", str(plans[0]), *search]) == 0
-    assert (
-        cli.run(["plan", str(scores), "-o", str(plans[1]), *search, "--ray", "--ray-workers", "1"])
-        == 0
-    )
+    assert not crews
+    spread = [*search, "--ray", "--ray-workers", "2"]
+    assert cli.run(["plan", str(scores), "-o", str(plans[1]), *spread]) == 0
+    assert len(crews) == 1
     one, two = map(PruningPlan.read, plans)
     assert two.deletions == one.deletions
     assert two.predicted == one.predicted
@@ -170,6 +215,19 @@ class TestOneCrew:
         }
         assert max(count for _, count in second.values()) > 3  # of six a round, on two workers
         assert dict(crew.run(work, [])) == {}
+
+    def test_workers_import_nothing_from_the_working_folder(self, crew: Any, bait: Path) -> None:
+        def work(_state: Any, _job: int) -> tuple[str, list[str]]:
+            import importlib.util
+            import sys
+
+            found = importlib.util.find_spec("torch")
+            return str(found and found.origin), sys.path
+
+        ((_, (origin, path)),) = crew.run(work, [0])
+        assert origin == torch.__file__
+        assert str(bait) not in path
+        assert Path.cwd() == bait  # where Ray would have had them look first
 
     def test_a_librarys_error_comes_as_itself(self, crew: Any) -> None:
         def work(_state: Any, job: int) -> int:
@@ -221,16 +279,24 @@ def nothing_here() -> Callable[[], None]:
     return setup
 
 
+@pytest.fixture
+def two_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker more takes a second more to start, and shows nothing more."""
+    monkeypatch.setattr("exporter.cluster.pool.ATTEMPTS", 2)
+
+
+@pytest.mark.usefixtures("two_attempts")
 def test_a_piece_that_kills_every_worker_is_given_up(pool: Any) -> None:
     def work(_state: None, job: str) -> None:
         import os
 
         os._exit(7)
 
-    with pytest.raises(ClusterError, match=r"3 workers in turn were lost with piece 1 of 1 \(bad"):
+    with pytest.raises(ClusterError, match=r"2 workers in turn were lost with piece 1 of 1 \(bad"):
         list(pool.run(nothing_here(), work, ["bad"]))
 
 
+@pytest.mark.usefixtures("two_attempts")
 def test_a_setup_that_kills_every_worker_is_given_up(pool: Any) -> None:
     def setup() -> None:
         import os
@@ -275,18 +341,34 @@ def test_silence_is_told_at_once() -> None:
         _refuse_silence("127.0.0.1:1")
 
 
-def test_a_sweep_s_cells_run_on_the_workers_and_come_back(pool: Any, tmp_path: Path) -> None:
+def test_another_server_than_rays_is_told_at_once(pool: Any) -> None:
+    from exporter.cluster.connection import _refuse_silence
+
+    def answer_as_the_web_does(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1024)
+            connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=answer_as_the_web_does, args=(listening,), daemon=True).start()
+        with pytest.raises(ClusterError, match="not Ray's head") as caught:
+            _refuse_silence(f"127.0.0.1:{listening.getsockname()[1]}")
+    assert "6379" in str(caught.value.hint)
+    _refuse_silence(ray.get_runtime_context().gcs_address)
+
+
+def test_a_sweep_s_cell_runs_on_a_worker_and_comes_back(pool: Any, tmp_path: Path) -> None:
     from exporter.progress import QUIET
     from exporter.sweep.job import Job
     from exporter.sweep.on_ray import run_on_ray
 
     # Refused before PyTorch is loaded: a failure is a cell's result, like any other.
-    text = "models: [m]\nplans: [mlp:1, mlp:2]\nexport: {target: onnxruntime-cpu, opset: 21}\n"
-    place = str(tmp_path / "s.yaml"), text, str(tmp_path / "out")
-    jobs = [Job(*place, index, f"cell {index}", "key") for index in range(2)]
-    found = dict(run_on_ray(jobs, QUIET, address=None))
-    assert [found[number].plan for number in range(2)] == ["mlp-1", "mlp-2"]
-    for cell in found.values():
-        assert cell.failure is not None
-        assert "--opset 21" in cell.failure.message
-        assert (tmp_path / "out" / cell.folder / "cell.json").is_file()
+    text = "models: [m]\nplans: [mlp:1, mlp:2]\n"
+    out, gone = str(tmp_path / "out"), str(tmp_path / "m")
+    job = Job(str(tmp_path / "s.yaml"), text, out, 1, gone, "a cell", "key")
+    ((number, cell),) = run_on_ray([job], QUIET, address=None)
+    assert (number, cell.plan) == (0, "mlp-2")
+    assert cell.failure is not None
+    assert gone in cell.failure.message
+    assert (tmp_path / "out" / cell.folder / "cell.json").is_file()
