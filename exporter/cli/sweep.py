@@ -68,7 +68,7 @@ def sweep(
 
     asked, dangers = read_sweep(file), Dangers(trust_remote_code, allow_pickle)
     if dry_run:
-        report = look(asked, output, dangers=dangers)
+        report = look(asked, output, dangers=dangers, force=force)
         print_sweep(report, as_json)
         _end(context, report)
         return

@@ -84,7 +84,12 @@ class SharedStages:
             write_text(place / _ENTRY, json.dumps({"files": hashes, "notes": notes}))
 
     def tidy(self) -> None:
-        """Removes stages whose files no output folder holds any more."""
+        """Removes stages whose files no output folder holds any more, and half-kept ones.
+
+        Nothing else may work in the folder.
+        """
+        for part in self._root.glob(".*"):  # left by a run that was killed
+            shutil.rmtree(part, ignore_errors=True)
         for entry in self._root.glob(f"*/{_ENTRY}"):
             files = (path for path in (entry.parent / _FILES).rglob("*") if path.is_file())
             if not any(path.stat().st_nlink > 1 for path in files):

@@ -101,6 +101,8 @@ def _listen(child: subprocess.Popen[str], progress: Progress) -> dict[str, Any]:
     with contextlib.ExitStack() as open_tasks:
         tasks: list[tuple[Task, contextlib.ExitStack]] = []
         for line in child.stdout or ():
+            if not line.endswith("\n"):  # it was killed in the middle of a word
+                break
             event = json.loads(line)
             if "task" in event:
                 stack = contextlib.ExitStack()

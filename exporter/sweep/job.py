@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from exporter.artifacts import CellRecord, ComparisonReport, SweepCell, SweepFailure
-from exporter.errors import DepthcutError, first_line
+from exporter.errors import DepthcutError, SweepError, first_line
 from exporter.files import sha256_file
 from exporter.pipeline import export_model
 from exporter.progress import Progress
 from exporter.sweep.cells import Cell, Dangers, cells_of
-from exporter.sweep.keeping import CELL_FILE, drop_models
+from exporter.sweep.keeping import CELL_FILE, cell_key, drop_models, source_hashes
 from exporter.sweep.reading import parse_sweep
 from exporter.sweep.results import result_of
 
@@ -31,6 +31,8 @@ class Job:
         text: What it held when the sweep began.
         out: The sweep's folder.
         index: Which of its cells.
+        source: That cell's model, as it was found when the sweep began: a path where there is none
+            any more must not become a hub id.
         name: What messages call that.
         key: The hash of what the cell depends on.
         force: Whether finished stages are made again.
@@ -41,6 +43,7 @@ class Job:
     text: str
     out: str
     index: int
+    source: str
     name: str
     key: str
     force: bool = False
@@ -63,7 +66,8 @@ class Job:
         """The cell, as the pipeline takes it."""
         sweep = parse_sweep(self.text, Path(self.file))
         cell = cells_of(sweep, Path(self.out), self.dangers, look=False)[self.index]
-        return replace(cell, request=replace(cell.request, force=self.force))
+        request = replace(cell.request, source=self.source, force=self.force)
+        return replace(cell, request=request)
 
 
 def run_job(job: Job, progress: Progress) -> SweepCell:
@@ -78,6 +82,7 @@ def run_job(job: Job, progress: Progress) -> SweepCell:
     cell, begin = job.cell(), time.monotonic()
     found = missing(cell, job.key)
     try:
+        _refuse_changed(cell, job)
         report = export_model(cell.request, progress)
         found = _done(found, cell, report)
         drop_models(cell)
@@ -97,6 +102,19 @@ def run_job(job: Job, progress: Progress) -> SweepCell:
     made_from = {"report": found.report_sha256} if found.report_sha256 else {}
     CellRecord(cell=found, made_from=made_from).write(cell.request.out / CELL_FILE)
     return found
+
+
+def _refuse_changed(cell: Cell, job: Job) -> None:
+    """A result must not stand under the hash of what it wasn't made from.
+
+    Raises:
+        SweepError: The model, the plan or a text is another than when the sweep began.
+    """
+    if cell_key(cell, source_hashes()(cell)) != job.key:
+        raise SweepError(
+            "The model, the plan, a text or a library has changed since the sweep began.",
+            "Run the sweep again; it takes what is there then.",
+        )
 
 
 def missing(cell: Cell, key: str) -> SweepCell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,12 +87,41 @@ def _parsed(text: str, path: Path) -> tuple[Any, Any]:
                 f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} is there twice.",
                 "YAML keeps the last one only; remove one.",
             )
-        return root, yaml.safe_load(text)
+        return root, _data(yaml, root, path)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         told = getattr(error, "problem", None) or first_line(error)
         raise SweepError(f"{path}{where}: this is no YAML: {told}.") from error
+
+
+def _data(yaml: Any, root: Any, path: Path) -> Any:
+    """The nodes' values."""
+    loader = yaml.SafeLoader("")
+    try:
+        return None if root is None else loader.construct_document(root)
+    except (ValueError, AttributeError, OverflowError) as error:  # PyYAML lets them through
+        place = f"{path}, line {_unreadable(yaml, root)}"
+        raise SweepError(
+            f"{place}: this is no number or date: {first_line(error)}.",
+            "Put it in quotes, if it is a name.",
+        ) from error
+    finally:
+        loader.dispose()
+
+
+def _unreadable(yaml: Any, node: Any) -> int:
+    """The line of the first plain value that can't be made."""
+    if not isinstance(node.value, str):
+        parts = itertools.chain.from_iterable(
+            p if isinstance(p, tuple) else (p,) for p in node.value
+        )
+        return next((line for part in parts if (line := _unreadable(yaml, part))), 0)
+    try:
+        yaml.SafeLoader("").construct_document(node)
+    except (ValueError, AttributeError, OverflowError):
+        return int(node.start_mark.line) + 1
+    return 0
 
 
 def _repeated_keys(node: Any, seen: set[int]) -> Iterator[Any]:

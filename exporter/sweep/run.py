@@ -69,14 +69,16 @@ def run_sweep(
     return table.report()
 
 
-def look(sweep: Sweep, out: Path, *, dangers: Dangers | None = None) -> SweepReport:
+def look(
+    sweep: Sweep, out: Path, *, dangers: Dangers | None = None, force: bool = False
+) -> SweepReport:
     """What a sweep would find and what it would still have to run; changes nothing.
 
     Raises:
         SweepError: As :func:`run_sweep`.
     """
     cells = cells_of(sweep, out, dangers)
-    return _Table(sweep, out, cells, _known(cells, force=False)).report()
+    return _Table(sweep, out, cells, _known(cells, force=force)).report()
 
 
 class _Table:
@@ -92,8 +94,8 @@ class _Table:
         """What is to be run; a cell whose model can't be read has failed already."""
         place = str(self._sweep.path.resolve()), self._sweep.text, str(self._out.resolve())
         return [
-            Job(*place, index, self._cells[index].name, cell.key, force, dangers)
-            for index, cell in enumerate(self.found)
+            Job(*place, index, own.request.source, own.name, cell.key, force, dangers)
+            for index, (own, cell) in enumerate(zip(self._cells, self.found, strict=True))
             if cell.status == "missing"
         ]
 

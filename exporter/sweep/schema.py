@@ -23,7 +23,7 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Whole = Annotated[int, Field(strict=True, ge=0)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, strip_whitespace=True)]
 Switch = Annotated[bool, Field(strict=True)]
-Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precisions of both models in float, and how PyTorch calls them."""
@@ -238,7 +238,7 @@ class Measuring(Entry):
     threads: Count | None = None
     rounds: Annotated[int, Field(strict=True, ge=2)] | None = None
     time_budget_s: Number = 60.0
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    threshold: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.01
     eval_text: Text = "pydoc"
     eval_tokens: Annotated[int, Field(strict=True, ge=2)] = 8192
     eval_sequence_length: Annotated[int, Field(strict=True, ge=2)] = 512

@@ -42,7 +42,9 @@ class Heard:
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     text = "models: [m]\nplans: [mlp:1]\n"
-    return Job(str(tmp_path / "s.yaml"), text, str(tmp_path / "out"), 0, "m, mlp-1, fp32", "key")
+    return Job(
+        str(tmp_path / "s.yaml"), text, str(tmp_path / "out"), 0, "m", "m, mlp-1, fp32", "key"
+    )
 
 
 def run(job: Job, monkeypatch: pytest.MonkeyPatch, script: str) -> tuple[Any, Heard]:
@@ -73,6 +75,7 @@ for event in ({'say': 'one'}, {'task': 'load', 'total': 2}, {'advance': 2}, {'de
     [
         ("os.kill(os.getpid(), 9)", "was killed: Killed", "memory"),
         ("sys.exit(3)", "ended with exit code 3", None),
+        ("print('{\"say\": \"in the mid', end=''); sys.exit(3)", "ended with exit code 3", None),
         ("print(json.dumps({'say': 'a'})); sys.exit(1)", "ended with exit code 1", None),
     ],
 )

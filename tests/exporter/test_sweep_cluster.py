@@ -50,7 +50,7 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
 
 def jobs(folder: Path) -> list[Job]:
     place = str(folder / "s.yaml"), TEXT, str(folder / "out")
-    return [Job(*place, index, f"cell {index}", "key") for index in range(2)]
+    return [Job(*place, index, "m", f"cell {index}", "key") for index in range(2)]
 
 
 def test_each_cell_has_a_machine_and_a_process_for_itself(

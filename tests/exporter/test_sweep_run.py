@@ -313,3 +313,48 @@ def test_the_models_go_where_only_reports_are_wanted(
     assert (cell / "report.html").is_file()
     assert looked(folder, out, one + "keep: reports\n") == {"attention-1/fp32": "done"}
     assert looked(folder, out, one) == {"attention-1/fp32": "missing"}
+
+
+def test_a_model_that_changes_while_the_sweep_runs_fails_its_cells(
+    folder: Path, tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(folder, tmp_path / "in"))
+    text = FILE.replace("[fp32, int8]", "[fp32]")
+
+    def changing(jobs: Sequence[Any], progress: Any) -> Iterator[tuple[int, SweepCell]]:
+        config = place / "llama" / "config.json"
+        config.write_text(config.read_text() + "\n")
+        yield from here(jobs[:1], progress)
+        shutil.rmtree(place / "llama")
+        yield from ((1, cell) for _, cell in here(jobs[1:], progress))
+
+    report = sweep(place, tmp_path / "out", text, runner=changing)
+    told = [cell.failure.message for cell in report.cells if cell.failure]
+    assert "has changed since the sweep began" in told[0]
+    assert str(place / "llama") in told[1]
+
+
+def test_a_model_that_is_gone_is_not_looked_for_on_the_hub(folder: Path, tmp_path: Path) -> None:
+    from exporter.sweep.reading import parse_sweep
+    from exporter.sweep.run import run_sweep
+
+    place = tmp_path / "models" / "llama"
+    shutil.copytree(folder / "llama", place)
+    text = FILE.replace("models: [llama]", "models: [models/llama]")
+
+    def gone(jobs: Sequence[Any], _: Any) -> Iterator[tuple[int, SweepCell]]:
+        shutil.rmtree(place)
+        assert {job.cell().request.source for job in jobs} == {str(place)}
+        yield from ()
+
+    run_sweep(parse_sweep(text, tmp_path / "sweep.yaml"), tmp_path / "out", runner=gone)
+
+
+def test_what_a_killed_run_left_among_the_shared_stages_goes(
+    folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(swept[0], tmp_path / "out"))
+    part = out / ".depthcut" / "shared" / ".export-0.abc.part"
+    part.mkdir()
+    sweep(folder, out, runner=lambda *_: iter(()))
+    assert not part.exists()
