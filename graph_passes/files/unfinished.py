@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Unfinished:
     def __init__(self, folder: Path, made_from: str) -> None:
         self.folder = folder
         self._made_from = made_from
-        self._finished: tuple[int, int] | None = None
+        self._finished: tuple[int, ...] | None = None
 
     @contextlib.contextmanager
     def until_done(self, place: Path) -> Iterator[None]:
@@ -101,6 +102,8 @@ class _NotingWriter(WeightWriter):
     ) -> None:
         self._note, self._key = note, key
         self._noted = _left(path, note, key)
+        if not self._noted:
+            _forget(note)  # else it would speak of what is written now
         super().__init__(path, told=told, start=self._noted)
 
     def __exit__(self, *exc_info: object) -> None:
@@ -125,12 +128,27 @@ class _NotingWriter(WeightWriter):
         self._noted = self.size
 
 
-def _identity(file: Path) -> tuple[int, int] | None:
-    """What stays of a file when it is moved; None where there is none."""
+def _identity(file: Path) -> tuple[int, ...] | None:
+    """What stays of a file when it is moved, but not when it is written; None where there is none.
+
+    A new file may have the number and the size of one that was removed.
+    """
     if not file.is_file():
         return None
     found = file.stat()
-    return found.st_ino, found.st_size
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _forget(note: Path) -> None:
+    """Removes a note for good, before the bytes that it speaks of are written over."""
+    if not note.exists():
+        return
+    note.unlink()
+    folder = os.open(note.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _left(file: Path, note: Path, key: str) -> int:
@@ -144,9 +162,16 @@ def _left(file: Path, note: Path, key: str) -> int:
 
 
 def _fingerprint(made_from: str, tensors: Iterable[ir.TensorProtocol]) -> str:
-    """Of which weights, in which order: where each stands follows from that."""
+    """Of which weights, in which order: where each stands follows from that.
+
+    Those in memory are taken with their content. That of the others follows from their names.
+    """
     total = hashlib.sha256(made_from.encode())
     for tensor in tensors:
         shape = [int(size) for size in tensor.shape.numpy()]
         total.update(f"{tensor.name}\0{tensor.dtype.name}\0{shape}\n".encode())
+        if isinstance(tensor, ir.ExternalTensor):
+            total.update(f"{tensor.location}\0{tensor.offset}\n".encode())
+        elif not isinstance(tensor, ir.LazyTensor | ir.StringTensor):
+            total.update(tensor.tobytes())
     return total.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -85,24 +86,27 @@ def test_an_interrupted_run_is_gone_on_with(tmp_path: Path) -> None:
     assert [float(values[f"w{n}"].const_value.numpy()[-1]) for n in range(COUNT)] == [1, 2, 3, 4]  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("other", [False, True])
-def test_what_fails_after_the_writing_keeps_it(tmp_path: Path, other: bool) -> None:
+@pytest.mark.parametrize("other", ["none", "a new file", "the same file"])
+def test_what_fails_after_the_writing_keeps_it(tmp_path: Path, other: str) -> None:
     left, out = Unfinished(tmp_path / "left", "key"), tmp_path / "out"
     out.mkdir()
 
     def stopped_after_writing() -> None:
         with left.until_done(out / "m.onnx.data"):
             data, _ = write_files(graph([]), out, "m.onnx", "compact", unfinished=left)
-            if other:  # a pass has written weights of its own since
+            # A pass may have written weights of its own since.
+            if other == "a new file":
                 data.unlink()
                 data.write_bytes(b"other weights")
+            if other == "the same file":
+                data.write_bytes(b"x" * data.stat().st_size)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stopped_after_writing()
     asked: Asked = []
     written(tmp_path, graph(asked))
-    assert asked == (["w0", "w1", "w2", "w3"] if other else [])
+    assert asked == ([] if other == "none" else ["w0", "w1", "w2", "w3"])
 
 
 def test_at_the_end_nothing_is_left(tmp_path: Path) -> None:
@@ -119,6 +123,39 @@ def test_of_other_weights_nothing_is_taken(tmp_path: Path) -> None:
     asked: Asked = []
     written(tmp_path, graph(asked), key="another model")
     assert asked == ["w0", "w1", "w2", "w3"]
+
+
+def test_what_was_written_over_is_not_taken_for_what_was_noted(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+
+    model = graph([], stop_at=3, error=KeyboardInterrupt())
+    with pytest.MonkeyPatch.context() as patch:  # a process that is killed notes nothing down
+        patch.setattr(module._NotingWriter, "_note_down", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            written(tmp_path, model, key="another model")
+    assert (tmp_path / "left" / "m.onnx.data").stat().st_size > 3 * 4 * FLOATS
+    asked: Asked = []
+    written(tmp_path, graph(asked))
+    assert asked == ["w0", "w1", "w2", "w3"]
+
+
+@pytest.mark.parametrize("constant", [1.0, 2.0])
+def test_constants_of_another_graph_are_other_weights(tmp_path: Path, constant: float) -> None:
+    """Another form of the same model has its weights under the same names."""
+
+    def with_constant(value: float, asked: Asked, **options: Any) -> ir.Model:
+        made = graph(asked, **options)
+        made.graph.initializers["w0"].const_value = ir.tensor(
+            np.full(FLOATS, value, np.float32), name="w0"
+        )
+        return made
+
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path, with_constant(1.0, [], stop_at=2, error=KeyboardInterrupt()))
+    asked: Asked = []
+    data, _ = written(tmp_path, with_constant(constant, asked))
+    assert asked == (["w2", "w3"] if constant == 1.0 else ["w1", "w2", "w3"])
+    assert np.fromfile(data, np.float32)[0] == constant
 
 
 @pytest.mark.parametrize("spoil", ["note", "data"])
