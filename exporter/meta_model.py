@@ -115,6 +115,7 @@ class ShardedWeights:
         self._model = model
         self._config = _load_config(model)
         self._empty = dict(model.named_parameters(remove_duplicate=False))
+        self._dtypes = {name: empty.dtype for name, empty in self._empty.items()}
         self._aliases = _aliases(self._empty)
         self._sources = _sources(model, shards, self._config.weight_mapping)
         self._uses: Counter[str] = Counter()
@@ -216,6 +217,8 @@ class ShardedWeights:
                 _WHOLE,
             )
         real.requires_grad_(False)
+        # The loader takes that of the empty one, which who runs the model may have widened.
+        real.data = real.data.to(self._dtypes[name])
         for alias in self._aliases[name]:
             self._set(alias, real)
 

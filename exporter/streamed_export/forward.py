@@ -35,8 +35,10 @@ def filled_on_the_way(meta: MetaModel) -> Iterator[None]:
 
 
 def _hooks(meta: MetaModel, name: str, module: torch.nn.Module) -> list[Any]:
+    # Now: one inside another with weights of its own is filled by that one first, unwidened.
+    wanted = {own: p.dtype for own, p in module._parameters.items() if p is not None}
+
     def fill(*_: Any) -> None:
-        wanted = {own: p.dtype for own, p in module._parameters.items() if p is not None}
         meta.materialise(name)
         for own, parameter in module._parameters.items():
             if parameter is not None:
