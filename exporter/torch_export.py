@@ -11,8 +11,6 @@ machine's paths first of all.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ import torch
 from onnx_ir.passes import common
 
 from exporter.errors import ExportError, first_line, pass_on_memory_error
+from exporter.exportable_experts import exportable_experts
 from exporter.meta_model import MetaModel
 from exporter.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.onnx_output import save_onnx
@@ -144,20 +143,6 @@ def _dynamic_shapes(interface: OnnxInterface) -> dict[str, Any]:
         return {"tokens": tokens}
     tokens["attention_mask"] = {0: batch, 1: total}
     return {"tokens": tokens, "past": [{0: batch, 2: past} for _ in interface.past_names]}
-
-
-@contextlib.contextmanager
-def exportable_experts(model: PreTrainedModel) -> Iterator[None]:
-    """Lets a mixture of experts run as batched products: its usual kernel has no ONNX form."""
-    before = getattr(model.config, "_experts_implementation", None)
-    if before is None:
-        yield
-        return
-    model.set_experts_implementation("batched_mm")
-    try:
-        yield
-    finally:
-        model.set_experts_implementation(before)
 
 
 def _simplify(program: Any) -> ir.Model:

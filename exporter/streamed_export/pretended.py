@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from exporter.exportable_experts import exportable_experts
 from exporter.onnx_interface import OnnxInterface, interface_of
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def interface_without_weights(model: PreTrainedModel) -> OnnxInterface:
     """
     if not is_hollow(model):
         return interface_of(model)
-    with pretended(model) as mode, mode:
+    with exportable_experts(model), pretended(model) as mode, mode:
         return interface_of(model)
 
 

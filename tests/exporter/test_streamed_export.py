@@ -77,6 +77,38 @@ def test_a_graph_is_held_against_the_model_a_module_at_a_time(llama: Path, graph
     assert hook_count(meta.model) == 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_interface_of_experts_without_weights_is_theirs(tmp_path: Path, dtype: str) -> None:
+    from exporter.onnx_interface import interface_of
+    from exporter.streamed_export import interface_without_weights
+
+    source = str(saved(tmp_path / "model", "mixtral"))
+    meta, whole = (load(source, dtype=dtype).model for load in (load_meta, load_model))
+    before = meta.get_experts_implementation()
+    assert interface_without_weights(meta) == interface_of(whole)
+    assert meta.get_experts_implementation() == before
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "llama"])  # weights beside modules with weights
+def test_weights_can_be_widened_on_the_way(tmp_path: Path, family: str) -> None:
+    import torch
+
+    from exporter.streamed_export import filled_on_the_way
+
+    source = str(saved(tmp_path / "model", family))
+    meta, whole = (load(source, dtype="bfloat16") for load in (load_meta, load_model))
+    tokens = torch.arange(8)[None]
+    for parameter in meta.model.parameters():
+        parameter.data = parameter.data.float()
+    with torch.inference_mode(), filled_on_the_way(meta):
+        logits = meta.model(tokens).logits
+    with torch.inference_mode():
+        expected = whole.model.float()(tokens).logits
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, expected)
+    assert all(parameter.is_meta for parameter in meta.model.parameters())
+
+
 def test_a_wrong_graph_is_found_out(llama: Path, graph: Path, tmp_path: Path) -> None:
     from exporter.parity import check_export
 
