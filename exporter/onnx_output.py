@@ -62,7 +62,8 @@ def save_onnx(
                 unfinished=unfinished,
             )
         # Nothing reads the data without the graph that names it, so the graph comes last.
-        (part / DATA_FILE).touch()
+        if not (part / DATA_FILE).exists():
+            (part / DATA_FILE).touch()
         for file in (DATA_FILE, MODEL_FILE):
             (part / file).replace(folder / file)
     return folder / MODEL_FILE
