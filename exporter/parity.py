@@ -111,7 +111,7 @@ def check_export(
         # Before bfloat16 is widened: the graph holds numbers that were rounded to it.
         # Without a cut nothing needs to be known of the architecture.
         cut = cut_of_deletions(deletions, replacements, loaded.model) if deletions else {}
-        file, widened = stack.enter_context(_runnable(loaded.model, onnx_path))
+        file, widened = stack.enter_context(_runnable(loaded, onnx_path))
         interface = interface_without_weights(loaded.model)
         _refuse_uncheckable(interface)
         opened = stack.enter_context(_runner(loaded, file, provider, progress))
@@ -156,9 +156,9 @@ def _runner(
 
 
 @contextlib.contextmanager
-def _runnable(model: torch.nn.Module, onnx_path: Path) -> Iterator[tuple[Path, bool]]:
+def _runnable(loaded: LoadedModel, onnx_path: Path) -> Iterator[tuple[Path, bool]]:
     """The file to run, and whether model and file are in float32 meanwhile, for bfloat16."""
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [*loaded.model.parameters(), *loaded.model.buffers()]
     narrow = [tensor for tensor in tensors if tensor.dtype == torch.bfloat16]
     if not narrow:
         yield onnx_path, False
@@ -167,7 +167,8 @@ def _runnable(model: torch.nn.Module, onnx_path: Path) -> Iterator[tuple[Path, b
     try:
         for tensor in narrow:
             tensor.data = tensor.data.float()
-        with WidenedCopy(onnx_path) as file:
+        # Of a model that memory is too small for, a folder in memory would not hold it.
+        with WidenedCopy(onnx_path, beside=isinstance(loaded, MetaModel)) as file:
             yield file, True
     finally:
         for tensor, data in zip(narrow, kept, strict=True):

@@ -17,6 +17,8 @@ class WidenedCopy:
 
     Args:
         model: The ONNX file; its weights go into the copy in float32, at twice their size.
+        beside: Puts that folder beside the file, and not where temporary files are, which may be
+            small or memory.
 
     Attributes:
         file: The copy.
@@ -25,11 +27,12 @@ class WidenedCopy:
         OnnxFileError: The file can't be read, or the disk is full.
     """
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, *, beside: bool = False) -> None:
         from exporter.widening import in_float32
         from graph_passes.files.storage import load_model, save_model
 
-        folder = Path(tempfile.mkdtemp(prefix="depthcut."))
+        place = model.parent if beside else None
+        folder = Path(tempfile.mkdtemp(prefix=".depthcut." if beside else "depthcut.", dir=place))
         self._gone = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.file = folder / "model.onnx"
         save_model(in_float32(load_model(model)), self.file)

@@ -14,6 +14,7 @@ from test_verification import wrong_layer  # noqa: F401
 
 from exporter.artifacts import PlannedDeletion
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.backends.widened_copy import WidenedCopy
 from exporter.compare import CompareOptions, compare
 from exporter.errors import BackendError, VerificationError
 from exporter.generation.generate import generate
@@ -55,6 +56,15 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "model.onnx"
     save_model(in_bfloat16(tiny_model(TinySpec())), path)
     return path
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_copy_stands_where_it_was_asked_for_and_goes(source: Path, beside: bool) -> None:
+    with WidenedCopy(source, beside=beside) as copy:
+        assert copy.is_file()
+        assert (copy.parent.parent == source.parent) is beside
+        place = copy.parent
+    assert not place.exists()
 
 
 @pytest.mark.parametrize("weights", ["compact", "share"])
