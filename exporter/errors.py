@@ -29,6 +29,7 @@ __all__ = [
     "SweepError",
     "TaskError",
     "TextSourceError",
+    "TooLittleMemoryError",
     "UnknownArchitectureError",
     "UsageError",
     "VerificationError",
@@ -92,6 +93,10 @@ class ExportError(DepthcutError):
 
 class VerificationError(SurgeryError):
     """The pruned graph does not compute what the masked original computes."""
+
+
+class TooLittleMemoryError(VerificationError):
+    """A result can't be verified on this machine; whether it is right is not known."""
 
 
 class QuantizationError(DepthcutError):

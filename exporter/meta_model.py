@@ -69,13 +69,16 @@ class MetaModel(LoadedModel):
             self.release(prefix)
 
 
-def load_meta(source: str, *, dtype: str = "float32", revision: str | None = None) -> MetaModel:
+def load_meta(
+    source: str, *, dtype: str = "float32", revision: str | None = None, pruned: bool = False
+) -> MetaModel:
     """Loads a model without reading its weights.
 
     Args:
         source: A folder with safetensors, or a hub id.
         dtype: What the weights become when they are read: ``float32``, ``float16``, ``bfloat16``.
         revision: A branch, tag or commit of a hub id.
+        pruned: Takes a pruned checkpoint too, see :func:`exporter.auto_class.auto_class`.
 
     Raises:
         ModelSourceError: The source is missing, incomplete, no safetensors, or transformers is too
@@ -91,7 +94,7 @@ def load_meta(source: str, *, dtype: str = "float32", revision: str | None = Non
         )
     _refuse_old_transformers()
     shards = CheckpointShards.open(path)
-    loaded = load_folder(source, path, lambda config: _emptied(config, path, shards, dtype))
+    loaded = load_folder(source, path, lambda config: _emptied(config, path, shards, dtype, pruned))
     weights = ShardedWeights(loaded.model, shards)
     return MetaModel(loaded.model, loaded.tokenizer, loaded.ref, loaded.path, weights)
 
@@ -267,14 +270,16 @@ def _refuse_old_transformers() -> None:
         )
 
 
-def _emptied(config: Any, path: Path, shards: CheckpointShards, dtype: str) -> tuple[Any, Any]:
+def _emptied(
+    config: Any, path: Path, shards: CheckpointShards, dtype: str, pruned: bool
+) -> tuple[Any, Any]:
     """The model on the meta device, and transformers' report of the load."""
     import torch
 
     if getattr(config, "transformers_weights", None):
         raise ModelSourceError(f"{path}: the config names a weights file of its own.", _WHOLE)
     hollow = {name: _Hollow(entry) for name, entry in shards.entries.items()}
-    model_class = auto_class(config, trust_remote_code=False)
+    model_class = auto_class(config, trust_remote_code=False, pruned=pruned)
     model, info = model_class.from_pretrained(
         None,
         config=config,

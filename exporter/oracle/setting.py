@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.errors import VerificationError
+from exporter.errors import TooLittleMemoryError
 from exporter.oracle.memory import available_bytes
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def choose(model: ir.Model, limit_bytes: int) -> Setting:
         limit_bytes: The size of the weights up to which the full setting is taken.
 
     Raises:
-        VerificationError: Not even the cheaper setting fits into the memory that is free.
+        TooLittleMemoryError: Not even the cheaper setting fits into the memory that is free.
     """
     weights = list(_tensors(model))
     total = sum(tensor.nbytes for tensor in weights)
@@ -65,7 +65,7 @@ def choose(model: ir.Model, limit_bytes: int) -> Setting:
         return FULL
     needed = _needed_by_the_thrifty(weights)
     if free is not None and needed > free:
-        raise VerificationError(
+        raise TooLittleMemoryError(
             f"The result can't be verified here: ONNX Runtime would need about {_size(needed)} of "
             f"memory, and {_size(free)} are free. Nothing was written.",
             "Free some memory, use a larger machine, or leave the check out with --verify none; "

@@ -29,12 +29,16 @@ def refuse_early(run: Run) -> None:
     """Refuses a model that has no such checkpoint before it is scored and exported.
 
     Raises:
-        UnknownArchitectureError: It takes no tokens.
+        UnknownArchitectureError: It takes no tokens; or its layers are not known, where they come
+            one after the other.
     """
+    from exporter.checkpoint.layer_turns import layers_of
     from exporter.pruned_model import refuse_tokenless
 
     if run.request.checkpoint and not run.ledger.has(CHECKPOINT):
         refuse_tokenless(run.choosing.model)
+        if run.request.stream:
+            layers_of(run.choosing.model)
 
 
 def checkpoint_key(run: Run) -> Key:
@@ -72,12 +76,16 @@ def write(run: Run) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _check(run: Run, folder: Path, facts: CheckpointFacts) -> None:
+    from exporter.meta_model import load_meta
     from exporter.parity import check_export
     from exporter.pipeline.stages import judge, parity_provider
     from exporter.pruned_model import load_pruned
 
+    dtype = run.request.load.dtype
     checks = check_export(
-        load_pruned(folder, dtype=run.request.load.dtype),
+        load_meta(str(folder), dtype=dtype, pruned=True)
+        if run.request.stream
+        else load_pruned(folder, dtype=dtype),
         folder.parent / "model.onnx",
         layers=facts.kept,
         provider=parity_provider(run),

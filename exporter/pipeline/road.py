@@ -74,6 +74,7 @@ def _started(request: ExportRequest, progress: Progress) -> Run:
     run = Run(request, progress)
     refuse_foreign_results(run)
     streaming.refuse_large_comparison(run)
+    streaming.refuse_wide_check(run)
     if request.by_modelopt and TARGETS[request.target].fixed_caches:
         progress.say("export: caches that grow (--cache-length 0): ModelOpt can't run others")
     return run

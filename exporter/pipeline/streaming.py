@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import ImportanceReport
-from exporter.errors import UsageError
+from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
 from exporter.ledger import FOLDER, key_hash
 from exporter.onnx_output import DATA_FILE
 from exporter.pipeline.keys import Key
@@ -34,12 +34,6 @@ def refuse_unstreamable(request: ExportRequest) -> None:
     """
     if not request.stream:
         return
-    if request.checkpoint:
-        raise UsageError(
-            "--checkpoint reads the checkpoint back as a whole, and --stream never has that in "
-            "memory.",
-            "Write it apart, with this run's plan: depthcut checkpoint --stream.",
-        )
     for option, asked in (
         ("--heal", request.heal is not None),
         ("a budget", request.drops.budget is not None),
@@ -73,6 +67,26 @@ def refuse_large_comparison(run: Run) -> None:
             f"Comparing both models would take about {needed / 1e9:.3g} GB of memory, and "
             f"{free / 1e9:.3g} GB are free.",
             "Leave it out with --no-compare, and compare where there is memory: depthcut compare.",
+        )
+
+
+def refuse_wide_check(run: Run) -> None:
+    """Refuses before hours of work bfloat16 that can't be checked after them.
+
+    Raises:
+        UsageError: There isn't memory enough for its weights in float32, which the check holds.
+    """
+    from exporter.oracle.memory import available_bytes
+
+    if not (run.request.stream and run.request.load.dtype == "bfloat16"):
+        return
+    needed, free = 2 * _hollow(run.loaded).weights.nbytes(), available_bytes()
+    if free is not None and needed > free:
+        raise UsageError(
+            "ONNX Runtime has no bfloat16 on the CPU, so the check of the candidate holds its "
+            f"weights in float32: {needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are "
+            "free.",
+            "Say --dtype float16 or float32, whose weights stay on the disk.",
         )
 
 
@@ -112,8 +126,14 @@ def going_on(run: Run, stage: str, key: Key, folder: Path) -> Iterator[Unfinishe
         yield None
         return
     unfinished = Unfinished(_place(run) / stage, key_hash(key))
-    with unfinished.until_done(folder / DATA_FILE):
-        yield unfinished
+    try:
+        with unfinished.until_done(folder / DATA_FILE):
+            yield unfinished
+    except TooLittleMemoryError:
+        raise
+    except (ExportError, VerificationError):
+        unfinished.clear()  # What is wrong may be what was written.
+        raise
 
 
 def forget_unfinished(run: Run) -> None:

@@ -53,7 +53,9 @@ def config_of(folder: Path) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("plan", [GAPS, BLOCK, HEALED], ids=["gaps", "block", "healed"])
 def test_it_is_the_one_from_memory(family: str, plan: Any, tmp_path: Path) -> None:
+    from exporter.meta_model import load_meta
     from exporter.pruned_model import load_pruned
+    from exporter.streamed_export import filled_on_the_way
 
     base = sharded(tmp_path / "base", family)
     memory, streamed = both(tmp_path, base, plan)
@@ -62,6 +64,9 @@ def test_it_is_the_one_from_memory(family: str, plan: Any, tmp_path: Path) -> No
     wanted = load_pruned(tmp_path / "memory").model
     found = load_pruned(tmp_path / "streamed").model
     assert answer(found).equal(answer(wanted))
+    again = load_meta(str(tmp_path / "streamed"), pruned=True)
+    with filled_on_the_way(again):
+        assert answer(again.model).equal(answer(wanted))
     ours, theirs = tensors(tmp_path / "streamed"), tensors(tmp_path / "memory")
     assert sum(ours.values()) == sum(theirs.values())
     if plan is not BLOCK:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
-from exporter.errors import UnknownArchitectureError, UsageError
+from exporter.errors import UnknownArchitectureError
 from exporter.request import DropRequest
 
 pytestmark = pytest.mark.torch
@@ -106,8 +106,13 @@ def test_a_model_of_images_is_refused_before_it_is_scored(tmp_path: Path) -> Non
     assert not (tmp_path / "out").exists()
 
 
-def test_a_streamed_run_is_sent_to_the_command(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_family_that_is_not_known_is_refused_before_it_is_scored_by_layers(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.checkpoint import layer_turns
+
+    monkeypatch.setattr(layer_turns, "FAMILIES", {})
     request = replace(_request(checkpoint, tmp_path / "out"), checkpoint=True, stream=True)
-    with pytest.raises(UsageError, match="depthcut checkpoint --stream"):
+    with pytest.raises(UnknownArchitectureError):
         _walk(request)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "importance.json").exists()

@@ -7,14 +7,21 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_pipeline import RESULTS, SHIPPED, _request, checkpoint, own_cache
 
 from exporter.artifacts import ImportanceReport, PruneReport
-from exporter.errors import UsageError
+from exporter.errors import (
+    ExportError,
+    TooLittleMemoryError,
+    UsageError,
+    VerificationError,
+)
 from exporter.healing.options import HealOptions
+from exporter.pipeline.streaming import going_on
 from exporter.request import DropRequest, SourceOptions
 from exporter.selection import SearchOptions
 
@@ -51,7 +58,7 @@ def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run that is stopped after the baseline is written, and the next one, which goes on."""
     from exporter import parity
     from exporter.checkpoint_shards import CheckpointShards
-    from exporter.errors import VerificationError
+    from exporter.errors import ModelSourceError
 
     out = tmp_path_factory.mktemp("streamed") / "out"
     read: list[str] = []
@@ -62,7 +69,7 @@ def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         return real(shards, name)
 
     def fails(*_: Any, **__: Any) -> Any:
-        raise VerificationError("stopped by the test")
+        raise ModelSourceError("stopped by the test")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CheckpointShards, "read", reading)
@@ -71,7 +78,7 @@ def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
             first = run(checkpoint, out, "--no-compare")
         kept = [path.name for path in (out / ".depthcut" / "unfinished" / "baseline").iterdir()]
         before = len(read)
-        second = run(checkpoint, out, "--no-compare")
+        second = run(checkpoint, out, "--no-compare", "--checkpoint")
     return out, first, kept, second, read[:before], read[before:]
 
 
@@ -80,6 +87,8 @@ def test_it_writes_both_models_and_no_report(walked: Any) -> None:
     assert second.exit_code == 0, second.stderr
     assert "million parameters, not compared" in second.stdout
     found = {path.name for path in out.iterdir()}
+    assert (out / "candidate" / "hf" / "README.md").is_file()
+    assert "candidate against the checkpoint, decode, logits: holds" in second.stderr
     assert found == {name for name in RESULTS if not name.startswith("report")} | {".depthcut"}
     for arm in ("baseline", "candidate"):
         assert {path.name for path in (out / arm).iterdir()} >= SHIPPED
@@ -99,9 +108,38 @@ def test_what_was_written_before_the_failure_is_not_read_again(walked: Any) -> N
     assert "stopped by the test" in first.stderr
     assert sorted(kept) == ["model.onnx.data", "written.json"]
     once, twice = before.count("lm_head.weight"), after.count("lm_head.weight")
-    # The first wrote it; the second ran it, in two steps for each model.
-    assert (once, twice) == (1, 4)
+    # The first wrote it; the second ran it, in two steps for each model and the checkpoint, and
+    # for the checkpoint before and after the cut, and copied it there.
+    assert (once, twice) == (1, 6 + 3)
     assert not (out / ".depthcut" / "unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (VerificationError("wrong"), False),
+        (ExportError("wrong"), False),
+        (TooLittleMemoryError("can't tell"), True),
+        (KeyboardInterrupt(), True),
+    ],
+)
+def test_what_a_check_found_wrong_is_written_again(
+    tmp_path: Path, error: BaseException, kept: bool
+) -> None:
+    run: Any = SimpleNamespace(request=SimpleNamespace(stream=True, out=tmp_path))
+    data = tmp_path / "stage" / "model.onnx.data"
+    data.parent.mkdir()
+
+    def checked() -> None:
+        with going_on(run, "baseline", {}, data.parent) as unfinished:
+            assert unfinished is not None
+            with unfinished.writer(data, ()):
+                pass
+            raise error
+
+    with pytest.raises(type(error)):
+        checked()
+    assert (tmp_path / ".depthcut" / "unfinished" / "baseline" / data.name).exists() is kept
 
 
 @pytest.mark.parametrize(
@@ -131,6 +169,16 @@ def test_a_comparison_without_memory_for_it_is_refused_at_once(
     assert done.exit_code == 2
     assert "Comparing both models would take about" in done.stderr
     assert "--no-compare" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_bfloat16_without_memory_for_its_check_is_refused_at_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.oracle.memory.available_bytes", lambda: 10_000)
+    done = run(checkpoint, tmp_path / "out", "--no-compare", "--dtype", "bfloat16")
+    assert done.exit_code == 2
+    assert "the check of the candidate holds its weights in float32" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
