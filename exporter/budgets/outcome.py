@@ -44,7 +44,14 @@ class Outcome:
         if "other_log_perplexity_increase" in figures:
             rise = math.expm1(min(figures["other_log_perplexity_increase"], 50.0))
             told += f" (perplexity in the other domain {rise:+.1%})"
-        return f"{told}; parameters {figures['parameters'] / 1e6:.1f} million"
+        return f"{told}; {self._parameters()}"
+
+    def _parameters(self) -> str:
+        """What is left of them, and the share that went."""
+        left, whole = (self.plan.predicted[name] for name in ("parameters", "parameters_before"))
+        return (
+            f"parameters {whole / 1e6:,.2f} -> {left / 1e6:,.2f} million ({left / whole - 1:+.1%})"
+        )
 
 
 def predicted(
@@ -77,6 +84,7 @@ def predicted(
         "log_perplexity_increase_std_error": damage.log_perplexity_increase_std_error,
         "top1_agreement": damage.top1_agreement,
         "parameters": float(sizes.total_parameters(choices, rank)),
+        "parameters_before": float(sizes.parameters),
         "bytes": float(sizes.total_bytes(choices, rank, context=context, batch=batch)),
         "speedup": None if costs is None else costs.speedup(choices),
     }

@@ -90,8 +90,9 @@ def checkpoint(
     if as_json:
         click.echo(facts.model_dump_json(indent=2))
     else:
-        click.echo(f"{facts.before.parameters / 1e6:.1f} -> {facts.after.parameters / 1e6:.1f} "
-                   f"million parameters; {facts.loader_words}\n{output}")  # fmt: skip
+        before, after = facts.before.parameters / 1e6, facts.after.parameters / 1e6
+        click.echo(f"{before:,.2f} -> {after:,.2f} million parameters; {facts.loader_words}")
+        click.echo(output)
 
 
 def _loaded(model: str, stream: bool, options: dict[str, Any]) -> LoadedModel:

@@ -45,7 +45,7 @@ def print_models(report: PruneReport, folder: Path, as_json: bool) -> None:
         return
     before, after = report.before.parameters, report.after.parameters
     click.echo(
-        f"{before / 1e6:.1f} -> {after / 1e6:.1f} million parameters, not compared.\n"
+        f"{before / 1e6:,.2f} -> {after / 1e6:,.2f} million parameters, not compared.\n"
         f"Models: {folder / 'baseline'} and {folder / 'candidate'}\n"
         "Where both fit into memory: depthcut compare BASELINE CANDIDATE -o DIR"
     )

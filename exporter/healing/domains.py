@@ -82,7 +82,10 @@ def warnings_of(texts: Sequence[HealedText]) -> list[str]:
     unsure = [text for text in (own, other) if _is_unsure(text)]
     if unsure and all(_is_unsure(text) or _has_gained(text) for text in (own, other)):
         told = ", nor ".join(f"on {_name(text)} ({_gain(text)})" for text in unsure)
-        return [f"The gain can't be told from chance {told}. Judge on more text: --samples."]
+        return [
+            f"The gain can't be told from chance {told}. Judge on more text: more --samples; for a "
+            "budget, more of those that its scores rest on."
+        ]
     if not _has_gained(own) and not _has_gained(other):
         return ["Healing gained nothing worth telling in either domain."]
     if _has_gained(own) and _has_gained(other) and _alike(own, other):

@@ -197,7 +197,7 @@ class _Session:
         warm = self._warm_up(probes, row.cell, number)
         calls = row.chunks[0].calls if row.chunks else calls_per_visit(warm.call_ms)
         wanted = len(row.chunks[0].times_ms) if row.chunks else self._wanted(warm.call_ms, calls)
-        label = f"time {row.cell}, {number + 1} of at most {self._chunks}"
+        label = f"time {row.cell}, {number + 1} of at most {row.most}"
         begin = self._clocks.now()
         with no_garbage_collection():
             taken, dropped = self._rounds(

@@ -220,5 +220,5 @@ def _say_pruned(run: Run, report: PruneReport) -> None:
     before, after = report.before, report.after
     run.progress.say(
         f"prune: {before.nodes} -> {after.nodes} nodes, "
-        f"{before.parameters / 1e6:.1f} -> {after.parameters / 1e6:.1f} million parameters"
+        f"{before.parameters / 1e6:,.2f} -> {after.parameters / 1e6:,.2f} million parameters"
     )

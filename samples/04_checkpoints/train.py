@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from exporter.texts import read_texts
 
@@ -47,6 +48,7 @@ def kept_steps(steps: int) -> set[int]:
 
 def train(out: Path, steps: int, layers: int) -> None:
     """Writes ``checkpoint-N`` folders, each a model with its tokenizer."""
+    disable_progress_bar()  # transformers' own, one for each folder that is saved
     torch.manual_seed(0)
     documents = read_texts("pydoc", part="calibration").documents
     tokenizer = make_tokenizer(documents)

@@ -132,6 +132,9 @@ def test_a_share_of_parameters_goes(planner: Any, loaded: Any) -> None:
     found = planner(Budget(parameters=0.2), heal="none").plan()
     whole = sum(p.numel() for p in loaded.model.parameters())
     assert found.plan.predicted["parameters"] <= 0.8 * whole
+    left = found.plan.predicted["parameters"] / found.plan.predicted["parameters_before"]
+    assert f"({left - 1:+.1%})" in found.words()
+    assert left <= 0.8
     least = min(_size(loaded, layer, kind) for layer, kind in NAMES)
     assert found.plan.predicted["parameters"] > 0.8 * whole - 2 * least
     assert {deletion.replacement for deletion in found.plan.deletions} == {"none"}

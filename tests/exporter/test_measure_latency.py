@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from tiny_lm import write_tiny_lm
 from virtual_time import BusyMachine, Quiet, VirtualArm, VirtualCell, VirtualTime, virtual_pair
 
+from exporter import progress
 from exporter.artifacts import LatencyRow
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.compare.arms import ComparedArm
@@ -196,6 +198,29 @@ def test_a_number_of_rounds_is_taken_as_it_was_asked_for() -> None:
     for rounds, loads in ((2, 1), (6, 6), (7, 7), (13, 13), (32, 16), (34, 1)):
         row = measured(Sampling(rounds=rounds))
         assert (row.rounds, row.loads, row.stopped) == (rounds, loads, "rounds")
+
+
+class Heard(progress.Quiet):
+    """Keeps what tasks are called."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+
+    def task(self, description: str, total: int | None = None) -> Any:
+        self.tasks.append(description)
+        return super().task(description, total)
+
+
+def test_no_part_is_counted_beyond_the_most() -> None:
+    time, arms = virtual_pair(Quiet())
+    heard, sampling = Heard(), Sampling(seconds=2.5, reload=False)
+    measure_rows(
+        arms, [VirtualCell()], sampling, clocks=time.clocks, progress=heard, enough=lambda _: False
+    )
+    counts = [re.search(r"(\d+) of at most (\d+)", task) for task in heard.tasks]
+    parts = [(int(found[1]), int(found[2])) for found in counts if found]
+    assert len(parts) > CHUNKS  # short ones leave room for more than was planned
+    assert all(number <= most for number, most in parts)
 
 
 def test_equal_arms_that_loading_makes_unlike_are_not_told_apart() -> None:

@@ -89,7 +89,7 @@ def test_a_gain_within_its_noise_is_none() -> None:
     told = warnings_of([text("calibration", 0.6, 0.1), noisy])
     assert told == [
         "The gain can't be told from chance on other text (other domain) (+0.200 ± 0.200 nats). "
-        "Judge on more text: --samples."
+        "Judge on more text: more --samples; for a budget, more of those that its scores rest on."
     ]
     both = warnings_of([text("calibration", 0.6, 0.4, std_error=0.2), noisy])
     assert "on calibration text (held out) (+0.200 ± 0.200 nats), nor on other text" in both[0]

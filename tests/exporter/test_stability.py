@@ -172,6 +172,7 @@ def test_the_command_writes_data_tables_and_page(
     assert "Importance over training" in page.words
     cells = [a for tag, a in page.elements if tag == "rect" and "rx" not in a]
     assert len(cells) == 2 * 3 * 6
+    assert "among the 1 most" not in page.words
     assert command_line.run(["stability", *files, "-o", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "stability_report"
 
@@ -199,7 +200,7 @@ def test_a_page_over_texts_has_the_pairs(tmp_path: Path) -> None:
     assert "<b>" not in text
     value = f"{report.kinds[0].between(0, 1).spearman:.2f}"
     assert page.words.count(value) >= 2
-    assert "Agreement of each two texts" in page.words
+    assert "Agreement of each pair of texts" in page.words
 
 
 def test_equal_scores_have_no_correlation(tmp_path: Path) -> None:

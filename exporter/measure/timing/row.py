@@ -79,6 +79,11 @@ class Row:
         self._chances = ONE_LOOK
 
     @property
+    def most(self) -> int:
+        """How many chunks there are at the most."""
+        return self._most if self._budget is None else 2 * self._most
+
+    @property
     def seconds(self) -> float:
         """What its rounds have taken."""
         return sum(chunk.seconds for chunk in self.chunks)
@@ -94,7 +99,7 @@ class Row:
         whole = enough and count % self._grouping.builds == 0
         another = self.seconds * (1 + 1 / count)
         # Chunks that turned out shorter than planned leave room for more of them.
-        if whole and (count >= 2 * self._most or another > _OVER * self._budget):
+        if whole and (count >= self.most or another > _OVER * self._budget):
             self._chances = self._looks.rest()
             self.stopped = "narrow" if self._told() else "budget"
         elif whole and self._is_looked_at and self._looks.due(count):

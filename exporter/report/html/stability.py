@@ -128,6 +128,10 @@ def _positive(report: StabilityReport) -> bool:
     return all(median > 0 for median in medians)
 
 
+def _mark_words(first: int) -> str:
+    return f"{'the' if first == 1 else f'among the {first}'} most redundant of its column"
+
+
 def _kind_figures(report: StabilityReport, kind: KindStability) -> list[Figure]:
     first, names = _marked(kind), column_names(report)
     what, values = NOUNS[kind.kind], [score for scores in kind.scores for score in scores]
@@ -137,7 +141,7 @@ def _kind_figures(report: StabilityReport, kind: KindStability) -> list[Figure]:
         [
             ("h0", f"redundant ({significant(min(values), 2)})"),
             ("h8", f"important ({significant(max(values), 2)})"),
-            ("s-circle", f"among the {first} most redundant of its column"),
+            ("s-circle", _mark_words(first)),
         ],
         title=f"Scores of the {what}, by {report.metric}",
     )
@@ -145,11 +149,11 @@ def _kind_figures(report: StabilityReport, kind: KindStability) -> list[Figure]:
         return [heat]
     pairs = Figure(
         agreement_chart(
-            f"{kind.kind}-pairs", kind, _labels(report), title="Agreement of each two texts"
+            f"{kind.kind}-pairs", kind, _labels(report), title="Agreement of each pair of texts"
         ),
         "Spearman's correlation; the stronger the colour, the nearer to 1. The table names the "
         "numbers.",
-        title="Agreement of each two texts",
+        title="Agreement of each pair of texts",
     )
     return [heat, pairs]
 

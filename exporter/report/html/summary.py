@@ -36,7 +36,7 @@ def tiles(report: ComparisonReport) -> Iterator[Tile]:
     yield Tile(
         relative_change(before.parameters, after.parameters) or "-",
         "parameters",
-        f"{before.parameters / 1e6:,.1f} → {after.parameters / 1e6:,.1f} million",
+        f"{before.parameters / 1e6:,.2f} → {after.parameters / 1e6:,.2f} million",
     )
     if before.kv_cache_bytes_per_token:
         cache = (before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token)

@@ -62,7 +62,7 @@ def stability_lead(report: StabilityReport) -> str:
             told.append(
                 f"{NOUNS[kind.kind]} {statistics.mean(values):.2f} (lowest {min(values):.2f})"
             )
-    what = "each point and the one before it" if is_series(report) else "each two texts"
+    what = "each point and the one before it" if is_series(report) else "each pair of texts"
     if not told:
         return "The scores tell too few sublayers apart for a rank correlation."
     return f"Rank correlation of {what}, by {report.metric}: {_listed(told)}."
@@ -89,7 +89,7 @@ def stability_parts(report: StabilityReport) -> list[Part]:
 
 
 def _summary(report: StabilityReport) -> Part:
-    pairs = "neighbouring points" if is_series(report) else "each two texts"
+    pairs = "neighbouring points" if is_series(report) else "each pair of texts"
     ends = ["first with last"] if is_series(report) else []
     counts = sorted({n for kind in report.kinds for n in kind.always_first})
     header = [
@@ -182,7 +182,7 @@ def _matrix_grid(report: StabilityReport, kind: KindStability, n: int | None) ->
             "" if row == column else _pair(kind.between(row, column), n) for column in range(count)
         )
         rows.append([f"{row + 1}: {point.label}", *cells])
-    caption = f"{NOUNS[kind.kind]}: Spearman's correlation of each two texts"
+    caption = f"{NOUNS[kind.kind]}: Spearman's correlation of each pair of texts"
     return Grid(caption, header, rows, right=range(1, count + 1))
 
 
