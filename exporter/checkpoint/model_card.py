@@ -192,7 +192,7 @@ def _loading(facts: CheckpointFacts) -> str:
 
 _OWN_LOADER = """## How to load it
 
-It needs `pip install depthcut[torch]` and runs no code from this folder:
+It needs depthcut with its extra `torch`, and runs no code from this folder:
 
 ```python
 from pathlib import Path
