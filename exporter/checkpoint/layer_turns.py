@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from exporter.architectures import FAMILIES, layer_modules, unknown_layers
+from exporter.architectures import layer_modules, unknown_layers
+from exporter.families import FAMILIES
 from exporter.meta_model import MetaModel
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from exporter.architectures import FAMILIES, candidate_layers, layer_modules, unknown_layers
+from exporter.architectures import candidate_layers, layer_modules, unknown_layers
+from exporter.families import FAMILIES
 from exporter.meta_model import MetaModel
 from exporter.residual_stream import LayerModules
 from exporter.streaming.layer_runner import LayerRunner

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.ablation.meter import refuse_unmeasurable
-from exporter.architectures import FAMILIES
 from exporter.artifacts import Score
+from exporter.families import FAMILIES
 from exporter.importance import CalibrationText
 from exporter.importance.answer_pass import scores_of_damages
 from exporter.importance.cosine import COSINE

@@ -27,7 +27,7 @@ from exporter.planning import parse_drops
 from exporter.pruned_model import load_pruned
 from exporter.surgery import prune_file
 from exporter.torch_export import export_onnx
-from tests.benchmarks.bench_streaming import SHARE, write_model
+from tests.benchmarks.bench_streaming import MODEL, SHARE
 from tests.benchmarks.machine import print_machine
 
 PLANS = ("attention:20-27", "block:22-25", "mlp:24,26 attention:20-23")
@@ -111,7 +111,7 @@ def streamed(folder: Path) -> bool:
     """Writes a random model's checkpoints in little memory, and prints a line each."""
     base = folder / "large"
     base.mkdir()
-    whole = write_model(base)
+    whole = MODEL.write(base)
     right = True
     for drops in ("attention:8-13", "block:12-14"):
         arguments = [str(base), str(folder / "small"), drops, str(int(SHARE * whole))]

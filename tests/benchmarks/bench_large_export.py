@@ -20,24 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tests.benchmarks.machine import print_machine
+from tests.benchmarks.random_llama import RandomLlama
 
-LAYERS, HIDDEN, INTERMEDIATE, HEADS, VOCABULARY = 12, 2048, 5504, 16, 16000
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "num_hidden_layers": LAYERS,
-    "hidden_size": HIDDEN,
-    "intermediate_size": INTERMEDIATE,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": HEADS,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-    "dtype": "float32",
-}
+MODEL = RandomLlama(12, 2048, 5504, 16, 16000)
 SHARE = 0.45
 CUT = (3, 5, 7, 9)
 
@@ -111,10 +97,10 @@ def main() -> int:
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as name:
         folder = Path(name)
-        weights = write_model(folder / "model")
+        weights = MODEL.write(folder / "model")
         allowed = int(SHARE * weights)
-        print(f"{weights / 1e9:.2f} GB of weights in float32, {LAYERS} layers; streamed with at "
-              f"most {allowed / 1e9:.2f} GB (RLIMIT_DATA, above the libraries' own)")  # fmt: skip
+        print(f"{weights / 1e9:.2f} GB of weights in float32, {MODEL.layers} layers; streamed with "
+              f"at most {allowed / 1e9:.2f} GB (RLIMIT_DATA, above the libraries)")  # fmt: skip
         _print_the_limit(folder, allowed)
         whole = _run(folder, "export", "whole", weights)
         streamed = _run(folder, "export", "streamed", weights, allowed=allowed)
@@ -131,49 +117,6 @@ def main() -> int:
     print(f"checks {'hold' if passed else 'DO NOT HOLD'}, "
           f"{'within' if within else 'NOT WITHIN'} the limit")  # fmt: skip
     return 0 if same and passed and within else 1
-
-
-def write_model(folder: Path) -> int:
-    """Writes the random model, a shard for each layer; returns the bytes of its weights."""
-    from safetensors.numpy import save_file
-
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    shards: list[dict[str, tuple[int, ...]]] = [
-        {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)},
-        *map(_layer, range(LAYERS)),
-        {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)},
-    ]
-    places: dict[str, str] = {}
-    total = 0
-    for number, shapes in enumerate(shards):
-        file = f"model-{number:05}.safetensors"
-        tensors = {name: _values(rng, shape) for name, shape in shapes.items()}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(shapes, file)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return total
-
-
-def _layer(number: int) -> dict[str, tuple[int, ...]]:
-    name, square = f"model.layers.{number}", (HIDDEN, HIDDEN)
-    return {
-        **{f"{name}.self_attn.{part}_proj.weight": square for part in "qkvo"},
-        f"{name}.mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
-        f"{name}.mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
-        f"{name}.mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
-        f"{name}.input_layernorm.weight": (HIDDEN,),
-        f"{name}.post_attention_layernorm.weight": (HIDDEN,),
-    }
-
-
-def _values(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    if len(shape) == 1:
-        return np.ones(shape, dtype=np.float32)
-    return rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
 
 
 def _print_the_limit(folder: Path, allowed: int) -> None:

@@ -20,25 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tests.benchmarks.machine import print_machine
+from tests.benchmarks.random_llama import RandomLlama
 
-LAYERS, HIDDEN, INTERMEDIATE, HEADS, VOCABULARY = 18, 1280, 3456, 20, 8000
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "num_hidden_layers": LAYERS,
-    "hidden_size": HIDDEN,
-    "intermediate_size": INTERMEDIATE,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": HEADS,
-    "vocab_size": VOCABULARY,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-    "dtype": "float32",
-}
-LAYERS_A_SHARD = 4
+MODEL = RandomLlama(18, 1280, 3456, 20, 8000, layers_a_shard=4, scale=0.03)
 SHARE, AIM_RATIO = 0.40, 1.3
 PARTS = {
     "cosine and the other metrics of the stream": {
@@ -102,58 +87,14 @@ def main() -> int:
     place = Path("out/bench").resolve()
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as name:
-        weights = write_model(Path(name))
+        weights = MODEL.write(Path(name))
         allowed = int(SHARE * weights)
-        print(f"{weights / 1e9:.2f} GB of weights in float32, {LAYERS} layers; streamed with at "
-              f"most {allowed / 1e9:.2f} GB (RLIMIT_DATA, above the libraries' own)")  # fmt: skip
+        print(f"{weights / 1e9:.2f} GB of weights in float32, {MODEL.layers} layers; streamed with "
+              f"at most {allowed / 1e9:.2f} GB (RLIMIT_DATA, above the libraries)")  # fmt: skip
         _print_the_limit(Path(name), allowed)
         same = [_compare(part, asked, Path(name), weights, allowed, rounds)
                 for part, asked in PARTS.items()]  # fmt: skip
     return 0 if all(same) else 1
-
-
-def write_model(folder: Path) -> int:
-    """Writes the random model in shards; returns the bytes of its weights."""
-    from safetensors.numpy import save_file
-
-    rng = np.random.default_rng(0)
-    groups = [range(first, min(first + LAYERS_A_SHARD, LAYERS))
-              for first in range(0, LAYERS, LAYERS_A_SHARD)]  # fmt: skip
-    shapes: list[dict[str, tuple[int, ...]]] = [
-        {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)},
-        *({k: v for layer in group for k, v in _layer(layer).items()} for group in groups),
-        {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)},
-    ]
-    places: dict[str, str] = {}
-    total = 0
-    for number, shard in enumerate(shapes):
-        file = f"model-{number:05}.safetensors"
-        tensors = {name: _values(rng, shape) for name, shape in shard.items()}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(shard, file)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return total
-
-
-def _layer(number: int) -> dict[str, tuple[int, ...]]:
-    name, square = f"model.layers.{number}", (HIDDEN, HIDDEN)
-    return {
-        **{f"{name}.self_attn.{part}_proj.weight": square for part in "qkvo"},
-        f"{name}.mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
-        f"{name}.mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
-        f"{name}.mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
-        f"{name}.input_layernorm.weight": (HIDDEN,),
-        f"{name}.post_attention_layernorm.weight": (HIDDEN,),
-    }
-
-
-def _values(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    if len(shape) == 1:
-        return np.ones(shape, dtype=np.float32)
-    return rng.standard_normal(shape, dtype=np.float32) * np.float32(0.03)
 
 
 def _print_the_limit(model: Path, allowed: int) -> None:
@@ -216,7 +157,7 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     call = {
         **asked, "model": str(model), "streamed": streamed, "allowed_bytes": allowed,
-        "states": str(model / "states") if in_file else None, "vocabulary": VOCABULARY,
+        "states": str(model / "states") if in_file else None, "vocabulary": MODEL.vocabulary,
     }  # fmt: skip
     return subprocess.run(
         [sys.executable, "-c", _CHILD, json.dumps(call)],

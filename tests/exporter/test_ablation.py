@@ -9,8 +9,9 @@ import pytest
 from tiny_families import hook_count, tiny_model
 
 from exporter import ablation
-from exporter.architectures import FAMILIES, sublayers
+from exporter.architectures import sublayers
 from exporter.errors import PlanError, ScoringError
+from exporter.families import FAMILIES
 from exporter.residual_stream import first_tensor
 
 pytestmark = pytest.mark.torch

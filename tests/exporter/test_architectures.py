@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from tiny_families import hook_count, tiny_model
 
-from exporter.architectures import FAMILIES, layer_modules, skipped, sublayers
+from exporter.architectures import layer_modules, skipped, sublayers
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import PlanError, UnknownArchitectureError
+from exporter.families import FAMILIES
 from exporter.residual_stream import first_tensor, probe, silenced, tapped
 
 pytestmark = pytest.mark.torch

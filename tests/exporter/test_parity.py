@@ -228,8 +228,8 @@ def test_a_type_without_a_tolerance_is_refused_with_what_to_do(exported: Path) -
 def test_an_export_of_an_unknown_architecture_can_be_checked(
     loaded: Any, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.architectures import FAMILIES
     from exporter.errors import UnknownArchitectureError
+    from exporter.families import FAMILIES
     from exporter.parity import check_export
 
     def unknown(model: Any) -> Any:

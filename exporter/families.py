@@ -1,0 +1,189 @@
+"""Where each model family keeps the modules that write to the residual stream: a row a family.
+
+The module named for a sublayer is the one whose output is *the branch's contribution*: what is
+added to the stream, with the norm or projection after the sublayer and without the stream itself.
+Some families add inside their submodules (bloom, BERT); there it is the last projection before the
+sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row: dotted paths, alternatives between versions of transformers parted by ``|``.
+
+    Attributes:
+        layers: The list of layers, from the base model.
+        attention: From a layer, the module whose output is the attention's contribution.
+        mlp: The same for the MLP.
+        attention_norm: Post-norm only: the norm that reads stream plus attention.
+        mlp_norm: Post-norm only: the norm that reads stream plus MLP.
+        parallel_if: Config entries; where one is true, both branches read the layer's input.
+            The entry ``always`` stands for every config.
+        post_norm_unless: The config entry that is false where the norms follow the sums; empty:
+            post-norm always, where ``attention_norm`` is given.
+        multiplier: The config entry with the factor on each branch.
+        attention_reads: From a layer, the module whose first input is what the attention is
+            computed from: as a rule the output of the norm before it. Empty: ``attention``.
+        mlp_reads: The same for the MLP.
+    """
+
+    layers: str
+    attention: str
+    mlp: str
+    attention_norm: str = ""
+    mlp_norm: str = ""
+    parallel_if: tuple[str, ...] = ()
+    post_norm_unless: str = ""
+    multiplier: str = ""
+    attention_reads: str = ""
+    mlp_reads: str = ""
+
+
+_ALWAYS = ("always",)
+_POST_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
+
+# Sequential pre-norm, x + f(norm(x)), as Llama has it; mixtures of experts among them.
+_LLAMA = Family("layers", "self_attn", "mlp|block_sparse_moe")
+# x + norm(f(norm(x))) or x + norm(f(x)): the norm after the sublayer belongs to the branch.
+_SANDWICH = Family(
+    "layers|model.layers",
+    "post_attention_layernorm",
+    "post_feedforward_layernorm",
+    attention_reads="self_attn",
+    mlp_reads="mlp",
+)
+_GRANITE = Family("layers", "self_attn", "mlp|block_sparse_moe", multiplier="residual_multiplier")
+_GPT2 = Family("h", "attn", "mlp")
+_GPTJ = Family("h", "attn", "mlp", parallel_if=_ALWAYS)
+_COHERE = Family("layers", "self_attn", "mlp", parallel_if=_ALWAYS)
+_FC2 = Family("layers", "self_attn", "fc2", mlp_reads="fc1")
+_BERT = Family(
+    "encoder.layer",
+    "attention.output.dense",
+    "output.dense",
+    *_POST_NORMS,
+    attention_reads="attention",
+    mlp_reads="intermediate",
+)
+
+_VIT = Family(
+    "layers|encoder.layer",
+    "attention.output.dense|attention",
+    "mlp|output.dense",
+    attention_reads="attention",
+    mlp_reads="mlp|intermediate",
+)
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "ministral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen2_moe": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "gemma": _LLAMA,
+    "phi3": _LLAMA,
+    "smollm3": _LLAMA,
+    "starcoder2": _LLAMA,
+    "nemotron": _LLAMA,
+    "olmo": _LLAMA,
+    "olmoe": _LLAMA,
+    "mixtral": _LLAMA,
+    "deepseek_v3": _LLAMA,
+    "gpt_oss": _LLAMA,
+    "glm": _LLAMA,
+    "helium": _LLAMA,
+    "seed_oss": _LLAMA,
+    "arcee": _LLAMA,
+    "persimmon": _LLAMA,
+    "ernie4_5": _LLAMA,
+    "apertus": _LLAMA,
+    "glm4_moe": _LLAMA,
+    "phimoe": _LLAMA,
+    "eurobert": _LLAMA,
+    "biogpt": _FC2,
+    "xglm": _FC2,
+    "stablelm": Family("layers", "self_attn", "mlp", parallel_if=("use_parallel_residual",)),
+    "granite": _GRANITE,
+    "granitemoe": _GRANITE,
+    "gemma2": _SANDWICH,
+    "gemma3_text": _SANDWICH,
+    "olmo2": _SANDWICH,
+    "olmo3": _SANDWICH,
+    "exaone4": _SANDWICH,
+    "glm4": Family(
+        "layers",
+        "post_self_attn_layernorm",
+        "post_mlp_layernorm",
+        attention_reads="self_attn",
+        mlp_reads="mlp",
+    ),
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": _GPT2,
+    "gptj": _GPTJ,
+    "codegen": _GPTJ,
+    "gpt_neox": Family("layers", "attention", "mlp", parallel_if=("use_parallel_residual",)),
+    "phi": Family("layers", "self_attn", "mlp", parallel_if=_ALWAYS),
+    "cohere": _COHERE,
+    "cohere2": _COHERE,
+    "falcon": Family(
+        "h", "self_attention", "mlp", parallel_if=("parallel_attn", "new_decoder_architecture")
+    ),
+    "bloom": Family(
+        "h",
+        "self_attention.dense",
+        "mlp.dense_4h_to_h",
+        attention_reads="self_attention",
+        mlp_reads="mlp",
+    ),
+    "mpt": Family("blocks", "attn", "ffn.down_proj", mlp_reads="ffn"),
+    "opt": Family(
+        "decoder.layers",
+        "self_attn",
+        "fc2",
+        "self_attn_layer_norm",
+        "final_layer_norm",
+        post_norm_unless="do_layer_norm_before",
+        mlp_reads="fc1",
+    ),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
+    "deberta-v2": _BERT,
+    "mpnet": Family(
+        "encoder.layer",
+        "attention.attn",
+        "output.dense",
+        "attention.LayerNorm",
+        "output.LayerNorm",
+        mlp_reads="intermediate",
+    ),
+    "esm": Family(
+        "encoder.layer",
+        "attention.output.dense",
+        "output.dense",
+        attention_reads="attention.self",
+        mlp_reads="intermediate",
+    ),
+    "electra": _BERT,
+    "distilbert": Family(
+        "transformer.layer", "attention", "ffn", "sa_layer_norm", "output_layer_norm"
+    ),
+    "modernbert": Family("layers", "attn", "mlp"),
+    "vit": _VIT,
+    "deit": _VIT,
+    "dinov2": Family(
+        "layers|encoder.layer",
+        "layer_scale1",
+        "layer_scale2",
+        attention_reads="attention",
+        mlp_reads="mlp",
+    ),
+}
