@@ -23,7 +23,7 @@ from exporter.overheard import told_to
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 _DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
@@ -50,7 +50,7 @@ def export_with_optimum(
         OSError: The disk is full.
     """
     require("optimum.exporters.onnx", extra="optimum")
-    from exporter.model_files import save_checkpoint
+    from exporter.loading.model_files import save_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="depthcut.") as name, told_to(progress):
         checkpoint, out = Path(name, "checkpoint"), Path(name, "onnx")

@@ -23,7 +23,7 @@ from exporter.backends.numbered import NumberedRunner
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.backends.widened_copy import WidenedCopy
 from exporter.errors import ExportError
-from exporter.meta_model import MetaModel
+from exporter.loading.meta_model import MetaModel
 from exporter.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.oracle.setting import DEFAULT_LIMIT_BYTES, choose
 from exporter.progress import QUIET, Progress
@@ -32,7 +32,7 @@ from exporter.streamed_export import filled_on_the_way, interface_without_weight
 from graph_passes.files.storage import load_model
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
     from exporter.replacement_file import Replacements
 
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-3}

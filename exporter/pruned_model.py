@@ -16,8 +16,8 @@ from exporter.ablation import Cut, Substitute, substituted
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import UnknownArchitectureError, UsageError
 from exporter.files import make_readable, staged_directory
-from exporter.model_files import save_checkpoint
-from exporter.model_source import LoadedModel, load_model
+from exporter.loading.model_files import save_checkpoint
+from exporter.loading.model_source import LoadedModel, load_model
 from exporter.plan_dialects.section import ORIGIN, SECTION
 from exporter.pruned_structure import structure_for
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.ablation import Cut, Substitute
 from exporter.ablation.substitutes import first_input
-from exporter.architectures import SublayerModules, layer_modules, sublayers
+from exporter.anatomy.architectures import SublayerModules, layer_modules, sublayers
 from exporter.artifacts import PlannedDeletion
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 
 if TYPE_CHECKING:
     import torch

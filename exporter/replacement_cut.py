@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from exporter.ablation import NOTHING, Cut, Substitute
-from exporter.architectures import Kind, named_sublayers, sublayers
+from exporter.anatomy.architectures import Kind, named_sublayers, sublayers
 from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.errors import PlanError
 from graph_passes.types import SublayerRef

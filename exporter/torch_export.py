@@ -20,7 +20,7 @@ from onnx_ir.passes import common
 
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.exportable_experts import exportable_experts
-from exporter.meta_model import MetaModel
+from exporter.loading.meta_model import MetaModel
 from exporter.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.onnx_output import save_onnx
 from exporter.overheard import told_to
@@ -36,7 +36,7 @@ from graph_passes.files.unfinished import Unfinished
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 OPSETS = range(18, 25)
 
@@ -56,9 +56,9 @@ def export_onnx(
 ) -> Path:
     """Exports a model to ``model.onnx`` and ``model.onnx.data`` in ``folder``.
 
-    A model whose weights stay in their shards (:class:`exporter.meta_model.MetaModel`) is traced
-    without them, and each weight is read when it is written: the files are the same, and one or two
-    weights are in memory.
+    A model whose weights stay in their shards (:class:`exporter.loading.meta_model.MetaModel`) is
+    traced without them, and each weight is read when it is written: the files are the same, and one
+    or two weights are in memory.
 
     Args:
         loaded: In the dtype that the graph shall have.

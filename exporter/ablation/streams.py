@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.ablation.substitutes import Cut, Substitute, first_input, hooked
-from exporter.architectures import SublayerModules, layer_modules, sublayers
-from exporter.residual_stream import LayerModules, first_tensor
+from exporter.anatomy.architectures import SublayerModules, layer_modules, sublayers
+from exporter.anatomy.residual_stream import LayerModules, first_tensor
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exporter.architectures import Kind, Named, SublayerModules, named_sublayers, sublayers
-from exporter.residual_stream import first_tensor
+from exporter.anatomy.architectures import Kind, Named, SublayerModules, named_sublayers, sublayers
+from exporter.anatomy.residual_stream import first_tensor
 
 if TYPE_CHECKING:
     import torch

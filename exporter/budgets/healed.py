@@ -9,7 +9,7 @@ from exporter.artifacts import HealingReport
 from exporter.budgets.budget import Heal
 from exporter.budgets.gains import Name
 from exporter.importance import CalibrationText
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 
 

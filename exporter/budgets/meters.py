@@ -11,7 +11,7 @@ from exporter.selection import RememberingMeter
 
 if TYPE_CHECKING:
     from exporter.importance import CalibrationText
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 POSITIONS = 2
 """Answers are compared at every second position."""

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from exporter.architectures import SublayerModules, layer_modules, sublayers
+from exporter.anatomy.architectures import SublayerModules, layer_modules, sublayers
 from exporter.costs import GraphSizes, SublayerSize
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 
 
 def module_sizes(loaded: LoadedModel) -> GraphSizes:

@@ -36,7 +36,7 @@ from exporter.selection import protected_names
 if TYPE_CHECKING:
     from exporter.healing import Fit
     from exporter.importance import CalibrationText
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 
 class Planner:

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from exporter.architectures import layer_modules
+from exporter.anatomy.architectures import layer_modules
 from exporter.artifacts import PlannedDeletion
 from exporter.checkpoint.shallow_config import shallow_config
 from exporter.errors import UnknownArchitectureError, first_line, pass_on_memory_error
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
+from exporter.loading.transformers_output import quiet_transformers
 from exporter.plan_dialects import without_drops
 from exporter.plan_dialects.section import ORIGIN
 from exporter.pruned_model import answer_to, probe_inputs, require_same
-from exporter.transformers_output import quiet_transformers
 
 if TYPE_CHECKING:
     import torch

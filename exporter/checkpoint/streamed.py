@@ -25,9 +25,9 @@ from exporter.checkpoint.shallow_model import (
 from exporter.checkpoint.shard_writer import FLOATS, Piece, piece_of, safetensors_name, write_shards
 from exporter.disk import telling_full_disk
 from exporter.errors import ModelSourceError, UnknownArchitectureError
-from exporter.meta_model import MetaModel, ShardedWeights, load_meta
-from exporter.model_files import save_pretrained_files
-from exporter.model_source import LoadedModel
+from exporter.loading.meta_model import MetaModel, ShardedWeights, load_meta
+from exporter.loading.model_files import save_pretrained_files
+from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.pruned_model import (
     answer_to,
@@ -161,7 +161,7 @@ def _renumbered(meta: MetaModel, kept: Sequence[int]) -> dict[str, str]:
     Raises:
         UnknownArchitectureError: The shards name layers otherwise than the model does.
     """
-    from exporter.architectures import layer_modules
+    from exporter.anatomy.architectures import layer_modules
 
     paths = {module: path for path, module in meta.model.named_modules()}
     used = _flat(meta.weights.sources().values())  # old files hold buffers that nobody reads

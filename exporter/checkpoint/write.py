@@ -25,7 +25,7 @@ from exporter.checkpoint.streamed import write_streamed
 from exporter.disk import telling_full_disk
 from exporter.errors import UnknownArchitectureError
 from exporter.files import staged_directory, write_text
-from exporter.meta_model import MetaModel
+from exporter.loading.meta_model import MetaModel
 from exporter.progress import QUIET, Progress
 from exporter.pruned_model import (
     LICENSE_FILES,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from exporter.ablation import Cut
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
     from exporter.replacement_file import Replacements
 
 CARD = "README.md"

@@ -20,7 +20,7 @@ from exporter.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from exporter.artifacts import Healing, ImportanceReport, PruningPlan
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 
 @click.command(
@@ -100,8 +100,8 @@ def _loaded(model: str, stream: bool, options: dict[str, Any]) -> LoadedModel:
     from exporter.checkpoint.facts import own_dtype
     from exporter.cli.requests import source_options
     from exporter.cli.stream_options import streams
-    from exporter.meta_model import load_meta
-    from exporter.model_source import load_model
+    from exporter.loading.meta_model import load_meta
+    from exporter.loading.model_source import load_model
 
     source = vars(source_options({**options, "dtype": options["dtype"] or "float32"}))
     if options["dtype"] is None:

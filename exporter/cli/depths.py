@@ -89,7 +89,7 @@ def depths(
     from exporter.cli.requests import source_options
     from exporter.cli.study_results import print_depths
     from exporter.files import refuse_overwriting, sha256_file
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
     from exporter.report.studies import study_files, write_depths
     from exporter.studies.depths import measure_depths, task_journal
 

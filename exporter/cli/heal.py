@@ -100,7 +100,7 @@ def heal(
     from exporter.healing import write_healed_plan
     from exporter.healing.kept import forget_fits
     from exporter.healing.plan_file import numbers_of
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
     from exporter.planning import read_plan
     from exporter.pruned_model import refuse_tokenless
 

@@ -124,7 +124,7 @@ def plan(
     digest = sha256_file(importance)
 
     def load() -> Any:
-        from exporter.model_source import load_model
+        from exporter.loading.model_source import load_model
 
         source = options["model"] or report.model.source
         with progress.task(f"load {source}"):

@@ -9,7 +9,7 @@ from exporter.artifacts import ImportanceReport
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 
 def scored(
@@ -47,7 +47,7 @@ def loaded_model(model: str, options: Mapping[str, Any], progress: Progress) -> 
         progress: Told what goes on.
     """
     from exporter.cli.requests import source_options
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     with progress.task(f"load {model}"):
         return load_model(
@@ -66,7 +66,7 @@ def _in_memory(
 
 def _streamed(model: str, options: Mapping[str, Any], progress: Progress) -> ImportanceReport:
     from exporter.cli.requests import score_options, source_options
-    from exporter.meta_model import load_meta
+    from exporter.loading.meta_model import load_meta
     from exporter.streaming import refuse_unstreamable, score_streamed
 
     source, wanted = source_options(options), score_options(options)

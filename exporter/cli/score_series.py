@@ -13,7 +13,7 @@ from exporter.cli.series_options import without_series
 
 if TYPE_CHECKING:
     from exporter.artifacts import StabilityReport
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
     from exporter.studies.series import Member
 
 _COMMON = "pydoc"
@@ -201,7 +201,7 @@ def _member(
 @cache
 def _digest(source: str, revision: str | None, remote_code: bool, pickle: bool) -> str:
     """Read once: the weights may be large, and a model may stand for several texts."""
-    from exporter.model_source import source_sha256
+    from exporter.loading.model_source import source_sha256
 
     return source_sha256(
         source, revision=revision, trust_remote_code=remote_code, allow_pickle=pickle

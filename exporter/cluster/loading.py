@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ClusterError, ModelSourceError
-from exporter.model_source import LoadedModel, load_model
+from exporter.loading.model_source import LoadedModel, load_model
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ModelAddress:
     Attributes:
         source: A path, absolute, or a hub id.
         sha256: Of what was loaded where the command was given.
-        options: Further arguments of :func:`exporter.model_source.load_model`.
+        options: Further arguments of :func:`exporter.loading.model_source.load_model`.
     """
 
     source: str

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.architectures import named_sublayers
+from exporter.anatomy.architectures import named_sublayers
 from exporter.artifacts import ImportanceReport, ModelRef, Score
 from exporter.cluster import scoring_jobs
 from exporter.cluster.loading import ModelAddress
@@ -31,7 +31,7 @@ from exporter.importance.registry import DEFAULT, metrics_named
 from exporter.importance.scoring import KL_POSITIONS, report_of, subject_of
 from exporter.importance.stream_pass import StreamSums
 from exporter.importance.subject import Subject
-from exporter.model_source import load_model
+from exporter.loading.model_source import load_model
 from exporter.progress import QUIET, Progress
 
 
@@ -59,7 +59,7 @@ def score_on_cluster(
     Args:
         source: The model: a path that all machines have, or a hub id.
         pool: The workers.
-        load: Further arguments of :func:`exporter.model_source.load_model`.
+        load: Further arguments of :func:`exporter.loading.model_source.load_model`.
         metrics: As for :func:`exporter.importance.score`, and so are the others.
         calibration: The text.
         samples: How many.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from exporter.ablation import Damage
-from exporter.architectures import layer_modules
+from exporter.anatomy.architectures import layer_modules
 from exporter.cluster.loading import ModelAddress
 from exporter.cluster.meter import CutJob, measured
 from exporter.errors import ScoringError

@@ -12,8 +12,8 @@ from exporter.optional import require
 
 if TYPE_CHECKING:
     from exporter.backends.pytorch import TorchRunner
+    from exporter.loading.model_source import LoadedModel
     from exporter.measure.graph_facts import GraphFacts
-    from exporter.model_source import LoadedModel
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -38,8 +38,8 @@ def open_torch_arm(
     """
     require("torch", extra="torch")
     from exporter.backends.pytorch import TorchRunner
+    from exporter.loading.model_source import load_model
     from exporter.measure.model_folder import ModelFolder
-    from exporter.model_source import load_model
 
     if not path.exists():
         raise ComparisonError(

@@ -72,7 +72,7 @@ def _torch(name: ArmName, provider: str, threads: int, rank: int | None) -> Benc
         )
     require("torch", extra="torch")
     from exporter.costs.torch_bench import TorchBench
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     if not name.path.exists():
         raise CostError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from exporter.ablation.substitutes import Substitute, first_input
-from exporter.architectures import SublayerModules, sublayers
+from exporter.anatomy.architectures import SublayerModules, sublayers
 from exporter.backends.pytorch import TorchRunner
 from exporter.costs.benches import random_replacement, subjects
 from exporter.costs.graph_sizes import GraphSizes, SublayerSize
@@ -28,9 +28,9 @@ from exporter.measure.model_folder import longest_sequence
 from exporter.onnx_interface import OnnxInterface, interface_of
 
 if TYPE_CHECKING:
+    from exporter.loading.model_source import LoadedModel
     from exporter.measure.inputs import Shape
     from exporter.measure.timing.probe import Subject
-    from exporter.model_source import LoadedModel
     from exporter.progress import Progress
 
 _LETTERS = 12

@@ -16,7 +16,7 @@ from exporter.progress import Progress
 from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 _ATTENTION = frozenset({"Attention", "MultiHeadAttention"})
 _PLAIN = "so this is the plain export"

@@ -26,7 +26,7 @@ from exporter.overheard import told_to
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 Provider = Literal["cpu", "cuda"]
 """For which of ONNX Runtime's providers the builder chooses operators."""
@@ -102,7 +102,7 @@ def _run_builder(
 
 def _save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
     """The model as the builder reads it; with a tokenizer, which it copies."""
-    from exporter.model_files import save_checkpoint
+    from exporter.loading.model_files import save_checkpoint
 
     save_checkpoint(loaded, folder)
     if loaded.tokenizer is None:

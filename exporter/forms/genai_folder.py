@@ -18,7 +18,7 @@ from exporter.measure.graph_facts import CACHE_INPUT
 from exporter.onnx_output import MODEL_FILE
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

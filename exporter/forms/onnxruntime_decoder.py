@@ -21,13 +21,13 @@ from exporter.forms.genai_folder import write_genai_config
 from exporter.forms.noting import Written
 from exporter.forms.portable import FUSED_OPSET, PORTABLE_OPSET, write_portable
 from exporter.genai_config import CONFIG_FILE
-from exporter.meta_model import MetaModel
+from exporter.loading.meta_model import MetaModel
 from exporter.onnx_output import MODEL_FILE, save_graph
 from exporter.progress import Progress
 from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 _Write = Callable[[Path], Written]
 

@@ -10,7 +10,7 @@ from exporter.progress import QUIET, Progress
 from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 PORTABLE_OPSET = 20
 """The widest reach; 18 gives the same graph."""

@@ -17,7 +17,7 @@ from exporter.progress import Progress
 
 if TYPE_CHECKING:
     from exporter.forms.genai_builder import Provider
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 Write = Callable[..., Written]
 """Is given a LoadedModel, a folder and a Progress, and where an interrupted run may be gone on with

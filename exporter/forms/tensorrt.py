@@ -16,7 +16,7 @@ from graph_passes.files.unfinished import Unfinished
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 USUAL_ROOM = 4096
 """Positions of a cache where nobody says how many; texts of the model's own limit at most."""

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.ablation.substitutes import first_input
-from exporter.architectures import SublayerModules
+from exporter.anatomy.architectures import SublayerModules
+from exporter.anatomy.residual_stream import first_tensor
 from exporter.errors import HealingError
-from exporter.residual_stream import first_tensor
 
 if TYPE_CHECKING:
     import torch

@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.ablation.substitutes import Substitute
-from exporter.architectures import Kind, SublayerModules, named_sublayers, sublayers
+from exporter.anatomy.architectures import Kind, SublayerModules, named_sublayers, sublayers
+from exporter.anatomy.residual_stream import run_backbone
 from exporter.healing import low_rank
 from exporter.healing.activations import check_finite, held_out_tokens, overhearing
 from exporter.healing.ridge import RIDGES, LinearMap, choose_ridge, explained, solve
 from exporter.healing.statistics import Sums, sums_bytes
 from exporter.importance.calibration import CalibrationText
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
-from exporter.residual_stream import run_backbone
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from exporter.ablation import NOTHING, DamageMeter, Substitute
-from exporter.architectures import named_sublayers
+from exporter.anatomy.architectures import named_sublayers
 from exporter.artifacts import (
     CalibrationRef,
     HealedBranch,
@@ -29,7 +29,7 @@ from exporter.healing.plan_file import healed_deletions, kind_of
 from exporter.healing.sequential import fit_sequential
 from exporter.healing.texts import HealingTexts, healing_texts
 from exporter.importance.calibration import CalibrationText
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 from exporter.plan_origin import hold_against_model
 from exporter.planning import validate_plan
 from exporter.progress import QUIET, Progress

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.ablation.streams import forward_of, giving
-from exporter.architectures import layer_modules
-from exporter.residual_stream import LayerStates, run_backbone, tapped
+from exporter.anatomy.architectures import layer_modules
+from exporter.anatomy.residual_stream import LayerStates, run_backbone, tapped
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.ablation.substitutes import NOTHING, Substitute
-from exporter.architectures import Kind
+from exporter.anatomy.architectures import Kind
 from exporter.artifacts import (
     HealingReport,
     PlannedDeletion,

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.ablation.substitutes import NOTHING, Substitute, substituted
-from exporter.architectures import SublayerModules, named_sublayers, sublayers
+from exporter.anatomy.architectures import SublayerModules, named_sublayers, sublayers
+from exporter.anatomy.residual_stream import LayerStates
 from exporter.artifacts import Replacement
 from exporter.healing.activations import Branch, held_out_tokens, overhearing
 from exporter.healing.fit import Adding, Fit, Name, fitted, tell_if_few
@@ -25,9 +26,8 @@ from exporter.healing.kept import FitStore, KnownFits
 from exporter.healing.layer_walk import LayerWalk, Shelf
 from exporter.healing.statistics import Sums
 from exporter.importance.calibration import CalibrationText
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
-from exporter.residual_stream import LayerStates
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from exporter.importance.calibration import (
     calibration_text,
     default_calibration,
 )
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 
 _FEWEST_HELD_OUT = 4

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError
 from exporter.importance.self_text import SELF, sampled_tokens
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
+from exporter.loading.transformers_output import quiet_transformers
 from exporter.progress import QUIET, Progress
 from exporter.texts import Part, pack_tokens, read_texts
-from exporter.transformers_output import quiet_transformers
 
 DEFAULT_TOKENS = 10_000
 _FEW_TOKENS = 2_000

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from exporter.residual_stream import LayerStates
+from exporter.anatomy.residual_stream import LayerStates
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.ablation.substitutes import first_input
-from exporter.architectures import sublayers
+from exporter.anatomy.architectures import sublayers
+from exporter.anatomy.residual_stream import LayerModules, first_tensor
 from exporter.artifacts import Score
 from exporter.errors import ScoringError
 from exporter.importance.calibration import CalibrationText
@@ -20,7 +21,6 @@ from exporter.importance.metric import UNITS, GradientMetric
 from exporter.importance.stream_pass import NOT_FINITE_HINT, scores_of
 from exporter.importance.subject import Subject
 from exporter.importance.sums import Floats, RatioSums
-from exporter.residual_stream import LayerModules, first_tensor
 
 if TYPE_CHECKING:
     import torch

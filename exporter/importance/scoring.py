@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.architectures import layer_modules
+from exporter.anatomy.architectures import layer_modules
+from exporter.anatomy.residual_stream import LayerModules, ProbeVerdict, probe
 from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, ModelRef, Score
 from exporter.errors import ScoringError, UnknownArchitectureError
 from exporter.files import sha256_bytes
@@ -32,9 +33,8 @@ from exporter.importance.metric import (
 from exporter.importance.registry import DEFAULT, metrics_named, reads_text, refuse_unfit
 from exporter.importance.stream_pass import stream_scores
 from exporter.importance.subject import Subject
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
-from exporter.residual_stream import LayerModules, ProbeVerdict, probe
 
 KL_POSITIONS = 2
 """The model's answers are compared at every so many positions unless asked otherwise."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from exporter.errors import CalibrationError, ScoringError
 from exporter.files import write_text
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 from exporter.progress import Progress, Task
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from exporter.anatomy.residual_stream import LayerModules
 from exporter.importance.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
-from exporter.residual_stream import LayerModules
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def write(run: Run) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _check(run: Run, folder: Path, facts: CheckpointFacts) -> None:
-    from exporter.meta_model import load_meta
+    from exporter.loading.meta_model import load_meta
     from exporter.parity import check_export
     from exporter.pipeline.stages import judge, parity_provider
     from exporter.pruned_model import load_pruned

@@ -13,7 +13,7 @@ from exporter.progress import Progress
 from exporter.request import ExportRequest, SourceOptions
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
     from exporter.replacement_file import Replacements
 
 ARMS = {"baseline": "export", "candidate": "prune"}
@@ -67,7 +67,7 @@ class Run:
         return self._load(self.request.choosing)
 
     def _load(self, options: SourceOptions) -> LoadedModel:
-        from exporter.model_source import load_model
+        from exporter.loading.model_source import load_model
         from exporter.pipeline import streaming
 
         if self.request.stream:
@@ -129,7 +129,7 @@ class Run:
 
 
 def _hash_source(request: ExportRequest) -> str:
-    from exporter.model_source import source_sha256
+    from exporter.loading.model_source import source_sha256
 
     load = request.load
     return source_sha256(

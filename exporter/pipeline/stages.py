@@ -122,7 +122,7 @@ def _search_journal(run: Run) -> Path:
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Writes the baseline for its target, and holds it against PyTorch."""
     from exporter.forms import write_form
-    from exporter.model_files import save_pretrained_files
+    from exporter.loading.model_files import save_pretrained_files
     from exporter.parity import check_export
 
     folder, request = run.ledger.work / "baseline", run.request

@@ -18,8 +18,8 @@ from exporter.request import ExportRequest, SourceOptions
 from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from exporter.meta_model import MetaModel
-    from exporter.model_source import LoadedModel
+    from exporter.loading.meta_model import MetaModel
+    from exporter.loading.model_source import LoadedModel
 
 _UNFINISHED = "unfinished"
 _SESSION_SPARE = 1.2  # what a session takes, by its weights
@@ -92,7 +92,7 @@ def refuse_wide_check(run: Run) -> None:
 
 def load(source: str, options: SourceOptions) -> MetaModel:
     """Loads a model without its weights."""
-    from exporter.meta_model import load_meta
+    from exporter.loading.meta_model import load_meta
 
     return load_meta(source, dtype=options.dtype, revision=options.revision)
 
@@ -142,7 +142,7 @@ def forget_unfinished(run: Run) -> None:
 
 
 def _hollow(loaded: LoadedModel) -> MetaModel:
-    from exporter.meta_model import MetaModel
+    from exporter.loading.meta_model import MetaModel
 
     if not isinstance(loaded, MetaModel):
         raise UsageError("The model was loaded whole.", "Say --stream.")

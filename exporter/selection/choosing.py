@@ -32,7 +32,7 @@ from exporter.wording import are, counted
 if TYPE_CHECKING:
     from exporter.ablation import Cut, Damage
     from exporter.importance import CalibrationText
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 Search = Literal["one-shot", "iterative", "greedy", "evolution"]
 Group = DeletionKind | Literal["joint"]

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from exporter.ablation import Cut
-from exporter.architectures import Kind
+from exporter.anatomy.architectures import Kind
 from exporter.artifacts import DeletionKind, Score
 from exporter.errors import PlanError
 from exporter.progress import QUIET, Progress

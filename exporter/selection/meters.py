@@ -16,7 +16,7 @@ from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     from exporter.importance import CalibrationText
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 _FIRST = '{"about": '
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from exporter.ablation import NOTHING, Cut, Damage, Substitute
-from exporter.architectures import Kind
+from exporter.anatomy.architectures import Kind
 from exporter.artifacts import DeletionKind, PlannedDeletion, Replacement
 from exporter.errors import PlanError
 

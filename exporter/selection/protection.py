@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from exporter.architectures import Kind
+from exporter.anatomy.architectures import Kind
 from exporter.errors import UsageError
 from exporter.planning import parse_drops
 from exporter.selection.options import KINDS, Name

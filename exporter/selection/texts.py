@@ -11,7 +11,7 @@ from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError
 from exporter.importance import CalibrationText
 from exporter.importance.calibration import calibration_text
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 
 _USUAL_LENGTH = 512

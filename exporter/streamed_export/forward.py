@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from exporter.meta_model import MetaModel
+    from exporter.loading.meta_model import MetaModel
 
 
 @contextlib.contextmanager

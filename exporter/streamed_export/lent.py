@@ -11,7 +11,7 @@ from exporter.errors import ExportError
 from exporter.streamed_export.pretended import is_fake
 
 if TYPE_CHECKING:
-    from exporter.meta_model import MetaModel
+    from exporter.loading.meta_model import MetaModel
 
 # What the optimizer looks at again and again while it folds constants.
 _KEPT_BYTES = 1 << 16

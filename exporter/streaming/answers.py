@@ -23,11 +23,11 @@ from exporter.ablation.streams import (
     strided_head,
     without_mlp,
 )
-from exporter.architectures import Kind, SublayerModules, sublayers_of
+from exporter.anatomy.architectures import Kind, SublayerModules, sublayers_of
+from exporter.anatomy.residual_stream import LayerModules, first_tensor
 from exporter.artifacts import DeletionKind
 from exporter.importance.answer_pass import answer_units
 from exporter.progress import Task
-from exporter.residual_stream import LayerModules, first_tensor
 from exporter.streaming.batches import Batch
 from exporter.streaming.hidden_states import HiddenStates
 from exporter.streaming.layer_runner import LayerRunner

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exporter.ablation.streams import forward_of
-from exporter.residual_stream import LayerModules, first_tensor, run_backbone
+from exporter.anatomy.residual_stream import LayerModules, first_tensor, run_backbone
 
 if TYPE_CHECKING:
     import torch

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-from exporter.architectures import candidate_layers, layer_modules, unknown_layers
-from exporter.families import FAMILIES
-from exporter.meta_model import MetaModel
-from exporter.residual_stream import LayerModules
+from exporter.anatomy.architectures import candidate_layers, layer_modules, unknown_layers
+from exporter.anatomy.families import FAMILIES
+from exporter.anatomy.residual_stream import LayerModules
+from exporter.loading.meta_model import MetaModel
 from exporter.streaming.layer_runner import LayerRunner
 from exporter.streaming.parts import parts_of
 from exporter.streaming.probing import LayerProbe

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.meta_model import MetaModel
-from exporter.residual_stream import LayerModules
+from exporter.anatomy.residual_stream import LayerModules
+from exporter.loading.meta_model import MetaModel
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from exporter.importance.scoring import refuse_differing
-from exporter.model_source import LoadedModel
-from exporter.residual_stream import (
+from exporter.anatomy.residual_stream import (
     LayerModules,
     LayerStates,
     ProbeFindings,
@@ -16,6 +14,8 @@ from exporter.residual_stream import (
     silenced,
     tapped,
 )
+from exporter.importance.scoring import refuse_differing
+from exporter.loading.model_source import LoadedModel
 from exporter.streaming.layer_runner import LayerRunner
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class LayerProbe:
-    """Takes a few tokens through the layers, as :func:`exporter.residual_stream.probe` does.
+    """Takes tokens through the layers, as :func:`exporter.anatomy.residual_stream.probe` does.
 
     Args:
         model: A transformers model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from exporter.meta_model import Fetched, MetaModel
+from exporter.loading.meta_model import Fetched, MetaModel
 
 
 def filled_in_turn(meta: MetaModel, prefixes: Sequence[str]) -> Generator[int]:

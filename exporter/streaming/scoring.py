@@ -19,7 +19,7 @@ from exporter.importance.registry import DEFAULT, metrics_named, reads_text, ref
 from exporter.importance.scoring import KL_POSITIONS, NO_TEXT, report_of
 from exporter.importance.self_text import SELF
 from exporter.importance.subject import Subject
-from exporter.meta_model import MetaModel
+from exporter.loading.meta_model import MetaModel
 from exporter.progress import QUIET, Progress
 from exporter.streaming.walk import Walk, WalkSettings
 
@@ -41,7 +41,7 @@ def score_streamed(
     """Scores a model that need not fit into memory, on the text that the user names.
 
     Args:
-        meta: The model, from :func:`exporter.meta_model.load_meta`.
+        meta: The model, from :func:`exporter.loading.meta_model.load_meta`.
         metrics: As for :func:`exporter.importance.score`, but none that follows gradients.
         calibration: ``pydoc``, a file or ``hf:DATASET``; None: ``pydoc``. A model that comes layer
             by layer can't sample a text of its own.

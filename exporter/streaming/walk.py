@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.ablation.meter import refuse_unmeasurable
+from exporter.anatomy.families import FAMILIES
+from exporter.anatomy.residual_stream import tapped
 from exporter.artifacts import Score
-from exporter.families import FAMILIES
 from exporter.importance import CalibrationText
 from exporter.importance.answer_pass import scores_of_damages
 from exporter.importance.cosine import COSINE
 from exporter.importance.metric import AnswerMetric, Metric, StreamMetric
 from exporter.importance.stream_pass import StreamBatch, StreamSums
-from exporter.meta_model import MetaModel
+from exporter.loading.meta_model import MetaModel
 from exporter.progress import QUIET, Progress, Task
-from exporter.residual_stream import tapped
 from exporter.streaming.answers import AnswerCuts
 from exporter.streaming.batches import Batch, batches_of
 from exporter.streaming.hidden_states import HiddenStates

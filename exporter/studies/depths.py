@@ -27,8 +27,8 @@ from exporter.costs import GraphSizes
 from exporter.errors import CalibrationError, PlanError, ScoringError
 from exporter.importance import CalibrationText
 from exporter.importance.calibration import calibration_text
+from exporter.loading.model_source import LoadedModel
 from exporter.measure.quality.paired import Floats, mean_interval
-from exporter.model_source import LoadedModel
 from exporter.planning import plan_drop
 from exporter.progress import QUIET, Progress
 from exporter.selection.meters import RememberingMeter

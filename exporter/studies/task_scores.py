@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from exporter.ablation import Cut, substituted
 from exporter.artifacts import TaskResult
-from exporter.model_source import LoadedModel
+from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.studies.task_memory import TaskMemory
 from exporter.tasks.choosing import TaskChoice, score_tasks
@@ -96,8 +96,8 @@ def _score(
 
 def _folder(loaded: LoadedModel, place: Path) -> ModelFolder:
     """The config and the tokenizer as files, which a GGUF file doesn't have beside it."""
+    from exporter.loading.model_files import save_pretrained_files
     from exporter.measure.model_folder import ModelFolder
-    from exporter.model_files import save_pretrained_files
 
     save_pretrained_files(loaded, place)
     return ModelFolder.beside(place / "model", place)

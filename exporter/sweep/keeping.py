@@ -51,7 +51,7 @@ def cell_key(cell: Cell, source_sha256: str) -> str:
 
 def source_hashes() -> Callable[[Cell], str]:
     """Hashes each model once, however many cells it has."""
-    from exporter.model_source import source_sha256
+    from exporter.loading.model_source import source_sha256
 
     known: dict[tuple[str, str | None], str] = {}
 

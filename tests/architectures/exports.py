@@ -61,7 +61,7 @@ def quiet() -> Iterator[None]:
 
 def _by_depthcut(model: Any, folder: Path) -> Path:
     from exporter.artifacts import ModelRef
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
     from exporter.torch_export import export_onnx
 
     name = type(model).__name__

@@ -74,7 +74,7 @@ def _exported(dtype: str = "float32") -> Path:
     model = out / "model.onnx"
     if not model.is_file():
         from exporter.files import staged_directory
-        from exporter.model_source import load_model
+        from exporter.loading.model_source import load_model
         from exporter.torch_export import export_onnx
 
         print("Exporting SmolLM2 for the benchmarks ...", flush=True)

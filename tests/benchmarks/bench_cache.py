@@ -40,7 +40,7 @@ def built(source: str, folder: Path) -> Path:
         from onnxruntime_genai.models import builder
 
         from exporter.files import staged_directory
-        from exporter.model_source import load_model
+        from exporter.loading.model_source import load_model
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         print("Building SmolLM2's graph with onnxruntime-genai's builder ...", flush=True)

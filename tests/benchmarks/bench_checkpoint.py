@@ -20,8 +20,8 @@ from pathlib import Path
 
 from exporter.artifacts import ParityCheck, PruningPlan
 from exporter.checkpoint import write_checkpoint
-from exporter.model_files import save_checkpoint
-from exporter.model_source import load_model
+from exporter.loading.model_files import save_checkpoint
+from exporter.loading.model_source import load_model
 from exporter.parity import check_export
 from exporter.planning import parse_drops
 from exporter.pruned_model import load_pruned
@@ -88,7 +88,7 @@ import torch
 from transformers.models.llama import modeling_llama
 from exporter.artifacts import PruningPlan
 from exporter.checkpoint import write_checkpoint
-from exporter.meta_model import load_meta
+from exporter.loading.meta_model import load_meta
 from exporter.planning import parse_drops
 
 def status(name):

@@ -28,7 +28,7 @@ def alone(model: str, how: dict[str, Any], threads: int) -> tuple[Any, float]:
     import torch
 
     from exporter.importance import score
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     torch.set_num_threads(threads)
     begin = time.perf_counter()

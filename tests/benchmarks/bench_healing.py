@@ -104,7 +104,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         from exporter.ablation import DamageMeter
-        from exporter.model_source import load_model
+        from exporter.loading.model_source import load_model
 
         self._options = options
         self._loaded = load_model(options.model or default_model())

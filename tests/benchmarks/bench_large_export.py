@@ -35,8 +35,8 @@ from transformers.models.llama import modeling_llama
 import torch.onnx._internal.exporter._core, torch._inductor.config
 from exporter import parity
 from exporter.artifacts import PlannedDeletion
-from exporter.meta_model import load_meta
-from exporter.model_source import load_model
+from exporter.loading.meta_model import load_meta
+from exporter.loading.model_source import load_model
 from exporter.progress import Quiet
 from exporter.surgery import prune_file
 from exporter.torch_export import export_onnx

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from exporter.artifacts import ParityCheck, PlannedDeletion, Verification
-from exporter.model_source import LoadedModel, load_model
+from exporter.loading.model_source import LoadedModel, load_model
 from exporter.parity import check_export
 from exporter.surgery import prune_file
 from exporter.torch_export import export_onnx

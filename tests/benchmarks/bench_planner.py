@@ -91,7 +91,7 @@ class Bench:
     @cached_property
     def loaded(self) -> Any:
         """The PyTorch model."""
-        from exporter.model_source import load_model
+        from exporter.loading.model_source import load_model
 
         return load_model(self.options.model)
 

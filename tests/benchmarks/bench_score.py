@@ -72,7 +72,7 @@ def scoring_as_users_call_it(model: Any) -> None:
 
 def answers_in_passes(model: Any) -> None:
     """What `kl` over all sublayers costs, in bare passes with logits over the same tokens."""
-    from exporter.architectures import layer_modules
+    from exporter.anatomy.architectures import layer_modules
     from exporter.importance import METRICS
     from exporter.importance.answer_pass import answer_scores
     from exporter.importance.subject import Subject
@@ -161,11 +161,11 @@ def _arms(model: Any, batches: list[Any], with_head: bool) -> dict[str, Callable
     """Passes over the same tokens: bare, and scored by one and by all metrics of the stream."""
     import torch
 
-    from exporter.architectures import layer_modules
+    from exporter.anatomy.architectures import layer_modules
+    from exporter.anatomy.residual_stream import tapped
     from exporter.importance import METRICS
     from exporter.importance.metric import StreamMetric
     from exporter.importance.stream_pass import StreamBatch, StreamSums
-    from exporter.residual_stream import tapped
 
     layers = layer_modules(model)
     callee = model if with_head else model.base_model
@@ -241,7 +241,7 @@ def _timed(call: Callable[[], Any]) -> Times:
 
 def _peaks(checkpoint: str, batches: int) -> tuple[int, int]:
     """Peak bytes after bare passes, enough for the allocator to settle, and after scored ones."""
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     model = load_model(checkpoint).model
     ids = _ids(model, MEMORY_BATCH)
@@ -256,8 +256,8 @@ def _peaks(checkpoint: str, batches: int) -> tuple[int, int]:
 
 def main() -> None:
     """Prints all figures."""
-    from exporter.model_files import save_checkpoint
-    from exporter.model_source import load_model
+    from exporter.loading.model_files import save_checkpoint
+    from exporter.loading.model_source import load_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?")

@@ -59,7 +59,7 @@ class Bench:
     """The model, and the folder that keeps what is finished."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from exporter.model_source import load_model
+        from exporter.loading.model_source import load_model
 
         self.options, self.keep = options, options.keep
         self.keep.mkdir(parents=True, exist_ok=True)

@@ -39,8 +39,8 @@ from pathlib import Path
 from transformers.models.llama import modeling_llama
 from exporter.artifacts import CalibrationRef
 from exporter.importance import CalibrationText, score_on
-from exporter.meta_model import load_meta
-from exporter.model_source import load_model
+from exporter.loading.meta_model import load_meta
+from exporter.loading.model_source import load_model
 from exporter.streaming import score_streamed_on
 
 def status(name):

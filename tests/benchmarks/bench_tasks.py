@@ -59,7 +59,7 @@ class Bench:
         import torch
         from lm_eval.models.huggingface import HFLM
 
-        from exporter.model_source import load_model
+        from exporter.loading.model_source import load_model
         from exporter.tasks.opening import open_scorer
 
         threads = default_threads()

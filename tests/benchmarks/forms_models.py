@@ -43,8 +43,8 @@ class Models:
         """For PyTorch."""
 
         def write(folder: Path) -> None:
-            from exporter.model_files import save_checkpoint
-            from exporter.model_source import load_model
+            from exporter.loading.model_files import save_checkpoint
+            from exporter.loading.model_source import load_model
 
             save_checkpoint(load_model(str(self.source)), folder)
 
@@ -55,8 +55,8 @@ class Models:
 
         def write(folder: Path) -> None:
             from exporter.forms import write_form
-            from exporter.model_files import save_pretrained_files
-            from exporter.model_source import load_model
+            from exporter.loading.model_files import save_pretrained_files
+            from exporter.loading.model_source import load_model
 
             loaded = load_model(str(self.source))
             write_form(loaded, folder, target=target)
@@ -69,8 +69,8 @@ class Models:
 
         def write(folder: Path) -> None:
             from exporter.forms.fused_export import write_fused_export
-            from exporter.model_files import save_pretrained_files
-            from exporter.model_source import load_model
+            from exporter.loading.model_files import save_pretrained_files
+            from exporter.loading.model_source import load_model
             from exporter.progress import QUIET
 
             loaded = load_model(str(self.source))

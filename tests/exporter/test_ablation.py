@@ -9,10 +9,10 @@ import pytest
 from tiny_families import hook_count, tiny_model
 
 from exporter import ablation
-from exporter.architectures import sublayers
+from exporter.anatomy.architectures import sublayers
+from exporter.anatomy.families import FAMILIES
+from exporter.anatomy.residual_stream import first_tensor
 from exporter.errors import PlanError, ScoringError
-from exporter.families import FAMILIES
-from exporter.residual_stream import first_tensor
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from tiny_families import hook_count, tiny_model
 
-from exporter.architectures import layer_modules, skipped, sublayers
+from exporter.anatomy.architectures import layer_modules, skipped, sublayers
+from exporter.anatomy.families import FAMILIES
+from exporter.anatomy.residual_stream import first_tensor, probe, silenced, tapped
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import PlanError, UnknownArchitectureError
-from exporter.families import FAMILIES
-from exporter.residual_stream import first_tensor, probe, silenced, tapped
 
 pytestmark = pytest.mark.torch
 

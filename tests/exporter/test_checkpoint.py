@@ -88,7 +88,7 @@ def tensors(folder: Path) -> dict[str, int]:
 
 
 def whole_bytes(tmp_path: Path, family: str) -> dict[str, int]:
-    from exporter.model_files import save_checkpoint
+    from exporter.loading.model_files import save_checkpoint
 
     save_checkpoint(three_layers(family), tmp_path / "whole")
     return tensors(tmp_path / "whole")
@@ -142,7 +142,7 @@ def test_the_config_says_it_in_others_words(tmp_path: Path) -> None:
 def test_whole_blocks_leave_a_plain_model(family: str, tmp_path: Path) -> None:
     import torch
 
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
     from exporter.pruned_model import load_pruned
 
     whole = whole_bytes(tmp_path, family)
@@ -373,7 +373,7 @@ def test_the_card_tells_how_it_was_chosen(tmp_path: Path) -> None:
 
 def test_the_card_carries_the_licence_and_no_path(tmp_path: Path) -> None:
     from exporter.cli import run
-    from exporter.model_files import save_checkpoint
+    from exporter.loading.model_files import save_checkpoint
 
     base, out = tmp_path / "base", tmp_path / "hf"
     save_checkpoint(three_layers(), base)
@@ -401,7 +401,7 @@ def test_replacements_that_were_fitted_to_another_model_are_refused(
     from exporter.ablation import Substitute
     from exporter.cli import run
     from exporter.healing import write_healed_plan
-    from exporter.model_files import save_checkpoint
+    from exporter.loading.model_files import save_checkpoint
 
     save_checkpoint(three_layers(), tmp_path / "base")
     deletions = planned(("mlp", 1, "bias"))
@@ -417,7 +417,7 @@ def test_replacements_that_were_fitted_to_another_model_are_refused(
 def test_its_own_base_is_not_written_over(tmp_path: Path) -> None:
     from exporter.checkpoint import write_checkpoint
     from exporter.errors import UsageError
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     written(tmp_path, BLOCK)
     base, before = load_model(str(tmp_path)), (tmp_path / "config.json").read_text()

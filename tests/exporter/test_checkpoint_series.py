@@ -205,7 +205,7 @@ def test_a_run_is_no_place_for_its_own_scores(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each would take the place of the checkpoint of its name, weights and all."""
-    from exporter import model_source
+    from exporter.loading import model_source
 
     monkeypatch.setattr(model_source, "source_sha256", lambda source, **_: source)
     before = sorted(run.rglob("*"))
@@ -262,8 +262,8 @@ def test_a_text_of_each_models_own_is_refused(
 def test_revisions_are_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from exporter import model_source
     from exporter.cli import score_runs
+    from exporter.loading import model_source
 
     def scored(model: str, options: Any, *_: Any, **__: Any) -> ImportanceReport:
         step = options["revision"]
@@ -287,7 +287,7 @@ def test_revisions_are_checkpoints(
 def test_copies_of_one_checkpoint_are_no_training(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter import model_source
+    from exporter.loading import model_source
 
     monkeypatch.setattr(model_source, "source_sha256", lambda _source, **_: "same")
     assert command_line.run(["score", "--checkpoints", str(run), "-o", str(run / "o")]) == 2
@@ -305,8 +305,8 @@ def test_a_file_is_no_place_for_a_series(run: Path, capsys: pytest.CaptureFixtur
 def test_a_folder_beside_the_checkpoints_may_be_filled_again(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter import model_source
     from exporter.cli import score_runs
+    from exporter.loading import model_source
 
     shas = {str(run / f"checkpoint-{step}"): "abc"[n] for n, step in enumerate(STEPS)}
 

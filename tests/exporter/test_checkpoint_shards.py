@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from exporter.checkpoint_shards import CheckpointShards
 from exporter.errors import ModelSourceError
+from exporter.loading.checkpoint_shards import CheckpointShards
 
 TENSORS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -81,7 +81,7 @@ def test_a_shard_that_shrinks_while_it_is_read(folder: Path) -> None:
 
 
 def test_tensors_that_hold_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.checkpoint_shards._PIECE_BYTES", 8)
+    monkeypatch.setattr("exporter.loading.checkpoint_shards._PIECE_BYTES", 8)
     values = TENSORS["a"]
     other = values.copy()
     other[-1, -1] = 0

@@ -21,7 +21,7 @@ FAMILIES = ["llama_tied", "gpt2", "mixtral"]
 
 
 def sharded(folder: Path, family: str, **changes: Any) -> Path:
-    from exporter.transformers_output import quiet_transformers
+    from exporter.loading.transformers_output import quiet_transformers
 
     with quiet_transformers():
         three_layers(family, **changes).model.save_pretrained(folder, max_shard_size="200KB")
@@ -32,8 +32,8 @@ def sharded(folder: Path, family: str, **changes: Any) -> Path:
 def both(tmp_path: Path, base: Path, plan: Any, *, heard: Any = None) -> tuple[Any, Any]:
     """The facts of the checkpoints in ``memory`` and ``streamed``."""
     from exporter.checkpoint import write_checkpoint
-    from exporter.meta_model import load_meta
-    from exporter.model_source import load_model
+    from exporter.loading.meta_model import load_meta
+    from exporter.loading.model_source import load_model
 
     facts = []
     for name, loaded in {"memory": load_model(str(base)), "streamed": load_meta(str(base))}.items():
@@ -53,7 +53,7 @@ def config_of(folder: Path) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("plan", [GAPS, BLOCK, HEALED], ids=["gaps", "block", "healed"])
 def test_it_is_the_one_from_memory(family: str, plan: Any, tmp_path: Path) -> None:
-    from exporter.meta_model import load_meta
+    from exporter.loading.meta_model import load_meta
     from exporter.pruned_model import load_pruned
     from exporter.streamed_export import filled_on_the_way
 
@@ -101,7 +101,7 @@ def test_what_no_module_reads_is_not_carried_on(plan: Any, tmp_path: Path) -> No
 
 
 def test_a_head_that_counts_the_layers_keeps_them(tmp_path: Path) -> None:
-    from exporter.model_files import save_checkpoint
+    from exporter.loading.model_files import save_checkpoint
     from tests.exporter.tiny_families import tiny_loaded
 
     save_checkpoint(tiny_loaded("esm"), tmp_path / "base")
@@ -143,7 +143,7 @@ def test_what_a_layers_number_decides_is_found_out_and_nothing_is_left(tmp_path:
 
 def test_a_shard_that_gets_lost_on_the_way_leaves_nothing(tmp_path: Path) -> None:
     from exporter.checkpoint import write_checkpoint
-    from exporter.meta_model import load_meta
+    from exporter.loading.meta_model import load_meta
 
     meta = load_meta(str(sharded(tmp_path / "base", "llama")))
     sorted((tmp_path / "base").glob("*.safetensors"))[-1].unlink()

@@ -53,7 +53,7 @@ def _names(plan: PruningPlan) -> list[tuple[int, str]]:
 
 def _kl(loaded: Any, cache: Path, report: Any, names: Any) -> float:
     """The whole model's and the cut one's distributions at every second position, plainly."""
-    from exporter.architectures import skipped
+    from exporter.anatomy.architectures import skipped
     from exporter.selection.texts import text_of_report
 
     text = text_of_report(loaded, report.calibration, cache_dir=cache)
@@ -209,7 +209,7 @@ def _written(report: Any, folder: Path, source: str) -> Path:
 def test_the_command_searches(
     tmp_path: Path, loaded: Any, cache: Path, report: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter import model_source
+    from exporter.loading import model_source
 
     asked: list[str] = []
 

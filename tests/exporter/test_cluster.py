@@ -105,7 +105,7 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
 ) -> None:
     from exporter.cluster import score_on_cluster, scoring_jobs
     from exporter.importance import score
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     how: dict[str, Any] = {
         "metrics": ("cosine", "angular-last", "kl", "perplexity", "taylor", "random"),
@@ -324,7 +324,7 @@ def test_other_versions_are_refused(pool: Any, monkeypatch: pytest.MonkeyPatch) 
 
 def test_another_model_is_refused(model: Path, tmp_path: Path) -> None:
     from exporter.cluster.loading import ModelAddress
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     loaded = load_model(str(model))
     assert ModelAddress.of(loaded).load().ref.sha256 == loaded.ref.sha256

@@ -70,7 +70,7 @@ limited(lambda: save_onnx(big, folder), 2_000_000)
 def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     code = """
 from tiny_families import tiny_loaded, tiny_tokenizer
-from exporter.model_files import save_checkpoint, save_pretrained_files
+from exporter.loading.model_files import save_checkpoint, save_pretrained_files
 
 loaded = tiny_loaded("llama", tiny_tokenizer())
 limited(lambda: save_pretrained_files(loaded, folder), 100)
@@ -89,7 +89,7 @@ limited(lambda: save_checkpoint(loaded, folder), 2_000_000)
 def test_a_tokenizer_on_a_full_device(tmp_path: Path) -> None:
     from tiny_families import tiny_loaded, tiny_tokenizer
 
-    from exporter.model_files import save_pretrained_files
+    from exporter.loading.model_files import save_pretrained_files
 
     (tmp_path / "tokenizer.json").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as caught:

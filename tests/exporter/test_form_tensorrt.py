@@ -37,7 +37,7 @@ def checkpoint(folder: Path, family: str, **changes: Any) -> Path:
 
 def form(source: Path, folder: Path, **options: Any) -> tuple[Path, FormRecord]:
     from exporter.forms import write_form
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
     from exporter.parity import check_export
 
     loaded = load_model(str(source), dtype="float32")

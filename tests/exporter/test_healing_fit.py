@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_families import hook_count, tiny_loaded
 
-from exporter.architectures import sublayers
+from exporter.anatomy.architectures import sublayers
 from exporter.artifacts import CalibrationRef
 from exporter.errors import HealingError, PlanError
 from exporter.importance.calibration import CalibrationText

@@ -75,7 +75,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(checkpoint: Path) -> Any:
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     return load_model(str(checkpoint))
 
@@ -268,7 +268,7 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
 
     from exporter.ablation import substituted
     from exporter.healing import cut_of_plan
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
     from exporter.planning import read_plan
     from exporter.pruned_model import load_pruned
     from exporter.replacement_file import read_replacements
@@ -301,7 +301,7 @@ def test_everything_is_replaced_by_force_alone(
 
     from exporter.ablation import substituted
     from exporter.healing import cut_of_plan
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
     from exporter.planning import read_plan
     from exporter.pruned_model import load_pruned
     from exporter.replacement_file import read_replacements
@@ -492,7 +492,9 @@ def test_places_that_would_do_harm_are_refused_before_any_work(
 ) -> None:  # fmt: skip
     import shutil
 
-    monkeypatch.setattr("exporter.model_source.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "exporter.loading.model_source.load_model", lambda *_, **__: pytest.fail("loaded")
+    )
     model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "plans").mkdir()
@@ -535,7 +537,7 @@ def test_a_quantised_model_is_refused(
 def test_activations_that_are_not_finite_are_refused(
     checkpoint: Path, texts: tuple[str, str]
 ) -> None:
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     broken = load_model(str(checkpoint))
     broken.model.model.layers[1].self_attn.o_proj.weight[0, 0] = float("nan")

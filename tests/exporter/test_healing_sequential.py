@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tiny_families import hook_count, tiny_loaded
 
-from exporter.architectures import sublayers
+from exporter.anatomy.architectures import sublayers
+from exporter.anatomy.residual_stream import run_backbone
 from exporter.artifacts import CalibrationRef
 from exporter.errors import HealingError, PlanError
 from exporter.importance.calibration import CalibrationText
-from exporter.residual_stream import run_backbone
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -114,8 +114,8 @@ def test_compensation_makes_the_stream_the_whole_models(family: str) -> None:
 
 def _sums(loaded: Any, text: Any, layer: int, cut: Any) -> dict[str, Any]:
     """The streams around a layer's sublayers, ``[tokens, width]``."""
-    from exporter.architectures import layer_modules
-    from exporter.residual_stream import tapped
+    from exporter.anatomy.architectures import layer_modules
+    from exporter.anatomy.residual_stream import tapped
 
     states: list[Any] = []
     with (

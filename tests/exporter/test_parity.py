@@ -228,15 +228,15 @@ def test_a_type_without_a_tolerance_is_refused_with_what_to_do(exported: Path) -
 def test_an_export_of_an_unknown_architecture_can_be_checked(
     loaded: Any, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from exporter.anatomy.families import FAMILIES
     from exporter.errors import UnknownArchitectureError
-    from exporter.families import FAMILIES
     from exporter.parity import check_export
 
     def unknown(model: Any) -> Any:
         raise UnknownArchitectureError("not known")
 
     monkeypatch.delitem(FAMILIES, "llama")
-    monkeypatch.setattr("exporter.architectures._discover", unknown)
+    monkeypatch.setattr("exporter.anatomy.architectures._discover", unknown)
     assert all(check.passed for check in check_export(loaded, exported))
     with pytest.raises(UnknownArchitectureError):
         check_export(loaded, exported, deletions=[deletion(0, "mlp")])

@@ -370,7 +370,7 @@ def test_a_model_that_is_not_there_leaves_no_folder(checkpoint: Path, tmp_path: 
 def test_extra_files_of_the_tokenizer_go_to_both_arms(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import exporter.model_files as model_files
+    import exporter.loading.model_files as model_files
 
     save = model_files.save_pretrained_files
 

@@ -96,7 +96,7 @@ def test_another_plan_takes_the_old_checkpoint_away(
 
 
 def test_a_model_of_images_is_refused_before_it_is_scored(tmp_path: Path) -> None:
-    from exporter.model_files import save_checkpoint
+    from exporter.loading.model_files import save_checkpoint
     from tests.exporter.tiny_families import tiny_loaded
 
     save_checkpoint(tiny_loaded("vit"), tmp_path / "vit")

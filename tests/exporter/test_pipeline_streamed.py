@@ -57,8 +57,8 @@ def run(checkpoint: Path, out: Path, *options: str) -> Done:
 def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run that is stopped after the baseline is written, and the next one, which goes on."""
     from exporter import parity
-    from exporter.checkpoint_shards import CheckpointShards
     from exporter.errors import ModelSourceError
+    from exporter.loading.checkpoint_shards import CheckpointShards
 
     out = tmp_path_factory.mktemp("streamed") / "out"
     read: list[str] = []

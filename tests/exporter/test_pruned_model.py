@@ -192,7 +192,7 @@ def test_only_the_length_is_kept_of_a_dropped_attention(tmp_path: Path) -> None:
 
 
 def test_other_commands_ask_for_the_whole_model(tmp_path: Path) -> None:
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     folder, _ = saved(tmp_path)
     with pytest.raises(ModelSourceError, match="is a checkpoint that depthcut has pruned"):

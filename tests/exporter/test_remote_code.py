@@ -11,8 +11,8 @@ import pytest
 from tiny_families import tiny_loaded, tiny_model
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError
-from exporter.model_files import save_checkpoint
-from exporter.model_source import load_model
+from exporter.loading.model_files import save_checkpoint
+from exporter.loading.model_source import load_model
 
 pytestmark = pytest.mark.torch
 

@@ -103,7 +103,9 @@ def test_what_can_not_be_had_is_told_before_the_model_is_opened(
     options: tuple[str, ...],
     told: str,
 ) -> None:
-    monkeypatch.setattr("exporter.meta_model.load_meta", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(
+        "exporter.loading.meta_model.load_meta", lambda *_, **__: pytest.fail("opened")
+    )
     assert _score(checkpoint, tmp_path / "x.json", "--stream", *options) == 2
     assert told in capfd.readouterr().err
     assert not (tmp_path / "x.json").exists()

@@ -15,10 +15,10 @@ from tiny_families import hook_count, tiny_model
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import ExportError, ModelSourceError
-from exporter.meta_model import MetaModel, load_meta
-from exporter.model_source import load_model
+from exporter.loading.meta_model import MetaModel, load_meta
+from exporter.loading.model_source import load_model
+from exporter.loading.transformers_output import quiet_transformers
 from exporter.onnx_output import save_onnx
-from exporter.transformers_output import quiet_transformers
 from graph_passes.files.unfinished import Unfinished
 
 pytestmark = pytest.mark.torch

@@ -15,7 +15,6 @@ from scored_texts import made_text, random_text
 from tiny_families import hook_count, tiny_model
 
 from exporter.artifacts import ImportanceReport
-from exporter.checkpoint_shards import CheckpointShards
 from exporter.errors import (
     ModelSourceError,
     ScoringError,
@@ -23,14 +22,15 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.importance import CalibrationText, score, score_on
-from exporter.meta_model import MetaModel, ShardedWeights, load_meta
-from exporter.model_source import load_model
+from exporter.loading.checkpoint_shards import CheckpointShards
+from exporter.loading.meta_model import MetaModel, ShardedWeights, load_meta
+from exporter.loading.model_source import load_model
+from exporter.loading.transformers_output import quiet_transformers
 from exporter.progress import Quiet
 from exporter.streaming import score_streamed, score_streamed_on
 from exporter.streaming.hidden_states import states_in_file
 from exporter.streaming.reading_ahead import filled_in_turn
 from exporter.streaming.room import _is_memory
-from exporter.transformers_output import quiet_transformers
 
 pytestmark = pytest.mark.torch
 
@@ -174,7 +174,7 @@ def test_pictures_are_ranked_by_what_reads_none(tmp_path: Path) -> None:
 def test_a_family_that_is_not_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
-    from exporter.families import FAMILIES
+    from exporter.anatomy.families import FAMILIES
 
     source = saved(tmp_path, family)
     row = FAMILIES[family]
@@ -187,7 +187,7 @@ def test_a_family_that_is_not_in_the_table(
 
 
 def test_a_family_that_no_row_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.families import FAMILIES
+    from exporter.anatomy.families import FAMILIES
 
     meta = load_meta(saved(tmp_path, "bloom"))
     monkeypatch.delitem(FAMILIES, "bloom")

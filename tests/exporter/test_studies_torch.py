@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(run: Path) -> Any:
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     return load_model(str(run / "checkpoint-1000"))
 
@@ -101,7 +101,7 @@ def test_a_series_goes_on_where_it_was(run: Path, tmp_path: Path, monkeypatch: A
 def test_texts_and_their_amounts_are_varied(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter import model_source
+    from exporter.loading import model_source
 
     load, loads = model_source.load_model, []
     monkeypatch.setattr(
@@ -238,7 +238,7 @@ def test_an_interrupted_measurement_goes_on(
 def test_what_was_measured_in_another_dtype_is_measured_again(
     run: Path, loaded: Any, scores: ImportanceReport, tmp_path: Path
 ) -> None:
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
     from exporter.studies.depths import DepthOptions, measure_depths
 
     options = DepthOptions(numbers=(1,), ways=("mlp",), tokens=48, sequence_length=LENGTH)

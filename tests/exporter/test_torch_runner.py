@@ -129,7 +129,7 @@ def test_without_a_compiler_nothing_falls_back(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="module")
 def llama(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny Llama as a Hugging Face folder, and its ONNX file."""
-    from exporter.model_files import save_checkpoint
+    from exporter.loading.model_files import save_checkpoint
 
     loaded, onnx = exported("llama")
     folder = tmp_path_factory.mktemp("arms") / "hf"
@@ -175,7 +175,7 @@ def test_pytorch_against_onnx_is_no_pair(llama: tuple[Path, Path]) -> None:
 def test_a_model_with_another_vocabulary_is_no_reference(
     llama: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    from exporter.model_files import save_checkpoint
+    from exporter.loading.model_files import save_checkpoint
 
     save_checkpoint(tiny_loaded("llama", vocab_size=96), tmp_path)
     with pytest.raises(ComparisonError, match="knows 96 tokens, the baseline 128"):
@@ -190,7 +190,7 @@ def test_a_folder_that_is_not_there_is_told(llama: tuple[Path, Path], tmp_path: 
 def test_a_reference_is_held_against_the_arm_that_it_is_nearer_to(
     llama: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    from exporter.model_files import save_checkpoint
+    from exporter.loading.model_files import save_checkpoint
 
     (check,) = compare(llama[1], llama[1], options(), references=[f"torch:{llama[0]}"]).parity
     assert check.name == "logits of the reference torch:hf against the baseline"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tests.forms.subjects import HEADS, POSITIONS, SIZE, Subject
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 Fuser = Callable[[Subject, "LoadedModel", Path], Path]
 """Writes into an empty folder, and gives the graph's path."""

@@ -12,7 +12,7 @@ from tests.forms.fusers import FUSERS, Fuser
 from tests.forms.subjects import SUBJECTS, Subject
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 COLUMNS = (
     "architecture", "fuser", "nodes", "fused operators", "cache in place", "worst error", "note",

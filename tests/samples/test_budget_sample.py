@@ -24,8 +24,8 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from exporter.importance import score
-    from exporter.model_files import save_pretrained_files
-    from exporter.model_source import load_model
+    from exporter.loading.model_files import save_pretrained_files
+    from exporter.loading.model_source import load_model
     from exporter.torch_export import export_onnx
     from tests.exporter.tiny_lm import write_tokenizer
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.auto_class import auto_class
 from exporter.errors import (
     ModelSourceError,
     UnknownArchitectureError,
     first_line,
     pass_on_memory_error,
 )
+from exporter.loading.auto_class import auto_class
+from exporter.loading.unquantized import unquantized
 from exporter.optional import require
-from exporter.unquantized import unquantized
 
 
 def load_gguf(path: Path, dtype: Any) -> tuple[Any, dict[str, Any], Any]:

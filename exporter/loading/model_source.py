@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ModelRef
-from exporter.auto_class import auto_class
-from exporter.checkpoint_shards import CheckpointShards, read_index
 from exporter.disk import telling_full_disk
 from exporter.errors import (
     ModelSourceError,
@@ -24,9 +22,11 @@ from exporter.errors import (
     pass_on_memory_error,
 )
 from exporter.files import sha256_file, sha256_files
-from exporter.gguf_source import load_gguf
+from exporter.loading.auto_class import auto_class
+from exporter.loading.checkpoint_shards import CheckpointShards, read_index
+from exporter.loading.gguf_source import load_gguf
+from exporter.loading.transformers_output import quiet_transformers
 from exporter.optional import require
-from exporter.transformers_output import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.auto_class import auto_class
-from exporter.checkpoint_shards import CheckpointShards, Entry
 from exporter.errors import ModelSourceError, first_line, pass_on_memory_error
-from exporter.model_source import LoadedModel, check_dtype, load_folder, resolve_source
+from exporter.loading.auto_class import auto_class
+from exporter.loading.checkpoint_shards import CheckpointShards, Entry
+from exporter.loading.model_source import LoadedModel, check_dtype, load_folder, resolve_source
+from exporter.loading.transformers_output import quiet_transformers
 from exporter.optional import require
-from exporter.transformers_output import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def load_meta(
         source: A folder with safetensors, or a hub id.
         dtype: What the weights become when they are read: ``float32``, ``float16``, ``bfloat16``.
         revision: A branch, tag or commit of a hub id.
-        pruned: Takes a pruned checkpoint too, see :func:`exporter.auto_class.auto_class`.
+        pruned: Takes a pruned checkpoint too, see :func:`exporter.loading.auto_class.auto_class`.
 
     Raises:
         ModelSourceError: The source is missing, incomplete, no safetensors, or transformers is too

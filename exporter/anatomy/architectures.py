@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from exporter.anatomy.families import FAMILIES, Family
+from exporter.anatomy.residual_stream import LayerModules, ResidualForm, probe, silenced
 from exporter.errors import PlanError, UnknownArchitectureError
-from exporter.families import FAMILIES, Family
-from exporter.residual_stream import LayerModules, ResidualForm, probe, silenced
 
 if TYPE_CHECKING:
     import torch

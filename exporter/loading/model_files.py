@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.disk import telling_full_disk
 from exporter.files import write_text
-from exporter.transformers_output import quiet_transformers
+from exporter.loading.transformers_output import quiet_transformers
 
 if TYPE_CHECKING:
-    from exporter.model_source import LoadedModel
+    from exporter.loading.model_source import LoadedModel
 
 # Rotary bases of configs whose layer types have one each, under the names that 4.57 reads.
 _NESTED_THETA_KEYS = {

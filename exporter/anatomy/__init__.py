@@ -1,0 +1,1 @@
+"""Where a PyTorch model keeps its attentions, its MLPs and the residual stream."""
