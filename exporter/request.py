@@ -14,6 +14,7 @@ from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
 from exporter.forms.portable import ExporterName
 from exporter.healing.options import HealOptions
+from exporter.importance import ScoreOptions
 from exporter.quantization.settings import QuantizeSettings
 from exporter.selection import SearchOptions
 
@@ -26,31 +27,6 @@ class SourceOptions:
     revision: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """By what and on which text importance is measured.
-
-    Attributes:
-        metrics: The first decides what goes first.
-        calibration: None: the default for the kind of model.
-        samples: None: about 10,000 tokens.
-        sequence_length: Tokens in a sample.
-        batch_size: Samples in one forward pass.
-        seed: For sampled text and the metric ``random``.
-        kl_positions: ``kl`` and ``perplexity`` look at every so many positions.
-        blocks: Whether those two score whole blocks as well.
-    """
-
-    metrics: tuple[str, ...] = ("cosine",)
-    calibration: str | None = None
-    samples: int | None = None
-    sequence_length: int = 512
-    batch_size: int = 4
-    seed: int = 0
-    kl_positions: int = 2
-    blocks: bool = False
 
 
 COUNTS = ("attention", "mlp", "block", "joint")

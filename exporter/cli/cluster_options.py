@@ -113,8 +113,8 @@ def cluster_scored(model: str, options: Mapping[str, Any], progress: Progress) -
         return score_on_cluster(
             model,
             pool,
+            score_options(options),
             load=vars(source_options(options)),
-            **vars(score_options(options)),
             progress=progress,
         )
 

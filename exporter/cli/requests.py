@@ -22,6 +22,7 @@ from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.engine.settings import BuildSettings
 from exporter.errors import UsageError
 from exporter.healing.options import HealOptions
+from exporter.importance import ScoreOptions
 from exporter.quantization.settings import QuantizeSettings
 from exporter.request import (
     COUNTS,
@@ -29,7 +30,6 @@ from exporter.request import (
     DropRequest,
     EngineRequest,
     ExportRequest,
-    ScoreOptions,
     SourceOptions,
 )
 

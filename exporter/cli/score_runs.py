@@ -61,7 +61,7 @@ def _in_memory(
     from exporter.cli.requests import score_options
     from exporter.importance import score as score_model
 
-    return score_model(loaded, **vars(score_options(options)), progress=progress)
+    return score_model(loaded, score_options(options), progress=progress)
 
 
 def _streamed(model: str, options: Mapping[str, Any], progress: Progress) -> ImportanceReport:
@@ -70,12 +70,7 @@ def _streamed(model: str, options: Mapping[str, Any], progress: Progress) -> Imp
     from exporter.streaming import refuse_unstreamable, score_streamed
 
     source, wanted = source_options(options), score_options(options)
-    refuse_unstreamable(wanted.metrics, wanted.calibration)
+    refuse_unstreamable(wanted)
     with progress.task(f"open {model}"):
         meta = load_meta(model, dtype=source.dtype, revision=source.revision)
-    return score_streamed(
-        meta,
-        **vars(wanted),
-        stream_dir=options.get("stream_dir"),
-        progress=progress,
-    )
+    return score_streamed(meta, wanted, stream_dir=options.get("stream_dir"), progress=progress)

@@ -27,8 +27,9 @@ from exporter.importance.metric import (
     Metric,
     StreamMetric,
 )
-from exporter.importance.registry import DEFAULT, metrics_named
-from exporter.importance.scoring import KL_POSITIONS, report_of, subject_of
+from exporter.importance.options import ScoreOptions
+from exporter.importance.registry import metrics_named
+from exporter.importance.scoring import report_of, subject_of
 from exporter.importance.stream_pass import StreamSums
 from exporter.importance.subject import Subject
 from exporter.loading.model_source import load_model
@@ -38,16 +39,9 @@ from exporter.progress import QUIET, Progress
 def score_on_cluster(
     source: str,
     pool: Pool,
+    options: ScoreOptions | None = None,
     *,
     load: Mapping[str, Any] | None = None,
-    metrics: Sequence[str] = (DEFAULT,),
-    calibration: str | None = None,
-    samples: int | None = None,
-    sequence_length: int = 512,
-    batch_size: int = 4,
-    seed: int = 0,
-    kl_positions: int = KL_POSITIONS,
-    blocks: bool = False,
     cache_dir: Path | None = None,
     progress: Progress = QUIET,
 ) -> ImportanceReport:
@@ -59,15 +53,8 @@ def score_on_cluster(
     Args:
         source: The model: a path that all machines have, or a hub id.
         pool: The workers.
+        options: As for :func:`exporter.importance.score`; each batch is a piece of work.
         load: Further arguments of :func:`exporter.loading.model_source.load_model`.
-        metrics: As for :func:`exporter.importance.score`, and so are the others.
-        calibration: The text.
-        samples: How many.
-        sequence_length: Tokens in a sample.
-        batch_size: Samples in one forward pass; each batch is a piece of work.
-        seed: For sampled text and for the metric ``random``.
-        kl_positions: ``kl`` and ``perplexity`` look at every so many positions.
-        blocks: Whether those two skip whole blocks as well.
         cache_dir: Where sampled text is kept.
         progress: Told what goes on.
 
@@ -76,27 +63,15 @@ def score_on_cluster(
         ModelSourceError: The model can't be loaded here.
         DepthcutError: Whatever else :func:`exporter.importance.score` raises.
     """
-    options = dict(load or {})
+    wanted, how = options or ScoreOptions(), dict(load or {})
 
     def prepared() -> _Scoring:
         with progress.task(f"load {source}"):
-            loaded = load_model(source, **options)
-        subject = subject_of(
-            loaded,
-            metrics_named(metrics),
-            calibration=calibration,
-            samples=samples,
-            sequence_length=sequence_length,
-            batch_size=batch_size,
-            seed=seed,
-            kl_positions=kl_positions,
-            blocks=blocks,
-            cache_dir=cache_dir,
-            progress=progress,
-        )
-        model = ModelAddress.of(loaded, options)
-        names = tuple(dict.fromkeys(metrics))
-        recipe = Recipe(model, subject.text, names, batch_size, kl_positions)
+            loaded = load_model(source, **how)
+        subject = subject_of(loaded, wanted, cache_dir=cache_dir, progress=progress)
+        names = tuple(dict.fromkeys(wanted.metrics))
+        model = ModelAddress.of(loaded, how)
+        recipe = Recipe(model, subject.text, names, wanted.batch_size, wanted.kl_positions)
         return _Scoring(loaded.ref, recipe, subject)
 
     scoring = prepared()

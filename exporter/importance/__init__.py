@@ -4,7 +4,15 @@ Importing this costs no PyTorch.
 """
 
 from exporter.importance.calibration import CalibrationText, calibration_text
+from exporter.importance.options import ScoreOptions
 from exporter.importance.registry import METRICS
 from exporter.importance.scoring import score, score_on
 
-__all__ = ["METRICS", "CalibrationText", "calibration_text", "score", "score_on"]
+__all__ = [
+    "METRICS",
+    "CalibrationText",
+    "ScoreOptions",
+    "calibration_text",
+    "score",
+    "score_on",
+]

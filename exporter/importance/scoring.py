@@ -30,27 +30,18 @@ from exporter.importance.metric import (
     Metric,
     StreamMetric,
 )
+from exporter.importance.options import KL_POSITIONS, ScoreOptions
 from exporter.importance.registry import DEFAULT, metrics_named, reads_text, refuse_unfit
 from exporter.importance.stream_pass import stream_scores
 from exporter.importance.subject import Subject
 from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 
-KL_POSITIONS = 2
-"""The model's answers are compared at every so many positions unless asked otherwise."""
-
 
 def score(
     loaded: LoadedModel,
+    options: ScoreOptions | None = None,
     *,
-    metrics: Sequence[str] = (DEFAULT,),
-    calibration: str | None = None,
-    samples: int | None = None,
-    sequence_length: int = 512,
-    batch_size: int = 4,
-    seed: int = 0,
-    kl_positions: int = KL_POSITIONS,
-    blocks: bool = False,
     cache_dir: Path | None = None,
     progress: Progress = QUIET,
 ) -> ImportanceReport:
@@ -58,16 +49,7 @@ def score(
 
     Args:
         loaded: The model.
-        metrics: Names of :data:`exporter.importance.registry.METRICS`; the first is the report's
-            own, the others stand in its ``further``.
-        calibration: ``self``, ``pydoc``, a file or ``hf:DATASET``; None: ``self`` for a model
-            that generates text, else ``pydoc``.
-        samples: How many samples; None: about 10,000 tokens.
-        sequence_length: Tokens in a sample.
-        batch_size: Samples in one forward pass.
-        seed: For sampled text and for the metric ``random``.
-        kl_positions: ``kl`` and ``perplexity`` look at every so many positions.
-        blocks: Whether those two skip whole blocks as well: half as much work again.
+        options: By what, and on which text; None: by cosine, on the usual text.
         cache_dir: Where sampled text is kept.
         progress: Told what goes on.
 
@@ -78,34 +60,15 @@ def score(
         ScoringError: When activations are not finite, or a metric needs what the model lacks.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    wanted = metrics_named(metrics)
-    subject = subject_of(
-        loaded,
-        wanted,
-        calibration=calibration,
-        samples=samples,
-        sequence_length=sequence_length,
-        batch_size=batch_size,
-        seed=seed,
-        kl_positions=kl_positions,
-        blocks=blocks,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
-    return _scored(loaded, subject, wanted)
+    wanted = options or ScoreOptions()
+    subject = subject_of(loaded, wanted, cache_dir=cache_dir, progress=progress)
+    return _scored(loaded, subject, metrics_named(wanted.metrics))
 
 
 def subject_of(
     loaded: LoadedModel,
-    metrics: Sequence[Metric],
+    options: ScoreOptions,
     *,
-    calibration: str | None = None,
-    samples: int | None = None,
-    sequence_length: int = 512,
-    batch_size: int = 4,
-    seed: int = 0,
-    kl_positions: int = KL_POSITIONS,
-    blocks: bool = False,
     cache_dir: Path | None = None,
     progress: Progress = QUIET,
 ) -> Subject:
@@ -113,20 +76,30 @@ def subject_of(
 
     The arguments are :func:`score`'s, and so is what it raises.
     """
+    metrics = metrics_named(options.metrics)
     refuse_unfit(loaded.model, metrics)
     layers = _checked_layers(loaded)
     text = NO_TEXT
     if reads_text(metrics):
         text = calibration_text(
             loaded,
-            calibration,
-            samples=samples,
-            sequence_length=sequence_length,
-            seed=seed,
+            options.calibration,
+            samples=options.samples,
+            sequence_length=options.sequence_length,
+            seed=options.seed,
             cache_dir=cache_dir,
             progress=progress,
         )
-    return Subject(loaded.model, layers, text, batch_size, seed, kl_positions, blocks, progress)
+    return Subject(
+        loaded.model,
+        layers,
+        text,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        positions=options.kl_positions,
+        blocks=options.blocks,
+        progress=progress,
+    )
 
 
 def score_on(
@@ -148,11 +121,11 @@ def score_on(
     Args:
         loaded: The model.
         text: The samples, their mask, and what the report shall say about them.
-        metrics: As for :func:`score`.
+        metrics: As in :class:`ScoreOptions`, and so are the others.
         batch_size: Samples in one forward pass.
         seed: For the metric ``random``.
-        kl_positions: As for :func:`score`.
-        blocks: As for :func:`score`.
+        kl_positions: Where answers are compared.
+        blocks: Whether whole blocks are skipped as well.
         progress: Told what goes on.
 
     Raises:

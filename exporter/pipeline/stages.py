@@ -30,7 +30,7 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
     if run.request.stream:
         report = streaming.score(run)
     else:
-        report = score(run.choosing, **vars(run.request.score), progress=run.progress)
+        report = score(run.choosing, run.request.score, progress=run.progress)
     return [report.write(run.ledger.work / "importance.json")], None
 
 

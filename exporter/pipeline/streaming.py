@@ -103,7 +103,7 @@ def score(run: Run) -> ImportanceReport:
 
     return score_streamed(
         _hollow(run.choosing),
-        **vars(run.request.score),
+        run.request.score,
         stream_dir=run.request.stream_dir,
         progress=run.progress,
     )

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from exporter.artifacts import ImportanceReport
 from exporter.errors import UsageError
-from exporter.importance import CalibrationText, calibration_text
+from exporter.importance import CalibrationText, ScoreOptions, calibration_text
 from exporter.importance.calibration import check_text
 from exporter.importance.fixed_pass import fixed_scores
 from exporter.importance.metric import FixedMetric, GradientMetric, Metric
+from exporter.importance.options import KL_POSITIONS
 from exporter.importance.registry import DEFAULT, metrics_named, reads_text, refuse_unfit
-from exporter.importance.scoring import KL_POSITIONS, NO_TEXT, report_of
+from exporter.importance.scoring import NO_TEXT, report_of
 from exporter.importance.self_text import SELF
 from exporter.importance.subject import Subject
 from exporter.loading.meta_model import MetaModel
@@ -26,15 +27,8 @@ from exporter.streaming.walk import Walk, WalkSettings
 
 def score_streamed(
     meta: MetaModel,
+    options: ScoreOptions | None = None,
     *,
-    metrics: Sequence[str] = (DEFAULT,),
-    calibration: str | None = None,
-    samples: int | None = None,
-    sequence_length: int = 512,
-    batch_size: int = 4,
-    seed: int = 0,
-    kl_positions: int = KL_POSITIONS,
-    blocks: bool = False,
     stream_dir: Path | None = None,
     progress: Progress = QUIET,
 ) -> ImportanceReport:
@@ -42,15 +36,9 @@ def score_streamed(
 
     Args:
         meta: The model, from :func:`exporter.loading.meta_model.load_meta`.
-        metrics: As for :func:`exporter.importance.score`, but none that follows gradients.
-        calibration: ``pydoc``, a file or ``hf:DATASET``; None: ``pydoc``. A model that comes layer
-            by layer can't sample a text of its own.
-        samples: How many samples; None: about 10,000 tokens.
-        sequence_length: Tokens in a sample.
-        batch_size: Samples in one forward pass.
-        seed: For the metric ``random``.
-        kl_positions: ``kl`` and ``perplexity`` look at every so many positions.
-        blocks: Whether those two skip whole blocks as well.
+        options: By what, and on which text; None: by cosine, on the usual text. Metrics that
+            follow gradients need the whole model, and a model that comes layer by layer can't
+            sample a text of its own: its usual one is ``pydoc``.
         stream_dir: Where the hidden states are kept in a file; None: in memory where they fit.
         progress: Told what goes on.
 
@@ -62,20 +50,23 @@ def score_streamed(
         ScoringError: Activations are not finite, or the disk has no room for the hidden states.
         UnknownArchitectureError: It is not known where the model keeps its sublayers.
     """
-    refuse_unstreamable(metrics, calibration)
-    wanted = _fitting(meta, metrics)
+    asked = options or ScoreOptions()
+    refuse_unstreamable(asked)
+    wanted = _fitting(meta, asked.metrics)
     text = NO_TEXT
     if reads_text(wanted):
         text = calibration_text(
             meta,
-            _text_of(meta, calibration, progress),
-            samples=samples,
-            sequence_length=sequence_length,
-            seed=seed,
+            _text_of(meta, asked.calibration, progress),
+            samples=asked.samples,
+            sequence_length=asked.sequence_length,
+            seed=asked.seed,
             progress=progress,
         )
-    settings = WalkSettings(batch_size, kl_positions, blocks, stream_dir, progress)
-    return _scored(meta, text, wanted, seed, settings)
+    settings = WalkSettings(
+        asked.batch_size, asked.kl_positions, asked.blocks, stream_dir, progress
+    )
+    return _scored(meta, text, wanted, asked.seed, settings)
 
 
 def score_streamed_on(
@@ -92,7 +83,19 @@ def score_streamed_on(
 ) -> ImportanceReport:
     """Scores a model that need not fit into memory, on token ids that the caller chose.
 
-    The arguments and errors are those of :func:`score_streamed`.
+    Args:
+        meta: The model.
+        text: The samples, their mask, and what the report shall say about them.
+        metrics: As in :class:`ScoreOptions`, and so are the others.
+        batch_size: Samples in one forward pass.
+        seed: For the metric ``random``.
+        kl_positions: Where answers are compared.
+        blocks: Whether whole blocks are skipped as well.
+        stream_dir: As for :func:`score_streamed`.
+        progress: Told what goes on.
+
+    Raises:
+        DepthcutError: Whatever :func:`score_streamed` raises, but for reading a text.
     """
     wanted = _fitting(meta, metrics)
     check_text(meta, text.input_ids, text.mask)
@@ -100,7 +103,7 @@ def score_streamed_on(
     return _scored(meta, text, wanted, seed, settings)
 
 
-def refuse_unstreamable(metrics: Sequence[str], calibration: str | None) -> None:
+def refuse_unstreamable(options: ScoreOptions) -> None:
     """Refuses what :func:`score_streamed` would, as far as no model is needed to tell.
 
     A large model takes minutes to open, since its files are hashed.
@@ -108,8 +111,8 @@ def refuse_unstreamable(metrics: Sequence[str], calibration: str | None) -> None
     Raises:
         UsageError: A metric is not known, or wants what a streamed model can't give.
     """
-    _refuse_gradients(metrics_named(metrics))
-    if calibration == SELF:
+    _refuse_gradients(metrics_named(options.metrics))
+    if options.calibration == SELF:
         raise UsageError(
             "A model that is read layer by layer can't sample a text of its own: each token would "
             "read all of the weights.",

@@ -12,9 +12,10 @@ from typing import Any
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.errors import SweepError
 from exporter.healing.options import HealOptions
+from exporter.importance import ScoreOptions
 from exporter.ledger import FOLDER
 from exporter.quantization.settings import QuantizeSettings
-from exporter.request import DropRequest, ExportRequest, ScoreOptions, SourceOptions
+from exporter.request import DropRequest, ExportRequest, SourceOptions
 from exporter.selection import SearchOptions
 from exporter.sweep.reading import Sweep
 from exporter.sweep.schema import (

@@ -17,13 +17,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exporter.importance import ScoreOptions
 
 METRICS = ("cosine", "angular-last", "relative-l2", "kl", "perplexity", "taylor")
 KILL_AFTER_S = 5.0
 
 
-def alone(model: str, how: dict[str, Any], threads: int) -> tuple[Any, float]:
+def alone(model: str, how: ScoreOptions, threads: int) -> tuple[Any, float]:
     """The report of one process, and its seconds."""
     import torch
 
@@ -32,18 +35,18 @@ def alone(model: str, how: dict[str, Any], threads: int) -> tuple[Any, float]:
 
     torch.set_num_threads(threads)
     begin = time.perf_counter()
-    report = score(load_model(model), **how)
+    report = score(load_model(model), how)
     return report, time.perf_counter() - begin
 
 
-def spread(model: str, how: dict[str, Any], workers: int) -> tuple[Any, float, float]:
+def spread(model: str, how: ScoreOptions, workers: int) -> tuple[Any, float, float]:
     """The report of several workers, the seconds of all of it, and of the cluster's start."""
     from exporter.cluster import open_pool, score_on_cluster
 
     begin = time.perf_counter()
     with open_pool(workers=workers) as pool:
         started = time.perf_counter() - begin
-        report = score_on_cluster(model, pool, **how)
+        report = score_on_cluster(model, pool, how)
         return report, time.perf_counter() - begin, started
 
 
@@ -125,6 +128,7 @@ def judged(name: str, call: Callable[[], tuple[Any, float, float]], reference: A
 
 def main() -> int:
     """Prints all figures; 1 when scores differ."""
+    from exporter.importance import ScoreOptions
     from tests.benchmarks.bench_score import default_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -135,10 +139,9 @@ def main() -> int:
     asked = parser.parse_args()
     model = asked.model or default_model()
     os.environ["OMP_NUM_THREADS"] = "1"
-    how = {
-        "metrics": METRICS, "calibration": asked.text, "samples": asked.samples,
-        "sequence_length": asked.length, "batch_size": 2,
-    }  # fmt: skip
+    how = ScoreOptions(
+        METRICS, asked.text, samples=asked.samples, sequence_length=asked.length, batch_size=2
+    )
     print(f"{asked.samples} x {asked.length} tokens of {asked.text}, {', '.join(METRICS)}:")
     reference, seconds = alone(model, how, 1)
     told("one process, one thread", seconds)

@@ -37,7 +37,7 @@ from exporter.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workp
 from exporter.budgets.walk import Walk
 from exporter.costs import At, Effort, sizes
 from exporter.files import write_text
-from exporter.importance import calibration_text, score
+from exporter.importance import ScoreOptions, calibration_text, score
 from exporter.planning import plan_drop
 from exporter.progress import Quiet
 from exporter.selection import Option, SearchOptions
@@ -101,9 +101,8 @@ class Bench:
         path = self.work / "importance.json"
         if not path.exists():
             samples = -(-self.options.tokens // SEQUENCE)
-            text = str(self.options.calibration)
-            found = score(self.loaded, calibration=text, samples=samples, progress=self.progress)
-            found.write(path)
+            how = ScoreOptions(calibration=str(self.options.calibration), samples=samples)
+            score(self.loaded, how, progress=self.progress).write(path)
         return ImportanceReport.read(path)
 
     @cached_property

@@ -67,11 +67,11 @@ class Bench:
         self.report = self._report()
 
     def _report(self) -> ImportanceReport:
-        from exporter.importance import score
+        from exporter.importance import ScoreOptions, score
 
         path = self.keep / "importance.json"
         if not path.exists():
-            score(self.loaded, calibration=str(self.options.calibrate)).write(path)
+            score(self.loaded, ScoreOptions(calibration=str(self.options.calibrate))).write(path)
         return ImportanceReport.read(path)
 
     def plan(self, way: str, number: int, most: int) -> PruningPlan:

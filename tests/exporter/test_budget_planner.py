@@ -24,7 +24,7 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 from exporter import budgets  # noqa: E402
 from exporter.budgets import Budget, Floors, Planner, PlanSettings, Workplace  # noqa: E402
 from exporter.costs import At  # noqa: E402
-from exporter.importance import score  # noqa: E402
+from exporter.importance import ScoreOptions, score  # noqa: E402
 from exporter.progress import Quiet  # noqa: E402
 from exporter.selection import SearchOptions  # noqa: E402
 
@@ -73,7 +73,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(loaded: Any, cache: Path) -> Any:
     return score(
-        loaded, calibration="self", samples=12, sequence_length=24, batch_size=4, cache_dir=cache
+        loaded, ScoreOptions(calibration="self", samples=12, sequence_length=24), cache_dir=cache
     )
 
 

@@ -34,9 +34,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(loaded: Any, cache: Path) -> ImportanceReport:
-    from exporter.importance import score
+    from exporter.importance import ScoreOptions, score
 
-    return score(loaded, calibration="self", samples=4, sequence_length=16, seed=3, cache_dir=cache)
+    options = ScoreOptions(calibration="self", samples=4, sequence_length=16, seed=3)
+    return score(loaded, options, cache_dir=cache)
 
 
 def _options(search: Any, **changes: Any) -> SearchOptions:
@@ -107,11 +108,11 @@ def test_iterative_scores_the_pruned_model(loaded: Any, cache: Path, report: Any
 def test_iterative_takes_the_reports_own_metric(
     metric: str, loaded: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.importance import score
+    from exporter.importance import ScoreOptions, score
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    size = {"calibration": "self", "samples": 4, "sequence_length": 16, "cache_dir": cache}
-    report = score(loaded, metrics=(metric,), blocks=True, **size)
+    options = ScoreOptions((metric,), "self", samples=4, sequence_length=16, blocks=True)
+    report = score(loaded, options, cache_dir=cache)
     kinds = ("block",) if metric == "kl" else ("attention",)
     plan = choose(
         report, {kinds[0]: 1}, _options("iterative"), load=lambda: loaded, calibration="self"

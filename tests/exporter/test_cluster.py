@@ -104,20 +104,19 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
     pool: Any, told: Told, model: Path, text: Path, tmp_path: Path, monkeypatch: Any, capfd: Any
 ) -> None:
     from exporter.cluster import score_on_cluster, scoring_jobs
-    from exporter.importance import score
+    from exporter.importance import ScoreOptions, score
     from exporter.loading.model_source import load_model
 
-    how: dict[str, Any] = {
-        "metrics": ("cosine", "angular-last", "kl", "perplexity", "taylor", "random"),
-        "calibration": str(text), "samples": 5, "sequence_length": 16, "batch_size": 2,
-        "blocks": True, "seed": 4,
-    }  # fmt: skip
-    alone = score(load_model(str(model)), **how)
+    options = ScoreOptions(
+        metrics=("cosine", "angular-last", "kl", "perplexity", "taylor", "random"),
+        calibration=str(text), samples=5, sequence_length=16, batch_size=2, blocks=True, seed=4,
+    )  # fmt: skip
+    alone = score(load_model(str(model)), options)
     flag = tmp_path / "killed"
     work = dying_once(flag, lambda job: getattr(job, "start", None) == 2, scoring_jobs.work)
     monkeypatch.setattr(scoring_jobs, "work", work)
     told.lines.clear()
-    spread = score_on_cluster(str(model), pool, **how)
+    spread = score_on_cluster(str(model), pool, options)
     assert flag.exists()
     assert any("was lost with piece" in line for line in told.lines)
     assert _figures(spread) == _figures(alone)  # to the last bit

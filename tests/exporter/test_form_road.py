@@ -56,8 +56,9 @@ def walked(
     checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, ComparisonReport, Heard]:
     from exporter.compare import CompareOptions
+    from exporter.importance import ScoreOptions
     from exporter.pipeline import export_model
-    from exporter.request import DropRequest, ExportRequest, ScoreOptions
+    from exporter.request import DropRequest, ExportRequest
 
     out, heard = tmp_path_factory.mktemp("road") / "out", Heard()
     request = ExportRequest(

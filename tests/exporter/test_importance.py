@@ -14,7 +14,7 @@ from tiny_families import hook_count, tiny_loaded
 
 from exporter.artifacts import ImportanceReport
 from exporter.errors import ScoringError, UnknownArchitectureError
-from exporter.importance import score, score_on
+from exporter.importance import ScoreOptions, score, score_on
 from exporter.progress import Quiet
 
 KINDS = ("attention", "mlp", "block")
@@ -276,7 +276,7 @@ def test_bfloat16_is_scored_in_float32() -> None:
 @pytest.mark.torch
 def test_the_report_says_what_it_was_made_from(tmp_path: Path) -> None:
     loaded = tiny_loaded("llama")
-    report = score(loaded, samples=3, sequence_length=16, cache_dir=tmp_path)
+    report = score(loaded, ScoreOptions(samples=3, sequence_length=16), cache_dir=tmp_path)
     assert report.metric == "cosine"
     assert report.model == loaded.ref
     assert report.calibration.source.startswith("self")

@@ -16,7 +16,7 @@ from exporter.anatomy.architectures import skipped, sublayers
 from exporter.anatomy.residual_stream import first_tensor, tapped
 from exporter.artifacts import ImportanceReport, Score
 from exporter.errors import CalibrationError
-from exporter.importance import METRICS, score, score_on
+from exporter.importance import METRICS, ScoreOptions, score, score_on
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -317,10 +317,10 @@ def test_random_is_seeded() -> None:
 
 def test_what_reads_no_text_needs_none() -> None:
     # This model has neither a tokenizer nor a head that could sample text.
-    report = score(tiny_loaded("bert"), metrics=["depth", "random"])
+    report = score(tiny_loaded("bert"), ScoreOptions(("depth", "random")))
     assert (report.metric, report.calibration.tokens) == ("depth", 0)
     with pytest.raises(CalibrationError, match="no tokenizer"):
-        score(tiny_loaded("bert"), metrics=["depth", "cosine"])
+        score(tiny_loaded("bert"), ScoreOptions(("depth", "cosine")))
 
 
 def test_a_metric_named_twice_is_scored_once() -> None:

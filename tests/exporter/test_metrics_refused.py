@@ -12,7 +12,7 @@ from scored_texts import made_text, random_text
 from tiny_families import hook_count, tiny_loaded
 
 from exporter.errors import CalibrationError, ScoringError, UsageError
-from exporter.importance import calibration_text, score, score_on
+from exporter.importance import ScoreOptions, calibration_text, score, score_on
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -28,7 +28,7 @@ def test_an_unknown_metric() -> None:
 @pytest.mark.parametrize("metric", ["kl", "perplexity", "taylor"])
 def test_a_model_without_predictions(metric: str) -> None:
     with pytest.raises(ScoringError, match=f"{metric} judges predictions .* BertModel makes none"):
-        score(tiny_loaded("bert"), metrics=[metric])
+        score(tiny_loaded("bert"), ScoreOptions((metric,)))
 
 
 @pytest.mark.parametrize("metric", ["relative-l2", "kl", "taylor"])

@@ -73,7 +73,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def _request(checkpoint: Path, out: Path, **changes: Any) -> Any:
     from exporter.compare import CompareOptions
-    from exporter.request import ExportRequest, ScoreOptions
+    from exporter.importance import ScoreOptions
+    from exporter.request import ExportRequest
 
     request = ExportRequest(
         source=str(checkpoint),
@@ -223,7 +224,7 @@ def test_a_bad_plan_is_refused_and_damages_nothing(
 
 def test_the_calibration_text_may_not_judge(checkpoint: Path, tmp_path: Path) -> None:
     from exporter.compare import CompareOptions
-    from exporter.request import ScoreOptions
+    from exporter.importance import ScoreOptions
 
     text = tmp_path / "text.txt"
     text.write_text("the value of a list is the name of an object " * 50)

@@ -21,7 +21,7 @@ from exporter.errors import (
     UnknownArchitectureError,
     UsageError,
 )
-from exporter.importance import CalibrationText, score, score_on
+from exporter.importance import CalibrationText, ScoreOptions, score, score_on
 from exporter.loading.checkpoint_shards import CheckpointShards
 from exporter.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.loading.model_source import load_model
@@ -164,9 +164,10 @@ def test_a_layout_that_does_not_add_up_is_refused_at_once(tmp_path: Path) -> Non
 
 def test_pictures_are_ranked_by_what_reads_none(tmp_path: Path) -> None:
     source = saved(tmp_path, "vit")
-    expected = score(load_model(source), metrics=["depth", "random"])
+    options = ScoreOptions(("depth", "random"))
+    expected = score(load_model(source), options)
     meta = load_meta(source)
-    expect_equal(score_streamed(meta, metrics=["depth", "random"]), expected)
+    expect_equal(score_streamed(meta, options), expected)
     expect_empty(meta)
 
 
@@ -319,14 +320,14 @@ def test_which_folders_are_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"metrics": ["cosine", "taylor"]}, "taylor follows gradients"),
-        ({"metrics": ["none"]}, "no metric 'none'"),
-        ({"calibration": "self"}, "can't sample a text of its own"),
+        (ScoreOptions(("cosine", "taylor")), "taylor follows gradients"),
+        (ScoreOptions(("none",)), "no metric 'none'"),
+        (ScoreOptions(calibration="self"), "can't sample a text of its own"),
     ],
 )
-def test_what_a_streamed_model_can_not_give(llama: str, asked: dict[str, Any], told: str) -> None:
+def test_what_a_streamed_model_can_not_give(llama: str, asked: ScoreOptions, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        score_streamed(load_meta(llama), **asked)
+        score_streamed(load_meta(llama), asked)
 
 
 def test_answers_need_a_head_and_a_next_token(tmp_path: Path, llama: str) -> None:

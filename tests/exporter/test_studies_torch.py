@@ -58,9 +58,9 @@ def loaded(run: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def scores(loaded: Any) -> ImportanceReport:
-    from exporter.importance import score
+    from exporter.importance import ScoreOptions, score
 
-    return score(loaded, calibration="pydoc", samples=6, sequence_length=LENGTH)
+    return score(loaded, ScoreOptions(calibration="pydoc", samples=6, sequence_length=LENGTH))
 
 
 def test_checkpoints_are_scored_on_one_text(
@@ -252,13 +252,14 @@ def test_what_was_measured_in_another_dtype_is_measured_again(
 def test_depths_are_judged_on_other_text_and_by_own_scores(
     loaded: Any, scores: ImportanceReport, tmp_path: Path
 ) -> None:
-    from exporter.importance import score
+    from exporter.importance import ScoreOptions, score
     from exporter.studies.depths import DepthOptions, measure_depths
 
     text = tmp_path / "own.txt"
     text.write_text("the list of the value is a class and the call of " * 60)
     options = DepthOptions(numbers=(1,), text=str(text), tokens=48, sequence_length=LENGTH)
-    own = score(loaded, calibration=str(text), samples=4, sequence_length=LENGTH)
+    asked = ScoreOptions(calibration=str(text), samples=4, sequence_length=LENGTH)
+    own = score(loaded, asked)
     with pytest.raises(CalibrationError, match="the text that the scores rest on"):
         measure_depths(loaded, own, options, importance_sha256="")
     stranger = scores.model.model_copy(update={"sha256": "b" * 64})

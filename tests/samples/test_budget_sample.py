@@ -23,7 +23,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch: Any = pytest.importorskip("torch")
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from exporter.importance import score
+    from exporter.importance import ScoreOptions, score
     from exporter.loading.model_files import save_pretrained_files
     from exporter.loading.model_source import load_model
     from exporter.torch_export import export_onnx
@@ -43,7 +43,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     baseline.mkdir(parents=True)
     export_onnx(loaded, baseline)
     save_pretrained_files(loaded, baseline)
-    report = score(loaded, samples=6, sequence_length=24)
+    report = score(loaded, ScoreOptions(samples=6, sequence_length=24))
     report.write(tmp_path / "demo" / "importance.json")
     return tmp_path / "demo"
 
