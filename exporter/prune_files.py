@@ -67,15 +67,30 @@ class PruneFiles:
         """Every file but the config of onnxruntime-genai."""
         return [self.source, *self.data, self.target, self.own_data, self.report]
 
-    def refuse_overwriting(self, replacements: Replacements | None) -> None:
-        """Keeps inputs from being overwritten, and results from overwriting each other.
+    def refuse_harm(
+        self, model: ir.Model, replacements: Replacements | None, *, report_asked: bool
+    ) -> None:
+        """Keeps what is there from being overwritten, and results from overwriting each other.
 
         Args:
+            model: The graph that is cut.
             replacements: An input too, of which the numbers go into the result's own data.
+            report_asked: Whether the report's place was asked for.
 
         Raises:
-            SurgeryError: Two of the files are one.
+            SurgeryError: Two of the files are one, or something else than this result's report
+                stands in the report's place.
+            OnnxFileError: Weights that someone needs stand in the result's place, or would be
+                shared across folders.
         """
+        from graph_passes.files.storage import refuse_collision
+
+        self._refuse_overwriting(replacements)
+        _refuse_foreign_report(self.report, self.target.name, asked=report_asked)
+        brings_weights = replacements is not None
+        refuse_collision(model, self.target, self.weights, brings_weights=brings_weights)
+
+    def _refuse_overwriting(self, replacements: Replacements | None) -> None:
         sources = [self.source, *self.data, *([replacements.path] if replacements else [])]
         sources += [self.genai.config.path] if self.genai else []
         writes_data = self.weights == "compact" or replacements is not None
@@ -95,16 +110,10 @@ def choose_report_path(target: Path, asked: Path | None) -> Path:
     return asked or target.with_name("prune.json")
 
 
-def refuse_foreign_report(path: Path, target: str, *, asked: bool) -> None:
-    """Keeps a report from taking the place of something else.
+def _refuse_foreign_report(path: Path, target: str, *, asked: bool) -> None:
+    """Keeps the report of ``target`` from taking the place of something else.
 
-    Args:
-        path: Where it goes.
-        target: The name of the result that it speaks of.
-        asked: Whether that place was asked for; then it may hold another model's report.
-
-    Raises:
-        SurgeryError: Something else than a report stands there, or another model's.
+    A place that was asked for may hold another model's report.
     """
     if not path.exists():
         return

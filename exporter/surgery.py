@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,9 +21,9 @@ from exporter.artifacts import (
 )
 from exporter.errors import MissingDependencyError
 from exporter.optional import require
-from exporter.oracle.setting import DEFAULT_LIMIT_BYTES, choose
+from exporter.oracle.setting import DEFAULT_LIMIT_BYTES, Setting, choose
 from exporter.progress import QUIET, ByteCount, Progress
-from exporter.prune_files import PruneFiles, choose_report_path, refuse_foreign_report
+from exporter.prune_files import PruneFiles, choose_report_path
 from exporter.replacement_file import Replacements
 from exporter.source_hashes import SourceHashes
 from graph_passes.types import (
@@ -32,6 +32,7 @@ from graph_passes.types import (
     PassReport,
     Refusal,
     ResidualSite,
+    SublayerRef,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from exporter.engine.gate import ParserCheck
     from graph_passes.files.unfinished import Unfinished
+    from graph_passes.replacements import ReplacementTensors
 
 NOT_VERIFIED = Verification(method="none", runs=0, max_abs_error=None, tolerance=None, passed=None)
 
@@ -119,24 +121,26 @@ def prune_file(
         MissingDependencyError: Verification without ONNX Runtime.
     """
     from graph_passes import prune_graph
-    from graph_passes.files.storage import load_model, refuse_collision
+    from graph_passes.files.storage import load_model
 
     if verify == "oracle":
         _require_runtime()
     report_place = choose_report_path(target, report_path)
     model = load_model(source)
     files = PruneFiles.choose(source, model, target, report_place, weights, genai_config)
-    files.refuse_overwriting(replacements)
-    refuse_foreign_report(files.report, target.name, asked=report_path is not None)
-    refuse_collision(model, target, weights, brings_weights=replacements is not None)
-    setting = choose(model, verify_limit_bytes) if verify == "oracle" else None
+    files.refuse_harm(model, replacements, report_asked=report_path is not None)
+    original = _Original(
+        model,
+        source.parent,
+        [Deletion(d.layer, d.kind, d.replacement) for d in deletions],
+        replacements.tensors if replacements else {},
+        choose(model, verify_limit_bytes) if verify == "oracle" else None,
+    )
     hashes = SourceHashes(source, files.data if weights == "compact" else [])
-    asked = [Deletion(d.layer, d.kind, d.replacement) for d in deletions]
-    numbers = replacements.tensors if replacements else {}
     pruned, passed = prune_graph(
         model,
-        asked,
-        replacements=numbers,
+        original.deletions,
+        replacements=original.replacements,
         renumber_kv=renumber_kv,
         keep_debug=keep_debug,
         allow_all=allow_all,
@@ -144,16 +148,8 @@ def prune_file(
     progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
     _recount_form(pruned)
 
-    def verified(candidate: Path, folder: Path) -> Verification:
-        if setting is None:
-            return NOT_VERIFIED
-        from exporter.oracle.verify import Candidate, verify_candidate
-
-        result = Candidate(candidate, folder, passed)
-        return verify_candidate(model, source.parent, asked, result, progress, numbers, setting)
-
     def reported(candidate: Path, folder: Path) -> PruneReport:
-        verification = verified(candidate, folder)
+        verification = original.verified(candidate, folder, passed, progress)
         parse = engine_check(source, candidate) if engine_check else None
         made_from = hashes.made_from(plan_sha256, replacements)
         return _report(target.name, passed, verification, parse, made_from)
@@ -163,6 +159,43 @@ def prune_file(
     if files.genai:
         progress.say(files.genai.advice(files.all))
     return report
+
+
+@dataclass(frozen=True)
+class _Original:
+    """The graph before the cut, and what the masked oracle makes of it.
+
+    Attributes:
+        model: The graph.
+        folder: Where its external weights lie.
+        deletions: Whose branches the oracle multiplies by zero.
+        replacements: What it adds in their places.
+        setting: How closely it looks; None leaves it out.
+    """
+
+    model: ir.Model
+    folder: Path
+    deletions: Sequence[Deletion]
+    replacements: Mapping[SublayerRef, ReplacementTensors]
+    setting: Setting | None
+
+    def verified(
+        self, result: Path, weights_folder: Path, passed: PassReport, progress: Progress
+    ) -> Verification:
+        """Holds the result's file, whose weights lie in a folder, against the oracle."""
+        if self.setting is None:
+            return NOT_VERIFIED
+        from exporter.oracle.verify import Candidate, verify_candidate
+
+        return verify_candidate(
+            self.model,
+            self.folder,
+            self.deletions,
+            Candidate(result, weights_folder, passed),
+            progress,
+            self.replacements,
+            self.setting,
+        )
 
 
 def _recount_form(pruned: ir.Model) -> None:

@@ -20,6 +20,7 @@ from exporter.artifacts import (
     DepthDamage,
     DepthsReport,
     ImportanceReport,
+    TaskResult,
     Way,
 )
 from exporter.budgets.module_sizes import module_sizes
@@ -109,24 +110,18 @@ def measure_depths(
         journal=None if journal is None else task_journal(journal),
         progress=progress,
     )
+    filled = {
+        place: _filled(cell, damages[place], _share(cuts[place], sizes), scored.get(place, []))
+        for cell in cells
+        if (place := _place(cell)) in damages
+    }
     return DepthsReport(
         model=report.model,
         metric=report.metric,
         calibration=report.calibration,
         text=text.ref,
         baseline_perplexity=whole.baseline_perplexity,
-        cells=[
-            cell.model_copy(
-                update={
-                    "damage": depth_damage(damages[_place(cell)]),
-                    "parameters_removed": _share(cuts[_place(cell)], sizes),
-                    "tasks": scored.get(_place(cell), []),
-                }
-            )
-            if _place(cell) in damages
-            else cell
-            for cell in cells
-        ],
+        cells=[filled.get(_place(cell), cell) for cell in cells],
         made_from={
             "model": loaded.ref.sha256,
             "importance": importance_sha256,
@@ -196,6 +191,17 @@ def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
     except PlanError as error:
         return DepthCell(way=way, number=number, refused=error.message)
     return DepthCell(way=way, number=number, deletions=plan.deletions)
+
+
+def _filled(
+    cell: DepthCell, damage: Damage, parameters_removed: float, tasks: list[TaskResult]
+) -> DepthCell:
+    found = {
+        "damage": depth_damage(damage),
+        "parameters_removed": parameters_removed,
+        "tasks": tasks,
+    }
+    return cell.model_copy(update=found)
 
 
 def _damages(
