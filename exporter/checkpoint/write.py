@@ -17,6 +17,7 @@ from exporter.ablation import substituted
 from exporter.artifacts import PruningPlan
 from exporter.checkpoint.facts import (
     CheckpointFacts,
+    Weights,
     license_of_base,
     name_of_base,
     weights_of,
@@ -77,7 +78,7 @@ def write_checkpoint(
         OSError: It can't be written.
     """
     refuse_checkpoint_folder(folder, [loaded.path] if folder.exists() else [])
-    before, layers = weights_of(loaded.model), loaded.ref.num_layers
+    before = weights_of(loaded.model)
     with staged_directory(folder) as stage:
         if isinstance(loaded, MetaModel):
             pruned, kept = write_streamed(
@@ -88,22 +89,7 @@ def write_checkpoint(
             pruned, kept = _pruned(loaded, plan, cut, progress)
             with progress.task(f"write {folder}"):
                 save_pruned_into(pruned, stage)
-        base, on_hub = name_of_base(loaded)
-        facts = CheckpointFacts(
-            base=base,
-            on_hub=on_hub,
-            base_sha256=loaded.ref.sha256,
-            architecture=loaded.ref.architecture,
-            layers=layers,
-            deletions=plan.deletions,
-            kept=kept,
-            plain=kept is not None or _is_plain(pruned.model),
-            transformers=version("transformers"),
-            dtype=str(pruned.model.dtype).removeprefix("torch."),
-            before=before,
-            after=weights_of(pruned.model),
-            license=license_of_base(loaded.path),
-        )
+        facts = _facts(loaded, plan, before, pruned, kept)
         with telling_full_disk(stage):
             _copy_licenses(loaded.path, stage)
             if card is not None:
@@ -133,6 +119,32 @@ def _wanted(model: Any, cut: Cut) -> torch.Tensor:
 
     with substituted(model, cut), torch.inference_mode():
         return answer_to(model, probe_inputs(model))
+
+
+def _facts(
+    base: LoadedModel,
+    plan: PruningPlan,
+    before: Weights,
+    pruned: LoadedModel,
+    kept: list[int] | None,
+) -> CheckpointFacts:
+    """What is told of a checkpoint; ``before`` are the weights that the base had."""
+    name, on_hub = name_of_base(base)
+    return CheckpointFacts(
+        base=name,
+        on_hub=on_hub,
+        base_sha256=base.ref.sha256,
+        architecture=base.ref.architecture,
+        layers=base.ref.num_layers,
+        deletions=plan.deletions,
+        kept=kept,
+        plain=kept is not None or _is_plain(pruned.model),
+        transformers=version("transformers"),
+        dtype=str(pruned.model.dtype).removeprefix("torch."),
+        before=before,
+        after=weights_of(pruned.model),
+        license=license_of_base(base.path),
+    )
 
 
 def _is_plain(model: Any) -> bool:

@@ -16,6 +16,7 @@ from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     from exporter.compare.arms import Pair
+    from exporter.compare.options import CompareOptions
 
 
 class MeasuredSpeedup(Record):
@@ -74,11 +75,8 @@ def measure_speedup(
         EngineError: There is no engine, or no GPU to run it.
         BackendError: A run fails.
     """
-    from exporter.compare.arms import Pair
-    from exporter.compare.kinds import open_pair
     from exporter.compare.options import CompareOptions
     from exporter.compare.threads import settle_threads
-    from exporter.measure.environment import default_threads
 
     if not 0 < width < 1:
         raise UsageError(
@@ -91,19 +89,36 @@ def measure_speedup(
         decode_past_lengths=(at.prompt,) if at.new else (),
         batches=(at.batch,),
     )
-    first, second = open_pair(baseline, candidate, options, threads=threads or default_threads())
-    pair = Pair(options, first, second, progress)
-    if not pair.runs or first.not_run or second.not_run:
-        why = first.not_run or second.not_run or "there is no way to run it"
-        raise CostError(f"{baseline} can't be timed here: {why}.")
-    folder = first.folder
-    graph = folder.onnx.suffix == ".onnx"
-    longest = longest_text(folder.onnx) if graph else folder.longest_sequence
-    refuse_too_long(str(folder.onnx), longest, at)
+    pair = _opened(baseline, candidate, options, progress)
+    _refuse_too_long(pair, at)
     settle_threads(pair, None)
     with pair.running():
         pair.refuse_other_interface()
         return _measured(pair, at, width, effort or Effort(seconds=120.0))
+
+
+def _opened(
+    baseline: Path | str, candidate: Path | str, options: CompareOptions, progress: Progress
+) -> Pair:
+    """Both models, which can be run here."""
+    from exporter.compare.arms import Pair
+    from exporter.compare.kinds import open_pair
+    from exporter.measure.environment import default_threads
+
+    threads = options.threads or default_threads()
+    first, second = open_pair(baseline, candidate, options, threads=threads)
+    pair = Pair(options, first, second, progress)
+    if not pair.runs or first.not_run or second.not_run:
+        why = first.not_run or second.not_run or "there is no way to run it"
+        raise CostError(f"{baseline} can't be timed here: {why}.")
+    return pair
+
+
+def _refuse_too_long(pair: Pair, at: At) -> None:
+    folder = pair.baseline.folder
+    graph = folder.onnx.suffix == ".onnx"
+    longest = longest_text(folder.onnx) if graph else folder.longest_sequence
+    refuse_too_long(str(folder.onnx), longest, at)
 
 
 def _measured(pair: Pair, at: At, width: float, effort: Effort) -> MeasuredSpeedup:
