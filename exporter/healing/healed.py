@@ -89,12 +89,13 @@ def heal(
     names = named_sublayers(plan.deletions, loaded.ref.num_layers)
     _refuse_rank(options.rank, loaded)
     texts = healing_texts(loaded, options, progress)
-    held_out = texts.held_out
+    fitting = _Fitting(loaded, texts, names, options, work, progress)
     if options.kind == "best":
         chooser, held_out = texts.halves
-        fits, found = _best(loaded, texts, chooser, names, options, work, progress)
+        fits, found = fitting.best(chooser)
     else:
-        fits, found = _alike(loaded, texts, names, options, work, progress)
+        held_out = texts.held_out
+        fits, found = fitting.alike()
     healing = judged(
         loaded,
         found,
@@ -200,96 +201,85 @@ def judged(
     )
 
 
-def _best(
-    loaded: LoadedModel,
-    texts: HealingTexts,
-    chooser: CalibrationText,
-    names: list[Name],
-    options: HealOptions,
-    work: Path | None,
-    progress: Progress,
-) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
-    fits = _fits(loaded, texts, names, options, work, progress)
-    if _answers(loaded.model):
-        meter = DamageMeter(
-            loaded.model, chooser.input_ids, chooser.mask, batch_size=options.batch_size
+@dataclass(frozen=True)
+class _Fitting:
+    """What is fitted, on which texts, and how.
+
+    Attributes:
+        loaded: The model.
+        texts: What is fitted on, and what is held out.
+        names: The sublayers whose places are taken.
+        options: How.
+        work: Keeps each fit once it is finished; None keeps nothing.
+        progress: Told what goes on.
+    """
+
+    loaded: LoadedModel
+    texts: HealingTexts
+    names: list[Name]
+    options: HealOptions
+    work: Path | None
+    progress: Progress
+
+    def best(self, chooser: CalibrationText) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
+        """The kind that does best in each place, as a text tells that nothing was fitted on."""
+        fits, model = self._alone(), self.loaded.model
+        if _answers(model):
+            size = self.options.batch_size
+            meter = DamageMeter(model, chooser.input_ids, chooser.mask, batch_size=size)
+            found = by_damage(meter, fits, self.progress)
+        else:
+            found = by_explained(fits)
+        if self.options.sequential:
+            return {}, self._in_turn({name: kind_of(what) for name, what in found.items()})
+        return fits, found
+
+    def alike(self) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
+        """The same kind everywhere."""
+        kind = self.options.kind
+        if self.options.sequential:
+            return {}, self._in_turn(dict.fromkeys(self.names, kind))
+        fits = self._alone()
+        return fits, {
+            name: fit.bias if kind == "bias" else fit.linear for name, fit in fits.items()
+        }
+
+    def _alone(self) -> dict[Name, Fit]:
+        """Each fitted on the whole model."""
+        return fit_branches(
+            self.loaded,
+            self.texts.fitting,
+            self.names,
+            rank=self.options.rank,
+            ridge=self.options.ridge,
+            batch_size=self.options.batch_size,
+            store=self._store(ALONE),
+            progress=self.progress,
         )
-        found = by_damage(meter, fits, progress)
-    else:
-        found = by_explained(fits)
-    if options.sequential:
-        kinds = {name: kind_of(what) for name, what in found.items()}
-        return {}, _in_turn(loaded, texts, kinds, options, work, progress)
-    return fits, found
 
+    def _in_turn(self, choices: Mapping[Name, Any]) -> dict[Name, Substitute]:
+        """Each fitted with those before it in their places."""
+        told = [[layer, kind, choices[layer, kind]] for layer, kind in sorted(choices)]
+        return fit_sequential(
+            self.loaded,
+            self.texts.fitting,
+            choices,
+            rank=self.options.rank,
+            ridge=self.options.ridge,
+            batch_size=self.options.batch_size,
+            store=self._store(IN_TURN, choices=told),
+            progress=self.progress,
+        )
 
-def _alike(
-    loaded: LoadedModel,
-    texts: HealingTexts,
-    names: list[Name],
-    options: HealOptions,
-    work: Path | None,
-    progress: Progress,
-) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
-    """The same kind everywhere."""
-    if options.sequential:
-        alike = dict.fromkeys(names, options.kind)
-        return {}, _in_turn(loaded, texts, alike, options, work, progress)
-    fits = _fits(loaded, texts, names, options, work, progress)
-    chosen = {
-        name: fit.bias if options.kind == "bias" else fit.linear for name, fit in fits.items()
-    }
-    return fits, chosen
-
-
-def _fits(
-    loaded: LoadedModel,
-    texts: HealingTexts,
-    names: list[Name],
-    options: HealOptions,
-    work: Path | None,
-    progress: Progress,
-) -> dict[Name, Fit]:
-    return fit_branches(
-        loaded,
-        texts.fitting,
-        names,
-        rank=options.rank,
-        ridge=options.ridge,
-        batch_size=options.batch_size,
-        store=None if work is None else FitStore(work / ALONE, _about(loaded, texts, options)),
-        progress=progress,
-    )
-
-
-def _about(loaded: LoadedModel, texts: HealingTexts, options: HealOptions) -> dict[str, Any]:
-    """What each fit depends on, the tokens themselves among it."""
-    text = texts.fitting
-    about = about_fits(loaded.ref, str(loaded.model.dtype), text.ref, options.rank)
-    ids = sha256_bytes(text.input_ids.astype("<i8").tobytes() + text.mask.tobytes())
-    return {**about, "ids": ids, "ridge": options.ridge}
-
-
-def _in_turn(
-    loaded: LoadedModel,
-    texts: HealingTexts,
-    choices: Mapping[Name, Any],
-    options: HealOptions,
-    work: Path | None,
-    progress: Progress,
-) -> dict[Name, Substitute]:
-    told = [[layer, kind, choices[layer, kind]] for layer, kind in sorted(choices)]
-    about = {**_about(loaded, texts, options), "choices": told}
-    return fit_sequential(
-        loaded,
-        texts.fitting,
-        choices,
-        rank=options.rank,
-        ridge=options.ridge,
-        batch_size=options.batch_size,
-        store=None if work is None else FitStore(work / IN_TURN, about),
-        progress=progress,
-    )
+    def _store(self, name: str, **more: Any) -> FitStore | None:
+        """Keeps fits by what they depend on, the tokens themselves among it."""
+        if self.work is None:
+            return None
+        text, model = self.texts.fitting, self.loaded
+        about = about_fits(model.ref, str(model.model.dtype), text.ref, self.options.rank)
+        ids = sha256_bytes(text.input_ids.astype("<i8").tobytes() + text.mask.tobytes())
+        about |= {"ids": ids, "ridge": self.options.ridge, **more}
+        return FitStore(self.work / name, about)
 
 
 def _measured(
