@@ -1,6 +1,6 @@
 """Chooses what to drop by what becomes of the model's answers. Importing this costs no PyTorch."""
 
-from exporter.selection.choosing import Search, SearchOptions, choose
+from exporter.selection.choosing import choose
 from exporter.selection.evolution import evolve
 from exporter.selection.greedy import greedy
 from exporter.selection.iterative import iterative
@@ -16,6 +16,7 @@ from exporter.selection.options import (
     options_for,
 )
 from exporter.selection.protection import protected_names
+from exporter.selection.search_options import Search, SearchOptions
 
 __all__ = [
     "MakeMeter",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import DeletionKind, ImportanceReport, PruningPlan, Score
-from exporter.errors import PlanError, UsageError
+from exporter.artifacts import ImportanceReport, PruningPlan, Score
+from exporter.errors import UsageError
 from exporter.plan_origin import parents_of
 from exporter.planning import check_counts, plan_drop, refuse_unscored_blocks, validate_plan
 from exporter.progress import QUIET, Progress
@@ -17,64 +16,24 @@ from exporter.selection.evolution import evolve
 from exporter.selection.greedy import greedy
 from exporter.selection.iterative import iterative
 from exporter.selection.meters import MakeMeter, Meter, RememberingMeter
-from exporter.selection.options import (
-    Name,
-    Objective,
-    Option,
-    chosen,
-    cut_of_options,
-    most_sublayers,
-    options_for,
-)
+from exporter.selection.options import Group, Name, Option, chosen, cut_of_options, options_for
 from exporter.selection.protection import protected_names
-from exporter.wording import are, counted
+from exporter.selection.refusals import (
+    groups_of,
+    refuse_another_model,
+    refuse_number,
+    refuse_too_many,
+    refuse_unreachable,
+)
+from exporter.selection.search_options import SearchOptions
 
 if TYPE_CHECKING:
     from exporter.ablation import Cut, Damage
     from exporter.importance import CalibrationText
     from exporter.loading.model_source import LoadedModel
 
-Search = Literal["one-shot", "iterative", "greedy", "evolution"]
-Group = DeletionKind | Literal["joint"]
-
 POSITIONS = 2
 """A search compares answers at every second position: the head costs a third of a small model."""
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How the sublayers are chosen.
-
-    Attributes:
-        search: ``one-shot``: the lowest scores. ``iterative``: scored again after each drop.
-            ``greedy``: the least added damage at each step. ``evolution``: greedy, then swaps.
-        objective: Which damage greedy and evolution keep small.
-        protect: What stays: ``first``, ``last``, ``attention:0,29``.
-        every: Iterative: so many drops between two scorings.
-        shortlist: Greedy: so many candidates are measured at a step; 0 for all.
-        tokens: Greedy and evolution: measured on the first so many tokens of the text.
-        seconds: Evolution: time for swaps.
-        seed: Evolution: of its draws.
-    """
-
-    search: Search = "one-shot"
-    objective: Objective = "kl"
-    protect: tuple[str, ...] = ()
-    every: int = 1
-    shortlist: int = 12
-    tokens: int = 4096
-    seconds: float = 600.0
-    seed: int = 0
-
-    @property
-    def runs_the_model(self) -> bool:
-        """Whether the model is needed, beside its scores."""
-        return self.search != "one-shot"
-
-    @property
-    def by_damage(self) -> bool:
-        """Whether the damage decides."""
-        return self.search in ("greedy", "evolution")
 
 
 def choose(
@@ -123,27 +82,58 @@ def choose(
     check_counts(counts)
     protected = protected_names(options.protect, report.model.num_layers)
     if not options.runs_the_model:
-        refuse_unscored_blocks(report, counts.get("block", 0))
-        report = _without(report, protected)
-        _refuse_too_many(report, counts, protected)
-        plan = plan_drop(
-            report,
-            **counts,
-            importance_sha256=importance_sha256,
-            allow_all=allow_all,
-            progress=progress,
-        )
-        return _with_budget(plan, {"search": options.search}, options) if protected else plan
+        plan = _one_shot(report, counts, protected, importance_sha256, allow_all, progress)
+        return _telling_how(plan, options) if protected else plan
     if load is None:
         raise UsageError(f"A search that is {options.search} runs the model.", "Name the model.")
-    _refuse_unreachable(report, counts, protected, allow_all)
+    refuse_unreachable(report, counts, protected, allow_all=allow_all)
     searcher = _Searcher(
-        report, options, load(), calibration, batch_size, cache_dir, journal, make_meter, allow_all
+        report,
+        options,
+        load(),
+        calibration=calibration,
+        batch_size=batch_size,
+        cache_dir=cache_dir,
+        journal=journal,
+        make_meter=make_meter,
+        allow_all=allow_all,
     )
     plan, damage = searcher.plan(counts, protected, importance_sha256, progress)
     layers, model = report.model.num_layers, report.model.source
     validate_plan(plan, layers, model=model, allow_all=allow_all)
     return plan if damage is None else plan.model_copy(update={"predicted": _predicted(damage)})
+
+
+def _one_shot(
+    report: ImportanceReport,
+    counts: Mapping[str, int],
+    protected: frozenset[Name],
+    importance_sha256: str | None,
+    allow_all: bool,
+    progress: Progress,
+) -> PruningPlan:
+    refuse_unscored_blocks(report, counts.get("block", 0))
+    left = _without(report, protected)
+    refuse_too_many(left, counts, protected)
+    return plan_drop(
+        left,
+        **counts,
+        importance_sha256=importance_sha256,
+        allow_all=allow_all,
+        progress=progress,
+    )
+
+
+def _without(report: ImportanceReport, protected: frozenset[Name]) -> ImportanceReport:
+    """Without the scores of what must stay; a block stays when a sublayer of it does."""
+    layers = {layer for layer, _ in protected}
+
+    def may_go(score: Score) -> bool:
+        if score.kind == "block":
+            return score.layer not in layers
+        return (score.layer, score.kind) not in protected
+
+    return report.model_copy(update={"scores": [s for s in report.scores if may_go(s)]})
 
 
 class _Searcher:
@@ -154,6 +144,7 @@ class _Searcher:
         report: ImportanceReport,
         options: SearchOptions,
         loaded: LoadedModel,
+        *,
         calibration: str | None,
         batch_size: int,
         cache_dir: Path | None,
@@ -161,7 +152,7 @@ class _Searcher:
         make_meter: MakeMeter | None,
         allow_all: bool,
     ) -> None:
-        _refuse_another_model(report, loaded)
+        refuse_another_model(report, loaded)
         self._report, self._options, self._loaded = report, options, loaded
         self._calibration, self._cache_dir = calibration, cache_dir
         self._batch_size, self._allow_all = batch_size, allow_all
@@ -187,7 +178,7 @@ class _Searcher:
         )
         meter = self._meter(text) if self._can_measure else None
         taken: list[Option] = []
-        for group, number in _groups(counts):
+        for group, number in groups_of(counts):
             found = options_for(group, self._report.model.num_layers, protected)
             taken += self._chosen(group, found, number, taken, text, meter, progress)
         cut = cut_of_options(taken)
@@ -195,9 +186,10 @@ class _Searcher:
         plan = PruningPlan(
             deletions=[deletion for option in taken for deletion in option.deletions()],
             importance_sha256=importance_sha256,
+            budget={name: count for name, count in counts.items() if count},
             made_from=parents_of(self._report, importance_sha256),
         )
-        return _with_budget(plan, {n: k for n, k in counts.items() if k}, self._options), damage
+        return _telling_how(plan, self._options), damage
 
     @property
     def _can_measure(self) -> bool:
@@ -219,7 +211,7 @@ class _Searcher:
         start = cut_of_options(before)
         options = [o for o in options if not set(o.names) & set(start)]
         if number > len(options):
-            _refuse_number(group, number, len(options), self._report.model.source)
+            refuse_number(group, number, len(options), self._report.model.source)
         with progress.task(f"{self._options.search} search"):
             if meter is None or not self._options.by_damage:
                 return iterative(
@@ -311,77 +303,13 @@ def _meter_here(
     )
 
 
-def _groups(counts: Mapping[str, int]) -> Iterator[tuple[Group, int]]:
-    groups: tuple[Group, ...] = ("attention", "mlp", "block", "joint")
-    for group in groups:
-        if counts.get(group):
-            yield group, counts[group]
-
-
 def _prior(scores: list[Score]) -> dict[Name, float]:
     return {(s.layer, s.kind): s.score for s in scores if s.kind in ("attention", "mlp")}
 
 
-def _without(report: ImportanceReport, protected: frozenset[Name]) -> ImportanceReport:
-    """Without the scores of what must stay; a block stays when a sublayer of it does."""
-    layers = {layer for layer, _ in protected}
-
-    def may_go(score: Score) -> bool:
-        if score.kind == "block":
-            return score.layer not in layers
-        return (score.layer, score.kind) not in protected
-
-    return report.model_copy(update={"scores": [s for s in report.scores if may_go(s)]})
-
-
-def _refuse_too_many(
-    report: ImportanceReport, counts: Mapping[str, int], protected: frozenset[Name]
-) -> None:
-    for group, number in _groups(counts) if protected else ():
-        kinds = ("attention", "mlp") if group == "joint" else (group,)
-        left = sum(score.kind in kinds for score in report.scores)
-        if number > left:
-            _refuse_number(group, number, left, report.model.source)
-
-
-def _refuse_unreachable(
-    report: ImportanceReport,
-    counts: Mapping[str, int],
-    protected: frozenset[Name],
-    allow_all: bool,
-) -> None:
-    """Before the model is loaded: more than may go, or everything."""
-    layers = report.model.num_layers
-    for group, number in _groups(counts):
-        options = options_for(group, layers, protected)
-        left = len(options)
-        if sum(len(option.names) for option in options) > most_sublayers(layers, allow_all):
-            left -= 1
-        if number > left:
-            _refuse_number(group, number, left, report.model.source)
-
-
-def _refuse_number(group: Group, number: int, left: int, model: str) -> None:
-    what = {"joint": "sublayer", "mlp": "MLP"}.get(group, group)
-    raise PlanError(
-        f"{counted(number, what)} {are(number)} to be dropped, but of {model} only {left} may go.",
-        f"Ask for at most {left}: what is protected stays, and never less than one sublayer.",
-    )
-
-
-def _refuse_another_model(report: ImportanceReport, loaded: LoadedModel) -> None:
-    if report.model.sha256 != loaded.ref.sha256:
-        raise PlanError(
-            f"The scores are of {report.model.source} (sha256 {report.model.sha256[:12]}), but "
-            f"{loaded.ref.source} is another model (sha256 {loaded.ref.sha256[:12]}).",
-            "Name the model that was scored, or score this one first: depthcut score.",
-        )
-
-
-def _with_budget(
-    plan: PruningPlan, budget: Mapping[str, int | float | str], options: SearchOptions
-) -> PruningPlan:
-    told: dict[str, int | float | str] = {**plan.budget, **budget, "search": options.search}
+def _telling_how(plan: PruningPlan, options: SearchOptions) -> PruningPlan:
+    """The plan with the search beside the numbers that were asked for."""
+    told: dict[str, int | float | str] = {**plan.budget, "search": options.search}
     if options.by_damage:
         told["objective"] = options.objective
     if options.protect:

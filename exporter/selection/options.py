@@ -18,6 +18,9 @@ Name = tuple[int, Kind]
 Objective = Literal["kl", "perplexity"]
 """What a search keeps small: KL divergence from the whole model, or the perplexity's increase."""
 
+Group = DeletionKind | Literal["joint"]
+"""Of what a number is asked for; ``joint``: attentions and MLPs together."""
+
 KINDS: tuple[Kind, ...] = ("attention", "mlp")
 _SLACK = 1e-9  # gains are summed in floats
 
@@ -82,9 +85,7 @@ def objective_of(damage: Damage, objective: Objective) -> float:
     return damage.kl if objective == "kl" else damage.log_perplexity_increase
 
 
-def options_for(
-    kind: DeletionKind | Literal["joint"], num_layers: int, protected: Iterable[Name] = ()
-) -> list[Option]:
+def options_for(kind: Group, num_layers: int, protected: Iterable[Name] = ()) -> list[Option]:
     """An option of gain 1 for each sublayer (or block) that may go, in the layers' order.
 
     Args:
