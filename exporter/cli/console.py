@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from exporter.cli.task_lines import TaskLines, done_words, is_worth_a_line, ticking
 from exporter.progress import Task
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
-LINE_EVERY_S = 20.0
 
 
 class ConsoleProgress:
@@ -36,6 +36,7 @@ class ConsoleProgress:
         self._stream = sys.stderr
         self._bars: Bars | None = None
         self._console: Console | None = None
+        self._lines = TaskLines(self.say)
 
     @property
     def console(self) -> Console:
@@ -60,17 +61,27 @@ class ConsoleProgress:
 
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:
-        """Shows a bar on a terminal; elsewhere a line at the start and one at the end."""
+        """Shows a bar on a terminal; elsewhere a line at the end, and more where it takes long."""
         if self.verbosity < NORMAL:
             yield _Silent()
         elif self._stream.isatty():
             with self._bar(description, total) as bar:
                 yield bar
         else:
-            self.say(f"{description} ...")
-            begin = time.perf_counter()
-            yield _Lines(self, description, total)
-            self.say(f"{description}: done in {time.perf_counter() - begin:.1f} s")
+            with self._lines_of(description, total) as lines:
+                yield lines
+
+    @contextmanager
+    def _lines_of(self, description: str, total: int | None) -> Iterator[Task]:
+        with ExitStack() as outermost:
+            if not self._lines.open:
+                outermost.enter_context(ticking(self._lines))
+            failed, task = True, self._lines.begin(description, total)
+            try:
+                yield task
+                failed = False
+            finally:
+                self._lines.end(failed=failed)
 
     @contextmanager
     def _bar(self, description: str, total: int | None) -> Iterator[Task]:
@@ -84,31 +95,13 @@ class ConsoleProgress:
         try:
             yield _Bar(bars, task_id)
             seconds = time.perf_counter() - begin
-            bars.console.print(f"{description}: done in {seconds:.1f} s")
+            if is_worth_a_line(seconds, part=not outermost):
+                bars.console.print(done_words(description, seconds))
         finally:
             bars.remove_task(task_id)
             if outermost:
                 bars.stop()
                 self._bars = None
-
-
-class _Lines:
-    """Tells now and then how far it is, so that a log doesn't stand still."""
-
-    def __init__(self, progress: ConsoleProgress, description: str, total: int | None) -> None:
-        self._progress = progress
-        self._description = description
-        self._of = "" if total is None else f" of {total}"
-        self._done = 0
-        self._told = time.monotonic()
-
-    def advance(self, steps: int = 1) -> None:
-        """Counts, and tells it when nothing was told for a while."""
-        self._done += steps
-        now = time.monotonic()
-        if now - self._told >= LINE_EVERY_S:
-            self._told = now
-            self._progress.say(f"{self._description}: {self._done}{self._of}")
 
 
 class _Silent:

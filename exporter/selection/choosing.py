@@ -11,12 +11,21 @@ from exporter.artifacts import ImportanceReport, PruningPlan, Score
 from exporter.errors import UsageError
 from exporter.plan_origin import parents_of
 from exporter.planning import check_counts, plan_drop, refuse_unscored_blocks, validate_plan
-from exporter.progress import QUIET, Progress
+from exporter.progress import QUIET, Progress, Task
 from exporter.selection.evolution import evolve
 from exporter.selection.greedy import greedy
 from exporter.selection.iterative import iterative
 from exporter.selection.meters import MakeMeter, Meter, RememberingMeter
-from exporter.selection.options import Group, Name, Option, chosen, cut_of_options, options_for
+from exporter.selection.options import (
+    Group,
+    Name,
+    Option,
+    Step,
+    Stop,
+    chosen,
+    cut_of_options,
+    options_for,
+)
 from exporter.selection.protection import protected_names
 from exporter.selection.refusals import (
     groups_of,
@@ -212,19 +221,19 @@ class _Searcher:
         options = [o for o in options if not set(o.names) & set(start)]
         if number > len(options):
             refuse_number(group, number, len(options), self._report.model.source)
-        with progress.task(f"{self._options.search} search"):
-            if meter is None or not self._options.by_damage:
-                return iterative(
-                    partial(self._rescored, text=text, blocks=group == "block", progress=progress),
-                    options,
-                    goal=number,
-                    num_layers=self._report.model.num_layers,
-                    every=self._options.every,
-                    start=start,
-                    allow_all=self._allow_all,
-                    progress=progress,
-                )
+        if meter is not None and self._options.by_damage:
             return self._by_damage(options, number, start, meter, progress)
+        with progress.task("iterative search"):
+            return iterative(
+                partial(self._rescored, text=text, blocks=group == "block", progress=progress),
+                options,
+                goal=number,
+                num_layers=self._report.model.num_layers,
+                every=self._options.every,
+                start=start,
+                allow_all=self._allow_all,
+                progress=progress,
+            )
 
     def _by_damage(
         self,
@@ -235,30 +244,33 @@ class _Searcher:
         progress: Progress,
     ) -> list[Option]:
         how = self._options
-        steps = greedy(
-            meter,
-            options,
-            goal=number,
-            objective=how.objective,
-            shortlist=how.shortlist or None,
-            prior=_prior(self._report.scores),
-            start=start,
-            allow_all=self._allow_all,
-            progress=progress,
-        )
-        if how.search == "evolution":
-            steps = evolve(
+        with progress.task("greedy search", total=number) as task:
+            steps = greedy(
                 meter,
-                steps,
                 options,
                 goal=number,
                 objective=how.objective,
-                seconds=how.seconds,
-                seed=how.seed,
+                shortlist=how.shortlist or None,
+                prior=_prior(self._report.scores),
+                stop=_counted_on(task),
                 start=start,
                 allow_all=self._allow_all,
                 progress=progress,
             )
+        if how.search == "evolution":
+            with progress.task("evolution search"):
+                steps = evolve(
+                    meter,
+                    steps,
+                    options,
+                    goal=number,
+                    objective=how.objective,
+                    seconds=how.seconds,
+                    seed=how.seed,
+                    start=start,
+                    allow_all=self._allow_all,
+                    progress=progress,
+                )
         return chosen(steps)
 
     def _rescored(
@@ -301,6 +313,16 @@ def _meter_here(
     return DamageMeter(
         loaded.model, text.input_ids, text.mask, batch_size=batch_size, positions=positions
     )
+
+
+def _counted_on(task: Task) -> Stop:
+    """Ends nothing; marks each step as done."""
+
+    def step_done(_: Step) -> bool:
+        task.advance()
+        return False
+
+    return step_done
 
 
 def _prior(scores: list[Score]) -> dict[Name, float]:

@@ -12,6 +12,7 @@ import pytest
 
 import exporter.cli as command_line
 from exporter.cli.console import ConsoleProgress
+from exporter.cli.task_lines import TaskLines
 from exporter.errors import PlanError, UsageError
 from graph_passes import save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
@@ -188,16 +189,32 @@ def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_progress_off_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_off_a_terminal_is_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ConsoleProgress()
     with progress.task("count", 3) as task:
         task.advance()
         progress.say("found [bold]3[/bold]")
-    told = capsys.readouterr().err
-    assert "count ..." in told
-    assert re.search(r"count: done in \d+\.\d s", told)
-    assert "found [bold]3[/bold]" in told
-    assert "\x1b" not in told
+    found, done = capsys.readouterr().err.splitlines()
+    assert found == "found [bold]3[/bold]"
+    assert re.fullmatch(r"count: done in \d+\.\d s", done)
+
+
+def test_what_failed_is_named_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ConsoleProgress()
+    with pytest.raises(PlanError), progress.task("search"), progress.task("run"):
+        raise PlanError("no.")
+    assert capsys.readouterr().err == "search ...\n"
+
+
+def test_a_long_task_begins_with_a_line_where_no_terminal_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("exporter.cli.task_lines.BEGIN_AFTER_S", 0.0)
+    told = ""
+    with ConsoleProgress().task("load"):
+        while "load ..." not in told:  # another thread writes it
+            told += capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("load: done in")
 
 
 def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,18 +274,33 @@ def test_a_path_that_is_no_text_is_a_wrong_call(
     assert "is not UTF-8" in capsys.readouterr().err
 
 
-def test_a_long_task_says_how_far_it_is_where_no_terminal_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clock = iter([0.0, 5.0, 21.0, 30.0, 42.0])
-    progress = ConsoleProgress()
-    monkeypatch.setattr("exporter.cli.console.time.monotonic", lambda: next(clock))
-    with progress.task("score", total=9) as task:
-        for _ in range(4):
-            task.advance(2)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[:3] == ["score ...", "score: 4 of 9", "score: 8 of 9"]
-    assert lines[3].startswith("score: done in")
+def test_a_log_tells_how_far_long_work_is_and_leaves_short_parts_out() -> None:
+    told, now = list[str](), [0.0]
+    lines = TaskLines(told.append, lambda: now[0])
+
+    def tick_at(seconds: float) -> list[str]:
+        now[0] = seconds
+        told.clear()
+        lines.tick()
+        return told
+
+    search = lines.begin("search", 9)
+    assert tick_at(4.0) == []
+    assert tick_at(5.0) == ["search ..."]
+    for _ in range(2):
+        lines.begin("run", 3).advance(2)
+        assert tick_at(19.0) == []
+        lines.end(failed=False)
+        search.advance()
+    assert told == [], "parts of no time are not told"
+    lines.begin("run", 3).advance()
+    assert tick_at(20.0) == ["search: 2 of 9; run: 1 of 3"]
+    assert tick_at(39.0) == []
+    assert tick_at(1000.0) == ["search: 2 of 9; run: 1 of 3"]
+    assert tick_at(1249.0) == [], "the longer it takes, the fewer lines"
+    lines.end(failed=False)
+    lines.end(failed=False)
+    assert told == ["run: done in 1230.0 s", "search: done in 1249.0 s"]
 
 
 @pytest.mark.parametrize(
