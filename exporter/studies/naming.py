@@ -10,30 +10,52 @@ from pathlib import PurePath
 from exporter.artifacts import CalibrationRef
 
 _MULTIPLES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
-_NAMED = re.compile(
-    r"(?:checkpoint|ckpt|global_?step|step|iter(?:ation)?|epoch|it)s?[-_=.]?(\d+(?:\.\d+)?)([kmbt]?)"
-    r"(?![a-z\d])",
+_NUMBER = r"(\d+(?:,\d{3})*(?:\.\d+)?(?:e\d\d?)?)([kmbt]?)(?![a-z\d])"
+
+
+def _behind(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![a-z])(?:{words})s?[-_=.]?{_NUMBER}", re.IGNORECASE)
+
+
+_NAMED = (
+    _behind("checkpoint|ckpt|global_?step|step|iter(?:ation)?|it"),
+    _behind("epoch|ep|token"),
+)
+_BARE = re.compile(rf"(?<![a-z\d.])(?:[a-z]*\.?){_NUMBER}(?!\.\d)", re.IGNORECASE)
+_DATE = re.compile(
+    r"(?<!\d)(?:19|20)\d\d([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])(?!\d)"
+    r"(?:T[\d:.-]+|[-_]\d\d[-:]\d\d(?:[-:]\d\d)?(?!\d)|(?<=\d{8})[-_]\d{6}(?!\d))?",
     re.IGNORECASE,
 )
-_ANY = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)([kmbt]?)(?![a-z\d])", re.IGNORECASE)
+# A version, a type, a seed; the size of a model, behind the version of its family or not.
+_OTHER = re.compile(
+    r"(?<![a-z])(?:v|version|bf|fp|u?int|float|q|seed|rank|lr|bs)[-_=.]?\d+(?:\.\d+)*(?![a-z\d])"
+    r"|(?<![a-z\d.])(?:[a-z]*\d(?:\.\d+)?[-_])?\d{1,2}(?:\.\d+)?b(?![a-z\d])"
+    r"|(?<![a-z\d.])\d{1,3}(?:\.\d+)?m(?![a-z\d])",
+    re.IGNORECASE,
+)
 
 
 def step_of(source: str) -> float | None:
     """The training step (or tokens, or epoch) in the name of a checkpoint's folder.
 
     ``checkpoint-1000``, ``step_2000``, ``global_step300``, ``iter_0000400``, ``500B``, ``step3k``.
-    Words such as these count before the last bare number of the name, and the folder's own name
-    alone counts: a size such as ``7b`` in a parent's would be the same for all.
+    Words for steps count before those for epochs and tokens, and these before the last bare number
+    that is no version, type, seed, or size of a model. The folder's own name alone counts: a
+    parent's would be the same for all.
 
     Returns:
-        None where the name holds no number.
+        None where the name holds no number, or a date instead of one.
     """
-    name = PurePath(source).name
-    found = list(_NAMED.finditer(name)) or list(_ANY.finditer(name))
+    name = _DATE.sub("", PurePath(source).name)
+    found = next(filter(None, (list(words.finditer(name)) for words in _NAMED)), None)
+    if found is None:
+        whole = re.fullmatch(_NUMBER, name, re.IGNORECASE)
+        found = [whole] if whole else list(_BARE.finditer(_OTHER.sub("", name)))
     if not found:
         return None
     digits, suffix = found[-1].groups()
-    return float(digits) * _MULTIPLES[suffix.lower()]
+    return float(digits.replace(",", "")) * _MULTIPLES[suffix.lower()]
 
 
 def checkpoint_labels(sources: Sequence[str]) -> list[str]:

@@ -127,6 +127,18 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         ("run/checkpoint-1000", 1000), ("step_2000", 2000), ("global_step300", 300),
         ("iter_0000400/", 400), ("map-neo-500B", 5e11), ("pythia-70m-step3000", 3000),
         ("step3k", 3000), ("checkpoint-10-merged", 10), ("7b/final", None), ("epoch=3", 3),
+        ("checkpoint-500", 500), ("global_step2000", 2000), ("epoch-3", 3), ("500B", 5e11),
+        ("epoch=2-step=500.ckpt", 500), ("step500-epoch2", 500), ("epoch3_step500", 500),
+        ("step1000-tokens4B", 1000), ("tokens-3B", 3e9), ("ckpt_1e4", 10000),
+        ("step-1,000", 1000), ("checkpoint-1000-bf16", 1000), ("500-fp16", 500), ("00100", 100),
+        ("model_00010.safetensors", 10), ("model1000.gguf", 1000), ("sft-3", 3), ("run.2", 2),
+        # versions, dates, sizes, types, seeds, hashes: none of them is a step
+        ("v2-final", None), ("final-model-v1.2", None), ("checkpoint-v2-500", 500),
+        ("2024-01-05", None), ("20240105_103000", None), ("2024-01-05T10-00", None),
+        ("checkpoint-2024-01-05", None), ("run-2024-01-05-500", 500), ("olmo-7b-1000", 1000),
+        ("llama-3.2-1b", None), ("llama3.2-1b-300", 300), ("Llama-2-7b-hf", None),
+        ("pythia-70m", None), ("model-int8", None), ("seed42", None), ("a1b2c3", None),
+        ("7e12345", None), ("transit5-300", 300), ("final", None),
     ],
 )  # fmt: skip
 def test_steps_are_read_from_names(name: str, step: float | None) -> None:
