@@ -108,12 +108,17 @@ def costs(
 
 def _saved(table: CostTable) -> tuple[list[str], list[list[str]]]:
     """The header, and a row for each group of sublayers."""
+    from exporter.report.words import significant
+
     hows = list(dict.fromkeys(t.replacement for group in table.groups for t in group.trials))
     rows = []
     for group in table.groups:
         first = group.members[0]
         layers = ",".join(str(member.layer) for member in group.members)
         found = [group.each_ms(how) for how in hows]
-        told = ["-" if each is None else f"{each[0]:.3g} ± {each[1]:.1g}" for each in found]
+        told = [
+            "-" if each is None else f"{significant(each[0], 3)} ± {significant(each[1], 1)}"
+            for each in found
+        ]
         rows.append([first.kind, layers, *told])
     return ["sublayer", "layers", *("alone" if how == "none" else how for how in hows)], rows

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from exporter.progress import Task
 
-BEGIN_AFTER_S = 5.0
+BEGIN_AFTER_S = 10.0
 PART_WORTH_TELLING_S = 20.0
 LINE_EVERY_S = 20.0
 LINE_EVERY_AT_MOST_S = 300.0

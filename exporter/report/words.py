@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from exporter.artifacts import (
@@ -297,13 +298,18 @@ def milliseconds(value_ms: float) -> str:
 
 
 def significant(value: float, digits: int = 4) -> str:
-    """A number with so many significant digits, without an exponent where it can be read so."""
-    if 1e-3 <= abs(value) < 1e6:
-        places = max(0, digits - len(str(int(abs(value)))))
-        if abs(value) < 1:
-            return f"{value:.{digits}g}"
-        return f"{value:,.{places}f}"
-    return "0" if value == 0 else f"{value:.{digits - 1}e}"
+    """A number with so many significant digits, without an exponent where it can be read so.
+
+    Zeros at the end stay, as ``1.50`` beside ``1.25``: they say how exact the number is. An exact
+    zero is ``0``.
+    """
+    if value == 0:
+        return "0"
+    rounded = f"{value:.{digits - 1}e}"
+    exponent = int(rounded.partition("e")[2]) if math.isfinite(value) else 0
+    if not -3 <= exponent < 6:
+        return rounded
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
 
 
 def relative_change(before: float, after: float) -> str:

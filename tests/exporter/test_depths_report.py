@@ -20,7 +20,7 @@ from exporter.report.studies import write_depths
 def test_the_lead_names_the_least_harm_at_each_number() -> None:
     lead = depths_lead(made_depths())
     # Alike at 1: the way that says more of what was dropped comes first.
-    assert "n = 1: Attention Drop (0.02 nats, perplexity 1.10x)" in lead
+    assert "n = 1: Attention Drop (0.020 nats, perplexity 1.10x)" in lead
     assert "n = 2: Joint Layer Drop (0.15 nats, perplexity 1.40x)" in lead
     nothing = made_depths().model_copy(update={"cells": [made_depths().of_way("block")[1]]})
     assert depths_lead(nothing) == "Nothing could be dropped at these numbers."
@@ -31,11 +31,12 @@ def test_markdown_has_every_cell(tmp_path: Path) -> None:
     write_depths(made_depths(), tmp_path / "depths.json")
     assert DepthsReport.read(tmp_path / "depths.json").cells == made_depths().cells
     text = (tmp_path / "depths.md").read_text()
-    assert "| Block Drop | 32.00 | - |" in text
+    assert "| way | n = 1 | n = 2 | KL, 1 | KL, 2 |" in text
+    assert "| Block Drop | 32.00 | - | 0.300 | - |" in text
     assert "- Block Drop of 2: The plan drops everything." in text
-    assert "| Attention Drop | 1 | -1.0 % | 22.00 | 1.10x [0.99, 1.21] |" in text
+    assert "| Attention Drop | 1 | -1.0 % | 22.00 | 1.10x [0.990, 1.21] |" in text
     assert "| Joint Layer Drop | 2 | attention 0; MLP 1 |" in text
-    assert "The whole model's is 20.00." in text
+    assert "The whole model's perplexity is 20.00." in text
     assert "words, acc: the whole model has 0.500 on 12 items." in text
     assert "| MLP Drop | 0.400 [-0.200, +0.000] | 0.300 [-0.300, -0.100] |" in text
 

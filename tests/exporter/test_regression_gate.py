@@ -274,7 +274,7 @@ def test_a_metric_of_which_less_is_better_may_not_grow(
     for found in (check(now, limits), against(now, before, limits)):
         (only,) = found.checks
         assert only.verdict == word
-    side, told = ("at most", "0.1") if not higher_is_better else ("at least", "-10.0 %")
+    side, told = ("at most", "0.100") if not higher_is_better else ("at least", "-10.0 %")
     assert limit_words(only) == f"{side} {told}"
 
 

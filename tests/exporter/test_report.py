@@ -109,7 +109,7 @@ def test_all_parts_are_there(report: ComparisonReport) -> None:
         assert f"\n## {title}\n" in text
     assert "- 2 attentions: layers 7 (linear), 25\n- 1 MLP: layer 3" in text
     assert "| decode after 512 tokens | baseline | 106 | 127 | 159 | 6 | 1.060x" in text
-    assert "| kv | decode | 1.0 | 0.003 | **does not hold** |" in text
+    assert "| kv | decode | 1.0 | 0.0030 | **does not hold** |" in text
     assert "another text: self, seed 0, 20 x 512, 10,240 tokens (SHA-256 `cccccccccccc`)" in text
     assert "depthcut export 'my model' -o out" in text
     assert "depthcut compare 'base model/model.onnx' 'cand model/model.onnx' -o DIR" in text
@@ -259,6 +259,14 @@ def test_a_terminal_gets_the_drawn_table_and_a_pipe_the_plain_one(
         (1234.5, 3, "1,234"),
         (35.12, 3, "35.1"),
         (0.12345, 3, "0.123"),
+        (0.5, 3, "0.500"),
+        (1.5, 3, "1.50"),
+        (-0.0204, 2, "-0.020"),
+        (0.99996, 4, "1.000"),
+        (9.9996, 4, "10.00"),
+        (0.001, 2, "0.0010"),
+        (999999.7, 4, "1.000e+06"),
+        (float("nan"), 4, "nan"),
         (26.604, 4, "26.60"),
         (4e-5, 2, "4.0e-05"),
         (1.5e9, 4, "1.500e+09"),

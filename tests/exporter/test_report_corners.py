@@ -30,7 +30,7 @@ def test_the_table_has_a_column_a_corner(report: ComparisonReport) -> None:
     assert "|  | - | 1.19x [1.15, 1.24] | 2.77x [2.73, 2.82] | 3.10x [3.06, 3.15] |" in text
     assert "| files, MB | 542.6 | 480.0 | 142.0 | 125.0 |" in text
     assert "| perplexity | 16.05 | 17.71 | 16.20 | 17.90 |" in text
-    assert "| KL divergence, nats | - | 0.15 | 0.01 | 0.17 |" in text
+    assert "| KL divergence, nats | - | 0.150 | 0.0100 | 0.170 |" in text
     assert "| same top-1 token | - | 85.0 % | 96.0 % | 84.0 % |" in text
     assert "| same continuation | - | 25.0 % | 75.0 % | 12.5 % |" in text
     assert corners_part(gate_report()) is None

@@ -27,8 +27,8 @@ def test_a_quantised_cell_is_held_against_the_whole_model_in_float() -> None:
     grid = cells_grid(report)
     assert list(grid.header)[3:5] == ["prefill 512", "decode at 512"]
     assert words(grid) == [
-        ["m", "A: a", "fp32", "1.14x", "1.10x", "16.00 (+9.6 %)", "0.2", "510.0 (-5.6 %)"],
-        ["", "B: a", "int4", "2.20x", "2.20x", "17.00 (+16.4 %)", "0.3", "150.0 (-72.2 %)"],
+        ["m", "A: a", "fp32", "1.14x", "1.10x", "16.00 (+9.6 %)", "0.200", "510.0 (-5.6 %)"],
+        ["", "B: a", "int4", "2.20x", "2.20x", "17.00 (+16.4 %)", "0.300", "150.0 (-72.2 %)"],
     ]
     assert isinstance(grid.rows[0][1], Link)
     assert grid.rows[0][1].target == "cells/m/a/fp32/report.html"

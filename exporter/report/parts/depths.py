@@ -47,18 +47,19 @@ def depths_parts(report: DepthsReport) -> list[Part]:
 def _overview(report: DepthsReport) -> Part:
     numbers = report.numbers
     rows = [
-        [name, *(_short(cell) for cell in report.of_way(way))]
+        [name, *map(_perplexity, report.of_way(way)), *map(_kl, report.of_way(way))]
         for way, name in WAYS.items()
         if report.of_way(way)
     ]
+    header = [f"n = {number}" for number in numbers], [f"KL, {number}" for number in numbers]
     grid = Grid(
-        "Perplexity on held-out text",
-        ["way", *(f"n = {number}" for number in numbers)],
+        "Perplexity on held-out text, and KL divergence in nats",
+        ["way", *header[0], *header[1]],
         rows,
-        right=range(1, len(numbers) + 1),
+        right=range(1, 2 * len(numbers) + 1),
     )
     note = Note(
-        f"The whole model's is {significant(report.baseline_perplexity)}. "
+        f"The whole model's perplexity is {significant(report.baseline_perplexity)}. "
         "n counts what is dropped: attentions, MLPs, blocks (each an attention and an MLP), or "
         "attentions and MLPs ranked together. The lowest scores go first, nothing is healed."
     )
@@ -71,8 +72,12 @@ def _overview(report: DepthsReport) -> Part:
     return Part("overview", "Overview", [*blocks, *([Bullets(refused)] if refused else [])])
 
 
-def _short(cell: DepthCell) -> str:
+def _perplexity(cell: DepthCell) -> str:
     return "-" if cell.damage is None else significant(cell.damage.perplexity)
+
+
+def _kl(cell: DepthCell) -> str:
+    return "-" if cell.damage is None else significant(cell.damage.kl, 3)
 
 
 def _figures(report: DepthsReport) -> Part:
