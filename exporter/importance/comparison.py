@@ -91,14 +91,18 @@ def compare_reports(reports: Mapping[str, ImportanceReport]) -> list[RankAgreeme
 
 
 def comparison_rows(comparison: ScoreComparison) -> tuple[list[str], list[list[str]]]:
-    """A table's header and rows."""
+    """A table's header and rows; its columns are headed by the files where each is of one."""
     counts = sorted({n for found in comparison.agreements for n in found.shared_first})
-    several = len(comparison.texts) > 1
+    names = _short_names([*comparison.texts])
+    pairs = {(found.first.file, found.second.file) for found in comparison.agreements}
+    of_files = len(pairs) == 1 and len(names) > 1
 
     def called(ranking: RankingRef) -> str:
-        return f"{ranking.metric} ({ranking.file})" if several else ranking.metric
+        alone = of_files or len(names) == 1
+        return ranking.metric if alone else f"{ranking.metric} ({names[ranking.file]})"
 
-    header = ["kind", "one", "other", "Spearman", "Kendall", *(f"of first {n}" for n in counts)]
+    heads = [names[file] for file in pairs.pop()] if of_files else ["ranking", "held against"]
+    header = ["kind", *heads, "Spearman", "Kendall", *(f"of first {n}" for n in counts)]
     rows = [
         [
             found.kind,
@@ -111,6 +115,12 @@ def comparison_rows(comparison: ScoreComparison) -> tuple[list[str], list[list[s
         for found in comparison.agreements
     ]
     return header, rows
+
+
+def _short_names(files: Sequence[str]) -> dict[str, str]:
+    """What each file is called: its name where those differ, else its path."""
+    names = [Path(file).name for file in files]
+    return dict(zip(files, names if len({*names}) == len(files) else files, strict=True))
 
 
 def _check_same_model(reports: Mapping[str, ImportanceReport]) -> None:

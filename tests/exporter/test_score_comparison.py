@@ -19,7 +19,7 @@ from exporter.artifacts import (
     ScoreComparison,
 )
 from exporter.errors import ArtifactError, ScoringError
-from exporter.importance.comparison import compare_files
+from exporter.importance.comparison import compare_files, comparison_rows
 
 COSINE = [0.9, 0.2, 0.1, 0.4, 0.5, 0.3]
 KL = [0.8, 0.1, 0.2, 0.3, 0.6, 0.3]
@@ -134,12 +134,37 @@ def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
     assert command_line.run(["score", "--compare", str(path), str(path)]) == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header.split()[:5] == ["kind", "one", "other", "Spearman", "Kendall"]
+    assert header.startswith("kind       ranking  held against  Spearman  Kendall")
     assert row.split() == [
         "attention", "cosine", "kl", f"{_spearman(COSINE, KL):.3f}", f"{_kendall(COSINE, KL):.3f}",
         "4",
     ]  # fmt: skip
     assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "head", "cells"),
+    [
+        (("a.json", "b.json"), {}, ["a.json", "b.json"], ["kl", "kl"]),
+        (("x/s.json", "y/s.json"), {}, ["{}/x/s.json", "{}/y/s.json"], ["kl", "kl"]),
+        (("a.json", "b.json"), {"cosine": COSINE}, ["ranking", "held against"],
+         ["kl (a.json)", "cosine (a.json)"]),
+    ],
+)  # fmt: skip
+def test_the_table_names_the_files(
+    names: tuple[str, str],
+    more: dict[str, Sequence[float]],
+    head: list[str],
+    cells: list[str],
+    tmp_path: Path,
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+    one = _write(tmp_path / names[0], {"kl": KL, **more}, text="here")
+    two = _write(tmp_path / names[1], {"kl": KL}, text="there")
+    header, rows = comparison_rows(compare_files(one, two))
+    assert header[1:3] == [word.format(tmp_path) for word in head]
+    assert rows[0][1:3] == cells
 
 
 def test_the_command_prints_and_writes_json(
