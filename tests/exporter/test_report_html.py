@@ -16,7 +16,7 @@ from made_reports import full_importance, full_report
 
 from exporter.artifacts import ComparisonReport, PerplexityPair, Speedup
 from exporter.cli import run
-from exporter.report.html.charts.pareto import Candidate, pareto_front
+from exporter.report.html.charts.pareto import Candidate, pareto_chart, pareto_front
 from exporter.report.html.charts.samples import thinned
 from exporter.report.html.charts.scale import Scale, scale_over
 from exporter.report.html.page import render_html, render_page
@@ -212,6 +212,26 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
 
     points = [point("A", 1.1, 2), point("B", 1.2, 1), point("C", 1.3, 5), point("D", 1.25, 6)]
     assert [p.letter for p in pareto_front(points)] == ["B", "C"]
+
+
+def _letters(points: list[Candidate]) -> tuple[list[tuple[float, float]], int]:
+    """Where the letters stand, and how many lines lead to one."""
+    chart = pareto_chart("k", points, cost="perplexity", unit="%")
+    placed = [a for a in Page(chart).all("text") if a.get("class") == "candidate strong"]
+    lines = [a for a in Page(chart).all("path") if a.get("class") == "grid"]
+    return [(float(str(a["x"])), float(str(a["y"]))) for a in placed], len(lines)
+
+
+def test_letters_of_points_near_one_another_do_not_lie_on_one_another() -> None:
+    names = "ABCDEFGHIJ"
+    crowd = [Candidate(n, 0, 1.1 + i / 1e3, 1.0, 1.2, 5.0) for i, n in enumerate(names)]
+    found, crowd_lines = _letters([*crowd, Candidate("", 1, 1.1, 1.0, 1.2, 5.0)])
+    assert len(found) == len(names), "a mark without a letter has none"
+    for (x, y), (right, low) in itertools.combinations(found, 2):
+        assert abs(x - right) >= 7.4 or abs(y - low) >= 10.9
+    alone, lines = _letters([Candidate("A", 0, 1.1, 1.0, 1.2, 5.0)])
+    assert len(alone) == 1
+    assert crowd_lines > lines, "lines lead from marks to letters that had to stand further away"
 
 
 def test_saved_reports_are_rendered_again(

@@ -84,7 +84,7 @@ def _points(row: Row, phases: Sequence[str], cost: float) -> Iterator[Candidate]
         phase: mean_gain([gain(shape) for shape in row.result.shapes if shape.phase == phase])
         for phase in dict.fromkeys(shape.phase for shape in row.result.shapes)
     }
-    best = max(gains.values(), default=None)
+    fastest = max(gains, key=lambda phase: gains[phase][0], default=None)
     for phase, (mean, low, high) in gains.items():
-        name = row.letter if best is not None and mean == best[0] else ""
+        name = row.letter if phase == fastest else ""
         yield Candidate(name, phases.index(phase), mean, low, high, cost)

@@ -50,9 +50,9 @@ def _points(
     speedups = {
         phase: mean_speedup(rows) for phase, rows in rows_by_phase(source.report.latency).items()
     }
+    fastest = max(speedups, key=lambda phase: speedups[phase][0], default=None)
     for phase, (mean, low, high) in speedups.items():
-        is_last = mean == max(speedup[0] for speedup in speedups.values())
-        name = letter(index) if named and is_last else ""
+        name = letter(index) if named and phase == fastest else ""
         yield Candidate(name, phases.index(phase), mean, low, high, value)
 
 

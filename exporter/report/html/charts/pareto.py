@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from exporter.report.html.charts.labels import Box, Label, Named, place_labels
 from exporter.report.html.charts.scale import Scale, axis_below, axis_left, scale_over
 from exporter.report.html.charts.svg import WIDTH, Drawing, polyline
 
@@ -50,8 +51,14 @@ def pareto_chart(key: str, points: Sequence[Candidate], *, cost: str, unit: str)
         _front(drawing, across, up, [point for point in points if point.phase == phase])
     drawing.add("circle", cls="dot baseline", cx=across(1), cy=up(0), r=5, tip="baseline")
     drawing.text(across(1) + 8, up(0) + 12, "baseline", "baseline")
+    labels = _labels(across, up, points)
+    for label in labels:
+        if label.far:
+            drawing.line(label.mark.x, label.mark.y, label.x, label.y, "grid")
     for point in points:
         _point(drawing, across, up, point)
+    for label in labels:  # over all marks
+        drawing.text(label.x, label.y + 4, label.mark.name, "candidate strong", "middle")
     return drawing.markup()
 
 
@@ -77,7 +84,17 @@ def _point(drawing: Drawing, across: Scale, up: Scale, point: Candidate) -> None
     drawing.line(across(point.low), y, across(point.high), y, "bar candidate")
     tip = f"{point.letter} {point.speedup:.3f} times as fast"
     draw_mark(drawing, point.phase, x, y, tip)
-    drawing.text(x + 7, y - 6, point.letter, "candidate strong")
+
+
+def _labels(across: Scale, up: Scale, points: Sequence[Candidate]) -> list[Label]:
+    """The letters, where none hides another."""
+    marks = [Named(across(p.speedup), up(p.cost), p.letter) for p in points]
+    bars = [
+        Box(across(p.low), mark.y - 1, across(p.high), mark.y + 1)
+        for p, mark in zip(points, marks, strict=True)
+    ]
+    beside_baseline = Box(across(1) + 6, up(0) + 2, across(1) + 58, up(0) + 15)
+    return place_labels(marks, [beside_baseline], bars, Box(_LEFT, 0, WIDTH, _BOTTOM))
 
 
 def draw_mark(drawing: Drawing, phase: int, x: float, y: float, tip: str) -> None:
