@@ -80,7 +80,7 @@ def calibration_text(
         ids, label, digest = _packed(loaded, spec, wanted, length, part)
     mask = np.ones(ids.shape, dtype=np.bool_)
     check_text(loaded, ids, mask)
-    _tell_if_short(ids, wanted, part, progress)
+    _tell_if_short(ids, wanted, label, progress)
     ref = CalibrationRef(
         source=label,
         samples=ids.shape[0],
@@ -211,12 +211,12 @@ def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _tell_if_short(ids: NDArray[np.int64], wanted: int, part: Part, progress: Progress) -> None:
+def _tell_if_short(ids: NDArray[np.int64], wanted: int, source: str, progress: Progress) -> None:
+    """Warns of little text; what it is for, scores or a healing's gain, isn't known here."""
     if len(ids) < wanted:
-        progress.say(f"{part}: the text gives {len(ids)} samples of the {wanted} asked for")
+        progress.say(f"{source}: the text gives {len(ids)} samples of the {wanted} asked for")
     if ids.size < _FEW_TOKENS:
-        what = "scores" if part == "calibration" else "figures"
-        progress.say(f"{part}: warning: only {ids.size} tokens; the {what} will be rough")
+        progress.say(f"{source}: warning: only {ids.size} tokens; what rests on them will be rough")
 
 
 def _sha256_ids(ids: NDArray[np.int64]) -> str:
