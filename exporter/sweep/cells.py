@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -130,7 +131,10 @@ class _Place:
     look: bool
 
     def path(self, name: str) -> Path:
-        return (self.root / Path(name).expanduser()).absolute()
+        """Absolute, and without ``..`` unless that leads elsewhere, behind a link."""
+        path = self.root / Path(name).expanduser()
+        plain = Path(os.path.normpath(path))
+        return path if path.exists() and not (plain.exists() and plain.samefile(path)) else plain
 
     def text(self, spec: str | None) -> str | None:
         """A text's name: a file's path, or what is no path."""

@@ -33,7 +33,7 @@ def run_in_children(jobs: Sequence[Job], progress: Progress) -> Iterator[tuple[i
 
     Args:
         jobs: The cells.
-        progress: Hears what goes on in them.
+        progress: Hears which one begins, and what goes on in it.
 
     Yields:
         Each job's place among them, and what came of it.
@@ -42,6 +42,7 @@ def run_in_children(jobs: Sequence[Job], progress: Progress) -> Iterator[tuple[i
         OSError: The disk is full.
     """
     for place, job in enumerate(jobs):
+        progress.say(f"sweep: {place + 1} of {len(jobs)}: {job} ...")
         yield place, run_in_child(job, progress)
 
 
@@ -66,7 +67,7 @@ def run_in_child(job: Job, progress: Progress) -> SweepCell:
         return SweepCell.model_validate(outcome["cell"])
     if "full" in outcome:
         raise OSError(outcome["errno"], os.strerror(outcome["errno"]), outcome["full"])
-    return _crashed(job, code)
+    return _crashed(job, code, outcome.get("during"))
 
 
 @contextlib.contextmanager
@@ -96,10 +97,14 @@ def _child() -> Iterator[subprocess.Popen[str]]:
 
 
 def _listen(child: subprocess.Popen[str], progress: Progress) -> dict[str, Any]:
-    """Hears a process to its end, and passes on what it says."""
+    """Hears a process to its end, and passes on what it says.
+
+    Returns:
+        Its last word; of one that ended without, what it was doing.
+    """
     outcome: dict[str, Any] = {}
     with contextlib.ExitStack() as open_tasks:
-        tasks: list[tuple[Task, contextlib.ExitStack]] = []
+        tasks: list[tuple[Task, contextlib.ExitStack, str]] = []
         for line in child.stdout or ():
             if not line.endswith("\n"):  # it was killed in the middle of a word
                 break
@@ -108,7 +113,7 @@ def _listen(child: subprocess.Popen[str], progress: Progress) -> dict[str, Any]:
                 stack = contextlib.ExitStack()
                 task = stack.enter_context(progress.task(event["task"], event["total"]))
                 open_tasks.push(stack)
-                tasks.append((task, stack))
+                tasks.append((task, stack, event["task"]))
             elif "advance" in event:
                 tasks[-1][0].advance(event["advance"])
             elif "end" in event:
@@ -119,17 +124,18 @@ def _listen(child: subprocess.Popen[str], progress: Progress) -> dict[str, Any]:
                 progress.detail(event["detail"])
             else:
                 outcome = event
-    return outcome
+        return outcome or ({"during": tasks[-1][2]} if tasks else {})
 
 
-def _crashed(job: Job, code: int) -> SweepCell:
+def _crashed(job: Job, code: int, during: str | None) -> SweepCell:
     """The cell of a process that ended without a word."""
     cell = job.cell()
     how = f"ended with exit code {code}"
     if code < 0:
         how = f"was killed: {signal.strsignal(-code)}"
     hint = "Its memory may have run out." if code == -signal.SIGKILL else None
-    error = SweepError(f"The cell's process {how}.")
+    doing = f", in the middle of {during!r}" if during else ""
+    error = SweepError(f"The cell's process {how}{doing}.")
     found = failed(missing(cell, job.key), error.message, error, hint)
     CellRecord(cell=found).write(Path(cell.request.out) / CELL_FILE)
     return found

@@ -56,6 +56,9 @@ def run_sweep(
         table = _Table(sweep, out, cells, _known(cells, force=force))
         jobs = table.jobs(dangers or Dangers(), force=force)
         progress.say(_opening(table.found, len(jobs)))
+        for cell in table.found:  # broken before it began
+            if cell.failure is not None:
+                progress.say(f"sweep: {_words(cell)}")
         for job in jobs:
             write_plan(cells[job.index])
         shared = out.resolve() / FOLDER / SHARED

@@ -5,6 +5,7 @@ Keys have the names of `depthcut export`'s options. Nothing here looks at the di
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
@@ -70,7 +71,7 @@ class ModelEntry(NamedEntry):
 
     def described(self) -> str:
         """The file's or folder's name."""
-        return self.source.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+        return posixpath.normpath(self.source).rpartition("/")[2].removesuffix(".gguf")
 
 
 class HealEntry(Entry):

@@ -66,6 +66,7 @@ for event in ({'say': 'one'}, {'task': 'load', 'total': 2}, {'advance': 2}, {'de
     cell, heard = run(job, monkeypatch, script)
     assert (cell.plan, cell.key, cell.status) == ("m, mlp-1, fp32", "key", "done")
     assert heard.lines == [
+        "sweep: 1 of 1: m, mlp-1, fp32 ...",
         "one", ("load", 2), 2, ("detail", "two"), ("open", None), "open ended", "load ended",
     ]  # fmt: skip
 
@@ -76,7 +77,12 @@ for event in ({'say': 'one'}, {'task': 'load', 'total': 2}, {'advance': 2}, {'de
         ("os.kill(os.getpid(), 9)", "was killed: Killed", "memory"),
         ("sys.exit(3)", "ended with exit code 3", None),
         ("print('{\"say\": \"in the mid', end=''); sys.exit(3)", "ended with exit code 3", None),
-        ("print(json.dumps({'say': 'a'})); sys.exit(1)", "ended with exit code 1", None),
+        ("print(json.dumps({'say': 'a'})); sys.exit(1)", "ended with exit code 1.", None),
+        (
+            "print(json.dumps({'task': 'load', 'total': 2})); sys.exit(1)",
+            "ended with exit code 1, in the middle of 'load'.",
+            None,
+        ),
     ],
 )
 def test_one_that_crashes_is_a_cell_that_failed(
@@ -101,7 +107,8 @@ def test_nothing_is_left_running_after_an_interruption(
 ) -> None:
     class Interrupting(Heard):
         def say(self, message: str) -> None:
-            raise KeyboardInterrupt
+            if message == "a":
+                raise KeyboardInterrupt
 
     script = f"""
 import signal

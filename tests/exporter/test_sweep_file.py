@@ -159,6 +159,25 @@ def test_a_path_is_relative_to_the_file_and_to_nothing_else(
     assert cell.request.source == "owner/model"
 
 
+def test_paths_are_told_without_detours_unless_those_lead_elsewhere(tmp_path: Path) -> None:
+    for folder in ("here/x", "there/y"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("here", "there"):
+        (tmp_path / folder / "p.json").touch()
+    text = "models: [{source: ./x/../m/., name: a}]\nplans: [./x/../p.json]"
+    (tmp_path / "here" / "m").mkdir()
+    (cell,) = cells(tmp_path / "here", text)
+    assert cell.request.source == str(tmp_path / "here" / "m")
+    assert cell.request.drops.plan == tmp_path / "here" / "p.json"
+    assert f"{tmp_path}/here/gone" in refused(tmp_path / "here", text.replace("/m/", "/gone/"))
+    (cell,) = cells(tmp_path / "here", text.replace(", name: a", ""))
+    assert cell.model == "m"
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "there" / "y")
+    (cell,) = cells(tmp_path / "here", text.replace("x/../p", "link/../p"))
+    assert cell.request.drops.plan is not None
+    assert cell.request.drops.plan.samefile(tmp_path / "there" / "p.json")
+
+
 def test_without_a_reader_of_yaml_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

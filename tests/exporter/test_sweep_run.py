@@ -12,6 +12,7 @@ import pytest
 
 from exporter.artifacts import CellRecord, ComparisonReport, PruningPlan, SweepCell, SweepReport
 from exporter.errors import SweepError
+from exporter.progress import Quiet
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("yaml")
@@ -45,6 +46,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreTrainedTokenizerFast.from_pretrained(folder / "llama").save_pretrained(folder / "llama")
     (folder / "sweep.yaml").write_text(FILE)
     return folder
+
+
+class Heard(Quiet):
+    """A progress listener that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
 
 
 def here(jobs: Sequence[Any], progress: Any) -> Iterator[tuple[int, SweepCell]]:
@@ -222,7 +233,8 @@ def test_a_model_that_can_not_be_read_fails_its_own_cells(folder: Path, tmp_path
         assert not jobs
         yield from ()
 
-    report = sweep(folder, tmp_path / "out", text, runner=nothing)
+    report = sweep(folder, tmp_path / "out", text, runner=nothing, progress=(heard := Heard()))
+    assert heard.lines[1].startswith("sweep: broken, attention-1, fp32 FAILED: ")
     assert [cell.failure and cell.failure.error for cell in report.cells] == 2 * [
         "ModelSourceError"
     ]
