@@ -71,7 +71,7 @@ class ByteCount:
 
     def add(self, count: int) -> None:
         """Marks ``count`` more bytes as done."""
-        before = self._bytes // _MB
+        before = round(self._bytes / _MB)
         self._bytes += count
-        if steps := self._bytes // _MB - before:
+        if steps := round(self._bytes / _MB) - before:
             self._task.advance(steps)

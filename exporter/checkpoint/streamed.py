@@ -6,7 +6,6 @@ that what is left computes what it should. Then what stays is copied.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.loading.model_files import save_pretrained_files
 from exporter.loading.model_source import LoadedModel
-from exporter.progress import QUIET, Progress
+from exporter.progress import QUIET, ByteCount, Progress
 from exporter.pruned_model import (
     answer_to,
     place_substitutes,
@@ -209,10 +208,8 @@ class _Reading:
 
 def _write(stage: Path, shards: Sequence[Sequence[Piece]], progress: Progress) -> None:
     total = sum(piece.nbytes for shard in shards for piece in shard)
-    with contextlib.ExitStack() as stack:
-        task = stack.enter_context(progress.task("write weights, bytes", total=total))
-        stack.enter_context(telling_full_disk(stage))
-        write_shards(stage, shards, task.advance)
+    with ByteCount.large(progress, "write weights", total) as told, telling_full_disk(stage):
+        write_shards(stage, shards, told.add)
 
 
 def _flat(sources: Iterable[Sequence[str]]) -> set[str]:

@@ -66,7 +66,7 @@ def score_on_cluster(
     wanted, how = options or ScoreOptions(), dict(load or {})
 
     def prepared() -> _Scoring:
-        with progress.task(f"load {source}"):
+        with progress.task(f"load {source} here, to make the text"):
             loaded = load_model(source, **how)
         subject = subject_of(loaded, wanted, cache_dir=cache_dir, progress=progress)
         names = tuple(dict.fromkeys(wanted.metrics))

@@ -227,20 +227,26 @@ class _Session:
         left = [treatment for treatment in planned if treatment not in self.rows]
         if left and self.rows:
             self.progress.say(f"costs: {len(self.rows)} variants were timed by an earlier run")
-        for number, treatment in enumerate(left, 1):
-            self.progress.detail(f"costs: variant {number} of {len(left)}: without {treatment}")
-            try:
-                self.rows[treatment] = self._timed(treatment)
-            except SurgeryError as error:
-                self.progress.say(f"costs: {treatment} can't be measured: {error.message}")
-                continue
-            table = self._table()
-            self._tell(table, treatment)
-            if self.kept is not None:
-                table.write(self.kept)
+        with self.progress.task("time variants", total=len(left)) as task:
+            for treatment in left:
+                self._measure(treatment)
+                task.advance()
         if not self.rows:
             raise CostError("Of no sublayer could the cost be measured.", "See what is said above.")
         return self._table()
+
+    def _measure(self, treatment: Treatment) -> None:
+        """Adds a variant to the table, or says why it can't be timed."""
+        self.progress.detail(f"costs: without {treatment}")
+        try:
+            self.rows[treatment] = self._timed(treatment)
+        except SurgeryError as error:
+            self.progress.say(f"costs: {treatment} can't be measured: {error.message}")
+            return
+        table = self._table()
+        self._tell(table, treatment)
+        if self.kept is not None:
+            table.write(self.kept)
 
     def _recall(self, earlier: CostTable | None) -> None:
         """Takes over all that an earlier run has measured, asked for now or not."""

@@ -30,6 +30,7 @@ from exporter.measure.timing.row import Grouping, Row
 from exporter.measure.timing.stopping import CHUNKS, FEWEST_LOADS
 from exporter.measure.timing.warmup import Warmup, calls_per_visit, warm_up
 from exporter.progress import QUIET, Progress
+from exporter.wording import counted
 
 _LOADING = 2.0  # loading may take so many times as long as measuring
 
@@ -90,7 +91,8 @@ def measure_rows(
     """
     session = _Session(arms, sampling, memory, clocks or Clocks(), progress, paired)
     session.enough = enough
-    with little_garbage():
+    what = cells[0] if len(cells) == 1 else counted(len(cells), "shape")
+    with little_garbage(), progress.task(f"time {what}"):
         return session.measure(cells, after_chunk)
 
 

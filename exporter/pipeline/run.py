@@ -53,7 +53,7 @@ class Run:
     def loaded(self) -> LoadedModel:
         """The PyTorch model as it is written; without its weights where they are streamed."""
         self.__dict__.pop("_choosing", None)  # both at once would take twice the memory
-        return self._load(self.request.load)
+        return self._load(self.request.load, "to export")
 
     @property
     def choosing(self) -> LoadedModel:
@@ -64,15 +64,17 @@ class Run:
     @cached_property
     def _choosing(self) -> LoadedModel:
         self.__dict__.pop("loaded", None)
-        return self._load(self.request.choosing)
+        return self._load(self.request.choosing, "to choose")
 
-    def _load(self, options: SourceOptions) -> LoadedModel:
+    def _load(self, options: SourceOptions, what_for: str) -> LoadedModel:
         from exporter.loading.model_source import load_model
         from exporter.pipeline import streaming
 
         if self.request.stream:
             return streaming.load(self.request.source, options)
-        with self.progress.task(f"load {self.request.source}"):
+        twice = self.request.choosing != self.request.load
+        told = f" in {options.dtype}, {what_for}" if twice else ""
+        with self.progress.task(f"load {self.request.source}{told}"):
             return load_model(
                 self.request.source,
                 dtype=options.dtype,

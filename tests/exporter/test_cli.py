@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -16,6 +18,7 @@ import exporter.cli as command_line
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.task_lines import TaskLines
 from exporter.errors import PlanError, UsageError
+from exporter.progress import ByteCount, Quiet, Task
 from graph_passes import save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
@@ -220,6 +223,26 @@ def test_a_long_task_begins_with_a_line_where_no_terminal_is(
             time.sleep(0.01)
         assert log.getvalue() == "load ...\n"
     assert "load: done in" in log.getvalue()
+
+
+@pytest.mark.parametrize("sizes", [(255_600_000, 700_000), (1_400_000,) * 200, (10**9,)])
+def test_a_count_of_bytes_ends_at_its_total(sizes: tuple[int, ...]) -> None:
+    told = list[str]()
+    lines = TaskLines(told.append, lambda: 1e9 * len(told))
+
+    class Logged(Quiet):
+        @contextmanager
+        def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+            yield lines.begin(description, total)
+
+    with ByteCount.large(Logged(), "write", sum(sizes)) as count:
+        for size in sizes:
+            count.add(size)
+        told.append("")
+        lines.tick()
+        lines.tick()
+    total = round(sum(sizes) / 1e6)
+    assert told[-1] == f"write, MB: {total} of {total}"
 
 
 def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -560,3 +560,23 @@ def test_bfloat16_is_exported_and_built_and_compared_in_float32(
     assert sum("no bfloat16 kernels" in line for line in heard.lines) == 1
     told = (tmp_path / "out" / "report.md").read_text()
     assert "Both arms are in bfloat16, for which ONNX Runtime's CPU has no kernels" in told
+
+
+def test_a_model_that_is_loaded_twice_is_told_what_for(checkpoint: Path, tmp_path: Path) -> None:
+    from exporter.pipeline.run import Run
+    from exporter.progress import Quiet
+
+    class Tasks(Quiet):
+        def task(self, description: str, total: int | None = None) -> Any:
+            told.append(description.removeprefix(f"load {checkpoint}"))
+            return super().task(description, total)
+
+    told: list[str] = []
+    once = _request(checkpoint, tmp_path / "once")
+    run = Run(once, Tasks())
+    assert run.choosing is run.loaded
+    assert told == [""]
+    half = replace(once.load, dtype="float16")
+    run = Run(replace(once, load=half, choose_dtype="float32"), Tasks())
+    assert run.choosing is not run.loaded
+    assert told[1:] == [" in float32, to choose", " in float16, to export"]
