@@ -11,7 +11,8 @@ from pathlib import Path
 
 from exporter.errors import error_chain
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""No room, a quota, or a limit on files."""
 # safetensors and tokenizers are written in Rust: the number is in the text only.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 # numpy counts what its write took and does not look at why it stopped.
@@ -49,4 +50,4 @@ def _own_errno(error: BaseException) -> int | None:
     number = int(told[1]) if told else getattr(error, "errno", None)
     if isinstance(error, OSError) and number is None and _SHORT_WRITE.search(str(error)):
         number = errno.ENOSPC
-    return number if number in _FULL else None
+    return number if number in FULL else None

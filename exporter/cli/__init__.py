@@ -6,7 +6,6 @@ and 3 for not knowing; there 2 is every failure.
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 import traceback
@@ -40,6 +39,7 @@ from exporter.cli.score import score
 from exporter.cli.sections import SectionedGroup
 from exporter.cli.stability import stability
 from exporter.cli.sweep import sweep
+from exporter.disk import FULL
 from exporter.errors import DepthcutError, UsageError, first_line
 
 WRONG_CALL, INTERRUPTED = 2, 130
@@ -129,6 +129,6 @@ def _fail(progress: ConsoleProgress, line: str, code: int) -> int:
 
 def _os_error_line(error: OSError) -> str:
     where = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    if error.errno in FULL:
         return f"The disk is full{where}. Free some space and run the command again."
     return f"{error.strerror or error}{where}."

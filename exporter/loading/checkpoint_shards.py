@@ -11,6 +11,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,10 +123,15 @@ class CheckpointShards:
         """How many bytes of tensors were read so far; a tensor that is read twice counts twice."""
         return self._bytes_read
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, stop: threading.Event | None = None) -> torch.Tensor:
         """Reads one tensor into memory of its own, as aligned as PyTorch's own.
 
+        Args:
+            name: Of the tensor.
+            stop: Once another thread sets it, reading ends.
+
         Raises:
+            CancelledError: It was told to stop.
             ModelSourceError: The shard can't be read, or has become shorter; names it.
             KeyError: There is no such tensor.
         """
@@ -135,7 +141,7 @@ class CheckpointShards:
         dtype = entry.torch_dtype
         raw = torch.empty(entry.nbytes, dtype=torch.uint8)
         if entry.nbytes:
-            _fill(raw.numpy(), entry, name)
+            _fill(raw.numpy(), entry, name, stop=stop)
         with self._lock:
             self._bytes_read += entry.nbytes
         return raw.view(dtype).reshape(entry.shape)
@@ -161,13 +167,17 @@ class CheckpointShards:
         return True
 
 
-def _fill(buffer: Any, entry: Entry, name: str, start: int = 0) -> None:
+def _fill(
+    buffer: Any, entry: Entry, name: str, start: int = 0, stop: threading.Event | None = None
+) -> None:
     try:
         with entry.file.open("rb", buffering=0) as file:
             file.seek(entry.begin + start)
             rest = memoryview(buffer)
             while rest:
-                count = file.readinto(rest)  # at most 2 GiB at once
+                if stop is not None and stop.is_set():
+                    raise CancelledError
+                count = file.readinto(rest[:_PIECE_BYTES])  # a read can't be interrupted
                 if not count:
                     break
                 rest = rest[count:]

@@ -23,6 +23,8 @@ from exporter.loading.transformers_output import quiet_transformers
 from exporter.optional import require
 
 if TYPE_CHECKING:
+    import threading
+
     import torch
 
 __all__ = ["MetaModel", "ShardedWeights", "load_meta"]
@@ -141,13 +143,20 @@ class ShardedWeights:
         shared = {self._aliases[name][0] for name in self.names(prefix)}
         return sum(self._empty[name].nbytes for name in shared)
 
-    def fetch(self, prefix: str = "") -> dict[str, torch.Tensor]:
+    def fetch(
+        self, prefix: str = "", stop: threading.Event | None = None
+    ) -> dict[str, torch.Tensor]:
         """Reads what :meth:`materialise` needs for a module, and changes nothing.
 
+        Args:
+            prefix: As there.
+            stop: Once another thread sets it, reading ends.
+
         Raises:
+            CancelledError: It was told to stop.
             ModelSourceError: A shard can't be read.
         """
-        return {name: self.shards.read(name) for name in self._needed(prefix)}
+        return {name: self.shards.read(name, stop) for name in self._needed(prefix)}
 
     def materialise(self, prefix: str = "", fetched: Fetched | None = None) -> None:
         """Fills one module's parameters, in the dtype that was asked for.

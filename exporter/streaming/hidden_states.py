@@ -17,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from exporter.disk import FULL
 from exporter.errors import ScoringError, first_line
 
 if TYPE_CHECKING:
     import torch
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # File systems that can't reserve; a full disk then shows while it is written.
 _CANT_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
@@ -131,7 +131,7 @@ def states_in_file(
     """A file with room for all tensors, which is gone after the block.
 
     Args:
-        folder: Where; made if it is not there.
+        folder: Where; made if it is not there, and then removed again.
         streams: How many streams.
         shapes: Of the tensors of each batch.
         dtype: Of all tensors.
@@ -139,15 +139,30 @@ def states_in_file(
     Raises:
         ScoringError: There is no room, or no such folder can be.
     """
-    with _nameless(folder) as file:
+    with _made(folder), _nameless(folder) as file:
         states = StatesInFile(file, folder, shapes, dtype)
         _reserve(file, folder, streams * states.stream_bytes)
         yield states
 
 
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder that is there; what was made of it goes again, unless something else is in it."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _told(error, folder, 0) from error
+        yield
+    finally:
+        for each in new:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+
+
 def _nameless(folder: Path) -> IO[bytes]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryFile(dir=folder, prefix=".depthcut-stream-")
     except OSError as error:
         raise _told(error, folder, 0) from error
@@ -166,7 +181,7 @@ def _reserve(file: IO[bytes], folder: Path, nbytes: int) -> None:
 
 
 def _told(error: OSError, folder: Path, nbytes: int) -> ScoringError:
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return _no_room(folder, nbytes)
     return ScoringError(
         f"The hidden states can't be kept in {folder}: {first_line(error)}.",

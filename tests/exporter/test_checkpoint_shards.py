@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,25 @@ def test_tensors_are_read_into_aligned_memory_of_their_own(folder: Path) -> None
         tensor.zero_()
     assert np.array_equal(shards.read("a").numpy(), TENSORS["a"])
     assert shards.bytes_read == shards.nbytes + TENSORS["a"].nbytes
+
+
+@pytest.mark.torch
+def test_reading_ends_between_pieces_once_it_is_told_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AfterOne(threading.Event):
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            return self.asked > 1
+
+    monkeypatch.setattr("exporter.loading.checkpoint_shards._PIECE_BYTES", 4)
+    shards = CheckpointShards.open(folder)
+    with pytest.raises(CancelledError):
+        shards.read("a", AfterOne())
+    assert shards.bytes_read == 0
+    assert np.array_equal(shards.read("a", threading.Event()).numpy(), TENSORS["a"])
 
 
 @pytest.mark.torch

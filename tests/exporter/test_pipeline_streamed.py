@@ -64,9 +64,9 @@ def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     read: list[str] = []
     real = CheckpointShards.read
 
-    def reading(shards: CheckpointShards, name: str) -> Any:
+    def reading(shards: CheckpointShards, name: str, stop: Any = None) -> Any:
         read.append(name)
-        return real(shards, name)
+        return real(shards, name, stop)
 
     def fails(*_: Any, **__: Any) -> Any:
         raise ModelSourceError("stopped by the test")

@@ -90,7 +90,7 @@ def test_the_same_scores(tmp_path: Path, family: str, in_file: bool) -> None:
     expect_equal(score_streamed_on(meta, padded_text(), stream_dir=folder, **asked), expected)
     expect_empty(meta)
     assert meta.shards.bytes_read - before == sum(p.nbytes for p in meta.model.parameters())
-    assert not in_file or not list((tmp_path / "states").iterdir())
+    assert not (tmp_path / "states").exists()
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
@@ -211,10 +211,10 @@ def test_ctrl_c_leaves_nothing(llama: str, monkeypatch: pytest.MonkeyPatch, tmp_
     meta = load_meta(llama)
     read = CheckpointShards.read
 
-    def interrupted(self: CheckpointShards, name: str) -> Any:
+    def interrupted(self: CheckpointShards, name: str, stop: Any = None) -> Any:
         if name.startswith("model.layers.2"):
             raise KeyboardInterrupt
-        return read(self, name)
+        return read(self, name, stop)
 
     monkeypatch.setattr(CheckpointShards, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -266,6 +266,18 @@ def test_a_folder_that_can_not_be(llama: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ScoringError, match=r"can't be kept in .*file"):
         score_streamed_on(load_meta(llama), random_text(), stream_dir=tmp_path / "file" / "x")
+
+
+def test_only_folders_that_it_made_are_removed(tmp_path: Path) -> None:
+    import torch
+
+    for name in ("there", "new/kept", "new/gone"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        with states_in_file(tmp_path / name, 1, [(1,)], torch.float32):
+            if name == "new/kept":
+                (tmp_path / name / "another's").touch()
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {"there", "new", "new/kept", "new/kept/another's"}
 
 
 def test_states_that_do_not_fit_go_to_the_disk(
@@ -357,9 +369,9 @@ def test_the_next_layer_is_read_meanwhile_and_no_other(
     read: queue.Queue[str] = queue.Queue()
     fetch = ShardedWeights.fetch
 
-    def told(self: ShardedWeights, prefix: str = "") -> Any:
+    def told(self: ShardedWeights, prefix: str = "", stop: Any = None) -> Any:
         read.put(prefix)
-        return fetch(self, prefix)
+        return fetch(self, prefix, stop)
 
     monkeypatch.setattr(ShardedWeights, "fetch", told)
     with contextlib.closing(filled_in_turn(meta, layers)) as turns:
@@ -371,4 +383,23 @@ def test_the_next_layer_is_read_meanwhile_and_no_other(
         assert {
             name.split(".")[2] for name, p in meta.model.named_parameters() if not p.is_meta
         } == {"1"}
+    expect_empty(meta)
+
+
+def test_an_interruption_does_not_wait_for_what_is_read_ahead(
+    llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = load_meta(llama)
+    ends: queue.Queue[bool] = queue.Queue()
+
+    def slow(self: ShardedWeights, prefix: str = "", stop: Any = None) -> Any:
+        if prefix == "model.layers.1":
+            ends.put(stop.wait(60))  # a disk that gives nothing
+        return fetch(self, prefix, stop)
+
+    fetch = ShardedWeights.fetch
+    monkeypatch.setattr(ShardedWeights, "fetch", slow)
+    with contextlib.closing(filled_in_turn(meta, [f"model.layers.{n}" for n in (0, 1)])) as turns:
+        assert next(turns) == 0
+    assert ends.get_nowait(), "it was told to stop, and heard it"
     expect_empty(meta)
