@@ -29,8 +29,11 @@ def refuse_bad_options(request: ExportRequest) -> None:
     from exporter.compare import evaluation_text
     from exporter.compare.asked_tasks import refuse_missing_tasks
     from exporter.forms import refuse_options
+    from exporter.loading.model_source import check_dtype
     from exporter.optional import require
 
+    for load in (request.load, request.choosing):
+        check_dtype(load.dtype)
     refuse_options(
         request.target,
         exporter=request.exporter,
