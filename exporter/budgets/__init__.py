@@ -7,6 +7,7 @@ from exporter.budgets.planner import Planner
 from exporter.budgets.search import Search, SearchSettings
 from exporter.budgets.settings import PlanSettings
 from exporter.budgets.stopwatch import OnnxStopwatch, Stopwatch
+from exporter.budgets.verdict import SpeedupVerdict, speedup_verdict
 from exporter.budgets.workplace import Workplace
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "Planner",
     "Search",
     "SearchSettings",
+    "SpeedupVerdict",
     "Stopwatch",
     "Workplace",
+    "speedup_verdict",
     "tokens",
 ]

@@ -25,7 +25,18 @@ BUDGETS = (
     *("parameters", "fits", "target_speedup", "max_perplexity_increase", "min_top1_agreement"),
 )
 """The options that ask for something that no number of sublayers says."""
-IDLE = ("at", "batch", "context", "kinds", "attention_only", "rank", "check_text", "onnx", "costs")
+IDLE = (
+    "at",
+    "require_speedup",
+    "batch",
+    "context",
+    "kinds",
+    "attention_only",
+    "rank",
+    "check_text",
+    "onnx",
+    "costs",
+)
 """What `depthcut plan` has no use for without them."""
 
 TIMING = ("provider", "threads", "time_budget")
@@ -107,6 +118,11 @@ def budget_options(function: _F) -> _F:
         budgeting(
             "--at", type=Request(),
             help="The request whose time counts, such as batch=1,prompt=512,new=128.",
+        ),
+        budgeting(
+            "--require-speedup", is_flag=True,
+            help="End with exit code 1 where the plan's measured speedup misses --target-speedup, "
+            "and with 3 where the measurement can't tell; the results are written all the same.",
         ),
         budgeting(
             "--target-speedup", type=float, metavar="X",
@@ -199,6 +215,8 @@ def budget_request(options: Mapping[str, Any], batch: int) -> Budget:
             "How much memory caches take depends on what they hold.",
             "Give --fits and --context together: --fits 8GB --context 32k --batch 4.",
         )
+    if options["require_speedup"] and options["target_speedup"] is None:
+        raise UsageError("--require-speedup is for --target-speedup.", "Give both, or neither.")
     if kinds is not None and options["attention_only"]:
         raise UsageError("--kinds and --attention-only say the same.", "Give one of them.")
     return Budget(

@@ -132,6 +132,7 @@ def planned(
         )
     budget = budget_request(options, options["batch"] or 1)
     _refuse_idle_timing(options)
+    _refuse_unmeasured(options)
     if options["curve"] is None:
         budget.refuse_empty()
     work = Workplace(output.with_name(f"{output.name}.work"))
@@ -202,6 +203,17 @@ def _refuse_idle_timing(options: Mapping[str, Any]) -> None:
                 f"--{name.replace('_', '-')} is for times that are measured on the exported graph.",
                 "Name it with --onnx and the request with --at, or leave this away.",
             )
+
+
+def _refuse_unmeasured(options: Mapping[str, Any]) -> None:
+    from exporter.errors import UsageError
+
+    if options["require_speedup"] and options["onnx"] is None:
+        raise UsageError(
+            "--require-speedup wants a speedup that is measured, and without the exported graph "
+            "none is.",
+            "Name it with --onnx, or leave this away.",
+        )
 
 
 def _measured_before(path: Path | None) -> CostTable | None:

@@ -25,6 +25,7 @@ from exporter.cli.options import (
 )
 from exporter.cli.quality_options import quality_options
 from exporter.cli.quantize_options import SCHEMES, quantization, quantize_options
+from exporter.cli.required_speedup import end_by_speedup
 from exporter.cli.search_options import search_options
 from exporter.cli.sections import Count, SectionedCommand
 from exporter.cli.stream_options import layer_options
@@ -131,6 +132,7 @@ def export(
     engines/candidate/. With --stream weights are read, checked and written a layer at a time, for
     models larger than memory. What is still valid from an earlier run is reused.
     """
+    from exporter.artifacts import PruningPlan
     from exporter.cli.requests import export_request
     from exporter.cli.results import print_comparison, print_models
     from exporter.pipeline import export_model, write_models
@@ -140,3 +142,5 @@ def export(
         print_comparison(export_model(request, progress), output, as_json)
     else:
         print_models(write_models(request, progress), output, as_json)
+    if options["require_speedup"]:
+        end_by_speedup(PruningPlan.read(output / "plan.json"))

@@ -34,6 +34,7 @@ from exporter.cli.options import (
     speed,
     verbosity_options,
 )
+from exporter.cli.required_speedup import end_by_speedup
 from exporter.cli.search_options import search_options
 from exporter.cli.sections import Count, SectionedCommand
 from exporter.cli.timing_options import Duration
@@ -138,6 +139,8 @@ def plan(
         result = _counted(report, load, output, digest, options, progress)
     if result is not None:
         print_artifact(result, output, as_json, "Drop " + result.describe())
+        if options["require_speedup"]:
+            end_by_speedup(result)
 
 
 def _counted(

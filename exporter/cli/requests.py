@@ -149,7 +149,7 @@ def asked_drops(options: Mapping[str, Any]) -> DropRequest:
         UsageError: Something is said of a budget that nobody asked for.
     """
     if not asks_for_budget(options):
-        refuse_idle(options, ("at", "context", "kinds", "attention_only"))
+        refuse_idle(options, ("at", "require_speedup", "context", "kinds", "attention_only"))
         return drop_request(options)
     budget = budget_request(options, max(options["batch"]))
     budget.refuse_empty()

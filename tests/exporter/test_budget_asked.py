@@ -28,6 +28,7 @@ from exporter.artifacts import (
 from exporter.budgets import Budget, Floors, Memory, tokens
 from exporter.budgets.gains import Bytes, Counted, CountedBlocks, Milliseconds, Parameters
 from exporter.budgets.goals import goals_of, unit_to_use_up
+from exporter.cli import run
 from exporter.costs import At, CacheSize, GraphSizes, SublayerSize
 from exporter.errors import DepthcutError, PlanError, UsageError
 
@@ -160,6 +161,12 @@ def _importance(folder: Path) -> Path:
     [
         (["--target-speedup", "1.2"], "Say which is meant: --at"),
         (["--target-speedup", "1.2", "--at", "batch=1,prompt=8,new=4"], "Name it with --onnx"),
+        (
+            ["--target-speedup", "1.2", "--at", "batch=1,prompt=8,new=4", "--require-speedup"],
+            "without the exported graph none is",
+        ),
+        (["--require-speedup", "--parameters", "10%"], "is for --target-speedup"),
+        (["--require-speedup", "--drop-attn", "1"], "--require-speedup is for budgets"),
         (["--fits", "8GB"], "--fits and --context together"),
         (["--fits", "8GB", "--context", "32k"], "Name it with --onnx"),
         (["--at", "batch=1", "--drop-attn", "1"], "--at is for budgets"),
@@ -352,3 +359,52 @@ def test_the_page_draws_every_plan_and_lists_the_front(timed: bool, tmp_path: Pa
     saved = ParetoCurve.read(curve.write(tmp_path / "front.json"))
     assert saved == curve
     assert json.loads(saved.to_json())["kind"] == "pareto_curve"
+
+
+def _timed_plan(*ci95: float) -> PruningPlan:
+    names = ("measured_speedup_low", "measured_speedup_high")
+    figures = {**dict(zip(names, ci95, strict=False)), "measured_speedup": 1.25}
+    return PruningPlan(
+        deletions=[PlannedDeletion(layer=1, kind="mlp")],
+        budget={"target_speedup": 1.25, "at": str(AT)},
+        predicted=figures,
+    )
+
+
+@pytest.mark.parametrize("command", ["plan", "export"])
+@pytest.mark.parametrize(
+    ("ci95", "code", "words"),
+    [
+        ((1.22, 1.27), 0, ""),  # 3 % below the target is 1.2125
+        ((1.3, 1.5), 0, ""),
+        ((1.2, 1.27), 3, "speedup of 1.25 is not shown: 1.250 was measured"),
+        ((1.1, 1.2), 1, "speedup of 1.25 is not reached"),
+        ((), 3, "is not shown"),
+    ],
+)
+def test_a_required_speedup_is_told_by_the_exit_code(
+    command: str,
+    ci95: tuple[float, ...],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = _timed_plan(*ci95)
+    plan.write(tmp_path / "out" / "plan.json")
+    for name in ("budget_plan.planned", "results.print_models"):
+        monkeypatch.setattr(f"exporter.cli.{name}", lambda *_: plan)
+    monkeypatch.setattr("exporter.pipeline.write_models", lambda *_: None)
+    graph = tmp_path / "g.onnx"
+    graph.touch()
+    call = ["--target-speedup", "1.25", "--at", str(AT)]
+    if command == "plan":
+        call = ["plan", str(_importance(tmp_path)), "-o", str(tmp_path / "p.json"), *call]
+        call += ["--onnx", str(graph)]
+    else:
+        call = ["export", "model", "-o", str(tmp_path / "out"), "--no-compare", *call]
+    assert run([*call, "--require-speedup"]) == code
+    assert words in (told := capsys.readouterr()).err
+    assert bool(told.err) == bool(code)
+    assert run(call) == 0, "only who asks for it is told by the exit code"
