@@ -92,13 +92,16 @@ class ConsoleProgress:
         bars = self._bars
         task_id = bars.add_task(description, total=total)
         begin = time.perf_counter()
+        failed = True
         try:
             yield _Bar(bars, task_id)
-            seconds = time.perf_counter() - begin
-            if is_worth_a_line(seconds, part=not outermost):
-                bars.console.print(done_words(description, seconds))
+            failed = False
         finally:
             bars.remove_task(task_id)
+            seconds = time.perf_counter() - begin
+            if not failed and is_worth_a_line(seconds, part=not outermost):
+                bars.refresh()  # else a line is printed over bars as they were a moment ago
+                bars.console.print(done_words(description, seconds))
             if outermost:
                 bars.stop()
                 self._bars = None

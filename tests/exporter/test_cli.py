@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -202,6 +203,25 @@ def test_progress_off_a_terminal_is_a_plain_line(capsys: pytest.CaptureFixture[s
     found, done = capsys.readouterr().err.splitlines()
     assert found == "found [bold]3[/bold]"
     assert re.fullmatch(r"count: done in \d+\.\d s", done)
+
+
+def test_a_bar_is_gone_once_its_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    progress = ConsoleProgress()
+    with progress.task("count", 3) as task:
+        task.advance(3)
+        with contextlib.suppress(PlanError), progress.task("part", 2):
+            raise PlanError("no.")
+    bars, done, rest = screen.getvalue().partition("count: done in")
+    assert "0/3" in bars
+    assert done
+    assert "/3" not in rest
+    assert "part: done" not in bars
 
 
 def test_what_failed_is_named_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
