@@ -27,11 +27,12 @@ _DATE = re.compile(
     r"(?:T[\d:.-]+|[-_]\d\d[-:]\d\d(?:[-:]\d\d)?(?!\d)|(?<=\d{8})[-_]\d{6}(?!\d))?",
     re.IGNORECASE,
 )
-# A version, a type, a seed; the size of a model, behind the version of its family or not.
+# A version, a type, a seed; the size of a model, behind the version of its family or not. What
+# stands before "tokens" is none.
 _OTHER = re.compile(
     r"(?<![a-z])(?:v|version|bf|fp|u?int|float|q|seed|rank|lr|bs)[-_=.]?\d+(?:\.\d+)*(?![a-z\d])"
-    r"|(?<![a-z\d.])(?:[a-z]*\d(?:\.\d+)?[-_])?\d{1,2}(?:\.\d+)?b(?![a-z\d])"
-    r"|(?<![a-z\d.])\d{1,3}(?:\.\d+)?m(?![a-z\d])",
+    r"|(?<![a-z\d.])(?:[a-z]*\d(?:\.\d+)?[-_])?\d{1,2}(?:\.\d+)?b(?![a-z\d]|[-_.]?tok)"
+    r"|(?<![a-z\d.])\d{1,3}(?:\.\d+)?m(?![a-z\d]|[-_.]?tok)",
     re.IGNORECASE,
 )
 

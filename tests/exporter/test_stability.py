@@ -130,6 +130,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         ("checkpoint-500", 500), ("global_step2000", 2000), ("epoch-3", 3), ("500B", 5e11),
         ("epoch=2-step=500.ckpt", 500), ("step500-epoch2", 500), ("epoch3_step500", 500),
         ("step1000-tokens4B", 1000), ("tokens-3B", 3e9), ("ckpt_1e4", 10000),
+        ("llama-7b-50B-tokens", 5e10), ("100M_tokens", 1e8), ("llama-50B-tied", None),
         ("step-1,000", 1000), ("checkpoint-1000-bf16", 1000), ("500-fp16", 500), ("00100", 100),
         ("model_00010.safetensors", 10), ("model1000.gguf", 1000), ("sft-3", 3), ("run.2", 2),
         # versions, dates, sizes, types, seeds, hashes: none of them is a step
