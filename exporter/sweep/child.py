@@ -117,14 +117,29 @@ def _listen(child: subprocess.Popen[str], progress: Progress) -> dict[str, Any]:
             elif "advance" in event:
                 tasks[-1][0].advance(event["advance"])
             elif "end" in event:
-                tasks.pop()[1].close()
+                _close(tasks.pop()[1], failed=event.get("failed", False))
             elif "say" in event:
                 progress.say(event["say"])
             elif "detail" in event:
                 progress.detail(event["detail"])
             else:
                 outcome = event
-        return outcome or ({"during": tasks[-1][2]} if tasks else {})
+        if tasks and not outcome:
+            outcome = {"during": tasks[-1][2]}
+            for _, stack, _ in reversed(tasks):
+                _close(stack, failed=True)
+        return outcome
+
+
+class _TaskError(Exception):
+    """What ends a piece of work here that failed there."""
+
+
+def _close(stack: contextlib.ExitStack, *, failed: bool) -> None:
+    """Closes a piece of work; one that failed is not told as done."""
+    with contextlib.suppress(_TaskError), stack:
+        if failed:
+            raise _TaskError
 
 
 def _crashed(job: Job, code: int, during: str | None) -> SweepCell:

@@ -51,10 +51,12 @@ class Told:
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:
         """Passes a piece of work on, and how far it is."""
         self.send(task=description, total=total)
+        failed = True
         try:
             yield _Steps(self)
+            failed = False
         finally:
-            self.send(end=description)
+            self.send(end=description, failed=failed)
 
 
 class _Steps:

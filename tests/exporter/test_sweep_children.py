@@ -32,7 +32,11 @@ class Heard:
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Any:
         self.lines.append((description, total))
-        yield self
+        try:
+            yield self
+        except Exception:
+            self.lines.append(f"{description} failed")
+            raise
         self.lines.append(f"{description} ended")
 
     def advance(self, steps: int = 1) -> None:
@@ -60,14 +64,17 @@ def test_what_it_says_comes_through(job: Job, monkeypatch: pytest.MonkeyPatch) -
 told = json.loads(sys.stdin.readline())
 cell = dict(model='m', plan=told['name'], precision='p', folder='f', key=told['key'], status='done')
 for event in ({'say': 'one'}, {'task': 'load', 'total': 2}, {'advance': 2}, {'detail': 'two'},
-              {'task': 'open', 'total': None}, {'end': 'open'}, {'end': 'load'}, {'cell': cell}):
+              {'task': 'open', 'total': None}, {'end': 'open', 'failed': False},
+              {'task': 'cut', 'total': 1}, {'end': 'cut', 'failed': True},
+              {'end': 'load', 'failed': False}, {'cell': cell}):
     print(json.dumps(event))
 """
     cell, heard = run(job, monkeypatch, script)
     assert (cell.plan, cell.key, cell.status) == ("m, mlp-1, fp32", "key", "done")
     assert heard.lines == [
         "sweep: 1 of 1: m, mlp-1, fp32 ...",
-        "one", ("load", 2), 2, ("detail", "two"), ("open", None), "open ended", "load ended",
+        "one", ("load", 2), 2, ("detail", "two"), ("open", None), "open ended", ("cut", 1),
+        "cut failed", "load ended",
     ]  # fmt: skip
 
 
@@ -88,7 +95,9 @@ for event in ({'say': 'one'}, {'task': 'load', 'total': 2}, {'advance': 2}, {'de
 def test_one_that_crashes_is_a_cell_that_failed(
     job: Job, monkeypatch: pytest.MonkeyPatch, script: str, told: str, hint: str | None
 ) -> None:
-    cell, _ = run(job, monkeypatch, script)
+    cell, heard = run(job, monkeypatch, script)
+    assert ("load failed" in heard.lines) == ("'load'" in told)
+    assert "load ended" not in heard.lines
     assert cell.status == "failed"
     assert told in cell.failure.message
     assert (cell.failure.hint is None) == (hint is None)
