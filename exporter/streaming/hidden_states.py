@@ -148,9 +148,10 @@ def states_in_file(
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """A folder that is there; what was made of it goes again, unless something else is in it."""
-    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    new: list[Path] = []
     try:
         try:
+            new += [each for each in (folder, *folder.parents) if not each.exists()]
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _told(error, folder, 0) from error

@@ -264,8 +264,9 @@ def test_a_disk_that_can_not_reserve_is_written_all_the_same(
 
 def test_a_folder_that_can_not_be(llama: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ScoringError, match=r"can't be kept in .*file"):
-        score_streamed_on(load_meta(llama), random_text(), stream_dir=tmp_path / "file" / "x")
+    for folder in (tmp_path / "file" / "x", tmp_path / "file" / ("x" * 300)):
+        with pytest.raises(ScoringError, match=r"can't be kept in .*file"):
+            score_streamed_on(load_meta(llama), random_text(), stream_dir=folder)
 
 
 def test_only_folders_that_it_made_are_removed(tmp_path: Path) -> None:
