@@ -1,7 +1,7 @@
 """The command line: parses, calls one library function, prints. All exit codes are made here.
 
 0: done. 1: failed. 2: the call was wrong. 130: interrupted. `depthcut check` has 1 for a regression
-and 3 for not knowing; there 2 is every failure. `--require-speedup` has 1 and 3 for the same.
+and 3 for not knowing; there 2 is every failure. So it is with `--require-speedup`, too.
 """
 
 from __future__ import annotations

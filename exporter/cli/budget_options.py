@@ -122,7 +122,8 @@ def budget_options(function: _F) -> _F:
         budgeting(
             "--require-speedup", is_flag=True,
             help="End with exit code 1 where the plan's measured speedup misses --target-speedup, "
-            "and with 3 where the measurement can't tell; the results are written all the same.",
+            "and with 3 where the measurement can't tell; the results are written all the same. A "
+            "failure is 2.",
         ),
         budgeting(
             "--target-speedup", type=float, metavar="X",

@@ -408,3 +408,11 @@ def test_a_required_speedup_is_told_by_the_exit_code(
     assert words in (told := capsys.readouterr()).err
     assert bool(told.err) == bool(code)
     assert run(call) == 0, "only who asks for it is told by the exit code"
+
+    def fail(*_: object) -> None:
+        raise PlanError("no such plan.")
+
+    for name in ("cli.budget_plan.planned", "pipeline.write_models"):
+        monkeypatch.setattr(f"exporter.{name}", fail)
+    assert run([*call, "--require-speedup"]) == 2, "1 says that there is a plan"
+    assert run(call) == 1
