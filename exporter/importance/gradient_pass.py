@@ -6,7 +6,7 @@ A sample at a time, since a pass backwards keeps the activations of every layer.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,13 +64,14 @@ def gradient_scores(subject: Subject, metrics: Sequence[GradientMetric]) -> list
     refuse_without_targets(text)
     samples = range(len(text.input_ids))
 
-    def followed() -> Iterator[Floats]:
+    def followed() -> Generator[Floats]:
         with subject.progress.task("follow gradients", total=len(samples)) as task:
             for sample in samples:
                 yield gradient_sums(subject, metrics, sample)
                 task.advance()
 
-    return scores_of_gradients(text, len(subject.layers), metrics, followed())
+    with contextlib.closing(followed()) as found:  # else its task outlives an interruption
+        return scores_of_gradients(text, len(subject.layers), metrics, found)
 
 
 def refuse_without_targets(text: CalibrationText) -> None:

@@ -17,6 +17,7 @@ from exporter.anatomy.residual_stream import first_tensor, tapped
 from exporter.artifacts import ImportanceReport, Score
 from exporter.errors import CalibrationError
 from exporter.importance import METRICS, ScoreOptions, score, score_on
+from exporter.progress import Quiet, Task
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
@@ -363,6 +364,32 @@ def test_the_command_scores_by_several(tmp_path: Path, monkeypatch: pytest.Monke
     assert {found.kind for found in report.scores} == set(KINDS)
     assert command_line.run([*call, "--metric", "gone"]) == 2
     assert ImportanceReport.read(out) == report
+
+
+def test_an_interruption_between_two_samples_ends_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listening(Quiet):
+        def __init__(self) -> None:
+            self.open = list[str]()
+
+        @contextmanager
+        def task(self, description: str, total: int | None = None) -> Iterator[Task]:
+            self.open.append(description)
+            with super().task(description) as task:
+                try:
+                    yield task
+                finally:
+                    self.open.remove(description)
+
+    def interrupt(*_: object) -> None:
+        assert progress.open == ["follow gradients"]
+        raise KeyboardInterrupt
+
+    progress = Listening()
+    monkeypatch.setattr("exporter.importance.gradient_pass.RatioSums.add", interrupt)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        score_on(tiny_loaded("llama"), random_text(), metrics=["taylor"], progress=progress)
+    assert progress.open == []
+    del kept  # until here it held all frames
 
 
 def test_taylor_leaves_no_gradients_in_weights_that_want_some() -> None:
