@@ -245,7 +245,8 @@ def _fetch(source: str, trust_remote_code: bool, allow_pickle: bool, revision: s
     wanted = [*_TEXT_FILES, *_SAFETENSORS]
     wanted += _PICKLES if allow_pickle else ()
     wanted += ["*.py"] if trust_remote_code else []
-    with telling_full_disk(Path(hub.constants.HF_HUB_CACHE)):
+    constants = require("huggingface_hub.constants", extra="torch")  # the package may lack it yet
+    with telling_full_disk(Path(constants.HF_HUB_CACHE)):
         try:
             folder = hub.snapshot_download(
                 source.removeprefix("hf:"),

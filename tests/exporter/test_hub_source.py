@@ -52,6 +52,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return str(local)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    # As in a fresh process: not all that is imported sets it.
+    monkeypatch.delattr(huggingface_hub, "constants", raising=False)
     return local
 
 
