@@ -8,11 +8,11 @@ as in exporter/tasks/items.py) the whole model and some rows answer ``--items`` 
 
 Attentions of SmolLM2 are dropped in the order of the paper's cosine, scored on the calibration
 file, or as a greedy search, by KL or by perplexity, chooses them with what takes their place
-already there. Printed for each row: the perplexity in the file's domain; the excess, which is the
-log of its ratio to the whole model's over the same for cosine without replacement; its 95 %
-interval, by a bootstrap over samples; and the same in the second domain. Targets: in the domain
-bias at most 0.45 and linear 0.20; by the model's own samples only, linear at most 0.65 at 8 and
-0.45 at 15 attentions.
+already there; ``by evolution`` goes on from the latter with swaps. Printed for each row: the
+perplexity in the file's domain; the excess, which is the log of its ratio to the whole model's over
+the same for cosine without replacement; its 95 % interval, by a bootstrap over samples; and the
+same in the second domain. Targets: in the domain bias at most 0.45 and linear 0.20; by the model's
+own samples only, linear at most 0.65 at 8 and 0.45 at 15 attentions.
 
 Finished rows are kept in ``--keep FOLDER`` and not run again; ``--only TEXT`` runs the rows whose
 name has the text. Figures are printed, nothing is asserted.
@@ -26,79 +26,19 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from exporter.files import sha256_bytes, write_text
+from tests.benchmarks.healing_choice import BATCH, Choices
+from tests.benchmarks.healing_rows import Row, rows
 from tests.benchmarks.machine import print_machine
 
-LENGTH, BATCH, AT_ONCE = 512, 2, 4
-SEARCH_SAMPLES, SHORTLIST = 4, 8
-
-Fitted = Literal["none", "bias", "linear"]
-FITTED: tuple[Fitted, ...] = ("bias", "linear")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way of dropping attentions.
-
-    Attributes:
-        dropped: How many.
-        fitted: What takes their place.
-        sources: What it is fitted on: ``file``, ``self``, ``pydoc``.
-        samples: Of each source.
-        rank: Of the maps.
-        compensation: None: independent fits; else those of a sequential fit.
-        choice: How the attentions are chosen; the others on samples of the first source.
-        tasks: Whether tasks are scored.
-    """
-
-    dropped: int
-    fitted: Fitted
-    sources: tuple[str, ...] = ()
-    samples: int = 20
-    rank: int | None = None
-    compensation: float | None = None
-    choice: Literal["cosine", "kl", "perplexity"] = "cosine"
-    tasks: bool = False
-
-    @property
-    def name(self) -> str:
-        """Its name in the table, which is that of its kept result."""
-        parts = [f"{self.dropped} {self.fitted}"]
-        parts += [f"{'+'.join(self.sources)} x {self.samples}"] if self.sources else []
-        parts += [f"rank {self.rank}"] if self.rank else []
-        if self.compensation is not None:
-            parts.append(f"sequential {self.compensation:g}")
-        return ", ".join([*parts, *([f"by {self.choice}"] if self.choice != "cosine" else [])])
-
-
-def rows(dropped: int) -> Iterator[Row]:
-    """The table's, for so many dropped attentions."""
-    yield Row(dropped, "none", tasks=True)
-    for fitted in FITTED:
-        yield Row(dropped, fitted, ("file",), 40)
-        yield Row(dropped, fitted, ("file",), 40, choice="kl")
-        yield Row(dropped, fitted, ("file",), 40, choice="perplexity", tasks=True)
-        yield Row(dropped, fitted, ("self",), 60)
-    yield Row(dropped, "linear", ("self",), 60, choice="kl")
-    for samples in (20, 120):
-        yield Row(dropped, "linear", ("file",), samples)
-        yield Row(dropped, "linear", ("self",), samples)
-    for compensation in (0.0, 1.0):
-        yield Row(dropped, "linear", ("file",), 40, compensation=compensation)
-        yield Row(dropped, "linear", ("self",), 60, compensation=compensation)
-    yield Row(dropped, "linear", ("file", "self"), 40)
-    yield Row(dropped, "linear", ("file", "self", "pydoc"), 40)
-    yield Row(dropped, "linear", ("pydoc",), 40)
-    for rank in (32, 128):
-        yield Row(dropped, "linear", ("file",), 40, rank)
+LENGTH, AT_ONCE = 512, 4
 
 
 class Bench:
@@ -112,7 +52,6 @@ class Bench:
         self._loaded = load_model(options.model or default_model())
         self._text = cache(self._text)  # type: ignore[method-assign]
         self._fits = cache(self._fits)  # type: ignore[method-assign]
-        self._order = cache(self._order)  # type: ignore[method-assign]
         domains = {"test": self._text(str(options.test), options.test_samples)}
         if options.second_samples:
             second = self._text(options.second, options.second_samples, "evaluation")
@@ -124,6 +63,16 @@ class Bench:
         # Kept rows hold as long as these are the same.
         texts = [self._text(str(options.calibrate), 20), *domains.values()]
         self._key = _sha256([self._loaded.ref.sha256, *(text.ref.sha256 for text in texts)])
+
+    @cached_property
+    def _choices(self) -> Choices:
+        return Choices(
+            self._loaded.model,
+            self._order(),
+            lambda row: self._text(self._spec(row.sources[0]), row.samples),
+            lambda row: self._fits(row.sources, row.samples, None),
+            self._options.keep / self._key,
+        )
 
     def results(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """What the rows' damage is in each domain, by sample; from disk where it is there.
@@ -161,7 +110,7 @@ class Bench:
         from exporter.ablation import NOTHING
         from exporter.healing import fit_sequential
 
-        names = self._chosen(row)
+        names = self._choices.of(row)
         if row.fitted == "none":
             return dict.fromkeys(names, NOTHING)
         if row.compensation is not None:
@@ -173,39 +122,6 @@ class Bench:
             )  # fmt: skip
         fits = self._fits(row.sources, row.samples, row.rank)
         return {name: getattr(fits[name], row.fitted) for name in names}
-
-    def _chosen(self, row: Row) -> list[Any]:
-        if row.choice == "cosine":
-            return [(layer, "attention") for layer in self._order()[: row.dropped]]
-        steps = self._search(row)
-        return [name for step in steps[: row.dropped] for name in step]
-
-    def _search(self, row: Row) -> list[list[Any]]:
-        """The names of each step of a greedy search with the maps in place; kept on disk."""
-        from exporter.ablation import DamageMeter
-        from exporter.selection import Option, greedy
-
-        about = "-".join([row.fitted, *row.sources, str(row.samples), row.choice])
-        path = self._options.keep / f"{self._key}-search-{about}.json"
-        if path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            return [[(layer, kind) for layer, kind in step] for step in kept]
-        fits = self._fits(row.sources, row.samples, None)
-        places = {name: getattr(fit, row.fitted) for name, fit in fits.items()}
-        options = [Option((n,), 1.0, row.fitted, {n: place}) for n, place in places.items()]
-        text = self._text(self._spec(row.sources[0]), row.samples)
-        meter = DamageMeter(
-            self._loaded.model, text.input_ids[:SEARCH_SAMPLES], text.mask[:SEARCH_SAMPLES],
-            batch_size=BATCH, positions=2,
-        )  # fmt: skip
-        prior = {(layer, "attention"): float(n) for n, layer in enumerate(self._order())}
-        assert row.choice != "cosine"
-        steps = greedy(
-            meter, options, goal=15, objective=row.choice, shortlist=SHORTLIST, prior=prior
-        )
-        names = [list(step.option.names) for step in steps]
-        self._write(path, names)
-        return names
 
     def _order(self) -> list[int]:
         from exporter.importance.scoring import score_on

@@ -1,0 +1,68 @@
+"""The ways of dropping attentions that the healing benchmark holds side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Fitted = Literal["none", "bias", "linear"]
+FITTED: tuple[Fitted, ...] = ("bias", "linear")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of dropping attentions.
+
+    Attributes:
+        dropped: How many.
+        fitted: What takes their place.
+        sources: What it is fitted on: ``file``, ``self``, ``pydoc``.
+        samples: Of each source.
+        rank: Of the maps.
+        compensation: None: independent fits; else those of a sequential fit.
+        choice: How the attentions are chosen; the others on samples of the first source.
+        tasks: Whether tasks are scored.
+    """
+
+    dropped: int
+    fitted: Fitted
+    sources: tuple[str, ...] = ()
+    samples: int = 20
+    rank: int | None = None
+    compensation: float | None = None
+    choice: Literal["cosine", "kl", "perplexity", "evolution"] = "cosine"
+    tasks: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its name in the table, which is that of its kept result."""
+        parts = [f"{self.dropped} {self.fitted}"]
+        parts += [f"{'+'.join(self.sources)} x {self.samples}"] if self.sources else []
+        parts += [f"rank {self.rank}"] if self.rank else []
+        if self.compensation is not None:
+            parts.append(f"sequential {self.compensation:g}")
+        return ", ".join([*parts, *([f"by {self.choice}"] if self.choice != "cosine" else [])])
+
+
+def rows(dropped: int) -> Iterator[Row]:
+    """The table's, for so many dropped attentions."""
+    yield Row(dropped, "none", tasks=True)
+    for fitted in FITTED:
+        yield Row(dropped, fitted, ("file",), 40)
+        yield Row(dropped, fitted, ("file",), 40, choice="kl")
+        yield Row(dropped, fitted, ("file",), 40, choice="perplexity", tasks=True)
+        yield Row(dropped, fitted, ("file",), 40, choice="evolution")
+        yield Row(dropped, fitted, ("self",), 60)
+    yield Row(dropped, "linear", ("self",), 60, choice="kl")
+    for samples in (20, 120):
+        yield Row(dropped, "linear", ("file",), samples)
+        yield Row(dropped, "linear", ("self",), samples)
+    for compensation in (0.0, 1.0):
+        yield Row(dropped, "linear", ("file",), 40, compensation=compensation)
+        yield Row(dropped, "linear", ("self",), 60, compensation=compensation)
+    yield Row(dropped, "linear", ("file", "self"), 40)
+    yield Row(dropped, "linear", ("file", "self", "pydoc"), 40)
+    yield Row(dropped, "linear", ("pydoc",), 40)
+    for rank in (32, 128):
+        yield Row(dropped, "linear", ("file",), 40, rank)
