@@ -8,11 +8,11 @@ as in exporter/tasks/items.py) the whole model and some rows answer ``--items`` 
 
 Attentions of SmolLM2 are dropped in the order of the paper's cosine, scored on the calibration
 file, or as a greedy search, by KL or by perplexity, chooses them with what takes their place
-already there; ``by evolution`` goes on from the latter with swaps. Printed for each row: the
-perplexity in the file's domain; the excess, which is the log of its ratio to the whole model's over
-the same for cosine without replacement; its 95 % interval, by a bootstrap over samples; and the
-same in the second domain. Targets: in the domain bias at most 0.45 and linear 0.20; by the model's
-own samples only, linear at most 0.65 at 8 and 0.45 at 15 attentions.
+already there. Printed for each row: the perplexity in the file's domain; the excess, which is the
+log of its ratio to the whole model's over the same for cosine without replacement; its 95 %
+interval, by a bootstrap over samples; and the same in the second domain. Targets: in the domain
+bias at most 0.45 and linear 0.20; by the model's own samples only, linear at most 0.65 at 8 and
+0.45 at 15 attentions.
 
 Finished rows are kept in ``--keep FOLDER`` and not run again; ``--only TEXT`` runs the rows whose
 name has the text. Figures are printed, nothing is asserted.

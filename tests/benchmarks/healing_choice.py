@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from tests.benchmarks.healing_rows import Row
 if TYPE_CHECKING:
     from exporter.selection import Objective, Option
 
-BATCH, SEARCH_SAMPLES, SHORTLIST, GENERATIONS = 2, 4, 8, 12
+BATCH, SEARCH_SAMPLES, SHORTLIST = 2, 4, 8
 
 
 class Choices:
@@ -43,10 +42,7 @@ class Choices:
         """The names of the attentions that a row drops."""
         if row.choice == "cosine":
             return [(layer, "attention") for layer in self._order[: row.dropped]]
-        if row.choice == "evolution":
-            return self._evolved(row)
-        objective: Objective = row.choice
-        steps = self._searched(row, objective)
+        steps = self._searched(row, row.choice)
         return [name for step in steps[: row.dropped] for name in step]
 
     def _searched(self, row: Row, objective: Objective) -> list[list[Any]]:
@@ -61,30 +57,8 @@ class Choices:
             )  # fmt: skip
             return [list(step.option.names) for step in steps]
 
-        return self._kept(f"search-{_about(row)}-{objective}", search)
-
-    def _evolved(self, row: Row) -> list[Any]:
-        """The names that swaps make of the greedy choice by perplexity; kept on disk."""
-        from exporter.ablation import NOTHING
-        from exporter.selection import Step, evolve
-
-        def search() -> list[list[Any]]:
-            meter, options = self._search_meter(row), self._search_options(row)
-            named = {option.names: option for option in options}
-            begun = [tuple(names) for names in self._searched(row, "perplexity")[: row.dropped]]
-            # Where it begins counts; what each step of that did is not asked.
-            damage = meter.measure({name: NOTHING for names in begun for name in names})
-            steps = evolve(
-                meter,
-                [Step(named[names], damage, 1.0 + n) for n, names in enumerate(begun)],
-                options,
-                goal=row.dropped, objective="perplexity", generations=GENERATIONS,
-                seconds=math.inf,
-            )  # fmt: skip
-            return [list(step.option.names) for step in steps]
-
-        found = self._kept(f"evolved-{row.dropped}-{_about(row)}", search)
-        return [name for step in found for name in step]
+        about = "-".join([row.fitted, *row.sources, str(row.samples), objective])
+        return self._kept(f"search-{about}", search)
 
     def _kept(self, name: str, search: Callable[[], list[list[Any]]]) -> list[list[Any]]:
         path = Path(f"{self._prefix}-{name}.json")
@@ -110,7 +84,3 @@ class Choices:
             self._model, text.input_ids[:SEARCH_SAMPLES], text.mask[:SEARCH_SAMPLES],
             batch_size=BATCH, positions=2,
         )  # fmt: skip
-
-
-def _about(row: Row) -> str:
-    return "-".join([row.fitted, *row.sources, str(row.samples)])

@@ -31,7 +31,7 @@ class Row:
     samples: int = 20
     rank: int | None = None
     compensation: float | None = None
-    choice: Literal["cosine", "kl", "perplexity", "evolution"] = "cosine"
+    choice: Literal["cosine", "kl", "perplexity"] = "cosine"
     tasks: bool = False
 
     @property
@@ -52,8 +52,8 @@ def rows(dropped: int) -> Iterator[Row]:
         yield Row(dropped, fitted, ("file",), 40)
         yield Row(dropped, fitted, ("file",), 40, choice="kl")
         yield Row(dropped, fitted, ("file",), 40, choice="perplexity", tasks=True)
-        yield Row(dropped, fitted, ("file",), 40, choice="evolution")
         yield Row(dropped, fitted, ("self",), 60)
+    yield Row(dropped, "bias", ("file",), 20, choice="perplexity")
     yield Row(dropped, "linear", ("self",), 60, choice="kl")
     for samples in (20, 120):
         yield Row(dropped, "linear", ("file",), samples)

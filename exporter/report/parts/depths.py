@@ -51,10 +51,10 @@ def _overview(report: DepthsReport) -> Part:
         for way, name in WAYS.items()
         if report.of_way(way)
     ]
-    header = [f"n = {number}" for number in numbers], [f"KL, {number}" for number in numbers]
+    perplexities, divergences = ([f"{what}{n}" for n in numbers] for what in ("n = ", "KL, "))
     grid = Grid(
         "Perplexity on held-out text, and KL divergence in nats",
-        ["way", *header[0], *header[1]],
+        ["way", *perplexities, *divergences],
         rows,
         right=range(1, 2 * len(numbers) + 1),
     )
