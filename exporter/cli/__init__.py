@@ -97,7 +97,7 @@ def run(args: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _fail(progress, "Interrupted. Nothing half-written is left.", INTERRUPTED)
+        return _fail(progress, "Interrupted. No result is half-written.", INTERRUPTED)
     except UsageError as error:
         return _fail(progress, str(error), WRONG_CALL)
     except DepthcutError as error:

@@ -75,7 +75,7 @@ class TaskLines:
             return self._due - now
         running_s = now - tasks[0].begin
         if self._said_begin:
-            self._say("; ".join(task.words for task in tasks))
+            self._say(f"{'; '.join(task.words for task in tasks)}, after {running_s:.0f} s")
             pause = min(max(LINE_EVERY_S, running_s / 4), LINE_EVERY_AT_MOST_S)
         else:
             self._say(f"{tasks[0].description} ...")
@@ -117,7 +117,8 @@ class _Counted:
     @property
     def words(self) -> str:
         """What it is, and how far."""
-        return f"{self.description}: {self._done}{self._of}" if self._done else self.description
+        known = self._done or self._of
+        return f"{self.description}: {self._done}{self._of}" if known else self.description
 
 
 def is_worth_a_line(seconds: float, *, part: bool) -> bool:

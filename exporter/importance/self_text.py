@@ -92,7 +92,7 @@ def _sample(
     rounds = [min(at_once, samples - done) for done in range(0, samples, at_once)]
     with (
         torch.inference_mode(),
-        progress.task("sample calibration text", total=len(rounds) * (length - 1)) as task,
+        progress.task("sample text, token by token", total=len(rounds) * (length - 1)) as task,
     ):
         runs = [_sample_run(model, count, length, generator, task) for count in rounds]
     ids: NDArray[np.int64] = torch.cat(runs).cpu().numpy()

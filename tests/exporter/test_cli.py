@@ -262,7 +262,7 @@ def test_a_count_of_bytes_ends_at_its_total(sizes: tuple[int, ...]) -> None:
         lines.tick()
         lines.tick()
     total = round(sum(sizes) / 1e6)
-    assert told[-1] == f"write, MB: {total} of {total}"
+    assert told[-1].startswith(f"write (in MB): {total} of {total}, after ")
 
 
 def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,13 +342,16 @@ def test_a_log_tells_how_far_long_work_is_and_leaves_short_parts_out() -> None:
         search.advance()
     assert told == [], "parts of no time are not told"
     lines.begin("run", 3).advance()
-    assert tick_at(20.0) == ["search: 2 of 9; run: 1 of 3"]
+    assert tick_at(20.0) == ["search: 2 of 9; run: 1 of 3, after 20 s"]
     assert tick_at(39.0) == []
-    assert tick_at(1000.0) == ["search: 2 of 9; run: 1 of 3"]
+    assert tick_at(1000.0) == ["search: 2 of 9; run: 1 of 3, after 1000 s"]
     assert tick_at(1249.0) == [], "the longer it takes, the fewer lines"
     lines.end(failed=False)
     lines.end(failed=False)
     assert told == ["run: done in 1230.0 s", "search: done in 1249.0 s"]
+    lines.begin("load", None)
+    lines.begin("time", 4)
+    assert [*tick_at(1260.0), *tick_at(1270.0)] == ["load ...", "load; time: 0 of 4, after 21 s"]
 
 
 @pytest.mark.parametrize(
