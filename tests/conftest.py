@@ -15,7 +15,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from exports_once import exports_once
+from exports_once import exports_once, keep_operators
 
 __all__ = ["exports_once"]  # a fixture
 
@@ -171,11 +171,13 @@ _heap = _Heap()
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     _heap.settle()
+    keep_operators()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:  # fixtures import too
     _heap.settle()
+    keep_operators()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

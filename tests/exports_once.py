@@ -5,15 +5,19 @@ next. What comes after it (folding, renaming, writing, checking) runs each time.
 could lead to another graph makes another key; a model that can't be told by its numbers and
 settings, hooked or with a ``forward`` of its own, is traced each time.
 
-A file asks for it by ``pytest.mark.usefixtures("exports_once")``; one about the export itself
-doesn't.
+A file asks for it by ``pytest.mark.usefixtures("exports_once")``; a test that the export itself
+does something each time takes ``torch.onnx.export.each_time``.
+
+The exporter's table of operators depends on the opset alone; it is made once for each.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,21 +35,30 @@ class ExportsOnce:
     """Stands in for ``torch.onnx.export`` and keeps what it gave, in files for all processes."""
 
     def __init__(self, export: Callable[..., Any], folder: Path) -> None:
-        self._export = export
+        self.each_time = export
         self._folder = folder
 
     def __call__(self, model: Any, *arguments: Any, **options: Any) -> Any:
         key = None if arguments or "f" in options else key_of(model, options)
         if key is None:
-            return self._export(model, *arguments, **options)
+            return self.each_time(model, *arguments, **options)
         kept = self._folder / f"{key}.onnx"
         if kept.exists():
             return _program(kept.read_bytes())
-        program = self._export(model, **options)
+        program = self.each_time(model, **options)
         written = kept.with_suffix(f".{os.getpid()}")
         written.write_bytes(_serialised(program))
         written.replace(kept)
         return program
+
+
+def keep_operators() -> None:
+    """Lets an exporter that is loaded read its table once: a second or two of each export."""
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    registry = getattr(module, "ONNXRegistry", None)
+    made = getattr(registry, "from_torchlib", None)
+    if made is not None and not hasattr(made, "cache_info"):
+        registry.from_torchlib = staticmethod(functools.cache(made))  # type: ignore[union-attr]
 
 
 def key_of(model: Any, options: dict[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from tiny_torch import tiny_loaded
 
 from exporter.errors import ModelSourceError, PlanError, UnknownArchitectureError, UsageError
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 PLAN = planned(("attention", 0, "linear"), ("mlp", 0, "bias"), ("mlp", 1, "linear"))
 BARE = planned(("attention", 0, "none"), ("mlp", 1, "none"))

@@ -29,7 +29,7 @@ measuring:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep's file with the random Llama of three layers that it names beside it."""
     torch: Any = pytest.importorskip("torch")
     from tiny_lm import write_tokenizer

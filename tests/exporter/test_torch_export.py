@@ -13,13 +13,13 @@ from exporter.errors import ExportError
 from exporter.files import sha256_file
 from exporter.progress import Quiet
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 Export = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Export:
+def export(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Exports a family at an opset, once for the module."""
     done: dict[Any, Path] = {}
 
@@ -135,9 +135,13 @@ def test_the_same_model_gives_the_same_files_and_nothing_is_printed(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import torch
+
     from exporter.torch_export import export_onnx
 
+    monkeypatch.setattr(torch.onnx, "export", torch.onnx.export.each_time)
     first, loaded, listener = export("llama"), tiny_loaded("llama"), Listener()
     capfd.readouterr()
     recwarn.clear()

@@ -17,14 +17,16 @@ from exporter.errors import BackendError, ComparisonError
 from exporter.measure.inputs import Shape, has_cache, make_inputs, random_tokens
 from tests.tiny_torch import tiny_loaded
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 
 TOLERANCE = 1e-5
 PREFILL, DECODE, ENCODE = Shape("prefill", 2, 7), Shape("decode", 2, 1, 5), Shape("encode", 2, 7)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+def exported(
+    exports_once: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Any, Path]]:
     """Makes a tiny model and its ONNX file, once for the module."""
     from exporter.torch_export import export_onnx
 
