@@ -89,7 +89,7 @@ def choose_threads(
             trials[number].visits_ms.append(times)
     probe = ThreadProbe(step=named, trials=list(trials.values()))
     runner.threads = fastest(probe)
-    progress.say(f"threads: {runner.threads} of {most}, the fastest in {named}")
+    progress.say(f"threads: {runner.threads} of {most}, which was fastest in a trial of {named}")
     return probe
 
 

@@ -14,8 +14,8 @@ interval, by a bootstrap over samples; and the same in the second domain. Target
 bias at most 0.45 and linear 0.20; by the model's own samples only, linear at most 0.65 at 8 and
 0.45 at 15 attentions.
 
-Finished rows are kept in ``--keep FOLDER`` and not run again; ``--only TEXT`` runs the rows whose
-name has the text. Figures are printed, nothing is asserted.
+Finished rows are kept in ``--keep FOLDER`` and not run again; ``--only TEXT`` runs the row of that
+name, or the rows whose name has the text. Figures are printed, nothing is asserted.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def main() -> None:
     (whole,) = bench.results([Row(0, "none", tasks=True)])
     for dropped in options.dropped:
         base, *others = rows(dropped)
-        wanted = [row for row in others if _is_wanted(row, options.only)]
+        wanted = _wanted(others, options.only)
         (none,) = bench.results([base])
         print(told(whole, none), told(none, none), sep="\n", flush=True)
         for start in range(0, len(wanted), AT_ONCE):
@@ -274,8 +274,12 @@ def main() -> None:
                 print(told(result, none), flush=True)
 
 
-def _is_wanted(row: Row, only: Sequence[str]) -> bool:
-    return not only or any(text in row.name for text in only)
+def _wanted(table: Sequence[Row], only: Sequence[str]) -> list[Row]:
+    """Those that are named whole; where none is, those whose name has one of the texts."""
+    if not only:
+        return list(table)
+    named = [row for row in table if row.name in only]
+    return named or [row for row in table if any(text in row.name for text in only)]
 
 
 def _sha256(content: Any) -> str:
