@@ -12,6 +12,7 @@ from exporter.errors import (
     pass_on_memory_error,
 )
 from exporter.loading.auto_class import auto_class
+from exporter.loading.gguf_reading import header_read_once
 from exporter.loading.unquantized import unquantized
 from exporter.optional import require
 
@@ -34,17 +35,23 @@ def load_gguf(path: Path, dtype: Any) -> tuple[Any, dict[str, Any], Any]:
     require("gguf", extra="gguf")
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        config = transformers.AutoConfig.from_pretrained(**place)
-        model_class = auto_class(config, trust_remote_code=False)
-        model, info = model_class.from_pretrained(
-            **place, dtype=dtype, output_loading_info=True, trust_remote_code=False
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
+        with header_read_once():
+            model, info, tokenizer = _load(transformers, place, dtype)
     # The reader has no error class of its own; a cut or odd file gives anything from a KeyError
     # to a numpy reshape error.
     except Exception as error:
         raise _gguf_error(path, error) from error
     return unquantized(model), info, tokenizer
+
+
+def _load(transformers: Any, place: dict[str, str], dtype: Any) -> tuple[Any, dict[str, Any], Any]:
+    config = transformers.AutoConfig.from_pretrained(**place)
+    model_class = auto_class(config, trust_remote_code=False)
+    model, info = model_class.from_pretrained(
+        **place, dtype=dtype, output_loading_info=True, trust_remote_code=False
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
+    return model, info, tokenizer
 
 
 def _gguf_error(path: Path, error: Exception) -> ModelSourceError:
