@@ -49,7 +49,7 @@ def rows(dropped: int) -> Iterator[Row]:
     """The table's, for so many dropped attentions."""
     yield Row(dropped, "none", tasks=True)
     for fitted in FITTED:
-        yield Row(dropped, fitted, ("file",), 40)
+        yield Row(dropped, fitted, ("file",), 40, tasks=True)
         yield Row(dropped, fitted, ("file",), 40, choice="kl")
         yield Row(dropped, fitted, ("file",), 40, choice="perplexity", tasks=True)
         yield Row(dropped, fitted, ("self",), 60)
