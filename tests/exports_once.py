@@ -8,7 +8,8 @@ settings, hooked or with a ``forward`` of its own, is traced each time.
 A file asks for it by ``pytest.mark.usefixtures("exports_once")``; a test that the export itself
 does something each time takes ``torch.onnx.export.each_time``.
 
-The exporter's table of operators depends on the opset alone; it is made once for each.
+The exporter's table of operators depends on the opset alone; it is made once for each, also where
+``each_time`` is taken.
 """
 
 from __future__ import annotations

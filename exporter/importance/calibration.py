@@ -164,7 +164,7 @@ def _packed(
     if tokenizer is None:
         raise CalibrationError(
             f"{loaded.ref.source} has no tokenizer, so {spec} can't be turned into tokens.",
-            "Give a model with its tokenizer, or self as the text of a model that generates.",
+            "Give a model with its tokenizer or, if it generates, self as the text.",
         )
     texts = read_texts(spec, part=part)
 

@@ -79,7 +79,7 @@ class Bench:
 
         Rows are measured together: they share the whole model's run and what lies below.
         """
-        new = [row for row in rows if not self._path(row).is_file()]
+        new = [row for row in rows if not self._is_kept(row)]
         found: list[dict[str, Any]] = []
         cuts: list[Any] = []
         for row in new:
@@ -97,6 +97,12 @@ class Bench:
                 result["tasks"] = self._tasks(cut)
             self._write(self._path(row), result)
         return [json.loads(self._path(row).read_text(encoding="utf-8")) for row in rows]
+
+    def _is_kept(self, row: Row) -> bool:
+        if not self._path(row).is_file():
+            return False
+        kept = json.loads(self._path(row).read_text(encoding="utf-8"))
+        return "tasks" in kept or not (row.tasks and self._options.tasks)
 
     def _path(self, row: Row) -> Path:
         kept: Path = self._options.keep
@@ -275,11 +281,14 @@ def main() -> None:
 
 
 def _wanted(table: Sequence[Row], only: Sequence[str]) -> list[Row]:
-    """Those that are named whole; where none is, those whose name has one of the texts."""
-    if not only:
-        return list(table)
-    named = [row for row in table if row.name in only]
-    return named or [row for row in table if any(text in row.name for text in only)]
+    """For each text the row of that name; where there is none, those whose name has the text."""
+    named = {row.name for row in table} & set(only)
+    parts = [text for text in only if text not in named]
+    return [
+        row
+        for row in table
+        if not only or row.name in named or any(text in row.name for text in parts)
+    ]
 
 
 def _sha256(content: Any) -> str:

@@ -1,6 +1,7 @@
 """The models whose engines stand in the table of builds, as exported and with attentions cut out.
 
-SmolLM2 has its own weights, the others random ones: a build doesn't look at their values.
+SmolLM2 has its own weights, the others random ones: a build looks at no values, but stores equal
+ones once. Tests build shallower ones.
 """
 
 from __future__ import annotations
@@ -78,14 +79,14 @@ def smollm2_shaped(dtype: str, layers: int) -> Any:
 
 
 def bert(dtype: str, layers: int = 12) -> Any:
-    """A BERT of twelve layers, 384 wide."""
+    """A BERT, 384 wide."""
     from transformers import BertConfig, BertModel
 
     return _random(BertModel, BertConfig(**_SMALL, num_hidden_layers=layers), dtype)
 
 
 def vit(dtype: str, layers: int = 12) -> Any:
-    """A ViT-S/16."""
+    """A ViT-S/16, or a shallower one."""
     from transformers import ViTConfig, ViTModel
 
     config = ViTConfig(**_SMALL, num_hidden_layers=layers, image_size=_PIXELS, patch_size=16)

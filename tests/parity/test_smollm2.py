@@ -1,6 +1,6 @@
 """The real model: what is cut from the graph equals what is skipped in PyTorch; its scores.
 
-Loading it takes ten seconds and exporting it a minute, so all of it stands in this file, in one
+Exporting it takes a minute, so what needs the export or its scores stands in this file, in one
 opset; ``test_families.py`` and ``test_torch_export.py`` have the other, on tiny models.
 """
 
