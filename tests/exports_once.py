@@ -5,11 +5,11 @@ next. What comes after it (folding, renaming, writing, checking) runs each time.
 could lead to another graph makes another key; a model that can't be told by its numbers and
 settings, hooked or with a ``forward`` of its own, is traced each time.
 
-A file asks for it by ``pytest.mark.usefixtures("exports_once")``; a test that the export itself
-does something each time takes ``torch.onnx.export.each_time``.
+A file asks for it by ``pytest.mark.usefixtures("exports_once")``; one about the export itself
+doesn't: what is kept is written otherwise than what was just traced, though it computes the same.
 
-The exporter's table of operators depends on the opset alone; it is made once for each, also where
-``each_time`` is taken.
+The exporter's table of operators depends on the opset alone; it is made once for each, in all
+tests.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class ExportsOnce:
     """Stands in for ``torch.onnx.export`` and keeps what it gave, in files for all processes."""
 
     def __init__(self, export: Callable[..., Any], folder: Path) -> None:
-        self.each_time = export
+        self._export = export
         self._folder = folder
 
     def __call__(self, model: Any, *arguments: Any, **options: Any) -> Any:
         key = None if arguments or "f" in options else key_of(model, options)
         if key is None:
-            return self.each_time(model, *arguments, **options)
+            return self._export(model, *arguments, **options)
         kept = self._folder / f"{key}.onnx"
         if kept.exists():
             return _program(kept.read_bytes())
-        program = self.each_time(model, **options)
+        program = self._export(model, **options)
         written = kept.with_suffix(f".{os.getpid()}")
         written.write_bytes(_serialised(program))
         written.replace(kept)

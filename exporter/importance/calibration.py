@@ -73,22 +73,23 @@ def calibration_text(
     wanted = samples or math.ceil(DEFAULT_TOKENS / length)
     spec = spec or default_calibration(loaded)
     if spec == SELF:
-        folder = cache_dir or default_cache_dir()
-        ids = sampled_tokens(loaded, wanted, length, seed, folder, progress)
+        ids = sampled_tokens(
+            loaded, wanted, length, seed, cache_dir or default_cache_dir(), progress
+        )
         label, digest = f"self (text sampled by the model, seed {seed})", _sha256_ids(ids)
     else:
         ids, label, digest = _packed(loaded, spec, wanted, length, part)
     mask = np.ones(ids.shape, dtype=np.bool_)
     check_text(loaded, ids, mask)
     _tell_if_short(ids, wanted, label, progress)
-    ref = CalibrationRef(
-        source=label,
-        samples=ids.shape[0],
-        sequence_length=length,
-        tokens=ids.size,
-        sha256=digest,
+    return CalibrationText(_ref(ids, label, digest), ids, mask)
+
+
+def _ref(ids: NDArray[np.int64], label: str, digest: str) -> CalibrationRef:
+    samples, length = ids.shape
+    return CalibrationRef(
+        source=label, samples=samples, sequence_length=length, tokens=ids.size, sha256=digest
     )
-    return CalibrationText(ref, ids, mask)
 
 
 def check_text(loaded: LoadedModel, input_ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> None:

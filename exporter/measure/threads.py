@@ -77,20 +77,26 @@ def choose_threads(
     if most == 1 or not _is_probed(runner):
         return None
     asked = step or partial(_default_step, runner, longest)
+    probe = _probe(runner, partial(_visit, runner, asked, vocabulary, clock), most, clock)
+    runner.threads = fastest(probe)
+    progress.say(f"threads: {runner.threads} of {most}, the fastest in a trial of {probe.step}")
+    return probe
+
+
+def _probe(
+    runner: Runner, visit: Callable[[], tuple[str, list[float]]], most: int, clock: Clock
+) -> ThreadProbe:
     trials = {number: ThreadTrial(threads=number, visits_ms=[]) for number in candidates(most)}
     begin, named = clock(), ""
-    for visit in range(_VISITS):
+    for turn in range(_VISITS):
         late = (clock() - begin) / 1e9 > _SECONDS
-        if visit >= _FEWEST_VISITS and late:
+        if turn >= _FEWEST_VISITS and late:
             break
-        for number in _hopeful(trials, downwards=visit % 2 == 0):
+        for number in _hopeful(trials, downwards=turn % 2 == 0):
             runner.threads = number
-            named, times = _visit(runner, asked, vocabulary, clock)
+            named, times = visit()
             trials[number].visits_ms.append(times)
-    probe = ThreadProbe(step=named, trials=list(trials.values()))
-    runner.threads = fastest(probe)
-    progress.say(f"threads: {runner.threads} of {most}, which was fastest in a trial of {named}")
-    return probe
+    return ThreadProbe(step=named, trials=list(trials.values()))
 
 
 def fastest(probe: ThreadProbe) -> int:
