@@ -8,7 +8,6 @@ as it compares with the same misread model; :mod:`exporter.parity` compares with
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from exporter.onnx_output import MODEL_FILE, save_onnx
 from exporter.optional import require
 from exporter.overheard import told_to
 from exporter.progress import QUIET, Progress
+from exporter.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from exporter.loading.model_source import LoadedModel
@@ -52,10 +52,10 @@ def export_with_optimum(
     require("optimum.exporters.onnx", extra="optimum")
     from exporter.loading.model_files import save_checkpoint
 
-    with tempfile.TemporaryDirectory(prefix="depthcut.") as name, told_to(progress):
-        checkpoint, out = Path(name, "checkpoint"), Path(name, "onnx")
+    with scratch_folder("optimum") as place, told_to(progress):
+        checkpoint, out = place / "checkpoint", place / "onnx"
         with progress.task("export to ONNX with optimum"):
-            with telling_full_disk(Path(name).parent):
+            with telling_full_disk(place.parent):
                 save_checkpoint(loaded, checkpoint)
                 _run_optimum(loaded, checkpoint, out, opset)
             return save_onnx(_only_graph(out), folder)

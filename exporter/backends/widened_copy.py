@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from exporter.backends.base import MayWiden
 from exporter.progress import Progress
+from exporter.scratch import scratch_folder
 
 
 class WidenedCopy:
@@ -31,10 +33,9 @@ class WidenedCopy:
         from exporter.widening import in_float32
         from graph_passes.files.storage import load_model, save_model
 
-        place = model.parent if beside else None
-        folder = Path(tempfile.mkdtemp(prefix=".depthcut." if beside else "depthcut.", dir=place))
-        self._gone = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self.file = folder / "model.onnx"
+        leave = contextlib.ExitStack()
+        self._gone = weakref.finalize(self, leave.close)
+        self.file = leave.enter_context(_folder(model if beside else None)) / "model.onnx"
         save_model(in_float32(load_model(model)), self.file)
 
     def __enter__(self) -> Path:
@@ -44,6 +45,19 @@ class WidenedCopy:
     def __exit__(self, *exc_info: object) -> None:
         """Removes the copy."""
         self._gone()
+
+
+@contextlib.contextmanager
+def _folder(beside: Path | None) -> Iterator[Path]:
+    if beside is None:
+        with scratch_folder("float32") as folder:
+            yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix=".depthcut.", dir=beside.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_bfloat16(model: Path) -> bool:

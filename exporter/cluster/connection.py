@@ -7,24 +7,22 @@ import functools
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from exporter.errors import ClusterError, first_line
 from exporter.optional import require
 from exporter.progress import Progress
+from exporter.scratch import scratch_folder
 
 LOCAL = "local"
 """The address of a cluster on this machine that ends with the call."""
 
 _OBJECT_STORE_BYTES = 128 << 20
-_LONGEST_FOLDER = 40  # Ray's sockets lie 60 characters below; a socket's path has at most 107.
+_LONGEST_FOLDER = 43  # Ray's sockets lie 64 bytes below; a socket's path has at most 107.
 _PATIENCE_S = 5.0
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -76,7 +74,8 @@ def connected(address: str | None, cpus: int, progress: Progress) -> Iterator[An
 def _start(ray: Any, cpus: int, stack: contextlib.ExitStack) -> None:
     stack.enter_context(_this_machine_only(ray))
     stack.enter_context(_own_token())
-    folder = stack.enter_context(_short_folder())
+    # Ray opens its folder to all users: the one above it keeps them out.
+    folder = stack.enter_context(scratch_folder("ray", longest=_LONGEST_FOLDER))
     stack.callback(ray.shutdown)
     try:
         with _signals_kept():
@@ -172,18 +171,6 @@ def _own_token() -> Iterator[None]:
 @functools.cache
 def _token() -> str:
     return secrets.token_hex(32)
-
-
-@contextlib.contextmanager
-def _short_folder() -> Iterator[Path]:
-    """A new folder for logs and sockets; sockets can't have long paths."""
-    usual = tempfile.gettempdir()
-    where = usual if len(usual) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108
-    folder = Path(tempfile.mkdtemp(prefix="depthcut-", dir=where))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _silenced(ray: Any) -> contextlib.AbstractContextManager[None]:

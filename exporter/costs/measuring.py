@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from exporter.costs.table import CostGroup, CostTable, Trial
 from exporter.costs.timing import Effort, time_request
 from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
 from exporter.progress import QUIET, Progress
+from exporter.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from exporter.engine.flavours import Backend
@@ -326,8 +326,8 @@ def _workplace(folder: Path | None) -> Iterator[Path]:
     if folder is not None:
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="depthcut-costs.") as name:
-        yield Path(name)
+    with scratch_folder("costs") as place:
+        yield place
 
 
 def _usable(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from exporter.engine.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.errors import EngineError, UsageError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.progress import QUIET, Progress
+from exporter.scratch import scratch_folder
 from graph_passes.files.placing import place, staging
 
 _DEFAULT = BuildSettings()
@@ -274,8 +274,8 @@ def _pinned(order: _Order, builds: int) -> Iterator[_Order]:
     if builds < 2 or order.timing_cache is not None or not order.flavour.has_timing_cache:
         yield order
         return
-    with tempfile.TemporaryDirectory(prefix="depthcut.") as folder:
-        yield replace(order, timing_cache=Path(folder, _NEW_CACHE))
+    with scratch_folder("timing-cache") as folder:
+        yield replace(order, timing_cache=folder / _NEW_CACHE)
 
 
 def _refuse_foreign_options(

@@ -8,9 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +16,7 @@ from exporter.engine.fixed_addresses import fixed_addresses
 from exporter.engine.flavours import Flavour
 from exporter.errors import EngineError
 from exporter.progress import Progress, Task
+from exporter.scratch import scratch_folder
 
 _LAST_WORDS = 2000
 _PERCENT = 100
@@ -70,8 +69,7 @@ class Job:
     def __enter__(self) -> Job:
         self.begin = time.perf_counter()
         with self._leave:
-            folder = tempfile.TemporaryDirectory(prefix="depthcut.")
-            self._said = Path(self._leave.enter_context(folder), "said")
+            self._said = self._leave.enter_context(scratch_folder("engine")) / "said"
             errors = self._leave.enter_context(self._said.open("wb"))
             with fixed_addresses():
                 self._child = subprocess.Popen(  # noqa: S603

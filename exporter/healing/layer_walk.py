@@ -9,7 +9,6 @@ the layers below handing out the kept stream and those above passing it on.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from exporter.ablation.streams import forward_of, giving
 from exporter.anatomy.architectures import layer_modules
 from exporter.anatomy.residual_stream import LayerStates, run_backbone, tapped
+from exporter.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import torch
@@ -37,15 +37,15 @@ class Shelf:
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._kept: dict[int, Any] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
+        self._leave = contextlib.ExitStack()
 
     def __enter__(self) -> Shelf:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._kept.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._leave.close()
 
     def __setitem__(self, number: int, what: Any) -> None:
         import torch
@@ -55,7 +55,7 @@ class Shelf:
             self._kept[number] = what
             return
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="depthcut-")
+            self._folder = self._leave.enter_context(scratch_folder("healing"))
         torch.save(what, self._path(number))
 
     def __getitem__(self, number: int) -> Any:
@@ -67,7 +67,7 @@ class Shelf:
 
     def _path(self, number: int) -> Path:
         assert self._folder is not None, "nothing was kept on disk"
-        return Path(self._folder.name) / f"{number}.pt"
+        return self._folder / f"{number}.pt"
 
 
 class LayerWalk:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -11,6 +10,7 @@ from exporter.ablation import Cut, substituted
 from exporter.artifacts import TaskResult
 from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
+from exporter.scratch import scratch_folder
 from exporter.studies.task_memory import TaskMemory
 from exporter.tasks.choosing import TaskChoice, score_tasks
 from exporter.tasks.scores import compare_scores
@@ -80,8 +80,8 @@ def _score(
     from exporter.backends.pytorch import TorchRunner
 
     runner = TorchRunner(loaded.model, compiled=False, threads=torch.get_num_threads())
-    with tempfile.TemporaryDirectory(prefix="depthcut-tasks-") as place, runner:
-        folder = _folder(loaded, Path(place))
+    with scratch_folder("tasks") as place, runner:
+        folder = _folder(loaded, place)
         progress.say("tasks: the whole model")
         whole = score_tasks(choice, runner, folder, progress=progress)
         for number, cut in enumerate(cuts, start=1):
