@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graph_passes.errors import DepthcutError, OnnxFileError, SurgeryError
+from graph_passes.errors import (
+    DepthcutError,
+    InterruptedResultError,
+    OnnxFileError,
+    PreparedFolderError,
+    SurgeryError,
+    TargetInUseError,
+    UnsafeInputError,
+    UsageError,
+)
 
 __all__ = [
     "ArtifactError",
@@ -17,30 +26,31 @@ __all__ = [
     "EngineError",
     "ExportError",
     "HealingError",
+    "InterruptedResultError",
     "MissingDependencyError",
     "ModelSourceError",
     "OnnxFileError",
     "PackagingError",
     "PlanError",
+    "PreparedFolderError",
     "QuantizationError",
     "RegressionError",
     "ScoringError",
     "SurgeryError",
     "SweepError",
+    "TargetInUseError",
     "TaskError",
     "TextSourceError",
     "TooLittleMemoryError",
     "UnknownArchitectureError",
+    "UnsafeInputError",
+    "UnsafeModelError",
     "UsageError",
     "VerificationError",
     "error_chain",
     "first_line",
     "pass_on_memory_error",
 ]
-
-
-class UsageError(DepthcutError):
-    """The call itself is wrong: options that exclude each other, a name that is not there."""
 
 
 class SweepError(UsageError):
@@ -61,6 +71,10 @@ class ModelSourceError(DepthcutError):
 
 class UnknownArchitectureError(ModelSourceError):
     """The model loads, but where its attention and MLP modules are is not known."""
+
+
+class UnsafeModelError(UnsafeInputError, ModelSourceError):
+    """What a model's folder says would run code, use the network or read elsewhere."""
 
 
 class TextSourceError(DepthcutError):

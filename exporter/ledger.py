@@ -10,21 +10,20 @@ A stage is valid when it was made from the same inputs (its key) and its files a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from exporter.errors import UsageError
-from exporter.files import sha256_bytes, sha256_file, swap, write_text
+from exporter.files import sha256_bytes, sha256_file, write_private
+from graph_passes.files import placing
+from graph_passes.files.locking import FOLDER, held
 
-FOLDER = ".depthcut"
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[^.]+\.(?P<end>part|old)")
+__all__ = ["FOLDER", "StageLedger", "in_turn", "key_hash", "locked"]
+
+_WORK, _NEXT = "work", "stages-next.json"
 
 
 class StageLedger:
@@ -43,10 +42,12 @@ class StageLedger:
         self._path = root / FOLDER / "stages.json"
         self._force = force
         self._made: set[str] = set()
-        self._stale: set[str] = set()
-        self._forgotten: dict[str, tuple[str, ...]] = {}
-        self._stages: dict[str, dict[str, Any]] = _read_stages(self._path)
-        self.work = root / FOLDER / "work"
+        self._used: set[str] = set()
+        self._forgotten: set[str] = set()
+        memory = _read_memory(self._path)
+        self._stages: dict[str, dict[str, Any]] = memory["stages"]
+        self._published: dict[str, str] = memory["published"]
+        self.work = root / FOLDER / _WORK
 
     @property
     def is_new(self) -> bool:
@@ -65,7 +66,10 @@ class StageLedger:
         if forced or entry is None or entry["key"] != key_hash(key):
             return False
         files: dict[str, str] = entry["files"]
-        return all(self._unchanged(name, sha256) for name, sha256 in files.items())
+        if not all(self._unchanged(name, sha256) for name, sha256 in files.items()):
+            return False
+        self._used.add(stage)
+        return True
 
     def _unchanged(self, name: str, sha256: str) -> bool:
         path = self.path(name)
@@ -84,20 +88,21 @@ class StageLedger:
         """
         hashes = {path.relative_to(self.work).as_posix(): sha256_file(path) for path in files}
         self._made.add(stage)
-        self._stale.update(self._stages.get(stage, {"files": {}})["files"])
+        self._used.add(stage)
         self._stages[stage] = {"key": key_hash(key), "files": hashes, "notes": notes}
-        self._write()
+        write_private(self._path, self._memory())
 
-    def _write(self) -> None:
-        write_text(self._path, json.dumps(self._stages, indent=1, sort_keys=True) + "\n")
+    def _memory(self) -> str:
+        told = {"stages": self._stages, "published": self._published}
+        return json.dumps(told, indent=1, sort_keys=True) + "\n"
 
     def has(self, stage: str) -> bool:
         """Whether a stage was ever finished here."""
         return stage in self._stages
 
-    def forget(self, stage: str, *results: str) -> None:
-        """Lets a stage and its files and folders go when the others are published."""
-        self._forgotten[stage] = results
+    def forget(self, stage: str) -> None:
+        """Lets a stage and its files go when the others are published."""
+        self._forgotten.add(stage)
 
     def notes(self, stage: str) -> Any:
         """What was noted when the stage was finished."""
@@ -108,26 +113,59 @@ class StageLedger:
         return key_hash(self._stages[stage]["files"])
 
     def publish(self) -> None:
-        """Moves what is new from the workplace to the output folder, and removes what is gone."""
-        if self.work.is_dir():
-            for item in sorted(self.work.iterdir()):
-                swap(item, self._root / item.name)
-            shutil.rmtree(self.work)
-        self._remove_stale()
-        for stage, names in self._forgotten.items():
-            for name in names:
-                if (self._root / name).is_file():
-                    (self._root / name).unlink()
-                shutil.rmtree(self._root / name, ignore_errors=True)
-            del self._stages[stage]
-            self._write()
+        """Moves what this run made or used from the workplace to the output folder.
 
-    def _remove_stale(self) -> None:
-        """Removes files that a stage made in an earlier run, and no stage in this one."""
-        kept = {name for entry in self._stages.values() for name in entry["files"]}
-        for name in self._stale - kept:
-            (self._root / name).unlink(missing_ok=True)
-        self._stale.clear()
+        What earlier runs published and no stage has any more goes. All of it happens, or none. The
+        user's own files stay, in folders that are replaced too.
+        """
+        for stage in self._forgotten:
+            del self._stages[stage]
+        kept = _files(self._stages.values())
+        used = _files(self._stages[stage] for stage in self._used - self._forgotten)
+        new = sorted(name for name in _tops(used) if (self.work / name).exists())
+        for name in new:
+            self._keep_foreign(name)
+        others = _tops(kept) - _tops(used)
+        stale = {n for n in self._published if n not in kept and Path(n).parts[0] not in others}
+        gone = [self._root / name for name in sorted(stale) if self._is_ours(name)]
+        self._published = {**{n: h for n, h in self._published.items() if n in kept}, **used}
+        home = self._root / FOLDER
+        write_private(home / _NEXT, self._memory())
+        moves = [(self.work / name, self._root / name) for name in new]
+        gone = [path for path in gone if path.relative_to(self._root).parts[0] not in new]
+        placing.place(home, [*moves, (home / _NEXT, self._path)], gone)
+        _remove_empty(*(folder for path in gone for folder in self._between(path)))
+        self._forgotten.clear()
+        placing.remove_tree(self.work)
+        (home / _NEXT).unlink(missing_ok=True)
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether a file is what the record says that an earlier run wrote, and lies inside."""
+        path = self._root / name
+        inside = path.parent.resolve().is_relative_to(self._root.resolve())
+        plain = path.is_file() and not path.is_symlink()
+        return inside and plain and sha256_file(path) == self._published[name]
+
+    def _between(self, path: Path) -> list[Path]:
+        """The folders between a file and the output folder, the innermost first."""
+        return [folder for folder in path.parents if folder != self._root
+                and folder.is_relative_to(self._root)]  # fmt: skip
+
+    def _keep_foreign(self, name: str) -> None:
+        """Gives files that aren't ours a second name in the folder that takes theirs' place."""
+        old, new = self._root / name, self.work / name
+        if old.is_symlink() or not (old.is_dir() and new.is_dir()):
+            return
+        ours = {*self._published, *_files(self._stages.values())}
+        for folder, _, files in os.walk(old):
+            for file in files:
+                path = Path(folder, file)
+                place = new / path.relative_to(old)
+                if path.relative_to(self._root).as_posix() in ours or os.path.lexists(place):
+                    continue
+                with contextlib.suppress(FileExistsError, NotADirectoryError):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    os.link(path, place, follow_symlinks=False)
 
 
 def key_hash(key: Mapping[str, Any]) -> str:
@@ -135,61 +173,83 @@ def key_hash(key: Mapping[str, Any]) -> str:
     return sha256_bytes(json.dumps(key, sort_keys=True, default=str).encode())
 
 
-def _read_stages(path: Path) -> dict[str, dict[str, Any]]:
+def _files(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {name: sha256 for entry in entries for name, sha256 in entry["files"].items()}
+
+
+def _tops(names: Iterable[str]) -> set[str]:
+    """The files and folders of the output folder that hold these files."""
+    return {Path(name).parts[0] for name in names}
+
+
+def _read_memory(path: Path) -> dict[str, dict[str, Any]]:
+    """The finished stages, and what is published of them: name to hash."""
+    nothing: dict[str, dict[str, Any]] = {"stages": {}, "published": {}}
     try:
-        stages = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         # No memory, or a broken one: everything is made again.
-        return {}
-    if not isinstance(stages, dict):
-        return {}
-    wanted = {"key", "files", "notes"}
+        return nothing
+    if not isinstance(told, dict) or not all(isinstance(told.get(n), dict) for n in nothing):
+        return nothing
     return {
-        name: entry
-        for name, entry in stages.items()
-        if isinstance(entry, dict) and entry.keys() == wanted and isinstance(entry["files"], dict)
+        "stages": {name: entry for name, entry in told["stages"].items() if _is_entry(entry)},
+        "published": {n: h for n, h in told["published"].items() if _is_name(n)},
     }
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a stage's record is one; anybody may have written it."""
+    if not isinstance(entry, dict) or entry.keys() != {"key", "files", "notes"}:
+        return False
+    files = entry["files"]
+    return (
+        isinstance(files, dict)
+        and all(map(_is_name, files))
+        and all(isinstance(sha256, str) for sha256 in files.values())
+    )
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name is of a file below the output folder and outside of the folder of ours."""
+    path = Path(name)
+    inside = not path.is_absolute() and bool(path.parts) and ".." not in path.parts
+    return inside and "\0" not in name and FOLDER not in path.parts
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
     """Keeps a second run out of an output folder for as long as the block runs.
 
-    What a killed run left half-made is cleared away first. The lock leaves nothing behind: a block
-    that made nothing leaves the disk as it was, without the folders that were made for it.
+    What a killed run left is completed where its files were about to take their places, and else
+    cleared away, but for finished stages. A block that made nothing leaves the disk as it was,
+    without the folders that were made for it.
 
     Raises:
-        UsageError: When another process works in the folder.
+        TargetInUseError: Another process works in the folder.
+        PreparedFolderError: There are links in the folder of ours.
     """
-    made = [path for path in (root, *root.parents) if not path.exists()]
-    with _lock_alone(root) as lock:
+    home = root / FOLDER
+    with held(home, root):
+        placing.complete(home, overwriting=True)
+        _clear(home)
         try:
-            for place in (root, root / FOLDER, root / FOLDER / "work"):
-                _clear_leftovers(place)
             yield
         finally:
-            Path(lock.name).unlink(missing_ok=True)
-            _remove_empty(root / FOLDER / "work", root / FOLDER, *made)
+            _clear(home)
+            _remove_empty(home / _WORK, home)
 
 
-def _lock_alone(root: Path) -> IO[str]:
-    """The lock's file, locked; closing it lets it go."""
-    while True:
-        lock = _lock_file(root, "lock")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise UsageError(
-                f"Another depthcut works in {root}.", "Wait for it, or use another folder."
-            ) from None
-        if os.fstat(lock.fileno()).st_nlink:
-            return lock
-        lock.close()  # the run that held it removed it between our two calls
+def _clear(home: Path) -> None:
+    """Removes what a killed run left but for finished stages, and what a publication replaced."""
+    for rest in (placing.gone_of(home), home / _WORK / FOLDER):
+        placing.remove_tree(rest)
+    if not placing.is_pending(home):
+        (home / _NEXT).unlink(missing_ok=True)
 
 
 def _remove_empty(*folders: Path) -> None:
-    for folder in folders:
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
         with contextlib.suppress(OSError):
             folder.rmdir()
 
@@ -201,26 +261,5 @@ def in_turn(root: Path) -> Iterator[None]:
     For what is read, changed and written back in a moment; a run that has :func:`locked` the folder
     for an hour is not waited for.
     """
-    with _lock_file(root, "turn") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(root / FOLDER / "turn", root, wait_s=None):
         yield
-
-
-def _lock_file(root: Path, name: str) -> IO[str]:
-    folder = root / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / name).open("w")
-
-
-def _clear_leftovers(folder: Path) -> None:
-    """Removes half-made files and folders; puts an older one back whose successor never came."""
-    for path in sorted(folder.glob(".*")):
-        found = _LEFTOVER.fullmatch(path.name)
-        if found is None:
-            continue
-        if found["end"] == "old" and not (folder / found["name"]).exists():
-            path.replace(folder / found["name"])
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import onnx_ir as ir
 
 from exporter.disk import telling_full_disk
 from exporter.progress import QUIET, ByteCount, Progress
-from graph_passes.files.storage import weight_bytes, write_files
+from graph_passes.files.placing import staging
+from graph_passes.files.storage import stale_data, weight_bytes, write_files
 from graph_passes.files.unfinished import Unfinished
 
 MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
 _INLINE_BYTES = 1024  # what a graph may hold itself
 _LEFT_BYTES = 256  # what stays in it here
 
@@ -46,27 +45,20 @@ def save_onnx(
         OnnxFileError: The graph can't be serialised.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    size = weight_bytes(model)
-    with (
-        telling_full_disk(folder),
-        tempfile.TemporaryDirectory(prefix=".export.", suffix=".part", dir=folder) as name,
-    ):
+    size, target = weight_bytes(model), folder / MODEL_FILE
+    with telling_full_disk(folder), staging(target) as staged:
         if any(map(_is_lazy, model.graph.initializers.values())):
             _require_room(folder, size, unfinished)
-        part = Path(name)
-        with ByteCount.large(progress, f"write {DATA_FILE}", size) as count:
-            write_files(
-                *(model, part, MODEL_FILE, "compact"),
+        with ByteCount.large(progress, f"write the weights of {target}", size) as count:
+            written = write_files(
+                *(model, staged.folder, MODEL_FILE, "compact"),
                 inline_bytes=_LEFT_BYTES,
                 told=count.add,
                 unfinished=unfinished,
             )
-        # Nothing reads the data without the graph that names it, so the graph comes last.
-        if not (part / DATA_FILE).exists():
-            (part / DATA_FILE).touch()
-        for file in (DATA_FILE, MODEL_FILE):
-            (part / file).replace(folder / file)
-    return folder / MODEL_FILE
+        moves = [(file, folder / file.name) for file in written]
+        staged.place(moves, stale_data(target, written))
+    return target
 
 
 def save_graph(model: ir.Model, folder: Path) -> Path:
@@ -79,11 +71,15 @@ def save_graph(model: ir.Model, folder: Path) -> Path:
     """
     if any(map(_is_new, model.graph.initializers.values())):
         return save_onnx(model, folder)
-    part = folder / f".{MODEL_FILE}.part"
-    with telling_full_disk(folder):
-        ir.save(model, part)
-        part.replace(folder / MODEL_FILE)
-    return folder / MODEL_FILE
+    target = folder / MODEL_FILE
+    with telling_full_disk(folder), staging(target) as staged:
+        staged.place([(_saved(model, staged.folder / MODEL_FILE), target)])
+    return target
+
+
+def _saved(model: ir.Model, path: Path) -> Path:
+    ir.save(model, path)
+    return path
 
 
 def _require_room(folder: Path, size: int, unfinished: Unfinished | None) -> None:

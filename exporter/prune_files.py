@@ -27,7 +27,6 @@ class PruneFiles:
         source: The ONNX file that is cut.
         data: The data files that its weights lie in.
         target: The result's ONNX file.
-        own_data: Where the result's own weights go, if it gets any.
         weights: How the result has its weights.
         report: The report's file.
         genai: The config of onnxruntime-genai, where the source has one.
@@ -36,7 +35,6 @@ class PruneFiles:
     source: Path
     data: tuple[Path, ...]
     target: Path
-    own_data: Path
     weights: Literal["compact", "share"]
     report: Path
     genai: GenaiResult | None
@@ -56,16 +54,16 @@ class PruneFiles:
         Raises:
             SurgeryError: The config of onnxruntime-genai can't be rewritten for the result.
         """
-        from graph_passes.files.storage import data_files, data_path
+        from graph_passes.files.storage import data_files
 
         genai = GenaiResult.beside(source, target) if genai_config == "rewrite" else None
         data = tuple(data_files(model))
-        return cls(source, data, target, data_path(target), weights, report, genai)
+        return cls(source, data, target, weights, report, genai)
 
     @property
     def all(self) -> list[Path]:
         """Every file but the config of onnxruntime-genai."""
-        return [self.source, *self.data, self.target, self.own_data, self.report]
+        return [self.source, *self.data, self.target, self.report]
 
     def refuse_harm(
         self, model: ir.Model, replacements: Replacements | None, *, report_asked: bool
@@ -74,7 +72,7 @@ class PruneFiles:
 
         Args:
             model: The graph that is cut.
-            replacements: An input too, of which the numbers go into the result's own data.
+            replacements: An input too.
             report_asked: Whether the report's place was asked for.
 
         Raises:
@@ -87,15 +85,13 @@ class PruneFiles:
 
         self._refuse_overwriting(replacements)
         _refuse_foreign_report(self.report, self.target.name, asked=report_asked)
-        brings_weights = replacements is not None
-        refuse_collision(model, self.target, self.weights, brings_weights=brings_weights)
+        refuse_collision(model, self.target, self.weights)
 
     def _refuse_overwriting(self, replacements: Replacements | None) -> None:
         sources = [self.source, *self.data, *([replacements.path] if replacements else [])]
         sources += [self.genai.config.path] if self.genai else []
-        writes_data = self.weights == "compact" or replacements is not None
-        targets = [self.target, self.report, *([self.own_data] if writes_data else [])]
-        _refuse_overwriting(sources, [*targets, *([self.genai.target] if self.genai else [])])
+        targets = [self.target, self.report, *([self.genai.target] if self.genai else [])]
+        _refuse_overwriting(sources, targets)
 
 
 def choose_report_path(target: Path, asked: Path | None) -> Path:
@@ -142,7 +138,7 @@ def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> Non
     for one, other in itertools.combinations(targets, 2):
         if _same_file(one, other):
             raise SurgeryError(
-                f"The result, its weights and its report need a file each, but two are {one}.",
+                f"The result and its report need a file each, but both are {one}.",
                 "Write the result or the report under another name.",
             )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from exporter.engine.gate import ParserCheck
+    from graph_passes.files.placing import Staging
     from graph_passes.files.unfinished import Unfinished
     from graph_passes.replacements import ReplacementTensors
 
@@ -222,28 +224,42 @@ def _publish(
 ) -> PruneReport:
     """Writes everything aside, has it verified, and puts it in its place, all or nothing."""
     from graph_passes.files import storage
-    from graph_passes.files.placing import place, staging
+    from graph_passes.files.placing import staging
 
     target = files.target
     try:
-        with staging(target) as stage, staging(files.report) as report_stage:
+        with staging(target) as staged, _report_stage(files, staged) as report_stage:
+            stage = staged.folder
             written = _written(files, pruned, stage, unfinished, progress)
             shares = files.weights == "share" and files.data
             folder = files.source.parent if shares else stage
             if shares:
                 _link(files, stage)
             report = reported(stage / target.name, folder)
+            graph = written.pop()
             moves = [(file, target.parent / file.name) for file in written]
             if files.genai and config is not None:
-                staged = stage / files.genai.target.name
-                staged.write_text(config, encoding="utf-8")
-                moves.append((staged, files.genai.target))
+                config_file = stage / files.genai.target.name
+                config_file.write_text(config, encoding="utf-8")
+                moves.append((config_file, files.genai.target))
             moves.append((report.write(report_stage / files.report.name), files.report))
-            stale = storage.stale_data(pruned, target, written)
-            place(moves, [(file, stage) for file in stale])
+            moves.append((graph, target))
+            staged.place(moves, storage.stale_data(target, [*written, graph], files.data))
     except OSError as error:
         raise storage.write_error(target, error) from error
     return report
+
+
+@contextlib.contextmanager
+def _report_stage(files: PruneFiles, staged: Staging) -> Iterator[Path]:
+    """Where the report is made: on the file system that it goes to."""
+    from graph_passes.files.placing import staging
+
+    if files.report.parent.resolve() == files.target.parent.resolve():
+        yield staged.folder
+        return
+    with staging(files.report) as other:
+        yield other.folder
 
 
 def _written(
@@ -257,7 +273,7 @@ def _written(
 
     compact = files.weights == "compact"
     size = storage.weight_bytes(pruned) if compact else 0
-    with ByteCount.large(progress, f"write {files.own_data.name}", size) as count:
+    with ByteCount.large(progress, f"write the weights of {files.target.name}", size) as count:
         return storage.write_files(
             *(pruned, stage, files.target.name, files.weights),
             told=count.add,

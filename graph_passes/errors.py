@@ -23,6 +23,26 @@ class DepthcutError(Exception):
         return f"{self.message} {self.hint}".strip()
 
 
+class UsageError(DepthcutError):
+    """The call itself is wrong: options that exclude each other, a name that is not there."""
+
+
+class UnsafeInputError(UsageError):
+    """A file that others made leaves its folder, is no regular file, or is beyond all bounds."""
+
+
+class TargetInUseError(UsageError):
+    """Another process writes the same file or folder."""
+
+
+class PreparedFolderError(UsageError):
+    """A folder or record of ours in an output folder is not as depthcut writes it."""
+
+
+class InterruptedResultError(DepthcutError):
+    """A result was cut off while its files took their places, and can't be completed here."""
+
+
 class SurgeryError(DepthcutError):
     """The graph can't be cut as asked. The model that was passed in is unchanged."""
 

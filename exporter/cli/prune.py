@@ -111,8 +111,7 @@ def prune(
         exported_from = _exported_from(model) if plan.made_from else None
         hold_against_model(plan, exported_from, model=str(model), path=plan_path, progress=progress)
         replacements = read_replacements(plan, plan_path)
-        own_data = output.with_name(output.name + ".data")
-        for written in (output, own_data, report_path or output.with_name("prune.json")):
+        for written in (output, report_path or output.with_name("prune.json")):
             refuse_overwriting(written, [plan_path])
     report = prune_file(
         model,

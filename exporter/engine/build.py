@@ -33,7 +33,7 @@ from exporter.errors import EngineError, UsageError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.progress import QUIET, Progress
 from exporter.scratch import scratch_folder
-from graph_passes.files.placing import place, staging
+from graph_passes.files.placing import staging
 
 _DEFAULT = BuildSettings()
 _RANGES = Ranges()
@@ -138,7 +138,8 @@ def _build(
     in_folder = is_folder(target)
     if not in_folder:
         refuse_overwriting(with_marks(target, marks), order.sources)
-    with staging(target / "engine" if in_folder else target) as stage:
+    with staging(with_marks(target / "engine" if in_folder else target, marks)) as staged:
+        stage = staged.folder
         built = stage / "engine"
         request = _request(built, settings, entries, order.timing_cache)
         with ThreadPoolExecutor(1) as pool:
@@ -167,10 +168,10 @@ def _build(
             **_told(result),
         )
         sidecar = record.write(stage / "engine.json")
-        moves = [(built, path), (sidecar, sidecar_path(path))]
+        moves = [(sidecar, sidecar_path(path)), (built, path)]
         if order.timing_cache is not None:  # first: a cache without an engine does no harm
             _keep_cache(stage / _NEW_CACHE, order.timing_cache)
-        place(moves)
+        staged.place(moves)
     return path, record
 
 
@@ -328,8 +329,8 @@ def _cache_request(timing_cache: Path | None, stage: Path) -> dict[str, str] | N
 
 def _keep_cache(new: Path, timing_cache: Path) -> None:
     """It may lie on another file system than the engine."""
-    with staging(timing_cache) as stage:
-        place([(shutil.copyfile(new, stage / "cache"), timing_cache)])
+    with staging(timing_cache) as staged:
+        staged.place([(shutil.copyfile(new, staged.folder / "cache"), timing_cache)])
 
 
 def _hash_of(path: Path) -> str | None:

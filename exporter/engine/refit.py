@@ -20,7 +20,7 @@ from exporter.engine.sidecar import EngineRecord, read_sidecar, sidecar_path
 from exporter.errors import EngineError, UsageError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.progress import QUIET, Progress
-from graph_passes.files.placing import place, staging
+from graph_passes.files.placing import staging
 
 
 def refit_engine(
@@ -56,7 +56,8 @@ def refit_engine(
     for each in (target, sidecar_path(target)):
         refuse_overwriting(each, [engine, sidecar_path(engine), onnx, *facts.weights])
     refuse_unready(engines)
-    with staging(target) as stage:
+    with staging(target) as staged:
+        stage = staged.folder
         built = stage / "engine"
         request = {
             "job": "refit",
@@ -73,7 +74,8 @@ def refit_engine(
             "settings": record.settings.model_copy(update={"strip_weights": False}),
         }
         refitted = record.model_copy(update=changes)
-        place([(built, target), (refitted.write(stage / "engine.json"), sidecar_path(target))])
+        record_file = refitted.write(stage / "engine.json")
+        staged.place([(record_file, sidecar_path(target)), (built, target)])
     return target, refitted
 
 

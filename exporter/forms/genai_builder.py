@@ -20,7 +20,7 @@ from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.forms.noting import Written
 from exporter.forms.windows import require_windows
 from exporter.genai_config import CONFIG_FILE
-from exporter.onnx_output import DATA_FILE, MODEL_FILE
+from exporter.onnx_output import MODEL_FILE
 from exporter.optional import require
 from exporter.overheard import told_to
 from exporter.progress import QUIET, Progress
@@ -63,7 +63,7 @@ def build_decoder(
             _save_checkpoint(loaded, checkpoint)
             _run_builder(builder, loaded, checkpoint, out, provider)
         require_windows(out / MODEL_FILE, loaded.model.config.get_text_config())
-        for file in (DATA_FILE, MODEL_FILE, CONFIG_FILE):
+        for file in (f"{MODEL_FILE}.data", MODEL_FILE, CONFIG_FILE):
             shutil.move(out / file, folder / file)
     runtime = require("onnxruntime_genai", extra=_EXTRAS[provider])
     return Written(f"onnxruntime-genai {runtime.__version__}")

@@ -19,7 +19,7 @@ from exporter.artifacts import (
 from exporter.disk import telling_full_disk
 from exporter.errors import DepthcutError, HealingError, UsageError
 from exporter.files import make_readable, refuse_overwriting, sha256_file
-from graph_passes.files.placing import place, staging
+from graph_passes.files.placing import staging
 from graph_passes.replacements import FACTORS
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ def write_replacements(
         HealingError: There is none with numbers, or numbers are not finite.
     """
     path = folder / name
-    with telling_full_disk(folder), staging(path) as stage:
-        reference = _write(stage / name, substitutes)
-        place([(stage / name, path)])
+    with telling_full_disk(folder), staging(path) as staged:
+        reference = _write(staged.folder / name, substitutes)
+        staged.place([(staged.folder / name, path)])
     return reference
 
 
@@ -144,8 +144,8 @@ def write_healed_plan(
     """
     _, numbers, usual = files_of(path)
     plan = plan.model_copy(update={"made_from": _without_report(plan)})
-    with telling_full_disk(path.parent), staging(path) as stage:
-        moves = []
+    with telling_full_disk(path.parent), staging(path) as staged:
+        stage, moves = staged.folder, []
         if any(each.bias is not None or each.maps for each in substitutes.values()):
             reference = _write(stage / numbers.name, substitutes)
             plan = plan.model_copy(update={"replacements": reference})
@@ -160,7 +160,7 @@ def write_healed_plan(
             moves.append((told, place_of_report))
         moves.append((plan.write(stage / path.name), path))
         written = {final for _, final in moves}
-        place(moves, [(each, stage) for each in _earlier(path) if each not in written])
+        staged.place(moves, [each for each in _earlier(path) if each not in written])
     return plan
 
 

@@ -11,7 +11,7 @@ from exporter.engine.engine_set import EngineSet, find_engines
 from exporter.engine.sidecar import sidecar_path
 from exporter.errors import PackagingError
 from exporter.files import refuse_overwriting
-from graph_passes.files.placing import place, staging
+from graph_passes.files.placing import staging
 
 _BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
@@ -52,8 +52,8 @@ def package_tarball(engine: Path, target: Path, *, beside: Path | None = None) -
     found = [folder / name for name in _BESIDE if (folder / name).is_file()]
     files = [*(file for path in engines.paths for file in (path, sidecar_path(path))), *found]
     refuse_overwriting(target, files)
-    with staging(target) as stage:
-        packed = stage / "packed"
+    with staging(target) as staged:
+        packed = staged.folder / "packed"
         with (
             packed.open("wb") as raw,
             gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=1) as zipped,
@@ -65,7 +65,7 @@ def package_tarball(engine: Path, target: Path, *, beside: Path | None = None) -
             for file in files:
                 archive.add(file, file.name, filter=_nameless)
             _add_text(archive, "NOTES.txt", _notes(engines))
-        place([(packed, target)])
+        staged.place([(packed, target)])
     return [*(file.name for file in files), "NOTES.txt"]
 
 

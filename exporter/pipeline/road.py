@@ -20,10 +20,9 @@ from exporter.pipeline.refusals import (
     refuse_calibration_text,
     refuse_foreign_results,
 )
-from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
+from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, Run
 from exporter.pipeline.shared import SHARED, once
 from exporter.progress import QUIET, Progress
-from exporter.report.files import REPORTS
 from exporter.request import ExportRequest
 
 Stage = Callable[[Run], tuple[list[Path], Any]]
@@ -41,8 +40,9 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     Raises:
         DepthcutError: The subclass of the stage that failed.
     """
-    run = _started(request, progress)
+    refuse_bad_options(request)
     with locked(request.out):
+        run = _started(request, progress)
         _write_models(run)
         _stage(run, "measure", keys.measure_key(run), measure)
         _card(run)
@@ -58,19 +58,19 @@ def write_models(request: ExportRequest, progress: Progress = QUIET) -> PruneRep
     Raises:
         DepthcutError: The subclass of the stage that failed.
     """
-    run = _started(request, progress)
+    refuse_bad_options(request)
     with locked(request.out):
+        run = _started(request, progress)
         _write_models(run)
         if run.ledger.has("measure") and not run.ledger.valid("measure", keys.measure_key(run)):
             progress.say("report: that of other models is removed")
-            run.ledger.forget("measure", *REPORTS)
+            run.ledger.forget("measure")
         _card(run)
         _publish(run)
         return PruneReport.read(request.out / "prune.json")
 
 
 def _started(request: ExportRequest, progress: Progress) -> Run:
-    refuse_bad_options(request)
     run = Run(request, progress)
     refuse_foreign_results(run)
     streaming.refuse_large_comparison(run)
@@ -113,7 +113,7 @@ def _heal(run: Run) -> None:
     if wanted is not None:
         _stage(run, HEALING, heal_key(run, wanted), partial(heal, wanted=wanted))
     elif run.ledger.has(HEALING):
-        run.ledger.forget(HEALING, HEALING)
+        run.ledger.forget(HEALING)
 
 
 def _checkpoint(run: Run) -> None:
@@ -130,7 +130,7 @@ def _card(run: Run) -> None:
 def _quantize(run: Run) -> None:
     wanted = run.request.quantize
     if wanted is None:
-        run.forget_others(QUANTIZE, *QUANTIZED.values())
+        run.forget_others(QUANTIZE)
     else:
         wanted = with_method(run, wanted)
         _stage(run, QUANTIZE, quantize_key(run, wanted), partial(quantize, settings=wanted))
@@ -139,7 +139,7 @@ def _quantize(run: Run) -> None:
 def _engines(run: Run) -> None:
     wanted = run.request.engines
     if wanted is None:
-        run.forget_others(ENGINES, ENGINES)
+        run.forget_others(ENGINES)
     else:
         _stage(run, ENGINES, engines_key(run, wanted), partial(build, wanted=wanted))
 

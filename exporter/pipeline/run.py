@@ -118,16 +118,15 @@ class Run:
         names = QUANTIZED if self.request.by_modelopt else {arm: arm for arm in ARMS}
         return {arm: self.ledger.path(folder) for arm, folder in names.items()}
 
-    def forget_others(self, stage: str, *results: str) -> None:
+    def forget_others(self, stage: str) -> None:
         """Takes what a stage made of other graphs out of the results, where it isn't run now.
 
         Args:
             stage: It notes what it was made from, as :meth:`sources` tells it.
-            results: Its folders.
         """
         if self.ledger.has(stage) and self.ledger.notes(stage) != self.sources():
             self.progress.say(f"{stage}: its results are removed, they were made from other graphs")
-            self.ledger.forget(stage, *results)
+            self.ledger.forget(stage)
 
 
 def _hash_source(request: ExportRequest) -> str:

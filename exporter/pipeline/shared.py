@@ -15,8 +15,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from exporter.files import sha256_file, staged_directory, swap, write_text
+from exporter.files import sha256_file, staged_directory, write_text
 from exporter.ledger import in_turn, key_hash
+from graph_passes.files.placing import remove_tree
 
 SHARED = frozenset({"score", "plan", "healing", "export", "prune"})
 """The stages whose results don't depend on who asks; times are always a folder's own."""
@@ -89,12 +90,12 @@ class SharedStages:
         Nothing else may work in the folder.
         """
         for part in self._root.glob(".*"):  # left by a run that was killed
-            shutil.rmtree(part, ignore_errors=True)
+            remove_tree(part)
         for entry in self._root.glob(f"*/{_ENTRY}"):
             files = (path for path in (entry.parent / _FILES).rglob("*") if path.is_file())
             if not any(path.stat().st_nlink > 1 for path in files):
-                shutil.rmtree(entry.parent, ignore_errors=True)
-        shutil.rmtree(self._root / "turns", ignore_errors=True)
+                remove_tree(entry.parent)
+        remove_tree(self._root / "turns")
 
     def _name(self, stage: str, key: Mapping[str, Any]) -> str:
         return f"{stage}-{key_hash(key)[:32]}"
@@ -139,10 +140,10 @@ def _place(source: Path, final: Path) -> None:
                 if path.is_file():
                     _link(path, stage / path.relative_to(source))
         return
-    part = final.with_name(f".{final.name}.shared.part")
+    part = final.with_name(f"{final.name}.part")
     part.unlink(missing_ok=True)
     _link(source, part)
-    swap(part, final)
+    part.replace(final)
 
 
 def _link(source: Path, target: Path) -> None:

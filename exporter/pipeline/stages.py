@@ -19,8 +19,8 @@ from exporter.pipeline.refusals import refuse_lost_caches
 from exporter.pipeline.run import Run, files_below
 from exporter.request import COUNTS
 
-WEIGHT_FILES = ("model.onnx", "model.onnx.data")
-"""What of a model's folder is written anew for another form of it."""
+WEIGHT_FILES = ("model.onnx", "model.onnx*.data")
+"""Patterns of what of a model's folder is written anew for another form of it."""
 
 
 def score_sublayers(run: Run) -> tuple[list[Path], None]:

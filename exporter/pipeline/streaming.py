@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import ImportanceReport
 from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
 from exporter.ledger import FOLDER, key_hash
-from exporter.onnx_output import DATA_FILE
 from exporter.pipeline.keys import Key
 from exporter.pipeline.run import Run
 from exporter.request import ExportRequest, SourceOptions
+from graph_passes.files.placing import remove_tree
 from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ def going_on(run: Run, stage: str, key: Key, folder: Path) -> Iterator[Unfinishe
         return
     unfinished = Unfinished(_place(run) / stage, key_hash(key))
     try:
-        with unfinished.until_done(folder / DATA_FILE):
+        with unfinished.until_done(folder):
             yield unfinished
     except TooLittleMemoryError:
         raise
@@ -138,7 +137,7 @@ def going_on(run: Run, stage: str, key: Key, folder: Path) -> Iterator[Unfinishe
 
 def forget_unfinished(run: Run) -> None:
     """Removes what earlier runs of other settings have left half-written."""
-    shutil.rmtree(_place(run), ignore_errors=True)
+    remove_tree(_place(run))
 
 
 def _hollow(loaded: LoadedModel) -> MetaModel:

@@ -122,7 +122,7 @@ def quantize_with_report(
             for ModelOpt without it.
     """
     from graph_passes.files import storage
-    from graph_passes.files.placing import place, staging
+    from graph_passes.files.placing import staging
 
     settings.refuse_nonsense(bits_given=bool(bits_by_node))
     model = storage.load_model(source)
@@ -136,7 +136,8 @@ def quantize_with_report(
         tokens = calibration_tokens(source, settings.calibration or "")
     before = _bytes([source, *storage.data_files(model)])
     try:
-        with staging(output) as stage:
+        with staging(output) as staged:
+            stage = staged.folder
             mixed = None
             if settings.scheme == "mixed" and not bits_by_node and tokens is not None:
                 mixed = _searched(model, found, settings, tokens, stage, progress)
@@ -150,8 +151,8 @@ def quantize_with_report(
             after = _bytes(written)
             moves = stage_companions(source, output, stage) if with_companions else []
             moves += [(file, output.parent / file.name) for file in written]
-            stale = storage.stale_data(done.model, output, written)
-            place(moves, [(file, stage) for file in stale])
+            needed = storage.data_files(model)
+            staged.place(moves, storage.stale_data(output, written, needed))
     except OSError as error:
         raise storage.write_error(output, error) from error
     what = done.what

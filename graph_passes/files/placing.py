@@ -1,87 +1,287 @@
-"""Several files that take their places together, or none of them."""
+"""The one door through which results appear, change and go: all files of a result, or none.
+
+A result is made in a folder of ours beside its target, under the target's lock. When several files
+belong together, a record of what is about to change is written first. A process that is killed
+after that leaves a result that the next reader or writer completes from the record; one that is
+killed before leaves the earlier result, and the next writer removes what was made::
+
+    <folder>/.depthcut/results/<target>/lock           who writes the target now
+    <folder>/.depthcut/results/<target>/new/           the files that are being made
+    <folder>/.depthcut/results/<target>/kept/          what an interrupted run goes on with
+    <folder>/.depthcut/results/<target>/changing.json  the record
+
+A record is a stranger's input until it is checked: it can only name files of its own folder, and
+changes only what has the very inodes, sizes and times that were written down.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-_NAME_PART = 40  # how much of the target's name a staging folder's name shows
+from graph_passes.errors import DepthcutError, InterruptedResultError, TargetInUseError
+from graph_passes.files.exchange import absolute, identity, put, sync, sync_names, take_back
+from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, refuse_links
+from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
+
+_RESULTS, _NEW, _KEPT, _GONE = "results", "new", "kept", "gone"
+_LEVELS = 4  # a checkpoint stands in <out>/candidate/hf/
+_READER_WAITS_S = 20.0
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Where a result is made before it takes its place.
+
+    Attributes:
+        target: The file or folder that the result is for.
+        home: The folder of ours that it is made in, on the target's file system.
+    """
+
+    target: Path
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where the new files are made; empty at first, gone at the end."""
+        return self.home / _NEW
+
+    @property
+    def kept(self) -> Path:
+        """Where an interrupted run leaves what the next one goes on with; nobody else clears it."""
+        return self.home / _KEPT
+
+    def place(
+        self, moves: Sequence[tuple[Path, Path]] | None = None, removals: Sequence[Path] = ()
+    ) -> None:
+        """Moves finished files and folders to their final names; all is as before if one can't be.
+
+        Args:
+            moves: Staged path and final path, in the order in which they are to appear; each pair
+                on one file system. None: the staging folder itself becomes the target.
+            removals: Files that go at the end.
+
+        Raises:
+            OSError: A name can't be changed.
+        """
+        place(self.home, [(self.folder, self.target)] if moves is None else moves, removals)
 
 
 @contextlib.contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """Gives an empty folder beside ``target``; it is gone when the block ends, however it ends.
+def staging(target: Path, *, wait_s: float = MOMENT_S) -> Iterator[Staging]:
+    """Gives an empty folder for a result, under the target's lock.
 
-    Folders above ``target`` that are made for this go again when the block raises.
-    """
-    made = [folder for folder in target.parents if not folder.exists()]
-    # The name is known before the folder is there, so that no moment exists to leave it behind.
-    stage = target.with_name(f".{target.name[:_NAME_PART]}.{secrets.token_hex(8)}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage.mkdir(mode=0o700)
-        yield stage
-        shutil.rmtree(stage, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-
-
-def place(moves: Sequence[tuple[Path, Path]], removals: Sequence[tuple[Path, Path]] = ()) -> None:
-    """Moves finished files to their final names; all is as before if any step fails.
+    Folders above ``target`` that are made for this go again when nothing was placed in them.
 
     Args:
-        moves: Staged file and final name, in the order in which they are to appear. The staged
-            file's folder is on the same file system; it keeps the earlier file meanwhile.
-        removals: Files that go at the end, and the staging folders that keep them meanwhile.
+        target: A file or a folder that is replaced as a whole.
+        wait_s: How long another process that writes it is waited for.
+
+    Raises:
+        TargetInUseError: Another process writes it.
+        PreparedFolderError: There are links in the folder of ours.
+        OSError: The folder can't be made.
     """
+    home = home_of(target)
+    with held(home, target, wait_s=wait_s):
+        _clear_neighbours(home)
+        complete(home, overwriting=True)
+        stage = Staging(target, home)
+        try:
+            stage.folder.mkdir()
+            yield stage
+        finally:
+            _clear(home)
+
+
+def home_of(target: Path) -> Path:
+    """The folder of ours for a target that is replaced as a whole."""
+    at = absolute(target)
+    return at.parent / FOLDER / _RESULTS / at.name
+
+
+def place(home: Path, moves: Sequence[tuple[Path, Path]], removals: Sequence[Path] = ()) -> None:
+    """As :meth:`Staging.place`, for a folder of ours whose lock the caller holds."""
     for staged, _ in moves:
-        _sync(staged)
-    with contextlib.ExitStack() as undo:
-        for staged, final in moves:
-            earlier = staged.with_name(f"{staged.name}.earlier")
-            if os.path.lexists(final):
-                _keep(final, earlier)
-            undo.callback(_put_back, earlier, final)
-            staged.replace(final)
-        for final, stage in removals:
-            undo.callback(_restore, stage / f"{final.name}.removed", final)
-            final.replace(stage / f"{final.name}.removed")
+        sync(staged)
+    record = ChangeRecord(
+        [Change(staged, final, identity(staged), identity(final)) for staged, final in moves],
+        [Removal(final, identity(final)) for final in removals],
+    )
+    alone = len(moves) + len(removals) == 1  # one step needs no record
+    if not alone:
+        record.write(home)
+    try:
+        _carry_out(home, record)
         for folder in {final.parent for _, final in moves}:
-            _sync(folder)
+            sync_names(folder)
+    except BaseException:
+        if all(identity(change.final) == change.old for change in record.changes):
+            (home / RECORD).unlink(missing_ok=True)
+        raise
+    (home / RECORD).unlink(missing_ok=True)
+
+
+def _carry_out(home: Path, record: ChangeRecord) -> None:
+    """Every step, or, when one fails, none."""
+    with contextlib.ExitStack() as undo:
+        for change in record.changes:
+            was_there = change.old is not None
+            undo.callback(_take_back, change, was_there=was_there)
+            put(change.staged, change.final)
+        for number, removal in enumerate(record.removals):
+            gone = gone_of(home) / str(number)
+            gone.parent.mkdir(exist_ok=True)
+            removal.final.rename(gone)
+            undo.callback(gone.rename, removal.final)
         undo.pop_all()
 
 
-def _keep(final: Path, earlier: Path) -> None:
-    """A second name for the earlier file, so that at no moment there is none."""
+def _take_back(change: Change, *, was_there: bool) -> None:
+    half_taken = was_there and not os.path.lexists(change.final)
+    if half_taken or identity(change.final) == change.new:  # else the step was not taken
+        take_back(change.staged, change.final, was_there=was_there)
+
+
+def is_pending(home: Path) -> bool:
+    """Whether a folder of ours holds a record of changes that are not complete."""
+    return os.path.lexists(home / RECORD)
+
+
+def gone_of(home: Path) -> Path:
+    """Where files that were removed are until all changes are complete."""
+    return home / _GONE
+
+
+def finish_interrupted(path: Path) -> None:
+    """Completes results that a killed process has left half in their places, for a reader.
+
+    Args:
+        path: The file or folder that is about to be read; records beside it and in the folders
+            above it are looked for.
+
+    Raises:
+        InterruptedResultError: Such a result can't be completed here.
+    """
+    at = absolute(path)
+    for folder in (at, *at.parents)[: _LEVELS + 1]:
+        ours = folder / FOLDER
+        if not os.path.lexists(ours):
+            continue
+        for home in (ours, *sorted((ours / _RESULTS).glob("*"))):
+            if is_pending(home):
+                _finish(home, folder)
+
+
+def _finish(home: Path, folder: Path) -> None:
     try:
-        earlier.hardlink_to(final)
-    except OSError:
-        shutil.copy2(final, earlier, follow_symlinks=False)
+        with held(home, folder, wait_s=_READER_WAITS_S):
+            complete(home)
+            _clear(home)
+    except (OSError, TargetInUseError) as error:
+        if is_pending(home):
+            raise InterruptedResultError(
+                f"{folder} holds a result that was cut off while its files took their places, and "
+                f"it can't be completed here: {error}.".replace("..", "."),
+                "Run the command that wrote it again.",
+            ) from error
 
 
-def _put_back(earlier: Path, final: Path) -> None:
-    if os.path.lexists(earlier):
-        earlier.replace(final)
-    else:
-        final.unlink(missing_ok=True)
+def complete(home: Path, *, overwriting: bool = False) -> None:
+    """Carries out what is left of a record, under the lock of its folder.
 
+    Args:
+        home: The folder of ours that may hold one.
+        overwriting: Gives a record up that can't be carried out: its result is written anew.
 
-def _restore(removed: Path, final: Path) -> None:
-    if os.path.lexists(removed):
-        removed.replace(final)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    Raises:
+        InterruptedResultError: Files are not as the record says.
+    """
+    if not is_pending(home):
+        return
     try:
+        _complete(home, read_record(home))
+    except InterruptedResultError:
+        if not overwriting:
+            raise
+    (home / RECORD).unlink(missing_ok=True)
+
+
+def _complete(home: Path, record: ChangeRecord) -> None:
+    for change in record.changes:
+        if identity(change.final) == change.new:
+            continue
+        if identity(change.staged) != change.new:
+            raise _changed(change.staged)
+        if identity(change.final) not in (change.old, None):
+            raise _changed(change.final)
+        put(change.staged, change.final)
+    for number, removal in enumerate(record.removals):
+        if removal.old is not None and identity(removal.final) == removal.old:
+            gone_of(home).mkdir(exist_ok=True)
+            removal.final.rename(gone_of(home) / str(number))
+    for folder in {change.final.parent for change in record.changes}:
+        sync_names(folder)
+
+
+def _changed(path: Path) -> InterruptedResultError:
+    return InterruptedResultError(
+        f"{path} belongs to a result that was cut off while its files took their places, and has "
+        "been changed since.",
+        "Run the command that wrote it again.",
+    )
+
+
+def _clear_neighbours(home: Path) -> None:
+    """Completes and removes what killed processes left for other targets of the same folder."""
+    for other in sorted(home.parent.glob("*")):
+        rests = [name for name in (RECORD, _NEW, _GONE) if os.path.lexists(other / name)]
+        if other != home and rests and not other.is_symlink() and is_free(other):
+            with contextlib.suppress(DepthcutError, OSError), held(other, other, wait_s=0):
+                complete(other)
+                _clear(other)
+
+
+def _clear(home: Path) -> None:
+    """Removes what was made or replaced; ``kept`` stays, and what a record still needs."""
+    if is_pending(home):
+        return
+    for name in (_NEW, _GONE):
+        shutil.rmtree(home / name, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (home / RECORD).with_suffix(".part").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (home / _KEPT).rmdir()
+
+
+def append(path: Path, text: str) -> None:
+    """Adds to a file in a folder of ours, through to the disk.
+
+    Raises:
+        OSError: It can't be written, or is a link.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(path, flags, 0o666)
+    try:
+        data = memoryview(text.encode())
+        while data:
+            data = data[os.write(handle, data) :]
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder of ours with all that is in it, links in it not followed.
+
+    Raises:
+        PreparedFolderError: It is not below a folder of ours, or is reached through a link.
+    """
+    if FOLDER not in folder.parts:
+        raise ValueError(f"{folder} is not in a folder of ours")
+    refuse_links(folder)
+    shutil.rmtree(folder, ignore_errors=True)

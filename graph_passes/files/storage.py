@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -12,15 +13,17 @@ import onnx_ir as ir
 
 from graph_passes.errors import OnnxFileError
 from graph_passes.files.file_checks import check_external, refuse_unsupported
+from graph_passes.files.hashing import content_sha256
 from graph_passes.files.locations import common_folder, leaves_folder
 from graph_passes.files.neighbours import other_reader, reads
-from graph_passes.files.placing import place, staging
+from graph_passes.files.placing import finish_interrupted, staging
 from graph_passes.files.unfinished import Unfinished
 from graph_passes.files.weight_file import WeightWriter, read_bytes
 
 Weights = Literal["compact", "share"]
 
 _INLINE_BYTES = 1024
+_HASH_LETTERS = 16
 _MOST_INLINE_BYTES = 1 << 20
 _AGAIN = "It may be cut off: export or copy it again."
 
@@ -40,6 +43,7 @@ def load_model(path: Path) -> ir.Model:
         OnnxFileError: The file or its external data is missing, cut off, not ONNX, or outside
             the model's folder.
     """
+    finish_interrupted(path)
     model = _deserialised(path)
     ir.external_data.set_base_dir(model.graph, path.parent)
     attributes = list(_external_attributes(model))
@@ -136,52 +140,40 @@ def save_model(model: ir.Model, path: Path, weights: Weights = "compact") -> Non
     Args:
         model: The model; it is unchanged. Its data files must still be there.
         path: The ONNX file to write. An earlier one is replaced.
-        weights: ``compact`` writes ``<name>.data`` beside it with the weights that this model
-            uses, copied in pieces; ``share`` points into the data files that the weights lie in
-            already, which must be in the folder of ``path``. Weights that are made anew (an
-            ``onnx_ir.LazyTensor``) go into the graph, or if they are large into
-            ``<name>.data``.
+        weights: ``compact`` writes ``<name>.<hash>.data`` beside it with the weights that this
+            model uses, copied in pieces; ``share`` points into the data files that the weights lie
+            in already, which must be in the folder of ``path``. Weights that are made anew (an
+            ``onnx_ir.LazyTensor``) go into the graph, or if they are large into such a file.
 
     Raises:
         OnnxFileError: ``share`` is asked for in another folder, the new files would overwrite
             what the weights come from or what another model reads, or the disk is full.
     """
-    refuse_collision(model, path, weights, brings_weights=bool(_new_weights(model)))
+    refuse_collision(model, path, weights)
     try:
         with staging(path) as stage:
-            written = write_files(model, stage, path.name, weights)
+            written = write_files(model, stage.folder, path.name, weights)
             moves = [(file, path.parent / file.name) for file in written]
-            place(moves, [(file, stage) for file in stale_data(model, path, written)])
+            stage.place(moves, stale_data(path, written, data_files(model)))
     except OSError as error:
         raise write_error(path, error) from error
 
 
-def refuse_collision(
-    model: ir.Model, path: Path, weights: Weights, *, brings_weights: bool = False
-) -> None:
+def refuse_collision(model: ir.Model, path: Path, weights: Weights) -> None:
     """Refuses to write where weights stand that someone needs, or to share across folders.
 
     Args:
         model: The model that the weights come from.
         path: The ONNX file to write.
         weights: See :func:`save_model`.
-        brings_weights: Whether weights come in that none of its data files holds, so that a new
-            one may be written with ``share`` too.
 
     Raises:
         OnnxFileError: With the reason.
     """
-    sources = data_files(model)
-    writes_data = weights == "compact" or brings_weights
-    _refuse_foreign(path, [path, data_path(path)] if writes_data else [path])
-    if writes_data and any(_same_file(data_path(path), source) for source in sources):
-        raise OnnxFileError(
-            f"{data_path(path)} holds the weights that the model is read from.",
-            "Write the result under another name.",
-        )
+    _refuse_foreign(path)
     if weights == "compact":
         return
-    for source in sources:
+    for source in data_files(model):
         if source.parent.resolve() != path.parent.resolve():
             raise OnnxFileError(
                 f"Weights can only be shared within one folder: {source.name} lies in "
@@ -196,35 +188,49 @@ def refuse_collision(
             )
 
 
-def _refuse_foreign(path: Path, files: Iterable[Path]) -> None:
-    for file in files:
-        reader = other_reader(file, path) if file.is_file() else None
-        if reader is not None:
-            raise OnnxFileError(
-                f"{file} holds weights of {reader.name}, which a new file would spoil.",
-                "Write the result under another name, or remove that model first.",
-            )
+def _refuse_foreign(path: Path) -> None:
+    reader = other_reader(path, path) if path.is_file() else None
+    if reader is not None:
+        raise OnnxFileError(
+            f"{path} holds weights of {reader.name}, which a new file would spoil.",
+            "Write the result under another name, or remove that model first.",
+        )
 
 
-def stale_data(model: ir.Model, path: Path, written: Iterable[Path]) -> list[Path]:
-    """The data file of an earlier result that nothing needs once a new one takes its place.
+def stale_data(path: Path, written: Iterable[Path], still_read: Iterable[Path] = ()) -> list[Path]:
+    """The data files of an earlier result that nothing needs once a new one takes its place.
 
     Args:
-        model: The new result.
-        path: Its ONNX file; the earlier one is still there.
+        path: The new result's ONNX file; the earlier one is still there.
         written: The new result's files.
+        still_read: Data files that are needed all the same.
     """
-    data = data_path(path)
-    if not data.is_file() or data.name in {file.name for file in written}:
-        return []
-    was_ours = path.is_file() and reads(path, data)
-    still_read = any(_same_file(data, source) for source in data_files(model))
-    return [] if not was_ours or still_read or other_reader(data, path) else [data]
+    new, still_read = {file.name for file in written}, list(still_read)
+    return [
+        data
+        for data in own_data(path)
+        if data.name not in new
+        and path.is_file()
+        and reads(path, data)
+        and not any(_same_file(data, source) for source in still_read)
+        and not other_reader(data, path)
+    ]
 
 
-def data_path(path: Path) -> Path:
-    """Where the weights of an ONNX file that depthcut writes stand."""
-    return path.with_name(path.name + ".data")
+def own_data(path: Path) -> list[Path]:
+    """The data files beside an ONNX file whose names say that depthcut wrote them for it."""
+    named = re.compile(re.escape(path.name) + rf"(\.[0-9a-f]{{{_HASH_LETTERS}}})?\.data")
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    return sorted(file for file in beside if named.fullmatch(file.name) and file.is_file())
+
+
+def data_name(name: str, sha256: str) -> str:
+    """What the weights of an ONNX file are named that depthcut writes: by what is in them.
+
+    So no graph can meet weights that it wasn't written for, wherever a write or a copy of the two
+    was cut off.
+    """
+    return f"{name}.{sha256[:_HASH_LETTERS]}.data"
 
 
 def write_error(path: Path, error: OSError) -> OnnxFileError:
@@ -252,7 +258,7 @@ def write_files(
     Args:
         model: The model; it is unchanged.
         folder: A staging folder.
-        name: The ONNX file's name; with ``compact``, ``<name>.data`` comes before it.
+        name: The ONNX file's name; the file of its weights (:func:`data_name`) comes before it.
         weights: See :func:`save_model`.
         inline_bytes: How large a weight may be that ``compact`` leaves in the graph; None: 1024.
         told: Is told of each piece of the weights how many bytes were written.
@@ -263,7 +269,7 @@ def write_files(
     """
     graph_file, inline = folder / name, _INLINE_BYTES if inline_bytes is None else inline_bytes
     moved = [*(_initializers(model) if weights == "compact" else _large(model))]
-    weight_file = data_path(graph_file)
+    weight_file = folder / f"{name}.data"
     tensors = [value.const_value for value in moved if value.const_value is not None]
     with (
         WeightWriter(weight_file, told=told)
@@ -273,8 +279,28 @@ def write_files(
         replaced = {value: _rehoused(value, writer, inline) for value in moved}
     if not writer.size:
         weight_file.unlink()
-    graph_file.write_bytes(_serialised_with(model, replaced.items()))
-    return [weight_file, graph_file] if writer.size else [graph_file]
+        graph_file.write_bytes(_serialised_with(model, replaced.items()))
+        return [graph_file]
+    named = weight_file.rename(folder / data_name(name, content_sha256(weight_file)))
+    placed = {value: _at(tensor, named, weight_file) for value, tensor in replaced.items()}
+    graph_file.write_bytes(_serialised_with(model, placed.items()))
+    return [named, graph_file]
+
+
+def _at(tensor: ir.TensorProtocol | None, named: Path, before: Path) -> ir.TensorProtocol | None:
+    """The tensor in the file that has its name now, where it lies in that file."""
+    if not isinstance(tensor, ir.ExternalTensor) or Path(tensor.path) != before:
+        return tensor
+    return ir.ExternalTensor(
+        location=named.name,
+        offset=tensor.offset,
+        length=tensor.length,
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        doc_string=tensor.doc_string,
+        base_dir=named.parent,
+    )
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -283,14 +309,9 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(sizes)
 
 
-def _new_weights(model: ir.Model) -> list[ir.Value]:
-    """The initializers that are made when they are asked for, and so lie in no file yet."""
-    return [v for v in _initializers(model) if isinstance(v.const_value, ir.LazyTensor)]
-
-
 def _large(model: ir.Model) -> list[ir.Value]:
-    """The new weights, if they are too large together for the graph's own file."""
-    new = _new_weights(model)
+    """The new weights, which lie in no file yet, if they are too large for the graph's own."""
+    new = [v for v in _initializers(model) if isinstance(v.const_value, ir.LazyTensor)]
     size = sum(value.const_value.nbytes for value in new if value.const_value is not None)
     return new if size > _MOST_INLINE_BYTES else []
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from graph_passes.files.exchange import Identity, identity, sync_names
 from graph_passes.files.weight_file import WeightWriter
 
 _NOTE = "written.json"
@@ -32,25 +33,30 @@ class Unfinished:
     def __init__(self, folder: Path, made_from: str) -> None:
         self.folder = folder
         self._made_from = made_from
-        self._finished: tuple[int, ...] | None = None
+        self._finished: Identity | None = None
+        self._name = ""
 
     @contextlib.contextmanager
-    def until_done(self, place: Path) -> Iterator[None]:
+    def until_done(self, folder: Path) -> Iterator[None]:
         """Keeps the finished file, too, when what comes after it in the block fails.
 
         Args:
-            place: Where the finished file is by then. When the block ends well it stays there, and
-                nothing is left here.
+            folder: Where the finished file is by then, whatever its name. When the block ends well
+                it stays there, and nothing is left here.
         """
         try:
             yield
         except BaseException:
-            if self._finished is not None and _identity(place) == self._finished:
-                with contextlib.suppress(OSError):
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    place.replace(self.folder / place.name)
+            self._take_back(folder)
             raise
         self.clear()
+
+    def _take_back(self, folder: Path) -> None:
+        for place in folder.glob("*") if self._finished is not None else ():
+            if identity(place) == self._finished:
+                with contextlib.suppress(OSError):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    place.replace(self.folder / self._name)
 
     @property
     def bytes_on_disk(self) -> int:
@@ -80,7 +86,7 @@ class Unfinished:
         try:
             with _NotingWriter(file, self.folder / _NOTE, key, told) as writer:
                 yield writer
-            self._finished = _identity(file)
+            self._finished, self._name = identity(file), target.name
             file.replace(target)
         except OSError:
             self.clear()
@@ -128,27 +134,12 @@ class _NotingWriter(WeightWriter):
         self._noted = self.size
 
 
-def _identity(file: Path) -> tuple[int, ...] | None:
-    """What stays of a file when it is moved, but not when it is written; None where there is none.
-
-    A new file may have the number and the size of one that was removed.
-    """
-    if not file.is_file():
-        return None
-    found = file.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
 def _forget(note: Path) -> None:
     """Removes a note for good, before the bytes that it speaks of are written over."""
     if not note.exists():
         return
     note.unlink()
-    folder = os.open(note.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_names(note.parent)
 
 
 def _left(file: Path, note: Path, key: str) -> int:

@@ -1,0 +1,138 @@
+"""Files and folders that change places in one step, and how each of them is known again."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+Identity = list[int]
+"""Of a file: inode, size in bytes, time of its last change in ns. Of a folder or link: inode.
+
+A move changes none of them, and nobody who prepares a folder for another machine can know them.
+"""
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+_EARLIER = ".earlier"
+
+
+def identity(path: Path) -> Identity | None:
+    """What tells a file or folder from every other; None where there is none."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISREG(found.st_mode):
+        return [found.st_ino, found.st_size, found.st_mtime_ns]
+    return [found.st_ino]
+
+
+def absolute(path: Path) -> Path:
+    """A path from the root on, its folders' links followed; it may be a link itself."""
+    named = path.name not in ("", "..")
+    return path.parent.resolve() / path.name if named else path.resolve()
+
+
+def put(staged: Path, final: Path) -> None:
+    """Puts ``staged`` in the place of ``final``, which stands in the place of ``staged`` then.
+
+    Where the file system can't exchange two names, an older ``final`` is moved aside first and is
+    missing for a moment; :func:`take_back` and a second call know both states.
+
+    Raises:
+        OSError: A name can't be changed; both files are there.
+    """
+    if not os.path.lexists(final):
+        staged.rename(final)
+        return
+    _refuse_other_kind(staged, final)
+    try:
+        _exchange(staged, final)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        final.rename(_earlier(staged))
+        staged.rename(final)
+
+
+def take_back(staged: Path, final: Path, *, was_there: bool) -> None:
+    """Undoes :func:`put`, or what it did before it failed.
+
+    Args:
+        staged: As for :func:`put`.
+        final: As for :func:`put`.
+        was_there: Whether there was an older ``final``.
+    """
+    earlier = _earlier(staged)
+    if os.path.lexists(earlier):
+        if os.path.lexists(final):
+            final.rename(staged)
+        earlier.rename(final)
+    elif was_there:
+        _exchange(staged, final)
+    else:
+        final.rename(staged)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder with all that is in it, is on the disk."""
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        for below in path.iterdir():
+            sync(below)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_names(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _earlier(staged: Path) -> Path:
+    return staged.with_name(f"{staged.name}{_EARLIER}")
+
+
+def _refuse_other_kind(staged: Path, final: Path) -> None:
+    """A folder that somebody filled is not replaced by a file, nor a file by a folder."""
+    if final.is_symlink():
+        return
+    if final.is_dir() and not staged.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+    if staged.is_dir() and not final.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(final))
+
+
+def _exchange(one: Path, other: Path) -> None:
+    call = _renameat2()
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(one))
+    names = os.fsencode(one), os.fsencode(other)
+    if call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+@functools.cache
+def _renameat2() -> Callable[..., int] | None:
+    """The system's call: Linux has it from 3.15 on, its C library from glibc 2.28."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    found: Callable[..., int] = call
+    return found

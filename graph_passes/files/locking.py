@@ -1,0 +1,181 @@
+"""One lock a target: who writes a file or folder now, and the folder of ours beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from graph_passes.errors import PreparedFolderError, TargetInUseError
+
+FOLDER = ".depthcut"
+"""What depthcut keeps beside its results: never theirs, removed when nothing is in it."""
+
+MOMENT_S = 2.0
+"""How long a lock is waited for by default: some hold it for a moment only, to clear it."""
+
+_LOCK = "lock"
+_PAUSE_S = 0.05
+_HOLDER_BYTES = 4096
+_TRIES = 1000
+
+
+@contextlib.contextmanager
+def held(home: Path, what: Path, *, wait_s: float | None = MOMENT_S) -> Iterator[None]:
+    """Holds the lock of a folder of ours for as long as the block runs.
+
+    The lock leaves nothing behind: a block that made nothing leaves the disk as it was, without
+    the folders that were made for it.
+
+    Args:
+        home: A folder named :data:`FOLDER`, or one below it; made when missing.
+        what: The target that the lock is for, as errors name it.
+        wait_s: How long another process is waited for; None: until it has done.
+
+    Raises:
+        TargetInUseError: Another process holds it.
+        PreparedFolderError: There are links in the folder of ours.
+        OSError: The folder can't be made.
+    """
+    made = [path for path in (home, *home.parents) if not path.exists()]
+    handle = _locked(home, what, wait_s)
+    try:
+        refuse_links(home)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (home / _LOCK).unlink(missing_ok=True)
+        for path in dict.fromkeys((home, *_ours_above(home), *made)):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        os.close(handle)
+
+
+def is_free(home: Path) -> bool:
+    """Whether nobody holds the lock of a folder of ours at this moment."""
+    try:
+        handle = os.open(home / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def refuse_links(home: Path) -> None:
+    """Refuses a folder of ours with links in it: depthcut makes none, so somebody prepared it.
+
+    Raises:
+        PreparedFolderError: With the link's name.
+    """
+    above = [path for path in (home, *home.parents) if FOLDER in path.parts]
+    links = [path for path in above if path.is_symlink()]
+    for folder, folders, files in () if links else os.walk(home):
+        links += [
+            Path(folder, name)
+            for name in (*folders, *files)
+            if Path(folder, name).is_symlink() or not _is_plain(Path(folder, name))
+        ]
+    if links:
+        raise PreparedFolderError(
+            f"{links[0]} is a link or no regular file. depthcut makes none there, so the folder "
+            "was prepared by somebody else.",
+            f"Look at it, and remove {_ours(home)} if you don't need it.",
+        )
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() or path.is_dir() or not os.path.lexists(path)
+
+
+def _ours(home: Path) -> Path:
+    """The uppermost folder of ours that holds ``home``."""
+    found = [path for path in (home, *home.parents) if path.name == FOLDER]
+    return found[-1] if found else home
+
+
+def _ours_above(home: Path) -> list[Path]:
+    """The folders of ours between ``home`` and where the results are."""
+    found = []
+    for path in home.parents:
+        if home.name == FOLDER or FOLDER not in path.parts:
+            break
+        found.append(path)
+        if path.name == FOLDER:
+            break
+    return found
+
+
+def _locked(home: Path, what: Path, wait_s: float | None) -> int:
+    """The lock's file, locked; closing it lets it go."""
+    begin = time.monotonic()
+    while True:
+        handle = _opened(home)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(handle)
+            os.close(handle)
+            if wait_s is not None and time.monotonic() - begin >= wait_s:
+                raise TargetInUseError(
+                    f"Another depthcut{holder} writes {what}.",
+                    "Wait for it, or use another name.",
+                ) from None
+            time.sleep(_PAUSE_S)
+            continue
+        except BaseException:
+            os.close(handle)
+            raise
+        if os.fstat(handle).st_nlink:
+            _sign(handle)
+            return handle
+        os.close(handle)  # the run that held it removed it between our two calls
+
+
+def _opened(home: Path) -> int:
+    """The lock's file, made where it is missing; never written through a link, never emptied."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    for _ in range(_TRIES):
+        for path in (home, *home.parents):
+            if FOLDER in path.parts and path.is_symlink():
+                refuse_links(home)
+        if (home / _LOCK).is_symlink():
+            refuse_links(home)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            return os.open(home / _LOCK, flags, 0o666)
+        except FileNotFoundError:  # another run removed the empty folder between our two calls
+            time.sleep(_PAUSE_S / 10)
+    raise FileNotFoundError(2, os.strerror(2), str(home))
+
+
+def _sign(handle: int) -> None:
+    """Writes down who holds the lock, for those who find it held."""
+    told = {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "command": " ".join(Path(sys.argv[0]).name.split() + sys.argv[1:2]) if sys.argv else "",
+    }
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(told).encode()[:_HOLDER_BYTES], 0)
+
+
+def _holder(handle: int) -> str:
+    """Who holds it, in words; a lock's file says what anybody wrote, so little is believed."""
+    try:
+        told = json.loads(os.pread(handle, _HOLDER_BYTES, 0))
+        number, host, command = int(told["process"]), str(told["host"]), str(told["command"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    shown = f"{command[:60]!r}, " if command else ""
+    return f" ({shown}process {number} on {host[:60]!r})"

@@ -1,0 +1,151 @@
+"""What is about to change when a result takes its place, on disk, for whoever completes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graph_passes.errors import InterruptedResultError
+from graph_passes.files.exchange import Identity, absolute, sync, sync_names
+from graph_passes.files.locking import FOLDER
+
+RECORD = "changing.json"
+_MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Change:
+    """A staged file or folder, and the place that it takes.
+
+    Attributes:
+        staged: Where it was made.
+        final: Its place.
+        new: What tells it from others.
+        old: What tells the earlier file or folder in that place; None where there was none.
+    """
+
+    staged: Path
+    final: Path
+    new: Identity | None
+    old: Identity | None
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A file that goes when the others are in their places."""
+
+    final: Path
+    old: Identity | None
+
+
+@dataclass(frozen=True)
+class ChangeRecord:
+    """The changes of one result, in their order."""
+
+    changes: list[Change]
+    removals: list[Removal]
+
+    def write(self, home: Path) -> None:
+        """Writes it down, through to the disk; it is there whole or not at all."""
+        text = json.dumps(
+            {
+                "changes": [
+                    {**_names(home, c.staged, c.final), "new": c.new, "old": c.old}
+                    for c in self.changes
+                ],
+                "removals": [{**_names(home, None, r.final), "old": r.old} for r in self.removals],
+            }
+        )
+        part = (home / RECORD).with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        sync(part)
+        part.rename(home / RECORD)
+        sync_names(home)
+
+
+def read_record(home: Path) -> ChangeRecord:
+    """Reads a record, and checks every name and number in it.
+
+    Args:
+        home: The folder of ours that holds it.
+
+    Raises:
+        InterruptedResultError: It is no record that was written here.
+    """
+    try:
+        path = home / RECORD
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError
+        told = json.loads(path.read_text(encoding="utf-8"))
+        changes = [
+            Change(
+                *_changed_path(home, entry),
+                _identity(entry["new"]),
+                None if entry["old"] is None else _identity(entry["old"]),
+            )
+            for entry in told["changes"]
+        ]
+        removals = [
+            Removal(_path(home, e["final"]), None if e["old"] is None else _identity(e["old"]))
+            for e in told["removals"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InterruptedResultError(
+            f"{home / RECORD} is not a record that depthcut wrote here.",
+            "Run the command that wrote the result again.",
+        ) from error
+    return ChangeRecord(changes, removals)
+
+
+def _base(home: Path) -> Path:
+    """The folder that the results stand in: the one above the innermost folder of ours."""
+    return next(path.parent for path in (home, *home.parents) if path.name == FOLDER)
+
+
+def _names(home: Path, staged: Path | None, final: Path) -> dict[str, str]:
+    base = _base(home)
+    named = {"final": _relative(final, base)}
+    return named if staged is None else {"staged": _relative(staged, base), **named}
+
+
+def _relative(path: Path, base: Path) -> str:
+    at, base = absolute(path), absolute(base)
+    return (at.relative_to(base) if at.is_relative_to(base) else at).as_posix()
+
+
+def _changed_path(home: Path, entry: dict[str, Any]) -> tuple[Path, Path]:
+    """Where a file was made, and its place.
+
+    A report may stand in another folder than its model. Its record names both by absolute paths,
+    and the staged file must be in the folder of ours beside its place.
+    """
+    if not Path(entry["final"]).is_absolute():
+        return _path(home, entry["staged"]), _path(home, entry["final"])
+    final = Path(entry["final"])
+    ours = final.parent / FOLDER
+    return _path(ours, Path(entry["staged"]).relative_to(final.parent)), _path(ours, final.name)
+
+
+def _path(home: Path, name: str | Path) -> Path:
+    """A path below the folder that the results stand in, no part of it a link.
+
+    Raises:
+        ValueError: It is none.
+    """
+    base, relative = _base(home), Path(name)
+    bad = relative.is_absolute() or not relative.parts or "\0" in os.fspath(relative)
+    if bad or ".." in relative.parts:
+        raise ValueError(name)
+    for folder in (base / relative).parents:
+        if folder != base and folder.is_relative_to(base) and folder.is_symlink():
+            raise ValueError(name)
+    return base / relative
+
+
+def _identity(told: Any) -> Identity:
+    if not isinstance(told, list) or len(told) not in (1, 3):
+        raise TypeError(told)
+    return [int(number) for number in told]
