@@ -21,7 +21,7 @@ from exporter.files import sha256_bytes, sha256_file, write_private
 from graph_passes.files import placing
 from graph_passes.files.locking import FOLDER, held
 
-__all__ = ["FOLDER", "StageLedger", "in_turn", "key_hash", "locked"]
+__all__ = ["FOLDER", "StageLedger", "in_turn", "is_name", "key_hash", "locked"]
 
 _WORK, _NEXT = "work", "stages-next.json"
 
@@ -129,14 +129,26 @@ class StageLedger:
         stale = {n for n in self._published if n not in kept and Path(n).parts[0] not in others}
         gone = [self._root / name for name in sorted(stale) if self._is_ours(name)]
         self._published = {**{n: h for n, h in self._published.items() if n in kept}, **used}
+        self._place(
+            new, [path for path in gone if path.relative_to(self._root).parts[0] not in new]
+        )
+        self._forgotten.clear()
+        placing.remove_tree(self.work)
+
+    def drop(self, *tops: str) -> None:
+        """Removes what is published under these names of the output folder, and is unchanged."""
+        wanted = [name for name in sorted(self._published) if Path(name).parts[0] in tops]
+        gone = [self._root / name for name in wanted if self._is_ours(name)]
+        self._published = {n: h for n, h in self._published.items() if n not in wanted}
+        self._place([], gone)
+
+    def _place(self, new: Sequence[str], gone: Sequence[Path]) -> None:
+        """Carries out all changes, with the record of what is there then."""
         home = self._root / FOLDER
         write_private(home / _NEXT, self._memory())
         moves = [(self.work / name, self._root / name) for name in new]
-        gone = [path for path in gone if path.relative_to(self._root).parts[0] not in new]
         placing.place(home, [*moves, (home / _NEXT, self._path)], gone)
         _remove_empty(*(folder for path in gone for folder in self._between(path)))
-        self._forgotten.clear()
-        placing.remove_tree(self.work)
         (home / _NEXT).unlink(missing_ok=True)
 
     def _is_ours(self, name: str) -> bool:
@@ -194,7 +206,7 @@ def _read_memory(path: Path) -> dict[str, dict[str, Any]]:
         return nothing
     return {
         "stages": {name: entry for name, entry in told["stages"].items() if _is_entry(entry)},
-        "published": {n: h for n, h in told["published"].items() if _is_name(n)},
+        "published": {n: h for n, h in told["published"].items() if is_name(n)},
     }
 
 
@@ -205,12 +217,12 @@ def _is_entry(entry: Any) -> bool:
     files = entry["files"]
     return (
         isinstance(files, dict)
-        and all(map(_is_name, files))
+        and all(map(is_name, files))
         and all(isinstance(sha256, str) for sha256 in files.values())
     )
 
 
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
     """Whether a name is of a file below the output folder and outside of the folder of ours."""
     path = Path(name)
     inside = not path.is_absolute() and bool(path.parts) and ".." not in path.parts

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.budgets.gains import Name
 from exporter.healing.kept import read_fits, write_fits
+from graph_passes.files.placing import SCRATCH
 
 if TYPE_CHECKING:
     from exporter.healing import Fit
@@ -36,6 +37,11 @@ class Workplace:
         """Measured damages."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / "damages.jsonl"
+
+    @property
+    def scratch(self) -> Path:
+        """Graphs while they are timed."""
+        return self.folder / SCRATCH
 
     def keep_fits(self, about: Mapping[str, Any], fits: Mapping[Name, Fit]) -> None:
         """Writes fits down, whole or not at all."""

@@ -121,6 +121,7 @@ def planned(
     from exporter.budgets import Workplace
     from exporter.errors import UsageError
     from exporter.healing.plan_file import write_healed_plan
+    from graph_passes.files.placing import working
 
     if options["batch"] and options["fits"] is None:
         raise UsageError("--batch says how many sequences --fits is for.", "Give both, or neither.")
@@ -135,18 +136,19 @@ def planned(
     _refuse_unmeasured(options)
     if options["curve"] is None:
         budget.refuse_empty()
-    work = Workplace(output.with_name(f"{output.name}.work"))
-    planner = _planner(report, load, digest, options, budget, work, progress)
     curve: Path | None = options["curve"]
     plan = None
-    if budget.counts or not budget.only_counts:
-        found = planner.plan()
-        plan = write_healed_plan(output, found.plan, found.substitutes, report=found.healing)
-        progress.say(f"plan: {found.words()}")
-    if curve is not None:
-        _write_curve(planner, curve, progress)
-    if work.folder.exists():
-        progress.say(f"plan: what was fitted and timed is kept for the next call: {work.folder}")
+    with working(output, forget=False) as kept:
+        work = Workplace(kept)
+        planner = _planner(report, load, digest, options, budget, work, progress)
+        if budget.counts or not budget.only_counts:
+            found = planner.plan()
+            plan = write_healed_plan(output, found.plan, found.substitutes, report=found.healing)
+            progress.say(f"plan: {found.words()}")
+        if curve is not None:
+            _write_curve(planner, curve, progress)
+        if kept.exists():
+            progress.say(f"plan: what was fitted and timed is kept for the next call: {kept}")
     return plan
 
 
@@ -170,7 +172,7 @@ def _planner(
             onnx,
             budget.at,
             options["costs"] or work.costs,
-            work.folder,
+            work.scratch,
             provider=options["provider"] or "cpu",
             threads=None if options["threads"] == AUTO else options["threads"],
             may_replace=options["costs"] is None,  # a file that was named is nobody's memory
@@ -224,12 +226,11 @@ def _measured_before(path: Path | None) -> CostTable | None:
 
 def _write_curve(planner: Planner, path: Path, progress: ConsoleProgress) -> None:
     """The data, and the page beside it."""
-    from exporter.files import write_text
+    from exporter.files import write_texts
     from exporter.report.html.frontier import render_front
     from exporter.wording import counted
 
     curve = planner.curve()
     page = path.with_suffix(".html")
-    write_text(page, render_front(curve))
-    curve.write(path)
+    write_texts({page: render_front(curve), path: curve.to_json()})
     progress.say(f"plan: a front of {counted(len(curve.front), 'plan')}: {path} and {page}")

@@ -91,26 +91,25 @@ def depths(
     from exporter.files import refuse_overwriting, sha256_file
     from exporter.loading.model_source import load_model
     from exporter.report.studies import study_files, write_depths
-    from exporter.studies.depths import measure_depths, task_journal
+    from exporter.studies.depths import measure_depths
+    from graph_passes.files.placing import working
 
-    journal = output.with_name(f"{output.name}.journal")
-    for path in (*study_files(output), journal, task_journal(journal)):
+    for path in study_files(output):
         refuse_overwriting(path, [importance, *map(Path, (model, options["eval_text"]))])
     wanted = _depth_options(options)
     report = ImportanceReport.read(importance).of_metric(options["metric"])
-    with progress.task(f"load {model}"):
-        loaded = load_model(model, **vars(source_options(options)))
-    found = measure_depths(
-        loaded,
-        report,
-        wanted,
-        importance_sha256=sha256_file(importance),
-        journal=journal,
-        progress=progress,
-    )
-    write_depths(found, output)
-    for path in (journal, task_journal(journal)):
-        path.unlink(missing_ok=True)
+    with working(output) as kept:
+        with progress.task(f"load {model}"):
+            loaded = load_model(model, **vars(source_options(options)))
+        found = measure_depths(
+            loaded,
+            report,
+            wanted,
+            importance_sha256=sha256_file(importance),
+            journal=kept / "depths.journal",
+            progress=progress,
+        )
+        write_depths(found, output)
     print_depths(found, output, as_json=as_json)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli.console import NORMAL, ConsoleProgress
+from exporter.cli.console import NORMAL, ConsoleProgress, echo
 from exporter.cli.heal_options import KINDS, heal_options
 from exporter.cli.options import (
     ANY_PATH,
@@ -98,11 +98,11 @@ def heal(
     from exporter.files import sha256_file
     from exporter.healing import heal as heal_plan
     from exporter.healing import write_healed_plan
-    from exporter.healing.kept import forget_fits
     from exporter.healing.plan_file import numbers_of
     from exporter.loading.model_source import load_model
     from exporter.planning import read_plan
     from exporter.pruned_model import refuse_tokenless
+    from graph_passes.files.placing import working
 
     request = heal_request(kind, options, calibration=calibration)
     assert request is not None
@@ -114,12 +114,12 @@ def heal(
     if save_checkpoint is not None:
         refuse_tokenless(loaded.model)
     made_from = {"plan": sha256_file(plan)}
-    work = output.with_name(f"{output.name}.work")
-    healed = heal_plan(
-        loaded, given, request, made_from=made_from, allow_all=force, work=work, progress=progress
-    )
-    write_healed_plan(output, healed.plan, healed.substitutes, report=healed.report)
-    forget_fits(work)
+    with working(output) as kept:
+        healed = heal_plan(
+            *(loaded, given, request),
+            made_from=made_from, allow_all=force, work=kept, progress=progress,
+        )  # fmt: skip
+        write_healed_plan(output, healed.plan, healed.substitutes, report=healed.report)
     # Whoever isn't quiet has heard the warnings already.
     warnings = healed.report.healing.warnings if progress.verbosity < NORMAL else []
     _print(healed.report, output, as_json, warnings)
@@ -153,5 +153,5 @@ def _print(report: HealingReport, output: Path, as_json: bool, warnings: Sequenc
     if not as_json and report.healing.texts:
         print_rows(HEADER, healing_rows(report.healing))
     for warning in () if as_json else warnings:
-        click.echo(f"Warning: {warning}")
+        echo(f"Warning: {warning}")
     print_artifact(report, output, as_json, healing_words(report.healing).capitalize())

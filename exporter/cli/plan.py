@@ -159,13 +159,13 @@ def _counted(
     from exporter.healing.plan_file import write_healed_plan
     from exporter.request import COUNTS
     from exporter.selection import choose
+    from graph_passes.files.placing import working
 
     counts = {name: options[name] or 0 for name in COUNTS}
     if not any(counts.values()):
         drop_request(options)  # says what may be asked for
     search = search_request(options)
-    journal = output.with_name(f"{output.name}.journal")
-    with ExitStack() as workers:
+    with working(output) as kept, ExitStack() as workers:
         result = choose(
             report,
             counts,
@@ -173,16 +173,14 @@ def _counted(
             load=load,
             calibration=options["calibration"],
             batch_size=options["batch_size"],
-            journal=journal,
+            journal=kept / "search.journal",
             make_meter=spread_meters(options, workers, progress),
             importance_sha256=digest,
             allow_all=options["force"],
             progress=progress,
         )
-    if options["metric"]:
-        told = {**result.budget, "metric": report.metric}
-        result = result.model_copy(update={"budget": told})
-    result = write_healed_plan(output, result, {})  # takes along what an earlier plan had beside it
-    if search.by_damage:
-        journal.unlink(missing_ok=True)
-    return result
+        if options["metric"]:
+            told = {**result.budget, "metric": report.metric}
+            result = result.model_copy(update={"budget": told})
+        # Takes along what an earlier plan had beside it.
+        return write_healed_plan(output, result, {})

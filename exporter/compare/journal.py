@@ -9,7 +9,6 @@ are finished results of accuracy; see :mod:`exporter.compare.answers`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import ThreadProbe, library_versions
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.ledger import FOLDER, key_hash
+from graph_passes.files.placing import append
+from graph_passes.files.reading import TABLE_BYTES, read_text
 
 if TYPE_CHECKING:
     from exporter.measure.timing.chunk import Chunk
@@ -86,17 +87,14 @@ class Journal:
         if not self._begun:  # without what is another run's, or was cut off
             self._write()
             self._begun = True
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self._path, json.dumps(entry) + "\n")
 
     def _read(self) -> dict[str, dict[str, Any]]:
         from exporter.measure.timing.chunk import Chunk
 
         found: dict[str, dict[str, Any]] = {}
         try:
-            head, *lines = self._path.read_text(encoding="utf-8").splitlines()
+            head, *lines = read_text(self._path, limit=TABLE_BYTES).splitlines()
             if json.loads(head) != self._head:
                 return {}
             for line in lines:

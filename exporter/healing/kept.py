@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from exporter.artifacts import CalibrationRef, ModelRef
 from exporter.files import sha256_bytes, sha256_file, staged_directory
 from exporter.progress import QUIET, Progress
 from exporter.wording import counted
+from graph_passes.files.reading import TABLE_BYTES, read_json
 
 if TYPE_CHECKING:
     from exporter.healing.fit import Fit, Name
@@ -74,14 +73,6 @@ class KnownFits:
         return self._known[name]
 
 
-def forget_fits(work: Path) -> None:
-    """Removes a healing's fits from the folder that kept them, and the folder if it is empty."""
-    for name in (ALONE, IN_TURN):
-        shutil.rmtree(work / name, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        work.rmdir()
-
-
 def write_fits(folder: Path, about: Mapping[str, Any], fits: Mapping[Name, Fit]) -> None:
     """Writes fits down, whole or not at all.
 
@@ -111,7 +102,7 @@ def read_fits(folder: Path, about: Mapping[str, Any]) -> dict[Name, Fit] | None:
     """The fits that were written down; None where there are none, or none about this."""
     numbers = folder / _NUMBERS
     try:
-        told = json.loads((folder / _NOTES).read_text(encoding="utf-8"))
+        told = read_json(folder / _NOTES, limit=TABLE_BYTES)
         if told["about"] != dict(about) or told["sha256"] != sha256_file(numbers):
             return None
         return _read(numbers, told["fits"])

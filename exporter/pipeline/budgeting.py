@@ -95,7 +95,7 @@ def _stopwatch(run: Run, budget: Budget, graph: Path, work: Workplace) -> OnnxSt
         graph,
         budget.at,
         work.costs,
-        work.folder,
+        work.scratch,
         provider=compare.provider,
         threads=compare.threads,
         variants=Effort(seconds=seconds, rounds=compare.rounds),

@@ -12,6 +12,7 @@ from exporter.healing.plan_file import FOLDER_REPORT, report_of
 from exporter.ledger import FOLDER
 from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import HEALED_PLAN, HEALING, Run, files_below
+from graph_passes.files.placing import remove_tree
 
 _FITS = "healing-fits"
 
@@ -32,7 +33,6 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     """Heals the plan; the healed one stands in a folder of its own, with its numbers."""
     from exporter.healing import heal as heal_plan
     from exporter.healing import write_healed_plan
-    from exporter.healing.kept import forget_fits
     from exporter.report.parts.healing import healing_words
 
     path, folder = run.ledger.path("plan.json"), run.ledger.work / HEALING
@@ -56,7 +56,7 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
             report=healed.report,
             report_path=stage / FOLDER_REPORT,
         )
-    forget_fits(work)
+    remove_tree(work)
     run.progress.say(f"heal: {healing_words(healed.report.healing)}")
     return files_below(folder), None
 

@@ -80,6 +80,7 @@ class Run:
                 dtype=options.dtype,
                 trust_remote_code=options.trust_remote_code,
                 allow_pickle=options.allow_pickle,
+                allow_any_model_type=options.allow_any_model_type,
                 revision=options.revision,
             )
 
@@ -137,6 +138,7 @@ def _hash_source(request: ExportRequest) -> str:
         request.source,
         revision=load.revision,
         allow_pickle=load.allow_pickle,
+        allow_any_model_type=load.allow_any_model_type,
         trust_remote_code=load.trust_remote_code,
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.files import sha256_file, staged_directory, write_text
-from exporter.ledger import in_turn, key_hash
+from exporter.ledger import in_turn, is_name, key_hash
 from graph_passes.files.placing import remove_tree
 
 SHARED = frozenset({"score", "plan", "healing", "export", "prune"})
@@ -56,8 +56,11 @@ class SharedStages:
         try:
             entry = json.loads((place / _ENTRY).read_text(encoding="utf-8"))
             files, notes = entry["files"], entry["notes"]
-            whole = all(sha256_file(place / _FILES / name) == files[name] for name in files)
-        except (OSError, ValueError, KeyError, TypeError):
+            whole = all(
+                is_name(name) and sha256_file(place / _FILES / name) == files[name]
+                for name in files
+            )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         if not whole:  # it is made again, and takes the broken one's place
             return None

@@ -93,7 +93,12 @@ def load(source: str, options: SourceOptions) -> MetaModel:
     """Loads a model without its weights."""
     from exporter.loading.meta_model import load_meta
 
-    return load_meta(source, dtype=options.dtype, revision=options.revision)
+    return load_meta(
+        source,
+        dtype=options.dtype,
+        revision=options.revision,
+        allow_any_model_type=options.allow_any_model_type,
+    )
 
 
 def score(run: Run) -> ImportanceReport:

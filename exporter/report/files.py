@@ -8,7 +8,7 @@ from typing import Literal
 
 from exporter.artifacts import ComparisonReport, ImportanceReport
 from exporter.errors import UsageError
-from exporter.files import refuse_overwriting, write_text
+from exporter.files import refuse_overwriting, write_text, write_texts
 
 Form = Literal["html", "md"]
 
@@ -29,8 +29,7 @@ def write_reports(
 
     paths = [folder / name for name in REPORTS]
     texts = [report.to_json(), render(report, importance), render_html(report, importance)]
-    for path, text in zip(paths, texts, strict=True):
-        write_text(path, text)
+    write_texts(dict(zip(paths, texts, strict=True)))
     return paths
 
 

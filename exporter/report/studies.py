@@ -6,7 +6,7 @@ from pathlib import Path
 
 from exporter.artifacts import Artifact, DepthsReport, StabilityReport
 from exporter.errors import UsageError
-from exporter.files import write_text
+from exporter.files import write_texts
 from exporter.report.markdown import render_study_text
 
 ENDINGS = (".json", ".md", ".html")
@@ -57,5 +57,4 @@ def write_depths(report: DepthsReport, output: Path) -> None:
 
 
 def _write(report: Artifact, output: Path, text: str, page: str) -> None:
-    for path, content in zip(study_files(output), (report.to_json(), text, page), strict=True):
-        write_text(path, content)
+    write_texts(dict(zip(study_files(output), (report.to_json(), text, page), strict=True)))

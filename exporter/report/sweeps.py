@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import SweepReport
-from exporter.files import write_text
+from exporter.files import write_texts
 
 SWEEP_REPORTS = ("sweep.json", "sweep.md", "sweep.html")
 """What a sweep leaves beside its cells."""
@@ -22,6 +22,5 @@ def write_sweep(report: SweepReport, folder: Path) -> None:
     from exporter.report.parts.sweep import TITLE, sweep_lead, sweep_parts
 
     data, text, page = (folder / name for name in SWEEP_REPORTS)
-    write_text(page, render_sweep(report))
-    write_text(text, render_study_text(TITLE, sweep_lead(report), sweep_parts(report)))
-    report.write(data)
+    told = render_study_text(TITLE, sweep_lead(report), sweep_parts(report))
+    write_texts({page: render_sweep(report), text: told, data: report.to_json()})

@@ -12,7 +12,10 @@ import numpy as np
 
 from exporter.ablation import NOTHING, Cut, Damage, Substitute
 from exporter.errors import UsageError
+from exporter.files import write_text
 from exporter.progress import QUIET, Progress
+from graph_passes.files.placing import append
+from graph_passes.files.reading import TABLE_BYTES, read_text
 
 if TYPE_CHECKING:
     from exporter.importance import CalibrationText
@@ -95,19 +98,18 @@ class RememberingMeter:
         if self._journal is None or any(what is not NOTHING for what in cut.values()):
             return
         numbers = {f.name: getattr(damage, f.name).tolist() for f in fields(Damage)}
-        with self._journal.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"cut": sorted(cut), "damage": numbers}) + "\n")
+        append(self._journal, json.dumps({"cut": sorted(cut), "damage": numbers}) + "\n")
 
     def _open(self, journal: Path, first: str) -> None:
-        lines = journal.read_text(encoding="utf-8").split("\n") if journal.is_file() else []
+        there = journal.exists()
+        lines = read_text(journal, limit=TABLE_BYTES).split("\n") if there else []
         if lines and not lines[0].startswith(_FIRST):
             raise UsageError(
                 f"{journal} is there and is no journal of a search.",
                 "Move it away, or name another output.",
             )
         if not lines or lines[0] != first:
-            journal.parent.mkdir(parents=True, exist_ok=True)
-            journal.write_text(first + "\n", encoding="utf-8")
+            write_text(journal, first + "\n")
             return
         for line in lines[1:-1]:
             try:
@@ -117,8 +119,7 @@ class RememberingMeter:
             damage = Damage(**{k: np.asarray(v, np.float64) for k, v in told["damage"].items()})
             self._known[_key(dict.fromkeys(map(tuple, told["cut"]), NOTHING))] = damage
         if lines[-1]:  # The line that a crash cut short must not run into the next.
-            with journal.open("a", encoding="utf-8") as end:
-                end.write("\n")
+            append(journal, "\n")
 
 
 def _key(cut: Cut) -> Key:

@@ -11,6 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from exporter.artifacts import TaskResult
 from exporter.errors import UsageError
 from exporter.files import write_text
+from graph_passes.files.placing import append
+from graph_passes.files.reading import TABLE_BYTES, read_text
 
 _FIRST = '{"tasks": '
 _RESULTS = TypeAdapter(list[TaskResult])
@@ -37,7 +39,7 @@ class TaskMemory:
         if path is None:
             return
         first = json.dumps({"tasks": dict(about)}, sort_keys=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = read_text(path, limit=TABLE_BYTES).splitlines() if path.exists() else []
         if lines and not lines[0].startswith(_FIRST):
             raise UsageError(
                 f"{path} is there and holds no tasks' results.",
@@ -57,8 +59,7 @@ class TaskMemory:
         if self._path is None:
             return
         told = {"cut": sorted(branches), "results": [result.model_dump() for result in results]}
-        with self._path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(told) + "\n")
+        append(self._path, json.dumps(told) + "\n")
 
     def _learn(self, line: str) -> bool:
         try:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from exporter.artifacts import CellRecord, SweepCell
 from exporter.errors import ArtifactError
 from exporter.files import sha256_bytes, sha256_file, write_text
-from exporter.ledger import key_hash
+from exporter.ledger import StageLedger, key_hash, locked
 from exporter.pipeline.keys import plan_file_hash, request_key
 from exporter.pipeline.run import ARMS, QUANTIZED
 from exporter.planning import parse_drops
@@ -63,6 +62,7 @@ def source_hashes() -> Callable[[Cell], str]:
                 source,
                 revision=load.revision,
                 allow_pickle=load.allow_pickle,
+                allow_any_model_type=load.allow_any_model_type,
                 trust_remote_code=load.trust_remote_code,
             )
         return known[name]
@@ -73,8 +73,8 @@ def source_hashes() -> Callable[[Cell], str]:
 def drop_models(cell: Cell) -> None:
     """Removes the weights of a cell that was measured, where only its reports are wanted."""
     if not cell.keeps_models:
-        for name in (*ARMS, *QUANTIZED.values()):
-            shutil.rmtree(cell.request.out / name, ignore_errors=True)
+        with locked(cell.request.out):
+            StageLedger(cell.request.out).drop(*ARMS, *QUANTIZED.values())
 
 
 def kept(cell: Cell, key: str) -> SweepCell | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from exporter.sweep.job import Job, failed, missing
 from exporter.sweep.keeping import cell_key, kept, source_hashes, write_plan
 from exporter.sweep.reading import Sweep
 from exporter.wording import counted
+from graph_passes.files.placing import refuse_outside, remove_tree
 
 Runner = Callable[[Sequence[Job], Progress], Iterator[tuple[int, SweepCell]]]
 """Runs jobs, and gives what came of each with its place among them, in any order."""
@@ -53,6 +53,8 @@ def run_sweep(
     cells = cells_of(sweep, out, dangers)
     _refuse_foreign(out)
     with locked(out):
+        for own in cells:
+            refuse_outside(out, own.request.out)
         table = _Table(sweep, out, cells, _known(cells, force=force))
         jobs = table.jobs(dangers or Dangers(), force=force)
         progress.say(_opening(table.found, len(jobs)))
@@ -63,7 +65,7 @@ def run_sweep(
             write_plan(cells[job.index])
         shared = out.resolve() / FOLDER / SHARED
         if force:
-            shutil.rmtree(shared, ignore_errors=True)
+            remove_tree(shared)
         table.write()
         for number, (place, cell) in enumerate(runner(jobs, progress), start=1):
             table.put(jobs[place].index, cell)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from graph_passes.errors import PreparedFolderError, TargetInUseError
+from graph_passes.files.exchange import absolute
 
 FOLDER = ".depthcut"
 """What depthcut keeps beside its results: never theirs, removed when nothing is in it."""
@@ -21,6 +22,7 @@ MOMENT_S = 2.0
 """How long a lock is waited for by default: some hold it for a moment only, to clear it."""
 
 _LOCK = "lock"
+_HELD: set[tuple[Path, int]] = set()  # with the process, since a fork takes the set along
 _PAUSE_S = 0.05
 _HOLDER_BYTES = 4096
 _TRIES = 1000
@@ -30,7 +32,8 @@ _TRIES = 1000
 def held(home: Path, what: Path, *, wait_s: float | None = MOMENT_S) -> Iterator[None]:
     """Holds the lock of a folder of ours for as long as the block runs.
 
-    The lock leaves nothing behind: a block that made nothing leaves the disk as it was, without
+    A block within such a block of the same process goes on under the outer one's lock. The lock
+    leaves nothing behind: a block that made nothing leaves the disk as it was, without
     the folders that were made for it.
 
     Args:
@@ -43,12 +46,18 @@ def held(home: Path, what: Path, *, wait_s: float | None = MOMENT_S) -> Iterator
         PreparedFolderError: There are links in the folder of ours.
         OSError: The folder can't be made.
     """
+    key = absolute(home), os.getpid()
+    if key in _HELD:
+        yield
+        return
     made = [path for path in (home, *home.parents) if not path.exists()]
     handle = _locked(home, what, wait_s)
+    _HELD.add(key)
     try:
         refuse_links(home)
         yield
     finally:
+        _HELD.discard(key)
         with contextlib.suppress(OSError):
             (home / _LOCK).unlink(missing_ok=True)
         for path in dict.fromkeys((home, *_ours_above(home), *made)):

@@ -23,10 +23,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph_passes.errors import DepthcutError, InterruptedResultError, TargetInUseError
+from graph_passes.errors import (
+    DepthcutError,
+    InterruptedResultError,
+    PreparedFolderError,
+    TargetInUseError,
+)
 from graph_passes.files.exchange import absolute, identity, put, sync, sync_names, take_back
 from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, refuse_links
 from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
+
+SCRATCH = "scratch"
+"""What of the kept folder is of no use to the next run."""
 
 _RESULTS, _NEW, _KEPT, _GONE = "results", "new", "kept", "gone"
 _LEVELS = 4  # a checkpoint stands in <out>/candidate/hf/
@@ -96,6 +104,34 @@ def staging(target: Path, *, wait_s: float = MOMENT_S) -> Iterator[Staging]:
             yield stage
         finally:
             _clear(home)
+
+
+@contextlib.contextmanager
+def working(target: Path, *, forget: bool = True) -> Iterator[Path]:
+    """Holds a target's lock for a long command that writes it in the end.
+
+    Args:
+        target: A file or a folder that is replaced as a whole.
+        forget: Whether the folder goes when the block ends well.
+
+    Yields:
+        A folder that an interrupted command leaves to the next one; not there until it is made.
+
+    Raises:
+        TargetInUseError: Another process writes the target.
+        PreparedFolderError: There are links in the folder of ours.
+        OSError: The folder can't be made.
+    """
+    home = home_of(target)
+    with held(home, target):
+        _clear_neighbours(home)
+        complete(home, overwriting=True)
+        _clear(home)
+        kept = home / _KEPT
+        remove_tree(kept / SCRATCH)
+        yield kept
+        if forget:
+            remove_tree(kept)
 
 
 def home_of(target: Path) -> Path:
@@ -256,6 +292,19 @@ def _clear(home: Path) -> None:
         (home / RECORD).with_suffix(".part").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (home / _KEPT).rmdir()
+
+
+def refuse_outside(root: Path, path: Path) -> None:
+    """Refuses a place below an output folder that links lead out of it.
+
+    Raises:
+        PreparedFolderError: With the place.
+    """
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise PreparedFolderError(
+            f"{path} is reached by a link that leads out of {root}.",
+            "Use another output folder.",
+        )
 
 
 def append(path: Path, text: str) -> None:
