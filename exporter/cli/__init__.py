@@ -18,7 +18,7 @@ from exporter.cli.check import check
 from exporter.cli.check_engine import check_engine
 from exporter.cli.checkpoint import checkpoint
 from exporter.cli.compare import compare
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.costs import costs
 from exporter.cli.depths import depths
 from exporter.cli.doctor import doctor
@@ -40,7 +40,8 @@ from exporter.cli.sections import SectionedGroup
 from exporter.cli.stability import stability
 from exporter.cli.sweep import sweep
 from exporter.disk import FULL
-from exporter.errors import DepthcutError, UsageError, first_line
+from exporter.errors import DepthcutError, SweepError, UsageError, first_line
+from exporter.printable import printable, printable_output
 
 WRONG_CALL, INTERRUPTED = 2, 130
 
@@ -90,6 +91,11 @@ def run(args: Sequence[str] | None = None) -> int:
     """Runs the command line and turns every end into an exit code."""
     progress = ConsoleProgress()
     signal.signal(signal.SIGTERM, _interrupt)
+    with printable_output():
+        return _run(args, progress)
+
+
+def _run(args: Sequence[str] | None, progress: ConsoleProgress) -> int:
     try:
         # click itself catches ctx.exit(code), and gives the code back.
         code = cli.main(args=args, obj=progress, prog_name="depthcut", standalone_mode=False)
@@ -98,6 +104,8 @@ def run(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _fail(progress, "Interrupted. No result is half-written.", INTERRUPTED)
+    except SweepError as error:
+        return _fail(progress, str(error), WRONG_CALL, several=True)
     except UsageError as error:
         return _fail(progress, str(error), WRONG_CALL)
     except DepthcutError as error:
@@ -120,10 +128,12 @@ def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(progress: ConsoleProgress, line: str, code: int) -> int:
+def _fail(progress: ConsoleProgress, line: str, code: int, *, several: bool = False) -> int:
+    """Tells why, in a line; ``several`` are told of a sweep's file, one for each mistake."""
     if progress.verbosity > 0 and code == progress.failure_code:
-        traceback.print_exc()
-    click.echo(f"depthcut: {line}", err=True)
+        click.echo(printable(traceback.format_exc()), err=True)
+    told = f"depthcut: {line}"
+    echo(*(told.split("\n") if several else [told]), err=True)
     return code
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.engine_options import (
     backend_option,
     building_options,
@@ -96,10 +96,10 @@ def build(
         progress=progress,
     )
     if as_json:
-        click.echo(_json([record for _, record in built], split or builds > 1))
+        echo_json(_json([record for _, record in built], split or builds > 1))
         return
     for path, record in built:
-        click.echo(f"{_line(record)}\n{path}")
+        echo(_line(record), path)
 
 
 def _json(records: list[EngineRecord], several: bool) -> str:

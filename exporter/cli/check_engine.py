@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.engine_options import backend_option
 from exporter.cli.options import ONNX_FILE, json_option, verbosity_options
 
@@ -37,7 +37,7 @@ def check_engine(
 
     found = check(model, backend=backend, progress=progress)
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        echo_json(json.dumps(asdict(found), indent=2))
     else:
         _print(found)
     click.get_current_context().exit(1 if found.findings else 0)
@@ -48,7 +48,7 @@ def _print(found: EngineCheck) -> None:
 
     name = f"{found.backend} {found.version}"
     if not found.findings:
-        click.echo(f"{name} parses the whole graph.")
+        echo(f"{name} parses the whole graph.")
         return
     rows = [
         ("-" if f.layer is None else str(f.layer), f.operator, f.node, f.reason)
@@ -56,6 +56,6 @@ def _print(found: EngineCheck) -> None:
     ]
     count = len(found.findings)
     print_rows(("layer", "operator", "node", "reason"), rows)
-    click.echo(f"{name} does not take {count} node{'s' * (count > 1)}.")
+    echo(f"{name} does not take {count} node{'s' * (count > 1)}.")
     for way_out in dict.fromkeys(f.way_out for f in found.findings if f.way_out):
-        click.echo(f"way out: {way_out}")
+        echo(f"way out: {way_out}")

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from exporter.artifacts import CheckReport, ComparisonReport
+from exporter.cli.console import echo, echo_command, echo_json
 
 if TYPE_CHECKING:
     from exporter.regression import CheckRequest
@@ -62,7 +61,7 @@ def print_check(
 ) -> None:
     """The whole check as JSON, or a table and what is to be said; GitHub's lines beside either."""
     if as_json:
-        click.echo(found.to_json(), nl=False)
+        echo_json(found.to_json())
     else:
         _print_table(found)
     if on_github is None:
@@ -83,26 +82,26 @@ def _print_table(found: CheckReport) -> None:
 
     if found.checks:
         print_rows(CHECK_HEADER, check_rows(found))
-        click.echo()
+        echo()
     for check in found.checks:
         if check.reason:
-            click.echo(f"{check_name(check)}: {check.reason}")
+            echo(f"{check_name(check)}: {check.reason}")
     for difference in found.accepted_differences:
         values = f"{difference.baseline} there, {difference.report} here"
-        click.echo(f"Accepted difference. {difference.field}: {values}.")
+        echo(f"Accepted difference. {difference.field}: {values}.")
     for drift in found.drift:
-        click.echo(f"Drift. {drift_sentence(drift)}")
+        echo(f"Drift. {drift_sentence(drift)}")
     for note in found.notes:
-        click.echo(note)
+        echo(note)
     if found.checks:
-        click.echo(conclusion(found))
+        echo(conclusion(found))
 
 
 def _tell_github(found: CheckReport, *, fails: bool, on_stderr: bool) -> None:
     from exporter.report.ci.github import annotation_lines, summary
 
     for line in annotation_lines(found, inconclusive_fails=fails):
-        click.echo(line, err=on_stderr)
+        echo_command(line, err=on_stderr)
     path = os.environ.get("GITHUB_STEP_SUMMARY")
     if path:
         with Path(path).open("a", encoding="utf-8") as file:

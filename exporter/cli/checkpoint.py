@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.options import (
     ANY_PATH,
     EXISTING_FILE,
@@ -88,11 +88,11 @@ def checkpoint(
         loaded, given, output, replacements=replacements, card=card, progress=progress
     )
     if as_json:
-        click.echo(facts.model_dump_json(indent=2))
+        echo_json(facts.model_dump_json(indent=2))
     else:
         before, after = facts.before.parameters / 1e6, facts.after.parameters / 1e6
-        click.echo(f"{before:,.2f} -> {after:,.2f} million parameters; {facts.loader_words}")
-        click.echo(output)
+        echo(f"{before:,.2f} -> {after:,.2f} million parameters; {facts.loader_words}")
+        echo(output)
 
 
 def _loaded(model: str, stream: bool, options: dict[str, Any]) -> LoadedModel:

@@ -1,4 +1,7 @@
-"""Progress on the terminal: bars where there is one, plain lines where not."""
+"""What is printed: results, and progress as bars where there is a terminal, else as lines.
+
+All of it passes :mod:`exporter.printable`, since most of it holds what a model's files say.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+import click
+
 from exporter.cli.task_lines import TaskLines, done_words, is_worth_a_line, ticking
+from exporter.printable import one_line, printable, printable_json, raw_output
 from exporter.progress import Task
 
 if TYPE_CHECKING:
@@ -17,6 +23,29 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 QUIET, NORMAL, VERBOSE = -1, 0, 1
+
+
+def echo(*lines: object, err: bool = False) -> None:
+    """Prints lines; in none of them does a line break of a stranger's begin another.
+
+    Args:
+        lines: One by one; none prints an empty line.
+        err: On standard error, and not on standard output.
+    """
+    for line in lines or ("",):
+        click.echo(printable(one_line(str(line))), err=err)
+
+
+def echo_json(text: str) -> None:
+    """Prints JSON on standard output; a line break ends it."""
+    click.echo(printable_json(text.rstrip("\n")))
+
+
+def echo_command(line: str, *, err: bool = False) -> None:
+    """Prints a line of our own that a CI system is to obey: foreign text in it is escaped."""
+    stream = raw_output(sys.stderr if err else sys.stdout)
+    stream.write(f"{line}\n")
+    stream.flush()
 
 
 class ConsoleProgress:
@@ -33,7 +62,7 @@ class ConsoleProgress:
         self.verbosity = verbosity
         self.failure_code = 1
         # Kept, since libraries that print too much run with sys.stderr redirected.
-        self._stream = sys.stderr
+        self._stream = raw_output(sys.stderr)
         self._bars: Bars | None = None
         self._console: Console | None = None
         self._lines = TaskLines(self.say)
@@ -45,19 +74,19 @@ class ConsoleProgress:
             from rich.console import Console
 
             self._console = Console(
-                file=self._stream, highlight=False, markup=False, soft_wrap=True
+                file=self._stream, highlight=False, markup=False, emoji=False, soft_wrap=True
             )
         return self._console
 
     def say(self, message: str) -> None:
         """Prints a line unless quiet."""
         if self.verbosity >= NORMAL:
-            self.console.print(message)
+            self.console.print(printable(one_line(message)))
 
     def detail(self, message: str) -> None:
-        """Prints a line when verbose."""
+        """Prints a line when verbose, or the lines that a library said."""
         if self.verbosity >= VERBOSE:
-            self.console.print(message, style="dim")
+            self.console.print(printable(message), style="dim")
 
     @contextmanager
     def task(self, description: str, total: int | None = None) -> Iterator[Task]:
@@ -90,7 +119,7 @@ class ConsoleProgress:
             self._bars = _new_bars(self.console)
             self._bars.start()
         bars = self._bars
-        task_id = bars.add_task(description, total=total)
+        task_id = bars.add_task(one_line(description), total=total)
         begin = time.perf_counter()
         failed = True
         try:
@@ -101,7 +130,7 @@ class ConsoleProgress:
             seconds = time.perf_counter() - begin
             if not failed and is_worth_a_line(seconds, part=not outermost):
                 bars.refresh()  # else a line is printed over bars as they were a moment ago
-                bars.console.print(done_words(description, seconds))
+                self.say(done_words(description, seconds))
             if outermost:
                 bars.stop()
                 self._bars = None

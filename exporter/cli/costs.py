@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from exporter.cli.budget_options import Request
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.options import (
     ANY_FILE,
     AUTO,
@@ -99,11 +99,11 @@ def costs(
         progress=progress,
     )
     if as_json:
-        click.echo(table.to_json(), nl=False)
+        echo_json(table.to_json())
         return
-    click.echo(f"A request ({table.at}) takes {table.baseline_ms:.4g} ms. Each cut saves, in ms:")
+    echo(f"A request ({table.at}) takes {table.baseline_ms:.4g} ms. Each cut saves, in ms:")
     print_rows(*_saved(table))
-    click.echo(output)
+    echo(output)
 
 
 def _saved(table: CostTable) -> tuple[list[str], list[list[str]]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import click
 
+from exporter.cli.console import echo, echo_json
 from exporter.cli.options import json_option
 
 
@@ -22,7 +23,7 @@ def doctor(*, as_json: bool) -> None:
 
     found = diagnose()
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        echo_json(json.dumps(asdict(found), indent=2))
     else:
         print_rows(
             ("piece", "found", "for"),
@@ -30,8 +31,7 @@ def doctor(*, as_json: bool) -> None:
         )
         remedies = [f"{p.name.strip()}: {p.remedy}" for p in found.pieces if p.remedy]
         if remedies:
-            click.echo(
-                "\nTo do, where it is needed; in a clone '.[cpu]' stands for 'depthcut[cpu]':"
-            )
-            click.echo("\n".join(remedies))
+            echo()
+            echo("To do, where it is needed; in a clone '.[cpu]' stands for 'depthcut[cpu]':")
+            echo(*remedies)
     click.get_current_context().exit(0 if found.fit else 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.options import (
     ANY_PATH,
     AUTO,
@@ -58,7 +58,7 @@ def evaluate(
     if output is not None:
         report.write(output)
     if as_json:
-        click.echo(report.to_json(), nl=False)
+        echo_json(report.to_json())
         return
     for score in report.scores:
-        click.echo(f"{score.task:<20} {score.metric:<10} {score.value:.4f}  {score.source}")
+        echo(f"{score.task:<20} {score.metric:<10} {score.value:.4f}  {score.source}")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.options import EXISTING_PATH, Threads, json_option, verbosity_options
 from exporter.cli.sections import Count
+from exporter.printable import Pieces
 
 
 @click.command(short_help="Continue a text with a model or an engine.")
@@ -91,7 +92,10 @@ def generate(
         progress=progress,
     )
     refuse_too_long(decoder, len(prompt_ids), new_tokens, texts.positions)
-    stream = texts.stream(lambda piece: None if as_json else click.echo(piece, nl=False))
+    pieces = Pieces()
+    stream = texts.stream(
+        lambda piece: None if as_json else click.echo(pieces.add(piece), nl=False)
+    )
     with decoder:
         tell_widened([decoder], progress)
         done = run(
@@ -104,9 +108,9 @@ def generate(
         )
     if as_json:
         text = texts.decode(done.token_ids)
-        click.echo(json.dumps({"text": text, **asdict(done)}, indent=2))
+        echo_json(json.dumps({"text": text, **asdict(done)}, indent=2))
         return
     stream.finish(done.token_ids)
-    click.echo()
+    echo()
     later = "" if done.per_token_ms is None else f", then {done.per_token_ms:.1f} ms a token"
     progress.say(f"{len(done.token_ids)} tokens; first after {done.first_token_ms:.0f} ms{later}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from exporter.cli.console import echo, echo_json
 from exporter.cli.options import ONNX_FILE, json_option, verbosity_options
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def inspect(model: Path, *, as_json: bool) -> None:
     refusals = [item for item in found if isinstance(item, Refusal)]
     if as_json:
         listing = {"sites": list(map(asdict, sites)), "refusals": list(map(asdict, refusals))}
-        click.echo(json.dumps(listing, indent=2))
+        echo_json(json.dumps(listing, indent=2))
         return
     _print_sites(sites)
     _print_refusals(refusals)
@@ -46,10 +47,10 @@ def _print_sites(sites: list[ResidualSite]) -> None:
         for s in sites
     ]
     print_rows(("layer", "kind", "parameters", "residual add", "KV inputs"), rows)
-    click.echo(f"{len(sites)} sites can be cut.")
+    echo(f"{len(sites)} sites can be cut.")
 
 
 def _print_refusals(refusals: list[Refusal]) -> None:
     for refusal in refusals:
         layer = "" if refusal.layer is None else f" {refusal.layer}"
-        click.echo(f"refused: {refusal.kind or 'graph'}{layer} at {refusal.node}: {refusal.reason}")
+        echo(f"refused: {refusal.kind or 'graph'}{layer} at {refusal.node}: {refusal.reason}")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress
+from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress, echo
 from exporter.cli.sections import Count, option_in
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -278,5 +278,5 @@ def show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     if value and not ctx.resilient_parsing:
         from exporter import __version__
 
-        click.echo(f"depthcut {__version__}")
+        echo(f"depthcut {__version__}")
         ctx.exit()

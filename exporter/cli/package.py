@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from exporter.cli.console import echo
 from exporter.cli.options import ANY_PATH, EXISTING_PATH, TextPath, verbosity_options
 from exporter.cli.sections import Count
 
@@ -58,7 +59,7 @@ def package(
     source = model if keep else find_model(model).onnx
     if tarball is not None:
         names = package_tarball(source, tarball, beside=beside)
-        click.echo(f"{len(names)} files\n{tarball}")
+        echo(f"{len(names)} files", tarball)
     if triton is not None:
         folder = package_triton(source, triton, name=name, device=device, instances=instances)
-        click.echo(folder)
+        echo(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.options import (
     ANY_PATH,
     ONNX_FILE,
@@ -73,10 +73,10 @@ def quantize(
     result = quantize_with_report(model, output, settings, with_companions=True, progress=progress)
     if as_json:
         content = asdict(result) | {"record": result.record.model_dump(mode="json")}
-        click.echo(json.dumps(content, indent=2))
+        echo_json(json.dumps(content, indent=2))
         return
     for line in (*_lines(result), str(output)):
-        click.echo(line)
+        echo(line)
 
 
 def _lines(result: QuantizationResult) -> list[str]:

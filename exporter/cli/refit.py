@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.options import ANY_PATH, EXISTING_FILE, ONNX_FILE, verbosity_options
 
 
@@ -24,4 +24,4 @@ def refit(progress: ConsoleProgress, /, engine: Path, model: Path, *, output: Pa
     from exporter.engine.refit import refit_engine
 
     path, record = refit_engine(engine, model, output, progress=progress)
-    click.echo(f"{record.engine_bytes / 1e6:.1f} MB with the weights of {model}\n{path}")
+    echo(f"{record.engine_bytes / 1e6:.1f} MB with the weights of {model}", path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from exporter.cli.console import echo
 from exporter.cli.options import ANY_PATH, EXISTING_FILE, verbosity_options
 
 if TYPE_CHECKING:
@@ -35,4 +36,4 @@ def report(
     """
     from exporter.report.files import render_saved
 
-    click.echo(render_saved(reports, importance=importance, output=output, form=form))
+    echo(render_saved(reports, importance=importance, output=output, form=form))

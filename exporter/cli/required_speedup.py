@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from exporter.cli.console import echo
+
 if TYPE_CHECKING:
     from exporter.artifacts import PruningPlan
 
@@ -31,5 +33,5 @@ def end_by_speedup(plan: PruningPlan) -> None:
     told = f"is not reached: {measured} [{low}, {high}] was measured."
     if verdict == "unproven":
         told = f"is not shown: {measured} was measured, and its interval is [{low}, {high}]."
-    click.echo(f"depthcut: The required speedup of {target} {told}", err=True)
+    echo(f"depthcut: The required speedup of {target} {told}", err=True)
     click.get_current_context().exit(MISSED if verdict == "missed" else UNPROVEN)

@@ -9,45 +9,47 @@ from pathlib import Path
 import click
 
 from exporter.artifacts import Artifact, ComparisonReport, PruneReport
+from exporter.cli.console import echo, echo_json
+from exporter.printable import one_line, printable, raw_output
 
 
 def print_artifact(artifact: Artifact, path: Path, as_json: bool, line: str) -> None:
     """The whole file as JSON, or one line and where the file is."""
     if as_json:
-        click.echo(artifact.to_json(), nl=False)
+        echo_json(artifact.to_json())
     else:
-        click.echo(f"{line}\n{path}")
+        echo(line, path)
 
 
 def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> None:
     """The comparison table, in plain text where no terminal reads it, and the report's path."""
     if as_json:
-        click.echo(report.to_json(), nl=False)
+        echo_json(report.to_json())
         return
     from exporter.report.table import comparison_table, corners_table, plain_table
 
     if sys.stdout.isatty():
         from rich.console import Console
 
-        console = Console(highlight=False)
+        console = Console(file=raw_output(sys.stdout), highlight=False, markup=False, emoji=False)
         console.print(comparison_table(report))
         if corners := corners_table(report):
             console.print(corners)
     else:
-        click.echo(plain_table(report))
-    click.echo(f"Report: {folder / 'report.html'}{_more_there(report)}")
+        click.echo(printable(plain_table(report)))
+    echo(f"Report: {folder / 'report.html'}{_more_there(report)}")
 
 
 def print_models(report: PruneReport, folder: Path, as_json: bool) -> None:
     """What was cut, where both models are, and how to compare them elsewhere."""
     if as_json:
-        click.echo(report.to_json(), nl=False)
+        echo_json(report.to_json())
         return
     before, after = report.before.parameters, report.after.parameters
-    click.echo(
-        f"{before / 1e6:,.2f} -> {after / 1e6:,.2f} million parameters, not compared.\n"
-        f"Models: {folder / 'baseline'} and {folder / 'candidate'}\n"
-        "Where both fit into memory: depthcut compare BASELINE CANDIDATE -o DIR"
+    echo(
+        f"{before / 1e6:,.2f} -> {after / 1e6:,.2f} million parameters, not compared.",
+        f"Models: {folder / 'baseline'} and {folder / 'candidate'}",
+        "Where both fit into memory: depthcut compare BASELINE CANDIDATE -o DIR",
     )
 
 
@@ -65,7 +67,8 @@ def _more_there(report: ComparisonReport) -> str:
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table: columns padded to their widest cell."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
+    table = [[one_line(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())

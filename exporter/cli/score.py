@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from exporter.cli.cluster_options import one_cluster, ray_options
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo_json
 from exporter.cli.metric_options import metric_options
 from exporter.cli.options import (
     ANY_PATH,
@@ -143,6 +143,6 @@ def _compare(first: Path, second: Path, output: Path | None, as_json: bool) -> N
     if output is not None:
         comparison.write(output)
     if as_json:
-        click.echo(comparison.to_json(), nl=False)
+        echo_json(comparison.to_json())
     else:
         print_rows(*comparison_rows(comparison))

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from exporter.artifacts import DepthsReport, StabilityReport
+from exporter.cli.console import echo, echo_json
+from exporter.printable import one_line
 from exporter.report.parts.part import Grid, Part
 
 _WIDTH = 100
@@ -17,7 +19,7 @@ def print_stability(report: StabilityReport, output: Path, *, as_json: bool) -> 
     from exporter.report.parts.stability import stability_parts
 
     if as_json:
-        click.echo(report.to_json(), nl=False)
+        echo_json(report.to_json())
     else:
         _print_study(stability_parts(report)[0], output)
 
@@ -27,7 +29,7 @@ def print_depths(report: DepthsReport, output: Path, *, as_json: bool) -> None:
     from exporter.report.parts.depths import depths_parts
 
     if as_json:
-        click.echo(report.to_json(), nl=False)
+        echo_json(report.to_json())
     else:
         _print_study(depths_parts(report)[0], output)
 
@@ -39,13 +41,11 @@ def _print_study(part: Part, output: Path) -> None:
 
     for block in part.blocks:
         if isinstance(block, Grid):
-            click.echo(f"{block.caption}.\n")
+            echo(f"{block.caption}.", "")
             rows = [[c if isinstance(c, str) else c.word for c in row] for row in block.rows]
             print_rows(block.header, rows)
         elif isinstance(block, Note):
-            click.echo(f"\n{click.wrap_text(block.text, _WIDTH)}")
+            echo("", *click.wrap_text(one_line(block.text), _WIDTH).split("\n"))
         elif isinstance(block, Bullets):
-            click.echo("")
-            for line in block.lines:
-                click.echo(line)
-    click.echo(f"\nPage: {study_files(output)[2]}")
+            echo("", *block.lines)
+    echo("", f"Page: {study_files(output)[2]}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.cli.cluster_options import asks_for_cluster, ray_options
-from exporter.cli.console import ConsoleProgress
+from exporter.cli.console import ConsoleProgress, echo
 from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, loading, verbosity_options
 from exporter.cli.sections import SectionedCommand
 
@@ -77,7 +77,7 @@ def sweep(
     )
     print_sweep(report, as_json)
     if not as_json:
-        click.echo(f"Report: {output / 'sweep.html'}")
+        echo(f"Report: {output / 'sweep.html'}")
     _end(context, report)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import ComparisonReport
+from exporter.printable import one_line
 from exporter.report.parts.corners import corners_grid
 from exporter.report.parts.part import Grid
 from exporter.report.words import (
@@ -88,7 +89,10 @@ def _plain_corners(report: ComparisonReport) -> list[str]:
 
 def _plain(grid: Grid) -> list[list[str]]:
     """Its rows as text."""
-    return [[cell if isinstance(cell, str) else cell.word for cell in row] for row in grid.rows]
+    return [
+        [one_line(cell if isinstance(cell, str) else cell.word) for cell in row]
+        for row in grid.rows
+    ]
 
 
 def title(report: ComparisonReport) -> str:
@@ -98,7 +102,8 @@ def title(report: ComparisonReport) -> str:
     arm, machine = report.arms.baseline, report.environment
     threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
     weights = arm.quantization.scheme if arm.quantization else arm.precision
-    return f"{told}.\n{arm.backend}, {arm.provider}, {weights}, {threads}."
+    where = one_line(f"{arm.backend}, {arm.provider}, {weights}, {threads}.")
+    return f"{told}.\n{where}"
 
 
 def _sections(report: ComparisonReport) -> list[list[Row]]:

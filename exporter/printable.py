@@ -1,0 +1,117 @@
+"""Text that strangers wrote, such as the names in a model's file, made safe to print.
+
+What a terminal or a CI system would act on becomes visible escapes, so that it is read and not
+obeyed: control characters, line breaks inside a value, characters that turn the direction of the
+text, halves of surrogate pairs; and the openings of commands in a log: `::` where a line begins
+(GitHub), `##[`, `##vso[` and `##teamcity[` anywhere (GitHub, Azure, TeamCity).
+
+Escaped text passes unchanged, so that it may pass several times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO, cast
+
+_ACTIVE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_COMMAND = re.compile(r"(^[^\S\n]*:):|(##\w*)\[", re.MULTILINE)
+_KEPT = "\n\t"
+
+
+def one_line(text: str) -> str:
+    """A value, such as a name or an error's message: line breaks and tabs are escaped, too."""
+    return _ACTIVE.sub(_escape, text)
+
+
+def printable(text: str) -> str:
+    """Lines for a terminal or a log: line breaks and tabs stay."""
+    return _COMMAND.sub(_without_command, _ACTIVE.sub(_escape_but_breaks, text))
+
+
+def printable_json(text: str) -> str:
+    """JSON, with escapes of JSON's own: the same data, and nothing that a terminal acts on.
+
+    JSON itself escapes the control characters below 0x20, and no others.
+    """
+    escaped = _ACTIVE.sub(_json_escape, text)
+    return re.sub(r"(##\w*)\[", r"\1\\u005b", escaped)
+
+
+class Pieces:
+    """Text that comes in pieces, whose lines begin anywhere in them."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    def add(self, piece: str) -> str:
+        """The next piece, safe to print behind those before it."""
+        text = self._line + piece
+        told = printable(text)[len(printable(self._line)) :]
+        self._line = text.rpartition("\n")[2]
+        return told
+
+
+class PrintableOutput:
+    """A text stream whose writers are libraries: warnings, logs, tracebacks, bars.
+
+    Args:
+        raw: Where to.
+
+    Attributes:
+        raw: The same.
+    """
+
+    def __init__(self, raw: TextIO) -> None:
+        self.raw = raw
+        self._pieces = Pieces()
+
+    def write(self, text: str) -> int:
+        """Writes text; a bar may begin its line again."""
+        again = text.startswith("\r")
+        if again:
+            self._pieces = Pieces()
+        self.raw.write("\r" * again + self._pieces.add(text[again:]))
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        """Writes several."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+@contextlib.contextmanager
+def printable_output() -> Iterator[None]:
+    """Lets nothing but printable text through what Python code prints during the block."""
+    out, err = sys.stdout, sys.stderr
+    with (
+        contextlib.redirect_stdout(cast(TextIO, PrintableOutput(out))),
+        contextlib.redirect_stderr(cast(TextIO, PrintableOutput(err))),
+    ):
+        yield
+
+
+def raw_output(stream: TextIO) -> TextIO:
+    """The stream below, for commands to a terminal or a CI system that are our own."""
+    return stream.raw if isinstance(stream, PrintableOutput) else stream
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+def _escape_but_breaks(found: re.Match[str]) -> str:
+    return found[0] if found[0] in _KEPT else _escape(found)
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    return found[0] if found[0] in _KEPT else f"\\u{ord(found[0]):04x}"
+
+
+def _without_command(found: re.Match[str]) -> str:
+    return f"{found[1]}\\x3a" if found[1] else f"{found[2]}\\x5b"

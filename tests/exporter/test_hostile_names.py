@@ -1,0 +1,203 @@
+"""Models whose names hold terminal sequences and commands to CI: no command passes them on."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from exporter.cli import run
+from graph_passes import save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.made_reports import gate_report, gate_row
+
+ACTIVE = "\n::error::x\x1b[31m\r\x9b2J\u202e##[error]y\u2028"
+
+
+def unsafe_lines(text: str) -> list[str]:
+    """The lines that a terminal or a CI system would act on."""
+    return [
+        line
+        for line in text.split("\n")
+        if not line.replace("\t", "").replace("‍", "").isprintable()
+        or line.lstrip().startswith("::")
+        or re.search(r"##\w*\[", line)
+    ]
+
+
+def rename(model: onnx.ModelProto, mark: str) -> None:
+    """Puts a mark into every name that nothing else must know."""
+    renamed = {
+        name: f"{name}{mark}"
+        for node in model.graph.node
+        for name in node.output
+        if name not in {output.name for output in model.graph.output}
+    }
+    for node in model.graph.node:
+        node.name += mark
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                names[place] = renamed.get(name, name)
+    del model.graph.value_info[:]
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    plain = tmp_path / "plain.onnx"
+    save_model(tiny_model(TinySpec(layers=2)), plain)
+    model = onnx.load(plain)
+    rename(model, ACTIVE)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def broken(hostile: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(hostile)
+    change(model)
+    path = hostile.with_name("broken.onnx")
+    onnx.save(model, path)
+    return path
+
+
+def told(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    code = run(list(map(str, arguments)))
+    out, err = capfd.readouterr()
+    return code, out + err
+
+
+def test_what_is_to_be_found_would_be() -> None:
+    assert unsafe_lines(f"a{ACTIVE}")
+    assert unsafe_lines("  ::error::x")
+    assert not unsafe_lines("std::vector\nname: 1")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_inspect(hostile: Path, capfd: pytest.CaptureFixture[str], options: tuple[str]) -> None:
+    code, text = told(capfd, "inspect", hostile, *options)
+    assert code == 0
+    assert "error" in text
+    assert unsafe_lines(text) == []
+    if options:
+        assert ACTIVE in json.loads(text)["sites"][0]["residual_add"]
+
+
+@pytest.mark.parametrize("command", ["inspect", "prune"])
+def test_what_can_t_be_cut(
+    hostile: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str
+) -> None:
+    def forget_an_add(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.op_type == "Add")
+        node.op_type = "Sub"
+
+    path = broken(hostile, forget_an_add)
+    options = {"inspect": (), "prune": ("--drop", "attention:0", "-o", tmp_path / "out.onnx")}
+    _, text = told(capfd, command, path, *options[command], *(("-v",) * (command == "prune")))
+    assert text
+    assert unsafe_lines(text) == []
+
+
+def test_prune(hostile: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out" / "model.onnx"
+    _, text = told(capfd, "prune", hostile, "--drop", "mlp:1", "-o", out, "-v")
+    assert text
+    assert unsafe_lines(text) == []
+
+
+def test_a_name_that_the_caller_gives(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "model\n::error::x\x1b[31m"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    for command in (
+        ("score", folder, "-o", tmp_path / "scores.json", "-v"),
+        ("inspect", folder),
+        ("inspect", tmp_path / "gone\n::error::x\x1b[31m"),
+        ("gone\n::error::x\x1b[31m",),
+        ("inspect", tmp_path, "extra\n::error::x\x1b[31m"),
+    ):
+        code, text = told(capfd, *command)
+        assert code in (1, 2)
+        assert text
+        assert unsafe_lines(text) == [], command
+
+
+def config(**more: object) -> str:
+    return json.dumps({"model_type": f"gone{ACTIVE}", "architectures": [f"Gone{ACTIVE}"], **more})
+
+
+def test_a_config_of_an_unknown_type(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(config())
+    (tmp_path / "model.safetensors").write_bytes(b"\2" + bytes(7) + b"{}")
+    for command in (("score", tmp_path, "-o", tmp_path / "s.json", "-v"),):
+        code, text = told(capfd, *command)
+        assert code in (1, 2)
+        assert unsafe_lines(text) == []
+
+
+def test_plan(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    scores = tmp_path / "importance.json"
+    scores.write_text(json.dumps({"schema": ACTIVE, "scores": [{"kind": ACTIVE}], ACTIVE: 1}))
+    code, text = told(capfd, "plan", scores, "--drop", "1", "-o", tmp_path / "plan.json", "-v")
+    assert code in (1, 2)
+    assert text
+    assert unsafe_lines(text) == []
+
+
+def test_check_and_report(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = gate_report((gate_row(candidate_ms=120.0),))
+    candidate = report.arms.candidate
+    arms = report.arms.model_copy(
+        update={
+            "candidate": candidate.model_copy(update={"backend": f"cpu{ACTIVE}"}),
+            "baseline": candidate.model_copy(update={"backend": f"cpu{ACTIVE}"}),
+        }
+    )
+    path = tmp_path / f"name{ACTIVE}".replace("/", "") / "report.json"
+    path.parent.mkdir()
+    report.model_copy(update={"arms": arms, "title": ACTIVE}).write(path)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    code, text = told(capfd, "check", path, "--max-slowdown", "1%")
+    assert code == 1
+    commands = [line for line in text.split("\n") if line.startswith("::error title=")]
+    assert len(commands) == 1
+    assert unsafe_lines(text) == commands
+    assert all(line.isprintable() for line in text.split("\n"))
+    for command in (("report", path), ("check", path, "--max-kl", "nonsense")):
+        _, text = told(capfd, *command)
+        assert unsafe_lines(text) == []
+
+
+def test_a_library_s_warning_and_log(capfd: pytest.CaptureFixture[str]) -> None:
+    code = (
+        "import sys, logging, warnings, exporter.cli as c\n"
+        f"mark = {ACTIVE!r}\n"
+        "@c.cli.command()\n"
+        "def loud():\n"
+        "    warnings.warn(mark)\n"
+        "    logging.getLogger('library').warning(mark)\n"
+        "    print(mark)\n"
+        "    raise ValueError('first' + mark.replace('\\n', ''))\n"
+        "sys.exit(c.run(['loud']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 1
+    text = (done.stdout + done.stderr).decode()
+    assert "UserWarning" in text
+    assert unsafe_lines(text) == []
+
+
+def test_generated_text(capfd: pytest.CaptureFixture[str]) -> None:
+    from exporter.printable import Pieces
+
+    pieces = Pieces()
+    text = "".join(map(pieces.add, f"one\n\ttwo{ACTIVE}:"))
+    assert text.startswith("one\n\ttwo")
+    assert unsafe_lines(text) == []
