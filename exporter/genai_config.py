@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import SurgeryError
+from graph_passes.files.reading import read_json
 
 CONFIG_FILE = "genai_config.json"
 
@@ -99,7 +100,7 @@ def config_target(source: Path, target: Path) -> Path:
     path = target.with_name(CONFIG_FILE)
     if path.exists():
         names = {name for _, name in _file_names(_read(path))}
-        others = sorted(name for name in names - {target.name} if path.with_name(name).exists())
+        others = sorted(name for name in names - {target.name} if (path.parent / name).exists())
         if target.name not in names and others:
             raise SurgeryError(
                 f"{path} is the config of {others[0]}.",
@@ -262,8 +263,8 @@ def _moved(numbers: Any, layers: _Layers) -> list[int]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise SurgeryError(f"{path} is not valid JSON: {error}.", _LEAVE_OUT) from error
     if not isinstance(content, dict):
         raise SurgeryError(f"{path} holds no JSON object.", _LEAVE_OUT)

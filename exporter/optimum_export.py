@@ -51,11 +51,12 @@ def export_with_optimum(
     """
     require("optimum.exporters.onnx", extra="optimum")
     from exporter.loading.model_files import save_checkpoint
+    from exporter.loading.offline import hub_off
 
     with scratch_folder("optimum") as place, told_to(progress):
         checkpoint, out = place / "checkpoint", place / "onnx"
         with progress.task("export to ONNX with optimum"):
-            with telling_full_disk(place.parent):
+            with telling_full_disk(place.parent), hub_off():
                 save_checkpoint(loaded, checkpoint)
                 _run_optimum(loaded, checkpoint, out, opset)
             return save_onnx(_only_graph(out), folder)

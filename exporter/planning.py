@@ -6,7 +6,6 @@ again after a drop. The joint drop sorts attention and MLP scores together, with
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from exporter.plan_dialects import foreign_deletions
 from exporter.plan_origin import parents_of
 from exporter.progress import QUIET, Progress
 from exporter.wording import are, counted
+from graph_passes.files.reading import TABLE_BYTES, read_json
 
 _SUBLAYERS: tuple[DeletionKind, ...] = ("attention", "mlp")
 _NOUNS = {"attention": "attention", "mlp": "MLP", "block": "block"}
@@ -122,7 +122,7 @@ def is_foreign_plan(path: Path) -> bool:
 def _foreign_plan(path: Path) -> PruningPlan | None:
     """None for a plan of our own, and for what can't be read: that has its errors elsewhere."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, limit=TABLE_BYTES, named=True)
     except (OSError, ValueError):
         return None
     if isinstance(content, dict) and "schema_version" in content:

@@ -7,7 +7,6 @@ its place; ``config.json`` says so under ``depthcut``. :func:`load_pruned` needs
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from exporter.loading.model_files import save_checkpoint
 from exporter.loading.model_source import LoadedModel, load_model
 from exporter.plan_dialects.section import ORIGIN, SECTION
 from exporter.pruned_structure import structure_for
+from graph_passes.files.reading import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +124,7 @@ def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
         return
     config: Any = None
     with contextlib.suppress(OSError, ValueError):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not {SECTION, ORIGIN} & config.keys():
         raise UsageError(
             f"{folder} is there, and is no pruned checkpoint.", "Give a folder that is not there."

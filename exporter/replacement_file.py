@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.errors import PlanError, first_line
 from exporter.files import sha256_file
+from graph_passes.files.reading import check_file
 from graph_passes.types import SublayerKind, SublayerRef
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ def _located(name: str, plan_path: Path) -> Path:
             f"{plan_path}: $.replacements.path: {name!r} leads out of the plan's folder.",
             "Put the file beside the plan.",
         )
-    if not path.is_file():
+    if not path.exists():
         raise PlanError(f"{plan_path}: $.replacements.path: {path} does not exist.")
+    check_file(path)
     return path
 
 

@@ -21,12 +21,13 @@ from exporter.selection import SearchOptions
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How the PyTorch model may be loaded; both dangers are off by default."""
+    """How the PyTorch model may be loaded; all dangers are off by default."""
 
     dtype: str = "float32"
     revision: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    allow_any_model_type: bool = False
 
 
 COUNTS = ("attention", "mlp", "block", "joint")

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exporter.errors import ArtifactError
 from exporter.files import write_text
+from graph_passes.files.placing import finish_interrupted
+from graph_passes.files.reading import TABLE_BYTES, read_text
 
 SCHEMA_VERSION = 1
 
@@ -51,10 +53,12 @@ class Artifact(Record):
         """Reads and validates a file.
 
         Raises:
+            UnsafeInputError: It is no regular file, or of no sane size.
             ArtifactError: With the JSON path of what is wrong.
         """
+        finish_interrupted(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path, limit=TABLE_BYTES, named=True)
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist.") from None
         except (OSError, UnicodeDecodeError) as error:

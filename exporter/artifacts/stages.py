@@ -14,12 +14,13 @@ Replacement = Literal["none", "bias", "linear"]
 
 
 class ModelRef(Record):
-    """Which model a report speaks of."""
+    """Which model a report speaks of; ``revision`` is the commit where it came from the hub."""
 
     source: str
     architecture: str
     num_layers: int
     sha256: str
+    revision: str | None = None
 
 
 class CalibrationRef(Record):

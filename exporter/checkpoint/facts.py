@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from pydantic import Field
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record
+from graph_passes.files.reading import read_text
 
 if TYPE_CHECKING:
     from exporter.loading.model_source import LoadedModel
@@ -106,12 +105,13 @@ def own_dtype(source: str, **loading: Any) -> str:
     Raises:
         ModelSourceError: When there is nothing there that could be loaded.
     """
+    from exporter.loading.checked_folder import CONFIG, read_object
     from exporter.loading.model_source import DTYPES, resolve_source
 
     path = resolve_source(source, **loading)
     config: Any = {}
-    with contextlib.suppress(OSError, ValueError):
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if path.is_dir():
+        config = read_object(path / CONFIG)
     named = config.get("dtype") or config.get("torch_dtype")
     return str(named) if named in DTYPES else DTYPES[0]
 
@@ -119,7 +119,7 @@ def own_dtype(source: str, **loading: Any) -> str:
 def license_of_base(folder: Path) -> dict[str, str]:
     """The licence that a model's card names; empty where there is no card."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = read_text(folder / "README.md")
     except (OSError, UnicodeDecodeError):
         return {}
     head = _FRONT_MATTER.match(text)

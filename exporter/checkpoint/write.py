@@ -7,7 +7,6 @@ where it honours what its ``per_layer_config`` says.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +36,7 @@ from exporter.pruned_model import (
     save_pruned_into,
 )
 from exporter.replacement_cut import cut_of_plan
+from graph_passes.files.reading import copy_file
 
 if TYPE_CHECKING:
     import torch
@@ -157,8 +157,8 @@ def _is_plain(model: Any) -> bool:
 def _copy_licenses(source: Path, stage: Path) -> None:
     for pattern in LICENSE_FILES if source.is_dir() else ():
         for path in source.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, stage / path.name)
+            if not path.is_dir():
+                copy_file(path, stage / path.name)
 
 
 def _say(facts: CheckpointFacts, progress: Progress) -> None:

@@ -72,5 +72,10 @@ def _streamed(model: str, options: Mapping[str, Any], progress: Progress) -> Imp
     source, wanted = source_options(options), score_options(options)
     refuse_unstreamable(wanted)
     with progress.task(f"open {model}"):
-        meta = load_meta(model, dtype=source.dtype, revision=source.revision)
+        meta = load_meta(
+            model,
+            dtype=source.dtype,
+            revision=source.revision,
+            allow_any_model_type=source.allow_any_model_type,
+        )
     return score_streamed(meta, wanted, stream_dir=options.get("stream_dir"), progress=progress)

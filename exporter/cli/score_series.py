@@ -14,6 +14,7 @@ from exporter.cli.series_options import without_series
 if TYPE_CHECKING:
     from exporter.artifacts import StabilityReport
     from exporter.loading.model_source import LoadedModel
+    from exporter.request import SourceOptions
     from exporter.studies.series import Member
 
 _COMMON = "pydoc"
@@ -188,7 +189,7 @@ def _member(
 
     how, text = source_options(options), options["calibration"]
     key = {
-        "model": _digest(source, how.revision, how.trust_remote_code, how.allow_pickle),
+        "model": _digest(source, how),
         "load": vars(how),
         "score": vars(score_options(options)),
         "way": {name: options.get(name) for name in ("stream", "device_map")},
@@ -199,13 +200,11 @@ def _member(
 
 
 @cache
-def _digest(source: str, revision: str | None, remote_code: bool, pickle: bool) -> str:
+def _digest(source: str, how: SourceOptions) -> str:
     """Read once: the weights may be large, and a model may stand for several texts."""
     from exporter.loading.model_source import source_sha256
 
-    return source_sha256(
-        source, revision=revision, trust_remote_code=remote_code, allow_pickle=pickle
-    )
+    return source_sha256(source, **{k: v for k, v in vars(how).items() if k != "dtype"})
 
 
 def _file_digest(text: str | None) -> str | None:

@@ -57,9 +57,12 @@ def build_decoder(
         OSError: The disk is full.
     """
     builder = require(_MODULE, extra=_EXTRAS[provider])
+    from exporter.loading.offline import hub_off
+
     with tempfile.TemporaryDirectory(prefix=".genai.", dir=folder) as name, told_to(progress):
         checkpoint, out = Path(name, "checkpoint"), Path(name, "onnx")
-        with progress.task("build with onnxruntime-genai"), telling_full_disk(folder):
+        building = progress.task("build with onnxruntime-genai")
+        with building, telling_full_disk(folder), hub_off():
             _save_checkpoint(loaded, checkpoint)
             _run_builder(builder, loaded, checkpoint, out, provider)
         require_windows(out / MODEL_FILE, loaded.model.config.get_text_config())

@@ -17,6 +17,7 @@ from exporter.errors import CalibrationError, ScoringError
 from exporter.files import write_text
 from exporter.loading.model_source import LoadedModel
 from exporter.progress import Progress, Task
+from graph_passes.files.reading import TABLE_BYTES, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ def sampled_tokens(
 def _read(path: Path, key: dict[str, Any]) -> NDArray[np.int64] | None:
     """The kept ids; None when there are none, or not of this key, or not whole."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, limit=TABLE_BYTES)
         if content["key"] != key:
             return None
         ids = np.asarray(content["input_ids"], dtype=np.int64)

@@ -50,8 +50,10 @@ def _whole_class(config: Any, trust_remote_code: bool) -> Any:
     if remote is not None:
         return getattr(transformers, remote)
     for name in config.architectures or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
+        named = getattr(transformers, name, None)
+        # A config may name anything that transformers has.
+        if isinstance(config, getattr(named, "config_class", None) or ()):
+            return named
     if type(config) in transformers.AutoModelForCausalLM._model_mapping:
         return transformers.AutoModelForCausalLM
     return transformers.AutoModel

@@ -7,8 +7,8 @@ Format: https://github.com/huggingface/safetensors (8 bytes length, JSON header,
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import ModelSourceError, first_line
+from exporter.errors import ModelSourceError, UnsafeModelError, first_line
+from graph_passes.files.reading import TABLE_BYTES, opened, parse_json, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +172,7 @@ def _fill(
     buffer: Any, entry: Entry, name: str, start: int = 0, stop: threading.Event | None = None
 ) -> None:
     try:
-        with entry.file.open("rb", buffering=0) as file:
+        with opened(entry.file, buffered=False) as file:
             file.seek(entry.begin + start)
             rest = memoryview(buffer)
             while rest:
@@ -196,12 +197,12 @@ def read_index(index: Path) -> dict[str, str]:
         ModelSourceError: It can't be read, or names what is no file of its own folder.
     """
     try:
-        places = _names(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        places = _names(read_json(index, limit=TABLE_BYTES)["weight_map"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelSourceError(f"{index} can't be read: {first_line(error)}.", _AGAIN) from error
     for name in sorted(set(places.values())):
         if Path(name).name != name:
-            raise ModelSourceError(f"{index} points outside the model's folder: {name}.", _AGAIN)
+            raise UnsafeModelError(f"{index} points outside the model's folder: {name}.", _AGAIN)
         if not (index.parent / name).is_file():
             raise ModelSourceError(f"{index} names {name}, which is not there.", _AGAIN)
     return places
@@ -247,8 +248,8 @@ def _header(file: Path) -> dict[str, Entry]:
         raise ModelSourceError(f"{file} can't be read: {first_line(error)}.") from error
     start = _LENGTH_BYTES + len(text)
     try:
-        entries = dict(_entries(file, json.loads(text), start))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        entries = dict(_entries(file, parse_json(text, f"The header of {file}"), start))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelSourceError(
             f"{file} has a broken header: {first_line(error)}.", _AGAIN
         ) from error
@@ -258,11 +259,11 @@ def _header(file: Path) -> dict[str, Entry]:
 
 def _header_text(file: Path) -> tuple[bytes, int]:
     """The JSON at a shard's beginning, and how long the whole file is."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    with opened(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
         if length > _LONGEST_HEADER or size < _LENGTH_BYTES + length:
-            raise ModelSourceError(
+            raise UnsafeModelError(
                 f"{file} is cut short or not a safetensors file: its {size} bytes don't hold the "
                 "header.",
                 _AGAIN,

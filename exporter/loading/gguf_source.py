@@ -8,35 +8,50 @@ from typing import Any
 from exporter.errors import (
     ModelSourceError,
     UnknownArchitectureError,
+    UnsafeModelError,
     first_line,
     pass_on_memory_error,
 )
 from exporter.loading.auto_class import auto_class
+from exporter.loading.checked_folder import Leave
+from exporter.loading.config_walk import refuse_types
 from exporter.loading.gguf_reading import header_read_once
+from exporter.loading.model_types import REVIEWED
 from exporter.loading.unquantized import unquantized
 from exporter.optional import require
+from exporter.scratch import scratch_folder
 
 
-def load_gguf(path: Path, dtype: Any) -> tuple[Any, dict[str, Any], Any]:
+def load_gguf(
+    path: Path, dtype: Any, leave: Leave | None = None
+) -> tuple[Any, dict[str, Any], Any]:
     """Loads a GGUF file into a model that can be saved and exported like any other.
+
+    transformers would read more of the file's folder: it gets one with nothing else in it.
 
     Args:
         path: The file.
         dtype: PyTorch's.
+        leave: What the model may do; by default nothing special.
 
     Returns:
         The model, transformers' report of the load, and the tokenizer.
 
     Raises:
+        UnsafeModelError: It is of a model type that was not looked at.
         ModelSourceError: When the file can't be read.
         UnknownArchitectureError: When transformers has no such model.
     """
     transformers = require("transformers", extra="torch")
     require("gguf", extra="gguf")
-    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
-        with header_read_once():
-            model, info, tokenizer = _load(transformers, place, dtype)
+        with header_read_once(), scratch_folder("gguf") as folder:
+            link = folder / path.name
+            link.symlink_to(path.resolve())
+            model, info, tokenizer = _load(transformers, link, dtype, leave or Leave())
+        model.config.name_or_path = str(path.parent)
+    except UnsafeModelError:
+        raise
     # The reader has no error class of its own; a cut or odd file gives anything from a KeyError
     # to a numpy reshape error.
     except Exception as error:
@@ -44,8 +59,17 @@ def load_gguf(path: Path, dtype: Any) -> tuple[Any, dict[str, Any], Any]:
     return unquantized(model), info, tokenizer
 
 
-def _load(transformers: Any, place: dict[str, str], dtype: Any) -> tuple[Any, dict[str, Any], Any]:
+def _load(
+    transformers: Any, path: Path, dtype: Any, leave: Leave
+) -> tuple[Any, dict[str, Any], Any]:
+    place = {
+        "pretrained_model_name_or_path": str(path.parent),
+        "gguf_file": path.name,
+        "local_files_only": True,
+    }
     config = transformers.AutoConfig.from_pretrained(**place)
+    if not leave.allow_any_model_type:
+        refuse_types({"model_type": config.model_type}, path.resolve(), REVIEWED)
     model_class = auto_class(config, trust_remote_code=False)
     model, info = model_class.from_pretrained(
         **place, dtype=dtype, output_loading_info=True, trust_remote_code=False

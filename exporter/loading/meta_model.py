@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelSourceError, first_line, pass_on_memory_error
 from exporter.loading.auto_class import auto_class
+from exporter.loading.checked_folder import Leave
 from exporter.loading.checkpoint_shards import CheckpointShards, Entry
 from exporter.loading.model_source import LoadedModel, check_dtype, load_folder, resolve_source
 from exporter.loading.transformers_output import quiet_transformers
@@ -72,7 +73,12 @@ class MetaModel(LoadedModel):
 
 
 def load_meta(
-    source: str, *, dtype: str = "float32", revision: str | None = None, pruned: bool = False
+    source: str,
+    *,
+    dtype: str = "float32",
+    revision: str | None = None,
+    pruned: bool = False,
+    allow_any_model_type: bool = False,
 ) -> MetaModel:
     """Loads a model without reading its weights.
 
@@ -81,14 +87,17 @@ def load_meta(
         dtype: What the weights become when they are read: ``float32``, ``float16``, ``bfloat16``.
         revision: A branch, tag or commit of a hub id.
         pruned: Takes a pruned checkpoint too, see :func:`exporter.loading.auto_class.auto_class`.
+        allow_any_model_type: As for :func:`~exporter.loading.model_source.load_model`.
 
     Raises:
+        UnsafeInputError: As for :func:`~exporter.loading.model_source.load_model`.
         ModelSourceError: The source is missing, incomplete, no safetensors, or transformers is too
             old to tell how the weights are named in the shards.
         UnknownArchitectureError: When transformers has no such model.
     """
     check_dtype(dtype)
-    path = resolve_source(source, revision=revision)
+    leave = Leave(allow_any_model_type=allow_any_model_type)
+    path = resolve_source(source, revision=revision, **vars(leave))
     if path.is_file():
         raise ModelSourceError(
             f"{path} holds quantized weights, which are not read a layer at a time.",
@@ -96,7 +105,9 @@ def load_meta(
         )
     _refuse_old_transformers()
     shards = CheckpointShards.open(path)
-    loaded = load_folder(source, path, lambda config: _emptied(config, path, shards, dtype, pruned))
+    loaded = load_folder(
+        source, path, lambda config: _emptied(config, path, shards, dtype, pruned), leave
+    )
     weights = ShardedWeights(loaded.model, shards)
     return MetaModel(loaded.model, loaded.tokenizer, loaded.ref, loaded.path, weights)
 
@@ -321,7 +332,7 @@ def _load_generation_config(model: Any, path: Path) -> None:
     if model.can_generate() and (path / "generation_config.json").is_file():
         kind = require("transformers", extra="torch").GenerationConfig
         try:
-            model.generation_config = kind.from_pretrained(path)
+            model.generation_config = kind.from_pretrained(path, local_files_only=True)
         except Exception as error:
             pass_on_memory_error(error)
             raise ModelSourceError(

@@ -11,7 +11,6 @@ polygraphy writes what its runners gave; ``runtime`` are the host's seconds of o
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 from exporter.errors import ComparisonError, first_line
 from exporter.files import sha256_file
+from graph_passes.files.reading import TABLE_BYTES, read_json
 
 _WARMUP_MS = 200.0  # trtexec --warmUp
 
@@ -47,7 +47,7 @@ def read_times(path: Path) -> ImportedTimes:
         ComparisonError: It is not there, of another schema, or holds no usable time.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, limit=TABLE_BYTES, named=True)
     except OSError as error:
         raise ComparisonError(f"{path} can't be read: {error.strerror}.") from error
     except ValueError as error:

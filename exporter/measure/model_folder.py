@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import ComparisonError, OnnxFileError
 from exporter.genai_config import CONFIG_FILE
+from graph_passes.files.reading import check_file, read_json
 
 _GENAI_WORDS = {
     "eos_token_id": "eos_token_id",
@@ -88,10 +88,10 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ComparisonError: When it is no JSON object.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ComparisonError(f"{path} can't be read as JSON: {error}.") from error
     if not isinstance(content, dict):
@@ -142,4 +142,5 @@ def find_onnx(path: Path) -> Path:
     if len(found) != 1:
         told = f"{len(found)} ONNX files and no model.onnx" if found else "no ONNX file"
         raise OnnxFileError(f"{path} holds {told}.", "Name the ONNX file itself.")
+    check_file(found[0], path)
     return found[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from exporter.engine.sidecar import sidecar_path
 from exporter.errors import PackagingError
 from exporter.files import refuse_overwriting
 from graph_passes.files.placing import staging
+from graph_passes.files.reading import opened
 
 _BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
@@ -57,16 +59,21 @@ def package_tarball(engine: Path, target: Path, *, beside: Path | None = None) -
         with (
             packed.open("wb") as raw,
             gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=1) as zipped,
-            # What a link points to is packed: in a hub's cache, tokenizers are links.
-            tarfile.open(
-                fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT, dereference=True
-            ) as archive,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
         ):
             for file in files:
-                archive.add(file, file.name, filter=_nameless)
+                _add_file(archive, file, named=file not in found)
             _add_text(archive, "NOTES.txt", _notes(engines))
         staged.place([(packed, target)])
     return [*(file.name for file in files), "NOTES.txt"]
+
+
+def _add_file(archive: tarfile.TarFile, file: Path, *, named: bool) -> None:
+    """Packs what a link points to, where it may: in a hub's cache, tokenizers are links."""
+    with opened(file, named=named) as content:
+        entry = _nameless(tarfile.TarInfo(file.name))
+        entry.size = os.fstat(content.fileno()).st_size
+        archive.addfile(entry, content)
 
 
 def _nameless(entry: tarfile.TarInfo) -> tarfile.TarInfo:

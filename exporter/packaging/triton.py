@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from exporter.engine.sidecar import EngineRecord, EngineTensor, read_sidecar, si
 from exporter.errors import PackagingError, UsageError
 from exporter.files import staged_directory
 from exporter.packaging.triton_config import TritonModel, TritonTensor, triton_config
+from graph_passes.files.reading import copy_file
 
 Device = Literal["gpu", "cpu"]
 
@@ -102,11 +102,11 @@ def _onnx_model(
     # A model of several files stands in a folder of the model's name, and is called so there.
     home = version / "model.onnx" if data else version
     home.mkdir(exist_ok=True)
-    shutil.copyfile(source, home / "model.onnx")
+    copy_file(source, home / "model.onnx", named=True)
     for file in data:
         target = home / file.relative_to(source.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+        copy_file(file, target, source.parent)
     tensors = [
         [TritonTensor(each.name, each.dtype, _dims(each.shape)) for each in each_side]
         for each_side in (graph_inputs(source), graph_outputs(source))
@@ -130,8 +130,8 @@ def _engine_model(
         )
     if device == "cpu":
         raise PackagingError("An engine runs on a GPU only.", "Leave --device cpu out.")
-    shutil.copyfile(source, version / "model.plan")
-    shutil.copyfile(sidecar_path(source), version / "model.plan.json")
+    copy_file(source, version / "model.plan", named=True)
+    copy_file(sidecar_path(source), version / "model.plan.json")
     return TritonModel(
         name, "tensorrt", "model.plan", _tensors(record.inputs), _tensors(record.outputs),
         "gpu", instances, len(record.profiles), _notes(record),
@@ -150,5 +150,5 @@ def _notes(record: EngineRecord) -> tuple[tuple[str, str], ...]:
 def _copy_beside(source: Path, stage: Path) -> None:
     """The tokenizer and configs, for clients; Triton passes them over."""
     for name in _BESIDE:
-        if (source.parent / name).is_file():
-            shutil.copyfile(source.parent / name, stage / name)
+        if (source.parent / name).exists():
+            copy_file(source.parent / name, stage / name)

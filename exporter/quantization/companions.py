@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
 from exporter.genai_config import CONFIG_FILE, find_config, rewritten
+from graph_passes.files.reading import copy_file
 
 _PATTERNS = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
@@ -30,6 +30,7 @@ def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path
         Staged file and final name.
 
     Raises:
+        UnsafeInputError: One of them may not be read from where it is.
         SurgeryError: onnxruntime-genai's config can't be read, or names the source as something
             other than the one decoder.
     """
@@ -38,8 +39,8 @@ def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path
     moves = []
     for path in sorted(source.parent.iterdir()):
         target = output.parent / path.name
-        if path.is_file() and _belongs(path.name) and not target.exists():
-            moves.append((Path(shutil.copyfile(path, stage / path.name)), target))
+        if _belongs(path.name) and not path.is_dir() and not target.exists():
+            moves.append((copy_file(path, stage / path.name), target))
     config, target = find_config(source), output.parent / CONFIG_FILE
     if config is not None and not target.exists():
         staged = stage / CONFIG_FILE

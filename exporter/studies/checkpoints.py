@@ -13,6 +13,7 @@ from exporter.errors import ModelSourceError, UsageError
 from exporter.files import sha256_bytes
 from exporter.progress import QUIET, Progress
 from exporter.studies.naming import step_of
+from graph_passes.files.reading import TABLE_BYTES, read_json
 
 _CONFIG = "config.json"
 _MAGIC = re.compile(r"[*?[]")
@@ -154,7 +155,7 @@ def _split_digest(folder: Path) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, limit=TABLE_BYTES)
     except (OSError, ValueError) as error:
         raise ModelSourceError(f"{path} can't be read as JSON: {error}.") from error
     if not isinstance(content, dict):

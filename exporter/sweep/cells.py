@@ -74,6 +74,7 @@ class Dangers:
 
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    allow_any_model_type: bool = False
 
 
 def cells_of(

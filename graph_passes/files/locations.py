@@ -1,4 +1,4 @@
-"""Where a model's data files may lie: in its folder, or in the blobs of its Hugging Face cache.
+"""Where a model's files may lie: in its folder, or in the blobs of its Hugging Face cache.
 
 The cache (huggingface_hub's "file-based cache") holds each file once, named by its hash, and each
 revision as a folder of links to them::
@@ -26,8 +26,18 @@ def may_lie_at(model: Path, data: Path) -> bool:
         model: The ONNX file as it was named; it may be a link itself.
         data: The data file that it names, in the same folder or below.
     """
-    target, folder = data.resolve(), model.parent.resolve()
-    return target.is_relative_to(folder) or target.parent == cache_blobs(folder)
+    return may_lie_in(model.parent.resolve(), data.resolve())
+
+
+def may_lie_in(folder: Path, place: Path) -> bool:
+    """Whether a file is where a model's own may be; both with links followed."""
+    return place.is_relative_to(folder) or place.parent == cache_blobs(folder)
+
+
+def cache_revision(folder: Path) -> str | None:
+    """The commit that a folder of the Hugging Face cache stands for; None elsewhere."""
+    folder = folder.resolve()
+    return folder.name if cache_blobs(folder) == folder.parent.parent / "blobs" else None
 
 
 def cache_blobs(folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_families import tiny_model, tiny_tokenizer
 
-from exporter.errors import ModelSourceError, UnknownArchitectureError
+from exporter.errors import ModelSourceError, UnknownArchitectureError, UnsafeModelError
 from exporter.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.loading.model_source import load_model
 from exporter.loading.transformers_output import quiet_transformers
@@ -208,8 +208,10 @@ def test_what_can_not_be_streamed(tmp_path: Path) -> None:
         load_meta(str(tmp_path), dtype="int8")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "nothing"}))
-    with pytest.raises(UnknownArchitectureError, match="'nothing'"):
+    with pytest.raises(UnsafeModelError, match="'nothing'"):
         load_meta(str(tmp_path))
+    with pytest.raises(UnknownArchitectureError, match="'nothing'"):
+        load_meta(str(tmp_path), allow_any_model_type=True)
 
 
 def test_old_transformers_are_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tiny_families import tiny_loaded, tiny_model, tiny_tokenizer
 
-from exporter.errors import ModelSourceError, UnknownArchitectureError
+from exporter.errors import ModelSourceError, UnknownArchitectureError, UnsafeModelError
 from exporter.files import sha256_file
 from exporter.loading.model_files import (
     save_checkpoint,
@@ -316,8 +316,10 @@ def _rewrite_config(folder: Path, **changes: Any) -> None:
 @pytest.mark.torch
 def test_an_unknown_model_type(checkpoint: Path) -> None:
     _rewrite_config(checkpoint, model_type="new_kid")
-    with pytest.raises(UnknownArchitectureError, match="does not know the model type 'new_kid'"):
+    with pytest.raises(UnsafeModelError, match="--allow-any-model-type"):
         load_model(str(checkpoint))
+    with pytest.raises(UnknownArchitectureError, match="does not know the model type 'new_kid'"):
+        load_model(str(checkpoint), allow_any_model_type=True)
 
 
 @pytest.mark.torch
@@ -326,8 +328,10 @@ def test_remote_code_stays_out(checkpoint: Path, tmp_path: Path) -> None:
     code = f"open({str(ran)!r}, 'w')\nclass C: pass\n"
     (checkpoint / "code.py").write_text(code)
     _rewrite_config(checkpoint, model_type="new_kid", auto_map={"AutoConfig": "code.C"})
-    with pytest.raises(UnknownArchitectureError, match="--trust-remote-code"):
+    with pytest.raises(UnsafeModelError, match="--trust-remote-code"):
         load_model(str(checkpoint))
+    with pytest.raises(UnknownArchitectureError, match="--trust-remote-code"):
+        load_model(str(checkpoint), allow_any_model_type=True)
     assert not ran.exists()
 
 

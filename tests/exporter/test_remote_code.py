@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_families import tiny_loaded, tiny_model
 
-from exporter.errors import ModelSourceError, UnknownArchitectureError
+from exporter.errors import ModelSourceError, UnsafeModelError
 from exporter.loading.model_files import save_checkpoint
 from exporter.loading.model_source import load_model
 
@@ -81,7 +81,7 @@ def test_the_class_is_the_one_that_the_code_brings(
 
 
 def test_without_leave_nothing_is_loaded(kid: Path) -> None:
-    with pytest.raises(UnknownArchitectureError, match="--trust-remote-code"):
+    with pytest.raises(UnsafeModelError, match="--trust-remote-code"):
         _load(kid, CAUSAL, "KidForCausalLM", trust=False)
 
 

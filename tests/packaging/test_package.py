@@ -10,7 +10,7 @@ from engine_support import written, written_as
 from exporter.cli import run
 from exporter.engine.engine_set import find_engines
 from exporter.engine.settings import BuildSettings, ProfileEntry
-from exporter.errors import EngineError, PackagingError, UsageError
+from exporter.errors import EngineError, PackagingError, UnsafeInputError, UsageError
 from exporter.packaging.tarball import package_tarball
 from exporter.packaging.triton import package_triton
 from exporter.packaging.triton_config import TritonModel, TritonTensor, triton_config
@@ -168,13 +168,24 @@ def test_what_links_point_to_is_packed(tmp_path: Path) -> None:
     home, model = tmp_path / "engines", tmp_path / "model"
     home.mkdir()
     model.mkdir()
-    (tmp_path / "blob").write_text("{}")
-    (model / "tokenizer.json").symlink_to(tmp_path / "blob")
-    (model / "config.json").hardlink_to(tmp_path / "blob")
+    (model / "blob").write_text("{}")
+    (model / "tokenizer.json").symlink_to(model / "blob")
+    (model / "config.json").hardlink_to(model / "blob")
     told = package_tarball(written(home), tmp_path / "x.tar.gz", beside=model)
     assert told == ["m.engine", "m.engine.json", "tokenizer.json", "config.json", "NOTES.txt"]
     with tarfile.open(tmp_path / "x.tar.gz") as archive:
         assert all(entry.isfile() for entry in archive)
+
+
+def test_links_out_of_the_folder_are_not_packed(tmp_path: Path) -> None:
+    home, model = tmp_path / "engines", tmp_path / "model"
+    home.mkdir()
+    model.mkdir()
+    (tmp_path / "secret").write_text("{}")
+    (model / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(UnsafeInputError):
+        package_tarball(written(home), tmp_path / "x.tar.gz", beside=model)
+    assert not (tmp_path / "x.tar.gz").exists()
 
 
 def test_an_onnx_file_is_no_engine_to_archive(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""A model's folder, looked at before any library sees it.
+
+Every file that a library could open by itself passes the door (:mod:`graph_passes.files.reading`);
+what the model says of itself is read once and walked. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import ModelSourceError, UnsafeModelError, first_line
+from exporter.loading import config_walk
+from exporter.loading.model_types import REVIEWED
+from graph_passes.files.reading import CONFIG_BYTES, TABLE_BYTES, check_file, read_json
+
+__all__ = ["CONFIG", "Leave", "check_files", "checked_config", "files_as_they_are"]
+
+CONFIG = "config.json"
+_TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+_FURTHER_CONFIGS = (
+    "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", *_TOKENIZER_CONFIGS,
+)  # fmt: skip
+_ADAPTER = "adapter_config.json"
+_TEMPLATES = "additional_chat_templates"
+# Read as a whole, unlike weights.
+_TEXTS = {".json", ".txt", ".jinja", ".model", ".py", ".tiktoken", ".spm", ".bpe", ".vocab"}
+
+
+@dataclass(frozen=True)
+class Leave:
+    """What a model may do that others may not; all three are dangerous, and off by default.
+
+    Attributes:
+        trust_remote_code: Bring Python code that runs here.
+        allow_pickle: Bring its weights as pickles.
+        allow_any_model_type: Be of a type whose code in transformers was not looked at.
+    """
+
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    allow_any_model_type: bool = False
+
+
+def checked_config(folder: Path, leave: Leave) -> dict[str, Any]:
+    """Looks at a model's folder, and gives what its ``config.json`` says.
+
+    Args:
+        folder: With a ``config.json``.
+        leave: What the model may do.
+
+    Raises:
+        UnsafeModelError: What it says would run code, use the network or read elsewhere; or it is
+            of a model type that was not looked at.
+        UnsafeInputError: A file is none that may be read.
+        ModelSourceError: A file is no JSON.
+    """
+    check_files(folder)
+    if (folder / _ADAPTER).exists():
+        raise UnsafeModelError(
+            f"{folder} holds {_ADAPTER}: an adapter, which is loaded with the model that it names.",
+            "Merge it into its model first, or take it out of a copy of the folder.",
+        )
+    config = read_object(folder / CONFIG)
+    for path in (folder / CONFIG, *(folder / name for name in _FURTHER_CONFIGS)):
+        if path.name == CONFIG or path.exists():
+            _walk(config if path.name == CONFIG else read_object(path), path, leave)
+    brings_its_own = leave.trust_remote_code and "auto_map" in config
+    if not (leave.allow_any_model_type or brings_its_own):
+        config_walk.refuse_types(config, folder / CONFIG, REVIEWED)
+    _check_weights_name(config, folder / CONFIG)
+    return config
+
+
+def _walk(content: Any, path: Path, leave: Leave) -> None:
+    config_walk.refuse_dangerous_entries(content, path)
+    if path.name in _TOKENIZER_CONFIGS:
+        config_walk.refuse_files_elsewhere(content, path)
+    if leave.trust_remote_code:
+        config_walk.refuse_foreign_code(content, path)
+
+
+def _check_weights_name(config: dict[str, Any], path: Path) -> None:
+    """A config may name its weights' file; transformers 4.57 takes any path for it."""
+    name = config.get("transformers_weights")
+    if name is not None and (not isinstance(name, str) or Path(name).name != name):
+        raise UnsafeModelError(
+            f"{path}: $.transformers_weights is {str(name)[:60]!r}, no name of a file in the "
+            "model's folder.",
+            "Name a file of the folder, or take the entry out of a copy.",
+        )
+
+
+def check_files(folder: Path) -> None:
+    """Looks at every file that a library could open in a model's folder, without reading any.
+
+    Raises:
+        UnsafeInputError: One is a link out of the folder, a pipe, a device, or a text of no sane
+            size.
+    """
+    for path in _files(folder):
+        check_file(path, folder, limit=TABLE_BYTES if path.suffix in _TEXTS else None)
+
+
+def files_as_they_are(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What changes of a folder's files when one is written or replaced, by their names."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in _files(folder):
+        if path.exists():
+            told = path.stat()
+            found[str(path)] = (told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns)
+    return found
+
+
+def refuse_changed(folder: Path, before: dict[str, tuple[int, ...]]) -> None:
+    """Refuses a folder that was written to while it was read.
+
+    Args:
+        folder: The model's.
+        before: What :func:`files_as_they_are` told when it was looked at.
+
+    Raises:
+        UnsafeModelError: With the file.
+    """
+    now = files_as_they_are(folder)
+    changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+    if changed:
+        raise UnsafeModelError(
+            f"{changed[0]} was changed while the model was loaded.",
+            "Load it again once whatever writes there is done.",
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    """All that is no folder, at the top and among the templates; that much libraries look at."""
+    found = []
+    for place in (folder, folder / _TEMPLATES):
+        if place.is_dir():
+            with os.scandir(place) as entries:
+                found += [place / entry.name for entry in entries if not entry.is_dir()]
+    return sorted(found)
+
+
+def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:
+    """A JSON object of a model's folder.
+
+    Raises:
+        UnsafeInputError: It may not be read.
+        ModelSourceError: It is no JSON object.
+    """
+    try:
+        content = read_json(path, limit=limit)
+    except (OSError, ValueError) as error:
+        raise ModelSourceError(f"{path} can't be read: {first_line(error)}.") from error
+    if not isinstance(content, dict):
+        raise ModelSourceError(f"{path} is not a JSON object.")
+    return content

@@ -1,0 +1,148 @@
+"""Looks through what a model says of itself for what would make a library do more than load it.
+
+transformers takes some entries of a model's JSON files for arguments of its own functions: which
+code may run, which other model is fetched, which file is opened. Found by reading 4.57 and 5.24;
+what has no such entry is as harmless as numbers and words are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import UnsafeModelError
+
+__all__ = [
+    "quantization_in",
+    "refuse_dangerous_entries",
+    "refuse_files_elsewhere",
+    "refuse_foreign_code",
+    "refuse_types",
+]
+
+_COPY = "If you trust the model, take that entry out of a copy of it."
+# transformers hands these on to functions that load a second model, run code or read another file.
+_HANDED_ON = {
+    "trust_remote_code": "lets code run that nobody here allowed",
+    "backbone_kwargs": "goes to the loading of another model",
+    "use_timm_backbone": "loads another model by its name",
+    "use_pretrained_backbone": "loads another model by its name",
+    "configuration_files": "names other configs, which are read in place of this one",
+    "custom_generate": "names code for generating",
+    "init_inputs": "gives a tokenizer's class arguments by their order, files among them",
+    "gguf_file": "names a file to read in place of this one",
+}
+# A hub's kernel is named owner/name, and is code.
+_PLAIN_NAME = re.compile(r"[\w|-]*")
+_IMPLEMENTATION = "implementation"
+# What a tokenizer opens; a bare name it looks for in the working directory, not in the folder.
+_FILES = {"vocab", "merges", "source_spm", "target_spm"}
+_FILE_ENDING = "_file"
+_NEVER_OPENED = {"special_tokens_map_file", "added_tokens_file"}  # old versions noted their cache
+_PROGRAMS = {"mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs"}
+
+_Entry = tuple[str, str, Any]
+
+
+def refuse_dangerous_entries(content: Any, path: Path) -> None:
+    """Refuses what makes transformers load, fetch or run something else, at any depth.
+
+    Args:
+        content: A JSON file of a model's folder, parsed.
+        path: The file.
+
+    Raises:
+        UnsafeModelError: With the entry.
+    """
+    for where, key, value in _entries(content):
+        if key in _HANDED_ON and value:
+            raise _refused(path, where, _HANDED_ON[key])
+        if key == "backbone" and isinstance(value, str):
+            raise _refused(path, where, "loads another model by its name")
+        if key.endswith(_IMPLEMENTATION) and not all(map(_PLAIN_NAME.fullmatch, _texts(value))):
+            raise _refused(path, where, "names code that would be fetched and run")
+
+
+def refuse_files_elsewhere(content: Any, path: Path) -> None:
+    """Refuses a tokenizer's entries that name files: its files are found by their usual names.
+
+    Args:
+        content: ``tokenizer_config.json`` or ``special_tokens_map.json``, parsed.
+        path: The file.
+
+    Raises:
+        UnsafeModelError: With the entry.
+    """
+    for where, key, value in _entries(content):
+        named = key in _FILES or (key.endswith(_FILE_ENDING) and key not in _NEVER_OPENED)
+        if (named and isinstance(value, str) and value) or (key in _PROGRAMS and value):
+            raise _refused(path, where, "names a file to open, which may lie anywhere")
+        if key == "fast_tokenizer_files" and any(Path(n).name != n for n in _texts(value)):
+            raise _refused(path, where, "names a file outside the model's folder")
+
+
+def refuse_foreign_code(content: Any, path: Path) -> None:
+    """Refuses code of another repository: only that of the model's own folder is hashed.
+
+    Raises:
+        UnsafeModelError: With the entry.
+    """
+    for where, key, value in _entries(content):
+        if key == "auto_map" and any("--" in name for name in _texts(value)):
+            raise UnsafeModelError(
+                f"{path}: $.{where} names code of another repository, which may change at any time "
+                "and is not part of the model's hash.",
+                "Copy that code into the model's folder, and name it there.",
+            )
+
+
+def refuse_types(content: Any, path: Path, known: Collection[str]) -> None:
+    """Refuses a model, or one inside it, of a type that is not known.
+
+    Raises:
+        UnsafeModelError: With the type.
+    """
+    for where, key, name in _entries(content):
+        if key != "model_type" or name is None or (isinstance(name, str) and name in known):
+            continue
+        hint = "Load it with --allow-any-model-type if you trust the model."
+        if "auto_map" in content:
+            hint = "It brings its own code; allow that with --trust-remote-code if you trust it."
+        raise UnsafeModelError(
+            f"{path}: $.{where} is {str(name)[:60]!r}, a model type whose code in transformers was "
+            "not looked at for depthcut.",
+            hint,
+        )
+
+
+def quantization_in(content: Any) -> Any:
+    """What a config says of how its weights, or those of a model inside it, are quantized."""
+    found = (value for _, key, value in _entries(content) if key == "quantization_config")
+    return next((value for value in found if value), None)
+
+
+def _entries(content: Any, place: str = "") -> Iterator[_Entry]:
+    """Every entry of every object: its place, its key and its value."""
+    if isinstance(content, list):
+        for number, part in enumerate(content):
+            yield from _entries(part, f"{place}[{number}]")
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            where = f"{place}.{key}" if place else str(key)
+            yield where, key, value
+            yield from _entries(value, where)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """A text, or the texts in a list or object."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def _refused(path: Path, where: str, why: str) -> UnsafeModelError:
+    return UnsafeModelError(f"{path}: $.{where} {why}.", _COPY)

@@ -1,0 +1,218 @@
+"""The one door for reading files that others made: a model's, a record's in an output folder.
+
+A file in a folder that a stranger filled may be a link to a secret, a pipe at which reading waits
+for ever, a device, or a terabyte of nothing. What passes here is a regular file that lies in its
+folder, links followed, or in the same repository's blobs of a Hugging Face cache; it is read up to
+a bound, even while it grows. The file that is looked at is the one that is then read: both go by
+the same open descriptor.
+
+A file that is not there, or is no UTF-8 or no JSON, raises what Python raises, for the caller knows
+what that means. What is hostile raises :class:`~graph_passes.errors.UnsafeInputError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from graph_passes.errors import UnsafeInputError
+from graph_passes.files.locations import may_lie_in
+
+CONFIG_BYTES = 8 << 20
+"""What a config or a plan may take; the largest known ones take a tenth of it."""
+TABLE_BYTES = 256 << 20
+"""What a tokenizer, an index of shards or a report may take."""
+DEEPEST = 64
+"""How deep JSON may be nested."""
+
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NO_FILES = (errno.ELOOP, errno.ENXIO)  # a circle of links; a socket
+
+
+@contextlib.contextmanager
+def opened(
+    path: Path, folder: Path | None = None, *, named: bool = False, buffered: bool = True
+) -> Iterator[Any]:
+    """Opens a file for reading, and looks at what it has opened.
+
+    Args:
+        path: The file.
+        folder: Where it has to lie; by default its own folder.
+        named: The user has named this very file, so it may be a link to anywhere.
+        buffered: Whether to read ahead.
+
+    Raises:
+        UnsafeInputError: It is no regular file, or lies elsewhere.
+        OSError: It is not there, or can't be opened.
+    """
+    _refuse_special(path, _stat(path))  # opening a device alone may do something
+    handle = os.open(path, _FLAGS)
+    with os.fdopen(handle, "rb", buffering=-1 if buffered else 0) as file:
+        _refuse_special(path, os.fstat(handle))
+        if not named:
+            _refuse_elsewhere(path, _place(handle, path), folder or path.parent)
+        yield file
+
+
+def read_bytes(
+    path: Path, folder: Path | None = None, *, limit: int = CONFIG_BYTES, named: bool = False
+) -> bytes:
+    """Reads a whole file, of no more than ``limit`` bytes; see :func:`opened`.
+
+    Raises:
+        UnsafeInputError: It may not be read from where it is, or is larger.
+        OSError: It can't be read.
+    """
+    with opened(path, folder, named=named) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(limit + 1) if size <= limit else b""
+    if size > limit or len(content) > limit:
+        raise UnsafeInputError(
+            f"{path} is larger than the {limit >> 20} MB that such a file may have.",
+            "It may be broken: fetch or write it again.",
+        )
+    return content
+
+
+def read_text(
+    path: Path, folder: Path | None = None, *, limit: int = CONFIG_BYTES, named: bool = False
+) -> str:
+    """The same as text.
+
+    Raises:
+        UnsafeInputError: As for :func:`read_bytes`.
+        UnicodeDecodeError: It is no UTF-8.
+        OSError: It can't be read.
+    """
+    return read_bytes(path, folder, limit=limit, named=named).decode("utf-8")
+
+
+def read_json(
+    path: Path, folder: Path | None = None, *, limit: int = CONFIG_BYTES, named: bool = False
+) -> Any:
+    """The same as JSON.
+
+    Raises:
+        UnsafeInputError: As for :func:`read_bytes`; or it is nested too deep.
+        ValueError: It is no JSON, or no UTF-8.
+        OSError: It can't be read.
+    """
+    return parse_json(read_bytes(path, folder, limit=limit, named=named), str(path))
+
+
+def parse_json(text: bytes | str, where: str) -> Any:
+    """Parses JSON of others, which may be nested only so deep as Python can walk it.
+
+    Args:
+        text: The JSON, in UTF-8.
+        where: Whose it is, for errors.
+
+    Raises:
+        UnsafeInputError: It is nested too deep.
+        ValueError: It is no JSON, or no UTF-8.
+    """
+    try:
+        content = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+        deep = _is_deep(content)
+    except RecursionError:
+        deep = True
+    if deep:
+        raise UnsafeInputError(f"{where} is nested more than {DEEPEST} deep.")
+    return content
+
+
+def copy_file(path: Path, target: Path, folder: Path | None = None, *, named: bool = False) -> Path:
+    """Copies a file of a model to a new place; see :func:`opened`.
+
+    Returns:
+        The copy, of which nothing is left behind when the file may not be copied.
+
+    Raises:
+        UnsafeInputError: It may not be read from where it is.
+        OSError: It can't be copied.
+    """
+    with opened(path, folder, named=named) as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+    return target
+
+
+def check_file(path: Path, folder: Path | None = None, *, limit: int | None = None) -> None:
+    """Looks at a file that a library is going to open by itself; only its entry is read.
+
+    Args:
+        path: The file; one that is not there passes.
+        folder: As for :func:`opened`.
+        limit: The bytes that it may have; None: any number.
+
+    Raises:
+        UnsafeInputError: It is no regular file, lies elsewhere, or is larger.
+    """
+    _refuse_elsewhere(path, Path(os.path.realpath(path)), folder or path.parent)
+    try:
+        found = _stat(path)
+    except FileNotFoundError:
+        return
+    _refuse_special(path, found)
+    if limit is not None and found.st_size > limit:
+        raise UnsafeInputError(
+            f"{path} is larger than the {limit >> 20} MB that such a file may have.",
+            "It may be broken: fetch or write it again.",
+        )
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno in _NO_FILES:
+            raise _special(path) from error
+        raise
+
+
+def _refuse_special(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise _special(path)
+
+
+def _special(path: Path) -> UnsafeInputError:
+    return UnsafeInputError(
+        f"{path} is no regular file: a folder, a pipe, a device or a link in a circle.",
+        "Copy the model's files to a folder of their own.",
+    )
+
+
+def _refuse_elsewhere(path: Path, place: Path, folder: Path) -> None:
+    if not may_lie_in(Path(os.path.realpath(folder)), place):
+        raise UnsafeInputError(
+            f"{path} is a link to a file outside {folder}, or lies outside it.",
+            "Copy the file itself there, if it is yours to use.",
+        )
+
+
+def _place(handle: int, path: Path) -> Path:
+    """Where an open file lies; the system tells it of the descriptor, whatever became of names."""
+    try:
+        return Path(f"/proc/self/fd/{handle}").readlink()
+    except OSError:  # no Linux, or no /proc
+        return Path(os.path.realpath(path))
+
+
+def _is_deep(content: Any) -> bool:
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for holder in level
+            for part in (holder.values() if isinstance(holder, dict) else holder)
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return False
+    return True
