@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from exporter.files import sha256_bytes, sha256_file, write_private
+from graph_passes.errors import UnsafeInputError
 from graph_passes.files import placing
 from graph_passes.files.locking import FOLDER, held
+from graph_passes.files.reading import TABLE_BYTES, read_json
 
 __all__ = ["FOLDER", "StageLedger", "in_turn", "is_name", "key_hash", "locked"]
 
@@ -198,8 +200,8 @@ def _read_memory(path: Path) -> dict[str, dict[str, Any]]:
     """The finished stages, and what is published of them: name to hash."""
     nothing: dict[str, dict[str, Any]] = {"stages": {}, "published": {}}
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        told = read_json(path, limit=TABLE_BYTES)
+    except (OSError, ValueError, UnsafeInputError):
         # No memory, or a broken one: everything is made again.
         return nothing
     if not isinstance(told, dict) or not all(isinstance(told.get(n), dict) for n in nothing):

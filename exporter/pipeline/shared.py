@@ -17,7 +17,9 @@ from typing import Any
 
 from exporter.files import sha256_file, staged_directory, write_text
 from exporter.ledger import in_turn, is_name, key_hash
+from graph_passes.errors import UnsafeInputError
 from graph_passes.files.placing import remove_tree
+from graph_passes.files.reading import read_json
 
 SHARED = frozenset({"score", "plan", "healing", "export", "prune"})
 """The stages whose results don't depend on who asks; times are always a folder's own."""
@@ -54,13 +56,13 @@ class SharedStages:
         """
         place = self._root / self._name(stage, key)
         try:
-            entry = json.loads((place / _ENTRY).read_text(encoding="utf-8"))
+            entry = read_json(place / _ENTRY)
             files, notes = entry["files"], entry["notes"]
             whole = all(
                 is_name(name) and sha256_file(place / _FILES / name) == files[name]
                 for name in files
             )
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, UnsafeInputError):
             return None
         if not whole:  # it is made again, and takes the broken one's place
             return None

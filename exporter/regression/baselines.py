@@ -6,7 +6,6 @@ A baseline is a report, a file with several, or a folder of reports. Each report
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from exporter.regression.keys import (
     key_sha256,
 )
 from exporter.regression.sanity import refuse_unsound
+from graph_passes.files.reading import TABLE_BYTES, read_json
 
 Named = dict[str, ComparisonReport]
 """Where each report lies, in words, and the report."""
@@ -127,7 +127,7 @@ def _read(file: Path) -> Named:
 
 def _kind(file: Path) -> object:
     try:
-        head = json.loads(file.read_text(encoding="utf-8"))
+        head = read_json(file, limit=TABLE_BYTES, named=True)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ArtifactError(f"{file} can't be read as JSON: {error}.") from error
     return head.get("kind") if isinstance(head, dict) else None

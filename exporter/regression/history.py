@@ -19,6 +19,7 @@ from exporter.artifacts import (
 )
 from exporter.errors import ArtifactError
 from exporter.regression.keys import series
+from graph_passes.files.reading import TABLE_BYTES, read_text
 
 _MEND = "Mend or remove that line; the others are untouched."
 
@@ -48,7 +49,7 @@ def read_history(path: Path) -> list[HistoryEntry]:
         ArtifactError: A line can't be read. The text names it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, limit=TABLE_BYTES, named=True).splitlines()
     except FileNotFoundError:
         return []
     except UnicodeDecodeError as error:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graph_passes.errors import InterruptedResultError
+from graph_passes.errors import InterruptedResultError, UnsafeInputError
 from graph_passes.files.exchange import Identity, absolute, sync, sync_names
 from graph_passes.files.locking import FOLDER
+from graph_passes.files.reading import read_json
 
 RECORD = "changing.json"
-_MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,7 @@ def read_record(home: Path) -> ChangeRecord:
         InterruptedResultError: It is no record that was written here.
     """
     try:
-        path = home / RECORD
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(home / RECORD)
         changes = [
             Change(
                 *_changed_path(home, entry),
@@ -92,7 +89,7 @@ def read_record(home: Path) -> ChangeRecord:
             Removal(_path(home, e["final"]), None if e["old"] is None else _identity(e["old"]))
             for e in told["removals"]
         ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UnsafeInputError) as error:
         raise InterruptedResultError(
             f"{home / RECORD} is not a record that depthcut wrote here.",
             "Run the command that wrote the result again.",
