@@ -194,10 +194,9 @@ def drop_options(function: _F) -> _F:
     return function
 
 
-def model_options(function: _F) -> _F:
-    """Adds what says how a PyTorch model may be loaded."""
+def danger_options(function: _F) -> _F:
+    """Adds what a model may do that others may not."""
     for option in (
-        loading("--revision", help="Revision of a hub model."),
         loading(
             "--trust-remote-code", is_flag=True,
             help="Dangerous: run Python code that comes with the model.",
@@ -206,9 +205,19 @@ def model_options(function: _F) -> _F:
             "--allow-pickle", is_flag=True,
             help="Dangerous: load weights from pickle files (pytorch_model.bin).",
         ),
+        loading(
+            "--allow-any-model-type", is_flag=True,
+            help="Dangerous: run whatever code of transformers the model's config names, also"
+            " where nobody looked at it for depthcut.",
+        ),
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def model_options(function: _F) -> _F:
+    """Adds what says how a PyTorch model may be loaded."""
+    return danger_options(loading("--revision", help="Revision of a hub model.")(function))
 
 
 def scoring_options(function: _F) -> _F:

@@ -169,6 +169,7 @@ def source_options(options: Mapping[str, Any]) -> SourceOptions:
         revision=options["revision"],
         trust_remote_code=options["trust_remote_code"],
         allow_pickle=options["allow_pickle"],
+        allow_any_model_type=options["allow_any_model_type"],
     )
 
 

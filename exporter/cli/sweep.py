@@ -11,7 +11,13 @@ import click
 
 from exporter.cli.cluster_options import asks_for_cluster, ray_options
 from exporter.cli.console import ConsoleProgress, echo
-from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, loading, verbosity_options
+from exporter.cli.options import (
+    ANY_PATH,
+    EXISTING_FILE,
+    danger_options,
+    json_option,
+    verbosity_options,
+)
 from exporter.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
@@ -28,14 +34,7 @@ if TYPE_CHECKING:
     "--dry-run", is_flag=True, help="Check the file and tell what there is to run; run nothing."
 )
 @click.option("--force", is_flag=True, help="Run every cell again, with all of its stages.")
-@loading(
-    "--trust-remote-code", is_flag=True,
-    help="Dangerous: run Python code that comes with the models.",
-)  # fmt: skip
-@loading(
-    "--allow-pickle", is_flag=True,
-    help="Dangerous: load weights from pickle files (pytorch_model.bin).",
-)  # fmt: skip
+@danger_options
 @ray_options
 @json_option
 @verbosity_options
@@ -52,6 +51,7 @@ def sweep(
     force: bool,
     trust_remote_code: bool,
     allow_pickle: bool,
+    allow_any_model_type: bool,
     as_json: bool,
     **cluster: Any,
 ) -> None:
@@ -66,7 +66,8 @@ def sweep(
     from exporter.cli.sweep_table import print_sweep
     from exporter.sweep import Dangers, look, read_sweep, run_sweep
 
-    asked, dangers = read_sweep(file), Dangers(trust_remote_code, allow_pickle)
+    asked = read_sweep(file)
+    dangers = Dangers(trust_remote_code, allow_pickle, allow_any_model_type)
     if dry_run:
         report = look(asked, output, dangers=dangers, force=force)
         print_sweep(report, as_json)
