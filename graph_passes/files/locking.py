@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ MOMENT_S = 2.0
 """How long a lock is waited for by default: some hold it for a moment only, to clear it."""
 
 _LOCK = "lock"
-_HELD: set[tuple[Path, int]] = set()  # with the process, since a fork takes the set along
+_HELD: set[tuple[Path, int, int]] = set()  # a fork takes the set along, so with the process
 _PAUSE_S = 0.05
 _HOLDER_BYTES = 4096
 _TRIES = 1000
@@ -32,7 +33,7 @@ _TRIES = 1000
 def held(home: Path, what: Path, *, wait_s: float | None = MOMENT_S) -> Iterator[None]:
     """Holds the lock of a folder of ours for as long as the block runs.
 
-    A block within such a block of the same process goes on under the outer one's lock. The lock
+    A block within such a block of the same thread goes on under the outer one's lock. The lock
     leaves nothing behind: a block that made nothing leaves the disk as it was, without
     the folders that were made for it.
 
@@ -46,7 +47,7 @@ def held(home: Path, what: Path, *, wait_s: float | None = MOMENT_S) -> Iterator
         PreparedFolderError: There are links in the folder of ours.
         OSError: The folder can't be made.
     """
-    key = absolute(home), os.getpid()
+    key = absolute(home), os.getpid(), threading.get_ident()
     if key in _HELD:
         yield
         return
