@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+from written_files import names_in
 
 from exporter.artifacts import PlannedDeletion
 from exporter.forms.encoder import write_encoder
@@ -65,7 +66,7 @@ def test_an_encoder_is_fused_and_says_what_pytorch_says(bert: Any, form: Path) -
 
     """The check's sequences are padded on the left."""
     assert fused_operators(ir.load(form / "model.onnx")) == FUSED
-    assert sorted(path.name for path in form.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert names_in(form) == ["model.onnx", "model.onnx.*.data"]
     checks = check_export(bert, form / "model.onnx")
     assert all(check.passed for check in checks)
 

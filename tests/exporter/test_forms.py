@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import onnx_ir as ir
 import pytest
+from written_files import data_of
 
 from exporter.artifacts import FORM_KEY, FormRecord, Target
 from exporter.cli import cli
@@ -65,14 +66,14 @@ def test_the_command_line_knows_every_target() -> None:
 
 def test_a_form_is_noted_in_the_graph(tmp_path: Path) -> None:
     save_onnx(fused_model(FusedSpec()), tmp_path)
-    weights = (tmp_path / "model.onnx.data").stat()
+    weights = data_of(tmp_path / "model.onnx").stat()
     written = Written("someone 1.0", passes=("a", "b"), remark="no faster one")
     record = note_form(tmp_path, written, "onnxruntime-cpu")
     model = ir.load(tmp_path / "model.onnx")
     assert FormRecord.model_validate_json(model.metadata_props[FORM_KEY]) == record
     assert record.fused["GroupQueryAttention"] == 2
     assert "MatMul" not in record.fused
-    after = (tmp_path / "model.onnx.data").stat()
+    after = data_of(tmp_path / "model.onnx").stat()
     assert (after.st_ino, after.st_mtime_ns) == (weights.st_ino, weights.st_mtime_ns)
     told = form_in_words(record)
     assert "someone 1.0, then a, b" in told

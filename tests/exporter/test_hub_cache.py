@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from hub_cache import into_cache
+from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
@@ -49,9 +50,7 @@ def test_sites_are_found_in_a_cache(cached: Path, plain: Path) -> None:
 @pytest.mark.parametrize("subfolder", ["", "onnx", "onnx/fp32"])
 def test_a_snapshot_may_have_folders(plain: Path, tmp_path: Path, subfolder: str) -> None:
     folder = into_cache(plain.parent, tmp_path / "hub", subfolder=subfolder)
-    assert [file.name for file in data_files(load_model(folder / "model.onnx"))] == [
-        "model.onnx.data"
-    ]
+    assert data_files(load_model(folder / "model.onnx")) == [data_of(folder / "model.onnx")]
 
 
 def test_a_model_is_cut_and_verified_in_a_cache(cached: Path, plain: Path, tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_a_model_is_cut_and_verified_in_a_cache(cached: Path, plain: Path, tmp_p
     assert report.verification == again.verification
     assert report.verification.passed is True
     assert report.made_from == again.made_from
-    for name in ("m.onnx", "m.onnx.data"):
+    for name in ("m.onnx", data_of(tmp_path / "p" / "m.onnx").name):
         written = tmp_path / "o" / name
         assert not written.is_symlink()
         assert written.read_bytes() == (tmp_path / "p" / name).read_bytes()
@@ -79,7 +78,7 @@ def test_sharing_a_caches_weights_is_refused(cached: Path, tmp_path: Path, insid
 
 
 def _redirect(cached: Path, target: Path) -> None:
-    data = cached.with_name("model.onnx.data")
+    data = data_of(cached)
     content = data.read_bytes()
     data.unlink()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +155,6 @@ def test_the_model_stays_when_its_locations_are_resolved(cached: Path) -> None:
     tensors = [value.const_value for value in model.graph.initializers.values()]
     data, folder = runtime_form(model, cached.parent)
     assert folder == (cached.parents[3] / "blobs").resolve()
-    assert b"model.onnx.data" not in data
+    assert data_of(cached).name.encode() not in data
     after = [value.const_value for value in model.graph.initializers.values()]
     assert all(a is b for a, b in zip(tensors, after, strict=True))

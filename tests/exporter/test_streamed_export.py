@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 from tiny_families import hook_count, tiny_model
+from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import ExportError, ModelSourceError
@@ -38,7 +39,7 @@ def exported(loaded: Any, folder: Path, opset: int = 20, **options: Any) -> tupl
     from exporter.torch_export import export_onnx
 
     path = export_onnx(loaded, folder, opset=opset, **options)
-    return path.read_bytes(), path.with_name("model.onnx.data").read_bytes()
+    return path.read_bytes(), data_of(path).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_a_wrong_graph_is_found_out(llama: Path, graph: Path, tmp_path: Path) ->
     from exporter.parity import check_export
 
     shutil.copytree(graph.parent, tmp_path, dirs_exist_ok=True)
-    data = tmp_path / "model.onnx.data"
+    data = data_of(tmp_path / "model.onnx")
     weight = max(
         (v.const_value for v in ir.load(graph).graph.initializers.values() if v.const_value),
         key=lambda tensor: tensor.nbytes,

@@ -13,9 +13,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from graph_support import feeds, largest_difference, run, session, text, tiny
+from written_files import all_data_of, data_of, names_in
 
 from graph_passes import Deletion, OnnxFileError, prune_graph
-from graph_passes.files import storage, weight_file
+from graph_passes.files import placing, storage, weight_file
+from graph_passes.files.exchange import put
+from graph_passes.files.hashing import sha256_file
 from graph_passes.files.storage import Weights, data_files, load_model, save_model
 
 PLAN = [Deletion(1, "attention"), Deletion(2, "mlp")]
@@ -44,7 +47,7 @@ def same_function(one: ir.Model, other: ir.Model, folders: tuple[Path, Path]) ->
 
 
 def test_what_is_saved_can_be_loaded(saved: Path) -> None:
-    assert (saved.parent / "model.onnx.data").is_file()
+    assert names_in(saved.parent) == ["model.onnx", "model.onnx.*.data"]
     loaded = load_model(saved)
     assert text(loaded) == text(tiny("tied"))
     assert same_function(loaded, tiny("tied"), (saved.parent, saved.parent))
@@ -55,9 +58,8 @@ def test_compact_holds_only_the_survivors(saved: Path, tmp_path: Path) -> None:
     pruned, _ = prune_graph(load_model(saved), PLAN)
     target = tmp_path / "new" / "pruned.onnx"
     save_model(pruned, target)
-    assert sorted(p.name for p in target.parent.iterdir()) == ["pruned.onnx", "pruned.onnx.data"]
-    before = (saved.parent / "model.onnx.data").stat().st_size
-    after = (target.parent / "pruned.onnx.data").stat().st_size
+    assert names_in(target.parent) == ["pruned.onnx", "pruned.onnx.*.data"]
+    before, after = data_of(saved).stat().st_size, data_of(target).stat().st_size
     assert before - after == 4 * (4 * 8 * 8 + 2 * 8 * 16)  # four projections, two MLP weights
     assert same_function(load_model(target), pruned, (target.parent, saved.parent))
     onnx.checker.check_model(str(target), full_check=True)
@@ -67,9 +69,7 @@ def test_share_points_into_the_original(saved: Path) -> None:
     pruned, _ = prune_graph(load_model(saved), PLAN)
     target = saved.with_name("pruned.onnx")
     save_model(pruned, target, "share")
-    assert {p.name for p in saved.parent.iterdir()} == {
-        "model.onnx", "model.onnx.data", "pruned.onnx",
-    }  # fmt: skip
+    assert names_in(saved.parent) == ["model.onnx", "model.onnx.*.data", "pruned.onnx"]
     assert same_function(load_model(target), pruned, (saved.parent, saved.parent))
 
 
@@ -87,9 +87,9 @@ def test_the_same_bytes_every_time(saved: Path, weights: Weights) -> None:
         pruned, _ = prune_graph(load_model(saved), PLAN)
         target = saved.parent / f"{name}.onnx"
         save_model(pruned, target, weights)
-        data = target.with_name(f"{name}.onnx.data")
-        graph = target.read_bytes().replace(f"{name}.onnx.data".encode(), b"xxx")
-        results.append((graph, data.read_bytes() if data.exists() else b""))
+        data = all_data_of(target)
+        graph = target.read_bytes().replace(f"{name}.onnx".encode(), b"xxx.onnx")
+        results.append((graph, [file.read_bytes() for file in data]))
     assert results[0] == results[1]
 
 
@@ -102,10 +102,42 @@ def test_saving_leaves_the_model_as_it_was(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_result_never_overwrites_the_weights_it_comes_from(saved: Path) -> None:
-    before = (saved.parent / "model.onnx.data").read_bytes()
-    with pytest.raises(OnnxFileError, match="read from"):
-        save_model(load_model(saved), saved)
-    assert (saved.parent / "model.onnx.data").read_bytes() == before
+    """Other weights have another name, and the model that was read can still be used."""
+    source, data = load_model(saved), data_of(saved)
+    before = data.read_bytes()
+    pruned, _ = prune_graph(source, PLAN)
+    save_model(pruned, saved)
+    assert data.read_bytes() == before
+    assert [file for file in all_data_of(saved) if file != data] == data_files(load_model(saved))
+    assert same_function(load_model(saved), pruned, (saved.parent, saved.parent))
+    assert same_function(source, tiny("tied"), (saved.parent, saved.parent))
+
+
+def test_weights_are_named_by_what_is_in_them(saved: Path, tmp_path: Path) -> None:
+    data = data_of(saved)
+    assert data.name == f"model.onnx.{sha256_file(data)[:16]}.data"
+    assert [Path(tensor.path) for tensor in storage.external_tensors(load_model(saved))]
+    assert data_files(load_model(saved)) == [data]
+    save_model(load_model(saved), tmp_path / "again" / "model.onnx")
+    assert data_of(tmp_path / "again" / "model.onnx").name == data.name
+
+
+@pytest.mark.parametrize("named", ["hash", "plain"])
+def test_the_data_of_an_earlier_result_goes(saved: Path, tmp_path: Path, named: str) -> None:
+    """Also that of an earlier version, which had no hash in its name."""
+    target = tmp_path / "out" / "m.onnx"
+    save_model(prune_graph(load_model(saved), PLAN)[0], target)
+    earlier = data_of(target)
+    if named == "plain":
+        _rewrite(target, "location", "m.onnx.data")
+        earlier = earlier.rename(target.with_name("m.onnx.data"))
+        assert load_model(target)
+    mine = target.with_name("m.onnx.0123456789abcdef.data")
+    mine.write_bytes(b"mine")
+    save_model(prune_graph(load_model(saved), PLAN[:1])[0], target)
+    assert not earlier.exists()
+    assert mine.read_bytes() == b"mine"
+    assert data_files(load_model(target)) == [file for file in all_data_of(target) if file != mine]
 
 
 def test_one_weight_under_two_names_is_written_once(tmp_path: Path) -> None:
@@ -131,12 +163,12 @@ def test_copying_works_without_the_kernels_help(
     monkeypatch.setattr(os, "copy_file_range", unsupported, raising=False)
     monkeypatch.setattr(weight_file, "_PIECE_BYTES", 100)
     save_model(load_model(saved), tmp_path / "plain.onnx")
-    kernel, plain = ((tmp_path / f"{n}.onnx.data").read_bytes() for n in ("kernel", "plain"))
+    kernel, plain = (data_of(tmp_path / f"{n}.onnx").read_bytes() for n in ("kernel", "plain"))
     assert kernel == plain
 
 
 def test_a_data_file_with_two_hard_links_is_read_all_the_same(saved: Path, tmp_path: Path) -> None:
-    (tmp_path / "second_name").hardlink_to(saved.parent / "model.onnx.data")
+    (tmp_path / "second_name").hardlink_to(data_of(saved))
     model = load_model(saved)
     with pytest.raises(ValueError, match="hard link"):
         next(storage.external_tensors(model)).numpy()  # onnx_ir itself refuses
@@ -145,7 +177,7 @@ def test_a_data_file_with_two_hard_links_is_read_all_the_same(saved: Path, tmp_p
 
 
 def test_a_link_inside_the_folder_is_followed(saved: Path) -> None:
-    data = saved.parent / "model.onnx.data"
+    data = data_of(saved)
     data.rename(saved.parent / "blob")
     data.symlink_to("blob")
     assert data_files(load_model(saved)) == [data]
@@ -173,16 +205,16 @@ def _folder(path: Path) -> None:
 
 
 def _missing_data(path: Path) -> None:
-    path.with_name("model.onnx.data").unlink()
+    data_of(path).unlink()
 
 
 def _short_data(path: Path) -> None:
-    data = path.with_name("model.onnx.data")
+    data = data_of(path)
     data.write_bytes(data.read_bytes()[:-5])
 
 
 def _link_out(path: Path) -> None:
-    data = path.with_name("model.onnx.data")
+    data = data_of(path)
     data.rename(path.parent.parent / "outside.data")
     data.symlink_to(path.parent.parent / "outside.data")
 
@@ -202,7 +234,7 @@ def _above(path: Path) -> None:
 
 
 def _absolute(path: Path) -> None:
-    _rewrite(path, "location", str(path.with_name("model.onnx.data")))
+    _rewrite(path, "location", str(data_of(path)))
 
 
 def _negative(path: Path) -> None:
@@ -256,7 +288,7 @@ def _wrong_length(path: Path) -> None:
         (_empty, "not a complete ONNX file"),
         (_text, "not a complete ONNX file"),
         (_folder, "can't be read"),
-        (_missing_data, "'model.onnx.data' is missing"),
+        (_missing_data, r"'model\.onnx\.[0-9a-f]{16}\.data' is missing"),
         (_short_data, "ends at byte"),
         (_link_out, "outside the model's folder"),
         (_above, "outside the model's folder"),
@@ -329,17 +361,16 @@ def test_an_interrupted_move_puts_the_earlier_result_back(
     target = tmp_path / "out" / "pruned.onnx"
     save_model(prune_graph(load_model(saved), PLAN)[0], target)
     before = {p.name: p.read_bytes() for p in target.parent.iterdir()}
-    replace, moves = Path.replace, 0
+    moves = 0
 
-    def interrupted(self: Path, final: Path) -> Path:
+    def interrupted(staged: Path, final: Path) -> None:
         nonlocal moves
-        if self.suffix != ".earlier":
-            moves += 1
-            if moves == failing_move + 1:
-                raise KeyboardInterrupt
-        return replace(self, final)
+        if moves == failing_move:
+            raise KeyboardInterrupt
+        moves += 1
+        put(staged, final)
 
-    monkeypatch.setattr(Path, "replace", interrupted)
+    monkeypatch.setattr(placing, "put", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_model(prune_graph(load_model(saved), PLAN[:1])[0], target)
     assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == before

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion, PruneReport
 from tests.exporter.plain_scores import largest_difference, plain_scores, stored, table
@@ -69,7 +70,7 @@ def test_the_export_is_lean_and_equals_pytorch(smollm2: Any, smollm2_onnx: Path)
     # Versions of the exporter differ a little.
     assert abs(nodes(path) - expected) < expected * 0.05
     # Tied embeddings once: a second table would be another 113 MB.
-    assert (path.parent / "model.onnx.data").stat().st_size < 540e6
+    assert data_of(path).stat().st_size < 540e6
 
 
 @pytest.mark.parametrize("name", CUTS)

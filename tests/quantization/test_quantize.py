@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from written_files import names_in
 
 from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
@@ -69,7 +70,7 @@ def test_products_table_and_tied_head_are_quantised(
     assert 0 < result.difference.max_abs_error < limit
     assert result.bytes_after < result.bytes_before / 2
     assert contents(tied.parent) == before
-    assert sorted(contents(output.parent)) == ["model.onnx", "model.onnx.data"]
+    assert names_in(output.parent) == ["model.onnx", "model.onnx.*.data"]
     onnx.checker.check_model(str(output))
 
 
