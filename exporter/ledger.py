@@ -171,7 +171,8 @@ class StageLedger:
         if old.is_symlink() or not (old.is_dir() and new.is_dir()):
             return
         ours = {*self._published, *_files(self._stages.values())}
-        for folder, _, files in os.walk(old):
+        for folder, folders, files in os.walk(old):
+            folders[:] = [each for each in folders if each != FOLDER]
             for file in files:
                 path = Path(folder, file)
                 place = new / path.relative_to(old)
@@ -204,6 +205,9 @@ def _read_memory(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, UnsafeInputError):
         # No memory, or a broken one: everything is made again.
         return nothing
+    if isinstance(told, dict) and not told.keys() & nothing.keys():  # of version 0.1 and older
+        stages = {name: entry for name, entry in told.items() if _is_entry(entry)}
+        return {"stages": stages, "published": _files(stages.values())}
     if not isinstance(told, dict) or not all(isinstance(told.get(n), dict) for n in nothing):
         return nothing
     return {

@@ -69,24 +69,25 @@ def checkpoint(
     from exporter.planning import read_plan, validate_plan
     from exporter.pruned_model import refuse_checkpoint_folder
     from exporter.replacement_file import read_replacements
+    from graph_passes.files.placing import working
 
     given = read_plan(plan)
     replacements = read_replacements(given, plan)
     scores, healing = _scores(importance, given), _healing(given, plan)
     numbers = [] if replacements is None else [replacements.path]
     refuse_checkpoint_folder(output, [plan, *numbers, Path(model)])
-    with progress.task(f"load {model}"):
-        loaded = _loaded(model, stream, options)
-    # A plan that leaves no sublayer was asked for with --force when it was made.
-    validate_plan(given, loaded.ref.num_layers, model=model, path=plan, allow_all=True)
-    hold_against_model(given, loaded.ref.sha256, model=model, path=plan, progress=progress)
-
     def card(facts: CheckpointFacts) -> str:
         return model_card(facts, CardSources(given, scores, healing))
 
-    facts = write_checkpoint(
-        loaded, given, output, replacements=replacements, card=card, progress=progress
-    )
+    with working(output):
+        with progress.task(f"load {model}"):
+            loaded = _loaded(model, stream, options)
+        # A plan that leaves no sublayer was asked for with --force when it was made.
+        validate_plan(given, loaded.ref.num_layers, model=model, path=plan, allow_all=True)
+        hold_against_model(given, loaded.ref.sha256, model=model, path=plan, progress=progress)
+        facts = write_checkpoint(
+            loaded, given, output, replacements=replacements, card=card, progress=progress
+        )
     if as_json:
         echo_json(facts.model_dump_json(indent=2))
     else:
@@ -107,7 +108,8 @@ def _loaded(model: str, stream: bool, options: dict[str, Any]) -> LoadedModel:
     if options["dtype"] is None:
         source["dtype"] = own_dtype(model, **{k: v for k, v in source.items() if k != "dtype"})
     if streams({**options, "stream": stream}):
-        return load_meta(model, dtype=source["dtype"], revision=source["revision"])
+        names = ("dtype", "revision", "allow_any_model_type")
+        return load_meta(model, **{name: source[name] for name in names})
     return load_model(model, **source)
 
 

@@ -83,21 +83,23 @@ def costs(
     from exporter.cli.results import print_rows
     from exporter.costs import Effort, measure_costs
     from exporter.errors import UsageError
+    from graph_passes.files.placing import working
 
     if rank is not None and "linear" not in replacements:
         raise UsageError("--rank is for linear maps.", "Add --replacement linear.")
-    table = measure_costs(
-        model,
-        at=at,
-        provider=provider,
-        engine=engine,
-        threads=None if threads == AUTO else int(threads),
-        replacements=cast("tuple[Replacement, ...]", tuple(replacements)),
-        rank=rank,
-        effort=Effort(seconds=time_budget),
-        kept=output,
-        progress=progress,
-    )
+    with working(output):
+        table = measure_costs(
+            model,
+            at=at,
+            provider=provider,
+            engine=engine,
+            threads=None if threads == AUTO else int(threads),
+            replacements=cast("tuple[Replacement, ...]", tuple(replacements)),
+            rank=rank,
+            effort=Effort(seconds=time_budget),
+            kept=output,
+            progress=progress,
+        )
     if as_json:
         echo_json(table.to_json())
         return

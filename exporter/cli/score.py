@@ -120,10 +120,12 @@ def _score(
     from exporter.cli.score_runs import scored
     from exporter.files import refuse_overwriting
     from exporter.report.words import significant
+    from graph_passes.files.placing import working
 
     refuse_overwriting(output, map(Path, filter(None, (model, options["calibration"]))))
-    report = scored(model, options, progress)
-    report.write(output)
+    with working(output):
+        report = scored(model, options, progress)
+        report.write(output)
     lowest = sorted((s for s in report.scores if s.kind != "block"), key=lambda s: s.score)[:5]
     line = "Most redundant: " + ", ".join(
         f"{s.kind} {s.layer} ({significant(s.score, 3)})" for s in lowest

@@ -176,8 +176,9 @@ def _sign(handle: int) -> None:
         "host": socket.gethostname(),
         "command": " ".join(Path(sys.argv[0]).name.split() + sys.argv[1:2]) if sys.argv else "",
     }
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(told).encode()[:_HOLDER_BYTES], 0)
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(told).encode()[:_HOLDER_BYTES], 0)
 
 
 def _holder(handle: int) -> str:
