@@ -6,6 +6,7 @@ Only numbers that exist are told, each with what it was measured on. No path of 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from exporter.artifacts import (
 )
 from exporter.checkpoint.facts import CheckpointFacts
 from exporter.report.markdown import render_part
+from exporter.report.markdown_text import code, escaped
 from exporter.report.parts.healing import HEADER as HEALING_HEADER
 from exporter.report.parts.healing import healing_rows, healing_words
 from exporter.report.parts.part import Block, Bullets, Grid, Note, Part
@@ -33,6 +35,7 @@ from exporter.report.words import (
 )
 
 _NAMED_SOURCES = ("hf:", "pydoc", "self")
+_PLAIN = re.compile(r"[A-Za-z][\w.+/-]*(://[\w.+/-]+)?")
 _PAPER = "arXiv 2406.15786"
 _COUNTS = {"attention", "mlp", "block", "joint"}
 """What a plan was asked for that takes the lowest scores; searches and budgets say more."""
@@ -64,7 +67,7 @@ def model_card(facts: CheckpointFacts, sources: CardSources) -> str:
         _measured(sources.report),
     ]
     sections = [render_part(part) for part in parts if part is not None]
-    title = f"# {facts.base.rpartition('/')[2]}, pruned in depth"
+    title = f"# {escaped(facts.base.rpartition('/')[2])}, pruned in depth"
     return "\n\n".join([_header(facts), title, *sections, _loading(facts)]) + "\n"
 
 
@@ -75,14 +78,20 @@ def _header(facts: CheckpointFacts) -> str:
         lines.append(f"base_model: {json.dumps(facts.base)}")
     if facts.architecture.endswith(("ForCausalLM", "LMHeadModel")):
         lines.append("pipeline_tag: text-generation")
-    lines += [f"{key}: {value}" for key, value in facts.license.items()]
+    lines += [f"{key}: {_yaml(value)}" for key, value in facts.license.items()]
     lines += ["tags:", "- depthcut", "- pruned", "- depth-pruning"]
     return "\n".join(["---", *lines, "---"])
 
 
+def _yaml(value: str) -> str:
+    """A value of a stranger's card: as it is where it is a word or a URL, else as a string."""
+    bare = value.strip("\"'")
+    return bare if _PLAIN.fullmatch(bare) else json.dumps(bare)
+
+
 def _dropped(facts: CheckpointFacts) -> Part:
     before, after = facts.before, facts.after
-    base = f"`{facts.base}` ({facts.architecture}, {facts.layers} layers)"
+    base = f"{code(facts.base)} ({facts.architecture}, {facts.layers} layers)"
     blocks: list[Block] = [
         Note(f"This is {base} without:"),
         Bullets(dropped_lines(facts.deletions)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import ComparisonReport, ImportanceReport
+from exporter.report.markdown_text import escaped, fenced, target
 from exporter.report.parts import all_parts
 from exporter.report.parts.overview import overview_grid
 from exporter.report.parts.part import Block, Bullets, Cell, Command, Grid, Link, Note, Part, Sign
@@ -31,23 +32,23 @@ def render_all(
 
 def render_study_text(title: str, lead: str, parts: Sequence[Part]) -> str:
     """A study as Markdown: its result in a sentence, then its parts."""
-    return "\n\n".join([f"# {title}", _escape(lead), *map(render_part, parts)]) + "\n"
+    return "\n\n".join([f"# {escaped(title)}", escaped(lead), *map(render_part, parts)]) + "\n"
 
 
 def _verdict(report: ComparisonReport) -> str:
-    lines = [f"- {_escape(sentence)}" for sentence in verdict_sentences(report)]
-    told = _escape(verdict_sentence(report))
-    head = f"**{headline(report)}:**"
+    lines = [f"- {escaped(sentence)}" for sentence in verdict_sentences(report)]
+    told = escaped(verdict_sentence(report))
+    head = f"**{escaped(headline(report))}:**"
     return "\n".join(["# depthcut comparison", "", told, "", head, "", *lines])
 
 
 def render_part(part: Part) -> str:
     """One section: its heading and its blocks. Captions stand where there are several tables."""
     several = sum(isinstance(block, Grid) for block in part.blocks) > 1
-    lines = [f"## {part.title}"]
+    lines = [f"## {escaped(part.title)}"]
     for block in part.blocks:
         if several and isinstance(block, Grid):
-            lines += ["", f"{block.caption}:"]
+            lines += ["", f"{escaped(block.caption)}:"]
         lines += ["", *_block(block)]
     return "\n".join(lines)
 
@@ -57,11 +58,12 @@ def _block(block: Block) -> Iterator[str]:
         case Grid():
             yield from _table(block)
         case Note(text, lead):
-            yield f"**{_escape(lead)}** {_escape(text)}" if lead else _escape(text)
+            told = escaped(text, own_marks=True)
+            yield f"**{escaped(lead)}** {told}" if lead else told
         case Bullets(lines):
-            yield from (f"- {_escape(line)}" for line in lines)
+            yield from (f"- {escaped(line, own_marks=True)}" for line in lines)
         case Command(text):
-            yield from ("```sh", text, "```")
+            yield from fenced(text, "sh")
 
 
 def _table(grid: Grid) -> Iterator[str]:
@@ -77,10 +79,5 @@ def _row(cells: Sequence[Cell]) -> str:
 
 def _cell(cell: Cell) -> str:
     if isinstance(cell, Link):
-        return f"[{_escape(cell.word)}](<{cell.target}>)"
-    return f"**{_escape(cell.word)}**" if isinstance(cell, Sign) else _escape(cell)
-
-
-def _escape(text: str) -> str:
-    """Keeps a foreign text from breaking out of its cell."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+        return f"[{escaped(cell.word)}]({target(cell.target)})"
+    return f"**{escaped(cell.word)}**" if isinstance(cell, Sign) else escaped(cell)

@@ -18,6 +18,7 @@ from exporter.report.checks import (
     conclusion,
     drift_sentence,
 )
+from exporter.report.markdown_text import escaped
 
 _MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "unchanged": "✅"}
 
@@ -43,7 +44,7 @@ def summary(found: CheckReport) -> str:
     lines = [
         "## depthcut check",
         "",
-        f"**{conclusion(found)}**",
+        f"**{escaped(conclusion(found))}**",
         "",
         _row(CHECK_HEADER),
         _row(["---", "---:", "---:", "---:", "---:", "---"]),
@@ -58,7 +59,7 @@ def summary(found: CheckReport) -> str:
         ),
         *found.notes,
     ]
-    return "\n".join([*lines, "", *(f"- {_escape(line)}" for line in told)]) + "\n"
+    return "\n".join([*lines, "", *(f"- {escaped(line)}" for line in told)]) + "\n"
 
 
 def _command(level: str, title: str, message: str) -> str:
@@ -74,8 +75,4 @@ def _property(text: str) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_escape(cell) for cell in cells) + " |"
-
-
-def _escape(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return "| " + " | ".join(escaped(cell) for cell in cells) + " |"
