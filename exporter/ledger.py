@@ -20,7 +20,7 @@ from typing import Any
 from exporter.files import sha256_bytes, sha256_file, write_private
 from graph_passes.errors import UnsafeInputError
 from graph_passes.files import placing
-from graph_passes.files.locking import FOLDER, held
+from graph_passes.files.locking import FOLDER, held, refuse_links
 from graph_passes.files.reading import TABLE_BYTES, read_json
 
 __all__ = ["FOLDER", "StageLedger", "in_turn", "is_name", "key_hash", "locked"]
@@ -125,8 +125,6 @@ class StageLedger:
         kept = _files(self._stages.values())
         used = _files(self._stages[stage] for stage in self._used - self._forgotten)
         new = sorted(name for name in _tops(used) if (self.work / name).exists())
-        for name in new:
-            self._keep_foreign(name)
         others = _tops(kept) - _tops(used)
         stale = {n for n in self._published if n not in kept and Path(n).parts[0] not in others}
         gone = [self._root / name for name in sorted(stale) if self._is_ours(name)]
@@ -149,7 +147,8 @@ class StageLedger:
         home = self._root / FOLDER
         write_private(home / _NEXT, self._memory())
         moves = [(self.work / name, self._root / name) for name in new]
-        placing.place(home, [*moves, (home / _NEXT, self._path)], gone)
+        foreign = [pair for name in new for pair in self._foreign(name)]
+        placing.place(home, [*moves, (home / _NEXT, self._path)], gone, foreign)
         _remove_empty(*(folder for path in gone for folder in self._between(path)))
         (home / _NEXT).unlink(missing_ok=True)
 
@@ -165,22 +164,22 @@ class StageLedger:
         return [folder for folder in path.parents if folder != self._root
                 and folder.is_relative_to(self._root)]  # fmt: skip
 
-    def _keep_foreign(self, name: str) -> None:
-        """Gives files that aren't ours a second name in the folder that takes theirs' place."""
+    def _foreign(self, name: str) -> Iterator[tuple[Path, Path]]:
+        """What isn't ours in a folder that is replaced: where it is after that, and where now."""
         old, new = self._root / name, self.work / name
         if old.is_symlink() or not (old.is_dir() and new.is_dir()):
             return
         ours = {*self._published, *_files(self._stages.values())}
         for folder, folders, files in os.walk(old):
+            links = [each for each in folders if Path(folder, each).is_symlink()]
             folders[:] = [each for each in folders if each != FOLDER]
-            for file in files:
-                path = Path(folder, file)
+            for path in (Path(folder, each) for each in (*files, *links)):
                 place = new / path.relative_to(old)
                 if path.relative_to(self._root).as_posix() in ours or os.path.lexists(place):
                     continue
                 with contextlib.suppress(FileExistsError, NotADirectoryError):
                     place.parent.mkdir(parents=True, exist_ok=True)
-                    os.link(path, place, follow_symlinks=False)
+                    yield place, path
 
 
 def key_hash(key: Mapping[str, Any]) -> str:
@@ -251,6 +250,9 @@ def locked(root: Path) -> Iterator[None]:
     with held(home, root):
         placing.complete(home, overwriting=True)
         _clear(home)
+        for each in home.iterdir():
+            if each.name != placing.RESULTS:
+                refuse_links(each)
         try:
             yield
         finally:

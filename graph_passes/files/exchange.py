@@ -7,6 +7,7 @@ import errno
 import functools
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def put(staged: Path, final: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_EXCHANGE:
             raise
-        final.rename(_earlier(staged))
+        final.rename(earlier(staged))
         staged.rename(final)
 
 
@@ -68,11 +69,11 @@ def take_back(staged: Path, final: Path, *, was_there: bool) -> None:
         final: As for :func:`put`.
         was_there: Whether there was an older ``final``.
     """
-    earlier = _earlier(staged)
-    if os.path.lexists(earlier):
+    aside = earlier(staged)
+    if os.path.lexists(aside):
         if os.path.lexists(final):
             final.rename(staged)
-        earlier.rename(final)
+        aside.rename(final)
     elif was_there:
         _exchange(staged, final)
     else:
@@ -81,7 +82,7 @@ def take_back(staged: Path, final: Path, *, was_there: bool) -> None:
 
 def sync(path: Path) -> None:
     """Waits until a file, or a folder with all that is in it, is on the disk."""
-    if path.is_symlink():
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
         return
     if path.is_dir():
         for below in path.iterdir():
@@ -102,8 +103,24 @@ def sync_names(folder: Path) -> None:
         os.close(handle)
 
 
-def _earlier(staged: Path) -> Path:
+def earlier(staged: Path) -> Path:
+    """Where an older file or folder is moved aside to, where two names can't be exchanged."""
     return staged.with_name(f"{staged.name}{_EARLIER}")
+
+
+def can_exchange(folder: Path) -> bool:
+    """Whether the file system of a folder of ours can exchange two names."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        one, other = Path(name, "one"), Path(name, "other")
+        one.touch()
+        other.touch()
+        try:
+            _exchange(one, other)
+        except OSError as error:
+            if error.errno not in _NO_EXCHANGE:
+                raise
+            return False
+    return True
 
 
 def _refuse_other_kind(staged: Path, final: Path) -> None:

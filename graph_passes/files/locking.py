@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from graph_passes.errors import PreparedFolderError, TargetInUseError
@@ -51,28 +51,37 @@ def held(home: Path, what: Path, *, wait_s: float | None = MOMENT_S) -> Iterator
     if key in _HELD:
         yield
         return
-    made = [path for path in (home, *home.parents) if not path.exists()]
-    handle = _locked(home, what, wait_s)
-    _HELD.add(key)
-    try:
-        refuse_links(home)
+    made = [path for path in (home, *home.parents) if not os.path.lexists(path)]
+    with contextlib.ExitStack() as after:
+        after.callback(_remove_empty, (home, *_ours_above(home), *made))
+        handle = _locked(home, what, wait_s)
+        after.callback(os.close, handle)
+        after.callback(_remove_lock, home, handle)
+        _HELD.add(key)
+        after.callback(_HELD.discard, key)
+        refuse_links(home, within=False)
         yield
-    finally:
-        _HELD.discard(key)
+
+
+def _remove_lock(home: Path, handle: int) -> None:
+    """But not another's, where somebody has removed the folder meanwhile."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(handle), (home / _LOCK).lstat()):
+            (home / _LOCK).unlink()
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for path in dict.fromkeys(folders):
         with contextlib.suppress(OSError):
-            (home / _LOCK).unlink(missing_ok=True)
-        for path in dict.fromkeys((home, *_ours_above(home), *made)):
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        os.close(handle)
+            path.rmdir()
 
 
 def is_free(home: Path) -> bool:
-    """Whether nobody holds the lock of a folder of ours at this moment."""
+    """Whether nobody holds the lock of a folder of ours at this moment, as far as can be told."""
     try:
-        handle = os.open(home / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
+        handle = os.open(home / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -82,8 +91,14 @@ def is_free(home: Path) -> bool:
     return True
 
 
-def refuse_links(home: Path) -> None:
+def refuse_links(home: Path, *, within: bool = True) -> None:
     """Refuses a folder of ours with links in it: depthcut makes none, so somebody prepared it.
+
+    Args:
+        home: The folder of ours.
+        within: Whether to look at all that is below, too, and not just at what is in it. Before
+            the rests of a killed run are cleared away there may be a user's own folder among them,
+            which was replaced; after that there is nothing that depthcut didn't write.
 
     Raises:
         PreparedFolderError: With the link's name.
@@ -91,11 +106,10 @@ def refuse_links(home: Path) -> None:
     above = [path for path in (home, *home.parents) if FOLDER in path.parts]
     links = [path for path in above if path.is_symlink()]
     for folder, folders, files in () if links else os.walk(home):
-        links += [
-            Path(folder, name)
-            for name in (*folders, *files)
-            if Path(folder, name).is_symlink() or not _is_plain(Path(folder, name))
-        ]
+        paths = [Path(folder, name) for name in (*folders, *files)]
+        links += [path for path in paths if path.is_symlink() or not _is_plain(path)]
+        if not within:
+            break
     if links:
         raise PreparedFolderError(
             f"{links[0]} is a link or no regular file. depthcut makes none there, so the folder "

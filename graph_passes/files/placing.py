@@ -29,14 +29,26 @@ from graph_passes.errors import (
     PreparedFolderError,
     TargetInUseError,
 )
-from graph_passes.files.exchange import absolute, identity, put, sync, sync_names, take_back
+from graph_passes.files.exchange import (
+    absolute,
+    can_exchange,
+    earlier,
+    identity,
+    put,
+    sync,
+    sync_names,
+    take_back,
+)
 from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, refuse_links
 from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
 
 SCRATCH = "scratch"
 """What of the kept folder is of no use to the next run."""
 
-_RESULTS, _NEW, _KEPT, _GONE = "results", "new", "kept", "gone"
+RESULTS = "results"
+"""What of a folder of ours has locks of its own, one a target."""
+
+_NEW, _KEPT, _GONE = "new", "kept", "gone"
 _LEVELS = 4  # a checkpoint stands in <out>/candidate/hf/
 _READER_WAITS_S = 20.0
 
@@ -96,8 +108,7 @@ def staging(target: Path, *, wait_s: float = MOMENT_S) -> Iterator[Staging]:
     """
     home = home_of(target)
     with held(home, target, wait_s=wait_s):
-        _clear_neighbours(home)
-        complete(home, overwriting=True)
+        _prepare(home)
         stage = Staging(target, home)
         try:
             stage.folder.mkdir()
@@ -124,9 +135,7 @@ def working(target: Path, *, forget: bool = True) -> Iterator[Path]:
     """
     home = home_of(target)
     with held(home, target):
-        _clear_neighbours(home)
-        complete(home, overwriting=True)
-        _clear(home)
+        _prepare(home)
         kept = home / _KEPT
         remove_tree(kept / SCRATCH)
         yield kept
@@ -134,31 +143,73 @@ def working(target: Path, *, forget: bool = True) -> Iterator[Path]:
             remove_tree(kept)
 
 
+def _prepare(home: Path) -> None:
+    """Completes or clears away what killed processes left; what the next one reads is looked at."""
+    _clear_neighbours(home)
+    complete(home, overwriting=True)
+    _clear(home)
+    refuse_links(home)
+
+
 def home_of(target: Path) -> Path:
     """The folder of ours for a target that is replaced as a whole."""
     at = absolute(target)
-    return at.parent / FOLDER / _RESULTS / at.name
+    return at.parent / FOLDER / RESULTS / at.name
 
 
-def place(home: Path, moves: Sequence[tuple[Path, Path]], removals: Sequence[Path] = ()) -> None:
-    """As :meth:`Staging.place`, for a folder of ours whose lock the caller holds."""
+def place(
+    home: Path,
+    moves: Sequence[tuple[Path, Path]],
+    removals: Sequence[Path] = (),
+    others: Sequence[tuple[Path, Path]] = (),
+) -> None:
+    """As :meth:`Staging.place`, for a folder of ours whose lock the caller holds.
+
+    Args:
+        home: The folder of ours.
+        moves: As for :meth:`Staging.place`.
+        removals: As for :meth:`Staging.place`.
+        others: Files of folders that are replaced which go over into the new ones: where each is
+            once the two folders have changed places, and where it is now and shall be again.
+    """
     for staged, _ in moves:
         sync(staged)
     record = ChangeRecord(
-        [Change(staged, final, identity(staged), identity(final)) for staged, final in moves],
+        [Change(staged, final, identity(staged), identity(final)) for staged, final in moves]
+        + [Change(staged, final, identity(final), identity(final)) for staged, final in others],
         [Removal(final, identity(final)) for final in removals],
     )
-    alone = len(moves) + len(removals) == 1  # one step needs no record
-    if not alone:
+    mixed = is_pending(home)  # what is there was cut off, and can't be completed
+    if not _is_one_step(home, record):
         record.write(home)
     try:
         _carry_out(home, record)
-        for folder in {final.parent for _, final in moves}:
-            sync_names(folder)
     except BaseException:
-        if all(identity(change.final) == change.old for change in record.changes):
+        if not mixed and _is_undone(record):
             (home / RECORD).unlink(missing_ok=True)
         raise
+    _close(home, record)
+
+
+def _is_one_step(home: Path, record: ChangeRecord) -> bool:
+    """Whether all is done by one call of the system, so that no record is needed."""
+    alone = len(record.changes) + len(record.removals) == 1
+    replaces = any(change.old is not None for change in record.changes)
+    return alone and (not replaces or can_exchange(home))
+
+
+def _is_undone(record: ChangeRecord) -> bool:
+    return all(identity(path) == before for path, before in record.before)
+
+
+def _close(home: Path, record: ChangeRecord) -> None:
+    """Removes what was replaced, then the record, so that nobody takes the one for the new."""
+    for change in record.changes:
+        for path in (change.staged, earlier(change.staged)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif FOLDER in path.parts:
+                path.unlink(missing_ok=True)
     (home / RECORD).unlink(missing_ok=True)
 
 
@@ -166,7 +217,7 @@ def _carry_out(home: Path, record: ChangeRecord) -> None:
     """Every step, or, when one fails, none."""
     with contextlib.ExitStack() as undo:
         for change in record.changes:
-            was_there = change.old is not None
+            was_there = os.path.lexists(change.final)
             undo.callback(_take_back, change, was_there=was_there)
             put(change.staged, change.final)
         for number, removal in enumerate(record.removals):
@@ -174,6 +225,8 @@ def _carry_out(home: Path, record: ChangeRecord) -> None:
             gone.parent.mkdir(exist_ok=True)
             removal.final.rename(gone)
             undo.callback(gone.rename, removal.final)
+        for folder in record.folders:
+            sync_names(folder)
         undo.pop_all()
 
 
@@ -208,7 +261,7 @@ def finish_interrupted(path: Path) -> None:
         ours = folder / FOLDER
         if not os.path.lexists(ours):
             continue
-        for home in (ours, *sorted((ours / _RESULTS).glob("*"))):
+        for home in (ours, *sorted((ours / RESULTS).glob("*"))):
             if is_pending(home):
                 _finish(home, folder)
 
@@ -222,7 +275,7 @@ def _finish(home: Path, folder: Path) -> None:
         if is_pending(home):
             raise InterruptedResultError(
                 f"{folder} holds a result that was cut off while its files took their places, and "
-                f"it can't be completed here: {error}.".replace("..", "."),
+                f"it can't be completed here: {str(error).rstrip('.')}.",
                 "Run the command that wrote it again.",
             ) from error
 
@@ -232,7 +285,8 @@ def complete(home: Path, *, overwriting: bool = False) -> None:
 
     Args:
         home: The folder of ours that may hold one.
-        overwriting: Gives a record up that can't be carried out: its result is written anew.
+        overwriting: Lets a record be that can't be carried out: its result is written anew, and
+            until then the record keeps readers off what is there.
 
     Raises:
         InterruptedResultError: Files are not as the record says.
@@ -241,35 +295,38 @@ def complete(home: Path, *, overwriting: bool = False) -> None:
         return
     try:
         _complete(home, read_record(home))
-    except InterruptedResultError:
+    except (InterruptedResultError, OSError):
         if not overwriting:
             raise
-    (home / RECORD).unlink(missing_ok=True)
+        _remove_made(home)
 
 
 def _complete(home: Path, record: ChangeRecord) -> None:
-    for change in record.changes:
-        if identity(change.final) == change.new:
-            continue
-        if identity(change.staged) != change.new:
-            raise _changed(change.staged)
-        if identity(change.final) not in (change.old, None):
-            raise _changed(change.final)
-        put(change.staged, change.final)
+    """Every step that can be taken: a user's files go over into a folder even where one can't."""
+    spoiled = [change.final for change in record.changes if not _completed(change)]
+    if spoiled:
+        raise InterruptedResultError(
+            f"{spoiled[0]} belongs to a result that was cut off while its files took their places, "
+            "and has been changed since.",
+            "Run the command that wrote it again.",
+        )
     for number, removal in enumerate(record.removals):
         if removal.old is not None and identity(removal.final) == removal.old:
             gone_of(home).mkdir(exist_ok=True)
             removal.final.rename(gone_of(home) / str(number))
-    for folder in {change.final.parent for change in record.changes}:
+    for folder in record.folders:
         sync_names(folder)
+    _close(home, record)
 
 
-def _changed(path: Path) -> InterruptedResultError:
-    return InterruptedResultError(
-        f"{path} belongs to a result that was cut off while its files took their places, and has "
-        "been changed since.",
-        "Run the command that wrote it again.",
-    )
+def _completed(change: Change) -> bool:
+    """Takes a step that was not taken yet; whether it is taken now."""
+    there = identity(change.final)
+    if there != change.new:
+        if identity(change.staged) != change.new or there not in (change.old, None):
+            return False
+        put(change.staged, change.final)
+    return True
 
 
 def _clear_neighbours(home: Path) -> None:
@@ -286,12 +343,16 @@ def _clear(home: Path) -> None:
     """Removes what was made or replaced; ``kept`` stays, and what a record still needs."""
     if is_pending(home):
         return
-    for name in (_NEW, _GONE):
-        shutil.rmtree(home / name, ignore_errors=True)
+    _remove_made(home)
     with contextlib.suppress(OSError):
         (home / RECORD).with_suffix(".part").unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (home / _KEPT).rmdir()
+
+
+def _remove_made(home: Path) -> None:
+    for name in (_NEW, _GONE):
+        shutil.rmtree(home / name, ignore_errors=True)  # follows no links
 
 
 def refuse_outside(root: Path, path: Path) -> None:
@@ -332,5 +393,5 @@ def remove_tree(folder: Path) -> None:
     """
     if FOLDER not in folder.parts:
         raise ValueError(f"{folder} is not in a folder of ours")
-    refuse_links(folder)
+    refuse_links(folder, within=False)
     shutil.rmtree(folder, ignore_errors=True)

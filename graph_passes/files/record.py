@@ -48,6 +48,17 @@ class ChangeRecord:
     changes: list[Change]
     removals: list[Removal]
 
+    @property
+    def folders(self) -> set[Path]:
+        """Those whose names change."""
+        return {path.parent for path, _ in self.before}
+
+    @property
+    def before(self) -> list[tuple[Path, Identity | None]]:
+        """Every place, and what tells what was there before."""
+        changed = [(change.final, change.old) for change in self.changes]
+        return changed + [(removal.final, removal.old) for removal in self.removals]
+
     def write(self, home: Path) -> None:
         """Writes it down, through to the disk; it is there whole or not at all."""
         text = json.dumps(
@@ -133,7 +144,7 @@ def _path(home: Path, name: str | Path) -> Path:
         ValueError: It is none.
     """
     base, relative = _base(home), Path(name)
-    bad = relative.is_absolute() or not relative.parts or "\0" in os.fspath(relative)
+    bad = relative.is_absolute() or not relative.parts or b"\0" in os.fsencode(relative)
     if bad or ".." in relative.parts:
         raise ValueError(name)
     for folder in (base / relative).parents:
@@ -143,6 +154,7 @@ def _path(home: Path, name: str | Path) -> Path:
 
 
 def _identity(told: Any) -> Identity:
-    if not isinstance(told, list) or len(told) not in (1, 3):
+    plain = isinstance(told, list) and all(type(number) is int for number in told)
+    if not plain or len(told) not in (1, 3):
         raise TypeError(told)
-    return [int(number) for number in told]
+    return list(told)

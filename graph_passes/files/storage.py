@@ -282,7 +282,7 @@ def write_files(
         graph_file.write_bytes(_serialised_with(model, replaced.items()))
         return [graph_file]
     named = weight_file.rename(folder / data_name(name, content_sha256(weight_file)))
-    placed = {value: _at(tensor, named, weight_file) for value, tensor in replaced.items()}
+    placed = {value: _at(tensor, named, writer.path) for value, tensor in replaced.items()}
     graph_file.write_bytes(_serialised_with(model, placed.items()))
     return [named, graph_file]
 
