@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from written_files import all_data_of, data_of, names_in
 
 import exporter.cli as command_line
 from exporter.artifacts import (
@@ -22,8 +23,9 @@ from exporter.artifacts import (
 )
 from exporter.errors import MissingDependencyError, OnnxFileError, SurgeryError
 from exporter.surgery import prune_file
+from graph_passes.files import exchange as exchanging
 from graph_passes.files import placing, storage
-from graph_passes.files.storage import load_model, save_model
+from graph_passes.files.storage import data_files, load_model, save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 PLAN = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="block")]
@@ -41,20 +43,33 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_source_named_like_the_targets_data_is_not_overwritten(tmp_path: Path) -> None:
-    source = tmp_path / "x.onnx.data"  # weights inline, so no data file of its own
+@pytest.mark.parametrize("name", ["x.onnx.data", "x.onnx.0123456789abcdef.data"])
+def test_a_source_named_like_the_targets_data_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    source = tmp_path / name  # weights inline, so no data file of its own
     save_model(tiny_model(), source)
-    before = content(tmp_path)
-    with pytest.raises(SurgeryError, match="never changed"):
-        prune_file(source, tmp_path / "x.onnx", PLAN)
-    assert content(tmp_path) == before
+    before = source.read_bytes()
+    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)
+    for plan in (PLAN, PLAN[:1]):
+        prune_file(source, tmp_path / "x.onnx", plan)
+    assert source.read_bytes() == before
+    assert len(data_files(load_model(tmp_path / "x.onnx"))) == 1
 
 
-def test_the_report_can_not_stand_in_for_the_weights(source: Path, tmp_path: Path) -> None:
-    report_path = tmp_path / "o" / "m.onnx.data"
+def test_the_report_and_the_weights_each_have_a_file(source: Path, tmp_path: Path) -> None:
+    """A report may have any name: that of the weights says what is in them."""
+    target, report_path = tmp_path / "o" / "m.onnx", tmp_path / "o" / "m.onnx.data"
+    for plan in (PLAN, PLAN[:1]):
+        report = prune_file(source, target, plan, report_path=report_path)
+        assert PruneReport.read(report_path) == report
+        assert names_in(target.parent) == ["m.onnx", "m.onnx.*.data", "m.onnx.data"]
+
+
+def test_the_report_can_not_stand_in_for_the_result(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "o" / "m.onnx"
     with pytest.raises(SurgeryError, match="a file each"):
-        prune_file(source, tmp_path / "o" / "m.onnx", PLAN, report_path=report_path)
-    prune_file(source, source.with_name("m.onnx"), PLAN, weights="share", verify="none")
+        prune_file(source, target, PLAN, report_path=target)
     assert not (tmp_path / "o").exists()
 
 
@@ -65,33 +80,30 @@ def test_a_folder_can_not_be_the_target(source: Path, tmp_path: Path, name: str)
         prune_file(source, Path(name) if name == "." else tmp_path / name, PLAN, verify="none")
 
 
-def test_data_that_another_model_shares_is_not_overwritten(source: Path, tmp_path: Path) -> None:
+def test_data_that_another_model_shares_stays(source: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "o" / "b.onnx", tmp_path / "o" / "c.onnx"
     prune_file(source, first, PLAN[:1], verify="none")
-    report_path = tmp_path / "c.json"
+    shared, report_path = data_of(first), tmp_path / "c.json"
     prune_file(first, second, PLAN[1:], weights="share", verify="none", report_path=report_path)
     before = content(tmp_path)
     for weights in ("compact", "share"):
         with pytest.raises(OnnxFileError, match=r"holds weights of [bc]\.onnx"):
-            prune_file(
-                source,
-                tmp_path / "o" / "b.onnx.data",
-                PLAN,
-                weights=weights,
-                report_path=tmp_path / "b.json",
-            )
-    with pytest.raises(OnnxFileError, match=r"holds weights of c\.onnx"):
-        prune_file(source, first, PLAN, verify="none")
+            prune_file(source, shared, PLAN, weights=weights, report_path=tmp_path / "b.json")
     assert content(tmp_path) == before
-    second.unlink()
     prune_file(source, first, PLAN, verify="none")
+    assert data_files(load_model(second)) == [shared]
+    assert shared.read_bytes() == before[f"o/{shared.name}"]
+    assert data_files(load_model(first)) == [file for file in all_data_of(first) if file != shared]
+    second.unlink()
+    prune_file(source, first, PLAN[:1], verify="none")
+    prune_file(source, first, PLAN, verify="none")
+    assert shared.name not in content(tmp_path / "o")
 
 
 def test_the_data_of_an_earlier_result_goes_when_weights_are_shared(source: Path) -> None:
     target = source.with_name("pruned.onnx")
-    data = source.with_name("pruned.onnx.data")
     prune_file(source, target, PLAN, verify="none")
-    assert data.exists()
+    data = data_of(target)
     prune_file(source, target, PLAN, weights="share", verify="none")
     assert not data.exists()
     assert load_model(target)
@@ -99,8 +111,9 @@ def test_the_data_of_an_earlier_result_goes_when_weights_are_shared(source: Path
 
 @pytest.mark.parametrize("reader", ["other", "none", "itself"])
 def test_data_that_is_needed_or_foreign_stays(source: Path, reader: str) -> None:
-    target, data = source.with_name("pruned.onnx"), source.with_name("pruned.onnx.data")
+    target = source.with_name("pruned.onnx")
     prune_file(source, target, PLAN, verify="none")
+    data = data_of(target)
     start = source
     if reader == "other":
         shutil.copy(target, source.with_name("copy.onnx"))
@@ -120,20 +133,26 @@ def test_a_failed_move_brings_all_back_from_two_file_systems(
     target, report_path = source.with_name("m.onnx"), tmp_path / "reports" / "r.json"
     prune_file(source, target, PLAN, verify="none", report_path=report_path)
     before = content(tmp_path)
-    replace, sync = Path.replace, placing._sync
+    rename, exchange = Path.rename, exchanging._exchange
 
-    def within_one_folder(self: Path, final: Path) -> Path:
-        if self.is_relative_to(source.parent) != Path(final).is_relative_to(source.parent):
+    def one_system(one: Path, other: Path) -> None:
+        if one.is_relative_to(source.parent) != Path(other).is_relative_to(source.parent):
             raise OSError(errno.EXDEV, "Invalid cross-device link")
-        return replace(self, final)
 
-    def interrupted(path: Path) -> None:
-        if path.is_dir():
-            raise KeyboardInterrupt
-        sync(path)
+    def renamed(self: Path, final: Path) -> Path:
+        one_system(self, final)
+        return rename(self, final)
 
-    monkeypatch.setattr(Path, "replace", within_one_folder)
-    monkeypatch.setattr(placing, "_sync", interrupted)  # after the last move
+    def exchanged(one: Path, other: Path) -> None:
+        one_system(one, other)
+        exchange(one, other)
+
+    def interrupted(_folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(exchanging, "_exchange", exchanged)
+    monkeypatch.setattr(placing, "sync_names", interrupted)  # after the last move
     for weights in ("compact", "share"):
         with pytest.raises(KeyboardInterrupt):
             prune_file(
@@ -149,14 +168,20 @@ def test_one_failing_step_back_does_not_stop_the_others(
     target = tmp_path / "o" / "m.onnx"
     prune_file(source, target, PLAN, verify="none")
     before = content(target.parent)
-    replace = Path.replace
+    exchange, taken_back = exchanging._exchange, placing.take_back
 
-    def fails(self: Path, final: Path) -> Path:
-        if Path(final).name == "prune.json":
+    def fails(staged: Path, final: Path) -> None:
+        if final.name == target.name:
             raise OSError(errno.EIO, "Input/output error")
-        return replace(self, final)
+        exchange(staged, final)
 
-    monkeypatch.setattr(Path, "replace", fails)
+    def fails_once(staged: Path, final: Path, **options: Any) -> None:
+        taken_back(staged, final, **options)
+        if final.name == "prune.json":
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(exchanging, "_exchange", fails)
+    monkeypatch.setattr(placing, "take_back", fails_once)
     with pytest.raises(OnnxFileError, match="Input/output error"):
         prune_file(source, target, PLAN[:1], verify="none")
     assert content(target.parent) == before
@@ -170,7 +195,7 @@ def test_a_failure_while_folders_are_made_leaves_none(
 
     def interrupted(self: Path, *arguments: Any, **options: Any) -> None:
         mkdir(self, *arguments, **options)
-        if self.name.endswith(".part"):
+        if self.name == "new" and ".depthcut" in self.parts:
             raise error
 
     monkeypatch.setattr(Path, "mkdir", interrupted)
@@ -223,18 +248,16 @@ def test_the_command_takes_a_place_for_the_report(source: Path, tmp_path: Path) 
     call = ["prune", str(source), "-o", str(target), "--drop", "mlp:1", "--verify", "none"]
     assert command_line.run([*call, "--report", str(report_path)]) == 0
     assert PruneReport.read(report_path).target == "m.onnx"
-    assert sorted(content(target.parent)) == ["m.onnx", "m.onnx.data"]
+    assert names_in(target.parent) == ["m.onnx", "m.onnx.*.data"]
 
 
-def test_the_plan_is_not_overwritten_by_the_weights(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = tmp_path / "m.onnx.data"
+@pytest.mark.parametrize(("name", "code"), [("m.onnx.data", 0), ("m.onnx", 2)])
+def test_the_plan_is_not_overwritten(source: Path, tmp_path: Path, name: str, code: int) -> None:
+    plan = tmp_path / name
     plan.write_text(PruningPlan(deletions=PLAN).to_json())
     before = plan.read_bytes()
     call = ["prune", str(source), "-o", str(tmp_path / "m.onnx"), "--plan", str(plan)]
-    assert command_line.run([*call, "--verify", "none"]) == 2
-    assert "is an input" in capsys.readouterr().err
+    assert command_line.run([*call, "--verify", "none"]) == code
     assert plan.read_bytes() == before
 
 
