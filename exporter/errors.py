@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from graph_passes.errors import (
@@ -49,6 +50,7 @@ __all__ = [
     "VerificationError",
     "error_chain",
     "first_line",
+    "panics_as_errors",
     "pass_on_memory_error",
 ]
 
@@ -157,6 +159,17 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
     while found is not None:
         yield found
         found = found.__cause__ or found.__context__
+
+
+@contextlib.contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Turns a panic of a library in Rust into a RuntimeError: Python has it as no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise RuntimeError(first_line(error)) from error
+        raise
 
 
 def pass_on_memory_error(error: BaseException) -> None:

@@ -40,7 +40,7 @@ from exporter.cli.sections import SectionedGroup
 from exporter.cli.stability import stability
 from exporter.cli.sweep import sweep
 from exporter.disk import FULL
-from exporter.errors import DepthcutError, SweepError, UsageError, first_line
+from exporter.errors import DepthcutError, SweepError, UsageError, first_line, panics_as_errors
 from exporter.printable import printable, printable_output
 
 WRONG_CALL, INTERRUPTED = 2, 130
@@ -98,7 +98,8 @@ def run(args: Sequence[str] | None = None) -> int:
 def _run(args: Sequence[str] | None, progress: ConsoleProgress) -> int:
     try:
         # click itself catches ctx.exit(code), and gives the code back.
-        code = cli.main(args=args, obj=progress, prog_name="depthcut", standalone_mode=False)
+        with panics_as_errors():
+            code = cli.main(args=args, obj=progress, prog_name="depthcut", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code

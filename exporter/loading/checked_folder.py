@@ -6,7 +6,6 @@ what the model says of itself is read once and walked. Nothing heavy is imported
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,8 +138,7 @@ def _files(folder: Path) -> list[Path]:
     found = []
     for place in (folder, folder / _TEMPLATES):
         if place.is_dir():
-            with os.scandir(place) as entries:
-                found += [place / entry.name for entry in entries if not entry.is_dir()]
+            found += [path for path in place.iterdir() if not path.is_dir()]
     return sorted(found)
 
 

@@ -23,6 +23,8 @@ _NESTED_THETA_KEYS = {
     "full_attention": ("rope_theta", "global_rope_theta"),
     "sliding_attention": ("rope_local_base_freq", "local_rope_theta"),
 }
+# transformers 5 notes these of its own load, which was here and without the hub.
+_LOADED_HOW = ("is_local", "local_files_only")
 _FLAT_ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
 
 
@@ -111,6 +113,8 @@ def _make_portable_tokenizer(path: Path, loaded: LoadedModel) -> None:
     if loaded.tokenizer is None or not path.exists():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
+    for name in _LOADED_HOW:
+        config.pop(name, None)
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     taken = inspect.signature(loaded.model.forward).parameters

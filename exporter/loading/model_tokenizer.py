@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ModelSourceError, UnsafeModelError, first_line, pass_on_memory_error
+from exporter.errors import (
+    ModelSourceError,
+    UnsafeModelError,
+    first_line,
+    panics_as_errors,
+    pass_on_memory_error,
+)
 from exporter.loading.checked_folder import CONFIG, Leave, read_object
 from exporter.loading.model_types import is_reviewed_tokenizer
 from exporter.loading.sources import TOKENIZER_FILES, matching
 from exporter.optional import require
+from graph_passes.files.reading import TABLE_BYTES, read_json
 
-_CONFIG = "tokenizer_config.json"
+_FILE, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 def load_tokenizer(folder: Path, config: Any, leave: Leave) -> Any:
@@ -23,33 +31,40 @@ def load_tokenizer(folder: Path, config: Any, leave: Leave) -> Any:
         leave: What the model may do.
 
     Raises:
-        UnsafeModelError: Its class is one that was not looked at.
+        UnsafeInputError: Its class is one that was not looked at, or its file is nested too deep.
         ModelSourceError: It can't be read.
     """
     transformers = require("transformers", extra="torch")
     if not matching(folder, TOKENIZER_FILES):
         return None
     _refuse_class(folder, leave)
-    how = {"trust_remote_code": leave.trust_remote_code, "local_files_only": True}
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, config=config, **how)
+        with panics_as_errors():
+            return _read(transformers, folder, config, leave)
     except Exception as error:
         pass_on_memory_error(error)
-        if _is_nested(error):
-            raise UnsafeModelError(f"The tokenizer in {folder} is nested too deep.") from error
-        # 4.57 does not know the class that 5 writes into tokenizer_config.json.
-        if (folder / "tokenizer.json").is_file():
-            return transformers.PreTrainedTokenizerFast.from_pretrained(
-                folder, local_files_only=True
-            )
+        _refuse_nested(folder / _FILE)
         raise ModelSourceError(
             f"The tokenizer in {folder} can't be loaded: {first_line(error)}."
         ) from error
 
 
-def _is_nested(error: Exception) -> bool:
-    """Whether a parser ran out of levels: Python's, or that of the tokenizers library."""
-    return isinstance(error, RecursionError) or "recursion limit" in str(error)
+def _read(transformers: Any, folder: Path, config: Any, leave: Leave) -> Any:
+    how = {"trust_remote_code": leave.trust_remote_code, "local_files_only": True}
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, config=config, **how)
+    except Exception as error:
+        pass_on_memory_error(error)
+        # 4.57 does not know the class that 5 writes into tokenizer_config.json.
+        if not (folder / _FILE).is_file():
+            raise
+        return transformers.PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def _refuse_nested(path: Path) -> None:
+    """Says so where that is why a tokenizer could not be read; its parsers have other words."""
+    with contextlib.suppress(OSError, ValueError):
+        read_json(path, limit=TABLE_BYTES)
 
 
 def _refuse_class(folder: Path, leave: Leave) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import ComparisonError, UnsafeInputError, first_line
+from exporter.errors import ComparisonError, UnsafeInputError, first_line, panics_as_errors
 from exporter.optional import require
 from graph_passes.files.reading import TABLE_BYTES, read_bytes
 
@@ -20,7 +20,8 @@ def load_tokenizer(path: Path) -> Any:
     """
     module = require("tokenizers", extra="cpu")
     try:
-        tokenizer = module.Tokenizer.from_buffer(read_bytes(path, limit=TABLE_BYTES))
+        with panics_as_errors():
+            tokenizer = module.Tokenizer.from_buffer(read_bytes(path, limit=TABLE_BYTES))
     except UnsafeInputError:
         raise
     except Exception as error:  # the library raises no class of its own

@@ -52,7 +52,10 @@ def opened(
         UnsafeInputError: It is no regular file, or lies elsewhere.
         OSError: It is not there, or can't be opened.
     """
-    _refuse_special(path, _stat(path))  # opening a device alone may do something
+    # Opening a device alone may do something, so what stands there is looked at before, too.
+    _refuse_special(path, _stat(path))
+    if not named:
+        _refuse_elsewhere(path, Path(os.path.realpath(path)), folder or path.parent)
     handle = os.open(path, _FLAGS)
     with os.fdopen(handle, "rb", buffering=-1 if buffered else 0) as file:
         _refuse_special(path, os.fstat(handle))
