@@ -45,7 +45,8 @@ def _own_version() -> str:
 
     root, digest = Path(spec.origin).parents[1], hashlib.sha256()
     for package in ("exporter", "graph_passes"):
-        for path in sorted((root / package).rglob("*.py")):
+        found = (root / package).rglob("*.py")
+        for path in sorted(each for each in found if each.parent.name != "entry_points"):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return f"{exporter.__version__} (code {digest.hexdigest()[:12]})"
 

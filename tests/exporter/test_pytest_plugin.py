@@ -18,9 +18,7 @@ from tests.made_reports import gate_accuracy, gate_report, gate_row
 pytest_plugins = ["pytester"]
 
 SLOW, UNSURE = gate_row(candidate_ms=110.0), gate_row(candidate_ms=99.0, width=0.05)
-_INSTALLED = any(
-    point.value == "exporter.pytest_plugin" for point in entry_points(group="pytest11")
-)
+_INSTALLED = any(point.value == "depthcut_pytest" for point in entry_points(group="pytest11"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +47,7 @@ class Inner:
     def run(self, body: str, *arguments: str) -> pytest.RunResult:
         lines = "\n".join(f"    {line}" for line in body.splitlines())
         self.pytester.makepyfile(f"def test_gate(depthcut, request):\n{lines}\n")
-        plugin = () if _INSTALLED else ("-p", "exporter.pytest_plugin")
+        plugin = () if _INSTALLED else ("-p", "depthcut_pytest")
         return self.pytester.runpytest_inprocess(*plugin, *_LEAN, "-W", "default", *arguments)
 
     def report(self, *rows: Any, **changes: Any) -> ComparisonReport:
@@ -285,15 +283,14 @@ def test_an_unknown_option_is_told(models: Inner) -> None:
     result.stdout.fnmatch_lines(["*colour*"])
 
 
-def test_a_suite_that_doesn_t_use_it_pays_nothing(tmp_path: Path) -> None:
+def test_a_suite_that_doesn_t_use_it_pays_nothing() -> None:
     """Loaded beside pytest, it brings no module but its own."""
     code = (
-        "import sys, pytest; before = set(sys.modules); import exporter.pytest_plugin;"
-        "new = {name for name in set(sys.modules) - before if not name.startswith('exporter')};"
-        "print('NEW', sorted(new))"
+        "import sys, pytest; before = set(sys.modules); import depthcut_pytest;"
+        "print('NEW', sorted(set(sys.modules) - before))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "NEW []" in done.stdout
+    assert "NEW ['depthcut_pytest']" in done.stdout
 
 
 def test_strict_settings_do_not_mind_it(inner: Inner) -> None:

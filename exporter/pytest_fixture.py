@@ -1,12 +1,4 @@
-"""A pytest plugin: the fixture ``depthcut``, so that a team's own tests are the gate.
-
-    def test_pruned_model(depthcut):
-        comparison = depthcut.compare("baseline/", "candidate/")
-        comparison.assert_speedup(1.1)
-        comparison.assert_perplexity_increase("5%")
-
-pytest loads it wherever depthcut is installed: until the fixture is used it imports nothing of it.
-"""
+"""What the pytest fixture ``depthcut`` gives; the plugin itself is `depthcut_pytest`."""
 
 from __future__ import annotations
 
@@ -16,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from depthcut_pytest import DepthcutWarning
 
 if TYPE_CHECKING:
     from exporter.artifacts import Check, CheckReport, ComparisonReport
@@ -26,43 +19,14 @@ _WAYS = ("fail", "skip", "warn")
 _CACHE = pytest.StashKey[dict[Any, "ComparisonReport"]]()
 
 
-class DepthcutWarning(UserWarning):
-    """A measurement can't tell whether a limit holds, or other tests ran beside it."""
+class Settings:
+    """What the command line says, else the ini file.
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds ``--depthcut-*`` and the ini options of the same names."""
-    group = parser.getgroup("depthcut", "depthcut: latency and accuracy of models")
-    group.addoption(
-        "--depthcut-inconclusive",
-        choices=_WAYS,
-        help="What a check does that the measurement can't decide; default: fail.",
-    )
-    group.addoption(
-        "--depthcut-time-budget",
-        type=float,
-        metavar="SECONDS",
-        help="How long one comparison may measure.",
-    )
-    group.addoption(
-        "--depthcut-confirm",
-        type=int,
-        metavar="N",
-        help="Measure again, up to N times, before a regression of time is believed; default: 1.",
-    )
-    parser.addini("depthcut_inconclusive", "fail, skip or warn", default="fail")
-    parser.addini("depthcut_time_budget", "seconds that one comparison may measure", default="")
-    parser.addini("depthcut_confirm", "measurements before a regression is believed", default="1")
-
-
-@pytest.fixture
-def depthcut(request: pytest.FixtureRequest) -> Depthcut:
-    """Compares models and asserts what the comparison says."""
-    return Depthcut(request.node, _Settings.of(request.config))
-
-
-class _Settings:
-    """What the command line says, else the ini file."""
+    Args:
+        inconclusive: What a check does that the measurement can't decide.
+        time_budget: Seconds that one comparison may measure.
+        confirm: Measurements before a regression is believed.
+    """
 
     def __init__(self, inconclusive: str, time_budget: float | None, confirm: int) -> None:
         self.inconclusive = inconclusive
@@ -70,7 +34,13 @@ class _Settings:
         self.confirm = confirm
 
     @classmethod
-    def of(cls, config: pytest.Config) -> _Settings:
+    def of(cls, config: pytest.Config) -> Settings:
+        """Reads them.
+
+        Raises:
+            pytest.UsageError: One is not valid.
+        """
+
         def told(name: str) -> str:
             given = config.getoption(f"--depthcut-{name.replace('_', '-')}")
             return str(config.getini(f"depthcut_{name}") if given is None else given)
@@ -87,7 +57,7 @@ class _Settings:
 class Depthcut:
     """The fixture."""
 
-    def __init__(self, item: pytest.Item, settings: _Settings) -> None:
+    def __init__(self, item: pytest.Item, settings: Settings) -> None:
         self._item = item
         self._settings = settings
 
@@ -164,7 +134,7 @@ class AssertableComparison:
     def __init__(
         self,
         item: pytest.Item,
-        settings: _Settings,
+        settings: Settings,
         report: ComparisonReport,
         again: Any,
     ) -> None:
@@ -258,7 +228,7 @@ class AgainstBaseline(AssertableComparison):
     def __init__(
         self,
         item: pytest.Item,
-        settings: _Settings,
+        settings: Settings,
         report: ComparisonReport,
         again: Any,
         accepted: Any,
