@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_cache import REVISION, into_cache
 from tiny_families import tiny_loaded, tiny_model, tiny_tokenizer
 
 from exporter.errors import ModelSourceError, UnknownArchitectureError, UnsafeModelError
@@ -333,6 +334,57 @@ def test_remote_code_stays_out(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownArchitectureError, match="--trust-remote-code"):
         load_model(str(checkpoint), allow_any_model_type=True)
     assert not ran.exists()
+
+
+@pytest.mark.torch
+def test_a_config_can_not_name_any_class_of_transformers(checkpoint: Path) -> None:
+    _rewrite_config(checkpoint, architectures=["RagModel", "pipeline", "Trainer", "AutoBackbone"])
+    assert load_model(str(checkpoint)).ref.architecture == "LlamaForCausalLM"
+
+
+@pytest.mark.torch
+def test_a_folder_that_is_written_to_meanwhile(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    load = transformers.LlamaForCausalLM.from_pretrained
+
+    def written_to(*args: Any, **kwargs: Any) -> Any:
+        _rewrite_config(checkpoint, note="new")
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", written_to)
+    with pytest.raises(UnsafeModelError, match=r"config\.json was changed"):
+        load_model(str(checkpoint))
+
+
+@pytest.mark.torch
+def test_the_config_that_is_taken_is_the_one_that_was_looked_at(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    load = transformers.AutoConfig.from_pretrained
+    seen = []
+
+    def swapped(*args: Any, **kwargs: Any) -> Any:
+        _rewrite_config(checkpoint, backbone="a/b", hidden_size=1)
+        seen.append(load(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", swapped)
+    with pytest.raises(UnsafeModelError):
+        load_model(str(checkpoint))
+    assert seen[0].hidden_size > 1
+    assert not hasattr(seen[0], "backbone")
+
+
+@pytest.mark.torch
+def test_the_commit_of_a_hub_model_is_noted(checkpoint: Path, tmp_path: Path) -> None:
+    assert load_model(str(checkpoint)).ref.revision is None
+    snapshot = into_cache(checkpoint, tmp_path / "hub", subfolder="")
+    assert load_model(str(snapshot)).ref.revision == REVISION
 
 
 @pytest.mark.torch

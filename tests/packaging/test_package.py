@@ -177,6 +177,16 @@ def test_what_links_point_to_is_packed(tmp_path: Path) -> None:
         assert all(entry.isfile() for entry in archive)
 
 
+@pytest.mark.parametrize("target", ["/proc/self/environ", "../secret"])
+def test_links_out_of_the_folder_are_not_copied(folder: Path, tmp_path: Path, target: str) -> None:
+    (folder.parent / "secret").write_text("{}")
+    (folder / "config.json").unlink(missing_ok=True)
+    (folder / "config.json").symlink_to(target)
+    arguments = ["package", str(folder), "--triton", str(tmp_path / "repository")]
+    assert run(arguments) == 2
+    assert not list((tmp_path / "repository").glob("*/*"))
+
+
 def test_links_out_of_the_folder_are_not_packed(tmp_path: Path) -> None:
     home, model = tmp_path / "engines", tmp_path / "model"
     home.mkdir()
