@@ -27,10 +27,17 @@ class TextPath(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Any:
-        """Refuses bytes that are no UTF-8, which Python has as lone surrogates."""
+        """Refuses bytes that are no UTF-8, which Python has as lone surrogates.
+
+        What a killed command left half in its place is completed before anybody looks for it.
+        """
         name = os.fspath(value)
         if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
             self.fail(f"the name {name!a} is not UTF-8: rename it", param, ctx)
+        if self.exists:
+            from graph_passes.files.placing import finish_interrupted
+
+            finish_interrupted(Path(name))
         return super().convert(value, param, ctx)
 
 
