@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import exporter.cli as command_line
 from exporter.cli.console import ConsoleProgress
@@ -89,3 +90,55 @@ def test_the_commands_of_the_workflows_exist(
 def test_the_workflows_call_the_script_with_its_three_arguments(name: str) -> None:
     (call,) = re.findall(r"sh ci/gate\.sh (.*)", (SAMPLE / name).read_text(encoding="utf-8"))
     assert len(shlex.split(call)) == 3
+
+
+def workflow(name: str) -> Any:
+    return yaml.safe_load((SAMPLE / name).read_text(encoding="utf-8"))
+
+
+def test_every_action_is_pinned_by_its_commit() -> None:
+    text = (SAMPLE / "github.yml").read_text(encoding="utf-8")
+    uses = re.findall(r"uses: (.*)", text)
+    assert len(uses) >= 5
+    for action in uses:
+        assert re.fullmatch(r"actions/[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
+    commits: dict[str, set[str]] = {}
+    for repository, commit in re.findall(r"uses: (actions/[\w-]+)\S*@(\S+)", text):
+        commits.setdefault(repository, set()).add(commit)
+    assert {len(found) for found in commits.values()} == {1}
+
+
+def test_a_fork_s_pull_request_does_not_run_on_our_machine() -> None:
+    job = workflow("github.yml")["jobs"]["gate"]
+    assert "self-hosted" in job["runs-on"]
+    assert "github.event.pull_request.head.repo.full_name == github.repository" in job["if"]
+    assert workflow("github.yml")["permissions"] == {"contents": "read"}
+    (checkout,) = (s for s in job["steps"] if s.get("uses", "").startswith("actions/checkout@"))
+    assert checkout["with"]["persist-credentials"] is False
+
+
+def test_only_main_writes_what_others_are_held_against() -> None:
+    steps = workflow("github.yml")["jobs"]["gate"]["steps"]
+    kept = [s for s in steps if s.get("with", {}).get("path") == ".depthcut-kept"]
+    saving = [s for s in kept if "/restore@" not in s["uses"]]
+    assert kept != saving
+    assert saving
+    assert all("github.ref == 'refs/heads/main'" in step["if"] for step in saving)
+    caches = workflow("gitlab-ci.yml")["gate"]["cache"]
+    assert {cache["key"] for cache in caches} == {"models", "depthcut-kept"}
+    assert all("unprotect" not in cache for cache in caches)
+
+
+def test_a_model_is_read_without_network_and_without_a_token() -> None:
+    github = workflow("github.yml")
+    assert github["env"]["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
+    reading = [s for s in github["jobs"]["gate"]["steps"] if "depthcut export" in s.get("run", "")
+               or "gate.sh" in s.get("run", "")]  # fmt: skip
+    assert len(reading) == 2
+    assert all(step["env"]["HF_HUB_OFFLINE"] == "1" for step in reading)
+    gitlab = workflow("gitlab-ci.yml")
+    assert gitlab["variables"]["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
+    script = gitlab["gate"]["script"]
+    first = next(place for place, line in enumerate(script) if line.startswith("depthcut"))
+    assert "export HF_HUB_OFFLINE=1" in script[:first]
+    assert any(line.startswith("unset CI_JOB_TOKEN ") for line in script[:first])
