@@ -7,7 +7,6 @@ import errno
 import functools
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,17 +108,17 @@ def earlier(staged: Path) -> Path:
 
 
 def can_exchange(folder: Path) -> bool:
-    """Whether the file system of a folder of ours can exchange two names."""
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        one, other = Path(name, "one"), Path(name, "other")
-        one.touch()
-        other.touch()
-        try:
-            _exchange(one, other)
-        except OSError as error:
-            if error.errno not in _NO_EXCHANGE:
-                raise
-            return False
+    """Whether the file system can exchange two names, which is tried in a folder made for it."""
+    folder.mkdir(exist_ok=True)
+    one, other = folder / "one", folder / "other"
+    one.touch()
+    other.touch()
+    try:
+        _exchange(one, other)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        return False
     return True
 
 

@@ -195,7 +195,7 @@ def _is_one_step(home: Path, record: ChangeRecord) -> bool:
     """Whether all is done by one call of the system, so that no record is needed."""
     alone = len(record.changes) + len(record.removals) == 1
     replaces = any(change.old is not None for change in record.changes)
-    return alone and (not replaces or can_exchange(home))
+    return alone and (not replaces or can_exchange(gone_of(home)))
 
 
 def _is_undone(record: ChangeRecord) -> bool:
@@ -332,11 +332,12 @@ def _completed(change: Change) -> bool:
 def _clear_neighbours(home: Path) -> None:
     """Completes and removes what killed processes left for other targets of the same folder."""
     for other in sorted(home.parent.glob("*")):
-        rests = [name for name in (RECORD, _NEW, _GONE) if os.path.lexists(other / name)]
-        if other != home and rests and not other.is_symlink() and is_free(other):
-            with contextlib.suppress(DepthcutError, OSError), held(other, other, wait_s=0):
-                complete(other)
-                _clear(other)
+        with contextlib.suppress(DepthcutError, OSError):
+            wanted = other == home or other.is_symlink() or [*other.iterdir()] == [other / _KEPT]
+            if not wanted and is_free(other):
+                with held(other, other, wait_s=0):
+                    complete(other)
+                    _clear(other)
 
 
 def _clear(home: Path) -> None:
