@@ -3,20 +3,22 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from exporter import files
 from exporter.errors import UsageError
 from exporter.files import (
     refuse_overwriting,
     sha256_file,
     sha256_files,
     staged_directory,
-    swap,
+    write_private,
     write_text,
+    write_texts,
 )
+from graph_passes.files import hashing, placing
 
 
 def _names(folder: Path) -> list[str]:
@@ -105,37 +107,72 @@ def test_hashes(tmp_path: Path) -> None:
     assert sha256_files([tmp_path / "b"], tmp_path) != both
 
 
-@pytest.mark.parametrize("moment", [1, 2])
-def test_an_interrupt_between_the_renames_puts_the_older_folder_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
-) -> None:
-    (tmp_path / "new").mkdir()
-    (tmp_path / "final").mkdir()
-    (tmp_path / "final" / "old").touch()
-    calls = 0
-    replace = Path.replace
-
-    def interrupted(self: Path, target: Path) -> Path:
-        nonlocal calls
-        calls += 1
-        if calls == moment:
-            if moment == 1:  # after the older folder was moved aside
-                replace(self, target)
-            raise KeyboardInterrupt
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        swap(tmp_path / "new", tmp_path / "final")
-    assert _names(tmp_path / "final") == ["old"]
-
-
 def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "report.json").mkdir()
     with pytest.raises(IsADirectoryError) as error:
         write_text(tmp_path / "report.json", "{}")
     assert error.value.filename == str(tmp_path / "report.json")
     assert _names(tmp_path) == ["report.json"]
+
+
+def test_texts_appear_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [tmp_path / name for name in ("one.json", "two.md")]
+    write_texts(dict.fromkeys(names, "old"))
+    put, done = placing.put, []
+
+    def fails(staged: Path, final: Path) -> None:
+        if done:
+            raise KeyboardInterrupt
+        put(staged, final)
+        done.append(final)
+
+    monkeypatch.setattr(placing, "put", fails)
+    with pytest.raises(KeyboardInterrupt):
+        write_texts(dict.fromkeys(names, "new"))
+    assert done == names[:1]
+    assert [path.read_text() for path in names] == ["old", "old"]
+    monkeypatch.setattr(placing, "put", put)
+    write_texts(dict.fromkeys(names, "new"))
+    assert [path.read_text() for path in names] == ["new", "new"]
+    assert _names(tmp_path) == ["one.json", "two.md"]
+
+
+@pytest.mark.parametrize("write", [write_text, write_private])
+def test_nothing_is_written_through_a_link(tmp_path: Path, write: Callable[..., None]) -> None:
+    """Neither the file nor what it is made in first is a link that is followed."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("told.json", "told.json.part"):
+        (tmp_path / name).symlink_to(victim)
+    if write is write_private:
+        with pytest.raises(OSError, match="symbolic link"):
+            write(tmp_path / "told.json", "new")
+    else:
+        write(tmp_path / "told.json", "new")
+        assert (tmp_path / "told.json").read_text() == "new"
+        assert not (tmp_path / "told.json").is_symlink()
+    assert victim.read_text() == "precious"
+
+
+def test_private_files_replace_and_leave_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / ".depthcut" / "deep" / "told.json"
+    write_private(path, "old")
+    write_text(path, "new é")
+    assert path.read_text(encoding="utf-8") == "new é"
+    assert _names(path.parent) == ["told.json"]
+
+
+def test_a_folder_that_is_named_by_a_link_is_replaced_where_it_is(tmp_path: Path) -> None:
+    real = tmp_path / "disk" / "baseline"
+    real.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(real)
+    with staged_directory(tmp_path / "link") as stage:
+        (stage / "new").touch()
+    assert _names(real) == ["new"]
+    assert (tmp_path / "link").is_symlink()
+    assert _names(tmp_path) == ["disk", "link"]
 
 
 def test_no_result_takes_the_place_of_an_input(tmp_path: Path) -> None:
@@ -153,8 +190,8 @@ def test_no_result_takes_the_place_of_an_input(tmp_path: Path) -> None:
 
 
 def test_large_files_are_hashed_by_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_PIECE_BYTES", 1000)
-    monkeypatch.setattr(files, "_READ_BYTES", 300)
+    monkeypatch.setattr(hashing, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(hashing, "_READ_BYTES", 300)
     content = bytes(range(256)) * 20
     (tmp_path / "large").write_bytes(content)
     (tmp_path / "small").write_bytes(content[:1000])
@@ -174,8 +211,8 @@ def test_a_piece_that_can_not_be_read_is_told(
     def fails(*_: object) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(files, "_PIECE_BYTES", 10)
-    monkeypatch.setattr(files, "_piece_digest", fails)
+    monkeypatch.setattr(hashing, "_PIECE_BYTES", 10)
+    monkeypatch.setattr(hashing, "_piece_digest", fails)
     (tmp_path / "large").write_bytes(b"x" * 100)
     with pytest.raises(OSError, match="Input/output"):
         sha256_files([tmp_path / "large"], tmp_path)
