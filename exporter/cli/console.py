@@ -33,7 +33,7 @@ def echo(*lines: object, err: bool = False) -> None:
         err: On standard error, and not on standard output.
     """
     for line in lines or ("",):
-        click.echo(printable(one_line(str(line))), err=err)
+        click.echo(_one(str(line)), err=err)
 
 
 def echo_json(text: str) -> None:
@@ -46,6 +46,10 @@ def echo_command(line: str, *, err: bool = False) -> None:
     stream = raw_output(sys.stderr if err else sys.stdout)
     stream.write(f"{line}\n")
     stream.flush()
+
+
+def _one(line: str) -> str:
+    return printable(one_line(line))
 
 
 class ConsoleProgress:
@@ -81,7 +85,7 @@ class ConsoleProgress:
     def say(self, message: str) -> None:
         """Prints a line unless quiet."""
         if self.verbosity >= NORMAL:
-            self.console.print(printable(one_line(message)))
+            self.console.print(_one(message))
 
     def detail(self, message: str) -> None:
         """Prints a line when verbose, or the lines that a library said."""
@@ -119,7 +123,7 @@ class ConsoleProgress:
             self._bars = _new_bars(self.console)
             self._bars.start()
         bars = self._bars
-        task_id = bars.add_task(one_line(description), total=total)
+        task_id = bars.add_task(_one(description), total=total)
         begin = time.perf_counter()
         failed = True
         try:

@@ -72,6 +72,9 @@ def generate(
 
     MODEL is an ONNX file, an engine, or a folder with one of them or with an engine for prefill and
     one for decode; of several builds (-b1, -b2) the first runs.
+
+    What a terminal or a CI system would act on in the text is shown and not obeyed; --json has the
+    text as it is.
     """
     from exporter.backends.widened_copy import tell_widened
     from exporter.generation.generate import generate as run

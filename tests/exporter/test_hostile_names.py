@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ import onnx
 import pytest
 
 from exporter.cli import run
+from exporter.cli.console import VERBOSE, ConsoleProgress
 from graph_passes import save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 from tests.made_reports import gate_report, gate_row
@@ -201,3 +203,29 @@ def test_generated_text(capfd: pytest.CaptureFixture[str]) -> None:
     text = "".join(map(pieces.add, f"one\n\ttwo{ACTIVE}:"))
     assert text.startswith("one\n\ttwo")
     assert unsafe_lines(text) == []
+
+
+class Terminal(io.StringIO):
+    """A terminal, as far as bars see."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "400")
+    progress = ConsoleProgress(VERBOSE)
+    with progress.task(f"load :x: [bold]{ACTIVE}", 2) as task:
+        task.advance()
+        progress.say(f"said :x: [bold]{ACTIVE}")
+        progress.detail(f"line\nnext{ACTIVE}")
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]|\r", "", stream.getvalue())  # the bars' own
+    assert "said :x: [bold]\\n::error" in text
+    assert "load :x: [bold]\\n::error" in text
+    assert unsafe_lines(text) == []
+    if not terminal:
+        assert text == stream.getvalue()
+        assert len(text.splitlines()) == 5
