@@ -40,7 +40,14 @@ from graph_passes.files.exchange import (
     take_back,
 )
 from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, refuse_links
-from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
+from graph_passes.files.record import (
+    RECORD,
+    Change,
+    ChangeRecord,
+    Removal,
+    base_of,
+    read_record,
+)
 
 SCRATCH = "scratch"
 """What of the kept folder is of no use to the next run."""
@@ -210,7 +217,19 @@ def _close(home: Path, record: ChangeRecord) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             elif FOLDER in path.parts:
                 path.unlink(missing_ok=True)
+    for removal in record.removals:
+        _remove_emptied(removal.final.parent, base_of(home))
     (home / RECORD).unlink(missing_ok=True)
+
+
+def _remove_emptied(folder: Path, base: Path) -> None:
+    """Removes the folders that nothing is left in, from one on up to where the results stand."""
+    while folder != base and folder.is_relative_to(base):
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
 
 
 def _carry_out(home: Path, record: ChangeRecord) -> None:

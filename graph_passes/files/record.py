@@ -108,13 +108,13 @@ def read_record(home: Path) -> ChangeRecord:
     return ChangeRecord(changes, removals)
 
 
-def _base(home: Path) -> Path:
+def base_of(home: Path) -> Path:
     """The folder that the results stand in: the one above the innermost folder of ours."""
     return next(path.parent for path in (home, *home.parents) if path.name == FOLDER)
 
 
 def _names(home: Path, staged: Path | None, final: Path) -> dict[str, str]:
-    base = _base(home)
+    base = base_of(home)
     named = {"final": _relative(final, base)}
     return named if staged is None else {"staged": _relative(staged, base), **named}
 
@@ -143,7 +143,7 @@ def _path(home: Path, name: str | Path) -> Path:
     Raises:
         ValueError: It is none.
     """
-    base, relative = _base(home), Path(name)
+    base, relative = base_of(home), Path(name)
     bad = relative.is_absolute() or not relative.parts or b"\0" in os.fsencode(relative)
     if bad or ".." in relative.parts:
         raise ValueError(name)
