@@ -57,9 +57,12 @@ class StageLedger:
         return not self._path.exists()
 
     def path(self, name: str) -> Path:
-        """Where a result is now: in the workplace when newly made, else in the output folder."""
-        new = self.work / name
-        return new if new.exists() else self._root / name
+        """Where a result is now: in the workplace when newly made, else in the output folder.
+
+        A folder is in one of them as a whole, as it will be published.
+        """
+        is_new = os.path.lexists(self.work / Path(name).parts[0])
+        return (self.work if is_new else self._root) / name
 
     def valid(self, stage: str, key: Mapping[str, Any]) -> bool:
         """Tells whether a stage was made from this key and its files are as they were."""
@@ -125,13 +128,13 @@ class StageLedger:
         kept = _files(self._stages.values())
         used = _files(self._stages[stage] for stage in self._used - self._forgotten)
         new = sorted(name for name in _tops(used) if (self.work / name).exists())
+        foreign = [pair for name in new for pair in self._foreign(name)]
         others = _tops(kept) - _tops(used)
         stale = {n for n in self._published if n not in kept and Path(n).parts[0] not in others}
         gone = [self._root / name for name in sorted(stale) if self._is_ours(name)]
         self._published = {**{n: h for n, h in self._published.items() if n in kept}, **used}
-        self._place(
-            new, [path for path in gone if path.relative_to(self._root).parts[0] not in new]
-        )
+        gone = [path for path in gone if path.relative_to(self._root).parts[0] not in new]
+        self._place(new, gone, foreign)
         self._forgotten.clear()
         placing.remove_tree(self.work)
 
@@ -140,14 +143,15 @@ class StageLedger:
         wanted = [name for name in sorted(self._published) if Path(name).parts[0] in tops]
         gone = [self._root / name for name in wanted if self._is_ours(name)]
         self._published = {n: h for n, h in self._published.items() if n not in wanted}
-        self._place([], gone)
+        self._place([], gone, [])
 
-    def _place(self, new: Sequence[str], gone: Sequence[Path]) -> None:
+    def _place(
+        self, new: Sequence[str], gone: Sequence[Path], foreign: Sequence[tuple[Path, Path]]
+    ) -> None:
         """Carries out all changes, with the record of what is there then."""
         home = self._root / FOLDER
         write_private(home / _NEXT, self._memory())
         moves = [(self.work / name, self._root / name) for name in new]
-        foreign = [pair for name in new for pair in self._foreign(name)]
         placing.place(home, [*moves, (home / _NEXT, self._path)], gone, foreign)
         _remove_empty(*(folder for path in gone for folder in self._between(path)))
         (home / _NEXT).unlink(missing_ok=True)

@@ -42,22 +42,28 @@ def put(staged: Path, final: Path) -> None:
     """Puts ``staged`` in the place of ``final``, which stands in the place of ``staged`` then.
 
     Where the file system can't exchange two names, an older ``final`` is moved aside first and is
-    missing for a moment; :func:`take_back` and a second call know both states.
+    missing for a moment; :func:`take_back`, :func:`settle` and a second call know all states.
 
     Raises:
         OSError: A name can't be changed; both files are there.
     """
-    if not os.path.lexists(final):
-        staged.rename(final)
-        return
-    _refuse_other_kind(staged, final)
-    try:
-        _exchange(staged, final)
-    except OSError as error:
-        if error.errno not in _NO_EXCHANGE:
-            raise
-        final.rename(earlier(staged))
-        staged.rename(final)
+    if os.path.lexists(final):
+        _refuse_other_kind(staged, final)
+        try:
+            _exchange(staged, final)
+            return
+        except OSError as error:
+            if error.errno not in _NO_EXCHANGE:
+                raise
+        final.rename(_earlier(staged))
+    staged.rename(final)
+    settle(staged)
+
+
+def settle(staged: Path) -> None:
+    """Does what is left of :func:`put` once the new file or folder is in its place."""
+    if os.path.lexists(_earlier(staged)):
+        _earlier(staged).rename(staged)
 
 
 def take_back(staged: Path, final: Path, *, was_there: bool) -> None:
@@ -68,13 +74,13 @@ def take_back(staged: Path, final: Path, *, was_there: bool) -> None:
         final: As for :func:`put`.
         was_there: Whether there was an older ``final``.
     """
-    aside = earlier(staged)
+    aside = _earlier(staged)
     if os.path.lexists(aside):
         if os.path.lexists(final):
             final.rename(staged)
         aside.rename(final)
     elif was_there:
-        _exchange(staged, final)
+        put(staged, final)
     else:
         final.rename(staged)
 
@@ -102,8 +108,7 @@ def sync_names(folder: Path) -> None:
         os.close(handle)
 
 
-def earlier(staged: Path) -> Path:
-    """Where an older file or folder is moved aside to, where two names can't be exchanged."""
+def _earlier(staged: Path) -> Path:
     return staged.with_name(f"{staged.name}{_EARLIER}")
 
 

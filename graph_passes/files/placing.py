@@ -32,9 +32,9 @@ from graph_passes.errors import (
 from graph_passes.files.exchange import (
     absolute,
     can_exchange,
-    earlier,
     identity,
     put,
+    settle,
     sync,
     sync_names,
     take_back,
@@ -212,11 +212,10 @@ def _is_undone(record: ChangeRecord) -> bool:
 def _close(home: Path, record: ChangeRecord) -> None:
     """Removes what was replaced, then the record, so that nobody takes the one for the new."""
     for change in record.changes:
-        for path in (change.staged, earlier(change.staged)):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            elif FOLDER in path.parts:
-                path.unlink(missing_ok=True)
+        if change.staged.is_dir() and not change.staged.is_symlink():
+            shutil.rmtree(change.staged, ignore_errors=True)
+        else:
+            change.staged.unlink(missing_ok=True)
     for removal in record.removals:
         _remove_emptied(removal.final.parent, base_of(home))
     (home / RECORD).unlink(missing_ok=True)
@@ -345,6 +344,7 @@ def _completed(change: Change) -> bool:
         if identity(change.staged) != change.new or there not in (change.old, None):
             return False
         put(change.staged, change.final)
+    settle(change.staged)
     return True
 
 

@@ -130,6 +130,8 @@ def _changed_path(home: Path, entry: dict[str, Any]) -> tuple[Path, Path]:
     A report may stand in another folder than its model. Its record names both by absolute paths,
     and the staged file must be in the folder of ours beside its place.
     """
+    if FOLDER not in Path(entry["staged"]).parts:
+        raise ValueError(entry["staged"])
     if not Path(entry["final"]).is_absolute():
         return _path(home, entry["staged"]), _path(home, entry["final"])
     final = Path(entry["final"])
