@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from exporter.errors import ArtifactError
+from exporter.errors import ArtifactError, UnsafeInputError
 from exporter.files import write_text
 from graph_passes.files.placing import finish_interrupted
 from graph_passes.files.reading import TABLE_BYTES, read_text
@@ -89,6 +89,8 @@ def _validated(cls: type[_A], text: str, path: Path) -> _A:
         return cls.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
+        if "recursion limit" in first["msg"]:
+            raise UnsafeInputError(f"{path} is nested too deep.") from error
         raise ArtifactError(f"{path}: {json_path(first['loc'])}: {first['msg']}.") from error
 
 

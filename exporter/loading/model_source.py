@@ -217,7 +217,7 @@ def check_dtype(dtype: str) -> None:
 
 def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:
     known = require("transformers.models.auto.configuration_auto", extra="torch").CONFIG_MAPPING
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type in known or (trust_remote_code and "auto_map" in config):
         return
     hint = "Update transformers."

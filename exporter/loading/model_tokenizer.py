@@ -40,7 +40,9 @@ def load_tokenizer(folder: Path, config: Any, leave: Leave) -> Any:
     _refuse_class(folder, leave)
     try:
         with panics_as_errors():
-            return _read(transformers, folder, config, leave)
+            tokenizer = _read(transformers, folder, config, leave)
+            tokenizer("a")  # some entries are looked at only when there is a text
+            return tokenizer
     except Exception as error:
         pass_on_memory_error(error)
         _refuse_nested(folder / _FILE)

@@ -209,6 +209,7 @@ BROKEN: dict[str, Change] = {
     "a tokenizer at which its library panics": json_file(
         "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}
     ),
+    "a length that is no number": json_file("tokenizer_config.json", model_max_length="x"),
     "a shard that is not there": index(a="none.safetensors"),
 }
 """What is no attack and can't be loaded either: one line, and any code but 0."""
