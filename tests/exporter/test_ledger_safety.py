@@ -13,7 +13,7 @@ import pytest
 from killed import contents, every_kill, pending, rests, without_exchange
 
 from exporter.cli import run
-from exporter.errors import PreparedFolderError
+from exporter.errors import InterruptedResultError, PreparedFolderError
 from exporter.ledger import StageLedger, locked
 from graph_passes.files.placing import finish_interrupted
 
@@ -115,8 +115,7 @@ def test_a_killed_run_leaves_old_or_new_and_what_is_the_users(
     if not exchange:
         without_exchange(monkeypatch)
     old = contents(prepared(tmp_path / "old", "old"))
-    new = contents(prepared(tmp_path / "new", "old"))
-    walk(tmp_path / "new", "new")
+    walk(prepared(tmp_path / "new", "old"), "new")
     new = contents(tmp_path / "new")
     places = ("read", "again")
     for reads in (True, False):
@@ -158,7 +157,12 @@ def test_what_was_changed_after_a_kill_is_kept_off_readers_until_it_is_made_agai
             continue
         (root / "report.json").write_text("edited by hand")
         before = mine(prepared(tmp_path / "whole" / str(met), "old"))
+        for _ in range(2):
+            with pytest.raises(InterruptedResultError):
+                finish_interrupted(root / "candidate")
+        assert (root / "report.json").read_text() == "edited by hand"
         walk(root, "new")
+        finish_interrupted(root / "candidate")
         assert mine(root) == before, root
         assert (root / "report.json").read_text() == "new"
         assert (root / "candidate" / "one").read_text() == "new"
@@ -213,9 +217,7 @@ def test_names_that_lead_out_are_no_results_of_ours(
     ["lock", "stages.json", "stages-next.json", "work", "gone", "new", "kept", "changing.json",
      "work/report.json", "work/candidate", "results"],
 )  # fmt: skip
-def test_links_in_a_prepared_folder_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_links_in_a_prepared_folder_are_refused(tmp_path: Path, place: str) -> None:
     victim, folder = tmp_path / "victim", tmp_path / "folder"
     write_all(tmp_path, {"victim": "precious", "folder/precious": "precious"})
     for target in (victim, folder):
