@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
 from exporter.errors import MissingDependencyError
+
+# ONNX Runtime 1.32 tells its makers of each use, from its import on, and keeps a number for the
+# machine below the user's cache. It looks at this before anything of it can be called.
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -18,6 +23,7 @@ def require(module: str, *, extra: str) -> ModuleType:
     Raises:
         MissingDependencyError: When the module, or one it needs, is not installed.
     """
+    os.environ.setdefault(_NO_TELEMETRY, "1")
     try:
         return importlib.import_module(module)
     except ImportError as error:

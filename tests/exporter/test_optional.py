@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from exporter.errors import MissingDependencyError
 from exporter.optional import require
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_an_installed_module_comes_back() -> None:
@@ -16,3 +21,22 @@ def test_a_missing_module_names_its_extra() -> None:
     with pytest.raises(MissingDependencyError, match=r"pip install 'depthcut\[rtx\]'") as error:
         require("no_such_module_here.deeper", extra="rtx")
     assert "no_such_module_here" in error.value.message
+
+
+_ASKS = """
+import os, sys, time
+from exporter.optional import require
+require("onnxruntime", extra="cpu")
+time.sleep(2)
+print([name for _, _, names in os.walk(sys.argv[1]) for name in names])
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_onnxruntime_tells_nobody_that_it_is_used(tmp_path: Path) -> None:
+    """It would in C++, where Python sees nothing but what it leaves behind and its threads."""
+    pytest.importorskip("onnxruntime")
+    call = [sys.executable, "-B", "-c", _ASKS, str(tmp_path)]
+    environment = {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "1"]
