@@ -22,6 +22,7 @@ from pathlib import Path
 from tests.benchmarks.machine import print_machine
 from tests.llama_shaped import LlamaShape, write_llama
 from tests.measured import depthcut, takes_holes
+from tests.written_files import data_of
 
 RUNS = 5
 AIM_S, AIM_MB = 1.5, 200
@@ -79,7 +80,7 @@ def _compact(folder: Path) -> None:
     )
     found = _interleaved(rows)
     _print(found, "")
-    print(f"{target.with_name('pruned.onnx.data').stat().st_size / 1e9:.2f} GB written; "
+    print(f"{data_of(target).stat().st_size / 1e9:.2f} GB written; "
           f"aim: {AIM_S} s + cp, {AIM_MB} MB")  # fmt: skip
 
 

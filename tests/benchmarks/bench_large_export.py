@@ -22,6 +22,7 @@ from typing import Any
 
 from tests.benchmarks.machine import print_machine
 from tests.benchmarks.random_llama import RandomLlama
+from tests.written_files import data_of
 
 MODEL = RandomLlama(12, 2048, 5504, 16, 16000)
 SHARE = 0.45
@@ -106,7 +107,7 @@ def main() -> int:
         streamed = _run(folder, "export", "streamed", weights, allowed=allowed)
         same = all(
             filecmp.cmp(folder / "whole" / file, folder / "streamed" / file, shallow=False)
-            for file in ("model.onnx", "model.onnx.data")
+            for file in ("model.onnx", data_of(folder / "whole" / "model.onnx").name)
         )
         print(f"  files {'equal to the last bit' if same else 'DIFFER'}; time "
               f"{streamed['seconds'] / whole['seconds']:.2f} times", flush=True)  # fmt: skip

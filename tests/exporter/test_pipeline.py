@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from written_files import data_of, names_in
 
 from exporter.errors import DepthcutError, UsageError
 from exporter.request import DropRequest
 
 pytestmark = pytest.mark.torch
 
-SHIPPED = {"model.onnx", "model.onnx.data", "config.json", "generation_config.json"}
+SHIPPED = {"model.onnx", "model.onnx.*.data", "config.json", "generation_config.json"}
 SHIPPED |= {"tokenizer.json", "tokenizer_config.json"}
 RESULTS = {"importance.json", "plan.json", "prune.json", "report.json", "report.md", "report.html"}
 RESULTS |= {"baseline", "candidate"}
@@ -111,7 +112,7 @@ def test_everything_is_there(finished: tuple[Path, Any]) -> None:
     out, _ = finished
     assert {path.name for path in out.iterdir()} == RESULTS | {".depthcut"}
     for arm in ("baseline", "candidate"):
-        assert {path.name for path in (out / arm).iterdir()} >= SHIPPED
+        assert {*names_in(out / arm)} >= SHIPPED
         assert json.loads((out / arm / "config.json").read_text())["model_type"] == "llama"
 
 
@@ -180,7 +181,7 @@ def test_another_way_of_choosing_plans_anew(checkpoint: Path, again: Path) -> No
 
 
 def test_a_damaged_result_is_made_again(checkpoint: Path, again: Path) -> None:
-    with (again / "candidate" / "model.onnx.data").open("r+b") as file:
+    with data_of(again / "candidate" / "model.onnx").open("r+b") as file:
         file.write(b"\xff" * 8)
     _, heard = _walk(_request(checkpoint, again))
     assert heard.reused == ["score", "plan", "export", "measure"]
@@ -336,7 +337,7 @@ def test_both_models_are_quantised_after_the_cut_and_all_four_compared(
     folders = {"baseline-quantized", "candidate-quantized"}
     assert {path.name for path in again.iterdir()} == RESULTS | folders | {".depthcut"}
     for folder in folders:
-        assert {path.name for path in (again / folder).iterdir()} >= SHIPPED
+        assert {*names_in(again / folder)} >= SHIPPED
         facts = read_facts(again / folder / "model.onnx")
         assert ("depthcut.plan" in facts.metadata) == folder.startswith("candidate")
         assert json.loads(facts.metadata["depthcut.quantization"])["scheme"] == "int8"
@@ -441,7 +442,7 @@ def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         made.append((target.name, builds))
         hashes = {
             "model": sha256_file(onnx),
-            "weights": sha256_files([onnx.with_name("model.onnx.data")], onnx.parent),
+            "weights": sha256_files([data_of(onnx)], onnx.parent),
         }
         paths = [target / f"m-b{number + 1}.engine" for number in range(builds)]
         for path in paths:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from test_pipeline import RESULTS, SHIPPED, _request, checkpoint, own_cache
+from written_files import names_in
 
 from exporter.artifacts import ImportanceReport, PruneReport
 from exporter.errors import (
@@ -91,7 +92,7 @@ def test_it_writes_both_models_and_no_report(walked: Any) -> None:
     assert "candidate against the checkpoint, decode, logits: holds" in second.stderr
     assert found == {name for name in RESULTS if not name.startswith("report")} | {".depthcut"}
     for arm in ("baseline", "candidate"):
-        assert {path.name for path in (out / arm).iterdir()} >= SHIPPED
+        assert {*names_in(out / arm)} >= SHIPPED
     assert len(ImportanceReport.read(out / "importance.json").scores) == 3 * 3
     assert PruneReport.read(out / "prune.json").verification.passed
 

@@ -17,7 +17,7 @@ from written_files import all_data_of, data_of
 
 import exporter.cli as command_line
 from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan, ReplacementsRef
-from exporter.errors import OnnxFileError, PlanError, SurgeryError, VerificationError
+from exporter.errors import PlanError, SurgeryError, VerificationError
 from exporter.files import sha256_file
 from exporter.planning import read_plan
 from exporter.replacement_file import Replacements, read_replacements

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from written_files import data_of
 
 from exporter.artifacts import CellRecord, ComparisonReport, PruningPlan, SweepCell, SweepReport
 from exporter.errors import SweepError
@@ -137,12 +138,8 @@ def test_only_a_quantised_cell_is_held_against_another_float(
 def test_what_cells_have_in_common_is_there_once(swept: tuple[Path, SweepReport]) -> None:
     out, report = swept
     one, other = (out / cell.folder for cell in report.cells[:2])
-    for name in (
-        "importance.json",
-        "plan.json",
-        "baseline/model.onnx.data",
-        "candidate/model.onnx",
-    ):
+    weights = data_of(one / "baseline" / "model.onnx").name
+    for name in ("importance.json", "plan.json", f"baseline/{weights}", "candidate/model.onnx"):
         assert (one / name).samefile(other / name)
     assert not (one / "report.json").samefile(other / "report.json")
     shared = {path.name.partition("-")[0] for path in (out / ".depthcut" / "shared").iterdir()}
@@ -306,9 +303,9 @@ def test_a_cell_runs_in_a_process_of_its_own(
     done = CliRunner().invoke(cli, arguments, obj=ConsoleProgress())
     assert done.exit_code == 0, done.output
     assert "2 cells, 2 done" in done.stdout
-    baseline = "cells/llama/attention-1/int4/baseline/model.onnx.data"
+    baseline = data_of(out / "cells/llama/attention-1/int4/baseline/model.onnx")
     # shutil.copytree has made copies of the links: what is shared now is the store's own copy.
-    assert (out / baseline).stat().st_nlink == 2
+    assert baseline.stat().st_nlink == 2
 
 
 def test_the_models_go_where_only_reports_are_wanted(
@@ -366,7 +363,7 @@ def test_what_a_killed_run_left_among_the_shared_stages_goes(
     folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(swept[0], tmp_path / "out"))
-    part = out / ".depthcut" / "shared" / ".export-0.abc.part"
-    part.mkdir()
+    part = out / ".depthcut" / "shared" / ".depthcut" / "results" / "export-0" / "new"
+    part.mkdir(parents=True)
     sweep(folder, out, runner=lambda *_: iter(()))
     assert not part.exists()
