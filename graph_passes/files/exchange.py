@@ -49,15 +49,10 @@ def put(staged: Path, final: Path) -> None:
     """
     if os.path.lexists(final):
         _refuse_other_kind(staged, final)
-        try:
-            _exchange(staged, final)
-            return
-        except OSError as error:
-            if error.errno not in _NO_EXCHANGE:
-                raise
-        final.rename(_earlier(staged))
-    staged.rename(final)
-    settle(staged)
+        _swap(staged, final)
+    else:
+        staged.rename(final)
+        settle(staged)
 
 
 def settle(staged: Path) -> None:
@@ -80,7 +75,7 @@ def take_back(staged: Path, final: Path, *, was_there: bool) -> None:
             final.rename(staged)
         aside.rename(final)
     elif was_there:
-        put(staged, final)
+        _swap(staged, final)
     else:
         final.rename(staged)
 
@@ -135,6 +130,17 @@ def _refuse_other_kind(staged: Path, final: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
     if staged.is_dir() and not final.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(final))
+
+
+def _swap(staged: Path, final: Path) -> None:
+    try:
+        _exchange(staged, final)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        final.rename(_earlier(staged))
+        staged.rename(final)
+        settle(staged)
 
 
 def _exchange(one: Path, other: Path) -> None:
