@@ -255,7 +255,7 @@ def locked(root: Path) -> Iterator[None]:
         placing.complete(home, overwriting=True)
         _clear(home)
         for each in home.iterdir():
-            if each.name != placing.RESULTS:
+            if each.name != placing.RESULTS and each.is_dir():
                 refuse_links(each)
         try:
             yield

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -53,9 +54,10 @@ def held(home: Path, what: Path, *, wait_s: float | None = MOMENT_S) -> Iterator
         return
     made = [path for path in (home, *home.parents) if not os.path.lexists(path)]
     with contextlib.ExitStack() as after:
-        after.callback(_remove_empty, (home, *_ours_above(home), *made))
+        after.callback(_remove_empty, made)
         handle = _locked(home, what, wait_s)
         after.callback(os.close, handle)
+        after.callback(_remove_empty, (home, *_ours_above(home)))
         after.callback(_remove_lock, home, handle)
         _HELD.add(key)
         after.callback(_HELD.discard, key)
@@ -71,7 +73,7 @@ def _remove_lock(home: Path, handle: int) -> None:
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    for path in dict.fromkeys(folders):
+    for path in folders:
         with contextlib.suppress(OSError):
             path.rmdir()
 
@@ -103,23 +105,38 @@ def refuse_links(home: Path, *, within: bool = True) -> None:
     Raises:
         PreparedFolderError: With the link's name.
     """
-    above = [path for path in (home, *home.parents) if FOLDER in path.parts]
-    links = [path for path in above if path.is_symlink()]
-    for folder, folders, files in () if links else os.walk(home):
+    _refuse_others_above(home)
+    links: list[Path] = []
+    for folder, folders, files in os.walk(home):
         paths = [Path(folder, name) for name in (*folders, *files)]
-        links += [path for path in paths if path.is_symlink() or not _is_plain(path)]
+        links += [path for path in paths if _kind(path) not in (None, stat.S_IFDIR, stat.S_IFREG)]
         if not within:
             break
     if links:
-        raise PreparedFolderError(
-            f"{links[0]} is a link or no regular file. depthcut makes none there, so the folder "
-            "was prepared by somebody else.",
-            f"Look at it, and remove {_ours(home)} if you don't need it.",
-        )
+        raise _prepared(links[0], home)
 
 
-def _is_plain(path: Path) -> bool:
-    return path.is_file() or path.is_dir() or not os.path.lexists(path)
+def _refuse_others_above(home: Path) -> None:
+    """Refuses what is no folder where one of ours leads through it."""
+    for path in (home, *home.parents):
+        if FOLDER in path.parts and _kind(path) not in (None, stat.S_IFDIR):
+            raise _prepared(path, home)
+
+
+def _kind(path: Path) -> int | None:
+    """What stands in a place itself, be it a link; None where there is nothing."""
+    try:
+        return stat.S_IFMT(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _prepared(path: Path, home: Path) -> PreparedFolderError:
+    return PreparedFolderError(
+        f"{path} is nothing that depthcut makes: a link, or no plain file or folder where one "
+        "belongs. Somebody else has prepared it.",
+        f"Look at it, and remove {_ours(home)} if you don't need it.",
+    )
 
 
 def _ours(home: Path) -> Path:
@@ -170,14 +187,13 @@ def _opened(home: Path) -> int:
     """The lock's file, made where it is missing; never written through a link, never emptied."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     for _ in range(_TRIES):
-        for path in (home, *home.parents):
-            if FOLDER in path.parts and path.is_symlink():
-                refuse_links(home)
-        if (home / _LOCK).is_symlink():
-            refuse_links(home)
+        _refuse_others_above(home)
+        lock = home / _LOCK
+        if _kind(lock) not in (None, stat.S_IFREG):
+            raise _prepared(lock, home)
         try:
             home.mkdir(parents=True, exist_ok=True)
-            return os.open(home / _LOCK, flags, 0o666)
+            return os.open(lock, flags, 0o666)
         except FileNotFoundError:  # another run removed the empty folder between our two calls
             time.sleep(_PAUSE_S / 10)
     raise FileNotFoundError(2, os.strerror(2), str(home))
@@ -199,8 +215,10 @@ def _holder(handle: int) -> str:
     """Who holds it, in words; a lock's file says what anybody wrote, so little is believed."""
     try:
         told = json.loads(os.pread(handle, _HOLDER_BYTES, 0))
-        number, host, command = int(told["process"]), str(told["host"]), str(told["command"])
+        number, host, command = told["process"], str(told["host"]), str(told["command"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    if not isinstance(number, int) or abs(number) > 1 << 31:
         return ""
     shown = f"{command[:60]!r}, " if command else ""
     return f" ({shown}process {number} on {host[:60]!r})"
