@@ -13,6 +13,7 @@ from graph_passes.errors import (
     SurgeryError,
     TargetInUseError,
     UnsafeInputError,
+    UnsafeOnnxFileError,
     UsageError,
 )
 
@@ -46,6 +47,8 @@ __all__ = [
     "UnknownArchitectureError",
     "UnsafeInputError",
     "UnsafeModelError",
+    "UnsafeOnnxFileError",
+    "UnsafePlanError",
     "UsageError",
     "VerificationError",
     "error_chain",
@@ -97,6 +100,10 @@ class ScoringError(DepthcutError):
 
 class PlanError(DepthcutError):
     """A plan names sublayers that don't exist, or drops more than may be dropped."""
+
+
+class UnsafePlanError(UnsafeInputError, PlanError):
+    """A plan names a file outside of its folder."""
 
 
 class HealingError(DepthcutError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from exporter.artifacts import PlannedDeletion, PruningPlan
-from exporter.errors import PlanError, first_line
+from exporter.errors import PlanError, UnsafePlanError, first_line
 from exporter.files import sha256_file
 from graph_passes.files.reading import check_file
 from graph_passes.types import SublayerKind, SublayerRef
@@ -64,8 +64,9 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
         None where the plan replaces nothing.
 
     Raises:
-        PlanError: The file is missing, outside the plan's folder, not the one that the plan was
-            made with, or not valid; or it lacks what the plan needs, or holds more than that.
+        UnsafePlanError: The file is outside the plan's folder.
+        PlanError: It is missing, not the one that the plan was made with, or not valid; or it lacks
+            what the plan needs, or holds more than that.
     """
     replaced = [deletion for deletion in plan.deletions if deletion.replacement != "none"]
     if plan.replacements is None:
@@ -92,7 +93,7 @@ def _located(name: str, plan_path: Path) -> Path:
     path = plan_path.parent / name
     inside = not Path(name).is_absolute() and ".." not in Path(name).parts
     if not inside or not path.resolve().is_relative_to(plan_path.parent.resolve()):
-        raise PlanError(
+        raise UnsafePlanError(
             f"{plan_path}: $.replacements.path: {name!r} leads out of the plan's folder.",
             "Put the file beside the plan.",
         )

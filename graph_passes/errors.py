@@ -51,5 +51,9 @@ class OnnxFileError(DepthcutError):
     """An ONNX file or its external data can't be read safely."""
 
 
+class UnsafeOnnxFileError(UnsafeInputError, OnnxFileError):
+    """An ONNX file names data outside of its folder."""
+
+
 class FusionError(DepthcutError):
     """The graph can't be written in fused operators. The model that was passed in is unchanged."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from graph_passes.errors import OnnxFileError
+from graph_passes.errors import OnnxFileError, UnsafeOnnxFileError
 from graph_passes.files.locations import may_lie_at
 
 _AGAIN = "It may be cut off: export or copy it again."
@@ -94,7 +94,7 @@ def _data_size(path: Path, tensor: ir.ExternalTensor) -> int:
         *location,
     }
     if not inside or not may_lie_at(path, data):
-        raise OnnxFileError(
+        raise UnsafeOnnxFileError(
             f"{path}: its external data {location!r} lies outside the model's folder.",
             "Copy the data file beside the ONNX file, and name it there.",
         )

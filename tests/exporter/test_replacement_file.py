@@ -17,7 +17,7 @@ from written_files import all_data_of, data_of
 
 import exporter.cli as command_line
 from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan, ReplacementsRef
-from exporter.errors import PlanError, SurgeryError, VerificationError
+from exporter.errors import PlanError, SurgeryError, UnsafePlanError, VerificationError
 from exporter.files import sha256_file
 from exporter.planning import read_plan
 from exporter.replacement_file import Replacements, read_replacements
@@ -231,10 +231,10 @@ def test_a_file_out_of_the_plans_folder_is_refused(tmp_path: Path) -> None:
     write_plan(tmp_path)
     numbers = tmp_path / "numbers.safetensors"
     for path in ("../numbers.safetensors", str(numbers)):
-        with pytest.raises(PlanError, match="leads out of the plan's folder"):
+        with pytest.raises(UnsafePlanError, match="leads out of the plan's folder"):
             read(write_plan(tmp_path / "plan", path=path))
     (tmp_path / "plan" / "link.safetensors").symlink_to(numbers)
-    with pytest.raises(PlanError, match="leads out of the plan's folder"):
+    with pytest.raises(UnsafePlanError, match="leads out of the plan's folder"):
         read(write_plan(tmp_path / "plan", path="link.safetensors"))
 
 

@@ -16,6 +16,7 @@ from graph_support import feeds, largest_difference, run, session, text, tiny
 from written_files import all_data_of, data_of, names_in
 
 from graph_passes import Deletion, OnnxFileError, prune_graph
+from graph_passes.errors import UnsafeOnnxFileError
 from graph_passes.files import placing, storage, weight_file
 from graph_passes.files.exchange import put
 from graph_passes.files.hashing import sha256_file
@@ -311,6 +312,23 @@ def test_a_bad_file_is_one_clear_line(
         load_model(saved)
     assert "\n" not in str(caught.value)
     assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize("spoil", [_link_out, _above, _absolute])
+def test_data_outside_of_the_folder_is_no_mere_mistake(
+    saved: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(saved)
+    with pytest.raises(UnsafeOnnxFileError):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("spoil", [_missing_data, _short_data])
+def test_data_that_is_not_whole_is_a_mistake(saved: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(saved)
+    with pytest.raises(OnnxFileError) as caught:
+        load_model(saved)
+    assert not isinstance(caught.value, UnsafeOnnxFileError)
 
 
 @pytest.mark.parametrize("spoil", [_no_number, _no_opset, _value_given_twice])
