@@ -187,9 +187,9 @@ def place(
         [Removal(final, identity(final)) for final in removals],
     )
     mixed = is_pending(home)  # what is there was cut off, and can't be completed
-    if not _is_one_step(home, record):
-        record.write(home)
     try:
+        if not _is_one_step(home, record):
+            record.write(home)
         _carry_out(home, record)
     except BaseException:
         if not mixed and _is_undone(record):
