@@ -70,6 +70,7 @@ def checked_config(folder: Path, leave: Leave) -> dict[str, Any]:
     brings_its_own = leave.trust_remote_code and "auto_map" in config
     if not (leave.allow_any_model_type or brings_its_own):
         config_walk.refuse_types(config, folder / CONFIG, REVIEWED)
+    config_walk.refuse_endless(config, folder / CONFIG)
     _check_weights_name(config, folder / CONFIG)
     return config
 

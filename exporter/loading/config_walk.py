@@ -17,6 +17,7 @@ from exporter.errors import UnsafeModelError
 __all__ = [
     "quantization_in",
     "refuse_dangerous_entries",
+    "refuse_endless",
     "refuse_files_elsewhere",
     "refuse_foreign_code",
     "refuse_types",
@@ -42,6 +43,9 @@ _FILES = {"vocab", "merges", "source_spm", "target_spm"}
 _FILE_ENDING = "_file"
 _NEVER_OPENED = {"special_tokens_map_file", "added_tokens_file"}  # old versions noted their cache
 _PROGRAMS = {"mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs"}
+
+_COUNTED = re.compile("layer|block|expert|depth|stage")
+_MOST = 100_000
 
 _Entry = tuple[str, str, Any]
 
@@ -115,6 +119,20 @@ def refuse_types(content: Any, path: Path, known: Collection[str]) -> None:
             "not looked at for depthcut.",
             hint,
         )
+
+
+def refuse_endless(content: Any, path: Path) -> None:
+    """Refuses more layers or experts than any model has: making them one by one would never end.
+
+    Raises:
+        UnsafeModelError: With the entry.
+    """
+    for where, key, value in _entries(content):
+        if isinstance(value, int) and value > _MOST and _COUNTED.search(key):
+            raise UnsafeModelError(
+                f"{path}: $.{where} is larger than {_MOST}, which no model has.",
+                "Fetch the model again, or correct its config.",
+            )
 
 
 def quantization_in(content: Any) -> Any:

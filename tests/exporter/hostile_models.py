@@ -186,6 +186,8 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "a tokenizer of a terabyte of nothing": (sparse("tokenizer.json", 1 << 40), ()),
     "a tokenizer that is nested without end": (text("tokenizer.json", DEEP), ()),
     "a tokenizer's config that is nested without end": (text("tokenizer_config.json", DEEP), ()),
+    "layers without end": (config(num_hidden_layers=1 << 64), ()),
+    "layers without end, deep inside": (config(text_config={"n_layers": 1 << 31}), ()),
     "a header of no sane size": (
         text("model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}"), (),
     ),
