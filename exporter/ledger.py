@@ -153,7 +153,6 @@ class StageLedger:
         write_private(home / _NEXT, self._memory())
         moves = [(self.work / name, self._root / name) for name in new]
         placing.place(home, [*moves, (home / _NEXT, self._path)], gone, foreign)
-        _remove_empty(*(folder for path in gone for folder in self._between(path)))
         (home / _NEXT).unlink(missing_ok=True)
 
     def _is_ours(self, name: str) -> bool:
@@ -162,11 +161,6 @@ class StageLedger:
         inside = path.parent.resolve().is_relative_to(self._root.resolve())
         plain = path.is_file() and not path.is_symlink()
         return inside and plain and sha256_file(path) == self._published[name]
-
-    def _between(self, path: Path) -> list[Path]:
-        """The folders between a file and the output folder, the innermost first."""
-        return [folder for folder in path.parents if folder != self._root
-                and folder.is_relative_to(self._root)]  # fmt: skip
 
     def _foreign(self, name: str) -> Iterator[tuple[Path, Path]]:
         """What isn't ours in a folder that is replaced: where it is after that, and where now."""
