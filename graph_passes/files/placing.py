@@ -152,10 +152,11 @@ def working(target: Path, *, forget: bool = True) -> Iterator[Path]:
 
 def _prepare(home: Path) -> None:
     """Completes or clears away what killed processes left; what the next one reads is looked at."""
-    _clear_neighbours(home)
+    _clear_all(home.parent, apart_from=home)
     complete(home, overwriting=True)
     _clear(home)
     refuse_links(home)
+    _clear_all(home / _KEPT / FOLDER / RESULTS)
 
 
 def home_of(target: Path) -> Path:
@@ -348,15 +349,15 @@ def _completed(change: Change) -> bool:
     return True
 
 
-def _clear_neighbours(home: Path) -> None:
-    """Completes and removes what killed processes left for other targets of the same folder."""
-    for other in sorted(home.parent.glob("*")):
+def _clear_all(results: Path, apart_from: Path | None = None) -> None:
+    """Completes and removes what killed processes left for the targets of a folder."""
+    for home in sorted(results.glob("*")):
         with contextlib.suppress(DepthcutError, OSError):
-            wanted = other == home or other.is_symlink() or [*other.iterdir()] == [other / _KEPT]
-            if not wanted and is_free(other):
-                with held(other, other, wait_s=0):
-                    complete(other)
-                    _clear(other)
+            wanted = home == apart_from or home.is_symlink() or [*home.iterdir()] == [home / _KEPT]
+            if not wanted and is_free(home):
+                with held(home, home, wait_s=0):
+                    complete(home)
+                    _clear(home)
 
 
 def _clear(home: Path) -> None:
