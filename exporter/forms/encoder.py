@@ -13,6 +13,7 @@ from exporter.forms.noting import Written, fused_operators, version_of
 from exporter.forms.portable import write_portable
 from exporter.onnx_output import MODEL_FILE, save_onnx
 from exporter.progress import Progress
+from graph_passes.files.storage import own_data
 from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def write_encoder(
             reason = error.message.replace(f"{name}/", "").rstrip(".")
             progress.say(f"form: {reason}")
             return replace(written, remark=f"{reason}, {_PLAIN}")
+        for weights in own_data(folder / MODEL_FILE):  # of the plain export
+            weights.unlink()
         for file in Path(name).iterdir():
             file.replace(folder / file.name)
     told = None if _ATTENTION & counts.keys() else "its attentions are in no form that is fused"

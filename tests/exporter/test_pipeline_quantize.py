@@ -181,7 +181,7 @@ def test_a_run_that_quantises_nothing_keeps_only_what_is_of_its_graphs(
         later = run_in(exported, quantize=None)
         if changed:
             later.ledger.record("prune", {}, [])
-        later.forget_others(QUANTIZE, *QUANTIZED.values())
+        later.forget_others(QUANTIZE)
         later.ledger.publish()
         assert [folder.is_dir() for folder in folders] == [not changed] * 2
         assert StageLedger(exported).has(QUANTIZE) != changed

@@ -21,6 +21,7 @@ from exporter.errors import (
     UsageError,
     VerificationError,
 )
+from exporter.files import sha256_file
 from exporter.healing.options import HealOptions
 from exporter.pipeline.streaming import going_on
 from exporter.request import DropRequest, SourceOptions
@@ -190,10 +191,15 @@ def test_a_report_of_other_models_goes(walked: Any, checkpoint: Path) -> None:
     out = walked[0]
     stages = out / ".depthcut" / "stages.json"
     ledger = json.loads(stages.read_text())
-    ledger["measure"] = {"key": "of other models", "files": {}, "notes": None}
+    for name in ("report.json", "report.md"):
+        (out / name).write_text("{}")
+        ledger["published"][name] = sha256_file(out / name)
+    files = {name: ledger["published"][name] for name in ("report.json", "report.md")}
+    ledger["stages"]["measure"] = {"key": "of other models", "files": files, "notes": None}
     stages.write_text(json.dumps(ledger))
-    (out / "report.json").write_text("{}")
+    (out / "report.md").write_text("edited by hand")
     request = _request(checkpoint, out, stream=True, compared=False, drops=DropRequest(attention=1))
     write_models(request)
     assert not (out / "report.json").exists()
+    assert (out / "report.md").read_text() == "edited by hand"
     assert (out / "candidate" / "model.onnx").exists()
