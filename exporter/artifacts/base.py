@@ -49,16 +49,21 @@ class Artifact(Record):
         return path
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path, *, named: bool = True) -> Self:
         """Reads and validates a file.
 
+        Args:
+            path: The file.
+            named: The user has named it, so it may be a link to anywhere; one that is found beside
+                another may not lead out of its folder.
+
         Raises:
-            UnsafeInputError: It is no regular file, or of no sane size.
+            UnsafeInputError: It is no regular file, of no sane size, or lies elsewhere.
             ArtifactError: With the JSON path of what is wrong.
         """
         finish_interrupted(path)
         try:
-            text = read_text(path, limit=TABLE_BYTES, named=True)
+            text = read_text(path, limit=TABLE_BYTES, named=named)
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist.") from None
         except (OSError, UnicodeDecodeError) as error:

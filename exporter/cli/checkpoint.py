@@ -76,6 +76,7 @@ def checkpoint(
     scores, healing = _scores(importance, given), _healing(given, plan)
     numbers = [] if replacements is None else [replacements.path]
     refuse_checkpoint_folder(output, [plan, *numbers, Path(model)])
+
     def card(facts: CheckpointFacts) -> str:
         return model_card(facts, CardSources(given, scores, healing))
 
@@ -140,4 +141,4 @@ def _healing(plan: PruningPlan, path: Path) -> Healing | None:
     from exporter.healing.plan_file import report_of
 
     report = report_of(plan, path)
-    return None if report is None else HealingReport.read(report).healing
+    return None if report is None else HealingReport.read(report, named=False).healing

@@ -91,7 +91,7 @@ def write_refitted(engine: Path, onnx: Path, target: Path) -> None:
         BackendError: There is no driver or no GPU.
         EngineError: The engine doesn't load, or doesn't take the weights.
     """
-    record = EngineRecord.read(sidecar_path(engine))
+    record = EngineRecord.read(sidecar_path(engine), named=False)
     module, _ = refuse_unready(EngineSet((engine,), (record,)))
     listener = Listener(module)
     runtime = module.Runtime(listener.log)

@@ -90,7 +90,7 @@ def read_sidecar(engine: Path) -> EngineRecord:
             f"{engine} has no {path.name} beside it, so nothing says what it was built for.",
             "Build it with depthcut build, and keep the two files together.",
         )
-    record = EngineRecord.read(path)
+    record = EngineRecord.read(path, named=False)
     if engine.stat().st_size != record.engine_bytes:
         raise EngineError(
             f"{engine} has {engine.stat().st_size} bytes, but {path.name} speaks of one with "

@@ -41,7 +41,8 @@ def read_baselines(path: Path) -> Named:
     if not path.exists():
         raise RegressionError(f"{path}: there is no baseline.", _UPDATE)
     if path.is_dir():
-        found = {str(file): ComparisonReport.read(file) for file in sorted(path.glob("*.json"))}
+        files = sorted(path.glob("*.json"))
+        found = {str(file): ComparisonReport.read(file, named=False) for file in files}
     else:
         found = _read(path)
     if not found:

@@ -81,7 +81,7 @@ def kept(cell: Cell, key: str) -> SweepCell | None:
     """The cell as an earlier run has finished it from the same; None where it must run."""
     folder = cell.request.out
     try:
-        found = CellRecord.read(folder / CELL_FILE).cell
+        found = CellRecord.read(folder / CELL_FILE, named=False).cell
     except ArtifactError:
         return None
     report, model = folder / "report.json", folder / "candidate" / "model.onnx"

@@ -8,7 +8,7 @@ from engine_support import record, written
 from exporter.engine.driver import Device
 from exporter.engine.settings import BuildSettings
 from exporter.engine.sidecar import built_for, read_sidecar, refuse_mismatch, sidecar_path
-from exporter.errors import ArtifactError, EngineError
+from exporter.errors import ArtifactError, EngineError, UnsafeInputError
 
 ADA = Device("a card", "sm89", 24 << 30)
 HOPPER = Device("another card", "sm90", 80 << 30)
@@ -47,6 +47,20 @@ def test_a_broken_record_is_refused(tmp_path: Path) -> None:
     sidecar_path(engine).write_text("{}")
     with pytest.raises(ArtifactError):
         read_sidecar(engine)
+
+
+def test_a_record_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    engine = written(folder)
+    sidecar_path(engine).rename(tmp_path / "elsewhere.json")
+    sidecar_path(engine).symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(UnsafeInputError):
+        read_sidecar(engine)
+    (folder / "here.json").write_bytes((tmp_path / "elsewhere.json").read_bytes())
+    sidecar_path(engine).unlink()
+    sidecar_path(engine).symlink_to("here.json")
+    assert read_sidecar(engine) == record()
 
 
 def test_a_missing_engine_is_told(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from exporter.artifacts import (
     PruningPlan,
     json_path,
 )
-from exporter.errors import ArtifactError
+from exporter.errors import ArtifactError, UnsafeInputError
 
 KINDS = ["attention", "mlp", "block", "cross_attention", "mixer"]
 
@@ -88,6 +88,17 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"nothing\.json does not exist"):
         PruningPlan.read(tmp_path / "nothing.json")
+
+
+def test_what_the_user_names_may_be_a_link_and_what_is_found_may_not(tmp_path: Path) -> None:
+    plan = PruningPlan(deletions=[])
+    plan.write(tmp_path / "elsewhere.json")
+    link = tmp_path / "folder" / "plan.json"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "elsewhere.json")
+    assert PruningPlan.read(link) == plan
+    with pytest.raises(UnsafeInputError):
+        PruningPlan.read(link, named=False)
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
