@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from exporter.files import sha256_bytes, sha256_file, write_private
 from graph_passes.errors import UnsafeInputError
 from graph_passes.files import placing
 from graph_passes.files.locking import FOLDER, held, refuse_links
-from graph_passes.files.reading import TABLE_BYTES, read_json
+from graph_passes.files.reading import TABLE_BYTES, copy_file, read_json
 
 __all__ = ["FOLDER", "StageLedger", "in_turn", "is_name", "key_hash", "locked"]
 
@@ -117,6 +118,46 @@ class StageLedger:
         """One hash over the stage's files: the key of whatever is made from them."""
         return key_hash(self._stages[stage]["files"])
 
+    def copy(self, stage: str, top: str, target: Path, leave_out: Sequence[str] = ()) -> None:
+        """Copies what a stage has written below a folder of results to another folder.
+
+        Args:
+            stage: Its name.
+            top: The folder's name.
+            target: The other folder.
+            leave_out: Patterns of names.
+
+        Raises:
+            UnsafeInputError: A file has become a link that leads out of the folder.
+        """
+        folder = self.path(top)
+        for inner in self._inner(stage, top):
+            if not any(fnmatch(inner.name, pattern) for pattern in leave_out):
+                (target / inner).parent.mkdir(parents=True, exist_ok=True)
+                copy_file(folder / inner, target / inner, folder)
+
+    def take_along(self, stage: str, top: str) -> None:
+        """Gives what is published of a stage, and unchanged, to the same folder in the workplace.
+
+        Files that a stage has made there stay. The others are hard links where there are some: the
+        published folder goes when the new one takes its place.
+        """
+        for inner in self._inner(stage, top):
+            old, new = self._root / top / inner, self.work / top / inner
+            if os.path.lexists(new) or not self._is_ours(f"{top}/{inner.as_posix()}"):
+                continue
+            new.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(old, new)
+            except OSError:  # a file system without links
+                copy_file(old, new, self._root)
+
+    def _inner(self, stage: str, top: str) -> list[Path]:
+        """The files that a stage has written below a folder, relative to it."""
+        entry = self._stages.get(stage, {"files": {}})
+        names = map(Path, entry["files"])
+        return [path.relative_to(top) for path in names if path.parts[0] == top]
+
     def publish(self) -> None:
         """Moves what this run made or used from the workplace to the output folder.
 
@@ -160,7 +201,7 @@ class StageLedger:
         path = self._root / name
         inside = path.parent.resolve().is_relative_to(self._root.resolve())
         plain = path.is_file() and not path.is_symlink()
-        return inside and plain and sha256_file(path) == self._published[name]
+        return inside and plain and sha256_file(path) == self._published.get(name)
 
     def _foreign(self, name: str) -> Iterator[tuple[Path, Path]]:
         """What isn't ours in a folder that is replaced: where it is after that, and where now."""

@@ -6,8 +6,6 @@ there is added to a copy of it in the workplace, so that one folder is published
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from exporter.pipeline.healing import healing_report
 from exporter.pipeline.keys import Key
 from exporter.pipeline.run import CHECKPOINT, Run, files_below
 from exporter.report.files import REPORTS
+from graph_passes.files.placing import remove_tree
 
 _CANDIDATE = "candidate"
 CARD_STAGE = "card"
@@ -66,7 +65,7 @@ def write(run: Run) -> tuple[list[Path], dict[str, Any]]:
     loaded, plan = run.loaded, PruningPlan.read(run.plan_path())
     run.free_model()  # It is pruned in place: whoever wants the whole model loads it again.
     folder = _candidate_in_work(run) / CHECKPOINT
-    shutil.rmtree(folder, ignore_errors=True)
+    remove_tree(folder)
     facts = write_checkpoint(
         loaded, plan, folder, replacements=run.replacements(), progress=run.progress
     )
@@ -125,16 +124,6 @@ def keep_with_candidate(run: Run) -> None:
 
 def _candidate_in_work(run: Run) -> Path:
     """The candidate's folder in the workplace, whole; what is not new in it is linked."""
-    ours, published = run.ledger.work / _CANDIDATE, run.request.out / _CANDIDATE
-    for new, old in ((ours, published), (ours / CHECKPOINT, published / CHECKPOINT)):
-        if not new.exists() and old.is_dir():
-            shutil.copytree(old, new, copy_function=_link)
-    return ours
-
-
-def _link(source: str, place: str) -> str:
-    try:
-        os.link(source, place)
-    except OSError:  # A file system without links.
-        shutil.copy2(source, place)
-    return place
+    for stage in ("prune", CHECKPOINT, CARD_STAGE):
+        run.ledger.take_along(stage, _CANDIDATE)
+    return run.ledger.work / _CANDIDATE

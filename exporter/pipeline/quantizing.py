@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key, file_hash
-from exporter.pipeline.run import ARMS, CHECKPOINT, QUANTIZE, QUANTIZED, Run, files_below
+from exporter.pipeline.run import ARMS, QUANTIZE, QUANTIZED, Run, files_below
 from exporter.pipeline.shared import once
 from exporter.pipeline.stages import WEIGHT_FILES
 from exporter.quantization.settings import QuantizeSettings
@@ -95,8 +94,7 @@ def _quantize_arm(
     """One model's files, and the bits of its products where those were searched."""
     source, folder = run.ledger.path(arm), run.ledger.work / QUANTIZED[arm]
     with staged_directory(folder) as stage:
-        weights = shutil.ignore_patterns(*WEIGHT_FILES, CHECKPOINT)
-        shutil.copytree(source, stage, ignore=weights, dirs_exist_ok=True)
+        run.ledger.copy(ARMS[arm], arm, stage, leave_out=WEIGHT_FILES)
         result = _quantized(run, source / _GRAPH, stage / _GRAPH, settings, bits_by_node)
     run.progress.say(f"quantize: {arm}, {_sizes(result)}, {_bits(result)}")
     if result.difference.is_far:

@@ -5,19 +5,19 @@ Each returns its files, in the workplace, and what is worth remembering.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ParityCheck, PruneReport, PruningPlan
 from exporter.errors import VerificationError
-from exporter.files import sha256_file, staged_directory, write_text
+from exporter.files import sha256_file, staged_directory
 from exporter.pipeline import streaming
 from exporter.pipeline.budgeting import plan_within
 from exporter.pipeline.keys import export_key, prune_key
 from exporter.pipeline.refusals import refuse_lost_caches
 from exporter.pipeline.run import Run, files_below
 from exporter.request import COUNTS
+from graph_passes.files.reading import copy_file
 
 WEIGHT_FILES = ("model.onnx", "model.onnx*.data")
 """Patterns of what of a model's folder is written anew for another form of it."""
@@ -53,7 +53,8 @@ def plan(run: Run) -> tuple[list[Path], None]:
         plan.write(path)
         _search_journal(run).unlink(missing_ok=True)
         return [path], None
-    write_text(path, given.read_text(encoding="utf-8"))  # The user's own, to the letter.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    copy_file(given, path, named=True)  # The user's own, to the letter.
     return [path, *_copied_replacements(run, plan, given), *_copied_report(plan, given, path)], None
 
 
@@ -80,7 +81,7 @@ def _copied_replacements(run: Run, plan: PruningPlan, given: Path) -> list[Path]
     cut_of_plan(plan, found, run.choosing.model)
     copy = run.ledger.work / plan.replacements.path
     copy.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(found.path, copy)
+    copy_file(found.path, copy)
     return [copy]
 
 
@@ -92,7 +93,7 @@ def _copied_report(plan: PruningPlan, given: Path, path: Path) -> list[Path]:
     if found is None:
         return []
     copy = files_of(path)[2]
-    shutil.copyfile(found, copy)
+    copy_file(found, copy)
     return [copy]
 
 
@@ -163,8 +164,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         staged_directory(folder) as stage,
         streaming.going_on(run, "candidate", prune_key(run), stage) as unfinished,
     ):
-        weights = shutil.ignore_patterns(*WEIGHT_FILES)
-        shutil.copytree(baseline, stage, ignore=weights, dirs_exist_ok=True)
+        run.ledger.copy("export", "baseline", stage, leave_out=WEIGHT_FILES)
         report = prune_file(
             baseline / "model.onnx",
             stage / "model.onnx",
