@@ -9,6 +9,11 @@ from pathlib import Path
 
 import onnx
 
+from graph_passes.errors import UnsafeInputError
+from graph_passes.files.reading import opened, read_bytes
+
+_MOST_BYTES = 2 << 30  # protobuf's own limit
+
 
 def other_reader(data: Path, apart_from: Path) -> Path | None:
     """Another ONNX file of the same folder whose weights lie in ``data``, if there is one.
@@ -32,12 +37,23 @@ def reads(model: Path, data: Path) -> bool:
     if not _mentions(model, names):
         return False
     try:
-        proto = onnx.load_model(model, format="protobuf", load_external_data=False)
+        proto = read_graph(model)
     except MemoryError:
         raise
     except Exception:  # protobuf's own classes
         return False
     return any(os.path.normpath(location) in names for location in _locations(proto.graph))
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """An ONNX file without the weights in its data files.
+
+    Raises:
+        UnsafeInputError: It is no regular file, or larger than such a file can be.
+        OSError: It can't be read.
+        Exception: Of protobuf's own classes, when it is no such file.
+    """
+    return onnx.load_model_from_string(read_bytes(path, limit=_MOST_BYTES, named=True))
 
 
 def _names(data: Path) -> set[str]:
@@ -50,11 +66,11 @@ def _names(data: Path) -> set[str]:
 def _mentions(file: Path, names: set[str]) -> bool:
     try:
         with (
-            file.open("rb") as handle,
+            opened(file, named=True) as handle,
             mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
             return any(content.find(name.encode()) >= 0 for name in names)
-    except (OSError, ValueError):  # unreadable, or empty
+    except (OSError, ValueError, UnsafeInputError):  # unreadable, or empty
         return False
 
 

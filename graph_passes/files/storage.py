@@ -11,11 +11,11 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from graph_passes.errors import OnnxFileError
+from graph_passes.errors import OnnxFileError, UnsafeInputError
 from graph_passes.files.file_checks import check_external, refuse_unsupported
 from graph_passes.files.hashing import content_sha256
 from graph_passes.files.locations import common_folder, leaves_folder
-from graph_passes.files.neighbours import other_reader, reads
+from graph_passes.files.neighbours import other_reader, read_graph, reads
 from graph_passes.files.placing import finish_interrupted, staging
 from graph_passes.files.unfinished import Unfinished
 from graph_passes.files.weight_file import WeightWriter, read_bytes
@@ -69,10 +69,14 @@ def _deserialised(path: Path) -> ir.Model:
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
+    if path.is_dir():
+        raise OnnxFileError(f"{path} can't be read: it is a folder.", "Name the file in it.")
     try:
-        proto = onnx.load_model(path, format="protobuf", load_external_data=False)
+        proto = read_graph(path)
     except FileNotFoundError:
         raise OnnxFileError(f"The ONNX file {path} does not exist.") from None
+    except UnsafeInputError:
+        raise
     except OSError as error:
         raise OnnxFileError(f"{path} can't be read: {error.strerror or error}.") from error
     except MemoryError:

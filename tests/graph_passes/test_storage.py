@@ -16,7 +16,7 @@ from graph_support import feeds, largest_difference, run, session, text, tiny
 from written_files import all_data_of, data_of, names_in
 
 from graph_passes import Deletion, OnnxFileError, prune_graph
-from graph_passes.errors import UnsafeOnnxFileError
+from graph_passes.errors import UnsafeInputError, UnsafeOnnxFileError
 from graph_passes.files import placing, storage, weight_file
 from graph_passes.files.exchange import put
 from graph_passes.files.hashing import sha256_file
@@ -321,6 +321,30 @@ def test_data_outside_of_the_folder_is_no_mere_mistake(
     spoil(saved)
     with pytest.raises(UnsafeOnnxFileError):
         load_model(saved)
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _terabyte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+
+
+@pytest.mark.parametrize("spoil", [_pipe, _terabyte])
+def test_a_graph_is_a_regular_file_of_sane_size(saved: Path, spoil: Callable[[Path], None]) -> None:
+    """Neither waited for nor read; nor is it where it stands beside a result."""
+    before = load_model(saved)
+    beside = saved.with_name("beside.onnx")
+    for path in (saved, beside):
+        path.touch()
+        spoil(path)
+    with pytest.raises(UnsafeInputError):
+        load_model(saved)
+    save_model(before, saved.with_name("o") / "m.onnx")
+    save_model(before, saved.with_name("m.onnx"))
 
 
 @pytest.mark.parametrize("spoil", [_missing_data, _short_data])
