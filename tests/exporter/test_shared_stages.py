@@ -39,16 +39,18 @@ def walk(folder: Path, root: Path, key: Any = KEY, text: str = "weights") -> tup
 
 
 def test_a_stage_is_made_once_and_its_files_are_the_same_ones(tmp_path: Path) -> None:
-    first, one = walk(tmp_path / "a", tmp_path / "shared")
-    second, other = walk(tmp_path / "b", tmp_path / "shared")
+    first, one = walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")
+    second, other = walk(tmp_path / "b", tmp_path / ".depthcut" / "shared")
     assert (first.calls, second.calls) == (1, 0)
     for name in ("baseline/sub/w.bin", "note.json"):
         assert (one / name).samefile(other / name)
 
 
 def test_another_key_is_another_stage(tmp_path: Path) -> None:
-    walk(tmp_path / "a", tmp_path / "shared")
-    other, _ = walk(tmp_path / "b", tmp_path / "shared", {**KEY, "dtype": "float16"}, "halves")
+    walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")
+    other, _ = walk(
+        tmp_path / "b", tmp_path / ".depthcut" / "shared", {**KEY, "dtype": "float16"}, "halves"
+    )
     assert other.calls == 1
 
 
@@ -61,7 +63,7 @@ def test_without_a_folder_nothing_is_shared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["file", "entry", "gone"])
 def test_what_was_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
-    root = tmp_path / "shared"
+    root = tmp_path / ".depthcut" / "shared"
     _, work = walk(tmp_path / "a", root)
     (place,) = root.glob("export-*")
     if damage == "file":
@@ -78,7 +80,7 @@ def test_what_was_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
 
 
 def test_what_stood_in_the_workplace_gives_way(tmp_path: Path) -> None:
-    root = tmp_path / "shared"
+    root = tmp_path / ".depthcut" / "shared"
     walk(tmp_path / "a", root)
     stale = tmp_path / "b" / "work" / "baseline" / "stale.bin"
     stale.parent.mkdir(parents=True)
@@ -94,14 +96,14 @@ def test_without_hard_links_the_files_are_copies(
         raise PermissionError("no links here")
 
     monkeypatch.setattr(shared.os, "link", refuse)
-    _, one = walk(tmp_path / "a", tmp_path / "shared")
-    again, other = walk(tmp_path / "b", tmp_path / "shared")
+    _, one = walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")
+    again, other = walk(tmp_path / "b", tmp_path / ".depthcut" / "shared")
     assert again.calls == 0
     assert not (one / "note.json").samefile(other / "note.json")
 
 
 def test_only_what_no_folder_holds_any_more_is_removed(tmp_path: Path) -> None:
-    root = tmp_path / "shared"
+    root = tmp_path / ".depthcut" / "shared"
     walk(tmp_path / "a", root)
     _, work = walk(tmp_path / "b", root, {"model": "gone"}, "other")
     for path in work.rglob("*"):
@@ -118,5 +120,5 @@ def test_a_stage_that_fails_is_nobody_s(tmp_path: Path) -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        once(tmp_path / "shared", "export", KEY, tmp_path, fail)
-    assert walk(tmp_path / "a", tmp_path / "shared")[0].calls == 1
+        once(tmp_path / ".depthcut" / "shared", "export", KEY, tmp_path, fail)
+    assert walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")[0].calls == 1
