@@ -31,7 +31,7 @@ _DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 def export_with_optimum(
     loaded: LoadedModel, folder: Path, *, opset: int | None = None, progress: Progress = QUIET
 ) -> Path:
-    """Exports a model to ``model.onnx`` and ``model.onnx.data`` in ``folder``.
+    """Exports a model to ``model.onnx`` and its weights' file in ``folder``.
 
     A decoder is exported with its cache, prefill and decode in one graph without branches.
 

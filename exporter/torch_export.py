@@ -54,7 +54,7 @@ def export_onnx(
     unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
 ) -> Path:
-    """Exports a model to ``model.onnx`` and ``model.onnx.data`` in ``folder``.
+    """Exports a model to ``model.onnx`` and its weights' file in ``folder``.
 
     A model whose weights stay in their shards (:class:`exporter.loading.meta_model.MetaModel`) is
     traced without them, and each weight is read when it is written: the files are the same, and one

@@ -33,7 +33,7 @@ def write_form(
     Args:
         loaded: The model.
         folder: There, and the caller's to drop when this fails; takes ``model.onnx``,
-            ``model.onnx.data`` and what else the target's runtime reads.
+            its weights' file and what else the target's runtime reads.
         target: The runtime that the graph is for.
         exporter: For ``portable`` alone: which exporter; None for PyTorch's.
         opset: For ``portable`` alone; None for the exporter's usual one.

@@ -101,18 +101,18 @@ def test_a_tokenizer_on_a_full_device(tmp_path: Path) -> None:
 @pytest.mark.optimum
 def test_optimum_on_a_full_disk(tmp_path: Path) -> None:
     code = """
-import tempfile
-sys.path.insert(0, str(Path({tests!r}).parent))
 from tiny_torch import tiny_loaded
 from exporter.optimum_export import export_with_optimum
+from exporter.scratch import scratch_folder
 
 loaded = tiny_loaded("llama")
 size = sum(p.numel() * 4 for p in loaded.model.parameters())
 limited(lambda: export_with_optimum(loaded, folder), size // 2)
 # The checkpoint fits; optimum's graph does not, which carries its operators as well.
 limited(lambda: export_with_optimum(loaded, folder), size + 10_000)
-print(tempfile.gettempdir())
-""".replace("{tests!r}", repr(str(TESTS)))
+with scratch_folder("test") as place:
+    print(place.parent)
+"""
     *told, place = told_by(code, tmp_path)
     one_line = f"{errno.EFBIG}|File too large|{place}"
     assert told == [f"{one_line}|OSError", f"{one_line}|ExportError"]

@@ -17,6 +17,7 @@ import exporter.cli as command_line
 from exporter.artifacts import HealingReport, PruningPlan
 from exporter.errors import HealingError, PlanError, TextSourceError, UsageError
 from exporter.healing.options import HealOptions
+from graph_passes.files import placing
 
 pytestmark = pytest.mark.torch
 
@@ -350,14 +351,18 @@ def test_a_failure_leaves_an_earlier_result(
     assert run(*command(checkpoint, plan, output, texts)) == 0
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(*_arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
+    home, place = placing.home_of(output), placing.place
 
-    monkeypatch.setattr("exporter.healing.plan_file.place", full)
+    def full(where: Path, *arguments: Any) -> None:
+        if where == home:
+            raise OSError(28, "No space left on device")
+        place(where, *arguments)
+
+    monkeypatch.setattr(placing, "place", full)
     assert run(*command(checkpoint, plan, output, texts), "--rank", 2) == 1
     files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert files == before
-    assert [*(tmp_path / "healed.json.work").rglob("*.safetensors")]  # for the next call
+    assert [*(home / "kept").rglob("*.safetensors")]  # for the next call
 
 
 @pytest.mark.parametrize("options", [[], ["--sequential"], ["--kind", "best"]])
@@ -420,7 +425,6 @@ def test_fits_of_other_settings_are_not_taken(
     loaded: Any, texts: tuple[str, str], tmp_path: Path
 ) -> None:
     from exporter.healing import heal
-    from exporter.healing.kept import forget_fits
 
     (tmp_path / "mine").write_text("kept")
     given: dict[str, Any] = {"calibration": texts[:1], "check_text": texts[1], **SHORT}
@@ -431,8 +435,7 @@ def test_fits_of_other_settings_are_not_taken(
             heal(loaded, plan, wanted, work=work) for work in (tmp_path, tmp_path, None)
         )
         assert first.report.healing == again.report.healing == anew.report.healing
-    forget_fits(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine").read_text() == "kept"
 
 
 def test_what_an_earlier_plan_had_beside_it_goes_with_it(
