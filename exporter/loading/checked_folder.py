@@ -13,7 +13,13 @@ from typing import Any
 from exporter.errors import ModelSourceError, UnsafeModelError, first_line
 from exporter.loading import config_walk
 from exporter.loading.model_types import REVIEWED
-from graph_passes.files.reading import CONFIG_BYTES, TABLE_BYTES, check_file, read_json
+from graph_passes.files.reading import (
+    CONFIG_BYTES,
+    TABLE_BYTES,
+    check_file,
+    check_folder,
+    read_json,
+)
 
 __all__ = ["CONFIG", "Leave", "check_files", "checked_config", "files_as_they_are"]
 
@@ -24,7 +30,8 @@ _FURTHER_CONFIGS = (
     "video_preprocessor_config.json", *_TOKENIZER_CONFIGS,
 )  # fmt: skip
 _ADAPTER = "adapter_config.json"
-_TEMPLATES = "additional_chat_templates"
+_GENERATE = "custom_generate"
+_FOLDERS = ("additional_chat_templates", _GENERATE)
 # Read as a whole, unlike weights.
 _TEXTS = {".json", ".txt", ".jinja", ".model", ".py", ".tiktoken", ".spm", ".bpe", ".vocab"}
 
@@ -62,6 +69,12 @@ def checked_config(folder: Path, leave: Leave) -> dict[str, Any]:
         raise UnsafeModelError(
             f"{folder} holds {_ADAPTER}: an adapter, which is loaded with the model that it names.",
             "Merge it into its model first, or take it out of a copy of the folder.",
+        )
+    # transformers 4.57 runs what is in there without asking.
+    if not leave.trust_remote_code and (folder / _GENERATE).exists():
+        raise UnsafeModelError(
+            f"{folder} holds {_GENERATE}: code for generating, which nobody here allowed.",
+            "Allow it with --trust-remote-code if you trust the model, or take it out of a copy.",
         )
     config = read_object(folder / CONFIG)
     for path in (folder / CONFIG, *(folder / name for name in _FURTHER_CONFIGS)):
@@ -101,8 +114,14 @@ def check_files(folder: Path) -> None:
         UnsafeInputError: One is a link out of the folder, a pipe, a device, or a text of no sane
             size.
     """
+    for name in _FOLDERS:
+        check_folder(folder / name, folder)
     for path in _files(folder):
-        check_file(path, folder, limit=TABLE_BYTES if path.suffix in _TEXTS else None)
+        check_file(path, folder, limit=TABLE_BYTES if _is_text(path) else None)
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix in _TEXTS or path.stem == "vocab"
 
 
 def files_as_they_are(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -135,9 +154,9 @@ def refuse_changed(folder: Path, before: dict[str, tuple[int, ...]]) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All that is no folder, at the top and among the templates; that much libraries look at."""
+    """All that is no folder, at the top and in folders that libraries look into."""
     found = []
-    for place in (folder, folder / _TEMPLATES):
+    for place in (folder, *(folder / name for name in _FOLDERS)):
         if place.is_dir():
             found += [path for path in place.iterdir() if not path.is_dir()]
     return sorted(found)

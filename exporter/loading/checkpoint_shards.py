@@ -22,7 +22,7 @@ from graph_passes.files.reading import TABLE_BYTES, opened, parse_json, read_jso
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CheckpointShards", "Entry", "read_index"]
+__all__ = ["CheckpointShards", "Entry", "read_header", "read_index"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -104,14 +104,14 @@ class CheckpointShards:
         """
         index = folder / _INDEX
         if (folder / _SINGLE).is_file():
-            return cls(folder, _header(folder / _SINGLE))
+            return cls(folder, read_header(folder / _SINGLE))
         if not index.is_file():
             raise ModelSourceError(
                 f"{folder} holds neither {_SINGLE} nor {_INDEX}.",
                 "Is it the folder of a Hugging Face model with its weights?",
             )
         places = read_index(index)
-        shards = {name: _header(index.parent / name) for name in sorted(set(places.values()))}
+        shards = {name: read_header(index.parent / name) for name in sorted(set(places.values()))}
         return cls(folder, _agreed(index, places, shards))
 
     @property
@@ -236,8 +236,8 @@ def _agreed(
     return entries
 
 
-def _header(file: Path) -> dict[str, Entry]:
-    """What one shard holds.
+def read_header(file: Path) -> dict[str, Entry]:
+    """Where each tensor of one file lies.
 
     Raises:
         ModelSourceError: It is not a whole safetensors file.

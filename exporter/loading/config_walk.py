@@ -37,6 +37,8 @@ _HANDED_ON = {
 }
 # A hub's kernel is named owner/name, and is code.
 _PLAIN_NAME = re.compile(r"[\w|-]*")
+# A module of the folder and a class; another repository's begins with its name and "--".
+_OWN_CODE = re.compile(r"\w+(-\w+)*\.\w+")
 _IMPLEMENTATION = "implementation"
 # What a tokenizer opens; a bare name it looks for in the working directory, not in the folder.
 _FILES = {"vocab", "merges", "source_spm", "target_spm"}
@@ -88,16 +90,16 @@ def refuse_files_elsewhere(content: Any, path: Path) -> None:
 
 
 def refuse_foreign_code(content: Any, path: Path) -> None:
-    """Refuses code of another repository: only that of the model's own folder is hashed.
+    """Refuses code from elsewhere: only that of the model's own folder is hashed.
 
     Raises:
         UnsafeModelError: With the entry.
     """
     for where, key, value in _entries(content):
-        if key == "auto_map" and any("--" in name for name in _texts(value)):
+        if key == "auto_map" and not all(map(_OWN_CODE.fullmatch, _texts(value))):
             raise UnsafeModelError(
-                f"{path}: $.{where} names code of another repository, which may change at any time "
-                "and is not part of the model's hash.",
+                f"{path}: $.{where} names code that is not the folder's own, which may change at "
+                "any time and is not part of the model's hash.",
                 "Copy that code into the model's folder, and name it there.",
             )
 

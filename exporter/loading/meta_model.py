@@ -19,6 +19,7 @@ from exporter.errors import ModelSourceError, first_line, pass_on_memory_error
 from exporter.loading.auto_class import auto_class
 from exporter.loading.checked_folder import Leave
 from exporter.loading.checkpoint_shards import CheckpointShards, Entry
+from exporter.loading.described_size import refuse_far_larger
 from exporter.loading.model_source import LoadedModel, check_dtype, load_folder, resolve_source
 from exporter.loading.transformers_output import quiet_transformers
 from exporter.optional import require
@@ -300,6 +301,7 @@ def _emptied(
         raise ModelSourceError(f"{path}: the config names a weights file of its own.", _WHOLE)
     hollow = {name: _Hollow(entry) for name, entry in shards.entries.items()}
     model_class = auto_class(config, trust_remote_code=False, pruned=pruned)
+    refuse_far_larger(model_class, config, shards, path)
     model, info = model_class.from_pretrained(
         None,
         config=config,

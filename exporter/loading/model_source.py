@@ -18,6 +18,7 @@ from exporter.errors import (
     ModelSourceError,
     UnknownArchitectureError,
     UnsafeInputError,
+    UnsafeModelError,
     first_line,
     pass_on_memory_error,
 )
@@ -30,6 +31,7 @@ from exporter.loading.checked_folder import (
     refuse_changed,
 )
 from exporter.loading.checkpoint_shards import CheckpointShards
+from exporter.loading.described_size import refuse_far_larger
 from exporter.loading.gguf_source import load_gguf
 from exporter.loading.model_tokenizer import load_tokenizer
 from exporter.loading.offline import hub_off
@@ -118,7 +120,10 @@ def load_model(
         model_class = auto_class(config, trust_remote_code=trust_remote_code, pruned=pruned)
         use_safetensors = bool(matching(path, SAFETENSORS)) or not allow_pickle
         if use_safetensors and not getattr(config, "transformers_weights", None):
-            CheckpointShards.open(path)  # says which shard is at fault, which transformers doesn't
+            # Says which shard is at fault, which transformers doesn't.
+            shards = CheckpointShards.open(path)
+            if not (trust_remote_code and hasattr(config, "auto_map")):
+                refuse_far_larger(model_class, config, shards, path)
         model, info = model_class.from_pretrained(
             path,
             config=config,
@@ -220,12 +225,12 @@ def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: boo
     model_type = str(config.get("model_type"))
     if model_type in known or (trust_remote_code and "auto_map" in config):
         return
-    hint = "Update transformers."
+    told = f"{folder}: transformers does not know the model type {model_type!r}."
     if "auto_map" in config:
-        hint = "It brings its own code; allow that with --trust-remote-code if you trust it."
-    raise UnknownArchitectureError(
-        f"{folder}: transformers does not know the model type {model_type!r}.", hint
-    )
+        raise UnsafeModelError(
+            told, "It brings its own code; allow that with --trust-remote-code if you trust it."
+        )
+    raise UnknownArchitectureError(told, "Update transformers.")
 
 
 def _refuse_missing(info: dict[str, Any], path: Path) -> None:
@@ -241,8 +246,8 @@ def _refuse_missing(info: dict[str, Any], path: Path) -> None:
 
 def _num_layers(config: Any, path: Path) -> int:
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if not isinstance(layers, int):
-        raise UnknownArchitectureError(f"{path}: the config does not tell the number of layers.")
+    if not isinstance(layers, int) or layers < 1:
+        raise UnknownArchitectureError(f"{path}: the config tells of no layers.")
     return layers
 
 

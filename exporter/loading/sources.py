@@ -13,7 +13,7 @@ from exporter.disk import telling_full_disk
 from exporter.errors import ModelSourceError, first_line
 from exporter.files import sha256_file, sha256_files
 from exporter.loading.checked_folder import CONFIG, Leave, checked_config
-from exporter.loading.checkpoint_shards import read_index
+from exporter.loading.checkpoint_shards import read_header, read_index
 from exporter.loading.config_walk import quantization_in
 from exporter.optional import require
 from graph_passes.files.reading import opened
@@ -128,6 +128,8 @@ def _check_folder(folder: Path, leave: Leave) -> None:
         raise ModelSourceError(f"{folder} holds {held}; *.safetensors are wanted.", hint)
     for index in matching(folder, ("*.safetensors.index.json", "*.bin.index.json")):
         read_index(index)  # every shard must be a file of the model's own folder
+    for file in matching(folder, ("*.safetensors",)):
+        read_header(file)  # a terabyte of nothing would be hashed for ever
 
 
 def _check_gguf(path: Path) -> None:

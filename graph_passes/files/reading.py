@@ -16,6 +16,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ TABLE_BYTES = 256 << 20
 DEEPEST = 64
 """How deep JSON may be nested."""
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NO_FILES = (errno.ELOOP, errno.ENXIO)  # a circle of links; a socket
 
@@ -113,22 +115,35 @@ def read_json(
 def parse_json(text: bytes | str, where: str) -> Any:
     """Parses JSON of others, which may be nested only so deep as Python can walk it.
 
+    Halves of surrogate pairs, which JSON can escape, are no text that could be written again.
+
     Args:
         text: The JSON, in UTF-8.
         where: Whose it is, for errors.
 
     Raises:
-        UnsafeInputError: It is nested too deep.
+        UnsafeInputError: It is nested too deep, or holds halves of surrogate pairs.
         ValueError: It is no JSON, or no UTF-8.
     """
     try:
-        content = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+        told = text.decode("utf-8") if isinstance(text, bytes) else text
+        content = json.loads(told)
         deep = _is_deep(content)
     except RecursionError:
         deep = True
     if deep:
         raise UnsafeInputError(f"{where} is nested more than {DEEPEST} deep.")
+    if _SURROGATE.search(told) and not _is_text(content):
+        raise UnsafeInputError(f"{where} holds halves of characters (escapes such as \\ud800).")
     return content
+
+
+def _is_text(content: Any) -> bool:
+    try:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def copy_file(path: Path, target: Path, folder: Path | None = None, *, named: bool = False) -> Path:
@@ -168,6 +183,19 @@ def check_file(path: Path, folder: Path | None = None, *, limit: int | None = No
             f"{path} is larger than the {limit >> 20} MB that such a file may have.",
             "It may be broken: fetch or write it again.",
         )
+
+
+def check_folder(path: Path, folder: Path) -> None:
+    """Looks at a folder that a library is going to look into by itself.
+
+    Args:
+        path: The folder; one that is not there passes.
+        folder: Where it has to lie.
+
+    Raises:
+        UnsafeInputError: It lies elsewhere.
+    """
+    _refuse_elsewhere(path, Path(os.path.realpath(path)), folder)
 
 
 def _stat(path: Path) -> os.stat_result:

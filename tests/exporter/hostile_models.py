@@ -25,6 +25,7 @@ def outside(folder: Path) -> Path:
     folder.mkdir()
     (folder / SECRET).write_text(json.dumps({"secret": 1}))
     (folder / "templates").mkdir()
+    (folder / "empty").mkdir()
     (folder / "templates" / "more.jinja").write_text("x")
     code = folder / "evil" / "bb"
     code.mkdir(parents=True)
@@ -55,8 +56,9 @@ def json_file(name: str, **entries: Any) -> Change:
 def text(name: str, content: str | bytes) -> Change:
     """Writes a file."""
 
-    def change(folder: Path, _aim: Path) -> None:
-        raw = content.encode() if isinstance(content, str) else content
+    def change(folder: Path, aim: Path) -> None:
+        filled = content.replace("AIM", str(aim)) if isinstance(content, str) else content
+        raw = filled.encode() if isinstance(filled, str) else filled
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(raw)
 
@@ -95,6 +97,15 @@ def sparse(name: str, size: int) -> Change:
     return change
 
 
+def grown(name: str, size: int) -> Change:
+    """A file with nothing behind what it holds."""
+
+    def change(folder: Path, _aim: Path) -> None:
+        os.truncate(folder / name, size)
+
+    return change
+
+
 def index(**places: str) -> Change:
     """Shards in places of the index's choice."""
 
@@ -126,6 +137,15 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
         json_file("generation_config.json", trust_remote_code=True), (),
     ),
     "code for generating": (json_file("generation_config.json", custom_generate="a/b"), ()),
+    "code for generating, in a file of its own": (
+        text("custom_generate/generate.py", f"open('AIM/{RAN}', 'w').close()\n"), (),
+    ),
+    "code of a type that nobody knows": (
+        config(model_type="kid", auto_map={"AutoConfig": "code.C"}), ("--allow-any-model-type",),
+    ),
+    "code at a path": (
+        config(auto_map={"AutoConfig": "../outside/evil/bb/code.C"}), ("--trust-remote-code",),
+    ),
     "a kernel for the attention": (config(attn_implementation="attacker/kernel"), ()),
     "a kernel for the experts": (config(_experts_implementation={"": "a/kernel@main:f"}), ()),
     "a timm backbone": (config(**DETR | {"use_timm_backbone": True}), ()),
@@ -176,6 +196,12 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "a folder of templates that is a link": (
         link("additional_chat_templates", "AIM/templates"), (),
     ),
+    "a folder of templates that is a link to an empty one": (
+        link("additional_chat_templates", "AIM/empty"), (),
+    ),
+    "code for generating in a folder that is a link": (
+        link("custom_generate", "AIM/templates"), ("--trust-remote-code",),
+    ),
     # No files, and files of no sane size.
     "a circle of links": (link("generation_config.json", "generation_config.json"), ()),
     "a config that is a pipe": (fifo("config.json"), ()),
@@ -188,6 +214,9 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "a tokenizer's config that is nested without end": (text("tokenizer_config.json", DEEP), ()),
     "layers without end": (config(num_hidden_layers=1 << 64), ()),
     "layers without end, deep inside": (config(text_config={"n_layers": 1 << 31}), ()),
+    "a width without end": (config(hidden_size=1_000_000_000), ()),
+    "a vocabulary without end": (config(vocab_size=1 << 40), ()),
+    "half a character": (text("config.json", r'{"model_type": "llama", "x": "\ud800"}'), ()),
     "a header of no sane size": (
         text("model.safetensors", (1 << 62).to_bytes(8, "little") + b"{}"), (),
     ),
@@ -201,6 +230,9 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
 """Each must end with exit code 2 and one line; with the options that it is given."""
 
 BROKEN: dict[str, Change] = {
+    "a model without layers": config(num_hidden_layers=0),
+    "weights of a terabyte of nothing": grown("model.safetensors", 1 << 40),
+    "a terabyte of nothing beside the weights": sparse("extra.safetensors", 1 << 40),
     "a config that is no UTF-8": text("config.json", b'{"model_type": "\xff"}'),
     "a config that is cut off": text("config.json", '{"model_type": "lla'),
     "a config with sizes that are no numbers": config(hidden_size=float("nan")),

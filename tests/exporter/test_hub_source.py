@@ -16,7 +16,7 @@ pytestmark = pytest.mark.torch
 
 FILES = {
     "config.json": json.dumps({"model_type": "llama"}),
-    "model.safetensors": "weights",
+    "model.safetensors": "\x02" + "\0" * 7 + "{}",
     "modeling.py": "code",
     "README.md": "words",
     "onnx/model.safetensors": "others",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,12 @@ def _folder(path: Path, config: dict[str, Any] | None = None) -> Path:
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(config or {"model_type": "llama"}))
     return path
+
+
+def _weights(note: str) -> bytes:
+    """A safetensors file without a tensor."""
+    header = json.dumps({"__metadata__": {"note": note}}).encode()
+    return len(header).to_bytes(8, "little") + header
 
 
 def test_a_missing_path(tmp_path: Path) -> None:
@@ -110,11 +117,11 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
 def test_the_hash_follows_the_weights_and_not_the_rest(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
     weights = folder / "model.safetensors"
-    weights.write_bytes(b"one")
+    weights.write_bytes(_weights("one"))
     first = source_sha256(str(folder))
     (folder / "README.md").write_text("words")
     assert source_sha256(str(folder)) == first
-    weights.write_bytes(b"two")
+    weights.write_bytes(_weights("two"))
     second = source_sha256(str(folder))
     assert second != first
     (folder / "tokenizer.json").write_text("{}")
@@ -125,6 +132,25 @@ def test_the_hash_follows_the_weights_and_not_the_rest(tmp_path: Path) -> None:
     assert source_sha256(str(folder)) not in (first, second, third)
 
 
+def test_what_ends_before_its_header_says_is_not_hashed(tmp_path: Path) -> None:
+    """Or a file of nothing would be read for hours."""
+    folder = _folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(_weights("x"))
+    (folder / "other.safetensors").write_bytes(_weights("x"))
+    assert source_sha256(str(folder))
+    os.truncate(folder / "other.safetensors", 1 << 40)
+    with pytest.raises(ModelSourceError, match=r"other\.safetensors"):
+        source_sha256(str(folder))
+
+
+def test_the_hash_is_of_names_that_are_no_text_too(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(_weights("x"))
+    first = source_sha256(str(folder))
+    (folder / os.fsdecode(b"vocab.\xff")).write_text("words")
+    assert source_sha256(str(folder)) != first
+
+
 def test_the_hash_of_a_gguf_file_is_the_file_s(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF and more")
@@ -133,7 +159,7 @@ def test_the_hash_of_a_gguf_file_is_the_file_s(tmp_path: Path) -> None:
 
 def test_hashing_imports_no_torch(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
-    (folder / "model.safetensors").write_bytes(b"x")
+    (folder / "model.safetensors").write_bytes(_weights("x"))
     code = (
         "import sys; from exporter.loading.model_source import source_sha256; "
         f"source_sha256({str(folder)!r}); print('torch' in sys.modules)"
@@ -331,7 +357,7 @@ def test_remote_code_stays_out(checkpoint: Path, tmp_path: Path) -> None:
     _rewrite_config(checkpoint, model_type="new_kid", auto_map={"AutoConfig": "code.C"})
     with pytest.raises(UnsafeModelError, match="--trust-remote-code"):
         load_model(str(checkpoint))
-    with pytest.raises(UnknownArchitectureError, match="--trust-remote-code"):
+    with pytest.raises(UnsafeModelError, match="--trust-remote-code"):
         load_model(str(checkpoint), allow_any_model_type=True)
     assert not ran.exists()
 

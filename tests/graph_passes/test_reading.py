@@ -185,6 +185,17 @@ def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
         parse_json(text, "it")
 
 
+@pytest.mark.parametrize("text", [r'"\ud800"', r'{"\uDFFF": 1}', r'["\udc00\ud800"]'])
+def test_halves_of_characters_are_refused(text: str) -> None:
+    with pytest.raises(UnsafeInputError):
+        parse_json(text, "it")
+
+
+@pytest.mark.parametrize("text", [r'"\ud83d\ude00"', r'"\\ud800"', r'"\ue000"', '"😀"'])
+def test_whole_characters_are_not(text: str) -> None:
+    assert isinstance(parse_json(text, "it"), str)
+
+
 def test_numbers_that_json_has_not_do_no_harm() -> None:
     """transformers writes them into configs."""
     assert parse_json("[NaN, Infinity, 1e999]", "it")[1] == float("inf")
