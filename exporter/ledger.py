@@ -23,6 +23,7 @@ from graph_passes.errors import UnsafeInputError
 from graph_passes.files import placing
 from graph_passes.files.locking import FOLDER, held, refuse_links
 from graph_passes.files.reading import TABLE_BYTES, copy_file, read_json
+from graph_passes.files.steps import gone_of
 
 __all__ = ["FOLDER", "StageLedger", "in_turn", "is_name", "key_hash", "locked"]
 
@@ -301,7 +302,7 @@ def locked(root: Path) -> Iterator[None]:
 
 def _clear(home: Path) -> None:
     """Removes what a killed run left but for finished stages, and what a publication replaced."""
-    for rest in (placing.gone_of(home), home / _WORK / FOLDER):
+    for rest in (gone_of(home), home / _WORK / FOLDER):
         placing.remove_tree(rest)
     if not placing.is_pending(home):
         (home / _NEXT).unlink(missing_ok=True)

@@ -29,25 +29,10 @@ from graph_passes.errors import (
     PreparedFolderError,
     TargetInUseError,
 )
-from graph_passes.files.exchange import (
-    absolute,
-    can_exchange,
-    identity,
-    put,
-    settle,
-    sync,
-    sync_names,
-    take_back,
-)
+from graph_passes.files.exchange import absolute, identity, sync
 from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, refuse_links
-from graph_passes.files.record import (
-    RECORD,
-    Change,
-    ChangeRecord,
-    Removal,
-    base_of,
-    read_record,
-)
+from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
+from graph_passes.files.steps import GONE, carry_on, carry_out, close, is_one_step, is_undone
 
 SCRATCH = "scratch"
 """What of the kept folder is of no use to the next run."""
@@ -55,7 +40,7 @@ SCRATCH = "scratch"
 RESULTS = "results"
 """What of a folder of ours has locks of its own, one a target."""
 
-_NEW, _KEPT, _GONE = "new", "kept", "gone"
+_NEW, _KEPT = "new", "kept"
 _LEVELS = 4  # a checkpoint stands in <out>/candidate/hf/
 _READER_WAITS_S = 20.0
 
@@ -189,80 +174,19 @@ def place(
     )
     mixed = is_pending(home)  # what is there was cut off, and can't be completed
     try:
-        if not _is_one_step(home, record):
+        if not is_one_step(home, record):
             record.write(home)
-        _carry_out(home, record)
+        carry_out(home, record)
     except BaseException:
-        if not mixed and _is_undone(record):
+        if not mixed and is_undone(record):
             (home / RECORD).unlink(missing_ok=True)
         raise
-    _close(home, record)
-
-
-def _is_one_step(home: Path, record: ChangeRecord) -> bool:
-    """Whether all is done by one call of the system, so that no record is needed."""
-    alone = len(record.changes) + len(record.removals) == 1
-    replaces = any(change.old is not None for change in record.changes)
-    return alone and (not replaces or can_exchange(gone_of(home)))
-
-
-def _is_undone(record: ChangeRecord) -> bool:
-    return all(identity(path) == before for path, before in record.before)
-
-
-def _close(home: Path, record: ChangeRecord) -> None:
-    """Removes what was replaced, then the record, so that nobody takes the one for the new."""
-    for change in record.changes:
-        if change.staged.is_dir() and not change.staged.is_symlink():
-            shutil.rmtree(change.staged, ignore_errors=True)
-        else:
-            change.staged.unlink(missing_ok=True)
-    for removal in record.removals:
-        _remove_emptied(removal.final.parent, base_of(home))
-    (home / RECORD).unlink(missing_ok=True)
-
-
-def _remove_emptied(folder: Path, base: Path) -> None:
-    """Removes the folders that nothing is left in, from one on up to where the results stand."""
-    while folder != base and folder.is_relative_to(base):
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-        folder = folder.parent
-
-
-def _carry_out(home: Path, record: ChangeRecord) -> None:
-    """Every step, or, when one fails, none."""
-    with contextlib.ExitStack() as undo:
-        for change in record.changes:
-            was_there = os.path.lexists(change.final)
-            undo.callback(_take_back, change, was_there=was_there)
-            put(change.staged, change.final)
-        for number, removal in enumerate(record.removals):
-            gone = gone_of(home) / str(number)
-            gone.parent.mkdir(exist_ok=True)
-            removal.final.rename(gone)
-            undo.callback(gone.rename, removal.final)
-        for folder in record.folders:
-            sync_names(folder)
-        undo.pop_all()
-
-
-def _take_back(change: Change, *, was_there: bool) -> None:
-    half_taken = was_there and not os.path.lexists(change.final)
-    if half_taken or identity(change.final) == change.new:  # else the step was not taken
-        take_back(change.staged, change.final, was_there=was_there)
+    close(home, record)
 
 
 def is_pending(home: Path) -> bool:
     """Whether a folder of ours holds a record of changes that are not complete."""
     return os.path.lexists(home / RECORD)
-
-
-def gone_of(home: Path) -> Path:
-    """Where files that were removed are until all changes are complete."""
-    return home / _GONE
 
 
 def finish_interrupted(path: Path) -> None:
@@ -313,40 +237,11 @@ def complete(home: Path, *, overwriting: bool = False) -> None:
     if not is_pending(home):
         return
     try:
-        _complete(home, read_record(home))
+        carry_on(home, read_record(home))
     except (InterruptedResultError, OSError):
         if not overwriting:
             raise
         _remove_made(home)
-
-
-def _complete(home: Path, record: ChangeRecord) -> None:
-    """Every step that can be taken: a user's files go over into a folder even where one can't."""
-    spoiled = [change.final for change in record.changes if not _completed(change)]
-    if spoiled:
-        raise InterruptedResultError(
-            f"{spoiled[0]} belongs to a result that was cut off while its files took their places, "
-            "and has been changed since.",
-            "Run the command that wrote it again.",
-        )
-    for number, removal in enumerate(record.removals):
-        if removal.old is not None and identity(removal.final) == removal.old:
-            gone_of(home).mkdir(exist_ok=True)
-            removal.final.rename(gone_of(home) / str(number))
-    for folder in record.folders:
-        sync_names(folder)
-    _close(home, record)
-
-
-def _completed(change: Change) -> bool:
-    """Takes a step that was not taken yet; whether it is taken now."""
-    there = identity(change.final)
-    if there != change.new:
-        if identity(change.staged) != change.new or there not in (change.old, None):
-            return False
-        put(change.staged, change.final)
-    settle(change.staged)
-    return True
 
 
 def _clear_all(results: Path, apart_from: Path | None = None) -> None:
@@ -372,7 +267,7 @@ def _clear(home: Path) -> None:
 
 
 def _remove_made(home: Path) -> None:
-    for name in (_NEW, _GONE):
+    for name in (_NEW, GONE):
         shutil.rmtree(home / name, ignore_errors=True)  # follows no links
 
 

@@ -18,7 +18,7 @@ from exporter.files import (
     write_text,
     write_texts,
 )
-from graph_passes.files import hashing, placing
+from graph_passes.files import hashing, steps
 
 
 def _names(folder: Path) -> list[str]:
@@ -120,7 +120,7 @@ def test_texts_appear_together_or_not_at_all(
 ) -> None:
     names = [tmp_path / name for name in ("one.json", "two.md")]
     write_texts(dict.fromkeys(names, "old"))
-    put, done = placing.put, []
+    put, done = steps.put, []
 
     def fails(staged: Path, final: Path) -> None:
         if done:
@@ -128,12 +128,12 @@ def test_texts_appear_together_or_not_at_all(
         put(staged, final)
         done.append(final)
 
-    monkeypatch.setattr(placing, "put", fails)
+    monkeypatch.setattr(steps, "put", fails)
     with pytest.raises(KeyboardInterrupt):
         write_texts(dict.fromkeys(names, "new"))
     assert done == names[:1]
     assert [path.read_text() for path in names] == ["old", "old"]
-    monkeypatch.setattr(placing, "put", put)
+    monkeypatch.setattr(steps, "put", put)
     write_texts(dict.fromkeys(names, "new"))
     assert [path.read_text() for path in names] == ["new", "new"]
     assert _names(tmp_path) == ["one.json", "two.md"]

@@ -14,7 +14,7 @@ from exporter.cli import run
 from exporter.errors import OnnxFileError, SurgeryError, UnsafeInputError
 from exporter.genai_config import GenaiConfig, find_config, rewritten
 from exporter.surgery import prune_file
-from graph_passes.files import placing
+from graph_passes.files import steps
 from graph_passes.files.storage import save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
@@ -153,7 +153,7 @@ def test_the_config_appears_with_the_result_or_not_at_all(
     def fails(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(placing, "sync_names", fails)  # after the last move
+    monkeypatch.setattr(steps, "sync_names", fails)  # after the last move
     with pytest.raises(OnnxFileError):
         prune_file(source, target, [PlannedDeletion(layer=0, kind="mlp")], verify="none")
     assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before

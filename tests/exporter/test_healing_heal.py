@@ -453,7 +453,7 @@ def test_what_an_earlier_plan_had_beside_it_goes_with_it(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("graph_passes.files.placing.sync_names", fail)
+        patch.setattr("graph_passes.files.steps.sync_names", fail)
         with pytest.raises(OSError, match="Input/output"):
             write_healed_plan(output, bare, {})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -24,7 +24,7 @@ from exporter.artifacts import (
 from exporter.errors import MissingDependencyError, OnnxFileError, SurgeryError
 from exporter.surgery import prune_file
 from graph_passes.files import exchange as exchanging
-from graph_passes.files import placing, storage
+from graph_passes.files import steps, storage
 from graph_passes.files.storage import data_files, load_model, save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 
@@ -152,7 +152,7 @@ def test_a_failed_move_brings_all_back_from_two_file_systems(
 
     monkeypatch.setattr(Path, "rename", renamed)
     monkeypatch.setattr(exchanging, "_exchange", exchanged)
-    monkeypatch.setattr(placing, "sync_names", interrupted)  # after the last move
+    monkeypatch.setattr(steps, "sync_names", interrupted)  # after the last move
     for weights in ("compact", "share"):
         with pytest.raises(KeyboardInterrupt):
             prune_file(
@@ -168,7 +168,7 @@ def test_one_failing_step_back_does_not_stop_the_others(
     target = tmp_path / "o" / "m.onnx"
     prune_file(source, target, PLAN, verify="none")
     before = content(target.parent)
-    exchange, taken_back = exchanging._exchange, placing.take_back
+    exchange, taken_back = exchanging._exchange, steps.take_back
 
     def fails(staged: Path, final: Path) -> None:
         if final.name == target.name:
@@ -181,7 +181,7 @@ def test_one_failing_step_back_does_not_stop_the_others(
             raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(exchanging, "_exchange", fails)
-    monkeypatch.setattr(placing, "take_back", fails_once)
+    monkeypatch.setattr(steps, "take_back", fails_once)
     with pytest.raises(OnnxFileError, match="Input/output error"):
         prune_file(source, target, PLAN[:1], verify="none")
     assert content(target.parent) == before

@@ -17,7 +17,7 @@ from written_files import all_data_of, data_of, names_in
 
 from graph_passes import Deletion, OnnxFileError, prune_graph
 from graph_passes.errors import UnsafeInputError, UnsafeOnnxFileError
-from graph_passes.files import placing, storage, weight_file
+from graph_passes.files import steps, storage, weight_file
 from graph_passes.files.exchange import put
 from graph_passes.files.hashing import sha256_file
 from graph_passes.files.storage import Weights, data_files, load_model, save_model
@@ -412,7 +412,7 @@ def test_an_interrupted_move_puts_the_earlier_result_back(
         moves += 1
         put(staged, final)
 
-    monkeypatch.setattr(placing, "put", interrupted)
+    monkeypatch.setattr(steps, "put", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_model(prune_graph(load_model(saved), PLAN[:1])[0], target)
     assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == before
