@@ -33,6 +33,7 @@ TABLE_BYTES = 256 << 20
 DEEPEST = 64
 """How deep JSON may be nested."""
 
+_PIECE_BYTES = 1 << 20
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NO_FILES = (errno.ELOOP, errno.ENXIO)  # a circle of links; a socket
@@ -77,7 +78,9 @@ def read_bytes(
     """
     with opened(path, folder, named=named) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(limit + 1) if size <= limit else b""
+        content = file.read(size + 1) if size <= limit else b""  # read(limit) would take as much
+        while size < len(content) <= limit and (more := file.read(_PIECE_BYTES)):
+            content += more
     if size > limit or len(content) > limit:
         raise UnsafeInputError(
             f"{path} is larger than the {limit >> 20} MB that such a file may have.",
