@@ -17,9 +17,7 @@ from written_files import all_data_of, data_of, names_in
 
 from graph_passes import Deletion, OnnxFileError, prune_graph
 from graph_passes.errors import UnsafeInputError, UnsafeOnnxFileError
-from graph_passes.files import steps, storage, weight_file
-from graph_passes.files.exchange import put
-from graph_passes.files.hashing import sha256_file
+from graph_passes.files import storage, weight_file
 from graph_passes.files.storage import Weights, data_files, load_model, save_model
 
 PLAN = [Deletion(1, "attention"), Deletion(2, "mlp")]
@@ -112,33 +110,6 @@ def test_a_result_never_overwrites_the_weights_it_comes_from(saved: Path) -> Non
     assert [file for file in all_data_of(saved) if file != data] == data_files(load_model(saved))
     assert same_function(load_model(saved), pruned, (saved.parent, saved.parent))
     assert same_function(source, tiny("tied"), (saved.parent, saved.parent))
-
-
-def test_weights_are_named_by_what_is_in_them(saved: Path, tmp_path: Path) -> None:
-    data = data_of(saved)
-    assert data.name == f"model.onnx.{sha256_file(data)[:16]}.data"
-    assert [Path(tensor.path) for tensor in storage.external_tensors(load_model(saved))]
-    assert data_files(load_model(saved)) == [data]
-    save_model(load_model(saved), tmp_path / "again" / "model.onnx")
-    assert data_of(tmp_path / "again" / "model.onnx").name == data.name
-
-
-@pytest.mark.parametrize("named", ["hash", "plain"])
-def test_the_data_of_an_earlier_result_goes(saved: Path, tmp_path: Path, named: str) -> None:
-    """Also that of an earlier version, which had no hash in its name."""
-    target = tmp_path / "out" / "m.onnx"
-    save_model(prune_graph(load_model(saved), PLAN)[0], target)
-    earlier = data_of(target)
-    if named == "plain":
-        _rewrite(target, "location", "m.onnx.data")
-        earlier = earlier.rename(target.with_name("m.onnx.data"))
-        assert load_model(target)
-    mine = target.with_name("m.onnx.0123456789abcdef.data")
-    mine.write_bytes(b"mine")
-    save_model(prune_graph(load_model(saved), PLAN[:1])[0], target)
-    assert not earlier.exists()
-    assert mine.read_bytes() == b"mine"
-    assert data_files(load_model(target)) == [file for file in all_data_of(target) if file != mine]
 
 
 def test_one_weight_under_two_names_is_written_once(tmp_path: Path) -> None:
@@ -369,53 +340,6 @@ def test_a_file_cut_anywhere_is_told_or_whole(saved: Path, cut: int) -> None:
     saved.write_bytes(whole[: len(whole) * cut // 40])
     with pytest.raises(OnnxFileError):
         load_model(saved)
-
-
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
-)
-def test_a_failed_write_leaves_the_earlier_result(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    target = tmp_path / "out" / "pruned.onnx"
-    save_model(prune_graph(load_model(saved), PLAN)[0], target)
-    before = {p.name: p.read_bytes() for p in target.parent.iterdir()}
-    calls = 0
-
-    def fails(*_: Any, **__: Any) -> int:
-        nonlocal calls
-        calls += 1
-        if calls > 3:
-            raise error
-        return os.pwrite(_[1], os.pread(_[0], _[2], _[3]), os.lseek(_[1], 0, os.SEEK_CUR))
-
-    monkeypatch.setattr(os, "copy_file_range", fails, raising=False)
-    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OnnxFileError
-    with pytest.raises(expected):
-        save_model(prune_graph(load_model(saved), PLAN[:1])[0], target)
-    assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == before
-
-
-@pytest.mark.parametrize("failing_move", [0, 1])
-def test_an_interrupted_move_puts_the_earlier_result_back(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_move: int
-) -> None:
-    target = tmp_path / "out" / "pruned.onnx"
-    save_model(prune_graph(load_model(saved), PLAN)[0], target)
-    before = {p.name: p.read_bytes() for p in target.parent.iterdir()}
-    moves = 0
-
-    def interrupted(staged: Path, final: Path) -> None:
-        nonlocal moves
-        if moves == failing_move:
-            raise KeyboardInterrupt
-        moves += 1
-        put(staged, final)
-
-    monkeypatch.setattr(steps, "put", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_model(prune_graph(load_model(saved), PLAN[:1])[0], target)
-    assert {p.name: p.read_bytes() for p in target.parent.iterdir()} == before
 
 
 def test_a_constant_in_a_data_file_is_read(tmp_path: Path) -> None:
