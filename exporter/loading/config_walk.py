@@ -46,8 +46,8 @@ _FILE_ENDING = "_file"
 _NEVER_OPENED = {"special_tokens_map_file", "added_tokens_file"}  # old versions noted their cache
 _PROGRAMS = {"mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs"}
 
-_COUNTED = re.compile("layer|block|expert|depth|stage")
-_MOST = 100_000
+_COUNTED = re.compile("(layer|block|expert|depth|stage)(?!.*_size)")
+_MOST = 10_000
 
 _Entry = tuple[str, str, Any]
 

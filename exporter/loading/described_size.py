@@ -12,8 +12,9 @@ from exporter.loading.checkpoint_shards import CheckpointShards
 
 __all__ = ["refuse_far_larger"]
 
-# Of weights that aren't in the files there are few; a model without some is refused later, by name.
-_TIMES, _BESIDES = 4, 1 << 28
+# What isn't in the files is little: a model without some weights is refused later, by name.
+_TIMES = 4
+_TENSORS_BESIDES, _WEIGHTS_BESIDES = 1 << 10, 1 << 28
 
 
 def refuse_far_larger(model_class: Any, config: Any, shards: CheckpointShards, path: Path) -> None:
@@ -32,13 +33,25 @@ def refuse_far_larger(model_class: Any, config: Any, shards: CheckpointShards, p
     """
     import torch
 
+    held = [math.prod(entry.shape) for entry in shards.entries.values()]
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > _TIMES * len(held) + _TENSORS_BESIDES:
+        raise _refused(path, f"{layers} layers", f"{len(held)} tensors")
     make = getattr(model_class, "from_config", None) or model_class._from_config
     with torch.device("meta"):
         described = make(copy.deepcopy(config))
-    wanted = sum(math.prod(part.shape) for part in (*described.parameters(), *described.buffers()))
-    held = sum(math.prod(entry.shape) for entry in shards.entries.values())
-    if wanted > _TIMES * held + _BESIDES:
-        raise UnsafeModelError(
-            f"{path}: the config describes a model of {wanted} weights, and the files hold {held}.",
-            "Fetch the model again, or correct its config.",
+    wanted = [math.prod(part.shape) for part in (*described.parameters(), *described.buffers())]
+    many = len(wanted) > _TIMES * len(held) + _TENSORS_BESIDES
+    if many or sum(wanted) > _TIMES * sum(held) + _WEIGHTS_BESIDES:
+        raise _refused(
+            path,
+            f"{sum(wanted)} weights in {len(wanted)} tensors",
+            f"{sum(held)} in {len(held)}",
         )
+
+
+def _refused(path: Path, described: str, held: str) -> UnsafeModelError:
+    return UnsafeModelError(
+        f"{path}: the config describes a model of {described}, and the files hold {held}.",
+        "Fetch the model again, or correct its config.",
+    )

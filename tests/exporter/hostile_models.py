@@ -214,6 +214,8 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
     "a tokenizer's config that is nested without end": (text("tokenizer_config.json", DEEP), ()),
     "layers without end": (config(num_hidden_layers=1 << 64), ()),
     "layers without end, deep inside": (config(text_config={"n_layers": 1 << 31}), ()),
+    "far more layers than weights": (config(num_hidden_layers=9_000), ()),
+    "many more layers than weights": (config(num_hidden_layers=600), ()),
     "a width without end": (config(hidden_size=1_000_000_000), ()),
     "a vocabulary without end": (config(vocab_size=1 << 40), ()),
     "half a character": (text("config.json", r'{"model_type": "llama", "x": "\ud800"}'), ()),
