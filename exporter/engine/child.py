@@ -7,11 +7,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from types import TracebackType
 from typing import Any
 
+from exporter.children import child_command
 from exporter.engine.fixed_addresses import fixed_addresses
 from exporter.engine.flavours import Flavour
 from exporter.errors import EngineError
@@ -73,7 +73,7 @@ class Job:
             errors = self._leave.enter_context(self._said.open("wb"))
             with fixed_addresses():
                 self._child = subprocess.Popen(  # noqa: S603
-                    [sys.executable, *WORKER],
+                    child_command(WORKER),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=errors,

@@ -1,19 +1,16 @@
 """The building process: ``python -m exporter.engine.worker``.
 
-It is told its job in one line of JSON on standard input; a build is told in a second one what isn't
-known at the start. What it has to say goes to standard output, one JSON object a line: ``progress``
-(0 to 1) while it builds, and at the end one ``result`` or one ``error``. Everything that libraries
-print goes to standard error.
+It is told whose child it is, and its job in one line of JSON on standard input; a build is told in
+a second one what isn't known at the start. What it has to say goes to standard output, one JSON
+object a line: ``progress`` (0 to 1) while it builds, and at the end one ``result`` or one
+``error``. Everything that libraries print goes to standard error.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import json
 import os
-import signal
 import sys
 import time
 import traceback
@@ -21,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
+from exporter.children import end_with_parent
 from exporter.engine.fixed_addresses import has_fixed_addresses
 from exporter.engine.flavours import FLAVOURS, load
 from exporter.engine.layer_log import read_layers
@@ -29,8 +27,6 @@ from exporter.engine.phases import make_monitor
 from exporter.engine.settings import BuildSettings, ProfileEntry
 from exporter.engine.timing_cache import read_timing_cache, write_timing_cache
 from exporter.errors import DepthcutError, first_line
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -65,12 +61,6 @@ def tell(events: TextIO, **what: object) -> None:
     """Sends one event."""
     events.write(json.dumps(what) + "\n")
     events.flush()
-
-
-def _end_with_parent() -> None:
-    """A builder may work for minutes in gigabytes: it doesn't outlive a killed caller."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _check(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
@@ -173,7 +163,7 @@ def _refit(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
 _JOBS = {"check": _check, "build": _build, "try": _try, "refit": _refit}
 
 if __name__ == "__main__":
-    _end_with_parent()
+    end_with_parent(int(sys.argv[1]))
     CODE = main()
     sys.stderr.flush()
     os._exit(CODE)  # at once: taking a builder's gigabytes apart is for no one

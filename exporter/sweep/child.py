@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import CellRecord, SweepCell
+from exporter.children import child_command
 from exporter.errors import SweepError
 from exporter.progress import Progress, Task
 from exporter.sweep.job import Job, failed, missing
@@ -75,7 +76,7 @@ def _child() -> Iterator[subprocess.Popen[str]]:
     """A process that is gone when the block ends: asked first, so that it can tidy up."""
     path = os.pathsep.join(filter(None, sys.path))
     child = subprocess.Popen(  # noqa: S603
-        [sys.executable, *WORKER],
+        child_command(WORKER),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},

@@ -1,15 +1,13 @@
 """The process that one cell runs in: ``python -m exporter.sweep.worker``.
 
-It is told its job in one line of JSON on standard input. What it has to say goes to standard
-output, one JSON object a line: ``say`` and ``detail``; ``task``, ``advance`` and ``end`` of a piece
-of work; and at the end ``cell``, or ``full`` where the disk is. What libraries print goes to
-standard error.
+It is told whose child it is, and its job in one line of JSON on standard input. What it has to say
+goes to standard output, one JSON object a line: ``say`` and ``detail``; ``task``, ``advance`` and
+``end`` of a piece of work; and at the end ``cell``, or ``full`` where the disk is. What libraries
+print goes to standard error.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -18,10 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from exporter.children import end_with_parent
 from exporter.progress import Task
 from exporter.sweep.job import Job, run_job
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Told:
@@ -89,12 +86,6 @@ def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _end_with_parent() -> None:
-    """A cell may work for an hour: it doesn't outlive a killed sweep."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 if __name__ == "__main__":
-    _end_with_parent()
+    end_with_parent(int(sys.argv[1]))
     sys.exit(main())
