@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import time
 import traceback
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from exporter.artifacts import CellRecord, ComparisonReport, SweepCell, SweepFailure
+from exporter.disk import FULL, telling_full_disk
 from exporter.errors import DepthcutError, SweepError, first_line
 from exporter.files import sha256_file
 from exporter.pipeline import export_model
@@ -18,8 +18,6 @@ from exporter.sweep.cells import Cell, Dangers, cells_of
 from exporter.sweep.keeping import CELL_FILE, cell_key, drop_models, source_hashes
 from exporter.sweep.reading import parse_sweep
 from exporter.sweep.results import result_of
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,13 @@ def run_job(job: Job, progress: Progress) -> SweepCell:
     cell, begin = job.cell(), time.monotonic()
     found = missing(cell, job.key)
     try:
-        _refuse_changed(cell, job)
-        report = export_model(cell.request, progress)
-        found = _done(found, cell, report)
-        drop_models(cell)
+        with telling_full_disk(cell.request.out):
+            _refuse_changed(cell, job)
+            report = export_model(cell.request, progress)
+            found = _done(found, cell, report)
+            drop_models(cell)
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in FULL:
             raise
         where = f" at {error.filename}" if error.filename else ""
         found = failed(found, f"{error.strerror or error}{where}.", error)

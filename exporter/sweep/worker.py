@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from exporter.children import end_with_parent
+from exporter.printable import printable_output
 from exporter.progress import Task
 from exporter.sweep.job import Job, run_job
 
@@ -72,7 +73,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     told = Told(events)
     try:
-        cell = run_job(Job.from_json(sys.stdin.readline()), told)
+        with printable_output():
+            cell = run_job(Job.from_json(sys.stdin.readline()), told)
         told.send(cell=cell.model_dump(mode="json"))
     except OSError as error:  # only a full disk comes through
         told.send(full=str(error.filename or ""), errno=error.errno)

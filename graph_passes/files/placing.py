@@ -101,11 +101,13 @@ def staging(target: Path, *, wait_s: float = MOMENT_S) -> Iterator[Staging]:
     home = home_of(target)
     with held(home, target, wait_s=wait_s):
         _prepare(home)
-        stage = Staging(target, home)
+        stage, unfinishable = Staging(target, home), identity(home / RECORD)
         try:
             stage.folder.mkdir()
             yield stage
         finally:
+            if unfinishable is not None and identity(home / RECORD) == unfinishable:
+                _remove_made(home)  # of no use to that record
             _clear(home)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import pytest
 from written_files import data_of
 
 from exporter.artifacts import CellRecord, ComparisonReport, PruningPlan, SweepCell, SweepReport
-from exporter.errors import SweepError
+from exporter.errors import OnnxFileError, SweepError
 from exporter.progress import Quiet
 
 pytestmark = pytest.mark.torch
@@ -256,16 +257,21 @@ def test_another_s_table_is_not_written_over(folder: Path, tmp_path: Path) -> No
         assert len(list(out.iterdir())) == 1
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+@pytest.mark.parametrize("told", ["as it is", "as an error of the model's file"])
 def test_a_full_disk_ends_the_sweep(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, number: int
 ) -> None:
     import exporter.sweep.job as job
 
     def full(*_: Any) -> Any:
-        raise OSError(28, "No space left on device")
+        error = OSError(number, "No more")
+        if told == "as it is":
+            raise error
+        raise OnnxFileError("It can't be written.") from error
 
     monkeypatch.setattr(job, "export_model", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError):
         sweep(folder, tmp_path / "out")
 
 
