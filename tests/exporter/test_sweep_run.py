@@ -271,8 +271,9 @@ def test_a_full_disk_ends_the_sweep(
         raise OnnxFileError("It can't be written.") from error
 
     monkeypatch.setattr(job, "export_model", full)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - by its number
         sweep(folder, tmp_path / "out")
+    assert caught.value.errno == number
 
 
 @pytest.mark.parametrize("error", [ValueError("what now"), MemoryError(), OSError(5, "I/O error")])
