@@ -78,13 +78,13 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
             )
         return None
     path = _located(plan.replacements.path, plan_path)
+    found = dict(_opened(path))  # first: a terabyte of nothing would be hashed for ever
     sha256 = sha256_file(path)
     if sha256 != plan.replacements.sha256.lower():
         raise PlanError(
             f"{path} is not the file that {plan_path} was made with: its SHA-256 is {sha256}.",
             "Make the plan again, or bring the file back.",
         )
-    found = dict(_opened(path))
     _check_keys(path, set(found), replaced)
     return Replacements(path, sha256, _paired(found))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,13 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
         path="numbers.safetensors", sha256=sha256_file(tmp_path / "numbers.safetensors")
     )
     PruningPlan(deletions=DELETIONS, replacements=known).write(plan)
+    with pytest.raises(PlanError, match="is not a valid safetensors file"):
+        read(plan)
+
+
+def test_a_file_of_nothing_is_not_hashed(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    os.truncate(tmp_path / "numbers.safetensors", 1 << 40)
     with pytest.raises(PlanError, match="is not a valid safetensors file"):
         read(plan)
 
