@@ -255,9 +255,9 @@ def _clear_all(results: Path, apart_from: Path | None = None) -> None:
                 with held(home, home, wait_s=0):
                     complete(home)
                     _clear(home)
-    with contextlib.suppress(OSError):  # where a killed run had only begun, or all but ended
-        results.rmdir()
-        results.parent.rmdir()
+    for folder in (results, results.parent):  # where a killed run had only begun or all but ended
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _clear(home: Path) -> None:

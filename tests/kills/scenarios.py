@@ -1,0 +1,302 @@
+"""Each command that writes, with the inputs that it is given, on models of a few kilobytes."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.kills.bench import Task
+
+Arguments = tuple[str, ...]
+
+FOREIGN = {
+    "out/.env.prod.old": "TOKEN=secret",
+    "out/.draft.v2.part": "half a thought",
+    "out/notes.txt": "mine",
+    "out/.hidden/letter.txt": "mine too",
+    "out/model.onnx.data.bak": "a copy",
+    "out/.depthcut.txt": "about it",
+}
+"""What the user has in the folder of the results."""
+
+INSIDE = {"notes.txt": "mine", ".env.prod.old": "TOKEN=secret", "baseline/.draft.v2.part": "half"}
+"""What the user has in a folder that is a result."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command that is killed.
+
+    Attributes:
+        olds: What has made the result that is there already.
+        new: What is killed.
+        readers: Who reads the result, as a user would, by the file or folder that is there then.
+        apart: What of the names' beginnings tells results apart that take their places one after
+            the other, each whole; regular expressions.
+        growing: The same of results that tell of others, and change with each of them.
+        may_vary: What of a name's beginning tells a file that differs now and then.
+        inside: Files of the user's in a folder that is a result.
+        tells_in_a_table: Whether a part that fails is told in a table, and is no end of the rest.
+        needs: Modules.
+    """
+
+    olds: Sequence[Arguments]
+    new: Arguments
+    readers: Mapping[str, Task] = field(default_factory=dict)
+    apart: Sequence[str] = ()
+    growing: Sequence[str] = ()
+    may_vary: str = "$"
+    inside: Mapping[str, str] = field(default_factory=dict)
+    tells_in_a_table: bool = False
+    needs: Sequence[str] = ("torch", "onnxruntime")
+
+    @property
+    def can_run(self) -> bool:
+        """Whether all that it needs is installed."""
+        return all(importlib.util.find_spec(name) is not None for name in self.needs)
+
+
+SCORING = ("--calibration", "in/text.txt", "--samples", "2", "--sequence-length", "16")
+_TIMING = (
+    *("--prefill", "8", "--decode-past", "8", "--rounds", "2", "--threads", "1"),
+    *("--eval-text", "in/other.txt", "--eval-tokens", "32", "--agreement-prompts", "0"),
+)
+_HEAL = (*SCORING, "--check-text", "in/other.txt")
+_SEARCH = ("--search", "greedy", "--search-tokens", "32", "--shortlist", "3")
+
+
+def _plan_is_whole(name: str) -> Callable[[], object]:
+    def read() -> None:
+        from exporter.planning import read_plan
+        from exporter.replacement_file import read_replacements
+
+        read_replacements(read_plan(Path(name)), Path(name))
+
+    return read
+
+
+def _artifact(kind: str, name: str) -> Callable[[], object]:
+    def read() -> None:
+        from exporter import artifacts
+
+        getattr(artifacts, kind).read(Path(name))
+
+    return read
+
+
+def _loads(name: str) -> Callable[[], object]:
+    def read() -> None:
+        from exporter.loading.model_source import load_model
+
+        load_model(name, pruned=True)
+
+    return read
+
+
+def _engines(name: str) -> Callable[[], object]:
+    def read() -> None:
+        from exporter.engine.sidecar import read_sidecar
+        from graph_passes.files.placing import finish_interrupted
+
+        finish_interrupted(Path(name))
+        for path in Path(name).glob("*.engine"):
+            read_sidecar(path)
+
+    return read
+
+
+def _finish(name: str) -> Callable[[], object]:
+    def read() -> None:
+        from graph_passes.files.placing import finish_interrupted
+
+        finish_interrupted(Path(name))
+
+    return read
+
+
+def _export(*drops: str) -> Arguments:
+    return ("export", "in/llama", "-o", "out/res", *drops, *SCORING, *_TIMING, "-q")
+
+
+def _quantize(*options: str) -> Arguments:
+    return ("quantize", "in/whole", "-o", "out/model.onnx", *options, "-q")
+
+
+def _prune(*drops: str) -> Arguments:
+    return ("prune", "in/whole/model.onnx", "-o", "out/model.onnx", *drops, "-q")
+
+
+def _checkpoint(plan: str) -> Arguments:
+    return ("checkpoint", "in/llama", f"in/{plan}.json", "-o", "out/res", "-q")
+
+
+def _compare(*options: str) -> Arguments:
+    return ("compare", "in/whole", "in/cut", "-o", "out/res", *_TIMING, *options, "-q")
+
+
+def _heal(*options: str) -> Arguments:
+    return ("heal", "in/llama", "in/plan.json", "-o", "out/healed.json", *_HEAL, *options, "-q")
+
+
+def _plan(*options: str) -> Arguments:
+    return ("plan", "in/importance.json", "-o", "out/plan.json", *_SEARCH, *options, "-q")
+
+
+def _budget(share: str) -> Arguments:
+    given = ("plan", "in/importance.json", "-o", "out/plan.json", "--parameters", share)
+    return (*given, "--max-perplexity-increase", "200%", "--check-text", "in/other.txt", "-q")
+
+
+def _series(metric: str) -> Arguments:
+    given = ("--calibration", "in/text.txt", "--sequence-length", "16", "--metric", metric)
+    return ("score", "in/llama", "-o", "out/res", *given, "--vary-samples", "2,3", "-q")
+
+
+def _score(*options: str) -> Arguments:
+    return ("score", "in/llama", "-o", "out/importance.json", *SCORING, *options, "-q")
+
+
+def _triton(source: str) -> Arguments:
+    return ("package", source, "--triton", "out", "--name", "res", "--device", "cpu")
+
+
+def _tarball(beside: str) -> Arguments:
+    return ("package", "in/engine/m.engine", "--tarball", "out/res.tar.gz", "--beside", beside)
+
+
+def _sweep(file: str) -> Arguments:
+    return ("sweep", f"in/{file}.yaml", "-o", "out/res", "-q")
+
+
+def _build(*options: str) -> Arguments:
+    return (
+        *("build", "in/tiny.onnx", "-o", "out/res", "--prompt", "1:4:8", "--context", "1:4:8"),
+        *("--compute-capability", "sm89", "--optimization-level", "0", *options, "-q"),
+    )
+
+
+_CELLS, _CUT = "out/res/cells/llama", "fp32/candidate/model.onnx"
+_PAGE = ("-o", "seen.html", "-q")
+
+SCENARIOS: dict[str, Scenario] = {
+    "prune": Scenario(
+        (_prune("--drop", "attention:1"), _prune("--drop", "mlp:0,2")),
+        _prune("--drop", "attention:0", "--drop", "mlp:1"),
+        {"out/model.onnx": ("inspect", "out/model.onnx")},
+        needs=("onnxruntime",),
+    ),
+    "quantize": Scenario(
+        (_quantize("--scheme", "int8"), _prune("--drop", "attention:1")),
+        _quantize(),
+        {"out/model.onnx": ("inspect", "out/model.onnx")},
+        needs=("onnxruntime",),
+    ),
+    "export": Scenario(
+        (_export("--drop", "2"), _export("--drop-mlp", "1", "--heal", "bias")),
+        _export("--drop-attn", "1"),
+        {
+            "out/res/report.json": ("report", "out/res/report.json", *_PAGE),
+            "out/res/candidate/model.onnx": ("inspect", "out/res/candidate/model.onnx"),
+        },
+        inside=INSIDE,
+    ),
+    "export-with-all": Scenario(
+        (_export("--drop-attn", "1"), _export("--drop", "2", "--checkpoint", "--heal", "bias")),
+        _export("--drop-mlp", "1", "--checkpoint", "--heal", "linear", "--quantize", "int8"),
+        {
+            "out/res/report.json": ("report", "out/res/report.json", *_PAGE),
+            "out/res/candidate-quantized/model.onnx": (
+                *("inspect", "out/res/candidate-quantized/model.onnx"),
+            ),
+            "out/res/candidate/hf": _loads("out/res/candidate/hf"),
+        },
+        inside=INSIDE,
+    ),
+    "heal": Scenario(
+        (_heal("--kind", "bias"),),
+        _heal("--save-checkpoint", "out/res"),
+        {"out/healed.json": _plan_is_whole("out/healed.json"), "out/res": _loads("out/res")},
+        apart=("out/res/",),
+    ),
+    "checkpoint": Scenario(
+        (_checkpoint("blocks"), _checkpoint("plan")),
+        _checkpoint("wide"),
+        {"out/res": _loads("out/res")},
+    ),
+    "package": Scenario(
+        (_triton("in/cut"),),
+        _triton("in/whole"),
+        {"out/res": ("inspect", "out/res/1/model.onnx/model.onnx")},
+        needs=("onnxruntime",),
+    ),
+    "tarball": Scenario(
+        (_tarball("in/cut"),),
+        _tarball("in/whole"),
+        {"out/res.tar.gz": _finish("out/res.tar.gz")},
+        needs=(),
+    ),
+    "compare": Scenario(
+        (_compare("--batch", "2"),),
+        _compare(),
+        {"out/res/report.json": ("report", "out/res/report.json", *_PAGE)},
+        inside={name: text for name, text in INSIDE.items() if "/" not in name},
+        needs=("onnxruntime",),
+    ),
+    "sweep": Scenario(
+        (_sweep("one"),),
+        _sweep("two"),
+        {
+            "out/res/sweep.json": _artifact("SweepReport", "out/res/sweep.json"),
+            f"{_CELLS}/attention-1/{_CUT}": ("inspect", f"{_CELLS}/attention-1/{_CUT}"),
+            f"{_CELLS}/mlp-1/{_CUT}": ("inspect", f"{_CELLS}/mlp-1/{_CUT}"),
+        },
+        apart=(
+            *(rf"{_CELLS}/{plan}-1/fp32/(?!cell)" for plan in ("attention", "mlp")),
+            *(rf"{_CELLS}/{plan}-1/fp32/cell" for plan in ("attention", "mlp")),
+            *(rf"out/res/plans/{plan}" for plan in ("attention", "mlp")),
+        ),
+        growing=(r"out/res/sweep\.",),
+        tells_in_a_table=True,
+        inside={"notes.txt": "mine", ".env.prod.old": "TOKEN=secret"},
+    ),
+    "plan": Scenario(
+        (_plan("--drop-attn", "1"),),
+        _plan("--drop", "2"),
+        {"out/plan.json": _plan_is_whole("out/plan.json")},
+    ),
+    "plan-for-a-budget": Scenario(
+        (_plan("--drop-attn", "1"), _budget("20%")),
+        _budget("10%"),
+        {"out/plan.json": _plan_is_whole("out/plan.json")},
+    ),
+    "score": Scenario(
+        (_score("--metric", "angular"),),
+        _score("--metric", "cosine", "--metric", "kl"),
+        {"out/importance.json": _artifact("ImportanceReport", "out/importance.json")},
+    ),
+    "score-series": Scenario(
+        (_series("angular"),),
+        _series("cosine"),
+        {"out/res/stability.json": _artifact("StabilityReport", "out/res/stability.json")},
+        apart=(r"out/res/text.txt-2/", r"out/res/text.txt-3/"),
+        growing=(r"out/res/stability\.",),
+        inside={"notes.txt": "mine"},
+    ),
+    "build": Scenario(
+        (_build("--split"),),
+        _build(),
+        {"out/res": _engines("out/res")},
+        may_vary="out/res/tiny-fp32-sm89",
+        inside={"notes.txt": "mine"},
+        needs=("tensorrt_rtx",),
+    ),
+}
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """The commands that can run here."""
+    return tuple(name for name, scenario in SCENARIOS.items() if scenario.can_run)
