@@ -84,8 +84,9 @@ def read_record(home: Path) -> ChangeRecord:
         home: The folder of ours that holds it.
 
     Raises:
-        InterruptedResultError: It is no record that was written here.
+        InterruptedResultError: It is no record that was written here, or another user's.
     """
+    _refuse_others(home)
     try:
         told = read_json(home / RECORD)
         changes = [
@@ -106,6 +107,19 @@ def read_record(home: Path) -> ChangeRecord:
             "Run the command that wrote the result again.",
         ) from error
     return ChangeRecord(changes, removals)
+
+
+def _refuse_others(home: Path) -> None:
+    """Refuses what another user may have put there: he can know what tells our files apart."""
+    base = base_of(home)
+    ours = [path for path in (home, *home.parents) if path.is_relative_to(base) and path != base]
+    for path in (home / RECORD, *ours):
+        if path.lstat().st_uid != os.geteuid():
+            raise InterruptedResultError(
+                f"{path} belongs to another user, whose record of a result that was cut off is not "
+                "followed.",
+                "Have him run the command that wrote it again, or remove it.",
+            )
 
 
 def base_of(home: Path) -> Path:
@@ -130,7 +144,7 @@ def _changed_path(home: Path, entry: dict[str, Any]) -> tuple[Path, Path]:
     A report may stand in another folder than its model. Its record names both by absolute paths,
     and the staged file must be in the folder of ours beside its place.
     """
-    if FOLDER not in Path(entry["staged"]).parts:
+    if FOLDER not in Path(entry["staged"]).parts or "\0" in entry["final"]:
         raise ValueError(entry["staged"])
     if not Path(entry["final"]).is_absolute():
         return _path(home, entry["staged"]), _path(home, entry["final"])

@@ -74,12 +74,28 @@ def test_a_true_record_is_carried_out(home: Path) -> None:
     assert not home.exists()
 
 
+def test_a_record_of_another_users_is_not_followed(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that all may write to, such as /tmp, he can know the numbers of our files."""
+    before = contents(tmp_path)
+    write(home, {"changes": [change(home)], "removals": []})
+    user = os.geteuid()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(os, "geteuid", lambda: user + 1)
+        with pytest.raises(InterruptedResultError):
+            finish_interrupted(tmp_path / "out" / "m")
+    assert contents(tmp_path) == before
+    finish_interrupted(tmp_path / "out" / "m")
+    assert (tmp_path / "out" / "m").read_text() == "new"
+
+
 FORGED = [
     "above", "absolute", "through a link", "dots within", "nothing", "itself", "a zero",
     "half a letter", "staged above", "staged absolute", "staged is the user's",
     "staged through a link", "wrong new", "wrong old", "none is there", "text", "a list",
     "numbers in words", "two numbers", "truths", "no numbers", "fractions", "a folder in the way",
-    "far too long",
+    "far too long", "a zero in a folder",
 ]  # fmt: skip
 
 
@@ -113,6 +129,7 @@ def forged(home: Path) -> dict[str, dict[str, Any]]:
         "fractions": {"new": [1.5, 2, 3]},
         "a folder in the way": {"final": "elsewhere", "old": None},
         "far too long": {"final": "x" * 5000, "old": None},
+        "a zero in a folder": {"staged": "/a\0b/.depthcut/m", "final": "/a\0b/m"},
     }
 
 
