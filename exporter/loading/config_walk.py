@@ -39,7 +39,7 @@ _HANDED_ON = {
 _PLAIN_NAME = re.compile(r"[\w|-]*")
 # A module of the folder and a class; another repository's begins with its name and "--".
 _OWN_CODE = re.compile(r"\w+(-\w+)*\.\w+")
-_IMPLEMENTATION = "implementation"
+_IMPLEMENTATION = "implementation"  # 4.57 keeps it in _attn_implementation_internal
 # What a tokenizer opens; a bare name it looks for in the working directory, not in the folder.
 _FILES = {"vocab", "merges", "source_spm", "target_spm"}
 _FILE_ENDING = "_file"
@@ -67,7 +67,7 @@ def refuse_dangerous_entries(content: Any, path: Path) -> None:
             raise _refused(path, where, _HANDED_ON[key])
         if key == "backbone" and isinstance(value, str):
             raise _refused(path, where, "loads another model by its name")
-        if key.endswith(_IMPLEMENTATION) and not all(map(_PLAIN_NAME.fullmatch, _texts(value))):
+        if _IMPLEMENTATION in key and not all(map(_PLAIN_NAME.fullmatch, _texts(value))):
             raise _refused(path, where, "names code that would be fetched and run")
 
 

@@ -29,6 +29,7 @@ PATH = Path("config.json")
         {"attn_implementation": "a/b"},
         {"_attn_implementation": {"text": "a/b@v1:f"}},
         {"experts_implementation": "a/b"},
+        {"_attn_implementation_internal": "a/b"},
         {"configuration_files": ["config.4.0.0.json"]},
     ],
     ids=lambda content: next(iter(content)),
@@ -46,6 +47,7 @@ def test_dangerous_entries_are_found_at_any_depth(content: dict[str, Any]) -> No
         {"backbone": None},
         {"backbone_config": {"model_type": "resnet"}},
         {"attn_implementation": "sdpa", "_attn_implementation": None, "cache_implementation": "x"},
+        {"_attn_implementation_internal": "flash_attention_2"},
         {"_name_or_path": "owner/name", "transformers_version": "5.0.0"},
     ],
 )
