@@ -16,6 +16,7 @@ from exporter.loading.checked_folder import CONFIG, Leave, checked_config
 from exporter.loading.checkpoint_shards import read_header, read_index
 from exporter.loading.config_walk import quantization_in
 from exporter.optional import require
+from graph_passes.files.placing import finish_interrupted
 from graph_passes.files.reading import opened
 
 __all__ = [
@@ -52,9 +53,13 @@ def resolve_source(source: str, *, revision: str | None = None, **leaves: bool) 
     Raises:
         UnsafeInputError: A folder holds or says what a model may not; see
             :func:`~exporter.loading.checked_folder.checked_config`.
+        InterruptedResultError: A killed command left it half in its place, and it can't be
+            completed here.
         ModelSourceError: When there is nothing there that could be loaded.
     """
     path, leave = Path(source).expanduser(), Leave(**leaves)
+    if path.parent.is_dir():
+        finish_interrupted(path)
     if path.is_dir():
         _check_folder(path, leave)
         return path

@@ -21,6 +21,9 @@ from exporter.loading.model_files import (
     with_both_rope_dialects,
 )
 from exporter.loading.model_source import load_model, resolve_source, source_sha256
+from graph_passes.files.exchange import identity
+from graph_passes.files.placing import home_of
+from graph_passes.files.record import Change, ChangeRecord
 
 
 def _folder(path: Path, config: dict[str, Any] | None = None) -> Path:
@@ -40,6 +43,16 @@ def test_a_missing_path(tmp_path: Path) -> None:
         resolve_source(str(tmp_path / "none"))
     with pytest.raises(ModelSourceError, match=r"models/none\.gguf does not exist"):
         resolve_source("models/none.gguf")
+
+
+def test_a_folder_that_a_killed_command_was_about_to_put_there(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    home = home_of(model)
+    (home / "new").mkdir(parents=True)
+    (_folder(home / "new") / "model.safetensors").write_bytes(_weights("one"))
+    ChangeRecord([Change(home / "new", model, identity(home / "new"), None)], []).write(home)
+    assert resolve_source(str(model)) == model
+    assert not (tmp_path / ".depthcut").exists()
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
