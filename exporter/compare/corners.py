@@ -6,12 +6,12 @@ and read the same text. All four are held against the whole model in float.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from exporter.artifacts import Corner, Interval, LatencyRow
 from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm, Pair
+from exporter.compare.dropped import recorded_plan
 from exporter.errors import ComparisonError
 
 _PRUNED = ("candidate", FLOAT_CANDIDATE)
@@ -106,11 +106,7 @@ def _refuse_same_file(name: str, quantized: ComparedArm, original: ComparedArm) 
 
 
 def _refuse_other_plan(name: str, quantized: ComparedArm, original: ComparedArm) -> None:
-    from graph_passes.plan_record import PLAN_KEY
-
-    plans = [arm.facts.metadata.get(PLAN_KEY) for arm in (quantized, original)]
-    told = [None if plan is None else json.loads(plan) for plan in plans]
-    if told[0] != told[1]:
+    if recorded_plan(quantized) != recorded_plan(original):
         raise ComparisonError(
             f"The {name} {quantized.folder.onnx} and its float form {original.folder.onnx} lack "
             "other sublayers, as both note of themselves.",

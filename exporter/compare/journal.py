@@ -17,7 +17,7 @@ from exporter.artifacts import ThreadProbe, library_versions
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.ledger import FOLDER, key_hash
 from graph_passes.files.placing import append
-from graph_passes.files.reading import TABLE_BYTES, read_text
+from graph_passes.files.reading import TABLE_BYTES, parse_json, read_text
 
 if TYPE_CHECKING:
     from exporter.measure.timing.chunk import Chunk
@@ -95,10 +95,10 @@ class Journal:
         found: dict[str, dict[str, Any]] = {}
         try:
             head, *lines = read_text(self._path, limit=TABLE_BYTES).splitlines()
-            if json.loads(head) != self._head:
+            if parse_json(head, str(self._path)) != self._head:
                 return {}
             for line in lines:
-                entry = json.loads(line)
+                entry = parse_json(line, str(self._path))
                 if "probe" in entry:
                     self._probe = ThreadProbe.model_validate(entry["probe"])
                     continue

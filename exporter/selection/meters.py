@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from exporter.errors import UsageError
 from exporter.files import write_text
 from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import append
-from graph_passes.files.reading import TABLE_BYTES, read_text
+from graph_passes.files.reading import TABLE_BYTES, parse_json, read_text
 
 if TYPE_CHECKING:
     from exporter.importance import CalibrationText
@@ -59,6 +60,7 @@ class RememberingMeter:
 
     Raises:
         UsageError: The journal's file is something else.
+        UnsafeInputError: A line of it is nested deeper than any that is written here.
     """
 
     def __init__(
@@ -112,14 +114,14 @@ class RememberingMeter:
             write_text(journal, first + "\n")
             return
         for line in lines[1:-1]:
-            try:
-                told = json.loads(line)
-            except ValueError:
-                continue
-            damage = Damage(**{k: np.asarray(v, np.float64) for k, v in told["damage"].items()})
-            self._known[_key(dict.fromkeys(map(tuple, told["cut"]), NOTHING))] = damage
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                self._learn(parse_json(line, str(journal)))
         if lines[-1]:  # The line that a crash cut short must not run into the next.
             append(journal, "\n")
+
+    def _learn(self, told: Any) -> None:
+        damage = Damage(**{k: np.asarray(v, np.float64) for k, v in told["damage"].items()})
+        self._known[_key(dict.fromkeys(map(tuple, told["cut"]), NOTHING))] = damage
 
 
 def _key(cut: Cut) -> Key:

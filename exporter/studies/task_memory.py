@@ -12,7 +12,7 @@ from exporter.artifacts import TaskResult
 from exporter.errors import UsageError
 from exporter.files import write_text
 from graph_passes.files.placing import append
-from graph_passes.files.reading import TABLE_BYTES, read_text
+from graph_passes.files.reading import TABLE_BYTES, parse_json, read_text
 
 _FIRST = '{"tasks": '
 _RESULTS = TypeAdapter(list[TaskResult])
@@ -31,6 +31,7 @@ class TaskMemory:
 
     Raises:
         UsageError: The file is something else.
+        UnsafeInputError: A line of it is nested deeper than any that is written here.
     """
 
     def __init__(self, path: Path | None, about: Mapping[str, object]) -> None:
@@ -63,7 +64,7 @@ class TaskMemory:
 
     def _learn(self, line: str) -> bool:
         try:
-            told = json.loads(line)
+            told = parse_json(line, str(self._path))
             branches = frozenset((int(layer), str(kind)) for layer, kind in told["cut"])
             self._known[branches] = _RESULTS.validate_python(told["results"])
         except (ValueError, KeyError, TypeError, ValidationError):

@@ -22,7 +22,7 @@ from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions, compare
 from exporter.compare.journal import Journal, forget
 from exporter.compare.timing import Timed
-from exporter.errors import ComparisonError, UsageError
+from exporter.errors import ComparisonError, UnsafeInputError, UsageError
 from exporter.measure.inputs import Shape
 from exporter.measure.timing.chunk import Chunk
 
@@ -194,6 +194,14 @@ def test_a_line_that_was_cut_off_is_no_time(tmp_path: Path, broken: str) -> None
     assert again.chunks == 1
     again.keep(Shape("prefill", 1, 4, 0), 1, whole)
     assert len(lines(tmp_path)) == 3
+
+
+def test_a_bottomless_line_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path, {}).keep_answers("a", "key", 1)
+    path = tmp_path / ".depthcut" / "timing.jsonl"
+    path.write_text(path.read_text() + "[" * 200_000)
+    with pytest.raises(UnsafeInputError):
+        Journal(tmp_path, {})
 
 
 @pytest.mark.parametrize("wrong", ["nowhere", "interface"])

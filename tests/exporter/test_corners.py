@@ -16,7 +16,7 @@ from exporter.artifacts import ComparisonReport, QuantizationRecord
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.compare import CompareOptions, compare
 from exporter.compare.timing import Timed
-from exporter.errors import ComparisonError
+from exporter.errors import ComparisonError, UnsafeInputError
 from exporter.measure.timing.recorded import speedup_between
 
 OPTIONS = CompareOptions(
@@ -175,6 +175,20 @@ def test_arms_that_are_no_corners_are_refused(
 ) -> None:
     with pytest.raises(ComparisonError, match=message):
         compare(four["whole-q"], four["cut-q"], OPTIONS, floats=tuple(four[f] for f in floats))
+
+
+@pytest.mark.parametrize(
+    ("plan", "error"), [("{", ComparisonError), ("[" * 9999, UnsafeInputError)]
+)
+def test_a_record_of_a_cut_that_cannot_be_read_is_refused(
+    four: dict[str, Path], tmp_path: Path, plan: str, error: type[Exception]
+) -> None:
+    cut = Path(shutil.copytree(four["cut"], tmp_path / "cut"))
+    model = ir.load(cut / "model.onnx")
+    model.metadata_props["depthcut.plan"] = plan
+    ir.save(model, cut / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
+    with pytest.raises(error):
+        compare(four["whole-q"], four["cut-q"], OPTIONS, floats=(four["whole"], cut))
 
 
 def test_a_float_model_is_not_its_own_quantised_form(four: dict[str, Path]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.ablation import NOTHING, Cut, Damage, Substitute
-from exporter.errors import PlanError, UsageError
+from exporter.errors import PlanError, UnsafeInputError, UsageError
 from exporter.progress import Quiet
 from exporter.selection import (
     Option,
@@ -317,6 +317,27 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no journal of a search"):
         RememberingMeter(FakeMeter(4), mine, {})
     assert mine.read_text() == "Dear diary\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["5", "[]", "{}", '{"cut": [[0, "mlp"]], "damage": 5}', '{"cut": [], "damage": {"x": [1]}}'],
+)
+def test_a_line_that_is_no_measurement_is_left_out(tmp_path: Path, line: str) -> None:
+    journal = tmp_path / "journal"
+    RememberingMeter(FakeMeter(4), journal, {}).measure_many({}, [])
+    journal.write_text(f"{journal.read_text()}{line}\n")
+    meter = FakeMeter(4)
+    RememberingMeter(meter, journal, {}).measure_many({}, [])
+    assert meter.measured == []
+
+
+def test_a_bottomless_journal_is_refused(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    RememberingMeter(FakeMeter(4), journal, {}).measure_many({}, [])
+    journal.write_text(journal.read_text() + "[" * 200_000 + "\n")
+    with pytest.raises(UnsafeInputError):
+        RememberingMeter(FakeMeter(4), journal, {})
 
 
 def test_iterative_scores_again() -> None:
