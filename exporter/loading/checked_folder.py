@@ -84,6 +84,7 @@ def checked_config(folder: Path, leave: Leave) -> dict[str, Any]:
     if not (leave.allow_any_model_type or brings_its_own):
         config_walk.refuse_types(config, folder / CONFIG, REVIEWED)
     config_walk.refuse_endless(config, folder / CONFIG)
+    config_walk.refuse_words_for_numbers(config, folder / CONFIG)
     _check_weights_name(config, folder / CONFIG)
     return config
 

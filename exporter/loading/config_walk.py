@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import UnsafeModelError
+from exporter.errors import ModelSourceError, UnsafeModelError
 
 __all__ = [
     "quantization_in",
@@ -21,6 +21,7 @@ __all__ = [
     "refuse_files_elsewhere",
     "refuse_foreign_code",
     "refuse_types",
+    "refuse_words_for_numbers",
 ]
 
 _COPY = "If you trust the model, take that entry out of a copy of it."
@@ -46,6 +47,7 @@ _FILE_ENDING = "_file"
 _NEVER_OPENED = {"special_tokens_map_file", "added_tokens_file"}  # old versions noted their cache
 _PROGRAMS = {"mecab_kwargs", "sudachi_kwargs", "jumanpp_kwargs"}
 
+_NUMBER = re.compile(r"^(num|n)_|_(eps|epsilon|size|dim|dropout|theta|range)$")
 _COUNTED = re.compile("(layer|block|expert|depth|stage)(?!.*_size)")
 _MOST = 10_000
 
@@ -133,6 +135,20 @@ def refuse_endless(content: Any, path: Path) -> None:
         if isinstance(value, int) and value > _MOST and _COUNTED.search(key):
             raise UnsafeModelError(
                 f"{path}: $.{where} is larger than {_MOST}, which no model has.",
+                "Fetch the model again, or correct its config.",
+            )
+
+
+def refuse_words_for_numbers(content: Any, path: Path) -> None:
+    """Refuses a text where a number belongs: transformers 4.57 takes it, and fails when it runs.
+
+    Raises:
+        ModelSourceError: With the entry.
+    """
+    for where, key, value in _entries(content):
+        if isinstance(value, str) and _NUMBER.search(key):
+            raise ModelSourceError(
+                f"{path}: $.{where} is {value[:60]!r}, and no number.",
                 "Fetch the model again, or correct its config.",
             )
 

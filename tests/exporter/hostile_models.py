@@ -232,6 +232,8 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...]]] = {
 """Each must end with exit code 2 and one line; with the options that it is given."""
 
 BROKEN: dict[str, Change] = {
+    "a size in words": config(vocab_size="many"),
+    "an epsilon in words": config(rms_norm_eps="\x1b[2J"),
     "a model without layers": config(num_hidden_layers=0),
     "weights of a terabyte of nothing": grown("model.safetensors", 1 << 40),
     "a terabyte of nothing beside the weights": sparse("extra.safetensors", 1 << 40),
