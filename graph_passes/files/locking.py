@@ -113,14 +113,14 @@ def refuse_links(home: Path, *, within: bool = True) -> None:
         if not within:
             break
     if links:
-        raise _prepared(links[0], home)
+        raise prepared(links[0], home)
 
 
 def _refuse_others_above(home: Path) -> None:
     """Refuses what is no folder where one of ours leads through it."""
     for path in (home, *home.parents):
         if FOLDER in path.parts and _kind(path) not in (None, stat.S_IFDIR):
-            raise _prepared(path, home)
+            raise prepared(path, home)
 
 
 def _kind(path: Path) -> int | None:
@@ -131,7 +131,8 @@ def _kind(path: Path) -> int | None:
         return None
 
 
-def _prepared(path: Path, home: Path) -> PreparedFolderError:
+def prepared(path: Path, home: Path) -> PreparedFolderError:
+    """The error for what stands in a folder of ours where depthcut puts no such thing."""
     return PreparedFolderError(
         f"{path} is nothing that depthcut makes: a link, or no plain file or folder where one "
         "belongs. Somebody else has prepared it.",
@@ -190,7 +191,7 @@ def _opened(home: Path) -> int:
         _refuse_others_above(home)
         lock = home / _LOCK
         if _kind(lock) not in (None, stat.S_IFREG):
-            raise _prepared(lock, home)
+            raise prepared(lock, home)
         try:
             home.mkdir(parents=True, exist_ok=True)
             return os.open(lock, flags, 0o666)

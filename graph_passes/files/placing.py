@@ -30,7 +30,7 @@ from graph_passes.errors import (
     TargetInUseError,
 )
 from graph_passes.files.exchange import absolute, identity, sync
-from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, refuse_links
+from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, prepared, refuse_links
 from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
 from graph_passes.files.steps import GONE, carry_on, carry_out, close, is_one_step, is_undone
 
@@ -235,9 +235,12 @@ def complete(home: Path, *, overwriting: bool = False) -> None:
 
     Raises:
         InterruptedResultError: Files are not as the record says.
+        PreparedFolderError: A folder stands where the record belongs, so none could be written.
     """
     if not is_pending(home):
         return
+    if (home / RECORD).is_dir():
+        raise prepared(home / RECORD, home)
     try:
         carry_on(home, read_record(home))
     except (InterruptedResultError, OSError):

@@ -175,6 +175,18 @@ def test_a_block_that_fails_changes_nothing(
         raise RuntimeError
 
 
+def test_a_folder_where_the_record_belongs_is_refused_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    (home_of(tmp_path / "m") / "changing.json").mkdir(parents=True)
+    with pytest.raises(PreparedFolderError):
+        write_folder(tmp_path, "new")
+    assert not (tmp_path / "m").exists()
+    (home_of(tmp_path / "m") / "changing.json").rmdir()
+    write_folder(tmp_path, "new")
+    assert (tmp_path / "m" / "new").exists()
+
+
 def test_a_block_that_fails_leaves_nothing_beside_a_record_that_nobody_can_finish(
     tmp_path: Path,
 ) -> None:
