@@ -146,7 +146,7 @@ WRONG: dict[str, tuple[str, Callable[[], int]]] = {
     "prints a command": ("printed", _print("::error::x")),
     "prints a traceback": ("traceback", lambda: 1 // 0),
     "did not expect it": ("unexpected", _print("depthcut: Unexpected KeyError: 1", 1)),
-    "dies": ("end", lambda: os.kill(os.getpid(), 6) or 0),
+    "dies": ("end", lambda: os.kill(os.getpid(), 9) or 0),
 }
 
 
