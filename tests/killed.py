@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -67,6 +68,20 @@ def every_kill(prepare: Callable[[int], T], work: Callable[[T], Any]) -> Iterato
 def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system, or a C library, that can't exchange two names."""
     monkeypatch.setattr(exchange, "_renameat2", lambda: None)
+
+
+def owned_by_another(monkeypatch: pytest.MonkeyPatch, *theirs: Path) -> None:
+    """Has some files and folders belong to another user than all others."""
+    whole = Path.stat
+
+    def stat(path: Path, *, follow_symlinks: bool = True) -> Any:
+        found = whole(path, follow_symlinks=follow_symlinks)
+        if path not in theirs:
+            return found
+        told = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return SimpleNamespace(**{**told, "st_uid": found.st_uid + 1})
+
+    monkeypatch.setattr(Path, "stat", stat)
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:

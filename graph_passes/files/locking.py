@@ -117,10 +117,37 @@ def refuse_links(home: Path, *, within: bool = True) -> None:
 
 
 def _refuse_others_above(home: Path) -> None:
-    """Refuses what is no folder where one of ours leads through it."""
+    """Refuses what is no folder, or another user's, where one of ours leads through it."""
     for path in (home, *home.parents):
-        if FOLDER in path.parts and _kind(path) not in (None, stat.S_IFDIR):
-            raise prepared(path, home)
+        if FOLDER in path.parts:
+            if _kind(path) not in (None, stat.S_IFDIR):
+                raise prepared(path, home)
+            refuse_other_users(path, home)
+
+
+def refuse_other_users(path: Path, home: Path) -> None:
+    """Refuses what another user has put where many may write, such as in ``/tmp``.
+
+    He could exchange what is made there, and knows what tells this user's files apart. Who owns the
+    folder that the results stand in is trusted there.
+
+    Args:
+        path: A folder of ours or a file in it; one that is not there passes.
+        home: The folder of ours.
+
+    Raises:
+        PreparedFolderError: With the path.
+    """
+    holder = _ours(home).parent
+    try:
+        trusted = path.lstat().st_uid in (os.geteuid(), holder.stat().st_uid)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not trusted:
+        raise PreparedFolderError(
+            f"{path} belongs to another user than you and than the owner of {holder}.",
+            "Use a folder of your own.",
+        )
 
 
 def _kind(path: Path) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from graph_passes.errors import InterruptedResultError, UnsafeInputError
 from graph_passes.files.exchange import Identity, absolute, sync, sync_names
-from graph_passes.files.locking import FOLDER
+from graph_passes.files.locking import FOLDER, refuse_other_users
 from graph_passes.files.reading import read_json
 
 RECORD = "changing.json"
@@ -84,9 +84,10 @@ def read_record(home: Path) -> ChangeRecord:
         home: The folder of ours that holds it.
 
     Raises:
-        InterruptedResultError: It is no record that was written here, or another user's.
+        InterruptedResultError: It is no record that was written here.
+        PreparedFolderError: It is another user's.
     """
-    _refuse_others(home)
+    refuse_other_users(home / RECORD, home)
     try:
         told = read_json(home / RECORD)
         changes = [
@@ -107,19 +108,6 @@ def read_record(home: Path) -> ChangeRecord:
             "Run the command that wrote the result again.",
         ) from error
     return ChangeRecord(changes, removals)
-
-
-def _refuse_others(home: Path) -> None:
-    """Refuses what another user may have put there: he can know what tells our files apart."""
-    base = base_of(home)
-    ours = [path for path in (home, *home.parents) if path.is_relative_to(base) and path != base]
-    for path in (home / RECORD, *ours):
-        if path.lstat().st_uid != os.geteuid():
-            raise InterruptedResultError(
-                f"{path} belongs to another user, whose record of a result that was cut off is not "
-                "followed.",
-                "Have him run the command that wrote it again, or remove it.",
-            )
 
 
 def base_of(home: Path) -> Path:

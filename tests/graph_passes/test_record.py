@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killed import contents, pending
+from killed import contents, owned_by_another, pending
 
-from graph_passes.errors import InterruptedResultError
+from graph_passes.errors import InterruptedResultError, PreparedFolderError
 from graph_passes.files.exchange import identity
 from graph_passes.files.placing import finish_interrupted, home_of, staging
-from graph_passes.files.record import Change, ChangeRecord, Removal, read_record
+from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
 
 NUMBERS = [1, 2, 3]
 
@@ -74,20 +74,35 @@ def test_a_true_record_is_carried_out(home: Path) -> None:
     assert not home.exists()
 
 
+@pytest.mark.parametrize("whose", ["changing.json", "m", "results", ".depthcut"])
 def test_a_record_of_another_users_is_not_followed(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:
     """In a folder that all may write to, such as /tmp, he can know the numbers of our files."""
     before = contents(tmp_path)
     write(home, {"changes": [change(home)], "removals": []})
-    user = os.geteuid()
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(os, "geteuid", lambda: user + 1)
-        with pytest.raises(InterruptedResultError):
+    (theirs,) = (path for path in (home / RECORD, home, *home.parents[:2]) if path.name == whose)
+    with monkeypatch.context() as patch:
+        owned_by_another(patch, theirs)
+        with pytest.raises(PreparedFolderError):
             finish_interrupted(tmp_path / "out" / "m")
     assert contents(tmp_path) == before
-    finish_interrupted(tmp_path / "out" / "m")
+    with monkeypatch.context() as patch:
+        owned_by_another(patch, theirs, tmp_path / "out")  # he can do there what he likes
+        finish_interrupted(tmp_path / "out" / "m")
     assert (tmp_path / "out" / "m").read_text() == "new"
+
+
+def test_nothing_is_made_in_another_users_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(tmp_path)
+    owned_by_another(monkeypatch, home.parent)
+    with pytest.raises(PreparedFolderError), staging(tmp_path / "out" / "m"):
+        pass
+    with staging(tmp_path / "elsewhere" / "m"):
+        pass
+    assert contents(tmp_path) == before
 
 
 FORGED = [
