@@ -68,7 +68,7 @@ def write_texts(texts: Mapping[Path, str]) -> None:
         OSError: When one can't be written; the older files are then as they were.
     """
     first = absolute(next(iter(texts)))
-    if FOLDER in first.parts:
+    if FOLDER in first.parent.parts:
         for path, text in texts.items():
             write_private(path, text)
         return

@@ -123,7 +123,12 @@ def can_exchange(folder: Path) -> bool:
 
 
 def _refuse_other_kind(staged: Path, final: Path) -> None:
-    """A folder that somebody filled is not replaced by a file, nor a file by a folder."""
+    """A folder that somebody filled is not replaced by a file, nor a file by a folder.
+
+    A device or a pipe is replaced by neither, nor a link to one such as ``/dev/stdout``.
+    """
+    if final.exists() and not (final.is_file() or final.is_dir()):
+        raise FileExistsError(errno.EEXIST, "No regular file or folder", str(final))
     if final.is_symlink():
         return
     if final.is_dir() and not staged.is_dir():

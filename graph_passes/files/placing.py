@@ -28,6 +28,7 @@ from graph_passes.errors import (
     InterruptedResultError,
     PreparedFolderError,
     TargetInUseError,
+    UsageError,
 )
 from graph_passes.files.exchange import absolute, identity, sync
 from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, prepared, refuse_links
@@ -147,8 +148,16 @@ def _prepare(home: Path) -> None:
 
 
 def home_of(target: Path) -> Path:
-    """The folder of ours for a target that is replaced as a whole."""
+    """The folder of ours for a target that is replaced as a whole.
+
+    Raises:
+        UsageError: The target has the name that such folders have.
+    """
     at = absolute(target)
+    if at.name == FOLDER:
+        raise UsageError(
+            f"{target} is the name of the folder that depthcut works in.", "Use another name."
+        )
     return at.parent / FOLDER / RESULTS / at.name
 
 

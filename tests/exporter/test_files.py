@@ -175,6 +175,16 @@ def test_a_folder_that_is_named_by_a_link_is_replaced_where_it_is(tmp_path: Path
     assert _names(tmp_path) == ["disk", "link"]
 
 
+def test_no_result_has_the_name_of_our_own_folders(tmp_path: Path) -> None:
+    """A file of that name would keep every later command from the folder."""
+    with pytest.raises(UsageError):
+        write_text(tmp_path / ".depthcut", "text")
+    with pytest.raises(UsageError), staged_directory(tmp_path / ".depthcut"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    write_text(tmp_path / "depthcut", "text")
+
+
 def test_no_result_takes_the_place_of_an_input(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -99,6 +99,18 @@ def test_a_file_and_a_folder_never_replace_each_other(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("by_link", [True, False])
+def test_no_pipe_or_device_is_replaced(tmp_path: Path, by_link: bool) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    a_file(tmp_path / "staged", "new")
+    with pytest.raises(FileExistsError):
+        put(tmp_path / "staged", tmp_path / ("link" if by_link else "pipe"))
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path)["staged"] == b"new"
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EACCES, errno.EXDEV])
 def test_other_errors_are_told_and_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
