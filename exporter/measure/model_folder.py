@@ -8,7 +8,7 @@ from typing import Any
 
 from exporter.errors import ComparisonError, OnnxFileError
 from exporter.genai_config import CONFIG_FILE
-from graph_passes.files.reading import check_file, read_json
+from graph_passes.files.reading import TABLE_BYTES, check_file, read_json
 
 _GENAI_WORDS = {
     "eos_token_id": "eos_token_id",
@@ -39,9 +39,11 @@ class ModelFolder:
         """A model whose tokenizer lies in ``home``, and so does its config unless it is given.
 
         Raises:
+            UnsafeInputError: The tokenizer may not be read from where it is.
             ComparisonError: When ``config.json`` is no JSON object.
         """
         tokenizer = home / "tokenizer.json"
+        check_file(tokenizer, limit=TABLE_BYTES)
         told = read_config(home) if config is None else config
         return cls(model, tokenizer if tokenizer.is_file() else None, told)
 

@@ -21,9 +21,11 @@ from exporter.errors import (
     ComparisonError,
     OnnxFileError,
     TextSourceError,
+    UnsafeInputError,
     UsageError,
 )
 from exporter.measure.evaluation import RANDOM_TOKENS
+from exporter.measure.model_folder import ModelFolder
 from exporter.texts import read_texts
 
 OPTIONS = CompareOptions(
@@ -118,6 +120,18 @@ def test_without_a_tokenizer_there_is_no_perplexity_and_the_report_says_so(
     assert accuracy.perplexity is None
     assert accuracy.kl_divergence is not None
     assert accuracy.kl_divergence > 0
+
+
+def test_a_tokenizer_that_leads_elsewhere_is_refused_unread(arms: tuple[Path, Path]) -> None:
+    tokenizer = arms[0] / "tokenizer.json"
+    tokenizer.rename(arms[0].parent / "elsewhere.json")
+    tokenizer.symlink_to("../elsewhere.json")
+    with pytest.raises(UnsafeInputError):
+        ModelFolder.beside(arms[0] / "model.onnx", arms[0])
+    tokenizer.unlink()
+    assert ModelFolder.beside(arms[0] / "model.onnx", arms[0]).tokenizer is None
+    (arms[0].parent / "elsewhere.json").rename(tokenizer)
+    assert ModelFolder.beside(arms[0] / "model.onnx", arms[0]).tokenizer == tokenizer
 
 
 def test_a_begin_token_opens_each_sample(arms: tuple[Path, Path]) -> None:
