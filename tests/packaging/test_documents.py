@@ -21,8 +21,11 @@ DOCUMENTS = [
 ]
 GENERATED = {"attention.md", "architectures.md", "dialects.md", "builds.md"}
 WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
-FOREIGN = {"--build-arg", "--exportTimes", "--save-results", "--table", "--text", "--trials"}
-"""Options of docker, trtexec, polygraphy and the benchmarks."""
+FOREIGN = {
+    "--build-arg", "--exportTimes", "--kills", "--save-results", "--strace", "--table", "--text",
+    "--trials",
+}  # fmt: skip
+"""Options of docker, trtexec, polygraphy, the benchmarks and the trials of tests/README.md."""
 
 
 def shell_lines(text: str) -> list[str]:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_sample_names_its_cells(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         ["sh", ROOT / "samples" / "08_sweep" / "run.sh", tmp_path / "out", "--dry-run"],
