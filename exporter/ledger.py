@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.files import sha256_bytes, sha256_file, write_private
-from graph_passes.errors import UnsafeInputError
+from graph_passes.errors import UnsafeInputError, UsageError
 from graph_passes.files import placing
 from graph_passes.files.locking import FOLDER, held, refuse_links
 from graph_passes.files.reading import TABLE_BYTES, copy_file, read_json
@@ -164,6 +164,9 @@ class StageLedger:
 
         What earlier runs published and no stage has any more goes. All of it happens, or none. The
         user's own files stay, in folders that are replaced too.
+
+        Raises:
+            UsageError: One of them stands where there is a new result.
         """
         for stage in self._forgotten:
             del self._stages[stage]
@@ -205,21 +208,32 @@ class StageLedger:
         return inside and plain and sha256_file(path) == self._published.get(name)
 
     def _foreign(self, name: str) -> Iterator[tuple[Path, Path]]:
-        """What isn't ours in a folder that is replaced: where it is after that, and where now."""
+        """What isn't ours in a folder that is replaced: where it is after that, and where now.
+
+        Raises:
+            UsageError: It stands where there is a new result.
+        """
         old, new = self._root / name, self.work / name
         if old.is_symlink() or not (old.is_dir() and new.is_dir()):
             return
-        ours = {*self._published, *_files(self._stages.values())}
         for folder, folders, files in os.walk(old):
             links = [each for each in folders if Path(folder, each).is_symlink()]
             folders[:] = [each for each in folders if each != FOLDER]
             for path in (Path(folder, each) for each in (*files, *links)):
-                place = new / path.relative_to(old)
-                if path.relative_to(self._root).as_posix() in ours or os.path.lexists(place):
-                    continue
-                with contextlib.suppress(FileExistsError, NotADirectoryError):
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    yield place, path
+                if path.relative_to(self._root).as_posix() not in self._published:
+                    yield _with_room(new / path.relative_to(old), path), path
+
+
+def _with_room(place: Path, path: Path) -> Path:
+    """The place that a user's file has in a new folder, if nothing is there."""
+    with contextlib.suppress(FileExistsError, NotADirectoryError):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(place):
+            return place
+    raise UsageError(
+        f"{path} is nothing that depthcut wrote, and stands where a new result belongs.",
+        "Move it away and run the command again: it goes on from here.",
+    )
 
 
 def key_hash(key: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import pytest
 from killed import contents, every_kill, pending, rests, without_exchange
 
 from exporter.cli import run
-from exporter.errors import InterruptedResultError, PreparedFolderError
+from exporter.errors import InterruptedResultError, PreparedFolderError, UsageError
 from exporter.ledger import StageLedger, locked
 from graph_passes.files.placing import finish_interrupted
 
@@ -85,6 +85,21 @@ def test_a_users_files_stay_in_a_folder_that_is_replaced(tmp_path: Path) -> None
     assert os.listdir(tmp_path / ".depthcut") == ["stages.json"]  # noqa: PTH208
     walk(tmp_path, "new")
     assert contents(tmp_path) == found
+
+
+@pytest.mark.parametrize("name", ["candidate/one", "candidate/below", "candidate/below/two/mine"])
+def test_a_users_file_where_a_new_result_belongs_stops_it(tmp_path: Path, name: str) -> None:
+    walk(tmp_path, "old", names=("other",))
+    write_all(tmp_path, {name: "mine"})
+    before = contents(tmp_path)
+    with pytest.raises(UsageError):
+        walk(tmp_path, "new")
+    assert contents(tmp_path) == before
+    (tmp_path / name).rename(tmp_path / "moved")
+    walk(tmp_path, "new")
+    found = contents(tmp_path)
+    assert found["candidate/one"] == found["candidate/below/two"] == b"new"
+    assert found["moved"] == b"mine"
 
 
 def test_what_no_run_makes_any_more_goes_unless_it_was_changed(tmp_path: Path) -> None:
