@@ -129,9 +129,10 @@ def plan(
     def load() -> Any:
         from exporter.loading.model_source import load_model
 
-        source = options["model"] or report.model.source
-        with progress.task(f"load {source}"):
-            return load_model(source, **vars(source_options(options)))
+        if options["model"] is None:
+            return _scored_model(importance, report.model.source, options, progress)
+        with progress.task(f"load {options['model']}"):
+            return load_model(options["model"], **vars(source_options(options)))
 
     if budget_plan.wants_planner(options):
         refuse_with_budget(options)
@@ -143,6 +144,27 @@ def plan(
         print_artifact(result, output, as_json, "Drop " + result.describe())
         if options["require_speedup"]:
             end_by_speedup(result)
+
+
+def _scored_model(
+    importance: Path, source: str, options: Mapping[str, Any], progress: ConsoleProgress
+) -> Any:
+    """Loads the model that the scores name; only the user can ask the network for one."""
+    from exporter.cli.requests import source_options
+    from exporter.errors import ModelSourceError
+    from exporter.loading.model_source import load_model
+    from exporter.loading.offline import hub_off
+
+    try:
+        with progress.task(f"load {source}"), hub_off():
+            return load_model(source, **vars(source_options(options)))
+    except ModelSourceError as error:
+        if Path(source).exists():
+            raise
+        raise ModelSourceError(
+            f"The model {source}, which {importance} names, is not on this machine.",
+            "Name it with --model if it shall be fetched.",
+        ) from error
 
 
 def _counted(

@@ -228,10 +228,31 @@ def test_the_command_searches(
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["budget"]["search"] == "greedy"
     assert plan["predicted"]["kl"] > 0
-    assert not (tmp_path / "plan.json.journal").exists()
+    assert not (tmp_path / ".depthcut").exists()
     assert cli.run([*call, "--model", "mine"]) == 0
     assert asked == ["the-model", "mine"]
     assert cli.run([*call[:-3], "--objective", "rank"]) == 2
+
+
+def test_scores_fetch_no_model_that_the_user_did_not_name(
+    tmp_path: Path, report: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may have written the scores; a hub id on the command line is asked for."""
+    asked: list[bool] = []
+
+    def fetch(*_: Any, **__: Any) -> str:
+        from huggingface_hub import constants
+
+        asked.append(not constants.HF_HUB_OFFLINE)
+        raise OSError("not here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    scores = _written(report, tmp_path, "owner/name")
+    call = ["plan", str(scores), "-o", str(tmp_path / "plan.json"), "--drop-attn", "1"]
+    call += ["--search", "greedy", "-q"]
+    assert cli.run(call) == 1
+    assert cli.run([*call, "--model", "owner/name"]) == 1
+    assert asked == [False, True]
 
 
 def test_an_interrupted_command_leaves_its_journal(
