@@ -33,7 +33,9 @@ _ADAPTER = "adapter_config.json"
 _GENERATE = "custom_generate"
 _FOLDERS = ("additional_chat_templates", _GENERATE)
 # Read as a whole, unlike weights.
-_TEXTS = {".json", ".txt", ".jinja", ".model", ".py", ".tiktoken", ".spm", ".bpe", ".vocab"}
+_TEXTS = {".json", ".jinja", ".model", ".py", ".tiktoken", ".spm", ".bpe", ".vocab"}
+_CARD = ".md"
+_LISTS = {"vocab.txt", "merges.txt", "dict.txt"}  # other texts may be a training's
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def check_files(folder: Path) -> None:
 
 
 def _is_text(path: Path) -> bool:
-    return path.suffix in _TEXTS or path.stem == "vocab"
+    return path.suffix in _TEXTS or path.stem == "vocab" or path.name in _LISTS
 
 
 def files_as_they_are(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -155,12 +157,12 @@ def refuse_changed(folder: Path, before: dict[str, tuple[int, ...]]) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """All that is no folder, at the top and in folders that libraries look into."""
+    """All files at the top and in folders that libraries look into, but for cards."""
     found = []
     for place in (folder, *(folder / name for name in _FOLDERS)):
         if place.is_dir():
             found += [path for path in place.iterdir() if not path.is_dir()]
-    return sorted(found)
+    return sorted(path for path in found if path.suffix != _CARD)
 
 
 def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, Any]:

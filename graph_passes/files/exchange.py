@@ -49,6 +49,8 @@ def put(staged: Path, final: Path) -> None:
     """
     if os.path.lexists(final):
         _refuse_other_kind(staged, final)
+        if staged.is_dir():
+            staged.chmod(stat.S_IMODE(final.stat().st_mode) & ~stat.S_IWOTH)
         _swap(staged, final)
     else:
         staged.rename(final)
@@ -130,6 +132,8 @@ def _refuse_other_kind(staged: Path, final: Path) -> None:
     if final.exists() and not (final.is_file() or final.is_dir()):
         raise FileExistsError(errno.EEXIST, "No regular file or folder", str(final))
     if final.is_symlink():
+        if staged.is_dir():  # its user wants the folder to be elsewhere, on another disk perhaps
+            raise NotADirectoryError(errno.ENOTDIR, "A link, which no folder replaces", str(final))
         return
     if final.is_dir() and not staged.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -24,6 +25,7 @@ MOMENT_S = 2.0
 """How long a lock is waited for by default: some hold it for a moment only, to clear it."""
 
 _LOCK = "lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _HELD: set[tuple[Path, int, int]] = set()  # a fork takes the set along, so with the process
 _PAUSE_S = 0.05
 _HOLDER_BYTES = 4096
@@ -86,7 +88,7 @@ def is_free(home: Path) -> bool:
         return isinstance(error, FileNotFoundError)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:  # held, or on a file system without locks
         return False
     finally:
         os.close(handle)
@@ -185,14 +187,29 @@ def _ours_above(home: Path) -> list[Path]:
     return found
 
 
+def _takes(handle: int) -> bool:
+    """Whether the lock is ours now; a file system without locks keeps no commands apart."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
 def _locked(home: Path, what: Path, wait_s: float | None) -> int:
     """The lock's file, locked; closing it lets it go."""
     begin = time.monotonic()
     while True:
         handle = _opened(home)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            taken = _takes(handle)
+        except BaseException:
+            os.close(handle)
+            raise
+        if not taken:
             holder = _holder(handle)
             os.close(handle)
             if wait_s is not None and time.monotonic() - begin >= wait_s:
@@ -202,9 +219,6 @@ def _locked(home: Path, what: Path, wait_s: float | None) -> int:
                 ) from None
             time.sleep(_PAUSE_S)
             continue
-        except BaseException:
-            os.close(handle)
-            raise
         if os.fstat(handle).st_nlink:
             _sign(handle)
             return handle

@@ -226,7 +226,7 @@ def _refuse_elsewhere(path: Path, place: Path, folder: Path) -> None:
     if not may_lie_in(Path(os.path.realpath(folder)), place):
         raise UnsafeInputError(
             f"{path} is a link to a file outside {folder}, or lies outside it.",
-            "Copy the file itself there, if it is yours to use.",
+            "Copy the file itself there, or link it hard (ln), if it is yours to use.",
         )
 
 

@@ -13,7 +13,12 @@ import pytest
 from hub_cache import REVISION, into_cache
 from tiny_families import tiny_loaded, tiny_model, tiny_tokenizer
 
-from exporter.errors import ModelSourceError, UnknownArchitectureError, UnsafeModelError
+from exporter.errors import (
+    ModelSourceError,
+    UnknownArchitectureError,
+    UnsafeInputError,
+    UnsafeModelError,
+)
 from exporter.files import sha256_file
 from exporter.loading.model_files import (
     save_checkpoint,
@@ -143,6 +148,21 @@ def test_the_hash_follows_the_weights_and_not_the_rest(tmp_path: Path) -> None:
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
     assert source_sha256(str(folder)) not in (first, second, third)
+
+
+def test_what_no_library_opens_may_be_anything(tmp_path: Path) -> None:
+    """A card that is a link, and the text of a training; a vocabulary is bounded."""
+    folder = _folder(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(_weights("one"))
+    (tmp_path / "words").write_text("words")
+    (folder / "README.md").symlink_to(tmp_path / "words")
+    for name in ("train.txt", "vocab.txt"):
+        (folder / name).touch()
+    os.truncate(folder / "train.txt", 1 << 40)
+    source_sha256(str(folder))
+    os.truncate(folder / "vocab.txt", 1 << 40)
+    with pytest.raises(UnsafeInputError):
+        source_sha256(str(folder))
 
 
 def test_what_ends_before_its_header_says_is_not_hashed(tmp_path: Path) -> None:

@@ -53,9 +53,7 @@ def a_link(path: Path, text: str) -> None:
 
 
 Make = Callable[[Path, str], None]
-KINDS: list[tuple[Make, Make]] = [
-    (a_file, a_file), (a_folder, a_folder), (a_file, a_link), (a_folder, a_link),
-]  # fmt: skip
+KINDS: list[tuple[Make, Make]] = [(a_file, a_file), (a_folder, a_folder), (a_file, a_link)]
 
 
 @pytest.mark.parametrize(("make_new", "make_old"), KINDS)
@@ -87,7 +85,9 @@ def test_what_has_an_empty_place_takes_it_and_leaves_it(
     assert staged.exists()
 
 
-@pytest.mark.parametrize(("new", "old"), [(a_file, a_folder), (a_folder, a_file)])
+@pytest.mark.parametrize(
+    ("new", "old"), [(a_file, a_folder), (a_folder, a_file), (a_folder, a_link)]
+)
 def test_a_file_and_a_folder_never_replace_each_other(
     tmp_path: Path, file_system: str, new: Make, old: Make
 ) -> None:
@@ -197,3 +197,29 @@ def test_folders_are_followed_and_the_name_itself_is_not(tmp_path: Path) -> None
     a_link(tmp_path / "folder" / "link", "within")
     assert absolute(tmp_path / "other" / "link") == (tmp_path / "folder" / "link").absolute()
     assert absolute(tmp_path / "folder" / "..") == tmp_path.resolve()
+
+
+def test_a_folder_keeps_its_rights_but_for_everybodys(tmp_path: Path) -> None:
+    new, final = tmp_path / "new", tmp_path / "final"
+    new.mkdir()
+    final.mkdir()
+    final.chmod(0o2777)
+    put(new, final)
+    assert final.stat().st_mode & 0o7777 == 0o2775
+
+
+def test_no_folder_takes_the_place_of_a_link(tmp_path: Path) -> None:
+    """The results' owner has put them on another disk; a file replaces a link to one."""
+    new, store, final = tmp_path / "new", tmp_path / "store", tmp_path / "final"
+    new.mkdir()
+    store.mkdir()
+    final.symlink_to(store)
+    with pytest.raises(NotADirectoryError):
+        put(new, final)
+    assert final.readlink() == store
+    (tmp_path / "file").write_text("new")
+    (tmp_path / "earlier").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "earlier")
+    put(tmp_path / "file", tmp_path / "link")
+    assert (tmp_path / "link").read_text() == "new"
+    assert (tmp_path / "earlier").read_text() == "old"

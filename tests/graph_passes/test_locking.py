@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -276,3 +277,30 @@ def test_a_block_that_made_nothing_leaves_nothing(tmp_path: Path) -> None:
             raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert not any((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def without(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    with staging(tmp_path / "m") as stage:
+        (stage.folder / "m").write_text("new")
+        assert not is_free(stage.home)  # nobody else's rests are cleared where that can't be told
+        stage.place([(stage.folder / "m", tmp_path / "m")])
+    assert contents(tmp_path) == {"m": b"new"}
+
+
+def test_an_error_of_the_disk_is_no_missing_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match="broken"), staging(tmp_path / "m"):
+        pass
+    assert contents(tmp_path) == {}
