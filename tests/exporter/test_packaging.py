@@ -28,7 +28,8 @@ def test_the_wheel_holds_two_packages_and_its_entry_points(wheel: zipfile.ZipFil
     tops = {name.split("/")[0] for name in wheel.namelist()}
     info = {name for name in tops if name.endswith(".dist-info")}
     others = tops - info - {"exporter", "graph_passes"}
-    assert others and all(name.startswith("depthcut_") for name in others)
+    assert others
+    assert all(name.startswith("depthcut_") for name in others)
     assert {"exporter/py.typed", "graph_passes/py.typed"} <= set(wheel.namelist())
 
 
