@@ -10,6 +10,7 @@ from pathlib import Path
 from exporter.errors import UsageError
 from graph_passes.files.exchange import absolute
 from graph_passes.files.hashing import content_sha256, sha256_bytes, sha256_file, sha256_files
+from graph_passes.files.locations import real
 from graph_passes.files.locking import FOLDER
 from graph_passes.files.placing import staging
 
@@ -42,7 +43,7 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
     if not output.exists():
         return
     for given in inputs:
-        inside = given.is_dir() and output.resolve().is_relative_to(given.resolve())
+        inside = given.is_dir() and real(output).is_relative_to(real(given))
         if inside or (given.exists() and output.samefile(given)):
             raise UsageError(
                 f"{output} is an input, or belongs to one; inputs are never changed.",
@@ -112,6 +113,6 @@ def staged_directory(final: Path) -> Iterator[Path]:
     Raises:
         TargetInUseError: Another process writes it.
     """
-    with staging(final.resolve() if final.is_dir() else final) as stage:
+    with staging(real(final) if final.is_dir() else final) as stage:
         yield stage.folder
         stage.place()

@@ -21,6 +21,7 @@ from typing import Any
 from exporter.files import sha256_bytes, sha256_file, write_private
 from graph_passes.errors import UnsafeInputError, UsageError
 from graph_passes.files import placing
+from graph_passes.files.locations import real
 from graph_passes.files.locking import FOLDER, held, refuse_links
 from graph_passes.files.reading import TABLE_BYTES, copy_file, read_json
 from graph_passes.files.steps import gone_of
@@ -203,7 +204,7 @@ class StageLedger:
     def _is_ours(self, name: str) -> bool:
         """Whether a file is what the record says that an earlier run wrote, and lies inside."""
         path = self._root / name
-        inside = path.parent.resolve().is_relative_to(self._root.resolve())
+        inside = real(path.parent).is_relative_to(real(self._root))
         plain = path.is_file() and not path.is_symlink()
         return inside and plain and sha256_file(path) == self._published.get(name)
 

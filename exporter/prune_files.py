@@ -12,6 +12,7 @@ from exporter.artifacts import PruneReport
 from exporter.errors import ArtifactError, SurgeryError
 from exporter.genai_result import GenaiResult
 from exporter.replacement_file import Replacements
+from graph_passes.files.locations import real
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -144,6 +145,4 @@ def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> Non
 
 
 def _same_file(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve() or (
-        one.exists() and other.exists() and one.samefile(other)
-    )
+    return real(one) == real(other) or (one.exists() and other.exists() and one.samefile(other))

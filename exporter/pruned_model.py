@@ -19,6 +19,7 @@ from exporter.loading.model_files import save_checkpoint
 from exporter.loading.model_source import LoadedModel, load_model
 from exporter.plan_dialects.section import ORIGIN, SECTION
 from exporter.pruned_structure import structure_for
+from graph_passes.files.locations import real
 from graph_passes.files.reading import read_json
 
 if TYPE_CHECKING:
@@ -111,11 +112,9 @@ def refuse_checkpoint_folder(folder: Path, kept: Iterable[Path] = ()) -> None:
     Raises:
         UsageError: The folder holds something else, or one of those, or lies in one.
     """
-    place = folder.resolve()
+    place = real(folder)
     for each in kept:
-        if each.resolve().is_relative_to(place) or (
-            each.is_dir() and place.is_relative_to(each.resolve())
-        ):
+        if real(each).is_relative_to(place) or (each.is_dir() and place.is_relative_to(real(each))):
             raise UsageError(
                 f"{folder} is to be the checkpoint, which leaves no place there for {each}.",
                 "Give the checkpoint a folder of its own.",

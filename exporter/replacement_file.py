@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.errors import PlanError, UnsafePlanError, first_line
 from exporter.files import sha256_file
+from graph_passes.files.locations import real
 from graph_passes.files.reading import check_file
 from graph_passes.types import SublayerKind, SublayerRef
 
@@ -92,7 +93,7 @@ def read_replacements(plan: PruningPlan, plan_path: Path) -> Replacements | None
 def _located(name: str, plan_path: Path) -> Path:
     path = plan_path.parent / name
     inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-    if not inside or not path.resolve().is_relative_to(plan_path.parent.resolve()):
+    if not inside or not real(path).is_relative_to(real(plan_path.parent)):
         raise UnsafePlanError(
             f"{plan_path}: $.replacements.path: {name!r} leads out of the plan's folder.",
             "Put the file beside the plan.",

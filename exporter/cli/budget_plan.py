@@ -13,6 +13,7 @@ from exporter.cli.budget_options import TIMING, asks_for_budget, budget_request,
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import AUTO
 from exporter.cli.search_options import search_request
+from graph_passes.files.locations import real
 
 if TYPE_CHECKING:
     from exporter.artifacts import ImportanceReport, PruningPlan
@@ -76,7 +77,7 @@ def refuse_places(
         )
     for written in () if curve is None else (curve, curve.with_suffix(".html")):
         refuse_overwriting(written, [*inputs, model])
-        if written.resolve() in {each.resolve() for each in files_of(output)}:
+        if real(written) in {real(each) for each in files_of(output)}:
             raise UsageError(
                 f"{written} is to hold the curve, and the plan's files too.",
                 "Give --curve another name.",

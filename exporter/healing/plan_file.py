@@ -19,6 +19,7 @@ from exporter.artifacts import (
 from exporter.disk import telling_full_disk
 from exporter.errors import DepthcutError, HealingError, UsageError
 from exporter.files import make_readable, refuse_overwriting, sha256_file
+from graph_passes.files.locations import real
 from graph_passes.files.placing import staging
 from graph_passes.replacements import FACTORS
 
@@ -76,7 +77,7 @@ def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
             f"Give the plan another name, such as {path.with_suffix('.json')}.",
         )
     _, numbers, _ = files_of(path)
-    if model.is_dir() and numbers.parent.resolve() == model.resolve():
+    if model.is_dir() and real(numbers.parent) == real(model):
         raise UsageError(
             f"{numbers} would count among the weights of the model in {model}.",
             "Write the plan into another folder.",

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from exporter.genai_config import CONFIG_FILE, find_config, rewritten
+from graph_passes.files.locations import real
 from graph_passes.files.reading import copy_file
 
 _PATTERNS = (
@@ -34,7 +35,7 @@ def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path
         SurgeryError: onnxruntime-genai's config can't be read, or names the source as something
             other than the one decoder.
     """
-    if source.parent.resolve() == output.parent.resolve():
+    if real(source.parent) == real(output.parent):
         return []
     moves = []
     for path in sorted(source.parent.iterdir()):

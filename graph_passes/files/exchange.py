@@ -10,6 +10,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from graph_passes.files.locations import real
+
 Identity = list[int]
 """Of a file: inode, size in bytes, time of its last change in ns. Of a folder or link: inode.
 
@@ -35,7 +37,7 @@ def identity(path: Path) -> Identity | None:
 def absolute(path: Path) -> Path:
     """A path from the root on, its folders' links followed; it may be a link itself."""
     named = path.name not in ("", "..")
-    return path.parent.resolve() / path.name if named else path.resolve()
+    return real(path.parent) / path.name if named else real(path)
 
 
 def put(staged: Path, final: Path) -> None:

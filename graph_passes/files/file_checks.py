@@ -12,6 +12,8 @@ import onnx_ir as ir
 from graph_passes.errors import OnnxFileError, UnsafeOnnxFileError
 from graph_passes.files.locations import may_lie_at
 
+_BLOCK_BYTES = 512  # what st_blocks counts, on every file system
+_MOST_BEHIND_BYTES = 1 << 30
 _AGAIN = "It may be cut off: export or copy it again."
 
 
@@ -79,10 +81,27 @@ def check_external(path: Path, tensors: Iterable[ir.ExternalTensor]) -> None:
         OnnxFileError: With the data file's name.
     """
     sizes: dict[str, int] = {}  # so that each file is looked at once
+    ends: dict[str, int] = {}
     for tensor in tensors:
         if tensor.path not in sizes:
             sizes[tensor.path] = _data_size(path, tensor)
         _check_extent(path, tensor, sizes[tensor.path])
+        end = (tensor.offset or 0) + tensor.nbytes
+        ends[tensor.path] = max(end, ends.get(tensor.path, 0))
+    for data, end in ends.items():
+        _refuse_holes(path, Path(data), end)
+
+
+def _refuse_holes(path: Path, data: Path, end: int) -> None:
+    """Refuses a file of nothing behind the last weight: hashing it would take for ever."""
+    found = data.stat()
+    empty = found.st_blocks * _BLOCK_BYTES < found.st_size // 2
+    if empty and found.st_size > max(2 * end, end + _MOST_BEHIND_BYTES):
+        raise UnsafeOnnxFileError(
+            f"{path}: its external data {data.name!r} has {found.st_size} bytes, most of them "
+            f"holes, and the weights end at byte {end}.",
+            _AGAIN,
+        )
 
 
 def _data_size(path: Path, tensor: ir.ExternalTensor) -> int:

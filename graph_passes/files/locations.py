@@ -19,6 +19,11 @@ from pathlib import Path
 _REPOSITORY_PREFIXES = ("models--", "datasets--", "spaces--")
 
 
+def real(path: Path) -> Path:
+    """Where a path leads, links followed; one in a circle of links leads to itself."""
+    return Path(os.path.realpath(path))
+
+
 def may_lie_at(model: Path, data: Path) -> bool:
     """Whether a data file is where one may be read from, links followed.
 
@@ -26,7 +31,7 @@ def may_lie_at(model: Path, data: Path) -> bool:
         model: The ONNX file as it was named; it may be a link itself.
         data: The data file that it names, in the same folder or below.
     """
-    return may_lie_in(model.parent.resolve(), data.resolve())
+    return may_lie_in(real(model.parent), real(data))
 
 
 def may_lie_in(folder: Path, place: Path) -> bool:
@@ -36,7 +41,7 @@ def may_lie_in(folder: Path, place: Path) -> bool:
 
 def cache_revision(folder: Path) -> str | None:
     """The commit that a folder of the Hugging Face cache stands for; None elsewhere."""
-    folder = folder.resolve()
+    folder = real(folder)
     return folder.name if cache_blobs(folder) == folder.parent.parent / "blobs" else None
 
 
@@ -52,9 +57,9 @@ def cache_blobs(folder: Path) -> Path | None:
 
 def leaves_folder(data: Path) -> bool:
     """Whether a data file is a link to somewhere outside the folder that it is named in."""
-    return not data.resolve().is_relative_to(data.parent.resolve())
+    return not real(data).is_relative_to(real(data.parent))
 
 
 def common_folder(files: Iterable[Path]) -> Path:
     """The lowest folder that holds all files, links followed; there must be one file at least."""
-    return Path(os.path.commonpath([file.resolve().parent for file in files]))
+    return Path(os.path.commonpath([real(file).parent for file in files]))

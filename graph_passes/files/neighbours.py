@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 
 from graph_passes.errors import UnsafeInputError
+from graph_passes.files.locations import real
 from graph_passes.files.reading import opened, read_bytes
 
 _MOST_BYTES = 2 << 30  # protobuf's own limit
@@ -59,8 +60,8 @@ def read_graph(path: Path) -> onnx.ModelProto:
 def _names(data: Path) -> set[str]:
     """The file's name, and those of the links to it beside it."""
     links = (entry for entry in data.parent.iterdir() if entry.is_symlink() and entry != data)
-    target = data.resolve()
-    return {data.name, *(link.name for link in links if link.resolve() == target)}
+    target = real(data)
+    return {data.name, *(link.name for link in links if real(link) == target)}
 
 
 def _mentions(file: Path, names: set[str]) -> bool:

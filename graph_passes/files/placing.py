@@ -31,6 +31,7 @@ from graph_passes.errors import (
     UsageError,
 )
 from graph_passes.files.exchange import absolute, identity, sync
+from graph_passes.files.locations import real
 from graph_passes.files.locking import FOLDER, MOMENT_S, held, is_free, prepared, refuse_links
 from graph_passes.files.record import RECORD, Change, ChangeRecord, Removal, read_record
 from graph_passes.files.steps import GONE, carry_on, carry_out, close, is_one_step, is_undone
@@ -294,7 +295,7 @@ def refuse_outside(root: Path, path: Path) -> None:
     Raises:
         PreparedFolderError: With the place.
     """
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not real(path).is_relative_to(real(root)):
         raise PreparedFolderError(
             f"{path} is reached by a link that leads out of {root}.",
             "Use another output folder.",

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from graph_passes.errors import OnnxFileError, UnsafeInputError
 from graph_passes.files.file_checks import check_external, refuse_unsupported
 from graph_passes.files.hashing import content_sha256
-from graph_passes.files.locations import common_folder, leaves_folder
+from graph_passes.files.locations import common_folder, leaves_folder, real
 from graph_passes.files.neighbours import other_reader, read_graph, reads
 from graph_passes.files.placing import finish_interrupted, staging
 from graph_passes.files.unfinished import Unfinished
@@ -178,7 +178,7 @@ def refuse_collision(model: ir.Model, path: Path, weights: Weights) -> None:
     if weights == "compact":
         return
     for source in data_files(model):
-        if source.parent.resolve() != path.parent.resolve():
+        if real(source.parent) != real(path.parent):
             raise OnnxFileError(
                 f"Weights can only be shared within one folder: {source.name} lies in "
                 f"{source.parent}, the result would stand in {path.parent}.",
@@ -383,7 +383,7 @@ def runtime_form(model: ir.Model, folder: Path) -> tuple[bytes, Path]:
 
 def _placed(tensor: ir.ExternalTensor, root: Path) -> ir.ExternalTensor:
     return ir.ExternalTensor(
-        location=Path(tensor.path).resolve().relative_to(root).as_posix(),
+        location=real(Path(tensor.path)).relative_to(root).as_posix(),
         offset=tensor.offset,
         length=tensor.length,
         dtype=tensor.dtype,
@@ -393,4 +393,4 @@ def _placed(tensor: ir.ExternalTensor, root: Path) -> ir.ExternalTensor:
 
 
 def _same_file(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve() or (one.exists() and one.samefile(other))
+    return real(one) == real(other) or (one.exists() and one.samefile(other))

@@ -18,7 +18,13 @@ from written_files import all_data_of, data_of
 
 import exporter.cli as command_line
 from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan, ReplacementsRef
-from exporter.errors import PlanError, SurgeryError, UnsafePlanError, VerificationError
+from exporter.errors import (
+    PlanError,
+    SurgeryError,
+    UnsafeInputError,
+    UnsafePlanError,
+    VerificationError,
+)
 from exporter.files import sha256_file
 from exporter.planning import read_plan
 from exporter.replacement_file import Replacements, read_replacements
@@ -293,3 +299,18 @@ def test_an_export_refuses_numbers_that_are_named_like_a_result(name: str) -> No
         refuse_reserved_replacements(plan, Path("plan.json"))
     other = known.model_copy(update={"path": "numbers/baseline.safetensors"})
     refuse_reserved_replacements(plan.model_copy(update={"replacements": other}), Path("plan.json"))
+
+
+def test_numbers_that_are_a_circle_of_links_are_refused(tmp_path: Path) -> None:
+    numbers = tmp_path / "plan.safetensors"
+    numbers.symlink_to(numbers)
+    reference = {"path": numbers.name, "sha256": "0" * 64}
+    plan = PruningPlan.model_validate(
+        {
+            "deletions": [{"layer": 1, "kind": "attention", "replacement": "bias"}],
+            "replacements": reference,
+        }
+    )
+    path = plan.write(tmp_path / "plan.json")
+    with pytest.raises((PlanError, UnsafeInputError)):
+        read_replacements(plan, path)

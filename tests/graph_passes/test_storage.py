@@ -285,8 +285,12 @@ def test_a_bad_file_is_one_clear_line(
     assert str(saved) in str(caught.value)
 
 
-@pytest.mark.parametrize("spoil", [_link_out, _above, _absolute])
-def test_data_outside_of_the_folder_is_no_mere_mistake(
+def _endless_data(path: Path) -> None:
+    os.truncate(data_of(path), 1 << 40)
+
+
+@pytest.mark.parametrize("spoil", [_link_out, _above, _absolute, _endless_data])
+def test_data_outside_of_the_folder_or_without_end_is_no_mere_mistake(
     saved: Path, spoil: Callable[[Path], None]
 ) -> None:
     spoil(saved)
