@@ -22,8 +22,8 @@ DOCUMENTS = [
 GENERATED = {"attention.md", "architectures.md", "dialects.md", "builds.md"}
 WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
 FOREIGN = {
-    "--build-arg", "--exportTimes", "--kills", "--save-results", "--strace", "--table", "--text",
-    "--trials",
+    "--build-arg", "--exportTimes", "--jobs", "--kills", "--save-results", "--strace", "--table",
+    "--text", "--trials", "--tries",
 }  # fmt: skip
 """Options of docker, trtexec, polygraphy, the benchmarks and the trials of tests/README.md."""
 
