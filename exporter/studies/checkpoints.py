@@ -11,9 +11,10 @@ from typing import Any
 
 from exporter.errors import ModelSourceError, UsageError
 from exporter.files import sha256_bytes
+from exporter.loading.checked_folder import read_object
 from exporter.progress import QUIET, Progress
 from exporter.studies.naming import step_of
-from graph_passes.files.reading import TABLE_BYTES, read_json
+from graph_passes.files.reading import TABLE_BYTES
 
 _CONFIG = "config.json"
 _MAGIC = re.compile(r"[*?[]")
@@ -138,7 +139,7 @@ def check_series(sources: Sequence[str]) -> None:
 
 
 def _shape(folder: Path) -> dict[str, Any]:
-    config = _read(folder / _CONFIG)
+    config = read_object(folder / _CONFIG)
     text = config.get("text_config")
     inner = text if isinstance(text, dict) else {}
     return {key: inner.get(key, config.get(key)) for key in _SHAPE}
@@ -149,15 +150,5 @@ def _split_digest(folder: Path) -> str | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    told = _read(path)
+    told = read_object(path, TABLE_BYTES)
     return sha256_bytes(json.dumps([told.get(key) for key in _SPLITS], sort_keys=True).encode())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path, limit=TABLE_BYTES)
-    except (OSError, ValueError) as error:
-        raise ModelSourceError(f"{path} can't be read as JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise ModelSourceError(f"{path} holds no JSON object.")
-    return content

@@ -47,20 +47,10 @@ class Heard:
 
 @pytest.fixture(scope="module")
 def checkpoint(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder with a random Llama of three layers and a word tokenizer."""
-    import torch
-    from tiny_lm import write_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from tiny_lm import write_llama_folder
 
     folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    write_tokenizer(folder)
-    PreTrainedTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    write_llama_folder(folder)
     return folder
 
 

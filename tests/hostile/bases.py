@@ -55,7 +55,7 @@ def _write_inputs(folder: Path) -> None:
     from engine_support import written
     from llama_shaped import LlamaShape, write_llama
 
-    from tests.exporter.tiny_lm import WORDS, write_tokenizer
+    from tests.exporter.tiny_lm import WORDS, write_llama_folder, write_tokenizer
 
     words = [WORDS[(7 * n + n // 5) % len(WORDS)] for n in range(600)]
     (folder / "text.txt").write_text(" ".join(words[:400]))
@@ -70,24 +70,8 @@ def _write_inputs(folder: Path) -> None:
     write_tokenizer(folder / "whole")
     (folder / "engine").mkdir()
     written(folder / "engine")
-    _write_llama(folder / "llama")
+    write_llama_folder(folder / "llama")
     _write_scores(folder)
-
-
-def _write_llama(folder: Path) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from tests.exporter.tiny_lm import write_tokenizer
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    write_tokenizer(folder)
-    PreTrainedTokenizerFast.from_pretrained(folder).save_pretrained(folder)
 
 
 def _write_scores(folder: Path) -> None:

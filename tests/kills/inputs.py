@@ -23,7 +23,7 @@ measuring:
 
 def write_inputs(folder: Path, names: Sequence[str]) -> None:
     """Makes what the scenarios of these names are given, without any command of depthcut."""
-    from tests.exporter.tiny_lm import WORDS, write_tokenizer
+    from tests.exporter.tiny_lm import WORDS, write_llama_folder, write_tokenizer
 
     folder.mkdir(parents=True)
     words = [WORDS[(7 * n + n // 5) % len(WORDS)] for n in range(600)]
@@ -33,7 +33,7 @@ def write_inputs(folder: Path, names: Sequence[str]) -> None:
     write_tokenizer(folder / "whole")
     _write_engine(folder / "engine")
     if any("torch" in SCENARIOS[name].needs for name in names):
-        _write_llama(folder / "llama")
+        write_llama_folder(folder / "llama")
         _write_plans(folder)
     for name, plans in {"one": "attention:1", "two": "attention:1, mlp:1"}.items():
         (folder / f"{name}.yaml").write_text(_SWEEP.format(plans=plans), encoding="utf-8")
@@ -61,22 +61,6 @@ def _write_engine(folder: Path) -> None:
 
     folder.mkdir()
     written(folder)
-
-
-def _write_llama(folder: Path) -> None:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from tests.exporter.tiny_lm import write_tokenizer
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    write_tokenizer(folder)
-    PreTrainedTokenizerFast.from_pretrained(folder).save_pretrained(folder)
 
 
 def _write_plans(folder: Path) -> None:
