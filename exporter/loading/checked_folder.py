@@ -23,7 +23,7 @@ from graph_passes.files.reading import (
 
 __all__ = [
     "CONFIG",
-    "Leave",
+    "Dangers",
     "check_files",
     "checked_config",
     "files_as_they_are",
@@ -47,8 +47,8 @@ _LISTS = {"vocab.txt", "merges.txt", "dict.txt"}  # other texts may be a trainin
 
 
 @dataclass(frozen=True)
-class Leave:
-    """What a model may do that others may not; all three are dangerous, and off by default.
+class Dangers:
+    """What a model may do that others may not: off by default, set by the caller, never by a file.
 
     Attributes:
         trust_remote_code: Bring Python code that runs here.
@@ -61,12 +61,12 @@ class Leave:
     allow_any_model_type: bool = False
 
 
-def checked_config(folder: Path, leave: Leave) -> dict[str, Any]:
+def checked_config(folder: Path, dangers: Dangers) -> dict[str, Any]:
     """Looks at a model's folder, and gives what its ``config.json`` says.
 
     Args:
         folder: With a ``config.json``.
-        leave: What the model may do.
+        dangers: What the model may do.
 
     Raises:
         UnsafeModelError: What it says would run code, use the network or read elsewhere; or it is
@@ -81,7 +81,7 @@ def checked_config(folder: Path, leave: Leave) -> dict[str, Any]:
             "Merge it into its model first, or take it out of a copy of the folder.",
         )
     # transformers 4.57 runs what is in there without asking.
-    if not leave.trust_remote_code and (folder / _GENERATE).exists():
+    if not dangers.trust_remote_code and (folder / _GENERATE).exists():
         raise UnsafeModelError(
             f"{folder} holds {_GENERATE}: code for generating, which nobody here allowed.",
             "Allow it with --trust-remote-code if you trust the model, or take it out of a copy.",
@@ -89,9 +89,9 @@ def checked_config(folder: Path, leave: Leave) -> dict[str, Any]:
     config = read_object(folder / CONFIG)
     for path in (folder / CONFIG, *(folder / name for name in _FURTHER_CONFIGS)):
         if path.name == CONFIG or path.exists():
-            _walk(config if path.name == CONFIG else read_object(path), path, leave)
-    brings_its_own = leave.trust_remote_code and "auto_map" in config
-    if not (leave.allow_any_model_type or brings_its_own):
+            _walk(config if path.name == CONFIG else read_object(path), path, dangers)
+    brings_its_own = dangers.trust_remote_code and "auto_map" in config
+    if not (dangers.allow_any_model_type or brings_its_own):
         config_walk.refuse_types(config, folder / CONFIG, REVIEWED)
     config_walk.refuse_endless(config, folder / CONFIG)
     config_walk.refuse_words_for_numbers(config, folder / CONFIG)
@@ -99,11 +99,11 @@ def checked_config(folder: Path, leave: Leave) -> dict[str, Any]:
     return config
 
 
-def _walk(content: Any, path: Path, leave: Leave) -> None:
+def _walk(content: Any, path: Path, dangers: Dangers) -> None:
     config_walk.refuse_dangerous_entries(content, path)
     if path.name in _TOKENIZER_CONFIGS:
         config_walk.refuse_files_elsewhere(content, path)
-    if leave.trust_remote_code:
+    if dangers.trust_remote_code:
         config_walk.refuse_foreign_code(content, path)
 
 

@@ -13,7 +13,7 @@ from exporter.errors import (
     pass_on_memory_error,
 )
 from exporter.loading.auto_class import auto_class
-from exporter.loading.checked_folder import Leave
+from exporter.loading.checked_folder import Dangers
 from exporter.loading.config_walk import refuse_types
 from exporter.loading.gguf_reading import header_read_once
 from exporter.loading.model_types import REVIEWED
@@ -23,7 +23,7 @@ from exporter.scratch import scratch_folder
 
 
 def load_gguf(
-    path: Path, dtype: Any, leave: Leave | None = None
+    path: Path, dtype: Any, dangers: Dangers | None = None
 ) -> tuple[Any, dict[str, Any], Any]:
     """Loads a GGUF file into a model that can be saved and exported like any other.
 
@@ -32,7 +32,7 @@ def load_gguf(
     Args:
         path: The file.
         dtype: PyTorch's.
-        leave: What the model may do; by default nothing special.
+        dangers: What the model may do; by default nothing special.
 
     Returns:
         The model, transformers' report of the load, and the tokenizer.
@@ -48,7 +48,7 @@ def load_gguf(
         with header_read_once(), scratch_folder("gguf") as folder:
             link = folder / path.name
             link.symlink_to(path.resolve())
-            model, info, tokenizer = _load(transformers, link, dtype, leave or Leave())
+            model, info, tokenizer = _load(transformers, link, dtype, dangers or Dangers())
         model.config.name_or_path = str(path.parent)
     except UnsafeModelError:
         raise
@@ -60,7 +60,7 @@ def load_gguf(
 
 
 def _load(
-    transformers: Any, path: Path, dtype: Any, leave: Leave
+    transformers: Any, path: Path, dtype: Any, dangers: Dangers
 ) -> tuple[Any, dict[str, Any], Any]:
     place = {
         "pretrained_model_name_or_path": str(path.parent),
@@ -68,7 +68,7 @@ def _load(
         "local_files_only": True,
     }
     config = transformers.AutoConfig.from_pretrained(**place)
-    if not leave.allow_any_model_type:
+    if not dangers.allow_any_model_type:
         refuse_types({"model_type": config.model_type}, path.resolve(), REVIEWED)
     model_class = auto_class(config, trust_remote_code=False)
     model, info = model_class.from_pretrained(

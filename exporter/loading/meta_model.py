@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelSourceError, first_line, pass_on_memory_error
 from exporter.loading.auto_class import auto_class
-from exporter.loading.checked_folder import Leave
+from exporter.loading.checked_folder import Dangers
 from exporter.loading.checkpoint_shards import CheckpointShards, Entry
 from exporter.loading.described_size import refuse_far_larger
 from exporter.loading.model_source import LoadedModel, check_dtype, load_folder, resolve_source
@@ -97,8 +97,8 @@ def load_meta(
         UnknownArchitectureError: When transformers has no such model.
     """
     check_dtype(dtype)
-    leave = Leave(allow_any_model_type=allow_any_model_type)
-    path = resolve_source(source, revision=revision, **vars(leave))
+    dangers = Dangers(allow_any_model_type=allow_any_model_type)
+    path = resolve_source(source, revision=revision, **vars(dangers))
     if path.is_file():
         raise ModelSourceError(
             f"{path} holds quantized weights, which are not read a layer at a time.",
@@ -107,7 +107,7 @@ def load_meta(
     _refuse_old_transformers()
     shards = CheckpointShards.open(path)
     loaded = load_folder(
-        source, path, lambda config: _emptied(config, path, shards, dtype, pruned), leave
+        source, path, lambda config: _emptied(config, path, shards, dtype, pruned), dangers
     )
     weights = ShardedWeights(loaded.model, shards)
     return MetaModel(loaded.model, loaded.tokenizer, loaded.ref, loaded.path, weights)

@@ -25,7 +25,7 @@ from exporter.errors import (
 from exporter.loading.auto_class import auto_class
 from exporter.loading.checked_folder import (
     CONFIG,
-    Leave,
+    Dangers,
     checked_config,
     files_as_they_are,
     refuse_changed,
@@ -113,8 +113,8 @@ def load_model(
         UnknownArchitectureError: When transformers has no such model.
     """
     check_dtype(dtype)
-    leave = Leave(trust_remote_code, allow_pickle, allow_any_model_type)
-    path = resolve_source(source, revision=revision, **vars(leave))
+    dangers = Dangers(trust_remote_code, allow_pickle, allow_any_model_type)
+    path = resolve_source(source, revision=revision, **vars(dangers))
 
     def load(config: Any) -> tuple[Any, dict[str, Any]]:
         model_class = auto_class(config, trust_remote_code=trust_remote_code, pruned=pruned)
@@ -137,11 +137,11 @@ def load_model(
         return model, info
 
     if not path.is_file():
-        return load_folder(source, path, load, leave)
+        return load_folder(source, path, load, dangers)
     if device_map is not None:
         raise ModelSourceError(f"{path} is one file, which is not spread over devices.")
     with quiet_transformers(), hub_off():
-        model, info, tokenizer = load_gguf(path, _torch_dtype(dtype), leave)
+        model, info, tokenizer = load_gguf(path, _torch_dtype(dtype), dangers)
     return _loaded(source, path, model, info, tokenizer)
 
 
@@ -149,7 +149,7 @@ def load_folder(
     source: str,
     path: Path,
     load: Callable[[Any], tuple[PreTrainedModel, dict[str, Any]]],
-    leave: Leave,
+    dangers: Dangers,
 ) -> LoadedModel:
     """Loads a model's folder with its tokenizer, however its weights come; the hub is off.
 
@@ -157,7 +157,7 @@ def load_folder(
         source: What the user named.
         path: The folder, as :func:`resolve_source` found it.
         load: From the config to the model and transformers' report of the load.
-        leave: What the model may do.
+        dangers: What the model may do.
 
     Raises:
         UnsafeInputError: As for :func:`load_model`; or a file was changed meanwhile.
@@ -165,11 +165,11 @@ def load_folder(
         UnknownArchitectureError: When transformers has no such model.
     """
     before = files_as_they_are(path)
-    content = checked_config(path, leave)
-    _refuse_unknown(content, path, leave.trust_remote_code)
+    content = checked_config(path, dangers)
+    _refuse_unknown(content, path, dangers.trust_remote_code)
     with quiet_transformers(), hub_off():
         try:
-            config = _config(content, path, leave.trust_remote_code)
+            config = _config(content, path, dangers.trust_remote_code)
             model, info = load(config)
         except (ModelSourceError, UnsafeInputError):
             raise
@@ -178,7 +178,7 @@ def load_folder(
             pass_on_memory_error(error)
             refuse_changed(path, before)
             raise ModelSourceError(f"{path} can't be loaded: {first_line(error)}.") from error
-        tokenizer = load_tokenizer(path, config, leave)
+        tokenizer = load_tokenizer(path, config, dangers)
     refuse_changed(path, before)
     return _loaded(source, path, model, info, tokenizer)
 

@@ -13,7 +13,7 @@ from exporter.errors import (
     panics_as_errors,
     pass_on_memory_error,
 )
-from exporter.loading.checked_folder import CONFIG, Leave, read_object
+from exporter.loading.checked_folder import CONFIG, Dangers, read_object
 from exporter.loading.model_types import is_reviewed_tokenizer
 from exporter.loading.sources import TOKENIZER_FILES, matching
 from exporter.optional import require
@@ -22,13 +22,13 @@ from graph_passes.files.reading import TABLE_BYTES, read_json
 _FILE, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
-def load_tokenizer(folder: Path, config: Any, leave: Leave) -> Any:
+def load_tokenizer(folder: Path, config: Any, dangers: Dangers) -> Any:
     """Loads a tokenizer from a folder that was looked at; None where there is none.
 
     Args:
         folder: The model's.
         config: The model's, as it was loaded.
-        leave: What the model may do.
+        dangers: What the model may do.
 
     Raises:
         UnsafeInputError: Its class is one that was not looked at, or its file is nested too deep.
@@ -37,10 +37,10 @@ def load_tokenizer(folder: Path, config: Any, leave: Leave) -> Any:
     transformers = require("transformers", extra="torch")
     if not matching(folder, TOKENIZER_FILES):
         return None
-    _refuse_class(folder, leave)
+    _refuse_class(folder, dangers)
     try:
         with panics_as_errors():
-            tokenizer = _read(transformers, folder, config, leave)
+            tokenizer = _read(transformers, folder, config, dangers)
             tokenizer("a")  # some entries are looked at only when there is a text
             return tokenizer
     except Exception as error:
@@ -51,8 +51,8 @@ def load_tokenizer(folder: Path, config: Any, leave: Leave) -> Any:
         ) from error
 
 
-def _read(transformers: Any, folder: Path, config: Any, leave: Leave) -> Any:
-    how = {"trust_remote_code": leave.trust_remote_code, "local_files_only": True}
+def _read(transformers: Any, folder: Path, config: Any, dangers: Dangers) -> Any:
+    how = {"trust_remote_code": dangers.trust_remote_code, "local_files_only": True}
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, config=config, **how)
     except Exception as error:
@@ -69,9 +69,9 @@ def _refuse_nested(path: Path) -> None:
         read_json(path, limit=TABLE_BYTES)
 
 
-def _refuse_class(folder: Path, leave: Leave) -> None:
+def _refuse_class(folder: Path, dangers: Dangers) -> None:
     """A tokenizer's class goes by its name in a file, whatever the model is."""
-    if leave.allow_any_model_type or leave.trust_remote_code:
+    if dangers.allow_any_model_type or dangers.trust_remote_code:
         return
     for path in (folder / _CONFIG, folder / CONFIG):
         name = read_object(path).get("tokenizer_class") if path.exists() else None

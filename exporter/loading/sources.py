@@ -12,7 +12,7 @@ from pathlib import Path
 from exporter.disk import telling_full_disk
 from exporter.errors import ModelSourceError, first_line
 from exporter.files import sha256_file, sha256_files
-from exporter.loading.checked_folder import CONFIG, Leave, checked_config
+from exporter.loading.checked_folder import CONFIG, Dangers, checked_config
 from exporter.loading.checkpoint_shards import read_header, read_index
 from exporter.loading.config_walk import quantization_in
 from exporter.optional import require
@@ -42,13 +42,13 @@ _CODE = ("*.py", "custom_generate/*.py")
 _PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
-def resolve_source(source: str, *, revision: str | None = None, **leaves: bool) -> Path:
+def resolve_source(source: str, *, revision: str | None = None, **allowed: bool) -> Path:
     """Finds the folder or file behind a model's name; fetches a hub id into its usual cache.
 
     Args:
         source: A folder, a GGUF file, or a hub id.
         revision: A branch, tag or commit of a hub id.
-        leaves: What the model may do, by the names of :class:`Leave`.
+        allowed: What the model may do, by the names of :class:`Dangers`.
 
     Raises:
         UnsafeInputError: A folder holds or says what a model may not; see
@@ -57,11 +57,11 @@ def resolve_source(source: str, *, revision: str | None = None, **leaves: bool) 
             completed here.
         ModelSourceError: When there is nothing there that could be loaded.
     """
-    path, leave = Path(source).expanduser(), Leave(**leaves)
+    path, dangers = Path(source).expanduser(), Dangers(**allowed)
     if path.parent.is_dir():
         finish_interrupted(path)
     if path.is_dir():
-        _check_folder(path, leave)
+        _check_folder(path, dangers)
         return path
     if path.is_file():
         _check_gguf(path)
@@ -71,12 +71,12 @@ def resolve_source(source: str, *, revision: str | None = None, **leaves: bool) 
             f"{source} does not exist.",
             "Give a Hugging Face folder, a GGUF file or a hub id such as owner/name.",
         )
-    folder = _fetch(source, leave, revision)
-    _check_folder(folder, leave)
+    folder = _fetch(source, dangers, revision)
+    _check_folder(folder, dangers)
     return folder
 
 
-def source_sha256(source: str, *, revision: str | None = None, **leaves: bool) -> str:
+def source_sha256(source: str, *, revision: str | None = None, **allowed: bool) -> str:
     """The SHA-256 of what defines the model; needs no PyTorch.
 
     Of a GGUF file that is the file's; of a folder one over config, tokenizer, code and weight
@@ -86,14 +86,14 @@ def source_sha256(source: str, *, revision: str | None = None, **leaves: bool) -
         UnsafeInputError: A folder holds or says what a model may not.
         ModelSourceError: When there is nothing there that could be loaded.
     """
-    return path_sha256(resolve_source(source, revision=revision, **leaves))
+    return path_sha256(resolve_source(source, revision=revision, **allowed))
 
 
-def _fetch(source: str, leave: Leave, revision: str | None) -> Path:
+def _fetch(source: str, dangers: Dangers, revision: str | None) -> Path:
     hub = require("huggingface_hub", extra="torch")
     wanted = [*_TEXT_FILES, *SAFETENSORS]
-    wanted += _PICKLES if leave.allow_pickle else ()
-    wanted += ["*.py"] if leave.trust_remote_code else []
+    wanted += _PICKLES if dangers.allow_pickle else ()
+    wanted += ["*.py"] if dangers.trust_remote_code else []
     constants = require("huggingface_hub.constants", extra="torch")  # the package may lack it yet
     with telling_full_disk(Path(constants.HF_HUB_CACHE)):
         try:
@@ -112,13 +112,13 @@ def _fetch(source: str, leave: Leave, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _check_folder(folder: Path, leave: Leave) -> None:
+def _check_folder(folder: Path, dangers: Dangers) -> None:
     """Refuses a folder that can't be loaded, before anything heavy is imported."""
     if not (folder / CONFIG).exists():
         found = sorted(path.name for path in folder.glob("*.gguf"))
         hint = f"Name the file itself: {folder / found[0]}" if found else "Is it a model's folder?"
         raise ModelSourceError(f"{folder} has no config.json.", hint)
-    quantized = quantization_in(checked_config(folder, leave))
+    quantized = quantization_in(checked_config(folder, dangers))
     if quantized:
         method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else "?"
         raise ModelSourceError(
@@ -126,7 +126,7 @@ def _check_folder(folder: Path, leave: Leave) -> None:
             "scoring and export need floating-point weights.",
             "Give the model from before its quantization.",
         )
-    if not _weights(folder, leave.allow_pickle):
+    if not _weights(folder, dangers.allow_pickle):
         pickled = matching(folder, _PICKLES)
         hint = "Allow the pickle explicitly if you trust its origin." if pickled else ""
         held = f"only pickled weights ({pickled[0].name})" if pickled else "no weights"

@@ -1,6 +1,6 @@
 """`depthcut sweep`: models x plans x precisions from one YAML, in one table."""
 
-from exporter.sweep.cells import Dangers
+from exporter.loading.checked_folder import Dangers
 from exporter.sweep.reading import Sweep, read_sweep
 from exporter.sweep.run import Runner, look, run_sweep
 

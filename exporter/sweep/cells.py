@@ -15,6 +15,7 @@ from exporter.errors import SweepError
 from exporter.healing.options import HealOptions
 from exporter.importance import ScoreOptions
 from exporter.ledger import FOLDER
+from exporter.loading.checked_folder import Dangers
 from exporter.quantization.settings import QuantizeSettings
 from exporter.request import DropRequest, ExportRequest, SourceOptions
 from exporter.selection import SearchOptions
@@ -66,15 +67,6 @@ class Cell:
     def name(self) -> str:
         """As progress calls it."""
         return f"{self.model}, {self.plan}, {self.precision}"
-
-
-@dataclass(frozen=True)
-class Dangers:
-    """What only the caller may switch on, never a file."""
-
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    allow_any_model_type: bool = False
 
 
 def cells_of(

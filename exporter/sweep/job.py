@@ -12,9 +12,10 @@ from exporter.artifacts import CellRecord, ComparisonReport, SweepCell, SweepFai
 from exporter.disk import FULL, telling_full_disk
 from exporter.errors import DepthcutError, SweepError, first_line
 from exporter.files import sha256_file
+from exporter.loading.checked_folder import Dangers
 from exporter.pipeline import export_model
 from exporter.progress import Progress
-from exporter.sweep.cells import Cell, Dangers, cells_of
+from exporter.sweep.cells import Cell, cells_of
 from exporter.sweep.keeping import CELL_FILE, cell_key, drop_models, source_hashes
 from exporter.sweep.reading import parse_sweep
 from exporter.sweep.results import result_of

@@ -8,10 +8,11 @@ from pathlib import Path
 from exporter.artifacts import SweepCell, SweepReport
 from exporter.errors import ArtifactError, DepthcutError, SweepError
 from exporter.ledger import FOLDER, locked
+from exporter.loading.checked_folder import Dangers
 from exporter.pipeline.shared import SharedStages
 from exporter.progress import QUIET, Progress
 from exporter.report.sweeps import SWEEP_REPORTS, write_sweep
-from exporter.sweep.cells import SHARED, Cell, Dangers, cells_of
+from exporter.sweep.cells import SHARED, Cell, cells_of
 from exporter.sweep.child import run_in_children
 from exporter.sweep.job import Job, failed, missing
 from exporter.sweep.keeping import cell_key, kept, source_hashes, write_plan

@@ -11,7 +11,12 @@ import pytest
 from exporter.anatomy.families import FAMILIES
 from exporter.errors import UnsafeModelError
 from exporter.loading import config_walk
-from exporter.loading.checked_folder import Leave, checked_config, files_as_they_are, refuse_changed
+from exporter.loading.checked_folder import (
+    Dangers,
+    checked_config,
+    files_as_they_are,
+    refuse_changed,
+)
 from exporter.loading.model_types import REVIEWED
 from tests.architectures.catalogue import CATALOGUE
 
@@ -87,22 +92,22 @@ def _folder(path: Path, **config: Any) -> Path:
 def test_a_type_is_refused_at_any_depth_unless_it_is_asked_for(tmp_path: Path) -> None:
     folder = _folder(tmp_path, parts=[{"model_type": "rag"}])
     with pytest.raises(UnsafeModelError):
-        checked_config(folder, Leave())
-    checked_config(folder, Leave(allow_any_model_type=True))
+        checked_config(folder, Dangers())
+    checked_config(folder, Dangers(allow_any_model_type=True))
 
 
 def test_leave_for_a_type_is_no_leave_for_anything_else(tmp_path: Path) -> None:
     folder = _folder(tmp_path, model_type="detr", backbone="a/b")
     with pytest.raises(UnsafeModelError):
-        checked_config(folder, Leave(True, True, True))
+        checked_config(folder, Dangers(True, True, True))
 
 
 def test_code_of_the_folder_itself_may_be_trusted(tmp_path: Path) -> None:
     folder = _folder(tmp_path, model_type="own", auto_map={"AutoConfig": "code.C"})
-    checked_config(folder, Leave(trust_remote_code=True))
+    checked_config(folder, Dangers(trust_remote_code=True))
     folder = _folder(tmp_path, model_type="own", auto_map={"AutoConfig": "a/b--code.C"})
     with pytest.raises(UnsafeModelError):
-        checked_config(folder, Leave(trust_remote_code=True))
+        checked_config(folder, Dangers(trust_remote_code=True))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
