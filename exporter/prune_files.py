@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from exporter.artifacts import PruneReport
-from exporter.errors import ArtifactError, SurgeryError
+from exporter.errors import ArtifactError, SurgeryError, UsageError
 from exporter.genai_result import GenaiResult
 from exporter.replacement_file import Replacements
 from graph_passes.files.locations import real
@@ -105,6 +105,17 @@ def choose_report_path(target: Path, asked: Path | None) -> Path:
         if file is not None and (not file.name or file.is_dir()):
             raise SurgeryError(f"{file} is a folder.", "Name a file in it, such as pruned.onnx.")
     return asked or target.with_name("prune.json")
+
+
+def stale_reports(target: Path) -> list[Path]:
+    """The report of an earlier cut that stood in a place where something else will stand."""
+    path = target.with_name("prune.json")
+    if not target.is_file():  # then it was put there for what comes
+        return []
+    try:
+        return [path] if PruneReport.read(path).target == target.name else []
+    except (ArtifactError, UsageError):
+        return []
 
 
 def _refuse_foreign_report(path: Path, target: str, *, asked: bool) -> None:

@@ -13,6 +13,7 @@ from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.measure.environment import default_threads
 from exporter.progress import QUIET, Progress
+from exporter.prune_files import stale_reports
 from exporter.quantization.calibration import CalibrationTokens, calibration_tokens
 from exporter.quantization.companions import stage_companions
 from exporter.quantization.difference import Difference, difference
@@ -152,7 +153,8 @@ def quantize_with_report(
             moves = stage_companions(source, output, stage) if with_companions else []
             moves += [(file, output.parent / file.name) for file in written]
             needed = storage.data_files(model)
-            staged.place(moves, storage.stale_data(output, written, needed))
+            stale = storage.stale_data(output, written, needed)
+            staged.place(moves, [*stale, *stale_reports(output)])
     except OSError as error:
         raise storage.write_error(output, error) from error
     what = done.what

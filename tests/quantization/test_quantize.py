@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from written_files import names_in
 
+from exporter.artifacts import PruneReport
 from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError, UsageError
@@ -19,6 +20,7 @@ from exporter.quantization.products import find_products, read_array
 from exporter.quantization.quantize import quantize_file, quantize_with_report
 from exporter.quantization.rounding import Packed, on_its_grid, round_to_nearest, rounded, unpack
 from exporter.quantization.settings import QuantizeSettings
+from exporter.surgery import NOT_VERIFIED
 from graph_passes.files.storage import load_model
 from graph_passes.pipeline import graph_size
 from tests.quantization.small_graphs import (
@@ -340,3 +342,19 @@ def test_weights_that_were_rounded_before_are_kept() -> None:
     matrix[5, 5] += 0.003
     assert on_its_grid(matrix, 4, 32) is None
     assert rounded(matrix, 4, 32, symmetric=False).has_whole_zero_points
+
+
+@pytest.mark.parametrize(("target", "there"), [("m.onnx", False), ("other.onnx", True)])
+def test_the_report_of_a_cut_goes_with_the_file_that_it_speaks_of(
+    tied: Path, tmp_path: Path, target: str, there: bool
+) -> None:
+    size = {"nodes": 1, "parameters": 1, "bytes": 1}
+    report = PruneReport.model_validate(
+        {
+            "made_from": {}, "target": target, "deleted": [], "refused": [], "before": size,
+            "after": size, "verification": NOT_VERIFIED.model_dump(),
+        }
+    ).write(tmp_path / "prune.json")  # fmt: skip
+    (tmp_path / "m.onnx").write_bytes(tied.read_bytes())
+    quantize_file(tied, tmp_path / "m.onnx", QuantizeSettings(scheme="int8"))
+    assert report.exists() is there
