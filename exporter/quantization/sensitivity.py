@@ -3,14 +3,14 @@
 The damage is the KL divergence of the next token's probabilities from the float model's, in nats a
 token. Damages of single products nearly add up while they are small (Yao et al., ZeroQuant-V2,
 arXiv 2303.08302, choose by them too), so the order of damage per byte is the order in which
-products get 8 bits; how many do is then measured with all others in 4 bits at once, by bisection,
-for what was chosen together is not what was measured alone.
+products get 8 bits; how many do is then measured with every product in its bits at once, by
+bisection, for what was chosen together is not what was measured alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from exporter.artifacts import Phase
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CalibrationError, QuantizationError
 from exporter.measure.inputs import Shape, has_cache, make_inputs
+from exporter.measure.quality.predictions import Distributions, chunks, divergence
 from exporter.progress import Progress
 from exporter.quantization.calibration import CalibrationTokens
 from exporter.quantization.products import Product, Products
@@ -67,9 +68,10 @@ class MixedBits:
     Attributes:
         bits_by_node: 4 or 8 for each product that was looked at.
         sensitivities: In the order in which they get 8 bits; none where 4 are enough for all.
-        growth: Of the perplexity of the calibration text over the float model's, as chosen:
-            measured on the text's own tokens, or over all tokens by what the float model thinks of
-            them (the exponential of the KL divergence), whichever is larger.
+        growth: Of the perplexity of the calibration text over the float model's, measured with
+            each product in its bits, on the samples that the choice was made on: by the text's own
+            tokens, or over all tokens by what the float model thinks of them (the exponential of
+            the KL divergence), whichever is larger.
         four_bit_growth: The same with all of them in 4 bits.
     """
 
@@ -93,14 +95,14 @@ def search_mixed(
 ) -> MixedBits:
     """Chooses which products stay at 8 bits.
 
-    The float model is held in memory. It is run about eight times on ``samples`` samples and, where
-    4 bits aren't enough for all, on 128 tokens once for each product; 8 bits count as no damage.
+    The float model is held in memory. It is run about nine times on ``samples`` samples and, where
+    4 bits aren't enough for all, on 128 tokens once for each product.
 
     Args:
         model: The float graph; it is unchanged.
         found: Its products.
-        settings: How they are rounded; GPTQ's are looked at as rounded to nearest. A head with bits
-            of its own is left alone.
+        settings: How they are rounded; GPTQ's are measured as rounded to nearest. A head with bits
+            of its own has these in every measurement.
         tokens: The calibration text.
         stage: A folder for a copy of the graph.
         limit: How far the perplexity may be above the float model's, as a fraction.
@@ -113,17 +115,16 @@ def search_mixed(
         CalibrationError: The text's perplexity isn't finite.
         BackendError: ONNX Runtime can't run the graph.
     """
-    products = [p for p in found.products if not (p.head and settings.head_bits is not None)]
     known = tokens.token_ids[:samples]
-    with _Trials(model, products, settings, stage, threads) as trials:
-        choice = _Choice(trials.on(known), products, progress)
-        worst, order = choice.growth(()), []
-        eight, grown = frozenset[str](), worst
-        if worst > 1 + limit:
-            order = _order(trials, products, known[:1, :TOKENS_ALONE], settings, progress)
-            eight, grown = choice.fewest([one.name for one in order], limit)
-    bits = {product.name: 8 if product.name in eight else 4 for product in products}
-    return MixedBits(bits, tuple(order), grown, worst)
+    with _Trials(model, found.products, settings, stage, threads) as trials:
+        choice = _Choice(_Text(trials, known), settings, progress)
+        four = choice.growth(())
+        if four <= 1 + limit:
+            return MixedBits(choice.bits(()), (), four, four)
+        eight = choice.growth_in_8_bits(limit)
+        order = _order(trials, choice.products, known[:1, :TOKENS_ALONE], settings, progress)
+        chosen, growth = choice.fewest([one.name for one in order], eight, limit)
+    return MixedBits(choice.bits(chosen), tuple(order), growth, four)
 
 
 def _order(
@@ -134,40 +135,69 @@ def _order(
     progress: Progress,
 ) -> list[Sensitivity]:
     """Products by what 4 bits in each of them alone cost, for a byte of 8 bits."""
-    text, alone = trials.on(token_ids), []
+    text, alone = _Text(trials, token_ids), []
     with progress.task("rounding one product at a time", len(products)) as task:
         for product in products:
-            kl = text.damage([product]).kl_divergence
+            kl = text.damage({product.name: 4}).kl_divergence
             alone.append(Sensitivity(product.name, kl, _bytes_more(product, settings)))
             task.advance()
     return sorted(alone, key=lambda one: one.kl_divergence / one.bytes_more, reverse=True)
 
 
-@dataclass(frozen=True, eq=False)
 class _Choice:
-    """Which products get 8 bits, judged on a text with all others in 4 bits."""
+    """Measures which products need 8 bits on a text, with all others in 4 bits."""
 
-    text: _Text
-    products: Sequence[Product]
-    progress: Progress
+    def __init__(self, text: _Text, settings: QuantizeSettings, progress: Progress) -> None:
+        heads = [p for p in text.products if p.head and settings.head_bits is not None]
+        self.products = [product for product in text.products if product not in heads]
+        self._fixed = {product.name: settings.head_bits or 8 for product in heads}
+        self._text = text
+        self._progress = progress
+
+    def bits(self, eight: Collection[str]) -> dict[str, int]:
+        """4 or 8 for each product that the choice is about."""
+        return {product.name: 8 if product.name in eight else 4 for product in self.products}
 
     def growth(self, eight: Collection[str]) -> float:
-        """Of the perplexity, with these in 8 bits, which count as float."""
-        grown = self.text.damage([p for p in self.products if p.name not in eight]).growth
+        """Of the perplexity over the float model's, with these products in 8 bits."""
+        growth = self._text.damage(self.bits(eight) | self._fixed).growth
         count = f"{len(eight)} of {len(self.products)}"
-        self.progress.say(f"mixed: {count} products in 8 bits, perplexity {grown - 1:+.1%}")
-        return grown
+        self._progress.say(f"mixed: {count} products in 8 bits, perplexity {growth - 1:+.1%}")
+        return growth
 
-    def fewest(self, order: Sequence[str], limit: float) -> tuple[frozenset[str], float]:
-        """The fewest of an order that are enough, and the growth then; none are known not to be."""
-        low, high, best = 0, len(order), 1.0
+    def growth_in_8_bits(self, limit: float) -> float:
+        """The growth with every product in 8 bits.
+
+        Raises:
+            QuantizationError: It is above the limit.
+        """
+        growth = self.growth([product.name for product in self.products])
+        if growth > 1 + limit:
+            raise QuantizationError(
+                f"With every product in 8 bits the perplexity of the calibration text grows by "
+                f"{growth - 1:.1%}, more than the {limit:.1%} that the scheme mixed allows.",
+                "Take smaller blocks or another method, or keep the model in float.",
+            )
+        return growth
+
+    def fewest(
+        self, order: Sequence[str], growth: float, limit: float
+    ) -> tuple[frozenset[str], float]:
+        """The fewest of an order that are enough, and the growth then.
+
+        Args:
+            order: All products, those that need 8 bits most first. None of them are not enough.
+            growth: With all of them in 8 bits; it is within the limit.
+            limit: How far the perplexity may be above the float model's.
+        """
+        low, high = 0, len(order)
         while high - low > 1 + len(order) // 64:  # what fewer change, no text of this length tells
             middle = (low + high) // 2
             if (tried := self.growth(order[:middle])) <= 1 + limit:
-                high, best = middle, tried
+                high, growth = middle, tried
             else:
                 low = middle
-        return frozenset(order[:high]), best
+        return frozenset(order[:high]), growth
 
 
 @dataclass(frozen=True)
@@ -192,7 +222,7 @@ class _Trials:
         stage: Path,
         threads: int,
     ) -> None:
-        self._products = products
+        self.products = products
         self._settings = settings
         file = _with_weights_given(model, products, stage)
         self._runner = OnnxRuntimeRunner(file, threads=threads)
@@ -202,23 +232,28 @@ class _Trials:
         """Loads the float model."""
         self._runner.__enter__()
         self._weights = {
-            _name(product): self._runner.value(_stored(product)) for product in self._products
+            _name(product): self._runner.value(_stored(product)) for product in self.products
         }
         return self
 
-    def __exit__(self, *told: Any) -> None:
+    def __exit__(self, *exception: Any) -> None:
         """Frees the session."""
-        self._runner.__exit__(*told)
+        self._runner.__exit__(*exception)
 
-    def on(self, token_ids: TokenIds) -> _Text:
-        """Trials on some samples."""
-        return _Text(self, token_ids)
+    def logits(self, token_ids: TokenIds, bits: Mapping[str, int]) -> Iterator[Floats]:
+        """``[tokens, vocabulary]`` of each sample.
 
-    def logits(self, token_ids: TokenIds, rounded: Iterable[Product]) -> Iterator[Floats]:
-        """``[tokens, vocabulary]`` of each sample, some products in 4 bits, all others in float."""
+        Args:
+            token_ids: ``[samples, tokens]``.
+            bits: 4 or 8 by a product's name; products without stay in float. A weight that several
+                products read has the fewest bits of theirs.
+        """
+        by_bits = sorted((p for p in self.products if p.name in bits), key=lambda p: -bits[p.name])
         given = {
-            _name(product): self._runner.value(_rounded(product, self._settings))
-            for product in rounded
+            _name(product): self._runner.value(
+                _rounded(product, bits[product.name], self._settings)
+            )
+            for product in by_bits
         }
         specs = [spec for spec in self._runner.inputs if spec.name not in self._weights]
         phase: Phase = "prefill" if has_cache(specs) else "encode"
@@ -230,66 +265,48 @@ class _Trials:
 
 
 class _Text:
-    """What some samples tell of a trial.
+    """Some samples with the float model's logits, to measure trials against.
 
     Raises:
         CalibrationError: The float model's perplexity on them isn't finite.
     """
 
     def __init__(self, trials: _Trials, token_ids: TokenIds) -> None:
+        self.products = trials.products
         self._trials = trials
         self._token_ids = token_ids
-        self._float = [_Predicted.by(logits) for logits in trials.logits(token_ids, [])]
-        told = zip(self._float, token_ids, strict=True)
-        self._nll = np.mean([_surprise(one.logits, one.log_sums, ids) for one, ids in told])
-        if not np.isfinite(self._nll):
-            raise CalibrationError(
-                "The model's perplexity on the calibration text is not finite.",
-                "Choose another text.",
-            )
+        self._float = list(trials.logits(token_ids, {}))
+        for logits, ids in zip(self._float, token_ids, strict=True):
+            targets = logits[np.arange(len(ids) - 1), ids[1:]]
+            if not (_are_finite(logits) and np.isfinite(targets).all()):
+                raise CalibrationError(
+                    "The model's perplexity on the calibration text is not finite.",
+                    "Choose another text.",
+                )
 
-    def damage(self, rounded: Iterable[Product]) -> _Damage:
-        """What some products in 4 bits cost, all others in float."""
-        told = zip(
-            self._float, self._trials.logits(self._token_ids, rounded), self._token_ids, strict=True
-        )
-        divergences, surprises = [], []
-        for one, logits, ids in told:
-            sums = _log_sums(logits)
-            divergences.append(one.divergence(logits, sums))
-            surprises.append(_surprise(logits, sums, ids))
-        return _Damage(float(np.mean(divergences)), float(np.exp(np.mean(surprises) - self._nll)))
-
-
-@dataclass(frozen=True, eq=False)
-class _Predicted:
-    """The float model's logits of a sample, their ``log(sum(exp))``, and the probabilities."""
-
-    logits: Floats
-    log_sums: Floats
-    probabilities: Floats
-
-    @classmethod
-    def by(cls, logits: Floats) -> _Predicted:
-        sums = _log_sums(logits)
-        return cls(logits, sums, np.exp(logits - sums[:, None]))
-
-    def divergence(self, logits: Floats, log_sums: Floats) -> float:
-        """Mean KL divergence of other logits from these, nats a token."""
-        lost = np.einsum("tv,tv->t", self.probabilities, self.logits - logits)
-        return float(np.mean(log_sums - self.log_sums + lost, dtype=np.float64))
+    def damage(self, bits: Mapping[str, int]) -> _Damage:
+        """What products in so many bits cost, all others in float."""
+        divergences, rises = [], []
+        trial = self._trials.logits(self._token_ids, bits)
+        for before, after, ids in zip(self._float, trial, self._token_ids, strict=True):
+            if not _are_finite(after):
+                return _Damage(math.inf, math.inf)
+            for rows in chunks(0, len(ids), before.shape[1]):
+                one, other = (
+                    Distributions(
+                        logits[rows].astype(np.float64), ids[rows.start + 1 : rows.stop + 1], "They"
+                    )
+                    for logits in (before, after)
+                )
+                divergences.append(divergence(one, other))
+                rises.append(other.losses - one.losses)
+        rise = np.concatenate(rises).mean()
+        return _Damage(float(np.concatenate(divergences).mean()), float(np.exp(rise)))
 
 
-def _log_sums(logits: Floats) -> Floats:
-    highest = logits.max(axis=-1)
-    sums: Floats = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=-1))
-    return sums
-
-
-def _surprise(logits: Floats, log_sums: Floats, token_ids: TokenIds) -> float:
-    """Mean negative log-likelihood of the next token."""
-    told = logits[np.arange(len(token_ids) - 1), token_ids[1:]]
-    return float(np.mean(log_sums[:-1] - told, dtype=np.float64))
+def _are_finite(logits: Floats) -> bool:
+    """Whether each position has a distribution: single tokens may be ruled out."""
+    return bool(np.isfinite(logits.max(axis=-1)).all())
 
 
 def _with_weights_given(model: ir.Model, products: Sequence[Product], stage: Path) -> Path:
@@ -321,12 +338,12 @@ def _stored(product: Product) -> NDArray[Any]:
     return np.ascontiguousarray(tensor.numpy())
 
 
-def _rounded(product: Product, settings: QuantizeSettings) -> NDArray[Any]:
-    """A weight of 4 bits, unpacked again."""
+def _rounded(product: Product, bits: int, settings: QuantizeSettings) -> NDArray[Any]:
+    """A weight rounded to 4 or 8 bits, unpacked again."""
     matrix = product.matrix()
     symmetric, by_hqq = settings.without_zero_points, settings.method == "hqq"
-    packed = rounded(matrix, 4, settings.block, symmetric=symmetric, half_quadratically=by_hqq)
-    turned = unpack(packed, 4)[:, : product.depth]
+    packed = rounded(matrix, bits, settings.block, symmetric=symmetric, half_quadratically=by_hqq)
+    turned = unpack(packed, bits)[:, : product.depth]
     stored = turned if product.transposed else turned.T
     return np.ascontiguousarray(stored.astype(_stored(product).dtype))
 

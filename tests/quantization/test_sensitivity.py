@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from written_files import names_in
 
 from exporter.errors import QuantizationError, UsageError
 from exporter.progress import QUIET
+from exporter.quantization import sensitivity
 from exporter.quantization.calibration import CalibrationTokens
 from exporter.quantization.products import find_products
 from exporter.quantization.quantize import quantize_with_report
+from exporter.quantization.rounding import Packed
 from exporter.quantization.sensitivity import MixedBits, search_mixed
 from exporter.quantization.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
@@ -62,12 +66,42 @@ def test_the_product_that_4_bits_hurt_gets_8(model: Path, tmp_path: Path) -> Non
     assert strict.growth <= 1.05 < strict.four_bit_growth
 
 
-def test_a_generous_limit_leaves_all_at_4_and_a_hard_one_none(model: Path, tmp_path: Path) -> None:
+def test_a_generous_limit_leaves_all_at_4(model: Path, tmp_path: Path) -> None:
     generous = searched(model, tmp_path / "generous", 1e9)
     assert set(generous.bits_by_node.values()) == {4}
     assert generous.growth == generous.four_bit_growth
-    hard = searched(model, tmp_path / "hard", 0.0)
-    assert set(hard.bits_by_node.values()) == {8}
+    assert generous.sensitivities == ()
+
+
+def test_where_no_subset_is_enough_all_get_8_and_the_growth_is_measured(
+    model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(QuantizationError) as raised:
+        searched(model, tmp_path / "too hard", 0.0)
+    (grown,) = re.findall(r"grows by ([\d.]+)%", str(raised.value))
+    one, both = (
+        searched(model, tmp_path / str(limit), limit) for limit in (0.05, float(grown) / 100 + 1e-3)
+    )
+    assert set(both.bits_by_node.values()) == {8}
+    assert 1 < both.growth < one.growth
+    assert both.growth - 1 == pytest.approx(float(grown) / 100, abs=6e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_answers_that_are_no_numbers_are_never_enough(
+    bits: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = sensitivity.unpack
+
+    def broken(packed: Packed, width: int) -> Any:
+        return rounded(packed, width) * (np.nan if width <= bits else 1)
+
+    monkeypatch.setattr(sensitivity, "unpack", broken)
+    if bits == 8:
+        with pytest.raises(QuantizationError):
+            searched(model, tmp_path / "stage", 1e9)
+    else:
+        assert set(searched(model, tmp_path / "stage", 1e9).bits_by_node.values()) == {8}
 
 
 def test_mixed_is_searched_and_done(model: Path, tmp_path: Path) -> None:

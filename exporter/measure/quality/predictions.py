@@ -88,7 +88,7 @@ def figures(baseline: Distributions, candidate: Distributions) -> Floats:
     predicted = len(baseline.losses)
     best = baseline.likeliest, candidate.likeliest
     found[0] = 1
-    found[1] = _divergence(baseline, candidate)
+    found[1] = divergence(baseline, candidate)
     found[2] = best[0][:, 0] == best[1][:, 0]
     found[3] = (best[0][:, :, None] == best[1][:, None, :]).any(axis=2).mean(axis=1)
     found[4, :predicted] = 1
@@ -129,7 +129,7 @@ def _likeliest(logits: Floats) -> NDArray[np.intp]:
     return best
 
 
-def _divergence(baseline: Distributions, candidate: Distributions) -> Floats:
+def divergence(baseline: Distributions, candidate: Distributions) -> Floats:
     """KL(baseline || candidate) of each position, in nats."""
     probabilities = baseline.probabilities
     with np.errstate(invalid="ignore"):  # a token that both rule out: -inf - -inf, weight 0
