@@ -40,9 +40,8 @@ def searched_meter(
         journal: Keeps what was measured of branches that are left out.
     """
     from exporter.files import sha256_bytes
-    from exporter.selection.texts import first_tokens
 
-    searched = first_tokens(text, settings.search.tokens)
+    searched = text.first_tokens(settings.search.tokens)
     about = {
         "model": loaded.ref.sha256,
         "dtype": str(loaded.model.dtype),

@@ -154,7 +154,7 @@ class Planner:
     @cached_property
     def texts(self) -> tuple[CalibrationText, CalibrationText]:
         """What is searched and fitted on, and what is judged on."""
-        from exporter.selection.texts import text_of_report
+        from exporter.texts.calibration import text_of_report
 
         text = text_of_report(
             self.loaded,

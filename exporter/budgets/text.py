@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from exporter.errors import CalibrationError
 from exporter.importance import CalibrationText
 
@@ -26,10 +24,4 @@ def split(text: CalibrationText, held_out: float) -> tuple[CalibrationText, Cali
             "Give a longer text, or ask for a shorter --sequence-length when scoring.",
         )
     later = min(samples - 1, max(1, round(samples * held_out)))
-    return _part(text, 0, samples - later), _part(text, samples - later, samples)
-
-
-def _part(text: CalibrationText, first: int, end: int) -> CalibrationText:
-    mask = text.mask[first:end]
-    ref = text.ref.model_copy(update={"samples": end - first, "tokens": int(mask.sum())})
-    return replace(text, ref=ref, input_ids=text.input_ids[first:end], mask=mask)
+    return text.rows(slice(0, samples - later)), text.rows(slice(samples - later, None))

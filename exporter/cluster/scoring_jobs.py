@@ -12,7 +12,6 @@ from exporter.cluster.loading import ModelAddress
 from exporter.cluster.meter import CutJob, measured
 from exporter.errors import ScoringError
 from exporter.importance.answer_pass import answer_meter
-from exporter.importance.calibration import CalibrationText
 from exporter.importance.cosine import COSINE
 from exporter.importance.gradient_pass import gradient_sums
 from exporter.importance.metric import GradientMetric, Metric, StreamMetric
@@ -20,6 +19,7 @@ from exporter.importance.registry import metrics_named
 from exporter.importance.stream_pass import stream_batch
 from exporter.importance.subject import Subject
 from exporter.importance.sums import Floats
+from exporter.texts.calibration import CalibrationText
 
 _M = TypeVar("_M")
 

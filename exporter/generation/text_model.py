@@ -10,8 +10,8 @@ from typing import Any
 
 from exporter.errors import BackendError
 from exporter.measure.model_folder import longest_sequence, read_config, read_object
-from exporter.measure.tokenizer import load_tokenizer
 from exporter.optional import require
+from exporter.texts.tokenizer import read_tokenizer
 
 _FILE = "tokenizer.json"
 
@@ -74,7 +74,7 @@ class TextModel:
 
     @cached_property
     def _loaded(self) -> Any:
-        return load_tokenizer(self.tokenizer)
+        return read_tokenizer(self.tokenizer)
 
 
 class TextStream:

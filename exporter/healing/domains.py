@@ -8,8 +8,8 @@ from typing import Any, Literal
 from exporter.ablation import Cut, Damage, DamageMeter
 from exporter.ablation.damage import ratio_std_error
 from exporter.artifacts import AnswerDamage, HealedText
-from exporter.importance.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
+from exporter.texts.calibration import CalibrationText
 
 _LEAST_SHARE = 0.05
 """Of the increase in log-perplexity; what takes back less has gained nothing worth its cost."""

@@ -21,9 +21,9 @@ from exporter.healing import low_rank
 from exporter.healing.activations import check_finite, held_out_tokens, overhearing
 from exporter.healing.ridge import RIDGES, LinearMap, choose_ridge, explained, solve
 from exporter.healing.statistics import Sums, sums_bytes
-from exporter.importance.calibration import CalibrationText
 from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
+from exporter.texts.calibration import CalibrationText
 
 if TYPE_CHECKING:
     import torch

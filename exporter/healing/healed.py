@@ -28,11 +28,11 @@ from exporter.healing.options import HealOptions
 from exporter.healing.plan_file import healed_deletions, kind_of
 from exporter.healing.sequential import fit_sequential
 from exporter.healing.texts import HealingTexts, healing_texts
-from exporter.importance.calibration import CalibrationText
 from exporter.loading.model_source import LoadedModel
 from exporter.plan_origin import hold_against_model
 from exporter.planning import validate_plan
 from exporter.progress import QUIET, Progress
+from exporter.texts.calibration import CalibrationText
 
 
 @dataclass(frozen=True)

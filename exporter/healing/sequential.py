@@ -25,9 +25,9 @@ from exporter.healing.fit import Adding, Fit, Name, fitted, tell_if_few
 from exporter.healing.kept import FitStore, KnownFits
 from exporter.healing.layer_walk import LayerWalk, Shelf
 from exporter.healing.statistics import Sums
-from exporter.importance.calibration import CalibrationText
 from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
+from exporter.texts.calibration import CalibrationText
 
 if TYPE_CHECKING:
     import torch

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import HealingError
+from exporter.files import sha256_bytes
 from exporter.healing.options import HealOptions
-from exporter.importance.calibration import (
+from exporter.loading.model_source import LoadedModel
+from exporter.progress import QUIET, Progress
+from exporter.texts.calibration import (
     DEFAULT_TOKENS,
     CalibrationText,
     calibration_text,
     default_calibration,
+    spec_of,
 )
-from exporter.loading.model_source import LoadedModel
-from exporter.progress import QUIET, Progress
+from exporter.texts.self_text import SELF
+from exporter.texts.sources import PYDOC
 
 _FEWEST_HELD_OUT = 4
-_PYDOC, _SELF = "pydoc", "self"
 
 
 @dataclass(frozen=True)
@@ -149,22 +152,17 @@ def other_domain(
 
 
 def _other_spec(loaded: LoadedModel, sources: Sequence[str]) -> str | None:
-    known = {name for name in (_PYDOC, _SELF) for each in sources if _names(each, name)}
-    if _PYDOC not in known and loaded.tokenizer is not None:
-        return _PYDOC
-    return _SELF if _SELF not in known and loaded.model.can_generate() else None
-
-
-def _names(source: str, spec: str) -> bool:
-    """Whether a text is what a spec names; a report calls it so and says more in brackets."""
-    return source == spec or source.startswith(f"{spec} (")
+    known = {spec_of(source) for source in sources}
+    if PYDOC not in known and loaded.tokenizer is not None:
+        return PYDOC
+    return SELF if SELF not in known and loaded.model.can_generate() else None
 
 
 def _halved(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
     """A text's samples in turn; one sample serves both."""
     if len(text.input_ids) < 2:
         return text, text
-    return _taken(text, slice(0, None, 2)), _taken(text, slice(1, None, 2))
+    return text.rows(slice(0, None, 2)), text.rows(slice(1, None, 2))
 
 
 def _samples(
@@ -192,13 +190,7 @@ def _parted(
             "Give a longer text, or ask for a shorter --sequence-length.",
         )
     held = more if found == wanted + more else max(1, found // 5)
-    return _taken(text, slice(0, found - held)), _taken(text, slice(found - held, None))
-
-
-def _taken(text: CalibrationText, rows: slice) -> CalibrationText:
-    ids, mask = text.input_ids[rows], text.mask[rows]
-    counts = {"samples": len(ids), "tokens": int(mask.sum())}
-    return replace(text, ref=text.ref.model_copy(update=counts), input_ids=ids, mask=mask)
+    return text.rows(slice(0, found - held)), text.rows(slice(found - held, None))
 
 
 def _joined(texts: Sequence[CalibrationText]) -> CalibrationText:
@@ -225,6 +217,4 @@ def _joined(texts: Sequence[CalibrationText]) -> CalibrationText:
 
 
 def _digest(refs: Sequence[CalibrationRef]) -> str:
-    from exporter.files import sha256_bytes
-
     return sha256_bytes("\n".join(ref.sha256 for ref in refs).encode())

@@ -3,10 +3,10 @@
 Importing this costs no PyTorch.
 """
 
-from exporter.importance.calibration import CalibrationText, calibration_text
 from exporter.importance.options import ScoreOptions
 from exporter.importance.registry import METRICS
 from exporter.importance.scoring import score, score_on
+from exporter.texts.calibration import CalibrationText, calibration_text
 
 __all__ = [
     "METRICS",

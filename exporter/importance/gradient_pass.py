@@ -16,11 +16,11 @@ from exporter.anatomy.architectures import sublayers
 from exporter.anatomy.residual_stream import LayerModules, first_tensor
 from exporter.artifacts import Score
 from exporter.errors import ScoringError
-from exporter.importance.calibration import CalibrationText
 from exporter.importance.metric import UNITS, GradientMetric
 from exporter.importance.stream_pass import NOT_FINITE_HINT, scores_of
 from exporter.importance.subject import Subject
 from exporter.importance.sums import Floats, RatioSums
+from exporter.texts.calibration import CalibrationText
 
 if TYPE_CHECKING:
     import torch

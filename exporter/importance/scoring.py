@@ -19,7 +19,6 @@ from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, M
 from exporter.errors import ScoringError, UnknownArchitectureError
 from exporter.files import sha256_bytes
 from exporter.importance.answer_pass import answer_scores
-from exporter.importance.calibration import CalibrationText, calibration_text, check_text
 from exporter.importance.cosine import COSINE
 from exporter.importance.fixed_pass import fixed_scores
 from exporter.importance.gradient_pass import gradient_scores
@@ -36,6 +35,7 @@ from exporter.importance.stream_pass import stream_scores
 from exporter.importance.subject import Subject
 from exporter.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
+from exporter.texts.calibration import CalibrationText, calibration_text, check_text
 
 
 def score(

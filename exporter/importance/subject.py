@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.anatomy.residual_stream import LayerModules
-from exporter.importance.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
+from exporter.texts.calibration import CalibrationText
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from exporter.errors import ComparisonError
 from exporter.files import sha256_bytes
-from exporter.measure.tokenizer import load_tokenizer
-from exporter.texts import TextSource, pack_tokens
+from exporter.texts.packing import pack_tokens, with_ends
+from exporter.texts.sources import TextSource
+from exporter.texts.tokenizer import tokenizer_in
 
 _PASSAGE_CHARACTERS = 40  # shorter paragraphs are headings
 RANDOM_TOKENS = "seeded random token ids (there is no tokenizer.json beside the models)"
@@ -66,8 +66,8 @@ def tokenize(
             text is shorter than one, or the stride is longer.
         MissingDependencyError: Without the tokenizers library.
     """
-    encode = text_encoder(tokenizer_path)
-    opening = _opening_tokens(encode)
+    tokenizer = tokenizer_in(tokenizer_path)
+    opening, _ = tokenizer.ends
     if len(opening) >= sequence_length:
         raise ComparisonError(
             f"A sample of {sequence_length} tokens has no room for text: {tokenizer_path} opens "
@@ -76,7 +76,7 @@ def tokenize(
         )
     width = sequence_length - len(opening)
     packed = pack_tokens(
-        lambda text: encode(text, False),
+        tokenizer.plain,
         texts,
         sequence_length=1 if stride else width,
         max_samples=max(tokens, width) if stride else max(1, tokens // sequence_length),
@@ -88,11 +88,14 @@ def tokenize(
             "Name a longer text, or ask for fewer tokens.",
         )
     windows = _windows(packed.ravel(), width, stride)
-    heads = np.tile(np.array(opening, dtype=np.int64), (len(windows), 1))
-    ids = np.concatenate([heads, windows], axis=1)
     overlap = sequence_length - stride if stride else 0
     return EvaluationTokens(
-        ids, texts.source, texts.sha256, is_text=True, overlap=overlap, opening=len(opening)
+        with_ends(opening, windows),
+        texts.source,
+        texts.sha256,
+        is_text=True,
+        overlap=overlap,
+        opening=len(opening),
     )
 
 
@@ -113,7 +116,7 @@ def tokenize_passages(
     parts = (part for text in texts.documents for part in re.split(r"\n\s*\n", text))
     joined = (" ".join(part.split()) for part in parts)
     passages = [*dict.fromkeys(part for part in joined if len(part) >= _PASSAGE_CHARACTERS)]
-    encode = text_encoder(tokenizer_path)
+    encode = tokenizer_in(tokenizer_path).encode
     chosen = passages[:: max(1, len(passages) // most)][:most]
     return [np.array(encode(passage, True)[:longest], np.int64) for passage in chosen]
 
@@ -145,28 +148,3 @@ def _windows(stream: NDArray[np.int64], width: int, stride: int | None) -> NDArr
             "Give a smaller --stride, or none.",
         )
     return np.lib.stride_tricks.sliding_window_view(stream, width)[::stride]
-
-
-def text_encoder(path: Path) -> Callable[[str, bool], list[int]]:
-    """A function from a text, and whether to add the tokenizer's own tokens, to token ids.
-
-    Raises:
-        ComparisonError: The file is no tokenizer.
-        MissingDependencyError: Without the tokenizers library.
-    """
-    tokenizer = load_tokenizer(path)
-
-    def encode(text: str, special: bool) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
-        return ids
-
-    return encode
-
-
-def _opening_tokens(encode: Callable[[str, bool], list[int]]) -> list[int]:
-    """What the tokenizer puts before a text: a begin token, or nothing."""
-    plain, special = encode("a", False), encode("a", True)
-    for start in range(len(special) - len(plain) + 1):
-        if special[start : start + len(plain)] == plain:
-            return special[:start]
-    return []

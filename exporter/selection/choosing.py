@@ -176,7 +176,7 @@ class _Searcher:
         progress: Progress,
     ) -> tuple[PruningPlan, Damage | None]:
         """The plan, and what it does to the model where that can be told."""
-        from exporter.selection.texts import text_of_report
+        from exporter.texts.calibration import text_of_report
 
         text = text_of_report(
             self._loaded,
@@ -292,9 +292,8 @@ class _Searcher:
 
     def _meter(self, text: CalibrationText) -> RememberingMeter:
         from exporter.files import sha256_bytes
-        from exporter.selection.texts import first_tokens
 
-        searched = first_tokens(text, self._options.tokens)
+        searched = text.first_tokens(self._options.tokens)
         meter = self._make_meter(self._loaded, searched, self._batch_size, POSITIONS)
         about = {
             "model": self._loaded.ref.sha256,

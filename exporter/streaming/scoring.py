@@ -12,17 +12,17 @@ from pathlib import Path
 from exporter.artifacts import ImportanceReport
 from exporter.errors import UsageError
 from exporter.importance import CalibrationText, ScoreOptions, calibration_text
-from exporter.importance.calibration import check_text
 from exporter.importance.fixed_pass import fixed_scores
 from exporter.importance.metric import FixedMetric, GradientMetric, Metric
 from exporter.importance.options import KL_POSITIONS
 from exporter.importance.registry import DEFAULT, metrics_named, reads_text, refuse_unfit
 from exporter.importance.scoring import NO_TEXT, report_of
-from exporter.importance.self_text import SELF
 from exporter.importance.subject import Subject
 from exporter.loading.meta_model import MetaModel
 from exporter.progress import QUIET, Progress
 from exporter.streaming.walk import Walk, WalkSettings
+from exporter.texts.calibration import check_text
+from exporter.texts.self_text import SELF
 
 
 def score_streamed(

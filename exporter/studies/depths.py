@@ -27,7 +27,6 @@ from exporter.budgets.module_sizes import module_sizes
 from exporter.costs import GraphSizes
 from exporter.errors import CalibrationError, PlanError, ScoringError
 from exporter.importance import CalibrationText
-from exporter.importance.calibration import calibration_text
 from exporter.loading.model_source import LoadedModel
 from exporter.measure.quality.paired import Floats, mean_interval
 from exporter.planning import plan_drop
@@ -35,6 +34,7 @@ from exporter.progress import QUIET, Progress
 from exporter.selection.meters import RememberingMeter
 from exporter.studies.task_scores import compared_tasks
 from exporter.tasks.choosing import TaskChoice
+from exporter.texts.calibration import calibration_text
 
 WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
 _MOST_LOG = 700.0

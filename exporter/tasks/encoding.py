@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from exporter.errors import TaskError
 from exporter.generation.text_model import TextModel
 from exporter.measure.model_folder import ModelFolder
-from exporter.measure.tokenizer import load_tokenizer
 from exporter.tasks.likelihood import Request
+from exporter.texts.tokenizer import read_tokenizer
 
 
 class TextCodec:
@@ -31,7 +31,7 @@ class TextCodec:
                 f"There is no tokenizer.json beside {folder.onnx}: tasks are text.",
                 "Copy the model's tokenizer there.",
             )
-        self._tokenizer = load_tokenizer(folder.tokenizer)
+        self._tokenizer = read_tokenizer(folder.tokenizer)
         begin = folder.config.get("bos_token_id")
         first = begin if isinstance(begin, int) else folder.end_of_text
         if first is None:

@@ -146,7 +146,7 @@ class Bench:
         return dict(fit_branches(self._loaded, text, names, rank=rank, batch_size=BATCH))
 
     def _mixture(self, row: Row) -> Any:
-        from exporter.importance.calibration import CalibrationText
+        from exporter.texts.calibration import CalibrationText
 
         parts = [self._text(self._spec(source), row.samples) for source in row.sources]
         # In turns, so that every source has samples among those that are held out.
@@ -163,8 +163,8 @@ class Bench:
         return str(self._options.calibrate) if source == "file" else source
 
     def _text(self, spec: str, samples: int, part: str = "calibration") -> Any:
-        from exporter.importance.calibration import CalibrationText, calibration_text
         from exporter.texts import pack_tokens, read_texts
+        from exporter.texts.calibration import CalibrationText, calibration_text
 
         if part == "calibration":
             return calibration_text(

@@ -13,8 +13,8 @@ from tiny_families import tiny_loaded, tiny_tokenizer
 from exporter.errors import CalibrationError, ScoringError, TextSourceError
 from exporter.files import sha256_bytes
 from exporter.importance import calibration_text
-from exporter.importance.calibration import default_cache_dir, usable_length
 from exporter.progress import Quiet
+from exporter.texts.calibration import default_cache_dir, usable_length
 
 
 class Heard(Quiet):
@@ -235,7 +235,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_tokens_are_drawn_by_their_probability() -> None:
     import torch
 
-    from exporter.importance.self_text import _draw
+    from exporter.texts.self_text import _draw
 
     probabilities = torch.tensor([0.5, 0.0, 0.2, 0.3])
     generator = torch.Generator().manual_seed(0)
@@ -263,7 +263,7 @@ def test_sampling_uses_the_cache_rightly(model_type: str, tmp_path: Path) -> Non
     """Each token must be likely under the model run without a cache: the draws are the same."""
     import torch
 
-    from exporter.importance.self_text import _draw
+    from exporter.texts.self_text import _draw
 
     loaded = tiny_loaded(model_type)
     text = calibration_text(loaded, samples=3, sequence_length=12, seed=5, cache_dir=tmp_path)

@@ -55,7 +55,7 @@ def _names(plan: PruningPlan) -> list[tuple[int, str]]:
 def _kl(loaded: Any, cache: Path, report: Any, names: Any) -> float:
     """The whole model's and the cut one's distributions at every second position, plainly."""
     from exporter.anatomy.architectures import skipped
-    from exporter.selection.texts import text_of_report
+    from exporter.texts.calibration import text_of_report
 
     text = text_of_report(loaded, report.calibration, cache_dir=cache)
     ids = torch.tensor(text.input_ids)
@@ -90,7 +90,7 @@ def test_evolution_finds_the_best_of_all_pairs(loaded: Any, cache: Path, report:
 def test_iterative_scores_the_pruned_model(loaded: Any, cache: Path, report: Any) -> None:
     from exporter.ablation import NOTHING, substituted
     from exporter.importance import score_on
-    from exporter.selection.texts import text_of_report
+    from exporter.texts.calibration import text_of_report
 
     plan = _choose(report, loaded, cache, {"attention": 1, "mlp": 1}, _options("iterative"))
     first, second = plan.deletions

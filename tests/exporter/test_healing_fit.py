@@ -12,7 +12,7 @@ from tiny_families import hook_count, tiny_loaded
 from exporter.anatomy.architectures import sublayers
 from exporter.artifacts import CalibrationRef
 from exporter.errors import HealingError, PlanError
-from exporter.importance.calibration import CalibrationText
+from exporter.texts.calibration import CalibrationText
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")

@@ -586,7 +586,7 @@ def test_an_encoder_is_healed_without_its_answers_being_measured(tmp_path: Path)
     from exporter.artifacts import CalibrationRef
     from exporter.healing.healed import heal
     from exporter.healing.texts import HealingTexts
-    from exporter.importance.calibration import CalibrationText
+    from exporter.texts.calibration import CalibrationText
 
     ids = np.random.default_rng(0).integers(1, 128, (12, 16))
     ref = CalibrationRef(source="random", samples=12, sequence_length=16, tokens=192, sha256="0")

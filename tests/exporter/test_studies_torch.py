@@ -143,8 +143,8 @@ def plain(model: Any, whole: Any, ids: Any) -> tuple[float, float]:
 def test_each_cell_is_what_the_model_without_the_branches_gives(
     loaded: Any, scores: ImportanceReport
 ) -> None:
-    from exporter.importance.calibration import calibration_text
     from exporter.studies.depths import DepthOptions, measure_depths
+    from exporter.texts.calibration import calibration_text
 
     options = DepthOptions(numbers=(2, 1), tokens=5 * LENGTH, sequence_length=LENGTH, batch_size=2)
     report = measure_depths(loaded, scores, options, importance_sha256="0" * 64)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from exporter.errors import UnsafeInputError
-from exporter.measure.tokenizer import load_tokenizer
 from exporter.quantization.companions import stage_companions
+from exporter.texts.tokenizer import read_tokenizer
 
 
 @pytest.fixture
@@ -42,4 +42,4 @@ def test_a_tokenizer_beside_a_graph_is_no_link_out_of_the_folder(
     path = places[0].with_name("tokenizer.json")
     path.symlink_to("../secret")
     with pytest.raises(UnsafeInputError):
-        load_tokenizer(path)
+        read_tokenizer(path)

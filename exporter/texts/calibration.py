@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ from numpy.typing import NDArray
 
 from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError
-from exporter.importance.self_text import SELF, sampled_tokens
+from exporter.files import sha256_bytes
 from exporter.loading.model_source import LoadedModel
 from exporter.loading.transformers_output import quiet_transformers
 from exporter.progress import QUIET, Progress
-from exporter.texts import Part, pack_tokens, read_texts
+from exporter.texts.packing import pack_tokens, with_ends
+from exporter.texts.self_text import SELF, sampled_tokens
+from exporter.texts.sources import PYDOC, Part, read_texts
+from exporter.texts.tokenizer import tokenizer_of
 
 DEFAULT_TOKENS = 10_000
+DEFAULT_LENGTH = 512
 _FEW_TOKENS = 2_000
+_SEED = re.compile(r"seed (\d+)")
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,23 @@ class CalibrationText:
     input_ids: NDArray[np.int64]
     mask: NDArray[np.bool_]
 
+    def rows(self, chosen: slice) -> CalibrationText:
+        """Some of the samples."""
+        ids, mask = self.input_ids[chosen], self.mask[chosen]
+        counts = {"samples": len(ids), "tokens": int(mask.sum())}
+        return CalibrationText(self.ref.model_copy(update=counts), ids, mask)
+
+    def first_tokens(self, tokens: int) -> CalibrationText:
+        """The first samples, enough for a number of tokens."""
+        return self.rows(slice(0, math.ceil(tokens / self.input_ids.shape[1])))
+
 
 def calibration_text(
     loaded: LoadedModel,
     spec: str | None = None,
     *,
     samples: int | None = None,
-    sequence_length: int = 512,
+    sequence_length: int = DEFAULT_LENGTH,
     seed: int = 0,
     cache_dir: Path | None = None,
     part: Part = "calibration",
@@ -53,8 +69,9 @@ def calibration_text(
 
     Args:
         loaded: The model.
-        spec: ``self`` (text that the model samples), or what :func:`exporter.texts.read_texts`
-            takes. None: ``self`` for a model that generates, else ``pydoc``.
+        spec: ``self`` (text that the model samples), or what
+            :func:`exporter.texts.read_texts` takes. None: ``self`` for a model that
+            generates, else ``pydoc``.
         samples: How many; None: as many as make about 10,000 tokens.
         sequence_length: Tokens in each; cut to what the model can take.
         seed: For ``self``.
@@ -76,20 +93,64 @@ def calibration_text(
         ids = sampled_tokens(
             loaded, wanted, length, seed, cache_dir or default_cache_dir(), progress
         )
-        label, digest = f"self (text sampled by the model, seed {seed})", _sha256_ids(ids)
+        label = f"{SELF} (text sampled by the model, seed {seed})"
+        digest = sha256_bytes(ids.astype("<i8").tobytes())
     else:
         ids, label, digest = _packed(loaded, spec, wanted, length, part)
     mask = np.ones(ids.shape, dtype=np.bool_)
     check_text(loaded, ids, mask)
     _tell_if_short(ids, wanted, label, progress)
-    return CalibrationText(_ref(ids, label, digest), ids, mask)
-
-
-def _ref(ids: NDArray[np.int64], label: str, digest: str) -> CalibrationRef:
-    samples, length = ids.shape
-    return CalibrationRef(
-        source=label, samples=samples, sequence_length=length, tokens=ids.size, sha256=digest
+    ref = CalibrationRef(
+        source=label, samples=len(ids), sequence_length=length, tokens=ids.size, sha256=digest
     )
+    return CalibrationText(ref, ids, mask)
+
+
+def text_of_report(
+    loaded: LoadedModel,
+    ref: CalibrationRef,
+    *,
+    calibration: str | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """The samples that a report's scores rest on, or as many of another text.
+
+    Where the scores rest on no text, that is the usual text for this kind of model.
+
+    Args:
+        loaded: The model.
+        ref: What the report says of its text.
+        calibration: Another text, as ``depthcut score --calibration`` takes it; None: the report's.
+        cache_dir: Where text that the model sampled is kept.
+        progress: Told what goes on.
+
+    Raises:
+        CalibrationError: When the report's text is no longer the same, or too short.
+        TextSourceError: When it can't be read.
+    """
+    known = ref.samples > 0  # A metric that reads no text leaves the choice to the defaults.
+    seed = _SEED.search(ref.source)
+    text = calibration_text(
+        loaded,
+        spec_of(ref.source) if calibration is None and known else calibration,
+        samples=ref.samples or None,
+        sequence_length=ref.sequence_length or DEFAULT_LENGTH,
+        seed=int(seed[1]) if seed and spec_of(ref.source) == SELF else 0,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    if known and calibration is None and text.ref.sha256 != ref.sha256:
+        raise CalibrationError(
+            f"{ref.source} is no longer the text that the scores rest on.",
+            "Score the model again, or name a text for the search: --calibration.",
+        )
+    return text
+
+
+def spec_of(source: str) -> str:
+    """What to name so that the text that a report calls so is read again."""
+    return next((spec for spec in (SELF, PYDOC) if source.startswith(f"{spec} (")), source)
 
 
 def check_text(loaded: LoadedModel, input_ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> None:
@@ -119,7 +180,7 @@ def check_text(loaded: LoadedModel, input_ids: NDArray[np.int64], mask: NDArray[
 
 def default_calibration(loaded: LoadedModel) -> str:
     """``self`` for a model that can generate text, else ``pydoc``."""
-    return SELF if loaded.model.can_generate() else "pydoc"
+    return SELF if loaded.model.can_generate() else PYDOC
 
 
 def default_cache_dir() -> Path:
@@ -161,36 +222,25 @@ def _packed(
     loaded: LoadedModel, spec: str, samples: int, length: int, part: Part
 ) -> tuple[NDArray[np.int64], str, str]:
     """Packs a text into samples that begin and end as the tokenizer would have them."""
-    tokenizer: Any = loaded.tokenizer
-    if tokenizer is None:
-        raise CalibrationError(
-            f"{loaded.ref.source} has no tokenizer, so {spec} can't be turned into tokens.",
-            "Give a model with its tokenizer or, if it generates, self as the text.",
-        )
+    tokenizer = tokenizer_of(loaded)
     texts = read_texts(spec, part=part)
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-        return ids
-
     with quiet_transformers():
-        before, after = _special_ends(tokenizer)
+        before, after = tokenizer.ends
         inner = _inner_length(length, len(before) + len(after))
         body = pack_tokens(
-            encode,
+            tokenizer.plain,
             texts,
             sequence_length=inner,
             max_samples=samples,
-            separator_id=None if after else tokenizer.eos_token_id,
+            separator_id=None if after else tokenizer.end_id,
         )
     if not len(body):
-        found = sum(len(encode(document)) for document in texts.documents)
+        found = sum(len(tokenizer.plain(document)) for document in texts.documents)
         raise CalibrationError(
             f"{texts.source} gives {found} tokens; one sample takes {inner}.",
             "Give a longer text, or ask for a shorter --sequence-length.",
         )
-    ends = [np.tile(np.asarray(ids, dtype=np.int64), (len(body), 1)) for ids in (before, after)]
-    return np.concatenate([ends[0], body, ends[1]], axis=1), texts.source, texts.sha256
+    return with_ends(before, body, after), texts.source, texts.sha256
 
 
 def _inner_length(length: int, ends: int) -> int:
@@ -202,25 +252,9 @@ def _inner_length(length: int, ends: int) -> int:
     return length - ends
 
 
-def _special_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts around a text, such as BERT's [CLS] and [SEP]."""
-    bare = tokenizer("a", add_special_tokens=False).input_ids
-    full = tokenizer("a").input_ids
-    for start in range(len(full) - len(bare) + 1):
-        if full[start : start + len(bare)] == bare:
-            return full[:start], full[start + len(bare) :]
-    return [], []
-
-
 def _tell_if_short(ids: NDArray[np.int64], wanted: int, source: str, progress: Progress) -> None:
     """Warns of little text; what it is for, scores or a healing's gain, isn't known here."""
     if len(ids) < wanted:
         progress.say(f"{source}: the text gives {len(ids)} samples of the {wanted} asked for")
     if ids.size < _FEW_TOKENS:
         progress.say(f"{source}: warning: only {ids.size} tokens; what rests on them will be rough")
-
-
-def _sha256_ids(ids: NDArray[np.int64]) -> str:
-    from exporter.files import sha256_bytes
-
-    return sha256_bytes(ids.astype("<i8").tobytes())

@@ -1,8 +1,8 @@
-"""Texts for calibration and for evaluation, and how they become samples of tokens.
+"""From what a user names, a file or a data set, to documents.
 
-A text never serves both ends: ``pydoc`` is split into two parts that share no paragraph, and the
-SHA-256 of every other text is kept, so that a comparison can refuse to judge on the text that the
-scores were computed on.
+A text never serves both calibration and evaluation: ``pydoc`` is split into two parts that share no
+paragraph, and the SHA-256 of every other text is kept, so that a comparison can refuse to judge on
+the text that the scores were computed on.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from exporter.errors import TextSourceError
 from exporter.files import sha256_bytes
 from exporter.optional import require
 
 Part = Literal["calibration", "evaluation"]
+
+PYDOC = "pydoc"
+"""The text that every Python carries."""
 
 SPEC_HINT = (
     "Give a text file, a JSON-lines file (.jsonl), 'pydoc', "
@@ -31,7 +31,6 @@ SPEC_HINT = (
 
 _JSONL_SUFFIXES = {".jsonl", ".ndjson"}
 _PARAGRAPH_CHARACTERS = 60  # shorter paragraphs repeat by chance
-_PIECE_CHARACTERS = 200_000  # so that a book isn't tokenised whole for its first pages
 _HUB_CHARACTERS = 8_000_000  # a data set is read as far as this: about two million tokens
 _DEFAULT_SPLITS: Mapping[Part, tuple[str, ...]] = {
     "calibration": ("train", "validation"),
@@ -72,7 +71,7 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
         TextSourceError: With the file, the line and what is wrong.
         MissingDependencyError: For ``hf:`` without the extra ``datasets``.
     """
-    if spec == "pydoc":
+    if spec == PYDOC:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         return _source(f"pydoc ({part} half, Python {version})", _pydoc_documents(part))
     if spec.startswith("hf:"):
@@ -84,65 +83,6 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
     if path.suffix.lower() in _JSONL_SUFFIXES:
         return _source(spec, _jsonl_documents(text, path))
     return _source(spec, [text])
-
-
-def pack_tokens(
-    encode: Callable[[str], list[int]],
-    texts: TextSource,
-    *,
-    sequence_length: int,
-    max_samples: int | None = None,
-    separator_id: int | None = None,
-) -> NDArray[np.int64]:
-    """Cuts the documents' token stream into samples of equal length, without padding.
-
-    Documents are tokenised only as far as they are needed; what doesn't fill the last sample is
-    left out.
-
-    Args:
-        encode: Text to token ids, without special tokens.
-        texts: The documents.
-        sequence_length: Tokens per sample.
-        max_samples: How many samples to take at most; None takes all.
-        separator_id: A token that is put after each document; None puts none.
-
-    Returns:
-        Token ids, ``[samples, sequence_length]``; no row when the text is too short.
-    """
-    wanted = None if max_samples is None else max_samples * sequence_length
-    stream: list[int] = []
-    for ids in _token_runs(encode, texts.documents, separator_id):
-        stream.extend(ids)
-        if wanted is not None and len(stream) >= wanted:
-            break
-    samples = len(stream) // sequence_length
-    if max_samples is not None:
-        samples = min(samples, max_samples)
-    kept = np.asarray(stream[: samples * sequence_length], dtype=np.int64)
-    return kept.reshape(samples, sequence_length)
-
-
-def _token_runs(
-    encode: Callable[[str], list[int]], documents: Iterable[str], separator_id: int | None
-) -> Iterator[list[int]]:
-    for document in documents:
-        for piece in _pieces(document):
-            yield encode(piece)
-        if separator_id is not None:
-            yield [separator_id]
-
-
-def _pieces(document: str) -> Iterator[str]:
-    """Cuts a long document where a line begins with text, where no token crosses."""
-    start = 0
-    line_start = re.compile(r"\n(?=\S)")
-    while len(document) - start > _PIECE_CHARACTERS:
-        cut = line_start.search(document, start + _PIECE_CHARACTERS)
-        if cut is None:
-            break
-        yield document[start : cut.end()]
-        start = cut.end()
-    yield document[start:]
 
 
 def _source(label: str, documents: Iterable[str]) -> TextSource:
