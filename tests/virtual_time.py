@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.backends.base import BoundCall
 from exporter.measure.timing.clock import Clocks
 from exporter.measure.timing.probe import CallProbe, Cell, Probe
 
@@ -82,7 +83,7 @@ class VirtualArm:
 
     def probe(self, cell: Cell) -> Probe:
         """A call."""
-        return CallProbe(self._call)
+        return CallProbe(BoundCall(self._call))
 
     def _call(self) -> None:
         factor = self.noise.factor(self.time.now_ns / 1e9)

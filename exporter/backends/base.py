@@ -1,22 +1,20 @@
-"""What every backend offers to the measurements.
+"""What every backend offers to the measurements: a runner of one model.
 
-A backend's loader returns a runner. The runner takes its memory when it is entered and gives it
-back when it is left; in between it runs the model on numpy arrays, or hands out a call that is
-bound to its buffers, for timing.
+A runner takes its memory when it is entered and gives it back when it is left; in between it runs
+the model on numpy arrays, or hands out a call that is bound to its buffers, for timing.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-BoundCall = Callable[[], None]
-"""One run of the model on bound inputs, into preallocated outputs."""
 
 
 @dataclass(frozen=True)
@@ -34,91 +32,75 @@ class TensorSpec:
     shape: tuple[int | str | None, ...]
 
 
-@runtime_checkable
-class DeviceTimed(Protocol):
-    """A bound call that also knows how long the device took; ask with ``isinstance``."""
+@dataclass(frozen=True)
+class Capabilities:
+    """What a runner can do and what it takes of the machine; complete once the runner was entered.
+
+    Attributes:
+        device: Where the model runs.
+        shapes: Whether inputs of any shape cost no more than their tokens; or whether an engine
+            holds the shapes of its profiles alone; or whether code is compiled for each new shape.
+        gpu_memory_bytes: Device memory for weights, scratch memory and buffers; None where the
+            backend can't tell.
+        widened: Whether a bfloat16 graph is run in float32, inputs and outputs too.
+        huge_page_bytes: Memory of the process that lies on huge pages.
+        prefill_chunk_tokens: The fewest tokens of a chunk: a prompt of one row is cut into as many
+            as it has room for. 0 where prompts run whole.
+        cpu_nodes: By operator, how many nodes run on the CPU although another provider was asked
+            for. By their operators they compute shapes.
+    """
+
+    device: Literal["cpu", "gpu"] = "cpu"
+    shapes: Literal["any", "profiles", "compiled"] = "any"
+    gpu_memory_bytes: int | None = None
+    widened: bool = False
+    huge_page_bytes: int = 0
+    prefill_chunk_tokens: int = 0
+    cpu_nodes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def batch_size(self) -> int | None:
+        """How many sequences are best run together; None where any number may be.
+
+        An engine takes the shapes that it was built for, of which one sequence is the surest.
+        """
+        return 1 if self.shapes == "profiles" else None
+
+
+@dataclass(frozen=True)
+class BoundCall:
+    """One run of the model on bound inputs, into preallocated outputs.
+
+    Attributes:
+        run: Runs once and waits for the device.
+        device_ms: Milliseconds of the last run between two events on the device's own clock; None
+            where the backend reads none, and the host's clock has to do.
+    """
+
+    run: Callable[[], None]
+    device_ms: Callable[[], float] | None = None
 
     def __call__(self) -> None:
-        """Runs once and waits for the device."""
-
-    def device_ms(self) -> float:
-        """Milliseconds of the last call between two events on the device's own clock."""
+        """Runs once."""
+        self.run()
 
 
-@runtime_checkable
-class Bounded(Protocol):
-    """A runner that takes shapes within bounds only."""
-
-    def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuses inputs of such shapes.
-
-        Raises:
-            BackendError: It says which input is outside, and what would fit.
-        """
-
-
-@runtime_checkable
-class OnGpu(Protocol):
-    """A runner that knows what it takes of a GPU; ask with ``isinstance``.
-
-    Attributes:
-        gpu_memory_bytes: Device memory for weights, scratch memory and buffers, once entered.
-    """
-
-    gpu_memory_bytes: int
-
-
-@runtime_checkable
-class MayWiden(Protocol):
-    """A runner that may compute in a wider type than its graph does; ask with ``isinstance``.
-
-    Attributes:
-        widened: Whether a bfloat16 graph is run in float32, inputs and outputs too; known once it
-            was entered.
-    """
-
-    widened: bool
-
-
-@runtime_checkable
-class OnHugePages(Protocol):
-    """A runner that asks for huge pages; ask with ``isinstance``.
-
-    Attributes:
-        huge_page_bytes: Memory of the process that lies there, once the runner was entered.
-    """
-
-    huge_page_bytes: int
-
-
-@runtime_checkable
-class PrefillsInChunks(Protocol):
-    """A runner that may run a prompt in chunks; ask with ``isinstance``.
-
-    Attributes:
-        prefill_chunk_tokens: The fewest tokens of a chunk, known once it was entered: a prompt of
-            one row is cut into as many as it has room for. 0 where prompts run whole.
-    """
-
-    prefill_chunk_tokens: int
-
-
-class Runner(Protocol):
+class Runner(ABC):
     """A model, ready to run between ``__enter__`` and ``__exit__``.
 
     Attributes:
         backend: The backend's name, such as ``onnxruntime``.
         provider: The device path that really runs, as the backend calls it.
         threads: CPU threads that the backend may use for one operator, from when it is entered on.
-        cpu_nodes: Once entered: by operator, how many nodes run on the CPU although another
-            provider was asked for. By their operators they compute shapes.
+        capabilities: What it can do and what it takes.
     """
 
     backend: str
     provider: str
     threads: int
-    cpu_nodes: Mapping[str, int]
+    capabilities: Capabilities = Capabilities()
 
+    @abstractmethod
     def __enter__(self) -> Self:
         """Loads the model.
 
@@ -127,17 +109,21 @@ class Runner(Protocol):
                 was asked to.
         """
 
+    @abstractmethod
     def __exit__(self, *exc_info: object) -> None:
         """Frees the model; does nothing where none is loaded."""
 
     @property
+    @abstractmethod
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The model's inputs, in the graph's order."""
 
     @property
+    @abstractmethod
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The model's outputs, in the graph's order."""
 
+    @abstractmethod
     def run(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
@@ -147,6 +133,7 @@ class Runner(Protocol):
             BackendError: When the run fails.
         """
 
+    @abstractmethod
     def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
         """Binds inputs and preallocated outputs, so that a call costs the engine's work alone.
 
@@ -154,4 +141,11 @@ class Runner(Protocol):
 
         Raises:
             BackendError: When that run fails; so does the call that is returned, when it fails.
+        """
+
+    def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027
+        """Refuses inputs of such shapes; a runner that takes any refuses none.
+
+        Raises:
+            BackendError: It says which input is outside, and what would fit.
         """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from exporter.backends.base import Array, BoundCall, TensorSpec
+from exporter.backends.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.backends.cache_form import (
     CacheForm,
     filled_part,
@@ -59,15 +60,12 @@ def check_provider(name: str) -> Any:
     return ort
 
 
-class OnnxRuntimeRunner:
-    """One ONNX file in one ONNX Runtime session; see :class:`exporter.backends.base.Runner`.
+class OnnxRuntimeRunner(Runner):
+    """One ONNX file in one ONNX Runtime session.
 
-    The CPU has no kernels for bfloat16. A graph that can't be run for want of them is run as a copy
-    in float32, and ``widened`` says so; see :class:`exporter.backends.base.MayWiden`.
-
-    On the CPU its memory is moved to huge pages, and long prompts run in chunks; see
-    :class:`exporter.backends.base.OnHugePages` and
-    :class:`exporter.backends.base.PrefillsInChunks`.
+    The CPU has no kernels for bfloat16: a graph that can't be run for want of them is run as a copy
+    in float32. On the CPU its memory is moved to huge pages, and long prompts run in chunks. Its
+    ``capabilities`` say so.
     """
 
     backend = "onnxruntime"
@@ -95,13 +93,10 @@ class OnnxRuntimeRunner:
         self._short_name = provider
         self._session: Any = None
         self._copy: WidenedCopy | None = None
-        self.widened = False
         self.provider = PROVIDERS[provider]
         self.threads = threads
         self._thrifty = thrifty
-        self.cpu_nodes: Mapping[str, int] = {}
-        self.huge_page_bytes = 0
-        self.prefill_chunk_tokens = 0
+        self.capabilities = Capabilities("cpu" if provider == "cpu" else "gpu")
 
     def __enter__(self) -> Self:
         """Creates the session and makes sure that it runs where it was asked to.
@@ -111,7 +106,7 @@ class OnnxRuntimeRunner:
         arithmetic on shapes, on purpose and for speed. So the session option
         ``session.disable_cpu_ep_fallback``, which refuses both, is of no use for a graph with
         dynamic dimensions. Instead the session's own record of who got which node is read: nodes
-        that compute shapes are counted in ``cpu_nodes``, any other is refused.
+        that compute shapes are counted in the capabilities, any other is refused.
 
         That it is complete on a GPU, and that the option counts shape nodes, too, is what ONNX
         Runtime's source says; real sessions were those of the CPU.
@@ -131,16 +126,24 @@ class OnnxRuntimeRunner:
                 f"{self.provider} was asked for, but {running} would run {self.model}.",
                 "Check the driver and the CUDA libraries; depthcut doesn't fall back.",
             )
-        if self.provider != PROVIDERS["cpu"]:
-            self.cpu_nodes = shape_nodes_on_cpu(
-                session, self.provider, self.model, self._ort.__version__
-            )
+        if self.provider == PROVIDERS["cpu"]:
+            self._session = session
+            self.capabilities = self._on_cpu()
         else:
-            self.huge_page_bytes = 0 if self._thrifty else move_to_huge_pages()
-        self._session = session
-        if self.provider == PROVIDERS["cpu"] and self.last_logits:
-            self.prefill_chunk_tokens = chunk_tokens(self.inputs, self.cache_form)
+            version = self._ort.__version__
+            nodes = shape_nodes_on_cpu(session, self.provider, self.model, version)
+            self._session, self.capabilities = session, replace(self.capabilities, cpu_nodes=nodes)
         return self
+
+    def _on_cpu(self) -> Capabilities:
+        return replace(
+            self.capabilities,
+            widened=self._copy is not None,
+            huge_page_bytes=0 if self._thrifty else move_to_huge_pages(),
+            prefill_chunk_tokens=(
+                chunk_tokens(self.inputs, self.cache_form) if self.last_logits else 0
+            ),
+        )
 
     def __exit__(self, *exc_info: object) -> None:
         """Frees the session."""
@@ -268,7 +271,7 @@ class OnnxRuntimeRunner:
         A cache that may be past and present in one buffer is: each call then writes the same new
         keys and values behind the same old ones. Where the graph lets its caller choose, a call
         gives the logits of the last position alone, which is what a server asks for. A long prompt
-        then runs in chunks, as it does in generation; see ``prefill_chunk_tokens``.
+        then runs in chunks, as it does in generation.
 
         Raises:
             BackendError: When the first run fails, or when a later call does.
@@ -280,7 +283,7 @@ class OnnxRuntimeRunner:
         pairs = self.cache_form.shared.items()
         shared = {present: past for past, present in pairs if past in roomy}
         # Only the CPU takes chunks; there a value lies over its array, so all share the caches.
-        parts = in_chunks({**inputs, **roomy}, self.prefill_chunk_tokens)
+        parts = in_chunks({**inputs, **roomy}, self.capabilities.prefill_chunk_tokens)
         bounds = [self._bound_inputs(part) for part in parts]
         with self._run_errors():
             for bound in bounds:
@@ -296,7 +299,7 @@ class OnnxRuntimeRunner:
             except Exception as error:
                 raise self._run_error(error) from error
 
-        return call
+        return BoundCall(call)
 
     def _new_session(self) -> Any:
         if self._copy is None:
@@ -307,7 +310,7 @@ class OnnxRuntimeRunner:
                 narrow = self._short_name == "cpu" and lacks_a_kernel(told)
                 if not (narrow and is_bfloat16(self.model)):
                     raise load_failure(self.model, told, self._ort.__version__) from error
-            self._copy, self.widened = WidenedCopy(self.model), True
+            self._copy = WidenedCopy(self.model)
         try:
             return self._open(self._copy.file)
         except Exception as error:

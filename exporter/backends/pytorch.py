@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
-from exporter.backends.base import Array, BoundCall, TensorSpec
+from exporter.backends.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.backends.huge_pages import move_to_huge_pages
 from exporter.errors import BackendError, first_line, pass_on_memory_error
 from exporter.onnx_interface import InterfaceModule, OnnxInterface, interface_of
@@ -28,8 +29,8 @@ _MOST_SHAPES = 64  # of one model; PyTorch's own limit is 8, and it goes on eage
 _WARM_CALLS = 2  # the first compiles; what it made runs first in the second
 
 
-class TorchRunner:
-    """One PyTorch model; see :class:`exporter.backends.base.Runner`.
+class TorchRunner(Runner):
+    """One PyTorch model.
 
     Inputs and outputs have the names, dtypes and axes that :func:`exporter.torch_export` gives
     them. PyTorch makes new outputs at every call, its inputs are made once.
@@ -37,8 +38,7 @@ class TorchRunner:
     ``torch.compile`` makes code of its own for each shape. Where it can't, that is an error:
     nothing falls back to eager execution.
 
-    On the CPU its memory is moved to huge pages, as that of the arms that it stands beside; see
-    :class:`exporter.backends.base.OnHugePages`.
+    On the CPU its memory is moved to huge pages, as that of the arms that it stands beside.
 
     Args:
         model: In eval mode, on the CPU.
@@ -64,8 +64,9 @@ class TorchRunner:
         self.backend = "torch.compile" if compiled else "pytorch"
         self.provider = provider.upper()
         self.threads = threads
-        self.cpu_nodes: Mapping[str, int] = {}
-        self.huge_page_bytes = 0
+        self.capabilities = Capabilities(
+            "cpu" if provider == "cpu" else "gpu", "compiled" if compiled else "any"
+        )
         self._compiled: _Forward | None = None
         self._compiles = compiled
         self._device = torch.device(provider)
@@ -88,7 +89,8 @@ class TorchRunner:
         torch.set_num_threads(self.threads)
         self._module.to(self._device)
         if self._device.type == "cpu":
-            self.huge_page_bytes = move_to_huge_pages()
+            moved = move_to_huge_pages()
+            self.capabilities = replace(self.capabilities, huge_page_bytes=moved)
         self._forward = self._eager_or_compiled()
         return self
 
@@ -154,7 +156,7 @@ class TorchRunner:
         for _ in range(_WARM_CALLS):
             with _compiling():
                 bound()
-        return bound
+        return BoundCall(bound)
 
     def _call(self, inputs: Mapping[str, Array]) -> Callable[[], list[torch.Tensor]]:
         """One run on inputs that are on the device."""

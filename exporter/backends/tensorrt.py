@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from exporter.backends.base import Array, Runner, TensorSpec
+from exporter.backends.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.backends.cache_form import CacheForm, filled_part, has_fixed_length, with_room
 from exporter.engine.buffers import plan_buffers
 from exporter.engine.engine_set import EngineSet, find_engines
@@ -43,8 +43,8 @@ def open_engine(
     return TensorRtRunner(find_engines(path), phase=phase, trial=trial)
 
 
-class TensorRtRunner:
-    """Engines that serve one model; see :class:`exporter.backends.base.Runner`.
+class TensorRtRunner(Runner):
+    """Engines that serve one model.
 
     There is one device buffer for each input and output, as large as the largest profile needs.
     So what :meth:`prepare` has bound holds until the next ``run`` or ``prepare``; an older call
@@ -72,11 +72,10 @@ class TensorRtRunner:
         self.backend: str = engines.flavour.backend
         self.provider = f"{self.backend} {engines.records[0].backend_version}"
         self.threads = 1
-        self.cpu_nodes: Mapping[str, int] = {}
-        self.gpu_memory_bytes = 0
-        self.inputs = tuple(_spec(each) for each in engines.inputs)
-        self.outputs = tuple(_spec(each) for each in engines.outputs)
-        self._form = _cache_form(self.inputs, self.outputs)
+        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
+        self._inputs = tuple(_spec(each) for each in engines.inputs)
+        self._outputs = tuple(_spec(each) for each in engines.outputs)
+        self._form = _cache_form(self._inputs, self._outputs)
 
     def __enter__(self) -> Self:
         """Loads the engines and takes all device memory that any run will need.
@@ -98,7 +97,7 @@ class TensorRtRunner:
             }
             own = {n: session.cuda.allocate(plan[n], n) for n in plan if n not in aliases}
             self._buffers = {name: own[aliases.get(name, name)] for name in plan}
-            self.gpu_memory_bytes = session.used_bytes
+            self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=session.used_bytes)
             self._events = session.cuda.event(), session.cuda.event()
         except BaseException:
             session.__exit__()
@@ -114,8 +113,18 @@ class TensorRtRunner:
             session, self._session = self._session, None
             session.__exit__()
 
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the engines take."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What they give."""
+        return self._outputs
+
     def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuses what no profile holds; see :class:`exporter.backends.base.Bounded`."""
+        """Refuses what no profile holds."""
         profiles = [slot.profile for slot in self.engines.slots]
         choose_profile(self.engines.name, profiles, self._form.fixed_shapes(shapes))
 
@@ -140,7 +149,7 @@ class TensorRtRunner:
             cuda.download(found[name], self._buffers[name])
         return found if self._form.mask is None else filled_part(found, inputs, self._form)
 
-    def prepare(self, inputs: Mapping[str, Array]) -> EngineCall:
+    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
         """Fills the inputs on the device; each call runs the engine on them, and waits.
 
         Where the library makes no CUDA graph by itself, the run is captured as one.
@@ -155,9 +164,10 @@ class TensorRtRunner:
         cuda.wait()
         own_graphs = self.engines.flavour.compiles_on_card
         self._launch = lane.enqueue if own_graphs else cuda.captured(lane.enqueue)
-        return EngineCall(self, self._bound)
+        bound = self._bound
+        return BoundCall(lambda: self._run_timed(bound), self._last_ms)
 
-    def timed(self, bound: int) -> None:
+    def _run_timed(self, bound: int) -> None:
         """Runs what was bound, between two events."""
         if bound != self._bound or self._launch is None:
             raise BackendError(
@@ -170,8 +180,7 @@ class TensorRtRunner:
         cuda.record(end)
         cuda.wait()
 
-    def last_ms(self) -> float:
-        """Milliseconds of the last timed run, by the device's clock."""
+    def _last_ms(self) -> float:
         return self._loaded().cuda.elapsed_ms(*self._events)
 
     def _fill(self, inputs: Mapping[str, Array]) -> Lane:
@@ -200,22 +209,6 @@ class TensorRtRunner:
         if self._session is None:
             raise BackendError(f"The runner of {self.engines.name} is used outside its with block.")
         return self._session
-
-
-class EngineCall:
-    """One run on bound inputs; see :class:`exporter.backends.base.DeviceTimed`."""
-
-    def __init__(self, runner: TensorRtRunner, bound: int) -> None:
-        self._runner = runner
-        self._bound = bound
-
-    def __call__(self) -> None:
-        """Runs once and waits for the device."""
-        self._runner.timed(self._bound)
-
-    def device_ms(self) -> float:
-        """Milliseconds of the last call, by CUDA events."""
-        return self._runner.last_ms()
 
 
 def checked_input(engine: str, spec: TensorSpec, array: Array | None) -> Array:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from exporter.backends.base import MayWiden
+from exporter.backends.base import Capabilities
 from exporter.progress import Progress
 from exporter.scratch import scratch_folder
 
@@ -72,12 +72,12 @@ def is_bfloat16(model: Path) -> bool:
     return has_bfloat16(load_model(model))
 
 
-def tell_widened(runners: Iterable[object], progress: Progress) -> None:
+def tell_widened(capabilities: Iterable[Capabilities], progress: Progress) -> None:
     """Says so where one of them runs such a copy.
 
     Args:
-        runners: Entered runners or decoders.
+        capabilities: Of entered runners or decoders.
         progress: Who is told.
     """
-    if any(isinstance(runner, MayWiden) and runner.widened for runner in runners):
+    if any(each.widened for each in capabilities):
         progress.say("ONNX Runtime's CPU has no bfloat16 kernels: the same weights run in float32")

@@ -100,7 +100,7 @@ def generate(
         lambda piece: None if as_json else click.echo(pieces.add(piece), nl=False)
     )
     with decoder:
-        tell_widened([decoder], progress)
+        tell_widened([decoder.capabilities], progress)
         done = run(
             decoder,
             prompt_ids,

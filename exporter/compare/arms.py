@@ -83,22 +83,23 @@ class ComparedArm:
     def record(self) -> Arm:
         """What the report says of it."""
         facts, runner = self.facts, self.builds[0] if self.builds else None
+        able = runner.capabilities if runner else None
         return Arm(
             backend=runner.backend if runner else self.engines[0].backend,
             provider=runner.provider if runner else "none",
-            precision=_precision(facts, runner),
+            precision=f"{facts.precision}{RUN_IN_FP32 if able and able.widened else ''}",
             path=f"{self.prefix}{self.folder.onnx}",
             sha256=facts.sha256,
             file_bytes=facts.file_bytes,
             parameters=facts.parameters,
             nodes=facts.nodes,
             kv_cache_bytes_per_token=facts.kv_cache_bytes_per_token,
-            cpu_nodes=dict(runner.cpu_nodes) if runner else {},
+            cpu_nodes=dict(able.cpu_nodes) if able else {},
             engines=list(self.engines),
             not_run=self.not_run,
-            device_memory_bytes=_device_memory(runner),
-            huge_page_bytes=_on_huge_pages(runner),
-            prefill_chunk_tokens=_chunk_tokens(runner),
+            device_memory_bytes=able.gpu_memory_bytes if able else None,
+            huge_page_bytes=able.huge_page_bytes if able else 0,
+            prefill_chunk_tokens=able.prefill_chunk_tokens if able else 0,
             layers=self.folder.layers,
             form=_noted(FormRecord, facts, FORM_KEY),
             quantization=self.quantization,
@@ -148,10 +149,7 @@ class Pair:
     @property
     def on_gpu(self) -> bool:
         """Whether the baseline runs on one."""
-        from exporter.backends.base import OnGpu
-
-        runner = self.baseline.runner
-        return isinstance(runner, OnGpu) or runner.provider.startswith("CUDA")
+        return self.baseline.runner.capabilities.device == "gpu"
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -229,32 +227,6 @@ def _noted(kind: type[_R], facts: GraphFacts, key: str) -> _R | None:
         return kind.model_validate_json(facts.metadata[key])
     except (KeyError, ValidationError):
         return None
-
-
-def _precision(facts: GraphFacts, runner: Runner | None) -> str:
-    """That of the graph, and that in which it was run where it is another."""
-    from exporter.backends.base import MayWiden
-
-    widened = isinstance(runner, MayWiden) and runner.widened
-    return f"{facts.precision}{RUN_IN_FP32}" if widened else facts.precision
-
-
-def _device_memory(runner: Runner | None) -> int | None:
-    from exporter.backends.base import OnGpu
-
-    return runner.gpu_memory_bytes if isinstance(runner, OnGpu) else None
-
-
-def _on_huge_pages(runner: Runner | None) -> int:
-    from exporter.backends.base import OnHugePages
-
-    return runner.huge_page_bytes if isinstance(runner, OnHugePages) else 0
-
-
-def _chunk_tokens(runner: Runner | None) -> int:
-    from exporter.backends.base import PrefillsInChunks
-
-    return runner.prefill_chunk_tokens if isinstance(runner, PrefillsInChunks) else 0
 
 
 def _results(runner: Runner) -> set[str]:

@@ -58,12 +58,11 @@ class _LeftOutError(Exception):
 
 def _refuse_steps(pair: Pair, positions: int) -> None:
     from exporter.measure.inputs import has_cache
-    from exporter.tasks.choosing import takes_any_shape
 
     for name, arm in pair.judged.items():
         if not has_cache(arm.runner.inputs):
             raise _LeftOutError(f"the {name} has no attention left, and so no cache")
-    if not takes_any_shape(pair.baseline.runner):
+    if pair.baseline.runner.capabilities.shapes == "compiled":
         raise _LeftOutError("torch.compile would compile each of its steps")
     longest = pair.baseline.folder.longest_sequence
     if longest is not None and positions > longest:
@@ -75,7 +74,6 @@ def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.i
     from exporter.generation.agreement import continuations
     from exporter.generation.open_decoder import decoder_on
     from exporter.generation.text_model import TextModel
-    from exporter.tasks.choosing import batch_size
 
     folder, new_tokens = pair.baseline.folder, pair.options.quality.agreement_tokens
     tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
@@ -92,7 +90,7 @@ def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.i
                 prompts,
                 new_tokens=new_tokens,
                 stop_ids=stop_ids,
-                batch_size=batch_size(arm.runner),
+                batch_size=arm.runner.capabilities.batch_size,
                 arm=name,
                 progress=pair.progress,
             )

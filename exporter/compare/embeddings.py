@@ -28,12 +28,11 @@ def embedding_accuracy(pair: Pair, texts: TextSource) -> Judgement | None:
         BackendError: A run fails.
     """
     from exporter.measure.quality.embeddings import compare_embeddings, embed, embedding_output
-    from exporter.tasks.choosing import takes_any_shape
 
     runner = pair.baseline.runner
     if embedding_output(runner.outputs) is None:
         return None
-    if not takes_any_shape(runner):
+    if runner.capabilities.shapes == "compiled":
         pair.progress.say(f"embeddings: left out, {runner.backend} would compile each length")
         return None
     passages = _passages(pair, texts)

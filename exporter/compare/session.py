@@ -156,7 +156,7 @@ def _measured(
     from exporter.measure.environment import environment
 
     pair.refuse_other_interface()
-    tell_widened(pair.runners, pair.progress)
+    tell_widened((each.capabilities for each in pair.runners), pair.progress)
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
     quality = judge(pair, texts, journal)

@@ -26,7 +26,6 @@ def check_questions(pair: Pair) -> None:
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
     from exporter.measure.quality.predictions import LOGITS
-    from exporter.tasks.choosing import takes_any_shape
 
     quality, runner = pair.options.quality, pair.baseline.runner
     if not (quality.tasks or quality.long_context):
@@ -36,7 +35,7 @@ def check_questions(pair: Pair) -> None:
             f"{pair.baseline.folder.onnx} has no output called logits, so it can't choose answers.",
             "Leave --tasks and --long-context out.",
         )
-    if not takes_any_shape(runner):
+    if runner.capabilities.shapes == "compiled":
         raise ComparisonError(
             f"{runner.backend} would compile the model anew for each length of a question.",
             "Ask PyTorch without compilation (torch:DIR); the answers are the same.",

@@ -50,10 +50,8 @@ def settle_threads(pair: Pair, journal: Journal | None) -> ThreadProbe | None:
 
 
 def _set(runners: tuple[Runner, ...], threads: int) -> None:
-    from exporter.backends.base import OnGpu
-
     for runner in runners:
-        if not isinstance(runner, OnGpu):  # one thread feeds it
+        if runner.capabilities.device == "cpu":  # one thread feeds a GPU
             runner.threads = threads
 
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.backends.base import Capabilities
+
 
 class Decoder(Protocol):
     """A decoder between ``__enter__`` and ``__exit__``. The cache stays where the model runs.
@@ -17,6 +19,10 @@ class Decoder(Protocol):
     """
 
     backend: str
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do and what it takes; complete once it was entered."""
 
     def __enter__(self) -> Self:
         """Loads the model.

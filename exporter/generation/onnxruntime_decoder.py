@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.backends.base import TensorSpec
+from exporter.backends.base import Capabilities, TensorSpec
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.backends.prefill_chunks import chunks
 from exporter.errors import BackendError
@@ -51,9 +51,9 @@ class OnnxRuntimeDecoder:
         return found
 
     @property
-    def widened(self) -> bool:
-        """Whether it runs a bfloat16 graph in float32; see the runner."""
-        return self._runner.widened
+    def capabilities(self) -> Capabilities:
+        """Those of its runner."""
+        return self._runner.capabilities
 
     def __enter__(self) -> Self:
         """Loads the model.
@@ -111,7 +111,7 @@ class OnnxRuntimeDecoder:
         batch, prompt = token_ids.shape
         self._length = 0
         self.cache.begin(batch, self._context or context or prompt)
-        least = self._runner.prefill_chunk_tokens if batch == 1 else 0
+        least = self.capabilities.prefill_chunk_tokens if batch == 1 else 0
         *first, last = chunks(prompt, least)
         for span in first:
             self._run(token_ids[:, span])

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.backends.base import Array, Bounded, Runner
+from exporter.backends.base import Array, Runner
 from exporter.errors import BackendError
 from exporter.generation.cache_names import LOGITS, runner_caches
 from exporter.measure.inputs import Shape, make_inputs
@@ -26,6 +26,7 @@ class RunnerDecoder:
 
     def __init__(self, runner: Runner) -> None:
         self.backend = runner.backend
+        self.capabilities = runner.capabilities
         self._runner = runner
         self._successors: dict[str, str] = {}
         self._cache: dict[str, Array] = {}
@@ -57,8 +58,6 @@ class RunnerDecoder:
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
         """Refuses what a bounded runner doesn't hold; see the protocol."""
         runner = self._runner
-        if not isinstance(runner, Bounded):
-            return
         runs = [Shape("prefill", batch, prompt)]
         if new_tokens > 1:  # the first step has the shortest cache, the last the longest
             runs += [Shape("decode", batch, 1, past) for past in (prompt, prompt + new_tokens - 2)]

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.backends.base import Capabilities
 from exporter.engine.cuda import Bytes
 from exporter.engine.engine_set import EngineSet
 from exporter.engine.profiles import Phase
@@ -56,7 +57,7 @@ class TensorRtDecoder:
         self._trial = trial
         self.plan = plan_cache(engines)
         self.backend: str = engines.flavour.backend
-        self.gpu_memory_bytes = 0
+        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
         self._dtypes = {
             each.name: numpy_dtype(each.dtype) for each in (*engines.inputs, *engines.outputs)
         }
@@ -227,7 +228,7 @@ class TensorRtDecoder:
             elif plan.room is None:  # the mask: all ones, however long, so it never changes
                 cuda.upload(self._buffers[name], np.ones(shape, self._dtypes[name]))
         self._take_logits(session)
-        self.gpu_memory_bytes = session.used_bytes
+        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=session.used_bytes)
 
     def _new_banks(self, session: Session) -> CacheBanks | CacheInPlace:
         plan, cuda = self.plan, session.cuda

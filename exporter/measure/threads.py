@@ -13,14 +13,13 @@ from collections.abc import Callable
 from functools import partial
 
 from exporter.artifacts import ThreadProbe, ThreadTrial
-from exporter.backends.base import OnGpu, Runner
+from exporter.backends.base import Runner
 from exporter.measure.environment import default_threads
 from exporter.measure.inputs import Shape, has_cache
 from exporter.measure.timing.clock import Clock, no_garbage_collection
 from exporter.measure.timing.subjects import RunnerSubject
 from exporter.progress import QUIET, Progress
 
-_PROBED = ("onnxruntime", "pytorch")  # what is compiled is compiled again for each number
 _TIE = 0.02  # a gain of less doesn't pay for another thread
 _HOPELESS = 2.0  # times the fastest: such a number has no second visit
 _VISITS = 4
@@ -74,7 +73,8 @@ def choose_threads(
         ComparisonError: An input's meaning isn't known, or there is no step to time.
     """
     most = default_threads() if most is None else most
-    if most == 1 or not _is_probed(runner):
+    # What is compiled would be compiled again for each number.
+    if most == 1 or (runner.capabilities.device, runner.capabilities.shapes) != ("cpu", "any"):
         return None
     asked = step or partial(_default_step, runner, longest)
     probe = _probe(runner, partial(_visit, runner, asked, vocabulary, clock), most, clock)
@@ -110,11 +110,6 @@ def _default_step(runner: Runner, longest: int | None) -> Shape:
     if has_cache(runner.inputs):
         return Shape("decode", 1, 1, length)
     return Shape("encode", 1, length)
-
-
-def _is_probed(runner: Runner) -> bool:
-    on_gpu = isinstance(runner, OnGpu) or "CUDA" in runner.provider.upper()
-    return runner.backend in _PROBED and not on_gpu
 
 
 def _hopeful(trials: dict[int, ThreadTrial], *, downwards: bool) -> list[int]:

@@ -114,19 +114,6 @@ def make_scorer(
         runner,
         longest=longest or folder.longest_sequence or UNLIMITED,
         vocabulary=told if isinstance(told, int) else None,
-        batch_size=rows or batch_size(runner) or BATCH_SIZE,
-        shares=batch_size(runner) is None,
+        batch_size=rows or runner.capabilities.batch_size or BATCH_SIZE,
+        shares=runner.capabilities.batch_size is None,
     )
-
-
-def takes_any_shape(runner: Runner) -> bool:
-    """Whether a run of another shape costs no more than its tokens."""
-    return runner.backend != "torch.compile"  # it makes code of its own for each
-
-
-def batch_size(runner: Runner) -> int | None:
-    """How many sequences run together; None where any number does.
-
-    An engine takes the shapes that it was built for, of which one sequence is the surest.
-    """
-    return 1 if runner.backend.startswith("tensorrt") else None

@@ -44,7 +44,7 @@ def evaluate_model(
     if threads is None:
         probe = choose_threads(runner, longest=folder.longest_sequence, progress=progress)
     with runner:
-        tell_widened([runner], progress)
+        tell_widened([runner.capabilities], progress)
         scores = score_tasks(choice, runner, folder, progress=progress)
         return EvaluationReport(
             made_from={"model": sha256_file(folder.onnx)},

@@ -108,8 +108,8 @@ def _median(values: list[float]) -> tuple[float, float, float]:
 
 def _bare(call: BoundCall, calls: int) -> Callable[[], float]:
     """A loop over the session's own function; it gives milliseconds by call."""
-    own = inspect.getclosurevars(call).nonlocals
-    run, binding = own["run"], own["bound"].binding
+    own = inspect.getclosurevars(call.run).nonlocals
+    run, binding = own["run"], own["bounds"][0].binding
 
     def loop() -> float:
         begin = time.perf_counter()

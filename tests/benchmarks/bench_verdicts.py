@@ -130,7 +130,7 @@ class DelayedSubject(RunnerSubject):
             while time.perf_counter_ns() < end:
                 pass
 
-        return call
+        return BoundCall(call)
 
 
 def real(model: Path, trials: int, past: int) -> None:

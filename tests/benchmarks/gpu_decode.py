@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.backends.base import DeviceTimed
+from exporter.backends.base import BoundCall
 from exporter.backends.tensorrt import open_engine
 from exporter.engine.cuda import Cuda
 from exporter.engine.driver import Driver
@@ -83,8 +83,8 @@ def decode_step(
     return rows
 
 
-def _times(call: Any) -> list[float]:
-    if not isinstance(call, DeviceTimed):
+def _times(call: BoundCall) -> list[float]:
+    if call.device_ms is None:
         raise TypeError("the runner gives no device times")
     for _ in range(WARM_UP):
         call()
@@ -169,7 +169,7 @@ def _generated(engine: Path, batch: int, case: Case) -> dict[str, Any]:
         for _ in range(case.new - 1):
             decoder.advance(token)
         end = time.perf_counter()
-        memory = decoder.gpu_memory_bytes
+        memory = decoder.capabilities.gpu_memory_bytes
     row = {
         "batch": batch, "prompt": case.prompt, "new": case.new, "prefill_s": filled - begin,
         "decode_s": end - filled, "tokens_per_s": batch * case.new / (end - begin),

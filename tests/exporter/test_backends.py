@@ -250,9 +250,9 @@ def test_arithmetic_on_shapes_may_run_on_the_cpu_and_is_counted(
 ) -> None:
     shapes = fake_part("CPUExecutionProvider", "Gather", "Concat", "Gather")
     with cuda_runner(model, monkeypatch, [ON_GPU, shapes]) as runner:
-        assert runner.cpu_nodes == {"Gather": 2, "Concat": 1}
+        assert runner.capabilities.cpu_nodes == {"Gather": 2, "Concat": 1}
     with cuda_runner(model, monkeypatch, [ON_GPU]) as runner:
-        assert runner.cpu_nodes == {}
+        assert runner.capabilities.cpu_nodes == {}
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_the_record_of_a_real_session_has_every_node(model: Path) -> None:
 
 def test_on_the_cpu_nothing_is_elsewhere(model: Path) -> None:
     with loaded(model) as runner:
-        assert runner.cpu_nodes == {}
+        assert runner.capabilities.cpu_nodes == {}
 
 
 def test_a_bound_call_that_fails_later_is_one_line(model: Path) -> None:

@@ -165,7 +165,7 @@ def test_the_runtime_runs_the_same_weights_in_float32_and_says_so(source: Path) 
     wide = source.with_name("wide.onnx")
     save_model(in_float32(load_model(source)), wide)
     with OnnxRuntimeRunner(source, threads=1) as runner, OnnxRuntimeRunner(wide, threads=1) as want:
-        assert (runner.widened, want.widened) == (True, False)
+        assert (runner.capabilities.widened, want.capabilities.widened) == (True, False)
         assert {spec.dtype.name for spec in runner.outputs} == {"float32"}
         expected = want.run(feed(want))
         for name, array in runner.run(feed(runner)).items():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from virtual_time import BusyMachine, Noise, Quiet, VirtualArm, VirtualTime
 
+from exporter.backends.base import BoundCall
 from exporter.costs import (
     At,
     CostTable,
@@ -69,7 +70,7 @@ class CostlyArm(VirtualArm):
             factor = self.noise.factor(self.time.now_ns / 1e9)
             self.time.now_ns += round(call_ms * factor * 1e6)
 
-        return CallProbe(call)
+        return CallProbe(BoundCall(call))
 
     def _call_ms(self, phase: str) -> float:
         own = sum(LAYERS * each[phase] for each in EACH_MS.values())

@@ -67,4 +67,4 @@ def test_a_runner_says_how_much_of_its_process_was_moved(
 ) -> None:
     monkeypatch.setattr("exporter.backends.onnxruntime.move_to_huge_pages", lambda: 7)
     with OnnxRuntimeRunner(write_tiny_lm(tmp_path) / "model.onnx", threads=1) as runner:
-        assert runner.huge_page_bytes == 7
+        assert runner.capabilities.huge_page_bytes == 7

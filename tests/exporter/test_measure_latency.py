@@ -18,6 +18,7 @@ from virtual_time import BusyMachine, Quiet, VirtualArm, VirtualCell, VirtualTim
 
 from exporter import progress
 from exporter.artifacts import LatencyRow
+from exporter.backends.base import BoundCall
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.compare.arms import ComparedArm
 from exporter.errors import ComparisonError
@@ -68,7 +69,7 @@ class FakeClock(VirtualTime):
             self.now_ns += round(milliseconds(made) * 1e6)
             made += 1
 
-        return CallProbe(call)
+        return CallProbe(BoundCall(call))
 
 
 def take(clock: FakeClock, probes: list[CallProbe], calls: int, rounds: int) -> list[Any]:

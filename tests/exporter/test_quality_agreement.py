@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -11,18 +10,17 @@ import pytest
 from judged_pairs import compare_pair
 from scipy.special import log_softmax
 
-from exporter.backends.base import Array, BoundCall, TensorSpec
+from exporter.backends.base import Array, BoundCall, Runner, TensorSpec
 from exporter.errors import ComparisonError
 from exporter.measure.quality import predictions
 
 VOCABULARY = 50
 
 
-class TableRunner:
+class TableRunner(Runner):
     """A stub model: the logits after a token are a row of a table."""
 
     backend, provider, threads = "stub", "stub", 1
-    cpu_nodes: Mapping[str, int] = MappingProxyType({})
     outputs: tuple[TensorSpec, ...] = ()
     inputs = (TensorSpec("input_ids", np.dtype(np.int64), ("batch", "seq")),)
 

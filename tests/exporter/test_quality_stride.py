@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +14,7 @@ from scipy.special import log_softmax
 from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
-from exporter.backends.base import Array, BoundCall, TensorSpec
+from exporter.backends.base import Array, BoundCall, Runner, TensorSpec
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions
@@ -117,11 +116,10 @@ def test_a_stride_is_a_length(stride: int) -> None:
         CompareOptions(quality=QualityOptions(stride=stride))
 
 
-class TorchRunner:
+class TorchRunner(Runner):
     """A PyTorch model behind the protocol."""
 
     backend, provider, threads = "torch", "cpu", 1
-    cpu_nodes: Mapping[str, int] = MappingProxyType({})
     inputs = (TensorSpec("input_ids", np.dtype(np.int64), ("batch", "seq")),)
     outputs = (TensorSpec("logits", np.dtype(np.float32), ("batch", "seq", 128)),)
 

@@ -13,7 +13,7 @@ from tiny_lm import write_tiny_lm
 
 import exporter.measure.threads
 from exporter.artifacts import ComparisonReport, ThreadProbe, ThreadTrial
-from exporter.backends.base import Array, BoundCall, TensorSpec
+from exporter.backends.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.cli import run
 from exporter.compare import CompareOptions, compare
@@ -26,11 +26,10 @@ OPTIONS = CompareOptions(
 )  # fmt: skip
 
 
-class Stub:
+class Stub(Runner):
     """A runner whose calls move a clock, by what its number of threads and the visit say."""
 
     backend, provider = "onnxruntime", "CPUExecutionProvider"
-    cpu_nodes: Mapping[str, int] = {}
     inputs = (TensorSpec("input_ids", np.dtype(np.int64), ("batch", "sequence")),)
     outputs: tuple[TensorSpec, ...] = ()
 
@@ -59,7 +58,7 @@ class Stub:
         def call() -> None:
             self.now_ns += round(1e6 * self._call_ms(threads, visit))
 
-        return call
+        return BoundCall(call)
 
 
 def probed(call_ms: Callable[[int, int], float], most: int = 4, **kind: Any) -> tuple[Stub, Any]:
@@ -118,12 +117,12 @@ def test_what_a_model_can_not_reach_is_not_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("backend", "tensorrt"), ("backend", "torch.compile"), ("provider", "CUDA")]
+    "able", [Capabilities("gpu"), Capabilities("gpu", "profiles"), Capabilities("cpu", "compiled")]
 )
 def test_nothing_is_tried_on_a_gpu_or_what_is_compiled(
-    kind: str, name: str, monkeypatch: pytest.MonkeyPatch
+    able: Capabilities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stub, kind, name)
+    monkeypatch.setattr(Stub, "capabilities", able)
     stub, probe = probed(lambda threads, visit: 9.0)
     assert probe is None
     assert (stub.entered, stub.threads) == ([], 7)

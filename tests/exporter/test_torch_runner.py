@@ -70,9 +70,9 @@ def test_its_memory_is_moved_to_huge_pages_as_onnx_runtimes_is(
 
     runner = torch_runner(tiny_loaded("llama"))
     monkeypatch.setattr(pytorch, "move_to_huge_pages", lambda: 7)
-    assert runner.huge_page_bytes == 0
+    assert runner.capabilities.huge_page_bytes == 0
     with runner:
-        assert runner.huge_page_bytes == 7
+        assert runner.capabilities.huge_page_bytes == 7
 
 
 def test_a_bound_call_runs_the_model_and_threads_are_given_back() -> None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from exporter.backends import prefill_chunks
+from exporter.backends.base import Capabilities
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
 from exporter.backends.prefill_chunks import CHUNK_TOKENS, chunks, in_chunks
 from exporter.compare.arms import ComparedArm
@@ -66,7 +67,7 @@ def generated(path: Path, ids: Any, *, whole: bool = False) -> tuple[list[int], 
     ):
         assert isinstance(decoder.cache, SharedCache)
         if whole:
-            decoder._runner.prefill_chunk_tokens = 0
+            decoder._runner.capabilities = Capabilities()
         run = decoder.cache.run
 
         def watched(tokens: Any, total: int) -> Any:
@@ -167,7 +168,7 @@ def test_several_rows_generate_the_same(tmp_path: Path) -> None:
 
 def test_judging_asks_for_all_positions_at_once(tmp_path: Path) -> None:
     with OnnxRuntimeRunner(written(tmp_path), threads=1) as runner:
-        assert runner.prefill_chunk_tokens == LEAST
+        assert runner.capabilities.prefill_chunk_tokens == LEAST
         inputs = make_inputs(runner.inputs, Shape("prefill", 1, 11), IDS)
         assert runner.run(inputs, ["logits"])["logits"].shape[1] == 11
 
@@ -188,7 +189,7 @@ def test_forms_whose_prompts_run_whole(tmp_path: Path) -> None:
     plain = written(tmp_path / "plain", tiny_model(TinySpec(layers=2)))
     for path in (written(tmp_path / "kept", window=4, kept=True), bare, plain):
         with OnnxRuntimeRunner(path, threads=1) as runner:
-            assert runner.prefill_chunk_tokens == 0
+            assert runner.capabilities.prefill_chunk_tokens == 0
 
 
 def test_chunks_are_even_and_none_is_shorter_than_asked() -> None:

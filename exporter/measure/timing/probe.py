@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from exporter.artifacts import TimedPhase
-from exporter.backends.base import BoundCall, DeviceTimed
+from exporter.backends.base import BoundCall
 from exporter.measure.timing.clock import Clock
 
 Sample = tuple[float, ...]
@@ -77,22 +77,21 @@ class CallProbe:
     """A bound call, timed by the host's clock or, where it can tell, by the device's."""
 
     def __init__(self, call: BoundCall) -> None:
-        self._call = call
-        self._device = call if isinstance(call, DeviceTimed) else None
+        self._run, self._device_ms = call.run, call.device_ms
 
     @property
     def on_device(self) -> bool:
         """Whether the device's own clock is read."""
-        return self._device is not None
+        return self._device_ms is not None
 
     def sample(self, clock: Clock) -> Sample:
         """Runs once; see :class:`Probe`."""
-        call = self._call
+        run = self._run
         begin = clock()
-        call()
+        run()
         end = clock()
-        if self._device is not None:
-            return (self._device.device_ms(),)
+        if self._device_ms is not None:
+            return (self._device_ms(),)
         return ((end - begin) / 1e6,)
 
 
