@@ -23,8 +23,8 @@ from exporter.errors import PlanError, UsageError
 from exporter.files import sha256_file
 from exporter.plan_dialects import foreign_deletions
 from exporter.plan_origin import parents_of
+from exporter.printable import are, counted
 from exporter.progress import QUIET, Progress
-from exporter.wording import are, counted
 from graph_passes.files.reading import TABLE_BYTES, read_json
 
 _SUBLAYERS: tuple[DeletionKind, ...] = ("attention", "mlp")

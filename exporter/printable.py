@@ -5,7 +5,8 @@ obeyed: control characters, line breaks inside a value, characters that turn the
 text, halves of surrogate pairs; and the openings of commands in a log: `::` where a line begins
 (GitHub), `##[`, `##vso[` and `##teamcity[` anywhere (GitHub, Azure, TeamCity).
 
-Escaped text passes unchanged, so that it may pass several times.
+Escaped text passes unchanged, so that it may pass several times. Numbers with their nouns, as
+sentences have them, stand at the end.
 """
 
 from __future__ import annotations
@@ -115,3 +116,19 @@ def _json_escape(found: re.Match[str]) -> str:
 
 def _without_command(found: re.Match[str]) -> str:
     return f"{found[1]}\\x3a" if found[1] else f"{found[2]}\\x5b"
+
+
+def counted(number: float, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: ``1 block``, ``2 blocks``, ``0 blocks``.
+
+    Args:
+        number: How many.
+        noun: For one.
+        plural: For any other number; None: the noun with an s.
+    """
+    return f"{number:.12g} {noun if number == 1 else plural or noun + 's'}"
+
+
+def are(number: float) -> str:
+    """The verb behind such a number: ``is`` for one, ``are`` for any other."""
+    return "is" if number == 1 else "are"

@@ -10,7 +10,7 @@ from typing import Protocol
 from exporter.artifacts import Replacement
 from exporter.budgets.budget import KINDS, Memory, SublayerKind
 from exporter.costs import GraphSizes
-from exporter.wording import counted
+from exporter.printable import counted
 
 Name = tuple[int, SublayerKind]
 

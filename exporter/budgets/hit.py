@@ -10,8 +10,8 @@ from typing import NoReturn
 from exporter.artifacts import Speedup
 from exporter.budgets.walk import Walk
 from exporter.errors import PlanError
+from exporter.printable import counted
 from exporter.progress import QUIET, Progress
-from exporter.wording import counted
 
 TOLERANCE = 0.03
 """How far the measured speedup may be from the target, as a share of it."""

@@ -228,8 +228,8 @@ def _measured_before(path: Path | None) -> CostTable | None:
 def _write_curve(planner: Planner, path: Path, progress: ConsoleProgress) -> None:
     """The data, and the page beside it."""
     from exporter.files import write_texts
+    from exporter.printable import counted
     from exporter.report.html.frontier import render_front
-    from exporter.wording import counted
 
     curve = planner.curve()
     page = path.with_suffix(".html")

@@ -94,9 +94,9 @@ def prune(
     from exporter.files import refuse_overwriting, sha256_file
     from exporter.plan_origin import hold_against_model
     from exporter.planning import parse_drops, read_plan
+    from exporter.printable import counted
     from exporter.replacement_file import read_replacements
     from exporter.surgery import prune_file
-    from exporter.wording import counted
 
     gate = None
     if check_engine is not None:

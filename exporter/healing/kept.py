@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import CalibrationRef, ModelRef
 from exporter.files import sha256_bytes, sha256_file, staged_directory
+from exporter.printable import counted
 from exporter.progress import QUIET, Progress
-from exporter.wording import counted
 from graph_passes.files.reading import TABLE_BYTES, read_json
 
 if TYPE_CHECKING:

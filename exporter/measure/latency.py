@@ -29,8 +29,8 @@ from exporter.measure.timing.rounds import Rounds, Times, calls_of_round
 from exporter.measure.timing.row import Grouping, Row
 from exporter.measure.timing.stopping import CHUNKS, FEWEST_LOADS
 from exporter.measure.timing.warmup import Warmup, calls_per_visit, warm_up
+from exporter.printable import counted
 from exporter.progress import QUIET, Progress
-from exporter.wording import counted
 
 _LOADING = 2.0  # loading may take so many times as long as measuring
 

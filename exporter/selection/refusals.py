@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from exporter.artifacts import ImportanceReport
 from exporter.errors import PlanError
+from exporter.printable import are, counted
 from exporter.selection.options import Group, Name, most_sublayers, options_for
-from exporter.wording import are, counted
 
 if TYPE_CHECKING:
     from exporter.loading.model_source import LoadedModel

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 from exporter.ablation import Cut, substituted
 from exporter.artifacts import TaskResult
 from exporter.loading.model_source import LoadedModel
+from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from exporter.scratch import scratch_folder
 from exporter.studies.task_memory import TaskMemory
 from exporter.tasks.choosing import TaskChoice, score_tasks
 from exporter.tasks.scores import compare_scores
-from exporter.wording import counted
 
 if TYPE_CHECKING:
     from exporter.measure.model_folder import ModelFolder

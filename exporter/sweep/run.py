@@ -10,6 +10,7 @@ from exporter.errors import ArtifactError, DepthcutError, SweepError
 from exporter.ledger import FOLDER, locked
 from exporter.loading.checked_folder import Dangers
 from exporter.pipeline.shared import SharedStages
+from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from exporter.report.sweeps import SWEEP_REPORTS, write_sweep
 from exporter.sweep.cells import SHARED, Cell, cells_of
@@ -17,7 +18,6 @@ from exporter.sweep.child import run_in_children
 from exporter.sweep.job import Job, failed, missing
 from exporter.sweep.keeping import cell_key, kept, source_hashes, write_plan
 from exporter.sweep.reading import Sweep
-from exporter.wording import counted
 from graph_passes.files.placing import refuse_outside, remove_tree
 
 Runner = Callable[[Sequence[Job], Progress], Iterator[tuple[int, SweepCell]]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from exporter.artifacts import ComparisonReport, LatencyRow, PlannedDeletion
+from exporter.printable import counted
 from exporter.report.html.charts.architecture import architecture_chart, sublayer_kinds
 from exporter.report.html.charts.curves import divergence_chart, position_chart
 from exporter.report.html.charts.forest import Estimate, forest
@@ -16,7 +17,6 @@ from exporter.report.parts import all_parts
 from exporter.report.parts.corners import corner_name
 from exporter.report.parts.part import Block, Grid, Note, Part, Tone, verdict_sign
 from exporter.report.words import shape_words, short_shape, speedup_words
-from exporter.wording import counted
 
 _ALL_POINTS = 20_000
 """Points on the whole page: about 250 kB."""

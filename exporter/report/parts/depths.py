@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from exporter.artifacts import DepthCell, DepthDamage, DepthsReport, Way
+from exporter.printable import counted
 from exporter.report.parts.part import Block, Bullets, Grid, Note, Part
 from exporter.report.words import significant
-from exporter.wording import counted
 
 WAYS: dict[Way, str] = {
     "attention": "Attention Drop",

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 from exporter.artifacts import ComparisonReport, HealedBranch, HealedText, Healing
+from exporter.printable import counted
 from exporter.report.parts.part import Block, Cell, Grid, Note, Part
 from exporter.report.words import significant
-from exporter.wording import counted
 
 HEADER = ("text", "figure", "whole", "dropped", "healed", "taken back")
 _ROLES = {"calibration": "held out of what was fitted on", "other": "another domain"}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from exporter.artifacts import FEWEST_ROUNDS, SweepCell, SweepReport, SweepResult, SweepShape
+from exporter.printable import counted
 from exporter.report.parts.overview import letter
 from exporter.report.parts.part import (
     Bullets,
@@ -27,7 +28,6 @@ from exporter.report.words import (
     significant,
     speedup_words,
 )
-from exporter.wording import counted
 
 TITLE = "Sweep"
 _EACH = (

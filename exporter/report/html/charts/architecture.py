@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from exporter.artifacts import PlannedDeletion
+from exporter.printable import counted
 from exporter.report.html.charts.bands import LEFT, bands, deletions_by_cell, places
 from exporter.report.html.charts.heat import LABELS
 from exporter.report.html.charts.svg import WIDTH, Drawing
-from exporter.wording import counted
 
 _MARKS = {"bias": "b", "linear": "L", "none": ""}
 _CELL = 18.0

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from exporter.printable import counted
 from exporter.report.html.charts.scale import axis_below, axis_left, scale_over
 from exporter.report.html.charts.svg import WIDTH, Drawing, polyline
-from exporter.wording import counted
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, WIDTH - 14, 18, 210
 _MOST_COST = 3.0
