@@ -4,7 +4,7 @@ New results are made in a workplace inside the output folder and published toget
 that the folder never mixes two runs. A run that is cut short leaves its finished stages in the
 workplace, where the next one finds them.
 
-A stage is valid when it was made from the same inputs (its key) and its files are unchanged.
+Each stage is an entry as in :mod:`exporter.artifacts.store`, which says when it is stale.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from exporter.files import sha256_bytes, sha256_file, write_private
+from pydantic import ValidationError
+
+from exporter.artifacts.store import Entry, is_name, key_hash
+from exporter.files import sha256_file, write_private
 from graph_passes.errors import UnsafeInputError, UsageError
 from graph_passes.files import placing
 from graph_passes.files.locations import real
@@ -26,7 +29,7 @@ from graph_passes.files.locking import FOLDER, held, refuse_links
 from graph_passes.files.reading import TABLE_BYTES, copy_file, read_json
 from graph_passes.files.steps import gone_of
 
-__all__ = ["FOLDER", "StageLedger", "in_turn", "is_name", "key_hash", "locked"]
+__all__ = ["FOLDER", "StageLedger", "in_turn", "locked"]
 
 _WORK, _NEXT = "work", "stages-next.json"
 
@@ -49,9 +52,7 @@ class StageLedger:
         self._made: set[str] = set()
         self._used: set[str] = set()
         self._forgotten: set[str] = set()
-        memory = _read_memory(self._path)
-        self._stages: dict[str, dict[str, Any]] = memory["stages"]
-        self._published: dict[str, str] = memory["published"]
+        self._stages, self._published = _read_memory(self._path)
         self.work = root / FOLDER / _WORK
 
     @property
@@ -71,17 +72,10 @@ class StageLedger:
         """Tells whether a stage was made from this key and its files are as they were."""
         entry = self._stages.get(stage)
         forced = self._force and stage not in self._made
-        if forced or entry is None or entry["key"] != key_hash(key):
-            return False
-        files: dict[str, str] = entry["files"]
-        if not all(self._unchanged(name, sha256) for name, sha256 in files.items()):
+        if forced or entry is None or not entry.holds(key_hash(key), self.path):
             return False
         self._used.add(stage)
         return True
-
-    def _unchanged(self, name: str, sha256: str) -> bool:
-        path = self.path(name)
-        return path.is_file() and sha256_file(path) == sha256
 
     def record(
         self, stage: str, key: Mapping[str, Any], files: Sequence[Path], notes: Any = None
@@ -94,14 +88,14 @@ class StageLedger:
             files: What it wrote, in the workplace.
             notes: What a later stage wants to know of it; JSON.
         """
-        hashes = {path.relative_to(self.work).as_posix(): sha256_file(path) for path in files}
         self._made.add(stage)
         self._used.add(stage)
-        self._stages[stage] = {"key": key_hash(key), "files": hashes, "notes": notes}
+        self._stages[stage] = Entry.of(key_hash(key), self.work, files, notes)
         write_private(self._path, self._memory())
 
     def _memory(self) -> str:
-        told = {"stages": self._stages, "published": self._published}
+        stages = {name: entry.model_dump(mode="json") for name, entry in self._stages.items()}
+        told = {"stages": stages, "published": self._published}
         return json.dumps(told, indent=1, sort_keys=True) + "\n"
 
     def has(self, stage: str) -> bool:
@@ -114,11 +108,11 @@ class StageLedger:
 
     def notes(self, stage: str) -> Any:
         """What was noted when the stage was finished."""
-        return self._stages[stage]["notes"]
+        return self._stages[stage].value
 
     def files_hash(self, stage: str) -> str:
         """One hash over the stage's files: the key of whatever is made from them."""
-        return key_hash(self._stages[stage]["files"])
+        return key_hash(self._stages[stage].files)
 
     def copy(self, stage: str, top: str, target: Path, leave_out: Sequence[str] = ()) -> None:
         """Copies what a stage has written below a folder of results to another folder.
@@ -156,8 +150,7 @@ class StageLedger:
 
     def _inner(self, stage: str, top: str) -> list[Path]:
         """The files that a stage has written below a folder, relative to it."""
-        entry = self._stages.get(stage, {"files": {}})
-        names = map(Path, entry["files"])
+        names = map(Path, self._stages[stage].files if self.has(stage) else ())
         return [path.relative_to(top) for path in names if path.parts[0] == top]
 
     def publish(self) -> None:
@@ -237,13 +230,8 @@ def _with_room(place: Path, path: Path) -> Path:
     )
 
 
-def key_hash(key: Mapping[str, Any]) -> str:
-    """The hash of everything that a stage depends on."""
-    return sha256_bytes(json.dumps(key, sort_keys=True, default=str).encode())
-
-
-def _files(entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    return {name: sha256 for entry in entries for name, sha256 in entry["files"].items()}
+def _files(entries: Iterable[Entry]) -> dict[str, str]:
+    return {name: sha256 for entry in entries for name, sha256 in entry.files.items()}
 
 
 def _tops(names: Iterable[str]) -> set[str]:
@@ -251,42 +239,19 @@ def _tops(names: Iterable[str]) -> set[str]:
     return {Path(name).parts[0] for name in names}
 
 
-def _read_memory(path: Path) -> dict[str, dict[str, Any]]:
+def _read_memory(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """The finished stages, and what is published of them: name to hash."""
-    nothing: dict[str, dict[str, Any]] = {"stages": {}, "published": {}}
     try:
         told = read_json(path, limit=TABLE_BYTES)
-    except (OSError, ValueError, UnsafeInputError):
+        stages, published = dict(told["stages"]), dict(told["published"])
+    except (OSError, ValueError, TypeError, KeyError, UnsafeInputError):
         # No memory, or a broken one: everything is made again.
-        return nothing
-    if isinstance(told, dict) and not told.keys() & nothing.keys():  # of version 0.1 and older
-        stages = {name: entry for name, entry in told.items() if _is_entry(entry)}
-        return {"stages": stages, "published": _files(stages.values())}
-    if not isinstance(told, dict) or not all(isinstance(told.get(n), dict) for n in nothing):
-        return nothing
-    return {
-        "stages": {name: entry for name, entry in told["stages"].items() if _is_entry(entry)},
-        "published": {n: h for n, h in told["published"].items() if is_name(n)},
-    }
-
-
-def _is_entry(entry: Any) -> bool:
-    """Whether a stage's record is one; anybody may have written it."""
-    if not isinstance(entry, dict) or entry.keys() != {"key", "files", "notes"}:
-        return False
-    files = entry["files"]
-    return (
-        isinstance(files, dict)
-        and all(map(is_name, files))
-        and all(isinstance(sha256, str) for sha256 in files.values())
-    )
-
-
-def is_name(name: str) -> bool:
-    """Whether a name is of a file below the output folder and outside of the folder of ours."""
-    path = Path(name)
-    inside = not path.is_absolute() and bool(path.parts) and ".." not in path.parts
-    return inside and "\0" not in name and FOLDER not in path.parts
+        return {}, {}
+    found: dict[str, Entry] = {}
+    for name, entry in stages.items():
+        with contextlib.suppress(ValidationError):  # anybody may have written it
+            found[name] = Entry.model_validate(entry)
+    return found, {name: sha256 for name, sha256 in published.items() if is_name(name)}
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def depths(
             report,
             wanted,
             importance_sha256=sha256_file(importance),
-            journal=kept / "depths.journal",
+            kept=kept,
             progress=progress,
         )
         write_depths(found, output)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from exporter.artifacts.store import key_hash
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.asked_tasks import tasks_version
 from exporter.compare.journal import Journal
 from exporter.files import sha256_file
-from exporter.ledger import key_hash
 
 if TYPE_CHECKING:
     from exporter.texts import TextSource

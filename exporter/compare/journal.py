@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ThreadProbe, library_versions
+from exporter.artifacts.store import key_hash
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.ledger import FOLDER, key_hash
+from exporter.ledger import FOLDER
 from graph_passes.files.placing import append
 from graph_passes.files.reading import TABLE_BYTES, parse_json, read_text
 

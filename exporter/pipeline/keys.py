@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import library_versions
+from exporter.artifacts.store import key_hash
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
-from exporter.ledger import key_hash
 from exporter.pipeline.budgeting import budget_key
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
 from exporter.planning import read_plan

@@ -7,7 +7,6 @@ in place. Where there are no hard links, they are copies.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +14,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from exporter.files import sha256_file, staged_directory, write_text
-from exporter.ledger import in_turn, is_name, key_hash
+from exporter.artifacts.store import Entry, key_hash
+from exporter.files import staged_directory, write_text
+from exporter.ledger import in_turn
 from graph_passes.errors import UnsafeInputError
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.reading import read_json
@@ -56,19 +56,14 @@ class SharedStages:
         """
         place = self._root / self._name(stage, key)
         try:
-            entry = read_json(place / _ENTRY)
-            files, notes = entry["files"], entry["notes"]
-            whole = all(
-                is_name(name) and sha256_file(place / _FILES / name) == files[name]
-                for name in files
-            )
-        except (OSError, ValueError, KeyError, TypeError, UnsafeInputError):
+            entry = Entry.model_validate(read_json(place / _ENTRY))
+        except (OSError, ValueError, UnsafeInputError):
             return None
-        if not whole:  # it is made again, and takes the broken one's place
-            return None
-        for name in sorted({Path(name).parts[0] for name in files}):
+        if not entry.holds(key_hash(key), (place / _FILES).joinpath):
+            return None  # it is made again, and takes this one's place
+        for name in sorted({Path(name).parts[0] for name in entry.files}):
             _place(place / _FILES / name, work / name)
-        return [work / name for name in files], notes
+        return [work / name for name in entry.files], entry.value
 
     def keep(
         self, stage: str, key: Mapping[str, Any], work: Path, files: Sequence[Path], notes: Any
@@ -84,10 +79,11 @@ class SharedStages:
         """
         names = [path.relative_to(work).as_posix() for path in files]
         with staged_directory(self._root / self._name(stage, key)) as place:
-            for name, path in zip(names, files, strict=True):
-                _link(path, place / _FILES / name)
-            hashes = {name: sha256_file(place / _FILES / name) for name in names}
-            write_text(place / _ENTRY, json.dumps({"files": hashes, "notes": notes}))
+            linked = [place / _FILES / name for name in names]
+            for path, link in zip(files, linked, strict=True):
+                _link(path, link)
+            entry = Entry.of(key_hash(key), place / _FILES, linked, notes)
+            write_text(place / _ENTRY, entry.model_dump_json())
 
     def tidy(self) -> None:
         """Removes stages whose files no output folder holds any more, and half-kept ones.

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import ImportanceReport
+from exporter.artifacts.store import key_hash
 from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
-from exporter.ledger import FOLDER, key_hash
+from exporter.ledger import FOLDER
 from exporter.pipeline.keys import Key
 from exporter.pipeline.run import Run
 from exporter.request import ExportRequest, SourceOptions

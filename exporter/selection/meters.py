@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from exporter.ablation import NOTHING, Cut, Damage, Substitute
-from exporter.errors import UsageError
-from exporter.files import write_text
+from exporter.artifacts.store import Store
 from exporter.progress import QUIET, Progress
-from graph_passes.files.placing import append
-from graph_passes.files.reading import TABLE_BYTES, parse_json, read_text
 
 if TYPE_CHECKING:
     from exporter.importance import CalibrationText
     from exporter.loading.model_source import LoadedModel
-
-_FIRST = '{"about": '
 
 Key = frozenset[tuple[int, str, int]]
 
@@ -46,32 +40,29 @@ to what measures cuts on them."""
 
 
 class RememberingMeter:
-    """Keeps what was measured, and where a journal is given also between runs.
+    """Keeps what was measured, and where a file is given also between runs.
 
-    A journal holds one JSON object a line: first what it is about, then a cut with its damage. Only
-    cuts that leave branches out are written: a fitted substitute has no name that a later run would
-    know again. A line that was cut short by a crash is left out.
+    Only cuts that leave branches out are written: a fitted substitute has no name that a later run
+    would know again.
 
     Args:
         meter: What measures.
-        journal: The file; None keeps nothing between runs.
-        about: What the figures depend on (the model, the text). A journal about something else is
-            begun anew.
+        kept: The file of an :class:`exporter.artifacts.store.Store`; None keeps nothing between
+            runs.
+        about: What the figures depend on: the model, the text.
 
     Raises:
-        UsageError: The journal's file is something else.
+        UsageError: The file is something else.
         UnsafeInputError: A line of it is nested deeper than any that is written here.
     """
 
     def __init__(
-        self, meter: Meter, journal: Path | None = None, about: Mapping[str, object] | None = None
+        self, meter: Meter, kept: Path | None = None, about: Mapping[str, object] | None = None
     ) -> None:
         self._meter = meter
         self._known: dict[Key, Damage] = {}
         self._held: list[Substitute] = [NOTHING]  # what is kept by id() must stay alive
-        self._journal = journal
-        if journal is not None:
-            self._open(journal, json.dumps({"about": dict(about or {})}, sort_keys=True))
+        self._store = None if kept is None else Store(kept, dict(about or {}))
 
     @property
     def num_layers(self) -> int:
@@ -83,6 +74,8 @@ class RememberingMeter:
     ) -> list[Damage]:
         """The damage of a cut, and of several others, measured only where it is not known."""
         keys = [_key(each) for each in (cut, *others)]
+        for key, each in zip(keys, (cut, *others), strict=True):
+            self._recall(key, each)
         missing = {k: c for k, c in zip(keys[1:], others, strict=True) if k not in self._known}
         missing.pop(keys[0], None)
         if missing or keys[0] not in self._known:
@@ -97,32 +90,26 @@ class RememberingMeter:
             return
         self._known[key] = damage
         self._held.extend(cut.values())
-        if self._journal is None or any(what is not NOTHING for what in cut.values()):
-            return
-        numbers = {f.name: getattr(damage, f.name).tolist() for f in fields(Damage)}
-        append(self._journal, json.dumps({"cut": sorted(cut), "damage": numbers}) + "\n")
+        if self._store is not None and _leaves_out(cut):
+            numbers = {f.name: getattr(damage, f.name).tolist() for f in fields(Damage)}
+            self._store.keep(_name(cut), numbers)
 
-    def _open(self, journal: Path, first: str) -> None:
-        there = journal.exists()
-        lines = read_text(journal, limit=TABLE_BYTES).split("\n") if there else []
-        if lines and not lines[0].startswith(_FIRST):
-            raise UsageError(
-                f"{journal} is there and is no journal of a search.",
-                "Move it away, or name another output.",
-            )
-        if not lines or lines[0] != first:
-            write_text(journal, first + "\n")
+    def _recall(self, key: Key, cut: Cut) -> None:
+        if self._store is None or key in self._known or not _leaves_out(cut):
             return
-        for line in lines[1:-1]:
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                self._learn(parse_json(line, str(journal)))
-        if lines[-1]:  # The line that a crash cut short must not run into the next.
-            append(journal, "\n")
-
-    def _learn(self, told: Any) -> None:
-        damage = Damage(**{k: np.asarray(v, np.float64) for k, v in told["damage"].items()})
-        self._known[_key(dict.fromkeys(map(tuple, told["cut"]), NOTHING))] = damage
+        told = self._store.find(_name(cut))
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            self._known[key] = Damage(**{k: np.asarray(v, np.float64) for k, v in told.items()})
 
 
 def _key(cut: Cut) -> Key:
     return frozenset((layer, kind, id(what)) for (layer, kind), what in cut.items())
+
+
+def _leaves_out(cut: Cut) -> bool:
+    return all(what is NOTHING for what in cut.values())
+
+
+def _name(cut: Cut) -> str:
+    """``whole``, or the branches that are left out: ``mlp 0, attention 12``."""
+    return ", ".join(f"{kind} {layer}" for layer, kind in sorted(cut)) or "whole"

@@ -69,7 +69,7 @@ def measure_depths(
     options: DepthOptions,
     *,
     importance_sha256: str,
-    journal: Path | None = None,
+    kept: Path | None = None,
     progress: Progress = QUIET,
 ) -> DepthsReport:
     """Measures every way of dropping at every number.
@@ -82,8 +82,7 @@ def measure_depths(
         report: Its scores.
         options: What is dropped, and what it is judged on.
         importance_sha256: The digest of the scores' file.
-        journal: Where measured damage is kept for a later call, and beside it the tasks' results;
-            None keeps nothing.
+        kept: The folder where what is measured is kept for a later call; None keeps nothing.
         progress: Told what goes on.
 
     Raises:
@@ -101,13 +100,13 @@ def measure_depths(
     cuts = {
         _place(cell): cut_of(cell.deletions, loaded.model) for cell in cells if not cell.refused
     }
-    whole, damages = _damages(loaded, text, cuts, options, journal, progress)
+    whole, damages = _damages(loaded, text, cuts, options, kept, progress)
     sizes = module_sizes(loaded)
     scored = compared_tasks(
         loaded,
         options.tasks,
         cuts,
-        journal=None if journal is None else task_journal(journal),
+        kept=None if kept is None else kept / "tasks.jsonl",
         progress=progress,
     )
     filled = {
@@ -128,11 +127,6 @@ def measure_depths(
             "text": text.ref.sha256,
         },
     )
-
-
-def task_journal(journal: Path) -> Path:
-    """Where tasks' results are kept beside the measured damage."""
-    return journal.with_name(f"{journal.name}.tasks")
 
 
 Place = tuple[Way, int]
@@ -209,7 +203,7 @@ def _damages(
     text: CalibrationText,
     cuts: Mapping[Place, Cut],
     options: DepthOptions,
-    journal: Path | None,
+    kept: Path | None,
     progress: Progress,
 ) -> tuple[Damage, dict[Place, Damage]]:
     """One that knows the whole model's losses, and every cut's.
@@ -223,7 +217,7 @@ def _damages(
         "text": text.ref.model_dump(),
         "by": "depths",
     }
-    meter = RememberingMeter(measuring, journal, about)
+    meter = RememberingMeter(measuring, None if kept is None else kept / "damages.jsonl", about)
     found: dict[Place, Damage] = {}
     for way in options.ways:
         some = {place: cut for place, cut in cuts.items() if place[0] == way}

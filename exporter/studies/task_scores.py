@@ -6,13 +6,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from exporter.ablation import Cut, substituted
 from exporter.artifacts import TaskResult
+from exporter.artifacts.store import Store
 from exporter.loading.model_source import LoadedModel
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from exporter.scratch import scratch_folder
-from exporter.studies.task_memory import TaskMemory
 from exporter.tasks.choosing import TaskChoice, score_tasks
 from exporter.tasks.scores import compare_scores
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from exporter.measure.model_folder import ModelFolder
 
 _P = TypeVar("_P", bound=Hashable)
+_RESULTS = TypeAdapter(list[TaskResult])
 
 
 def compared_tasks(
@@ -27,7 +30,7 @@ def compared_tasks(
     choice: TaskChoice | None,
     cuts: Mapping[_P, Cut],
     *,
-    journal: Path | None = None,
+    kept: Path | None = None,
     progress: Progress = QUIET,
 ) -> dict[_P, list[TaskResult]]:
     """Each cut model's scores beside the whole one's, on the same items.
@@ -39,22 +42,33 @@ def compared_tasks(
         loaded: The model, with its tokenizer.
         choice: The tasks; None or none: nothing is scored.
         cuts: By whatever the caller calls them.
-        journal: Where results are kept for a later call; None keeps nothing.
+        kept: The file where results are kept for a later call; None keeps nothing.
         progress: Told which cut is at work.
 
     Raises:
         TaskError: A task is not known or can't be read, or there is no tokenizer.
         ExportError: The model keeps no plain cache of keys and values.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
-        UsageError: The journal's file is something else.
+        UsageError: That file is something else.
     """
     if choice is None or not choice.names:
         return {}
-    memory = TaskMemory(journal, _about(loaded, choice))
-    missing = {frozenset(cut): cut for cut in cuts.values() if memory.get(cut) is None}
+    store = Store(kept, _about(loaded, choice))
+    missing = {_name(cut): cut for cut in cuts.values() if not _known(store, cut)}
     if missing:
-        _score(loaded, choice, list(missing.values()), memory, progress)
-    return {name: memory.get(cut) or [] for name, cut in cuts.items()}
+        _score(loaded, choice, list(missing.values()), store, progress)
+    return {name: _known(store, cut) for name, cut in cuts.items()}
+
+
+def _name(cut: Cut) -> str:
+    return ", ".join(f"{kind} {layer}" for layer, kind in sorted(cut))
+
+
+def _known(store: Store, cut: Cut) -> list[TaskResult]:
+    try:
+        return _RESULTS.validate_python(store.find(_name(cut)))
+    except ValidationError:
+        return []
 
 
 def _about(loaded: LoadedModel, choice: TaskChoice) -> dict[str, object]:
@@ -72,7 +86,7 @@ def _score(
     loaded: LoadedModel,
     choice: TaskChoice,
     cuts: Sequence[Cut],
-    memory: TaskMemory,
+    store: Store,
     progress: Progress,
 ) -> None:
     import torch
@@ -91,7 +105,8 @@ def _score(
             with substituted(loaded.model, cut):
                 scores = score_tasks(choice, runner, folder, progress=progress)
             pairs = zip(whole, scores, strict=True)
-            memory.keep(cut, [result for pair in pairs for result in compare_scores(*pair)])
+            found = [result for pair in pairs for result in compare_scores(*pair)]
+            store.keep(_name(cut), _RESULTS.dump_python(found, mode="json"))
 
 
 def _folder(loaded: LoadedModel, place: Path) -> ModelFolder:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from exporter.artifacts import CellRecord, SweepCell
+from exporter.artifacts.store import key_hash
 from exporter.errors import ArtifactError
 from exporter.files import sha256_bytes, sha256_file, write_text
-from exporter.ledger import StageLedger, key_hash, locked
+from exporter.ledger import StageLedger, locked
 from exporter.pipeline.keys import plan_file_hash, request_key
 from exporter.pipeline.run import ARMS, QUANTIZED
 from exporter.planning import parse_drops

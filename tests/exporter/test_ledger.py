@@ -68,8 +68,8 @@ def test_a_broken_memory_is_no_memory(result: Path) -> None:
     "[]", "1", '"stages"', "[" * 100_000, '{"score": {}}', '{"score": 1}', '{"score": {"key": 1}}',
     '{"stages": [], "published": {}}', '{"stages": {}, "published": []}', '{"stages": {}}',
     '{"stages": {"score": 1}, "published": {}}', '{"stages": {"score": {}}, "published": {}}',
-    '{"stages": {"score": {"key": "", "files": [], "notes": 1}}, "published": {}}',
-    '{"stages": {"score": {"key": "", "files": {"a": 1}, "notes": 1}}, "published": {}}',
+    '{"stages": {"score": {"key": "", "files": [], "value": 1}}, "published": {}}',
+    '{"stages": {"score": {"key": "", "files": {"a": 1}, "value": 1}}, "published": {}}',
 ])  # fmt: skip
 def test_an_odd_memory_is_no_memory(result: Path, text: str) -> None:
     (result.parent / ".depthcut" / "stages.json").write_text(text, encoding="utf-8")

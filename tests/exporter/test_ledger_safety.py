@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +121,28 @@ def test_what_no_run_makes_any_more_goes_unless_it_was_changed(tmp_path: Path) -
         assert not StageLedger(root).has("extra")
 
 
+def test_an_interrupted_plan_without_replacements_takes_the_earlier_ones_away(
+    tmp_path: Path,
+) -> None:
+    """What an earlier run published and this one's plan has not goes, though the run was killed."""
+
+    def plan(key: str, names: tuple[str, ...], *, ends: bool = True) -> None:
+        with locked(tmp_path):
+            ledger = StageLedger(tmp_path)
+            if not ledger.valid("plan", {"asked": key}):
+                write_all(ledger.work, dict.fromkeys(names, key))
+                ledger.record("plan", {"asked": key}, [ledger.work / name for name in names])
+            if ends:
+                ledger.publish()
+
+    plan("healed", ("plan.json", "plan.safetensors"))
+    plan("plain", ("plan.json",), ends=False)
+    assert (tmp_path / "plan.safetensors").read_text() == "healed"
+    plan("plain", ("plan.json",))
+    assert (tmp_path / "plan.json").read_text() == "plain"
+    assert not (tmp_path / "plan.safetensors").exists()
+
+
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_killed_run_leaves_old_or_new_and_what_is_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
@@ -189,23 +210,18 @@ def test_what_was_changed_after_a_kill_is_kept_off_readers_until_it_is_made_agai
 
 
 def forged(root: Path, names: list[str], sha256: str) -> None:
-    files = dict.fromkeys(names, sha256)
-    stages = {"old": {"key": "k", "files": files, "notes": None}}
+    stages = {
+        f"old {number}": {"key": "k", "files": {name: sha256}, "value": None}
+        for number, name in enumerate(names)
+    }
+    published = dict.fromkeys(names, sha256)
     write_all(root, {
-        ".depthcut/stages.json": json.dumps({"stages": stages, "published": files}),
+        ".depthcut/stages.json": json.dumps({"stages": stages, "published": published}),
     })  # fmt: skip
 
 
-def forged_as_of_old(root: Path, names: list[str], sha256: str) -> None:
-    stages = {"old": {"key": "k", "files": dict.fromkeys(names, sha256), "notes": None}}
-    write_all(root, {".depthcut/stages.json": json.dumps(stages)})
-
-
-@pytest.mark.parametrize("write", [forged, forged_as_of_old])
 @pytest.mark.parametrize("forget", [True, False])
-def test_names_that_lead_out_are_no_results_of_ours(
-    tmp_path: Path, write: Callable[..., None], forget: bool
-) -> None:
+def test_names_that_lead_out_are_no_results_of_ours(tmp_path: Path, forget: bool) -> None:
     victim, root = tmp_path / "victim", tmp_path / "out"
     victim.write_text("precious")
     (tmp_path / "folder").mkdir()
@@ -215,11 +231,12 @@ def test_names_that_lead_out_are_no_results_of_ours(
     (root / "leaf").symlink_to(victim)
     before = contents(tmp_path)
     names = ["../victim", str(victim), "link/victim", "leaf", "a/../../victim", ".", "", "a\0b"]
-    write(root, names, hashlib.sha256(b"precious").hexdigest())
+    forged(root, names, hashlib.sha256(b"precious").hexdigest())
     with locked(root):
         ledger = StageLedger(root)
-        if forget and ledger.has("old"):
-            ledger.forget("old")
+        for stage in (f"old {number}" for number in range(len(names))):
+            if forget and ledger.has(stage):
+                ledger.forget(stage)
         write_all(ledger.work, {"report.json": "made"})
         ledger.record("report", {}, [ledger.work / "report.json"])
         ledger.publish()

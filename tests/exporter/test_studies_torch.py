@@ -212,7 +212,6 @@ def test_an_interrupted_measurement_goes_on(
     options = DepthOptions(
         numbers=(1,), ways=("attention", "mlp"), tokens=48, sequence_length=LENGTH
     )
-    journal = tmp_path / "journal"
     measure, asked = DamageMeter.measure_many, []
 
     def counted(self: Any, cut: Any, others: Any, progress: Any) -> Any:
@@ -223,8 +222,8 @@ def test_an_interrupted_measurement_goes_on(
 
     monkeypatch.setattr(DamageMeter, "measure_many", counted)
     with pytest.raises(KeyboardInterrupt):
-        measure_depths(loaded, scores, options, importance_sha256="", journal=journal)
-    again = measure_depths(loaded, scores, options, importance_sha256="", journal=journal)
+        measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
+    again = measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
     assert asked == [[["attention"]], [["mlp"]], [["mlp"]]]
     monkeypatch.undo()
     fresh = measure_depths(loaded, scores, options, importance_sha256="")
@@ -243,9 +242,8 @@ def test_what_was_measured_in_another_dtype_is_measured_again(
 
     options = DepthOptions(numbers=(1,), ways=("mlp",), tokens=48, sequence_length=LENGTH)
     narrow = load_model(str(run / "checkpoint-1000"), dtype="bfloat16")
-    kept = tmp_path / "journal"
-    wide = measure_depths(loaded, scores, options, importance_sha256="", journal=kept)
-    found = measure_depths(narrow, scores, options, importance_sha256="", journal=kept)
+    wide = measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
+    found = measure_depths(narrow, scores, options, importance_sha256="", kept=tmp_path)
     assert found.baseline_perplexity != wide.baseline_perplexity
 
 
@@ -316,7 +314,6 @@ def test_interrupted_tasks_go_on(
     loaded: Any, task_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporter.ablation import NOTHING
-    from exporter.errors import UsageError
     from exporter.studies import task_scores
     from exporter.tasks.choosing import TaskChoice, score_tasks
 
@@ -330,19 +327,16 @@ def test_interrupted_tasks_go_on(
 
     monkeypatch.setattr(task_scores, "score_tasks", counted)
     cuts: Any = {n: {(n, "mlp"): NOTHING} for n in range(2)} | {"again": {(0, "mlp"): NOTHING}}
-    journal = tmp_path / "journal"
+    kept = tmp_path / "tasks.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        task_scores.compared_tasks(loaded, choice, cuts, journal=journal)
-    with journal.open("a") as file:
-        file.write('{"cut": [[1, "ml')
-    again = task_scores.compared_tasks(loaded, choice, cuts, journal=journal)
+        task_scores.compared_tasks(loaded, choice, cuts, kept=kept)
+    with kept.open("a") as file:
+        file.write('{"name": "ml')
+    again = task_scores.compared_tasks(loaded, choice, cuts, kept=kept)
     assert len(calls) == 5  # whole, first, cut short; whole, second
-    assert again == task_scores.compared_tasks(loaded, choice, cuts, journal=journal)
+    assert again == task_scores.compared_tasks(loaded, choice, cuts, kept=kept)
     assert len(calls) == 5
     assert again["again"] == again[0]
     other = TaskChoice(("words",), task_data, limit=2)
-    few = task_scores.compared_tasks(loaded, other, {0: cuts[0]}, journal=journal)
+    few = task_scores.compared_tasks(loaded, other, {0: cuts[0]}, kept=kept)
     assert few[0][0].items == 2
-    journal.write_text("something else")
-    with pytest.raises(UsageError, match="holds no tasks' results"):
-        task_scores.compared_tasks(loaded, choice, cuts, journal=journal)

@@ -113,13 +113,13 @@ def stages(spoilt: Spoilt, rng: random.Random) -> None:
         "link/mine.txt",
     )
     files = {name: _sha(out, name) for name in rng.sample(names, 4)}
-    entry = {"key": "0" * 64, "files": files, "notes": rng.choice((None, {"x": 1}, []))}
+    entry = {"key": "0" * 64, "files": files, "value": rng.choice((None, {"x": 1}, []))}
     told = rng.choice((
         {"stages": {"score": entry, "plan": entry, "export": entry}, "published": files},
         {"score": entry, "x\n::error::": entry},
         {"stages": {}, "published": files}, {"stages": [], "published": 7}, {"stages": {"score": 7},
         "published": {"a": 7}}, [], {"stages": {"score": {**entry, "files": 7}}, "published": {}},
-        {"stages": {"score": {"key": 7, "files": {"a": "b"}, "notes": ODD[0]}},
+        {"stages": {"score": {"key": 7, "files": {"a": "b"}, "value": ODD[0]}},
         "published": {"../letters/letter.txt": hashlib.sha256(b"x").hexdigest()}},
     ))  # fmt: skip
     for home in {out / ".depthcut", out / "res" / ".depthcut"}:
