@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from exporter.ablation.ratios import Floats, ratio, ratio_std_error
 
 if TYPE_CHECKING:
     import torch
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class Damage:
     @property
     def kl(self) -> float:
         """Mean KL divergence at a position, in nats; 0 for an unchanged model."""
-        return _ratio(self.kl_sums, self.positions)
+        return ratio(self.kl_sums, self.positions)
 
     @property
     def kl_std_error(self) -> float | None:
@@ -48,7 +47,7 @@ class Damage:
     @property
     def log_perplexity_increase(self) -> float:
         """Log of the cut model's perplexity over the whole one's."""
-        return _ratio(self.nll_sums - self.baseline_nll_sums, self.positions)
+        return ratio(self.nll_sums - self.baseline_nll_sums, self.positions)
 
     @property
     def log_perplexity_increase_std_error(self) -> float | None:
@@ -58,36 +57,23 @@ class Damage:
     @property
     def perplexity(self) -> float:
         """Of the cut model."""
-        return math.exp(min(700.0, _ratio(self.nll_sums, self.positions)))
+        return math.exp(min(700.0, ratio(self.nll_sums, self.positions)))
 
     @property
     def baseline_perplexity(self) -> float:
         """Of the whole model."""
-        return math.exp(min(700.0, _ratio(self.baseline_nll_sums, self.positions)))
+        return math.exp(min(700.0, ratio(self.baseline_nll_sums, self.positions)))
 
     @property
     def top1_agreement(self) -> float:
         """Share of positions at which both think the same token the likeliest; 0 to 1."""
-        return _ratio(self.agreements, self.positions)
+        return ratio(self.agreements, self.positions)
 
 
 def joined(parts: list[Damage]) -> Damage:
     """The damage over several batches of samples."""
     names = Damage.__dataclass_fields__
     return Damage(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
-
-
-def ratio_std_error(sums: Floats, counts: Floats) -> float | None:
-    """Standard error of ``sum(sums) / sum(counts)`` over samples of unequal length."""
-    if len(sums) < 2:
-        return None
-    residuals = sums - _ratio(sums, counts) * counts
-    factor = len(sums) / (len(sums) - 1)
-    return float(np.sqrt(factor * (residuals**2).sum()) / counts.sum())
-
-
-def _ratio(sums: Floats, counts: Floats) -> float:
-    return float(sums.sum() / counts.sum())
 
 
 class Reference:

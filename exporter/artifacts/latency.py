@@ -121,13 +121,14 @@ class LatencyRow(Record):
     ``rounds`` is how many equal parts, in order, each arm's samples fall into: part *i* of both
     arms was taken in the same round, so that a saved report can be analysed again as pairs. In
     each part the first half of the samples is of one visit, the second half of another. With
-    several ``builds`` of an engine these are the parts' groups, equal and in order; else, with
-    several ``loads``, the rounds between two loadings of both arms are, of which every second one
-    loaded them the other way round. ``verdict_interval`` is what the verdict rests on: it
-    allows for a row that is looked at more than once, and may be narrower than the speedup's own,
-    since a verdict speaks of one side. ``dropped_rounds`` were thrown away because a clock jumped.
-    ``settled`` says whether times had stopped changing when the warm-up ended. ``clock`` is the
-    host's, or the device's own events. ``imported`` rows were timed by another tool.
+    several ``builds`` of an engine these are the parts' groups, in order and as equal as can be:
+    the first ones have a part more. Else, with several ``loads``, the rounds between two loadings
+    of both arms are, of which every second one loaded them the other way round.
+    ``verdict_interval`` is what the verdict rests on: it allows for a row that is looked at more
+    than once, and may be narrower than the speedup's own, since a verdict speaks of one side.
+    ``dropped_rounds`` were thrown away because a clock jumped. ``settled`` says whether times had
+    stopped changing when the warm-up ended. ``clock`` is the host's, or the device's own events.
+    ``imported`` rows were timed by another tool.
     ``references`` are further arms by name, in the same rounds; they get no verdict.
     """
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from exporter.ablation import Damage
+from exporter.ablation.ratios import Floats
 from exporter.anatomy.architectures import layer_modules
 from exporter.cluster.loading import ModelAddress
 from exporter.cluster.meter import CutJob, measured
@@ -18,7 +19,6 @@ from exporter.importance.metric import GradientMetric, Metric, StreamMetric
 from exporter.importance.registry import metrics_named
 from exporter.importance.stream_pass import stream_batch
 from exporter.importance.subject import Subject
-from exporter.importance.sums import Floats
 from exporter.texts.calibration import CalibrationText
 
 _M = TypeVar("_M")

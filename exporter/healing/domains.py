@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from exporter.ablation import Cut, Damage, DamageMeter
-from exporter.ablation.damage import ratio_std_error
+from exporter.ablation.ratios import ratio_std_error
 from exporter.artifacts import AnswerDamage, HealedText
 from exporter.progress import QUIET, Progress
 from exporter.texts.calibration import CalibrationText

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from exporter.ablation.ratios import Floats, RatioSums
 from exporter.ablation.substitutes import first_input
 from exporter.anatomy.architectures import sublayers
 from exporter.anatomy.residual_stream import LayerModules, first_tensor
@@ -19,7 +20,6 @@ from exporter.errors import ScoringError
 from exporter.importance.metric import UNITS, GradientMetric
 from exporter.importance.stream_pass import NOT_FINITE_HINT, scores_of
 from exporter.importance.subject import Subject
-from exporter.importance.sums import Floats, RatioSums
 from exporter.texts.calibration import CalibrationText
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from exporter.ablation.ratios import Floats, RatioSums
 from exporter.anatomy.residual_stream import LayerStates, run_backbone, tapped
 from exporter.artifacts import Score
 from exporter.errors import ScoringError
 from exporter.importance.change import changes
 from exporter.importance.metric import UNITS, StreamMetric
 from exporter.importance.subject import Subject
-from exporter.importance.sums import Floats, RatioSums
 
 if TYPE_CHECKING:
     import torch

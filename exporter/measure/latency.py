@@ -113,8 +113,9 @@ class _Session:
         self._memory = NoMemory() if memory is None else memory
         self._clocks = clocks
         self._progress = progress
-        self._builds = max(arm.builds for arm in arms.values())
-        self._chunks = _chunks(sampling)
+        builds = max(arm.builds for arm in arms.values())
+        self._builds = builds if sampling.rounds is None else min(builds, sampling.rounds)
+        self._chunks = _chunks(sampling.rounds, self._builds)
         self._rng = np.random.default_rng(sampling.seed)
 
     def measure(self, cells: Sequence[Cell], after_chunk: Callable[[], None]) -> list[LatencyRow]:
@@ -138,13 +139,12 @@ class _Session:
 
     def _row(self, cell: Cell, reloading: bool) -> Row:
         sampling = self._sampling
-        builds = self._builds
         return Row(
             cell,
             list(self._arms),
-            Grouping(builds, reloading),
+            Grouping(self._builds, reloading),
             threshold=sampling.threshold,
-            chunks=math.ceil(self._chunks / builds) * builds,
+            chunks=self._chunks,
             seconds=sampling.seconds if sampling.rounds is None else None,
             looks=self.enough is None,
         )
@@ -198,7 +198,7 @@ class _Session:
         probes = [arm.probe(row.cell) for arm in self._arms.values()]
         warm = self._warm_up(probes, row.cell, number)
         calls = row.chunks[0].calls if row.chunks else calls_per_visit(warm.call_ms)
-        wanted = len(row.chunks[0].times_ms) if row.chunks else self._wanted(warm.call_ms, calls)
+        wanted = self._wanted(row, number, warm.call_ms, calls)
         label = f"time {row.cell}, {number + 1} of at most {row.most}"
         begin = self._clocks.now()
         with no_garbage_collection():
@@ -226,11 +226,13 @@ class _Session:
             self._progress.say(f"{cell}: times had not settled after {found.calls} warm-up calls")
         return found
 
-    def _wanted(self, call_ms: float, calls: int) -> int:
+    def _wanted(self, row: Row, number: int, call_ms: float, calls: int) -> int:
         """Rounds in a chunk."""
         sampling = self._sampling
         if sampling.rounds is not None:
-            return sampling.rounds // self._chunks
+            return rounds_of_chunks(sampling.rounds, self._chunks, self._builds)[number]
+        if row.chunks:
+            return len(row.chunks[0].times_ms)
         round_ms = call_ms * calls_of_round(len(self._arms), calls)
         return max(1, round(sampling.seconds * 1000 / self._chunks / max(round_ms, 1e-3)))
 
@@ -253,9 +255,25 @@ class _Session:
         return taken, dropped
 
 
-def _chunks(sampling: Sampling) -> int:
-    """Parts of a row's measurement; a number of rounds that was asked for is to divide by it."""
-    rounds = sampling.rounds
+def _chunks(rounds: int | None, builds: int) -> int:
+    """Parts of a row's measurement: as many for each build, and of equal length where they can."""
     if rounds is None:
-        return CHUNKS
-    return next((n for n in range(CHUNKS, FEWEST_LOADS - 1, -1) if rounds % n == 0), 1)
+        return math.ceil(CHUNKS / builds) * builds
+    if rounds < FEWEST_LOADS:
+        return builds
+    fitting = (n for n in range(CHUNKS, FEWEST_LOADS - 1, -1) if rounds % n == 0)
+    return builds * min(math.ceil(next(fitting, CHUNKS) / builds), rounds // builds)
+
+
+def rounds_of_chunks(rounds: int, chunks: int, builds: int) -> list[int]:
+    """How many rounds each chunk takes, so that together they take exactly as many as asked for.
+
+    Builds take turns; their rounds, and those of one build's chunks, differ by one at most.
+    """
+    by_build = [_split(part, chunks // builds) for part in _split(rounds, builds)]
+    return [by_build[number % builds][number // builds] for number in range(chunks)]
+
+
+def _split(whole: int, parts: int) -> list[int]:
+    """Numbers that differ by one at most, the larger first."""
+    return [whole // parts + (part < whole % parts) for part in range(parts)]

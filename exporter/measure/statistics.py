@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.ablation.ratios import ratio_std_error
 from exporter.artifacts import FEWEST_ROUNDS, LatencySamples, NoiseFloor, Speedup, VerdictWord
 from exporter.measure.bootstrap import expanded_level
 
@@ -142,19 +143,18 @@ def estimate(
 
     Args:
         ratios: ``[rounds, turns]``, see :func:`log_ratios`; at least two rounds.
-        groups: Equal parts, in order, each with arms loaded anew (or another build of them).
+        groups: Parts, in order, each with arms loaded anew (or another build of them). They are as
+            equal as can be: the first ones have one round more.
         alternating: In every second group the arms were loaded the other way round. What the order
             of loading does is then no part of the spread.
 
     Raises:
-        ValueError: Fewer than two rounds, or parts that aren't equal.
+        ValueError: Fewer than two rounds, or fewer rounds than groups.
     """
     if len(ratios) < 2:
         raise ValueError("an interval needs at least two rounds")
-    if groups < 1 or len(ratios) % groups:
-        raise ValueError(f"{len(ratios)} rounds are not {groups} equal groups")
+    grouped = _grouped(ratios, groups)
     strata = _strata(groups, alternating=alternating)
-    grouped = ratios.reshape(groups, len(ratios) // groups, -1)
     parts = [_winsorised(grouped[n::strata]) for n in range(strata)]
     # The strata's mean: their order is no part of the spread.
     centre = float(np.mean([_midmean(grouped[n::strata].ravel()) for n in range(strata)]))
@@ -169,6 +169,17 @@ def estimate(
 class _Spread:
     variance: float
     degrees: float
+
+
+def _grouped(ratios: NDArray[np.float64], groups: int) -> NDArray[np.float64]:
+    """``[groups, rounds, turns]``; NaN where a group has a round less than the first ones."""
+    if not 1 <= groups <= len(ratios):
+        raise ValueError(f"{len(ratios)} rounds are not {groups} groups")
+    by_round = ratios.reshape(len(ratios), -1)
+    found = np.full((groups, -(-len(ratios) // groups), by_round.shape[1]), np.nan)
+    for group, part in zip(found, np.array_split(by_round, groups), strict=True):
+        group[: len(part)] = part
+    return found
 
 
 def _strata(groups: int, *, alternating: bool) -> int:
@@ -193,39 +204,49 @@ def _mean_of(spreads: list[_Spread]) -> _Spread:
 
 def _between(values: NDArray[np.float64]) -> _Spread:
     """Of the mean of ``[groups, rounds, turns]``, by how groups differ."""
-    means = values.mean(axis=(1, 2))
-    return _Spread(float(means.var(ddof=1)) / len(means), len(means) - 1)
+    sums = np.nansum(values.mean(axis=2), axis=1)
+    error = ratio_std_error(sums, _rounds_of(values))
+    assert error is not None  # there are two groups at least
+    return _Spread(error**2, len(values) - 1)
 
 
 def _within(values: NDArray[np.float64]) -> _Spread:
     """Of the mean of ``[groups, rounds, turns]``, by how rounds differ within their groups."""
-    means = values.mean(axis=2)
-    groups, rounds = means.shape
-    total, kept = groups * rounds, groups * (rounds - 2 * _cut(rounds))
-    if kept <= groups:
+    means, rounds = values.mean(axis=2), _rounds_of(values)
+    total, kept = rounds.sum(), (rounds - 2 * _cut(rounds)).sum()
+    if kept <= len(values):
         return _Spread(0.0, 0)
     few = (1 - 1 / total) / (1 - 1 / kept)  # in Tukey's and McLaughlin's formula; else nearly one
-    variance = float(means.var(axis=1, ddof=1).mean()) / total * few
-    return _Spread(variance, kept - groups)
+    squares = np.nansum((means - np.nanmean(means, axis=1, keepdims=True)) ** 2)
+    variance = float(squares) / (total - len(values)) / total * few
+    return _Spread(variance, kept - len(values))
+
+
+def _rounds_of(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many rounds each group of ``[groups, rounds, turns]`` has."""
+    counts: NDArray[np.float64] = np.isfinite(values[:, :, 0]).sum(axis=1).astype(np.float64)
+    return counts
 
 
 def _winsorised(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values whose mean has about the variance of all values' midmean."""
-    ordered = np.sort(ratios, axis=None)
-    count, cut = len(ordered), _cut(len(ordered))
+    ordered = np.sort(ratios[np.isfinite(ratios)])
+    count, cut = len(ordered), int(_cut(len(ordered)))
     clipped: NDArray[np.float64] = np.clip(ratios, ordered[cut], ordered[count - 1 - cut])
     return clipped * (count / (count - 2 * cut))
 
 
-def _cut(count: int) -> int:
+def _cut(count: Any) -> Any:
     """How many of the lowest, and of the highest, are left out."""
-    return int(_TRIM * count)
+    return np.floor(_TRIM * count).astype(np.int64)
 
 
 def _midmean(ratios: NDArray[np.float64]) -> Any:
-    """Over the last axis."""
-    cut = _cut(ratios.shape[-1])
-    return np.sort(ratios, axis=-1)[..., cut : ratios.shape[-1] - cut].mean(axis=-1)
+    """Over the last axis, without NaN."""
+    ordered = np.sort(ratios, axis=-1)  # NaN comes last
+    counts = np.isfinite(ordered).sum(axis=-1, keepdims=True)
+    cut, place = _cut(counts), np.arange(ratios.shape[-1])
+    return ordered.mean(axis=-1, where=(place >= cut) & (place < counts - cut))
 
 
 def paired_speedup(
@@ -252,8 +273,8 @@ def paired_speedup(
         candidate_ms: ``[rounds, calls]``; row *i* was taken in the same round as the baseline's.
         seed: For the resampling.
         turns: See :func:`log_ratios`.
-        groups: Equal parts of the rounds, in order, each with arms loaded anew.
-        alternating: See :func:`estimate`; groups of either order are then drawn for one another.
+        groups: See :func:`estimate`.
+        alternating: Likewise; groups of either order are then drawn for one another.
 
     Raises:
         ValueError: With other shapes, times that aren't positive and finite, or fewer than two
@@ -262,8 +283,7 @@ def paired_speedup(
     ratios = log_ratios(baseline_ms, candidate_ms, turns=turns)
     found = estimate(ratios, groups=groups, alternating=alternating)
     strata = _strata(groups, alternating=alternating)
-    grouped = ratios.reshape(groups, -1, turns)
-    drawn = _resampled(grouped, strata, np.random.default_rng(seed))
+    drawn = _resampled(_grouped(ratios, groups), strata, np.random.default_rng(seed))
     units = groups + 1 - strata if groups > 1 else len(ratios)
     outside = (1 - expanded_level(units)) / 2
     low, high = np.exp(np.quantile(drawn, [outside, 1 - outside]))
@@ -304,7 +324,7 @@ def unpaired_speedup(
     Args:
         baseline_ms: ``[rounds, calls]``.
         candidate_ms: ``[other rounds, other calls]``.
-        groups: Each arm's equal parts, see :func:`estimate`.
+        groups: Each arm's parts, see :func:`estimate`.
         confidence: Of the interval, which goes by ``ci95`` all the same.
 
     Raises:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from exporter.ablation import Cut, Damage, DamageMeter
-from exporter.ablation.damage import ratio_std_error
+from exporter.ablation.ratios import ratio_std_error
 from exporter.artifacts import ImportanceReport
 from exporter.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
 from exporter.budgets.walk import Walk

@@ -196,9 +196,30 @@ def test_a_budget_shorter_than_one_round_takes_two_and_settles_nothing(reload: b
 
 
 def test_a_number_of_rounds_is_taken_as_it_was_asked_for() -> None:
-    for rounds, loads in ((2, 1), (6, 6), (7, 7), (13, 13), (32, 16), (34, 1)):
+    asked = ((2, 1), (5, 1), (6, 6), (7, 7), (13, 13), (17, 16), (32, 16), (34, 16), (37, 16))
+    for rounds, loads in asked:
         row = measured(Sampling(rounds=rounds))
         assert (row.rounds, row.loads, row.stopped) == (rounds, loads, "rounds")
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5, 6, 17, 19, 20, 37])
+@pytest.mark.parametrize("builds", [2, 3])
+def test_several_builds_share_the_rounds_that_were_asked_for(rounds: int, builds: int) -> None:
+    time = VirtualTime()
+    arms = {"baseline": VirtualArm(time, 20.0, Quiet()), "candidate": Builds(time, 20.0, Quiet())}
+    arms["candidate"].builds = builds
+    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=rounds), clocks=time.clocks)
+    assert (row.rounds, row.builds, row.loads) == (rounds, min(builds, rounds), 1)
+    by_build = np.array_split(as_rounds(row.candidate, rounds), row.builds)
+    for times, expected in zip(by_build, [20.0, 22.0, 20.0], strict=False):
+        np.testing.assert_allclose(times, expected, rtol=1e-9)
+
+
+def test_rounds_that_divide_into_no_equal_parts_tell_how_loads_differ() -> None:
+    """17 rounds were one part once, and its interval knew one load of each arm."""
+    kind: dict[str, Any] = {"lottery": 0.05, "later": 0.1}
+    rows = [measured(Sampling(rounds=17), seed=seed, **kind) for seed in range(8)]
+    assert all(row.speedup.ci95[0] < 1 < row.speedup.ci95[1] for row in rows)
 
 
 class Heard(progress.Quiet):
@@ -318,9 +339,9 @@ class Jumping:
 def test_rounds_in_which_the_clock_jumps_are_dropped_and_counted(jump_ns: int) -> None:
     time, arms = virtual_pair(Quiet(), slowdown=1.2)
     clocks = Clocks(now=Jumping(time, jump_ns, every=41), witness=time)
-    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=34), clocks=clocks)
-    assert 5 <= row.dropped_rounds <= 15
-    assert row.rounds == 34
+    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=96), clocks=clocks)
+    assert 5 <= row.dropped_rounds <= 45
+    assert row.rounds == 96
     assert set(row.baseline.samples_ms) == {29.0}
 
 

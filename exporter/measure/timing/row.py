@@ -50,7 +50,8 @@ class Row:
         arms: Names of all arms; the first is the baseline, the second the candidate.
         grouping: How rounds hang together.
         threshold: Below it a difference counts as none.
-        chunks: In how many parts the budget is planned, or the rounds are taken.
+        chunks: In how many parts the budget is planned, or the rounds are taken; a multiple of the
+            builds.
         seconds: The time budget; None where there is none.
         looks: Whether a clear verdict ends it before the time is up.
     """

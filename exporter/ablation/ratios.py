@@ -1,4 +1,9 @@
-"""Means over samples of unequal length with their standard errors, from sums that don't grow."""
+"""Ratios of two sums over samples, and their standard errors.
+
+Tokens of one sample resemble each other, so samples, not tokens, are what was drawn at random.
+Samples of unequal length count by their tokens: the ratio estimator's linearised variance (Cochran,
+*Sampling Techniques*, 1977, section 6.3).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,23 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-class RatioSums:
-    """Running sums for ``sum of values / sum of weights`` over samples, of many things at once.
+def ratio(sums: Floats, counts: Floats) -> float:
+    """``sum(sums) / sum(counts)``."""
+    return float(sums.sum() / counts.sum())
 
-    The standard error is that of a ratio of two sums over samples, so that samples of unequal
-    length count by their tokens.
+
+def ratio_std_error(sums: Floats, counts: Floats) -> float | None:
+    """Standard error of :func:`ratio` over samples; None with fewer than two that count."""
+    samples = np.count_nonzero(counts)
+    if samples < 2:
+        return None
+    residuals = sums - ratio(sums, counts) * counts
+    factor = samples / (samples - 1)
+    return float(np.sqrt(factor * (residuals**2).sum()) / counts.sum())
+
+
+class RatioSums:
+    """The same of many things at once, from running sums that don't grow with the samples.
 
     Args:
         shape: How many things, in as many axes as wanted.
