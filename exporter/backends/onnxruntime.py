@@ -24,40 +24,20 @@ from exporter.backends.cache_form import (
 from exporter.backends.counted_rows import counted, need_counting, run_counted
 from exporter.backends.huge_pages import move_to_huge_pages
 from exporter.backends.ort_bindings import Bound
-from exporter.backends.ort_failures import first_sentence, lacks_a_kernel, load_failure
-from exporter.backends.ort_placement import RECORD_PLACEMENT, shape_nodes_on_cpu
 from exporter.backends.ort_types import bfloat16, dtype_of
 from exporter.backends.prefill_chunks import chunk_tokens, in_chunks
+from exporter.backends.sessions import (
+    CPU,
+    PROVIDERS,
+    check_provider,
+    first_sentence,
+    lacks_a_kernel,
+    load_failure,
+    new_session,
+    shape_nodes_on_cpu,
+)
 from exporter.backends.widened_copy import WidenedCopy, is_bfloat16
 from exporter.errors import BackendError
-from exporter.optional import require
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""Short names of the execution providers that this backend knows."""
-
-_EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
-_ONLY_FATAL = 4  # the log severity that leaves errors to the exceptions
-
-
-def check_provider(name: str) -> Any:
-    """Gives the onnxruntime module, when it has a provider.
-
-    Args:
-        name: ``cpu`` or ``cuda``.
-
-    Raises:
-        BackendError: When the installed onnxruntime lacks it.
-        MissingDependencyError: Without onnxruntime.
-    """
-    ort = require("onnxruntime", extra=_EXTRAS[name])
-    present = ort.get_available_providers()
-    if PROVIDERS[name] not in present:
-        raise BackendError(
-            f"{PROVIDERS[name]} was asked for; this onnxruntime has {', '.join(present)}.",
-            "pip uninstall onnxruntime, then pip install 'depthcut[gpu]': "
-            "the two packages can't live together.",
-        )
-    return ort
 
 
 class OnnxRuntimeRunner(Runner):
@@ -126,7 +106,7 @@ class OnnxRuntimeRunner(Runner):
                 f"{self.provider} was asked for, but {running} would run {self.model}.",
                 "Check the driver and the CUDA libraries; depthcut doesn't fall back.",
             )
-        if self.provider == PROVIDERS["cpu"]:
+        if self.provider == CPU:
             self._session = session
             self.capabilities = self._on_cpu()
         else:
@@ -317,9 +297,9 @@ class OnnxRuntimeRunner(Runner):
             raise load_failure(self.model, str(error), self._ort.__version__) from error
 
     def _open(self, file: Path) -> Any:
-        return self._ort.InferenceSession(
-            str(file), self._session_options(), providers=self._wanted_providers()
-        )
+        # CUDA leaves the arithmetic on shapes to the CPU, so that one is always there.
+        providers = list(dict.fromkeys([self.provider, CPU]))
+        return new_session(file, providers=providers, threads=self.threads, thrifty=self._thrifty)
 
     @property
     def device(self) -> str:
@@ -330,25 +310,6 @@ class OnnxRuntimeRunner(Runner):
         if self._session is None:
             raise BackendError(f"The runner of {self.model} is used outside its with block.")
         return self._session
-
-    def _wanted_providers(self) -> list[str]:
-        # CUDA leaves the arithmetic on shapes to the CPU, so that one is always there.
-        return list(dict.fromkeys([self.provider, PROVIDERS["cpu"]]))
-
-    def _session_options(self) -> Any:
-        options = self._ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = self._ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = _ONLY_FATAL
-        if self.provider != PROVIDERS["cpu"]:
-            options.add_session_config_entry(RECORD_PLACEMENT, "1")
-        if self._thrifty:
-            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.enable_cpu_mem_arena = False
-            options.enable_mem_pattern = False
-        return options
 
     def _bound_inputs(self, inputs: Mapping[str, Array]) -> Bound:
         session = self._loaded()

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Verification
+from exporter.backends.sessions import new_session
 from exporter.errors import VerificationError
 from exporter.optional import require
 from exporter.oracle.inputs import cases, draw, half_written
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from graph_passes.replacements import ReplacementTensors
 
 Arrays = dict[str, NDArray[Any]]
-
-_ONLY_FATAL = 4
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ class _Runtime:
     def __init__(self, *, optimise: bool, thrifty: bool, widen: bool, task: Task) -> None:
         self._module = require("onnxruntime", extra="cpu")
         self._widen = widen
-        self._optimise = optimise and not thrifty
+        self._optimise = optimise
         self._thrifty = thrifty
         self._task = task
 
@@ -196,11 +194,13 @@ class _Runtime:
     ) -> list[Arrays]:
         """Every feed's outputs; ``given`` holds weights that lie in no file."""
         results = []
-        options = self._options(folder)
-        options.add_external_initializers(list(given), list(given.values()))
         try:
-            session = self._module.InferenceSession(
-                with_exact_products(model), options, providers=["CPUExecutionProvider"]
+            session = new_session(
+                with_exact_products(model),
+                optimise=self._optimise,
+                thrifty=self._thrifty,
+                weights_folder=folder,
+                weights=given,
             )
             names = [value.name for value in session.get_outputs()]
             for feed in feeds:
@@ -213,17 +213,3 @@ class _Runtime:
                 "--verify none leaves this check out; the report will say so.",
             ) from error
         return results
-
-    def _options(self, folder: Path) -> Any:
-        options = self._module.SessionOptions()
-        options.log_severity_level = _ONLY_FATAL
-        options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder.resolve()))
-        if not self._optimise:
-            options.graph_optimization_level = self._module.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if self._thrifty:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.enable_cpu_mem_arena = False  # it gives nothing back
-            options.enable_mem_pattern = False
-            # Widens each half-precision weight just before it is needed, not all at the start.
-            options.execution_order = self._module.ExecutionOrder.PRIORITY_BASED
-        return options

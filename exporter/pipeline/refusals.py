@@ -25,7 +25,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
     Raises:
         DepthcutError: Of the stage that would fail.
     """
-    from exporter.backends.onnxruntime import check_provider
+    from exporter.backends.sessions import check_provider
     from exporter.compare import evaluation_text
     from exporter.compare.asked_tasks import refuse_missing_tasks
     from exporter.forms import refuse_options

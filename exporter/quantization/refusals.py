@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.forms import QUANTIZATION_KEY
+from exporter.backends.sessions import new_session
 from exporter.errors import QuantizationError, UsageError, first_line
 from exporter.optional import require
 from exporter.quantization.products import Products
@@ -106,9 +107,7 @@ def refuse_unrunnable(settings: QuantizeSettings, kinds: Iterable[ir.DataType]) 
     for kind in sorted(set(kinds)):
         for bits in sorted(widths):
             try:
-                session = ort.InferenceSession(
-                    _probe(kind, bits, settings), providers=["CPUExecutionProvider"]
-                )
+                session = new_session(_probe(kind, bits, settings))
                 session.run(None, {"x": np.zeros((1, _PROBE_DEPTH), kind.numpy())})
             except Exception as error:  # each of ONNX Runtime's own classes derives from Exception
                 raise QuantizationError(

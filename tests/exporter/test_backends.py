@@ -14,8 +14,9 @@ import pytest
 from tiny_lm import write_tiny_lm
 
 from exporter.backends import onnxruntime as backend
+from exporter.backends import sessions
 from exporter.backends.onnxruntime import OnnxRuntimeRunner
-from exporter.backends.ort_placement import RECORD_PLACEMENT, placement
+from exporter.backends.sessions import RECORD_PLACEMENT, placement
 from exporter.errors import BackendError, MissingDependencyError
 from exporter.measure.inputs import Shape, make_inputs
 
@@ -217,7 +218,7 @@ def test_a_provider_that_is_not_there_is_refused_with_the_extra(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = fake_runtime(["CPUExecutionProvider"], ["CPUExecutionProvider"])
-    monkeypatch.setattr(backend, "require", lambda *_a, **_k: fake)
+    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
     with pytest.raises(BackendError, match="CUDAExecutionProvider was asked for") as caught:
         OnnxRuntimeRunner(model, provider="cuda", threads=1).__enter__()
     assert "CPUExecutionProvider" in caught.value.message
@@ -227,11 +228,11 @@ def test_a_provider_that_is_not_there_is_refused_with_the_extra(
 def test_a_silent_fallback_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     fake = fake_runtime(both, ["CPUExecutionProvider"])
-    monkeypatch.setattr(backend, "require", lambda *_a, **_k: fake)
+    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
     with pytest.raises(BackendError, match="but CPUExecutionProvider would run"):
         OnnxRuntimeRunner(model, provider="cuda", threads=1).__enter__()
     right = fake_runtime(both, both)
-    monkeypatch.setattr(backend, "require", lambda *_a, **_k: right)
+    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: right)
     with OnnxRuntimeRunner(model, provider="cuda", threads=1) as runner:
         assert runner.provider == "CUDAExecutionProvider"
 
@@ -241,7 +242,7 @@ def cuda_runner(
 ) -> OnnxRuntimeRunner:
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     fake = fake_runtime(both, both, placed)
-    monkeypatch.setattr(backend, "require", lambda *_a, **_k: fake)
+    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
     return OnnxRuntimeRunner(model, provider="cuda", threads=1)
 
 
@@ -285,7 +286,7 @@ def test_a_runtime_that_keeps_no_record_is_refused_on_cuda(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = cuda_runner(model, monkeypatch, [])
-    fake = backend.require("onnxruntime", extra="gpu")
+    fake = sessions.require("onnxruntime", extra="gpu")
     whole = fake.InferenceSession
 
     def without_record(*args: Any, **options: Any) -> Any:
