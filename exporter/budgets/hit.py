@@ -31,6 +31,10 @@ class Measured:
         """How far from the target, as a share of it."""
         return abs(self.speedup.ratio / target - 1)
 
+    def reaches(self, target: float) -> bool:
+        """Whether it is as fast as was asked for, up to the tolerance."""
+        return self.speedup.ratio >= target * (1 - TOLERANCE)
+
     def is_shown(self, target: float) -> bool:
         """Whether all of the interval, not only its middle, is near the target."""
         return all(abs(end / target - 1) <= TOLERANCE for end in self.speedup.ci95)
@@ -48,7 +52,8 @@ def hit(
     """Chooses, measures and corrects until the measured speedup is near the target.
 
     What costs foretell is wrong by some factor: a candidate shows by which, and the next goal is
-    larger or smaller by it. The nearest candidate comes back, whether or not it is near enough.
+    larger or smaller by it. The slowest candidate that reaches the target comes back; where none
+    does, the nearest.
 
     Args:
         target: How many times as fast a request is to be.
@@ -66,6 +71,8 @@ def hit(
         try:
             walk = solve(goal_ms)
         except PlanError as error:
+            if any(each.reaches(target) for each in tried):
+                break
             _refuse_target(target, tried, error)
         if any(_same(walk, each.walk) for each in tried):
             break  # one sublayer more or less is all there is between
@@ -74,10 +81,14 @@ def hit(
         if tried[-1].miss(target) <= TOLERANCE or len(tried) == rounds:
             break
         goal_ms *= _correction(target, tried[-1].speedup.ratio)
-    return _nearest(tried, target)
+    return _best(tried, target)
 
 
-def _nearest(tried: list[Measured], target: float) -> Measured:
+def _best(tried: list[Measured], target: float) -> Measured:
+    """The slowest that reaches the target: faster than that costs answers for nothing."""
+    reaching = [each for each in tried if each.reaches(target)]
+    if reaching:
+        return min(reaching, key=lambda each: each.speedup.ratio)
     return min(tried, key=lambda each: each.miss(target))
 
 
@@ -85,7 +96,7 @@ def _refuse_target(target: float, tried: list[Measured], error: PlanError) -> No
     """Refuses what only the measurement showed to be out of reach."""
     if not tried:
         raise error
-    nearest = _nearest(tried, target).speedup.ratio
+    nearest = _best(tried, target).speedup.ratio
     raise PlanError(
         f"A speedup of {target:g} is out of reach: the nearest candidate measured {nearest:.3f} "
         f"times as fast, and no more can be dropped. {error}",

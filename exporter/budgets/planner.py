@@ -262,7 +262,7 @@ class Planner:
         if found.miss(target) > TOLERANCE:
             self._progress.say(
                 f"plan: warning: no candidate came within {TOLERANCE:.0%} of a speedup of "
-                f"{target:g}; the nearest measures {found.speedup.ratio:.3f}"
+                f"{target:g}; the one that is taken measures {found.speedup.ratio:.3f}"
             )
         elif not found.is_shown(target):
             self._progress.say(

@@ -56,16 +56,29 @@ def test_costs_that_are_right_need_one_candidate_and_wrong_ones_are_off_by_more(
     assert once.miss(1.25) > TOLERANCE
 
 
-def test_where_nothing_lies_between_the_nearest_is_taken() -> None:
-    machine = Machine(1.0)
+@pytest.mark.parametrize(("steps", "taken"), [((10, 30), 30), ((5, 10), 10), ((17, 35), 17)])
+def test_a_candidate_that_reaches_the_target_is_taken_before_a_nearer_one(
+    steps: tuple[int, int], taken: int
+) -> None:
+    machine, (few, many) = Machine(1.0), steps
 
     def coarse(goal_ms: float) -> Walk:
-        return Walk(tuple(OPTIONS[: 10 if goal_ms <= 12 else 30]))
+        return Walk(tuple(OPTIONS[: few if goal_ms <= 12 else many]))
 
     found = hit(1.2, _goal_ms(1.2), coarse, machine.measure)
-    assert machine.measured == [30, 10]
-    assert len(found.walk.options) == 10
-    assert found.miss(1.2) > TOLERANCE
+    assert len(found.walk.options) == taken
+    assert found.reaches(1.2) is (taken != 10)
+
+
+def test_a_smaller_goal_that_nothing_holds_does_not_lose_the_plan_that_reached_the_target() -> None:
+    machine = Machine(1.0)
+
+    def solve(goal_ms: float) -> Walk:
+        if goal_ms < 16:
+            raise PlanError("the floors allow no plan between")
+        return Walk(tuple(OPTIONS[:30]))
+
+    assert hit(1.2, _goal_ms(1.2), solve, machine.measure).speedup.ratio > 1.2
 
 
 def test_the_first_goal_out_of_reach_is_an_error() -> None:
