@@ -101,6 +101,11 @@ class ReplacementsRef(Record):
     sha256: str
 
 
+FiguresFrom = Literal["unseen", "checked", "searched"]
+"""The text that a plan's ``predicted`` was measured on: none that the plan rests on; the one that
+decided whether floors hold or which replacements are kept; the very one that was searched on."""
+
+
 class PruningPlan(Artifact):
     """plan.json; ``deletions`` stand in the order in which they were chosen."""
 
@@ -110,6 +115,7 @@ class PruningPlan(Artifact):
     budget: dict[str, int | float | str] = Field(default_factory=dict)
     importance_sha256: str | None = None
     predicted: dict[str, float] = Field(default_factory=dict)
+    predicted_on: FiguresFrom | None = None
 
     def describe(self) -> str:
         """The deletions in words: ``attention 25, 26 (linear); mlp 3``."""

@@ -15,7 +15,8 @@ from exporter.progress import QUIET, Progress
 
 def healing_of(
     loaded: LoadedModel,
-    texts: tuple[CalibrationText, CalibrationText],
+    fitted: CalibrationText,
+    reported: CalibrationText,
     substitutes: Mapping[Name, Substitute],
     heal: Heal,
     rank: int | None = None,
@@ -28,7 +29,8 @@ def healing_of(
 
     Args:
         loaded: The model.
-        texts: What was searched and fitted on, and what was held out.
+        fitted: What was searched and fitted on.
+        reported: What it is measured on.
         substitutes: What takes each branch's place.
         heal: What the planner could choose from.
         rank: Of linear maps.
@@ -42,11 +44,10 @@ def healing_of(
     replaced = any(each.bias is not None or each.maps for each in substitutes.values())
     if heal == "none" or not replaced:
         return None
-    fitted, held_out = texts
     other = other_domain(
         loaded,
         [fitted.ref.source],
-        len(held_out.input_ids),
+        len(reported.input_ids),
         sequence_length=fitted.ref.sequence_length,
         spec=check_text,
         progress=progress,
@@ -54,7 +55,7 @@ def healing_of(
     healing = judged(
         loaded,
         substitutes,
-        held_out,
+        reported,
         other,
         asked=heal,
         sources=[fitted.ref],

@@ -13,6 +13,8 @@ from exporter.budgets.gains import Name
 from exporter.budgets.walk import Walk, damage_words
 from exporter.costs import CostTable, GraphSizes
 
+_TEXTS = {"checked": "the text that decided", "searched": "the text of the search"}
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -21,7 +23,7 @@ class Outcome:
     Attributes:
         plan: The plan; it names no file of replacements yet.
         substitutes: What takes each branch's place.
-        damage: On the tokens that were held out.
+        damage: On the tokens that are reported on.
         speedup: What the finished candidate measured; None where none was timed.
         healing: What the replacements gain, in two domains; None without any.
     """
@@ -44,6 +46,8 @@ class Outcome:
         if "other_log_perplexity_increase" in figures:
             rise = math.expm1(min(figures["other_log_perplexity_increase"], 50.0))
             told += f" (perplexity in the other domain {rise:+.1%})"
+        if self.plan.predicted_on != "unseen":
+            told += f" (on {_TEXTS[self.plan.predicted_on or 'searched']}: rather too good)"
         return f"{told}; {self._parameters()}"
 
     def _parameters(self) -> str:
@@ -68,7 +72,7 @@ def predicted(
     Args:
         budget: Says how much the caches hold.
         walk: What is done.
-        damage: On the tokens that were held out.
+        damage: On the tokens that are reported on.
         sizes: Of the sublayers.
         costs: Their times, if they are known.
         rank: Of linear maps.

@@ -23,7 +23,7 @@ from exporter.budgets.reachable import refuse_no_front, refuse_nothing
 from exporter.budgets.search import Search, SearchSettings
 from exporter.budgets.settings import PlanSettings
 from exporter.budgets.stopwatch import Stopwatch
-from exporter.budgets.text import split
+from exporter.budgets.text import TextParts, parted
 from exporter.budgets.walk import Judge, Walk, percent
 from exporter.budgets.workplace import Workplace
 from exporter.costs import CostTable, GraphSizes
@@ -35,7 +35,6 @@ from exporter.selection import protected_names
 
 if TYPE_CHECKING:
     from exporter.healing import Fit
-    from exporter.importance import CalibrationText
     from exporter.loading.model_source import LoadedModel
 
 
@@ -108,6 +107,7 @@ class Planner:
         Raises:
             PlanError: There is no such plan.
         """
+        self.texts.refuse_short("a curve")
         unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
         with self._progress.task("look for the front"):
             walks = self.search.path(unit, ENOUGH_NATS)
@@ -115,12 +115,12 @@ class Planner:
             refuse_no_front(self.judge, self.search.smallest(unit))
         return curve_of(
             walks,
-            self.judge,
+            self.reporter,
             self.sizes,
             self.costs,
             self.settings.rank,
             report=self.report,
-            text=self.texts[1],
+            text=self.texts.reported,
         )
 
     @cached_property
@@ -152,8 +152,12 @@ class Planner:
         return self._given_sizes or module_sizes(self.loaded)
 
     @cached_property
-    def texts(self) -> tuple[CalibrationText, CalibrationText]:
-        """What is searched and fitted on, and what is judged on."""
+    def texts(self) -> TextParts:
+        """What is searched and fitted on, checked on, and reported on.
+
+        Raises:
+            CalibrationError: Too little is held out for what is asked.
+        """
         from exporter.texts.calibration import text_of_report
 
         text = text_of_report(
@@ -163,7 +167,12 @@ class Planner:
             cache_dir=self._cache_dir,
             progress=self._progress,
         )
-        return split(text, self.settings.held_out)
+        parts = parted(text, self.settings.held_out)
+        if self.budget.floors:
+            parts.refuse_short("an interval, by which floors are held", 2)
+        elif self.settings.heal != "none":
+            parts.refuse_short("replacements")
+        return parts
 
     @cached_property
     def fits(self) -> Mapping[Name, Fit]:
@@ -172,7 +181,7 @@ class Planner:
 
         if self.settings.heal == "none":
             return {}
-        text, rank = self.texts[0], self.settings.rank
+        text, rank = self.texts.searched, self.settings.rank
         about = about_fits(self.loaded.ref, str(self.loaded.model.dtype), text.ref, rank)
         known = self._work.kept_fits(about)
         if known is not None:
@@ -205,14 +214,20 @@ class Planner:
     @cached_property
     def judge(self) -> Judge:
         """Holds the tokens that the search doesn't see."""
-        return Judge(meter_of(self.loaded, self.texts[1], self.settings), self.budget.floors)
+        meter = meter_of(self.loaded, self.texts.checked, self.settings)
+        return Judge(meter, self.budget.floors)
+
+    @cached_property
+    def reporter(self) -> Judge:
+        """Holds the tokens on which nothing is decided."""
+        return Judge(meter_of(self.loaded, self.texts.reported, self.settings))
 
     @cached_property
     def search(self) -> Search:
         """Looks for walks."""
         how = self.settings.search
         return Search(
-            searched_meter(self.loaded, self.texts[0], self.settings, self._work.journal),
+            searched_meter(self.loaded, self.texts.searched, self.settings, self._work.journal),
             self.judge,
             self.offer.options,
             SearchSettings(
@@ -289,7 +304,7 @@ class Planner:
             return walk.cut
         again = fit_sequential(
             self.loaded,
-            self.texts[0],
+            self.texts.searched,
             choices,
             rank=self.settings.rank,
             batch_size=self.settings.batch_size,
@@ -307,7 +322,7 @@ class Planner:
     def _outcome(
         self, walk: Walk, substitutes: Mapping[Name, Substitute], speedup: Speedup | None
     ) -> Outcome:
-        damage = self.judge.damage_of(substitutes)
+        damage = self.reporter.damage_of(substitutes)
         figures = predicted(
             self.budget,
             walk,
@@ -319,7 +334,8 @@ class Planner:
         )
         healing = healing_of(
             self.loaded,
-            self.texts,
+            self.texts.searched,
+            self.texts.reported,
             substitutes,
             self.settings.heal,
             self.settings.rank,
@@ -336,6 +352,7 @@ class Planner:
             importance_sha256=digest,
             made_from=parents_of(self.report, digest),
             predicted=figures,
+            predicted_on=self.texts.figures_from,
         )
         return Outcome(plan, substitutes, damage, speedup, healing)
 

@@ -39,8 +39,9 @@ def refuse_floors(judge: Judge, walk: Walk, goals: Sequence[Goal], nearest: Walk
     raise PlanError(
         f"The budget can't be held: with {wanted}, " + " and ".join(judge.broken(walk)) + ".",
         f"Within the floors there is {gains_of(nearest, goals)} "
-        f"({damage_words(judge.damage(nearest))}). Ask for that, allow more damage, or let more "
-        "be dropped or replaced (--heal best).",
+        f"({damage_words(judge.damage(nearest))}). Ask for that, allow more damage, let more "
+        "be dropped or replaced (--heal best), or score on more text, which makes the intervals "
+        "narrower.",
     )
 
 
@@ -59,7 +60,8 @@ def refuse_nothing(judge: Judge, walk: Walk) -> NoReturn:
         f"Nothing can be dropped within the floors: with {walk.options[0]} alone, "
         + " and ".join(judge.broken(walk))
         + ".",
-        f"The nearest plan costs: {damage_words(judge.damage(walk))}. Allow that, or --heal best.",
+        f"The nearest plan costs: {damage_words(judge.damage(walk))}. Allow more, take --heal "
+        "best, or score on more text, which makes the intervals narrower.",
     )
 
 

@@ -21,7 +21,7 @@ class PlanSettings:
         calibration: Another text than the scores'.
         batch_size: Samples in one forward pass.
         check_text: Text of another domain; None: pydoc, or self where pydoc is calibrated on.
-        held_out: Share of the text that the result is judged on.
+        held_out: Share of the text that is not searched on: half of it to check, half to report on.
         rounds: Candidates that are measured at most.
 
     Raises:

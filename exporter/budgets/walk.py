@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.ablation import Cut, Damage
 from exporter.artifacts import PlannedDeletion, Replacement
 from exporter.budgets.budget import NO_FLOORS, Floors
 from exporter.budgets.gains import Name, Unit
+from exporter.measure.quality.paired import mean_interval
 from exporter.selection import Meter, Option, RememberingMeter, Step, chosen, cut_of_options
 
 _ABOUT = 0.9
@@ -98,6 +101,8 @@ def _guess(quality: Mapping[Option, float], option: Option, gains: Mapping[Optio
 class Judge:
     """Holds walks against floors, on tokens that the search doesn't see.
 
+    A floor is kept where all of the 95 % interval over samples keeps it.
+
     Args:
         meter: Holds those tokens.
         floors: What must be kept.
@@ -127,17 +132,26 @@ class Judge:
         """The floors that so much damage doesn't keep, in words."""
         floors = self.floors
         found = []
-        if damage.log_perplexity_increase > floors.log_perplexity_increase:
+        most = _end(damage.nll_sums - damage.baseline_nll_sums, damage.positions, 1)
+        if most > floors.log_perplexity_increase:
             found.append(
-                f"the perplexity rises by {percent(damage.log_perplexity_increase)} "
+                f"the perplexity rises by {percent(damage.log_perplexity_increase)}, "
+                f"95 % interval up to {percent(most)} "
                 f"(allowed: {(floors.perplexity_increase or 0):.1%})"
             )
-        if floors.top1_agreement is not None and damage.top1_agreement < floors.top1_agreement:
+        least = _end(damage.agreements, damage.positions, 0)
+        if floors.top1_agreement is not None and least < floors.top1_agreement:
             found.append(
-                f"{damage.top1_agreement:.1%} of the likeliest tokens stay the same "
-                f"(at least: {floors.top1_agreement:.1%})"
+                f"{damage.top1_agreement:.1%} of the likeliest tokens stay the same, "
+                f"95 % interval down to {least:.1%} (at least: {floors.top1_agreement:.1%})"
             )
         return found
+
+
+def _end(sums: NDArray[np.float64], counts: NDArray[np.float64], end: Literal[0, 1]) -> float:
+    """The lower or upper end of a mean's 95 % interval; the mean where the samples give none."""
+    interval = mean_interval(sums, counts)
+    return float(sums.sum() / counts.sum()) if interval is None else interval.ci95[end]
 
 
 def percent(log_increase: float) -> str:

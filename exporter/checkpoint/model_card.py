@@ -14,6 +14,7 @@ from pathlib import Path
 from exporter.artifacts import (
     CalibrationRef,
     ComparisonReport,
+    FiguresFrom,
     Healing,
     ImportanceReport,
     PruningPlan,
@@ -37,6 +38,12 @@ from exporter.report.words import (
 _NAMED_SOURCES = ("hf:", "pydoc", "self")
 _PLAIN = re.compile(r"[A-Za-z][\w.+/-]*(://[\w.+/-]+)?")
 _PAPER = "arXiv 2406.15786"
+_FIGURES: dict[FiguresFrom | None, str] = {
+    None: "",
+    "unseen": " on the candidate, on text that decided nothing",
+    "checked": " on the candidate, on the text that decided",
+    "searched": " on the candidate, on the text of the search",
+}
 _COUNTS = {"attention", "mlp", "block", "joint"}
 """What a plan was asked for that takes the lowest scores; searches and budgets say more."""
 
@@ -123,7 +130,7 @@ def _chosen(sources: CardSources) -> Part:
     if not lines:
         lines.append("By a plan that came without scores.")
     lines += [
-        f"Predicted, not measured: {name} {significant(value)}."
+        f"Predicted, not measured{_FIGURES[plan.predicted_on]}: {name} {significant(value)}."
         for name, value in plan.predicted.items()
     ]
     return Part("chosen", "How it was chosen", [Bullets(lines)])

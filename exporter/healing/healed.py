@@ -11,6 +11,7 @@ from exporter.ablation import NOTHING, DamageMeter, Substitute
 from exporter.anatomy.architectures import named_sublayers
 from exporter.artifacts import (
     CalibrationRef,
+    FiguresFrom,
     HealedBranch,
     HealedText,
     Healing,
@@ -113,12 +114,19 @@ def heal(
     parents = {**(made_from or {}), "model": loaded.ref.sha256}
     parents |= {f"calibration_{i}": ref.sha256 for i, ref in enumerate(texts.sources)}
     report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
-    return Healed(_healed_plan(plan, found, healing, parents), found, report)
+    figures_from: FiguresFrom = "checked" if _short(options, texts) else "unseen"
+    return Healed(_healed_plan(plan, found, healing, figures_from, parents), found, report)
+
+
+def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
+    """The texts of which one sample serves to choose kinds and to judge them."""
+    short = [text.ref.source for text in texts.held if len(text.input_ids) < 2]
+    return short if options.kind == "best" else []
 
 
 def _choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
-    short = [text.ref.source for text in texts.held if len(text.input_ids) < 2]
-    if options.kind != "best" or not short:
+    short = _short(options, texts)
+    if not short:
         return []
     return [
         f"Of {', '.join(short)} one sample was held out, on which kinds are chosen and judged too: "
@@ -139,6 +147,7 @@ def _healed_plan(
     plan: PruningPlan,
     found: Mapping[Name, Substitute],
     healing: Healing,
+    figures_from: FiguresFrom,
     parents: Mapping[str, str],
 ) -> PruningPlan:
     return PruningPlan(
@@ -146,6 +155,7 @@ def _healed_plan(
         budget=plan.budget,
         importance_sha256=plan.importance_sha256,
         predicted=_predicted(healing.texts),
+        predicted_on=figures_from if healing.texts else None,
         made_from={**plan.made_from, **parents},
     )
 

@@ -23,6 +23,8 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter import budgets  # noqa: E402
 from exporter.budgets import Budget, Floors, Planner, PlanSettings, Workplace  # noqa: E402
+from exporter.budgets.meters import meter_of  # noqa: E402
+from exporter.budgets.walk import Judge  # noqa: E402
 from exporter.costs import At  # noqa: E402
 from exporter.importance import ScoreOptions, score  # noqa: E402
 from exporter.progress import Quiet  # noqa: E402
@@ -73,7 +75,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(loaded: Any, cache: Path) -> Any:
     return score(
-        loaded, ScoreOptions(calibration="self", samples=12, sequence_length=24), cache_dir=cache
+        loaded, ScoreOptions(calibration="self", samples=32, sequence_length=24), cache_dir=cache
     )
 
 
@@ -156,7 +158,7 @@ def test_the_figures_are_those_of_the_plan_on_held_out_tokens(planner: Any, load
     made = planner(Budget(attention=2), heal="linear")
     found = made.plan()
     assert [d.kind for d in found.plan.deletions] == ["attention"] * 2
-    ids = torch.from_numpy(made.texts[1].input_ids)
+    ids = torch.from_numpy(made.texts.reported.input_ids)
     logs = []
     with torch.no_grad():
         for cut in ({}, found.substitutes):
@@ -174,7 +176,7 @@ def test_what_replacements_gain_is_told_of_both_domains(planner: Any, tmp_path: 
     assert found.healing is not None
     healing = found.healing.healing
     own = healing.texts[0]
-    assert own.text == made.texts[1].ref
+    assert own.text == made.texts.reported.ref
     # Every position here, every other one there.
     assert own.healed.kl == pytest.approx(found.damage.kl, rel=0.5)
     assert own.healed.kl < own.dropped.kl
@@ -205,21 +207,90 @@ def test_costs_alone_foretell_and_nothing_is_called_measured(planner: Any) -> No
 
 def test_floors_are_used_up_for_the_named_request_or_for_parameters(planner: Any) -> None:
     floors = Floors(perplexity_increase=0.05)
-    timed = planner(Budget(floors=floors, at=AT), MadeStopwatch(), heal="best").plan()
-    assert timed.damage.log_perplexity_increase <= math.log(1.05)
+    made = planner(Budget(floors=floors, at=AT), MadeStopwatch(), heal="best")
+    timed = made.plan()
+    assert made.judge.broken_by(made.judge.damage_of(timed.substitutes)) == []
     assert timed.plan.predicted["measured_speedup"] > 1
-    sized = planner(Budget(floors=floors), heal="best").plan()
-    assert sized.damage.log_perplexity_increase <= math.log(1.05)
+    made = planner(Budget(floors=floors), heal="best")
+    sized = made.plan()
+    assert made.judge.broken_by(made.judge.damage_of(sized.substitutes)) == []
     assert "speedup" not in sized.plan.predicted
+
+
+def _rows(text: Any) -> set[bytes]:
+    return {row.tobytes() for row in text.input_ids}
+
+
+def test_what_is_reported_is_measured_on_text_that_steered_nothing(
+    planner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Searched on, held floors on, reported on: no sample serves two ends."""
+    from exporter.ablation import DamageMeter
+
+    read: list[tuple[bool, set[bytes]]] = []
+    real, deciding = DamageMeter.measure_many, True
+
+    def heard(self: Any, *given: Any, **more: Any) -> Any:
+        read.append((deciding, {row.tobytes() for row in self._ids}))
+        return real(self, *given, **more)
+
+    monkeypatch.setattr(DamageMeter, "measure_many", heard)
+    made = planner(Budget(parameters=0.1, floors=Floors(perplexity_increase=0.9)), heal="bias")
+    outcome = made._outcome
+
+    def finished(*given: Any) -> Any:
+        nonlocal deciding
+        deciding = False
+        return outcome(*given)
+
+    monkeypatch.setattr(made, "_outcome", finished)
+    found = made.plan()
+    steered = set().union(*(rows for steers, rows in read if steers))
+    reported = set().union(*(rows for steers, rows in read if not steers))
+    assert steered == _rows(made.texts.searched) | _rows(made.texts.checked)
+    assert reported
+    assert not steered & reported
+    assert found.plan.predicted_on == "unseen"
+
+
+@pytest.mark.parametrize(
+    ("samples", "parts", "figures_from"),
+    [
+        (1, (1, 1, 1), "searched"), (2, (1, 1, 1), "checked"), (3, (2, 1, 1), "checked"),
+        (4, (2, 1, 1), "unseen"), (20, (15, 3, 2), "unseen"), (32, (24, 4, 4), "unseen"),
+    ],
+)  # fmt: skip
+def test_short_texts_say_on_what_figures_rest(
+    samples: int, parts: tuple[int, ...], figures_from: str
+) -> None:
+    import numpy as np
+
+    from exporter.artifacts import CalibrationRef
+    from exporter.budgets.text import parted
+    from exporter.importance import CalibrationText
+
+    ids = np.arange(samples * 4).reshape(samples, 4)
+    ref = CalibrationRef(source="t", samples=samples, sequence_length=4, tokens=4 * samples,
+                         sha256="0" * 64)  # fmt: skip
+    found = parted(CalibrationText(ref, ids, np.ones_like(ids, dtype=bool)), 0.25)
+    made = (found.searched, found.checked, found.reported)
+    assert tuple(len(text.input_ids) for text in made) == parts
+    assert tuple(text.ref.samples for text in made) == parts
+    assert found.figures_from == figures_from
+    distinct = set().union(*map(_rows, made))
+    assert len(distinct) == samples
 
 
 def test_best_weighs_replacements_by_damage_and_time(planner: Any) -> None:
     watch = MadeStopwatch()
-    found = planner(Budget(target_speedup=1.25, at=AT), watch, heal="best").plan()
+    made = planner(Budget(target_speedup=1.25, at=AT), watch, heal="best")
+    found = made.plan()
     assert watch.asked == [("none", "bias", "linear")]
     assert {d.replacement for d in found.plan.deletions} - {"none"}
     bare = planner(Budget(target_speedup=1.25, at=AT), MadeStopwatch(), heal="none").plan()
-    assert found.damage.kl < bare.damage.kl
+    searched = Judge(meter_of(made.loaded, made.texts.searched, made.settings))
+    cost = [searched.damage_of(each.substitutes).kl for each in (found, bare)]
+    assert cost[0] < cost[1]
 
 
 def test_all_of_several_budgets_hold(planner: Any, loaded: Any) -> None:
@@ -347,13 +418,32 @@ def test_scores_of_another_model_are_refused(planner: Any, loaded: Any) -> None:
         made.plan()
 
 
-def test_one_sample_can_not_be_split(planner: Any, report: Any) -> None:
-    made = planner(Budget(attention=1), heal="none")
-    calibration = report.calibration.model_copy(update={"samples": 1, "sha256": "x"})
+@pytest.mark.parametrize(
+    ("budget", "heal", "samples"),
+    [
+        (Budget(attention=1), "bias", 1),
+        (Budget(floors=Floors(perplexity_increase=0.5)), "none", 1),
+        (Budget(floors=Floors(perplexity_increase=0.5)), "none", 3),
+    ],
+)
+def test_what_needs_held_out_text_is_refused_where_there_is_too_little(
+    planner: Any, report: Any, budget: Budget, heal: Any, samples: int
+) -> None:
+    with pytest.raises(CalibrationError):
+        _short(planner(budget, heal=heal), report, samples).plan()
+
+
+def _short(made: Any, report: Any, samples: int) -> Any:
+    calibration = report.calibration.model_copy(update={"samples": samples, "sha256": "x"})
     made.report = report.model_copy(update={"calibration": calibration})
     made.settings = replace(made.settings, calibration="self")
-    with pytest.raises(CalibrationError, match="gives 1 sample"):
-        made.plan()
+    return made
+
+
+def test_one_sample_serves_all_ends_and_the_plan_says_so(planner: Any, report: Any) -> None:
+    found = _short(planner(Budget(attention=1), heal="none"), report, 1).plan()
+    assert found.plan.predicted_on == "searched"
+    assert "text of the search" in found.words()
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from made_damage import LAYERS, NAMES, MadeMeter, MadeUnit, every_walk, made_case
 
-from exporter.ablation import Substitute
+from exporter.ablation import Damage, Substitute
 from exporter.budgets import Floors, Search, SearchSettings
 from exporter.budgets.gains import Counted, Goal
 from exporter.budgets.reachable import refuse_no_front, refuse_nothing
@@ -81,6 +82,30 @@ def test_agreement_is_a_floor_too() -> None:
     assert held_out.measure_many(walk.cut, [])[0].top1_agreement >= 0.95
     looser, *_ = _search(1, Floors(top1_agreement=0.8))
     assert looser.solve([], unit).gain(unit) > walk.gain(unit)
+
+
+def _damage(rises: list[float], agreements: list[float]) -> Damage:
+    """Samples of 100 tokens each, by their mean rise and agreement."""
+    count = np.full(len(rises), 100.0)
+    return Damage(count, 0 * count, count * rises, 0 * count, count * agreements)
+
+
+@pytest.mark.parametrize(
+    ("rises", "agreements", "broken"),
+    [
+        ([0.03, 0.03, 0.03, 0.03], [0.95] * 4, 0),
+        ([0.00, 0.06, 0.01, 0.05], [0.95] * 4, 1),  # 0.03 ± 0.047
+        ([0.03] * 4, [1.0, 0.86, 0.97, 0.97], 1),  # 0.95 ± 0.098
+        ([0.00, 0.06, 0.01, 0.05], [1.0, 0.86, 0.97, 0.97], 2),
+        ([0.06] * 4, [0.85] * 4, 2),
+    ],
+)
+def test_a_floor_is_kept_where_all_of_the_interval_keeps_it(
+    rises: list[float], agreements: list[float], broken: int
+) -> None:
+    meter, _, _ = made_case(0)
+    judge = Judge(meter, Floors(perplexity_increase=0.05, top1_agreement=0.9))
+    assert len(judge.broken_by(_damage(rises, agreements))) == broken
 
 
 def test_two_goals_hold_together() -> None:
