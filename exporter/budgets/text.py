@@ -69,4 +69,3 @@ def parted(text: CalibrationText, held_out: float) -> TextParts:
         checked = text.rows(slice(rest.start, samples, 2))
         reported = text.rows(slice(rest.start + 1, samples, 2))
     return TextParts(first, checked, reported)
-
