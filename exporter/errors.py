@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 from graph_passes.errors import (
@@ -18,6 +19,7 @@ from graph_passes.errors import (
 )
 
 __all__ = [
+    "FULL_DISK",
     "ArtifactError",
     "BackendError",
     "CalibrationError",
@@ -56,6 +58,9 @@ __all__ = [
     "panics_as_errors",
     "pass_on_memory_error",
 ]
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The ``errno`` of an ``OSError`` where there is no room, a quota, or a limit on files."""
 
 
 class SweepError(UsageError):

@@ -1,13 +1,18 @@
-"""Files and folders that appear whole or not at all, through the door of graph_passes."""
+"""Files and folders that appear whole or not at all, through the door of graph_passes.
+
+And a full disk, told as one by whatever library was writing when it filled up.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from exporter.errors import UsageError
+from exporter.errors import FULL_DISK, UsageError, error_chain
 from graph_passes.files.exchange import absolute
 from graph_passes.files.hashing import content_sha256, sha256_bytes, sha256_file, sha256_files
 from graph_passes.files.locations import real
@@ -22,12 +27,17 @@ __all__ = [
     "sha256_file",
     "sha256_files",
     "staged_directory",
+    "telling_full_disk",
     "write_private",
     "write_text",
     "write_texts",
 ]
 
 _TEXT_WAITS_S = 10.0
+# safetensors and tokenizers are written in Rust: the number is in the text only.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+# numpy counts what its write took and does not look at why it stopped.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
 def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
@@ -116,3 +126,37 @@ def staged_directory(final: Path) -> Iterator[Path]:
     with staging(real(final) if final.is_dir() else final) as stage:
         yield stage.folder
         stage.place()
+
+
+@contextlib.contextmanager
+def telling_full_disk(path: Path) -> Iterator[None]:
+    """Turns any library's way to say that it could not write any more into one ``OSError``.
+
+    An error that was made from such an error counts as well, whatever its class.
+
+    Args:
+        path: What the error names: the file or folder that is written in the block.
+
+    Raises:
+        OSError: With ``errno`` (``ENOSPC``; ``EDQUOT`` or ``EFBIG`` where a quota or a limit was
+            met), its text and the path. Other errors pass as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _full_disk_errno(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _full_disk_errno(error: BaseException) -> int | None:
+    return next(filter(None, map(_own_errno, error_chain(error))), None)
+
+
+def _own_errno(error: BaseException) -> int | None:
+    told = _RUST_ERROR.search(str(error))
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    if isinstance(error, OSError) and number is None and _SHORT_WRITE.search(str(error)):
+        number = errno.ENOSPC
+    return number if number in FULL_DISK else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from exporter.disk import telling_full_disk
+from exporter.files import telling_full_disk
 from exporter.progress import QUIET, ByteCount, Progress
 from graph_passes.files.placing import staging
 from graph_passes.files.storage import stale_data, weight_bytes, write_files

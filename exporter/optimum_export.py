@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-from exporter.disk import telling_full_disk
 from exporter.errors import ExportError, first_line, pass_on_memory_error
+from exporter.files import telling_full_disk
 from exporter.onnx_output import MODEL_FILE, save_onnx
 from exporter.optional import require
-from exporter.overheard import told_to
+from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
 from exporter.scratch import scratch_folder
 
@@ -53,7 +53,7 @@ def export_with_optimum(
     from exporter.loading.model_files import save_checkpoint
     from exporter.loading.offline import hub_off
 
-    with scratch_folder("optimum") as place, told_to(progress):
+    with scratch_folder("optimum") as place, captured_output(progress):
         checkpoint, out = place / "checkpoint", place / "onnx"
         with progress.task("export to ONNX with optimum"):
             with telling_full_disk(place.parent), hub_off():

@@ -23,7 +23,7 @@ from exporter.exportable_experts import exportable_experts
 from exporter.loading.meta_model import MetaModel
 from exporter.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.onnx_output import save_onnx
-from exporter.overheard import told_to
+from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
 from exporter.streamed_export import (
     fold_transposes,
@@ -81,7 +81,7 @@ def export_onnx(
             f"Opset {opset} is not supported.", f"Use {OPSETS.start} to {OPSETS.stop - 1}."
         )
     with progress.task(f"export to ONNX, opset {opset}", total=3) as task:
-        with told_to(progress), torch.no_grad():
+        with captured_output(progress), torch.no_grad():
             interface = interface_without_weights(loaded.model)
             program = _translate(loaded.model, interface, opset)
             if isinstance(loaded, MetaModel):

@@ -22,8 +22,8 @@ from exporter.checkpoint.shallow_model import (
     shallow_config_of,
 )
 from exporter.checkpoint.shard_writer import FLOATS, Piece, piece_of, safetensors_name, write_shards
-from exporter.disk import telling_full_disk
 from exporter.errors import ModelSourceError, UnknownArchitectureError
+from exporter.files import telling_full_disk
 from exporter.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.loading.model_files import save_pretrained_files
 from exporter.loading.model_source import LoadedModel

@@ -22,9 +22,8 @@ from exporter.checkpoint.facts import (
     weights_of,
 )
 from exporter.checkpoint.streamed import write_streamed
-from exporter.disk import telling_full_disk
 from exporter.errors import UnknownArchitectureError
-from exporter.files import staged_directory, write_text
+from exporter.files import staged_directory, telling_full_disk, write_text
 from exporter.loading.meta_model import MetaModel
 from exporter.progress import QUIET, Progress
 from exporter.pruned_model import (

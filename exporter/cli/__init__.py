@@ -39,8 +39,14 @@ from exporter.cli.score import score
 from exporter.cli.sections import SectionedGroup
 from exporter.cli.stability import stability
 from exporter.cli.sweep import sweep
-from exporter.disk import FULL
-from exporter.errors import DepthcutError, SweepError, UsageError, first_line, panics_as_errors
+from exporter.errors import (
+    FULL_DISK,
+    DepthcutError,
+    SweepError,
+    UsageError,
+    first_line,
+    panics_as_errors,
+)
 from exporter.printable import printable, printable_output
 
 WRONG_CALL, INTERRUPTED = 2, 130
@@ -140,6 +146,6 @@ def _fail(progress: ConsoleProgress, line: str, code: int, *, several: bool = Fa
 
 def _os_error_line(error: OSError) -> str:
     where = f" at {error.filename}" if error.filename else ""
-    if error.errno in FULL:
+    if error.errno in FULL_DISK:
         return f"The disk is full{where}. Free some space and run the command again."
     return f"{error.strerror or error}{where}."

@@ -11,10 +11,10 @@ import time
 from types import TracebackType
 from typing import Any
 
-from exporter.children import child_command
 from exporter.engine.fixed_addresses import fixed_addresses
 from exporter.engine.flavours import Flavour
 from exporter.errors import EngineError
+from exporter.processes import child_command
 from exporter.progress import Progress, Task
 from exporter.scratch import scratch_folder
 

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
-from exporter.children import end_with_parent
 from exporter.engine.fixed_addresses import has_fixed_addresses
 from exporter.engine.flavours import FLAVOURS, load
 from exporter.engine.layer_log import read_layers
@@ -27,6 +26,7 @@ from exporter.engine.phases import make_monitor
 from exporter.engine.settings import BuildSettings, ProfileEntry
 from exporter.engine.timing_cache import read_timing_cache, write_timing_cache
 from exporter.errors import DepthcutError, first_line
+from exporter.processes import end_with_parent
 
 
 def main() -> int:

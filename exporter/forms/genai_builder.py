@@ -15,14 +15,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from exporter.disk import telling_full_disk
 from exporter.errors import ExportError, first_line, pass_on_memory_error
+from exporter.files import telling_full_disk
 from exporter.forms.noting import Written
 from exporter.forms.windows import require_windows
 from exporter.genai_config import CONFIG_FILE
 from exporter.onnx_output import MODEL_FILE
 from exporter.optional import require
-from exporter.overheard import told_to
+from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ def build_decoder(
     builder = require(_MODULE, extra=_EXTRAS[provider])
     from exporter.loading.offline import hub_off
 
-    with tempfile.TemporaryDirectory(prefix=".genai.", dir=folder) as name, told_to(progress):
+    with (
+        tempfile.TemporaryDirectory(prefix=".genai.", dir=folder) as name,
+        captured_output(progress),
+    ):
         checkpoint, out = Path(name, "checkpoint"), Path(name, "onnx")
         building = progress.task("build with onnxruntime-genai")
         with building, telling_full_disk(folder), hub_off():

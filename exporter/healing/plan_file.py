@@ -16,9 +16,8 @@ from exporter.artifacts import (
     Replacement,
     ReplacementsRef,
 )
-from exporter.disk import telling_full_disk
 from exporter.errors import DepthcutError, HealingError, UsageError
-from exporter.files import make_readable, refuse_overwriting, sha256_file
+from exporter.files import make_readable, refuse_overwriting, sha256_file, telling_full_disk
 from graph_passes.files.locations import real
 from graph_passes.files.placing import staging
 from graph_passes.replacements import FACTORS

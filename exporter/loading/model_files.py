@@ -11,8 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.disk import telling_full_disk
-from exporter.files import write_text
+from exporter.files import telling_full_disk, write_text
 from exporter.loading.transformers_output import quiet_transformers
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from exporter.disk import telling_full_disk
 from exporter.errors import ModelSourceError, first_line
-from exporter.files import sha256_file, sha256_files
+from exporter.files import sha256_file, sha256_files, telling_full_disk
 from exporter.loading.checked_folder import CONFIG, Dangers, checked_config
 from exporter.loading.checkpoint_shards import read_header, read_index
 from exporter.loading.config_walk import quantization_in

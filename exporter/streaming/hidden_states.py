@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from exporter.disk import FULL
-from exporter.errors import ScoringError, first_line
+from exporter.errors import FULL_DISK, ScoringError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -182,7 +181,7 @@ def _reserve(file: IO[bytes], folder: Path, nbytes: int) -> None:
 
 
 def _told(error: OSError, folder: Path, nbytes: int) -> ScoringError:
-    if error.errno in FULL:
+    if error.errno in FULL_DISK:
         return _no_room(folder, nbytes)
     return ScoringError(
         f"The hidden states can't be kept in {folder}: {first_line(error)}.",

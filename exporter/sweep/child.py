@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import CellRecord, SweepCell
-from exporter.children import child_command
 from exporter.errors import SweepError
+from exporter.processes import child_command
 from exporter.progress import Progress, Task
 from exporter.sweep.job import Job, failed, missing
 from exporter.sweep.keeping import CELL_FILE

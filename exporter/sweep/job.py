@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from exporter.artifacts import CellRecord, ComparisonReport, SweepCell, SweepFailure
-from exporter.disk import FULL, telling_full_disk
-from exporter.errors import DepthcutError, SweepError, first_line
-from exporter.files import sha256_file
+from exporter.errors import FULL_DISK, DepthcutError, SweepError, first_line
+from exporter.files import sha256_file, telling_full_disk
 from exporter.loading.checked_folder import Dangers
 from exporter.pipeline import export_model
 from exporter.progress import Progress
@@ -87,7 +86,7 @@ def run_job(job: Job, progress: Progress) -> SweepCell:
             found = _done(found, cell, report)
             drop_models(cell)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in FULL_DISK:
             raise
         where = f" at {error.filename}" if error.filename else ""
         found = failed(found, f"{error.strerror or error}{where}.", error)

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from exporter.children import end_with_parent
 from exporter.printable import printable_output
+from exporter.processes import end_with_parent
 from exporter.progress import Task
 from exporter.sweep.job import Job, run_job
 

@@ -250,7 +250,7 @@ def test_a_build_that_is_ended_leaves_no_builder_behind(
     # A bar of the builder's own: it tells its process and never ends.
     script = (
         "import sys, exporter.engine.child as child, exporter.cli as c\n"
-        "child.WORKER = ('-c', 'import exporter.children as c, os, sys, time;'\n"
+        "child.WORKER = ('-c', 'import exporter.processes as c, os, sys, time;'\n"
         '  \'c.end_with_parent(int(sys.argv[1])); print(os.getpid(), file=open("pid", "w"));\'\n'
         '  \'os.rename("pid", "started"); time.sleep(60)\')\n'
         "sys.exit(c.run(sys.argv[1:]))\n"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from written_files import names_in
 
-from exporter.disk import telling_full_disk
 from exporter.errors import ExportError
+from exporter.files import telling_full_disk
 
 TESTS = Path(__file__).parent
 # Only a child is limited: this process has reports of its own to write.

@@ -15,7 +15,7 @@ class ForkedWorker:
     """Stands in for the ``subprocess.Popen`` of a worker that speaks over its standard streams."""
 
     def __init__(self, *_arguments: Any, **_options: Any) -> None:
-        from exporter.children import end_with_parent
+        from exporter.processes import end_with_parent
         from exporter.sweep import worker
 
         asked, told, parent = os.pipe(), os.pipe(), os.getpid()

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from exporter.children import child_command
+from exporter.processes import child_command
 
 _WORKER = """
 import os, sys, time
-from exporter.children import end_with_parent
+from exporter.processes import end_with_parent
 while not os.path.exists("go"):
     time.sleep(0.01)
 end_with_parent(int(sys.argv[1]))
@@ -25,7 +25,7 @@ while True:
 """
 _PARENT = """
 import subprocess, sys
-from exporter.children import child_command
+from exporter.processes import child_command
 child = subprocess.Popen(child_command(["-c", sys.argv[1]]))
 open("pid", "w").write(f"{child.pid}\\n")
 child.wait()
@@ -88,7 +88,7 @@ def test_the_command_tells_whose_child_it_is() -> None:
 
 
 def test_a_child_of_the_parent_that_it_was_told_of_goes_on() -> None:
-    script = "import os, sys; from exporter.children import end_with_parent;"
+    script = "import os, sys; from exporter.processes import end_with_parent;"
     script += "end_with_parent(int(sys.argv[1])); sys.exit(7)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     ran = subprocess.run(child_command(["-c", script]), env=env, check=False)

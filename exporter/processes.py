@@ -1,19 +1,47 @@
-"""What other libraries print, log and warn, told to a listener instead of the terminal."""
+"""Processes of our own that end with the one that started them, and what libraries print in one."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
+import os
+import signal
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import StringIO
 
 from exporter.progress import Progress
 
+_PR_SET_PDEATHSIG = 1
 _LOGGERS = ("torch", "onnxscript", "onnx_ir", "optimum", "transformers")
 
 
-class _Details(logging.Handler):
+def child_command(worker: Sequence[str]) -> list[str]:
+    """How this Python starts a worker, which is told whose child it is.
+
+    Args:
+        worker: Python's arguments, such as ``-m`` and a module that calls :func:`end_with_parent`.
+    """
+    return [sys.executable, *worker, str(os.getpid())]
+
+
+def end_with_parent(parent: int) -> None:
+    """Has the system kill this process when its parent has gone, whatever it is doing then.
+
+    Killed at once, it can't be writing still when the same command is called again.
+
+    Args:
+        parent: The parent's number. If that has gone already, this process ends here.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+class _DetailHandler(logging.Handler):
     """Passes log records on as details."""
 
     def __init__(self, progress: Progress) -> None:
@@ -26,10 +54,10 @@ class _Details(logging.Handler):
 
 
 @contextlib.contextmanager
-def told_to(progress: Progress) -> Iterator[None]:
-    """Turns what libraries print, log and warn into details."""
+def captured_output(progress: Progress) -> Iterator[None]:
+    """Passes what libraries print, log and warn on as details, instead of to the terminal."""
     printed = StringIO()
-    handler = _Details(progress)
+    handler = _DetailHandler(progress)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(printed))
         stack.enter_context(contextlib.redirect_stderr(printed))
