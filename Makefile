@@ -78,8 +78,8 @@ forms: .venv/test.done
 	.venv/bin/python -m tests.forms --write exporter/docs/fusers.md
 
 engines: .venv/test.done
-	.venv/bin/python -m tests.benchmarks.bench_engines --write exporter/engine/docs/builds.md
-	.venv/bin/python -m tests.benchmarks.bench_attention --write exporter/engine/docs/attention.md
+	.venv/bin/python -m tests.benchmarks.bench_engines --write exporter/engines/build/docs/builds.md
+	.venv/bin/python -m tests.benchmarks.bench_attention --write exporter/engines/build/docs/attention.md
 
 clean:
 	rm -rf .venv .venv-plain .venv-optimum .venv-gpu out

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from made_reports import made_environment
 
 from exporter.artifacts import Replacement
-from exporter.costs import At, CostGroup, CostTable, Member, Trial
+from exporter.choose.costs import At, CostGroup, CostTable, Member, Trial
 
 
 def made_table(

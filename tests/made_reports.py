@@ -41,7 +41,7 @@ from exporter.artifacts import (
     Speedup,
     TaskResult,
 )
-from exporter.measure.statistics import summarize
+from exporter.compare.measure.statistics import summarize
 
 LENGTHS = (128, 512)
 _MODEL_SIZES = {

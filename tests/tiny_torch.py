@@ -40,7 +40,7 @@ def tiny_loaded(family: str, *, dtype: str = "float32", seed: int = 0, **changes
     import transformers
 
     from exporter.artifacts import ModelRef
-    from exporter.loading.model_source import LoadedModel
+    from exporter.models.loading.model_source import LoadedModel
 
     config_name, model_name, settings = FAMILIES[family]
     config = getattr(transformers, config_name)(**settings | changes)

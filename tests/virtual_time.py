@@ -14,9 +14,9 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.backends.base import BoundCall
-from exporter.measure.timing.clock import Clocks
-from exporter.measure.timing.probe import CallProbe, Cell, Probe
+from exporter.compare.measure.timing.clock import Clocks
+from exporter.compare.measure.timing.probe import CallProbe, Cell, Probe
+from exporter.engines.runners.base import BoundCall
 
 RECORDED = Path(__file__).parent / "benchmarks" / "decode_steps.npz"
 HELD_OUT = RECORDED.with_name("decode_steps_held_out.npz")

@@ -5,7 +5,7 @@ is found only under that key, and while its files are as they were. A stale entr
 another of its name takes its place.
 
 Whoever opens a store holds the lock of the folder of ours that it lies in: see
-:func:`graph_passes.files.placing.working` and :func:`exporter.ledger.locked`.
+:func:`graph_passes.files.placing.working` and :func:`exporter.artifacts.ledger.locked`.
 """
 
 from __future__ import annotations

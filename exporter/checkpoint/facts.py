@@ -14,7 +14,7 @@ from exporter.artifacts.base import Record
 from graph_passes.files.reading import read_text
 
 if TYPE_CHECKING:
-    from exporter.loading.model_source import LoadedModel
+    from exporter.models.loading.model_source import LoadedModel
 
 _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 _LICENSE_LINE = re.compile(r"(license(?:_name|_link)?): *(\S.*?) *")
@@ -100,13 +100,13 @@ def own_dtype(source: str, **loading: Any) -> str:
     """The dtype that a model's config names, where it is one that models are loaded in.
 
     Else, as for a GGUF file, ``float32``. ``loading`` goes to
-    :func:`~exporter.loading.model_source.resolve_source`.
+    :func:`~exporter.models.loading.model_source.resolve_source`.
 
     Raises:
         ModelSourceError: When there is nothing there that could be loaded.
     """
-    from exporter.loading.checked_folder import CONFIG, read_object
-    from exporter.loading.model_source import DTYPES, resolve_source
+    from exporter.models.loading.checked_folder import CONFIG, read_object
+    from exporter.models.loading.model_source import DTYPES, resolve_source
 
     path = resolve_source(source, **loading)
     config: Any = {}

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from exporter.anatomy.architectures import layer_modules, unknown_layers
-from exporter.anatomy.families import FAMILIES
-from exporter.loading.meta_model import MetaModel
+from exporter.models.anatomy.architectures import layer_modules, unknown_layers
+from exporter.models.anatomy.families import FAMILIES
+from exporter.models.loading.meta_model import MetaModel
 
 if TYPE_CHECKING:
     import torch

@@ -213,7 +213,7 @@ It needs depthcut with its extra `torch`, and runs no code from this folder:
 ```python
 from pathlib import Path
 
-from exporter.pruned_model import load_pruned, save_pruned
+from exporter.checkpoint.pruned_model import load_pruned, save_pruned
 
 loaded = load_pruned(Path("FOLDER"))  # loaded.model, loaded.tokenizer
 tuned = load_pruned(Path("FOLDER"), train=True)  # with gradients; save_pruned writes it again

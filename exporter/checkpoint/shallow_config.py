@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exporter.plan_dialects.per_layer_config import KEY as PER_LAYER
+from exporter.artifacts.plans.dialects.per_layer_config import KEY as PER_LAYER
 
 # Lists whose length may be that of the layers by chance.
 _OTHER_LISTS = ("architectures", "mrope_section")

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from exporter.anatomy.architectures import layer_modules
 from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.plans.dialects import without_drops
+from exporter.artifacts.plans.dialects.section import ORIGIN
+from exporter.checkpoint.pruned_model import answer_to, probe_inputs, require_same
 from exporter.checkpoint.shallow_config import shallow_config
 from exporter.errors import UnknownArchitectureError, first_line, pass_on_memory_error
-from exporter.loading.model_source import LoadedModel
-from exporter.loading.transformers_output import quiet_transformers
-from exporter.plan_dialects import without_drops
-from exporter.plan_dialects.section import ORIGIN
-from exporter.pruned_model import answer_to, probe_inputs, require_same
+from exporter.models.anatomy.architectures import layer_modules
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.loading.transformers_output import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def shallow_model(
     Args:
         loaded: The whole model; not changed.
         deletions: Whole blocks.
-        wanted: What the model answers to :func:`~exporter.pruned_model.probe_inputs` without them.
+        wanted: What the model answers to :func:`~exporter.checkpoint.pruned_model.probe_inputs` without them.
 
     Raises:
         UnknownArchitectureError: A config can't say so of this family, or the model that it makes

@@ -12,9 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.ablation import substituted
 from exporter.artifacts import PruningPlan
 from exporter.checkpoint.layer_turns import layers_of, runnable
+from exporter.checkpoint.pruned_model import (
+    answer_to,
+    place_substitutes,
+    probe_inputs,
+    require_same,
+)
 from exporter.checkpoint.shallow_model import (
     HINT,
     kept_layers,
@@ -22,27 +27,22 @@ from exporter.checkpoint.shallow_model import (
     shallow_config_of,
 )
 from exporter.checkpoint.shard_writer import FLOATS, Piece, piece_of, safetensors_name, write_shards
+from exporter.cut.replacement_cut import cut_of_plan
 from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import telling_full_disk
-from exporter.loading.meta_model import MetaModel, ShardedWeights, load_meta
-from exporter.loading.model_files import save_pretrained_files
-from exporter.loading.model_source import LoadedModel
+from exporter.models.ablation import substituted
+from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
+from exporter.models.loading.model_files import save_pretrained_files
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.pruned_structure import structure_for
 from exporter.progress import QUIET, ByteCount, Progress
-from exporter.pruned_model import (
-    answer_to,
-    place_substitutes,
-    probe_inputs,
-    require_same,
-)
-from exporter.pruned_structure import structure_for
-from exporter.replacement_cut import cut_of_plan
 
 if TYPE_CHECKING:
     import torch
 
-    from exporter.ablation import Cut
-    from exporter.branch_modules import PrunedStructure
-    from exporter.replacement_file import Replacements
+    from exporter.artifacts.replacement_file import Replacements
+    from exporter.models.ablation import Cut
+    from exporter.models.branch_modules import PrunedStructure
 
 
 def write_streamed(
@@ -104,7 +104,7 @@ def _write_gaps(
 ) -> tuple[LoadedModel, list[int] | None]:
     import torch
 
-    from exporter.branch_modules import note_drops
+    from exporter.models.branch_modules import note_drops
 
     model: Any = meta.model
     layers = layers_of(model)
@@ -160,7 +160,7 @@ def _renumbered(meta: MetaModel, kept: Sequence[int]) -> dict[str, str]:
     Raises:
         UnknownArchitectureError: The shards name layers otherwise than the model does.
     """
-    from exporter.anatomy.architectures import layer_modules
+    from exporter.models.anatomy.architectures import layer_modules
 
     paths = {module: path for path, module in meta.model.named_modules()}
     used = _flat(meta.weights.sources().values())  # old files hold buffers that nobody reads

@@ -1,7 +1,7 @@
 """Writes a pruned checkpoint, in the form that the most programs load.
 
 Where a plan drops whole blocks and nothing else, that is a plain model with fewer layers. Else the
-layers stay, some with gaps: :func:`exporter.pruned_model.load_pruned` loads that, and transformers
+layers stay, some with gaps: :func:`exporter.checkpoint.pruned_model.load_pruned` loads that, and transformers
 where it honours what its ``per_layer_config`` says.
 """
 
@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.ablation import substituted
 from exporter.artifacts import PruningPlan
 from exporter.checkpoint.facts import (
     CheckpointFacts,
@@ -21,12 +20,7 @@ from exporter.checkpoint.facts import (
     name_of_base,
     weights_of,
 )
-from exporter.checkpoint.streamed import write_streamed
-from exporter.errors import UnknownArchitectureError
-from exporter.files import staged_directory, telling_full_disk, write_text
-from exporter.loading.meta_model import MetaModel
-from exporter.progress import QUIET, Progress
-from exporter.pruned_model import (
+from exporter.checkpoint.pruned_model import (
     LICENSE_FILES,
     answer_to,
     probe_inputs,
@@ -34,15 +28,21 @@ from exporter.pruned_model import (
     refuse_checkpoint_folder,
     save_pruned_into,
 )
-from exporter.replacement_cut import cut_of_plan
+from exporter.checkpoint.streamed import write_streamed
+from exporter.cut.replacement_cut import cut_of_plan
+from exporter.errors import UnknownArchitectureError
+from exporter.files import staged_directory, telling_full_disk, write_text
+from exporter.models.ablation import substituted
+from exporter.models.loading.meta_model import MetaModel
+from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import copy_file
 
 if TYPE_CHECKING:
     import torch
 
-    from exporter.ablation import Cut
-    from exporter.loading.model_source import LoadedModel
-    from exporter.replacement_file import Replacements
+    from exporter.artifacts.replacement_file import Replacements
+    from exporter.models.ablation import Cut
+    from exporter.models.loading.model_source import LoadedModel
 
 CARD = "README.md"
 """The Hub's name for a model's card."""
@@ -148,7 +148,7 @@ def _facts(
 
 def _is_plain(model: Any) -> bool:
     """Whether transformers itself leaves out what its config says is skipped."""
-    from exporter.branch_modules import honours_skips
+    from exporter.models.branch_modules import honours_skips
 
     return honours_skips(model)
 

@@ -12,11 +12,11 @@ from exporter.cli.options import Size
 from exporter.cli.sections import Count, option_in
 
 if TYPE_CHECKING:
-    from exporter.budgets import Budget, Heal
-    from exporter.budgets.budget import SublayerKind
+    from exporter.choose.budgets import Budget, Heal
+    from exporter.choose.budgets.budget import SublayerKind
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-# As exporter.budgets has them, which --help must not load.
+# As exporter.choose.budgets has them, which --help must not load.
 _KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
 _HEALS = ("none", "bias", "linear", "best")
 
@@ -52,7 +52,7 @@ class Tokens(click.ParamType[int]):
         """Reads it; a number from code passes."""
         if isinstance(value, int):
             return value
-        from exporter.budgets.amounts import tokens
+        from exporter.choose.budgets.amounts import tokens
         from exporter.errors import UsageError
 
         try:
@@ -70,7 +70,7 @@ class Request(click.ParamType[Any]):
         """Reads it; one from code passes."""
         if not isinstance(value, str):
             return value
-        from exporter.costs import At
+        from exporter.choose.costs import At
         from exporter.errors import UsageError
 
         try:
@@ -205,7 +205,7 @@ def budget_request(options: Mapping[str, Any], batch: int) -> Budget:
     Raises:
         UsageError: Parts of it are lacking, or say nothing that makes sense.
     """
-    from exporter.budgets import Budget, Floors, Memory
+    from exporter.choose.budgets import Budget, Floors, Memory
     from exporter.errors import UsageError
 
     counts = {name: options[name] or 0 for name in ("attention", "mlp", "block", "joint")}

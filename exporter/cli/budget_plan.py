@@ -17,9 +17,9 @@ from graph_passes.files.locations import real
 
 if TYPE_CHECKING:
     from exporter.artifacts import ImportanceReport, PruningPlan
-    from exporter.budgets import Budget, Planner, PlanSettings, Workplace
-    from exporter.costs import CostTable
-    from exporter.selection import SearchOptions
+    from exporter.choose.budgets import Budget, Planner, PlanSettings, Workplace
+    from exporter.choose.costs import CostTable
+    from exporter.choose.selection import SearchOptions
 
 _SECONDS = 60.0
 """For the rounds of a sublayer's cost, where nothing is said."""
@@ -62,8 +62,8 @@ def refuse_places(
     """
     from exporter.errors import UsageError
     from exporter.files import refuse_overwriting
-    from exporter.healing.plan_file import files_of
-    from exporter.healing.plan_file import refuse_places as refuse_plan_places
+    from exporter.heal.plan_file import files_of
+    from exporter.heal.plan_file import refuse_places as refuse_plan_places
 
     names = (options["onnx"], options["calibration"], options["costs"])
     inputs = [importance, *map(Path, filter(None, names))]
@@ -86,7 +86,7 @@ def refuse_places(
 
 def plan_settings(options: Mapping[str, Any], budget: Budget) -> PlanSettings:
     """How the plan is looked for."""
-    from exporter.budgets import PlanSettings
+    from exporter.choose.budgets import PlanSettings
 
     return PlanSettings(
         search=searched(options),
@@ -119,9 +119,9 @@ def planned(
     Returns:
         The plan as written; None where only the curve was asked for.
     """
-    from exporter.budgets import Workplace
+    from exporter.choose.budgets import Workplace
     from exporter.errors import UsageError
-    from exporter.healing.plan_file import write_healed_plan
+    from exporter.heal.plan_file import write_healed_plan
     from graph_passes.files.placing import working
 
     if options["batch"] and options["fits"] is None:
@@ -162,8 +162,8 @@ def _planner(
     work: Workplace,
     progress: ConsoleProgress,
 ) -> Planner:
-    from exporter.budgets import OnnxStopwatch, Planner
-    from exporter.costs import Effort, sizes
+    from exporter.choose.budgets import OnnxStopwatch, Planner
+    from exporter.choose.costs import Effort, sizes
 
     onnx: Path | None = options["onnx"]
     seconds = options["time_budget"] or _SECONDS
@@ -220,7 +220,7 @@ def _refuse_unmeasured(options: Mapping[str, Any]) -> None:
 
 
 def _measured_before(path: Path | None) -> CostTable | None:
-    from exporter.costs import CostTable
+    from exporter.choose.costs import CostTable
 
     return None if path is None else CostTable.read(path)
 

@@ -20,9 +20,9 @@ from exporter.cli.options import ANY_PATH, ONNX_FILE, json_option, verbosity_opt
 from exporter.cli.sections import Count, SectionedCommand
 
 if TYPE_CHECKING:
-    from exporter.engine.flavours import Backend
-    from exporter.engine.settings import Compatibility
-    from exporter.engine.sidecar import EngineRecord
+    from exporter.engines.build.flavours import Backend
+    from exporter.engines.build.settings import Compatibility
+    from exporter.engines.build.sidecar import EngineRecord
 
 
 @click.command(cls=SectionedCommand, short_help="Build an engine from an ONNX file.")
@@ -68,9 +68,9 @@ def build(
     as_json: bool,
 ) -> None:
     """Build an engine from MODEL, an ONNX file or a folder with one, with a record beside it."""
-    from exporter.engine.build import build_engines
-    from exporter.engine.profiles import read_ranges
-    from exporter.engine.settings import BuildSettings
+    from exporter.engines.build.build import build_engines
+    from exporter.engines.build.profiles import read_ranges
+    from exporter.engines.build.settings import BuildSettings
 
     settings = BuildSettings(
         compute_capabilities=capabilities(compute_capabilities),
@@ -109,8 +109,8 @@ def _json(records: list[EngineRecord], several: bool) -> str:
 
 
 def _line(record: EngineRecord) -> str:
-    from exporter.engine.driver import ask_driver
-    from exporter.engine.sidecar import built_for
+    from exporter.engines.build.driver import ask_driver
+    from exporter.engines.build.sidecar import built_for
 
     phases = " and ".join(entry.phase for entry in record.profiles)
     problem = ask_driver().problem

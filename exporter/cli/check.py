@@ -15,7 +15,7 @@ from exporter.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from exporter.artifacts import CheckReport
-    from exporter.regression import CheckRequest
+    from exporter.gate import CheckRequest
 
 PASSED, REGRESSED, INCONCLUSIVE = 0, 1, 3
 WRONG = 2
@@ -47,7 +47,7 @@ def check(
     progress.failure_code = WRONG
     from exporter.cli.check_results import print_check, refuse_outputs, write_outputs
     from exporter.cli.remeasure import remeasuring
-    from exporter.regression import run_check
+    from exporter.gate import run_check
 
     request = _request(report, baseline, options)
     refuse_outputs(request, options)
@@ -60,7 +60,7 @@ def check(
 def _request(report: Path, baseline: Path | None, options: dict[str, Any]) -> CheckRequest:
     from dataclasses import fields
 
-    from exporter.regression import CheckRequest, Limits
+    from exporter.gate import CheckRequest, Limits
 
     names = [field.name for field in fields(Limits)]
     given = {name: options[name] for name in names if options[name] is not None}

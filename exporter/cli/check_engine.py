@@ -14,8 +14,8 @@ from exporter.cli.engine_options import backend_option
 from exporter.cli.options import ONNX_FILE, json_option, verbosity_options
 
 if TYPE_CHECKING:
-    from exporter.engine.check import EngineCheck
-    from exporter.engine.flavours import Backend
+    from exporter.engines.build.check import EngineCheck
+    from exporter.engines.build.flavours import Backend
 
 
 @click.command("check-engine", short_help="Ask the engine's parser whether it takes an ONNX file.")
@@ -33,7 +33,7 @@ def check_engine(
 
     Exit code 0 when all of it parses, 1 when not.
     """
-    from exporter.engine.check import check_engine as check
+    from exporter.engines.build.check import check_engine as check
 
     found = check(model, backend=backend, progress=progress)
     if as_json:

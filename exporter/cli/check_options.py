@@ -39,7 +39,7 @@ class Amount(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
     def _read(self, value: Any) -> float:
-        from exporter.regression.limits import amount
+        from exporter.gate.limits import amount
 
         return amount(value)
 
@@ -50,7 +50,7 @@ class Share(Amount):
     name = "SHARE"
 
     def _read(self, value: Any) -> float:
-        from exporter.regression.limits import share
+        from exporter.gate.limits import share
 
         return share(value)
 

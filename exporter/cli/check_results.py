@@ -11,7 +11,7 @@ from exporter.artifacts import CheckReport, ComparisonReport
 from exporter.cli.console import echo, echo_command, echo_json
 
 if TYPE_CHECKING:
-    from exporter.regression import CheckRequest
+    from exporter.gate import CheckRequest
 
 _FILES = ("output", "junit", "bencher", "pytest_benchmark", "gitlab_metrics")
 

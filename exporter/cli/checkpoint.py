@@ -20,7 +20,7 @@ from exporter.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from exporter.artifacts import Healing, ImportanceReport, PruningPlan
-    from exporter.loading.model_source import LoadedModel
+    from exporter.models.loading.model_source import LoadedModel
 
 
 @click.command(
@@ -63,12 +63,12 @@ def checkpoint(
     a config.json of LLM-Drop, Puzzletron or transformers that says what is dropped. The weights of
     what is dropped are in no file. Whole blocks leave a plain model with fewer layers.
     """
+    from exporter.artifacts.plans.by_score import read_plan, validate_plan
+    from exporter.artifacts.plans.origin import hold_against_model
+    from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint import CheckpointFacts, write_checkpoint
     from exporter.checkpoint.model_card import CardSources, model_card
-    from exporter.plan_origin import hold_against_model
-    from exporter.planning import read_plan, validate_plan
-    from exporter.pruned_model import refuse_checkpoint_folder
-    from exporter.replacement_file import read_replacements
+    from exporter.checkpoint.pruned_model import refuse_checkpoint_folder
     from graph_passes.files.placing import working
 
     given = read_plan(plan)
@@ -102,8 +102,8 @@ def _loaded(model: str, stream: bool, options: dict[str, Any]) -> LoadedModel:
     from exporter.checkpoint.facts import own_dtype
     from exporter.cli.requests import source_options
     from exporter.cli.stream_options import streams
-    from exporter.loading.meta_model import load_meta
-    from exporter.loading.model_source import load_model
+    from exporter.models.loading.meta_model import load_meta
+    from exporter.models.loading.model_source import load_model
 
     source = vars(source_options({**options, "dtype": options["dtype"] or "float32"}))
     if options["dtype"] is None:
@@ -138,7 +138,7 @@ def _scores(path: Path | None, plan: PruningPlan) -> ImportanceReport | None:
 def _healing(plan: PruningPlan, path: Path) -> Healing | None:
     """What is known of the gain of a plan's replacements."""
     from exporter.artifacts import HealingReport
-    from exporter.healing.plan_file import report_of
+    from exporter.heal.plan_file import report_of
 
     report = report_of(plan, path)
     return None if report is None else HealingReport.read(report, named=False).healing

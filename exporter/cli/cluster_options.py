@@ -14,11 +14,11 @@ from exporter.progress import Progress
 
 if TYPE_CHECKING:
     from exporter.artifacts import ImportanceReport
-    from exporter.cluster import Pool
-    from exporter.selection import MakeMeter
+    from exporter.choose.selection import MakeMeter
+    from exporter.score.cluster import Pool
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-# As exporter.cluster.connection has it, which --help must not load.
+# As exporter.score.cluster.connection has it, which --help must not load.
 _LOCAL = "local"
 _ADDRESS = re.compile(r"local|auto|[^/\s]+:\d+")
 
@@ -92,7 +92,7 @@ def refuse_with_budget(options: Mapping[str, Any]) -> None:
 
 def pool_of(options: Mapping[str, Any], progress: Progress) -> AbstractContextManager[Pool]:
     """The workers that the options ask for."""
-    from exporter.cluster import open_pool
+    from exporter.score.cluster import open_pool
 
     return open_pool(options["ray"], workers=options["ray_workers"], progress=progress)
 
@@ -107,7 +107,7 @@ def one_cluster(options: Mapping[str, Any], progress: Progress) -> Iterator[None
 def cluster_scored(model: str, options: Mapping[str, Any], progress: Progress) -> ImportanceReport:
     """One model scored on a cluster, as the options of `depthcut score` ask."""
     from exporter.cli.requests import score_options, source_options
-    from exporter.cluster import score_on_cluster
+    from exporter.score.cluster import score_on_cluster
 
     with pool_of(options, progress) as pool:
         return score_on_cluster(
@@ -143,8 +143,8 @@ def spread_meters(
             "Take --search greedy or evolution, or leave --ray away.",
         )
     from exporter.cli.requests import source_options
-    from exporter.cluster import cluster_meter
-    from exporter.cluster.loading import ModelAddress
+    from exporter.score.cluster import cluster_meter
+    from exporter.score.cluster.loading import ModelAddress
 
     def make(loaded: Any, text: Any, batch_size: int, positions: int) -> Any:
         pool = stack.enter_context(pool_of(options, progress))

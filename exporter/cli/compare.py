@@ -65,11 +65,11 @@ def compare(
     that PyTorch runs: torch:DIR, torch-compile:DIR; or times that trtexec or polygraphy took:
     times:FILE. Writes report.json, report.md and report.html.
     """
+    from exporter.artifacts.ledger import locked
     from exporter.cli.requests import compare_options
     from exporter.cli.results import print_comparison
     from exporter.compare import compare as compare_models
     from exporter.compare.journal import forget
-    from exporter.ledger import locked
     from exporter.report.files import write_reports
 
     with locked(output):  # A folder that can't be made fails now, not after the measurement.

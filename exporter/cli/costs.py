@@ -23,8 +23,8 @@ from exporter.cli.timing_options import Duration
 
 if TYPE_CHECKING:
     from exporter.artifacts import Replacement
-    from exporter.costs import At, CostTable
-    from exporter.engine.flavours import Backend
+    from exporter.choose.costs import At, CostTable
+    from exporter.engines.build.flavours import Backend
 
 
 @click.command(short_help="Measure what each attention and MLP takes of a request's time.")
@@ -80,8 +80,8 @@ def costs(
     runs. Variants of it, each with half of the sublayers of one kind and shape cut, are timed
     against the whole one in turns. What an earlier run has left in the output file is kept.
     """
+    from exporter.choose.costs import Effort, measure_costs
     from exporter.cli.results import print_rows
-    from exporter.costs import Effort, measure_costs
     from exporter.errors import UsageError
     from graph_passes.files.placing import working
 

@@ -86,12 +86,12 @@ def depths(
     measured is used when the same command is run again.
     """
     from exporter.artifacts import ImportanceReport
+    from exporter.choose.studies.depths import measure_depths
     from exporter.cli.requests import source_options
     from exporter.cli.study_results import print_depths
     from exporter.files import refuse_overwriting, sha256_file
-    from exporter.loading.model_source import load_model
+    from exporter.models.loading.model_source import load_model
     from exporter.report.studies import study_files, write_depths
-    from exporter.studies.depths import measure_depths
     from graph_passes.files.placing import working
 
     for path in study_files(output):
@@ -114,9 +114,9 @@ def depths(
 
 
 def _depth_options(options: dict[str, Any]) -> Any:
+    from exporter.choose.studies.depths import DepthOptions
+    from exporter.compare.tasks.choosing import TaskChoice
     from exporter.errors import UsageError
-    from exporter.studies.depths import DepthOptions
-    from exporter.tasks.choosing import TaskChoice
 
     unknown = [way for way in options["ways"] if way not in _WAYS]
     if unknown:

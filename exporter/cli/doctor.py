@@ -19,7 +19,7 @@ def doctor(*, as_json: bool) -> None:
     Exit code 0 when ONNX files can be pruned, verified and compared here.
     """
     from exporter.cli.results import print_rows
-    from exporter.doctor import diagnose
+    from exporter.engines.doctor import diagnose
 
     found = diagnose()
     if as_json:

@@ -49,8 +49,8 @@ def evaluate(
 
     MODEL is an ONNX file with its tokenizer beside it, their folder, or an engine.
     """
-    from exporter.tasks.choosing import TaskChoice
-    from exporter.tasks.evaluation import evaluate_model
+    from exporter.compare.tasks.choosing import TaskChoice
+    from exporter.compare.tasks.evaluation import evaluate_model
 
     choice = TaskChoice(tasks, task_data, task_limit)
     asked = None if threads == AUTO else int(threads)

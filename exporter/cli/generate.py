@@ -76,12 +76,12 @@ def generate(
     What a terminal or a CI system would act on in the text is shown and not obeyed; --json has the
     text as it is.
     """
-    from exporter.backends.widened_copy import tell_widened
-    from exporter.generation.generate import generate as run
-    from exporter.generation.generate import refuse_too_long
-    from exporter.generation.open_decoder import open_decoder
-    from exporter.generation.sampling import Sampling
-    from exporter.generation.text_model import TextModel
+    from exporter.engines.decoding.generate import generate as run
+    from exporter.engines.decoding.generate import refuse_too_long
+    from exporter.engines.decoding.open_decoder import open_decoder
+    from exporter.engines.decoding.sampling import Sampling
+    from exporter.engines.decoding.text_model import TextModel
+    from exporter.engines.runners.widened_copy import tell_widened
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     texts = TextModel.of(model, tokenizer)

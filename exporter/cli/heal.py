@@ -91,17 +91,17 @@ def heal(
     on held-out text of the calibration's domain and on text of another. Fits that an interrupted
     call has finished are used when the same command is run again.
     """
+    from exporter.artifacts.plans.by_score import read_plan
     from exporter.checkpoint import write_checkpoint
     from exporter.checkpoint.model_card import CardSources, model_card
+    from exporter.checkpoint.pruned_model import refuse_tokenless
     from exporter.cli.heal_options import heal_request
     from exporter.cli.requests import source_options
     from exporter.files import sha256_file
-    from exporter.healing import heal as heal_plan
-    from exporter.healing import write_healed_plan
-    from exporter.healing.plan_file import numbers_of
-    from exporter.loading.model_source import load_model
-    from exporter.planning import read_plan
-    from exporter.pruned_model import refuse_tokenless
+    from exporter.heal import heal as heal_plan
+    from exporter.heal import write_healed_plan
+    from exporter.heal.plan_file import numbers_of
+    from exporter.models.loading.model_source import load_model
     from graph_passes.files.placing import working
 
     request = heal_request(kind, options, calibration=calibration)
@@ -138,8 +138,8 @@ def heal(
 def _refuse_harm(
     model: Path, inputs: Sequence[Path], output: Path, save_checkpoint: Path | None
 ) -> None:
-    from exporter.healing.plan_file import files_of, refuse_places
-    from exporter.pruned_model import refuse_checkpoint_folder
+    from exporter.checkpoint.pruned_model import refuse_checkpoint_folder
+    from exporter.heal.plan_file import files_of, refuse_places
 
     refuse_places(output, inputs, model)
     if save_checkpoint is not None:

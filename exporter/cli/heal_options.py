@@ -10,7 +10,7 @@ import click
 from exporter.cli.sections import Count, option_in
 
 if TYPE_CHECKING:
-    from exporter.healing.options import HealOptions
+    from exporter.heal.options import HealOptions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -75,7 +75,7 @@ def heal_request(
         UsageError: Something is said of a healing that nobody asked for.
     """
     from exporter.errors import UsageError
-    from exporter.healing.options import HealOptions
+    from exporter.heal.options import HealOptions
 
     given = {name: options[f"{prefix}{name}"] for name in _OPTIONS}
     if kind is None:

@@ -25,7 +25,7 @@ def inspect(model: Path, *, as_json: bool) -> None:
 
     MODEL is an ONNX file, or a folder with one.
     """
-    from exporter.surgery import inspect_file
+    from exporter.cut.surgery import inspect_file
     from graph_passes.types import Refusal, ResidualSite
 
     found = inspect_file(model)

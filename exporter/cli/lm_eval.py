@@ -22,6 +22,6 @@ def lm_eval(arguments: tuple[str, ...]) -> None:
     from exporter.optional import require
 
     command_line = require("lm_eval.__main__", extra="eval")
-    require("exporter.tasks.lm_eval_model", extra="eval").register()
+    require("exporter.compare.tasks.lm_eval_model", extra="eval").register()
     sys.argv = ["lm-eval", *arguments]
     command_line.cli_evaluate()

@@ -11,7 +11,7 @@ from exporter.cli.options import scoring
 from exporter.cli.sections import Count
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-# As exporter.importance.METRICS, which --help must not load.
+# As exporter.score.METRICS, which --help must not load.
 METRIC_NAMES = (
     *("cosine", "angular", "angular-last", "relative-l2", "relative-magnitude"),
     *("kl", "perplexity", "taylor", "random", "depth"),

@@ -55,7 +55,7 @@ class OnnxPath(TextPath):
         if not path.is_dir():
             return path
         from exporter.errors import OnnxFileError
-        from exporter.measure.model_folder import find_onnx
+        from exporter.models.model_folder import find_onnx
 
         try:
             return find_onnx(path)

@@ -47,11 +47,11 @@ def package(
     Triton takes an ONNX file, a folder with model.onnx, or an engine of TensorRT; the archive an
     engine with the record beside it, or a folder with an engine for each phase.
     """
-    from exporter.engine.engine_set import holds_engines_alone
+    from exporter.engines.build.engine_set import holds_engines_alone
+    from exporter.engines.packaging.tarball import package_tarball
+    from exporter.engines.packaging.triton import package_triton
     from exporter.errors import UsageError
-    from exporter.measure.model_folder import find_model
-    from exporter.packaging.tarball import package_tarball
-    from exporter.packaging.triton import package_triton
+    from exporter.models.model_folder import find_model
 
     if triton is None and tarball is None:
         raise UsageError("Say where to:", "--triton REPOSITORY or --tarball FILE, or both.")

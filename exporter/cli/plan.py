@@ -127,7 +127,7 @@ def plan(
     digest = sha256_file(importance)
 
     def load() -> Any:
-        from exporter.loading.model_source import load_model
+        from exporter.models.loading.model_source import load_model
 
         if options["model"] is None:
             return _scored_model(importance, report.model.source, options, progress)
@@ -152,8 +152,8 @@ def _scored_model(
     """Loads the model that the scores name; only the user can ask the network for one."""
     from exporter.cli.requests import source_options
     from exporter.errors import ModelSourceError
-    from exporter.loading.model_source import load_model
-    from exporter.loading.offline import hub_off
+    from exporter.models.loading.model_source import load_model
+    from exporter.models.loading.offline import hub_off
 
     try:
         with progress.task(f"load {source}"), hub_off():
@@ -176,11 +176,11 @@ def _counted(
     progress: ConsoleProgress,
 ) -> PruningPlan:
     """A plan for numbers, by scores or a search."""
+    from exporter.choose.selection import choose
     from exporter.cli.requests import drop_request
     from exporter.cli.search_options import search_request
-    from exporter.healing.plan_file import write_healed_plan
-    from exporter.request import COUNTS
-    from exporter.selection import choose
+    from exporter.heal.plan_file import write_healed_plan
+    from exporter.pipeline.request import COUNTS
     from graph_passes.files.placing import working
 
     counts = {name: options[name] or 0 for name in COUNTS}

@@ -20,7 +20,7 @@ from exporter.cli.options import (
 
 if TYPE_CHECKING:
     from exporter.artifacts import EngineParse, Verification
-    from exporter.engine.flavours import Backend
+    from exporter.engines.build.flavours import Backend
 
 
 @click.command(short_help="Cut sublayers out of an ONNX file.")
@@ -89,18 +89,18 @@ def prune(
 
     A report, prune.json, is written beside the result, unless --report names another file.
     """
+    from exporter.artifacts.plans.by_score import parse_drops, read_plan
+    from exporter.artifacts.plans.origin import hold_against_model
+    from exporter.artifacts.replacement_file import read_replacements
     from exporter.cli.results import print_artifact
+    from exporter.cut.surgery import prune_file
     from exporter.errors import UsageError
     from exporter.files import refuse_overwriting, sha256_file
-    from exporter.plan_origin import hold_against_model
-    from exporter.planning import parse_drops, read_plan
     from exporter.printable import counted
-    from exporter.replacement_file import read_replacements
-    from exporter.surgery import prune_file
 
     gate = None
     if check_engine is not None:
-        from exporter.engine.gate import engine_gate
+        from exporter.engines.build.gate import engine_gate
 
         gate = engine_gate(check_engine, progress)
     if (plan_path is None) == (not drops):
@@ -143,7 +143,7 @@ def prune(
 
 def _exported_from(model: Path) -> str | None:
     """The hash of the model that a graph was exported from, where it tells."""
-    from exporter.plan_origin import MODEL_KEY
+    from exporter.artifacts.plans.origin import MODEL_KEY
     from graph_passes.files.storage import load_model
 
     return load_model(model).metadata_props.get(MODEL_KEY)

@@ -22,8 +22,8 @@ from exporter.cli.sections import SectionedCommand
 from exporter.errors import UsageError
 
 if TYPE_CHECKING:
-    from exporter.quantization.quantize import QuantizationResult
-    from exporter.quantization.settings import Scheme
+    from exporter.quantize.quantize import QuantizationResult
+    from exporter.quantize.settings import Scheme
 
 _MOST_REASONS = 8
 
@@ -62,7 +62,7 @@ def quantize(
     MODEL may be cut already: cut first, then quantise. Tokenizer and configs are copied into the
     output's folder where they aren't there yet. Needs ONNX Runtime.
     """
-    from exporter.quantization.quantize import quantize_with_report
+    from exporter.quantize.quantize import quantize_with_report
 
     settings = quantize_settings(scheme, options, calibration=calibration)
     if calibration and not settings.needs_calibration:

@@ -9,7 +9,7 @@ import click
 
 from exporter.cli.options import EXISTING_FILE
 from exporter.cli.sections import option_in
-from exporter.quantization.settings import Method, QuantizeSettings, Scheme
+from exporter.quantize.settings import Method, QuantizeSettings, Scheme
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -21,7 +21,7 @@ def refit(progress: ConsoleProgress, /, engine: Path, model: Path, *, output: Pa
 
     ENGINE was built with --refittable or --strip-weights. It takes a GPU.
     """
-    from exporter.engine.refit import refit_engine
+    from exporter.engines.build.refit import refit_engine
 
     path, record = refit_engine(engine, model, output, progress=progress)
     echo(f"{record.engine_bytes / 1e6:.1f} MB with the weights of {model}", path)

@@ -94,7 +94,7 @@ def _parameters(command: list[str]) -> dict[str, Any]:
 
 def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:
     """Only the same files, run in the same way, can confirm anything."""
-    from exporter.regression.keys import difference_words, differences, key_of
+    from exporter.gate.keys import difference_words, differences, key_of
 
     for name in _ARMS:
         before, after = getattr(report.arms, name), getattr(again.arms, name)

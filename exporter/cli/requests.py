@@ -19,12 +19,10 @@ from exporter.cli.quantize_options import QUANTIZE_OPTIONS, quantize_settings
 from exporter.cli.search_options import search_request
 from exporter.cli.stream_options import streams
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions
-from exporter.engine.settings import BuildSettings
+from exporter.engines.build.settings import BuildSettings
 from exporter.errors import UsageError
-from exporter.healing.options import HealOptions
-from exporter.importance import ScoreOptions
-from exporter.quantization.settings import QuantizeSettings
-from exporter.request import (
+from exporter.heal.options import HealOptions
+from exporter.pipeline.request import (
     COUNTS,
     BudgetRequest,
     DropRequest,
@@ -32,6 +30,8 @@ from exporter.request import (
     ExportRequest,
     SourceOptions,
 )
+from exporter.quantize.settings import QuantizeSettings
+from exporter.score import ScoreOptions
 
 
 def export_request(

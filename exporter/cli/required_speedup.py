@@ -22,7 +22,7 @@ def end_by_speedup(plan: PruningPlan) -> None:
     Args:
         plan: Made for one, and written.
     """
-    from exporter.budgets import speedup_verdict
+    from exporter.choose.budgets import speedup_verdict
 
     verdict, figures = speedup_verdict(plan), plan.predicted
     if verdict == "held":

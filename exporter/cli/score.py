@@ -104,9 +104,9 @@ def _score_series(
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
+    from exporter.choose.studies.series import STABILITY
     from exporter.cli.score_series import scored_series
     from exporter.cli.study_results import print_stability
-    from exporter.studies.series import STABILITY
 
     with one_cluster(options, progress):
         report = scored_series(models, out, options, progress)
@@ -137,7 +137,7 @@ def _score(
 def _compare(first: Path, second: Path, output: Path | None, as_json: bool) -> None:
     from exporter.cli.results import print_rows
     from exporter.files import refuse_overwriting
-    from exporter.importance.comparison import compare_files, comparison_rows
+    from exporter.score.comparison import compare_files, comparison_rows
 
     if output is not None:
         refuse_overwriting(output, [first, second])

@@ -9,7 +9,7 @@ from exporter.artifacts import ImportanceReport
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
-    from exporter.loading.model_source import LoadedModel
+    from exporter.models.loading.model_source import LoadedModel
 
 
 def scored(
@@ -47,7 +47,7 @@ def loaded_model(model: str, options: Mapping[str, Any], progress: Progress) -> 
         progress: Told what goes on.
     """
     from exporter.cli.requests import source_options
-    from exporter.loading.model_source import load_model
+    from exporter.models.loading.model_source import load_model
 
     with progress.task(f"load {model}"):
         return load_model(
@@ -59,15 +59,15 @@ def _in_memory(
     loaded: LoadedModel, options: Mapping[str, Any], progress: Progress
 ) -> ImportanceReport:
     from exporter.cli.requests import score_options
-    from exporter.importance import score as score_model
+    from exporter.score import score as score_model
 
     return score_model(loaded, score_options(options), progress=progress)
 
 
 def _streamed(model: str, options: Mapping[str, Any], progress: Progress) -> ImportanceReport:
     from exporter.cli.requests import score_options, source_options
-    from exporter.loading.meta_model import load_meta
-    from exporter.streaming import refuse_unstreamable, score_streamed
+    from exporter.models.loading.meta_model import load_meta
+    from exporter.score.streaming import refuse_unstreamable, score_streamed
 
     source, wanted = source_options(options), score_options(options)
     refuse_unstreamable(wanted)

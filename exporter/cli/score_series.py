@@ -13,9 +13,9 @@ from exporter.cli.series_options import without_series
 
 if TYPE_CHECKING:
     from exporter.artifacts import StabilityReport
-    from exporter.loading.model_source import LoadedModel
-    from exporter.request import SourceOptions
-    from exporter.studies.series import Member
+    from exporter.choose.studies.series import Member
+    from exporter.models.loading.model_source import LoadedModel
+    from exporter.pipeline.request import SourceOptions
 
 _COMMON = "pydoc"
 
@@ -35,10 +35,10 @@ def scored_series(
         UsageError: Checkpoints and texts are to be varied at once; a text of each model's own; not
             one model for several texts.
     """
+    from exporter.choose.studies.checkpoints import find_checkpoints
+    from exporter.choose.studies.series import score_series
     from exporter.errors import UsageError
     from exporter.files import refuse_overwriting
-    from exporter.studies.checkpoints import find_checkpoints
-    from exporter.studies.series import score_series
 
     varied = options["vary_calibration"] or options["vary_samples"]
     trained = options["checkpoints"] or options["revisions"]
@@ -81,7 +81,7 @@ def _refuse_copies(members: Sequence[Member]) -> None:
 def _one_text(plain: Mapping[str, Any], progress: ConsoleProgress) -> str | None:
     """The text for all checkpoints; None where the metrics read none."""
     from exporter.errors import UsageError
-    from exporter.importance.registry import metrics_named, reads_text
+    from exporter.score.registry import metrics_named, reads_text
 
     named: str | None = plain["calibration"]
     if named == "self":
@@ -99,9 +99,9 @@ def _one_text(plain: Mapping[str, Any], progress: ConsoleProgress) -> str | None
 def _checkpoints(
     sources: Sequence[str], plain: Mapping[str, Any], progress: ConsoleProgress
 ) -> list[Member]:
-    from exporter.studies.checkpoints import check_series
-    from exporter.studies.naming import checkpoint_labels
-    from exporter.studies.series import folder_names
+    from exporter.choose.studies.checkpoints import check_series
+    from exporter.choose.studies.naming import checkpoint_labels
+    from exporter.choose.studies.series import folder_names
 
     check_series(sources)
     names = folder_names(checkpoint_labels(sources))
@@ -116,8 +116,8 @@ def _revisions(
     plain: Mapping[str, Any],
     progress: ConsoleProgress,
 ) -> list[Member]:
+    from exporter.choose.studies.series import folder_names
     from exporter.errors import UsageError
-    from exporter.studies.series import folder_names
 
     revisions: tuple[str, ...] = options["revisions"]
     if len(models) != 1 or options["checkpoints"] or plain["revision"] or Path(models[0]).exists():
@@ -139,9 +139,9 @@ def _texts(
     plain: Mapping[str, Any],
     progress: ConsoleProgress,
 ) -> list[Member]:
+    from exporter.choose.studies.series import folder_names
     from exporter.cli.score_runs import loaded_model
     from exporter.errors import UsageError
-    from exporter.studies.series import folder_names
 
     if len(models) != 1:
         raise UsageError("Texts are varied for one MODEL.", "For several: --checkpoints.")
@@ -183,9 +183,9 @@ def _member(
     load: Callable[[], LoadedModel] | None = None,
 ) -> Member:
     from exporter.artifacts import library_versions
+    from exporter.choose.studies.series import Member
     from exporter.cli.requests import score_options, source_options
     from exporter.cli.score_runs import scored
-    from exporter.studies.series import Member
 
     how, text = source_options(options), options["calibration"]
     key = {
@@ -202,7 +202,7 @@ def _member(
 @cache
 def _digest(source: str, how: SourceOptions) -> str:
     """Read once: the weights may be large, and a model may stand for several texts."""
-    from exporter.loading.model_source import source_sha256
+    from exporter.models.loading.model_source import source_sha256
 
     return source_sha256(source, **{k: v for k, v in vars(how).items() if k != "dtype"})
 

@@ -11,10 +11,10 @@ from exporter.cli.options import dropping
 from exporter.cli.sections import Count
 
 if TYPE_CHECKING:
-    from exporter.selection import SearchOptions
+    from exporter.choose.selection import SearchOptions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-# As exporter.selection has them, which --help must not load.
+# As exporter.choose.selection has them, which --help must not load.
 _SEARCHES = ("one-shot", "iterative", "greedy", "evolution")
 
 
@@ -64,7 +64,7 @@ def search_options(function: _F) -> _F:
 
 def search_request(options: Mapping[str, Any]) -> SearchOptions:
     """The library's own options."""
-    from exporter.selection import SearchOptions
+    from exporter.choose.selection import SearchOptions
 
     return SearchOptions(
         search=options["search"],

@@ -34,10 +34,10 @@ def stability(
     They are of checkpoints of one training, on one text; or of one model on several texts, or on
     several amounts of one. `depthcut score --checkpoints` and `--vary-calibration` make them.
     """
+    from exporter.choose.studies import stability_of_files
     from exporter.cli.study_results import print_stability
     from exporter.files import refuse_overwriting
     from exporter.report.studies import study_files, write_stability
-    from exporter.studies import stability_of_files
 
     for path in study_files(output):
         refuse_overwriting(path, files)

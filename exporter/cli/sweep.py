@@ -22,7 +22,7 @@ from exporter.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from exporter.artifacts import SweepReport
-    from exporter.sweep import Runner
+    from exporter.pipeline.sweep import Runner
 
 
 @click.command(
@@ -64,7 +64,7 @@ def sweep(
     for each cell.
     """
     from exporter.cli.sweep_table import print_sweep
-    from exporter.sweep import Dangers, look, read_sweep, run_sweep
+    from exporter.pipeline.sweep import Dangers, look, read_sweep, run_sweep
 
     asked = read_sweep(file)
     dangers = Dangers(trust_remote_code, allow_pickle, allow_any_model_type)
@@ -84,8 +84,8 @@ def sweep(
 
 def _runner(cluster: Mapping[str, Any]) -> Runner:
     """What runs the cells: this machine, or those of a cluster."""
-    from exporter.sweep.child import run_in_children
-    from exporter.sweep.on_ray import run_on_ray
+    from exporter.pipeline.sweep.child import run_in_children
+    from exporter.pipeline.sweep.on_ray import run_on_ray
 
     if not asks_for_cluster(cluster):
         return run_in_children

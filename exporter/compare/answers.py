@@ -14,7 +14,7 @@ from exporter.compare.journal import Journal
 from exporter.files import sha256_file
 
 if TYPE_CHECKING:
-    from exporter.texts import TextSource
+    from exporter.models.texts import TextSource
 
 _T = TypeVar("_T")
 

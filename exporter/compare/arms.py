@@ -31,9 +31,9 @@ FLOAT_BASELINE, FLOAT_CANDIDATE = "float baseline", "float candidate"
 _R = TypeVar("_R", bound=Record)
 
 if TYPE_CHECKING:
-    from exporter.backends.base import Runner
-    from exporter.measure.graph_facts import GraphFacts
-    from exporter.measure.model_folder import ModelFolder
+    from exporter.engines.runners.base import Runner
+    from exporter.models.graph_facts import GraphFacts
+    from exporter.models.model_folder import ModelFolder
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Pair:
         Raises:
             ComparisonError: They are no forms of one model.
         """
-        from exporter.measure.inputs import TOKEN_INPUTS
+        from exporter.engines.inputs import TOKEN_INPUTS
 
         known = {spec.name for spec in self.baseline.runner.inputs}
         _refuse_foreign(self.baseline.runner, self.candidate.runner, "candidate", known)

@@ -9,12 +9,12 @@ from exporter.compare.options import QualityOptions
 from exporter.optional import require
 
 if TYPE_CHECKING:
-    from exporter.tasks.choosing import TaskChoice
+    from exporter.compare.tasks.choosing import TaskChoice
 
 
 def asked_tasks(quality: QualityOptions) -> TaskChoice:
     """The tasks by name, and where their items are."""
-    from exporter.tasks.choosing import TaskChoice
+    from exporter.compare.tasks.choosing import TaskChoice
 
     return TaskChoice(quality.tasks, quality.task_data, quality.task_limit)
 

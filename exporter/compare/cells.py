@@ -10,7 +10,7 @@ from exporter.errors import ComparisonError
 
 if TYPE_CHECKING:
     from exporter.compare.generating import GenerationCell
-    from exporter.measure.inputs import Shape
+    from exporter.engines.inputs import Shape
 
 
 class _Sized(Protocol):
@@ -30,7 +30,7 @@ def shapes(pair: Pair) -> list[Shape]:
     Raises:
         ComparisonError: No cell is left to time.
     """
-    from exporter.measure.inputs import Shape, has_cache
+    from exporter.engines.inputs import Shape, has_cache
 
     options, cached = pair.options, has_cache(pair.baseline.runner.inputs)
     phase: Phase = "prefill" if cached else "encode"
@@ -56,7 +56,7 @@ def generations(pair: Pair) -> list[GenerationCell]:
         ComparisonError: No cell is left to time, or the model has no cache.
     """
     from exporter.compare.generating import GenerationCell
-    from exporter.measure.inputs import has_cache
+    from exporter.engines.inputs import has_cache
 
     options = pair.options
     cells = [

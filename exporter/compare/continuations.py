@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from exporter.measure.evaluation import EvaluationTokens
-    from exporter.texts import TextSource
+    from exporter.compare.measure.evaluation import EvaluationTokens
+    from exporter.models.texts import TextSource
 
 _PROMPT_TOKENS = 64
 _LONG_SAMPLES = 2
@@ -31,8 +31,8 @@ def generation_agreements(
     Raises:
         BackendError: A run fails.
     """
-    from exporter.generation.agreement import agreement
-    from exporter.measure.inputs import has_cache
+    from exporter.engines.decoding.agreement import agreement
+    from exporter.engines.inputs import has_cache
 
     quality = pair.options.quality
     if not quality.agreement_prompts or not (
@@ -57,7 +57,7 @@ class _LeftOutError(Exception):
 
 
 def _refuse_steps(pair: Pair, positions: int) -> None:
-    from exporter.measure.inputs import has_cache
+    from exporter.engines.inputs import has_cache
 
     for name, arm in pair.judged.items():
         if not has_cache(arm.runner.inputs):
@@ -71,9 +71,9 @@ def _refuse_steps(pair: Pair, positions: int) -> None:
 
 def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """Every judged arm's greedy texts, one arm at a time."""
-    from exporter.generation.agreement import continuations
-    from exporter.generation.open_decoder import decoder_on
-    from exporter.generation.text_model import TextModel
+    from exporter.engines.decoding.agreement import continuations
+    from exporter.engines.decoding.open_decoder import decoder_on
+    from exporter.engines.decoding.text_model import TextModel
 
     folder, new_tokens = pair.baseline.folder, pair.options.quality.agreement_tokens
     tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
@@ -109,10 +109,10 @@ def long_contexts(pair: Pair, texts: TextSource) -> list[LongContext]:
 
 
 def _long_context(pair: Pair, texts: TextSource, length: int) -> LongContext:
-    from exporter.measure.evaluation import tokenize
-    from exporter.tasks.choosing import make_scorer
-    from exporter.tasks.encoding import TextCodec
-    from exporter.tasks.long_context import ANSWER_TOKENS, compare_long_context
+    from exporter.compare.measure.evaluation import tokenize
+    from exporter.compare.tasks.choosing import make_scorer
+    from exporter.compare.tasks.encoding import TextCodec
+    from exporter.compare.tasks.long_context import ANSWER_TOKENS, compare_long_context
 
     folder = pair.baseline.folder if pair.baseline.folder.tokenizer else pair.candidate.folder
     codec = TextCodec(folder)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from exporter.texts import TextSource
+    from exporter.models.texts import TextSource
 
 _TEXTS = 64
 _LONGEST_TEXT = 128  # tokens, as sentence-transformers trains its small encoders
@@ -27,7 +27,11 @@ def embedding_accuracy(pair: Pair, texts: TextSource) -> Judgement | None:
         ComparisonError: There are too few passages, or embeddings aren't finite.
         BackendError: A run fails.
     """
-    from exporter.measure.quality.embeddings import compare_embeddings, embed, embedding_output
+    from exporter.compare.measure.quality.embeddings import (
+        compare_embeddings,
+        embed,
+        embedding_output,
+    )
 
     runner = pair.baseline.runner
     if embedding_output(runner.outputs) is None:
@@ -74,8 +78,8 @@ class _Passages:
 
 def _passages(pair: Pair, texts: TextSource) -> _Passages:
     """Passages of the text; random tokens where neither arm has a tokenizer."""
-    from exporter.measure.evaluation import random_ids, tokenize_passages
-    from exporter.measure.quality.agreement import check_tokens
+    from exporter.compare.measure.evaluation import random_ids, tokenize_passages
+    from exporter.compare.measure.quality.agreement import check_tokens
 
     folder = pair.baseline.folder
     longest = min(_LONGEST_TEXT, folder.longest_sequence or _LONGEST_TEXT)

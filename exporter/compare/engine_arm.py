@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import EngineFacts
 from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
-from exporter.engine.driver import ask_driver
-from exporter.engine.engine_set import EngineSet, find_builds
-from exporter.engine.settings import ProfileEntry, ShapeRange
-from exporter.engine.sidecar import EngineRecord, built_for
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.engine_set import EngineSet, find_builds
+from exporter.engines.build.settings import ProfileEntry, ShapeRange
+from exporter.engines.build.sidecar import EngineRecord, built_for
 from exporter.errors import ComparisonError
 from exporter.files import sha256_file, sha256_files
 
 if TYPE_CHECKING:
-    from exporter.backends.base import Runner
-    from exporter.measure.graph_facts import GraphFacts
-    from exporter.measure.model_folder import ModelFolder
+    from exporter.engines.runners.base import Runner
+    from exporter.models.graph_facts import GraphFacts
+    from exporter.models.model_folder import ModelFolder
 
 _BY_OTHERS = "; what was measured is ONNX Runtime on the ONNX files that they were built from"
 _UNMEASURED = (
@@ -145,9 +145,9 @@ def _stand_in(
     engines: tuple[EngineFacts, ...],
     not_run: str,
 ) -> ComparedArm:
-    from exporter.backends.onnxruntime import OnnxRuntimeRunner
-    from exporter.measure.graph_facts import read_facts
-    from exporter.measure.model_folder import find_model
+    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+    from exporter.models.graph_facts import read_facts
+    from exporter.models.model_folder import find_model
 
     folder = find_model(onnx)
     runner = OnnxRuntimeRunner(folder.onnx, provider=options.provider, threads=threads)
@@ -155,13 +155,13 @@ def _stand_in(
 
 
 def _engine_runner(build: EngineSet) -> Runner:
-    from exporter.backends.tensorrt import TensorRtRunner
+    from exporter.engines.runners.tensorrt import TensorRtRunner
 
     return TensorRtRunner(build)
 
 
 def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | None:
-    from exporter.backends.onnxruntime import OnnxRuntimeRunner
+    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 
     if onnx is None or facts.precision not in ("fp32", "fp16", "bf16"):
         return None
@@ -170,7 +170,7 @@ def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | Non
 
 def _onnx_of(build: EngineSet, given: Path | None) -> Path | None:
     """The ONNX file that an engine was built from, told by its hash."""
-    from exporter.measure.model_folder import find_model
+    from exporter.models.model_folder import find_model
 
     made_from = build.records[0].made_from
     if given is not None:
@@ -200,15 +200,15 @@ def _is_source(onnx: Path, made_from: dict[str, str]) -> bool:
 
 def _described(build: EngineSet, onnx: Path | None) -> tuple[ModelFolder, GraphFacts]:
     """Where the engines' config and tokenizer are, and what is known of them."""
-    from exporter.measure.graph_facts import read_facts
-    from exporter.measure.model_folder import ModelFolder
+    from exporter.models.graph_facts import read_facts
+    from exporter.models.model_folder import ModelFolder
 
     folder = ModelFolder.beside(build.paths[0], (onnx or build.paths[0]).parent)
     return folder, _graph_facts(build, None if onnx is None else read_facts(onnx))
 
 
 def _graph_facts(build: EngineSet, source: GraphFacts | None) -> GraphFacts:
-    from exporter.measure.graph_facts import GraphFacts
+    from exporter.models.graph_facts import GraphFacts
     from graph_passes.plan_record import PLAN_KEY
 
     records, first = build.records, build.records[0]
@@ -226,8 +226,8 @@ def _graph_facts(build: EngineSet, source: GraphFacts | None) -> GraphFacts:
 
 
 def _bytes_per_token(record: EngineRecord) -> int:
-    from exporter.engine.tensors import byte_count, numpy_dtype
-    from exporter.measure.graph_facts import CACHE_INPUT
+    from exporter.engines.build.tensors import byte_count, numpy_dtype
+    from exporter.models.graph_facts import CACHE_INPUT
 
     return sum(
         byte_count(numpy_dtype(each.dtype), (each.shape[1], each.shape[-1]))

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.artifacts import TimedPhase
+from exporter.compare.measure.timing.subjects import Builds
+from exporter.engines.decoding.decoder import Decoder
 from exporter.errors import BackendError
-from exporter.generation.decoder import Decoder
-from exporter.measure.timing.subjects import Builds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from exporter.measure.timing.clock import Clock
-    from exporter.measure.timing.probe import Cell, Probe, Sample
+    from exporter.compare.measure.timing.clock import Clock
+    from exporter.compare.measure.timing.probe import Cell, Probe, Sample
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ThreadProbe, library_versions
+from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import key_hash
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.ledger import FOLDER
 from graph_passes.files.placing import append
 from graph_passes.files.reading import TABLE_BYTES, parse_json, read_text
 
 if TYPE_CHECKING:
-    from exporter.measure.timing.chunk import Chunk
-    from exporter.measure.timing.probe import Cell
+    from exporter.compare.measure.timing.chunk import Chunk
+    from exporter.compare.measure.timing.probe import Cell
 
 _NAME = "timing.jsonl"
 
@@ -60,7 +60,7 @@ class Journal:
 
     def recall(self, cell: Cell, number: int) -> Chunk | None:
         """The chunk of a cell, where it was finished."""
-        from exporter.measure.timing.chunk import Chunk
+        from exporter.compare.measure.timing.chunk import Chunk
 
         entry = self._chunks.get(_name(cell, number))
         return None if entry is None else Chunk.from_json(entry["chunk"])
@@ -91,7 +91,7 @@ class Journal:
         append(self._path, json.dumps(entry) + "\n")
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        from exporter.measure.timing.chunk import Chunk
+        from exporter.compare.measure.timing.chunk import Chunk
 
         found: dict[str, dict[str, Any]] = {}
         try:
@@ -129,7 +129,7 @@ def open_journal(pair: Pair, folder: Path) -> Journal:
         pair: What times depend on; it need not run yet.
         folder: The output folder.
     """
-    from exporter.measure.environment import environment
+    from exporter.engines.environment import environment
 
     threads = pair.options.threads
     machine = environment(threads=threads or 0, gpu=pair.on_gpu)

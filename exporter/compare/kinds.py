@@ -177,7 +177,7 @@ def open_floats(
 
 
 def _names_engines(path: Path) -> bool:
-    from exporter.engine.engine_set import SUFFIXES, holds_engines_alone
+    from exporter.engines.build.engine_set import SUFFIXES, holds_engines_alone
 
     return holds_engines_alone(path) if path.is_dir() else path.suffix in SUFFIXES
 
@@ -212,9 +212,9 @@ def _open(
 
 
 def _open_onnx(path: Path, options: CompareOptions, *, threads: int) -> ComparedArm:
-    from exporter.backends.onnxruntime import OnnxRuntimeRunner
-    from exporter.measure.graph_facts import read_facts
-    from exporter.measure.model_folder import find_model
+    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+    from exporter.models.graph_facts import read_facts
+    from exporter.models.model_folder import find_model
 
     folder = find_model(path)
     runner = OnnxRuntimeRunner(folder.onnx, provider=options.provider, threads=threads)

@@ -88,7 +88,7 @@ class CompareOptions:
         batches: Sequences in each timed call; every length is timed with each.
         rounds: Interleaved rounds of a row, from 2 on, whatever they take; below 6 there is no
             verdict. None goes by the time budget.
-        eval_text: What the models are judged on; see :func:`exporter.texts.read_texts`.
+        eval_text: What the models are judged on; see :func:`exporter.models.texts.read_texts`.
         eval_tokens: How much of it, rounded down to whole samples.
         eval_sequence_length: Tokens in a sample.
         quality: What else is measured of the answers.

@@ -15,12 +15,12 @@ from exporter.compare.corners import CornerQuality
 from exporter.compare.embeddings import embedding_accuracy
 from exporter.compare.journal import Journal
 from exporter.compare.judgement import Judgement
-from exporter.compare.tasks import check_questions, task_results
+from exporter.compare.task_answers import check_questions, task_results
 
 if TYPE_CHECKING:
-    from exporter.measure.evaluation import EvaluationTokens
-    from exporter.measure.quality.agreement import Agreement
-    from exporter.texts import TextSource
+    from exporter.compare.measure.evaluation import EvaluationTokens
+    from exporter.compare.measure.quality.agreement import Agreement
+    from exporter.models.texts import TextSource
 
 
 def judge(pair: Pair, texts: TextSource, journal: Journal | None = None) -> Judgement:
@@ -37,7 +37,7 @@ def judge(pair: Pair, texts: TextSource, journal: Journal | None = None) -> Judg
         TaskError: A task is not known, or its items can't be read.
         BackendError: A run fails.
     """
-    from exporter.measure.quality.predictions import LOGITS
+    from exporter.compare.measure.quality.predictions import LOGITS
 
     check_questions(pair)
     answers = Answers(pair, texts, journal)
@@ -53,7 +53,7 @@ def judge(pair: Pair, texts: TextSource, journal: Journal | None = None) -> Judg
 
 def _of_text(pair: Pair, texts: TextSource, answers: Answers) -> Judgement:
     """For models that predict tokens."""
-    from exporter.measure.quality.agreement import check_tokens
+    from exporter.compare.measure.quality.agreement import check_tokens
 
     tokens = _tokens(pair, texts)
     check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
@@ -83,8 +83,8 @@ def _predictions(
     pair: Pair, tokens: EvaluationTokens, answers: Answers
 ) -> dict[tuple[str, str], Agreement]:
     """All that one pass over the text tells, by what is held against what."""
-    from exporter.measure.inputs import has_cache
-    from exporter.measure.quality.agreement import Agreement, compare_predictions
+    from exporter.compare.measure.quality.agreement import Agreement, compare_predictions
+    from exporter.engines.inputs import has_cache
 
     baseline = pair.baseline
     causal = has_cache(baseline.runner.inputs) or baseline.folder.predicts_next_token
@@ -123,7 +123,7 @@ def _corners(
 
 
 def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
-    from exporter.measure.evaluation import random_ids, tokenize
+    from exporter.compare.measure.evaluation import random_ids, tokenize
 
     options, folder = pair.options, pair.baseline.folder
     longest = folder.longest_sequence or options.eval_sequence_length

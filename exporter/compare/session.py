@@ -37,7 +37,7 @@ from exporter.errors import ComparisonError
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from exporter.texts import TextSource
+    from exporter.models.texts import TextSource
 
 
 def compare(
@@ -92,7 +92,7 @@ def compare(
         BackendError: When ONNX Runtime can't load or run a model where it was asked to.
         TextSourceError: When the evaluation text can't be read.
     """
-    from exporter.measure.environment import default_threads
+    from exporter.engines.environment import default_threads
 
     names = same_kind(baseline, candidate)
     if names[0].kind == "times":
@@ -137,7 +137,7 @@ class _Known:
 
 def _described(pair: Pair, known: _Known, *, threads: int) -> ComparisonReport:
     """The report of arms that can't run here."""
-    from exporter.measure.environment import environment
+    from exporter.engines.environment import environment
 
     pair.progress.say(f"compare: {pair.baseline.not_run or pair.candidate.not_run}")
     return _report(pair, known, environment(threads=threads, gpu=False))
@@ -150,10 +150,10 @@ def _measured(
     journal: Journal | None,
     probe: ThreadProbe | None,
 ) -> ComparisonReport:
-    from exporter.backends.widened_copy import tell_widened
+    from exporter.compare.measure.cpu_use import cpu_times, other_cpu_share
     from exporter.compare.witness import witness_checks
-    from exporter.measure.cpu_use import cpu_times, other_cpu_share
-    from exporter.measure.environment import environment
+    from exporter.engines.environment import environment
+    from exporter.engines.runners.widened_copy import tell_widened
 
     pair.refuse_other_interface()
     tell_widened((each.capabilities for each in pair.runners), pair.progress)

@@ -9,7 +9,7 @@ from exporter.compare.options import CompareOptions
 from exporter.errors import ComparisonError
 
 if TYPE_CHECKING:
-    from exporter.texts import TextSource
+    from exporter.models.texts import TextSource
 
 
 def evaluation_text(options: CompareOptions, calibration: CalibrationRef | None) -> TextSource:
@@ -19,7 +19,7 @@ def evaluation_text(options: CompareOptions, calibration: CalibrationRef | None)
         ComparisonError: When it is the text that importance was measured on.
         TextSourceError: When it can't be read.
     """
-    from exporter.texts import read_texts
+    from exporter.models.texts import read_texts
 
     texts = read_texts(options.eval_text, part="evaluation")
     if calibration is not None and (

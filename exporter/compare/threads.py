@@ -11,8 +11,8 @@ from exporter.compare.journal import Journal
 from exporter.progress import QUIET
 
 if TYPE_CHECKING:
-    from exporter.backends.base import Runner
-    from exporter.measure.inputs import Shape
+    from exporter.engines.inputs import Shape
+    from exporter.engines.runners.base import Runner
 
 
 def settle_threads(pair: Pair, journal: Journal | None) -> ThreadProbe | None:
@@ -29,7 +29,7 @@ def settle_threads(pair: Pair, journal: Journal | None) -> ThreadProbe | None:
         BackendError: The baseline can't be loaded or run.
         ComparisonError: There is no step to time.
     """
-    from exporter.measure.threads import choose_threads, fastest
+    from exporter.compare.measure.threads import choose_threads, fastest
 
     if pair.options.threads is not None or pair.on_gpu:
         return None
@@ -57,7 +57,7 @@ def _set(runners: tuple[Runner, ...], threads: int) -> None:
 
 def _step(pair: Pair) -> Shape:
     from exporter.compare.cells import generations, shapes
-    from exporter.measure.inputs import Shape
+    from exporter.engines.inputs import Shape
 
     quiet = replace(pair, progress=QUIET)  # what is left out is told when the others are timed
     asked = shapes(quiet)

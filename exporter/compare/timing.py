@@ -15,10 +15,10 @@ from exporter.errors import ComparisonError
 
 if TYPE_CHECKING:
     from exporter.compare.generating import GenerationCell
-    from exporter.generation.decoder import Decoder
-    from exporter.measure.latency import Sampling
-    from exporter.measure.timing.chunk import Memory
-    from exporter.measure.timing.probe import Cell, Subject
+    from exporter.compare.measure.latency import Sampling
+    from exporter.compare.measure.timing.chunk import Memory
+    from exporter.compare.measure.timing.probe import Cell, Subject
+    from exporter.engines.decoding.decoder import Decoder
 
 
 @dataclass
@@ -41,7 +41,7 @@ def time_all(pair: Pair, memory: Memory | None = None) -> Timed:
         ComparisonError: No cell is left to time, or the clock jumps.
         BackendError: A run fails.
     """
-    from exporter.measure.timing.subjects import RunnerSubject
+    from exporter.compare.measure.timing.subjects import RunnerSubject
 
     shapes, generations = cells.shapes(pair), cells.generations(pair)
     vocabulary = pair.vocabulary()
@@ -65,7 +65,7 @@ class _Watch:
     """Measures, and looks at the machine in between."""
 
     def __init__(self, pair: Pair, memory: Memory | None) -> None:
-        from exporter.measure.environment import ThrottleCounts
+        from exporter.engines.environment import ThrottleCounts
 
         self.timed = Timed()
         self._pair = pair
@@ -76,7 +76,7 @@ class _Watch:
         self._look()
 
     def measure(self, arms: Mapping[str, Subject], cells: Sequence[Cell]) -> None:
-        from exporter.measure.latency import measure_rows
+        from exporter.compare.measure.latency import measure_rows
 
         self.timed.rows += measure_rows(
             arms,
@@ -99,14 +99,14 @@ class _Watch:
                 arm.unload()
 
     def _look(self) -> None:
-        from exporter.measure.environment import machine_state
+        from exporter.engines.environment import machine_state
 
         seconds = time.monotonic() - self._begin
         self.timed.states.append(machine_state(seconds, self._throttle, gpu=self._gpu))
 
 
 def _sampling(pair: Pair) -> Sampling:
-    from exporter.measure.latency import Sampling
+    from exporter.compare.measure.latency import Sampling
 
     timing = pair.options.timing
     return Sampling(
@@ -135,9 +135,9 @@ def _decoders(pair: Pair, vocabulary: int) -> dict[str, Subject]:
 
 def _decoders_of(arm: ComparedArm, provider: str) -> list[Decoder]:
     """One for each build."""
-    from exporter.backends.tensorrt import TensorRtRunner
-    from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
-    from exporter.generation.tensorrt_decoder import TensorRtDecoder
+    from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+    from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+    from exporter.engines.runners.tensorrt import TensorRtRunner
 
     return [
         TensorRtDecoder(runner.engines)

@@ -11,9 +11,9 @@ from exporter.errors import ComparisonError, ExportError
 from exporter.optional import require
 
 if TYPE_CHECKING:
-    from exporter.backends.pytorch import TorchRunner
-    from exporter.loading.model_source import LoadedModel
-    from exporter.measure.graph_facts import GraphFacts
+    from exporter.engines.runners.pytorch import TorchRunner
+    from exporter.models.graph_facts import GraphFacts
+    from exporter.models.loading.model_source import LoadedModel
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -37,9 +37,9 @@ def open_torch_arm(
         MissingDependencyError: Without PyTorch.
     """
     require("torch", extra="torch")
-    from exporter.backends.pytorch import TorchRunner
-    from exporter.loading.model_source import load_model
-    from exporter.measure.model_folder import ModelFolder
+    from exporter.engines.runners.pytorch import TorchRunner
+    from exporter.models.loading.model_source import load_model
+    from exporter.models.model_folder import ModelFolder
 
     if not path.exists():
         raise ComparisonError(
@@ -61,7 +61,7 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def _facts(loaded: LoadedModel, runner: TorchRunner) -> GraphFacts:
-    from exporter.measure.graph_facts import GraphFacts
+    from exporter.models.graph_facts import GraphFacts
 
     model, interface = loaded.model, runner.interface
     per_token = sum(slot.heads * (slot.key_size + slot.value_size) for slot in interface.cache)

@@ -6,13 +6,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from exporter.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
-from exporter.costs import Effort
+from exporter.artifacts.ledger import FOLDER
+from exporter.choose.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
+from exporter.choose.costs import Effort
 from exporter.errors import UsageError
 from exporter.files import sha256_file
-from exporter.ledger import FOLDER
+from exporter.pipeline.request import BudgetRequest
 from exporter.pipeline.run import Run
-from exporter.request import BudgetRequest
 
 _PLACE = "planning"
 
@@ -28,8 +28,8 @@ def plan_within(run: Run, wanted: BudgetRequest) -> list[Path]:
     Raises:
         PlanError: There is no such plan; says what is reachable.
     """
-    from exporter.costs import sizes
-    from exporter.healing.plan_file import numbers_of, report_of, write_healed_plan
+    from exporter.choose.costs import sizes
+    from exporter.heal.plan_file import numbers_of, report_of, write_healed_plan
 
     budget = wanted.budget
     work = Workplace(run.request.out / FOLDER / _PLACE)
@@ -73,7 +73,7 @@ def settings_of(run: Run, wanted: BudgetRequest) -> PlanSettings:
 
 def budget_key(run: Run, wanted: BudgetRequest) -> dict[str, Any]:
     """What such a plan depends on, beside the scores and the search."""
-    from exporter.measure.environment import default_threads, gpu_name, processor_name
+    from exporter.engines.environment import default_threads, gpu_name, processor_name
 
     timed = wanted.budget.at is not None
     return {

@@ -32,7 +32,7 @@ def refuse_early(run: Run) -> None:
             one after the other.
     """
     from exporter.checkpoint.layer_turns import layers_of
-    from exporter.pruned_model import refuse_tokenless
+    from exporter.checkpoint.pruned_model import refuse_tokenless
 
     if run.request.checkpoint and not run.ledger.has(CHECKPOINT):
         refuse_tokenless(run.choosing.model)
@@ -75,10 +75,10 @@ def write(run: Run) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _check(run: Run, folder: Path, facts: CheckpointFacts) -> None:
-    from exporter.loading.meta_model import load_meta
-    from exporter.parity import check_export
+    from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.export.parity import check_export
+    from exporter.models.loading.meta_model import load_meta
     from exporter.pipeline.stages import judge, parity_provider
-    from exporter.pruned_model import load_pruned
 
     dtype = run.request.load.dtype
     checks = check_export(

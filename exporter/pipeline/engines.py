@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.compare import CompareOptions
-from exporter.engine.driver import ask_driver
-from exporter.engine.profiles import Ranges, Span, fitting, graph_inputs
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key
+from exporter.pipeline.request import EngineRequest
 from exporter.pipeline.run import ENGINES, QUANTIZE, Run, files_below
-from exporter.request import EngineRequest
 
-_USUAL = 2048  # what an engine serves at least, as exporter.engine.profiles has it
+_USUAL = 2048  # what an engine serves at least, as exporter.engines.build.profiles has it
 _USUAL_CONTEXT = 4096
 
 
@@ -33,7 +33,7 @@ def engines_key(run: Run, wanted: EngineRequest) -> Key:
 
 def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
     """Builds the engines of both models; what they were built from is noted."""
-    from exporter.engine.build import build_engines
+    from exporter.engines.build.build import build_engines
 
     folder = run.ledger.work / ENGINES
     with staged_directory(folder) as stage:

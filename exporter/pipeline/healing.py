@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from exporter.artifacts import HealingReport, PruningPlan
+from exporter.artifacts.ledger import FOLDER
 from exporter.files import sha256_file, staged_directory
-from exporter.healing.options import HealOptions
-from exporter.healing.plan_file import FOLDER_REPORT, report_of
-from exporter.ledger import FOLDER
+from exporter.heal.options import HealOptions
+from exporter.heal.plan_file import FOLDER_REPORT, report_of
 from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import HEALED_PLAN, HEALING, Run, files_below
 from graph_passes.files.placing import remove_tree
@@ -31,8 +31,8 @@ def heal_key(run: Run, wanted: HealOptions) -> Key:
 
 def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     """Heals the plan; the healed one stands in a folder of its own, with its numbers."""
-    from exporter.healing import heal as heal_plan
-    from exporter.healing import write_healed_plan
+    from exporter.heal import heal as heal_plan
+    from exporter.heal import write_healed_plan
     from exporter.report.parts.healing import healing_words
 
     path, folder = run.ledger.path("plan.json"), run.ledger.work / HEALING

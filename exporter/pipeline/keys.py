@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import library_versions
+from exporter.artifacts.plans.by_score import read_plan
 from exporter.artifacts.store import key_hash
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
 from exporter.pipeline.budgeting import budget_key
+from exporter.pipeline.request import COUNTS, ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
-from exporter.planning import read_plan
 from exporter.report.files import REPORTS
-from exporter.request import COUNTS, ExportRequest
 
 Key = dict[str, Any]
 
@@ -57,7 +57,7 @@ def _replacements_hash(plan: Path | None) -> str | None:
 
 def _report_hash(plan: Path | None) -> str | None:
     """Of what is known of its replacements' gain."""
-    from exporter.healing.plan_file import report_of
+    from exporter.heal.plan_file import report_of
 
     report = None if plan is None else report_of(read_plan(plan), plan)
     return None if report is None else sha256_file(report)
@@ -88,7 +88,7 @@ def prune_key(run: Run) -> Key:
 
 def measure_key(run: Run) -> Key:
     """Both graphs, what was made of them, the text, and the machine."""
-    from exporter.measure.environment import default_threads, gpu_name, processor_name
+    from exporter.engines.environment import default_threads, gpu_name, processor_name
 
     return {
         "writes": REPORTS,

@@ -13,10 +13,10 @@ from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import ARMS, QUANTIZE, QUANTIZED, Run, files_below
 from exporter.pipeline.shared import once
 from exporter.pipeline.stages import WEIGHT_FILES
-from exporter.quantization.settings import QuantizeSettings
+from exporter.quantize.settings import QuantizeSettings
 
 if TYPE_CHECKING:
-    from exporter.quantization.quantize import QuantizationResult
+    from exporter.quantize.quantize import QuantizationResult
 
 _GRAPH = "model.onnx"
 
@@ -38,7 +38,7 @@ def with_method(run: Run, settings: QuantizeSettings) -> QuantizeSettings:
 
 
 def _keeps_blocks(file: Path, settings: QuantizeSettings) -> bool:
-    from exporter.quantization.gguf_blocks import most_bits
+    from exporter.quantize.gguf_blocks import most_bits
 
     if settings.scheme == "mixed" or not file.is_file():
         return False
@@ -50,7 +50,7 @@ def _keeps_blocks(file: Path, settings: QuantizeSettings) -> bool:
 
 def quantize_key(run: Run, settings: QuantizeSettings) -> Key:
     """Both graphs, how and by whom they are quantised, and the files that are looked at."""
-    from exporter.quantization.modelopt import modelopt_version
+    from exporter.quantize.modelopt import modelopt_version
 
     return {
         **run.sources(),
@@ -110,8 +110,8 @@ def _quantized(
     settings: QuantizeSettings,
     bits_by_node: Mapping[str, int],
 ) -> QuantizationResult:
-    from exporter.quantization.products import find_products
-    from exporter.quantization.quantize import quantize_with_report
+    from exporter.quantize.products import find_products
+    from exporter.quantize.quantize import quantize_with_report
     from graph_passes.files.storage import load_model
 
     if bits_by_node:  # without what was cut

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import PruningPlan
+from exporter.artifacts.ledger import FOLDER
 from exporter.errors import ComparisonError, PlanError, UsageError
-from exporter.healing.options import HealOptions
-from exporter.ledger import FOLDER
+from exporter.heal.options import HealOptions
+from exporter.pipeline.request import EngineRequest, ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
 from exporter.pipeline.streaming import refuse_unstreamable
-from exporter.quantization.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
+from exporter.quantize.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
 from exporter.report.files import REPORTS
-from exporter.request import EngineRequest, ExportRequest
 
 _RESULTS: tuple[str, ...] = (
     "importance.json", "plan.json", "baseline", "candidate", "prune.json", *REPORTS,
@@ -25,11 +25,11 @@ def refuse_bad_options(request: ExportRequest) -> None:
     Raises:
         DepthcutError: Of the stage that would fail.
     """
-    from exporter.backends.sessions import check_provider
     from exporter.compare import evaluation_text
     from exporter.compare.asked_tasks import refuse_missing_tasks
-    from exporter.forms import refuse_options
-    from exporter.loading.model_source import check_dtype
+    from exporter.engines.runners.sessions import check_provider
+    from exporter.export.forms import refuse_options
+    from exporter.models.loading.model_source import check_dtype
     from exporter.optional import require
 
     for load in (request.load, request.choosing):
@@ -62,8 +62,8 @@ def refuse_bad_options(request: ExportRequest) -> None:
 
 
 def _refuse_plan(path: Path) -> None:
-    from exporter.planning import read_plan
-    from exporter.replacement_file import read_replacements
+    from exporter.artifacts.plans.by_score import read_plan
+    from exporter.artifacts.replacement_file import read_replacements
 
     plan = read_plan(path)
     refuse_reserved_replacements(plan, path)
@@ -81,9 +81,9 @@ def _refuse_short_caches(request: ExportRequest) -> None:
 
 
 def _refuse_engines(wanted: EngineRequest) -> None:
-    from exporter.engine.build import refuse_unbuildable
-    from exporter.engine.flavours import FLAVOURS, load
-    from exporter.engine.targets import refuse_unknown_targets
+    from exporter.engines.build.build import refuse_unbuildable
+    from exporter.engines.build.flavours import FLAVOURS, load
+    from exporter.engines.build.targets import refuse_unknown_targets
 
     refuse_unbuildable(wanted.backend, wanted.settings)
     module = load(FLAVOURS[wanted.backend])
@@ -93,7 +93,7 @@ def _refuse_engines(wanted: EngineRequest) -> None:
 def _refuse_healing(request: ExportRequest, wanted: HealOptions) -> None:
     """Refuses to judge the candidate on a text that it is fitted to."""
     from exporter.compare import evaluation_text
-    from exporter.texts import read_texts
+    from exporter.models.texts import read_texts
 
     judged = evaluation_text(request.compare, None).sha256
     for spec in wanted.calibration:
@@ -117,7 +117,7 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
         )
     if settings.needs_calibration and settings.calibration is not None:
         from exporter.compare import evaluation_text
-        from exporter.texts import read_texts
+        from exporter.models.texts import read_texts
 
         fitted = read_texts(settings.calibration, part="calibration")
         if fitted.sha256 == evaluation_text(request.compare, None).sha256:
@@ -128,7 +128,7 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
 
 
 def _refuse_modelopt(request: ExportRequest, python: Path) -> None:
-    from exporter.quantization.modelopt import modelopt_version
+    from exporter.quantize.modelopt import modelopt_version
 
     if request.target.startswith("onnxruntime"):
         raise UsageError(
@@ -162,7 +162,7 @@ def refuse_lost_caches(run: Run) -> None:
     Raises:
         PlanError: Every attention is dropped, and the caches have a fixed length.
     """
-    from exporter.backends.cache_form import read_cache_form
+    from exporter.engines.runners.cache_form import read_cache_form
 
     dropped = {each.layer for each in run.deletions() if each.kind in ("attention", "block")}
     if len(dropped) < run.importance().model.num_layers:

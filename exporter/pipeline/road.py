@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ComparisonReport, PruneReport
-from exporter.forms.targets import TARGETS
-from exporter.ledger import locked
+from exporter.artifacts.ledger import locked
+from exporter.export.forms.targets import TARGETS
 from exporter.pipeline import checkpoint, keys, stages, streaming
 from exporter.pipeline.engines import build, engines_key
 from exporter.pipeline.healing import heal, heal_key
@@ -20,10 +20,10 @@ from exporter.pipeline.refusals import (
     refuse_calibration_text,
     refuse_foreign_results,
 )
+from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, Run
 from exporter.pipeline.shared import SHARED, once
 from exporter.progress import QUIET, Progress
-from exporter.request import ExportRequest
 
 Stage = Callable[[Run], tuple[list[Path], Any]]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import ImportanceReport, PlannedDeletion, PruningPlan, library_versions
-from exporter.ledger import StageLedger
+from exporter.artifacts.ledger import StageLedger
+from exporter.pipeline.request import ExportRequest, SourceOptions
 from exporter.progress import Progress
-from exporter.request import ExportRequest, SourceOptions
 
 if TYPE_CHECKING:
-    from exporter.loading.model_source import LoadedModel
-    from exporter.replacement_file import Replacements
+    from exporter.artifacts.replacement_file import Replacements
+    from exporter.models.loading.model_source import LoadedModel
 
 ARMS = {"baseline": "export", "candidate": "prune"}
 """The folders of both models, and the stages that make them."""
@@ -67,7 +67,7 @@ class Run:
         return self._load(self.request.choosing, "to choose")
 
     def _load(self, options: SourceOptions, what_for: str) -> LoadedModel:
-        from exporter.loading.model_source import load_model
+        from exporter.models.loading.model_source import load_model
         from exporter.pipeline import streaming
 
         if self.request.stream:
@@ -105,7 +105,7 @@ class Run:
 
     def replacements(self) -> Replacements | None:
         """The numbers that the plan puts in the places of what it drops."""
-        from exporter.replacement_file import read_replacements
+        from exporter.artifacts.replacement_file import read_replacements
 
         path = self.plan_path()
         return read_replacements(PruningPlan.read(path), path)
@@ -131,7 +131,7 @@ class Run:
 
 
 def _hash_source(request: ExportRequest) -> str:
-    from exporter.loading.model_source import source_sha256
+    from exporter.models.loading.model_source import source_sha256
 
     load = request.load
     return source_sha256(

@@ -14,9 +14,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from exporter.artifacts.ledger import in_turn
 from exporter.artifacts.store import Entry, key_hash
 from exporter.files import staged_directory, write_text
-from exporter.ledger import in_turn
 from graph_passes.errors import UnsafeInputError
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.reading import read_json

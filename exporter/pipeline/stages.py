@@ -15,8 +15,8 @@ from exporter.pipeline import streaming
 from exporter.pipeline.budgeting import plan_within
 from exporter.pipeline.keys import export_key, prune_key
 from exporter.pipeline.refusals import refuse_lost_caches
+from exporter.pipeline.request import COUNTS
 from exporter.pipeline.run import Run, files_below
-from exporter.request import COUNTS
 from graph_passes.files.reading import copy_file
 
 WEIGHT_FILES = ("model.onnx", "model.onnx*.data")
@@ -25,7 +25,7 @@ WEIGHT_FILES = ("model.onnx", "model.onnx*.data")
 
 def score_sublayers(run: Run) -> tuple[list[Path], None]:
     """Measures how redundant each sublayer is."""
-    from exporter.importance import score
+    from exporter.score import score
 
     if run.request.stream:
         report = streaming.score(run)
@@ -36,8 +36,8 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
 
 def plan(run: Run) -> tuple[list[Path], None]:
     """Chooses what to drop, or takes the plan that was given, with its replacements."""
-    from exporter.plan_origin import hold_against_model
-    from exporter.planning import is_foreign_plan, read_plan
+    from exporter.artifacts.plans.by_score import is_foreign_plan, read_plan
+    from exporter.artifacts.plans.origin import hold_against_model
 
     if run.request.drops.budget is not None:
         return plan_within(run, run.request.drops.budget), None
@@ -64,7 +64,7 @@ def check_plan(run: Run) -> None:
 
 
 def _check_plan(run: Run, plan: PruningPlan, path: Path | None) -> None:
-    from exporter.planning import validate_plan
+    from exporter.artifacts.plans.by_score import validate_plan
 
     layers, source = run.importance().model.num_layers, run.request.source
     validate_plan(plan, layers, model=source, path=path, allow_all=run.request.force)
@@ -72,8 +72,8 @@ def _check_plan(run: Run, plan: PruningPlan, path: Path | None) -> None:
 
 def _copied_replacements(run: Run, plan: PruningPlan, given: Path) -> list[Path]:
     """The numbers of a plan that was given, beside its copy; checked before they go on."""
-    from exporter.replacement_cut import cut_of_plan
-    from exporter.replacement_file import read_replacements
+    from exporter.artifacts.replacement_file import read_replacements
+    from exporter.cut.replacement_cut import cut_of_plan
 
     found = read_replacements(plan, given)
     if found is None or plan.replacements is None:
@@ -87,7 +87,7 @@ def _copied_replacements(run: Run, plan: PruningPlan, given: Path) -> list[Path]
 
 def _copied_report(plan: PruningPlan, given: Path, path: Path) -> list[Path]:
     """What a plan that was given gained by its replacements, where that is known."""
-    from exporter.healing.plan_file import files_of, report_of
+    from exporter.heal.plan_file import files_of, report_of
 
     found = report_of(plan, given)
     if found is None:
@@ -98,7 +98,7 @@ def _copied_report(plan: PruningPlan, given: Path, path: Path) -> list[Path]:
 
 
 def _chosen_plan(run: Run) -> PruningPlan:
-    from exporter.selection import choose
+    from exporter.choose.selection import choose
 
     counts = {name: n for name, n in vars(run.request.drops).items() if name in COUNTS}
     return choose(
@@ -122,9 +122,9 @@ def _search_journal(run: Run) -> Path:
 
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Writes the baseline for its target, and holds it against PyTorch."""
-    from exporter.forms import write_form
-    from exporter.loading.model_files import save_pretrained_files
-    from exporter.parity import check_export
+    from exporter.export.forms import write_form
+    from exporter.export.parity import check_export
+    from exporter.models.loading.model_files import save_pretrained_files
 
     folder, request = run.ledger.work / "baseline", run.request
     with (
@@ -151,10 +151,10 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
 def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Cuts the candidate out of the baseline, and holds it against PyTorch and the oracle."""
-    from exporter.engine.gate import gate_where_installed
-    from exporter.forms import TARGETS
-    from exporter.parity import check_export
-    from exporter.surgery import prune_file
+    from exporter.cut.surgery import prune_file
+    from exporter.engines.build.gate import gate_where_installed
+    from exporter.export.forms import TARGETS
+    from exporter.export.parity import check_export
 
     refuse_lost_caches(run)
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
@@ -194,7 +194,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
 def parity_provider(run: Run) -> str:
     """A graph that is written for one provider may have operators that no other has."""
-    from exporter.forms import TARGETS
+    from exporter.export.forms import TARGETS
 
     return TARGETS[run.request.target].provider or "cpu"
 

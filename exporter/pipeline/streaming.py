@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import ImportanceReport
+from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import key_hash
 from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
-from exporter.ledger import FOLDER
 from exporter.pipeline.keys import Key
+from exporter.pipeline.request import ExportRequest, SourceOptions
 from exporter.pipeline.run import Run
-from exporter.request import ExportRequest, SourceOptions
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from exporter.loading.meta_model import MetaModel
-    from exporter.loading.model_source import LoadedModel
+    from exporter.models.loading.meta_model import MetaModel
+    from exporter.models.loading.model_source import LoadedModel
 
 _UNFINISHED = "unfinished"
 _SESSION_SPARE = 1.2  # what a session takes, by its weights
@@ -56,7 +56,7 @@ def refuse_large_comparison(run: Run) -> None:
     Raises:
         UsageError: There isn't memory enough for that.
     """
-    from exporter.oracle.memory import available_bytes
+    from exporter.cut.oracle.memory import available_bytes
 
     if not (run.request.stream and run.request.compared):
         return
@@ -76,7 +76,7 @@ def refuse_wide_check(run: Run) -> None:
     Raises:
         UsageError: There isn't memory enough for its weights in float32, which the check holds.
     """
-    from exporter.oracle.memory import available_bytes
+    from exporter.cut.oracle.memory import available_bytes
 
     if not (run.request.stream and run.request.load.dtype == "bfloat16"):
         return
@@ -92,7 +92,7 @@ def refuse_wide_check(run: Run) -> None:
 
 def load(source: str, options: SourceOptions) -> MetaModel:
     """Loads a model without its weights."""
-    from exporter.loading.meta_model import load_meta
+    from exporter.models.loading.meta_model import load_meta
 
     return load_meta(
         source,
@@ -104,7 +104,7 @@ def load(source: str, options: SourceOptions) -> MetaModel:
 
 def score(run: Run) -> ImportanceReport:
     """Measures how redundant each sublayer is, a layer's weights at a time."""
-    from exporter.streaming import score_streamed
+    from exporter.score.streaming import score_streamed
 
     return score_streamed(
         _hollow(run.choosing),
@@ -147,7 +147,7 @@ def forget_unfinished(run: Run) -> None:
 
 
 def _hollow(loaded: LoadedModel) -> MetaModel:
-    from exporter.loading.meta_model import MetaModel
+    from exporter.models.loading.meta_model import MetaModel
 
     if not isinstance(loaded, MetaModel):
         raise UsageError("The model was loaded whole.", "Say --stream.")

@@ -32,7 +32,7 @@ class Architecture:
         paths: For each kind of sublayer the dotted path from the model to the module that is
             silenced, ``{}`` for the layer's number; alternatives for what follows it are parted
             by ``|``, modules that go together by ``&``. A layer without such a module has no such
-            sublayer. Empty: as ``exporter.anatomy.architectures`` has them.
+            sublayer. Empty: as ``exporter.models.anatomy.architectures`` has them.
         settings: Config entries beside the usual tiny sizes.
         traced_length_only: The graph runs at the sequence length that it was traced at.
         refused: Part of the reason for which the graph must be refused; empty: it must be cut.

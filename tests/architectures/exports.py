@@ -61,8 +61,8 @@ def quiet() -> Iterator[None]:
 
 def _by_depthcut(model: Any, folder: Path) -> Path:
     from exporter.artifacts import ModelRef
-    from exporter.loading.model_source import LoadedModel
-    from exporter.torch_export import export_onnx
+    from exporter.export.torch_export import export_onnx
+    from exporter.models.loading.model_source import LoadedModel
 
     name = type(model).__name__
     ref = ModelRef(source=name, architecture=name, num_layers=1, sha256="0" * 64)
@@ -72,7 +72,7 @@ def _by_depthcut(model: Any, folder: Path) -> Path:
 def _by_pytorch(model: Any, part: Part, folder: Path) -> Exported:
     import torch
 
-    from exporter.exportable_experts import exportable_experts
+    from exporter.export.exportable_experts import exportable_experts
 
     dims: dict[str, Any] = {}
     for axes in part.dynamic.values():

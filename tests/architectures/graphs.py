@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from exporter.onnx_interface import InterfaceModule, OnnxInterface, interface_of
+from exporter.models.onnx_interface import InterfaceModule, OnnxInterface, interface_of
 from tests.architectures.catalogue import Architecture
 from tests.architectures.hybrid_graphs import hybrid_decoder
 from tests.architectures.seq2seq_graphs import seq2seq_decoder, seq2seq_encoder

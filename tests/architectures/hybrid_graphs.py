@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from exporter.onnx_interface import cache_argument
+from exporter.models.onnx_interface import cache_argument
 from tests.architectures.catalogue import Architecture
 from tests.architectures.subjects import (
     PROMPT,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from exporter.onnx_interface import cache_argument, new_cache
+from exporter.models.onnx_interface import cache_argument, new_cache
 from tests.architectures.catalogue import Architecture
 from tests.architectures.subjects import (
     Axes,

@@ -73,9 +73,9 @@ def _exported(dtype: str = "float32") -> Path:
     out = OUT if dtype == "float32" else OUT / dtype
     model = out / "model.onnx"
     if not model.is_file():
+        from exporter.export.torch_export import export_onnx
         from exporter.files import staged_directory
-        from exporter.loading.model_source import load_model
-        from exporter.torch_export import export_onnx
+        from exporter.models.loading.model_source import load_model
 
         print("Exporting SmolLM2 for the benchmarks ...", flush=True)
         with staged_directory(out) as stage:

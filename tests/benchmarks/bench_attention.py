@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.engine.build import build_engines
-from exporter.engine.profiles import Ranges, Span, fitting, graph_inputs
-from exporter.engine.settings import BuildSettings
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
+from exporter.engines.build.settings import BuildSettings
 from exporter.errors import EngineError
 from tests.benchmarks.bench_engines import versions
 
@@ -104,9 +104,9 @@ def _layer(dtype: str) -> Any:
 def _written(loaded: Any, form: str, folder: Path) -> Path:
     import onnx_ir as ir
 
-    from exporter.forms.tensorrt import rewrite_decoder
-    from exporter.onnx_output import save_graph
-    from exporter.torch_export import export_onnx
+    from exporter.export.forms.tensorrt import rewrite_decoder
+    from exporter.export.onnx_output import save_graph
+    from exporter.export.torch_export import export_onnx
 
     path = export_onnx(loaded, folder, opset=20 if form == FORMS[0] else 23)
     if form in FORMS[2:]:

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
-from exporter.measure.environment import default_threads
-from exporter.measure.statistics import estimate
-from exporter.measure.timing.clock import no_garbage_collection
+from exporter.compare.measure.statistics import estimate
+from exporter.compare.measure.timing.clock import no_garbage_collection
+from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.environment import default_threads
 from tests.benchmarks.machine import print_machine
 
 AIM = 1.02
@@ -40,7 +40,7 @@ def built(source: str, folder: Path) -> Path:
         from onnxruntime_genai.models import builder
 
         from exporter.files import staged_directory
-        from exporter.loading.model_source import load_model
+        from exporter.models.loading.model_source import load_model
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         print("Building SmolLM2's graph with onnxruntime-genai's builder ...", flush=True)

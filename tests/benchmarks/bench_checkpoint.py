@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 
 from exporter.artifacts import ParityCheck, PruningPlan
+from exporter.artifacts.plans.by_score import parse_drops
 from exporter.checkpoint import write_checkpoint
-from exporter.loading.model_files import save_checkpoint
-from exporter.loading.model_source import load_model
-from exporter.parity import check_export
-from exporter.planning import parse_drops
-from exporter.pruned_model import load_pruned
-from exporter.surgery import prune_file
-from exporter.torch_export import export_onnx
+from exporter.checkpoint.pruned_model import load_pruned
+from exporter.cut.surgery import prune_file
+from exporter.export.parity import check_export
+from exporter.export.torch_export import export_onnx
+from exporter.models.loading.model_files import save_checkpoint
+from exporter.models.loading.model_source import load_model
 from tests.benchmarks.bench_streaming import MODEL, SHARE
 from tests.benchmarks.machine import print_machine
 
@@ -88,8 +88,8 @@ import torch
 from transformers.models.llama import modeling_llama
 from exporter.artifacts import PruningPlan
 from exporter.checkpoint import write_checkpoint
-from exporter.loading.meta_model import load_meta
-from exporter.planning import parse_drops
+from exporter.models.loading.meta_model import load_meta
+from exporter.artifacts.plans.by_score import parse_drops
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exporter.importance import ScoreOptions
+    from exporter.score import ScoreOptions
 
 METRICS = ("cosine", "angular-last", "relative-l2", "kl", "perplexity", "taylor")
 KILL_AFTER_S = 5.0
@@ -30,8 +30,8 @@ def alone(model: str, how: ScoreOptions, threads: int) -> tuple[Any, float]:
     """The report of one process, and its seconds."""
     import torch
 
-    from exporter.importance import score
-    from exporter.loading.model_source import load_model
+    from exporter.models.loading.model_source import load_model
+    from exporter.score import score
 
     torch.set_num_threads(threads)
     begin = time.perf_counter()
@@ -41,7 +41,7 @@ def alone(model: str, how: ScoreOptions, threads: int) -> tuple[Any, float]:
 
 def spread(model: str, how: ScoreOptions, workers: int) -> tuple[Any, float, float]:
     """The report of several workers, the seconds of all of it, and of the cluster's start."""
-    from exporter.cluster import open_pool, score_on_cluster
+    from exporter.score.cluster import open_pool, score_on_cluster
 
     begin = time.perf_counter()
     with open_pool(workers=workers) as pool:
@@ -128,7 +128,7 @@ def judged(name: str, call: Callable[[], tuple[Any, float, float]], reference: A
 
 def main() -> int:
     """Prints all figures; 1 when scores differ."""
-    from exporter.importance import ScoreOptions
+    from exporter.score import ScoreOptions
     from tests.benchmarks.bench_score import default_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

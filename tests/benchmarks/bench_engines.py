@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from exporter.engine.build import build_engines
-from exporter.engine.settings import BuildSettings
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.settings import BuildSettings
 from tests.benchmarks.engine_subjects import SUBJECTS, Subject, make_graphs
 from tests.benchmarks.engine_table import BuildRow, render
 
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"{subject.key}: {row}", flush=True)
                 rows.append(row)
     if options.write:
+        from exporter.engines.environment import processor_name
         from exporter.files import write_text
-        from exporter.measure.environment import processor_name
 
         write_text(options.write, render(rows, versions(), processor_name()))
     return 0

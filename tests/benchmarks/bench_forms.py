@@ -21,7 +21,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from exporter.measure.environment import default_threads
+from exporter.engines.environment import default_threads
 from tests.benchmarks.bench_quantize import (
     default_text,
     evaluation_tokens,

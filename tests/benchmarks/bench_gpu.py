@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from exporter.engine.driver import Driver, ask_driver
+from exporter.engines.build.driver import Driver, ask_driver
 
 PARTS = ("decode", "pruned", "compile", "probe")
 RESULT = Path("out/bench/gpu.json")

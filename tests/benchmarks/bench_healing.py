@@ -4,7 +4,7 @@ Run it with ``python -m tests.benchmarks.bench_healing --calibrate FILE --test F
 one domain that share nothing, such as WikiText-2's valid and test. ``DEPTHCUT_TEXTS``, a folder
 with ``valid.txt`` and ``test.txt``, serves instead. The second domain is CPython's documentation
 topics, of which calibration and evaluation have a half each. With ``--tasks FOLDER`` (task files,
-as in exporter/tasks/items.py) the whole model and some rows answer ``--items`` of each task, too.
+as in exporter/compare/tasks/items.py) the whole model and some rows answer ``--items`` of each task, too.
 
 Attentions of SmolLM2 are dropped in the order of the paper's cosine, scored on the calibration
 file, or as a greedy search, by KL or by perplexity, chooses them with what takes their place
@@ -45,8 +45,8 @@ class Bench:
     """The model, its texts, and what is computed once for several rows."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from exporter.ablation import DamageMeter
-        from exporter.loading.model_source import load_model
+        from exporter.models.ablation import DamageMeter
+        from exporter.models.loading.model_source import load_model
 
         self._options = options
         self._loaded = load_model(options.model or default_model())
@@ -113,8 +113,8 @@ class Bench:
         write_text(path, json.dumps(content) + "\n")
 
     def _cut(self, row: Row) -> dict[Any, Any]:
-        from exporter.ablation import NOTHING
-        from exporter.healing import fit_sequential
+        from exporter.heal import fit_sequential
+        from exporter.models.ablation import NOTHING
 
         names = self._choices.of(row)
         if row.fitted == "none":
@@ -130,7 +130,7 @@ class Bench:
         return {name: getattr(fits[name], row.fitted) for name in names}
 
     def _order(self) -> list[int]:
-        from exporter.importance.scoring import score_on
+        from exporter.score.scoring import score_on
 
         text = self._text(str(self._options.calibrate), 20)
         scores = score_on(self._loaded, text, batch_size=BATCH).scores
@@ -138,7 +138,7 @@ class Bench:
         return [score.layer for score in kept]
 
     def _fits(self, sources: tuple[str, ...], samples: int, rank: int | None) -> dict[Any, Any]:
-        from exporter.healing import fit_branches
+        from exporter.heal import fit_branches
 
         layers = range(self._loaded.ref.num_layers)
         names: list[Any] = [(layer, "attention") for layer in layers]
@@ -146,7 +146,7 @@ class Bench:
         return dict(fit_branches(self._loaded, text, names, rank=rank, batch_size=BATCH))
 
     def _mixture(self, row: Row) -> Any:
-        from exporter.texts.calibration import CalibrationText
+        from exporter.models.texts.calibration import CalibrationText
 
         parts = [self._text(self._spec(source), row.samples) for source in row.sources]
         # In turns, so that every source has samples among those that are held out.
@@ -163,8 +163,8 @@ class Bench:
         return str(self._options.calibrate) if source == "file" else source
 
     def _text(self, spec: str, samples: int, part: str = "calibration") -> Any:
-        from exporter.texts import pack_tokens, read_texts
-        from exporter.texts.calibration import CalibrationText, calibration_text
+        from exporter.models.texts import pack_tokens, read_texts
+        from exporter.models.texts.calibration import CalibrationText, calibration_text
 
         if part == "calibration":
             return calibration_text(
@@ -181,8 +181,8 @@ class Bench:
         return CalibrationText(ref, ids, np.ones(ids.shape, dtype=np.bool_))
 
     def _tasks(self, cut: Any) -> dict[str, float]:
-        from exporter.ablation import substituted
-        from exporter.tasks.items import read_task
+        from exporter.compare.tasks.items import read_task
+        from exporter.models.ablation import substituted
 
         with substituted(self._loaded.model, cut):
             return {

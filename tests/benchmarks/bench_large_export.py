@@ -36,11 +36,11 @@ from transformers.models.llama import modeling_llama
 import torch.onnx._internal.exporter._core, torch._inductor.config
 from exporter import parity
 from exporter.artifacts import PlannedDeletion
-from exporter.loading.meta_model import load_meta
-from exporter.loading.model_source import load_model
+from exporter.models.loading.meta_model import load_meta
+from exporter.models.loading.model_source import load_model
 from exporter.progress import Quiet
-from exporter.surgery import prune_file
-from exporter.torch_export import export_onnx
+from exporter.cut.surgery import prune_file
+from exporter.export.torch_export import export_onnx
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()

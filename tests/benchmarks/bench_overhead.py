@@ -31,16 +31,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.backends.base import BoundCall
-from exporter.backends.onnxruntime import OnnxRuntimeRunner
-from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
-from exporter.measure.environment import default_threads
-from exporter.measure.inputs import Shape, make_inputs, random_tokens
-from exporter.measure.statistics import estimate
-from exporter.measure.timing.clock import Clocks, no_garbage_collection
-from exporter.measure.timing.probe import CallProbe
-from exporter.measure.timing.rounds import Rounds, calls_of_round
-from exporter.measure.timing.warmup import calls_per_visit, warm_up
+from exporter.compare.measure.statistics import estimate
+from exporter.compare.measure.timing.clock import Clocks, no_garbage_collection
+from exporter.compare.measure.timing.probe import CallProbe
+from exporter.compare.measure.timing.rounds import Rounds, calls_of_round
+from exporter.compare.measure.timing.warmup import calls_per_visit, warm_up
+from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.environment import default_threads
+from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.runners.base import BoundCall
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from tests.benchmarks.decoding_peers import (
     NEW,
     PROMPT,

@@ -17,10 +17,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from exporter.artifacts import ParityCheck, PlannedDeletion, Verification
-from exporter.loading.model_source import LoadedModel, load_model
-from exporter.parity import check_export
-from exporter.surgery import prune_file
-from exporter.torch_export import export_onnx
+from exporter.cut.surgery import prune_file
+from exporter.export.parity import check_export
+from exporter.export.torch_export import export_onnx
+from exporter.models.loading.model_source import LoadedModel, load_model
 
 OPSETS = (20, 23)
 # The lowest scores of SmolLM2, lowest first.

@@ -30,17 +30,17 @@ from typing import Any
 
 import numpy as np
 
-from exporter.ablation import Cut, Damage, DamageMeter
-from exporter.ablation.ratios import ratio_std_error
 from exporter.artifacts import ImportanceReport
-from exporter.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
-from exporter.budgets.walk import Walk
-from exporter.costs import At, Effort, sizes
+from exporter.artifacts.plans.by_score import plan_drop
+from exporter.choose.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
+from exporter.choose.budgets.walk import Walk
+from exporter.choose.costs import At, Effort, sizes
+from exporter.choose.selection import Option, SearchOptions
 from exporter.files import write_text
-from exporter.importance import ScoreOptions, calibration_text, score
-from exporter.planning import plan_drop
+from exporter.models.ablation import Cut, Damage, DamageMeter
+from exporter.models.ablation.ratios import ratio_std_error
 from exporter.progress import Quiet
-from exporter.selection import Option, SearchOptions
+from exporter.score import ScoreOptions, calibration_text, score
 from tests.benchmarks.machine import print_machine
 
 REQUESTS = {
@@ -91,7 +91,7 @@ class Bench:
     @cached_property
     def loaded(self) -> Any:
         """The PyTorch model."""
-        from exporter.loading.model_source import load_model
+        from exporter.models.loading.model_source import load_model
 
         return load_model(self.options.model)
 

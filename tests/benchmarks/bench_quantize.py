@@ -22,16 +22,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.compare.measure.quality.predictions import prefill_logits
+from exporter.compare.measure.timing.clock import no_garbage_collection
+from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.text_model import TextModel
+from exporter.engines.environment import default_threads
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import DepthcutError
-from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
-from exporter.generation.text_model import TextModel
-from exporter.measure.environment import default_threads
-from exporter.measure.quality.predictions import prefill_logits
-from exporter.measure.timing.clock import no_garbage_collection
-from exporter.quantization.quantize import quantize_with_report
-from exporter.quantization.settings import QuantizeSettings
-from exporter.texts import pack_tokens, read_texts
+from exporter.models.texts import pack_tokens, read_texts
+from exporter.quantize.quantize import quantize_with_report
+from exporter.quantize.settings import QuantizeSettings
 from tests.benchmarks.machine import print_machine
 
 STEPS = 8

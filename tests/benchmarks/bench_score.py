@@ -72,10 +72,10 @@ def scoring_as_users_call_it(model: Any) -> None:
 
 def answers_in_passes(model: Any) -> None:
     """What `kl` over all sublayers costs, in bare passes with logits over the same tokens."""
-    from exporter.anatomy.architectures import layer_modules
-    from exporter.importance import METRICS
-    from exporter.importance.answer_pass import answer_scores
-    from exporter.importance.subject import Subject
+    from exporter.models.anatomy.architectures import layer_modules
+    from exporter.score import METRICS
+    from exporter.score.answer_pass import answer_scores
+    from exporter.score.subject import Subject
 
     text = _random_text(model, ANSWER_SAMPLES)
     subject = Subject(model, layer_modules(model), text, batch_size=ANSWER_SAMPLES)
@@ -98,8 +98,8 @@ def answers_in_passes(model: Any) -> None:
 
 def rank_correlations(loaded: Any, text: str, tokens: int) -> None:
     """How far the metrics agree on a text, and the cosine with itself on another."""
-    from exporter.importance import METRICS, calibration_text, score_on
-    from exporter.importance.comparison import compare_reports
+    from exporter.score import METRICS, calibration_text, score_on
+    from exporter.score.comparison import compare_reports
 
     def scored(spec: str, metrics: list[str]) -> Any:
         samples = max(2, tokens // LENGTH)
@@ -129,7 +129,7 @@ def against_llm_drop(loaded: Any, checkout: Path, text: str) -> None:
     """The reference's own function on the same activations: largest difference, and the order."""
     import numpy as np
 
-    from exporter.importance import calibration_text, score_on
+    from exporter.score import calibration_text, score_on
     from tests.benchmarks.peer_llm_drop import similarities
 
     calibration = calibration_text(loaded, text, samples=6, sequence_length=256)
@@ -161,11 +161,11 @@ def _arms(model: Any, batches: list[Any], with_head: bool) -> dict[str, Callable
     """Passes over the same tokens: bare, and scored by one and by all metrics of the stream."""
     import torch
 
-    from exporter.anatomy.architectures import layer_modules
-    from exporter.anatomy.residual_stream import tapped
-    from exporter.importance import METRICS
-    from exporter.importance.metric import StreamMetric
-    from exporter.importance.stream_pass import StreamBatch, StreamSums
+    from exporter.models.anatomy.architectures import layer_modules
+    from exporter.models.anatomy.residual_stream import tapped
+    from exporter.score import METRICS
+    from exporter.score.metric import StreamMetric
+    from exporter.score.stream_pass import StreamBatch, StreamSums
 
     layers = layer_modules(model)
     callee = model if with_head else model.base_model
@@ -216,7 +216,7 @@ def _random_text(model: Any, samples: int) -> Any:
     import numpy as np
 
     from exporter.artifacts import CalibrationRef
-    from exporter.importance import CalibrationText
+    from exporter.score import CalibrationText
 
     ids = _ids(model, samples)[0].numpy()
     ref = CalibrationRef(
@@ -241,7 +241,7 @@ def _timed(call: Callable[[], Any]) -> Times:
 
 def _peaks(checkpoint: str, batches: int) -> tuple[int, int]:
     """Peak bytes after bare passes, enough for the allocator to settle, and after scored ones."""
-    from exporter.loading.model_source import load_model
+    from exporter.models.loading.model_source import load_model
 
     model = load_model(checkpoint).model
     ids = _ids(model, MEMORY_BATCH)
@@ -256,8 +256,8 @@ def _peaks(checkpoint: str, batches: int) -> tuple[int, int]:
 
 def main() -> None:
     """Prints all figures."""
-    from exporter.loading.model_files import save_checkpoint
-    from exporter.loading.model_source import load_model
+    from exporter.models.loading.model_files import save_checkpoint
+    from exporter.models.loading.model_source import load_model
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?")

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from exporter.ablation import NOTHING, Damage, DamageMeter
-from exporter.ablation.damage import joined
 from exporter.artifacts import ImportanceReport, PruningPlan
-from exporter.selection import SearchOptions, choose
+from exporter.choose.selection import SearchOptions, choose
+from exporter.models.ablation import NOTHING, Damage, DamageMeter
+from exporter.models.ablation.damage import joined
 from tests.benchmarks.bench_score import default_model
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ class Bench:
     """The model, and the folder that keeps what is finished."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from exporter.loading.model_source import load_model
+        from exporter.models.loading.model_source import load_model
 
         self.options, self.keep = options, options.keep
         self.keep.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ class Bench:
         self.report = self._report()
 
     def _report(self) -> ImportanceReport:
-        from exporter.importance import ScoreOptions, score
+        from exporter.score import ScoreOptions, score
 
         path = self.keep / "importance.json"
         if not path.exists():
@@ -128,7 +128,7 @@ class Bench:
         return {key: joined([_damage(kept[chunk, key]) for chunk in chunks]) for key in cuts}
 
     def _ids(self, spec: str) -> Any:
-        from exporter.texts import pack_tokens, read_texts
+        from exporter.models.texts import pack_tokens, read_texts
 
         def encode(text: str) -> list[int]:
             ids: list[int] = self.loaded.tokenizer(text, add_special_tokens=False).input_ids

@@ -18,11 +18,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from exporter.engines.environment import default_threads
 from exporter.errors import DepthcutError
-from exporter.measure.environment import default_threads
-from exporter.quantization.quantize import quantize_with_report
-from exporter.quantization.sensitivity import MixedBits
-from exporter.quantization.settings import QuantizeSettings
+from exporter.quantize.quantize import quantize_with_report
+from exporter.quantize.sensitivity import MixedBits
+from exporter.quantize.settings import QuantizeSettings
 from tests.benchmarks.bench_quantize import (
     decode_ms,
     default_text,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from exporter.artifacts import PlannedDeletion
 from exporter.compare import CompareOptions, compare
+from exporter.cut.surgery import prune_file
 from exporter.report.table import plain_table
-from exporter.surgery import prune_file
 
 # The lowest cosine scores of SmolLM2, lowest first.
 ATTENTIONS = (25, 26, 7, 28, 6, 5, 4, 14, 9, 29, 27, 3, 22, 10, 17)

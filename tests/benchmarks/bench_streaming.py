@@ -38,10 +38,10 @@ import numpy as np, torch, transformers
 from pathlib import Path
 from transformers.models.llama import modeling_llama
 from exporter.artifacts import CalibrationRef
-from exporter.importance import CalibrationText, score_on
-from exporter.loading.meta_model import load_meta
-from exporter.loading.model_source import load_model
-from exporter.streaming import score_streamed_on
+from exporter.score import CalibrationText, score_on
+from exporter.models.loading.meta_model import load_meta
+from exporter.models.loading.model_source import load_model
+from exporter.score.streaming import score_streamed_on
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,7 +1,7 @@
 """depthcut's likelihoods beside lm-eval's Hugging Face backend, on the same items of SmolLM2.
 
 Run it with ``python -m tests.benchmarks tasks``. ``DEPTHCUT_DATA`` names a folder of ``NAME.jsonl``
-task files (their format is in exporter/tasks/items.py); ``DEPTHCUT_TASK_ITEMS`` how many items of
+task files (their format is in exporter/compare/tasks/items.py); ``DEPTHCUT_TASK_ITEMS`` how many items of
 each are scored, 50 by default. Both run in one process, in turns, on as many threads; lm-eval with
 batches of 1, its default, and of 8. Printed are scores, the largest difference of a choice's
 log-likelihood, and the medians of wall and CPU time. A difference above 1e-3, or another score,
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.measure.environment import default_threads
+from exporter.engines.environment import default_threads
 from tests.benchmarks.machine import print_machine
 
 ROUNDS = 3
@@ -59,8 +59,8 @@ class Bench:
         import torch
         from lm_eval.models.huggingface import HFLM
 
-        from exporter.loading.model_source import load_model
-        from exporter.tasks.opening import open_scorer
+        from exporter.compare.tasks.opening import open_scorer
+        from exporter.models.loading.model_source import load_model
 
         threads = default_threads()
         torch.set_num_threads(threads)
@@ -104,8 +104,8 @@ class Bench:
         return differs
 
     def _own(self, name: str) -> tuple[dict[str, float], list[Any]]:
-        from exporter.tasks.items import read_task
-        from exporter.tasks.multiple_choice import evaluate
+        from exporter.compare.tasks.items import read_task
+        from exporter.compare.tasks.multiple_choice import evaluate
 
         task = read_task(self.data, name, limit=self.items)
         found = evaluate(task, self.scorer, self.codec)
@@ -115,7 +115,7 @@ class Bench:
     def _theirs(self, name: str, batch_size: int) -> tuple[dict[str, float], list[Any]]:
         from lm_eval.api.instance import Instance
 
-        from exporter.tasks.items import read_task
+        from exporter.compare.tasks.items import read_task
 
         task = read_task(self.data, name, limit=self.items)
         pairs = [pair for item in task.items for pair in item.pairs]

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from exporter.artifacts import LatencyRow
-from exporter.backends.base import BoundCall, Runner
-from exporter.backends.onnxruntime import OnnxRuntimeRunner
-from exporter.measure.inputs import Shape
-from exporter.measure.latency import Sampling, measure_rows
-from exporter.measure.timing.probe import CallProbe, Cell, Probe
-from exporter.measure.timing.subjects import RunnerSubject
+from exporter.compare.measure.latency import Sampling, measure_rows
+from exporter.compare.measure.timing.probe import CallProbe, Cell, Probe
+from exporter.compare.measure.timing.subjects import RunnerSubject
+from exporter.engines.inputs import Shape
+from exporter.engines.runners.base import BoundCall, Runner
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from tests.benchmarks.small_model import small_model
 from tests.virtual_time import (
     HELD_OUT,

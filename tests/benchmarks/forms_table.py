@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.measure.statistics import estimate
+from exporter.compare.measure.statistics import estimate
 
 _SCRIPT = Path(__file__).with_name("forms_peer.py")
 # depthcut moves its weights to huge pages by itself; so every library gets them.
@@ -155,7 +155,7 @@ def answer(process: subprocess.Popen[str], command: str) -> str:
 
 @contextlib.contextmanager
 def _loaded(name: str, arm: Arm, context: int) -> Iterator[Peer | None]:
-    from exporter.measure.environment import default_threads
+    from exporter.engines.environment import default_threads
 
     threads = str(default_threads())
     # Beside the script lie modules that would shadow others.

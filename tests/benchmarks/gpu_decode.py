@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from exporter.backends.base import BoundCall
-from exporter.backends.tensorrt import open_engine
-from exporter.engine.cuda import Cuda
-from exporter.engine.driver import Driver
-from exporter.engine.engine_set import find_engines
-from exporter.engine.flavours import Backend
-from exporter.engine.profiles import Ranges, Span
+from exporter.engines.build.cuda import Cuda
+from exporter.engines.build.driver import Driver
+from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.flavours import Backend
+from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.runners.base import BoundCall
+from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import DepthcutError
-from exporter.generation.tensorrt_decoder import TensorRtDecoder
-from exporter.measure.inputs import Shape, make_inputs, random_tokens
 from tests.benchmarks.gpu_models import Case, build, emptied
 from tests.benchmarks.gpu_sizes import Sizes
 

@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from exporter.backends.onnxruntime import OnnxRuntimeRunner
-from exporter.backends.tensorrt import open_engine
-from exporter.engine.build import build_engine
-from exporter.engine.driver import ask_driver
-from exporter.engine.profiles import Ranges, Span, graph_inputs, profile
-from exporter.engine.settings import BuildSettings
-from exporter.engine.sidecar import EngineRecord, sidecar_path
+from exporter.engines.build.build import build_engine
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.profiles import Ranges, Span, graph_inputs, profile
+from exporter.engines.build.settings import BuildSettings
+from exporter.engines.build.sidecar import EngineRecord, sidecar_path
+from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import DepthcutError
 from exporter.files import sha256_file
-from exporter.measure.inputs import Shape, make_inputs, random_tokens
 from tests.llama_shaped import LlamaShape, write_llama
 
 TARGETS = ("default", "CURRENT", "SM80", "SM89", "SM120")
@@ -40,12 +40,12 @@ _CHILD = """
 import sys
 from pathlib import Path
 import tensorrt_rtx as trt
-from exporter.engine.config import builder_config
-from exporter.engine.flavours import FLAVOURS
-from exporter.engine.network import Builder, Listener
-from exporter.engine.phases import make_monitor
-from exporter.engine.settings import BuildSettings
-from exporter.engine.sidecar import EngineRecord
+from exporter.engines.build.config import builder_config
+from exporter.engines.build.flavours import FLAVOURS
+from exporter.engines.build.network import Builder, Listener
+from exporter.engines.build.phases import make_monitor
+from exporter.engines.build.settings import BuildSettings
+from exporter.engines.build.sidecar import EngineRecord
 onnx, engine, record, target = sys.argv[1:]
 builder = Builder(trt)
 network, obstacles = builder.parse(Path(onnx))

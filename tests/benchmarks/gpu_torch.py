@@ -66,7 +66,7 @@ def _step(model: Any, case: Case, batch: int, device: str) -> tuple[Call, Call]:
     """The step, and what takes the cache back to where it was before it."""
     from transformers import StaticCache
 
-    from exporter.onnx_interface import cache_argument
+    from exporter.models.onnx_interface import cache_argument
 
     cache = StaticCache(config=model.config, max_cache_len=case.past + 1)
     place = torch.device(device)

@@ -8,10 +8,10 @@ import pytest
 from browser_page import check_page
 from made_reports import full_importance, full_report
 
+from exporter.choose.studies import stability_of_files
 from exporter.report.html.page import render_html, render_page
 from exporter.report.html.view import Source
 from exporter.report.studies import write_depths, write_stability
-from exporter.studies import stability_of_files
 from tests.exporter.made_depths import made_depths
 from tests.exporter.made_series import training
 

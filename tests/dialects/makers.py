@@ -62,7 +62,7 @@ def dynamo(family: str, opset: int, dtype: str = "float32") -> Maker:
     """PyTorch's exporter as depthcut calls it."""
 
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        from exporter.torch_export import export_onnx
+        from exporter.export.torch_export import export_onnx
 
         return export_onnx(tiny.loaded(family, layers, dtype=dtype), folder, opset=opset)
 
@@ -116,7 +116,7 @@ def optimum(family: str) -> Maker:
     """optimum's exporter as depthcut calls it."""
 
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
-        from exporter.optimum_export import export_with_optimum
+        from exporter.export.optimum_export import export_with_optimum
 
         return export_with_optimum(tiny.loaded(family, layers), folder)
 
@@ -198,7 +198,7 @@ def quantised_static(source: Maker, name: str) -> Maker:
     def make(shop: Workshop, folder: Path, layers: int) -> Path:
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
-        from exporter.oracle.inputs import cases, draw
+        from exporter.cut.oracle.inputs import cases, draw
         from graph_passes.files.storage import load_model
 
         path = shop.make(name, source, layers)

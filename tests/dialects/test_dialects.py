@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import PlannedDeletion
+from exporter.cut.surgery import prune_file
 from exporter.errors import SurgeryError
-from exporter.surgery import prune_file
 from graph_passes import Deletion, find_sites, prune_graph
 from graph_passes.files.storage import load_model
 from tests.dialects import checks

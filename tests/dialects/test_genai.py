@@ -12,15 +12,15 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import PlannedDeletion
-from exporter.backends.cache_form import read_cache_form
-from exporter.backends.onnxruntime import OnnxRuntimeRunner
+from exporter.cut.surgery import prune_file
+from exporter.engines.decoding.caches import SharedCache
+from exporter.engines.decoding.generate import generate
+from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.runners.cache_form import read_cache_form
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
-from exporter.generation.caches import SharedCache
-from exporter.generation.generate import generate
-from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
-from exporter.generation.open_decoder import open_decoder
-from exporter.measure.inputs import Shape, make_inputs
-from exporter.surgery import prune_file
 from graph_passes import Deletion, ResidualSite, find_sites
 from graph_passes.files.storage import load_model
 from graph_passes.testing import masked_model

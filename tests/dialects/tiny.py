@@ -53,7 +53,7 @@ def flat_decoder(made: Any) -> tuple[Any, tuple[Any, ...], Any]:
     """A decoder as a module of plain tensors, an example of its inputs, and its interface."""
     import torch
 
-    from exporter.onnx_interface import InterfaceModule, interface_of
+    from exporter.models.onnx_interface import InterfaceModule, interface_of
 
     interface = interface_of(made.model)
     inner = InterfaceModule(made.model, interface)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import PlannedDeletion
-from exporter.replacement_file import Replacements
+from exporter.artifacts.replacement_file import Replacements
 from graph_passes import ReplacementTensors, SublayerRef
 
 RANK = 5

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.backends.base import Runner
-from exporter.measure.quality.agreement import Agreement, compare_predictions
+from exporter.compare.measure.quality.agreement import Agreement, compare_predictions
+from exporter.engines.runners.base import Runner
 
 
 def compare_pair(baseline: Runner, candidate: Runner, token_ids: Any, **options: Any) -> Agreement:

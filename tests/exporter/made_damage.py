@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.ablation import Damage, Substitute
+from exporter.models.ablation import Damage, Substitute
 
 LAYERS = 3
 NAMES: list[Any] = [(layer, kind) for layer in range(LAYERS) for kind in ("attention", "mlp")]
@@ -74,7 +74,7 @@ class MadeUnit:
 
 def made_case(seed: int) -> tuple[MadeMeter, list[Any], MadeUnit]:
     """A meter, options for every sublayer and replacement, and a unit."""
-    from exporter.selection import Option
+    from exporter.choose.selection import Option
 
     rng = np.random.default_rng(seed)
     substitutes = {(n, r): Substitute() for n in NAMES for r in REPLACEMENTS[1:]}

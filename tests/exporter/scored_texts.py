@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import CalibrationRef
-from exporter.importance import CalibrationText
+from exporter.score import CalibrationText
 
 
 def made_text(ids: Any, mask: Any = None) -> CalibrationText:

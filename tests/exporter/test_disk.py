@@ -51,7 +51,7 @@ def told_by(code: str, folder: Path) -> list[str]:
 def test_an_onnx_model_that_does_not_fit(tmp_path: Path) -> None:
     code = """
 import numpy as np, onnx_ir as ir
-from exporter.onnx_output import save_onnx
+from exporter.export.onnx_output import save_onnx
 from test_onnx_output import model
 
 big = model(1.0)
@@ -71,7 +71,7 @@ limited(lambda: save_onnx(big, folder), 2_000_000)
 def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     code = """
 from tiny_families import tiny_loaded, tiny_tokenizer
-from exporter.loading.model_files import save_checkpoint, save_pretrained_files
+from exporter.models.loading.model_files import save_checkpoint, save_pretrained_files
 
 loaded = tiny_loaded("llama", tiny_tokenizer())
 limited(lambda: save_pretrained_files(loaded, folder), 100)
@@ -90,7 +90,7 @@ limited(lambda: save_checkpoint(loaded, folder), 2_000_000)
 def test_a_tokenizer_on_a_full_device(tmp_path: Path) -> None:
     from tiny_families import tiny_loaded, tiny_tokenizer
 
-    from exporter.loading.model_files import save_pretrained_files
+    from exporter.models.loading.model_files import save_pretrained_files
 
     (tmp_path / "tokenizer.json").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as caught:
@@ -102,7 +102,7 @@ def test_a_tokenizer_on_a_full_device(tmp_path: Path) -> None:
 def test_optimum_on_a_full_disk(tmp_path: Path) -> None:
     code = """
 from tiny_torch import tiny_loaded
-from exporter.optimum_export import export_with_optimum
+from exporter.export.optimum_export import export_with_optimum
 from exporter.scratch import scratch_folder
 
 loaded = tiny_loaded("llama")

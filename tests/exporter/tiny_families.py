@@ -57,7 +57,7 @@ def tiny_loaded(model_type: str, tokenizer: Any = None, **changes: Any) -> Any:
     from pathlib import Path
 
     from exporter.artifacts import ModelRef
-    from exporter.loading.model_source import LoadedModel
+    from exporter.models.loading.model_source import LoadedModel
 
     model = tiny_model(model_type, **changes)
     ref = ModelRef(

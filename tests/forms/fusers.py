@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tests.forms.subjects import HEADS, POSITIONS, SIZE, Subject
 
 if TYPE_CHECKING:
-    from exporter.loading.model_source import LoadedModel
+    from exporter.models.loading.model_source import LoadedModel
 
 Fuser = Callable[[Subject, "LoadedModel", Path], Path]
 """Writes into an empty folder, and gives the graph's path."""
@@ -19,7 +19,7 @@ Fuser = Callable[[Subject, "LoadedModel", Path], Path]
 
 def builder(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
     """onnxruntime-genai's model builder."""
-    from exporter.forms.genai_builder import build_decoder
+    from exporter.export.forms.genai_builder import build_decoder
 
     build_decoder(loaded, folder, "cpu")
     return folder / "model.onnx"
@@ -60,7 +60,7 @@ def own(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
     import onnx_ir as ir
 
     from exporter.errors import ExportError
-    from exporter.forms.encoder_fusion import fuse_encoder
+    from exporter.export.forms.encoder_fusion import fuse_encoder
     from graph_passes import save_model
     from graph_passes.fusing import fuse_decoder
 
@@ -78,7 +78,7 @@ def own(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
 
 def _exported(loaded: LoadedModel, folder: Path, opset: int) -> Path:
     """Our export of a model, made once for all fusers."""
-    from exporter.torch_export import export_onnx
+    from exporter.export.torch_export import export_onnx
 
     place = folder.parent / f"plain {loaded.ref.source} {opset}"
     made = place / "model.onnx"

@@ -47,7 +47,7 @@ class Subject:
         import transformers
 
         from exporter.artifacts import ModelRef
-        from exporter.loading.model_source import LoadedModel
+        from exporter.models.loading.model_source import LoadedModel
 
         config = getattr(transformers, f"{self.config_prefix or self.prefix}Config")(
             **_SIZES | self.settings

@@ -12,7 +12,7 @@ from tests.forms.fusers import FUSERS, Fuser
 from tests.forms.subjects import SUBJECTS, Subject
 
 if TYPE_CHECKING:
-    from exporter.loading.model_source import LoadedModel
+    from exporter.models.loading.model_source import LoadedModel
 
 COLUMNS = (
     "architecture", "fuser", "nodes", "fused operators", "cache in place", "worst error", "note",
@@ -103,9 +103,9 @@ def render(found: Mapping[str, list[str]]) -> str:
 def _row(subject: Subject, loaded: LoadedModel, name: str, fuser: Fuser, folder: Path) -> Row:
     import onnx_ir as ir
 
-    from exporter.backends.cache_form import read_cache_form
-    from exporter.forms.noting import fused_operators
-    from exporter.parity import RELATIVE_TOLERANCE, check_export
+    from exporter.engines.runners.cache_form import read_cache_form
+    from exporter.export.forms.noting import fused_operators
+    from exporter.export.parity import RELATIVE_TOLERANCE, check_export
 
     made = Row(subject.name, name)
     try:

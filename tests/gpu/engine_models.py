@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx_ir as ir
 from llama_shaped import LlamaShape, write_llama
 
-from exporter.engine.build import build_engines
-from exporter.engine.flavours import Backend
-from exporter.engine.profiles import Ranges, Span
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.flavours import Backend
+from exporter.engines.build.profiles import Ranges, Span
 
 VOCABULARY = 97
 RANGES = Ranges(batch=Span(1, 1, 2), prompt=Span(1, 8, 16), context=Span(1, 64, 256))

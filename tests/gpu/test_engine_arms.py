@@ -8,7 +8,7 @@ import pytest
 from engine_models import RANGES, write_tiny_llama
 
 from exporter.compare import CompareOptions, compare
-from exporter.engine.build import build_engines
+from exporter.engines.build.build import build_engines
 from exporter.optional import require
 
 pytestmark = pytest.mark.gpu

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from engine_models import RANGES, VOCABULARY, write_tiny_llama
 
-from exporter.backends.onnxruntime import OnnxRuntimeRunner
-from exporter.backends.tensorrt import open_engine
-from exporter.engine.build import build_engines
-from exporter.engine.flavours import FLAVOURS, Backend
-from exporter.engine.refit import refit_engine
-from exporter.engine.settings import BuildSettings
-from exporter.measure.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.flavours import FLAVOURS, Backend
+from exporter.engines.build.refit import refit_engine
+from exporter.engines.build.settings import BuildSettings
+from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.tensorrt import open_engine
 
 pytestmark = pytest.mark.gpu
 

@@ -14,19 +14,19 @@ import onnx_ir as ir
 import pytest
 from engine_models import VOCABULARY, build_here, write_tiny_llama
 
-from exporter.backends.onnxruntime import OnnxRuntimeRunner
-from exporter.backends.tensorrt import open_engine
 from exporter.cli import run
-from exporter.engine.cuda import Cuda
-from exporter.engine.engine_set import find_engines
-from exporter.engine.flavours import FLAVOURS, Backend
-from exporter.engine.sidecar import EngineRecord, sidecar_path
+from exporter.engines.build.cuda import Cuda
+from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.flavours import FLAVOURS, Backend
+from exporter.engines.build.sidecar import EngineRecord, sidecar_path
+from exporter.engines.decoding.generate import generate
+from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import BackendError, DepthcutError
 from exporter.files import sha256_file
-from exporter.generation.generate import generate
-from exporter.generation.onnxruntime_decoder import OnnxRuntimeDecoder
-from exporter.generation.tensorrt_decoder import TensorRtDecoder
-from exporter.measure.inputs import Shape, make_inputs, random_tokens
 
 pytestmark = pytest.mark.gpu
 

@@ -149,7 +149,7 @@ SCRIPT = """
 import os
 from pathlib import Path
 from exporter.artifacts import PlannedDeletion
-from exporter.surgery import prune_file
+from exporter.cut.surgery import prune_file
 junk = [object() for _ in range(int(os.environ["JUNK"]))]  # moves what comes after it in memory
 plan = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="mlp")]
 for source in sorted(Path("../source").glob("*.onnx")):

@@ -24,8 +24,8 @@ from graph_support import (
 )
 
 from exporter.artifacts import PlannedDeletion
+from exporter.cut.surgery import prune_file
 from exporter.errors import VerificationError
-from exporter.surgery import prune_file
 from graph_passes import (
     Deletion,
     Refusal,

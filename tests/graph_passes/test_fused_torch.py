@@ -13,7 +13,7 @@ from test_torch_graphs import TOLERANCE, cut, worst_error
 from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
-from exporter.surgery import prune_file
+from exporter.cut.surgery import prune_file
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model
 
@@ -33,7 +33,7 @@ FUSIONS = {
 def fused(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     from onnxruntime.transformers.optimizer import optimize_model
 
-    from exporter.torch_export import export_onnx
+    from exporter.export.torch_export import export_onnx
 
     loaded, folder = tiny_loaded(request.param), tmp_path_factory.mktemp(request.param)
     for name, weight in loaded.model.named_parameters():

@@ -12,8 +12,8 @@ import pytest
 from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
-from exporter.replacement_file import Replacements
-from exporter.surgery import prune_file
+from exporter.artifacts.replacement_file import Replacements
+from exporter.cut.surgery import prune_file
 from graph_passes import ReplacementTensors, SublayerRef
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
@@ -64,8 +64,8 @@ def replaced(model: Any, given: dict[SublayerRef, ReplacementTensors]) -> Iterat
 
 
 def test_prefill_and_decode_equal_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter import parity
-    from exporter.torch_export import export_onnx
+    from exporter.export import parity
+    from exporter.export.torch_export import export_onnx
 
     loaded = tiny_loaded("llama")
     source, target = export_onnx(loaded, tmp_path / "source", opset=20), tmp_path / "out" / "m.onnx"

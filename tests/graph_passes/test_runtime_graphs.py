@@ -25,7 +25,7 @@ from graph_support import (
 )
 
 from exporter.artifacts import PlannedDeletion
-from exporter.surgery import prune_file
+from exporter.cut.surgery import prune_file
 from graph_passes import Deletion, Refusal, SublayerRef, find_sites, prune_graph
 from graph_passes.files.storage import save_model
 from graph_passes.pipeline import graph_size

@@ -11,7 +11,7 @@ from graph_support import all_deletions, check_clean, sites_of
 from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
-from exporter.surgery import prune_file
+from exporter.cut.surgery import prune_file
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model
 
@@ -23,7 +23,7 @@ EXPORTS = [("llama", 20), ("gpt2", 20), ("gpt_neox", 23), ("gemma2", 20), ("bert
 
 @pytest.fixture(scope="module", params=EXPORTS, ids=lambda export: f"{export[0]}-{export[1]}")
 def exported(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    from exporter.torch_export import export_onnx
+    from exporter.export.torch_export import export_onnx
 
     family, opset = request.param
     loaded = tiny_loaded(family)
@@ -31,7 +31,7 @@ def exported(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[An
 
 
 def worst_error(loaded: Any, path: Path, deletions: list[Deletion]) -> float:
-    from exporter.parity import check_export
+    from exporter.export.parity import check_export
 
     planned = [PlannedDeletion(layer=d.layer, kind=d.kind) for d in deletions]
     return max(check.max_abs_error for check in check_export(loaded, path, deletions=planned))

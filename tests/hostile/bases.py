@@ -75,8 +75,8 @@ def _write_inputs(folder: Path) -> None:
 
 
 def _write_scores(folder: Path) -> None:
+    from exporter.artifacts.plans.by_score import parse_drops
     from exporter.cli import run
-    from exporter.planning import parse_drops
 
     if run(("score", "in/llama", "-o", "in/importance.json", *SCORING, "-q")):
         raise RuntimeError("the sound model can't be scored")

@@ -15,8 +15,8 @@ class ForkedWorker:
     """Stands in for the ``subprocess.Popen`` of a worker that speaks over its standard streams."""
 
     def __init__(self, *_arguments: Any, **_options: Any) -> None:
+        from exporter.pipeline.sweep import worker
         from exporter.processes import end_with_parent
-        from exporter.sweep import worker
 
         asked, told, parent = os.pipe(), os.pipe(), os.getpid()
         self.pid = os.fork()
@@ -71,7 +71,7 @@ class ForkedWorker:
 
 def fork_workers() -> None:
     """Has a sweep fork its cells' processes from now on."""
-    from exporter.sweep import child
+    from exporter.pipeline.sweep import child
 
     names = {"Popen": ForkedWorker, "PIPE": subprocess.PIPE}
     names["TimeoutExpired"] = subprocess.TimeoutExpired

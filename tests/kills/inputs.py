@@ -64,8 +64,8 @@ def _write_engine(folder: Path) -> None:
 
 
 def _write_plans(folder: Path) -> None:
+    from exporter.artifacts.plans.by_score import parse_drops
     from exporter.cli import run
-    from exporter.planning import parse_drops
 
     here = Path.cwd()
     os.chdir(folder.parent)

@@ -70,8 +70,8 @@ _SEARCH = ("--search", "greedy", "--search-tokens", "32", "--shortlist", "3")
 
 def _plan_is_whole(name: str) -> Callable[[], object]:
     def read() -> None:
-        from exporter.planning import read_plan
-        from exporter.replacement_file import read_replacements
+        from exporter.artifacts.plans.by_score import read_plan
+        from exporter.artifacts.replacement_file import read_replacements
 
         read_replacements(read_plan(Path(name)), Path(name))
 
@@ -89,7 +89,7 @@ def _artifact(kind: str, name: str) -> Callable[[], object]:
 
 def _loads(name: str) -> Callable[[], object]:
     def read() -> None:
-        from exporter.loading.model_source import load_model
+        from exporter.models.loading.model_source import load_model
 
         load_model(name, pruned=True)
 
@@ -98,7 +98,7 @@ def _loads(name: str) -> Callable[[], object]:
 
 def _engines(name: str) -> Callable[[], object]:
     def read() -> None:
-        from exporter.engine.sidecar import read_sidecar
+        from exporter.engines.build.sidecar import read_sidecar
         from graph_passes.files.placing import finish_interrupted
 
         finish_interrupted(Path(name))

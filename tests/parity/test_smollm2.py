@@ -46,7 +46,7 @@ def cut(
     done: dict[str, tuple[Path, PruneReport]] = {}
 
     def made(name: str) -> tuple[Path, PruneReport]:
-        from exporter.surgery import prune_file
+        from exporter.cut.surgery import prune_file
 
         if name not in done:
             path = tmp_path_factory.mktemp("cut") / "model.onnx"
@@ -61,7 +61,7 @@ def cut(
 
 
 def test_the_export_is_lean_and_equals_pytorch(smollm2: Any, smollm2_onnx: Path) -> None:
-    from exporter.parity import check_export
+    from exporter.export.parity import check_export
 
     path, expected = smollm2_onnx, 2245
     checks = check_export(smollm2, path)
@@ -77,7 +77,7 @@ def test_the_export_is_lean_and_equals_pytorch(smollm2: Any, smollm2_onnx: Path)
 def test_a_cut_equals_pytorch_and_the_masked_original(
     smollm2: Any, cut: Callable[[str], tuple[Path, PruneReport]], name: str
 ) -> None:
-    from exporter.parity import check_export
+    from exporter.export.parity import check_export
 
     path, report = cut(name)
     assert report.verification.passed is True
@@ -92,7 +92,7 @@ def test_a_branch_that_is_cut_but_not_skipped_is_noticed(
     smollm2: Any, cut: Callable[[str], tuple[Path, PruneReport]]
 ) -> None:
     """The same caches are gone, so only the values can tell: block 14 against attention 14."""
-    from exporter.parity import check_export
+    from exporter.export.parity import check_export
 
     path, _ = cut("two blocks")
     told = [PlannedDeletion(layer=layer, kind="attention") for layer in (14, 25)]
@@ -100,7 +100,7 @@ def test_a_branch_that_is_cut_but_not_skipped_is_noticed(
 
 
 def test_its_scores_are_those_of_stored_activations_and_near_other_texts(smollm2: Any) -> None:
-    from exporter.importance import calibration_text, score_on
+    from exporter.score import calibration_text, score_on
 
     text = calibration_text(smollm2, "pydoc", samples=6, sequence_length=256)
     scores = table(score_on(smollm2, text, batch_size=3))

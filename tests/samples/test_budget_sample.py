@@ -23,10 +23,10 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch: Any = pytest.importorskip("torch")
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from exporter.importance import ScoreOptions, score
-    from exporter.loading.model_files import save_pretrained_files
-    from exporter.loading.model_source import load_model
-    from exporter.torch_export import export_onnx
+    from exporter.export.torch_export import export_onnx
+    from exporter.models.loading.model_files import save_pretrained_files
+    from exporter.models.loading.model_source import load_model
+    from exporter.score import ScoreOptions, score
     from tests.exporter.tiny_lm import write_tokenizer
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

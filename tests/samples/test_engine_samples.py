@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.engine.sidecar import read_sidecar
+from exporter.engines.build.sidecar import read_sidecar
 from graph_passes import Deletion, prune_graph, save_model
 from graph_passes.tiny_graphs import TinySpec, tiny_model
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.sweep.cells import cells_of
-from exporter.sweep.reading import parse_sweep
+from exporter.pipeline.sweep.cells import cells_of
+from exporter.pipeline.sweep.reading import parse_sweep
 
 pytest.importorskip("yaml")
 

@@ -17,7 +17,7 @@ from exporter.report.words import (
 )
 
 CPU = "CPUExecutionProvider"
-"""Where exporter.parity runs, whatever is timed."""
+"""Where exporter.export.parity runs, whatever is timed."""
 
 _TITLES = {
     "attention": "attention",

@@ -1,0 +1,1 @@
+"""Plans: made from scores, read from others' configurations, written beside a result."""

@@ -1,0 +1,287 @@
+"""From scores and a budget, or from a user's own list, to a plan. Needs no PyTorch.
+
+One-shot selection, as in arXiv 2406.15786v6: the lowest scores go first, and nothing is scored
+again after a drop. The joint drop sorts attention and MLP scores together, without weighting.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from exporter.artifacts import (
+    DeletionKind,
+    ImportanceReport,
+    PlannedDeletion,
+    PruningPlan,
+    Score,
+)
+from exporter.artifacts.plans.dialects import foreign_deletions
+from exporter.artifacts.plans.origin import parents_of
+from exporter.errors import PlanError, UsageError
+from exporter.files import sha256_file
+from exporter.printable import are, counted
+from exporter.progress import QUIET, Progress
+from graph_passes.files.reading import TABLE_BYTES, read_json
+
+_SUBLAYERS: tuple[DeletionKind, ...] = ("attention", "mlp")
+_NOUNS = {"attention": "attention", "mlp": "MLP", "block": "block"}
+_DROP = re.compile(r"(?P<kind>[a-z_]+):(?P<layers>\d+(-\d+)?(,\d+(-\d+)?)*)")
+_DROP_HINT = "Write kind:layers, such as attention:25,26 or mlp:3-5."
+_MOST_LAYERS = 10_000  # A typing error in a range must not fill the memory.
+
+
+def plan_drop(
+    report: ImportanceReport,
+    *,
+    attention: int = 0,
+    mlp: int = 0,
+    block: int = 0,
+    joint: int = 0,
+    importance_sha256: str | None = None,
+    allow_all: bool = False,
+    progress: Progress = QUIET,
+) -> PruningPlan:
+    """Chooses the most redundant sublayers: the lowest scores, ties by layer.
+
+    Several numbers may be given when they can't name a sublayer twice. Deletions stand in the
+    order of choice: by score within a kind, kinds in the order of the arguments.
+
+    Args:
+        report: The scores.
+        attention: How many attentions to drop.
+        mlp: How many MLPs to drop.
+        block: How many blocks (attention and MLP of a layer) to drop.
+        joint: How many sublayers to drop, attentions and MLPs sorted together.
+        importance_sha256: The digest of the report's file, for the plan.
+        allow_all: Lets every attention and every MLP go.
+        progress: Told when the first or the last layer is touched.
+
+    Raises:
+        PlanError: When more is asked for than there is, everything, or one thing twice.
+    """
+    budget = {"attention": attention, "mlp": mlp, "block": block, "joint": joint}
+    check_counts(budget)
+    refuse_unscored_blocks(report, block)
+    chosen = [
+        *_lowest(report, ("attention",), attention),
+        *_lowest(report, ("mlp",), mlp),
+        *_lowest(report, ("block",), block),
+        *_lowest(report, _SUBLAYERS, joint),
+    ]
+    plan = PruningPlan(
+        deletions=[PlannedDeletion(layer=score.layer, kind=score.kind) for score in chosen],
+        budget={name: number for name, number in budget.items() if number},
+        importance_sha256=importance_sha256,
+        made_from=parents_of(report, importance_sha256),
+    )
+    kinds = tuple({score.kind for score in report.scores})
+    layers, model = report.model.num_layers, report.model.source
+    validate_plan(plan, layers, kinds, model=model, allow_all=allow_all)
+    _warn_of_ends(plan, report.model.num_layers, progress)
+    return plan
+
+
+def parse_drops(texts: Iterable[str]) -> PruningPlan:
+    """Makes a plan by hand from texts such as ``attention:25,26``, ``mlp:3`` or ``block:3-7``.
+
+    Raises:
+        UsageError: When a text can't be read or names an unknown kind.
+        PlanError: When there is no text, or something is named twice.
+    """
+    deletions = [deletion for text in texts for deletion in _parse_drop(text)]
+    _check_not_empty(deletions)
+    _check_once(deletions)
+    return PruningPlan(deletions=deletions)
+
+
+def read_plan(path: Path) -> PruningPlan:
+    """Reads a plan file, or a model's config that says in another's dialect what is dropped.
+
+    Those are LLM-Drop's lists, Puzzletron's ``block_configs``, transformers' ``per_layer_config``
+    and what depthcut writes into a pruned checkpoint's ``config.json``.
+
+    Raises:
+        ArtifactError: When the file is not a valid plan; with the JSON path.
+        PlanError: When it is empty or names something twice, or a config holds more than drops.
+    """
+    plan = _foreign_plan(path) or PruningPlan.read(path)
+    _check_not_empty(plan.deletions, f"{path}: ")
+    _check_once(plan.deletions, f"{path}: ")
+    return plan
+
+
+def is_foreign_plan(path: Path) -> bool:
+    """Whether a plan stands in somebody's config, and not in a file of depthcut's own."""
+    return _foreign_plan(path) is not None
+
+
+def _foreign_plan(path: Path) -> PruningPlan | None:
+    """None for a plan of our own, and for what can't be read: that has its errors elsewhere."""
+    try:
+        content = read_json(path, limit=TABLE_BYTES, named=True)
+    except (OSError, ValueError):
+        return None
+    if isinstance(content, dict) and "schema_version" in content:
+        return None
+    found = foreign_deletions(content, str(path))
+    if found is None:
+        return None
+    return PruningPlan(deletions=found, made_from={"config": sha256_file(path)})
+
+
+def validate_plan(
+    plan: PruningPlan,
+    num_layers: int,
+    kinds: Sequence[str] = ("attention", "mlp", "block"),
+    *,
+    model: str = "the model",
+    path: Path | None = None,
+    allow_all: bool = False,
+) -> None:
+    """Holds a plan against the model that it is meant for.
+
+    Args:
+        plan: The plan.
+        num_layers: How many layers the model has.
+        kinds: What its layers consist of.
+        model: What errors call the model.
+        path: The plan's file, for errors; None when it comes from no file.
+        allow_all: Whether every attention and every MLP may go.
+
+    Raises:
+        PlanError: When the plan is empty, names a layer or kind that doesn't exist, names a
+            sublayer twice, or would leave no attention and MLP at all where that is not allowed.
+    """
+    where = "" if path is None else f"{path}: "
+    _check_not_empty(plan.deletions, where)
+    for deletion in plan.deletions:
+        if not 0 <= deletion.layer < num_layers:
+            raise PlanError(
+                f"{where}The plan drops {deletion.kind} {deletion.layer}, but {model} has only "
+                f"layers 0 to {num_layers - 1}.",
+                "Take that layer out of the plan, or make a plan for this model: depthcut plan.",
+            )
+        if deletion.kind not in kinds:
+            raise PlanError(
+                f"{where}The plan drops {deletion.kind} {deletion.layer}, but in {model} there is "
+                f"no {deletion.kind} to drop.",
+                f"Kinds that can be dropped here: {', '.join(sorted(kinds))}.",
+            )
+    _check_once(plan.deletions, where)
+    everything = len(_SUBLAYERS) * num_layers
+    if not allow_all and len(list(_sublayers(plan.deletions))) >= everything:
+        raise PlanError(
+            f"{where}The plan drops every attention and every MLP of {model}.",
+            "Leave at least one: an embedding alone is no model. --force drops them all the same.",
+        )
+
+
+def check_counts(budget: Mapping[str, int]) -> None:
+    """Refuses numbers that say nothing, or contradict each other.
+
+    Raises:
+        PlanError: One is below 0, none is above, or a joint number stands beside one of a kind.
+    """
+    for name, number in budget.items():
+        if number < 0:
+            raise PlanError(f"Can't drop {number} of {name}.", "Ask for a number above 0.")
+    if not any(budget.values()):
+        raise PlanError("Nothing is to be dropped.", "Ask for at least one sublayer or block.")
+    if budget.get("joint") and (budget.get("attention") or budget.get("mlp")):
+        raise PlanError(
+            "The joint drop chooses among attentions and MLPs itself.",
+            "Ask for a joint number, or for one of each kind.",
+        )
+
+
+def refuse_unscored_blocks(report: ImportanceReport, number: int) -> None:
+    """Refuses blocks by scores where only attentions and MLPs are scored.
+
+    Raises:
+        PlanError: Blocks are to be dropped, and none is scored.
+    """
+    if number and not any(score.kind == "block" for score in report.scores):
+        raise PlanError(
+            f"{counted(number, 'block')} {are(number)} to be dropped, but of "
+            f"{report.model.source} no block is scored.",
+            f"Score them too: depthcut score {report.model.source} --metric kl --blocks.",
+        )
+
+
+def _lowest(report: ImportanceReport, kinds: Sequence[DeletionKind], number: int) -> list[Score]:
+    candidates = [score for score in report.scores if score.kind in kinds]
+    if number > len(candidates):
+        left, names = len(candidates), [_NOUNS[kind] for kind in kinds]
+        what = counted(number, " or ".join(names), " and ".join(f"{name}s" for name in names))
+        raise PlanError(
+            f"{what} {are(number)} to be dropped, but of {report.model.source} only {left} "
+            f"{are(left)} scored.",
+            f"The most that can be asked for is {left}.",
+        )
+    for score in candidates:
+        if not math.isfinite(score.score):
+            raise PlanError(
+                f"The score of {score.kind} {score.layer} of {report.model.source} is "
+                f"{score.score}; it can't be ranked.",
+                "Score the model again.",
+            )
+    ranked = sorted(candidates, key=lambda score: (score.score, score.layer, score.kind))
+    return ranked[:number]
+
+
+def _parse_drop(text: str) -> list[PlannedDeletion]:
+    match = _DROP.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} does not say what to drop.", _DROP_HINT)
+    kind = next((kind for kind in get_args(DeletionKind) if kind == match["kind"]), None)
+    if kind is None:
+        raise UsageError(
+            f"{text!r}: {match['kind']} is no kind of sublayer.",
+            f"Kinds are {', '.join(get_args(DeletionKind))}.",
+        )
+    numbers = [layer for part in match["layers"].split(",") for layer in _layer_range(part, text)]
+    return [PlannedDeletion(layer=layer, kind=kind) for layer in numbers]
+
+
+def _layer_range(part: str, text: str) -> range:
+    first, _, last = part.partition("-")
+    low, high = int(first), int(last or first)
+    if low > high or high >= _MOST_LAYERS:
+        raise UsageError(f"{text!r}: {part} is no range of layers.", _DROP_HINT)
+    return range(low, high + 1)
+
+
+def _sublayers(deletions: Iterable[PlannedDeletion]) -> Iterable[tuple[int, DeletionKind]]:
+    for deletion in deletions:
+        for kind in _SUBLAYERS if deletion.kind == "block" else (deletion.kind,):
+            yield deletion.layer, kind
+
+
+def _check_not_empty(deletions: Sequence[PlannedDeletion], where: str = "") -> None:
+    if not deletions:
+        raise PlanError(f"{where}The plan drops nothing.", _DROP_HINT)
+
+
+def _check_once(deletions: Iterable[PlannedDeletion], where: str = "") -> None:
+    seen: set[tuple[int, DeletionKind]] = set()
+    for layer, kind in _sublayers(deletions):
+        if (layer, kind) in seen:
+            raise PlanError(
+                f"{where}The plan drops {kind} {layer} twice.",
+                "Name it once. A block stands for the attention and the MLP of its layer.",
+            )
+        seen.add((layer, kind))
+
+
+def _warn_of_ends(plan: PruningPlan, num_layers: int, progress: Progress) -> None:
+    for name, layer in (("first", 0), ("last", num_layers - 1)):
+        kinds = [deletion.kind for deletion in plan.deletions if deletion.layer == layer]
+        if kinds:
+            progress.say(
+                f"plan: warning: {' and '.join(kinds)} of the {name} layer ({layer}) "
+                "is to be dropped; that often costs far more than its score says"
+            )

@@ -1,0 +1,1 @@
+"""Which sublayers to drop: search, budgets, measured costs, series of scores."""

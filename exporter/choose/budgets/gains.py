@@ -1,0 +1,181 @@
+"""What is gained by a sublayer that goes, in the unit of a budget. All gains add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from exporter.artifacts import Replacement
+from exporter.choose.budgets.budget import KINDS, Memory, SublayerKind
+from exporter.choose.costs import GraphSizes
+from exporter.printable import counted
+
+Name = tuple[int, SublayerKind]
+
+
+class Unit(Protocol):
+    """Something that every sublayer has a part of."""
+
+    @property
+    def whole(self) -> float:
+        """What the whole model has of it."""
+
+    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+        """What goes with a sublayer or block, less what its replacement brings."""
+
+    def words(self, gain: float) -> str:
+        """A gain as a user says it."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """So much of a unit is to go."""
+
+    unit: Unit
+    amount: float
+
+    def words(self) -> str:
+        """The goal as a user says it."""
+        return self.unit.words(self.amount)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One for every sublayer of some kinds.
+
+    Attributes:
+        kinds: Which.
+        label: What one of them is called.
+    """
+
+    kinds: tuple[SublayerKind, ...]
+    label: str
+
+    @property
+    def whole(self) -> float:
+        """What is counted has no whole."""
+        return math.inf
+
+    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+        """1 for each sublayer of the kinds; the two of a block are none."""
+        return float(sum(kind in self.kinds for _, kind in names)) if len(names) == 1 else 0.0
+
+    def words(self, gain: float) -> str:
+        """``8 attentions dropped``."""
+        return f"{counted(gain, self.label)} dropped"
+
+
+@dataclass(frozen=True)
+class CountedBlocks:
+    """One for every block."""
+
+    @property
+    def whole(self) -> float:
+        """What is counted has no whole."""
+        return math.inf
+
+    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+        """1 for both sublayers of a layer."""
+        return float(len(names) == len(KINDS))
+
+    def words(self, gain: float) -> str:
+        """``2 blocks dropped``."""
+        return f"{counted(gain, 'block')} dropped"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Weights, counted.
+
+    Attributes:
+        sizes: Of the sublayers.
+        rank: Of linear maps; None: full ones.
+    """
+
+    sizes: GraphSizes
+    rank: int | None = None
+
+    @property
+    def whole(self) -> float:
+        """The model's parameters."""
+        return float(self.sizes.parameters)
+
+    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+        """Parameters that go."""
+        own = (self.sizes.saved_parameters(name, replacement, self.rank) for name in names)
+        return float(sum(own))
+
+    def words(self, gain: float) -> str:
+        """``10.0 % of the parameters removed``."""
+        return f"{100 * gain / self.whole:.1f} % of the parameters removed"
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Weights and caches, in bytes.
+
+    Attributes:
+        sizes: Of the sublayers.
+        memory: How much the caches hold.
+        rank: Of linear maps; None: full ones.
+    """
+
+    sizes: GraphSizes
+    memory: Memory
+    rank: int | None = None
+
+    @property
+    def whole(self) -> float:
+        """What the model takes."""
+        context, batch = self.memory.context, self.memory.batch
+        return float(self.sizes.total_bytes(context=context, batch=batch))
+
+    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+        """Bytes that go."""
+        context, batch = self.memory.context, self.memory.batch
+        own = (
+            self.sizes.saved_bytes(name, replacement, self.rank, context=context, batch=batch)
+            for name in names
+        )
+        return float(sum(own))
+
+    def words(self, gain: float) -> str:
+        """``7.9 GB of weights and caches``: what is left, since that is what has to fit."""
+        return f"{(self.whole - gain) / 1e9:.4g} GB of weights and caches"
+
+
+class Costs(Protocol):
+    """Measured times."""
+
+    @property
+    def baseline_ms(self) -> float:
+        """Of a request to the whole model."""
+
+    def saved_ms(self, name: Name, replacement: Replacement) -> float:
+        """What a request takes less without a sublayer."""
+
+
+@dataclass(frozen=True)
+class Milliseconds:
+    """A request's time."""
+
+    costs: Costs
+
+    @property
+    def whole(self) -> float:
+        """A request to the whole model, in ms."""
+        return self.costs.baseline_ms
+
+    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+        """Milliseconds that go."""
+        return sum(self.costs.saved_ms(name, replacement) for name in names)
+
+    def words(self, gain: float) -> str:
+        """``a speedup of 1.25``."""
+        return f"a speedup of {self.speedup(gain):.3f}"
+
+    def speedup(self, gain: float) -> float:
+        """How many times as fast a request is that takes ``gain`` ms less."""
+        return self.whole / max(self.whole - gain, 1e-9 * self.whole)

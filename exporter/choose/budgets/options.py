@@ -1,0 +1,111 @@
+"""What may be done to each sublayer, from what was fitted for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import ImportanceReport, Replacement
+from exporter.choose.budgets.budget import KINDS, Budget, Heal
+from exporter.choose.budgets.gains import Name
+from exporter.choose.selection import Option
+
+if TYPE_CHECKING:
+    from exporter.heal import Fit
+
+_REPLACEMENTS: dict[Heal, tuple[Replacement, ...]] = {
+    "none": ("none",),
+    "bias": ("bias",),
+    "linear": ("linear",),
+    "best": ("none", "bias", "linear"),
+}
+
+
+def replacements_of(heal: Heal) -> tuple[Replacement, ...]:
+    """What may take a branch's place."""
+    return _REPLACEMENTS[heal]
+
+
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """All options, and what is guessed of them before anything is measured.
+
+    Attributes:
+        options: What may be done.
+        quality: Share of the branch's output that each option gives back, on tokens that it was
+            not fitted on; 0 for nothing at all.
+        prior: By sublayer, its score, less what the best option gives back.
+    """
+
+    options: Sequence[Option]
+    quality: Mapping[Option, float]
+    prior: Mapping[Name, float]
+
+
+def make_offer(
+    report: ImportanceReport,
+    budget: Budget,
+    heal: Heal,
+    fits: Mapping[Name, Fit],
+    protected: Collection[Name] = (),
+    known: Collection[tuple[int, str]] | None = None,
+    without_map: Collection[tuple[int, str]] = (),
+) -> Offer:
+    """Offers every sublayer (or block, where blocks are asked for) in every way allowed.
+
+    Args:
+        report: The scores.
+        budget: Says which kinds may go.
+        heal: What may take a branch's place.
+        fits: Of every sublayer, where something may.
+        protected: Sublayers that stay.
+        known: Sublayers whose size and cost are known; the others stay. None: all.
+        without_map: Sublayers whose place no linear map can take.
+    """
+    options = [
+        _option(names, replacement, fits)
+        for names in _subjects(report.model.num_layers, budget)
+        if not set(names) & set(protected)
+        if known is None or set(names) <= set(known)
+        for replacement in replacements_of(heal)
+        if replacement != "linear" or not set(names) & set(without_map)
+    ]
+    quality = {option: _quality(option, fits) for option in options}
+    best: dict[Name, float] = {}
+    for option in options:
+        for name in option.names:
+            best[name] = max(best.get(name, 0.0), min(1.0, quality[option]))
+    scores = {(score.layer, score.kind): score.score for score in report.scores}
+    prior = {name: scores.get(name, 0.0) * (1 - given) for name, given in best.items()}
+    return Offer(options, quality, prior)
+
+
+def _subjects(num_layers: int, budget: Budget) -> Iterator[tuple[Name, ...]]:
+    others = (budget.attention, budget.mlp, budget.parameters, budget.fits, budget.target_speedup)
+    for layer in range(num_layers):
+        if budget.block:
+            yield tuple((layer, kind) for kind in KINDS)
+        if not budget.block or any(other for other in others):
+            for kind in budget.kinds:
+                yield ((layer, kind),)
+
+
+def _option(names: tuple[Name, ...], replacement: Replacement, fits: Mapping[Name, Fit]) -> Option:
+    if replacement == "none":
+        return Option(names)
+    substitutes = {
+        name: fits[name].bias if replacement == "bias" else fits[name].linear for name in names
+    }
+    return Option(names, replacement=replacement, substitutes=substitutes)
+
+
+def _quality(option: Option, fits: Mapping[Name, Fit]) -> float:
+    if option.replacement == "none":
+        return 0.0
+    kind = option.replacement
+    own = [
+        fits[name].bias_explained if kind == "bias" else fits[name].linear_explained
+        for name in option.names
+    ]
+    return sum(own) / len(own)

@@ -1,0 +1,98 @@
+"""What is said of budgets that can't be held: what can be reached instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from exporter.choose.budgets.gains import Goal
+from exporter.choose.budgets.walk import Judge, Walk, damage_words
+from exporter.errors import PlanError
+
+
+def refuse_goal(goal: Goal, most: float, cause: Exception | None = None) -> NoReturn:
+    """Refuses a goal that even dropping everything that may be dropped doesn't reach.
+
+    Raises:
+        PlanError: Always.
+    """
+    raise PlanError(
+        f"The budget is out of reach: with everything dropped that may be dropped there is "
+        f"{goal.unit.words(most)}; asked for is {goal.words()}.",
+        "Ask for less, or let more be dropped: more kinds, fewer protected, no replacements.",
+    ) from cause
+
+
+def refuse_floors(judge: Judge, walk: Walk, goals: Sequence[Goal], nearest: Walk) -> NoReturn:
+    """Refuses goals that cost more than the floors allow.
+
+    Args:
+        judge: Holds the floors.
+        walk: The best walk that reaches the goals.
+        goals: They.
+        nearest: The best walk within the floors.
+
+    Raises:
+        PlanError: Always.
+    """
+    wanted = " and ".join(goal.words() for goal in goals)
+    raise PlanError(
+        f"The budget can't be held: with {wanted}, " + " and ".join(judge.broken(walk)) + ".",
+        f"Within the floors there is {gains_of(nearest, goals)} "
+        f"({damage_words(judge.damage(nearest))}). Ask for that, allow more damage, let more "
+        "be dropped or replaced (--heal best), or score on more text, which makes the intervals "
+        "narrower.",
+    )
+
+
+def refuse_nothing(judge: Judge, walk: Walk) -> NoReturn:
+    """Refuses floors that not even the smallest cut keeps.
+
+    Args:
+        judge: Holds the floors.
+        walk: The smallest cut; without options where nothing may go.
+
+    Raises:
+        PlanError: Always.
+    """
+    _refuse_no_options(walk)
+    raise PlanError(
+        f"Nothing can be dropped within the floors: with {walk.options[0]} alone, "
+        + " and ".join(judge.broken(walk))
+        + ".",
+        f"The nearest plan costs: {damage_words(judge.damage(walk))}. Allow more, take --heal "
+        "best, or score on more text, which makes the intervals narrower.",
+    )
+
+
+def refuse_no_front(judge: Judge, walk: Walk) -> NoReturn:
+    """Refuses a front of which not even the smallest cut is a part.
+
+    Args:
+        judge: Measures.
+        walk: The smallest cut; without options where nothing may go.
+
+    Raises:
+        PlanError: Always.
+    """
+    _refuse_no_options(walk)
+    raise PlanError(
+        f"There is no plan for a curve: {walk.options[0]} alone leaves next to nothing of the "
+        f"model's answers ({damage_words(judge.damage(walk))}).",
+        "Protect fewer sublayers, allow more --kinds, or --heal best.",
+    )
+
+
+def _refuse_no_options(walk: Walk) -> None:
+    if not walk.options:
+        raise PlanError(
+            "Nothing can be dropped: there is no sublayer that may go and whose going gains "
+            "anything.",
+            "Protect fewer sublayers, allow more --kinds, or smaller replacements: --heal best, "
+            "--rank 16.",
+        )
+
+
+def gains_of(walk: Walk, goals: Sequence[Goal]) -> str:
+    """What a walk reaches, in the goals' words."""
+    return " and ".join(goal.unit.words(walk.gain(goal.unit)) for goal in goals)

@@ -1,0 +1,312 @@
+"""Finds the walk of least damage that holds a budget.
+
+One goal after the other is reached by greedy steps, each with the least added damage for its gain
+in that goal's unit, on the model as the steps before left it; then swaps look for less damage at
+the same gain, for as long as they may. Floors are judged on tokens that the search doesn't see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from exporter.choose.budgets.budget import KINDS
+from exporter.choose.budgets.gains import CountedBlocks, Goal, Name, Unit
+from exporter.choose.budgets.reachable import refuse_floors, refuse_goal
+from exporter.choose.budgets.walk import Judge, Walk, as_step, valued
+from exporter.choose.selection import (
+    Meter,
+    Objective,
+    Option,
+    RememberingMeter,
+    Step,
+    chosen,
+    evolve,
+    greedy,
+    objective_of,
+)
+from exporter.choose.selection.options import Stop
+from exporter.errors import PlanError
+from exporter.progress import QUIET, Progress
+
+_SLACK = 1e-9
+_TRIED = 4
+"""Options that are held against the floors after one that broke them."""
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How hard the search tries.
+
+    Attributes:
+        objective: The damage that is kept small.
+        shortlist: How many options are tried at a step; None: all.
+        seconds: For swaps after the greedy steps.
+        seed: Of the swaps.
+    """
+
+    objective: Objective = "kl"
+    shortlist: int | None = 12
+    seconds: float = 0.0
+    seed: int = 0
+
+
+class Search:
+    """Looks for walks among options.
+
+    Args:
+        meter: Measures damage on the tokens to search on.
+        judge: Holds the others, and the floors.
+        options: What may be done; their gains don't count, each goal has its own.
+        settings: How hard to try.
+        prior: A guess of each sublayer's damage, for the order in which options are tried.
+        quality: How well each option does what its branch did; see :func:`valued`.
+        progress: Told of every step.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        judge: Judge,
+        options: Sequence[Option],
+        settings: SearchSettings | None = None,
+        prior: Mapping[Name, float] | None = None,
+        quality: Mapping[Option, float] | None = None,
+        progress: Progress = QUIET,
+    ) -> None:
+        self._meter = meter if isinstance(meter, RememberingMeter) else RememberingMeter(meter)
+        self.judge = judge
+        self._options = list(options)
+        self._settings = settings or SearchSettings()
+        self._prior = dict(prior or {})
+        self._quality = dict(quality) if quality else None
+        self._progress = progress
+        self._known: list[tuple[Unit, list[Option]]] = []
+
+    def solve(self, goals: Sequence[Goal], use_up: Unit) -> Walk:
+        """The walk of least damage that reaches all goals within the floors.
+
+        Args:
+            goals: All are to be reached; none: the floors are used up.
+            use_up: What the floors are used up for.
+
+        Raises:
+            PlanError: It doesn't exist, or is not found; says what is reachable.
+        """
+        if not goals:
+            return self.within_floors(use_up)
+        walk = self._treated_better(goals, self._trimmed(goals, self._reaching(goals)))
+        if len(goals) == 1:
+            walk = self._swapped(goals[0], walk)
+        if self.judge.holds(walk):
+            return walk
+        nearest = self.within_floors(goals[0].unit)
+        if not _all_reached(goals, nearest):
+            refuse_floors(self.judge, walk, goals, nearest)
+        shorter = self._trimmed(goals, nearest)
+        return shorter if self.judge.holds(shorter) else nearest
+
+    def within_floors(self, unit: Unit) -> Walk:
+        """As much of a unit as the floors allow; perhaps nothing."""
+        walk = self._filled(unit, self._until_broken(unit))
+        swapped = self._swapped(Goal(unit, walk.gain(unit)), walk) if walk.options else walk
+        if swapped is not walk and self.judge.holds(swapped):
+            return self._filled(unit, swapped)  # what the swaps saved may be spent
+        return walk
+
+    def path(self, unit: Unit, enough: float = math.inf) -> list[Walk]:
+        """The walks after every greedy step, from the first on.
+
+        Args:
+            unit: What is gained.
+            enough: The search ends where the objective is above it.
+        """
+        steps = self._greedy(unit, math.inf, Walk(), lambda step: self._damage(step) > enough)
+        return [Walk().plus(steps[: number + 1]) for number in range(len(steps))]
+
+    def smallest(self, unit: Unit) -> Walk:
+        """The one step of least damage for its gain."""
+        first: list[Step] = []
+
+        def only(step: Step) -> bool:
+            first.append(step)
+            return True
+
+        self._greedy(unit, math.inf, Walk(), only)
+        return Walk().plus(first)
+
+    def _damage(self, step: Step) -> float:
+        return objective_of(step.damage, self._settings.objective)
+
+    def _reaching(self, goals: Sequence[Goal]) -> Walk:
+        """Greedy steps to one goal after the other."""
+        # Blocks first, while both their halves are there.
+        order = sorted(goals, key=lambda goal: not isinstance(goal.unit, CountedBlocks))
+        walk = Walk()
+        for goal in (*order, *order):  # a map for a later goal may have cost some of an earlier one
+            walk = self._towards(goal, walk)
+        for goal in order:
+            if not _reached(goal, walk):
+                refuse_goal(goal, walk.gain(goal.unit))
+        return walk
+
+    def _towards(self, goal: Goal, walk: Walk) -> Walk:
+        missing = goal.amount - walk.gain(goal.unit)
+        if missing <= _SLACK * goal.amount:
+            return walk
+        try:
+            return walk.plus(self._greedy(goal.unit, missing, walk))
+        except PlanError as error:
+            # Greedy steps kept the wrong one, or maps that are too large; what is idle comes back.
+            begun = walk, self._strongest(goal.unit, walk)
+            everything = [self._everything(goal.unit, each) for each in begun]
+            for found in everything:
+                if _reached(goal, found):
+                    return found
+            refuse_goal(goal, max(found.gain(goal.unit) for found in everything), error)
+
+    def _until_broken(self, unit: Unit) -> Walk:
+        """Greedy steps up to the first that breaks a floor."""
+        walks = [Walk()]
+
+        def breaks(step: Step) -> bool:
+            walks.append(walks[-1].plus([step]))
+            return not self.judge.holds(walks[-1])
+
+        self._greedy(unit, math.inf, Walk(), breaks)
+        return next(walk for walk in reversed(walks) if not walk.options or self.judge.holds(walk))
+
+    def _filled(self, unit: Unit, walk: Walk) -> Walk:
+        """What room the floors leave is filled, by the cheapest steps or by the smallest."""
+        found = []
+        for by_gain in (True, False):
+            filled = walk
+            while (further := self._one_more(unit, filled, by_gain)) is not None:
+                filled = further
+            found.append(filled)
+        return max(found, key=lambda each: each.gain(unit))
+
+    def _one_more(self, unit: Unit, walk: Walk, by_gain: bool) -> Walk | None:
+        """The step of least damage, or least for its gain, that the floors still allow."""
+        further = [walk.plus([as_step(option)]) for option in self._left(unit, walk)]
+        if not further:
+            return None
+        cuts = [other.cut for other in further]
+        now, *then = self._meter.measure_many(walk.cut, cuts, self._progress)
+        before, gained = objective_of(now, self._objective), walk.gain(unit)
+        added = [objective_of(damage, self._objective) - before for damage in then]
+        gains = [other.gain(unit) - gained if by_gain else 1.0 for other in further]
+        prices = [cost / gain for cost, gain in zip(added, gains, strict=True)]
+        order = sorted(range(len(further)), key=prices.__getitem__)
+        return next((further[i] for i in order[:_TRIED] if self.judge.holds(further[i])), None)
+
+    def _left(self, unit: Unit, walk: Walk) -> list[Option]:
+        """Options that add to a walk, or take the place of one of its own and gain more."""
+        most = len(KINDS) * self._meter.num_layers - 1
+        taken = {name: option for option in walk.options for name in option.names}
+
+        def adds(option: Option) -> bool:
+            gone = {taken[name] for name in option.names if name in taken}
+            whole = all(set(other.names) <= set(option.names) for other in gone)
+            more = option.gain > sum(other.gain for other in gone)
+            return whole and more and len({*taken, *option.names}) <= most
+
+        left = [option for option in self._valued(unit) if adds(option)]
+        left.sort(key=lambda option: sum(self._prior.get(name, 0.0) for name in option.names))
+        return left[: self._settings.shortlist]
+
+    def _trimmed(self, goals: Sequence[Goal], walk: Walk) -> Walk:
+        """Puts back what the goals don't need: later steps may have made an earlier one idle."""
+        while True:
+            idle = [
+                other for other in map(walk.without, walk.options) if _all_reached(goals, other)
+            ]
+            if not idle:
+                return walk
+            damages = self._meter.measure_many(walk.cut, [other.cut for other in idle])[1:]
+            costs = [objective_of(damage, self._objective) for damage in damages]
+            walk = idle[costs.index(min(costs))]
+
+    def _treated_better(self, goals: Sequence[Goal], walk: Walk) -> Walk:
+        """Another way for a sublayer, such as a map for nothing, where that lowers the damage."""
+        while True:
+            own = {option.names: option for option in walk.options}
+            others = [
+                walk.plus([as_step(option)])
+                for option in self._valued(goals[0].unit)
+                if option.names in own and option.replacement != own[option.names].replacement
+            ]
+            others = [other for other in others if _all_reached(goals, other)]
+            now, *then = self._meter.measure_many(walk.cut, [other.cut for other in others])
+            costs = [objective_of(damage, self._objective) for damage in (now, *then)]
+            if min(costs) >= costs[0]:
+                return walk
+            walk = others[costs.index(min(costs)) - 1]
+
+    def _swapped(self, goal: Goal, walk: Walk) -> Walk:
+        """The same gain, with less damage where swaps find it in time."""
+        if not self._settings.seconds:
+            return walk
+        steps = [as_step(option) for option in walk.options]
+        found = evolve(
+            self._meter,
+            steps,
+            self._valued(goal.unit),
+            goal=min(goal.amount, walk.gain(goal.unit)),
+            objective=self._objective,
+            seconds=self._settings.seconds,
+            seed=self._settings.seed,
+            progress=self._progress,
+        )
+        return walk if found == steps else Walk(tuple(chosen(found)))
+
+    def _valued(self, unit: Unit) -> list[Option]:
+        """The options with their gain in a unit: the same objects whenever it is asked for."""
+        for known, options in self._known:
+            if known is unit:
+                return options
+        self._known.append((unit, valued(self._options, unit, self._quality)))
+        return self._known[-1][1]
+
+    def _everything(self, unit: Unit, walk: Walk) -> Walk:
+        """A walk, and all that may go beside it; one sublayer stays."""
+        most = len(KINDS) * self._meter.num_layers - 1
+        taken = set(walk.choices)
+        added: list[Option] = []
+        for option in sorted(self._valued(unit), key=lambda each: -each.gain):
+            if not taken & set(option.names) and len(taken) + len(option.names) <= most:
+                added.append(option)
+                taken.update(option.names)
+        return walk.plus(map(as_step, added))
+
+    def _strongest(self, unit: Unit, walk: Walk) -> Walk:
+        """The same sublayers, each treated in the way that gains most."""
+        own = {option.names: unit.gain(option.names, option.replacement) for option in walk.options}
+        better = [o for o in self._valued(unit) if o.names in own and o.gain > own[o.names]]
+        return walk.plus(map(as_step, sorted(better, key=lambda option: option.gain)))
+
+    @property
+    def _objective(self) -> Objective:
+        return self._settings.objective
+
+    def _greedy(self, unit: Unit, goal: float, walk: Walk, stop: Stop | None = None) -> list[Step]:
+        return greedy(
+            self._meter,
+            self._valued(unit),
+            goal=goal,
+            objective=self._objective,
+            shortlist=self._settings.shortlist,
+            prior=self._prior,
+            stop=stop,
+            start=walk.cut,
+            progress=self._progress,
+        )
+
+
+def _reached(goal: Goal, walk: Walk) -> bool:
+    return walk.gain(goal.unit) >= goal.amount * (1 - _SLACK)
+
+
+def _all_reached(goals: Sequence[Goal], walk: Walk) -> bool:
+    return all(_reached(goal, walk) for goal in goals)

@@ -1,0 +1,71 @@
+"""Parts a calibration text: what is searched and fitted on, checked on, and reported on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exporter.artifacts import FiguresFrom
+from exporter.errors import CalibrationError
+from exporter.score import CalibrationText
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """A text's samples by what they are for.
+
+    Attributes:
+        searched: What is searched and fitted on.
+        checked: What floors are held on, and refitted replacements.
+        reported: What the finished plan's figures are measured on. Of a text of fewer than four
+            samples it is the same as ``checked``, of a single one the same as both.
+    """
+
+    searched: CalibrationText
+    checked: CalibrationText
+    reported: CalibrationText
+
+    @property
+    def figures_from(self) -> FiguresFrom:
+        """On what the figures rest."""
+        if self.reported is self.searched:
+            return "searched"
+        return "checked" if self.reported is self.checked else "unseen"
+
+    def refuse_short(self, what_for: str, samples: int = 1) -> None:
+        """Refuses a text of which too little is held out.
+
+        Args:
+            what_for: What it is too short for.
+            samples: How many must be held out to check on.
+
+        Raises:
+            CalibrationError: There are fewer.
+        """
+        found = 0 if self.checked is self.searched else len(self.checked.input_ids)
+        if found < samples:
+            raise CalibrationError(
+                f"Of {self.searched.ref.source} {found} samples are held out to check on, too few "
+                f"for {what_for}.",
+                "Score on a longer text or with more --samples, or ask for a shorter "
+                "--sequence-length when scoring.",
+            )
+
+
+def parted(text: CalibrationText, held_out: float) -> TextParts:
+    """The first samples to search and fit on; of the last ones, in turn, to check and to report on.
+
+    Args:
+        text: The samples.
+        held_out: Share of them that is not searched on; at least one sample of two, two of four.
+    """
+    samples = len(text.input_ids)
+    if samples < 2:
+        return TextParts(text, text, text)
+    later = min(samples - 1, max(2 if samples >= 4 else 1, round(samples * held_out)))
+    first, rest = text.rows(slice(0, samples - later)), slice(samples - later, samples)
+    if later < 2:
+        checked = reported = text.rows(rest)
+    else:
+        checked = text.rows(slice(rest.start, samples, 2))
+        reported = text.rows(slice(rest.start + 1, samples, 2))
+    return TextParts(first, checked, reported)

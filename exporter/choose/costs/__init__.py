@@ -1,0 +1,30 @@
+"""What a model's sublayers cost: parameters, bytes, and milliseconds on an engine, as measured.
+
+Importing this costs neither PyTorch nor a runtime.
+"""
+
+from exporter.choose.costs.at import At
+from exporter.choose.costs.candidates import MeasuredSpeedup, measure_speedup
+from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
+from exporter.choose.costs.measuring import measure_costs, read_costs
+from exporter.choose.costs.onnx_sizes import sizes
+from exporter.choose.costs.table import CostGroup, CostTable, MeasuredCandidate, Member, Trial
+from exporter.choose.costs.timing import Effort
+
+__all__ = [
+    "At",
+    "CacheSize",
+    "CostGroup",
+    "CostTable",
+    "Effort",
+    "GraphSizes",
+    "MeasuredCandidate",
+    "MeasuredSpeedup",
+    "Member",
+    "SublayerSize",
+    "Trial",
+    "measure_costs",
+    "measure_speedup",
+    "read_costs",
+    "sizes",
+]

@@ -1,0 +1,113 @@
+"""The request for whose time a model is made faster: a prompt, and tokens after it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Self
+
+from exporter.errors import CostError, UsageError
+
+if TYPE_CHECKING:
+    from exporter.engines.inputs import Shape
+
+_PART = re.compile(r"\s*(?P<key>\w+)\s*=\s*(?P<number>[+-]?\d+)\s*")
+_HINT = "Write it as batch=1,prompt=512,new=128."
+_FAR = 2
+"""Where the last step's cache is so many times the first's, one in between is timed too."""
+
+
+@dataclass(frozen=True)
+class At:
+    """A request: its time is that of one prefill of the prompt and of ``new`` decode steps.
+
+    Attributes:
+        batch: Sequences that are served together.
+        prompt: Tokens of each prompt; of a graph without a cache, of its input.
+        new: Tokens that are decoded after it, the first with the prompt in the cache.
+    """
+
+    batch: int = 1
+    prompt: int = 512
+    new: int = 128
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("prompt", 1), ("new", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(
+                    f"A request with {name}={getattr(self, name)} is none: "
+                    f"{name} begins at {least}.",
+                    _HINT,
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads ``batch=1,prompt=512,new=128``; what isn't named is as it is there.
+
+        Raises:
+            UsageError: It is written otherwise, names something else, or something twice.
+        """
+        known = [field.name for field in fields(cls)]
+        found: dict[str, int] = {}
+        for part in text.split(","):
+            told = _PART.fullmatch(part)
+            if told is None:
+                raise UsageError(f"{part!r} is no part of a request.", _HINT)
+            if told["key"] not in known:
+                raise UsageError(
+                    f"{told['key']!r} is no part of a request; known are {', '.join(known)}.", _HINT
+                )
+            if told["key"] in found:
+                raise UsageError(f"{text!r} names {told['key']} twice.", _HINT)
+            found[told["key"]] = int(told["number"])
+        return cls(**found)
+
+    @property
+    def longest(self) -> int:
+        """Positions that the request reaches."""
+        return self.prompt + self.new
+
+    def __str__(self) -> str:
+        return f"batch={self.batch},prompt={self.prompt},new={self.new}"
+
+    def cells(self, *, cached: bool) -> list[tuple[Shape, float]]:
+        """What is timed, and how often each counts in the request.
+
+        Decode steps are timed at a few lengths of the cache, and summed up by the trapezoid rule:
+        the steps in between count with their neighbours, by how near they are.
+
+        Args:
+            cached: Whether the graph takes a KV cache.
+
+        Raises:
+            CostError: New tokens are asked of a graph without a cache.
+        """
+        from exporter.engines.inputs import Shape
+
+        if not cached:
+            if self.new:
+                raise CostError(
+                    f"The graph has no KV cache, so it can't decode {self.new} new tokens.",
+                    "Ask for its input alone: batch=1,prompt=512,new=0.",
+                )
+            return [(Shape("encode", self.batch, self.prompt), 1.0)]
+        found = [(Shape("prefill", self.batch, self.prompt), 1.0)]
+        for past, count in self._steps().items():
+            found.append((Shape("decode", self.batch, 1, past), count))
+        return found
+
+    def _steps(self) -> dict[int, float]:
+        """The cache lengths at which a step is timed, and for how many steps each stands."""
+        if not self.new:
+            return {}
+        first, last = self.prompt, self.prompt + self.new - 1
+        timed = {first, last} | ({(first + last) // 2} if last >= _FAR * first else set())
+        lengths = sorted(timed)
+        counts = dict.fromkeys(lengths, 0.0)
+        counts[first] = 1.0
+        for low, high in itertools.pairwise(lengths):
+            # The steps low + 1 ... high, each between the two by its distance.
+            counts[low] += (high - low - 1) / 2
+            counts[high] += (high - low + 1) / 2
+        return counts

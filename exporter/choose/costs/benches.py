@@ -1,0 +1,281 @@
+"""Where costs are measured: what runs the whole graph, and variants of it with sublayers cut."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.replacement_file import Replacements
+from exporter.choose.costs.graph_sizes import GraphSizes
+from exporter.choose.costs.grouping import Treatment
+from exporter.choose.costs.onnx_sizes import sizes
+from exporter.errors import CostError
+from exporter.files import sha256_bytes
+from exporter.progress import Progress
+from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    from exporter.compare.measure.timing.probe import Subject
+    from exporter.engines.inputs import Shape
+    from exporter.engines.runners.base import Runner
+    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+    from exporter.models.graph_facts import GraphFacts
+    from graph_passes.replacements import ReplacementTensors
+
+_SCALE = 0.01
+"""Of the random numbers in replacements: small ones, so that all that is computed stays finite."""
+
+
+class Bench(Protocol):
+    """A model on an engine.
+
+    Attributes:
+        threads: CPU threads that it is given.
+        rank: Of linear maps that are put in; None for full ones.
+    """
+
+    threads: int
+    rank: int | None
+
+    @property
+    def backend(self) -> str:
+        """The engine."""
+
+    @property
+    def provider(self) -> str:
+        """On what it runs."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether that is an NVIDIA GPU."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the model's files."""
+
+    @property
+    def sizes(self) -> GraphSizes:
+        """What its sublayers take."""
+
+    def choose_threads(self, step: Shape, progress: Progress) -> None:
+        """Takes so many threads as make a step fastest."""
+
+    def arms(self, treatment: Treatment) -> AbstractContextManager[Mapping[str, Subject]]:
+        """The whole model and one with some sublayers cut, loaded while the block runs.
+
+        Raises:
+            SurgeryError: They can't be cut.
+        """
+
+
+@dataclass
+class OnnxBench:
+    """An ONNX file on ONNX Runtime.
+
+    Attributes:
+        onnx: The file.
+        folder: Where variants are written for a while.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads.
+        rank: Of linear maps; None for full ones.
+    """
+
+    onnx: Path
+    folder: Path
+    device: str = "cpu"
+    threads: int = 1
+    rank: int | None = None
+    backend: ClassVar[str] = "onnxruntime"
+
+    @property
+    def provider(self) -> str:
+        """See :class:`Bench`."""
+        return self._runner(self.onnx).provider
+
+    @property
+    def on_gpu(self) -> bool:
+        """See :class:`Bench`."""
+        return self.device == "cuda"
+
+    @property
+    def sha256(self) -> str:
+        """See :class:`Bench`."""
+        return self._facts.sha256
+
+    @cached_property
+    def sizes(self) -> GraphSizes:
+        """See :class:`Bench`."""
+        return sizes(self.onnx)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it knows."""
+        from exporter.models.model_folder import find_model
+
+        told = self._facts.vocabulary or find_model(self.onnx).config.get("vocab_size")
+        if not isinstance(told, int):
+            raise CostError(
+                f"{self.onnx} doesn't tell how many tokens it knows.",
+                "Put the model's config.json beside it.",
+            )
+        return told
+
+    @cached_property
+    def _facts(self) -> GraphFacts:
+        from exporter.models.graph_facts import read_facts
+
+        return read_facts(self.onnx)
+
+    def choose_threads(self, step: Shape, progress: Progress) -> None:
+        """See :class:`Bench`."""
+        from exporter.compare.measure.threads import choose_threads, fastest
+        from exporter.engines.environment import default_threads
+
+        runner = self._runner(self.onnx)
+        vocabulary = self.vocabulary
+        probe = choose_threads(runner, lambda: step, vocabulary=vocabulary, progress=progress)
+        self.threads = default_threads() if probe is None else fastest(probe)
+
+    @contextmanager
+    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, Subject]]:
+        """See :class:`Bench`."""
+        cut = cut_for_a_while(self.onnx, self.folder, treatment, self.sizes, self.rank)
+        with cut as variant:
+            runners = {"baseline": self._runner(self.onnx), "candidate": self._runner(variant)}
+            with subjects(runners, self.vocabulary) as loaded:
+                yield loaded
+
+    def _runner(self, onnx: Path) -> OnnxRuntimeRunner:
+        from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(onnx, provider=self.device, threads=self.threads)
+
+
+@contextmanager
+def subjects(runners: Mapping[str, Runner], vocabulary: int) -> Iterator[Mapping[str, Subject]]:
+    """Loads runners for timing; frees whichever are loaded when the block ends.
+
+    Args:
+        runners: By the arm's name, none of them entered.
+        vocabulary: How many tokens the model knows.
+    """
+    from exporter.compare.measure.timing.subjects import RunnerSubject
+
+    try:
+        for runner in runners.values():
+            runner.__enter__()
+        yield {name: RunnerSubject([runner], vocabulary) for name, runner in runners.items()}
+    finally:
+        for runner in runners.values():
+            runner.__exit__(None, None, None)
+
+
+@contextmanager
+def cut_for_a_while(
+    onnx: Path, folder: Path, treatment: Treatment, sizes: GraphSizes, rank: int | None = None
+) -> Iterator[Path]:
+    """Cuts a variant into a folder of its own, which is gone after the block.
+
+    Its weights are the source's own where both folders are on one file system.
+
+    Args:
+        onnx: The whole graph.
+        folder: Where that folder is made.
+        treatment: What to cut.
+        sizes: The graph's.
+        rank: Of linear maps; None for full ones.
+
+    Yields:
+        The variant's ONNX file.
+
+    Raises:
+        SurgeryError: It can't be cut.
+        OnnxFileError: It can't be written.
+    """
+    from exporter.cut.surgery import prune_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".costs.", dir=folder) as name:
+        place = Path(name)
+        source, weights = _linked(onnx, place)
+        target = place / f"{onnx.stem}.variant.onnx"
+        prune_file(
+            source,
+            target,
+            [
+                PlannedDeletion.model_validate(
+                    {"layer": m.layer, "kind": m.kind, "replacement": treatment.replacement}
+                )
+                for m in treatment.members
+            ],
+            replacements=_numbers(treatment, sizes, rank, place),
+            verify="none",
+            weights=weights,
+            genai_config="none",
+        )
+        yield target
+
+
+def _linked(onnx: Path, place: Path) -> tuple[Path, Literal["share", "compact"]]:
+    """The source beside the variant, by other names of the same files; or itself, elsewhere."""
+    from graph_passes.files.storage import data_files, load_model
+
+    data, root = data_files(load_model(onnx)), onnx.parent
+    if not data or not all(path.is_relative_to(root) for path in data):
+        return onnx, "compact"
+    names = {path: place / path.relative_to(root) for path in (onnx, *data)}
+    try:
+        for path, name in names.items():
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.hardlink_to(path.resolve())
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        for name in names.values():
+            name.unlink(missing_ok=True)
+        return onnx, "compact"
+    return names[onnx], "share"
+
+
+def _numbers(
+    treatment: Treatment, sizes: GraphSizes, rank: int | None, place: Path
+) -> Replacements | None:
+    """Random ones, the same for every sublayer."""
+    if treatment.replacement == "none":
+        return None
+    hidden = sizes.hidden
+    assert hidden is not None  # else nothing is replaced
+    one = random_replacement(hidden, treatment.replacement, rank)
+    tensors = {SublayerRef(m.layer, m.kind): one for m in treatment.members}  # type: ignore[arg-type]
+    return Replacements(place / "random.safetensors", sha256_bytes(b"random"), tensors)
+
+
+def random_replacement(hidden: int, replacement: str, rank: int | None) -> ReplacementTensors:
+    """The numbers of a replacement that means nothing.
+
+    Args:
+        hidden: Width of the stream.
+        replacement: ``bias`` or ``linear``.
+        rank: Of a linear map in two factors; None for a full one.
+    """
+    from graph_passes.replacements import ReplacementTensors
+
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        return _SCALE * rng.standard_normal(shape, dtype=np.float32)
+
+    if replacement == "bias":
+        return ReplacementTensors(draw(hidden))
+    if rank is None:
+        return ReplacementTensors(draw(hidden), draw(hidden, hidden))
+    return ReplacementTensors(draw(hidden), factors=(draw(rank, hidden), draw(hidden, rank)))

@@ -1,0 +1,137 @@
+"""An ONNX file as a TensorRT engine, built anew for each variant.
+
+Written without a GPU at hand: what it is made of, building and running engines, is tested apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.choose.costs.at import At
+from exporter.choose.costs.benches import OnnxBench, cut_for_a_while, subjects
+from exporter.choose.costs.graph_sizes import GraphSizes
+from exporter.choose.costs.grouping import Treatment
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.flavours import Backend
+from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.build.settings import BuildSettings
+from exporter.errors import CostError
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.compare.measure.timing.probe import Subject
+    from exporter.engines.inputs import Shape
+    from exporter.engines.runners.tensorrt import TensorRtRunner
+
+
+@dataclass
+class EngineBench:
+    """See :class:`exporter.choose.costs.benches.Bench`.
+
+    Attributes:
+        onnx: The graph.
+        folder: Where engines and variants are written; the whole graph's engine stays there.
+        at: The request, whose shapes the engines are built for.
+        backend: The library that builds and runs them.
+        settings: How they are built.
+        threads: It has no say here.
+        rank: Of linear maps; None for full ones.
+        progress: Hears what the builder says.
+
+    Raises:
+        CostError: There is no GPU to run engines.
+    """
+
+    onnx: Path
+    folder: Path
+    at: At
+    backend: Backend = "tensorrt-rtx"
+    settings: BuildSettings = field(default_factory=BuildSettings)
+    threads: int = 1
+    rank: int | None = None
+    progress: Progress = QUIET
+
+    def __post_init__(self) -> None:
+        problem = ask_driver().problem
+        if problem:
+            raise CostError(
+                f"Engines can't be timed here: {problem}.",
+                "Measure on ONNX Runtime, or on a machine with an NVIDIA GPU.",
+            )
+
+    @property
+    def provider(self) -> str:
+        """The library again: the card is a part of the machine."""
+        return self.backend
+
+    @property
+    def on_gpu(self) -> bool:
+        """It is an NVIDIA GPU."""
+        return True
+
+    @property
+    def sha256(self) -> str:
+        """Of the graph's files."""
+        return self._graph.sha256
+
+    @property
+    def sizes(self) -> GraphSizes:
+        """What the graph's sublayers take."""
+        return self._graph.sizes
+
+    @cached_property
+    def _graph(self) -> OnnxBench:
+        return OnnxBench(self.onnx, self.folder)
+
+    @cached_property
+    def _baseline(self) -> TensorRtRunner:
+        return self._built(self.onnx, self.folder / "whole")
+
+    def choose_threads(self, step: Shape, progress: Progress) -> None:
+        """One thread feeds the GPU."""
+
+    @contextmanager
+    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, Subject]]:
+        """The whole model and one with some sublayers cut, loaded while the block runs.
+
+        Raises:
+            SurgeryError: They can't be cut.
+            EngineError: No engine can be built.
+        """
+        with cut_for_a_while(self.onnx, self.folder, treatment, self.sizes, self.rank) as variant:
+            cut = self._built(variant, variant.parent / "engines")
+            runners = {"baseline": self._baseline, "candidate": cut}
+            with subjects(runners, self._graph.vocabulary) as loaded:
+                yield loaded
+
+    def _built(self, onnx: Path, target: Path) -> TensorRtRunner:
+        from exporter.engines.build.build import build_engines
+        from exporter.engines.build.engine_set import find_engines
+        from exporter.engines.build.profiles import fitting, graph_inputs
+        from exporter.engines.runners.tensorrt import TensorRtRunner
+
+        target.mkdir(parents=True, exist_ok=True)
+        built = build_engines(
+            onnx,
+            target,
+            ranges=fitting(graph_inputs(onnx), ranges_for(self.at)),
+            backend=self.backend,
+            settings=self.settings,
+            progress=self.progress,
+        )
+        return TensorRtRunner(find_engines([path for path, _ in built]))
+
+
+def ranges_for(at: At) -> Ranges:
+    """What an engine must serve for a request."""
+    last = max(at.prompt, at.longest - 1)
+    return Ranges(
+        batch=Span(at.batch, at.batch, at.batch),
+        prompt=Span(1, at.prompt, at.prompt),
+        context=Span(1, (at.prompt + last) // 2, last),
+    )

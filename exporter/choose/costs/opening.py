@@ -1,0 +1,81 @@
+"""Which bench measures a model: told by how it is written, as a comparison's arms are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.choose.costs.at import At
+from exporter.choose.costs.benches import Bench, OnnxBench
+from exporter.compare.kinds import ArmName
+from exporter.errors import CostError, UsageError
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.engines.build.flavours import Backend
+
+
+def open_bench(
+    model: Path | str,
+    folder: Path,
+    at: At,
+    *,
+    provider: str = "cpu",
+    engine: Backend | None = None,
+    threads: int = 1,
+    rank: int | None = None,
+    progress: Progress = QUIET,
+) -> Bench:
+    """Finds what runs a model.
+
+    Args:
+        model: An ONNX file, or a folder with one; or ``torch:DIR``, which PyTorch runs.
+        folder: Where variants are written for a while.
+        at: The request, whose shapes an engine is built for.
+        provider: Where ONNX Runtime or PyTorch runs: ``cpu`` or ``cuda``.
+        engine: The library that builds engines of an ONNX file and runs them instead.
+        threads: CPU threads.
+        rank: Of linear maps; None for full ones.
+        progress: Hears what a builder says.
+
+    Raises:
+        CostError: An engine is given, of which nothing can be cut, or there is no GPU to run one.
+        UsageError: What is asked for does not go together.
+        OnnxFileError: There is no ONNX file.
+        ModelSourceError: The PyTorch model can't be loaded.
+        MissingDependencyError: What runs it is not installed.
+    """
+    name = ArmName.of(model)
+    if name.is_torch and engine is None:
+        return _torch(name, provider, threads, rank)
+    if name.kind != "onnx" or name.is_torch:
+        raise CostError(
+            f"Of {name} no variants can be made.",
+            "Name the ONNX file, and for engines of it the library: --engine.",
+        )
+    from exporter.models.model_folder import find_onnx
+
+    onnx = find_onnx(name.path)
+    if engine is None:
+        return OnnxBench(onnx, folder, provider, threads, rank)
+    from exporter.choose.costs.engine_bench import EngineBench
+
+    return EngineBench(onnx, folder, at, engine, rank=rank, progress=progress)
+
+
+def _torch(name: ArmName, provider: str, threads: int, rank: int | None) -> Bench:
+    from exporter.optional import require
+
+    if name.kind == "torch-compile":
+        raise UsageError(
+            f"{name} would be compiled anew for each variant.", f"Measure torch:{name.path}."
+        )
+    require("torch", extra="torch")
+    from exporter.choose.costs.torch_bench import TorchBench
+    from exporter.models.loading.model_source import load_model
+
+    if not name.path.exists():
+        raise CostError(
+            f"{name.path} does not exist.", "After torch: stands a Hugging Face folder."
+        )
+    return TorchBench(load_model(str(name.path)), provider, threads, rank)

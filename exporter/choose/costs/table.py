@@ -1,0 +1,253 @@
+"""costs.json: what a request takes, and what each sublayer's removal saves of it, as measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from exporter.artifacts import Artifact, Environment, LatencyRow, Record, Replacement
+from exporter.choose.costs.at import At
+from exporter.errors import CostError
+
+
+class Member(Record):
+    """A sublayer of a group; ``share`` is its work, as multiples of the group's average."""
+
+    layer: int = Field(ge=0)
+    kind: str
+    share: float = Field(default=1.0, gt=0)
+
+    @property
+    def name(self) -> tuple[int, str]:
+        """Layer and kind."""
+        return self.layer, self.kind
+
+
+class Trial(Record):
+    """A variant of the graph, and what it saved of the request.
+
+    ``treated`` are the sublayers that were cut, ``saved_ms`` what a request then took less,
+    ``std_error_ms`` the standard error of that. ``rows`` hold the raw times, the baseline's beside
+    the variant's, a row for each of the request's cells.
+    """
+
+    replacement: Replacement
+    treated: list[Member]
+    saved_ms: float
+    std_error_ms: float = Field(ge=0)
+    rows: list[LatencyRow] = Field(default_factory=list)
+
+    @property
+    def work(self) -> float:
+        """How many average sublayers were cut."""
+        return sum(member.share for member in self.treated)
+
+    @property
+    def saved_ms_each(self) -> float:
+        """Of an average sublayer."""
+        return self.saved_ms / self.work
+
+
+class CostGroup(Record):
+    """Sublayers that cost the same, by their kind, shapes and window, and the trials of some."""
+
+    signature: str
+    members: list[Member] = Field(min_length=1)
+    trials: list[Trial] = Field(default_factory=list)
+
+    def trials_of(self, replacement: Replacement) -> list[Trial]:
+        """Those with this replacement, the smallest first."""
+        found = [trial for trial in self.trials if trial.replacement == replacement]
+        return sorted(found, key=lambda trial: trial.work)
+
+    def each_ms(self, replacement: Replacement) -> tuple[float, float] | None:
+        """What an average member saves, and the standard error; None where it wasn't measured.
+
+        By the largest trial: its difference is the clearest.
+        """
+        found = self.trials_of(replacement)
+        if not found:
+            return None
+        return found[-1].saved_ms_each, found[-1].std_error_ms / found[-1].work
+
+    def saved_ms(self, work: Mapping[Replacement, float]) -> float:
+        """What is saved by so much work cut, by what takes its place.
+
+        Between the trials without a replacement it is interpolated, from nothing cut on, and
+        beyond the largest it goes on as that did from there. What a replacement costs is taken
+        off for each.
+
+        Args:
+            work: By replacement, average sublayers.
+        """
+        plain = self.each_ms("none")
+        if plain is None:
+            return sum(self._each(kind) * amount for kind, amount in work.items())
+        extra = sum((plain[0] - self._each(kind)) * amount for kind, amount in work.items())
+        return self._without_replacement(sum(work.values())) - extra
+
+    def _each(self, replacement: Replacement) -> float:
+        found = self.each_ms(replacement)
+        if found is None:
+            first = self.members[0]
+            known = ", ".join(sorted({trial.replacement for trial in self.trials}))
+            raise CostError(
+                f"What {first.kind} {first.layer} costs with the replacement {replacement!r} was "
+                f"not measured; measured are: {known or 'none of them'}.",
+                "Measure the costs again with it.",
+            )
+        return found[0]
+
+    def _without_replacement(self, work: float) -> float:
+        below = (0.0, 0.0)
+        for trial in self.trials_of("none"):
+            here = (trial.work, trial.saved_ms)
+            if work <= trial.work:
+                share = (work - below[0]) / (here[0] - below[0])
+                return below[1] + share * (here[1] - below[1])
+            below = here
+        return work / below[0] * below[1]
+
+
+class MeasuredCandidate(Record):
+    """A finished candidate: what was cut for it, and by how much it was measured to be faster."""
+
+    choices: list[tuple[int, str, Replacement]]
+    speedup: float = Field(gt=0)
+
+
+class CostTable(Artifact):
+    """costs.json.
+
+    ``at`` is the request, ``backend`` and ``provider`` what ran it. ``rank`` is that of the linear
+    maps that were put in, None for full ones. ``baseline_ms`` is what the request takes with the
+    whole graph. ``correction`` is what the last of the ``measured`` candidates saved in truth, over
+    what was foretold.
+    """
+
+    kind: Literal["cost_table"] = "cost_table"
+    at: At
+    backend: str
+    provider: str
+    rank: int | None = None
+    environment: Environment
+    baseline_ms: float = Field(gt=0)
+    groups: list[CostGroup]
+    correction: float = Field(default=1.0, gt=0)
+    measured: list[MeasuredCandidate] = Field(default_factory=list)
+
+    @property
+    def names(self) -> list[tuple[int, str]]:
+        """Layer and kind of every sublayer whose cost is known."""
+        known = (group for group in self.groups if group.trials)
+        return [member.name for group in known for member in group.members]
+
+    def saved_ms(self, name: tuple[int, str], replacement: Replacement = "none") -> float:
+        """Milliseconds of the request that one sublayer's removal saves.
+
+        Below 0 where the replacement takes longer than what it replaces.
+
+        Args:
+            name: Layer and kind.
+            replacement: What takes its place.
+
+        Raises:
+            CostError: There is no such sublayer, or that wasn't measured.
+        """
+        group, member = self._place(name)
+        return self.correction * member.share * group._each(replacement)
+
+    def std_error_ms(self, name: tuple[int, str], replacement: Replacement = "none") -> float:
+        """The standard error of :meth:`saved_ms`.
+
+        Raises:
+            CostError: As there.
+        """
+        group, member = self._place(name)
+        group._each(replacement)
+        found = group.each_ms(replacement)
+        return 0.0 if found is None else self.correction * member.share * found[1]
+
+    def total_saved_ms(self, choices: Mapping[Any, Replacement]) -> float:
+        """What all choices save together.
+
+        Args:
+            choices: By layer and kind, what takes the place of the sublayers that are cut.
+
+        Raises:
+            CostError: As :meth:`saved_ms`.
+        """
+        work: dict[str, dict[Replacement, float]] = {}
+        groups = {}
+        for name, replacement in choices.items():
+            group, member = self._place(name)
+            groups[group.signature] = group
+            own = work.setdefault(group.signature, {})
+            own[replacement] = own.get(replacement, 0.0) + member.share
+        return self.correction * sum(groups[key].saved_ms(own) for key, own in work.items())
+
+    def speedup(self, choices: Mapping[Any, Replacement]) -> float:
+        """How many times faster the request is foretold to be.
+
+        Args:
+            choices: As :meth:`total_saved_ms`.
+
+        Raises:
+            CostError: As there, or all of the request's time would be saved: the costs are wrong.
+        """
+        left = self.baseline_ms - self.total_saved_ms(choices)
+        if left <= 0:
+            raise CostError(
+                f"The costs foretell that a request of {self.baseline_ms:.3g} ms takes "
+                f"{left:.3g} ms: they are wrong.",
+                "Measure them again while the machine is quiet.",
+            )
+        return self.baseline_ms / left
+
+    def corrected(self, choices: Mapping[Any, Replacement], speedup: float) -> Self:
+        """The table once a candidate was measured: it then foretells just that of it.
+
+        What every sublayer saves is multiplied by one factor. So what is foretold of plans like
+        the candidate is as right as the measurement was.
+
+        Args:
+            choices: What was cut for the candidate.
+            speedup: What was measured.
+
+        Raises:
+            CostError: The candidate should have been faster, or was measured to be, and wasn't in
+                the other: there is no factor that makes one of the other.
+        """
+        foretold = self.total_saved_ms(choices) / self.correction
+        saved = self.baseline_ms * (1 - 1 / speedup)
+        if not (math.isfinite(saved) and foretold > 0 and saved > 0):
+            raise CostError(
+                f"The candidate was foretold to save {foretold:.3g} ms and saved {saved:.3g} ms: "
+                "nothing can be learnt from that.",
+                "Measure again while the machine is quiet, or cut more.",
+            )
+        entries = [(layer, kind, how) for (layer, kind), how in choices.items()]
+        found = MeasuredCandidate(choices=entries, speedup=speedup)
+        return self.model_copy(
+            update={"correction": saved / foretold, "measured": [*self.measured, found]}
+        )
+
+    def _place(self, name: tuple[int, str]) -> tuple[CostGroup, Member]:
+        for group in self.groups:
+            for member in group.members:
+                if member.name == tuple(name):
+                    return group, member
+        raise CostError(
+            f"What {name[1]} {name[0]} costs was not measured.",
+            f"Measured are {_summary(self.names)}.",
+        )
+
+
+def _summary(names: Iterable[tuple[int, str]]) -> str:
+    kinds: dict[str, list[int]] = {}
+    for layer, kind in names:
+        kinds.setdefault(kind, []).append(layer)
+    return "; ".join(f"{kind} {', '.join(map(str, sorted(own)))}" for kind, own in kinds.items())

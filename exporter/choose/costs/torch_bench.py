@@ -1,0 +1,236 @@
+"""A model in PyTorch, and variants of it in which branches are left out or replaced.
+
+Variants share the model's weights. A branch that is cut is not computed and keeps no cache; the
+norm before it still is, which costs little.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from exporter.choose.costs.benches import random_replacement, subjects
+from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
+from exporter.choose.costs.grouping import Treatment
+from exporter.engines.runners.pytorch import TorchRunner
+from exporter.errors import CostError
+from exporter.files import sha256_bytes
+from exporter.models.ablation.substitutes import Substitute, first_input
+from exporter.models.anatomy.architectures import SublayerModules, sublayers
+from exporter.models.model_folder import longest_sequence
+from exporter.models.onnx_interface import OnnxInterface, interface_of
+
+if TYPE_CHECKING:
+    from exporter.compare.measure.timing.probe import Subject
+    from exporter.engines.inputs import Shape
+    from exporter.models.loading.model_source import LoadedModel
+    from exporter.progress import Progress
+
+_LETTERS = 12
+
+
+@dataclass
+class TorchBench:
+    """A loaded model on PyTorch; see :class:`exporter.choose.costs.benches.Bench`.
+
+    Attributes:
+        loaded: The model, on the CPU.
+        device: ``cpu`` or ``cuda``.
+        threads: CPU threads.
+        rank: Of linear maps; None for full ones.
+    """
+
+    loaded: LoadedModel
+    device: str = "cpu"
+    threads: int = 1
+    rank: int | None = None
+    backend: ClassVar[str] = "pytorch"
+
+    @property
+    def provider(self) -> str:
+        """On what it runs."""
+        return self.device.upper()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether that is an NVIDIA GPU."""
+        return self.device == "cuda"
+
+    @property
+    def sha256(self) -> str:
+        """Of the model's files."""
+        return self.loaded.ref.sha256
+
+    @cached_property
+    def sizes(self) -> GraphSizes:
+        """What its branches hold, without their norms; caches aside."""
+        model: Any = self.loaded.model
+        config = model.config.get_text_config()
+        windows = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
+        return GraphSizes(
+            {(p.layer, p.kind): _sized(p, windows[p.layer]) for p in sublayers(model)},
+            sum(weight.numel() for weight in model.parameters()),
+            sum(weight.nbytes for weight in model.parameters()),
+            caches(self._interface),
+            hidden=config.hidden_size,
+            number_bytes=model.dtype.itemsize,
+            longest=longest_sequence(config.to_dict()),
+            name=self.loaded.ref.source,
+        )
+
+    @cached_property
+    def _interface(self) -> OnnxInterface:
+        return interface_of(self.loaded.model)
+
+    @property
+    def _vocabulary(self) -> int:
+        embeddings: Any = self.loaded.model.get_input_embeddings()
+        return int(embeddings.weight.shape[0])
+
+    def choose_threads(self, step: Shape, progress: Progress) -> None:
+        """Takes so many threads as make a step fastest."""
+        from exporter.compare.measure.threads import choose_threads, fastest
+        from exporter.engines.environment import default_threads
+
+        runner, vocabulary = self._runner(self.loaded.model, self._interface), self._vocabulary
+        probe = choose_threads(runner, lambda: step, vocabulary=vocabulary, progress=progress)
+        self.threads = default_threads() if probe is None else fastest(probe)
+
+    @contextmanager
+    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, Subject]]:
+        """The whole model and one with some branches cut, loaded while the block runs.
+
+        Raises:
+            CostError: A branch can't be left out in PyTorch.
+        """
+        runners = {
+            "baseline": self._runner(self.loaded.model, self._interface),
+            "candidate": self._variant(treatment),
+        }
+        with subjects(runners, self._vocabulary) as loaded:
+            yield loaded
+
+    def variant_model(self, treatment: Treatment) -> Any:
+        """The model with some branches cut; it shares its weights.
+
+        Raises:
+            CostError: A branch can't be left out in PyTorch.
+        """
+        model = sharing_copy(self.loaded.model)
+        substitute, cut = self.substitute(treatment), set(treatment.names)
+        for part in sublayers(model):
+            if (part.layer, part.kind) in cut:
+                leave_out(model, part, substitute)
+        return model
+
+    def substitute(self, treatment: Treatment) -> Substitute:
+        """What takes the branches' place: random numbers."""
+        if treatment.replacement == "none":
+            return Substitute()
+        found = random_replacement(self.sizes.hidden or 0, treatment.replacement, self.rank)
+        tensors = (torch.tensor(each) for each in (found.bias, *found.maps.values()))
+        bias, *maps = (each.to(self.device, self.loaded.model.dtype) for each in tensors)
+        return Substitute(bias, tuple(maps))
+
+    def _variant(self, treatment: Treatment) -> TorchRunner:
+        cut = set(treatment.names)
+        own = tuple(s for s in self._interface.cache if (s.layer, "attention") not in cut)
+        return self._runner(self.variant_model(treatment), replace(self._interface, cache=own))
+
+    def _runner(self, model: Any, interface: OnnxInterface) -> TorchRunner:
+        return TorchRunner(
+            model,
+            compiled=False,
+            provider=self.device,
+            threads=self.threads,
+            interface=interface,
+        )
+
+
+def caches(interface: OnnxInterface) -> tuple[Any, ...]:
+    """What all caches take."""
+    from exporter.choose.costs.graph_sizes import CacheSize
+
+    each = (slot.heads * size for slot in interface.cache for _, size in slot.parts)
+    return tuple(CacheSize(per_token=count * interface.dtype.itemsize) for count in each)
+
+
+def sharing_copy(model: Any) -> Any:
+    """A copy of a model's modules, with the weights that the model has."""
+    own = chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in own})
+
+
+def leave_out(model: Any, part: SublayerModules, substitute: Substitute) -> None:
+    """Puts something else in a branch's place, so that the branch isn't computed any more.
+
+    Args:
+        model: The model; it is changed.
+        part: The branch.
+        substitute: What takes its place.
+
+    Raises:
+        CostError: What the branch computes last lies within what it begins with, so that neither
+            can stand for it.
+    """
+    first, last = part.reads, part.contribution
+    if first is not last and (_holds(first, last) or _holds(last, first)):
+        raise CostError(
+            f"In PyTorch, {part.kind} {part.layer} of a {model.config.model_type} model can't be "
+            "left out.",
+            "Measure its ONNX graph.",
+        )
+    form = _output_form(model, last)
+    read: list[torch.Tensor] = []
+
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        read[:] = [first_input(args, kwargs)]
+        return begun(read[0])
+
+    def end(*args: Any, **kwargs: Any) -> Any:
+        x = first_input(args, kwargs) if first is last else read.pop()
+        found = substitute.contribution(x)
+        return form(torch.zeros_like(x) if found is None else found)
+
+    if first is not last:
+        begun = _output_form(model, first)
+        first.forward = begin
+    last.forward = end
+
+
+def _holds(outer: torch.nn.Module, inner: torch.nn.Module) -> bool:
+    return any(module is inner for module in outer.modules())
+
+
+def _output_form(model: Any, module: torch.nn.Module) -> Callable[[torch.Tensor], Any]:
+    """What a module gives back, with another first tensor and nothing else in it."""
+    seen: list[Any] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=False)
+    finally:
+        handle.remove()
+    if isinstance(seen[0], tuple):
+        rest = (None,) * (len(seen[0]) - 1)
+        return lambda tensor: (tensor, *rest)
+    return lambda tensor: tensor
+
+
+def _sized(part: SublayerModules, window: str) -> SublayerSize:
+    weights = [*part.reads.parameters()]
+    if part.contribution is not part.reads:
+        own = {id(weight) for weight in weights}
+        weights += [w for w in part.contribution.parameters() if id(w) not in own]
+    shapes = sorted(str((tuple(w.shape), str(w.dtype))) for w in weights)
+    told = repr((part.kind, shapes, window)).encode()
+    count, held = sum(w.numel() for w in weights), sum(w.nbytes for w in weights)
+    signature = sha256_bytes(told)[:_LETTERS]
+    return SublayerSize(count, count, held, held, signature=signature)

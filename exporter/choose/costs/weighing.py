@@ -1,0 +1,125 @@
+"""Finds what belongs to each sublayer in a graph, and weighs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Set
+
+import onnx_ir as ir
+
+from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, Sublayer, SublayerSize
+from exporter.choose.costs.signatures import signature_of
+from exporter.errors import CostError
+from exporter.models.graph_facts import CACHE_INPUT
+from graph_passes.finding.liveness import own_parameters
+from graph_passes.finding.shapes import head_count, head_size
+from graph_passes.finding.value_facts import float_type, width
+from graph_passes.finding.weights import constant_weight, is_weight
+from graph_passes.locate import Findings, FoundSite, survey
+from graph_passes.pipeline import graph_size
+from graph_passes.replacement_nodes import spare_input
+
+_CACHE_RANK = 4
+_HEADS, _LENGTH, _SIZE = 1, 2, 3
+
+
+def weigh(
+    model: ir.Model,
+    windows: Mapping[str, int],
+    *,
+    name: str = "the graph",
+    longest: int | None = None,
+) -> GraphSizes:
+    """Weighs every sublayer of a graph; see :func:`exporter.choose.costs.sizes`.
+
+    Args:
+        model: The graph; it isn't changed.
+        windows: By cache input, the positions that are kept of it.
+        name: What errors call it.
+        longest: Positions that it can hold.
+
+    Raises:
+        CostError: It holds no sublayer that can be cut.
+    """
+    findings = survey(model)
+    sites = [site for site in findings.sites if site.obstacle is None]
+    if not sites:
+        raise CostError(f"{name} holds no sublayer that can be cut{_why(findings)}.")
+    whole = graph_size(model)
+    owned = {value.name for site in sites for value in site.caches}
+    rest = [v for v in model.graph.inputs if v.name not in owned and _is_cache(v)]
+    dtype, hidden = _stream_form(sites)
+    return GraphSizes(
+        sublayers=dict(_sized(site, windows) for site in sites),
+        parameters=whole.parameters,
+        weight_bytes=whole.bytes,
+        rest_caches=tuple(_cache_size(value, windows) for value in rest),
+        hidden=hidden,
+        number_bytes=4 if dtype is None else math.ceil(dtype.itemsize),
+        longest=longest,
+        name=name,
+    )
+
+
+def _why(findings: Findings) -> str:
+    reasons = [refusal.reason for refusal in findings.refusals]
+    return f": {reasons[0]}" if reasons else ""
+
+
+def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[Sublayer, SublayerSize]:
+    takes_linear = not isinstance(site.branch_input, str)
+    linear = spare_input(site).dying if takes_linear else site.dying
+    size = SublayerSize(
+        parameters=_parameters(site.dying),
+        linear_parameters=_parameters(linear),
+        weight_bytes=_weight_bytes(site.dying),
+        linear_weight_bytes=_weight_bytes(linear),
+        takes_linear=takes_linear,
+        caches=tuple(_cache_size(value, windows) for value in site.caches),
+        signature=signature_of(site),
+    )
+    return (site.layer, site.kind), size
+
+
+def _parameters(dying: Set[ir.Node]) -> int:
+    return own_parameters(dying) + sum(tensor.size for tensor in _constants(dying))
+
+
+def _constants(nodes: Iterable[ir.Node]) -> list[ir.TensorProtocol]:
+    return [tensor for node in nodes if (tensor := constant_weight(node)) is not None]
+
+
+def _weight_bytes(dying: Set[ir.Node]) -> int:
+    read = {value for node in dying for value in node.inputs if value is not None}
+    own = (v for v in read if is_weight(v) and all(user in dying for user in v.consumers()))
+    tensors = [value.const_value for value in own]
+    return sum(t.nbytes for t in [*tensors, *_constants(dying)] if t is not None)
+
+
+def _is_cache(value: ir.Value) -> bool:
+    return CACHE_INPUT.fullmatch(value.name or "") is not None
+
+
+def _cache_size(value: ir.Value, windows: Mapping[str, int]) -> CacheSize:
+    """Of one input ``[batch, heads, length, head size]``, or of a state of another form."""
+    if value.shape is None or value.dtype is None:
+        return CacheSize()
+    dims = [dim if isinstance(dim, int) else None for dim in value.shape]
+    if len(dims) == _CACHE_RANK:
+        dims[_HEADS] = dims[_HEADS] or head_count(value)
+        dims[_SIZE] = dims[_SIZE] or head_size(value)
+    bytes_each = math.prod(dim for dim in dims[1:] if dim is not None) * value.dtype.itemsize
+    if None not in dims[1:]:
+        return CacheSize(fixed=bytes_each)
+    return CacheSize(per_token=bytes_each, window=windows.get(value.name or ""))
+
+
+def _stream_form(sites: Iterable[FoundSite]) -> tuple[ir.DataType | None, int | None]:
+    """The dtype and the width of the stream that the sites add to."""
+    values = [
+        value
+        for site in sites
+        for value in (site.tree.add.outputs[0], *(leaf.value for leaf in site.leaves))
+    ]
+    inputs = [site.branch_input for site in sites if isinstance(site.branch_input, ir.Value)]
+    return float_type(values), width([*values, *inputs])

@@ -1,0 +1,187 @@
+"""Greedy choice: at each step the option that adds the least damage for its gain.
+
+Every candidate is tried on the model as it is after the steps before, so that the choice knows
+what the sublayers that are gone did for those that stay, which no score of the whole model tells.
+Step cost: one run of the model, and for each candidate one from its layer on.
+
+Source: the greedy search by perplexity of Shortened LLaMA (arXiv 2402.02834) and SLEB (arXiv
+2402.09025), here for sublayers of any kind, any unit of gain, and also by KL divergence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from exporter.choose.selection.meters import Meter
+from exporter.choose.selection.options import (
+    Name,
+    Objective,
+    Option,
+    Step,
+    Stop,
+    cut_of_options,
+    most_sublayers,
+    objective_of,
+    overlap,
+    reaches,
+    refuse_unreachable,
+    total_gain,
+)
+from exporter.errors import PlanError
+from exporter.models.ablation import Cut, Damage
+from exporter.progress import QUIET, Progress
+
+_FIRST = 3  # times the shortlist are measured at the first step
+_NEW_PART = 4  # one place in so many goes to candidates that were never measured
+
+
+def greedy(
+    meter: Meter,
+    options: Sequence[Option],
+    *,
+    goal: float,
+    objective: Objective = "kl",
+    shortlist: int | None = None,
+    prior: Mapping[Name, float] | None = None,
+    stop: Stop | None = None,
+    start: Cut | None = None,
+    allow_all: bool = False,
+    progress: Progress = QUIET,
+) -> list[Step]:
+    """Chooses options one by one until their gain is the goal.
+
+    An option may take the place of a chosen one that changes no other sublayer and is worth less,
+    such as leaving a branch out that was replaced before.
+
+    Args:
+        meter: Measures the damage.
+        options: What may be done.
+        goal: The gain to reach, in the options' unit; ``math.inf`` for as much as there is.
+        objective: Which damage counts.
+        shortlist: How many candidates are measured at a step; None for all. The first step
+            measures three times as many, by ``prior``. Later a quarter of the places go to those
+            that were never measured, the others to those that looked best when they last were;
+            those that looked better then than the best does now are measured as well. Damage
+            mostly adds up to more than its parts, so hardly any other could have been chosen.
+        prior: A score of each sublayer, lower for what is likely to cost less.
+        stop: Told of each step; True ends the search, and that step is left out.
+        start: What is cut before, and stays so.
+        allow_all: Lets every sublayer go.
+        progress: Told of every step.
+
+    Returns:
+        The steps in order; :func:`exporter.choose.selection.chosen` gives what stands after them.
+
+    Raises:
+        PlanError: When the goal is out of reach; names what is reachable.
+        ScoringError: Logits are not finite.
+    """
+    begun = dict(start or {})
+    most = most_sublayers(meter.num_layers, allow_all)
+    options = [option for option in options if not set(option.names) & set(begun)]
+    refuse_unreachable(options, goal, most - len(begun))
+    search = _Greedy(meter, options, goal, objective, begun, most)
+    steps: list[Step] = []
+    while not reaches(search.gain, goal):
+        candidates = search.shortlist(shortlist, prior or {})
+        if not candidates:
+            _refuse_end(search.gain, goal)
+            break
+        step = search.step(candidates, progress)
+        if stop is not None and stop(step):
+            break
+        steps.append(step)
+        progress.detail(
+            f"search: {step.option}: {objective} {objective_of(step.damage, objective):+.4f}, "
+            f"gain {step.gain:g}"
+        )
+    return steps
+
+
+class _Greedy:
+    """What is chosen, and what candidates looked like when they were last measured."""
+
+    def __init__(
+        self,
+        meter: Meter,
+        options: Sequence[Option],
+        goal: float,
+        objective: Objective,
+        start: Cut,
+        most: int,
+    ) -> None:
+        self._meter, self._options = meter, options
+        self._goal, self._objective, self._start = goal, objective, start
+        self._most = most
+        self._standing: list[Option] = []
+        self._price: dict[Option, float] = {}
+
+    @property
+    def gain(self) -> float:
+        """Of what is chosen."""
+        return total_gain(self._standing)
+
+    def shortlist(self, number: int | None, prior: Mapping[Name, float]) -> list[Option]:
+        """The candidates that are worth measuring."""
+        candidates = [option for option in self._options if self._may_follow(option)]
+        if number is None or len(candidates) <= number:
+            return candidates
+        known = sorted((o for o in candidates if o in self._price), key=self._price.__getitem__)
+        new = [option for option in candidates if option not in self._price]
+        new.sort(key=lambda o: sum(prior.get(name, 0.0) for name in o.names) / o.gain)
+        if not self._price:
+            return new[: _FIRST * number]
+        fresh = min(len(new), max(number - len(known), -(-number // _NEW_PART)))
+        return [*new[:fresh], *known[: number - fresh]]
+
+    def step(self, candidates: Sequence[Option], progress: Progress) -> Step:
+        """Measures the candidates, then those that still looked better, and takes the best."""
+        found = self._measured(candidates, progress)
+        lowest = min(self._price[option] for option in found)
+        missed = [
+            option
+            for option, price in self._price.items()
+            if price < lowest and option not in found and self._may_follow(option)
+        ]
+        missed.sort(key=self._price.__getitem__)
+        if missed:
+            found |= self._measured(missed[: len(candidates)], progress)
+        order = {option: place for place, option in enumerate(self._options)}
+        best = min(found, key=lambda o: (self._price[o], order[o]))
+        self._standing = self._after(best)
+        return Step(best, found[best], self.gain)
+
+    def _measured(self, options: Sequence[Option], progress: Progress) -> dict[Option, Damage]:
+        """The damage with each of them, and so their prices on the model as it is now."""
+        cut = cut_of_options(self._standing, self._start)
+        afters = [self._after(option) for option in options]
+        cuts = [cut_of_options(after, self._start) for after in afters]
+        now, *then = self._meter.measure_many(cut, cuts, progress)
+        for option, after, damage in zip(options, afters, then, strict=True):
+            self._price[option] = self._price_of(now, damage, total_gain(after) - self.gain)
+        return dict(zip(options, then, strict=True))
+
+    def _price_of(self, now: Damage, then: Damage, gain: float) -> float:
+        """Added damage for the gain that is still wanted: more than the goal is worth nothing."""
+        added = objective_of(then, self._objective) - objective_of(now, self._objective)
+        return added / min(gain, self._goal - self.gain)
+
+    def _after(self, option: Option) -> list[Option]:
+        return [o for o in self._standing if not overlap(o, option)] + [option]
+
+    def _may_follow(self, option: Option) -> bool:
+        gone = [o for o in self._standing if overlap(o, option)]
+        if any(not set(o.names) <= set(option.names) for o in gone):
+            return False
+        changed = cut_of_options(self._after(option), self._start)
+        return option.gain > total_gain(gone) and len(changed) <= self._most
+
+
+def _refuse_end(gain: float, goal: float) -> None:
+    if math.isfinite(goal):
+        raise PlanError(
+            f"The search ends at a gain of {gain:g} of the {goal:g} asked for: nothing is left "
+            "that may go.",
+            f"Ask for at most {gain:g}, or protect fewer sublayers.",
+        )

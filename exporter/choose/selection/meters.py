@@ -1,0 +1,115 @@
+"""A meter that never measures one cut twice, nor after it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from exporter.artifacts.store import Store
+from exporter.models.ablation import NOTHING, Cut, Damage, Substitute
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
+    from exporter.score import CalibrationText
+
+Key = frozenset[tuple[int, str, int]]
+
+
+class Meter(Protocol):
+    """What a search asks, as :class:`exporter.models.ablation.DamageMeter` answers it."""
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the model has."""
+
+    def measure_many(
+        self, cut: Cut, others: Sequence[Cut], progress: Progress = QUIET
+    ) -> list[Damage]:
+        """The damage of a cut, and of several others."""
+
+
+MakeMeter = Callable[["LoadedModel", "CalibrationText", int, int], Meter]
+"""From a model, a text, the samples in a batch and how many positions go on one that is looked at,
+to what measures cuts on them."""
+
+
+class RememberingMeter:
+    """Keeps what was measured, and where a file is given also between runs.
+
+    Only cuts that leave branches out are written: a fitted substitute has no name that a later run
+    would know again.
+
+    Args:
+        meter: What measures.
+        kept: The file of an :class:`exporter.artifacts.store.Store`; None keeps nothing between
+            runs.
+        about: What the figures depend on: the model, the text.
+
+    Raises:
+        UsageError: The file is something else.
+        UnsafeInputError: A line of it is nested deeper than any that is written here.
+    """
+
+    def __init__(
+        self, meter: Meter, kept: Path | None = None, about: Mapping[str, object] | None = None
+    ) -> None:
+        self._meter = meter
+        self._known: dict[Key, Damage] = {}
+        self._held: list[Substitute] = [NOTHING]  # what is kept by id() must stay alive
+        self._store = None if kept is None else Store(kept, dict(about or {}))
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the model has."""
+        return self._meter.num_layers
+
+    def measure_many(
+        self, cut: Cut, others: Sequence[Cut], progress: Progress = QUIET
+    ) -> list[Damage]:
+        """The damage of a cut, and of several others, measured only where it is not known."""
+        keys = [_key(each) for each in (cut, *others)]
+        for key, each in zip(keys, (cut, *others), strict=True):
+            self._recall(key, each)
+        missing = {k: c for k, c in zip(keys[1:], others, strict=True) if k not in self._known}
+        missing.pop(keys[0], None)
+        if missing or keys[0] not in self._known:
+            found = self._meter.measure_many(cut, list(missing.values()), progress)
+            for each, damage in zip((cut, *missing.values()), found, strict=True):
+                self._keep(each, damage)
+        return [self._known[key] for key in keys]
+
+    def _keep(self, cut: Cut, damage: Damage) -> None:
+        key = _key(cut)
+        if key in self._known:
+            return
+        self._known[key] = damage
+        self._held.extend(cut.values())
+        if self._store is not None and _leaves_out(cut):
+            numbers = {f.name: getattr(damage, f.name).tolist() for f in fields(Damage)}
+            self._store.keep(_name(cut), numbers)
+
+    def _recall(self, key: Key, cut: Cut) -> None:
+        if self._store is None or key in self._known or not _leaves_out(cut):
+            return
+        told = self._store.find(_name(cut))
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            self._known[key] = Damage(**{k: np.asarray(v, np.float64) for k, v in told.items()})
+
+
+def _key(cut: Cut) -> Key:
+    return frozenset((layer, kind, id(what)) for (layer, kind), what in cut.items())
+
+
+def _leaves_out(cut: Cut) -> bool:
+    return all(what is NOTHING for what in cut.values())
+
+
+def _name(cut: Cut) -> str:
+    """``whole``, or the branches that are left out: ``mlp 0, attention 12``."""
+    return ", ".join(f"{kind} {layer}" for layer, kind in sorted(cut)) or "whole"

@@ -1,0 +1,173 @@
+"""What may be done to a model's sublayers, and what a search has decided so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from exporter.artifacts import DeletionKind, PlannedDeletion, Replacement
+from exporter.errors import PlanError
+from exporter.models.ablation import NOTHING, Cut, Damage, Substitute
+from exporter.models.anatomy.architectures import Kind
+
+Name = tuple[int, Kind]
+"""A sublayer: its layer and kind."""
+
+Objective = Literal["kl", "perplexity"]
+"""What a search keeps small: KL divergence from the whole model, or the perplexity's increase."""
+
+Group = DeletionKind | Literal["joint"]
+"""Of what a number is asked for; ``joint``: attentions and MLPs together."""
+
+KINDS: tuple[Kind, ...] = ("attention", "mlp")
+_SLACK = 1e-9  # gains are summed in floats
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """One thing that may be done to one sublayer, or to the two of a block.
+
+    Attributes:
+        names: The sublayers that it changes.
+        gain: What that is worth, in the budget's unit: 1 a sublayer, parameters, bytes, or
+            milliseconds saved. Above 0.
+        replacement: What comes in their place, in the plan's words.
+        substitutes: The same in the running model; a name that is missing contributes nothing.
+    """
+
+    names: tuple[Name, ...]
+    gain: float = 1.0
+    replacement: Replacement = "none"
+    substitutes: Mapping[Name, Substitute] = field(default_factory=dict)
+
+    @property
+    def cut(self) -> Cut:
+        """What it puts in the place of which branch."""
+        return {name: self.substitutes.get(name, NOTHING) for name in self.names}
+
+    def deletions(self) -> list[PlannedDeletion]:
+        """Its lines in a plan; both sublayers of one layer make a block."""
+        layers = {layer for layer, _ in self.names}
+        whole = len(layers) == 1 and {kind for _, kind in self.names} == set(KINDS)
+        named: list[tuple[int, DeletionKind]] = (
+            [(layer, "block") for layer in layers] if whole else list(self.names)
+        )
+        return [
+            PlannedDeletion(layer=layer, kind=kind, replacement=self.replacement)
+            for layer, kind in named
+        ]
+
+    def __str__(self) -> str:
+        """In words, for progress and errors: ``attention 25 (linear)``."""
+        place = "" if self.replacement == "none" else f" ({self.replacement})"
+        return ", ".join(f"{d.kind} {d.layer}{place}" for d in self.deletions())
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One decision of a search.
+
+    Attributes:
+        option: What is done; it takes the place of earlier options on the same sublayers.
+        damage: What the model suffers from all steps up to this one.
+        gain: What all steps up to this one are worth.
+    """
+
+    option: Option
+    damage: Damage
+    gain: float
+
+
+def objective_of(damage: Damage, objective: Objective) -> float:
+    """The number that a search keeps small, in nats."""
+    return damage.kl if objective == "kl" else damage.log_perplexity_increase
+
+
+def options_for(kind: Group, num_layers: int, protected: Iterable[Name] = ()) -> list[Option]:
+    """An option of gain 1 for each sublayer (or block) that may go, in the layers' order.
+
+    Args:
+        kind: ``attention``, ``mlp``, ``block``, or ``joint`` for attentions and MLPs.
+        num_layers: How many layers the model has.
+        protected: Sublayers that stay; a block stays when one of its two does.
+    """
+    kept = set(protected)
+    groups: dict[str, tuple[Kind, ...]] = {"attention": ("attention",), "mlp": ("mlp",)}
+    wanted = [groups[kind]] if kind in groups else [(k,) for k in KINDS]
+    if kind == "block":
+        wanted = [KINDS]
+    found = [
+        Option(tuple((layer, part) for part in parts))
+        for layer in range(num_layers)
+        for parts in wanted
+    ]
+    return [option for option in found if not kept & set(option.names)]
+
+
+def chosen(steps: Iterable[Step]) -> list[Option]:
+    """What stands after all steps: an option gives way to a later one on the same sublayers."""
+    standing: list[Option] = []
+    for step in steps:
+        standing = [o for o in standing if not overlap(o, step.option)] + [step.option]
+    return standing
+
+
+def cut_of_options(options: Iterable[Option], start: Cut | None = None) -> dict[Name, Substitute]:
+    """The cut that several options make together, on top of another."""
+    cut: dict[Name, Substitute] = dict(start or {})
+    for option in options:
+        cut.update(option.cut)
+    return cut
+
+
+def total_gain(options: Iterable[Option]) -> float:
+    """What several options are worth together."""
+    return math.fsum(option.gain for option in options)
+
+
+def most_sublayers(num_layers: int, allow_all: bool) -> int:
+    """How many sublayers may go: one stays, unless everything is allowed to go."""
+    return len(KINDS) * num_layers - (not allow_all)
+
+
+def overlap(one: Option, other: Option) -> bool:
+    """Whether both change a sublayer in common."""
+    return bool(set(one.names) & set(other.names))
+
+
+def reaches(gain: float, goal: float) -> bool:
+    """Whether a gain is as much as the goal, up to rounding."""
+    return gain >= goal - _SLACK * max(1.0, abs(goal) if math.isfinite(goal) else 1.0)
+
+
+def refuse_unreachable(options: Sequence[Option], goal: float, room: int) -> None:
+    """Refuses a goal beyond what all options are worth together.
+
+    Args:
+        options: All there are.
+        goal: The gain that is asked for; infinite for as much as there is.
+        room: How many sublayers may go at most.
+
+    Raises:
+        PlanError: It is out of reach; names what is reachable.
+    """
+    most = total_gain(_most(options, room))
+    if math.isfinite(goal) and not reaches(most, goal):
+        raise PlanError(
+            f"A gain of {goal:g} is out of reach: all that may go is worth {most:g}.",
+            f"Ask for at most {most:g}, or protect fewer sublayers.",
+        )
+
+
+def _most(options: Sequence[Option], room: int) -> Iterator[Option]:
+    """Options of the most gain that don't overlap, within the room."""
+    taken: set[Name] = set()
+    for option in sorted(options, key=lambda o: -o.gain / len(o.names)):
+        if not taken & set(option.names) and len(taken) + len(option.names) <= room:
+            taken.update(option.names)
+            yield option
+
+
+Stop = Callable[[Step], bool]

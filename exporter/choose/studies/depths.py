@@ -1,0 +1,258 @@
+"""Drops sublayers in four ways at several numbers, and measures what each costs.
+
+The ways are those of arXiv 2406.15786v6, section 3: attentions, MLPs, blocks, or attentions and
+MLPs ranked together. The model runs in PyTorch with the branches left out: the graph without them
+computes the same, so nothing needs to be exported. Where the paper's tables have accuracies alone,
+perplexity and KL divergence stand beside them here, with intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.artifacts import (
+    CalibrationRef,
+    DepthCell,
+    DepthDamage,
+    DepthsReport,
+    ImportanceReport,
+    TaskResult,
+    Way,
+)
+from exporter.artifacts.plans.by_score import plan_drop
+from exporter.choose.budgets.module_sizes import module_sizes
+from exporter.choose.costs import GraphSizes
+from exporter.choose.selection.meters import RememberingMeter
+from exporter.choose.studies.task_scores import compared_tasks
+from exporter.compare.measure.quality.paired import Floats, mean_interval
+from exporter.compare.tasks.choosing import TaskChoice
+from exporter.errors import CalibrationError, PlanError, ScoringError
+from exporter.models.ablation import Cut, Damage, DamageMeter, cut_of
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import calibration_text
+from exporter.progress import QUIET, Progress
+from exporter.score import CalibrationText
+
+WAYS: tuple[Way, ...] = ("attention", "mlp", "block", "joint")
+_MOST_LOG = 700.0
+
+
+@dataclass(frozen=True)
+class DepthOptions:
+    """What is dropped, and what it is judged on.
+
+    Attributes:
+        numbers: How many to drop.
+        ways: In which ways.
+        text: Held-out text, as :func:`exporter.models.texts.read_texts` takes it.
+        tokens: How many of it, about.
+        sequence_length: Tokens in a sample.
+        batch_size: Samples in one forward pass.
+        tasks: Tasks with right answers; None for none.
+    """
+
+    numbers: tuple[int, ...]
+    ways: tuple[Way, ...] = WAYS
+    text: str = "pydoc"
+    tokens: int = 8192
+    sequence_length: int = 512
+    batch_size: int = 4
+    tasks: TaskChoice | None = None
+
+
+def measure_depths(
+    loaded: LoadedModel,
+    report: ImportanceReport,
+    options: DepthOptions,
+    *,
+    importance_sha256: str,
+    kept: Path | None = None,
+    progress: Progress = QUIET,
+) -> DepthsReport:
+    """Measures every way of dropping at every number.
+
+    A number that the model doesn't have, or a way whose scores are missing, is a cell that says
+    so; the others are measured all the same.
+
+    Args:
+        loaded: The model.
+        report: Its scores.
+        options: What is dropped, and what it is judged on.
+        importance_sha256: The digest of the scores' file.
+        kept: The folder where what is measured is kept for a later call; None keeps nothing.
+        progress: Told what goes on.
+
+    Raises:
+        ScoringError: The scores are another model's; the model predicts no next token; logits are
+            not finite.
+        CalibrationError: The text is too short, or is the one that the scores rest on.
+        TextSourceError: The text can't be read.
+        TaskError: A task can't be read.
+    """
+    _check_model(loaded, report)
+    if options.tasks is not None:
+        options.tasks.local()  # what can't be read is told before hours of measuring
+    text = _held_out(loaded, report.calibration, options, progress)
+    cells = _planned(report, options)
+    cuts = {
+        _place(cell): cut_of(cell.deletions, loaded.model) for cell in cells if not cell.refused
+    }
+    whole, damages = _damages(loaded, text, cuts, options, kept, progress)
+    sizes = module_sizes(loaded)
+    scored = compared_tasks(
+        loaded,
+        options.tasks,
+        cuts,
+        kept=None if kept is None else kept / "tasks.jsonl",
+        progress=progress,
+    )
+    filled = {
+        place: _filled(cell, damages[place], _share(cuts[place], sizes), scored.get(place, []))
+        for cell in cells
+        if (place := _place(cell)) in damages
+    }
+    return DepthsReport(
+        model=report.model,
+        metric=report.metric,
+        calibration=report.calibration,
+        text=text.ref,
+        baseline_perplexity=whole.baseline_perplexity,
+        cells=[filled.get(_place(cell), cell) for cell in cells],
+        made_from={
+            "model": loaded.ref.sha256,
+            "importance": importance_sha256,
+            "text": text.ref.sha256,
+        },
+    )
+
+
+Place = tuple[Way, int]
+
+
+def _place(cell: DepthCell) -> Place:
+    return cell.way, cell.number
+
+
+def _check_model(loaded: LoadedModel, report: ImportanceReport) -> None:
+    if loaded.ref.sha256 != report.model.sha256:
+        raise ScoringError(
+            f"The scores are of {report.model.source} ({report.model.sha256[:12]}), the model is "
+            f"{loaded.ref.source} ({loaded.ref.sha256[:12]}).",
+            "Give the model that was scored; its files must not have changed since.",
+        )
+
+
+def _held_out(
+    loaded: LoadedModel, used: CalibrationRef, options: DepthOptions, progress: Progress
+) -> CalibrationText:
+    text = calibration_text(
+        loaded,
+        options.text,
+        samples=math.ceil(options.tokens / options.sequence_length),
+        sequence_length=options.sequence_length,
+        part="evaluation",
+        progress=progress,
+    )
+    if text.ref.sha256 == used.sha256 or text.ref.source == used.source:
+        raise CalibrationError(
+            f"{text.ref.source} is the text that the scores rest on: what is dropped was chosen "
+            "to do well on it.",
+            "Name another text with --eval-text.",
+        )
+    return text
+
+
+def _planned(report: ImportanceReport, options: DepthOptions) -> list[DepthCell]:
+    return [
+        _plan(report, way, number)
+        for way in options.ways
+        for number in sorted(set(options.numbers))
+    ]
+
+
+def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
+    try:
+        plan = plan_drop(
+            report,
+            attention=number * (way == "attention"),
+            mlp=number * (way == "mlp"),
+            block=number * (way == "block"),
+            joint=number * (way == "joint"),
+        )
+    except PlanError as error:
+        return DepthCell(way=way, number=number, refused=error.message)
+    return DepthCell(way=way, number=number, deletions=plan.deletions)
+
+
+def _filled(
+    cell: DepthCell, damage: Damage, parameters_removed: float, tasks: list[TaskResult]
+) -> DepthCell:
+    found = {
+        "damage": depth_damage(damage),
+        "parameters_removed": parameters_removed,
+        "tasks": tasks,
+    }
+    return cell.model_copy(update=found)
+
+
+def _damages(
+    loaded: LoadedModel,
+    text: CalibrationText,
+    cuts: Mapping[Place, Cut],
+    options: DepthOptions,
+    kept: Path | None,
+    progress: Progress,
+) -> tuple[Damage, dict[Place, Damage]]:
+    """One that knows the whole model's losses, and every cut's.
+
+    Way by way, so that a call that is cut short leaves some.
+    """
+    measuring = DamageMeter(loaded.model, text.input_ids, text.mask, batch_size=options.batch_size)
+    about = {
+        "model": loaded.ref.sha256,
+        "dtype": str(loaded.model.dtype),
+        "text": text.ref.model_dump(),
+        "by": "depths",
+    }
+    meter = RememberingMeter(measuring, None if kept is None else kept / "damages.jsonl", about)
+    found: dict[Place, Damage] = {}
+    for way in options.ways:
+        some = {place: cut for place, cut in cuts.items() if place[0] == way}
+        if some:
+            progress.say(f"depths: {way} at {', '.join(str(number) for _, number in some)}")
+            _, *damages = meter.measure_many({}, list(some.values()), progress)
+            found.update(zip(some, damages, strict=True))
+    any_cut = next(iter(found.values()), None)  # each knows the whole model's losses too
+    return any_cut or meter.measure_many({}, [], progress)[0], found
+
+
+def depth_damage(damage: Damage) -> DepthDamage:
+    """A cut's damage with 95 % intervals, Student's t over samples."""
+    increase = damage.nll_sums - damage.baseline_nll_sums
+    ratio = _interval(increase, damage.positions)
+    kl = _interval(damage.kl_sums, damage.positions)
+    return DepthDamage(
+        perplexity=damage.perplexity,
+        perplexity_ratio=_exp(damage.log_perplexity_increase),
+        perplexity_ratio_ci95=None if ratio is None else (_exp(ratio[0]), _exp(ratio[1])),
+        kl=damage.kl,
+        kl_ci95=None if kl is None else (max(0.0, kl[0]), kl[1]),
+        top1_agreement=damage.top1_agreement,
+    )
+
+
+def _interval(sums: Floats, counts: Floats) -> tuple[float, float] | None:
+    found = mean_interval(sums, counts)
+    return None if found is None else found.ci95
+
+
+def _exp(value: float) -> float:
+    return math.exp(max(-_MOST_LOG, min(_MOST_LOG, value)))
+
+
+def _share(cut: Cut, sizes: GraphSizes) -> float:
+    """Of all parameters, what the cut branches' modules hold."""
+    return sum(sizes.sublayers[name].parameters for name in cut) / sizes.parameters

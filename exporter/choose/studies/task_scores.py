@@ -1,0 +1,118 @@
+"""Scores of tasks with right answers, of the whole model and of cut ones, in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from exporter.artifacts import TaskResult
+from exporter.artifacts.store import Store
+from exporter.compare.tasks.choosing import TaskChoice, score_tasks
+from exporter.compare.tasks.scores import compare_scores
+from exporter.models.ablation import Cut, substituted
+from exporter.models.loading.model_source import LoadedModel
+from exporter.printable import counted
+from exporter.progress import QUIET, Progress
+from exporter.scratch import scratch_folder
+
+if TYPE_CHECKING:
+    from exporter.models.model_folder import ModelFolder
+
+_P = TypeVar("_P", bound=Hashable)
+_RESULTS = TypeAdapter(list[TaskResult])
+
+
+def compared_tasks(
+    loaded: LoadedModel,
+    choice: TaskChoice | None,
+    cuts: Mapping[_P, Cut],
+    *,
+    kept: Path | None = None,
+    progress: Progress = QUIET,
+) -> dict[_P, list[TaskResult]]:
+    """Each cut model's scores beside the whole one's, on the same items.
+
+    The branches that are cut still run and fill their caches; only what they add is nothing. Cuts
+    that are the same are scored once.
+
+    Args:
+        loaded: The model, with its tokenizer.
+        choice: The tasks; None or none: nothing is scored.
+        cuts: By whatever the caller calls them.
+        kept: The file where results are kept for a later call; None keeps nothing.
+        progress: Told which cut is at work.
+
+    Raises:
+        TaskError: A task is not known or can't be read, or there is no tokenizer.
+        ExportError: The model keeps no plain cache of keys and values.
+        MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
+        UsageError: That file is something else.
+    """
+    if choice is None or not choice.names:
+        return {}
+    store = Store(kept, _about(loaded, choice))
+    missing = {_name(cut): cut for cut in cuts.values() if not _known(store, cut)}
+    if missing:
+        _score(loaded, choice, list(missing.values()), store, progress)
+    return {name: _known(store, cut) for name, cut in cuts.items()}
+
+
+def _name(cut: Cut) -> str:
+    return ", ".join(f"{kind} {layer}" for layer, kind in sorted(cut))
+
+
+def _known(store: Store, cut: Cut) -> list[TaskResult]:
+    try:
+        return _RESULTS.validate_python(store.find(_name(cut)))
+    except ValidationError:
+        return []
+
+
+def _about(loaded: LoadedModel, choice: TaskChoice) -> dict[str, object]:
+    files = choice.local()
+    told = choice.names if files is None else [(task.name, task.sha256) for task in files]
+    return {
+        "model": loaded.ref.sha256,
+        "dtype": str(loaded.model.dtype),
+        "of": list(map(list, told)),
+        "limit": choice.limit,
+    }
+
+
+def _score(
+    loaded: LoadedModel,
+    choice: TaskChoice,
+    cuts: Sequence[Cut],
+    store: Store,
+    progress: Progress,
+) -> None:
+    import torch
+
+    from exporter.engines.runners.pytorch import TorchRunner
+
+    runner = TorchRunner(loaded.model, compiled=False, threads=torch.get_num_threads())
+    with scratch_folder("tasks") as place, runner:
+        folder = _folder(loaded, place)
+        progress.say("tasks: the whole model")
+        whole = score_tasks(choice, runner, folder, progress=progress)
+        for number, cut in enumerate(cuts, start=1):
+            progress.say(
+                f"tasks: without {counted(len(cut), 'sublayer')} ({number} of {len(cuts)})"
+            )
+            with substituted(loaded.model, cut):
+                scores = score_tasks(choice, runner, folder, progress=progress)
+            pairs = zip(whole, scores, strict=True)
+            found = [result for pair in pairs for result in compare_scores(*pair)]
+            store.keep(_name(cut), _RESULTS.dump_python(found, mode="json"))
+
+
+def _folder(loaded: LoadedModel, place: Path) -> ModelFolder:
+    """The config and the tokenizer as files, which a GGUF file doesn't have beside it."""
+    from exporter.models.loading.model_files import save_pretrained_files
+    from exporter.models.model_folder import ModelFolder
+
+    save_pretrained_files(loaded, place)
+    return ModelFolder.beside(place / "model", place)

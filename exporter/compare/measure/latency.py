@@ -1,0 +1,279 @@
+"""Times models against each other: interleaved, warmed up, loaded anew, raw samples kept.
+
+All arms live in one process and take turns in rounds. Where in memory a model comes to lie can
+change its speed by percents, for as long as it stays loaded: two sessions of one and the same file
+then differ. So the arms are loaded anew for every chunk of rounds, in turns the other way round,
+and what counts is how chunks differ. Arms with several builds take turns with those instead.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporter.artifacts import LatencyRow
+from exporter.compare.measure.timing.chunk import Chunk, Memory, NoMemory
+from exporter.compare.measure.timing.clock import (
+    Clocks,
+    little_garbage,
+    no_garbage_collection,
+    timer_overhead_ns,
+)
+from exporter.compare.measure.timing.probe import Cell, Probe, Subject, clock_of
+from exporter.compare.measure.timing.rounds import Rounds, Times, calls_of_round
+from exporter.compare.measure.timing.row import Grouping, Row
+from exporter.compare.measure.timing.stopping import CHUNKS, FEWEST_LOADS
+from exporter.compare.measure.timing.warmup import Warmup, calls_per_visit, warm_up
+from exporter.errors import ComparisonError
+from exporter.printable import counted
+from exporter.progress import QUIET, Progress
+
+_LOADING = 2.0  # loading may take so many times as long as measuring
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How long one row is measured.
+
+    Attributes:
+        seconds: Its time budget: what its rounds may take together. Loading and warming up come on
+            top of it.
+        rounds: Takes so many rounds, whatever they take and show; None goes by the budget.
+        threshold: Below it a difference counts as none.
+        warmup_seconds: A warm-up ends here even when times have not settled.
+        reload: Whether arms that are held against each other are loaded anew, where that isn't
+            much slower than measuring.
+        seed: For the arms' order in each round.
+    """
+
+    seconds: float = 60.0
+    rounds: int | None = None
+    threshold: float = 0.01
+    warmup_seconds: float = 10.0
+    reload: bool = True
+    seed: int = 0
+
+
+def measure_rows(
+    arms: Mapping[str, Subject],
+    cells: Sequence[Cell],
+    sampling: Sampling,
+    *,
+    memory: Memory | None = None,
+    paired: int = 2,
+    clocks: Clocks | None = None,
+    after_chunk: Callable[[], None] = lambda: None,
+    enough: Callable[[Sequence[Row]], bool] | None = None,
+    progress: Progress = QUIET,
+) -> list[LatencyRow]:
+    """Measures all arms at all cells.
+
+    Args:
+        arms: By name, loaded; the first is the baseline, the second the candidate. They are loaded
+            when it ends, too.
+        cells: What is timed.
+        sampling: How long.
+        memory: What an earlier run left.
+        paired: So many of the first arms are held against each other, and so loaded anew together.
+        clocks: The clocks.
+        after_chunk: Called between chunks.
+        enough: Asked between chunks about all rows together; where it says so, they end. A row's
+            own verdict then ends none before its time is up.
+        progress: Hears what goes on.
+
+    Raises:
+        BackendError: A run fails.
+        ComparisonError: The clock jumps again and again, or an input's meaning isn't known.
+    """
+    session = _Session(arms, sampling, memory, clocks or Clocks(), progress, paired)
+    session.enough = enough
+    what = cells[0] if len(cells) == 1 else counted(len(cells), "shape")
+    with little_garbage(), progress.task(f"time {what}"):
+        return session.measure(cells, after_chunk)
+
+
+class _Session:
+    def __init__(
+        self,
+        arms: Mapping[str, Subject],
+        sampling: Sampling,
+        memory: Memory | None,
+        clocks: Clocks,
+        progress: Progress,
+        paired: int,
+    ) -> None:
+        self.enough: Callable[[Sequence[Row]], bool] | None = None
+        self._arms = arms
+        self._paired = paired
+        self._sampling = sampling
+        self._memory = NoMemory() if memory is None else memory
+        self._clocks = clocks
+        self._progress = progress
+        builds = max(arm.builds for arm in arms.values())
+        self._builds = builds if sampling.rounds is None else min(builds, sampling.rounds)
+        self._chunks = _chunks(sampling.rounds, self._builds)
+        self._rng = np.random.default_rng(sampling.seed)
+
+    def measure(self, cells: Sequence[Cell], after_chunk: Callable[[], None]) -> list[LatencyRow]:
+        first = self._memory.recall(cells[0], 0)
+        if first is None:
+            reloading = self._reloading(len(cells))
+        else:  # loading may take another time today, but all chunks of a row must be of one kind
+            self._chunks, reloading = first.planned, first.reloaded
+        rows = [self._row(cell, reloading) for cell in cells]
+        number = 0
+        while open_rows := [row for row in rows if row.stopped is None]:
+            self._take_chunk(open_rows, number, reloading=reloading)
+            after_chunk()
+            number += 1
+            whole = number % self._builds == 0  # builds have equal parts of a row
+            if whole and self.enough is not None and self.enough(rows):
+                for row in rows:
+                    row.end()
+        overhead = timer_overhead_ns(self._clocks.now)
+        return [record for row in rows for record in row.records(overhead)]
+
+    def _row(self, cell: Cell, reloading: bool) -> Row:
+        sampling = self._sampling
+        return Row(
+            cell,
+            list(self._arms),
+            Grouping(self._builds, reloading),
+            threshold=sampling.threshold,
+            chunks=self._chunks,
+            seconds=sampling.seconds if sampling.rounds is None else None,
+            looks=self.enough is None,
+        )
+
+    def _reloading(self, cells: int) -> bool:
+        """Whether to load anew for every chunk: tried once; fewer chunks where it takes long."""
+        sampling = self._sampling
+        if not sampling.reload or self._builds > 1 or self._chunks < FEWEST_LOADS:
+            return False
+        begin = time.monotonic()
+        self._reload(backwards=False)
+        if sampling.rounds is not None:
+            return True
+        taken = max(time.monotonic() - begin, 1e-3)
+        self._chunks = min(self._chunks, int(_LOADING * sampling.seconds * cells / taken))
+        if self._chunks >= FEWEST_LOADS:
+            return True
+        self._chunks = CHUNKS
+        self._progress.say(
+            f"time: the arms are loaded once, since loading takes {taken:.0f} s: what their place "
+            "in memory does to their speed is in the result; a larger --time-budget lets them be "
+            "loaded more often"
+        )
+        return False
+
+    def _reload(self, *, backwards: bool) -> None:
+        arms = list(self._arms.values())[: self._paired]
+        for arm in arms:
+            arm.unload()
+        for arm in reversed(arms) if backwards else arms:
+            arm.load()
+
+    def _take_chunk(self, rows: list[Row], number: int, *, reloading: bool) -> None:
+        missing = []
+        for row in rows:
+            known = self._memory.recall(row.cell, number)
+            if known is None:
+                missing.append(row)
+            else:
+                row.add(known)
+        if missing and reloading and number:
+            self._reload(backwards=number % 2 == 1)
+        for arm in self._arms.values() if missing else ():
+            arm.use_build(number % self._builds)
+        for row in missing:
+            chunk = self._chunk(row, number, reloading=reloading)
+            self._memory.keep(row.cell, number, chunk)
+            row.add(chunk)
+
+    def _chunk(self, row: Row, number: int, *, reloading: bool) -> Chunk:
+        probes = [arm.probe(row.cell) for arm in self._arms.values()]
+        warm = self._warm_up(probes, row.cell, number)
+        calls = row.chunks[0].calls if row.chunks else calls_per_visit(warm.call_ms)
+        wanted = self._wanted(row, number, warm.call_ms, calls)
+        label = f"time {row.cell}, {number + 1} of at most {row.most}"
+        begin = self._clocks.now()
+        with no_garbage_collection():
+            taken, dropped = self._rounds(
+                Rounds(probes, calls, self._rng, self._clocks), wanted, label
+            )
+        seconds = (self._clocks.now() - begin) / 1e9
+        return Chunk(
+            np.array(taken),
+            seconds,
+            warm.stable,
+            clock_of(probes),
+            planned=self._chunks,
+            reloaded=reloading,
+            dropped=dropped,
+        )
+
+    def _warm_up(self, probes: Sequence[Probe], cell: Cell, number: int) -> Warmup:
+        sampling = self._sampling
+        longest = sampling.warmup_seconds
+        if number:  # the model's files, the threads and the processor are warm by then
+            longest = min(longest, sampling.seconds / self._chunks)
+        found = warm_up(probes, seconds=longest, clock=self._clocks.now)
+        if not found.stable and not number:
+            self._progress.say(f"{cell}: times had not settled after {found.calls} warm-up calls")
+        return found
+
+    def _wanted(self, row: Row, number: int, call_ms: float, calls: int) -> int:
+        """Rounds in a chunk."""
+        sampling = self._sampling
+        if sampling.rounds is not None:
+            return rounds_of_chunks(sampling.rounds, self._chunks, self._builds)[number]
+        if row.chunks:
+            return len(row.chunks[0].times_ms)
+        round_ms = call_ms * calls_of_round(len(self._arms), calls)
+        return max(1, round(sampling.seconds * 1000 / self._chunks / max(round_ms, 1e-3)))
+
+    def _rounds(self, rounds: Rounds, wanted: int, label: str) -> tuple[list[Times], int]:
+        taken: list[Times] = []
+        dropped = 0
+        with self._progress.task(label, total=wanted) as task:
+            while len(taken) < wanted:
+                found = rounds.take()
+                if found is not None:
+                    taken.append(found)
+                    task.advance()
+                    continue
+                dropped += 1
+                if dropped > max(2, wanted):
+                    raise ComparisonError(
+                        f"{label}: the clock jumped in {dropped} rounds, so nothing can be timed.",
+                        "See whether the machine goes to sleep, or its clock source is broken.",
+                    )
+        return taken, dropped
+
+
+def _chunks(rounds: int | None, builds: int) -> int:
+    """Parts of a row's measurement: as many for each build, and of equal length where they can."""
+    if rounds is None:
+        return math.ceil(CHUNKS / builds) * builds
+    if rounds < FEWEST_LOADS:
+        return builds
+    fitting = (n for n in range(CHUNKS, FEWEST_LOADS - 1, -1) if rounds % n == 0)
+    return builds * min(math.ceil(next(fitting, CHUNKS) / builds), rounds // builds)
+
+
+def rounds_of_chunks(rounds: int, chunks: int, builds: int) -> list[int]:
+    """How many rounds each chunk takes, so that together they take exactly as many as asked for.
+
+    Builds take turns; their rounds, and those of one build's chunks, differ by one at most.
+    """
+    by_build = [_split(part, chunks // builds) for part in _split(rounds, builds)]
+    return [by_build[number % builds][number // builds] for number in range(chunks)]
+
+
+def _split(whole: int, parts: int) -> list[int]:
+    """Numbers that differ by one at most, the larger first."""
+    return [whole // parts + (part < whole % parts) for part in range(parts)]

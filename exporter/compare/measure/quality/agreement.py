@@ -1,0 +1,224 @@
+"""How far one arm's predictions are from another's, on the same tokens.
+
+One pass of each arm gives all: its perplexity, KL divergence, agreement of the likeliest tokens,
+and how they change with the position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import Interval, PerplexityPair, PositionError, SampleLosses
+from exporter.compare.measure.quality.paired import mean_interval
+from exporter.compare.measure.quality.predictions import (
+    COLUMNS,
+    Distributions,
+    Floats,
+    chunks,
+    figures,
+    prefill_logits,
+)
+from exporter.engines.runners.base import Array, Runner
+from exporter.errors import ComparisonError
+from exporter.progress import QUIET, Progress
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One pair's result of :func:`compare_predictions`.
+
+    Attributes:
+        tokens: Positions that were compared.
+        perplexity: exp of the mean negative log-likelihood of the next token, over all positions
+            that have one; None for a model that doesn't predict the next token.
+        log_perplexity_increase: Mean difference of the losses, candidate minus baseline, in nats;
+            None with a single sample.
+        kl_divergence: Mean over positions of KL(baseline || candidate), in nats.
+        kl_interval: The same with its interval over samples.
+        top1_agreement: Share of positions with the same most likely token.
+        top5_agreement: Mean share of the baseline's five likeliest tokens among the candidate's.
+        positions: The same by position: 0, 1, 2 to 3, 4 to 7 and so on.
+        sample_losses: By sample; None for a model that doesn't predict the next token, and where
+            a loss isn't finite.
+    """
+
+    tokens: int
+    perplexity: PerplexityPair | None
+    log_perplexity_increase: Interval | None
+    kl_divergence: float
+    kl_interval: Interval | None
+    top1_agreement: float
+    top5_agreement: float
+    positions: list[PositionError]
+    sample_losses: SampleLosses | None
+
+
+def compare_predictions(
+    arms: Mapping[str, Runner],
+    pairs: Sequence[tuple[str, str]],
+    token_ids: NDArray[np.int64],
+    *,
+    causal: bool,
+    overlap: int = 0,
+    progress: Progress = QUIET,
+) -> list[Agreement]:
+    """Runs every arm over the samples, one sample at a time, and reduces their logits.
+
+    Args:
+        arms: By name; each has an output ``logits``. Each reads the text once, in however many
+            pairs it is. The logits of one sample of all of them are in memory at once.
+        pairs: Names of arms: what is held against what, the baseline first.
+        token_ids: ``[samples, sequence_length]``.
+        causal: Whether position *i* predicts token *i + 1*.
+        overlap: With a stride, the first tokens of each sample but the first, which the sample
+            before has predicted already. Each token is then predicted once, and the last position
+            of a sample, whose next token the following sample predicts, is left out.
+        progress: Hears of each sample.
+
+    Returns:
+        One for each pair.
+
+    Raises:
+        ComparisonError: For vocabularies that differ or don't hold the tokens, and for logits
+            that aren't finite.
+    """
+    by_sample = np.zeros((len(pairs), len(COLUMNS), len(token_ids)))
+    by_position = np.zeros((len(pairs), len(COLUMNS), token_ids.shape[1]))
+    with progress.task("perplexity, KL divergence, agreement", total=len(token_ids)) as task:
+        for number, sample in enumerate(token_ids):
+            logits = {name: prefill_logits(runner, sample) for name, runner in arms.items()}
+            vocabulary = _one_vocabulary(logits)
+            check_tokens(int(token_ids.max()), vocabulary)
+            first = overlap - 1 if overlap and number else 0
+            last = len(sample) - 1 if overlap else len(sample)
+            for rows in chunks(first, last, vocabulary):
+                found = _chunk(logits, pairs, rows, sample if causal else sample[:0], number)
+                by_position[:, :, rows] += found
+                by_sample[:, :, number] += found.sum(axis=2)
+            task.advance()
+    return [_agreement(*sums) for sums in zip(by_sample, by_position, strict=True)]
+
+
+def check_tokens(largest_id: int, vocabulary: int) -> None:
+    """Refuses tokens that a model doesn't know.
+
+    Raises:
+        ComparisonError: When the largest token id lies beyond the vocabulary.
+    """
+    if largest_id >= vocabulary:
+        raise ComparisonError(
+            f"The text's token id {largest_id} is beyond the model's {vocabulary} tokens.",
+            "The tokenizer beside the model belongs to another model.",
+        )
+
+
+def _one_vocabulary(logits: Mapping[str, Array]) -> int:
+    """The size of the vocabulary that all arms have."""
+    first, *others = (values.shape for values in logits.values())
+    for other in others:
+        if other != first:
+            raise ComparisonError(
+                f"The logits have the shapes {list(first)} and {list(other)}: "
+                "the arms have other vocabularies or outputs.",
+                "Compare two forms of the same model.",
+            )
+    return int(first[-1])
+
+
+def _chunk(
+    logits: Mapping[str, Array],
+    pairs: Sequence[tuple[str, str]],
+    rows: slice,
+    sample: NDArray[np.int64],
+    number: int,
+) -> Floats:
+    """The figures of all pairs, ``[pairs, len(COLUMNS), positions]``."""
+    targets = sample[rows.start + 1 : rows.stop + 1]
+    arms = {
+        name: Distributions(
+            values[rows].astype(np.float64), targets, f"The {name}'s logits in sample {number}"
+        )
+        for name, values in logits.items()
+    }
+    return np.stack([figures(arms[first], arms[second]) for first, second in pairs])
+
+
+def _agreement(by_sample: Floats, by_position: Floats) -> Agreement:
+    totals = dict(zip(COLUMNS, by_position.sum(axis=1), strict=True))
+    count = totals["positions"]
+    if not count:
+        raise ComparisonError("There is no token to compare the arms on.")
+    samples = dict(zip(COLUMNS, by_sample, strict=True))
+    with np.errstate(invalid="ignore"):  # infinite losses give no interval
+        increase = samples["candidate_loss"] - samples["baseline_loss"]
+    return Agreement(
+        tokens=int(count),
+        perplexity=_perplexity(totals),
+        log_perplexity_increase=mean_interval(increase, samples["predicted"]),
+        kl_divergence=float(totals["kl"] / count),
+        kl_interval=_from_zero(mean_interval(samples["kl"], samples["positions"])),
+        top1_agreement=float(totals["top1"] / count),
+        top5_agreement=float(totals["top5"] / count),
+        positions=_by_position(by_position),
+        sample_losses=_sample_losses(samples),
+    )
+
+
+def _sample_losses(samples: dict[str, Floats]) -> SampleLosses | None:
+    losses = {arm: samples[f"{arm}_loss"] for arm in ("baseline", "candidate")}
+    if not samples["predicted"].any() or not all(np.isfinite(v).all() for v in losses.values()):
+        return None
+    return SampleLosses(
+        tokens=[int(count) for count in samples["predicted"]],
+        **{arm: [float(loss) for loss in values] for arm, values in losses.items()},
+    )
+
+
+def _from_zero(interval: Interval | None) -> Interval | None:
+    """Cuts off what a divergence can't be: below zero."""
+    if interval is None:
+        return None
+    low, high = interval.ci95
+    return Interval(value=interval.value, ci95=(max(0.0, low), high))
+
+
+def _perplexity(totals: dict[str, np.float64]) -> PerplexityPair | None:
+    if not totals["predicted"]:
+        return None
+    with np.errstate(over="ignore"):  # a model that is broken enough: infinite
+        baseline, candidate = (
+            float(np.exp(totals[f"{arm}_loss"] / totals["predicted"]))
+            for arm in ("baseline", "candidate")
+        )
+    return PerplexityPair(baseline=baseline, candidate=candidate)
+
+
+def _by_position(sums: Floats) -> list[PositionError]:
+    """Joins positions into stretches that double in length."""
+    length = sums.shape[1]
+    starts = [0, *(2**power for power in range(length.bit_length()) if 2**power < length)]
+    found = []
+    for first, end in zip(starts, [*starts[1:], length], strict=True):
+        totals = dict(zip(COLUMNS, sums[:, first:end].sum(axis=1), strict=True))
+        if totals["positions"]:
+            found.append(_position_error(first, end - 1, totals))
+    return found
+
+
+def _position_error(first: int, last: int, totals: dict[str, np.float64]) -> PositionError:
+    predicted = totals["predicted"]
+    losses = {
+        f"{arm}_loss": float(totals[f"{arm}_loss"] / predicted) if predicted else None
+        for arm in ("baseline", "candidate")
+    }
+    return PositionError(
+        first=first,
+        last=last,
+        kl_divergence=float(totals["kl"] / totals["positions"]),
+        top1_agreement=float(totals["top1"] / totals["positions"]),
+        **losses,
+    )

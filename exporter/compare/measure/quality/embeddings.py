@@ -1,0 +1,115 @@
+"""How near two encoders' sentence embeddings of the same texts are.
+
+An embedding is the mean of the hidden states over a text's tokens; texts run one at a time, so
+that no padding takes part. Where the graph pools by itself, its own output is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import EmbeddingAgreement
+from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.runners.base import Runner, TensorSpec
+from exporter.errors import ComparisonError
+from exporter.progress import QUIET, Progress
+
+OUTPUTS = ("sentence_embedding", "last_hidden_state", "token_embeddings", "hidden_states")
+"""Outputs that embed a text, the first that a model has."""
+
+FEWEST_TEXTS = 3  # below that there are no two pairs to rank
+
+Floats = NDArray[np.float64]
+
+
+def embedding_output(outputs: Sequence[TensorSpec]) -> str | None:
+    """The output that embeds a text, or None."""
+    names = {spec.name for spec in outputs}
+    return next((name for name in OUTPUTS if name in names), None)
+
+
+def embed(
+    runner: Runner,
+    texts: Sequence[NDArray[np.int64]],
+    *,
+    arm: str,
+    progress: Progress = QUIET,
+) -> Floats:
+    """One arm's embeddings, each of length 1, ``[texts, size]``.
+
+    Args:
+        runner: An entered runner; it has one of :data:`OUTPUTS`.
+        texts: The token ids of each text.
+        arm: Its name in an error.
+        progress: Hears of each text.
+
+    Raises:
+        ComparisonError: There are fewer than three texts, or embeddings are zero or not finite.
+    """
+    if len(texts) < FEWEST_TEXTS:
+        raise ComparisonError(
+            f"The evaluation text gives {len(texts)} texts to embed; {FEWEST_TEXTS} are needed.",
+            "Name a longer text with --eval-text.",
+        )
+    found = []
+    with progress.task(f"embeddings, {arm}", total=len(texts)) as task:
+        for number, ids in enumerate(texts):
+            found.append(_embedding(runner, ids, arm, number))
+            task.advance()
+    return np.stack(found)
+
+
+def compare_embeddings(baseline: Floats, candidate: Floats) -> EmbeddingAgreement:
+    """How near two arms' embeddings of the same texts are.
+
+    Args:
+        baseline: What :func:`embed` gave, ``[texts, size]``.
+        candidate: Likewise.
+
+    Returns:
+        Their cosines, and Spearman's correlation of all pairs' similarities in one arm with those
+        in the other: whether the candidate ranks likeness as the baseline does, which semantic
+        search and STS benchmarks rest on. Both 1 where nothing changed.
+
+    Raises:
+        ComparisonError: They are of other sizes.
+    """
+    from scipy import stats
+
+    _refuse_other_size(baseline, candidate)
+    cosines = (baseline * candidate).sum(axis=1)
+    above = np.triu_indices(len(baseline), 1)
+    ranks = stats.spearmanr((baseline @ baseline.T)[above], (candidate @ candidate.T)[above])
+    return EmbeddingAgreement(
+        texts=len(baseline),
+        cosine=float(cosines.mean()),
+        lowest_cosine=float(cosines.min()),
+        rank_agreement=float(ranks.statistic),
+    )
+
+
+def _embedding(runner: Runner, ids: NDArray[np.int64], arm: str, number: int) -> Floats:
+    """One text's embedding of length 1."""
+    name = embedding_output(runner.outputs)
+    assert name is not None
+    inputs = make_inputs(runner.inputs, Shape("encode", 1, len(ids)), ids[None])
+    values = runner.run(inputs, [name])[name].astype(np.float64)
+    pooled: Floats = values.reshape(-1, values.shape[-1]).mean(axis=0)
+    length = np.linalg.norm(pooled)
+    if not np.isfinite(length) or length == 0:
+        raise ComparisonError(
+            f"The {arm}'s embedding of text {number} is zero, NaN or infinite.",
+            "In fp16 an overflow is likely: export in float32 or bfloat16.",
+        )
+    return pooled / length
+
+
+def _refuse_other_size(first: Floats, second: Floats) -> None:
+    if first.shape != second.shape:
+        raise ComparisonError(
+            f"The arms embed in {first.shape[1]} and {second.shape[1]} dimensions.",
+            "Compare two forms of the same model.",
+        )

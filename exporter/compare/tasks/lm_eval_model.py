@@ -1,0 +1,200 @@
+"""An ``LM`` of lm-eval on depthcut's runners: ``--model depthcut --model_args path=FOLDER``.
+
+lm-eval finds models in its own registry alone and has no entry points, so :func:`register` must
+run in its process; ``depthcut lm-eval`` does that and hands over to lm-eval's own command line.
+This module is imported where lm-eval is installed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import model_registry
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from exporter.compare.tasks.encoding import TextCodec
+from exporter.compare.tasks.likelihood import Likelihood, Request, Scorer
+from exporter.engines.decoding.decoder import Decoder
+from exporter.engines.decoding.open_decoder import decoder_on
+from exporter.errors import TaskError
+
+NAME = "depthcut"
+
+
+def register() -> None:
+    """Makes the model known to lm-eval in this process, under its name."""
+    import lm_eval.models  # noqa: F401  or lm-eval believes that its registry is filled
+
+    if NAME not in model_registry:
+        model_registry.register(NAME, target=PathLM)
+
+
+class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+    """lm-eval's questions, answered by an entered runner.
+
+    Args:
+        scorer: What finds likelihoods.
+        codec: The tokenizer.
+        new_tokens: The most tokens that are generated where a task sets no limit.
+    """
+
+    def __init__(self, scorer: Scorer, codec: TextCodec, *, new_tokens: int = 256) -> None:
+        super().__init__()
+        self._scorer = scorer
+        self._codec = codec
+        self.max_gen_toks = new_tokens
+        self.batch_size = scorer.batch_size
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that stands before a text that has nothing before it."""
+        return self._codec.prefix_id
+
+    @property
+    def max_length(self) -> int:
+        """Positions that the model knows."""
+        return self._scorer.longest
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For lm-eval's cache of requests."""
+        return self._codec.name
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        """Tokens, with those that the tokenizer adds by itself unless told not to."""
+        return self._codec.encode(string, special=add_special_tokens is not False)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        asked = [Request(tuple(context), tuple(answer)) for _, context, answer in requests]
+        found = self._scorer.score(asked)
+        for (texts, *_ids), likelihood in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, tuple(likelihood))
+        return [(each.log_likelihood, each.greedy) for each in found]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, each token predicted once."""
+        texts = [request.args[0] for request in requests]
+        windows = [self._windows(text) for text in texts]
+        flat = iter(self._scorer.score([*itertools.chain(*windows)]))
+        found = [_total(itertools.islice(flat, len(each))) for each in windows]
+        for text, value in zip(texts, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), value)
+        return found
+
+    def _windows(self, text: str) -> list[Request]:
+        pairs = get_rolling_token_windows(
+            token_list=self.tok_encode(text),
+            prefix_token=self.prefix_token_id,
+            max_seq_len=self.max_length,
+            context_len=1,
+        )
+        return [Request(*map(tuple, make_disjoint_window(pair))) for pair in pairs]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Greedy continuations, cut before the first text that ends them.
+
+        Raises:
+            TaskError: A task asks for drawn tokens or several beams.
+        """
+        found = []
+        with decoder_on(self._scorer.runner) as decoder:
+            for context, how in (request.args for request in requests):
+                text = self._continue(decoder, context, dict(how))
+                self.cache_hook.add_partial("generate_until", (context, how), text)
+                found.append(text)
+        return found
+
+    def _continue(self, decoder: Decoder, context: str, how: dict[str, Any]) -> str:
+        _refuse_drawing(how)
+        until = how.get("until") or []
+        ends = [until] if isinstance(until, str) else list(until)
+        room = int(how.get("max_gen_toks", self.max_gen_toks))
+        ids = self.tok_encode(context)[-max(1, self.max_length - room) :]
+        logits = decoder.prefill(np.array([ids], np.int64), context=len(ids) + room)
+        new: list[int] = []
+        text = ""
+        while len(new) < room:
+            token = int(logits[0].argmax())
+            if token in self._codec.stop_ids:
+                break
+            new.append(token)
+            text = self._codec.decode(new)
+            if any(end in text for end in ends if end):
+                break
+            logits = decoder.step(np.array([[token]], np.int64))
+        return _before(text, ends)
+
+
+class PathLM(RunnerLM):
+    """What ``--model depthcut`` makes of its arguments.
+
+    Args:
+        path: A folder with ``model.onnx`` and its tokenizer, an ONNX file, or an engine.
+        provider: ``cpu`` or ``cuda``, for ONNX Runtime.
+        threads: CPU threads; by default all physical cores.
+        batch_size: Sequences in one run; 1 (lm-eval's default) and ``auto`` leave it to depthcut.
+        max_length: Positions, where the config tells none.
+        max_gen_toks: See :class:`RunnerLM`.
+        device: lm-eval's own argument, unused: it names a GPU even where nobody asked for one.
+        max_batch_size: lm-eval's own argument, unused.
+
+    Raises:
+        DepthcutError: The model can't be loaded.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        provider: str = "cpu",
+        threads: int | None = None,
+        batch_size: int | str | None = None,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+    ) -> None:
+        from exporter.compare.tasks.opening import open_scorer
+
+        rows = None if batch_size in (None, 1, "1", "auto") else int(str(batch_size))
+        self._open = ExitStack()
+        scorer, codec = open_scorer(
+            Path(path),
+            self._open,
+            provider=provider,
+            threads=threads,
+            batch_size=rows,
+            longest=max_length,
+        )
+        super().__init__(scorer, codec, new_tokens=max_gen_toks)
+
+    def close(self) -> None:
+        """Frees the model."""
+        self._open.close()
+
+
+def _total(likelihoods: Sequence[Likelihood] | itertools.islice[Likelihood]) -> float:
+    return sum(each.log_likelihood for each in likelihoods)
+
+
+def _refuse_drawing(how: dict[str, Any]) -> None:
+    if how.get("do_sample") and float(how.get("temperature", 1.0)) > 0:
+        raise TaskError("The task draws tokens; depthcut's model in lm-eval is greedy.")
+    if int(how.get("num_beams", 1)) > 1:
+        raise TaskError("The task asks for several beams; depthcut's model in lm-eval is greedy.")
+
+
+def _before(text: str, ends: list[str]) -> str:
+    for end in ends:
+        if end:
+            text = text.split(end)[0]
+    return text

@@ -1,0 +1,109 @@
+"""From a plan and its file of replacements to what PyTorch puts in the places of the branches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from exporter.artifacts import PlannedDeletion, PruningPlan
+from exporter.errors import PlanError
+from exporter.models.ablation import NOTHING, Cut, Substitute
+from exporter.models.anatomy.architectures import Kind, named_sublayers, sublayers
+from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporter.artifacts.replacement_file import Replacements
+    from graph_passes.replacements import Numbers, ReplacementTensors
+
+
+def cut_of_plan(plan: PruningPlan, replacements: Replacements | None, model: Any) -> Cut:
+    """What a plan puts in the place of each branch.
+
+    Args:
+        plan: The plan.
+        replacements: Its numbers; None for a plan that replaces nothing.
+        model: The transformers model that it is for.
+
+    Raises:
+        PlanError: A layer or kind does not exist in this model; numbers are missing, not finite or
+            of another width than the model's.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+    return cut_of_deletions(plan.deletions, replacements, model)
+
+
+def cut_of_deletions(
+    deletions: Iterable[PlannedDeletion], replacements: Replacements | None, model: Any
+) -> Cut:
+    """The same of a plan's deletions; see :func:`cut_of_plan`."""
+    layers = len(sublayers(model)) // 2
+    cut: dict[tuple[int, Kind], Substitute] = {}
+    for deletion in deletions:
+        for name in named_sublayers([deletion], layers):
+            if deletion.replacement == "none":
+                cut[name] = NOTHING
+            else:
+                cut[name] = _substitute(SublayerRef(*name), deletion, replacements, model)
+    return dict(sorted(cut.items()))
+
+
+def _substitute(
+    ref: SublayerRef, deletion: PlannedDeletion, replacements: Replacements | None, model: Any
+) -> Substitute:
+    given = None if replacements is None else replacements.tensors.get(ref)
+    if given is None or bool(given.maps) != (deletion.replacement == "linear"):
+        raise PlanError(
+            f"{ref} is to be replaced ({deletion.replacement}), but there are no such numbers for "
+            "it.",
+            "Make the plan and its file of replacements again: depthcut heal.",
+        )
+    where = "" if replacements is None else f"{replacements.path}: "
+    key = f"{ref.kind}.{ref.layer}"
+    _check_widths(f"{where}{key}", given, int(model.config.get_text_config().hidden_size))
+    return Substitute(
+        bias=_tensor(f"{where}{key}.bias", given.bias, model),
+        maps=tuple(_tensor(f"{where}{key}.{n}", w, model) for n, w in given.maps.items()),
+    )
+
+
+def _check_widths(what: str, given: ReplacementTensors, hidden: int) -> None:
+    shapes = {name: _shape(numbers) for name, numbers in given.maps.items()}
+    rank = next(iter(shapes.values()))[0] if len(shapes) > 1 else hidden
+    wanted = {
+        "bias": (hidden,),
+        "weight": (hidden, hidden),
+        "weight_down": (rank, hidden),
+        "weight_up": (hidden, rank),
+    }
+    for name, shape in {"bias": _shape(given.bias), **shapes}.items():
+        if shape != wanted[name]:
+            raise PlanError(
+                f"{what}.{name} has the shape {list(shape)}; this model "
+                f"takes {list(wanted[name])}.",
+                "The plan is for another model: plan and heal this one.",
+            )
+
+
+def _shape(numbers: Numbers) -> tuple[int, ...]:
+    shape = numbers.shape
+    return tuple(shape) if isinstance(shape, tuple) else tuple(shape.numpy())
+
+
+def _tensor(what: str, numbers: Numbers, model: Any) -> torch.Tensor:
+    """In the model's dtype, to which the graph's numbers are rounded too."""
+    import numpy as np
+    import torch
+
+    from graph_passes.replacements import array_of
+
+    array = array_of(numbers)
+    wide = np.array(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
+    # A model whose weights come later has them on the CPU.
+    device = "cpu" if model.device.type == "meta" else model.device
+    tensor = torch.from_numpy(wide).to(device=device, dtype=model.dtype)
+    if not bool(tensor.isfinite().all()):
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise PlanError(f"{what} holds numbers that are not finite in {dtype}.", "Fit it again.")
+    return tensor

@@ -1,0 +1,1 @@
+"""Engines: build, load, run, decode, package."""

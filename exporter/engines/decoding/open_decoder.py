@@ -1,0 +1,102 @@
+"""From what lies on disk to the decoder that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.engines.build.engine_set import SUFFIXES, find_builds, holds_engines_alone
+from exporter.engines.build.sidecar import sidecar_path
+from exporter.engines.decoding.decoder import Decoder
+from exporter.engines.runners.base import Runner
+from exporter.errors import UsageError
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from exporter.models.model_folder import ModelFolder
+
+AUTO = "auto"
+"""Threads: as many as make a step fastest."""
+
+
+def open_decoder(
+    model: Path,
+    *,
+    backend: str | None = None,
+    provider: str = "cpu",
+    threads: int | str | None = None,
+    context: int | None = None,
+    progress: Progress = QUIET,
+) -> Decoder:
+    """A decoder for a model, not yet loaded.
+
+    Args:
+        model: An ONNX file, an engine, or a folder with one of them or with an engine for each
+            phase. Of several builds, ``-b1``, ``-b2`` and so on, the first runs.
+        backend: ``onnxruntime`` or ``engine``; None takes what is there, and of both the first.
+        provider: Where ONNX Runtime runs: ``cpu`` or ``cuda``.
+        threads: CPU threads for ONNX Runtime; all cores when None; ``auto`` finds what makes a
+            step fastest, in a probe that takes longer than a short text.
+        context: Positions that a text may have at most on ONNX Runtime; None for what it needs.
+        progress: Hears how many threads were chosen.
+
+    Raises:
+        OnnxFileError: There is no ONNX file, or more than one to choose from.
+        EngineError: There is no engine, or it is not what its record says.
+        UsageError: The file is of the other kind, or an engine is given a context.
+        BackendError: The engines can't generate.
+    """
+    is_engine = model.is_file() and _is_engine(model)
+    if model.is_file() and backend is not None and is_engine != (backend == "engine"):
+        raise UsageError(
+            f"{model} is {'an' if is_engine else 'no'} engine.", "Leave --backend out."
+        )
+    if is_engine or backend == "engine" or (backend is None and holds_engines_alone(model)):
+        from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+
+        if context is not None:
+            raise UsageError(
+                "How long a text may be is built into an engine.", "Leave --context out."
+            )
+        return TensorRtDecoder(find_builds(model)[0])
+    from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+    from exporter.engines.environment import default_threads
+    from exporter.models.model_folder import find_model
+
+    folder = find_model(model)
+    onnx = folder.onnx
+    number = _fastest(folder, provider, progress) if threads == AUTO else int(threads or 0)
+    return OnnxRuntimeDecoder(
+        onnx, provider=provider, threads=number or default_threads(), context=context
+    )
+
+
+def _fastest(folder: ModelFolder, provider: str, progress: Progress) -> int:
+    from exporter.compare.measure.threads import choose_threads
+    from exporter.engines.environment import default_threads
+    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+
+    runner = OnnxRuntimeRunner(folder.onnx, provider=provider, threads=default_threads())
+    choose_threads(runner, longest=folder.longest_sequence, progress=progress)
+    return runner.threads
+
+
+def decoder_on(runner: Runner) -> Decoder:
+    """A decoder on a model that is loaded already, for judging its answers.
+
+    Args:
+        runner: Entered, and stays so. Where it is ONNX Runtime's and the graph lets the cache lie
+            in one buffer it does; elsewhere the cache passes through the host's memory.
+    """
+    from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+    from exporter.engines.decoding.runner_decoder import RunnerDecoder
+    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+
+    if isinstance(runner, OnnxRuntimeRunner) and runner.cache_form.shared:
+        return OnnxRuntimeDecoder.on(runner)
+    return RunnerDecoder(runner)
+
+
+def _is_engine(file: Path) -> bool:
+    named = file.suffix in SUFFIXES
+    return named or (file.suffix != ".onnx" and sidecar_path(file).is_file())

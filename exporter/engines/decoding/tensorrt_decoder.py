@@ -1,0 +1,260 @@
+"""A decoder on engines; the cache stays on the device.
+
+A cache that grows lies in two sets of buffers that change places. One that is updated in place lies
+in one: nothing is copied, and each step has the same shapes and addresses as the one before.
+
+Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.engines.build.cuda import Bytes
+from exporter.engines.build.engine_set import EngineSet
+from exporter.engines.build.profiles import Phase
+from exporter.engines.build.session import Lane, Session
+from exporter.engines.build.tensors import byte_count, numpy_dtype
+from exporter.engines.build.trial import try_engines
+from exporter.engines.decoding.cache_names import LOGITS
+from exporter.engines.decoding.cache_plan import (
+    IDS,
+    MASK,
+    POSITIONS,
+    CacheBanks,
+    CacheInPlace,
+    plan_cache,
+)
+from exporter.engines.runners.base import Capabilities
+from exporter.errors import BackendError
+
+_FED = (IDS, POSITIONS)
+
+
+class TensorRtDecoder:
+    """See :class:`exporter.engines.decoding.decoder.Decoder`.
+
+    A step reads one set of cache buffers and writes the other, whose part is the next step's past;
+    or it writes behind what it reads, see :mod:`graph_passes.fusing.cache_in_place`. Only tokens
+    and positions go to the device, only the last position's logits come back. Prompts run in groups
+    where the prefill profile takes fewer sequences than the decode profile.
+
+    Args:
+        engines: One engine with a prefill and a decode profile, or one for each.
+        trial: Whether the engines are run in a process of their own first.
+
+    Raises:
+        BackendError: They can't generate.
+    """
+
+    def __init__(self, engines: EngineSet, *, trial: bool = True) -> None:
+        self._engines = engines
+        self._trial = trial
+        self.plan = plan_cache(engines)
+        self.backend: str = engines.flavour.backend
+        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
+        self._dtypes = {
+            each.name: numpy_dtype(each.dtype) for each in (*engines.inputs, *engines.outputs)
+        }
+        self._session: Session | None = None
+        self._lanes: dict[str, Lane] = {}
+        self._buffers: dict[str, int] = {}
+        self._banks: CacheBanks | CacheInPlace = CacheBanks({}, {}, {})
+        self._bound: dict[str, tuple[object, object]] = {}
+        self._pinned: dict[str, Bytes] = {}
+        self._batch = self._length = 0
+
+    def __enter__(self) -> Self:
+        """Loads the engines and takes all memory.
+
+        Raises:
+            BackendError: There is no driver, no GPU, or too little memory.
+            EngineError: The engines are not for this machine, or can't be loaded and run.
+            MissingDependencyError: The library or cuda-bindings is not installed.
+        """
+        if self._trial:
+            try_engines(self._engines)
+            self._trial = False
+        # In place a step is like the one before; prompts differ.
+        same: list[Phase] = [] if self.plan.room is None else ["decode"]
+        session = Session(self._engines, fixed_shapes=same)
+        session.__enter__()
+        try:
+            self._take_memory(session)
+        except BaseException:
+            session.__exit__()
+            raise
+        self._session = session
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Frees the engines and the cache."""
+        self._lanes, self._buffers, self._pinned, self._bound = {}, {}, {}, {}
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.__exit__()
+
+    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
+        """Refuses what the profiles don't hold; see the protocol."""
+        self.plan.refuse_unfit(batch, prompt, new_tokens)
+
+    def prefill(self, token_ids: NDArray[np.int64], *, context: int | None = None) -> NDArray[Any]:
+        """Empties the cache and runs a prompt; see the protocol."""
+        batch, prompt = token_ids.shape
+        self.plan.refuse_unfit(batch, prompt, new_tokens=1)
+        self._batch, self._length = batch, 0
+        self._tell_filled(prompt)
+        found = [
+            self._run("prefill", token_ids[rows], rows.start) for rows in self.plan.groups(batch)
+        ]
+        self._advance(prompt)
+        return np.concatenate(found)
+
+    def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Runs one more token of each sequence; see the protocol."""
+        self._refuse_step(token_ids)
+        self._tell_next()
+        logits = self._run("decode", token_ids)
+        self._advance(1)
+        return logits
+
+    def advance(self, token_ids: NDArray[np.int64]) -> None:
+        """A step that leaves its logits on the device, for timing; ``[batch, 1]``."""
+        self._refuse_step(token_ids)
+        self._tell_next()
+        self._start("decode", token_ids)
+        self._loaded().cuda.wait()
+        self._advance(1)
+
+    def _advance(self, tokens: int) -> None:
+        self._banks.swap()
+        self._length += tokens
+
+    def _refuse_step(self, token_ids: NDArray[np.int64]) -> None:
+        if token_ids.shape != (self._batch, 1):
+            raise BackendError(f"A step takes {self._batch} sequences of one token each.")
+        self.plan.refuse_context(self._length)
+
+    def _tell_filled(self, prompt: int) -> None:
+        """Says in a mask of fixed length what a prompt fills."""
+        room = self.plan.room
+        if room is not None:
+            mask = np.zeros((self._batch, room), self._dtypes[MASK])
+            mask[:, :prompt] = 1
+            self._loaded().cuda.upload(self._buffers[MASK], mask)
+
+    def _tell_next(self) -> None:
+        """Says there that one more position is filled; a 1 is its lowest byte."""
+        room = self.plan.room
+        if room is not None:
+            step = self.plan.mask_bytes
+            first = self._buffers[MASK] + self._length * (step // room)
+            self._loaded().cuda.mark(first, step, self._batch)
+
+    def _run(self, phase: str, token_ids: NDArray[np.int64], row: int = 0) -> NDArray[Any]:
+        lane = self._start(phase, token_ids, row)
+        return self._last_logits(self._loaded(), lane)
+
+    def _start(self, phase: str, token_ids: NDArray[np.int64], row: int = 0) -> Lane:
+        session, lane = self._loaded(), self._lanes[phase]
+        batch, sequence = token_ids.shape
+        positions = np.arange(self._length, self._length + sequence)
+        fed = {IDS: token_ids, POSITIONS: np.broadcast_to(positions, (batch, sequence))}
+        self._bind(phase, self.plan.shapes(batch, sequence, self._length), row, sequence)
+        for name in self._pinned.keys() & fed.keys():
+            content = np.ascontiguousarray(fed[name], self._dtypes[name])
+            source = self._pinned[name][: content.nbytes]
+            source[:] = content.reshape(-1).view(np.uint8)
+            session.cuda.send(self._buffers[name], source)
+        lane.enqueue()
+        return lane
+
+    def _bind(
+        self, phase: str, shapes: Mapping[str, tuple[int, ...]], row: int, sequence: int
+    ) -> None:
+        """Tells the lane shapes and addresses, where they are not those of its last run."""
+        offsets = self.plan.offsets(row, sequence)
+        addresses = {**self._buffers, **self._banks.bindings(offsets)}
+        if MASK in addresses:
+            addresses[MASK] += offsets.get(MASK, 0)
+        if self._bound.get(phase) == (shapes, addresses):
+            return
+        lane = self._lanes[phase]
+        lane.set_shapes(shapes)
+        for name, address in addresses.items():
+            lane.bind(name, address)
+        self._bound[phase] = shapes, addresses
+
+    def _last_logits(self, session: Session, lane: Lane) -> NDArray[Any]:
+        batch, length, vocabulary = lane.output_shape(LOGITS)
+        dtype = self._dtypes[LOGITS]
+        width = vocabulary * dtype.itemsize
+        rows = self._pinned[LOGITS][: batch * width].reshape(batch, width)
+        if length == 1:
+            session.cuda.fetch(rows, self._buffers[LOGITS])
+        else:  # the last row of each sequence
+            for number, row in enumerate(rows):
+                last = (number + 1) * length - 1
+                session.cuda.fetch(row, self._buffers[LOGITS] + last * width)
+        session.cuda.wait()
+        found: NDArray[Any] = rows.view(dtype).astype(np.float32)
+        return found
+
+    def _take_memory(self, session: Session) -> None:
+        plan, cuda = self.plan, session.cuda
+        lanes = {lane.slot.place: lane for lane in session.lanes}
+        self._lanes = {
+            "prefill": lanes[plan.prefill.place],
+            "decode": lanes[plan.decode.place],
+        }
+        self._banks = self._new_banks(session)
+        rows = max(plan.batch.high, plan.prefill_batch.high)
+        for name in plan.tokens:
+            shape = (rows, plan.longest if name == MASK else plan.prompt.high)
+            size = byte_count(self._dtypes[name], shape)
+            self._buffers[name] = cuda.allocate(size, name)
+            if name in _FED:
+                self._pinned[name] = cuda.pinned(size)
+            elif plan.room is None:  # the mask: all ones, however long, so it never changes
+                cuda.upload(self._buffers[name], np.ones(shape, self._dtypes[name]))
+        self._take_logits(session)
+        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=session.used_bytes)
+
+    def _new_banks(self, session: Session) -> CacheBanks | CacheInPlace:
+        plan, cuda = self.plan, session.cuda
+        first, *others = (
+            {name: cuda.allocate(size, f"the cache {name}") for name, size in bank.items()}
+            for bank in [plan.cache_bytes] * (2 if plan.room is None else 1)
+        )
+        if others:
+            return CacheBanks(plan.pairs, first, others[0])
+        for name, address in first.items():  # what is not filled is multiplied by 0: no NaN there
+            cuda.clear(address, plan.cache_bytes[name])
+        return CacheInPlace(plan.pairs, first)
+
+    def _take_logits(self, session: Session) -> None:
+        sizes, rows = [], []
+        for lane in self._lanes.values():
+            lane.set_shapes(session.engines.shapes(lane.slot, "high"))
+            batch, length, vocabulary = lane.output_shape(LOGITS)
+            rows.append(byte_count(self._dtypes[LOGITS], (batch, vocabulary)))
+            sizes.append(length * rows[-1])
+        self._buffers[LOGITS] = session.cuda.allocate(max(sizes), "the logits")
+        self._pinned[LOGITS] = session.cuda.pinned(max(rows))
+
+    def _loaded(self) -> Session:
+        if self._session is None:
+            raise BackendError(
+                f"The decoder of {self._engines.name} is used outside its with block."
+            )
+        return self._session

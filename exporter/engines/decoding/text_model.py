@@ -1,0 +1,118 @@
+"""A model's tokenizer, and what its configs say of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import BackendError
+from exporter.models.model_folder import longest_sequence, read_config, read_object
+from exporter.models.texts.tokenizer import read_tokenizer
+from exporter.optional import require
+
+_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """What turns text into tokens and back.
+
+    Attributes:
+        tokenizer: The tokenizer's file.
+        stop_ids: Tokens that end a text.
+        positions: How many positions the model knows; None where no config says so.
+    """
+
+    tokenizer: Path
+    stop_ids: frozenset[int]
+    positions: int | None = None
+
+    @classmethod
+    def of(cls, model: Path, tokenizer: Path | None = None) -> TextModel:
+        """Reads what stands beside the model, or elsewhere.
+
+        Args:
+            model: The model's file or folder.
+            tokenizer: ``tokenizer.json`` or its folder, where it isn't beside the model. Configs
+                that are missing beside the model are read there too.
+
+        Raises:
+            BackendError: There is no tokenizer.
+            ComparisonError: A config is no JSON object.
+        """
+        home = model if model.is_dir() else model.parent
+        given = tokenizer or home
+        file = given / _FILE if given.is_dir() else given
+        if not file.is_file():
+            beside = f"beside {model}" if tokenizer is None else f"at {tokenizer}"
+            raise BackendError(
+                f"There is no {_FILE} {beside}.",
+                "Copy the model's tokenizer there, or say with --tokenizer where it is.",
+            )
+        config = read_config(home) or read_config(file.parent)
+        # Chat models often end a turn with a token of which only the generation config knows.
+        generation = _first(home, file.parent, "generation_config.json")
+        ends = generation.get("eos_token_id", config.get("eos_token_id"))
+        return cls(file, frozenset(_numbers(ends)), longest_sequence(config))
+
+    def encode(self, text: str) -> list[int]:
+        """The text's tokens."""
+        ids: list[int] = self._loaded.encode(text).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The tokens' text."""
+        text: str = self._loaded.decode(list(token_ids))
+        return text
+
+    def stream(self, write: Callable[[str], object]) -> TextStream:
+        """Writes a text while its tokens come."""
+        return TextStream(self, write)
+
+    @cached_property
+    def _loaded(self) -> Any:
+        return read_tokenizer(self.tokenizer)
+
+
+class TextStream:
+    """Writes what new tokens add to a text; a character that isn't whole yet waits.
+
+    Args:
+        texts: The tokenizer.
+        write: Takes each piece.
+    """
+
+    def __init__(self, texts: TextModel, write: Callable[[str], object]) -> None:
+        self._texts = texts
+        self._write = write
+        self._decoder = require("tokenizers.decoders", extra="cpu").DecodeStream(
+            skip_special_tokens=True
+        )
+        self._written = ""
+
+    def add(self, token: int) -> None:
+        """Takes one more token."""
+        self._put(self._decoder.step(self._texts._loaded, token) or "")
+
+    def finish(self, token_ids: Sequence[int]) -> None:
+        """Writes what is still held back of the whole text."""
+        text = self._texts.decode(token_ids)
+        if text.startswith(self._written):
+            self._put(text[len(self._written) :])
+
+    def _put(self, piece: str) -> None:
+        if piece:
+            self._written += piece
+            self._write(piece)
+
+
+def _first(home: Path, other: Path, name: str) -> dict[str, Any]:
+    return read_object(home / name) or read_object(other / name)
+
+
+def _numbers(value: object) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, int)]

@@ -1,0 +1,150 @@
+"""What this machine can do, and which extra brings what is missing."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+
+from exporter.engines.build.driver import Driver, ask_driver
+from exporter.engines.build.flavours import FLAVOURS, Flavour
+
+_TIMEOUT_S = 60
+_BROKEN = "it is installed, but does not load: install it again"
+_PROVIDERS = """
+import onnxruntime
+from onnx import parser
+from exporter.engines.runners.sessions import new_session
+model = parser.parse_model('<ir_version: 10, opset_import: ["" : 20]> '
+                           'g (float[2] x) => (float[2] y) { y = Add(x, x) }')
+for provider in onnxruntime.get_available_providers():
+    try:
+        session = new_session(model.SerializeToString(), providers=[provider])
+        loads = session.get_providers()[0] == provider
+    except Exception:
+        loads = False
+    print(provider, int(loads))
+"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Something that depthcut can use.
+
+    Attributes:
+        name: What it is.
+        found: Its version, or what was found; empty where it is missing.
+        serves: What it is for.
+        remedy: How to get it; empty where it is there.
+    """
+
+    name: str
+    found: str
+    serves: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All pieces, and whether ONNX files can be pruned, verified and compared here."""
+
+    pieces: tuple[Piece, ...]
+    fit: bool
+
+
+_DISTRIBUTIONS = (
+    ("torch", "torch", "scoring and export"),
+    ("transformers", "torch", "loading models"),
+    ("gguf", "gguf", "GGUF files"),
+    ("optimum-onnx", "optimum", "export by optimum"),
+    ("onnxruntime-genai", "genai", "decoders with fused attention: --target onnxruntime-cpu"),
+    ("datasets", "datasets", "texts from the Hugging Face hub"),
+    ("lm-eval", "eval", "tasks with right answers"),
+    ("ray", "cluster", "scores and searches on several machines"),
+    ("cuda-bindings", "rtx", "running engines"),
+)
+_ENGINES = {
+    "tensorrt-rtx": "engines, built without a GPU too",
+    "tensorrt": "engines, built on the card that runs them",
+}
+
+
+def diagnose() -> Diagnosis:
+    """Looks at everything; nothing of CUDA is loaded before the driver was asked."""
+    driver = ask_driver()
+    runtime, providers = _runtime_pieces()
+    pieces = [Piece("Python", platform.python_version(), "everything"), runtime, *providers]
+    pieces += [_distribution(name, extra, serves) for name, extra, serves in _DISTRIBUTIONS]
+    pieces += [_engine_library(FLAVOURS[name], serves) for name, serves in _ENGINES.items()]
+    pieces += _driver_pieces(driver)
+    return Diagnosis(tuple(pieces), fit=bool(runtime.found))
+
+
+def _distribution(name: str, extra: str, serves: str) -> Piece:
+    try:
+        return Piece(name, metadata.version(name), serves)
+    except metadata.PackageNotFoundError:
+        return Piece(name, "", serves, f"pip install 'depthcut[{extra}]'")
+
+
+def _engine_library(flavour: Flavour, serves: str) -> Piece:
+    """One that is installed need not load: its libraries may be missing."""
+    piece = _distribution(flavour.backend, flavour.extra, serves)
+    if not piece.found or _output_of(f"import {flavour.module}") is not None:
+        return piece
+    return Piece(piece.name, "", serves, _BROKEN)
+
+
+def _runtime_pieces() -> tuple[Piece, list[Piece]]:
+    """ONNX Runtime and its providers; one that is listed need not load, so each is tried."""
+    serves = "verifying and comparing ONNX files"
+    installed = [p for p in ("onnxruntime", "onnxruntime-gpu") if _distribution(p, "", "").found]
+    if not installed:
+        return Piece("onnxruntime", "", serves, "pip install 'depthcut[cpu]' (or [gpu])"), []
+    name = " and ".join(installed)
+    loads = _loading_providers()
+    if loads is None:
+        return Piece(name, "", serves, _BROKEN), []
+    remedy = "" if len(installed) == 1 else "both own one folder: uninstall both, install one"
+    version = ", ".join(metadata.version(each) for each in installed)
+    return Piece(name, version, serves, remedy), [
+        Piece(
+            f"  {provider}", "loads" if ok else "", "running on it",
+            "" if ok else "listed, but does not load: a library or the driver is missing",
+        )
+        for provider, ok in loads.items()
+    ]  # fmt: skip
+
+
+def _loading_providers() -> dict[str, bool] | None:
+    """By provider, whether a session really gets it; in a process that may crash."""
+    output = _output_of(_PROVIDERS)
+    if output is None:
+        return None
+    rows = (line.split() for line in output.splitlines())
+    return {row[0]: row[1] == "1" for row in rows if len(row) == len(("provider", "loads"))}
+
+
+def _output_of(program: str) -> str | None:
+    """What a Python program prints; None where it fails. Its process may crash."""
+    command = [sys.executable, "-P", "-c", program]
+    try:
+        return subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _driver_pieces(driver: Driver) -> list[Piece]:
+    serves = "running engines and CUDA"
+    if driver.problem:
+        remedy = f"{driver.problem}; engines for TensorRT-RTX are built all the same"
+        return [Piece("NVIDIA driver", "", serves, remedy)]
+    cards = [
+        Piece(f"  {each.name}", f"{each.compute_capability}, {each.memory_bytes >> 30} GiB", serves)
+        for each in driver.devices
+    ]
+    return [Piece("NVIDIA driver", f"CUDA {driver.cuda_version}", serves), *cards]

@@ -1,0 +1,127 @@
+"""Inputs for a Transformer's graph, made from the names and shapes that the graph declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import Phase, TimedPhase
+from exporter.engines.runners.base import Array, TensorSpec
+from exporter.errors import ComparisonError
+from exporter.models.graph_facts import CACHE_INPUT
+
+TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids"})
+"""Inputs that follow from the tokens and the shape alone."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One cell of the grid that is measured.
+
+    Attributes:
+        phase: ``prefill`` (empty cache), ``decode`` (one token, filled cache), or ``encode`` (a
+            graph without a cache).
+        batch: Sequences.
+        sequence_length: New tokens per sequence.
+        past_length: Tokens in the KV cache.
+    """
+
+    phase: Phase
+    batch: int
+    sequence_length: int
+    past_length: int = 0
+
+    @property
+    def phases(self) -> tuple[TimedPhase, ...]:
+        """The one row that it gives."""
+        return (self.phase,)
+
+    @property
+    def new_tokens(self) -> int:
+        """Nothing is generated: a run is one run."""
+        return 0
+
+    @property
+    def total_length(self) -> int:
+        """Positions that a call reaches."""
+        return self.past_length + self.sequence_length
+
+    def __str__(self) -> str:
+        past = f", cache {self.past_length}" if self.past_length else ""
+        batch = f", batch {self.batch}" if self.batch > 1 else ""
+        return f"{self.phase} {self.sequence_length}{past}{batch}"
+
+
+def has_cache(specs: Sequence[TensorSpec]) -> bool:
+    """Whether a graph takes a KV cache."""
+    return any(CACHE_INPUT.fullmatch(spec.name) for spec in specs)
+
+
+def make_inputs(
+    specs: Sequence[TensorSpec],
+    shape: Shape,
+    token_ids: NDArray[np.int64],
+    *,
+    seed: int = 0,
+    cache: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+    """Fills every input: real positions, a full mask, a cache of random numbers or a given one.
+
+    Args:
+        specs: The graph's inputs.
+        shape: The sizes to fill for.
+        token_ids: ``[batch, sequence_length]``.
+        seed: For the cache's content.
+        cache: What fills the cache instead, by input.
+
+    Raises:
+        ComparisonError: For an input whose meaning is not known.
+    """
+    rng = np.random.default_rng(seed)
+    given = cache or {}
+    return {
+        spec.name: given[spec.name] if spec.name in given else _fill(spec, shape, token_ids, rng)
+        for spec in specs
+    }
+
+
+def random_tokens(shape: Shape, vocabulary: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """Seeded token ids, ``[batch, sequence_length]``, for where no text is needed."""
+    size = (shape.batch, shape.sequence_length)
+    return np.random.default_rng(seed).integers(0, vocabulary, size, dtype=np.int64)
+
+
+def _fill(
+    spec: TensorSpec, shape: Shape, token_ids: NDArray[np.int64], rng: np.random.Generator
+) -> Array:
+    total = shape.total_length
+    if spec.name == "input_ids":
+        return token_ids.astype(spec.dtype)
+    if spec.name == "attention_mask":
+        return np.ones((shape.batch, total), spec.dtype)
+    if spec.name == "position_ids":
+        positions = np.arange(shape.past_length, total, dtype=spec.dtype)
+        return np.tile(positions, (shape.batch, 1))
+    if spec.name == "token_type_ids":
+        return np.zeros((shape.batch, shape.sequence_length), spec.dtype)
+    if CACHE_INPUT.fullmatch(spec.name):
+        return _random_cache(spec, shape, rng)
+    raise ComparisonError(
+        f"The graph has an input {spec.name!r} that depthcut doesn't know how to fill.",
+        "Known: input_ids, attention_mask, position_ids, token_type_ids, past_key_values.N.*.",
+    )
+
+
+def _random_cache(spec: TensorSpec, shape: Shape, rng: np.random.Generator) -> Array:
+    if len(spec.shape) != 4 or not all(isinstance(spec.shape[axis], int) for axis in (1, 3)):
+        raise ComparisonError(
+            f"{spec.name} has the shape {list(spec.shape)}; "
+            "[batch, heads, past, head_dim] with numbers for heads and head_dim is needed."
+        )
+    heads, head_dim = spec.shape[1], spec.shape[3]
+    size: tuple[Any, ...] = (shape.batch, heads, shape.past_length, head_dim)
+    return rng.standard_normal(size, dtype=np.float32).astype(spec.dtype)

@@ -1,0 +1,252 @@
+"""PyTorch, eager or compiled, behind the inputs and outputs of our ONNX files.
+
+A comparison takes it as a reference: what the engines are held against is then more than another
+engine of the same library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+
+from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
+from exporter.engines.runners.huge_pages import move_to_huge_pages
+from exporter.errors import BackendError, first_line, pass_on_memory_error
+from exporter.models.onnx_interface import InterfaceModule, OnnxInterface, interface_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Tensors = dict[str, torch.Tensor]
+_Forward = Callable[[Tensors, list[torch.Tensor]], list[torch.Tensor]]
+
+_MOST_SHAPES = 64  # of one model; PyTorch's own limit is 8, and it goes on eagerly beyond it
+_WARM_CALLS = 2  # the first compiles; what it made runs first in the second
+
+
+class TorchRunner(Runner):
+    """One PyTorch model.
+
+    Inputs and outputs have the names, dtypes and axes that :func:`exporter.export.torch_export` gives
+    them. PyTorch makes new outputs at every call, its inputs are made once.
+
+    ``torch.compile`` makes code of its own for each shape. Where it can't, that is an error:
+    nothing falls back to eager execution.
+
+    On the CPU its memory is moved to huge pages, as that of the arms that it stands beside.
+
+    Args:
+        model: In eval mode, on the CPU.
+        compiled: Whether ``torch.compile`` is put in front of it.
+        provider: ``cpu`` or ``cuda``.
+        threads: CPU threads of PyTorch, while the runner is entered.
+        interface: What goes in and comes out; by default it is found by running the model.
+
+    Raises:
+        ExportError: The model doesn't keep plain keys and values, or can't run on tokens.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        compiled: bool,
+        provider: str = "cpu",
+        threads: int,
+        interface: OnnxInterface | None = None,
+    ) -> None:
+        self.interface = interface or interface_of(model)
+        self.backend = "torch.compile" if compiled else "pytorch"
+        self.provider = provider.upper()
+        self.threads = threads
+        self.capabilities = Capabilities(
+            "cpu" if provider == "cpu" else "gpu", "compiled" if compiled else "any"
+        )
+        self._compiled: _Forward | None = None
+        self._compiles = compiled
+        self._device = torch.device(provider)
+        self._module = InterfaceModule(model, self.interface).eval()
+        self._forward: _Forward | None = None
+        self._threads_before = torch.get_num_threads()
+
+    def __enter__(self) -> Self:
+        """Puts the model on its device and sets the number of threads.
+
+        Raises:
+            BackendError: PyTorch finds no GPU where one was asked for.
+        """
+        if self._device.type == "cuda" and not torch.cuda.is_available():
+            raise BackendError(
+                "PyTorch was asked to run on CUDA and finds no GPU.",
+                "Install PyTorch with CUDA, or compare on the CPU.",
+            )
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        self._module.to(self._device)
+        if self._device.type == "cpu":
+            moved = move_to_huge_pages()
+            self.capabilities = replace(self.capabilities, huge_page_bytes=moved)
+        self._forward = self._eager_or_compiled()
+        return self
+
+    def _eager_or_compiled(self) -> _Forward:
+        """The same compiled function whenever the runner is entered: it keeps what it compiled."""
+        if not self._compiles:
+            return self._module
+        if self._compiled is None:
+            self._compiled = torch.compile(self._module, dynamic=False)
+        return self._compiled
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Gives back the threads, and the device's memory."""
+        self._forward = None
+        self._module.to("cpu")
+        torch.set_num_threads(self._threads_before)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The model's inputs, tokens first, then keys and values in turn."""
+        past = _cache_specs(self.interface, self.interface.past_names, "past_sequence")
+        return (*(_token_spec(name, self.interface) for name in self.interface.token_inputs), *past)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The model's outputs, logits or hidden states first."""
+        interface = self.interface
+        main = TensorSpec(
+            interface.main_output, _numpy_dtype(interface.dtype), ("batch", "sequence", None)
+        )
+        return (main, *_cache_specs(interface, interface.present_names, "total_sequence"))
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Runs once and returns the named outputs, or all of them, as arrays on the host.
+
+        Raises:
+            BackendError: When the run fails.
+        """
+        call = self._call(inputs)
+        with self._errors():
+            found = dict(zip(self.interface.output_names, call(), strict=True))
+            names = self.interface.output_names if outputs is None else outputs
+            return {name: _to_numpy(found[name]) for name in names}
+
+    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+        """Puts the inputs on the device, and runs until everything is compiled.
+
+        Raises:
+            BackendError: When it can't be compiled or run, now or in a later call.
+        """
+        call, on_gpu = self._call(inputs), self._device.type == "cuda"
+
+        def bound() -> None:
+            try:
+                call()
+                if on_gpu:
+                    torch.cuda.synchronize()
+            except Exception as error:
+                raise self._error(error) from error
+
+        for _ in range(_WARM_CALLS):
+            with _compiling():
+                bound()
+        return BoundCall(bound)
+
+    def _call(self, inputs: Mapping[str, Array]) -> Callable[[], list[torch.Tensor]]:
+        """One run on inputs that are on the device."""
+        forward = self._forward
+        if forward is None:
+            raise BackendError("A PyTorch runner is used outside its with block.")
+        missing = [spec.name for spec in self.inputs if spec.name not in inputs]
+        if missing:
+            raise BackendError(f"{self.backend}: no value for the input {missing[0]}.")
+        values = {
+            spec.name: _to_torch(inputs[spec.name], spec.dtype).to(self._device)
+            for spec in self.inputs
+        }
+        tokens = {name: values[name] for name in self.interface.token_inputs}
+        past = [values[name] for name in self.interface.past_names]
+
+        def call() -> list[torch.Tensor]:
+            with torch.inference_mode():
+                return forward(tokens, past)
+
+        return call
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with _compiling():
+                yield
+        except Exception as error:  # the model's own code, and a compiler's
+            raise self._error(error) from error
+
+    def _error(self, error: Exception) -> BackendError:
+        pass_on_memory_error(error)
+        name, told = type(self._module.model).__name__, first_line(error)
+        if "ompiler" in told:  # PyTorch's words for a machine without one
+            return BackendError(
+                f"torch.compile can't compile {name}: {told}.",
+                "It needs a C++ compiler such as g++ on the CPU; or take torch: for eager PyTorch.",
+            )
+        return BackendError(f"{self.backend} failed on {name}: {told}.")
+
+
+def _compiling() -> contextlib.AbstractContextManager[None]:
+    """Lets a model be compiled for many shapes, and fail rather than run uncompiled."""
+    import torch._dynamo
+
+    patched: contextlib.AbstractContextManager[None] = torch._dynamo.config.patch(
+        recompile_limit=_MOST_SHAPES, fail_on_recompile_limit_hit=True, suppress_errors=False
+    )
+    return patched
+
+
+def _token_spec(name: str, interface: OnnxInterface) -> TensorSpec:
+    whole = name == "attention_mask" and interface.cache
+    return TensorSpec(
+        name, np.dtype(np.int64), ("batch", "total_sequence" if whole else "sequence")
+    )
+
+
+def _cache_specs(
+    interface: OnnxInterface, names: Sequence[str], length: str
+) -> tuple[TensorSpec, ...]:
+    dtype = _numpy_dtype(interface.dtype)
+    sizes = [(slot.heads, size) for slot in interface.cache for _, size in slot.parts]
+    return tuple(
+        TensorSpec(name, dtype, ("batch", heads, length, size))
+        for name, (heads, size) in zip(names, sizes, strict=True)
+    )
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    if dtype == torch.bfloat16:
+        import ml_dtypes  # comes with onnx
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    return np.dtype(str(dtype).removeprefix("torch."))
+
+
+def _to_torch(array: Array, dtype: np.dtype[Any]) -> torch.Tensor:
+    """A copy of an array; numpy's bfloat16 is unknown to PyTorch and goes by its bits."""
+    array = np.array(array, dtype=dtype)
+    if dtype == _numpy_dtype(torch.bfloat16):
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    tensor = tensor.cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        bits: Array = tensor.view(torch.int16).numpy()
+        return bits.view(_numpy_dtype(torch.bfloat16))
+    array: Array = tensor.numpy()
+    return array

@@ -1,0 +1,262 @@
+"""TensorRT and TensorRT-RTX engines on an NVIDIA GPU.
+
+Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from exporter.engines.build.buffers import plan_buffers
+from exporter.engines.build.engine_set import EngineSet, find_engines
+from exporter.engines.build.fit import choose_profile
+from exporter.engines.build.profiles import Phase
+from exporter.engines.build.session import Lane, Session
+from exporter.engines.build.sidecar import EngineTensor
+from exporter.engines.build.tensors import byte_count, numpy_dtype, written_shape
+from exporter.engines.build.trial import try_engines
+from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
+from exporter.engines.runners.cache_form import CacheForm, filled_part, has_fixed_length, with_room
+from exporter.errors import BackendError
+
+
+def open_engine(
+    path: Path | Sequence[Path], *, phase: Phase | None = None, trial: bool = True
+) -> Runner:
+    """A runner for an engine, or for a folder with an engine for each phase.
+
+    Nothing of CUDA is touched before the runner is entered.
+
+    Args:
+        path: The engine's file, the folder, or the files for the phases.
+        phase: Only profiles of this phase; all when None. Buffers are then no larger than it needs.
+        trial: Whether entering runs the engines in a process of their own first.
+
+    Raises:
+        EngineError: There is no engine, or a file is not what its record says.
+        ArtifactError: A record is not valid.
+    """
+    return TensorRtRunner(find_engines(path), phase=phase, trial=trial)
+
+
+class TensorRtRunner(Runner):
+    """Engines that serve one model.
+
+    There is one device buffer for each input and output, as large as the largest profile needs.
+    So what :meth:`prepare` has bound holds until the next ``run`` or ``prepare``; an older call
+    is refused after that.
+
+    Args:
+        engines: The engines.
+        phase: Only profiles of this phase; all when None.
+        trial: Whether the engines are run in a process of their own before they are loaded for the
+            first time.
+
+    Raises:
+        EngineError: No profile serves the phase, or a tensor's type is unknown.
+    """
+
+    def __init__(
+        self, engines: EngineSet, *, phase: Phase | None = None, trial: bool = True
+    ) -> None:
+        self.engines = engines.of_phase(phase) if phase else engines
+        self._trial = trial
+        self._session: Session | None = None
+        self._buffers: dict[str, int] = {}
+        self._bound = 0
+        self._launch: Callable[[], None] | None = None
+        self.backend: str = engines.flavour.backend
+        self.provider = f"{self.backend} {engines.records[0].backend_version}"
+        self.threads = 1
+        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
+        self._inputs = tuple(_spec(each) for each in engines.inputs)
+        self._outputs = tuple(_spec(each) for each in engines.outputs)
+        self._form = _cache_form(self._inputs, self._outputs)
+
+    def __enter__(self) -> Self:
+        """Loads the engines and takes all device memory that any run will need.
+
+        Raises:
+            BackendError: There is no driver, no GPU, or too little memory.
+            EngineError: The engines are not for this machine, or can't be loaded and run.
+            MissingDependencyError: The library or cuda-bindings is not installed.
+        """
+        if self._trial:
+            try_engines(self.engines)
+            self._trial = False  # once is enough: a comparison loads it again and again
+        session = Session(self.engines, fixed_shapes=True)
+        session.__enter__()
+        try:
+            plan = plan_buffers([_largest(session, lane) for lane in session.lanes])
+            aliases = {
+                name: source for lane in session.lanes for name, source in lane.aliases.items()
+            }
+            own = {n: session.cuda.allocate(plan[n], n) for n in plan if n not in aliases}
+            self._buffers = {name: own[aliases.get(name, name)] for name in plan}
+            self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=session.used_bytes)
+            self._events = session.cuda.event(), session.cuda.event()
+        except BaseException:
+            session.__exit__()
+            raise
+        self._session = session
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Frees everything on the device."""
+        self._bound += 1
+        self._buffers, self._launch = {}, None
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.__exit__()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the engines take."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What they give."""
+        return self._outputs
+
+    def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuses what no profile holds."""
+        profiles = [slot.profile for slot in self.engines.slots]
+        choose_profile(self.engines.name, profiles, self._form.fixed_shapes(shapes))
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Runs once and returns the named outputs, or all of them, on the host.
+
+        Caches may be as long as what is in them, also where the engine fixes their length.
+
+        Raises:
+            BackendError: No profile holds the inputs' shapes, or the run fails.
+        """
+        lane = self._fill(inputs)
+        cuda = self._loaded().cuda
+        lane.enqueue()
+        cuda.wait()
+        dtypes = {spec.name: spec.dtype for spec in self.outputs}
+        found = {}
+        for name in dtypes if outputs is None else outputs:
+            found[name] = np.empty(lane.output_shape(name), dtypes[name])
+            cuda.download(found[name], self._buffers[name])
+        return found if self._form.mask is None else filled_part(found, inputs, self._form)
+
+    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+        """Fills the inputs on the device; each call runs the engine on them, and waits.
+
+        Where the library makes no CUDA graph by itself, the run is captured as one.
+
+        Raises:
+            BackendError: No profile holds the shapes, a run fails or can't be captured; or the
+                call that is returned runs after a later ``run`` or ``prepare``.
+        """
+        lane = self._fill(inputs)
+        cuda = self._loaded().cuda
+        lane.enqueue()  # kernels and lazy memory, before anything is captured
+        cuda.wait()
+        own_graphs = self.engines.flavour.compiles_on_card
+        self._launch = lane.enqueue if own_graphs else cuda.captured(lane.enqueue)
+        bound = self._bound
+        return BoundCall(lambda: self._run_timed(bound), self._last_ms)
+
+    def _run_timed(self, bound: int) -> None:
+        """Runs what was bound, between two events."""
+        if bound != self._bound or self._launch is None:
+            raise BackendError(
+                f"{self.engines.name}: other inputs have been bound since this call was prepared."
+            )
+        cuda = self._loaded().cuda
+        begin, end = self._events
+        cuda.record(begin)
+        self._launch()
+        cuda.record(end)
+        cuda.wait()
+
+    def _last_ms(self) -> float:
+        return self._loaded().cuda.elapsed_ms(*self._events)
+
+    def _fill(self, inputs: Mapping[str, Array]) -> Lane:
+        session = self._loaded()
+        fixed = self._form.mask is not None
+        arrays = self._checked({**inputs, **(with_room(inputs, self._form) if fixed else {})})
+        shapes = {name: array.shape for name, array in arrays.items()}
+        profiles = [lane.slot.profile for lane in session.lanes]
+        lane = session.lanes[choose_profile(self.engines.name, profiles, shapes)]
+        self._bound += 1
+        lane.set_shapes(shapes)
+        for name, address in self._buffers.items():
+            lane.bind(name, address)
+        for name, array in arrays.items():
+            session.cuda.upload(self._buffers[name], array)
+        return lane
+
+    def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs in their own types; a fixed size that differs is told here."""
+        return {
+            spec.name: checked_input(self.engines.name, spec, inputs.get(spec.name))
+            for spec in self.inputs
+        }
+
+    def _loaded(self) -> Session:
+        if self._session is None:
+            raise BackendError(f"The runner of {self.engines.name} is used outside its with block.")
+        return self._session
+
+
+def checked_input(engine: str, spec: TensorSpec, array: Array | None) -> Array:
+    """An input as the engine takes it.
+
+    Args:
+        engine: The engine, for the message.
+        spec: What it takes.
+        array: What was given.
+
+    Raises:
+        BackendError: It is missing, or has another number of axes or another fixed size.
+    """
+    if array is None:
+        raise BackendError(f"{engine}: no value for the input {spec.name}.")
+    alike = len(array.shape) == len(spec.shape) and all(
+        want is None or want == size for want, size in zip(spec.shape, array.shape, strict=True)
+    )
+    if not alike:
+        wanted = "x".join("?" if size is None else str(size) for size in spec.shape)
+        raise BackendError(
+            f"{engine}: {spec.name} is {written_shape(array.shape)}, and the engine takes {wanted}."
+        )
+    return np.ascontiguousarray(array, spec.dtype)
+
+
+def _cache_form(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> CacheForm:
+    """What is known of caches whose length the engine fixes."""
+    pasts, presents = (
+        [each for each in ends if has_fixed_length(each)] for ends in (inputs, outputs)
+    )
+    rooms = [each.shape[2] for each in pasts]
+    if not rooms or not isinstance(rooms[0], int):
+        return CacheForm()
+    names = [[each.name for each in ends] for ends in (pasts, presents)]
+    return CacheForm(shared=dict(zip(*names, strict=False)), buffer=rooms[0], mask=rooms[0])
+
+
+def _spec(tensor: EngineTensor) -> TensorSpec:
+    shape = tuple(None if size < 0 else size for size in tensor.shape)
+    return TensorSpec(tensor.name, numpy_dtype(tensor.dtype), shape)
+
+
+def _largest(session: Session, lane: Lane) -> dict[str, int]:
+    """Bytes of each input and output at a profile's largest shapes."""
+    engines = session.engines
+    shapes = engines.shapes(lane.slot, "high")
+    lane.set_shapes(shapes)
+    shapes |= {each.name: lane.output_shape(each.name) for each in engines.outputs}
+    tensors = (*engines.inputs, *engines.outputs)
+    return {each.name: byte_count(numpy_dtype(each.dtype), shapes[each.name]) for each in tensors}

@@ -1,0 +1,1 @@
+"""PyTorch to ONNX, in the form that the target's runtime runs fastest."""

@@ -1,0 +1,92 @@
+"""What a form's writers tell of their graph, and where the graph notes it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import FORM_KEY, FormRecord, Target
+from exporter.artifacts.plans.origin import MODEL_KEY
+from exporter.export.onnx_output import MODEL_FILE, save_graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_FUSED_IN_ONNX = frozenset({"Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"})
+_FUSED_DOMAINS = frozenset({"com.microsoft"})
+_FUSED_NORMS = frozenset({"SimplifiedLayerNormalization"})  # ONNX Runtime's, in ONNX's own domain
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a graph came about, which now lies in its folder as ``model.onnx``.
+
+    Attributes:
+        writer: The exporter and its version.
+        passes: What rewrote its graph after it, in order.
+        remark: Why it is not the fastest form of its target; None where it is.
+    """
+
+    writer: str
+    passes: tuple[str, ...] = ()
+    remark: str | None = None
+
+
+def note_form(
+    folder: Path, written: Written, target: Target, source_sha256: str | None = None
+) -> FormRecord:
+    """Writes into a graph's notes how it is written.
+
+    Args:
+        folder: There the graph lies.
+        written: How it came about.
+        target: What it is for.
+        source_sha256: Of the model that it was exported from, if that is known.
+
+    Returns:
+        The record, as written.
+    """
+    import onnx_ir as ir
+
+    model = ir.load(folder / MODEL_FILE)
+    record = FormRecord(
+        target=target,
+        writer=written.writer,
+        passes=list(written.passes),
+        fused=fused_operators(model),
+        remark=written.remark,
+    )
+    model.metadata_props[FORM_KEY] = record.model_dump_json()
+    if source_sha256 is not None:
+        model.metadata_props[MODEL_KEY] = source_sha256
+    save_graph(model, folder)
+    return record
+
+
+def fused_operators(model: ir.Model) -> dict[str, int]:
+    """By name, how many nodes do at once what takes several of ONNX's basic operators."""
+    found = Counter(node.op_type for node in model.graph.all_nodes() if _is_fused(node))
+    return dict(sorted(found.items()))
+
+
+def form_in_words(record: FormRecord) -> str:
+    """A form on one line."""
+    fused = ", ".join(f"{count} {name}" for name, count in record.fused.items())
+    after = f", then {', '.join(record.passes)}" if record.passes else ""
+    remark = f"; {record.remark}" if record.remark else ""
+    by = f"written by {record.writer}{after}"
+    return f"form: {record.target}, {by}; fused: {fused or 'nothing'}{remark}"
+
+
+def version_of(distribution: str) -> str:
+    """A library's name with its version."""
+    return f"{distribution} {metadata.version(distribution)}"
+
+
+def _is_fused(node: ir.Node) -> bool:
+    if node.op_type in _FUSED_NORMS or node.domain in _FUSED_DOMAINS:
+        return True
+    return node.domain in ("", "ai.onnx") and node.op_type in _FUSED_IN_ONNX

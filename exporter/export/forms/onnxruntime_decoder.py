@@ -1,0 +1,160 @@
+"""The form of decoders for ONNX Runtime: attention in one operator, its cache in one buffer.
+
+onnxruntime-genai's model builder writes it, for the architectures that it knows. Where it doesn't,
+or where ONNX Runtime can't run what it writes, our own passes fuse PyTorch's export; where they
+can't either, the form is that export at the opset whose attention is one operator. All that is
+told.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.errors import BackendError, ExportError, MissingDependencyError
+from exporter.export.forms.fused_export import PLAIN, write_fused_export
+from exporter.export.forms.genai_builder import Provider, build_decoder
+from exporter.export.forms.genai_folder import write_genai_config
+from exporter.export.forms.noting import Written
+from exporter.export.forms.portable import FUSED_OPSET, PORTABLE_OPSET, write_portable
+from exporter.export.onnx_output import MODEL_FILE, save_graph
+from exporter.models.genai_config import CONFIG_FILE
+from exporter.models.loading.meta_model import MetaModel
+from exporter.progress import Progress
+from graph_passes.files.unfinished import Unfinished
+
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
+
+_Write = Callable[[Path], Written]
+
+
+def write_decoder(
+    loaded: LoadedModel,
+    folder: Path,
+    provider: Provider,
+    progress: Progress,
+    *,
+    unfinished: Unfinished | None = None,
+) -> Written:
+    """Writes a decoder for ONNX Runtime, in the fastest form that there is for it.
+
+    Each form is run and held against PyTorch before it is taken: a builder may know a model's name
+    and yet not its sizes.
+
+    Args:
+        loaded: The model.
+        folder: Takes ``model.onnx``, its weights, and what onnxruntime-genai reads.
+        provider: Which of ONNX Runtime's providers runs it.
+        progress: Hears what the exporters say, and which of them did not serve.
+        unfinished: Where the weights of PyTorch's export grow.
+
+    Returns:
+        How it was written; the remark tells what did not serve.
+
+    Raises:
+        MissingDependencyError: The builder is not installed.
+        ExportError: No exporter can export the model.
+    """
+    tries = _Tries(loaded, provider, progress)
+    for write in _writers(loaded, provider, progress, unfinished):
+        with tempfile.TemporaryDirectory(prefix=".form.", dir=folder) as name:
+            written = tries.written(write, Path(name))
+            if written is None:
+                continue
+            written = _keeping_logits(written, Path(name))
+            if not Path(name, CONFIG_FILE).exists() and not write_genai_config(loaded, Path(name)):
+                progress.say("form: onnxruntime-genai can't be told of these caches; no config")
+            for file in Path(name).iterdir():
+                file.replace(folder / file.name)
+        remark = "; ".join(filter(None, (*tries.reasons, written.remark)))
+        return replace(written, remark=remark or None)
+    raise ExportError(
+        f"{loaded.ref.architecture} can't be written for ONNX Runtime: {tries.reasons[-1]}.",
+        "Try --target portable with --exporter optimum; -v shows the exporters' whole account.",
+    )
+
+
+class _Tries:
+    """What was tried.
+
+    Attributes:
+        reasons: Why each that did not serve did not.
+    """
+
+    def __init__(self, loaded: LoadedModel, provider: Provider, progress: Progress) -> None:
+        self.reasons: list[str] = []
+        self._loaded, self._provider, self._progress = loaded, provider, progress
+        self._missing: MissingDependencyError | None = None
+
+    def written(self, write: _Write, folder: Path) -> Written | None:
+        """Writes a form, and makes sure that it runs and computes what the model does.
+
+        Returns:
+            None where it does not serve.
+
+        Raises:
+            MissingDependencyError: It serves, but what is not installed might do better.
+        """
+        from exporter.export.parity import check_export
+
+        try:
+            written = write(folder)
+            check_export(self._loaded, folder / MODEL_FILE, provider=self._provider)
+        except MissingDependencyError as error:
+            self._missing = error
+            self._note("onnxruntime-genai's model builder is not installed")
+            return None
+        except (ExportError, BackendError) as error:
+            self._note(error.message.replace(f"{folder}/", "").rstrip("."))
+            return None
+        if self._missing is not None and written.remark:
+            raise self._missing
+        return written
+
+    def _note(self, reason: str) -> None:
+        self._progress.say(f"form: {reason}")
+        self.reasons.append(reason)
+
+
+def _writers(
+    loaded: LoadedModel, provider: Provider, progress: Progress, unfinished: Unfinished | None
+) -> Iterator[_Write]:
+    """The ways to write it, the fastest first."""
+
+    def build(folder: Path) -> Written:
+        if isinstance(loaded, MetaModel):
+            raise ExportError("onnxruntime-genai's model builder loads the model whole")
+        return build_decoder(loaded, folder, provider, progress)
+
+    def fused(folder: Path, opset: int) -> Written:
+        return write_fused_export(loaded, folder, progress, opset=opset, unfinished=unfinished)
+
+    def plain(folder: Path, opset: int) -> Written:
+        written = write_portable(
+            loaded, folder, opset=opset, unfinished=unfinished, progress=progress
+        )
+        return replace(written, remark=PLAIN)
+
+    yield build
+    yield lambda folder: fused(folder, FUSED_OPSET)
+    yield lambda folder: fused(folder, PORTABLE_OPSET)
+    yield lambda folder: plain(folder, FUSED_OPSET)
+    yield lambda folder: plain(folder, PORTABLE_OPSET)
+
+
+def _keeping_logits(written: Written, folder: Path) -> Written:
+    """Gives the graph an input that says of how many last positions logits are wanted."""
+    import onnx_ir as ir
+
+    from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass
+
+    model = ir.load(folder / MODEL_FILE)
+    if LogitsToKeepPass()(model).modified:
+        save_graph(model, folder)
+        return replace(written, passes=(*written.passes, KEEP))
+    told = "its logits are of all positions always, since its head is no plain product"
+    return replace(written, remark="; ".join(filter(None, (written.remark, told))))

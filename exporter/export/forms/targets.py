@@ -1,0 +1,136 @@
+"""The runtimes that a graph can be written for, and what each of them asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from exporter.artifacts import Target
+from exporter.engines.build.flavours import Backend
+from exporter.errors import UsageError
+from exporter.export.forms.noting import Written
+from exporter.export.forms.portable import write_portable
+from exporter.progress import Progress
+
+if TYPE_CHECKING:
+    from exporter.export.forms.genai_builder import Provider
+    from exporter.models.loading.model_source import LoadedModel
+
+Write = Callable[..., Written]
+"""Is given a LoadedModel, a folder and a Progress, and where an interrupted run may be gone on with
+``unfinished``; writes the model's form into the folder, or raises ExportError. Where caches have a
+fixed length it takes ``room``, too."""
+
+
+@dataclass(frozen=True)
+class TargetForm:
+    """What a target's form takes.
+
+    Attributes:
+        write: Writes it, exporter and opset included.
+        provider: The one provider of ONNX Runtime that it is made for; None: any.
+        engines: The engines that can be built of it.
+        dtypes: Those that it has.
+        plain: Whether exporter and opset may be chosen.
+        fixed_caches: Whether its caches have a length that can be chosen.
+    """
+
+    write: Write
+    provider: str | None = None
+    engines: tuple[Backend, ...] = ()
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    plain: bool = False
+    fixed_caches: bool = False
+
+
+def _write_plain(loaded: LoadedModel, folder: Path, progress: Progress, **options: Any) -> Written:
+    return write_portable(loaded, folder, progress=progress, **options)
+
+
+def _write_for_onnxruntime(
+    loaded: LoadedModel, folder: Path, progress: Progress, *, provider: Provider, **options: Any
+) -> Written:
+    if loaded.model.can_generate():
+        from exporter.export.forms.onnxruntime_decoder import write_decoder
+
+        return write_decoder(loaded, folder, provider, progress, **options)
+    from exporter.export.forms.encoder import write_encoder
+
+    return write_encoder(loaded, folder, progress, **options)
+
+
+def _write_for_tensorrt(
+    loaded: LoadedModel, folder: Path, progress: Progress, *, room: int | None, **options: Any
+) -> Written:
+    from exporter.export.forms.tensorrt import write_for_tensorrt
+
+    return write_for_tensorrt(loaded, folder, progress, room=room, **options)
+
+
+TARGETS: Mapping[Target, TargetForm] = {
+    "portable": TargetForm(_write_plain, engines=get_args(Backend), plain=True),
+    "onnxruntime-cpu": TargetForm(
+        partial(_write_for_onnxruntime, provider="cpu"), provider="cpu", dtypes=("float32",)
+    ),
+    "onnxruntime-cuda": TargetForm(
+        partial(_write_for_onnxruntime, provider="cuda"), provider="cuda", dtypes=("float16",)
+    ),
+    "tensorrt": TargetForm(_write_for_tensorrt, engines=("tensorrt",), fixed_caches=True),
+    "tensorrt-rtx": TargetForm(_write_for_tensorrt, engines=("tensorrt-rtx",), fixed_caches=True),
+}
+
+
+def refuse_options(
+    target: Target,
+    *,
+    exporter: str | None,
+    opset: int | None,
+    dtype: str,
+    provider: str,
+    engine: Backend | None,
+    cache_length: int | None = None,
+) -> None:
+    """Refuses what contradicts a target, before anything is done.
+
+    Args:
+        target: The target.
+        exporter: The exporter that was asked for, if any.
+        opset: The opset that was asked for, if any.
+        dtype: Of the graph, as PyTorch names it.
+        provider: Where ONNX Runtime is to run it, ``cpu`` or ``cuda``.
+        engine: Which engines are to be built of it, if any.
+        cache_length: Positions of its caches, if that was said.
+
+    Raises:
+        UsageError: It says which option, and what fits.
+    """
+    form, name = TARGETS[target], f"--target {target}"
+    for option, value in (("--exporter", exporter), ("--opset", opset)):
+        if value is not None and not form.plain:
+            raise UsageError(
+                f"{name} decides exporter and opset itself; {option} {value} contradicts it.",
+                f"Leave {option} out, or take --target portable.",
+            )
+    if cache_length is not None and not form.fixed_caches:
+        raise UsageError(
+            f"The caches of {name} have no fixed length.",
+            "Leave --cache-length out, or take --target tensorrt or tensorrt-rtx.",
+        )
+    if dtype not in form.dtypes:
+        raise UsageError(
+            f"{name} has no form in {dtype}.", f"Say --dtype {' or '.join(form.dtypes)}."
+        )
+    if form.provider is not None and provider != form.provider:
+        raise UsageError(
+            f"{name} is measured on {form.provider}, not on {provider}.",
+            f"Say --provider {form.provider}.",
+        )
+    if engine is not None and engine not in form.engines:
+        others = [other for other, each in TARGETS.items() if engine in each.engines]
+        raise UsageError(
+            f"{engine} builds no engines of a graph for {target}.",
+            f"Say --target {' or '.join(others)}, or leave --engine out.",
+        )

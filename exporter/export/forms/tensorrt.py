@@ -1,0 +1,110 @@
+"""The forms for TensorRT and TensorRT-RTX: ONNX's own fused operators, caches updated in place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.errors import UsageError
+from exporter.export.forms.noting import Written
+from exporter.export.forms.portable import FUSED_OPSET, write_portable
+from exporter.export.onnx_output import MODEL_FILE, save_graph
+from exporter.progress import QUIET, Progress
+from graph_passes.files.unfinished import Unfinished
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from exporter.models.loading.model_source import LoadedModel
+
+USUAL_ROOM = 4096
+"""Positions of a cache where nobody says how many; texts of the model's own limit at most."""
+
+_STEP = 64  # each sequence's part of a cache and of the mask begins at an aligned address
+_GROWS = "so its caches grow"
+
+
+def write_for_tensorrt(
+    loaded: LoadedModel,
+    folder: Path,
+    progress: Progress = QUIET,
+    *,
+    room: int | None = None,
+    unfinished: Unfinished | None = None,
+) -> Written:
+    """Exports a model at opset 23, and rewrites a decoder's attentions and caches.
+
+    Attention takes keys and values as the cache holds them, and the caches have a fixed length and
+    are updated in place (opset 24), see :mod:`graph_passes.fusing.cache_in_place`.
+
+    Args:
+        loaded: The model.
+        folder: Takes ``model.onnx`` and its weights.
+        progress: Hears what the exporter says, and what could not be rewritten.
+        room: Positions of the caches; 0 lets them grow, None takes :data:`USUAL_ROOM`.
+        unfinished: Where the weights grow.
+
+    Returns:
+        How it was written. Where something can't be rewritten the remark says what, and why.
+
+    Raises:
+        ExportError: PyTorch's exporter can't export the model at that opset.
+        UsageError: The model knows fewer positions than ``room``.
+    """
+    import onnx_ir as ir
+
+    length = None if room == 0 else _room(loaded, room)
+    written = write_portable(
+        loaded, folder, opset=FUSED_OPSET, unfinished=unfinished, progress=progress
+    )
+    if not loaded.model.can_generate():
+        return written
+    model, passes, remark = rewrite_decoder(ir.load(folder / MODEL_FILE), length)
+    if remark:
+        progress.say(f"form: {remark}")
+    if passes:
+        save_graph(model, folder)
+    return replace(written, passes=passes, remark=remark)
+
+
+def rewrite_decoder(
+    model: ir.Model, room: int | None
+) -> tuple[ir.Model, tuple[str, ...], str | None]:
+    """Rewrites attentions and caches, as far as that can be.
+
+    Args:
+        model: The graph, which may be changed.
+        room: Positions of its caches; None lets them grow.
+
+    Returns:
+        The graph, the passes that rewrote it, and what could not be rewritten, and why.
+    """
+    from graph_passes.errors import FusionError
+    from graph_passes.fusing.cache_in_place import CacheInPlacePass
+    from graph_passes.fusing.onnx_attention import GroupedAttentionPass
+
+    passes, remark = [], None
+    try:
+        if GroupedAttentionPass().call(model).modified:
+            passes.append("GroupedAttentionPass")
+        if room is not None:
+            fixed = model.clone()
+            CacheInPlacePass(room).call(fixed)
+            model = fixed
+            passes.append(f"CacheInPlacePass({room})")
+    except FusionError as error:
+        remark = f"{error.message.rstrip('.')}, {_GROWS}"
+    return model, tuple(passes), remark
+
+
+def _room(loaded: LoadedModel, room: int | None) -> int:
+    config = loaded.model.config.get_text_config()
+    known = getattr(config, "max_position_embeddings", None)
+    if room is not None and isinstance(known, int) and room > known:
+        raise UsageError(
+            f"The model knows {known} positions; caches of {room} can't be filled.",
+            f"Say --cache-length {known}, or less.",
+        )
+    wanted = room or min(USUAL_ROOM, known if isinstance(known, int) else USUAL_ROOM)
+    return -(-wanted // _STEP) * _STEP

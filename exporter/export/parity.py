@@ -1,0 +1,339 @@
+"""Holds an ONNX file against the PyTorch model that it came from, or that it is a cut of.
+
+Both run the same tokens: a prefill of two sequences, one of them left-padded, then a decode step in
+which each side continues from the cache that it filled itself. Every output is compared, at the
+positions that hold real tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
+from exporter.cut.oracle.setting import DEFAULT_LIMIT_BYTES, choose
+from exporter.cut.replacement_cut import cut_of_deletions
+from exporter.engines.runners.base import Runner
+from exporter.engines.runners.numbered import NumberedRunner
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.widened_copy import WidenedCopy
+from exporter.errors import ExportError
+from exporter.export.streamed import filled_on_the_way, interface_without_weights
+from exporter.models.ablation import substituted
+from exporter.models.loading.meta_model import MetaModel
+from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
+from exporter.progress import QUIET, Progress
+from graph_passes.files.storage import load_model
+
+if TYPE_CHECKING:
+    from exporter.artifacts.replacement_file import Replacements
+    from exporter.models.loading.model_source import LoadedModel
+
+RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-3}
+"""By dtype; times the largest value of the witness, or 1 when that is smaller.
+
+float16 has a rounding step of 1e-3, and the two sides round after different operators; a graph of
+thirty layers was off by 1e-3 of the largest logit. bfloat16, for which ONNX Runtime's CPU has no
+kernels, is run in float32 by both; what is left of it are the graph's constants. At opset 20 the
+scale of attention is one: a graph of thirty layers was off by 4e-4 there, at opset 23 by 5e-6.
+"""
+
+_BATCH, _TOKENS, _PADDED = 2, 16, 5
+_TEXT = (
+    "A river that runs through flat country bends, and every bend grows: the water is faster on "
+    "the outer side, where it takes the bank away, and slower on the inner one, where it lets the "
+    "sand fall."
+)
+_CACHES = "keys and values"
+_WIDENED = ", bfloat16 as float32"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One run of both sides.
+
+    Attributes:
+        tokens: The int64 inputs ``[batch, sequence]``; the mask has the total length.
+        real: Where ``tokens`` are no padding, ``[batch, sequence]``.
+    """
+
+    phase: Phase
+    tokens: dict[str, torch.Tensor]
+    real: torch.Tensor
+
+
+def check_export(
+    loaded: LoadedModel,
+    onnx_path: Path,
+    *,
+    deletions: Sequence[PlannedDeletion] = (),
+    replacements: Replacements | None = None,
+    layers: Sequence[int] | None = None,
+    provider: str = "cpu",
+    progress: Progress = QUIET,
+) -> list[ParityCheck]:
+    """Compares an ONNX file on ONNX Runtime with PyTorch.
+
+    A model in bfloat16 is compared in float32, with the weights that it has: a wrong graph shows
+    just as well, bfloat16's own rounding does not. The checks' names say so.
+
+    A model whose weights stay in their shards is run a module at a time, and reads them once for
+    each of the two steps; where memory is short ONNX Runtime maps its weights, too.
+
+    Args:
+        loaded: The model that was exported.
+        onnx_path: Its graph, whole or cut.
+        deletions: What was cut out; PyTorch then runs with the same sublayers skipped or replaced.
+        replacements: The numbers for those of them that are replaced.
+        layers: The numbers that the graph's caches have of the model's layers; None for the same.
+        provider: Where ONNX Runtime runs it: ``cpu`` or ``cuda``.
+        progress: Hears of the two runs.
+
+    Returns:
+        For each phase one check of the main output and, with a cache, one of all keys and values.
+        They are compared at real tokens; an error that isn't finite counts as infinite.
+
+    Raises:
+        ExportError: The graph's inputs or outputs are not those of the model, the dtype can't be
+            checked, or (without deletions) a check does not hold.
+        PlanError: The deletions or replacements are not for this model.
+        BackendError: ONNX Runtime can't run the graph.
+        VerificationError: There is too little memory to run it.
+    """
+    checks: list[ParityCheck] = []
+    with contextlib.ExitStack() as stack:
+        # Before bfloat16 is widened: the graph holds numbers that were rounded to it.
+        # Without a cut nothing needs to be known of the architecture.
+        cut = cut_of_deletions(deletions, replacements, loaded.model) if deletions else {}
+        file, widened = stack.enter_context(_runnable(loaded, onnx_path))
+        interface = interface_without_weights(loaded.model)
+        _refuse_uncheckable(interface)
+        opened = stack.enter_context(_runner(loaded, file, provider, progress))
+        runner = opened if layers is None else NumberedRunner(opened, layers)
+        if isinstance(loaded, MetaModel):
+            stack.enter_context(filled_on_the_way(loaded))
+        if cut:
+            stack.enter_context(substituted(loaded.model, cut))
+        stack.enter_context(torch.inference_mode())
+        kept = _kept_past(interface, deletions)
+        _require_interface(runner, interface, kept, onnx_path)
+        tolerance = RELATIVE_TOLERANCE[torch.bfloat16 if widened else interface.dtype]
+        module = InterfaceModule(loaded.model, interface)
+        sides = _Sides(module, runner, interface, kept, tolerance)
+        with progress.task("compare with PyTorch", total=2 if interface.cache else 1) as task:
+            for step in _steps(interface, _token_ids(loaded)):
+                checks += sides.compare(step)
+                task.advance()
+    if widened:
+        checks = [c.model_copy(update={"name": f"{c.name}{_WIDENED}"}) for c in checks]
+    if not deletions:
+        _require_passed(checks, onnx_path)
+    return checks
+
+
+def _runner(
+    loaded: LoadedModel, file: Path, provider: str, progress: Progress
+) -> OnnxRuntimeRunner:
+    """Runs the graph; that of a model whose weights don't come into memory with as little of it.
+
+    Raises:
+        VerificationError: Not even then is there memory enough.
+    """
+    thrifty = False
+    if isinstance(loaded, MetaModel) and provider == "cpu":
+        setting = choose(load_model(file), DEFAULT_LIMIT_BYTES)
+        thrifty = setting.thrifty
+        if thrifty:
+            progress.say(f"comparing with PyTorch at a cheaper setting: {setting.reason}")
+    threads = torch.get_num_threads()
+    return OnnxRuntimeRunner(file, provider=provider, threads=threads, thrifty=thrifty)
+
+
+@contextlib.contextmanager
+def _runnable(loaded: LoadedModel, onnx_path: Path) -> Iterator[tuple[Path, bool]]:
+    """The file to run, and whether model and file are in float32 meanwhile, for bfloat16."""
+    tensors = [*loaded.model.parameters(), *loaded.model.buffers()]
+    narrow = [tensor for tensor in tensors if tensor.dtype == torch.bfloat16]
+    if not narrow:
+        yield onnx_path, False
+        return
+    kept = [tensor.data for tensor in narrow]
+    try:
+        for tensor in narrow:
+            tensor.data = tensor.data.float()
+        # Of a model that memory is too small for, a folder in memory would not hold it.
+        with WidenedCopy(onnx_path, beside=isinstance(loaded, MetaModel)) as file:
+            yield file, True
+    finally:
+        for tensor, data in zip(narrow, kept, strict=True):
+            tensor.data = data
+
+
+class _Sides:
+    """The model and its graph, each with the cache that it has filled so far."""
+
+    def __init__(
+        self,
+        module: InterfaceModule,
+        runner: Runner | NumberedRunner,
+        interface: OnnxInterface,
+        kept: list[str],
+        relative_tolerance: float,
+    ) -> None:
+        self._module = module
+        self._runner = runner
+        self._interface = interface
+        self._kept = kept
+        self._relative_tolerance = relative_tolerance
+        self._torch_past = interface.random_past(_BATCH, 0)
+        names = interface.past_names
+        self._onnx_past: dict[str, Any] = {
+            name: past.numpy() for name, past in zip(names, self._torch_past, strict=True)
+        }
+
+    def compare(self, step: _Step) -> list[ParityCheck]:
+        """Runs both on the same tokens, remembers their caches, and compares all outputs."""
+        main, *present = self._module(step.tokens, self._torch_past)
+        want = dict(zip(self._interface.output_names, (main, *present), strict=True))
+        tokens = {name: tensor.numpy() for name, tensor in step.tokens.items()}
+        got = self._runner.run({**tokens, **self._onnx_past})
+        self._torch_past = present
+        self._onnx_past = {name: got[_present(name)] for name in self._kept}
+
+        head = self._interface.main_output
+        differences = [_difference(head, got[head], want[head], step.real)]
+        checks = [self._check(step, head, differences)]
+        caches = [_present(name) for name in self._kept]
+        if caches:
+            real = step.tokens["attention_mask"].bool()
+            differences = [
+                _difference(name, np.swapaxes(got[name], 1, 2), want[name].transpose(1, 2), real)
+                for name in caches
+            ]
+            checks.append(self._check(step, _CACHES, differences))
+        return checks
+
+    def _check(
+        self, step: _Step, name: str, differences: Sequence[tuple[float, float]]
+    ) -> ParityCheck:
+        error = max(error for error, _ in differences)
+        scale = max(scale for _, scale in differences)
+        tolerance = self._relative_tolerance * max(1.0, scale)
+        return ParityCheck(
+            name=f"{name} against PyTorch",
+            phase=step.phase,
+            max_abs_error=error,
+            tolerance=tolerance,
+            passed=error <= tolerance,
+        )
+
+
+def _token_ids(loaded: LoadedModel) -> torch.Tensor:
+    """The same ids in every run: plain English where the model has a tokenizer, else random.
+
+    A text that the model was made for: on random ids single tokens set off activations so large
+    that float32 loses digits. In SmolLM2 with eight attentions cut PyTorch was then 1.7e-4 away
+    from its own float64, four times as far as at other tokens, and the graph 4e-3; on plain text
+    both stay near 1e-4.
+    """
+    if loaded.tokenizer is None:
+        embeddings: Any = loaded.model.get_input_embeddings()
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(embeddings.weight.shape[0], (_BATCH, _TOKENS + 1), generator=generator)
+    ids = loaded.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
+    needed = _BATCH * (_TOKENS + 1)
+    return torch.tensor((ids * needed)[:needed]).reshape(_BATCH, _TOKENS + 1)
+
+
+def _steps(interface: OnnxInterface, ids: torch.Tensor) -> Iterator[_Step]:
+    """The tokens of both steps; the second row is padded."""
+    mask = torch.ones_like(ids)
+    if not interface.cache:
+        mask[1, -_PADDED:] = 0
+        yield _step("encode", interface, ids, mask, slice(0, _TOKENS + 1))
+        return
+    mask[1, :_PADDED] = 0
+    yield _step("prefill", interface, ids, mask, slice(0, _TOKENS))
+    yield _step("decode", interface, ids, mask, slice(_TOKENS, _TOKENS + 1))
+
+
+def _step(
+    phase: Phase, interface: OnnxInterface, ids: torch.Tensor, mask: torch.Tensor, new: slice
+) -> _Step:
+    values = {
+        "input_ids": ids[:, new],
+        "attention_mask": mask[:, : new.stop],
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, new],
+        "token_type_ids": torch.zeros_like(ids[:, new]),
+    }
+    tokens = {name: values[name].contiguous() for name in interface.token_inputs}
+    return _Step(phase, tokens, mask[:, new].bool())
+
+
+def _difference(
+    name: str, got: np.ndarray[Any, Any], want: torch.Tensor, real: torch.Tensor
+) -> tuple[float, float]:
+    """The largest absolute error and the witness's largest value, over the real positions.
+
+    ``got`` and ``want`` are ``[batch, positions, ...]``, ``real`` is ``[batch, positions]``.
+    """
+    if got.shape != tuple(want.shape):
+        raise ExportError(f"{name} has the shape {got.shape}, PyTorch's is {tuple(want.shape)}.")
+    chosen = real.numpy()
+    ours, theirs = got[chosen].astype(np.float64), want.double().numpy()[chosen]
+    if theirs.size == 0:
+        raise ExportError(f"{name} has no values to compare.")
+    error = float(np.abs(ours - theirs).max())
+    return error if np.isfinite(error) else float("inf"), float(np.abs(theirs).max())
+
+
+def _kept_past(interface: OnnxInterface, deletions: Sequence[PlannedDeletion]) -> list[str]:
+    """The cache inputs that a graph without the deleted attentions has."""
+    cut = {d.layer for d in deletions if d.kind in ("attention", "block")}
+    gone = {f"past_key_values.{layer}.{part}" for layer in cut for part in ("key", "value")}
+    return [name for name in interface.past_names if name not in gone]
+
+
+def _present(past_name: str) -> str:
+    return past_name.replace("past_key_values", "present", 1)
+
+
+def _require_interface(
+    runner: Runner | NumberedRunner, interface: OnnxInterface, kept: Sequence[str], path: Path
+) -> None:
+    """Every output must be there and no other, and every input one that we can fill."""
+    outputs = {spec.name for spec in runner.outputs}
+    wanted = {interface.main_output, *map(_present, kept)}
+    if outputs != wanted:
+        odd = sorted(outputs ^ wanted)
+        raise ExportError(f"{path}: the outputs are not the model's; first {odd[0]}.")
+    caches = {spec.name for spec in runner.inputs} - set(interface.token_inputs)
+    if caches != set(kept):
+        odd = sorted(caches ^ set(kept))
+        raise ExportError(f"{path}: the inputs are not the model's; first {odd[0]}.")
+
+
+def _refuse_uncheckable(interface: OnnxInterface) -> None:
+    if interface.dtype not in RELATIVE_TOLERANCE:
+        dtype = str(interface.dtype).removeprefix("torch.")
+        raise ExportError(
+            f"A {dtype} graph can't be checked: there is no tolerance for it.",
+            "Export in float32, float16 or bfloat16.",
+        )
+
+
+def _require_passed(checks: Sequence[ParityCheck], path: Path) -> None:
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        worst = failed[0]
+        raise ExportError(
+            f"{path} does not compute what PyTorch computes: in {worst.phase} {worst.name} is off "
+            f"by {worst.max_abs_error:.2e}, more than {worst.tolerance:.2e}.",
+            "Try another --opset or --exporter.",
+        )

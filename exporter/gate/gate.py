@@ -1,0 +1,184 @@
+"""One check, from reports and limits to a verdict on each quantity and on all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from exporter.artifacts import (
+    Check,
+    CheckReport,
+    CheckVerdict,
+    ComparisonReport,
+    Drift,
+    KeyDifference,
+)
+from exporter.errors import RegressionError, UsageError
+from exporter.gate.judge import overall
+from exporter.gate.keys import key_of, rows_by_name
+from exporter.gate.limits import AGAINST_BASELINE, Limits
+from exporter.gate.quality import accuracy_checks, has_perplexity
+from exporter.gate.sanity import refuse_unsound
+from exporter.gate.sizes import size_checks
+from exporter.gate.times import time_checks
+
+_TWO_SESSIONS = (
+    "Times of two sessions are compared relative to the unpruned arm, which both measured: a ratio "
+    "of two ratios, with the interval of both."
+)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An earlier report to compare with, and how its key differs from the new one's."""
+
+    report: ComparisonReport
+    differences: Sequence[KeyDifference] = ()
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the history tells.
+
+    Attributes:
+        spreads: By shape, the share by which earlier sessions of this same candidate differed.
+        drift: Slow changes.
+    """
+
+    spreads: Mapping[str, float] = field(default_factory=dict)
+    drift: Sequence[Drift] = ()
+
+
+def check(
+    report: ComparisonReport,
+    limits: Limits | None = None,
+    *,
+    baseline: Accepted | None = None,
+    past: Past | None = None,
+    name: str = "report",
+) -> CheckReport:
+    """Holds a report against limits.
+
+    Args:
+        report: The new report.
+        limits: What is checked. None checks time, perplexity, size and memory against the
+            baseline at the default limits.
+        baseline: The earlier report; see :func:`exporter.gate.find_baseline`. None holds the
+            candidate against its own unpruned arm.
+        past: What the history tells.
+        name: The report's file, for errors.
+
+    Raises:
+        UsageError: There is neither a limit nor a baseline.
+        RegressionError: The report can't be the result of a measurement, or lacks what a limit is
+            set on.
+    """
+    past = past or Past()
+    refuse_unsound(report, name)
+    old = None if baseline is None else baseline.report
+    limits = _limits(report, old, limits)
+    _refuse_missing_rows(report, old, limits)
+    checks = [
+        *time_checks(report, old, limits, past.spreads),
+        *accuracy_checks(report, old, limits),
+        *size_checks(report, old, limits),
+    ]
+    if not checks:
+        raise RegressionError(f"{name} holds nothing that the limits are on.")
+    return CheckReport(
+        verdict=overall([found.verdict for found in checks]),
+        against="baseline_arm" if old is None else "baseline_report",
+        key=key_of(report),
+        accepted_differences=[] if baseline is None else list(baseline.differences),
+        checks=checks,
+        drift=list(past.drift),
+        notes=_notes(report, checks, two_sessions=old is not None),
+    )
+
+
+def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: bool) -> list[str]:
+    """What a reader of the verdicts must know."""
+    arms = {"unpruned arm": report.arms.baseline, "candidate": report.arms.candidate}
+    notes = [f"{name}: {arm.not_run}." for name, arm in arms.items() if arm.not_run is not None]
+    if two_sessions and any(found.quantity == "time" for found in checks):
+        notes.append(_TWO_SESSIONS)
+    return notes
+
+
+def confirmed(
+    found: CheckReport, again: Callable[[], CheckReport], *, measurements: int
+) -> CheckReport:
+    """Measures again before a regression of time is believed.
+
+    Args:
+        found: The first check.
+        again: Measures the same arms once more and checks the result in the same way.
+        measurements: How often at most. A regression must be one in all of them.
+
+    Returns:
+        The check, in which a regression that didn't hold has the verdict of the measurement that
+        it didn't hold in.
+    """
+    checks = list(found.checks)
+    for _ in range(measurements):
+        if not any(map(_suspect, checks)):
+            break
+        seen: dict[tuple[str, str], CheckVerdict] = {
+            (one.quantity, one.subject): one.verdict for one in again().checks
+        }
+        checks = [_told_again(one, seen) if _suspect(one) else one for one in checks]
+    verdict = overall([one.verdict for one in checks])
+    return found.model_copy(update={"checks": checks, "verdict": verdict})
+
+
+def is_in_doubt(found: CheckReport) -> bool:
+    """Whether there is a regression that another measurement may not show."""
+    return any(map(_suspect, found.checks))
+
+
+def _suspect(one: Check) -> bool:
+    return one.verdict == "regressed" and one.quantity in ("time", "speedup")
+
+
+def _told_again(one: Check, seen: Mapping[tuple[str, str], CheckVerdict]) -> Check:
+    verdict = seen.get((one.quantity, one.subject), "inconclusive")
+    told = [*one.remeasured, verdict]
+    reason = f"Measured again: {', '.join(told)}."
+    return one.model_copy(update={"verdict": verdict, "remeasured": told, "reason": reason})
+
+
+def _limits(
+    report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits | None
+) -> Limits:
+    limits = limits or Limits()
+    if not limits.empty:
+        return limits
+    if baseline is None:
+        raise UsageError(
+            "There is nothing to check: neither a limit nor a baseline is given.",
+            "Give --baseline, or a limit such as --min-speedup 1.1.",
+        )
+    chosen = replace(AGAINST_BASELINE, noise_floor=limits.noise_floor)
+    if not (has_perplexity(report) or has_perplexity(baseline)):
+        chosen = replace(chosen, max_perplexity_increase=None)
+    if not (report.latency or baseline.latency):
+        chosen = replace(chosen, max_slowdown=None)
+    return chosen
+
+
+def _refuse_missing_rows(
+    report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
+) -> None:
+    timed = limits.max_slowdown is not None or limits.min_speedup is not None
+    if timed and not report.latency:
+        raise RegressionError(
+            "A limit is set on time, but the report has no latency.",
+            "Measure it: depthcut compare.",
+        )
+    if baseline is None or limits.max_slowdown is None:
+        return
+    if not rows_by_name(report).keys() & rows_by_name(baseline).keys():
+        raise RegressionError(
+            "The report and its baseline have no shape in common.",
+            "Measure the same shapes, or write a new baseline with --update-baseline.",
+        )

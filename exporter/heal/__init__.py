@@ -1,0 +1,24 @@
+"""What takes a deleted branch's place, fitted without training on calibration activations.
+
+Importing this costs no PyTorch.
+"""
+
+from exporter.cut.replacement_cut import cut_of_plan
+from exporter.heal.fit import Fit, Name, fit_branches
+from exporter.heal.healed import Healed, heal
+from exporter.heal.options import HealOptions
+from exporter.heal.plan_file import write_healed_plan, write_replacements
+from exporter.heal.sequential import fit_sequential
+
+__all__ = [
+    "Fit",
+    "HealOptions",
+    "Healed",
+    "Name",
+    "cut_of_plan",
+    "fit_branches",
+    "fit_sequential",
+    "heal",
+    "write_healed_plan",
+    "write_replacements",
+]

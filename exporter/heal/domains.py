@@ -1,0 +1,148 @@
+"""What healing gained, in the calibration's domain and in another, and whether the two agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from exporter.artifacts import AnswerDamage, HealedText
+from exporter.models.ablation import Cut, Damage, DamageMeter
+from exporter.models.ablation.ratios import ratio_std_error
+from exporter.models.texts.calibration import CalibrationText
+from exporter.progress import QUIET, Progress
+
+_LEAST_SHARE = 0.05
+"""Of the increase in log-perplexity; what takes back less has gained nothing worth its cost."""
+_STD_ERRORS = 2.0
+_ALIKE = 1 / 3
+"""Where one domain's share of the gain is below this part of the other's, they disagree."""
+
+
+def measured_text(
+    model: Any,
+    role: Literal["calibration", "other"],
+    text: CalibrationText,
+    dropped: Cut,
+    healed: Cut,
+    *,
+    batch_size: int = 4,
+    progress: Progress = QUIET,
+) -> HealedText:
+    """Measures both cuts on one text, against the whole model.
+
+    Args:
+        model: A transformers model with a language head.
+        role: What the text is.
+        text: Samples that nothing was fitted on.
+        dropped: The branches, with nothing in their places.
+        healed: The same branches, with their replacements.
+        batch_size: Samples in one forward pass.
+        progress: Told of every run.
+
+    Raises:
+        ScoringError: Logits are not finite, or there is no position to compare at.
+    """
+    meter = DamageMeter(model, text.input_ids, text.mask, batch_size=batch_size)
+    before, after = meter.measure_many(dropped, [healed], progress)
+    gains = before.nll_sums - after.nll_sums
+    return HealedText(
+        role=role,
+        text=text.ref,
+        baseline_perplexity=before.baseline_perplexity,
+        dropped=_damage(before),
+        healed=_damage(after),
+        gain=float(gains.sum() / before.positions.sum()),
+        gain_std_error=ratio_std_error(gains, before.positions),
+    )
+
+
+def _damage(damage: Damage) -> AnswerDamage:
+    return AnswerDamage(
+        perplexity=damage.perplexity,
+        log_perplexity_increase=damage.log_perplexity_increase,
+        log_perplexity_increase_std_error=damage.log_perplexity_increase_std_error,
+        kl=damage.kl,
+        kl_std_error=damage.kl_std_error,
+        top1_agreement=damage.top1_agreement,
+    )
+
+
+def warnings_of(texts: Sequence[HealedText]) -> list[str]:
+    """What a reader must know before he trusts the gain: domains that disagree, or no gain at all.
+
+    Args:
+        texts: The calibration's domain and, where there is one, another.
+    """
+    found = {text.role: text for text in texts}
+    own, other = found.get("calibration"), found.get("other")
+    if own is None:
+        return []
+    if other is None:
+        return ["The gain was measured in the calibration's domain only; others may gain nothing."]
+    unsure = [text for text in (own, other) if _is_unsure(text)]
+    if unsure and all(_is_unsure(text) or _has_gained(text) for text in (own, other)):
+        told = ", nor ".join(f"on {_name(text)} ({_gain(text)})" for text in unsure)
+        return [
+            f"The gain can't be told from chance {told}. Judge on more text: more --samples; for a "
+            "budget, more of those that its scores rest on."
+        ]
+    if not _has_gained(own) and not _has_gained(other):
+        return ["Healing gained nothing worth telling in either domain."]
+    if _has_gained(own) and _has_gained(other) and _alike(own, other):
+        return []
+    worse, better = sorted((own, other), key=_gained)
+    return [
+        f"The domains disagree: on {_name(better)} healing takes back {_share(better)} of the "
+        f"log-perplexity that was lost, on {_name(worse)} {_share(worse)}. Calibrate on text like "
+        "the one that the model is to work on, or on a mixture."
+    ]
+
+
+def _has_gained(text: HealedText) -> bool:
+    return _seems_gained(text) and text.gain > _noise(text)
+
+
+def _is_unsure(text: HealedText) -> bool:
+    """Whether there seems to be a gain, and more samples may tell."""
+    return _seems_gained(text) and text.gain <= _noise(text)
+
+
+def _seems_gained(text: HealedText) -> bool:
+    share = text.gained_share
+    return text.gain > 0 and (share is None or share >= _LEAST_SHARE) and not _is_further(text)
+
+
+def _is_further(text: HealedText) -> bool:
+    """Whether the answers are further from the whole model's, however likely the text may be."""
+    return text.healed.kl > text.dropped.kl
+
+
+def _noise(text: HealedText) -> float:
+    return _STD_ERRORS * (text.gain_std_error or 0.0)
+
+
+def _gain(text: HealedText) -> str:
+    return f"{text.gain:+.3f} ± {text.gain_std_error or 0.0:.3f} nats"
+
+
+def _gained(text: HealedText) -> tuple[bool, float]:
+    share = text.gained_share
+    return _has_gained(text), text.gain if share is None else share
+
+
+def _alike(one: HealedText, two: HealedText) -> bool:
+    shares = one.gained_share, two.gained_share
+    known = [share for share in shares if share is not None]
+    return len(known) < len(shares) or min(known) >= _ALIKE * max(known)
+
+
+def _name(text: HealedText) -> str:
+    return f"{text.text.source} ({'held out' if text.role == 'calibration' else 'other domain'})"
+
+
+def _share(text: HealedText) -> str:
+    share = text.gained_share
+    told = f"{text.gain:+.3f} nats" if share is None else f"{100 * share:.0f} %"
+    if not _is_further(text):
+        return told
+    return f"{told} (and KL rises from {text.dropped.kl:.3g} to {text.healed.kl:.3g} nats)"

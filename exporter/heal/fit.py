@@ -1,0 +1,227 @@
+"""Fits what takes each branch's place, each branch on its own, all in one pass over the text.
+
+A branch adds y to the stream and reads x, behind its norm. The mean of y is its ``bias``; its
+``linear`` is the ridge least-squares map from x to y. Only sums are kept, so memory depends on the
+model's width and on how many branches are fitted at once, not on the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.heal import low_rank
+from exporter.heal.activations import check_finite, held_out_tokens, overhearing
+from exporter.heal.ridge import RIDGES, LinearMap, choose_ridge, explained, solve
+from exporter.heal.statistics import Sums, sums_bytes
+from exporter.models.ablation.substitutes import Substitute
+from exporter.models.anatomy.architectures import Kind, SublayerModules, named_sublayers, sublayers
+from exporter.models.anatomy.residual_stream import run_backbone
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import CalibrationText
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporter.heal.kept import FitStore
+
+Name = tuple[int, Kind]
+"""A sublayer, by layer and kind."""
+
+MEMORY_LIMIT_BYTES = 4 << 30
+_TOKENS_PER_INPUT = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What may take one branch's place.
+
+    Attributes:
+        bias: The mean output.
+        linear: The ridge map with its bias, float32; two factors where a rank was asked for.
+        ridge: What the map was fitted with, relative to the mean eigenvalue of its inputs.
+        bias_explained: Share of the output's ``sum |y|²`` over held-out tokens that ``bias``,
+            fitted on the others, takes away; 1 at best, negative where it does harm.
+        linear_explained: The same for ``linear``.
+    """
+
+    bias: Substitute
+    linear: Substitute
+    ridge: float
+    bias_explained: float
+    linear_explained: float
+
+
+def fit_branches(
+    loaded: LoadedModel,
+    text: CalibrationText,
+    names: Iterable[Name] | None = None,
+    *,
+    rank: int | None = None,
+    ridge: float | None = None,
+    batch_size: int = 4,
+    held_out: float = 0.2,
+    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    store: FitStore | None = None,
+    progress: Progress = QUIET,
+) -> dict[Name, Fit]:
+    """Fits a bias and a linear map for branches of the unchanged model.
+
+    Args:
+        loaded: The model.
+        text: The calibration samples; padding is left out.
+        names: The branches, by layer and kind; None: all.
+        rank: Of the maps; None: full.
+        ridge: Relative to the mean eigenvalue of a branch's inputs; None: chosen for each branch
+            on held-out tokens.
+        batch_size: Samples in one forward pass.
+        held_out: Share of the samples that a ridge is judged on. The maps that are returned are
+            then fitted on all.
+        memory_limit_bytes: For the sums. Where the branches need more, the text is run several
+            times, for a group of layers each.
+        store: Keeps what is finished; what is there of an earlier call is not fitted again.
+        progress: Told of every sample, and when the tokens are few.
+
+    Raises:
+        HealingError: When activations are not finite (names layer and sample), the tokens are too
+            few, or the rank does not exist.
+        PlanError: When a branch does not exist.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+    parts = {(part.layer, part.kind): part for part in sublayers(loaded.model)}
+    wanted = named_sublayers(parts if names is None else names, len(parts) // 2)
+    later = held_out_tokens(text.mask, held_out)
+    found = {} if store is None else store.find(wanted, progress)
+    left = [parts[name] for name in wanted if name not in found]
+    for group in _groups(left, loaded, memory_limit_bytes):
+        sums = _collected(loaded, text, later, group, batch_size, progress)
+        for name in sorted(sums):
+            found[name] = fitted(*sums.pop(name), rank=rank, ridge=ridge)
+            if store is not None:
+                store.keep(name, found[name])
+    tell_if_few(text, loaded, progress)
+    return {name: found[name] for name in sorted(found)}
+
+
+def fitted(first: Sums, later: Sums, *, rank: int | None = None, ridge: float | None = None) -> Fit:
+    """The fit from a branch's sums.
+
+    Args:
+        first: Over the tokens to choose the ridge on.
+        later: Over the held-out tokens.
+        rank: Of the map; None: full.
+        ridge: None: chosen on ``later``.
+
+    Raises:
+        HealingError: As :func:`fit_branches`.
+    """
+    choice = choose_ridge(first, later, RIDGES if ridge is None else [ridge])
+    share = choice.linear_explained
+    if rank is not None:
+        share = explained(later, _map(first, choice.ridge, rank)[0])
+    total = first.plus(later)
+    found, maps = _map(total, choice.ridge, rank)
+    return Fit(
+        bias=Substitute(total.y_mean.float().cpu()),
+        linear=Substitute(found.bias.float().cpu(), tuple(each.float().cpu() for each in maps)),
+        ridge=choice.ridge,
+        bias_explained=choice.bias_explained,
+        linear_explained=share,
+    )
+
+
+def tell_if_few(text: CalibrationText, loaded: LoadedModel, progress: Progress) -> None:
+    """Warns where a linear map has nearly as many numbers to learn as there are tokens."""
+    tokens, width = int(text.mask.sum()), loaded.model.config.get_text_config().hidden_size
+    if tokens < _TOKENS_PER_INPUT * width:
+        progress.say(
+            f"healing: warning: {tokens} tokens are few for linear maps of {width} inputs; "
+            "they are held down by the ridge, and more text would help"
+        )
+
+
+def _map(sums: Sums, ridge: float, rank: int | None) -> tuple[LinearMap, tuple[torch.Tensor, ...]]:
+    """The map, and the matrices that it is kept as."""
+    found = solve(sums, ridge)
+    if rank is None:
+        return found, (found.weight,)
+    down, up = low_rank.factors(found, sums, ridge, rank)
+    return low_rank.product(down, up, sums), (down, up)
+
+
+def _groups(
+    parts: Sequence[SublayerModules], loaded: LoadedModel, limit: int
+) -> Iterator[Sequence[SublayerModules]]:
+    """As many branches at once as the memory allows; at least one."""
+    width = loaded.model.config.get_text_config().hidden_size
+    size = max(1, limit // (2 * sums_bytes(width, width)))
+    for start in range(0, len(parts), size):
+        yield parts[start : start + size]
+
+
+def _collected(
+    loaded: LoadedModel,
+    text: CalibrationText,
+    later: NDArray[np.bool_],
+    parts: Sequence[SublayerModules],
+    batch_size: int,
+    progress: Progress,
+) -> dict[Name, tuple[Sums, Sums]]:
+    """One pass over the text: for each branch its sums over the first and the later tokens."""
+    import torch
+
+    found: dict[Name, tuple[Sums, Sums]] = {}
+    model = loaded.model
+    with progress.task("collect activations", total=len(text.input_ids)) as task:
+        for start in range(0, len(text.input_ids), batch_size):
+            rows = slice(start, start + batch_size)
+            ids, mask, held = (
+                torch.from_numpy(each[rows]).to(model.device)
+                for each in (text.input_ids, text.mask, later)
+            )
+            adding = Adding(found, mask, held, start)
+            with overhearing(parts, (ids.shape[0], ids.shape[1]), adding):
+                run_backbone(model, {"input_ids": ids, "attention_mask": mask.long()})
+            task.advance(len(ids))
+    return found
+
+
+class Adding:
+    """Adds what branches read and gave in one batch to their sums.
+
+    Args:
+        sums: Those so far, by branch; a branch met for the first time gets its own.
+        mask: ``[batch, tokens]``, boolean; False marks padding.
+        held_out: ``[batch, tokens]``, boolean; True where a token belongs to the second sums.
+        first_sample: The number of the batch's first sample.
+    """
+
+    def __init__(
+        self,
+        sums: dict[Name, tuple[Sums, Sums]],
+        mask: torch.Tensor,
+        held_out: torch.Tensor,
+        first_sample: int,
+    ) -> None:
+        self._sums, self._first_sample = sums, first_sample
+        self._mask, self._parts = mask, (mask & ~held_out, mask & held_out)
+
+    def __call__(self, part: SublayerModules, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Takes one branch's activations, ``[batch, tokens, width]``.
+
+        Raises:
+            HealingError: When they are not finite.
+        """
+        check_finite(part, (x, y), self._mask, self._first_sample)
+        name: Name = (part.layer, part.kind)
+        if name not in self._sums:
+            device = x.device if x.device.type in ("cpu", "cuda") else "cpu"
+            shape = x.shape[-1], y.shape[-1]
+            self._sums[name] = Sums(*shape, device), Sums(*shape, device)
+        for sums, chosen in zip(self._sums[name], self._parts, strict=True):
+            sums.add(x[chosen], y[chosen])

@@ -1,0 +1,347 @@
+"""From a plan to a healed one: fits, choices, and what they gained in two domains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from exporter.artifacts import (
+    CalibrationRef,
+    FiguresFrom,
+    HealedBranch,
+    HealedText,
+    Healing,
+    HealingReport,
+    HealKind,
+    PruningPlan,
+)
+from exporter.artifacts.plans.by_score import validate_plan
+from exporter.artifacts.plans.origin import hold_against_model
+from exporter.errors import HealingError
+from exporter.files import sha256_bytes
+from exporter.heal.choosing import by_damage, by_explained
+from exporter.heal.domains import measured_text, warnings_of
+from exporter.heal.fit import Fit, Name, fit_branches
+from exporter.heal.kept import ALONE, IN_TURN, FitStore, about_fits
+from exporter.heal.options import HealOptions
+from exporter.heal.plan_file import healed_deletions, kind_of
+from exporter.heal.sequential import fit_sequential
+from exporter.heal.texts import HealingTexts, healing_texts
+from exporter.models.ablation import NOTHING, DamageMeter, Substitute
+from exporter.models.anatomy.architectures import named_sublayers
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import CalibrationText
+from exporter.progress import QUIET, Progress
+
+
+@dataclass(frozen=True)
+class Healed:
+    """A healed plan, not yet written.
+
+    Attributes:
+        plan: The plan, each deletion with what takes its place; it names no file yet.
+        substitutes: What that is, by layer and kind.
+        report: What was done, and what it cost and gained.
+    """
+
+    plan: PruningPlan
+    substitutes: dict[Name, Substitute]
+    report: HealingReport
+
+
+def heal(
+    loaded: LoadedModel,
+    plan: PruningPlan,
+    options: HealOptions | None = None,
+    *,
+    made_from: Mapping[str, str] | None = None,
+    allow_all: bool = False,
+    work: Path | None = None,
+    progress: Progress = QUIET,
+) -> Healed:
+    """Fits what takes the place of everything that a plan drops, and measures what that gains.
+
+    Nothing is trained: each replacement is the mean of the branch's output, or the ridge map from
+    what it reads to it. What an earlier healing put into the plan is replaced.
+
+    Args:
+        loaded: The model.
+        plan: What is dropped.
+        options: How, and on which texts.
+        made_from: Role to SHA-256 of further files, for the report and the plan.
+        allow_all: Takes a plan that drops every attention and every MLP.
+        work: A folder that keeps each fit once it is finished, so that an interrupted call goes on
+            from there; :func:`exporter.heal.kept.forget_fits` removes it once the plan is kept.
+        progress: Told what goes on.
+
+    Raises:
+        PlanError: The plan is not for this model.
+        CalibrationError: A text is too short.
+        TextSourceError: A text can't be read.
+        HealingError: Activations are not finite, or too few.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+    options = options or HealOptions()
+    layers, model = loaded.ref.num_layers, loaded.ref.source
+    validate_plan(plan, layers, model=model, allow_all=allow_all)
+    hold_against_model(plan, loaded.ref.sha256, model=model, refits=True, progress=progress)
+    names = named_sublayers(plan.deletions, loaded.ref.num_layers)
+    _refuse_rank(options.rank, loaded)
+    texts = healing_texts(loaded, options, progress)
+    fitting = _Fitting(loaded, texts, names, options, work, progress)
+    if options.kind == "best":
+        chooser, held_out = texts.halves
+        fits, found = fitting.best(chooser)
+    else:
+        held_out = texts.held_out
+        fits, found = fitting.alike()
+    healing = judged(
+        loaded,
+        found,
+        held_out,
+        texts.other,
+        asked=options.kind,
+        sources=texts.sources,
+        rank=options.rank,
+        sequential=options.sequential,
+        fits=fits,
+        warnings=_choice_warnings(options, texts),
+        batch_size=options.batch_size,
+        progress=progress,
+    )
+    parents = {**(made_from or {}), "model": loaded.ref.sha256}
+    parents |= {f"calibration_{i}": ref.sha256 for i, ref in enumerate(texts.sources)}
+    report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
+    figures_from: FiguresFrom = "checked" if _short(options, texts) else "unseen"
+    return Healed(_healed_plan(plan, found, healing, figures_from, parents), found, report)
+
+
+def _short(options: HealOptions, texts: HealingTexts) -> list[str]:
+    """The texts of which one sample serves to choose kinds and to judge them."""
+    short = [text.ref.source for text in texts.held if len(text.input_ids) < 2]
+    return short if options.kind == "best" else []
+
+
+def _choice_warnings(options: HealOptions, texts: HealingTexts) -> list[str]:
+    short = _short(options, texts)
+    if not short:
+        return []
+    return [
+        f"Of {', '.join(short)} one sample was held out, on which kinds are chosen and judged too: "
+        "the gain looks better than it is. Give more text."
+    ]
+
+
+def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
+    """Before minutes of work go into what it is of."""
+    width = loaded.model.config.get_text_config().hidden_size
+    if rank is not None and not 1 <= rank <= width:
+        raise HealingError(
+            f"There is no map of rank {rank} here.", f"Ask for a rank from 1 to {width}."
+        )
+
+
+def _healed_plan(
+    plan: PruningPlan,
+    found: Mapping[Name, Substitute],
+    healing: Healing,
+    figures_from: FiguresFrom,
+    parents: Mapping[str, str],
+) -> PruningPlan:
+    return PruningPlan(
+        deletions=healed_deletions(plan.deletions, found),
+        budget=plan.budget,
+        importance_sha256=plan.importance_sha256,
+        predicted=_predicted(healing.texts),
+        predicted_on=figures_from if healing.texts else None,
+        made_from={**plan.made_from, **parents},
+    )
+
+
+def judged(
+    loaded: LoadedModel,
+    found: Mapping[Name, Substitute],
+    held_out: CalibrationText,
+    other: CalibrationText | None,
+    *,
+    asked: HealKind,
+    sources: Sequence[CalibrationRef],
+    rank: int | None = None,
+    sequential: bool = False,
+    fits: Mapping[Name, Fit] | None = None,
+    warnings: Sequence[str] = (),
+    batch_size: int = 4,
+    progress: Progress = QUIET,
+) -> Healing:
+    """Measures what replacements gain in both domains, and warns where the two disagree.
+
+    Args:
+        loaded: The model.
+        found: What takes each branch's place.
+        held_out: Samples of the calibration's domain that nothing was fitted on.
+        other: Samples of another domain; None where there is none.
+        asked: What was asked for.
+        sources: What was fitted on.
+        rank: Of the linear maps.
+        sequential: Whether the fits were made one on the other.
+        fits: What is known of the single fits.
+        warnings: What else a reader must know.
+        batch_size: Samples in one forward pass.
+        progress: Told of every run.
+
+    Raises:
+        ScoringError: Logits are not finite.
+    """
+    measured = _measured(loaded, held_out, other, found, batch_size, progress)
+    warnings = [*warnings, *warnings_of(measured)]
+    for warning in warnings:
+        progress.say(f"heal: warning: {warning}")
+    branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]
+    return Healing(
+        asked=asked,
+        rank=rank,
+        sequential=sequential,
+        calibration=list(sources),
+        branches=branches,
+        parameters=sum(branch.parameters for branch in branches),
+        texts=measured,
+        warnings=warnings,
+    )
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """What is fitted, on which texts, and how.
+
+    Attributes:
+        loaded: The model.
+        texts: What is fitted on, and what is held out.
+        names: The sublayers whose places are taken.
+        options: How.
+        work: Keeps each fit once it is finished; None keeps nothing.
+        progress: Told what goes on.
+    """
+
+    loaded: LoadedModel
+    texts: HealingTexts
+    names: list[Name]
+    options: HealOptions
+    work: Path | None
+    progress: Progress
+
+    def best(self, chooser: CalibrationText) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
+        """The kind that does best in each place, as a text tells that nothing was fitted on."""
+        fits, model = self._alone(), self.loaded.model
+        if _answers(model):
+            size = self.options.batch_size
+            meter = DamageMeter(model, chooser.input_ids, chooser.mask, batch_size=size)
+            found = by_damage(meter, fits, self.progress)
+        else:
+            found = by_explained(fits)
+        if self.options.sequential:
+            return {}, self._in_turn({name: kind_of(what) for name, what in found.items()})
+        return fits, found
+
+    def alike(self) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
+        """The same kind everywhere."""
+        kind = self.options.kind
+        if self.options.sequential:
+            return {}, self._in_turn(dict.fromkeys(self.names, kind))
+        fits = self._alone()
+        return fits, {
+            name: fit.bias if kind == "bias" else fit.linear for name, fit in fits.items()
+        }
+
+    def _alone(self) -> dict[Name, Fit]:
+        """Each fitted on the whole model."""
+        return fit_branches(
+            self.loaded,
+            self.texts.fitting,
+            self.names,
+            rank=self.options.rank,
+            ridge=self.options.ridge,
+            batch_size=self.options.batch_size,
+            store=self._store(ALONE),
+            progress=self.progress,
+        )
+
+    def _in_turn(self, choices: Mapping[Name, Any]) -> dict[Name, Substitute]:
+        """Each fitted with those before it in their places."""
+        told = [[layer, kind, choices[layer, kind]] for layer, kind in sorted(choices)]
+        return fit_sequential(
+            self.loaded,
+            self.texts.fitting,
+            choices,
+            rank=self.options.rank,
+            ridge=self.options.ridge,
+            batch_size=self.options.batch_size,
+            store=self._store(IN_TURN, choices=told),
+            progress=self.progress,
+        )
+
+    def _store(self, name: str, **more: Any) -> FitStore | None:
+        """Keeps fits by what they depend on, the tokens themselves among it."""
+        if self.work is None:
+            return None
+        text, model = self.texts.fitting, self.loaded
+        about = about_fits(model.ref, str(model.model.dtype), text.ref, self.options.rank)
+        ids = sha256_bytes(text.input_ids.astype("<i8").tobytes() + text.mask.tobytes())
+        about |= {"ids": ids, "ridge": self.options.ridge, **more}
+        return FitStore(self.work / name, about)
+
+
+def _measured(
+    loaded: LoadedModel,
+    held_out: CalibrationText,
+    other: CalibrationText | None,
+    found: Mapping[Name, Substitute],
+    batch_size: int,
+    progress: Progress,
+) -> list[HealedText]:
+    """The damage in both domains; none for a model that predicts no next token."""
+    if not _answers(loaded.model):
+        progress.say("heal: this model predicts no next token, so the gain is not measured here")
+        return []
+    dropped = dict.fromkeys(found, NOTHING)
+    roles: tuple[tuple[Literal["calibration", "other"], CalibrationText | None], ...] = (
+        ("calibration", held_out),
+        ("other", other),
+    )
+    return [
+        measured_text(
+            loaded.model, role, text, dropped, found, batch_size=batch_size, progress=progress
+        )
+        for role, text in roles
+        if text is not None
+    ]
+
+
+def _answers(model: Any) -> bool:
+    return bool(model.can_generate()) and model.get_output_embeddings() is not None
+
+
+def _predicted(texts: list[HealedText]) -> dict[str, float]:
+    """What the plan says of itself: the healed model in the calibration's domain."""
+    own = next((text for text in texts if text.role == "calibration"), None)
+    if own is None:
+        return {}
+    return {
+        "kl": own.healed.kl,
+        "log_perplexity_increase": own.healed.log_perplexity_increase,
+        "top1_agreement": own.healed.top1_agreement,
+    }
+
+
+def _branch(name: Name, substitute: Substitute, fit: Fit | None) -> HealedBranch:
+    tensors = [*substitute.maps, *([] if substitute.bias is None else [substitute.bias])]
+    return HealedBranch(
+        layer=name[0],
+        kind=name[1],
+        replacement=kind_of(substitute),
+        parameters=sum(tensor.numel() for tensor in tensors),
+        ridge=None if fit is None else fit.ridge,
+        bias_explained=None if fit is None else fit.bias_explained,
+        linear_explained=None if fit is None else fit.linear_explained,
+    )

@@ -1,0 +1,248 @@
+"""Writes fitted replacements, and the plan that names them: both files together, or neither."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.artifacts import (
+    HealingReport,
+    PlannedDeletion,
+    PruningPlan,
+    Replacement,
+    ReplacementsRef,
+)
+from exporter.errors import DepthcutError, HealingError, UsageError
+from exporter.files import make_readable, refuse_overwriting, sha256_file, telling_full_disk
+from exporter.models.ablation.substitutes import NOTHING, Substitute
+from exporter.models.anatomy.architectures import Kind
+from graph_passes.files.locations import real
+from graph_passes.files.placing import staging
+from graph_passes.replacements import FACTORS
+
+if TYPE_CHECKING:
+    import torch
+
+FILE_NAME = "replacements.safetensors"
+FOLDER_REPORT = "heal.json"
+"""The report's name where a healed plan has a folder for itself."""
+_REPORT_ROLE = "healing_report"
+
+
+def files_of(path: Path) -> tuple[Path, Path, Path]:
+    """Where a healed plan, its numbers and its report stand: all three are named like the plan."""
+    return path, path.with_suffix(".safetensors"), path.with_name(f"{path.stem}.report.json")
+
+
+def numbers_of(plan: PruningPlan, path: Path) -> tuple[Path, ...]:
+    """The file of numbers that a plan at ``path`` names; none where it names none."""
+    return () if plan.replacements is None else (path.parent / plan.replacements.path,)
+
+
+def report_of(plan: PruningPlan, path: Path) -> Path | None:
+    """The report of what a plan's replacements cost and gained.
+
+    Args:
+        plan: The plan.
+        path: Its file; the report is beside it, or beside its numbers.
+
+    Returns:
+        None for a plan that was not healed, and where the report is gone or was changed.
+    """
+    digest = plan.made_from.get(_REPORT_ROLE)
+    if digest is None:
+        return None
+    places = [files_of(each)[2] for each in (path, *numbers_of(plan, path))]
+    found = (each for each in (*places, path.with_name(FOLDER_REPORT)) if each.is_file())
+    return next((each for each in found if sha256_file(each) == digest), None)
+
+
+def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
+    """Refuses a place for a healed plan where one of its files would do harm.
+
+    Args:
+        path: The plan to be written.
+        inputs: Files and folders that must stay as they are.
+        model: What is healed; beside the weights of a folder the numbers would be more of them.
+
+    Raises:
+        UsageError: With what would happen.
+    """
+    if path.suffix == ".safetensors":
+        raise UsageError(
+            f"{path} is what the numbers of the plan would be called.",
+            f"Give the plan another name, such as {path.with_suffix('.json')}.",
+        )
+    _, numbers, _ = files_of(path)
+    if model.is_dir() and real(numbers.parent) == real(model):
+        raise UsageError(
+            f"{numbers} would count among the weights of the model in {model}.",
+            "Write the plan into another folder.",
+        )
+    for other in _others(numbers, path):
+        raise UsageError(
+            f"{numbers} holds the numbers of {other}, too, and would be written over.",
+            "Write the plan under another name.",
+        )
+    kept = [*inputs, model]
+    for each in files_of(path):
+        if each.is_dir():
+            raise UsageError(f"{each} is a folder.", "Write the plan under another name.")
+        refuse_overwriting(each, kept)
+
+
+def write_replacements(
+    folder: Path, substitutes: Mapping[tuple[int, Kind], Substitute], *, name: str = FILE_NAME
+) -> ReplacementsRef:
+    """Writes the numbers of replacements, for a plan in the same folder.
+
+    Args:
+        folder: Where; the plan must stand there too.
+        substitutes: By layer and kind; those that are nothing have no numbers.
+        name: The file's name.
+
+    Returns:
+        What the plan says of the file.
+
+    Raises:
+        HealingError: There is none with numbers, or numbers are not finite.
+    """
+    path = folder / name
+    with telling_full_disk(folder), staging(path) as staged:
+        reference = _write(staged.folder / name, substitutes)
+        staged.place([(staged.folder / name, path)])
+    return reference
+
+
+def write_healed_plan(
+    path: Path,
+    plan: PruningPlan,
+    substitutes: Mapping[tuple[int, Kind], Substitute],
+    *,
+    report: HealingReport | None = None,
+    report_path: Path | None = None,
+) -> PruningPlan:
+    """Writes a plan with its replacements: ``plan.json`` and ``plan.safetensors``, as it is named.
+
+    The plan has the report's hash, so that :func:`report_of` finds it again.
+
+    Args:
+        path: The plan's file.
+        plan: Its deletions name their replacements; which file holds their numbers is filled in.
+        substitutes: By layer and kind.
+        report: What was done, which appears with it.
+        report_path: The report's file, in the same folder; by default as :func:`files_of` has it.
+
+    Returns:
+        The plan as written.
+
+    Raises:
+        HealingError: Numbers are not finite.
+        OSError: Something can't be written; what was there before is then unchanged.
+    """
+    _, numbers, usual = files_of(path)
+    plan = plan.model_copy(update={"made_from": _without_report(plan)})
+    with telling_full_disk(path.parent), staging(path) as staged:
+        stage, moves = staged.folder, []
+        if any(each.bias is not None or each.maps for each in substitutes.values()):
+            reference = _write(stage / numbers.name, substitutes)
+            plan = plan.model_copy(update={"replacements": reference})
+            moves.append((stage / numbers.name, numbers))
+        else:
+            plan = plan.model_copy(update={"replacements": None})
+        if report is not None:
+            place_of_report = report_path or usual
+            told = report.write(stage / place_of_report.name)
+            made_from = {**plan.made_from, _REPORT_ROLE: sha256_file(told)}
+            plan = plan.model_copy(update={"made_from": made_from})
+            moves.append((told, place_of_report))
+        moves.append((plan.write(stage / path.name), path))
+        written = {final for _, final in moves}
+        staged.place(moves, [each for each in _earlier(path) if each not in written])
+    return plan
+
+
+def _without_report(plan: PruningPlan) -> dict[str, str]:
+    """Its parents without the report of an earlier healing."""
+    return {role: digest for role, digest in plan.made_from.items() if role != _REPORT_ROLE}
+
+
+def _earlier(path: Path) -> Iterator[Path]:
+    """The numbers and the report of the plan that stood there, which would now belong to none."""
+    _, numbers, report = files_of(path)
+    if _others(numbers, path):
+        return
+    with contextlib.suppress(DepthcutError, OSError):
+        if numbers in numbers_of(PruningPlan.read(path), path) and numbers.is_file():
+            yield numbers
+    with contextlib.suppress(DepthcutError, OSError):
+        HealingReport.read(report)
+        yield report
+
+
+def _others(numbers: Path, path: Path) -> list[Path]:
+    """Other plans in the folder, such as copies, that name the same file of numbers."""
+    found = []
+    for other in sorted(path.parent.glob("*.json")) if numbers.is_file() else ():
+        with contextlib.suppress(DepthcutError, OSError):
+            if other != path and numbers in numbers_of(PruningPlan.read(other), other):
+                found.append(other)
+    return found
+
+
+def healed_deletions(
+    deletions: Sequence[PlannedDeletion], substitutes: Mapping[tuple[int, Kind], Substitute]
+) -> list[PlannedDeletion]:
+    """The deletions with what takes each one's place; a block becomes its two sublayers."""
+    found = []
+    for deletion in deletions:
+        for kind in ("attention", "mlp") if deletion.kind == "block" else (deletion.kind,):
+            replacement = kind_of(substitutes.get((deletion.layer, kind), NOTHING))
+            found.append(PlannedDeletion(layer=deletion.layer, kind=kind, replacement=replacement))
+    return found
+
+
+def kind_of(substitute: Substitute) -> Replacement:
+    """What a plan calls a substitute."""
+    if substitute.maps:
+        return "linear"
+    return "none" if substitute.bias is None else "bias"
+
+
+def _write(path: Path, substitutes: Mapping[tuple[int, Kind], Substitute]) -> ReplacementsRef:
+    from safetensors.torch import save_file
+
+    tensors = {
+        key: tensor.detach().cpu().contiguous()
+        for name in sorted(substitutes)
+        for key, tensor in _tensors(name, substitutes[name])
+    }
+    if not tensors:
+        raise HealingError("There is no replacement to write.", "Heal a plan first: depthcut heal.")
+    for key, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise HealingError(
+                f"The fitted {key} holds NaN or infinity.", "Heal with another --calibration."
+            )
+    save_file(tensors, path)
+    make_readable(path)
+    return ReplacementsRef(path=path.name, sha256=sha256_file(path))
+
+
+def _tensors(name: tuple[int, Kind], substitute: Substitute) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors by their names in the file; a linear map always has a bias there."""
+    prefix = f"{name[1]}.{name[0]}"
+    maps: Sequence[Any] = substitute.maps
+    if len(maps) > len(FACTORS):
+        raise HealingError(f"The map for {name[1]} {name[0]} has {len(maps)} factors.")
+    if substitute.bias is not None:
+        yield f"{prefix}.bias", substitute.bias
+    elif maps:
+        yield f"{prefix}.bias", maps[-1].new_zeros(maps[-1].shape[0])
+    if len(maps) == 1:
+        yield f"{prefix}.weight", maps[0]
+    elif maps:
+        for factor, tensor in zip(FACTORS, maps, strict=True):
+            yield f"{prefix}.{factor}", tensor

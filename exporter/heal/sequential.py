@@ -1,0 +1,191 @@
+"""Fits what takes the branches' place one after the other, each on the already healed model.
+
+What a branch reads in the healed model is not what it reads in the whole one: the maps below it
+err a little. A map that is fitted on what it will really read can make good for that. Its target is
+``c · (stream of the whole model behind the branch - stream of the healed one in front of it)
++ (1 - c) · (what the branch itself would add in the healed model)``: with ``c = 0`` the map does as
+the branch would, with ``c = 1`` it takes back all of the error that came in below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import Replacement
+from exporter.heal.activations import Branch, held_out_tokens, overhearing
+from exporter.heal.fit import Adding, Fit, Name, fitted, tell_if_few
+from exporter.heal.kept import FitStore, KnownFits
+from exporter.heal.layer_walk import LayerWalk, Shelf
+from exporter.heal.statistics import Sums
+from exporter.models.ablation.substitutes import NOTHING, Substitute, substituted
+from exporter.models.anatomy.architectures import SublayerModules, named_sublayers, sublayers
+from exporter.models.anatomy.residual_stream import LayerStates
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import CalibrationText
+from exporter.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+COMPENSATION = 0.0
+STREAM_LIMIT_BYTES = 2 << 30
+
+
+def fit_sequential(
+    loaded: LoadedModel,
+    text: CalibrationText,
+    choices: Mapping[Name, Replacement],
+    *,
+    rank: int | None = None,
+    ridge: float | None = None,
+    batch_size: int = 4,
+    held_out: float = 0.2,
+    compensation: float = COMPENSATION,
+    store: FitStore | None = None,
+    progress: Progress = QUIET,
+) -> dict[Name, Substitute]:
+    """Fits a replacement for each chosen branch, from the first layer up.
+
+    The text is run a layer at a time, so that all fits together cost about three runs of the
+    model. Of the text one stream, or two behind the first deletion, is kept: beyond 2 GiB on disk.
+
+    Args:
+        loaded: The model.
+        text: The calibration samples; padding is left out.
+        choices: What shall take which branch's place: ``none``, ``bias`` or ``linear``.
+        rank: Of the maps; None: full.
+        ridge: Relative to the mean eigenvalue of a branch's inputs; None: chosen for each branch
+            on held-out tokens.
+        batch_size: Samples in one forward pass.
+        held_out: Share of the samples that a ridge is judged on.
+        compensation: From 0 to 1: how much of the error that came in below a map shall take back.
+        store: Keeps what is finished; what is there of an earlier call is not fitted again.
+        progress: Told of every layer, and when the tokens are few.
+
+    Raises:
+        HealingError: As :func:`exporter.heal.fit.fit_branches`.
+        PlanError: When a branch does not exist.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+    parts = {(part.layer, part.kind): part for part in sublayers(loaded.model)}
+    wanted = named_sublayers(choices, len(parts) // 2)
+    later = held_out_tokens(text.mask, held_out)
+    fits = KnownFits(store, [name for name in wanted if choices[name] != "none"], progress)
+    found: dict[Name, Substitute] = {}
+    walk = LayerWalk(loaded.model, text.input_ids, text.mask, batch_size)
+    limit = STREAM_LIMIT_BYTES // 2
+    with Shelf(limit) as whole, Shelf(limit) as healed:
+        pair = _Pair(loaded.model, walk, text.mask, later, whole, healed)
+        last = max((layer for layer, _ in wanted), default=-1)
+        with progress.task("fit layer by layer", total=last + 1) as task:
+            for layer in range(last + 1):
+                for name in [name for name in wanted if name[0] == layer]:
+                    found[name] = NOTHING
+                    if choices[name] != "none":
+                        make = partial(pair.fit, parts[name], compensation, found, rank, ridge)
+                        fit = fits.get(name, make)
+                        found[name] = fit.bias if choices[name] == "bias" else fit.linear
+                pair.advance(layer, found)
+                task.advance()
+    tell_if_few(text, loaded, progress)
+    return found
+
+
+class _Pair:
+    """The whole and the healed model in front of the same layer; one while they are the same."""
+
+    def __init__(
+        self,
+        model: Any,
+        walk: LayerWalk,
+        mask: NDArray[np.bool_],
+        later: NDArray[np.bool_],
+        whole: Shelf,
+        healed: Shelf,
+    ) -> None:
+        self._model, self._walk = model, walk
+        self._mask, self._later = mask, later
+        self._whole, self._healed = whole, healed
+        self._begun, self._differ = False, False
+
+    def fit(
+        self,
+        part: SublayerModules,
+        compensation: float,
+        found: Mapping[Name, Substitute],
+        rank: int | None,
+        ridge: float | None,
+    ) -> Fit:
+        """Of what a branch reads in the healed model, to what its map shall give."""
+        return fitted(*self._sums(part, compensation, found), rank=rank, ridge=ridge)
+
+    def _sums(
+        self, part: SublayerModules, compensation: float, found: Mapping[Name, Substitute]
+    ) -> tuple[Sums, Sums]:
+        import torch
+
+        sums: dict[Name, tuple[Sums, Sums]] = {}
+        name: Name = (part.layer, part.kind)
+        below = {n: s for n, s in found.items() if n[0] == part.layer and n != name}
+        for number, rows in enumerate(self._walk.batches):
+            mask, later = (
+                torch.from_numpy(each[rows]).to(self._model.device)
+                for each in (self._mask, self._later)
+            )
+            adding = Adding(sums, mask, later, rows.start)
+            heard: list[torch.Tensor] = []
+            with (
+                substituted(self._model, below),
+                overhearing([part], (mask.shape[0], mask.shape[1]), _into(heard)),
+            ):
+                healed, _ = self._walk.run(part.layer, rows, self._healed_at(number))
+            read, given = heard
+            if compensation and (self._differ or below):
+                whole, _ = self._walk.run(part.layer, rows, self._whole_at(number))
+                target = _behind(whole, part) - _before(healed, part)
+                given = torch.lerp(given.to(target), target, compensation)
+            adding(part, read, given)
+        return sums[name]
+
+    def advance(self, layer: int, found: Mapping[Name, Substitute]) -> None:
+        """Takes both over a layer; from the first deletion on they part."""
+        here = {name: what for name, what in found.items() if name[0] == layer}
+        for number, rows in enumerate(self._walk.batches):
+            below = self._whole_at(number), self._healed_at(number)
+            _, self._whole[number] = self._walk.run(layer, rows, below[0])
+            if here or self._differ:
+                with substituted(self._model, here):
+                    _, self._healed[number] = self._walk.run(layer, rows, below[1])
+        self._begun, self._differ = True, self._differ or bool(here)
+
+    def _whole_at(self, number: int) -> Any:
+        return self._whole[number] if self._begun else None
+
+    def _healed_at(self, number: int) -> Any:
+        return self._healed[number] if self._differ else self._whole_at(number)
+
+
+def _into(heard: list[torch.Tensor]) -> Branch:
+    def keep(_part: SublayerModules, x: torch.Tensor, y: torch.Tensor) -> None:
+        heard[:] = [x, y]
+
+    return keep
+
+
+def _before(states: LayerStates, part: SublayerModules) -> torch.Tensor:
+    """The stream that a branch adds to."""
+    if part.kind == "attention":
+        return states.entering
+    return states.attended if states.mlp_in is states.entering else states.mlp_in
+
+
+def _behind(states: LayerStates, part: SublayerModules) -> torch.Tensor:
+    """The stream with the branch in it."""
+    if part.kind == "attention":
+        return states.attended
+    return states.leaving if states.mlp_in is states.entering else states.mlp_out

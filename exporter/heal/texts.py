@@ -1,0 +1,220 @@
+"""The texts of a healing: what is fitted on, what is held out, and another domain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporter.artifacts import CalibrationRef
+from exporter.errors import HealingError
+from exporter.files import sha256_bytes
+from exporter.heal.options import HealOptions
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.calibration import (
+    DEFAULT_TOKENS,
+    CalibrationText,
+    calibration_text,
+    default_calibration,
+    spec_of,
+)
+from exporter.models.texts.self_text import SELF
+from exporter.models.texts.sources import PYDOC
+from exporter.progress import QUIET, Progress
+
+_FEWEST_HELD_OUT = 4
+
+
+@dataclass(frozen=True)
+class HealingTexts:
+    """Samples by what they are for; no sample serves two ends.
+
+    Attributes:
+        fitting: What is fitted on.
+        sources: The texts that it was made of, with the samples that were taken of each.
+        held: Further samples of the same texts, one text after the other.
+        other: Samples of another domain; None where there is none.
+    """
+
+    fitting: CalibrationText
+    sources: tuple[CalibrationRef, ...]
+    held: tuple[CalibrationText, ...]
+    other: CalibrationText | None
+
+    @property
+    def held_out(self) -> CalibrationText:
+        """All that was held out, as one text."""
+        return _joined(self.held)
+
+    @property
+    def halves(self) -> tuple[CalibrationText, CalibrationText]:
+        """One half of it to choose by, one to judge by, alike much of each text in both.
+
+        Of a text with one held-out sample that sample serves both.
+        """
+        pairs = [_halved(text) for text in self.held]
+        return _joined([first for first, _ in pairs]), _joined([second for _, second in pairs])
+
+
+def healing_texts(
+    loaded: LoadedModel, options: HealOptions, progress: Progress = QUIET
+) -> HealingTexts:
+    """Reads or samples all that a healing needs.
+
+    Raises:
+        CalibrationError: A text is too short, or the model can't be given it.
+        HealingError: A text gives one sample only, or is the other domain too.
+        TextSourceError: A text can't be read.
+    """
+    specs = options.calibration or (default_calibration(loaded),)
+    wanted = options.samples or math.ceil(DEFAULT_TOKENS / options.sequence_length)
+    more = max(_FEWEST_HELD_OUT, wanted // 4)
+    whole = [_samples(loaded, spec, wanted + more, options, progress) for spec in specs]
+    _refuse_same(whole)
+    parts = [_parted(text, wanted, more) for text in whole]
+    other = other_domain(
+        loaded,
+        specs,
+        more * len(specs),
+        sequence_length=options.sequence_length,
+        spec=options.check_text,
+        seed=options.seed,
+        progress=progress,
+    )
+    if other is not None and any(text.ref.sha256 == other.ref.sha256 for text in whole):
+        raise HealingError(
+            f"{other.ref.source} is what is fitted on, and no other domain.",
+            "Give --check-text another text.",
+        )
+    fitting = [fit for fit, _ in parts]
+    return HealingTexts(
+        _joined(fitting),
+        tuple(text.ref for text in fitting),
+        tuple(held for _, held in parts),
+        other,
+    )
+
+
+def _refuse_same(texts: Sequence[CalibrationText]) -> None:
+    named: dict[str, str] = {}
+    for text in texts:
+        if text.ref.sha256 in named:
+            raise HealingError(
+                f"{named[text.ref.sha256]} and {text.ref.source} are the same text.",
+                "Name each text once.",
+            )
+        named[text.ref.sha256] = text.ref.source
+
+
+def other_domain(
+    loaded: LoadedModel,
+    sources: Sequence[str],
+    samples: int,
+    *,
+    sequence_length: int,
+    spec: str | None = None,
+    seed: int = 0,
+    progress: Progress = QUIET,
+) -> CalibrationText | None:
+    """Samples of another domain than the calibration's.
+
+    Args:
+        loaded: The model.
+        sources: What is calibrated on, as the user or a report names it.
+        samples: How many.
+        sequence_length: Tokens in each.
+        spec: The text; None: what needs no file, the documentation of Python, or what the model
+            samples where that is calibrated on.
+        seed: For sampled text.
+        progress: Told what goes on.
+
+    Returns:
+        None where there is none at hand.
+
+    Raises:
+        CalibrationError: The text is too short.
+        TextSourceError: The text can't be read.
+    """
+    spec = spec or _other_spec(loaded, sources)
+    if spec is None:
+        progress.say("heal: no other domain is at hand; name a text with --check-text")
+        return None
+    return calibration_text(
+        loaded,
+        spec,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _other_spec(loaded: LoadedModel, sources: Sequence[str]) -> str | None:
+    known = {spec_of(source) for source in sources}
+    if PYDOC not in known and loaded.tokenizer is not None:
+        return PYDOC
+    return SELF if SELF not in known and loaded.model.can_generate() else None
+
+
+def _halved(text: CalibrationText) -> tuple[CalibrationText, CalibrationText]:
+    """A text's samples in turn; one sample serves both."""
+    if len(text.input_ids) < 2:
+        return text, text
+    return text.rows(slice(0, None, 2)), text.rows(slice(1, None, 2))
+
+
+def _samples(
+    loaded: LoadedModel, spec: str, samples: int, options: HealOptions, progress: Progress
+) -> CalibrationText:
+    return calibration_text(
+        loaded,
+        spec,
+        samples=samples,
+        sequence_length=options.sequence_length,
+        seed=options.seed,
+        progress=progress,
+    )
+
+
+def _parted(
+    text: CalibrationText, wanted: int, more: int
+) -> tuple[CalibrationText, CalibrationText]:
+    """The first samples to fit on, the last ones held out; of a short text a fifth of it."""
+    found = len(text.input_ids)
+    if found < 2:
+        raise HealingError(
+            f"{text.ref.source} gives one sample of {text.ref.sequence_length} tokens; one is "
+            "needed to fit on, and one to judge by.",
+            "Give a longer text, or ask for a shorter --sequence-length.",
+        )
+    held = more if found == wanted + more else max(1, found // 5)
+    return text.rows(slice(0, found - held)), text.rows(slice(found - held, None))
+
+
+def _joined(texts: Sequence[CalibrationText]) -> CalibrationText:
+    """Several texts as one; sample by sample in turn, so that every part of it is a mixture.
+
+    Each round begins with another text, so that no text stands at every second or fifth place.
+    """
+    if len(texts) == 1:
+        return texts[0]
+    rounds = np.concatenate([np.arange(len(text.input_ids)) for text in texts])
+    owners = np.repeat(np.arange(len(texts)), [len(text.input_ids) for text in texts])
+    places = rounds / np.array([len(text.input_ids) for text in texts])[owners]
+    order = np.lexsort(((owners + rounds) % len(texts), places))
+    refs = [text.ref for text in texts]
+    ref = CalibrationRef(
+        source=" + ".join(each.source for each in refs),
+        samples=sum(each.samples for each in refs),
+        sequence_length=refs[0].sequence_length,
+        tokens=sum(each.tokens for each in refs),
+        sha256=refs[0].sha256 if len({r.sha256 for r in refs}) == 1 else _digest(refs),
+    )
+    ids = np.concatenate([text.input_ids for text in texts])[order]
+    return CalibrationText(ref, ids, np.concatenate([text.mask for text in texts])[order])
+
+
+def _digest(refs: Sequence[CalibrationRef]) -> str:
+    return sha256_bytes("\n".join(ref.sha256 for ref in refs).encode())

@@ -1,0 +1,1 @@
+"""Models: folders to modules, where families keep attention and MLP, texts to tokens."""

@@ -1,0 +1,130 @@
+"""Puts something else in the place of a running model's branches: nothing, a bias, a linear map."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exporter.models.anatomy.architectures import (
+    Kind,
+    Named,
+    SublayerModules,
+    named_sublayers,
+    sublayers,
+)
+from exporter.models.anatomy.residual_stream import first_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Substitute:
+    """What a branch adds to the residual stream instead of its own work.
+
+    ``contribution = maps(x) + bias`` with ``x`` what the branch reads, behind its norm. With
+    neither it adds nothing.
+
+    Attributes:
+        bias: ``[hidden]``, or None.
+        maps: Matrices ``[out, in]``, as ``torch.nn.Linear`` has them, applied one after the other:
+            none, one, or the two factors of a map of low rank.
+    """
+
+    bias: torch.Tensor | None = None
+    maps: tuple[torch.Tensor, ...] = ()
+
+    def contribution(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What joins the stream, ``[..., hidden]`` in the dtype of ``x``; None for nothing.
+
+        Args:
+            x: What the branch reads, ``[..., hidden]``.
+        """
+        if self.bias is None and not self.maps:
+            return None
+        total = x
+        for weight in self.maps:
+            total = total @ weight.to(x).T
+        if self.bias is None:
+            return total
+        bias = self.bias.to(x)
+        return total + bias if self.maps else bias.expand(x.shape)
+
+
+NOTHING = Substitute()
+"""The branch contributes nothing."""
+
+Cut = Mapping[tuple[int, Kind], Substitute]
+"""What is in the place of which branch, by layer and kind; the others are as they were."""
+
+
+def cut_of(deletions: Iterable[Named | tuple[int, str]], model: Any) -> dict[Any, Substitute]:
+    """The cut that leaves the named branches out; a block stands for both of its layer's.
+
+    Raises:
+        PlanError: When a layer or kind does not exist in this model.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+    return dict.fromkeys(named_sublayers(deletions, len(sublayers(model)) // 2), NOTHING)
+
+
+@contextlib.contextmanager
+def substituted(model: Any, cut: Cut) -> Iterator[None]:
+    """Runs a model with a cut while the block runs; no hook is left behind.
+
+    The branches that are cut still run, and fill their caches; only what they add is another.
+
+    Args:
+        model: A transformers model.
+        cut: What to put in the place of which branch.
+
+    Raises:
+        PlanError: When a sublayer does not exist in this model.
+        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+    """
+    parts = {(part.layer, part.kind): part for part in sublayers(model)}
+    wanted = named_sublayers(cut, len(parts) // 2)
+    with contextlib.ExitStack() as hooks:
+        for name in wanted:
+            for handle in hooked(parts[name], cut[name]):
+                hooks.callback(handle.remove)
+        yield
+
+
+def hooked(part: SublayerModules, substitute: Substitute) -> Iterator[Any]:
+    """Hooks that give a branch's output another value; remove each to have the old one back."""
+    read: list[torch.Tensor] = []
+
+    def remember(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read[:] = [first_input(args, kwargs)]
+
+    def replace(_module: Any, _inputs: Any, output: Any) -> Any:
+        return _in_place_of(output, substitute, read.pop(), part.multiplier)
+
+    yield part.reads.register_forward_pre_hook(remember, with_kwargs=True)
+    yield part.contribution.register_forward_hook(replace)
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The tensor that a module works on: its first argument, however it is handed over."""
+    import torch
+
+    if args:
+        return first_tensor(args[0])
+    named = kwargs.get("hidden_states")
+    if isinstance(named, torch.Tensor):
+        return named
+    return next(value for value in kwargs.values() if isinstance(value, torch.Tensor))
+
+
+def _in_place_of(output: Any, substitute: Substitute, x: torch.Tensor, multiplier: float) -> Any:
+    old = first_tensor(output)
+    contribution = substitute.contribution(x)
+    if contribution is None:
+        # Zeros, not a product: a branch that overflows would give NaN.
+        new = old.new_zeros(old.shape)
+    else:
+        new = (contribution / multiplier).reshape(old.shape).to(old.dtype)
+    return (new, *output[1:]) if isinstance(output, tuple) else new

@@ -1,0 +1,226 @@
+"""Finds a model's layers and sublayers, by the table of families or by their usual names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from exporter.errors import PlanError, UnknownArchitectureError
+from exporter.models.anatomy.families import FAMILIES, Family
+from exporter.models.anatomy.residual_stream import LayerModules, ResidualForm, probe, silenced
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["attention", "mlp"]
+
+_PARTS: dict[str, tuple[Kind, ...]] = {
+    "attention": ("attention",),
+    "mlp": ("mlp",),
+    "block": ("attention", "mlp"),
+}
+
+
+@dataclass(frozen=True)
+class SublayerModules:
+    """One sublayer.
+
+    Attributes:
+        layer: The layer's number from 0.
+        kind: What of the layer.
+        contribution: The module whose (first) output, times ``multiplier``, joins the stream.
+        multiplier: That factor.
+        reads: The module whose first input is what all of the branch is computed from: the output
+            of the norm before it, or the stream where the branch begins with its product.
+    """
+
+    layer: int
+    kind: Kind
+    contribution: torch.nn.Module
+    multiplier: float
+    reads: torch.nn.Module
+
+
+class Named(Protocol):
+    """Anything that names a sublayer or block, such as a planned deletion."""
+
+    @property
+    def layer(self) -> int:
+        """The layer's number from 0."""
+
+    @property
+    def kind(self) -> str:
+        """What of the layer."""
+
+
+def layer_modules(model: Any) -> list[LayerModules]:
+    """Finds the modules of every layer.
+
+    A model type that is not in the table is held against every row; a row is taken only when a
+    small forward pass shows that the branches which it names add up to the residual stream.
+
+    Args:
+        model: A transformers model, with or without a head.
+
+    Raises:
+        UnknownArchitectureError: When neither the table nor the probe knows the model.
+    """
+    model_type = model.config.model_type
+    if model_type in FAMILIES:
+        found = _resolve(model, FAMILIES[model_type])
+        if found is None:
+            raise UnknownArchitectureError(
+                f"This {model_type} model does not keep its layers where the family does.",
+                "Another version of transformers may help: 4.57 and 5 are known to work.",
+            )
+        return found
+    return _discover(model)
+
+
+def sublayers(model: Any) -> list[SublayerModules]:
+    """The attention and the MLP of every layer, in the layers' order.
+
+    Raises:
+        UnknownArchitectureError: As :func:`layer_modules`.
+    """
+    return sublayers_of(layer_modules(model))
+
+
+def sublayers_of(layers: Iterable[LayerModules]) -> list[SublayerModules]:
+    """The attention and the MLP of given layers, in their order."""
+    found = []
+    for modules in layers:
+        number, multiplier = modules.number, modules.multiplier
+        attention, mlp = modules.attention, modules.mlp
+        reads = modules.attention_reads or attention, modules.mlp_reads or mlp
+        found.append(SublayerModules(number, "attention", attention, multiplier, reads[0]))
+        found.append(SublayerModules(number, "mlp", mlp, multiplier, reads[1]))
+    return found
+
+
+@contextlib.contextmanager
+def skipped(model: Any, deletions: Iterable[Named | tuple[int, str]]) -> Iterator[None]:
+    """Makes the named branches contribute nothing while the block runs.
+
+    This is what deleting them from the graph must compute: the stream passes them unchanged (in a
+    post-norm layer the norm after the sum stays). Attention that is skipped still fills its cache.
+
+    Args:
+        model: A transformers model.
+        deletions: Layers and kinds (``attention``, ``mlp`` or ``block``).
+
+    Raises:
+        PlanError: When a layer or kind does not exist in this model.
+        UnknownArchitectureError: As :func:`layer_modules`.
+    """
+    modules = {(part.layer, part.kind): part.contribution for part in sublayers(model)}
+    chosen = [modules[name] for name in named_sublayers(deletions, len(modules) // 2, whole=False)]
+    with silenced(chosen):
+        yield
+
+
+def known_families() -> str:
+    """The model types of the table, for messages."""
+    return ", ".join(sorted(FAMILIES))
+
+
+def named_sublayers(
+    deletions: Iterable[Named | tuple[int, str]], layers: int, *, whole: bool = True
+) -> list[tuple[int, Kind]]:
+    """The sublayers that deletions name, in the layers' order; a block stands for its two.
+
+    Args:
+        deletions: Layers and kinds (``attention``, ``mlp`` or ``block``).
+        layers: How many layers the model has.
+        whole: False refuses deletions that put something in a branch's place.
+
+    Raises:
+        PlanError: When a layer or kind does not exist in this model.
+    """
+    names: set[tuple[int, Kind]] = set()
+    for deletion in deletions:
+        layer, kind = deletion if isinstance(deletion, tuple) else (deletion.layer, deletion.kind)
+        if not 0 <= layer < layers:
+            raise PlanError(f"There is no layer {layer}: the model has layers 0 to {layers - 1}.")
+        if kind not in _PARTS:
+            raise PlanError(f"Layer {layer} has no {kind} that could be skipped.")
+        if not whole and getattr(deletion, "replacement", "none") != "none":
+            raise PlanError(f"The {kind} of layer {layer} is to be replaced, not only skipped.")
+        names.update((layer, part) for part in _PARTS[kind])
+    return sorted(names)
+
+
+def candidate_layers(model: Any) -> Iterator[list[LayerModules]]:
+    """The layers as each row of the table would have them, where the modules are there at all.
+
+    Which row is right, if any, a probe has to show.
+    """
+    # The probe runs on text or pictures, through one stack of layers.
+    runs = model.main_input_name in ("input_ids", "pixel_values")
+    runs = runs and not model.config.is_encoder_decoder
+    for family in dict.fromkeys(FAMILIES.values()) if runs else ():
+        found = _resolve(model, family)
+        if found is not None:
+            yield found
+
+
+def unknown_layers(model: Any) -> UnknownArchitectureError:
+    """The error for a model that no row fits."""
+    return UnknownArchitectureError(
+        f"Where a {model.config.model_type} model keeps its attention and MLP is not known.",
+        f"Known families: {known_families()}.",
+    )
+
+
+def _discover(model: Any) -> list[LayerModules]:
+    for found in candidate_layers(model):
+        if probe(model, found) == "adds_up":
+            return found
+    raise unknown_layers(model)
+
+
+def _resolve(model: Any, family: Family) -> list[LayerModules] | None:
+    """Follows a row's paths; None where one leads nowhere or a layer lacks a part."""
+    layers = _follow(model.base_model, family.layers)
+    expected = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if layers is None or not hasattr(layers, "__len__") or len(layers) != expected:
+        return None
+    form = _form(model.config, family)
+    multiplier = getattr(model.config, family.multiplier, None) if family.multiplier else 1.0
+    if multiplier is None:
+        return None
+    paths = [family.attention, family.mlp]
+    reads = [family.attention_reads or family.attention, family.mlp_reads or family.mlp]
+    paths += [family.attention_norm, family.mlp_norm] if form == "post_norm" else []
+    found = []
+    for number, layer in enumerate(layers):
+        attention, mlp, *norms = (_follow(layer, path) for path in paths)
+        read = [_follow(layer, path) for path in reads]
+        if None in (attention, mlp, *norms, *read):
+            return None
+        norms = norms or [None, None]
+        found.append(LayerModules(number, layer, attention, mlp, form, multiplier, *norms, *read))
+    return found
+
+
+def _form(config: Any, family: Family) -> ResidualForm:
+    if "always" in family.parallel_if:
+        return "parallel"
+    if any(getattr(config, entry, False) for entry in family.parallel_if):
+        return "parallel"
+    if family.attention_norm and not getattr(config, family.post_norm_unless or "-", False):
+        return "post_norm"
+    return "sequential"
+
+
+def _follow(root: Any, paths: str) -> Any:
+    """The first of several dotted paths that leads to a module; None if none does."""
+    for path in paths.split("|"):
+        here = root
+        for name in path.split("."):
+            here = getattr(here, name, None)
+        if here is not None:
+            return here
+    return None

@@ -1,0 +1,315 @@
+"""Real modules in the places of dropped branches, as a pruned checkpoint's config describes them.
+
+The section ``depthcut`` of ``config.json`` says which modules are which; the weights of what is
+gone are in no file, and those of replacements stand under the names that these modules give them.
+
+A loader that knows nothing of it would fill the gaps with random numbers and only log that, as
+transformers does up to 5.24 at least. So for each branch that is gone one weight is there with no
+numbers in it: a tensor of shape ``[0]``, at which loading stops.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveInt, ValidationError
+
+from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.base import Record, json_path
+from exporter.artifacts.plans.dialects import with_drops
+from exporter.artifacts.plans.dialects.per_layer_config import KEY as PER_LAYER
+from exporter.artifacts.plans.dialects.per_layer_config import without_skips
+from exporter.artifacts.plans.dialects.section import SECTION
+from exporter.errors import ModelSourceError, pass_on_memory_error
+from exporter.files import write_text
+
+_VERSION = 2
+_NAMES = {1: ("replacement_weight",), 2: ("replacement_weight_down", "replacement_weight_up")}
+
+
+class BranchRecord(Record):
+    """One module that stands in a branch's place.
+
+    Attributes:
+        path: Where, as ``named_modules`` has it.
+        layer: The layer's number.
+        kind: What of the layer.
+        bias: The width of the bias; None without one.
+        maps: ``[out, in]`` of each matrix, in the order in which they work.
+        multiplier: The factor that the layer puts on the branch.
+        returns: How many things the module returns in a tuple; 0 for a bare tensor.
+        adds_residual: Whether the module is given the stream too, and returns the sum.
+        keeps_length: Whether it keeps one number a token in the cache, from which the model reads
+            how long the past is.
+    """
+
+    path: str = Field(min_length=1)
+    layer: int = Field(ge=0)
+    kind: Literal["attention", "mlp"]
+    bias: PositiveInt | None = None
+    maps: list[tuple[PositiveInt, PositiveInt]] = Field(
+        default_factory=list, max_length=len(_NAMES)
+    )
+    multiplier: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    returns: int = Field(default=0, ge=0)
+    adds_residual: bool = False
+    keeps_length: bool = False
+
+
+class PrunedStructure(Record):
+    """The section ``depthcut`` of a pruned checkpoint's config.
+
+    Attributes:
+        version: Of the section.
+        base_sha256: The hash of the model that was pruned.
+        deletions: What was dropped.
+        branches: What stands in its place.
+        passing: Further modules that only hand on what they are given, such as the norm before a
+            branch that is gone.
+        empty: Weights of what is gone that are there without numbers.
+    """
+
+    version: int = _VERSION
+    base_sha256: str
+    deletions: list[PlannedDeletion]
+    branches: list[BranchRecord]
+    passing: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    empty: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+
+    @property
+    def without_cache(self) -> set[int]:
+        """The layers that keep no keys and values any more."""
+        return {branch.layer for branch in self.branches if branch.kind == "attention"}
+
+    @property
+    def length_keepers(self) -> list[int]:
+        """The layers among them in which the length of the past is kept."""
+        return [branch.layer for branch in self.branches if branch.keeps_length]
+
+
+def structure_of(config: Any) -> PrunedStructure | None:
+    """What a model's config says of its pruning; None for a whole model.
+
+    Raises:
+        ModelSourceError: The section is not valid, or of a newer version.
+    """
+    section = getattr(config, SECTION, None)
+    return None if section is None else read_structure(section)
+
+
+def read_structure(section: Any) -> PrunedStructure:
+    """Validates the section; see :func:`structure_of`."""
+    version = section.get("version") if isinstance(section, Mapping) else None
+    if isinstance(version, int) and version > _VERSION:
+        raise ModelSourceError(
+            f"This checkpoint was pruned by a newer depthcut: its section has version {version}.",
+            "Update depthcut.",
+        )
+    try:
+        return PrunedStructure.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelSourceError(
+            f"config.json: {json_path((SECTION, *first['loc']))}: {first['msg']}."
+        ) from error
+
+
+class PassOn(torch.nn.Module):
+    """Hands on its first argument."""
+
+    def forward(self, x: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        """What it was given."""
+        return x
+
+
+class BranchSubstitute(torch.nn.Module):
+    """Contributes ``maps(x) + bias`` to the stream in a branch's place; nothing without either.
+
+    Args:
+        record: What it is; its parameters are not filled.
+    """
+
+    def __init__(self, record: BranchRecord) -> None:
+        super().__init__()
+        self._record = record
+        self._weights = _NAMES[len(record.maps)] if record.maps else ()
+        for name, shape in zip(self._weights, record.maps, strict=True):
+            setattr(self, name, torch.nn.Parameter(torch.empty(shape)))
+        bias = None if record.bias is None else torch.nn.Parameter(torch.empty(record.bias))
+        self.register_parameter("replacement_bias", bias)
+
+    def fill(self, bias: torch.Tensor | None, maps: Iterable[torch.Tensor]) -> None:
+        """Sets the parameters."""
+        for name, tensor in zip(self._weights, maps, strict=True):
+            setattr(self, name, torch.nn.Parameter(tensor.clone(), requires_grad=False))
+        if bias is not None:
+            self.replacement_bias = torch.nn.Parameter(bias.clone(), requires_grad=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The contribution, as the module that was here gave it: bare, or first in a tuple."""
+        record = self._record
+        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+        x = kwargs.get("hidden_states", tensors[0])
+        y = self._contribution(x) / record.multiplier
+        if record.adds_residual:
+            y = y + _residual(kwargs, tensors, x)
+        if record.keeps_length:
+            _keep_length(x, record.layer, [*args, *kwargs.values()])
+        return (y, *[None] * (record.returns - 1)) if record.returns else y
+
+    def _contribution(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for name in self._weights:
+            y = y @ getattr(self, name).T
+        if self.replacement_bias is None:
+            return y if self._weights else torch.zeros_like(x)
+        return y + self.replacement_bias if self._weights else self.replacement_bias.expand(x.shape)
+
+
+def _residual(
+    kwargs: Mapping[str, Any], tensors: list[torch.Tensor], x: torch.Tensor
+) -> torch.Tensor:
+    """The stream: named, or the second tensor of the input's shape (maybe the very same one)."""
+    named = kwargs.get("residual")
+    if isinstance(named, torch.Tensor):
+        return named
+    return next(each for each in tensors[1:] if each.shape == x.shape)
+
+
+def _keep_length(x: torch.Tensor, layer: int, given: Iterable[Any]) -> None:
+    """Has the cache remember one number a token, where there is a cache."""
+    for cache in given:
+        if hasattr(cache, "update") and hasattr(cache, "get_seq_length"):
+            kept = x.new_zeros(x.shape[0], 1, x.shape[1], 1)
+            cache.update(kept, kept, layer)
+            return
+
+
+def put_modules(model: Any, structure: PrunedStructure) -> None:
+    """Replaces a whole model's modules by those of a pruned one, in place.
+
+    Args:
+        model: The model; the substitutes' parameters are not filled.
+        structure: What goes where.
+
+    Raises:
+        ModelSourceError: A module that is named isn't there.
+    """
+    dtype, device = _form_of(model)
+    for branch in structure.branches:
+        made = BranchSubstitute(branch).to(dtype=dtype)
+        _put(model, branch.path, made if device is None else made.to(device))
+    for path in structure.passing:
+        _put(model, path, PassOn())
+    setattr(model.config, SECTION, structure.model_dump(mode="json"))
+
+
+def _form_of(model: torch.nn.Module) -> tuple[torch.dtype, torch.device | None]:
+    first = next(model.parameters())
+    # A model that is being loaded has no weights yet, and what is made here is made alike.
+    return first.dtype, None if first.device.type == "meta" else first.device
+
+
+def _put(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
+    holder, _, name = path.rpartition(".")
+    try:
+        parent = model.get_submodule(holder)
+        parent.get_submodule(name)
+    except AttributeError as error:
+        raise ModelSourceError(
+            f"The pruned checkpoint names {path}, which this model does not have.",
+            "Its config.json was changed, or this version of transformers has other modules.",
+        ) from error
+    setattr(parent, name, module)
+
+
+def forget_skips(config: Any) -> None:
+    """Takes the skips out of a config that is loaded: the modules that are made here do the same.
+
+    A version of transformers that honours them would make others.
+    """
+    text = config.get_text_config()
+    entry = text.to_dict().get(PER_LAYER)
+    if entry:
+        setattr(text, PER_LAYER, without_skips(entry))
+
+
+def note_drops(folder: Path, structure: PrunedStructure) -> None:
+    """Adds to a written ``config.json`` what other programs can read of the drops."""
+    path = folder / "config.json"
+    config = with_drops(json.loads(path.read_text(encoding="utf-8")), structure.deletions)
+    write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def honours_skips(model: Any) -> bool:
+    """Whether this transformers leaves out by itself what a pruned model's config says is skipped.
+
+    Looked at: the class is made from such a config, without memory, and has the modules or not.
+
+    Args:
+        model: Pruned, with a class of :func:`pruned_class`.
+    """
+    structure = structure_of(model.config)
+    if structure is None or any(each.replacement != "none" for each in structure.deletions):
+        return False
+    content = with_drops(model.config.to_dict(), structure.deletions)
+    content.pop(SECTION)
+    try:
+        with torch.device("meta"):
+            made = type(model).__mro__[1](type(model.config).from_dict(content))
+    except Exception as error:  # whatever a model's code or config makes of it
+        pass_on_memory_error(error)
+        return False
+    return not {name for name, _ in made.named_parameters()} & set(structure.empty)
+
+
+def pruned_class(model_class: type[Any], structure: PrunedStructure) -> type[Any]:
+    """A model's class whose instances are made with the modules that their config names.
+
+    transformers' own loading then fills them, and finds nothing missing and nothing left over.
+    What is saved is such a checkpoint again, trained or not.
+
+    Args:
+        model_class: The class of the whole model.
+        structure: What the instances will lack.
+    """
+
+    def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, config, *args, **kwargs)
+        put_modules(self, structure)
+
+    def save(
+        self: Any,
+        save_directory: Any,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        held = self.state_dict() if state_dict is None else state_dict
+        tensors = {**held, **_empty_tensors(self, structure)}
+        model_class.save_pretrained(
+            self, save_directory, is_main_process=is_main_process, state_dict=tensors, **kwargs
+        )
+        if is_main_process:
+            note_drops(Path(save_directory), structure)
+
+    ignored = [f"^{re.escape(name)}$" for name in structure.empty]
+    known = getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or []
+    names = {
+        "__init__": init,
+        "save_pretrained": save,
+        "__module__": model_class.__module__,
+        "_keys_to_ignore_on_load_unexpected": [*known, *ignored],
+    }
+    return type(model_class.__name__, (model_class,), names)
+
+
+def _empty_tensors(model: Any, structure: PrunedStructure) -> dict[str, torch.Tensor]:
+    """Each with memory of its own: safetensors takes tensors that share one for the same."""
+    dtype, _ = _form_of(model)
+    return {name: torch.empty(1, dtype=dtype)[:0] for name in structure.empty}

@@ -1,0 +1,257 @@
+"""From the name of a model to the model: a Hugging Face folder, a hub id, or a GGUF file.
+
+Weights come from safetensors or GGUF. Nothing here reads a pickle or runs code from a model's
+folder unless the caller allows it, and nothing but a hub id makes it use the network: that is
+fetched first, and then loaded like any folder, with the hub off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.artifacts import ModelRef
+from exporter.errors import (
+    ModelSourceError,
+    UnknownArchitectureError,
+    UnsafeInputError,
+    UnsafeModelError,
+    first_line,
+    pass_on_memory_error,
+)
+from exporter.models.loading.auto_class import auto_class
+from exporter.models.loading.checked_folder import (
+    CONFIG,
+    Dangers,
+    checked_config,
+    files_as_they_are,
+    refuse_changed,
+)
+from exporter.models.loading.checkpoint_shards import CheckpointShards
+from exporter.models.loading.described_size import refuse_far_larger
+from exporter.models.loading.gguf_source import load_gguf
+from exporter.models.loading.model_tokenizer import load_tokenizer
+from exporter.models.loading.offline import hub_off
+from exporter.models.loading.sources import (
+    SAFETENSORS,
+    matching,
+    path_sha256,
+    resolve_source,
+    source_sha256,
+)
+from exporter.models.loading.transformers_output import quiet_transformers
+from exporter.optional import require
+from exporter.scratch import scratch_folder
+from graph_passes.files.locations import cache_revision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "LoadedModel",
+    "check_dtype",
+    "load_folder",
+    "load_model",
+    "resolve_source",
+    "source_sha256",
+]
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""What a model's weights may become when it is loaded."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be scored or exported.
+
+    Attributes:
+        model: In eval mode, without gradients, its weights of the asked dtype; on the CPU unless
+            a device map spread it.
+        tokenizer: None for a model that ships none.
+        ref: What the stages' files say about the model.
+        path: The local folder, or the GGUF file.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    ref: ModelRef
+    path: Path
+
+
+def load_model(
+    source: str,
+    *,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    allow_any_model_type: bool = False,
+    revision: str | None = None,
+    pruned: bool = False,
+    device_map: str | dict[str, Any] | None = None,
+) -> LoadedModel:
+    """Loads a model as plain floating-point weights.
+
+    Args:
+        source: A folder, a GGUF file, or a hub id (``owner/name``, or ``hf:name``).
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        trust_remote_code: Lets the model's folder bring Python code that runs here.
+        allow_pickle: Lets weights come from ``pytorch_model.bin`` when there are no safetensors.
+        allow_any_model_type: Takes models whose type is not among
+            :data:`~exporter.models.loading.model_types.REVIEWED`.
+        revision: A branch, tag or commit of a hub id.
+        pruned: Takes checkpoints that :mod:`exporter.checkpoint.pruned_model` wrote, too. They can be run, but
+            not be scored, healed or exported again.
+        device_map: Spreads the model over devices as accelerate does, such as ``auto``.
+
+    Raises:
+        UnsafeInputError: The model's folder holds or says what it may not; see
+            :func:`~exporter.models.loading.checked_folder.checked_config`.
+        ModelSourceError: When the source is missing, incomplete or can't be read.
+        UnknownArchitectureError: When transformers has no such model.
+    """
+    check_dtype(dtype)
+    dangers = Dangers(trust_remote_code, allow_pickle, allow_any_model_type)
+    path = resolve_source(source, revision=revision, **vars(dangers))
+
+    def load(config: Any) -> tuple[Any, dict[str, Any]]:
+        model_class = auto_class(config, trust_remote_code=trust_remote_code, pruned=pruned)
+        use_safetensors = bool(matching(path, SAFETENSORS)) or not allow_pickle
+        if use_safetensors and not getattr(config, "transformers_weights", None):
+            # Says which shard is at fault, which transformers doesn't.
+            shards = CheckpointShards.open(path)
+            if not (trust_remote_code and hasattr(config, "auto_map")):
+                refuse_far_larger(model_class, config, shards, path)
+        model, info = model_class.from_pretrained(
+            path,
+            config=config,
+            dtype=_torch_dtype(dtype),
+            use_safetensors=use_safetensors,
+            output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **({} if device_map is None else {"device_map": device_map}),
+        )
+        return model, info
+
+    if not path.is_file():
+        return load_folder(source, path, load, dangers)
+    if device_map is not None:
+        raise ModelSourceError(f"{path} is one file, which is not spread over devices.")
+    with quiet_transformers(), hub_off():
+        model, info, tokenizer = load_gguf(path, _torch_dtype(dtype), dangers)
+    return _loaded(source, path, model, info, tokenizer)
+
+
+def load_folder(
+    source: str,
+    path: Path,
+    load: Callable[[Any], tuple[PreTrainedModel, dict[str, Any]]],
+    dangers: Dangers,
+) -> LoadedModel:
+    """Loads a model's folder with its tokenizer, however its weights come; the hub is off.
+
+    Args:
+        source: What the user named.
+        path: The folder, as :func:`resolve_source` found it.
+        load: From the config to the model and transformers' report of the load.
+        dangers: What the model may do.
+
+    Raises:
+        UnsafeInputError: As for :func:`load_model`; or a file was changed meanwhile.
+        ModelSourceError: When weights are missing, or anything can't be read.
+        UnknownArchitectureError: When transformers has no such model.
+    """
+    before = files_as_they_are(path)
+    content = checked_config(path, dangers)
+    _refuse_unknown(content, path, dangers.trust_remote_code)
+    with quiet_transformers(), hub_off():
+        try:
+            config = _config(content, path, dangers.trust_remote_code)
+            model, info = load(config)
+        except (ModelSourceError, UnsafeInputError):
+            raise
+        # From a cut safetensors file to a config that contradicts the weights: many classes.
+        except Exception as error:
+            pass_on_memory_error(error)
+            refuse_changed(path, before)
+            raise ModelSourceError(f"{path} can't be loaded: {first_line(error)}.") from error
+        tokenizer = load_tokenizer(path, config, dangers)
+    refuse_changed(path, before)
+    return _loaded(source, path, model, info, tokenizer)
+
+
+def _config(content: dict[str, Any], path: Path, trust_remote_code: bool) -> Any:
+    """The model's config, made of what was looked at, and not of what the file says by now."""
+    auto = require("transformers", extra="torch").AutoConfig
+    if trust_remote_code and "auto_map" in content:
+        return auto.from_pretrained(path, trust_remote_code=True, local_files_only=True)
+    with scratch_folder("config") as folder:
+        (folder / CONFIG).write_text(json.dumps(content), encoding="utf-8")
+        config = auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    config.name_or_path = str(path)
+    return config
+
+
+def _loaded(
+    source: str, path: Path, model: Any, info: dict[str, Any], tokenizer: Any
+) -> LoadedModel:
+    _refuse_missing(info, path)
+    model.eval().requires_grad_(False)
+    ref = ModelRef(
+        source=source,
+        architecture=type(model).__name__,
+        num_layers=_num_layers(model.config, path),
+        sha256=path_sha256(path),
+        revision=cache_revision(path),
+    )
+    return LoadedModel(model, tokenizer, ref, path)
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuses what weights can't become.
+
+    Raises:
+        ModelSourceError: It is none of ``float32``, ``float16`` and ``bfloat16``.
+    """
+    if dtype not in DTYPES:
+        raise ModelSourceError(f"The dtype {dtype} is not known.", f"Use {' or '.join(DTYPES)}.")
+
+
+def _refuse_unknown(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> None:
+    known = require("transformers.models.auto.configuration_auto", extra="torch").CONFIG_MAPPING
+    model_type = str(config.get("model_type"))
+    if model_type in known or (trust_remote_code and "auto_map" in config):
+        return
+    told = f"{folder}: transformers does not know the model type {model_type!r}."
+    if "auto_map" in config:
+        raise UnsafeModelError(
+            told, "It brings its own code; allow that with --trust-remote-code if you trust it."
+        )
+    raise UnknownArchitectureError(told, "Update transformers.")
+
+
+def _refuse_missing(info: dict[str, Any], path: Path) -> None:
+    """Weights that aren't in the file would be random numbers."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelSourceError(
+            f"{path} lacks {len(missing)} weights of the model that its config describes, "
+            f"first {missing[0]}.",
+            "Fetch the model again, or correct its config.",
+        )
+
+
+def _num_layers(config: Any, path: Path) -> int:
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(layers, int) or layers < 1:
+        raise UnknownArchitectureError(f"{path}: the config tells of no layers.")
+    return layers
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)

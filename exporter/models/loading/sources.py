@@ -1,0 +1,167 @@
+"""Where a model's name leads: a folder, a GGUF file, or a hub id's files in their usual cache.
+
+Nothing heavy is imported here, and a folder is looked at before anything is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from exporter.errors import ModelSourceError, first_line
+from exporter.files import sha256_file, sha256_files, telling_full_disk
+from exporter.models.loading.checked_folder import CONFIG, Dangers, checked_config
+from exporter.models.loading.checkpoint_shards import read_header, read_index
+from exporter.models.loading.config_walk import quantization_in
+from exporter.optional import require
+from graph_passes.files.placing import finish_interrupted
+from graph_passes.files.reading import opened
+
+__all__ = [
+    "SAFETENSORS",
+    "TOKENIZER_FILES",
+    "matching",
+    "path_sha256",
+    "resolve_source",
+    "source_sha256",
+]
+
+_HUB_ID = re.compile(r"(hf:[\w.-]+(/[\w.-]+)?|[\w][\w.-]*/[\w][\w.-]*)")
+_TEXT_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer*.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "chat_template*", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.model", "vocab.*")
+SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
+# Weights in folders of their own are other formats; templates are the one thing wanted from there.
+_ELSEWHERE = ("*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt", "*/*.py", "*/*.bin")
+_CODE = ("*.py", "custom_generate/*.py")
+_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+def resolve_source(source: str, *, revision: str | None = None, **allowed: bool) -> Path:
+    """Finds the folder or file behind a model's name; fetches a hub id into its usual cache.
+
+    Args:
+        source: A folder, a GGUF file, or a hub id.
+        revision: A branch, tag or commit of a hub id.
+        allowed: What the model may do, by the names of :class:`Dangers`.
+
+    Raises:
+        UnsafeInputError: A folder holds or says what a model may not; see
+            :func:`~exporter.models.loading.checked_folder.checked_config`.
+        InterruptedResultError: A killed command left it half in its place, and it can't be
+            completed here.
+        ModelSourceError: When there is nothing there that could be loaded.
+    """
+    path, dangers = Path(source).expanduser(), Dangers(**allowed)
+    if path.parent.is_dir():
+        finish_interrupted(path)
+    if path.is_dir():
+        _check_folder(path, dangers)
+        return path
+    if path.is_file():
+        _check_gguf(path)
+        return path
+    if path.is_absolute() or _HUB_ID.fullmatch(source) is None or path.suffix in (".gguf", ".onnx"):
+        raise ModelSourceError(
+            f"{source} does not exist.",
+            "Give a Hugging Face folder, a GGUF file or a hub id such as owner/name.",
+        )
+    folder = _fetch(source, dangers, revision)
+    _check_folder(folder, dangers)
+    return folder
+
+
+def source_sha256(source: str, *, revision: str | None = None, **allowed: bool) -> str:
+    """The SHA-256 of what defines the model; needs no PyTorch.
+
+    Of a GGUF file that is the file's; of a folder one over config, tokenizer, code and weight
+    files. The arguments are :func:`resolve_source`'s, which decide what of a hub id is there.
+
+    Raises:
+        UnsafeInputError: A folder holds or says what a model may not.
+        ModelSourceError: When there is nothing there that could be loaded.
+    """
+    return path_sha256(resolve_source(source, revision=revision, **allowed))
+
+
+def _fetch(source: str, dangers: Dangers, revision: str | None) -> Path:
+    hub = require("huggingface_hub", extra="torch")
+    wanted = [*_TEXT_FILES, *SAFETENSORS]
+    wanted += _PICKLES if dangers.allow_pickle else ()
+    wanted += ["*.py"] if dangers.trust_remote_code else []
+    constants = require("huggingface_hub.constants", extra="torch")  # the package may lack it yet
+    with telling_full_disk(Path(constants.HF_HUB_CACHE)):
+        try:
+            folder = hub.snapshot_download(
+                source.removeprefix("hf:"),
+                revision=revision,
+                allow_patterns=wanted,
+                ignore_patterns=[*_ELSEWHERE, "consolidated*"],
+            )
+        except (OSError, ValueError) as error:
+            raise ModelSourceError(
+                f"{source} is no folder or file here, and the Hugging Face Hub does not give it: "
+                f"{first_line(error)}.",
+                "Check the name and the network, or give the path of a model on this machine.",
+            ) from error
+    return Path(folder)
+
+
+def _check_folder(folder: Path, dangers: Dangers) -> None:
+    """Refuses a folder that can't be loaded, before anything heavy is imported."""
+    if not (folder / CONFIG).exists():
+        found = sorted(path.name for path in folder.glob("*.gguf"))
+        hint = f"Name the file itself: {folder / found[0]}" if found else "Is it a model's folder?"
+        raise ModelSourceError(f"{folder} has no config.json.", hint)
+    quantized = quantization_in(checked_config(folder, dangers))
+    if quantized:
+        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else "?"
+        raise ModelSourceError(
+            f"{folder} holds weights quantized with {method}; "
+            "scoring and export need floating-point weights.",
+            "Give the model from before its quantization.",
+        )
+    if not _weights(folder, dangers.allow_pickle):
+        pickled = matching(folder, _PICKLES)
+        hint = "Allow the pickle explicitly if you trust its origin." if pickled else ""
+        held = f"only pickled weights ({pickled[0].name})" if pickled else "no weights"
+        raise ModelSourceError(f"{folder} holds {held}; *.safetensors are wanted.", hint)
+    for index in matching(folder, ("*.safetensors.index.json", "*.bin.index.json")):
+        read_index(index)  # every shard must be a file of the model's own folder
+    for file in matching(folder, ("*.safetensors",)):
+        read_header(file)  # a terabyte of nothing would be hashed for ever
+
+
+def _check_gguf(path: Path) -> None:
+    with opened(path, named=True) as file:
+        magic = file.read(4)
+    if magic == b"GGUF":
+        return
+    hint = "Give a Hugging Face folder, a GGUF file or a hub id."
+    if path.suffix == ".onnx":
+        hint = "An ONNX file is pruned with `depthcut prune` and a plan."
+    raise ModelSourceError(f"{path} is not a GGUF file.", hint)
+
+
+def path_sha256(path: Path) -> str:
+    """The same of what :func:`resolve_source` gave."""
+    if path.is_file():
+        return sha256_file(path)
+    weights = _weights(path, allow_pickle=True)
+    return sha256_files({*matching(path, (*_TEXT_FILES, *_CODE)), *weights}, path)
+
+
+def _weights(folder: Path, allow_pickle: bool) -> list[Path]:
+    return matching(folder, ("*.safetensors",)) or (
+        matching(folder, ("pytorch_model*.bin",)) if allow_pickle else []
+    )
+
+
+def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """A folder's files of such names, in order."""
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found)

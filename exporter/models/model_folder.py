@@ -1,0 +1,148 @@
+"""A model as it lies on disk: the ONNX file, and the config and tokenizer beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import ComparisonError, OnnxFileError
+from exporter.models.genai_config import CONFIG_FILE
+from graph_passes.files.reading import TABLE_BYTES, check_file, read_json
+
+_GENAI_WORDS = {
+    "eos_token_id": "eos_token_id",
+    "max_position_embeddings": "context_length",
+    "vocab_size": "vocab_size",
+}
+"""What ``config.json`` calls a value, and what ``genai_config.json`` does."""
+_CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where a model's files are.
+
+    Attributes:
+        onnx: The graph's file; of a model that is no graph, its file or folder.
+        tokenizer: ``tokenizer.json`` beside it, or None.
+        config: ``config.json`` beside it, or what ``genai_config.json`` tells in its words; empty
+            where there is neither.
+    """
+
+    onnx: Path
+    tokenizer: Path | None
+    config: dict[str, Any]
+
+    @classmethod
+    def beside(cls, model: Path, home: Path, config: dict[str, Any] | None = None) -> ModelFolder:
+        """A model whose tokenizer lies in ``home``, and so does its config unless it is given.
+
+        Raises:
+            UnsafeInputError: The tokenizer may not be read from where it is.
+            ComparisonError: When ``config.json`` is no JSON object.
+        """
+        tokenizer = home / "tokenizer.json"
+        check_file(tokenizer, limit=TABLE_BYTES)
+        told = read_config(home) if config is None else config
+        return cls(model, tokenizer if tokenizer.is_file() else None, told)
+
+    @property
+    def predicts_next_token(self) -> bool:
+        """Whether the config names a class that predicts the next token."""
+        names = self.config.get("architectures") or [""]
+        return str(names[0]).endswith(_CAUSAL_CLASSES)
+
+    @property
+    def longest_sequence(self) -> int | None:
+        """Positions that the model knows, as its config says."""
+        return longest_sequence(self.config)
+
+    @property
+    def layers(self) -> int | None:
+        """Layers of the model before anything was cut out of it, as its config says."""
+        for key in ("num_hidden_layers", "n_layer"):
+            value = self.config.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+        return None
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The token that ends a text, as the config says."""
+        value = self.config.get("eos_token_id")
+        first = value[0] if isinstance(value, list) and value else value
+        return first if isinstance(first, int) else None
+
+
+def longest_sequence(config: dict[str, Any]) -> int | None:
+    """Positions that a model knows, as its config says."""
+    for key in ("max_position_embeddings", "n_positions"):
+        value = config.get(key)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object beside a model; empty where the file is not there.
+
+    Raises:
+        ComparisonError: When it is no JSON object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ComparisonError(f"{path} can't be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ComparisonError(f"{path} holds no JSON object.")
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a folder, or what onnxruntime-genai's config tells in the same words.
+
+    Raises:
+        ComparisonError: When it is no JSON object.
+    """
+    found = read_object(folder / "config.json")
+    told = {} if found else read_object(folder / CONFIG_FILE).get("model")
+    if not isinstance(told, dict):
+        return found
+    words = {key: told.get(name) for key, name in _GENAI_WORDS.items()}
+    return found | {key: value for key, value in words.items() if value is not None}
+
+
+def find_model(path: Path) -> ModelFolder:
+    """Finds the files of a model.
+
+    Args:
+        path: An ONNX file, or a folder with ``model.onnx`` or with one ``.onnx`` file.
+
+    Raises:
+        OnnxFileError: When there is no ONNX file, or more than one to choose from.
+        ComparisonError: When the config is no JSON object.
+    """
+    onnx = find_onnx(path)
+    return ModelFolder.beside(onnx, onnx.parent)
+
+
+def find_onnx(path: Path) -> Path:
+    """The ONNX file itself, or that of a folder: ``model.onnx``, or the only one.
+
+    Raises:
+        OnnxFileError: When there is none, or more than one to choose from.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise OnnxFileError(f"{path} does not exist.", "Name an ONNX file or a folder with one.")
+    default = path / "model.onnx"
+    found = [default] if default.is_file() else sorted(path.glob("*.onnx"))
+    if len(found) != 1:
+        told = f"{len(found)} ONNX files and no model.onnx" if found else "no ONNX file"
+        raise OnnxFileError(f"{path} holds {told}.", "Name the ONNX file itself.")
+    check_file(found[0], path)
+    return found[0]

@@ -1,0 +1,206 @@
+"""The inputs and outputs of an exported model, and how PyTorch is called with the same ones.
+
+The names are optimum's: ``input_ids``, ``attention_mask``, ``position_ids`` and
+``past_key_values.N.key|value`` go in, ``logits`` and ``present.N.key|value`` come out. A model
+without a cache takes ``token_type_ids`` where it has them and gives ``last_hidden_state`` when it
+has no head.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from exporter.errors import ExportError, first_line, pass_on_memory_error
+from exporter.models.branch_modules import structure_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PROBE_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class CacheSlot:
+    """What one layer keeps: keys ``[batch, heads, length, key_size]``, values likewise."""
+
+    layer: int
+    heads: int
+    key_size: int
+    value_size: int
+
+    @property
+    def parts(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """The names of the two tensors and their sizes of one head."""
+        return ("key", self.key_size), ("value", self.value_size)
+
+
+@dataclass(frozen=True)
+class OnnxInterface:
+    """What goes in and what comes out.
+
+    Attributes:
+        token_inputs: int64 inputs ``[batch, sequence]``, ``attention_mask`` of the total length.
+        cache: One slot a layer; empty for a model that is exported without a cache.
+        main_output: ``logits`` ``[batch, sequence, vocabulary]`` or ``last_hidden_state``.
+        cache_argument: The name under which the model takes its cache.
+        dtype: Of the cache and of the outputs.
+        length_keepers: In a pruned model, the layers that keep one number a token, from which it
+            reads how long the past is.
+    """
+
+    token_inputs: tuple[str, ...]
+    cache: tuple[CacheSlot, ...]
+    main_output: str
+    cache_argument: str
+    dtype: torch.dtype
+    length_keepers: tuple[int, ...] = ()
+
+    @property
+    def past_names(self) -> list[str]:
+        """The cache inputs, keys and values in turn."""
+        return [f"past_key_values.{s.layer}.{part}" for s in self.cache for part, _ in s.parts]
+
+    @property
+    def present_names(self) -> list[str]:
+        """The cache outputs, in the order of :attr:`past_names`."""
+        return [f"present.{s.layer}.{part}" for s in self.cache for part, _ in s.parts]
+
+    @property
+    def input_names(self) -> list[str]:
+        """All inputs, in order."""
+        return [*self.token_inputs, *self.past_names]
+
+    @property
+    def output_names(self) -> list[str]:
+        """All outputs, in order."""
+        return [self.main_output, *self.present_names]
+
+    def random_past(self, batch: int, length: int, seed: int = 0) -> list[torch.Tensor]:
+        """Keys and values in turn, ``[batch, heads, length, size]``, normally distributed."""
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            torch.randn(batch, s.heads, length, size, generator=generator).to(self.dtype)
+            for s in self.cache
+            for _, size in s.parts
+        ]
+
+
+class InterfaceModule(torch.nn.Module):
+    """A model behind plain tensors: the cache goes in and comes out as a flat list."""
+
+    def __init__(self, model: PreTrainedModel, interface: OnnxInterface) -> None:
+        super().__init__()
+        self.model = model
+        self.interface = interface
+
+    def forward(
+        self, tokens: dict[str, torch.Tensor], past: Sequence[torch.Tensor] = ()
+    ) -> list[torch.Tensor]:
+        """Runs one step.
+
+        Args:
+            tokens: By the names of ``interface.token_inputs``.
+            past: Keys and values in turn, as ``interface.past_names``; empty without a cache.
+
+        Returns:
+            As ``interface.output_names``; keys and values include the new positions.
+        """
+        if not self.interface.cache:
+            output = self.model(**tokens)
+            return [getattr(output, self.interface.main_output)]
+        cache = new_cache()
+        for layer in self.interface.length_keepers if past else ():
+            length = past[0].new_zeros(past[0].shape[0], 1, past[0].shape[2], 1)
+            cache.update(length, length, layer)
+        for slot, key, value in zip(self.interface.cache, past[::2], past[1::2], strict=True):
+            cache.update(key, value, slot.layer)
+        output = self.model(**tokens, **{self.interface.cache_argument: cache}, use_cache=True)
+        layers = [cache.layers[slot.layer] for slot in self.interface.cache]
+        present = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+        return [getattr(output, self.interface.main_output), *present]
+
+
+def interface_of(model: PreTrainedModel) -> OnnxInterface:
+    """Finds a model's interface by running it once on three tokens.
+
+    Raises:
+        ExportError: When the model doesn't keep plain keys and values, or can't run on tokens.
+    """
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ExportError(
+            f"{name} is an encoder-decoder model; PyTorch's exporter is not set up for those here.",
+            "Export it with --exporter optimum.",
+        )
+    parameters = inspect.signature(model.forward).parameters
+    cache = new_cache() if model.can_generate() else None
+    argument = cache_argument(model)
+    arguments = {} if cache is None else {argument: cache, "use_cache": True}
+    ids = torch.zeros(1, _PROBE_TOKENS, dtype=torch.long)
+    try:
+        with torch.no_grad():
+            output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **arguments)
+    # Any model's own code runs here.
+    except Exception as error:
+        pass_on_memory_error(error)
+        what = "token ids" if cache is None else "token ids with a cache of plain keys and values"
+        raise ExportError(f"{name} can't run on {what}: {first_line(error)}.") from error
+    structure = structure_of(model.config)
+    gone = set() if structure is None else structure.without_cache
+    return OnnxInterface(
+        token_inputs=_token_inputs(model, set(parameters), with_cache=cache is not None),
+        cache=() if cache is None else _slots(cache, name, gone),
+        main_output="logits" if hasattr(output, "logits") else "last_hidden_state",
+        cache_argument=argument,
+        dtype=model.dtype,
+        length_keepers=() if structure is None else tuple(structure.length_keepers),
+    )
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name under which a model takes its cache; transformers 5.24 renamed it."""
+    renamed = "cache" in inspect.signature(model.forward).parameters
+    return "cache" if renamed else "past_key_values"
+
+
+def new_cache() -> Any:
+    """An empty cache that grows by concatenation, whatever the config says of sliding windows."""
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+def _token_inputs(
+    model: PreTrainedModel, parameters: set[str], *, with_cache: bool
+) -> tuple[str, ...]:
+    names = ["input_ids", "attention_mask"]
+    # Without a cache the positions are the model's own business.
+    if with_cache and "position_ids" in parameters:
+        names.append("position_ids")
+    has_types = getattr(model.config, "type_vocab_size", 0) > 1
+    if not with_cache and has_types and "token_type_ids" in parameters:
+        names.append("token_type_ids")
+    return tuple(names)
+
+
+def _slots(cache: Any, name: str, gone: set[int]) -> tuple[CacheSlot, ...]:
+    slots = []
+    for layer, kept in enumerate(cache.layers):
+        if layer in gone:
+            continue
+        keys, values = getattr(kept, "keys", None), getattr(kept, "values", None)
+        if keys is None or values is None or keys.dim() != 4 or keys.shape[2] != _PROBE_TOKENS:
+            raise ExportError(
+                f"{name} keeps something other than keys and values of every token in layer "
+                f"{layer}.",
+                "Models with recurrent or convolutional states can't be exported here yet.",
+            )
+        slots.append(CacheSlot(layer, keys.shape[1], keys.shape[3], values.shape[3]))
+    if not slots:
+        raise ExportError(f"{name} generates text but filled no cache.")
+    return tuple(slots)

@@ -1,0 +1,216 @@
+"""Which of a model's modules a pruned one does without, found by looking at one run of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from exporter.artifacts import PlannedDeletion
+from exporter.models.ablation import Cut, Substitute
+from exporter.models.ablation.substitutes import first_input
+from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
+from exporter.models.loading.model_source import LoadedModel
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporter.models.branch_modules import BranchRecord, PrunedStructure
+
+
+def structure_for(
+    loaded: LoadedModel,
+    deletions: Sequence[PlannedDeletion],
+    cut: Cut,
+    inputs: dict[str, torch.Tensor],
+) -> PrunedStructure:
+    """Which modules of a model go, and what stands in their places; nothing is changed.
+
+    Args:
+        loaded: The model, whole.
+        deletions: The plan's.
+        cut: What takes which branch's place.
+        inputs: What the model is run on, to see what reads what.
+
+    Raises:
+        PlanError: A sublayer does not exist.
+        UnknownArchitectureError: The family is not known.
+    """
+    from exporter.models.branch_modules import PrunedStructure
+
+    model: Any = loaded.model
+    paths = {module: path for path, module in model.named_modules()}
+    parts = [part for part in sublayers(model) if (part.layer, part.kind) in cut]
+    places = {(part.layer, part.kind): _Place(model, part, paths) for part in parts}
+    returned = _returned(model, [place.module for place in places.values()], inputs)
+    keepers = _length_layers(model)
+    branches = []
+    passing = [paths[norm] for norm in _lonely_norms(model, cut, inputs)]
+    for part in parts:
+        name = part.layer, part.kind
+        place = places[name]
+        record = _record(part, cut[name], paths[place.module], returned[place.module])
+        keeps = part.kind == "attention" and part.layer in keepers
+        changes = {"adds_residual": place.adds_residual, "keeps_length": keeps}
+        branches.append(record.model_copy(update=changes))
+        passing += [paths[module] for module in place.passing]
+    return PrunedStructure(
+        base_sha256=loaded.ref.sha256,
+        deletions=list(deletions),
+        branches=branches,
+        passing=sorted(set(passing)),
+        empty=_emptied(model, [branch.path for branch in branches]),
+    )
+
+
+def _emptied(model: Any, paths: Sequence[str]) -> list[str]:
+    """One weight of each module that goes, for :mod:`exporter.models.branch_modules` to leave empty.
+
+    None of experts': those are put together or taken apart when a model is loaded or saved.
+    """
+    names = [name for name, _ in model.named_parameters() if "expert" not in name]
+    found = (next((n for n in names if n.startswith(f"{path}.")), None) for path in paths)
+    return [name for name in found if name is not None]
+
+
+def _record(part: SublayerModules, substitute: Substitute, path: str, returns: int) -> BranchRecord:
+    from exporter.models.branch_modules import BranchRecord
+
+    return BranchRecord(
+        path=path,
+        layer=part.layer,
+        kind=part.kind,
+        bias=None if substitute.bias is None else len(substitute.bias),
+        maps=[(each.shape[0], each.shape[1]) for each in substitute.maps],
+        multiplier=part.multiplier,
+        returns=returns,
+    )
+
+
+class _Place:
+    """Where in a branch its substitute stands, and which of its modules then only pass on.
+
+    Attributes:
+        module: The module that the substitute takes the place of; it is given the branch's input.
+        passing: Modules behind it.
+        adds_residual: Whether the module is given the stream too, and returns the sum.
+    """
+
+    def __init__(self, model: Any, part: SublayerModules, paths: dict[Any, str]) -> None:
+        self.module, self.passing, self.adds_residual = part.reads, [], False
+        reads, ends = part.reads, part.contribution
+        if reads is ends:
+            return
+        if not paths[ends].startswith(f"{paths[reads]}."):
+            self.passing = [ends, *_between(model, paths[ends])]
+        elif (
+            inner := getattr(reads, "self", None) or getattr(reads, "attention", None)
+        ) is not None:
+            # BERT's kind: a projection, a sum and a norm follow inside the same module.
+            self.module, self.passing = inner, [ends]
+        else:
+            self.adds_residual = True
+
+
+def _between(model: Any, path: str) -> list[torch.nn.Module]:
+    """The activation between a layer's ``fc1`` and ``fc2``, which is the layer's own module."""
+    import torch
+
+    if not path.endswith(".fc2"):
+        return []
+    found = getattr(model.get_submodule(path.rpartition(".")[0]), "activation_fn", None)
+    return [found] if isinstance(found, torch.nn.Module) else []
+
+
+def _returned(
+    model: Any, modules: Sequence[torch.nn.Module], inputs: dict[str, torch.Tensor]
+) -> dict[torch.nn.Module, int]:
+    """How many things each module returns in a tuple; 0 for a bare tensor."""
+    import torch
+
+    counts: dict[torch.nn.Module, int] = {}
+
+    def keep(module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        counts[module] = len(output) if isinstance(output, tuple) else 0
+
+    with contextlib.ExitStack() as hooks, torch.inference_mode():
+        for module in modules:
+            hooks.callback(module.register_forward_hook(keep).remove)
+        model(**inputs)
+    return counts
+
+
+def _lonely_norms(
+    model: Any, cut: Cut, inputs: dict[str, torch.Tensor]
+) -> Iterator[torch.nn.Module]:
+    """The norms whose results only branches read that are gone and have no map.
+
+    A norm is a module of the layer whose output is the very tensor that a branch reads. In
+    post-norm layers the norm belongs to the sum before, and stays.
+    """
+    layers = {modules.number: modules for modules in layer_modules(model)}
+    gone = {name for name, what in cut.items() if not what.maps}
+    trace = _Trace(model, {layer for layer, _ in gone}, inputs)
+    for number in sorted({layer for layer, _ in gone}):
+        modules = layers[number]
+        if modules.form == "post_norm":
+            continue
+        readers: dict[int, set[tuple[int, str]]] = {}
+        for kind in ("attention", "mlp"):
+            readers.setdefault(trace.read[number, kind], set()).add((number, kind))
+        for tensor, names in readers.items():
+            norm = trace.made[number].get(tensor)
+            if norm is not None and names <= gone:
+                yield norm
+
+
+class _Trace:
+    """Which module made which tensor, and which tensor each branch read, in one run.
+
+    Attributes:
+        made: By layer, the modules of its own by the identity of what they made.
+        read: By branch, the identity of what it read.
+    """
+
+    def __init__(self, model: Any, numbers: set[int], inputs: dict[str, torch.Tensor]) -> None:
+        import torch
+
+        self.made: dict[int, dict[int, torch.nn.Module]] = {number: {} for number in numbers}
+        self.read: dict[tuple[int, str], int] = {}
+        self._alive: list[Any] = []  # so that no tensor gets the address of an earlier one
+        with contextlib.ExitStack() as hooks, torch.inference_mode():
+            for modules in layer_modules(model):
+                inside = {*modules.attention.modules(), *modules.mlp.modules()}
+                for child in modules.layer.children() if modules.number in numbers else ():
+                    if child not in inside and not list(child.children()):
+                        hook = child.register_forward_hook(self._making(modules.number))
+                        hooks.callback(hook.remove)
+            for part in sublayers(model):
+                if part.layer in numbers:
+                    look = self._reading((part.layer, part.kind))
+                    hook = part.reads.register_forward_pre_hook(look, with_kwargs=True)
+                    hooks.callback(hook.remove)
+            model(**inputs)
+
+    def _making(self, number: int) -> Callable[..., None]:
+        def keep(module: Any, _inputs: Any, output: Any) -> None:
+            self._alive.append(output)
+            self.made[number][id(output)] = module
+
+        return keep
+
+    def _reading(self, name: tuple[int, str]) -> Callable[..., None]:
+        def look(_module: Any, args: Any, kwargs: Any) -> None:
+            x = first_input(args, kwargs)
+            self._alive.append(x)
+            self.read[name] = id(x)
+
+        return look
+
+
+def _length_layers(model: Any) -> set[int]:
+    """The layers whose cache tells how long the past is: the first one of each type."""
+    if not model.can_generate():
+        return set()
+    types = getattr(model.config.get_text_config(), "layer_types", None) or ["all"]
+    return {types.index(each) for each in set(types)} | {0}

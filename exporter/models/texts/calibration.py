@@ -1,0 +1,260 @@
+"""The text that importance is measured on, as samples of token ids."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import CalibrationRef
+from exporter.errors import CalibrationError
+from exporter.files import sha256_bytes
+from exporter.models.loading.model_source import LoadedModel
+from exporter.models.loading.transformers_output import quiet_transformers
+from exporter.models.texts.packing import pack_tokens, with_ends
+from exporter.models.texts.self_text import SELF, sampled_tokens
+from exporter.models.texts.sources import PYDOC, Part, read_texts
+from exporter.models.texts.tokenizer import tokenizer_of
+from exporter.progress import QUIET, Progress
+
+DEFAULT_TOKENS = 10_000
+DEFAULT_LENGTH = 512
+_FEW_TOKENS = 2_000
+_SEED = re.compile(r"seed (\d+)")
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Samples of token ids.
+
+    Attributes:
+        ref: What the report says about the text.
+        input_ids: ``[samples, tokens]``, int64.
+        mask: ``[samples, tokens]``, boolean; False marks padding.
+    """
+
+    ref: CalibrationRef
+    input_ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+
+    def rows(self, chosen: slice) -> CalibrationText:
+        """Some of the samples."""
+        ids, mask = self.input_ids[chosen], self.mask[chosen]
+        counts = {"samples": len(ids), "tokens": int(mask.sum())}
+        return CalibrationText(self.ref.model_copy(update=counts), ids, mask)
+
+    def first_tokens(self, tokens: int) -> CalibrationText:
+        """The first samples, enough for a number of tokens."""
+        return self.rows(slice(0, math.ceil(tokens / self.input_ids.shape[1])))
+
+
+def calibration_text(
+    loaded: LoadedModel,
+    spec: str | None = None,
+    *,
+    samples: int | None = None,
+    sequence_length: int = DEFAULT_LENGTH,
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    part: Part = "calibration",
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """Makes the samples that a user asked for.
+
+    Args:
+        loaded: The model.
+        spec: ``self`` (text that the model samples), or what
+            :func:`exporter.models.texts.read_texts` takes. None: ``self`` for a model that
+            generates, else ``pydoc``.
+        samples: How many; None: as many as make about 10,000 tokens.
+        sequence_length: Tokens in each; cut to what the model can take.
+        seed: For ``self``.
+        cache_dir: Where sampled text is kept; None: ``$XDG_CACHE_HOME/depthcut``.
+        part: What the samples are for; see :func:`exporter.models.texts.read_texts`.
+        progress: Told what goes on.
+
+    Raises:
+        CalibrationError: When the text is shorter than one sample, a sample has no room for text,
+            the model takes no text, or its tokenizer does not fit it.
+        TextSourceError: When the text can't be read.
+    """
+    if loaded.model.main_input_name != "input_ids":
+        raise CalibrationError(f"{loaded.ref.source} takes no text; only text models are scored.")
+    length = _fitting_length(loaded.model, sequence_length, progress)
+    wanted = samples or math.ceil(DEFAULT_TOKENS / length)
+    spec = spec or default_calibration(loaded)
+    if spec == SELF:
+        ids = sampled_tokens(
+            loaded, wanted, length, seed, cache_dir or default_cache_dir(), progress
+        )
+        label = f"{SELF} (text sampled by the model, seed {seed})"
+        digest = sha256_bytes(ids.astype("<i8").tobytes())
+    else:
+        ids, label, digest = _packed(loaded, spec, wanted, length, part)
+    mask = np.ones(ids.shape, dtype=np.bool_)
+    check_text(loaded, ids, mask)
+    _tell_if_short(ids, wanted, label, progress)
+    ref = CalibrationRef(
+        source=label, samples=len(ids), sequence_length=length, tokens=ids.size, sha256=digest
+    )
+    return CalibrationText(ref, ids, mask)
+
+
+def text_of_report(
+    loaded: LoadedModel,
+    ref: CalibrationRef,
+    *,
+    calibration: str | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> CalibrationText:
+    """The samples that a report's scores rest on, or as many of another text.
+
+    Where the scores rest on no text, that is the usual text for this kind of model.
+
+    Args:
+        loaded: The model.
+        ref: What the report says of its text.
+        calibration: Another text, as ``depthcut score --calibration`` takes it; None: the report's.
+        cache_dir: Where text that the model sampled is kept.
+        progress: Told what goes on.
+
+    Raises:
+        CalibrationError: When the report's text is no longer the same, or too short.
+        TextSourceError: When it can't be read.
+    """
+    known = ref.samples > 0  # A metric that reads no text leaves the choice to the defaults.
+    seed = _SEED.search(ref.source)
+    text = calibration_text(
+        loaded,
+        spec_of(ref.source) if calibration is None and known else calibration,
+        samples=ref.samples or None,
+        sequence_length=ref.sequence_length or DEFAULT_LENGTH,
+        seed=int(seed[1]) if seed and spec_of(ref.source) == SELF else 0,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    if known and calibration is None and text.ref.sha256 != ref.sha256:
+        raise CalibrationError(
+            f"{ref.source} is no longer the text that the scores rest on.",
+            "Score the model again, or name a text for the search: --calibration.",
+        )
+    return text
+
+
+def spec_of(source: str) -> str:
+    """What to name so that the text that a report calls so is read again."""
+    return next((spec for spec in (SELF, PYDOC) if source.startswith(f"{spec} (")), source)
+
+
+def check_text(loaded: LoadedModel, input_ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> None:
+    """Holds samples against the model that is to read them.
+
+    Args:
+        loaded: The model.
+        input_ids: ``[samples, tokens]``.
+        mask: ``[samples, tokens]``; False marks padding.
+
+    Raises:
+        CalibrationError: A sample is all padding, or a token is not of the model's vocabulary.
+    """
+    for sample in np.flatnonzero(~mask.any(axis=1)):
+        raise CalibrationError(
+            f"Sample {sample} of the calibration text is padding only.", "Leave it out."
+        )
+    embedding: Any = loaded.model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    for sample, place in np.argwhere((input_ids < 0) | (input_ids >= rows)):
+        raise CalibrationError(
+            f"Token {input_ids[sample, place]} in sample {sample} of the calibration text is not "
+            f"of {loaded.ref.source}, whose embedding has {rows} rows.",
+            "The tokenizer does not fit the model: give the model with its own.",
+        )
+
+
+def default_calibration(loaded: LoadedModel) -> str:
+    """``self`` for a model that can generate text, else ``pydoc``."""
+    return SELF if loaded.model.can_generate() else PYDOC
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/depthcut``, or ``~/.cache/depthcut``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "depthcut"
+
+
+def _fitting_length(model: Any, wanted: int, progress: Progress) -> int:
+    usable = usable_length(model)
+    length = wanted if usable is None else min(wanted, usable)
+    if length < 1:
+        raise CalibrationError(
+            f"Samples of {length} tokens hold no text.", "Ask for a longer --sequence-length."
+        )
+    if length < wanted:
+        progress.say(f"calibration: samples of {length} tokens, the most that this model takes")
+    return length
+
+
+def usable_length(model: Any) -> int | None:
+    """How many tokens a model takes at once; None where its config sets no limit.
+
+    RoBERTa and its relatives number positions from one behind the padding's id on: a table of
+    positions that has a padding row gives up that row and all before it.
+    """
+    import torch
+
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit] if isinstance(limit, int) else []
+    for name, table in model.named_modules():
+        is_position_table = "position" in name.rpartition(".")[2]
+        padding = table.padding_idx if isinstance(table, torch.nn.Embedding) else None
+        if is_position_table and padding is not None:
+            limits.append(table.num_embeddings - padding - 1)
+    return min(limits, default=None)
+
+
+def _packed(
+    loaded: LoadedModel, spec: str, samples: int, length: int, part: Part
+) -> tuple[NDArray[np.int64], str, str]:
+    """Packs a text into samples that begin and end as the tokenizer would have them."""
+    tokenizer = tokenizer_of(loaded)
+    texts = read_texts(spec, part=part)
+    with quiet_transformers():
+        before, after = tokenizer.ends
+        inner = _inner_length(length, len(before) + len(after))
+        body = pack_tokens(
+            tokenizer.plain,
+            texts,
+            sequence_length=inner,
+            max_samples=samples,
+            separator_id=None if after else tokenizer.end_id,
+        )
+    if not len(body):
+        found = sum(len(tokenizer.plain(document)) for document in texts.documents)
+        raise CalibrationError(
+            f"{texts.source} gives {found} tokens; one sample takes {inner}.",
+            "Give a longer text, or ask for a shorter --sequence-length.",
+        )
+    return with_ends(before, body, after), texts.source, texts.sha256
+
+
+def _inner_length(length: int, ends: int) -> int:
+    if length <= ends:
+        raise CalibrationError(
+            f"Samples of {length} tokens hold no text: the tokenizer puts {ends} tokens around it.",
+            f"Ask for a --sequence-length of {ends + 1} or more, such as 512.",
+        )
+    return length - ends
+
+
+def _tell_if_short(ids: NDArray[np.int64], wanted: int, source: str, progress: Progress) -> None:
+    """Warns of little text; what it is for, scores or a healing's gain, isn't known here."""
+    if len(ids) < wanted:
+        progress.say(f"{source}: the text gives {len(ids)} samples of the {wanted} asked for")
+    if ids.size < _FEW_TOKENS:
+        progress.say(f"{source}: warning: only {ids.size} tokens; what rests on them will be rough")

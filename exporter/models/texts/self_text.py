@@ -1,0 +1,162 @@
+"""Text that a model samples itself: calibration without network or file, in its own domain.
+
+Plain ancestral sampling (temperature 1, nothing cut off) from the token that begins a text; after
+an end of text a new one begins, so that every sample is full. Kept on disk, since it takes a while.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import CalibrationError, ScoringError
+from exporter.files import write_text
+from exporter.models.loading.model_source import LoadedModel
+from exporter.progress import Progress, Task
+from graph_passes.files.reading import TABLE_BYTES, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+SELF = "self"
+_METHOD = 1  # Raised when the same seed would give other text.
+_CACHE_BYTES = 2 << 30  # The most that the KV cache of one run of sequences may take.
+
+
+def sampled_tokens(
+    loaded: LoadedModel,
+    samples: int,
+    length: int,
+    seed: int,
+    cache_dir: Path,
+    progress: Progress,
+) -> NDArray[np.int64]:
+    """Token ids ``[samples, length]`` that the model sampled, from disk where they are there.
+
+    Raises:
+        CalibrationError: When the model can't generate or has no token to begin with.
+        ScoringError: When its logits are not finite.
+    """
+    if not loaded.model.can_generate():
+        raise CalibrationError(
+            f"{loaded.ref.architecture} does not generate text.", "Use --calibration pydoc."
+        )
+    key = {
+        "method": _METHOD,
+        "model_sha256": loaded.ref.sha256,
+        "dtype": str(loaded.model.dtype),
+        "seed": seed,
+        "samples": samples,
+        "length": length,
+    }
+    name = f"self-{loaded.ref.sha256[:16]}-{key['dtype']}-s{seed}-{samples}x{length}.json"
+    path = cache_dir / name
+    kept = _read(path, key)
+    if kept is not None:
+        progress.say("calibration: reused the text that this model sampled before")
+        return kept
+    ids = _sample(loaded.model, samples, length, seed, progress)
+    _keep(path, key, ids, progress)
+    return ids
+
+
+def _read(path: Path, key: dict[str, Any]) -> NDArray[np.int64] | None:
+    """The kept ids; None when there are none, or not of this key, or not whole."""
+    try:
+        content = read_json(path, limit=TABLE_BYTES)
+        if content["key"] != key:
+            return None
+        ids = np.asarray(content["input_ids"], dtype=np.int64)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return ids if ids.shape == (key["samples"], key["length"]) else None
+
+
+def _keep(path: Path, key: dict[str, Any], ids: NDArray[np.int64], progress: Progress) -> None:
+    try:
+        write_text(path, json.dumps({"key": key, "input_ids": ids.tolist()}) + "\n")
+    except OSError as error:
+        progress.say(f"calibration: the sampled text is not kept for next time: {error}")
+
+
+def _sample(
+    model: Any, samples: int, length: int, seed: int, progress: Progress
+) -> NDArray[np.int64]:
+    import torch
+
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    at_once = min(samples, max(1, _CACHE_BYTES // (length * _cache_bytes_per_token(model))))
+    rounds = [min(at_once, samples - done) for done in range(0, samples, at_once)]
+    with (
+        torch.inference_mode(),
+        progress.task("sample text, token by token", total=len(rounds) * (length - 1)) as task,
+    ):
+        runs = [_sample_run(model, count, length, generator, task) for count in rounds]
+    ids: NDArray[np.int64] = torch.cat(runs).cpu().numpy()
+    return ids
+
+
+def _sample_run(
+    model: Any, count: int, length: int, generator: torch.Generator, task: Task
+) -> torch.Tensor:
+    """Samples ``count`` sequences side by side, a token at a time; ``[count, length]``."""
+    import torch
+    from transformers import DynamicCache
+
+    from exporter.models.onnx_interface import cache_argument
+
+    begin, ends = _special_ids(model)
+    cache = {cache_argument(model): DynamicCache(config=model.config)}
+    ids = torch.full((count, length), begin, device=model.device)
+    for position in range(1, length):
+        last = ids[:, position - 1 : position]
+        logits = model(input_ids=last, use_cache=True, **cache).logits[:, -1]
+        drawn = _draw(logits, generator)
+        ended = torch.isin(last[:, 0], ends)
+        ids[:, position] = torch.where(ended, begin, drawn)
+        task.advance()
+    return ids
+
+
+def _draw(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One token a row, by the inverse of the cumulative distribution."""
+    import torch
+
+    cumulative = torch.softmax(logits.float(), dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    if not bool(total.isfinite().all()):
+        raise ScoringError(
+            "The model's logits are not finite, so it can't sample text.",
+            "Load the model in float32, or check its weights.",
+        )
+    point = torch.rand(total.shape, dtype=torch.float64, device=logits.device, generator=generator)
+    drawn = torch.searchsorted(cumulative, point * total, right=True)
+    return drawn[:, 0].clamp_(max=logits.shape[-1] - 1)
+
+
+def _special_ids(model: Any) -> tuple[int, torch.Tensor]:
+    """The token that begins a text and those that end one."""
+    import torch
+
+    places = [model.generation_config, model.config.get_text_config()]
+    begins = [getattr(place, "bos_token_id", None) for place in places]
+    ends = [end for end in (getattr(p, "eos_token_id", None) for p in places) if end is not None]
+    eos = ends[0] if ends else []
+    eos = eos if isinstance(eos, list) else [eos]
+    found = [begin for begin in (*begins, *eos) if isinstance(begin, int)]
+    if not found:
+        raise CalibrationError(
+            "The model's config names no token that begins a text, so it can't sample one.",
+            "Give --calibration a text file, or pydoc.",
+        )
+    return found[0], torch.tensor(eos, dtype=torch.int64, device=model.device)
+
+
+def _cache_bytes_per_token(model: Any) -> int:
+    config = model.config.get_text_config()
+    # An upper bound: models with fewer key-value heads take less.
+    return int(2 * config.num_hidden_layers * config.hidden_size * model.dtype.itemsize)

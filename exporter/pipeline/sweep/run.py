@@ -1,0 +1,174 @@
+"""The whole sweep: what is kept, what is run, and one table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from exporter.artifacts import SweepCell, SweepReport
+from exporter.artifacts.ledger import FOLDER, locked
+from exporter.errors import ArtifactError, DepthcutError, SweepError
+from exporter.models.loading.checked_folder import Dangers
+from exporter.pipeline.shared import SharedStages
+from exporter.pipeline.sweep.cells import SHARED, Cell, cells_of
+from exporter.pipeline.sweep.child import run_in_children
+from exporter.pipeline.sweep.job import Job, failed, missing
+from exporter.pipeline.sweep.keeping import cell_key, kept, source_hashes, write_plan
+from exporter.pipeline.sweep.reading import Sweep
+from exporter.printable import counted
+from exporter.progress import QUIET, Progress
+from exporter.report.sweeps import SWEEP_REPORTS, write_sweep
+from graph_passes.files.placing import refuse_outside, remove_tree
+
+Runner = Callable[[Sequence[Job], Progress], Iterator[tuple[int, SweepCell]]]
+"""Runs jobs, and gives what came of each with its place among them, in any order."""
+
+
+def run_sweep(
+    sweep: Sweep,
+    out: Path,
+    *,
+    runner: Runner = run_in_children,
+    dangers: Dangers | None = None,
+    force: bool = False,
+    progress: Progress = QUIET,
+) -> SweepReport:
+    """Runs every cell that is missing, and writes one table of all.
+
+    A cell is kept while all that it depends on is as it was; one that failed is tried again. The
+    table is written after each cell, so that a sweep that is cut short leaves what it has.
+
+    Args:
+        sweep: What is asked for.
+        out: The folder that takes all results: sweep.json, sweep.md, sweep.html, and a folder for
+            each cell with what `depthcut export` leaves.
+        runner: What runs the cells: by default this machine, one after the other.
+        dangers: What models may do.
+        force: Run every cell, and make every stage of it again.
+        progress: Hears what goes on.
+
+    Raises:
+        SweepError: Something that the file names is not there, or the folder is another's.
+        OSError: The disk is full.
+    """
+    cells = cells_of(sweep, out, dangers)
+    _refuse_foreign(out)
+    with locked(out):
+        for own in cells:
+            refuse_outside(out, own.request.out)
+        table = _Table(sweep, out, cells, _known(cells, force=force))
+        jobs = table.jobs(dangers or Dangers(), force=force)
+        progress.say(_opening(table.found, len(jobs)))
+        for cell in table.found:  # broken before it began
+            if cell.failure is not None:
+                progress.say(f"sweep: {_words(cell)}")
+        for job in jobs:
+            write_plan(cells[job.index])
+        shared = out.resolve() / FOLDER / SHARED
+        if force:
+            remove_tree(shared)
+        table.write()
+        for number, (place, cell) in enumerate(runner(jobs, progress), start=1):
+            table.put(jobs[place].index, cell)
+            progress.say(f"sweep: {number} of {len(jobs)}: {_words(cell)}")
+        SharedStages(shared).tidy()
+    return table.report()
+
+
+def look(
+    sweep: Sweep, out: Path, *, dangers: Dangers | None = None, force: bool = False
+) -> SweepReport:
+    """What a sweep would find and what it would still have to run; changes nothing.
+
+    Raises:
+        SweepError: As :func:`run_sweep`.
+    """
+    cells = cells_of(sweep, out, dangers)
+    return _Table(sweep, out, cells, _known(cells, force=force)).report()
+
+
+class _Table:
+    """All cells as far as they are known, in the order of the file."""
+
+    def __init__(
+        self, sweep: Sweep, out: Path, cells: Sequence[Cell], found: list[SweepCell]
+    ) -> None:
+        self._sweep, self._out, self._cells = sweep, out, cells
+        self.found = found
+
+    def jobs(self, dangers: Dangers, *, force: bool) -> list[Job]:
+        """What is to be run; a cell whose model can't be read has failed already."""
+        place = str(self._sweep.path.resolve()), self._sweep.text, str(self._out.resolve())
+        return [
+            Job(*place, index, own.request.source, own.name, cell.key, force, dangers)
+            for index, (own, cell) in enumerate(zip(self._cells, self.found, strict=True))
+            if cell.status == "missing"
+        ]
+
+    def put(self, index: int, cell: SweepCell) -> None:
+        """Takes a cell's result in, and writes the table."""
+        self.found[index] = cell
+        self.write()
+
+    def write(self) -> None:
+        write_sweep(self.report(), self._out)
+
+    def report(self) -> SweepReport:
+        """The table."""
+        file = self._sweep.file
+        return SweepReport(
+            source=str(self._sweep.path),
+            text=self._sweep.text,
+            models=[entry.label for entry in file.models],
+            plans=[entry.label for entry in file.plans],
+            precisions=[entry.label for entry in file.precisions],
+            cells=list(self.found),
+            made_from=self._parents(),
+        )
+
+    def _parents(self) -> dict[str, str]:
+        reports = {c.folder: c.report_sha256 for c in self.found if c.report_sha256}
+        return {"sweep": self._sweep.sha256, **reports}
+
+
+def _known(cells: Sequence[Cell], *, force: bool) -> list[SweepCell]:
+    """What earlier runs have left of each cell."""
+    sha256, found = source_hashes(), []
+    for cell in cells:
+        try:
+            key = cell_key(cell, sha256(cell))
+        except DepthcutError as error:
+            found.append(failed(missing(cell, ""), error.message, error, error.hint))
+            continue
+        found.append((None if force else kept(cell, key)) or missing(cell, key))
+    return found
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuses to write over tables that are none of ours."""
+    hint = "Use another output folder."
+    table = out / SWEEP_REPORTS[0]
+    if not table.exists():
+        for name in SWEEP_REPORTS[1:]:
+            if (out / name).exists():
+                raise SweepError(f"{out / name} was not written by depthcut sweep.", hint)
+        return
+    try:
+        SweepReport.read(table)
+    except ArtifactError as error:
+        raise SweepError(f"This is no table of a sweep: {error.message}", hint) from error
+
+
+def _opening(found: Sequence[SweepCell], runs: int) -> str:
+    done = sum(cell.status == "done" for cell in found)
+    broken = len(found) - done - runs
+    told = [f"{done} kept from earlier runs" if done else "", f"{runs} to run"]
+    told += [f"{broken} that can't be run"] if broken else []
+    return f"sweep: {counted(len(found), 'cell')}: {', '.join(filter(None, told))}"
+
+
+def _words(cell: SweepCell) -> str:
+    name = f"{cell.model}, {cell.plan}, {cell.precision}"
+    if cell.failure is not None:
+        return f"{name} FAILED: {cell.failure.message}"
+    return f"{name} done in {cell.seconds or 0:.0f} s"

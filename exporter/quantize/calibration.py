@@ -1,0 +1,163 @@
+"""The text that a quantisation looks at, as tokens, and what products see while it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.artifacts import Phase
+from exporter.engines.decoding.text_model import TextModel
+from exporter.engines.inputs import Shape, has_cache, make_inputs
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import CalibrationError
+from exporter.models.texts import pack_tokens, read_texts
+from exporter.progress import Progress
+from exporter.quantize.products import Product
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_SAMPLES, _LENGTH = 32, 512
+_LEAST_LENGTH = 16
+_MOMENTS_BYTES = 1 << 30
+_FILE, _TOKENIZER = "watched.onnx", "tokenizer.json"
+
+Moments = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """A text's samples.
+
+    Attributes:
+        source: What a record calls the text, with its hash.
+        token_ids: ``[samples, tokens]``, int64.
+    """
+
+    source: str
+    token_ids: NDArray[np.int64]
+
+
+def calibration_tokens(model: Path, spec: str) -> CalibrationTokens:
+    """Reads a text and cuts it into samples with the tokenizer that lies beside a model.
+
+    Args:
+        model: The ONNX file.
+        spec: As :func:`exporter.models.texts.read_texts` takes it.
+
+    Raises:
+        TextSourceError: The text can't be read.
+        CalibrationError: It isn't long enough for one sample, or there is no tokenizer.
+    """
+    if not model.with_name(_TOKENIZER).is_file():
+        raise CalibrationError(
+            f"There is no {_TOKENIZER} beside {model}, so no text can be read.",
+            "Copy the model's tokenizer there, or take a method that needs no text.",
+        )
+    texts = read_texts(spec, part="calibration")
+    tokenizer = TextModel.of(model)
+    length = min(_LENGTH, tokenizer.positions or _LENGTH)
+    ids = pack_tokens(tokenizer.encode, texts, sequence_length=length, max_samples=_SAMPLES)
+    if not len(ids) and length > _LEAST_LENGTH:
+        ids = pack_tokens(tokenizer.encode, texts, sequence_length=_LEAST_LENGTH)
+    if ids.size < length:
+        raise CalibrationError(
+            f"{texts.source} is too short to calibrate on: it gives fewer than {length} tokens.",
+            "Name a longer text, or take a method that needs none: --method rtn.",
+        )
+    return CalibrationTokens(f"{texts.source}, sha256 {texts.sha256[:16]}", ids)
+
+
+def feeds(runner: OnnxRuntimeRunner, tokens: CalibrationTokens) -> Iterator[dict[str, object]]:
+    """A model's inputs for one sample after the other, with an empty cache where it takes one."""
+    specs = runner.inputs
+    phase: Phase = "prefill" if has_cache(specs) else "encode"
+    for sample in tokens.token_ids:
+        yield dict(make_inputs(specs, Shape(phase, 1, len(sample)), sample[None]))
+
+
+def second_moments(
+    model: ir.Model,
+    products: Sequence[Product],
+    tokens: CalibrationTokens,
+    folder: Path,
+    *,
+    threads: int,
+    progress: Progress,
+) -> Iterator[tuple[ir.Value, Moments]]:
+    """The mean of ``x x^T`` of each different input of some products.
+
+    The model is run once for as many inputs as fit one gigabyte of moments.
+
+    Args:
+        model: The float graph; it is unchanged.
+        products: Whose inputs are watched.
+        tokens: The text.
+        folder: A staging folder, where a copy of the model with the inputs as outputs is written.
+        threads: For ONNX Runtime.
+        progress: Who is told.
+
+    Yields:
+        The input, and ``[K, K]``.
+    """
+    watched = {product.node.inputs[0]: product for product in products}
+    readers = {value: product for value, product in watched.items() if value is not None}
+    values, depths = list(readers), {value: reader.depth for value, reader in readers.items()}
+    file = _with_outputs(model, readers, folder)
+    with OnnxRuntimeRunner(file, threads=threads) as runner:
+        for group in _groups(values, [4 * depths[value] ** 2 for value in values]):
+            names = [value.name or "" for value in group]
+            moments = [np.zeros((depths[value],) * 2, np.float32) for value in group]
+            with progress.task("reading the calibration text", len(tokens.token_ids)) as task:
+                for feed in feeds(runner, tokens):
+                    seen = runner.run(feed, names)  # type: ignore[arg-type]
+                    for name, moment in zip(names, moments, strict=True):
+                        rows = seen[name].reshape(-1, len(moment)).astype(np.float32)
+                        moment += rows.T @ rows  # symmetric, so NumPy computes half of it
+                    task.advance()
+            for value, moment in zip(group, moments, strict=True):
+                moment /= tokens.token_ids.size
+                yield value, moment
+
+
+def _groups(values: Sequence[ir.Value], sizes: Sequence[int]) -> Iterator[list[ir.Value]]:
+    group: list[ir.Value] = []
+    held = 0
+    for value, size in zip(values, sizes, strict=True):
+        if group and held + size > _MOMENTS_BYTES:
+            yield group
+            group, held = [], 0
+        group.append(value)
+        held += size
+    if group:
+        yield group
+
+
+def _with_outputs(model: ir.Model, readers: Mapping[ir.Value, Product], folder: Path) -> Path:
+    """Writes the model with the inputs of some products in place of its outputs.
+
+    ONNX Runtime leaves out nodes that no output comes from: the head, if it isn't watched.
+    """
+    import onnx_ir as ir
+
+    from graph_passes.files.storage import write_files
+
+    outputs = list(model.graph.outputs)
+    untyped = [value for value in readers if value.type is None]
+    try:
+        for value in untyped:
+            weight = readers[value].weight.const_value
+            assert weight is not None
+            value.type = ir.TensorType(weight.dtype)
+        model.graph.outputs[:] = list(readers)
+        write_files(model, folder, _FILE, "compact")
+    finally:
+        model.graph.outputs[:] = outputs
+        for value in untyped:
+            value.type = None
+    return folder / _FILE

@@ -1,0 +1,221 @@
+"""fp8, int8 and int4-AWQ for TensorRT: NVIDIA's ModelOpt, in an environment of its own.
+
+ModelOpt wants another onnx and ONNX Runtime than ours (``nvidia-modelopt[onnx]`` 0.47: onnx 1.21,
+onnxruntime-gpu 1.24), so its Python is named and run as a process of its own. It calibrates on the
+CPU. It rewrites the file that it is given, so it is given a copy, and drops a graph's notes and
+shapes, which are put back. Its ONNX Runtime has no TensorScatter, so it takes graphs whose caches
+grow. Of ``int4-awq`` :func:`exporter.export.forms.tensorrt.rewrite_decoder` can put them in place
+afterwards; fp8 and int8 have quantised values before Attention, too, and keep caches that grow.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.engines.inputs import Shape, has_cache, make_inputs
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import MissingDependencyError, QuantizationError
+from exporter.progress import QUIET, Progress
+from exporter.quantize.calibration import CalibrationTokens
+from exporter.quantize.products import Products, find_products, name_of
+from exporter.quantize.settings import MODELOPT_HINT, Scheme
+from exporter.quantize.weight_only import Quantised
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_MODULE = "modelopt.onnx.quantization"
+_VERSION = (
+    "import importlib.metadata as m, importlib.util as u; u.find_spec('modelopt.onnx') or 1 / 0; "
+    "print(m.version('nvidia-modelopt'))"
+)
+_PRECISIONS = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16"}
+_SOURCE, _RESULT, _CALIBRATION = "float.onnx", "modelopt.onnx", "calibration.npz"
+_IN_PLACE = "TensorScatter"
+
+
+@dataclass(frozen=True)
+class _Mode:
+    """ModelOpt's names for a scheme, and the bits of its weights."""
+
+    mode: str
+    method: str
+    bits: int
+
+
+_MODES: Mapping[Scheme, _Mode] = {
+    "fp8": _Mode("fp8", "max", 8),
+    "int8-qdq": _Mode("int8", "max", 8),
+    "int4-awq": _Mode("int4", "awq_clip", 4),
+}
+
+
+def modelopt_version(python: Path) -> str:
+    """Which ModelOpt a Python has.
+
+    Raises:
+        MissingDependencyError: That Python is not there, or has no ModelOpt.
+    """
+    if not python.is_file():
+        raise MissingDependencyError(
+            f"There is no Python {python} to run ModelOpt with.", MODELOPT_HINT
+        )
+    done = _python(python, ["-c", _VERSION], None)
+    lines = done.stdout.split()
+    if done.returncode or not lines:
+        raise MissingDependencyError(f"{python} has no ModelOpt for ONNX.", MODELOPT_HINT)
+    return lines[-1]
+
+
+def method_of(scheme: Scheme, python: Path) -> str:
+    """What a record calls ModelOpt's way to make a scheme, with its version.
+
+    Raises:
+        MissingDependencyError: That Python is not there, or has no ModelOpt.
+    """
+    return f"modelopt {modelopt_version(python)}, {_MODES[scheme].method}"
+
+
+def refuse_caches_in_place(model: ir.Model, source: Path) -> None:
+    """Refuses a graph that ModelOpt's ONNX Runtime can't calibrate.
+
+    Raises:
+        QuantizationError: Its caches are updated in place.
+    """
+    if any(node.op_type == _IN_PLACE for node in model.graph):
+        raise QuantizationError(
+            f"{source} updates its caches in place, which ModelOpt's ONNX Runtime can't run.",
+            "Export it with --cache-length 0.",
+        )
+
+
+def quantise_with_modelopt(
+    model: ir.Model,
+    found: Products,
+    stage: Path,
+    scheme: Scheme,
+    tokens: CalibrationTokens,
+    python: Path,
+    progress: Progress = QUIET,
+) -> tuple[ir.Model, Quantised]:
+    """Has ModelOpt quantise a graph that TensorRT is to build.
+
+    Args:
+        model: The float graph.
+        found: Its products.
+        stage: A staging folder for files on the way.
+        scheme: Into what: one of :data:`exporter.quantize.settings.MODELOPT`.
+        tokens: The calibration text.
+        python: The Python of the environment that ModelOpt is installed in.
+        progress: Sees what ModelOpt says, as details.
+
+    Returns:
+        The quantised graph, with the float graph's notes and shapes, whose weights lie in
+        ``stage``; and what was done.
+
+    Raises:
+        QuantizationError: ModelOpt fails, or quantises nothing.
+    """
+    from graph_passes.files.storage import load_model, write_files
+
+    write_files(model, stage, _SOURCE, "compact")
+    with OnnxRuntimeRunner(stage / _SOURCE, threads=1) as runner:  # only asked for its inputs
+        calibration = _inputs(runner, tokens)
+    np.savez(stage / _CALIBRATION, **calibration)  # type: ignore[arg-type]
+    with progress.task(f"ModelOpt, {scheme}"):
+        _run(python, stage, _MODES[scheme], _precision(model), progress)
+    result = load_model(stage / _RESULT)
+    _put_back(result, model)
+    return result, _done(result, found, scheme)
+
+
+def _inputs(runner: OnnxRuntimeRunner, tokens: CalibrationTokens) -> dict[str, NDArray[Any]]:
+    """By input, the samples ``[samples, ...]``, of which ModelOpt takes one a call."""
+    specs = runner.inputs
+    samples, length = tokens.token_ids.shape
+    shape = Shape("prefill" if has_cache(specs) else "encode", samples, length)
+    return dict(make_inputs(specs, shape, tokens.token_ids))
+
+
+def _put_back(result: ir.Model, model: ir.Model) -> None:
+    """Gives a result the notes and the shapes that ModelOpt drops; later passes go by them."""
+    result.metadata_props.update(model.metadata_props)
+    known = {value.name: value for node in model.graph for value in node.outputs}
+    for node in result.graph:
+        for value in node.outputs:
+            source = known.get(value.name)
+            if source is not None and value.shape is None and source.shape is not None:
+                value.shape, value.type = source.shape.copy(), value.type or source.type
+
+
+def _run(python: Path, stage: Path, mode: _Mode, precision: str, progress: Progress) -> None:
+    command = [
+        "-m", _MODULE,
+        "--onnx_path", _SOURCE, "--output_path", _RESULT,
+        "--quantize_mode", mode.mode, "--calibration_method", mode.method,
+        "--calibration_data_path", _CALIBRATION, "--calibration_eps", "cpu",
+        "--high_precision_dtype", precision,
+    ]  # fmt: skip
+    done = _python(python, command, stage)
+    said = f"{done.stdout}\n{done.stderr}".strip()
+    progress.detail(said)
+    if done.returncode or not (stage / _RESULT).is_file():
+        last = said.splitlines()[-1] if said else f"exit code {done.returncode}"
+        raise QuantizationError(
+            f"ModelOpt fails on the graph: {last}", "-v shows all that it said."
+        )
+
+
+def _python(python: Path, arguments: list[str], cwd: Path | None) -> CompletedProcess[str]:
+    """Runs another environment's Python, without what this process imports from."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [str(python.absolute()), *arguments]
+    return subprocess.run(  # noqa: S603
+        command, cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+
+
+def _precision(model: ir.Model) -> str:
+    """The float type of most weights, which products keep on their other side."""
+    sizes: Counter[str] = Counter()
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and value.const_value.dtype.name in _PRECISIONS:
+            sizes[value.const_value.dtype.name] += value.const_value.size
+    return _PRECISIONS[max(sizes, key=sizes.__getitem__, default="FLOAT")]
+
+
+def _done(result: ir.Model, found: Products, scheme: Scheme) -> Quantised:
+    """Looks which products read their weights from fewer bits."""
+    done = {name_of(node) for node in result.graph if _is_quantised(node)}
+    if not done:
+        raise QuantizationError(f"ModelOpt found nothing to quantise into {scheme}.")
+    bits = _MODES[scheme].bits
+    in_float = found.in_float | {
+        product.name: "ModelOpt left it out"
+        for product in find_products(result).products
+        if product.name not in done
+    }
+    has_head = any(product.head and product.name in done for product in found.products)
+    return Quantised({bits: len(done)}, bits if has_head else None, None, in_float)
+
+
+def _is_quantised(node: ir.Node) -> bool:
+    """Whether a node multiplies by a weight that is read from fewer bits."""
+    if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+        return False
+    weight = node.inputs[1]
+    maker = weight.producer() if weight is not None else None
+    while maker is not None and maker.op_type in ("Transpose", "Cast", "Reshape"):
+        above = maker.inputs[0]
+        maker = above.producer() if above is not None else None
+    return maker is not None and "DequantizeLinear" in maker.op_type

@@ -1,0 +1,185 @@
+"""Packed weights in a graph: MatMulNBits for products, GatherBlockQuantized for the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.quantize.products import Product, Table
+from exporter.quantize.rounding import Packed
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from graph_passes.files.weight_file import WeightWriter
+
+DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A packed matrix as a graph's initializers: blocks, scales and, where there are any, zeros."""
+
+    quants: ir.Value
+    scales: ir.Value
+    zeros: ir.Value | None
+
+
+class PackedWeights:
+    """Packed matrices, which go to a file of their own at once; the graph only points there.
+
+    Args:
+        model: The graph that they are for.
+        writer: The file.
+    """
+
+    def __init__(self, model: ir.Model, writer: WeightWriter) -> None:
+        self._graph = model.graph
+        self._writer = writer
+
+    def store(self, packed: Packed, weight: ir.Value, bits: int, name: str | None = None) -> Stored:
+        """Writes a matrix that takes a weight's place; scales are of the weight's type.
+
+        Args:
+            packed: The matrix.
+            weight: The weight.
+            bits: 4 or 8.
+            name: Of the blocks; after the weight's where none is said.
+        """
+        tensor = weight.const_value
+        assert tensor is not None
+        kind = tensor.dtype.numpy()
+        base = name or f"{weight.name}_Q{bits}"
+        zeros = packed.zero_points
+        if zeros is not None and zeros.dtype != np.uint8:
+            zeros = zeros.astype(kind)
+        return Stored(
+            self._added(base, packed.quants),
+            self._added(f"{base}_scales", packed.scales.astype(kind)),
+            None if zeros is None else self._added(f"{base}_zero_points", zeros),
+        )
+
+    def flat(self, stored: Stored) -> ir.Value:
+        """The same blocks as ``[N, bytes]``, in the same place of the file, as a table has them."""
+        import onnx_ir as ir
+
+        tensor = stored.quants.const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        rows = int(tensor.shape.numpy()[0])
+        name = self._free_name(f"{stored.quants.name}_rows")
+        shape = ir.Shape((rows, tensor.nbytes // rows))
+        return self._registered(
+            ir.ExternalTensor(
+                tensor.location, tensor.offset, tensor.nbytes, tensor.dtype,
+                shape=shape, name=name, base_dir=tensor.base_dir,
+            )
+        )  # fmt: skip
+
+    def _added(self, name: str, array: NDArray[Any]) -> ir.Value:
+        import onnx_ir as ir
+
+        tensor = ir.tensor(np.ascontiguousarray(array), name=self._free_name(name))
+        return self._registered(self._writer.add_passing(tensor))
+
+    def _registered(self, tensor: ir.ExternalTensor) -> ir.Value:
+        import onnx_ir as ir
+
+        value = ir.Value(
+            name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )  # fmt: skip
+        self._graph.register_initializer(value)
+        return value
+
+    def _free_name(self, name: str) -> str:
+        free, number = name, 1
+        while free in self._graph.initializers:
+            free, number = f"{name}.{number}", number + 1
+        return free
+
+
+def use_in_product(
+    product: Product,
+    stored: Stored,
+    bits: int,
+    block: int,
+    level: int,
+    follow: tuple[ir.Value, int] | None = None,
+) -> None:
+    """Puts a MatMulNBits in a product's place, under the same names.
+
+    Args:
+        product: The product; its node is taken out of the graph.
+        stored: Its weight.
+        bits: 4 or 8.
+        block: Weights that share a scale.
+        level: ONNX Runtime's accuracy level; 0 leaves it open.
+        follow: What it reads instead of its input, and how many columns that has.
+    """
+    source, depth = follow or (product.node.inputs[0], product.depth)
+    numbers = {"K": depth, "N": product.width, "bits": bits, "block_size": block}
+    if level:
+        numbers["accuracy_level"] = level
+    inputs = [source, stored.quants, stored.scales, stored.zeros]
+    if product.bias is not None:
+        inputs += [None, product.bias]
+    while inputs[-1] is None:
+        inputs.pop()
+    _replace(product.node, "MatMulNBits", inputs, numbers)
+
+
+def use_in_table(table: Table, rows: ir.Value, stored: Stored, bits: int, block: int) -> None:
+    """Puts a GatherBlockQuantized in the place of the Gather from the tokens' table.
+
+    Args:
+        table: The table; its node is taken out of the graph.
+        rows: The blocks as ``[N, bytes]``.
+        stored: Their scales and zero points.
+        bits: 4 or 8.
+        block: Weights that share a scale.
+    """
+    numbers = {"gather_axis": 0, "quantize_axis": 1, "bits": bits, "block_size": block}
+    inputs = [rows, table.node.inputs[1], stored.scales]
+    if stored.zeros is not None:
+        inputs.append(stored.zeros)
+    _replace(table.node, "GatherBlockQuantized", inputs, numbers)
+
+
+def drop_unused(model: ir.Model, weights: Sequence[ir.Value]) -> None:
+    """Takes float weights out of the graph that nothing reads any more, and what turned them."""
+    outputs = set(model.graph.outputs)
+    for weight in weights:
+        for node, _ in list(weight.uses()):
+            if node.op_type == "Transpose" and not _is_read(node.outputs[0], outputs):
+                model.graph.remove(node, safe=True)
+        name = weight.name or ""
+        if not _is_read(weight, outputs) and name in model.graph.initializers:
+            del model.graph.initializers[name]
+
+
+def _is_read(value: ir.Value, outputs: set[ir.Value]) -> bool:
+    return bool(list(value.uses())) or value in outputs
+
+
+def _replace(
+    old: ir.Node, operator: str, inputs: Sequence[ir.Value | None], numbers: dict[str, int]
+) -> None:
+    import onnx_ir as ir
+
+    graph = old.graph
+    assert graph is not None
+    attributes = [ir.AttrInt64(name, number) for name, number in numbers.items()]
+    before = old.outputs[0]
+    node = ir.Node(DOMAIN, operator, inputs, attributes, name=old.name, version=1)
+    after = node.outputs[0]
+    after.name, after.shape, after.type = before.name, before.shape, before.type
+    after.metadata_props.update(before.metadata_props)
+    node.metadata_props.update(old.metadata_props)
+    graph.insert_after(old, node)
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+    graph.opset_imports.setdefault(DOMAIN, 1)

@@ -1,0 +1,163 @@
+"""What is asked of a quantisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from exporter.errors import UsageError
+
+Scheme = Literal["int4", "int8", "mixed", "int8-dynamic", "int8-qdq", "fp8", "int4-awq"]
+"""``int4`` and ``int8`` are weight-only, ``mixed`` both by sensitivity; ``int8-dynamic`` and
+``int8-qdq`` quantise activations as well. ``fp8``, which does so too, and ``int4-awq``, which
+doesn't, are ModelOpt's; ``int8-qdq`` is either's."""
+Method = Literal["rtn", "hqq", "gptq", "gguf"]
+"""How a weight-only scheme rounds. ``rtn``: to nearest. ``hqq``: half-quadratic, zero points in
+float. ``gptq``: each weight's error is made good by the next ones, by the calibration text's
+activations. ``gguf``: weights that a GGUF file brings in blocks keep these."""
+
+WEIGHT_ONLY: frozenset[Scheme] = frozenset({"int4", "int8", "mixed"})
+MODELOPT: frozenset[Scheme] = frozenset({"fp8", "int4-awq", "int8-qdq"})
+"""What ModelOpt makes, for TensorRT."""
+MODELOPT_HINT = (
+    "Make an environment for it, python -m venv DIR and DIR/bin/pip install "
+    "'nvidia-modelopt[onnx]', and say --modelopt-python DIR/bin/python."
+)
+_LEAST_BLOCK, _MOST_BLOCK = 16, 256
+_LEVELS = (0, 1, 2, 3, 4)
+_BITS = (None, 4, 8)
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """How weights are quantised.
+
+    Attributes:
+        scheme: Into what.
+        method: How; None rounds to nearest, unless ``depthcut export`` finds a GGUF file's blocks.
+        block_size: Weights that share a scale; None takes what was measured to be best.
+        symmetric: Without zero points; None takes what was measured to be best.
+        accuracy_level: ONNX Runtime's: 4 computes in int8, 1 in fp32; None takes the best.
+        embedding_bits: Of the token table; None leaves it in float.
+        head_bits: Of the last product; None as all others.
+        calibration: A text, as :func:`exporter.models.texts.read_texts` takes it; for methods and schemes
+            that need one.
+        gguf: The file that the model was exported from; for the method of that name.
+        modelopt: The Python of the environment that ModelOpt is installed in, which then does it.
+    """
+
+    scheme: Scheme = "int4"
+    method: Method | None = None
+    block_size: int | None = None
+    symmetric: bool | None = None
+    accuracy_level: int | None = None
+    embedding_bits: int | None = 8
+    head_bits: int | None = 8
+    calibration: str | None = None
+    gguf: Path | None = None
+    modelopt: Path | None = None
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether activations stay in float between the products."""
+        return self.scheme in WEIGHT_ONLY
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether it can't be done without a text."""
+        fitted = self.scheme in MODELOPT or self.scheme == "mixed"
+        return fitted or (self.weight_only and self.method == "gptq")
+
+    @property
+    def rounding(self) -> Method:
+        """The method, chosen or the default."""
+        return self.method or "rtn"
+
+    @property
+    def bits(self) -> int:
+        """Of a product for which nothing else is said."""
+        return 4 if self.scheme in ("int4", "mixed") else 8
+
+    @property
+    def block(self) -> int:
+        """The block size, chosen or measured."""
+        return 32 if self.block_size is None else self.block_size
+
+    @property
+    def without_zero_points(self) -> bool:
+        """Whether the blocks are symmetric, chosen or measured."""
+        if self.symmetric is None:
+            return self.method != "hqq" and self.bits == 8
+        return self.symmetric
+
+    @property
+    def level(self) -> int:
+        """The accuracy level, chosen or measured."""
+        return 4 if self.accuracy_level is None else self.accuracy_level
+
+    def reads_text(self, *, bits_given: bool) -> bool:
+        """Whether the text is looked at; ``mixed`` needs none where single bits are given."""
+        known = bits_given and self.scheme == "mixed" and self.method != "gptq"
+        return self.needs_calibration and not known
+
+    def refuse_nonsense(self, *, bits_given: bool = False) -> None:
+        """Holds the settings against each other; reads no file.
+
+        Args:
+            bits_given: Whether the bits of single products come with them.
+
+        Raises:
+            UsageError: With what doesn't fit.
+        """
+        for wrong, message, hint in self._rules(bits_given):
+            if wrong:
+                raise UsageError(message, hint)
+
+    def _rules(self, bits_given: bool) -> list[tuple[bool, str, str]]:
+        size = self.block
+        even = size & (size - 1) == 0 and _LEAST_BLOCK <= size <= _MOST_BLOCK
+        return [
+            (not even, f"A block of {size} weights is not possible.",
+             "A power of two from 16 to 256: 32 is usual."),
+            (self.level not in _LEVELS, f"There is no accuracy level {self.level}.",
+             "0 to 4: 1 computes in fp32, 4 in int8."),
+            (self.embedding_bits not in _BITS or self.head_bits not in _BITS,
+             "The embedding and the head take 4 or 8 bits.", "Or none."),
+            (self.scheme in ("fp8", "int4-awq") and self.modelopt is None,
+             f"{self.scheme} is made by NVIDIA's ModelOpt, which can't share our environment.",
+             MODELOPT_HINT),
+            (self.reads_text(bits_given=bits_given) and not self.calibration,
+             f"{self._what} needs a calibration text.", "Name one with --calibration."),
+            ((self.method == "gguf") != (self.gguf is not None),
+             "The method gguf and the file whose blocks are kept go together.",
+             "Name both, --method gguf --gguf FILE, or neither."),
+            (self.method == "gguf" and self.scheme == "mixed",
+             "A GGUF file's blocks have their own bits, which mixed can't choose.",
+             "Take --method gguf with int4 or int8: that says how the other weights are rounded."),
+            (self.method == "hqq" and bool(self.symmetric),
+             "HQQ moves the zero points, so it can't be symmetric.", "Leave --symmetric out."),
+            (not self.weight_only and self.rounding != "rtn",
+             f"{self.scheme} only rounds to nearest.", "Leave --method out."),
+            (self.scheme not in MODELOPT and self.modelopt is not None,
+             f"ModelOpt doesn't make {self.scheme}.",
+             f"It makes {', '.join(sorted(MODELOPT))}; or leave --modelopt-python out."),
+            (self.modelopt is not None and self._shaped,
+             "ModelOpt chooses blocks, zero points and the bits of the head itself.",
+             "Leave those options out."),
+            (not self.weight_only and self.modelopt is None and self._shaped,
+             f"{self.scheme} has a scale a column: no blocks, zero points, accuracy level, or bits "
+             "of their own for the embedding and the head.", "Leave these options out."),
+        ]  # fmt: skip
+
+    @property
+    def _shaped(self) -> bool:
+        """Whether something is said that only our own weight-only schemes listen to."""
+        said = (self.block_size, self.symmetric, self.accuracy_level)
+        bits = (self.embedding_bits, self.head_bits)
+        return any(value is not None for value in said) or bits != (8, 8)
+
+    @property
+    def _what(self) -> str:
+        gptq = self.weight_only and self.method == "gptq"
+        return "The method gptq" if gptq else f"The scheme {self.scheme}"

@@ -1,0 +1,290 @@
+"""Weight-only schemes: products and the table in blocks of 4 or 8 bits, activations in float."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import QuantizationError
+from exporter.progress import Progress
+from exporter.quantize.calibration import CalibrationTokens, second_moments
+from exporter.quantize.gguf_blocks import GgufBlocks
+from exporter.quantize.gptq import gptq, inverse_factor
+from exporter.quantize.kept_blocks import Keeper
+from exporter.quantize.products import Product, Products, Table
+from exporter.quantize.refusals import refuse_not_finite
+from exporter.quantize.rewrite import (
+    PackedWeights,
+    Stored,
+    drop_unused,
+    use_in_product,
+    use_in_table,
+)
+from exporter.quantize.rounding import round_to_nearest, rounded
+from exporter.quantize.settings import QuantizeSettings
+from exporter.quantize.zero_points import BlockSums, Fitted, without_fractions
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_DATA_FILE = "packed.data"
+_AS_KEPT = 0  # in place of bits
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What was done.
+
+    Attributes:
+        bits: How many products have how many bits.
+        head_bits: Of the last product; None where there is none, or it stayed in float.
+        embedding_bits: Of the tokens' table.
+        in_float: Name to reason, of what stayed.
+        kept: GGUF type to how many weights keep blocks of it.
+        rounded_anew: Name to reason, of weights that were to keep their blocks and couldn't.
+    """
+
+    bits: dict[int, int]
+    head_bits: int | None = None
+    embedding_bits: int | None = None
+    in_float: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    rounded_anew: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightOnly:
+    """One graph's quantisation.
+
+    Attributes:
+        model: The float graph; :meth:`run` changes it.
+        found: Its products.
+        settings: What is asked for.
+        bits_by_node: Bits of single products, before all else.
+        tokens: The calibration text; only GPTQ looks at it.
+        threads: For running the model on it.
+        gguf: The file whose blocks are kept.
+    """
+
+    model: ir.Model
+    found: Products
+    settings: QuantizeSettings
+    bits_by_node: Mapping[str, int]
+    tokens: CalibrationTokens | None
+    threads: int
+    gguf: GgufBlocks | None = None
+
+    def run(self, stage: Path, progress: Progress) -> Quantised:
+        """Rewrites the graph.
+
+        Args:
+            stage: A staging folder, in which the packed weights lie until the graph is written.
+            progress: Who is told.
+
+        Raises:
+            QuantizationError: A weight isn't finite, or hqq meets blocks that aren't filled.
+            CalibrationError: GPTQ can't be computed for a layer.
+        """
+        from graph_passes.files.weight_file import WeightWriter
+
+        moments = self._moments(stage, progress)
+        with WeightWriter(stage / _DATA_FILE) as writer:
+            packer = _Packer(self, PackedWeights(self.model, writer))
+            with progress.task("quantising", len(self.found.products)) as task:
+                for product, factor in moments:
+                    packer.product(product, factor)
+                    task.advance()
+            in_float = dict(self.found.in_float) | packer.table()
+            drop_unused(self.model, packer.replaced)
+        return Quantised(
+            dict(packer.counts), packer.head_bits, packer.embedding_bits, in_float,
+            *packer.kept_and_not(),
+        )  # fmt: skip
+
+    def bits_of(self, product: Product) -> int:
+        """How many bits a product's weight gets."""
+        if product.name in self.bits_by_node:
+            return self.bits_by_node[product.name]
+        if product.head and self.settings.head_bits is not None:
+            return self.settings.head_bits
+        return self.settings.bits
+
+    def shares_table(self, product: Product) -> bool:
+        """Whether a head and the table are one weight, of which one packed form serves both."""
+        table = self.found.table
+        return (
+            table is not None
+            and table.is_head(product)
+            and product.depth % self.settings.block == 0
+            and self.bits_of(product) == self.settings.embedding_bits
+        )
+
+    def _moments(self, stage: Path, progress: Progress) -> Iterator[tuple[Product, Matrix | None]]:
+        """Every product, for GPTQ with the factor of its input's moments; by input."""
+        rounded = [p for p in self.found.products if self._is_plainly_rounded(p)]
+        watched = [p for p in self.found.products if p not in rounded]
+        if watched and self.tokens is not None:
+            folder = stage / "watched"
+            folder.mkdir()
+            for value, moments in second_moments(
+                self.model, watched, self.tokens, folder, threads=self.threads, progress=progress
+            ):
+                mine = [p for p in watched if p.node.inputs[0] is value]
+                factor = inverse_factor(moments, mine[0].name)
+                yield from ((product, factor) for product in mine)
+        yield from ((product, None) for product in rounded)
+
+    def _is_plainly_rounded(self, product: Product) -> bool:
+        return self.settings.method != "gptq" or self.shares_table(product)
+
+
+@dataclass(frozen=True, eq=False)
+class _Weight:
+    """A weight that was written, as :class:`Fitted` describes it."""
+
+    stored: Stored
+    bits: int
+    block: int
+    sums: int
+
+
+class _Packer:
+    """Packs one matrix after the other; a weight that several products read is packed once."""
+
+    def __init__(self, work: WeightOnly, store: PackedWeights) -> None:
+        self._work = work
+        self._store = store
+        self._sums = BlockSums(store, work.settings.level)
+        self._packed: dict[tuple[ir.Value, bool, int], _Weight] = {}
+        self.keeper = None if work.gguf is None else Keeper(work.gguf, work.settings.level)
+        self.counts: Counter[int] = Counter()
+        self.replaced: list[ir.Value] = []
+        self.head_bits: int | None = None
+        self.embedding_bits: int | None = None
+
+    def kept_and_not(self) -> tuple[dict[str, int], dict[str, str]]:
+        """As :class:`Quantised` has them."""
+        return (dict(self.keeper.kept), self.keeper.rounded_anew) if self.keeper else ({}, {})
+
+    def product(self, product: Product, factor: Matrix | None) -> None:
+        """Packs a product's weight and puts it to use."""
+        weight = self._weight_of(product, factor)
+        follow = None
+        if weight.sums:
+            follow = self._sums.follow(product, weight.block, weight.sums)
+        level = self._work.settings.level
+        use_in_product(product, weight.stored, weight.bits, weight.block, level, follow)
+        self.counts[weight.bits] += 1
+        self.replaced.append(product.weight)
+        if product.head:
+            self.head_bits = weight.bits
+
+    def table(self) -> dict[str, str]:
+        """Packs the tokens' table where that is asked for; else says why it stays in float."""
+        table, bits = self._work.found.table, self._work.settings.embedding_bits
+        if table is None or bits is None:
+            return {}
+        block = self._work.settings.block
+        name = table.weight.name or "the embedding"
+        weight = self._kept(table.weight, not table.turned, name, table.matrix, whole=True)
+        if weight is None and table.depth % block:
+            return {name: f"its rows of {table.depth} are no multiple of the block of {block}"}
+        weight = weight or self._rounded_table(table, name, bits)
+        use_in_table(
+            table, self._store.flat(weight.stored), weight.stored, weight.bits, weight.block
+        )
+        self.replaced.append(table.weight)
+        self.embedding_bits = weight.bits
+        return {}
+
+    def _weight_of(self, product: Product, factor: Matrix | None) -> _Weight:
+        kept = self._kept(product.weight, product.transposed, product.name, product.matrix)
+        if kept is not None:
+            return kept
+        bits, settings = self._work.bits_of(product), self._work.settings
+
+        def fitted() -> Fitted:
+            matrix = product.matrix()
+            refuse_not_finite(matrix, product.name)
+            if factor is not None:
+                symmetric = settings.without_zero_points
+                packed = gptq(matrix, factor, bits, settings.block, symmetric=symmetric)
+                return Fitted(packed, bits, settings.block)
+            if settings.method == "hqq" and len(matrix) % settings.block:
+                raise _ragged(product.name, len(matrix), settings.block)
+            return self._rounded(matrix, bits, self._work.shares_table(product))
+
+        key = (product.weight, product.transposed, bits)
+        if factor is not None:  # it is this product's alone
+            self._packed.pop(key, None)
+        return self._once(key, fitted)
+
+    def _rounded_table(self, table: Table, name: str, bits: int) -> _Weight:
+        def fitted() -> Fitted:
+            matrix = table.matrix()
+            refuse_not_finite(matrix, name)
+            return self._rounded(matrix, bits, shared=True)
+
+        return self._once((table.weight, not table.turned, bits), fitted)
+
+    def _kept(
+        self,
+        value: ir.Value,
+        turned: bool,
+        name: str,
+        matrix: Callable[[], Matrix],
+        *,
+        whole: bool = False,
+    ) -> _Weight | None:
+        """A weight in the file's blocks, if it has any; ``whole`` takes no fractional offsets."""
+        if self.keeper is None:
+            return None
+        key = (value, turned, _AS_KEPT)
+        if key not in self._packed:
+            fitted = self.keeper.fitted(value, name, matrix)
+            if fitted is None:
+                return None
+            self._packed[key] = self._written(value, fitted)
+        weight = self._packed[key]
+        if whole and weight.sums:
+            self.keeper.rounded_anew[name] = "a table takes no fractional offsets"
+            return None
+        return weight
+
+    def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> Fitted:
+        """Rounds without a text, to whole zero points in a shared table and in unfilled blocks.
+
+        Fractional ones become further rows of whole blocks; as they are, they'd be slow.
+        """
+        settings = self._work.settings
+        block, symmetric = settings.block, settings.without_zero_points
+        if shared or len(matrix) % block:
+            return Fitted(round_to_nearest(matrix, bits, block, symmetric=symmetric), bits, block)
+        by_hqq = settings.method == "hqq"
+        packed = rounded(matrix, bits, block, symmetric=symmetric, half_quadratically=by_hqq)
+        return without_fractions(packed, bits, block, len(matrix), settings.level)
+
+    def _once(self, key: tuple[ir.Value, bool, int], fitted: Callable[[], Fitted]) -> _Weight:
+        if key not in self._packed:
+            self._packed[key] = self._written(key[0], fitted())
+        return self._packed[key]
+
+    def _written(self, value: ir.Value, fitted: Fitted) -> _Weight:
+        stored = self._store.store(fitted.packed, value, fitted.bits)
+        return _Weight(stored, fitted.bits, fitted.block, fitted.sums)
+
+
+def _ragged(name: str, depth: int, block: int) -> QuantizationError:
+    return QuantizationError(
+        f"{name} sums over {depth} inputs, no multiple of the block of {block}: hqq's zero points "
+        "would leave ONNX Runtime's fast kernel there.",
+        "Take a --block-size that divides it, or --method rtn.",
+    )

@@ -1,0 +1,190 @@
+"""Fractional zero points in kernels that take whole ones.
+
+ONNX Runtime's fast kernels read a block as ``scale * (q - z)`` with a whole ``z``; with ``z`` in
+float, MatMulNBits unpacks the matrix to float32 at every call (20 to 200 times the time, and no
+8-bit weights at all). But with ``z = z' + e``, ``z'`` whole,
+
+    x W = sum over blocks of  scale * (q - z') x  -  scale * e * (sum of the block's x),
+
+and the second sum is a product of the blocks' sums with a small matrix ``[blocks, N]``. So the
+matrix gets these as further rows of the same few bits, and ``x`` the sums as further columns: the
+product stays one, longer by a 32nd for blocks of 32. Rounding the further rows leaves an error of
+``e / 2^bits``; where the product is computed in float32, they are written as several digits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.quantize.rewrite import DOMAIN, PackedWeights, Stored
+from exporter.quantize.rounding import Packed, loosen, pack
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from exporter.quantize.products import Product
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+COMPUTES_IN_INT8 = 4  # the accuracy level
+_DIGITS = {4: 4, 8: 2}  # 16 bits: below what float32 loses in a whole model
+_SUM_BITS = 4
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A matrix with whole zero points, and how it is to be read.
+
+    Attributes:
+        packed: The matrix.
+        bits: 4 or 8.
+        block: Weights that share a scale.
+        sums: How many times the sums of ``x``'s blocks, each time filled with zeros to a multiple
+            of the block, follow ``x``: 0 where it is read as it is.
+    """
+
+    packed: Packed
+    bits: int
+    block: int
+    sums: int = 0
+
+
+def whole_blocks(quants: Bytes, scales: Floats, offsets: Floats, bits: int, level: int) -> Fitted:
+    """Blocks with any offsets as blocks with whole zero points.
+
+    Args:
+        quants: ``[N, blocks, block]``.
+        scales: ``[N, blocks]``.
+        offsets: ``[N, blocks]``; a number is ``scale * (q - offset)``.
+        bits: 4 or 8.
+        level: The accuracy level that the product will have.
+    """
+    middle, highest = 1 << (bits - 1), (1 << bits) - 1
+    zeros = np.clip(np.round(offsets), 0, highest)
+    rest = scales * (zeros - offsets)
+    block = quants.shape[2]
+    if not rest.any():
+        told = None if (zeros == middle).all() else zeros.astype(np.uint8)
+        return Fitted(pack(quants, scales, told, bits), bits, block)
+    parts = [(quants.astype(np.float32), scales, zeros.astype(np.float32))]
+    for _ in range(1 if level == COMPUTES_IN_INT8 else _DIGITS[bits]):
+        digit, rest = _digit(rest, bits, block)
+        parts.append(digit)
+    whole, steps, middles = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    packed = pack(whole.astype(np.uint8), steps, middles.astype(np.uint8), bits)
+    return Fitted(packed, bits, block, len(parts) - 1)
+
+
+def without_fractions(packed: Packed, bits: int, block: int, depth: int, level: int) -> Fitted:
+    """The same of a packed matrix, which stays as it is where its last block isn't full.
+
+    Args:
+        packed: The matrix.
+        bits: 4 or 8.
+        block: Weights that share a scale.
+        depth: ``K``.
+        level: The accuracy level that the product will have.
+    """
+    if packed.has_whole_zero_points or depth % block:
+        return Fitted(packed, bits, block)
+    zeros = np.asarray(packed.zero_points, np.float32)
+    return whole_blocks(loosen(packed.quants, bits), packed.scales, zeros, bits, level)
+
+
+def _digit(rest: Floats, bits: int, block: int) -> tuple[tuple[Floats, Floats, Floats], Floats]:
+    """Rounds ``[N, depth]`` to blocks around the middle, and tells what that leaves."""
+    rows, depth = rest.shape
+    middle = 1 << (bits - 1)
+    wanted = np.pad(rest, ((0, 0), (0, -depth % block))).reshape(rows, -1, block)
+    largest = np.abs(wanted).argmax(axis=2, keepdims=True)
+    # The range has one step more below the middle: the largest number stands there.
+    scale = -np.take_along_axis(wanted, largest, axis=2) / np.float32(middle)
+    safe = np.where(scale == 0, np.float32(1), scale)
+    steps: Floats = np.clip(np.round(wanted / safe), -middle, middle - 1)
+    left: Floats = (wanted - steps * scale).reshape(rows, -1)[:, :depth]
+    scales: Floats = scale[..., 0]
+    return (steps + middle, scales, np.full_like(scales, middle)), left
+
+
+class BlockSums:
+    """Follows products' inputs by the sums of their blocks, once for each input.
+
+    Args:
+        store: Writes the small matrices that sum.
+        level: The products' accuracy level.
+    """
+
+    def __init__(self, store: PackedWeights, level: int) -> None:
+        self._store = store
+        self._level = level
+        self._matrices: dict[tuple[int, int, int], Stored] = {}
+        self._followed: dict[tuple[ir.Value | None, int, int], ir.Value] = {}
+
+    def follow(self, product: Product, block: int, copies: int) -> tuple[ir.Value, int]:
+        """Adds what computes ``[x, sums, ..., sums]`` before a product; the product is unchanged.
+
+        Args:
+            product: Whose input it is.
+            block: Weights that share a scale; the depth is a multiple of it.
+            copies: How many times the sums follow, as :func:`whole_blocks` says.
+
+        Returns:
+            That value, and how many columns it has.
+        """
+        width = copies * -(-product.depth // block**2) * block
+        key = (product.node.inputs[0], block, copies)
+        if key not in self._followed:
+            self._followed[key] = self._joined(product, block, copies, width)
+        return self._followed[key], product.depth + width
+
+    def _joined(self, product: Product, block: int, copies: int, width: int) -> ir.Value:
+        import onnx_ir as ir
+
+        from graph_passes.finding.weights import BLOCK_SUMS
+
+        x, graph = product.node.inputs[0], product.node.graph
+        assert x is not None
+        assert graph is not None
+        ones = self._matrix(product, block, copies, width)
+        numbers = {"K": product.depth, "N": width, "bits": _SUM_BITS, "block_size": block}
+        if self._level:
+            numbers["accuracy_level"] = self._level
+        sums = ir.Node(
+            DOMAIN, "MatMulNBits", [x, ones.quants, ones.scales],
+            [ir.AttrInt64(name, number) for name, number in numbers.items()],
+            name=f"{product.name}{BLOCK_SUMS}", version=1,
+        )  # fmt: skip
+        joined = ir.Node(
+            "", "Concat", [x, sums.outputs[0]], [ir.AttrInt64("axis", -1)],
+            name=f"{product.name}/followed_by_sums",
+        )  # fmt: skip
+        for node in (sums, joined):
+            node.outputs[0].name, node.outputs[0].type = f"{node.name}/output", x.type
+            node.metadata_props.update(product.node.metadata_props)
+        graph.insert_before(product.node, [sums, joined])
+        return joined.outputs[0]
+
+    def _matrix(self, product: Product, block: int, copies: int, width: int) -> Stored:
+        key = (product.depth, block, copies)
+        if key not in self._matrices:
+            packed = _summing(product.depth, block, copies, width)
+            self._matrices[key] = self._store.store(
+                packed, product.weight, _SUM_BITS, f"block_sums_{product.depth}_{block}_{copies}"
+            )
+        return self._matrices[key]
+
+
+def _summing(depth: int, block: int, copies: int, width: int) -> Packed:
+    """The matrix of ones that sums ``copies`` times over each block of ``depth`` numbers."""
+    blocks = depth // block
+    middle = 1 << (_SUM_BITS - 1)
+    quants = np.full((width, blocks, block), middle, np.uint8)
+    each = width // copies
+    for number in range(blocks):
+        quants[number::each, number] = middle + 1
+    return pack(quants, np.ones((width, blocks), np.float32), None, _SUM_BITS)

@@ -1,0 +1,10 @@
+"""Work spread over a Ray cluster, with results that equal a single process's.
+
+Importing this costs neither Ray nor PyTorch.
+"""
+
+from exporter.score.cluster.meter import ClusterMeter, cluster_meter
+from exporter.score.cluster.pool import Crew, Pool, open_pool
+from exporter.score.cluster.scoring import score_on_cluster
+
+__all__ = ["ClusterMeter", "Crew", "Pool", "cluster_meter", "open_pool", "score_on_cluster"]

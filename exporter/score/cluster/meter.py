@@ -1,0 +1,169 @@
+"""Measures what cuts do to a model's answers on several workers at once.
+
+A piece of work is a batch of the text and some of the cuts: all of them where there are batches
+enough for all workers. The numbers are :class:`exporter.models.ablation.DamageMeter`'s own, joined in the
+order of the text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from exporter.errors import ClusterError
+from exporter.models.ablation import NOTHING, Cut, Damage, DamageMeter
+from exporter.models.ablation.damage import joined
+from exporter.progress import QUIET, Progress
+from exporter.score import CalibrationText
+from exporter.score.cluster.loading import ModelAddress
+from exporter.score.cluster.pool import Crew, Pool
+
+_FEWEST_CUTS = 4
+"""So few share a run of what they begin from; fewer would mostly run that."""
+
+Names = tuple[tuple[int, Any], ...]
+
+
+@dataclass(frozen=True)
+class CutJob:
+    """Some cuts on one batch.
+
+    Attributes:
+        start: The batch's first sample.
+        cut: What is cut in the run that the others begin from.
+        others: What each other cut leaves out.
+    """
+
+    start: int
+    cut: Names
+    others: tuple[Names, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.others) + 1} cuts on the samples from {self.start} on"
+
+
+@contextlib.contextmanager
+def cluster_meter(
+    pool: Pool,
+    model: ModelAddress,
+    text: CalibrationText,
+    *,
+    num_layers: int,
+    batch_size: int = 4,
+    positions: int = 1,
+) -> Iterator[ClusterMeter]:
+    """Workers with the model that measure until the block ends.
+
+    Args:
+        pool: Where they run.
+        model: What each of them loads, when there is something to measure.
+        text: What cuts are measured on.
+        num_layers: How many layers the model has.
+        batch_size: Samples in one forward pass.
+        positions: Answers are compared at every so many positions.
+    """
+    setup = partial(_meter, model, text, batch_size, positions)
+    with pool.crew(setup) as crew:
+        starts = range(0, len(text.input_ids), batch_size)
+        yield ClusterMeter(crew, starts, num_layers)
+
+
+class ClusterMeter:
+    """A :class:`exporter.choose.selection.Meter` whose runs are spread.
+
+    Args:
+        crew: Workers, each with a meter of its own.
+        starts: The first sample of each batch.
+        num_layers: How many layers the model has.
+    """
+
+    def __init__(self, crew: Crew[DamageMeter], starts: Sequence[int], num_layers: int) -> None:
+        self._crew, self._starts, self._num_layers = crew, starts, num_layers
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the model has."""
+        return self._num_layers
+
+    def measure_many(
+        self, cut: Cut, others: Sequence[Cut], progress: Progress = QUIET
+    ) -> list[Damage]:
+        """The damage of a cut, and of several others.
+
+        Raises:
+            ScoringError: Logits are not finite.
+            ClusterError: A cut puts something in a branch's place, or the workers were lost.
+        """
+        jobs = cut_jobs(self._starts, self._crew.workers, _names(cut), list(map(_names, others)))
+        found: list[list[Damage]] = [[] for _ in jobs]
+        with progress.task("run with cuts", total=sum(len(job.others) + 1 for job in jobs)) as task:
+            for number, damages in self._crew.run(measured, jobs):
+                found[number] = damages
+                task.advance(len(damages))
+        return joined_damages(jobs, found)
+
+
+def cut_jobs(
+    starts: Sequence[int], workers: int, cut: Names, others: Sequence[Names]
+) -> list[CutJob]:
+    """The pieces, in the order of the text: as few as keep all workers busy to the end.
+
+    Args:
+        starts: The first sample of each batch.
+        workers: How many there are.
+        cut: What all begin from.
+        others: What is measured beside it.
+    """
+    wanted = workers // math.gcd(len(starts), workers)
+    parts = max(1, min(wanted, len(others) // _FEWEST_CUTS))
+    bounds = [len(others) * part // parts for part in range(parts + 1)]
+    return [
+        CutJob(start, cut, tuple(others[first:end]))
+        for start in starts
+        for first, end in itertools.pairwise(bounds)
+    ]
+
+
+def joined_damages(jobs: Sequence[CutJob], found: Sequence[Sequence[Damage]]) -> list[Damage]:
+    """Over all samples: of the cut itself, then of each other in their order.
+
+    Args:
+        jobs: As :func:`cut_jobs` gives them.
+        found: What each of them gave.
+    """
+    whole: dict[int, Damage] = {}
+    rest: dict[int, list[Damage]] = {}
+    for job, (first, *others) in zip(jobs, found, strict=True):
+        whole.setdefault(job.start, first)  # each part of a batch has run it
+        rest.setdefault(job.start, []).extend(others)
+    return [joined(list(whole.values())), *map(joined, map(list, zip(*rest.values(), strict=True)))]
+
+
+def _meter(
+    model: ModelAddress, text: CalibrationText, batch_size: int, positions: int
+) -> DamageMeter:
+    loaded = model.load()
+    return DamageMeter(
+        loaded.model, text.input_ids, text.mask, batch_size=batch_size, positions=positions
+    )
+
+
+def measured(meter: DamageMeter, job: CutJob) -> list[Damage]:
+    """What one piece costs: its cut, then each other; in the worker."""
+    cut = dict.fromkeys(job.cut, NOTHING)
+    others = [dict.fromkeys(names, NOTHING) for names in job.others]
+    return list(meter.measure_batch(job.start, cut, others))
+
+
+def _names(cut: Cut) -> Names:
+    """What a cut leaves out; names, since a worker's substitutes are other objects."""
+    if any(what is not NOTHING for what in cut.values()):
+        raise ClusterError(
+            "Replacements are not measured on a cluster.", "Run the command without --ray."
+        )
+    return tuple(sorted(cut))

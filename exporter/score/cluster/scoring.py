@@ -1,0 +1,155 @@
+"""Scores a model on several workers: batches of the text are spread, their sums come back.
+
+The sums are added in the order of the text, so that the result doesn't depend on who was faster.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from exporter.artifacts import ImportanceReport, ModelRef, Score
+from exporter.models.anatomy.architectures import named_sublayers
+from exporter.models.loading.model_source import load_model
+from exporter.progress import QUIET, Progress
+from exporter.score.answer_pass import answer_units, scores_of_damages
+from exporter.score.cluster import scoring_jobs
+from exporter.score.cluster.loading import ModelAddress
+from exporter.score.cluster.meter import CutJob, cut_jobs, joined_damages
+from exporter.score.cluster.pool import Pool
+from exporter.score.cluster.scoring_jobs import GradientJob, Job, Recipe, StreamJob, of_sort
+from exporter.score.fixed_pass import fixed_scores
+from exporter.score.gradient_pass import refuse_without_targets, scores_of_gradients
+from exporter.score.metric import (
+    AnswerMetric,
+    FixedMetric,
+    GradientMetric,
+    Metric,
+    StreamMetric,
+)
+from exporter.score.options import ScoreOptions
+from exporter.score.registry import metrics_named
+from exporter.score.scoring import report_of, subject_of
+from exporter.score.stream_pass import StreamSums
+from exporter.score.subject import Subject
+
+
+def score_on_cluster(
+    source: str,
+    pool: Pool,
+    options: ScoreOptions | None = None,
+    *,
+    load: Mapping[str, Any] | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> ImportanceReport:
+    """Scores a model as :func:`exporter.score.score` does, on the workers of a pool.
+
+    The text is made here, and the model's layout is checked here; the copy that this takes is let
+    go before the workers load theirs.
+
+    Args:
+        source: The model: a path that all machines have, or a hub id.
+        pool: The workers.
+        options: As for :func:`exporter.score.score`; each batch is a piece of work.
+        load: Further arguments of :func:`exporter.models.loading.model_source.load_model`.
+        cache_dir: Where sampled text is kept.
+        progress: Told what goes on.
+
+    Raises:
+        ClusterError: A worker lacks the model or has another, or was lost again and again.
+        ModelSourceError: The model can't be loaded here.
+        DepthcutError: Whatever else :func:`exporter.score.score` raises.
+    """
+    wanted, how = options or ScoreOptions(), dict(load or {})
+
+    def prepared() -> _Scoring:
+        with progress.task(f"load {source} here, to make the text"):
+            loaded = load_model(source, **how)
+        subject = subject_of(loaded, wanted, cache_dir=cache_dir, progress=progress)
+        names = tuple(dict.fromkeys(wanted.metrics))
+        model = ModelAddress.of(loaded, how)
+        recipe = Recipe(model, subject.text, names, wanted.batch_size, wanted.kl_positions)
+        return _Scoring(loaded.ref, recipe, subject)
+
+    scoring = prepared()
+    gc.collect()  # the model's modules refer to each other
+    return scoring.report(pool, progress)
+
+
+class _Scoring:
+    """What is to be scored; it keeps nothing of the model that the text was made with.
+
+    Args:
+        model: What the report says of the model.
+        recipe: What the workers set up.
+        subject: The model with its text.
+    """
+
+    def __init__(self, model: ModelRef, recipe: Recipe, subject: Subject) -> None:
+        metrics = metrics_named(recipe.metrics)
+        self._model, self._recipe, self._metrics = model, recipe, metrics
+        self._num_layers, self._starts = len(subject.layers), subject.starts
+        self._units = answer_units(self._num_layers, blocks=subject.blocks)
+        self._of_stream = of_sort(metrics, StreamMetric)
+        self._of_gradients = of_sort(metrics, GradientMetric)
+        self._of_answers = of_sort(metrics, AnswerMetric)
+        fixed = of_sort(metrics, FixedMetric)
+        self._found = _named(fixed, fixed_scores(subject, fixed))
+        if self._of_gradients:
+            refuse_without_targets(subject.text)
+
+    def report(self, pool: Pool, progress: Progress) -> ImportanceReport:
+        """Does all pieces on the workers, and adds them up."""
+        results = self._results(pool, self._jobs(pool.workers), progress)
+        found = dict(self._found)
+        if self._of_stream:
+            found |= _named(self._of_stream, self._stream_scores(results))
+        if self._of_gradients:
+            sums = [result for job, result in results if isinstance(job, GradientJob)]
+            tables = scores_of_gradients(
+                self._recipe.text, self._num_layers, self._of_gradients, sums
+            )
+            found |= _named(self._of_gradients, tables)
+        if self._of_answers:
+            cuts = [(job, result) for job, result in results if isinstance(job, CutJob)]
+            _, *damages = joined_damages(*zip(*cuts, strict=True))
+            tables = scores_of_damages(self._of_answers, self._units, damages)
+            found |= _named(self._of_answers, tables)
+        return report_of(self._model, self._recipe.text.ref, self._metrics, found)
+
+    def _jobs(self, workers: int) -> list[Job]:
+        """Long pieces first: a short one at the end keeps fewer workers waiting."""
+        jobs: list[Job] = []
+        if self._of_answers:
+            others = [tuple(named_sublayers([unit], self._num_layers)) for unit in self._units]
+            jobs += cut_jobs(self._starts, workers, (), others)
+        if self._of_gradients:
+            jobs += map(GradientJob, range(len(self._recipe.text.input_ids)))
+        if self._of_stream:
+            jobs += map(StreamJob, self._starts)
+        return jobs
+
+    def _results(
+        self, pool: Pool, jobs: Sequence[Job], progress: Progress
+    ) -> list[tuple[Job, Any]]:
+        """Each piece with its result, in the pieces' order."""
+        found: dict[int, Any] = {}
+        with progress.task("score on the cluster", total=len(jobs)) as task:
+            for number, result in pool.run(self._recipe.begin, scoring_jobs.work, jobs):
+                found[number] = result
+                task.advance()
+        return [(job, found[number]) for number, job in enumerate(jobs)]
+
+    def _stream_scores(self, results: Sequence[tuple[Job, Any]]) -> list[list[Score]]:
+        sums = StreamSums(self._num_layers, self._of_stream)
+        for job, result in results:
+            if isinstance(job, StreamJob):
+                sums.add(*result)
+        return [sums.scores(number) for number in range(len(self._of_stream))]
+
+
+def _named(metrics: Sequence[Metric], tables: Sequence[list[Score]]) -> dict[str, list[Score]]:
+    return {metric.name: table for metric, table in zip(metrics, tables, strict=True)}

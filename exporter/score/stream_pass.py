@@ -1,0 +1,176 @@
+"""One pass over the text for all metrics of the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exporter.artifacts import Score
+from exporter.errors import ScoringError
+from exporter.models.ablation.ratios import Floats, RatioSums
+from exporter.models.anatomy.residual_stream import LayerStates, run_backbone, tapped
+from exporter.score.change import changes
+from exporter.score.metric import UNITS, StreamMetric
+from exporter.score.subject import Subject
+
+if TYPE_CHECKING:
+    import torch
+
+NOT_FINITE_HINT = "Load the model in float32, or check its weights."
+
+
+def stream_scores(subject: Subject, metrics: Sequence[StreamMetric]) -> list[list[Score]]:
+    """The scores by each metric, all from one pass without head.
+
+    Raises:
+        ScoringError: An activation is NaN or infinite (names layer and sample), or there is no
+            token.
+    """
+    sums = StreamSums(len(subject.layers), metrics)
+    with subject.progress.task("score", total=len(subject.text.input_ids)) as task:
+        for start in subject.starts:
+            batch = stream_batch(subject, metrics, start)
+            sums.add(batch.sums, batch.counts)
+            task.advance(len(batch.counts))
+    return [sums.scores(number) for number in range(len(metrics))]
+
+
+def stream_batch(subject: Subject, metrics: Sequence[StreamMetric], start: int) -> StreamBatch:
+    """One batch's pass without head.
+
+    Args:
+        subject: The model and its text.
+        metrics: What to collect.
+        start: The batch's first sample, one of :attr:`Subject.starts`.
+
+    Raises:
+        ScoringError: An activation is NaN or infinite (names layer and sample).
+    """
+    import torch
+
+    model, text, rows = subject.model, subject.text, slice(start, start + subject.batch_size)
+    ids = torch.from_numpy(text.input_ids[rows]).to(model.device)
+    mask = torch.from_numpy(text.mask[rows]).to(model.device)
+    batch = StreamBatch(len(subject.layers), metrics, mask, start)
+    with tapped(subject.layers, batch):
+        run_backbone(model, {"input_ids": ids, "attention_mask": mask.long()})
+    return batch
+
+
+class StreamBatch:
+    """Each sample's sums of one batch, by metric, layer and unit.
+
+    They can be made anywhere and in any order of layers; batches that are added to
+    :class:`StreamSums` in the order of the text give the same scores to the last bit.
+
+    Args:
+        num_layers: How many layers the model has.
+        metrics: What to collect.
+        mask: ``[batch, tokens]``, boolean; True for real tokens.
+        first_sample: The number of the batch's first sample in the text, for errors.
+
+    Attributes:
+        sums: ``[metrics, layers, units, batch]``.
+        counts: How many real tokens each sample has, ``[batch]``.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        metrics: Sequence[StreamMetric],
+        mask: torch.Tensor,
+        first_sample: int = 0,
+    ) -> None:
+        import torch
+
+        self._metrics, self._mask, self._first_sample = metrics, mask, first_sample
+        places = torch.arange(mask.shape[1], device=mask.device)
+        self._last = torch.where(mask, places, 0).amax(dim=1, keepdim=True)
+        self.sums: Floats = np.zeros((len(metrics), num_layers, len(UNITS), len(mask)))
+        self.counts: Floats = mask.sum(dim=1).double().cpu().numpy()
+
+    def __call__(self, states: LayerStates) -> None:
+        """Takes one layer's states.
+
+        Raises:
+            ScoringError: When an activation is NaN or infinite; names layer and sample.
+        """
+        import torch
+
+        units = changes(states)
+        sums = [[self._reduced(m, m.of(unit)) for unit in units] for m in self._metrics]
+        stacked = torch.stack([torch.stack(row) for row in sums]).cpu().numpy()
+        if not np.isfinite(stacked).all():
+            self._refuse(states.number, stacked)
+        self.sums[:, states.number] = stacked
+
+    def _reduced(self, metric: StreamMetric, values: torch.Tensor) -> torch.Tensor:
+        """Each sample's sum over the tokens that count, ``[batch]``."""
+        import torch
+
+        mask, last = self._mask.to(values.device), self._last.to(values.device)
+        kept = torch.where(mask, values, 0.0)
+        return kept.gather(1, last)[:, 0] if metric.last_token else kept.sum(dim=1)
+
+    def _refuse(self, layer: int, sums: Floats) -> None:
+        _, unit, row = np.argwhere(~np.isfinite(sums))[0]
+        raise ScoringError(
+            f"The activations around the {UNITS[unit]} of layer {layer} are not finite in "
+            f"sample {self._first_sample + row}.",
+            NOT_FINITE_HINT,
+        )
+
+
+class StreamSums:
+    """The sums of all batches so far.
+
+    Args:
+        num_layers: How many layers the model has.
+        metrics: What is collected, in the order of the batches' first axis.
+    """
+
+    def __init__(self, num_layers: int, metrics: Sequence[StreamMetric]) -> None:
+        self._metrics = metrics
+        self._sums = [RatioSums((num_layers, len(UNITS))) for _ in metrics]
+
+    def add(self, sums: Floats, counts: Floats) -> None:
+        """Takes one batch; the order of the calls decides how the sums round.
+
+        Args:
+            sums: ``[metrics, layers, units, batch]``.
+            counts: How many real tokens each sample has, ``[batch]``.
+        """
+        samples = (counts > 0).astype(np.float64)
+        for metric, running, batch in zip(self._metrics, self._sums, sums, strict=True):
+            running.add(batch, samples if metric.last_token else counts)
+
+    def scores(self, number: int) -> list[Score]:
+        """The scores so far by one of the metrics, layer by layer.
+
+        Raises:
+            ScoringError: When there was no token.
+        """
+        return scores_of(self._sums[number])
+
+
+def scores_of(sums: RatioSums) -> list[Score]:
+    """Scores from sums of the shape ``[layers, units]``, layer by layer.
+
+    Raises:
+        ScoringError: When there was no token.
+    """
+    if not sums.total_weight:
+        raise ScoringError("There is no token to score on.", "Give a longer text.")
+    means, errors = sums.means, sums.std_errors
+    return [
+        Score(
+            layer=layer,
+            kind=kind,
+            score=float(means[layer, unit]),
+            std_error=None if errors is None else float(errors[layer, unit]),
+        )
+        for layer in range(len(means))
+        for unit, kind in enumerate(UNITS)
+    ]

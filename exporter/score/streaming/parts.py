@@ -1,0 +1,49 @@
+"""Which weights of a model belong to which layer, and which stay while the layers come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.models.anatomy.residual_stream import LayerModules
+from exporter.models.loading.meta_model import MetaModel
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model's modules and parameters by their dotted names.
+
+    Attributes:
+        layers: The layers, in order.
+        embedding: Parameters of the input embedding.
+        rest: Parameters that running the layers needs beside them.
+        head: Parameters that only the head needs.
+        tied: Parameters of the head that are the embedding's.
+    """
+
+    layers: list[str]
+    embedding: list[str]
+    rest: list[str]
+    head: list[str]
+    tied: list[str]
+
+
+def parts_of(meta: MetaModel, layers: Sequence[LayerModules]) -> Parts:
+    """Sorts a model's parameters."""
+    model: Any = meta.model
+    names = {id(module): name for name, module in model.named_modules()}
+    prefixes = [names[id(modules.layer)] for modules in layers]
+    in_layers = {name for prefix in prefixes for name in meta.weights.names(prefix)}
+    others = [name for name in meta.weights.names() if name not in in_layers]
+    backbone = names[id(model.base_model)]
+    needed = [name for name in others if not backbone or name.startswith(f"{backbone}.")]
+    embedding = meta.weights.names(names[id(model.get_input_embeddings())])
+    tied = {alias for name in embedding for alias in meta.weights.aliases(name)}
+    return Parts(
+        layers=prefixes,
+        embedding=embedding,
+        rest=[name for name in needed if name not in embedding],
+        head=[name for name in others if name not in needed and name not in tied],
+        tied=sorted(tied.difference(embedding)),
+    )

@@ -1,0 +1,41 @@
+"""What is scored, on what text, and how the passes over it are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.models.anatomy.residual_stream import LayerModules
+from exporter.models.texts.calibration import CalibrationText
+from exporter.progress import QUIET, Progress
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its text.
+
+    Attributes:
+        model: A transformers model in eval mode.
+        layers: Where its sublayers are.
+        text: The samples.
+        batch_size: Samples in one forward pass.
+        seed: For what is drawn by chance.
+        positions: The model's answers are compared at every so many positions.
+        blocks: Whether answers are also compared without whole blocks.
+        progress: Told what goes on.
+    """
+
+    model: Any
+    layers: Sequence[LayerModules]
+    text: CalibrationText
+    batch_size: int = 4
+    seed: int = 0
+    positions: int = 2
+    blocks: bool = False
+    progress: Progress = QUIET
+
+    @property
+    def starts(self) -> range:
+        """The first sample of each batch, in the order of the text."""
+        return range(0, len(self.text.input_ids), self.batch_size)

@@ -1,0 +1,241 @@
+"""Plans as LLM-Drop, Puzzletron, transformers and our own checkpoints write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.plans.by_score import is_foreign_plan, read_plan
+from exporter.artifacts.plans.dialects import with_drops
+from exporter.errors import ArtifactError, PlanError
+
+Drops = list[tuple[str, int]]
+ATTENTION = {"no_op": False, "replace_with_linear": False, "n_heads_in_group": 4}
+FFN = {"no_op": False, "replace_with_linear": False, "ffn_mult": 2.625}
+NO_OP = {"no_op": True, "n_heads_in_group": None, "ffn_mult": None}
+LINEAR = {"no_op": False, "replace_with_linear": True}
+
+
+def written(tmp_path: Path, content: Any) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def drops(tmp_path: Path, content: Any) -> Drops:
+    plan = read_plan(written(tmp_path, content))
+    assert all(each.replacement == "none" for each in plan.deletions)
+    return [(each.kind, each.layer) for each in plan.deletions]
+
+
+def deci(*pairs: tuple[Any, Any]) -> dict[str, Any]:
+    return {"block_configs": [{"attention": a, "ffn": f} for a, f in pairs]}
+
+
+def subblocks(*layers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"block_configs": [{"subblock_configs": layer} for layer in layers]}
+
+
+def kind(name: str, **entry: Any) -> dict[str, Any]:
+    return {"kind": name, "name": name, **entry}
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (
+            {"drop_mlp_list": [], "drop_attn_list": [25, 26, 24, 22], "num_hidden_layers": 32},
+            [("attention", 25), ("attention", 26), ("attention", 24), ("attention", 22)],
+        ),
+        (
+            {"drop_attn_list": [False, True, False], "drop_mlp_list": [True, False, False],
+             "num_hidden_layers": 3},
+            [("attention", 1), ("mlp", 0)],
+        ),
+        ({"drop_attn_list": None, "drop_mlp_list": [2, 0]}, [("mlp", 2), ("mlp", 0)]),
+        ({"text_config": {"drop_attn_list": [1], "num_hidden_layers": 2}}, [("attention", 1)]),
+    ],
+)  # fmt: skip
+def test_llm_drop(tmp_path: Path, content: Any, wanted: Drops) -> None:
+    assert drops(tmp_path, content) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"drop_attn_list": [], "drop_mlp_list": []}, "The plan drops nothing"),
+        ({"drop_attn_list": [1, True]}, r"\$\.drop_attn_list\[1\]: a number is wanted, not True"),
+        ({"drop_attn_list": [-1]}, r"\$\.drop_attn_list\[0\]: there is no layer -1"),
+        ({"drop_attn_list": "3"}, r"\$\.drop_attn_list: a list is wanted, not '3'"),
+        ({"drop_mlp_list": [True], "num_hidden_layers": 2}, "1 truths for 2 layers"),
+        ({"drop_mlp_list": [2], "num_hidden_layers": 2}, "drops mlp 2, but says itself .* 2 layer"),
+        ({"drop_mlp_list": [1, 1]}, "drops mlp 1 twice"),
+    ],
+)
+def test_llm_drop_lists_that_make_no_plan(tmp_path: Path, content: Any, told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        drops(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        deci((ATTENTION, FFN), (NO_OP, FFN), (ATTENTION, NO_OP)),
+        subblocks(
+            [kind("attention", num_kv_heads=2), kind("ffn", intermediate_size=64)],
+            [kind("attention", no_op=True), kind("ffn", intermediate_size=64)],
+            [kind("attention", num_kv_heads=2), kind("moe", no_op=True)],
+        ),
+        deci((ATTENTION, FFN), (NO_OP, FFN), (ATTENTION, NO_OP))["block_configs"],
+    ],
+    ids=["DeciLM", "Puzzletron", "a bare list"],
+)
+def test_block_configs(tmp_path: Path, content: Any) -> None:
+    assert drops(tmp_path, content) == [("attention", 1), ("mlp", 2)]
+
+
+def test_layers_of_another_type_may_be_another_width(tmp_path: Path) -> None:
+    wide, narrow = kind("attention", num_kv_heads=4), kind("attention", num_kv_heads=1)
+    gone, ffn = kind("attention", no_op=True), kind("ffn", intermediate_size=8)
+    content = subblocks([wide, ffn], [narrow, ffn], [wide, ffn], [gone, ffn])
+    types = ["full_attention", "sliding_attention"] * 2
+    assert drops(tmp_path, content | {"layer_types": types}) == [("attention", 3)]
+    with pytest.raises(PlanError, match="the attention of layer 1 has 1 there in place of 4"):
+        drops(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (deci((ATTENTION, FFN), (LINEAR, FFN)),
+         r"block_configs\[1\]\.attention\.replace_with_linear: a linear map .* layer 1"),
+        (deci((ATTENTION, FFN), (ATTENTION, FFN), (ATTENTION, FFN | {"ffn_mult": 1.0})),
+         r"block_configs\[2\]\.ffn\.ffn_mult: the mlp of layer 2 has 1\.0"),
+        (deci((ATTENTION, FFN), (ATTENTION, FFN), (ATTENTION | {"window_length": 64}, NO_OP)),
+         r"the attention of layer 2 has 64 there in place of None"),
+        (deci((NO_OP, FFN)) | {"num_hidden_layers": 2}, "1 entries for 2 layers"),
+        ({"block_configs": [{"block_type": "mamba"}]}, r"block_configs\[0\]: it has neither"),
+        (subblocks([kind("mamba"), kind("ffn")]), "layer 0 has a mamba, which is no attention"),
+        (subblocks([kind("attention", no_op=True), kind("ffn", intermediate_size=8)])
+         | {"intermediate_size": 16}, "the mlp of layer 0 has 8 there in place of 16"),
+        ({"block_configs": [{"attention": NO_OP, "ffn": FFN, "parallel_blocks": [{}]}]},
+         "layer 0 has blocks side by side"),
+        ({"block_configs": [3]}, r"block_configs\[0\]: an object is wanted, not 3"),
+        (deci((ATTENTION | {"no_op": "yes"}, FFN)), "no_op: true or false is wanted"),
+    ],
+)  # fmt: skip
+def test_block_configs_with_more_than_drops(tmp_path: Path, content: Any, told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        drops(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"03": {"skip": ["mlp", "attention"]}, "1": {"skip": ["attention"]}},
+        [{}, {"skip": ["attention"]}, {}, {"skip": ["attention", "mlp"]}],
+    ],
+    ids=["transformers", "vLLM"],
+)
+def test_per_layer_config(tmp_path: Path, entry: Any) -> None:
+    content = {"per_layer_config": entry, "num_hidden_layers": 4}
+    assert sorted(drops(tmp_path, content)) == [("attention", 1), ("attention", 3), ("mlp", 3)]
+
+
+def test_widths_of_a_layer_type_are_the_models_own(tmp_path: Path) -> None:
+    """As Gemma 4 has them."""
+    entry = {"1": {"head_dim": 16}, "3": {"head_dim": 16, "skip": ["mlp"]}}
+    types = ["sliding_attention", "full_attention"] * 2
+    content = {"per_layer_config": entry, "num_hidden_layers": 4}
+    assert drops(tmp_path, content | {"layer_types": types}) == [("mlp", 3)]
+    with pytest.raises(PlanError, match=r"per_layer_config\.1\.head_dim: layer 1 has 16"):
+        drops(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"1": {"skip": ["attention"], "intermediate_size": 8}}, "layer 1 has 8 there"),
+        ({"1": {"skip": ["rotary"]}}, r"per_layer_config\.1\.skip: 'rotary' can't be dropped"),
+        ({"1": {"skip": "attention"}}, "a list is wanted, not 'attention'"),
+        ({"one": {"skip": ["mlp"]}}, r"per_layer_config\.one: the number of a layer"),
+        ({"9": {"skip": ["mlp"]}}, "drops mlp 9, but says itself that there are 4 layers"),
+        ({"1": {"skip": []}}, "The plan drops nothing"),
+    ],
+)
+def test_per_layer_configs_that_make_no_plan(tmp_path: Path, entry: Any, told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        drops(tmp_path, {"per_layer_config": entry, "num_hidden_layers": 4})
+
+
+def test_what_is_written_is_read_again_and_the_models_own_stays(tmp_path: Path) -> None:
+    deletions = [PlannedDeletion(layer=3, kind="block"), PlannedDeletion(layer=1, kind="attention")]
+    own = {"per_layer_config": {"2": {"head_dim": 8}}, "layer_types": list("abcd")}
+    config = with_drops({"num_hidden_layers": 4, **own}, deletions)
+    assert config["drop_attn_list"] == [3, 1]
+    assert config["drop_mlp_list"] == [3]
+    assert config["per_layer_config"] == {
+        "1": {"skip": ["attention"]},
+        "2": {"head_dim": 8},
+        "3": {"skip": ["attention", "mlp"]},
+    }
+    assert set(drops(tmp_path, config)) == {("attention", 3), ("attention", 1), ("mlp", 3)}
+    healed = [PlannedDeletion(layer=1, kind="attention", replacement="bias")]
+    assert with_drops({"num_hidden_layers": 4}, healed) == {"num_hidden_layers": 4}
+
+
+def test_what_the_base_said_is_not_said_of_the_checkpoint() -> None:
+    base = {
+        "num_hidden_layers": 4, "drop_attn_list": [3], "drop_mlp_list": [False] * 4,
+        "auto_map": {"AutoConfig": "configuration_dropped_llama.LlamaConfig"},
+        "per_layer_config": {"1": {"skip": ["mlp"], "head_dim": 8}, "2": {"skip": ["mlp"]}},
+        "block_configs": [{"attention": ATTENTION, "ffn": NO_OP}] * 4,
+    }  # fmt: skip
+    own = {"num_hidden_layers": 4, "per_layer_config": {"1": {"head_dim": 8}}}
+    healed = [PlannedDeletion(layer=2, kind="attention", replacement="bias")]
+    assert with_drops(base, healed) == own
+    inner: dict[str, Any] = {"num_hidden_layers": 4, "per_layer_config": {}}
+    assert with_drops({"text_config": {**inner, "drop_attn_list": [1]}}, healed) == {
+        "text_config": inner
+    }
+    config = with_drops(base, [PlannedDeletion(layer=2, kind="attention")])
+    assert (config["drop_attn_list"], config["drop_mlp_list"]) == ([2], [])
+    assert config["per_layer_config"] == {"1": {"head_dim": 8}, "2": {"skip": ["attention"]}}
+    assert config.keys() == {*own, "drop_attn_list", "drop_mlp_list"}
+
+
+def test_dialects_in_one_file_must_agree(tmp_path: Path) -> None:
+    content = {"drop_attn_list": [1], "per_layer_config": {"1": {"skip": ["attention"]}}}
+    assert drops(tmp_path, content) == [("attention", 1)]
+    content["drop_attn_list"] = [2]
+    with pytest.raises(PlanError, match=r"as LLM-Drop does not drop the same .* as transformers"):
+        drops(tmp_path, content)
+
+
+def test_our_own_checkpoint(tmp_path: Path) -> None:
+    section: dict[str, Any] = {"deletions": [{"layer": 2, "kind": "block", "replacement": "none"}]}
+    assert drops(tmp_path, {"depthcut": section}) == [("block", 2)]
+    assert drops(tmp_path, {"depthcut_origin": section}) == [("block", 2)]
+    section["deletions"][0]["replacement"] = "linear"
+    with pytest.raises(PlanError, match=r"block 2 is replaced \(linear\)"):
+        drops(tmp_path, {"depthcut": section})
+    section["deletions"] = [{"layer": 2, "kind": "brick"}]
+    with pytest.raises(PlanError, match=r"\$\.depthcut\.deletions\[0\]\.kind"):
+        drops(tmp_path, {"depthcut": section})
+
+
+def test_files_in_no_dialect_are_plans_of_our_own(tmp_path: Path) -> None:
+    foreign = written(tmp_path, {"drop_attn_list": [1]})
+    assert is_foreign_plan(foreign)
+    own = read_plan(foreign).write(tmp_path / "plan.json")
+    assert not is_foreign_plan(own)
+    assert read_plan(own).made_from.keys() == {"config"}
+    with pytest.raises(ArtifactError, match=r"schema_version"):
+        drops(tmp_path, {"num_hidden_layers": 4})
+    (tmp_path / "config.json").write_text("no JSON")
+    with pytest.raises(ArtifactError):
+        read_plan(tmp_path / "config.json")

@@ -1,0 +1,238 @@
+"""What is chosen, and what is refused. No PyTorch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.artifacts import CalibrationRef, ImportanceReport, ModelRef, PruningPlan, Score
+from exporter.artifacts.plans.by_score import parse_drops, plan_drop, read_plan, validate_plan
+from exporter.errors import ArtifactError, PlanError, UsageError
+from exporter.progress import Quiet
+
+ATTENTION = [0.9, 0.2, 0.1, 0.2, 0.5]
+MLP = [0.8, 0.15, 0.3, 0.4, 0.6]
+BLOCK = [0.95, 0.3, 0.35, 0.25, 0.7]
+
+
+class Heard(Quiet):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def _report(
+    attention: list[float] = ATTENTION, mlp: list[float] = MLP, block: list[float] = BLOCK
+) -> ImportanceReport:
+    kinds = {"attention": attention, "mlp": mlp, "block": block}
+    return ImportanceReport(
+        model=ModelRef(source="m", architecture="A", num_layers=len(ATTENTION), sha256="0" * 64),
+        metric="cosine",
+        calibration=CalibrationRef(
+            source="t", samples=1, sequence_length=2, tokens=2, sha256="1" * 64
+        ),
+        scores=[
+            Score(layer=layer, kind=kind, score=value, std_error=None)  # type: ignore[arg-type]
+            for kind, values in kinds.items()
+            for layer, value in enumerate(values)
+        ],
+    )
+
+
+def _chosen(plan: PruningPlan) -> list[tuple[str, int]]:
+    return [(deletion.kind, deletion.layer) for deletion in plan.deletions]
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        ({"attention": 3}, [("attention", 2), ("attention", 1), ("attention", 3)]),
+        ({"mlp": 2}, [("mlp", 1), ("mlp", 2)]),
+        ({"block": 2}, [("block", 3), ("block", 1)]),
+        ({"joint": 3}, [("attention", 2), ("mlp", 1), ("attention", 1)]),
+        ({"attention": 1, "mlp": 1}, [("attention", 2), ("mlp", 1)]),
+        ({"attention": 1, "block": 1}, [("attention", 2), ("block", 3)]),
+    ],
+)
+def test_the_lowest_scores_go_first(asked: dict[str, int], chosen: list[tuple[str, int]]) -> None:
+    plan = plan_drop(_report(), **asked, importance_sha256="ab")
+    assert _chosen(plan) == chosen
+    assert plan.budget == asked
+    assert plan.importance_sha256 == "ab"
+
+
+@given(st.lists(st.floats(0, 2), min_size=5, max_size=5), st.integers(1, 5))
+def test_nothing_kept_scores_lower_than_anything_dropped(scores: list[float], number: int) -> None:
+    plan = plan_drop(_report(attention=scores), attention=number)
+    dropped = {deletion.layer for deletion in plan.deletions}
+    assert len(dropped) == number
+    kept = set(range(5)) - dropped
+    assert all(scores[a] <= scores[b] for a in dropped for b in kept)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "Nothing"),
+        ({"attention": -1}, "-1"),
+        ({"attention": 6}, "6 attentions are to be dropped, but of m only 5 are scored"),
+        ({"block": 6}, "6 blocks are to be dropped, but of m only 5 are scored"),
+        ({"joint": 11}, "11 attentions and MLPs .* only 10 are scored"),
+        ({"joint": 10}, "every attention and every MLP"),
+        ({"block": 5}, "every attention and every MLP"),
+        ({"attention": 5, "mlp": 5}, "every attention and every MLP"),
+        ({"attention": 1, "joint": 1}, "joint"),
+        ({"attention": 3, "block": 1}, "attention 3 twice"),
+    ],
+)
+def test_impossible_budgets(asked: dict[str, int], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        plan_drop(_report(), **asked)
+
+
+@pytest.mark.parametrize("asked", [{"joint": 10}, {"block": 5}, {"attention": 5, "mlp": 5}])
+def test_everything_may_go_where_it_is_allowed(asked: dict[str, int]) -> None:
+    plan = plan_drop(_report(), **asked, allow_all=True)
+    assert len(plan.deletions) == sum(asked.values())
+    with pytest.raises(PlanError, match="every attention and every MLP") as caught:
+        plan_drop(_report(), **asked)
+    assert "--force" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "Nothing"),
+        ({"joint": 11}, "only 10 are scored"),
+        ({"attention": 5, "block": 5}, "twice"),
+    ],
+)
+def test_no_other_refusal_is_lifted_with_it(asked: dict[str, int], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        plan_drop(_report(), **asked, allow_all=True)
+
+
+def test_all_attentions_may_go() -> None:
+    assert len(plan_drop(_report(), attention=5).deletions) == 5
+
+
+def test_a_score_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(PlanError, match="attention 1 of m is nan"):
+        plan_drop(_report(attention=[0.1, float("nan"), 0.3, 0.4, 0.5]), attention=1)
+
+
+@pytest.mark.parametrize(
+    ("attention", "warned"),
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.5], "first layer (0)"),
+        ([0.5, 0.4, 0.3, 0.2, 0.1], "last layer (4)"),
+    ],
+)
+def test_the_first_and_the_last_layer_are_told(attention: list[float], warned: str) -> None:
+    heard = Heard()
+    plan_drop(_report(attention=attention), attention=1, progress=heard)
+    assert [warned in line for line in heard.lines] == [True]
+
+
+def test_the_middle_is_not_told() -> None:
+    heard = Heard()
+    plan_drop(_report(), attention=1, progress=heard)
+    assert heard.lines == []
+
+
+def test_drops_by_hand_keep_their_order() -> None:
+    plan = parse_drops(["attention:25,7", "mlp:3", "block:10-12"])
+    assert _chosen(plan) == [
+        ("attention", 25), ("attention", 7), ("mlp", 3), ("block", 10), ("block", 11),
+        ("block", 12),
+    ]  # fmt: skip
+    assert plan.importance_sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        ([], "drops nothing"),
+        (["mlp:3,3"], "mlp 3 twice"),
+        (["mlp:3", "block:2-4"], "mlp 3 twice"),
+    ],
+)
+def test_drops_that_contradict_themselves(texts: list[str], told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        parse_drops(texts)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["attention"], "does not say what to drop"),
+        (["attention:"], "does not say what to drop"),
+        (["attention:1,"], "does not say what to drop"),
+        (["attention:-1"], "does not say what to drop"),
+        (["attention:5-3"], "no range of layers"),
+        (["attention:0-99999999999"], "no range of layers"),
+        (["mlp:3", "attention:x"], "does not say what to drop"),
+        (["attn:3"], "attn is no kind"),
+    ],
+)
+def test_drops_that_make_no_sense(texts: list[str], told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        parse_drops(texts)
+    assert caught.value.hint
+
+
+def test_a_plan_file_comes_back(tmp_path: Path) -> None:
+    plan = parse_drops(["attention:3"])
+    assert read_plan(plan.write(tmp_path / "plan.json")) == plan
+
+
+def test_bad_plan_files(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    with pytest.raises(ArtifactError, match="does not exist"):
+        read_plan(path)
+    PruningPlan(deletions=[]).write(path)
+    with pytest.raises(PlanError, match=r"plan\.json: The plan drops nothing"):
+        read_plan(path)
+    path.write_text(path.read_text().replace("[]", '[{"layer": -1, "kind": "mlp"}]', 1))
+    with pytest.raises(ArtifactError, match=r"\$\.deletions\[0\]\.layer"):
+        read_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["attention:5"], "attention 5, but tiny/model has only layers 0 to 4"),
+        (["cross_attention:1"], "in tiny/model there is no cross_attention"),
+        (["block:0-4"], "every attention and every MLP of tiny/model"),
+    ],
+)
+def test_plans_that_do_not_fit_the_model(texts: list[str], told: str) -> None:
+    with pytest.raises(PlanError, match=told) as caught:
+        validate_plan(parse_drops(texts), 5, model="tiny/model")
+    assert caught.value.hint
+    with pytest.raises(PlanError, match=r"^plan\.json: The plan drops"):
+        validate_plan(parse_drops(texts), 5, path=Path("plan.json"))
+    if "block" not in texts[0]:
+        with pytest.raises(PlanError, match=told):
+            validate_plan(parse_drops(texts), 5, model="tiny/model", allow_all=True)
+
+
+def test_a_plan_that_drops_everything_where_that_is_allowed() -> None:
+    validate_plan(parse_drops(["block:0-4"]), 5, allow_all=True)
+
+
+def test_a_plan_that_fits() -> None:
+    validate_plan(parse_drops(["attention:0-4", "mlp:0-3"]), 5)
+
+
+def test_planning_imports_no_torch() -> None:
+    code = "import sys, exporter.artifacts.plans.by_score; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,316 @@
+"""From a plan with a safetensors file to a pruned ONNX file, and what is refused on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from safetensors.numpy import save_file
+from written_files import all_data_of, data_of
+
+import exporter.cli as command_line
+from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan, ReplacementsRef
+from exporter.artifacts.plans.by_score import read_plan
+from exporter.artifacts.replacement_file import Replacements, read_replacements
+from exporter.cut.surgery import prune_file
+from exporter.errors import (
+    PlanError,
+    SurgeryError,
+    UnsafeInputError,
+    UnsafePlanError,
+    VerificationError,
+)
+from exporter.files import sha256_file
+from graph_passes import ReplacementTensors, SublayerRef, testing
+from graph_passes.files import storage
+from graph_passes.files.storage import load_model, save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+RNG = np.random.default_rng(0)
+TENSORS: dict[str, Any] = {
+    "attention.1.weight": RNG.standard_normal((8, 8)).astype(ml_dtypes.bfloat16),
+    "attention.1.bias": RNG.standard_normal(8).astype(np.float16),
+    "mlp.0.bias": RNG.standard_normal(8).astype(np.float32),
+}
+DELETIONS = [
+    PlannedDeletion(layer=1, kind="attention", replacement="linear"),
+    PlannedDeletion(layer=0, kind="mlp", replacement="bias"),
+    PlannedDeletion(layer=2, kind="mlp"),
+]
+
+
+def write_plan(
+    folder: Path,
+    tensors: dict[str, Any] = TENSORS,
+    deletions: list[PlannedDeletion] = DELETIONS,
+    **reference: str,
+) -> Path:
+    """``plan.json`` and ``numbers.safetensors``; ``reference`` changes what the plan says of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "numbers.safetensors")
+    known = {"path": "numbers.safetensors", "sha256": sha256_file(folder / "numbers.safetensors")}
+    plan = PruningPlan(deletions=deletions, replacements=ReplacementsRef(**{**known, **reference}))
+    return plan.write(folder / "plan.json")
+
+
+def read(plan_path: Path) -> Replacements:
+    found = read_replacements(read_plan(plan_path), plan_path)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)  # tiny weights go to the data file too
+    path = tmp_path / "source" / "model.onnx"
+    save_model(tiny_model(TinySpec()), path)
+    return path
+
+
+def test_numbers_come_as_they_were_written(tmp_path: Path) -> None:
+    found = read(write_plan(tmp_path))
+    assert found.sha256 == sha256_file(tmp_path / "numbers.safetensors")
+    assert sorted(found.tensors) == [SublayerRef(0, "mlp"), SublayerRef(1, "attention")]
+    linear = found.tensors[SublayerRef(1, "attention")]
+    assert isinstance(linear.weight, ir.LazyTensor)
+    assert linear.weight.dtype == ir.DataType.BFLOAT16
+    assert np.array_equal(linear.weight.numpy(), TENSORS["attention.1.weight"])
+    assert found.tensors[SublayerRef(0, "mlp")].weight is None
+
+
+def test_the_plan_in_the_readme_is_a_whole_one(tmp_path: Path) -> None:
+    readme = Path(__file__).parents[3] / "graph_passes" / "README.md"
+    (example,) = re.findall(r"```json\n(.*?)```", readme.read_text("utf-8"), flags=re.DOTALL)
+    (tmp_path / "plan.json").write_text(example)
+    plan = read_plan(tmp_path / "plan.json")
+    assert plan.describe() == "attention 25 (linear)"
+    assert plan.replacements is not None
+
+
+def test_a_plan_is_carried_out_from_the_command_line(
+    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan, target = write_plan(tmp_path / "plan"), tmp_path / "out" / "m.onnx"
+    assert command_line.run(["prune", str(source), "-o", str(target), "--plan", str(plan)]) == 0
+    assert "3 sublayers deleted, 2 of them replaced: " in "".join(capfd.readouterr())
+    report = PruneReport.read(tmp_path / "out" / "prune.json")
+    assert report.verification.passed
+    assert report.made_from["replacements"] == read(plan).sha256
+    told = {(e.kind, e.layer): (e.replacement, e.parameters_added) for e in report.deleted}
+    assert told == {
+        ("mlp", 0): ("bias", 8), ("attention", 1): ("linear", 72), ("mlp", 2): ("none", 0),
+    }  # fmt: skip
+    removed = sum(entry.parameters_removed for entry in report.deleted)
+    assert report.before.parameters - removed + 80 == report.after.parameters
+    recorded = json.loads(load_model(target).metadata_props["depthcut.plan"])
+    assert [entry["replacement"] for entry in recorded] == ["bias", "linear", "none"]
+    onnx.checker.check_model(str(target), full_check=True)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_shared_weights_stay_where_they_are(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(storage, "_MOST_INLINE_BYTES", limit)
+    before = data_of(source).read_bytes()
+    target = source.with_name("m.onnx")
+    found = read(write_plan(tmp_path / "plan"))
+    report = prune_file(source, target, DELETIONS, replacements=found, weights="share")
+    assert report.verification.passed
+    assert [own.stat().st_size for own in all_data_of(target)] == [8 * 8 * 4] * (limit == 0)
+    assert data_of(source).read_bytes() == before
+    onnx.checker.check_model(str(target), full_check=True)
+    again = prune_file(source, target, DELETIONS[2:], weights="share")
+    assert again.verification.passed
+    assert all_data_of(target) == []
+
+
+def test_a_graph_that_holds_its_weights_shares_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So its result may stand in any folder, also with a data file of its own."""
+    monkeypatch.setattr(storage, "_MOST_INLINE_BYTES", 0)
+    monkeypatch.setattr(storage, "_INLINE_BYTES", 32)
+    source, target = tmp_path / "source" / "model.onnx", tmp_path / "elsewhere" / "m.onnx"
+    source.parent.mkdir()
+    source.write_bytes(ir.to_proto(tiny_model(TinySpec())).SerializeToString())
+    found = read(write_plan(tmp_path / "plan"))
+    report = prune_file(source, target, DELETIONS, replacements=found, weights="share")
+    assert report.verification.passed
+    assert data_of(target).stat().st_size == 8 * 8 * 4
+
+
+def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
+    """Not even one with the name of an earlier version, in which another model's weights lie."""
+    found = read(write_plan(tmp_path / "plan"))
+    other, data = source.with_name("other.onnx"), source.with_name("m.onnx.data")
+    save_model(load_model(source), other)
+    named = data_of(other).rename(data).name
+    proto = onnx.load(other, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = named if entry.key == "location" else entry.value
+    other.write_bytes(proto.SerializeToString())
+    before = other.read_bytes(), data.read_bytes()
+    prune_file(source, source.with_name("m.onnx"), DELETIONS, replacements=found, weights="share")
+    assert (other.read_bytes(), data.read_bytes()) == before
+    assert load_model(other)
+
+
+def test_the_numbers_can_not_be_the_target(source: Path, tmp_path: Path) -> None:
+    found = read(write_plan(tmp_path))
+    with pytest.raises(SurgeryError, match="is the source"):
+        prune_file(source, found.path, DELETIONS, replacements=found)
+
+
+def test_verification_catches_other_numbers(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read(write_plan(tmp_path / "plan"))
+    right = testing.masked_model
+
+    def wrong(model: ir.Model, deletions: Any, given: Any) -> ir.Model:
+        ref = SublayerRef(1, "attention")
+        turned = np.ascontiguousarray(given[ref].weight.numpy().T)
+        return right(model, deletions, {**given, ref: ReplacementTensors(given[ref].bias, turned)})
+
+    monkeypatch.setattr(testing, "masked_model", wrong)
+    with pytest.raises(VerificationError, match="differs"):
+        prune_file(source, tmp_path / "out" / "m.onnx", DELETIONS, replacements=found)
+    assert not (tmp_path / "out").exists()
+
+
+FACTORS: dict[str, Any] = {
+    "attention.1.weight_down": RNG.standard_normal((3, 8)).astype(np.float32),
+    "attention.1.weight_up": RNG.standard_normal((8, 3)).astype(ml_dtypes.bfloat16),
+}
+
+
+def test_a_map_of_low_rank_comes_as_two_factors(source: Path, tmp_path: Path) -> None:
+    found = read(write_plan(tmp_path / "plan", without("attention.1.weight") | FACTORS))
+    target = tmp_path / "out" / "m.onnx"
+    report = prune_file(source, target, DELETIONS, replacements=found)
+    assert report.verification.passed
+    assert {e.kind: e.parameters_added for e in report.deleted if e.layer == 1} == {
+        "attention": 8 * 3 * 2 + 8
+    }
+    kept = load_model(target).graph.initializers
+    down = kept["depthcut.attention.1.weight_down"].const_value
+    assert down is not None
+    assert np.array_equal(down.numpy(), FACTORS["attention.1.weight_down"].T)
+
+
+def without(*keys: str) -> dict[str, Any]:
+    return {key: value for key, value in TENSORS.items() if key not in keys}
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    r"lacks attention\.1\.weight": without("attention.1.weight"),
+    r"lacks attention\.1\.bias": without("attention.1.bias"),
+    r"lacks attention\.1\.weight_up": without("attention.1.weight")
+    | {"attention.1.weight_down": FACTORS["attention.1.weight_down"]},
+    r"holds both attention\.1\.weight and its factor": TENSORS | FACTORS,
+    r"lacks mlp\.0\.bias": without("mlp.0.bias"),
+    r"holds mlp\.7\.bias, which the plan has no use for": TENSORS | {"mlp.7.bias": np.ones(8)},
+    r"holds mlp\.0\.weight": TENSORS | {"mlp.0.weight": TENSORS["attention.1.weight"]},
+    r"'attn\.1\.bias' names no part": TENSORS | {"attn.1.bias": TENSORS["mlp.0.bias"]},
+    r"'mlp\.00\.bias' names no part": TENSORS | {"mlp.00.bias": TENSORS["mlp.0.bias"]},
+    r"mlp\.0\.bias is of type I64": TENSORS | {"mlp.0.bias": np.ones(8, np.int64)},
+}
+
+
+@pytest.mark.parametrize("reason", WRONG)
+def test_wrong_keys_are_refused(reason: str, tmp_path: Path) -> None:
+    tensors = {k: v.astype(np.float32) if v.dtype == float else v for k, v in WRONG[reason].items()}
+    with pytest.raises(PlanError, match=reason):
+        read(write_plan(tmp_path, tensors))
+
+
+def test_a_file_out_of_the_plans_folder_is_refused(tmp_path: Path) -> None:
+    write_plan(tmp_path)
+    numbers = tmp_path / "numbers.safetensors"
+    for path in ("../numbers.safetensors", str(numbers)):
+        with pytest.raises(UnsafePlanError, match="leads out of the plan's folder"):
+            read(write_plan(tmp_path / "plan", path=path))
+    (tmp_path / "plan" / "link.safetensors").symlink_to(numbers)
+    with pytest.raises(UnsafePlanError, match="leads out of the plan's folder"):
+        read(write_plan(tmp_path / "plan", path="link.safetensors"))
+
+
+def test_another_file_than_the_plans_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="is not the file that"):
+        read(write_plan(tmp_path, sha256="0" * 64))
+    with pytest.raises(PlanError, match="does not exist"):
+        read(write_plan(tmp_path, path="other.safetensors"))
+
+
+def test_a_broken_file_is_refused(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    (tmp_path / "numbers.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
+    known = ReplacementsRef(
+        path="numbers.safetensors", sha256=sha256_file(tmp_path / "numbers.safetensors")
+    )
+    PruningPlan(deletions=DELETIONS, replacements=known).write(plan)
+    with pytest.raises(PlanError, match="is not a valid safetensors file"):
+        read(plan)
+
+
+def test_a_file_of_nothing_is_not_hashed(tmp_path: Path) -> None:
+    plan = write_plan(tmp_path)
+    os.truncate(tmp_path / "numbers.safetensors", 1 << 40)
+    with pytest.raises(PlanError, match="is not a valid safetensors file"):
+        read(plan)
+
+
+def test_a_plan_without_a_file_replaces_nothing(tmp_path: Path) -> None:
+    plan = PruningPlan(deletions=DELETIONS)
+    with pytest.raises(PlanError, match=r"attention 1 is to be replaced .* names no file"):
+        read_replacements(plan, tmp_path / "plan.json")
+    assert read_replacements(PruningPlan(deletions=DELETIONS[2:]), tmp_path / "plan.json") is None
+
+
+def test_a_block_takes_the_numbers_of_its_sublayers(source: Path, tmp_path: Path) -> None:
+    block = [PlannedDeletion(layer=1, kind="block", replacement="bias")]
+    tensors = {f"{kind}.1.bias": TENSORS["mlp.0.bias"] for kind in ("attention", "mlp")}
+    found = read(write_plan(tmp_path / "plan", tensors, block))
+    report = prune_file(source, tmp_path / "out" / "m.onnx", block, replacements=found)
+    assert report.verification.passed
+    del tensors["mlp.1.bias"]
+    found = read(write_plan(tmp_path / "plan", tensors, block))
+    with pytest.raises(SurgeryError, match=r"mlp 1 is to be replaced .* no numbers"):
+        prune_file(source, tmp_path / "out" / "m.onnx", block, replacements=found)
+
+
+@pytest.mark.parametrize("name", ["report.json", "baseline/numbers.safetensors", "healing"])
+def test_an_export_refuses_numbers_that_are_named_like_a_result(name: str) -> None:
+    from exporter.pipeline.refusals import refuse_reserved_replacements
+
+    known = ReplacementsRef(path=name, sha256="0" * 64)
+    plan = PruningPlan(deletions=DELETIONS, replacements=known)
+    with pytest.raises(PlanError, match="is the name of a result"):
+        refuse_reserved_replacements(plan, Path("plan.json"))
+    other = known.model_copy(update={"path": "numbers/baseline.safetensors"})
+    refuse_reserved_replacements(plan.model_copy(update={"replacements": other}), Path("plan.json"))
+
+
+def test_numbers_that_are_a_circle_of_links_are_refused(tmp_path: Path) -> None:
+    numbers = tmp_path / "plan.safetensors"
+    numbers.symlink_to(numbers)
+    reference = {"path": numbers.name, "sha256": "0" * 64}
+    plan = PruningPlan.model_validate(
+        {
+            "deletions": [{"layer": 1, "kind": "attention", "replacement": "bias"}],
+            "replacements": reference,
+        }
+    )
+    path = plan.write(tmp_path / "plan.json")
+    with pytest.raises((PlanError, UnsafeInputError)):
+        read_replacements(plan, path)

@@ -1,0 +1,432 @@
+"""Pruned checkpoints: what is in the files, who loads them, who refuses, and that they train."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from healed_models import RANK, planned, random_replacements
+from made_reports import full_report
+from tiny_torch import tiny_loaded
+
+from exporter.artifacts import ImportanceReport, PruningPlan
+from exporter.errors import PlanError
+from exporter.progress import Quiet
+
+pytestmark = pytest.mark.torch
+
+GAPS = planned(("attention", 0, "none"), ("mlp", 1, "none"))
+BLOCK = planned(("block", 1, "none"))
+LAYERS = {"gpt2": "n_layer"}
+FAMILIES = ["llama_tied", "gemma2", "gpt2", "gpt_neox", "mixtral"]
+
+
+class Heard(Quiet):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def ids() -> Any:
+    import torch
+
+    return torch.randint(1, 120, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+def answer(model: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return model(ids())[0]
+
+
+def three_layers(family: str = "llama", **changes: Any) -> Any:
+    return tiny_loaded(family, **{LAYERS.get(family, "num_hidden_layers"): 3}, **changes)
+
+
+def written(
+    folder: Path, plan: Any, family: str = "llama", *, heard: Heard | None = None, **changes: Any
+) -> tuple[Any, Any]:
+    """The facts of a checkpoint in ``folder``, and what its model should answer."""
+    from exporter.checkpoint import write_checkpoint
+    from exporter.cut.replacement_cut import cut_of_deletions
+    from exporter.models.ablation import substituted
+
+    loaded = three_layers(family, **changes)
+    given = random_replacements(loaded.model.config.hidden_size, plan, rank=RANK)
+    with substituted(loaded.model, cut_of_deletions(plan, given, loaded.model)):
+        wanted = answer(loaded.model)
+    facts = write_checkpoint(
+        loaded, PruningPlan(deletions=plan), folder, replacements=given, progress=heard or Quiet()
+    )
+    return facts, wanted
+
+
+def plain(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def tensors(folder: Path) -> dict[str, int]:
+    """The bytes of every tensor in the files, as their headers place them."""
+    sizes = {}
+    for path in folder.glob("*.safetensors"):
+        data = path.read_bytes()
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        own = {name: e["data_offsets"][1] - e["data_offsets"][0] for name, e in header.items()}
+        assert len(data) == 8 + length + sum(own.values())
+        sizes |= own
+    return sizes
+
+
+def whole_bytes(tmp_path: Path, family: str) -> dict[str, int]:
+    from exporter.models.loading.model_files import save_checkpoint
+
+    save_checkpoint(three_layers(family), tmp_path / "whole")
+    return tensors(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_refuses_gaps_and_our_loader_does_not(family: str, tmp_path: Path) -> None:
+    from exporter.checkpoint.pruned_model import load_pruned
+
+    whole = whole_bytes(tmp_path, family)
+    facts, wanted = written(tmp_path / "hf", GAPS, family)
+    assert answer(load_pruned(tmp_path / "hf").model).equal(wanted)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        plain(tmp_path / "hf")
+    held = tensors(tmp_path / "hf")
+    assert held.keys() <= whole.keys()
+    empty = {name for name, size in held.items() if size == 0}
+    assert len(empty) == 2
+    gone = sum(size for name, size in whole.items() if name in empty or name not in held)
+    assert sum(held.values()) == sum(whole.values()) - gone
+    assert facts.before.bytes - facts.after.bytes == gone > 0
+    assert not facts.plain
+
+
+def test_without_its_empty_weights_it_would_be_filled_at_random(tmp_path: Path) -> None:
+    """Why they are there: transformers loads such a folder and only logs what was missing."""
+    from safetensors.torch import load_file, save_file
+
+    _, wanted = written(tmp_path, GAPS)
+    path = tmp_path / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(path).items() if tensor.numel()}
+    save_file(kept, path, metadata={"format": "pt"})
+    assert not answer(plain(tmp_path)).equal(wanted)
+
+
+def test_the_config_says_it_in_others_words(tmp_path: Path) -> None:
+    from exporter.artifacts.plans.by_score import read_plan
+
+    written(tmp_path / "gaps", GAPS, "gemma2")
+    config = json.loads((tmp_path / "gaps" / "config.json").read_text())
+    assert (config["drop_attn_list"], config["drop_mlp_list"]) == ([0], [1])
+    assert config["per_layer_config"] == {"0": {"skip": ["attention"]}, "1": {"skip": ["mlp"]}}
+    assert config["num_hidden_layers"] == len(config["layer_types"]) == 3
+    assert read_plan(tmp_path / "gaps" / "config.json").deletions == GAPS
+    written(tmp_path / "healed", planned(("attention", 0, "bias"), ("mlp", 1, "none")))
+    config = json.loads((tmp_path / "healed" / "config.json").read_text())
+    assert not {"drop_attn_list", "drop_mlp_list", "per_layer_config"} & config.keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_blocks_leave_a_plain_model(family: str, tmp_path: Path) -> None:
+    import torch
+
+    from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.models.loading.model_source import load_model
+
+    whole = whole_bytes(tmp_path, family)
+    facts, wanted = written(tmp_path / "hf", BLOCK, family)
+    assert (facts.kept, facts.plain) == ([0, 2], True)
+    # Experts are put together anew, so that sums come in another order; else there is no error.
+    torch.testing.assert_close(answer(plain(tmp_path / "hf")), wanted, rtol=0, atol=1e-6)
+    assert load_model(str(tmp_path / "hf")).ref.num_layers == 2
+    assert load_pruned(tmp_path / "hf").ref.num_layers == 2
+    gone = sum(size for name, size in whole.items() if re.search(r"(layers|h)\.1\.", name))
+    assert sum(tensors(tmp_path / "hf").values()) == sum(whole.values()) - gone
+    assert facts.before.bytes - facts.after.bytes == gone
+
+
+def test_per_layer_lists_lose_the_same_layers(tmp_path: Path) -> None:
+    types = ["sliding_attention", "full_attention", "full_attention"]
+    written(tmp_path, planned(("block", 1, "none")), "gemma2", layer_types=types)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["layer_types"] == ["sliding_attention", "full_attention"]
+    assert config["depthcut_origin"]["layers"] == [0, 2]
+    assert not {"depthcut", "drop_attn_list", "per_layer_config"} & config.keys()
+
+
+def test_an_attention_and_an_mlp_of_a_layer_are_a_block(tmp_path: Path) -> None:
+    facts, _ = written(tmp_path / "1", planned(("mlp", 1, "none"), ("attention", 1, "none")))
+    assert facts.kept == [0, 2]
+    facts, _ = written(tmp_path / "2", planned(("mlp", 1, "none"), ("attention", 1, "bias")))
+    assert facts.kept is None
+    facts, _ = written(tmp_path / "3", [*BLOCK, *planned(("mlp", 0, "none"))])
+    assert facts.kept is None
+
+
+def test_what_a_layers_number_decides_can_not_be_numbered_anew(tmp_path: Path) -> None:
+    """GPT-2 may divide by the layer's number: then the layers stay, and it is said why."""
+    from exporter.checkpoint.pruned_model import load_pruned
+
+    heard = Heard()
+    facts, wanted = written(
+        tmp_path, BLOCK, "gpt2", heard=heard, scale_attn_by_inverse_layer_idx=True
+    )
+    assert facts.kept is None
+    assert "checkpoint: not with fewer layers. " in heard.lines[0]
+    assert answer(load_pruned(tmp_path).model).equal(wanted)
+
+
+def test_a_norm_after_the_sum_stays_with_its_layer(tmp_path: Path) -> None:
+    """In BERT's kind it is on the stream: a layer less would have two norms less."""
+    heard = Heard()
+    facts, _ = written(tmp_path, BLOCK, "bert", heard=heard)
+    assert facts.kept is None
+    assert "follows each sum, and stays where a block goes" in heard.lines[0]
+
+
+def test_a_config_is_renumbered_where_it_names_layers() -> None:
+    from exporter.checkpoint.shallow_config import shallow_config
+
+    config = {
+        "num_hidden_layers": 4, "layer_types": list("abcd"), "mlp_only_layers": [0, 1, 3],
+        "first_k_dense_replace": 2, "eos_token_id": [1, 2, 3, 4], "use_cache": True,
+        "per_layer_config": {"03": {"head_dim": 8}, "1": {"head_dim": 4}}, "max_window_layers": 9,
+    }  # fmt: skip
+    assert shallow_config(config, [0, 2, 3], 4, "num_hidden_layers") == {
+        "num_hidden_layers": 3, "layer_types": list("acd"), "mlp_only_layers": [0, 2],
+        "first_k_dense_replace": 1, "eos_token_id": [1, 2, 3, 4], "use_cache": True,
+        "per_layer_config": {"2": {"head_dim": 8}}, "max_window_layers": 3,
+    }  # fmt: skip
+
+
+def test_fewer_layers_are_not_told_of_what_the_base_lacked_in_others_words(tmp_path: Path) -> None:
+    told = {"drop_attn_list": [2, 1], "drop_mlp_list": [False, True, True],
+            "auto_map": {"AutoConfig": "configuration_dropped_llama.LlamaConfig"}}  # fmt: skip
+    facts, wanted = written(tmp_path, BLOCK, **told)
+    assert facts.kept == [0, 2]
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert not told.keys() & config.keys()
+    assert answer(plain(tmp_path)).allclose(wanted, atol=1e-6)  # the same sums, other threads
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from exporter.export.torch_export import export_onnx
+
+    return export_onnx(three_layers(), tmp_path_factory.mktemp("whole"), opset=20)
+
+
+def test_a_plain_one_is_what_the_pruned_onnx_file_is(exported: Path, tmp_path: Path) -> None:
+    """Prefill and decode with caches; logits to 1e-4 of the largest, or of 1."""
+    from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.cut.surgery import prune_file
+    from exporter.errors import ExportError
+    from exporter.export.parity import check_export
+
+    prune_file(exported, tmp_path / "cut" / "model.onnx", BLOCK, verify="none")
+    facts, wanted = written(tmp_path / "hf", BLOCK)
+    again = load_pruned(tmp_path / "hf")
+    checks = check_export(again, tmp_path / "cut" / "model.onnx", layers=facts.kept)
+    assert len(checks) == 4
+    limit = 1e-4 * max(1.0, float(wanted.abs().max()))
+    assert all(check.passed for check in checks)
+    assert max(check.max_abs_error for check in checks if "logits" in check.name) <= limit
+    other = planned(("block", 2, "none"))
+    prune_file(exported, tmp_path / "other" / "model.onnx", other, verify="none")
+    with pytest.raises(ExportError, match="the outputs are not the model's"):
+        check_export(again, tmp_path / "other" / "model.onnx", layers=facts.kept)
+
+
+def test_one_with_gaps_can_be_exported_as_it_is(tmp_path: Path) -> None:
+    """So that a checkpoint that was tuned becomes an ONNX file without its base."""
+    from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.errors import ExportError
+    from exporter.export.parity import check_export
+    from exporter.export.torch_export import export_onnx
+
+    plan = planned(("attention", 0, "linear"), ("attention", 2, "none"), ("mlp", 1, "bias"))
+    written(tmp_path / "hf", plan)
+    loaded = load_pruned(tmp_path / "hf")
+    file = export_onnx(loaded, tmp_path / "onnx", opset=20)
+    checks = check_export(loaded, file)
+    assert len(checks) == 4
+    assert all(check.passed for check in checks)
+    loaded.model.model.layers[0].self_attn.replacement_bias += 1
+    with pytest.raises(ExportError, match="does not compute what PyTorch computes"):
+        check_export(loaded, file)
+
+
+def test_it_trains_and_is_written_again(tmp_path: Path) -> None:
+    import torch
+
+    from exporter.checkpoint.pruned_model import load_pruned, save_pruned
+
+    written(tmp_path / "hf", planned(("attention", 0, "linear"), ("mlp", 1, "none")))
+    assert not any(p.requires_grad for p in load_pruned(tmp_path / "hf").model.parameters())
+    loaded = load_pruned(tmp_path / "hf", train=True)
+    model: Any = loaded.model
+    assert model.training
+    step = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = []
+    for _ in range(5):
+        loss = model(ids(), labels=ids()).loss
+        loss.backward()
+        assert all(weight.grad is not None for weight in model.parameters())
+        step.step()
+        step.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.01
+    model.eval()
+    save_pruned(loaded, tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs")  # As a trainer does.
+    for folder in (tmp_path / "ours", tmp_path / "theirs"):
+        assert answer(load_pruned(folder).model).equal(answer(model))
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            plain(folder)
+
+
+def test_a_version_that_honours_skips_is_told_from_one_that_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As huggingface/transformers #45332 will: modules that a config skips are not made."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from exporter.checkpoint.pruned_model import load_pruned
+
+    made = LlamaForCausalLM.__init__
+
+    def init(self: Any, config: Any) -> None:
+        made(self, config)
+        for layer, own in zip(self.model.layers, config.per_layer_config, strict=True):
+            if "attention" in getattr(own, "skip", []):
+                layer.self_attn = layer.input_layernorm = torch.nn.Identity()
+            if "mlp" in getattr(own, "skip", []):
+                layer.mlp = layer.post_attention_layernorm = torch.nn.Identity()
+
+    facts, wanted = written(tmp_path / "before", GAPS)
+    assert not facts.plain
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", init)
+    facts, _ = written(tmp_path / "after", GAPS)
+    assert facts.plain
+    assert answer(load_pruned(tmp_path / "after").model).equal(wanted)
+
+
+def test_the_card_tells_what_is_known_and_no_more(tmp_path: Path) -> None:
+    from exporter.checkpoint.model_card import CardSources, model_card
+
+    facts, _ = written(tmp_path / "hf", GAPS)
+    bare = model_card(facts, CardSources(PruningPlan(deletions=GAPS)))
+    assert "1 attention: layer 0" in bare
+    assert "Nothing was measured on this checkpoint." in bare
+    assert "Nothing stands in the places" in bare
+    assert "load_pruned" in bare
+    assert "AutoModel" not in bare
+    assert "license" not in bare.split("---")[1]
+    assert "base_model" not in bare
+    named = facts.model_copy(
+        update={"base": "owner/name", "on_hub": True, "license": {"license": "apache-2.0"},
+                "kept": [0, 2], "plain": True, "deletions": BLOCK},
+    )  # fmt: skip
+    report = full_report()
+    told = model_card(named, CardSources(PruningPlan(deletions=BLOCK), report=report))
+    assert told.startswith("---\n")
+    assert 'base_model: "owner/name"' in told
+    assert "license: apache-2.0" in told
+    assert "AutoModelForCausalLM" in told
+    assert "load_pruned" not in told
+    assert "perplexity" in told
+    assert report.environment.processor in told
+
+
+def test_the_card_tells_how_it_was_chosen(tmp_path: Path) -> None:
+    from exporter.checkpoint.model_card import CardSources, model_card
+    from exporter.cli import run
+    from tests.exporter.made_series import FIRST, write_scores
+
+    facts, _ = written(tmp_path / "hf", BLOCK)
+    path = write_scores(tmp_path / "s.json", FIRST)
+    scores, lowest = ImportanceReport.read(path), "cosine, the lowest first (arXiv 2406.15786), on"
+    counted = PruningPlan(deletions=BLOCK, budget={"block": 1})
+    assert lowest in model_card(facts, CardSources(counted, scores))
+    searched = PruningPlan(deletions=BLOCK, budget={"block": 1, "search": "greedy"})
+    card = model_card(facts, CardSources(searched, scores))
+    assert "Importance: cosine, on" in card
+    assert lowest not in card
+    plan = PruningPlan(deletions=BLOCK).write(tmp_path / "by-hand.json")
+    call = ["checkpoint", "MODEL", str(plan), "-o", str(tmp_path / "o"), "--importance", str(path)]
+    assert run(call) == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_card_carries_the_licence_and_no_path(tmp_path: Path) -> None:
+    from exporter.cli import run
+    from exporter.models.loading.model_files import save_checkpoint
+
+    base, out = tmp_path / "base", tmp_path / "hf"
+    save_checkpoint(three_layers(), base)
+    (base / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n# Base\n")
+    (base / "LICENSE").write_text("mine")
+    (tmp_path / "config.json").write_text('{"drop_attn_list": [1], "drop_mlp_list": []}')
+    assert run(["checkpoint", str(base), str(tmp_path / "config.json"), "-o", str(out)]) == 0
+    card = (out / "README.md").read_text()
+    assert "\nlicense: mit\n" in card
+    assert "language" not in card.split("---")[1]
+    assert (out / "LICENSE").read_text() == "mine"
+    for name in ("README.md", "config.json"):
+        assert str(tmp_path) not in (out / name).read_text()
+    assert (out / "model.safetensors").stat().st_mode == (out / "README.md").stat().st_mode
+    (tmp_path / "config.json").write_text('{"drop_attn_list": [7], "drop_mlp_list": []}')
+    assert run(["checkpoint", str(base), str(tmp_path / "config.json"), "-o", str(out)]) == 1
+    assert run(["checkpoint", str(base), str(tmp_path / "config.json"), "-o", str(base)]) == 2
+
+
+def test_replacements_that_were_fitted_to_another_model_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from exporter.cli import run
+    from exporter.heal import write_healed_plan
+    from exporter.models.ablation import Substitute
+    from exporter.models.loading.model_files import save_checkpoint
+
+    save_checkpoint(three_layers(), tmp_path / "base")
+    deletions = planned(("mlp", 1, "bias"))
+    for origin, code in (({"model": "f" * 64}, 1), ({}, 0)):
+        plan = PruningPlan(deletions=deletions, made_from=origin)
+        write_healed_plan(tmp_path / "p.json", plan, {(1, "mlp"): Substitute(torch.ones(96))})
+        arguments = ["checkpoint", str(tmp_path / "base"), str(tmp_path / "p.json"), "-o"]
+        assert run([*arguments, str(tmp_path / "hf")]) == code
+        assert (tmp_path / "hf").exists() == (code == 0)
+        assert ("fitted to that one" in capfd.readouterr().err) == (code == 1)
+
+
+def test_its_own_base_is_not_written_over(tmp_path: Path) -> None:
+    from exporter.checkpoint import write_checkpoint
+    from exporter.errors import UsageError
+    from exporter.models.loading.model_source import load_model
+
+    written(tmp_path, BLOCK)
+    base, before = load_model(str(tmp_path)), (tmp_path / "config.json").read_text()
+    with pytest.raises(UsageError, match="leaves no place there for"):
+        write_checkpoint(base, PruningPlan(deletions=BLOCK), tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_plan_for_another_model_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="There is no layer 9"):
+        written(tmp_path / "hf", planned(("mlp", 9, "none")))
+    assert not (tmp_path / "hf").exists()

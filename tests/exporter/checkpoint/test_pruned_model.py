@@ -1,0 +1,324 @@
+"""A pruned model in PyTorch: what it computes, what its checkpoint holds, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from healed_models import RANK, planned, random_replacements
+from tiny_torch import tiny_loaded
+
+from exporter.errors import ModelSourceError, PlanError, UnknownArchitectureError, UsageError
+
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
+
+PLAN = planned(("attention", 0, "linear"), ("mlp", 0, "bias"), ("mlp", 1, "linear"))
+BARE = planned(("attention", 0, "none"), ("mlp", 1, "none"))
+FAMILIES = ["llama", "llama_tied", "gemma2", "gpt2", "gpt_neox", "bloom", "mixtral", "bert"]
+SUBSTITUTE = "replacement_"
+PARTS = ("replacement_bias", "replacement_weight_down", "replacement_weight_up")
+
+
+def ids_of(batch: int = 2, tokens: int = 12) -> Any:
+    import torch
+
+    return torch.randint(1, 120, (batch, tokens), generator=torch.Generator().manual_seed(0))
+
+
+def answer(loaded: Any, ids: Any) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return loaded.model(ids)[0]
+
+
+def size(loaded: Any) -> int:
+    return sum(weight.numel() for weight in loaded.model.parameters())
+
+
+def pruned(family: str, plan: Any = PLAN, *, rank: int | None = RANK, seed: int = 0) -> Any:
+    """The model, changed, with what it should answer and how large it was."""
+    from exporter.checkpoint.pruned_model import prune_model
+    from exporter.cut.replacement_cut import cut_of_deletions
+    from exporter.models.ablation import substituted
+
+    loaded = tiny_loaded(family)
+    given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank, seed=seed)
+    cut = cut_of_deletions(plan, given, loaded.model)
+    with substituted(loaded.model, cut):
+        wanted = answer(loaded, ids_of())
+    before = size(loaded)
+    prune_model(loaded, plan, cut)
+    return loaded, wanted, before
+
+
+def saved(tmp_path: Path, family: str = "llama", plan: Any = PLAN) -> tuple[Path, Any]:
+    from exporter.checkpoint.pruned_model import save_pruned
+
+    loaded, wanted, _ = pruned(family, plan)
+    save_pruned(loaded, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint", wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_modules_do_what_the_cut_does_and_no_hook_is_left(family: str, tmp_path: Path) -> None:
+    from exporter.checkpoint.pruned_model import load_pruned, save_pruned
+
+    loaded, wanted, before = pruned(family)
+    assert answer(loaded, ids_of()).equal(wanted)
+    hooks = [m for m in loaded.model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert hooks == []
+    assert size(loaded) < before
+    save_pruned(loaded, tmp_path / "checkpoint")
+    again = load_pruned(tmp_path / "checkpoint")
+    assert type(again.model).__name__ == type(loaded.model).__name__
+    assert answer(again, ids_of()).equal(wanted)
+    assert size(again) == size(loaded)
+    other, _, _ = pruned(family, seed=1)
+    assert not answer(other, ids_of()).equal(wanted)
+
+
+def test_the_files_are_smaller_by_exactly_what_was_dropped(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    loaded = tiny_loaded("llama")
+    layers = loaded.model.model.layers
+    gone = [layers[0].self_attn, layers[0].input_layernorm, layers[1].mlp]
+    gone.append(layers[1].post_attention_layernorm)
+    dropped = sum(weight.numel() for module in gone for weight in module.parameters())
+    folder, _ = saved(tmp_path, plan=BARE)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    held = sum(a * (b[0] if b else 1) for a, *b in shapes.values())
+    assert held == size(loaded) - dropped
+    empty = {key for key in shapes if "layers.0.self_attn" in key or "layers.1.mlp" in key}
+    assert [shapes[key] for key in empty] == [[0], [0]]  # At which other loaders stop.
+    assert not any(SUBSTITUTE in key for key in shapes)
+
+
+def test_replacements_stand_under_their_modules_names(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    folder, _ = saved(tmp_path)
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        names = {key for key in file.keys() if SUBSTITUTE in key}  # noqa: SIM118
+    attention, mlp = "model.layers.0.self_attn", "model.layers.0.mlp"
+    assert names == {
+        *(f"{attention}.{part}" for part in PARTS), f"{mlp}.replacement_bias",
+        *(f"model.layers.1.mlp.{part}" for part in PARTS),
+    }  # fmt: skip
+    section = json.loads((folder / "config.json").read_text())["depthcut"]
+    assert section["deletions"] == [d.model_dump() for d in PLAN]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from exporter.export.torch_export import export_onnx
+
+    return export_onnx(tiny_loaded("llama"), tmp_path_factory.mktemp("whole"), opset=20)
+
+
+def cut_file(exported: Path, folder: Path, plan: Any, seed: int = 0) -> Path:
+    from exporter.cut.surgery import prune_file
+
+    given = random_replacements(96, plan, rank=RANK, seed=seed)
+    numbers = given if given.tensors else None
+    prune_file(exported, folder / "m.onnx", plan, verify="none", replacements=numbers)
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize("plan", [PLAN, BARE], ids=["healed", "bare"])
+def test_it_computes_what_the_pruned_onnx_file_computes(
+    plan: Any, exported: Path, tmp_path: Path
+) -> None:
+    """Prefill and decode, one row padded; its caches are the graph's."""
+    from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.errors import ExportError
+    from exporter.export.parity import check_export
+
+    loaded = load_pruned(saved(tmp_path, plan=plan)[0])
+    checks = check_export(loaded, cut_file(exported, tmp_path / "cut", plan))
+    assert [check.phase for check in checks] == ["prefill"] * 2 + ["decode"] * 2
+    largest = float(answer(loaded, ids_of()).abs().max())
+    assert all(check.passed for check in checks)
+    assert all(check.tolerance <= 2e-4 * max(1.0, largest) for check in checks)
+    if plan is PLAN:
+        other = cut_file(exported, tmp_path / "other", plan, seed=1)
+        with pytest.raises(ExportError, match="does not compute what PyTorch computes"):
+            check_export(loaded, other)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bloom"])
+def test_it_generates_without_its_first_attention(family: str, tmp_path: Path) -> None:
+    """The length of the past is read from the first layer's cache, which keeps no keys now."""
+    import torch
+
+    from exporter.checkpoint.pruned_model import load_pruned
+
+    plan = planned(("attention", 0, "none"), ("mlp", 1, "bias"))
+    model = load_pruned(saved(tmp_path, family, plan)[0]).model
+    ids = ids_of(1, 7)
+    for beams in (1, 3):
+        found = model.generate(
+            ids, max_new_tokens=6, do_sample=False, num_beams=beams, pad_token_id=0,
+            eos_token_id=None,
+        )  # fmt: skip
+        assert found.shape == (1, 13)
+        if beams == 1:
+            alone = ids
+            for _ in range(6):
+                with torch.inference_mode():
+                    logits = model(alone, use_cache=False).logits
+                alone = torch.cat([alone, logits[:, -1:].argmax(-1)], dim=1)
+            assert found.equal(alone)
+
+
+def test_only_the_length_is_kept_of_a_dropped_attention(tmp_path: Path) -> None:
+    import torch
+
+    from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.models.onnx_interface import cache_argument, new_cache
+
+    plan = planned(("attention", 0, "none"))
+    model: Any = load_pruned(saved(tmp_path, plan=plan)[0]).model
+    cache = new_cache()
+    with torch.inference_mode():
+        model(ids_of(), use_cache=True, **{cache_argument(model): cache})
+    assert cache.get_seq_length() == 12
+    assert tuple(cache.layers[0].keys.shape) == (2, 1, 12, 1)
+    assert tuple(cache.layers[1].keys.shape) == (2, 2, 12, 24)
+
+
+def test_other_commands_ask_for_the_whole_model(tmp_path: Path) -> None:
+    from exporter.models.loading.model_source import load_model
+
+    folder, _ = saved(tmp_path)
+    with pytest.raises(ModelSourceError, match="is a checkpoint that depthcut has pruned"):
+        load_model(str(folder))
+
+
+def test_a_comparison_takes_it_as_an_arm(tmp_path: Path) -> None:
+    from exporter.compare.torch_arm import open_torch_arm
+
+    folder, _ = saved(tmp_path)
+    arm = open_torch_arm(folder, compiled=False, provider="cpu", threads=1, precision="fp32")
+    assert arm.facts.kv_cache_bytes_per_token == 1 * 2 * 2 * 24 * 4  # of two layers one
+    assert arm.facts.parameters == size(pruned("llama")[0])
+
+
+def changed_config(folder: Path, **section: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["depthcut"] |= section
+    path.write_text(json.dumps(config))
+
+
+def test_a_checkpoint_of_a_newer_depthcut_is_refused(tmp_path: Path) -> None:
+    from exporter.checkpoint.pruned_model import load_pruned
+
+    folder, _ = saved(tmp_path)
+    changed_config(folder, version=99)
+    with pytest.raises(ModelSourceError, match="pruned by a newer depthcut"):
+        load_pruned(folder)
+
+
+def test_a_broken_section_is_refused_with_its_place(tmp_path: Path) -> None:
+    from exporter.checkpoint.pruned_model import load_pruned
+
+    folder, _ = saved(tmp_path)
+    changed_config(folder, branches=[{"path": "model.layers.0.mlp"}])
+    with pytest.raises(ModelSourceError, match=r"\$\.depthcut\.branches\[0\]\.layer"):
+        load_pruned(folder)
+    changed_config(folder, branches=[], passing=["model.layers.7.mlp"])
+    with pytest.raises(ModelSourceError, match=r"names model\.layers\.7\.mlp, which this model"):
+        load_pruned(folder)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "place"),
+    [
+        ({"path": ""}, "path"),
+        ({"maps": [[4, 4]] * 3}, "maps"),
+        ({"bias": -1}, "bias"),
+        ({"multiplier": 0.0}, "multiplier"),
+    ],
+)
+def test_a_section_that_makes_no_sense_is_refused(
+    tmp_path: Path, wrong: dict[str, Any], place: str
+) -> None:
+    from exporter.checkpoint.pruned_model import load_pruned
+
+    folder, _ = saved(tmp_path)
+    branch = {"path": "model.layers.0.mlp", "layer": 0, "kind": "mlp"}
+    changed_config(folder, branches=[branch | wrong])
+    with pytest.raises(ModelSourceError, match=rf"\$\.depthcut\.branches\[0\]\.{place}"):
+        load_pruned(folder)
+
+
+def test_a_missing_replacement_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from exporter.checkpoint.pruned_model import load_pruned
+
+    folder, wanted = saved(tmp_path)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.mlp.replacement_bias"
+    kept = tensors.pop(name)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ModelSourceError, match=r"lacks 1 weights .* first .*replacement_bias"):
+        load_pruned(folder)
+    save_file({**tensors, name: kept + 1}, path, metadata={"format": "pt"})
+    assert not answer(load_pruned(folder), ids_of()).equal(wanted)
+
+
+def test_only_an_earlier_checkpoint_is_written_over(tmp_path: Path) -> None:
+    from exporter.checkpoint.pruned_model import save_pruned
+
+    folder, _ = saved(tmp_path)
+    save_pruned(pruned("llama", BARE)[0], folder)
+    assert "replacement" not in (folder / "model.safetensors").read_bytes()[:4000].decode("latin1")
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("keep")
+    with pytest.raises(UsageError, match="is there, and is no pruned checkpoint"):
+        save_pruned(pruned("llama")[0], foreign)
+    assert (foreign / "notes.txt").read_text() == "keep"
+    for mine in (folder / "checkpoint-10", folder / "training_args.bin"):
+        mine.mkdir()
+        with pytest.raises(UsageError, match=f"but {mine.name} in it is of another's making"):
+            save_pruned(pruned("llama", BARE)[0], folder)
+        mine.rmdir()
+    (folder / "LICENSE").write_text("the base's")
+    save_pruned(pruned("llama", BARE)[0], folder)
+
+
+def test_a_plan_of_another_depth_is_refused() -> None:
+    with pytest.raises(PlanError, match="There is no layer 9"):
+        pruned("llama", planned(("mlp", 9, "bias")))
+
+
+def test_a_model_that_would_compute_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as one of a family in which something else stands between branch and stream."""
+    from exporter.models import pruned_structure
+
+    monkeypatch.setattr(pruned_structure, "_lonely_norms", lambda m, *_: [m.model.norm])
+    with pytest.raises(UnknownArchitectureError, match="does not compute what it should"):
+        pruned("llama")
+
+
+def test_weights_in_half_are_rounded_as_the_models_are(tmp_path: Path) -> None:
+    import torch
+
+    from exporter.checkpoint.pruned_model import load_pruned
+
+    folder, wanted = saved(tmp_path)
+    half = load_pruned(folder, dtype="bfloat16")
+    assert {weight.dtype for weight in half.model.parameters()} == {torch.bfloat16}
+    error = (answer(half, ids_of()).float() - wanted).abs().max()
+    # Eight bits of mantissa through two layers; a wrong replacement is off by more than 0.3.
+    assert 0 < error < 0.1

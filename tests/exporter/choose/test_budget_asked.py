@@ -1,0 +1,418 @@
+"""What may be asked of a plan, how it is written, and what is refused before any work."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from cost_tables import made_table
+from made_reports import full_report
+
+from exporter.artifacts import (
+    CalibrationRef,
+    CurvePoint,
+    HealingReport,
+    ImportanceReport,
+    ModelRef,
+    ParetoCurve,
+    PlannedDeletion,
+    PruningPlan,
+    ReplacementsRef,
+    Score,
+)
+from exporter.choose.budgets import Budget, Floors, Memory, tokens
+from exporter.choose.budgets.gains import Bytes, Counted, CountedBlocks, Milliseconds, Parameters
+from exporter.choose.budgets.goals import goals_of, unit_to_use_up
+from exporter.choose.costs import At, CacheSize, GraphSizes, SublayerSize
+from exporter.cli import run
+from exporter.errors import DepthcutError, PlanError, UsageError
+
+AT = At(batch=1, prompt=8, new=4)
+NAMES: list[Any] = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
+SIZES = GraphSizes(
+    sublayers={
+        name: SublayerSize(
+            parameters=100, linear_parameters=90, weight_bytes=400, linear_weight_bytes=360,
+            caches=(CacheSize(per_token=8),) if name[1] == "attention" else (),
+        )
+        for name in NAMES
+    },
+    parameters=1000, weight_bytes=4000, hidden=4,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), [("32k", 32768), ("32768", 32768), ("1K", 1024)])
+def test_contexts(text: str, value: int) -> None:
+    assert tokens(text) == value
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "k", "1.5k", "8M"])
+def test_what_is_no_context(text: str) -> None:
+    with pytest.raises(UsageError, match="not a number of tokens"):
+        tokens(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"parameters": 1.0}, "share of 1"),
+        ({"parameters": -0.1}, "share of -0.1"),
+        ({"target_speedup": 1.0, "at": AT}, "needs no plan"),
+        ({"target_speedup": float("nan"), "at": AT}, "needs no plan"),
+        ({"target_speedup": 1.2}, "depends on the request"),
+        ({"joint": 2, "attention": 1}, "joint drop"),
+        ({"mlp": 1, "kinds": ("attention",)}, "leaves out"),
+        ({"block": 1, "kinds": ("attention",)}, "leaves out"),
+        ({"kinds": ()}, "No kind"),
+    ],
+)
+def test_budgets_that_make_no_sense(asked: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Budget(**asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [(0.0, None), (-0.1, None), (math.nan, None), (math.inf, None), (None, 0.0), (None, 1.0)],
+)
+def test_floors_that_make_no_sense(asked: Any) -> None:
+    with pytest.raises(UsageError):
+        Floors(*asked)
+
+
+def test_memory_of_nothing() -> None:
+    with pytest.raises(UsageError, match="no budget"):
+        Memory(0, 8)
+
+
+def test_a_plan_notes_what_was_asked_for() -> None:
+    budget = Budget(
+        attention=2, target_speedup=1.2, at=AT, floors=Floors(0.05, 0.9),
+        fits=Memory(8000, 64, 2), kinds=("attention",),
+    )  # fmt: skip
+    assert budget.asked() == {
+        "attention": 2, "target_speedup": 1.2, "at": str(AT), "max_perplexity_increase": 0.05,
+        "min_top1_agreement": 0.9, "fits_bytes": 8000, "context": 64, "batch": 2,
+        "kinds": "attention",
+    }  # fmt: skip
+    assert Budget(parameters=0.1).asked() == {"parameters": 0.1}
+
+
+def test_gains_add_up_in_every_unit() -> None:
+    block = [(0, "attention"), (0, "mlp")]
+    memory = Memory(3000, context=10, batch=2)
+    # A bias brings 4 numbers, a linear map 4 * 5 and leaves the norm of 10.
+    assert Parameters(SIZES).gain(block, "none") == 200  # type: ignore[arg-type]
+    assert Parameters(SIZES).gain(block, "bias") == 192  # type: ignore[arg-type]
+    assert Parameters(SIZES).gain(block, "linear") == 140  # type: ignore[arg-type]
+    assert Bytes(SIZES, memory).whole == 4000 + 3 * 8 * 10 * 2
+    assert Bytes(SIZES, memory).gain([(0, "attention")], "none") == 400 + 8 * 10 * 2
+    assert Bytes(SIZES, memory).gain([(0, "mlp")], "none") == 400
+    attentions = Counted(("attention",), "attention")
+    assert [attentions.words(n) for n in (1, 2)] == ["1 attention dropped", "2 attentions dropped"]
+    assert [CountedBlocks().words(n) for n in (1, 0)] == ["1 block dropped", "0 blocks dropped"]
+    assert attentions.gain([(0, "attention")], "linear") == 1
+    assert attentions.gain([(0, "mlp")], "none") == attentions.gain(block, "none") == 0  # type: ignore[arg-type]
+    assert CountedBlocks().gain(block, "none") == 1  # type: ignore[arg-type]
+    assert CountedBlocks().gain([(0, "mlp")], "none") == 0
+    costs = made_table({name: {"none": 5.0, "bias": 4.0} for name in NAMES}, at=AT)
+    assert Milliseconds(costs).gain(block, "bias") == 8  # type: ignore[arg-type]
+    assert Milliseconds(costs).speedup(20.0) == pytest.approx(1.25, rel=1e-12)
+
+
+def test_goals_are_what_has_to_go() -> None:
+    costs = made_table({name: {"none": 5.0} for name in NAMES}, at=AT)
+    budget = Budget(
+        attention=1, parameters=0.2, target_speedup=1.25, at=AT, fits=Memory(4000, 10)
+    )  # fmt: skip
+    found = goals_of(budget, SIZES, costs, None)
+    assert [goal.amount for goal in found] == pytest.approx([20.0, 200.0, 240.0, 1.0])
+    assert isinstance(unit_to_use_up(budget, SIZES, costs, None), Milliseconds)
+    assert isinstance(unit_to_use_up(Budget(), SIZES, costs, None), Parameters)
+
+
+def test_what_fits_as_it_is_needs_no_plan() -> None:
+    with pytest.raises(PlanError, match="Nothing needs to be dropped"):
+        goals_of(Budget(fits=Memory(10_000, 10)), SIZES, None, None)
+    both = goals_of(Budget(fits=Memory(10_000, 10), attention=1), SIZES, None, None)
+    assert [goal.amount for goal in both] == [1]
+
+
+def _importance(folder: Path) -> Path:
+    scores = [Score(layer=n, kind=k, score=0.1 * n, std_error=None) for n, k in NAMES]
+    report = ImportanceReport(
+        model=ModelRef(source="gone", architecture="X", num_layers=3, sha256="0" * 64),
+        metric="cosine",
+        calibration=CalibrationRef(
+            source="pydoc", samples=8, sequence_length=8, tokens=64, sha256="1" * 64
+        ),
+        scores=scores,
+    )
+    return report.write(folder / "importance.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--target-speedup", "1.2"], "Say which is meant: --at"),
+        (["--target-speedup", "1.2", "--at", "batch=1,prompt=8,new=4"], "Name it with --onnx"),
+        (
+            ["--target-speedup", "1.2", "--at", "batch=1,prompt=8,new=4", "--require-speedup"],
+            "without the exported graph none is",
+        ),
+        (["--require-speedup", "--parameters", "10%"], "is for --target-speedup"),
+        (["--require-speedup", "--drop-attn", "1"], "--require-speedup is for budgets"),
+        (["--fits", "8GB"], "--fits and --context together"),
+        (["--fits", "8GB", "--context", "32k"], "Name it with --onnx"),
+        (["--at", "batch=1", "--drop-attn", "1"], "--at is for budgets"),
+        (["--rank", "4", "--drop-attn", "1"], "--rank is for budgets"),
+        (["--rank", "4", "--parameters", "10%", "--heal", "none"], "A rank is for linear maps"),
+        (
+            ["--rank", "4", "--parameters", "10%", "--heal", "bias"],
+            "with --heal bias there",
+        ),
+        (
+            ["--check-text", "self", "--parameters", "10%", "--heal", "none"],
+            "another domain",
+        ),
+        (["--threads", "2", "--parameters", "10%"], "--threads is for times"),
+        (["--provider", "cpu", "--parameters", "10%"], "Name it with --onnx and the request"),
+        (["--time-budget", "9s", "--parameters", "10%"], "--time-budget is for times"),
+        (["--threads", "auto", "--drop-attn", "1"], "--threads is for budgets"),
+        (["--parameters", "10%", "--search", "iterative"], "Leave --search away"),
+        (["--kinds", "mlp", "--attention-only", "--parameters", "10%"], "Give one of them"),
+        (["--heal", "bias"], "Say what the plan is to reach"),
+        (["--batch", "4", "--drop-attn", "1"], "--batch is for budgets"),
+        (["--batch", "4", "--parameters", "10%"], "how many sequences --fits is for"),
+        ([], "Say what to drop"),
+        (["--drop", "6", "--search", "greedy"], "only 5 may go"),
+        (["--drop-block", "3", "--search", "evolution"], "only 2 may go"),
+        (["--drop-attn", "3", "--search", "iterative", "--protect", "first"], "only 2 may go"),
+        (["--parameters", "10%", "--curve", "front.html"], "Write --curve front.json"),
+        (["--drop-block", "1"], "depthcut score gone --metric kl --blocks"),
+        (["--drop-block", "1"], "1 block is to be dropped, but of gone no block is scored"),
+        (["--drop-block", "2"], "2 blocks are to be dropped, but of gone no block is scored"),
+        (["--drop-block", "1", "--protect", "first"], "depthcut score gone --metric kl --blocks"),
+    ],
+)
+def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: str) -> None:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    path = _importance(tmp_path)
+    call = ["plan", str(path), "-o", str(tmp_path / "plan.json"), *options]
+    done = CliRunner().invoke(cli, call, obj=ConsoleProgress())
+    assert done.exit_code != 0
+    told = done.output + (str(done.exception) if isinstance(done.exception, DepthcutError) else "")
+    assert words in re.sub(r"\s+", " ", told)
+    assert [found.name for found in tmp_path.iterdir()] == ["importance.json"]
+
+
+@pytest.mark.parametrize("heal", ["linear", "best"])
+def test_a_rank_and_another_domain_go_with_replacements(heal: Any) -> None:
+    from exporter.choose.budgets import PlanSettings
+    from exporter.pipeline.request import BudgetRequest
+
+    PlanSettings(heal=heal, rank=4, check_text="self")
+    BudgetRequest(Budget(attention=1), heal=heal, rank=4, check_text="self")
+    PlanSettings(heal="none")
+    for make in (PlanSettings, lambda **given: BudgetRequest(Budget(attention=1), **given)):
+        with pytest.raises(UsageError, match="A rank is for linear maps"):
+            make(heal="none", rank=4)
+
+
+def test_a_bare_plan_takes_along_what_a_healed_one_had_beside_it(tmp_path: Path) -> None:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    out, numbers = tmp_path / "plan.json", tmp_path / "plan.safetensors"
+    call = ["plan", str(_importance(tmp_path)), "-o", str(out), "--drop-attn", "1"]
+    copy, report = tmp_path / "copy.json", tmp_path / "plan.report.json"
+    for is_copied in (True, False):
+        numbers.write_bytes(b"numbers")
+        healing = full_report().healing
+        assert healing is not None
+        model = ModelRef(source="gone", architecture="X", num_layers=3, sha256="0" * 64)
+        HealingReport(model=model, healing=healing).write(report)
+        healed = PruningPlan(
+            deletions=[PlannedDeletion(layer=1, kind="attention", replacement="linear")],
+            replacements=ReplacementsRef(path=numbers.name, sha256="1" * 64),
+        )
+        healed.write(out)
+        healed.write(copy) if is_copied else copy.unlink()
+        assert CliRunner().invoke(cli, call, obj=ConsoleProgress()).exception is None
+        assert PruningPlan.read(out).replacements is None
+        # A copy of the healed plan may still want them.
+        assert numbers.exists() is report.exists() is is_copied
+
+
+def test_a_plan_beside_a_copy_of_an_earlier_one_leaves_its_numbers(tmp_path: Path) -> None:
+    from exporter.heal.plan_file import refuse_places
+
+    numbers = tmp_path / "plan.safetensors"
+    numbers.write_bytes(b"numbers")
+    healed = PruningPlan(
+        deletions=[PlannedDeletion(layer=1, kind="attention", replacement="linear")],
+        replacements=ReplacementsRef(path=numbers.name, sha256="1" * 64),
+    )
+    healed.write(tmp_path / "plan.json")
+    refuse_places(tmp_path / "plan.json", [], tmp_path / "model.gguf")
+    healed.write(tmp_path / "copy.json")
+    with pytest.raises(UsageError, match=r"holds the numbers of .*copy\.json"):
+        refuse_places(tmp_path / "plan.json", [], tmp_path / "model.gguf")
+
+
+def test_numbers_of_several_kinds_combine(tmp_path: Path) -> None:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    out = tmp_path / "plan.json"
+    call = ["plan", str(_importance(tmp_path)), "-o", str(out)]
+    done = CliRunner().invoke(
+        cli, [*call, "--drop-attn", "2", "--drop-mlp", "1"], obj=ConsoleProgress()
+    )
+    assert done.exception is None
+    assert PruningPlan.read(out).budget == {"attention": 2, "mlp": 1}
+    done = CliRunner().invoke(cli, [*call, "--drop", "2", "--drop-mlp", "1"], obj=ConsoleProgress())
+    assert "chooses among attentions and MLPs itself" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("plan.json", ["--calibration", "plan.report.json"], "is an input"),
+        ("plan.json", ["--calibration", "plan.safetensors"], "is an input"),
+        ("plan.json", ["--calibration", "c.html", "--curve", "c.json"], "is an input"),
+        ("plan.json", ["--curve", "plan.report.json"], "the plan's files too"),
+        ("plan.safetensors", [], "is what the numbers of the plan would be called"),
+        ("folder/plan.json", ["--model", "folder"], "would count among the weights"),
+    ],
+)
+def test_no_file_of_a_plan_takes_an_inputs_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: list[str], words: str
+) -> None:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    monkeypatch.chdir(tmp_path)
+    for text in ("plan.report.json", "plan.safetensors", "c.html"):
+        Path(text).write_text("a text to search on")
+    Path("folder").mkdir()
+    call = ["plan", str(_importance(tmp_path)), "-o", name, "--parameters", "10%", *options]
+    before = sorted(tmp_path.rglob("*"))
+    done = CliRunner().invoke(cli, call, obj=ConsoleProgress())
+    assert isinstance(done.exception, UsageError)
+    assert words in str(done.exception)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--parameters", "10"], ["--kinds", "attention,head", "--parameters", "1%"],
+     ["--at", "prompts=3"], ["--context", "x"]],
+)  # fmt: skip
+def test_options_that_can_not_be_read(tmp_path: Path, options: list[str]) -> None:
+    from exporter.cli import cli
+    from exporter.cli.console import ConsoleProgress
+
+    done = CliRunner().invoke(cli, ["plan", str(_importance(tmp_path)), *options],
+                              obj=ConsoleProgress())  # fmt: skip
+    assert done.exit_code == 2
+
+
+def _curve(*, timed: bool) -> ParetoCurve:
+    points = [
+        CurvePoint(
+            deletions=[PlannedDeletion(layer=n, kind="attention")],
+            speedup=1 + 0.1 * n if timed else None, parameters_removed=0.02 * n,
+            kl=0.1 * n**2, kl_std_error=0.01, log_perplexity_increase=0.1 * n,
+            log_perplexity_increase_std_error=0.01, top1_agreement=1 - 0.1 * n, on_front=n != 2,
+        )
+        for n in range(1, 5)
+    ]  # fmt: skip
+    calibration = CalibrationRef(
+        source="<pydoc>", samples=8, sequence_length=8, tokens=64, sha256="1" * 64
+    )
+    model = ModelRef(source="a<b", architecture="X", num_layers=5, sha256="0" * 64)
+    at = str(AT) if timed else None
+    return ParetoCurve(model=model, calibration=calibration, at=at, points=points)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_page_draws_every_plan_and_lists_the_front(timed: bool, tmp_path: Path) -> None:
+    from exporter.report.html.frontier import render_front
+
+    curve = _curve(timed=timed)
+    page = render_front(curve)
+    assert page.count("<svg") == 2
+    assert page.count('class="dot candidate"') == 2 * 3
+    assert page.count('class="dot even"') == 2 * 1
+    assert page.count("<tr>") == 1 + 3
+    assert ("1.300x" in page) is timed
+    assert "a&lt;b" in page
+    assert "a<b" not in page
+    saved = ParetoCurve.read(curve.write(tmp_path / "front.json"))
+    assert saved == curve
+    assert json.loads(saved.to_json())["kind"] == "pareto_curve"
+
+
+def _timed_plan(*ci95: float) -> PruningPlan:
+    names = ("measured_speedup_low", "measured_speedup_high")
+    figures = {**dict(zip(names, ci95, strict=False)), "measured_speedup": 1.25}
+    return PruningPlan(
+        deletions=[PlannedDeletion(layer=1, kind="mlp")],
+        budget={"target_speedup": 1.25, "at": str(AT)},
+        predicted=figures,
+    )
+
+
+@pytest.mark.parametrize("command", ["plan", "export"])
+@pytest.mark.parametrize(
+    ("ci95", "code", "words"),
+    [
+        ((1.22, 1.27), 0, ""),  # 3 % below the target is 1.2125
+        ((1.3, 1.5), 0, ""),
+        ((1.2, 1.27), 3, "speedup of 1.25 is not shown: 1.250 was measured"),
+        ((1.1, 1.2), 1, "speedup of 1.25 is not reached"),
+        ((), 3, "is not shown"),
+    ],
+)
+def test_a_required_speedup_is_told_by_the_exit_code(
+    command: str,
+    ci95: tuple[float, ...],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = _timed_plan(*ci95)
+    plan.write(tmp_path / "out" / "plan.json")
+    for name in ("budget_plan.planned", "results.print_models"):
+        monkeypatch.setattr(f"exporter.cli.{name}", lambda *_: plan)
+    monkeypatch.setattr("exporter.pipeline.write_models", lambda *_: None)
+    graph = tmp_path / "g.onnx"
+    graph.touch()
+    call = ["--target-speedup", "1.25", "--at", str(AT)]
+    if command == "plan":
+        call = ["plan", str(_importance(tmp_path)), "-o", str(tmp_path / "p.json"), *call]
+        call += ["--onnx", str(graph)]
+    else:
+        call = ["export", "model", "-o", str(tmp_path / "out"), "--no-compare", *call]
+    assert run([*call, "--require-speedup"]) == code
+    assert words in (told := capsys.readouterr()).err
+    assert bool(told.err) == bool(code)
+    assert run(call) == 0, "only who asks for it is told by the exit code"
+
+    def fail(*_: object) -> None:
+        raise PlanError("no such plan.")
+
+    for name in ("cli.budget_plan.planned", "pipeline.write_models"):
+        monkeypatch.setattr(f"exporter.{name}", fail)
+    assert run([*call, "--require-speedup"]) == 2, "1 says that there is a plan"
+    assert run(call) == 1

@@ -1,0 +1,514 @@
+"""Plans for budgets of a tiny model, from its scores to figures; its clock is made up."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.artifacts import Speedup
+from exporter.errors import CalibrationError, CostError, PlanError, UsageError
+
+pytestmark = pytest.mark.torch
+pytest.importorskip("torch")
+
+from cost_tables import made_table  # noqa: E402
+from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
+
+from exporter.choose import budgets  # noqa: E402
+from exporter.choose.budgets import Budget, Floors, Planner, PlanSettings, Workplace  # noqa: E402
+from exporter.choose.budgets.meters import meter_of  # noqa: E402
+from exporter.choose.budgets.walk import Judge  # noqa: E402
+from exporter.choose.costs import At  # noqa: E402
+from exporter.choose.selection import SearchOptions  # noqa: E402
+from exporter.progress import Quiet  # noqa: E402
+from exporter.score import ScoreOptions, score  # noqa: E402
+
+NAMES: list[Any] = [(layer, kind) for layer in range(4) for kind in ("attention", "mlp")]
+SAVED: Any = {name: {"none": 6.0, "bias": 5.5, "linear": 4.0} for name in NAMES}
+AT = At(batch=1, prompt=8, new=4)
+
+
+@dataclass
+class MadeStopwatch:
+    """Everything saves ``truth`` times what the costs say.
+
+    Attributes:
+        truth: So many times.
+        noise: How far the interval reaches to either side.
+        timed: The candidates that were measured.
+        asked: For which replacements costs were measured.
+    """
+
+    truth: float = 1.0
+    noise: float = 0.01
+    timed: list[Any] = field(default_factory=list)
+    asked: list[Sequence[str]] = field(default_factory=list)
+
+    def costs(self, replacements: Sequence[str], rank: int | None) -> Any:
+        self.asked.append(replacements)
+        return made_table(SAVED, at=AT, rank=rank)
+
+    def speedup(self, walk: Any) -> Speedup:
+        self.timed.append(walk.choices)
+        saved = sum(SAVED[name][how] for name, how in walk.choices.items())
+        ratio = 100 / (100 - self.truth * saved)
+        return Speedup(ratio=ratio, ci95=(ratio - self.noise, ratio + self.noise))
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return tiny_loaded("llama", num_hidden_layers=4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def report(loaded: Any, cache: Path) -> Any:
+    return score(
+        loaded, ScoreOptions(calibration="self", samples=32, sequence_length=24), cache_dir=cache
+    )
+
+
+@pytest.fixture
+def planner(loaded: Any, report: Any, cache: Path, tmp_path: Path, said: list[str]) -> Any:
+    def made(budget: Budget, stopwatch: Any = None, **settings: Any) -> Planner:
+        given = {"costs": settings.pop("costs", None), "sizes": settings.pop("sizes", None)}
+        search = SearchOptions(search="greedy", shortlist=0, tokens=4096)
+        return Planner(
+            report,
+            lambda: loaded,
+            budget,
+            PlanSettings(search=search, **settings),
+            work=Workplace(tmp_path / "work"),
+            stopwatch=stopwatch,
+            importance_sha256="a" * 64,
+            cache_dir=cache,
+            progress=Said(said),
+            **given,
+        )
+
+    return made
+
+
+@dataclass
+class Said(Quiet):
+    lines: list[str]
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.mark.parametrize(
+    ("target", "watch", "told"),
+    [
+        (1.22, MadeStopwatch(), None),
+        (1.22, MadeStopwatch(noise=0.2), "is not shown: the interval reaches from 1.0"),
+        (1.22, MadeStopwatch(truth=2.0), "no candidate came within 3% of a speedup of 1.22"),
+    ],
+)
+def test_a_speedup_that_is_missed_or_not_shown_is_told(
+    planner: Any, said: list[str], target: float, watch: MadeStopwatch, told: str | None
+) -> None:
+    planner(Budget(target_speedup=target, at=AT), watch, heal="none").plan()
+    warnings = [line for line in said if "warning" in line and "speedup" in line]
+    assert len(warnings) == (told is not None)
+    assert all(told in line for line in warnings if told)
+
+
+def test_a_share_of_parameters_goes(planner: Any, loaded: Any) -> None:
+    found = planner(Budget(parameters=0.2), heal="none").plan()
+    whole = sum(p.numel() for p in loaded.model.parameters())
+    assert found.plan.predicted["parameters"] <= 0.8 * whole
+    left = found.plan.predicted["parameters"] / found.plan.predicted["parameters_before"]
+    assert f"({left - 1:+.1%})" in found.words()
+    assert left <= 0.8
+    least = min(_size(loaded, layer, kind) for layer, kind in NAMES)
+    assert found.plan.predicted["parameters"] > 0.8 * whole - 2 * least
+    assert {deletion.replacement for deletion in found.plan.deletions} == {"none"}
+    assert found.plan.budget["parameters"] == 0.2
+    assert found.plan.importance_sha256 == "a" * 64
+
+
+def _size(loaded: Any, layer: int, kind: str) -> int:
+    module = loaded.model.model.layers[layer]
+    part = module.self_attn if kind == "attention" else module.mlp
+    return sum(p.numel() for p in part.parameters())
+
+
+def test_the_figures_are_those_of_the_plan_on_held_out_tokens(planner: Any, loaded: Any) -> None:
+    import torch
+
+    from exporter.models.ablation import substituted
+
+    made = planner(Budget(attention=2), heal="linear")
+    found = made.plan()
+    assert [d.kind for d in found.plan.deletions] == ["attention"] * 2
+    ids = torch.from_numpy(made.texts.reported.input_ids)
+    logs = []
+    with torch.no_grad():
+        for cut in ({}, found.substitutes):
+            with substituted(loaded.model, cut):
+                logs.append(loaded.model(ids).logits.log_softmax(-1)[:, :-1:2])
+    kl = (logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean()
+    # float32 throughout, sums in another order
+    assert found.plan.predicted["kl"] == pytest.approx(float(kl), rel=1e-4)
+    assert found.plan.predicted["kl"] < planner(Budget(attention=2), heal="none").plan().damage.kl
+
+
+def test_what_replacements_gain_is_told_of_both_domains(planner: Any, tmp_path: Path) -> None:
+    made = planner(Budget(attention=2), heal="linear")
+    found = made.plan()
+    assert found.healing is not None
+    healing = found.healing.healing
+    own = healing.texts[0]
+    assert own.text == made.texts.reported.ref
+    # Every position here, every other one there.
+    assert own.healed.kl == pytest.approx(found.damage.kl, rel=0.5)
+    assert own.healed.kl < own.dropped.kl
+    assert len(healing.texts) == 2 or "calibration's domain only" in healing.warnings[0]
+    bare = planner(Budget(attention=2), heal="none").plan()
+    assert bare.healing is None
+
+
+def test_a_target_is_hit_by_measurement(planner: Any) -> None:
+    watch = MadeStopwatch(truth=1.6)
+    found = planner(Budget(target_speedup=1.25, at=AT), watch, heal="bias").plan()
+    assert found.plan.predicted["measured_speedup"] == pytest.approx(1.25, rel=0.03)
+    assert len(watch.timed) > 1, "the costs were wrong, as the first candidate showed"
+    assert found.speedup.ratio == found.plan.predicted["measured_speedup"]
+    assert watch.asked == [("bias",)]
+    right = MadeStopwatch()
+    planner(Budget(target_speedup=1.28, at=AT), right, heal="bias").plan()
+    assert len(right.timed) == 1
+
+
+def test_costs_alone_foretell_and_nothing_is_called_measured(planner: Any) -> None:
+    costs = made_table(SAVED, at=AT)
+    found = planner(Budget(target_speedup=1.25, at=AT), costs=costs, heal="bias").plan()
+    assert found.plan.predicted["speedup"] >= 1.25
+    assert "measured_speedup" not in found.plan.predicted
+    assert "not measured" in found.words()
+
+
+def test_floors_are_used_up_for_the_named_request_or_for_parameters(planner: Any) -> None:
+    floors = Floors(perplexity_increase=0.05)
+    made = planner(Budget(floors=floors, at=AT), MadeStopwatch(), heal="best")
+    timed = made.plan()
+    assert made.judge.broken_by(made.judge.damage_of(timed.substitutes)) == []
+    assert timed.plan.predicted["measured_speedup"] > 1
+    made = planner(Budget(floors=floors), heal="best")
+    sized = made.plan()
+    assert made.judge.broken_by(made.judge.damage_of(sized.substitutes)) == []
+    assert "speedup" not in sized.plan.predicted
+
+
+def _rows(text: Any) -> set[bytes]:
+    return {row.tobytes() for row in text.input_ids}
+
+
+def test_what_is_reported_is_measured_on_text_that_steered_nothing(
+    planner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Searched on, held floors on, reported on: no sample serves two ends."""
+    from exporter.models.ablation import DamageMeter
+
+    read: list[tuple[bool, set[bytes]]] = []
+    real, deciding = DamageMeter.measure_many, True
+
+    def heard(self: Any, *given: Any, **more: Any) -> Any:
+        read.append((deciding, {row.tobytes() for row in self._ids}))
+        return real(self, *given, **more)
+
+    monkeypatch.setattr(DamageMeter, "measure_many", heard)
+    made = planner(Budget(parameters=0.1, floors=Floors(perplexity_increase=0.9)), heal="bias")
+    outcome = made._outcome
+
+    def finished(*given: Any) -> Any:
+        nonlocal deciding
+        deciding = False
+        return outcome(*given)
+
+    monkeypatch.setattr(made, "_outcome", finished)
+    found = made.plan()
+    steered = set().union(*(rows for steers, rows in read if steers))
+    reported = set().union(*(rows for steers, rows in read if not steers))
+    assert steered == _rows(made.texts.searched) | _rows(made.texts.checked)
+    assert reported
+    assert not steered & reported
+    assert found.plan.predicted_on == "unseen"
+
+
+@pytest.mark.parametrize(
+    ("samples", "parts", "figures_from"),
+    [
+        (1, (1, 1, 1), "searched"), (2, (1, 1, 1), "checked"), (3, (2, 1, 1), "checked"),
+        (4, (2, 1, 1), "unseen"), (20, (15, 3, 2), "unseen"), (32, (24, 4, 4), "unseen"),
+    ],
+)  # fmt: skip
+def test_short_texts_say_on_what_figures_rest(
+    samples: int, parts: tuple[int, ...], figures_from: str
+) -> None:
+    import numpy as np
+
+    from exporter.artifacts import CalibrationRef
+    from exporter.choose.budgets.text import parted
+    from exporter.score import CalibrationText
+
+    ids = np.arange(samples * 4).reshape(samples, 4)
+    ref = CalibrationRef(source="t", samples=samples, sequence_length=4, tokens=4 * samples,
+                         sha256="0" * 64)  # fmt: skip
+    found = parted(CalibrationText(ref, ids, np.ones_like(ids, dtype=bool)), 0.25)
+    made = (found.searched, found.checked, found.reported)
+    assert tuple(len(text.input_ids) for text in made) == parts
+    assert tuple(text.ref.samples for text in made) == parts
+    assert found.figures_from == figures_from
+    distinct = set().union(*map(_rows, made))
+    assert len(distinct) == samples
+
+
+def test_best_weighs_replacements_by_damage_and_time(planner: Any) -> None:
+    watch = MadeStopwatch()
+    made = planner(Budget(target_speedup=1.25, at=AT), watch, heal="best")
+    found = made.plan()
+    assert watch.asked == [("none", "bias", "linear")]
+    assert {d.replacement for d in found.plan.deletions} - {"none"}
+    bare = planner(Budget(target_speedup=1.25, at=AT), MadeStopwatch(), heal="none").plan()
+    searched = Judge(meter_of(made.loaded, made.texts.searched, made.settings))
+    cost = [searched.damage_of(each.substitutes).kl for each in (found, bare)]
+    assert cost[0] < cost[1]
+
+
+def test_all_of_several_budgets_hold(planner: Any, loaded: Any) -> None:
+    budget = Budget(target_speedup=1.1, at=AT, parameters=0.25, attention=1)
+    found = planner(budget, MadeStopwatch(), heal="bias").plan()
+    whole = sum(p.numel() for p in loaded.model.parameters())
+    assert found.plan.predicted["parameters"] <= 0.75 * whole
+    assert found.plan.predicted["speedup"] >= 1.1
+    assert sum(d.kind == "attention" for d in found.plan.deletions) >= 1
+
+
+def test_kinds_that_are_left_out_stay(planner: Any) -> None:
+    budget = Budget(parameters=0.1, kinds=("attention",))
+    found = planner(budget, heal="none").plan()
+    assert {d.kind for d in found.plan.deletions} == {"attention"}
+    with pytest.raises(PlanError, match="out of reach"):
+        planner(Budget(parameters=0.6, kinds=("attention",)), heal="none").plan()
+
+
+def test_blocks_go_whole(planner: Any) -> None:
+    found = planner(Budget(block=1), heal="bias").plan()
+    assert [(d.kind, d.replacement) for d in found.plan.deletions] == [("block", "bias")]
+    assert len(found.substitutes) == 2
+
+
+def test_blocks_go_whole_beside_other_budgets(planner: Any, loaded: Any) -> None:
+    found = planner(Budget(block=2, parameters=0.45), heal="none").plan()
+    assert sum(d.kind == "block" for d in found.plan.deletions) >= 2
+    whole = sum(p.numel() for p in loaded.model.parameters())
+    assert found.plan.predicted["parameters"] <= 0.55 * whole
+
+
+def test_sublayers_that_take_no_map_get_none(planner: Any) -> None:
+    made = planner(Budget(parameters=0.1), heal="best")
+    fixed: Any = (1, "mlp")
+    sizes = made.sizes
+    changed = {**sizes.sublayers, fixed: replace(sizes.sublayers[fixed], takes_linear=False)}
+    made.__dict__["sizes"] = replace(sizes, sublayers=changed)
+    offered = {(option.names[0], option.replacement) for option in made.offer.options}
+    assert (fixed, "linear") not in offered
+    assert {(fixed, "none"), (fixed, "bias"), ((2, "mlp"), "linear")} <= offered
+
+
+@pytest.mark.parametrize(("agreement", "taken"), [(0.6, False), (0.9, True)])
+def test_a_refit_that_breaks_a_floor_is_not_taken(
+    planner: Any, monkeypatch: pytest.MonkeyPatch, agreement: float, taken: bool
+) -> None:
+    import numpy as np
+
+    import exporter.heal
+    from exporter.choose.budgets.walk import Judge, Walk
+    from exporter.choose.selection import Option
+    from exporter.models.ablation import Damage, Substitute
+
+    name: Any = (1, "mlp")
+    first, again = Substitute(), {name: Substitute()}
+    walk = Walk((Option((name,), replacement="linear", substitutes={name: first}),))
+
+    class Meter:
+        num_layers = 4
+
+        def measure_many(self, cut: Any, others: Any, progress: Any = None) -> list[Damage]:
+            refit = cut[name] is again[name]
+            rise, kept = (0.1, agreement) if refit else (0.2, 0.9)
+            one = np.ones(1)
+            return [Damage(one, one, one + rise, one, kept * one)]
+
+    monkeypatch.setattr(exporter.heal, "fit_sequential", lambda *_, **__: again)
+    made = planner(Budget(floors=Floors(top1_agreement=0.8)), heal="linear")
+    made.__dict__["judge"] = Judge(Meter(), made.budget.floors)  # type: ignore[arg-type]
+    assert made._refitted(walk) == (again if taken else walk.cut)
+
+
+def test_floors_that_nothing_keeps_name_the_nearest_plan(planner: Any) -> None:
+    with pytest.raises(PlanError, match="Nothing can be dropped within the floors") as caught:
+        planner(Budget(floors=Floors(perplexity_increase=1e-9)), heal="none").plan()
+    assert "KL divergence" in str(caught.value.hint)
+
+
+def test_fits_are_used_again_and_only_for_the_same_text(
+    planner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import exporter.heal
+
+    first = planner(Budget(attention=1), heal="linear")
+    plan = first.plan()
+    real, calls = exporter.heal.fit_branches, []
+    monkeypatch.setattr(
+        exporter.heal, "fit_branches", lambda *a, **k: calls.append(1) or real(*a, **k)
+    )
+    again = planner(Budget(attention=1), heal="linear")
+    assert again.plan().plan.predicted == pytest.approx(plan.plan.predicted, rel=1e-5)
+    assert calls == []
+    other = planner(Budget(attention=1), heal="linear", held_out=0.5)
+    other.plan()
+    assert calls == [1]
+
+
+def test_broken_fits_are_made_again(planner: Any, tmp_path: Path) -> None:
+    planner(Budget(attention=1), heal="bias").plan()
+    file = tmp_path / "work" / "fits" / "fits.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    planner(Budget(attention=1), heal="bias").plan()
+    told = json.loads(file.with_name("fits.json").read_text())
+    assert len(told["fits"]) == len(NAMES)
+
+
+def test_the_curve_has_every_step_and_marks_the_front(planner: Any) -> None:
+    made = planner(Budget(at=AT), MadeStopwatch(), heal="bias")
+    curve = made.curve()
+    assert len(curve.points) >= 3
+    assert curve.at == str(AT)
+    front = curve.front
+    assert all(a.kl < b.kl and a.speedup < b.speedup for a, b in pairwise(front))  # type: ignore[operator]
+    assert len(front) <= len(curve.points)
+    bare = planner(Budget(), heal="none").curve()
+    assert bare.at is None
+    assert all(point.speedup is None for point in bare.points)
+
+
+def test_scores_of_another_model_are_refused(planner: Any, loaded: Any) -> None:
+    made = planner(Budget(attention=1), heal="none")
+    made._load = lambda: replace(loaded, ref=loaded.ref.model_copy(update={"sha256": "1" * 64}))
+    with pytest.raises(PlanError, match="another model"):
+        made.plan()
+
+
+@pytest.mark.parametrize(
+    ("budget", "heal", "samples"),
+    [
+        (Budget(attention=1), "bias", 1),
+        (Budget(floors=Floors(perplexity_increase=0.5)), "none", 1),
+        (Budget(floors=Floors(perplexity_increase=0.5)), "none", 3),
+    ],
+)
+def test_what_needs_held_out_text_is_refused_where_there_is_too_little(
+    planner: Any, report: Any, budget: Budget, heal: Any, samples: int
+) -> None:
+    with pytest.raises(CalibrationError):
+        _short(planner(budget, heal=heal), report, samples).plan()
+
+
+def _short(made: Any, report: Any, samples: int) -> Any:
+    calibration = report.calibration.model_copy(update={"samples": samples, "sha256": "x"})
+    made.report = report.model_copy(update={"calibration": calibration})
+    made.settings = replace(made.settings, calibration="self")
+    return made
+
+
+def test_one_sample_serves_all_ends_and_the_plan_says_so(planner: Any, report: Any) -> None:
+    found = _short(planner(Budget(attention=1), heal="none"), report, 1).plan()
+    assert found.plan.predicted_on == "searched"
+    assert "text of the search" in found.words()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "asked for nothing"),
+        ({"at": AT, "floors": Floors(top1_agreement=0.9)}, "measured on the exported graph"),
+        ({"fits": budgets.Memory(10**6, 64)}, "read from the exported graph"),
+    ],
+)
+def test_what_can_not_be_told_is_refused_first(planner: Any, asked: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        planner(Budget(**asked)).plan()
+
+
+def test_memory_that_asks_for_no_plan_is_refused_before_the_model_is_loaded(planner: Any) -> None:
+    sizes = replace(planner(Budget(parameters=0.1)).sizes, longest=64)
+    made = planner(Budget(fits=budgets.Memory(10**9, 64)), sizes=sizes)
+    made._load = lambda: pytest.fail("loaded")
+    with pytest.raises(PlanError, match="Nothing needs to be dropped"):
+        made.plan()
+    with pytest.raises(CostError, match="ends at 64 positions"):
+        planner(Budget(fits=budgets.Memory(10**9, 65)), sizes=sizes)
+
+
+def test_costs_of_another_request_are_refused(planner: Any) -> None:
+    costs = made_table(SAVED, at=At(2, 8, 4))
+    with pytest.raises(UsageError, match="measured for batch=2"):
+        planner(Budget(target_speedup=1.2, at=AT), costs=costs)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi", "bert", "gemma2"])
+def test_sizes_by_modules_are_those_of_the_graph_but_for_norms(family: str) -> None:
+    from exporter.choose.budgets.module_sizes import module_sizes
+    from exporter.models.anatomy.architectures import sublayers
+
+    other = tiny_loaded(family)
+    sizes = module_sizes(other)
+    parts = {(part.layer, part.kind): part for part in sublayers(other.model)}
+    assert sizes.parameters == sum(p.numel() for p in other.model.parameters())
+    assert set(sizes.sublayers) == set(parts)
+    for name, size in sizes.sublayers.items():
+        own = {id(p): p.numel() for p in parts[name].reads.parameters()}
+        own |= {id(p): p.numel() for p in parts[name].contribution.parameters()}
+        assert size.parameters >= sum(own.values()) > 0
+        assert size.weight_bytes == 4 * size.parameters
+    everything = sum(size.parameters for size in sizes.sublayers.values())
+    layers = sum(
+        p.numel() for n, p in other.model.named_parameters() if ".layers." in n or ".h." in n
+        or ".layer." in n
+    )  # fmt: skip
+    assert everything <= layers
+    assert everything > 0.9 * layers, "only norms are left out"
+
+
+def test_a_plan_is_judged_in_another_domain_too(planner: Any, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    found = planner(Budget(attention=1), heal="bias").plan()
+    assert not any(name.startswith("other") for name in found.plan.predicted), "there is none"
+    words.write_text(" ".join(f"w{n % 60}" for n in range(400)))
+    made = planner(Budget(attention=1), heal="bias", check_text=str(words))
+    reading = replace(made.loaded, tokenizer=tiny_tokenizer())
+    made._load, made.__dict__["loaded"] = lambda: reading, reading
+    told = made.plan().plan.predicted
+    assert told["other_kl"] > 0
+    rise = math.expm1(told["other_log_perplexity_increase"])
+    assert f"(perplexity in the other domain {rise:+.1%})" in made.plan().words()
+    assert told["other_kl"] != told["kl"]

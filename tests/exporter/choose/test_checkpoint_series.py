@@ -1,0 +1,328 @@
+"""Which folders are a training's checkpoints, and which can't be one training's. No PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_series import FIRST, SECOND, write_scores
+
+import exporter.cli as command_line
+from exporter.artifacts import ImportanceReport
+from exporter.choose.studies.checkpoints import check_series, find_checkpoints
+from exporter.choose.studies.series import Member, folder_names, score_series
+from exporter.errors import ModelSourceError, ScoringError, UsageError
+
+STEPS = (200, 1000, 3000)
+
+
+def checkpoint(folder: Path, words: int = 2, **config: Any) -> Path:
+    folder.mkdir(parents=True)
+    told = {"architectures": ["A"], "num_hidden_layers": 2, "hidden_size": 8} | config
+    (folder / "config.json").write_text(json.dumps(told))
+    vocab = {"model": {"vocab": {str(n): n for n in range(words)}}, "padding": len(folder.name)}
+    (folder / "tokenizer.json").write_text(json.dumps(vocab))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder of three checkpoints, and something else."""
+    for step in STEPS:
+        checkpoint(tmp_path / "run" / f"checkpoint-{step}")
+    (tmp_path / "run" / "logs").mkdir()
+    return tmp_path / "run"
+
+
+def in_order(run: Path) -> list[str]:
+    return [str(run / f"checkpoint-{step}") for step in STEPS]
+
+
+def test_a_folder_and_a_pattern_go_by_step(run: Path) -> None:
+    assert find_checkpoints([str(run)]) == in_order(run)
+    assert find_checkpoints([f"{run}/checkpoint-*"]) == in_order(run)
+    assert find_checkpoints([f"{run.parent}/*/checkpoint-?000"]) == in_order(run)[1:]
+
+
+def test_gguf_files_are_checkpoints_too(tmp_path: Path) -> None:
+    names = [tmp_path / f"step-{step}.Q4_1.gguf" for step in (90, 800)]
+    for path in (*names, tmp_path / "notes.txt"):
+        path.write_text("")
+    assert find_checkpoints([str(tmp_path)]) == [str(path) for path in names]
+
+
+def test_the_alphabets_order_is_a_shells(run: Path) -> None:
+    assert find_checkpoints(sorted(in_order(run))) == in_order(run)
+
+
+def test_another_order_is_the_users(run: Path) -> None:
+    backwards = in_order(run)[::-1]
+    assert find_checkpoints(backwards) == backwards
+    named = [*in_order(run)[1:], str(checkpoint(run / "best"))]
+    assert find_checkpoints(named) == named
+
+
+def test_a_trainers_folder_with_its_last_model_stands_for_what_is_in_it(run: Path) -> None:
+    (run / "config.json").write_text("{}")
+    assert find_checkpoints([str(run)]) == in_order(run)
+    both = [str(run), in_order(run)[0]]
+    assert find_checkpoints(both) == both
+
+
+def test_hub_ids_are_left_alone() -> None:
+    assert find_checkpoints(["a/m-step1", "a/m-step2"]) == ["a/m-step1", "a/m-step2"]
+
+
+def test_wrong_places_are_refused(run: Path) -> None:
+    with pytest.raises(ModelSourceError, match="logs holds no checkpoint"):
+        find_checkpoints([str(run / "logs")])
+    with pytest.raises(ModelSourceError, match=r"Nothing that .* matches"):
+        find_checkpoints([f"{run}/step-*"])
+    with pytest.raises(UsageError, match="is one checkpoint"):
+        find_checkpoints([in_order(run)[0]])
+    with pytest.raises(UsageError, match="are the same checkpoint"):
+        find_checkpoints([in_order(run)[0], f"{run}/logs/../checkpoint-200"])
+
+
+def test_shapes_must_be_the_same(run: Path) -> None:
+    check_series(in_order(run))
+    other = str(checkpoint(run / "checkpoint-4000", hidden_size=16))
+    with pytest.raises(ModelSourceError, match="hidden_size is 8 in the first and 16") as told:
+        check_series([*in_order(run), other])
+    assert "checkpoint-3000 and" in str(told.value)
+    assert other in str(told.value)
+    nested = checkpoint(run / "checkpoint-5000", text_config={"num_hidden_layers": 3})
+    with pytest.raises(ModelSourceError, match="num_hidden_layers is 2 in the first and 3"):
+        check_series([in_order(run)[0], str(nested)])
+
+
+def test_text_must_be_split_alike(run: Path) -> None:
+    other = str(checkpoint(run / "checkpoint-40000", words=3))
+    with pytest.raises(ModelSourceError, match="split text into other tokens"):
+        check_series([*in_order(run), other])
+
+
+def test_a_broken_config_is_named(run: Path) -> None:
+    (run / "checkpoint-1000" / "config.json").write_text("{")
+    with pytest.raises(ModelSourceError, match=r"checkpoint-1000/config\.json can't be read"):
+        check_series(in_order(run))
+
+
+def scorer(path: Path, values: list[float], sha: str, calls: list[str]) -> Any:
+    def score() -> ImportanceReport:
+        calls.append(sha)
+        return ImportanceReport.read(write_scores(path, values, model=f"step-{sha}", sha=sha))
+
+    return score
+
+
+@pytest.fixture
+def members(tmp_path: Path) -> Callable[[list[str], str], list[Member]]:
+    """Two points that note when they are scored; the second's key is the caller's."""
+
+    def make(calls: list[str], key: str) -> list[Member]:
+        scratch = tmp_path / "scratch.json"
+        return [
+            Member("one", {"model": 1}, scorer(scratch, FIRST, "a", calls)),
+            Member("two", {"model": key}, scorer(scratch, SECOND, "b", calls)),
+        ]
+
+    return make
+
+
+def test_finished_points_are_kept(tmp_path: Path, members: Any) -> None:
+    out, calls = tmp_path / "out", list[str]()
+    report = score_series(members(calls, "x"), out)
+    assert [point.file for point in report.points] == [
+        str(out / "one" / "importance.json"), str(out / "two" / "importance.json"),
+    ]  # fmt: skip
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == [
+        "stability.html", "stability.json", "stability.md",
+    ]  # fmt: skip
+    again = score_series(members(calls, "x"), out)
+    assert calls == ["a", "b"]
+    assert again.kinds == report.kinds
+    score_series(members(calls, "changed"), out)
+    assert calls == ["a", "b", "b"]
+    (out / "one" / "importance.json").write_text("{}")
+    score_series(members(calls, "changed"), out)
+    assert calls == ["a", "b", "b", "a"]
+
+
+def test_what_is_finished_outlives_an_interruption(tmp_path: Path, members: Any) -> None:
+    out, calls = tmp_path / "out", list[str]()
+    one, two = members(calls, "x")
+
+    def stop() -> ImportanceReport:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_series([one, Member("two", {"model": "x"}, stop)], out)
+    assert ImportanceReport.read(out / "one" / "importance.json").metric == "cosine"
+    assert not (out / "two").exists()
+    score_series([one, two], out)
+    assert calls == ["a", "b"]
+
+
+def test_what_was_scored_when_a_call_was_killed_is_published(
+    tmp_path: Path, members: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.artifacts.ledger import StageLedger
+
+    out, calls = tmp_path / "out", list[str]()
+    series = members(calls, "x")
+    publish, told = StageLedger.publish, list[int]()
+
+    def killed(self: StageLedger) -> None:
+        told.append(1)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+        publish(self)
+
+    monkeypatch.setattr(StageLedger, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        score_series(series, out)
+    monkeypatch.undo()
+    assert len(score_series(series, out).points) == 2
+    assert calls == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["two", "stability.md"])
+def test_what_no_series_wrote_stays(tmp_path: Path, members: Any, name: str) -> None:
+    out, calls = tmp_path / "out", list[str]()
+    (out / name).mkdir(parents=True)
+    (out / name / "model.safetensors").write_text("of a training")
+    with pytest.raises(UsageError, match=f"{name} is there and was not written by a series"):
+        score_series(members(calls, "x"), out)
+    assert calls == []
+    assert [path.name for path in out.rglob("*")] == [name, "model.safetensors"]
+
+
+def test_a_run_is_no_place_for_its_own_scores(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would take the place of the checkpoint of its name, weights and all."""
+    from exporter.models.loading import model_source
+
+    monkeypatch.setattr(model_source, "source_sha256", lambda source, **_: source)
+    before = sorted(run.rglob("*"))
+    assert command_line.run(["score", "--checkpoints", str(run), "-o", str(run)]) == 2
+    assert "was not written by a series of scores" in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
+
+
+def test_points_that_don_t_belong_together_keep_their_scores(tmp_path: Path) -> None:
+    scratch, calls = tmp_path / "scratch.json", list[str]()
+    short = Member("two", {}, scorer(scratch, SECOND[:4], "b", calls))
+    with pytest.raises(ScoringError, match="different shapes"):
+        score_series([Member("one", {}, scorer(scratch, FIRST, "a", calls)), short], tmp_path / "o")
+    assert (tmp_path / "o" / "two" / "importance.json").is_file()
+    assert not (tmp_path / "o" / "stability.json").exists()
+
+
+def test_folders_have_plain_names_that_differ() -> None:
+    assert folder_names(["a/b", "a-b", "hf:x:y", "..", "c=1.0"]) == [
+        "a-b", "a-b-2", "hf-x-y", "point", "c=1.0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["a", "b"], "say --checkpoints"),
+        (["a", "--vary-samples", "4"], "make no series"),
+        (["a", "b", "--vary-samples", "4,8"], "for one MODEL"),
+        (["a", "--checkpoints", "--vary-samples", "4,8"], "over checkpoints or over texts"),
+        (["a", "--vary-samples", "4,8", "--samples", "2"], "--samples is one number"),
+        (["a", "--vary-calibration", "x", "--calibration", "y"], "--calibration names one text"),
+        (["--checkpoints"], "Say what to score"),
+        (["o/m", "--revisions", "a"], "a is one revision"),
+        (["o/m", "--revisions", "a,b", "--revision", "c"], "for one MODEL of the Hugging Face"),
+        ([".", "--revisions", "a,b"], "for one MODEL of the Hugging Face"),
+    ],
+)
+def test_wrong_calls_are_refused(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run(["score", *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_text_of_each_models_own_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["score", "--checkpoints", str(run), "--calibration", "self"]
+    assert command_line.run(call) == 2
+    assert "a text of its own" in capsys.readouterr().err
+
+
+def test_revisions_are_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from exporter.cli import score_runs
+    from exporter.models.loading import model_source
+
+    def scored(model: str, options: Any, *_: Any, **__: Any) -> ImportanceReport:
+        step = options["revision"]
+        values, sha = (FIRST, "a") if step == "step1" else (SECOND, "b")
+        assert options["calibration"] == "pydoc"
+        return ImportanceReport.read(write_scores(tmp_path / "s", values, model=model, sha=sha))
+
+    monkeypatch.setattr(model_source, "source_sha256", lambda *_, revision, **__: revision)
+    monkeypatch.setattr(score_runs, "scored", scored)
+    out = tmp_path / "out"
+    call = ["score", "owner/name", "--revisions", "step1,step3000", "-o", str(out), "--json"]
+    assert command_line.run(call) == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    assert [(point["label"], point["step"]) for point in points] == [
+        ("step1", 1),
+        ("step3000", 3000),
+    ]
+    assert {point["model"]["source"] for point in points} == {"owner/name"}
+
+
+def test_copies_of_one_checkpoint_are_no_training(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.models.loading import model_source
+
+    monkeypatch.setattr(model_source, "source_sha256", lambda _source, **_: "same")
+    assert command_line.run(["score", "--checkpoints", str(run), "-o", str(run / "o")]) == 2
+    told = capsys.readouterr().err
+    assert "checkpoint-200 and checkpoint-1000 are the same files to the last byte" in told
+
+
+def test_a_file_is_no_place_for_a_series(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "there").write_text("")
+    call = ["score", "--checkpoints", str(run), "-o", str(run / "there")]
+    assert command_line.run(call) == 2
+    assert "fills a folder" in capsys.readouterr().err
+
+
+def test_a_folder_beside_the_checkpoints_may_be_filled_again(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.cli import score_runs
+    from exporter.models.loading import model_source
+
+    shas = {str(run / f"checkpoint-{step}"): "abc"[n] for n, step in enumerate(STEPS)}
+
+    def scored(model: str, *_: Any, **__: Any) -> ImportanceReport:
+        values = FIRST if shas[model] == "a" else SECOND
+        return ImportanceReport.read(
+            write_scores(run / "logs" / "s", values, model=model, sha=shas[model])
+        )
+
+    monkeypatch.setattr(model_source, "source_sha256", lambda source, **__: source)
+    monkeypatch.setattr(score_runs, "scored", scored)
+    inside = ["score", "--checkpoints", str(run), "-o", str(run / "importance")]
+    assert command_line.run(inside) == 0
+    assert command_line.run(inside) == 0
+    assert "checkpoint-3000 (3 of 3) is kept" in capsys.readouterr().err
+    (run / "checkpoint-200" / "scores").mkdir()
+    over = ["score", "--checkpoints", str(run), "-o", str(run / "checkpoint-200" / "scores")]
+    assert command_line.run(over) == 2
+    assert "belongs to one" in capsys.readouterr().err

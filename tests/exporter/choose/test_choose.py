@@ -1,0 +1,273 @@
+"""From a report to a plan on models of three layers, held against plain computations."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_families import hook_count, tiny_loaded
+
+from exporter import cli
+from exporter.artifacts import CalibrationRef, ImportanceReport, PruningPlan
+from exporter.choose.selection import SearchOptions, choose
+from exporter.errors import CalibrationError, PlanError, UsageError
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+SEARCHES = ("iterative", "greedy", "evolution")
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return tiny_loaded("llama")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def report(loaded: Any, cache: Path) -> ImportanceReport:
+    from exporter.score import ScoreOptions, score
+
+    options = ScoreOptions(calibration="self", samples=4, sequence_length=16, seed=3)
+    return score(loaded, options, cache_dir=cache)
+
+
+def _options(search: Any, **changes: Any) -> SearchOptions:
+    return SearchOptions(search=search, tokens=64, seconds=20.0, **changes)
+
+
+def _choose(report: Any, loaded: Any, cache: Path, counts: Any, options: Any, **more: Any) -> Any:
+    return choose(report, counts, options, load=lambda: loaded, cache_dir=cache, **more)
+
+
+def _names(plan: PruningPlan) -> list[tuple[int, str]]:
+    return [(deletion.layer, deletion.kind) for deletion in plan.deletions]
+
+
+def _kl(loaded: Any, cache: Path, report: Any, names: Any) -> float:
+    """The whole model's and the cut one's distributions at every second position, plainly."""
+    from exporter.models.anatomy.architectures import skipped
+    from exporter.models.texts.calibration import text_of_report
+
+    text = text_of_report(loaded, report.calibration, cache_dir=cache)
+    ids = torch.tensor(text.input_ids)
+    with torch.no_grad():
+        whole = loaded.model(ids).logits.log_softmax(-1)
+        with skipped(loaded.model, names):
+            other = loaded.model(ids).logits.log_softmax(-1)
+    return float((whole.exp() * (whole - other)).sum(-1)[:, :-1:2].mean())
+
+
+def test_greedy_takes_the_best_of_all_single_ones(loaded: Any, cache: Path, report: Any) -> None:
+    plan = _choose(report, loaded, cache, {"joint": 1}, _options("greedy", shortlist=0))
+    singles = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
+    found = {name: _kl(loaded, cache, report, [name]) for name in singles}
+    assert _names(plan) == [min(found, key=found.__getitem__)]
+    # float32 sums over the vocabulary, in another order.
+    assert plan.predicted["kl"] == pytest.approx(min(found.values()), abs=1e-5)
+    assert set(plan.predicted) == {"kl", "log_perplexity_increase", "top1_agreement"}
+    assert hook_count(loaded.model) == 0
+
+
+def test_evolution_finds_the_best_of_all_pairs(loaded: Any, cache: Path, report: Any) -> None:
+    plan = _choose(report, loaded, cache, {"joint": 2}, _options("evolution"))
+    singles = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
+    found = {
+        names: _kl(loaded, cache, report, names) for names in itertools.combinations(singles, 2)
+    }
+    assert tuple(sorted(_names(plan))) == min(found, key=found.__getitem__)
+    assert plan.budget == {"joint": 2, "search": "evolution", "objective": "kl"}
+
+
+def test_iterative_scores_the_pruned_model(loaded: Any, cache: Path, report: Any) -> None:
+    from exporter.models.ablation import NOTHING, substituted
+    from exporter.models.texts.calibration import text_of_report
+    from exporter.score import score_on
+
+    plan = _choose(report, loaded, cache, {"attention": 1, "mlp": 1}, _options("iterative"))
+    first, second = plan.deletions
+    text = text_of_report(loaded, report.calibration, cache_dir=cache)
+    with substituted(loaded.model, {(first.layer, first.kind): NOTHING}):
+        again = score_on(loaded, text)
+    scores = {s.layer: s.score for s in again.scores if s.kind == "mlp"}
+    assert second.layer == min(scores, key=scores.__getitem__)
+    assert scores != {s.layer: s.score for s in report.scores if s.kind == "mlp"}
+    assert scores[first.layer] > 0  # The MLP of a dropped attention is alive.
+    assert hook_count(loaded.model) == 0
+
+
+@pytest.mark.parametrize("metric", ["kl", "relative-l2", "depth"])
+def test_iterative_takes_the_reports_own_metric(
+    metric: str, loaded: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.score import ScoreOptions, score
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    options = ScoreOptions((metric,), "self", samples=4, sequence_length=16, blocks=True)
+    report = score(loaded, options, cache_dir=cache)
+    kinds = ("block",) if metric == "kl" else ("attention",)
+    plan = choose(
+        report, {kinds[0]: 1}, _options("iterative"), load=lambda: loaded, calibration="self"
+    )
+    scores = {s.layer: s.score for s in report.scores if s.kind in kinds}
+    assert _names(plan) == [(min(scores, key=scores.__getitem__), kinds[0])]
+
+
+@pytest.mark.parametrize("search", ["one-shot", *SEARCHES])
+def test_protection_holds(search: str, loaded: Any, cache: Path, report: Any) -> None:
+    options = _options(search, protect=("first", "attention:2"))
+    plan = _choose(report, loaded, cache, {"attention": 1, "mlp": 2}, options)
+    assert sorted(_names(plan)) == [(1, "attention"), (1, "mlp"), (2, "mlp")]
+    assert plan.budget["protect"] == "first, attention:2"
+    with pytest.raises(PlanError, match=r"2 attentions are to be dropped.*only 1 may go"):
+        _choose(report, loaded, cache, {"attention": 2}, options)
+    with pytest.raises(PlanError, match=r"2 blocks are to be dropped.*only 1 may go"):
+        _choose(report, loaded, cache, {"block": 2}, _options(search, protect=("first", "mlp:2")))
+
+
+@pytest.mark.parametrize("search", ["one-shot", *SEARCHES])
+def test_nothing_drops_everything(search: str, loaded: Any, cache: Path, report: Any) -> None:
+    for counts in ({"attention": 3, "mlp": 3}, {"joint": 6}, {"block": 3}):
+        with pytest.raises(PlanError, match=r"only \d may go|worth|every attention|leave"):
+            _choose(report, loaded, cache, counts, _options(search))
+    plan = _choose(report, loaded, cache, {"joint": 5}, _options(search))
+    assert len(set(_names(plan))) == 5
+
+
+@pytest.mark.parametrize("search", ["one-shot", *SEARCHES])
+def test_everything_is_dropped_where_it_is_allowed(
+    search: str, loaded: Any, cache: Path, report: Any
+) -> None:
+    everything = {(layer, kind) for layer in range(3) for kind in ("attention", "mlp")}
+    for counts in ({"attention": 3, "mlp": 3}, {"joint": 6}):
+        plan = _choose(report, loaded, cache, counts, _options(search), allow_all=True)
+        assert set(_names(plan)) == everything
+    if search in ("greedy", "evolution"):
+        whole = _kl(loaded, cache, report, everything)
+        assert plan.predicted["kl"] == pytest.approx(whole, abs=1e-5)  # float32 sums
+    kept = _options(search, protect=("mlp:0",))
+    with pytest.raises(PlanError, match=r"only 5 may go"):
+        _choose(report, loaded, cache, {"joint": 6}, kept, allow_all=True)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_blocks_are_chosen_whole(search: str, loaded: Any, cache: Path, report: Any) -> None:
+    plan = _choose(report, loaded, cache, {"block": 1}, _options(search))
+    assert [deletion.kind for deletion in plan.deletions] == ["block"]
+    assert plan.predicted["kl"] > 0
+
+
+def test_the_scores_of_another_model(cache: Path, report: Any, loaded: Any) -> None:
+    other = tiny_loaded("llama")
+    object.__setattr__(other, "ref", loaded.ref.model_copy(update={"sha256": "f" * 64}))
+    with pytest.raises(PlanError, match="is another model"):
+        _choose(report, other, cache, {"joint": 1}, _options("greedy"))
+
+
+def test_a_text_that_has_changed(cache: Path, report: Any, loaded: Any) -> None:
+    calibration = report.calibration.model_copy(update={"sha256": "f" * 64})
+    changed = report.model_copy(update={"calibration": calibration})
+    with pytest.raises(CalibrationError, match="no longer the text"):
+        _choose(changed, loaded, cache, {"joint": 1}, _options("greedy"))
+    plan = _choose(changed, loaded, cache, {"joint": 1}, _options("greedy"), calibration="self")
+    assert len(plan.deletions) == 1  # Named by the user, it may be any.
+
+
+def test_a_model_without_next_tokens(cache: Path) -> None:
+    from exporter.score import CalibrationText, score_on
+
+    encoder = tiny_loaded("bert")
+    ids = np.random.default_rng(0).integers(3, 60, (4, 16))
+    ref = CalibrationRef(source="t", samples=4, sequence_length=16, tokens=64, sha256="0" * 64)
+    report = score_on(encoder, CalibrationText(ref, ids, np.ones_like(ids, dtype=bool)))
+    plan = choose(report, {"attention": 1}, _options("one-shot"))
+    assert plan.predicted == {}
+    with pytest.raises(UsageError, match="runs the model"):
+        choose(report, {"attention": 1}, _options("greedy"))
+
+
+def test_one_shot_loads_nothing(report: Any) -> None:
+    def load() -> Any:
+        raise AssertionError
+
+    plan = choose(report, {"attention": 1}, load=load)
+    assert plan.budget == {"attention": 1}
+
+
+def _written(report: Any, folder: Path, source: str) -> Path:
+    model = report.model.model_copy(update={"source": source})
+    return Path(report.model_copy(update={"model": model}).write(folder / "importance.json"))
+
+
+def test_the_command_searches(
+    tmp_path: Path, loaded: Any, cache: Path, report: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.models.loading import model_source
+
+    asked: list[str] = []
+
+    def load(source: str, **_: Any) -> Any:
+        asked.append(source)
+        return loaded
+
+    monkeypatch.setattr(model_source, "load_model", load)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent / "unused"))
+    scores = _written(report, tmp_path, "the-model")
+    call = ["plan", str(scores), "-o", str(tmp_path / "plan.json"), "--drop-attn", "1"]
+    call += ["--search", "greedy", "--search-tokens", "64", "--protect", "last"]
+    call += ["--calibration", "self", "-q"]
+    assert cli.run(call) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["budget"]["search"] == "greedy"
+    assert plan["predicted"]["kl"] > 0
+    assert not (tmp_path / ".depthcut").exists()
+    assert cli.run([*call, "--model", "mine"]) == 0
+    assert asked == ["the-model", "mine"]
+    assert cli.run([*call[:-3], "--objective", "rank"]) == 2
+
+
+def test_scores_fetch_no_model_that_the_user_did_not_name(
+    tmp_path: Path, report: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may have written the scores; a hub id on the command line is asked for."""
+    asked: list[bool] = []
+
+    def fetch(*_: Any, **__: Any) -> str:
+        from huggingface_hub import constants
+
+        asked.append(not constants.HF_HUB_OFFLINE)
+        raise OSError("not here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    scores = _written(report, tmp_path, "owner/name")
+    call = ["plan", str(scores), "-o", str(tmp_path / "plan.json"), "--drop-attn", "1"]
+    call += ["--search", "greedy", "-q"]
+    assert cli.run(call) == 1
+    assert cli.run([*call, "--model", "owner/name"]) == 1
+    assert asked == [False, True]
+
+
+def test_an_interrupted_command_leaves_its_journal(
+    tmp_path: Path, loaded: Any, cache: Path, report: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "plan.journal"
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("exporter.choose.selection.choosing.evolve", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _choose(report, loaded, cache, {"joint": 2}, _options("evolution"), journal=journal)
+    lines = journal.read_text().splitlines()
+    assert len(lines) > 6
+    _choose(report, loaded, cache, {"joint": 2}, _options("greedy"), journal=journal)
+    assert journal.read_text().splitlines() == lines  # Greedy has nothing left to measure.

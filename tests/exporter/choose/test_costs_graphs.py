@@ -1,0 +1,111 @@
+"""Costs of tiny graphs' sublayers on ONNX Runtime, and of finished candidates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+
+from exporter.artifacts import PlannedDeletion
+from exporter.choose.costs import (
+    At,
+    Effort,
+    measure_costs,
+    measure_speedup,
+    read_costs,
+)
+from exporter.choose.costs.benches import OnnxBench, cut_for_a_while
+from exporter.choose.costs.grouping import groups_of, treatments
+from exporter.cut.surgery import prune_file
+from exporter.errors import CostError, UsageError
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder whose weights lie in a data file."""
+    path = tmp_path_factory.mktemp("whole") / "model.onnx"
+    ir.save(
+        tiny_model(TinySpec(layers=4)), path, external_data="model.onnx.data",
+        size_threshold_bytes=128,
+    )  # fmt: skip
+    path.with_name("config.json").write_text('{"max_position_embeddings": 64}')
+    return path
+
+
+QUICK = Effort(seconds=0.3, rounds=2, reload=False)
+
+
+def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    before = sorted(graph.parent.iterdir())
+    kept = tmp_path / "costs.json"
+    table = measure_costs(
+        graph, at=At(2, 4, 2), threads=1, effort=QUICK, kept=kept, folder=tmp_path / "work"
+    )
+    assert sorted(graph.parent.iterdir()) == before
+    assert list((tmp_path / "work").iterdir()) == []
+    assert len(table.names) == 8
+    assert all(
+        table.saved_ms(name, how) < table.baseline_ms
+        for name in table.names for how in ("none", "bias", "linear")
+    )  # fmt: skip
+    (trial, *_) = table.groups[0].trials
+    assert [(row.phase, row.batch, row.past_length) for row in trial.rows] == [
+        ("prefill", 2, 0), ("decode", 2, 4), ("decode", 2, 5),
+    ]  # fmt: skip
+    assert read_costs(kept, graph, At(2, 4, 2)) == table
+    with pytest.raises(CostError, match="other conditions: request batch=2,prompt=4,new=2"):
+        read_costs(kept, graph, At(2, 4, 3))
+    with pytest.raises(CostError, match="other conditions: threads 1, and here 2"):
+        read_costs(kept, graph, At(2, 4, 2), threads=2)
+    other = tmp_path / "other.onnx"
+    ir.save(tiny_model(TinySpec(layers=4), seed=1), other)
+    with pytest.raises(CostError, match="costs of another model"):
+        read_costs(kept, other, At(2, 4, 2))
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_variant_shares_its_weights_where_it_can(graph: Path, tmp_path: Path, rank: Any) -> None:
+    sizes = OnnxBench(graph, tmp_path).sizes
+    group = groups_of(sizes, [(0, "mlp")])[0]
+    treatment = treatments(group, sizes, ("none", "linear"))[1]
+    with cut_for_a_while(graph, tmp_path, treatment, sizes, rank) as variant:
+        assert variant.with_name("model.onnx.data").samefile(graph.with_name("model.onnx.data"))
+        names = [n.name for n in ir.load(variant).graph if "depthcut.mlp.1" in (n.name or "")]
+        assert len(names) == (2 if rank is None else 3)  # products, and the sum with the bias
+    assert not variant.parent.exists()
+    alone = tmp_path / "alone.onnx"
+    ir.save(tiny_model(TinySpec(layers=4)), alone)
+    with cut_for_a_while(alone, tmp_path, treatment, sizes, rank) as variant:
+        assert variant.exists()
+
+
+def test_a_candidate_is_measured_against_the_whole_graph(graph: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    cut = tmp_path / "cut.onnx"
+    prune_file(graph, cut, [PlannedDeletion(layer=n, kind="mlp") for n in (1, 2)], verify="none")
+    found = measure_speedup(graph, cut, At(1, 4, 3), threads=1, effort=QUICK)
+    low, high = found.speedup.ci95
+    assert low <= found.ratio <= high
+    assert found.ratio == pytest.approx(found.baseline_ms / found.candidate_ms, rel=1e-9)
+    assert found.sha256["baseline"] != found.sha256["candidate"]
+    assert len(found.rows) == 3
+    with pytest.raises(CostError, match=r"ends at 64 positions; the request .* reaches 65"):
+        measure_speedup(graph, cut, At(1, 60, 5), threads=1, effort=QUICK)
+    with pytest.raises(UsageError, match="A width of 0 is none"):
+        measure_speedup(graph, cut, At(1, 4, 3), width=0)
+
+
+def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "encoder.onnx"
+    ir.save(tiny_model(TinySpec("post_norm", cache=False)), path)
+    table = measure_costs(
+        path, [(1, "mlp")], At(1, 8, 0), threads=1, replacements=("none",), effort=QUICK
+    )
+    assert table.groups[0].trials[0].rows[0].phase == "encode"
+    with pytest.raises(CostError, match="no KV cache"):
+        measure_costs(path, at=At(1, 8, 2), threads=1, effort=QUICK)

@@ -1,0 +1,95 @@
+"""Costs of a PyTorch model's branches: what is left out isn't computed, and the rest as before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from tiny_torch import tiny_loaded
+
+from exporter.choose.costs import At, Effort
+from exporter.choose.costs.grouping import groups_of, treatments
+from exporter.choose.costs.measuring import measure_on
+from exporter.errors import CostError
+
+pytestmark = pytest.mark.torch
+QUICK = Effort(seconds=0.3, rounds=2, reload=False)
+
+
+def bench_of(family: str, **changes: Any) -> Any:
+    from exporter.choose.costs.torch_bench import TorchBench
+
+    return TorchBench(tiny_loaded(family, **changes))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_a_variant_computes_what_a_substituted_model_does(family: str, rank: int | None) -> None:
+    import torch
+
+    from exporter.models.ablation import substituted
+
+    bench = bench_of(family)
+    bench.rank = rank
+    model, ids = bench.loaded.model, torch.arange(12).reshape(2, 6)
+    whole = model(input_ids=ids).logits
+    for group in groups_of(bench.sizes, list(bench.sizes.sublayers)):
+        for treatment in treatments(group, bench.sizes, ("bias", "linear")):
+            substitute = bench.substitute(treatment)
+            with substituted(model, dict.fromkeys(treatment.names, substitute)):
+                wanted = model(input_ids=ids).logits
+            cut = bench.variant_model(treatment)
+            # The same sums, in the same order.
+            torch.testing.assert_close(cut(input_ids=ids).logits, wanted, rtol=1e-5, atol=1e-6)
+            assert not torch.equal(wanted, whole)
+    torch.testing.assert_close(model(input_ids=ids).logits, whole, rtol=0, atol=0)
+
+
+def test_a_variant_has_the_models_own_weights_and_computes_no_branch() -> None:
+    bench = bench_of("llama")
+    (treatment, *_) = treatments(groups_of(bench.sizes, [(0, "mlp")])[0], bench.sizes, ())
+    cut = bench.variant_model(treatment)
+    own = {id(weight) for weight in bench.loaded.model.parameters()}
+    assert {id(weight) for weight in cut.parameters()} == own
+    (member,) = treatment.members
+    called: list[int] = []
+    for number, layer in enumerate(cut.model.layers):
+        layer.mlp.up_proj.register_forward_hook(lambda *_, n=number: called.append(n))
+    import torch
+
+    cut(input_ids=torch.zeros(1, 3, dtype=torch.long))
+    assert called == [n for n in range(2) if n != member.layer]
+
+
+def test_costs_are_measured_and_kept(tmp_path: Path) -> None:
+    kept = tmp_path / "costs.json"
+    names, bench = [(1, "attention")], bench_of("llama")
+    table = measure_on(
+        bench, names, At(1, 4, 1), threads=1, replacements=(), effort=QUICK, kept=kept
+    )
+    assert table.backend == "pytorch"
+    assert table.names == [(0, "attention"), (1, "attention")]
+    assert table.saved_ms((0, "attention")) < table.baseline_ms
+    with pytest.raises(CostError, match="ends at 128 positions"):
+        measure_on(bench_of("llama"), at=At(1, 120, 9), threads=1, effort=QUICK)
+
+
+def test_layers_of_another_window_are_a_group_of_their_own() -> None:
+    sizes = bench_of("gemma2").sizes  # every second layer has a window
+    assert sizes[0, "attention"].signature != sizes[1, "attention"].signature
+    sizes = bench_of("llama").sizes
+    assert sizes[0, "attention"].signature == sizes[1, "attention"].signature
+    assert sizes[0, "mlp"].signature != sizes[0, "attention"].signature
+
+
+def test_a_branch_that_nothing_can_stand_for_is_refused() -> None:
+    bench = bench_of("bloom")
+    group = groups_of(bench.sizes, [(0, "mlp")])[0]
+    (treatment, *_) = treatments(group, bench.sizes, ())
+    with pytest.raises(CostError, match="of a bloom model can't be left out"):
+        bench.variant_model(treatment)

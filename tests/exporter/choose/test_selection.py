@@ -1,0 +1,396 @@
+"""Searches judged by exhaustive search, on models of three layers or meters made of numbers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exporter.artifacts.store import Store
+from exporter.choose.selection import (
+    Option,
+    RememberingMeter,
+    chosen,
+    cut_of_options,
+    evolve,
+    greedy,
+    iterative,
+    objective_of,
+    options_for,
+    protected_names,
+)
+from exporter.errors import PlanError, UsageError
+from exporter.models.ablation import NOTHING, Cut, Damage, Substitute
+from exporter.progress import Quiet
+
+LAYERS = 3
+NAMES = [(layer, kind) for layer in range(LAYERS) for kind in ("attention", "mlp")]
+
+
+class FakeMeter:
+    """Damage is a sum of prices and of what pairs cost on top."""
+
+    def __init__(self, seed: int, layers: int = LAYERS, pairs: float = 1.0) -> None:
+        rng = np.random.default_rng(seed)
+        self.num_layers = layers
+        self.names = [(n, kind) for n in range(layers) for kind in ("attention", "mlp")]
+        drawn = rng.random(2 * layers).tolist()
+        self.prices = dict(zip(self.names, drawn, strict=True))
+        self.pairs = {p: float(rng.normal()) * pairs for p in itertools.combinations(self.names, 2)}
+        self.measured: list[frozenset[Any]] = []
+
+    def value(self, cut: Any) -> float:
+        names = sorted(cut)
+        single = sum(self.prices[n] * (0.5 if cut[n].maps else 1.0) for n in names)
+        return 5.0 + single + sum(self.pairs[p] for p in itertools.combinations(names, 2))
+
+    def measure_many(self, cut: Cut, others: Any, progress: Any = None) -> list[Damage]:
+        self.measured += [frozenset(each) for each in (cut, *others)]
+        return [_damage(self.value(each)) for each in (cut, *others)]
+
+
+def _damage(kl: float) -> Damage:
+    one = np.ones(1)
+    return Damage(one, one * kl, one * -kl, one * 0, one)
+
+
+def _sublayers(layers: int = LAYERS) -> list[Option]:
+    return options_for("joint", layers)
+
+
+def _names(options: Any) -> list[Any]:
+    return [name for option in options for name in option.names]
+
+
+def _best(meter: FakeMeter, number: int) -> float:
+    """The least damage of any so many sublayers, by trying all."""
+    sets = itertools.combinations(meter.names, number)
+    return min(meter.value(dict.fromkeys(names, NOTHING)) for names in sets)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_greedy_step_is_the_best_there_is(seed: int) -> None:
+    meter = FakeMeter(seed)
+    steps = greedy(meter, _sublayers(), goal=4)
+    names: list[Any] = []
+    for step in steps:
+        rest = [name for name in NAMES if name not in names]
+        values = {n: meter.value(dict.fromkeys([*names, n], NOTHING)) for n in rest}
+        names += step.option.names
+        assert names[-1] == min(rest, key=values.__getitem__)
+        assert step.damage.kl == values[names[-1]]
+    assert [step.gain for step in steps] == [1, 2, 3, 4]
+
+
+def test_the_objective_decides() -> None:
+    meter = FakeMeter(0)  # its negative log-likelihood falls as its KL divergence rises
+    by_kl = greedy(meter, _sublayers(), goal=1)
+    by_perplexity = greedy(meter, _sublayers(), goal=1, objective="perplexity")
+    assert _names(chosen(by_kl)) == [min(NAMES, key=meter.prices.__getitem__)]
+    assert _names(chosen(by_perplexity)) == [max(NAMES, key=meter.prices.__getitem__)]
+
+
+def test_greedy_is_not_evolutions_optimum() -> None:
+    worse = 0
+    for seed in range(8):
+        meter = FakeMeter(seed)
+        steps = greedy(meter, _sublayers(), goal=2)
+        refined = evolve(meter, steps, _sublayers(), goal=2, seed=seed)
+        assert refined[-1].damage.kl == pytest.approx(_best(meter, 2), abs=1e-12)  # float sums
+        worse += steps[-1].damage.kl > _best(meter, 2) + 1e-9
+    assert worse, "the judge would not have noticed an evolution that does nothing"
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_evolution_finds_the_best_of_many(seed: int) -> None:
+    meter = FakeMeter(seed, layers=4)
+    refined = evolve(meter, greedy(meter, _sublayers(4), goal=3), _sublayers(4), goal=3, seed=seed)
+    assert refined[-1].damage.kl == pytest.approx(_best(meter, 3), abs=1e-12)  # float sums
+    cuts = [cut_of_options(s.option for s in refined[: n + 1]) for n in range(3)]
+    assert [step.damage.kl for step in refined] == [meter.value(cut) for cut in cuts]
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10_000), goal=st.integers(1, 5))
+def test_no_choice_has_a_sublayer_twice_or_all_of_them(seed: int, goal: int) -> None:
+    meter = FakeMeter(seed)
+    options = [*_sublayers(), *(Option(((n, "attention"), (n, "mlp")), 2.0) for n in range(LAYERS))]
+    steps = greedy(meter, options, goal=goal, shortlist=3)
+    refined = evolve(meter, steps, options, goal=goal, generations=12, seed=seed)
+    for result in (steps, refined):
+        names = _names(chosen(result))
+        assert len(names) == len(set(names)) < len(NAMES)
+        assert sum(option.gain for option in chosen(result)) >= goal
+    assert refined[-1].damage.kl <= steps[-1].damage.kl
+    assert len(NAMES) not in {len(cut) for cut in meter.measured}
+
+
+def test_the_same_seed_gives_the_same() -> None:
+    def refined(seed: int) -> tuple[list[Any], list[Any]]:
+        meter = FakeMeter(3, layers=8)
+        options = _sublayers(8)
+        steps = greedy(meter, options, goal=7)
+        steps = evolve(meter, steps, options, goal=7, generations=12, seed=seed)
+        return meter.measured, _names(chosen(steps))
+
+    assert refined(1) == refined(1)
+    assert refined(1)[0] != refined(2)[0]
+
+
+def test_the_time_box_ends_it() -> None:
+    meter, now = FakeMeter(0, layers=8), [0.0]
+    options = _sublayers(8)
+    steps = greedy(meter, options, goal=7)
+
+    def tick() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    before = len(meter.measured)
+    in_time = evolve(meter, steps, options, goal=7, seconds=0.5, clock=tick)
+    assert in_time == steps
+    assert len(meter.measured) == before
+    evolve(meter, steps, options, goal=7, seconds=3.5, clock=tick)
+    assert before < len(meter.measured) < before + 60
+
+
+def test_what_is_refined_must_reach_the_goal() -> None:
+    meter = FakeMeter(0)
+    steps = greedy(meter, _sublayers(), goal=2)
+    with pytest.raises(PlanError, match="worth 2 of 3"):
+        evolve(meter, steps, _sublayers(), goal=3)
+
+
+@pytest.mark.parametrize(("goal", "protect"), [(6, ()), (5, ("last",)), (3, ("mlp:0-2",))])
+def test_a_goal_out_of_reach_says_what_is_reachable(goal: int, protect: tuple[str, ...]) -> None:
+    options = options_for("joint", LAYERS, protected_names(protect, LAYERS))
+    most = min(len(options), len(NAMES) - 1)
+    if goal <= most:
+        assert len(greedy(FakeMeter(0), options, goal=goal)) == goal
+        return
+    with pytest.raises(PlanError, match=f"all that may go is worth {most}"):
+        greedy(FakeMeter(0), options, goal=goal)
+
+
+def test_all_that_there_is_leaves_one() -> None:
+    assert len(greedy(FakeMeter(0), _sublayers(), goal=math.inf)) == len(NAMES) - 1
+
+
+def test_a_step_that_is_stopped_is_left_out() -> None:
+    meter = FakeMeter(0, pairs=0.0)
+    limit = 5.0 + sorted(meter.prices.values())[0] + sorted(meter.prices.values())[1] + 1e-9
+    steps = greedy(meter, _sublayers(), goal=math.inf, stop=lambda s: s.damage.kl > limit)
+    assert len(steps) == 2
+
+
+def test_damage_counts_by_gain() -> None:
+    meter = FakeMeter(0, pairs=0.0)
+    dear = max(NAMES, key=meter.prices.__getitem__)
+    options = [Option((name,), 100.0 if name == dear else 1.0) for name in NAMES]
+    assert _names(chosen(greedy(meter, options, goal=2))) != [dear]  # 98 of its gain are idle
+    assert _names(chosen(greedy(meter, options, goal=100))) == [dear]
+
+
+def test_a_replacement_gives_way_to_a_deletion() -> None:
+    meter = FakeMeter(0, pairs=0.0)
+    map_ = Substitute(maps=(np.zeros(1),))
+    name = (0, "attention")
+    linear = Option((name,), 1.0, "linear", {name: map_})
+    gone = Option((name,), 1.5)
+    steps = greedy(meter, [linear, gone], goal=1.5)
+    assert [s.option for s in steps] == [linear, gone]
+    assert chosen(steps) == [gone]
+    assert steps[-1].gain == 1.5
+    assert [d.replacement for d in linear.deletions()] == ["linear"]
+    with pytest.raises(PlanError, match=r"all that may go is worth 1\.5"):
+        greedy(meter, [linear, gone], goal=2.5)  # both can't be had
+
+
+def test_what_is_cut_before_stays() -> None:
+    meter = FakeMeter(0)
+    start = {(0, "mlp"): NOTHING}
+    steps = greedy(meter, _sublayers(), goal=3, start=start)
+    assert (0, "mlp") not in _names(chosen(steps))
+    names = [*_names(chosen(steps)), (0, "mlp")]
+    assert steps[-1].damage.kl == meter.value(dict.fromkeys(names, NOTHING))
+    refined = evolve(meter, steps, _sublayers(), goal=3, start=start)
+    assert (0, "mlp") not in _names(chosen(refined))
+
+
+def test_a_shortlist_measures_less() -> None:
+    few, all_ = FakeMeter(1, layers=8), FakeMeter(1, layers=8)
+    options = _sublayers(8)
+    prior = all_.prices
+    steps = greedy(few, options, goal=5, shortlist=4, prior=prior)
+    assert len(few.measured) < 0.6 * (5 + 16 + 15 + 14 + 13 + 12)
+    assert len(all_.measured) < len(greedy(all_, options, goal=5)) * 20
+    assert len(all_.measured) == 5 + 16 + 15 + 14 + 13 + 12
+    first = sorted(prior, key=prior.__getitem__)[: 3 * 4]
+    assert few.measured[1 : 1 + len(first)] == [frozenset([name]) for name in first]
+    assert len(steps) == 5
+
+
+def test_what_looked_better_before_is_measured_again() -> None:
+    """Where damage only adds up to more, a shortlist chooses as all would."""
+    for seed in range(8):
+        few, all_ = FakeMeter(seed, layers=6), FakeMeter(seed, layers=6)
+        for meter in (few, all_):
+            meter.pairs = {pair: abs(extra) * 0.1 for pair, extra in meter.pairs.items()}
+        options = _sublayers(6)
+        short, whole = greedy(few, options, goal=4, shortlist=4), greedy(all_, options, goal=4)
+        assert _names(chosen(short)) == _names(chosen(whole))
+        assert len(few.measured) < len(all_.measured)
+
+
+def test_what_never_was_measured_gets_its_turn() -> None:
+    meter = FakeMeter(1, layers=8, pairs=0.0)
+    best = min(meter.prices, key=meter.prices.__getitem__)
+    prior = {name: -price for name, price in meter.prices.items()}  # as wrong as can be
+    steps = greedy(meter, _sublayers(8), goal=9, shortlist=4, prior=prior)
+    assert best in _names(chosen(steps))
+
+
+def test_nothing_is_measured_twice(tmp_path: Path) -> None:
+    meter = FakeMeter(2)
+    remembering = RememberingMeter(meter)
+    steps = greedy(remembering, _sublayers(), goal=3)
+    evolve(remembering, steps, _sublayers(), goal=3)
+    before = len(meter.measured)
+    again = greedy(remembering, _sublayers(), goal=3)
+    assert len(meter.measured) == before
+    assert [s.option.names for s in again] == [s.option.names for s in steps]
+
+
+def test_other_substitutes_are_other_cuts() -> None:
+    meter = FakeMeter(2)
+    remembering = RememberingMeter(meter)
+    map_ = Substitute(maps=(np.zeros(1),))
+    name = (0, "attention")
+    first, second, third = remembering.measure_many({name: NOTHING}, [{name: map_}, {}])
+    assert first.kl > second.kl > third.kl
+
+
+def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
+    journal, about = tmp_path / "journal", {"model": "a"}
+    whole = greedy(FakeMeter(4), _sublayers(), goal=4)
+
+    class Dying(FakeMeter):
+        def measure_many(self, cut: Cut, others: Any, progress: Any = None) -> list[Damage]:
+            if len(cut) == 2:
+                raise KeyboardInterrupt
+            return super().measure_many(cut, others)
+
+    with pytest.raises(KeyboardInterrupt):
+        greedy(RememberingMeter(Dying(4), journal, about), _sublayers(), goal=4)
+    with journal.open("a") as end:
+        end.write('{"name": "atten')  # a crash while it was written
+    fresh = FakeMeter(4)
+    steps = greedy(RememberingMeter(fresh, journal, about), _sublayers(), goal=4)
+    assert [s.option.names for s in steps] == [s.option.names for s in whole]
+    assert [s.damage.kl for s in steps] == [s.damage.kl for s in whole]
+    assert min(map(len, fresh.measured)) == 2
+    last = FakeMeter(4)
+    greedy(RememberingMeter(last, journal, about), _sublayers(), goal=4)
+    assert last.measured == []
+
+
+def test_what_was_measured_of_another_model_is_measured_again(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    RememberingMeter(FakeMeter(4), journal, {"model": "a"}).measure_many({}, [])
+    for measured in ([frozenset()], []):
+        other = FakeMeter(5)
+        RememberingMeter(other, journal, {"model": "b"}).measure_many({}, [])
+        assert other.measured == measured
+
+
+@pytest.mark.parametrize("value", [5, [], {}, {"x": [1]}, {"kl_sums": "many"}])
+def test_an_entry_that_is_no_damage_is_measured_again(tmp_path: Path, value: Any) -> None:
+    journal = tmp_path / "journal"
+    Store(journal, {}).keep("whole", value)
+    meter = FakeMeter(4)
+    RememberingMeter(meter, journal, {}).measure_many({}, [])
+    assert meter.measured == [frozenset()]
+
+
+def test_iterative_scores_again() -> None:
+    asked: list[Any] = []
+
+    def rescore(cut: Any) -> list[Any]:
+        from exporter.artifacts import Score
+
+        asked.append(sorted(cut))
+        # The scores of the middle layer rise once the first attention is gone.
+        prices = {(0, "attention"): 0.1, (1, "attention"): 0.2, (2, "attention"): 0.3}
+        if cut:
+            prices[(1, "attention")] = 0.9
+        return [Score(layer=n, kind=k, score=p, std_error=None) for (n, k), p in prices.items()]
+
+    options = options_for("attention", LAYERS)
+    again = iterative(rescore, options, goal=2, num_layers=LAYERS)
+    assert _names(again) == [(0, "attention"), (2, "attention")]
+    assert asked == [[], [(0, "attention")]]
+    rarely = iterative(rescore, options, goal=2, num_layers=LAYERS, every=2)
+    assert _names(rarely) == [(0, "attention"), (1, "attention")]
+    with pytest.raises(PlanError, match="The score of mlp 0 is missing"):
+        iterative(rescore, options_for("mlp", LAYERS), goal=1, num_layers=LAYERS)
+    with pytest.raises(PlanError, match="worth 3"):
+        iterative(rescore, options, goal=4, num_layers=LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["first"], {(0, "attention"), (0, "mlp")}),
+        (["last", "mlp:0"], {(2, "attention"), (2, "mlp"), (0, "mlp")}),
+        (["attention:0,2"], {(0, "attention"), (2, "attention")}),
+        (["block:1"], {(1, "attention"), (1, "mlp")}),
+        ([], set()),
+    ],
+)
+def test_what_is_protected(texts: list[str], expected: set[Any]) -> None:
+    found = protected_names(texts, LAYERS)
+    assert found == expected
+    assert not found & set(_names(options_for("joint", LAYERS, found)))
+    assert len(options_for("joint", LAYERS, found)) == len(NAMES) - len(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("attention:3", "only layers 0 to 2"), ("middle", "does not say"), ("mixer:0", "can't be")],
+)
+def test_protection_that_makes_no_sense(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        protected_names([text], LAYERS)
+
+
+def test_a_protected_sublayer_protects_its_block() -> None:
+    left = options_for("block", LAYERS, [(1, "mlp")])
+    assert [str(option) for option in left] == ["block 0", "block 2"]
+
+
+def test_steps_are_told() -> None:
+    class Heard(Quiet):
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def detail(self, message: str) -> None:
+            self.lines.append(message)
+
+    heard = Heard()
+    steps = greedy(FakeMeter(0), _sublayers(), goal=2, progress=heard)
+    assert len(heard.lines) == 2
+    assert str(steps[0].option) in heard.lines[0]
+    assert objective_of(steps[0].damage, "kl") == steps[0].damage.kl
+
+
+def test_searching_imports_no_torch() -> None:
+    code = "import sys, exporter.choose.selection; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,342 @@
+"""The studies on tiny models: a training, texts, and pruning at several depths."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from html_page import Page
+
+import exporter.cli as command_line
+from exporter.artifacts import DepthsReport, ImportanceReport, StabilityReport
+from exporter.errors import CalibrationError, ScoringError
+
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch")
+
+LAYERS, LENGTH = 3, 24
+QUICK = ["--sequence-length", str(LENGTH), "--samples", "6"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints of a Llama of three layers, with a tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from tests.exporter.tiny_lm import write_tokenizer
+
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=LAYERS, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=64, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    for step in (200, 1000):
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.1)
+        place = folder / f"checkpoint-{step}"
+        model.save_pretrained(place)
+        write_tokenizer(place)
+        PreTrainedTokenizerFast.from_pretrained(place).save_pretrained(place)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(run: Path) -> Any:
+    from exporter.models.loading.model_source import load_model
+
+    return load_model(str(run / "checkpoint-1000"))
+
+
+@pytest.fixture(scope="module")
+def scores(loaded: Any) -> ImportanceReport:
+    from exporter.score import ScoreOptions, score
+
+    return score(loaded, ScoreOptions(calibration="pydoc", samples=6, sequence_length=LENGTH))
+
+
+def test_checkpoints_are_scored_on_one_text(
+    run: Path, scores: ImportanceReport, tmp_path: Path
+) -> None:
+    out = tmp_path / "series"
+    assert command_line.run(["score", "--checkpoints", str(run), "-o", str(out), *QUICK]) == 0
+    report = StabilityReport.read(out / "stability.json")
+    assert [(point.label, point.step) for point in report.points] == [
+        ("checkpoint-200", 200), ("checkpoint-1000", 1000),
+    ]  # fmt: skip
+    alone = ImportanceReport.read(out / "checkpoint-1000" / "importance.json")
+    assert alone.scores == scores.scores
+    assert alone.calibration == scores.calibration
+    Page((out / "stability.html").read_text())
+
+
+def test_a_series_goes_on_where_it_was(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from exporter.cli import score_runs
+
+    scored, calls = score_runs.scored, []
+
+    def counted(model: str, *rest: Any, **named: Any) -> Any:
+        calls.append(Path(model).name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return scored(model, *rest, **named)
+
+    monkeypatch.setattr(score_runs, "scored", counted)
+    call = ["score", "--checkpoints", str(run), "-o", str(tmp_path / "out"), *QUICK]
+    assert command_line.run(call) == 130
+    assert command_line.run(call) == 0
+    assert calls == ["checkpoint-200", "checkpoint-1000", "checkpoint-1000"]
+    assert command_line.run([*call, "--batch-size", "2"]) == 0
+    assert calls[3:] == ["checkpoint-200", "checkpoint-1000"]
+
+
+def test_texts_and_their_amounts_are_varied(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.models.loading import model_source
+
+    load, loads = model_source.load_model, []
+    monkeypatch.setattr(
+        model_source, "load_model", lambda *a, **k: loads.append(1) or load(*a, **k)
+    )
+    text = tmp_path / "own.txt"
+    text.write_text("the list of the value is a class and the call of " * 60)
+    model, out = str(run / "checkpoint-200"), tmp_path / "amounts"
+    varied = ["--vary-samples", "4,6", "--calibration", str(text), "--sequence-length", str(LENGTH)]
+    assert command_line.run(["score", model, *varied, "-o", str(out)]) == 0
+    report = StabilityReport.read(out / "stability.json")
+    assert (report.over, report.is_ordered) == ("texts", True)
+    assert [point.step for point in report.points] == [4 * LENGTH, 6 * LENGTH]
+    assert len(loads) == 1
+    texts = ["--vary-calibration", "pydoc", "--vary-calibration", str(text)]
+    assert command_line.run(["score", model, *texts, *QUICK, "-o", str(tmp_path / "texts")]) == 0
+    report = StabilityReport.read(tmp_path / "texts" / "stability.json")
+    assert [point.label for point in report.points] == ["pydoc", "own.txt"]
+
+
+def silenced(model: Any, branches: Iterable[tuple[int, str]]) -> Any:
+    """A copy whose branches end in zeros: another way to leave them out."""
+    cut = copy.deepcopy(model)
+    for layer, kind in branches:
+        block = cut.model.layers[layer]
+        last = block.self_attn.o_proj if kind == "attention" else block.mlp.down_proj
+        last.weight.data.zero_()
+    return cut
+
+
+def plain(model: Any, whole: Any, ids: Any) -> tuple[float, float]:
+    """Perplexity and KL divergence, written out in float64."""
+    with torch.no_grad():
+        mine, its = (m(ids).logits.double()[:, :-1].log_softmax(-1) for m in (model, whole))
+    losses = -mine.gather(-1, ids[:, 1:, None])
+    return float(losses.mean().exp()), float((its.exp() * (its - mine)).sum(-1).mean())
+
+
+def test_each_cell_is_what_the_model_without_the_branches_gives(
+    loaded: Any, scores: ImportanceReport
+) -> None:
+    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.models.texts.calibration import calibration_text
+
+    options = DepthOptions(numbers=(2, 1), tokens=5 * LENGTH, sequence_length=LENGTH, batch_size=2)
+    report = measure_depths(loaded, scores, options, importance_sha256="0" * 64)
+    assert [(c.way, c.number) for c in report.cells] == [
+        (way, number) for way in ("attention", "mlp", "block", "joint") for number in (1, 2)
+    ]
+    text = calibration_text(loaded, "pydoc", samples=5, sequence_length=LENGTH, part="evaluation")
+    assert report.text == text.ref
+    ids = torch.from_numpy(text.input_ids)
+    total = sum(p.numel() for p in loaded.model.parameters())
+    layer = loaded.model.model.layers[0]
+    sizes = {
+        "attention": sum(p.numel() for p in layer.self_attn.parameters()),
+        "mlp": sum(p.numel() for p in layer.mlp.parameters()),
+    }
+    for cell in report.cells:
+        kinds = {"block": ("attention", "mlp")}
+        names = [(d.layer, k) for d in cell.deletions for k in kinds.get(d.kind, (d.kind,))]
+        perplexity, kl = plain(silenced(loaded.model, names), loaded.model, ids)
+        assert cell.damage is not None
+        # float32 logits against float64 sums of them.
+        assert cell.damage.perplexity == pytest.approx(perplexity, rel=1e-5)
+        assert cell.damage.kl == pytest.approx(kl, rel=1e-3, abs=1e-7)
+        assert cell.damage.perplexity_ratio == pytest.approx(
+            perplexity / report.baseline_perplexity, rel=1e-5
+        )
+        low, high = cell.damage.perplexity_ratio_ci95 or (0.0, 0.0)
+        assert low < cell.damage.perplexity_ratio < high
+        assert cell.parameters_removed == pytest.approx(sum(sizes[k] for _, k in names) / total)
+    chosen = sorted((s for s in scores.scores if s.kind == "mlp"), key=lambda s: s.score)
+    assert [d.layer for d in report.of_way("mlp")[1].deletions] == [s.layer for s in chosen[:2]]
+
+
+def test_what_the_model_does_not_have_is_a_cell_that_says_so(
+    run: Path, scores: ImportanceReport, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "scores.json", tmp_path / "depths.json"
+    kept = [score for score in scores.scores if score.kind != "block"]
+    scores.model_copy(update={"scores": kept}).write(file)
+    call = [
+        "depths", str(run / "checkpoint-1000"), "--importance", str(file), "-n", "1,4",
+        "-o", str(out), "--eval-tokens", "48", "--sequence-length", str(LENGTH),
+    ]  # fmt: skip
+    assert command_line.run(call) == 0
+    report = DepthsReport.read(out)
+    refused = {(cell.way, cell.number): cell.refused for cell in report.cells if cell.refused}
+    assert set(refused) == {("attention", 4), ("mlp", 4), ("block", 1), ("block", 4)}
+    assert "only 3 are scored" in str(refused["mlp", 4])
+    assert "no block is scored" in str(refused["block", 1])
+    assert report.of_way("joint")[1].damage is not None
+    told = capsys.readouterr().out
+    assert "Block Drop of 1:" in told
+    assert "| Joint Layer Drop | 1 |" in out.with_suffix(".md").read_text()
+    page = Page(out.with_suffix(".html").read_text())
+    assert "Pruning at several depths" in page.words
+    assert not out.with_name("depths.json.journal").exists()
+
+
+def test_an_interrupted_measurement_goes_on(
+    loaded: Any, scores: ImportanceReport, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.models.ablation import DamageMeter
+
+    options = DepthOptions(
+        numbers=(1,), ways=("attention", "mlp"), tokens=48, sequence_length=LENGTH
+    )
+    measure, asked = DamageMeter.measure_many, []
+
+    def counted(self: Any, cut: Any, others: Any, progress: Any) -> Any:
+        asked.append([sorted(kind for _, kind in other) for other in others])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return measure(self, cut, others, progress)
+
+    monkeypatch.setattr(DamageMeter, "measure_many", counted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
+    again = measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
+    assert asked == [[["attention"]], [["mlp"]], [["mlp"]]]
+    monkeypatch.undo()
+    fresh = measure_depths(loaded, scores, options, importance_sha256="")
+    # A batch's whole model is run once more where others are known: the same sums.
+    for one, other in zip(again.cells, fresh.cells, strict=True):
+        assert one.damage is not None
+        assert other.damage is not None
+        assert one.damage.kl == pytest.approx(other.damage.kl, rel=1e-6)
+
+
+def test_what_was_measured_in_another_dtype_is_measured_again(
+    run: Path, loaded: Any, scores: ImportanceReport, tmp_path: Path
+) -> None:
+    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.models.loading.model_source import load_model
+
+    options = DepthOptions(numbers=(1,), ways=("mlp",), tokens=48, sequence_length=LENGTH)
+    narrow = load_model(str(run / "checkpoint-1000"), dtype="bfloat16")
+    wide = measure_depths(loaded, scores, options, importance_sha256="", kept=tmp_path)
+    found = measure_depths(narrow, scores, options, importance_sha256="", kept=tmp_path)
+    assert found.baseline_perplexity != wide.baseline_perplexity
+
+
+def test_depths_are_judged_on_other_text_and_by_own_scores(
+    loaded: Any, scores: ImportanceReport, tmp_path: Path
+) -> None:
+    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.score import ScoreOptions, score
+
+    text = tmp_path / "own.txt"
+    text.write_text("the list of the value is a class and the call of " * 60)
+    options = DepthOptions(numbers=(1,), text=str(text), tokens=48, sequence_length=LENGTH)
+    asked = ScoreOptions(calibration=str(text), samples=4, sequence_length=LENGTH)
+    own = score(loaded, asked)
+    with pytest.raises(CalibrationError, match="the text that the scores rest on"):
+        measure_depths(loaded, own, options, importance_sha256="")
+    stranger = scores.model.model_copy(update={"sha256": "b" * 64})
+    with pytest.raises(ScoringError, match="The scores are of"):
+        measure_depths(
+            loaded, scores.model_copy(update={"model": stranger}), options, importance_sha256=""
+        )
+
+
+@pytest.fixture
+def task_data(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    words = ["list", "value", "class", "call", "name"]
+    lines = [
+        json.dumps(
+            {
+                "query": f"the {words[rng.integers(5)]} of the",
+                "choices": [f" {word}" for word in rng.permutation(words)[:3]],
+                "gold": int(rng.integers(3)),
+            }
+        )
+        for _ in range(12)
+    ]
+    (tmp_path / "words.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_tasks_are_those_of_the_cut_model(
+    loaded: Any, scores: ImportanceReport, task_data: Path
+) -> None:
+    import dataclasses
+
+    from exporter.choose.studies.depths import DepthOptions, measure_depths
+    from exporter.choose.studies.task_scores import compared_tasks
+    from exporter.compare.tasks.choosing import TaskChoice
+
+    choice = TaskChoice(("words",), task_data)
+    options = DepthOptions(
+        numbers=(2,), ways=("mlp",), tokens=48, sequence_length=LENGTH, tasks=choice
+    )
+    (cell,) = measure_depths(loaded, scores, options, importance_sha256="").cells
+    names = [(deletion.layer, "mlp") for deletion in cell.deletions]
+    other = dataclasses.replace(loaded, model=silenced(loaded.model, names))
+    found = compared_tasks(other, choice, {"whole": {}})["whole"]
+    assert [task.metric for task in cell.tasks] == [task.metric for task in found]
+    for task, alone in zip(cell.tasks, found, strict=True):
+        assert task.candidate == alone.baseline
+        assert task.items == 12
+    whole = compared_tasks(loaded, choice, {"whole": {}})["whole"]
+    assert [task.baseline for task in cell.tasks] == [task.baseline for task in whole]
+
+
+def test_interrupted_tasks_go_on(
+    loaded: Any, task_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.choose.studies import task_scores
+    from exporter.compare.tasks.choosing import TaskChoice, score_tasks
+    from exporter.models.ablation import NOTHING
+
+    choice, calls = TaskChoice(("words",), task_data), []
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return score_tasks(*arguments, **named)
+
+    monkeypatch.setattr(task_scores, "score_tasks", counted)
+    cuts: Any = {n: {(n, "mlp"): NOTHING} for n in range(2)} | {"again": {(0, "mlp"): NOTHING}}
+    kept = tmp_path / "tasks.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        task_scores.compared_tasks(loaded, choice, cuts, kept=kept)
+    with kept.open("a") as file:
+        file.write('{"name": "ml')
+    again = task_scores.compared_tasks(loaded, choice, cuts, kept=kept)
+    assert len(calls) == 5  # whole, first, cut short; whole, second
+    assert again == task_scores.compared_tasks(loaded, choice, cuts, kept=kept)
+    assert len(calls) == 5
+    assert again["again"] == again[0]
+    other = TaskChoice(("words",), task_data, limit=2)
+    few = task_scores.compared_tasks(loaded, other, {0: cuts[0]}, kept=kept)
+    assert few[0][0].items == 2

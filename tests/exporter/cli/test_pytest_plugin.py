@@ -1,0 +1,299 @@
+"""The fixture ``depthcut`` in a team's own test suite."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as Xml
+
+import pytest
+
+from exporter.artifacts import ComparisonReport, EmbeddingAgreement, Interval, TaskResult
+from exporter.gate import Limits, check
+from tests.made_reports import gate_accuracy, gate_report, gate_row
+
+pytest_plugins = ["pytester"]
+
+SLOW, UNSURE = gate_row(candidate_ms=110.0), gate_row(candidate_ms=99.0, width=0.05)
+_INSTALLED = any(point.value == "depthcut_pytest" for point in entry_points(group="pytest11"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """What the inner runs import must be there before: each of them forgets what it has loaded."""
+    check(gate_report(), Limits(max_kl=1, max_slowdown=1))
+
+
+_LEAN = [
+    word
+    for name in ("xdist", "cacheprovider", "hypothesispytest", "benchmark")
+    for word in ("-p", f"no:{name}")
+]
+
+
+class Inner:
+    """Runs tests that somebody else might have written."""
+
+    def __init__(self, pytester: pytest.Pytester) -> None:
+        self.pytester = pytester
+
+    @property
+    def path(self) -> Path:
+        return self.pytester.path
+
+    def run(self, body: str, *arguments: str) -> pytest.RunResult:
+        lines = "\n".join(f"    {line}" for line in body.splitlines())
+        self.pytester.makepyfile(f"def test_gate(depthcut, request):\n{lines}\n")
+        plugin = () if _INSTALLED else ("-p", "depthcut_pytest")
+        return self.pytester.runpytest_inprocess(*plugin, *_LEAN, "-W", "default", *arguments)
+
+    def report(self, *rows: Any, **changes: Any) -> ComparisonReport:
+        report = gate_report(rows, **changes)
+        report.write(self.path / "report.json")
+        return report
+
+
+@pytest.fixture
+def inner(pytester: pytest.Pytester) -> Inner:
+    return Inner(pytester)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        'assert_not_slower("3%")',
+        "assert_not_slower()",
+        "assert_speedup(1.2)",
+        'assert_perplexity_increase("30%")',
+        "assert_kl(0.3)",
+        'assert_top1_agreement("75%")',
+        "assert_size_increase()",
+        "assert_memory_increase()",
+    ],
+)
+def test_what_holds_passes(inner: Inner, call: str) -> None:
+    inner.report(gate_row())
+    inner.run(f'depthcut.report("report.json").{call}').assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "outcome"),
+    [
+        ('assert_task_drop("5%")', "passed"),
+        ('assert_task_drop("1%")', "failed"),
+        ("assert_embedding_cosine(0.9)", "passed"),
+        ("assert_embedding_cosine(0.99)", "failed"),
+        ("assert_task_drop(5)", "failed"),  # points are shares: 5 isn't 5 %
+    ],
+)
+def test_tasks_and_embeddings_have_limits_too(inner: Inner, call: str, outcome: str) -> None:
+    lost = Interval(value=-0.03, ci95=(-0.032, -0.028))
+    task = TaskResult(
+        task="arc", metric="acc", items=900, baseline=0.6, candidate=0.57, difference=lost
+    )
+    near = EmbeddingAgreement(texts=9, cosine=0.95, lowest_cosine=0.9, rank_agreement=0.9)
+    inner.report(gate_row(), accuracy=gate_accuracy(tasks=[task], embeddings=near))
+    inner.run(f'depthcut.report("report.json").{call}').assert_outcomes(**{outcome: 1})
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ('assert_not_slower("3%")', "*prefill 128: time +10.0 % *regressed*"),
+        ("assert_speedup(1.2)", "*prefill 128: speedup 0.909x *at least 1.200x: regressed*"),
+        ('assert_perplexity_increase("10%")', "*perplexity +25.0 %*regressed*"),
+        ("assert_kl(0.1)", "*KL divergence 0.2*regressed*"),
+        ('assert_top1_agreement("90%")', "*same top-1 token 80.0 %*regressed*"),
+    ],
+)
+def test_what_doesn_t_hold_fails_with_the_numbers(inner: Inner, call: str, told: str) -> None:
+    inner.report(SLOW)
+    result = inner.run(f'depthcut.report("report.json").{call}')
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([told])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ini", "outcome"),
+    [
+        ((), "", {"failed": 1}),
+        (("--depthcut-inconclusive=skip",), "", {"skipped": 1}),
+        (("--depthcut-inconclusive=warn",), "", {"passed": 1, "warnings": 1}),
+        ((), "depthcut_inconclusive = skip", {"skipped": 1}),
+        (("--depthcut-inconclusive=fail",), "depthcut_inconclusive = skip", {"failed": 1}),
+    ],
+)
+def test_not_knowing_is_what_the_suite_says(
+    inner: Inner, arguments: tuple[str, ...], ini: str, outcome: dict[str, int]
+) -> None:
+    inner.pytester.makeini(f"[pytest]\n{ini}\n")
+    inner.report(UNSURE)
+    body = 'depthcut.report("report.json").assert_not_slower("3%")'
+    inner.run(body, *arguments).assert_outcomes(**outcome)
+
+
+def test_an_earlier_report_can_be_the_measure(inner: Inner) -> None:
+    gate_report([gate_row()]).write(inner.path / "baseline.json")
+    inner.report(gate_row(candidate_ms=88.0))
+    body = 'depthcut.report("report.json").against("baseline.json").assert_not_slower("{}")'
+    inner.run(body.format("3%")).assert_outcomes(failed=1)
+    inner.run(body.format("20%")).assert_outcomes(passed=1)
+    gate_report([gate_row()], machine="Another CPU").write(inner.path / "baseline.json")
+    result = inner.run(body.format("20%"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*RegressionError*device: Another CPU*"])
+
+
+def test_results_are_properties_in_junit(inner: Inner) -> None:
+    inner.report(gate_row())
+    inner.run('depthcut.report("report.json").assert_speedup(1.1)', "--junitxml=out.xml")
+    properties = {
+        p.get("name"): p.get("value") for p in Xml.parse(inner.path / "out.xml").iter("property")
+    }
+    told = properties["depthcut prefill 128: speedup"]
+    assert told is not None
+    assert told.startswith("1.250x [")
+    assert told.endswith(": improved")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ini"),
+    [((), "depthcut_inconclusive = maybe"), ((), "depthcut_confirm = often")],
+)
+def test_settings_that_make_no_sense_are_told(
+    inner: Inner, arguments: tuple[str, ...], ini: str
+) -> None:
+    inner.pytester.makeini(f"[pytest]\n{ini}\n")
+    inner.report(gate_row())
+    result = inner.run('depthcut.report("report.json").assert_kl(1)', *arguments)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*depthcut*"])
+
+
+@pytest.fixture
+def models(inner: Inner) -> Inner:
+    """Measuring takes no time and gives what ``report.json`` holds."""
+    inner.pytester.makeconftest(
+        """
+        import pytest
+        import exporter.compare
+        from pathlib import Path
+        from exporter.artifacts import ComparisonReport
+
+        @pytest.fixture
+        def count(monkeypatch):
+            calls = []
+            def counting(*arms_and_options):
+                calls.append(arms_and_options)
+                return ComparisonReport.read(Path("report.json"))
+            monkeypatch.setattr(exporter.compare, "compare", counting)
+            return calls
+        """
+    )
+    return inner
+
+
+def test_models_are_measured_once_for_equal_arguments(models: Inner) -> None:
+    models.report(gate_row())
+    body = """
+count = request.getfixturevalue("count")
+comparison = depthcut.compare("base", "cand", threads=1, stride=64)
+comparison.assert_speedup(1.2)
+comparison.assert_kl(50)
+assert depthcut.compare("base", "cand", threads=1, stride=64).report is comparison.report
+(first, second, options), = count
+assert (first, second, options.threads, options.quality.stride) == ("base", "cand", 1, 64)
+depthcut.compare("base", "cand", threads=2)
+assert len(count) == 2
+"""
+    models.run(body).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_regression_is_measured_again_before_it_fails(models: Inner, times: int) -> None:
+    models.report(SLOW)
+    body = f"""
+count = request.getfixturevalue("count")
+try:
+    depthcut.compare("base", "cand").assert_speedup(1.2)
+finally:
+    assert len(count) == 1 + {times}
+"""
+    result = models.run(body, f"--depthcut-confirm={times}")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*speedup * at least 1.200x: regressed*"])
+    result.stdout.no_fnmatch_line("*AssertionError*")
+
+
+def test_a_regression_that_is_gone_is_none(models: Inner) -> None:
+    models.report(SLOW)
+    fast = gate_report([gate_row()]).to_json()
+    (models.path / "fast.json").write_text(fast)
+    body = """
+count = request.getfixturevalue("count")
+comparison = depthcut.compare("base", "cand")
+__import__("shutil").copy("fast.json", "report.json")
+comparison.assert_speedup(1.2)
+assert len(count) == 2
+"""
+    models.run(body).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ini", "given", "budget_s"),
+    [
+        (("--depthcut-time-budget=7",), "", "", 7.0),
+        ((), "depthcut_time_budget = 8", "", 8.0),
+        (("--depthcut-time-budget=7",), "depthcut_time_budget = 8", "", 7.0),
+        (("--depthcut-time-budget=7",), "", "time_budget_s=9", 9.0),
+    ],
+)
+def test_the_time_budget_is_the_call_s_the_command_line_s_or_the_file_s(
+    models: Inner, arguments: tuple[str, ...], ini: str, given: str, budget_s: float
+) -> None:
+    models.pytester.makeini(f"[pytest]\n{ini}\n")
+    models.report(gate_row())
+    body = f"""
+count = request.getfixturevalue("count")
+depthcut.compare("base", "cand", {given})
+assert count[0][2].timing.time_budget_s == {budget_s}
+"""
+    models.run(body, *arguments).assert_outcomes(passed=1)
+
+
+def test_workers_beside_it_are_told(models: Inner) -> None:
+    models.report(gate_row())
+    body = """
+request.getfixturevalue("count")
+request.config.workerinput = {"workercount": 2}
+depthcut.compare("base", "cand").assert_kl(1)
+"""
+    result = models.run(body)
+    result.assert_outcomes(passed=1, warnings=1)
+    result.stdout.fnmatch_lines(["*2 workers of pytest-xdist*"])
+
+
+def test_an_unknown_option_is_told(models: Inner) -> None:
+    result = models.run('depthcut.compare("base", "cand", colour=1)')
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*colour*"])
+
+
+def test_a_suite_that_doesn_t_use_it_pays_nothing() -> None:
+    """Loaded beside pytest, it brings no module but its own."""
+    code = (
+        "import sys, pytest; before = set(sys.modules); import depthcut_pytest;"
+        "print('NEW', sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "NEW ['depthcut_pytest']" in done.stdout
+
+
+def test_strict_settings_do_not_mind_it(inner: Inner) -> None:
+    inner.pytester.makeini("[pytest]\naddopts = --strict-config --strict-markers\n")
+    inner.report(gate_row())
+    inner.run('depthcut.report("report.json").assert_kl(1)').assert_outcomes(passed=1)

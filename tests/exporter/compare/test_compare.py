@@ -1,0 +1,350 @@
+"""compare() from the files to the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
+
+from exporter.artifacts import (
+    CalibrationRef,
+    ComparisonReport,
+    ParityCheck,
+    PlannedDeletion,
+)
+from exporter.compare import CompareOptions, compare
+from exporter.compare.measure.evaluation import RANDOM_TOKENS
+from exporter.errors import (
+    ComparisonError,
+    OnnxFileError,
+    TextSourceError,
+    UnsafeInputError,
+    UsageError,
+)
+from exporter.models.model_folder import ModelFolder
+from exporter.models.texts import read_texts
+
+OPTIONS = CompareOptions(
+    threads=1,
+    prefill_lengths=(4, 8),
+    decode_past_lengths=(6,),
+    rounds=2,
+    eval_tokens=96,
+    eval_sequence_length=16,
+)
+PLAN = [{"layer": 0, "kind": "attention", "replacement": "none"}]
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> tuple[Path, Path]:
+    baseline = write_tiny_lm(tmp_path / "baseline")
+    candidate = write_tiny_lm(tmp_path / "candidate", layers=(1,), noise=0.3, plan=PLAN)
+    write_tokenizer(baseline)
+    return baseline, candidate
+
+
+class Listener:
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+    def detail(self, message: str) -> None:
+        self.lines.append(message)
+
+    def task(self, description: str, total: int | None = None) -> Any:
+        from exporter.progress import QUIET
+
+        return QUIET.task(description, total)
+
+
+def test_the_report_has_all_parts_and_survives_the_disk(
+    arms: tuple[Path, Path], tmp_path: Path
+) -> None:
+    report = compare(*arms, OPTIONS)
+    assert [(row.phase, row.sequence_length, row.past_length) for row in report.latency] == [
+        ("prefill", 4, 0),
+        ("prefill", 8, 0),
+        ("decode", 1, 6),
+    ]
+    assert report.arms.baseline.kv_cache_bytes_per_token == 2 * 2 * 2 * 4 * 4
+    assert report.arms.candidate.kv_cache_bytes_per_token == 2 * 2 * 4 * 4
+    assert report.arms.baseline.precision == "fp32"
+    assert report.arms.baseline.parameters == 2 * 8 * 32
+    assert report.arms.candidate.nodes == report.arms.baseline.nodes - 2
+    sizes = sum(path.stat().st_size for path in arms[0].glob("model.onnx*"))
+    assert report.arms.baseline.file_bytes == sizes
+    assert report.arms.baseline.provider == "CPUExecutionProvider"
+    assert report.environment.threads == 1
+    assert report.arms.baseline.cpu_nodes == {}
+    assert report.environment.other_cpu_share is None or report.environment.other_cpu_share <= 1
+    assert {row.verdict for row in report.latency} == {"inconclusive"}  # of two rounds each
+    assert all(row.settled is not None for row in report.latency)
+    assert report.made_from["candidate"] == report.arms.candidate.sha256
+    assert ComparisonReport.read(report.write(tmp_path / "report.json")) == report
+
+
+def test_accuracy_is_on_text_that_is_named(arms: tuple[Path, Path]) -> None:
+    accuracy = compare(*arms, OPTIONS).accuracy
+    assert accuracy is not None
+    assert accuracy.text_source.startswith("pydoc (evaluation half")
+    assert accuracy.tokens == 96
+    assert accuracy.perplexity is not None
+    assert accuracy.perplexity.baseline != accuracy.perplexity.candidate
+    assert accuracy.kl_divergence is not None
+    assert accuracy.kl_divergence > 0
+
+
+def test_a_model_against_itself_differs_in_nothing(arms: tuple[Path, Path]) -> None:
+    report = compare(arms[0], arms[0] / "model.onnx", OPTIONS)
+    assert report.accuracy is not None
+    assert report.accuracy.kl_divergence == 0.0
+    assert report.accuracy.top1_agreement == 1.0
+    assert report.plan == []
+
+
+def test_without_a_tokenizer_there_is_no_perplexity_and_the_report_says_so(
+    arms: tuple[Path, Path],
+) -> None:
+    (arms[0] / "tokenizer.json").unlink()
+    accuracy = compare(*arms, OPTIONS).accuracy
+    assert accuracy is not None
+    assert accuracy.text_source == RANDOM_TOKENS
+    assert accuracy.perplexity is None
+    assert accuracy.kl_divergence is not None
+    assert accuracy.kl_divergence > 0
+
+
+def test_a_tokenizer_that_leads_elsewhere_is_refused_unread(arms: tuple[Path, Path]) -> None:
+    tokenizer = arms[0] / "tokenizer.json"
+    tokenizer.rename(arms[0].parent / "elsewhere.json")
+    tokenizer.symlink_to("../elsewhere.json")
+    with pytest.raises(UnsafeInputError):
+        ModelFolder.beside(arms[0] / "model.onnx", arms[0])
+    tokenizer.unlink()
+    assert ModelFolder.beside(arms[0] / "model.onnx", arms[0]).tokenizer is None
+    (arms[0].parent / "elsewhere.json").rename(tokenizer)
+    assert ModelFolder.beside(arms[0] / "model.onnx", arms[0]).tokenizer == tokenizer
+
+
+def test_a_begin_token_opens_each_sample(arms: tuple[Path, Path]) -> None:
+    from tokenizers import Tokenizer, processors
+
+    from exporter.compare.measure.evaluation import tokenize
+
+    path = arms[0] / "tokenizer.json"
+    plain = Tokenizer.from_file(str(path))
+    texts = replace(read_texts("pydoc", part="evaluation"), documents=("the a and of " * 9,))
+    options: dict[str, Any] = {"sequence_length": 4, "tokens": 8, "separator_id": None}
+    assert tokenize(texts, path, **options).token_ids.tolist() == [[1, 2, 3, 4], [1, 2, 3, 4]]
+    plain.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A", special_tokens=[("[BOS]", 20)]
+    )
+    plain.save(str(path))
+    assert tokenize(texts, path, **options).token_ids.tolist() == [[20, 1, 2, 3], [20, 4, 1, 2]]
+
+
+def test_opening_tokens_that_fill_a_sample_are_refused(arms: tuple[Path, Path]) -> None:
+    from tokenizers import Tokenizer, processors
+
+    path = arms[0] / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] [SEP] $A", special_tokens=[("[BOS]", 20), ("[SEP]", 19)]
+    )
+    tokenizer.save(str(path))
+    with pytest.raises(ComparisonError, match="sample of 2 tokens has no room") as caught:
+        compare(*arms, replace(OPTIONS, eval_tokens=2))
+    assert "--eval-tokens" in caught.value.hint
+    accuracy = compare(*arms, replace(OPTIONS, eval_tokens=3)).accuracy
+    assert accuracy is not None
+    assert accuracy.tokens == 3
+
+
+def test_the_plan_comes_from_the_caller_or_from_the_candidate(arms: tuple[Path, Path]) -> None:
+    recorded = PlannedDeletion(layer=0, kind="attention")
+    assert compare(*arms, OPTIONS).plan == [recorded]
+    given = [PlannedDeletion(layer=3, kind="mlp", replacement="bias")]
+    check = ParityCheck(
+        name="logits", phase="prefill", max_abs_error=1e-6, tolerance=1e-4, passed=True
+    )
+    report = compare(*arms, OPTIONS, plan=given, parity=[check])
+    assert (report.plan, report.parity) == (given, [check])
+
+
+def test_a_broken_record_in_the_candidate_is_named(arms: tuple[Path, Path], tmp_path: Path) -> None:
+    broken = write_tiny_lm(tmp_path / "broken", layers=(1,), plan={"layer": 0})
+    with pytest.raises(ComparisonError, match=r"depthcut\.plan is not a list"):
+        compare(arms[0], broken, OPTIONS)
+
+
+def calibration(source: str, sha256: str) -> CalibrationRef:
+    return CalibrationRef(source=source, samples=1, sequence_length=8, tokens=8, sha256=sha256)
+
+
+def test_the_calibration_text_is_no_evaluation_text(arms: tuple[Path, Path]) -> None:
+    own = read_texts("pydoc", part="evaluation")
+    for ref in (calibration("copy", own.sha256), calibration(own.source, "0" * 64)):
+        with pytest.raises(ComparisonError, match="is the calibration text") as caught:
+            compare(*arms, OPTIONS, calibration=ref)
+        assert "--eval-text" in caught.value.hint
+    other = read_texts("pydoc", part="calibration")
+    ref = calibration(other.source, other.sha256)
+    assert compare(*arms, OPTIONS, calibration=ref).calibration == ref
+
+
+def test_an_encoder_is_measured_as_a_whole(tmp_path: Path) -> None:
+    folders = [write_tiny_lm(tmp_path / name, layers=(), output="features") for name in "ab"]
+    listener = Listener()
+    report = compare(folders[0], folders[1], OPTIONS, progress=listener)
+    assert [(row.phase, row.sequence_length) for row in report.latency] == [
+        ("encode", 4),
+        ("encode", 8),
+    ]
+    assert report.accuracy is None
+    assert report.arms.baseline.kv_cache_bytes_per_token == 0
+    assert any("no output called logits" in line for line in listener.lines)
+
+
+def test_cache_lengths_alone_are_nothing_to_time_without_a_cache(tmp_path: Path) -> None:
+    folder = write_tiny_lm(tmp_path, layers=(), output="last_hidden_state")
+    with pytest.raises(ComparisonError, match="has no KV cache") as caught:
+        compare(folder, folder, replace(OPTIONS, prefill_lengths=()))
+    assert "--prefill" in caught.value.hint
+
+
+def test_one_kind_of_length_is_enough(arms: tuple[Path, Path]) -> None:
+    for empty, phase in (("prefill_lengths", "decode"), ("decode_past_lengths", "prefill")):
+        report = compare(*arms, replace(OPTIONS, **{empty: ()}))
+        assert {row.phase for row in report.latency} == {phase}
+
+
+@pytest.mark.parametrize(("architecture", "causal"), [("GPT2LMHeadModel", True), ("Bert", False)])
+def test_without_a_cache_the_config_tells_who_predicts_the_next_token(
+    tmp_path: Path, architecture: str, causal: bool
+) -> None:
+    folder = write_tiny_lm(tmp_path, layers=())
+    write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    accuracy = compare(folder, folder, OPTIONS).accuracy
+    assert accuracy is not None
+    assert (accuracy.perplexity is not None) == causal
+
+
+def test_shapes_beyond_the_model_s_positions_are_left_out_aloud(arms: tuple[Path, Path]) -> None:
+    config = arms[0] / "config.json"
+    config.write_text(json.dumps({"max_position_embeddings": 6}))
+    listener = Listener()
+    report = compare(*arms, OPTIONS, progress=listener)
+    assert [row.sequence_length for row in report.latency] == [4]
+    assert "prefill 8: left out, the model ends at 6 positions" in listener.lines
+    assert report.accuracy is not None
+    config.write_text(json.dumps({"max_position_embeddings": 3}))
+    with pytest.raises(ComparisonError, match="no shape is left"):
+        compare(*arms, OPTIONS)
+
+
+def test_a_candidate_without_any_attention_left_is_measured_but_continues_no_text(
+    arms: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bare = write_tiny_lm(tmp_path / "bare", layers=())
+    listener = Listener()
+    report = compare(arms[0], bare, OPTIONS, progress=listener)
+    told = "generation: left out, the candidate has no attention left, and so no cache"
+    assert told in listener.lines
+    assert report.accuracy is not None
+    assert report.accuracy.generation is None
+    assert [row.phase for row in report.latency] == ["prefill", "prefill", "decode"]
+    whole = compare(*arms, OPTIONS, progress=listener).accuracy
+    assert whole is not None
+    assert whole.generation is not None
+    assert listener.lines.count(told) == 1
+
+
+def test_arms_of_other_interfaces_are_refused(arms: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(ComparisonError, match=r"has an input 'past_key_values\.0\.key'"):
+        compare(arms[1], arms[0], OPTIONS)
+    other = write_tiny_lm(tmp_path / "other", output="scores")
+    with pytest.raises(ComparisonError, match="other outputs"):
+        compare(arms[0], other, OPTIONS)
+    larger = write_tiny_lm(tmp_path / "larger", vocabulary=40)
+    with pytest.raises(ComparisonError, match="other vocabularies"):
+        compare(arms[0], larger, OPTIONS)
+    for arm, name in (((arms[0], "nan"), "candidate"), (("nan", arms[0]), "baseline")):
+        broken = write_tiny_lm(tmp_path / "nan", scale=float("nan"))
+        pair = [broken if path == "nan" else path for path in arm]
+        write_tokenizer(broken)
+        with pytest.raises(ComparisonError, match=f"The {name}'s logits in sample 0 are NaN"):
+            compare(Path(pair[0]), Path(pair[1]), OPTIONS)
+
+
+def test_bad_files_are_named(arms: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(OnnxFileError, match="does not exist"):
+        compare(arms[0], tmp_path / "nowhere", OPTIONS)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OnnxFileError, match="no ONNX file"):
+        compare(tmp_path / "empty", arms[1], OPTIONS)
+    (arms[1] / "model.onnx.data").unlink()
+    with pytest.raises(OnnxFileError, match=r"model\.onnx\.data"):
+        compare(*arms, OPTIONS)
+    (arms[1] / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(OnnxFileError, match="not a complete ONNX file"):
+        compare(*arms, OPTIONS)
+
+
+def test_a_folder_of_several_graphs_asks_which(arms: tuple[Path, Path]) -> None:
+    for name in ("one.onnx", "two.onnx"):
+        (arms[0] / name).write_bytes((arms[0] / "model.onnx").read_bytes())
+    assert compare(arms[0], arms[1], OPTIONS).arms.baseline.path.endswith("model.onnx")
+    (arms[0] / "model.onnx").unlink()
+    with pytest.raises(OnnxFileError, match="2 ONNX files"):
+        compare(*arms, OPTIONS)
+
+
+def test_bad_texts_tokenizers_and_configs_are_named(
+    arms: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(TextSourceError, match="does not exist"):
+        compare(*arms, replace(OPTIONS, eval_text=str(tmp_path / "none.txt")))
+    short = tmp_path / "short.txt"
+    short.write_text(" ".join(WORDS[:5]))
+    with pytest.raises(ComparisonError, match="fewer than 16 tokens"):
+        compare(*arms, replace(OPTIONS, eval_text=str(short)))
+    (arms[0] / "tokenizer.json").write_text("{}")
+    with pytest.raises(ComparisonError, match="is no tokenizer"):
+        compare(*arms, OPTIONS)
+    (arms[0] / "config.json").write_text("[")
+    with pytest.raises(ComparisonError, match=r"config\.json can't be read as JSON"):
+        compare(*arms, OPTIONS)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny_lm(tmp_path, vocabulary=5)
+    write_tokenizer(folder)
+    with pytest.raises(ComparisonError, match="beyond the model's 5 tokens"):
+        compare(folder, folder, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prefill_lengths": (0,)},
+        {"prefill_lengths": (), "decode_past_lengths": ()},
+        {"batches": (0,)},
+        {"batches": ()},
+        {"threads": 0},
+        {"rounds": 1},
+        {"eval_tokens": 1},
+        {"eval_sequence_length": 1},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        CompareOptions(**wrong)

@@ -1,0 +1,266 @@
+"""A comparison that is killed goes on with what it had timed; whole generations are timed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_lm import write_tiny_lm, write_tokenizer
+
+import exporter.compare.timing
+from exporter.artifacts import ComparisonReport
+from exporter.cli import run
+from exporter.compare import CompareOptions, QualityOptions, TimingOptions, compare
+from exporter.compare.journal import Journal, forget
+from exporter.compare.measure.timing.chunk import Chunk
+from exporter.compare.timing import Timed
+from exporter.engines.inputs import Shape
+from exporter.errors import ComparisonError, UnsafeInputError, UsageError
+
+OPTIONS = CompareOptions(
+    threads=1,
+    prefill_lengths=(4,),
+    decode_past_lengths=(),
+    rounds=8,
+    eval_tokens=32,
+    eval_sequence_length=16,
+)
+
+
+@pytest.fixture(autouse=True)
+def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is in question here, not how settled it is."""
+    sampling = exporter.compare.timing._sampling
+    monkeypatch.setattr(
+        exporter.compare.timing, "_sampling",
+        lambda pair: replace(sampling(pair), warmup_seconds=0.1),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> tuple[Path, Path]:
+    return write_tiny_lm(tmp_path / "baseline"), write_tiny_lm(tmp_path / "candidate", layers=(1,))
+
+
+def lines(folder: Path) -> list[str]:
+    path = folder / ".depthcut" / "timing.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def chunks(folder: Path) -> list[str]:
+    return [line for line in lines(folder) if '"chunk"' in line]
+
+
+def kill_once_chunks_are_kept(command: list[str], out: Path) -> bool:
+    """Whether it could be killed before it was done, which a busy machine may let it be."""
+    process = subprocess.Popen(command, env=dict(os.environ), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(chunks(out)) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_goes_on_where_it_was(arms: tuple[Path, Path], tmp_path: Path) -> None:
+    for out in (tmp_path / "out", tmp_path / "again", tmp_path / "last"):
+        command = [
+            sys.executable, "-m", "exporter.cli", "compare", *map(str, arms), "-o", str(out),
+            "--prefill", "4", "--decode-past", "6", "--threads", "1", "--time-budget", "1s",
+            "--threshold", "0.01%", "--eval-tokens", "32",
+        ]  # fmt: skip
+        if kill_once_chunks_are_kept(command, out):
+            break
+    else:
+        pytest.fail("three runs were done before they could be killed")
+    assert not (out / "report.json").exists()
+    kept = [json.loads(line) for line in chunks(out) if line.endswith("}")]
+    assert len(kept) >= 2
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "that an earlier run timed" in done.stderr + done.stdout
+    assert "kept from an earlier run: predictions" in done.stderr + done.stdout
+    report = ComparisonReport.read(out / "report.json")
+    first = [value for round_ms in kept[0]["chunk"]["times_ms"] for (value,) in round_ms[0]]
+    assert report.latency[0].baseline.samples_ms[: len(first)] == first
+    assert lines(out) == []
+
+
+def test_what_was_kept_counts_for_the_same_arms_and_options_only(
+    arms: tuple[Path, Path], tmp_path: Path
+) -> None:
+    first = compare(*arms, OPTIONS, resume=tmp_path)
+    assert len(chunks(tmp_path)) == 8
+    again = compare(*arms, OPTIONS, resume=tmp_path)
+    assert again.latency[0].baseline.samples_ms == first.latency[0].baseline.samples_ms
+    other = compare(arms[0], arms[0], OPTIONS, resume=tmp_path)
+    assert other.latency[0].baseline.samples_ms != first.latency[0].baseline.samples_ms
+    more = compare(arms[0], arms[0], replace(OPTIONS, rounds=7), resume=tmp_path)
+    assert more.latency[0].rounds == 7
+    forget(tmp_path)
+    assert lines(tmp_path) == []
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def stopped_while_timing(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **how: Any) -> None:
+    """A comparison that is cut short once the arms' answers are judged."""
+
+    with monkeypatch.context() as patch:
+        patch.setattr("exporter.compare.session.time_all", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compare(*arguments, **how)
+
+
+@pytest.fixture
+def judged(arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Arms with text and a task, where nothing is timed but for a moment."""
+    for folder in arms:
+        write_tokenizer(folder)
+        (folder / "config.json").write_text('{"eos_token_id": 0}')
+    item = {"query": "the value", "choices": ["of", "a list"], "gold": 1}
+    (arms[0].parent / "words.jsonl").write_text(json.dumps(item))
+    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
+    return arms
+
+
+def with_tasks(folder: Path, **others: Any) -> CompareOptions:
+    quality = QualityOptions(
+        tasks=("words",), task_data=folder, agreement_prompts=1, agreement_tokens=2
+    )
+    return replace(OPTIONS, quality=replace(quality, **others))
+
+
+def test_what_was_found_of_the_answers_is_not_measured_again(
+    judged: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, out = with_tasks(tmp_path), tmp_path / "out"
+    stopped_while_timing(monkeypatch, *judged, options, resume=out)
+    kept = [json.loads(line)["answers"] for line in lines(out)[1:]]
+    assert kept == [
+        "predictions", "generation", "tasks of the baseline", "tasks of the candidate",
+    ]  # fmt: skip
+    fresh = compare(*judged, options).accuracy
+    assert fresh is not None
+    assert fresh.tasks
+    assert fresh.generation is not None
+    with monkeypatch.context() as patch:
+        for name in ("quality.generation_agreements", "tasks._scores"):
+            patch.setattr(f"exporter.compare.{name}", stop)
+        patch.setattr("exporter.compare.measure.quality.agreement.compare_predictions", stop)
+        assert compare(*judged, options, resume=out).accuracy == fresh
+
+
+@pytest.mark.parametrize("changed", ["options", "tokenizer", "task", "line"])
+def test_answers_to_another_question_are_measured_anew(
+    judged: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    options, out = with_tasks(tmp_path), tmp_path / "out"
+    stopped_while_timing(monkeypatch, *judged, options, resume=out)
+    if changed == "options":
+        options = with_tasks(tmp_path, agreement_tokens=3)
+    elif changed == "tokenizer":
+        path = judged[0] / "tokenizer.json"
+        path.write_text(path.read_text() + "\n")
+    elif changed == "task":
+        path = tmp_path / "words.jsonl"
+        path.write_text(path.read_text() + "\n")
+    else:
+        head, first, *rest = lines(out)
+        broken = json.dumps({**json.loads(first), "value": [{"tokens": 1}]})
+        (out / ".depthcut" / "timing.jsonl").write_text("\n".join([head, broken, *rest, ""]))
+    monkeypatch.setattr("exporter.compare.measure.quality.agreement.compare_predictions", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare(*judged, options, resume=out)
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"name": "x", "chunk": {"times_ms": [[[[0]]]]}}'])
+def test_a_line_that_was_cut_off_is_no_time(tmp_path: Path, broken: str) -> None:
+    times = np.ones((1, 1, 2, 1))
+    whole = Chunk(times, seconds=1, settled=True, clock="host", planned=2, reloaded=False)
+    Journal(tmp_path, {"a": 1}).keep(Shape("prefill", 1, 4, 0), 0, whole)
+    path = tmp_path / ".depthcut" / "timing.jsonl"
+    path.write_text(path.read_text() + broken)
+    again = Journal(tmp_path, {"a": 1})
+    assert again.chunks == 1
+    again.keep(Shape("prefill", 1, 4, 0), 1, whole)
+    assert len(lines(tmp_path)) == 3
+
+
+def test_a_bottomless_line_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path, {}).keep_answers("a", "key", 1)
+    path = tmp_path / ".depthcut" / "timing.jsonl"
+    path.write_text(path.read_text() + "[" * 200_000)
+    with pytest.raises(UnsafeInputError):
+        Journal(tmp_path, {})
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "interface"])
+def test_what_fails_before_anything_is_measured_leaves_nothing(
+    arms: tuple[Path, Path], tmp_path: Path, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tiny_lm(tmp_path / "interface", output="last_hidden_state")
+    before = sorted(tmp_path.iterdir())
+    out = str(tmp_path / "new" / "out")
+    options = ["--prefill", "4", "--eval-tokens", "32"]
+    assert run(["compare", str(arms[0]), str(tmp_path / wrong), "-o", out, *options]) == 1
+    assert "depthcut: " in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_whole_generations_are_timed_in_three_rows(arms: tuple[Path, Path]) -> None:
+    options = replace(
+        OPTIONS, rounds=2, batches=(1, 2), timing=TimingOptions(generate=((4, 3),))
+    )  # fmt: skip
+    report = compare(*arms, replace(options, prefill_lengths=()))
+    assert [(row.phase, row.batch) for row in report.latency] == [
+        (phase, batch)
+        for batch in (1, 2)
+        for phase in ("first_token", "per_token", "generate")
+    ]  # fmt: skip
+    for first, later, whole in zip(*[iter(report.latency)] * 3, strict=True):
+        assert (whole.sequence_length, whole.new_tokens, whole.past_length) == (4, 3, 0)
+        for arm in ("baseline", "candidate"):
+            parts = [getattr(row, arm).samples_ms for row in (first, later, whole)]
+            for ttft, tpot, total in zip(*parts, strict=True):
+                assert total == pytest.approx(ttft + 2 * tpot, rel=1e-6)
+
+
+def test_a_graph_without_a_cache_can_t_generate(tmp_path: Path) -> None:
+    folder = write_tiny_lm(tmp_path, layers=(), output="last_hidden_state")
+    options = replace(OPTIONS, timing=TimingOptions(generate=((4, 3),)))
+    with pytest.raises(ComparisonError, match="can't generate"):
+        compare(folder, folder, options)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"time_budget_s": 0},
+        {"time_budget_s": float("nan")},
+        {"threshold": 0},
+        {"threshold": 1.5},
+        {"generate": ((0, 3),)},
+        {"generate": ((4, 1),)},
+    ],
+)
+def test_timing_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        TimingOptions(**wrong)
+
+
+def test_the_machine_is_looked_at_between_chunks(arms: tuple[Path, Path]) -> None:
+    found = compare(*arms, OPTIONS).environment
+    assert len(found.states) == 1 + 8
+    seconds = [state.seconds for state in found.states]
+    assert seconds == sorted(seconds)
+    assert found.affinity

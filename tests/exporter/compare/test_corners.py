@@ -1,0 +1,243 @@
+"""The whole and the cut model, in float and quantised: one comparison of four arms."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from tiny_lm import write_tiny_lm, write_tokenizer
+
+from exporter.artifacts import ComparisonReport, QuantizationRecord
+from exporter.compare import CompareOptions, compare
+from exporter.compare.measure.timing.recorded import speedup_between
+from exporter.compare.timing import Timed
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import ComparisonError, UnsafeInputError
+
+OPTIONS = CompareOptions(
+    threads=1,
+    prefill_lengths=(4,),
+    decode_past_lengths=(4,),
+    rounds=6,
+    eval_tokens=64,
+    eval_sequence_length=16,
+)
+FLOATS = ("float baseline", "float candidate")
+PLAN = [{"layer": 0, "kind": "attention", "replacement": "none"}]
+EIGHT = QuantizationRecord(scheme="int8", method="rtn", bits={"8": 1}, block_size=32)
+
+
+def note(folder: Path, record: QuantizationRecord) -> Path:
+    """Has the graph say how it was quantised; its weights stay what they are."""
+    model = ir.load(folder / "model.onnx")
+    model.metadata_props["depthcut.quantization"] = record.model_dump_json()
+    ir.save(model, folder / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders whose answers differ from the whole float model's by more and more noise."""
+    root = tmp_path_factory.mktemp("four")
+    made = {
+        "whole": write_tiny_lm(root / "whole"),
+        "cut": write_tiny_lm(root / "cut", layers=(1,), noise=0.2, plan=PLAN),
+        "whole-q": write_tiny_lm(root / "whole-q", noise=0.1),
+        "cut-q": write_tiny_lm(root / "cut-q", layers=(1,), noise=0.3, plan=PLAN),
+    }
+    for name, folder in made.items():
+        write_tokenizer(folder)
+        if name.endswith("-q"):
+            note(folder, EIGHT)
+    return made
+
+
+@pytest.fixture
+def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
+
+
+@pytest.fixture(scope="module")
+def report(four: dict[str, Path]) -> ComparisonReport:
+    return compare(
+        four["whole-q"], four["cut-q"], OPTIONS, floats=(four["whole"], four["cut"])
+    )  # fmt: skip
+
+
+def test_all_four_stand_in_the_report(report: ComparisonReport) -> None:
+    assert [(c.arm, c.pruned, c.quantized) for c in report.corners] == [
+        ("float baseline", False, False),
+        ("float candidate", True, False),
+        ("baseline", False, True),
+        ("candidate", True, True),
+    ]
+    assert list(report.arms.references) == list(FLOATS)
+    assert report.arms.baseline.quantization == EIGHT
+    assert report.arms.references["float baseline"].quantization is None
+    for corner in report.corners:
+        assert corner.file_bytes > 0
+        shapes = {row.shape_name for row in report.latency}
+        assert set(corner.speedups) == (set() if corner.arm == "float baseline" else shapes)
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_a_pair_alone_has_no_corners(four: dict[str, Path]) -> None:
+    options = CompareOptions(threads=1, prefill_lengths=(4,), rounds=2, eval_tokens=32)
+    found = compare(four["whole-q"], four["cut-q"], options)
+    assert found.corners == []
+    assert found.accuracy is not None
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_each_corner_says_what_a_comparison_with_the_whole_float_model_says(
+    report: ComparisonReport, four: dict[str, Path]
+) -> None:
+    own = {corner.arm: corner for corner in report.corners}
+    folders = {"float candidate": "cut", "baseline": "whole-q", "candidate": "cut-q"}
+    for arm, folder in folders.items():
+        alone = compare(four["whole"], four[folder], OPTIONS).accuracy
+        assert alone is not None
+        assert alone.perplexity is not None
+        assert alone.generation is not None
+        assert own["float baseline"].perplexity == alone.perplexity.baseline
+        assert own[arm].perplexity == alone.perplexity.candidate
+        assert own[arm].kl_divergence == alone.kl_divergence > 0
+        assert own[arm].top1_agreement == alone.top1_agreement
+        assert own[arm].exact_match == alone.generation.exact_match
+    whole = own["float baseline"]
+    assert (whole.kl_divergence, whole.top1_agreement, whole.exact_match) == (None, None, None)
+    pair = compare(four["whole-q"], four["cut-q"], OPTIONS).accuracy
+    assert report.accuracy == pair
+
+
+def test_speedups_are_computed_as_the_pair_s_is(report: ComparisonReport) -> None:
+    for row in report.latency:
+        assert speedup_between(row, "baseline", "candidate") == row.speedup
+        back = speedup_between(row, "candidate", "baseline")
+        assert back.ratio == pytest.approx(1 / row.speedup.ratio, rel=1e-9)
+        for corner in report.corners[1:]:
+            told = corner.speedups[row.shape_name]
+            assert told.value == speedup_between(row, "float baseline", corner.arm).ratio
+            assert told.ci95[0] <= told.value <= told.ci95[1]
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_every_arm_reads_the_text_once(
+    four: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    run = OnnxRuntimeRunner.run
+
+    def heard(self: OnnxRuntimeRunner, inputs: Any, outputs: Any = None) -> Any:
+        if outputs == ["logits"] and inputs["input_ids"].shape == (1, 16):
+            read.append(Path(self.model).parent.name)
+        return run(self, inputs, outputs)
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "run", heard)
+    monkeypatch.setattr("exporter.compare.quality.generation_agreements", lambda *_: {})
+    compare(four["whole-q"], four["cut-q"], OPTIONS, floats=(four["whole"], four["cut"]))
+    assert sorted(read) == sorted(4 * list(four))  # 64 tokens are four samples
+
+
+def test_all_four_are_loaded_anew(four: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    enter = OnnxRuntimeRunner.__enter__
+
+    def heard(self: OnnxRuntimeRunner) -> OnnxRuntimeRunner:
+        loaded.append(Path(self.model).parent.name)
+        return enter(self)
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "__enter__", heard)
+    found = compare(
+        four["whole-q"], four["cut-q"], OPTIONS, floats=(four["whole"], four["cut"]),
+        references=[write_tiny_lm(four["whole"].parent / "other")],
+    )  # fmt: skip
+    assert found.latency[0].loads > 1
+    assert {loaded.count(name) for name in four} == {loaded.count("whole")}
+    assert loaded.count("whole") > loaded.count("other") == 1
+
+
+@pytest.mark.parametrize(
+    ("floats", "message"),
+    [
+        (("whole-q", "cut"), "float baseline .*whole-q.* is quantised .int8."),
+        (("cut", "cut"), "baseline .* lack other sublayers"),
+        (("whole", "whole"), "candidate .* lack other sublayers"),
+    ],
+)
+def test_arms_that_are_no_corners_are_refused(
+    four: dict[str, Path], floats: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(ComparisonError, match=message):
+        compare(four["whole-q"], four["cut-q"], OPTIONS, floats=tuple(four[f] for f in floats))
+
+
+@pytest.mark.parametrize(
+    ("plan", "error"), [("{", ComparisonError), ("[" * 9999, UnsafeInputError)]
+)
+def test_a_record_of_a_cut_that_cannot_be_read_is_refused(
+    four: dict[str, Path], tmp_path: Path, plan: str, error: type[Exception]
+) -> None:
+    cut = Path(shutil.copytree(four["cut"], tmp_path / "cut"))
+    model = ir.load(cut / "model.onnx")
+    model.metadata_props["depthcut.plan"] = plan
+    ir.save(model, cut / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=0)
+    with pytest.raises(error):
+        compare(four["whole-q"], four["cut-q"], OPTIONS, floats=(four["whole"], cut))
+
+
+def test_a_float_model_is_not_its_own_quantised_form(four: dict[str, Path]) -> None:
+    with pytest.raises(ComparisonError, match="are the same file"):
+        compare(four["whole"], four["cut-q"], OPTIONS, floats=(four["whole"], four["cut"]))
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_arms_that_are_quantised_otherwise_are_refused(
+    four: dict[str, Path], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(four["cut-q"], tmp_path / "cut-q"))
+    floats = (four["whole"], four["cut"])
+    note(other, EIGHT.model_copy(update={"block_size": 64}))
+    with pytest.raises(ComparisonError, match="block_size is 32 and 64"):
+        compare(four["whole-q"], other, OPTIONS, floats=floats)
+    note(other, EIGHT.model_copy(update={"bits": {"8": 9}}))  # the cut one has other products
+    assert len(compare(four["whole-q"], other, OPTIONS, floats=floats).corners) == 4
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_encoders_are_judged_by_their_embeddings(tmp_path: Path) -> None:
+    made: dict[str, Any] = {"layers": (), "vocabulary": 32, "output": "last_hidden_state"}
+    noises = {"whole": 0.0, "cut": 0.2, "whole-q": 0.1, "cut-q": 0.3}
+    folders = {
+        name: write_tiny_lm(tmp_path / name, noise=noise, **made) for name, noise in noises.items()
+    }
+    options = CompareOptions(threads=1, prefill_lengths=(4,), rounds=6)
+    found = compare(
+        folders["whole-q"], folders["cut-q"], options, floats=(folders["whole"], folders["cut"])
+    )
+    cosines = [corner.embedding_cosine for corner in found.corners]
+    assert cosines[0] is None
+    assert all(cosine is not None and 0 < cosine < 1 for cosine in cosines[1:])
+    alone = compare(folders["whole"], folders["cut-q"], options).accuracy
+    assert alone is not None
+    assert alone.embeddings is not None
+    assert cosines[3] == alone.embeddings.cosine
+
+
+def test_a_reference_can_not_take_an_arm_s_name(four: dict[str, Path], tmp_path: Path) -> None:
+    reference = write_tiny_lm(tmp_path / "baseline", noise=0.1)
+    options = CompareOptions(threads=1, prefill_lengths=(4,), rounds=2, eval_tokens=32)
+    found = compare(four["whole-q"], four["cut-q"], options, references=[reference])
+    assert list(found.arms.references) == [str(reference)]
+    assert found.latency[0].baseline != found.latency[0].references[str(reference)]
+
+
+def test_the_report_survives_its_file(report: ComparisonReport, tmp_path: Path) -> None:
+    path = report.write(tmp_path / "report.json")
+    assert ComparisonReport.read(path) == report
+    assert re.search(r'"exact_match"', json.dumps(json.loads(path.read_text())["corners"]))

@@ -1,0 +1,523 @@
+"""The timing harness on arms that move a clock of their own, and on tiny real models."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pytest
+from tiny_lm import write_tiny_lm
+from virtual_time import BusyMachine, Quiet, VirtualArm, VirtualCell, VirtualTime, virtual_pair
+
+from exporter import progress
+from exporter.artifacts import LatencyRow
+from exporter.compare.arms import ComparedArm
+from exporter.compare.measure.latency import Sampling, measure_rows
+from exporter.compare.measure.statistics import ONE_LOOK, as_rounds, estimate, log_ratios
+from exporter.compare.measure.timing.clock import (
+    Clocks,
+    Watch,
+    little_garbage,
+    no_garbage_collection,
+    timer_overhead_ns,
+)
+from exporter.compare.measure.timing.noise import noise_floor
+from exporter.compare.measure.timing.probe import CallProbe
+from exporter.compare.measure.timing.rounds import Rounds
+from exporter.compare.measure.timing.row import Row
+from exporter.compare.measure.timing.stopping import CHUNKS, Looks
+from exporter.compare.measure.timing.subjects import RunnerSubject
+from exporter.compare.measure.timing.warmup import warm_up
+from exporter.engines.inputs import Shape, has_cache, make_inputs, random_tokens
+from exporter.engines.runners.base import BoundCall
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import ComparisonError
+from exporter.models.graph_facts import read_facts
+from exporter.models.model_folder import find_model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported() -> None:
+    """Each row collects garbage; conftest.py puts aside what was imported before."""
+    importlib.import_module("scipy.stats")
+
+
+SHORT = Sampling(rounds=2, warmup_seconds=0.5)
+
+
+class FakeClock(VirtualTime):
+    """Time that only the stub arms move, and who moved it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def probe(self, name: str, milliseconds: Callable[[int], float]) -> CallProbe:
+        """A stub whose n-th call takes ``milliseconds(n)``."""
+        made = 0
+
+        def call() -> None:
+            nonlocal made
+            self.calls.append(name)
+            self.now_ns += round(milliseconds(made) * 1e6)
+            made += 1
+
+        return CallProbe(BoundCall(call))
+
+
+def take(clock: FakeClock, probes: list[CallProbe], calls: int, rounds: int) -> list[Any]:
+    taker = Rounds(probes, calls, np.random.default_rng(0), clock.clocks)
+    return [taker.take() for _ in range(rounds)]
+
+
+def test_rounds_run_forwards_and_backwards_in_an_order_that_is_drawn() -> None:
+    clock = FakeClock()
+    probes = [clock.probe("A", lambda _: 100.0), clock.probe("B", lambda _: 50.0)]
+    rounds = take(clock, probes, 1, 40)
+    orders = Counter("".join(clock.calls[4 * n : 4 * n + 4]) for n in range(40))
+    assert set(orders) == {"ABBA", "BAAB"}
+    assert min(orders.values()) >= 10
+    for times in rounds:
+        np.testing.assert_array_equal(times[..., 0], [[100.0, 100.0], [50.0, 50.0]])
+
+
+def test_three_arms_have_two_turns_each() -> None:
+    clock = FakeClock()
+    take(clock, [clock.probe(name, lambda _: 10.0) for name in "ABC"], 1, 1)
+    assert clock.calls == clock.calls[::-1]
+    assert set(clock.calls[:3]) == set("ABC")
+
+
+def test_short_calls_come_in_turns_whose_first_is_not_timed() -> None:
+    clock = FakeClock()
+
+    def slow_after_the_other(_: int) -> float:
+        return 10.0 if clock.calls[-2:-1] != clock.calls[-1:] else 5.0
+
+    probes = [clock.probe("A", slow_after_the_other), clock.probe("B", lambda _: 5.0)]
+    (times,) = take(clock, probes, 4, 1)
+    assert "".join(clock.calls) in ("A" * 5 + "B" * 10 + "A" * 5, "B" * 5 + "A" * 10 + "B" * 5)
+    assert times.shape == (2, 8, 1)
+    assert times[:, 1:4].tolist() == np.full((2, 3, 1), 5.0).tolist()
+
+
+def test_warm_up_ends_when_all_arms_have_settled() -> None:
+    clock = FakeClock()
+    falling = clock.probe("A", lambda n: max(100.0, 1000.0 - 300 * n))
+    steady = clock.probe("B", lambda _: 100.0)
+    found = warm_up([falling, steady], seconds=60, clock=clock)
+    assert found.stable
+    assert found.calls == 6  # 1000 700 400 and then three times 100
+    assert found.call_ms == 100.0
+
+
+def test_warm_up_ends_where_noise_has_no_trend() -> None:
+    clock = FakeClock()
+    wild = clock.probe("A", lambda n: 100.0 * (1 + n % 2))
+    found = warm_up([wild, clock.probe("B", lambda _: 100.0)], seconds=60, clock=clock)
+    assert found.stable
+    assert found.calls < 20
+
+
+def test_warm_up_is_bounded_and_says_that_times_had_not_settled() -> None:
+    clock = FakeClock()
+    growing = clock.probe("A", lambda n: 100.0 * 1.1**n)
+    found = warm_up([growing, clock.probe("B", lambda _: 100.0)], seconds=2, clock=clock)
+    assert not found.stable
+    assert 2.0 <= clock.now_ns / 1e9 < 2.6
+
+
+def test_warm_up_has_three_windows_even_where_one_call_takes_too_long() -> None:
+    clock = FakeClock()
+    probes = [clock.probe("A", lambda _: 5000.0), clock.probe("B", lambda _: 5000.0)]
+    found = warm_up(probes, seconds=1, clock=clock)
+    assert (found.calls, found.stable) == (3, True)
+
+
+def test_garbage_collection_is_off_in_the_block_and_on_again() -> None:
+    with no_garbage_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(KeyboardInterrupt), no_garbage_collection():
+        raise KeyboardInterrupt
+    assert gc.isenabled()
+
+
+def measured(sampling: Sampling, **kind: Any) -> LatencyRow:
+    noise = kind.pop("noise", Quiet())
+    time, arms = virtual_pair(noise, **kind)
+    (row,) = measure_rows(arms, [VirtualCell()], sampling, clocks=time.clocks)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("factor", "word"), [(1.0, "same"), (1.05, "slower"), (0.9, "faster"), (1.012, "slower")]
+)
+def test_on_a_quiet_machine_a_look_is_enough(factor: float, word: str) -> None:
+    row = measured(Sampling(), slowdown=factor)
+    assert (row.verdict, row.stopped) == (word, "narrow")
+    assert row.seconds == pytest.approx(60 * 6 / CHUNKS, rel=0.1)
+    assert row.loads == 6
+    assert row.speedup.ratio == pytest.approx(1 / factor, rel=1e-6)
+    assert row.rounds % row.loads == 0
+
+
+def test_what_was_there_before_is_not_looked_through_again() -> None:
+    gc.unfreeze()
+    with little_garbage():
+        assert gc.get_freeze_count() > 0
+        with little_garbage():
+            pass
+        assert gc.get_freeze_count() > 0  # the outer one's
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # as conftest.py has it
+
+
+def test_a_budget_too_short_for_a_verdict_is_said() -> None:
+    row = measured(Sampling(seconds=2), slowdown=1.03, noise=BusyMachine(0, scatter=0.2))
+    assert (row.verdict, row.stopped) == ("inconclusive", "budget")
+    assert row.verdict_interval is not None
+    assert row.verdict_interval[0] < row.speedup.ratio < row.verdict_interval[1]
+
+
+@pytest.mark.parametrize("reload", [True, False])
+def test_a_budget_shorter_than_one_round_takes_two_and_settles_nothing(reload: bool) -> None:
+    row = measured(Sampling(seconds=0.05, reload=reload), slowdown=1.5)
+    assert (row.verdict, row.stopped) == ("inconclusive", "budget")
+    assert row.rounds == 2
+    assert row.seconds > 0.05
+
+
+def test_a_number_of_rounds_is_taken_as_it_was_asked_for() -> None:
+    asked = ((2, 1), (5, 1), (6, 6), (7, 7), (13, 13), (17, 16), (32, 16), (34, 16), (37, 16))
+    for rounds, loads in asked:
+        row = measured(Sampling(rounds=rounds))
+        assert (row.rounds, row.loads, row.stopped) == (rounds, loads, "rounds")
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5, 6, 17, 19, 20, 37])
+@pytest.mark.parametrize("builds", [2, 3])
+def test_several_builds_share_the_rounds_that_were_asked_for(rounds: int, builds: int) -> None:
+    time = VirtualTime()
+    arms = {"baseline": VirtualArm(time, 20.0, Quiet()), "candidate": Builds(time, 20.0, Quiet())}
+    arms["candidate"].builds = builds
+    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=rounds), clocks=time.clocks)
+    assert (row.rounds, row.builds, row.loads) == (rounds, min(builds, rounds), 1)
+    by_build = np.array_split(as_rounds(row.candidate, rounds), row.builds)
+    for times, expected in zip(by_build, [20.0, 22.0, 20.0], strict=False):
+        np.testing.assert_allclose(times, expected, rtol=1e-9)
+
+
+def test_rounds_that_divide_into_no_equal_parts_tell_how_loads_differ() -> None:
+    """17 rounds were one part once, and its interval knew one load of each arm."""
+    kind: dict[str, Any] = {"lottery": 0.05, "later": 0.1}
+    rows = [measured(Sampling(rounds=17), seed=seed, **kind) for seed in range(8)]
+    assert all(row.speedup.ci95[0] < 1 < row.speedup.ci95[1] for row in rows)
+
+
+class Heard(progress.Quiet):
+    """Keeps what tasks are called."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+
+    def task(self, description: str, total: int | None = None) -> Any:
+        self.tasks.append(description)
+        return super().task(description, total)
+
+
+def test_no_part_is_counted_beyond_the_most() -> None:
+    time, arms = virtual_pair(Quiet())
+    heard, sampling = Heard(), Sampling(seconds=2.5, reload=False)
+    measure_rows(
+        arms, [VirtualCell()], sampling, clocks=time.clocks, progress=heard, enough=lambda _: False
+    )
+    counts = [re.search(r"(\d+) of at most (\d+)", task) for task in heard.tasks]
+    parts = [(int(found[1]), int(found[2])) for found in counts if found]
+    assert len(parts) > CHUNKS  # short ones leave room for more than was planned
+    assert all(number <= most for number, most in parts)
+
+
+def test_equal_arms_that_loading_makes_unlike_are_not_told_apart() -> None:
+    kind: dict[str, Any] = {"lottery": 0.05, "later": 0.1}
+    words = Counter(measured(Sampling(), seed=n, **kind).verdict for n in range(8))
+    assert words["faster"] + words["slower"] == 0, words
+    once = Counter(measured(Sampling(reload=False), seed=n, **kind).verdict for n in range(8))
+    assert once["faster"] + once["slower"] >= 6, once
+
+
+def test_arms_are_loaded_in_turns_the_other_way_round() -> None:
+    time, arms = virtual_pair(Quiet())
+    seen = []
+
+    def look() -> None:
+        seen.append(arms["baseline"].loads[0] is arms["baseline"])
+
+    measure_rows(arms, [VirtualCell()], Sampling(), clocks=time.clocks, after_chunk=look)
+    assert seen == [True, False] * 3
+
+
+class Builds(VirtualArm):
+    """An arm of three builds, the second of which is slower."""
+
+    builds = 3
+
+    def use_build(self, number: int) -> None:
+        self._luck = 1.1 if number % 3 == 1 else 1.0
+
+
+def test_builds_take_turns_and_their_rounds_stand_together() -> None:
+    time = VirtualTime()
+    arms = {
+        "baseline": VirtualArm(time, 20.0, Quiet()),
+        "candidate": Builds(time, 20.0, Quiet()),
+    }
+    (row,) = measure_rows(arms, [VirtualCell()], Sampling(seconds=9), clocks=time.clocks)
+    assert (row.builds, row.loads, row.stopped) == (3, 1, "budget")
+    candidate = as_rounds(row.candidate, row.rounds)
+    by_build = candidate.reshape(3, -1)
+    np.testing.assert_allclose(by_build.std(axis=1), 0, atol=1e-9)
+    np.testing.assert_allclose(by_build.mean(axis=1), [20.0, 22.0, 20.0], rtol=1e-9)
+    assert row.verdict == "inconclusive"  # of three builds one is slower: that is no difference yet
+
+
+def test_references_are_timed_in_the_same_rounds() -> None:
+    time, arms = virtual_pair(Quiet(), slowdown=0.5, call_ms=30)
+    arms["torch"] = VirtualArm(time, 60.0, Quiet())
+    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=6), clocks=time.clocks)
+    assert row.references["torch"].median_ms == 60.0
+    assert len(row.references["torch"].samples_ms) == len(row.baseline.samples_ms) == 12
+
+
+def test_the_noise_floor_is_the_baseline_against_itself() -> None:
+    rng = np.random.default_rng(0)
+    times = 10 * np.exp(0.05 * rng.standard_normal((100, 2)))
+    found = noise_floor(times)
+    assert found.speedup.ci95[0] < 1 < found.speedup.ci95[1]
+    assert 1.005 < found.ratio < 1.03
+    assert noise_floor(np.full((10, 4), 3.0)).ratio == 1.0
+
+
+def test_equal_arms_differ_by_more_than_the_noise_floor_in_hardly_any_session() -> None:
+    rng = np.random.default_rng(1)
+    beyond = 0
+    for _ in range(400):
+        times = 10 * np.exp(0.05 * rng.standard_normal((2, 100, 2)))
+        found = estimate(log_ratios(*times, turns=2))
+        beyond += abs(found.log_ratio) > math.log(noise_floor(times[0]).ratio)
+    assert 8 <= beyond <= 32  # 5 %: a floor that never yields would hold every word back
+
+
+def test_looks_spend_no_more_than_one_look_might() -> None:
+    for chunks in (6, 7, 10, CHUNKS):
+        looks = Looks(chunks)
+        spent = [looks.spend(n) for n in range(1, chunks) if looks.due(n)] + [looks.rest()]
+        assert sum(each.equal for each in spent) == pytest.approx(ONE_LOOK.equal, rel=1e-9)
+        assert sum(each.threshold for each in spent) == pytest.approx(0.1, rel=1e-9)
+        assert all(each.equal > 0 for each in spent)
+
+
+class Jumping:
+    """A clock that goes wrong at some readings."""
+
+    def __init__(self, time: VirtualTime, jump_ns: int, every: int) -> None:
+        self._time, self._jump_ns, self._every, self._read = time, jump_ns, every, 0
+
+    def __call__(self) -> int:
+        self._read += 1
+        return self._time.now_ns + (self._jump_ns if self._read % self._every == 0 else 0)
+
+
+@pytest.mark.parametrize("jump_ns", [-(10**9), 10**10])
+def test_rounds_in_which_the_clock_jumps_are_dropped_and_counted(jump_ns: int) -> None:
+    time, arms = virtual_pair(Quiet(), slowdown=1.2)
+    clocks = Clocks(now=Jumping(time, jump_ns, every=41), witness=time)
+    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=96), clocks=clocks)
+    assert 5 <= row.dropped_rounds <= 45
+    assert row.rounds == 96
+    assert set(row.baseline.samples_ms) == {29.0}
+
+
+def test_a_clock_that_always_jumps_is_refused() -> None:
+    time, arms = virtual_pair(Quiet())
+    clocks = Clocks(now=Jumping(time, -(10**9), every=2), witness=time)
+    with pytest.raises(ComparisonError, match="the clock jumped") as caught:
+        measure_rows(arms, [VirtualCell()], SHORT, clocks=clocks)
+    assert "clock source" in caught.value.hint
+
+
+def test_sleep_is_seen_by_the_witness() -> None:
+    now, witness = VirtualTime(), VirtualTime()
+    watch = Watch(Clocks(now=now, witness=witness))
+    now.now_ns = witness.now_ns = 10**8
+    assert watch.agrees(90.0)
+    assert not watch.agrees(200.0)
+    witness.now_ns += 10**9
+    assert not watch.agrees(90.0)
+
+
+def test_the_timer_s_own_cost_is_measured() -> None:
+    readings: Iterator[int] = iter(range(0, 100_000, 40))
+    assert timer_overhead_ns(lambda: next(readings)) == 40.0
+
+
+class Kept:
+    """A memory that may be cut short."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, Any] = {}
+
+    def recall(self, cell: object, number: int) -> Any:
+        return self.chunks.get(number)
+
+    def keep(self, cell: object, number: int, chunk: Any) -> None:
+        self.chunks[number] = chunk
+
+
+def test_what_was_kept_is_not_timed_again() -> None:
+    memory = Kept()
+    time, arms = virtual_pair(BusyMachine(3))
+    options: dict[str, Any] = {"memory": memory, "clocks": time.clocks}
+    first = measure_rows(arms, [VirtualCell()], Sampling(), **options)
+    spent = time.now_ns
+    assert measure_rows(arms, [VirtualCell()], Sampling(), **options) == first
+    assert time.now_ns == spent
+    for number in list(memory.chunks)[3:]:
+        del memory.chunks[number]
+    (again,) = measure_rows(arms, [VirtualCell()], Sampling(), **options)
+    kept = 3 * again.rounds // again.loads * 2
+    assert again.baseline.samples_ms[:kept] == first[0].baseline.samples_ms[:kept]
+    assert again.baseline.samples_ms[kept:] != first[0].baseline.samples_ms[kept:]
+
+
+@pytest.mark.parametrize("reload", [True, False])
+def test_a_row_that_goes_on_loads_its_arms_as_it_began(reload: bool) -> None:
+    memory = Kept()
+    time, arms = virtual_pair(BusyMachine(3))
+    options: dict[str, Any] = {"memory": memory, "clocks": time.clocks}
+    begun = Sampling(rounds=32, reload=reload)
+    (first,) = measure_rows(arms, [VirtualCell()], begun, **options)
+    for number in list(memory.chunks)[3:]:
+        del memory.chunks[number]
+    going_on = Sampling(rounds=32, reload=not reload)  # as if loading had got faster or slower
+    (again,) = measure_rows(arms, [VirtualCell()], going_on, **options)
+    assert again.loads == first.loads == (16 if reload else 1)
+    assert again.rounds == 32
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape("prefill", 1, 7), Shape("decode", 2, 1, 5)], ids=["prefill", "decode"]
+)
+def test_a_real_row_with_a_candidate_of_fewer_caches(tmp_path: Path, shape: Shape) -> None:
+    models = [
+        write_tiny_lm(tmp_path / "a", layers=(0, 1)) / "model.onnx",
+        write_tiny_lm(tmp_path / "b", layers=(1,)) / "model.onnx",
+    ]
+    first, second = (OnnxRuntimeRunner(model, threads=1) for model in models)
+    with first, second:
+        arms = {"a": RunnerSubject([first], 32), "b": RunnerSubject([second], 32)}
+        (row,) = measure_rows(arms, [shape], Sampling(rounds=6, warmup_seconds=0.5))
+    assert (row.phase, row.batch) == (shape.phase, shape.batch)
+    assert (row.sequence_length, row.past_length) == (shape.sequence_length, shape.past_length)
+    assert (row.rounds, row.loads, row.clock) == (6, 6, "host")
+    assert len(row.baseline.samples_ms) == len(row.candidate.samples_ms)
+    assert min(row.baseline.samples_ms) > 0
+    assert row.timer_overhead_ns is not None
+    assert 0 < row.timer_overhead_ns < 1e6
+
+
+def test_inputs_have_positions_after_the_cache_and_a_full_mask(tmp_path: Path) -> None:
+    shape = Shape("decode", 2, 1, 5)
+    with OnnxRuntimeRunner(write_tiny_lm(tmp_path) / "model.onnx", threads=1) as runner:
+        inputs = make_inputs(runner.inputs, shape, random_tokens(shape, 32))
+        assert has_cache(runner.inputs)
+    assert inputs["attention_mask"].tolist() == [[1] * 6] * 2
+    assert inputs["position_ids"].tolist() == [[5], [5]]
+    assert inputs["past_key_values.0.key"].shape == (2, 2, 5, 4)
+    assert inputs["past_key_values.0.key"].std() > 0.5
+    assert inputs["input_ids"].max() < 32
+
+
+def test_an_input_of_unknown_meaning_is_refused(tmp_path: Path) -> None:
+    model = write_tiny_lm(tmp_path, extra_input="pixel_values") / "model.onnx"
+    shape = Shape("prefill", 1, 3)
+    with (
+        OnnxRuntimeRunner(model, threads=1) as runner,
+        pytest.raises(ComparisonError, match="'pixel_values'"),
+    ):
+        make_inputs(runner.inputs, shape, random_tokens(shape, 32))
+
+
+class CountedRunner(OnnxRuntimeRunner):
+    """Knows how many of its kind are entered at once."""
+
+    entered: ClassVar[set[int]] = set()
+    most: ClassVar[int] = 0
+    loads: ClassVar[Counter[int]] = Counter()
+
+    def __enter__(self) -> Self:
+        CountedRunner.entered.add(id(self))
+        CountedRunner.loads[id(self)] += 1
+        CountedRunner.most = max(CountedRunner.most, len(CountedRunner.entered))
+        return super().__enter__()
+
+    def __exit__(self, *exc_info: object) -> None:
+        CountedRunner.entered.discard(id(self))
+        super().__exit__(*exc_info)
+
+
+def test_one_build_of_each_arm_is_loaded_at_a_time(tmp_path: Path) -> None:
+    model = write_tiny_lm(tmp_path) / "model.onnx"
+    many = [CountedRunner(model, threads=1) for _ in range(3)]
+    facts = read_facts(model)
+    arm = ComparedArm(tuple(many), find_model(model), facts)
+    other = OnnxRuntimeRunner(model, threads=1)
+    with arm.running(), other:
+        arms = {"a": RunnerSubject(many, 32), "b": RunnerSubject([other], 32)}
+        (row,) = measure_rows(arms, [Shape("prefill", 1, 4)], Sampling(rounds=6))
+    assert row.builds == 3
+    assert CountedRunner.most == 1
+    assert all(CountedRunner.loads[id(runner)] for runner in many)
+    assert not CountedRunner.entered
+
+
+def test_whichever_build_is_loaded_when_it_fails_is_left(tmp_path: Path) -> None:
+    model = write_tiny_lm(tmp_path) / "model.onnx"
+    many = [CountedRunner(model, threads=1) for _ in range(2)]
+    arm = ComparedArm(tuple(many), find_model(model), read_facts(model))
+
+    def fail() -> None:
+        with arm.running():
+            RunnerSubject(many, 32).use_build(1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not CountedRunner.entered
+
+
+def test_rows_end_together_when_someone_has_enough() -> None:
+    time, arms = virtual_pair(Quiet(), slowdown=0.8)
+    cells, asked = [VirtualCell(past_length=128), VirtualCell(past_length=256)], []
+
+    def enough(rows: Sequence[Row]) -> bool:
+        asked.append([len(row.chunks) for row in rows])
+        return len(asked) == 3
+
+    sampling = Sampling(seconds=60, reload=False)
+    rows = measure_rows(arms, cells, sampling, clocks=time.clocks, enough=enough)
+    assert asked == [[1, 1], [2, 2], [3, 3]]
+    assert [row.stopped for row in rows] == ["narrow", "narrow"]
+    # Nobody has: the time is used up, however clear the difference is.
+    time, arms = virtual_pair(Quiet(), slowdown=0.8)
+    never = measure_rows(arms, cells[:1], sampling, clocks=time.clocks, enough=lambda _: False)
+    assert never[0].rounds > 2 * rows[0].rounds
+    alone = measure_rows(arms, cells[:1], sampling, clocks=time.clocks)
+    assert alone[0].rounds < never[0].rounds

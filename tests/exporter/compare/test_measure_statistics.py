@@ -1,0 +1,256 @@
+"""Percentiles, intervals and verdicts, on synthetic times with injected noise and slowdowns."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from exporter.artifacts import FEWEST_ROUNDS, NoiseFloor, Speedup
+from exporter.compare.measure.statistics import (
+    Chances,
+    Estimate,
+    Milliseconds,
+    as_rounds,
+    estimate,
+    judge,
+    log_ratios,
+    paired_speedup,
+    summarize,
+    unpaired_speedup,
+    verdict,
+)
+
+ROUNDS, CALLS = 24, 8
+TRIALS = 20  # the full tables of false alarms and of power are benchmarks
+
+
+def busy_machine(
+    rng: np.random.Generator, slowdown: float, noise: float
+) -> tuple[Milliseconds, Milliseconds]:
+    """Times of two arms: a drift that both share, one of their own, and a heavy tail."""
+    shared = np.exp(noise * rng.standard_normal((ROUNDS, 1)))
+
+    def arm(median_ms: float) -> Milliseconds:
+        own = np.exp(0.3 * noise * rng.standard_normal((ROUNDS, 1)))
+        jitter = np.exp(0.02 * rng.standard_normal((ROUNDS, CALLS)))
+        tail = 1 + noise * rng.exponential(1, (ROUNDS, CALLS)) * (rng.random((ROUNDS, CALLS)) < 0.3)
+        return median_ms * shared * own * jitter * tail
+
+    return arm(30.0), arm(30.0 * slowdown)
+
+
+def verdicts(slowdown: float, noise: float, trials: int = TRIALS) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for trial in range(trials):
+        baseline, candidate = busy_machine(np.random.default_rng(trial), slowdown, noise)
+        found[judge(estimate(log_ratios(baseline, candidate)), rounds=ROUNDS)] += 1
+    return found
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.3])
+def test_equal_arms_are_hardly_ever_called_different(noise: float) -> None:
+    found = verdicts(1.0, noise, trials=200)
+    assert found["faster"] + found["slower"] <= 4, found
+
+
+def test_a_slowdown_of_five_percent_is_found_on_a_quiet_machine() -> None:
+    assert verdicts(1.05, noise=0.02) == {"slower": TRIALS}
+
+
+def test_a_speedup_of_a_tenth_is_found_on_a_noisy_machine() -> None:
+    found = verdicts(1 / 1.1, noise=0.1)
+    assert found["faster"] >= TRIALS - 1, found
+    assert found["slower"] == 0
+
+
+def test_a_slowdown_lost_in_noise_is_inconclusive_not_same() -> None:
+    found = verdicts(1.03, noise=0.3)
+    assert found["same"] == 0
+    assert found["inconclusive"] >= TRIALS - 2, found
+
+
+def test_a_drift_that_both_arms_share_hardly_widens_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    quiet = np.exp(0.02 * rng.standard_normal((2, ROUNDS, CALLS)))
+    drift = np.linspace(1, 2, ROUNDS)[:, None]
+    still = paired_speedup(10 * quiet[0], 10 * quiet[1], seed=0)
+    drifting = paired_speedup(10 * quiet[0] * drift, 10 * quiet[1] * drift, seed=0)
+    unpaired = paired_speedup(10 * quiet[0] * drift, 10 * quiet[1] * drift[::-1], seed=0)
+    assert width(drifting) < 8 * width(still)
+    assert width(drifting) < width(unpaired) / 3
+
+
+def width(speedup: Speedup) -> float:
+    return speedup.ci95[1] - speedup.ci95[0]
+
+
+def test_the_ratio_is_that_of_the_rounds_medians_and_lies_in_its_interval() -> None:
+    baseline, candidate = busy_machine(np.random.default_rng(3), 1.2, 0.1)
+    found = paired_speedup(baseline, candidate, seed=0)
+    by_round = np.median(baseline, axis=1) / np.median(candidate, axis=1)
+    assert found.ratio == pytest.approx(np.median(by_round), rel=0.02)
+    assert found.ci95[0] < found.ratio < found.ci95[1]
+    assert found == paired_speedup(baseline, candidate, seed=0)
+
+
+def test_constant_times_have_an_interval_of_no_width() -> None:
+    found = paired_speedup(np.full((4, 2), 6.0), np.full((4, 2), 3.0), seed=0)
+    assert (found.ratio, found.ci95) == (2.0, (2.0, 2.0))
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5, FEWEST_ROUNDS, 20])
+def test_the_interval_misses_equal_arms_no_more_than_it_may(rounds: int) -> None:
+    """Each arm moves by 3 % of its own from round to round; 5 % of 200 trials, and 3 sigma."""
+    misses = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        own = 10 * np.exp(0.03 * rng.standard_normal((2, rounds, 1)))
+        times = own * np.exp(0.005 * rng.standard_normal((2, rounds, 2)))
+        low, high = estimate(log_ratios(times[0], times[1])).interval()
+        misses += not low <= 1 <= high
+    assert 1 <= misses <= 20
+
+
+def test_there_is_no_verdict_of_few_rounds() -> None:
+    found = Estimate(0.5, 0.0, 1)
+    assert judge(found, rounds=FEWEST_ROUNDS) == "faster"
+    assert judge(found, rounds=FEWEST_ROUNDS - 1) == "inconclusive"
+
+
+def lottery(seed: int, groups: int, *, order: float = 0.0) -> Milliseconds:
+    """Log ratios of equal arms, 10 rounds a group; loading makes them differ by 5 %."""
+    rng = np.random.default_rng(seed)
+    loaded = 0.05 * rng.standard_normal((groups, 1)) + order * (-1.0) ** np.arange(groups)[:, None]
+    return (loaded + 0.01 * rng.standard_normal((groups, 10))).ravel()
+
+
+def test_what_loading_does_is_no_difference_between_arms() -> None:
+    words = Counter(judge(estimate(lottery(n, 8), groups=8), rounds=80) for n in range(100))
+    blind = Counter(judge(estimate(lottery(n, 8)), rounds=80) for n in range(100))
+    assert words["faster"] + words["slower"] <= 2, words
+    assert blind["faster"] + blind["slower"] >= 20, blind
+
+
+def test_the_order_of_loading_widens_nothing_where_it_alternates() -> None:
+    ratios = lottery(0, 8, order=0.2)
+    known = estimate(ratios, groups=8, alternating=True)
+    assert known.std_error < estimate(ratios, groups=8).std_error / 2
+    assert known.log_ratio == pytest.approx(0, abs=2 * known.std_error)
+    assert known.degrees == 6
+
+
+def test_the_bootstrap_draws_groups_where_there_are_several() -> None:
+    drawn, by_t = [], []
+    for seed in range(20):
+        ratios = np.exp(lottery(seed, 8))
+        baseline, candidate = np.stack([ratios, ratios], axis=1), np.ones((80, 2))
+        grouped = paired_speedup(baseline, candidate, seed=0, turns=2, groups=8)
+        assert width(grouped) > 2 * width(paired_speedup(baseline, candidate, seed=0, turns=2))
+        drawn.append(width(grouped))
+        by_t.append(width(estimate(np.log(ratios), groups=8).speedup()))
+    assert np.mean(drawn) == pytest.approx(np.mean(by_t), rel=0.2)
+
+
+def test_groups_that_are_alike_are_judged_by_their_rounds_too() -> None:
+    rng = np.random.default_rng(3)
+    alike = 0.05 * rng.standard_normal((160, 2))
+    assert estimate(alike, groups=16).degrees > 60
+    apart = alike + np.repeat(0.05 * rng.standard_normal(16), 10)[:, None]
+    assert estimate(apart, groups=16).degrees == 15
+
+
+def test_what_hits_both_turns_of_a_round_counts_once() -> None:
+    once = 0.05 * np.random.default_rng(0).standard_normal((200, 1))
+    twice = np.repeat(once, 2, axis=1)
+    assert estimate(twice).std_error == pytest.approx(estimate(once).std_error, rel=0.02)
+
+
+def test_turns_are_equal_parts_of_a_round() -> None:
+    baseline, candidate = np.array([[1.0, 1.0, 4.0, 4.0]]), np.array([[1.0, 1.0, 2.0, 2.0]])
+    np.testing.assert_allclose(
+        log_ratios(baseline, candidate, turns=2), [[0, np.log(2)]], rtol=0, atol=1e-15
+    )
+    with pytest.raises(ValueError, match="4 calls are not 3 equal turns"):
+        log_ratios(baseline, candidate, turns=3)
+
+
+def test_sessions_of_their_own_are_compared_without_pairs() -> None:
+    rng = np.random.default_rng(1)
+    first = 10 * np.exp(0.02 * rng.standard_normal((40, 4)))
+    second = 11 * np.exp(0.02 * rng.standard_normal((30, 6)))
+    found = unpaired_speedup(first, second)
+    assert found.ci95[0] < 10 / 11 < found.ci95[1]
+    assert width(found) < 0.02
+    assert unpaired_speedup(second, first).ratio == pytest.approx(1 / found.ratio, rel=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+def test_times_that_are_none_are_refused(wrong: float) -> None:
+    times = np.full((6, 2), 5.0)
+    broken = times.copy()
+    broken[3, 1] = wrong
+    with pytest.raises(ValueError, match="positive and finite"):
+        log_ratios(times, broken)
+
+
+def test_saved_samples_come_back_as_rounds() -> None:
+    times = np.arange(1.0, 13.0).reshape(6, 2)
+    np.testing.assert_array_equal(as_rounds(summarize(times), 6), times)
+    with pytest.raises(ValueError, match="5 equal rounds"):
+        as_rounds(summarize(times), 5)
+
+
+def test_the_noise_floor_holds_words_back() -> None:
+    found = Estimate(np.log(1.05), 0.001, 50)
+    for ratio, word in ((1.06, "inconclusive"), (1.04, "faster")):
+        floor = NoiseFloor(ratio=ratio, rounds=9, speedup=Speedup(ratio=1, ci95=(0.9, 1.1)))
+        assert judge(found, rounds=50, noise_floor=floor) == word
+
+
+def test_equal_arms_have_to_be_excluded_more_strictly_than_the_threshold() -> None:
+    found = Estimate(-0.03, 0.009, 100)  # 2.2 errors beyond the threshold, 3.3 from equal arms
+    assert judge(found, rounds=50, chances=Chances(equal=0.004, threshold=0.05)) == "slower"
+    strict = Chances(equal=0.0004, threshold=0.05)
+    assert judge(found, rounds=50, chances=strict) == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [
+        ((1.011, 1.2), "faster"),
+        ((1.009, 1.2), "inconclusive"),
+        ((0.8, 0.98), "slower"),
+        ((0.8, 0.995), "inconclusive"),
+        ((0.995, 1.005), "same"),
+        ((0.95, 1.05), "inconclusive"),
+        ((0.98, 1.0), "inconclusive"),
+    ],
+)
+def test_verdict_goes_by_where_the_whole_interval_lies(
+    interval: tuple[float, float], word: str
+) -> None:
+    assert verdict(Speedup(ratio=1.0, ci95=interval), rounds=ROUNDS) == word
+
+
+def test_the_verdict_is_symmetric_in_the_arms() -> None:
+    fast = Speedup(ratio=1.02, ci95=(1.0101, 1.03))
+    slow = Speedup(ratio=1 / 1.02, ci95=(1 / 1.03, 1 / 1.0101))
+    words = [verdict(speedup, rounds=ROUNDS) for speedup in (fast, slow)]
+    assert words == ["faster", "slower"]
+
+
+def test_unpaired_or_single_rounds_are_refused() -> None:
+    with pytest.raises(ValueError, match="no pair"):
+        paired_speedup(np.ones((3, 2)), np.ones((2, 2)), seed=0)
+    with pytest.raises(ValueError, match="two rounds"):
+        paired_speedup(np.ones((1, 2)), np.ones((1, 2)), seed=0)
+
+
+def test_summary_keeps_the_order_of_the_samples() -> None:
+    found = summarize(np.array([[5.0, 1.0], [3.0, 11.0]]))
+    assert found.samples_ms == [5.0, 1.0, 3.0, 11.0]
+    assert found.median_ms == found.p50_ms == 4.0
+    assert found.p95_ms == pytest.approx(10.1, abs=1e-9)
+    assert found.p99_ms == pytest.approx(10.82, abs=1e-9)

@@ -1,0 +1,190 @@
+"""Perplexity, KL divergence and agreement against a plain computation with scipy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from judged_pairs import compare_pair
+from scipy.special import log_softmax
+
+from exporter.compare.measure.quality import predictions
+from exporter.engines.runners.base import Array, BoundCall, Runner, TensorSpec
+from exporter.errors import ComparisonError
+
+VOCABULARY = 50
+
+
+class TableRunner(Runner):
+    """A stub model: the logits after a token are a row of a table."""
+
+    backend, provider, threads = "stub", "stub", 1
+    outputs: tuple[TensorSpec, ...] = ()
+    inputs = (TensorSpec("input_ids", np.dtype(np.int64), ("batch", "seq")),)
+
+    def __init__(self, table: Array) -> None:
+        self.table = table
+        self.longest_run = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        assert outputs == ["logits"]
+        self.longest_run = max(self.longest_run, inputs["input_ids"].size)
+        return {"logits": self.table[inputs["input_ids"]]}
+
+    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+        raise NotImplementedError
+
+
+def table(seed: int, size: int = VOCABULARY) -> Array:
+    rng = np.random.default_rng(seed)
+    return 3 * rng.standard_normal((VOCABULARY, size)).astype(np.float32)
+
+
+def tokens(samples: int = 3, length: int = 11) -> Any:
+    return np.random.default_rng(7).integers(0, VOCABULARY, (samples, length))
+
+
+def expected(first: Array, second: Array, ids: Any) -> tuple[float, float, float, float]:
+    logs = [log_softmax(arm[ids].astype(np.float64), axis=-1) for arm in (first, second)]
+    losses = [-np.take_along_axis(log[:, :-1], ids[:, 1:, None], axis=-1).mean() for log in logs]
+    kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1).mean()
+    same = (logs[0].argmax(-1) == logs[1].argmax(-1)).mean()
+    return float(np.exp(losses[0])), float(np.exp(losses[1])), float(kl), float(same)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 8 * VOCABULARY * 4, 2**20])
+def test_all_three_agree_with_a_plain_computation(
+    monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(predictions, "_CHUNK_BYTES", chunk_bytes)
+    first, second, ids = table(0), table(0) + table(1) / 3, tokens()
+    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
+    want = expected(first, second, ids)
+    assert found.perplexity is not None
+    assert found.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
+    assert found.perplexity.candidate == pytest.approx(want[1], rel=1e-10)
+    assert found.kl_divergence == pytest.approx(want[2], rel=1e-10)
+    assert found.top1_agreement == pytest.approx(want[3], rel=1e-12)
+    assert 0 < found.top1_agreement < 1
+    assert found.tokens == ids.size
+
+
+def test_kl_is_of_the_candidate_from_the_baseline_and_not_the_reverse() -> None:
+    first, second, ids = table(0), table(1), tokens()
+    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
+    back = compare_pair(TableRunner(second), TableRunner(first), ids, causal=True)
+    assert abs(found.kl_divergence - back.kl_divergence) > 0.01
+
+
+def test_equal_arms_differ_by_exactly_nothing() -> None:
+    arm = TableRunner(table(0))
+    found = compare_pair(arm, arm, tokens(), causal=True)
+    assert (found.kl_divergence, found.top1_agreement) == (0.0, 1.0)
+    assert found.perplexity is not None
+    assert found.perplexity.baseline == found.perplexity.candidate
+
+
+def test_half_precision_and_huge_logits_are_reduced_in_double() -> None:
+    big = table(0) * 50
+    found = compare_pair(TableRunner(big), TableRunner(big), tokens(), causal=True)
+    assert found.perplexity is not None
+    assert np.isfinite(found.perplexity.baseline)
+    half = table(0).astype(np.float16)
+    found = compare_pair(TableRunner(half), TableRunner(half), tokens(), causal=True)
+    want = expected(half, half, tokens())
+    assert found.perplexity is not None
+    assert found.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
+
+
+def test_samples_run_one_at_a_time() -> None:
+    arm = TableRunner(table(0))
+    compare_pair(arm, arm, tokens(samples=9, length=4), causal=True)
+    assert arm.longest_run == 4
+
+
+def test_a_model_that_is_not_causal_has_no_perplexity() -> None:
+    arms = TableRunner(table(0)), TableRunner(table(1))
+    found = compare_pair(*arms, tokens(), causal=False)
+    assert found.perplexity is None
+    assert found.kl_divergence > 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("arm", [0, 1])
+def test_logits_that_are_not_finite_are_refused_by_name(arm: int, bad: float) -> None:
+    tables = [table(0), table(1)]
+    tables[arm][tokens()[1, 2], 5] = bad
+    runners = [TableRunner(entry) for entry in tables]
+    name = ("baseline", "candidate")[arm]
+    with pytest.raises(ComparisonError, match=f"The {name}'s logits in sample [01] are NaN"):
+        compare_pair(runners[0], runners[1], tokens(), causal=True)
+
+
+def test_tokens_that_both_rule_out_count_nothing() -> None:
+    first, second = table(0), table(1)
+    first[:, 9] = second[:, 9] = -np.inf
+    ids = tokens()
+    ids[ids == 9] = 8
+    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
+    # The same model without that token: its row and column are gone, later tokens move up by one.
+    narrow = [np.delete(np.delete(arm, 9, axis=0), 9, axis=1) for arm in (first, second)]
+    want = expected(narrow[0], narrow[1], ids - (ids > 9))
+    assert found.perplexity is not None
+    assert found.perplexity.baseline == pytest.approx(want[0], rel=1e-10)
+    assert found.perplexity.candidate == pytest.approx(want[1], rel=1e-10)
+    assert found.kl_divergence == pytest.approx(want[2], rel=1e-10)
+    assert found.top1_agreement == pytest.approx(want[3], rel=1e-12)
+
+
+def test_other_vocabularies_are_refused() -> None:
+    with pytest.raises(ComparisonError, match="other vocabularies"):
+        compare_pair(TableRunner(table(0)), TableRunner(table(0, size=40)), tokens(), causal=True)
+    small = TableRunner(table(0, size=10))
+    with pytest.raises(ComparisonError, match="beyond the model's 10 tokens"):
+        compare_pair(small, small, tokens(), causal=True)
+
+
+def test_no_tokens_are_refused() -> None:
+    arm = TableRunner(table(0))
+    with pytest.raises(ComparisonError, match="no token"):
+        compare_pair(arm, arm, np.zeros((0, 4), np.int64), causal=True)
+
+
+def test_five_likeliest_tokens_are_sets_and_positions_sum_up() -> None:
+    first, second, ids = table(0), table(0) + table(1) / 2, tokens(samples=4, length=11)
+    found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
+    best = [np.argsort(-arm[ids], axis=-1)[..., :5] for arm in (first, second)]
+    shared = [len(set(a) & set(b)) / 5 for a, b in zip(*(b.reshape(-1, 5) for b in best))]  # noqa: B905
+    assert found.top5_agreement == pytest.approx(np.mean(shared), rel=1e-12)
+    assert found.top1_agreement < found.top5_agreement < 1
+    stretches = [(each.first, each.last) for each in found.positions]
+    assert stretches == [(0, 0), (1, 1), (2, 3), (4, 7), (8, 10)]
+    weights = [last - first + 1 for first, last in stretches]
+    kl = np.average([each.kl_divergence for each in found.positions], weights=weights)
+    assert kl == pytest.approx(found.kl_divergence, rel=1e-12)
+    last = expected(first, second, ids[:, 8:])  # a table's logits know no context
+    assert found.positions[-1].kl_divergence == pytest.approx(last[2], rel=1e-10)
+    assert np.exp(found.positions[-1].baseline_loss or 0) == pytest.approx(last[0], rel=1e-10)
+
+
+def test_an_arm_that_is_worse_everywhere_has_an_interval_above_zero() -> None:
+    peaked = np.where(np.eye(VOCABULARY, k=1) > 0, 5, 0).astype(np.float32)
+    ids = (np.arange(11) + np.arange(4)[:, None]) % VOCABULARY
+    arms = TableRunner(peaked), TableRunner(peaked / 2 + table(1) / 50)
+    found = compare_pair(*arms, ids, causal=True).log_perplexity_increase
+    back = compare_pair(*reversed(arms), ids, causal=True).log_perplexity_increase
+    assert found is not None
+    assert back is not None
+    assert found.ci95[0] > 0 > back.ci95[1]
+    alone = compare_pair(*arms, ids[:1], causal=True)
+    assert (alone.log_perplexity_increase, alone.kl_interval) == (None, None)

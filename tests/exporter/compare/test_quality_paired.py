@@ -1,0 +1,65 @@
+"""Intervals over samples: they hold the truth as often as they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from exporter.compare.measure.quality.paired import difference_interval, mcnemar_p, mean_interval
+
+
+def test_equal_samples_give_student_s_interval() -> None:
+    means = np.random.default_rng(0).normal(0.3, 0.1, 9)
+    found = mean_interval(means * 512, np.full(9, 512.0))
+    assert found is not None
+    want = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert found.value == pytest.approx(means.mean(), rel=1e-12)
+    assert found.ci95 == pytest.approx((want.low, want.high), rel=1e-9)
+
+
+@pytest.mark.parametrize("samples", [3, 16])
+def test_the_truth_lies_inside_about_95_times_in_100(samples: int) -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.integers(50, 500, (400, samples)).astype(float)
+    sums = counts * rng.normal(0.2, 0.05, (400, samples))
+    found = [mean_interval(*pair) for pair in zip(sums, counts, strict=True)]
+    held = np.mean([each is not None and each.ci95[0] < 0.2 < each.ci95[1] for each in found])
+    assert 0.90 < held < 0.99
+
+
+def test_one_sample_or_an_infinite_loss_gives_none() -> None:
+    assert mean_interval(np.array([3.0]), np.array([9.0])) is None
+    assert mean_interval(np.array([3.0, np.inf]), np.array([9.0, 9.0])) is None
+    assert mean_interval(np.zeros(3), np.zeros(3)) is None
+
+
+@pytest.mark.parametrize("items", [1, 3, 20])
+def test_items_that_all_differ_alike_leave_as_much_doubt_as_they_are_few(items: int) -> None:
+    zeros, ones = np.zeros(items), np.ones(items)
+    unseen = 1 - 0.025 ** (1 / items)
+    lost = difference_interval(ones, zeros)
+    assert lost.ci95 == pytest.approx((-1.0, -1 + 2 * unseen), abs=1e-12)
+    none = difference_interval(ones, ones)
+    assert none.ci95 == pytest.approx((-unseen, unseen), abs=1e-12)
+    beyond = difference_interval(zeros, 3 * ones)
+    assert beyond.ci95 == pytest.approx((3 - 6 * unseen, 3.0), abs=1e-12)
+
+
+def test_two_items_tell_next_to_nothing() -> None:
+    found = difference_interval(np.array([1.0, 0.0]), np.zeros(2))
+    assert found.ci95 == (-1, 0)
+
+
+def test_few_items_are_no_loss_where_mcnemar_sees_none() -> None:
+    baseline, candidate = np.array([1.0, 1, 1, 0]), np.zeros(4)
+    assert mcnemar_p(3, 0) == pytest.approx(0.25, abs=1e-12)
+    assert difference_interval(baseline, candidate).ci95[1] == 0
+
+
+def test_many_items_give_student_s_interval() -> None:
+    rng = np.random.default_rng(2)
+    baseline, candidate = rng.integers(0, 2, (2, 200)).astype(float)
+    found = difference_interval(baseline, candidate)
+    want = stats.ttest_1samp(candidate - baseline, 0).confidence_interval(0.95)
+    assert found.ci95 == pytest.approx((want.low, want.high), abs=0.01)

@@ -1,0 +1,175 @@
+"""Perplexity with a stride, against loops that predict one token at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from judged_pairs import compare_pair
+from scipy.special import log_softmax
+from tiny_lm import write_tiny_lm, write_tokenizer
+
+from exporter.artifacts import ComparisonReport
+from exporter.cli import run
+from exporter.compare import CompareOptions, QualityOptions
+from exporter.compare.measure.evaluation import random_ids, tokenize
+from exporter.compare.timing import Timed
+from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.runners.base import Array, BoundCall, Runner, TensorSpec
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import ComparisonError, UsageError
+from exporter.models.texts import read_texts
+from graph_passes import Deletion, prune_graph, save_model
+from graph_passes.tiny_graphs import VOCABULARY, TinySpec, tiny_model
+
+WIDTH, STRIDE = 12, 5
+
+
+def test_each_token_is_predicted_once_from_as_much_as_its_sample_has(tmp_path: Path) -> None:
+    model = tiny_model(TinySpec(layers=2))
+    save_model(model, tmp_path / "a.onnx")
+    save_model(prune_graph(model, [Deletion(0, "mlp")])[0], tmp_path / "b.onnx")
+    found_ids = random_ids(VOCABULARY, sequence_length=WIDTH, tokens=48, stride=STRIDE)
+    stream = [*found_ids.token_ids[0]]
+    for sample in found_ids.token_ids[1:]:
+        stream += [*sample[-STRIDE:]]
+    with (
+        OnnxRuntimeRunner(tmp_path / "a.onnx", threads=1) as first,
+        OnnxRuntimeRunner(tmp_path / "b.onnx", threads=1) as second,
+    ):
+        found = compare_pair(
+            first, second, found_ids.token_ids, causal=True, overlap=found_ids.overlap
+        )
+        logs = [one_by_one(runner, stream) for runner in (first, second)]
+    targets = np.array(stream[1:])[:, None]
+    losses = [-np.take_along_axis(log, targets, axis=1).mean() for log in logs]
+    assert found.tokens == len(stream) - 1
+    assert found.perplexity is not None
+    assert np.log(found.perplexity.baseline) == pytest.approx(losses[0], rel=1e-5)
+    assert np.log(found.perplexity.candidate) == pytest.approx(losses[1], rel=1e-5)
+    assert found.log_perplexity_increase is not None
+    assert found.log_perplexity_increase.value == pytest.approx(losses[1] - losses[0], rel=1e-3)
+    kl = (np.exp(logs[0]) * (logs[0] - logs[1])).sum(1).mean()
+    assert found.kl_divergence == pytest.approx(kl, rel=1e-4)
+    whole = [position for position in found.positions if position.first >= WIDTH - STRIDE - 1]
+    assert whole
+    assert sum(each.last - each.first + 1 for each in found.positions) == WIDTH
+
+
+def one_by_one(runner: Any, stream: list[int]) -> Array:
+    """Log probabilities of each token but the first, each from a run of its own."""
+    rows = []
+    for target in range(1, len(stream)):
+        begin = max(0, -(-(target - WIDTH + 1) // STRIDE) * STRIDE)
+        ids = np.array([stream[begin:target]])
+        inputs = make_inputs(runner.inputs, Shape("prefill", 1, ids.shape[1]), ids)
+        rows.append(runner.run(inputs, ["logits"])["logits"][0, -1])
+    found: Array = log_softmax(np.array(rows, np.float64), axis=-1)
+    return found
+
+
+def test_samples_overlap_and_keep_their_opening_tokens(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, processors
+
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A", special_tokens=[("[BOS]", 20)]
+    )
+    tokenizer.save(str(path))
+    texts = replace(read_texts("pydoc", part="evaluation"), documents=("the a and of " * 2,))
+    found = tokenize(texts, path, sequence_length=5, tokens=8, separator_id=None, stride=2)
+    assert found.token_ids.tolist() == [[20, 1, 2, 3, 4], [20, 3, 4, 1, 2], [20, 1, 2, 3, 4]]
+    assert found.overlap == 3
+    with pytest.raises(ComparisonError, match="stride of 4 leaves no overlap"):
+        tokenize(texts, path, sequence_length=5, tokens=8, separator_id=None, stride=4)
+    with pytest.raises(ComparisonError, match="fewer than 10 tokens"):
+        tokenize(texts, path, sequence_length=10, tokens=40, separator_id=None, stride=4)
+
+
+def test_the_command_takes_a_stride(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
+    folder = write_tiny_lm(tmp_path / "a")
+    write_tokenizer(folder)
+    other = write_tiny_lm(tmp_path / "b", layers=(1,), noise=0.3)
+    call = ["compare", str(folder), str(other), "-o", str(tmp_path / "out"), "-q"]
+    assert run([*call, "--eval-tokens", "600", "--stride", "64"]) == 0
+    accuracy = ComparisonReport.read(tmp_path / "out" / "report.json").accuracy
+    assert accuracy is not None
+    assert (accuracy.stride, accuracy.tokens) == (64, 511 + 64)
+    assert accuracy.log_perplexity_increase is not None
+    low, high = accuracy.log_perplexity_increase.ci95
+    assert low < accuracy.log_perplexity_increase.value < high
+    assert accuracy.kl_interval is not None
+    assert accuracy.top5_agreement is not None
+    assert 0 < accuracy.top5_agreement <= 1
+
+
+@pytest.mark.parametrize("stride", [0, -1])
+def test_a_stride_is_a_length(stride: int) -> None:
+    with pytest.raises(UsageError, match="stride"):
+        CompareOptions(quality=QualityOptions(stride=stride))
+
+
+class TorchRunner(Runner):
+    """A PyTorch model behind the protocol."""
+
+    backend, provider, threads = "torch", "cpu", 1
+    inputs = (TensorSpec("input_ids", np.dtype(np.int64), ("batch", "seq")),)
+    outputs = (TensorSpec("logits", np.dtype(np.float32), ("batch", "seq", 128)),)
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        import torch
+
+        return {"logits": self.model(torch.from_numpy(inputs["input_ids"].copy())).logits.numpy()}
+
+    def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
+        raise NotImplementedError
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("stride", [8, 15])
+def test_pytorch_s_own_losses_say_the_same(stride: int) -> None:
+    import torch
+    from tiny_torch import tiny_loaded
+    from torch.nn import functional
+
+    models = [tiny_loaded("llama", seed=seed).model for seed in (0, 1)]
+    ids = random_ids(128, sequence_length=16, tokens=64, stride=stride)
+    found = compare_pair(*map(TorchRunner, models), ids.token_ids, causal=True, overlap=ids.overlap)
+    losses, divergences, seen = [[], []], [], 0
+    for number, sample in enumerate(torch.from_numpy(ids.token_ids.copy())):
+        begin = number * stride
+        new = begin + 16 - max(seen, 1)  # targets that no earlier sample had
+        seen = begin + 16
+        logits = [model(sample[None]).logits[0, :-1][-new:] for model in models]
+        for arm in (0, 1):
+            losses[arm].append(
+                functional.cross_entropy(logits[arm], sample[-new:], reduction="sum")
+            )
+        logs = [functional.log_softmax(each, dim=-1) for each in logits]
+        divergences.append(functional.kl_div(logs[1], logs[0], log_target=True, reduction="sum"))
+    want = [float(torch.stack(each).sum()) / (seen - 1) for each in losses]
+    assert found.perplexity is not None
+    assert found.tokens == seen - 1
+    assert np.log(found.perplexity.baseline) == pytest.approx(want[0], rel=1e-5)
+    assert np.log(found.perplexity.candidate) == pytest.approx(want[1], rel=1e-5)
+    assert found.kl_divergence == pytest.approx(
+        float(torch.stack(divergences).sum()) / (seen - 1), rel=1e-5
+    )

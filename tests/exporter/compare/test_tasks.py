@@ -1,0 +1,333 @@
+"""Tasks from local files: likelihoods with a shared cache, lm-eval's scores, paired statistics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
+
+from exporter.artifacts import ComparisonReport, EvaluationReport
+from exporter.cli import run
+from exporter.compare.tasks import lm_eval_tasks
+from exporter.compare.tasks.choosing import TaskChoice, score_tasks
+from exporter.compare.tasks.encoding import TextCodec
+from exporter.compare.tasks.items import read_task
+from exporter.compare.tasks.likelihood import Request, Scorer
+from exporter.compare.tasks.scores import TaskScores, compare_scores
+from exporter.compare.tasks.sharing import Row, batches, groups
+from exporter.compare.timing import Timed
+from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.runners.base import Array
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import ComparisonError, TaskError, UsageError
+from exporter.models.model_folder import ModelFolder
+from exporter.progress import QUIET
+from graph_passes import save_model
+from graph_passes.tiny_graphs import VOCABULARY, TinySpec, tiny_model
+
+
+class Counting:
+    """A runner that counts the tokens that it runs."""
+
+    def __init__(self, inner: OnnxRuntimeRunner) -> None:
+        self.inner, self.tokens, self.rows = inner, 0, 0
+        self.inputs, self.outputs = inner.inputs, inner.outputs
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        self.tokens += inputs["input_ids"].size
+        self.rows = max(self.rows, len(inputs["input_ids"]))
+        return self.inner.run(inputs, outputs)
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnnxRuntimeRunner]:
+    path = tmp_path_factory.mktemp("model") / "model.onnx"
+    save_model(tiny_model(TinySpec(layers=2)), path)
+    with OnnxRuntimeRunner(path, threads=1) as entered:
+        yield entered
+
+
+def requests(questions: int = 5, choices: int = 4) -> list[Request]:
+    rng = np.random.default_rng(3)
+    found = []
+    for _ in range(questions):
+        context = tuple(rng.integers(0, VOCABULARY, rng.integers(6, 20)).tolist())
+        for _ in range(choices):
+            answer = rng.integers(0, VOCABULARY, rng.integers(1, 6)).tolist()
+            found.append(Request(context, tuple(answer)))
+    return [found[at] for at in rng.permutation(len(found))]
+
+
+def one_by_one(runner: Any, request: Request) -> tuple[float, bool]:
+    ids = np.array([[*request.context, *request.continuation]])
+    inputs = make_inputs(runner.inputs, Shape("prefill", 1, ids.shape[1]), ids)
+    logits = runner.run(inputs, ["logits"])["logits"][0].astype(np.float64)
+    rows = log_softmax(logits, axis=-1)[len(request.context) - 1 : -1]
+    targets = np.array(request.continuation)
+    return float(rows[range(len(targets)), targets].sum()), bool((rows.argmax(1) == targets).all())
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_likelihoods_are_those_of_single_runs(
+    runner: OnnxRuntimeRunner, shares: bool, batch_size: int
+) -> None:
+    wanted = [one_by_one(runner, request) for request in requests()]
+    counting: Any = Counting(runner)
+    scorer = Scorer(counting, 64, VOCABULARY, batch_size=batch_size, shares=shares)
+    found = scorer.score(requests())
+    assert [each.log_likelihood for each in found] == pytest.approx(
+        [sum_ for sum_, _ in wanted], abs=1e-5
+    )
+    assert [each.greedy for each in found] == [greedy for _, greedy in wanted]
+    assert any(each.greedy for each in found) != all(each.greedy for each in found)
+    assert counting.rows <= batch_size
+
+
+def test_what_choices_share_runs_once(runner: OnnxRuntimeRunner) -> None:
+    tokens = {}
+    for shares in (True, False):
+        counting: Any = Counting(runner)
+        Scorer(counting, 64, VOCABULARY, shares=shares).score(requests())
+        tokens[shares] = counting.tokens
+    assert tokens[True] < 0.6 * tokens[False]
+
+
+def test_too_long_requests_lose_their_start(runner: OnnxRuntimeRunner) -> None:
+    long = Request(tuple([1, 2, 3, 4, 5] * 4), (6, 7))
+    found = Scorer(runner, 8, VOCABULARY).score([long])[0]
+    want = one_by_one(runner, Request(long.context[-7:], long.continuation))
+    assert found.log_likelihood == pytest.approx(want[0], abs=1e-5)
+    with pytest.raises(ComparisonError, match="continuation of 2 tokens is longer"):
+        Scorer(runner, 1, VOCABULARY).score([long])
+
+
+@pytest.mark.parametrize("wrong", [Request((), (1,)), Request((1,), ())])
+def test_nothing_has_no_likelihood(runner: OnnxRuntimeRunner, wrong: Request) -> None:
+    with pytest.raises(ComparisonError, match="without tokens"):
+        Scorer(runner, 8, VOCABULARY).score([wrong])
+
+
+def test_tokens_of_another_model_are_refused(runner: OnnxRuntimeRunner) -> None:
+    with pytest.raises(ComparisonError, match=f"{VOCABULARY} is beyond the model"):
+        Scorer(runner, 8, VOCABULARY).score([Request((1,), (VOCABULARY,))])
+
+
+def test_rows_are_grouped_only_where_that_saves(tmp_path: Path) -> None:
+    def row(text: str, targets: int) -> Row:
+        tokens = tuple(map(ord, text))
+        return Row(tokens, tokens[-targets:])
+
+    rows = [row("question a: yes", 3), row("quartz", 2), row("question a: no", 2)]
+    found = groups(rows, share=True)
+    assert {group.members: group.shared for group in found} == {(2, 0): 12, (1,): 0}
+    assert [group.shared for group in groups(rows, share=False)] == [0, 0, 0]
+    assert [len(batch) for batch in batches(found, rows, most_rows=8, most_tokens=99)] == [1, 1]
+
+
+ITEMS = [
+    {"query": "the value of", "choices": ["list", "string type"], "gold": 0},
+    {"query": "Question: the a", "choices": ["class", "object call name"], "gold": 1},
+    {"query": "if that is", "choices": ["in", "to on"], "gold": 1},
+]
+SCHEMA = [{"context_options": ["the list is", "a type of"], "continuation": "that", "gold": 1}]
+
+
+def write_task(folder: Path, name: str, items: Sequence[Any]) -> None:
+    lines = [item if isinstance(item, str) else json.dumps(item) for item in items]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def model(folder: Path, **how: Any) -> ModelFolder:
+    write_tiny_lm(folder, **how)
+    write_tokenizer(folder)
+    return ModelFolder(folder / "model.onnx", folder / "tokenizer.json", {"eos_token_id": 0})
+
+
+def test_scores_follow_lm_eval_s_definitions(tmp_path: Path) -> None:
+    write_task(tmp_path, "words", ITEMS)
+    folder = model(tmp_path / "m", noise=0.5)
+    codec = TextCodec(folder)
+    with OnnxRuntimeRunner(folder.onnx, threads=1) as runner:
+        choice = TaskChoice(("words",), tmp_path)
+        found = score_tasks(choice, runner, folder, vocabulary=32)[0]
+        for number, item in enumerate(ITEMS):
+            prompt = str(item["query"])
+            prompt += "\nAnswer:" if prompt.startswith("Question:") else ""
+            requested = [codec.request(prompt, f" {text}") for text in item["choices"]]  # type: ignore[attr-defined]
+            sums = np.array([one_by_one(runner, each)[0] for each in requested])
+            lengths = np.array([len(text) for text in item["choices"]])  # type: ignore[attr-defined]
+            assert found.log_likelihoods[number] == pytest.approx(sums, abs=1e-5)
+            assert found.metrics["acc"][number] == (sums.argmax() == item["gold"])
+            normed = (sums / lengths).argmax() == item["gold"]
+            assert found.metrics["acc_norm"][number] == normed
+
+
+def test_several_contexts_of_one_continuation_have_no_acc_norm(tmp_path: Path) -> None:
+    write_task(tmp_path, "schema", SCHEMA)
+    task = read_task(tmp_path, "schema")
+    assert task.items[0].pairs == (("the list is", " that"), ("a type of", " that"))
+    folder = model(tmp_path / "m")
+    with OnnxRuntimeRunner(folder.onnx, threads=1) as runner:
+        choice = TaskChoice(("schema",), tmp_path)
+        found = score_tasks(choice, runner, folder, vocabulary=32)[0]
+    assert list(found.metrics) == ["acc"]
+
+
+def test_spaces_between_text_and_choice_go_with_the_choice(tmp_path: Path) -> None:
+    codec = TextCodec(model(tmp_path))
+    assert codec.request("the a  ", "list") == codec.request("the a", "  list")
+    assert codec.request("", "list") == Request((0,), tuple(codec.encode("list")))
+    assert codec.decode(codec.encode("the list")) == "the list"
+
+
+def test_compare_scores_both_arms_on_the_same_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
+    rng = np.random.default_rng(0)
+    items = [
+        {
+            "query": " ".join(rng.choice(WORDS, 5)),
+            "choices": [" ".join(rng.choice(WORDS, 2)) for _ in range(2)],
+            "gold": 0,
+        }
+        for _ in range(60)
+    ]
+    write_task(tmp_path, "words", items)
+    write_task(tmp_path, "schema", SCHEMA)
+    for name, how in (("a", {}), ("b", {"layers": (1,), "noise": 1.0})):
+        folder = model(tmp_path / name, **how)
+        (folder.onnx.parent / "config.json").write_text('{"eos_token_id": 0}')
+    call = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "-q", "--eval-tokens", "64"]
+    out = ["-o", str(tmp_path / "out"), "--tasks", "words,schema", "--task-data", str(tmp_path)]
+    assert run([*call, *out, "--task-limit", "50"]) == 0
+    accuracy = ComparisonReport.read(tmp_path / "out" / "report.json").accuracy
+    assert accuracy is not None
+    names = [(each.task, each.metric, each.items) for each in accuracy.tasks]
+    assert names == [("words", "acc", 50), ("words", "acc_norm", 50), ("schema", "acc", 1)]
+    first = accuracy.tasks[0]
+    lost, won = first.only_baseline_right, first.only_candidate_right
+    assert lost
+    assert won
+    assert first.candidate - first.baseline == pytest.approx((won - lost) / 50, abs=1e-12)
+    assert first.difference.value == pytest.approx((won - lost) / 50, abs=1e-12)
+    assert first.difference.ci95[0] < first.difference.value < first.difference.ci95[1]
+    assert first.mcnemar_p is not None
+    assert 0 < first.mcnemar_p <= 1
+    assert "50 items" in first.source
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_better_side_of_a_metric_is_told(higher: bool) -> None:
+    lower = frozenset() if higher else frozenset({"wrong"})
+    first, second = (
+        TaskScores("words", "here", {"wrong": np.array(values, np.float64)}, lower)
+        for values in ([0, 1, 1, 0], [1, 0, 0, 0])
+    )
+    (found,) = compare_scores(first, second)
+    assert found.higher_is_better == higher
+    assert found.difference.value == -0.25
+    rights = (found.only_baseline_right, found.only_candidate_right)
+    assert rights == ((2, 1) if higher else (1, 2))
+
+
+def test_lm_eval_s_directions_are_kept_and_its_log_likelihoods_are_losses() -> None:
+    samples = [
+        {"doc_id": number, "filter": "none", "metrics": ["perplexity", "acc", "brier", "f1"],
+         "perplexity": -number - 1.0, "acc": 1, "brier": 0.25, "f1": (0, 1)}
+        for number in (1, 0)
+    ]  # fmt: skip
+    told = {"perplexity": False, "acc": True, "brier": False, "f1": True}
+    found = lm_eval_tasks._scores("lambada", 1, samples, told, QUIET)
+    assert found.lower_is_better == {"log_perplexity", "brier"}
+    assert {name: values.tolist() for name, values in found.metrics.items()} == {
+        "log_perplexity": [1.0, 2.0], "acc": [1, 1], "brier": [0.25, 0.25],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("{", "line 2: not valid JSON"),
+        ("[]", "line 2: no JSON object"),
+        ({"query": "the", "choices": ["a"], "gold": 0}, 'line 2: "choices" is no list of two'),
+        ({"query": "the", "choices": ["a", ""], "gold": 0}, 'line 2: "choices" holds no text'),
+        ({"choices": ["a", "b"], "gold": 0}, 'line 2: "query" holds no text'),
+        ({"query": "the", "choices": ["a", "b"], "gold": 2}, '"gold" is 2'),
+        ({"query": "the", "choices": ["a", "b"], "gold": True}, '"gold" is True'),
+        ({"query": "the", "choices": ["a", "b"]}, '"gold" is None'),
+        ({"context_options": ["a", "b"], "gold": 0}, '"continuation" holds no text'),
+    ],
+)
+def test_broken_lines_are_named(tmp_path: Path, broken: Any, told: str) -> None:
+    write_task(tmp_path, "words", [ITEMS[0], broken])
+    with pytest.raises(TaskError, match=told.replace('"', ".")) as caught:
+        read_task(tmp_path, "words")
+    assert '"gold"' in caught.value.hint
+    assert len(read_task(tmp_path, "words", limit=1).items) == 1
+
+
+def test_unknown_and_empty_tasks_are_named(tmp_path: Path) -> None:
+    write_task(tmp_path, "arc_easy", ITEMS)
+    write_task(tmp_path, "empty", [])
+    with pytest.raises(TaskError, match=r"no task 'arc_eazy'. Did you mean arc_easy\?") as caught:
+        read_task(tmp_path, "arc_eazy")
+    assert "arc_easy, empty" in caught.value.hint
+    with pytest.raises(TaskError, match=r"no task '\.\./arc_easy'"):
+        read_task(tmp_path, "../arc_easy")
+    with pytest.raises(TaskError, match="holds no item"):
+        read_task(tmp_path, "empty")
+    with pytest.raises(TaskError, match="is no folder"):
+        read_task(tmp_path / "none", "arc_easy")
+    (tmp_path / "arc_easy.jsonl").write_bytes(b"\xff")
+    with pytest.raises(TaskError, match="can't be read"):
+        read_task(tmp_path, "arc_easy")
+    with pytest.raises(UsageError):
+        TaskChoice(("empty",), tmp_path, limit=0)
+
+
+def test_a_model_without_tokenizer_or_logits_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_task(tmp_path, "words", ITEMS)
+    with pytest.raises(TaskError, match="no tokenizer"):
+        TextCodec(ModelFolder(tmp_path / "model.onnx", None, {}))
+    folder = model(tmp_path / "m")
+    with pytest.raises(TaskError, match="no begin and no end token"):
+        TextCodec(ModelFolder(folder.onnx, folder.tokenizer, {}))
+    encoder = str(write_tiny_lm(tmp_path / "e", layers=(), output="last_hidden_state"))
+    tasks = ["--tasks", "words", "--task-data", str(tmp_path)]
+    assert run(["compare", encoder, encoder, "-o", str(tmp_path / "o"), *tasks]) == 1
+    assert "no output called logits" in capsys.readouterr().err
+
+
+def test_one_model_is_scored_item_by_item(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_task(tmp_path, "words", ITEMS)
+    folder = model(tmp_path / "m", noise=0.5)
+    (folder.onnx.parent / "config.json").write_text('{"eos_token_id": 0}')
+    out = tmp_path / "scores.json"
+    call = ["evaluate", str(tmp_path / "m"), "--tasks", "words", "-o", str(out), "-q"]
+    assert run([*call, "--task-data", str(tmp_path)]) == 0
+    report = EvaluationReport.read(out)
+    assert [(score.task, score.metric) for score in report.scores] == [
+        ("words", "acc"),
+        ("words", "acc_norm"),
+    ]
+    assert report.scores[0].value == pytest.approx(np.mean(report.scores[0].items), abs=1e-12)
+    assert f"{report.scores[0].value:.4f}" in capsys.readouterr().out
+    assert len(report.made_from["model"]) == 64
+    encoder = str(write_tiny_lm(tmp_path / "e", layers=(), output="last_hidden_state"))
+    assert run([*call[:1], encoder, *call[2:], "--task-data", str(tmp_path)]) == 1
+    assert "no output called logits" in capsys.readouterr().err
+    assert run([*call[:3], "words,,", "--task-data", str(tmp_path)]) == 2
+    assert run([*call, "--task-data", str(tmp_path), "--tasks", "wordz"]) == 1
+    assert "Did you mean words?" in capsys.readouterr().err

@@ -1,0 +1,375 @@
+"""ONNX Runtime as a backend: it runs where it was asked to, or says in one line why not."""
+
+from __future__ import annotations
+
+import gc
+import types
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_lm import write_tiny_lm
+
+from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.runners import onnxruntime as backend
+from exporter.engines.runners import sessions
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.sessions import RECORD_PLACEMENT, placement
+from exporter.errors import BackendError, MissingDependencyError
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny_lm(tmp_path) / "model.onnx"
+
+
+def loaded(model: Path) -> OnnxRuntimeRunner:
+    return OnnxRuntimeRunner(model, threads=1)
+
+
+def inputs_for(runner: OnnxRuntimeRunner, tokens: list[int], past: int = 0) -> dict[str, Any]:
+    shape = Shape("prefill", 1, len(tokens), past)
+    return make_inputs(runner.inputs, shape, np.array([tokens]))
+
+
+def test_specs_tell_names_types_and_dynamic_dims(model: Path) -> None:
+    with loaded(model) as runner:
+        specs = {spec.name: spec for spec in (*runner.inputs, *runner.outputs)}
+    assert specs["input_ids"].dtype == np.int64
+    assert specs["past_key_values.1.value"].shape == ("batch", 2, "past", 4)
+    assert specs["logits"].shape == ("batch", "seq", 32)
+    assert runner.provider == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_run_gives_the_named_outputs(model: Path, past: int) -> None:
+    with loaded(model) as runner:
+        inputs = inputs_for(runner, [1, 2], past)
+        every = runner.run(inputs)
+        one = runner.run(inputs, ["logits"])
+    assert set(every) == {"logits", *(f"present.{n}.{p}" for n in (0, 1) for p in ("key", "value"))}
+    assert every["present.0.key"].shape == (1, 2, past + 2, 4)
+    np.testing.assert_array_equal(one["logits"], every["logits"])
+
+
+def test_prepared_call_runs_again_into_the_same_buffers(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with loaded(model) as runner:
+        bound: list[Any] = []
+        original = backend.OnnxRuntimeRunner._bound_inputs
+
+        def remember(self: OnnxRuntimeRunner, inputs: Any) -> Any:
+            bound.append(original(self, inputs))
+            return bound[-1]
+
+        monkeypatch.setattr(OnnxRuntimeRunner, "_bound_inputs", remember)
+        inputs = inputs_for(runner, [3, 4])
+        call = runner.prepare(inputs)
+        expected = runner.run(inputs, ["logits"])["logits"]
+        binding = bound[0].binding
+        addresses = [_first_address(binding)]
+        for _ in range(2):
+            binding.get_outputs()[0].numpy()
+            call()
+            addresses.append(_first_address(binding))
+            np.testing.assert_array_equal(expected, binding.get_outputs()[0].numpy())
+    assert len(set(addresses)) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_a_prepared_call_keeps_the_memory_that_it_reads(model: Path, dtype: type) -> None:
+    with loaded(model) as runner:
+        inputs = inputs_for(runner, [3, 4])
+        inputs["input_ids"] = inputs["input_ids"].astype(dtype)
+        alive = {name: weakref.ref(array) for name, array in inputs.items()}
+        if dtype is np.int32:  # converted: the copy is the call's own
+            del alive["input_ids"]
+        call = runner.prepare(inputs)
+        del inputs
+        gc.collect()
+        assert all(reference() is not None for reference in alive.values())
+        call()
+
+
+def test_converted_inputs_give_the_same_outputs(model: Path) -> None:
+    with loaded(model) as runner:
+        inputs = inputs_for(runner, [3, 4])
+        expected = runner.run(inputs)
+        narrow = {
+            name: array.astype(np.int32) if array.dtype == np.int64 else array
+            for name, array in inputs.items()
+        }
+        for _ in range(20):
+            found = runner.run(narrow)
+            np.testing.assert_array_equal(found["logits"], expected["logits"])
+
+
+def _first_address(binding: Any) -> int:
+    return int(binding.get_outputs()[0].data_ptr())
+
+
+def test_missing_input_and_failed_run_are_one_line(model: Path) -> None:
+    with loaded(model) as runner:
+        inputs = inputs_for(runner, [1, 2])
+        with pytest.raises(BackendError, match="no value for the input attention_mask"):
+            runner.run({"input_ids": inputs["input_ids"]})
+        bad = {**inputs, "input_ids": np.array([[1, 99]])}
+        for use in (runner.run, runner.prepare):
+            with pytest.raises(BackendError, match="failed while it ran") as caught:
+                use(bad)
+            assert "out of data bounds" in caught.value.message
+            assert "\n" not in caught.value.message
+            assert "[ONNXRuntimeError]" not in caught.value.message
+
+
+def cut_graph(model: Path) -> None:
+    model.write_bytes(model.read_bytes()[: model.stat().st_size // 2])
+
+
+def empty_graph(model: Path) -> None:
+    model.write_bytes(b"")
+
+
+def drop_data(model: Path) -> None:
+    model.with_name("model.onnx.data").unlink()
+
+
+def cut_data(model: Path) -> None:
+    model.with_name("model.onnx.data").write_bytes(b"1234")
+
+
+def raise_opset(model: Path) -> None:
+    write_tiny_lm(model.parent, opset=99)
+
+
+def drop_graph(model: Path) -> None:
+    model.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut_graph, "is not a complete ONNX file"),
+        (empty_graph, "is not a complete ONNX file"),
+        (drop_data, "external data is missing"),
+        (cut_data, "external data is shorter"),
+        (raise_opset, "needs more than onnxruntime"),
+        (drop_graph, "does not exist"),
+    ],
+)
+def test_damaged_models_are_one_clear_line(
+    model: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    damage(model)
+    with pytest.raises(BackendError, match=words) as caught, loaded(model):
+        pass
+    assert "model.onnx" in caught.value.message
+    assert "\n" not in str(caught.value)
+    assert "onnxruntime_src" not in str(caught.value)
+
+
+class FakeOptions(types.SimpleNamespace):
+    """Session options that keep their entries."""
+
+    def __init__(self) -> None:
+        super().__init__(entries={})
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        self.entries[key] = value
+
+
+def fake_part(provider: str, *operators: str, domain: str = "") -> Any:
+    """A part of a graph that one provider got."""
+    nodes = [types.SimpleNamespace(op_type=name, domain=domain) for name in operators]
+    return types.SimpleNamespace(ep_name=provider, get_nodes=lambda: nodes)
+
+
+ON_GPU = fake_part("CUDAExecutionProvider", "MatMul", "Gather")
+
+
+def fake_runtime(
+    present: list[str], running: list[str], placed: list[Any] | None = None
+) -> types.SimpleNamespace:
+    """A runtime of which no session can run; ``placed`` is who got which nodes."""
+
+    def session(_path: str, options: FakeOptions, **_kwargs: Any) -> Any:
+        def assignment() -> list[Any]:
+            recorded = options.entries.get(RECORD_PLACEMENT) == "1"
+            return [ON_GPU] if placed is None else placed if recorded else []
+
+        return types.SimpleNamespace(
+            get_providers=lambda: running, get_provider_graph_assignment_info=assignment
+        )
+
+    return types.SimpleNamespace(
+        get_available_providers=lambda: present,
+        SessionOptions=FakeOptions,
+        ExecutionMode=types.SimpleNamespace(ORT_SEQUENTIAL=0),
+        InferenceSession=session,
+        __version__="0",
+    )
+
+
+def test_a_provider_that_is_not_there_is_refused_with_the_extra(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_runtime(["CPUExecutionProvider"], ["CPUExecutionProvider"])
+    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
+    with pytest.raises(BackendError, match="CUDAExecutionProvider was asked for") as caught:
+        OnnxRuntimeRunner(model, provider="cuda", threads=1).__enter__()
+    assert "CPUExecutionProvider" in caught.value.message
+    assert "depthcut[gpu]" in caught.value.hint
+
+
+def test_a_silent_fallback_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    fake = fake_runtime(both, ["CPUExecutionProvider"])
+    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
+    with pytest.raises(BackendError, match="but CPUExecutionProvider would run"):
+        OnnxRuntimeRunner(model, provider="cuda", threads=1).__enter__()
+    right = fake_runtime(both, both)
+    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: right)
+    with OnnxRuntimeRunner(model, provider="cuda", threads=1) as runner:
+        assert runner.provider == "CUDAExecutionProvider"
+
+
+def cuda_runner(
+    model: Path, monkeypatch: pytest.MonkeyPatch, placed: list[Any]
+) -> OnnxRuntimeRunner:
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    fake = fake_runtime(both, both, placed)
+    monkeypatch.setattr(sessions, "require", lambda *_a, **_k: fake)
+    return OnnxRuntimeRunner(model, provider="cuda", threads=1)
+
+
+def test_arithmetic_on_shapes_may_run_on_the_cpu_and_is_counted(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = fake_part("CPUExecutionProvider", "Gather", "Concat", "Gather")
+    with cuda_runner(model, monkeypatch, [ON_GPU, shapes]) as runner:
+        assert runner.capabilities.cpu_nodes == {"Gather": 2, "Concat": 1}
+    with cuda_runner(model, monkeypatch, [ON_GPU]) as runner:
+        assert runner.capabilities.cpu_nodes == {}
+
+
+@pytest.mark.parametrize(
+    ("stray", "words"),
+    [
+        (fake_part("CPUExecutionProvider", "Concat", "MatMul", "MatMul", "Softmax"),
+         "would run on the CPU: 2 MatMul, 1 Softmax"),
+        (fake_part("CPUExecutionProvider", "Add", domain="com.microsoft"),
+         r"would run on the CPU: 1 com\.microsoft\.Add"),
+    ],
+)  # fmt: skip
+def test_a_node_that_computes_on_the_cpu_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch, stray: Any, words: str
+) -> None:
+    runner = cuda_runner(model, monkeypatch, [ON_GPU, stray])
+    with pytest.raises(BackendError, match=words) as caught, runner:
+        pass
+    assert "doesn't fall back" in caught.value.hint
+    with pytest.raises(BackendError, match="outside its with block"):
+        _ = runner.inputs
+
+
+def test_a_gpu_that_gets_no_node_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = cuda_runner(model, monkeypatch, [fake_part("CPUExecutionProvider", "Gather")])
+    with pytest.raises(BackendError, match="runs no node of"), runner:
+        pass
+
+
+def test_a_runtime_that_keeps_no_record_is_refused_on_cuda(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = cuda_runner(model, monkeypatch, [])
+    fake = sessions.require("onnxruntime", extra="gpu")
+    whole = fake.InferenceSession
+
+    def without_record(*args: Any, **options: Any) -> Any:
+        session = whole(*args, **options)
+        del session.get_provider_graph_assignment_info
+        return session
+
+    fake.InferenceSession = without_record
+    with pytest.raises(BackendError, match="doesn't tell which nodes") as caught, runner:
+        pass
+    assert "onnxruntime-gpu" in caught.value.hint
+
+
+def test_the_record_of_a_real_session_has_every_node(model: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(RECORD_PLACEMENT, "1")
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+    found = placement(session)
+    assert set(found) == set(providers)
+    assert found["CPUExecutionProvider"] == {
+        "Gather": 1, "MatMul": 1, "Reshape": 1, "Transpose": 1, "Concat": 4,
+    }  # fmt: skip
+
+
+def test_on_the_cpu_nothing_is_elsewhere(model: Path) -> None:
+    with loaded(model) as runner:
+        assert runner.capabilities.cpu_nodes == {}
+
+
+def test_a_bound_call_that_fails_later_is_one_line(model: Path) -> None:
+    class FailsLater:
+        """The session, until the second run."""
+
+        def __init__(self, session: Any) -> None:
+            self.session, self.runs = session, 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.session, name)
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            self.runs += 1
+            if self.runs > 1:
+                raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : out of memory\nmore")
+            self.session.run_with_iobinding(binding)
+
+    with loaded(model) as runner:
+        runner._session = FailsLater(runner._session)
+        call = runner.prepare(inputs_for(runner, [1, 2]))
+        with pytest.raises(BackendError, match=r"failed while it ran .*: out of memory$") as caught:
+            call()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_an_unknown_provider_lists_the_known(model: Path) -> None:
+    with pytest.raises(BackendError, match="'npu' is not known") as caught:
+        OnnxRuntimeRunner(model, provider="npu", threads=1)
+    assert "cpu, cuda" in caught.value.hint
+
+
+def test_a_missing_runtime_names_the_extra(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for provider, extra in (("cpu", "cpu"), ("cuda", "gpu")):
+        with pytest.raises(MissingDependencyError) as caught:
+            OnnxRuntimeRunner(model, provider=provider, threads=1).__enter__()
+        assert f"depthcut[{extra}]" in caught.value.hint
+
+
+def test_a_runner_outside_its_block_says_so(model: Path) -> None:
+    runner = loaded(model)
+    with pytest.raises(BackendError, match="outside its with block"):
+        _ = runner.inputs
+    with runner:
+        assert runner.inputs
+    with pytest.raises(BackendError, match="outside its with block"):
+        _ = runner.inputs
+
+
+def test_threads_reach_the_session(model: Path) -> None:
+    with OnnxRuntimeRunner(model, threads=2) as runner:
+        assert runner._session.get_session_options().intra_op_num_threads == 2
+        assert runner.threads == 2

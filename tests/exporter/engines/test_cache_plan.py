@@ -1,0 +1,211 @@
+"""A decoder on engines, as far as it can be reckoned without a GPU."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_support import CACHE, decoder_record, written_as
+from test_text_model import tokenizer
+
+from exporter.cli import run
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.engine_set import EngineSet
+from exporter.engines.build.profiles import Span
+from exporter.engines.build.sidecar import EngineTensor
+from exporter.engines.decoding.cache_plan import CacheBanks, CachePlan, plan_cache
+from exporter.engines.decoding.generate import generate
+from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.errors import BackendError, UsageError
+from graph_passes import save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+PHASES = ("prefill", "decode")
+
+
+def engines(**changes: Any) -> EngineSet:
+    record = decoder_record(changes.pop("phases", PHASES), **changes)
+    return EngineSet((Path("m.engine"),), (record,))
+
+
+def plan(**changes: Any) -> CachePlan:
+    return plan_cache(engines(**changes))
+
+
+def test_the_plan_follows_from_the_record() -> None:
+    found = plan()
+    assert (found.prefill.number, found.decode.number) == (0, 1)
+    assert found.pairs == dict(zip(CACHE, ("present.0.key", "present.0.value"), strict=True))
+    assert (str(found.batch), str(found.prompt), str(found.context)) == ("1:1:2", "1:4:6", "1:4:8")
+    # 2 sequences, 2 heads, 8 + 1 positions, 4 numbers of 2 bytes, rounded up to 256
+    assert found.cache_bytes == dict.fromkeys(CACHE, 512)
+    assert found.total_bytes == 2 * 2 * 512
+    assert found.shapes(2, 1, 5) == {
+        "input_ids": (2, 1), "attention_mask": (2, 6), **dict.fromkeys(CACHE, (2, 2, 5, 4)),
+    }  # fmt: skip
+
+
+def test_every_shape_of_a_generation_lies_in_its_profile() -> None:
+    from exporter.engines.build.fit import fits
+
+    found = plan()
+    found.refuse_unfit(2, 6, 4)
+    assert fits(found.prefill.profile, found.shapes(2, 6, 0))
+    assert all(fits(found.decode.profile, found.shapes(2, 1, past)) for past in (6, 7, 8))
+    assert not fits(found.decode.profile, found.shapes(2, 1, 9))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ((3, 4, 1), "a batch of 3 is asked for, built were 1 to 2"),
+        ((1, 7, 1), "a prompt length of 7 is asked for, built were 1 to 6"),
+        ((1, 4, 7), "a context length of 9 is asked for, built were 1 to 8"),
+        ((1, 0, 1), "a prompt length of 0"),
+    ],
+)
+def test_what_the_profiles_do_not_hold_is_refused(
+    asked: tuple[int, int, int], message: str
+) -> None:
+    with pytest.raises(BackendError, match=message):
+        plan().refuse_unfit(*asked)
+    plan().refuse_unfit(1, 4, 6)  # the last of them is not run
+
+
+def grouped(prefill: int, decode: int) -> CachePlan:
+    """Engines whose phases take different batches at most."""
+    found = plan()
+    return replace(found, prefill_batch=Span(1, prefill, prefill), batch=Span(1, decode, decode))
+
+
+def test_prompts_run_in_groups_that_fit() -> None:
+    rows = [(each.start, each.stop) for each in grouped(2, 5).groups(5)]
+    assert rows == [(0, 1), (1, 3), (3, 5)]
+    assert len(grouped(5, 5).groups(5)) == 1
+
+
+def test_a_group_begins_where_its_sequences_do() -> None:
+    found = grouped(2, 5)
+    # 3 sequences of 2 heads, 4 positions, 4 numbers of 2 bytes
+    assert found.offsets(3, 4) == dict.fromkeys(CACHE, 3 * 64)
+    banks = CacheBanks(found.pairs, dict.fromkeys(CACHE, 0), dict.fromkeys(CACHE, 1000))
+    bound = banks.bindings(found.offsets(3, 4))
+    assert (bound[CACHE[0]], bound["present.0.key"]) == (0, 1192)
+
+
+def test_a_group_must_begin_where_the_library_takes_it() -> None:
+    grouped(1, 5).refuse_unfit(1, 3, 1)  # alone, it begins at the buffer's own address
+    with pytest.raises(BackendError, match="prompts of 3 tokens can't be run in groups"):
+        grouped(1, 5).refuse_unfit(2, 3, 1)
+    with pytest.raises(BackendError, match="a prefill batch of 2 is asked for"):
+        replace(grouped(3, 5), prefill_batch=Span(3, 3, 3)).refuse_unfit(2, 4, 1)
+
+
+def test_what_a_step_writes_is_the_next_one_s_past() -> None:
+    pairs = {"past.k": "present.k", "past.v": "present.v"}
+    banks = CacheBanks(pairs, {"past.k": 1, "past.v": 2}, {"past.k": 3, "past.v": 4})
+    for _ in range(3):
+        before = banks.bindings()
+        assert len(set(before.values())) == 4  # nothing is read where it is written
+        banks.swap()
+        after = banks.bindings()
+        assert {past: after[past] for past in pairs} == {
+            past: before[present] for past, present in pairs.items()
+        }
+
+
+def without_cache(record_inputs: list[EngineTensor]) -> list[EngineTensor]:
+    return [each for each in record_inputs if each.name not in CACHE]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"phases": ("prefill",)}, "has no profile for decode"),
+        ({"phases": ("decode",)}, "has no profile for prefill"),
+        ({"inputs": without_cache(decoder_record(()).inputs)}, "no decoder with a KV cache"),
+        ({"outputs": decoder_record(()).outputs[:-1]}, "No output continues the cache"),
+        ({"outputs": decoder_record(()).outputs[1:]}, "no decoder with a KV cache"),
+        (
+            {
+                "inputs": [
+                    *decoder_record(()).inputs,
+                    EngineTensor(name="odd", dtype="int64", shape=(1,)),
+                ]
+            },
+            "input 'odd' of unknown meaning",
+        ),
+    ],
+)
+def test_engines_that_cannot_generate_are_told(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        plan(**change)
+
+
+def test_a_decoder_refuses_before_it_is_loaded(tmp_path: Path) -> None:
+    path = written_as(tmp_path / "m.engine", phases=PHASES)
+    decoder = open_decoder(path)
+    assert isinstance(decoder, TensorRtDecoder)
+    with pytest.raises(BackendError, match="a context length of 12"):
+        generate(decoder, [1, 2, 3, 4], new_tokens=10)
+    with pytest.raises(BackendError, match="outside its with block"):
+        decoder.prefill(np.array([[1, 2]]))
+
+
+def test_a_folder_is_what_lies_in_it(tmp_path: Path) -> None:
+    written_as(tmp_path / "m-prefill.engine", phases=("prefill",))
+    written_as(tmp_path / "m-decode.engine", phases=("decode",))
+    assert isinstance(open_decoder(tmp_path), TensorRtDecoder)
+    save_model(tiny_model(TinySpec()), tmp_path / "model.onnx")
+    assert isinstance(open_decoder(tmp_path), OnnxRuntimeDecoder)
+    assert isinstance(open_decoder(tmp_path, backend="engine"), TensorRtDecoder)
+    with pytest.raises(UsageError, match="is no engine"):
+        open_decoder(tmp_path / "model.onnx", backend="engine")
+    with pytest.raises(UsageError, match="is an engine"):
+        open_decoder(tmp_path / "m-decode.engine", backend="onnxruntime")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Engines with a tokenizer and a config beside them."""
+    written_as(tmp_path / "m.engine", phases=PHASES)
+    tokenizer(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.skipif(not ask_driver().problem, reason="there is an NVIDIA driver")
+def test_generate_without_a_driver_says_built_not_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", str(folder), "cc", "-n", "2"]) == 1
+    found = capsys.readouterr()
+    assert "built, not run: no NVIDIA driver" in re.sub(r"\s+", " ", found.err)
+    assert found.out == ""
+
+
+def test_generate_tells_what_is_too_long_before_it_asks_for_a_driver(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", str(folder), "cc", "-n", "64"]) == 1
+    assert "a context length of 64" in re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_generate_on_onnx_keeps_to_the_model_s_positions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tiny_model(TinySpec()), tmp_path / "model.onnx")
+    file = tokenizer(tmp_path / "beside")
+    (file.parent / "config.json").write_text(json.dumps({"max_position_embeddings": 6}))
+    arguments = ["generate", str(tmp_path), "cc", "--tokenizer", str(file), "--threads", "1"]
+    assert run([*arguments, "-n", "5"]) == 1
+    told = re.sub(r"\s+", " ", capsys.readouterr().err)
+    assert "knows 6 positions; prompt and new tokens together are 7 (2 + 5)" in told
+    assert run([*arguments, "-n", "4"]) == 0
+    assert capsys.readouterr().out.endswith("\n")

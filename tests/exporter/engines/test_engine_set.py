@@ -1,0 +1,169 @@
+"""Which files serve one model together, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_support import CONTENT, decoder_record, written_as
+
+from exporter.engines.build.engine_set import find_builds, find_engines, has_engines
+from exporter.engines.build.settings import BuildSettings
+from exporter.engines.build.sidecar import sidecar_path
+from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.runners.tensorrt import open_engine
+from exporter.errors import BackendError, EngineError
+
+
+def pair(folder: Path, **decode: Any) -> Path:
+    """A split model: an engine for each phase."""
+    written_as(folder / "m-prefill.engine", phases=("prefill",))
+    written_as(folder / "m-decode.engine", phases=("decode",), **decode)
+    return folder
+
+
+def test_an_engine_for_each_phase_is_one_set(tmp_path: Path) -> None:
+    engines = find_engines(pair(tmp_path))
+    assert [path.name for path in engines.paths] == ["m-decode.engine", "m-prefill.engine"]
+    told = [(slot.engine, slot.number, slot.profile.phase) for slot in engines.slots]
+    assert told == [(0, 0, "decode"), (1, 0, "prefill")]
+
+
+def test_a_phase_alone_leaves_the_other_engine_out(tmp_path: Path) -> None:
+    engines = find_engines(pair(tmp_path)).of_phase("prefill")
+    assert [path.name for path in engines.paths] == ["m-prefill.engine"]
+    with pytest.raises(EngineError, match="no profile for encode, only for decode, prefill"):
+        find_engines(tmp_path).of_phase("encode")
+
+
+def test_a_phase_keeps_its_number_within_its_engine(tmp_path: Path) -> None:
+    path = written_as(tmp_path / "m.engine", phases=("prefill", "decode"))
+    (slot,) = find_engines(path).of_phase("decode").slots
+    assert (slot.engine, slot.number) == (0, 1)
+    assert find_engines(path).shapes(slot, "high")["past_key_values.0.key"] == (2, 2, 8, 4)
+    assert find_engines(path).shapes(slot, "low")["input_ids"] == (1, 1)
+
+
+def test_two_models_in_a_folder_are_not_guessed_between(tmp_path: Path) -> None:
+    written_as(tmp_path / "a.engine", phases=("prefill", "decode"))
+    written_as(tmp_path / "b.engine", phases=("decode",))
+    with pytest.raises(
+        EngineError, match=r"more than one engine for decode: .*a\.engine and .*b\.eng"
+    ):
+        find_engines(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"backend": "tensorrt"}, "backends"),
+        ({"backend_version": "1.6.1.120"}, "library versions"),
+        ({"made_from": {"model": "c" * 64}}, "graphs"),
+        ({"outputs": []}, "inputs or outputs"),
+    ],
+)
+def test_halves_of_different_models_are_refused(
+    change: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match=f"don't belong together, their {what} differ"):
+        find_engines(pair(tmp_path, **change))
+
+
+def test_engines_can_be_named_one_by_one(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        pair(tmp_path / name)
+    paths = [tmp_path / "a" / "m-prefill.engine", tmp_path / "b" / "m-decode.engine"]
+    assert find_engines(paths).paths == tuple(paths)
+
+
+def test_a_folder_without_engines_says_so(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    assert not has_engines(tmp_path)
+    with pytest.raises(EngineError, match="holds no engine"):
+        find_engines(tmp_path)
+
+
+def test_an_engine_without_profiles_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no profile"):
+        find_engines(written_as(tmp_path / "m.engine", phases=()))
+
+
+def test_broken_files_are_told_before_the_driver_is_asked(tmp_path: Path) -> None:
+    path = written_as(tmp_path / "m.engine", phases=("decode",))
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(EngineError, match="cut off"):
+        open_engine(path)
+    path.write_bytes(CONTENT[::-1])
+    with pytest.raises(EngineError, match=r"is not the engine that m\.engine\.json speaks of"):
+        open_engine(path)
+    sidecar_path(path).unlink()
+    with pytest.raises(EngineError, match=r"has no m\.engine\.json beside it"):
+        open_engine(path)
+
+
+def test_a_type_that_numpy_lacks_is_told(tmp_path: Path) -> None:
+    inputs = [each.model_copy(update={"dtype": "fp4"}) for each in decoder_record(()).inputs]
+    path = written_as(tmp_path / "m.engine", phases=("decode",), inputs=inputs)
+    with pytest.raises(EngineError, match="has the type fp4"):
+        open_engine(path)
+
+
+def test_a_runner_tells_its_ends_without_a_gpu(tmp_path: Path) -> None:
+    runner = open_engine(written_as(tmp_path / "m.engine", phases=("decode",)))
+    shapes = {spec.name: (str(spec.dtype), spec.shape) for spec in runner.inputs}
+    assert shapes["input_ids"] == ("int64", (None, None))
+    assert shapes["past_key_values.0.key"] == ("bfloat16", (None, 2, None, 4))
+    assert runner.outputs[0].name == "logits"
+    with pytest.raises(BackendError, match="outside its with block"):
+        runner.run({})
+
+
+def builds(folder: Path, **second: Any) -> Path:
+    """Two builds of a split model."""
+    for number, changes in ((1, {}), (2, second)):
+        for phase in ("prefill", "decode"):
+            written_as(folder / f"m-{phase}-b{number}.engine", phases=(phase,), **changes)
+    return folder
+
+
+def test_builds_of_a_split_model_are_told_apart(tmp_path: Path) -> None:
+    names = [[path.name for path in build.paths] for build in find_builds(builds(tmp_path))]
+    assert names == [[f"m-{p}-b{n}.engine" for p in ("decode", "prefill")] for n in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"settings": BuildSettings(optimization_level=5)}, "settings"),
+        ({"profiles": decoder_record(("prefill", "decode")).profiles}, "engines"),
+        ({"made_from": {"model": "c" * 64}}, "graphs"),
+    ],
+)
+def test_engines_that_were_built_otherwise_are_no_builds_of_one(
+    change: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match=what):
+        find_builds(builds(tmp_path, **change))
+
+
+def test_half_a_build_is_none(tmp_path: Path) -> None:
+    builds(tmp_path)
+    (tmp_path / "m-decode-b2.engine").unlink()
+    with pytest.raises(EngineError, match="numbers of engines differ"):
+        find_builds(tmp_path)
+
+
+def test_the_first_of_several_builds_generates(tmp_path: Path) -> None:
+    decoder = open_decoder(builds(tmp_path))
+    assert isinstance(decoder, TensorRtDecoder)
+    assert "m-decode-b1.engine and" in decoder.plan.name
+    assert "-b2" not in decoder.plan.name
+
+
+def test_a_single_engine_is_not_chosen_among_builds_unasked(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="more than one engine") as caught:
+        open_engine(builds(tmp_path))
+    assert "builds of one model" in caught.value.hint

@@ -1,0 +1,99 @@
+"""What a cut leaves is held to what an engine's parser took before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exporter.artifacts import PlannedDeletion, PruneReport
+from exporter.cli import run
+from exporter.cut.surgery import prune_file
+from exporter.engines.build import gate
+from exporter.engines.build.check import EngineCheck, Finding
+from exporter.errors import EngineError, VerificationError
+from exporter.progress import QUIET
+from graph_passes import save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+CUT = [PlannedDeletion(layer=1, kind="attention")]
+BROKEN = Finding(1, "n", "Odd", "no plugin", "")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    save_model(tiny_model(TinySpec()), tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *, source: bool, result: bool) -> None:
+    """The parser's answers about the graph before the cut and after."""
+
+    def check(onnx: Path, **_: object) -> EngineCheck:
+        sound = source if onnx.name == "m.onnx" else result
+        return EngineCheck("tensorrt-rtx", "1", () if sound else (BROKEN,))
+
+    monkeypatch.setattr(gate, "check_engine", check)
+
+
+def test_a_result_that_parses_is_recorded(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, source=True, result=True)
+    target = source.with_name("cut.onnx")
+    report = prune_file(source, target, CUT, verify="none", engine_check=gate.engine_gate())
+    assert report.engine is not None
+    assert report.engine.parsed
+    assert PruneReport.read(source.with_name("prune.json")).engine == report.engine
+
+
+def test_a_cut_that_breaks_the_graph_is_a_failure_and_leaves_nothing(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers(monkeypatch, source=True, result=False)
+    target = source.with_name("cut.onnx")
+    with pytest.raises(VerificationError, match=r"node 'n' \(Odd\): no plugin"):
+        prune_file(source, target, CUT, verify="none", engine_check=gate.engine_gate())
+    assert [each.name for each in source.parent.iterdir()] == ["m.onnx"]
+
+
+def test_a_graph_that_never_parsed_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, source=False, result=False)
+    target = source.with_name("cut.onnx")
+    report = prune_file(source, target, CUT, verify="none", engine_check=gate.engine_gate())
+    assert report.engine is not None
+    assert (report.engine.parsed, report.engine.parsed_before) == (False, False)
+    assert report.engine.reasons == ["node 'n' (Odd): no plugin"]
+
+
+def test_where_nobody_asked_a_library_that_fails_is_no_failure(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> EngineCheck:
+        raise EngineError("its libraries can't be loaded")
+
+    monkeypatch.setattr(gate, "check_engine", fails)
+    monkeypatch.setattr(gate.importlib.util, "find_spec", lambda _: object())
+    check = gate.gate_where_installed(QUIET)
+    report = prune_file(
+        source, source.with_name("cut.onnx"), CUT, verify="none", engine_check=check
+    )
+    assert report.engine is None
+    monkeypatch.setattr(gate.importlib.util, "find_spec", lambda _: None)
+    assert gate.gate_where_installed(QUIET) is None
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize("weights", ["compact", "share"])
+def test_the_command_asks_the_real_parser(
+    weights: str, source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = source.parent
+    import onnx_ir as ir
+
+    ir.save(tiny_model(TinySpec()), source, external_data="m.data", size_threshold_bytes=0)
+    call = ["prune", str(source), "-o", str(folder / "cut.onnx"), "--drop", "attention:1"]
+    assert run([*call, "--verify", "none", "--weights", weights, "--check-engine"]) == 0
+    assert "parses it" in capsys.readouterr().out
+    found = PruneReport.read(folder / "prune.json").engine
+    assert found is not None
+    assert found.parsed
+    assert not [each for each in folder.iterdir() if each.name.endswith(".part")]

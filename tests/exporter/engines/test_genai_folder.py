@@ -1,0 +1,97 @@
+"""onnxruntime-genai runs decoders that its own builder did not write, by a config of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from exporter.cut.surgery import prune_file
+from exporter.engines.decoding.generate import generate
+from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.runners.cache_form import CacheForm, read_cache_form
+from exporter.export.forms.genai_folder import genai_config, write_genai_config
+from graph_passes import save_model
+from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
+from tests.graph_passes.fused_graphs import HEAD_DIM, HEADS, HIDDEN, VOCABULARY, FusedSpec
+from tests.graph_passes.fused_graphs import fused_model as fused
+
+PROMPT, NEW = [3, 1, 4, 1], 5
+PASTS = [f"past_key_values.{layer}.{part}" for layer in (0, 1) for part in ("key", "value")]
+
+
+def model(**changes: Any) -> Any:
+    """What is asked of a PyTorch model."""
+    sizes = {"hidden_size": HIDDEN, "num_attention_heads": HEADS, "vocab_size": VOCABULARY}
+    config = SimpleNamespace(**{**sizes, "bos_token_id": 1, **changes})
+    config.get_text_config = lambda: config
+    return SimpleNamespace(config=config, generation_config=SimpleNamespace(eos_token_id=[10, 9]))
+
+
+@pytest.mark.genai
+@pytest.mark.parametrize("cut", [False, True])
+def test_the_runtime_generates_what_depthcut_does(tmp_path: Path, cut: bool) -> None:
+    import onnxruntime_genai as runtime
+
+    from exporter.artifacts import PlannedDeletion
+
+    graph = fused(FusedSpec(layers=3))
+    LogitsToKeepPass()(graph)
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    save_model(graph, folder / "model.onnx")
+    loaded: Any = SimpleNamespace(model=model(max_position_embeddings=32))
+    assert write_genai_config(loaded, folder)
+    if cut:
+        plan = [PlannedDeletion(kind="attention", layer=1)]
+        prune_file(folder / "model.onnx", tmp_path / "cut" / "model.onnx", plan)
+        folder = tmp_path / "cut"
+    parameters = runtime.GeneratorParams(whole := runtime.Model(str(folder)))
+    length = len(PROMPT) + NEW
+    parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
+    generator = runtime.Generator(whole, parameters)
+    generator.append_tokens(PROMPT)
+    while not generator.is_done():
+        generator.generate_next_token()
+    wanted = [int(token) for token in generator.get_sequence(0)][len(PROMPT) :]
+    with open_decoder(folder, threads=1) as decoder:
+        found = [*generate(decoder, PROMPT, new_tokens=NEW).token_ids]
+    assert found[: len(wanted)] == wanted
+    assert wanted
+
+
+def test_sizes_and_ids_are_told(tmp_path: Path) -> None:
+    save_model(fused(FusedSpec()), tmp_path / "model.onnx")
+    form, told_32 = read_cache_form(tmp_path / "model.onnx"), model(max_position_embeddings=32)
+    found = genai_config(told_32, ["input_ids", "attention_mask", *PASTS], form)
+    assert found is not None
+    told, decoder = found["model"], found["model"]["decoder"]
+    assert (decoder["head_size"], decoder["num_key_value_heads"]) == (HEAD_DIM, HEADS)
+    assert decoder["num_hidden_layers"] == 2
+    assert "position_ids" not in decoder["inputs"]
+    assert (told["bos_token_id"], told["eos_token_id"], told["pad_token_id"]) == (1, [10, 9], 10)
+    assert found["search"]["past_present_share_buffer"]
+    assert told["context_length"] == 32
+
+
+@pytest.mark.parametrize(
+    ("heads", "positions"),
+    [
+        ([(2, 16), (2, 16)], None),
+        ([(2, 16), (1, 16)], 32),
+        ([(2, 16), (2, 8)], 32),
+        ([(2, None), (2, None)], 32),
+    ],
+)
+def test_what_the_runtime_can_t_be_told_gives_no_config(
+    heads: list[tuple[int | None, int | None]], positions: int | None
+) -> None:
+    sizes = {name: heads[number // 2] for number, name in enumerate(PASTS)}
+    changes = {} if positions is None else {"max_position_embeddings": positions}
+    assert genai_config(model(**changes), PASTS, CacheForm(heads=sizes)) is None
+    usual = CacheForm(heads=dict.fromkeys(PASTS, (2, 16)))
+    told = genai_config(model(max_position_embeddings=32), PASTS, usual)
+    assert told is not None
+    assert not told["search"]["past_present_share_buffer"]

@@ -1,0 +1,85 @@
+"""What is asked before CUDA or a runtime is touched, and in which order."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from engine_support import written_as
+
+from exporter.engines.build import guard, trial
+from exporter.engines.build.driver import Device, Driver, ask_driver
+from exporter.engines.build.engine_set import find_engines
+from exporter.engines.runners.tensorrt import open_engine
+from exporter.errors import BackendError, EngineError
+
+PHASES = ("prefill", "decode")
+no_driver = pytest.mark.skipif(not ask_driver().problem, reason="there is an NVIDIA driver")
+
+# What must not have been imported where there is no driver.
+_SCRIPT = """
+import sys
+from pathlib import Path
+from exporter.engines.runners.tensorrt import open_engine
+from exporter.errors import BackendError
+try:
+    open_engine(Path(sys.argv[1])).__enter__()
+except BackendError as error:
+    print(error.message)
+print([name for name in sys.modules if name.partition(".")[0] in ("tensorrt_rtx", "cuda")])
+"""
+
+
+def told(*_: object) -> NoReturn:
+    pytest.fail("this must not be touched yet")
+
+
+@no_driver
+def test_without_a_driver_nothing_of_cuda_is_even_imported(tmp_path: Path) -> None:
+    engine = written_as(tmp_path / "m.engine", phases=PHASES)
+    command = [sys.executable, "-c", _SCRIPT, engine]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said, imported = done.stdout.splitlines()
+    assert said == f"{engine}: built, not run: no NVIDIA driver."
+    assert imported == "[]"
+
+
+@no_driver
+def test_the_trial_s_process_asks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the caller believes: what that process says reaches the user as one line."""
+    engines = find_engines(written_as(tmp_path / "m.engine", phases=PHASES))
+    monkeypatch.setattr(trial, "refuse_unready", lambda _: None)
+    with pytest.raises(EngineError, match=r"m\.engine can't be run: .*no NVIDIA driver") as caught:
+        trial.try_engines(engines)
+    assert "\n" not in caught.value.message
+
+
+def test_the_driver_is_asked_before_the_library_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "ask_driver", lambda: Driver("the NVIDIA driver finds no GPU"))
+    monkeypatch.setattr(guard, "load", told)
+    runner = open_engine(written_as(tmp_path / "m.engine", phases=PHASES))
+    with pytest.raises(BackendError, match="built, not run: the NVIDIA driver finds no GPU"):
+        runner.__enter__()
+
+
+def test_another_version_or_card_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Module:
+        __version__ = "1.7.1.116"
+
+    card = Device("a card", "sm90", 80_000_000_000)
+    monkeypatch.setattr(guard, "ask_driver", lambda: Driver("", "13.0", (card,)))
+    monkeypatch.setattr(guard, "load", lambda _: Module)
+    monkeypatch.setattr("exporter.engines.build.trial.run_job", told)
+    path = written_as(tmp_path / "m.engine", phases=PHASES, backend_version="1.6.1.120")
+    with pytest.raises(EngineError, match=r"1\.6\.1\.120; this is sm90 with 1\.7\.1\.116"):
+        open_engine(path).__enter__()
+    path = written_as(tmp_path / "m.engine", phases=PHASES)
+    with pytest.raises(EngineError, match=r"built for sm89 .* this is sm90"):
+        open_engine(path).__enter__()

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exporter.engines.build.profiles import (
+    GraphTensor,
+    Ranges,
+    Span,
+    fitting,
+    graph_inputs,
+    phases_of,
+    profile,
+    read_ranges,
+    refuse_unknown_axes,
+)
+from exporter.errors import UsageError
+from graph_passes import save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+IDS = GraphTensor("input_ids", "int64", ("batch", "seq"))
+MASK = GraphTensor("attention_mask", "int64", ("batch", "total"))
+CACHE = GraphTensor("past_key_values.0.key", "float", ("batch", 2, "past", 16))
+RANGES = Ranges(batch=Span(1, 2, 4), prompt=Span(1, 8, 16), context=Span(0, 32, 64))
+
+
+def test_a_decode_step_takes_one_token_and_a_filled_cache() -> None:
+    found = profile([IDS, MASK, CACHE], "decode", RANGES).shapes
+    assert found["input_ids"] == (Span(1, 2, 4), Span(1, 1, 1))
+    assert found["attention_mask"][1] == Span(1, 33, 65)
+    assert found["past_key_values.0.key"] == (
+        Span(1, 2, 4), Span(2, 2, 2), Span(0, 32, 64), Span(16, 16, 16),
+    )  # fmt: skip
+
+
+def test_a_prefill_takes_the_prompt_and_an_empty_cache() -> None:
+    found = profile([IDS, MASK, CACHE], "prefill", RANGES).shapes
+    assert found["input_ids"][1] == found["attention_mask"][1] == Span(1, 8, 16)
+    assert found["past_key_values.0.key"][2] == Span(0, 0, 0)
+
+
+def test_an_encoders_mask_is_as_long_as_its_tokens() -> None:
+    assert phases_of([IDS, MASK]) == ("encode",)
+    assert profile([IDS, MASK], "encode", RANGES).shapes["attention_mask"][1] == Span(1, 8, 16)
+
+
+def test_a_decoder_has_no_encode_and_an_encoder_no_decode() -> None:
+    with pytest.raises(UsageError, match="prefill and decode"):
+        profile([IDS, CACHE], "encode", RANGES)
+    with pytest.raises(UsageError, match="it has encode"):
+        profile([IDS], "decode", RANGES)
+
+
+@pytest.mark.parametrize("name", ["batch", "prompt", "context"])
+def test_a_usual_range_for_an_axis_that_is_not_there_is_refused(name: str) -> None:
+    image = GraphTensor("pixel_values", "float", (1, 3, "height", 224))
+    asked = Ranges(**{name: Span(1, 2, 3)}, dims={"height": Span(4, 4, 4)})
+    with pytest.raises(UsageError, match=f"--{name} could be for"):
+        refuse_unknown_axes([image], asked)
+    refuse_unknown_axes([IDS, MASK, CACHE], Ranges(**{name: Span(1, 2, 3)}))
+
+
+def test_an_encoder_has_no_context() -> None:
+    refuse_unknown_axes([IDS, MASK], Ranges(prompt=Span(1, 8, 16)))
+    given = Ranges(prompt=Span(1, 8, 16), context=Span(1, 8, 16))
+    with pytest.raises(UsageError, match="--context"):
+        refuse_unknown_axes([IDS, MASK], given)
+    assert fitting([IDS, MASK], given) == Ranges(prompt=Span(1, 8, 16))
+    assert fitting([IDS, MASK, CACHE], given) == given
+
+
+def test_an_axis_of_unknown_meaning_must_be_given() -> None:
+    image = GraphTensor("pixel_values", "float", ("batch", 3, "height", 224))
+    with pytest.raises(UsageError, match="'height' of the input 'pixel_values'") as caught:
+        profile([image], "encode", RANGES)
+    assert caught.value.hint == "Give it: --dim height=MIN:USUAL:MAX"
+    given = read_ranges(batch=None, prompt=None, context=None, dims=["height=32:64:96"])
+    assert profile([image], "encode", given).shapes["pixel_values"] == (
+        Span(1, 1, 1), Span(3, 3, 3), Span(32, 64, 96), Span(224, 224, 224),
+    )  # fmt: skip
+
+
+def test_a_range_for_an_axis_that_is_not_there_is_refused() -> None:
+    given = read_ranges(batch=None, prompt=None, context=None, dims=["hight=32", "seq=4"])
+    with pytest.raises(UsageError, match="an axis 'hight'") as caught:
+        refuse_unknown_axes([IDS, MASK], given)
+    assert caught.value.hint == "Free axes are batch, seq, total."
+    refuse_unknown_axes([IDS, MASK], Ranges(dims={"seq": Span(4, 4, 4)}))
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:2", "3:2:1", "1:2:3:4", "-1:0:1"])
+def test_what_is_no_range_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        Span.parse(text)
+
+
+@pytest.mark.parametrize("bad", [{"batch": "0"}, {"prompt": "0:1:2"}, {"dims": ["64"]}])
+def test_ranges_that_make_no_sense_are_refused(bad: dict[str, object]) -> None:
+    given: dict[str, object] = {"batch": None, "prompt": None, "context": None, **bad}
+    with pytest.raises(UsageError):
+        read_ranges(**given)  # type: ignore[arg-type]
+
+
+def test_one_number_is_a_fixed_size() -> None:
+    assert Span.parse("7") == Span(7, 7, 7)
+
+
+def test_sizes_that_are_digits_in_a_name_are_numbers(tmp_path: Path) -> None:
+    model = tiny_model(TinySpec())
+    import onnx_ir as ir
+
+    for value in model.graph.inputs:
+        if value.name == "past_key_values.0.key":
+            value.shape = ir.Shape(["batch", "2", "past", "4"])
+    save_model(model, tmp_path / "m.onnx")
+    found = {each.name: each for each in graph_inputs(tmp_path / "m.onnx")}
+    assert found["past_key_values.0.key"].shape == ("batch", 2, "past", 4)
+    assert found["past_key_values.0.key"].is_cache
+    assert not found["input_ids"].is_cache

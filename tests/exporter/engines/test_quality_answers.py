@@ -1,0 +1,348 @@
+"""Greedy continuations, long contexts and embeddings of both arms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from scipy import stats
+from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
+
+from exporter.artifacts import ComparisonReport
+from exporter.cli import run
+from exporter.compare import CompareOptions, QualityOptions, compare
+from exporter.compare.measure.quality.embeddings import compare_embeddings, embed
+from exporter.compare.tasks.encoding import TextCodec
+from exporter.compare.tasks.likelihood import Scorer
+from exporter.compare.tasks.long_context import compare_long_context, make_needles
+from exporter.compare.timing import Timed
+from exporter.engines.decoding.agreement import agreement, continuations
+from exporter.engines.decoding.generate import generate
+from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import RunnerDecoder
+from exporter.engines.runners.base import Array, TensorSpec
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import BackendError, ComparisonError, UsageError
+from exporter.models.model_folder import ModelFolder
+from graph_passes import save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+
+class Scripted:
+    """A decoder that says what it is told, whatever it reads."""
+
+    backend = "scripted"
+
+    def __init__(self, *texts: Sequence[int]) -> None:
+        self.texts, self.at, self.batches = np.array(texts), 0, []  # type: ignore[var-annotated]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
+        pass
+
+    def prefill(self, token_ids: Any, *, context: int | None = None) -> Any:
+        self.at, self.first = 0, int(token_ids[0, 0])
+        self.batches.append(len(token_ids))
+        return self.step(token_ids)
+
+    def step(self, token_ids: Any) -> Any:
+        rows = self.texts[self.first : self.first + len(token_ids), self.at]
+        self.at += 1
+        return np.eye(10, dtype=np.float32)[rows]
+
+
+PROMPTS = np.array([[0, 5], [1, 5], [2, 5]])
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_texts_agree_up_to_the_first_other_token(batch_size: int | None) -> None:
+    first = Scripted([1, 2, 3], [4, 5, 6], [7, 9, 1])
+    second = Scripted([1, 2, 3], [4, 8, 6], [7, 9, 2])
+    texts = (
+        continuations(arm, PROMPTS, new_tokens=3, stop_ids={9}, batch_size=batch_size)
+        for arm in (first, second)
+    )
+    found = agreement(*texts, prompt_tokens=2)
+    assert found.first_divergence == [3, 1, 3]  # after the 9 nothing counts
+    assert found.exact_match == pytest.approx(2 / 3, abs=1e-12)
+    assert (found.prompts, found.prompt_tokens, found.new_tokens) == (3, 2, 3)
+    assert first.batches == {None: [3], 1: [1, 1, 1], 2: [2, 1]}[batch_size]
+    texts = (continuations(arm, PROMPTS, new_tokens=3) for arm in (first, second))
+    unended = agreement(*texts, prompt_tokens=2)
+    assert unended.first_divergence == [3, 1, 2]
+
+
+def test_a_runner_s_decoder_says_what_the_backend_s_own_says(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    save_model(tiny_model(TinySpec(layers=2)), path)
+    with OnnxRuntimeDecoder(path, threads=1) as decoder:
+        wanted = generate(decoder, [3, 1, 4], new_tokens=9).token_ids
+    with OnnxRuntimeRunner(path, threads=1) as runner, RunnerDecoder(runner) as decoder:
+        assert generate(decoder, [3, 1, 4], new_tokens=9).token_ids == wanted
+        assert generate(decoder, [3, 1, 4], new_tokens=9).token_ids == wanted
+    save_model(tiny_model(TinySpec(cache=False)), tmp_path / "encoder.onnx")
+    with (
+        OnnxRuntimeRunner(tmp_path / "encoder.onnx", threads=1) as runner,
+        pytest.raises(BackendError, match="can't generate"),
+    ):
+        RunnerDecoder(runner).__enter__()
+
+
+@pytest.fixture
+def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.compare.session.time_all", lambda *_: Timed())
+
+
+def write_digits_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: number for number, word in enumerate(["[UNK]", *WORDS, *"0123456789"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    splits = [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def language_models(folder: Path, config: dict[str, Any]) -> list[str]:
+    for name, how in (("a", {}), ("b", {"layers": (1,), "noise": 1.0})):
+        write_tiny_lm(folder / name, **how)
+        write_digits_tokenizer(folder / name)
+        (folder / name / "config.json").write_text(json.dumps({"eos_token_id": 0} | config))
+    return [str(folder / name) for name in "ab"]
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_the_command_measures_what_it_is_asked_for(tmp_path: Path) -> None:
+    arms = language_models(tmp_path, {"num_hidden_layers": 2})
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(np.random.default_rng(0).choice(WORDS, 900)))
+    call = ["compare", *arms, "-q", "--eval-tokens", "96", "--eval-text", str(text)]
+    more = ["--agreement-prompts", "1", "--agreement-tokens", "5", "--long-context", "100,200"]
+    assert run([*call, "-o", str(tmp_path / "out"), *more]) == 0
+    accuracy = ComparisonReport.read(tmp_path / "out" / "report.json").accuracy
+    assert accuracy is not None
+    assert accuracy.generation is not None
+    assert accuracy.generation.prompts == 1
+    assert ComparisonReport.read(tmp_path / "out" / "report.json").arms.baseline.layers == 2
+    assert len(accuracy.generation.first_divergence) == 1
+    assert [each.context_length for each in accuracy.long_context] == [100, 200]
+    assert all(each.needles == 5 and each.perplexity for each in accuracy.long_context)
+    assert run([*call, "-o", str(tmp_path / "none"), "--agreement-prompts", "0"]) == 0
+    accuracy = ComparisonReport.read(tmp_path / "none" / "report.json").accuracy
+    assert accuracy is not None
+    assert (accuracy.generation, accuracy.long_context) == (None, [])
+
+
+@pytest.mark.parametrize(("longest_cache", "generates"), [(126, False), (127, True)])
+@pytest.mark.usefixtures("no_timing")
+def test_generation_beyond_what_a_runner_holds_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest_cache: int, generates: bool
+) -> None:
+    def refuse(_: object, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        if shapes["attention_mask"][1] > longest_cache:
+            raise BackendError("no profile holds this call")
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "refuse_shapes", refuse)
+    arms = language_models(tmp_path, {})
+    accuracy = compare(*map(Path, arms), CompareOptions(eval_tokens=96)).accuracy
+    assert accuracy is not None
+    assert (accuracy.generation is not None) == generates
+    assert accuracy.top1_agreement is not None
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_what_the_model_has_no_positions_for_is_left_out_or_refused(tmp_path: Path) -> None:
+    arms = language_models(tmp_path, {"max_position_embeddings": 100})
+    options = CompareOptions(eval_tokens=96, threads=1)
+    accuracy = compare(*map(Path, arms), options).accuracy
+    assert accuracy is not None
+    assert accuracy.generation is None
+    for length, told in ((96, "don't fit the model's 100 positions"), (12, "no room for a fact")):
+        wrong = replace(options, quality=QualityOptions(long_context=(length,)))
+        with pytest.raises(ComparisonError, match=told) as caught:
+            compare(*map(Path, arms), wrong)
+        assert "--long-context" in caught.value.hint
+    for arm in arms:
+        write_tokenizer(Path(arm))
+    wrong = replace(options, quality=QualityOptions(long_context=(60,)))
+    with pytest.raises(ComparisonError, match="same tokens for different numbers"):
+        compare(*map(Path, arms), wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"agreement_prompts": -1}, {"agreement_tokens": 0}, {"long_context": (0,)}]
+)
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        QualityOptions(**wrong)
+
+
+class Copying:
+    """A stub that expects, after any token, what once followed it; it forgets what is far back.
+
+    With a reach it looks that many tokens back at most.
+    """
+
+    backend, provider, threads = "stub", "stub", 1
+    inputs = (TensorSpec("input_ids", np.dtype(np.int64), ("batch", "seq")),)
+    outputs = (TensorSpec("logits", np.dtype(np.float32), ("batch", "seq", 400)),)
+
+    def __init__(self, reach: int) -> None:
+        self.reach = reach
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        return {"logits": np.stack([self._row(row.tolist()) for row in inputs["input_ids"]])}
+
+    def _row(self, ids: list[int]) -> Array:
+        logits = np.zeros((len(ids), 400), np.float32)
+        for at in range(2, len(ids)):
+            for back in range(max(2, at - self.reach), at):
+                if ids[back - 2 : back + 1] == ids[at - 2 : at + 1]:
+                    logits[at, ids[back + 1]] += 8
+        return logits
+
+
+class Characters(TextCodec):
+    """Each character is a token."""
+
+    def __init__(self) -> None:
+        self.prefix_id, self.stop_ids, self.name = 0, frozenset(), "characters"
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+def test_a_model_that_copies_finds_needles_within_its_reach() -> None:
+    samples = np.random.default_rng(0).integers(200, 400, (2, 300))
+    arms: Any = Copying(400), Copying(150)
+    scorers = tuple(Scorer(arm, 400, 400) for arm in arms)
+    found = compare_long_context(scorers, Characters(), samples)  # type: ignore[arg-type]
+    assert (found.context_length, found.needles) == (300, 5)
+    assert found.needle_baseline == 1
+    assert found.needle_candidate is not None
+    assert 0 < found.needle_candidate < 1
+    assert found.perplexity is not None
+    assert found.perplexity.baseline == pytest.approx(400, rel=0.2)
+
+
+def test_needles_lie_where_they_are_said_to(tmp_path: Path) -> None:
+    codec = Characters()
+    needles = make_needles(codec, [200] * 300, opening=2)
+    assert {len(needle.context) for needle in needles} == {300}
+    assert {needle.context[:2] for needle in needles} == {(200, 200)}
+    texts = ["".join(map(chr, needle.context)) for needle in needles]
+    places = [text.index("The secret") for text in texts]
+    assert places == sorted(places)
+    assert places[0] == 3
+    for text, needle in zip(texts, needles, strict=True):
+        right, *wrong = ["".join(map(chr, answer)) for answer in needle.answers]
+        asked = text.rsplit("\n", 1)[1]
+        assert f"{asked}{right}" in text
+        assert not any(f"{asked}{other}" in text for other in wrong)
+        assert len({right, *wrong}) == 4
+
+
+def encoder(folder: Path, **how: Any) -> Path:
+    return write_tiny_lm(folder, layers=(), output="last_hidden_state", **how)
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_encoders_are_judged_by_their_embeddings(tmp_path: Path) -> None:
+    first, second = encoder(tmp_path / "a"), encoder(tmp_path / "b", noise=0.5)
+    write_tokenizer(first)
+    accuracy = compare(first, second, CompareOptions(prefill_lengths=(4,))).accuracy
+    assert accuracy is not None
+    assert accuracy.text_source.startswith("pydoc (evaluation half")
+    assert (accuracy.perplexity, accuracy.kl_divergence) == (None, None)
+    found = accuracy.embeddings
+    assert found is not None
+    assert found.texts == 64
+    assert 0 < found.lowest_cosine < found.cosine < 1
+    assert 0 < found.rank_agreement < 1
+    same = compare(first, first, CompareOptions(prefill_lengths=(4,))).accuracy
+    assert same is not None
+    assert same.embeddings is not None
+    assert same.embeddings.lowest_cosine == pytest.approx(1, abs=1e-12)
+    assert same.embeddings.rank_agreement == pytest.approx(1, abs=1e-12)
+
+
+def test_embeddings_agree_with_a_plain_computation(tmp_path: Path) -> None:
+    folders = [encoder(tmp_path / "a"), encoder(tmp_path / "b", noise=0.5)]
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(0, 32, size) for size in (3, 9, 5, 7, 4)]
+    with (
+        OnnxRuntimeRunner(folders[0] / "model.onnx", threads=1) as first,
+        OnnxRuntimeRunner(folders[1] / "model.onnx", threads=1) as second,
+    ):
+        found = compare_embeddings(*(embed(one, texts, arm="it") for one in (first, second)))
+        arms = [
+            np.array(
+                [one.run({"input_ids": ids[None]})["last_hidden_state"][0].mean(0) for ids in texts]
+            )
+            for one in (first, second)
+        ]
+        with pytest.raises(ComparisonError, match="gives 2 texts"):
+            embed(first, texts[:2], arm="baseline")
+    unit = [arm / np.linalg.norm(arm, axis=1, keepdims=True) for arm in arms]
+    assert found.cosine == pytest.approx((unit[0] * unit[1]).sum(1).mean(), rel=1e-5)
+    pairs = [[one[i] @ one[j] for i in range(5) for j in range(i)] for one in unit]
+    assert found.rank_agreement == pytest.approx(stats.spearmanr(*pairs).statistic, rel=1e-9)
+
+
+def test_embeddings_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    folders = [encoder(tmp_path / "a"), encoder(tmp_path / "b", scale=float("nan"))]
+    texts = [np.array([1, 2])] * 3
+    with (
+        OnnxRuntimeRunner(folders[0] / "model.onnx", threads=1) as first,
+        OnnxRuntimeRunner(folders[1] / "model.onnx", threads=1) as second,
+    ):
+        first_vectors = embed(first, texts, arm="baseline")
+        assert np.isfinite(first_vectors).all()
+        with pytest.raises(ComparisonError, match="candidate's embedding of text 0 is zero, NaN"):
+            embed(second, texts, arm="candidate")
+    with pytest.raises(ComparisonError, match=r"embed in \d+ and 1 dimensions"):
+        compare_embeddings(first_vectors, first_vectors[:, :1])
+
+
+def test_the_codec_reads_the_folder_s_tokenizer(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    folder = ModelFolder(tmp_path / "model.onnx", tmp_path / "tokenizer.json", {"bos_token_id": 3})
+    codec = TextCodec(folder)
+    assert (codec.prefix_id, codec.stop_ids) == (3, {7, 8})
+
+
+class Compiled(OnnxRuntimeRunner):
+    """As an arm of torch.compile says what it does."""
+
+    def __init__(self, model: Path, **kind: Any) -> None:
+        super().__init__(model, **kind)
+        self.capabilities = replace(self.capabilities, shapes="compiled")
+
+
+@pytest.mark.usefixtures("no_timing")
+def test_what_would_be_compiled_for_each_length_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.engines.runners.onnxruntime.OnnxRuntimeRunner", Compiled)
+    arms = [Path(arm) for arm in language_models(tmp_path, {})]
+    accuracy = compare(*arms, CompareOptions(eval_tokens=96)).accuracy
+    assert accuracy is not None
+    assert accuracy.kl_divergence is not None
+    assert accuracy.generation is None
+    wrong = CompareOptions(eval_tokens=96, quality=QualityOptions(long_context=(60,)))
+    with pytest.raises(ComparisonError, match="compile the model anew") as caught:
+        compare(*arms, wrong)
+    assert "torch:DIR" in caught.value.hint
+    encoders = encoder(tmp_path / "e"), encoder(tmp_path / "f")
+    assert compare(*encoders, CompareOptions(prefill_lengths=(4,))).accuracy is None

@@ -1,0 +1,68 @@
+"""What a refit refuses before it touches anything; the refit itself needs a GPU (tests/gpu)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engine_support import written
+
+from exporter.engines.build import refit
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.settings import BuildSettings
+from exporter.errors import BackendError, EngineError, UsageError
+from graph_passes import save_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+
+REFITTABLE = BuildSettings(compute_capabilities=("sm89",), refittable=True)
+no_driver = pytest.mark.skipif(not ask_driver().problem, reason="there is an NVIDIA driver")
+
+
+@pytest.fixture
+def onnx(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    save_model(tiny_model(TinySpec()), path)
+    return path
+
+
+def test_fixed_weights_stay(onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="weights fixed") as caught:
+        refit.refit_engine(written(tmp_path), onnx, tmp_path / "new.engine")
+    assert "--refittable" in (caught.value.hint or "")
+
+
+def test_the_graph_of_another_cut_is_refused(onnx: Path, tmp_path: Path) -> None:
+    plan = [{"kind": "attention", "layer": 1, "replacement": "none"}]
+    engine = written(tmp_path, settings=REFITTABLE, plan=plan)
+    with pytest.raises(EngineError, match="same sublayers"):
+        refit.refit_engine(engine, onnx, tmp_path / "new.engine")
+
+
+@pytest.mark.parametrize("target", ["m.engine", "."])
+def test_the_engine_itself_is_not_replaced(target: str, onnx: Path, tmp_path: Path) -> None:
+    engine = written(tmp_path, settings=REFITTABLE)
+    before = engine.read_bytes()
+    with pytest.raises(UsageError):
+        refit.refit_engine(engine, onnx, tmp_path / target)
+    assert engine.read_bytes() == before
+
+
+@no_driver
+def test_without_a_driver_nothing_is_written(onnx: Path, tmp_path: Path) -> None:
+    engine = written(tmp_path, settings=REFITTABLE)
+    with pytest.raises(BackendError, match="no NVIDIA driver"):
+        refit.refit_engine(engine, onnx, tmp_path / "new.engine")
+    assert not (tmp_path / "new.engine").exists()
+
+
+@no_driver
+@pytest.mark.rtx
+def test_its_process_asks_the_driver_too(
+    onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = written(tmp_path, settings=REFITTABLE)
+    monkeypatch.setattr(refit, "refuse_unready", lambda _: None)
+    with pytest.raises(EngineError, match="no NVIDIA driver"):
+        refit.refit_engine(engine, onnx, tmp_path / "new.engine")
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith("model")}
+    assert left == {"m.engine", "m.engine.json"}

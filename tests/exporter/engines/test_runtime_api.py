@@ -1,0 +1,213 @@
+"""Whether what is called on a GPU exists at all: names and numbers of arguments, without a GPU.
+
+The code that runs engines can't be run here. But the libraries are installed, so every attribute
+that it asks them for is looked up, and every CUDA call is made as far as to the missing driver.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_support import written_as
+
+from exporter.engines.build import cuda, refit, session
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.network import Listener
+from exporter.errors import BackendError
+
+pytestmark = pytest.mark.rtx
+no_driver = pytest.mark.skipif(not ask_driver().problem, reason="there is an NVIDIA driver")
+
+
+def api() -> dict[str, Any]:
+    """By the names that the code gives them, the library's classes."""
+    import tensorrt_rtx as trt
+
+    return {
+        "module": trt,
+        "runtime": trt.Runtime,
+        "engine": trt.ICudaEngine,
+        "context": trt.IExecutionContext,
+        "config": trt.IRuntimeConfig,
+        "graphs": trt.CudaGraphStrategy,
+        "kernels": trt.DynamicShapesKernelSpecializationStrategy,
+        "ExecutionContextAllocationStrategy": trt.ExecutionContextAllocationStrategy,
+    }
+
+
+def asked(source: str, names: set[str]) -> set[tuple[str, str]]:
+    """Every attribute that code asks of variables, or of attributes, with these names."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            owner = node.value
+            name = getattr(owner, "id", None) or getattr(owner, "attr", None)
+            if name in names:
+                found.add((str(name), node.attr))
+    return found
+
+
+def test_the_library_has_every_attribute_that_is_asked_of_it() -> None:
+    known = api()
+    wanted = asked(inspect.getsource(session), set(known))
+    assert [pair for pair in wanted if not hasattr(known[pair[0]], pair[1])] == []
+    assert ("context", "execute_async_v3") in wanted
+    assert {owner for owner, _ in wanted} == set(known)
+
+
+def test_the_library_has_every_attribute_that_a_refit_asks_for() -> None:
+    import tensorrt_rtx as trt
+
+    known = {
+        "module": trt,
+        "refitter": trt.Refitter,
+        "parser": trt.OnnxParserRefitter,
+        "loaded": trt.ICudaEngine,
+        "saving": trt.ISerializationConfig,
+        "SerializationFlag": trt.SerializationFlag,
+    }
+    source = inspect.getsource(refit.write_refitted) + inspect.getsource(refit._first_error)
+    wanted = asked(source, set(known))
+    assert [pair for pair in wanted if not hasattr(known[pair[0]], pair[1])] == []
+    assert {owner for owner, _ in wanted} == set(known)
+    assert hasattr(trt.ParserError, "desc")
+
+
+def test_a_misspelt_attribute_would_be_found() -> None:
+    wanted = asked("self.context.execute_async_v9(stream)", set(api()))
+    assert wanted == {("context", "execute_async_v9")}
+    assert not hasattr(api()["context"], "execute_async_v9")
+
+
+def runtime() -> ModuleType:
+    return pytest.importorskip("cuda.bindings.runtime")
+
+
+def test_every_cuda_name_exists() -> None:
+    module = runtime()
+    wanted = set(re.findall(r"\bcuda[A-Z]\w+", inspect.getsource(cuda)))
+    members = {*dir(module), *dir(module.cudaMemcpyKind), *dir(module.cudaStreamCaptureMode)}
+    assert {"cudaMalloc", "cudaMemcpyHostToDevice"} < wanted
+    assert wanted - members - set(dir(module.cudaError_t)) == set()
+    assert module.cudaStreamNonBlocking == cuda._NON_BLOCKING
+
+
+def driverless() -> cuda.Cuda:
+    """What has no stream, since none can be made here."""
+    made = cuda.Cuda.__new__(cuda.Cuda)
+    made._rt = runtime()
+    made._kinds = made._rt.cudaMemcpyKind
+    made._open = ExitStack()
+    made._stage = None
+    made.stream = made._rt.cudaStream_t(0)
+    return made
+
+
+_ROW = np.zeros(4, np.uint8)
+_CALLS: dict[str, Callable[[cuda.Cuda], object]] = {
+    "free": lambda it: it.free_bytes(),
+    "allocate": lambda it: it.allocate(16, "logits"),
+    "pinned": lambda it: it.pinned(16),
+    "send": lambda it: it.send(0, _ROW),
+    "fetch": lambda it: it.fetch(_ROW, 0),
+    "wait": lambda it: it.wait(),
+    "event": lambda it: it.event(),
+    "record": lambda it: it.record(it._rt.cudaEvent_t(0)),
+    "elapsed": lambda it: it.elapsed_ms(it._rt.cudaEvent_t(0), it._rt.cudaEvent_t(0)),
+    "captured": lambda it: it.captured(lambda: None),
+}
+
+
+@no_driver
+@pytest.mark.parametrize("call", _CALLS)
+def test_a_cuda_call_gets_as_far_as_the_missing_driver(call: str) -> None:
+    """A wrong number or kind of arguments would be a TypeError before that."""
+    with pytest.raises(BackendError, match=r"CUDA can't .*insufficient.* \(35\)\.$"):
+        _CALLS[call](driverless())
+
+
+@no_driver
+def test_what_takes_a_handle_takes_one_argument_too() -> None:
+    module = runtime()
+    handles = {
+        module.cudaFree: 0,
+        module.cudaFreeHost: 0,
+        module.cudaStreamDestroy: module.cudaStream_t(0),
+        module.cudaEventDestroy: module.cudaEvent_t(0),
+        module.cudaGraphDestroy: module.cudaGraph_t(0),
+        module.cudaGraphExecDestroy: module.cudaGraphExec_t(0),
+        module.cudaStreamEndCapture: module.cudaStream_t(0),
+    }
+    for call, handle in handles.items():
+        assert int(call(handle)[0]) == 35
+    assert int(module.cudaGraphInstantiate(module.cudaGraph_t(0), 0)[0]) == 35
+    assert int(module.cudaGraphLaunch(module.cudaGraphExec_t(0), module.cudaStream_t(0))[0]) == 35
+
+
+@no_driver
+def test_cuda_without_a_driver_is_an_error_and_no_crash() -> None:
+    runtime()
+    with pytest.raises(BackendError, match="CUDA can't make a stream"):
+        cuda.Cuda("rtx")
+
+
+_DESERIALISE = """
+import sys
+from pathlib import Path
+import tensorrt_rtx as trt
+from exporter.engines.build.network import Listener
+from exporter.engines.build.session import deserialised
+from exporter.errors import EngineError
+listener = Listener(trt)
+try:
+    deserialised(trt, trt.Runtime(listener.log), listener, Path(sys.argv[1]))
+except EngineError as error:
+    print(error.message)
+"""
+
+
+def test_what_the_library_does_not_take_is_one_line(tmp_path: Path) -> None:
+    """In a process of its own, as the trial is: here there may be no driver."""
+    engine = written_as(tmp_path / "m.engine", phases=("decode",))
+    command = [sys.executable, "-c", _DESERIALISE, engine]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"{engine} does not load in tensorrt_rtx 1."), done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert ".cpp::" not in done.stdout
+
+
+def test_a_runtime_s_listener_keeps_errors_alone() -> None:
+    import tensorrt_rtx as trt
+
+    listener = Listener(trt, errors_only=True)
+    listener.log.log(trt.ILogger.Severity.VERBOSE, "at every call")
+    assert listener.last_error() == "it gives no reason"
+    listener.log.log(trt.ILogger.Severity.ERROR, "[place.cpp::f::7] no room")
+    assert listener.last_error() == "no room"
+    assert len(listener.lines) == 1
+
+
+def test_a_lane_tells_what_the_library_refuses() -> None:
+    """The wrapper's own logic; the context is no stand-in for a GPU, it only refuses."""
+    from exporter.engines.build.engine_set import Slot
+    from exporter.engines.build.settings import ProfileEntry
+
+    refuses = SimpleNamespace(set_input_shape=lambda *_: False, execute_async_v3=lambda _: False)
+    listener = SimpleNamespace(last_error=lambda: "no room for it")
+    slot = Slot(0, 0, ProfileEntry(phase="decode", shapes={}))
+    lane = session.Lane(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
+    with pytest.raises(BackendError, match="decode refuses the shape 1x2 for x: no room for it"):
+        lane.set_shapes({"dropped": (1, 2), "x": (1, 2)})
+    with pytest.raises(BackendError, match="decode failed while it ran: no room for it"):
+        lane.enqueue()

@@ -1,0 +1,145 @@
+"""Which writer a decoder's form comes from, and that a slower one is never taken in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from written_files import names_in
+
+from exporter.errors import BackendError, ExportError, MissingDependencyError, UsageError
+from exporter.export.forms import onnxruntime_decoder as choice
+from exporter.export.forms.noting import Written
+from exporter.export.onnx_output import save_onnx
+from exporter.pipeline.refusals import refuse_bad_options
+from exporter.progress import Quiet
+from tests.graph_passes.fused_graphs import FusedSpec, fused_model
+
+pytestmark = pytest.mark.torch
+
+NOT_KNOWN = ExportError("The builder doesn't know Foo.")
+NOT_RUN = BackendError("ONNX Runtime can't run it: no such operator.")
+NOT_HERE = MissingDependencyError("onnxruntime_genai is needed.", "pip install")
+PLAIN = Written("torch 2, opset 23", remark="so this is the plain export")
+
+
+class Heard(Quiet):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Writes with writers that give or raise what they are told to."""
+
+    def write(
+        *,
+        builder: Any = NOT_KNOWN,
+        fused: Any = NOT_KNOWN,
+        plain: Any = PLAIN,
+        check: Any = lambda folder: None,
+    ) -> tuple[Written, list[str]]:
+        def gives(answer: Any, *, config: bool = False) -> Callable[..., Written]:
+            def writer(loaded: Any, folder: Path, *_: Any, **__: Any) -> Written:
+                if isinstance(answer, Exception):
+                    raise answer
+                save_onnx(fused_model(FusedSpec()), folder)
+                (folder / "who").write_text(answer.writer)
+                if config:
+                    (folder / "genai_config.json").write_text("{}")
+                return answer
+
+            return writer
+
+        def checked(loaded: Any, path: Path, **_: Any) -> None:
+            check(path.parent)
+
+        monkeypatch.setattr(choice, "build_decoder", gives(builder, config=True))
+        monkeypatch.setattr(choice, "write_fused_export", gives(fused))
+        monkeypatch.setattr(choice, "write_portable", gives(plain))
+        monkeypatch.setattr(choice, "write_genai_config", lambda *_: True)
+        monkeypatch.setattr("exporter.export.parity.check_export", checked)
+        loaded: Any = SimpleNamespace(ref=SimpleNamespace(architecture="Foo"))
+        heard = Heard()
+        return choice.write_decoder(loaded, tmp_path, "cpu", heard), heard.lines
+
+    return write
+
+
+def test_the_builder_comes_first(told: Callable[..., Any], tmp_path: Path) -> None:
+    written, heard = told(builder=Written("builder 1"), fused=Written("passes 1"))
+    assert (written.writer, written.remark, heard) == ("builder 1", None, [])
+    assert written.passes == ("num_logits_to_keep",)
+    assert names_in(tmp_path) == ["genai_config.json", "model.onnx", "model.onnx.*.data", "who"]
+    inputs = {value.name for value in ir.load(tmp_path / "model.onnx").graph.inputs}
+    assert "num_logits_to_keep" in inputs
+
+
+def test_what_the_runtime_does_not_run_is_not_taken(
+    told: Callable[..., Any], tmp_path: Path
+) -> None:
+    def check(folder: Path) -> None:
+        if (folder / "who").read_text() == "builder 1":
+            raise NOT_RUN
+
+    written, heard = told(builder=Written("builder 1"), fused=Written("passes 1"), check=check)
+    assert written.writer == "passes 1"
+    assert written.remark == "ONNX Runtime can't run it: no such operator"
+    assert heard == [f"form: {written.remark}"]
+    assert not (tmp_path / "genai_config.json").exists()
+
+
+def test_a_plain_form_is_told(told: Callable[..., Any]) -> None:
+    written, heard = told()
+    assert written.writer == PLAIN.writer
+    assert written.remark.endswith("so this is the plain export, whose cache grows")
+    assert "doesn't know Foo" in written.remark
+    assert len(heard) == 3  # the builder, and the passes at either opset
+
+
+def test_a_missing_builder_is_asked_for_unless_the_passes_serve(
+    told: Callable[..., Any], tmp_path: Path
+) -> None:
+    written, _ = told(builder=NOT_HERE, fused=Written("passes 1"))
+    assert "not installed" in written.remark
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(MissingDependencyError) as error:
+        told(builder=NOT_HERE)
+    assert error.value is NOT_HERE
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_form_at_all_is_an_error(told: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="Foo can't be written for ONNX Runtime"):
+        told(plain=ExportError("PyTorch's exporter can't export Foo."))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_provider_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    from exporter.compare import CompareOptions
+    from exporter.pipeline.request import DropRequest, ExportRequest, SourceOptions
+
+    request = ExportRequest(
+        source="nowhere",
+        out=tmp_path / "out",
+        drops=DropRequest(attention=1),
+        target="onnxruntime-cuda",
+        load=SourceOptions(dtype="float16"),
+        compare=CompareOptions(provider="cuda"),
+    )
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(BackendError, match="CUDAExecutionProvider was asked for"):
+            refuse_bad_options(request)
+    with pytest.raises(UsageError, match="measured on cuda"):
+        refuse_bad_options(ExportRequest(**{**vars(request), "compare": CompareOptions()}))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,104 @@
+"""Encoders in ONNX Runtime's fused operators: whole and cut, with padding."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+from written_files import names_in
+
+from exporter.artifacts import PlannedDeletion
+from exporter.export.forms.encoder import write_encoder
+from exporter.export.forms.encoder_fusion import fuse_encoder
+from exporter.export.forms.noting import Written, fused_operators
+from exporter.progress import QUIET
+from graph_passes import Deletion, prune_graph, save_model
+from tests.tiny_torch import tiny_loaded
+
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
+
+FUSED = {"Attention": 2, "BiasGelu": 2, "EmbedLayerNormalization": 1, "SkipLayerNormalization": 4}
+CUT = FUSED | {"Attention": 1, "SkipLayerNormalization": 3}
+
+
+@pytest.fixture(scope="module")
+def bert() -> Any:
+    made = tiny_loaded("bert", initializer_range=0.2, num_attention_heads=6)
+    for name, weight in made.model.named_parameters():
+        if name.endswith("bias"):
+            weight.normal_(std=0.1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(bert: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from exporter.export.torch_export import export_onnx
+
+    return export_onnx(bert, tmp_path_factory.mktemp("plain"), opset=20).parent
+
+
+@pytest.fixture
+def exported(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports once for all tests."""
+
+    def copy(loaded: Any, folder: Path, **asked: Any) -> Written:
+        assert asked["opset"] == 20
+        shutil.copytree(plain, folder, dirs_exist_ok=True)
+        return Written("torch")
+
+    monkeypatch.setattr("exporter.export.forms.encoder.write_portable", copy)
+
+
+@pytest.fixture
+def form(bert: Any, exported: None, tmp_path: Path) -> Path:
+    folder = tmp_path / "form"
+    folder.mkdir()
+    written = write_encoder(bert, folder, QUIET)
+    assert written.remark is None
+    return folder
+
+
+def test_an_encoder_is_fused_and_says_what_pytorch_says(bert: Any, form: Path) -> None:
+    from exporter.export.parity import check_export
+
+    """The check's sequences are padded on the left."""
+    assert fused_operators(ir.load(form / "model.onnx")) == FUSED
+    assert names_in(form) == ["model.onnx", "model.onnx.*.data"]
+    checks = check_export(bert, form / "model.onnx")
+    assert all(check.passed for check in checks)
+
+
+@pytest.mark.parametrize("first", ["cut", "fuse"])
+def test_a_cut_is_fused_too(bert: Any, plain: Path, tmp_path: Path, first: str) -> None:
+    from exporter.export.parity import check_export
+
+    deletion = [Deletion(1, "attention")]
+    whole = ir.load(plain / "model.onnx")
+    if first == "fuse":
+        made, _ = prune_graph(fuse_encoder(whole), deletion)
+    else:
+        made = fuse_encoder(prune_graph(whole, deletion)[0])
+    save_model(made, tmp_path / "model.onnx")
+    assert fused_operators(made) == CUT
+    planned = [PlannedDeletion(layer=1, kind="attention")]
+    checks = check_export(bert, tmp_path / "model.onnx", deletions=planned)
+    assert all(check.passed for check in checks)
+
+
+def test_what_cannot_be_fused_is_the_plain_export_and_says_so(
+    bert: Any, exported: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxscript.rewriter.ort_fusions as rules
+
+    def fail(model: ir.Model) -> None:
+        raise ValueError("no such pattern")
+
+    monkeypatch.setattr(rules, "optimize_for_ort", fail)
+    written = write_encoder(bert, tmp_path, QUIET)
+    assert written.passes == ()
+    assert written.remark is not None
+    assert "no such pattern" in written.remark
+    assert fused_operators(ir.load(tmp_path / "model.onnx")) == {}

@@ -1,0 +1,83 @@
+"""optimum's own runtime generates with a pruned folder, its cache numbers full of gaps."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_torch import tiny_loaded
+
+from exporter.artifacts import PlannedDeletion
+from exporter.cut.surgery import prune_file
+from exporter.export.optimum_export import export_with_optimum
+from graph_passes import Deletion
+from graph_passes.files.storage import load_model, save_model
+from graph_passes.testing import masked_model
+
+pytestmark = pytest.mark.optimum
+
+PLAN = [
+    PlannedDeletion(layer=0, kind="attention"),
+    PlannedDeletion(layer=2, kind="attention"),
+    PlannedDeletion(layer=1, kind="mlp"),
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """optimum's folder of a decoder of four layers, config and all."""
+    folder = tmp_path_factory.mktemp("optimum")
+    loaded = tiny_loaded("llama", num_hidden_layers=4, initializer_range=0.2)
+    loaded.model.config.save_pretrained(folder)
+    loaded.model.generation_config.save_pretrained(folder)
+    return export_with_optimum(loaded, folder)
+
+
+def folder_with(source: Path, folder: Path) -> Path:
+    """A folder for a result, with all of optimum's files but the graph."""
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json"):
+        shutil.copy(source.parent / name, folder)
+    return folder
+
+
+def generated(folder: Path) -> list[list[int]]:
+    """Greedy tokens for a batch of two, one of the prompts padded on the left."""
+    import torch
+    from optimum.onnxruntime import ORTModelForCausalLM
+
+    model: Any = ORTModelForCausalLM.from_pretrained(folder)
+    prompts = torch.tensor([[0, 0, 5, 9, 20], [7, 3, 33, 81, 4]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    made = model.generate(
+        input_ids=prompts, attention_mask=mask, max_new_tokens=8, min_new_tokens=8, do_sample=False
+    )
+    tokens: list[list[int]] = made[:, prompts.shape[1] :].tolist()
+    return tokens
+
+
+def test_a_pruned_folder_generates_what_the_masked_original_does(
+    source: Path, tmp_path: Path
+) -> None:
+    pruned = folder_with(source, tmp_path / "pruned")
+    report = prune_file(source, pruned / "model.onnx", PLAN)
+    removed = [name for entry in report.deleted for name in entry.inputs_removed]
+    assert removed == [f"past_key_values.{n}.{part}" for n in (0, 2) for part in ("key", "value")]
+    assert report.kv_renumbering == {}
+    masked = folder_with(source, tmp_path / "masked")
+    asked = [Deletion(d.layer, d.kind) for d in PLAN]
+    save_model(masked_model(load_model(source), asked), masked / "model.onnx")
+    tokens = generated(pruned)
+    assert [len(row) for row in tokens] == [8, 8]
+    assert tokens == generated(masked)
+    assert tokens != generated(source.parent)
+
+
+def test_dense_numbers_generate_the_same(source: Path, tmp_path: Path) -> None:
+    gaps = folder_with(source, tmp_path / "gaps")
+    dense = folder_with(source, tmp_path / "dense")
+    prune_file(source, gaps / "model.onnx", PLAN, verify="none")
+    prune_file(source, dense / "model.onnx", PLAN, verify="none", renumber_kv=True)
+    assert generated(gaps) == generated(dense)

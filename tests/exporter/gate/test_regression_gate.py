@@ -1,0 +1,681 @@
+"""A report against a baseline: what is compared, what is refused, what is said."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exporter.artifacts import (
+    Arms,
+    ComparisonReport,
+    EmbeddingAgreement,
+    EngineFacts,
+    FormRecord,
+    Interval,
+    PerplexityPair,
+    QuantizationRecord,
+    SampleLosses,
+)
+from exporter.artifacts import TaskResult as Task
+from exporter.errors import ArtifactError, RegressionError, UsageError
+from exporter.files import sha256_bytes
+from exporter.gate import (
+    Accepted,
+    Limits,
+    check,
+    confirmed,
+    find_baseline,
+    read_baselines,
+    updated,
+)
+from exporter.gate.keys import differences, key_of, series
+from exporter.report.checks import limit_words
+from tests.made_reports import (
+    gate_accuracy,
+    gate_arm,
+    gate_report,
+    gate_row,
+    samples,
+)
+
+SLOWDOWN = Limits(max_slowdown=0.03)
+
+
+def verdicts(found: Any) -> dict[str, str]:
+    return {f"{one.quantity} {one.subject}": one.verdict for one in found.checks}
+
+
+def against(report: ComparisonReport, old: ComparisonReport, limits: Limits | None = None) -> Any:
+    return check(report, limits, baseline=Accepted(old))
+
+
+@pytest.mark.parametrize(
+    ("candidate_ms", "width", "word"),
+    [
+        (84.8, 0.01, "regressed"),
+        (84.8, 0.05, "inconclusive"),
+        (80.5, 0.01, "unchanged"),
+        (72.0, 0.01, "improved"),
+    ],
+)
+def test_time_against_an_earlier_session(candidate_ms: float, width: float, word: str) -> None:
+    old = gate_report([gate_row(width=width)])
+    new = gate_report([gate_row(candidate_ms=candidate_ms, width=width)])
+    found = against(new, old, SLOWDOWN)
+    assert (found.verdict, verdicts(found)) == (word, {"time prefill 128": word})
+    assert "relative to the unpruned arm" in found.notes[0]
+
+
+def test_a_slower_machine_state_is_no_regression() -> None:
+    """All of the session took twice as long, the unpruned arm too."""
+    old = gate_report([gate_row()])
+    new = gate_report([gate_row(candidate_ms=160.0, baseline_ms=200.0)])
+    found = against(new, old, SLOWDOWN)
+    assert found.verdict == "unchanged"
+    assert found.checks[0].value == pytest.approx(1.0, rel=1e-12)
+
+
+def test_the_measured_noise_of_both_sessions_counts() -> None:
+    old, new = (gate_report([gate_row(candidate_ms=ms, noise=1.05)]) for ms in (80.0, 84.8))
+    (one,) = against(new, old, SLOWDOWN).checks
+    assert one.verdict == "inconclusive"
+    assert one.noise_floor == pytest.approx(math.expm1(math.sqrt(2) * math.log(1.05)), rel=1e-12)
+
+
+def test_the_interval_is_the_one_that_the_row_s_verdict_rests_on() -> None:
+    """It is wider where a row was looked at more than once."""
+    old, new = gate_row(), gate_row(candidate_ms=86.0)
+    assert against(gate_report([new]), gate_report([old]), SLOWDOWN).verdict == "regressed"
+    ratio = new.speedup.ratio
+    wide = new.model_copy(update={"verdict_interval": (ratio / 1.06, ratio * 1.06)})
+    (one,) = against(gate_report([wide]), gate_report([old]), SLOWDOWN).checks
+    assert one.verdict == "inconclusive"
+    assert "compare --rounds" in one.reason
+
+
+def test_an_interval_of_the_gate_is_one_of_95_percent_whatever_a_verdict_rests_on() -> None:
+    """A verdict of one look speaks of one side: its interval is one of 90 %."""
+    old, new = gate_row(), gate_row(candidate_ms=86.0)
+    low, high = new.speedup.ci95
+    narrow = new.model_copy(update={"verdict_interval": (low * 1.005, high / 1.005)})
+    for limits in (SLOWDOWN, Limits(min_speedup=1.1)):
+        (wanted,) = against(gate_report([new]), gate_report([old]), limits).checks
+        (found,) = against(gate_report([narrow]), gate_report([old]), limits).checks
+        assert found.ci95 == wanted.ci95
+
+
+@pytest.mark.parametrize(
+    ("once", "often"), [({"loads": 1}, {"loads": 6}), ({"builds": 1}, {"builds": 3})]
+)
+def test_arms_that_were_loaded_once_are_told(once: dict[str, int], often: dict[str, int]) -> None:
+    for limits in (SLOWDOWN, Limits(min_speedup=1.1)):
+        for old, new, told in ((once, often, True), (often, once, True), (often, often, False)):
+            rows = gate_row(**old), gate_row(candidate_ms=81.0, **new)
+            (one,) = against(gate_report([rows[1]]), gate_report([rows[0]]), limits).checks
+            told = told and (limits is SLOWDOWN or new is once)  # a speedup is one session's
+            assert ("Loaded once" in one.reason) == told
+
+
+def test_few_rounds_say_nothing() -> None:
+    old, new = (gate_report([gate_row(candidate_ms=ms, rounds=5)]) for ms in (80.0, 160.0))
+    assert against(new, old, SLOWDOWN).verdict == "inconclusive"
+
+
+def test_a_report_alone_is_held_against_its_own_unpruned_arm() -> None:
+    report = gate_report([gate_row()])
+    assert check(report, Limits(max_slowdown=0)).verdict == "improved"
+    assert check(report, Limits(min_speedup=1.2)).verdict == "improved"
+    assert check(report, Limits(min_speedup=1.5)).verdict == "regressed"
+    assert check(report, Limits(min_speedup=1.25)).verdict == "inconclusive"
+    slow = gate_report([gate_row(candidate_ms=110.0)])
+    assert check(slow, Limits(max_slowdown=0)).verdict == "regressed"
+
+
+def test_all_defaults_against_a_baseline() -> None:
+    old = gate_report()
+    arms = Arms(
+        baseline=old.arms.baseline,
+        candidate=gate_arm("new", file_bytes=1_030_000, kv_cache_bytes_per_token=4096),
+    )
+    found = against(gate_report(arms=arms, accuracy=gate_accuracy(20.5)), old)
+    assert verdicts(found) == {
+        "time prefill 128": "unchanged",
+        "time prefill 512": "unchanged",
+        "perplexity evaluation text": "regressed",
+        "size files": "regressed",
+        "memory KV cache per token": "unchanged",
+    }
+
+
+def test_perplexity_of_two_candidates_has_the_interval_of_both() -> None:
+    def judged(width: float) -> str:
+        def told(candidate: float) -> Any:
+            middle = math.log(candidate / 16)
+            interval = Interval(value=middle, ci95=(middle - width, middle + width))
+            return gate_accuracy(candidate, log_perplexity_increase=interval)
+
+        old = gate_report(accuracy=told(20.0))
+        arms = Arms(baseline=old.arms.baseline, candidate=gate_arm("new"))
+        new = gate_report(arms=arms, accuracy=told(21.0))
+        found = against(new, old, Limits(max_perplexity_increase=0.01))
+        return str(found.verdict)
+
+    assert judged(0.01) == "regressed"
+    assert judged(0.05) == "inconclusive"
+
+
+def test_perplexity_on_the_same_samples_is_compared_sample_by_sample() -> None:
+    """Samples are hard for both candidates or for neither: pairs see a change that sums hide."""
+    hard = np.linspace(1.0, 5.0, 16)
+
+    def told(extra: np.ndarray, name: str, **changes: Any) -> ComparisonReport:
+        candidate = 100 * (hard + 0.4 * hard + extra)
+        losses = SampleLosses(
+            tokens=[100] * 16, baseline=list(100 * hard), candidate=list(candidate)
+        )
+        increase = float((candidate - 100 * hard).sum() / 1600)
+        spread = Interval(value=increase, ci95=(increase - 0.25, increase + 0.25))
+        pair = PerplexityPair(baseline=20.0, candidate=20.0 * math.exp(increase))
+        accuracy = gate_accuracy(
+            perplexity=pair, log_perplexity_increase=spread, sample_losses=losses, **changes
+        )
+        arms = Arms(baseline=gate_arm("base"), candidate=gate_arm(name))
+        return gate_report(accuracy=accuracy, arms=arms)
+
+    noise = np.random.default_rng(0).normal(0, 0.01, 16)
+    old, limits = told(np.zeros(16), "old"), Limits(max_perplexity_increase=0.01)
+    assert against(told(0.05 + noise, "new"), old, limits).verdict == "regressed"
+    assert against(told(0.002 + noise / 10, "new"), old, limits).verdict == "unchanged"
+    other = told(0.05 + noise, "new", text_sha256="f" * 64)
+    assert against(other, old, limits).verdict == "inconclusive"
+
+
+def test_the_same_candidate_on_the_same_text_is_exact() -> None:
+    interval = Interval(value=0.22, ci95=(0.1, 0.34))
+    report = gate_report(accuracy=gate_accuracy(log_perplexity_increase=interval))
+    other = gate_report(
+        [gate_row(candidate_ms=80.1)],
+        accuracy=gate_accuracy(log_perplexity_increase=interval),
+    )
+    (one,) = against(report, other, Limits(max_perplexity_increase=0.01)).checks
+    assert (one.verdict, one.ci95) == ("unchanged", None)
+
+
+@pytest.mark.parametrize(
+    ("limits", "word"),
+    [
+        (Limits(max_kl=0.3), "unchanged"),
+        (Limits(max_kl=0.1), "regressed"),
+        (Limits(min_top1_agreement=0.8), "unchanged"),
+        (Limits(min_top1_agreement=0.9), "regressed"),
+        (Limits(min_embedding_cosine=0.95), "unchanged"),
+        (Limits(min_embedding_cosine=0.98), "regressed"),
+        (Limits(max_perplexity_increase=0.3), "unchanged"),
+        (Limits(max_perplexity_increase=0.2), "regressed"),
+    ],
+)
+def test_accuracy_of_a_report_alone(limits: Limits, word: str) -> None:
+    embeddings = EmbeddingAgreement(texts=64, cosine=0.97, lowest_cosine=0.9, rank_agreement=0.95)
+    report = gate_report(accuracy=gate_accuracy(embeddings=embeddings))
+    assert check(report, limits).verdict == word
+
+
+def test_a_collapsed_candidate_regressed_and_a_collapsed_original_is_refused() -> None:
+    limits = Limits(max_perplexity_increase=0.5)
+    assert check(gate_report(accuracy=gate_accuracy(math.inf)), limits).verdict == "regressed"
+    pair = PerplexityPair(baseline=math.inf, candidate=math.inf)
+    with pytest.raises(RegressionError, match=r"\$\.accuracy\.perplexity\.baseline"):
+        check(gate_report(accuracy=gate_accuracy(perplexity=pair)), limits)
+
+
+def task(candidate: float, low: float, high: float) -> Task:
+    difference = Interval(value=candidate - 0.6, ci95=(low, high))
+    return Task(
+        task="arc", metric="acc", items=500, baseline=0.6, candidate=candidate,
+        difference=difference,
+    )  # fmt: skip
+
+
+def loss(candidate: float, higher_is_better: bool) -> Task:
+    """A task's loss of 2.0 in the baseline, or what is no loss but the same number."""
+    change = candidate - 2.0
+    return Task(
+        task="lambada", metric="log_perplexity", items=500, baseline=2.0, candidate=candidate,
+        difference=Interval(value=change, ci95=(change - 0.01, change + 0.01)),
+        higher_is_better=higher_is_better,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("candidate", "higher_is_better", "word"),
+    [
+        (2.3, False, "regressed"),
+        (2.3, True, "improved"),
+        (1.7, False, "improved"),
+        (1.7, True, "regressed"),
+        (2.0, False, "unchanged"),
+    ],
+)
+def test_a_metric_of_which_less_is_better_may_not_grow(
+    candidate: float, higher_is_better: bool, word: str
+) -> None:
+    limits = Limits(max_task_drop=0.1)
+    now = gate_report(accuracy=gate_accuracy(tasks=[loss(candidate, higher_is_better)]))
+    before = gate_report(accuracy=gate_accuracy(tasks=[loss(2.0, higher_is_better)]))
+    for found in (check(now, limits), against(now, before, limits)):
+        (only,) = found.checks
+        assert only.verdict == word
+    side, told = ("at most", "0.100") if not higher_is_better else ("at least", "-10.0 %")
+    assert limit_words(only) == f"{side} {told}"
+
+
+def test_tasks_are_compared_by_points() -> None:
+    limits = Limits(max_task_drop=0.02)
+    for candidate, interval, word in (
+        (0.5, (-0.12, -0.08), "regressed"),
+        (0.5, (-0.19, -0.01), "inconclusive"),
+        (0.59, (-0.015, -0.005), "unchanged"),
+    ):
+        report = gate_report(accuracy=gate_accuracy(tasks=[task(candidate, *interval)]))
+        assert check(report, limits).verdict == word
+        assert against(report, report, limits).verdict == "unchanged"
+    scored = gate_report(accuracy=gate_accuracy(tasks=[task(0.6, -0.01, 0.01)]))
+    other = scored.accuracy.tasks[0].model_copy(update={"task": "piqa"})  # type: ignore[union-attr]
+    more = gate_report(accuracy=gate_accuracy(tasks=[task(0.6, -0.01, 0.01), other]))
+    assert against(more, scored, limits).verdict == "unchanged"
+    with pytest.raises(RegressionError, match="lacks what its baseline has: piqa, acc"):
+        against(scored, more, limits)
+    twice = gate_report(accuracy=gate_accuracy(tasks=[task(0.5, -0.2, 0.0)] * 2))
+    with pytest.raises(RegressionError, match="arc, acc twice"):
+        check(twice, limits)
+
+
+def test_the_largest_build_of_an_engine_counts() -> None:
+    def engines(*sizes: int) -> Any:
+        values: dict[str, Any] = dict.fromkeys(("path", "sha256", "backend", "built_for"), "x")
+        return [
+            EngineFacts(
+                **values,
+                precision="fp16",
+                backend_version="1.7",
+                engine_bytes=size,
+                network_layers=1,
+                layers={},
+                memory_bytes={},
+                build_s=1.0,
+            )
+            for size in sizes
+        ]
+
+    old, new = (
+        gate_report(arms=Arms(baseline=gate_arm("base"), candidate=gate_arm("c", engines=found)))
+        for found in (engines(100, 110), engines(100, 140))
+    )
+    found = against(new, old, Limits(max_size_increase=0.1))
+    assert verdicts(found) == {"size files": "unchanged", "size engines": "regressed"}
+    assert key_of(new).versions["engines"] == "1.7"
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.floats(1, 1000), min_size=1, max_size=3),
+    st.floats(0, 0.3),
+    st.integers(1, 20),
+    st.floats(0, 0.1),
+)
+def test_a_report_against_itself_is_unchanged(
+    medians: list[float], width: float, rounds: int, limit: float
+) -> None:
+    rows = [
+        gate_row(n + 1, candidate_ms=ms, width=width, rounds=rounds) for n, ms in enumerate(medians)
+    ]
+    found = against(gate_report(rows), gate_report(rows), Limits(max_slowdown=limit))
+    assert set(verdicts(found).values()) == {"unchanged"}
+
+
+@settings(max_examples=25)
+@given(st.lists(st.floats(40, 160), min_size=2, max_size=4), st.floats(0.001, 0.1), st.data())
+def test_names_and_order_change_no_verdict(
+    medians: list[float], width: float, data: st.DataObject
+) -> None:
+    """Another order of rows, other paths and another command are labels and no measurement."""
+    old = gate_report([gate_row(n + 1, width=width) for n in range(len(medians))])
+    rows = [gate_row(n + 1, candidate_ms=ms, width=width) for n, ms in enumerate(medians)]
+    other = gate_report(
+        data.draw(st.permutations(rows)),
+        command=["x"],
+        plan=[],
+        arms=Arms(
+            baseline=gate_arm("base", path="elsewhere"), candidate=gate_arm("cand", path="moved")
+        ),
+    )
+    told = verdicts(against(gate_report(rows), old, SLOWDOWN))
+    assert verdicts(against(other, old, SLOWDOWN)) == told
+
+
+def test_a_regression_must_hold_each_time_it_is_measured() -> None:
+    old, slow = gate_report([gate_row()]), gate_report([gate_row(candidate_ms=90.0)])
+    good, first = gate_report([gate_row(candidate_ms=80.1)]), against(slow, old, SLOWDOWN)
+
+    def after(*reports: ComparisonReport) -> Any:
+        left = iter(reports)
+        found = confirmed(first, lambda: against(next(left), old, SLOWDOWN), measurements=2)
+        assert next(left, None) is None, "measured less often than expected"
+        return found
+
+    held = after(slow, slow)
+    assert (held.verdict, held.checks[0].remeasured) == ("regressed", ["regressed"] * 2)
+    assert after(good).verdict == "unchanged"
+    dropped = after(slow, good)
+    assert dropped.verdict == "unchanged"
+    assert "regressed, unchanged" in dropped.checks[0].reason
+
+
+def test_what_isn_t_time_is_not_measured_again() -> None:
+    found = check(gate_report(), Limits(max_kl=0.1))
+    assert confirmed(found, lambda: pytest.fail("measured"), measurements=3) == found
+
+
+# Keys.
+
+FUSED = FormRecord(target="onnxruntime-cpu", writer="genai 0.18")
+EIGHT = QuantizationRecord(scheme="int8", method="rtn", bits={"8": 7}, block_size=32)
+OTHERS: dict[str, ComparisonReport] = {
+    "model": gate_report(arms=Arms(baseline=gate_arm("other"), candidate=gate_arm("cand"))),
+    "backend": gate_report(
+        arms=Arms(baseline=gate_arm("base", backend="b"), candidate=gate_arm("c", backend="b")),
+        versions={"onnxruntime": "1.32.0"},
+    ),
+    "provider": gate_report(
+        arms=Arms(baseline=gate_arm("base"), candidate=gate_arm("c", provider="CUDA"))
+    ),
+    "precision": gate_report(
+        arms=Arms(baseline=gate_arm("base"), candidate=gate_arm("c", precision="fp16"))
+    ),
+    "device": gate_report(machine="Another CPU"),
+    "threads": gate_report(environment=gate_report().environment.model_copy(update={"threads": 1})),
+    "shapes": gate_report([gate_row(128)]),
+    "text": gate_report(accuracy=gate_accuracy(tokens=512)),
+    "versions": gate_report(versions={"onnxruntime": "1.25.0"}),
+    "form": gate_report(arms=Arms(baseline=gate_arm("base"), candidate=gate_arm("c", form=FUSED))),
+    "quantization": gate_report(
+        arms=Arms(
+            baseline=gate_arm("base", quantization=EIGHT),
+            candidate=gate_arm("c", quantization=EIGHT),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_unlike_runs_are_refused_and_a_named_difference_is_accepted(field: str) -> None:
+    old, new = OTHERS[field], gate_report()
+    with pytest.raises(
+        RegressionError, match=rf"old was measured.*{field}: .* there, .* here"
+    ) as e:
+        find_baseline(new, {"old": old})
+    assert f"--allow {field}" in e.value.hint
+    allowed = [difference.field for difference in differences(key_of(old), key_of(new))]
+    found, told = find_baseline(new, {"old": old}, allowed)
+    assert found is old
+    assert [difference.field for difference in told] == allowed
+    assert field in allowed
+    assert against(new, old, SLOWDOWN).verdict == "unchanged"
+
+
+def test_another_block_size_is_another_scheme() -> None:
+    def quantized(record: QuantizationRecord) -> ComparisonReport:
+        arms = [gate_arm(name, quantization=record) for name in ("base", "cand")]
+        return gate_report(arms=Arms(baseline=arms[0], candidate=arms[1]))
+
+    same = quantized(EIGHT.model_copy(update={"bits": {"8": 6}}))  # how many there were
+    assert key_of(same) == key_of(quantized(EIGHT))
+    (found,) = differences(
+        key_of(quantized(EIGHT.model_copy(update={"block_size": 64}))), key_of(same)
+    )
+    assert (found.baseline, found.report) == (
+        "int8 (rtn, blocks of 64)", "int8 (rtn, blocks of 32)"
+    )  # fmt: skip
+
+
+def test_a_key_without_form_and_quantisation_hashes_as_before() -> None:
+    key = key_of(gate_report())
+    told = key.model_dump(exclude={"shapes", "text", "versions", "form", "quantization"})
+    assert series(key) == sha256_bytes(json.dumps(told, separators=(",", ":")).encode())
+    assert series(key) != series(key.model_copy(update={"form": FUSED.name}))
+
+
+def test_versions_that_ran_nothing_do_not_matter() -> None:
+    versions = {**gate_report().versions, "torch": "3.0", "depthcut": "0.2.0"}
+    assert key_of(gate_report(versions=versions)) == key_of(gate_report())
+
+
+def test_the_gpu_counts_and_its_driver_is_a_version() -> None:
+    def on(gpu: str) -> ComparisonReport:
+        machine = gate_report().environment.model_copy(update={"gpu": gpu})
+        return gate_report(environment=machine)
+
+    first, other = on("NVIDIA L4, 580.10"), on("NVIDIA L4, 590.20")
+    assert [d.field for d in differences(key_of(first), key_of(other))] == ["versions"]
+    assert "L4" in key_of(first).device
+
+
+def test_the_nearest_of_several_is_named_and_the_right_one_found(tmp_path: Path) -> None:
+    mine = gate_report()
+    folder = tmp_path / "baselines"
+    for report in (OTHERS["device"], OTHERS["backend"], mine):
+        updated(folder, report)
+    assert len(list(folder.glob("*.json"))) == 3
+    assert find_baseline(mine, read_baselines(folder))[0] == mine
+    with pytest.raises(RegressionError, match="the nearest of 3"):
+        find_baseline(OTHERS["threads"], read_baselines(folder))
+    with pytest.raises(UsageError, match="no field 'colour'"):
+        find_baseline(mine, read_baselines(folder), ["colour"])
+
+
+def test_one_file_holds_many_keys_and_each_is_renewed_alone(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    other, old, new = (
+        OTHERS["device"],
+        gate_report(),
+        gate_report([gate_row(n) for n in (128, 512)]),
+    )
+    for report in (other, old, new):
+        assert updated(path, report) == path
+    assert list(read_baselines(path).values()) == [other, new]
+    assert [p.name for p in tmp_path.glob("[!.]*")] == ["baseline.json"]
+
+
+@pytest.mark.parametrize("name", ["baseline.json", "folder"])
+def test_no_report_is_lost_where_jobs_update_one_baseline(tmp_path: Path, name: str) -> None:
+    reports = [gate_report([gate_row(length)]) for length in range(1, 13)]
+    with ThreadPoolExecutor(6) as jobs:  # each opens the lock by itself, as a process does
+        list(jobs.map(lambda report: updated(tmp_path / name, report), reports))
+    kept = read_baselines(tmp_path / name).values()
+    assert sorted(report.latency[0].sequence_length for report in kept) == [*range(1, 13)]
+
+
+def test_a_plain_report_is_a_baseline_and_becomes_one_of_many(tmp_path: Path) -> None:
+    path = gate_report().write(tmp_path / "report.json")
+    assert len(read_baselines(path)) == 1
+    updated(path, OTHERS["device"])
+    assert len(read_baselines(path)) == 2
+
+
+def test_two_baselines_of_one_key_are_not_chosen_from(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        gate_report().write(tmp_path / f"{name}.json")
+    with pytest.raises(RegressionError, match="fit equally well"):
+        find_baseline(gate_report(), read_baselines(tmp_path))
+
+
+# Bad input.
+
+
+def test_files_that_are_no_baseline_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RegressionError, match="there is no baseline") as caught:
+        read_baselines(tmp_path / "none.json")
+    assert "--update-baseline" in caught.value.hint
+    with pytest.raises(RegressionError, match="holds no report"):
+        read_baselines(tmp_path)
+    path = tmp_path / "x.json"
+    for text, message in (
+        ("{", "can't be read as JSON"),
+        ("[]", r"\$: Input should be an object|Input should be"),
+        ('{"schema_version": 1, "kind": "prune_report"}', r"\$\.kind"),
+        ('{"schema_version": 99, "kind": "comparison_report"}', "Update depthcut"),
+        ('{"schema_version": 1, "kind": "baseline_set", "reports": [1]}', r"\$\.reports\[0\]"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ArtifactError, match=message):
+            read_baselines(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (gate_row(candidate=samples(1, 0)), r"latency\[0\]\.candidate\.samples_ms is empty"),
+        (gate_row(baseline=samples(math.nan)), r"baseline\.samples_ms\[0\] is nan: no time"),
+        (gate_row(baseline=samples(-1.0)), r"is -1\.0: no time"),
+        (gate_row(candidate=samples(80.0, 3)), "3 times, which are not 12 equal rounds"),
+        (
+            gate_row(speedup={"ratio": math.nan, "ci95": (1.0, 2.0)}),
+            r"speedup is nan \[1\.0, 2\.0\]: no factor",
+        ),
+        (gate_row(speedup={"ratio": 1.0, "ci95": (1.2, 0.8)}), "before it begins"),
+        (gate_row(speedup={"ratio": 1.0, "ci95": (0.0, 2.0)}), "no factor"),
+    ],
+)
+def test_rows_that_no_measurement_gives_are_refused(row: Any, message: str) -> None:
+    for call in (
+        lambda: check(gate_report([row]), SLOWDOWN, name="r.json"),
+        lambda: check(gate_report([row]), Limits(max_kl=1), name="r.json"),
+    ):
+        with pytest.raises(RegressionError, match=f"r.json.*{message}"):
+            call()
+
+
+def embeddings(cosine: float, ranks: float) -> EmbeddingAgreement:
+    return EmbeddingAgreement(texts=3, cosine=cosine, lowest_cosine=0.9, rank_agreement=ranks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"embeddings": embeddings(math.nan, 1.0)}, "embeddings.cosine"),
+        ({"kl_interval": Interval(value=0.1, ci95=(math.nan, 0.2))}, "kl_interval.ci95[0]"),
+        ({"tasks": [task(0.5, math.nan, 0.0)]}, "tasks[0].difference.ci95[0]"),
+        ({"top1_agreement": math.nan}, "top1_agreement"),
+    ],
+)
+def test_accuracy_that_is_no_number_is_refused(changes: dict[str, Any], path: str) -> None:
+    with pytest.raises(RegressionError, match=re.escape(f"$.accuracy.{path} is not a number")):
+        check(gate_report(accuracy=gate_accuracy(**changes)), Limits(max_kl=9))
+    texts_alike = gate_accuracy(embeddings=embeddings(1.0, math.nan))
+    assert check(gate_report(accuracy=texts_alike), Limits(max_kl=9)).verdict == "unchanged"
+
+
+def test_a_shape_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(RegressionError, match=r"\$\.latency\[1\] is a second row for prefill"):
+        check(gate_report([gate_row(), gate_row(candidate_ms=10.0)]), SLOWDOWN)
+
+
+@pytest.mark.parametrize(
+    ("report", "limits", "message"),
+    [
+        (gate_report([]), SLOWDOWN, "no latency"),
+        (gate_report(accuracy=None), Limits(max_kl=0.1), "no accuracy"),
+        (gate_report(accuracy=None), Limits(max_perplexity_increase=0.1), "has no accuracy"),
+        (
+            gate_report(accuracy=gate_accuracy(perplexity=None)),
+            Limits(max_perplexity_increase=0.1),
+            "no perplexity",
+        ),
+        (gate_report(accuracy=gate_accuracy(kl_divergence=None)), Limits(max_kl=1), "no KL"),
+        (gate_report(), Limits(max_task_drop=0.1), "no task"),
+        (gate_report(), Limits(min_embedding_cosine=0.9), "has none"),
+        (
+            gate_report(accuracy=gate_accuracy(kl_divergence=math.nan)),
+            Limits(max_kl=1),
+            r"\$\.accuracy\.kl_divergence is not a number",
+        ),
+    ],
+)
+def test_a_limit_on_what_was_not_measured_is_no_verdict(
+    report: ComparisonReport, limits: Limits, message: str
+) -> None:
+    with pytest.raises(RegressionError, match=message):
+        check(report, limits)
+
+
+def test_nothing_to_check_is_said() -> None:
+    with pytest.raises(UsageError, match="nothing to check"):
+        check(gate_report())
+    encoder = Arms(
+        baseline=gate_arm("base", kv_cache_bytes_per_token=0),
+        candidate=gate_arm("cand", kv_cache_bytes_per_token=0),
+    )
+    with pytest.raises(RegressionError, match="nothing that the limits are on"):
+        check(gate_report(arms=encoder), Limits(max_memory_increase=0.1))
+
+
+def test_without_perplexity_on_both_sides_the_default_leaves_it_out() -> None:
+    report = gate_report(accuracy=None)
+    assert not any("perplexity" in name for name in verdicts(against(report, report)))
+    with pytest.raises(RegressionError, match="no accuracy"):
+        against(report, gate_report())
+
+
+def test_engines_that_did_not_run_are_checked_by_what_is_known_of_them() -> None:
+    arms = Arms(
+        baseline=gate_arm("base", not_run="built, not run: no driver"),
+        candidate=gate_arm("cand", not_run="built, not run: no driver"),
+    )
+    report = gate_report([], accuracy=None, arms=arms)
+    found = against(report, report)
+    assert verdicts(found) == {"size files": "unchanged", "memory KV cache per token": "unchanged"}
+    assert found.notes == [
+        f"{name}: built, not run: no driver." for name in ("unpruned arm", "candidate")
+    ]
+    with pytest.raises(RegressionError, match="no latency"):
+        against(report, report, SLOWDOWN)
+
+
+@pytest.mark.parametrize(
+    ("backend", "library"),
+    [
+        ("pytorch", "torch"),
+        ("torch.compile", "torch"),
+        ("tensorrt_rtx", "tensorrt-rtx"),
+        ("tensorrt", "tensorrt"),
+        ("onnxruntime", "onnxruntime"),
+    ],
+)
+def test_the_version_of_what_ran_counts(backend: str, library: str) -> None:
+    versions = {"torch": "1", "tensorrt-rtx": "2", "tensorrt": "3", "onnxruntime": "4"}
+    arms = Arms(baseline=gate_arm("b", backend=backend), candidate=gate_arm("c", backend=backend))
+    key = key_of(gate_report(arms=arms, versions=versions))
+    assert key.versions == {library: versions[library]}
+
+
+def test_reports_without_a_common_shape_are_refused() -> None:
+    with pytest.raises(RegressionError, match="no shape in common"):
+        against(gate_report([gate_row(1)]), gate_report([gate_row(2)]), SLOWDOWN)
+
+
+def test_a_check_survives_the_disk(tmp_path: Path) -> None:
+    from exporter.artifacts import CheckReport
+
+    found = against(gate_report(), gate_report())
+    path = found.write(tmp_path / "check.json")
+    assert CheckReport.read(path) == found
+    assert json.loads(path.read_text())["kind"] == "check_report"

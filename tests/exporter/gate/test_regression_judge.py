@@ -1,0 +1,184 @@
+"""From an estimate to a word: each verdict, and the near miss that must not get it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.errors import UsageError
+from exporter.gate.intervals import difference, joined_floor, ratio
+from exporter.gate.judge import Estimate, judge, overall
+from exporter.gate.limits import Limits, amount, read_limit
+
+TIME = Estimate("time", "decode", "ms", before=100, after=100, value=1.0, ci95=(0.99, 1.01))
+
+
+def time(value: float, low: float, high: float, **changes: object) -> Estimate:
+    return replace(TIME, value=value, ci95=(low, high), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("estimate", "limit", "verdict"),
+    [
+        (time(1.06, 1.04, 1.08), 1.03, "regressed"),
+        (time(1.06, 1.02, 1.10), 1.03, "inconclusive"),  # the limit lies inside
+        (time(1.06, 1.04, 1.08, noise_floor=0.1), 1.03, "inconclusive"),  # equal arms differ more
+        (time(1.06, 1.01, 1.12), 1.0, "inconclusive"),  # equal arms do that once in a hundred
+        (time(0.94, 0.90, 0.99), 1.03, "unchanged"),  # and that
+        (time(1.06, 1.04, 1.08, sure=False), 1.03, "inconclusive"),
+        (time(0.90, 0.80, 1.00, sure=False), 1.03, "inconclusive"),
+        (time(1.00, 0.99, 1.01), 1.03, "unchanged"),
+        (time(1.02, 1.01, 1.03), 1.03, "unchanged"),  # worse for sure, and allowed
+        (time(0.90, 0.88, 0.92), 1.03, "improved"),
+        (time(0.90, 0.80, 1.01), 1.03, "unchanged"),  # not sure to be better
+        (time(0.99, 0.985, 0.995, noise_floor=0.02), 1.03, "unchanged"),  # noise
+        (time(1.00, 0.99, 1.01), 1.0, "inconclusive"),  # no slowdown at all can't be shown
+        (time(0.98, 0.97, 0.99), 1.0, "improved"),
+        (time(math.nan, 0.97, 0.99), 1.0, "inconclusive"),
+        (time(0.98, math.nan, 0.99), 1.0, "inconclusive"),
+        (time(0.98, 0.97, math.nan), 1.0, "inconclusive"),
+    ],
+)
+def test_a_time_gets_the_word_that_its_interval_allows(
+    estimate: Estimate, limit: float, verdict: str
+) -> None:
+    assert judge(estimate, limit).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "verdict"),
+    [
+        (1.2, (1.15, 1.25), "improved"),
+        (1.2, (1.05, 1.35), "inconclusive"),
+        (1.05, (1.02, 1.08), "regressed"),  # faster, and not by what was demanded
+        (1.095, (1.092, 1.098), "inconclusive"),  # missed by less than the noise
+    ],
+)
+def test_a_demanded_speedup_is_held_or_missed(
+    value: float, interval: tuple[float, float], verdict: str
+) -> None:
+    estimate = replace(
+        TIME, quantity="speedup", value=value, ci95=interval, higher_is_better=True,
+        noise_floor=0.01,
+    )  # fmt: skip
+    assert judge(estimate, 1.1).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "verdict"),
+    [(0.21, 0.2, "regressed"), (0.2, 0.2, "unchanged"), (math.inf, 0.2, "regressed")],
+)
+def test_an_exact_amount_has_no_doubt(value: float, limit: float, verdict: str) -> None:
+    estimate = replace(
+        TIME, quantity="kl_divergence", value=value, ci95=None, scale="difference", unchanged=0.0
+    )
+    assert judge(estimate, limit).verdict == verdict
+
+
+_RATIOS = st.floats(0.5, 2.0)
+_WIDTHS = st.floats(1.0001, 1.2)
+
+
+@given(_RATIOS, _WIDTHS, _WIDTHS, st.floats(0, 0.1), st.floats(0, 0.2))
+def test_changing_places_never_keeps_a_regression(
+    value: float, down: float, up: float, floor: float, limit: float
+) -> None:
+    """What is worse one way round is not worse the other way round."""
+    there = judge(time(value, value / down, value * up, noise_floor=floor), 1 + limit)
+    back = judge(time(1 / value, 1 / (value * up), down / value, noise_floor=floor), 1 + limit)
+    if there.verdict == "regressed":
+        assert back.verdict == "improved"  # the same bounds in logarithms, seen from behind
+    if there.verdict == "improved":
+        assert back.verdict != "improved"
+
+
+@given(_RATIOS, _WIDTHS, st.floats(0, 0.1), st.floats(0, 0.2), st.floats(1.0, 1.2))
+def test_worse_times_never_get_a_better_word(
+    value: float, width: float, floor: float, limit: float, worse: float
+) -> None:
+    order = ["improved", "unchanged", "inconclusive", "regressed"]
+    first, second = (
+        judge(time(v, v / width, v * width, noise_floor=floor), 1 + limit).verdict
+        for v in (value, value * worse)
+    )
+    assert order.index(first) <= order.index(second)
+
+
+def test_the_worst_word_counts() -> None:
+    assert overall(["improved", "regressed", "inconclusive"]) == "regressed"
+    assert overall(["improved", "unchanged", "inconclusive"]) == "inconclusive"
+    assert overall(["improved", "unchanged"]) == "improved"
+    assert overall(["unchanged"]) == "unchanged"
+
+
+def test_the_interval_of_two_sessions_is_wider_than_each_and_narrower_than_both() -> None:
+    low, high = ratio(1.2, (1.1, 1.3), 1.0, (0.95, 1.06))
+    assert low < 1.1 / 1.0 < 1.2 < 1.3 < high
+    assert low > 1.1 / 1.06
+    assert high < 1.3 / 0.95
+    assert ratio(1.2, (1.1, 1.3), 1.0, (1.0, 1.0)) == pytest.approx((1.1, 1.3), rel=1e-12)
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_it_covers_the_truth_as_often_as_it_says(spread: float) -> None:
+    """Normal estimates: the difference of two 95 % intervals is again one of 95 %."""
+    import numpy as np
+
+    rng = np.random.default_rng(3)
+    deviations = 1.0, spread
+    missed = 0
+    for first, second in rng.normal(0, deviations, (4000, 2)):
+        bounds = [
+            (v - 1.96 * s, v + 1.96 * s) for v, s in zip((first, second), deviations, strict=True)
+        ]
+        low, high = difference(first, bounds[0], second, bounds[1])
+        missed += not low <= 0 <= high
+    assert 0.04 < missed / 4000 < 0.06
+
+
+def test_floors_of_two_sessions_join() -> None:
+    assert joined_floor(0.0, 0.03) == pytest.approx(0.03, rel=1e-12)
+    assert 0.03 < joined_floor(0.03, 0.03) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3%", 0.03), (" 0.5 % ", 0.005), ("0.03", 0.03), ("1.1", 1.1), (2, 2.0)]
+)
+def test_amounts_are_shares_or_numbers(text: str | float, value: float) -> None:
+    assert amount(text) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "3x", "%", "three", "nan", "3%%", "1,5"])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no amount"):
+        amount(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_slowdown": -0.01},
+        {"max_kl": math.nan},
+        {"min_speedup": 0.0},
+        {"min_top1_agreement": 95.0},
+        {"min_embedding_cosine": 1.5},
+        {"max_size_increase": math.inf},
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        Limits(**wrong)
+
+
+def test_a_bare_number_above_1_is_no_share() -> None:
+    with pytest.raises(UsageError, match=r"3 is 300 %\. Write 3% or 0\.03\."):
+        read_limit("max_slowdown", "3")
+    with pytest.raises(UsageError):
+        read_limit("min_top1_agreement", 90)
+    assert read_limit("max_slowdown", "300%") == pytest.approx(3, rel=1e-12)
+    assert read_limit("max_slowdown", "1") == 1
+    assert (read_limit("min_speedup", "1.5"), read_limit("max_kl", 50)) == (1.5, 50)

@@ -1,0 +1,601 @@
+"""From a plan to a healed one: what is put in, what it gains and where, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from healed_models import planned
+from tiny_lm import WORDS, write_tokenizer
+
+import exporter.cli as command_line
+from exporter.artifacts import HealingReport, PruningPlan
+from exporter.errors import HealingError, PlanError, TextSourceError, UsageError
+from exporter.heal.options import HealOptions
+from graph_passes.files import placing
+
+pytestmark = pytest.mark.torch
+
+PLAN = planned(("attention", 1, "none"), ("mlp", 0, "none"), ("attention", 2, "none"))
+SHORT = {"samples": 12, "sequence_length": 16}
+
+
+FIRST, SECOND = WORDS[:6], WORDS[10:]
+"""Two domains that share no word."""
+
+
+def words_of(words: Sequence[str], count: int, seed: int) -> list[str]:
+    """A text in which two words foretell the next, nearly always."""
+    source, numbers = random.Random(seed), [0, 1]
+    while len(numbers) < count:
+        told = (numbers[-1] * 3 + numbers[-2] + 1) % len(words)
+        numbers.append(told if source.random() < 0.9 else source.randrange(len(words)))
+    return [words[number] for number in numbers]
+
+
+def write_text(path: Path, words: Sequence[str], count: int = 800, seed: int = 0) -> str:
+    path.write_text(" ".join(words_of(words, count, seed)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of three layers that has learned both domains a little."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=24, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=128,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    write_tokenizer(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    rows = [
+        tokenizer(" ".join(words_of(words, 16, seed))).input_ids
+        for words in (FIRST, SECOND) for seed in range(100, 164)
+    ]  # fmt: skip
+    ids, steps = torch.tensor(rows), torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = model(input_ids=ids, labels=ids).loss
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> Any:
+    from exporter.models.loading.model_source import load_model
+
+    return load_model(str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("texts")
+    first = write_text(folder / "first.txt", FIRST)
+    return first, write_text(folder / "second.txt", SECOND, seed=1)
+
+
+def healed(loaded: Any, texts: tuple[str, str], plan: Any = PLAN, **options: Any) -> Any:
+    from exporter.heal import heal
+
+    given = {"calibration": texts[:1], "check_text": texts[1], **SHORT, **options}
+    return heal(loaded, PruningPlan(deletions=plan), HealOptions(**given))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("kind", ["bias", "linear", "best"])
+def test_healing_takes_back_what_dropping_cost(
+    loaded: Any, texts: tuple[str, str], kind: Any, sequential: bool
+) -> None:
+    found = healed(loaded, texts, kind=kind, sequential=sequential)
+    own, other = found.report.healing.texts
+    assert (own.role, other.role) == ("calibration", "other")
+    assert own.gain > 0
+    assert own.healed.kl < own.dropped.kl
+    assert own.gain == pytest.approx(
+        own.dropped.log_perplexity_increase - own.healed.log_perplexity_increase, abs=1e-9
+    )
+    kinds = {deletion.replacement for deletion in found.plan.deletions}
+    assert kinds == {kind} or kind == "best"
+    assert [(d.kind, d.layer) for d in found.plan.deletions] == [(d.kind, d.layer) for d in PLAN]
+    assert found.plan.predicted["kl"] == own.healed.kl
+
+
+def test_linear_gains_more_than_bias(loaded: Any, texts: tuple[str, str]) -> None:
+    """On the samples that nothing was fitted on; both kinds are judged on the same ones."""
+    kl = {
+        kind: healed(loaded, texts, kind=kind).report.healing.texts[0].healed.kl
+        for kind in ("bias", "linear")
+    }
+    assert kl["linear"] < kl["bias"]
+
+
+def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) -> None:
+    """The damage of the healed cut, measured again from the returned substitutes."""
+    from exporter.heal.texts import healing_texts
+    from exporter.models.ablation import DamageMeter
+
+    found = healed(loaded, texts)
+    options = HealOptions(calibration=texts[:1], check_text=texts[1], **SHORT)  # type: ignore[arg-type]
+    samples = healing_texts(loaded, options)
+    fitted, held_out = samples.fitting.input_ids, samples.held_out.input_ids
+    assert len(fitted) == 12
+    assert len(held_out) == 4
+    assert not {tuple(row) for row in fitted} & {tuple(row) for row in held_out}
+    meter = DamageMeter(loaded.model, held_out, samples.held_out.mask)
+    again = meter.measure(found.substitutes)
+    assert found.report.healing.texts[0].healed.kl == pytest.approx(again.kl, rel=1e-6)
+
+
+def test_domains_that_share_nothing_are_warned_of(loaded: Any, texts: tuple[str, str]) -> None:
+    apart = healed(loaded, texts, kind="bias").report.healing
+    assert any("The domains disagree" in warning for warning in apart.warnings)
+    again = write_text(Path(texts[0]).with_name("again.txt"), FIRST, seed=7)
+    alike = healed(loaded, (texts[0], again), kind="linear").report.healing
+    assert alike.warnings == []
+
+
+def test_a_mixture_takes_alike_much_of_each_text(loaded: Any, texts: tuple[str, str]) -> None:
+    found = healed(loaded, texts, calibration=texts, check_text="pydoc").report.healing
+    assert [ref.samples for ref in found.calibration] == [12, 12]
+    assert found.texts[0].text.samples == 8
+    assert len({ref.sha256 for ref in found.calibration}) == 2
+
+
+def test_both_halves_of_what_is_held_out_are_mixtures(loaded: Any, texts: tuple[str, str]) -> None:
+    """`best` would else choose on one text alone and be judged on the other."""
+    from exporter.heal.activations import held_out_tokens
+    from exporter.heal.texts import healing_texts
+
+    more = [write_text(Path(texts[0]).with_name(f"{n}.txt"), WORDS[6:10], seed=n) for n in range(3)]
+    for calibration in (texts, (*texts, *more)):
+        options = HealOptions(calibration=calibration, check_text="pydoc", **SHORT)  # type: ignore[arg-type]
+        found = healing_texts(loaded, options)
+        samples = [text.input_ids.tolist() for text in found.held]
+        for half in found.halves:
+            rows = half.input_ids.tolist()
+            assert [sum(row in rows for row in text) for text in samples] == [2] * len(samples)
+        # Of every fifth sample, on which ridges are judged, too.
+        chosen = found.fitting.input_ids[held_out_tokens(found.fitting.mask, 0.2).any(1)]
+        domains = {bool(np.isin(row, found.held[0].input_ids).all()) for row in chosen}
+        assert domains == {True, False}
+
+
+def test_a_sample_that_serves_both_ends_is_warned_of(loaded: Any, texts: tuple[str, str]) -> None:
+    short = write_text(Path(texts[0]).with_name("two.txt"), FIRST, count=40)
+    found = {
+        kind: healed(loaded, (short, texts[1]), kind=kind).report.healing.warnings
+        for kind in ("best", "linear")
+    }
+    told = [any("chosen and judged too" in one for one in found[kind]) for kind in found]
+    assert told == [True, False]
+
+
+def test_no_figures_of_fits_that_were_not_put_in(loaded: Any, texts: tuple[str, str]) -> None:
+    alone, in_turn = (
+        healed(loaded, texts, kind="best", sequential=sequential).report.healing.branches
+        for sequential in (False, True)
+    )
+    assert all(branch.linear_explained is not None for branch in alone)
+    assert all(branch.linear_explained is None and branch.ridge is None for branch in in_turn)
+
+
+def test_a_rank_that_is_none_costs_no_pass(
+    loaded: Any, texts: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.heal.healed.healing_texts", lambda *_: pytest.fail("read"))
+    with pytest.raises(HealingError, match="no map of rank 33") as caught:
+        healed(loaded, texts, rank=33)
+    assert "from 1 to 32" in caught.value.hint
+
+
+def test_a_rank_gives_two_factors(loaded: Any, texts: tuple[str, str]) -> None:
+    found = healed(loaded, texts, rank=4)
+    assert {tuple(m.shape for m in s.maps) for s in found.substitutes.values()} == {
+        ((4, 32), (32, 4))
+    }
+    assert found.report.healing.parameters == 3 * (2 * 4 * 32 + 32)
+
+
+def test_a_block_becomes_its_two_sublayers(loaded: Any, texts: tuple[str, str]) -> None:
+    found = healed(loaded, texts, plan=planned(("block", 1, "none")))
+    told = [(d.kind, d.layer, d.replacement) for d in found.plan.deletions]
+    assert told == [("attention", 1, "linear"), ("mlp", 1, "linear")]
+
+
+def test_a_model_of_unchanged_weights_is_left_behind(loaded: Any, texts: tuple[str, str]) -> None:
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    healed(loaded, texts)
+    after = loaded.model.state_dict()
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())
+    assert not any(module._forward_hooks for module in loaded.model.modules())
+
+
+def run(*arguments: Any) -> int:
+    return command_line.run([*map(str, arguments)])
+
+
+def command(checkpoint: Path, plan: Path, output: Path, texts: tuple[str, str]) -> list[Any]:
+    return ["heal", checkpoint, plan, "-o", output, "--calibration", texts[0],
+            "--check-text", texts[1], "--samples", 12, "--sequence-length", 16]  # fmt: skip
+
+
+def test_the_command_writes_plan_numbers_and_report(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from exporter.artifacts.plans.by_score import read_plan
+    from exporter.artifacts.replacement_file import read_replacements
+    from exporter.files import sha256_file
+
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    output = tmp_path / "out" / "healed.json"
+    assert run(*command(checkpoint, plan, output, texts), "--kind", "bias") == 0
+    names = {path.name for path in output.parent.iterdir()}
+    assert names == {"healed.json", "healed.safetensors", "healed.report.json"}
+    found = read_replacements(read_plan(output), output)
+    assert found is not None
+    assert len(found.tensors) == 3
+    report = HealingReport.read(output.parent / "healed.report.json")
+    assert report.made_from["plan"] == sha256_file(plan)
+    told = "".join(capfd.readouterr())
+    assert "perplexity" in told
+    assert "taken back" in told
+    assert "3 replaced (3 bias)" in told.lower()
+    assert told.count("The domains disagree") == 1
+    assert run(*command(checkpoint, plan, output, texts), "--kind", "bias", "--quiet") == 0
+    assert capfd.readouterr().out.count("Warning: The domains disagree") == 1
+    assert (output.parent / "healed.safetensors").stat().st_mode & 0o077 == (
+        output.stat().st_mode & 0o077
+    )
+
+
+def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path
+) -> None:
+    import torch
+
+    from exporter.artifacts.plans.by_score import read_plan
+    from exporter.artifacts.replacement_file import read_replacements
+    from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.heal import cut_of_plan
+    from exporter.models.ablation import substituted
+    from exporter.models.loading.model_source import load_model
+
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    output, folder = tmp_path / "healed.json", tmp_path / "hf"
+    arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
+    assert run(*arguments) == 0
+    whole, healed_plan = load_model(str(checkpoint)), read_plan(output)
+    cut = cut_of_plan(healed_plan, read_replacements(healed_plan, output), whole.model)
+    ids = torch.arange(1, 21)[None]
+    with torch.inference_mode():
+        with substituted(whole.model, cut):
+            wanted = whole.model(ids).logits
+        found = load_pruned(folder)
+        assert found.tokenizer is not None
+        # The same products in the same order.
+        torch.testing.assert_close(found.model(ids).logits, wanted, rtol=0, atol=1e-6)
+        assert not torch.allclose(wanted, whole.model(ids).logits, atol=1e-2)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    assert run(*arguments[:-1], tmp_path / "taken") == 2
+    assert run(*arguments[:-1], checkpoint) == 2
+
+
+def test_everything_is_replaced_by_force_alone(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path
+) -> None:
+    import torch
+
+    from exporter.artifacts.plans.by_score import read_plan
+    from exporter.artifacts.replacement_file import read_replacements
+    from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.heal import cut_of_plan
+    from exporter.models.ablation import substituted
+    from exporter.models.loading.model_source import load_model
+
+    everything = planned(*(("block", layer, "none") for layer in range(3)))
+    plan = PruningPlan(deletions=everything).write(tmp_path / "plan.json")
+    output, folder = tmp_path / "healed.json", tmp_path / "hf"
+    arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
+    assert run(*arguments) == 1
+    assert not output.exists()
+    assert run(*arguments, "--force") == 0
+    whole, found = load_model(str(checkpoint)), load_pruned(folder)
+    healed_plan = read_plan(output)
+    cut = cut_of_plan(healed_plan, read_replacements(healed_plan, output), whole.model)
+    ids = torch.arange(1, 21)[None]
+    with torch.inference_mode(), substituted(whole.model, cut):
+        # The same products in the same order.
+        wanted = whole.model(ids).logits
+    with torch.inference_mode():
+        torch.testing.assert_close(found.model(ids).logits, wanted, rtol=0, atol=1e-6)
+
+
+def test_a_checkpoint_that_fails_takes_no_plan_with_it(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from exporter.models import pruned_structure
+
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    output, folder = tmp_path / "healed.json", tmp_path / "hf"
+    monkeypatch.setattr(pruned_structure, "_lonely_norms", lambda m, *_: [m.model.norm])
+    arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
+    assert run(*arguments) == 1
+    told = capfd.readouterr()
+    assert "3 replaced" in told.out
+    assert "does not compute what it should" in told.err
+    assert output.exists()
+    assert not folder.exists()
+
+
+def test_a_failure_leaves_an_earlier_result(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, output = tmp_path / "plan.json", tmp_path / "healed.json"
+    PruningPlan(deletions=PLAN).write(plan)
+    assert run(*command(checkpoint, plan, output, texts)) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    home, place = placing.home_of(output), placing.place
+
+    def full(where: Path, *arguments: Any) -> None:
+        if where == home:
+            raise OSError(28, "No space left on device")
+        place(where, *arguments)
+
+    monkeypatch.setattr(placing, "place", full)
+    assert run(*command(checkpoint, plan, output, texts), "--rank", 2) == 1
+    files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert files == before
+    assert [*(home / "kept").rglob("*.safetensors")]  # for the next call
+
+
+@pytest.mark.parametrize("options", [[], ["--sequential"], ["--kind", "best"]])
+def test_an_interrupted_call_goes_on_with_what_it_has_fitted(
+    options: list[str], checkpoint: Path, texts: tuple[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from exporter.heal import fit, sequential
+
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    whole, output = tmp_path / "whole" / "healed.json", tmp_path / "healed.json"
+    assert run(*command(checkpoint, plan, whole, texts), *options) == 0
+    real, calls = fit.fitted, []
+
+    def interrupted(*arguments: Any, **settings: Any) -> Any:
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments, **settings)
+
+    for module in (fit, sequential):
+        monkeypatch.setattr(module, "fitted", interrupted)
+    assert run(*command(checkpoint, plan, output, texts), *options) == 130
+    assert not output.exists()
+    for module in (fit, sequential):
+        monkeypatch.setattr(module, "fitted", lambda *a, **s: calls.append(1) or real(*a, **s))
+    assert run(*command(checkpoint, plan, output, texts), *options) == 0
+    assert len(calls) == 3, "each branch was fitted once in both calls together"
+    for suffix in (".safetensors", ".report.json"):
+        one, other = (path.with_name(f"healed{suffix}") for path in (whole, output))
+        if suffix == ".safetensors":
+            assert one.read_bytes() == other.read_bytes()
+        else:
+            assert HealingReport.read(one).healing == HealingReport.read(other).healing
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "plan.json", "whole", "healed.json", "healed.safetensors", "healed.report.json",
+    }  # fmt: skip
+
+
+def test_a_plan_of_another_model_is_healed_with_a_warning(
+    loaded: Any, texts: tuple[str, str]
+) -> None:
+    from exporter.heal import heal
+    from exporter.progress import Quiet
+
+    class Heard(Quiet):
+        def say(self, message: str) -> None:
+            lines.append(message)
+
+    options = HealOptions(kind="bias", calibration=texts[:1], check_text=texts[1], **SHORT)
+    for meant, warned in ((loaded.ref.sha256, False), ("f" * 64, True)):
+        lines: list[str] = []
+        plan = PruningPlan(deletions=PLAN[:1], made_from={"model": meant})
+        found = heal(loaded, plan, options, progress=Heard())
+        assert any("another model" in line for line in lines) is warned
+        assert found.plan.made_from["model"] == loaded.ref.sha256
+
+
+def test_fits_of_other_settings_are_not_taken(
+    loaded: Any, texts: tuple[str, str], tmp_path: Path
+) -> None:
+    from exporter.heal import heal
+
+    (tmp_path / "mine").write_text("kept")
+    given: dict[str, Any] = {"calibration": texts[:1], "check_text": texts[1], **SHORT}
+    plan = PruningPlan(deletions=PLAN[:1])
+    for changes in ({}, {"ridge": 0.5}, {"rank": 2}, {"samples": 11}):
+        wanted = HealOptions(**{**given, **changes})
+        first, again, anew = (
+            heal(loaded, plan, wanted, work=work) for work in (tmp_path, tmp_path, None)
+        )
+        assert first.report.healing == again.report.healing == anew.report.healing
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_what_an_earlier_plan_had_beside_it_goes_with_it(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan for a budget may replace nothing, and then has neither numbers nor report."""
+    from exporter.heal import write_healed_plan
+
+    plan, output = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json"), tmp_path / "h.json"
+    assert run(*command(checkpoint, plan, output, texts)) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    bare = PruningPlan(deletions=PLAN)
+
+    def fail(_folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("graph_passes.files.steps.sync_names", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            write_healed_plan(output, bare, {})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    write_healed_plan(output, bare, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"plan.json", "h.json"}
+    for name in ("plan.safetensors", "plan.report.json"):
+        (tmp_path / name).write_text("mine")
+    write_healed_plan(plan, bare, {})
+    assert (tmp_path / "plan.safetensors").read_text() == "mine"
+    assert (tmp_path / "plan.report.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("output", ["plan.json", "first.json"])
+def test_no_input_is_written_over(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, output: str
+) -> None:
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    first = write_text(tmp_path / "first.safetensors", WORDS)
+    before = plan.read_bytes()
+    arguments = command(checkpoint, plan, tmp_path / output, (first, texts[1]))
+    assert run(*arguments) == 2
+    assert plan.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("output", "save", "told"),
+    [
+        ("healed.safetensors", None, "is what the numbers of the plan would be called"),
+        ("folder", None, "is a folder"),
+        ("model/healed.json", None, "would count among the weights of the model"),
+        ("hf/healed.json", "hf", "leaves no place there for"),  # it would be gone again
+        ("healed.json", "plans", "leaves no place there for"),
+        ("healed.json", "model/hf", "leaves no place there for"),
+    ],
+)
+def test_places_that_would_do_harm_are_refused_before_any_work(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, output: str, save: str | None, told: str,
+) -> None:  # fmt: skip
+    import shutil
+
+    monkeypatch.setattr(
+        "exporter.models.loading.model_source.load_model", lambda *_, **__: pytest.fail("loaded")
+    )
+    model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "plans").mkdir()
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plans" / "plan.json")
+    before = sorted(tmp_path.rglob("*"))
+    more = [] if save is None else ["--save-checkpoint", tmp_path / save]
+    assert run(*command(model, plan, tmp_path / output, texts), *more) == 2
+    assert told in "".join(capfd.readouterr())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_plan_of_another_depth_is_refused(loaded: Any, texts: tuple[str, str]) -> None:
+    with pytest.raises(PlanError, match=r"drops mlp 7, but .* has only layers 0 to 2"):
+        healed(loaded, texts, plan=planned(("mlp", 7, "none")))
+
+
+def test_a_plan_without_deletions_is_refused(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = PruningPlan(deletions=[]).write(tmp_path / "plan.json")
+    assert run(*command(checkpoint, plan, tmp_path / "healed.json", texts)) == 1
+    assert "The plan drops nothing" in "".join(capfd.readouterr())
+    assert not (tmp_path / "healed.json").exists()
+
+
+def test_a_quantised_model_is_refused(
+    checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "quantised"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
+    assert run(*command(folder, plan, tmp_path / "healed.json", texts)) == 1
+    assert "weights quantized with gptq" in "".join(capfd.readouterr())
+
+
+def test_activations_that_are_not_finite_are_refused(
+    checkpoint: Path, texts: tuple[str, str]
+) -> None:
+    from exporter.models.loading.model_source import load_model
+
+    broken = load_model(str(checkpoint))
+    broken.model.model.layers[1].self_attn.o_proj.weight[0, 0] = float("nan")
+    with pytest.raises(HealingError, match=r"attention of layer 1 are not finite in sample 0"):
+        healed(broken, texts)
+
+
+def test_a_text_of_one_sample_is_refused(loaded: Any, texts: tuple[str, str]) -> None:
+    short = write_text(Path(texts[0]).with_name("short.txt"), WORDS, count=20)
+    with pytest.raises(HealingError, match="gives one sample of 16 tokens; one is needed to fit"):
+        healed(loaded, (short, texts[1]))
+
+
+def test_the_same_text_is_no_other_domain(loaded: Any, texts: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match="to be fitted on and to be the other domain"):
+        healed(loaded, (texts[0], texts[0]))
+    copy = Path(texts[0]).with_name("copy.txt")
+    copy.write_bytes(Path(texts[0]).read_bytes())
+    with pytest.raises(HealingError, match="is what is fitted on, and no other domain"):
+        healed(loaded, (texts[0], str(copy)))
+    both = {"calibration": (texts[0], str(copy)), "check_text": texts[1]}
+    with pytest.raises(HealingError, match=r"first\.txt and .*copy\.txt are the same text"):
+        healed(loaded, texts, **both)
+    both["calibration"] = (str(copy), f"{copy.parent}/./{copy.name}")
+    with pytest.raises(HealingError, match="are the same text"):
+        healed(loaded, texts, **both)
+    with pytest.raises(TextSourceError, match="does not exist"):
+        healed(loaded, (texts[0], str(copy.with_name("none.txt"))))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kind": "bias", "rank": 3}, {"ridge": -1.0}, {"calibration": ("self", "self")}],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        HealOptions(**options)
+
+
+def test_an_encoder_is_healed_without_its_answers_being_measured(tmp_path: Path) -> None:
+    from tiny_torch import tiny_loaded
+
+    from exporter.artifacts import CalibrationRef
+    from exporter.heal.healed import heal
+    from exporter.heal.texts import HealingTexts
+    from exporter.models.texts.calibration import CalibrationText
+
+    ids = np.random.default_rng(0).integers(1, 128, (12, 16))
+    ref = CalibrationRef(source="random", samples=12, sequence_length=16, tokens=192, sha256="0")
+    text = CalibrationText(ref, ids, np.ones_like(ids, dtype=bool))
+    texts = HealingTexts(text, (ref,), (text,), None)
+    found: Any = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exporter.heal.healed.healing_texts", lambda *_: texts)
+        plan = PruningPlan(deletions=planned(("attention", 0, "none")))
+        found = heal(tiny_loaded("bert"), plan, HealOptions(kind="best"))
+    assert found.report.healing.texts == []
+    assert found.plan.deletions[0].replacement in ("bias", "linear")

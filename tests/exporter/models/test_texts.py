@@ -1,0 +1,171 @@
+"""Reading texts, keeping calibration and evaluation apart, packing tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter.errors import MissingDependencyError, TextSourceError
+from exporter.models.texts import TextSource, pack_tokens, read_texts
+
+
+def encode_words(text: str) -> list[int]:
+    return [len(word) for word in text.split()]
+
+
+def source_of(*documents: str) -> TextSource:
+    return TextSource("test", documents, "0" * 64)
+
+
+def test_text_file_is_one_document_with_the_digest_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_bytes("One.\n\nTwo: naïve.\n".encode())
+    texts = read_texts(str(path), part="evaluation")
+    assert texts.documents == ("One.\n\nTwo: naïve.\n",)
+    assert texts.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert texts.source == str(path)
+
+
+def test_jsonl_takes_text_else_the_longest_string(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": "a", "other": "longer"}, {"id": "x", "body": "the body\u2028goes on"}]
+    path.write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", "utf-8"
+    )
+    assert read_texts(str(path), part="calibration").documents == ("a", "the body\u2028goes on")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"text": "ok"}\n{"text": ', "line 2: not valid JSON"),
+        (b'{"text": "ok"}\n[1]\n', "line 2: a JSON object is needed, not a list"),
+        (b'{"text": 3}\n', 'line 1: the field "text" is a number'),
+        (b'{"text": null}\n', 'line 1: the field "text" is null'),
+        (b'{"n": 3}\n', "line 1: no field holds a string"),
+        (b'{"text": "\\ud800"}\n', "holds a character that is no text"),
+        (b"\n\n", "holds no text"),
+        (b'{"text": "  "}\n', "holds no text"),
+        (b'{"text": "\xff"}\n', "not UTF-8"),
+    ],
+)
+def test_bad_jsonl_is_refused_by_line(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(TextSourceError, match=re.escape(words)) as caught:
+        read_texts(str(path), part="calibration")
+    assert "rows.jsonl" in caught.value.message
+
+
+def test_missing_file_and_folder_are_named_with_what_may_be_given(tmp_path: Path) -> None:
+    with pytest.raises(TextSourceError, match=r"nowhere\.txt does not exist") as caught:
+        read_texts(str(tmp_path / "nowhere.txt"), part="evaluation")
+    assert "pydoc" in (caught.value.hint or "")
+    with pytest.raises(TextSourceError, match="can't be read"):
+        read_texts(str(tmp_path), part="evaluation")
+
+
+def test_pydoc_halves_share_no_paragraph_and_are_the_same_each_time() -> None:
+    first = read_texts("pydoc", part="calibration")
+    second = read_texts("pydoc", part="evaluation")
+    assert first == read_texts("pydoc", part="calibration")
+    assert first.sha256 != second.sha256
+    assert not long_paragraphs(first) & long_paragraphs(second)
+    for half in (first, second):
+        assert sum(map(len, half.documents)) > 100_000
+
+
+def long_paragraphs(texts: TextSource) -> set[str]:
+    pieces = (" ".join(p.split()) for doc in texts.documents for p in doc.split("\n\n"))
+    return {piece for piece in pieces if len(piece) > 100}
+
+
+def fake_datasets(rows: list[dict[str, Any]], splits: list[str]) -> types.SimpleNamespace:
+    calls: list[tuple[str, str | None, str]] = []
+
+    def load(name: str, config: str | None, *, split: str, streaming: bool) -> Any:
+        calls.append((name, config, split))
+        assert streaming
+        return iter(rows)
+
+    def split_names(name: str, config: str | None) -> list[str]:
+        return splits
+
+    return types.SimpleNamespace(
+        load_dataset=load, get_dataset_split_names=split_names, calls=calls
+    )
+
+
+def test_hub_data_set_uses_the_split_of_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = fake_datasets([{"text": "one"}, {"text": ""}, {"text": "two"}], ["train", "test"])
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    texts = read_texts("hf:wiki:raw", part="evaluation")
+    assert texts.documents == ("one", "two")
+    assert texts.source == "hf:wiki:raw:test:text"
+    read_texts("hf:wiki", part="calibration")
+    assert fake.calls == [("wiki", "raw", "test"), ("wiki", None, "train")]
+
+
+def test_hub_errors_name_split_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", fake_datasets([{"body": "x"}], ["train"]))
+    with pytest.raises(TextSourceError, match="no split test or validation; it has train"):
+        read_texts("hf:wiki", part="evaluation")
+    with pytest.raises(TextSourceError, match="no text in column 'txt'"):
+        read_texts("hf:wiki::train:txt", part="evaluation")
+    with pytest.raises(TextSourceError, match="does not name a data set"):
+        read_texts("hf:", part="evaluation")
+
+
+def test_hub_needs_consent_and_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TextSourceError, match="needs the network"):
+        read_texts("hf:wiki", part="evaluation", allow_network=False)
+    with pytest.raises(MissingDependencyError) as caught:
+        read_texts("hf:wiki", part="evaluation")
+    assert "depthcut[datasets]" in (caught.value.hint or "")
+
+
+def test_packing_joins_documents_and_leaves_the_tail_out() -> None:
+    packed = pack_tokens(
+        encode_words, source_of("a bb ccc", "dddd e"), sequence_length=2, separator_id=0
+    )
+    assert packed.dtype == np.int64
+    assert packed.tolist() == [[1, 2], [3, 0], [4, 1]]
+
+
+def test_packing_stops_at_the_wanted_samples() -> None:
+    seen: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        seen.append(text)
+        return encode_words(text)
+
+    packed = pack_tokens(encode, source_of("a b c", "d e f"), sequence_length=2, max_samples=1)
+    assert packed.tolist() == [[1, 1]]
+    assert seen == ["a b c"]
+
+
+def test_packing_a_short_text_gives_no_row() -> None:
+    packed = pack_tokens(encode_words, source_of("a b"), sequence_length=3)
+    assert packed.shape == (0, 3)
+
+
+def test_long_document_is_tokenised_in_pieces_without_a_loss() -> None:
+    document = "".join(f"line {number}\n\n" for number in range(60_000))
+    pieces: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        pieces.append(text)
+        return [1]
+
+    pack_tokens(encode, source_of(document), sequence_length=1)
+    assert len(pieces) > 2
+    assert "".join(pieces) == document

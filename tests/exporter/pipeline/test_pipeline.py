@@ -1,0 +1,573 @@
+"""The whole road on a tiny random model: what is there afterwards, what is reused, what is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from written_files import data_of, names_in
+
+from exporter.errors import DepthcutError, UsageError
+from exporter.pipeline.request import DropRequest
+
+pytestmark = pytest.mark.torch
+
+SHIPPED = {"model.onnx", "model.onnx.*.data", "config.json", "generation_config.json"}
+SHIPPED |= {"tokenizer.json", "tokenizer_config.json"}
+RESULTS = {"importance.json", "plan.json", "prune.json", "report.json", "report.md", "report.html"}
+RESULTS |= {"baseline", "candidate"}
+STAGES = ("score", "plan", "export", "prune", "measure")
+
+
+class Heard:
+    """A progress listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        from exporter.progress import Quiet
+
+        self.lines: list[str] = []
+        self.task = Quiet().task
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+    def detail(self, message: str) -> None:
+        pass
+
+    @property
+    def reused(self) -> list[str]:
+        return [line.partition(":")[0] for line in self.lines if "reused, nothing" in line]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tiny_lm import write_llama_folder
+
+    folder = tmp_path_factory.mktemp("llama")
+    write_llama_folder(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+def _request(checkpoint: Path, out: Path, **changes: Any) -> Any:
+    from exporter.compare import CompareOptions
+    from exporter.pipeline.request import ExportRequest
+    from exporter.score import ScoreOptions
+
+    request = ExportRequest(
+        source=str(checkpoint),
+        out=out,
+        drops=DropRequest(attention=1),
+        score=ScoreOptions(samples=4, sequence_length=16, batch_size=2),
+        compare=CompareOptions(
+            prefill_lengths=(8,), decode_past_lengths=(8,), rounds=2, eval_tokens=64,
+            eval_sequence_length=16, threads=1,  # finding out how many takes a second a run
+        ),
+    )  # fmt: skip
+    return replace(request, **changes)
+
+
+def _walk(request: Any) -> tuple[Any, Heard]:
+    from exporter.pipeline import export_model
+
+    heard = Heard()
+    return export_model(request, heard), heard
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("road") / "out"
+    report, heard = _walk(_request(checkpoint, out))
+    assert heard.reused == []
+    return out, report
+
+
+@pytest.fixture
+def again(finished: tuple[Path, Any], tmp_path: Path) -> Path:
+    """A copy of the finished folder, to walk in once more."""
+    return Path(shutil.copytree(finished[0], tmp_path / "out"))
+
+
+def test_everything_is_there(finished: tuple[Path, Any]) -> None:
+    out, _ = finished
+    assert {path.name for path in out.iterdir()} == RESULTS | {".depthcut"}
+    for arm in ("baseline", "candidate"):
+        assert {*names_in(out / arm)} >= SHIPPED
+        assert json.loads((out / arm / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_the_files_name_their_parents(finished: tuple[Path, Any]) -> None:
+    from exporter.files import sha256_file
+
+    out, _ = finished
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["importance_sha256"] == sha256_file(out / "importance.json")
+    prune = json.loads((out / "prune.json").read_text())
+    assert sha256_file(out / "plan.json") in prune["made_from"].values()
+    assert sha256_file(out / "baseline" / "model.onnx") in prune["made_from"].values()
+    assert prune["verification"]["passed"] is True
+
+
+def test_the_lowest_score_is_dropped_and_its_cache_with_it(finished: tuple[Path, Any]) -> None:
+    out, report = finished
+    scores = json.loads((out / "importance.json").read_text())["scores"]
+    lowest = min((s for s in scores if s["kind"] == "attention"), key=lambda s: s["score"])
+    assert [d.layer for d in report.plan] == [lowest["layer"]]
+    kv = [arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)]
+    # Two heads of eight floats, keys and values, three layers and then two.
+    assert kv == [3 * 2 * 2 * 8 * 4, 2 * 2 * 2 * 8 * 4]
+
+
+def test_the_report_tells_all_of_it(finished: tuple[Path, Any]) -> None:
+    out, report = finished
+    assert {(check.phase, check.passed) for check in report.parity} == {
+        ("prefill", True),
+        ("decode", True),
+    }
+    assert [row.phase for row in report.latency] == ["prefill", "decode"]
+    assert report.accuracy.perplexity is not None
+    text = (out / "report.md").read_text(encoding="utf-8")
+    assert "## Importance" in text
+    assert "text sampled by the model" in text
+    assert "pydoc (evaluation half" in text
+
+
+def test_a_second_run_reuses_all(checkpoint: Path, again: Path) -> None:
+    before = _contents(again)
+    report, heard = _walk(_request(checkpoint, again))
+    assert heard.reused == list(STAGES)
+    assert _contents(again) == before
+    assert [d.kind for d in report.plan] == ["attention"]
+
+
+def test_another_number_redoes_what_depends_on_it(checkpoint: Path, again: Path) -> None:
+    report, heard = _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
+    assert heard.reused == ["score", "export"]
+    assert [d.kind for d in report.plan] == ["mlp"]
+
+
+def test_another_way_of_choosing_plans_anew(checkpoint: Path, again: Path) -> None:
+    from exporter.choose.selection import SearchOptions
+
+    search = SearchOptions(search="greedy", tokens=64)
+    _, heard = _walk(_request(checkpoint, again, search=search))
+    assert {"score", "export"} <= set(heard.reused)
+    assert "plan" not in heard.reused
+    plan = json.loads((again / "plan.json").read_text())
+    assert plan["budget"] == {"attention": 1, "search": "greedy", "objective": "kl"}
+    assert plan["predicted"]["kl"] > 0
+    with pytest.raises(UsageError, match="nothing to search for"):
+        _request(checkpoint, again, search=search, drops=DropRequest(plan=again / "plan.json"))
+
+
+def test_a_damaged_result_is_made_again(checkpoint: Path, again: Path) -> None:
+    with data_of(again / "candidate" / "model.onnx").open("r+b") as file:
+        file.write(b"\xff" * 8)
+    _, heard = _walk(_request(checkpoint, again))
+    assert heard.reused == ["score", "plan", "export", "measure"]
+
+
+def test_force_redoes_all(checkpoint: Path, again: Path) -> None:
+    _, heard = _walk(_request(checkpoint, again, force=True))
+    assert heard.reused == []
+
+
+def test_a_plan_by_hand_is_walked(checkpoint: Path, again: Path, tmp_path: Path) -> None:
+    plan = json.loads((again / "plan.json").read_text())
+    plan |= {"deletions": [{"layer": 0, "kind": "block"}], "importance_sha256": None}
+    (tmp_path / "mine.json").write_text(json.dumps(plan))
+    report, _ = _walk(_request(checkpoint, again, drops=DropRequest(plan=tmp_path / "mine.json")))
+    assert [(d.layer, d.kind) for d in report.plan] == [(0, "block")]
+    assert report.arms.candidate.kv_cache_bytes_per_token == 2 * 2 * 2 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("deletions", "words"),
+    [
+        ([{"layer": 7, "kind": "attention"}], "7"),
+        ([{"layer": n, "kind": "block"} for n in range(3)], "every"),
+        ([], "[Nn]o(thing| sublayer| deletion)"),
+    ],
+)
+def test_a_bad_plan_is_refused_and_damages_nothing(
+    checkpoint: Path, again: Path, tmp_path: Path, deletions: list[Any], words: str
+) -> None:
+    plan = json.loads((again / "plan.json").read_text()) | {"deletions": deletions}
+    (tmp_path / "bad.json").write_text(json.dumps(plan))
+    before = _contents(again)
+    with pytest.raises(DepthcutError, match=words):
+        _walk(_request(checkpoint, again, drops=DropRequest(plan=tmp_path / "bad.json")))
+    assert _contents(again) == before
+
+
+def test_the_calibration_text_may_not_judge(checkpoint: Path, tmp_path: Path) -> None:
+    from exporter.compare import CompareOptions
+    from exporter.score import ScoreOptions
+
+    text = tmp_path / "text.txt"
+    text.write_text("the value of a list is the name of an object " * 50)
+    request = _request(
+        checkpoint,
+        tmp_path / "out",
+        score=ScoreOptions(calibration=str(text), samples=2, sequence_length=16),
+        compare=CompareOptions(eval_text=str(text), eval_tokens=32, eval_sequence_length=16),
+    )
+    with pytest.raises(DepthcutError, match="is the calibration text"):
+        _walk(request)
+    assert not (tmp_path / "out" / "baseline").exists()
+
+
+def test_a_failed_check_keeps_the_earlier_candidate(
+    checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import exporter.export.parity as parity
+    from exporter.artifacts import ParityCheck
+    from exporter.errors import VerificationError
+
+    wrong = ParityCheck(
+        name="logits", phase="decode", max_abs_error=1.0, tolerance=0.1, passed=False
+    )
+    monkeypatch.setattr(parity, "check_export", lambda *_, **__: [wrong])
+    before = _contents(again)
+    with pytest.raises(VerificationError, match="logits differs by 1"):
+        _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
+    assert _contents(again) == before
+    assert not (again / ".depthcut" / "work" / "candidate").exists()
+
+
+def test_a_run_that_failed_late_is_taken_up_again(
+    checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import exporter.compare as compare
+    from exporter.errors import BackendError
+
+    def fails(*_: object, **__: object) -> None:
+        raise BackendError("no more.")
+
+    before = _contents(again)
+    request = _request(checkpoint, again, drops=DropRequest(mlp=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "compare", fails)
+        with pytest.raises(BackendError):
+            _walk(request)
+    assert _contents(again) == before
+    report, heard = _walk(request)
+    assert heard.reused == ["score", "plan", "export", "prune"]
+    assert [d.kind for d in report.plan] == ["mlp"]
+    assert not (again / ".depthcut" / "work").exists()
+    prune = json.loads((again / "prune.json").read_text())
+    assert [entry["kind"] for entry in prune["deleted"]] == ["mlp"]
+
+
+def test_the_plan_in_the_output_folder_is_kept_to_the_letter(checkpoint: Path, again: Path) -> None:
+    mine = (again / "plan.json").read_text().replace("  ", " ")
+    (again / "plan.json").write_text(mine)
+    _walk(_request(checkpoint, again, drops=DropRequest(plan=again / "plan.json")))
+    assert (again / "plan.json").read_text() == mine
+    _, heard = _walk(_request(checkpoint, again, drops=DropRequest(plan=again / "plan.json")))
+    assert heard.reused == list(STAGES)
+
+
+def test_an_option_that_can_not_work_fails_before_any_work(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    from exporter.compare import CompareOptions
+
+    options = CompareOptions(eval_text=str(tmp_path / "nothing.txt"))
+    with pytest.raises(DepthcutError, match=r"nothing\.txt does not exist"):
+        _walk(_request(checkpoint, tmp_path / "out", compare=options))
+    assert not (tmp_path / "out").exists()
+    request = _request(tmp_path / "no-model", tmp_path / "out")  # before a model is looked for, too
+    for change in ({"load": replace(request.load, dtype="float8")}, {"choose_dtype": "float8"}):
+        with pytest.raises(DepthcutError, match="dtype float8 is not known"):
+            _walk(replace(request, **change))
+
+
+def test_tasks_that_are_not_there_fail_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
+    from exporter.compare import CompareOptions, QualityOptions
+
+    quality = QualityOptions(tasks=("nothing",), task_data=tmp_path)
+    with pytest.raises(DepthcutError, match="no task 'nothing'"):
+        _walk(_request(checkpoint, tmp_path / "out", compare=CompareOptions(quality=quality)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_items_of_a_task_are_another_measurement(tmp_path: Path) -> None:
+    from exporter.compare import QualityOptions
+    from exporter.pipeline.keys import _task_hashes
+
+    quality = QualityOptions(tasks=("a",), task_data=tmp_path)
+    (tmp_path / "a.jsonl").write_text("{}")
+    before = _task_hashes(quality)
+    assert _task_hashes(quality) == before
+    (tmp_path / "a.jsonl").write_text("{ }")
+    assert _task_hashes(quality) != before
+    assert _task_hashes(QualityOptions(tasks=("a",))) == []
+
+
+def test_both_models_are_quantised_after_the_cut_and_all_four_compared(
+    checkpoint: Path, again: Path
+) -> None:
+    from exporter.models.graph_facts import read_facts
+    from exporter.quantize.settings import QuantizeSettings
+
+    request = _request(checkpoint, again, quantize=QuantizeSettings(scheme="int8"))
+    report, heard = _walk(request)
+    assert heard.reused == ["score", "plan", "export", "prune"]
+    folders = {"baseline-quantized", "candidate-quantized"}
+    assert {path.name for path in again.iterdir()} == RESULTS | folders | {".depthcut"}
+    for folder in folders:
+        assert {*names_in(again / folder)} >= SHIPPED
+        facts = read_facts(again / folder / "model.onnx")
+        assert ("depthcut.plan" in facts.metadata) == folder.startswith("candidate")
+        assert json.loads(facts.metadata["depthcut.quantization"])["scheme"] == "int8"
+    whole, cut, whole_quantised, both = report.corners
+    assert whole.file_bytes > whole_quantised.file_bytes > both.file_bytes
+    assert cut.kl_divergence > whole_quantised.kl_divergence > 0
+    paths = {name: Path(arm.path) for name, arm in report.arms.references.items()}
+    assert paths == {
+        "float baseline": again / "baseline" / "model.onnx",
+        "float candidate": again / "candidate" / "model.onnx",
+    }
+    assert Path(report.arms.candidate.path) == again / "candidate-quantized" / "model.onnx"
+    _, heard = _walk(request)
+    assert heard.reused == ["score", "plan", "export", "prune", "quantize", "measure"]
+
+
+def test_export_takes_every_option_that_says_how_compare_judges() -> None:
+    from exporter.cli import export
+    from exporter.cli.compare import compare
+
+    own = {"baseline", "candidate", "onnx", "references", "floats"}  # export makes its own arms
+    names = [{option.name for option in command.params} for command in (compare, export)]
+    assert names[0] - own <= names[1]
+
+
+def test_a_model_that_is_not_there_leaves_no_folder(checkpoint: Path, tmp_path: Path) -> None:
+    request = _request(checkpoint, tmp_path / "out", source=str(tmp_path / "nothing"))
+    with pytest.raises(DepthcutError, match="nothing does not exist"):
+        _walk(request)
+    assert not (tmp_path / "out").exists()
+
+
+def test_extra_files_of_the_tokenizer_go_to_both_arms(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import exporter.models.loading.model_files as model_files
+
+    save = model_files.save_pretrained_files
+
+    def with_templates(loaded: Any, folder: Path) -> None:
+        save(loaded, folder)
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").touch()
+
+    monkeypatch.setattr(model_files, "save_pretrained_files", with_templates)
+    _walk(_request(checkpoint, tmp_path / "out", compared=False))
+    for arm in ("baseline", "candidate"):
+        folder = tmp_path / "out" / arm / "additional_chat_templates"
+        assert (folder / "tool_use.jinja").exists()
+
+
+def test_a_foreign_folder_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "baseline").mkdir()
+    (tmp_path / "baseline" / "mine.txt").touch()
+    with pytest.raises(UsageError, match="was not written by depthcut"):
+        _walk(_request(checkpoint, tmp_path))
+    assert (tmp_path / "baseline" / "mine.txt").exists()
+
+
+def test_ctrl_c_leaves_finished_stages_and_no_half_ones(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = (  # interrupted inside the export, however fast the machine is
+        "import os, signal, sys, time, torch, exporter.cli as c\n"
+        "def export(*_, **__):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "torch.onnx.export = export\n"
+        "sys.exit(c.run(sys.argv[1:]))\n"
+    )
+    command = [
+        sys.executable, "-c", script, "export", str(checkpoint), "-o", str(out),
+        "--drop-attn", "1", "--samples", "2", "--sequence-length", "16",
+    ]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 130, ran.stderr
+    assert "export to ONNX" in ran.stderr, "it was in the export"
+    assert "Traceback" not in ran.stderr
+    assert {path.name for path in out.iterdir()} == {".depthcut"}
+    work = out / ".depthcut" / "work"
+    assert {path.name for path in work.iterdir()} == {"importance.json", "plan.json"}
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """What a user sees: all but depthcut's own notes and workplace."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(p): (folder / p).read_bytes() for p in files if p.parts[0] != ".depthcut"}
+
+
+def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Lets builds end at once; their records are as real ones', and no driver is there."""
+    from exporter.compare import engine_arm
+    from exporter.engines.build import build
+    from exporter.engines.build.driver import Driver
+    from exporter.files import sha256_file, sha256_files
+    from exporter.pipeline import refusals
+    from tests.engine_support import decoder_record, written_as
+
+    made = []
+
+    def build_engines(onnx: Path, target: Path, *, builds: int, **_: Any) -> list[Any]:
+        made.append((target.name, builds))
+        hashes = {
+            "model": sha256_file(onnx),
+            "weights": sha256_files([data_of(onnx)], onnx.parent),
+        }
+        paths = [target / f"m-b{number + 1}.engine" for number in range(builds)]
+        for path in paths:
+            written_as(path, ["prefill", "decode"], made_from=hashes)
+        return [(path, decoder_record(["prefill", "decode"])) for path in paths]
+
+    monkeypatch.setattr(build, "build_engines", build_engines)
+    monkeypatch.setattr(refusals, "_refuse_engines", lambda _: None)
+    monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    return made
+
+
+def test_engines_are_built_on_the_way_and_told_in_the_report(
+    checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.pipeline.request import EngineRequest
+
+    made = _fake_builds(monkeypatch)
+    request = _request(checkpoint, again, engines=EngineRequest("tensorrt-rtx", builds=2))
+    report, heard = _walk(request)
+    assert heard.reused == ["score", "plan", "export", "prune"]
+    assert made == [("baseline", 2), ("candidate", 2)]
+    for name in ("baseline", "candidate"):
+        arm = getattr(report.arms, name)
+        folder = again / "engines" / name
+        assert [engine.path for engine in arm.engines] == [
+            str(folder / "m-b1.engine"),
+            str(folder / "m-b2.engine"),
+        ]
+        assert all(Path(engine.path).is_file() for engine in arm.engines)
+        assert (arm.path, arm.backend) == (str(again / name / "model.onnx"), "onnxruntime")
+        assert arm.not_run is not None
+    assert "no NVIDIA driver" in (again / "report.md").read_text()
+    _, heard = _walk(request)
+    assert heard.reused == [*STAGES[:4], "engines", "measure"]
+
+    _, heard = _walk(_request(checkpoint, again))  # the same graphs: the engines are still theirs
+    assert (again / "engines" / "baseline" / "m-b1.engine").is_file()
+    assert heard.reused == list(STAGES[:4])
+    _, heard = _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
+    assert not (again / "engines").exists()
+    assert "engines: its results are removed, they were made from other graphs" in heard.lines
+
+
+def test_engines_of_someone_else_are_not_touched(
+    checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.pipeline.request import EngineRequest
+
+    made = _fake_builds(monkeypatch)
+    (again / "engines").mkdir()
+    request = _request(checkpoint, again, engines=EngineRequest("tensorrt-rtx"))
+    with pytest.raises(UsageError, match="engines is there and was not written by depthcut"):
+        _walk(request)
+    assert made == []
+
+
+def test_engines_that_can_not_be_built_are_refused_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.engines.build import check
+    from exporter.engines.build.driver import Driver
+    from exporter.errors import EngineError
+    from exporter.pipeline.request import EngineRequest
+
+    monkeypatch.setattr(check, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    request = _request(checkpoint, tmp_path / "out", engines=EngineRequest("tensorrt"))
+    with pytest.raises(EngineError, match="can't be used here: no NVIDIA driver"):
+        _walk(request)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.rtx
+def test_engines_for_a_card_that_is_not_known_are_refused_before_any_work(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    from exporter.engines.build.settings import BuildSettings
+    from exporter.errors import EngineError
+    from exporter.pipeline.request import EngineRequest
+
+    settings = BuildSettings(compute_capabilities=("sm89", "sm1"))
+    wanted = EngineRequest("tensorrt-rtx", settings=settings)
+    with pytest.raises(EngineError, match="does not build for sm1"):
+        _walk(_request(checkpoint, tmp_path / "out", engines=wanted))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.rtx
+def test_bfloat16_is_exported_and_built_and_compared_in_float32(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exporter.compare import engine_arm
+    from exporter.engines.build.driver import Driver
+    from exporter.engines.build.engine_set import find_engines
+    from exporter.engines.build.settings import BuildSettings
+    from exporter.pipeline.request import EngineRequest, SourceOptions
+
+    monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    settings = BuildSettings(compute_capabilities=("sm89",), optimization_level=0)
+    request = _request(
+        checkpoint,
+        tmp_path / "out",
+        load=SourceOptions(dtype="bfloat16"),
+        engines=EngineRequest("tensorrt-rtx", settings=settings),
+    )
+    report, heard = _walk(request)
+    for name in ("baseline", "candidate"):
+        arm = getattr(report.arms, name)
+        assert arm.precision == "bf16 as fp32"
+        assert [engine.precision for engine in arm.engines] == ["bf16"]
+        (record,) = find_engines(tmp_path / "out" / "engines" / name).records
+        assert {each.dtype for each in record.outputs} == {"bf16"}
+    assert all(check.passed for check in report.parity)
+    assert all("bfloat16 as float32" in check.name for check in report.parity)
+    assert report.accuracy is not None
+    assert sum("no bfloat16 kernels" in line for line in heard.lines) == 1
+    told = (tmp_path / "out" / "report.md").read_text()
+    assert "Both arms are in bfloat16, for which ONNX Runtime's CPU has no kernels" in told
+
+
+def test_a_model_that_is_loaded_twice_is_told_what_for(checkpoint: Path, tmp_path: Path) -> None:
+    from exporter.pipeline.run import Run
+    from exporter.progress import Quiet
+
+    class Tasks(Quiet):
+        def task(self, description: str, total: int | None = None) -> Any:
+            told.append(description.removeprefix(f"load {checkpoint}"))
+            return super().task(description, total)
+
+    told: list[str] = []
+    once = _request(checkpoint, tmp_path / "once")
+    run = Run(once, Tasks())
+    assert run.choosing is run.loaded
+    assert told == [""]
+    half = replace(once.load, dtype="float16")
+    run = Run(replace(once, load=half, choose_dtype="float32"), Tasks())
+    assert run.choosing is not run.loaded
+    assert told[1:] == [" in float32, to choose", " in float16, to export"]

@@ -1,0 +1,93 @@
+"""Export for a budget: planned on the exported graph, kept, and refused before any work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import _request, _walk, checkpoint, own_cache
+
+from exporter.artifacts import HealingReport, PruneReport, PruningPlan, Speedup
+from exporter.choose.budgets import Budget, Floors
+from exporter.choose.costs import At
+from exporter.choose.selection import SearchOptions
+from exporter.errors import PlanError, UsageError
+from exporter.pipeline.request import BudgetRequest, DropRequest
+
+pytestmark = pytest.mark.torch
+
+__all__ = ["checkpoint", "own_cache"]  # fixtures
+
+AT = At(batch=1, prompt=8, new=2)
+
+
+def _asked(checkpoint: Path, out: Path, budget: Budget, heal: Any = "bias") -> Any:
+    return _request(checkpoint, out, drops=DropRequest(budget=BudgetRequest(budget, heal)))
+
+
+@pytest.fixture
+def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every sublayer saves a tenth of a request; the graphs that this is asked of."""
+    from cost_tables import made_table
+
+    from exporter.choose.budgets import OnnxStopwatch
+
+    graphs: list[Path] = []
+
+    def costs(self: Any, replacements: Any, rank: Any) -> Any:
+        graphs.append(self.onnx)
+        names: Any = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
+        return made_table({n: dict.fromkeys(replacements, 10.0) for n in names}, at=AT)
+
+    def speedup(self: Any, walk: Any) -> Speedup:
+        ratio = 100 / (100 - 10 * len(walk.choices))
+        return Speedup(ratio=ratio, ci95=(ratio, ratio))
+
+    monkeypatch.setattr(OnnxStopwatch, "costs", costs)
+    monkeypatch.setattr(OnnxStopwatch, "speedup", speedup)
+    return graphs
+
+
+def test_a_plan_is_timed_on_the_baseline_and_healed(
+    checkpoint: Path,
+    tmp_path: Path,
+    made_times: list[Path],
+) -> None:
+    out = tmp_path / "out"
+    report, _ = _walk(_asked(checkpoint, out, Budget(target_speedup=1.25, at=AT)))
+    plan = PruningPlan.read(out / "plan.json")
+    assert plan.budget["target_speedup"] == 1.25
+    assert plan.predicted["measured_speedup"] == pytest.approx(1.25, rel=0.03)
+    assert [d.replacement for d in plan.deletions] == ["bias"] * 2
+    assert (out / "plan.safetensors").is_file()
+    assert report.healing == HealingReport.read(out / "plan.report.json").healing
+    assert [branch.replacement for branch in report.healing.branches] == ["bias"] * 2
+    assert PruneReport.read(out / "prune.json").verification.passed is True
+    assert [graph.name for graph in made_times] == ["model.onnx"]
+    assert all(check.passed for check in report.parity)
+    _, heard = _walk(_asked(checkpoint, out, Budget(target_speedup=1.25, at=AT)))
+    assert set(heard.reused) >= {"score", "export", "plan", "prune", "measure"}
+    before = (out / "plan.json").read_bytes()
+    with pytest.raises(PlanError, match="out of reach"):
+        _walk(_asked(checkpoint, out, Budget(parameters=0.99), "none"))
+    assert (out / "plan.json").read_bytes() == before
+
+
+def test_tensorrt_is_refused_where_times_are_asked_for(checkpoint: Path, tmp_path: Path) -> None:
+    asked = _asked(checkpoint, tmp_path / "out", Budget(floors=Floors(0.05), at=AT))
+    with pytest.raises(UsageError, match="ONNX Runtime"):
+        replace(asked, target="tensorrt")
+
+
+def test_a_search_without_damage_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    asked = _asked(checkpoint, tmp_path / "out", Budget(parameters=0.1))
+    with pytest.raises(UsageError, match="Leave --search away"):
+        replace(asked, search=SearchOptions(search="iterative"))
+    assert replace(asked, search=SearchOptions(search="evolution")).search.by_damage
+
+
+def test_one_way_of_saying_what_to_drop() -> None:
+    with pytest.raises(UsageError, match="in one way"):
+        DropRequest(attention=1, budget=BudgetRequest(Budget(parameters=0.1)))

@@ -1,0 +1,48 @@
+"""`depthcut export --force` of a plan that drops everything, and what is refused without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_pipeline import _request, _walk, checkpoint, own_cache
+
+from exporter.artifacts import PruneReport
+from exporter.errors import PlanError
+from exporter.pipeline.request import DropRequest
+
+pytestmark = pytest.mark.torch
+
+__all__ = ["checkpoint", "own_cache"]  # fixtures
+EVERYTHING = DropRequest(joint=6)
+
+
+def test_everything_goes_and_equals_pytorch_and_the_oracle(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    request = _request(checkpoint, out, drops=EVERYTHING, force=True)
+    report, _ = _walk(request)
+    pruned = PruneReport.read(out / "prune.json")
+    assert len(pruned.deleted) == 6
+    assert pruned.verification.passed
+    assert all(check.passed for check in report.parity)
+    assert report.arms.candidate.kv_cache_bytes_per_token == 0
+    before = (out / "plan.json").read_bytes()
+    with pytest.raises(PlanError, match="every attention and every MLP"):
+        _walk(_request(checkpoint, out, drops=EVERYTHING))  # though no stage is to be redone
+    assert (out / "plan.json").read_bytes() == before
+
+
+def test_no_stage_is_left_behind_without_force(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="every attention and every MLP") as caught:
+        _walk(_request(checkpoint, tmp_path / "out", drops=EVERYTHING))
+    assert "--force" in str(caught.value.hint)
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
+def test_caches_of_fixed_length_do_not_all_go(checkpoint: Path, tmp_path: Path) -> None:
+    drops = DropRequest(attention=3)
+    with pytest.raises(PlanError, match="caches of fixed length") as caught:
+        _walk(_request(checkpoint, tmp_path / "out", target="tensorrt-rtx", drops=drops))
+    assert "--cache-length 0" in str(caught.value.hint)

@@ -1,0 +1,301 @@
+"""`depthcut export --quantize`: its stage, what makes it stale, what is refused, the options."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_lm import write_tiny_lm, write_tokenizer
+
+import exporter.quantize.quantize as quantizer
+from exporter.artifacts import QuantizationRecord
+from exporter.artifacts.ledger import StageLedger
+from exporter.cli.export import export
+from exporter.cli.requests import export_request
+from exporter.errors import ComparisonError, DepthcutError, UsageError
+from exporter.pipeline.quantizing import quantize, quantize_key
+from exporter.pipeline.refusals import refuse_bad_options, refuse_foreign_results
+from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
+from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
+from exporter.progress import Quiet
+from exporter.quantize.calibration import CalibrationTokens
+from exporter.quantize.difference import Difference
+from exporter.quantize.sensitivity import MixedBits
+from exporter.quantize.settings import QuantizeSettings
+from graph_passes import prune_graph, save_model
+from graph_passes.files.storage import load_model
+from graph_passes.tiny_graphs import TinySpec, tiny_model
+from graph_passes.types import Deletion
+
+EIGHT = QuantizeSettings(scheme="int8")
+QDQ = QuantizeSettings(scheme="int8-qdq", calibration="pydoc")
+FP8 = QuantizeSettings(scheme="fp8", calibration="pydoc", modelopt=Path("python"))
+
+
+def run_in(out: Path, **changes: Any) -> Run:
+    """A run without its model: what it is asked for, and what is finished."""
+    request = ExportRequest(source="model", out=out, drops=DropRequest(joint=1), quantize=EIGHT)
+    run = object.__new__(Run)
+    run.request, run.progress = replace(request, **changes), Quiet()
+    run.versions, run.ledger = {"onnx": "1"}, StageLedger(out)
+    return run
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """An output folder with both models, as the stages before leave it."""
+    out = tmp_path / "out"
+    run = run_in(out)
+    for arm, stage in {"baseline": "export", "candidate": "prune"}.items():
+        folder = run.ledger.work / arm
+        write_tiny_lm(folder, layers=(0, 1) if arm == "baseline" else (1,))
+        write_tokenizer(folder)
+        (folder / "config.json").write_text("{}")
+        (folder / "genai_config.json").write_text("{}")
+        run.ledger.record(stage, {}, files_below(folder))
+    run.ledger.publish()
+    return out
+
+
+@pytest.fixture
+def quantised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, QuantizeSettings]]:
+    """Stands for the quantiser, and notes what it is asked."""
+    asked: list[tuple[str, QuantizeSettings]] = []
+
+    def stand_in(
+        source: Path, output: Path, settings: QuantizeSettings, **_: Any
+    ) -> quantizer.QuantizationResult:
+        asked.append((source.parent.name, settings))
+        assert not list(output.parent.glob("model.onnx*"))  # nothing in float is shipped with it
+        for file in source.parent.glob("model.onnx*"):
+            shutil.copy(file, output.parent)
+        record = QuantizationRecord(scheme=settings.scheme, method="rtn", bits={"8": 3})
+        return quantizer.QuantizationResult(record, 9, 3, Difference(0.0, 1.0, None))
+
+    monkeypatch.setattr(quantizer, "quantize_with_report", stand_in)
+    return asked
+
+
+def test_both_models_are_quantised_alike_with_all_that_belongs_to_them(
+    exported: Path, quantised: list[tuple[str, QuantizeSettings]]
+) -> None:
+    run = run_in(exported)
+    files, notes = quantize(run, EIGHT)
+    run.ledger.record(QUANTIZE, quantize_key(run, EIGHT), files, notes)
+    run.ledger.publish()
+    assert quantised == [("baseline", EIGHT), ("candidate", EIGHT)]
+    for arm, folder in QUANTIZED.items():
+        names = {path.name for path in (exported / folder).iterdir()}
+        assert names == {path.name for path in (exported / arm).iterdir()}
+        assert {"model.onnx", "tokenizer.json", "config.json", "genai_config.json"} <= names
+    assert len(files) == 2 * len(names)
+    assert notes == run.sources()
+
+
+def test_what_keeps_8_bits_is_chosen_once_on_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path / "out")
+    whole = tiny_model(TinySpec(layers=2))
+    (run.ledger.work / "baseline").mkdir(parents=True)
+    save_model(whole, run.ledger.work / "baseline" / "model.onnx")
+    pruned, _ = prune_graph(whole, [Deletion(0, "mlp")])
+    (run.ledger.work / "candidate").mkdir()
+    save_model(pruned, run.ledger.work / "candidate" / "model.onnx")
+    for arm, stage in {"baseline": "export", "candidate": "prune"}.items():
+        run.ledger.record(stage, {}, files_below(run.ledger.work / arm))
+    searches: list[Any] = []
+
+    def search_mixed(model: Any, found: Any, *_: Any, **__: Any) -> MixedBits:
+        searches.append(model)
+        bits = {p.name: 8 if number % 2 else 4 for number, p in enumerate(found.products)}
+        return MixedBits(bits, (), 0.0, 0.0)
+
+    monkeypatch.setattr(quantizer, "search_mixed", search_mixed)
+    monkeypatch.setattr(
+        quantizer, "calibration_tokens",
+        lambda *_: CalibrationTokens("text", np.zeros((1, 8), np.int64)),
+    )  # fmt: skip
+    settings = QuantizeSettings("mixed", block_size=16, calibration="text.txt", head_bits=None)
+    quantize(run, settings)
+    assert len(searches) == 1
+    widths = {}
+    for arm in QUANTIZED:
+        graph = load_model(run.ledger.work / QUANTIZED[arm] / "model.onnx").graph
+        found = (node for node in graph if node.op_type == "MatMulNBits")
+        widths[arm] = {node.name: node.attributes["bits"].as_int() for node in found}
+    assert set(widths["baseline"].values()) == {4, 8}
+    assert 0 < len(widths["candidate"]) < len(widths["baseline"])
+    assert widths["candidate"].items() <= widths["baseline"].items()
+
+
+def test_it_is_stale_when_graphs_settings_or_text_are_others(
+    exported: Path, tmp_path: Path, quantised: list[tuple[str, QuantizeSettings]]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("one")
+    settings = replace(EIGHT, calibration=str(text))
+    run = run_in(exported)
+    run.ledger.record(QUANTIZE, quantize_key(run, settings), *quantize(run, settings))
+
+    def valid(asked: QuantizeSettings) -> bool:
+        return run.ledger.valid(QUANTIZE, quantize_key(run, asked))
+
+    assert valid(settings)
+    assert not valid(replace(settings, block_size=64))
+    text.write_text("two")
+    assert not valid(settings)
+    text.write_text("one")
+    assert valid(settings)
+    run.ledger.record("prune", {}, [])
+    assert not valid(settings)
+
+
+def test_what_fails_halfway_leaves_the_results_as_they_were(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(source: Path, *_: Any, **__: Any) -> Any:
+        raise DepthcutError("no")
+
+    before = sorted(exported.rglob("*"))
+    monkeypatch.setattr(quantizer, "quantize_with_report", broken)
+    with pytest.raises(DepthcutError):
+        quantize(run_in(exported), EIGHT)
+    kept = [path for path in exported.rglob("*") if ".depthcut" not in str(path)]
+    assert sorted(kept) == [path for path in before if ".depthcut" not in str(path)]
+
+
+def test_a_run_that_quantises_nothing_keeps_only_what_is_of_its_graphs(
+    exported: Path, quantised: list[tuple[str, QuantizeSettings]]
+) -> None:
+    run = run_in(exported)
+    run.ledger.record(QUANTIZE, quantize_key(run, EIGHT), *quantize(run, EIGHT))
+    run.ledger.publish()
+    folders = [exported / folder for folder in QUANTIZED.values()]
+    for changed in (False, True):
+        later = run_in(exported, quantize=None)
+        if changed:
+            later.ledger.record("prune", {}, [])
+        later.forget_others(QUANTIZE)
+        later.ledger.publish()
+        assert [folder.is_dir() for folder in folders] == [not changed] * 2
+        assert StageLedger(exported).has(QUANTIZE) != changed
+
+
+def test_folders_that_someone_else_made_are_left_alone(exported: Path) -> None:
+    run = run_in(exported)
+    refuse_foreign_results(run)
+    (exported / "candidate-quantized").mkdir()
+    with pytest.raises(UsageError, match="candidate-quantized is there and was not written"):
+        refuse_foreign_results(run)
+    refuse_foreign_results(run_in(exported, quantize=None))
+
+
+@pytest.fixture
+def with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exporter.optional.require", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("with_torch")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engines": EngineRequest("tensorrt-rtx")}, "parser takes no graph that"),
+        ({"target": "tensorrt"}, "put into int8; NVIDIA's ModelOpt makes fp8"),
+        ({"target": "tensorrt", "quantize": QDQ}, "put into int8-qdq"),
+        ({"target": "onnxruntime-cpu", "quantize": FP8}, "for TensorRT, not for"),
+        ({"target": "tensorrt", "quantize": FP8, "cache_length": 4096}, "updated in place"),
+        ({"quantize": replace(EIGHT, block_size=33)}, "block of 33"),
+        ({"quantize": QuantizeSettings("int4", "gptq")}, "needs a calibration text"),
+    ],
+)
+def test_what_can_not_be_quantised_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("exporter.pipeline.refusals._refuse_engines", lambda _: None)
+    monkeypatch.setattr(
+        "exporter.export.forms.refuse_options", lambda *_, **__: None, raising=False
+    )
+    request = run_in(tmp_path).request
+    refuse_bad_options(request)
+    with pytest.raises(UsageError, match=message):
+        refuse_bad_options(replace(request, **changes))
+
+
+@pytest.mark.parametrize(("settings", "room"), [(None, None), (EIGHT, None), (FP8, 0)])
+def test_engines_are_built_from_what_modelopt_quantised_and_caches_grow(
+    exported: Path, settings: QuantizeSettings | None, room: int | None
+) -> None:
+    run = run_in(exported, quantize=settings)
+    for arm in QUANTIZED.values():
+        (run.ledger.work / arm).mkdir(parents=True, exist_ok=True)
+    names = {arm: folder.name for arm, folder in run.built_from().items()}
+    assert names == (QUANTIZED if settings is FP8 else {arm: arm for arm in QUANTIZED})
+    assert run.request.cache_room == room
+
+
+def test_another_modelopt_makes_it_stale(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, quantised: list[tuple[str, QuantizeSettings]]
+) -> None:
+    keys = []
+    for version in ("0.47.0", "0.47.0", "0.48.0"):
+        monkeypatch.setattr("exporter.quantize.modelopt.modelopt_version", lambda _, v=version: v)
+        keys.append(json.dumps(quantize_key(run_in(exported), FP8)))
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.usefixtures("with_torch")
+def test_weights_are_not_fitted_to_the_text_that_they_are_judged_on(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the value of the list is a string\n" * 20)
+    request = run_in(tmp_path).request
+    judged = replace(request.compare, eval_text=str(text))
+    fitted = QuantizeSettings("int4", "gptq", calibration=str(text))
+    refuse_bad_options(replace(request, quantize=fitted))
+    with pytest.raises(ComparisonError, match="weights would be fitted to"):
+        refuse_bad_options(replace(request, quantize=fitted, compare=judged))
+    refuse_bad_options(replace(request, quantize=replace(fitted, method="rtn"), compare=judged))
+
+
+def asked(*options: str) -> QuantizeSettings | None:
+    line = ["model", "-o", "out", "--drop", "1", *options]
+    parameters = export.make_context("export", line, obj=Quiet()).params
+    return export_request("model", Path("out"), False, parameters).quantize
+
+
+def test_options_become_settings_and_the_rest_is_the_settings_own() -> None:
+    assert asked() is None
+    assert asked("--quantize", "int8") == EIGHT
+    assert asked(
+        "--quantize", "int4", "--quantize-method", "gptq", "--calibration", "text.txt",
+        "--quantize-block-size", "64", "--quantize-zero-points", "--quantize-accuracy-level", "0",
+        "--quantize-embedding-bits", "none", "--quantize-head-bits", "4",
+    ) == QuantizeSettings(
+        "int4", "gptq", block_size=64, symmetric=False, accuracy_level=0, embedding_bits=None,
+        head_bits=4, calibration="text.txt",
+    )  # fmt: skip
+    sampled = asked("--quantize", "int8", "--calibration", "self")
+    assert sampled is not None
+    assert sampled.calibration is None  # the model that would write it is gone by then
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("method", "rtn"), ("block-size", "32"), ("accuracy-level", "0"), ("head-bits", "none")],
+)
+def test_how_is_nothing_without_into_what(option: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"--quantize-{option} is for quantisation"):
+        asked(f"--quantize-{option}", value)
+    with pytest.raises(UsageError, match="--quantize-symmetric is for"):
+        asked("--quantize-symmetric")
+
+
+def test_the_stage_s_key_is_json(exported: Path) -> None:
+    assert json.loads(json.dumps(quantize_key(run_in(exported), EIGHT)))["settings"]["scheme"] == (
+        "int8"
+    )

@@ -1,0 +1,139 @@
+"""A cut before or after: the same weights, the same logits; a replacement's matrix goes along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.quantize.quantize import quantize_file
+from exporter.quantize.settings import QuantizeSettings, Scheme
+from graph_passes import Deletion, ReplacementTensors, SublayerRef, find_sites, prune_graph
+from graph_passes.files.storage import load_model, save_model
+from graph_passes.tiny_graphs import HIDDEN, TinySpec, tiny_feed, tiny_model
+from graph_passes.types import ResidualSite
+
+RANK = 3
+CUT = [Deletion(1, "attention"), Deletion(2, "block")]
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    save_model(tiny_model(TinySpec(tied=True)), tmp_path / "whole.onnx")
+    return tmp_path / "whole.onnx"
+
+
+def cut(source: Path, target: Path) -> Path:
+    save_model(prune_graph(load_model(source), CUT)[0], target)
+    return target
+
+
+def quantised(source: Path, target: Path, scheme: Scheme = "int4") -> Path:
+    quantize_file(source, target, QuantizeSettings(scheme=scheme, block_size=16))
+    return target
+
+
+def sites(path: Path) -> list[tuple[object, ...]]:
+    return [
+        (site.layer, site.kind)
+        for site in find_sites(load_model(path))
+        if isinstance(site, ResidualSite)
+    ]
+
+
+def weights(path: Path) -> dict[str, bytes]:
+    model = load_model(path)
+    return {
+        name: value.const_value.tobytes()
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+
+
+def logits(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+    feed = tiny_feed(load_model(path), seq=5)
+    with OnnxRuntimeRunner(path, threads=1) as runner:
+        return runner.run(feed, ["logits"])["logits"]
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_cutting_and_quantising_in_either_order_is_the_same(
+    whole: Path, tmp_path: Path, scheme: Scheme
+) -> None:
+    first = quantised(cut(whole, tmp_path / "c.onnx"), tmp_path / "cq.onnx", scheme)
+    last = cut(quantised(whole, tmp_path / "q.onnx", scheme), tmp_path / "qc.onnx")
+    assert sites(first) == sites(last) == [(0, "attention"), (0, "mlp"), (1, "mlp")]
+    assert weights(first) == weights(last)
+    np.testing.assert_array_equal(logits(first), logits(last))
+    assert np.abs(logits(first) - logits(tmp_path / "c.onnx")).max() > 1e-4
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_a_cut_takes_the_same_parameters_from_both(
+    whole: Path, tmp_path: Path, scheme: Scheme
+) -> None:
+    packed = quantised(whole, tmp_path / "q.onnx", scheme)
+    gone = []
+    for path in (whole, packed):
+        report = prune_graph(load_model(path), CUT)[1]
+        gone.append(report.before.parameters - report.after.parameters)
+        assert sum(entry.parameters_removed for entry in report.deleted) == gone[-1]
+    assert gone[0] == gone[1] > 0
+
+
+def test_a_quantised_graph_has_the_sites_of_the_float_one(whole: Path, tmp_path: Path) -> None:
+    assert sites(quantised(whole, tmp_path / "q.onnx")) == sites(whole)
+    assert len(sites(whole)) == 6
+
+
+def test_the_plan_of_a_cut_is_still_noted(whole: Path, tmp_path: Path) -> None:
+    pruned = cut(whole, tmp_path / "c.onnx")
+    noted = load_model(quantised(pruned, tmp_path / "cq.onnx")).metadata_props
+    assert noted["depthcut.plan"] == load_model(pruned).metadata_props["depthcut.plan"]
+
+
+@pytest.mark.parametrize(
+    ("replacement", "shapes"),
+    [
+        ("linear", [(HIDDEN, HIDDEN)]),
+        ("linear", [(RANK, HIDDEN), (HIDDEN, RANK)]),
+        ("bias", []),
+    ],
+)
+def test_the_matrices_of_a_replacement_are_quantised_too(
+    whole: Path, tmp_path: Path, replacement: str, shapes: list[tuple[int, int]]
+) -> None:
+    rng = np.random.default_rng(0)
+    maps = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    more = len(maps)
+    numbers = ReplacementTensors(
+        rng.standard_normal(HIDDEN).astype(np.float32),
+        maps[0] if more == 1 else None,
+        (maps[0], maps[1]) if more == 2 else None,
+    )
+    model, _ = prune_graph(
+        load_model(whole),
+        [Deletion(1, "attention", replacement)],  # type: ignore[arg-type]
+        replacements={SublayerRef(1, "attention"): numbers},
+    )
+    save_model(model, tmp_path / "cut.onnx")
+    quantised(tmp_path / "cut.onnx", tmp_path / "q.onnx")
+    plain = cut_without(whole, tmp_path / "plain.onnx")
+    assert products(tmp_path / "q.onnx") == products(quantised(plain, tmp_path / "p.onnx")) + more
+    kinds = {
+        value.dtype for value in load_model(tmp_path / "q.onnx").graph.initializers.values()
+        if value.shape is not None and tuple(value.shape.numpy()) in {s[::-1] for s in shapes}
+    }  # fmt: skip
+    assert ir.DataType.FLOAT not in kinds
+
+
+def cut_without(source: Path, target: Path) -> Path:
+    save_model(prune_graph(load_model(source), [Deletion(1, "attention")])[0], target)
+    return target
+
+
+def products(path: Path) -> int:
+    return sum(node.op_type == "MatMulNBits" for node in load_model(path).graph)

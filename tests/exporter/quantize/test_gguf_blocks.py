@@ -1,0 +1,199 @@
+"""Blocks that a GGUF file brings: read as they are, found again, and kept in a graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.quantization.gguf_files import numbers, random_rows, write_gguf
+from tests.quantization.small_graphs import INNER, TIED, VOCABULARY, WIDTH, set_weight, written
+
+from exporter.cli import run as run_command
+from exporter.cli.quantize_options import QUANTIZE_OPTIONS
+from exporter.cli.requests import quantize_request
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import QuantizationError, UsageError
+from exporter.quantize.gguf_blocks import GgufBlocks, KeptBlocks
+from exporter.quantize.gguf_types import can_hold, read_blocks
+from exporter.quantize.quantize import quantize_file, quantize_with_report
+from exporter.quantize.settings import QuantizeSettings
+from graph_passes.files.storage import load_model
+
+# The package gguf comes with the environment that has PyTorch.
+pytestmark = pytest.mark.torch
+
+KINDS = {
+    "Q4_0": (4, 32), "Q4_1": (4, 32), "Q5_0": (8, 32), "Q5_1": (8, 32), "Q8_0": (8, 32),
+    "Q4_K": (4, 32), "Q5_K": (8, 32), "Q6_K": (8, 16),
+}  # fmt: skip
+IDS = {"input_ids": np.arange(12).reshape(2, 6) % VOCABULARY}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_are_the_file_s_own_numbers(kind: str) -> None:
+    rows = random_rows(kind, 6, 512)
+    wanted = numbers(rows, kind)
+    blocks = read_blocks(rows, wanted, kind)
+    assert (blocks.bits, blocks.block) == KINDS[kind]
+    steps = blocks.quants.astype(np.float32) - blocks.offsets[..., None]
+    made = (steps * blocks.scales[..., None]).reshape(wanted.shape)
+    np.testing.assert_allclose(made, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+    assert blocks.quants.max() < 1 << blocks.bits
+
+
+def test_numbers_of_another_type_are_told() -> None:
+    rows = random_rows("Q4_1", 2, 64)
+    with pytest.raises(ValueError, match="beside the grid of Q4_1"):
+        read_blocks(rows, numbers(rows, "Q4_1") * np.float32(1.3), "Q4_1")
+    assert not can_hold("Q2_K")
+    assert not can_hold("F16")
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def test_a_block_of_one_number(kind: str) -> None:
+    rows = random_rows(kind, 1, 64)
+    rows[0, :2] = 0
+    wanted = numbers(rows, kind)
+    blocks = read_blocks(rows, wanted, kind)
+    steps = blocks.quants.astype(np.float32) - blocks.offsets[..., None]
+    made = (steps * blocks.scales[..., None]).reshape(wanted.shape)
+    np.testing.assert_allclose(made, wanted, rtol=0, atol=1e-6)
+    assert len(set(wanted[0, :32])) == 1
+
+
+def test_rows_are_found_in_any_order_and_across_tensors(tmp_path: Path) -> None:
+    query, value = random_rows("Q4_0", 8, 256), random_rows("Q6_K", 4, 256, seed=1)
+    path = write_gguf(tmp_path / "m.gguf", {"q": ("Q4_0", query), "v": ("Q6_K", value)})
+    matrix = np.concatenate([numbers(value, "Q6_K"), numbers(query, "Q4_0")[::-1]])
+    found = GgufBlocks(path).find(np.ascontiguousarray(matrix.T))
+    assert isinstance(found, KeptBlocks)
+    assert found.kinds == ("Q4_0", "Q6_K")
+    blocks = found.blocks
+    assert (blocks.bits, blocks.block) == (8, 16)
+    steps = blocks.quants.astype(np.float32) - blocks.offsets[..., None]
+    made = (steps * blocks.scales[..., None]).reshape(matrix.shape)
+    np.testing.assert_allclose(made, matrix, rtol=0, atol=1e-6)
+    matrix[3, 5] += 1e-3
+    missing = GgufBlocks(path).find(np.ascontiguousarray(matrix.T))
+    assert missing == "its row 3 is not in m.gguf"
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[Path, Path]:
+    """A graph whose table is Q8_0, one product Q4_1 and one Q4_0, and the file they come from."""
+    made = {
+        "table": ("Q8_0", random_rows("Q8_0", VOCABULARY, WIDTH)),
+        "up": ("Q4_1", random_rows("Q4_1", INNER, WIDTH, seed=1)),
+        "down": ("Q4_0", random_rows("Q4_0", WIDTH, INNER, seed=2)),
+    }
+    gguf = write_gguf(tmp_path / "m.gguf", made)
+    graph = written(TIED, tmp_path / "float.onnx")
+    for name, (kind, rows) in made.items():
+        array = numbers(rows, kind)
+        graph = set_weight(
+            graph, name, array if name == "table" else array.T.copy(), tmp_path / f"{name}.onnx"
+        )
+    return graph, gguf
+
+
+def run(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+    with OnnxRuntimeRunner(path, threads=1) as runner:
+        return runner.run(IDS)["logits"]
+
+
+@pytest.mark.parametrize(("level", "limit"), [(1, 1e-5), (4, 0.02)], ids=["fp32", "int8"])
+def test_a_graph_keeps_the_blocks(
+    kept: tuple[Path, Path], tmp_path: Path, level: int, limit: float
+) -> None:
+    graph, gguf = kept
+    output = tmp_path / "out" / "model.onnx"
+    settings = QuantizeSettings(method="gguf", gguf=gguf, accuracy_level=level)
+    result = quantize_with_report(graph, output, settings)
+    record = result.record
+    assert record.kept_blocks == {"Q8_0": 1, "Q4_1": 1, "Q4_0": 1}
+    assert record.bits == {"4": 2, "8": 1}
+    assert (record.head_bits, record.embedding_bits) == (8, 8)
+    assert record.gguf is not None
+    assert record.gguf.startswith("m.gguf, sha256 ")
+    assert result.rounded_anew == {}
+    names = [node.name for node in load_model(output).graph]
+    assert [name for name in names if name and "sums" in name] == [
+        "up_node/block_sums", "up_node/followed_by_sums",
+    ]  # fmt: skip
+    wanted = run(graph)
+    np.testing.assert_allclose(run(output), wanted, rtol=0, atol=limit * np.abs(wanted).max())
+
+
+def test_rounding_again_is_worse(kept: tuple[Path, Path], tmp_path: Path) -> None:
+    graph, gguf = kept
+    wanted, gaps = run(graph), []
+    for settings in (
+        QuantizeSettings(method="gguf", gguf=gguf, accuracy_level=1),
+        QuantizeSettings(accuracy_level=1),
+    ):
+        quantize_file(graph, tmp_path / f"{len(gaps)}.onnx", settings)
+        gaps.append(np.abs(run(tmp_path / f"{len(gaps)}.onnx") - wanted).max())
+    assert gaps[0] < gaps[1] / 100
+
+
+def test_a_weight_of_other_numbers_is_rounded_and_told(
+    kept: tuple[Path, Path], tmp_path: Path
+) -> None:
+    graph, gguf = kept
+    other = np.ones((INNER, WIDTH), np.float32)
+    changed = set_weight(graph, "down", other, tmp_path / "changed.onnx")
+    result = quantize_with_report(
+        changed, tmp_path / "out.onnx", QuantizeSettings(method="gguf", gguf=gguf)
+    )
+    assert result.rounded_anew == {"down_node": "its row 0 is not in m.gguf"}
+    assert result.record.bits == {"4": 2, "8": 1}
+    assert result.record.kept_blocks == {"Q8_0": 1, "Q4_1": 1}
+
+
+def test_the_command_tells_what_was_kept(
+    kept: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph, gguf = kept
+    output = tmp_path / "out" / "model.onnx"
+    call = ["quantize", str(graph), "-o", str(output), "--method", "gguf"]
+    assert run_command([*call, "--gguf", str(gguf)]) == 0
+    assert "blocks kept as they are: 1 Q4_1, 1 Q4_0, 1 Q8_0" in capsys.readouterr().out
+    assert run_command(call) == 2
+    assert "--method gguf --gguf FILE" in capsys.readouterr().err
+
+
+def test_a_model_that_is_a_gguf_file_keeps_its_own_blocks() -> None:
+    options = dict.fromkeys([*QUANTIZE_OPTIONS, "calibration"])
+    options |= {"quantize": "int4", "quantize_method": "gguf"}
+    settings = quantize_request("a/model.gguf", options)
+    assert settings is not None
+    assert settings.gguf == Path("a/model.gguf")
+    named = quantize_request("a/model.gguf", options | {"quantize_gguf": Path("b.gguf")})
+    assert named is not None
+    assert named.gguf == Path("b.gguf")
+    folder = quantize_request("a/folder", options)
+    assert folder is not None
+    assert folder.gguf is None
+
+
+def test_files_that_keep_nothing(kept: tuple[Path, Path], tmp_path: Path) -> None:
+    graph, gguf = kept
+    output = tmp_path / "out.onnx"
+    rows = random_rows("Q4_0", 4, 64, seed=9)
+    foreign = write_gguf(tmp_path / "foreign.gguf", {"w": ("Q4_0", rows)})
+    with pytest.raises(QuantizationError, match=r"No weight of the graph .* its row 0 is not in"):
+        quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=foreign))
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(gguf.read_bytes()[:40])
+    with pytest.raises(QuantizationError, match=r"cut\.gguf can't be read as a GGUF file"):
+        quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=cut))
+    half = np.zeros((4, 64), np.float16)
+    plain = write_gguf(tmp_path / "plain.gguf", {"w": ("F16", half)})
+    with pytest.raises(QuantizationError, match="its tensors are F16"):
+        quantize_file(graph, output, QuantizeSettings(method="gguf", gguf=plain))
+    with pytest.raises(UsageError, match="go together"):
+        quantize_file(graph, output, QuantizeSettings(method="gguf"))
+    with pytest.raises(UsageError, match="go together"):
+        quantize_file(graph, output, QuantizeSettings(gguf=gguf))
+    assert not output.exists()

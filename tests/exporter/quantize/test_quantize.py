@@ -1,0 +1,360 @@
+"""Weights in 4 and 8 bits: what is quantised, what stays in float, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from tests.quantization.small_graphs import (
+    GEMM,
+    INNER,
+    OTHERS,
+    RAGGED,
+    TIED,
+    TWO_ACTIVATIONS,
+    VOCABULARY,
+    WIDTH,
+    contents,
+    set_weight,
+    written,
+)
+from written_files import names_in
+
+from exporter.artifacts import PruneReport
+from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
+from exporter.cut.surgery import NOT_VERIFIED
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.errors import QuantizationError, UsageError
+from exporter.quantize import refusals
+from exporter.quantize.products import find_products, read_array
+from exporter.quantize.quantize import quantize_file, quantize_with_report
+from exporter.quantize.rounding import Packed, on_its_grid, round_to_nearest, rounded, unpack
+from exporter.quantize.settings import QuantizeSettings
+from graph_passes.files.storage import load_model
+from graph_passes.pipeline import graph_size
+
+
+@pytest.fixture
+def tied(tmp_path: Path) -> Path:
+    return written(TIED, tmp_path / "source" / "model.onnx")
+
+
+def run(path: Path, feed: dict[str, np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
+    with OnnxRuntimeRunner(path, threads=1) as runner:
+        return next(iter(runner.run(feed).values()))
+
+
+def operators(path: Path) -> list[str]:
+    return sorted(node.op_type for node in load_model(path).graph)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits", "limit"), [("int4", 4, 0.5), ("int8", 8, 0.03)], ids=["int4", "int8"]
+)
+def test_products_table_and_tied_head_are_quantised(
+    tied: Path, tmp_path: Path, scheme: str, bits: int, limit: float
+) -> None:
+    before = contents(tied.parent)
+    output = tmp_path / "out" / "model.onnx"
+    result = quantize_with_report(tied, output, QuantizeSettings(scheme=scheme))  # type: ignore[arg-type]
+    assert operators(output) == [
+        "Add", "GatherBlockQuantized", "MatMulNBits", "MatMulNBits", "MatMulNBits", "Relu",
+    ]  # fmt: skip
+    expected = {"8": 3} if bits == 8 else {"4": 2, "8": 1}
+    assert result.record.bits == expected
+    assert (result.record.head_bits, result.record.embedding_bits) == (8, 8)
+    assert result.in_float == {}
+    assert result.difference.kl_divergence is not None
+    assert 0 < result.difference.max_abs_error < limit
+    assert result.bytes_after < result.bytes_before / 2
+    assert contents(tied.parent) == before
+    assert names_in(output.parent) == ["model.onnx", "model.onnx.*.data"]
+    onnx.checker.check_model(str(output))
+
+
+def test_a_tied_head_and_its_table_are_one_range_of_the_file(tied: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    quantize_file(tied, output, QuantizeSettings(scheme="int8"))
+    places = [
+        (tensor.offset, tensor.length)
+        for value in load_model(output).graph.initializers.values()
+        if isinstance(tensor := value.const_value, ir.ExternalTensor) and "table" in value.name  # type: ignore[operator]
+        and tensor.dtype == ir.DataType.UINT8
+    ]  # fmt: skip
+    assert len(places) == 2
+    assert len(set(places)) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        QuantizeSettings(scheme="int4"),
+        QuantizeSettings(scheme="int8", symmetric=False),
+        QuantizeSettings(scheme="int4", head_bits=None, embedding_bits=8),
+        pytest.param(QuantizeSettings(scheme="int4", method="hqq"), marks=pytest.mark.torch),
+    ],
+)
+def test_parameters_are_the_weights_that_packed_bytes_stand_for(
+    tied: Path, tmp_path: Path, settings: QuantizeSettings
+) -> None:
+    before = graph_size(load_model(tied)).parameters
+    quantize_file(tied, tmp_path / "out.onnx", settings)
+    # A head of other bits than its table is a matrix of its own.
+    apart = VOCABULARY * WIDTH if settings.head_bits is None else 0
+    assert graph_size(load_model(tmp_path / "out.onnx")).parameters == before + apart
+
+
+def test_what_fills_the_last_block_is_no_parameter(tmp_path: Path) -> None:
+    source = written(RAGGED, tmp_path / "source.onnx")
+    quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int4"))
+    packed, plain = (load_model(path) for path in (tmp_path / "out.onnx", source))
+    assert "MatMulNBits" in {node.op_type for node in packed.graph}
+    assert graph_size(packed).parameters == graph_size(plain).parameters
+
+
+def test_hqq_refuses_blocks_that_are_not_filled_and_others_are_whole(tmp_path: Path) -> None:
+    source = written(RAGGED, tmp_path / "source.onnx")
+    with pytest.raises(QuantizationError, match="no multiple of the block of 32") as caught:
+        quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(method="hqq"))
+    assert "--block-size" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("out")] == []
+
+
+def test_a_table_of_other_bits_than_its_head_is_apart(tied: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    settings = QuantizeSettings(scheme="int4", head_bits=None, embedding_bits=8)
+    record = quantize_file(tied, output, settings)
+    assert (record.head_bits, record.embedding_bits) == (4, 8)
+    left = quantize_with_report(tied, tmp_path / "left.onnx", QuantizeSettings(embedding_bits=None))
+    assert left.record.embedding_bits is None
+    assert "Gather" in operators(tmp_path / "left.onnx")
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zero points"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_graph_computes_with_the_unpacked_weights(
+    tmp_path: Path, bits: int, symmetric: bool
+) -> None:
+    """K is 40, no multiple of the block: the last one is padded, and nothing is left out."""
+    source = written(RAGGED, tmp_path / "model.onnx")
+    settings = QuantizeSettings(
+        scheme="int4" if bits == 4 else "int8",
+        symmetric=symmetric,
+        accuracy_level=1,
+        head_bits=None,
+    )
+    quantize_file(source, tmp_path / "out.onnx", settings)
+    weight = read_array(load_model(source).graph.initializers["weight"])
+    packed = round_to_nearest(weight, bits, 32, symmetric=symmetric)
+    x = np.random.default_rng(1).standard_normal((3, 40)).astype(np.float32)
+    expected = x @ unpack(packed, bits)[:, :40].T
+    np.testing.assert_allclose(run(tmp_path / "out.onnx", {"x": x}), expected, rtol=0, atol=1e-4)
+    assert np.abs(expected - x @ weight).max() > 1e-4
+
+
+def test_a_gemm_keeps_its_bias(tmp_path: Path) -> None:
+    source = written(GEMM, tmp_path / "model.onnx")
+    quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int8", accuracy_level=1))
+    assert operators(tmp_path / "out.onnx") == ["MatMulNBits"]
+    x = np.random.default_rng(1).standard_normal((3, WIDTH)).astype(np.float32)
+    gap = np.abs(run(tmp_path / "out.onnx", {"x": x}) - run(source, {"x": x})).max()
+    assert gap < 0.02
+    assert np.abs(read_array(load_model(source).graph.initializers["bias"])).max() > 0.2
+
+
+def test_what_stays_in_float_is_told_with_its_reason(tmp_path: Path) -> None:
+    source = written(OTHERS, tmp_path / "model.onnx")
+    result = quantize_with_report(source, tmp_path / "out.onnx", QuantizeSettings())
+    assert result.record.bits == {"8": 1}  # the last one, as a head
+    assert result.in_float == {
+        "many": "its weight is no float matrix",
+        "first": "its weight is the first operand",
+        "with_factor": "its operator, FusedMatMul, takes float weights only",
+    }
+
+
+def test_bits_by_node_come_before_all_else(tied: Path, tmp_path: Path) -> None:
+    settings = QuantizeSettings(scheme="mixed", head_bits=None)
+    record = quantize_file(tied, tmp_path / "out.onnx", settings, bits_by_node={"down_node": 8})
+    assert record.bits == {"4": 2, "8": 1}
+    bits = {
+        node.name: node.attributes.get_int("bits")
+        for node in load_model(tmp_path / "out.onnx").graph
+        if node.op_type == "MatMulNBits"
+    }
+    assert bits == {"up_node": 4, "down_node": 8, "head_node": 4}
+
+
+@pytest.mark.parametrize(
+    ("bits", "told"),
+    [({}, "needs a calibration text"), ({"nobody": 8}, "nobody"), ({"up_node": 3}, "3 bits")],
+)
+def test_mixed_bits_that_fit_nothing_are_refused(
+    tied: Path, tmp_path: Path, bits: dict[str, int], told: str
+) -> None:
+    settings = QuantizeSettings(scheme="mixed")
+    with pytest.raises(UsageError, match=told):
+        quantize_file(tied, tmp_path / "out.onnx", settings, bits_by_node=bits)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_the_graphs_own_notes_stay_and_the_record_is_added(tied: Path, tmp_path: Path) -> None:
+    from graph_passes.files.storage import save_model
+
+    model = load_model(tied)
+    model.metadata_props["depthcut.plan"] = "[]"
+    save_model(model, tmp_path / "noted.onnx")
+    record = quantize_file(tmp_path / "noted.onnx", tmp_path / "out.onnx", QuantizeSettings())
+    notes = load_model(tmp_path / "out.onnx").metadata_props
+    assert notes["depthcut.plan"] == "[]"
+    assert QuantizationRecord.model_validate_json(notes[QUANTIZATION_KEY]) == record
+    assert json.loads(notes[QUANTIZATION_KEY])["block_size"] == 32
+
+
+def test_two_runs_give_the_same_bytes(tied: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        quantize_file(tied, tmp_path / name / "model.onnx", QuantizeSettings())
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_half_precision_weights_keep_half_precision_scales(tmp_path: Path) -> None:
+    source = written(RAGGED, tmp_path / "model.onnx", kind=ir.DataType.FLOAT16)
+    quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int8"))
+    scales = load_model(tmp_path / "out.onnx").graph.initializers["weight_Q8_scales"]
+    assert scales.dtype == ir.DataType.FLOAT16
+
+
+def test_bfloat16_is_refused_since_the_runtime_has_no_kernel(tmp_path: Path) -> None:
+    source = written(RAGGED, tmp_path / "model.onnx", kind=ir.DataType.BFLOAT16)
+    with pytest.raises(QuantizationError, match=r"can't run .* beside BFLOAT16"):
+        quantize_file(source, tmp_path / "out.onnx", QuantizeSettings())
+
+
+def test_a_quantised_graph_is_not_quantised_again(tied: Path, tmp_path: Path) -> None:
+    ours = tmp_path / "ours.onnx"
+    quantize_file(tied, ours, QuantizeSettings())
+    with pytest.raises(QuantizationError, match="by depthcut already"):
+        quantize_file(ours, tmp_path / "out.onnx", QuantizeSettings())
+    model = load_model(ours)
+    del model.metadata_props[QUANTIZATION_KEY]
+    with pytest.raises(QuantizationError, match="is a GatherBlockQuantized"):
+        refusals.refuse_quantised(model, ours)
+
+
+def test_a_graph_without_weights_is_refused(tmp_path: Path) -> None:
+    source = written(TWO_ACTIVATIONS, tmp_path / "model.onnx")
+    with pytest.raises(QuantizationError, match="nothing to quantise"):
+        quantize_file(source, tmp_path / "out.onnx", QuantizeSettings())
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tied: Path, tmp_path: Path, wrong: float) -> None:
+    bad = np.ones((INNER, WIDTH), np.float32)
+    bad[3, 5] = wrong
+    source = set_weight(tied, "down", bad, tmp_path / "bad.onnx")
+    with pytest.raises(QuantizationError, match="weight of down_node holds NaN"):
+        quantize_file(source, tmp_path / "out" / "out.onnx", QuantizeSettings())
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_source_is_not_overwritten(tied: Path) -> None:
+    before = contents(tied.parent)
+    with pytest.raises(UsageError, match="is an input"):
+        quantize_file(tied, tied, QuantizeSettings())
+    assert contents(tied.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (QuantizeSettings(block_size=24), "block of 24"),
+        (QuantizeSettings(block_size=8), "block of 8"),
+        (QuantizeSettings(accuracy_level=5), "accuracy level 5"),
+        (QuantizeSettings(head_bits=3), "4 or 8 bits"),
+        (QuantizeSettings(method="gptq"), "gptq needs a calibration text"),
+        (QuantizeSettings(scheme="int8-qdq"), "int8-qdq needs a calibration text"),
+        (QuantizeSettings(method="hqq", symmetric=True), "can't be symmetric"),
+        (QuantizeSettings(scheme="int8-dynamic", method="gptq"), "only rounds to nearest"),
+    ],
+)
+def test_settings_that_fit_nothing_are_refused(
+    tied: Path, tmp_path: Path, settings: QuantizeSettings, told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        quantize_file(tied, tmp_path / "out.onnx", settings)
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+def test_usual_blocks_are_taken(tied: Path, tmp_path: Path, block: int) -> None:
+    record = quantize_file(tied, tmp_path / "out.onnx", QuantizeSettings(block_size=block))
+    assert record.block_size == block
+
+
+def test_a_table_whose_rows_are_no_whole_blocks_stays_in_float(tied: Path, tmp_path: Path) -> None:
+    result = quantize_with_report(tied, tmp_path / "out.onnx", QuantizeSettings(block_size=128))
+    assert result.record.embedding_bits is None
+    assert result.in_float == {"table": "its rows of 64 are no multiple of the block of 128"}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packing_and_unpacking_are_inverse(bits: int) -> None:
+    rng = np.random.default_rng(0)
+    quants = rng.integers(0, 1 << bits, (5, 3 * 16 * bits // 8), np.uint8).reshape(5, 3, -1)
+    zeros = rng.integers(0, 1 << bits, (5, -(-3 * bits // 8)), np.uint8)
+    scales = np.ones((5, 3), np.float32)
+    with_zeros = unpack(Packed(quants, scales, zeros), bits)
+    without = unpack(Packed(quants, scales, None), bits)
+    assert with_zeros.shape == (5, 48)
+    assert not np.array_equal(with_zeros, without)
+
+
+def test_only_the_products_of_weights_are_found(tied: Path) -> None:
+    found = find_products(load_model(tied))
+    assert [(p.name, p.depth, p.width, p.head) for p in found.products] == [
+        ("up_node", WIDTH, INNER, False),
+        ("down_node", INNER, WIDTH, False),
+        ("head_node", WIDTH, VOCABULARY, True),
+    ]
+    assert found.table is not None
+    assert found.table.is_head(found.products[-1])
+    assert not found.table.is_head(found.products[0])
+
+
+def test_weights_that_were_rounded_before_are_kept() -> None:
+    rng = np.random.default_rng(0)
+    steps = rng.integers(0, 16, (6, 3, 32)).astype(np.float32)
+    steps[..., 0], steps[..., 1] = 0, 15
+    scales = rng.uniform(0.01, 0.02, (6, 3, 1)).astype(np.float16).astype(np.float32)
+    lowest = rng.uniform(-0.2, 0.05, (6, 3, 1)).astype(np.float16).astype(np.float32)
+    scales[0, 0], lowest[1, 1], scales[1, 1] = 0, 0, 0  # blocks of one number, of nothing
+    matrix = np.ascontiguousarray((steps * scales + lowest).reshape(6, -1).T)
+    kept = rounded(matrix, 4, 32, symmetric=False)
+    assert not kept.has_whole_zero_points
+    np.testing.assert_allclose(unpack(kept, 4).T, matrix, rtol=0, atol=1e-7)
+    for symmetric, bits in ((True, 4), (False, 8)):
+        assert rounded(matrix, bits, 32, symmetric=symmetric).has_whole_zero_points
+    assert on_its_grid(matrix.astype(np.float16).astype(np.float32), 4, 32) is not None
+    assert on_its_grid(matrix[:90], 4, 32) is None
+    matrix[5, 5] += 0.003
+    assert on_its_grid(matrix, 4, 32) is None
+    assert rounded(matrix, 4, 32, symmetric=False).has_whole_zero_points
+
+
+@pytest.mark.parametrize(("target", "there"), [("m.onnx", False), ("other.onnx", True)])
+def test_the_report_of_a_cut_goes_with_the_file_that_it_speaks_of(
+    tied: Path, tmp_path: Path, target: str, there: bool
+) -> None:
+    size = {"nodes": 1, "parameters": 1, "bytes": 1}
+    report = PruneReport.model_validate(
+        {
+            "made_from": {}, "target": target, "deleted": [], "refused": [], "before": size,
+            "after": size, "verification": NOT_VERIFIED.model_dump(),
+        }
+    ).write(tmp_path / "prune.json")  # fmt: skip
+    (tmp_path / "m.onnx").write_bytes(tied.read_bytes())
+    quantize_file(tied, tmp_path / "m.onnx", QuantizeSettings(scheme="int8"))
+    assert report.exists() is there

@@ -1,0 +1,123 @@
+"""`depthcut quantize`: what it prints, what it copies, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.quantization.small_graphs import TIED, written
+from written_files import names_in
+
+from exporter.cli import run
+from exporter.engines.decoding.text_model import TextModel
+from exporter.quantize.difference import Difference
+from exporter.quantize.quantize import quantize_with_report
+from exporter.quantize.settings import QuantizeSettings
+from tests.exporter.tiny_lm import write_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = written(TIED, tmp_path / "float" / "model.onnx").parent
+    write_tokenizer(path)
+    (path / "config.json").write_text('{"eos_token_id": 3}', encoding="utf-8")
+    (path / "notes.txt").write_text("mine", encoding="utf-8")
+    return path
+
+
+def test_a_folder_is_quantised_with_what_makes_it_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    genai = {"model": {"decoder": {"filename": "model.onnx"}}}
+    (folder / "genai_config.json").write_text(json.dumps(genai), encoding="utf-8")
+    output = tmp_path / "int4" / "small.onnx"
+    assert run(["quantize", str(folder), "-o", str(output), "-q"]) == 0
+    printed = capsys.readouterr().out
+    assert "products: 2 in 4 bits, 1 in 8 bits, the embedding in 8;" in printed
+    assert printed.splitlines()[-1] == str(output)
+    assert names_in(output.parent) == [
+        "config.json", "genai_config.json", "small.onnx", "small.onnx.*.data", "tokenizer.json",
+    ]  # fmt: skip
+    config = json.loads((output.parent / "genai_config.json").read_text(encoding="utf-8"))
+    assert config["model"]["decoder"]["filename"] == "small.onnx"
+    assert TextModel.of(output).stop_ids == {3}
+
+
+@pytest.mark.parametrize(("kl", "told"), [(7.6, True), (1.5, False), (None, False)])
+def test_a_result_far_from_the_float_model_is_told(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kl: float | None,
+    told: bool,
+) -> None:
+    far = Difference(1.0, 1.0, kl)
+    monkeypatch.setattr("exporter.quantize.quantize.difference", lambda *_, **__: far)
+    assert run(["quantize", str(folder), "-o", str(tmp_path / "o.onnx"), "-q"]) == 0
+    assert ("little to do with the float model" in capsys.readouterr().out) == told
+
+
+def test_what_stands_in_the_outputs_folder_stays(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "int4" / "model.onnx"
+    output.parent.mkdir()
+    (output.parent / "config.json").write_text("{}", encoding="utf-8")
+    assert run(["quantize", str(folder), "-o", str(output), "-q"]) == 0
+    assert (output.parent / "config.json").read_text(encoding="utf-8") == "{}"
+    assert (output.parent / "tokenizer.json").is_file()
+
+
+def test_nothing_is_copied_unless_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    quantize_with_report(folder / "model.onnx", tmp_path / "o" / "m.onnx", QuantizeSettings())
+    assert names_in(tmp_path / "o") == ["m.onnx", "m.onnx.*.data"]
+
+
+def test_the_result_as_json(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--block-size", "128", "--scheme", "int8", "--head-bits", "none", "--json", "-q"]
+    assert run(["quantize", str(folder), "-o", str(tmp_path / "o.onnx"), *arguments]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["record"]["bits"] == {"8": 3}
+    assert told["in_float"] == {"table": "its rows of 64 are no multiple of the block of 128"}
+    assert told["bytes_after"] < told["bytes_before"]
+    assert told["difference"]["max_abs_error"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--method", "gptq"], 2, "needs a calibration text"),
+        (["--block-size", "20"], 2, "block of 20"),
+        (["--scheme", "int8-dynamic", "--method", "hqq"], 2, "only rounds to nearest"),
+        (["--method", "gptq", "--calibration", "gone.txt"], 1, "gone.txt does not exist"),
+        (["--block-size", "0"], 2, "block of 0"),
+        (["--scheme", "int8-dynamic", "--block-size", "64"], 2, "has a scale a column"),
+        (["--calibration", "pydoc"], 2, "Nothing here looks at a calibration text"),
+        (["--scheme", "int2"], 2, "Invalid value"),
+    ],
+)
+def test_wrong_calls_end_in_one_line(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    told: str,
+) -> None:
+    output = tmp_path / "out" / "model.onnx"
+    assert run(["quantize", str(folder), "-o", str(output), *arguments]) == code
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+    assert not output.parent.exists()
+
+
+def test_a_second_time_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = str(tmp_path / "one.onnx"), str(tmp_path / "two.onnx")
+    assert run(["quantize", str(folder), "-o", first, "-q"]) == 0
+    assert run(["quantize", first, "-o", second, "-q"]) == 1
+    assert "quantised by depthcut already" in capsys.readouterr().err

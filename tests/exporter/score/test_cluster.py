@@ -1,0 +1,373 @@
+"""Two workers of one local cluster, which serves all tests here: equal sums, losses, refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_families import tiny_model, tiny_tokenizer
+
+from exporter import cli
+from exporter.artifacts import ImportanceReport, PruningPlan
+from exporter.errors import CalibrationError, ClusterError
+from exporter.progress import Quiet
+
+pytestmark = [pytest.mark.torch, pytest.mark.cluster]
+torch = pytest.importorskip("torch")
+ray = pytest.importorskip("ray")
+
+
+class Told(Quiet):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture(scope="module")
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture(scope="module")
+def bait(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file that whoever imports from there takes for PyTorch."""
+    folder = Path(tmp_path_factory.mktemp("bait"))
+    (folder / "torch.py").write_text("raise SystemExit('imported from the working folder')")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pool(told: Told, bait: Path) -> Iterator[Any]:
+    from exporter.score.cluster import open_pool
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Where depthcut isn't installed, it is found by the folder that tests are called in.
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        patch.chdir(bait)
+        # As many threads as in this process: sums in another order may round otherwise.
+        patch.setenv("OMP_NUM_THREADS", "1")
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        with open_pool(workers=2, progress=told) as opened:
+            assert signal.getsignal(signal.SIGTERM) is on_sigterm
+            session = Path(ray._private.worker._global_node.get_session_dir_path())
+            assert session.is_dir()
+            yield opened
+        torch.set_num_threads(before)
+    assert not session.parent.exists()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = Path(tmp_path_factory.mktemp("text")) / "words.txt"
+    path.write_text(" ".join(f"w{number * number % 59}" for number in range(200)))
+    return path
+
+
+def dying_once(flag: Path, which: Callable[[Any], bool], work: Callable[[Any, Any], Any]) -> Any:
+    """Work during which the first worker that has a certain piece is killed."""
+
+    def dies(state: Any, job: Any) -> Any:
+        import os
+        import signal
+
+        if which(job) and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return work(state, job)
+
+    return dies
+
+
+def test_scores_with_a_killed_worker_are_the_single_processs(
+    pool: Any, told: Told, model: Path, text: Path, tmp_path: Path, monkeypatch: Any, capfd: Any
+) -> None:
+    from exporter.models.loading.model_source import load_model
+    from exporter.score import ScoreOptions, score
+    from exporter.score.cluster import score_on_cluster, scoring_jobs
+
+    options = ScoreOptions(
+        metrics=("cosine", "angular-last", "kl", "perplexity", "taylor", "random"),
+        calibration=str(text), samples=5, sequence_length=16, batch_size=2, blocks=True, seed=4,
+    )  # fmt: skip
+    alone = score(load_model(str(model)), options)
+    flag = tmp_path / "killed"
+    work = dying_once(flag, lambda job: getattr(job, "start", None) == 2, scoring_jobs.work)
+    monkeypatch.setattr(scoring_jobs, "work", work)
+    told.lines.clear()
+    spread = score_on_cluster(str(model), pool, options)
+    assert flag.exists()
+    assert any("was lost with piece" in line for line in told.lines)
+    assert _figures(spread) == _figures(alone)  # to the last bit
+    assert spread.calibration == alone.calibration
+    assert spread.model == alone.model
+    assert capfd.readouterr().out == ""
+
+
+def _figures(report: ImportanceReport) -> Any:
+    return report.model_dump(include={"metric", "scores", "further", "made_from"})
+
+
+class Posted:
+    """A crew in this process that gets and gives copies of everything, as by Ray.
+
+    Two processes that load PyTorch again would show no more: that the pieces of a search, which
+    those of `kl` are too, are done on real workers is what the first test is for.
+    """
+
+    workers = 2
+
+    def __init__(self, setup: Any) -> None:
+        self._state = posted(setup)()
+
+    def run(self, work: Any, jobs: Any) -> Iterator[tuple[int, Any]]:
+        for number in reversed(range(len(jobs))):
+            yield number, posted(posted(work)(self._state, posted(jobs[number])))
+
+
+def posted(what: Any) -> Any:
+    return ray.cloudpickle.loads(ray.cloudpickle.dumps(what))
+
+
+@pytest.mark.usefixtures("pool")
+def test_a_search_in_pieces_makes_the_same_plan(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crews: list[Posted] = []
+
+    def crew(_pool: Any, setup: Any) -> Any:
+        crews.append(Posted(setup))
+        return nullcontext(crews[-1])
+
+    monkeypatch.setattr("exporter.score.cluster.pool.Pool.crew", crew)
+    scores, plans = tmp_path / "importance.json", [tmp_path / "one.json", tmp_path / "two.json"]
+    size = ["--samples", "6", "--sequence-length", "16", "--batch-size", "2", "-q"]
+    assert cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size]) == 0
+    search = ["--drop", "2", "--search", "greedy", "--batch-size", "2", "-q"]
+    assert cli.run(["plan", str(scores), "-o", str(plans[0]), *search]) == 0
+    assert not crews
+    spread = [*search, "--ray", "--ray-workers", "2"]
+    assert cli.run(["plan", str(scores), "-o", str(plans[1]), *spread]) == 0
+    assert len(crews) == 1
+    one, two = map(PruningPlan.read, plans)
+    assert two.deletions == one.deletions
+    assert two.predicted == one.predicted
+
+
+def test_searches_that_measure_nothing_are_refused(
+    model: Path, text: Path, tmp_path: Path, capsys: Any
+) -> None:
+    scores = tmp_path / "importance.json"
+    size = ["--samples", "2", "--sequence-length", "16", "-q"]
+    cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size])
+    plan = ["plan", str(scores), "-o", str(tmp_path / "plan.json"), "--ray"]
+    assert cli.run([*plan, "--drop", "1", "--search", "iterative"]) == 2
+    assert "measures no candidates" in capsys.readouterr().err
+    assert cli.run([*plan, "--parameters", "10%"]) == 2
+    assert "one process" in capsys.readouterr().err
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.fixture(scope="class")
+def crew(pool: Any) -> Iterator[Any]:
+    """Ends with the class: other tests need the processors."""
+
+    def setup() -> list[int]:
+        return []
+
+    with pool.crew(setup) as crew:
+        yield crew
+
+
+class TestOneCrew:
+    """What the same two workers do, round after round."""
+
+    def test_results_come_with_their_numbers_and_workers_keep_their_state(self, crew: Any) -> None:
+        def work(state: list[int], job: int) -> tuple[int, int]:
+            state.append(job)
+            return job * job, len(state)
+
+        first, second = dict(crew.run(work, range(6))), dict(crew.run(work, range(6)))
+        assert {number: square for number, (square, _) in first.items()} == {
+            n: n * n for n in range(6)
+        }
+        assert max(count for _, count in second.values()) > 3  # of six a round, on two workers
+        assert dict(crew.run(work, [])) == {}
+
+    def test_workers_import_nothing_from_the_working_folder(self, crew: Any, bait: Path) -> None:
+        def work(_state: Any, _job: int) -> tuple[str, list[str]]:
+            import importlib.util
+            import sys
+
+            found = importlib.util.find_spec("torch")
+            return str(found and found.origin), sys.path
+
+        ((_, (origin, path)),) = crew.run(work, [0])
+        assert origin == torch.__file__
+        assert str(bait) not in path
+        assert Path.cwd() == bait  # where Ray would have had them look first
+
+    def test_a_librarys_error_comes_as_itself(self, crew: Any) -> None:
+        def work(_state: Any, job: int) -> int:
+            from exporter.errors import CalibrationError
+
+            if job == 2:
+                raise CalibrationError("Too short.", "Take more.")
+            return job
+
+        with pytest.raises(CalibrationError) as caught:
+            list(crew.run(work, range(4)))
+        assert (caught.value.message, caught.value.hint) == ("Too short.", "Take more.")
+
+    def test_another_error_names_the_piece(self, crew: Any) -> None:
+        def work(_state: Any, job: str) -> float:
+            return 1 / len(job)
+
+        with pytest.raises(ClusterError, match=r"piece 2 of 2 \(\): ZeroDivisionError: division"):
+            list(crew.run(work, ["a", ""]))
+
+    def test_a_result_that_can_not_be_sent_is_no_lost_worker(self, crew: Any) -> None:
+        def work(_state: Any, job: str) -> Any:
+            import threading
+
+            return threading.Lock()
+
+        with pytest.raises(ClusterError, match=r"can't tell what came of piece 1 of 1 .*pickle"):
+            list(crew.run(work, ["lock"]))
+
+    def test_a_round_that_is_left_early_leaves_the_crew_usable(self, crew: Any) -> None:
+        def work(_state: Any, job: float) -> float:
+            import time
+
+            time.sleep(job)
+            return job
+
+        rounds = crew.run(work, [0.0, 60.0])
+        assert next(rounds) == (0, 0.0)
+        rounds.close()
+        assert dict(crew.run(work, [0.0])) == {0: 0.0}
+
+
+def nothing_here() -> Callable[[], None]:
+    """A setup that is sent by value: workers don't have this module."""
+
+    def setup() -> None:
+        return None
+
+    return setup
+
+
+@pytest.fixture
+def two_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker more takes a second more to start, and shows nothing more."""
+    monkeypatch.setattr("exporter.score.cluster.pool.ATTEMPTS", 2)
+
+
+@pytest.mark.usefixtures("two_attempts")
+def test_a_piece_that_kills_every_worker_is_given_up(pool: Any) -> None:
+    def work(_state: None, job: str) -> None:
+        import os
+
+        os._exit(7)
+
+    with pytest.raises(ClusterError, match=r"2 workers in turn were lost with piece 1 of 1 \(bad"):
+        list(pool.run(nothing_here(), work, ["bad"]))
+
+
+@pytest.mark.usefixtures("two_attempts")
+def test_a_setup_that_kills_every_worker_is_given_up(pool: Any) -> None:
+    def setup() -> None:
+        import os
+
+        os._exit(7)
+
+    def work(_state: None, job: int) -> int:
+        return job
+
+    with pytest.raises(ClusterError, match="before they had begun"):
+        list(pool.run(setup, work, [1]))
+
+
+def test_other_versions_are_refused(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.score.cluster.worker import versions
+
+    def work(_state: None, job: int) -> int:
+        return job
+
+    other = {**versions(), "torch": "0.1", "depthcut": "9"}
+    monkeypatch.setattr("exporter.score.cluster.pool.versions", lambda: other)
+    with pytest.raises(ClusterError, match=r"has depthcut .* instead of 9, torch .* of 0\.1"):
+        list(pool.run(nothing_here(), work, [1]))
+
+
+def test_another_model_is_refused(model: Path, tmp_path: Path) -> None:
+    from exporter.models.loading.model_source import load_model
+    from exporter.score.cluster.loading import ModelAddress
+
+    loaded = load_model(str(model))
+    assert ModelAddress.of(loaded).load().ref.sha256 == loaded.ref.sha256
+    with pytest.raises(ClusterError, match=r"another model \(sha256"):
+        ModelAddress(str(model), "0" * 64).load()
+    with pytest.raises(ClusterError, match="same path on all machines"):
+        ModelAddress(str(tmp_path / "gone"), "0" * 64).load()
+
+
+def test_silence_is_told_at_once() -> None:
+    from exporter.score.cluster.connection import _refuse_silence
+
+    with pytest.raises(ClusterError, match=r"Nothing answers at 127\.0\.0\.1:1"):
+        _refuse_silence("127.0.0.1:1")
+
+
+def test_another_server_than_rays_is_told_at_once(pool: Any) -> None:
+    from exporter.score.cluster.connection import _refuse_silence
+
+    def answer_as_the_web_does(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1024)
+            connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=answer_as_the_web_does, args=(listening,), daemon=True).start()
+        with pytest.raises(ClusterError, match="not Ray's head") as caught:
+            _refuse_silence(f"127.0.0.1:{listening.getsockname()[1]}")
+    assert "6379" in str(caught.value.hint)
+    _refuse_silence(ray.get_runtime_context().gcs_address)
+
+
+def test_a_sweep_s_cell_runs_on_a_worker_and_comes_back(pool: Any, tmp_path: Path) -> None:
+    from exporter.pipeline.sweep.job import Job
+    from exporter.pipeline.sweep.on_ray import run_on_ray
+    from exporter.progress import QUIET
+
+    # Refused before PyTorch is loaded: a failure is a cell's result, like any other.
+    text = "models: [m]\nplans: [mlp:1, mlp:2]\n"
+    out, gone = str(tmp_path / "out"), str(tmp_path / "m")
+    job = Job(str(tmp_path / "s.yaml"), text, out, 1, gone, "a cell", "key")
+    ((number, cell),) = run_on_ray([job], QUIET, address=None)
+    assert (number, cell.plan) == (0, "mlp-2")
+    assert cell.failure is not None
+    assert gone in cell.failure.message
+    assert (tmp_path / "out" / cell.folder / "cell.json").is_file()

@@ -1,0 +1,117 @@
+"""How work is divided among workers; nothing here needs Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from exporter import cli
+from exporter.errors import ClusterError, MissingDependencyError
+from exporter.models.ablation import Damage
+from exporter.score.cluster import open_pool
+from exporter.score.cluster.meter import CutJob, cut_jobs, joined_damages
+from exporter.score.cluster.room import room_for
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "local", "expected"),
+    [
+        ([8], None, True, (2, 4)),  # a machine of one's own: two workers
+        ([1], None, True, (1, 1)),
+        ([8, 4, 0], None, False, (2, 4)),  # one a machine, as the smaller has; one without CPUs
+        ([8], 3, True, (3, 2)),
+        ([8, 8], 3, False, (3, 4)),
+        ([8, 2], 4, False, (4, 2)),
+        ([4], 4, True, (4, 1)),
+    ],
+)
+def test_machines_are_divided(
+    nodes: list[int], workers: int | None, local: bool, expected: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    room = room_for(nodes, workers, local=local)
+    assert (room.workers, room.cpus) == expected
+    assert room.threads == room.cpus
+
+
+def test_threads_are_what_the_caller_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert room_for([8], None, local=True).threads == 3
+
+
+def test_whole_machines_are_not_shared() -> None:
+    room = room_for([16, 16, 8], None, local=False, whole_nodes=True)
+    assert (room.workers, room.cpus) == (2, 16)
+    assert room_for([16, 16], 1, local=False, whole_nodes=True).workers == 1
+
+
+def test_more_workers_than_processors_are_refused() -> None:
+    with pytest.raises(ClusterError, match=r"5 workers .* has 4 CPUs.*at most 4"):
+        room_for([2, 2], 5, local=False)
+    with pytest.raises(ClusterError, match="no CPUs"):
+        room_for([0], None, local=False)
+
+
+@pytest.mark.parametrize(("workers", "parts"), [(1, 1), (2, 1), (3, 3), (4, 2), (8, 4)])
+def test_cuts_are_shared_out_where_batches_are_too_few(workers: int, parts: int) -> None:
+    others = [((layer, "mlp"),) for layer in range(16)]
+    jobs = cut_jobs([0, 4], workers, ((9, "mlp"),), others)
+    assert [job.start for job in jobs] == [0] * parts + [4] * parts
+    for start in (0, 4):
+        told = [cut for job in jobs if job.start == start for cut in job.others]
+        assert told == others
+
+
+def test_few_cuts_stay_together() -> None:
+    others = [((layer, "mlp"),) for layer in range(7)]
+    assert len(cut_jobs([0], 8, (), others)) == 1
+    assert cut_jobs([0, 4], 3, (), []) == [CutJob(0, (), ()), CutJob(4, (), ())]
+
+
+def test_damages_are_joined_in_the_order_of_the_text() -> None:
+    def damage(value: float) -> Damage:
+        return Damage(*(np.array([value]) for _ in range(5)))
+
+    others = [((layer, "mlp"),) for layer in range(8)]
+    jobs = cut_jobs([0, 4], 4, (), others)
+    found = [
+        [damage(job.start), *(damage(10 * cut[0][0] + job.start) for cut in job.others)]
+        for job in jobs
+    ]
+    whole, *rest = joined_damages(jobs, found)
+    assert whole.kl_sums.tolist() == [0, 4]
+    assert [d.kl_sums.tolist() for d in rest] == [[10 * n, 10 * n + 4] for n in range(8)]
+    (alone,) = joined_damages(cut_jobs([0], 2, (), []), [[damage(1)]])
+    assert alone.kl_sums.tolist() == [1]
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"depthcut\[cluster\]"), open_pool():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["score", "m", "--ray-workers", "2"], "--ray-workers is for --ray"),
+        (["score", "--ray", "m"], "put --ray last"),
+        (["score", "m", "--ray", "ray://host:1"], "on a machine"),
+        (["score", "m", "--ray", "host"], "no host:port"),
+    ],
+)
+def test_wrong_calls_say_what_is_meant(
+    arguments: list[str], told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    assert told in " ".join(capfd.readouterr().err.split())
+
+
+def test_the_package_loads_neither_ray_nor_torch() -> None:
+    code = "import sys, exporter.score.cluster; print({'ray', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,257 @@
+"""The scores against a plain computation that stores every activation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from plain_scores import KINDS, largest_difference, plain_scores, stored, table
+from scored_texts import made_text, random_text
+from tiny_families import hook_count, tiny_loaded
+
+from exporter.artifacts import ImportanceReport
+from exporter.errors import ScoringError, UnknownArchitectureError
+from exporter.progress import Quiet
+from exporter.score import ScoreOptions, score, score_on
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("model_type", "middle"),
+    [
+        ("llama", "post_attention_layernorm"),
+        ("qwen3_moe", "post_attention_layernorm"),
+        ("gemma2", "pre_feedforward_layernorm"),
+        ("granite", "post_attention_layernorm"),
+    ],
+)
+def test_scores_equal_the_plain_computation(model_type: str, middle: str) -> None:
+    loaded, text = tiny_loaded(model_type), random_text()
+    report = score_on(loaded, text, batch_size=2)
+    expected = plain_scores(stored(loaded.model, text.input_ids, middle))
+    assert largest_difference(table(report), expected) <= 1e-6
+    assert min(expected["attention"]) > 1e-3
+    assert hook_count(loaded.model) == 0
+
+
+@pytest.mark.torch
+def test_a_parallel_layer_compares_both_with_what_enters() -> None:
+    import torch
+
+    loaded, text = tiny_loaded("gpt_neox"), random_text()
+    seen: dict[str, list[Any]] = {"in": [], "attention": [], "mlp": [], "out": []}
+    handles = []
+    for layer in loaded.model.gpt_neox.layers:
+        hooks = [
+            layer.register_forward_pre_hook(lambda _m, args: seen["in"].append(args[0])),
+            layer.attention.register_forward_hook(
+                lambda _m, _i, output: seen["attention"].append(output[0])
+            ),
+            layer.mlp.register_forward_hook(lambda _m, _i, output: seen["mlp"].append(output)),
+            layer.register_forward_hook(
+                lambda _m, _i, out: seen["out"].append(out[0] if isinstance(out, tuple) else out)
+            ),
+        ]
+        handles += hooks
+    with torch.no_grad():
+        loaded.model(torch.from_numpy(text.input_ids))
+    for handle in handles:
+        handle.remove()
+    branches = {kind: zip(seen["in"], seen[kind], strict=True) for kind in ("attention", "mlp")}
+    pairs = {kind: [(x, x + f) for x, f in found] for kind, found in branches.items()}
+    pairs["block"] = list(zip(seen["in"], seen["out"], strict=True))
+    assert largest_difference(table(score_on(loaded, text)), plain_scores(pairs)) <= 1e-6
+
+
+@pytest.mark.torch
+def test_a_post_norm_layer_compares_with_the_sum_before_the_norm() -> None:
+    import torch
+
+    loaded, text = tiny_loaded("bert"), random_text()
+    layers = loaded.model.encoder.layer
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _m, args, output: seen.update({f"{name}_in": args[0], f"{name}_out": output})
+
+    handles = [loaded.model.embeddings.LayerNorm.register_forward_hook(keep("embeddings"))]
+    for number, layer in enumerate(layers):
+        norms = {"a": layer.attention.output.LayerNorm, "m": layer.output.LayerNorm}
+        handles += [m.register_forward_hook(keep(f"{n}{number}")) for n, m in norms.items()]
+    with torch.no_grad():
+        loaded.model(torch.from_numpy(text.input_ids))
+    for handle in handles:
+        handle.remove()
+    entering = [seen["embeddings_out"], *(seen[f"m{n}_out"] for n in range(3))]
+    pairs = {
+        "attention": [(entering[n], seen[f"a{n}_in"]) for n in range(3)],
+        "mlp": [(seen[f"a{n}_out"], seen[f"m{n}_in"]) for n in range(3)],
+        "block": [(entering[n], entering[n + 1]) for n in range(3)],
+    }
+    assert largest_difference(table(score_on(loaded, text)), plain_scores(pairs)) <= 1e-6
+
+
+@pytest.mark.torch
+def test_large_activations_that_cancel_stay_exact() -> None:
+    """The last layer takes back what the first put there, 20,000 times the rest."""
+    import torch
+
+    loaded, text = tiny_loaded("llama"), random_text()
+    with torch.no_grad():
+        first, last = loaded.model.model.layers[0].mlp, loaded.model.model.layers[2].mlp
+        last.down_proj.weight.zero_()
+        bias = torch.zeros(32)
+        bias[3] = 2e4
+        for down, sign in ((first.down_proj, 1.0), (last.down_proj, -1.0)):
+            down.bias = torch.nn.Parameter(sign * bias, requires_grad=False)
+    report = score_on(loaded, text)
+    expected = plain_scores(stored(loaded.model, text.input_ids, "post_attention_layernorm"))
+    assert expected["mlp"][2] > 0.5
+    assert largest_difference(table(report), expected) <= 1e-6
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+def test_padding_does_not_count(model_type: str) -> None:
+    """A padded batch scores as its samples do alone, weighted by their tokens."""
+    loaded = tiny_loaded(model_type)
+    long, short = random_text(1, 12).input_ids, random_text(1, 7, seed=1).input_ids
+    padded = np.concatenate([long, np.pad(short, ((0, 0), (0, 5)))])
+    mask = np.arange(12)[None] < np.array([[12], [7]])
+    together = table(score_on(loaded, made_text(padded, mask)))
+    alone = [table(score_on(loaded, made_text(ids))) for ids in (long, short)]
+    expected = {
+        kind: [(12 * a + 7 * b) / 19 for a, b in zip(alone[0][kind], alone[1][kind], strict=True)]
+        for kind in KINDS
+    }
+    assert largest_difference(together, expected) <= 1e-6
+    unmasked = table(score_on(loaded, made_text(padded)))
+    assert largest_difference(unmasked, expected) > 1e-4
+
+
+@pytest.mark.torch
+def test_the_batch_size_does_not_matter() -> None:
+    loaded, text = tiny_loaded("llama"), random_text(7)
+    one, three = (score_on(loaded, text, batch_size=size) for size in (1, 3))
+    assert largest_difference(table(one), table(three)) <= 1e-7
+    pairs = zip(one.scores, three.scores, strict=True)
+    assert max(abs((a.std_error or 9) - (b.std_error or 0)) for a, b in pairs) <= 1e-7
+
+
+@pytest.mark.torch
+def test_the_standard_error_is_that_of_the_mean_over_samples() -> None:
+    loaded, text = tiny_loaded("llama"), random_text(6)
+    report = score_on(loaded, text)
+    single = [table(score_on(loaded, made_text(row[None]))) for row in text.input_ids]
+    for found in report.scores:
+        values = [table[found.kind][found.layer] for table in single]
+        assert found.std_error == pytest.approx(np.std(values, ddof=1) / np.sqrt(6), rel=1e-3)
+    assert all(s.std_error is None for s in score_on(loaded, random_text(1)).scores)
+
+
+@pytest.mark.torch
+def test_a_branch_that_adds_nothing_scores_zero() -> None:
+    import torch
+
+    loaded = tiny_loaded("llama")
+    with torch.no_grad():
+        loaded.model.model.layers[1].self_attn.o_proj.weight.zero_()
+    scores = table(score_on(loaded, random_text()))["attention"]
+    assert scores[1] == pytest.approx(0, abs=1e-9)
+    assert scores[0] > 1e-3
+
+
+@pytest.mark.torch
+def test_activations_that_are_not_finite_are_named() -> None:
+    import torch
+
+    loaded, text = tiny_loaded("llama"), random_text(5)
+    text.input_ids[3, 4] = 63
+    text.input_ids[text.input_ids == 63] = 62
+    text.input_ids[3, 4] = 63
+    with torch.no_grad():
+        loaded.model.model.embed_tokens.weight[63] = float("inf")
+    with pytest.raises(ScoringError, match="attention of layer 0 are not finite in sample 3"):
+        score_on(loaded, text, batch_size=2)
+    assert hook_count(loaded.model) == 0
+
+
+@pytest.mark.torch
+def test_text_without_tokens_is_refused() -> None:
+    with pytest.raises(ScoringError, match="no token"):
+        score_on(tiny_loaded("llama"), made_text(np.zeros((0, 8))))
+
+
+@pytest.mark.torch
+def test_a_layout_that_does_not_add_up_is_refused() -> None:
+    loaded = tiny_loaded("bloom", apply_residual_connection_post_layernorm=True)
+    with pytest.raises(UnknownArchitectureError, match=r"BloomForCausalLM.*don't add up"):
+        score_on(loaded, random_text())
+
+
+@pytest.mark.torch
+def test_ctrl_c_leaves_no_hook() -> None:
+    loaded = tiny_loaded("llama")
+
+    class Interrupting(Quiet):
+        def task(self, description: str, total: int | None = None) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_on(loaded, random_text(), progress=Interrupting())
+    assert hook_count(loaded.model) == 0
+
+
+@pytest.mark.torch
+def test_bfloat16_is_scored_in_float32() -> None:
+    import torch
+
+    exact, text = tiny_loaded("llama"), random_text(8, 16)
+    rough = tiny_loaded("llama")
+    rough.model.to(torch.bfloat16)
+    tables = [table(score_on(loaded, text)) for loaded in (exact, rough)]
+    # bfloat16 keeps 8 bits; the cosine itself must not add to that.
+    assert largest_difference(*tables) <= 5e-3
+
+
+@pytest.mark.torch
+def test_the_report_says_what_it_was_made_from(tmp_path: Path) -> None:
+    loaded = tiny_loaded("llama")
+    report = score(loaded, ScoreOptions(samples=3, sequence_length=16), cache_dir=tmp_path)
+    assert report.metric == "cosine"
+    assert report.model == loaded.ref
+    assert report.calibration.source.startswith("self")
+    assert (report.calibration.samples, report.calibration.tokens) == (3, 48)
+    assert [(s.layer, s.kind) for s in report.scores[:4]] == [
+        (0, "attention"), (0, "mlp"), (0, "block"), (1, "attention"),
+    ]  # fmt: skip
+    assert len(report.scores) == 9
+    path = report.write(tmp_path / "importance.json")
+    assert ImportanceReport.read(path) == report
+
+
+def test_importing_the_package_costs_no_torch() -> None:
+    code = "import sys, exporter.score; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.torch
+def test_a_zero_state_has_cosine_zero_as_in_pytorch() -> None:
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    from exporter.models.anatomy.residual_stream import LayerStates
+    from exporter.score.change import changes
+    from exporter.score.cosine import distance
+
+    zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
+    found = map(distance, changes(LayerStates(0, zero, one, one, 2 * one, zero, zero)))
+    pairs = ((zero, one), (one, 2 * one), (zero, zero))
+    for got, (x, y) in zip(found, pairs, strict=True):
+        expected = 1 - cosine_similarity(x, y, dim=-1)
+        torch.testing.assert_close(got, expected.double(), atol=1e-6, rtol=0)

@@ -1,0 +1,253 @@
+"""How far rankings agree, against sums over pairs written out. No PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import exporter.cli as command_line
+from exporter.artifacts import (
+    CalibrationRef,
+    ImportanceReport,
+    MetricScores,
+    ModelRef,
+    Score,
+    ScoreComparison,
+)
+from exporter.errors import ArtifactError, ScoringError
+from exporter.score.comparison import compare_files, comparison_rows
+
+COSINE = [0.9, 0.2, 0.1, 0.4, 0.5, 0.3]
+KL = [0.8, 0.1, 0.2, 0.3, 0.6, 0.3]
+
+
+def _scores(values: Sequence[float], kind: str = "attention") -> list[Score]:
+    return [
+        Score(layer=layer, kind=kind, score=value, std_error=None)  # type: ignore[arg-type]
+        for layer, value in enumerate(values)
+    ]
+
+
+def _write(
+    path: Path, metrics: dict[str, Sequence[float]], *, sha: str = "a", text: str = "t"
+) -> Path:
+    (first, values), *further = metrics.items()
+    ref = CalibrationRef(source=text, samples=1, sequence_length=2, tokens=2, sha256="1" * 64)
+    return ImportanceReport(
+        model=ModelRef(source=f"model-{sha}", architecture="A", num_layers=6, sha256=sha * 64),
+        metric=first,
+        calibration=ref,
+        scores=_scores(values),
+        further=[MetricScores(metric=name, scores=_scores(v)) for name, v in further],
+    ).write(path)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [sum(w < v for w in values) + (sum(w == v for w in values) + 1) / 2 for v in values]
+
+
+def _spearman(one: Sequence[float], other: Sequence[float]) -> float:
+    left, right = _ranks(one), _ranks(other)
+    mean = (len(one) + 1) / 2
+    product = sum((a - mean) * (b - mean) for a, b in zip(left, right, strict=True))
+    spreads = [sum((a - mean) ** 2 for a in ranks) for ranks in (left, right)]
+    return product / (spreads[0] * spreads[1]) ** 0.5
+
+
+def _kendall(one: Sequence[float], other: Sequence[float]) -> float:
+    def sign(a: float, b: float) -> int:
+        return (a > b) - (a < b)
+
+    pairs = list(itertools.combinations(range(len(one)), 2))
+    signs = [(sign(one[i], one[j]), sign(other[i], other[j])) for i, j in pairs]
+    told = [sum(s[n] != 0 for s in signs) for n in (0, 1)]
+    return sum(a * b for a, b in signs) / (told[0] * told[1]) ** 0.5
+
+
+def test_two_metrics_of_one_file(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+    (found,) = compare_files(path, path).agreements
+    assert (found.kind, found.first.metric, found.second.metric) == ("attention", "cosine", "kl")
+    assert found.sublayers == 6
+    # Sums of a few small numbers.
+    assert found.spearman == pytest.approx(_spearman(COSINE, KL), abs=1e-12)
+    assert found.kendall == pytest.approx(_kendall(COSINE, KL), abs=1e-12)
+    assert found.spearman != pytest.approx(found.kendall, abs=1e-3)
+    # The four lowest are 2, 1, 5, 3 and, ties by layer, 1, 2, 3, 5.
+    assert found.shared_first == {4: 4}
+
+
+def test_every_pair_of_two_files(tmp_path: Path) -> None:
+    one = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL}, text="here")
+    two = _write(tmp_path / "b.json", {"cosine": COSINE[::-1]}, text="there")
+    result = compare_files(one, two)
+    pairs = [
+        (a.first.metric, a.first.file, a.second.metric, a.second.file) for a in result.agreements
+    ]
+    assert pairs == [
+        ("cosine", str(one), "kl", str(one)),
+        ("cosine", str(one), "cosine", str(two)),
+        ("kl", str(one), "cosine", str(two)),
+    ]
+    assert {name: text.source for name, text in result.texts.items()} == {
+        str(one): "here", str(two): "there",
+    }  # fmt: skip
+    assert result.agreements[1].spearman == pytest.approx(_spearman(COSINE, COSINE[::-1]))
+
+
+def test_kinds_that_only_one_metric_scores_are_left_out(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+    report = ImportanceReport.read(path)
+    mlp = _scores(KL, "mlp")
+    report.model_copy(update={"scores": [*report.scores, *mlp]}).write(path)
+    assert [found.kind for found in compare_files(path, path).agreements] == ["attention"]
+    further = [MetricScores(metric="kl", scores=[*_scores(KL), *mlp])]
+    both = report.model_copy(update={"scores": [*report.scores, *mlp], "further": further})
+    both.write(path)
+    assert [found.kind for found in compare_files(path, path).agreements] == ["attention", "mlp"]
+
+
+def test_a_ranking_that_tells_nothing_apart(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": [1.0] * 6})
+    (found,) = compare_files(path, path).agreements
+    assert (found.spearman, found.kendall) == (None, None)
+
+
+def test_scores_of_another_model(tmp_path: Path) -> None:
+    one = _write(tmp_path / "a.json", {"cosine": COSINE})
+    two = _write(tmp_path / "b.json", {"cosine": COSINE}, sha="b")
+    with pytest.raises(ScoringError, match=r"a\.json scores model-a .*b\.json scores model-b"):
+        compare_files(one, two)
+
+
+def test_a_score_that_is_no_number(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": [*COSINE[:5], float("nan")]})
+    with pytest.raises(ScoringError, match="cosine of attention 5 is nan"):
+        compare_files(path, path)
+
+
+def test_the_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+    assert command_line.run(["score", "--compare", str(path), str(path)]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.startswith("kind       ranking  held against  Spearman  Kendall")
+    assert row.split() == [
+        "attention", "cosine", "kl", f"{_spearman(COSINE, KL):.3f}", f"{_kendall(COSINE, KL):.3f}",
+        "4",
+    ]  # fmt: skip
+    assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "head", "cells"),
+    [
+        (("a.json", "b.json"), {}, ["a.json", "b.json"], ["kl", "kl"]),
+        (("x/s.json", "y/s.json"), {}, ["{}/x/s.json", "{}/y/s.json"], ["kl", "kl"]),
+        (("a.json", "b.json"), {"cosine": COSINE}, ["ranking", "held against"],
+         ["kl (a.json)", "cosine (a.json)"]),
+    ],
+)  # fmt: skip
+def test_the_table_names_the_files(
+    names: tuple[str, str],
+    more: dict[str, Sequence[float]],
+    head: list[str],
+    cells: list[str],
+    tmp_path: Path,
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+    one = _write(tmp_path / names[0], {"kl": KL, **more}, text="here")
+    two = _write(tmp_path / names[1], {"kl": KL}, text="there")
+    header, rows = comparison_rows(compare_files(one, two))
+    assert header[1:3] == [word.format(tmp_path) for word in head]
+    assert rows[0][1:3] == cells
+
+
+def test_the_command_prints_and_writes_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+    out = tmp_path / "c.json"
+    call = ["score", "--compare", str(path), str(path), "--json", "-o", str(out)]
+    assert command_line.run(call) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["agreements"][0]["shared_first"] == {"4": 4}
+    assert ScoreComparison.read(out).agreements == compare_files(path, path).agreements
+
+
+@pytest.mark.parametrize("call", [[], ["model", "--compare", "{}", "{}"]])
+def test_scoring_and_comparing_are_two_calls(call: list[str], tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE})
+    assert command_line.run(["score", *(word.format(path) for word in call)]) == 2
+
+
+def test_the_comparison_does_not_overwrite_the_scores(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+    before = path.read_text()
+    assert command_line.run(["score", "--compare", *[str(path)] * 2, "-o", str(path)]) == 2
+    assert path.read_text() == before
+
+
+def test_a_report_with_another_metric_first(tmp_path: Path) -> None:
+    report = ImportanceReport.read(_write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL}))
+    chosen = report.of_metric("kl")
+    assert (chosen.metric, chosen.scores) == ("kl", _scores(KL))
+    assert [other.metric for other in chosen.further] == ["cosine"]
+    assert report.of_metric(None) == report.of_metric("cosine") == report
+    with pytest.raises(ArtifactError, match=r"not scored by taylor here, only by cosine, kl"):
+        report.of_metric("taylor")
+
+
+def test_the_options_name_every_metric() -> None:
+    from exporter.cli.metric_options import METRIC_NAMES
+    from exporter.score import METRICS
+
+    assert tuple(METRICS) == METRIC_NAMES
+
+
+def test_a_plan_by_another_metric(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+    out = tmp_path / "plan.json"
+
+    def planned(*more: str) -> tuple[list[int], object]:
+        call = ["plan", str(path), "-o", str(out), "--drop-attn", "2", "-q", *more]
+        assert command_line.run(call) == 0
+        plan = json.loads(out.read_text())
+        return [one["layer"] for one in plan["deletions"]], plan["budget"].get("metric")
+
+    assert planned() == ([2, 1], None)
+    assert planned("--metric", "kl") == ([1, 2], "kl")
+    before = out.read_text()
+    assert command_line.run(["plan", str(path), "-o", str(out), "--metric", "depth",
+                             "--drop-attn", "2"]) == 1  # fmt: skip
+    assert out.read_text() == before
+
+
+def test_a_ranking_alone_is_held_against_nothing(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE})
+    with pytest.raises(ScoringError, match=r"a\.json hold no two rankings"):
+        compare_files(path, path)
+
+
+@pytest.mark.parametrize(
+    "option", [["--metric", "kl"], ["--calibration", "pydoc"], ["--blocks"], ["--seed", "0"]]
+)
+def test_comparing_heeds_no_option_of_scoring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    path = _write(tmp_path / "a.json", {"cosine": COSINE, "kl": KL})
+    call = ["score", "--compare", str(path), str(path), "-q"]
+    assert command_line.run(call) == 0
+    assert command_line.run([*call, *option]) == 2
+    assert f"{option[0]} is for scoring" in capsys.readouterr().err
+
+
+def test_a_folder_is_refused_before_anything_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.run(["score", str(tmp_path / "nothing"), "-o", str(tmp_path)]) == 2
+    assert "is a directory" in capsys.readouterr().err

@@ -1,0 +1,406 @@
+"""Scores of a model that is read a layer at a time are those of the whole one, to the last bit."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import queue
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scored_texts import made_text, random_text
+from tiny_families import hook_count, tiny_model
+
+from exporter.artifacts import ImportanceReport
+from exporter.errors import (
+    ModelSourceError,
+    ScoringError,
+    UnknownArchitectureError,
+    UsageError,
+)
+from exporter.models.loading.checkpoint_shards import CheckpointShards
+from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
+from exporter.models.loading.model_source import load_model
+from exporter.models.loading.transformers_output import quiet_transformers
+from exporter.progress import Quiet
+from exporter.score import CalibrationText, ScoreOptions, score, score_on
+from exporter.score.streaming import score_streamed, score_streamed_on
+from exporter.score.streaming.hidden_states import states_in_file
+from exporter.score.streaming.reading_ahead import filled_in_turn
+from exporter.score.streaming.room import _is_memory
+
+pytestmark = pytest.mark.torch
+
+ALL = ("cosine", "angular-last", "relative-l2", "kl", "perplexity", "random", "depth")
+
+
+def saved(folder: Path, family: str, **changes: Any) -> str:
+    with quiet_transformers():
+        tiny_model(family, **changes).save_pretrained(folder, max_shard_size="30KB")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def padded_text() -> CalibrationText:
+    """The last batch is smaller, and two samples end early."""
+    text = random_text(5, 12)
+    mask = np.ones(text.input_ids.shape, dtype=bool)
+    mask[1, 9:] = mask[4, 5:] = False
+    return made_text(text.input_ids, mask)
+
+
+def expect_equal(found: ImportanceReport, expected: ImportanceReport) -> None:
+    assert found.metric == expected.metric
+    assert found.scores == expected.scores
+    assert found.further == expected.further
+    assert found.calibration == expected.calibration
+    assert found.made_from == expected.made_from
+
+
+def expect_empty(meta: MetaModel) -> None:
+    """Neither weights, nor hooks, nor forwards of the walk are left."""
+    assert all(parameter.is_meta for parameter in meta.model.parameters())
+    assert hook_count(meta.model) == 0
+    assert not [name for name, module in meta.model.named_modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize(
+    ("family", "in_file"),
+    [
+        ("llama", True), ("gpt2", True), ("gpt_neox", False), ("mixtral", False),
+        ("gemma3_text", False), ("bloom", False), ("granite", False), ("opt", False),
+        ("bert", True),
+    ],
+)  # fmt: skip
+def test_the_same_scores(tmp_path: Path, family: str, in_file: bool) -> None:
+    source = saved(tmp_path / "model", family)
+    metrics = ALL if family != "bert" else ("cosine", "angular")
+    asked: dict[str, Any] = {"metrics": metrics, "batch_size": 2, "blocks": True, "seed": 3}
+    expected = score_on(load_model(source), padded_text(), **asked)
+    meta = load_meta(source)
+    before = meta.shards.bytes_read
+    folder = tmp_path / "states" if in_file else None
+    expect_equal(score_streamed_on(meta, padded_text(), stream_dir=folder, **asked), expected)
+    expect_empty(meta)
+    assert meta.shards.bytes_read - before == sum(p.nbytes for p in meta.model.parameters())
+    assert not (tmp_path / "states").exists()
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_other_dtypes(tmp_path: Path, stored: str, dtype: str) -> None:
+    import torch
+
+    with quiet_transformers():
+        tiny_model("llama").to(getattr(torch, stored)).save_pretrained(tmp_path)
+    whole, meta = (load(str(tmp_path), dtype=dtype) for load in (load_model, load_meta))
+    assert str(whole.model.dtype) == f"torch.{dtype}"
+    expected = score_on(whole, padded_text(), metrics=ALL)
+    expect_equal(score_streamed_on(meta, padded_text(), metrics=ALL), expected)
+
+
+def test_two_layers_at_most_are_in_memory(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = load_meta(llama)
+    layers = [f"model.layers.{number}" for number in range(3)]
+    seen: list[tuple[str, ...]] = []
+    fill = MetaModel.materialise
+
+    def watched(self: MetaModel, prefix: str = "", fetched: Any = None) -> None:
+        fill(self, prefix, fetched)
+        filled = [name for name, p in meta.model.named_parameters() if not p.is_meta]
+        seen.append(tuple(x for x in layers if any(name.startswith(x) for name in filled)))
+
+    monkeypatch.setattr(MetaModel, "materialise", watched)
+    score_streamed_on(meta, random_text(), metrics=["cosine"])
+    assert [found for found in seen if found] == [(layer,) for layer in layers]
+
+
+def test_the_embedding_goes_behind_the_first_layer(llama: str) -> None:
+    meta = load_meta(llama)
+    empty: list[bool] = []
+
+    class Watching(Quiet):
+        def task(self, description: str, total: int | None = None) -> Any:
+            meta.model.model.layers[2].register_forward_pre_hook(
+                lambda *_: empty.append(meta.model.get_input_embeddings().weight.is_meta)
+            )
+            return super().task(description, total)
+
+    score_streamed_on(meta, random_text(), progress=Watching())
+    assert not empty[0]  # while the first layer runs, the others are asked, too
+    assert empty[-1]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "kl"])
+def test_activations_that_are_not_finite_are_named(tmp_path: Path, metric: str) -> None:
+    import torch
+
+    model, text = tiny_model("llama"), random_text(5)
+    text.input_ids[text.input_ids == 63] = 62
+    text.input_ids[3, 4] = 63
+    with torch.no_grad():
+        model.model.embed_tokens.weight[63] = float("inf")
+    model.save_pretrained(tmp_path)
+    meta = load_meta(str(tmp_path))
+    with pytest.raises(ScoringError, match="attention of layer 0 are not finite in sample 3"):
+        score_streamed_on(meta, text, metrics=[metric], batch_size=2)
+    expect_empty(meta)
+
+
+def test_a_layout_that_does_not_add_up_is_refused_at_once(tmp_path: Path) -> None:
+    source = saved(tmp_path, "bloom", apply_residual_connection_post_layernorm=True)
+    meta = load_meta(source)
+    with pytest.raises(UnknownArchitectureError, match=r"BloomForCausalLM.*don't add up"):
+        score_streamed_on(meta, random_text(), stream_dir=tmp_path / "states")
+    expect_empty(meta)
+    assert not (tmp_path / "states").exists()  # no text went through any layer
+
+
+def test_pictures_are_ranked_by_what_reads_none(tmp_path: Path) -> None:
+    source = saved(tmp_path, "vit")
+    options = ScoreOptions(("depth", "random"))
+    expected = score(load_model(source), options)
+    meta = load_meta(source)
+    expect_equal(score_streamed(meta, options), expected)
+    expect_empty(meta)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_family_that_is_not_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    from exporter.models.anatomy.families import FAMILIES
+
+    source = saved(tmp_path, family)
+    row = FAMILIES[family]
+    monkeypatch.delitem(FAMILIES, family)
+    monkeypatch.setitem(FAMILIES, "an_alias", row)
+    expected = score_on(load_model(source), random_text(), metrics=ALL)
+    meta = load_meta(source)
+    expect_equal(score_streamed_on(meta, random_text(), metrics=ALL), expected)
+    expect_empty(meta)
+
+
+def test_a_family_that_no_row_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.models.anatomy.families import FAMILIES
+
+    meta = load_meta(saved(tmp_path, "bloom"))
+    monkeypatch.delitem(FAMILIES, "bloom")
+    with pytest.raises(UnknownArchitectureError, match="Where a bloom model keeps"):
+        score_streamed_on(meta, random_text())
+    expect_empty(meta)
+
+
+def test_a_shard_that_goes_bad_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = load_meta(saved(tmp_path, "llama"))
+    name = "model.layers.2.mlp.up_proj.weight"
+    shard = meta.shards.entries[name].file
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ModelSourceError, match=rf"{shard.name} ends inside model\."):
+        score_streamed_on(meta, random_text())
+    expect_empty(meta)
+
+
+def test_ctrl_c_leaves_nothing(llama: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    meta = load_meta(llama)
+    read = CheckpointShards.read
+
+    def interrupted(self: CheckpointShards, name: str, stop: Any = None) -> Any:
+        if name.startswith("model.layers.2"):
+            raise KeyboardInterrupt
+        return read(self, name, stop)
+
+    monkeypatch.setattr(CheckpointShards, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score_streamed_on(meta, random_text(), stream_dir=tmp_path)
+    expect_empty(meta)
+    assert not list(tmp_path.iterdir())
+
+
+def _full(*_: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite"])
+def test_a_disk_that_fills_up(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    meta = load_meta(llama)
+    monkeypatch.setattr(os, call, _full)
+    with pytest.raises(ScoringError, match=r"has no room for .* GB of hidden states") as caught:
+        score_streamed_on(meta, random_text(), stream_dir=tmp_path)
+    assert "--stream-dir" in caught.value.hint
+    expect_empty(meta)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_too_small_is_told_at_the_first_layer(llama: str, tmp_path: Path) -> None:
+    import torch
+
+    with (
+        pytest.raises(ScoringError, match="has no room"),
+        states_in_file(tmp_path, 1, [(1 << 30, 1 << 30)], torch.float32),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_can_not_reserve_is_written_all_the_same(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unable)
+    expected = score_on(load_model(llama), random_text())
+    expect_equal(score_streamed_on(load_meta(llama), random_text(), stream_dir=tmp_path), expected)
+
+
+def test_a_folder_that_can_not_be(llama: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "x", tmp_path / "file" / ("x" * 300)):
+        with pytest.raises(ScoringError, match=r"can't be kept in .*file"):
+            score_streamed_on(load_meta(llama), random_text(), stream_dir=folder)
+
+
+def test_only_folders_that_it_made_are_removed(tmp_path: Path) -> None:
+    import torch
+
+    for name in ("there", "new/kept", "new/gone"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        with states_in_file(tmp_path / name, 1, [(1,)], torch.float32):
+            if name == "new/kept":
+                (tmp_path / name / "another's").touch()
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert found == {"there", "new", "new/kept", "new/kept/another's"}
+
+
+def test_states_that_do_not_fit_go_to_the_disk(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    class Saying(Quiet):
+        def say(self, message: str) -> None:
+            said.append(message)
+
+    monkeypatch.setattr("exporter.score.streaming.room.available_bytes", lambda: 1000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    score_streamed_on(load_meta(llama), random_text(), progress=Saying())
+    assert any(f"in a file in {tmp_path}" in line for line in said)
+
+
+def test_a_temporary_folder_that_is_memory_is_not_taken(
+    llama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, disk, meta = tmp_path / "tmp", tmp_path / "var", load_meta(llama)
+    memory.mkdir()
+    monkeypatch.setattr("exporter.score.streaming.room.available_bytes", lambda: 1000)
+    monkeypatch.setattr("exporter.score.streaming.room._is_memory", lambda folder: folder == memory)
+    monkeypatch.setattr("exporter.score.streaming.room._LASTING", disk)
+    monkeypatch.setattr("tempfile.tempdir", str(memory))
+    with pytest.raises(ScoringError, match="is kept in memory as well") as caught:
+        score_streamed_on(meta, random_text())
+    assert "--stream-dir" in caught.value.hint
+    expect_empty(meta)
+    disk.mkdir()
+    said: list[str] = []
+    progress = Quiet()
+    monkeypatch.setattr(progress, "say", said.append)
+    score_streamed_on(meta, random_text(), progress=progress)
+    assert any(f"in a file in {disk}" in line for line in said)
+
+
+def test_which_folders_are_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts, number = tmp_path / "mounts", tmp_path.stat().st_dev
+    monkeypatch.setattr("exporter.score.streaming.room._MOUNTS", mounts)
+    assert not _is_memory(tmp_path)
+    device = f"{os.major(number)}:{os.minor(number)}"
+    line = "36 35 {} / /tmp rw,nosuid shared:1 - {} none rw\n"
+    for kind, place, expected in (
+        ("tmpfs", device, True), ("ext4", device, False), ("tmpfs", "1000:7", False)
+    ):  # fmt: skip
+        mounts.write_text(line.format(place, kind))
+        assert _is_memory(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (ScoreOptions(("cosine", "taylor")), "taylor follows gradients"),
+        (ScoreOptions(("none",)), "no metric 'none'"),
+        (ScoreOptions(calibration="self"), "can't sample a text of its own"),
+    ],
+)
+def test_what_a_streamed_model_can_not_give(llama: str, asked: ScoreOptions, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        score_streamed(load_meta(llama), asked)
+
+
+def test_answers_need_a_head_and_a_next_token(tmp_path: Path, llama: str) -> None:
+    with pytest.raises(ScoringError, match="makes none"):
+        score_streamed_on(load_meta(saved(tmp_path, "bert")), random_text(), metrics=["kl"])
+    with pytest.raises(ScoringError, match="no token with a next one"):
+        score_streamed_on(load_meta(llama), random_text(2, 1), metrics=["kl"])
+
+
+@pytest.mark.parametrize("place", [{"": "cpu"}, "disk"])
+def test_a_model_that_is_spread_over_devices(llama: str, tmp_path: Path, place: Any) -> None:
+    expected = score_on(load_model(llama), random_text(), metrics=("cosine", "kl"))
+    if place == "disk":
+        place = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+        place |= {"model.rotary_emb": "cpu", "model.layers.0": "cpu"}
+        place |= {f"model.layers.{number}": "disk" for number in (1, 2)}
+    spread = load_model(llama, device_map=place)
+    found = score_on(spread, random_text(), metrics=("cosine", "kl"))
+    expect_equal(found, expected)
+
+
+def test_the_next_layer_is_read_meanwhile_and_no_other(
+    llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = load_meta(llama)
+    layers = [f"model.layers.{number}" for number in range(3)]
+    read: queue.Queue[str] = queue.Queue()
+    fetch = ShardedWeights.fetch
+
+    def told(self: ShardedWeights, prefix: str = "", stop: Any = None) -> Any:
+        read.put(prefix)
+        return fetch(self, prefix, stop)
+
+    monkeypatch.setattr(ShardedWeights, "fetch", told)
+    with contextlib.closing(filled_in_turn(meta, layers)) as turns:
+        assert next(turns) == 0
+        assert [read.get(timeout=60), read.get(timeout=60)] == layers[:2]
+        assert read.empty()
+        assert next(turns) == 1
+        assert read.get(timeout=60) == layers[2]
+        assert {
+            name.split(".")[2] for name, p in meta.model.named_parameters() if not p.is_meta
+        } == {"1"}
+    expect_empty(meta)
+
+
+def test_an_interruption_does_not_wait_for_what_is_read_ahead(
+    llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = load_meta(llama)
+    ends: queue.Queue[bool] = queue.Queue()
+
+    def slow(self: ShardedWeights, prefix: str = "", stop: Any = None) -> Any:
+        if prefix == "model.layers.1":
+            ends.put(stop.wait(60))  # a disk that gives nothing
+        return fetch(self, prefix, stop)
+
+    fetch = ShardedWeights.fetch
+    monkeypatch.setattr(ShardedWeights, "fetch", slow)
+    with contextlib.closing(filled_in_turn(meta, [f"model.layers.{n}" for n in (0, 1)])) as turns:
+        assert next(turns) == 0
+    assert ends.get_nowait(), "it was told to stop, and heard it"
+    expect_empty(meta)
