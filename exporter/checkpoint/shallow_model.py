@@ -43,7 +43,8 @@ def shallow_model(
     Args:
         loaded: The whole model; not changed.
         deletions: Whole blocks.
-        wanted: What the model answers to :func:`~exporter.checkpoint.pruned_model.probe_inputs` without them.
+        wanted: What the model answers to :func:`~exporter.checkpoint.pruned_model.probe_inputs`
+            without them.
 
     Raises:
         UnknownArchitectureError: A config can't say so of this family, or the model that it makes

@@ -1,8 +1,8 @@
 """Writes a pruned checkpoint, in the form that the most programs load.
 
 Where a plan drops whole blocks and nothing else, that is a plain model with fewer layers. Else the
-layers stay, some with gaps: :func:`exporter.checkpoint.pruned_model.load_pruned` loads that, and transformers
-where it honours what its ``per_layer_config`` says.
+layers stay, some with gaps: :func:`exporter.checkpoint.pruned_model.load_pruned` loads that, and
+transformers where it honours what its ``per_layer_config`` says.
 """
 
 from __future__ import annotations

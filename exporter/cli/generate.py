@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from exporter.cli.console import ConsoleProgress, echo, echo_json
-from exporter.cli.options import EXISTING_PATH, Threads, json_option, verbosity_options
+from exporter.cli.options import AUTO, EXISTING_PATH, Threads, json_option, verbosity_options
 from exporter.cli.sections import Count
 from exporter.printable import Pieces
+
+if TYPE_CHECKING:
+    from exporter.engines.runners.base import Runner
 
 
 @click.command(short_help="Continue a text with a model or an engine.")
@@ -76,12 +80,16 @@ def generate(
     What a terminal or a CI system would act on in the text is shown and not obeyed; --json has the
     text as it is.
     """
+    from exporter.compare.measure.threads import choose_threads
     from exporter.engines.decoding.generate import generate as run
     from exporter.engines.decoding.generate import refuse_too_long
     from exporter.engines.decoding.open_decoder import open_decoder
     from exporter.engines.decoding.sampling import Sampling
     from exporter.engines.decoding.text_model import TextModel
     from exporter.engines.runners.widened_copy import tell_widened
+
+    def fastest(runner: Runner, longest: int | None) -> None:
+        choose_threads(runner, longest=longest, progress=progress)
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     texts = TextModel.of(model, tokenizer)
@@ -90,9 +98,9 @@ def generate(
         model,
         backend=backend,
         provider=provider,
-        threads=threads,
+        threads=threads if isinstance(threads, int) else None,
+        choose_threads=fastest if threads == AUTO else None,
         context=context,
-        progress=progress,
     )
     refuse_too_long(decoder, len(prompt_ids), new_tokens, texts.positions)
     pieces = Pieces()

@@ -96,8 +96,8 @@ def prune_file(
         verify: ``oracle`` runs the result against the original with the branches multiplied by
             zero, plus the replacements, on ONNX Runtime; ``none`` is recorded in the report.
         verify_limit_bytes: Models with more weights, in bytes, are verified at a cheaper setting
-            (see :func:`exporter.cut.oracle.verify.verify_candidate`), and so are those for which there
-            isn't memory enough; the report says so.
+            (see :func:`exporter.cut.oracle.verify.verify_candidate`), and so are those for which
+            there isn't memory enough; the report says so.
         weights: ``compact`` writes ``<target>.data`` with the weights that are left; ``share``
             points into the source's data file, which must be in the same folder; only what
             replacements bring goes into the graph, or if it is large into ``<target>.data``.

@@ -1,6 +1,7 @@
 """From a PyTorch model to ONNX with PyTorch's own exporter (``torch.onnx.export(dynamo=True)``).
 
-The graph has the KV cache as explicit inputs and outputs (see :mod:`exporter.models.onnx_interface`) and
+The graph has the KV cache as explicit inputs and outputs (see
+:mod:`exporter.models.onnx_interface`) and
 named dynamic dimensions that its inputs share, ``batch``, ``sequence``, ``past_sequence`` and
 ``total_sequence``. Prefill is the same graph with a past of length 0.
 
@@ -56,7 +57,8 @@ def export_onnx(
 ) -> Path:
     """Exports a model to ``model.onnx`` and its weights' file in ``folder``.
 
-    A model whose weights stay in their shards (:class:`exporter.models.loading.meta_model.MetaModel`) is
+    A model whose weights stay in their shards
+    (:class:`exporter.models.loading.meta_model.MetaModel`) is
     traced without them, and each weight is read when it is written: the files are the same, and one
     or two weights are in memory.
 

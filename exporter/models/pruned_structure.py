@@ -64,7 +64,7 @@ def structure_for(
 
 
 def _emptied(model: Any, paths: Sequence[str]) -> list[str]:
-    """One weight of each module that goes, for :mod:`exporter.models.branch_modules` to leave empty.
+    """One weight of each module that goes, for :mod:`~exporter.models.branch_modules` to empty.
 
     None of experts': those are put together or taken apart when a model is loaded or saved.
     """

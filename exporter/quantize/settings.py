@@ -41,8 +41,8 @@ class QuantizeSettings:
         accuracy_level: ONNX Runtime's: 4 computes in int8, 1 in fp32; None takes the best.
         embedding_bits: Of the token table; None leaves it in float.
         head_bits: Of the last product; None as all others.
-        calibration: A text, as :func:`exporter.models.texts.read_texts` takes it; for methods and schemes
-            that need one.
+        calibration: A text, as :func:`exporter.models.texts.read_texts` takes it; for methods and
+            schemes that need one.
         gguf: The file that the model was exported from; for the method of that name.
         modelopt: The Python of the environment that ModelOpt is installed in, which then does it.
     """

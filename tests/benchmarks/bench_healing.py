@@ -4,7 +4,8 @@ Run it with ``python -m tests.benchmarks.bench_healing --calibrate FILE --test F
 one domain that share nothing, such as WikiText-2's valid and test. ``DEPTHCUT_TEXTS``, a folder
 with ``valid.txt`` and ``test.txt``, serves instead. The second domain is CPython's documentation
 topics, of which calibration and evaluation have a half each. With ``--tasks FOLDER`` (task files,
-as in exporter/compare/tasks/items.py) the whole model and some rows answer ``--items`` of each task, too.
+as in exporter/compare/tasks/items.py) the whole model and some rows answer ``--items`` of each
+task, too.
 
 Attentions of SmolLM2 are dropped in the order of the paper's cosine, scored on the calibration
 file, or as a greedy search, by KL or by perplexity, chooses them with what takes their place

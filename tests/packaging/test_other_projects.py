@@ -141,7 +141,7 @@ def test_the_command_says_so_too(project: Path, site: Path | None) -> None:
 def test_the_wheel_has_no_other_names(wheel: Path) -> None:
     found = {path.name.removesuffix(".py") for path in wheel.iterdir()}
     assert {name for name in found if not name.endswith(".dist-info")} == TOP
-    assert not (wheel / "exporter" / "entry_points").exists()
+    assert not (wheel / "exporter" / "cli" / "entry_points").exists()
     points = configparser.ConfigParser()
     (info,) = wheel.glob("*.dist-info")
     points.read(info / "entry_points.txt")

@@ -34,7 +34,8 @@ def hold_against_model(
 
     Args:
         plan: The plan.
-        sha256: Of the model, as :func:`exporter.models.loading.model_source.source_sha256` gives it.
+        sha256: Of the model, as :func:`exporter.models.loading.model_source.source_sha256` gives
+            it.
         model: What messages call it.
         path: The plan's file.
         refits: Whether the plan's replacements are not used.

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.engines.build.engine_set import SUFFIXES, find_builds, holds_engines_alone
 from exporter.engines.build.sidecar import sidecar_path
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.runners.base import Runner
 from exporter.errors import UsageError
-from exporter.progress import QUIET, Progress
 
-if TYPE_CHECKING:
-    from exporter.models.model_folder import ModelFolder
-
-AUTO = "auto"
-"""Threads: as many as make a step fastest."""
+ThreadChoice = Callable[[Runner, int | None], object]
+"""Sets a runner's threads, given the longest sequence that the model knows."""
 
 
 def open_decoder(
@@ -24,9 +20,9 @@ def open_decoder(
     *,
     backend: str | None = None,
     provider: str = "cpu",
-    threads: int | str | None = None,
+    threads: int | None = None,
+    choose_threads: ThreadChoice | None = None,
     context: int | None = None,
-    progress: Progress = QUIET,
 ) -> Decoder:
     """A decoder for a model, not yet loaded.
 
@@ -35,10 +31,9 @@ def open_decoder(
             phase. Of several builds, ``-b1``, ``-b2`` and so on, the first runs.
         backend: ``onnxruntime`` or ``engine``; None takes what is there, and of both the first.
         provider: Where ONNX Runtime runs: ``cpu`` or ``cuda``.
-        threads: CPU threads for ONNX Runtime; all cores when None; ``auto`` finds what makes a
-            step fastest, in a probe that takes longer than a short text.
+        threads: CPU threads for ONNX Runtime; all cores when None.
+        choose_threads: Sets the threads of ONNX Runtime's runner in place of ``threads``.
         context: Positions that a text may have at most on ONNX Runtime; None for what it needs.
-        progress: Hears how many threads were chosen.
 
     Raises:
         OnnxFileError: There is no ONNX file, or more than one to choose from.
@@ -61,24 +56,16 @@ def open_decoder(
         return TensorRtDecoder(find_builds(model)[0])
     from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
     from exporter.engines.environment import default_threads
+    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
     from exporter.models.model_folder import find_model
 
     folder = find_model(model)
-    onnx = folder.onnx
-    number = _fastest(folder, provider, progress) if threads == AUTO else int(threads or 0)
-    return OnnxRuntimeDecoder(
-        onnx, provider=provider, threads=number or default_threads(), context=context
-    )
-
-
-def _fastest(folder: ModelFolder, provider: str, progress: Progress) -> int:
-    from exporter.compare.measure.threads import choose_threads
-    from exporter.engines.environment import default_threads
-    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-
-    runner = OnnxRuntimeRunner(folder.onnx, provider=provider, threads=default_threads())
-    choose_threads(runner, longest=folder.longest_sequence, progress=progress)
-    return runner.threads
+    number = threads or default_threads()
+    if choose_threads is not None:
+        runner = OnnxRuntimeRunner(folder.onnx, provider=provider, threads=number)
+        choose_threads(runner, folder.longest_sequence)
+        number = runner.threads
+    return OnnxRuntimeDecoder(folder.onnx, provider=provider, threads=number, context=context)
 
 
 def decoder_on(runner: Runner) -> Decoder:

@@ -32,8 +32,8 @@ _WARM_CALLS = 2  # the first compiles; what it made runs first in the second
 class TorchRunner(Runner):
     """One PyTorch model.
 
-    Inputs and outputs have the names, dtypes and axes that :func:`exporter.export.torch_export` gives
-    them. PyTorch makes new outputs at every call, its inputs are made once.
+    Inputs and outputs have the names, dtypes and axes that :func:`exporter.export.torch_export`
+    gives them. PyTorch makes new outputs at every call, its inputs are made once.
 
     ``torch.compile`` makes code of its own for each shape. Where it can't, that is an error:
     nothing falls back to eager execution.

@@ -30,8 +30,8 @@ def auto_class(config: Any, *, trust_remote_code: bool, pruned: bool = False) ->
             f"{config.name_or_path} is a checkpoint that depthcut has pruned; this needs a whole "
             "model.",
             "Give the model that it was pruned from. A pruned one can be compared: depthcut "
-            "compare torch:WHOLE torch:PRUNED; exporter.export.torch_export.export_onnx makes an ONNX "
-            "file of it.",
+            "compare torch:WHOLE torch:PRUNED; "
+            "exporter.export.torch_export.export_onnx makes an ONNX file of it.",
         )
     if not hasattr(found, "named_modules"):
         raise ModelSourceError(

@@ -92,7 +92,8 @@ def load_meta(
         source: A folder with safetensors, or a hub id.
         dtype: What the weights become when they are read: ``float32``, ``float16``, ``bfloat16``.
         revision: A branch, tag or commit of a hub id.
-        pruned: Takes a pruned checkpoint too, see :func:`exporter.models.loading.auto_class.auto_class`.
+        pruned: Takes a pruned checkpoint too, see
+            :func:`exporter.models.loading.auto_class.auto_class`.
         allow_any_model_type: As for :func:`~exporter.models.loading.model_source.load_model`.
 
     Raises:

@@ -102,8 +102,8 @@ def load_model(
         allow_any_model_type: Takes models whose type is not among
             :data:`~exporter.models.loading.model_types.REVIEWED`.
         revision: A branch, tag or commit of a hub id.
-        pruned: Takes checkpoints that :mod:`exporter.checkpoint.pruned_model` wrote, too. They can be run, but
-            not be scored, healed or exported again.
+        pruned: Takes checkpoints that :mod:`exporter.checkpoint.pruned_model` wrote, too. They can
+            be run, but not be scored, healed or exported again.
         device_map: Spreads the model over devices as accelerate does, such as ``auto``.
 
     Raises:

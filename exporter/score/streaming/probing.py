@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class LayerProbe:
-    """Takes tokens through the layers, as :func:`exporter.models.anatomy.residual_stream.probe` does.
+    """Takes tokens through the layers, as :func:`~exporter.models.anatomy.residual_stream.probe`.
 
     Args:
         model: A transformers model.

@@ -24,7 +24,7 @@ _B = TypeVar("_B", bound=Loadable)
 
 
 class Builds(Generic[_B]):
-    """What every subject does with its builds; see :class:`exporter.compare.measure.timing.probe.Subject`.
+    """What every :class:`~exporter.compare.measure.timing.probe.Subject` does with its builds.
 
     Args:
         builds: Of the same model. One is loaded at a time: each holds the weights.
