@@ -17,7 +17,7 @@ import pytest
 from hostile_models import BROKEN, RAN, REFUSED, SECRET, made, outside
 from tiny_families import tiny_loaded, tiny_tokenizer
 
-RUNNER = Path(__file__).with_name("hostile_runner.py")
+RUNNER = Path(__file__).parents[1] / "hostile_runner.py"
 ROOT = Path(__file__).parents[3]
 
 
