@@ -79,11 +79,11 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def _matches(findings: Findings, deletion: Deletion) -> list[FoundSite]:
-    return [site for site in findings.sites if _is_meant(site.ref, deletion)]
+    return [site for site in findings.sites if deletion.names(site.ref)]
 
 
 def _is_gone(deletion: Deletion, already: Collection[SublayerRef]) -> bool:
-    return any(_is_meant(ref, deletion) for ref in already)
+    return any(deletion.names(ref) for ref in already)
 
 
 def _names(deletions: Iterable[Deletion]) -> str:
@@ -104,7 +104,7 @@ def replacements_of(
     """
     found = {}
     for site in sites:
-        kinds = {d.replacement for d in deletions if _is_meant(site.ref, d)}
+        kinds = {d.replacement for d in deletions if d.names(site.ref)}
         if len(kinds) > 1:
             raise SurgeryError(
                 f"{site.ref} is to be replaced in two ways: {' and '.join(sorted(kinds))}.",
@@ -134,7 +134,7 @@ def check_recorded(
     """
     for deletion in deletions:
         for ref, done in earlier.items():
-            if _is_meant(ref, deletion):
+            if deletion.names(ref):
                 _check_same(ref, deletion.replacement, done, given.get(ref))
     chosen = {site.ref for site in sites}
     for ref, done in earlier.items():
@@ -163,7 +163,3 @@ def _check_same(
             f"{ref} was replaced in this graph earlier, by other numbers than those given now.",
             _FROM_THE_ORIGINAL,
         )
-
-
-def _is_meant(ref: SublayerRef, deletion: Deletion) -> bool:
-    return ref.layer == deletion.layer and deletion.kind in (ref.kind, "block")

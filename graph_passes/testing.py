@@ -44,8 +44,8 @@ def masked_model(
     values = {value.name: value for node in masked.graph for value in node.outputs}
     wanted: dict[SublayerRef, Replacement] = {}
     for deletion in deletions:
-        meant = [site.ref for site in sites if _is_meant(site.ref, deletion)]
-        if not meant and not any(_is_meant(ref, deletion) for ref in gone):
+        meant = [site.ref for site in sites if deletion.names(site.ref)]
+        if not meant and not any(deletion.names(ref) for ref in gone):
             raise SurgeryError(f"The graph has no {deletion.kind} {deletion.layer} to mask.")
         wanted.update(dict.fromkeys(meant, deletion.replacement))
     chosen = [site for site in sites if site.ref in wanted]
@@ -59,10 +59,6 @@ def masked_model(
     for addition in added:
         addition.join()
     return masked
-
-
-def _is_meant(ref: SublayerRef, deletion: Deletion) -> bool:
-    return ref.layer == deletion.layer and deletion.kind in (ref.kind, "block")
 
 
 def _multiply_by_zero(graph: ir.Graph, branch: ir.Value) -> None:

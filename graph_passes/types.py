@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 SublayerKind = Literal["attention", "mlp", "cross_attention", "mixer"]
 DeletionKind = Literal["attention", "mlp", "block", "cross_attention", "mixer"]
 Replacement = Literal["none", "bias", "linear"]
 
+BLOCK_KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
+"""What a block of a PyTorch model consists of; a block of an ONNX graph may hold other kinds."""
 
-@dataclass(frozen=True, order=True)
-class SublayerRef:
-    """Names one sublayer: the layer's number from 0 and the sublayer's kind."""
+
+class SublayerRef(NamedTuple):
+    """Names one sublayer: the layer's number from 0 and the sublayer's kind.
+
+    The one identity of a sublayer in every part of depthcut: in tables it is the key, in words
+    ``attention 25``, in JSON ``[25, "attention"]`` or two fields of an entry.
+    """
 
     layer: int
     kind: SublayerKind
 
     def __str__(self) -> str:
         return f"{self.kind} {self.layer}"
+
+
+def sublayer_kinds(kind: DeletionKind) -> tuple[SublayerKind, ...]:
+    """What goes with a deletion of this kind in a PyTorch model: of a block both sublayers."""
+    return BLOCK_KINDS if kind == "block" else (kind,)
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,10 @@ class Deletion:
     layer: int
     kind: DeletionKind
     replacement: Replacement = "none"
+
+    def names(self, ref: SublayerRef) -> bool:
+        """Whether it removes this sublayer, alone or with its block."""
+        return ref.layer == self.layer and self.kind in (ref.kind, "block")
 
 
 @dataclass(frozen=True)

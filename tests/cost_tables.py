@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from made_reports import made_environment
 
-from exporter.artifacts import Replacement
 from exporter.choose.costs import At, CostGroup, CostTable, Member, Trial
+from graph_passes.types import Replacement
 
 
 def made_table(

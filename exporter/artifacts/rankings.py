@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from exporter.artifacts.base import Artifact, Record
-from exporter.artifacts.stages import CalibrationRef, DeletionKind, ModelRef
+from exporter.artifacts.stages import CalibrationRef, ModelRef
+from graph_passes.types import DeletionKind
 
 
 class RankingRef(Record):

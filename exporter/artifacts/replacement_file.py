@@ -155,7 +155,7 @@ def _check_keys(
         if deletion.replacement == "linear" and not any((ref, part) in found for part in _FACTORS):
             _require(path, ref, "weight", found)
     for ref, part in sorted(found):
-        kinds = {d.replacement for d in replaced if _is_meant(ref, d)}
+        kinds = {d.replacement for d in replaced if d.names(ref)}
         if not kinds or (part != "bias" and "linear" not in kinds):
             raise PlanError(
                 f"{path} holds {_key(ref, part)}, which the plan has no use for.",
@@ -180,10 +180,6 @@ def _companions(part: str) -> tuple[str, ...]:
 def _require(path: Path, ref: SublayerRef, part: str, found: set[tuple[SublayerRef, str]]) -> None:
     if (ref, part) not in found:
         raise PlanError(f"{path} lacks {_key(ref, part)}.", _KEYS_HINT)
-
-
-def _is_meant(ref: SublayerRef, deletion: PlannedDeletion) -> bool:
-    return ref.layer == deletion.layer and deletion.kind in (ref.kind, "block")
 
 
 def _key(ref: SublayerRef, part: str) -> str:

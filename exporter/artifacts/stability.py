@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from exporter.artifacts.base import Artifact, Record
-from exporter.artifacts.stages import CalibrationRef, DeletionKind, ModelRef
+from exporter.artifacts.stages import CalibrationRef, ModelRef
+from graph_passes.types import DeletionKind
 
 Over = Literal["checkpoints", "texts"]
 

@@ -8,9 +8,7 @@ from pydantic import Field
 
 from exporter.artifacts.base import Artifact, Record
 from exporter.errors import ArtifactError
-
-DeletionKind = Literal["attention", "mlp", "block", "cross_attention", "mixer"]
-Replacement = Literal["none", "bias", "linear"]
+from graph_passes.types import DeletionKind, Replacement, SublayerRef, sublayer_kinds
 
 
 class ModelRef(Record):
@@ -92,6 +90,15 @@ class PlannedDeletion(Record):
     layer: int = Field(ge=0)
     kind: DeletionKind
     replacement: Replacement = "none"
+
+    @property
+    def sublayers(self) -> tuple[SublayerRef, ...]:
+        """What it removes of a PyTorch model: of a block both sublayers."""
+        return tuple(SublayerRef(self.layer, kind) for kind in sublayer_kinds(self.kind))
+
+    def names(self, ref: SublayerRef) -> bool:
+        """Whether it removes this sublayer, alone or with its block."""
+        return ref.layer == self.layer and self.kind in (ref.kind, "block")
 
 
 class ReplacementsRef(Record):

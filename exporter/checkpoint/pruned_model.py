@@ -21,6 +21,7 @@ from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.pruned_structure import structure_for
 from graph_passes.files.locations import real
 from graph_passes.files.reading import read_json
+from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,7 @@ def place_substitutes(model: Any, structure: PrunedStructure, cut: Cut) -> None:
     for branch in structure.branches:
         module = model.get_submodule(branch.path)
         assert isinstance(module, BranchSubstitute)
-        module.fill(*_as_in(model, cut[branch.layer, branch.kind]))
+        module.fill(*_as_in(model, cut[SublayerRef(branch.layer, branch.kind)]))
     model.eval().requires_grad_(False)
 
 

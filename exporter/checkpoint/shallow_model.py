@@ -16,6 +16,7 @@ from exporter.errors import UnknownArchitectureError, first_line, pass_on_memory
 from exporter.models.anatomy.architectures import layer_modules
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.loading.transformers_output import quiet_transformers
+from graph_passes.types import BLOCK_KINDS, sublayer_kinds
 
 if TYPE_CHECKING:
     import torch
@@ -28,10 +29,9 @@ def kept_layers(deletions: Sequence[PlannedDeletion], layers: int) -> list[int] 
     """The layers that stay where a plan drops whole blocks and nothing else; else None."""
     gone: dict[int, set[str]] = {}
     for each in deletions:
-        kinds = {"attention", "mlp"} if each.kind == "block" else {each.kind}
-        gone.setdefault(each.layer, set()).update(kinds)
+        gone.setdefault(each.layer, set()).update(sublayer_kinds(each.kind))
     bare = all(each.replacement == "none" for each in deletions)
-    whole = all(kinds == {"attention", "mlp"} for kinds in gone.values())
+    whole = all(kinds == set(BLOCK_KINDS) for kinds in gone.values())
     return [layer for layer in range(layers) if layer not in gone] if bare and whole else None
 
 

@@ -10,14 +10,13 @@ import click
 from exporter.cli.check_options import Share
 from exporter.cli.options import Size
 from exporter.cli.sections import Count, option_in
+from graph_passes.types import BLOCK_KINDS, SublayerKind
 
 if TYPE_CHECKING:
     from exporter.choose.budgets import Budget, Heal
-    from exporter.choose.budgets.budget import SublayerKind
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 # As exporter.choose.budgets has them, which --help must not load.
-_KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
 _HEALS = ("none", "bias", "linear", "best")
 
 budgeting = option_in("What to reach")
@@ -91,8 +90,8 @@ class Kinds(click.ParamType[tuple[str, ...]]):
         if isinstance(value, tuple):
             return value
         named = tuple(dict.fromkeys(part.strip() for part in str(value).split(",")))
-        if not set(named) <= set(_KINDS):
-            self.fail(f"{value!r} is not made of {' and '.join(_KINDS)}", param, ctx)
+        if not set(named) <= set(BLOCK_KINDS):
+            self.fail(f"{value!r} is not made of {' and '.join(BLOCK_KINDS)}", param, ctx)
         return named
 
 
@@ -227,5 +226,5 @@ def budget_request(options: Mapping[str, Any], batch: int) -> Budget:
         target_speedup=options["target_speedup"],
         at=options["at"],
         floors=Floors(options["max_perplexity_increase"], options["min_top1_agreement"]),
-        kinds=("attention",) if options["attention_only"] else kinds or _KINDS,
+        kinds=("attention",) if options["attention_only"] else kinds or BLOCK_KINDS,
     )

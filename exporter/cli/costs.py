@@ -22,9 +22,9 @@ from exporter.cli.sections import Count
 from exporter.cli.timing_options import Duration
 
 if TYPE_CHECKING:
-    from exporter.artifacts import Replacement
     from exporter.choose.costs import At, CostTable
     from exporter.engines.build.flavours import Backend
+    from graph_passes.types import Replacement
 
 
 @click.command(short_help="Measure what each attention and MLP takes of a request's time.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.errors import PlanError
 from exporter.models.ablation import NOTHING, Cut, Substitute
-from exporter.models.anatomy.architectures import Kind, named_sublayers, sublayers
+from exporter.models.anatomy.architectures import named_sublayers, sublayers
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def cut_of_deletions(
 ) -> Cut:
     """The same of a plan's deletions; see :func:`cut_of_plan`."""
     layers = len(sublayers(model)) // 2
-    cut: dict[tuple[int, Kind], Substitute] = {}
+    cut: dict[SublayerRef, Substitute] = {}
     for deletion in deletions:
         for name in named_sublayers([deletion], layers):
             if deletion.replacement == "none":

@@ -4,7 +4,7 @@ Importing this costs no PyTorch.
 """
 
 from exporter.cut.replacement_cut import cut_of_plan
-from exporter.heal.fit import Fit, Name, fit_branches
+from exporter.heal.fit import Fit, fit_branches
 from exporter.heal.healed import Healed, heal
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import write_healed_plan, write_replacements
@@ -14,7 +14,6 @@ __all__ = [
     "Fit",
     "HealOptions",
     "Healed",
-    "Name",
     "cut_of_plan",
     "fit_branches",
     "fit_sequential",

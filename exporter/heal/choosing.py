@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from exporter.heal.fit import Fit, Name
+from exporter.heal.fit import Fit
 from exporter.models.ablation import NOTHING, DamageMeter, Substitute
 from exporter.progress import QUIET, Progress
+from graph_passes.types import SublayerRef
 
 
-def by_explained(fits: Mapping[Name, Fit]) -> dict[Name, Substitute]:
+def by_explained(fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, Substitute]:
     """What explains most of each branch's output over held-out tokens; nothing where neither does.
 
     For models whose answers can't be compared, and as a first guess.
@@ -26,8 +27,8 @@ def by_explained(fits: Mapping[Name, Fit]) -> dict[Name, Substitute]:
 
 
 def by_damage(
-    meter: DamageMeter, fits: Mapping[Name, Fit], progress: Progress = QUIET
-) -> dict[Name, Substitute]:
+    meter: DamageMeter, fits: Mapping[SublayerRef, Fit], progress: Progress = QUIET
+) -> dict[SublayerRef, Substitute]:
     """What leaves the least KL divergence, branch after branch, the others as they stand.
 
     Begins with what :func:`by_explained` takes, and goes through the branches once, from the last

@@ -19,19 +19,18 @@ from exporter.heal.activations import check_finite, held_out_tokens, overhearing
 from exporter.heal.ridge import RIDGES, LinearMap, choose_ridge, explained, solve
 from exporter.heal.statistics import Sums, sums_bytes
 from exporter.models.ablation.substitutes import Substitute
-from exporter.models.anatomy.architectures import Kind, SublayerModules, named_sublayers, sublayers
+from exporter.models.anatomy.architectures import SublayerModules, named_sublayers, sublayers
 from exporter.models.anatomy.residual_stream import run_backbone
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
+from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
     import torch
 
     from exporter.heal.kept import FitStore
 
-Name = tuple[int, Kind]
-"""A sublayer, by layer and kind."""
 
 MEMORY_LIMIT_BYTES = 4 << 30
 _TOKENS_PER_INPUT = 4
@@ -60,7 +59,7 @@ class Fit:
 def fit_branches(
     loaded: LoadedModel,
     text: CalibrationText,
-    names: Iterable[Name] | None = None,
+    names: Iterable[SublayerRef] | None = None,
     *,
     rank: int | None = None,
     ridge: float | None = None,
@@ -69,7 +68,7 @@ def fit_branches(
     memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
     store: FitStore | None = None,
     progress: Progress = QUIET,
-) -> dict[Name, Fit]:
+) -> dict[SublayerRef, Fit]:
     """Fits a bias and a linear map for branches of the unchanged model.
 
     Args:
@@ -93,7 +92,7 @@ def fit_branches(
         PlanError: When a branch does not exist.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    parts = {(part.layer, part.kind): part for part in sublayers(loaded.model)}
+    parts = {part.ref: part for part in sublayers(loaded.model)}
     wanted = named_sublayers(parts if names is None else names, len(parts) // 2)
     later = held_out_tokens(text.mask, held_out)
     found = {} if store is None else store.find(wanted, progress)
@@ -171,11 +170,11 @@ def _collected(
     parts: Sequence[SublayerModules],
     batch_size: int,
     progress: Progress,
-) -> dict[Name, tuple[Sums, Sums]]:
+) -> dict[SublayerRef, tuple[Sums, Sums]]:
     """One pass over the text: for each branch its sums over the first and the later tokens."""
     import torch
 
-    found: dict[Name, tuple[Sums, Sums]] = {}
+    found: dict[SublayerRef, tuple[Sums, Sums]] = {}
     model = loaded.model
     with progress.task("collect activations", total=len(text.input_ids)) as task:
         for start in range(0, len(text.input_ids), batch_size):
@@ -203,7 +202,7 @@ class Adding:
 
     def __init__(
         self,
-        sums: dict[Name, tuple[Sums, Sums]],
+        sums: dict[SublayerRef, tuple[Sums, Sums]],
         mask: torch.Tensor,
         held_out: torch.Tensor,
         first_sample: int,
@@ -218,7 +217,7 @@ class Adding:
             HealingError: When they are not finite.
         """
         check_finite(part, (x, y), self._mask, self._first_sample)
-        name: Name = (part.layer, part.kind)
+        name = part.ref
         if name not in self._sums:
             device = x.device if x.device.type in ("cpu", "cuda") else "cpu"
             shape = x.shape[-1], y.shape[-1]

@@ -23,7 +23,7 @@ from exporter.errors import HealingError
 from exporter.files import sha256_bytes
 from exporter.heal.choosing import by_damage, by_explained
 from exporter.heal.domains import measured_text, warnings_of
-from exporter.heal.fit import Fit, Name, fit_branches
+from exporter.heal.fit import Fit, fit_branches
 from exporter.heal.kept import ALONE, IN_TURN, FitStore, about_fits
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import healed_deletions, kind_of
@@ -34,6 +34,7 @@ from exporter.models.anatomy.architectures import named_sublayers
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
+from graph_passes.types import SublayerRef
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Healed:
     """
 
     plan: PruningPlan
-    substitutes: dict[Name, Substitute]
+    substitutes: dict[SublayerRef, Substitute]
     report: HealingReport
 
 
@@ -145,7 +146,7 @@ def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
 
 def _healed_plan(
     plan: PruningPlan,
-    found: Mapping[Name, Substitute],
+    found: Mapping[SublayerRef, Substitute],
     healing: Healing,
     figures_from: FiguresFrom,
     parents: Mapping[str, str],
@@ -162,7 +163,7 @@ def _healed_plan(
 
 def judged(
     loaded: LoadedModel,
-    found: Mapping[Name, Substitute],
+    found: Mapping[SublayerRef, Substitute],
     held_out: CalibrationText,
     other: CalibrationText | None,
     *,
@@ -170,7 +171,7 @@ def judged(
     sources: Sequence[CalibrationRef],
     rank: int | None = None,
     sequential: bool = False,
-    fits: Mapping[Name, Fit] | None = None,
+    fits: Mapping[SublayerRef, Fit] | None = None,
     warnings: Sequence[str] = (),
     batch_size: int = 4,
     progress: Progress = QUIET,
@@ -226,12 +227,14 @@ class _Fitting:
 
     loaded: LoadedModel
     texts: HealingTexts
-    names: list[Name]
+    names: list[SublayerRef]
     options: HealOptions
     work: Path | None
     progress: Progress
 
-    def best(self, chooser: CalibrationText) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
+    def best(
+        self, chooser: CalibrationText
+    ) -> tuple[dict[SublayerRef, Fit], dict[SublayerRef, Substitute]]:
         """The kind that does best in each place, as a text tells that nothing was fitted on."""
         fits, model = self._alone(), self.loaded.model
         if _answers(model):
@@ -244,7 +247,7 @@ class _Fitting:
             return {}, self._in_turn({name: kind_of(what) for name, what in found.items()})
         return fits, found
 
-    def alike(self) -> tuple[dict[Name, Fit], dict[Name, Substitute]]:
+    def alike(self) -> tuple[dict[SublayerRef, Fit], dict[SublayerRef, Substitute]]:
         """The same kind everywhere."""
         kind = self.options.kind
         if self.options.sequential:
@@ -254,7 +257,7 @@ class _Fitting:
             name: fit.bias if kind == "bias" else fit.linear for name, fit in fits.items()
         }
 
-    def _alone(self) -> dict[Name, Fit]:
+    def _alone(self) -> dict[SublayerRef, Fit]:
         """Each fitted on the whole model."""
         return fit_branches(
             self.loaded,
@@ -267,9 +270,9 @@ class _Fitting:
             progress=self.progress,
         )
 
-    def _in_turn(self, choices: Mapping[Name, Any]) -> dict[Name, Substitute]:
+    def _in_turn(self, choices: Mapping[SublayerRef, Any]) -> dict[SublayerRef, Substitute]:
         """Each fitted with those before it in their places."""
-        told = [[layer, kind, choices[layer, kind]] for layer, kind in sorted(choices)]
+        told = [[*name, choices[name]] for name in sorted(choices)]
         return fit_sequential(
             self.loaded,
             self.texts.fitting,
@@ -296,7 +299,7 @@ def _measured(
     loaded: LoadedModel,
     held_out: CalibrationText,
     other: CalibrationText | None,
-    found: Mapping[Name, Substitute],
+    found: Mapping[SublayerRef, Substitute],
     batch_size: int,
     progress: Progress,
 ) -> list[HealedText]:
@@ -334,7 +337,7 @@ def _predicted(texts: list[HealedText]) -> dict[str, float]:
     }
 
 
-def _branch(name: Name, substitute: Substitute, fit: Fit | None) -> HealedBranch:
+def _branch(name: SublayerRef, substitute: Substitute, fit: Fit | None) -> HealedBranch:
     tensors = [*substitute.maps, *([] if substitute.bias is None else [substitute.bias])]
     return HealedBranch(
         layer=name[0],

@@ -13,9 +13,10 @@ from exporter.files import sha256_bytes, sha256_file, staged_directory
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import TABLE_BYTES, read_json
+from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
-    from exporter.heal.fit import Fit, Name
+    from exporter.heal.fit import Fit
 
 _NUMBERS, _NOTES = "fits.safetensors", "fits.json"
 ALONE, IN_TURN = "alone", "in-turn"
@@ -34,20 +35,22 @@ class FitStore:
     folder: Path
     about: Mapping[str, Any]
 
-    def keep(self, name: Name, fit: Fit) -> None:
+    def keep(self, name: SublayerRef, fit: Fit) -> None:
         """Writes one down, whole or not at all."""
         write_fits(self._place(name), self.about, {name: fit})
 
-    def find(self, names: Iterable[Name], progress: Progress = QUIET) -> dict[Name, Fit]:
+    def find(
+        self, names: Iterable[SublayerRef], progress: Progress = QUIET
+    ) -> dict[SublayerRef, Fit]:
         """Those of the named ones that were kept."""
-        found: dict[Name, Fit] = {}
+        found: dict[SublayerRef, Fit] = {}
         for name in names:
             found.update(read_fits(self._place(name), self.about) or {})
         if found:
             progress.say(f"healing: {counted(len(found), 'fit')} of an earlier call are used")
         return found
 
-    def _place(self, name: Name) -> Path:
+    def _place(self, name: SublayerRef) -> Path:
         return self.folder / f"{name[1]}.{name[0]}"
 
 
@@ -60,11 +63,13 @@ class KnownFits:
         progress: Told how many are there.
     """
 
-    def __init__(self, store: FitStore | None, names: Iterable[Name], progress: Progress) -> None:
+    def __init__(
+        self, store: FitStore | None, names: Iterable[SublayerRef], progress: Progress
+    ) -> None:
         self._store = store
         self._known = {} if store is None else store.find(names, progress)
 
-    def get(self, name: Name, make: Callable[[], Fit]) -> Fit:
+    def get(self, name: SublayerRef, make: Callable[[], Fit]) -> Fit:
         """One of them."""
         if name not in self._known:
             self._known[name] = make()
@@ -73,7 +78,7 @@ class KnownFits:
         return self._known[name]
 
 
-def write_fits(folder: Path, about: Mapping[str, Any], fits: Mapping[Name, Fit]) -> None:
+def write_fits(folder: Path, about: Mapping[str, Any], fits: Mapping[SublayerRef, Fit]) -> None:
     """Writes fits down, whole or not at all.
 
     Args:
@@ -98,7 +103,7 @@ def write_fits(folder: Path, about: Mapping[str, Any], fits: Mapping[Name, Fit])
         (stage / _NOTES).write_text(json.dumps(told), encoding="utf-8")
 
 
-def read_fits(folder: Path, about: Mapping[str, Any]) -> dict[Name, Fit] | None:
+def read_fits(folder: Path, about: Mapping[str, Any]) -> dict[SublayerRef, Fit] | None:
     """The fits that were written down; None where there are none, or none about this."""
     numbers = folder / _NUMBERS
     try:
@@ -110,18 +115,18 @@ def read_fits(folder: Path, about: Mapping[str, Any]) -> dict[Name, Fit] | None:
         return None
 
 
-def _read(file: Path, notes: list[Any]) -> dict[Name, Fit]:
+def _read(file: Path, notes: list[Any]) -> dict[SublayerRef, Fit]:
     from safetensors.torch import load_file
 
     from exporter.heal.fit import Fit
     from exporter.models.ablation import Substitute
 
     held = load_file(file)
-    found: dict[Name, Fit] = {}
+    found: dict[SublayerRef, Fit] = {}
     for layer, kind, maps, ridge, bias_explained, linear_explained in notes:
         name = f"{kind}.{layer}"
         weights = tuple(held[f"{name}.map{number}"] for number in range(maps))
-        found[layer, kind] = Fit(
+        found[SublayerRef(layer, kind)] = Fit(
             bias=Substitute(held[f"{name}.mean"]),
             linear=Substitute(held[f"{name}.bias"], weights),
             ridge=ridge,

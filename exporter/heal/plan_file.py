@@ -7,20 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import (
-    HealingReport,
-    PlannedDeletion,
-    PruningPlan,
-    Replacement,
-    ReplacementsRef,
-)
+from exporter.artifacts import HealingReport, PlannedDeletion, PruningPlan, ReplacementsRef
 from exporter.errors import DepthcutError, HealingError, UsageError
 from exporter.files import make_readable, refuse_overwriting, sha256_file, telling_full_disk
 from exporter.models.ablation.substitutes import NOTHING, Substitute
-from exporter.models.anatomy.architectures import Kind
 from graph_passes.files.locations import real
 from graph_passes.files.placing import staging
 from graph_passes.replacements import FACTORS
+from graph_passes.types import Replacement, SublayerRef
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +88,7 @@ def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
 
 
 def write_replacements(
-    folder: Path, substitutes: Mapping[tuple[int, Kind], Substitute], *, name: str = FILE_NAME
+    folder: Path, substitutes: Mapping[SublayerRef, Substitute], *, name: str = FILE_NAME
 ) -> ReplacementsRef:
     """Writes the numbers of replacements, for a plan in the same folder.
 
@@ -119,7 +113,7 @@ def write_replacements(
 def write_healed_plan(
     path: Path,
     plan: PruningPlan,
-    substitutes: Mapping[tuple[int, Kind], Substitute],
+    substitutes: Mapping[SublayerRef, Substitute],
     *,
     report: HealingReport | None = None,
     report_path: Path | None = None,
@@ -193,14 +187,14 @@ def _others(numbers: Path, path: Path) -> list[Path]:
 
 
 def healed_deletions(
-    deletions: Sequence[PlannedDeletion], substitutes: Mapping[tuple[int, Kind], Substitute]
+    deletions: Sequence[PlannedDeletion], substitutes: Mapping[SublayerRef, Substitute]
 ) -> list[PlannedDeletion]:
     """The deletions with what takes each one's place; a block becomes its two sublayers."""
     found = []
     for deletion in deletions:
-        for kind in ("attention", "mlp") if deletion.kind == "block" else (deletion.kind,):
-            replacement = kind_of(substitutes.get((deletion.layer, kind), NOTHING))
-            found.append(PlannedDeletion(layer=deletion.layer, kind=kind, replacement=replacement))
+        for ref in deletion.sublayers:
+            replacement = kind_of(substitutes.get(ref, NOTHING))
+            found.append(PlannedDeletion(layer=ref.layer, kind=ref.kind, replacement=replacement))
     return found
 
 
@@ -211,7 +205,7 @@ def kind_of(substitute: Substitute) -> Replacement:
     return "none" if substitute.bias is None else "bias"
 
 
-def _write(path: Path, substitutes: Mapping[tuple[int, Kind], Substitute]) -> ReplacementsRef:
+def _write(path: Path, substitutes: Mapping[SublayerRef, Substitute]) -> ReplacementsRef:
     from safetensors.torch import save_file
 
     tensors = {
@@ -231,7 +225,7 @@ def _write(path: Path, substitutes: Mapping[tuple[int, Kind], Substitute]) -> Re
     return ReplacementsRef(path=path.name, sha256=sha256_file(path))
 
 
-def _tensors(name: tuple[int, Kind], substitute: Substitute) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(name: SublayerRef, substitute: Substitute) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors by their names in the file; a linear map always has a bias there."""
     prefix = f"{name[1]}.{name[0]}"
     maps: Sequence[Any] = substitute.maps

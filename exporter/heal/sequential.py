@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Replacement
 from exporter.heal.activations import Branch, held_out_tokens, overhearing
-from exporter.heal.fit import Adding, Fit, Name, fitted, tell_if_few
+from exporter.heal.fit import Adding, Fit, fitted, tell_if_few
 from exporter.heal.kept import FitStore, KnownFits
 from exporter.heal.layer_walk import LayerWalk, Shelf
 from exporter.heal.statistics import Sums
@@ -28,6 +27,7 @@ from exporter.models.anatomy.residual_stream import LayerStates
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
+from graph_passes.types import Replacement, SublayerRef
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ STREAM_LIMIT_BYTES = 2 << 30
 def fit_sequential(
     loaded: LoadedModel,
     text: CalibrationText,
-    choices: Mapping[Name, Replacement],
+    choices: Mapping[SublayerRef, Replacement],
     *,
     rank: int | None = None,
     ridge: float | None = None,
@@ -48,7 +48,7 @@ def fit_sequential(
     compensation: float = COMPENSATION,
     store: FitStore | None = None,
     progress: Progress = QUIET,
-) -> dict[Name, Substitute]:
+) -> dict[SublayerRef, Substitute]:
     """Fits a replacement for each chosen branch, from the first layer up.
 
     The text is run a layer at a time, so that all fits together cost about three runs of the
@@ -72,11 +72,11 @@ def fit_sequential(
         PlanError: When a branch does not exist.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    parts = {(part.layer, part.kind): part for part in sublayers(loaded.model)}
+    parts = {part.ref: part for part in sublayers(loaded.model)}
     wanted = named_sublayers(choices, len(parts) // 2)
     later = held_out_tokens(text.mask, held_out)
     fits = KnownFits(store, [name for name in wanted if choices[name] != "none"], progress)
-    found: dict[Name, Substitute] = {}
+    found: dict[SublayerRef, Substitute] = {}
     walk = LayerWalk(loaded.model, text.input_ids, text.mask, batch_size)
     limit = STREAM_LIMIT_BYTES // 2
     with Shelf(limit) as whole, Shelf(limit) as healed:
@@ -117,7 +117,7 @@ class _Pair:
         self,
         part: SublayerModules,
         compensation: float,
-        found: Mapping[Name, Substitute],
+        found: Mapping[SublayerRef, Substitute],
         rank: int | None,
         ridge: float | None,
     ) -> Fit:
@@ -125,12 +125,12 @@ class _Pair:
         return fitted(*self._sums(part, compensation, found), rank=rank, ridge=ridge)
 
     def _sums(
-        self, part: SublayerModules, compensation: float, found: Mapping[Name, Substitute]
+        self, part: SublayerModules, compensation: float, found: Mapping[SublayerRef, Substitute]
     ) -> tuple[Sums, Sums]:
         import torch
 
-        sums: dict[Name, tuple[Sums, Sums]] = {}
-        name: Name = (part.layer, part.kind)
+        sums: dict[SublayerRef, tuple[Sums, Sums]] = {}
+        name = part.ref
         below = {n: s for n, s in found.items() if n[0] == part.layer and n != name}
         for number, rows in enumerate(self._walk.batches):
             mask, later = (
@@ -152,7 +152,7 @@ class _Pair:
             adding(part, read, given)
         return sums[name]
 
-    def advance(self, layer: int, found: Mapping[Name, Substitute]) -> None:
+    def advance(self, layer: int, found: Mapping[SublayerRef, Substitute]) -> None:
         """Takes both over a layer; from the first deletion on they part."""
         here = {name: what for name, what in found.items() if name[0] == layer}
         for number, rows in enumerate(self._walk.batches):

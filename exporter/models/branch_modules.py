@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PositiveInt, ValidationError
@@ -27,6 +27,7 @@ from exporter.artifacts.plans.dialects.per_layer_config import without_skips
 from exporter.artifacts.plans.dialects.section import SECTION
 from exporter.errors import ModelSourceError, pass_on_memory_error
 from exporter.files import write_text
+from graph_passes.types import SublayerKind
 
 _VERSION = 2
 _NAMES = {1: ("replacement_weight",), 2: ("replacement_weight_down", "replacement_weight_up")}
@@ -50,7 +51,7 @@ class BranchRecord(Record):
 
     path: str = Field(min_length=1)
     layer: int = Field(ge=0)
-    kind: Literal["attention", "mlp"]
+    kind: SublayerKind
     bias: PositiveInt | None = None
     maps: list[tuple[PositiveInt, PositiveInt]] = Field(
         default_factory=list, max_length=len(_NAMES)

@@ -11,6 +11,7 @@ from exporter.models.ablation import Cut, Substitute
 from exporter.models.ablation.substitutes import first_input
 from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.loading.model_source import LoadedModel
+from graph_passes.types import BLOCK_KINDS, SublayerRef
 
 if TYPE_CHECKING:
     import torch
@@ -40,14 +41,14 @@ def structure_for(
 
     model: Any = loaded.model
     paths = {module: path for path, module in model.named_modules()}
-    parts = [part for part in sublayers(model) if (part.layer, part.kind) in cut]
-    places = {(part.layer, part.kind): _Place(model, part, paths) for part in parts}
+    parts = [part for part in sublayers(model) if part.ref in cut]
+    places = {part.ref: _Place(model, part, paths) for part in parts}
     returned = _returned(model, [place.module for place in places.values()], inputs)
     keepers = _length_layers(model)
     branches = []
     passing = [paths[norm] for norm in _lonely_norms(model, cut, inputs)]
     for part in parts:
-        name = part.layer, part.kind
+        name = part.ref
         place = places[name]
         record = _record(part, cut[name], paths[place.module], returned[place.module])
         keeps = part.kind == "attention" and part.layer in keepers
@@ -155,9 +156,10 @@ def _lonely_norms(
         modules = layers[number]
         if modules.form == "post_norm":
             continue
-        readers: dict[int, set[tuple[int, str]]] = {}
-        for kind in ("attention", "mlp"):
-            readers.setdefault(trace.read[number, kind], set()).add((number, kind))
+        readers: dict[int, set[SublayerRef]] = {}
+        for kind in BLOCK_KINDS:
+            ref = SublayerRef(number, kind)
+            readers.setdefault(trace.read[ref], set()).add(ref)
         for tensor, names in readers.items():
             norm = trace.made[number].get(tensor)
             if norm is not None and names <= gone:
@@ -176,7 +178,7 @@ class _Trace:
         import torch
 
         self.made: dict[int, dict[int, torch.nn.Module]] = {number: {} for number in numbers}
-        self.read: dict[tuple[int, str], int] = {}
+        self.read: dict[SublayerRef, int] = {}
         self._alive: list[Any] = []  # so that no tensor gets the address of an earlier one
         with contextlib.ExitStack() as hooks, torch.inference_mode():
             for modules in layer_modules(model):
@@ -187,7 +189,7 @@ class _Trace:
                         hooks.callback(hook.remove)
             for part in sublayers(model):
                 if part.layer in numbers:
-                    look = self._reading((part.layer, part.kind))
+                    look = self._reading(part.ref)
                     hook = part.reads.register_forward_pre_hook(look, with_kwargs=True)
                     hooks.callback(hook.remove)
             model(**inputs)
@@ -199,7 +201,7 @@ class _Trace:
 
         return keep
 
-    def _reading(self, name: tuple[int, str]) -> Callable[..., None]:
+    def _reading(self, name: SublayerRef) -> Callable[..., None]:
         def look(_module: Any, args: Any, kwargs: Any) -> None:
             x = first_input(args, kwargs)
             self._alive.append(x)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exporter.artifacts import DeletionKind, Score
+from exporter.artifacts import Score
 from exporter.models.ablation import Damage, DamageMeter, cut_of
 from exporter.score.metric import UNITS, AnswerMetric
 from exporter.score.subject import Subject
+from graph_passes.types import DeletionKind
 
 
 def answer_scores(subject: Subject, metrics: Sequence[AnswerMetric]) -> list[list[Score]]:

@@ -11,17 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import (
-    DeletionKind,
-    ImportanceReport,
-    RankAgreement,
-    RankingRef,
-    Score,
-    ScoreComparison,
-)
+from exporter.artifacts import ImportanceReport, RankAgreement, RankingRef, Score, ScoreComparison
 from exporter.errors import ScoringError
 from exporter.files import sha256_file
 from exporter.score.metric import UNITS
+from graph_passes.types import DeletionKind
 
 FIRST = (4, 8, 12, 16)
 """For how many of the most redundant sublayers the overlap is told."""

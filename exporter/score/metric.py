@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import DeletionKind
+from graph_passes.types import DeletionKind
 
 if TYPE_CHECKING:
     import torch

@@ -12,13 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from exporter.artifacts import (
-    DeletionKind,
-    ImportanceReport,
-    PlannedDeletion,
-    PruningPlan,
-    Score,
-)
+from exporter.artifacts import ImportanceReport, PlannedDeletion, PruningPlan, Score
 from exporter.artifacts.plans.dialects import foreign_deletions
 from exporter.artifacts.plans.origin import parents_of
 from exporter.errors import PlanError, UsageError
@@ -26,8 +20,8 @@ from exporter.files import sha256_file
 from exporter.printable import are, counted
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import TABLE_BYTES, read_json
+from graph_passes.types import BLOCK_KINDS, DeletionKind, SublayerRef
 
-_SUBLAYERS: tuple[DeletionKind, ...] = ("attention", "mlp")
 _NOUNS = {"attention": "attention", "mlp": "MLP", "block": "block"}
 _DROP = re.compile(r"(?P<kind>[a-z_]+):(?P<layers>\d+(-\d+)?(,\d+(-\d+)?)*)")
 _DROP_HINT = "Write kind:layers, such as attention:25,26 or mlp:3-5."
@@ -70,7 +64,7 @@ def plan_drop(
         *_lowest(report, ("attention",), attention),
         *_lowest(report, ("mlp",), mlp),
         *_lowest(report, ("block",), block),
-        *_lowest(report, _SUBLAYERS, joint),
+        *_lowest(report, BLOCK_KINDS, joint),
     ]
     plan = PruningPlan(
         deletions=[PlannedDeletion(layer=score.layer, kind=score.kind) for score in chosen],
@@ -172,8 +166,8 @@ def validate_plan(
                 f"Kinds that can be dropped here: {', '.join(sorted(kinds))}.",
             )
     _check_once(plan.deletions, where)
-    everything = len(_SUBLAYERS) * num_layers
-    if not allow_all and len(list(_sublayers(plan.deletions))) >= everything:
+    everything = len(BLOCK_KINDS) * num_layers
+    if not allow_all and sum(len(d.sublayers) for d in plan.deletions) >= everything:
         raise PlanError(
             f"{where}The plan drops every attention and every MLP of {model}.",
             "Leave at least one: an embedding alone is no model. --force drops them all the same.",
@@ -255,26 +249,20 @@ def _layer_range(part: str, text: str) -> range:
     return range(low, high + 1)
 
 
-def _sublayers(deletions: Iterable[PlannedDeletion]) -> Iterable[tuple[int, DeletionKind]]:
-    for deletion in deletions:
-        for kind in _SUBLAYERS if deletion.kind == "block" else (deletion.kind,):
-            yield deletion.layer, kind
-
-
 def _check_not_empty(deletions: Sequence[PlannedDeletion], where: str = "") -> None:
     if not deletions:
         raise PlanError(f"{where}The plan drops nothing.", _DROP_HINT)
 
 
 def _check_once(deletions: Iterable[PlannedDeletion], where: str = "") -> None:
-    seen: set[tuple[int, DeletionKind]] = set()
-    for layer, kind in _sublayers(deletions):
-        if (layer, kind) in seen:
+    seen: set[SublayerRef] = set()
+    for ref in (ref for deletion in deletions for ref in deletion.sublayers):
+        if ref in seen:
             raise PlanError(
-                f"{where}The plan drops {kind} {layer} twice.",
+                f"{where}The plan drops {ref} twice.",
                 "Name it once. A block stands for the attention and the MLP of its layer.",
             )
-        seen.add((layer, kind))
+        seen.add(ref)
 
 
 def _warn_of_ends(plan: PruningPlan, num_layers: int, progress: Progress) -> None:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from exporter.errors import UsageError
+from graph_passes.types import BLOCK_KINDS, SublayerKind
 
 if TYPE_CHECKING:
     from exporter.choose.costs import At
 
 Heal = Literal["none", "bias", "linear", "best"]
-SublayerKind = Literal["attention", "mlp"]
-KINDS: tuple[SublayerKind, ...] = ("attention", "mlp")
 ASK_HINT = (
     "Say what the plan is to reach: a number of sublayers, --parameters 10%, --fits 8GB, "
     "--target-speedup 1.25, --max-perplexity-increase 5% or --min-top1-agreement 0.95."
@@ -108,7 +107,7 @@ class Budget:
     target_speedup: float | None = None
     at: At | None = None
     floors: Floors = NO_FLOORS
-    kinds: tuple[SublayerKind, ...] = KINDS
+    kinds: tuple[SublayerKind, ...] = BLOCK_KINDS
 
     def __post_init__(self) -> None:
         if self.parameters is not None and not 0 < self.parameters < 1:
@@ -181,6 +180,6 @@ class Budget:
                 "context": self.fits.context,
                 "batch": self.fits.batch,
             }
-        if self.kinds != KINDS:
+        if self.kinds != BLOCK_KINDS:
             found["kinds"] = ",".join(self.kinds)
         return {name: value for name, value in found.items() if value is not None}

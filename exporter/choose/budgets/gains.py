@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from exporter.artifacts import Replacement
-from exporter.choose.budgets.budget import KINDS, Memory, SublayerKind
+from exporter.choose.budgets.budget import Memory
 from exporter.choose.costs import GraphSizes
 from exporter.printable import counted
-
-Name = tuple[int, SublayerKind]
+from graph_passes.types import BLOCK_KINDS, Replacement, SublayerKind, SublayerRef
 
 
 class Unit(Protocol):
@@ -22,7 +20,7 @@ class Unit(Protocol):
     def whole(self) -> float:
         """What the whole model has of it."""
 
-    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
         """What goes with a sublayer or block, less what its replacement brings."""
 
     def words(self, gain: float) -> str:
@@ -58,7 +56,7 @@ class Counted:
         """What is counted has no whole."""
         return math.inf
 
-    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
         """1 for each sublayer of the kinds; the two of a block are none."""
         return float(sum(kind in self.kinds for _, kind in names)) if len(names) == 1 else 0.0
 
@@ -76,9 +74,9 @@ class CountedBlocks:
         """What is counted has no whole."""
         return math.inf
 
-    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
         """1 for both sublayers of a layer."""
-        return float(len(names) == len(KINDS))
+        return float(len(names) == len(BLOCK_KINDS))
 
     def words(self, gain: float) -> str:
         """``2 blocks dropped``."""
@@ -102,7 +100,7 @@ class Parameters:
         """The model's parameters."""
         return float(self.sizes.parameters)
 
-    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
         """Parameters that go."""
         own = (self.sizes.saved_parameters(name, replacement, self.rank) for name in names)
         return float(sum(own))
@@ -132,7 +130,7 @@ class Bytes:
         context, batch = self.memory.context, self.memory.batch
         return float(self.sizes.total_bytes(context=context, batch=batch))
 
-    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
         """Bytes that go."""
         context, batch = self.memory.context, self.memory.batch
         own = (
@@ -153,7 +151,7 @@ class Costs(Protocol):
     def baseline_ms(self) -> float:
         """Of a request to the whole model."""
 
-    def saved_ms(self, name: Name, replacement: Replacement) -> float:
+    def saved_ms(self, name: SublayerRef, replacement: Replacement) -> float:
         """What a request takes less without a sublayer."""
 
 
@@ -168,7 +166,7 @@ class Milliseconds:
         """A request to the whole model, in ms."""
         return self.costs.baseline_ms
 
-    def gain(self, names: Sequence[Name], replacement: Replacement) -> float:
+    def gain(self, names: Sequence[SublayerRef], replacement: Replacement) -> float:
         """Milliseconds that go."""
         return sum(self.costs.saved_ms(name, replacement) for name in names)
 

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 
 from exporter.artifacts import HealingReport
 from exporter.choose.budgets.budget import Heal
-from exporter.choose.budgets.gains import Name
 from exporter.models.ablation import Substitute
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
+from graph_passes.types import SublayerRef
 
 
 def healing_of(
     loaded: LoadedModel,
     fitted: CalibrationText,
     reported: CalibrationText,
-    substitutes: Mapping[Name, Substitute],
+    substitutes: Mapping[SublayerRef, Substitute],
     heal: Heal,
     rank: int | None = None,
     *,

@@ -29,7 +29,7 @@ def module_sizes(loaded: LoadedModel) -> GraphSizes:
     width = loaded.model.config.get_text_config().hidden_size
     return GraphSizes(
         sublayers={
-            (part.layer, part.kind): _size(_own(part, owners[part.layer]), uses)
+            part.ref: _size(_own(part, owners[part.layer]), uses)
             for part in sublayers(loaded.model)
         },
         parameters=sum(p.numel() for p in everything),

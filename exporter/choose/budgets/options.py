@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import ImportanceReport, Replacement
-from exporter.choose.budgets.budget import KINDS, Budget, Heal
-from exporter.choose.budgets.gains import Name
+from exporter.artifacts import ImportanceReport
+from exporter.choose.budgets.budget import Budget, Heal
 from exporter.choose.selection import Option
+from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:
     from exporter.heal import Fit
@@ -40,17 +40,17 @@ class Offer:
 
     options: Sequence[Option]
     quality: Mapping[Option, float]
-    prior: Mapping[Name, float]
+    prior: Mapping[SublayerRef, float]
 
 
 def make_offer(
     report: ImportanceReport,
     budget: Budget,
     heal: Heal,
-    fits: Mapping[Name, Fit],
-    protected: Collection[Name] = (),
-    known: Collection[tuple[int, str]] | None = None,
-    without_map: Collection[tuple[int, str]] = (),
+    fits: Mapping[SublayerRef, Fit],
+    protected: Collection[SublayerRef] = (),
+    known: Collection[SublayerRef] | None = None,
+    without_map: Collection[SublayerRef] = (),
 ) -> Offer:
     """Offers every sublayer (or block, where blocks are asked for) in every way allowed.
 
@@ -72,7 +72,7 @@ def make_offer(
         if replacement != "linear" or not set(names) & set(without_map)
     ]
     quality = {option: _quality(option, fits) for option in options}
-    best: dict[Name, float] = {}
+    best: dict[SublayerRef, float] = {}
     for option in options:
         for name in option.names:
             best[name] = max(best.get(name, 0.0), min(1.0, quality[option]))
@@ -81,17 +81,19 @@ def make_offer(
     return Offer(options, quality, prior)
 
 
-def _subjects(num_layers: int, budget: Budget) -> Iterator[tuple[Name, ...]]:
+def _subjects(num_layers: int, budget: Budget) -> Iterator[tuple[SublayerRef, ...]]:
     others = (budget.attention, budget.mlp, budget.parameters, budget.fits, budget.target_speedup)
     for layer in range(num_layers):
         if budget.block:
-            yield tuple((layer, kind) for kind in KINDS)
+            yield tuple(SublayerRef(layer, kind) for kind in BLOCK_KINDS)
         if not budget.block or any(other for other in others):
             for kind in budget.kinds:
-                yield ((layer, kind),)
+                yield (SublayerRef(layer, kind),)
 
 
-def _option(names: tuple[Name, ...], replacement: Replacement, fits: Mapping[Name, Fit]) -> Option:
+def _option(
+    names: tuple[SublayerRef, ...], replacement: Replacement, fits: Mapping[SublayerRef, Fit]
+) -> Option:
     if replacement == "none":
         return Option(names)
     substitutes = {
@@ -100,7 +102,7 @@ def _option(names: tuple[Name, ...], replacement: Replacement, fits: Mapping[Nam
     return Option(names, replacement=replacement, substitutes=substitutes)
 
 
-def _quality(option: Option, fits: Mapping[Name, Fit]) -> float:
+def _quality(option: Option, fits: Mapping[SublayerRef, Fit]) -> float:
     if option.replacement == "none":
         return 0.0
     kind = option.replacement

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from exporter.artifacts import HealingReport, PruningPlan, Speedup
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.gains import Name
 from exporter.choose.budgets.walk import Walk, damage_words
 from exporter.choose.costs import CostTable, GraphSizes
 from exporter.models.ablation import Damage, Substitute
+from graph_passes.types import SublayerRef
 
 _TEXTS = {"checked": "the text that decided", "searched": "the text of the search"}
 
@@ -29,7 +29,7 @@ class Outcome:
     """
 
     plan: PruningPlan
-    substitutes: Mapping[Name, Substitute]
+    substitutes: Mapping[SublayerRef, Substitute]
     damage: Damage
     speedup: Speedup | None = None
     healing: HealingReport | None = None

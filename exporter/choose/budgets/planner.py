@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import ImportanceReport, ParetoCurve, PruningPlan, Replacement, Speedup
+from exporter.artifacts import ImportanceReport, ParetoCurve, PruningPlan, Speedup
 from exporter.artifacts.plans.origin import parents_of
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.curve import ENOUGH_NATS, curve_of
-from exporter.choose.budgets.gains import Goal, Milliseconds, Name
+from exporter.choose.budgets.gains import Goal, Milliseconds
 from exporter.choose.budgets.goals import goals_of, unit_to_use_up
 from exporter.choose.budgets.healed import elsewhere, healing_of
 from exporter.choose.budgets.hit import TOLERANCE, Measured, hit
@@ -32,6 +32,7 @@ from exporter.errors import PlanError, UsageError
 from exporter.heal.kept import about_fits
 from exporter.models.ablation import Substitute
 from exporter.progress import QUIET, Progress
+from graph_passes.types import Replacement, SublayerRef
 
 if TYPE_CHECKING:
     from exporter.heal import Fit
@@ -175,7 +176,7 @@ class Planner:
         return parts
 
     @cached_property
-    def fits(self) -> Mapping[Name, Fit]:
+    def fits(self) -> Mapping[SublayerRef, Fit]:
         """A replacement of each kind for every branch, fitted in one pass; none without healing."""
         from exporter.heal import fit_branches
 
@@ -295,11 +296,11 @@ class Planner:
             unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
             refuse_nothing(self.judge, self.search.smallest(unit))
 
-    def _refitted(self, walk: Walk) -> Mapping[Name, Substitute]:
+    def _refitted(self, walk: Walk) -> Mapping[SublayerRef, Substitute]:
         """The walk's substitutes, fitted again on the healed model where that is better."""
         from exporter.heal import fit_sequential
 
-        choices: dict[Name, Replacement] = walk.choices
+        choices: dict[SublayerRef, Replacement] = walk.choices
         if all(replacement == "none" for replacement in choices.values()):
             return walk.cut
         again = fit_sequential(
@@ -320,7 +321,7 @@ class Planner:
         return again if better else walk.cut
 
     def _outcome(
-        self, walk: Walk, substitutes: Mapping[Name, Substitute], speedup: Speedup | None
+        self, walk: Walk, substitutes: Mapping[SublayerRef, Substitute], speedup: Speedup | None
     ) -> Outcome:
         damage = self.reporter.damage_of(substitutes)
         figures = predicted(

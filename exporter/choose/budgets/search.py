@@ -11,8 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from exporter.choose.budgets.budget import KINDS
-from exporter.choose.budgets.gains import CountedBlocks, Goal, Name, Unit
+from exporter.choose.budgets.gains import CountedBlocks, Goal, Unit
 from exporter.choose.budgets.reachable import refuse_floors, refuse_goal
 from exporter.choose.budgets.walk import Judge, Walk, as_step, valued
 from exporter.choose.selection import (
@@ -29,6 +28,7 @@ from exporter.choose.selection import (
 from exporter.choose.selection.options import Stop
 from exporter.errors import PlanError
 from exporter.progress import QUIET, Progress
+from graph_passes.types import BLOCK_KINDS, SublayerRef
 
 _SLACK = 1e-9
 _TRIED = 4
@@ -71,7 +71,7 @@ class Search:
         judge: Judge,
         options: Sequence[Option],
         settings: SearchSettings | None = None,
-        prior: Mapping[Name, float] | None = None,
+        prior: Mapping[SublayerRef, float] | None = None,
         quality: Mapping[Option, float] | None = None,
         progress: Progress = QUIET,
     ) -> None:
@@ -203,7 +203,7 @@ class Search:
 
     def _left(self, unit: Unit, walk: Walk) -> list[Option]:
         """Options that add to a walk, or take the place of one of its own and gain more."""
-        most = len(KINDS) * self._meter.num_layers - 1
+        most = len(BLOCK_KINDS) * self._meter.num_layers - 1
         taken = {name: option for option in walk.options for name in option.names}
 
         def adds(option: Option) -> bool:
@@ -271,7 +271,7 @@ class Search:
 
     def _everything(self, unit: Unit, walk: Walk) -> Walk:
         """A walk, and all that may go beside it; one sublayer stays."""
-        most = len(KINDS) * self._meter.num_layers - 1
+        most = len(BLOCK_KINDS) * self._meter.num_layers - 1
         taken = set(walk.choices)
         added: list[Option] = []
         for option in sorted(self._valued(unit), key=lambda each: -each.gain):

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from exporter.artifacts import Replacement, Speedup
+from exporter.artifacts import Speedup
 from exporter.choose.budgets.walk import Walk
 from exporter.choose.costs import At, CostTable, Effort
 from exporter.progress import QUIET, Progress
+from graph_passes.types import Replacement
 
 _WEIGHTS = (".onnx", ".data", ".bin", ".safetensors", ".gguf")
 

@@ -10,12 +10,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import PlannedDeletion, Replacement
+from exporter.artifacts import PlannedDeletion
 from exporter.choose.budgets.budget import NO_FLOORS, Floors
-from exporter.choose.budgets.gains import Name, Unit
+from exporter.choose.budgets.gains import Unit
 from exporter.choose.selection import Meter, Option, RememberingMeter, Step, chosen, cut_of_options
 from exporter.compare.measure.quality.paired import mean_interval
 from exporter.models.ablation import Cut, Damage
+from graph_passes.types import Replacement, SublayerRef
 
 _ABOUT = 0.9
 """An option that gains this share of another's gains about as much."""
@@ -34,7 +35,7 @@ class Walk:
         return cut_of_options(self.options)
 
     @property
-    def choices(self) -> dict[Name, Replacement]:
+    def choices(self) -> dict[SublayerRef, Replacement]:
         """Each sublayer with what takes its place."""
         return {name: option.replacement for option in self.options for name in option.names}
 
@@ -74,7 +75,7 @@ def valued(
             that is tried costs a run. Without, none is.
     """
     gains = {option: unit.gain(option.names, option.replacement) for option in options}
-    rivals: dict[tuple[Name, ...], list[Option]] = {}
+    rivals: dict[tuple[SublayerRef, ...], list[Option]] = {}
     for option in gains:
         rivals.setdefault(option.names, []).append(option)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.choose.budgets.gains import Name
 from exporter.heal.kept import read_fits, write_fits
 from graph_passes.files.placing import SCRATCH
+from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
     from exporter.heal import Fit
@@ -43,10 +43,10 @@ class Workplace:
         """Graphs while they are timed."""
         return self.folder / SCRATCH
 
-    def keep_fits(self, about: Mapping[str, Any], fits: Mapping[Name, Fit]) -> None:
+    def keep_fits(self, about: Mapping[str, Any], fits: Mapping[SublayerRef, Fit]) -> None:
         """Writes fits down, whole or not at all."""
         write_fits(self.folder / _FITS, about, fits)
 
-    def kept_fits(self, about: Mapping[str, Any]) -> dict[Name, Fit] | None:
+    def kept_fits(self, about: Mapping[str, Any]) -> dict[SublayerRef, Fit] | None:
         """The fits that were kept; None where there are none, or none about this."""
         return read_fits(self.folder / _FITS, about)

@@ -21,7 +21,6 @@ from exporter.choose.costs.onnx_sizes import sizes
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
 from exporter.progress import Progress
-from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
     from exporter.compare.measure.timing.probe import Subject
@@ -255,7 +254,7 @@ def _numbers(
     hidden = sizes.hidden
     assert hidden is not None  # else nothing is replaced
     one = random_replacement(hidden, treatment.replacement, rank)
-    tensors = {SublayerRef(m.layer, m.kind): one for m in treatment.members}  # type: ignore[arg-type]
+    tensors = {member.name: one for member in treatment.members}
     return Replacements(place / "random.safetensors", sha256_bytes(b"random"), tensors)
 
 

@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from exporter.artifacts import Replacement
 from exporter.errors import CostError
-
-Sublayer = tuple[int, str]
-"""Layer and kind: ``attention``, ``mlp``, ``cross_attention`` or ``mixer``."""
+from graph_passes.types import Replacement, SublayerRef
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class GraphSizes:
         longest: Positions that the graph can hold; None where it sets no limit.
     """
 
-    sublayers: Mapping[Sublayer, SublayerSize]
+    sublayers: Mapping[SublayerRef, SublayerSize]
     parameters: int
     weight_bytes: int
     rest_caches: tuple[CacheSize, ...] = ()
@@ -106,7 +103,7 @@ class GraphSizes:
     longest: int | None = None
     name: str = field(default="the graph", compare=False)
 
-    def __getitem__(self, name: Sublayer) -> SublayerSize:
+    def __getitem__(self, name: SublayerRef) -> SublayerSize:
         """One sublayer's.
 
         Raises:
@@ -159,7 +156,7 @@ class GraphSizes:
         return self.hidden * (maps + 1)
 
     def saved_parameters(
-        self, name: Sublayer, replacement: Replacement = "none", rank: int | None = None
+        self, name: SublayerRef, replacement: Replacement = "none", rank: int | None = None
     ) -> int:
         """How many parameters the graph loses; below 0 where a replacement is the larger one.
 
@@ -172,7 +169,7 @@ class GraphSizes:
 
     def saved_bytes(
         self,
-        name: Sublayer,
+        name: SublayerRef,
         replacement: Replacement = "none",
         rank: int | None = None,
         *,

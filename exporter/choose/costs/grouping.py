@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from exporter.artifacts import Replacement
-from exporter.choose.costs.graph_sizes import GraphSizes, Sublayer
+from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.table import CostGroup, Member
+from graph_passes.types import Replacement, SublayerRef
 
 _MOST_GROUPS = 4
 """Of one kind; more of them would take too long to measure one by one."""
@@ -30,7 +30,7 @@ class Treatment:
     members: tuple[Member, ...]
 
     @property
-    def names(self) -> list[Sublayer]:
+    def names(self) -> list[SublayerRef]:
         """Layers and kinds."""
         return [member.name for member in self.members]
 
@@ -40,7 +40,7 @@ class Treatment:
         return f"{self.members[0].kind} {layers}{how}"
 
 
-def groups_of(sizes: GraphSizes, names: Collection[Sublayer]) -> list[CostGroup]:
+def groups_of(sizes: GraphSizes, names: Collection[SublayerRef]) -> list[CostGroup]:
     """The groups that named sublayers belong to, in the order of their first layers.
 
     Where one kind falls into many groups it is taken for a single one, in which each sublayer costs
@@ -54,7 +54,7 @@ def groups_of(sizes: GraphSizes, names: Collection[Sublayer]) -> list[CostGroup]
         CostError: The graph has no such sublayer.
     """
     wanted = {sizes[name].signature for name in names}
-    kinds: dict[str, dict[str, list[Sublayer]]] = {}
+    kinds: dict[str, dict[str, list[SublayerRef]]] = {}
     for name, size in sorted(sizes.sublayers.items()):
         kinds.setdefault(name[1], {}).setdefault(size.signature, []).append(name)
     found = []
@@ -66,12 +66,12 @@ def groups_of(sizes: GraphSizes, names: Collection[Sublayer]) -> list[CostGroup]
     return sorted(found, key=lambda group: (group.members[0].layer, group.members[0].kind))
 
 
-def _alike(signature: str, names: Iterable[Sublayer]) -> CostGroup:
+def _alike(signature: str, names: Iterable[SublayerRef]) -> CostGroup:
     members = [Member(layer=layer, kind=kind) for layer, kind in sorted(names)]
     return CostGroup(signature=signature, members=members)
 
 
-def _by_weight(kind: str, names: Sequence[Sublayer], sizes: GraphSizes) -> CostGroup:
+def _by_weight(kind: str, names: Sequence[SublayerRef], sizes: GraphSizes) -> CostGroup:
     bytes_of = {name: sizes[name].weight_bytes for name in sorted(names)}
     if not all(bytes_of.values()):  # weights that are shared tell nothing
         return _alike(kind, names)

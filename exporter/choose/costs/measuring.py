@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import LatencyRow, Replacement
+from exporter.artifacts import LatencyRow
 from exporter.choose.costs.at import At
 from exporter.choose.costs.benches import Bench
 from exporter.choose.costs.conditions import MODEL, Conditions, conditions, refuse_too_long
 from exporter.choose.costs.estimates import RequestEstimate, of_rows
-from exporter.choose.costs.graph_sizes import Sublayer
 from exporter.choose.costs.grouping import Treatment, groups_of, treatments
 from exporter.choose.costs.opening import open_bench
 from exporter.choose.costs.table import CostGroup, CostTable, Trial
@@ -23,6 +22,7 @@ from exporter.choose.costs.timing import Effort, time_request
 from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
 from exporter.progress import QUIET, Progress
 from exporter.scratch import scratch_folder
+from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:
     from exporter.engines.build.flavours import Backend
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
 
 _LEAST = 0.002
 """Of the request's time: what is saved less than this need not be known any better."""
-_KINDS = ("attention", "mlp")
 
 
 def measure_costs(
     model: Path | str,
-    names: Collection[Sublayer] | None = None,
+    names: Collection[SublayerRef] | None = None,
     at: At | None = None,
     *,
     provider: str = "cpu",
@@ -105,7 +104,7 @@ def measure_costs(
 
 def measure_on(
     bench: Bench,
-    names: Collection[Sublayer] | None = None,
+    names: Collection[SublayerRef] | None = None,
     at: At | None = None,
     *,
     threads: int | None = None,
@@ -215,9 +214,11 @@ class _Session:
     rows: dict[Treatment, list[LatencyRow]] = field(default_factory=dict)
     groups: dict[str, CostGroup] = field(default_factory=dict)
 
-    def measure(self, names: Collection[Sublayer] | None, earlier: CostTable | None) -> CostTable:
+    def measure(
+        self, names: Collection[SublayerRef] | None, earlier: CostTable | None
+    ) -> CostTable:
         sizes = self.bench.sizes
-        wanted = [n for n in sizes.sublayers if n[1] in _KINDS] if names is None else names
+        wanted = [n for n in sizes.sublayers if n[1] in BLOCK_KINDS] if names is None else names
         if not wanted:
             raise CostError("No sublayer is named whose cost is to be measured.")
         self._recall(earlier)

@@ -8,22 +8,23 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from exporter.artifacts import Artifact, Environment, LatencyRow, Record, Replacement
+from exporter.artifacts import Artifact, Environment, LatencyRow, Record
 from exporter.choose.costs.at import At
 from exporter.errors import CostError
+from graph_passes.types import Replacement, SublayerKind, SublayerRef
 
 
 class Member(Record):
     """A sublayer of a group; ``share`` is its work, as multiples of the group's average."""
 
     layer: int = Field(ge=0)
-    kind: str
+    kind: SublayerKind
     share: float = Field(default=1.0, gt=0)
 
     @property
-    def name(self) -> tuple[int, str]:
+    def name(self) -> SublayerRef:
         """Layer and kind."""
-        return self.layer, self.kind
+        return SublayerRef(self.layer, self.kind)
 
 
 class Trial(Record):
@@ -140,12 +141,12 @@ class CostTable(Artifact):
     measured: list[MeasuredCandidate] = Field(default_factory=list)
 
     @property
-    def names(self) -> list[tuple[int, str]]:
+    def names(self) -> list[SublayerRef]:
         """Layer and kind of every sublayer whose cost is known."""
         known = (group for group in self.groups if group.trials)
         return [member.name for group in known for member in group.members]
 
-    def saved_ms(self, name: tuple[int, str], replacement: Replacement = "none") -> float:
+    def saved_ms(self, name: SublayerRef, replacement: Replacement = "none") -> float:
         """Milliseconds of the request that one sublayer's removal saves.
 
         Below 0 where the replacement takes longer than what it replaces.
@@ -160,7 +161,7 @@ class CostTable(Artifact):
         group, member = self._place(name)
         return self.correction * member.share * group._each(replacement)
 
-    def std_error_ms(self, name: tuple[int, str], replacement: Replacement = "none") -> float:
+    def std_error_ms(self, name: SublayerRef, replacement: Replacement = "none") -> float:
         """The standard error of :meth:`saved_ms`.
 
         Raises:
@@ -235,7 +236,7 @@ class CostTable(Artifact):
             update={"correction": saved / foretold, "measured": [*self.measured, found]}
         )
 
-    def _place(self, name: tuple[int, str]) -> tuple[CostGroup, Member]:
+    def _place(self, name: SublayerRef) -> tuple[CostGroup, Member]:
         for group in self.groups:
             for member in group.members:
                 if member.name == tuple(name):
@@ -246,7 +247,7 @@ class CostTable(Artifact):
         )
 
 
-def _summary(names: Iterable[tuple[int, str]]) -> str:
+def _summary(names: Iterable[SublayerRef]) -> str:
     kinds: dict[str, list[int]] = {}
     for layer, kind in names:
         kinds.setdefault(kind, []).append(layer)

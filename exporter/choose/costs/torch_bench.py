@@ -75,7 +75,7 @@ class TorchBench:
         config = model.config.get_text_config()
         windows = getattr(config, "layer_types", None) or [""] * config.num_hidden_layers
         return GraphSizes(
-            {(p.layer, p.kind): _sized(p, windows[p.layer]) for p in sublayers(model)},
+            {p.ref: _sized(p, windows[p.layer]) for p in sublayers(model)},
             sum(weight.numel() for weight in model.parameters()),
             sum(weight.nbytes for weight in model.parameters()),
             caches(self._interface),
@@ -126,7 +126,7 @@ class TorchBench:
         model = sharing_copy(self.loaded.model)
         substitute, cut = self.substitute(treatment), set(treatment.names)
         for part in sublayers(model):
-            if (part.layer, part.kind) in cut:
+            if part.ref in cut:
                 leave_out(model, part, substitute)
         return model
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Set
 
 import onnx_ir as ir
 
-from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, Sublayer, SublayerSize
+from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.signatures import signature_of
 from exporter.errors import CostError
 from exporter.models.graph_facts import CACHE_INPUT
@@ -18,6 +18,7 @@ from graph_passes.finding.weights import constant_weight, is_weight
 from graph_passes.locate import Findings, FoundSite, survey
 from graph_passes.pipeline import graph_size
 from graph_passes.replacement_nodes import spare_input
+from graph_passes.types import SublayerRef
 
 _CACHE_RANK = 4
 _HEADS, _LENGTH, _SIZE = 1, 2, 3
@@ -66,7 +67,7 @@ def _why(findings: Findings) -> str:
     return f": {reasons[0]}" if reasons else ""
 
 
-def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[Sublayer, SublayerSize]:
+def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[SublayerRef, SublayerSize]:
     takes_linear = not isinstance(site.branch_input, str)
     linear = spare_input(site).dying if takes_linear else site.dying
     size = SublayerSize(
@@ -78,7 +79,7 @@ def _sized(site: FoundSite, windows: Mapping[str, int]) -> tuple[Sublayer, Subla
         caches=tuple(_cache_size(value, windows) for value in site.caches),
         signature=signature_of(site),
     )
-    return (site.layer, site.kind), size
+    return site.ref, size
 
 
 def _parameters(dying: Set[ir.Node]) -> int:

@@ -6,7 +6,6 @@ from exporter.choose.selection.greedy import greedy
 from exporter.choose.selection.iterative import iterative
 from exporter.choose.selection.meters import MakeMeter, Meter, RememberingMeter
 from exporter.choose.selection.options import (
-    Name,
     Objective,
     Option,
     Step,
@@ -21,7 +20,6 @@ from exporter.choose.selection.search_options import Search, SearchOptions
 __all__ = [
     "MakeMeter",
     "Meter",
-    "Name",
     "Objective",
     "Option",
     "RememberingMeter",

@@ -21,7 +21,6 @@ from exporter.choose.selection.iterative import iterative
 from exporter.choose.selection.meters import MakeMeter, Meter, RememberingMeter
 from exporter.choose.selection.options import (
     Group,
-    Name,
     Option,
     Step,
     Stop,
@@ -40,6 +39,7 @@ from exporter.choose.selection.refusals import (
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import UsageError
 from exporter.progress import QUIET, Progress, Task
+from graph_passes.types import BLOCK_KINDS, SublayerRef
 
 if TYPE_CHECKING:
     from exporter.models.ablation import Cut, Damage
@@ -121,7 +121,7 @@ def choose(
 def _one_shot(
     report: ImportanceReport,
     counts: Mapping[str, int],
-    protected: frozenset[Name],
+    protected: frozenset[SublayerRef],
     importance_sha256: str | None,
     allow_all: bool,
     progress: Progress,
@@ -138,7 +138,7 @@ def _one_shot(
     )
 
 
-def _without(report: ImportanceReport, protected: frozenset[Name]) -> ImportanceReport:
+def _without(report: ImportanceReport, protected: frozenset[SublayerRef]) -> ImportanceReport:
     """Without the scores of what must stay; a block stays when a sublayer of it does."""
     layers = {layer for layer, _ in protected}
 
@@ -176,7 +176,7 @@ class _Searcher:
     def plan(
         self,
         counts: Mapping[str, int],
-        protected: frozenset[Name],
+        protected: frozenset[SublayerRef],
         importance_sha256: str | None,
         progress: Progress,
     ) -> tuple[PruningPlan, Damage | None]:
@@ -329,8 +329,8 @@ def _counted_on(task: Task) -> Stop:
     return step_done
 
 
-def _prior(scores: list[Score]) -> dict[Name, float]:
-    return {(s.layer, s.kind): s.score for s in scores if s.kind in ("attention", "mlp")}
+def _prior(scores: list[Score]) -> dict[SublayerRef, float]:
+    return {SublayerRef(s.layer, s.kind): s.score for s in scores if s.kind in BLOCK_KINDS}
 
 
 def _telling_how(plan: PruningPlan, options: SearchOptions) -> PruningPlan:

@@ -20,7 +20,6 @@ import numpy as np
 
 from exporter.choose.selection.meters import Meter
 from exporter.choose.selection.options import (
-    Name,
     Objective,
     Option,
     Step,
@@ -35,6 +34,7 @@ from exporter.choose.selection.options import (
 from exporter.errors import PlanError
 from exporter.models.ablation import Cut, Damage
 from exporter.progress import QUIET, Progress
+from graph_passes.types import SublayerRef
 
 CHILDREN = 8
 _SWAPS = (1, 2, 3)
@@ -229,7 +229,7 @@ class _Population:
     def _is_sound(self, choice: Sequence[Option]) -> bool:
         return len(self._names(choice)) <= self._most
 
-    def _names(self, choice: Sequence[Option]) -> set[Name]:
+    def _names(self, choice: Sequence[Option]) -> set[SublayerRef]:
         return set(cut_of_options(choice, self._start))
 
     def _without_spare(self, choice: list[Option]) -> Choice:

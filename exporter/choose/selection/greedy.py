@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 
 from exporter.choose.selection.meters import Meter
 from exporter.choose.selection.options import (
-    Name,
     Objective,
     Option,
     Step,
@@ -31,6 +30,7 @@ from exporter.choose.selection.options import (
 from exporter.errors import PlanError
 from exporter.models.ablation import Cut, Damage
 from exporter.progress import QUIET, Progress
+from graph_passes.types import SublayerRef
 
 _FIRST = 3  # times the shortlist are measured at the first step
 _NEW_PART = 4  # one place in so many goes to candidates that were never measured
@@ -43,7 +43,7 @@ def greedy(
     goal: float,
     objective: Objective = "kl",
     shortlist: int | None = None,
-    prior: Mapping[Name, float] | None = None,
+    prior: Mapping[SublayerRef, float] | None = None,
     stop: Stop | None = None,
     start: Cut | None = None,
     allow_all: bool = False,
@@ -122,7 +122,7 @@ class _Greedy:
         """Of what is chosen."""
         return total_gain(self._standing)
 
-    def shortlist(self, number: int | None, prior: Mapping[Name, float]) -> list[Option]:
+    def shortlist(self, number: int | None, prior: Mapping[SublayerRef, float]) -> list[Option]:
         """The candidates that are worth measuring."""
         candidates = [option for option in self._options if self._may_follow(option)]
         if number is None or len(candidates) <= number:

@@ -13,10 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from exporter.artifacts import DeletionKind, Score
+from exporter.artifacts import Score
 from exporter.choose.selection.options import (
-    KINDS,
-    Name,
     Option,
     cut_of_options,
     most_sublayers,
@@ -26,8 +24,8 @@ from exporter.choose.selection.options import (
 )
 from exporter.errors import PlanError
 from exporter.models.ablation import Cut
-from exporter.models.anatomy.architectures import Kind
 from exporter.progress import QUIET, Progress
+from graph_passes.types import SublayerRef, sublayer_kinds
 
 Rescore = Callable[[Cut], Iterable[Score]]
 """Scores the model with a cut."""
@@ -83,18 +81,14 @@ def _left(options: Sequence[Option], taken: Sequence[Option]) -> list[Option]:
     return [option for option in options if not gone & set(option.names)]
 
 
-def _by_names(scores: Iterable[Score]) -> Mapping[tuple[Name, ...], float]:
-    kinds: dict[DeletionKind, tuple[Kind, ...]] = {
-        "attention": ("attention",),
-        "mlp": ("mlp",),
-        "block": KINDS,
-    }
+def _by_names(scores: Iterable[Score]) -> Mapping[tuple[SublayerRef, ...], float]:
     return {
-        tuple((s.layer, kind) for kind in kinds[s.kind]): s.score for s in scores if s.kind in kinds
+        tuple(SublayerRef(s.layer, kind) for kind in sublayer_kinds(s.kind)): s.score
+        for s in scores
     }
 
 
-def _score(option: Option, scores: Mapping[tuple[Name, ...], float]) -> float:
+def _score(option: Option, scores: Mapping[tuple[SublayerRef, ...], float]) -> float:
     score = scores.get(option.names)
     if score is None or not math.isfinite(score):
         raise PlanError(

@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from exporter.artifacts import DeletionKind, PlannedDeletion, Replacement
+from exporter.artifacts import PlannedDeletion
 from exporter.errors import PlanError
 from exporter.models.ablation import NOTHING, Cut, Damage, Substitute
-from exporter.models.anatomy.architectures import Kind
-
-Name = tuple[int, Kind]
-"""A sublayer: its layer and kind."""
+from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerKind, SublayerRef
 
 Objective = Literal["kl", "perplexity"]
 """What a search keeps small: KL divergence from the whole model, or the perplexity's increase."""
@@ -21,7 +18,6 @@ Objective = Literal["kl", "perplexity"]
 Group = DeletionKind | Literal["joint"]
 """Of what a number is asked for; ``joint``: attentions and MLPs together."""
 
-KINDS: tuple[Kind, ...] = ("attention", "mlp")
 _SLACK = 1e-9  # gains are summed in floats
 
 
@@ -37,10 +33,10 @@ class Option:
         substitutes: The same in the running model; a name that is missing contributes nothing.
     """
 
-    names: tuple[Name, ...]
+    names: tuple[SublayerRef, ...]
     gain: float = 1.0
     replacement: Replacement = "none"
-    substitutes: Mapping[Name, Substitute] = field(default_factory=dict)
+    substitutes: Mapping[SublayerRef, Substitute] = field(default_factory=dict)
 
     @property
     def cut(self) -> Cut:
@@ -50,7 +46,7 @@ class Option:
     def deletions(self) -> list[PlannedDeletion]:
         """Its lines in a plan; both sublayers of one layer make a block."""
         layers = {layer for layer, _ in self.names}
-        whole = len(layers) == 1 and {kind for _, kind in self.names} == set(KINDS)
+        whole = len(layers) == 1 and {kind for _, kind in self.names} == set(BLOCK_KINDS)
         named: list[tuple[int, DeletionKind]] = (
             [(layer, "block") for layer in layers] if whole else list(self.names)
         )
@@ -85,7 +81,9 @@ def objective_of(damage: Damage, objective: Objective) -> float:
     return damage.kl if objective == "kl" else damage.log_perplexity_increase
 
 
-def options_for(kind: Group, num_layers: int, protected: Iterable[Name] = ()) -> list[Option]:
+def options_for(
+    kind: Group, num_layers: int, protected: Iterable[SublayerRef] = ()
+) -> list[Option]:
     """An option of gain 1 for each sublayer (or block) that may go, in the layers' order.
 
     Args:
@@ -94,12 +92,12 @@ def options_for(kind: Group, num_layers: int, protected: Iterable[Name] = ()) ->
         protected: Sublayers that stay; a block stays when one of its two does.
     """
     kept = set(protected)
-    groups: dict[str, tuple[Kind, ...]] = {"attention": ("attention",), "mlp": ("mlp",)}
-    wanted = [groups[kind]] if kind in groups else [(k,) for k in KINDS]
+    groups: dict[str, tuple[SublayerKind, ...]] = {"attention": ("attention",), "mlp": ("mlp",)}
+    wanted = [groups[kind]] if kind in groups else [(k,) for k in BLOCK_KINDS]
     if kind == "block":
-        wanted = [KINDS]
+        wanted = [BLOCK_KINDS]
     found = [
-        Option(tuple((layer, part) for part in parts))
+        Option(tuple(SublayerRef(layer, part) for part in parts))
         for layer in range(num_layers)
         for parts in wanted
     ]
@@ -114,9 +112,11 @@ def chosen(steps: Iterable[Step]) -> list[Option]:
     return standing
 
 
-def cut_of_options(options: Iterable[Option], start: Cut | None = None) -> dict[Name, Substitute]:
+def cut_of_options(
+    options: Iterable[Option], start: Cut | None = None
+) -> dict[SublayerRef, Substitute]:
     """The cut that several options make together, on top of another."""
-    cut: dict[Name, Substitute] = dict(start or {})
+    cut: dict[SublayerRef, Substitute] = dict(start or {})
     for option in options:
         cut.update(option.cut)
     return cut
@@ -129,7 +129,7 @@ def total_gain(options: Iterable[Option]) -> float:
 
 def most_sublayers(num_layers: int, allow_all: bool) -> int:
     """How many sublayers may go: one stays, unless everything is allowed to go."""
-    return len(KINDS) * num_layers - (not allow_all)
+    return len(BLOCK_KINDS) * num_layers - (not allow_all)
 
 
 def overlap(one: Option, other: Option) -> bool:
@@ -163,7 +163,7 @@ def refuse_unreachable(options: Sequence[Option], goal: float, room: int) -> Non
 
 def _most(options: Sequence[Option], room: int) -> Iterator[Option]:
     """Options of the most gain that don't overlap, within the room."""
-    taken: set[Name] = set()
+    taken: set[SublayerRef] = set()
     for option in sorted(options, key=lambda o: -o.gain / len(o.names)):
         if not taken & set(option.names) and len(taken) + len(option.names) <= room:
             taken.update(option.names)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from exporter.artifacts.plans.by_score import parse_drops
-from exporter.choose.selection.options import KINDS, Name
 from exporter.errors import UsageError
-from exporter.models.anatomy.architectures import Kind
+from graph_passes.types import BLOCK_KINDS, SublayerKind, SublayerRef
 
 _ENDS = {"first": 0, "last": -1}
 
 
-def protected_names(texts: Iterable[str], num_layers: int) -> frozenset[Name]:
+def protected_names(texts: Iterable[str], num_layers: int) -> frozenset[SublayerRef]:
     """Reads what is to stay.
 
     Args:
@@ -24,17 +23,17 @@ def protected_names(texts: Iterable[str], num_layers: int) -> frozenset[Name]:
         UsageError: When a text can't be read, or names a layer that is not there.
         PlanError: When one text names a sublayer twice.
     """
-    found: set[Name] = set()
+    found: set[SublayerRef] = set()
     for text in texts:
         found.update(_names(text.strip(), num_layers))
     return frozenset(found)
 
 
-def _names(text: str, num_layers: int) -> Iterable[Name]:
+def _names(text: str, num_layers: int) -> Iterable[SublayerRef]:
     if text in _ENDS:
         layer = range(num_layers)[_ENDS[text]]
-        return [(layer, kind) for kind in KINDS]
-    found: list[Name] = []
+        return [SublayerRef(layer, kind) for kind in BLOCK_KINDS]
+    found: list[SublayerRef] = []
     for deletion in parse_drops([text]).deletions:
         if deletion.layer >= num_layers:
             raise UsageError(
@@ -42,14 +41,14 @@ def _names(text: str, num_layers: int) -> Iterable[Name]:
                 f"{num_layers - 1}.",
                 "Name layers of this model, or say first or last.",
             )
-        found += [(deletion.layer, kind) for kind in _parts(deletion.kind, text)]
+        found += [SublayerRef(deletion.layer, kind) for kind in _parts(deletion.kind, text)]
     return found
 
 
-def _parts(kind: str, text: str) -> tuple[Kind, ...]:
+def _parts(kind: str, text: str) -> tuple[SublayerKind, ...]:
     if kind == "block":
-        return KINDS
-    parts = tuple(part for part in KINDS if part == kind)
+        return BLOCK_KINDS
+    parts = tuple(part for part in BLOCK_KINDS if part == kind)
     if not parts:
         raise UsageError(
             f"{text!r}: {kind} can't be protected by name.",

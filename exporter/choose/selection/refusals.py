@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 from exporter.artifacts import ImportanceReport
-from exporter.choose.selection.options import Group, Name, most_sublayers, options_for
+from exporter.choose.selection.options import Group, most_sublayers, options_for
 from exporter.errors import PlanError
 from exporter.printable import are, counted
+from graph_passes.types import BLOCK_KINDS, SublayerRef
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -24,7 +25,7 @@ def groups_of(counts: Mapping[str, int]) -> Iterator[tuple[Group, int]]:
 
 
 def refuse_too_many(
-    report: ImportanceReport, counts: Mapping[str, int], protected: frozenset[Name]
+    report: ImportanceReport, counts: Mapping[str, int], protected: frozenset[SublayerRef]
 ) -> None:
     """Refuses more than have a score, where some are protected.
 
@@ -37,7 +38,7 @@ def refuse_too_many(
         PlanError: It says how many may go.
     """
     for group, number in groups_of(counts) if protected else ():
-        kinds = ("attention", "mlp") if group == "joint" else (group,)
+        kinds = BLOCK_KINDS if group == "joint" else (group,)
         left = sum(score.kind in kinds for score in report.scores)
         if number > left:
             refuse_number(group, number, left, report.model.source)
@@ -46,7 +47,7 @@ def refuse_too_many(
 def refuse_unreachable(
     report: ImportanceReport,
     counts: Mapping[str, int],
-    protected: frozenset[Name],
+    protected: frozenset[SublayerRef],
     *,
     allow_all: bool,
 ) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from exporter.artifacts import (
     CalibrationRef,
-    DeletionKind,
     ImportanceReport,
     KindStability,
     Over,
@@ -31,6 +30,7 @@ from exporter.score.comparison import (
     table_of_kind,
 )
 from exporter.score.metric import UNITS
+from graph_passes.types import DeletionKind
 
 
 def stability_of_files(paths: Sequence[Path], *, metric: str | None = None) -> StabilityReport:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 from exporter.models.ablation.substitutes import Cut, Substitute, first_input, hooked
 from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.anatomy.residual_stream import LayerModules, first_tensor
+from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
     import torch
-
-Sublayer = tuple[int, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +55,10 @@ class StreamRunner:
         self._head = model.get_output_embeddings()
         self._stride = positions
         self.layers: Sequence[LayerModules] = layer_modules(model)
-        self._parts: dict[Sublayer, SublayerModules] = {
-            (part.layer, part.kind): part for part in sublayers(model)
+        self._parts: dict[SublayerRef, SublayerModules] = {
+            part.ref: part for part in sublayers(model)
         }
-        self._returned: dict[Sublayer, int] = {}
+        self._returned: dict[SublayerRef, int] = {}
         self._learn_outputs()
 
     def record(self, inputs: dict[str, torch.Tensor], cut: Cut) -> tuple[Streams, torch.Tensor]:
@@ -100,9 +99,9 @@ class StreamRunner:
         )
         if not changed:
             return len(self.layers), None
-        layer = changed[0][0]
-        mlp = cut.get((layer, "mlp"))
-        same_attention = (layer, "attention") not in changed
+        layer, _ = changed[0]
+        mlp = cut.get(SublayerRef(layer, "mlp"))
+        same_attention = SublayerRef(layer, "attention") not in changed
         if not same_attention or mlp is None or mlp.maps or layer not in streams.attended:
             return layer, None
         return layer + 1, without_mlp(streams.attended[layer], mlp, streams.outputs[layer])
@@ -143,11 +142,11 @@ def strided_head(head: torch.nn.Module, positions: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counting_outputs(
-    parts: Mapping[Sublayer, SublayerModules], counts: dict[Sublayer, int]
+    parts: Mapping[SublayerRef, SublayerModules], counts: dict[SublayerRef, int]
 ) -> Iterator[None]:
     """Notes how many things each branch's module returns in the block; 0 for a bare tensor."""
 
-    def keep(name: Sublayer) -> Callable[..., None]:
+    def keep(name: SublayerRef) -> Callable[..., None]:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             counts[name] = len(output) if isinstance(output, tuple) else 0
 

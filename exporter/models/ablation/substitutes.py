@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.models.anatomy.architectures import (
-    Kind,
-    Named,
+    LayerPart,
     SublayerModules,
     named_sublayers,
     sublayers,
 )
 from exporter.models.anatomy.residual_stream import first_tensor
+from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
     import torch
@@ -56,11 +56,11 @@ class Substitute:
 NOTHING = Substitute()
 """The branch contributes nothing."""
 
-Cut = Mapping[tuple[int, Kind], Substitute]
+Cut = Mapping[SublayerRef, Substitute]
 """What is in the place of which branch, by layer and kind; the others are as they were."""
 
 
-def cut_of(deletions: Iterable[Named | tuple[int, str]], model: Any) -> dict[Any, Substitute]:
+def cut_of(deletions: Iterable[LayerPart | tuple[int, str]], model: Any) -> dict[Any, Substitute]:
     """The cut that leaves the named branches out; a block stands for both of its layer's.
 
     Raises:
@@ -84,7 +84,7 @@ def substituted(model: Any, cut: Cut) -> Iterator[None]:
         PlanError: When a sublayer does not exist in this model.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    parts = {(part.layer, part.kind): part for part in sublayers(model)}
+    parts = {part.ref: part for part in sublayers(model)}
     wanted = named_sublayers(cut, len(parts) // 2)
     with contextlib.ExitStack() as hooks:
         for name in wanted:

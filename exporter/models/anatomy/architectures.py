@@ -5,22 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.models.anatomy.families import FAMILIES, Family
 from exporter.models.anatomy.residual_stream import LayerModules, ResidualForm, probe, silenced
+from graph_passes.types import DeletionKind, SublayerKind, SublayerRef, sublayer_kinds
 
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["attention", "mlp"]
 
-_PARTS: dict[str, tuple[Kind, ...]] = {
-    "attention": ("attention",),
-    "mlp": ("mlp",),
-    "block": ("attention", "mlp"),
-}
+_DELETIONS: tuple[DeletionKind, ...] = ("attention", "mlp", "block")
+_PARTS: dict[str, tuple[SublayerKind, ...]] = {kind: sublayer_kinds(kind) for kind in _DELETIONS}
 
 
 @dataclass(frozen=True)
@@ -37,13 +34,18 @@ class SublayerModules:
     """
 
     layer: int
-    kind: Kind
+    kind: SublayerKind
     contribution: torch.nn.Module
     multiplier: float
     reads: torch.nn.Module
 
+    @property
+    def ref(self) -> SublayerRef:
+        """Which sublayer it is."""
+        return SublayerRef(self.layer, self.kind)
 
-class Named(Protocol):
+
+class LayerPart(Protocol):
     """Anything that names a sublayer or block, such as a planned deletion."""
 
     @property
@@ -101,7 +103,7 @@ def sublayers_of(layers: Iterable[LayerModules]) -> list[SublayerModules]:
 
 
 @contextlib.contextmanager
-def skipped(model: Any, deletions: Iterable[Named | tuple[int, str]]) -> Iterator[None]:
+def skipped(model: Any, deletions: Iterable[LayerPart | tuple[int, str]]) -> Iterator[None]:
     """Makes the named branches contribute nothing while the block runs.
 
     This is what deleting them from the graph must compute: the stream passes them unchanged (in a
@@ -115,7 +117,7 @@ def skipped(model: Any, deletions: Iterable[Named | tuple[int, str]]) -> Iterato
         PlanError: When a layer or kind does not exist in this model.
         UnknownArchitectureError: As :func:`layer_modules`.
     """
-    modules = {(part.layer, part.kind): part.contribution for part in sublayers(model)}
+    modules = {part.ref: part.contribution for part in sublayers(model)}
     chosen = [modules[name] for name in named_sublayers(deletions, len(modules) // 2, whole=False)]
     with silenced(chosen):
         yield
@@ -127,8 +129,8 @@ def known_families() -> str:
 
 
 def named_sublayers(
-    deletions: Iterable[Named | tuple[int, str]], layers: int, *, whole: bool = True
-) -> list[tuple[int, Kind]]:
+    deletions: Iterable[LayerPart | tuple[int, str]], layers: int, *, whole: bool = True
+) -> list[SublayerRef]:
     """The sublayers that deletions name, in the layers' order; a block stands for its two.
 
     Args:
@@ -139,7 +141,7 @@ def named_sublayers(
     Raises:
         PlanError: When a layer or kind does not exist in this model.
     """
-    names: set[tuple[int, Kind]] = set()
+    names: set[SublayerRef] = set()
     for deletion in deletions:
         layer, kind = deletion if isinstance(deletion, tuple) else (deletion.layer, deletion.kind)
         if not 0 <= layer < layers:
@@ -148,7 +150,7 @@ def named_sublayers(
             raise PlanError(f"Layer {layer} has no {kind} that could be skipped.")
         if not whole and getattr(deletion, "replacement", "none") != "none":
             raise PlanError(f"The {kind} of layer {layer} is to be replaced, not only skipped.")
-        names.update((layer, part) for part in _PARTS[kind])
+        names.update(SublayerRef(layer, part) for part in _PARTS[kind])
     return sorted(names)
 
 

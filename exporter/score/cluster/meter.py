@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from exporter.errors import ClusterError
 from exporter.models.ablation import NOTHING, Cut, Damage, DamageMeter
@@ -22,11 +21,12 @@ from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from exporter.score.cluster.loading import ModelAddress
 from exporter.score.cluster.pool import Crew, Pool
+from graph_passes.types import SublayerRef
 
 _FEWEST_CUTS = 4
 """So few share a run of what they begin from; fewer would mostly run that."""
 
-Names = tuple[tuple[int, Any], ...]
+Names = tuple[SublayerRef, ...]
 
 
 @dataclass(frozen=True)

@@ -11,35 +11,28 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import DeletionKind
 from exporter.models.ablation import NOTHING, Cut, Damage
 from exporter.models.ablation.damage import joined
 from exporter.models.ablation.meter import judged, reference_of
 from exporter.models.ablation.streams import (
     Streams,
-    Sublayer,
     branch_cut,
     counting_outputs,
     recorded,
     strided_head,
     without_mlp,
 )
-from exporter.models.anatomy.architectures import Kind, SublayerModules, sublayers_of
+from exporter.models.anatomy.architectures import SublayerModules, sublayers_of
 from exporter.models.anatomy.residual_stream import LayerModules, first_tensor
 from exporter.progress import Task
 from exporter.score.answer_pass import answer_units
 from exporter.score.streaming.batches import Batch
 from exporter.score.streaming.hidden_states import HiddenStates
 from exporter.score.streaming.layer_runner import LayerRunner
+from graph_passes.types import DeletionKind, SublayerRef, sublayer_kinds
 
 if TYPE_CHECKING:
     import torch
-
-_BRANCHES: dict[DeletionKind, tuple[Kind, ...]] = {
-    "attention": ("attention",),
-    "mlp": ("mlp",),
-    "block": ("attention", "mlp"),
-}
 
 
 class AnswerCuts:
@@ -66,10 +59,10 @@ class AnswerCuts:
         self._head = model.get_output_embeddings()
         self._layers, self._stride = layers, positions
         self.units = answer_units(len(layers), blocks=blocks)
-        self._parts: dict[Sublayer, SublayerModules] = {
-            (part.layer, part.kind): part for part in sublayers_of(layers)
+        self._parts: dict[SublayerRef, SublayerModules] = {
+            part.ref: part for part in sublayers_of(layers)
         }
-        self._returned: dict[Sublayer, int] = {}
+        self._returned: dict[SublayerRef, int] = {}
 
     def runs(self, batches: int) -> int:
         """How many runs of a layer or of the head there will be beside the whole model's."""
@@ -161,4 +154,4 @@ class AnswerCuts:
 
 
 def _cut(number: int, kind: DeletionKind) -> Cut:
-    return {(number, branch): NOTHING for branch in _BRANCHES[kind]}
+    return {SublayerRef(number, branch): NOTHING for branch in sublayer_kinds(kind)}

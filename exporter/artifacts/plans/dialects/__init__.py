@@ -13,6 +13,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.dialects import block_configs, llm_drop, per_layer_config, section
 from exporter.artifacts.plans.dialects.facts import TEXT_PARTS, layers_in, nested_configs
 from exporter.errors import PlanError
+from graph_passes.types import SublayerRef
 
 _DIALECTS = {
     "depthcut": section,
@@ -100,9 +101,8 @@ def _speaks(content: Any) -> bool:
     return any(keys & config.keys() for config in nested_configs(content))
 
 
-def _places(deletions: list[PlannedDeletion]) -> set[tuple[int, str]]:
-    whole = {"block": ("attention", "mlp")}
-    return {(each.layer, kind) for each in deletions for kind in whole.get(each.kind, (each.kind,))}
+def _places(deletions: list[PlannedDeletion]) -> set[SublayerRef]:
+    return {ref for each in deletions for ref in each.sublayers}
 
 
 def _refuse_beyond(deletions: list[PlannedDeletion], config: Mapping[str, Any], where: str) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.artifacts import DeletionKind, PlannedDeletion
+from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.dialects.facts import layers_in, wanted, wrong
+from graph_passes.types import DeletionKind
 
 KEY = "block_configs"
 KEYS = (KEY,)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exporter.artifacts import DeletionKind, PlannedDeletion
+from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.dialects.facts import layers_in, wanted, wrong
+from graph_passes.types import DeletionKind
 
 _KINDS: dict[str, DeletionKind] = {"drop_attn_list": "attention", "drop_mlp_list": "mlp"}
 KEYS = tuple(_KINDS)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from exporter.artifacts import DeletionKind, PlannedDeletion
+from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.dialects.facts import layers_in, wanted, wrong
+from graph_passes.types import DeletionKind, sublayer_kinds
 
 KEY = "per_layer_config"
 KEYS = (KEY,)
@@ -40,9 +41,8 @@ def write(config: Mapping[str, Any], deletions: Sequence[PlannedDeletion]) -> di
     """A config's entry with the skips of a plan that replaces nothing, beside what it holds."""
     overrides = _overrides(config.get(KEY) or {}, "config.json")
     for each in deletions:
-        kinds = ("attention", "mlp") if each.kind == "block" else (each.kind,)
         layer = overrides.setdefault(each.layer, {})
-        layer[_SKIP] = sorted({*layer.get(_SKIP, []), *kinds})
+        layer[_SKIP] = sorted({*layer.get(_SKIP, []), *sublayer_kinds(each.kind)})
     return {str(layer): overrides[layer] for layer in sorted(overrides)}
 
 
