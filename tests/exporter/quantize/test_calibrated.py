@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tests.quantization.small_graphs import GEMM, ONLY_HEAD, TIED, WIDTH, set_weight, written
 
 from exporter.errors import CalibrationError, QuantizationError, UsageError
 from exporter.quantize.gptq import gptq, inverse_factor
@@ -15,6 +14,7 @@ from exporter.quantize.quantize import quantize_with_report
 from exporter.quantize.rounding import loosen, round_to_nearest, scales_of_block, unpack
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
+from tests.exporter.small_graphs import GEMM, ONLY_HEAD, TIED, WIDTH, set_weight, written
 from tests.exporter.tiny_lm import write_tokenizer
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.quantization.gguf_files import numbers, random_rows, write_gguf
 
 from exporter.errors import QuantizationError
 from exporter.pipeline.quantizing import with_method
@@ -15,6 +14,7 @@ from exporter.pipeline.run import Run
 from exporter.progress import Quiet
 from exporter.quantize.gguf_blocks import most_bits
 from exporter.quantize.settings import QuantizeSettings, Scheme
+from tests.exporter.gguf_files import numbers, random_rows, write_gguf
 
 INT4 = QuantizeSettings()
 

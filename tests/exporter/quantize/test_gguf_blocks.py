@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.quantization.gguf_files import numbers, random_rows, write_gguf
-from tests.quantization.small_graphs import INNER, TIED, VOCABULARY, WIDTH, set_weight, written
 
 from exporter.cli import run as run_command
 from exporter.cli.quantize_options import QUANTIZE_OPTIONS
@@ -19,6 +17,8 @@ from exporter.quantize.gguf_types import can_hold, read_blocks
 from exporter.quantize.quantize import quantize_file, quantize_with_report
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
+from tests.exporter.gguf_files import numbers, random_rows, write_gguf
+from tests.exporter.small_graphs import INNER, TIED, VOCABULARY, WIDTH, set_weight, written
 
 # The package gguf comes with the environment that has PyTorch.
 pytestmark = pytest.mark.torch

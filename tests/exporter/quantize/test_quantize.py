@@ -9,19 +9,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from tests.quantization.small_graphs import (
-    GEMM,
-    INNER,
-    OTHERS,
-    RAGGED,
-    TIED,
-    TWO_ACTIVATIONS,
-    VOCABULARY,
-    WIDTH,
-    contents,
-    set_weight,
-    written,
-)
 from written_files import names_in
 
 from exporter.artifacts import PruneReport
@@ -36,6 +23,19 @@ from exporter.quantize.rounding import Packed, on_its_grid, round_to_nearest, ro
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
 from graph_passes.pipeline import graph_size
+from tests.exporter.small_graphs import (
+    GEMM,
+    INNER,
+    OTHERS,
+    RAGGED,
+    TIED,
+    TWO_ACTIVATIONS,
+    VOCABULARY,
+    WIDTH,
+    contents,
+    set_weight,
+    written,
+)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.quantization.small_graphs import TIED, written
 from written_files import names_in
 
 from exporter.cli import run
@@ -14,6 +13,7 @@ from exporter.engines.decoding.text_model import TextModel
 from exporter.quantize.difference import Difference
 from exporter.quantize.quantize import quantize_with_report
 from exporter.quantize.settings import QuantizeSettings
+from tests.exporter.small_graphs import TIED, written
 from tests.exporter.tiny_lm import write_tokenizer
 
 

@@ -8,15 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.quantization.small_graphs import (
-    GEMM,
-    INNER,
-    TIED,
-    VOCABULARY,
-    WIDTH,
-    set_weight,
-    written,
-)
 from written_files import names_in
 
 from exporter.errors import QuantizationError, UsageError
@@ -29,6 +20,15 @@ from exporter.quantize.rounding import Packed
 from exporter.quantize.sensitivity import MixedBits, search_mixed
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
+from tests.exporter.small_graphs import (
+    GEMM,
+    INNER,
+    TIED,
+    VOCABULARY,
+    WIDTH,
+    set_weight,
+    written,
+)
 from tests.exporter.tiny_lm import write_tokenizer
 
 SETTINGS = QuantizeSettings(scheme="mixed", symmetric=True)

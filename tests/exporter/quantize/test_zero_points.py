@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tests.quantization.small_graphs import written
 
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.quantize.products import find_products
@@ -15,6 +14,7 @@ from exporter.quantize.rewrite import PackedWeights, drop_unused, use_in_product
 from exporter.quantize.zero_points import BlockSums, whole_blocks
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.files.weight_file import WeightWriter
+from tests.exporter.small_graphs import written
 
 DEPTH, WIDTH, BLOCK = 96, 40, 16
 TWO_READERS = f"""<ir_version: 10, opset_import: ["": 20]>
