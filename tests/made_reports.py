@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ _STOPS: tuple[Any, ...] = ("narrow", "budget", "rounds")
 _WORDS: tuple[Any, ...] = ("faster", "same", "inconclusive", "slower")
 
 
-def samples(median_ms: float, count: int = 12) -> LatencySamples:
+def samples(median_ms: float, count: int = 24) -> LatencySamples:
     """Times that are all the same, of which the slow ones are said to be slower."""
     return LatencySamples(
         median_ms=median_ms,
@@ -83,8 +84,8 @@ def gate_row(
         "sequence_length": length,
         "past_length": 0,
         "rounds": rounds,
-        "baseline": samples(baseline_ms, rounds),
-        "candidate": samples(candidate_ms, rounds),
+        "baseline": samples(baseline_ms, 2 * rounds),
+        "candidate": samples(candidate_ms, 2 * rounds),
         "speedup": Speedup(ratio=ratio, ci95=(ratio / (1 + width), ratio * (1 + width))),
         "verdict": "faster",
         "noise_floor": None if noise is None else NoiseFloor(ratio=noise, rounds=6, speedup=equal),
@@ -127,15 +128,24 @@ def model_arm(name: str, **changes: Any) -> Arm:
     return gate_arm(name, **{**_MODEL_SIZES, **changes})
 
 
+def narrow(value: float, reach: float = 0.001) -> Interval:
+    """An estimate that is known well."""
+    return Interval(value=value, ci95=(value - reach, value + reach))
+
+
 def gate_accuracy(candidate: float = 20.0, **changes: Any) -> Accuracy:
-    """What every language model is judged by; the baseline has a perplexity of 16."""
+    """What language models are judged by, known well; the baseline's perplexity is 16."""
+    increase = math.log(candidate / 16)
     values: dict[str, Any] = {
         "text_source": "text",
         "text_sha256": "e" * 64,
         "tokens": 4096,
         "perplexity": PerplexityPair(baseline=16.0, candidate=candidate),
+        "log_perplexity_increase": narrow(increase) if math.isfinite(increase) else None,
         "kl_divergence": 0.2,
+        "kl_interval": narrow(0.2),
         "top1_agreement": 0.8,
+        "top1_interval": narrow(0.8),
     }
     return Accuracy(**{**values, **changes})
 

@@ -95,7 +95,8 @@ class TaskResult(Record):
 class EmbeddingAgreement(Record):
     """Encoders: both arms' sentence embeddings of the same texts.
 
-    ``cosine`` is the mean over texts of the two arms' cosine; ``rank_agreement`` Spearman's
+    ``cosine`` is the mean over texts of the two arms' cosine, its interval Student's t over texts;
+    ``rank_agreement`` Spearman's
     correlation of all pairs' similarities in one arm with those in the other.
     """
 
@@ -103,6 +104,7 @@ class EmbeddingAgreement(Record):
     cosine: float
     lowest_cosine: float
     rank_agreement: float
+    cosine_interval: Interval | None = None
 
 
 class Accuracy(Record):
@@ -112,7 +114,7 @@ class Accuracy(Record):
     ``top1_agreement`` the share of positions with the same most likely token, ``top5_agreement``
     the mean share of the baseline's five most likely tokens among the candidate's.
     ``log_perplexity_increase`` is the mean difference of the losses in nats, its interval from
-    paired samples, as that of ``kl_interval``.
+    paired samples, as those of ``kl_interval`` and ``top1_interval``.
     """
 
     text_source: str
@@ -124,6 +126,7 @@ class Accuracy(Record):
     stride: int | None = None
     log_perplexity_increase: Interval | None = None
     kl_interval: Interval | None = None
+    top1_interval: Interval | None = None
     sample_losses: SampleLosses | None = None
     top5_agreement: float | None = None
     positions: list[PositionError] = Field(default_factory=list)

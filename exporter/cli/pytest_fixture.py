@@ -145,9 +145,9 @@ class AssertableComparison:
 
     def against(self, baseline: str | Path, *, allow: tuple[str, ...] = ()) -> AgainstBaseline:
         """Holds it against an earlier report, a file with several, or a folder."""
-        from exporter.gate import Accepted, find_baseline, read_baselines
+        from exporter.gate import BaselineMatch, find_baseline, read_baselines
 
-        accepted = Accepted(*find_baseline(self.report, read_baselines(Path(baseline)), allow))
+        accepted = BaselineMatch(*find_baseline(self.report, read_baselines(Path(baseline)), allow))
         return AgainstBaseline(self._item, self._settings, self.report, self._again, accepted)
 
     def assert_not_slower(self, max_slowdown: str | float = "0%") -> None:

@@ -1,15 +1,15 @@
 """The gate: has the candidate become slower, worse or larger than it may?"""
 
 from exporter.gate.baselines import find_baseline, read_baselines, updated
-from exporter.gate.gate import Accepted, Past, check, confirmed
+from exporter.gate.gate import BaselineMatch, History, check, confirmed
 from exporter.gate.limits import Limits, read_limit
 from exporter.gate.request import CheckRequest, run_check
 
 __all__ = [
-    "Accepted",
+    "BaselineMatch",
     "CheckRequest",
+    "History",
     "Limits",
-    "Past",
     "check",
     "confirmed",
     "find_baseline",

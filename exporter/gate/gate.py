@@ -14,13 +14,13 @@ from exporter.artifacts import (
     KeyDifference,
 )
 from exporter.errors import RegressionError, UsageError
-from exporter.gate.judge import overall
 from exporter.gate.keys import key_of, rows_by_name
 from exporter.gate.limits import AGAINST_BASELINE, Limits
 from exporter.gate.quality import accuracy_checks, has_perplexity
 from exporter.gate.sanity import refuse_unsound
 from exporter.gate.sizes import size_checks
 from exporter.gate.times import time_checks
+from exporter.gate.verdicts import overall
 
 _TWO_SESSIONS = (
     "Times of two sessions are compared relative to the unpruned arm, which both measured: a ratio "
@@ -29,7 +29,7 @@ _TWO_SESSIONS = (
 
 
 @dataclass(frozen=True)
-class Accepted:
+class BaselineMatch:
     """An earlier report to compare with, and how its key differs from the new one's."""
 
     report: ComparisonReport
@@ -37,7 +37,7 @@ class Accepted:
 
 
 @dataclass(frozen=True)
-class Past:
+class History:
     """What the history tells.
 
     Attributes:
@@ -53,8 +53,8 @@ def check(
     report: ComparisonReport,
     limits: Limits | None = None,
     *,
-    baseline: Accepted | None = None,
-    past: Past | None = None,
+    baseline: BaselineMatch | None = None,
+    history: History | None = None,
     name: str = "report",
 ) -> CheckReport:
     """Holds a report against limits.
@@ -65,7 +65,7 @@ def check(
             baseline at the default limits.
         baseline: The earlier report; see :func:`exporter.gate.find_baseline`. None holds the
             candidate against its own unpruned arm.
-        past: What the history tells.
+        history: What the history tells.
         name: The report's file, for errors.
 
     Raises:
@@ -73,13 +73,13 @@ def check(
         RegressionError: The report can't be the result of a measurement, or lacks what a limit is
             set on.
     """
-    past = past or Past()
+    history = history or History()
     refuse_unsound(report, name)
     old = None if baseline is None else baseline.report
     limits = _limits(report, old, limits)
     _refuse_missing_rows(report, old, limits)
     checks = [
-        *time_checks(report, old, limits, past.spreads),
+        *time_checks(report, old, limits, history.spreads),
         *accuracy_checks(report, old, limits),
         *size_checks(report, old, limits),
     ]
@@ -91,7 +91,7 @@ def check(
         key=key_of(report),
         accepted_differences=[] if baseline is None else list(baseline.differences),
         checks=checks,
-        drift=list(past.drift),
+        drift=list(history.drift),
         notes=_notes(report, checks, two_sessions=old is not None),
     )
 

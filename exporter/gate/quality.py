@@ -8,14 +8,36 @@ candidate file on the same text gives the same loss again: there is no interval 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from exporter.artifacts import Accuracy, Check, ComparisonReport, TaskResult
+import numpy as np
+
+from exporter.artifacts import Accuracy, Check, ComparisonReport, Interval, Quantity, TaskResult
+from exporter.compare.measure.quality.paired import mean_interval
 from exporter.errors import RegressionError
-from exporter.gate.intervals import difference
-from exporter.gate.judge import Estimate, judge
 from exporter.gate.limits import Limits
+from exporter.gate.verdicts import CheckedValue, checked, difference_interval
 
 _MEASURE = "Leave the limit out, or measure it: depthcut compare on models with a tokenizer."
+_NO_INTERVAL = "The report has no interval for it."
+
+_Found = tuple[float | None, Interval | None]
+
+
+def _cosine(accuracy: Accuracy) -> _Found:
+    found = accuracy.embeddings
+    return (None, None) if found is None else (found.cosine, found.cosine_interval)
+
+
+_FROM_THE_UNPRUNED_ARM: dict[str, tuple[Quantity, Callable[[Accuracy], _Found]]] = {
+    "max_kl": ("kl_divergence", lambda told: (told.kl_divergence, told.kl_interval)),
+    "min_top1_agreement": (
+        "top1_agreement",
+        lambda told: (told.top1_agreement, told.top1_interval),
+    ),
+    "min_embedding_cosine": ("embedding_cosine", _cosine),
+}
+"""By limit, what a report says of the candidate and its own unpruned arm, and where."""
 
 
 def accuracy_checks(
@@ -29,19 +51,15 @@ def accuracy_checks(
     checks = []
     if limits.max_perplexity_increase is not None:
         increase = _perplexity(report, baseline)
-        checks.append(judge(increase, 1 + limits.max_perplexity_increase))
-    if limits.max_kl is not None:
-        checks.append(judge(_divergence(_accuracy(report, "max-kl")), limits.max_kl))
-    if limits.min_top1_agreement is not None:
-        agreement = _agreement(_accuracy(report, "min-top1-agreement"))
-        checks.append(judge(agreement, limits.min_top1_agreement))
-    if limits.min_embedding_cosine is not None:
-        cosine = _cosine(_accuracy(report, "min-embedding-cosine"))
-        checks.append(judge(cosine, limits.min_embedding_cosine))
+        checks.append(checked(increase, 1 + limits.max_perplexity_increase))
+    for name in _FROM_THE_UNPRUNED_ARM:
+        limit = getattr(limits, name)
+        if limit is not None:
+            checks.append(checked(_from_the_unpruned_arm(_accuracy(report, name), name), limit))
     if limits.max_task_drop is not None:
-        for estimate in _tasks(report, baseline):
-            sign = -1 if estimate.higher_is_better else 1
-            checks.append(judge(estimate, sign * limits.max_task_drop))
+        for task in _tasks(report, baseline):
+            sign = -1 if task.higher_is_better else 1
+            checks.append(checked(task, sign * limits.max_task_drop))
     return checks
 
 
@@ -52,26 +70,51 @@ def has_perplexity(report: ComparisonReport) -> bool:
 
 def _accuracy(report: ComparisonReport, limit: str) -> Accuracy:
     if report.accuracy is None:
-        raise RegressionError(f"{limit} is set, but a report has no accuracy.", _MEASURE)
+        raise RegressionError(f"{_option(limit)} is set, but a report has no accuracy.", _MEASURE)
     return report.accuracy
 
 
-def _perplexity(report: ComparisonReport, baseline: ComparisonReport | None) -> Estimate:
+def _option(limit: str) -> str:
+    return limit.replace("_", "-")
+
+
+def _from_the_unpruned_arm(accuracy: Accuracy, limit: str) -> CheckedValue:
+    quantity, found_in = _FROM_THE_UNPRUNED_ARM[limit]
+    value, interval = found_in(accuracy)
+    if value is None:
+        raise RegressionError(f"{_option(limit)} is set, but a report has no {quantity}.", _MEASURE)
+    higher = limit.startswith("min_")
+    return CheckedValue(
+        quantity,
+        "with the unpruned arm" if higher else "from the unpruned arm",
+        "" if higher else "nats",
+        before=None,
+        after=value,
+        value=value,
+        ci95=None if interval is None else interval.ci95,
+        scale="difference",
+        higher_is_better=higher,
+        unchanged=1.0 if higher else 0.0,
+        doubt=_NO_INTERVAL if interval is None and math.isfinite(value) else "",
+    )
+
+
+def _perplexity(report: ComparisonReport, baseline: ComparisonReport | None) -> CheckedValue:
     after = _candidate_perplexity(report)
-    now, now_ci95 = _increase(report)
+    now, interval = _increase(report)
     if baseline is None:
-        accuracy = _accuracy(report, "max-perplexity-increase")
+        accuracy = _accuracy(report, "max_perplexity_increase")
         assert accuracy.perplexity is not None
-        before, log_ratio, interval = accuracy.perplexity.baseline, now, now_ci95
+        before, log_ratio, exact = accuracy.perplexity.baseline, now, False
     else:
         then, then_ci95 = _increase(baseline)
-        before, log_ratio, interval = _candidate_perplexity(baseline), now - then, None
-        if now_ci95 and then_ci95 and not _same_question(report, baseline):
-            unpaired = difference(now, now_ci95, then, then_ci95)
-            interval = _paired(report.accuracy, baseline.accuracy) or unpaired
+        before, log_ratio = _candidate_perplexity(baseline), now - then
+        exact = _same_question(report, baseline)
+        both = interval and then_ci95 and difference_interval(now, interval, then, then_ci95)
+        interval = None if exact else _paired(report.accuracy, baseline.accuracy) or both
     if math.isnan(log_ratio):  # both collapsed: infinite then and now
-        log_ratio = 0.0
-    return Estimate(
+        log_ratio, exact = 0.0, True
+    return CheckedValue(
         "perplexity",
         "evaluation text",
         "",
@@ -79,12 +122,12 @@ def _perplexity(report: ComparisonReport, baseline: ComparisonReport | None) -> 
         after=after,
         value=_exp(log_ratio),
         ci95=None if interval is None else (_exp(interval[0]), _exp(interval[1])),
-        note="" if interval or baseline else "The report has no interval for it.",
+        doubt="" if interval or exact or math.isinf(log_ratio) else _NO_INTERVAL,
     )
 
 
 def _candidate_perplexity(report: ComparisonReport) -> float:
-    accuracy = _accuracy(report, "max-perplexity-increase")
+    accuracy = _accuracy(report, "max_perplexity_increase")
     if accuracy.perplexity is None:
         raise RegressionError(
             "max-perplexity-increase is set, but a report has no perplexity.", _MEASURE
@@ -110,10 +153,6 @@ def _paired(now: Accuracy | None, then: Accuracy | None) -> tuple[float, float] 
     mine, other = now.sample_losses, then.sample_losses
     if now.text_sha256 != then.text_sha256 or mine.tokens != other.tokens:
         return None
-    import numpy as np
-
-    from exporter.compare.measure.quality.paired import mean_interval
-
     increases = [np.subtract(one.candidate, one.baseline) for one in (mine, other)]
     found = mean_interval(increases[0] - increases[1], np.array(mine.tokens, dtype=np.float64))
     return None if found is None else found.ci95
@@ -131,56 +170,7 @@ def _same_question(report: ComparisonReport, baseline: ComparisonReport) -> bool
     )
 
 
-def _divergence(accuracy: Accuracy) -> Estimate:
-    if accuracy.kl_divergence is None:
-        raise RegressionError("max-kl is set, but a report has no KL divergence.", _MEASURE)
-    interval = accuracy.kl_interval
-    return Estimate(
-        "kl_divergence",
-        "from the unpruned arm",
-        "nats",
-        before=None,
-        after=accuracy.kl_divergence,
-        value=accuracy.kl_divergence,
-        ci95=None if interval is None else interval.ci95,
-        scale="difference",
-        unchanged=0.0,
-    )
-
-
-def _agreement(accuracy: Accuracy) -> Estimate:
-    if accuracy.top1_agreement is None:
-        raise RegressionError("min-top1-agreement is set, but a report has none.", _MEASURE)
-    return Estimate(
-        "top1_agreement",
-        "with the unpruned arm",
-        "",
-        before=None,
-        after=accuracy.top1_agreement,
-        value=accuracy.top1_agreement,
-        scale="difference",
-        higher_is_better=True,
-        unchanged=1.0,
-    )
-
-
-def _cosine(accuracy: Accuracy) -> Estimate:
-    if accuracy.embeddings is None:
-        raise RegressionError("min-embedding-cosine is set, but a report has none.", _MEASURE)
-    return Estimate(
-        "embedding_cosine",
-        "with the unpruned arm",
-        "",
-        before=None,
-        after=accuracy.embeddings.cosine,
-        value=accuracy.embeddings.cosine,
-        scale="difference",
-        higher_is_better=True,
-        unchanged=1.0,
-    )
-
-
-def _tasks(report: ComparisonReport, baseline: ComparisonReport | None) -> list[Estimate]:
+def _tasks(report: ComparisonReport, baseline: ComparisonReport | None) -> list[CheckedValue]:
     now = _by_name(report)
     if baseline is None:
         return [_task(task, None) for task in now.values()]
@@ -196,7 +186,7 @@ def _tasks(report: ComparisonReport, baseline: ComparisonReport | None) -> list[
 
 def _by_name(report: ComparisonReport) -> dict[str, TaskResult]:
     found: dict[str, TaskResult] = {}
-    for task in _accuracy(report, "max-task-drop").tasks:
+    for task in _accuracy(report, "max_task_drop").tasks:
         name = f"{task.task}, {task.metric}"
         if name in found:
             raise RegressionError(f"$.accuracy.tasks has {name} twice.")
@@ -206,14 +196,17 @@ def _by_name(report: ComparisonReport) -> dict[str, TaskResult]:
     return found
 
 
-def _task(now: TaskResult, then: TaskResult | None) -> Estimate:
+def _task(now: TaskResult, then: TaskResult | None) -> CheckedValue:
     value, interval = now.difference.value, now.difference.ci95
     if then is not None:
         old = then.difference
-        value, interval = value - old.value, difference(value, interval, old.value, old.ci95)
+        value, interval = (
+            value - old.value,
+            difference_interval(value, interval, old.value, old.ci95),
+        )
         if now.difference == old and now.items == then.items:
             interval = (0.0, 0.0)
-    return Estimate(
+    return CheckedValue(
         "task",
         f"{now.task}, {now.metric}",
         "",

@@ -10,7 +10,7 @@ from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.baselines import find_baseline, read_baselines, updated
 from exporter.gate.drift import drifts, session_spreads
-from exporter.gate.gate import Accepted, Past, check, confirmed, is_in_doubt
+from exporter.gate.gate import BaselineMatch, History, check, confirmed, is_in_doubt
 from exporter.gate.history import append, entry_of, read_history
 from exporter.gate.keys import key_of, series
 from exporter.gate.limits import AGAINST_BASELINE, Limits
@@ -72,15 +72,15 @@ def run_check(
     """
     report = ComparisonReport.read(request.report)
     refuse_unsound(report, str(request.report))
-    past = _past(request, report)
+    history = _history(request, report)
     baseline = _baseline(request, report)
     if baseline is None and request.update_baseline:
         found = _first(report)
     else:
         found = check(
-            report, request.limits, baseline=baseline, past=past, name=str(request.report)
+            report, request.limits, baseline=baseline, history=history, name=str(request.report)
         )
-        found = _confirm(request, report, baseline, found, remeasure)
+        found = _confirm(request, report, baseline, history, found, remeasure)
     if request.history is not None:
         _remember(request.history, entry_of(report, found, commit=request.commit))
     if request.update_baseline:
@@ -101,25 +101,26 @@ def _holds(entries: Sequence[HistoryEntry], entry: HistoryEntry) -> bool:
     return (entry.candidate_sha256, entry.rows) in runs
 
 
-def _past(request: CheckRequest, report: ComparisonReport) -> Past:
+def _history(request: CheckRequest, report: ComparisonReport) -> History:
     """The runs before this one tell how sessions differ; with this one, whether there is drift."""
     if request.history is None:
-        return Past()
+        return History()
     entries, mine = read_history(request.history), series(key_of(report))
     now = entry_of(report, _first(report), commit=request.commit)
     runs = entries if _holds(entries, now) else [*entries, now]
     least = request.limits.max_slowdown or AGAINST_BASELINE.max_slowdown or 0.0
-    return Past(
+    return History(
         spreads=session_spreads(entries, mine, report.arms.candidate.sha256),
         drift=drifts(runs, mine, least=least),
     )
 
 
-def _baseline(request: CheckRequest, report: ComparisonReport) -> Accepted | None:
+def _baseline(request: CheckRequest, report: ComparisonReport) -> BaselineMatch | None:
     if request.baseline is None:
         return None
     try:
-        return Accepted(*find_baseline(report, read_baselines(request.baseline), request.allow))
+        baselines = read_baselines(request.baseline)
+        return BaselineMatch(*find_baseline(report, baselines, request.allow))
     except RegressionError:
         if request.update_baseline and not _clashes(request, report):
             return None
@@ -152,7 +153,8 @@ def _first(report: ComparisonReport) -> CheckReport:
 def _confirm(
     request: CheckRequest,
     report: ComparisonReport,
-    baseline: Accepted | None,
+    baseline: BaselineMatch | None,
+    history: History,
     found: CheckReport,
     remeasure: Callable[[ComparisonReport], Remeasure] | None,
 ) -> CheckReport:
@@ -164,12 +166,14 @@ def _confirm(
     limits = _time_only(request.limits, baseline)
 
     def again() -> CheckReport:
-        return check(measure(), limits, baseline=baseline, name="the new measurement")
+        return check(
+            measure(), limits, baseline=baseline, history=history, name="the new measurement"
+        )
 
     return confirmed(found, again, measurements=request.confirm)
 
 
-def _time_only(limits: Limits, baseline: Accepted | None) -> Limits:
+def _time_only(limits: Limits, baseline: BaselineMatch | None) -> Limits:
     slowdown = limits.max_slowdown
     if limits.empty and baseline is not None:
         slowdown = AGAINST_BASELINE.max_slowdown

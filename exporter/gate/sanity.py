@@ -6,10 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from exporter.artifacts import ComparisonReport, LatencyRow, LatencySamples, Speedup
+import numpy as np
+
+from exporter.artifacts import Accuracy, ComparisonReport, LatencyRow, LatencySamples, Speedup
+from exporter.compare.measure.statistics import Estimate
+from exporter.compare.measure.timing.recorded import estimate_between
 from exporter.errors import RegressionError
 from exporter.gate.keys import rows_by_name
 
+_TOLERANCE = 1e-3
+"""Of a figure against what its own samples give: below every limit that anyone sets."""
 _AGAIN = "Measure again with depthcut compare; nothing can be concluded from this report."
 
 
@@ -21,14 +27,17 @@ def refuse_unsound(report: ComparisonReport, name: str) -> None:
         name: The file, for the error.
 
     Raises:
-        RegressionError: For rows of one shape, rows without times, and numbers that are no times,
-            no factors, or not in order. The text has the JSON path.
+        RegressionError: For rows of one shape, rows without times, numbers that are no times, no
+            factors, or not in order, and figures that aren't what their own samples or parts
+            give. The text has the JSON path.
     """
     try:
         rows_by_name(report)
         for number, row in enumerate(report.latency):
             _refuse_row(row, f"$.latency[{number}]")
-        _refuse_accuracy(report)
+        _refuse_no_numbers(report)
+        if report.accuracy is not None:
+            _refuse_contradictions(report.accuracy)
     except RegressionError as error:
         raise RegressionError(f"{name}: {error.message}", error.hint) from None
 
@@ -42,6 +51,16 @@ def _refuse_row(row: LatencyRow, path: str) -> None:
         _refuse_speedup(judged, f"{path}.verdict_interval")
     if row.noise_floor is not None and not math.isfinite(row.noise_floor.ratio):
         raise RegressionError(f"{path}.noise_floor.ratio is {row.noise_floor.ratio}.", _AGAIN)
+    if not row.imported and row.rounds > 1:
+        sampled = math.exp(_estimate(row, path).log_ratio)
+        _refuse_other(row.speedup.ratio, sampled, f"{path}.speedup.ratio", "samples_ms")
+
+
+def _estimate(row: LatencyRow, path: str) -> Estimate:
+    try:
+        return estimate_between(row, "baseline", "candidate")
+    except ValueError as error:
+        raise RegressionError(f"{path}: {error}.", _AGAIN) from None
 
 
 def _refuse_times(times: LatencySamples, rounds: int, path: str) -> None:
@@ -57,6 +76,8 @@ def _refuse_times(times: LatencySamples, rounds: int, path: str) -> None:
         )
     if not (math.isfinite(times.median_ms) and times.median_ms > 0):
         raise RegressionError(f"{path}.median_ms is {times.median_ms}: no time.", _AGAIN)
+    sampled = float(np.median(times.samples_ms))
+    _refuse_other(times.median_ms, sampled, f"{path}.median_ms", "samples_ms")
 
 
 def _refuse_speedup(speedup: Speedup, path: str) -> None:
@@ -67,7 +88,54 @@ def _refuse_speedup(speedup: Speedup, path: str) -> None:
         raise RegressionError(f"{path}.ci95 ends ({high}) before it begins ({low}).", _AGAIN)
 
 
-def _refuse_accuracy(report: ComparisonReport) -> None:
+def _refuse_contradictions(accuracy: Accuracy) -> None:
+    """Figures that stand twice, or that follow from others."""
+    for path, told, found, source in _told_twice(accuracy):
+        if told is not None and found is not None:
+            _refuse_other(told, found, f"$.accuracy.{path}", source)
+
+
+_ToldTwice = tuple[str, float | None, float | None, str]
+
+
+def _told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
+    """JSON path, what stands there, what should, and what that follows from."""
+    for field, interval in (("kl_divergence", "kl_interval"), ("top1_agreement", "top1_interval")):
+        told = getattr(accuracy, interval)
+        if told is not None:
+            yield f"{interval}.value", told.value, getattr(accuracy, field), field
+    texts = accuracy.embeddings
+    if texts is not None and texts.cosine_interval is not None:
+        told = texts.cosine_interval
+        yield "embeddings.cosine_interval.value", told.value, texts.cosine, "cosine"
+    for number, task in enumerate(accuracy.tasks):
+        found = task.candidate - task.baseline
+        yield f"tasks[{number}].difference.value", task.difference.value, found, "both scores"
+    yield from _perplexity_told_twice(accuracy)
+
+
+def _perplexity_told_twice(accuracy: Accuracy) -> Iterator[_ToldTwice]:
+    pair, losses = accuracy.perplexity, accuracy.sample_losses
+    if pair is None or not min(pair.baseline, pair.candidate) > 0:
+        return
+    if accuracy.log_perplexity_increase is not None:
+        found = math.log(pair.candidate / pair.baseline)
+        told = accuracy.log_perplexity_increase.value
+        yield "log_perplexity_increase.value", told, found, "perplexity"
+    if losses is None or not sum(losses.tokens):
+        return
+    for arm in ("baseline", "candidate"):
+        mean = sum(getattr(losses, arm)) / sum(losses.tokens)
+        if mean < 700:
+            yield f"perplexity.{arm}", getattr(pair, arm), math.exp(mean), "sample_losses"
+
+
+def _refuse_other(told: float, found: float, path: str, source: str) -> None:
+    if not math.isclose(told, found, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE / 10):
+        raise RegressionError(f"{path} is {told:.6g}, but {source} give {found:.6g}.", _AGAIN)
+
+
+def _refuse_no_numbers(report: ComparisonReport) -> None:
     """NaN is refused; a candidate's infinite perplexity is a result, and a bad one."""
     accuracy = report.accuracy
     if accuracy is None:

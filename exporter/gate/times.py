@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from exporter.artifacts import FEWEST_ROUNDS, Check, ComparisonReport, LatencyRow
-from exporter.gate.intervals import joined_floor, ratio
-from exporter.gate.judge import Estimate, judge
 from exporter.gate.keys import rows_by_name
 from exporter.gate.limits import Limits
+from exporter.gate.verdicts import CheckedValue, checked, joined_floor, ratio_interval
 from exporter.report.words import short_shape
 
 _IMPORTED = "Timed by another tool, not in turns, on a machine that it doesn't name."
+_TOO_FEW = "Too few rounds for a verdict."
 _ONCE = "Loaded once: what its place in memory does to its speed is not in the interval."
 
 
@@ -38,16 +38,16 @@ def time_checks(
     earlier = None if baseline is None else rows_by_name(baseline)
     checks = []
     for row in report.latency:
+        floor = max(limits.noise_floor, spreads.get(row.shape_name, 0))
         if limits.max_slowdown is not None and (earlier is None or row.shape_name in earlier):
             before = None if earlier is None else earlier[row.shape_name]
-            spread = max(limits.noise_floor, spreads.get(row.shape_name, 0))
-            checks.append(judge(_slowdown(row, before, spread), 1 + limits.max_slowdown))
+            checks.append(checked(_slowdown(row, before, floor), 1 + limits.max_slowdown))
         if limits.min_speedup is not None:
-            checks.append(judge(_speedup(row, limits.noise_floor), limits.min_speedup))
+            checks.append(checked(_speedup(row, floor), limits.min_speedup))
     return checks
 
 
-def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> Estimate:
+def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> CheckedValue:
     if before is None:
         own, (low, high) = row.speedup.ratio, _interval(row)
         return _time(
@@ -56,7 +56,7 @@ def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> Estim
             value=1 / own,
             ci95=(1 / high, 1 / low),
             noise_floor=max(floor, _measured_floor(row)),
-            sure=row.rounds >= FEWEST_ROUNDS,
+            rounds=row.rounds,
             note=_note(row),
         )
     if _same_measurement(row, before):
@@ -66,9 +66,9 @@ def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> Estim
         row,
         before=row.baseline.median_ms / old,
         value=old / new,
-        ci95=ratio(old, _interval(before), new, _interval(row)),
+        ci95=ratio_interval(old, _interval(before), new, _interval(row)),
         noise_floor=max(floor, joined_floor(_measured_floor(before), _measured_floor(row))),
-        sure=min(row.rounds, before.rounds) >= FEWEST_ROUNDS,
+        rounds=min(row.rounds, before.rounds),
         note=_note(row, before),
     )
 
@@ -80,10 +80,10 @@ def _time(
     value: float,
     ci95: tuple[float, float],
     noise_floor: float = 0.0,
-    sure: bool = True,
+    rounds: int = FEWEST_ROUNDS,
     note: str = "",
-) -> Estimate:
-    return Estimate(
+) -> CheckedValue:
+    return CheckedValue(
         "time",
         short_shape(row),
         "ms",
@@ -92,13 +92,13 @@ def _time(
         value=value,
         ci95=ci95,
         noise_floor=noise_floor,
-        sure=sure,
+        doubt=_TOO_FEW if rounds < FEWEST_ROUNDS else "",
         note=note,
     )
 
 
-def _speedup(row: LatencyRow, floor: float) -> Estimate:
-    return Estimate(
+def _speedup(row: LatencyRow, floor: float) -> CheckedValue:
+    return CheckedValue(
         "speedup",
         short_shape(row),
         "ms",
@@ -108,7 +108,7 @@ def _speedup(row: LatencyRow, floor: float) -> Estimate:
         ci95=_interval(row),
         higher_is_better=True,
         noise_floor=max(floor, _measured_floor(row)),
-        sure=row.rounds >= FEWEST_ROUNDS,
+        doubt=_TOO_FEW if row.rounds < FEWEST_ROUNDS else "",
         note=_note(row),
     )
 

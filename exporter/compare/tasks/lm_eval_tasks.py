@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from exporter.compare.measure.quality.paired import Floats
 from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.likelihood import Scorer
 from exporter.compare.tasks.scores import TaskScores
 from exporter.errors import DepthcutError, TaskError, first_line, pass_on_memory_error
+from exporter.models.ablation.ratios import Floats
 from exporter.optional import require
 from exporter.progress import QUIET, Progress
 

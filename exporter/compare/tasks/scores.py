@@ -10,8 +10,9 @@ import numpy as np
 from pydantic import PlainSerializer, PlainValidator
 
 from exporter.artifacts import TaskResult
-from exporter.compare.measure.quality.paired import Floats, difference_interval, mcnemar_p
+from exporter.compare.measure.quality.paired import difference_interval, mcnemar_p
 from exporter.errors import ComparisonError
+from exporter.models.ablation.ratios import Floats
 
 _Kept = Annotated[
     Floats,

@@ -24,11 +24,12 @@ def _intervals(accuracy: Accuracy) -> Iterator[Block]:
     found = (
         ("log perplexity, increase in nats", accuracy.log_perplexity_increase),
         ("KL divergence, nats", accuracy.kl_interval),
+        ("same most likely token", accuracy.top1_interval),
     )
     rows = [[what, *interval_cells(value)] for what, value in found if value is not None]
     if rows:
         header = ["", "estimate", "95 % interval"]
-        yield Grid("Intervals: Student's t over samples, paired", header, rows, right=(1, 2))
+        yield Grid("Intervals over samples, paired", header, rows, right=(1, 2))
 
 
 def interval_cells(interval: Interval) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporter.artifacts import ComparisonReport, LongContext, TaskResult
+from exporter.artifacts import ComparisonReport, EmbeddingAgreement, LongContext, TaskResult
 from exporter.report.parts.part import Grid, Note, Part
 from exporter.report.words import significant
 
@@ -95,8 +95,16 @@ def embeddings_part(report: ComparisonReport) -> Part | None:
     rows = [
         ["texts", f"{found.texts:,}"],
         ["cosine of both arms, mean", f"{found.cosine:.4f}"],
+        *_interval_row(found),
         ["cosine of both arms, lowest", f"{found.lowest_cosine:.4f}"],
         ["agreement in the ranking of pairs (Spearman)", f"{found.rank_agreement:.4f}"],
     ]
     grid = Grid("Sentence embeddings of the same texts", ["what", "value"], rows, right=(1,))
     return Part("embeddings", "Embeddings", [grid])
+
+
+def _interval_row(found: EmbeddingAgreement) -> list[list[str]]:
+    if found.cosine_interval is None:
+        return []
+    low, high = found.cosine_interval.ci95
+    return [["its 95 % interval over texts", f"[{low:.4f}, {high:.4f}]"]]

@@ -13,7 +13,7 @@ import pytest
 
 from exporter.artifacts import ComparisonReport, EmbeddingAgreement, Interval, TaskResult
 from exporter.gate import Limits, check
-from tests.made_reports import gate_accuracy, gate_report, gate_row
+from tests.made_reports import gate_accuracy, gate_report, gate_row, narrow
 
 pytest_plugins = ["pytester"]
 
@@ -94,7 +94,9 @@ def test_tasks_and_embeddings_have_limits_too(inner: Inner, call: str, outcome: 
     task = TaskResult(
         task="arc", metric="acc", items=900, baseline=0.6, candidate=0.57, difference=lost
     )
-    near = EmbeddingAgreement(texts=9, cosine=0.95, lowest_cosine=0.9, rank_agreement=0.9)
+    near = EmbeddingAgreement(
+        texts=9, cosine=0.95, lowest_cosine=0.9, rank_agreement=0.9, cosine_interval=narrow(0.95)
+    )
     inner.report(gate_row(), accuracy=gate_accuracy(tasks=[task], embeddings=near))
     inner.run(f'depthcut.report("report.json").{call}').assert_outcomes(**{outcome: 1})
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from exporter.compare.measure.quality.paired import difference_interval, mcnemar_p, mean_interval
+from exporter.compare.measure.quality.paired import (
+    difference_interval,
+    mcnemar_p,
+    mean_interval,
+    share_interval,
+)
 
 
 def test_equal_samples_give_student_s_interval() -> None:
@@ -63,3 +68,26 @@ def test_many_items_give_student_s_interval() -> None:
     found = difference_interval(baseline, candidate)
     want = stats.ttest_1samp(candidate - baseline, 0).confidence_interval(0.95)
     assert found.ci95 == pytest.approx((want.low, want.high), abs=0.01)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.98])
+def test_a_share_s_interval_holds_the_truth_about_95_times_in_100(share: float) -> None:
+    """Texts differ: tokens of one resemble each other."""
+    rng, missed = np.random.default_rng(3), 0
+    counts = np.full(16, 256.0)
+    for _ in range(400):
+        own = rng.beta(40 * share, 40 * (1 - share), 16)
+        found = share_interval(rng.binomial(256, own).astype(float), counts)
+        assert found is not None
+        missed += not found.ci95[0] <= share <= found.ci95[1]
+    assert 0.02 <= missed / 400 <= 0.1
+
+
+def test_a_share_of_all_tokens_is_as_sure_as_they_are_many() -> None:
+    found = share_interval(np.full(16, 512.0), np.full(16, 512.0))
+    assert found is not None
+    assert 0.999 < found.ci95[0] < found.ci95[1] == found.value == 1.0
+    none = share_interval(np.zeros(2), np.full(2, 9.0))
+    assert none is not None
+    assert none.ci95[0] == none.value == 0.0 < none.ci95[1] < 0.3
+    assert share_interval(np.array([3.0]), np.array([9.0])) is None

@@ -29,7 +29,7 @@ from exporter.artifacts import TaskResult as Task
 from exporter.errors import ArtifactError, RegressionError, UsageError
 from exporter.files import sha256_bytes
 from exporter.gate import (
-    Accepted,
+    BaselineMatch,
     Limits,
     check,
     confirmed,
@@ -44,6 +44,7 @@ from tests.made_reports import (
     gate_arm,
     gate_report,
     gate_row,
+    narrow,
     samples,
 )
 
@@ -55,7 +56,7 @@ def verdicts(found: Any) -> dict[str, str]:
 
 
 def against(report: ComparisonReport, old: ComparisonReport, limits: Limits | None = None) -> Any:
-    return check(report, limits, baseline=Accepted(old))
+    return check(report, limits, baseline=BaselineMatch(old))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_perplexity_on_the_same_samples_is_compared_sample_by_sample() -> None:
         )
         increase = float((candidate - 100 * hard).sum() / 1600)
         spread = Interval(value=increase, ci95=(increase - 0.25, increase + 0.25))
-        pair = PerplexityPair(baseline=20.0, candidate=20.0 * math.exp(increase))
+        pair = PerplexityPair(baseline=math.exp(3.0), candidate=math.exp(3.0 + increase))
         accuracy = gate_accuracy(
             perplexity=pair, log_perplexity_increase=spread, sample_losses=losses, **changes
         )
@@ -200,7 +201,7 @@ def test_perplexity_on_the_same_samples_is_compared_sample_by_sample() -> None:
 
 
 def test_the_same_candidate_on_the_same_text_is_exact() -> None:
-    interval = Interval(value=0.22, ci95=(0.1, 0.34))
+    interval = Interval(value=math.log(20 / 16), ci95=(0.1, 0.34))
     report = gate_report(accuracy=gate_accuracy(log_perplexity_increase=interval))
     other = gate_report(
         [gate_row(candidate_ms=80.1)],
@@ -215,7 +216,7 @@ def test_the_same_candidate_on_the_same_text_is_exact() -> None:
     [
         (Limits(max_kl=0.3), "unchanged"),
         (Limits(max_kl=0.1), "regressed"),
-        (Limits(min_top1_agreement=0.8), "unchanged"),
+        (Limits(min_top1_agreement=0.79), "unchanged"),
         (Limits(min_top1_agreement=0.9), "regressed"),
         (Limits(min_embedding_cosine=0.95), "unchanged"),
         (Limits(min_embedding_cosine=0.98), "regressed"),
@@ -224,9 +225,40 @@ def test_the_same_candidate_on_the_same_text_is_exact() -> None:
     ],
 )
 def test_accuracy_of_a_report_alone(limits: Limits, word: str) -> None:
-    embeddings = EmbeddingAgreement(texts=64, cosine=0.97, lowest_cosine=0.9, rank_agreement=0.95)
-    report = gate_report(accuracy=gate_accuracy(embeddings=embeddings))
+    report = gate_report(accuracy=gate_accuracy(embeddings=embeddings(0.97, 0.95)))
     assert check(report, limits).verdict == word
+
+
+ESTIMATES = [
+    (Limits(min_top1_agreement=0.801), "top1_interval"),
+    (Limits(max_kl=0.199), "kl_interval"),
+    (Limits(max_perplexity_increase=0.24), "log_perplexity_increase"),
+]
+
+
+@pytest.mark.parametrize(("limits", "field"), ESTIMATES)
+def test_an_estimate_is_judged_by_its_interval(limits: Limits, field: str) -> None:
+    """0.8 of 0.801 was a regression, however few tokens it was measured on."""
+    known = getattr(gate_accuracy(), field)
+    wide = narrow(known.value, 0.02)
+    for interval, word in ((narrow(known.value, 1e-6), "regressed"), (wide, "inconclusive")):
+        report = gate_report(accuracy=gate_accuracy(**{field: interval}))
+        assert check(report, limits).verdict == word
+
+
+@pytest.mark.parametrize(("limits", "field"), ESTIMATES)
+def test_an_estimate_without_an_interval_decides_nothing(limits: Limits, field: str) -> None:
+    report = gate_report(accuracy=gate_accuracy(**{field: None}))
+    assert check(report, limits).verdict == "inconclusive"
+
+
+def test_a_cosine_is_judged_by_its_interval() -> None:
+    limits = Limits(min_embedding_cosine=0.98)
+    for reach, word in ((0.001, "regressed"), (0.02, "inconclusive"), (None, "inconclusive")):
+        interval = None if reach is None else narrow(0.97, reach)
+        texts = embeddings(0.97, 0.95).model_copy(update={"cosine_interval": interval})
+        report = gate_report(accuracy=gate_accuracy(embeddings=texts))
+        assert check(report, limits).verdict == word
 
 
 def test_a_collapsed_candidate_regressed_and_a_collapsed_original_is_refused() -> None:
@@ -565,7 +597,13 @@ def test_rows_that_no_measurement_gives_are_refused(row: Any, message: str) -> N
 
 
 def embeddings(cosine: float, ranks: float) -> EmbeddingAgreement:
-    return EmbeddingAgreement(texts=3, cosine=cosine, lowest_cosine=0.9, rank_agreement=ranks)
+    return EmbeddingAgreement(
+        texts=3,
+        cosine=cosine,
+        lowest_cosine=0.9,
+        rank_agreement=ranks,
+        cosine_interval=None if math.isnan(cosine) else narrow(cosine),
+    )
 
 
 @pytest.mark.parametrize(
@@ -584,6 +622,37 @@ def test_accuracy_that_is_no_number_is_refused(changes: dict[str, Any], path: st
     assert check(gate_report(accuracy=texts_alike), Limits(max_kl=9)).verdict == "unchanged"
 
 
+def test_a_report_that_contradicts_itself_is_refused() -> None:
+    """Samples that took 30 % longer beside the old ratio were "+0.0 %" once."""
+    row = gate_row()
+    longer = samples(row.candidate.median_ms * 1.3)
+    for changes, path in (
+        ({"candidate": longer}, "$.latency[0].speedup.ratio"),
+        ({"candidate": longer.model_copy(update={"median_ms": 80.0})}, "candidate.median_ms"),
+        ({"speedup": {"ratio": 1.3, "ci95": (1.29, 1.31)}}, "$.latency[0].speedup.ratio"),
+    ):
+        with pytest.raises(RegressionError, match=re.escape(path)):
+            check(gate_report([gate_row(**changes)]), SLOWDOWN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"kl_interval": narrow(0.1)}, "kl_interval.value"),
+        ({"top1_agreement": 0.9}, "top1_interval.value"),
+        ({"log_perplexity_increase": narrow(0.0)}, "log_perplexity_increase.value"),
+        ({"tasks": [task(0.5, -0.2, 0.0).model_copy(update={"candidate": 0.6})]}, "tasks[0]"),
+        (
+            {"sample_losses": SampleLosses(tokens=[9], baseline=[9.0], candidate=[9.0])},
+            "perplexity.baseline",
+        ),
+    ],
+)
+def test_accuracy_that_contradicts_itself_is_refused(changes: dict[str, Any], path: str) -> None:
+    with pytest.raises(RegressionError, match=re.escape(f"$.accuracy.{path}")):
+        check(gate_report(accuracy=gate_accuracy(**changes)), SLOWDOWN)
+
+
 def test_a_shape_that_is_there_twice_is_refused() -> None:
     with pytest.raises(RegressionError, match=r"\$\.latency\[1\] is a second row for prefill"):
         check(gate_report([gate_row(), gate_row(candidate_ms=10.0)]), SLOWDOWN)
@@ -600,9 +669,9 @@ def test_a_shape_that_is_there_twice_is_refused() -> None:
             Limits(max_perplexity_increase=0.1),
             "no perplexity",
         ),
-        (gate_report(accuracy=gate_accuracy(kl_divergence=None)), Limits(max_kl=1), "no KL"),
+        (gate_report(accuracy=gate_accuracy(kl_divergence=None)), Limits(max_kl=1), "max-kl"),
         (gate_report(), Limits(max_task_drop=0.1), "no task"),
-        (gate_report(), Limits(min_embedding_cosine=0.9), "has none"),
+        (gate_report(), Limits(min_embedding_cosine=0.9), "min-embedding-cosine"),
         (
             gate_report(accuracy=gate_accuracy(kl_divergence=math.nan)),
             Limits(max_kl=1),

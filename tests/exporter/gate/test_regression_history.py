@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.artifacts import HistoryEntry, HistoryRow
+from exporter.artifacts import ComparisonReport, HistoryEntry, HistoryRow
 from exporter.errors import ArtifactError
-from exporter.gate import Accepted, CheckRequest, Limits, Past, check, run_check
+from exporter.gate import BaselineMatch, CheckRequest, History, Limits, check, run_check
 from exporter.gate.drift import drifts, session_spreads
 from exporter.gate.history import append, entry_of, read_history
 from exporter.gate.keys import key_of, series
-from tests.made_reports import gate_report, gate_row
+from tests.made_reports import gate_arm, gate_report, gate_row
 
 SERIES = "s" * 64
 WEEKS = 20
@@ -67,7 +67,7 @@ def test_half_a_percent_a_week_is_told_though_no_step_fails() -> None:
         old, new = (
             gate_report([gate_row(candidate_ms=80 * math.exp(0.005 * w))]) for w in (week - 1, week)
         )
-        assert check(new, limits, baseline=Accepted(old)).verdict == "unchanged"
+        assert check(new, limits, baseline=BaselineMatch(old)).verdict == "unchanged"
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,35 @@ def test_sessions_of_one_candidate_tell_how_sessions_differ() -> None:
 
 def test_what_sessions_differ_by_is_no_regression() -> None:
     old, new = gate_report([gate_row()]), gate_report([gate_row(candidate_ms=84.8)])
-    limits, baseline = Limits(max_slowdown=0.03), Accepted(old)
+    limits, baseline = Limits(max_slowdown=0.03), BaselineMatch(old)
     assert check(new, limits, baseline=baseline).verdict == "regressed"
-    past = Past(spreads={new.latency[0].shape_name: 0.08})
-    assert check(new, limits, baseline=baseline, past=past).verdict == "inconclusive"
+    past = History(spreads={new.latency[0].shape_name: 0.08})
+    assert check(new, limits, baseline=baseline, history=past).verdict == "inconclusive"
+
+
+def test_a_second_measurement_has_the_noise_floor_of_the_first(tmp_path: Path) -> None:
+    """Sessions that differ by 14 % can't confirm with 6 % what one of them showed with 20 %."""
+    old, limits = gate_report([gate_row()]), Limits(max_slowdown=0.03)
+    arms = old.arms.model_copy(update={"candidate": gate_arm("new")})
+
+    def session(candidate_ms: float) -> ComparisonReport:
+        return gate_report([gate_row(candidate_ms=candidate_ms)], arms=arms)
+
+    runs = tmp_path / "history.jsonl"
+    for candidate_ms in (80.0, 82.0, 84.0, 86.0):
+        run = session(candidate_ms)
+        append(runs, entry_of(run, check(run, limits, baseline=BaselineMatch(old)), commit=None))
+    request = CheckRequest(
+        session(96.0).write(tmp_path / "new.json"),
+        baseline=old.write(tmp_path / "old.json"),
+        limits=limits,
+        history=runs,
+        confirm=1,
+    )
+    found, _ = run_check(request, lambda _: lambda: session(84.8))
+    (only,) = found.checks
+    assert only.remeasured == ["inconclusive"]
+    assert found.verdict == "inconclusive"
 
 
 def test_a_run_is_a_line_and_comes_back(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_all_parts_are_there(report: ComparisonReport) -> None:
     ):  # fmt: skip
         assert f"\n## {title}\n" in text
     assert "- 2 attentions: layers 7 (linear), 25\n- 1 MLP: layer 3" in text
-    assert "| decode after 512 tokens | baseline | 106 | 127 | 159 | 6 | 1.060x" in text
+    assert "| decode after 512 tokens | baseline | 106 | 127 | 159 | 12 | 1.060x" in text
     assert "| kv | decode | 1.0 | 0.0030 | **does not hold** |" in text
     assert "another text: self, seed 0, 20 x 512, 10,240 tokens (SHA-256 `cccccccccccc`)" in text
     assert "depthcut export 'my model' -o out" in text

@@ -13,8 +13,8 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
-from exporter.artifacts import CheckReport, ComparisonReport, Drift, PerplexityPair
-from exporter.gate import Accepted, Limits, check
+from exporter.artifacts import CheckReport, ComparisonReport, Drift
+from exporter.gate import BaselineMatch, Limits, check
 from exporter.report.checks import check_rows, conclusion
 from exporter.report.ci import bencher, github, github_benchmark, gitlab, junit, pytest_benchmark
 from exporter.report.ci.figures import figures
@@ -35,14 +35,14 @@ def report() -> ComparisonReport:
 
 
 def spread(median_ms: float) -> Any:
-    values = [median_ms * (1 + 0.01 * (n - 5.5)) for n in range(12)]
+    values = [median_ms * (1 + 0.005 * (n - 11.5)) for n in range(24)]
     return samples(median_ms).model_copy(update={"samples_ms": values})
 
 
 @pytest.fixture
 def found(report: ComparisonReport) -> CheckReport:
     old = gate_report([gate_row(n) for n in LENGTHS])
-    return check(report, Limits(max_slowdown=0.03), baseline=Accepted(old))
+    return check(report, Limits(max_slowdown=0.03), baseline=BaselineMatch(old))
 
 
 HOSTILE = 'x\n::error::no | <b>&"\x00\x1b]]>, 100 %'
@@ -171,7 +171,7 @@ def test_github_benchmark_has_a_file_for_each_direction(report: ComparisonReport
     by_name = {entry["name"]: entry for entry in smaller}
     time = by_name["prefill, batch 1, length 128: latency"]
     assert (time["unit"], time["value"]) == ("ms", 88.0)
-    assert time["range"] == "85.58 to 90.42"
+    assert time["range"] == "85.47 to 90.53"
     assert {"model: file-size", "accuracy: perplexity"} <= set(by_name)
     assert {entry["name"].split(": ")[1] for entry in bigger} == {"speedup", "top1-agreement"}
 
@@ -230,8 +230,7 @@ def test_pytest_benchmark_itself_compares_the_file(
 
 
 def test_a_collapsed_model_has_no_infinite_figure(report: ComparisonReport) -> None:
-    pair = PerplexityPair(baseline=16.0, candidate=math.inf)
-    collapsed = report.model_copy(update={"accuracy": gate_accuracy(perplexity=pair)})
+    collapsed = report.model_copy(update={"accuracy": gate_accuracy(math.inf)})
     assert all(math.isfinite(figure.value) for figure in figures(collapsed))
     assert "Infinity" not in bencher.render(collapsed)
     found = check(collapsed, Limits(max_perplexity_increase=0.1))

@@ -6,6 +6,7 @@ and how they change with the position.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Interval, PerplexityPair, PositionError, SampleLosses
-from exporter.compare.measure.quality.paired import mean_interval
+from exporter.compare.measure.quality.paired import clipped, mean_interval, share_interval
 from exporter.compare.measure.quality.predictions import (
     COLUMNS,
     Distributions,
@@ -40,6 +41,7 @@ class Agreement:
         kl_divergence: Mean over positions of KL(baseline || candidate), in nats.
         kl_interval: The same with its interval over samples.
         top1_agreement: Share of positions with the same most likely token.
+        top1_interval: The same with its interval over samples.
         top5_agreement: Mean share of the baseline's five likeliest tokens among the candidate's.
         positions: The same by position: 0, 1, 2 to 3, 4 to 7 and so on.
         sample_losses: By sample; None for a model that doesn't predict the next token, and where
@@ -52,6 +54,7 @@ class Agreement:
     kl_divergence: float
     kl_interval: Interval | None
     top1_agreement: float
+    top1_interval: Interval | None
     top5_agreement: float
     positions: list[PositionError]
     sample_losses: SampleLosses | None
@@ -160,8 +163,9 @@ def _agreement(by_sample: Floats, by_position: Floats) -> Agreement:
         perplexity=_perplexity(totals),
         log_perplexity_increase=mean_interval(increase, samples["predicted"]),
         kl_divergence=float(totals["kl"] / count),
-        kl_interval=_from_zero(mean_interval(samples["kl"], samples["positions"])),
+        kl_interval=clipped(mean_interval(samples["kl"], samples["positions"]), 0.0, math.inf),
         top1_agreement=float(totals["top1"] / count),
+        top1_interval=share_interval(samples["top1"], samples["positions"]),
         top5_agreement=float(totals["top5"] / count),
         positions=_by_position(by_position),
         sample_losses=_sample_losses(samples),
@@ -176,14 +180,6 @@ def _sample_losses(samples: dict[str, Floats]) -> SampleLosses | None:
         tokens=[int(count) for count in samples["predicted"]],
         **{arm: [float(loss) for loss in values] for arm, values in losses.items()},
     )
-
-
-def _from_zero(interval: Interval | None) -> Interval | None:
-    """Cuts off what a divergence can't be: below zero."""
-    if interval is None:
-        return None
-    low, high = interval.ci95
-    return Interval(value=interval.value, ci95=(max(0.0, low), high))
 
 
 def _perplexity(totals: dict[str, np.float64]) -> PerplexityPair | None:

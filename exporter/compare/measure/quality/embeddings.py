@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import EmbeddingAgreement
+from exporter.compare.measure.quality.paired import clipped, mean_interval
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.base import Runner, TensorSpec
 from exporter.errors import ComparisonError
@@ -88,6 +89,7 @@ def compare_embeddings(baseline: Floats, candidate: Floats) -> EmbeddingAgreemen
         cosine=float(cosines.mean()),
         lowest_cosine=float(cosines.min()),
         rank_agreement=float(ranks.statistic),
+        cosine_interval=clipped(mean_interval(cosines, np.ones_like(cosines)), -1.0, 1.0),
     )
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-from numpy.typing import NDArray
 
 from exporter.artifacts import Interval
 from exporter.compare.measure.bootstrap import expanded_level
+from exporter.models.ablation.ratios import Floats, ratio, ratio_std_error
 
-Floats = NDArray[np.float64]
 _LEVEL = 0.95
 _RESAMPLES = 9999
 
@@ -20,9 +17,7 @@ def mean_interval(sums: Floats, counts: Floats) -> Interval | None:
 
     Samples, not tokens, are what was drawn at random: tokens of one sample resemble each other. A
     sample's own figure is the mean of hundreds of tokens, so Student's t holds for the few samples
-    of an evaluation, where a bootstrap's percentiles would be too narrow. Samples of unlike length
-    weigh by their tokens (the ratio estimator's linearised variance, Cochran, *Sampling
-    Techniques*, 1977, section 6.3).
+    of an evaluation, where a bootstrap's percentiles would be too narrow.
 
     Args:
         sums: ``[samples]``, each sample's sum over its tokens; for a paired comparison, of the
@@ -34,14 +29,52 @@ def mean_interval(sums: Floats, counts: Floats) -> Interval | None:
     """
     from scipy import stats
 
-    number = int((counts > 0).sum())
-    if number < 2 or not np.isfinite(sums).all():
+    error = ratio_std_error(sums, counts) if np.isfinite(sums).all() else None
+    if error is None:
         return None
-    mean = float(sums.sum() / counts.sum())
-    residuals = sums - mean * counts
-    error = math.sqrt(float((residuals**2).sum()) * number / (number - 1)) / float(counts.sum())
-    reach = error * float(stats.t.ppf((1 + _LEVEL) / 2, number - 1))
+    mean = ratio(sums, counts)
+    reach = error * float(stats.t.ppf((1 + _LEVEL) / 2, np.count_nonzero(counts) - 1))
     return Interval(value=mean, ci95=(mean - reach, mean + reach))
+
+
+def clipped(interval: Interval | None, low: float, high: float) -> Interval | None:
+    """Cuts off of an interval what its value can't be."""
+    if interval is None:
+        return None
+    value, (below, above) = interval.value, interval.ci95
+    return Interval(value=value, ci95=(min(value, max(below, low)), max(value, min(above, high))))
+
+
+def share_interval(sums: Floats, counts: Floats) -> Interval | None:
+    """The share of all tokens that something holds for, with its 95 % interval over samples.
+
+    Korn and Graubard, "Confidence intervals for proportions with small expected number of positive
+    counts estimated from survey data" (Survey Methodology 24, 1998): Clopper and Pearson's, of as
+    many independent tokens as would vary like these samples. It stays within 0 to 1, and where all
+    tokens agree it is as wide as so many tokens allow.
+
+    Args:
+        sums: ``[samples]``, of how many of a sample's tokens it holds.
+        counts: ``[samples]``, tokens.
+
+    Returns:
+        None with fewer than two samples.
+    """
+    from scipy import stats
+
+    error = ratio_std_error(sums, counts)
+    if error is None:
+        return None
+    share, tokens = ratio(sums, counts), float(counts.sum())
+    degrees = np.count_nonzero(counts) - 1
+    quantile = (1 + _LEVEL) / 2
+    wider = (stats.norm.ppf(quantile) / stats.t.ppf(quantile, degrees)) ** 2
+    if error > 0:
+        tokens = min(tokens, wider * share * (1 - share) / error**2)
+    held = share * tokens
+    low = stats.beta.ppf(1 - quantile, held, tokens - held + 1) if held > 0 else 0.0
+    high = stats.beta.ppf(quantile, held + 1, tokens - held) if held < tokens else 1.0
+    return Interval(value=share, ci95=(float(low), float(high)))
 
 
 def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -> Interval:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from exporter.artifacts import LatencyRow, LatencySamples, Speedup
-from exporter.compare.measure.statistics import as_rounds, paired_speedup
+from exporter.compare.measure.statistics import (
+    Estimate,
+    as_rounds,
+    estimate,
+    log_ratios,
+    paired_speedup,
+)
 from exporter.compare.measure.timing.rounds import TURNS
 
 
@@ -12,7 +20,7 @@ def times_of(row: LatencyRow) -> dict[str, LatencySamples]:
     return {"baseline": row.baseline, "candidate": row.candidate, **row.references}
 
 
-def speedup_between(row: LatencyRow, first: str, second: str) -> Speedup:
+def estimate_between(row: LatencyRow, first: str, second: str) -> Estimate:
     """How much faster one arm is than another, as the row's own speedup is computed.
 
     Args:
@@ -21,12 +29,21 @@ def speedup_between(row: LatencyRow, first: str, second: str) -> Speedup:
         first: The name of the arm that is to be beaten.
         second: The other's.
     """
+    return estimate(log_ratios(*_rounds(row, first, second), turns=TURNS), **_grouping(row))
+
+
+def speedup_between(row: LatencyRow, first: str, second: str) -> Speedup:
+    """The same with the interval of the row's own speedup."""
+    return paired_speedup(*_rounds(row, first, second), seed=0, turns=TURNS, **_grouping(row))
+
+
+def _rounds(row: LatencyRow, first: str, second: str) -> list[Any]:
     times = times_of(row)
-    return paired_speedup(
-        as_rounds(times[first], row.rounds),
-        as_rounds(times[second], row.rounds),
-        seed=0,
-        turns=TURNS,
-        groups=row.builds if row.builds > 1 else row.loads,
-        alternating=row.loads > 1 and row.builds == 1,
-    )
+    return [as_rounds(times[name], row.rounds) for name in (first, second)]
+
+
+def _grouping(row: LatencyRow) -> dict[str, Any]:
+    return {
+        "groups": row.builds if row.builds > 1 else row.loads,
+        "alternating": row.loads > 1 and row.builds == 1,
+    }

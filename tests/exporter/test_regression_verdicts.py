@@ -10,14 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import UsageError
-from exporter.gate.intervals import difference, joined_floor, ratio
-from exporter.gate.judge import Estimate, judge, overall
 from exporter.gate.limits import Limits, amount, read_limit
+from exporter.gate.verdicts import (
+    CheckedValue,
+    checked,
+    difference_interval,
+    joined_floor,
+    overall,
+    ratio_interval,
+)
 
-TIME = Estimate("time", "decode", "ms", before=100, after=100, value=1.0, ci95=(0.99, 1.01))
+TIME = CheckedValue("time", "decode", "ms", before=100, after=100, value=1.0, ci95=(0.99, 1.01))
 
 
-def time(value: float, low: float, high: float, **changes: object) -> Estimate:
+def time(value: float, low: float, high: float, **changes: object) -> CheckedValue:
     return replace(TIME, value=value, ci95=(low, high), **changes)  # type: ignore[arg-type]
 
 
@@ -29,8 +35,8 @@ def time(value: float, low: float, high: float, **changes: object) -> Estimate:
         (time(1.06, 1.04, 1.08, noise_floor=0.1), 1.03, "inconclusive"),  # equal arms differ more
         (time(1.06, 1.01, 1.12), 1.0, "inconclusive"),  # equal arms do that once in a hundred
         (time(0.94, 0.90, 0.99), 1.03, "unchanged"),  # and that
-        (time(1.06, 1.04, 1.08, sure=False), 1.03, "inconclusive"),
-        (time(0.90, 0.80, 1.00, sure=False), 1.03, "inconclusive"),
+        (time(1.06, 1.04, 1.08, doubt="Too few rounds."), 1.03, "inconclusive"),
+        (time(0.90, 0.80, 1.00, doubt="Too few rounds."), 1.03, "inconclusive"),
         (time(1.00, 0.99, 1.01), 1.03, "unchanged"),
         (time(1.02, 1.01, 1.03), 1.03, "unchanged"),  # worse for sure, and allowed
         (time(0.90, 0.88, 0.92), 1.03, "improved"),
@@ -44,9 +50,9 @@ def time(value: float, low: float, high: float, **changes: object) -> Estimate:
     ],
 )
 def test_a_time_gets_the_word_that_its_interval_allows(
-    estimate: Estimate, limit: float, verdict: str
+    estimate: CheckedValue, limit: float, verdict: str
 ) -> None:
-    assert judge(estimate, limit).verdict == verdict
+    assert checked(estimate, limit).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -65,7 +71,7 @@ def test_a_demanded_speedup_is_held_or_missed(
         TIME, quantity="speedup", value=value, ci95=interval, higher_is_better=True,
         noise_floor=0.01,
     )  # fmt: skip
-    assert judge(estimate, 1.1).verdict == verdict
+    assert checked(estimate, 1.1).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ def test_an_exact_amount_has_no_doubt(value: float, limit: float, verdict: str) 
     estimate = replace(
         TIME, quantity="kl_divergence", value=value, ci95=None, scale="difference", unchanged=0.0
     )
-    assert judge(estimate, limit).verdict == verdict
+    assert checked(estimate, limit).verdict == verdict
 
 
 _RATIOS = st.floats(0.5, 2.0)
@@ -88,8 +94,8 @@ def test_changing_places_never_keeps_a_regression(
     value: float, down: float, up: float, floor: float, limit: float
 ) -> None:
     """What is worse one way round is not worse the other way round."""
-    there = judge(time(value, value / down, value * up, noise_floor=floor), 1 + limit)
-    back = judge(time(1 / value, 1 / (value * up), down / value, noise_floor=floor), 1 + limit)
+    there = checked(time(value, value / down, value * up, noise_floor=floor), 1 + limit)
+    back = checked(time(1 / value, 1 / (value * up), down / value, noise_floor=floor), 1 + limit)
     if there.verdict == "regressed":
         assert back.verdict == "improved"  # the same bounds in logarithms, seen from behind
     if there.verdict == "improved":
@@ -102,7 +108,7 @@ def test_worse_times_never_get_a_better_word(
 ) -> None:
     order = ["improved", "unchanged", "inconclusive", "regressed"]
     first, second = (
-        judge(time(v, v / width, v * width, noise_floor=floor), 1 + limit).verdict
+        checked(time(v, v / width, v * width, noise_floor=floor), 1 + limit).verdict
         for v in (value, value * worse)
     )
     assert order.index(first) <= order.index(second)
@@ -116,11 +122,11 @@ def test_the_worst_word_counts() -> None:
 
 
 def test_the_interval_of_two_sessions_is_wider_than_each_and_narrower_than_both() -> None:
-    low, high = ratio(1.2, (1.1, 1.3), 1.0, (0.95, 1.06))
+    low, high = ratio_interval(1.2, (1.1, 1.3), 1.0, (0.95, 1.06))
     assert low < 1.1 / 1.0 < 1.2 < 1.3 < high
     assert low > 1.1 / 1.06
     assert high < 1.3 / 0.95
-    assert ratio(1.2, (1.1, 1.3), 1.0, (1.0, 1.0)) == pytest.approx((1.1, 1.3), rel=1e-12)
+    assert ratio_interval(1.2, (1.1, 1.3), 1.0, (1.0, 1.0)) == pytest.approx((1.1, 1.3), rel=1e-12)
 
 
 @pytest.mark.parametrize("spread", [0.5, 2.0])
@@ -135,7 +141,7 @@ def test_it_covers_the_truth_as_often_as_it_says(spread: float) -> None:
         bounds = [
             (v - 1.96 * s, v + 1.96 * s) for v, s in zip((first, second), deviations, strict=True)
         ]
-        low, high = difference(first, bounds[0], second, bounds[1])
+        low, high = difference_interval(first, bounds[0], second, bounds[1])
         missed += not low <= 0 <= high
     assert 0.04 < missed / 4000 < 0.06
 
