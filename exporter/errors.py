@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from graph_passes.errors import (
     DepthcutError,
@@ -34,6 +34,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelSourceError",
     "OnnxFileError",
+    "OptionError",
     "PackagingError",
     "PlanError",
     "PreparedFolderError",
@@ -61,6 +62,18 @@ __all__ = [
 
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The ``errno`` of an ``OSError`` where there is no room, a quota, or a limit on files."""
+
+
+class OptionError(UsageError):
+    """Options are of the wrong type, out of bounds, or don't go together.
+
+    Attributes:
+        keys: The options, as keys of a configuration file.
+    """
+
+    def __init__(self, message: str, hint: str = "", keys: Sequence[str] = ()) -> None:
+        super().__init__(message, hint)
+        self.keys = tuple(keys)
 
 
 class SweepError(UsageError):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exporter.errors import ArtifactError, UnsafeInputError
 from exporter.files import write_text
+from exporter.options import running_command
 from graph_passes.files.placing import finish_interrupted
 from graph_passes.files.reading import TABLE_BYTES, read_text
 
@@ -118,4 +119,5 @@ def library_versions() -> dict[str, str]:
 
 def command_line() -> list[str]:
     """The running command, with the program's bare name."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    told = running_command.get()
+    return [Path(sys.argv[0]).name, *sys.argv[1:]] if told is None else list(told)

@@ -1,11 +1,12 @@
 """The command line: parses, calls one library function, prints. All exit codes are made here.
 
-0: done. 1: failed. 2: the call was wrong. 130: interrupted. `depthcut check` has 1 for a regression
-and 3 for not knowing; there 2 is every failure. So it is with `--require-speedup`, too.
+0: done. 1: the answer is no, such as a regression. 2: the call was wrong, or failed. 3: a
+measurement can't tell. 130: interrupted.
 """
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 import traceback
@@ -13,32 +14,7 @@ from collections.abc import Sequence
 
 import click
 
-from exporter.cli.build import build
-from exporter.cli.check import check
-from exporter.cli.check_engine import check_engine
-from exporter.cli.checkpoint import checkpoint
-from exporter.cli.compare import compare
 from exporter.cli.console import ConsoleProgress, echo
-from exporter.cli.costs import costs
-from exporter.cli.depths import depths
-from exporter.cli.doctor import doctor
-from exporter.cli.evaluate import evaluate
-from exporter.cli.export import export
-from exporter.cli.generate import generate
-from exporter.cli.heal import heal
-from exporter.cli.inspect import inspect
-from exporter.cli.lm_eval import lm_eval
-from exporter.cli.options import show_version
-from exporter.cli.package import package
-from exporter.cli.plan import plan
-from exporter.cli.prune import prune
-from exporter.cli.quantize import quantize
-from exporter.cli.refit import refit
-from exporter.cli.report import report
-from exporter.cli.score import score
-from exporter.cli.sections import SectionedGroup
-from exporter.cli.stability import stability
-from exporter.cli.sweep import sweep
 from exporter.errors import (
     FULL_DISK,
     DepthcutError,
@@ -49,15 +25,79 @@ from exporter.errors import (
 )
 from exporter.printable import printable, printable_output
 
-WRONG_CALL, INTERRUPTED = 2, 130
+FAILED, INTERRUPTED = 2, 130
+_COMMANDS = {
+    "The whole road": {
+        "export": "Score, cut, export to ONNX and compare, in one go.",
+        "sweep": "Export and compare many models, plans and precisions.",
+    },
+    "Its stages": {
+        "score": "Measure how redundant each attention, MLP and block is.",
+        "plan": "Choose what to drop: by scores, by a search, for a budget.",
+        "heal": "Fit what takes the dropped branches' places; no training.",
+        "prune": "Cut sublayers out of an ONNX file.",
+        "quantize": "Put an ONNX file's weights into fewer bits.",
+        "build": "Build an engine from an ONNX file.",
+        "compare": "Measure two models against each other.",
+        "report": "Render saved reports again; nothing is measured.",
+        "check": "Hold a report against limits: a gate for CI.",
+    },
+    "Studies": {
+        "stability": "Tell how stable rankings are: over training, or over texts.",
+        "depths": "Drop in four ways at several depths; one table of the cost.",
+    },
+    "Tools": {
+        "inspect": "List what could be cut out of an ONNX file.",
+        "costs": "Measure what each attention and MLP takes of a request's time.",
+        "checkpoint": "Write the pruned model as a Hugging Face checkpoint.",
+        "check-engine": "Ask the engine's parser whether it takes an ONNX file.",
+        "refit": "Put a graph's weights into an engine.",
+        "generate": "Continue a text with a model or an engine.",
+        "evaluate": "Score a model on tasks with right answers.",
+        "lm-eval": "Run lm-eval's command line on depthcut's models.",
+        "package": "Pack a model for serving.",
+        "doctor": "Tell what this machine can do.",
+    },
+}
+"""By headings, with what each does. A command's module is loaded when it is asked for."""
+
+
+class _Commands(click.Group):
+    """The commands under their headings."""
+
+    def list_commands(self, ctx: click.Context | None = None) -> list[str]:
+        """Their names, in the order of the help."""
+        return [name for commands in _COMMANDS.values() for name in commands]
+
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
+        """Loads a command."""
+        if cmd_name not in self.commands and cmd_name in self.list_commands():
+            name = cmd_name.replace("-", "_")
+            self.commands[cmd_name] = getattr(importlib.import_module(f"{__name__}.{name}"), name)
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes each heading's commands."""
+        width = max(map(len, self.list_commands()))
+        for title, commands in _COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), does) for name, does in commands.items()])
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from exporter import __version__
+
+        echo(f"depthcut {__version__}")
+        ctx.exit()
 
 
 @click.group(
-    cls=SectionedGroup,
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=show_version,
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
     help="Print the version.",
 )  # fmt: skip
 def cli() -> None:
@@ -65,27 +105,6 @@ def cli() -> None:
 
     `depthcut export` walks the whole road. The other commands are its stages, each usable alone.
     """
-
-
-cli.add_sections(
-    {
-        "The whole road": [export, sweep],
-        "Its stages": [score, plan, heal, prune, quantize, build, compare, report, check],
-        "Studies": [stability, depths],
-        "Tools": [
-            inspect,
-            costs,
-            checkpoint,
-            check_engine,
-            refit,
-            generate,
-            evaluate,
-            lm_eval,
-            package,
-            doctor,
-        ],
-    }
-)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -112,22 +131,24 @@ def _run(args: Sequence[str] | None, progress: ConsoleProgress) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail(progress, "Interrupted. No result is half-written.", INTERRUPTED)
     except SweepError as error:
-        return _fail(progress, str(error), WRONG_CALL, several=True)
+        echo(*f"depthcut: {error}".split("\n"), err=True)  # a line for each mistake in the file
+        return FAILED
     except UsageError as error:
-        return _fail(progress, str(error), WRONG_CALL)
+        echo(f"depthcut: {error}", err=True)
+        return FAILED
     except DepthcutError as error:
-        return _fail(progress, str(error), progress.failure_code)
+        return _fail(progress, str(error))
     except BrokenPipeError:
         # The reader of a pipe has gone: nobody is left to tell.
         sys.stderr.close()
-        return progress.failure_code
+        return FAILED
     except OSError as error:
-        return _fail(progress, _os_error_line(error), progress.failure_code)
+        return _fail(progress, _os_error_line(error))
     except MemoryError:
-        return _fail(progress, "Out of memory.", progress.failure_code)
+        return _fail(progress, "Out of memory.")
     except Exception as error:
         line = f"Unexpected {type(error).__name__}: {first_line(error)} (-v shows the traceback)"
-        return _fail(progress, line, progress.failure_code)
+        return _fail(progress, line)
     return code if isinstance(code, int) else 0
 
 
@@ -135,12 +156,10 @@ def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(progress: ConsoleProgress, line: str, code: int, *, several: bool = False) -> int:
-    """Tells why, in a line; ``several`` are told of a sweep's file, one for each mistake."""
-    if progress.verbosity > 0 and code == progress.failure_code:
+def _fail(progress: ConsoleProgress, line: str, code: int = FAILED) -> int:
+    if progress.verbosity > 0 and code == FAILED:
         click.echo(printable(traceback.format_exc()), err=True)
-    told = f"depthcut: {line}"
-    echo(*(told.split("\n") if several else [told]), err=True)
+    echo(f"depthcut: {line}", err=True)
     return code
 
 

@@ -59,12 +59,12 @@ class ConsoleProgress:
         verbosity: ``QUIET`` says nothing, ``NORMAL`` tells the steps, ``VERBOSE`` the details.
 
     Attributes:
-        failure_code: The exit code for a failure; a command for which 1 is a finding sets another.
+        as_json: Whether the result is printed as JSON.
     """
 
     def __init__(self, verbosity: int = NORMAL) -> None:
         self.verbosity = verbosity
-        self.failure_code = 1
+        self.as_json = False
         # Kept, since libraries that print too much run with sys.stderr redirected.
         self._stream = raw_output(sys.stderr)
         self._bars: Bars | None = None

@@ -25,7 +25,7 @@ from exporter.cli.options import (
 )
 from exporter.cli.quality_options import quality_options
 from exporter.cli.quantize_options import SCHEMES, quantization, quantize_options
-from exporter.cli.required_speedup import WRONG, end_by_speedup
+from exporter.cli.required_speedup import end_by_speedup
 from exporter.cli.search_options import search_options
 from exporter.cli.sections import Count, SectionedCommand
 from exporter.cli.stream_options import layer_options
@@ -137,8 +137,6 @@ def export(
     from exporter.cli.results import print_comparison, print_models
     from exporter.pipeline import export_model, write_models
 
-    if options["require_speedup"]:
-        progress.failure_code = WRONG
     request = export_request(model, output, force, options)
     if request.compared:
         print_comparison(export_model(request, progress), output, as_json)

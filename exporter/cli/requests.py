@@ -22,13 +22,13 @@ from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.engines.build.settings import BuildSettings
 from exporter.errors import UsageError
 from exporter.heal.options import HealOptions
+from exporter.models.loading.options import SourceOptions
 from exporter.pipeline.request import (
     COUNTS,
     BudgetRequest,
     DropRequest,
     EngineRequest,
     ExportRequest,
-    SourceOptions,
 )
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions

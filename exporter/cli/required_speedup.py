@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from exporter.artifacts import PruningPlan
 
 MISSED, UNPROVEN = 1, 3
-WRONG = 2
-"""Any failure: 1 says that there is a plan, and that it misses the target."""
 
 
 def end_by_speedup(plan: PruningPlan) -> None:

@@ -2,80 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from exporter.cli.cluster_options import one_cluster, ray_options
+from exporter.artifacts import ImportanceReport
+from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo_json
-from exporter.cli.metric_options import metric_options
-from exporter.cli.options import (
-    ANY_PATH,
-    EXISTING_FILE,
-    json_option,
-    model_options,
-    scoring_options,
-    verbosity_options,
-)
-from exporter.cli.sections import SectionedCommand
-from exporter.cli.series_options import asks_for_series, given_options, series_options
-from exporter.cli.stream_options import stream_options
+from exporter.cli.results import print_artifact, print_rows
+from exporter.files import refuse_overwriting
+from exporter.models.loading.options import LOADING, SourceOptions, StreamOptions
+from exporter.option_types import InputFile, Lengths, Names, OutputPath
+from exporter.options import Options, Rule, alone, argument, dataclass, excludes, option, part
+from exporter.progress import Progress
+from exporter.report.words import significant
+from exporter.score.cluster.options import ClusterOptions
+from exporter.score.options import ScoreOptions
+from graph_passes.files.placing import working
+
+if TYPE_CHECKING:
+    from exporter.models.loading.model_source import LoadedModel
+
+SERIES = "A series of scores"
 
 
-@click.command(
-    cls=SectionedCommand, short_help="Measure how redundant each attention, MLP and block is."
-)
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
-@click.option(
-    "-o", "--output", type=ANY_PATH,
-    help="The file; of a series, the folder. [importance.json; importance; with --compare: none]",
-)  # fmt: skip
-@click.option(
-    "--compare", type=EXISTING_FILE, nargs=2, metavar="FILE FILE",
-    help="Score nothing: tell how far the rankings of two importance.json of one model agree.",
-)  # fmt: skip
-@metric_options
-@scoring_options
-@series_options
-@stream_options
-@model_options
-@ray_options
-@json_option
-@verbosity_options
-@click.pass_obj
-def score(
-    progress: ConsoleProgress,
-    /,
-    models: tuple[str, ...],
-    output: Path | None,
-    compare: tuple[Path, Path] | None,
-    *,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@dataclass(frozen=True)
+class Series(Options):
+    """What is varied where a model is scored again and again."""
+
+    checkpoints: bool = option(
+        False,
+        "MODEL... are checkpoints of one training: their folders, a folder that holds them, or a "
+        "pattern in quotes. Each is scored on the same text, into the folder -o.",
+        section=SERIES,
+    )
+    revisions: Names = option(
+        (), "Score these revisions of a hub model, as checkpoints of its training.", section=SERIES
+    )
+    vary_calibration: tuple[str, ...] = option(
+        (),
+        "Score MODEL on this text and on others, into the folder -o. Repeatable.",
+        metavar="SOURCE",
+        section=SERIES,
+    )
+    vary_samples: Lengths = option(
+        (), "Score MODEL on each of these numbers of samples.", section=SERIES
+    )
+
+
+@dataclass(frozen=True)
+class ScoreCall(Options):
+    """What `depthcut score` is asked to do."""
+
+    models: tuple[str, ...] = argument("[MODEL]...", default=())
+    output: OutputPath | None = option(
+        None,
+        "The file; of a series, the folder.",
+        "-o",
+        "--output",
+        usual="importance.json; importance; with --compare: none",
+    )
+    compare: tuple[InputFile, InputFile] | None = option(
+        None,
+        "Score nothing: tell how far the rankings of two importance.json of one model agree.",
+        metavar="FILE FILE",
+    )
+    score: ScoreOptions = part(ScoreOptions())
+    series: Series = part(Series())
+    streaming: StreamOptions = part(StreamOptions())
+    device_map: Literal["auto"] | None = option(
+        None,
+        "Spread the model over GPUs, memory and disk by accelerate.",
+        section=LOADING,
+        rare=True,
+    )
+    load: SourceOptions = part(SourceOptions(), without=("dtype",))
+    cluster: ClusterOptions | None = part(switch="address")
+
+    rules = (
+        alone("compare", "output", message="{0} is for scoring, and {1} scores nothing."),
+        Rule(
+            ("models", "compare"),
+            lambda told: bool(told.models) == (told.compare is not None),
+            "Say what to score: MODEL.",
+            "Or which two files to hold side by side: {1}.",
+        ),
+        Rule(
+            ("series.checkpoints",),
+            lambda told: len(told.models) > 1 and told.series == Series(),
+            "Several models are named.",
+            "Score one; or, where they are checkpoints of one training, say {0}.",
+        ),
+        excludes("device_map", "cluster", "one spreads one model, the other copies of it"),
+        *(
+            excludes("streaming.stream", other, "it reads safetensors a layer at a time")
+            for other in ("device_map", "load.trust_remote_code", "load.allow_pickle", "cluster")
+        ),
+    )
+
+
+@command(ScoreCall)
+def score(call: ScoreCall, progress: ConsoleProgress) -> None:
     """Measure how redundant each attention, MLP and block of MODEL is.
 
     MODEL is a Hugging Face folder, a hub id or a GGUF file. Lower scores are more redundant,
     whatever the metric. Several MODELs are the checkpoints of one training: --checkpoints.
     """
-    from exporter.errors import UsageError
+    if call.compare is not None:
+        _compare(*call.compare, _file(call.output), progress.as_json)
+    elif call.series != Series():
+        from exporter.cli.score_series import score_series
 
-    if bool(models) == (compare is not None):
-        raise UsageError("Say what to score: MODEL.", "Or which two files to hold side by side.")
-    if compare is not None:
-        _refuse_idle(options)
-        _compare(*compare, _file(output), as_json)
-    elif asks_for_series(options):
-        _score_series(progress, models, output or Path("importance"), as_json, options)
-    elif len(models) > 1:
-        raise UsageError(
-            f"{len(models)} models are named.",
-            "Score one; or, where they are checkpoints of one training, say --checkpoints.",
-        )
+        score_series(call, call.output or Path("importance"), progress)
     else:
-        _score(progress, models[0], _file(output) or Path("importance.json"), as_json, options)
+        _score(call, _file(call.output) or Path("importance.json"), progress)
 
 
 def _file(output: Path | None) -> Path | None:
@@ -85,58 +127,19 @@ def _file(output: Path | None) -> Path | None:
     return output
 
 
-def _refuse_idle(options: Mapping[str, Any]) -> None:
-    """Refuses what only scoring would heed."""
-    from exporter.errors import UsageError
-
-    given = given_options()
-    for param in click.get_current_context().command.params:
-        if param.name in options and param.name in given:
-            raise UsageError(
-                f"{param.opts[0]} is for scoring, and --compare scores nothing.", "Leave it away."
-            )
-
-
-def _score_series(
-    progress: ConsoleProgress,
-    models: tuple[str, ...],
-    out: Path,
-    as_json: bool,
-    options: dict[str, Any],
-) -> None:
-    from exporter.choose.studies.series import STABILITY
-    from exporter.cli.score_series import scored_series
-    from exporter.cli.study_results import print_stability
-
-    with one_cluster(options, progress):
-        report = scored_series(models, out, options, progress)
-    print_stability(report, out / STABILITY, as_json=as_json)
-
-
-def _score(
-    progress: ConsoleProgress, model: str, output: Path, as_json: bool, options: dict[str, Any]
-) -> None:
-    from exporter.cli.results import print_artifact
-    from exporter.cli.score_runs import scored
-    from exporter.files import refuse_overwriting
-    from exporter.report.words import significant
-    from graph_passes.files.placing import working
-
-    refuse_overwriting(output, map(Path, filter(None, (model, options["calibration"]))))
+def _score(call: ScoreCall, output: Path, progress: ConsoleProgress) -> None:
+    model = call.models[0]
+    refuse_overwriting(output, map(Path, filter(None, (model, call.score.calibration))))
     with working(output):
-        report = scored(model, options, progress)
+        report = scored(model, call, progress)
         report.write(output)
     lowest = sorted((s for s in report.scores if s.kind != "block"), key=lambda s: s.score)[:5]
-    line = "Most redundant: " + ", ".join(
-        f"{s.kind} {s.layer} ({significant(s.score, 3)})" for s in lowest
-    )
+    told = ", ".join(f"{s.kind} {s.layer} ({significant(s.score, 3)})" for s in lowest)
     by = f" by {report.metric}" if report.further else ""
-    print_artifact(report, output, as_json, line.replace(":", f"{by}:", 1))
+    print_artifact(report, output, progress.as_json, f"Most redundant{by}: {told}")
 
 
 def _compare(first: Path, second: Path, output: Path | None, as_json: bool) -> None:
-    from exporter.cli.results import print_rows
-    from exporter.files import refuse_overwriting
     from exporter.score.comparison import compare_files, comparison_rows
 
     if output is not None:
@@ -148,3 +151,61 @@ def _compare(first: Path, second: Path, output: Path | None, as_json: bool) -> N
         echo_json(comparison.to_json())
     else:
         print_rows(*comparison_rows(comparison))
+
+
+def scored(
+    model: str,
+    call: ScoreCall,
+    progress: Progress,
+    *,
+    load: Callable[[], LoadedModel] | None = None,
+) -> ImportanceReport:
+    """Loads and scores one model, whichever way it runs.
+
+    Args:
+        model: A folder, a hub id or a GGUF file.
+        call: What is asked for.
+        progress: Told what goes on.
+        load: Gives the model where it is scored whole in this process; None: :func:`loaded_model`.
+    """
+    from exporter.score import score as score_model
+
+    if call.streaming.stream:
+        return _streamed(model, call, progress)
+    if call.cluster is not None:
+        return _on_cluster(model, call, call.cluster, progress)
+    loaded = loaded_model(model, call, progress) if load is None else load()
+    return score_model(loaded, call.score, progress=progress)
+
+
+def loaded_model(model: str, call: ScoreCall, progress: Progress) -> LoadedModel:
+    """Loads a model as it is asked for."""
+    from exporter.models.loading.model_source import load_model
+
+    with progress.task(f"load {model}"):
+        return load_model(model, **vars(call.load), device_map=call.device_map)
+
+
+def _streamed(model: str, call: ScoreCall, progress: Progress) -> ImportanceReport:
+    from exporter.models.loading.meta_model import load_meta
+    from exporter.score.streaming import refuse_unstreamable, score_streamed
+
+    refuse_unstreamable(call.score)
+    with progress.task(f"open {model}"):
+        meta = load_meta(
+            model,
+            dtype=call.load.dtype,
+            revision=call.load.revision,
+            allow_any_model_type=call.load.allow_any_model_type,
+        )
+    folder = call.streaming.stream_dir
+    return score_streamed(meta, call.score, stream_dir=folder, progress=progress)
+
+
+def _on_cluster(
+    model: str, call: ScoreCall, cluster: ClusterOptions, progress: Progress
+) -> ImportanceReport:
+    from exporter.score.cluster import open_pool, score_on_cluster
+
+    with open_pool(cluster.address, workers=cluster.workers, progress=progress) as pool:
+        return score_on_cluster(model, pool, call.score, load=vars(call.load), progress=progress)

@@ -1,47 +1,58 @@
-"""A series of scores as the options of `depthcut score` ask: over checkpoints, or over texts."""
+"""A series of scores as `depthcut score` is asked for: over checkpoints, or over texts."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from exporter.artifacts import StabilityReport, library_versions
+from exporter.choose.studies.checkpoints import check_series, find_checkpoints
+from exporter.choose.studies.naming import checkpoint_labels
+from exporter.choose.studies.series import STABILITY, Member, folder_names
+from exporter.choose.studies.series import score_series as score_members
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.series_options import without_series
+from exporter.cli.score import ScoreCall, loaded_model, scored
+from exporter.cli.study_results import print_stability
+from exporter.errors import UsageError
+from exporter.files import refuse_overwriting, sha256_file
+from exporter.models.loading.options import SourceOptions
+from exporter.score.registry import metrics_named, reads_text
 
 if TYPE_CHECKING:
-    from exporter.artifacts import StabilityReport
-    from exporter.choose.studies.series import Member
     from exporter.models.loading.model_source import LoadedModel
-    from exporter.pipeline.request import SourceOptions
 
 _COMMON = "pydoc"
 
 
-def scored_series(
-    models: Sequence[str], out: Path, options: Mapping[str, Any], progress: ConsoleProgress
-) -> StabilityReport:
-    """Scores what is asked for, and holds it side by side.
+def score_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> None:
+    """Scores a series, holds it side by side, and prints that."""
+    from exporter.score.cluster import open_pool
 
-    Args:
-        models: As on the command line.
-        out: The folder.
-        options: The command's, by their parameters' names.
-        progress: Told what goes on.
+    cluster = call.cluster
+    with (
+        nullcontext()
+        if cluster is None
+        else open_pool(cluster.address, workers=cluster.workers, progress=progress)
+    ):
+        report = _scored_series(call, out, progress)
+    print_stability(report, out / STABILITY, as_json=progress.as_json)
+
+
+def _scored_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> StabilityReport:
+    """Scores what is asked for, into a folder, and holds it side by side.
 
     Raises:
         UsageError: Checkpoints and texts are to be varied at once; a text of each model's own; not
             one model for several texts.
     """
-    from exporter.choose.studies.checkpoints import find_checkpoints
-    from exporter.choose.studies.series import score_series
-    from exporter.errors import UsageError
-    from exporter.files import refuse_overwriting
-
-    varied = options["vary_calibration"] or options["vary_samples"]
-    trained = options["checkpoints"] or options["revisions"]
+    series = call.series
+    varied = series.vary_calibration or series.vary_samples
+    trained = series.checkpoints or series.revisions
     if trained and varied:
         raise UsageError(
             "A series goes over checkpoints or over texts: with both, nobody can tell which of the "
@@ -50,26 +61,24 @@ def scored_series(
         )
     if out.is_file():
         raise UsageError(f"{out} is a file, and a series fills a folder.", "Give -o a folder.")
-    plain = without_series(options)
-    sources = find_checkpoints(models, progress) if options["checkpoints"] else models
+    sources = find_checkpoints(call.models, progress) if series.checkpoints else call.models
     refuse_overwriting(out, map(Path, sources))
     if trained:
-        plain["calibration"] = _one_text(plain, progress)
-    if options["revisions"]:
-        members = _revisions(sources, options, plain, progress)
-    elif options["checkpoints"]:
-        members = _checkpoints(sources, plain, progress)
+        score = replace(call.score, calibration=_one_text(call, progress))
+        call = replace(call, score=score)
+    if series.revisions:
+        members = _revisions(sources, call, progress)
+    elif series.checkpoints:
+        members = _checkpoints(sources, call, progress)
     else:
-        members = _texts(sources, options, plain, progress)
+        members = _texts(sources, call, progress)
     if trained:
         _refuse_copies(members)
-    return score_series(members, out, progress=progress)
+    return score_members(members, out, progress=progress)
 
 
 def _refuse_copies(members: Sequence[Member]) -> None:
     """Refuses a training that never moved, which would look like one model over texts."""
-    from exporter.errors import UsageError
-
     if len({member.key["model"] for member in members}) == 1:
         names = " and ".join(member.name for member in members[:2])
         raise UsageError(
@@ -78,49 +87,45 @@ def _refuse_copies(members: Sequence[Member]) -> None:
         )
 
 
-def _one_text(plain: Mapping[str, Any], progress: ConsoleProgress) -> str | None:
+def _one_text(call: ScoreCall, progress: ConsoleProgress) -> str | None:
     """The text for all checkpoints; None where the metrics read none."""
-    from exporter.errors import UsageError
-    from exporter.score.registry import metrics_named, reads_text
-
-    named: str | None = plain["calibration"]
+    named: str | None = call.score.calibration
     if named == "self":
         raise UsageError(
             "Each checkpoint would sample a text of its own, and nobody could tell whether it or "
             "the model moved a rank.",
             f"Name one text for all: --calibration {_COMMON}, or a file.",
         )
-    if named is None and reads_text(metrics_named(plain["metrics"])):
+    if named is None and reads_text(metrics_named(call.score.metrics)):
         progress.say(f"checkpoints: all on one text, {_COMMON}; --calibration names another")
         return _COMMON
     return named
 
 
 def _checkpoints(
-    sources: Sequence[str], plain: Mapping[str, Any], progress: ConsoleProgress
+    sources: Sequence[str], call: ScoreCall, progress: ConsoleProgress
 ) -> list[Member]:
-    from exporter.choose.studies.checkpoints import check_series
-    from exporter.choose.studies.naming import checkpoint_labels
-    from exporter.choose.studies.series import folder_names
 
     check_series(sources)
     names = folder_names(checkpoint_labels(sources))
     return [
-        _member(name, source, plain, progress) for name, source in zip(names, sources, strict=True)
+        _member(name, source, call, progress) for name, source in zip(names, sources, strict=True)
     ]
 
 
 def _revisions(
     models: Sequence[str],
-    options: Mapping[str, Any],
-    plain: Mapping[str, Any],
+    call: ScoreCall,
     progress: ConsoleProgress,
 ) -> list[Member]:
-    from exporter.choose.studies.series import folder_names
-    from exporter.errors import UsageError
 
-    revisions: tuple[str, ...] = options["revisions"]
-    if len(models) != 1 or options["checkpoints"] or plain["revision"] or Path(models[0]).exists():
+    revisions: tuple[str, ...] = call.series.revisions
+    if (
+        len(models) != 1
+        or call.series.checkpoints
+        or call.load.revision
+        or Path(models[0]).exists()
+    ):
         raise UsageError(
             "--revisions is for one MODEL of the Hugging Face Hub, and names them all.",
             "Leave --checkpoints and --revision away; folders here need --checkpoints alone.",
@@ -128,34 +133,32 @@ def _revisions(
     if len(revisions) < 2:
         raise UsageError(f"{revisions[0]} is one revision; a series has two or more.")
     return [
-        _member(name, models[0], {**plain, "revision": revision}, progress)
+        _member(
+            name, models[0], replace(call, load=replace(call.load, revision=revision)), progress
+        )
         for name, revision in zip(folder_names(revisions), revisions, strict=True)
     ]
 
 
 def _texts(
     models: Sequence[str],
-    options: Mapping[str, Any],
-    plain: Mapping[str, Any],
+    call: ScoreCall,
     progress: ConsoleProgress,
 ) -> list[Member]:
-    from exporter.choose.studies.series import folder_names
-    from exporter.cli.score_runs import loaded_model
-    from exporter.errors import UsageError
 
     if len(models) != 1:
         raise UsageError("Texts are varied for one MODEL.", "For several: --checkpoints.")
-    if plain["calibration"] is not None and options["vary_calibration"]:
+    if call.score.calibration is not None and call.series.vary_calibration:
         raise UsageError(
             "--calibration names one text, --vary-calibration several.",
             "Name them all with --vary-calibration.",
         )
-    if plain["samples"] is not None and options["vary_samples"]:
+    if call.score.samples is not None and call.series.vary_samples:
         raise UsageError(
             "--samples is one number, --vary-samples several.", "Give them all to --vary-samples."
         )
-    texts = tuple(dict.fromkeys(options["vary_calibration"])) or (plain["calibration"],)
-    counts = tuple(dict.fromkeys(options["vary_samples"])) or (plain["samples"],)
+    texts = tuple(dict.fromkeys(call.series.vary_calibration)) or (call.score.calibration,)
+    counts = tuple(dict.fromkeys(call.series.vary_samples)) or (call.score.samples,)
     pairs = list(itertools.product(texts, counts))
     if len(pairs) < 2:
         raise UsageError(
@@ -163,9 +166,15 @@ def _texts(
             "Repeat --vary-calibration, or give --vary-samples several numbers.",
         )
     names = folder_names([_label(text, count, len(counts) > 1) for text, count in pairs])
-    load = cache(partial(loaded_model, models[0], plain, progress))  # for all texts once
+    load = cache(partial(loaded_model, models[0], call, progress))  # for all texts once
     return [
-        _member(name, models[0], {**plain, "calibration": text, "samples": count}, progress, load)
+        _member(
+            name,
+            models[0],
+            replace(call, score=replace(call.score, calibration=text, samples=count)),
+            progress,
+            load,
+        )
         for name, (text, count) in zip(names, pairs, strict=True)
     ]
 
@@ -178,25 +187,21 @@ def _label(text: str | None, count: int | None, with_count: bool) -> str:
 def _member(
     name: str,
     source: str,
-    options: Mapping[str, Any],
+    call: ScoreCall,
     progress: ConsoleProgress,
     load: Callable[[], LoadedModel] | None = None,
 ) -> Member:
-    from exporter.artifacts import library_versions
-    from exporter.choose.studies.series import Member
-    from exporter.cli.requests import score_options, source_options
-    from exporter.cli.score_runs import scored
 
-    how, text = source_options(options), options["calibration"]
+    how, text = call.load, call.score.calibration
     key = {
         "model": _digest(source, how),
         "load": vars(how),
-        "score": vars(score_options(options)),
-        "way": {name: options.get(name) for name in ("stream", "device_map")},
+        "score": asdict(call.score),
+        "way": {"stream": call.streaming.stream, "device_map": call.device_map},
         "text": _file_digest(text),
         "versions": library_versions(),
     }
-    return Member(name, key, partial(scored, source, options, progress, load=load))
+    return Member(name, key, partial(scored, source, call, progress, load=load))
 
 
 @cache
@@ -208,6 +213,5 @@ def _digest(source: str, how: SourceOptions) -> str:
 
 
 def _file_digest(text: str | None) -> str | None:
-    from exporter.files import sha256_file
 
     return sha256_file(Path(text)) if text is not None and Path(text).is_file() else None

@@ -15,20 +15,10 @@ from exporter.engines.build.settings import BuildSettings
 from exporter.errors import UsageError
 from exporter.export.forms.portable import ExporterName
 from exporter.heal.options import HealOptions
+from exporter.models.loading.options import SourceOptions
+from exporter.option_types import Dtype
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """How the PyTorch model may be loaded; all dangers are off by default."""
-
-    dtype: str = "float32"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    allow_any_model_type: bool = False
-
 
 COUNTS = ("attention", "mlp", "block", "joint")
 """The numbers of what to drop that may be asked for."""
@@ -147,7 +137,7 @@ class ExportRequest:
     stream_dir: Path | None = None
     compared: bool = True
     force: bool = False
-    choose_dtype: str | None = None
+    choose_dtype: Dtype | None = None
     shared: Path | None = None
 
     def __post_init__(self) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import ImportanceReport, PlannedDeletion, PruningPlan, library_versions
 from exporter.artifacts.ledger import StageLedger
-from exporter.pipeline.request import ExportRequest, SourceOptions
+from exporter.models.loading.options import SourceOptions
+from exporter.pipeline.request import ExportRequest
 from exporter.progress import Progress
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from exporter.artifacts import ImportanceReport
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import key_hash
 from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
+from exporter.models.loading.options import SourceOptions
 from exporter.pipeline.keys import Key
-from exporter.pipeline.request import ExportRequest, SourceOptions
+from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import Run
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.unfinished import Unfinished

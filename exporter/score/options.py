@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
-from exporter.score.registry import DEFAULT
+from pydantic import Field
+
+from exporter.option_types import Count, Seed, one_of
+from exporter.options import Options, dataclass, option
+from exporter.score.registry import DEFAULT, METRICS
 
 KL_POSITIONS = 2
 """The model's answers are compared at every so many positions unless asked otherwise."""
+SCORING = "How importance is scored"
+MetricName = one_of(METRICS)
+Several = Annotated[int, Field(ge=2)]
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
+class ScoreOptions(Options):
     """By what and on which text importance is measured.
 
     Attributes:
-        metrics: Names of :data:`exporter.score.METRICS`; the first is the report's own and
-            decides what goes first, the others stand in its ``further``.
-        calibration: ``self``, ``pydoc``, a file or ``hf:DATASET``; None: ``self`` for a model that
-            generates text and is in memory, else ``pydoc``.
-        samples: How many samples; None: about 10,000 tokens.
-        sequence_length: Tokens in a sample.
-        batch_size: Samples in one forward pass; on a cluster each batch is a piece of work.
+        metrics: The first is the report's own and decides what goes first, the others stand in its
+            ``further``.
+        calibration: None: ``self`` for a model that generates text and is in memory, else
+            ``pydoc``.
+        batch_size: On a cluster each batch is a piece of work.
         seed: For sampled text and the metric ``random``.
-        kl_positions: ``kl`` and ``perplexity`` look at every so many positions.
-        blocks: Whether those two skip whole blocks as well: half as much work again.
     """
 
-    metrics: tuple[str, ...] = (DEFAULT,)
-    calibration: str | None = None
-    samples: int | None = None
-    sequence_length: int = 512
-    batch_size: int = 4
-    seed: int = 0
-    kl_positions: int = KL_POSITIONS
-    blocks: bool = False
+    metrics: tuple[MetricName, ...] = option(  # type: ignore[valid-type]
+        (DEFAULT,),
+        f"What to score by: {', '.join(METRICS)}. Repeatable; the first decides.",
+        "--metric",
+        metavar="NAME",
+        section=SCORING,
+    )
+    calibration: str | None = option(
+        None,
+        "Text to look at: a text or JSONL file, hf:DATASET, pydoc, or self (text that the model "
+        "samples; the default for decoders).",
+        metavar="SOURCE",
+        section=SCORING,
+    )
+    samples: Count | None = option(
+        None, "Samples of the text.", usual="about 10,000 tokens", section=SCORING
+    )
+    sequence_length: Several = option(512, "Tokens in a sample.", metavar="N", section=SCORING)
+    batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING)
+    seed: Seed = option(0, "For sampled text.", section=SCORING, rare=True)
+    kl_positions: Count = option(
+        KL_POSITIONS,
+        "Of kl and perplexity: look at the answers at every N-th token.",
+        section=SCORING,
+        config_only=True,
+    )
+    blocks: bool = option(
+        False,
+        "Of kl and perplexity: score whole blocks as well; half as much work again.",
+        section=SCORING,
+        rare=True,
+    )

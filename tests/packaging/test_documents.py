@@ -11,6 +11,7 @@ import click
 import pytest
 
 import exporter.cli as command_line
+from exporter.cli.command import SchemaCommand
 from exporter.cli.console import ConsoleProgress
 
 ROOT = Path(__file__).parents[2]
@@ -47,8 +48,12 @@ def depthcut_calls(text: str) -> list[list[str]]:
 
 def parse(arguments: list[str]) -> None:
     name, *rest = arguments
-    assert name in command_line.cli.commands, f"no command {name}"
-    command_line.cli.commands[name].make_context(name, rest, obj=ConsoleProgress())
+    command = command_line.cli.get_command(None, name)
+    assert command is not None, f"no command {name}"
+    if isinstance(command, SchemaCommand):
+        command.read(rest)
+    else:
+        command.make_context(name, rest, obj=ConsoleProgress())
 
 
 @pytest.fixture
@@ -82,8 +87,9 @@ def test_a_wrong_call_would_be_found(line: str) -> None:
 def test_every_option_that_is_named_exists(path: Path) -> None:
     known = {
         option
-        for command in command_line.cli.commands.values()
-        for param in command.params
+        for name in command_line.cli.list_commands()
+        if (command := command_line.cli.get_command(None, name)) is not None
+        for param in command.get_params(click.Context(command))
         for option in (*param.opts, *param.secondary_opts)
     }
     prose = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)

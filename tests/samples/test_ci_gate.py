@@ -82,7 +82,8 @@ def test_the_commands_of_the_workflows_exist(
     assert calls
     for call in calls:
         command, *arguments = shlex.split(call)
-        found = command_line.cli.commands[command]
+        found = command_line.cli.get_command(None, command)
+        assert found is not None
         found.make_context(command, arguments, obj=ConsoleProgress())
 
 

@@ -16,7 +16,9 @@ from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.errors import SweepError
 from exporter.heal.options import HealOptions
 from exporter.models.loading.checked_folder import Dangers
-from exporter.pipeline.request import DropRequest, ExportRequest, SourceOptions
+from exporter.models.loading.options import SourceOptions
+from exporter.option_types import Dtype
+from exporter.pipeline.request import DropRequest, ExportRequest
 from exporter.pipeline.sweep.reading import Sweep
 from exporter.pipeline.sweep.schema import (
     DTYPES,
@@ -34,7 +36,7 @@ CELLS = "cells"
 PLANS = "plans"
 """The folder of plans that were written down by hand in the sweep's file."""
 SHARED = "shared"
-_CHOOSE_IN = "float32"
+_CHOOSE_IN: Dtype = "float32"
 _BLOCKS_ON_DEMAND = ("kl", "perplexity")  # the other metrics score them anyway
 _NO_PATH = ("self", "pydoc")
 _HUB_ID = re.compile(r"hf:[\w./-]+|[\w][\w.-]*/[\w][\w.-]*")

@@ -17,6 +17,7 @@ from exporter.artifacts.plans.by_score import parse_drops
 from exporter.choose.selection import Objective, Search
 from exporter.errors import DepthcutError
 from exporter.export.forms.portable import ExporterName
+from exporter.option_types import Dtype
 from exporter.quantize.settings import Method, Scheme
 from exporter.score.registry import METRICS
 
@@ -26,7 +27,7 @@ Text = Annotated[str, StringConstraints(strict=True, min_length=1, strip_whitesp
 Switch = Annotated[bool, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+DTYPES: dict[str, Dtype] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precisions of both models in float, and how PyTorch calls them."""
 FloatName = Literal["fp32", "fp16", "bf16"]
 _COUNTS = ("attention", "mlp", "block", "joint")

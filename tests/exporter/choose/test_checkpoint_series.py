@@ -262,17 +262,17 @@ def test_a_text_of_each_models_own_is_refused(
 def test_revisions_are_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from exporter.cli import score_runs
+    from exporter.cli import score_series
     from exporter.models.loading import model_source
 
-    def scored(model: str, options: Any, *_: Any, **__: Any) -> ImportanceReport:
-        step = options["revision"]
+    def scored(model: str, call_: Any, *_: Any, **__: Any) -> ImportanceReport:
+        step = call_.load.revision
         values, sha = (FIRST, "a") if step == "step1" else (SECOND, "b")
-        assert options["calibration"] == "pydoc"
+        assert call_.score.calibration == "pydoc"
         return ImportanceReport.read(write_scores(tmp_path / "s", values, model=model, sha=sha))
 
     monkeypatch.setattr(model_source, "source_sha256", lambda *_, revision, **__: revision)
-    monkeypatch.setattr(score_runs, "scored", scored)
+    monkeypatch.setattr(score_series, "scored", scored)
     out = tmp_path / "out"
     call = ["score", "owner/name", "--revisions", "step1,step3000", "-o", str(out), "--json"]
     assert command_line.run(call) == 0
@@ -305,7 +305,7 @@ def test_a_file_is_no_place_for_a_series(run: Path, capsys: pytest.CaptureFixtur
 def test_a_folder_beside_the_checkpoints_may_be_filled_again(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.cli import score_runs
+    from exporter.cli import score_series
     from exporter.models.loading import model_source
 
     shas = {str(run / f"checkpoint-{step}"): "abc"[n] for n, step in enumerate(STEPS)}
@@ -317,7 +317,7 @@ def test_a_folder_beside_the_checkpoints_may_be_filled_again(
         )
 
     monkeypatch.setattr(model_source, "source_sha256", lambda source, **__: source)
-    monkeypatch.setattr(score_runs, "scored", scored)
+    monkeypatch.setattr(score_series, "scored", scored)
     inside = ["score", "--checkpoints", str(run), "-o", str(run / "importance")]
     assert command_line.run(inside) == 0
     assert command_line.run(inside) == 0

@@ -250,8 +250,8 @@ def test_scores_fetch_no_model_that_the_user_did_not_name(
     scores = _written(report, tmp_path, "owner/name")
     call = ["plan", str(scores), "-o", str(tmp_path / "plan.json"), "--drop-attn", "1"]
     call += ["--search", "greedy", "-q"]
-    assert cli.run(call) == 1
-    assert cli.run([*call, "--model", "owner/name"]) == 1
+    assert cli.run(call) == 2
+    assert cli.run([*call, "--model", "owner/name"]) == 2
     assert asked == [False, True]
 
 

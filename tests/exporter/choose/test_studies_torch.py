@@ -79,9 +79,9 @@ def test_checkpoints_are_scored_on_one_text(
 
 
 def test_a_series_goes_on_where_it_was(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from exporter.cli import score_runs
+    from exporter.cli import score_series
 
-    scored, calls = score_runs.scored, []
+    scored, calls = score_series.scored, []
 
     def counted(model: str, *rest: Any, **named: Any) -> Any:
         calls.append(Path(model).name)
@@ -89,7 +89,7 @@ def test_a_series_goes_on_where_it_was(run: Path, tmp_path: Path, monkeypatch: A
             raise KeyboardInterrupt
         return scored(model, *rest, **named)
 
-    monkeypatch.setattr(score_runs, "scored", counted)
+    monkeypatch.setattr(score_series, "scored", counted)
     call = ["score", "--checkpoints", str(run), "-o", str(tmp_path / "out"), *QUICK]
     assert command_line.run(call) == 130
     assert command_line.run(call) == 0

@@ -129,7 +129,7 @@ def test_lm_eval_s_own_command_line_knows_the_model(
     assert run([*call, *more]) == 0
     assert "acc_norm" in capsys.readouterr().out
     missing = [*call[:-1], f"path={folder / 'none'}", *more]
-    assert run(missing) == 1
+    assert run(missing) == 2
     assert "none does not exist" in capsys.readouterr().err
 
 

@@ -21,5 +21,5 @@ def test_the_extra_is_named(
     (tmp_path / "config.json").write_text('{"eos_token_id": 0}')
     compare = ["compare", str(tmp_path), str(tmp_path), "-o", str(tmp_path / "o"), "-q"]
     for call in (["lm-eval", "ls"], [*compare, "--eval-tokens", "64", "--tasks", "arc_easy"]):
-        assert run(call) == 1
+        assert run(call) == 2
         assert "depthcut[eval]" in capsys.readouterr().err

@@ -14,7 +14,6 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport, EvaluationReport
 from exporter.cli import run
-from exporter.compare.latency import Timed
 from exporter.compare.tasks import lm_eval_tasks
 from exporter.compare.tasks.choosing import TaskChoice, score_tasks
 from exporter.compare.tasks.encoding import TextCodec
@@ -22,6 +21,7 @@ from exporter.compare.tasks.items import read_task
 from exporter.compare.tasks.likelihood import Request, Scorer
 from exporter.compare.tasks.scores import TaskScores, compare_scores
 from exporter.compare.tasks.sharing import Row, batches, groups
+from exporter.compare.timing import Timed
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -304,7 +304,7 @@ def test_a_model_without_tokenizer_or_logits_is_told(
         TextCodec(ModelFolder(folder.onnx, folder.tokenizer, {}))
     encoder = str(write_tiny_lm(tmp_path / "e", layers=(), output="last_hidden_state"))
     tasks = ["--tasks", "words", "--task-data", str(tmp_path)]
-    assert run(["compare", encoder, encoder, "-o", str(tmp_path / "o"), *tasks]) == 1
+    assert run(["compare", encoder, encoder, "-o", str(tmp_path / "o"), *tasks]) == 2
     assert "no output called logits" in capsys.readouterr().err
 
 
@@ -326,8 +326,8 @@ def test_one_model_is_scored_item_by_item(
     assert f"{report.scores[0].value:.4f}" in capsys.readouterr().out
     assert len(report.made_from["model"]) == 64
     encoder = str(write_tiny_lm(tmp_path / "e", layers=(), output="last_hidden_state"))
-    assert run([*call[:1], encoder, *call[2:], "--task-data", str(tmp_path)]) == 1
+    assert run([*call[:1], encoder, *call[2:], "--task-data", str(tmp_path)]) == 2
     assert "no output called logits" in capsys.readouterr().err
     assert run([*call[:3], "words,,", "--task-data", str(tmp_path)]) == 2
-    assert run([*call, "--task-data", str(tmp_path), "--tasks", "wordz"]) == 1
+    assert run([*call, "--task-data", str(tmp_path), "--tasks", "wordz"]) == 2
     assert "Did you mean words?" in capsys.readouterr().err

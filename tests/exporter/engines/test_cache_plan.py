@@ -53,7 +53,7 @@ def test_the_plan_follows_from_the_record() -> None:
 
 
 def test_every_shape_of_a_generation_lies_in_its_profile() -> None:
-    from exporter.engines.build.engine_set import fits
+    from exporter.engines.build.fit import fits
 
     found = plan()
     found.refuse_unfit(2, 6, 4)
@@ -184,7 +184,7 @@ def folder(tmp_path: Path) -> Path:
 def test_generate_without_a_driver_says_built_not_run(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["generate", str(folder), "cc", "-n", "2"]) == 1
+    assert run(["generate", str(folder), "cc", "-n", "2"]) == 2
     found = capsys.readouterr()
     assert "built, not run: no NVIDIA driver" in re.sub(r"\s+", " ", found.err)
     assert found.out == ""
@@ -193,7 +193,7 @@ def test_generate_without_a_driver_says_built_not_run(
 def test_generate_tells_what_is_too_long_before_it_asks_for_a_driver(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["generate", str(folder), "cc", "-n", "64"]) == 1
+    assert run(["generate", str(folder), "cc", "-n", "64"]) == 2
     assert "a context length of 64" in re.sub(r"\s+", " ", capsys.readouterr().err)
 
 
@@ -204,7 +204,7 @@ def test_generate_on_onnx_keeps_to_the_model_s_positions(
     file = tokenizer(tmp_path / "beside")
     (file.parent / "config.json").write_text(json.dumps({"max_position_embeddings": 6}))
     arguments = ["generate", str(tmp_path), "cc", "--tokenizer", str(file), "--threads", "1"]
-    assert run([*arguments, "-n", "5"]) == 1
+    assert run([*arguments, "-n", "5"]) == 2
     told = re.sub(r"\s+", " ", capsys.readouterr().err)
     assert "knows 6 positions; prompt and new tokens together are 7 (2 + 5)" in told
     assert run([*arguments, "-n", "4"]) == 0

@@ -60,7 +60,8 @@ def test_what_contradicts_a_target_is_refused(
 
 
 def test_the_command_line_knows_every_target() -> None:
-    option = next(each for each in cli.commands["export"].params if each.name == "target")
+    export = cli.get_command(None, "export")
+    option = next(each for each in export.params if each.name == "target")
     assert tuple(option.type.choices) == get_args(Target) == tuple(TARGETS)  # type: ignore[attr-defined]
 
 

@@ -91,7 +91,7 @@ def test_everything_else_is_2(
 
 
 def test_every_field_of_the_key_may_be_allowed() -> None:
-    (allow,) = [o for o in command_line.cli.commands["check"].params if o.name == "allow"]
+    (allow,) = [o for o in command_line.cli.get_command(None, "check").params if o.name == "allow"]
     assert allow.to_info_dict()["type"]["choices"] == FIELDS
 
 

@@ -311,7 +311,7 @@ def test_everything_is_replaced_by_force_alone(
     plan = PruningPlan(deletions=everything).write(tmp_path / "plan.json")
     output, folder = tmp_path / "healed.json", tmp_path / "hf"
     arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
-    assert run(*arguments) == 1
+    assert run(*arguments) == 2
     assert not output.exists()
     assert run(*arguments, "--force") == 0
     whole, found = load_model(str(checkpoint)), load_pruned(folder)
@@ -335,7 +335,7 @@ def test_a_checkpoint_that_fails_takes_no_plan_with_it(
     output, folder = tmp_path / "healed.json", tmp_path / "hf"
     monkeypatch.setattr(pruned_structure, "_lonely_norms", lambda m, *_: [m.model.norm])
     arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
-    assert run(*arguments) == 1
+    assert run(*arguments) == 2
     told = capfd.readouterr()
     assert "3 replaced" in told.out
     assert "does not compute what it should" in told.err
@@ -359,7 +359,7 @@ def test_a_failure_leaves_an_earlier_result(
         place(where, *arguments)
 
     monkeypatch.setattr(placing, "place", full)
-    assert run(*command(checkpoint, plan, output, texts), "--rank", 2) == 1
+    assert run(*command(checkpoint, plan, output, texts), "--rank", 2) == 2
     files = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     assert files == before
     assert [*(home / "kept").rglob("*.safetensors")]  # for the next call
@@ -518,7 +518,7 @@ def test_a_plan_without_deletions_is_refused(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = PruningPlan(deletions=[]).write(tmp_path / "plan.json")
-    assert run(*command(checkpoint, plan, tmp_path / "healed.json", texts)) == 1
+    assert run(*command(checkpoint, plan, tmp_path / "healed.json", texts)) == 2
     assert "The plan drops nothing" in "".join(capfd.readouterr())
     assert not (tmp_path / "healed.json").exists()
 
@@ -533,7 +533,7 @@ def test_a_quantised_model_is_refused(
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(config))
     plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
-    assert run(*command(folder, plan, tmp_path / "healed.json", texts)) == 1
+    assert run(*command(folder, plan, tmp_path / "healed.json", texts)) == 2
     assert "weights quantized with gptq" in "".join(capfd.readouterr())
 
 

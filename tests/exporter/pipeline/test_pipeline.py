@@ -345,8 +345,8 @@ def test_both_models_are_quantised_after_the_cut_and_all_four_compared(
 
 
 def test_export_takes_every_option_that_says_how_compare_judges() -> None:
-    from exporter.cli import export
     from exporter.cli.compare import compare
+    from exporter.cli.export import export
 
     own = {"baseline", "candidate", "onnx", "references", "floats"}  # export makes its own arms
     names = [{option.name for option in command.params} for command in (compare, export)]
@@ -493,12 +493,12 @@ def test_engines_of_someone_else_are_not_touched(
 def test_engines_that_can_not_be_built_are_refused_before_any_work(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.engines.build import flavours
+    from exporter.engines.build import check
     from exporter.engines.build.driver import Driver
     from exporter.errors import EngineError
     from exporter.pipeline.request import EngineRequest
 
-    monkeypatch.setattr(flavours, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    monkeypatch.setattr(check, "ask_driver", lambda: Driver("no NVIDIA driver"))
     request = _request(checkpoint, tmp_path / "out", engines=EngineRequest("tensorrt"))
     with pytest.raises(EngineError, match="can't be used here: no NVIDIA driver"):
         _walk(request)
@@ -528,7 +528,8 @@ def test_bfloat16_is_exported_and_built_and_compared_in_float32(
     from exporter.engines.build.driver import Driver
     from exporter.engines.build.engine_set import find_engines
     from exporter.engines.build.settings import BuildSettings
-    from exporter.pipeline.request import EngineRequest, SourceOptions
+    from exporter.models.loading.options import SourceOptions
+    from exporter.pipeline.request import EngineRequest
 
     monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
     settings = BuildSettings(compute_capabilities=("sm89",), optimization_level=0)

@@ -24,7 +24,8 @@ from exporter.errors import (
 )
 from exporter.files import sha256_file
 from exporter.heal.options import HealOptions
-from exporter.pipeline.request import DropRequest, SourceOptions
+from exporter.models.loading.options import SourceOptions
+from exporter.pipeline.request import DropRequest
 from exporter.pipeline.streaming import going_on
 
 pytestmark = pytest.mark.torch

@@ -190,7 +190,7 @@ def test_a_library_s_warning_and_log(capfd: pytest.CaptureFixture[str]) -> None:
         "sys.exit(c.run(['loud']))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     text = (done.stdout + done.stderr).decode()
     assert "UserWarning" in text
     assert unsafe_lines(text) == []

@@ -260,7 +260,7 @@ def test_reports_that_can_t_be_rendered_change_nothing(
     assert run(["report", str(saved), str(saved)]) == 2
     later = tmp_path / "later.json"
     later.write_text(json.dumps({**json.loads(before), "schema_version": 99}), encoding="utf-8")
-    assert run(["report", str(later)]) == 1
+    assert run(["report", str(later)]) == 2
     assert "$.schema_version is 99" in capsys.readouterr().err
     assert saved.read_bytes() == before
     assert not (tmp_path / "later.html").exists()

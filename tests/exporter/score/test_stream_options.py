@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from exporter import cli
 from exporter.artifacts import ImportanceReport
-from exporter.cli.stream_options import streams
-from exporter.errors import UsageError
+from exporter.cli.score import score
+from exporter.errors import OptionError
 
 WORDS = "w1 w2 w3 w5 w8 w13 w21 w34 " * 20
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("words", "key"),
     [
-        ({}, False),
-        ({"stream": False, "stream_dir": None, "device_map": "auto"}, False),
-        ({"stream": False, "ray": "local"}, False),
-        ({"stream": True}, True),
-        ({"stream": True, "stream_dir": Path("x"), "allow_pickle": False}, True),
+        (["--stream-dir", "x"], "stream_dir"),
+        (["--device-map", "auto", "--ray=local"], "device_map"),
+        (["--stream", "--device-map", "auto"], "device_map"),
+        (["--stream", "--trust-remote-code"], "trust_remote_code"),
+        (["--stream", "--allow-pickle"], "allow_pickle"),
+        (["--stream", "--ray=local"], "ray"),
     ],
 )
-def test_whether_the_weights_are_streamed(options: dict[str, Any], expected: bool) -> None:
-    assert streams(options) == expected
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"stream_dir": Path("x")}, "--stream-dir is for --stream"),
-        ({"device_map": "auto", "ray": "local"}, "--device-map spreads one model"),
-        ({"stream": True, "device_map": "auto"}, "--device-map is for models that are loaded"),
-        ({"stream": True, "trust_remote_code": True}, "--trust-remote-code is for"),
-        ({"stream": True, "allow_pickle": True}, "--allow-pickle is for"),
-        ({"stream": True, "ray": "local"}, "--ray is for"),
-    ],
-)
-def test_options_that_exclude_each_other(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told) as caught:
-        streams(options)
+def test_options_that_exclude_each_other(words: list[str], key: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        score.read(["model", *words])
+    assert key in caught.value.keys
     assert caught.value.hint
 
 

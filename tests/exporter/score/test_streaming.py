@@ -334,7 +334,6 @@ def test_which_folders_are_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("asked", "told"),
     [
         (ScoreOptions(("cosine", "taylor")), "taylor follows gradients"),
-        (ScoreOptions(("none",)), "no metric 'none'"),
         (ScoreOptions(calibration="self"), "can't sample a text of its own"),
     ],
 )

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.engines.build.logs import Phases, read_layers
+from exporter.engines.build.layer_log import read_layers
+from exporter.engines.build.phases import Phases
 
 # Lines as TensorRT-RTX 1.7.1 logs them, shortened.
 LOG = [

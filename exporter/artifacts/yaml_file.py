@@ -1,0 +1,139 @@
+"""YAML that a user writes: read safely, with the line that each key stands on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from exporter.errors import UsageError, first_line
+from graph_passes.files.reading import read_text
+
+_Key = int | str
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """A file that was read.
+
+    Attributes:
+        path: Where it lies.
+        text: What it holds, to the letter.
+        data: The same as plain values.
+        root: YAML's nodes, which know their lines.
+    """
+
+    path: Path
+    text: str
+    data: Any
+    root: Any
+
+    def line(self, location: tuple[_Key, ...]) -> int | None:
+        """The line of the deepest part of a location that the file has."""
+        node, line = self.root, None
+        if node is not None:
+            line = node.start_mark.line + 1
+        for key in location:
+            inner = _inner(node, key)
+            if inner is None:
+                break
+            node, mark = inner
+            line = mark.line + 1
+        return line
+
+    def place(self, *location: _Key) -> str:
+        """The file's name and that line."""
+        line = self.line(location)
+        return f"{self.path}, line {line}" if line else str(self.path)
+
+
+def read_yaml(path: Path, error: type[UsageError] = UsageError) -> YamlFile:
+    """Reads a file that the user has named.
+
+    Raises:
+        UsageError: It can't be read, is no YAML, or names a key twice; of the class ``error``.
+    """
+    try:
+        text = read_text(path, named=True)
+    except (OSError, UnicodeDecodeError) as found:
+        raise error(f"{path} can't be read: {first_line(found)}.") from found
+    return parse_yaml(text, path, error)
+
+
+def parse_yaml(text: str, path: Path, error: type[UsageError] = UsageError) -> YamlFile:
+    """The same of a text that was read before.
+
+    Raises:
+        UsageError: As :func:`read_yaml` does.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        for key in _repeated_keys(root, set()):
+            raise error(
+                f"{path}, line {key.start_mark.line + 1}: the key {key.value!r} is there twice.",
+                "YAML keeps the last one only; remove one.",
+            )
+        return YamlFile(path, text, _data(root, path, error), root)
+    except (yaml.YAMLError, RecursionError) as found:
+        mark = getattr(found, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        told = getattr(found, "problem", None) or first_line(found)
+        raise error(f"{path}{where}: this is no YAML: {told}.") from found
+
+
+def _data(root: Any, path: Path, error: type[UsageError]) -> Any:
+    """The nodes' values."""
+    loader = yaml.SafeLoader("")
+    try:
+        return None if root is None else loader.construct_document(root)
+    except (ValueError, AttributeError, OverflowError) as found:  # PyYAML lets them through
+        raise error(
+            f"{path}, line {_unreadable(root)}: this is no number or date: {first_line(found)}.",
+            "Put it in quotes, if it is a name.",
+        ) from found
+    finally:
+        loader.dispose()
+
+
+def _unreadable(node: Any) -> int:
+    """The line of the first plain value that can't be made."""
+    if not isinstance(node.value, str):
+        parts = itertools.chain.from_iterable(
+            p if isinstance(p, tuple) else (p,) for p in node.value
+        )
+        return next((line for part in parts if (line := _unreadable(part))), 0)
+    try:
+        yaml.SafeLoader("").construct_document(node)
+    except (ValueError, AttributeError, OverflowError):
+        return int(node.start_mark.line) + 1
+    return 0
+
+
+def _repeated_keys(node: Any, seen: set[int]) -> Iterator[Any]:
+    """Keys of mappings that were there before; an anchor's node is looked at once."""
+    if node is None or id(node) in seen or isinstance(node.value, str):
+        return
+    seen.add(id(node))
+    known: set[str] = set()
+    for item in node.value:
+        parts = item if isinstance(item, tuple) else (item,)
+        key = parts[0]
+        if len(parts) == 2 and isinstance(key.value, str):
+            if key.value in known:
+                yield key
+            known.add(key.value)
+        yield from _repeated_keys(parts[-1], seen)
+
+
+def _inner(node: Any, key: _Key) -> tuple[Any, Any] | None:
+    """What stands under a key, and where that begins."""
+    values = [] if node is None or isinstance(node.value, str) else node.value
+    if isinstance(key, int):
+        items = [item for item in values if not isinstance(item, tuple)]
+        return (items[key], items[key].start_mark) if key < len(items) else None
+    pairs = (item for item in values if isinstance(item, tuple) and item[0].value == key)
+    return next(((value, name.start_mark) for name, value in pairs), None)

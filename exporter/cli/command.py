@@ -1,0 +1,351 @@
+"""Commands made from options: click's parameters, the help, configuration files.
+
+Every command takes ``--config FILE.yaml``, whose keys are the long options' names; what stands on
+the command line wins. ``--show-config`` prints what would be run, as such a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import click
+import yaml
+
+from exporter.artifacts.yaml_file import YamlFile, read_yaml
+from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress, echo
+from exporter.errors import OnnxFileError, OptionError, UsageError
+from exporter.models.model_folder import find_onnx
+from exporter.options import (
+    Leaf,
+    Options,
+    build,
+    leaves,
+    plain_values,
+    running_command,
+    words_of,
+)
+from graph_passes.files.placing import finish_interrupted
+
+_S = TypeVar("_S", bound=Options)
+Run = Callable[[_S, ConsoleProgress], int | None]
+_ALL, _SHOW, _CONFIG = "help_all", "show_config", "config"
+_IN_FILES = "Only in a --config file"
+
+
+def command(
+    schema: type[_S], *, json: bool = True, name: str | None = None
+) -> Callable[[Run[_S]], SchemaCommand[_S]]:
+    """Makes a command of a function.
+
+    Args:
+        schema: What it is given, made from the command line and a configuration file.
+        json: Whether it can print its result as JSON; then ``progress.as_json`` says so.
+        name: Where it isn't the function's.
+    """
+
+    def made(run: Run[_S]) -> SchemaCommand[_S]:
+        return SchemaCommand(name or run.__name__, schema, run, json=json)
+
+    return made
+
+
+class SchemaCommand(click.Command, Generic[_S]):
+    """A command that takes the options of a class.
+
+    Args:
+        name: Its name.
+        schema: The class.
+        run: Does it; gives an exit code, or None for 0.
+        json: Whether it can print its result as JSON.
+    """
+
+    def __init__(self, name: str, schema: type[_S], run: Run[_S], *, json: bool) -> None:
+        self.schema, self.run = schema, run
+        self.leaves = {leaf.key: leaf for leaf in leaves(schema)}
+        self._made = {key: _parameter(leaf) for key, leaf in self.leaves.items()}
+        shown = [self._made[key] for key, leaf in self.leaves.items() if not leaf.look.config_only]
+        super().__init__(name, params=shown, help=run.__doc__, add_help_option=True)
+        self._general = _general(json=json)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Its own options, and those of every command."""
+        *own, help_option = super().get_params(ctx)
+        return [*own, *self._general, help_option]
+
+    def invoke(self, ctx: click.Context) -> int | None:
+        """Reads the options, and runs the command or shows what would be run."""
+        told, config = self._told(ctx)
+        call = self._built(ctx, told, config)
+        progress = ctx.find_object(ConsoleProgress) or ConsoleProgress()
+        if ctx.params.get(_SHOW):
+            shown = yaml.safe_dump(
+                plain_values(call), sort_keys=False, allow_unicode=True, width=1000
+            )
+            echo(*shown.rstrip("\n").split("\n"))
+            return 0
+        token = running_command.set(self._words(call, told, config))
+        try:
+            code = self.run(call, progress)
+        finally:
+            running_command.reset(token)
+        if code:
+            ctx.exit(code)
+        return code
+
+    def read(self, words: list[str]) -> _S:
+        """The options that these words of a command line say; runs nothing.
+
+        Raises:
+            click.ClickException: They can't be read.
+            UsageError: They don't go together.
+        """
+        ctx = self.make_context(self.name, list(words), obj=ConsoleProgress())
+        return self._built(ctx, *self._told(ctx))
+
+    def _told(self, ctx: click.Context) -> tuple[dict[str, Any], YamlFile | None]:
+        path: Path | None = ctx.params.get(_CONFIG)
+        config = None if path is None else read_yaml(path)
+        told = {} if config is None else self._configured(ctx, config)
+        for key in self.leaves:
+            if ctx.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE:
+                told[key] = ctx.params[key]
+        return told, config
+
+    def _configured(self, ctx: click.Context, config: YamlFile) -> dict[str, Any]:
+        data = {} if config.data is None else config.data
+        if not isinstance(data, Mapping):
+            raise UsageError(
+                f"{config.place()}: options and their values are expected here.",
+                f"Such as: {next(iter(self.leaves))}: …; depthcut {self.name} --show-config "
+                "prints such a file.",
+            )
+        found = {}
+        for key, value in data.items():
+            if key not in self.leaves:
+                raise OptionError(
+                    f"{config.place(key)}: {key}: this key is not known here.", self._known(key)
+                )
+            try:
+                read = self.leaves[key].read(value, strict=True)
+                found[key] = (
+                    self._made[key].type_cast_value(ctx, read) if read is not None else None
+                )
+            except ValueError as error:
+                raise OptionError(f"{config.place(key)}: {key}: {error}.", "", [key]) from None
+            except click.BadParameter as error:
+                told = f"{config.place(key)}: {key}: {error.message}"
+                raise OptionError(told, "", [key]) from None
+        return found
+
+    def _known(self, key: object) -> str:
+        near = difflib.get_close_matches(str(key).replace("-", "_"), self.leaves, cutoff=0.75)
+        return f"Did you mean {near[0]}?" if near else f"There are: {', '.join(self.leaves)}."
+
+    def _built(self, ctx: click.Context, told: dict[str, Any], config: YamlFile | None) -> _S:
+        for key, leaf in self.leaves.items():
+            if leaf.look.required and key not in told:
+                raise click.MissingParameter(ctx=ctx, param=self._made[key])
+        try:
+            return build(self.schema, told)
+        except OptionError as error:
+            keys = [key for key in error.keys if config is not None and key in (config.data or {})]
+            if config is None or not keys:
+                raise
+            told_of = f"{config.place(keys[0])}: {keys[0]}: {error.message}"
+            raise OptionError(told_of, error.hint, error.keys) from None
+
+    def _words(self, call: _S, told: Mapping[str, Any], config: YamlFile | None) -> tuple[str, ...]:
+        """The command with what is asked of it, wherever it was asked."""
+        words = ["depthcut", self.name or "", *words_of(call, told)]
+        if config is not None and any(self.leaves[key].look.config_only for key in told):
+            words += ["--config", str(config.path)]
+        return tuple(words)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options of each heading, in the order in which the headings come first."""
+        every = bool(ctx.meta.get(_ALL))
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for key, leaf in self.leaves.items():
+            look = leaf.look
+            if look.config_only and every:
+                sections.setdefault(_IN_FILES, []).append((f"{key}:", _help(leaf)))
+            elif not look.argument and not look.config_only and (every or not look.rare):
+                record = self._made[key].get_help_record(ctx)
+                sections.setdefault(look.section, []).extend([record] if record else [])
+        general = [param.get_help_record(ctx) for param in self.get_params(ctx)[len(self.params) :]]
+        for title, records in {**sections, "General": list(filter(None, general))}.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _general(*, json: bool) -> list[click.Option]:
+    """The options of every command."""
+    found = [
+        click.Option(
+            ["--config"], type=TextPath(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE.yaml", help="Read options from a file; those given here win.",
+        ),
+        click.Option(
+            ["--show-config"], is_flag=True, help="Print what would be run as such a file and end.",
+        ),
+        click.Option(
+            ["-q", "--quiet"], is_flag=True, expose_value=False, callback=_set_quiet,
+            help="Say nothing but results and errors.",
+        ),
+        click.Option(
+            ["-v", "--verbose"], is_flag=True, expose_value=False, callback=_set_verbose,
+            is_eager=True, help="Tell details; tracebacks on errors.",
+        ),
+        click.Option(
+            ["--help-all"], is_flag=True, expose_value=False, is_eager=True, callback=_show_all,
+            help="Show all options and keys, then end.",
+        ),
+    ]  # fmt: skip
+    if json:
+        found.insert(0, click.Option(
+            ["--json"], is_flag=True, expose_value=False, callback=_set_json,
+            help="Print the result as JSON on standard output.",
+        ))  # fmt: skip
+    return found
+
+
+def _set_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_object(ConsoleProgress).verbosity = QUIET  # type: ignore[union-attr]
+
+
+def _set_verbose(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_object(ConsoleProgress).verbosity = VERBOSE  # type: ignore[union-attr]
+
+
+def _set_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.find_object(ConsoleProgress).as_json = True  # type: ignore[union-attr]
+
+
+def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        ctx.meta[_ALL] = True
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
+def _parameter(leaf: Leaf) -> click.Parameter:
+    """Click's own of an option."""
+    look = leaf.look
+    if look.argument:
+        return click.Argument(
+            [leaf.key], type=_type(leaf), required=False, metavar=look.metavar,
+            nargs=leaf.width or -1,
+        )  # fmt: skip
+    names = [*leaf.names, leaf.key]
+    if leaf.is_flag:
+        return _Flag(names, is_flag=True, default=None, help=_help(leaf))
+    bare: dict[str, Any] = {} if look.bare is None else {"is_flag": False, "flag_value": look.bare}
+    return click.Option(
+        names, type=_type(leaf), multiple=leaf.width == 0, nargs=leaf.width or 1,
+        metavar=look.metavar or (None if leaf.choices else leaf.written.metavar),
+        help=_help(leaf), **bare,
+    )  # fmt: skip
+
+
+def _help(leaf: Leaf) -> str:
+    """What it is for, and in brackets what it is where nothing is said."""
+    default = leaf.default
+    usual = leaf.look.usual
+    if not usual and not leaf.look.required and default not in (None, False, ()):
+        usual = "yes" if default is True else " ".join(leaf.words(default)[1::2])
+    return f"{leaf.look.help} [{usual}]" if usual else leaf.look.help
+
+
+class _Flag(click.Option):
+    """A switch; the name that puts it off is told where it isn't off by itself."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The names and the help."""
+        record = super().get_help_record(ctx)
+        if record is None or not self.secondary_opts[0].startswith("--no-"):
+            return record
+        return record[0].partition(" / ")[0], record[1]
+
+
+def _type(leaf: Leaf) -> click.ParamType[Any]:
+    if leaf.place is not None:
+        return _PATHS[leaf.place]
+    if leaf.choices:
+        return click.Choice(leaf.choices)
+    return _Text(leaf)
+
+
+class _Text(click.ParamType[Any]):
+    """What an option's type reads."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        self._leaf = leaf
+        self.name = leaf.written.metavar or "TEXT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Reads a text; a value from code passes."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._leaf.read_item(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class TextPath(click.Path):
+    """A path whose name is text: reports, ONNX Runtime and the builders take no other."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Refuses bytes that are no UTF-8, which Python has as lone surrogates.
+
+        What a killed command left half in its place is completed before anybody looks for it.
+        """
+        name = os.fspath(value)
+        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
+            self.fail(f"the name {name!a} is not UTF-8: rename it", param, ctx)
+        if self.exists:
+            finish_interrupted(Path(name))
+        return super().convert(value, param, ctx)
+
+
+class _OnnxPath(TextPath):
+    """An ONNX file, or a folder with one."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        """Finds the file in the folder."""
+        path = super().convert(value, param, ctx)
+        if not path.is_dir():
+            return path
+        try:
+            return find_onnx(path)
+        except OnnxFileError as error:
+            self.fail(str(error), param, ctx)
+
+
+_PATHS: dict[str, click.ParamType[Any]] = {
+    "file": TextPath(exists=True, dir_okay=False, path_type=Path),
+    "folder": TextPath(exists=True, file_okay=False, path_type=Path),
+    "any": TextPath(exists=True, path_type=Path),
+    "onnx": _OnnxPath(exists=True, path_type=Path),
+    "new_file": TextPath(dir_okay=False, path_type=Path),
+    "new_folder": TextPath(file_okay=False, path_type=Path),
+    "new": TextPath(path_type=Path),
+    "arm": TextPath(path_type=str),
+}

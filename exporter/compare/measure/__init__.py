@@ -1,0 +1,1 @@
+"""Measurements: latency, accuracy, the graph's size, the machine, and the statistics on them."""

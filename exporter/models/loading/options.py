@@ -1,0 +1,51 @@
+"""How a PyTorch model may be loaded."""
+
+from __future__ import annotations
+
+from exporter.option_types import Dtype, OutputFolder
+from exporter.options import Options, dataclass, only_with, option
+
+LOADING = "How MODEL is loaded"
+
+
+@dataclass(frozen=True)
+class SourceOptions(Options):
+    """How the PyTorch model may be loaded; all dangers are off by default."""
+
+    dtype: Dtype = option("float32", "Of the model's weights.", section=LOADING)
+    revision: str | None = option(None, "Revision of a hub model.", metavar="NAME", section=LOADING)
+    trust_remote_code: bool = option(
+        False, "Dangerous: run Python code that comes with the model.", section=LOADING, rare=True
+    )
+    allow_pickle: bool = option(
+        False,
+        "Dangerous: load weights from pickle files (pytorch_model.bin).",
+        section=LOADING,
+        rare=True,
+    )
+    allow_any_model_type: bool = option(
+        False,
+        "Dangerous: run whatever code of transformers the model's config names, also where nobody "
+        "looked at it for depthcut.",
+        section=LOADING,
+        rare=True,
+    )
+
+
+@dataclass(frozen=True)
+class StreamOptions(Options):
+    """Whether and how weights are read a layer at a time."""
+
+    stream: bool = option(
+        False,
+        "Read the weights a layer at a time, for models larger than memory.",
+        section=LOADING,
+    )
+    stream_dir: OutputFolder | None = option(
+        None,
+        "Of --stream: keep the hidden states in a file there.",
+        usual="in memory where they fit, else in the system's temporary folder",
+        section=LOADING,
+        rare=True,
+    )
+    rules = (only_with("stream_dir", "stream"),)

@@ -1,0 +1,255 @@
+"""The types of options: how values are written on a command line and in a YAML file."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import ErrorDetails
+
+
+@dataclass(frozen=True)
+class Written:
+    """How the values of a type are written, as a mark in an ``Annotated``.
+
+    Attributes:
+        metavar: What a value is called.
+        text: A value as one word.
+        listed: Whether a tuple is one word.
+        none: The word for None.
+        choices: The values that there are.
+        path: What has to be at a path: ``file``, ``folder``, ``any`` thing, ``onnx``; or, where it
+            is an output, ``new_file`` and ``new``.
+    """
+
+    metavar: str | None = None
+    text: Callable[[Any], str] = str
+    listed: bool = False
+    none: str | None = None
+    choices: tuple[Any, ...] = ()
+    path: str | None = None
+
+
+def bare_type(hint: Any) -> Any:
+    """A type without its marks and without None."""
+    if get_origin(hint) is Annotated:
+        return bare_type(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        others = [each for each in get_args(hint) if each is not type(None)]
+        return bare_type(others[0]) if len(others) == 1 else hint
+    return hint
+
+
+def marks_of(hint: Any) -> Iterator[Any]:
+    """The marks of a type, and of its type beside None."""
+    if get_origin(hint) is Annotated:
+        inner, *marks = get_args(hint)
+        yield from marks
+        yield from marks_of(inner)
+    elif get_origin(hint) in (Union, types.UnionType):
+        for each in get_args(hint):
+            yield from marks_of(each)
+
+
+def frozen(value: Any, hint: Any) -> Any:
+    """Lists as tuples and paths as such: YAML has neither, and strict validation wants them."""
+    if isinstance(value, list):
+        return tuple(frozen(each, get_args(bare_type(hint))[:1] or None) for each in value)
+    return Path(value) if isinstance(value, str) and bare_type(hint) is Path else value
+
+
+_MISTAKES = {
+    "missing": "this is missing",
+    "extra_forbidden": "this key is not known here",
+    "model_type": "keys and their values are expected here",
+    "tuple_type": "a list is expected here",
+    "int_type": "a whole number is expected here",
+    "int_parsing": "this is no whole number",
+    "int_from_float": "this is no whole number",
+    "float_type": "a number is expected here",
+    "float_parsing": "this is no number",
+    "bool_type": "true or false is expected here",
+    "string_type": "a text is expected here",
+    "path_type": "a path is expected here",
+    "is_instance_of": "a path is expected here",
+    "greater_than_equal": "it begins at {ge}",
+    "greater_than": "it is above {gt}",
+    "less_than_equal": "it is at most {le}",
+    "less_than": "it is below {lt}",
+    "literal_error": "it is one of {expected}",
+}
+
+
+_ABOUT_KEYS = ("missing", "extra_forbidden")
+
+
+def mistake(found: ErrorDetails) -> str:
+    """What pydantic has found, in our words; without a full stop."""
+    words = _MISTAKES.get(found["type"], found["msg"].removeprefix("Value error, "))
+    given = found.get("input")
+    shown = isinstance(given, str | int | float) and found["type"] not in _ABOUT_KEYS
+    told = f"{given!r}: " if shown else ""
+    return told + words.format(**found.get("ctx", {})).rstrip(".")
+
+
+def _split(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts) and any(parts):
+        raise ValueError("names stand between commas, such as a,b")
+    return tuple(dict.fromkeys(filter(None, parts)))
+
+
+def _joined(value: Any) -> str:
+    return ",".join(map(str, value))
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is expected here")
+    return value
+
+
+Count = Annotated[int, Field(ge=1), BeforeValidator(_no_bool), Written("N")]
+"""A whole number from 1 on."""
+Whole = Annotated[int, Field(ge=0), BeforeValidator(_no_bool), Written("N")]
+"""A whole number from 0 on."""
+Seed = Annotated[int, BeforeValidator(_no_bool), Written("N")]
+Lengths = Annotated[tuple[Count, ...], BeforeValidator(_split), Written("N,N", _joined, True)]
+"""Token counts: ``128,512``."""
+Names = Annotated[tuple[str, ...], BeforeValidator(_split), Written("NAME,NAME", _joined, True)]
+"""Names, each once: ``arc_easy,piqa``."""
+Dtype = Literal["float32", "float16", "bfloat16"]
+Provider = Literal["cpu", "cuda"]
+Engine = Literal["tensorrt-rtx", "tensorrt"]
+
+InputFile = Annotated[Path, Written("FILE", path="file")]
+InputFolder = Annotated[Path, Written("DIR", path="folder")]
+InputPath = Annotated[Path, Written("PATH", path="any")]
+OnnxFile = Annotated[Path, Written("MODEL", path="onnx")]
+OutputFile = Annotated[Path, Written("FILE", path="new_file")]
+OutputFolder = Annotated[Path, Written("DIR", path="new_folder")]
+OutputPath = Annotated[Path, Written("PATH", path="new")]
+Arm = Annotated[str, Written("ARM", path="arm")]
+"""A path, or a kind with a path behind it such as ``torch:DIR``."""
+
+
+def one_of(names: Collection[str]) -> Any:
+    """A text that is one of these, which a registry holds."""
+
+    def known(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"it is one of {', '.join(names)}")
+        return value
+
+    return Annotated[str, AfterValidator(known), Written("NAME", choices=tuple(names))]
+
+
+def _or_none(word: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: None if value == word else value)
+
+
+Threads = Annotated[Count | None, _or_none("auto"), Written("N|auto", none="auto")]
+"""CPU threads; None, ``auto``: the fastest, found in a short probe."""
+
+_AMOUNT = re.compile(r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?)\s*(?P<percent>%)?", re.I)
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<prefix>[KMGT])?(?P<binary>i)?B?", re.I)
+_TIME = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>s|m|min|h)?")
+_SECONDS = {None: 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+_TOKENS = re.compile(r"(?P<number>\d+)\s*(?P<thousands>k)?", re.I)
+_GENERATION = re.compile(r" *(\d+) *[xX] *(\d+) *")
+
+
+def amount(text: Any) -> float:
+    """Reads ``3%`` or ``0.03`` as 0.03; a number passes.
+
+    Raises:
+        ValueError: The text is neither.
+    """
+    if isinstance(text, int | float):
+        return float(_no_bool(text))
+    told = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None
+    if told is None:
+        raise ValueError("write it as 3% or 0.03")
+    number = float(told["number"])
+    return number / 100 if told["percent"] else number
+
+
+def share(text: Any) -> float:
+    """Reads an amount that is a share; ``3`` is refused, since 3 % is meant and 300 % is not.
+
+    Raises:
+        ValueError: The text is no amount, or a number above 1 without a percent sign.
+    """
+    value = amount(text)
+    if value > 1 and "%" not in str(text):
+        raise ValueError(f"that is {100 * value:g} %; write {value:g}% or {value / 100:g}")
+    return value
+
+
+def size(text: Any) -> Any:
+    """Reads ``8GB``, ``500 MB``, ``2GiB`` or ``0`` as bytes; a number passes.
+
+    Raises:
+        ValueError: The text is none of these.
+    """
+    if not isinstance(text, str):
+        return text
+    told = _SIZE.fullmatch(text.strip())
+    if told is None:
+        raise ValueError("write a size as 8GB, 500MB or 2GiB")
+    base = 1024 if told["binary"] else 1000
+    return int(float(told["number"]) * base ** " KMGT".index((told["prefix"] or " ").upper()))
+
+
+def _seconds(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    told = _TIME.fullmatch(text.strip())
+    if told is None:
+        raise ValueError("write a time as 60s or 2m")
+    return float(told["number"]) * _SECONDS[told["unit"]]
+
+
+def _tokens(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    told = _TOKENS.fullmatch(text.strip())
+    if told is None:
+        raise ValueError("write a number of tokens as 32k or 32768")
+    return int(told["number"]) * (1024 if told["thousands"] else 1)
+
+
+def _generations(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    found = [_GENERATION.fullmatch(each) for each in text.split(",")]
+    if None in found:
+        raise ValueError("write a prompt and new tokens as 128x64")
+    return tuple((int(told[1]), int(told[2])) for told in found if told is not None)
+
+
+Amount = Annotated[float, BeforeValidator(amount), Written("NUMBER")]
+"""A number, or percent: ``1.1`` or ``110%``."""
+Share = Annotated[float, BeforeValidator(share), Written("SHARE")]
+"""A share: ``3%`` or ``0.03``, and no ``3``."""
+Size = Annotated[int, Field(ge=0), BeforeValidator(size), Written("SIZE")]
+"""Bytes: ``8GB``, ``2GiB``."""
+Duration = Annotated[
+    float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds), Written("TIME")
+]
+"""Seconds: ``60s``, ``2m``."""
+Tokens = Annotated[int, Field(ge=1), BeforeValidator(_tokens), Written("TOKENS")]
+"""A number of tokens: ``32k``."""
+Generations = Annotated[
+    tuple[tuple[Count, Annotated[int, Field(ge=2)]], ...],
+    BeforeValidator(_generations),
+    Written("PROMPTxNEW", lambda all_: ",".join(f"{p}x{n}" for p, n in all_), True),
+]
+"""Whole generations, by their prompts' lengths and their new tokens: ``128x64,512x32``."""

@@ -1,0 +1,473 @@
+"""What a stage can be told: each option once, with its type, default and help, and the rules.
+
+A stage's options are a frozen dataclass of pydantic's, below :class:`Options`. :func:`option` says
+how a field is shown, :func:`part` takes in the options of another stage. From these classes come
+the options of a command, the keys of a YAML file, the keywords of the pytest fixture, and the
+command that a report shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from exporter.errors import OptionError
+from exporter.option_types import Written, bare_type, frozen, marks_of, mistake
+
+__all__ = ["Options", "Rule", "argument", "dataclass", "option", "part"]
+
+_LOOK = "depthcut"
+_S = TypeVar("_S", bound="Options")
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _remembered(function: _F) -> _F:
+    return cast(_F, functools.cache(function))
+
+
+running_command: ContextVar[tuple[str, ...] | None] = ContextVar("running_command", default=None)
+"""The command that is running with what was asked of it, as files name it; None: sys.argv's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How an option is shown.
+
+    Attributes:
+        help: What it is for; the first words of a sentence.
+        names: As on the command line; the first long one is also its key in a YAML file.
+        section: The heading that it stands under.
+        rare: Whether only ``--help-all`` shows it.
+        config_only: Whether it is a key of configuration files alone.
+        usual: What a default of None stands for.
+        metavar: What its value is called; None: as its type says.
+        bare: What it is where only its name is given; None: its name wants a value.
+        argument: Whether it is an argument, and not an option.
+        required: Whether it has no default.
+    """
+
+    help: str = ""
+    names: tuple[str, ...] = ()
+    section: str = "Options"
+    rare: bool = False
+    config_only: bool = False
+    usual: str = ""
+    metavar: str | None = None
+    bare: str | None = None
+    argument: bool = False
+    required: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """How the options of another stage are taken in.
+
+    Attributes:
+        switch: The option without which there is no such part; None: there always is.
+        without: Options of it that can't be set here.
+        shared: Options of it that have the value of those of the same name here.
+        config_only: Options of it that are keys of configuration files alone, here.
+        rare: Options of it that only ``--help-all`` shows, here.
+        section: The heading for all of it; None: their own.
+    """
+
+    switch: str | None = None
+    without: Collection[str] = ()
+    shared: Collection[str] = ()
+    config_only: Collection[str] = ()
+    rare: Collection[str] = ()
+    section: str | None = None
+
+    def shows(self, look: Look, name: str) -> Look:
+        """How one of them is shown here."""
+        return dataclasses.replace(
+            look,
+            section=self.section or look.section,
+            rare=look.rare or name in self.rare,
+            config_only=look.config_only or name in self.config_only,
+        )
+
+
+def option(default: Any, help: str, *names: str, **look: Any) -> Any:  # noqa: A002
+    """A field of :class:`Options`; see :class:`Look`."""
+    return dataclasses.field(default=default, metadata={_LOOK: Look(help, names, **look)})
+
+
+def required(help: str, *names: str, **look: Any) -> Any:  # noqa: A002
+    """A field without a default."""
+    return dataclasses.field(metadata={_LOOK: Look(help, names, required=True, **look)})
+
+
+def argument(metavar: str, **default: Any) -> Any:
+    """A field that is a command's argument; with a ``default`` it may be left away."""
+    look = Look(metavar=metavar, argument=True, required=not default)
+    return dataclasses.field(**default, metadata={_LOOK: look})
+
+
+def part(default: Any = dataclasses.MISSING, **how: Any) -> Any:
+    """A field that holds the options of another stage; see :class:`Part`."""
+    look = Part(**how)
+    if default is dataclasses.MISSING and look.switch is not None:
+        default = None
+    return dataclasses.field(default=default, metadata={_LOOK: look})
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What must hold among the fields of a class; names may lead into parts: ``load.revision``.
+
+    Attributes:
+        names: The fields, of which the first is the one to change.
+        broken: Looks at the object.
+        message: With ``{0}``, ``{1}`` for the options.
+        hint: What to do, likewise.
+    """
+
+    names: tuple[str, ...]
+    broken: Callable[[Any], bool]
+    message: str
+    hint: str = ""
+
+    def check(self, told: Any) -> None:
+        """Raises an OptionError where it is broken."""
+        if self.broken(told):
+            keys = [_key_at(type(told), name) for name in self.names]
+            words = list(map(flag, keys))
+            raise OptionError(self.message.format(*words), self.hint.format(*words), keys)
+
+
+def only_with(name: str, *others: str, hint: str = "Give both, or neither.") -> Rule:
+    """A rule: the first is given only where one of the others is."""
+    words = " or ".join(f"{{{index}}}" for index, _ in enumerate(others, 1))
+    names = (name, *others)
+    return Rule(
+        names,
+        lambda told: is_given(told, name) and not any(is_given(told, each) for each in others),
+        f"{{0}} is for {words}.",
+        hint,
+    )
+
+
+def excludes(name: str, other: str, why: str = "", hint: str = "Leave one of them away.") -> Rule:
+    """A rule: not both are given."""
+    return Rule(
+        (name, other),
+        lambda told: is_given(told, name) and is_given(told, other),
+        f"{{0}} and {{1}} exclude each other{': ' if why else ''}{why}.",
+        hint,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Alone(Rule):
+    """A rule: where the first is given, nothing is but the others."""
+
+    def check(self, told: Any) -> None:
+        """Raises an OptionError where it is broken."""
+        kept = {_key_at(type(told), name) for name in self.names}
+        values = values_of(told) if self.broken(told) else {}
+        for leaf in leaves(type(told)):
+            if leaf.key not in kept and leaf.key in values and values[leaf.key] != leaf.default:
+                words = flag(leaf.key), flag(_key_at(type(told), self.names[0]))
+                raise OptionError(self.message.format(*words), self.hint, [leaf.key])
+
+
+def alone(name: str, *others: str, message: str) -> Rule:
+    """A rule: where the first is given, nothing is but the others."""
+    return Alone((name, *others), lambda told: is_given(told, name), message, "Leave it away.")
+
+
+def is_given(told: Any, name: str) -> bool:
+    """Whether a field, or one of a part, is other than where nothing is said."""
+    head, _, rest = name.partition(".")
+    value = getattr(told, head)
+    if rest:
+        return value is not None and is_given(value, rest)
+    default = next(field.default for field in dataclasses.fields(told) if field.name == head)
+    return bool(value != default)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The base of all options: what is wrong is an OptionError with the options' names."""
+
+    rules: ClassVar[Sequence[Rule]] = ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _named_errors(cls, data: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            place = found["loc"][0] if found["loc"] else ""
+            own = [field.name for field in dataclasses.fields(cls)]
+            name = own[place] if isinstance(place, int) else place  # a value without a name
+            keys = [_key_at(cls, name)] if name in own else []
+            word = flag(keys[0]) if keys else name
+            raise OptionError(f"{word}: {mistake(found)}.", "", keys) from None
+
+    @model_validator(mode="after")
+    def _holds_rules(self) -> Self:
+        for rule in self.rules:
+            rule.check(self)
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One option of a class or of its parts.
+
+    Attributes:
+        path: The attributes that lead to it.
+        key: Its name in YAML files and as a keyword.
+        type: Of its value.
+        default: Where nothing is said; ``dataclasses.MISSING`` for a required one.
+        look: How it is shown.
+    """
+
+    path: tuple[str, ...]
+    key: str
+    type: Any
+    default: Any
+    look: Look
+
+    @property
+    def written(self) -> Written:
+        """How its values are written."""
+        found = [mark for mark in marks_of(self.type) if isinstance(mark, Written)]
+        return found[0] if found else Written()
+
+    @property
+    def width(self) -> int:
+        """How many values are given at once; 0: the option can be given several times."""
+        inner = get_args(bare_type(self.type)) if self._is_tuple else ()
+        return 0 if inner[1:] == (...,) else len(inner) or 1
+
+    @property
+    def _is_tuple(self) -> bool:
+        return get_origin(bare_type(self.type)) is tuple and not self.written.listed
+
+    @property
+    def item(self) -> Any:
+        """The type of one value."""
+        return get_args(bare_type(self.type))[0] if self._is_tuple else self.type
+
+    @property
+    def place(self) -> str | None:
+        """What has to be at the path that it is; see :class:`Written`."""
+        marks = (mark for mark in marks_of(self.item) if isinstance(mark, Written))
+        return next((mark.path for mark in marks if mark.path is not None), None)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values that there are; empty: no such list."""
+        own = [mark.choices for mark in marks_of(self.item) if isinstance(mark, Written)]
+        literal = bare_type(self.item)
+        return own[0] if own else get_args(literal) if get_origin(literal) is Literal else ()
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it is a switch."""
+        return bare_type(self.type) is bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As the command line has them; of a switch, both of its long ones."""
+        names = self.look.names or (flag(self.key),)
+        if self.is_flag and "/" not in names[-1]:
+            return (*names[:-1], f"{names[-1]}/--no-{names[-1][2:]}")
+        return names
+
+    def read(self, value: Any, *, strict: bool = False) -> Any:
+        """A value as the option's type has it.
+
+        Args:
+            value: A text of the command line, or a value from code.
+            strict: It is from a YAML file, in which a number in quotes is a text.
+
+        Raises:
+            ValueError: It is none; with what is expected.
+        """
+        adapter = _adapter(self.type)
+        try:
+            return adapter.validate_python(
+                frozen(value, self.type) if strict else value, strict=strict
+            )
+        except ValidationError as error:
+            raise ValueError(mistake(error.errors(include_url=False)[0])) from None
+
+    def read_item(self, text: str) -> Any:
+        """One value as text.
+
+        Raises:
+            ValueError: It is none; with what is expected.
+        """
+        try:
+            return _adapter(self.item).validate_python(text)
+        except ValidationError as error:
+            raise ValueError(mistake(error.errors(include_url=False)[0])) from None
+
+    def plain(self, value: Any) -> Any:
+        """The value as YAML has it."""
+        if isinstance(value, tuple):
+            return [self.plain(each) for each in value]
+        return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+    def words(self, value: Any) -> list[str]:
+        """The words on a command line that give the option this value."""
+        if self.look.argument:
+            return list(map(str, value if self._is_tuple else [value]))
+        if self.is_flag:
+            yes, _, no = self.names[-1].partition("/")
+            return [yes if value else no]
+        if value is None:
+            return [flag(self.key), self.written.none or "none"]
+        if self.look.bare is not None:
+            return [f"{flag(self.key)}={value}"]
+        if self.width == 0:
+            return [word for each in value for word in (flag(self.key), str(each))]
+        return [
+            flag(self.key),
+            *(map(str, value) if self._is_tuple else [self.written.text(value)]),
+        ]
+
+
+@_remembered
+def leaves(schema: type[Options]) -> tuple[Leaf, ...]:
+    """All options of a class and its parts, in their order, each once."""
+    found: dict[str, Leaf] = {}
+    for leaf in _leaves(schema):
+        found.setdefault(leaf.key, leaf)
+    return tuple(found.values())
+
+
+def _leaves(schema: type[Options]) -> Iterator[Leaf]:
+    hints = _hints(schema)
+    for field in dataclasses.fields(schema):
+        look = field.metadata.get(_LOOK)
+        if isinstance(look, Look):
+            key = _key(field.name, look)
+            yield Leaf((field.name,), key, hints[field.name], field.default, look)
+        elif isinstance(look, Part):
+            for leaf in _leaves(bare_type(hints[field.name])):
+                name = leaf.path[-1]
+                if name not in look.without and name not in look.shared:
+                    path, shown = (field.name, *leaf.path), look.shows(leaf.look, name)
+                    default = None if name == look.switch else leaf.default
+                    yield dataclasses.replace(leaf, path=path, default=default, look=shown)
+
+
+def build(schema: type[_S], told: Mapping[str, Any]) -> _S:
+    """An object of a class with its parts.
+
+    Args:
+        schema: The class.
+        told: Values by their keys; what isn't among them has its default.
+
+    Raises:
+        OptionError: A rule is broken, or something is said of a part that nobody asked for.
+    """
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(schema):
+        look = field.metadata.get(_LOOK)
+        if isinstance(look, Look):
+            key = _key(field.name, look)
+            if key in told:
+                values[field.name] = told[key]
+        elif isinstance(look, Part):
+            values[field.name] = _built_part(bare_type(_hints(schema)[field.name]), look, told)
+    return schema(**values)
+
+
+def _built_part(schema: type[Options], look: Part, told: Mapping[str, Any]) -> Options | None:
+    own = {leaf.key: leaf for leaf in leaves(schema) if leaf.path[-1] not in look.without}
+    if look.switch is not None and told.get(switch := _key_at(schema, look.switch)) is None:
+        for key, leaf in own.items():
+            mine = key != switch and leaf.path[-1] not in look.shared
+            if mine and key in told and told[key] != leaf.default:
+                words = f"{flag(key)} is for {flag(switch)}."
+                raise OptionError(words, "Give both, or neither.", [key, switch])
+        return None
+    return build(schema, {key: told[key] for key in own if key in told})
+
+
+def values_of(told: Options) -> dict[str, Any]:
+    """The values of an object and its parts by their keys; of a part that is None, the defaults."""
+    return {leaf.key: _value_at(told, leaf) for leaf in leaves(type(told))}
+
+
+def plain_values(told: Options) -> dict[str, Any]:
+    """The same as YAML has it, without those that are None where nothing is said."""
+    own = {leaf.key: leaf for leaf in leaves(type(told))}
+    return {
+        key: own[key].plain(value)
+        for key, value in values_of(told).items()
+        if value is not None or own[key].default is not None
+    }
+
+
+def words_of(told: Options, keys: Collection[str]) -> list[str]:
+    """The words of a command line that say what an object says, of some keys, but for defaults."""
+    values, arguments, options = values_of(told), list[str](), list[str]()
+    for leaf in leaves(type(told)):
+        look, value = leaf.look, values[leaf.key]
+        if leaf.key in keys and value != leaf.default and not look.config_only:
+            (arguments if look.argument else options).extend(leaf.words(value))
+    if any(word.startswith("-") for word in arguments):
+        return [*options, "--", *arguments]
+    return [*arguments, *options]
+
+
+def _value_at(told: Any, leaf: Leaf) -> Any:
+    for name in leaf.path:
+        if told is None:
+            return None if leaf.default is dataclasses.MISSING else leaf.default
+        told = getattr(told, name)
+    return told
+
+
+def flag(key: str) -> str:
+    """The option of a key: ``--drop-attn``."""
+    return f"--{key.replace('_', '-')}"
+
+
+def _key(name: str, look: Look) -> str:
+    long = [each for each in look.names if each.startswith("--")]
+    return long[0].partition("/")[0][2:].replace("-", "_") if long else name
+
+
+def _key_at(schema: type[Any], name: str) -> str:
+    head, _, rest = name.partition(".")
+    if rest:
+        return _key_at(bare_type(_hints(schema)[head]), rest)
+    look = next(f.metadata.get(_LOOK) for f in dataclasses.fields(schema) if f.name == head)
+    if isinstance(look, Part):
+        return _key_at(bare_type(_hints(schema)[head]), look.switch) if look.switch else head
+    return _key(head, look) if isinstance(look, Look) else head
+
+
+@_remembered
+def _hints(schema: type[Any]) -> dict[str, Any]:
+    return get_type_hints(schema, include_extras=True)
+
+
+@_remembered
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)

@@ -1,0 +1,50 @@
+"""Where work is spread over a Ray cluster."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from exporter.option_types import Count
+from exporter.options import Options, dataclass, option
+
+LOCAL = "local"
+CLUSTER = "On a cluster"
+_ADDRESS = re.compile(r"local|auto|[^/\s]+:\d+")
+
+
+def _address(text: str) -> str:
+    if _ADDRESS.fullmatch(text) is None:
+        raise ValueError(
+            "this is no host:port, auto or local. For a cluster on this machine put --ray last, or "
+            "write --ray=local. With ray://… depthcut has to run on a machine of the cluster: give "
+            "its host:port"
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class ClusterOptions(Options):
+    """Where work is spread over a Ray cluster."""
+
+    address: Annotated[str, AfterValidator(_address)] = option(
+        LOCAL,
+        "Spread the work over the Ray cluster at host:port; auto: the one that runs here. Alone: "
+        "one that is started on this machine and ends with the command.",
+        "--ray",
+        metavar="[ADDRESS]",
+        bare=LOCAL,
+        usual="not at all",
+        section=CLUSTER,
+        rare=True,
+    )
+    workers: Count | None = option(
+        None,
+        "Processes, each with a copy of the model.",
+        "--ray-workers",
+        usual="one on each machine; two on this one",
+        section=CLUSTER,
+        rare=True,
+    )

@@ -1,0 +1,287 @@
+"""Options as schemas: from classes to the command line, to YAML and back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import exporter.cli as command_line
+from exporter.cli.command import SchemaCommand
+from exporter.cli.console import ConsoleProgress
+from exporter.errors import OptionError
+from exporter.option_types import (
+    Count,
+    Duration,
+    Generations,
+    InputFile,
+    Lengths,
+    Names,
+    Share,
+    Size,
+    Threads,
+    Tokens,
+    share,
+    size,
+)
+from exporter.options import (
+    Options,
+    Rule,
+    argument,
+    build,
+    dataclass,
+    excludes,
+    leaves,
+    only_with,
+    option,
+    part,
+    plain_values,
+    required,
+    values_of,
+    words_of,
+)
+
+
+@dataclass(frozen=True)
+class Baking(Options):
+    degrees: Count = option(180, "How hot.")
+    minutes: Duration = option(60.0, "How long.", "--time")
+    fan: bool | None = option(None, "Move the air.", "--fan/--no-fan")
+    glaze: Literal["egg", "milk"] | None = option(None, "On top.", rare=True)
+    seed: int = option(0, "Of chance.", config_only=True)
+    rules = (excludes("fan", "glaze", "it would fly away"),)
+
+
+@dataclass(frozen=True)
+class Box(Options):
+    kind: str = option("tin", "In what.", "--box")
+    weight: Size = option(0, "How much.", "--box-weight")
+
+
+@dataclass(frozen=True)
+class Bread(Options):
+    flour: str = argument("FLOUR")
+    output: str = required("Where to.", "-o", "--output")
+    baking: Baking = part(Baking())
+    box: Box | None = part(switch="kind")
+    slices: Lengths = option((1,), "How thick.")
+    names: Names = option((), "Called so.")
+    salt: Share = option(0.02, "How much.")
+    water: Tokens | None = option(None, "How much.")
+    hands: Threads = option(None, "How many.")
+    seeds: tuple[str, ...] = option((), "On it.", "--seeded")
+    rolls: Generations = option((), "As well.")
+    recipe: InputFile | None = option(None, "From where.")
+    rules = (
+        only_with("water", "slices"),
+        Rule(("salt",), lambda told: told.salt > 0.5, "{0} is too much.", "Take less."),
+    )
+
+
+@pytest.fixture
+def bake(monkeypatch: pytest.MonkeyPatch) -> list[Bread]:
+    made: list[Bread] = []
+
+    def run(call: Bread, progress: ConsoleProgress) -> None:
+        """Bake a bread."""
+        made.append(call)
+
+    monkeypatch.setitem(
+        command_line.cli.commands, "bake", SchemaCommand("bake", Bread, run, json=True)
+    )
+    return made
+
+
+def _config(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_command_line_makes_the_object(bake: list[Bread]) -> None:
+    words = ["rye", "-o", "x", "--time", "2m", "--slices", "3,4", "--box", "wood", "--no-fan"]
+    more = ["--seeded", "a", "--seeded", "b", "--rolls", "8x2", "--hands", "auto", "--salt", "5%"]
+    assert command_line.run(["bake", *words, *more]) == 0
+    (call,) = bake
+    assert call.baking == Baking(minutes=120.0, fan=False)
+    assert call.box == Box(kind="wood")
+    assert (call.slices, call.seeds, call.rolls) == ((3, 4), ("a", "b"), ((8, 2),))
+    assert (call.hands, call.salt) == (None, 0.05)
+
+
+def test_the_command_line_wins_over_the_file(bake: list[Bread], tmp_path: Path) -> None:
+    text = "flour: rye\noutput: x\ndegrees: 200\ntime: 2m\nfan: true\nseed: 4\nslices: [2, 3]\n"
+    call = ["bake", "--config", _config(tmp_path, text), "--degrees", "150", "--no-fan"]
+    assert command_line.run(call) == 0
+    assert bake[0].baking == Baking(degrees=150, minutes=120.0, fan=False, seed=4)
+    assert bake[0].slices == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "allowed"),
+    [
+        ("flour: rye\ndegres: 3", 2, "degres", "degrees"),
+        ("flour: rye\nzzz: 3", 2, "zzz", "time"),
+        ("degrees: '3'", 1, "degrees", "a whole number"),
+        ("degrees: true", 1, "degrees", "a number"),
+        ("degrees: 0", 1, "degrees", "begins at 1"),
+        ("\nfan: 3", 2, "fan", "true or false"),
+        ("glaze: oil", 1, "glaze", "'egg' or 'milk'"),
+        ("slices: [1, x]", 1, "slices", "a whole number"),
+        ("salt: 3", 1, "salt", "3%"),
+        ("rolls: [[8, 1]]", 1, "rolls", "begins at 2"),
+        ("recipe: gone.txt", 1, "recipe", "not exist"),
+        ("water: 3", 1, "water", "--slices"),
+        ("salt: 0.6", 1, "salt", "Take less"),
+        ("fan: true\nglaze: egg", 1, "fan", "--glaze"),
+        ("box_weight: 3", 1, "box_weight", "--box"),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_with_its_place(
+    bake: list[Bread],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    line: int,
+    key: str,
+    allowed: str,
+) -> None:
+    path = _config(tmp_path, text)
+    assert command_line.run(["bake", "rye", "-o", "x", "--config", path]) == 2
+    told = capsys.readouterr().err
+    assert f"{path}, line {line}" in told
+    assert key in told
+    assert allowed in told
+    assert bake == []
+
+
+@pytest.mark.parametrize("text", ["- a", "a: [", "a: 1\na: 2", "3", "degrees: !!python/name:os.x"])
+def test_what_is_no_mapping_of_options_is_refused(
+    bake: list[Bread], tmp_path: Path, text: str
+) -> None:
+    assert command_line.run(["bake", "rye", "-o", "x", "--config", _config(tmp_path, text)]) == 2
+
+
+def test_what_is_shown_runs_the_same(
+    bake: list[Bread], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["rye", "-o", "x", "--time", "2m", "--box", "wood", "--no-fan", "--rolls", "8x2,3x4"]
+    assert command_line.run(["bake", *words, "--show-config"]) == 0
+    told = capsys.readouterr().out
+    assert bake == []
+    path = _config(tmp_path, told)
+    assert command_line.run(["bake", "--config", path, "--show-config"]) == 0
+    assert capsys.readouterr().out == told
+    assert command_line.run(["bake", *words]) == command_line.run(["bake", "--config", path]) == 0
+    assert bake[0] == bake[1]
+
+
+def test_what_is_required_may_stand_in_the_file(bake: list[Bread], tmp_path: Path) -> None:
+    assert command_line.run(["bake", "rye"]) == 2
+    assert command_line.run(["bake", "-o", "x"]) == 2
+    path = _config(tmp_path, "flour: rye\noutput: x")
+    assert command_line.run(["bake", "--config", path]) == 0
+    assert len(bake) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        ({"degrees": 0}, ("degrees",)),
+        ({"minutes": "x"}, ("time",)),
+        ({"fan": True, "glaze": "egg"}, ("fan", "glaze")),
+    ],
+)
+def test_a_wrong_object_names_the_options(values: dict[str, Any], keys: tuple[str, ...]) -> None:
+    with pytest.raises(OptionError) as caught:
+        Baking(**values)
+    assert caught.value.keys == keys
+
+
+_TEXT = st.text("abc-_/ äß,", min_size=1, max_size=5).map(str.strip).filter(bool)
+_COUNT = st.integers(1, 10**6)
+
+
+def _values() -> st.SearchStrategy[dict[str, Any]]:
+    box = st.fixed_dictionaries({"box": _TEXT}, optional={"box_weight": st.integers(0, 2**62)})
+    own = {
+        "degrees": _COUNT,
+        "time": st.floats(0.001, 1e6),
+        "fan": st.sampled_from([None, True, False]),
+        "seed": st.integers(),
+        "slices": st.lists(_COUNT, unique=True).map(tuple),
+        "names": st.lists(_TEXT.filter(lambda t: "," not in t), unique=True).map(tuple),
+        "salt": st.floats(0, 0.5),
+        "hands": st.none() | _COUNT,
+        "seeded": st.lists(_TEXT).map(tuple),
+        "rolls": st.lists(st.tuples(_COUNT, st.integers(2, 99))).map(tuple),
+    }
+    first = st.fixed_dictionaries({"flour": _TEXT, "output": _TEXT}, optional=own)
+    return st.builds(lambda a, b: {**a, **(b or {})}, first, st.none() | box)
+
+
+@given(_values())
+@settings(max_examples=150, deadline=None)
+def test_from_the_object_to_words_and_yaml_and_back(values: dict[str, Any]) -> None:
+    made = build(Bread, values)
+    assert build(Bread, values_of(made)) == made
+    own = {leaf.key: leaf for leaf in leaves(Bread)}
+    plain = plain_values(made)
+    read = yaml.safe_load(yaml.safe_dump(plain, allow_unicode=True))
+    told = {key: own[key].read(value, strict=True) for key, value in read.items()}
+    assert build(Bread, told) == made
+    command = SchemaCommand("bake", Bread, lambda *_: None, json=False)
+    config_only = {key: value for key, value in values.items() if own[key].look.config_only}
+    again = values_of(command.read(words_of(made, own)))
+    assert build(Bread, {**again, **config_only}) == made
+
+
+def test_a_wrong_value_without_a_name_names_the_option() -> None:
+    with pytest.raises(OptionError) as caught:
+        Baking(180, "x")
+    assert caught.value.keys == ("time",)
+
+
+def test_amounts_are_read_as_they_are_written() -> None:
+    assert list(map(size, ("0", "500 MB", "2GiB"))) == [0, 5 * 10**8, 2**31]
+    assert share("3%") == 0.03
+    for text in ("3", "x", "8 QB"):
+        with pytest.raises(ValueError, match=r"write"):
+            (share if text != "8 QB" else size)(text)
+
+
+def _commands() -> list[SchemaCommand[Any]]:
+    found = (command_line.cli.get_command(None, name) for name in command_line.cli.list_commands())
+    return [each for each in found if isinstance(each, SchemaCommand)]
+
+
+@pytest.mark.parametrize("name", command_line.cli.list_commands())
+def test_help_is_short_and_all_of_it_is_all(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    command = command_line.cli.get_command(None, name)
+    if not isinstance(command, SchemaCommand):
+        pytest.skip("it has no options of its own")
+    assert command_line.run([name, "--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) <= 60
+    assert command_line.run([name, "--help-all"]) == 0
+    told = capsys.readouterr().out
+    for key, leaf in command.leaves.items():
+        if not leaf.look.argument:
+            shown = f"{key}:" if leaf.look.config_only else f"--{key.replace('_', '-')}"
+            assert re.search(rf"(?m)^  (-\w, )?{shown}(?!\w)", told), shown
+
+
+def test_an_option_means_the_same_in_every_command() -> None:
+    known: dict[str, tuple[str, Any]] = {}
+    for command in _commands():
+        for key, leaf in command.leaves.items():
+            if not leaf.look.argument:
+                name, leaf_type = known.setdefault(key, (str(command.name), leaf.type))
+                assert leaf.type == leaf_type, f"--{key} of {name} and of {command.name}"
