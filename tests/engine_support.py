@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.engines.build.profiles import GraphTensor, Ranges, Span, profile
-from exporter.engines.build.settings import BuildSettings, ProfileEntry
+from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.files import sha256_bytes
 
@@ -18,7 +18,7 @@ def record(**changes: Any) -> EngineRecord:
         "engine": "m.engine", "engine_sha256": sha256_bytes(CONTENT), "engine_bytes": len(CONTENT),
         "backend": "tensorrt-rtx", "backend_version": "1.7.1.116", "built_on": {},
         "settings": BuildSettings(compute_capabilities=("sm89",)), "precision": "fp16", "plan": [],
-        "profiles": [ProfileEntry(phase="encode", shapes={})], "inputs": [], "outputs": [],
+        "profiles": [Profile(phase="encode", shapes={})], "inputs": [], "outputs": [],
         "network_layers": 9, "layers": {"kgen": 2},
         "memory_bytes": {}, "fixed_addresses": True, "parse_s": 0.1, "build_s": 1.0, "total_s": 1.2,
     }  # fmt: skip
@@ -52,7 +52,7 @@ def decoder_record(phases: Sequence[str], **changes: Any) -> EngineRecord:
     ]
     ranges = Ranges(batch=Span(1, 1, 2), prompt=Span(1, 4, 6), context=Span(1, 4, 8))
     facts: dict[str, Any] = {
-        "profiles": [ProfileEntry.of(profile(free, phase, ranges)) for phase in phases],
+        "profiles": [profile(free, phase, ranges) for phase in phases],
         "inputs": [_tensor(name, *each) for name, each in tensors.items()],
         "outputs": [_tensor(name, *each) for name, each in outputs.items()],
         "made_from": {"model": "a" * 64},

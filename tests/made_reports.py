@@ -42,7 +42,7 @@ from exporter.artifacts import (
     Speedup,
     TaskResult,
 )
-from exporter.compare.measure.statistics import summarize
+from exporter.compare.timing.statistics import summarize
 
 LENGTHS = (128, 512)
 _MODEL_SIZES = {

@@ -14,8 +14,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.measure.timing.clock import Clocks
-from exporter.compare.measure.timing.probe import CallProbe, Cell, Probe
+from exporter.compare.timing.clock import Clocks
+from exporter.compare.timing.probe import CallProbe, Cell, Probe
 from exporter.engines.runners.base import BoundCall
 
 RECORDED = Path(__file__).parent / "benchmarks" / "decode_steps.npz"

@@ -100,7 +100,7 @@ def prune(
 
     gate = None
     if check_engine is not None:
-        from exporter.engines.build.gate import engine_gate
+        from exporter.engines.build.check import engine_gate
 
         gate = engine_gate(check_engine, progress)
     if (plan_path is None) == (not drops):

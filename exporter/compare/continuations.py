@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from exporter.compare.measure.evaluation import EvaluationTokens
+    from exporter.compare.evaluation import EvaluationTokens
     from exporter.models.texts import TextSource
 
 _PROMPT_TOKENS = 64
@@ -109,7 +109,7 @@ def long_contexts(pair: Pair, texts: TextSource) -> list[LongContext]:
 
 
 def _long_context(pair: Pair, texts: TextSource, length: int) -> LongContext:
-    from exporter.compare.measure.evaluation import tokenize
+    from exporter.compare.evaluation import tokenize
     from exporter.compare.tasks.choosing import make_scorer
     from exporter.compare.tasks.encoding import TextCodec
     from exporter.compare.tasks.long_context import ANSWER_TOKENS, compare_long_context

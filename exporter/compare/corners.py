@@ -60,7 +60,7 @@ def corners(
 
 
 def _speedups(rows: Sequence[LatencyRow], name: str) -> dict[str, Interval]:
-    from exporter.compare.measure.timing.recorded import speedup_between, times_of
+    from exporter.compare.timing.recorded import speedup_between, times_of
 
     found = {}
     for row in rows:

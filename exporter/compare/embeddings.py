@@ -27,7 +27,7 @@ def embedding_accuracy(pair: Pair, texts: TextSource) -> Judgement | None:
         ComparisonError: There are too few passages, or embeddings aren't finite.
         BackendError: A run fails.
     """
-    from exporter.compare.measure.quality.embeddings import (
+    from exporter.compare.quality.embeddings import (
         compare_embeddings,
         embed,
         embedding_output,
@@ -78,8 +78,8 @@ class _Passages:
 
 def _passages(pair: Pair, texts: TextSource) -> _Passages:
     """Passages of the text; random tokens where neither arm has a tokenizer."""
-    from exporter.compare.measure.evaluation import random_ids, tokenize_passages
-    from exporter.compare.measure.quality.agreement import check_tokens
+    from exporter.compare.evaluation import random_ids, tokenize_passages
+    from exporter.compare.quality.agreement import check_tokens
 
     folder = pair.baseline.folder
     longest = min(_LONGEST_TEXT, folder.longest_sequence or _LONGEST_TEXT)

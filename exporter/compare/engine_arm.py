@@ -16,7 +16,7 @@ from exporter.compare.arms import ComparedArm
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.engine_set import EngineSet, find_builds
-from exporter.engines.build.settings import ProfileEntry, ShapeRange
+from exporter.engines.build.settings import Profile, ShapeRange
 from exporter.engines.build.sidecar import EngineRecord, built_for
 from exporter.errors import ComparisonError
 from exporter.files import sha256_file, sha256_files
@@ -99,7 +99,7 @@ def _ways(build: EngineSet) -> dict[str, object]:
     }
 
 
-def _kept(profile: ProfileEntry, names: set[str]) -> tuple[str, dict[str, ShapeRange]]:
+def _kept(profile: Profile, names: set[str]) -> tuple[str, dict[str, ShapeRange]]:
     return profile.phase, {name: span for name, span in profile.shapes.items() if name in names}
 
 

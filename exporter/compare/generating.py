@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.artifacts import TimedPhase
-from exporter.compare.measure.timing.subjects import Builds
+from exporter.compare.timing.subjects import Builds
 from exporter.engines.decoding.decoder import Decoder
 from exporter.errors import BackendError
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from exporter.compare.measure.timing.clock import Clock
-    from exporter.compare.measure.timing.probe import Cell, Probe, Sample
+    from exporter.compare.timing.clock import Clock
+    from exporter.compare.timing.probe import Cell, Probe, Sample
 
 
 @dataclass(frozen=True)

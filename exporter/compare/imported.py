@@ -17,8 +17,8 @@ from exporter.artifacts import Arm, Arms, ComparisonReport, Environment, Latency
 from exporter.errors import ComparisonError
 
 if TYPE_CHECKING:
-    from exporter.compare.measure.imported import ImportedTimes
-    from exporter.compare.measure.statistics import Milliseconds
+    from exporter.compare.imported_times import ImportedTimes
+    from exporter.compare.timing.statistics import Milliseconds
 
 _NOT_TOLD = "not told"
 _BLOCKS = 10  # of one file's times, so that it has a spread within itself
@@ -36,7 +36,7 @@ def compare_times(baseline: Path, candidate: Path) -> ComparisonReport:
         ComparisonError: A file is of another schema or holds no time, the arms are of different
             tools or clocks, or the numbers of files differ.
     """
-    from exporter.compare.measure.imported import read_times
+    from exporter.compare.imported_times import read_times
 
     paths = [_files(path) for path in (baseline, candidate)]
     first, second = ([read_times(file) for file in files] for files in paths)
@@ -80,7 +80,7 @@ def _refuse_unlike(first: Sequence[ImportedTimes], second: Sequence[ImportedTime
 
 
 def _row(first: Sequence[ImportedTimes], second: Sequence[ImportedTimes]) -> LatencyRow:
-    from exporter.compare.measure.statistics import summarize, unpaired_speedup, verdict
+    from exporter.compare.timing.statistics import summarize, unpaired_speedup, verdict
 
     sessions = len(first)
     baseline, candidate = (_sessions(times) for times in (first, second))

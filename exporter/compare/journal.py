@@ -21,8 +21,8 @@ from graph_passes.files.placing import append
 from graph_passes.files.reading import TABLE_BYTES, parse_json, read_text
 
 if TYPE_CHECKING:
-    from exporter.compare.measure.timing.chunk import Chunk
-    from exporter.compare.measure.timing.probe import Cell
+    from exporter.compare.timing.chunk import Chunk
+    from exporter.compare.timing.probe import Cell
 
 _NAME = "timing.jsonl"
 
@@ -60,7 +60,7 @@ class Journal:
 
     def recall(self, cell: Cell, number: int) -> Chunk | None:
         """The chunk of a cell, where it was finished."""
-        from exporter.compare.measure.timing.chunk import Chunk
+        from exporter.compare.timing.chunk import Chunk
 
         entry = self._chunks.get(_name(cell, number))
         return None if entry is None else Chunk.from_json(entry["chunk"])
@@ -91,7 +91,7 @@ class Journal:
         append(self._path, json.dumps(entry) + "\n")
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        from exporter.compare.measure.timing.chunk import Chunk
+        from exporter.compare.timing.chunk import Chunk
 
         found: dict[str, dict[str, Any]] = {}
         try:

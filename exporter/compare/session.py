@@ -21,6 +21,7 @@ from exporter.artifacts import (
     PlannedDeletion,
     ThreadProbe,
 )
+from exporter.compare.accuracy import judge
 from exporter.compare.arms import FLOAT_BASELINE, Pair
 from exporter.compare.corners import corners, refuse_no_corners
 from exporter.compare.dropped import dropped
@@ -28,11 +29,10 @@ from exporter.compare.imported import compare_times
 from exporter.compare.journal import Journal, open_journal
 from exporter.compare.judgement import Judgement
 from exporter.compare.kinds import open_floats, open_pair, open_references, same_kind
+from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
-from exporter.compare.quality import judge
 from exporter.compare.texts import evaluation_text
 from exporter.compare.threads import settle_threads
-from exporter.compare.timing import time_all
 from exporter.errors import ComparisonError
 from exporter.progress import QUIET, Progress
 
@@ -150,8 +150,8 @@ def _measured(
     journal: Journal | None,
     probe: ThreadProbe | None,
 ) -> ComparisonReport:
-    from exporter.compare.measure.cpu_use import cpu_times, other_cpu_share
     from exporter.compare.witness import witness_checks
+    from exporter.engines.cpu_use import cpu_times, other_cpu_share
     from exporter.engines.environment import environment
     from exporter.engines.runners.widened_copy import tell_widened
 

@@ -25,7 +25,7 @@ def check_questions(pair: Pair) -> None:
         ComparisonError: The models have no logits, or are compiled anew for each length.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
-    from exporter.compare.measure.quality.predictions import LOGITS
+    from exporter.compare.quality.predictions import LOGITS
 
     quality, runner = pair.options.quality, pair.baseline.runner
     if not (quality.tasks or quality.long_context):

@@ -29,7 +29,7 @@ def settle_threads(pair: Pair, journal: Journal | None) -> ThreadProbe | None:
         BackendError: The baseline can't be loaded or run.
         ComparisonError: There is no step to time.
     """
-    from exporter.compare.measure.threads import choose_threads, fastest
+    from exporter.compare.thread_trial import choose_threads, fastest
 
     if pair.options.threads is not None or pair.on_gpu:
         return None

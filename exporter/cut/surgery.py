@@ -39,7 +39,7 @@ from graph_passes.types import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from exporter.engines.build.gate import ParserCheck
+    from exporter.engines.build.check import ParserCheck
     from graph_passes.files.placing import Staging
     from graph_passes.files.unfinished import Unfinished
     from graph_passes.replacements import ReplacementTensors

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import Accuracy, ComparisonReport, LatencyRow, LatencySamples, Speedup
-from exporter.compare.measure.statistics import Estimate
-from exporter.compare.measure.timing.recorded import estimate_between
+from exporter.compare.timing.recorded import estimate_between
+from exporter.compare.timing.statistics import Estimate
 from exporter.errors import RegressionError
 from exporter.gate.keys import rows_by_name
 

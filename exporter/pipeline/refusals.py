@@ -81,9 +81,8 @@ def _refuse_short_caches(request: ExportRequest) -> None:
 
 
 def _refuse_engines(wanted: EngineRequest) -> None:
-    from exporter.engines.build.build import refuse_unbuildable
-    from exporter.engines.build.flavours import FLAVOURS, load
-    from exporter.engines.build.targets import refuse_unknown_targets
+    from exporter.engines.build.config import refuse_unknown_targets
+    from exporter.engines.build.flavours import FLAVOURS, load, refuse_unbuildable
 
     refuse_unbuildable(wanted.backend, wanted.settings)
     module = load(FLAVOURS[wanted.backend])

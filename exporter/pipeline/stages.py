@@ -152,7 +152,7 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Cuts the candidate out of the baseline, and holds it against PyTorch and the oracle."""
     from exporter.cut.surgery import prune_file
-    from exporter.engines.build.gate import gate_where_installed
+    from exporter.engines.build.check import gate_where_installed
     from exporter.export.forms import TARGETS
     from exporter.export.parity import check_export
 

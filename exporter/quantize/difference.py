@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.measure.quality.predictions import Distributions, divergence
+from exporter.compare.quality.predictions import Distributions, divergence
 from exporter.cut.oracle.inputs import cases, draw
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Phase
-from exporter.compare.measure.quality.predictions import Distributions, chunks, divergence
+from exporter.compare.quality.predictions import Distributions, chunks, divergence
 from exporter.engines.inputs import Shape, has_cache, make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CalibrationError, QuantizationError

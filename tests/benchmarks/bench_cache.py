@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.compare.measure.statistics import estimate
-from exporter.compare.measure.timing.clock import no_garbage_collection
+from exporter.compare.timing.clock import no_garbage_collection
+from exporter.compare.timing.statistics import estimate
 from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.engines.environment import default_threads
 from tests.benchmarks.machine import print_machine

@@ -31,11 +31,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.measure.statistics import estimate
-from exporter.compare.measure.timing.clock import Clocks, no_garbage_collection
-from exporter.compare.measure.timing.probe import CallProbe
-from exporter.compare.measure.timing.rounds import Rounds, calls_of_round
-from exporter.compare.measure.timing.warmup import calls_per_visit, warm_up
+from exporter.compare.timing.clock import Clocks, no_garbage_collection
+from exporter.compare.timing.probe import CallProbe
+from exporter.compare.timing.rounds import Rounds, calls_of_round
+from exporter.compare.timing.statistics import estimate
+from exporter.compare.timing.warmup import calls_per_visit, warm_up
 from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.engines.environment import default_threads
 from exporter.engines.inputs import Shape, make_inputs, random_tokens

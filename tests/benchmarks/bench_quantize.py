@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.measure.quality.predictions import prefill_logits
-from exporter.compare.measure.timing.clock import no_garbage_collection
+from exporter.compare.quality.predictions import prefill_logits
+from exporter.compare.timing.clock import no_garbage_collection
 from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.environment import default_threads

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from exporter.artifacts import LatencyRow
-from exporter.compare.measure.latency import Sampling, measure_rows
-from exporter.compare.measure.timing.probe import CallProbe, Cell, Probe
-from exporter.compare.measure.timing.subjects import RunnerSubject
+from exporter.compare.timing.measuring import Sampling, measure_rows
+from exporter.compare.timing.probe import CallProbe, Cell, Probe
+from exporter.compare.timing.subjects import RunnerSubject
 from exporter.engines.inputs import Shape
 from exporter.engines.runners.base import BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporter.compare.measure.statistics import estimate
+from exporter.compare.timing.statistics import estimate
 
 _SCRIPT = Path(__file__).with_name("forms_peer.py")
 # depthcut moves its weights to huge pages by itself; so every library gets them.

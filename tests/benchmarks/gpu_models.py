@@ -15,8 +15,8 @@ from exporter.cut.surgery import prune_file
 from exporter.engines.build.build import build_engine
 from exporter.engines.build.driver import Driver
 from exporter.engines.build.flavours import FLAVOURS, Backend
-from exporter.engines.build.profiles import Profile, Ranges, graph_inputs, profile
-from exporter.engines.build.settings import BuildSettings
+from exporter.engines.build.profiles import Ranges, graph_inputs, profile
+from exporter.engines.build.settings import BuildSettings, Profile
 from tests.llama_shaped import LlamaShape, write_llama
 
 # With Attention as one operator: of the decomposed one TensorRT-RTX 1.7 writes keys and values

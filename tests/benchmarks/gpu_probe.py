@@ -43,7 +43,7 @@ import tensorrt_rtx as trt
 from exporter.engines.build.config import builder_config
 from exporter.engines.build.flavours import FLAVOURS
 from exporter.engines.build.network import Builder, Listener
-from exporter.engines.build.phases import make_monitor
+from exporter.engines.build.worker import make_monitor
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.build.sidecar import EngineRecord
 onnx, engine, record, target = sys.argv[1:]

@@ -18,11 +18,10 @@ from engine_support import record
 
 from exporter.engines.build.engine_set import EngineSet, Slot
 from exporter.engines.build.profiles import Ranges, fitting, graph_inputs, graph_outputs, profile
-from exporter.engines.build.settings import ProfileEntry
 from exporter.engines.build.sidecar import EngineTensor
 from exporter.engines.build.tensors import numpy_dtype
-from exporter.engines.decoding import tensorrt_decoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.runners import tensorrt
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 
 _DIRT = 0xFF  # as float32: NaN
@@ -32,7 +31,7 @@ def engines_of(onnx: Path, ranges: Ranges) -> EngineSet:
     """What an engine of the graph would say of itself, with both phases in it."""
     inputs, outputs = graph_inputs(onnx), graph_outputs(onnx)
     fit = fitting(inputs, ranges)
-    entries = [ProfileEntry.of(profile(inputs, phase, fit)) for phase in ("prefill", "decode")]
+    entries = [profile(inputs, phase, fit) for phase in ("prefill", "decode")]
     tensors = (
         [EngineTensor(name=t.name, dtype=t.dtype, shape=tuple(map(_size, t.shape))) for t in ends]
         for ends in (inputs, outputs)
@@ -80,7 +79,7 @@ class HostCuda:
         pass
 
 
-class HostLane:
+class HostProfile:
     """A profile whose run is the graph's in ONNX Runtime."""
 
     def __init__(self, slot: Slot, session: HostSession) -> None:
@@ -135,7 +134,7 @@ class HostSession:
     def __enter__(self) -> Self:
         self.runner = OnnxRuntimeRunner(self.engines.paths[0], threads=1)
         self.runner.__enter__()
-        self.lanes = [HostLane(slot, self) for slot in self.engines.slots]
+        self.profiles = [HostProfile(slot, self) for slot in self.engines.slots]
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -153,6 +152,6 @@ def decoder_of(
         made.append(HostSession(engines, fixed_shapes=fixed_shapes))
         return made[-1]
 
-    monkeypatch.setattr(tensorrt_decoder, "Session", session)
+    monkeypatch.setattr(tensorrt, "Session", session)
     with TensorRtDecoder(engines_of(onnx, ranges), trial=False) as decoder:
         yield decoder, made[0]

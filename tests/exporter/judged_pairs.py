@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.compare.measure.quality.agreement import Agreement, compare_predictions
+from exporter.compare.quality.agreement import Agreement, compare_predictions
 from exporter.engines.runners.base import Runner
 
 

@@ -9,7 +9,7 @@ from engine_support import written, written_as
 
 from exporter.cli import run
 from exporter.engines.build.engine_set import find_engines
-from exporter.engines.build.settings import BuildSettings, ProfileEntry
+from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.engines.packaging.tarball import package_tarball
 from exporter.engines.packaging.triton import package_triton
 from exporter.engines.packaging.triton_config import TritonModel, TritonTensor, triton_config
@@ -19,7 +19,7 @@ from graph_passes.tiny_graphs import TinySpec, tiny_model
 
 TENSORRT: dict[str, Any] = {
     "backend": "tensorrt", "settings": BuildSettings(), "precision": "fp16",
-    "profiles": [ProfileEntry(phase="prefill", shapes={}), ProfileEntry(phase="decode", shapes={})],
+    "profiles": [Profile(phase="prefill", shapes={}), Profile(phase="decode", shapes={})],
     "inputs": [{"name": "input_ids", "dtype": "int64", "shape": (-1, -1)}],
     "outputs": [{"name": "logits", "dtype": "half", "shape": (-1, -1, 11)}],
 }  # fmt: skip

@@ -23,7 +23,7 @@ from exporter.files import sha256_bytes
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
-    from exporter.compare.measure.timing.probe import Subject
+    from exporter.compare.timing.probe import Subject
     from exporter.engines.inputs import Shape
     from exporter.engines.runners.base import Runner
     from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -136,7 +136,7 @@ class OnnxBench:
 
     def choose_threads(self, step: Shape, progress: Progress) -> None:
         """See :class:`Bench`."""
-        from exporter.compare.measure.threads import choose_threads, fastest
+        from exporter.compare.thread_trial import choose_threads, fastest
         from exporter.engines.environment import default_threads
 
         runner = self._runner(self.onnx)
@@ -167,7 +167,7 @@ def subjects(runners: Mapping[str, Runner], vocabulary: int) -> Iterator[Mapping
         runners: By the arm's name, none of them entered.
         vocabulary: How many tokens the model knows.
     """
-    from exporter.compare.measure.timing.subjects import RunnerSubject
+    from exporter.compare.timing.subjects import RunnerSubject
 
     try:
         for runner in runners.values():

@@ -122,7 +122,7 @@ def _refuse_too_long(pair: Pair, at: At) -> None:
 
 
 def _measured(pair: Pair, at: At, width: float, effort: Effort) -> MeasuredSpeedup:
-    from exporter.compare.measure.timing.subjects import RunnerSubject
+    from exporter.compare.timing.subjects import RunnerSubject
     from exporter.engines.environment import environment
     from exporter.engines.inputs import has_cache
 

@@ -24,7 +24,7 @@ from exporter.errors import CostError
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from exporter.compare.measure.timing.probe import Subject
+    from exporter.compare.timing.probe import Subject
     from exporter.engines.inputs import Shape
     from exporter.engines.runners.tensorrt import TensorRtRunner
 

@@ -12,8 +12,8 @@ import numpy as np
 from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, Speedup
 
 if TYPE_CHECKING:
-    from exporter.compare.measure.statistics import Estimate
-    from exporter.compare.measure.timing.row import Row
+    from exporter.compare.timing.row import Row
+    from exporter.compare.timing.statistics import Estimate
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class RequestEstimate:
     @property
     def speedup(self) -> Speedup:
         """How many times faster the variant is, with a 95 % interval."""
-        from exporter.compare.measure.statistics import Estimate
+        from exporter.compare.timing.statistics import Estimate
 
         ratio = math.log(self.baseline_ms / self.variant_ms)
         return Estimate(ratio, self.std_error_ms / self.variant_ms, self.degrees).speedup()
@@ -119,8 +119,8 @@ def of_rows(
 
 
 def _ratio(row: LatencyRow) -> Estimate:
-    from exporter.compare.measure.statistics import Estimate, as_rounds, estimate, log_ratios
-    from exporter.compare.measure.timing.rounds import TURNS
+    from exporter.compare.timing.rounds import TURNS
+    from exporter.compare.timing.statistics import Estimate, as_rounds, estimate, log_ratios
 
     times = [as_rounds(arm, row.rounds) for arm in (row.baseline, row.candidate)]
     ratios = log_ratios(times[0], times[1], turns=TURNS)

@@ -12,9 +12,9 @@ from exporter.choose.costs.estimates import RequestEstimate, so_far
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from exporter.compare.measure.timing.clock import Clocks
-    from exporter.compare.measure.timing.probe import Subject
-    from exporter.compare.measure.timing.row import Row
+    from exporter.compare.timing.clock import Clocks
+    from exporter.compare.timing.probe import Subject
+    from exporter.compare.timing.row import Row
     from exporter.engines.inputs import Shape
 
 _WARM_UP_SECONDS = 10.0
@@ -64,7 +64,7 @@ def time_request(
         BackendError: A run fails.
         ComparisonError: The clock jumps, or an input's meaning isn't known.
     """
-    from exporter.compare.measure.latency import Sampling, measure_rows
+    from exporter.compare.timing.measuring import Sampling, measure_rows
 
     counts = [count for _, count in cells]
 

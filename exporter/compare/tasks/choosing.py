@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.compare.measure.quality.predictions import LOGITS
+from exporter.compare.quality.predictions import LOGITS
 from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.items import TaskFile, read_task
 from exporter.compare.tasks.likelihood import BATCH_SIZE, Scorer

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.measure.quality.agreement import check_tokens
-from exporter.compare.measure.quality.predictions import LOGITS, to_log_probabilities
+from exporter.compare.quality.agreement import check_tokens
+from exporter.compare.quality.predictions import LOGITS, to_log_probabilities
 from exporter.compare.tasks.sharing import Group, Row, batches, groups
 from exporter.engines.decoding.cache_names import runner_caches
 from exporter.engines.inputs import Shape, make_inputs

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import LongContext, PerplexityPair
-from exporter.compare.measure.quality.predictions import (
+from exporter.compare.quality.predictions import (
     COLUMNS,
     Distributions,
     chunks,

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from exporter.engines.build.buffers import ALIGNMENT_BYTES, rounded_up
 from exporter.engines.build.engine_set import EngineSet, Slot
 from exporter.engines.build.profiles import Span
 from exporter.engines.build.sidecar import EngineTensor
-from exporter.engines.build.tensors import byte_count, numpy_dtype
+from exporter.engines.build.tensors import ALIGNMENT_BYTES, byte_count, numpy_dtype, rounded_up
 from exporter.engines.decoding.cache_names import LOGITS, cache_pairs
 from exporter.errors import BackendError
 from exporter.models.graph_facts import CACHE_INPUT

@@ -9,18 +9,15 @@ Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.engines.build.cuda import Bytes
 from exporter.engines.build.engine_set import EngineSet
-from exporter.engines.build.profiles import Phase
-from exporter.engines.build.session import Lane, Session
+from exporter.engines.build.session import ReadyProfile, Session
 from exporter.engines.build.tensors import byte_count, numpy_dtype
-from exporter.engines.build.trial import try_engines
 from exporter.engines.decoding.cache_names import LOGITS
 from exporter.engines.decoding.cache_plan import (
     IDS,
@@ -30,13 +27,13 @@ from exporter.engines.decoding.cache_plan import (
     CacheInPlace,
     plan_cache,
 )
-from exporter.engines.runners.base import Capabilities
+from exporter.engines.runners.tensorrt import OnEngines
 from exporter.errors import BackendError
 
 _FED = (IDS, POSITIONS)
 
 
-class TensorRtDecoder:
+class TensorRtDecoder(OnEngines):
     """See :class:`exporter.engines.decoding.decoder.Decoder`.
 
     A step reads one set of cache buffers and writes the other, whose part is the next step's past;
@@ -53,56 +50,22 @@ class TensorRtDecoder:
     """
 
     def __init__(self, engines: EngineSet, *, trial: bool = True) -> None:
-        self._engines = engines
-        self._trial = trial
+        super().__init__(engines, trial=trial)
         self.plan = plan_cache(engines)
-        self.backend: str = engines.flavour.backend
-        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
+        # In place a step is like the one before; prompts differ.
+        self.fixed_shapes = [] if self.plan.room is None else ["decode"]
         self._dtypes = {
             each.name: numpy_dtype(each.dtype) for each in (*engines.inputs, *engines.outputs)
         }
-        self._session: Session | None = None
-        self._lanes: dict[str, Lane] = {}
+        self._profiles: dict[str, ReadyProfile] = {}
         self._buffers: dict[str, int] = {}
         self._banks: CacheBanks | CacheInPlace = CacheBanks({}, {}, {})
         self._bound: dict[str, tuple[object, object]] = {}
         self._pinned: dict[str, Bytes] = {}
         self._batch = self._length = 0
 
-    def __enter__(self) -> Self:
-        """Loads the engines and takes all memory.
-
-        Raises:
-            BackendError: There is no driver, no GPU, or too little memory.
-            EngineError: The engines are not for this machine, or can't be loaded and run.
-            MissingDependencyError: The library or cuda-bindings is not installed.
-        """
-        if self._trial:
-            try_engines(self._engines)
-            self._trial = False
-        # In place a step is like the one before; prompts differ.
-        same: list[Phase] = [] if self.plan.room is None else ["decode"]
-        session = Session(self._engines, fixed_shapes=same)
-        session.__enter__()
-        try:
-            self._take_memory(session)
-        except BaseException:
-            session.__exit__()
-            raise
-        self._session = session
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Frees the engines and the cache."""
-        self._lanes, self._buffers, self._pinned, self._bound = {}, {}, {}, {}
-        if self._session is not None:
-            session, self._session = self._session, None
-            session.__exit__()
+    def _forget(self) -> None:
+        self._profiles, self._buffers, self._pinned, self._bound = {}, {}, {}, {}
 
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
         """Refuses what the profiles don't hold; see the protocol."""
@@ -162,11 +125,11 @@ class TensorRtDecoder:
             self._loaded().cuda.mark(first, step, self._batch)
 
     def _run(self, phase: str, token_ids: NDArray[np.int64], row: int = 0) -> NDArray[Any]:
-        lane = self._start(phase, token_ids, row)
-        return self._last_logits(self._loaded(), lane)
+        profile = self._start(phase, token_ids, row)
+        return self._last_logits(self._loaded(), profile)
 
-    def _start(self, phase: str, token_ids: NDArray[np.int64], row: int = 0) -> Lane:
-        session, lane = self._loaded(), self._lanes[phase]
+    def _start(self, phase: str, token_ids: NDArray[np.int64], row: int = 0) -> ReadyProfile:
+        session, profile = self._loaded(), self._profiles[phase]
         batch, sequence = token_ids.shape
         positions = np.arange(self._length, self._length + sequence)
         fed = {IDS: token_ids, POSITIONS: np.broadcast_to(positions, (batch, sequence))}
@@ -176,27 +139,27 @@ class TensorRtDecoder:
             source = self._pinned[name][: content.nbytes]
             source[:] = content.reshape(-1).view(np.uint8)
             session.cuda.send(self._buffers[name], source)
-        lane.enqueue()
-        return lane
+        profile.enqueue()
+        return profile
 
     def _bind(
         self, phase: str, shapes: Mapping[str, tuple[int, ...]], row: int, sequence: int
     ) -> None:
-        """Tells the lane shapes and addresses, where they are not those of its last run."""
+        """Tells the profile shapes and addresses, where they are not those of its last run."""
         offsets = self.plan.offsets(row, sequence)
         addresses = {**self._buffers, **self._banks.bindings(offsets)}
         if MASK in addresses:
             addresses[MASK] += offsets.get(MASK, 0)
         if self._bound.get(phase) == (shapes, addresses):
             return
-        lane = self._lanes[phase]
-        lane.set_shapes(shapes)
+        profile = self._profiles[phase]
+        profile.set_shapes(shapes)
         for name, address in addresses.items():
-            lane.bind(name, address)
+            profile.bind(name, address)
         self._bound[phase] = shapes, addresses
 
-    def _last_logits(self, session: Session, lane: Lane) -> NDArray[Any]:
-        batch, length, vocabulary = lane.output_shape(LOGITS)
+    def _last_logits(self, session: Session, profile: ReadyProfile) -> NDArray[Any]:
+        batch, length, vocabulary = profile.output_shape(LOGITS)
         dtype = self._dtypes[LOGITS]
         width = vocabulary * dtype.itemsize
         rows = self._pinned[LOGITS][: batch * width].reshape(batch, width)
@@ -212,10 +175,10 @@ class TensorRtDecoder:
 
     def _take_memory(self, session: Session) -> None:
         plan, cuda = self.plan, session.cuda
-        lanes = {lane.slot.place: lane for lane in session.lanes}
-        self._lanes = {
-            "prefill": lanes[plan.prefill.place],
-            "decode": lanes[plan.decode.place],
+        ready = {profile.slot.place: profile for profile in session.profiles}
+        self._profiles = {
+            "prefill": ready[plan.prefill.place],
+            "decode": ready[plan.decode.place],
         }
         self._banks = self._new_banks(session)
         rows = max(plan.batch.high, plan.prefill_batch.high)
@@ -228,7 +191,6 @@ class TensorRtDecoder:
             elif plan.room is None:  # the mask: all ones, however long, so it never changes
                 cuda.upload(self._buffers[name], np.ones(shape, self._dtypes[name]))
         self._take_logits(session)
-        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=session.used_bytes)
 
     def _new_banks(self, session: Session) -> CacheBanks | CacheInPlace:
         plan, cuda = self.plan, session.cuda
@@ -244,17 +206,10 @@ class TensorRtDecoder:
 
     def _take_logits(self, session: Session) -> None:
         sizes, rows = [], []
-        for lane in self._lanes.values():
-            lane.set_shapes(session.engines.shapes(lane.slot, "high"))
-            batch, length, vocabulary = lane.output_shape(LOGITS)
+        for profile in self._profiles.values():
+            profile.set_shapes(session.engines.shapes(profile.slot, "high"))
+            batch, length, vocabulary = profile.output_shape(LOGITS)
             rows.append(byte_count(self._dtypes[LOGITS], (batch, vocabulary)))
             sizes.append(length * rows[-1])
         self._buffers[LOGITS] = session.cuda.allocate(max(sizes), "the logits")
         self._pinned[LOGITS] = session.cuda.pinned(max(rows))
-
-    def _loaded(self) -> Session:
-        if self._session is None:
-            raise BackendError(
-                f"The decoder of {self._engines.name} is used outside its with block."
-            )
-        return self._session

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from exporter.engines.build.tensors import numpy_dtype
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.engines.runners.cache_form import (
     CacheForm,
@@ -23,8 +24,6 @@ from exporter.engines.runners.cache_form import (
 )
 from exporter.engines.runners.counted_rows import counted, need_counting, run_counted
 from exporter.engines.runners.huge_pages import move_to_huge_pages
-from exporter.engines.runners.ort_bindings import Bound
-from exporter.engines.runners.ort_types import bfloat16, dtype_of
 from exporter.engines.runners.prefill_chunks import chunk_tokens, in_chunks
 from exporter.engines.runners.sessions import (
     CPU,
@@ -311,19 +310,19 @@ class OnnxRuntimeRunner(Runner):
             raise BackendError(f"The runner of {self.model} is used outside its with block.")
         return self._session
 
-    def _bound_inputs(self, inputs: Mapping[str, Array]) -> Bound:
+    def _bound_inputs(self, inputs: Mapping[str, Array]) -> _BoundInputs:
         session = self._loaded()
         missing = [spec.name for spec in self.inputs if spec.name not in inputs]
         if missing:
             raise BackendError(f"{self.model}: no value for the input {missing[0]}.")
-        bound = Bound(session.io_binding(), {}, [])
+        bound = _BoundInputs(session.io_binding(), {}, [])
         for spec in self.inputs:
             array = np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype)
             bound.add(spec.name, self._device_value(array), array)
         return bound
 
     def _device_value(self, array: Array) -> Any:
-        if array.dtype == bfloat16():
+        if array.dtype == np.dtype("bfloat16"):
             import onnx
 
             return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
@@ -335,8 +334,9 @@ class OnnxRuntimeRunner(Runner):
         return spec if sizes_are_told(spec) else self.cache_form.sized(spec)
 
     def _spec(self, value: Any) -> TensorSpec:
-        shape = tuple(value.shape or ())
-        return TensorSpec(value.name, dtype_of(value, self.model), shape)
+        kind = value.type.removeprefix("tensor(").removesuffix(")")
+        dtype = numpy_dtype(kind, f"{self.model}: {value.name}")
+        return TensorSpec(value.name, dtype, tuple(value.shape or ()))
 
     @contextmanager
     def _run_errors(self) -> Iterator[None]:
@@ -349,3 +349,44 @@ class OnnxRuntimeRunner(Runner):
         return BackendError(
             f"ONNX Runtime failed while it ran {self.model}: {first_sentence(str(error))}"
         )
+
+
+@dataclass(frozen=True)
+class _BoundInputs:
+    """A binding with the arrays whose memory it borrows for as long as it is used.
+
+    Attributes:
+        binding: Of inputs, and of outputs once it is settled.
+        values: What the inputs are bound to.
+        arrays: The memory of values on the CPU.
+    """
+
+    binding: Any
+    values: dict[str, Any]
+    arrays: list[Array]
+
+    def add(self, name: str, value: Any, array: Array) -> None:
+        """Binds one more input."""
+        self.values[name] = value
+        self.arrays.append(array)
+        self.binding.bind_ortvalue_input(name, value)
+
+    def settle(
+        self, session: Any, outputs: Sequence[str], shared: Mapping[str, str], device: str
+    ) -> None:
+        """Runs once; the outputs' buffers are then those of all later runs.
+
+        Args:
+            session: Whose binding it is.
+            outputs: What is wanted.
+            shared: By output, the input in whose buffer it is to lie.
+            device: Where the others are to lie.
+        """
+        for name in outputs:
+            if name in shared:
+                self.binding.bind_ortvalue_output(name, self.values[shared[name]])
+            else:
+                self.binding.bind_output(name, device)
+        session.run_with_iobinding(self.binding)
+        for name, value in zip(outputs, self.binding.get_outputs(), strict=True):
+            self.binding.bind_ortvalue_output(name, value)

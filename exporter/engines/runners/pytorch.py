@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
+from exporter.engines.build.tensors import numpy_dtype
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.engines.runners.huge_pages import move_to_huge_pages
 from exporter.errors import BackendError, first_line, pass_on_memory_error
@@ -227,18 +228,13 @@ def _cache_specs(
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    if dtype == torch.bfloat16:
-        import ml_dtypes  # comes with onnx
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    return np.dtype(str(dtype).removeprefix("torch."))
+    return numpy_dtype(str(dtype).removeprefix("torch."))
 
 
 def _to_torch(array: Array, dtype: np.dtype[Any]) -> torch.Tensor:
     """A copy of an array; numpy's bfloat16 is unknown to PyTorch and goes by its bits."""
     array = np.array(array, dtype=dtype)
-    if dtype == _numpy_dtype(torch.bfloat16):
+    if dtype == np.dtype("bfloat16"):
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -247,6 +243,6 @@ def _to_numpy(tensor: torch.Tensor) -> Array:
     tensor = tensor.cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         bits: Array = tensor.view(torch.int16).numpy()
-        return bits.view(_numpy_dtype(torch.bfloat16))
+        return bits.view(np.dtype("bfloat16"))
     array: Array = tensor.numpy()
     return array

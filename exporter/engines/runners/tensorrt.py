@@ -6,19 +6,17 @@ Written without a GPU at hand: the tests in ``tests/gpu`` run it where there is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from exporter.engines.build.buffers import plan_buffers
-from exporter.engines.build.engine_set import EngineSet, find_engines
-from exporter.engines.build.fit import choose_profile
-from exporter.engines.build.profiles import Phase
-from exporter.engines.build.session import Lane, Session
+from exporter.engines.build.engine_set import EngineSet, choose_profile, find_engines
+from exporter.engines.build.session import ReadyProfile, Session, try_engines
+from exporter.engines.build.settings import Phase
 from exporter.engines.build.sidecar import EngineTensor
-from exporter.engines.build.tensors import byte_count, numpy_dtype, written_shape
-from exporter.engines.build.trial import try_engines
+from exporter.engines.build.tensors import numpy_dtype, written_shape
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.engines.runners.cache_form import CacheForm, filled_part, has_fixed_length, with_room
 from exporter.errors import BackendError
@@ -43,7 +41,73 @@ def open_engine(
     return TensorRtRunner(find_engines(path), phase=phase, trial=trial)
 
 
-class TensorRtRunner(Runner):
+class OnEngines:
+    """What a runner and a decoder on engines share: the trial, the session and its end.
+
+    Args:
+        engines: The engines.
+        trial: Whether the engines are run in a process of their own before they are loaded for the
+            first time.
+
+    Attributes:
+        backend: The library that runs them.
+        capabilities: See :class:`exporter.engines.runners.base.Capabilities`.
+    """
+
+    fixed_shapes: bool | Sequence[Phase] = True
+    """See :class:`exporter.engines.build.session.Session`."""
+
+    def __init__(self, engines: EngineSet, *, trial: bool) -> None:
+        self.engines = engines
+        self.backend: str = engines.flavour.backend
+        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
+        self._trial = trial
+        self._session: Session | None = None
+
+    def __enter__(self) -> Self:
+        """Loads the engines and takes all device memory that any run will need.
+
+        Raises:
+            BackendError: There is no driver, no GPU, or too little memory.
+            EngineError: The engines are not for this machine, or can't be loaded and run.
+            MissingDependencyError: The library or cuda-bindings is not installed.
+        """
+        if self._trial:
+            try_engines(self.engines)
+            self._trial = False  # once is enough: a comparison loads it again and again
+        session = Session(self.engines, fixed_shapes=self.fixed_shapes)
+        session.__enter__()
+        try:
+            self._take_memory(session)
+            self.capabilities = replace(self.capabilities, gpu_memory_bytes=session.used_bytes)
+        except BaseException:
+            session.__exit__()
+            raise
+        self._session = session
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Frees everything on the device."""
+        self._forget()
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.__exit__()
+
+    def _take_memory(self, session: Session) -> None:
+        """Allocates what runs need."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """Drops what lies in that memory."""
+        raise NotImplementedError
+
+    def _loaded(self) -> Session:
+        if self._session is None:
+            raise BackendError(f"{self.engines.name} is used outside its with block.")
+        return self._session
+
+
+class TensorRtRunner(OnEngines, Runner):
     """Engines that serve one model.
 
     There is one device buffer for each input and output, as large as the largest profile needs.
@@ -57,61 +121,30 @@ class TensorRtRunner(Runner):
             first time.
 
     Raises:
-        EngineError: No profile serves the phase, or a tensor's type is unknown.
+        EngineError: No profile serves the phase.
+        BackendError: A tensor's type is unknown.
     """
 
     def __init__(
         self, engines: EngineSet, *, phase: Phase | None = None, trial: bool = True
     ) -> None:
-        self.engines = engines.of_phase(phase) if phase else engines
-        self._trial = trial
-        self._session: Session | None = None
+        super().__init__(engines.of_phase(phase) if phase else engines, trial=trial)
         self._buffers: dict[str, int] = {}
         self._bound = 0
         self._launch: Callable[[], None] | None = None
-        self.backend: str = engines.flavour.backend
         self.provider = f"{self.backend} {engines.records[0].backend_version}"
         self.threads = 1
-        self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
         self._inputs = tuple(_spec(each) for each in engines.inputs)
         self._outputs = tuple(_spec(each) for each in engines.outputs)
         self._form = _cache_form(self._inputs, self._outputs)
 
-    def __enter__(self) -> Self:
-        """Loads the engines and takes all device memory that any run will need.
+    def _take_memory(self, session: Session) -> None:
+        self._buffers = session.allocate("high")
+        self._events = session.cuda.event(), session.cuda.event()
 
-        Raises:
-            BackendError: There is no driver, no GPU, or too little memory.
-            EngineError: The engines are not for this machine, or can't be loaded and run.
-            MissingDependencyError: The library or cuda-bindings is not installed.
-        """
-        if self._trial:
-            try_engines(self.engines)
-            self._trial = False  # once is enough: a comparison loads it again and again
-        session = Session(self.engines, fixed_shapes=True)
-        session.__enter__()
-        try:
-            plan = plan_buffers([_largest(session, lane) for lane in session.lanes])
-            aliases = {
-                name: source for lane in session.lanes for name, source in lane.aliases.items()
-            }
-            own = {n: session.cuda.allocate(plan[n], n) for n in plan if n not in aliases}
-            self._buffers = {name: own[aliases.get(name, name)] for name in plan}
-            self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=session.used_bytes)
-            self._events = session.cuda.event(), session.cuda.event()
-        except BaseException:
-            session.__exit__()
-            raise
-        self._session = session
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Frees everything on the device."""
+    def _forget(self) -> None:
         self._bound += 1
         self._buffers, self._launch = {}, None
-        if self._session is not None:
-            session, self._session = self._session, None
-            session.__exit__()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -138,14 +171,14 @@ class TensorRtRunner(Runner):
         Raises:
             BackendError: No profile holds the inputs' shapes, or the run fails.
         """
-        lane = self._fill(inputs)
+        profile = self._fill(inputs)
         cuda = self._loaded().cuda
-        lane.enqueue()
+        profile.enqueue()
         cuda.wait()
         dtypes = {spec.name: spec.dtype for spec in self.outputs}
         found = {}
         for name in dtypes if outputs is None else outputs:
-            found[name] = np.empty(lane.output_shape(name), dtypes[name])
+            found[name] = np.empty(profile.output_shape(name), dtypes[name])
             cuda.download(found[name], self._buffers[name])
         return found if self._form.mask is None else filled_part(found, inputs, self._form)
 
@@ -158,12 +191,12 @@ class TensorRtRunner(Runner):
             BackendError: No profile holds the shapes, a run fails or can't be captured; or the
                 call that is returned runs after a later ``run`` or ``prepare``.
         """
-        lane = self._fill(inputs)
+        profile = self._fill(inputs)
         cuda = self._loaded().cuda
-        lane.enqueue()  # kernels and lazy memory, before anything is captured
+        profile.enqueue()  # kernels and lazy memory, before anything is captured
         cuda.wait()
         own_graphs = self.engines.flavour.compiles_on_card
-        self._launch = lane.enqueue if own_graphs else cuda.captured(lane.enqueue)
+        self._launch = profile.enqueue if own_graphs else cuda.captured(profile.enqueue)
         bound = self._bound
         return BoundCall(lambda: self._run_timed(bound), self._last_ms)
 
@@ -183,20 +216,20 @@ class TensorRtRunner(Runner):
     def _last_ms(self) -> float:
         return self._loaded().cuda.elapsed_ms(*self._events)
 
-    def _fill(self, inputs: Mapping[str, Array]) -> Lane:
+    def _fill(self, inputs: Mapping[str, Array]) -> ReadyProfile:
         session = self._loaded()
         fixed = self._form.mask is not None
         arrays = self._checked({**inputs, **(with_room(inputs, self._form) if fixed else {})})
         shapes = {name: array.shape for name, array in arrays.items()}
-        profiles = [lane.slot.profile for lane in session.lanes]
-        lane = session.lanes[choose_profile(self.engines.name, profiles, shapes)]
+        entries = [profile.slot.profile for profile in session.profiles]
+        profile = session.profiles[choose_profile(self.engines.name, entries, shapes)]
         self._bound += 1
-        lane.set_shapes(shapes)
+        profile.set_shapes(shapes)
         for name, address in self._buffers.items():
-            lane.bind(name, address)
+            profile.bind(name, address)
         for name, array in arrays.items():
             session.cuda.upload(self._buffers[name], array)
-        return lane
+        return profile
 
     def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs in their own types; a fixed size that differs is told here."""
@@ -204,11 +237,6 @@ class TensorRtRunner(Runner):
             spec.name: checked_input(self.engines.name, spec, inputs.get(spec.name))
             for spec in self.inputs
         }
-
-    def _loaded(self) -> Session:
-        if self._session is None:
-            raise BackendError(f"The runner of {self.engines.name} is used outside its with block.")
-        return self._session
 
 
 def checked_input(engine: str, spec: TensorSpec, array: Array | None) -> Array:
@@ -250,13 +278,3 @@ def _cache_form(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> 
 def _spec(tensor: EngineTensor) -> TensorSpec:
     shape = tuple(None if size < 0 else size for size in tensor.shape)
     return TensorSpec(tensor.name, numpy_dtype(tensor.dtype), shape)
-
-
-def _largest(session: Session, lane: Lane) -> dict[str, int]:
-    """Bytes of each input and output at a profile's largest shapes."""
-    engines = session.engines
-    shapes = engines.shapes(lane.slot, "high")
-    lane.set_shapes(shapes)
-    shapes |= {each.name: lane.output_shape(each.name) for each in engines.outputs}
-    tensors = (*engines.inputs, *engines.outputs)
-    return {each.name: byte_count(numpy_dtype(each.dtype), shapes[each.name]) for each in tensors}

@@ -6,7 +6,7 @@
 3. :mod:`~exporter.models.texts.packing`: the documents' tokens become samples of equal length.
 4. :mod:`~exporter.models.texts.calibration`: those three for a loaded model, or a text that it
    samples itself (:mod:`~exporter.models.texts.self_text`). For files,
-   :mod:`exporter.compare.measure.evaluation`.
+   :mod:`exporter.compare.evaluation`.
 """
 
 from exporter.models.texts.packing import pack_tokens

@@ -21,7 +21,7 @@ from exporter.choose.costs import (
 )
 from exporter.choose.costs.grouping import Treatment, groups_of, treatments
 from exporter.choose.costs.measuring import measure_on
-from exporter.compare.measure.timing.probe import CallProbe, Cell, Probe
+from exporter.compare.timing.probe import CallProbe, Cell, Probe
 from exporter.engines.runners.base import BoundCall
 from exporter.errors import CostError, SurgeryError, UsageError
 
@@ -53,7 +53,7 @@ def frozen() -> Iterator[None]:
     for late in ("scipy.stats", "exporter.engines.runners.onnxruntime", "exporter.compare.kinds"):
         import_module(late)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.compare.measure.statistics._RESAMPLES", 500)
+        patch.setattr("exporter.compare.timing.statistics._RESAMPLES", 500)
         yield
 
 

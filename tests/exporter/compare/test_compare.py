@@ -17,7 +17,7 @@ from exporter.artifacts import (
     PlannedDeletion,
 )
 from exporter.compare import CompareOptions, compare
-from exporter.compare.measure.evaluation import RANDOM_TOKENS
+from exporter.compare.evaluation import RANDOM_TOKENS
 from exporter.errors import (
     ComparisonError,
     OnnxFileError,
@@ -137,7 +137,7 @@ def test_a_tokenizer_that_leads_elsewhere_is_refused_unread(arms: tuple[Path, Pa
 def test_a_begin_token_opens_each_sample(arms: tuple[Path, Path]) -> None:
     from tokenizers import Tokenizer, processors
 
-    from exporter.compare.measure.evaluation import tokenize
+    from exporter.compare.evaluation import tokenize
 
     path = arms[0] / "tokenizer.json"
     plain = Tokenizer.from_file(str(path))

@@ -14,7 +14,7 @@ from tiny_lm import write_tiny_lm
 from exporter.artifacts import ComparisonReport
 from exporter.compare import CompareOptions, compare, engine_arm
 from exporter.compare.arms import ComparedArm
-from exporter.compare.timing import _decoders_of
+from exporter.compare.latency import _decoders_of
 from exporter.engines.build.driver import Driver
 from exporter.engines.build.engine_set import find_builds
 from exporter.engines.build.settings import BuildSettings

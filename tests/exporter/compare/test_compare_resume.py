@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from tiny_lm import write_tiny_lm, write_tokenizer
 
-import exporter.compare.timing
+import exporter.compare.latency
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions, compare
 from exporter.compare.journal import Journal, forget
-from exporter.compare.measure.timing.chunk import Chunk
-from exporter.compare.timing import Timed
+from exporter.compare.latency import Timed
+from exporter.compare.timing.chunk import Chunk
 from exporter.engines.inputs import Shape
 from exporter.errors import ComparisonError, UnsafeInputError, UsageError
 
@@ -39,9 +39,9 @@ OPTIONS = CompareOptions(
 @pytest.fixture(autouse=True)
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept is in question here, not how settled it is."""
-    sampling = exporter.compare.timing._sampling
+    sampling = exporter.compare.latency._sampling
     monkeypatch.setattr(
-        exporter.compare.timing, "_sampling",
+        exporter.compare.latency, "_sampling",
         lambda pair: replace(sampling(pair), warmup_seconds=0.1),
     )  # fmt: skip
 
@@ -156,7 +156,7 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
     with monkeypatch.context() as patch:
         for name in ("quality.generation_agreements", "task_answers._scores"):
             patch.setattr(f"exporter.compare.{name}", stop)
-        patch.setattr("exporter.compare.measure.quality.agreement.compare_predictions", stop)
+        patch.setattr("exporter.compare.quality.agreement.compare_predictions", stop)
         assert compare(*judged, options, resume=out).accuracy == fresh
 
 
@@ -178,7 +178,7 @@ def test_answers_to_another_question_are_measured_anew(
         head, first, *rest = lines(out)
         broken = json.dumps({**json.loads(first), "value": [{"tokens": 1}]})
         (out / ".depthcut" / "timing.jsonl").write_text("\n".join([head, broken, *rest, ""]))
-    monkeypatch.setattr("exporter.compare.measure.quality.agreement.compare_predictions", stop)
+    monkeypatch.setattr("exporter.compare.quality.agreement.compare_predictions", stop)
     with pytest.raises(KeyboardInterrupt):
         compare(*judged, options, resume=out)
 

@@ -14,8 +14,8 @@ from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport, QuantizationRecord
 from exporter.compare import CompareOptions, compare
-from exporter.compare.measure.timing.recorded import speedup_between
-from exporter.compare.timing import Timed
+from exporter.compare.latency import Timed
+from exporter.compare.timing.recorded import speedup_between
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UnsafeInputError
 
@@ -139,7 +139,7 @@ def test_every_arm_reads_the_text_once(
         return run(self, inputs, outputs)
 
     monkeypatch.setattr(OnnxRuntimeRunner, "run", heard)
-    monkeypatch.setattr("exporter.compare.quality.generation_agreements", lambda *_: {})
+    monkeypatch.setattr("exporter.compare.accuracy.generation_agreements", lambda *_: {})
     compare(four["whole-q"], four["cut-q"], OPTIONS, floats=(four["whole"], four["cut"]))
     assert sorted(read) == sorted(4 * list(four))  # 64 tokens are four samples
 

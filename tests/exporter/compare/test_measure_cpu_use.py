@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.compare.measure import cpu_use
-from exporter.compare.measure.cpu_use import CpuTimes, cpu_times, other_cpu_share
+from exporter.engines import cpu_use
+from exporter.engines.cpu_use import CpuTimes, cpu_times, other_cpu_share
 
 
 def test_own_time_is_taken_off_and_idle_time_is_none() -> None:

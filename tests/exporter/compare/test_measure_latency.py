@@ -19,22 +19,22 @@ from virtual_time import BusyMachine, Quiet, VirtualArm, VirtualCell, VirtualTim
 from exporter import progress
 from exporter.artifacts import LatencyRow
 from exporter.compare.arms import ComparedArm
-from exporter.compare.measure.latency import Sampling, measure_rows
-from exporter.compare.measure.statistics import ONE_LOOK, as_rounds, estimate, log_ratios
-from exporter.compare.measure.timing.clock import (
+from exporter.compare.timing.clock import (
     Clocks,
     Watch,
     little_garbage,
     no_garbage_collection,
     timer_overhead_ns,
 )
-from exporter.compare.measure.timing.noise import noise_floor
-from exporter.compare.measure.timing.probe import CallProbe
-from exporter.compare.measure.timing.rounds import Rounds
-from exporter.compare.measure.timing.row import Row
-from exporter.compare.measure.timing.stopping import CHUNKS, Looks
-from exporter.compare.measure.timing.subjects import RunnerSubject
-from exporter.compare.measure.timing.warmup import warm_up
+from exporter.compare.timing.measuring import Sampling, measure_rows
+from exporter.compare.timing.noise import noise_floor
+from exporter.compare.timing.probe import CallProbe
+from exporter.compare.timing.rounds import Rounds
+from exporter.compare.timing.row import Row
+from exporter.compare.timing.statistics import ONE_LOOK, as_rounds, estimate, log_ratios
+from exporter.compare.timing.stopping import CHUNKS, Looks
+from exporter.compare.timing.subjects import RunnerSubject
+from exporter.compare.timing.warmup import warm_up
 from exporter.engines.inputs import Shape, has_cache, make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

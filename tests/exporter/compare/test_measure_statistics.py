@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import FEWEST_ROUNDS, NoiseFloor, Speedup
-from exporter.compare.measure.statistics import (
+from exporter.compare.timing.statistics import (
     Chances,
     Estimate,
     Milliseconds,

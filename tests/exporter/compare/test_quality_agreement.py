@@ -10,7 +10,7 @@ import pytest
 from judged_pairs import compare_pair
 from scipy.special import log_softmax
 
-from exporter.compare.measure.quality import predictions
+from exporter.compare.quality import predictions
 from exporter.engines.runners.base import Array, BoundCall, Runner, TensorSpec
 from exporter.errors import ComparisonError
 

@@ -16,8 +16,8 @@ from tiny_lm import write_tiny_lm, write_tokenizer
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions
-from exporter.compare.measure.evaluation import random_ids, tokenize
-from exporter.compare.timing import Timed
+from exporter.compare.evaluation import random_ids, tokenize
+from exporter.compare.latency import Timed
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.base import Array, BoundCall, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

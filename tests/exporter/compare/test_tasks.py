@@ -14,6 +14,7 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport, EvaluationReport
 from exporter.cli import run
+from exporter.compare.latency import Timed
 from exporter.compare.tasks import lm_eval_tasks
 from exporter.compare.tasks.choosing import TaskChoice, score_tasks
 from exporter.compare.tasks.encoding import TextCodec
@@ -21,7 +22,6 @@ from exporter.compare.tasks.items import read_task
 from exporter.compare.tasks.likelihood import Request, Scorer
 from exporter.compare.tasks.scores import TaskScores, compare_scores
 from exporter.compare.tasks.sharing import Row, batches, groups
-from exporter.compare.timing import Timed
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

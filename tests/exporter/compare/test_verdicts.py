@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from virtual_time import RECORDED, BusyMachine, Noise, Replayed, VirtualCell, virtual_pair
 
-from exporter.compare.measure.latency import Sampling, measure_rows
+from exporter.compare.timing.measuring import Sampling, measure_rows
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -19,7 +19,7 @@ from hub_cache import into_cache
 from exporter.cli import run
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import check_engine
-from exporter.engines.build.graph import graph_facts
+from exporter.engines.build.graph import read_source
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.build.sidecar import read_sidecar, sidecar_path
@@ -235,10 +235,10 @@ def test_a_phase_that_is_named_twice_is_refused(models: tuple[Path, Path], tmp_p
 def test_what_needs_a_card_is_refused_where_none_is(
     option: str, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.engines.build import build
+    from exporter.engines.build import flavours
     from exporter.engines.build.driver import Driver
 
-    monkeypatch.setattr(build, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    monkeypatch.setattr(flavours, "ask_driver", lambda: Driver("no NVIDIA driver"))
     with pytest.raises(EngineError, match="only where a GPU is"):
         build_engines(models[0], tmp_path, settings=BuildSettings(**{option: True}))
 
@@ -309,7 +309,7 @@ def test_a_record_that_is_none_does_not_stop_a_check(tmp_path: Path) -> None:
     model = tiny_model(TinySpec())
     model.metadata_props["depthcut.plan"] = "[{}]"
     save_model(model, tmp_path / "m.onnx")
-    assert graph_facts(tmp_path / "m.onnx").plan == []
+    assert read_source(tmp_path / "m.onnx").plan == []
 
 
 def test_what_the_library_throws_is_told_in_a_line(
@@ -324,10 +324,10 @@ def test_what_the_library_throws_is_told_in_a_line(
 def test_without_a_driver_full_tensorrt_is_refused_in_words(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.engines.build import check
+    from exporter.engines.build import flavours
     from exporter.engines.build.driver import Driver
 
-    monkeypatch.setattr(check, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    monkeypatch.setattr(flavours, "ask_driver", lambda: Driver("no NVIDIA driver"))
     with pytest.raises(EngineError, match="no NVIDIA driver") as caught:
         build_engines(models[0], tmp_path, backend="tensorrt")
     assert "tensorrt-rtx" in caught.value.hint
@@ -341,4 +341,4 @@ def test_the_precision_is_the_graphs_own(tmp_path: Path) -> None:
             half = value.const_value.numpy().clip(-6e4, 6e4).astype("float16")
             value.const_value = ir.tensor(half, name=value.name)
     save_model(model, tmp_path / "half.onnx")
-    assert graph_facts(tmp_path / "half.onnx").precision == "fp16"
+    assert read_source(tmp_path / "half.onnx").precision == "fp16"

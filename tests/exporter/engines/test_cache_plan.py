@@ -53,7 +53,7 @@ def test_the_plan_follows_from_the_record() -> None:
 
 
 def test_every_shape_of_a_generation_lies_in_its_profile() -> None:
-    from exporter.engines.build.fit import fits
+    from exporter.engines.build.engine_set import fits
 
     found = plan()
     found.refuse_unfit(2, 6, 4)

@@ -8,11 +8,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from exporter.engines.build.attention import let_decompose
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import check_engine
-from exporter.engines.build.failures import no_engine
-from exporter.engines.build.network import Builder
+from exporter.engines.build.logs import no_engine
+from exporter.engines.build.network import Builder, let_decompose
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
 from exporter.errors import EngineError

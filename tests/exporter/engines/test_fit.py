@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from engine_support import CACHE, decoder_record
 
-from exporter.engines.build.buffers import out_of_memory, plan_buffers
-from exporter.engines.build.fit import choose_profile
-from exporter.engines.build.tensors import numpy_dtype
+from exporter.engines.build.engine_set import choose_profile
+from exporter.engines.build.tensors import numpy_dtype, out_of_memory, plan_buffers
 from exporter.engines.runners.base import TensorSpec
 from exporter.engines.runners.tensorrt import checked_input
-from exporter.errors import BackendError, EngineError
+from exporter.errors import BackendError
 
 PROFILES = decoder_record(("prefill", "decode")).profiles
 
@@ -64,8 +63,9 @@ def test_types_have_numpy_s_names() -> None:
     names = ("float", "half", "bf16", "int64", "bool")
     told = [str(numpy_dtype(name)) for name in names]
     assert told == ["float32", "float16", "bfloat16", "int64", "bool"]
-    with pytest.raises(EngineError, match="fp8"):
-        numpy_dtype("fp8")
+    for unknown in ("fp8", "int4", "string"):
+        with pytest.raises(BackendError, match=unknown):
+            numpy_dtype(unknown)
 
 
 def test_an_input_takes_the_engine_s_type() -> None:

@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 from engine_support import written_as
 
-from exporter.engines.build import guard, trial
+from exporter.engines.build import session
 from exporter.engines.build.driver import Device, Driver, ask_driver
 from exporter.engines.build.engine_set import find_engines
 from exporter.engines.runners.tensorrt import open_engine
@@ -51,17 +51,17 @@ def test_without_a_driver_nothing_of_cuda_is_even_imported(tmp_path: Path) -> No
 def test_the_trial_s_process_asks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the caller believes: what that process says reaches the user as one line."""
     engines = find_engines(written_as(tmp_path / "m.engine", phases=PHASES))
-    monkeypatch.setattr(trial, "refuse_unready", lambda _: None)
+    monkeypatch.setattr(session, "refuse_unready", lambda _: None)
     with pytest.raises(EngineError, match=r"m\.engine can't be run: .*no NVIDIA driver") as caught:
-        trial.try_engines(engines)
+        session.try_engines(engines)
     assert "\n" not in caught.value.message
 
 
 def test_the_driver_is_asked_before_the_library_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "ask_driver", lambda: Driver("the NVIDIA driver finds no GPU"))
-    monkeypatch.setattr(guard, "load", told)
+    monkeypatch.setattr(session, "ask_driver", lambda: Driver("the NVIDIA driver finds no GPU"))
+    monkeypatch.setattr(session, "load", told)
     runner = open_engine(written_as(tmp_path / "m.engine", phases=PHASES))
     with pytest.raises(BackendError, match="built, not run: the NVIDIA driver finds no GPU"):
         runner.__enter__()
@@ -74,9 +74,9 @@ def test_another_version_or_card_is_refused_before_anything_is_loaded(
         __version__ = "1.7.1.116"
 
     card = Device("a card", "sm90", 80_000_000_000)
-    monkeypatch.setattr(guard, "ask_driver", lambda: Driver("", "13.0", (card,)))
-    monkeypatch.setattr(guard, "load", lambda _: Module)
-    monkeypatch.setattr("exporter.engines.build.trial.run_job", told)
+    monkeypatch.setattr(session, "ask_driver", lambda: Driver("", "13.0", (card,)))
+    monkeypatch.setattr(session, "load", lambda _: Module)
+    monkeypatch.setattr("exporter.engines.build.session.run_job", told)
     path = written_as(tmp_path / "m.engine", phases=PHASES, backend_version="1.6.1.120")
     with pytest.raises(EngineError, match=r"1\.6\.1\.120; this is sm90 with 1\.7\.1\.116"):
         open_engine(path).__enter__()

@@ -16,11 +16,11 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions, compare
-from exporter.compare.measure.quality.embeddings import compare_embeddings, embed
+from exporter.compare.latency import Timed
+from exporter.compare.quality.embeddings import compare_embeddings, embed
 from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.likelihood import Scorer
 from exporter.compare.tasks.long_context import compare_long_context, make_needles
-from exporter.compare.timing import Timed
 from exporter.engines.decoding.agreement import agreement, continuations
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder

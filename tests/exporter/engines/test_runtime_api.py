@@ -23,7 +23,7 @@ from engine_support import written_as
 
 from exporter.engines.build import cuda, refit, session
 from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.network import Listener
+from exporter.engines.build.logs import Listener
 from exporter.errors import BackendError
 
 pytestmark = pytest.mark.rtx
@@ -166,7 +166,7 @@ _DESERIALISE = """
 import sys
 from pathlib import Path
 import tensorrt_rtx as trt
-from exporter.engines.build.network import Listener
+from exporter.engines.build.logs import Listener
 from exporter.engines.build.session import deserialised
 from exporter.errors import EngineError
 listener = Listener(trt)
@@ -198,16 +198,16 @@ def test_a_runtime_s_listener_keeps_errors_alone() -> None:
     assert len(listener.lines) == 1
 
 
-def test_a_lane_tells_what_the_library_refuses() -> None:
+def test_a_profile_tells_what_the_library_refuses() -> None:
     """The wrapper's own logic; the context is no stand-in for a GPU, it only refuses."""
     from exporter.engines.build.engine_set import Slot
-    from exporter.engines.build.settings import ProfileEntry
+    from exporter.engines.build.settings import Profile
 
     refuses = SimpleNamespace(set_input_shape=lambda *_: False, execute_async_v3=lambda _: False)
     listener = SimpleNamespace(last_error=lambda: "no room for it")
-    slot = Slot(0, 0, ProfileEntry(phase="decode", shapes={}))
-    lane = session.Lane(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
+    slot = Slot(0, 0, Profile(phase="decode", shapes={}))
+    profile = session.ReadyProfile(slot, refuses, frozenset("x"), 0, listener)  # type: ignore[arg-type]
     with pytest.raises(BackendError, match="decode refuses the shape 1x2 for x: no room for it"):
-        lane.set_shapes({"dropped": (1, 2), "x": (1, 2)})
+        profile.set_shapes({"dropped": (1, 2), "x": (1, 2)})
     with pytest.raises(BackendError, match="decode failed while it ran: no room for it"):
-        lane.enqueue()
+        profile.enqueue()

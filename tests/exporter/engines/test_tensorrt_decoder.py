@@ -80,7 +80,7 @@ def test_in_place_there_is_one_buffer_and_nothing_but_tokens_is_sent(
 
 def _after_a_step(decoder: TensorRtDecoder, session: HostSession) -> tuple[int, int]:
     decoder.prefill(PROMPTS)
-    decode = next(lane for lane in session.lanes if lane.slot.profile.phase == "decode")
+    decode = next(each for each in session.profiles if each.slot.profile.phase == "decode")
     decode.told = 0
     for token in STEPS:
         before = session.cuda.sent

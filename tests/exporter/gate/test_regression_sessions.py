@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from exporter.artifacts import ComparisonReport
-from exporter.compare.measure.statistics import paired_speedup, summarize
+from exporter.compare.timing.statistics import paired_speedup, summarize
 from exporter.gate import BaselineMatch, Limits, check
 from tests.made_reports import gate_report, gate_row
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.measure.timing.probe import Cell
+from exporter.compare.timing.probe import Cell
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from exporter.artifacts import Interval
-from exporter.compare.measure.bootstrap import expanded_level
+from exporter.compare.quality.bootstrap import expanded_level
 from exporter.models.ablation.ratios import Floats, ratio, ratio_std_error
 
 _LEVEL = 0.95

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from exporter.artifacts import LatencyRow, LatencySamples, Speedup
-from exporter.compare.measure.statistics import (
+from exporter.compare.timing.rounds import TURNS
+from exporter.compare.timing.statistics import (
     Estimate,
     as_rounds,
     estimate,
     log_ratios,
     paired_speedup,
 )
-from exporter.compare.measure.timing.rounds import TURNS
 
 
 def times_of(row: LatencyRow) -> dict[str, LatencySamples]:

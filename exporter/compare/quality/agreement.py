@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Interval, PerplexityPair, PositionError, SampleLosses
-from exporter.compare.measure.quality.paired import clipped, mean_interval, share_interval
-from exporter.compare.measure.quality.predictions import (
+from exporter.compare.quality.paired import clipped, mean_interval, share_interval
+from exporter.compare.quality.predictions import (
     COLUMNS,
     Distributions,
     Floats,

@@ -9,7 +9,7 @@ chance, whatever the noise is like. Little is spent early: only a large differen
 
 from __future__ import annotations
 
-from exporter.compare.measure.statistics import ONE_LOOK, Chances
+from exporter.compare.timing.statistics import ONE_LOOK, Chances
 
 CHUNKS = 16
 """Parts of a row's budget; fewer where loading the arms takes long."""

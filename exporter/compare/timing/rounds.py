@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.measure.timing.clock import Clocks, Watch
-from exporter.compare.measure.timing.probe import Probe, Sample
+from exporter.compare.timing.clock import Clocks, Watch
+from exporter.compare.timing.probe import Probe, Sample
 
 TURNS = 2
 """Of each arm in a round."""

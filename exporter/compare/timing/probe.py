@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from exporter.artifacts import TimedPhase
-from exporter.compare.measure.timing.clock import Clock
+from exporter.compare.timing.clock import Clock
 from exporter.engines.runners.base import BoundCall
 
 Sample = tuple[float, ...]

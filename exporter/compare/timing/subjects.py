@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from exporter.compare.measure.timing.probe import CallProbe, Cell, Probe
+from exporter.compare.timing.probe import CallProbe, Cell, Probe
 from exporter.engines.inputs import Shape, make_inputs, random_tokens
 from exporter.engines.runners.base import Runner
 
@@ -24,7 +24,7 @@ _B = TypeVar("_B", bound=Loadable)
 
 
 class Builds(Generic[_B]):
-    """What every :class:`~exporter.compare.measure.timing.probe.Subject` does with its builds.
+    """What every :class:`~exporter.compare.timing.probe.Subject` does with its builds.
 
     Args:
         builds: Of the same model. One is loaded at a time: each holds the weights.

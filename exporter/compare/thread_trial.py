@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 
 from exporter.artifacts import ThreadProbe, ThreadTrial
-from exporter.compare.measure.timing.clock import Clock, no_garbage_collection
-from exporter.compare.measure.timing.subjects import RunnerSubject
+from exporter.compare.timing.clock import Clock, no_garbage_collection
+from exporter.compare.timing.subjects import RunnerSubject
 from exporter.engines.environment import default_threads
 from exporter.engines.inputs import Shape, has_cache
 from exporter.engines.runners.base import Runner

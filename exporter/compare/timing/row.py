@@ -9,7 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import LatencyRow, Stop, VerdictWord
-from exporter.compare.measure.statistics import (
+from exporter.compare.timing.chunk import Chunk
+from exporter.compare.timing.noise import noise_floor
+from exporter.compare.timing.probe import Cell
+from exporter.compare.timing.rounds import TURNS
+from exporter.compare.timing.statistics import (
     ONE_LOOK,
     Estimate,
     Milliseconds,
@@ -19,11 +23,7 @@ from exporter.compare.measure.statistics import (
     paired_speedup,
     summarize,
 )
-from exporter.compare.measure.timing.chunk import Chunk
-from exporter.compare.measure.timing.noise import noise_floor
-from exporter.compare.measure.timing.probe import Cell
-from exporter.compare.measure.timing.rounds import TURNS
-from exporter.compare.measure.timing.stopping import Looks
+from exporter.compare.timing.stopping import Looks
 
 _OVER = 1.02  # of the budget a last chunk may take so much
 _FEWEST = 2  # rounds that an interval needs, whatever the budget

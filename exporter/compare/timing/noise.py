@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from exporter.artifacts import NoiseFloor
-from exporter.compare.measure.statistics import Milliseconds, estimate, log_ratios
+from exporter.compare.timing.statistics import Milliseconds, estimate, log_ratios
 
 
 def noise_floor(baseline_ms: Milliseconds, *, seed: int = 0) -> NoiseFloor:

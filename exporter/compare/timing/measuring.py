@@ -16,18 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.artifacts import LatencyRow
-from exporter.compare.measure.timing.chunk import Chunk, Memory, NoMemory
-from exporter.compare.measure.timing.clock import (
+from exporter.compare.timing.chunk import Chunk, Memory, NoMemory
+from exporter.compare.timing.clock import (
     Clocks,
     little_garbage,
     no_garbage_collection,
     timer_overhead_ns,
 )
-from exporter.compare.measure.timing.probe import Cell, Probe, Subject, clock_of
-from exporter.compare.measure.timing.rounds import Rounds, Times, calls_of_round
-from exporter.compare.measure.timing.row import Grouping, Row
-from exporter.compare.measure.timing.stopping import CHUNKS, FEWEST_LOADS
-from exporter.compare.measure.timing.warmup import Warmup, calls_per_visit, warm_up
+from exporter.compare.timing.probe import Cell, Probe, Subject, clock_of
+from exporter.compare.timing.rounds import Rounds, Times, calls_of_round
+from exporter.compare.timing.row import Grouping, Row
+from exporter.compare.timing.stopping import CHUNKS, FEWEST_LOADS
+from exporter.compare.timing.warmup import Warmup, calls_per_visit, warm_up
 from exporter.errors import ComparisonError
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress

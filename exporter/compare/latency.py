@@ -15,9 +15,9 @@ from exporter.errors import ComparisonError
 
 if TYPE_CHECKING:
     from exporter.compare.generating import GenerationCell
-    from exporter.compare.measure.latency import Sampling
-    from exporter.compare.measure.timing.chunk import Memory
-    from exporter.compare.measure.timing.probe import Cell, Subject
+    from exporter.compare.timing.chunk import Memory
+    from exporter.compare.timing.measuring import Sampling
+    from exporter.compare.timing.probe import Cell, Subject
     from exporter.engines.decoding.decoder import Decoder
 
 
@@ -41,7 +41,7 @@ def time_all(pair: Pair, memory: Memory | None = None) -> Timed:
         ComparisonError: No cell is left to time, or the clock jumps.
         BackendError: A run fails.
     """
-    from exporter.compare.measure.timing.subjects import RunnerSubject
+    from exporter.compare.timing.subjects import RunnerSubject
 
     shapes, generations = cells.shapes(pair), cells.generations(pair)
     vocabulary = pair.vocabulary()
@@ -76,7 +76,7 @@ class _Watch:
         self._look()
 
     def measure(self, arms: Mapping[str, Subject], cells: Sequence[Cell]) -> None:
-        from exporter.compare.measure.latency import measure_rows
+        from exporter.compare.timing.measuring import measure_rows
 
         self.timed.rows += measure_rows(
             arms,
@@ -106,7 +106,7 @@ class _Watch:
 
 
 def _sampling(pair: Pair) -> Sampling:
-    from exporter.compare.measure.latency import Sampling
+    from exporter.compare.timing.measuring import Sampling
 
     timing = pair.options.timing
     return Sampling(

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import FEWEST_ROUNDS, LatencySamples, NoiseFloor, Speedup, VerdictWord
-from exporter.compare.measure.bootstrap import expanded_level
+from exporter.compare.quality.bootstrap import expanded_level
 from exporter.models.ablation.ratios import ratio_std_error
 
 Milliseconds = NDArray[np.float64]

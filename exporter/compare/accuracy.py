@@ -18,8 +18,8 @@ from exporter.compare.judgement import Judgement
 from exporter.compare.task_answers import check_questions, task_results
 
 if TYPE_CHECKING:
-    from exporter.compare.measure.evaluation import EvaluationTokens
-    from exporter.compare.measure.quality.agreement import Agreement
+    from exporter.compare.evaluation import EvaluationTokens
+    from exporter.compare.quality.agreement import Agreement
     from exporter.models.texts import TextSource
 
 
@@ -37,7 +37,7 @@ def judge(pair: Pair, texts: TextSource, journal: Journal | None = None) -> Judg
         TaskError: A task is not known, or its items can't be read.
         BackendError: A run fails.
     """
-    from exporter.compare.measure.quality.predictions import LOGITS
+    from exporter.compare.quality.predictions import LOGITS
 
     check_questions(pair)
     answers = Answers(pair, texts, journal)
@@ -53,7 +53,7 @@ def judge(pair: Pair, texts: TextSource, journal: Journal | None = None) -> Judg
 
 def _of_text(pair: Pair, texts: TextSource, answers: Answers) -> Judgement:
     """For models that predict tokens."""
-    from exporter.compare.measure.quality.agreement import check_tokens
+    from exporter.compare.quality.agreement import check_tokens
 
     tokens = _tokens(pair, texts)
     check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
@@ -83,7 +83,7 @@ def _predictions(
     pair: Pair, tokens: EvaluationTokens, answers: Answers
 ) -> dict[tuple[str, str], Agreement]:
     """All that one pass over the text tells, by what is held against what."""
-    from exporter.compare.measure.quality.agreement import Agreement, compare_predictions
+    from exporter.compare.quality.agreement import Agreement, compare_predictions
     from exporter.engines.inputs import has_cache
 
     baseline = pair.baseline
@@ -123,7 +123,7 @@ def _corners(
 
 
 def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
-    from exporter.compare.measure.evaluation import random_ids, tokenize
+    from exporter.compare.evaluation import random_ids, tokenize
 
     options, folder = pair.options, pair.baseline.folder
     longest = folder.longest_sequence or options.eval_sequence_length

@@ -1,1 +1,0 @@
-"""Measurements: latency, accuracy, the graph's size, the machine, and the statistics on them."""
