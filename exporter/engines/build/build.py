@@ -1,0 +1,315 @@
+"""From an ONNX file to an engine and the record beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from exporter.engines.build.child import Job
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.flavours import FLAVOURS, Backend, Flavour, refuse_unbuildable
+from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
+from exporter.engines.build.profiles import (
+    GraphTensor,
+    Ranges,
+    phases_of,
+    profile,
+    refuse_unknown_axes,
+)
+from exporter.engines.build.settings import BuildSettings, Profile
+from exporter.engines.build.sidecar import EngineRecord, EngineTensor, sidecar_path
+from exporter.errors import EngineError, UsageError
+from exporter.files import refuse_overwriting, sha256_file
+from exporter.progress import QUIET, Progress
+from exporter.scratch import scratch_folder
+from graph_passes.files.placing import staging
+
+_DEFAULT = BuildSettings()
+_RANGES = Ranges()
+_NEW_CACHE = "timing.cache"
+_SHORT = {"attention": "attn", "cross_attention": "cross"}
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What tells an engine's file name from others of the same graph; empty where nothing has to.
+
+    Attributes:
+        phases: Such as ``decode``.
+        number: Of several builds, such as ``b1``.
+    """
+
+    phases: str = ""
+    number: str = ""
+
+    def on(self, path: Path) -> Path:
+        """A file name with the marks in it: ``m.engine`` becomes ``m-decode-b1.engine``."""
+        parts = filter(None, [path.stem, self.phases, self.number])
+        return path.with_name("-".join(parts) + path.suffix)
+
+
+_UNMARKED = Marks()
+
+
+def build_engine(
+    onnx: Path,
+    target: Path,
+    profiles: Sequence[Profile],
+    *,
+    backend: Backend = "tensorrt-rtx",
+    settings: BuildSettings = _DEFAULT,
+    timing_cache: Path | None = None,
+    progress: Progress = QUIET,
+) -> tuple[Path, EngineRecord]:
+    """Builds an engine. It appears with its record, or not at all.
+
+    The builder runs in a process of its own. Precision comes from the graph: the network is
+    strongly typed.
+
+    Args:
+        onnx: The ONNX file.
+        target: The engine's file; a folder gets one that is named after what it is.
+        profiles: The shapes to serve, one optimisation profile each.
+        backend: Which library builds it.
+        settings: How.
+        timing_cache: TensorRT's timing cache: read if it is there, written afterwards.
+        progress: Who is told.
+
+    Returns:
+        The engine's path and its record.
+
+    Raises:
+        OnnxFileError: The graph can't be read.
+        EngineError: The graph does not parse, or the builder refuses.
+        UsageError: An option that this library has not, or the result would replace its source.
+        MissingDependencyError: The library is not installed.
+    """
+    refuse_unbuildable(backend, settings, timing_cache)
+    graph = _BuiltGraph(onnx, FLAVOURS[backend], settings, timing_cache, progress)
+    with graph.job() as job:
+        return graph.build(job, target, profiles, _UNMARKED)
+
+
+def build_engines(
+    onnx: Path,
+    target: Path,
+    *,
+    phases: Sequence[str] | None = None,
+    split: bool = False,
+    builds: int = 1,
+    ranges: Ranges = _RANGES,
+    backend: Backend = "tensorrt-rtx",
+    settings: BuildSettings = _DEFAULT,
+    timing_cache: Path | None = None,
+    progress: Progress = QUIET,
+) -> list[tuple[Path, EngineRecord]]:
+    """Builds one engine with a profile for each phase, or an engine for each.
+
+    Args:
+        onnx: The ONNX file.
+        target: The engine's file or folder; with ``split``, the phase's name is put in.
+        phases: Which of ``prefill``, ``decode`` and ``encode``; all that the graph has when None.
+        split: An engine for each phase.
+        builds: How many of each, named ``-b1``, ``-b2`` and so on when several: builds may differ,
+            so one build of each arm is a thin ground for a comparison. TensorRT's share a timing
+            cache, ``timing_cache`` or one for the occasion.
+        ranges: The sizes to serve.
+        backend: Which library builds.
+        settings: How.
+        timing_cache: As for :func:`build_engine`.
+        progress: Who is told.
+
+    Returns:
+        Path and record of each engine, the builds of one beside each other.
+
+    Raises:
+        UsageError: The graph has no such phase or axis, or a size is not given.
+        DepthcutError: As :func:`build_engine`.
+    """
+    refuse_unbuildable(backend, settings, timing_cache)
+    graph = _BuiltGraph(onnx, FLAVOURS[backend], settings, timing_cache, progress)
+    numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
+    done: list[tuple[Path, EngineRecord]] = []
+    with _alike(graph, builds) as graph, contextlib.ExitStack() as jobs:
+        job = jobs.enter_context(graph.job())
+        groups = _groups(graph.source.inputs, phases, ranges, split=split)
+        whole = len(groups[0]) == len(phases_of(graph.source.inputs))
+        for group, number in itertools.product(groups, numbers):
+            if done:
+                jobs.close()
+                job = jobs.enter_context(graph.job())
+            tells = split or (_is_folder(target) and not whole)
+            told = "+".join(profile.phase for profile in group) if tells else ""
+            done.append(graph.build(job, target, group, Marks(told, number)))
+    return done
+
+
+@dataclass(frozen=True)
+class _BuiltGraph:
+    """What the builds of one graph have in common; the graph is read and hashed once."""
+
+    onnx: Path
+    flavour: Flavour
+    settings: BuildSettings
+    timing_cache: Path | None
+    progress: Progress
+
+    @cached_property
+    def source(self) -> EngineSource:
+        return read_source(self.onnx)
+
+    @cached_property
+    def made_from(self) -> dict[str, str]:
+        return graph_hashes(self.onnx, self.source)
+
+    def job(self) -> Job:
+        """A process that begins with reading the graph, while it is read here too."""
+        return Job(self.flavour, {"job": "build", "onnx": str(self.onnx.absolute())})
+
+    def build(
+        self, job: Job, target: Path, profiles: Sequence[Profile], marks: Marks
+    ) -> tuple[Path, EngineRecord]:
+        """One engine, by a process that has begun."""
+        in_folder = _is_folder(target)
+        place = marks.on(target / "engine" if in_folder else target)
+        if not in_folder:
+            self._refuse_own_source(place)
+        with staging(place) as staged:
+            stage = staged.folder
+            built = stage / "engine"
+            with ThreadPoolExecutor(1) as pool:
+                parents = pool.submit(lambda: self.made_from)  # while the builder is at work
+                result = self._result(job, built, profiles)
+            path = target / self._name(result["version"], marks) if in_folder else place
+            for each in (path, sidecar_path(path)):
+                self._refuse_own_source(each)
+            record = EngineRecord(
+                made_from=parents.result(),
+                engine=path.name,
+                engine_bytes=built.stat().st_size,
+                backend=self.flavour.backend,
+                built_on=_this_card(),
+                settings=self.settings,
+                precision=self.source.precision,
+                plan=self.source.plan,
+                profiles=list(profiles),
+                timing_cache_sha256=_hash_of(stage / _NEW_CACHE),
+                total_s=time.perf_counter() - job.begin,
+                **_told(result),
+            )
+            sidecar = record.write(stage / "engine.json")
+            if self.timing_cache is not None:  # first: a cache without an engine does no harm
+                _keep_cache(stage / _NEW_CACHE, self.timing_cache)
+            staged.place([(sidecar, sidecar_path(path)), (built, path)])
+        return path, record
+
+    def _result(self, job: Job, built: Path, profiles: Sequence[Profile]) -> dict[str, Any]:
+        """What the process answers, once it is told what was read here."""
+        cache = None
+        if self.timing_cache is not None:
+            new = built.parent / _NEW_CACHE
+            cache = {"read": str(self.timing_cache.resolve()), "write": str(new.resolve())}
+        request = {
+            "engine": str(built.resolve()),
+            "settings": self.settings.model_dump(),
+            "profiles": [profile.model_dump() for profile in profiles],
+            "timing_cache": cache,
+        }
+        phases = " and ".join(profile.phase for profile in profiles)
+        result = job.finish(request, self.progress, f"build {phases} with {self.flavour.backend}")
+        if result["obstacles"]:
+            first = result["obstacles"][0]
+            where = f"at node {first['node']!r} ({first['operator']}): " if first["node"] else ""
+            raise EngineError(
+                f"{self.onnx} does not parse in {self.flavour.backend} {result['version']}: "
+                f"{where}{first['reason']}.",
+                f"depthcut check-engine {self.onnx} lists what else is in the way, and ways out.",
+            )
+        return result
+
+    def _refuse_own_source(self, path: Path) -> None:
+        refuse_overwriting(path, [self.onnx, *self.source.weights])
+
+    def _name(self, version: str, marks: Marks) -> str:
+        """A file name that says what an engine is: ``smollm2-attn8-fp16-sm80-rtx1.7.1.engine``."""
+        onnx = self.onnx
+        stem = onnx.stem if onnx.stem != "model" else onnx.parent.resolve().name
+        cuts = Counter(_SHORT.get(each["kind"], each["kind"]) for each in self.source.plan)
+        here = _this_card().get("compute_capability", "")
+        cards = "+".join(self.settings.compute_capabilities) or here
+        library = self.flavour.short + ".".join(version.split(".")[:3])
+        cut = [f"{kind}{count}" for kind, count in cuts.items()]
+        parts = [stem, *cut, self.source.precision, marks.phases, cards, library, marks.number]
+        return "-".join(filter(None, parts)) + ".engine"
+
+
+def _is_folder(target: Path) -> bool:
+    """Whether an engine is to be named after what it is, in a folder."""
+    return target.is_dir() or not target.suffix
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    """What the building process says of the engine, as the record has it."""
+    same = (
+        "engine_sha256", "network_layers", "layers", "memory_bytes", "fixed_addresses", "parse_s",
+        "build_s",
+    )  # fmt: skip
+    return {
+        **{name: result[name] for name in same},
+        "backend_version": result["version"],
+        "inputs": [EngineTensor.model_validate(each) for each in result["inputs"]],
+        "outputs": [EngineTensor.model_validate(each) for each in result["outputs"]],
+    }
+
+
+def _groups(
+    inputs: Sequence[GraphTensor], phases: Sequence[str] | None, ranges: Ranges, *, split: bool
+) -> list[list[Profile]]:
+    """The profiles of each engine."""
+    names = list(phases or phases_of(inputs))
+    if len(set(names)) < len(names):
+        raise UsageError(f"A phase is named twice: {', '.join(names)}.")
+    refuse_unknown_axes(inputs, ranges)
+    wanted = [profile(inputs, phase, ranges) for phase in names]
+    return [[each] for each in wanted] if split else [wanted]
+
+
+@contextlib.contextmanager
+def _alike(graph: _BuiltGraph, builds: int) -> Iterator[_BuiltGraph]:
+    """The graph with a timing cache, where several builds need one to be alike."""
+    if builds < 2 or graph.timing_cache is not None or not graph.flavour.has_timing_cache:
+        yield graph
+        return
+    with scratch_folder("timing-cache") as folder:
+        yield replace(graph, timing_cache=folder / _NEW_CACHE)
+
+
+def _keep_cache(new: Path, timing_cache: Path) -> None:
+    """It may lie on another file system than the engine."""
+    with staging(timing_cache) as staged:
+        staged.place([(shutil.copyfile(new, staged.folder / "cache"), timing_cache)])
+
+
+def _hash_of(path: Path) -> str | None:
+    return sha256_file(path) if path.is_file() else None
+
+
+def _this_card() -> dict[str, str]:
+    driver = ask_driver()
+    if driver.problem:
+        return {}
+    card = driver.devices[0]
+    return {
+        "gpu": card.name,
+        "compute_capability": card.compute_capability,
+        "driver_cuda": driver.cuda_version,
+    }

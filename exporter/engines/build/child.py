@@ -1,0 +1,189 @@
+"""Runs the building process and listens to it; a crash in it becomes an error here."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+from exporter.engines.build.flavours import Flavour
+from exporter.errors import EngineError
+from exporter.processes import child_command
+from exporter.progress import Progress, Task
+from exporter.scratch import scratch_folder
+
+_LAST_WORDS = 2000
+_PERCENT = 100
+
+WORKER = ("-P", "-m", "exporter.engines.build.worker")
+"""How Python starts the building process; ``-P`` keeps it from importing what lies in the folder
+that it is called in, such as a downloaded model's."""
+
+
+def run_job(
+    flavour: Flavour, request: dict[str, Any], progress: Progress, what: str
+) -> dict[str, Any]:
+    """Has a process of its own do a job.
+
+    Args:
+        flavour: The library that it loads.
+        request: The job; see :mod:`exporter.engines.build.worker`.
+        progress: Sees a bar of a hundred steps.
+        what: The bar's name.
+
+    Returns:
+        The job's result.
+
+    Raises:
+        EngineError: The job failed, or its process crashed.
+    """
+    with Job(flavour, request) as job:
+        return job.finish({}, progress, what)
+
+
+class Job:
+    """A building process, which starts at once; it is gone when the block ends.
+
+    What it needs first is told at the start, the rest when it is known: meanwhile it loads the
+    library and reads the graph.
+
+    Args:
+        flavour: The library that it loads.
+        request: The job; see :mod:`exporter.engines.build.worker`.
+
+    Attributes:
+        begin: When it was started, by ``time.perf_counter``.
+    """
+
+    def __init__(self, flavour: Flavour, request: dict[str, Any]) -> None:
+        self._flavour = flavour
+        self._request = request
+        self._leave = contextlib.ExitStack()
+
+    def __enter__(self) -> Job:
+        self.begin = time.perf_counter()
+        with self._leave:
+            self._said = self._leave.enter_context(scratch_folder("engine")) / "said"
+            errors = self._leave.enter_context(self._said.open("wb"))
+            with fixed_addresses():
+                self._child = subprocess.Popen(  # noqa: S603
+                    child_command(WORKER),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env={**os.environ, "PYTHONHASHSEED": "0"},
+                )
+            self._leave.callback(self._end)
+            self._tell({"backend": self._flavour.backend, **self._request})
+            self._leave = self._leave.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leave.close()
+
+    def finish(self, rest: dict[str, Any], progress: Progress, what: str) -> dict[str, Any]:
+        """Tells the process the rest and waits for its result.
+
+        Args:
+            rest: What the request left open.
+            progress: Sees a bar of a hundred steps.
+            what: The bar's name.
+
+        Raises:
+            EngineError: The job failed, or its process crashed.
+        """
+        with progress.task(what, _PERCENT) as task:
+            self._tell(rest)
+            outcome = _listen(self._child, task)
+            words = self._said.read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:].strip()
+            if words:
+                progress.detail(words)
+            # Within: what failed isn't done.
+            return _result(outcome, self._child.returncode, self._flavour, words)
+
+    def _tell(self, request: dict[str, Any]) -> None:
+        assert self._child.stdin
+        with contextlib.suppress(BrokenPipeError):  # it has ended: its exit code says why
+            self._child.stdin.write(json.dumps(request).encode() + b"\n")
+            self._child.stdin.flush()
+
+    def _end(self) -> None:
+        self._child.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self._child.communicate()
+
+
+def _listen(child: subprocess.Popen[bytes], task: Task) -> dict[str, Any]:
+    """Hears a process to its end."""
+    outcome: dict[str, Any] = {}
+    percent = 0
+    for line in child.stdout or ():
+        event = json.loads(line)
+        if "progress" in event:
+            reached = int(event["progress"] * _PERCENT)
+            task.advance(reached - percent)
+            percent = reached
+        else:
+            outcome = event
+    child.wait()
+    task.advance(_PERCENT - percent)
+    return outcome
+
+
+def _result(outcome: dict[str, Any], code: int, flavour: Flavour, words: str) -> dict[str, Any]:
+    if "result" in outcome and code == 0:
+        result: dict[str, Any] = outcome["result"]
+        return result
+    if "error" in outcome:
+        raise EngineError(outcome["error"]["message"], outcome["error"]["hint"])
+    if code < 0:
+        how = f"was killed by {signal.Signals(-code).name}"
+        hint = "Memory may have run out." if code == -signal.SIGKILL else "See depthcut doctor."
+        raise EngineError(f"{flavour.backend} crashed: its process {how}.", hint)
+    last = words.splitlines()[-1] if words else f"exit code {code}"
+    raise EngineError(f"{flavour.backend} failed: {last}")
+
+
+_ADDR_NO_RANDOMIZE = 0x0040000
+_ASK = 0xFFFFFFFF
+
+
+@contextlib.contextmanager
+def fixed_addresses() -> Iterator[None]:
+    """Processes that this thread starts meanwhile have fixed addresses, if the kernel lets them.
+
+    Some containers forbid it; builds may then differ.
+    """
+    personality = _personality()
+    before = personality(_ASK)
+    personality(before | _ADDR_NO_RANDOMIZE)
+    try:
+        yield
+    finally:
+        personality(before)
+
+
+def has_fixed_addresses() -> bool:
+    """Whether this process was started with fixed addresses."""
+    return bool(_personality()(_ASK) & _ADDR_NO_RANDOMIZE)
+
+
+def _personality() -> Callable[[int], int]:
+    """The kernel's call; one that does nothing where there is none."""
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).personality
+    except (OSError, AttributeError):
+        return lambda _: 0
+    return found

@@ -1,0 +1,204 @@
+"""The few calls of the CUDA runtime that running an engine takes; each failure is an error here.
+
+Nothing of this may be made before the driver was asked. cuda-bindings brings the runtime along in
+its own files, so no CUDA toolkit is needed. No machine of this project's CI has a GPU: what stands
+here runs in ``tests/gpu`` alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.engines.build.tensors import out_of_memory, rounded_up
+from exporter.errors import BackendError
+from exporter.optional import require
+
+Bytes = NDArray[np.uint8]
+
+_NON_BLOCKING = 1  # cudaStreamNonBlocking: doesn't wait for the default stream
+_STAGE_BYTES = 32 << 20
+
+
+class Cuda:
+    """A stream of its own, and memory that is given back when it is closed.
+
+    Args:
+        extra: The extra that brings cuda-bindings.
+
+    Raises:
+        MissingDependencyError: cuda-bindings is not installed.
+        BackendError: CUDA can't make a stream.
+    """
+
+    def __init__(self, extra: str) -> None:
+        self._rt = require("cuda.bindings.runtime", extra=extra)
+        self._kinds = self._rt.cudaMemcpyKind
+        self._open = ExitStack()
+        self._stage: Bytes | None = None
+        self.stream = self._do("make a stream", "cudaStreamCreateWithFlags", _NON_BLOCKING)
+        self._open.callback(self._rt.cudaStreamDestroy, self.stream)
+
+    def finish(self) -> None:
+        """Waits for the stream; a failure was told where it arose."""
+        self._rt.cudaStreamSynchronize(self.stream)
+
+    def close(self) -> None:
+        """Gives everything back, also after a failure."""
+        self.finish()
+        self._stage = None
+        self._open.close()
+
+    def free_bytes(self) -> tuple[int, int]:
+        """Device memory: what is free, and all."""
+        free, total = self._do("ask for free memory", "cudaMemGetInfo")
+        return int(free), int(total)
+
+    def allocate(self, size: int, what: str) -> int:
+        """Device memory.
+
+        Args:
+            size: Bytes.
+            what: What it is for, for the message.
+
+        Returns:
+            Its address.
+
+        Raises:
+            BackendError: There is too little left; it says what was asked and what was free.
+        """
+        code, pointer = self._rt.cudaMalloc(rounded_up(size))
+        if code == self._rt.cudaError_t.cudaErrorMemoryAllocation:
+            self._rt.cudaGetLastError()  # the next call would tell it again
+            raise out_of_memory(what, rounded_up(size), *self.free_bytes())
+        self._refuse(code, f"allocate memory for {what}")
+        self._open.callback(self._rt.cudaFree, pointer)
+        return int(pointer)
+
+    def pinned(self, size: int) -> Bytes:
+        """Host memory that copies to and from the device don't have to go round, ``[size]``.
+
+        Raises:
+            BackendError: There is too little left.
+        """
+        pointer = self._do(f"pin {size} bytes of host memory", "cudaMallocHost", size)
+        self._open.callback(self._rt.cudaFreeHost, pointer)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pointer)))
+
+    def send(self, target: int, source: Bytes) -> None:
+        """Copies pinned memory to the device; the stream does it in its turn."""
+        kind = self._kinds.cudaMemcpyHostToDevice
+        self._copy(target, source.ctypes.data, source.nbytes, kind)
+
+    def fetch(self, target: Bytes, source: int) -> None:
+        """Copies device memory to pinned memory; it is there after :meth:`wait`."""
+        kind = self._kinds.cudaMemcpyDeviceToHost
+        self._copy(target.ctypes.data, source, target.nbytes, kind)
+
+    def upload(self, target: int, array: NDArray[Any]) -> None:
+        """Copies any array to the device, through pinned memory, and waits."""
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        stage = self._staging()
+        for begin in range(0, content.nbytes, len(stage)):
+            piece = content[begin : begin + len(stage)]
+            stage[: len(piece)] = piece
+            self.send(target + begin, stage[: len(piece)])
+            self.wait()
+
+    def download(self, array: NDArray[Any], source: int) -> None:
+        """Fills a contiguous array from the device, through pinned memory, and waits."""
+        content = array.reshape(-1).view(np.uint8)
+        stage = self._staging()
+        for begin in range(0, content.nbytes, len(stage)):
+            piece = content[begin : begin + len(stage)]
+            self.fetch(stage[: len(piece)], source + begin)
+            self.wait()
+            piece[:] = stage[: len(piece)]
+
+    def clear(self, target: int, size: int) -> None:
+        """Makes device memory zero; the stream does it in its turn."""
+        self._do("clear memory", "cudaMemsetAsync", target, 0, size, self.stream)
+
+    def mark(self, target: int, step: int, count: int) -> None:
+        """Makes the byte at an address 1, and each that lies a step further; in its turn.
+
+        Args:
+            target: The first byte's address.
+            step: Bytes from one to the next.
+            count: How many.
+        """
+        self._do("set memory", "cudaMemset2DAsync", target, step, 1, 1, count, self.stream)
+
+    def wait(self) -> None:
+        """Waits until the stream has done all.
+
+        Raises:
+            BackendError: Something in it failed.
+        """
+        self._do("run", "cudaStreamSynchronize", self.stream)
+
+    def event(self) -> Any:
+        """A point of time on the device."""
+        event = self._do("make an event", "cudaEventCreate")
+        self._open.callback(self._rt.cudaEventDestroy, event)
+        return event
+
+    def record(self, event: Any) -> None:
+        """Has an event take the time when the stream gets there."""
+        self._do("record an event", "cudaEventRecord", event, self.stream)
+
+    def elapsed_ms(self, begin: Any, end: Any) -> float:
+        """Milliseconds between two events that have passed."""
+        return float(self._do("read an event", "cudaEventElapsedTime", begin, end))
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Records what ``work`` puts on the stream as a CUDA graph.
+
+        Args:
+            work: Puts the same work on the stream whenever it is called.
+
+        Returns:
+            Puts it there at once.
+
+        Raises:
+            BackendError: Not all of it can be captured.
+        """
+        mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._do("capture", "cudaStreamBeginCapture", self.stream, mode)
+        try:
+            work()
+        except BaseException:
+            self._rt.cudaStreamEndCapture(self.stream)  # leaves the stream usable
+            self._rt.cudaGetLastError()
+            raise
+        graph = self._do("capture", "cudaStreamEndCapture", self.stream)
+        self._open.callback(self._rt.cudaGraphDestroy, graph)
+        ready = self._do("make a CUDA graph", "cudaGraphInstantiate", graph, 0)
+        self._open.callback(self._rt.cudaGraphExecDestroy, ready)
+        launch, stream, refuse = self._rt.cudaGraphLaunch, self.stream, self._refuse
+        return lambda: refuse(launch(ready, stream)[0], "launch a CUDA graph")
+
+    def _staging(self) -> Bytes:
+        if self._stage is None:
+            self._stage = self.pinned(_STAGE_BYTES)
+        return self._stage
+
+    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
+        self._do("copy", "cudaMemcpyAsync", target, source, size, kind, self.stream)
+
+    def _do(self, what: str, call: str, *arguments: Any) -> Any:
+        """Calls the runtime and gives what it returns besides its code."""
+        code, *found = getattr(self._rt, call)(*arguments)
+        self._refuse(code, what)
+        return found[0] if len(found) == 1 else found
+
+    def _refuse(self, code: Any, what: str) -> None:
+        if code != self._rt.cudaError_t.cudaSuccess:
+            _, text = self._rt.cudaGetErrorString(code)
+            said = text.decode() if isinstance(text, bytes) else text
+            raise BackendError(f"CUDA can't {what}: {said} ({int(code)}).")

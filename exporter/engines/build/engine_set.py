@@ -1,0 +1,320 @@
+"""The engines that serve one model together: one, or one for each phase."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from exporter.engines.build.flavours import FLAVOURS, Flavour
+from exporter.engines.build.settings import Phase, Profile, ShapeRange
+from exporter.engines.build.sidecar import EngineRecord, EngineTensor, read_sidecar
+from exporter.engines.build.tensors import written_shape
+from exporter.errors import BackendError, EngineError
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+End = Literal["low", "usual", "high"]
+
+SUFFIXES = (".engine", ".plan")
+"""What engines are called; in a folder only such files are looked at."""
+
+_NUMBERED = re.compile(r"-b(\d+)$")  # as exporter.engines.build.build marks one
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One profile of one of the engines.
+
+    Attributes:
+        engine: The engine's place in the set.
+        number: The profile's number in its engine.
+        profile: What it serves.
+    """
+
+    engine: int
+    number: int
+    profile: Profile
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Engine and profile number."""
+        return self.engine, self.number
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """Engines of one graph, for phases of which no two are alike.
+
+    Attributes:
+        paths: Their files.
+        records: What stands beside them, in the same order.
+        phase: The only phase that is asked for; None for all.
+    """
+
+    paths: tuple[Path, ...]
+    records: tuple[EngineRecord, ...]
+    phase: Phase | None = None
+
+    @property
+    def name(self) -> str:
+        """The file, or the files, as messages name them."""
+        return " and ".join(str(path) for path in self.paths)
+
+    @property
+    def flavour(self) -> Flavour:
+        """The library that runs them."""
+        return FLAVOURS[self.records[0].backend]
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every profile of every engine that is asked for."""
+        return tuple(
+            Slot(place, number, profile)
+            for place, record in enumerate(self.records)
+            for number, profile in enumerate(record.profiles)
+            if self.phase in (None, profile.phase)
+        )
+
+    @property
+    def inputs(self) -> tuple[EngineTensor, ...]:
+        """What goes in; the same for all of them."""
+        return tuple(self.records[0].inputs)
+
+    @property
+    def outputs(self) -> tuple[EngineTensor, ...]:
+        """What comes out."""
+        return tuple(self.records[0].outputs)
+
+    def of_phase(self, phase: Phase) -> EngineSet:
+        """The engines that serve a phase, for it alone.
+
+        Raises:
+            EngineError: None does.
+        """
+        kept = [
+            (path, record)
+            for path, record in zip(self.paths, self.records, strict=True)
+            if any(profile.phase == phase for profile in record.profiles)
+        ]
+        if not kept:
+            held = ", ".join(slot.profile.phase for slot in self.slots)
+            raise EngineError(
+                f"{self.name} has no profile for {phase}, only for {held}.",
+                f"Build it with --profile {phase} too.",
+            )
+        paths, records = (tuple(path for path, _ in kept), tuple(record for _, record in kept))
+        return EngineSet(paths, records, phase)
+
+    def shapes(self, slot: Slot, end: End) -> dict[str, Shape]:
+        """By input, the smallest, usual or largest shape that a profile takes."""
+        spans = slot.profile.shapes
+        return {
+            each.name: _end(spans[each.name], end) if each.name in spans else each.shape
+            for each in self.inputs
+        }
+
+
+def _end(span: ShapeRange, end: End) -> Shape:
+    return {"low": span.low, "usual": span.usual, "high": span.high}[end]
+
+
+def has_engines(folder: Path) -> bool:
+    """Whether a folder holds engines."""
+    return folder.is_dir() and bool(_engine_files(folder))
+
+
+def holds_engines_alone(folder: Path) -> bool:
+    """Whether a folder holds engines and no ONNX file, so that nobody needs to say which."""
+    return has_engines(folder) and not any(folder.glob("*.onnx"))
+
+
+def find_engines(path: Path | Sequence[Path]) -> EngineSet:
+    """Reads the records of an engine, or of a folder's engines, and holds the files against them.
+
+    Args:
+        path: An engine's file; or a folder with one engine, or with one for each phase; or those
+            files.
+
+    Raises:
+        EngineError: There is none, a file is not what its record says, or they don't belong
+            together.
+        ArtifactError: A record is not valid.
+    """
+    if not isinstance(path, Path):
+        paths = list(path)
+    elif path.is_dir():
+        paths = _engine_files(path)
+        if not paths:
+            raise EngineError(
+                f"{path} holds no engine.",
+                f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}.",
+            )
+    else:
+        paths = [path]
+    engines = EngineSet(tuple(paths), tuple(read_sidecar(each) for each in paths))
+    _refuse_strangers(engines)
+    return engines
+
+
+def find_builds(path: Path) -> list[EngineSet]:
+    """The builds of one model: engines that are alike but for the numbers in their names.
+
+    Args:
+        path: An engine's file; a folder; or a folder with a pattern of file names behind it, such
+            as ``engines/*-sm89-*.engine``. Of several builds the names end with ``-b1``, ``-b2``
+            and so on.
+
+    Returns:
+        The engines of each build, in the order of their numbers.
+
+    Raises:
+        EngineError: There is none, a file is not what its record says, or they don't belong
+            together.
+        ArtifactError: A record is not valid.
+    """
+    if path.is_file() or not (path.is_dir() or is_pattern(path)):
+        return [find_engines(path)]
+    folder, pattern = (path, "*") if path.is_dir() else (path.parent, path.name)
+    numbered: dict[int, list[Path]] = {}
+    for file in _engine_files(folder) if folder.is_dir() else []:
+        if file.match(pattern):
+            numbered.setdefault(_build_number(file), []).append(file)
+    if not numbered:
+        raise EngineError(
+            f"There is no engine {'in' if path.is_dir() else 'of the name'} {path}.",
+            f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}.",
+        )
+    builds = [find_engines(numbered[number]) for number in sorted(numbered)]
+    if different := _difference_of_builds(builds):
+        raise EngineError(
+            f"The engines of {path} are no builds of one model, their {different} differ.",
+            "Put the engines of each model in a folder of their own, or name one file.",
+        )
+    return builds
+
+
+def _difference_of_builds(builds: Sequence[EngineSet]) -> str:
+    first = builds[0]
+    for other in builds[1:]:
+        if len(other.records) != len(first.records):
+            return "numbers of engines"
+        for one, another in zip(first.records, other.records, strict=True):
+            if different := _difference([one, another]):
+                return different
+            if one.settings != another.settings:
+                return "settings"
+            if one.profiles != another.profiles:
+                return "profiles"
+    return ""
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path stands for all engines whose names are like its own."""
+    return path.suffix in SUFFIXES and any(letter in path.name for letter in "*?[")
+
+
+def _build_number(engine: Path) -> int:
+    found = _NUMBERED.search(engine.stem)
+    return int(found[1]) if found else 0
+
+
+def _engine_files(folder: Path) -> list[Path]:
+    return sorted(each for each in folder.iterdir() if each.suffix in SUFFIXES)
+
+
+def _refuse_strangers(engines: EngineSet) -> None:
+    empty = next((record for record in engines.records if not record.profiles), None)
+    if empty:
+        raise EngineError(f"{empty.engine} has no profile, so nothing says what it serves.")
+    counts = Counter(profile.phase for record in engines.records for profile in record.profiles)
+    twice = next((phase for phase, count in counts.items() if count > 1), None)
+    if twice and len(engines.paths) > 1:
+        raise EngineError(
+            f"There is more than one engine for {twice}: {engines.name}.",
+            "They are builds of one model: name one's file, or leave one in the folder."
+            if any(map(_build_number, engines.paths))
+            else "Name the engine's file, or put the engines of each model in a folder of their "
+            "own.",
+        )
+    if different := _difference(engines.records):
+        raise EngineError(
+            f"These engines don't belong together, their {different} differ: {engines.name}.",
+            "Build them together: depthcut build --split.",
+        )
+
+
+def _difference(records: Sequence[EngineRecord]) -> str:
+    first, *others = records
+    facts: dict[str, Callable[[EngineRecord], object]] = {
+        "backends": lambda record: record.backend,
+        "library versions": lambda record: record.backend_version,
+        "graphs": lambda record: record.made_from,
+        "inputs or outputs": lambda record: (record.inputs, record.outputs),
+    }
+    for what, fact in facts.items():
+        if any(fact(other) != fact(first) for other in others):
+            return what
+    return ""
+
+
+def fits(profile: Profile, shapes: Shapes) -> bool:
+    """Whether all shapes lie within a profile. Inputs that it doesn't name have a fixed shape."""
+    return all(
+        name not in profile.shapes or _within(profile.shapes[name], shape)
+        for name, shape in shapes.items()
+    )
+
+
+def choose_profile(name: str, profiles: Sequence[Profile], shapes: Shapes) -> int:
+    """The number of the first profile that a call fits.
+
+    Args:
+        name: The engine, for the message.
+        profiles: In the engine's order.
+        shapes: By input, its shape in this call.
+
+    Raises:
+        BackendError: None holds it; an input is told that lies outside, and what would fit.
+    """
+    for number, profile in enumerate(profiles):
+        if fits(profile, shapes):
+            return number
+    nearest = min(profiles, key=lambda profile: len(_outside(profile, shapes)))
+    first = _outside(nearest, shapes)[0]
+    raise BackendError(
+        f"{name}: no profile holds this call: {first} is {written_shape(shapes[first])}, and "
+        f"{_held(profiles, first)}.",
+        "Ask for less, or build it with other --batch, --prompt or --context.",
+    )
+
+
+def _outside(profile: Profile, shapes: Shapes) -> list[str]:
+    return [
+        name
+        for name, shape in shapes.items()
+        if name in profile.shapes and not _within(profile.shapes[name], shape)
+    ]
+
+
+def _within(span: ShapeRange, shape: tuple[int, ...]) -> bool:
+    return len(shape) == len(span.low) and all(
+        low <= size <= high for low, size, high in zip(span.low, shape, span.high, strict=True)
+    )
+
+
+def _held(profiles: Sequence[Profile], name: str) -> str:
+    told = [
+        f"{profile.phase} takes {_written(profile.shapes[name])}"
+        for profile in profiles
+        if name in profile.shapes
+    ]
+    return ", ".join(told)
+
+
+def _written(span: ShapeRange) -> str:
+    low, high = written_shape(span.low), written_shape(span.high)
+    return low if low == high else f"{low} to {high}"

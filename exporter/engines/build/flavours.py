@@ -1,0 +1,132 @@
+"""TensorRT and TensorRT-RTX: what differs between the two modules of one API."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.settings import BuildSettings
+from exporter.errors import EngineError, UsageError
+from exporter.optional import require
+
+Backend = Literal["tensorrt", "tensorrt-rtx"]
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One of the two.
+
+    Attributes:
+        backend: Its name on the command line.
+        module: The Python module.
+        extra: The extra that brings it.
+        short: Its name in an engine's file name.
+        builds_without_gpu: Whether it builds for cards that are not here. The other one's builder
+            can only be made where there is a driver.
+    """
+
+    backend: Backend
+    module: str
+    extra: str
+    short: str
+    builds_without_gpu: bool
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """TensorRT-RTX chooses its kernels on the card, when the engine is loaded."""
+        return not self.builds_without_gpu
+
+    @property
+    def compiles_on_card(self) -> bool:
+        """TensorRT-RTX compiles kernels when a context is made, and makes CUDA graphs by itself."""
+        return self.builds_without_gpu
+
+
+FLAVOURS: dict[str, Flavour] = {
+    "tensorrt": Flavour("tensorrt", "tensorrt", "gpu", "trt", builds_without_gpu=False),
+    "tensorrt-rtx": Flavour("tensorrt-rtx", "tensorrt_rtx", "rtx", "rtx", builds_without_gpu=True),
+}
+
+
+def load(flavour: Flavour) -> ModuleType:
+    """Imports a flavour's module.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+        EngineError: Its libraries can't be loaded.
+    """
+    try:
+        return require(flavour.module, extra=flavour.extra)
+    except (OSError, RuntimeError) as error:  # the bindings are there, the libraries are not
+        raise EngineError(
+            f"{flavour.module} is installed, but its libraries can't be loaded ({error}).",
+            "Install them again; see depthcut doctor.",
+        ) from error
+
+
+def refuse_unbuildable(
+    backend: Backend, settings: BuildSettings, timing_cache: Path | None = None
+) -> None:
+    """Refuses what can be told without a graph: a build takes long.
+
+    Args:
+        backend: Which library is to build.
+        settings: How.
+        timing_cache: TensorRT's timing cache.
+
+    Raises:
+        EngineError: It can't build here.
+        UsageError: An option that this library has not.
+    """
+    flavour = FLAVOURS[backend]
+    _refuse_foreign_options(flavour, settings, timing_cache)
+    refuse_without_driver(flavour)
+    _refuse_refit_without_driver(flavour, settings)
+
+
+def refuse_without_driver(flavour: Flavour) -> None:
+    """Keeps a library that needs a driver from being touched where there is none.
+
+    Raises:
+        EngineError: There is none.
+    """
+    driver = ask_driver()
+    if not flavour.builds_without_gpu and driver.problem:
+        raise EngineError(
+            f"{flavour.backend} can't be used here: {driver.problem}.",
+            "Take tensorrt-rtx instead: it builds without a GPU.",
+        )
+
+
+def _refuse_foreign_options(
+    flavour: Flavour, settings: BuildSettings, timing_cache: Path | None
+) -> None:
+    if flavour.builds_without_gpu:
+        # Measured with 1.7: the builder fails deep inside, for want of a driver or a lean runtime.
+        asked = {
+            "--hardware-compatibility": settings.hardware_compatibility != "none",
+            "--version-compatible": settings.version_compatible,
+            "--timing-cache": timing_cache is not None,
+        }
+    else:
+        asked = {"--compute-capability": bool(settings.compute_capabilities)}
+    other = next(name for name in FLAVOURS if name != flavour.backend)
+    for option, given in asked.items():
+        if given:
+            raise UsageError(
+                f"{flavour.backend} has no {option}.", f"Leave it out, or build with {other}."
+            )
+
+
+def _refuse_refit_without_driver(flavour: Flavour, settings: BuildSettings) -> None:
+    """Measured with 1.7: the builder dies inside where a refittable engine needs a driver."""
+    asked = {"--strip-weights": settings.strip_weights, "--refittable": settings.refittable}
+    option = next((name for name, given in asked.items() if given), None)
+    if option and (problem := ask_driver().problem):
+        raise EngineError(
+            f"{flavour.backend} builds with {option} only where a GPU is: {problem}.",
+            "Leave it out, or build on a machine with a card.",
+        )

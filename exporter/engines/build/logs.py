@@ -1,0 +1,187 @@
+"""What a library logs and tells while it works: errors, layers, progress.
+
+There is no inspector where there is no GPU, but with detailed profiling the builder logs a line for
+each layer that it made. That is a log and no interface: a version that says it otherwise gives an
+empty table here, never a wrong one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from types import ModuleType
+from typing import Any
+
+from exporter.errors import EngineError
+
+_ERRORS = frozenset({"ERROR", "INTERNAL_ERROR"})
+_PLACE = re.compile(r"^\[[^\]]*\] *")  # such as [checkMacros.cpp::catchCudaError::250]
+_LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[\w ]+?),", re.MULTILINE)
+_MEMORY = re.compile(r"^Total ([\w ]+) Memory: (\d+) bytes", re.MULTILINE)
+_NO_WORK = frozenset({"signal", "wait", "shape_call", "ShapeHostToDevice"})
+"""Synchronisation and shapes: how many there are says nothing of the model."""
+# What a builder says (TensorRT-RTX 1.7.1), what that means, and what to do.
+_KNOWN = (
+    (
+        "within workspace limit",
+        "some layer's kernels all need more scratch memory than the workspace that it was given",
+        "Give it more, or leave --workspace out.",
+    ),
+    (
+        "Attention operation was not supported by a dedicated kernel",
+        "it has no kernel for the graph's Attention operators in this precision and these shapes, "
+        "and does not write them out in basic ones",
+        "Export at opset 20, which writes attention in basic operators, or in float16.",
+    ),
+    (
+        "out of memory",
+        "memory ran out",
+        "Narrower ranges, a lower --optimization-level or a smaller --workspace need less.",
+    ),
+)
+_STEP = 0.01  # of the progress that is told
+
+
+class Listener:
+    """Collects what the library logs; by severity, in order.
+
+    Args:
+        module: ``tensorrt`` or ``tensorrt_rtx``.
+        errors_only: Keeps nothing else: a runtime has something to say at every call.
+    """
+
+    def __init__(self, module: ModuleType, *, errors_only: bool = False) -> None:
+        self.lines: list[tuple[str, str]] = []
+        lines = self.lines
+
+        class Log(module.ILogger):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                module.ILogger.__init__(self)
+
+            def log(self, severity: Any, message: str) -> None:
+                if not errors_only or severity.name in _ERRORS:
+                    lines.append((severity.name, message))
+
+        self.log = Log()
+
+    def errors(self) -> list[str]:
+        """The messages of errors, without where in the library's source they arose."""
+        return [_PLACE.sub("", text) for severity, text in self.lines if severity in _ERRORS]
+
+    def last_error(self) -> str:
+        """The last of them."""
+        return (self.errors() or ["it gives no reason"])[-1]
+
+    def messages(self) -> list[str]:
+        """Every message."""
+        return [text for _, text in self.lines]
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """What the builder made.
+
+    Attributes:
+        layers: By type, how many layers do real work.
+        memory_bytes: By kind (``activation``, ``weights``), the largest that was named.
+    """
+
+    layers: dict[str, int] = field(default_factory=dict)
+    memory_bytes: dict[str, int] = field(default_factory=dict)
+
+
+def read_layers(lines: Iterable[str]) -> LayerTable:
+    """Collects the layers and the memory from the builder's log.
+
+    Args:
+        lines: Its messages; one may hold many layers.
+    """
+    kinds: Counter[str] = Counter()
+    memory: dict[str, int] = {}
+    for line in lines:
+        kinds.update(match["kind"] for match in _LAYER.finditer(line))
+        for kind, amount in _MEMORY.findall(line):
+            key = kind.lower().replace(" ", "_")
+            memory[key] = max(memory.get(key, 0), int(amount))
+    real = {kind: count for kind, count in sorted(kinds.items()) if kind not in _NO_WORK}
+    return LayerTable(real, memory)
+
+
+def no_engine(errors: Sequence[str]) -> EngineError:
+    """The error for a build that gave no engine.
+
+    Args:
+        errors: What the builder logged as errors, in order.
+    """
+    for said, meaning, hint in _KNOWN:
+        if any(said.lower() in error.lower() for error in errors):
+            return EngineError(f"The builder made no engine: {meaning}.", hint)
+    reason = errors[0] if errors else "it gives no reason"
+    return EngineError(
+        f"The builder made no engine: {reason}",
+        "Other profiles or another precision may help; -v shows all that it said.",
+    )
+
+
+class Phases:
+    """Adds nested phases up to one fraction: a phase's part is one step of its parent.
+
+    Args:
+        told: Called with the fraction, 0 to 1, whenever it has grown by a hundredth.
+    """
+
+    def __init__(self, told: Callable[[float], None]) -> None:
+        self._told = told
+        self._last = 0.0
+        # By name: where its part begins, how large it is, and into how many steps it falls.
+        self._open: dict[str, tuple[float, float, int]] = {}
+        self._lock = Lock()  # the builder calls from several threads
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins."""
+        with self._lock:
+            begin, size, parts = self._open.get(parent or "", (0.0, 1.0, 1))
+            done = max(self._last, begin)
+            self._open[name] = (done, size / max(parts, 1), max(steps, 1))
+
+    def step(self, name: str, number: int) -> None:
+        """A step of a phase, counted from 0, is done."""
+        with self._lock:
+            if name in self._open:
+                begin, size, parts = self._open[name]
+                self._reach(begin + size * min(number + 1, parts) / parts)
+
+    def finish(self, name: str) -> None:
+        """A phase ends."""
+        with self._lock:
+            begin, size, _ = self._open.pop(name, (0.0, 0.0, 1))
+            self._reach(begin + size)
+
+    def _reach(self, done: float) -> None:
+        if min(done, 1.0) >= self._last + _STEP:
+            self._last = min(done, 1.0)
+            self._told(self._last)
+
+
+def make_monitor(module: ModuleType, told: Callable[[float], None]) -> object:
+    """A progress monitor of a library's own class."""
+    phases = Phases(told)
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            phases.start(name, parent, steps)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            phases.step(name, step)
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            phases.finish(name)
+
+    return Monitor()

@@ -1,0 +1,279 @@
+"""Optimisation profiles: for each input the smallest, the usual and the largest shape.
+
+What an axis means follows from the input's name and place, as exporters agree on them: tokens are
+``[batch, sequence]``, a cache is ``[batch, heads, past, head size]``, and a decoder's mask spans
+past and sequence. Axes of other inputs are told by their names, and must be given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from exporter.engines.build.settings import Phase, Profile, ShapeRange
+from exporter.errors import EngineError, UsageError
+from graph_passes.files.storage import load_model
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Dim = int | str | None
+
+_CACHE_AXES, _PAST_AXIS = 4, 2
+Axis = Literal["batch", "sequence", "past", "total"]
+_TOKENS = frozenset(
+    {"input_ids", "attention_mask", "position_ids", "token_type_ids", "decoder_input_ids"}
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The sizes that an axis may have: smallest, usual (tuned for), largest."""
+
+    low: int
+    usual: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.usual <= self.high:
+            raise UsageError(
+                f"A range goes up, but this one is {self}.", "Write it as MIN:USUAL:MAX."
+            )
+
+    def __add__(self, other: Span) -> Span:
+        return Span(self.low + other.low, self.usual + other.usual, self.high + other.high)
+
+    def __str__(self) -> str:
+        return f"{self.low}:{self.usual}:{self.high}"
+
+    @classmethod
+    def parse(cls, text: str) -> Span:
+        """Reads ``MIN:USUAL:MAX``, or one number for all three.
+
+        Raises:
+            UsageError: The text is no such range.
+        """
+        try:
+            numbers = [int(part) for part in text.split(":")]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1:
+            numbers *= 3
+        if len(numbers) != 3:
+            raise UsageError(f"{text!r} is no range.", "Write it as MIN:USUAL:MAX, or one number.")
+        return cls(*numbers)
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """An input or output as the graph declares it; a size that is a name or None is free."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether it holds keys or values of earlier tokens."""
+        return len(self.shape) == _CACHE_AXES and "past" in self.name
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """How large what an engine serves may be; None stands for the usual range.
+
+    Attributes:
+        batch: Sequences at once; 1.
+        prompt: Tokens in a prefill, or in an encoder's input; 1:512:2048.
+        context: Tokens in the cache before a decode step; 1:512:4096.
+        dims: By the names of other axes, their sizes.
+    """
+
+    batch: Span | None = None
+    prompt: Span | None = None
+    context: Span | None = None
+    dims: Mapping[str, Span] = field(default_factory=dict)
+
+
+def read_ranges(
+    *, batch: str | None, prompt: str | None, context: str | None, dims: Sequence[str] = ()
+) -> Ranges:
+    """Reads ranges as they are written on the command line; None stands for the usual one.
+
+    Args:
+        batch: ``MIN:USUAL:MAX`` or one number, as are ``prompt`` and ``context``.
+        prompt: Tokens in a prefill or encoder.
+        context: Tokens in the cache.
+        dims: ``NAME=RANGE`` for other axes.
+
+    Raises:
+        UsageError: A text is no range, or begins at 0 where something must be there.
+    """
+    return Ranges(
+        batch=_positive(batch),
+        prompt=_positive(prompt),
+        context=None if context is None else Span.parse(context),
+        dims=dict(_named(text) for text in dims),
+    )
+
+
+def _positive(text: str | None) -> Span | None:
+    span = None if text is None else Span.parse(text)
+    if span is not None and span.low < 1:
+        raise UsageError(f"The range {span} begins below 1.")
+    return span
+
+
+def _named(text: str) -> tuple[str, Span]:
+    name, equals, span = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"{text!r} names no axis.", "Write it as NAME=MIN:USUAL:MAX.")
+    return name, Span.parse(span)
+
+
+def graph_inputs(path: Path) -> list[GraphTensor]:
+    """The inputs that an ONNX file declares. Sizes that are digits in a name are numbers.
+
+    Raises:
+        OnnxFileError: The file can't be read.
+        EngineError: An input declares no shape or no type.
+    """
+    return input_tensors(path, load_model(path))
+
+
+def input_tensors(path: Path, model: ir.Model) -> list[GraphTensor]:
+    """The same of a model that was read from ``path``."""
+    values = [value for value in model.graph.inputs if not value.is_initializer()]
+    return [_tensor(path, value) for value in values]
+
+
+def graph_outputs(path: Path) -> list[GraphTensor]:
+    """The outputs that an ONNX file declares; see :func:`graph_inputs`."""
+    return [_tensor(path, value) for value in load_model(path).graph.outputs]
+
+
+def _tensor(path: Path, value: ir.Value) -> GraphTensor:
+    if value.shape is None or value.dtype is None:
+        raise EngineError(f"{path}: {value.name!r} declares no shape or no type.")
+    dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
+    shape = tuple(_number(dim) for dim in dims)
+    return GraphTensor(value.name or "", value.dtype.name.lower(), shape)
+
+
+def _number(dim: Dim) -> Dim:
+    """Some exporters write numbers as names, which TensorRT would take for free sizes."""
+    return int(dim) if isinstance(dim, str) and dim.isdigit() else dim
+
+
+def phases_of(inputs: Sequence[GraphTensor]) -> tuple[Phase, ...]:
+    """What a graph can do: prefill and decode with a cache, else encode."""
+    return ("prefill", "decode") if any(each.is_cache for each in inputs) else ("encode",)
+
+
+def refuse_unknown_axes(inputs: Sequence[GraphTensor], ranges: Ranges) -> None:
+    """Keeps a range from being passed over.
+
+    Raises:
+        UsageError: A range is given for an axis that no input has.
+    """
+    known = sorted({size for each in inputs for size in each.shape if isinstance(size, str)})
+    unknown = next((name for name in ranges.dims if name not in known), None)
+    if unknown is not None:
+        raise UsageError(
+            f"No input has an axis {unknown!r}.", f"Free axes are {', '.join(known) or 'none'}."
+        )
+    for name in _unused(inputs, ranges):
+        raise UsageError(
+            f"No input has an axis that --{name} could be for.",
+            f"Leave it out; free axes are {', '.join(known) or 'none'} (--dim).",
+        )
+
+
+def fitting(inputs: Sequence[GraphTensor], ranges: Ranges) -> Ranges:
+    """The ranges without those that no input has an axis for, such as an encoder's context."""
+    unused = _unused(inputs, ranges)
+    return Ranges(
+        batch=None if "batch" in unused else ranges.batch,
+        prompt=None if "prompt" in unused else ranges.prompt,
+        context=None if "context" in unused else ranges.context,
+        dims=ranges.dims,
+    )
+
+
+def _unused(inputs: Sequence[GraphTensor], ranges: Ranges) -> list[str]:
+    """By name, the ranges that are given and that no input has an axis for."""
+    axes = {_meaning(each, axis) for each in inputs for axis in range(len(each.shape))}
+    serve: dict[str, set[Axis]] = {
+        "batch": {"batch"}, "prompt": {"sequence", "total"}, "context": {"past"},
+    }  # fmt: skip
+    return [
+        name
+        for name, meanings in serve.items()
+        if getattr(ranges, name) is not None and not axes & meanings
+    ]
+
+
+def profile(inputs: Sequence[GraphTensor], phase: str, ranges: Ranges) -> Profile:
+    """The profile of one phase.
+
+    A prefill begins with an empty cache, a decode step takes one token.
+
+    Raises:
+        UsageError: The graph has no such phase, or an axis of unknown meaning has no range.
+    """
+    known = next((each for each in phases_of(inputs) if each == phase), None)
+    if known is None:
+        has = " and ".join(phases_of(inputs))
+        raise UsageError(f"This graph has no phase {phase!r}: it has {has}.")
+    sequence = Span(1, 1, 1) if phase == "decode" else ranges.prompt or Span(1, 512, 2048)
+    past = (ranges.context or Span(1, 512, 4096)) if phase == "decode" else Span(0, 0, 0)
+    spans: dict[Axis, Span] = {
+        "batch": ranges.batch or Span(1, 1, 1),
+        "sequence": sequence,
+        "past": past,
+        "total": past + sequence,
+    }
+    return Profile(
+        phase=known, shapes={each.name: _shape(each, spans, ranges.dims) for each in inputs}
+    )
+
+
+def _shape(given: GraphTensor, spans: Mapping[Axis, Span], dims: Mapping[str, Span]) -> ShapeRange:
+    sizes = [_axis(given, axis, spans, dims) for axis in range(len(given.shape))]
+    return ShapeRange(
+        low=tuple(each.low for each in sizes),
+        usual=tuple(each.usual for each in sizes),
+        high=tuple(each.high for each in sizes),
+    )
+
+
+def _axis(
+    given: GraphTensor, axis: int, spans: Mapping[Axis, Span], dims: Mapping[str, Span]
+) -> Span:
+    size = given.shape[axis]
+    if isinstance(size, int):
+        return Span(size, size, size)
+    if size is not None and size in dims:
+        return dims[size]
+    if (meaning := _meaning(given, axis)) is not None:
+        return spans[meaning]
+    name = size or f"axis {axis}"
+    raise UsageError(
+        f"The size {name!r} of the input {given.name!r} is free, and nothing says how large it is.",
+        f"Give it: --dim {size}=MIN:USUAL:MAX" if size else "Name the axis in the graph.",
+    )
+
+
+def _meaning(given: GraphTensor, axis: int) -> Axis | None:
+    """What a free axis counts, as far as the input's name and the axis's place tell."""
+    if isinstance(given.shape[axis], int):
+        return None
+    if axis == 0:
+        return "batch"
+    if given.is_cache and axis == _PAST_AXIS:
+        return "past"
+    if axis == 1 and given.name in _TOKENS:
+        return "total" if given.name == "attention_mask" else "sequence"
+    return None

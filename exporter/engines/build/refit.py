@@ -1,0 +1,142 @@
+"""Puts a graph's weights into an engine that was built without them, or for exchanging them.
+
+Only a machine with a GPU can do it: both libraries deserialise the engine first. So what stands
+here has not run in this project's CI; ``tests/gpu`` runs it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from exporter.engines.build.child import run_job
+from exporter.engines.build.engine_set import EngineSet
+from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
+from exporter.engines.build.logs import Listener
+from exporter.engines.build.session import deserialised, refuse_unready
+from exporter.engines.build.sidecar import EngineRecord, read_sidecar, sidecar_path
+from exporter.errors import EngineError, UsageError
+from exporter.files import refuse_overwriting, sha256_file
+from exporter.progress import QUIET, Progress
+from graph_passes.files.placing import staging
+
+
+def refit_engine(
+    engine: Path, onnx: Path, target: Path, *, progress: Progress = QUIET
+) -> tuple[Path, EngineRecord]:
+    """Writes an engine with the weights of a graph; it appears with its record, or not at all.
+
+    A refit that leaves weights out can succeed without a word (pytorch/TensorRT #3255 tells of
+    zeros): so what is missing is asked for, and the result is to be held against ONNX Runtime, as
+    ``depthcut compare`` does with every engine that runs.
+
+    Args:
+        engine: Built with ``--strip-weights`` or ``--refittable``.
+        onnx: A graph with the engine's structure.
+        target: The new engine's file.
+        progress: Who is told.
+
+    Returns:
+        The new engine's path and its record.
+
+    Raises:
+        EngineError: The engine takes no weights, or not this graph's.
+        BackendError: There is no driver or no GPU.
+        OnnxFileError: The graph can't be read.
+        UsageError: The result would replace what it is made from.
+        MissingDependencyError: The library is not installed.
+    """
+    record, source = read_sidecar(engine), read_source(onnx)
+    _refuse_foreign_weights(engine, record, onnx, source)
+    engines = EngineSet((engine,), (record,))
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder.", "Name the new engine's file.")
+    for each in (target, sidecar_path(target)):
+        refuse_overwriting(each, [engine, sidecar_path(engine), onnx, *source.weights])
+    refuse_unready(engines)
+    with staging(target) as staged:
+        built = staged.folder / "engine"
+        paths = {"engine": engine, "onnx": onnx, "target": built}
+        request = {"job": "refit", **{name: str(path.resolve()) for name, path in paths.items()}}
+        run_job(engines.flavour, request, progress, f"refit with {record.backend}")
+        changes = {
+            "engine": target.name,
+            "engine_sha256": sha256_file(built),
+            "engine_bytes": built.stat().st_size,
+            "made_from": graph_hashes(onnx, source),
+            "settings": record.settings.model_copy(update={"strip_weights": False}),
+        }
+        refitted = record.model_copy(update=changes)
+        record_file = refitted.write(staged.folder / "engine.json")
+        staged.place([(record_file, sidecar_path(target)), (built, target)])
+    return target, refitted
+
+
+def write_refitted(engine: Path, onnx: Path, target: Path) -> None:
+    """What the child process does. The engine was held against its record before.
+
+    Args:
+        engine: The engine.
+        onnx: The graph.
+        target: Where the engine with the graph's weights is written.
+
+    Raises:
+        BackendError: There is no driver or no GPU.
+        EngineError: The engine doesn't load, or doesn't take the weights.
+    """
+    record = EngineRecord.read(sidecar_path(engine), named=False)
+    module, _ = refuse_unready(EngineSet((engine,), (record,)))
+    listener = Listener(module)
+    runtime = module.Runtime(listener.log)
+    loaded = deserialised(module, runtime, listener, engine)
+    refitter = module.Refitter(loaded, listener.log)
+    parser = module.OnnxParserRefitter(refitter, listener.log)
+    if not parser.refit_from_file(str(onnx)):
+        raise _not_taken(engine, onnx, _first_error(parser) or listener.last_error())
+    if missing := refitter.get_missing_weights():
+        raise _not_taken(
+            engine, onnx, f"{len(missing)} weights are not in it, {missing[0]!r} first"
+        )
+    if not refitter.refit_cuda_engine():
+        raise _not_taken(engine, onnx, listener.last_error())
+    saving = loaded.create_serialization_config()
+    saving.clear_flag(module.SerializationFlag.EXCLUDE_WEIGHTS)  # set for a stripped engine
+    content = loaded.serialize_with_config(saving)
+    if content is None:
+        raise _not_taken(engine, onnx, listener.last_error())
+    write_engine(target, memoryview(content))
+
+
+def write_engine(path: Path, content: memoryview) -> None:
+    """Writes an engine through to the disk: it takes its name when it is whole."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _first_error(parser: Any) -> str:
+    return str(parser.get_error(0).desc()) if parser.num_errors else ""
+
+
+def _not_taken(engine: Path, onnx: Path, reason: str) -> EngineError:
+    return EngineError(
+        f"{engine} does not take the weights of {onnx}: {reason}.",
+        "Build an engine from that graph.",
+    )
+
+
+def _refuse_foreign_weights(
+    engine: Path, record: EngineRecord, onnx: Path, source: EngineSource
+) -> None:
+    if not (record.settings.refittable or record.settings.strip_weights):
+        raise EngineError(
+            f"{engine} was built with its weights fixed.",
+            "Build it with --refittable or --strip-weights.",
+        )
+    if source.plan != record.plan:
+        raise EngineError(
+            f"{onnx} has not the same sublayers cut as the graph of {engine}.",
+            "Refit it with the graph that it was built from, or one cut by the same plan.",
+        )

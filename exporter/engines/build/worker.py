@@ -1,0 +1,147 @@
+"""The building process: ``python -m exporter.engines.build.worker``.
+
+It is told whose child it is, and its job in one line of JSON on standard input; a build is told in
+a second one what isn't known at the start. What it has to say goes to standard output, one JSON
+object a line: ``progress`` (0 to 1) while it builds, and at the end one ``result`` or one
+``error``. Everything that libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TextIO
+
+from exporter.engines.build.child import has_fixed_addresses
+from exporter.engines.build.config import builder_config, read_timing_cache, write_timing_cache
+from exporter.engines.build.flavours import FLAVOURS, load
+from exporter.engines.build.logs import make_monitor, no_engine, read_layers
+from exporter.engines.build.network import Builder
+from exporter.engines.build.refit import write_engine, write_refitted
+from exporter.engines.build.session import run_once
+from exporter.engines.build.settings import BuildSettings, Profile
+from exporter.errors import DepthcutError, first_line
+from exporter.processes import end_with_parent
+
+
+def main() -> int:
+    """Does what the request says, and tells the outcome."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever libraries print is not for the one who listens
+    request = _heard()
+    try:
+        result = _JOBS[request["job"]](request, events)
+        tell(events, result={**result, "fixed_addresses": has_fixed_addresses()})
+    except DepthcutError as error:
+        tell(events, error={"message": error.message, "hint": error.hint})
+        return 1
+    except Exception as error:  # whatever the library's bindings raise
+        traceback.print_exc()
+        line = f"{request['backend']} failed: {type(error).__name__}: {first_line(error)}"
+        tell(events, error={"message": f"{line}.", "hint": "-v shows the traceback."})
+        return 1
+    return 0
+
+
+def _heard() -> dict[str, Any]:
+    """What is told next; it ends with the one who would tell."""
+    line = sys.stdin.readline()
+    if not line:
+        os._exit(1)
+    told: dict[str, Any] = json.loads(line)
+    return told
+
+
+def tell(events: TextIO, **what: object) -> None:
+    """Sends one event."""
+    events.write(json.dumps(what) + "\n")
+    events.flush()
+
+
+def _check(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+    flavour = FLAVOURS[request["backend"]]
+    module = load(flavour)
+    builder = Builder(module)
+    obstacles = builder.check(Path(request["onnx"]))
+    unknown = [name for name in request["operators"] if not builder.supports(name)]
+    return {
+        "version": module.__version__,
+        "obstacles": [vars(each) for each in obstacles],
+        "unknown_operators": unknown,
+    }
+
+
+def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
+    flavour = FLAVOURS[request["backend"]]
+    module = load(flavour)
+    builder = Builder(module)
+    begin = time.perf_counter()
+    network, obstacles = builder.parse(Path(request["onnx"]))
+    parsed = time.perf_counter()
+    if obstacles:
+        return {"version": module.__version__, "obstacles": [vars(each) for each in obstacles]}
+    request |= _heard()
+    monitor = make_monitor(module, lambda done: tell(events, progress=done))
+    settings = BuildSettings.model_validate(request["settings"])
+    profiles = [Profile.model_validate(entry) for entry in request["profiles"]]
+    config = builder_config(builder, flavour, settings, profiles, monitor)
+    cache = request["timing_cache"]
+    if cache:
+        read_timing_cache(config, Path(cache["read"]))
+    begun = time.perf_counter()
+    engine = builder.builder.build_serialized_network(network, config)
+    built = time.perf_counter()
+    if engine is None:
+        raise no_engine(builder.listener.errors())
+    with ThreadPoolExecutor(2) as pool:  # neither holds up the other, nor the reading of the log
+        digest = pool.submit(lambda: hashlib.sha256(memoryview(engine)).hexdigest())
+        written = pool.submit(write_engine, Path(request["engine"]), memoryview(engine))
+        table = read_layers(builder.listener.messages())
+    written.result()
+    if cache:
+        write_timing_cache(config, Path(cache["write"]))
+    return {
+        "version": module.__version__,
+        "obstacles": [],
+        "engine_sha256": digest.result(),
+        "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
+        "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
+        "network_layers": network.num_layers,
+        "layers": table.layers,
+        "memory_bytes": table.memory_bytes,
+        "parse_s": parsed - begin,
+        "build_s": built - begun,
+    }
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "dtype": tensor.dtype.name.lower(),
+        "shape": [int(size) for size in tensor.shape],
+    }
+
+
+def _try(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+    return run_once([Path(path) for path in request["engines"]])
+
+
+def _refit(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
+    write_refitted(*(Path(request[name]) for name in ("engine", "onnx", "target")))
+    return {}
+
+
+_JOBS = {"check": _check, "build": _build, "try": _try, "refit": _refit}
+
+
+if __name__ == "__main__":
+    end_with_parent(int(sys.argv[1]))
+    CODE = main()
+    sys.stderr.flush()
+    os._exit(CODE)  # at once: taking a builder's gigabytes apart is for no one
