@@ -15,7 +15,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.dialects.section import ORIGIN, SECTION
 from exporter.errors import UnknownArchitectureError, UsageError
 from exporter.files import make_readable, staged_directory
-from exporter.models.ablation import Cut, Substitute, substituted
+from exporter.models.ablation import BranchReplacement, BranchReplacements, branches_replaced
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.pruned_structure import structure_for
@@ -36,7 +36,9 @@ _TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 _NARROW_TOLERANCE = 2e-2  # sums of half a dozen numbers, each rounded
 
 
-def prune_model(loaded: LoadedModel, deletions: Sequence[PlannedDeletion], cut: Cut) -> None:
+def prune_model(
+    loaded: LoadedModel, deletions: Sequence[PlannedDeletion], cut: BranchReplacements
+) -> None:
     """Puts modules that do a cut's work into a model, in place; no hook is left.
 
     A dropped branch becomes one module: nothing, a bias, or one or two products. The norm before it
@@ -57,24 +59,24 @@ def prune_model(loaded: LoadedModel, deletions: Sequence[PlannedDeletion], cut: 
 
     model: Any = loaded.model
     inputs = probe_inputs(model)
-    with substituted(model, cut), torch.inference_mode():
+    with branches_replaced(model, cut), torch.inference_mode():
         wanted = answer_to(model, inputs)
     structure = structure_for(loaded, deletions, cut, inputs)
-    place_substitutes(model, structure, cut)
+    place_replacements(model, structure, cut)
     with torch.inference_mode():
         found = answer_to(model, inputs)
     require_same(loaded, found, wanted)
 
 
-def place_substitutes(model: Any, structure: PrunedStructure, cut: Cut) -> None:
+def place_replacements(model: Any, structure: PrunedStructure, cut: BranchReplacements) -> None:
     """Puts the modules that a structure tells into a model, with a cut's numbers in them."""
-    from exporter.models.branch_modules import BranchSubstitute, pruned_class, put_modules
+    from exporter.models.branch_modules import ReplacementModule, pruned_class, put_modules
 
     put_modules(model, structure)
     model.__class__ = pruned_class(type(model), structure)
     for branch in structure.branches:
         module = model.get_submodule(branch.path)
-        assert isinstance(module, BranchSubstitute)
+        assert isinstance(module, ReplacementModule)
         module.fill(*_as_in(model, cut[SublayerRef(branch.layer, branch.kind)]))
     model.eval().requires_grad_(False)
 
@@ -164,13 +166,15 @@ def load_pruned(folder: Path, *, dtype: str = "float32", train: bool = False) ->
     return loaded
 
 
-def _as_in(model: Any, substitute: Substitute) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+def _as_in(
+    model: Any, replacement: BranchReplacement
+) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     """The numbers in the model's dtype, to which a graph's are rounded too."""
     # A model that is read a layer at a time is nowhere, and runs on the CPU.
     device = "cpu" if model.device.type == "meta" else model.device
     form = {"device": device, "dtype": model.dtype}
-    bias = None if substitute.bias is None else substitute.bias.detach().to(**form)
-    return bias, [each.detach().to(**form) for each in substitute.maps]
+    bias = None if replacement.bias is None else replacement.bias.detach().to(**form)
+    return bias, [each.detach().to(**form) for each in replacement.maps]
 
 
 def probe_inputs(model: Any) -> dict[str, torch.Tensor]:

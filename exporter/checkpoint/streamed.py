@@ -16,7 +16,7 @@ from exporter.artifacts import PruningPlan
 from exporter.checkpoint.layer_turns import layers_of, runnable
 from exporter.checkpoint.pruned_model import (
     answer_to,
-    place_substitutes,
+    place_replacements,
     probe_inputs,
     require_same,
 )
@@ -30,7 +30,7 @@ from exporter.checkpoint.shard_writer import FLOATS, Piece, piece_of, safetensor
 from exporter.cut.replacement_cut import cut_of_plan
 from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import telling_full_disk
-from exporter.models.ablation import substituted
+from exporter.models.ablation import branches_replaced
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.loading.model_source import LoadedModel
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from exporter.artifacts.replacement_file import Replacements
-    from exporter.models.ablation import Cut
+    from exporter.models.ablation import BranchReplacements
     from exporter.models.branch_modules import PrunedStructure
 
 
@@ -79,7 +79,7 @@ def write_streamed(
     with runnable(meta), torch.inference_mode(), progress.task("run the model, layer by layer"):
         cut = cut_of_plan(plan, replacements, model)
         inputs = probe_inputs(model)
-        with substituted(model, cut):
+        with branches_replaced(model, cut):
             wanted = answer_to(model, inputs)
         kept = kept_layers(plan.deletions, meta.ref.num_layers)
         structure = structure_for(meta, plan.deletions, cut, inputs)
@@ -96,7 +96,7 @@ def write_streamed(
 def _write_gaps(
     meta: MetaModel,
     structure: PrunedStructure,
-    cut: Cut,
+    cut: BranchReplacements,
     before: Mapping[str, Sequence[str]],
     wanted: torch.Tensor,
     stage: Path,
@@ -108,7 +108,7 @@ def _write_gaps(
 
     model: Any = meta.model
     layers = layers_of(model)
-    place_substitutes(model, structure, cut)
+    place_replacements(model, structure, cut)
     pruned = replace(meta, weights=ShardedWeights(model, meta.shards))
     with runnable(pruned, layers), torch.inference_mode():
         require_same(pruned, answer_to(model, probe_inputs(model)), wanted)

@@ -32,7 +32,7 @@ from exporter.checkpoint.streamed import write_streamed
 from exporter.cut.replacement_cut import cut_of_plan
 from exporter.errors import UnknownArchitectureError
 from exporter.files import staged_directory, telling_full_disk, write_text
-from exporter.models.ablation import substituted
+from exporter.models.ablation import branches_replaced
 from exporter.models.loading.meta_model import MetaModel
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import copy_file
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from exporter.artifacts.replacement_file import Replacements
-    from exporter.models.ablation import Cut
+    from exporter.models.ablation import BranchReplacements
     from exporter.models.loading.model_source import LoadedModel
 
 CARD = "README.md"
@@ -54,7 +54,7 @@ def write_checkpoint(
     folder: Path,
     *,
     replacements: Replacements | None = None,
-    cut: Cut | None = None,
+    cut: BranchReplacements | None = None,
     card: Callable[[CheckpointFacts], str] | None = None,
     progress: Progress = QUIET,
 ) -> CheckpointFacts:
@@ -98,7 +98,7 @@ def write_checkpoint(
 
 
 def _pruned(
-    loaded: LoadedModel, plan: PruningPlan, cut: Cut, progress: Progress
+    loaded: LoadedModel, plan: PruningPlan, cut: BranchReplacements, progress: Progress
 ) -> tuple[LoadedModel, list[int] | None]:
     """The pruned model, and which layers it kept where it has fewer."""
     from exporter.checkpoint.shallow_model import kept_layers, shallow_model
@@ -113,10 +113,10 @@ def _pruned(
     return loaded, None
 
 
-def _wanted(model: Any, cut: Cut) -> torch.Tensor:
+def _wanted(model: Any, cut: BranchReplacements) -> torch.Tensor:
     import torch
 
-    with substituted(model, cut), torch.inference_mode():
+    with branches_replaced(model, cut), torch.inference_mode():
         return answer_to(model, probe_inputs(model))
 
 

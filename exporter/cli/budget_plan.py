@@ -144,7 +144,9 @@ def planned(
         planner = _planner(report, load, digest, options, budget, work, progress)
         if budget.counts or not budget.only_counts:
             found = planner.plan()
-            plan = write_healed_plan(output, found.plan, found.substitutes, report=found.healing)
+            plan = write_healed_plan(
+                output, found.plan, found.branch_replacements, report=found.healing
+            )
             progress.say(f"plan: {found.words()}")
         if curve is not None:
             _write_curve(planner, curve, progress)

@@ -119,7 +119,7 @@ def heal(
             *(loaded, given, request),
             made_from=made_from, allow_all=force, work=kept, progress=progress,
         )  # fmt: skip
-        write_healed_plan(output, healed.plan, healed.substitutes, report=healed.report)
+        write_healed_plan(output, healed.plan, healed.branch_replacements, report=healed.report)
     # Whoever isn't quiet has heard the warnings already.
     warnings = healed.report.healing.warnings if progress.verbosity < NORMAL else []
     _print(healed.report, output, as_json, warnings)
@@ -129,7 +129,7 @@ def heal(
             loaded,
             healed.plan,
             save_checkpoint,
-            cut=healed.substitutes,
+            cut=healed.branch_replacements,
             card=lambda facts: model_card(facts, sources),
             progress=progress,
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.errors import PlanError
-from exporter.models.ablation import NOTHING, Cut, Substitute
+from exporter.models.ablation import NOTHING, BranchReplacement, BranchReplacements
 from exporter.models.anatomy.architectures import named_sublayers, sublayers
 from graph_passes.types import SublayerRef
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from graph_passes.replacements import Numbers, ReplacementTensors
 
 
-def cut_of_plan(plan: PruningPlan, replacements: Replacements | None, model: Any) -> Cut:
+def cut_of_plan(
+    plan: PruningPlan, replacements: Replacements | None, model: Any
+) -> BranchReplacements:
     """What a plan puts in the place of each branch.
 
     Args:
@@ -36,22 +38,22 @@ def cut_of_plan(plan: PruningPlan, replacements: Replacements | None, model: Any
 
 def cut_of_deletions(
     deletions: Iterable[PlannedDeletion], replacements: Replacements | None, model: Any
-) -> Cut:
+) -> BranchReplacements:
     """The same of a plan's deletions; see :func:`cut_of_plan`."""
     layers = len(sublayers(model)) // 2
-    cut: dict[SublayerRef, Substitute] = {}
+    cut: dict[SublayerRef, BranchReplacement] = {}
     for deletion in deletions:
         for name in named_sublayers([deletion], layers):
             if deletion.replacement == "none":
                 cut[name] = NOTHING
             else:
-                cut[name] = _substitute(SublayerRef(*name), deletion, replacements, model)
+                cut[name] = _branch_replacement(SublayerRef(*name), deletion, replacements, model)
     return dict(sorted(cut.items()))
 
 
-def _substitute(
+def _branch_replacement(
     ref: SublayerRef, deletion: PlannedDeletion, replacements: Replacements | None, model: Any
-) -> Substitute:
+) -> BranchReplacement:
     given = None if replacements is None else replacements.tensors.get(ref)
     if given is None or bool(given.maps) != (deletion.replacement == "linear"):
         raise PlanError(
@@ -62,7 +64,7 @@ def _substitute(
     where = "" if replacements is None else f"{replacements.path}: "
     key = f"{ref.kind}.{ref.layer}"
     _check_widths(f"{where}{key}", given, int(model.config.get_text_config().hidden_size))
-    return Substitute(
+    return BranchReplacement(
         bias=_tensor(f"{where}{key}.bias", given.bias, model),
         maps=tuple(_tensor(f"{where}{key}.{n}", w, model) for n, w in given.maps.items()),
     )

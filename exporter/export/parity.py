@@ -25,7 +25,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.widened_copy import WidenedCopy
 from exporter.errors import ExportError
 from exporter.export.streamed import filled_on_the_way, interface_without_weights
-from exporter.models.ablation import substituted
+from exporter.models.ablation import branches_replaced
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.progress import QUIET, Progress
@@ -119,7 +119,7 @@ def check_export(
         if isinstance(loaded, MetaModel):
             stack.enter_context(filled_on_the_way(loaded))
         if cut:
-            stack.enter_context(substituted(loaded.model, cut))
+            stack.enter_context(branches_replaced(loaded.model, cut))
         stack.enter_context(torch.inference_mode())
         kept = _kept_past(interface, deletions)
         _require_interface(runner, interface, kept, onnx_path)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import HealingError
-from exporter.models.ablation.substitutes import first_input
+from exporter.models.ablation.branch_replacements import first_input
 from exporter.models.anatomy.architectures import SublayerModules
 from exporter.models.anatomy.residual_stream import first_tensor
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from exporter.heal.fit import Fit
-from exporter.models.ablation import NOTHING, DamageMeter, Substitute
+from exporter.models.ablation import NOTHING, BranchReplacement, DamageMeter
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
 
-def by_explained(fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, Substitute]:
+def by_explained(fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, BranchReplacement]:
     """What explains most of each branch's output over held-out tokens; nothing where neither does.
 
     For models whose answers can't be compared, and as a first guess.
@@ -28,7 +28,7 @@ def by_explained(fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, Substitut
 
 def by_damage(
     meter: DamageMeter, fits: Mapping[SublayerRef, Fit], progress: Progress = QUIET
-) -> dict[SublayerRef, Substitute]:
+) -> dict[SublayerRef, BranchReplacement]:
     """What leaves the least KL divergence, branch after branch, the others as they stand.
 
     Begins with what :func:`by_explained` takes, and goes through the branches once, from the last

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from exporter.artifacts import AnswerDamage, HealedText
-from exporter.models.ablation import Cut, Damage, DamageMeter
+from exporter.models.ablation import BranchReplacements, Damage, DamageMeter
 from exporter.models.ablation.ratios import ratio_std_error
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
@@ -22,8 +22,8 @@ def measured_text(
     model: Any,
     role: Literal["calibration", "other"],
     text: CalibrationText,
-    dropped: Cut,
-    healed: Cut,
+    dropped: BranchReplacements,
+    healed: BranchReplacements,
     *,
     batch_size: int = 4,
     progress: Progress = QUIET,

@@ -18,7 +18,7 @@ from exporter.heal import low_rank
 from exporter.heal.activations import check_finite, held_out_tokens, overhearing
 from exporter.heal.ridge import RIDGES, LinearMap, choose_ridge, explained, solve
 from exporter.heal.statistics import Sums, sums_bytes
-from exporter.models.ablation.substitutes import Substitute
+from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.anatomy.architectures import SublayerModules, named_sublayers, sublayers
 from exporter.models.anatomy.residual_stream import run_backbone
 from exporter.models.loading.model_source import LoadedModel
@@ -49,8 +49,8 @@ class Fit:
         linear_explained: The same for ``linear``.
     """
 
-    bias: Substitute
-    linear: Substitute
+    bias: BranchReplacement
+    linear: BranchReplacement
     ridge: float
     bias_explained: float
     linear_explained: float
@@ -126,8 +126,10 @@ def fitted(first: Sums, later: Sums, *, rank: int | None = None, ridge: float | 
     total = first.plus(later)
     found, maps = _map(total, choice.ridge, rank)
     return Fit(
-        bias=Substitute(total.y_mean.float().cpu()),
-        linear=Substitute(found.bias.float().cpu(), tuple(each.float().cpu() for each in maps)),
+        bias=BranchReplacement(total.y_mean.float().cpu()),
+        linear=BranchReplacement(
+            found.bias.float().cpu(), tuple(each.float().cpu() for each in maps)
+        ),
         ridge=choice.ridge,
         bias_explained=choice.bias_explained,
         linear_explained=share,

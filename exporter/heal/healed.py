@@ -29,7 +29,7 @@ from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import healed_deletions, kind_of
 from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import HealingTexts, healing_texts
-from exporter.models.ablation import NOTHING, DamageMeter, Substitute
+from exporter.models.ablation import NOTHING, BranchReplacement, DamageMeter
 from exporter.models.anatomy.architectures import named_sublayers
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText
@@ -43,12 +43,12 @@ class Healed:
 
     Attributes:
         plan: The plan, each deletion with what takes its place; it names no file yet.
-        substitutes: What that is, by layer and kind.
+        branch_replacements: What that is, by layer and kind.
         report: What was done, and what it cost and gained.
     """
 
     plan: PruningPlan
-    substitutes: dict[SublayerRef, Substitute]
+    branch_replacements: dict[SublayerRef, BranchReplacement]
     report: HealingReport
 
 
@@ -146,7 +146,7 @@ def _refuse_rank(rank: int | None, loaded: LoadedModel) -> None:
 
 def _healed_plan(
     plan: PruningPlan,
-    found: Mapping[SublayerRef, Substitute],
+    found: Mapping[SublayerRef, BranchReplacement],
     healing: Healing,
     figures_from: FiguresFrom,
     parents: Mapping[str, str],
@@ -163,7 +163,7 @@ def _healed_plan(
 
 def judged(
     loaded: LoadedModel,
-    found: Mapping[SublayerRef, Substitute],
+    found: Mapping[SublayerRef, BranchReplacement],
     held_out: CalibrationText,
     other: CalibrationText | None,
     *,
@@ -234,7 +234,7 @@ class _Fitting:
 
     def best(
         self, chooser: CalibrationText
-    ) -> tuple[dict[SublayerRef, Fit], dict[SublayerRef, Substitute]]:
+    ) -> tuple[dict[SublayerRef, Fit], dict[SublayerRef, BranchReplacement]]:
         """The kind that does best in each place, as a text tells that nothing was fitted on."""
         fits, model = self._alone(), self.loaded.model
         if _answers(model):
@@ -247,7 +247,7 @@ class _Fitting:
             return {}, self._in_turn({name: kind_of(what) for name, what in found.items()})
         return fits, found
 
-    def alike(self) -> tuple[dict[SublayerRef, Fit], dict[SublayerRef, Substitute]]:
+    def alike(self) -> tuple[dict[SublayerRef, Fit], dict[SublayerRef, BranchReplacement]]:
         """The same kind everywhere."""
         kind = self.options.kind
         if self.options.sequential:
@@ -270,7 +270,7 @@ class _Fitting:
             progress=self.progress,
         )
 
-    def _in_turn(self, choices: Mapping[SublayerRef, Any]) -> dict[SublayerRef, Substitute]:
+    def _in_turn(self, choices: Mapping[SublayerRef, Any]) -> dict[SublayerRef, BranchReplacement]:
         """Each fitted with those before it in their places."""
         told = [[*name, choices[name]] for name in sorted(choices)]
         return fit_sequential(
@@ -299,7 +299,7 @@ def _measured(
     loaded: LoadedModel,
     held_out: CalibrationText,
     other: CalibrationText | None,
-    found: Mapping[SublayerRef, Substitute],
+    found: Mapping[SublayerRef, BranchReplacement],
     batch_size: int,
     progress: Progress,
 ) -> list[HealedText]:
@@ -337,12 +337,17 @@ def _predicted(texts: list[HealedText]) -> dict[str, float]:
     }
 
 
-def _branch(name: SublayerRef, substitute: Substitute, fit: Fit | None) -> HealedBranch:
-    tensors = [*substitute.maps, *([] if substitute.bias is None else [substitute.bias])]
+def _branch(
+    name: SublayerRef, branch_replacement: BranchReplacement, fit: Fit | None
+) -> HealedBranch:
+    tensors = [
+        *branch_replacement.maps,
+        *([] if branch_replacement.bias is None else [branch_replacement.bias]),
+    ]
     return HealedBranch(
         layer=name[0],
         kind=name[1],
-        replacement=kind_of(substitute),
+        replacement=kind_of(branch_replacement),
         parameters=sum(tensor.numel() for tensor in tensors),
         ridge=None if fit is None else fit.ridge,
         bias_explained=None if fit is None else fit.bias_explained,

@@ -119,7 +119,7 @@ def _read(file: Path, notes: list[Any]) -> dict[SublayerRef, Fit]:
     from safetensors.torch import load_file
 
     from exporter.heal.fit import Fit
-    from exporter.models.ablation import Substitute
+    from exporter.models.ablation import BranchReplacement
 
     held = load_file(file)
     found: dict[SublayerRef, Fit] = {}
@@ -127,8 +127,8 @@ def _read(file: Path, notes: list[Any]) -> dict[SublayerRef, Fit]:
         name = f"{kind}.{layer}"
         weights = tuple(held[f"{name}.map{number}"] for number in range(maps))
         found[SublayerRef(layer, kind)] = Fit(
-            bias=Substitute(held[f"{name}.mean"]),
-            linear=Substitute(held[f"{name}.bias"], weights),
+            bias=BranchReplacement(held[f"{name}.mean"]),
+            linear=BranchReplacement(held[f"{name}.bias"], weights),
             ridge=ridge,
             bias_explained=bias_explained,
             linear_explained=linear_explained,

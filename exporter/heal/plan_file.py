@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.artifacts import HealingReport, PlannedDeletion, PruningPlan, ReplacementsRef
 from exporter.errors import DepthcutError, HealingError, UsageError
 from exporter.files import make_readable, refuse_overwriting, sha256_file, telling_full_disk
-from exporter.models.ablation.substitutes import NOTHING, Substitute
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
 from graph_passes.files.locations import real
 from graph_passes.files.placing import staging
 from graph_passes.replacements import FACTORS
@@ -88,13 +88,16 @@ def refuse_places(path: Path, inputs: Iterable[Path], model: Path) -> None:
 
 
 def write_replacements(
-    folder: Path, substitutes: Mapping[SublayerRef, Substitute], *, name: str = FILE_NAME
+    folder: Path,
+    branch_replacements: Mapping[SublayerRef, BranchReplacement],
+    *,
+    name: str = FILE_NAME,
 ) -> ReplacementsRef:
     """Writes the numbers of replacements, for a plan in the same folder.
 
     Args:
         folder: Where; the plan must stand there too.
-        substitutes: By layer and kind; those that are nothing have no numbers.
+        branch_replacements: By layer and kind; those that are nothing have no numbers.
         name: The file's name.
 
     Returns:
@@ -105,7 +108,7 @@ def write_replacements(
     """
     path = folder / name
     with telling_full_disk(folder), staging(path) as staged:
-        reference = _write(staged.folder / name, substitutes)
+        reference = _write(staged.folder / name, branch_replacements)
         staged.place([(staged.folder / name, path)])
     return reference
 
@@ -113,7 +116,7 @@ def write_replacements(
 def write_healed_plan(
     path: Path,
     plan: PruningPlan,
-    substitutes: Mapping[SublayerRef, Substitute],
+    branch_replacements: Mapping[SublayerRef, BranchReplacement],
     *,
     report: HealingReport | None = None,
     report_path: Path | None = None,
@@ -125,7 +128,7 @@ def write_healed_plan(
     Args:
         path: The plan's file.
         plan: Its deletions name their replacements; which file holds their numbers is filled in.
-        substitutes: By layer and kind.
+        branch_replacements: By layer and kind.
         report: What was done, which appears with it.
         report_path: The report's file, in the same folder; by default as :func:`files_of` has it.
 
@@ -140,8 +143,8 @@ def write_healed_plan(
     plan = plan.model_copy(update={"made_from": _without_report(plan)})
     with telling_full_disk(path.parent), staging(path) as staged:
         stage, moves = staged.folder, []
-        if any(each.bias is not None or each.maps for each in substitutes.values()):
-            reference = _write(stage / numbers.name, substitutes)
+        if any(each.bias is not None or each.maps for each in branch_replacements.values()):
+            reference = _write(stage / numbers.name, branch_replacements)
             plan = plan.model_copy(update={"replacements": reference})
             moves.append((stage / numbers.name, numbers))
         else:
@@ -187,31 +190,34 @@ def _others(numbers: Path, path: Path) -> list[Path]:
 
 
 def healed_deletions(
-    deletions: Sequence[PlannedDeletion], substitutes: Mapping[SublayerRef, Substitute]
+    deletions: Sequence[PlannedDeletion],
+    branch_replacements: Mapping[SublayerRef, BranchReplacement],
 ) -> list[PlannedDeletion]:
     """The deletions with what takes each one's place; a block becomes its two sublayers."""
     found = []
     for deletion in deletions:
         for ref in deletion.sublayers:
-            replacement = kind_of(substitutes.get(ref, NOTHING))
+            replacement = kind_of(branch_replacements.get(ref, NOTHING))
             found.append(PlannedDeletion(layer=ref.layer, kind=ref.kind, replacement=replacement))
     return found
 
 
-def kind_of(substitute: Substitute) -> Replacement:
-    """What a plan calls a substitute."""
-    if substitute.maps:
+def kind_of(branch_replacement: BranchReplacement) -> Replacement:
+    """What a plan calls a replacement."""
+    if branch_replacement.maps:
         return "linear"
-    return "none" if substitute.bias is None else "bias"
+    return "none" if branch_replacement.bias is None else "bias"
 
 
-def _write(path: Path, substitutes: Mapping[SublayerRef, Substitute]) -> ReplacementsRef:
+def _write(
+    path: Path, branch_replacements: Mapping[SublayerRef, BranchReplacement]
+) -> ReplacementsRef:
     from safetensors.torch import save_file
 
     tensors = {
         key: tensor.detach().cpu().contiguous()
-        for name in sorted(substitutes)
-        for key, tensor in _tensors(name, substitutes[name])
+        for name in sorted(branch_replacements)
+        for key, tensor in _tensors(name, branch_replacements[name])
     }
     if not tensors:
         raise HealingError("There is no replacement to write.", "Heal a plan first: depthcut heal.")
@@ -225,14 +231,16 @@ def _write(path: Path, substitutes: Mapping[SublayerRef, Substitute]) -> Replace
     return ReplacementsRef(path=path.name, sha256=sha256_file(path))
 
 
-def _tensors(name: SublayerRef, substitute: Substitute) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(
+    name: SublayerRef, branch_replacement: BranchReplacement
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors by their names in the file; a linear map always has a bias there."""
     prefix = f"{name[1]}.{name[0]}"
-    maps: Sequence[Any] = substitute.maps
+    maps: Sequence[Any] = branch_replacement.maps
     if len(maps) > len(FACTORS):
         raise HealingError(f"The map for {name[1]} {name[0]} has {len(maps)} factors.")
-    if substitute.bias is not None:
-        yield f"{prefix}.bias", substitute.bias
+    if branch_replacement.bias is not None:
+        yield f"{prefix}.bias", branch_replacement.bias
     elif maps:
         yield f"{prefix}.bias", maps[-1].new_zeros(maps[-1].shape[0])
     if len(maps) == 1:

@@ -21,7 +21,11 @@ from exporter.heal.fit import Adding, Fit, fitted, tell_if_few
 from exporter.heal.kept import FitStore, KnownFits
 from exporter.heal.layer_walk import LayerWalk, Shelf
 from exporter.heal.statistics import Sums
-from exporter.models.ablation.substitutes import NOTHING, Substitute, substituted
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacement,
+    branches_replaced,
+)
 from exporter.models.anatomy.architectures import SublayerModules, named_sublayers, sublayers
 from exporter.models.anatomy.residual_stream import LayerStates
 from exporter.models.loading.model_source import LoadedModel
@@ -48,7 +52,7 @@ def fit_sequential(
     compensation: float = COMPENSATION,
     store: FitStore | None = None,
     progress: Progress = QUIET,
-) -> dict[SublayerRef, Substitute]:
+) -> dict[SublayerRef, BranchReplacement]:
     """Fits a replacement for each chosen branch, from the first layer up.
 
     The text is run a layer at a time, so that all fits together cost about three runs of the
@@ -76,7 +80,7 @@ def fit_sequential(
     wanted = named_sublayers(choices, len(parts) // 2)
     later = held_out_tokens(text.mask, held_out)
     fits = KnownFits(store, [name for name in wanted if choices[name] != "none"], progress)
-    found: dict[SublayerRef, Substitute] = {}
+    found: dict[SublayerRef, BranchReplacement] = {}
     walk = LayerWalk(loaded.model, text.input_ids, text.mask, batch_size)
     limit = STREAM_LIMIT_BYTES // 2
     with Shelf(limit) as whole, Shelf(limit) as healed:
@@ -117,7 +121,7 @@ class _Pair:
         self,
         part: SublayerModules,
         compensation: float,
-        found: Mapping[SublayerRef, Substitute],
+        found: Mapping[SublayerRef, BranchReplacement],
         rank: int | None,
         ridge: float | None,
     ) -> Fit:
@@ -125,7 +129,10 @@ class _Pair:
         return fitted(*self._sums(part, compensation, found), rank=rank, ridge=ridge)
 
     def _sums(
-        self, part: SublayerModules, compensation: float, found: Mapping[SublayerRef, Substitute]
+        self,
+        part: SublayerModules,
+        compensation: float,
+        found: Mapping[SublayerRef, BranchReplacement],
     ) -> tuple[Sums, Sums]:
         import torch
 
@@ -140,7 +147,7 @@ class _Pair:
             adding = Adding(sums, mask, later, rows.start)
             heard: list[torch.Tensor] = []
             with (
-                substituted(self._model, below),
+                branches_replaced(self._model, below),
                 overhearing([part], (mask.shape[0], mask.shape[1]), _into(heard)),
             ):
                 healed, _ = self._walk.run(part.layer, rows, self._healed_at(number))
@@ -152,14 +159,14 @@ class _Pair:
             adding(part, read, given)
         return sums[name]
 
-    def advance(self, layer: int, found: Mapping[SublayerRef, Substitute]) -> None:
+    def advance(self, layer: int, found: Mapping[SublayerRef, BranchReplacement]) -> None:
         """Takes both over a layer; from the first deletion on they part."""
         here = {name: what for name, what in found.items() if name[0] == layer}
         for number, rows in enumerate(self._walk.batches):
             below = self._whole_at(number), self._healed_at(number)
             _, self._whole[number] = self._walk.run(layer, rows, below[0])
             if here or self._differ:
-                with substituted(self._model, here):
+                with branches_replaced(self._model, here):
                     _, self._healed[number] = self._walk.run(layer, rows, below[1])
         self._begun, self._differ = True, self._differ or bool(here)
 

@@ -128,7 +128,7 @@ class PassOn(torch.nn.Module):
         return x
 
 
-class BranchSubstitute(torch.nn.Module):
+class ReplacementModule(torch.nn.Module):
     """Contributes ``maps(x) + bias`` to the stream in a branch's place; nothing without either.
 
     Args:
@@ -195,7 +195,7 @@ def put_modules(model: Any, structure: PrunedStructure) -> None:
     """Replaces a whole model's modules by those of a pruned one, in place.
 
     Args:
-        model: The model; the substitutes' parameters are not filled.
+        model: The model; the replacements' parameters are not filled.
         structure: What goes where.
 
     Raises:
@@ -203,7 +203,7 @@ def put_modules(model: Any, structure: PrunedStructure) -> None:
     """
     dtype, device = _form_of(model)
     for branch in structure.branches:
-        made = BranchSubstitute(branch).to(dtype=dtype)
+        made = ReplacementModule(branch).to(dtype=dtype)
         _put(model, branch.path, made if device is None else made.to(device))
     for path in structure.passing:
         _put(model, path, PassOn())

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion
-from exporter.models.ablation import Cut, Substitute
-from exporter.models.ablation.substitutes import first_input
+from exporter.models.ablation import BranchReplacement, BranchReplacements
+from exporter.models.ablation.branch_replacements import first_input
 from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.loading.model_source import LoadedModel
 from graph_passes.types import BLOCK_KINDS, SublayerRef
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def structure_for(
     loaded: LoadedModel,
     deletions: Sequence[PlannedDeletion],
-    cut: Cut,
+    cut: BranchReplacements,
     inputs: dict[str, torch.Tensor],
 ) -> PrunedStructure:
     """Which modules of a model go, and what stands in their places; nothing is changed.
@@ -74,25 +74,27 @@ def _emptied(model: Any, paths: Sequence[str]) -> list[str]:
     return [name for name in found if name is not None]
 
 
-def _record(part: SublayerModules, substitute: Substitute, path: str, returns: int) -> BranchRecord:
+def _record(
+    part: SublayerModules, replacement: BranchReplacement, path: str, returns: int
+) -> BranchRecord:
     from exporter.models.branch_modules import BranchRecord
 
     return BranchRecord(
         path=path,
         layer=part.layer,
         kind=part.kind,
-        bias=None if substitute.bias is None else len(substitute.bias),
-        maps=[(each.shape[0], each.shape[1]) for each in substitute.maps],
+        bias=None if replacement.bias is None else len(replacement.bias),
+        maps=[(each.shape[0], each.shape[1]) for each in replacement.maps],
         multiplier=part.multiplier,
         returns=returns,
     )
 
 
 class _Place:
-    """Where in a branch its substitute stands, and which of its modules then only pass on.
+    """Where in a branch its replacement stands, and which of its modules then only pass on.
 
     Attributes:
-        module: The module that the substitute takes the place of; it is given the branch's input.
+        module: The module that the replacement takes the place of; it is given the branch's input.
         passing: Modules behind it.
         adds_residual: Whether the module is given the stream too, and returns the sum.
     """
@@ -142,7 +144,7 @@ def _returned(
 
 
 def _lonely_norms(
-    model: Any, cut: Cut, inputs: dict[str, torch.Tensor]
+    model: Any, cut: BranchReplacements, inputs: dict[str, torch.Tensor]
 ) -> Iterator[torch.nn.Module]:
     """The norms whose results only branches read that are gone and have no map.
 

@@ -49,7 +49,7 @@ def plan_within(run: Run, wanted: BudgetRequest) -> list[Path]:
     )
     found = planner.plan()
     path = run.ledger.work / "plan.json"
-    plan = write_healed_plan(path, found.plan, found.substitutes, report=found.healing)
+    plan = write_healed_plan(path, found.plan, found.branch_replacements, report=found.healing)
     run.progress.say(f"plan: {found.words()}")
     report = report_of(plan, path)
     return [path, *numbers_of(plan, path), *([] if report is None else [report])]

@@ -52,7 +52,7 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
         write_healed_plan(
             stage / HEALED_PLAN,
             healed.plan,
-            healed.substitutes,
+            healed.branch_replacements,
             report=healed.report,
             report_path=stage / FOLDER_REPORT,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from exporter.artifacts import Score
-from exporter.models.ablation import Damage, DamageMeter, cut_of
+from exporter.models.ablation import Damage, DamageMeter, without_branches
 from exporter.score.metric import UNITS, AnswerMetric
 from exporter.score.subject import Subject
 from graph_passes.types import DeletionKind
@@ -20,7 +20,7 @@ def answer_scores(subject: Subject, metrics: Sequence[AnswerMetric]) -> list[lis
         ScoringError: Logits are not finite, or no token has a next one to predict.
     """
     units = answer_units(len(subject.layers), blocks=subject.blocks)
-    cuts = [cut_of([unit], subject.model) for unit in units]
+    cuts = [without_branches([unit], subject.model) for unit in units]
     _, *damages = answer_meter(subject).measure_many({}, cuts, subject.progress)
     return scores_of_damages(metrics, units, damages)
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from exporter.artifacts import Score
 from exporter.errors import ScoringError
+from exporter.models.ablation.branch_replacements import first_input
 from exporter.models.ablation.ratios import Floats, RatioSums
-from exporter.models.ablation.substitutes import first_input
 from exporter.models.anatomy.architectures import sublayers
 from exporter.models.anatomy.residual_stream import LayerModules, first_tensor
 from exporter.models.texts.calibration import CalibrationText

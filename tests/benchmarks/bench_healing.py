@@ -183,9 +183,9 @@ class Bench:
 
     def _tasks(self, cut: Any) -> dict[str, float]:
         from exporter.compare.tasks.items import read_task
-        from exporter.models.ablation import substituted
+        from exporter.models.ablation import branches_replaced
 
-        with substituted(self._loaded.model, cut):
+        with branches_replaced(self._loaded.model, cut):
             return {
                 path.stem: self._accuracy(
                     read_task(path.parent, path.stem, limit=self._options.items)

@@ -37,7 +37,7 @@ from exporter.choose.budgets.walk import Walk
 from exporter.choose.costs import At, Effort, sizes
 from exporter.choose.selection import Option, SearchOptions
 from exporter.files import write_text
-from exporter.models.ablation import Cut, Damage, DamageMeter
+from exporter.models.ablation import BranchReplacements, Damage, DamageMeter
 from exporter.models.ablation.ratios import ratio_std_error
 from exporter.progress import Quiet
 from exporter.score import ScoreOptions, calibration_text, score
@@ -152,11 +152,13 @@ class Bench:
         ).plan()
         found.plan.write(self.work / f"plan-{attentions}-{REQUESTS[request].new}.json")
         assert found.speedup is not None
-        excess, share = self._judged(one_shot.cut, found.substitutes)
+        excess, share = self._judged(one_shot.cut, found.branch_replacements)
         measured = found.speedup.ratio
         return Row(request, attentions, asked, measured, found.plan.describe(), excess, share)
 
-    def _judged(self, one_shot: Cut, planned: Cut) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _judged(
+        self, one_shot: BranchReplacements, planned: BranchReplacements
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         excess, share = {}, {}
         for name, meter in self.meters.items():
             first, second = meter.measure(one_shot), meter.measure(planned)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from exporter.models.ablation import Damage, Substitute
+from exporter.models.ablation import BranchReplacement, Damage
 
 LAYERS = 3
 NAMES: list[Any] = [(layer, kind) for layer in range(LAYERS) for kind in ("attention", "mlp")]
@@ -18,19 +18,19 @@ REPLACEMENTS: list[Any] = ["none", "bias", "linear"]
 
 @dataclass
 class MadeMeter:
-    """Damage = sum over sublayers of ``alone * share(substitute)``, and of pairs.
+    """Damage = sum over sublayers of ``alone * share(replacement)``, and of pairs.
 
     Attributes:
         alone: KL divergence of each sublayer left out.
         together: What two that are left out add.
-        shares: What part of that a substitute leaves; 1 for one that isn't named.
+        shares: What part of that a replacement leaves; 1 for one that isn't named.
         scale: Of all of it: other tokens, other damage.
         calls: Cuts that were measured.
     """
 
     alone: Mapping[Any, float]
     together: Mapping[Any, float] = field(default_factory=dict)
-    shares: Mapping[Substitute, float] = field(default_factory=dict)
+    shares: Mapping[BranchReplacement, float] = field(default_factory=dict)
     scale: float = 1.0
     calls: int = 0
 
@@ -38,7 +38,7 @@ class MadeMeter:
     def num_layers(self) -> int:
         return LAYERS
 
-    def kl(self, cut: Mapping[Any, Substitute]) -> float:
+    def kl(self, cut: Mapping[Any, BranchReplacement]) -> float:
         share = {name: self.shares.get(what, 1.0) for name, what in cut.items()}
         total = sum(self.alone[name] * share[name] for name in cut)
         for one, other in combinations(sorted(cut), 2):
@@ -77,12 +77,12 @@ def made_case(seed: int) -> tuple[MadeMeter, list[Any], MadeUnit]:
     from exporter.choose.selection import Option
 
     rng = np.random.default_rng(seed)
-    substitutes = {(n, r): Substitute() for n in NAMES for r in REPLACEMENTS[1:]}
-    shares = {s: float(rng.uniform(0.1, 0.9)) for s in substitutes.values()}
+    made = {(n, r): BranchReplacement() for n in NAMES for r in REPLACEMENTS[1:]}
+    shares = {s: float(rng.uniform(0.1, 0.9)) for s in made.values()}
     alone = {name: float(rng.exponential(0.2)) for name in NAMES}
     pairs = {pair: float(rng.exponential(0.05)) for pair in combinations(sorted(NAMES), 2)}
     options = [
-        Option((n,), replacement=r, substitutes={n: substitutes[n, r]} if r != "none" else {})
+        Option((n,), replacement=r, branch_replacements={n: made[n, r]} if r != "none" else {})
         for n in NAMES for r in REPLACEMENTS
     ]  # fmt: skip
     whole = {name: float(rng.uniform(2, 10)) for name in NAMES}

@@ -75,7 +75,7 @@ def test_prefill_and_decode_equal_pytorch(tmp_path: Path, monkeypatch: pytest.Mo
     skipped = [PlannedDeletion(layer=d.layer, kind=d.kind) for d in PLAN]
 
     def worst(witness: dict[SublayerRef, ReplacementTensors]) -> float:
-        monkeypatch.setattr(parity, "substituted", lambda model, _: replaced(model, witness))
+        monkeypatch.setattr(parity, "branches_replaced", lambda model, _: replaced(model, witness))
         checks = parity.check_export(loaded, target, deletions=skipped)
         assert {check.phase for check in checks} == {"prefill", "decode"}
         return max(check.max_abs_error for check in checks)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from exporter.artifacts import HealingReport
 from exporter.choose.budgets.budget import Heal
-from exporter.models.ablation import Substitute
+from exporter.models.ablation import BranchReplacement
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
@@ -17,7 +17,7 @@ def healing_of(
     loaded: LoadedModel,
     fitted: CalibrationText,
     reported: CalibrationText,
-    substitutes: Mapping[SublayerRef, Substitute],
+    branch_replacements: Mapping[SublayerRef, BranchReplacement],
     heal: Heal,
     rank: int | None = None,
     *,
@@ -31,7 +31,7 @@ def healing_of(
         loaded: The model.
         fitted: What was searched and fitted on.
         reported: What it is measured on.
-        substitutes: What takes each branch's place.
+        branch_replacements: What takes each branch's place.
         heal: What the planner could choose from.
         rank: Of linear maps.
         batch_size: Samples in one forward pass.
@@ -41,7 +41,7 @@ def healing_of(
     from exporter.heal.healed import judged
     from exporter.heal.texts import other_domain
 
-    replaced = any(each.bias is not None or each.maps for each in substitutes.values())
+    replaced = any(each.bias is not None or each.maps for each in branch_replacements.values())
     if heal == "none" or not replaced:
         return None
     other = other_domain(
@@ -54,7 +54,7 @@ def healing_of(
     )
     healing = judged(
         loaded,
-        substitutes,
+        branch_replacements,
         reported,
         other,
         asked=heal,

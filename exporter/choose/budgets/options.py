@@ -96,10 +96,10 @@ def _option(
 ) -> Option:
     if replacement == "none":
         return Option(names)
-    substitutes = {
+    branch_replacements = {
         name: fits[name].bias if replacement == "bias" else fits[name].linear for name in names
     }
-    return Option(names, replacement=replacement, substitutes=substitutes)
+    return Option(names, replacement=replacement, branch_replacements=branch_replacements)
 
 
 def _quality(option: Option, fits: Mapping[SublayerRef, Fit]) -> float:

@@ -10,7 +10,7 @@ from exporter.artifacts import HealingReport, PruningPlan, Speedup
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.walk import Walk, damage_words
 from exporter.choose.costs import CostTable, GraphSizes
-from exporter.models.ablation import Damage, Substitute
+from exporter.models.ablation import BranchReplacement, Damage
 from graph_passes.types import SublayerRef
 
 _TEXTS = {"checked": "the text that decided", "searched": "the text of the search"}
@@ -22,14 +22,14 @@ class Outcome:
 
     Attributes:
         plan: The plan; it names no file of replacements yet.
-        substitutes: What takes each branch's place.
+        branch_replacements: What takes each branch's place.
         damage: On the tokens that are reported on.
         speedup: What the finished candidate measured; None where none was timed.
         healing: What the replacements gain, in two domains; None without any.
     """
 
     plan: PruningPlan
-    substitutes: Mapping[SublayerRef, Substitute]
+    branch_replacements: Mapping[SublayerRef, BranchReplacement]
     damage: Damage
     speedup: Speedup | None = None
     healing: HealingReport | None = None

@@ -30,7 +30,7 @@ from exporter.choose.costs import CostTable, GraphSizes
 from exporter.choose.selection import protected_names
 from exporter.errors import PlanError, UsageError
 from exporter.heal.kept import about_fits
-from exporter.models.ablation import Substitute
+from exporter.models.ablation import BranchReplacement
 from exporter.progress import QUIET, Progress
 from graph_passes.types import Replacement, SublayerRef
 
@@ -99,8 +99,8 @@ class Planner:
         self._refuse_nothing(walk)
         if speedup is None and self._stopwatch is not None:
             speedup = self._time(walk)
-        substitutes = self._refitted(walk)
-        return self._outcome(walk, substitutes, speedup)
+        branch_replacements = self._refitted(walk)
+        return self._outcome(walk, branch_replacements, speedup)
 
     def curve(self) -> ParetoCurve:
         """The whole front, up to plans that leave next to nothing of the model's answers.
@@ -296,8 +296,8 @@ class Planner:
             unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
             refuse_nothing(self.judge, self.search.smallest(unit))
 
-    def _refitted(self, walk: Walk) -> Mapping[SublayerRef, Substitute]:
-        """The walk's substitutes, fitted again on the healed model where that is better."""
+    def _refitted(self, walk: Walk) -> Mapping[SublayerRef, BranchReplacement]:
+        """The walk's replacements, fitted again on the healed model where that is better."""
         from exporter.heal import fit_sequential
 
         choices: dict[SublayerRef, Replacement] = walk.choices
@@ -321,9 +321,12 @@ class Planner:
         return again if better else walk.cut
 
     def _outcome(
-        self, walk: Walk, substitutes: Mapping[SublayerRef, Substitute], speedup: Speedup | None
+        self,
+        walk: Walk,
+        branch_replacements: Mapping[SublayerRef, BranchReplacement],
+        speedup: Speedup | None,
     ) -> Outcome:
-        damage = self.reporter.damage_of(substitutes)
+        damage = self.reporter.damage_of(branch_replacements)
         figures = predicted(
             self.budget,
             walk,
@@ -337,7 +340,7 @@ class Planner:
             self.loaded,
             self.texts.searched,
             self.texts.reported,
-            substitutes,
+            branch_replacements,
             self.settings.heal,
             self.settings.rank,
             batch_size=self.settings.batch_size,
@@ -355,7 +358,7 @@ class Planner:
             predicted=figures,
             predicted_on=self.texts.figures_from,
         )
-        return Outcome(plan, substitutes, damage, speedup, healing)
+        return Outcome(plan, branch_replacements, damage, speedup, healing)
 
 
 def _refuse_missing(

@@ -15,7 +15,7 @@ from exporter.choose.budgets.budget import NO_FLOORS, Floors
 from exporter.choose.budgets.gains import Unit
 from exporter.choose.selection import Meter, Option, RememberingMeter, Step, chosen, cut_of_options
 from exporter.compare.quality.paired import mean_interval
-from exporter.models.ablation import Cut, Damage
+from exporter.models.ablation import BranchReplacements, Damage
 from graph_passes.types import Replacement, SublayerRef
 
 _ABOUT = 0.9
@@ -30,7 +30,7 @@ class Walk:
     options: tuple[Option, ...] = ()
 
     @property
-    def cut(self) -> Cut:
+    def cut(self) -> BranchReplacements:
         """What stands in the place of which branch."""
         return cut_of_options(self.options)
 
@@ -117,7 +117,7 @@ class Judge:
         """What a walk costs."""
         return self.damage_of(walk.cut)
 
-    def damage_of(self, cut: Cut) -> Damage:
+    def damage_of(self, cut: BranchReplacements) -> Damage:
         """What a cut costs."""
         return self._meter.measure_many(cut, [])[0]
 

@@ -22,7 +22,7 @@ from exporter.choose.costs.grouping import Treatment
 from exporter.engines.runners.pytorch import TorchRunner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
-from exporter.models.ablation.substitutes import Substitute, first_input
+from exporter.models.ablation.branch_replacements import BranchReplacement, first_input
 from exporter.models.anatomy.architectures import SublayerModules, sublayers
 from exporter.models.model_folder import longest_sequence
 from exporter.models.onnx_interface import OnnxInterface, interface_of
@@ -124,20 +124,20 @@ class TorchBench:
             CostError: A branch can't be left out in PyTorch.
         """
         model = sharing_copy(self.loaded.model)
-        substitute, cut = self.substitute(treatment), set(treatment.names)
+        branch_replacement, cut = self.branch_replacement(treatment), set(treatment.names)
         for part in sublayers(model):
             if part.ref in cut:
-                leave_out(model, part, substitute)
+                leave_out(model, part, branch_replacement)
         return model
 
-    def substitute(self, treatment: Treatment) -> Substitute:
+    def branch_replacement(self, treatment: Treatment) -> BranchReplacement:
         """What takes the branches' place: random numbers."""
         if treatment.replacement == "none":
-            return Substitute()
+            return BranchReplacement()
         found = random_replacement(self.sizes.hidden or 0, treatment.replacement, self.rank)
         tensors = (torch.tensor(each) for each in (found.bias, *found.maps.values()))
         bias, *maps = (each.to(self.device, self.loaded.model.dtype) for each in tensors)
-        return Substitute(bias, tuple(maps))
+        return BranchReplacement(bias, tuple(maps))
 
     def _variant(self, treatment: Treatment) -> TorchRunner:
         cut = set(treatment.names)
@@ -168,13 +168,13 @@ def sharing_copy(model: Any) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in own})
 
 
-def leave_out(model: Any, part: SublayerModules, substitute: Substitute) -> None:
+def leave_out(model: Any, part: SublayerModules, branch_replacement: BranchReplacement) -> None:
     """Puts something else in a branch's place, so that the branch isn't computed any more.
 
     Args:
         model: The model; it is changed.
         part: The branch.
-        substitute: What takes its place.
+        branch_replacement: What takes its place.
 
     Raises:
         CostError: What the branch computes last lies within what it begins with, so that neither
@@ -196,7 +196,7 @@ def leave_out(model: Any, part: SublayerModules, substitute: Substitute) -> None
 
     def end(*args: Any, **kwargs: Any) -> Any:
         x = first_input(args, kwargs) if first is last else read.pop()
-        found = substitute.contribution(x)
+        found = branch_replacement.contribution(x)
         return form(torch.zeros_like(x) if found is None else found)
 
     if first is not last:

@@ -42,7 +42,7 @@ from exporter.progress import QUIET, Progress, Task
 from graph_passes.types import BLOCK_KINDS, SublayerRef
 
 if TYPE_CHECKING:
-    from exporter.models.ablation import Cut, Damage
+    from exporter.models.ablation import BranchReplacements, Damage
     from exporter.models.loading.model_source import LoadedModel
     from exporter.score import CalibrationText
 
@@ -244,7 +244,7 @@ class _Searcher:
         self,
         options: list[Option],
         number: int,
-        start: Cut,
+        start: BranchReplacements,
         meter: RememberingMeter,
         progress: Progress,
     ) -> list[Option]:
@@ -279,12 +279,12 @@ class _Searcher:
         return chosen(steps)
 
     def _rescored(
-        self, cut: Cut, *, text: CalibrationText, blocks: bool, progress: Progress
+        self, cut: BranchReplacements, *, text: CalibrationText, blocks: bool, progress: Progress
     ) -> list[Score]:
-        from exporter.models.ablation import substituted
+        from exporter.models.ablation import branches_replaced
         from exporter.score import score_on
 
-        with substituted(self._loaded.model, cut):
+        with branches_replaced(self._loaded.model, cut):
             report = score_on(
                 self._loaded,
                 text,

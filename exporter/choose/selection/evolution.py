@@ -32,7 +32,7 @@ from exporter.choose.selection.options import (
     total_gain,
 )
 from exporter.errors import PlanError
-from exporter.models.ablation import Cut, Damage
+from exporter.models.ablation import BranchReplacements, Damage
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
@@ -55,7 +55,7 @@ def evolve(
     seconds: float = 600.0,
     generations: int | None = None,
     seed: int = 0,
-    start: Cut | None = None,
+    start: BranchReplacements | None = None,
     allow_all: bool = False,
     clock: Callable[[], float] = time.monotonic,
     progress: Progress = QUIET,
@@ -111,7 +111,7 @@ class _Population:
         options: Sequence[Option],
         goal: float,
         objective: Objective,
-        start: Cut,
+        start: BranchReplacements,
         most: int,
         seed: int,
     ) -> None:

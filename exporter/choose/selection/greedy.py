@@ -28,7 +28,7 @@ from exporter.choose.selection.options import (
     total_gain,
 )
 from exporter.errors import PlanError
-from exporter.models.ablation import Cut, Damage
+from exporter.models.ablation import BranchReplacements, Damage
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
@@ -45,7 +45,7 @@ def greedy(
     shortlist: int | None = None,
     prior: Mapping[SublayerRef, float] | None = None,
     stop: Stop | None = None,
-    start: Cut | None = None,
+    start: BranchReplacements | None = None,
     allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> list[Step]:
@@ -108,7 +108,7 @@ class _Greedy:
         options: Sequence[Option],
         goal: float,
         objective: Objective,
-        start: Cut,
+        start: BranchReplacements,
         most: int,
     ) -> None:
         self._meter, self._options = meter, options

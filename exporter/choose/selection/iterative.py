@@ -23,11 +23,11 @@ from exporter.choose.selection.options import (
     total_gain,
 )
 from exporter.errors import PlanError
-from exporter.models.ablation import Cut
+from exporter.models.ablation import BranchReplacements
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef, sublayer_kinds
 
-Rescore = Callable[[Cut], Iterable[Score]]
+Rescore = Callable[[BranchReplacements], Iterable[Score]]
 """Scores the model with a cut."""
 
 
@@ -39,7 +39,7 @@ def iterative(
     num_layers: int,
     every: int = 1,
     first: Iterable[Score] | None = None,
-    start: Cut | None = None,
+    start: BranchReplacements | None = None,
     allow_all: bool = False,
     progress: Progress = QUIET,
 ) -> list[Option]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from exporter.artifacts.store import Store
-from exporter.models.ablation import NOTHING, Cut, Damage, Substitute
+from exporter.models.ablation import NOTHING, BranchReplacement, BranchReplacements, Damage
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ class Meter(Protocol):
         """How many layers the model has."""
 
     def measure_many(
-        self, cut: Cut, others: Sequence[Cut], progress: Progress = QUIET
+        self,
+        cut: BranchReplacements,
+        others: Sequence[BranchReplacements],
+        progress: Progress = QUIET,
     ) -> list[Damage]:
         """The damage of a cut, and of several others."""
 
@@ -42,7 +45,7 @@ to what measures cuts on them."""
 class RememberingMeter:
     """Keeps what was measured, and where a file is given also between runs.
 
-    Only cuts that leave branches out are written: a fitted substitute has no name that a later run
+    Only cuts that leave branches out are written: a fitted replacement has no name that a later run
     would know again.
 
     Args:
@@ -61,7 +64,7 @@ class RememberingMeter:
     ) -> None:
         self._meter = meter
         self._known: dict[Key, Damage] = {}
-        self._held: list[Substitute] = [NOTHING]  # what is kept by id() must stay alive
+        self._held: list[BranchReplacement] = [NOTHING]  # what is kept by id() must stay alive
         self._store = None if kept is None else Store(kept, dict(about or {}))
 
     @property
@@ -70,7 +73,10 @@ class RememberingMeter:
         return self._meter.num_layers
 
     def measure_many(
-        self, cut: Cut, others: Sequence[Cut], progress: Progress = QUIET
+        self,
+        cut: BranchReplacements,
+        others: Sequence[BranchReplacements],
+        progress: Progress = QUIET,
     ) -> list[Damage]:
         """The damage of a cut, and of several others, measured only where it is not known."""
         keys = [_key(each) for each in (cut, *others)]
@@ -84,7 +90,7 @@ class RememberingMeter:
                 self._keep(each, damage)
         return [self._known[key] for key in keys]
 
-    def _keep(self, cut: Cut, damage: Damage) -> None:
+    def _keep(self, cut: BranchReplacements, damage: Damage) -> None:
         key = _key(cut)
         if key in self._known:
             return
@@ -94,7 +100,7 @@ class RememberingMeter:
             numbers = {f.name: getattr(damage, f.name).tolist() for f in fields(Damage)}
             self._store.keep(_name(cut), numbers)
 
-    def _recall(self, key: Key, cut: Cut) -> None:
+    def _recall(self, key: Key, cut: BranchReplacements) -> None:
         if self._store is None or key in self._known or not _leaves_out(cut):
             return
         told = self._store.find(_name(cut))
@@ -102,14 +108,14 @@ class RememberingMeter:
             self._known[key] = Damage(**{k: np.asarray(v, np.float64) for k, v in told.items()})
 
 
-def _key(cut: Cut) -> Key:
+def _key(cut: BranchReplacements) -> Key:
     return frozenset((layer, kind, id(what)) for (layer, kind), what in cut.items())
 
 
-def _leaves_out(cut: Cut) -> bool:
+def _leaves_out(cut: BranchReplacements) -> bool:
     return all(what is NOTHING for what in cut.values())
 
 
-def _name(cut: Cut) -> str:
+def _name(cut: BranchReplacements) -> str:
     """``whole``, or the branches that are left out: ``mlp 0, attention 12``."""
     return ", ".join(f"{kind} {layer}" for layer, kind in sorted(cut)) or "whole"

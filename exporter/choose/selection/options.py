@@ -9,7 +9,7 @@ from typing import Literal
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import PlanError
-from exporter.models.ablation import NOTHING, Cut, Damage, Substitute
+from exporter.models.ablation import NOTHING, BranchReplacement, BranchReplacements, Damage
 from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerKind, SublayerRef
 
 Objective = Literal["kl", "perplexity"]
@@ -30,18 +30,19 @@ class Option:
         gain: What that is worth, in the budget's unit: 1 a sublayer, parameters, bytes, or
             milliseconds saved. Above 0.
         replacement: What comes in their place, in the plan's words.
-        substitutes: The same in the running model; a name that is missing contributes nothing.
+        branch_replacements: The same in the running model; a name that is missing contributes
+            nothing.
     """
 
     names: tuple[SublayerRef, ...]
     gain: float = 1.0
     replacement: Replacement = "none"
-    substitutes: Mapping[SublayerRef, Substitute] = field(default_factory=dict)
+    branch_replacements: Mapping[SublayerRef, BranchReplacement] = field(default_factory=dict)
 
     @property
-    def cut(self) -> Cut:
+    def cut(self) -> BranchReplacements:
         """What it puts in the place of which branch."""
-        return {name: self.substitutes.get(name, NOTHING) for name in self.names}
+        return {name: self.branch_replacements.get(name, NOTHING) for name in self.names}
 
     def deletions(self) -> list[PlannedDeletion]:
         """Its lines in a plan; both sublayers of one layer make a block."""
@@ -113,10 +114,10 @@ def chosen(steps: Iterable[Step]) -> list[Option]:
 
 
 def cut_of_options(
-    options: Iterable[Option], start: Cut | None = None
-) -> dict[SublayerRef, Substitute]:
+    options: Iterable[Option], start: BranchReplacements | None = None
+) -> dict[SublayerRef, BranchReplacement]:
     """The cut that several options make together, on top of another."""
-    cut: dict[SublayerRef, Substitute] = dict(start or {})
+    cut: dict[SublayerRef, BranchReplacement] = dict(start or {})
     for option in options:
         cut.update(option.cut)
     return cut

@@ -30,7 +30,7 @@ from exporter.choose.studies.task_scores import compared_tasks
 from exporter.compare.quality.paired import mean_interval
 from exporter.compare.tasks.choosing import TaskChoice
 from exporter.errors import CalibrationError, PlanError, ScoringError
-from exporter.models.ablation import Cut, Damage, DamageMeter, cut_of
+from exporter.models.ablation import BranchReplacements, Damage, DamageMeter, without_branches
 from exporter.models.ablation.ratios import Floats
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import calibration_text
@@ -99,7 +99,9 @@ def measure_depths(
     text = _held_out(loaded, report.calibration, options, progress)
     cells = _planned(report, options)
     cuts = {
-        _place(cell): cut_of(cell.deletions, loaded.model) for cell in cells if not cell.refused
+        _place(cell): without_branches(cell.deletions, loaded.model)
+        for cell in cells
+        if not cell.refused
     }
     whole, damages = _damages(loaded, text, cuts, options, kept, progress)
     sizes = module_sizes(loaded)
@@ -202,7 +204,7 @@ def _filled(
 def _damages(
     loaded: LoadedModel,
     text: CalibrationText,
-    cuts: Mapping[Place, Cut],
+    cuts: Mapping[Place, BranchReplacements],
     options: DepthOptions,
     kept: Path | None,
     progress: Progress,
@@ -254,6 +256,6 @@ def _exp(value: float) -> float:
     return math.exp(max(-_MOST_LOG, min(_MOST_LOG, value)))
 
 
-def _share(cut: Cut, sizes: GraphSizes) -> float:
+def _share(cut: BranchReplacements, sizes: GraphSizes) -> float:
     """Of all parameters, what the cut branches' modules hold."""
     return sum(sizes.sublayers[name].parameters for name in cut) / sizes.parameters

@@ -12,7 +12,7 @@ from exporter.artifacts import TaskResult
 from exporter.artifacts.store import Store
 from exporter.compare.tasks.choosing import TaskChoice, score_tasks
 from exporter.compare.tasks.scores import compare_scores
-from exporter.models.ablation import Cut, substituted
+from exporter.models.ablation import BranchReplacements, branches_replaced
 from exporter.models.loading.model_source import LoadedModel
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
@@ -28,7 +28,7 @@ _RESULTS = TypeAdapter(list[TaskResult])
 def compared_tasks(
     loaded: LoadedModel,
     choice: TaskChoice | None,
-    cuts: Mapping[_P, Cut],
+    cuts: Mapping[_P, BranchReplacements],
     *,
     kept: Path | None = None,
     progress: Progress = QUIET,
@@ -60,11 +60,11 @@ def compared_tasks(
     return {name: _known(store, cut) for name, cut in cuts.items()}
 
 
-def _name(cut: Cut) -> str:
+def _name(cut: BranchReplacements) -> str:
     return ", ".join(f"{kind} {layer}" for layer, kind in sorted(cut))
 
 
-def _known(store: Store, cut: Cut) -> list[TaskResult]:
+def _known(store: Store, cut: BranchReplacements) -> list[TaskResult]:
     try:
         return _RESULTS.validate_python(store.find(_name(cut)))
     except ValidationError:
@@ -85,7 +85,7 @@ def _about(loaded: LoadedModel, choice: TaskChoice) -> dict[str, object]:
 def _score(
     loaded: LoadedModel,
     choice: TaskChoice,
-    cuts: Sequence[Cut],
+    cuts: Sequence[BranchReplacements],
     store: Store,
     progress: Progress,
 ) -> None:
@@ -102,7 +102,7 @@ def _score(
             progress.say(
                 f"tasks: without {counted(len(cut), 'sublayer')} ({number} of {len(cuts)})"
             )
-            with substituted(loaded.model, cut):
+            with branches_replaced(loaded.model, cut):
                 scores = score_tasks(choice, runner, folder, progress=progress)
             pairs = zip(whole, scores, strict=True)
             found = [result for pair in pairs for result in compare_scores(*pair)]

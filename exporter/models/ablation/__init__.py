@@ -3,8 +3,22 @@
 Importing this costs no PyTorch.
 """
 
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacement,
+    BranchReplacements,
+    branches_replaced,
+    without_branches,
+)
 from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.meter import DamageMeter
-from exporter.models.ablation.substitutes import NOTHING, Cut, Substitute, cut_of, substituted
 
-__all__ = ["NOTHING", "Cut", "Damage", "DamageMeter", "Substitute", "cut_of", "substituted"]
+__all__ = [
+    "NOTHING",
+    "BranchReplacement",
+    "BranchReplacements",
+    "Damage",
+    "DamageMeter",
+    "branches_replaced",
+    "without_branches",
+]

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import ScoringError
+from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import Damage, Reference, joined
 from exporter.models.ablation.streams import StreamRunner
-from exporter.models.ablation.substitutes import Cut
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -63,18 +63,21 @@ class DamageMeter:
         """How many layers the model has."""
         return len(self._runner.layers)
 
-    def measure(self, cut: Cut, progress: Progress = QUIET) -> Damage:
+    def measure(self, cut: BranchReplacements, progress: Progress = QUIET) -> Damage:
         """What one cut costs."""
         return self.measure_many(cut, [], progress)[0]
 
     def measure_many(
-        self, cut: Cut, others: Sequence[Cut], progress: Progress = QUIET
+        self,
+        cut: BranchReplacements,
+        others: Sequence[BranchReplacements],
+        progress: Progress = QUIET,
     ) -> list[Damage]:
         """What a cut and several others cost; the others run from where they differ from it on.
 
         Args:
             cut: The one that is run whole.
-            others: Each a whole cut too; sublayers whose substitute is the same object as in
+            others: Each a whole cut too; sublayers whose replacement is the same object as in
                 ``cut`` count as unchanged.
             progress: Told of every run.
 
@@ -98,7 +101,9 @@ class DamageMeter:
         """The first sample of each batch."""
         return range(0, len(self._ids), self._batch_size)
 
-    def measure_batch(self, start: int, cut: Cut, others: Sequence[Cut]) -> Iterator[Damage]:
+    def measure_batch(
+        self, start: int, cut: BranchReplacements, others: Sequence[BranchReplacements]
+    ) -> Iterator[Damage]:
         """What :meth:`measure_many` measures, of one batch.
 
         Args:
@@ -166,7 +171,9 @@ def reference_of(
         )
 
 
-def judged(reference: Reference, logits: torch.Tensor, cut: Cut, start: int) -> Damage:
+def judged(
+    reference: Reference, logits: torch.Tensor, cut: BranchReplacements, start: int
+) -> Damage:
     """What a cut costs on some samples.
 
     Args:

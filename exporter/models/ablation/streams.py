@@ -12,7 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exporter.models.ablation.substitutes import Cut, Substitute, first_input, hooked
+from exporter.models.ablation.branch_replacements import (
+    BranchReplacement,
+    BranchReplacements,
+    first_input,
+    hooked,
+)
 from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.anatomy.residual_stream import LayerModules, first_tensor
 from graph_passes.types import SublayerRef
@@ -34,7 +39,7 @@ class Streams:
     """
 
     inputs: dict[str, torch.Tensor]
-    cut: Cut
+    cut: BranchReplacements
     outputs: list[Any]
     attended: dict[int, torch.Tensor]
 
@@ -61,7 +66,9 @@ class StreamRunner:
         self._returned: dict[SublayerRef, int] = {}
         self._learn_outputs()
 
-    def record(self, inputs: dict[str, torch.Tensor], cut: Cut) -> tuple[Streams, torch.Tensor]:
+    def record(
+        self, inputs: dict[str, torch.Tensor], cut: BranchReplacements
+    ) -> tuple[Streams, torch.Tensor]:
         """Runs the whole model.
 
         Returns:
@@ -75,7 +82,7 @@ class StreamRunner:
                 stack.enter_context(recorded(modules, streams))
             return streams, self._run(inputs, stack)
 
-    def resume(self, streams: Streams, cut: Cut) -> torch.Tensor:
+    def resume(self, streams: Streams, cut: BranchReplacements) -> torch.Tensor:
         """Runs only what a cut changes against the recorded run.
 
         Returns:
@@ -92,7 +99,7 @@ class StreamRunner:
             self._enter_cut(rest, stack)
             return self._run(streams.inputs, stack)
 
-    def _start(self, streams: Streams, cut: Cut) -> tuple[int, Any]:
+    def _start(self, streams: Streams, cut: BranchReplacements) -> tuple[int, Any]:
         """The first layer to run, and what the one below gives now; None: what it gave before."""
         changed = sorted(
             name for name in {*cut, *streams.cut} if cut.get(name) is not streams.cut.get(name)
@@ -106,9 +113,9 @@ class StreamRunner:
             return layer, None
         return layer + 1, without_mlp(streams.attended[layer], mlp, streams.outputs[layer])
 
-    def _enter_cut(self, cut: Cut, stack: contextlib.ExitStack) -> None:
-        for name, substitute in cut.items():
-            stack.enter_context(branch_cut(self._parts[name], substitute, self._returned[name]))
+    def _enter_cut(self, cut: BranchReplacements, stack: contextlib.ExitStack) -> None:
+        for name, replacement in cut.items():
+            stack.enter_context(branch_cut(self._parts[name], replacement, self._returned[name]))
 
     def _run(self, inputs: dict[str, torch.Tensor], stack: contextlib.ExitStack) -> torch.Tensor:
         import torch
@@ -160,24 +167,24 @@ def counting_outputs(
 
 
 @contextlib.contextmanager
-def branch_cut(part: SublayerModules, substitute: Substitute, count: int) -> Iterator[None]:
-    """Puts a substitute in a branch's place; one that is a single module does not run.
+def branch_cut(part: SublayerModules, replacement: BranchReplacement, count: int) -> Iterator[None]:
+    """Puts a replacement in a branch's place; one that is a single module does not run.
 
     Args:
         part: The branch.
-        substitute: What it contributes instead.
+        replacement: What it contributes instead.
         count: How many things its module returns; 0 for a bare tensor.
     """
     if part.reads is not part.contribution:
         with contextlib.ExitStack() as hooks:
-            for handle in hooked(part, substitute):
+            for handle in hooked(part, replacement):
                 hooks.callback(handle.remove)
             yield
         return
 
     def instead(*args: Any, **kwargs: Any) -> Any:
         x = first_input(args, kwargs)
-        contribution = substitute.contribution(x)
+        contribution = replacement.contribution(x)
         new = x.new_zeros(x.shape) if contribution is None else contribution / part.multiplier
         return (new, *[None] * (count - 1)) if count else new
 
@@ -185,15 +192,15 @@ def branch_cut(part: SublayerModules, substitute: Substitute, count: int) -> Ite
         yield
 
 
-def without_mlp(attended: torch.Tensor, substitute: Substitute, output: Any) -> Any:
+def without_mlp(attended: torch.Tensor, replacement: BranchReplacement, output: Any) -> Any:
     """What a sequential layer returns without its MLP, known without running it.
 
     Args:
         attended: The stream between attention and MLP, ``[batch, tokens, hidden]``.
-        substitute: What is in the MLP's place: nothing, or a bias.
+        replacement: What is in the MLP's place: nothing, or a bias.
         output: What the whole layer returned.
     """
-    bias = substitute.bias
+    bias = replacement.bias
     stream = attended if bias is None else attended + bias.to(attended)
     return (stream, *output[1:]) if isinstance(output, tuple) else stream
 

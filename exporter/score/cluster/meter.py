@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from exporter.errors import ClusterError
-from exporter.models.ablation import NOTHING, Cut, Damage, DamageMeter
+from exporter.models.ablation import NOTHING, BranchReplacements, Damage, DamageMeter
 from exporter.models.ablation.damage import joined
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
@@ -91,7 +91,10 @@ class ClusterMeter:
         return self._num_layers
 
     def measure_many(
-        self, cut: Cut, others: Sequence[Cut], progress: Progress = QUIET
+        self,
+        cut: BranchReplacements,
+        others: Sequence[BranchReplacements],
+        progress: Progress = QUIET,
     ) -> list[Damage]:
         """The damage of a cut, and of several others.
 
@@ -160,8 +163,8 @@ def measured(meter: DamageMeter, job: CutJob) -> list[Damage]:
     return list(meter.measure_batch(job.start, cut, others))
 
 
-def _names(cut: Cut) -> Names:
-    """What a cut leaves out; names, since a worker's substitutes are other objects."""
+def _names(cut: BranchReplacements) -> Names:
+    """What a cut leaves out; names, since a worker's replacements are other objects."""
     if any(what is not NOTHING for what in cut.values()):
         raise ClusterError(
             "Replacements are not measured on a cluster.", "Run the command without --ray."

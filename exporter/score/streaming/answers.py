@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from exporter.models.ablation import NOTHING, Cut, Damage
+from exporter.models.ablation import NOTHING, BranchReplacements, Damage
 from exporter.models.ablation.damage import joined
 from exporter.models.ablation.meter import judged, reference_of
 from exporter.models.ablation.streams import (
@@ -120,7 +120,7 @@ class AnswerCuts:
         Raises:
             ScoringError: Logits are not finite.
         """
-        cuts: list[Cut] = [_cut(number, kind) for number, kind in self.units]
+        cuts: list[BranchReplacements] = [_cut(number, kind) for number, kind in self.units]
         parts: list[list[Damage]] = [[] for _ in cuts]
         with runner.only(None), strided_head(self._head, self._stride):
             for batch in batches:
@@ -153,5 +153,5 @@ class AnswerCuts:
             return runner.run(batch.inputs, given)
 
 
-def _cut(number: int, kind: DeletionKind) -> Cut:
+def _cut(number: int, kind: DeletionKind) -> BranchReplacements:
     return {SublayerRef(number, branch): NOTHING for branch in sublayer_kinds(kind)}

@@ -55,11 +55,11 @@ def written(
     """The facts of a checkpoint in ``folder``, and what its model should answer."""
     from exporter.checkpoint import write_checkpoint
     from exporter.cut.replacement_cut import cut_of_deletions
-    from exporter.models.ablation import substituted
+    from exporter.models.ablation import branches_replaced
 
     loaded = three_layers(family, **changes)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=RANK)
-    with substituted(loaded.model, cut_of_deletions(plan, given, loaded.model)):
+    with branches_replaced(loaded.model, cut_of_deletions(plan, given, loaded.model)):
         wanted = answer(loaded.model)
     facts = write_checkpoint(
         loaded, PruningPlan(deletions=plan), folder, replacements=given, progress=heard or Quiet()
@@ -400,14 +400,16 @@ def test_replacements_that_were_fitted_to_another_model_are_refused(
 
     from exporter.cli import run
     from exporter.heal import write_healed_plan
-    from exporter.models.ablation import Substitute
+    from exporter.models.ablation import BranchReplacement
     from exporter.models.loading.model_files import save_checkpoint
 
     save_checkpoint(three_layers(), tmp_path / "base")
     deletions = planned(("mlp", 1, "bias"))
     for origin, code in (({"model": "f" * 64}, 2), ({}, 0)):
         plan = PruningPlan(deletions=deletions, made_from=origin)
-        write_healed_plan(tmp_path / "p.json", plan, {(1, "mlp"): Substitute(torch.ones(96))})
+        write_healed_plan(
+            tmp_path / "p.json", plan, {(1, "mlp"): BranchReplacement(torch.ones(96))}
+        )
         arguments = ["checkpoint", str(tmp_path / "base"), str(tmp_path / "p.json"), "-o"]
         assert run([*arguments, str(tmp_path / "hf")]) == code
         assert (tmp_path / "hf").exists() == (code == 0)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exports_once")]
 PLAN = planned(("attention", 0, "linear"), ("mlp", 0, "bias"), ("mlp", 1, "linear"))
 BARE = planned(("attention", 0, "none"), ("mlp", 1, "none"))
 FAMILIES = ["llama", "llama_tied", "gemma2", "gpt2", "gpt_neox", "bloom", "mixtral", "bert"]
-SUBSTITUTE = "replacement_"
+REPLACEMENT = "replacement_"
 PARTS = ("replacement_bias", "replacement_weight_down", "replacement_weight_up")
 
 
@@ -42,12 +42,12 @@ def pruned(family: str, plan: Any = PLAN, *, rank: int | None = RANK, seed: int 
     """The model, changed, with what it should answer and how large it was."""
     from exporter.checkpoint.pruned_model import prune_model
     from exporter.cut.replacement_cut import cut_of_deletions
-    from exporter.models.ablation import substituted
+    from exporter.models.ablation import branches_replaced
 
     loaded = tiny_loaded(family)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank, seed=seed)
     cut = cut_of_deletions(plan, given, loaded.model)
-    with substituted(loaded.model, cut):
+    with branches_replaced(loaded.model, cut):
         wanted = answer(loaded, ids_of())
     before = size(loaded)
     prune_model(loaded, plan, cut)
@@ -95,7 +95,7 @@ def test_the_files_are_smaller_by_exactly_what_was_dropped(tmp_path: Path) -> No
     assert held == size(loaded) - dropped
     empty = {key for key in shapes if "layers.0.self_attn" in key or "layers.1.mlp" in key}
     assert [shapes[key] for key in empty] == [[0], [0]]  # At which other loaders stop.
-    assert not any(SUBSTITUTE in key for key in shapes)
+    assert not any(REPLACEMENT in key for key in shapes)
 
 
 def test_replacements_stand_under_their_modules_names(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_replacements_stand_under_their_modules_names(tmp_path: Path) -> None:
 
     folder, _ = saved(tmp_path)
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        names = {key for key in file.keys() if SUBSTITUTE in key}  # noqa: SIM118
+        names = {key for key in file.keys() if REPLACEMENT in key}  # noqa: SIM118
     attention, mlp = "model.layers.0.self_attn", "model.layers.0.mlp"
     assert names == {
         *(f"{attention}.{part}" for part in PARTS), f"{mlp}.replacement_bias",

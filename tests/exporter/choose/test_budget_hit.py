@@ -9,12 +9,12 @@ from exporter.choose.budgets.hit import TOLERANCE, Measured, hit
 from exporter.choose.budgets.walk import Walk
 from exporter.choose.selection import Option
 from exporter.errors import PlanError
-from exporter.models.ablation import Substitute
+from exporter.models.ablation import BranchReplacement
 
 BASELINE_MS = 100.0
 EACH_MS = 1.0
 SUBLAYERS = 40
-OPTIONS = [Option(((n, "attention"),), substitutes={(n, "attention"): Substitute()})
+OPTIONS = [Option(((n, "attention"),), branch_replacements={(n, "attention"): BranchReplacement()})
            for n in range(SUBLAYERS)]  # fmt: skip
 
 

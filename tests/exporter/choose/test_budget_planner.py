@@ -153,7 +153,7 @@ def _size(loaded: Any, layer: int, kind: str) -> int:
 def test_the_figures_are_those_of_the_plan_on_held_out_tokens(planner: Any, loaded: Any) -> None:
     import torch
 
-    from exporter.models.ablation import substituted
+    from exporter.models.ablation import branches_replaced
 
     made = planner(Budget(attention=2), heal="linear")
     found = made.plan()
@@ -161,8 +161,8 @@ def test_the_figures_are_those_of_the_plan_on_held_out_tokens(planner: Any, load
     ids = torch.from_numpy(made.texts.reported.input_ids)
     logs = []
     with torch.no_grad():
-        for cut in ({}, found.substitutes):
-            with substituted(loaded.model, cut):
+        for cut in ({}, found.branch_replacements):
+            with branches_replaced(loaded.model, cut):
                 logs.append(loaded.model(ids).logits.log_softmax(-1)[:, :-1:2])
     kl = (logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean()
     # float32 throughout, sums in another order
@@ -209,11 +209,11 @@ def test_floors_are_used_up_for_the_named_request_or_for_parameters(planner: Any
     floors = Floors(perplexity_increase=0.05)
     made = planner(Budget(floors=floors, at=AT), MadeStopwatch(), heal="best")
     timed = made.plan()
-    assert made.judge.broken_by(made.judge.damage_of(timed.substitutes)) == []
+    assert made.judge.broken_by(made.judge.damage_of(timed.branch_replacements)) == []
     assert timed.plan.predicted["measured_speedup"] > 1
     made = planner(Budget(floors=floors), heal="best")
     sized = made.plan()
-    assert made.judge.broken_by(made.judge.damage_of(sized.substitutes)) == []
+    assert made.judge.broken_by(made.judge.damage_of(sized.branch_replacements)) == []
     assert "speedup" not in sized.plan.predicted
 
 
@@ -289,7 +289,7 @@ def test_best_weighs_replacements_by_damage_and_time(planner: Any) -> None:
     assert {d.replacement for d in found.plan.deletions} - {"none"}
     bare = planner(Budget(target_speedup=1.25, at=AT), MadeStopwatch(), heal="none").plan()
     searched = Judge(meter_of(made.loaded, made.texts.searched, made.settings))
-    cost = [searched.damage_of(each.substitutes).kl for each in (found, bare)]
+    cost = [searched.damage_of(each.branch_replacements).kl for each in (found, bare)]
     assert cost[0] < cost[1]
 
 
@@ -313,7 +313,7 @@ def test_kinds_that_are_left_out_stay(planner: Any) -> None:
 def test_blocks_go_whole(planner: Any) -> None:
     found = planner(Budget(block=1), heal="bias").plan()
     assert [(d.kind, d.replacement) for d in found.plan.deletions] == [("block", "bias")]
-    assert len(found.substitutes) == 2
+    assert len(found.branch_replacements) == 2
 
 
 def test_blocks_go_whole_beside_other_budgets(planner: Any, loaded: Any) -> None:
@@ -343,11 +343,11 @@ def test_a_refit_that_breaks_a_floor_is_not_taken(
     import exporter.heal
     from exporter.choose.budgets.walk import Judge, Walk
     from exporter.choose.selection import Option
-    from exporter.models.ablation import Damage, Substitute
+    from exporter.models.ablation import BranchReplacement, Damage
 
     name: Any = (1, "mlp")
-    first, again = Substitute(), {name: Substitute()}
-    walk = Walk((Option((name,), replacement="linear", substitutes={name: first}),))
+    first, again = BranchReplacement(), {name: BranchReplacement()}
+    walk = Walk((Option((name,), replacement="linear", branch_replacements={name: first}),))
 
     class Meter:
         num_layers = 4

@@ -15,7 +15,7 @@ from exporter.choose.budgets.reachable import refuse_no_front, refuse_nothing
 from exporter.choose.budgets.walk import Judge, Walk, as_step, valued
 from exporter.choose.selection import Option
 from exporter.errors import PlanError
-from exporter.models.ablation import Damage, Substitute
+from exporter.models.ablation import BranchReplacement, Damage
 
 CASES = range(8)
 
@@ -181,10 +181,10 @@ def test_a_goal_that_other_steps_reach_within_the_floors_is_reached(
 
 def _level(alone: float = 0.1) -> tuple[MadeMeter, list[Option]]:
     """Sublayers that all cost the same, a map a tenth of that."""
-    maps = {name: Substitute() for name in NAMES}
+    maps = {name: BranchReplacement() for name in NAMES}
     meter = MadeMeter(dict.fromkeys(NAMES, alone), shares=dict.fromkeys(maps.values(), 0.1))
     options = [Option((name,)) for name in NAMES]
-    options += [Option((n,), replacement="linear", substitutes={n: maps[n]}) for n in NAMES]
+    options += [Option((n,), replacement="linear", branch_replacements={n: maps[n]}) for n in NAMES]
     return meter, options
 
 

@@ -88,14 +88,14 @@ def test_evolution_finds_the_best_of_all_pairs(loaded: Any, cache: Path, report:
 
 
 def test_iterative_scores_the_pruned_model(loaded: Any, cache: Path, report: Any) -> None:
-    from exporter.models.ablation import NOTHING, substituted
+    from exporter.models.ablation import NOTHING, branches_replaced
     from exporter.models.texts.calibration import text_of_report
     from exporter.score import score_on
 
     plan = _choose(report, loaded, cache, {"attention": 1, "mlp": 1}, _options("iterative"))
     first, second = plan.deletions
     text = text_of_report(loaded, report.calibration, cache_dir=cache)
-    with substituted(loaded.model, {(first.layer, first.kind): NOTHING}):
+    with branches_replaced(loaded.model, {(first.layer, first.kind): NOTHING}):
         again = score_on(loaded, text)
     scores = {s.layer: s.score for s in again.scores if s.kind == "mlp"}
     assert second.layer == min(scores, key=scores.__getitem__)

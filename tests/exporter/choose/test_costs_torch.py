@@ -29,10 +29,10 @@ def bench_of(family: str, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("rank", [None, 3])
-def test_a_variant_computes_what_a_substituted_model_does(family: str, rank: int | None) -> None:
+def test_a_variant_computes_what_the_model_with_replacements(family: str, rank: int | None) -> None:
     import torch
 
-    from exporter.models.ablation import substituted
+    from exporter.models.ablation import branches_replaced
 
     bench = bench_of(family)
     bench.rank = rank
@@ -40,8 +40,8 @@ def test_a_variant_computes_what_a_substituted_model_does(family: str, rank: int
     whole = model(input_ids=ids).logits
     for group in groups_of(bench.sizes, list(bench.sizes.sublayers)):
         for treatment in treatments(group, bench.sizes, ("bias", "linear")):
-            substitute = bench.substitute(treatment)
-            with substituted(model, dict.fromkeys(treatment.names, substitute)):
+            replacement = bench.branch_replacement(treatment)
+            with branches_replaced(model, dict.fromkeys(treatment.names, replacement)):
                 wanted = model(input_ids=ids).logits
             cut = bench.variant_model(treatment)
             # The same sums, in the same order.

@@ -28,7 +28,7 @@ from exporter.choose.selection import (
     protected_names,
 )
 from exporter.errors import PlanError, UsageError
-from exporter.models.ablation import NOTHING, Cut, Damage, Substitute
+from exporter.models.ablation import NOTHING, BranchReplacement, BranchReplacements, Damage
 from exporter.progress import Quiet
 
 LAYERS = 3
@@ -52,7 +52,9 @@ class FakeMeter:
         single = sum(self.prices[n] * (0.5 if cut[n].maps else 1.0) for n in names)
         return 5.0 + single + sum(self.pairs[p] for p in itertools.combinations(names, 2))
 
-    def measure_many(self, cut: Cut, others: Any, progress: Any = None) -> list[Damage]:
+    def measure_many(
+        self, cut: BranchReplacements, others: Any, progress: Any = None
+    ) -> list[Damage]:
         self.measured += [frozenset(each) for each in (cut, *others)]
         return [_damage(self.value(each)) for each in (cut, *others)]
 
@@ -201,7 +203,7 @@ def test_damage_counts_by_gain() -> None:
 
 def test_a_replacement_gives_way_to_a_deletion() -> None:
     meter = FakeMeter(0, pairs=0.0)
-    map_ = Substitute(maps=(np.zeros(1),))
+    map_ = BranchReplacement(maps=(np.zeros(1),))
     name = (0, "attention")
     linear = Option((name,), 1.0, "linear", {name: map_})
     gone = Option((name,), 1.5)
@@ -269,10 +271,10 @@ def test_nothing_is_measured_twice(tmp_path: Path) -> None:
     assert [s.option.names for s in again] == [s.option.names for s in steps]
 
 
-def test_other_substitutes_are_other_cuts() -> None:
+def test_other_replacements_are_other_cuts() -> None:
     meter = FakeMeter(2)
     remembering = RememberingMeter(meter)
-    map_ = Substitute(maps=(np.zeros(1),))
+    map_ = BranchReplacement(maps=(np.zeros(1),))
     name = (0, "attention")
     first, second, third = remembering.measure_many({name: NOTHING}, [{name: map_}, {}])
     assert first.kl > second.kl > third.kl
@@ -283,7 +285,9 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     whole = greedy(FakeMeter(4), _sublayers(), goal=4)
 
     class Dying(FakeMeter):
-        def measure_many(self, cut: Cut, others: Any, progress: Any = None) -> list[Damage]:
+        def measure_many(
+            self, cut: BranchReplacements, others: Any, progress: Any = None
+        ) -> list[Damage]:
             if len(cut) == 2:
                 raise KeyboardInterrupt
             return super().measure_many(cut, others)

@@ -86,7 +86,9 @@ def test_a_linear_branch_is_recovered(family: str) -> None:
     generator = torch.Generator().manual_seed(1)
     weight, bias = torch.randn(_WIDTH, _WIDTH, generator=generator) * 0.1, torch.ones(_WIDTH)
     name: Any = (1, "mlp")
-    with ablation.substituted(loaded.model, {name: ablation.Substitute(bias, (weight,))}):
+    with ablation.branches_replaced(
+        loaded.model, {name: ablation.BranchReplacement(bias, (weight,))}
+    ):
         found = fit_branches(loaded, _text(40, 20), [name])[name]
     # The ridge that is chosen is the smallest, and still holds small directions of x down a little.
     # Behind a LayerNorm the sum of x is always 0, and what W does with it can't be known.

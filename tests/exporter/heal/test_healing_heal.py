@@ -124,7 +124,7 @@ def test_linear_gains_more_than_bias(loaded: Any, texts: tuple[str, str]) -> Non
 
 
 def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) -> None:
-    """The damage of the healed cut, measured again from the returned substitutes."""
+    """The damage of the healed cut, measured again from the returned replacements."""
     from exporter.heal.texts import healing_texts
     from exporter.models.ablation import DamageMeter
 
@@ -136,7 +136,7 @@ def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) 
     assert len(held_out) == 4
     assert not {tuple(row) for row in fitted} & {tuple(row) for row in held_out}
     meter = DamageMeter(loaded.model, held_out, samples.held_out.mask)
-    again = meter.measure(found.substitutes)
+    again = meter.measure(found.branch_replacements)
     assert found.report.healing.texts[0].healed.kl == pytest.approx(again.kl, rel=1e-6)
 
 
@@ -204,7 +204,7 @@ def test_a_rank_that_is_none_costs_no_pass(
 
 def test_a_rank_gives_two_factors(loaded: Any, texts: tuple[str, str]) -> None:
     found = healed(loaded, texts, rank=4)
-    assert {tuple(m.shape for m in s.maps) for s in found.substitutes.values()} == {
+    assert {tuple(m.shape for m in s.maps) for s in found.branch_replacements.values()} == {
         ((4, 32), (32, 4))
     }
     assert found.report.healing.parameters == 3 * (2 * 4 * 32 + 32)
@@ -271,7 +271,7 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
     from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint.pruned_model import load_pruned
     from exporter.heal import cut_of_plan
-    from exporter.models.ablation import substituted
+    from exporter.models.ablation import branches_replaced
     from exporter.models.loading.model_source import load_model
 
     plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
@@ -282,7 +282,7 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
     cut = cut_of_plan(healed_plan, read_replacements(healed_plan, output), whole.model)
     ids = torch.arange(1, 21)[None]
     with torch.inference_mode():
-        with substituted(whole.model, cut):
+        with branches_replaced(whole.model, cut):
             wanted = whole.model(ids).logits
         found = load_pruned(folder)
         assert found.tokenizer is not None
@@ -304,7 +304,7 @@ def test_everything_is_replaced_by_force_alone(
     from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint.pruned_model import load_pruned
     from exporter.heal import cut_of_plan
-    from exporter.models.ablation import substituted
+    from exporter.models.ablation import branches_replaced
     from exporter.models.loading.model_source import load_model
 
     everything = planned(*(("block", layer, "none") for layer in range(3)))
@@ -318,7 +318,7 @@ def test_everything_is_replaced_by_force_alone(
     healed_plan = read_plan(output)
     cut = cut_of_plan(healed_plan, read_replacements(healed_plan, output), whole.model)
     ids = torch.arange(1, 21)[None]
-    with torch.inference_mode(), substituted(whole.model, cut):
+    with torch.inference_mode(), branches_replaced(whole.model, cut):
         # The same products in the same order.
         wanted = whole.model(ids).logits
     with torch.inference_mode():

@@ -38,7 +38,7 @@ def _heard(loaded: Any, text: Any, name: Any, cut: Any) -> tuple[Any, Any]:
     kept: list[Any] = []
     shape = text.input_ids.shape
     with (
-        ablation.substituted(loaded.model, cut),
+        ablation.branches_replaced(loaded.model, cut),
         overhearing([part], shape, lambda _p, x, y: kept.extend((x, y))),
     ):
         ids, mask = torch.from_numpy(text.input_ids), torch.from_numpy(text.mask)
@@ -54,7 +54,7 @@ def _least_squares(x: Any, y: Any) -> tuple[Any, Any]:
 
 
 def _close(found: Any, x: Any, expected: Any) -> None:
-    """The substitute's outputs: what W does with directions that x never has can't be known."""
+    """The replacement's outputs: what W does with directions that x never has can't be known."""
     given = found.contribution(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(given, expected, atol=1e-4 * np.abs(expected).max())  # float32
 
@@ -119,7 +119,7 @@ def _sums(loaded: Any, text: Any, layer: int, cut: Any) -> dict[str, Any]:
 
     states: list[Any] = []
     with (
-        ablation.substituted(loaded.model, cut),
+        ablation.branches_replaced(loaded.model, cut),
         tapped([layer_modules(loaded.model)[layer]], states.append),
     ):
         ids, mask = torch.from_numpy(text.input_ids), torch.from_numpy(text.mask)

@@ -22,16 +22,16 @@ _IDS = np.random.default_rng(0).integers(3, 60, (3, 12))
 _ALL = np.ones_like(_IDS, dtype=np.bool_)
 
 
-def _substitutes() -> dict[str, Any]:
+def _branch_replacements() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     bias = torch.randn(_HIDDEN, generator=generator) * 0.1
     left = torch.randn(_HIDDEN, 4, generator=generator) * 0.3
     right = torch.randn(4, _HIDDEN, generator=generator) * 0.3
     return {
         "none": ablation.NOTHING,
-        "bias": ablation.Substitute(bias),
-        "linear": ablation.Substitute(bias, (left @ right,)),
-        "factors": ablation.Substitute(bias, (right, left)),
+        "bias": ablation.BranchReplacement(bias),
+        "linear": ablation.BranchReplacement(bias, (left @ right,)),
+        "factors": ablation.BranchReplacement(bias, (right, left)),
     }
 
 
@@ -40,7 +40,7 @@ def _kl(model: Any, cut: Any) -> float:
     ids = torch.tensor(_IDS)
     with torch.no_grad():
         whole = model(ids).logits.log_softmax(-1)
-        with ablation.substituted(model, cut):
+        with ablation.branches_replaced(model, cut):
             other = model(ids).logits.log_softmax(-1)
     return float((whole.exp() * (whole - other)).sum(-1)[:, :-1].mean())
 
@@ -54,7 +54,7 @@ def _generating() -> list[str]:
 
 @pytest.mark.parametrize("model_type", _generating())
 def test_from_the_changed_layer_on_as_from_the_first(model_type: str) -> None:
-    model, kinds = tiny_model(model_type), _substitutes()
+    model, kinds = tiny_model(model_type), _branch_replacements()
     meter = ablation.DamageMeter(model, _IDS, _ALL, batch_size=2)
     first: Any = {(0, "attention"): kinds["bias"]}
     extensions: list[Any] = [
@@ -74,7 +74,7 @@ def test_from_the_changed_layer_on_as_from_the_first(model_type: str) -> None:
 
 
 def test_a_sublayer_that_comes_back_counts_as_changed() -> None:
-    model, kinds = tiny_model("llama"), _substitutes()
+    model, kinds = tiny_model("llama"), _branch_replacements()
     meter = ablation.DamageMeter(model, _IDS, _ALL)
     both = {(0, "attention"): kinds["none"], (1, "mlp"): kinds["none"]}
     swapped = {(1, "mlp"): kinds["none"]}
@@ -91,7 +91,7 @@ def test_nothing_cut_costs_nothing() -> None:
 
 
 def test_two_factors_are_their_product() -> None:
-    model, kinds = tiny_model("llama"), _substitutes()
+    model, kinds = tiny_model("llama"), _branch_replacements()
     meter = ablation.DamageMeter(model, _IDS, _ALL)
     product, factors = (meter.measure({(1, "mlp"): kinds[name]}) for name in ("linear", "factors"))
     assert factors.kl == pytest.approx(product.kl, rel=1e-4)  # float32 products in another order
@@ -119,8 +119,8 @@ def test_the_branches_own_map_changes_nothing(model_type: str) -> None:
     few = _HIDDEN - 8
     weight = torch.linalg.lstsq(read[:few], gave[:few] * part.multiplier).solution
     name: Any = (part.layer, part.kind)
-    cut = {name: ablation.Substitute(None, (weight.T.float(),))}
-    with ablation.substituted(model, cut), torch.no_grad():
+    cut = {name: ablation.BranchReplacement(None, (weight.T.float(),))}
+    with ablation.branches_replaced(model, cut), torch.no_grad():
         other: list[Any] = []
         hook = part.contribution.register_forward_hook(
             lambda _m, _i, output: other.append(first_tensor(output))
@@ -151,7 +151,7 @@ def test_every_other_position() -> None:
     assert found.positions.tolist() == [6, 6, 6]
     with torch.no_grad():
         whole = model(torch.tensor(_IDS)).logits.log_softmax(-1)
-        with ablation.substituted(model, cut):
+        with ablation.branches_replaced(model, cut):
             other = model(torch.tensor(_IDS)).logits.log_softmax(-1)
     expected = (whole.exp() * (whole - other)).sum(-1)[:, :-1:2].mean()
     assert found.kl == pytest.approx(float(expected), abs=1e-6)  # float32 rounding
@@ -169,7 +169,7 @@ def test_a_layer_that_is_not_there() -> None:
     model = tiny_model("llama")
     with (
         pytest.raises(PlanError, match="no layer 9"),
-        ablation.substituted(model, {(9, "mlp"): ablation.NOTHING}),
+        ablation.branches_replaced(model, {(9, "mlp"): ablation.NOTHING}),
     ):
         pass
 
@@ -178,7 +178,7 @@ def test_logits_that_are_not_finite() -> None:
     model, nan = tiny_model("llama"), torch.full((_HIDDEN,), float("nan"))
     meter = ablation.DamageMeter(model, _IDS, _ALL)
     with pytest.raises(ScoringError, match="sample 0 with mlp 1 cut"):
-        meter.measure({(1, "mlp"): ablation.Substitute(nan)})
+        meter.measure({(1, "mlp"): ablation.BranchReplacement(nan)})
 
 
 def test_a_model_without_a_language_head() -> None:

@@ -31,12 +31,12 @@ def write_healed(
     import torch
 
     from exporter.heal import write_healed_plan
-    from exporter.models.ablation import Substitute
+    from exporter.models.ablation import BranchReplacement
     from graph_passes.replacements import array_of
 
     given = random_replacements(hidden, PLAN, seed=seed, rank=RANK)
-    substitutes = {
-        (ref.layer, ref.kind): Substitute(
+    branch_replacements = {
+        (ref.layer, ref.kind): BranchReplacement(
             torch.tensor(array_of(one.bias)),
             tuple(torch.tensor(array_of(each)) for each in one.maps.values()),
         )
@@ -46,7 +46,7 @@ def write_healed(
     plan = PruningPlan(deletions=PLAN)
     if model is not None:
         plan = plan.model_copy(update={"made_from": {"model": model}})
-    write_healed_plan(path, plan, substitutes, report=report)  # type: ignore[arg-type]
+    write_healed_plan(path, plan, branch_replacements, report=report)  # type: ignore[arg-type]
     return path
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Substitute:
+class BranchReplacement:
     """What a branch adds to the residual stream instead of its own work.
 
     ``contribution = maps(x) + bias`` with ``x`` what the branch reads, behind its norm. With
@@ -53,14 +53,16 @@ class Substitute:
         return total + bias if self.maps else bias.expand(x.shape)
 
 
-NOTHING = Substitute()
+NOTHING = BranchReplacement()
 """The branch contributes nothing."""
 
-Cut = Mapping[SublayerRef, Substitute]
+BranchReplacements = Mapping[SublayerRef, BranchReplacement]
 """What is in the place of which branch, by layer and kind; the others are as they were."""
 
 
-def cut_of(deletions: Iterable[LayerPart | tuple[int, str]], model: Any) -> dict[Any, Substitute]:
+def without_branches(
+    deletions: Iterable[LayerPart | tuple[int, str]], model: Any
+) -> dict[Any, BranchReplacement]:
     """The cut that leaves the named branches out; a block stands for both of its layer's.
 
     Raises:
@@ -71,7 +73,7 @@ def cut_of(deletions: Iterable[LayerPart | tuple[int, str]], model: Any) -> dict
 
 
 @contextlib.contextmanager
-def substituted(model: Any, cut: Cut) -> Iterator[None]:
+def branches_replaced(model: Any, cut: BranchReplacements) -> Iterator[None]:
     """Runs a model with a cut while the block runs; no hook is left behind.
 
     The branches that are cut still run, and fill their caches; only what they add is another.
@@ -93,7 +95,7 @@ def substituted(model: Any, cut: Cut) -> Iterator[None]:
         yield
 
 
-def hooked(part: SublayerModules, substitute: Substitute) -> Iterator[Any]:
+def hooked(part: SublayerModules, replacement: BranchReplacement) -> Iterator[Any]:
     """Hooks that give a branch's output another value; remove each to have the old one back."""
     read: list[torch.Tensor] = []
 
@@ -101,7 +103,7 @@ def hooked(part: SublayerModules, substitute: Substitute) -> Iterator[Any]:
         read[:] = [first_input(args, kwargs)]
 
     def replace(_module: Any, _inputs: Any, output: Any) -> Any:
-        return _in_place_of(output, substitute, read.pop(), part.multiplier)
+        return _in_place_of(output, replacement, read.pop(), part.multiplier)
 
     yield part.reads.register_forward_pre_hook(remember, with_kwargs=True)
     yield part.contribution.register_forward_hook(replace)
@@ -119,9 +121,11 @@ def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     return next(value for value in kwargs.values() if isinstance(value, torch.Tensor))
 
 
-def _in_place_of(output: Any, substitute: Substitute, x: torch.Tensor, multiplier: float) -> Any:
+def _in_place_of(
+    output: Any, replacement: BranchReplacement, x: torch.Tensor, multiplier: float
+) -> Any:
     old = first_tensor(output)
-    contribution = substitute.contribution(x)
+    contribution = replacement.contribution(x)
     if contribution is None:
         # Zeros, not a product: a branch that overflows would give NaN.
         new = old.new_zeros(old.shape)
