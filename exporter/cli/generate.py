@@ -84,14 +84,14 @@ def generate(
     from exporter.engines.decoding.generate import generate as run
     from exporter.engines.decoding.generate import refuse_too_long
     from exporter.engines.decoding.open_decoder import open_decoder
-    from exporter.engines.decoding.sampling import Sampling
+    from exporter.engines.decoding.sampling import SamplingSettings
     from exporter.engines.decoding.text_model import TextModel
     from exporter.engines.runners.widened_copy import tell_widened
 
     def fastest(runner: Runner, longest: int | None) -> None:
         choose_threads(runner, longest=longest, progress=progress)
 
-    sampling = Sampling(temperature, top_k, top_p, seed)
+    sampling = SamplingSettings(temperature, top_k, top_p, seed)
     texts = TextModel.of(model, tokenizer)
     prompt_ids = texts.encode(prompt)
     decoder = open_decoder(

@@ -31,7 +31,7 @@ def generation_agreements(
     Raises:
         BackendError: A run fails.
     """
-    from exporter.engines.decoding.agreement import agreement
+    from exporter.engines.decoding.generate import agreement
     from exporter.engines.inputs import has_cache
 
     quality = pair.options.quality
@@ -71,8 +71,8 @@ def _refuse_steps(pair: Pair, positions: int) -> None:
 
 def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """Every judged arm's greedy texts, one arm at a time."""
-    from exporter.engines.decoding.agreement import continuations
-    from exporter.engines.decoding.open_decoder import decoder_on
+    from exporter.engines.decoding.generate import continuations
+    from exporter.engines.decoding.runner_decoder import RunnerDecoder
     from exporter.engines.decoding.text_model import TextModel
 
     folder, new_tokens = pair.baseline.folder, pair.options.quality.agreement_tokens
@@ -80,7 +80,7 @@ def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.i
     stop_ids = TextModel.of(folder.onnx, tokenizer).stop_ids
     texts = {}
     for name, arm in pair.judged.items():
-        with decoder_on(arm.runner) as decoder:
+        with RunnerDecoder(arm.runner) as decoder:
             try:
                 decoder.refuse_unfit(1, prompts.shape[1], new_tokens)
             except BackendError as error:

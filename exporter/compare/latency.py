@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import LatencyRow, MachineState
 from exporter.compare import cells
-from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.arms import Pair
 from exporter.errors import ComparisonError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from exporter.compare.timing.chunk import Memory
     from exporter.compare.timing.measuring import Sampling
     from exporter.compare.timing.probe import Cell, Subject
-    from exporter.engines.decoding.decoder import Decoder
 
 
 @dataclass
@@ -119,29 +118,18 @@ def _sampling(pair: Pair) -> Sampling:
 
 def _decoders(pair: Pair, vocabulary: int) -> dict[str, Subject]:
     from exporter.compare.generating import DecoderSubject
+    from exporter.engines.decoding.open_decoder import own_decoder
 
     found: dict[str, Subject] = {}
     for name, arm in pair.arms.items():
-        if arm.runner.backend.startswith("torch") or arm.runner.backend == "pytorch":
-            if name not in pair.references:
-                raise ComparisonError(
-                    "Whole generations by PyTorch aren't timed.", "Leave --generate out."
-                )
-            pair.progress.say(f"generate: left out for {name}, which PyTorch runs")
-            continue
-        found[name] = DecoderSubject(_decoders_of(arm, pair.options.provider), vocabulary)
+        decoders = [own_decoder(runner) for runner in arm.builds]
+        own = [decoder for decoder in decoders if decoder is not None]
+        if own:
+            found[name] = DecoderSubject(own, vocabulary)
+        elif name in pair.references:
+            pair.progress.say(f"generate: left out for {name}, which {arm.runner.backend} runs")
+        else:
+            raise ComparisonError(
+                f"Whole generations by {arm.runner.backend} aren't timed.", "Leave --generate out."
+            )
     return found
-
-
-def _decoders_of(arm: ComparedArm, provider: str) -> list[Decoder]:
-    """One for each build."""
-    from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
-    from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
-    from exporter.engines.runners.tensorrt import TensorRtRunner
-
-    return [
-        TensorRtDecoder(runner.engines)
-        if isinstance(runner, TensorRtRunner)
-        else OnnxRuntimeDecoder(arm.folder.onnx, provider=provider, threads=runner.threads)
-        for runner in arm.builds
-    ]

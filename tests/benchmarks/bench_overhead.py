@@ -36,7 +36,7 @@ from exporter.compare.timing.probe import CallProbe
 from exporter.compare.timing.rounds import Rounds, calls_of_round
 from exporter.compare.timing.statistics import estimate
 from exporter.compare.timing.warmup import calls_per_visit, warm_up
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.environment import default_threads
 from exporter.engines.inputs import Shape, make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall

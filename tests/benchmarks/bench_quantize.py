@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from exporter.compare.quality.predictions import prefill_logits
 from exporter.compare.timing.clock import no_garbage_collection
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

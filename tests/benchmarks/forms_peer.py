@@ -37,7 +37,7 @@ class Depthcut:
     """depthcut's own decoder on an ONNX folder."""
 
     def __init__(self, model: str, threads: int, context: int) -> None:
-        from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+        from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 
         path = Path(model, "model.onnx")
         self._decoder = OnnxRuntimeDecoder(path, threads=threads, context=context).__enter__()

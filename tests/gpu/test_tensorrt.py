@@ -20,7 +20,7 @@ from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.flavours import FLAVOURS, Backend
 from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.inputs import Shape, make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from exporter.compare.quality.agreement import check_tokens
 from exporter.compare.quality.predictions import LOGITS, to_log_probabilities
 from exporter.compare.tasks.sharing import Group, Row, batches, groups
-from exporter.engines.decoding.cache_names import runner_caches
+from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import ComparisonError

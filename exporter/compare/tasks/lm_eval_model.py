@@ -21,7 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.likelihood import Likelihood, Request, Scorer
 from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.open_decoder import decoder_on
+from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.errors import TaskError
 
 NAME = "depthcut"
@@ -107,7 +107,7 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             TaskError: A task asks for drawn tokens or several beams.
         """
         found = []
-        with decoder_on(self._scorer.runner) as decoder:
+        with RunnerDecoder(self._scorer.runner) as decoder:
             for context, how in (request.args for request in requests):
                 text = self._continue(decoder, context, dict(how))
                 self.cache_hook.add_partial("generate_until", (context, how), text)

@@ -14,11 +14,10 @@ from exporter.engines.build.engine_set import EngineSet, Slot
 from exporter.engines.build.profiles import Span
 from exporter.engines.build.sidecar import EngineTensor
 from exporter.engines.build.tensors import ALIGNMENT_BYTES, byte_count, numpy_dtype, rounded_up
-from exporter.engines.decoding.cache_names import LOGITS, cache_pairs
+from exporter.engines.decoding.decoder import IDS, LOGITS, MASK, POSITIONS, cache_pairs, no_decoder
 from exporter.errors import BackendError
 from exporter.models.graph_facts import CACHE_INPUT
 
-IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
 _BATCH, _SEQUENCE, _PAST = 0, 1, 2
 _LOGITS_AXES = 3
 _NOTHING: Mapping[str, int] = MappingProxyType({})
@@ -146,60 +145,40 @@ class CachePlan:
             )
 
 
-class CacheBanks:
-    """Two buffers for each cache tensor: a step reads one, writes the other, then they swap.
+class DeviceCache:
+    """Each cache tensor's buffers on the device.
+
+    Two for caches that grow: a step reads one, writes the other, then they change places. One for
+    caches in place: a step writes behind what it reads.
 
     Args:
         pairs: By cache input, the output that is its next content.
-        first: By cache input, the address of one buffer.
-        second: Of the other.
+        banks: One or two sets of buffers: by cache input, an address.
     """
 
-    def __init__(
-        self, pairs: Mapping[str, str], first: Mapping[str, int], second: Mapping[str, int]
-    ) -> None:
+    def __init__(self, pairs: Mapping[str, str], *banks: Mapping[str, int]) -> None:
         self._pairs = pairs
-        self._read, self._written = first, second
+        self._banks = banks
 
     def bindings(self, offsets: Mapping[str, int] = _NOTHING) -> dict[str, int]:
         """By input and output, its address in the next step.
 
         Args:
-            offsets: By cache input, how far into the buffer its output begins, in bytes.
+            offsets: By cache input, how far into the buffer what is written begins, in bytes; in
+                place, what is read too.
         """
-        read = {past: self._read[past] for past in self._pairs}
-        written = {
-            present: self._written[past] + offsets.get(past, 0)
-            for past, present in self._pairs.items()
-        }
-        return {**read, **written}
-
-    def swap(self) -> None:
-        """After a step: what was written is the next one's past."""
-        self._read, self._written = self._written, self._read
-
-
-class CacheInPlace:
-    """One buffer for each cache tensor: a step writes behind what it reads.
-
-    Args:
-        pairs: By cache input, the output that is its next content.
-        buffers: By cache input, its buffer's address.
-    """
-
-    def __init__(self, pairs: Mapping[str, str], buffers: Mapping[str, int]) -> None:
-        self._pairs = pairs
-        self._buffers = buffers
-
-    def bindings(self, offsets: Mapping[str, int] = _NOTHING) -> dict[str, int]:
-        """By input and output, its address; see :meth:`CacheBanks.bindings`."""
+        read, written = self._banks[0], self._banks[-1]
+        in_place = len(self._banks) == 1
         found = {}
         for past, present in self._pairs.items():
-            found[past] = found[present] = self._buffers[past] + offsets.get(past, 0)
+            offset = offsets.get(past, 0)
+            found[past] = read[past] + (offset if in_place else 0)
+            found[present] = written[past] + offset
         return found
 
     def swap(self) -> None:
-        """After a step nothing changes places."""
+        """After a step: what was written is the next one's past."""
+        self._banks = self._banks[::-1]
 
 
 def plan_cache(engines: EngineSet) -> CachePlan:
@@ -214,10 +193,7 @@ def plan_cache(engines: EngineSet) -> CachePlan:
     caches = {each.name: each for each in engines.inputs if CACHE_INPUT.fullmatch(each.name)}
     outputs = {each.name: len(each.shape) for each in engines.outputs}
     if not caches or outputs.get(LOGITS) != _LOGITS_AXES:
-        raise BackendError(
-            f"{engines.name} is no decoder with a KV cache: it can't generate.",
-            "Build it from a graph with past_key_values.",
-        )
+        raise no_decoder(engines.name)
     prefill, decode = (_slot(engines, phase) for phase in ("prefill", "decode"))
     room = _room(engines, caches.values())
     past = next(iter(caches))

@@ -1,24 +1,36 @@
-"""Where a decoder on ONNX Runtime keeps its cache: in values that grow, or in buffers that stay."""
+"""Where a decoder on a runner keeps its cache.
+
+In arrays that pass through the host; in ONNX Runtime's values that grow; or in its buffers that
+stay.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from exporter.engines.decoding.cache_names import LOGITS
-from exporter.engines.runners.base import TensorSpec
+from exporter.engines.decoding.decoder import IDS, LOGITS
+from exporter.engines.runners.base import Array, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
 
-IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
-"""The inputs that follow from the tokens."""
 
+class Cache(ABC):
+    """The caches of one text after another.
 
-class Cache(Protocol):
-    """The caches of one text after another."""
+    Args:
+        runner: Entered.
+        pairs: By cache input, the output that is its next content.
+    """
 
+    def __init__(self, runner: Runner, pairs: Mapping[str, str]) -> None:
+        self._pairs = pairs
+        self._specs = {spec.name: spec for spec in runner.inputs if spec.name in pairs}
+
+    @abstractmethod
     def begin(self, batch: int, positions: int) -> None:
         """Empties them.
 
@@ -30,78 +42,112 @@ class Cache(Protocol):
             BackendError: A cache's size is not known.
         """
 
-    def run(self, tokens: Mapping[str, Any], total: int) -> Any:
+    @abstractmethod
+    def run(self, tokens: Mapping[str, Array], total: int) -> Array:
         """Runs the model on new tokens and keeps their keys and values.
 
         Args:
-            tokens: Values of the other inputs.
+            tokens: The other inputs.
             total: Positions that are filled afterwards.
 
         Returns:
-            The logits as a value, ``[batch, new tokens, vocabulary]``, good until the next run.
+            The logits, ``[batch, new tokens, vocabulary]``, or those of the last token alone; good
+            until the next run.
 
         Raises:
             BackendError: The run fails, or there is no room.
         """
 
+    @abstractmethod
     def free(self) -> None:
         """Gives the memory back."""
 
+    def _zeros(self, past: str, batch: int, length: int) -> Array:
+        spec = self._specs[past]
+        return np.zeros(cache_shape(spec, batch, length), spec.dtype)
 
-def open_cache(runner: OnnxRuntimeRunner, pairs: Mapping[str, str]) -> Cache:
-    """The cache that the graph's form allows: in place where all of it can be.
+
+def open_cache(runner: Runner, pairs: Mapping[str, str]) -> Cache:
+    """The cache that runner and graph allow: in place where all of it can be.
 
     Args:
         runner: Entered.
         pairs: By cache input, the output that is its next content.
     """
+    if not isinstance(runner, OnnxRuntimeRunner):
+        return HostCache(runner, pairs)
     in_place = runner.cache_form.shared
     if all(in_place.get(past) == present for past, present in pairs.items()):
         return SharedCache(runner, pairs)
     return GrowingCache(runner, pairs)
 
 
-class GrowingCache:
-    """What a step gives for the cache is bound as the next one's input; see :class:`Cache`."""
+class HostCache(Cache):
+    """What a step gives for the cache is copied to the host and is the next one's input.
+
+    For judging answers, where the model is loaded already and a second copy of its weights would
+    cost more than the copies of the cache.
+    """
+
+    def __init__(self, runner: Runner, pairs: Mapping[str, str]) -> None:
+        super().__init__(runner, pairs)
+        self._runner = runner
+        self._arrays: dict[str, Array] = {}
+
+    def begin(self, batch: int, positions: int) -> None:
+        """Empties it."""
+        self._arrays = {past: self._zeros(past, batch, 0) for past in self._pairs}
+
+    def run(self, tokens: Mapping[str, Array], total: int) -> Array:
+        """Runs the model."""
+        outputs = [LOGITS, *self._pairs.values()]
+        found = self._runner.run({**tokens, **self._arrays}, outputs)
+        self._arrays = {past: found[present] for past, present in self._pairs.items()}
+        return found[LOGITS]
+
+    def free(self) -> None:
+        """Drops it."""
+        self._arrays = {}
+
+
+class GrowingCache(Cache):
+    """What a step gives for the cache is bound as the next one's input, where the model runs."""
 
     def __init__(self, runner: OnnxRuntimeRunner, pairs: Mapping[str, str]) -> None:
+        super().__init__(runner, pairs)
         self._runner = runner
-        self._pairs = pairs
         self._values: dict[str, Any] = {}
 
     def begin(self, batch: int, positions: int) -> None:
-        """Empties it; see the protocol."""
-        specs = _specs(self._runner)
+        """Empties it."""
         self._values = {
-            past: self._runner.value(
-                np.zeros(cache_shape(specs[past], batch, 0), specs[past].dtype)
-            )
-            for past in self._pairs
+            past: self._runner.value(self._zeros(past, batch, 0)) for past in self._pairs
         }
 
-    def run(self, tokens: Mapping[str, Any], total: int) -> Any:
-        """Runs the model; see the protocol."""
+    def run(self, tokens: Mapping[str, Array], total: int) -> Array:
+        """Runs the model."""
         outputs = [LOGITS, *self._pairs.values()]
-        logits, *presents = self._runner.run_bound({**tokens, **self._values}, outputs)
+        given = self._runner.token_values(tokens)
+        logits, *presents = self._runner.run_bound({**given, **self._values}, outputs)
         self._values = dict(zip(self._pairs, presents, strict=True))
-        return logits
+        found: Array = logits.numpy()
+        return found
 
     def free(self) -> None:
         """Drops it."""
         self._values = {}
 
 
-class SharedCache:
+class SharedCache(Cache):
     """One buffer for each cache, with room for the whole text; nothing is copied between steps.
 
     The buffers and the bindings to them are made once, and kept as long as texts of the same size
     follow each other: what a former text has left lies beyond what the mask calls filled.
-    See :class:`Cache`.
     """
 
     def __init__(self, runner: OnnxRuntimeRunner, pairs: Mapping[str, str]) -> None:
+        super().__init__(runner, pairs)
         self._runner = runner
-        self._pairs = pairs
         self._size = (0, 0)
         self.buffers: dict[str, Any] = {}
         self._binding: Any = None
@@ -109,20 +155,19 @@ class SharedCache:
         self._logits: Any = None
 
     def begin(self, batch: int, positions: int) -> None:
-        """Makes room, where it isn't there already; see the protocol."""
+        """Makes room, where it isn't there already."""
         form = self._runner.cache_form
         size = (batch, form.buffer or positions)
         if size == self._size:
             return
         self.free()
-        specs = _specs(self._runner)
         for past in self._pairs:
-            shape = cache_shape(specs[past], batch, form.length(past, positions))
-            self.buffers[past] = self._runner.value(np.zeros(shape, specs[past].dtype))
+            room = form.length(past, positions)
+            self.buffers[past] = self._runner.value(self._zeros(past, batch, room))
         self._size = size
 
-    def run(self, tokens: Mapping[str, Any], total: int) -> Any:
-        """Runs the model; see the protocol."""
+    def run(self, tokens: Mapping[str, Array], total: int) -> Array:
+        """Runs the model."""
         room = self._size[1]
         if total > room:
             raise BackendError(
@@ -130,17 +175,18 @@ class SharedCache:
                 f"{room}.",
                 "Ask for a longer context.",
             )
-        if tokens[IDS].shape()[1] != 1:
-            return self._answer(self._bound(), tokens)
-        if self._binding is None:
+        given = self._runner.token_values(tokens)
+        logits = self._answer(self._bound(), given) if tokens[IDS].shape[1] != 1 else None
+        if logits is None and self._binding is None:
             self._binding = self._bound()
-            self._logits = self._answer(self._binding, tokens)
+            self._logits = self._answer(self._binding, given)
             # Bound again as a value, it is the buffer of all later steps.
             self._binding.bind_ortvalue_output(LOGITS, self._logits)
-        else:
-            self._feed(self._binding, tokens)
+        elif logits is None:
+            self._feed(self._binding, given)
             self._runner.run_binding(self._binding)
-        return self._logits
+        found: Array = (self._logits if logits is None else logits).numpy()
+        return found
 
     def free(self) -> None:
         """Drops the buffers."""
@@ -182,7 +228,3 @@ def cache_shape(spec: TensorSpec, batch: int, length: int) -> tuple[int, int, in
             "Export the model with both; depthcut export writes them.",
         )
     return batch, heads, length, size
-
-
-def _specs(runner: OnnxRuntimeRunner) -> dict[str, TensorSpec]:
-    return {spec.name: spec for spec in runner.inputs}

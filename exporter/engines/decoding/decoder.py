@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Protocol, Self
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.engines.runners.base import Capabilities
+from exporter.engines.runners.base import Capabilities, Runner
+from exporter.errors import BackendError
+from exporter.models.graph_facts import CACHE_INPUT
+
+LOGITS = "logits"
+IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
+"""The inputs that follow from the tokens."""
 
 
-class Decoder(Protocol):
+class Decoder(ABC):
     """A decoder between ``__enter__`` and ``__exit__``. The cache stays where the model runs.
 
     Attributes:
         backend: What runs it, such as ``onnxruntime`` or ``tensorrt-rtx``.
+        capabilities: What it can do and what it takes; complete once it was entered.
     """
 
     backend: str
+    capabilities: Capabilities
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """What it can do and what it takes; complete once it was entered."""
-
+    @abstractmethod
     def __enter__(self) -> Self:
         """Loads the model.
 
@@ -31,14 +37,11 @@ class Decoder(Protocol):
             BackendError: It can't be loaded, or is no decoder with a cache.
         """
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    @abstractmethod
+    def __exit__(self, *exc_info: object) -> None:
         """Frees the model and its cache."""
 
+    @abstractmethod
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
         """Refuses what the backend has no room for, before anything runs.
 
@@ -51,6 +54,7 @@ class Decoder(Protocol):
             BackendError: It says what is asked for and what there is room for.
         """
 
+    @abstractmethod
     def prefill(self, token_ids: NDArray[np.int64], *, context: int | None = None) -> NDArray[Any]:
         """Empties the cache and runs a prompt.
 
@@ -63,6 +67,7 @@ class Decoder(Protocol):
             The logits of the last position, ``[batch, vocabulary]``, float32.
         """
 
+    @abstractmethod
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
         """Runs one more token of each sequence.
 
@@ -72,3 +77,38 @@ class Decoder(Protocol):
         Returns:
             Its logits, ``[batch, vocabulary]``, float32.
         """
+
+
+def cache_pairs(pasts: Iterable[str], outputs: Collection[str]) -> dict[str, str]:
+    """By cache input, the output that is its next content, by the names that exporters give.
+
+    Raises:
+        BackendError: A cache input has none.
+    """
+    found = {}
+    for past in pasts:
+        names = [past.replace("past_key_values", new, 1) for new in ("present", "cache")]
+        names.append(past.replace("past", "present", 1))
+        present = next((name for name in names if name in outputs), None)
+        if present is None:
+            raise BackendError(f"No output continues the cache {past!r}.")
+        found[past] = present
+    return found
+
+
+def runner_caches(runner: Runner) -> dict[str, str]:
+    """The same of an entered runner; empty where it has no cache.
+
+    Raises:
+        BackendError: A cache input has no output that continues it.
+    """
+    pasts = [spec.name for spec in runner.inputs if CACHE_INPUT.fullmatch(spec.name)]
+    return cache_pairs(pasts, [spec.name for spec in runner.outputs])
+
+
+def no_decoder(name: str) -> BackendError:
+    """The error for a model that keeps no cache, or has no logits."""
+    return BackendError(
+        f"{name} is no decoder with a KV cache: it can't generate.",
+        "Export it with past_key_values, as depthcut export does.",
+    )

@@ -8,8 +8,14 @@ from pathlib import Path
 from exporter.engines.build.engine_set import SUFFIXES, find_builds, holds_engines_alone
 from exporter.engines.build.sidecar import sidecar_path
 from exporter.engines.decoding.decoder import Decoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
+from exporter.engines.environment import default_threads
 from exporter.engines.runners.base import Runner
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.errors import UsageError
+from exporter.models.model_folder import find_model
 
 ThreadChoice = Callable[[Runner, int | None], object]
 """Sets a runner's threads, given the longest sequence that the model knows."""
@@ -47,18 +53,11 @@ def open_decoder(
             f"{model} is {'an' if is_engine else 'no'} engine.", "Leave --backend out."
         )
     if is_engine or backend == "engine" or (backend is None and holds_engines_alone(model)):
-        from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
-
         if context is not None:
             raise UsageError(
                 "How long a text may be is built into an engine.", "Leave --context out."
             )
         return TensorRtDecoder(find_builds(model)[0])
-    from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
-    from exporter.engines.environment import default_threads
-    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-    from exporter.models.model_folder import find_model
-
     folder = find_model(model)
     number = threads or default_threads()
     if choose_threads is not None:
@@ -68,20 +67,17 @@ def open_decoder(
     return OnnxRuntimeDecoder(folder.onnx, provider=provider, threads=number, context=context)
 
 
-def decoder_on(runner: Runner) -> Decoder:
-    """A decoder on a model that is loaded already, for judging its answers.
+def own_decoder(runner: Runner) -> Decoder | None:
+    """A decoder that loads a runner's model by itself, for timing; None where there is none.
 
     Args:
-        runner: Entered, and stays so. Where it is ONNX Runtime's and the graph lets the cache lie
-            in one buffer it does; elsewhere the cache passes through the host's memory.
+        runner: Not entered.
     """
-    from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
-    from exporter.engines.decoding.runner_decoder import RunnerDecoder
-    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-
-    if isinstance(runner, OnnxRuntimeRunner) and runner.cache_form.shared:
-        return OnnxRuntimeDecoder.on(runner)
-    return RunnerDecoder(runner)
+    if isinstance(runner, TensorRtRunner):
+        return TensorRtDecoder(runner.engines)
+    if isinstance(runner, OnnxRuntimeRunner):
+        return OnnxRuntimeDecoder(runner.model, provider=runner.device, threads=runner.threads)
+    return None
 
 
 def _is_engine(file: Path) -> bool:

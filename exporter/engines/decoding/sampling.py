@@ -13,7 +13,7 @@ from exporter.errors import BackendError, UsageError
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingSettings:
     """How tokens are chosen.
 
     Attributes:
@@ -40,7 +40,7 @@ class Sampling:
 class Sampler:
     """Draws one token after another."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: SamplingSettings) -> None:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 

@@ -18,28 +18,21 @@ from exporter.engines.build.cuda import Bytes
 from exporter.engines.build.engine_set import EngineSet
 from exporter.engines.build.session import ReadyProfile, Session
 from exporter.engines.build.tensors import byte_count, numpy_dtype
-from exporter.engines.decoding.cache_names import LOGITS
-from exporter.engines.decoding.cache_plan import (
-    IDS,
-    MASK,
-    POSITIONS,
-    CacheBanks,
-    CacheInPlace,
-    plan_cache,
-)
+from exporter.engines.decoding.cache_plan import DeviceCache, plan_cache
+from exporter.engines.decoding.decoder import IDS, LOGITS, MASK, POSITIONS, Decoder
 from exporter.engines.runners.tensorrt import OnEngines
 from exporter.errors import BackendError
 
 _FED = (IDS, POSITIONS)
 
 
-class TensorRtDecoder(OnEngines):
-    """See :class:`exporter.engines.decoding.decoder.Decoder`.
+class TensorRtDecoder(OnEngines, Decoder):
+    """Keeps the cache in one or two sets of buffers on the device.
 
-    A step reads one set of cache buffers and writes the other, whose part is the next step's past;
-    or it writes behind what it reads, see :mod:`graph_passes.fusing.cache_in_place`. Only tokens
-    and positions go to the device, only the last position's logits come back. Prompts run in groups
-    where the prefill profile takes fewer sequences than the decode profile.
+    A step reads one set and writes the other, whose part is the next step's past; or it writes
+    behind what it reads, see :mod:`graph_passes.fusing.cache_in_place`. Only tokens and positions
+    go to the device, only the last position's logits come back. Prompts run in groups where the
+    prefill profile takes fewer sequences than the decode profile.
 
     Args:
         engines: One engine with a prefill and a decode profile, or one for each.
@@ -59,7 +52,7 @@ class TensorRtDecoder(OnEngines):
         }
         self._profiles: dict[str, ReadyProfile] = {}
         self._buffers: dict[str, int] = {}
-        self._banks: CacheBanks | CacheInPlace = CacheBanks({}, {}, {})
+        self._cache = DeviceCache({})
         self._bound: dict[str, tuple[object, object]] = {}
         self._pinned: dict[str, Bytes] = {}
         self._batch = self._length = 0
@@ -68,11 +61,11 @@ class TensorRtDecoder(OnEngines):
         self._profiles, self._buffers, self._pinned, self._bound = {}, {}, {}, {}
 
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
-        """Refuses what the profiles don't hold; see the protocol."""
+        """Refuses what the profiles don't hold."""
         self.plan.refuse_unfit(batch, prompt, new_tokens)
 
     def prefill(self, token_ids: NDArray[np.int64], *, context: int | None = None) -> NDArray[Any]:
-        """Empties the cache and runs a prompt; see the protocol."""
+        """Empties the cache and runs a prompt."""
         batch, prompt = token_ids.shape
         self.plan.refuse_unfit(batch, prompt, new_tokens=1)
         self._batch, self._length = batch, 0
@@ -84,7 +77,7 @@ class TensorRtDecoder(OnEngines):
         return np.concatenate(found)
 
     def step(self, token_ids: NDArray[np.int64]) -> NDArray[Any]:
-        """Runs one more token of each sequence; see the protocol."""
+        """Runs one more token of each sequence."""
         self._refuse_step(token_ids)
         self._tell_next()
         logits = self._run("decode", token_ids)
@@ -100,7 +93,7 @@ class TensorRtDecoder(OnEngines):
         self._advance(1)
 
     def _advance(self, tokens: int) -> None:
-        self._banks.swap()
+        self._cache.swap()
         self._length += tokens
 
     def _refuse_step(self, token_ids: NDArray[np.int64]) -> None:
@@ -147,7 +140,7 @@ class TensorRtDecoder(OnEngines):
     ) -> None:
         """Tells the profile shapes and addresses, where they are not those of its last run."""
         offsets = self.plan.offsets(row, sequence)
-        addresses = {**self._buffers, **self._banks.bindings(offsets)}
+        addresses = {**self._buffers, **self._cache.bindings(offsets)}
         if MASK in addresses:
             addresses[MASK] += offsets.get(MASK, 0)
         if self._bound.get(phase) == (shapes, addresses):
@@ -180,7 +173,7 @@ class TensorRtDecoder(OnEngines):
             "prefill": ready[plan.prefill.place],
             "decode": ready[plan.decode.place],
         }
-        self._banks = self._new_banks(session)
+        self._cache = self._new_cache(session)
         rows = max(plan.batch.high, plan.prefill_batch.high)
         for name in plan.tokens:
             shape = (rows, plan.longest if name == MASK else plan.prompt.high)
@@ -192,17 +185,16 @@ class TensorRtDecoder(OnEngines):
                 cuda.upload(self._buffers[name], np.ones(shape, self._dtypes[name]))
         self._take_logits(session)
 
-    def _new_banks(self, session: Session) -> CacheBanks | CacheInPlace:
+    def _new_cache(self, session: Session) -> DeviceCache:
         plan, cuda = self.plan, session.cuda
-        first, *others = (
+        banks = [
             {name: cuda.allocate(size, f"the cache {name}") for name, size in bank.items()}
             for bank in [plan.cache_bytes] * (2 if plan.room is None else 1)
-        )
-        if others:
-            return CacheBanks(plan.pairs, first, others[0])
-        for name, address in first.items():  # what is not filled is multiplied by 0: no NaN there
-            cuda.clear(address, plan.cache_bytes[name])
-        return CacheInPlace(plan.pairs, first)
+        ]
+        if plan.room is not None:  # what is not filled is multiplied by 0: no NaN there
+            for name, address in banks[0].items():
+                cuda.clear(address, plan.cache_bytes[name])
+        return DeviceCache(plan.pairs, *banks)
 
     def _take_logits(self, session: Session) -> None:
         sizes, rows = [], []

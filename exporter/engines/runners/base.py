@@ -90,12 +90,14 @@ class Runner(ABC):
 
     Attributes:
         backend: The backend's name, such as ``onnxruntime``.
+        name: The model, as messages call it: its file, as a rule.
         provider: The device path that really runs, as the backend calls it.
         threads: CPU threads that the backend may use for one operator, from when it is entered on.
         capabilities: What it can do and what it takes.
     """
 
     backend: str
+    name: str
     provider: str
     threads: int
     capabilities: Capabilities = Capabilities()

@@ -22,7 +22,7 @@ from exporter.engines.runners.cache_form import (
     sizes_are_told,
     with_room,
 )
-from exporter.engines.runners.counted_rows import counted, need_counting, run_counted
+from exporter.engines.runners.counted_rows import MASK, counted, need_counting, run_counted
 from exporter.engines.runners.huge_pages import move_to_huge_pages
 from exporter.engines.runners.prefill_chunks import chunk_tokens, in_chunks
 from exporter.engines.runners.sessions import (
@@ -68,7 +68,7 @@ class OnnxRuntimeRunner(Runner):
             raise BackendError(
                 f"The provider {provider!r} is not known.", f"Choose from: {', '.join(PROVIDERS)}."
             )
-        self.model = model
+        self.model, self.name = model, str(model)
         self._short_name = provider
         self._session: Any = None
         self._copy: WidenedCopy | None = None
@@ -210,6 +210,13 @@ class OnnxRuntimeRunner(Runner):
     def value(self, array: Array) -> Any:
         """An array as a value where the model runs."""
         return self._device_value(array)
+
+    def token_values(self, tokens: Mapping[str, Array]) -> dict[str, Any]:
+        """The inputs besides caches as values, for the last position's logits where it can be."""
+        given = {**tokens, **self.last_logits}
+        if MASK in given:
+            given[MASK] = self.cache_form.masked(given[MASK])
+        return {name: self.value(array) for name, array in given.items()}
 
     def binding(self) -> Any:
         """A new binding of inputs and outputs to values, for :meth:`run_binding`."""

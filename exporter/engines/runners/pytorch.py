@@ -63,6 +63,7 @@ class TorchRunner(Runner):
     ) -> None:
         self.interface = interface or interface_of(model)
         self.backend = "torch.compile" if compiled else "pytorch"
+        self.name = type(model).__name__
         self.provider = provider.upper()
         self.threads = threads
         self.capabilities = Capabilities(

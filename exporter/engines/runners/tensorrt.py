@@ -59,6 +59,7 @@ class OnEngines:
 
     def __init__(self, engines: EngineSet, *, trial: bool) -> None:
         self.engines = engines
+        self.name = engines.name
         self.backend: str = engines.flavour.backend
         self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
         self._trial = trial
@@ -103,7 +104,7 @@ class OnEngines:
 
     def _loaded(self) -> Session:
         if self._session is None:
-            raise BackendError(f"{self.engines.name} is used outside its with block.")
+            raise BackendError(f"{self.name} is used outside its with block.")
         return self._session
 
 

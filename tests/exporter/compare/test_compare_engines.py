@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,16 @@ from tiny_lm import write_tiny_lm
 
 from exporter.artifacts import ComparisonReport
 from exporter.compare import CompareOptions, compare, engine_arm
-from exporter.compare.arms import ComparedArm
-from exporter.compare.latency import _decoders_of
 from exporter.engines.build.driver import Driver
 from exporter.engines.build.engine_set import find_builds
 from exporter.engines.build.settings import BuildSettings
+from exporter.engines.decoding.open_decoder import own_decoder
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.errors import BackendError, ComparisonError, DepthcutError, EngineError, UsageError
 from exporter.files import sha256_file, sha256_files
-from exporter.models.graph_facts import read_facts
-from exporter.models.model_folder import find_model
 from exporter.report.markdown import render
 from tests.engine_support import CONTENT, written_as
 
@@ -230,16 +226,13 @@ def test_whole_generations_are_timed_on_every_build_of_an_arm(tmp_path: Path) ->
         for phase in ("prefill", "decode"):
             written_as(onnx / f"m-{phase}-b{number}.engine", [phase])
     runners = tuple(TensorRtRunner(build) for build in find_builds(onnx))
-    arm = ComparedArm(runners, find_model(onnx), read_facts(onnx / "model.onnx"))
-    first, second = _decoders_of(arm, "cpu")
+    first, second = map(own_decoder, runners)
     assert isinstance(first, TensorRtDecoder)
     assert isinstance(second, TensorRtDecoder)
     assert "b1" in first.plan.name
     assert "b2" not in first.plan.name
     assert "b2" in second.plan.name
-    plain = OnnxRuntimeRunner(onnx / "model.onnx", threads=1)
-    (decoder,) = _decoders_of(replace(arm, builds=(plain,)), "cpu")
-    assert decoder.backend == "onnxruntime"
+    assert isinstance(own_decoder(OnnxRuntimeRunner(onnx / "model.onnx", threads=1)), RunnerDecoder)
 
 
 def test_what_no_profile_holds_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from exporter.compare import CompareOptions, compare
 from exporter.cut.oracle import setting as oracle_setting
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.inputs import Shape, make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.widened_copy import WidenedCopy

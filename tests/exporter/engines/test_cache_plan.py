@@ -18,10 +18,10 @@ from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.engine_set import EngineSet
 from exporter.engines.build.profiles import Span
 from exporter.engines.build.sidecar import EngineTensor
-from exporter.engines.decoding.cache_plan import CacheBanks, CachePlan, plan_cache
+from exporter.engines.decoding.cache_plan import CachePlan, DeviceCache, plan_cache
 from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.errors import BackendError, UsageError
 from graph_passes import save_model
@@ -95,7 +95,7 @@ def test_a_group_begins_where_its_sequences_do() -> None:
     found = grouped(2, 5)
     # 3 sequences of 2 heads, 4 positions, 4 numbers of 2 bytes
     assert found.offsets(3, 4) == dict.fromkeys(CACHE, 3 * 64)
-    banks = CacheBanks(found.pairs, dict.fromkeys(CACHE, 0), dict.fromkeys(CACHE, 1000))
+    banks = DeviceCache(found.pairs, dict.fromkeys(CACHE, 0), dict.fromkeys(CACHE, 1000))
     bound = banks.bindings(found.offsets(3, 4))
     assert (bound[CACHE[0]], bound["present.0.key"]) == (0, 1192)
 
@@ -110,7 +110,7 @@ def test_a_group_must_begin_where_the_library_takes_it() -> None:
 
 def test_what_a_step_writes_is_the_next_one_s_past() -> None:
     pairs = {"past.k": "present.k", "past.v": "present.v"}
-    banks = CacheBanks(pairs, {"past.k": 1, "past.v": 2}, {"past.k": 3, "past.v": 4})
+    banks = DeviceCache(pairs, {"past.k": 1, "past.v": 2}, {"past.k": 3, "past.v": 4})
     for _ in range(3):
         before = banks.bindings()
         assert len(set(before.values())) == 4  # nothing is read where it is written

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
-from exporter.engines.decoding.sampling import Sampler, Sampling
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.sampling import Sampler, SamplingSettings
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError, UsageError
@@ -135,7 +135,7 @@ LOGITS = np.log(np.array([[0.1, 0.2, 0.4, 0.3]]))
 
 
 def drawn(**how: Any) -> list[int]:
-    sampler = Sampler(Sampling(**how))
+    sampler = Sampler(SamplingSettings(**how))
     return [int(sampler.choose(LOGITS)[0]) for _ in range(4000)]
 
 
@@ -178,9 +178,9 @@ def test_only_likely_tokens_are_drawn(how: dict[str, Any], kept: set[int]) -> No
 )
 def test_settings_that_make_no_sense_are_refused(how: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        Sampling(**how)
+        SamplingSettings(**how)
 
 
 def test_nan_logits_are_told() -> None:
     with pytest.raises(BackendError, match="NaN"):
-        Sampler(Sampling()).choose(np.array([[0.0, np.nan]]))
+        Sampler(SamplingSettings()).choose(np.array([[0.0, np.nan]]))

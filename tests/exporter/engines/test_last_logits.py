@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from graph_passes import save_model
@@ -66,7 +66,7 @@ def test_a_decoder_asks_for_the_last(
 
         def watched(*call: Any) -> Any:
             logits = real(*call)
-            lengths.append(logits.shape()[1])
+            lengths.append(logits.shape[1])
             return logits
 
         monkeypatch.setattr(decoder.cache, "run", watched)

@@ -12,7 +12,7 @@ import pytest
 
 from exporter.compare.arms import ComparedArm
 from exporter.engines.decoding.caches import SharedCache
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners import prefill_chunks
 from exporter.engines.runners.base import Capabilities
@@ -71,7 +71,7 @@ def generated(path: Path, ids: Any, *, whole: bool = False) -> tuple[list[int], 
         run = decoder.cache.run
 
         def watched(tokens: Any, total: int) -> Any:
-            lengths.append(tokens["input_ids"].shape()[1])
+            lengths.append(tokens["input_ids"].shape[1])
             return run(tokens, total)
 
         monkeypatch.setattr(decoder.cache, "run", watched)
@@ -104,7 +104,7 @@ def test_chunks_that_forget_the_former_ones_differ(
     run = SharedCache.run
 
     def forgetful(self: SharedCache, tokens: Any, total: int) -> Any:
-        if tokens["input_ids"].shape()[1] > 1:
+        if tokens["input_ids"].shape[1] > 1:
             for value in self.buffers.values():
                 value.update_inplace(np.zeros(value.shape(), np.float32))
         return run(self, tokens, total)

@@ -21,10 +21,8 @@ from exporter.compare.quality.embeddings import compare_embeddings, embed
 from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.likelihood import Scorer
 from exporter.compare.tasks.long_context import compare_long_context, make_needles
-from exporter.engines.decoding.agreement import agreement, continuations
-from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
-from exporter.engines.decoding.runner_decoder import RunnerDecoder
+from exporter.engines.decoding.generate import agreement, continuations, generate
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
 from exporter.engines.runners.base import Array, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError, UsageError

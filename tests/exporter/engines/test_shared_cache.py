@@ -12,12 +12,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporter.engines.decoding.cache_names import runner_caches
-from exporter.engines.decoding.caches import GrowingCache, SharedCache
+from exporter.engines.decoding.caches import GrowingCache, HostCache, SharedCache
+from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.decoding.generate import generate
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
-from exporter.engines.decoding.open_decoder import decoder_on, open_decoder
-from exporter.engines.decoding.runner_decoder import RunnerDecoder
+from exporter.engines.decoding.open_decoder import open_decoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import Shape, make_inputs, random_tokens
 from exporter.engines.runners.cache_form import read_cache_form
@@ -228,14 +227,15 @@ def test_a_plain_graph_has_a_cache_that_grows(tmp_path: Path) -> None:
 
 def test_answers_are_judged_in_place_too(tmp_path: Path) -> None:
     with OnnxRuntimeRunner(saved(tmp_path), threads=1) as runner:
-        with decoder_on(runner) as decoder:
-            assert isinstance(decoder, OnnxRuntimeDecoder)
+        with RunnerDecoder(runner) as decoder:
+            assert isinstance(decoder.cache, SharedCache)
             found = generate(decoder, [3, 1, 4], new_tokens=5).token_ids
         with RunnerDecoder(runner) as other:  # the runner is still entered
+            other._cache = HostCache(runner, runner_caches(runner))
             assert generate(other, [3, 1, 4], new_tokens=5).token_ids == found
     plain = written(tiny_model(TinySpec(layers=2)), tmp_path / "plain")
-    with OnnxRuntimeRunner(plain, threads=1) as runner:
-        assert isinstance(decoder_on(runner), RunnerDecoder)
+    with OnnxRuntimeRunner(plain, threads=1) as runner, RunnerDecoder(runner) as decoder:
+        assert isinstance(decoder.cache, GrowingCache)
 
 
 def test_the_runtime_s_config_tells_where_texts_end(tmp_path: Path) -> None:

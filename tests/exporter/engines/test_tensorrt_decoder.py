@@ -10,7 +10,7 @@ from host_device import HostSession, decoder_of, engines_of
 
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.decoding.cache_plan import plan_cache
-from exporter.engines.decoding.onnxruntime_decoder import OnnxRuntimeDecoder
+from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.errors import BackendError
 from graph_passes import save_model
