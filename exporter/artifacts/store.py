@@ -105,7 +105,8 @@ class Store:
         self._entries = {} if path is None else _read(path)
         self._begun = False
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         """How many entries are found without a key of their own."""
         return sum(entry.key == self._own_key for entry in self._entries.values())
 
@@ -121,7 +122,15 @@ class Store:
             return None
         return entry.value
 
-    def keep(self, name: str, value: Any, key: Any = None, files: Iterable[Path] = ()) -> None:
+    def keep(
+        self,
+        name: str,
+        value: Any,
+        key: Any = None,
+        files: Iterable[Path] = (),
+        *,
+        at_once: bool = True,
+    ) -> None:
         """Writes an entry down, and through to the disk.
 
         Args:
@@ -129,10 +138,11 @@ class Store:
             value: JSON, other than null.
             key: What it depends on beside the store's own key.
             files: What belongs to it, below the store's folder.
+            at_once: False writes it with the next entry: alone it isn't worth a file.
         """
         entry = Entry.of(self._key(key), self._folder, files, value)
         self._entries[name] = entry
-        if self._path is None:
+        if self._path is None or not (at_once or self._begun):
             return
         if self._begun:
             append(self._path, _line(name, entry))

@@ -69,7 +69,7 @@ def compare(
     from exporter.cli.requests import compare_options
     from exporter.cli.results import print_comparison
     from exporter.compare import compare as compare_models
-    from exporter.compare.journal import forget
+    from exporter.compare.kept import forget
     from exporter.report.files import write_reports
 
     with locked(output):  # A folder that can't be made fails now, not after the measurement.

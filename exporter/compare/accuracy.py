@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from exporter.artifacts import Accuracy, GenerationAgreement, LongContext
-from exporter.compare.answers import Answers
+from exporter.artifacts.store import Store
 from exporter.compare.arms import FLOAT_BASELINE, Pair
 from exporter.compare.continuations import generation_agreements, long_contexts
 from exporter.compare.corners import CornerQuality
 from exporter.compare.embeddings import embedding_accuracy
-from exporter.compare.journal import Journal
 from exporter.compare.judgement import Judgement
+from exporter.compare.kept import Answers
 from exporter.compare.task_answers import check_questions, task_results
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from exporter.models.texts import TextSource
 
 
-def judge(pair: Pair, texts: TextSource, journal: Journal | None = None) -> Judgement:
+def judge(pair: Pair, texts: TextSource, store: Store | None = None) -> Judgement:
     """Judges all arms that are judged on the same tokens; each reads them once.
 
     Args:
         pair: Running arms.
         texts: What they are judged on.
-        journal: What an earlier run had found, and where this one keeps what it finds.
+        store: What an earlier run had found, and where this one keeps what it finds.
 
     Raises:
         ComparisonError: For a text that is too short or of other tokens, and for logits that
@@ -40,7 +40,7 @@ def judge(pair: Pair, texts: TextSource, journal: Journal | None = None) -> Judg
     from exporter.compare.quality.predictions import LOGITS
 
     check_questions(pair)
-    answers = Answers(pair, texts, journal)
+    answers = Answers(pair, texts, store)
     if LOGITS in {spec.name for spec in pair.baseline.runner.outputs}:
         return _of_text(pair, texts, answers)
     embedded = answers.found(

@@ -14,8 +14,8 @@ from exporter.compare.arms import Pair
 from exporter.errors import ComparisonError
 
 if TYPE_CHECKING:
+    from exporter.artifacts.store import Store
     from exporter.compare.generating import GenerationCell
-    from exporter.compare.timing.chunk import Memory
     from exporter.compare.timing.measuring import Sampling
     from exporter.compare.timing.probe import Cell, Subject
 
@@ -29,12 +29,12 @@ class Timed:
     order_seed: int = field(default_factory=lambda: secrets.randbits(32))
 
 
-def time_all(pair: Pair, memory: Memory | None = None) -> Timed:
+def time_all(pair: Pair, store: Store | None = None) -> Timed:
     """Times all arms at every cell of the options that the model reaches.
 
     Args:
         pair: Running arms.
-        memory: What a run that was cut short had timed, and where this one keeps its times.
+        store: What a run that was cut short had timed, and where this one keeps its times.
 
     Raises:
         ComparisonError: No cell is left to time, or the clock jumps.
@@ -45,7 +45,7 @@ def time_all(pair: Pair, memory: Memory | None = None) -> Timed:
     shapes, generations = cells.shapes(pair), cells.generations(pair)
     vocabulary = pair.vocabulary()
     arms = {name: RunnerSubject(arm.builds, vocabulary) for name, arm in pair.arms.items()}
-    watch = _Watch(pair, memory)
+    watch = _Watch(pair, store)
     if shapes:
         watch.measure(arms, shapes)
     if generations:
@@ -63,13 +63,13 @@ def time_all(pair: Pair, memory: Memory | None = None) -> Timed:
 class _Watch:
     """Measures, and looks at the machine in between."""
 
-    def __init__(self, pair: Pair, memory: Memory | None) -> None:
+    def __init__(self, pair: Pair, store: Store | None) -> None:
         from exporter.engines.environment import ThrottleCounts
 
         self.timed = Timed()
         self._pair = pair
         self._begin = time.monotonic()
-        self._memory = memory
+        self._store = store
         self._gpu = pair.on_gpu
         self._throttle = ThrottleCounts()
         self._look()
@@ -81,7 +81,7 @@ class _Watch:
             arms,
             cells,
             replace(_sampling(self._pair), seed=self.timed.order_seed),
-            memory=self._memory,
+            store=self._store,
             paired=len(self._pair.judged),
             after_chunk=self._look,
             progress=self._pair.progress,

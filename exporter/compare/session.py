@@ -21,13 +21,14 @@ from exporter.artifacts import (
     PlannedDeletion,
     ThreadProbe,
 )
+from exporter.artifacts.store import Store
 from exporter.compare.accuracy import judge
 from exporter.compare.arms import FLOAT_BASELINE, Pair
 from exporter.compare.corners import corners, refuse_no_corners
 from exporter.compare.dropped import dropped
 from exporter.compare.imported import compare_times
-from exporter.compare.journal import Journal, open_journal
 from exporter.compare.judgement import Judgement
+from exporter.compare.kept import open_store
 from exporter.compare.kinds import open_floats, open_pair, open_references, same_kind
 from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
@@ -78,7 +79,7 @@ def compare(
         calibration: The text that the plan rests on; the evaluation text must be another.
         resume: A folder where times and results are kept as they come. What a run of the same
             comparison that was cut short has left there is not measured again; once the report is
-            written, :func:`exporter.compare.journal.forget` removes it.
+            written, :func:`exporter.compare.kept.forget` removes it.
         progress: Hears what goes on.
 
     Without a tokenizer the arms are compared on seeded random tokens: KL divergence and agreement
@@ -117,10 +118,10 @@ def compare(
     known = _Known(list(parity), list(plan), calibration)
     if not pair.runs:
         return _described(pair, known, threads=threads)
-    journal = None if resume is None else open_journal(pair, resume)
-    probe = settle_threads(pair, journal)
+    store = open_store(pair, resume)
+    probe = settle_threads(pair, store)
     with pair.running():
-        return _measured(pair, texts, known, journal, probe)
+        return _measured(pair, texts, known, store, probe)
 
 
 _UNJUDGED = Judgement()
@@ -147,7 +148,7 @@ def _measured(
     pair: Pair,
     texts: TextSource,
     known: _Known,
-    journal: Journal | None,
+    store: Store,
     probe: ThreadProbe | None,
 ) -> ComparisonReport:
     from exporter.compare.witness import witness_checks
@@ -159,9 +160,9 @@ def _measured(
     tell_widened((each.capabilities for each in pair.runners), pair.progress)
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
-    quality = judge(pair, texts, journal)
+    quality = judge(pair, texts, store)
     before = cpu_times()
-    timed = time_all(pair, journal)
+    timed = time_all(pair, store)
     others = other_cpu_share(before, cpu_times())
     return _report(
         pair,

@@ -13,7 +13,7 @@ from exporter.compare.asked_tasks import asked_tasks, refuse_missing_tasks
 from exporter.errors import ComparisonError
 
 if TYPE_CHECKING:
-    from exporter.compare.answers import Answers
+    from exporter.compare.kept import Answers
     from exporter.compare.tasks.scores import TaskScores
 
 

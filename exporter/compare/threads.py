@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from exporter.artifacts import ThreadProbe
+from exporter.artifacts.store import Store
 from exporter.compare.arms import Pair
-from exporter.compare.journal import Journal
 from exporter.progress import QUIET
 
 if TYPE_CHECKING:
     from exporter.engines.inputs import Shape
     from exporter.engines.runners.base import Runner
 
+_NAME = "threads"
 
-def settle_threads(pair: Pair, journal: Journal | None) -> ThreadProbe | None:
+
+def settle_threads(pair: Pair, store: Store) -> ThreadProbe | None:
     """Gives all arms the number of threads that makes the baseline's step fastest.
 
     That is its first decode step that is asked for, or its shortest prompt. It is not looked for
@@ -23,7 +28,7 @@ def settle_threads(pair: Pair, journal: Journal | None) -> ThreadProbe | None:
 
     Args:
         pair: Arms that are not running yet.
-        journal: What an earlier run of this comparison left, and where this one leaves it.
+        store: What an earlier run of this comparison left, and where this one leaves it.
 
     Raises:
         BackendError: The baseline can't be loaded or run.
@@ -33,7 +38,7 @@ def settle_threads(pair: Pair, journal: Journal | None) -> ThreadProbe | None:
 
     if pair.options.threads is not None or pair.on_gpu:
         return None
-    probe = None if journal is None else journal.probe
+    probe = _known(store)
     if probe is None:
         probe = choose_threads(
             pair.baseline.runner,
@@ -41,12 +46,20 @@ def settle_threads(pair: Pair, journal: Journal | None) -> ThreadProbe | None:
             vocabulary=pair.vocabulary(),
             progress=pair.progress,
         )
-        if probe is not None and journal is not None:
-            journal.keep_probe(probe)
+        if probe is not None:
+            value = probe.model_dump(mode="json")
+            store.keep(_NAME, value, key=_NAME, at_once=False)
     if probe is not None:
         for arm in pair.arms.values():
             _set(arm.builds, fastest(probe))
     return probe
+
+
+def _known(store: Store) -> ThreadProbe | None:
+    kept = store.find(_NAME, key=_NAME)
+    with contextlib.suppress(ValidationError):
+        return None if kept is None else ThreadProbe.model_validate(kept)
+    return None
 
 
 def _set(runners: tuple[Runner, ...], threads: int) -> None:

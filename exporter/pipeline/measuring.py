@@ -12,7 +12,7 @@ from exporter.pipeline.run import ENGINES, QUANTIZED, Run
 def measure(run: Run) -> tuple[list[Path], None]:
     """Compares both models and writes the report."""
     from exporter.compare import compare
-    from exporter.compare.journal import forget
+    from exporter.compare.kept import forget
     from exporter.report.files import write_reports
 
     importance, deletions = run.importance(), run.deletions()

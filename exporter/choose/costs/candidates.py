@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import Environment, LatencyRow, Record, Speedup
+from exporter.artifacts.store import Store
 from exporter.choose.costs.at import At
 from exporter.choose.costs.conditions import refuse_too_long
 from exporter.choose.costs.estimates import RequestEstimate, of_rows
@@ -91,7 +92,7 @@ def measure_speedup(
     )
     pair = _opened(baseline, candidate, options, progress)
     _refuse_too_long(pair, at)
-    settle_threads(pair, None)
+    settle_threads(pair, Store(None))
     with pair.running():
         pair.refuse_other_interface()
         return _measured(pair, at, width, effort or Effort(seconds=120.0))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.artifacts.store import Store
 from exporter.compare.timing.probe import Cell
 
 
@@ -59,22 +61,14 @@ class Chunk:
         return found
 
 
-class Memory(Protocol):
-    """What an earlier run of the same measurement left."""
-
-    def recall(self, cell: Cell, number: int) -> Chunk | None:
-        """The chunk of a cell, where it was finished."""
-
-    def keep(self, cell: Cell, number: int, chunk: Chunk) -> None:
-        """Writes a finished chunk down."""
+def find_chunk(store: Store, cell: Cell, number: int) -> Chunk | None:
+    """The chunk of a cell, where an earlier run has finished it."""
+    kept = store.find(f"{cell} #{number}")
+    with contextlib.suppress(ValueError):
+        return None if kept is None else Chunk.from_json(kept)
+    return None
 
 
-class NoMemory:
-    """Remembers nothing."""
-
-    def recall(self, cell: Cell, number: int) -> Chunk | None:
-        """Nothing."""
-        return None
-
-    def keep(self, cell: Cell, number: int, chunk: Chunk) -> None:
-        """Forgets it."""
+def keep_chunk(store: Store, cell: Cell, number: int, chunk: Chunk) -> None:
+    """Keeps a finished chunk for a later run."""
+    store.keep(f"{cell} #{number}", chunk.to_json())

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from exporter.artifacts import LatencyRow
-from exporter.compare.timing.chunk import Chunk, Memory, NoMemory
+from exporter.artifacts.store import Store
+from exporter.compare.timing.chunk import Chunk, find_chunk, keep_chunk
 from exporter.compare.timing.clock import (
     Clocks,
     little_garbage,
@@ -63,7 +64,7 @@ def measure_rows(
     cells: Sequence[Cell],
     sampling: Sampling,
     *,
-    memory: Memory | None = None,
+    store: Store | None = None,
     paired: int = 2,
     clocks: Clocks | None = None,
     after_chunk: Callable[[], None] = lambda: None,
@@ -77,7 +78,7 @@ def measure_rows(
             when it ends, too.
         cells: What is timed.
         sampling: How long.
-        memory: What an earlier run left.
+        store: Finished chunks: those of an earlier run, and of this one.
         paired: So many of the first arms are held against each other, and so loaded anew together.
         clocks: The clocks.
         after_chunk: Called between chunks.
@@ -89,7 +90,7 @@ def measure_rows(
         BackendError: A run fails.
         ComparisonError: The clock jumps again and again, or an input's meaning isn't known.
     """
-    session = _Session(arms, sampling, memory, clocks or Clocks(), progress, paired)
+    session = _Session(arms, sampling, store, clocks or Clocks(), progress, paired)
     session.enough = enough
     what = cells[0] if len(cells) == 1 else counted(len(cells), "shape")
     with little_garbage(), progress.task(f"time {what}"):
@@ -101,7 +102,7 @@ class _Session:
         self,
         arms: Mapping[str, Subject],
         sampling: Sampling,
-        memory: Memory | None,
+        store: Store | None,
         clocks: Clocks,
         progress: Progress,
         paired: int,
@@ -110,7 +111,7 @@ class _Session:
         self._arms = arms
         self._paired = paired
         self._sampling = sampling
-        self._memory = NoMemory() if memory is None else memory
+        self._store = store or Store(None)
         self._clocks = clocks
         self._progress = progress
         builds = max(arm.builds for arm in arms.values())
@@ -119,7 +120,7 @@ class _Session:
         self._rng = np.random.default_rng(sampling.seed)
 
     def measure(self, cells: Sequence[Cell], after_chunk: Callable[[], None]) -> list[LatencyRow]:
-        first = self._memory.recall(cells[0], 0)
+        first = find_chunk(self._store, cells[0], 0)
         if first is None:
             reloading = self._reloading(len(cells))
         else:  # loading may take another time today, but all chunks of a row must be of one kind
@@ -180,7 +181,7 @@ class _Session:
     def _take_chunk(self, rows: list[Row], number: int, *, reloading: bool) -> None:
         missing = []
         for row in rows:
-            known = self._memory.recall(row.cell, number)
+            known = find_chunk(self._store, row.cell, number)
             if known is None:
                 missing.append(row)
             else:
@@ -191,7 +192,7 @@ class _Session:
             arm.use_build(number % self._builds)
         for row in missing:
             chunk = self._chunk(row, number, reloading=reloading)
-            self._memory.keep(row.cell, number, chunk)
+            keep_chunk(self._store, row.cell, number, chunk)
             row.add(chunk)
 
     def _chunk(self, row: Row, number: int, *, reloading: bool) -> Chunk:

@@ -28,14 +28,14 @@ def test_a_later_call_finds_what_was_kept(path: Path) -> None:
     assert again.find("a") == {"x": 1.5}
     assert again.find("b", key="narrower") == [2]
     assert again.find("c") is None
-    assert len(again) == 1
+    assert again.count == 1
 
 
 def test_under_another_key_it_is_stale_until_its_name_is_kept_again(path: Path) -> None:
     Store(path, ABOUT).keep("a", 1)
     other = Store(path, {**ABOUT, "model": "n"})
     assert other.find("a") is None
-    assert len(other) == 0
+    assert other.count == 0
     assert Store(path, ABOUT).find("a", key="narrower") is None
     other.keep("a", 2)
     assert Store(path, ABOUT).find("a") is None
@@ -142,3 +142,12 @@ def test_what_is_found_once_is_not_made_again(path: Path) -> None:
 def test_nothing_that_is_empty_is_kept(path: Path) -> None:
     assert Store(path, ABOUT).once("a", TypeAdapter(list[int]), list) == []
     assert not path.exists()
+
+
+def test_what_is_not_worth_a_file_is_written_with_the_next_entry(path: Path) -> None:
+    store = Store(path, ABOUT)
+    store.keep("small", 1, at_once=False)
+    assert store.find("small") == 1
+    assert not path.exists()
+    store.keep("large", 2)
+    assert Store(path, ABOUT).find("small") == 1

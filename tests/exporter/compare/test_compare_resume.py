@@ -18,13 +18,14 @@ from tiny_lm import write_tiny_lm, write_tokenizer
 
 import exporter.compare.latency
 from exporter.artifacts import ComparisonReport
+from exporter.artifacts.store import Store
 from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions, compare
-from exporter.compare.journal import Journal, forget
+from exporter.compare.kept import forget
 from exporter.compare.latency import Timed
-from exporter.compare.timing.chunk import Chunk
+from exporter.compare.timing.chunk import Chunk, find_chunk, keep_chunk
 from exporter.engines.inputs import Shape
-from exporter.errors import ComparisonError, UnsafeInputError, UsageError
+from exporter.errors import ComparisonError, UsageError
 
 OPTIONS = CompareOptions(
     threads=1,
@@ -52,12 +53,12 @@ def arms(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def lines(folder: Path) -> list[str]:
-    path = folder / ".depthcut" / "timing.jsonl"
+    path = folder / ".depthcut" / "comparison.jsonl"
     return path.read_text().splitlines() if path.exists() else []
 
 
 def chunks(folder: Path) -> list[str]:
-    return [line for line in lines(folder) if '"chunk"' in line]
+    return [line for line in lines(folder) if '"times_ms"' in line]
 
 
 def kill_once_chunks_are_kept(command: list[str], out: Path) -> bool:
@@ -88,7 +89,7 @@ def test_a_killed_run_goes_on_where_it_was(arms: tuple[Path, Path], tmp_path: Pa
     assert "that an earlier run timed" in done.stderr + done.stdout
     assert "kept from an earlier run: predictions" in done.stderr + done.stdout
     report = ComparisonReport.read(out / "report.json")
-    first = [value for round_ms in kept[0]["chunk"]["times_ms"] for (value,) in round_ms[0]]
+    first = [value for round_ms in kept[0]["value"]["times_ms"] for (value,) in round_ms[0]]
     assert report.latency[0].baseline.samples_ms[: len(first)] == first
     assert lines(out) == []
 
@@ -145,7 +146,7 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
 ) -> None:
     options, out = with_tasks(tmp_path), tmp_path / "out"
     stopped_while_timing(monkeypatch, *judged, options, resume=out)
-    kept = [json.loads(line)["answers"] for line in lines(out)[1:]]
+    kept = [json.loads(line)["name"] for line in lines(out)]
     assert kept == [
         "predictions", "generation", "tasks of the baseline", "tasks of the candidate",
     ]  # fmt: skip
@@ -175,33 +176,25 @@ def test_answers_to_another_question_are_measured_anew(
         path = tmp_path / "words.jsonl"
         path.write_text(path.read_text() + "\n")
     else:
-        head, first, *rest = lines(out)
+        first, *rest = lines(out)
         broken = json.dumps({**json.loads(first), "value": [{"tokens": 1}]})
-        (out / ".depthcut" / "timing.jsonl").write_text("\n".join([head, broken, *rest, ""]))
+        (out / ".depthcut" / "comparison.jsonl").write_text("\n".join([broken, *rest, ""]))
     monkeypatch.setattr("exporter.compare.quality.agreement.compare_predictions", stop)
     with pytest.raises(KeyboardInterrupt):
         compare(*judged, options, resume=out)
 
 
-@pytest.mark.parametrize("broken", ["{", "[]", '{"name": "x", "chunk": {"times_ms": [[[[0]]]]}}'])
-def test_a_line_that_was_cut_off_is_no_time(tmp_path: Path, broken: str) -> None:
-    times = np.ones((1, 1, 2, 1))
-    whole = Chunk(times, seconds=1, settled=True, clock="host", planned=2, reloaded=False)
-    Journal(tmp_path, {"a": 1}).keep(Shape("prefill", 1, 4, 0), 0, whole)
-    path = tmp_path / ".depthcut" / "timing.jsonl"
-    path.write_text(path.read_text() + broken)
-    again = Journal(tmp_path, {"a": 1})
-    assert again.chunks == 1
-    again.keep(Shape("prefill", 1, 4, 0), 1, whole)
-    assert len(lines(tmp_path)) == 3
-
-
-def test_a_bottomless_line_is_refused(tmp_path: Path) -> None:
-    Journal(tmp_path, {}).keep_answers("a", "key", 1)
-    path = tmp_path / ".depthcut" / "timing.jsonl"
-    path.write_text(path.read_text() + "[" * 200_000)
-    with pytest.raises(UnsafeInputError):
-        Journal(tmp_path, {})
+@pytest.mark.parametrize("times", [[[[[0]]]], [[[0.1]]], [], "many"])
+def test_what_are_no_times_is_measured_again(tmp_path: Path, times: Any) -> None:
+    cell, store = Shape("prefill", 1, 4, 0), Store(tmp_path / "kept.jsonl")
+    whole = np.ones((1, 1, 2, 1))
+    chunk = Chunk(whole, seconds=1, settled=True, clock="host", planned=2, reloaded=False)
+    keep_chunk(store, cell, 0, chunk)
+    keep_chunk(store, cell, 1, chunk)
+    assert find_chunk(store, cell, 1) is not None
+    store.keep(f"{cell} #1", {**chunk.to_json(), "times_ms": times})
+    assert find_chunk(store, cell, 1) is None
+    assert find_chunk(store, cell, 0) is not None
 
 
 @pytest.mark.parametrize("wrong", ["nowhere", "interface"])

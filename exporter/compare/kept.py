@@ -1,0 +1,108 @@
+"""What a comparison has measured so far: a run that is killed goes on from there.
+
+A chunk of rounds is kept whole or not at all. Chunks are loads of their own anyway, so that some of
+an earlier process are worth as much as those of this one, under the same key: the same files,
+options, libraries and machine. Beside them stand the number of threads, where it was looked for,
+and finished results of accuracy, which depend on texts, tokenizers, tasks and options of quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from exporter.artifacts import library_versions
+from exporter.artifacts.ledger import FOLDER
+from exporter.artifacts.store import Store
+from exporter.compare.arms import ComparedArm, Pair
+from exporter.compare.asked_tasks import tasks_version
+from exporter.files import sha256_file
+
+if TYPE_CHECKING:
+    from exporter.models.texts import TextSource
+
+_T = TypeVar("_T")
+_NAME = "comparison.jsonl"
+
+
+def open_store(pair: Pair, folder: Path | None) -> Store:
+    """What an earlier run of the same comparison has left in a folder, or a new store.
+
+    Args:
+        pair: What times depend on; it need not run yet.
+        folder: The output folder; None keeps nothing.
+    """
+    from exporter.engines.environment import environment
+
+    if folder is None:
+        return Store(None)
+    machine = environment(threads=pair.options.threads or 0, gpu=pair.on_gpu)
+    same = ("machine", "processor", "cpu_count", "threads", "python", "gpu", "affinity")
+    made_from: dict[str, Any] = {
+        "arms": {name: _identity(arm) for name, arm in pair.arms.items()},
+        "options": [pair.options.rounds, vars(pair.options.timing)],
+        "versions": library_versions(),
+        "machine": {name: getattr(machine, name) for name in same},
+    }
+    store = Store(folder / FOLDER / _NAME, made_from)
+    if store.count:
+        pair.progress.say(f"time: going on with {store.count} parts that an earlier run timed")
+    return store
+
+
+def _identity(arm: ComparedArm) -> list[str]:
+    engines = [engine.sha256 for engine in arm.engines]
+    return [arm.runner.backend, arm.runner.provider, arm.facts.sha256, *engines]
+
+
+def forget(folder: Path) -> None:
+    """Removes what was kept: the report is written."""
+    (folder / FOLDER / _NAME).unlink(missing_ok=True)
+
+
+class Answers:
+    """Finished results of accuracy, each found or measured once.
+
+    Args:
+        pair: Whose answers.
+        texts: What the arms are judged on.
+        store: Where results are kept; None keeps none.
+    """
+
+    def __init__(self, pair: Pair, texts: TextSource, store: Store | None = None) -> None:
+        self._pair = pair
+        self._store = store or Store(None)
+        self._asked = _asked(pair, texts)
+
+    def found(self, name: str, kind: TypeAdapter[_T], find: Callable[[], _T]) -> _T:
+        """What an earlier run found under a name, or what is found now: that is kept if it is any.
+
+        Args:
+            name: As the user may read it: ``predictions``.
+            kind: Of the result.
+            find: Measures it.
+        """
+        told = f"accuracy: kept from an earlier run: {name}"
+        return self._store.once(
+            name, kind, find, key=self._asked, on_found=lambda: self._pair.progress.say(told)
+        )
+
+
+def _asked(pair: Pair, texts: TextSource) -> dict[str, Any]:
+    """Everything that answers depend on, beside what times do."""
+    options = pair.options
+    return {
+        "text": [texts.source, texts.sha256],
+        "samples": [options.eval_tokens, options.eval_sequence_length],
+        "quality": vars(options.quality),
+        "tasks": tasks_version(options.quality),
+        "folders": {name: _beside(arm) for name, arm in pair.judged.items()},
+    }
+
+
+def _beside(arm: ComparedArm) -> list[Any]:
+    tokenizer = arm.folder.tokenizer
+    return [arm.folder.config, None if tokenizer is None else sha256_file(tokenizer)]
