@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from exporter.engines.build.logs import Phases, read_layers
 
 # Lines as TensorRT-RTX 1.7.1 logs them, shortened.

@@ -7,10 +7,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
-from exporter.engines.build.logs import no_engine
 
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.check import check_engine
+from exporter.engines.build.logs import no_engine
 from exporter.engines.build.network import Builder, let_decompose
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings

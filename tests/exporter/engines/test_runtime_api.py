@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_support import written_as
-from exporter.engines.build.logs import Listener
 
 from exporter.engines.build import cuda, refit, session
 from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.logs import Listener
 from exporter.errors import BackendError
 
 pytestmark = pytest.mark.rtx
