@@ -43,6 +43,8 @@ from exporter.artifacts import (
     TaskResult,
 )
 from exporter.compare.timing.statistics import summarize
+from exporter.report.files import rendered
+from exporter.report.terminal import comparison_grids, plain_text
 
 LENGTHS = (128, 512)
 _MODEL_SIZES = {
@@ -52,6 +54,18 @@ _MODEL_SIZES = {
 _PHASES: tuple[Any, ...] = ("prefill", "decode", "first_token", "per_token", "generate")
 _STOPS: tuple[Any, ...] = ("narrow", "budget", "rounds")
 _WORDS: tuple[Any, ...] = ("faster", "same", "inconclusive", "slower")
+
+
+def as_markdown(report: ComparisonReport, importance: ImportanceReport | None = None) -> str:
+    return rendered({"report": report}, importance, "md")
+
+
+def as_page(report: ComparisonReport, importance: ImportanceReport | None = None) -> str:
+    return rendered({"report": report}, importance, "html")
+
+
+def as_text(report: ComparisonReport) -> str:
+    return plain_text(comparison_grids(report))
 
 
 def samples(median_ms: float, count: int = 24) -> LatencySamples:

@@ -21,19 +21,11 @@ from exporter.artifacts import (
     TaskResult,
 )
 from exporter.checkpoint.facts import CheckpointFacts
-from exporter.report.markdown import render_part
-from exporter.report.markdown_text import code, escaped
-from exporter.report.parts.healing import HEADER as HEALING_HEADER
-from exporter.report.parts.healing import healing_rows, healing_words
+from exporter.report.markdown import code, escaped, part_markdown
+from exporter.report.parts.healing import healing_grid, healing_words
 from exporter.report.parts.part import Block, Bullets, Grid, Note, Part
-from exporter.report.words import (
-    HEADER,
-    accuracy_rows,
-    dropped_lines,
-    latency_rows,
-    significant,
-    weights_words,
-)
+from exporter.report.parts.summary import HEADER, accuracy_rows, latency_rows
+from exporter.report.words import dropped_lines, significant, weights_words
 
 _NAMED_SOURCES = ("hf:", "pydoc", "self")
 _PLAIN = re.compile(r"[A-Za-z][\w.+/-]*(://[\w.+/-]+)?")
@@ -73,7 +65,7 @@ def model_card(facts: CheckpointFacts, sources: CardSources) -> str:
         _healed(facts, sources.healing),
         _measured(sources.report),
     ]
-    sections = [render_part(part) for part in parts if part is not None]
+    sections = [part_markdown(part) for part in parts if part is not None]
     title = f"# {escaped(facts.base.rpartition('/')[2])}, pruned in depth"
     return "\n\n".join([_header(facts), title, *sections, _loading(facts)]) + "\n"
 
@@ -150,8 +142,7 @@ def _healed(facts: CheckpointFacts, healing: Healing | None) -> Part:
     blocks: list[Block] = [note, Note(f"{healing_words(healing)}. Fitted on {texts}.")]
     if healing.texts:
         named = [each.model_copy(update={"text": _named(each.text)}) for each in healing.texts]
-        rows = healing_rows(healing.model_copy(update={"texts": named}))
-        blocks.append(Grid("In PyTorch", list(HEALING_HEADER), rows, right=(2, 3, 4)))
+        blocks.append(healing_grid(healing.model_copy(update={"texts": named})))
     return Part("healed", "Healing", blocks)
 
 
@@ -169,7 +160,7 @@ def _measured(report: ComparisonReport | None) -> Part | None:
             f"(candidate), {weights}, by {where}; not on this checkpoint in PyTorch."
         ),
         *_quality(report),
-        Grid("Times", list(HEADER), latency_rows(report), right=(1, 2)),
+        Grid("Times", HEADER, latency_rows(report), right=(1, 2)),
     ]
     return Part("measured", "Measured", blocks)
 
@@ -179,7 +170,7 @@ def _quality(report: ComparisonReport) -> Iterator[Block]:
     if accuracy is None:
         return
     named = f"{accuracy.tokens:,} tokens of {_shown(accuracy.text_source)}"
-    yield Grid(f"Quality on {named}", list(HEADER), accuracy_rows(report), right=(1, 2))
+    yield Grid(f"Quality on {named}", HEADER, accuracy_rows(report), right=(1, 2))
     yield Note(f"Quality was measured on {named}.")
     if accuracy.tasks:
         header = ["task", "metric", "items", "baseline", "candidate", "95 % interval"]

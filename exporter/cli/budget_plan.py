@@ -229,11 +229,9 @@ def _measured_before(path: Path | None) -> CostTable | None:
 
 def _write_curve(planner: Planner, path: Path, progress: ConsoleProgress) -> None:
     """The data, and the page beside it."""
-    from exporter.files import write_texts
     from exporter.printable import counted
-    from exporter.report.html.frontier import render_front
+    from exporter.report.files import write_front
 
     curve = planner.curve()
-    page = path.with_suffix(".html")
-    write_texts({page: render_front(curve), path: curve.to_json()})
+    page = write_front(curve, path)
     progress.say(f"plan: a front of {counted(len(curve.front), 'plan')}: {path} and {page}")

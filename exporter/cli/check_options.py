@@ -9,6 +9,7 @@ import click
 
 from exporter.cli.options import ANY_PATH
 from exporter.cli.sections import Count, option_in
+from exporter.report.ci import FORMATS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _FIELDS = (
@@ -110,14 +111,13 @@ def output_options(function: _F) -> _F:
             "--github/--no-github", default=None,
             help="Annotations and a step summary. [on where GITHUB_ACTIONS is true]",
         ),
-        output("--gitlab-metrics", type=ANY_PATH, help="OpenMetrics text."),
-        output("--pytest-benchmark", type=ANY_PATH, help="pytest-benchmark's JSON."),
-        output("--bencher", type=ANY_PATH, help="Bencher Metric Format."),
-        output(
-            "--github-benchmark", type=ANY_PATH, metavar="FOLDER",
-            help="smaller.json and bigger.json for github-action-benchmark.",
+        *(
+            output(
+                f"--{each.name.replace('_', '-')}", type=ANY_PATH, help=each.help,
+                metavar="FOLDER" if each.is_folder else None,
+            )
+            for each in reversed(FORMATS)
         ),
-        output("--junit", type=ANY_PATH, help="JUnit XML."),
         output("-o", "--output", type=ANY_PATH, help="The whole check as JSON."),
     ):  # fmt: skip
         function = option(function)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import CheckReport, ComparisonReport
 from exporter.cli.console import echo, echo_command, echo_json
+from exporter.report.ci import FORMATS, Checked, write_ci_file
 
 if TYPE_CHECKING:
     from exporter.gate import CheckRequest
-
-_FILES = ("output", "junit", "bencher", "pytest_benchmark", "gitlab_metrics")
 
 
 def refuse_outputs(request: CheckRequest, options: Mapping[str, Any]) -> None:
@@ -25,7 +24,8 @@ def refuse_outputs(request: CheckRequest, options: Mapping[str, Any]) -> None:
     from exporter.files import refuse_overwriting
 
     read = [request.report, *([request.baseline] if request.baseline else [])]
-    for name in _FILES:
+    files = ["output", *(each.name for each in FORMATS if not each.is_folder)]
+    for name in files:
         if options[name] is not None:
             refuse_overwriting(options[name], read)
     if request.history is not None:  # may lie in the baseline's folder, as no report
@@ -37,23 +37,13 @@ def refuse_outputs(request: CheckRequest, options: Mapping[str, Any]) -> None:
 def write_outputs(found: CheckReport, report: ComparisonReport, options: Mapping[str, Any]) -> None:
     """Writes each file that was asked for."""
     from exporter.files import write_text
-    from exporter.report.ci import bencher, github_benchmark, gitlab, junit, pytest_benchmark
 
-    fails = options["inconclusive"] == "fail"
-    texts: dict[str, Any] = {
-        "output": found.to_json,
-        "junit": lambda: junit.render(found, inconclusive_fails=fails),
-        "bencher": lambda: bencher.render(report),
-        "pytest_benchmark": lambda: pytest_benchmark.render(report),
-        "gitlab_metrics": lambda: gitlab.render(report),
-    }
-    for name, text in texts.items():
-        if options[name] is not None:
-            write_text(options[name], text())
-    folder: Path | None = options["github_benchmark"]
-    if folder is not None:
-        write_text(folder / "smaller.json", github_benchmark.render(report, "lower"))
-        write_text(folder / "bigger.json", github_benchmark.render(report, "higher"))
+    if options["output"] is not None:
+        write_text(options["output"], found.to_json())
+    checked = Checked(found, report, inconclusive_fails=options["inconclusive"] == "fail")
+    for each in FORMATS:
+        if options[each.name] is not None:
+            write_ci_file(each.name, options[each.name], checked)
 
 
 def print_check(
@@ -72,27 +62,14 @@ def print_check(
 
 def _print_table(found: CheckReport) -> None:
     from exporter.cli.results import print_rows
-    from exporter.report.checks import (
-        CHECK_HEADER,
-        check_name,
-        check_rows,
-        conclusion,
-        drift_sentence,
-    )
+    from exporter.report.checks import check_grid, conclusion, reasons
 
+    grid = check_grid(found)
     if found.checks:
-        print_rows(CHECK_HEADER, check_rows(found))
+        print_rows(grid.header, grid.rows)
         echo()
-    for check in found.checks:
-        if check.reason:
-            echo(f"{check_name(check)}: {check.reason}")
-    for difference in found.accepted_differences:
-        values = f"{difference.baseline} there, {difference.report} here"
-        echo(f"Accepted difference. {difference.field}: {values}.")
-    for drift in found.drift:
-        echo(f"Drift. {drift_sentence(drift)}")
-    for note in found.notes:
-        echo(note)
+    for line in reasons(found):
+        echo(line)
     if found.checks:
         echo(conclusion(found))
 

@@ -91,7 +91,7 @@ def depths(
     from exporter.cli.study_results import print_depths
     from exporter.files import refuse_overwriting, sha256_file
     from exporter.models.loading.model_source import load_model
-    from exporter.report.studies import study_files, write_depths
+    from exporter.report.files import study_files, write_depths
     from graph_passes.files.placing import working
 
     for path in study_files(output):

@@ -148,10 +148,11 @@ def _refuse_harm(
 
 def _print(report: HealingReport, output: Path, as_json: bool, warnings: Sequence[str]) -> None:
     from exporter.cli.results import print_artifact, print_rows
-    from exporter.report.parts.healing import HEADER, healing_rows, healing_words
+    from exporter.report.parts.healing import healing_grid, healing_words
 
     if not as_json and report.healing.texts:
-        print_rows(HEADER, healing_rows(report.healing))
+        grid = healing_grid(report.healing)
+        print_rows(grid.header, grid.rows)
     for warning in () if as_json else warnings:
         echo(f"Warning: {warning}")
     print_artifact(report, output, as_json, healing_words(report.healing).capitalize())

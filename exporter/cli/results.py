@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from exporter.artifacts import Artifact, ComparisonReport, PruneReport
 from exporter.cli.console import echo, echo_json
-from exporter.printable import one_line, printable, raw_output
+from exporter.printable import printable, raw_output
+
+if TYPE_CHECKING:
+    from exporter.report.parts.part import Cell
 
 
 def print_artifact(artifact: Artifact, path: Path, as_json: bool, line: str) -> None:
@@ -26,17 +30,16 @@ def print_comparison(report: ComparisonReport, folder: Path, as_json: bool) -> N
     if as_json:
         echo_json(report.to_json())
         return
-    from exporter.report.table import comparison_table, corners_table, plain_table
+    from exporter.report.terminal import comparison_grids, drawn_table, plain_text
 
+    grids = comparison_grids(report)
     if sys.stdout.isatty():
         from rich.console import Console
 
         console = Console(file=raw_output(sys.stdout), highlight=False, markup=False, emoji=False)
-        console.print(comparison_table(report))
-        if corners := corners_table(report):
-            console.print(corners)
+        console.print(*map(drawn_table, grids), sep="\n")
     else:
-        click.echo(printable(plain_table(report)))
+        click.echo(printable(plain_text(grids)))
     echo(f"Report: {folder / 'report.html'}{_more_there(report)}")
 
 
@@ -65,10 +68,8 @@ def _more_there(report: ComparisonReport) -> str:
     return f" (with more than the table: {told})" if told else ""
 
 
-def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     """A plain table: columns padded to their widest cell."""
-    table = [[one_line(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        echo("  ".join(cells).rstrip())
+    from exporter.report.terminal import plain_lines
+
+    echo(*plain_lines(header, rows))

@@ -37,7 +37,7 @@ def stability(
     from exporter.choose.studies import stability_of_files
     from exporter.cli.study_results import print_stability
     from exporter.files import refuse_overwriting
-    from exporter.report.studies import study_files, write_stability
+    from exporter.report.files import study_files, write_stability
 
     for path in study_files(output):
         refuse_overwriting(path, files)

@@ -15,8 +15,7 @@ def print_sweep(report: SweepReport, as_json: bool) -> None:
         echo_json(report.to_json())
         return
     grid = cells_grid(report)
-    rows = [[cell if isinstance(cell, str) else cell.word for cell in row] for row in grid.rows]
-    named = [[c.model, *row[1:]] for c, row in zip(report.cells, rows, strict=True)]
+    named = [[c.model, *row[1:]] for c, row in zip(report.cells, grid.rows, strict=True)]
     print_rows(grid.header, named)
     for line in failure_lines(report):
         echo(line)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from exporter.artifacts import Check, CheckReport, Drift
+from exporter.report.parts.part import Grid
 from exporter.report.words import milliseconds, significant
-
-CHECK_HEADER = ("what", "before", "after", "change", "limit", "verdict")
 
 _NAMES = {
     "kl_divergence": "KL divergence",
@@ -20,9 +19,9 @@ def check_name(check: Check) -> str:
     return f"{check.subject}: {_NAMES.get(check.quantity, check.quantity)}"
 
 
-def check_rows(found: CheckReport) -> list[tuple[str, ...]]:
-    """A row a check, as in ``CHECK_HEADER``."""
-    return [
+def check_grid(found: CheckReport) -> Grid:
+    """A row a check."""
+    rows = [
         (
             check_name(check),
             "" if check.before is None else _amount(check, check.before),
@@ -32,6 +31,21 @@ def check_rows(found: CheckReport) -> list[tuple[str, ...]]:
             check.verdict,
         )
         for check in found.checks
+    ]
+    header = ("what", "before", "after", "change", "limit", "verdict")
+    return Grid("depthcut check", header, rows, right=(1, 2, 3, 4))
+
+
+def reasons(found: CheckReport) -> list[str]:
+    """What there is to say beside the table, a line each."""
+    return [
+        *(f"{check_name(check)}: {check.reason}" for check in found.checks if check.reason),
+        *(
+            f"Accepted difference. {d.field}: {d.baseline} there, {d.report} here."
+            for d in found.accepted_differences
+        ),
+        *(f"Drift. {drift_sentence(drift)}" for drift in found.drift),
+        *found.notes,
     ]
 
 

@@ -1,19 +1,31 @@
-"""Reports as files: written after a measurement, and again from what was saved."""
+"""Reports as files: the data, the same as Markdown, and as a page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from exporter.artifacts import ComparisonReport, ImportanceReport
+from exporter.artifacts import (
+    ComparisonReport,
+    DepthsReport,
+    ImportanceReport,
+    ParetoCurve,
+    StabilityReport,
+    SweepReport,
+)
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
+
+if TYPE_CHECKING:
+    from exporter.report.parts.part import Document
 
 Form = Literal["html", "md"]
 
 REPORTS = ("report.json", "report.md", "report.html")
 """What a comparison leaves."""
+SWEEP_REPORTS = ("sweep.json", "sweep.md", "sweep.html")
+"""What a sweep leaves beside its cells."""
 
 
 def write_reports(
@@ -24,13 +36,79 @@ def write_reports(
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.html.page import render_html
-    from exporter.report.markdown import render
+    from exporter.report.parts import comparison_document
 
-    paths = [folder / name for name in REPORTS]
-    texts = [report.to_json(), render(report, importance), render_html(report, importance)]
-    write_texts(dict(zip(paths, texts, strict=True)))
-    return paths
+    document = comparison_document(report, importance)
+    data, text, page = (folder / name for name in REPORTS)
+    write_texts({data: report.to_json(), text: _text(document), page: _page(document)})
+    return [data, text, page]
+
+
+def write_stability(report: StabilityReport, output: Path) -> None:
+    """Writes the data, then what shows them.
+
+    Raises:
+        OSError: One can't be written.
+    """
+    from exporter.report.parts.stability import stability_document
+
+    _write_study(report.to_json(), stability_document(report), output)
+
+
+def write_depths(report: DepthsReport, output: Path) -> None:
+    """Writes the data, then what shows them.
+
+    Raises:
+        OSError: One can't be written.
+    """
+    from exporter.report.parts.depths import depths_document
+
+    _write_study(report.to_json(), depths_document(report), output)
+
+
+def write_sweep(report: SweepReport, folder: Path) -> None:
+    """Writes :data:`SWEEP_REPORTS`; the data last, which say that the others are there.
+
+    Raises:
+        OSError: One can't be written.
+    """
+    from exporter.report.parts.sweep import sweep_document
+
+    document = sweep_document(report)
+    data, text, page = (folder / name for name in SWEEP_REPORTS)
+    write_texts({page: _page(document), text: _text(document), data: report.to_json()})
+
+
+def write_front(curve: ParetoCurve, path: Path) -> Path:
+    """Writes a front's data, and its page beside it, whose path is returned.
+
+    Raises:
+        OSError: One can't be written.
+    """
+    from exporter.report.parts.front import front_document
+
+    page = path.with_suffix(".html")
+    write_texts({page: _page(front_document(curve)), path: curve.to_json()})
+    return page
+
+
+def study_files(output: Path) -> tuple[Path, Path, Path]:
+    """Where a study's data, Markdown and page stand.
+
+    Args:
+        output: The file of the data.
+
+    Raises:
+        UsageError: Its ending is that of one of the others.
+    """
+    endings = (".md", ".html")
+    if output.suffix in endings:
+        raise UsageError(
+            f"{output} is to hold the study's data; the tables stand beside them as "
+            f"{' and '.join(endings)}.",
+            f"Write -o {output.with_suffix('.json')}.",
+        )
+    return output, output.with_suffix(".md"), output.with_suffix(".html")
 
 
 def render_saved(
@@ -58,25 +136,52 @@ def render_saved(
     refuse_overwriting(target, [*paths, *([importance] if importance else [])])
     reports = [ComparisonReport.read(path) for path in paths]
     scores = ImportanceReport.read(importance) if importance else None
-    write_text(target, _text(_names(paths), reports, scores, form))
+    write_text(target, rendered(dict(zip(_names(paths), reports, strict=True)), scores, form))
     return target
 
 
-def _text(
-    names: Sequence[str],
-    reports: Sequence[ComparisonReport],
-    importance: ImportanceReport | None,
-    form: Form,
+def rendered(
+    reports: Mapping[str, ComparisonReport],
+    importance: ImportanceReport | None = None,
+    form: Form = "html",
 ) -> str:
+    """Reports by name as one page or Markdown text; several share a plot and a table.
+
+    Args:
+        reports: At least one.
+        importance: The scores that their plans rest on, for tables and maps; left out without.
+        form: ``html`` or ``md``.
+    """
+    from exporter.report.html import page
+    from exporter.report.markdown import several_markdown
+    from exporter.report.parts import comparison_document, overview_part
+    from exporter.report.parts.tradeoff import letter
+
+    sharing = len(reports)
+    documents = [comparison_document(r, importance, sharing=sharing) for r in reports.values()]
+    if sharing == 1:
+        return _page(documents[0]) if form == "html" else _text(documents[0])
     if form == "md":
-        from exporter.report.markdown import render_all
+        return several_markdown(documents, overview_part(reports))
+    names = [f"{letter(index)}: {name}" for index, name in enumerate(reports)]
+    return page(documents, names, overview_part(reports))
 
-        return render_all(dict(zip(names, reports, strict=True)), importance)
-    from exporter.report.html.page import render_page
-    from exporter.report.html.view import Source
 
-    named = zip(names, reports, strict=True)
-    return render_page([Source(name, report, importance) for name, report in named])
+def _write_study(data: str, document: Document, output: Path) -> None:
+    texts = (data, _text(document), _page(document))
+    write_texts(dict(zip(study_files(output), texts, strict=True)))
+
+
+def _text(document: Document) -> str:
+    from exporter.report.markdown import markdown
+
+    return markdown(document)
+
+
+def _page(document: Document) -> str:
+    from exporter.report.html import page
+
+    return page([document])
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -1,48 +1,64 @@
-"""report.md: the comparison for people, the verdict first."""
+"""Documents as Markdown, as GitHub, GitLab and the Hub read it.
+
+Foreign text in it says what it says: it makes no link, picture, heading, code, HTML or mention of
+its own. URLs stay readable, and an empty comment within keeps them from becoming links.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import urllib.parse
+from collections.abc import Iterator, Sequence
 
-from exporter.artifacts import ComparisonReport, ImportanceReport
-from exporter.report.markdown_text import escaped, fenced, target
-from exporter.report.parts import all_parts
-from exporter.report.parts.overview import overview_grid
-from exporter.report.parts.part import Block, Bullets, Cell, Command, Grid, Link, Note, Part, Sign
-from exporter.report.verdict import verdict_sentence
-from exporter.report.words import headline, verdict_sentences
+from exporter.printable import one_line
+from exporter.report.parts.part import (
+    Block,
+    Bullets,
+    Cell,
+    Command,
+    Document,
+    Grid,
+    Link,
+    Note,
+    Part,
+    Sign,
+)
 
-
-def render(report: ComparisonReport, importance: ImportanceReport | None = None) -> str:
-    """The whole report as Markdown (GitHub's tables), with the importance where it is known."""
-    parts = [_verdict(report), *map(render_part, all_parts(report, importance))]
-    return "\n\n".join(parts) + "\n"
-
-
-def render_all(
-    reports: Mapping[str, ComparisonReport], importance: ImportanceReport | None = None
-) -> str:
-    """Several reports by name, a table of all of them first; one is as :func:`render` has it."""
-    whole = [render(report, importance) for report in reports.values()]
-    if len(whole) == 1:
-        return whole[0]
-    overview = Part("overview", "All candidates", [overview_grid(reports)])
-    return "\n".join([render_part(overview) + "\n", *whole])
-
-
-def render_study_text(title: str, lead: str, parts: Sequence[Part]) -> str:
-    """A study as Markdown: its result in a sentence, then its parts."""
-    return "\n\n".join([f"# {escaped(title)}", escaped(lead), *map(render_part, parts)]) + "\n"
-
-
-def _verdict(report: ComparisonReport) -> str:
-    lines = [f"- {escaped(sentence)}" for sentence in verdict_sentences(report)]
-    told = escaped(verdict_sentence(report))
-    head = f"**{escaped(headline(report))}:**"
-    return "\n".join(["# depthcut comparison", "", told, "", head, "", *lines])
+_INTERVAL = r"\[[-+.\d, %x]*\](?![(\[:])"
+_INLINE = rf"""
+    (?P<whole>{_INTERVAL})                                # ours, and no link
+  | (?P<mark>[\\`*~$|\[\]] | (?<![A-Za-z0-9])_ | _(?![A-Za-z0-9]))
+  | (?P<tag><)
+  | (?P<entity>&(?=\#?\w+;))
+  | (?P<cut>(?<=\w:)(?=//) | (?i:\bwww)(?=\.) | @(?=\w))
+"""
+_FOREIGN = re.compile(_INLINE, re.VERBOSE)
+_OWN = re.compile(
+    r"(?P<own>(?<!`)`[^`]+`(?!`) | (?<![\w*])\*[\w\ ]+\*(?![\w*])) |" + _INLINE, re.VERBOSE
+)
+_BLOCK = re.compile(r"\d{1,9}(?=[.)](?:\s|$))|(?=>|#{1,6}(?:\s|$)|[-+]\s|[-=]{2,}$)")
+"""What would begin a heading, a quotation, a list or a rule."""
 
 
-def render_part(part: Part) -> str:
+def markdown(document: Document) -> str:
+    """A whole document: its result first, then its parts. Charts are left out."""
+    lines = [
+        f"# depthcut {document.command}: {escaped(document.title)}",
+        "",
+        escaped(document.lead),
+    ]
+    if document.statements:
+        lines += ["", *(f"- {escaped(statement)}" for statement in document.statements)]
+    parts = [part_markdown(part) for part in document.parts if part.blocks]
+    return "\n\n".join(["\n".join(lines), *parts]) + "\n"
+
+
+def several_markdown(documents: Sequence[Document], overview: Part) -> str:
+    """Several documents, a part about all of them first."""
+    return "\n".join([part_markdown(overview) + "\n", *map(markdown, documents)])
+
+
+def part_markdown(part: Part) -> str:
     """One section: its heading and its blocks. Captions stand where there are several tables."""
     several = sum(isinstance(block, Grid) for block in part.blocks) > 1
     lines = [f"## {escaped(part.title)}"]
@@ -53,31 +69,70 @@ def render_part(part: Part) -> str:
     return "\n".join(lines)
 
 
+def table_lines(grid: Grid) -> list[str]:
+    """A table of GitHub's."""
+    rule = ["---:" if column in grid.right else "---" for column in range(len(grid.header))]
+    rows = [grid.header, *grid.rows]
+    told = ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
+    return [told[0], "| " + " | ".join(rule) + " |", *told[1:]]
+
+
 def _block(block: Block) -> Iterator[str]:
     match block:
         case Grid():
-            yield from _table(block)
+            yield from table_lines(block)
         case Note(text, lead):
             told = escaped(text, own_marks=True)
             yield f"**{escaped(lead)}** {told}" if lead else told
         case Bullets(lines):
             yield from (f"- {escaped(line, own_marks=True)}" for line in lines)
-        case Command(text):
-            yield from fenced(text, "sh")
-
-
-def _table(grid: Grid) -> Iterator[str]:
-    yield _row(grid.header)
-    rule = ["---:" if column in grid.right else "---" for column in range(len(grid.header))]
-    yield _row(rule)
-    yield from map(_row, grid.rows)
-
-
-def _row(cells: Sequence[Cell]) -> str:
-    return "| " + " | ".join(map(_cell, cells)) + " |"
+        case Command(text, language):
+            yield from fenced(text, language)
 
 
 def _cell(cell: Cell) -> str:
     if isinstance(cell, Link):
-        return f"[{escaped(cell.word)}]({target(cell.target)})"
+        return f"[{escaped(cell.word)}]({_target(cell.target)})"
     return f"**{escaped(cell.word)}**" if isinstance(cell, Sign) else escaped(cell)
+
+
+def escaped(text: str, *, own_marks: bool = False) -> str:
+    """A text on one line.
+
+    Args:
+        text: Foreign, or with numbers and intervals of ours.
+        own_marks: Words between backticks are code and those between asterisks stressed, as in a
+            :class:`~exporter.report.parts.part.Note`.
+    """
+    line = one_line(" ".join(text.split()))
+    told = (_OWN if own_marks else _FOREIGN).sub(_without_effect, line)
+    block = _BLOCK.match(told)
+    return f"{told[: block.end()]}\\{told[block.end() :]}" if block else told
+
+
+def code(text: str) -> str:
+    """A text as code within a line."""
+    return f"`{one_line(' '.join(text.split())).replace('`', chr(39)) or ' '}`"
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """The lines of a block of code, which nothing in it ends."""
+    lines = [one_line(line) for line in text.split("\n")]
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", *lines, fence]
+
+
+def _target(path: str) -> str:
+    """Where a link leads that we make ourselves: a file beside the page."""
+    return f"<{urllib.parse.quote(path, safe='/ .,+=@()[]', errors='backslashreplace')}>"
+
+
+def _without_effect(found: re.Match[str]) -> str:
+    kinds = {
+        "mark": f"\\{found[0]}",
+        "tag": "&lt;",
+        "entity": "&amp;",
+        "cut": f"{found[0]}<!-- -->",
+    }
+    return kinds.get(found.lastgroup or "", found[0])

@@ -13,7 +13,7 @@ from pathlib import Path
 from exporter.artifacts import PlannedDeletion
 from exporter.compare import CompareOptions, compare
 from exporter.cut.surgery import prune_file
-from exporter.report.table import plain_table
+from exporter.report.terminal import comparison_grids, plain_text
 
 # The lowest cosine scores of SmolLM2, lowest first.
 ATTENTIONS = (25, 26, 7, 28, 6, 5, 4, 14, 9, 29, 27, 3, 22, 10, 17)
@@ -27,7 +27,8 @@ def main(model: Path) -> None:
         with tempfile.TemporaryDirectory(dir=model.parent) as folder:
             candidate = Path(folder) / "model.onnx"
             prune_file(model, candidate, deletions, verify="none")
-            print(plain_table(compare(model, candidate, OPTIONS, plan=deletions)))
+            report = compare(model, candidate, OPTIONS, plan=deletions)
+            print(plain_text(comparison_grids(report)))
 
 
 if __name__ == "__main__":

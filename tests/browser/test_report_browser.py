@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 from browser_page import check_page
-from made_reports import full_importance, full_report
+from made_reports import as_page, full_importance, full_report
 
 from exporter.choose.studies import stability_of_files
-from exporter.report.html.page import render_html, render_page
-from exporter.report.html.view import Source
-from exporter.report.studies import write_depths, write_stability
+from exporter.report.files import rendered, write_depths, write_stability
 from tests.exporter.made_depths import made_depths
 from tests.exporter.made_series import training
 
@@ -20,7 +18,7 @@ pytestmark = pytest.mark.browser
 
 def test_a_full_page_has_no_problem(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    page.write_text(render_html(full_report(), full_importance()), encoding="utf-8")
+    page.write_text(as_page(full_report(), full_importance()), encoding="utf-8")
     found = check_page(page, tmp_path)
     assert found.problems == []
     assert len(found.pictures) == 5
@@ -29,8 +27,8 @@ def test_a_full_page_has_no_problem(tmp_path: Path) -> None:
 def test_hostile_names_run_nothing_and_several_reports_share_a_page(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     script = "<script>console.log('run')</script><img src=https://example.org/x>"
-    sources = [Source(name, full_report(text=script)) for name in ("one", script)]
-    page.write_text(render_page(sources), encoding="utf-8")
+    reports = {name: full_report(text=script) for name in ("one", script)}
+    page.write_text(rendered(reports), encoding="utf-8")
     assert check_page(page).problems == []
 
 

@@ -13,7 +13,7 @@ from exporter.artifacts.ledger import StageLedger, locked
 from exporter.choose.studies.stability import stability_of_files
 from exporter.errors import UsageError
 from exporter.progress import QUIET, Progress
-from exporter.report.studies import study_files, write_stability
+from exporter.report.files import study_files, write_stability
 
 SCORES, STABILITY = "importance.json", "stability.json"
 _UNSAFE = re.compile(r"[^\w.=-]+")

@@ -10,7 +10,8 @@ from exporter.artifacts import (
     SweepResult,
     SweepShape,
 )
-from exporter.report.words import notices, short_shape
+from exporter.report.parts.verdict import notices
+from exporter.report.words import short_shape
 
 
 def result_of(report: ComparisonReport) -> SweepResult:

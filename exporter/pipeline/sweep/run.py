@@ -17,7 +17,7 @@ from exporter.pipeline.sweep.keeping import cell_key, kept, source_hashes, write
 from exporter.pipeline.sweep.reading import Sweep
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
-from exporter.report.sweeps import SWEEP_REPORTS, write_sweep
+from exporter.report.files import SWEEP_REPORTS, write_sweep
 from graph_passes.files.placing import refuse_outside, remove_tree
 
 Runner = Callable[[Sequence[Job], Progress], Iterator[tuple[int, SweepCell]]]

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import json
 
-from exporter.artifacts import ComparisonReport
-from exporter.report.ci.figures import Figure, figures
+from exporter.report.ci import Checked
+from exporter.report.ci.metrics import Metric, metrics
 
 _NANOSECONDS = 1e6
 
 
-def render(report: ComparisonReport) -> str:
+def render(checked: Checked) -> str:
     """The whole file, for ``bencher run --adapter json --file``."""
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for figure in figures(report):
-        found.setdefault(figure.subject, {})[figure.measure] = _metric(figure)
+    for metric in metrics(checked.report):
+        found.setdefault(metric.subject, {})[metric.measure] = _values(metric)
     return json.dumps(found, indent=2) + "\n"
 
 
-def _metric(figure: Figure) -> dict[str, float]:
-    factor = _NANOSECONDS if figure.unit == "ms" else 1
-    values = {"value": figure.value, "lower_value": figure.low, "upper_value": figure.high}
+def _values(metric: Metric) -> dict[str, float]:
+    factor = _NANOSECONDS if metric.unit == "ms" else 1
+    values = {"value": metric.value, "lower_value": metric.low, "upper_value": metric.high}
     return {name: value * factor for name, value in values.items() if value is not None}

@@ -6,19 +6,19 @@ also ``:`` and ``,``; else a foreign text could end the command or begin one of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 from exporter.artifacts import CheckReport
 from exporter.printable import one_line
 from exporter.report.checks import (
-    CHECK_HEADER,
+    check_grid,
     check_name,
-    check_rows,
     check_sentence,
     conclusion,
     drift_sentence,
+    reasons,
 )
-from exporter.report.markdown_text import escaped
+from exporter.report.markdown import escaped, table_lines
 
 _MARKS = {"regressed": "❌", "inconclusive": "❔", "improved": "✅", "unchanged": "✅"}
 
@@ -40,26 +40,21 @@ def annotation_lines(found: CheckReport, *, inconclusive_fails: bool = False) ->
 
 def summary(found: CheckReport) -> str:
     """Markdown for ``$GITHUB_STEP_SUMMARY``."""
-    rows = [(*row[:-1], f"{_MARKS[row[-1]]} {row[-1]}") for row in check_rows(found)]
+    grid = check_grid(found)
+    rows = [
+        [*row[:-1], f"{_MARKS[check.verdict]} {check.verdict}"]
+        for row, check in zip(grid.rows, found.checks, strict=True)
+    ]
     lines = [
         "## depthcut check",
         "",
         f"**{escaped(conclusion(found))}**",
         "",
-        _row(CHECK_HEADER),
-        _row(["---", "---:", "---:", "---:", "---:", "---"]),
-        *(_row(row) for row in rows),
+        *table_lines(replace(grid, rows=rows)),
+        "",
+        *(f"- {escaped(line)}" for line in reasons(found)),
     ]
-    told = [
-        *(f"{check_name(c)}: {c.reason}" for c in found.checks if c.reason),
-        *(f"Drift. {drift_sentence(drift)}" for drift in found.drift),
-        *(
-            f"Accepted difference. {d.field}: {d.baseline} there, {d.report} here."
-            for d in found.accepted_differences
-        ),
-        *found.notes,
-    ]
-    return "\n".join([*lines, "", *(f"- {escaped(line)}" for line in told)]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _command(level: str, title: str, message: str) -> str:
@@ -72,7 +67,3 @@ def _data(text: str) -> str:
 
 def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(escaped(cell) for cell in cells) + " |"

@@ -7,25 +7,29 @@ with the last point alone, which is why the gate is ``depthcut check`` and not t
 from __future__ import annotations
 
 import json
-from typing import Literal
 
 from exporter.artifacts import ComparisonReport
-from exporter.report.ci.figures import Figure, figures
+from exporter.report.ci import Checked
+from exporter.report.ci.metrics import Metric, metrics
 
 
-def render(report: ComparisonReport, better: Literal["lower", "higher"]) -> str:
-    """The file for one direction."""
-    chosen = [figure for figure in figures(report) if figure.better == better]
-    return json.dumps([_entry(figure, report) for figure in chosen], indent=2) + "\n"
+def render(checked: Checked) -> dict[str, str]:
+    """A file for each direction."""
+    found = metrics(checked.report)
+    files = {
+        name: [_entry(metric, checked.report) for metric in found if metric.better == better]
+        for name, better in (("smaller.json", "lower"), ("bigger.json", "higher"))
+    }
+    return {name: json.dumps(entries, indent=2) + "\n" for name, entries in files.items()}
 
 
-def _entry(figure: Figure, report: ComparisonReport) -> dict[str, object]:
+def _entry(metric: Metric, report: ComparisonReport) -> dict[str, object]:
     entry: dict[str, object] = {
-        "name": f"{figure.subject}: {figure.measure}",
-        "unit": figure.unit or "1",
-        "value": figure.value,
+        "name": f"{metric.subject}: {metric.measure}",
+        "unit": metric.unit or "1",
+        "value": metric.value,
         "extra": f"{report.arms.candidate.backend}, {report.environment.processor}",
     }
-    if figure.low is not None and figure.high is not None:
-        entry["range"] = f"{figure.low:.4g} to {figure.high:.4g}"
+    if metric.low is not None and metric.high is not None:
+        entry["range"] = f"{metric.low:.4g} to {metric.high:.4g}"
     return entry

@@ -12,26 +12,19 @@ from xml.etree import ElementTree as Xml  # only written here, never read
 
 from exporter.artifacts import Check, CheckReport
 from exporter.report.checks import check_name, check_sentence, drift_sentence
+from exporter.report.ci import Checked
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def render(found: CheckReport, *, inconclusive_fails: bool = False) -> str:
-    """The whole file.
-
-    Args:
-        found: The check.
-        inconclusive_fails: Whether a check without a verdict is a failure.
-    """
-    failing = {"regressed", "inconclusive"} if inconclusive_fails else {"regressed"}
+def render(checked: Checked) -> str:
+    """The whole file."""
+    found = checked.found
+    failing = {"regressed", *(["inconclusive"] if checked.inconclusive_fails else [])}
     failures = sum(check.verdict in failing for check in found.checks)
     unsure = sum(check.verdict == "inconclusive" for check in found.checks)
-    counts = {
-        "tests": str(len(found.checks)),
-        "failures": str(failures),
-        "errors": "0",
-    }
-    skipped = "0" if inconclusive_fails else str(unsure)
+    counts = {"tests": str(len(found.checks)), "failures": str(failures), "errors": "0"}
+    skipped = "0" if checked.inconclusive_fails else str(unsure)
     root = Xml.Element("testsuites", {"name": "depthcut", **counts})
     suite = Xml.SubElement(
         root, "testsuite", {"name": "depthcut check", **counts, "skipped": skipped}

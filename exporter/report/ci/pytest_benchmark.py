@@ -13,14 +13,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from exporter.artifacts import ComparisonReport, LatencyRow, LatencySamples
-from exporter.report.ci.figures import quartiles
+from exporter.report.ci import Checked
+from exporter.report.ci.metrics import quartiles
 
 _FORMAT = "5.1.0"  # of pytest-benchmark, whose format this is
 
 
-def render(report: ComparisonReport, *, now: datetime | None = None) -> str:
+def render(checked: Checked) -> str:
     """The whole file."""
-    moment = (now or datetime.now(UTC)).isoformat()
+    report, moment = checked.report, datetime.now(UTC).isoformat()
     data = {
         "machine_info": _machine(report),
         "commit_info": {"id": "unknown", "time": moment, "dirty": False, "branch": "unknown"},

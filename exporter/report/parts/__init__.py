@@ -1,12 +1,13 @@
 """What a report says, part by part, whatever it is written as.
 
-What was not measured has no part here, accuracy apart: that it is missing is worth a sentence.
+What was not measured has no part here, accuracy apart: that it is missing is worth a sentence. A
+new part of the comparison is a function here, and a line in :func:`comparison_document`.
 """
 
 from __future__ import annotations
 
 from exporter.artifacts import ComparisonReport, ImportanceReport
-from exporter.report.parts.accuracy import accuracy_part, positions_part
+from exporter.report.parts.accuracy import accuracy_parts
 from exporter.report.parts.corners import corners_part
 from exporter.report.parts.healing import healing_part
 from exporter.report.parts.latency import latency_part
@@ -18,31 +19,41 @@ from exporter.report.parts.model import (
     parity_part,
     size_part,
 )
-from exporter.report.parts.part import Part
-from exporter.report.parts.tasks import (
-    embeddings_part,
-    generation_part,
-    long_context_part,
-    tasks_part,
+from exporter.report.parts.part import Document, present
+from exporter.report.parts.summary import glance, tiles
+from exporter.report.parts.tradeoff import overview_part, tradeoff_part
+from exporter.report.parts.verdict import (
+    headline,
+    notices,
+    quality_sign,
+    speed_sign,
+    statements,
+    verdict_sentence,
 )
 
-__all__ = ["all_parts"]
+__all__ = ["comparison_document", "overview_part"]
 
 
-def all_parts(report: ComparisonReport, importance: ImportanceReport | None = None) -> list[Part]:
-    """All parts that the report has, in the order in which they are read."""
+def comparison_document(
+    report: ComparisonReport, importance: ImportanceReport | None = None, *, sharing: int = 1
+) -> Document:
+    """A comparison.
+
+    Args:
+        report: The comparison.
+        importance: The scores that its plan rests on, for a table and a map; left out without.
+        sharing: How many reports share the page.
+    """
+    accuracy, *answers = accuracy_parts(report)
     parts = [
         corners_part(report),
-        latency_part(report),
-        accuracy_part(report),
-        positions_part(report),
-        tasks_part(report),
-        generation_part(report),
-        long_context_part(report),
-        embeddings_part(report),
+        latency_part(report, sharing),
+        accuracy,
+        tradeoff_part(report) if sharing == 1 else None,
+        *answers,
         size_part(report),
         forms_part(report),
-        dropped_part(report),
+        dropped_part(report, importance),
         healing_part(report),
         None if importance is None else importance_part(importance, report.plan),
         engines_part(report),
@@ -50,4 +61,16 @@ def all_parts(report: ComparisonReport, importance: ImportanceReport | None = No
         environment_part(report),
         reproduce_part(report),
     ]
-    return [part for part in parts if part is not None]
+    return Document(
+        command="comparison",
+        version=report.versions.get("depthcut", ""),
+        title=headline(report),
+        subject=importance.model.source if importance else report.arms.baseline.path,
+        lead=verdict_sentence(report),
+        parts=present(parts),
+        statements=statements(report),
+        notices=notices(report),
+        signs=[speed_sign(report), quality_sign(report)],
+        tiles=[*tiles(report)],
+        glance=glance(report),
+    )

@@ -1,41 +1,58 @@
-"""Accuracy on the evaluation text: perplexity, KL divergence, agreement, and which text it was."""
+"""What the arms answer: on the evaluation text, by position, in tasks, in generated text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from exporter.artifacts import Accuracy, ComparisonReport, Interval, PositionError
-from exporter.report.parts.part import Block, Grid, Note, Part
-from exporter.report.words import HEADER, accuracy_rows, significant, why_no_accuracy
+from exporter.artifacts import (
+    Accuracy,
+    ComparisonReport,
+    GenerationAgreement,
+    LongContext,
+    PositionError,
+    TaskResult,
+)
+from exporter.report.charts.intervals import IntervalLine, Intervals
+from exporter.report.charts.lines import Line, LinePoint, Lines
+from exporter.report.parts.corners import interval_tone
+from exporter.report.parts.part import Block, Figure, Grid, Note, Part
+from exporter.report.parts.summary import accuracy_grid
+from exporter.report.parts.verdict import why_no_accuracy
+from exporter.report.words import interval_words, or_dash, percent, significant
 
 
-def accuracy_part(report: ComparisonReport) -> Part:
-    """Perplexity and its like; a sentence where none was measured."""
-    accuracy = report.accuracy
-    if accuracy is None:
+def accuracy_parts(report: ComparisonReport) -> list[Part | None]:
+    """Perplexity and its like, or why there is none; then what else was measured."""
+    found = report.accuracy
+    if found is None:
         note = Note(f"Not measured: {why_no_accuracy(report)}.")
-        return Part("accuracy", "Accuracy", [note])
-    rows = [row[:4] for row in accuracy_rows(report)]
-    grid = Grid("Accuracy on the evaluation text", HEADER[:4], rows, right=(1, 2, 3))
-    return Part("accuracy", "Accuracy", [grid, *_intervals(accuracy), *_texts(report, accuracy)])
+        return [Part("accuracy", "Accuracy", [note])]
+    grid = accuracy_grid(report, "Accuracy on the evaluation text")
+    blocks = [grid, *_intervals(found), *_texts(report, found)]
+    return [
+        Part("accuracy", "Accuracy", blocks),
+        _by_position(found),
+        _tasks(found),
+        _generation(found),
+        _long_context(found),
+        _embeddings(found),
+    ]
 
 
 def _intervals(accuracy: Accuracy) -> Iterator[Block]:
-    found = (
-        ("log perplexity, increase in nats", accuracy.log_perplexity_increase),
-        ("KL divergence, nats", accuracy.kl_interval),
-        ("same most likely token", accuracy.top1_interval),
-    )
-    rows = [[what, *interval_cells(value)] for what, value in found if value is not None]
+    found = {
+        "log perplexity, increase in nats": accuracy.log_perplexity_increase,
+        "KL divergence, nats": accuracy.kl_interval,
+        "same most likely token": accuracy.top1_interval,
+    }
+    rows = [
+        [what, significant(interval.value, 3), interval_words(interval.ci95)]
+        for what, interval in found.items()
+        if interval is not None
+    ]
     if rows:
         header = ["", "estimate", "95 % interval"]
         yield Grid("Intervals over samples, paired", header, rows, right=(1, 2))
-
-
-def interval_cells(interval: Interval) -> tuple[str, str]:
-    """The estimate, and its bounds in brackets."""
-    low, high = (significant(bound, 3) for bound in interval.ci95)
-    return significant(interval.value, 3), f"[{low}, {high}]"
 
 
 def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
@@ -49,39 +66,189 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
             "There is no perplexity: the tokens are no text, or the model doesn't predict the "
             "next token."
         )
-    yield Note(_calibration(report))
+    if (text := report.calibration) is None:
+        yield Note("Which text importance was measured on is not on record here.")
+    else:
+        yield Note(
+            f"Importance was measured on another text: {text.source}, {text.samples} x "
+            f"{text.sequence_length}, {text.tokens:,} tokens (SHA-256 `{text.sha256[:12]}`)."
+        )
     yield Note(
         "KL divergence is KL(baseline || candidate) of the next-token distributions, mean over "
         "positions; 0 means that nothing changed."
     )
 
 
-def _calibration(report: ComparisonReport) -> str:
-    text = report.calibration
-    if text is None:
-        return "Which text importance was measured on is not on record here."
-    return (
-        f"Importance was measured on another text: {text.source}, {text.samples} x "
-        f"{text.sequence_length}, {text.tokens:,} tokens (SHA-256 `{text.sha256[:12]}`)."
-    )
-
-
-def positions_part(report: ComparisonReport) -> Part | None:
-    """Where in the context the arms differ; None where it was not measured."""
-    if report.accuracy is None or not report.accuracy.positions:
+def _by_position(accuracy: Accuracy) -> Part | None:
+    """Where in the context the arms differ."""
+    errors = accuracy.positions
+    if not errors:
         return None
     header = ["positions", "KL, nats", "same top-1", "baseline loss", "candidate loss"]
-    rows = [_position(error) for error in report.accuracy.positions]
+    rows = [
+        [
+            _positions(error),
+            significant(error.kl_divergence, 3),
+            percent(error.top1_agreement),
+            or_dash(error.baseline_loss, significant),
+            or_dash(error.candidate_loss, significant),
+        ]
+        for error in errors
+    ]
     grid = Grid("Error by position in the context", header, rows, right=(1, 2, 3, 4))
     note = Note("Means over all samples; losses are in nats per token, lower is better.")
-    return Part("positions", "Error by position", [grid, note])
-
-
-def _position(error: PositionError) -> list[str]:
-    losses = (error.baseline_loss, error.candidate_loss)
-    return [
-        f"{error.first:,}" if error.first == error.last else f"{error.first:,} to {error.last:,}",
-        significant(error.kl_divergence, 3),
-        f"{100 * error.top1_agreement:.1f} %",
-        *("-" if loss is None else significant(loss, 4) for loss in losses),
+    points = [
+        LinePoint(
+            place,
+            error.kl_divergence,
+            f"{_positions(error)}: {significant(error.kl_divergence, 3)} nats",
+        )
+        for place, error in enumerate(errors)
     ]
+    chart = Lines(
+        "KL divergence by position",
+        [Line("", "candidate", points)],
+        across="first position of each range",
+        up="KL divergence, nats",
+        places=[f"{error.first:,}" for error in errors],
+        limits=(0.0, 1e-9),
+    )
+    told = "KL(baseline || candidate), mean over samples; all ranges are drawn equally wide."
+    return Part("positions", "Error by position", [grid, note], [Figure(chart, told)])
+
+
+def _positions(error: PositionError) -> str:
+    first, last = f"{error.first:,}", f"{error.last:,}"
+    return first if first == last else f"{first} to {last}"
+
+
+def _tasks(accuracy: Accuracy) -> Part | None:
+    """Each task's score of both arms, and their paired difference."""
+    tasks = accuracy.tasks
+    if not tasks:
+        return None
+    header = [
+        "task", "metric", "items", "baseline", "candidate", "difference", "only baseline right",
+        "only candidate right", "McNemar p",
+    ]  # fmt: skip
+    grid = Grid("Tasks on the same items", header, [_task(t) for t in tasks], right=range(2, 9))
+    note = Note(
+        "The difference is candidate minus baseline; in brackets its 95 % interval, from a paired "
+        "bootstrap over items. McNemar's exact test looks at the items that only one arm gets "
+        "right."
+    )
+    sources = dict.fromkeys(f"{task.task}: {task.source}" for task in tasks if task.source)
+    notes = [Note(f"{'; '.join(sources)}.", lead="Items from:")] if sources else []
+    lines = [
+        IntervalLine(
+            f"{task.task}, {task.metric}",
+            task.difference.value,
+            *task.difference.ci95,
+            f"{task.difference.value:+.3f}",
+            interval_tone(*task.difference.ci95, higher_is_better=task.higher_is_better),
+        )
+        for task in tasks
+    ]
+    chart = Intervals("Difference of the tasks' scores", lines, neutral=0.0)
+    told = "Candidate minus baseline with its 95 % interval, paired by item."
+    return Part("tasks", "Tasks", [grid, note, *notes], [Figure(chart, told)])
+
+
+def _task(task: TaskResult) -> list[str]:
+    low, high = task.difference.ci95
+    return [
+        task.task,
+        task.metric if task.higher_is_better else f"{task.metric} (lower is better)",
+        f"{task.items:,}",
+        f"{task.baseline:.4f}",
+        f"{task.candidate:.4f}",
+        f"{task.difference.value:+.4f} [{low:+.4f}, {high:+.4f}]",
+        or_dash(task.only_baseline_right, "{:,}".format),
+        or_dash(task.only_candidate_right, "{:,}".format),
+        or_dash(task.mcnemar_p, lambda p: significant(p, 2)),
+    ]
+
+
+def _generation(accuracy: Accuracy) -> Part | None:
+    """How long greedy continuations stay the same."""
+    found = accuracy.generation
+    if found is None:
+        return None
+    same = sorted(found.first_divergence)
+    rows = [
+        ["prompts", f"{found.prompts:,}, of {found.prompt_tokens:,} tokens"],
+        ["tokens generated for each", f"{found.new_tokens:,}"],
+        ["the whole continuation is the same", f"{percent(found.exact_match)} of prompts"],
+    ]
+    if same:
+        middle = (same[(len(same) - 1) // 2] + same[len(same) // 2]) / 2
+        rows.append(["same tokens before the first that differs, median", f"{middle:g}"])
+    grid = Grid("Greedy continuations of the same prompts", ["what", "value"], rows)
+    chart = Lines(
+        "Continuations that are still the same",
+        [Line("", "candidate", _still_the_same(found))],
+        across="tokens generated",
+        up="prompts still the same, %",
+        limits=(0.0, 100.0),
+        marked=False,
+        description=f"After {found.new_tokens} tokens {percent(found.exact_match)} of "
+        f"{found.prompts} are.",
+    )
+    told = "Share of prompts whose greedy continuations are still the same."
+    return Part("generation", "Generation agreement", [grid], [Figure(chart, told)])
+
+
+def _still_the_same(found: GenerationAgreement) -> list[LinePoint]:
+    """The share of prompts after each token, in percent, as a stair."""
+    ends = sorted(found.first_divergence)
+    points, share = [LinePoint(0, 100.0)], 100.0
+    for rank, end in enumerate(ends, start=1):
+        if end >= found.new_tokens:
+            break
+        points.append(LinePoint(end, share))
+        share = 100.0 * (1 - rank / len(ends))
+        points.append(LinePoint(end, share))
+    return [*points, LinePoint(found.new_tokens, share)]
+
+
+def _long_context(accuracy: Accuracy) -> Part | None:
+    """Needles and long-range perplexity by length."""
+    if not accuracy.long_context:
+        return None
+    header = [
+        "context, tokens", "needles", "found by baseline", "found by candidate",
+        "baseline perplexity", "candidate perplexity",
+    ]  # fmt: skip
+    rows = [_length(entry) for entry in accuracy.long_context]
+    grid = Grid("Long context", header, rows, right=range(6))
+    note = Note("Perplexity is that of the last tokens of samples that long; lower is better.")
+    return Part("long-context", "Long context", [grid, note])
+
+
+def _length(entry: LongContext) -> list[str]:
+    shares, pair = (entry.needle_baseline, entry.needle_candidate), entry.perplexity
+    perplexities = (None, None) if pair is None else (pair.baseline, pair.candidate)
+    return [
+        f"{entry.context_length:,}",
+        f"{entry.needles:,}" if entry.needles else "-",
+        *(or_dash(share, "{:.0%}".format).replace("%", " %") for share in shares),
+        *(or_dash(value, significant) for value in perplexities),
+    ]
+
+
+def _embeddings(accuracy: Accuracy) -> Part | None:
+    """How near both arms' sentence embeddings are."""
+    found = accuracy.embeddings
+    if found is None:
+        return None
+    bounds = found.cosine_interval.ci95 if found.cosine_interval else ()
+    interval = f"[{', '.join(f'{bound:.4f}' for bound in bounds)}]" if bounds else ""
+    rows = [
+        ["texts", f"{found.texts:,}"],
+        ["cosine of both arms, mean", f"{found.cosine:.4f}"],
+        *([["its 95 % interval over texts", interval]] if interval else []),
+        ["cosine of both arms, lowest", f"{found.lowest_cosine:.4f}"],
+        ["agreement in the ranking of pairs (Spearman)", f"{found.rank_agreement:.4f}"],
+    ]
+    grid = Grid("Sentence embeddings of the same texts", ["what", "value"], rows, right=(1,))
+    return Part("embeddings", "Embeddings", [grid])

@@ -1,14 +1,20 @@
-"""The four corners: whole and cut, in float and quantised, held against the whole one in float."""
+"""The cut and the quantisation crossed: whole and cut, in float and quantised, all four models.
+
+Each is compared with the whole model in float.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-from exporter.artifacts import ComparisonReport, Corner, LatencyRow
-from exporter.report.parts.part import Grid, Note, Part
+from exporter.artifacts import ComparisonReport, Corner, LatencyRow, LatencySamples
+from exporter.report.charts.intervals import IntervalLine, Intervals
+from exporter.report.parts.part import Figure, Grid, Note, Part, Tone
 from exporter.report.words import (
     milliseconds,
     named_arms,
+    or_dash,
+    percent,
     relative_change,
     short_shape,
     significant,
@@ -17,31 +23,43 @@ from exporter.report.words import (
 )
 
 _HOW = (
-    "All four took turns in the same rounds and read the same text. What stands below a time is "
-    "how many times as fast as the whole model in float it is, in brackets the 95 % interval, "
+    "All four took turns in the same rounds and read the same text. Below each time is how many "
+    "times as fast as the whole model in float it is, with the 95 % interval in brackets, "
     "computed as the speedup of the pair is. KL divergence and agreement are with the whole model "
     "in float, too; the same continuation is the share of prompts that are continued greedily with "
     "the same tokens to the end."
 )
+_ROWS: dict[str, tuple[Callable[[Corner], float | None], Callable[[float], str]]] = {
+    "files, MB": (lambda c: c.file_bytes / 1e6, lambda size: f"{size:,.1f}"),
+    "perplexity": (lambda c: c.perplexity, significant),
+    "KL divergence, nats": (lambda c: c.kl_divergence, lambda kl: significant(kl, 3)),
+    "same top-1 token": (lambda c: c.top1_agreement, percent),
+    "same continuation": (lambda c: c.exact_match, percent),
+    "cosine of embeddings": (lambda c: c.embedding_cosine, lambda cosine: f"{cosine:.4f}"),
+}
 
 
 def corners_part(report: ComparisonReport) -> Part | None:
-    """A column a corner; None where the report has none."""
+    """A column a model; None where the report has no four of them."""
     if not report.corners:
         return None
-    return Part("corners", "Four corners", [corners_grid(report), Note(_HOW)])
+    grid, figures = corners_grid(report), _speedups(report)
+    return Part("corners", "Four corners", [grid, Note(_HOW)], figures, stays_open=True)
 
 
 def corners_grid(report: ComparisonReport, *, brief: bool = False) -> Grid:
     """Times, bytes and accuracy of all four; what was measured of none is left out.
 
     Args:
-        report: One with corners.
+        report: One with all four.
         brief: With the speedup beside the time, and without its interval: for a terminal.
     """
     corners = report.corners
-    rows = [line for row in report.latency for line in _times(row, corners, brief)]
-    rows += [[what, *cells] for what, cells in _figures(corners) if any(c != "-" for c in cells)]
+    rows = [cells for row in report.latency for cells in _times(row, report, brief)]
+    for what, (value, words) in _ROWS.items():
+        cells = [or_dash(value(corner), words) for corner in corners]
+        if set(cells) != {"-"}:
+            rows.append([what, *cells])
     header = ["", *(corner_name(report, corner) for corner in corners)]
     return Grid("Whole and cut, in float and quantised", header, rows, right=range(1, 5))
 
@@ -55,7 +73,7 @@ def corner_name(report: ComparisonReport, corner: Corner) -> str:
 
 
 def corners_sentence(report: ComparisonReport) -> str | None:
-    """What the cut and the quantisation did together; None where nothing was timed or judged."""
+    """What the cut and the quantisation did together; None without the four models."""
     if not report.corners:
         return None
     whole, both = report.corners[0], report.corners[-1]
@@ -69,31 +87,45 @@ def corners_sentence(report: ComparisonReport) -> str | None:
     return f"{names}: {', '.join(told)}."
 
 
-def _times(row: LatencyRow, corners: Sequence[Corner], brief: bool) -> Iterator[list[str]]:
+def _times(row: LatencyRow, report: ComparisonReport, brief: bool) -> Iterator[list[str]]:
     times = {"baseline": row.baseline, "candidate": row.candidate, **row.references}
-    told = [milliseconds(times[c.arm].median_ms) if c.arm in times else "-" for c in corners]
-    found = [corner.speedups.get(row.shape_name) for corner in corners]
+    medians = [or_dash(times.get(c.arm), _median) for c in report.corners]
+    speedups = [corner.speedups.get(row.shape_name) for corner in report.corners]
     what = f"{short_shape(row)}, ms"
     if brief:
-        beside = ["" if speedup is None else f" ({speedup.value:.2f}x)" for speedup in found]
-        yield [what, *map("".join, zip(told, beside, strict=True))]
+        beside = ["" if speedup is None else f" ({speedup.value:.2f}x)" for speedup in speedups]
+        yield [what, *map("".join, zip(medians, beside, strict=True))]
         return
-    yield [what, *told]
-    yield ["", *("-" if s is None else speedup_words(s.value, s.ci95, digits=2) for s in found)]
+    yield [what, *medians]
+    yield ["", *(or_dash(s, lambda s: speedup_words(s.value, s.ci95, digits=2)) for s in speedups)]
 
 
-def _figures(corners: Sequence[Corner]) -> Iterator[tuple[str, list[str]]]:
-    def cells(value: Callable[[Corner], float | None], words: Callable[[float], str]) -> list[str]:
-        found = map(value, corners)
-        return ["-" if number is None else words(number) for number in found]
-
-    yield "files, MB", cells(lambda c: c.file_bytes / 1e6, lambda size: f"{size:,.1f}")
-    yield "perplexity", cells(lambda c: c.perplexity, significant)
-    yield "KL divergence, nats", cells(lambda c: c.kl_divergence, lambda kl: significant(kl, 3))
-    yield "same top-1 token", cells(lambda c: c.top1_agreement, _percent)
-    yield "same continuation", cells(lambda c: c.exact_match, _percent)
-    yield "cosine of embeddings", cells(lambda c: c.embedding_cosine, lambda c: f"{c:.4f}")
+def _median(times: LatencySamples) -> str:
+    return milliseconds(times.median_ms)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _speedups(report: ComparisonReport) -> list[Figure]:
+    lines = [
+        IntervalLine(
+            f"{short_shape(row)}: {corner_name(report, corner)}",
+            found.value,
+            *found.ci95,
+            speedup_words(found.value, found.ci95, digits=2),
+            interval_tone(found.ci95[0] - 1, found.ci95[1] - 1),
+        )
+        for row in report.latency
+        for corner in report.corners
+        if (found := corner.speedups.get(row.shape_name))
+    ]
+    if not lines:
+        return []
+    title = "Speedup of each corner over the whole model in float"
+    caption = "How many times as fast as the whole model in float, with the 95 % interval."
+    return [Figure(Intervals(title, lines, neutral=1.0, unit="x"), caption)]
+
+
+def interval_tone(low: float, high: float, *, higher_is_better: bool = True) -> Tone:
+    """On which side of 0 an interval lies."""
+    if low <= 0 <= high:
+        return "even"
+    return "good" if (low > 0) == higher_is_better else "bad"

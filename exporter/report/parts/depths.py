@@ -3,97 +3,149 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-from exporter.artifacts import DepthCell, DepthDamage, DepthsReport, Way
+from exporter.artifacts import DepthCell, DepthDamage, DepthsReport, TaskResult, Way
 from exporter.printable import counted
-from exporter.report.parts.part import Block, Bullets, Grid, Note, Part
-from exporter.report.words import significant
+from exporter.report.charts.lines import Line, LinePoint, Lines
+from exporter.report.parts.part import Block, Bullets, Document, Figure, Grid, Note, Part
+from exporter.report.words import (
+    KINDS,
+    dropped_briefly,
+    interval_words,
+    or_dash,
+    percent,
+    significant,
+)
 
-WAYS: dict[Way, str] = {
+_WAYS: dict[Way, str] = {
     "attention": "Attention Drop",
     "mlp": "MLP Drop",
     "block": "Block Drop",
     "joint": "Joint Layer Drop",
 }
 """As the paper calls them."""
-_LABELS = {"attention": "attention", "mlp": "MLP", "block": "block"}
+
+Estimated = tuple[float, tuple[float, float] | None]
+"""A value and its interval."""
 
 
-def depths_lead(report: DepthsReport) -> str:
+def depths_document(report: DepthsReport) -> Document:
+    """Overview, all figures, tasks where there are some, and what was dropped."""
+    tasks = [Part("tasks", "Tasks", [*_task_blocks(report)])] if _tasks(report) else []
+    return Document(
+        command="depths",
+        version=report.versions.get("depthcut", ""),
+        title="Pruning at several depths",
+        subject=report.model.source,
+        lead=_lead(report),
+        parts=[_overview(report), _all_figures(report), *tasks, _dropped(report)],
+    )
+
+
+def _lead(report: DepthsReport) -> str:
     """Which way changes the answers least at each number."""
     told = []
     for number in report.numbers:
         found = [
-            (cell.damage.kl, [*WAYS].index(cell.way), cell.damage.perplexity_ratio)
+            (cell.damage.kl, [*_WAYS].index(cell.way), cell.damage.perplexity_ratio)
             for cell in report.cells
             if cell.number == number and cell.damage is not None
         ]
         if found:
             kl, way, ratio = min(found)
             cost = f"{significant(kl, 2)} nats, perplexity {_ratio(ratio)}"
-            told.append(f"n = {number}: {[*WAYS.values()][way]} ({cost})")
+            told.append(f"n = {number}: {[*_WAYS.values()][way]} ({cost})")
     if not told:
         return "Nothing could be dropped at these numbers."
     return f"The least KL divergence at each number. {'; '.join(told)}."
 
 
-def depths_parts(report: DepthsReport) -> list[Part]:
-    """Overview, all figures, tasks where there are some, and what was dropped."""
-    tasks = [Part("tasks", "Tasks", [*_task_blocks(report)])] if _tasks(report) else []
-    return [_overview(report), _figures(report), *tasks, _dropped(report)]
-
-
 def _overview(report: DepthsReport) -> Part:
-    numbers = report.numbers
-    rows = [
-        [name, *map(_perplexity, report.of_way(way)), *map(_kl, report.of_way(way))]
-        for way, name in WAYS.items()
-        if report.of_way(way)
-    ]
-    perplexities, divergences = ([f"{what}{n}" for n in numbers] for what in ("n = ", "KL, "))
-    grid = Grid(
-        "Perplexity on held-out text, and KL divergence in nats",
-        ["way", *perplexities, *divergences],
-        rows,
-        right=range(1, 2 * len(numbers) + 1),
-    )
+    numbers, rows = report.numbers, []
+    for way, name in _WAYS.items():
+        if cells := report.of_way(way):
+            damages = [cell.damage for cell in cells]
+            perplexities = (or_dash(d, lambda d: significant(d.perplexity)) for d in damages)
+            divergences = (or_dash(d, lambda d: significant(d.kl, 3)) for d in damages)
+            rows.append([name, *perplexities, *divergences])
+    header = ["way", *(f"n = {n}" for n in numbers), *(f"KL, {n}" for n in numbers)]
+    caption = "Perplexity on held-out text, and KL divergence in nats"
+    grid = Grid(caption, header, rows, right=range(1, len(header)))
     note = Note(
         f"The whole model's perplexity is {significant(report.baseline_perplexity)}. "
         "n counts what is dropped: attentions, MLPs, blocks (each an attention and an MLP), or "
         "attentions and MLPs ranked together. The lowest scores go first, nothing is healed."
     )
     refused = [
-        f"{WAYS[cell.way]} of {cell.number}: {cell.refused}"
+        f"{_WAYS[cell.way]} of {cell.number}: {cell.refused}"
         for cell in report.cells
         if cell.refused
     ]
-    blocks: list[Block] = [grid, note]
-    return Part("overview", "Overview", [*blocks, *([Bullets(refused)] if refused else [])])
+    bullets = [Bullets(refused)] if refused else []
+    measured = any(cell.damage for cell in report.cells)
+    figures = [*_figures(report)] if measured else []
+    return Part("overview", "Overview", [grid, note, *bullets], figures)
 
 
-def _perplexity(cell: DepthCell) -> str:
-    return "-" if cell.damage is None else significant(cell.damage.perplexity)
+def _figures(report: DepthsReport) -> Iterator[Figure]:
+    numbers = [str(number) for number in report.numbers]
+    place = {number: index for index, number in enumerate(report.numbers)}
+    ratio: Callable[[DepthDamage], Estimated] = lambda d: (  # noqa: E731
+        d.perplexity_ratio,
+        d.perplexity_ratio_ci95,
+    )
+    by_number = _lines(report, lambda cell: place[cell.number], ratio)
+    up = "perplexity, times the whole model's"
+    yield Figure(
+        Lines("Perplexity by number", by_number, "n, dropped", up, numbers,
+              logarithmic=True, limits=(1.0,)),
+        "Lower is better; the bars are 95 % intervals over samples.",
+        title="Perplexity, by how many are dropped",
+    )  # fmt: skip
+    by_size = _lines(report, lambda cell: 100 * (cell.parameters_removed or 0.0), ratio)
+    yield Figure(
+        Lines("Perplexity by parameters", by_size, "parameters removed", up, unit=" %",
+              logarithmic=True, limits=(1.0,)),
+        "The same figures by what goes: an attention is smaller than an MLP, and a block is both.",
+        title="Perplexity, by the parameters that go",
+    )  # fmt: skip
+    kls = _lines(report, lambda cell: place[cell.number], lambda d: (d.kl, d.kl_ci95))
+    yield Figure(
+        Lines("KL by number", kls, "n, dropped", "KL divergence, nats", numbers, logarithmic=True),
+        "How far the answers are from the whole model's; lower is better.",
+        title="KL divergence, by how many are dropped",
+    )
 
 
-def _kl(cell: DepthCell) -> str:
-    return "-" if cell.damage is None else significant(cell.damage.kl, 3)
+def _lines(
+    report: DepthsReport,
+    place: Callable[[DepthCell], float],
+    read: Callable[[DepthDamage], Estimated],
+) -> list[Line]:
+    lines = []
+    for way, name in _WAYS.items():
+        points = []
+        for cell in report.of_way(way):
+            if (damage := cell.damage) is not None:
+                value, ci95 = read(damage)
+                tip = f"{name} of {cell.number}: {_damage_words(damage)}"
+                points.append(LinePoint(place(cell), max(value, 1e-9), tip, ci95))
+        kind = KINDS.get(way)
+        lines.append(Line(kind.one if kind else way, kind.colour if kind else "candidate", points))
+    return lines
 
 
-def _figures(report: DepthsReport) -> Part:
+def _all_figures(report: DepthsReport) -> Part:
     header = [
         "way", "n", "parameters", "perplexity", "times the whole model's", "KL, nats",
         "same top-1",
     ]  # fmt: skip
-    rows = [
-        [name, *cells]
-        for way, full in WAYS.items()
-        for name, cells in zip(
-            itertools.chain([full], itertools.repeat("")),
-            (_row(cell) for cell in report.of_way(way) if cell.damage is not None),
-            strict=False,
-        )
-    ]
+    rows = []
+    for way, full in _WAYS.items():
+        measured = [cell for cell in report.of_way(way) if cell.damage is not None]
+        names = itertools.chain([full], itertools.repeat(""))
+        rows += [[name, *_row(cell)] for name, cell in zip(names, measured, strict=False)]
     text, samples = report.text, counted(report.text.samples, "sample")
     grid = Grid("On held-out text", header, rows, right=range(1, len(header)))
     note = Note(
@@ -106,21 +158,19 @@ def _figures(report: DepthsReport) -> Part:
 
 def _row(cell: DepthCell) -> list[str]:
     damage = cell.damage
-    if damage is None:
-        return []
-    removed = cell.parameters_removed
+    assert damage is not None
     return [
         str(cell.number),
-        "-" if removed is None else f"-{100 * removed:.1f} %",
+        or_dash(cell.parameters_removed, lambda removed: f"-{percent(removed)}"),
         significant(damage.perplexity),
         f"{_ratio(damage.perplexity_ratio)}{_interval(damage.perplexity_ratio_ci95)}",
         f"{significant(damage.kl, 3)}{_interval(damage.kl_ci95)}",
-        f"{100 * damage.top1_agreement:.1f} %",
+        percent(damage.top1_agreement),
     ]
 
 
-def damage_words(damage: DepthDamage) -> str:
-    """For a drawing's tip."""
+def _damage_words(damage: DepthDamage) -> str:
+    """For a chart's tip."""
     return (
         f"perplexity {significant(damage.perplexity)} ({_ratio(damage.perplexity_ratio)}"
         f"{_interval(damage.perplexity_ratio_ci95)}), KL {significant(damage.kl, 3)} nats"
@@ -142,15 +192,11 @@ def _task_blocks(report: DepthsReport) -> Iterator[Block]:
             if (task.task, task.metric) == (name, metric)
         }
         first = next(iter(found.values()))
-        rows = []
-        for way, full in WAYS.items():
-            tasks = [found.get((way, number)) for number in report.numbers]
-            cells = (
-                "-" if task is None else _task_cell(task.candidate, task.difference.ci95)
-                for task in tasks
-            )
-            if report.of_way(way):
-                rows.append([full, *cells])
+        rows = [
+            [full, *(_task_cell(found.get((way, number))) for number in report.numbers)]
+            for way, full in _WAYS.items()
+            if report.of_way(way)
+        ]
         caption = f"{name}, {metric}"
         header = ["way", *(f"n = {number}" for number in report.numbers)]
         yield Grid(caption, header, rows, right=range(1, len(header)))
@@ -161,13 +207,16 @@ def _task_blocks(report: DepthsReport) -> Iterator[Block]:
     )
 
 
-def _task_cell(value: float, change: tuple[float, float]) -> str:
-    return f"{value:.3f} [{change[0]:+.3f}, {change[1]:+.3f}]"
+def _task_cell(task: TaskResult | None) -> str:
+    if task is None:
+        return "-"
+    low, high = task.difference.ci95
+    return f"{task.candidate:.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _dropped(report: DepthsReport) -> Part:
     rows = [
-        [WAYS[cell.way], str(cell.number), _deletions(cell)]
+        [_WAYS[cell.way], str(cell.number), dropped_briefly(cell.deletions)]
         for cell in report.cells
         if cell.deletions
     ]
@@ -175,19 +224,9 @@ def _dropped(report: DepthsReport) -> Part:
     return Part("dropped", "What was dropped", [grid])
 
 
-def _deletions(cell: DepthCell) -> str:
-    kinds: dict[str, list[str]] = {}
-    for deletion in cell.deletions:
-        kinds.setdefault(deletion.kind, []).append(str(deletion.layer))
-    return "; ".join(f"{_LABELS.get(kind, kind)} {', '.join(ls)}" for kind, ls in kinds.items())
-
-
 def _ratio(value: float) -> str:
     return f"{significant(value, 3)}x"
 
 
-def _interval(ci95: Sequence[float] | None) -> str:
-    if ci95 is None:
-        return ""
-    low, high = (significant(value, 3) for value in ci95)
-    return f" [{low}, {high}]"
+def _interval(ci95: tuple[float, float] | None) -> str:
+    return "" if ci95 is None else f" {interval_words(ci95)}"

@@ -7,23 +7,17 @@ from collections.abc import Iterator
 
 from exporter.artifacts import ComparisonReport, HealedBranch, HealedText, Healing
 from exporter.printable import counted
-from exporter.report.parts.part import Block, Cell, Grid, Note, Part
-from exporter.report.words import significant
+from exporter.report.parts.part import Block, Grid, Note, Part
+from exporter.report.words import or_dash, percent, significant
 
-HEADER = ("text", "figure", "whole", "dropped", "healed", "taken back")
+_HEADER = ("text", "figure", "whole", "dropped", "healed", "taken back")
 _ROLES = {"calibration": "held out of what was fitted on", "other": "another domain"}
 
 
 def healing_part(report: ComparisonReport) -> Part | None:
     """The gain by text, and every branch's fit, or that they aren't known; None for a bare plan."""
-    healing = report.healing
-    if healing is None:
-        return _unknown(report)
-    return Part("healing", "Healing", [*_blocks(healing)])
-
-
-def _unknown(report: ComparisonReport) -> Part | None:
-    """For replacements of which nobody told how they came about."""
+    if report.healing is not None:
+        return Part("healing", "Healing", [*_blocks(report.healing)])
     replaced = sum(deletion.replacement != "none" for deletion in report.plan)
     if not replaced:
         return None
@@ -44,9 +38,10 @@ def healing_words(healing: Healing) -> str:
     return f"{counts.total()} replaced{parts}{left}; {healing.parameters:,} numbers added"
 
 
-def healing_rows(healing: Healing) -> list[list[str]]:
-    """For each text perplexity, KL divergence and agreement; as :data:`HEADER` has it."""
-    return [row for text in healing.texts for row in _rows(text)]
+def healing_grid(healing: Healing, caption: str = "In PyTorch") -> Grid:
+    """For each text perplexity, KL divergence and agreement: whole, dropped, healed."""
+    rows = [row for text in healing.texts for row in _rows(text)]
+    return Grid(caption, _HEADER, rows, right=(2, 3, 4))
 
 
 def _rows(text: HealedText) -> Iterator[list[str]]:
@@ -56,21 +51,17 @@ def _rows(text: HealedText) -> Iterator[list[str]]:
         gain += f" ± {text.gain_std_error:.3f}"
     if share is not None:
         gain += f" ({100 * share:.0f} %)"
-    yield [
-        f"{text.text.source}, {_ROLES[text.role]}",
-        "perplexity",
-        *(significant(one, 4) for one in (text.baseline_perplexity, before.perplexity)),
-        significant(after.perplexity, 4),
-        gain,
-    ]
-    yield ["", "KL, nats", "0", _told(before.kl, before.kl_std_error),
-           _told(after.kl, after.kl_std_error), f"{before.kl - after.kl:+.3f} nats"]  # fmt: skip
+    perplexities = (text.baseline_perplexity, before.perplexity, after.perplexity)
+    name = f"{text.text.source}, {_ROLES[text.role]}"
+    yield [name, "perplexity", *map(significant, perplexities), gain]
+    kls = (_with_error(one.kl, one.kl_std_error) for one in (before, after))
+    yield ["", "KL, nats", "0", *kls, f"{before.kl - after.kl:+.3f} nats"]
     one, two = before.top1_agreement, after.top1_agreement
-    yield ["", "same top-1", "100 %", f"{100 * one:.1f} %", f"{100 * two:.1f} %",
-           f"{100 * (two - one):+.1f} points"]  # fmt: skip
+    change = f"{100 * (two - one):+.1f} points"
+    yield ["", "same top-1", "100 %", percent(one), percent(two), change]
 
 
-def _told(value: float, std_error: float | None) -> str:
+def _with_error(value: float, std_error: float | None) -> str:
     told = significant(value, 3)
     return told if std_error is None else f"{told} ± {significant(std_error, 2)}"
 
@@ -80,16 +71,13 @@ def _blocks(healing: Healing) -> Iterator[Block]:
         yield Note(warning, lead="Warning:")
     yield Note(f"{healing_words(healing)}. {_method(healing)}")
     if healing.texts:
-        caption = "What dropping cost and what healing took back, in PyTorch"
-        yield Grid(
-            caption, list(HEADER), [[*row] for row in healing_rows(healing)], right=(2, 3, 4)
-        )
+        yield healing_grid(healing, "What dropping cost and what healing took back, in PyTorch")
         yield Note(
             "Taken back: of the log-perplexity that was lost, mean ± standard error over samples. "
             "No sample that was fitted on is judged on."
         )
-    rows: list[list[Cell]] = [[*_branch(branch)] for branch in healing.branches]
     header = ["branch", "replacement", "numbers", "mean explains", "linear explains"]
+    rows = [_branch(branch) for branch in healing.branches]
     yield Grid("Each branch's fit, on held-out tokens", header, rows, right=(2, 3, 4))
 
 
@@ -100,9 +88,9 @@ def _method(healing: Healing) -> str:
     return f"Asked for: {healing.asked}{rank}. Fitted {how} on {texts}."
 
 
-def _branch(branch: HealedBranch) -> Iterator[str]:
-    yield f"{branch.kind} {branch.layer}"
-    yield branch.replacement
-    yield f"{branch.parameters:,}"
-    for share in (branch.bias_explained, branch.linear_explained):
-        yield "-" if share is None else f"{100 * share:.1f} %"
+def _branch(branch: HealedBranch) -> list[str]:
+    explained = (branch.bias_explained, branch.linear_explained)
+    shares = (or_dash(share, percent) for share in explained)
+    return [
+        f"{branch.kind} {branch.layer}", branch.replacement, f"{branch.parameters:,}", *shares,
+    ]  # fmt: skip

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from exporter.artifacts import FEWEST_ROUNDS, ComparisonReport, LatencyRow, LatencySamples
-from exporter.report.parts.part import Block, Cell, Grid, Note, Part, verdict_sign
+from exporter.report.charts.intervals import IntervalLine, Intervals
+from exporter.report.charts.samples import MOST_POINTS, Samples
+from exporter.report.parts.part import Block, Cell, Figure, Grid, Note, Part, verdict_sign
+from exporter.report.parts.verdict import has_too_few_rounds
 from exporter.report.words import (
-    has_too_few_rounds,
     milliseconds,
     shape_words,
+    short_shape,
     significant,
     speedup_words,
 )
@@ -20,6 +23,12 @@ _APART = (
     "is the ratio of the medians, above 1 when the candidate is faster; in brackets its 95 % "
     "interval (Welch's), which says nothing of how sessions differ where there is one of each."
 )
+_ALL_POINTS = 20_000
+"""Points on the whole page: about 250 kB."""
+_BOXES = (
+    "Points are calls; the box is the middle half of them with the median, its line ends at the "
+    "95th percentile."
+)
 _STOPS = {
     "narrow": "Measured until the interval was narrow enough",
     "budget": "Measured until the time budget was spent",
@@ -27,12 +36,58 @@ _STOPS = {
 }
 
 
-def latency_part(report: ComparisonReport) -> Part | None:
-    """A row an arm and shape; None where nothing was timed."""
+def latency_part(report: ComparisonReport, sharing: int) -> Part | None:
+    """A row an arm and shape; None where nothing was timed.
+
+    Args:
+        report: The comparison.
+        sharing: How many reports share the page, and the points on it.
+    """
     rows = report.latency
     if not rows:
         return None
-    return Part("latency", "Latency", [_grid(rows), Note(_how(rows)), *_notes(rows)])
+    blocks = [_grid(rows), Note(_how(rows)), *_notes(rows)]
+    return Part("latency", "Latency", blocks, [_speedups(rows), *_samples(rows, sharing)])
+
+
+def _speedups(rows: Sequence[LatencyRow]) -> Figure:
+    band = "noise floor" if any(row.noise_floor for row in rows) else "threshold"
+    chart = Intervals("Speedup at each shape", [_speedup(row) for row in rows], 1.0, "x")
+    return Figure(
+        chart,
+        "Baseline time over candidate time with its 95 % interval; right of the line the candidate "
+        f"is faster. The grey band is the {band}: within it a difference counts as none.",
+    )
+
+
+def _speedup(row: LatencyRow) -> IntervalLine:
+    ratio, limit = row.speedup.ratio, 1 + row.threshold
+    if row.noise_floor is not None:
+        limit = row.noise_floor.ratio
+    words, tone = f"{ratio:.3f}x {row.verdict}", verdict_sign(row.verdict).tone
+    noise = (1 / limit, limit)
+    return IntervalLine(short_shape(row), ratio, *row.speedup.ci95, words, tone, noise)
+
+
+def _samples(rows: Sequence[LatencyRow], sharing: int) -> Iterator[Figure]:
+    """Every arm's raw times, a figure a shape."""
+    arms = sum(2 + len(row.references) for row in rows)
+    most = max(10, min(MOST_POINTS, _ALL_POINTS // (arms * sharing)))
+    for index, row in enumerate(rows):
+        named = [("baseline", "baseline", row.baseline), ("candidate", "candidate", row.candidate)]
+        named += [(name, f"ref{i % 4}", t) for i, (name, t) in enumerate(row.references.items())]
+        times = [(name, cls, t.samples_ms or _percentiles(t)) for name, cls, t in named]
+        longest = max(len(samples) for _, _, samples in times)
+        told = "A point a call."
+        if longest > most:
+            told = f"{most} of {longest:,} calls drawn, evenly by rank; the box is of all."
+        told += "" if index else f" {_BOXES}"
+        chart = Samples(f"Times, {shape_words(row)}", times, most)
+        yield Figure(chart, told, title=shape_words(row).capitalize(), is_detail=True)
+
+
+def _percentiles(times: LatencySamples) -> list[float]:
+    return [times.p50_ms, times.p95_ms, times.p99_ms]
 
 
 def _grid(rows: Sequence[LatencyRow]) -> Grid:

@@ -1,4 +1,4 @@
-"""What the arms are: sizes, what was dropped, importance, parity."""
+"""What the arms are: sizes, forms, what was dropped, importance, parity."""
 
 from __future__ import annotations
 
@@ -6,35 +6,25 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
-from exporter.report.parts.part import Bullets, Cell, Grid, Note, Part, Sign
-from exporter.report.words import (
-    HEADER,
-    dropped_lines,
-    named_arms,
-    significant,
-    size_rows,
-    weights_words,
-)
+from exporter.printable import counted
+from exporter.report.charts.cells import CellMap, MapCell, Shades
+from exporter.report.parts.part import Bullets, Cell, Figure, Grid, Note, Part, Sign
+from exporter.report.parts.summary import size_grid
+from exporter.report.words import KINDS, dropped_lines, named_arms, significant, weights_words
 
 CPU = "CPUExecutionProvider"
 """Where exporter.export.parity runs, whatever is timed."""
-
-_TITLES = {
-    "attention": "attention",
-    "mlp": "MLP",
-    "block": "block",
-    "cross_attention": "cross-attention",
-    "mixer": "mixer",
-}
 _ALWAYS = ("attention", "mlp", "block")
+_REPLACEMENT_MARKS = {"bias": "b", "linear": "L"}
+
+Dropped = dict[tuple[int, str], str]
+"""What takes the place of a dropped sublayer, by layer and kind."""
 
 
 def size_part(report: ComparisonReport) -> Part | None:
     """Bytes, parameters, nodes, KV cache of both arms; None where none is known."""
-    rows = [row[:4] for row in size_rows(report)]
-    if not rows:
-        return None
-    return Part("size", "Size", [Grid("Size of both arms", HEADER[:4], rows, right=(1, 2, 3))])
+    grid = size_grid(report, "Size of both arms")
+    return Part("size", "Size", [grid]) if grid.rows else None
 
 
 def forms_part(report: ComparisonReport) -> Part | None:
@@ -69,10 +59,68 @@ def _remarks(arms: Mapping[str, Arm]) -> Iterator[Note]:
         yield Note(remark, lead=f"Form of {', '.join(names)}:")
 
 
-def dropped_part(report: ComparisonReport) -> Part:
-    """Which sublayers, by kind."""
+def dropped_part(report: ComparisonReport, importance: ImportanceReport | None) -> Part:
+    """Which sublayers, by kind, and the stack of layers before and after."""
     lines = dropped_lines(report.plan) or ["No deletion is on record."]
-    return Part("dropped", "What was dropped", [Bullets(lines)])
+    return Part(
+        "dropped", "What was dropped", [Bullets(lines)], [*_architecture(report, importance)]
+    )
+
+
+def _architecture(
+    report: ComparisonReport, importance: ImportanceReport | None
+) -> Iterator[Figure]:
+    plan, layers = report.plan, report.arms.baseline.layers
+    kinds = {"attention", "mlp", *(deletion.kind for deletion in plan)}
+    if importance is not None:
+        layers = importance.model.num_layers
+        kinds |= {score.kind for score in importance.scores}
+    elif not plan:
+        return
+    count = max(layers or 0, *(deletion.layer + 1 for deletion in plan), 0)
+    if count == 0:
+        return
+    drawn = [kind for kind in KINDS if kind in kinds - {"block"}]
+    told = f"{counted(count, 'layer')}, the first to the left."
+    if layers is None:
+        told = "How many layers follow is not on record here."
+    legend = [("k-attention", "attention"), ("k-mlp", "MLP")]
+    yield Figure(_stack("Architecture before", count, drawn, {}), f"Before. {told}", legend)
+    after = _stack("Architecture after", count, drawn, _dropped(plan))
+    told = "After. Dropped sublayers are hollow; b: a bias takes the place, L: a linear map."
+    yield Figure(after, told, [*legend, ("hollow", "dropped")] if plan else legend)
+
+
+def _stack(title: str, layers: int, kinds: Sequence[str], gone: Dropped) -> CellMap:
+    """The stack of layers, one a column, with the residual stream below."""
+    cells = {}
+    for row, kind in enumerate(kinds):
+        for layer in range(layers):
+            replacement = gone.get((layer, kind))
+            what = {None: "kept", "none": "dropped"}.get(replacement, f"replaced ({replacement})")
+            tip = f"layer {layer}, {KINDS[kind].short}: {what}"
+            cls = f"{'hollow' if replacement else 'kept'} k-{kind}"
+            cells[row, layer] = MapCell(cls, tip, _REPLACEMENT_MARKS.get(replacement or "", ""))
+    names = [f"{KINDS[kind].short} {layer}" for layer, kind in sorted(gone) if kind != "block"]
+    told = f"without {', '.join(names)}." if names else "all sublayers."
+    return CellMap(
+        title,
+        f"{counted(layers, 'layer')}; {told}",
+        [KINDS[kind].short for kind in kinds],
+        [str(layer) for layer in range(layers)],
+        cells,
+        tallest=18.0,
+        stream=True,
+    )
+
+
+def _dropped(plan: Sequence[PlannedDeletion]) -> Dropped:
+    """A dropped block is all of its layer's sublayers."""
+    found: Dropped = {}
+    for deletion in plan:
+        kinds = _ALWAYS if deletion.kind == "block" else (deletion.kind,)
+        found |= {(deletion.layer, kind): deletion.replacement for kind in kinds}
+    return found
 
 
 def parity_part(report: ComparisonReport) -> Part | None:
@@ -91,61 +139,83 @@ def parity_part(report: ComparisonReport) -> Part | None:
     ]
     header = ["check", "phase", "max abs error", "tolerance", "result"]
     grid = Grid("Outputs against a witness", header, rows, right=(2, 3))
-    return Part("parity", "Parity", [grid, *_parity_device(report)])
-
-
-def _parity_device(report: ComparisonReport) -> list[Note]:
-    """Says that these checks are none of the device that was timed, where that is so."""
     provider = report.arms.baseline.provider
-    if provider == CPU:
-        return []
-    return [
-        Note(
-            f"These checks ran on the CPU ({CPU}), not on {provider}, where the arms were "
-            "timed and compared."
-        )
-    ]
+    elsewhere = f"not on {provider}, where the arms were timed and compared."
+    notes = [Note(f"These checks ran on the CPU ({CPU}), {elsewhere}")] if provider != CPU else []
+    return Part("parity", "Parity", [grid, *notes])
 
 
-def importance_part(report: ImportanceReport, dropped: Sequence[PlannedDeletion]) -> Part:
-    """A table with a row a layer; what the plan drops is signed.
+def importance_part(report: ImportanceReport, plan: Sequence[PlannedDeletion]) -> Part:
+    """A table with a row a layer, and a map; what the plan drops is marked.
 
     Args:
         report: The scores; lower means more redundant.
-        dropped: The plan's deletions. A dropped block marks all of its layer's sublayers.
+        plan: The deletions. A dropped block marks all of its layer's sublayers.
     """
-    gone = {(deletion.layer, deletion.kind) for deletion in dropped}
+    gone = _dropped(plan)
     scores: dict[tuple[int, str], float] = {(s.layer, s.kind): s.score for s in report.scores}
-    kinds = [
-        kind for kind in _TITLES if kind in _ALWAYS or any(kind == other for _, other in scores)
-    ]
-
-    places = _places(list(scores.values()))
+    scored = {kind for _, kind in scores}
+    kinds = [kind for kind in KINDS if kind in scored or kind in _ALWAYS]
+    digits = _decimal_places(list(scores.values()))
 
     def cell(layer: int, kind: str) -> Cell:
-        score = scores.get((layer, kind))
-        if score is None:
+        if (score := scores.get((layer, kind))) is None:
             return "-"
-        is_gone = (layer, kind) in gone or (layer, "block") in gone
-        told = f"{score:.{places}f}"
-        return Sign(told, "cut") if is_gone else told
+        told = f"{score:.{digits}f}"
+        return Sign(told, "cut") if gone.keys() & {(layer, kind), (layer, "block")} else told
 
     rows: list[list[Cell]] = [
         [str(layer), *(cell(layer, kind) for kind in kinds)]
         for layer in sorted({layer for layer, _ in scores})
     ]
-    header = ["layer", *(_TITLES[kind] for kind in kinds)]
     others = [each.metric for each in report.further]
     also = f" Also scored by {', '.join(others)}." if others else ""
-    note = (
+    note = Note(
         f"Metric: {report.metric}. Lower is more redundant; what was dropped stands in bold.{also}"
     )
+    header = ["layer", *(KINDS[kind].one for kind in kinds)]
     grid = Grid("Importance by layer", header, rows, right=range(len(header)))
-    return Part("importance", "Importance", [Note(note), grid])
+    caption = "A stronger colour is more important; by the logarithm where all are positive."
+    legend = [("h0", "redundant"), ("h8", "important"), ("cut", "dropped")]
+    figure = Figure(importance_map(report, plan), caption, legend)
+    return Part("importance", "Importance", [note, grid], [figure])
 
 
-def _places(scores: Sequence[float]) -> int:
-    """Decimal places with which a middling score has three digits; four at least."""
+def importance_map(report: ImportanceReport, plan: Sequence[PlannedDeletion]) -> CellMap:
+    """Layers across, kinds down; what the plan drops is outlined and crossed."""
+    gone, shade = _dropped(plan), Shades([score.score for score in report.scores])
+    kinds = [kind for kind in KINDS if any(kind == score.kind for score in report.scores)]
+    cells = {}
+    for score in report.scores:
+        dropped = (score.layer, score.kind) in gone
+        tip = f"layer {score.layer}, {KINDS[score.kind].short}: {significant(score.score)}"
+        cells[kinds.index(score.kind), score.layer] = MapCell(
+            f"h{shade(score.score)}", f"{tip}{', dropped' * dropped}", crossed=dropped
+        )
+    layers = max((score.layer for score in report.scores), default=-1) + 1
+    return CellMap(
+        "Importance by layer and kind",
+        _importance_words(report, gone),
+        [KINDS[kind].short for kind in kinds],
+        [str(layer) for layer in range(layers)],
+        cells,
+    )
+
+
+def _importance_words(report: ImportanceReport, gone: Dropped) -> str:
+    if not report.scores:
+        return "No scores."
+    ends = (min(report.scores, key=lambda s: s.score), max(report.scores, key=lambda s: s.score))
+    least, most = (f"{significant(s.score)} ({KINDS[s.kind].short} {s.layer})" for s in ends)
+    dropped = [
+        f"{KINDS[s.kind].short} {s.layer}" for s in report.scores if (s.layer, s.kind) in gone
+    ]
+    told = ", ".join(dropped) or "none of them"
+    return f"Metric {report.metric}, from {least} to {most}. Dropped: {told}."
+
+
+def _decimal_places(scores: Sequence[float]) -> int:
+    """With which a middling score has three digits; four at least."""
     sizes = sorted(abs(score) for score in scores if score and math.isfinite(score))
     middle = sizes[len(sizes) // 2] if sizes else 1.0
     return max(4, 2 - math.floor(math.log10(middle)))

@@ -9,18 +9,23 @@ from dataclasses import dataclass
 
 from exporter.artifacts import FEWEST_ROUNDS, SweepCell, SweepReport, SweepResult, SweepShape
 from exporter.printable import counted
-from exporter.report.parts.overview import letter
 from exporter.report.parts.part import (
+    Block,
     Bullets,
     Cell,
+    Command,
+    Document,
+    Figure,
     Grid,
     Link,
     Note,
     Part,
     Sign,
     Tone,
+    present,
     verdict_sign,
 )
+from exporter.report.parts.tradeoff import HOW, JOINED, Gain, Traded, letter, tradeoff_figure
 from exporter.report.words import (
     dropped_lines,
     milliseconds,
@@ -29,7 +34,6 @@ from exporter.report.words import (
     speedup_words,
 )
 
-TITLE = "Sweep"
 _EACH = (
     "Speed is how many times as fast the cut model is. The whole model in float that a quantised "
     "cell is held against was timed in the same rounds and read the same text; that of a cell in "
@@ -39,7 +43,7 @@ _ALONE = "Both were timed in turns in the same rounds; in brackets the 95 % inte
 
 
 @dataclass(frozen=True)
-class Row:
+class FinishedCell:
     """A finished cell with its letter."""
 
     letter: str
@@ -67,16 +71,16 @@ class Row:
         return math.nan if against.kl_divergence is None else against.kl_divergence
 
 
-def finished(report: SweepReport) -> list[Row]:
+def _finished(report: SweepReport) -> list[FinishedCell]:
     """The cells that have a result; their letters count all cells, so that they stay."""
     return [
-        Row(letter(index), cell, cell.result)
+        FinishedCell(letter(index), cell, cell.result)
         for index, cell in enumerate(report.cells)
         if cell.result is not None and cell.status == "done"
     ]
 
 
-def gain(shape: SweepShape) -> tuple[float, float, float]:
+def gain(shape: SweepShape) -> Gain:
     """How many times as fast as the whole model in float, and the interval."""
     if shape.over_float is not None:
         return shape.over_float.value, *shape.over_float.ci95
@@ -94,23 +98,49 @@ def sweep_lead(report: SweepReport) -> str:
     return f"{told}: {counted(len(report.cells), 'cell')}, {', '.join(states)}."
 
 
-def sweep_parts(report: SweepReport) -> list[Part]:
+def sweep_document(report: SweepReport) -> Document:
     """All parts that there is something to say in."""
-    rows = finished(report)
-    grid = cells_grid(report)
+    rows, grid = _finished(report), cells_grid(report)
+    blocks: list[Block] = [grid, Note(_EACH)] if rows else [grid]
     parts = [
-        Part("cells", "All cells", [grid, Note(_EACH)] if rows else [grid]),
+        _tradeoff(report, rows),
+        Part("cells", "All cells", blocks, stays_open=True),
         _cut_alone(rows),
         _failures(report),
         _machines(rows),
         _plans(rows),
+        Part("file", "The sweep's file", [Command(report.text.rstrip(), "yaml")]),
     ]
-    return [part for part in parts if part is not None]
+    return Document(
+        command="sweep",
+        version=report.versions.get("depthcut", ""),
+        title="Sweep",
+        subject=report.source,
+        lead=sweep_lead(report),
+        parts=present(parts),
+    )
+
+
+def _tradeoff(report: SweepReport, rows: Sequence[FinishedCell]) -> Part | None:
+    """A plot a model; None where no speed or no quality is known of any."""
+    figures: list[Figure] = []
+    for model in report.models:
+        traded = []
+        for row in (row for row in rows if row.cell.model == model):
+            gains: dict[str, list[Gain]] = {}
+            for shape in row.result.shapes:
+                gains.setdefault(shape.phase, []).append(gain(shape))
+            costs = (row.perplexity_change, row.kl_divergence)
+            traded.append(Traded(row.letter, gains, costs))
+        told = "" if figures else f"{HOW}{JOINED} Letters are those of the table."
+        if traded and (figure := tradeoff_figure(traded, told, model)) is not None:
+            figures.append(figure)
+    return Part("tradeoff", "What speed costs", [], figures) if figures else None
 
 
 def cells_grid(report: SweepReport) -> Grid:
     """A row a cell, finished or not; a model's name stands in its first row."""
-    rows = finished(report)
+    rows = _finished(report)
     shapes, known = _shape_names(rows), {row.letter: row for row in rows}
     header = ["model", "cell", "precision", *shapes, "perplexity", "KL, nats", "files, MB"]
     table: list[list[Cell]] = []
@@ -124,7 +154,7 @@ def cells_grid(report: SweepReport) -> Grid:
     return Grid("Against the whole model in float", header, table, right=range(3, len(header)))
 
 
-def _shape_names(rows: Sequence[Row]) -> list[str]:
+def _shape_names(rows: Sequence[FinishedCell]) -> list[str]:
     """The shapes of all cells, in their order."""
     return list(dict.fromkeys(shape.name for row in rows for shape in row.result.shapes))
 
@@ -133,7 +163,7 @@ def _state(cell: SweepCell) -> Sign:
     return Sign("failed", "bad") if cell.status == "failed" else Sign("not run", "unsure")
 
 
-def _figures(row: Row, shapes: Sequence[str]) -> list[Cell]:
+def _figures(row: FinishedCell, shapes: Sequence[str]) -> list[Cell]:
     result, pair = row.result, row.result.perplexity
     speeds = {shape.name: _speed(shape) for shape in result.shapes}
     whole_bytes = result.baseline_bytes
@@ -164,7 +194,7 @@ def _percent(change: float) -> str:
     return f"{change:+.1f} %" if abs(change) < 1000 else f"x {1 + change / 100:,.0f}"
 
 
-def _cut_alone(rows: Sequence[Row]) -> Part | None:
+def _cut_alone(rows: Sequence[FinishedCell]) -> Part | None:
     table = [line for row in rows for line in _shape_rows(row)]
     if not table:
         return None
@@ -175,7 +205,7 @@ def _cut_alone(rows: Sequence[Row]) -> Part | None:
     return Part("alone", "The cut alone", [grid, Note(_ALONE)])
 
 
-def _shape_rows(row: Row) -> Iterator[list[Cell]]:
+def _shape_rows(row: FinishedCell) -> Iterator[list[Cell]]:
     names = f"{row.letter}: {row.cell.model}, {row.cell.plan}, {row.cell.precision}"
     for number, shape in enumerate(row.result.shapes):
         yield [
@@ -214,7 +244,7 @@ def failure_lines(report: SweepReport) -> list[str]:
     ]
 
 
-def _machines(rows: Sequence[Row]) -> Part | None:
+def _machines(rows: Sequence[FinishedCell]) -> Part | None:
     """Where it was measured, with a warning where that was not one machine."""
     places: dict[str, list[str]] = {}
     for row in rows:
@@ -236,7 +266,7 @@ def _machines(rows: Sequence[Row]) -> Part | None:
     return Part("machines", "Where it was measured", told)
 
 
-def _plans(rows: Sequence[Row]) -> Part | None:
+def _plans(rows: Sequence[FinishedCell]) -> Part | None:
     """What each plan dropped of each model; it may differ by precision where it was chosen so."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:

@@ -345,10 +345,10 @@ def _curve(*, timed: bool) -> ParetoCurve:
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_the_page_draws_every_plan_and_lists_the_front(timed: bool, tmp_path: Path) -> None:
-    from exporter.report.html.frontier import render_front
+    from exporter.report.files import write_front
 
     curve = _curve(timed=timed)
-    page = render_front(curve)
+    page = write_front(curve, tmp_path / "front.json").read_text()
     assert page.count("<svg") == 2
     assert page.count('class="dot candidate"') == 2 * 3
     assert page.count('class="dot even"') == 2 * 1
@@ -356,7 +356,7 @@ def test_the_page_draws_every_plan_and_lists_the_front(timed: bool, tmp_path: Pa
     assert ("1.300x" in page) is timed
     assert "a&lt;b" in page
     assert "a<b" not in page
-    saved = ParetoCurve.read(curve.write(tmp_path / "front.json"))
+    saved = ParetoCurve.read(tmp_path / "front.json")
     assert saved == curve
     assert json.loads(saved.to_json())["kind"] == "pareto_curve"
 

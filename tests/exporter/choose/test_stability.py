@@ -17,8 +17,8 @@ from exporter.choose.studies import stability_of_files
 from exporter.choose.studies.naming import checkpoint_labels, step_of, text_labels
 from exporter.choose.studies.repeatability import repeatability
 from exporter.errors import ArtifactError, ScoringError
-from exporter.report.html.stability import render_stability
-from exporter.report.parts.stability import step_word
+from exporter.report.html import page as render
+from exporter.report.parts.stability import stability_document, step_word
 
 
 def test_a_training_is_held_side_by_side(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_page_over_texts_has_the_pairs(tmp_path: Path) -> None:
         for n, (values, text) in enumerate(((FIRST, hostile), (SECOND, "b.txt"), (THIRD, "cc.txt")))
     ]
     report = stability_of_files(files)
-    text = render_stability(report)
+    text = render([stability_document(report)])
     page = Page(text)
     assert "<b>" not in text
     value = f"{report.kinds[0].between(0, 1).spearman:.2f}"
@@ -223,7 +223,7 @@ def test_equal_scores_have_no_correlation(tmp_path: Path) -> None:
     ]
     report = stability_of_files(files)
     assert report.kinds[0].agreements[0].spearman is None
-    assert "too few sublayers apart" in render_stability(report)
+    assert "too few sublayers apart" in render([stability_document(report)])
 
 
 def test_chance_is_told_from_standard_errors(tmp_path: Path) -> None:

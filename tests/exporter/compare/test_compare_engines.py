@@ -22,8 +22,8 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.errors import BackendError, ComparisonError, DepthcutError, EngineError, UsageError
 from exporter.files import sha256_file, sha256_files
-from exporter.report.markdown import render
 from tests.engine_support import CONTENT, written_as
+from tests.made_reports import as_markdown
 
 OPTIONS = CompareOptions(
     threads=1,
@@ -83,7 +83,7 @@ def test_the_onnx_files_are_measured_and_the_report_says_which_is_which(exported
         assert (engine.built_for, engine.network_layers) == ("sm89", 9)
     assert len(report.latency) == 2
     assert report.accuracy is not None
-    text = render(report)
+    text = as_markdown(report)
     assert "The engines of both arms: built, not run: no NVIDIA driver" in text
     assert "m.engine" in text
 
@@ -100,7 +100,7 @@ def test_without_the_onnx_files_only_the_builds_are_told(exported: Path) -> None
         assert "nothing was measured" in arm.not_run
         assert arm.sha256 == arm.engines[0].sha256
         assert arm.kv_cache_bytes_per_token == 2 * 2 * 4 * 2
-    text = render(report)
+    text = as_markdown(report)
     assert "Accuracy was not measured: nothing was run" in text
     assert "logits" not in text
 
@@ -164,7 +164,7 @@ def test_several_builds_are_all_listed(exported: Path) -> None:
     source = (onnx, exported / "candidate")
     report = compare(folder, exported / "engines/candidate", OPTIONS, onnx=source)
     assert len(report.arms.baseline.engines) == 3
-    assert f"3 engines of {len(CONTENT)} bytes each" in render(report)
+    assert f"3 engines of {len(CONTENT)} bytes each" in as_markdown(report)
 
 
 def test_builds_of_two_models_are_no_builds(exported: Path) -> None:

@@ -15,8 +15,7 @@ from exporter.artifacts import ComparisonReport
 from exporter.compare import compare
 from exporter.compare.imported_times import read_times
 from exporter.errors import ComparisonError
-from exporter.report.markdown import render
-from exporter.report.table import plain_table
+from tests.made_reports import as_markdown, as_text
 
 
 def trtexec(path: Path, compute_ms: Sequence[float], *, begin_ms: float = 200.0) -> Path:
@@ -89,12 +88,12 @@ def test_one_file_an_arm_gives_a_ratio_and_no_verdict(tmp_path: Path) -> None:
     assert report.arms.baseline.backend == "trtexec"
     assert report.accuracy is None
     assert ComparisonReport.read(report.write(tmp_path / "report.json")) == report
-    text = render(report)
+    text = as_markdown(report)
     assert "Another tool timed the arms" in text
     assert "took turns in one process" not in text
     assert "gets no verdict: that takes 6 rounds" in text
     assert "## Size" not in text
-    assert "run, ms" in plain_table(report)
+    assert "run, ms" in as_text(report)
 
 
 def test_sessions_in_turns_give_a_verdict(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.widened_copy import WidenedCopy
 from exporter.engines.widening import has_bfloat16, in_float32
 from exporter.errors import BackendError, VerificationError
-from exporter.report.table import title
-from exporter.report.words import verdict_sentences
+from exporter.report.parts.verdict import statements
+from exporter.report.terminal import comparison_title
 from graph_passes import ReplacementTensors, SublayerRef, testing
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
@@ -205,8 +205,8 @@ def test_a_comparison_says_what_was_measured(source: Path) -> None:
     assert report.arms.baseline.file_bytes < 2 * source.stat().st_size + 4096
     assert report.accuracy is not None
     assert len(report.latency) == 1
-    assert "Both arms are in bfloat16" in verdict_sentences(report)[0]
-    assert "bf16 as fp32" in title(report)
+    assert "Both arms are in bfloat16" in statements(report)[0]
+    assert "bf16 as fp32" in comparison_title(report)
 
 
 def test_a_comparison_in_float32_says_nothing_of_it(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_comparison_in_float32_says_nothing_of_it(tmp_path: Path) -> None:
     )  # fmt: skip
     report = compare(tmp_path / "wide.onnx", tmp_path / "wide.onnx", options)
     assert report.arms.baseline.precision == "fp32"
-    assert not any("bfloat16" in sentence for sentence in verdict_sentences(report))
+    assert not any("bfloat16" in sentence for sentence in statements(report))
 
 
 def test_a_text_is_continued(source: Path) -> None:

@@ -11,20 +11,20 @@ from made_depths import made_depths
 
 from exporter.artifacts import DepthsReport
 from exporter.cli import run
-from exporter.report.html.charts.lines import Line, LinePoint, lines_chart
-from exporter.report.html.depths import render_depths
-from exporter.report.parts.depths import depths_lead
-from exporter.report.studies import write_depths
+from exporter.report.charts.lines import Line, LinePoint, Lines
+from exporter.report.files import write_depths
+from exporter.report.html import page as render
+from exporter.report.parts.depths import depths_document
 
 
 def test_the_lead_names_the_least_harm_at_each_number() -> None:
-    lead = depths_lead(made_depths())
+    lead = depths_document(made_depths()).lead
     # Alike at 1: the way that says more of what was dropped comes first.
     assert "n = 1: Attention Drop (0.020 nats, perplexity 1.10x)" in lead
     assert "n = 2: Joint Layer Drop (0.15 nats, perplexity 1.40x)" in lead
     nothing = made_depths().model_copy(update={"cells": [made_depths().of_way("block")[1]]})
-    assert depths_lead(nothing) == "Nothing could be dropped at these numbers."
-    assert "Nothing could be dropped" in Page(render_depths(nothing)).text
+    assert depths_document(nothing).lead == "Nothing could be dropped at these numbers."
+    assert "Nothing could be dropped" in Page(render([depths_document(nothing)])).text
 
 
 def test_markdown_has_every_cell(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_markdown_has_every_cell(tmp_path: Path) -> None:
 
 
 def test_the_page_is_whole_and_escaped() -> None:
-    text = render_depths(made_depths(text="<script>alert(1)</script>"))
+    text = render([depths_document(made_depths(text="<script>alert(1)</script>"))])
     page = Page(text)
     assert "<script" not in text
     assert len(page.all("svg")) == 3
@@ -52,7 +52,7 @@ def test_the_page_is_whole_and_escaped() -> None:
 
 def test_labels_at_the_lines_ends_do_not_lie_on_one_another() -> None:
     lines = [Line(f"line{n}", "ref0", [LinePoint(0, 1.0 + n * 1e-4, "")]) for n in range(4)]
-    page = Page(lines_chart("k", lines, ["a"], title="t", across="a", up="u"))
+    page = Page(Lines("t", lines, "a", "u", ["a"]).draw("k"))
     heights = sorted(
         float(str(attributes["y"]))
         for attributes in page.all("text")
@@ -64,9 +64,9 @@ def test_labels_at_the_lines_ends_do_not_lie_on_one_another() -> None:
 
 def test_values_of_zero_are_drawn_at_the_foot_of_a_logarithm() -> None:
     lines = [Line("one", "ref0", [LinePoint(0, 0.0, ""), LinePoint(1, 2.0, "")])]
-    chart = lines_chart("k", lines, ["a", "b"], title="t", across="a", up="u", logarithmic=True)
+    chart = Lines("t", lines, "a", "u", ["a", "b"], logarithmic=True).draw("k")
     assert len(Page(chart).all("circle")) == 2
-    empty = lines_chart("k", [Line("one", "ref0", [])], title="t", across="a", up="u")
+    empty = Lines("t", [Line("one", "ref0", [])], "a", "u").draw("k")
     assert "Nothing was measured." in empty
 
 

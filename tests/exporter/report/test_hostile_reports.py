@@ -16,9 +16,8 @@ from exporter.artifacts import CheckReport, ComparisonReport, Interval, PruningP
 from exporter.checkpoint.facts import CheckpointFacts, Weights
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.gate import Limits, check
-from exporter.report.ci import github, gitlab, junit
-from exporter.report.markdown import render
-from tests.made_reports import gate_accuracy, gate_report, gate_row
+from exporter.report.ci import Checked, github, gitlab_metrics, junit
+from tests.made_reports import as_markdown, gate_accuracy, gate_report, gate_row
 
 EVIL = (
     "![x](http://evil.example/x) <img src=y> [z](www.evil.example) | @someone `c` "
@@ -78,7 +77,7 @@ def test_what_is_to_be_found_would_be() -> None:
 
 
 def test_a_report(report: ComparisonReport) -> None:
-    told = render(report)
+    told = as_markdown(report)
     assert "evil.example" in told
     assert foreign(told) == []
 
@@ -93,13 +92,15 @@ def test_the_summary_and_the_annotations_of_github(found: CheckReport) -> None:
 
 
 def test_metrics_of_gitlab_are_a_line_each(report: ComparisonReport) -> None:
-    lines = gitlab.render(report).splitlines()
+    lines = gitlab_metrics.render(
+        Checked(check(report, Limits(max_slowdown=0.01)), report)
+    ).splitlines()
     assert any("evil.example" in line for line in lines)
     assert all(line.startswith(("# TYPE ", "# EOF", "depthcut_")) for line in lines)
 
 
 def test_junit_reads_as_it_was_written(found: CheckReport) -> None:
-    root = Xml.fromstring(junit.render(found))
+    root = Xml.fromstring(junit.render(Checked(found, gate_report())))
     names = [case.get("name", "") for case in root.iter("testcase")]
     assert any(EVIL.split("\n")[0].replace("\n", " ") in name for name in names)
     assert {element.tag for element in root.iter()} <= {

@@ -13,7 +13,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from exporter.printable import one_line
-from exporter.report.markdown_text import code, escaped, fenced, target
+from exporter.report.markdown import _target as target
+from exporter.report.markdown import code, escaped, fenced
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 HOSTILE = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 
 from exporter.artifacts import (
@@ -23,10 +24,17 @@ from exporter.artifacts import (
     Speedup,
 )
 from exporter.cli.results import print_comparison
-from exporter.report.markdown import render
-from exporter.report.table import comparison_table, plain_table
+from exporter.report.terminal import comparison_grids, drawn_table
 from exporter.report.words import milliseconds, relative_change, significant
-from tests.made_reports import gate_row, made_environment, model_arm
+from tests.made_reports import (
+    as_markdown,
+    as_text,
+    full_importance,
+    full_report,
+    gate_row,
+    made_environment,
+    model_arm,
+)
 
 
 def row(phase: Any, length: int, past: int, ratio: float, word: Any, **changes: Any) -> LatencyRow:
@@ -87,8 +95,8 @@ def report() -> ComparisonReport:
 
 
 def test_the_verdict_comes_first_in_plain_words(report: ComparisonReport) -> None:
-    head = render(report).split("## Latency")[0]
-    assert "**Without 2 attentions and 1 MLP:**" in head
+    head = as_markdown(report).split("## Latency")[0]
+    assert head.startswith("# depthcut comparison: Without 2 attentions and 1 MLP\n")
     assert "Prefill of 512 tokens is faster (1.130 times as fast, 95 % interval 1.110" in head
     assert (
         "Decode after 512 tokens gets no verdict: it couldn't be told to be at least 1 % faster, "
@@ -101,7 +109,7 @@ def test_the_verdict_comes_first_in_plain_words(report: ComparisonReport) -> Non
 
 
 def test_all_parts_are_there(report: ComparisonReport) -> None:
-    text = render(report)
+    text = as_markdown(report)
     for title in (
         "Latency", "Accuracy", "Size", "What was dropped", "Parity", "Environment",
         "How to reproduce",
@@ -118,17 +126,18 @@ def test_all_parts_are_there(report: ComparisonReport) -> None:
         assert warning not in text
 
 
-def test_tables_have_as_many_cells_as_their_header(report: ComparisonReport) -> None:
-    lines = render(report).splitlines()
-    for number, line in enumerate(lines):
-        if line.startswith("|"):
-            above = lines[number - 1]
-            cells = line.replace("\\|", "").count("|")
-            assert not above.startswith("|") or cells == above.replace("\\|", "").count("|")
+def test_every_table_is_one_to_a_reader_of_markdown(report: ComparisonReport) -> None:
+    parser = MarkdownIt("commonmark").enable("table")
+    for text in (as_markdown(report), as_markdown(full_report(), full_importance())):
+        tokens = [token.type for token in parser.parse(text)]
+        rows = sum(line.startswith("|") for line in text.splitlines())
+        rules = tokens.count("table_open")
+        assert rules > 4
+        assert tokens.count("tr_open") == rows - rules
 
 
 def test_foreign_text_can_t_break_the_page(report: ComparisonReport) -> None:
-    assert "wiki \\| &lt;b>text" in render(report)
+    assert "wiki \\| &lt;b>text" in as_markdown(report)
 
 
 def test_a_busy_machine_is_told_by_what_others_used_and_not_by_the_load(
@@ -136,7 +145,7 @@ def test_a_busy_machine_is_told_by_what_others_used_and_not_by_the_load(
 ) -> None:
     def told(**changes: float | None) -> str:
         machine = report.environment.model_copy(update=changes)
-        return render(report.model_copy(update={"environment": machine}))
+        return as_markdown(report.model_copy(update={"environment": machine}))
 
     assert "Other processes took 25 % of the machine's CPU time" in told(other_cpu_share=0.25)
     own_load = told(load_average_1m=5.0)
@@ -147,7 +156,7 @@ def test_a_busy_machine_is_told_by_what_others_used_and_not_by_the_load(
 
 def test_rows_of_few_rounds_have_no_verdict_and_say_why(report: ComparisonReport) -> None:
     few = row("prefill", 512, 0, 1.13, "inconclusive", rounds=5)
-    text = render(report.model_copy(update={"latency": [few, report.latency[1]]}))
+    text = as_markdown(report.model_copy(update={"latency": [few, report.latency[1]]}))
     sentence = "Prefill of 512 tokens gets no verdict: that takes 6 rounds, and it was timed in 5 "
     assert sentence + "(1.130 times as fast)." in text
     assert "**Too few rounds:** prefill of 512 tokens. With fewer than 6" in text
@@ -161,7 +170,7 @@ def test_rows_that_had_not_settled_are_named(
         row("prefill", 512, 0, 1.13, "faster", settled=False),
         row("decode", 1, 512, 1.0, "same", settled=settled),
     ]
-    text = render(report.model_copy(update={"latency": rows}))
+    text = as_markdown(report.model_copy(update={"latency": rows}))
     assert "**Not settled:** prefill of 512 tokens. Times" in text.split("## Accuracy")[0]
 
 
@@ -171,48 +180,50 @@ def test_on_a_gpu_the_report_says_what_ran_on_the_cpu(report: ComparisonReport) 
         baseline=arm("base", **cuda, cpu_nodes={"Gather": 30, "Concat": 12}),
         candidate=arm("cand", **cuda),
     )
-    text = render(report.model_copy(update={"arms": arms}))
+    text = as_markdown(report.model_copy(update={"arms": arms}))
     counts = "| arithmetic on shapes, on the CPU | 42 nodes (12 Concat, 30 Gather) / no node |"
     assert counts in text
     assert (
         "These checks ran on the CPU (CPUExecutionProvider), not on CUDAExecutionProvider" in text
     )
-    assert "arithmetic on shapes" not in render(report)
+    assert "arithmetic on shapes" not in as_markdown(report)
 
 
 def test_prompts_that_ran_in_chunks_are_told_of(report: ComparisonReport) -> None:
     arms = Arms(baseline=arm("base", prefill_chunk_tokens=256), candidate=arm("cand"))
     told = "| timed prompts of one row | "
-    text = render(report.model_copy(update={"arms": arms}))
+    text = as_markdown(report.model_copy(update={"arms": arms}))
     in_chunks = "run in chunks of 256 tokens or more"
     assert f"{told}baseline: {in_chunks}; candidate: run whole |" in text
     arms = Arms(baseline=arms.baseline, candidate=arm("cand", prefill_chunk_tokens=256))
-    assert f"{told}{in_chunks} |" in render(report.model_copy(update={"arms": arms}))
-    assert told not in render(report)
+    assert f"{told}{in_chunks} |" in as_markdown(report.model_copy(update={"arms": arms}))
+    assert told not in as_markdown(report)
 
 
 def test_what_was_not_measured_is_said(report: ComparisonReport) -> None:
-    none = render(report.model_copy(update={"accuracy": None, "parity": [], "calibration": None}))
+    none = as_markdown(
+        report.model_copy(update={"accuracy": None, "parity": [], "calibration": None})
+    )
     assert "Accuracy was not measured" in none
     assert "## Parity" not in none
     assert report.accuracy is not None
     random = report.accuracy.model_copy(update={"perplexity": None})
-    text = render(report.model_copy(update={"accuracy": random, "calibration": None}))
+    text = as_markdown(report.model_copy(update={"accuracy": random, "calibration": None}))
     assert "There is no perplexity" in text
     assert "Perplexity goes" not in text
     assert "not on record here" in text
 
 
 def test_an_unknown_plan_is_not_made_up(report: ComparisonReport) -> None:
-    text = render(report.model_copy(update={"plan": []}))
-    assert "**Candidate against baseline:**" in text
+    text = as_markdown(report.model_copy(update={"plan": []}))
+    assert text.startswith("# depthcut comparison: Candidate against baseline\n")
     assert "No deletion is on record." in text
 
 
 def test_the_terminal_table_and_the_plain_one_say_the_same(report: ComparisonReport) -> None:
     out = io.StringIO()
-    Console(file=out, width=80).print(comparison_table(report))
-    plain = plain_table(report)
+    Console(file=out, width=80).print(drawn_table(comparison_grids(report)[0]))
+    plain = as_text(report)
     for words in (
         "prefill 512, ms", "decode at 512, ms", "113", "1.13x [1.11, 1.15]", "faster",
         "inconclusive", "26.60", "41.40", "+55.6 %", "0.631", "60.9 %", "542.6", "134.52",
@@ -230,8 +241,8 @@ def test_the_terminal_table_and_the_plain_one_say_the_same(report: ComparisonRep
 def test_the_title_tells_what_was_dropped_or_that_no_one_knows(
     report: ComparisonReport,
 ) -> None:
-    assert plain_table(report).startswith("Dropped ")
-    unknown = plain_table(report.model_copy(update={"plan": []}))
+    assert as_text(report).startswith("Dropped ")
+    unknown = as_text(report.model_copy(update={"plan": []}))
     assert unknown.startswith("No deletions on record.\nonnxruntime, ")
 
 
@@ -246,7 +257,7 @@ def test_a_terminal_gets_the_drawn_table_and_a_pipe_the_plain_one(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     print_comparison(report, tmp_path, as_json=False)
     printed = capsys.readouterr().out
-    assert (plain_table(report) in printed) != terminal
+    assert (as_text(report) in printed) != terminal
     assert ("───" in printed) == terminal
     assert "1.13x [1.11, 1.15]" in printed
     assert printed.endswith(f"Report: {tmp_path / 'report.html'}\n")
@@ -291,8 +302,8 @@ def test_a_collapsed_model_still_has_a_report(report: ComparisonReport, perplexi
     broken = report.model_copy(
         update={"accuracy": report.accuracy.model_copy(update={"perplexity": pair})}
     )
-    assert "Perplexity goes from 20.00" in render(broken)
-    assert "perplexity" in plain_table(broken)
+    assert "Perplexity goes from 20.00" in as_markdown(broken)
+    assert "perplexity" in as_text(broken)
 
 
 def test_the_last_line_tells_what_only_the_report_has(

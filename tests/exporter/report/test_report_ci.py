@@ -14,10 +14,21 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from exporter.artifacts import CheckReport, ComparisonReport, Drift
+from exporter.cli import run
 from exporter.gate import BaselineMatch, Limits, check
-from exporter.report.checks import check_rows, conclusion
-from exporter.report.ci import bencher, github, github_benchmark, gitlab, junit, pytest_benchmark
-from exporter.report.ci.figures import figures
+from exporter.report.checks import check_grid, conclusion
+from exporter.report.ci import (
+    FORMATS,
+    Checked,
+    CiFormat,
+    bencher,
+    github,
+    github_benchmark,
+    gitlab_metrics,
+    junit,
+    pytest_benchmark,
+)
+from exporter.report.ci.metrics import metrics
 from tests.made_reports import gate_accuracy, gate_report, gate_row, samples
 
 LENGTHS = {128: 88.0, 256: 83.0, 512: 70.0, 1024: 80.1}
@@ -32,6 +43,10 @@ def report() -> ComparisonReport:
         for n, ms in LENGTHS.items()
     ]
     return gate_report(rows)
+
+
+def checked(report: ComparisonReport) -> Checked:
+    return Checked(check(report, Limits(max_slowdown=0.03)), report)
 
 
 def spread(median_ms: float) -> Any:
@@ -64,7 +79,7 @@ def hostile(found: CheckReport) -> CheckReport:
 
 
 def test_each_verdict_has_its_place_in_junit(found: CheckReport) -> None:
-    root = Xml.fromstring(junit.render(found))
+    root = Xml.fromstring(junit.render(Checked(found, gate_report())))
     (suite,) = root
     assert (root.tag, suite.tag) == ("testsuites", "testsuite")
     for element in (root, suite):
@@ -106,20 +121,20 @@ def test_junit_keeps_to_what_jenkins_and_pytest_agree_on(found: CheckReport) -> 
         "skipped": ({"message", "type"}, set()),
         "system-out": (set(), set()),
     }
-    for element in Xml.fromstring(junit.render(found)).iter():
+    for element in Xml.fromstring(junit.render(Checked(found, gate_report()))).iter():
         attributes, children = allowed[element.tag]
         assert set(element.attrib) <= attributes
         assert {child.tag for child in element} <= children
 
 
 def test_not_knowing_fails_in_junit_where_it_fails_in_the_shell(found: CheckReport) -> None:
-    (suite,) = Xml.fromstring(junit.render(found, inconclusive_fails=True))
+    (suite,) = Xml.fromstring(junit.render(Checked(found, gate_report(), inconclusive_fails=True)))
     assert (suite.get("failures"), suite.get("skipped")) == ("2", "0")
     assert len(list(suite.iter("failure"))) == 2
 
 
 def test_foreign_text_breaks_no_xml(hostile: CheckReport) -> None:
-    text = junit.render(hostile)
+    text = junit.render(Checked(hostile, gate_report()))
     assert "\x00" not in text
     (suite,) = Xml.fromstring(text)
     assert len(list(suite.iter("testcase"))) == 4
@@ -158,9 +173,8 @@ def test_the_summary_is_a_table_that_foreign_text_does_not_break(
 
 
 def test_github_benchmark_has_a_file_for_each_direction(report: ComparisonReport) -> None:
-    smaller, bigger = (
-        json.loads(github_benchmark.render(report, better)) for better in ("lower", "higher")
-    )
+    files = github_benchmark.render(checked(report))
+    smaller, bigger = (json.loads(files[f"{name}.json"]) for name in ("smaller", "bigger"))
     for entries in (smaller, bigger):
         assert entries
         for entry in entries:
@@ -177,7 +191,7 @@ def test_github_benchmark_has_a_file_for_each_direction(report: ComparisonReport
 
 
 def test_bencher_has_values_with_bounds_in_its_own_units(report: ComparisonReport) -> None:
-    data = json.loads(bencher.render(report))
+    data = json.loads(bencher.render(checked(report)))
     for measures in data.values():
         for metric in measures.values():
             assert {"value"} <= set(metric) <= {"value", "lower_value", "upper_value"}
@@ -189,7 +203,7 @@ def test_bencher_has_values_with_bounds_in_its_own_units(report: ComparisonRepor
 
 
 def test_gitlab_s_metrics_are_openmetrics(report: ComparisonReport) -> None:
-    lines = gitlab.render(report).splitlines()
+    lines = gitlab_metrics.render(checked(report)).splitlines()
     assert lines[-1] == "# EOF"
     seen: list[str] = []
     for line in lines[:-1]:
@@ -205,7 +219,7 @@ def test_gitlab_s_metrics_are_openmetrics(report: ComparisonReport) -> None:
 
 
 def test_pytest_benchmark_s_statistics_are_those_of_the_samples(report: ComparisonReport) -> None:
-    data = json.loads(pytest_benchmark.render(report))
+    data = json.loads(pytest_benchmark.render(checked(report)))
     assert {"machine_info", "commit_info", "benchmarks", "datetime", "version"} == set(data)
     assert len(data["benchmarks"]) == 8
     one = data["benchmarks"][1]
@@ -223,7 +237,7 @@ def test_pytest_benchmark_itself_compares_the_file(
 ) -> None:
     pytest.importorskip("pytest_benchmark")
     path = tmp_path / "benchmark.json"
-    path.write_text(pytest_benchmark.render(report))
+    path.write_text(pytest_benchmark.render(checked(report)))
     call = [sys.executable, "-m", "pytest_benchmark", "compare", str(path)]
     done = subprocess.run(call, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "prefill, batch 1, length 128 [candidate]" in done.stdout
@@ -231,14 +245,27 @@ def test_pytest_benchmark_itself_compares_the_file(
 
 def test_a_collapsed_model_has_no_infinite_figure(report: ComparisonReport) -> None:
     collapsed = report.model_copy(update={"accuracy": gate_accuracy(math.inf)})
-    assert all(math.isfinite(figure.value) for figure in figures(collapsed))
-    assert "Infinity" not in bencher.render(collapsed)
+    assert all(math.isfinite(metric.value) for metric in metrics(collapsed))
+    assert "Infinity" not in bencher.render(checked(collapsed))
     found = check(collapsed, Limits(max_perplexity_increase=0.1))
     assert conclusion(found) == "Regression: 1 regressed."
-    assert "inf" in check_rows(found)[0][3]
-    Xml.fromstring(junit.render(found))
+    assert "inf" in check_grid(found).rows[0][3]
+    Xml.fromstring(junit.render(Checked(found, gate_report())))
+
+
+@pytest.mark.parametrize("each", FORMATS)
+def test_every_registered_format_is_written_by_its_option(
+    each: CiFormat, report: ComparisonReport, tmp_path: Path
+) -> None:
+    saved = report.write(tmp_path / "report.json")
+    target = tmp_path / "ci"
+    option = f"--{each.name.replace('_', '-')}"
+    assert run(["check", str(saved), "--max-slowdown", "3%", option, str(target)]) in (0, 1, 3)
+    assert target.is_dir() == each.is_folder
+    files = [*target.iterdir()] if each.is_folder else [target]
+    assert all(file.stat().st_size for file in files)
 
 
 def test_a_report_without_accuracy_has_figures_of_the_rest() -> None:
-    measures = {figure.measure for figure in figures(gate_report(accuracy=None))}
+    measures = {metric.measure for metric in metrics(gate_report(accuracy=None))}
     assert measures == {"latency", "speedup", "file-size", "kv-cache-per-token"}

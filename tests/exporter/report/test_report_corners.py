@@ -8,13 +8,12 @@ import pytest
 from rich.console import Console
 
 from exporter.artifacts import ComparisonReport
-from exporter.report.html.page import render_html
-from exporter.report.markdown import render, render_part
+from exporter.report.markdown import part_markdown
 from exporter.report.parts.corners import corners_part
 from exporter.report.parts.model import forms_part
-from exporter.report.table import corners_table, plain_table
-from exporter.report.words import headline
-from tests.made_reports import full_report, gate_report
+from exporter.report.parts.verdict import headline
+from exporter.report.terminal import comparison_grids, drawn_table
+from tests.made_reports import as_markdown, as_page, as_text, full_report, gate_report
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def report() -> ComparisonReport:
 def test_the_table_has_a_column_a_corner(report: ComparisonReport) -> None:
     part = corners_part(report)
     assert part is not None
-    text = render_part(part)
+    text = part_markdown(part)
     assert "|  | whole, fp32 | cut, fp32 | whole, int8 | cut, int8 |" in text
     assert "|  | - | 1.19x [1.15, 1.24] | 2.77x [2.73, 2.82] | 3.10x [3.06, 3.15] |" in text
     assert "| files, MB | 542.6 | 480.0 | 142.0 | 125.0 |" in text
@@ -39,44 +38,43 @@ def test_the_table_has_a_column_a_corner(report: ComparisonReport) -> None:
 def test_what_was_measured_of_no_corner_is_left_out(report: ComparisonReport) -> None:
     none = {"exact_match": None, "embedding_cosine": None}
     corners = [corner.model_copy(update=none) for corner in report.corners]
-    text = render(report.model_copy(update={"corners": corners}))
+    text = as_markdown(report.model_copy(update={"corners": corners}))
     assert "same continuation |" not in text
     assert "cosine of embeddings" not in text
     assert "same top-1 token |" in text
 
 
 def test_every_form_of_the_report_has_them(report: ComparisonReport) -> None:
-    assert "## Four corners" in render(report)
-    assert ">Four corners</h2>" in render_html(report)
-    plain = plain_table(report).splitlines()
-    assert "Whole and cut, in float and quantised." in plain
+    assert "## Four corners" in as_markdown(report)
+    assert ">Four corners</h2>" in as_page(report)
+    plain = as_text(report).splitlines()
+    assert "Whole and cut, in float and quantised" in plain
     assert any(line.split()[:2] == ["prefill", "128,"] and "(3.10x)" in line for line in plain)
     screen = io.StringIO()
-    table = corners_table(report)
-    assert table is not None
-    Console(file=screen, width=100).print(table)
+    _, grid = comparison_grids(report)
+    Console(file=screen, width=100).print(drawn_table(grid))
     assert "cut, int8" in screen.getvalue()
     assert "(3.10x)" in screen.getvalue()
     without = gate_report()
-    assert corners_table(without) is None
-    assert "Whole and cut" not in plain_table(without) + render(without) + render_html(without)
+    assert len(comparison_grids(without)) == 1
+    assert "Whole and cut" not in as_text(without) + as_markdown(without) + as_page(without)
 
 
 def test_the_page_shows_the_table_unfolded_however_many_shapes_there_are() -> None:
-    page = render_html(full_report(rows=5, samples=24))
+    page = as_page(full_report(rows=5, samples=24))
     assert "<summary>Table: Whole and cut" not in page
     assert "<summary>Table: Latency of each arm" in page
 
 
 def test_the_command_for_the_comparison_alone_names_the_floats(report: ComparisonReport) -> None:
-    assert "-o DIR --float wikitext-2/float.onnx candidate/float.onnx" in render(report)
-    assert "--float" not in render(gate_report())
+    assert "-o DIR --float wikitext-2/float.onnx candidate/float.onnx" in as_markdown(report)
+    assert "--float" not in as_markdown(gate_report())
 
 
 def test_forms_and_weights_of_all_arms_are_told(report: ComparisonReport) -> None:
     part = forms_part(report)
     assert part is not None
-    text = render_part(part)
+    text = part_markdown(part)
     assert (
         "| candidate | onnxruntime-cpu (genai wikitext-2, fused norms) | 30 GroupQueryAttention, "
         "60 wikitext-2 | int8 (rtn, blocks of 32, symmetric, accuracy level 4, embedding of 8 "

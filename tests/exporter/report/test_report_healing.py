@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_reports import gate_report
+from made_reports import as_markdown, as_page, gate_report
 
 from exporter.artifacts import (
     AnswerDamage,
@@ -15,9 +15,7 @@ from exporter.artifacts import (
     Healing,
 )
 from exporter.heal.domains import warnings_of
-from exporter.report.html.page import render_html
-from exporter.report.markdown import render
-from exporter.report.parts.healing import healing_part, healing_rows, healing_words
+from exporter.report.parts.healing import healing_grid, healing_part, healing_words
 
 
 def damage(increase: float, kl: float = 0.5) -> AnswerDamage:
@@ -111,7 +109,7 @@ def test_answers_that_are_further_away_are_no_gain() -> None:
 
 
 def test_the_rows_have_both_texts_and_what_was_taken_back() -> None:
-    rows = healing_rows(BOTH)
+    rows = healing_grid(BOTH).rows
     assert [row[1] for row in rows] == ["perplexity", "KL, nats", "same top-1"] * 2
     assert rows[0][-1] == "+0.500 nats ± 0.010 (83 %)"
     assert rows[3][-1] == "+0.300 nats ± 0.010 (60 %)"
@@ -123,8 +121,8 @@ def test_reports_show_the_part_and_its_warning() -> None:
     assert healing_part(bare) is None
     for found in (BOTH, APART):
         report = bare.model_copy(update={"healing": found})
-        for written in (render(report), render_html(report)):
+        for written in (as_markdown(report), as_page(report)):
             assert "calibration text" in written
             assert "attention 3" in written
             assert ("The domains disagree" in written) == (found is APART)
-    assert "held out" not in render(bare)
+    assert "held out" not in as_markdown(bare)

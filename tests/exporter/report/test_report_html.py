@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from html_page import Page
-from made_reports import full_importance, full_report
+from made_reports import as_page, full_importance, full_report
 
 from exporter.artifacts import ComparisonReport, PerplexityPair, Speedup
 from exporter.cli import run
-from exporter.report.html.charts.pareto import Candidate, pareto_chart, pareto_front
-from exporter.report.html.charts.samples import thinned
-from exporter.report.html.charts.scale import Scale, scale_over
-from exporter.report.html.page import render_html, render_page
-from exporter.report.html.view import Source
+from exporter.report.charts.axes import Scale, scale_over
+from exporter.report.charts.samples import thinned
+from exporter.report.charts.tradeoff import Candidate, TradeOff, pareto_front
+from exporter.report.files import rendered
 
 HOSTILE = "<script>alert(1)</script>\"'`&| --></style><img src=x onerror=alert(1)>"
 TEXT_COLOURS = (
@@ -38,15 +37,15 @@ def bare(report: ComparisonReport) -> ComparisonReport:
 
 @pytest.fixture(scope="module")
 def full() -> str:
-    return render_html(full_report(), full_importance())
+    return as_page(full_report(), full_importance())
 
 
 PAGES = {
-    "full": lambda: render_html(full_report(), full_importance()),
-    "without importance": lambda: render_html(full_report()),
-    "bare": lambda: render_html(bare(full_report())),
-    "several": lambda: render_page([Source(n, full_report(), full_importance()) for n in "ab"]),
-    "hostile": lambda: render_html(full_report(text=HOSTILE), full_importance(text=HOSTILE)),
+    "full": lambda: as_page(full_report(), full_importance()),
+    "without importance": lambda: as_page(full_report()),
+    "bare": lambda: as_page(bare(full_report())),
+    "several": lambda: rendered({name: full_report() for name in "ab"}, full_importance()),
+    "hostile": lambda: as_page(full_report(text=HOSTILE), full_importance(text=HOSTILE)),
 }
 
 
@@ -117,10 +116,10 @@ def luminance(colour: str) -> float:
 
 def test_a_large_report_stays_small_and_says_what_it_left_out() -> None:
     report = full_report(layers=80, rows=60, samples=600)  # 108,000 samples
-    text = render_html(report, full_importance(layers=80))
+    text = as_page(report, full_importance(layers=80))
     assert len(text.encode()) < 2e6
     assert "of 600 calls drawn, evenly by rank" in text
-    assert "drawn, evenly by rank" not in render_html(full_report(samples=20))
+    assert "drawn, evenly by rank" not in as_page(full_report(samples=20))
 
 
 def test_the_verdict_comes_first_in_words_and_signs(full: str) -> None:
@@ -150,13 +149,13 @@ def test_every_part_is_there_and_left_out_without_its_figures(full: str) -> None
 
 
 def test_what_is_dropped_is_crossed_in_the_map_and_hollow_after(full: str) -> None:
-    before, after = full.split('id="dropped-after-t"')
-    assert "attn: dropped" not in before.split('id="dropped-before-t"')[1]
+    before, after = full.split('id="dropped-2-t"')
+    assert "attn: dropped" not in before.split('id="dropped-1-t"')[1]
     assert "layer 2, attn: dropped" in after
     assert "layer 25, MLP: replaced (linear)" in after
     dropped = 9 + 3 + 2  # of the block: attention and MLP
     assert after.split("</svg>")[0].count('class="hollow') == dropped
-    heat = full.split('id="importance-chart-t"')[1].split("</svg>")[0]
+    heat = full.split('id="importance-1-t"')[1].split("</svg>")[0]
     assert heat.count('class="cut"') == dropped + 1  # and the block's own score
 
 
@@ -167,7 +166,7 @@ def test_the_arms_tell_how_many_layers_there_were(layers: int | None, told: str)
     report = full_report()
     baseline = report.arms.baseline.model_copy(update={"layers": layers})
     arms = report.arms.model_copy(update={"baseline": baseline})
-    assert told in render_html(report.model_copy(update={"arms": arms}))
+    assert told in as_page(report.model_copy(update={"arms": arms}))
 
 
 def test_numbers_that_are_none_still_make_a_page() -> None:
@@ -188,7 +187,7 @@ def test_numbers_that_are_none_still_make_a_page() -> None:
         row.model_copy(update={"speedup": Speedup(ratio=1.1, ci95=(0.0, float("inf")))})
         for row in report.latency
     ]
-    text = render_html(report.model_copy(update={"accuracy": broken, "latency": rows}))
+    text = as_page(report.model_copy(update={"accuracy": broken, "latency": rows}))
     assert "less accurate" in Page(text).text
     assert not re.search(r'(?:d|x|y|cx|cy|width|height)="[^"]*(?:nan|inf)', text)
 
@@ -216,7 +215,7 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
 
 def _letters(points: list[Candidate]) -> tuple[list[tuple[float, float]], int]:
     """Where the letters stand, and how many lines lead to one."""
-    chart = pareto_chart("k", points, cost="perplexity", unit="%")
+    chart = TradeOff("t", points, "speedup", ("perplexity", "%")).draw("k")
     placed = [a for a in Page(chart).all("text") if a.get("class") == "candidate strong"]
     lines = [a for a in Page(chart).all("path") if a.get("class") == "grid"]
     return [(float(str(a["x"])), float(str(a["y"]))) for a in placed], len(lines)
@@ -242,7 +241,7 @@ def test_saved_reports_are_rendered_again(
     assert run(["report", str(saved), "--importance", str(scores)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'one' / 'report.html'}\n"
     page = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
-    assert page == render_html(full_report(), full_importance())
+    assert page == as_page(full_report(), full_importance())
     other = full_report(seed=1).write(tmp_path / "two" / "report.json")
     out = tmp_path / "all.md"
     assert run(["report", str(saved), str(other), "--format", "md", "-o", str(out)]) == 0

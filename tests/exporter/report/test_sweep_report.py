@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from exporter.artifacts import SweepReport, SweepShape
-from exporter.report.parts.part import Grid, Link, Sign
-from exporter.report.parts.sweep import cells_grid, gain, sweep_lead, sweep_parts
-from exporter.report.sweeps import SWEEP_REPORTS, write_sweep
+from exporter.report.files import SWEEP_REPORTS, write_sweep
+from exporter.report.parts.part import Grid, Link, Sign, plain
+from exporter.report.parts.sweep import cells_grid, gain, sweep_document, sweep_lead
 from tests.made_sweeps import made_cell, made_failure, made_result, made_shape, made_sweep
 
 
 def words(grid: Grid) -> list[list[str]]:
-    return [[cell if isinstance(cell, str) else cell.word for cell in row] for row in grid.rows]
+    return [[plain(cell) for cell in row] for row in grid.rows]
 
 
 def test_a_quantised_cell_is_held_against_the_whole_model_in_float() -> None:
@@ -80,7 +80,7 @@ def test_nothing_done_is_a_table_too(tmp_path: Path) -> None:
 
 
 def parts(report: SweepReport) -> dict[str, str]:
-    return {part.key: str(part.blocks) for part in sweep_parts(report)}
+    return {part.key: str(part.blocks) for part in sweep_document(report).parts}
 
 
 def test_several_machines_are_warned_of_and_one_is_not() -> None:

@@ -1,13 +1,33 @@
-"""Writes SVG: elements, attributes, text, all escaped."""
+"""Writes SVG: marks, text, all escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from markupsafe import Markup, escape
 
 WIDTH = 360
 """Units from left to right in every drawing; a unit is a CSS pixel on a phone."""
+SHAPES: dict[str, list[tuple[float, float]]] = {
+    "circle": [],
+    "square": [(-4, -4), (4, -4), (4, 4), (-4, 4)],
+    "diamond": [(0, -6), (6, 0), (0, 6), (-6, 0)],
+    "triangle": [(0, -6), (5.5, 4), (-5.5, 4)],
+    "wedge": [(0, 6), (5.5, -4), (-5.5, -4)],
+}
+"""Outlines of marks, around their middle."""
+
+
+class Chart(Protocol):
+    """Anything that draws itself."""
+
+    def draw(self, key: str) -> Markup:
+        """The drawing.
+
+        Args:
+            key: A name that no other drawing of the page has.
+        """
 
 
 class Drawing:
@@ -40,7 +60,23 @@ class Drawing:
 
     def line(self, x1: float, y1: float, x2: float, y2: float, cls: str) -> None:
         """A straight line."""
-        self.add("path", cls=cls, d=f"M{number(x1)} {number(y1)}L{number(x2)} {number(y2)}")
+        self.add("path", cls=cls, d=polyline([(x1, y1), (x2, y2)]))
+
+    def rect(
+        self, x: float, y: float, width: float, height: float, cls: str, tip: str = ""
+    ) -> None:
+        """A rectangle by its upper left corner."""
+        self.add("rect", cls=cls, x=x, y=y, width=width, height=height, tip=tip)
+
+    def mark(
+        self, x: float, y: float, cls: str, tip: str = "", *, radius: float = 4.5, shape: str = ""
+    ) -> None:
+        """A filled mark: a circle, or one of :data:`SHAPES`."""
+        if outline := SHAPES.get(shape):
+            path = polyline((x + dx, y + dy) for dx, dy in outline) + "Z"
+            self.add("path", cls=f"dot {cls}", d=path, tip=tip)
+        else:
+            self.add("circle", cls=f"dot {cls}", cx=x, cy=y, r=radius, tip=tip)
 
     def text(self, x: float, y: float, text: str, cls: str = "", anchor: str = "start") -> None:
         """A line of text."""

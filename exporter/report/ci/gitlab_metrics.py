@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import re
 
-from exporter.artifacts import ComparisonReport
-from exporter.report.ci.figures import Figure, figures
+from exporter.report.ci import Checked
+from exporter.report.ci.metrics import Metric, metrics
 
 _UNITS = {"%": "percent", "x": "ratio", "": ""}
 
 
-def render(report: ComparisonReport) -> str:
+def render(checked: Checked) -> str:
     """The whole file; samples of one metric stand together, as the format wants."""
-    by_name: dict[str, list[Figure]] = {}
-    for figure in figures(report):
-        by_name.setdefault(_name(figure), []).append(figure)
+    by_name: dict[str, list[Metric]] = {}
+    for metric in metrics(checked.report):
+        by_name.setdefault(_name(metric), []).append(metric)
     lines = []
     for name, found in by_name.items():
         lines += [f"# TYPE {name} gauge"]
-        lines += [f'{name}{{of="{_label(f.subject)}"}} {f.value:.6g}' for f in found]
+        lines += [f'{name}{{of="{_label(m.subject)}"}} {m.value:.6g}' for m in found]
     return "\n".join([*lines, "# EOF"]) + "\n"
 
 
-def _name(figure: Figure) -> str:
-    unit = _UNITS.get(figure.unit, figure.unit)
-    words = ["depthcut", figure.measure, *([unit] if unit else [])]
+def _name(metric: Metric) -> str:
+    unit = _UNITS.get(metric.unit, metric.unit)
+    words = ["depthcut", metric.measure, *([unit] if unit else [])]
     return re.sub(r"[^a-zA-Z0-9_]", "_", "_".join(words))
 
 

@@ -1,4 +1,4 @@
-"""The figures of a report that CI systems plot: one list, from which each format is written."""
+"""The numbers of a report that CI systems plot: one list, from which each format is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exporter.artifacts import ComparisonReport, LatencyRow, LatencySamples
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One number of the candidate.
 
     Attributes:
@@ -34,10 +34,10 @@ class Figure:
     better: Literal["lower", "higher"] = "lower"
 
 
-def figures(report: ComparisonReport) -> list[Figure]:
+def metrics(report: ComparisonReport) -> list[Metric]:
     """All that are finite."""
     found = [*_times(report), *_accuracy(report), *_sizes(report)]
-    return [figure for figure in found if math.isfinite(figure.value)]
+    return [metric for metric in found if math.isfinite(metric.value)]
 
 
 def quartiles(samples: LatencySamples) -> tuple[float, float]:
@@ -48,41 +48,41 @@ def quartiles(samples: LatencySamples) -> tuple[float, float]:
     return first, third
 
 
-def _times(report: ComparisonReport) -> Iterator[Figure]:
+def _times(report: ComparisonReport) -> Iterator[Metric]:
     for row in report.latency:
         yield _latency(row)
         low, high = row.speedup.ci95
-        yield Figure(row.shape_name, "speedup", "x", row.speedup.ratio, low, high, "higher")
+        yield Metric(row.shape_name, "speedup", "x", row.speedup.ratio, low, high, "higher")
 
 
-def _latency(row: LatencyRow) -> Figure:
+def _latency(row: LatencyRow) -> Metric:
     low, high = quartiles(row.candidate)
-    return Figure(row.shape_name, "latency", "ms", row.candidate.median_ms, low, high)
+    return Metric(row.shape_name, "latency", "ms", row.candidate.median_ms, low, high)
 
 
-def _accuracy(report: ComparisonReport) -> Iterator[Figure]:
+def _accuracy(report: ComparisonReport) -> Iterator[Metric]:
     accuracy = report.accuracy
     if accuracy is None:
         return
     if accuracy.perplexity is not None:
-        yield Figure("accuracy", "perplexity", "", accuracy.perplexity.candidate)
+        yield Metric("accuracy", "perplexity", "", accuracy.perplexity.candidate)
     if accuracy.kl_divergence is not None:
         low, high = (None, None) if accuracy.kl_interval is None else accuracy.kl_interval.ci95
-        yield Figure("accuracy", "kl-divergence", "nats", accuracy.kl_divergence, low, high)
+        yield Metric("accuracy", "kl-divergence", "nats", accuracy.kl_divergence, low, high)
     if accuracy.top1_agreement is not None:
         agreement = 100 * accuracy.top1_agreement
-        yield Figure("accuracy", "top1-agreement", "%", agreement, better="higher")
+        yield Metric("accuracy", "top1-agreement", "%", agreement, better="higher")
     if accuracy.embeddings is not None:
         cosine = accuracy.embeddings.cosine
-        yield Figure("accuracy", "embedding-cosine", "", cosine, better="higher")
+        yield Metric("accuracy", "embedding-cosine", "", cosine, better="higher")
     for task in accuracy.tasks:
         name = f"{task.task} {task.metric}"
-        yield Figure(name, "score", "", task.candidate, better="higher")
+        yield Metric(name, "score", "", task.candidate, better="higher")
 
 
-def _sizes(report: ComparisonReport) -> Iterator[Figure]:
+def _sizes(report: ComparisonReport) -> Iterator[Metric]:
     arm = report.arms.candidate
-    yield Figure("model", "file-size", "bytes", arm.file_bytes)
-    yield Figure("model", "kv-cache-per-token", "bytes", arm.kv_cache_bytes_per_token)
+    yield Metric("model", "file-size", "bytes", arm.file_bytes)
+    yield Metric("model", "kv-cache-per-token", "bytes", arm.kv_cache_bytes_per_token)
     if arm.device_memory_bytes is not None:
-        yield Figure("model", "device-memory", "bytes", arm.device_memory_bytes)
+        yield Metric("model", "device-memory", "bytes", arm.device_memory_bytes)

@@ -1,0 +1,146 @@
+"""Speed, accuracy and size at a glance: rows for every table of both arms, and key figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from exporter.artifacts import Arm, ComparisonReport
+from exporter.printable import counted
+from exporter.report.parts.part import Cell, Grid, Tile, verdict_sign
+from exporter.report.parts.verdict import quality_sign, speed_sign
+from exporter.report.words import (
+    milliseconds,
+    percent,
+    relative_change,
+    short_shape,
+    significant,
+    speedup_range,
+    speedup_words,
+)
+
+SummaryRow = tuple[str, str, str, str, str]
+"""What, baseline, candidate, change, verdict."""
+
+HEADER: SummaryRow = ("", "baseline", "candidate", "change", "verdict")
+
+
+def latency_rows(report: ComparisonReport) -> list[SummaryRow]:
+    """Median times of both arms, the speedup with its interval, and the verdict."""
+    return [
+        (
+            f"{short_shape(row)}, ms",
+            milliseconds(row.baseline.median_ms),
+            milliseconds(row.candidate.median_ms),
+            speedup_words(row.speedup.ratio, row.speedup.ci95, digits=2),
+            row.verdict,
+        )
+        for row in report.latency
+    ]
+
+
+def accuracy_rows(report: ComparisonReport) -> list[SummaryRow]:
+    """Perplexity, KL divergence and agreement; what was not measured is left out."""
+    accuracy = report.accuracy
+    rows: list[SummaryRow] = []
+    if accuracy is None:
+        return rows
+    if (pair := accuracy.perplexity) is not None:
+        before, after = significant(pair.baseline), significant(pair.candidate)
+        change = relative_change(pair.baseline, pair.candidate)
+        rows.append(("perplexity", before, after, change, ""))
+    if accuracy.kl_divergence is not None:
+        rows.append(("KL divergence, nats", "", significant(accuracy.kl_divergence, 3), "", ""))
+    if accuracy.top1_agreement is not None:
+        rows.append(("same top-1 token", "", percent(accuracy.top1_agreement), "", ""))
+    return rows
+
+
+def size_rows(report: ComparisonReport) -> list[SummaryRow]:
+    """Bytes on disk, parameters, nodes, and KV cache per token; what is none is left out."""
+
+    def sizes(arm: Arm) -> dict[str, tuple[float, int]]:
+        return {
+            "files, MB": (arm.file_bytes / 1e6, 1),
+            "parameters, million": (arm.parameters / 1e6, 2),
+            "graph nodes": (arm.nodes, 0),
+            "KV bytes per token": (arm.kv_cache_bytes_per_token, 0),
+        }
+
+    after = sizes(report.arms.candidate)
+    return [
+        (
+            what,
+            f"{before:,.{digits}f}",
+            f"{after[what][0]:,.{digits}f}",
+            relative_change(before, after[what][0]),
+            "",
+        )
+        for what, (before, digits) in sizes(report.arms.baseline).items()
+        if before or after[what][0]
+    ]
+
+
+def accuracy_grid(report: ComparisonReport, caption: str) -> Grid:
+    """The rows of accuracy as a table."""
+    return Grid(caption, HEADER[:4], [row[:4] for row in accuracy_rows(report)], right=(1, 2, 3))
+
+
+def size_grid(report: ComparisonReport, caption: str) -> Grid:
+    """The rows of sizes as a table."""
+    return Grid(caption, HEADER[:4], [row[:4] for row in size_rows(report)], right=(1, 2, 3))
+
+
+def glance(report: ComparisonReport) -> list[Grid]:
+    """Speed, accuracy and size, each a table of the same form; those without a row are left out."""
+    grids = [_speed(report), accuracy_grid(report, "Accuracy"), size_grid(report, "Size")]
+    return [grid for grid in grids if grid.rows]
+
+
+def _speed(report: ComparisonReport) -> Grid:
+    names = list(dict.fromkeys(name for row in report.latency for name in row.references))
+    with_floor = any(row.noise_floor for row in report.latency)
+    floor = ["noise floor"] * with_floor
+    rows: list[list[Cell]] = []
+    for told, row in zip(latency_rows(report), report.latency, strict=True):
+        what, baseline, candidate, change = told[:4]
+        times = row.references
+        others = [milliseconds(times[n].median_ms) if n in times else "-" for n in names]
+        noise = "-" if row.noise_floor is None else f"{row.noise_floor.ratio:.3f}x"
+        sign = verdict_sign(row.verdict)
+        rows.append([what, change, sign, baseline, candidate, *others, *[noise] * with_floor])
+    header = ["", "speedup", "verdict", "baseline", "candidate", *names, *floor]
+    return Grid("Speed, median times", header, rows, right=[1, *range(3, len(header))])
+
+
+def tiles(report: ComparisonReport) -> Iterator[Tile]:
+    """The figures that a reader asks for first; those that were not measured are left out."""
+    if rows := report.latency:
+        speed = f"{speedup_range([row.speedup.ratio for row in rows], '–')}x"
+        tone = speed_sign(report).tone
+        yield Tile(speed, "speed", f"in {counted(len(rows), 'shape')}", tone)
+    yield from _quality_tiles(report)
+    before, after = report.arms.baseline, report.arms.candidate
+    yield Tile(
+        relative_change(before.parameters, after.parameters) or "-",
+        "parameters",
+        f"{before.parameters / 1e6:,.2f} → {after.parameters / 1e6:,.2f} million",
+    )
+    if before.kv_cache_bytes_per_token:
+        cache = (before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token)
+        words = f"{cache[0]:,} → {cache[1]:,} bytes per token"
+        yield Tile(relative_change(*cache), "KV cache", words)
+
+
+def _quality_tiles(report: ComparisonReport) -> Iterator[Tile]:
+    accuracy = report.accuracy
+    if accuracy is None:
+        return
+    if (pair := accuracy.perplexity) is not None:
+        change = relative_change(pair.baseline, pair.candidate)
+        detail = f"{significant(pair.baseline)} → {significant(pair.candidate)}, lower is better"
+        yield Tile(change, "perplexity", detail, quality_sign(report).tone)
+    if accuracy.top1_agreement is not None:
+        detail = f"of {accuracy.tokens:,} positions"
+        yield Tile(percent(accuracy.top1_agreement), "same most likely token", detail)
+    if accuracy.embeddings is not None:
+        yield Tile(f"{accuracy.embeddings.cosine:.4f}", "cosine of embeddings", "mean over texts")

@@ -1,0 +1,222 @@
+"""The whole comparison in one sentence, in single statements, and in two words."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from exporter.artifacts import FEWEST_ROUNDS, RUN_IN_FP32, Accuracy, ComparisonReport, LatencyRow
+from exporter.report.parts.corners import corners_sentence
+from exporter.report.parts.part import Sign, verdict_sign
+from exporter.report.words import (
+    counted_kind,
+    kinds_and_layers,
+    listed,
+    percent,
+    relative_change,
+    shape_words,
+    significant,
+    speedup_range,
+)
+
+_CLEAR = 0.01
+"""A change of perplexity that has no interval counts as one from here on."""
+_ALL = {
+    "faster": "it is faster in {}, {} times as fast",
+    "slower": "it is slower in {}, {} times as fast",
+    "same": "it takes the same time in {}",
+    "inconclusive": "whether it is faster can't be told from {}",
+}
+_SOME = {
+    "faster": "faster in {}",
+    "slower": "slower in {}",
+    "same": "as fast in {}",
+    "inconclusive": "without a verdict in {}",
+}
+
+
+def headline(report: ComparisonReport) -> str:
+    """What was done, in one line: ``Without 8 attentions and 1 MLP``."""
+    records = [arm.quantization for arm in (report.arms.baseline, report.arms.candidate)]
+    schemes = {None if record is None else record.scheme for record in records}
+    scheme = schemes.pop() if len(schemes) == 1 else None
+    quantized = f", in {scheme}" if scheme else ""
+    kinds = kinds_and_layers(report.plan).items()
+    if not kinds:
+        return f"Candidate against baseline{quantized}"
+    return f"Without {listed([counted_kind(kind, len(ls)) for kind, ls in kinds])}{quantized}"
+
+
+def verdict_sentence(report: ComparisonReport) -> str:
+    """What was done, what it does to the speed, and what it does to the answers."""
+    told = f"{headline(report)}, {_speed(report)}; {_quality(report.accuracy)}."
+    return " ".join(filter(None, [told, corners_sentence(report)]))
+
+
+def speed_sign(report: ComparisonReport) -> Sign:
+    """All rows' verdicts as one word; rows of both kinds are ``mixed``, not averaged."""
+    words: set[str] = {row.verdict for row in report.latency}
+    if not words:
+        return Sign("speed not measured", "unsure")
+    if len(words) == 1:
+        return verdict_sign(words.pop())
+    if {"faster", "slower"} <= words:
+        return Sign("mixed speed", "unsure")
+    if "slower" in words:
+        return Sign("partly slower", "bad")
+    if "faster" in words:
+        return Sign("partly faster", "good")
+    return Sign("same or inconclusive", "unsure")
+
+
+def quality_sign(report: ComparisonReport) -> Sign:
+    """By perplexity and its interval; other figures have no side that is known to be worse."""
+    accuracy = report.accuracy
+    if accuracy is None:
+        return Sign("accuracy not measured", "unsure")
+    if accuracy.perplexity is None:
+        return Sign("perplexity not measured", "unsure")
+    low, high = _log_change(accuracy)
+    if low > 0:
+        return Sign("less accurate", "bad")
+    if high < 0:
+        return Sign("more accurate", "good")
+    if low <= 0 <= high:
+        return Sign("no clear loss of accuracy", "even")
+    return Sign("accuracy is no number", "bad")
+
+
+def _log_change(accuracy: Accuracy) -> tuple[float, float]:
+    """The interval of the change of log perplexity; without one, a small change is none."""
+    if accuracy.log_perplexity_increase is not None:
+        return accuracy.log_perplexity_increase.ci95
+    assert accuracy.perplexity is not None
+    pair = accuracy.perplexity
+    if not (pair.baseline > 0 and pair.candidate > 0):
+        return math.nan, math.nan
+    change = math.log(pair.candidate) - math.log(pair.baseline)
+    return (0.0, 0.0) if abs(change) < _CLEAR else (change, change)
+
+
+def _speed(report: ComparisonReport) -> str:
+    rows = report.latency
+    if not rows:
+        reasons = (report.arms.baseline.not_run, report.arms.candidate.not_run)
+        why = next((reason for reason in reasons if reason), None)
+        return "its speed was not measured" + (f" ({why.rstrip('.')})" if why else "")
+    counts: Counter[str] = Counter(row.verdict for row in rows)
+    if len(counts) == 1:
+        names = {1: shape_words(rows[0]), 2: "both shapes"}
+        where = names.get(len(rows), f"all {len(rows)} shapes")
+        ratios = speedup_range([row.speedup.ratio for row in rows])
+        return _ALL[rows[0].verdict].format(where, ratios)
+    told = [_SOME[word].format(counts[word]) for word in _SOME if counts[word]]
+    return f"it is {listed(told)} of {len(rows)} shapes"
+
+
+def _quality(accuracy: Accuracy | None) -> str:
+    if accuracy is not None and (pair := accuracy.perplexity) is not None:
+        change = relative_change(pair.baseline, pair.candidate)
+        before, after = significant(pair.baseline), significant(pair.candidate)
+        return f"perplexity goes from {before} to {after} ({change})"
+    if accuracy is not None and accuracy.embeddings is not None:
+        return f"its embeddings keep a mean cosine of {accuracy.embeddings.cosine:.4f}"
+    if accuracy is not None and accuracy.kl_divergence is not None:
+        kl = significant(accuracy.kl_divergence, 3)
+        return f"its predictions are {kl} nats of KL divergence from the baseline's"
+    return "its accuracy was not measured"
+
+
+def statements(report: ComparisonReport) -> list[str]:
+    """The result in single sentences, the most important first."""
+    sentences = [*notices(report), *map(_latency_sentence, report.latency)]
+    sentences += _accuracy_sentences(report)
+    before, after = (
+        arm.kv_cache_bytes_per_token for arm in (report.arms.baseline, report.arms.candidate)
+    )
+    if before and before != after:
+        change = relative_change(before, after)
+        sentences.append(
+            f"The KV cache takes {after:,} bytes per token, not {before:,} ({change})."
+        )
+    return sentences
+
+
+def notices(report: ComparisonReport) -> list[str]:
+    """Whose the figures are, where they aren't those of the files as they are."""
+    arms = {"baseline": report.arms.baseline, "candidate": report.arms.candidate}
+    reasons = {name: arm.not_run for name, arm in arms.items() if arm.not_run is not None}
+    if len(reasons) == 2 and len(set(reasons.values())) == 1:
+        found = [f"The engines of both arms: {reasons['baseline']}."]
+    else:
+        found = [f"The engines of the {name}: {reason}." for name, reason in reasons.items()]
+    wide = [name for name, arm in arms.items() if arm.precision.endswith(RUN_IN_FP32)]
+    if wide:
+        whose = "Both arms are" if len(wide) > 1 else f"The {wide[0]} is"
+        found.append(
+            f"{whose} in bfloat16, for which ONNX Runtime's CPU has no kernels: times and accuracy "
+            "are those of the same weights in float32, and tell little of bfloat16's own speed."
+        )
+    return found
+
+
+def has_too_few_rounds(row: LatencyRow) -> bool:
+    """Whether a row was timed in too few rounds for its interval to be one of 95 %."""
+    return row.rounds < FEWEST_ROUNDS
+
+
+def _latency_sentence(row: LatencyRow) -> str:
+    low, high = row.speedup.ci95
+    what, ratio = shape_words(row).capitalize(), f"{row.speedup.ratio:.3f} times as fast"
+    if has_too_few_rounds(row):
+        return (
+            f"{what} gets no verdict: that takes {FEWEST_ROUNDS} rounds, and it was timed in "
+            f"{row.rounds} ({ratio})."
+        )
+    limit = f"{100 * row.threshold:.3g} %"
+    spent = "in its time budget " if row.stopped == "budget" else ""
+    verdicts = {
+        "faster": "is faster",
+        "slower": "is slower",
+        "same": f"takes the same time to within {limit}",
+        "inconclusive": f"gets no verdict: {spent}it couldn't be told to be at least {limit} "
+        f"faster, at least {limit} slower, or the same to within {limit}",
+    }
+    interval = f"95 % interval {low:.3f} to {high:.3f}"
+    return f"{what} {verdicts[row.verdict]} ({ratio}, {interval}{_tokens_per_second(row)})."
+
+
+def _tokens_per_second(row: LatencyRow) -> str:
+    """Tokens of a whole generation in a second, of both arms."""
+    if row.phase != "generate":
+        return ""
+    tokens = row.batch * row.new_tokens * 1000
+    speeds = [significant(tokens / arm.median_ms, 3) for arm in (row.baseline, row.candidate)]
+    return f"; {speeds[0]} and {speeds[1]} tokens/s"
+
+
+def why_no_accuracy(report: ComparisonReport) -> str:
+    """Why a report has none."""
+    if not report.latency and report.arms.baseline.not_run is not None:
+        return "nothing was run"
+    if report.latency and all(row.imported for row in report.latency):
+        return "times alone tell nothing of it"
+    return "the models have no output called logits"
+
+
+def _accuracy_sentences(report: ComparisonReport) -> list[str]:
+    accuracy = report.accuracy
+    if accuracy is None:
+        return [f"Accuracy was not measured: {why_no_accuracy(report)}."]
+    sentences = []
+    if (pair := accuracy.perplexity) is not None:
+        sentences.append(
+            f"Perplexity goes from {significant(pair.baseline)} to {significant(pair.candidate)} "
+            f"({relative_change(pair.baseline, pair.candidate)}; lower is better)."
+        )
+    if accuracy.top1_agreement is not None:
+        share = percent(accuracy.top1_agreement)
+        sentences.append(
+            f"Both find the same token most likely at {share} of {accuracy.tokens:,} positions."
+        )
+    return sentences

@@ -1,0 +1,85 @@
+"""Tables on a terminal, drawn; and in files and pipes, aligned with spaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import ComparisonReport
+from exporter.printable import counted, one_line
+from exporter.report.parts.corners import corners_grid
+from exporter.report.parts.part import Cell, Grid, Sign, plain, verdict_sign
+from exporter.report.parts.summary import HEADER, accuracy_rows, latency_rows, size_rows
+from exporter.report.words import dropped_lines
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_STYLES = {"good": "bold green", "bad": "bold red", "even": "", "unsure": "dim", "cut": "bold"}
+
+
+def comparison_grids(report: ComparisonReport) -> list[Grid]:
+    """Latency, accuracy and size in one table, empty rows between them; then the four models."""
+    rows: list[Sequence[Cell]] = []
+    for section in filter(None, (latency_rows(report), accuracy_rows(report), size_rows(report))):
+        rows += [[]] if rows else []
+        rows += [[*row[:4], verdict_sign(row[4]) if row[4] else ""] for row in section]
+    found = [Grid(comparison_title(report), HEADER, rows, right=(1, 2, 3))]
+    return [*found, corners_grid(report, brief=True)] if report.corners else found
+
+
+def comparison_title(report: ComparisonReport) -> str:
+    """What the table compares, and where it was measured."""
+    dropped = "; ".join(dropped_lines(report.plan))
+    told = f"Dropped {dropped}" if dropped else "No deletions on record"
+    arm, threads = report.arms.baseline, counted(report.environment.threads, "thread")
+    weights = arm.quantization.scheme if arm.quantization else arm.precision
+    where = one_line(f"{arm.backend}, {arm.provider}, {weights}, {threads}.")
+    return f"{told}.\n{where}"
+
+
+def drawn_table(grid: Grid) -> Table:
+    """A rich table; an empty row ends a section."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # Without edges the widest row, an inconclusive one, fits into 80 columns.
+    table = Table(
+        title=grid.caption, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+        pad_edge=False,
+    )  # fmt: skip
+    for column, name in enumerate(grid.header):
+        table.add_column(name, justify="right" if column in grid.right else "left", no_wrap=True)
+    for row in grid.rows:
+        if not row:
+            table.add_section()
+            continue
+        styles = (_STYLES[cell.tone] if isinstance(cell, Sign) else "" for cell in row)
+        texts = map(one_line, map(plain, row))
+        table.add_row(*(Text(text, style) for text, style in zip(texts, styles, strict=True)))
+    return table
+
+
+def plain_lines(
+    header: Sequence[str], rows: Iterable[Sequence[Cell]], right: Sequence[int] = ()
+) -> list[str]:
+    """Rows as aligned text; an empty row is an empty line."""
+    table = [[one_line(plain(cell)) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*filter(None, table), strict=True)]
+
+    def aligned(row: Sequence[str]) -> str:
+        cells = enumerate(zip(row, widths, strict=True)) if row else ()
+        padded = (c.rjust(width) if n in right else c.ljust(width) for n, (c, width) in cells)
+        return "  ".join(padded).rstrip()
+
+    return [aligned(row) for row in table]
+
+
+def plain_text(grids: Iterable[Grid]) -> str:
+    """Tables below one another, each below its caption."""
+    texts = []
+    for grid in grids:
+        header, *rows = plain_lines(grid.header, grid.rows, grid.right)
+        texts.append("\n".join([grid.caption, header, "", *rows]))
+    return "\n\n".join(texts) + "\n"
