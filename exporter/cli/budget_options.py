@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -13,7 +13,8 @@ from exporter.cli.sections import Count, option_in
 from graph_passes.types import BLOCK_KINDS, SublayerKind
 
 if TYPE_CHECKING:
-    from exporter.choose.budgets import Budget, Heal
+    from exporter.artifacts import HealKind
+    from exporter.choose.budgets import Budget
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 # As exporter.choose.budgets has them, which --help must not load.
@@ -24,19 +25,8 @@ BUDGETS = (
     *("parameters", "fits", "target_speedup", "max_perplexity_increase", "min_top1_agreement"),
 )
 """The options that ask for something that no number of sublayers says."""
-IDLE = (
-    "at",
-    "require_speedup",
-    "batch",
-    "context",
-    "kinds",
-    "attention_only",
-    "rank",
-    "check_text",
-    "onnx",
-    "costs",
-)
-"""What `depthcut plan` has no use for without them."""
+IDLE = ("at", "require_speedup", "sequences", "context", "kinds", "attention_only")
+"""What a choice by scores alone has no use for."""
 
 TIMING = ("provider", "threads", "time_budget")
 """What it has no use for where nothing is timed."""
@@ -51,7 +41,7 @@ class Tokens(click.ParamType[int]):
         """Reads it; a number from code passes."""
         if isinstance(value, int):
             return value
-        from exporter.choose.budgets.amounts import tokens
+        from exporter.choose.budgets import tokens
         from exporter.errors import UsageError
 
         try:
@@ -129,6 +119,10 @@ def budget_options(function: _F) -> _F:
             help="How many times as fast that request is to be, measured to within 3 %.",
         ),
         budgeting(
+            "--sequences", type=Count(),
+            help="Of --fits: sequences whose caches are held. [1]",
+        ),
+        budgeting(
             "--context", type=Tokens(),
             help="Of --fits: tokens in the caches of every sequence, such as 32k.",
         ),
@@ -189,17 +183,24 @@ def refuse_idle(options: Mapping[str, Any], names: Iterable[str]) -> None:
             )
 
 
-def usual_heal(budget: Budget) -> Heal:
-    """What may take a branch's place where nothing is said: numbers alone are the paper's way."""
-    return "none" if budget.only_counts and budget.counts else "best"
+def asked_heal(options: Mapping[str, Any]) -> HealKind | None:
+    """What may take a branch's place; where nothing is said, numbers alone are the paper's way."""
+    kind: str | None = options["heal"]
+    if kind is None and (asks_for_budget(options) or _asks_for_front_alone(options)):
+        kind = "best"
+    return None if kind in (None, "none") else cast("HealKind", kind)
 
 
-def budget_request(options: Mapping[str, Any], batch: int) -> Budget:
-    """The library's own budget.
+def _asks_for_front_alone(options: Mapping[str, Any]) -> bool:
+    counts = ("attention", "mlp", "block", "joint")
+    return options.get("curve") is not None and not any(options[name] for name in counts)
+
+
+def budget_request(options: Mapping[str, Any]) -> Budget:
+    """The library's own budget, alike in `plan` and `export`.
 
     Args:
         options: click's.
-        batch: Sequences that caches are held for.
 
     Raises:
         UsageError: Parts of it are lacking, or say nothing that makes sense.
@@ -213,7 +214,11 @@ def budget_request(options: Mapping[str, Any], batch: int) -> Budget:
     if (fits is None) != (context is None):
         raise UsageError(
             "How much memory caches take depends on what they hold.",
-            "Give --fits and --context together: --fits 8GB --context 32k --batch 4.",
+            "Give --fits and --context together: --fits 8GB --context 32k --sequences 4.",
+        )
+    if options["sequences"] and fits is None:
+        raise UsageError(
+            "--sequences says how many caches --fits is for.", "Give both, or neither."
         )
     if options["require_speedup"] and options["target_speedup"] is None:
         raise UsageError("--require-speedup is for --target-speedup.", "Give both, or neither.")
@@ -222,7 +227,7 @@ def budget_request(options: Mapping[str, Any], batch: int) -> Budget:
     return Budget(
         **counts,
         parameters=options["parameters"],
-        fits=None if fits is None else Memory(fits, context, batch),
+        fits=None if fits is None else Memory(fits, context, options["sequences"] or 1),
         target_speedup=options["target_speedup"],
         at=options["at"],
         floors=Floors(options["max_perplexity_increase"], options["min_top1_agreement"]),

@@ -1,15 +1,21 @@
-"""The part of `depthcut plan` that holds budgets: from click's options to the planner and back."""
+"""The part of `depthcut plan` that makes plans: from click's options to the planner and back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from exporter.cli.budget_options import TIMING, asks_for_budget, budget_request, usual_heal
+from exporter.cli.budget_options import (
+    IDLE,
+    TIMING,
+    asked_heal,
+    asks_for_budget,
+    budget_request,
+    refuse_idle,
+)
+from exporter.cli.cluster_options import refuse_with_budget, spread_meters
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.options import AUTO
 from exporter.cli.search_options import search_request
@@ -19,37 +25,10 @@ if TYPE_CHECKING:
     from exporter.artifacts import ImportanceReport, PruningPlan
     from exporter.choose.budgets import Budget, Planner, PlanSettings, Workplace
     from exporter.choose.costs import CostTable
-    from exporter.choose.selection import SearchOptions
+    from exporter.choose.selection import MakeMeter
 
 _SECONDS = 60.0
 """For the rounds of a sublayer's cost, where nothing is said."""
-
-
-def wants_planner(options: Mapping[str, Any]) -> bool:
-    """Whether more is asked for than a choice by scores or damage."""
-    healed = options["heal"] not in (None, "none")
-    return healed or asks_for_budget(options) or options["curve"] is not None
-
-
-def searched(options: Mapping[str, Any]) -> SearchOptions:
-    """How to search: by damage, since nothing else tells when a budget is held.
-
-    Raises:
-        UsageError: Another way was asked for.
-    """
-    from exporter.errors import UsageError
-
-    search = search_request(options)
-    if search.by_damage:
-        return search
-    context = click.get_current_context()
-    given = context.get_parameter_source("search")
-    if given is not click.core.ParameterSource.DEFAULT:
-        raise UsageError(
-            f"Budgets are held by measured damage; --search {search.search} measures none.",
-            "Leave --search away, or take greedy or evolution.",
-        )
-    return replace(search, search="greedy")
 
 
 def refuse_places(
@@ -60,6 +39,8 @@ def refuse_places(
     Raises:
         UsageError: With what would happen.
     """
+    if asked_heal(options) is None and not asks_for_budget(options) and options["curve"] is None:
+        return  # a bare plan is one file
     from exporter.errors import UsageError
     from exporter.files import refuse_overwriting
     from exporter.heal.plan_file import files_of
@@ -84,17 +65,30 @@ def refuse_places(
             )
 
 
-def plan_settings(options: Mapping[str, Any], budget: Budget) -> PlanSettings:
-    """How the plan is looked for."""
-    from exporter.choose.budgets import PlanSettings
+def plan_settings(options: Mapping[str, Any]) -> PlanSettings:
+    """How the plan is looked for.
 
+    Raises:
+        UsageError: Something is said of replacements that nobody asked for.
+    """
+    from exporter.choose.budgets import PlanSettings
+    from exporter.errors import UsageError
+    from exporter.heal.options import HealOptions
+
+    kind, given = asked_heal(options), {n: options[n] for n in ("rank", "check_text")}
+    for name, value in given.items():
+        if kind is None and value is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for replacements, and there are none.",
+                "Leave it away, or take --heal linear or best.",
+            )
+    size = options["batch_size"]
     return PlanSettings(
-        search=searched(options),
-        heal=options["heal"] or usual_heal(budget),
-        rank=options["rank"],
+        search=search_request(options),
+        heal=None if kind is None else HealOptions(kind=kind, batch_size=size, **given),
         calibration=options["calibration"],
-        batch_size=options["batch_size"],
-        check_text=options["check_text"],
+        batch_size=size,
+        allow_all=options["force"],
     )
 
 
@@ -120,39 +114,56 @@ def planned(
         The plan as written; None where only the curve was asked for.
     """
     from exporter.choose.budgets import Workplace
-    from exporter.errors import UsageError
     from exporter.heal.plan_file import write_healed_plan
     from graph_passes.files.placing import working
 
-    if options["batch"] and options["fits"] is None:
-        raise UsageError("--batch says how many sequences --fits is for.", "Give both, or neither.")
-    if options["force"]:
-        raise UsageError(
-            "--force is for plans of so many sublayers; one that is planned by damage always "
-            "leaves one.",
-            "Leave it away, or plan numbers alone; depthcut heal --force puts replacements in.",
-        )
-    budget = budget_request(options, options["batch"] or 1)
-    _refuse_idle_timing(options)
-    _refuse_unmeasured(options)
-    if options["curve"] is None:
-        budget.refuse_empty()
+    budget, settings = budget_request(options), plan_settings(options)
     curve: Path | None = options["curve"]
+    wanted = bool(budget.counts or not budget.only_counts)
+    if curve is None:
+        budget.refuse_empty()
+    settled = settings.settled(budget)
+    _refuse_idle(options, budget, settled)
+    keeps = curve is not None or not budget.only_counts or settled.weighs_replacements
     plan = None
-    with working(output, forget=False) as kept:
+    with working(output, forget=not keeps) as kept, ExitStack() as workers:
         work = Workplace(kept)
-        planner = _planner(report, load, digest, options, budget, work, progress)
-        if budget.counts or not budget.only_counts:
+        meters = spread_meters(options, workers, progress)
+        planner = _planner(report, load, digest, options, budget, settings, work, meters, progress)
+        if wanted:
             found = planner.plan()
-            plan = write_healed_plan(
-                output, found.plan, found.branch_replacements, report=found.healing
-            )
-            progress.say(f"plan: {found.words()}")
+            told = {} if options["metric"] is None else {"metric": report.metric}
+            noted = found.plan.model_copy(update={"budget": {**found.plan.budget, **told}})
+            # Takes along what an earlier plan had beside it.
+            plan = write_healed_plan(output, noted, found.branch_replacements, report=found.healing)
+            if words := found.words():
+                progress.say(f"plan: {words}")
         if curve is not None:
             _write_curve(planner, curve, progress)
-        if kept.exists():
+        if keeps and kept.exists():
             progress.say(f"plan: what was fitted and timed is kept for the next call: {kept}")
     return plan
+
+
+def _refuse_idle(options: Mapping[str, Any], budget: Budget, settings: PlanSettings) -> None:
+    """Refuses what this plan has no use for.
+
+    Raises:
+        UsageError: It was given.
+    """
+    from exporter.errors import UsageError
+
+    if options["force"] and not budget.only_counts:
+        raise UsageError(
+            "--force is for plans of so many sublayers; one for another budget always leaves one.",
+            "Leave it away, or plan numbers alone; depthcut heal --force puts replacements in.",
+        )
+    if budget.only_counts and not settings.search.by_damage and options["curve"] is None:
+        refuse_idle(options, (*IDLE, "onnx", "costs", *TIMING))
+    if not budget.only_counts or settings.weighs_replacements or options["curve"] is not None:
+        refuse_with_budget(options)
+    _refuse_idle_timing(options)
+    _refuse_unmeasured(options)
 
 
 def _planner(
@@ -161,7 +172,9 @@ def _planner(
     digest: str,
     options: Mapping[str, Any],
     budget: Budget,
+    settings: PlanSettings,
     work: Workplace,
+    make_meter: MakeMeter | None,
     progress: ConsoleProgress,
 ) -> Planner:
     from exporter.choose.budgets import OnnxStopwatch, Planner
@@ -187,8 +200,9 @@ def _planner(
         report,
         load,
         budget,
-        plan_settings(options, budget),
+        settings,
         work=work,
+        make_meter=make_meter,
         sizes=None if onnx is None else sizes(onnx),
         stopwatch=stopwatch,
         costs=None if stopwatch is not None else _measured_before(options["costs"]),

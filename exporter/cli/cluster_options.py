@@ -138,8 +138,8 @@ def spread_meters(
         return None
     if options["search"] not in ("greedy", "evolution"):
         raise UsageError(
-            f"--ray spreads what a search measures; --search {options['search']} measures no "
-            "candidates.",
+            f"--ray spreads what a search measures; --search {options['search'] or 'one-shot'} "
+            "measures no candidates.",
             "Take --search greedy or evolution, or leave --ray away.",
         )
     from exporter.cli.requests import source_options

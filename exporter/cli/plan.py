@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from exporter.cli.budget_options import (
-    IDLE,
-    TIMING,
-    budget_options,
-    budgeting,
-    refuse_idle,
-    replacement_options,
-)
-from exporter.cli.cluster_options import ray_options, refuse_with_budget, spread_meters
+from exporter.cli.budget_options import budget_options, budgeting, replacement_options
+from exporter.cli.cluster_options import ray_options
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.metric_options import METRIC_NAMES
 from exporter.cli.options import (
@@ -39,9 +31,6 @@ from exporter.cli.search_options import search_options
 from exporter.cli.sections import Count, SectionedCommand
 from exporter.cli.timing_options import Duration
 
-if TYPE_CHECKING:
-    from exporter.artifacts import ImportanceReport, PruningPlan
-
 
 @click.command(
     cls=SectionedCommand, short_help="Choose what to drop: by scores, by a search, for a budget."
@@ -52,10 +41,6 @@ if TYPE_CHECKING:
 @force_option
 @budget_options
 @replacement_options
-@budgeting(
-    "--batch", type=Count(),
-    help="Of --fits: sequences whose caches are held. [1]",
-)  # fmt: skip
 @budgeting(
     "--curve", type=ANY_PATH, metavar="FILE.json",
     help="Write the whole front of what plans gain and cost, and a page with the plot beside it.",
@@ -105,9 +90,10 @@ def plan(
 ) -> None:
     """Choose what to drop from an importance.json: by its scores, by a search, or for a budget.
 
-    Numbers alone take the lowest scores, or what --search finds. Any other budget is held by
-    measured damage, with replacements where they help; budgets combine. What an interrupted call
-    has found out is used when the same command is run again.
+    Numbers alone take the lowest scores, or what --search finds; --heal fits what takes the places
+    of what was chosen, or is weighed by the search. Any other budget is held by measured damage,
+    with replacements where they help; budgets combine. What an interrupted call has found out is
+    used when the same command is run again.
     """
     from exporter.artifacts import ImportanceReport
     from exporter.cli import budget_plan
@@ -120,9 +106,7 @@ def plan(
         if written is not None:
             refuse_overwriting(written, [importance, *map(Path, filter(None, given))])
     report = ImportanceReport.read(importance).of_metric(options["metric"])
-    if budget_plan.wants_planner(options):
-        budget_plan.refuse_places(report, output, importance, options)
-    digest = sha256_file(importance)
+    budget_plan.refuse_places(report, output, importance, options)
 
     def load() -> Any:
         from exporter.models.loading.model_source import load_model
@@ -132,12 +116,8 @@ def plan(
         with progress.task(f"load {options['model']}"):
             return load_model(options["model"], **vars(source_options(options)))
 
-    if budget_plan.wants_planner(options):
-        refuse_with_budget(options)
-        result = budget_plan.planned(report, load, output, digest, options, progress)
-    else:
-        refuse_idle(options, (*IDLE, *TIMING))
-        result = _counted(report, load, output, digest, options, progress)
+    digest = sha256_file(importance)
+    result = budget_plan.planned(report, load, output, digest, options, progress)
     if result is not None:
         print_artifact(result, output, as_json, "Drop " + result.describe())
         if options["require_speedup"]:
@@ -163,44 +143,3 @@ def _scored_model(
             f"The model {source}, which {importance} names, is not on this machine.",
             "Name it with --model if it shall be fetched.",
         ) from error
-
-
-def _counted(
-    report: ImportanceReport,
-    load: Callable[[], Any],
-    output: Path,
-    digest: str,
-    options: Mapping[str, Any],
-    progress: ConsoleProgress,
-) -> PruningPlan:
-    """A plan for numbers, by scores or a search."""
-    from exporter.choose.selection import choose
-    from exporter.cli.requests import drop_request
-    from exporter.cli.search_options import search_request
-    from exporter.heal.plan_file import write_healed_plan
-    from exporter.pipeline.request import COUNTS
-    from graph_passes.files.placing import working
-
-    counts = {name: options[name] or 0 for name in COUNTS}
-    if not any(counts.values()):
-        drop_request(options)  # says what may be asked for
-    search = search_request(options)
-    with working(output) as kept, ExitStack() as workers:
-        result = choose(
-            report,
-            counts,
-            search,
-            load=load,
-            calibration=options["calibration"],
-            batch_size=options["batch_size"],
-            journal=kept / "search.journal",
-            make_meter=spread_meters(options, workers, progress),
-            importance_sha256=digest,
-            allow_all=options["force"],
-            progress=progress,
-        )
-        if options["metric"]:
-            told = {**result.budget, "metric": report.metric}
-            result = result.model_copy(update={"budget": told})
-        # Takes along what an earlier plan had beside it.
-        return write_healed_plan(output, result, {})

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from exporter.cli.budget_options import (
+    IDLE,
+    asked_heal,
     asks_for_budget,
     budget_request,
     refuse_idle,
-    usual_heal,
 )
 from exporter.cli.engine_options import capabilities
 from exporter.cli.heal_options import heal_request
@@ -24,8 +25,6 @@ from exporter.errors import UsageError
 from exporter.heal.options import HealOptions
 from exporter.models.loading.options import SourceOptions
 from exporter.pipeline.request import (
-    COUNTS,
-    BudgetRequest,
     DropRequest,
     EngineRequest,
     ExportRequest,
@@ -68,23 +67,11 @@ def _healing(options: Mapping[str, Any]) -> HealOptions | None:
         UsageError: Something is said of a healing that nobody asked for.
     """
     own, scored = options["heal_calibration"], options["calibration"]
-    kind = None if options["heal"] == "none" else options["heal"]
-    if asks_for_budget(options):
-        _refuse_own_healing(options)
-        return None  # the planner itself weighs what to put in the branches' places
+    kind = asked_heal(options)
     if own and kind is None:
         raise UsageError("--heal-calibration is for healing.", "Say what to put in with --heal.")
     texts = own or (() if scored is None else (scored,))
     return heal_request(kind, options, calibration=texts, prefix="heal_")
-
-
-def _refuse_own_healing(options: Mapping[str, Any]) -> None:
-    for name in ("heal_calibration", "heal_ridge", "heal_sequential"):
-        if options[name] not in (None, ()):
-            raise UsageError(
-                f"--{name.replace('_', '-')} is for healing a plan that is chosen before.",
-                "Leave it away: with a budget the planner fits on --calibration, in its own way.",
-            )
 
 
 def quantize_request(model: str, options: Mapping[str, Any]) -> QuantizeSettings | None:
@@ -136,30 +123,18 @@ def engine_request(options: Mapping[str, Any]) -> EngineRequest | None:
     return EngineRequest(options["engine"], options["builds"], settings, options["split"])
 
 
-def drop_request(options: Mapping[str, Any]) -> DropRequest:
-    """What to drop; exactly one way of saying it."""
-    counts: dict[str, Any] = {name: options[name] or 0 for name in COUNTS}
-    return DropRequest(**counts, plan=options.get("plan"))
-
-
 def asked_drops(options: Mapping[str, Any]) -> DropRequest:
-    """The same where a budget may be asked for; numbers are then a part of it.
+    """What to drop; exactly one way of saying it.
 
     Raises:
         UsageError: Something is said of a budget that nobody asked for.
     """
-    if not asks_for_budget(options):
-        refuse_idle(options, ("at", "require_speedup", "context", "kinds", "attention_only"))
-        return drop_request(options)
-    budget = budget_request(options, max(options["batch"]))
-    budget.refuse_empty()
-    wanted = BudgetRequest(
-        budget,
-        heal=options["heal"] or usual_heal(budget),
-        rank=options["heal_rank"],
-        check_text=options["heal_check_text"],
-    )
-    return DropRequest(plan=options["plan"], budget=wanted)
+    counted = any(options[name] for name in ("attention", "mlp", "block", "joint"))
+    search = options["search"]
+    if not asks_for_budget(options) and search not in ("greedy", "evolution"):
+        refuse_idle(options, IDLE)
+    asked = counted or asks_for_budget(options)
+    return DropRequest(budget_request(options) if asked else None, options["plan"])
 
 
 def source_options(options: Mapping[str, Any]) -> SourceOptions:

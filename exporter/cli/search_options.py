@@ -53,9 +53,10 @@ def search_options(function: _F) -> _F:
             help="Of --search greedy and evolution: the damage that is kept small.",
         ),
         dropping(
-            "--search", type=click.Choice(_SEARCHES), default="one-shot", show_default=True,
+            "--search", type=click.Choice(_SEARCHES),
             help="one-shot: the lowest scores. iterative: scored again after each drop. greedy: "
-            "the least added damage at each step. evolution: greedy, then swaps.",
+            "the least added damage at each step. evolution: greedy, then swaps. [one-shot; "
+            "greedy for budgets that are more than numbers]",
         ),
     ):  # fmt: skip
         function = option(function)

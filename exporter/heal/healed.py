@@ -237,7 +237,7 @@ class _Fitting:
     ) -> tuple[dict[SublayerRef, Fit], dict[SublayerRef, BranchReplacement]]:
         """The kind that does best in each place, as a text tells that nothing was fitted on."""
         fits, model = self._alone(), self.loaded.model
-        if _answers(model):
+        if predicts_tokens(model):
             size = self.options.batch_size
             meter = DamageMeter(model, chooser.input_ids, chooser.mask, batch_size=size)
             found = by_damage(meter, fits, self.progress)
@@ -304,7 +304,7 @@ def _measured(
     progress: Progress,
 ) -> list[HealedText]:
     """The damage in both domains; none for a model that predicts no next token."""
-    if not _answers(loaded.model):
+    if not predicts_tokens(loaded.model):
         progress.say("heal: this model predicts no next token, so the gain is not measured here")
         return []
     dropped = dict.fromkeys(found, NOTHING)
@@ -321,7 +321,8 @@ def _measured(
     ]
 
 
-def _answers(model: Any) -> bool:
+def predicts_tokens(model: Any) -> bool:
+    """Whether its answers can be compared: they are distributions of next tokens."""
     return bool(model.can_generate()) and model.get_output_embeddings() is not None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from exporter.models.texts.calibration import (
     CalibrationText,
     calibration_text,
     default_calibration,
+    seed_of,
     spec_of,
 )
 from exporter.models.texts.self_text import SELF
@@ -94,6 +95,29 @@ def healing_texts(
         tuple(text.ref for text in fitting),
         tuple(held for _, held in parts),
         other,
+    )
+
+
+def on_text_of(
+    options: HealOptions, ref: CalibrationRef, calibration: str | None = None
+) -> HealOptions:
+    """The same options on the text that scores rest on, where no text of their own is named.
+
+    Args:
+        options: How to heal.
+        ref: What a report says of its text.
+        calibration: Another text, of which as much is taken.
+    """
+    if options.calibration:
+        return options
+    known = ref.samples > 0
+    spec = calibration or (spec_of(ref.source) if known else None)
+    return replace(
+        options,
+        calibration=() if spec is None else (spec,),
+        samples=ref.samples or options.samples,
+        sequence_length=ref.sequence_length or options.sequence_length,
+        seed=seed_of(ref.source),
     )
 
 

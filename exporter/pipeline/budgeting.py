@@ -1,4 +1,4 @@
-"""The plan stage of `depthcut export` where a budget is asked for, not a number of sublayers."""
+"""The plan stage of `depthcut export` where what to drop is chosen, and not given."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from exporter.choose.budgets import Budget, OnnxStopwatch, Planner, PlanSettings
 from exporter.choose.costs import Effort
 from exporter.errors import UsageError
 from exporter.files import sha256_file
-from exporter.pipeline.request import BudgetRequest
 from exporter.pipeline.run import Run
+from graph_passes.files.placing import remove_tree
 
 _PLACE = "planning"
 
 
-def plan_within(run: Run, wanted: BudgetRequest) -> list[Path]:
-    """Plans what holds a budget, on the exported baseline.
+def choose_plan(run: Run, budget: Budget) -> list[Path]:
+    """Plans what holds a budget, on the exported baseline where its sizes or times matter.
 
     Costs and fits are kept in the output folder's memory, where an interrupted run finds them.
 
@@ -31,18 +31,20 @@ def plan_within(run: Run, wanted: BudgetRequest) -> list[Path]:
     from exporter.choose.costs import sizes
     from exporter.heal.plan_file import numbers_of, report_of, write_healed_plan
 
-    budget = wanted.budget
     work = Workplace(run.request.out / FOLDER / _PLACE)
-    graph = run.ledger.path("baseline") / "model.onnx"
+    graph = None
+    if run.request.plans_on_graph:
+        graph = run.ledger.path("baseline") / "model.onnx"
     if budget.at is not None:
         run.free_model()  # costs are measured first, and want the machine for themselves
+    settings = settings_of(run, budget)
     planner = Planner(
         run.importance(),
         lambda: run.choosing,
         budget,
-        settings_of(run, wanted),
+        settings,
         work=work,
-        sizes=sizes(graph),
+        sizes=None if graph is None else sizes(graph),
         stopwatch=None if budget.at is None else _stopwatch(run, budget, graph, work),
         importance_sha256=sha256_file(run.ledger.path("importance.json")),
         progress=run.progress,
@@ -50,44 +52,38 @@ def plan_within(run: Run, wanted: BudgetRequest) -> list[Path]:
     found = planner.plan()
     path = run.ledger.work / "plan.json"
     plan = write_healed_plan(path, found.plan, found.branch_replacements, report=found.healing)
-    run.progress.say(f"plan: {found.words()}")
+    if budget.only_counts and not settings.weighs_replacements:
+        remove_tree(work.folder)  # nothing in it that another plan could use
+    run.progress.say("plan: drop " + plan.describe())
+    if words := found.words():
+        run.progress.say(f"plan: {words}")
     report = report_of(plan, path)
     return [path, *numbers_of(plan, path), *([] if report is None else [report])]
 
 
-def settings_of(run: Run, wanted: BudgetRequest) -> PlanSettings:
-    """How the plan is looked for."""
-    request = run.request
-    search = request.search
-    if search.search == "one-shot":
-        search = replace(search, search="greedy")
-    return PlanSettings(
-        search=search,
-        heal=wanted.heal,
-        rank=wanted.rank,
-        check_text=wanted.check_text,
-        calibration=request.score.calibration,
-        batch_size=request.score.batch_size,
-    )
+def settings_of(run: Run, budget: Budget) -> PlanSettings:
+    """How the plan is looked for; what is chosen by scores is healed by a stage of its own."""
+    settings = run.request.plan_settings.settled(budget)
+    return replace(settings, heal=settings.heal if settings.weighs_replacements else None)
 
 
-def budget_key(run: Run, wanted: BudgetRequest) -> dict[str, Any]:
-    """What such a plan depends on, beside the scores and the search."""
+def budget_key(run: Run, budget: Budget) -> dict[str, Any]:
+    """What such a plan depends on, beside the scores."""
     from exporter.engines.environment import default_threads, gpu_name, processor_name
 
-    timed = wanted.budget.at is not None
+    timed = budget.at is not None
     return {
-        "budget": asdict(wanted.budget),
-        "settings": asdict(settings_of(run, wanted)),
-        "baseline": run.ledger.files_hash("export"),
+        "budget": asdict(budget),
+        "settings": asdict(settings_of(run, budget)),
+        "baseline": run.ledger.files_hash("export") if run.request.plans_on_graph else None,
         "provider": run.request.compare.provider if timed else None,
         "threads": run.request.compare.threads if timed else None,
         "machine": [processor_name(), default_threads(), gpu_name()] if timed else None,
     }
 
 
-def _stopwatch(run: Run, budget: Budget, graph: Path, work: Workplace) -> OnnxStopwatch:
-    if budget.at is None:
+def _stopwatch(run: Run, budget: Budget, graph: Path | None, work: Workplace) -> OnnxStopwatch:
+    if budget.at is None or graph is None:
         raise UsageError("No request is named.", "Name it with --at.")
     compare = run.request.compare
     seconds = compare.timing.time_budget_s

@@ -16,7 +16,7 @@ from exporter.artifacts.store import key_hash
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
 from exporter.pipeline.budgeting import budget_key
-from exporter.pipeline.request import COUNTS, ExportRequest
+from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
 from exporter.report.files import REPORTS
 
@@ -39,9 +39,7 @@ def plan_key(run: Run) -> Key:
     drops = run.request.drops
     return {
         "importance": run.ledger.files_hash("score"),
-        "drops": {name: value for name, value in vars(drops).items() if name in COUNTS},
         "budget": None if drops.budget is None else budget_key(run, drops.budget),
-        "search": vars(run.request.search),
         "file": None if drops.plan is None else sha256_file(drops.plan),
         "replacements": _replacements_hash(drops.plan),
         "healing": _report_hash(drops.plan),
@@ -81,7 +79,7 @@ def prune_key(run: Run) -> Key:
     return {
         "baseline": run.ledger.files_hash("export"),
         "plan": run.ledger.files_hash("plan"),
-        "healed": None if run.request.heal is None else run.ledger.files_hash(HEALING),
+        "healed": run.ledger.files_hash(HEALING) if run.request.heals_plan else None,
         "versions": run.versions,
     }
 
@@ -95,7 +93,7 @@ def measure_key(run: Run) -> Key:
         "candidate": run.ledger.files_hash("prune"),
         "baseline": run.ledger.files_hash("export"),
         "plan": run.ledger.files_hash("plan"),
-        "healed": None if run.request.heal is None else run.ledger.files_hash(HEALING),
+        "healed": run.ledger.files_hash(HEALING) if run.request.heals_plan else None,
         "quantized": None if run.request.quantize is None else run.ledger.files_hash(QUANTIZE),
         "engines": None if run.request.engines is None else run.ledger.files_hash(ENGINES),
         "options": vars(run.request.compare),

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.artifacts import Target
-from exporter.choose.budgets import Budget, Heal
-from exporter.choose.budgets.settings import refuse_idle_healing
+from exporter.choose.budgets import Budget, PlanSettings
 from exporter.choose.selection import SearchOptions
 from exporter.compare import CompareOptions
 from exporter.engines.build.flavours import Backend
@@ -20,56 +19,26 @@ from exporter.option_types import Dtype
 from exporter.quantize.settings import QuantizeSettings
 from exporter.score import ScoreOptions
 
-COUNTS = ("attention", "mlp", "block", "joint")
-"""The numbers of what to drop that may be asked for."""
-
-
-@dataclass(frozen=True)
-class BudgetRequest:
-    """A plan that holds a budget.
-
-    Attributes:
-        budget: What it has to hold.
-        heal: What may take a branch's place.
-        rank: Of linear maps; None: full ones.
-        check_text: Text of another domain than the calibration's; None: the usual one.
-
-    Raises:
-        UsageError: Something is said of replacements that may not be made.
-    """
-
-    budget: Budget
-    heal: Heal = "best"
-    rank: int | None = None
-    check_text: str | None = None
-
-    def __post_init__(self) -> None:
-        refuse_idle_healing(self.heal, self.rank, self.check_text)
-
 
 @dataclass(frozen=True)
 class DropRequest:
-    """What to drop: a number of one kind, a joint number, a plan file, or whatever holds a budget.
+    """What to drop: whatever holds a budget, such as a number of attentions, or a plan's file.
 
     Exactly one is set.
     """
 
-    attention: int = 0
-    mlp: int = 0
-    block: int = 0
-    joint: int = 0
+    budget: Budget | None = None
     plan: Path | None = None
-    budget: BudgetRequest | None = None
 
     def __post_init__(self) -> None:
-        counts = (self.attention, self.mlp, self.block, self.joint)
-        others = (self.plan is not None) + (self.budget is not None)
-        if sum(count > 0 for count in counts) + others != 1:
+        if (self.plan is None) == (self.budget is None):
             raise UsageError(
                 "Say what to drop, in one way:",
                 "--drop-attn N, --drop-mlp N, --drop-block N, --drop N, or a budget such as "
                 "--target-speedup 1.25; in export also --plan.",
             )
+        if self.budget is not None:
+            self.budget.refuse_empty()
 
 
 @dataclass(frozen=True)
@@ -106,8 +75,8 @@ class ExportRequest:
         cache_length: For the TensorRT targets: positions of caches that are updated in place; 0
             lets them grow, None takes the usual number.
         engines: Engines to build of both, and to compare; None for none.
-        heal: How what takes the dropped sublayers' places is fitted; None for nothing in their
-            places, or for what the plan brings.
+        heal: What takes the dropped sublayers' places; None for nothing, or for what the plan
+            brings. A search by damage weighs it as it chooses, else it is fitted to the plan.
         checkpoint: Whether the pruned model is written as a Hugging Face checkpoint too.
         force: Redo what is already there, and drop what is asked for even if no sublayer is left.
         stream: Whether the model's weights are read a layer at a time, never all of them.
@@ -146,17 +115,43 @@ class ExportRequest:
                 "A plan file says what is dropped; there is nothing to search for or to protect.",
                 "Give --plan, or numbers such as --drop-attn 8 with --search.",
             )
-        wanted = self.drops.budget
-        if wanted is not None and self.search.search == "iterative":
-            raise UsageError(
-                "Budgets are held by measured damage; --search iterative measures none.",
-                "Leave --search away, or take greedy or evolution.",
-            )
-        if wanted is not None and wanted.budget.at and self.target.startswith("tensorrt"):
+        budget = self.drops.budget
+        if budget is not None:
+            self.plan_settings.settled(budget)
+        if budget is not None and budget.at and self.target.startswith("tensorrt"):
             raise UsageError(
                 f"Times are measured on ONNX Runtime, which doesn't run --target {self.target}.",
                 "Plan on another target first (portable, onnxruntime-cuda), then give its --plan.",
             )
+
+    @property
+    def plan_settings(self) -> PlanSettings:
+        """How the plan is looked for; what is chosen by scores is healed by a stage of its own."""
+        return PlanSettings(
+            search=self.search,
+            heal=self.heal,
+            calibration=self.score.calibration,
+            batch_size=self.score.batch_size,
+            allow_all=self.force,
+        )
+
+    @property
+    def weighs_replacements(self) -> bool:
+        """Whether the plan is chosen together with what takes the dropped branches' places."""
+        budget = self.drops.budget
+        return budget is not None and self.plan_settings.settled(budget).weighs_replacements
+
+    @property
+    def heals_plan(self) -> bool:
+        """Whether replacements are fitted to a plan that was chosen, or given, without them."""
+        return self.heal is not None and not self.weighs_replacements
+
+    @property
+    def plans_on_graph(self) -> bool:
+        """Whether the plan wants the exported graph: its sizes, or the time that it takes."""
+        budget = self.drops.budget
+        measured = budget is not None and (not budget.only_counts or budget.at is not None)
+        return measured or self.weighs_replacements
 
     @property
     def choosing(self) -> SourceOptions:

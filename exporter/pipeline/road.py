@@ -98,19 +98,19 @@ def _write_models(run: Run) -> None:
 
 
 def _plan_and_export(run: Run) -> None:
-    """A budget is planned on the graph that it is for; else a plan that fails costs no export."""
-    if run.request.drops.budget is not None:
+    """What depends on the graph is planned on it; else a plan that fails costs no export."""
+    if run.request.plans_on_graph:
         _stage(run, "export", keys.export_key(run), stages.export)
     _stage(run, "plan", keys.plan_key(run), stages.plan)
     stages.check_plan(run)
     _heal(run)
-    if run.request.drops.budget is None:
+    if not run.request.plans_on_graph:
         _stage(run, "export", keys.export_key(run), stages.export)
 
 
 def _heal(run: Run) -> None:
     wanted = run.request.heal
-    if wanted is not None:
+    if wanted is not None and run.request.heals_plan:
         _stage(run, HEALING, heal_key(run, wanted), partial(heal, wanted=wanted))
     elif run.ledger.has(HEALING):
         run.ledger.forget(HEALING)

@@ -96,7 +96,7 @@ class Run:
 
     def plan_path(self) -> Path:
         """The plan that is carried out: the healed one, where it was healed in this run."""
-        if self.request.heal is not None:
+        if self.request.heals_plan:
             return self.ledger.path(HEALING) / HEALED_PLAN
         return self.ledger.path("plan.json")
 

@@ -12,10 +12,9 @@ from exporter.artifacts import ParityCheck, PruneReport, PruningPlan
 from exporter.errors import VerificationError
 from exporter.files import sha256_file, staged_directory
 from exporter.pipeline import streaming
-from exporter.pipeline.budgeting import plan_within
+from exporter.pipeline.budgeting import choose_plan
 from exporter.pipeline.keys import export_key, prune_key
 from exporter.pipeline.refusals import refuse_lost_caches
-from exporter.pipeline.request import COUNTS
 from exporter.pipeline.run import Run, files_below
 from graph_passes.files.reading import copy_file
 
@@ -39,19 +38,19 @@ def plan(run: Run) -> tuple[list[Path], None]:
     from exporter.artifacts.plans.by_score import is_foreign_plan, read_plan
     from exporter.artifacts.plans.origin import hold_against_model
 
-    if run.request.drops.budget is not None:
-        return plan_within(run, run.request.drops.budget), None
-    path, given = run.ledger.work / "plan.json", run.request.drops.plan
-    plan = _chosen_plan(run) if given is None else read_plan(given)
+    budget, given = run.request.drops.budget, run.request.drops.plan
+    if budget is not None or given is None:
+        assert budget is not None
+        return choose_plan(run, budget), None
+    path, plan = run.ledger.work / "plan.json", read_plan(given)
     _check_plan(run, plan, given)
     hold_against_model(
         plan, run.source_sha256, model=run.request.source, path=given,
         refits=run.request.heal is not None, progress=run.progress,
     )  # fmt: skip
     run.progress.say("plan: drop " + plan.describe())
-    if given is None or is_foreign_plan(given):
+    if is_foreign_plan(given):
         plan.write(path)
-        _search_journal(run).unlink(missing_ok=True)
         return [path], None
     path.parent.mkdir(parents=True, exist_ok=True)
     copy_file(given, path, named=True)  # The user's own, to the letter.
@@ -95,29 +94,6 @@ def _copied_report(plan: PruningPlan, given: Path, path: Path) -> list[Path]:
     copy = files_of(path)[2]
     copy_file(found, copy)
     return [copy]
-
-
-def _chosen_plan(run: Run) -> PruningPlan:
-    from exporter.choose.selection import choose
-
-    counts = {name: n for name, n in vars(run.request.drops).items() if name in COUNTS}
-    return choose(
-        run.importance(),
-        counts,
-        run.request.search,
-        load=lambda: run.choosing,
-        calibration=run.request.score.calibration,
-        batch_size=run.request.score.batch_size,
-        journal=_search_journal(run),
-        importance_sha256=sha256_file(run.ledger.path("importance.json")),
-        allow_all=run.request.force,
-        progress=run.progress,
-    )
-
-
-def _search_journal(run: Run) -> Path:
-    """Where an interrupted search goes on from."""
-    return run.ledger.work / "plan.journal"
 
 
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:

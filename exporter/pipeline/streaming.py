@@ -35,10 +35,11 @@ def refuse_unstreamable(request: ExportRequest) -> None:
     """
     if not request.stream:
         return
+    budget, search = request.drops.budget, request.search.search
     for option, asked in (
         ("--heal", request.heal is not None),
-        ("a budget", request.drops.budget is not None),
-        (f"--search {request.search.search}", request.search.search != "one-shot"),
+        ("a budget", budget is not None and not budget.only_counts),
+        (f"--search {search}", search not in (None, "one-shot")),
         ("--exporter optimum", request.exporter == "optimum"),
         ("--trust-remote-code", request.load.trust_remote_code),
         ("--allow-pickle", request.load.allow_pickle),

@@ -37,6 +37,7 @@ from exporter.choose.budgets.walk import Walk
 from exporter.choose.costs import At, Effort, sizes
 from exporter.choose.selection import Option, SearchOptions
 from exporter.files import write_text
+from exporter.heal.options import HealOptions
 from exporter.models.ablation import BranchReplacements, Damage, DamageMeter
 from exporter.models.ablation.ratios import ratio_std_error
 from exporter.progress import Quiet
@@ -143,6 +144,7 @@ class Bench:
                     tokens=self.options.search_tokens,
                     seconds=self.options.search_seconds,
                 ),
+                heal=HealOptions(kind="best"),
                 batch_size=2,
             ),
             work=Workplace(self.work),

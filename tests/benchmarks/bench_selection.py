@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import ImportanceReport, PruningPlan
-from exporter.choose.selection import SearchOptions, choose
+from exporter.choose.budgets import Budget, Planner, PlanSettings, Workplace
+from exporter.choose.selection import SearchOptions
 from exporter.models.ablation import NOTHING, Damage, DamageMeter
 from exporter.models.ablation.damage import joined
 from tests.benchmarks.bench_score import default_model
@@ -89,15 +90,15 @@ class Bench:
             search = SearchOptions(
                 **WAYS[way], tokens=o.tokens, shortlist=o.shortlist, seconds=o.seconds
             )
-            plan = choose(
+            planner = Planner(
                 self.report,
-                {"attention": number},
-                search,
-                load=lambda: self.loaded,
-                journal=self.keep / f"searched-{o.tokens}.journal",
+                lambda: self.loaded,
+                Budget(attention=number),
+                PlanSettings(search),
+                work=Workplace(self.keep / f"searched-{o.tokens}"),
                 progress=Told(),
             )
-            plan.write(path)
+            planner.plan().plan.write(path)
         return PruningPlan.read(path)
 
     def damages(self, domain: str, spec: str, cuts: dict[str, Any]) -> dict[str, Damage]:

@@ -1,10 +1,9 @@
 """From what a user says a plan shall hold to the plan. Importing this costs no PyTorch."""
 
-from exporter.choose.budgets.amounts import tokens
-from exporter.choose.budgets.budget import Budget, Floors, Heal, Memory
+from exporter.choose.budgets.budget import Budget, Floors, Memory, tokens
 from exporter.choose.budgets.outcome import Outcome
 from exporter.choose.budgets.planner import Planner
-from exporter.choose.budgets.search import Search, SearchSettings
+from exporter.choose.budgets.search import Search
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.stopwatch import OnnxStopwatch, Stopwatch
 from exporter.choose.budgets.verdict import SpeedupVerdict, speedup_verdict
@@ -13,14 +12,12 @@ from exporter.choose.budgets.workplace import Workplace
 __all__ = [
     "Budget",
     "Floors",
-    "Heal",
     "Memory",
     "OnnxStopwatch",
     "Outcome",
     "PlanSettings",
     "Planner",
     "Search",
-    "SearchSettings",
     "SpeedupVerdict",
     "Stopwatch",
     "Workplace",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from exporter.errors import UsageError
 from graph_passes.types import BLOCK_KINDS, SublayerKind
@@ -12,11 +13,24 @@ from graph_passes.types import BLOCK_KINDS, SublayerKind
 if TYPE_CHECKING:
     from exporter.choose.costs import At
 
-Heal = Literal["none", "bias", "linear", "best"]
+_TOKENS = re.compile(r"(?P<number>\d+)\s*(?P<thousands>k)?", re.IGNORECASE)
 ASK_HINT = (
     "Say what the plan is to reach: a number of sublayers, --parameters 10%, --fits 8GB, "
     "--target-speedup 1.25, --max-perplexity-increase 5% or --min-top1-agreement 0.95."
 )
+
+
+def tokens(text: str) -> int:
+    """``32k`` (32 times 1024) or ``32768``.
+
+    Raises:
+        UsageError: It is neither, or 0.
+    """
+    told = _TOKENS.fullmatch(text.strip())
+    number = int(told["number"]) * (1024 if told["thousands"] else 1) if told else 0
+    if number < 1:
+        raise UsageError(f"{text!r} is not a number of tokens.", "Write 32k or 32768.")
+    return number
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class Memory:
             raise UsageError(
                 f"{self.limit_bytes} bytes for {self.batch} sequences of {self.context} tokens "
                 "is no budget.",
-                "Write --fits 8GB --context 32k --batch 4.",
+                "Write --fits 8GB --context 32k --sequences 4.",
             )
 
 
@@ -137,7 +151,7 @@ class Budget:
                     f"The budget wants sublayers of kind {kind} dropped, which --kinds leaves out.",
                     "Leave --kinds away, or ask for another number.",
                 )
-        if self.joint and (self.attention or self.mlp or self.block):
+        if self.joint and (self.attention or self.mlp):
             raise UsageError(
                 "The joint drop chooses among attentions and MLPs itself.",
                 "Ask for a joint number, or for one of each kind.",

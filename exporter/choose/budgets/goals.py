@@ -38,7 +38,7 @@ def goals_of(
         whole = Bytes(sizes, budget.fits, rank).words(0)
         raise PlanError(
             f"Nothing needs to be dropped: the model has {whole} as it is.",
-            "Ask for less memory, a longer --context or a larger --batch.",
+            "Ask for less memory, a longer --context or more --sequences.",
         )
     return goals
 

@@ -6,23 +6,23 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import ImportanceReport
-from exporter.choose.budgets.budget import Budget, Heal
+from exporter.artifacts import HealKind, ImportanceReport
+from exporter.choose.budgets.budget import Budget
 from exporter.choose.selection import Option
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:
     from exporter.heal import Fit
 
-_REPLACEMENTS: dict[Heal, tuple[Replacement, ...]] = {
-    "none": ("none",),
+_REPLACEMENTS: dict[HealKind | None, tuple[Replacement, ...]] = {
+    None: ("none",),
     "bias": ("bias",),
     "linear": ("linear",),
     "best": ("none", "bias", "linear"),
 }
 
 
-def replacements_of(heal: Heal) -> tuple[Replacement, ...]:
+def replacements_of(heal: HealKind | None) -> tuple[Replacement, ...]:
     """What may take a branch's place."""
     return _REPLACEMENTS[heal]
 
@@ -46,11 +46,11 @@ class Offer:
 def make_offer(
     report: ImportanceReport,
     budget: Budget,
-    heal: Heal,
+    heal: HealKind | None,
     fits: Mapping[SublayerRef, Fit],
     protected: Collection[SublayerRef] = (),
-    known: Collection[SublayerRef] | None = None,
-    without_map: Collection[SublayerRef] = (),
+    known: Collection[tuple[int, str]] | None = None,
+    without_map: Collection[tuple[int, str]] = (),
 ) -> Offer:
     """Offers every sublayer (or block, where blocks are asked for) in every way allowed.
 
@@ -82,7 +82,8 @@ def make_offer(
 
 
 def _subjects(num_layers: int, budget: Budget) -> Iterator[tuple[SublayerRef, ...]]:
-    others = (budget.attention, budget.mlp, budget.parameters, budget.fits, budget.target_speedup)
+    counts = (budget.attention, budget.mlp, budget.joint)
+    others = (*counts, budget.parameters, budget.fits, budget.target_speedup)
     for layer in range(num_layers):
         if budget.block:
             yield tuple(SublayerRef(layer, kind) for kind in BLOCK_KINDS)

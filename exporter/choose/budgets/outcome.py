@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exporter.artifacts import HealingReport, PruningPlan, Speedup
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.walk import Walk, damage_words
 from exporter.choose.costs import CostTable, GraphSizes
 from exporter.models.ablation import BranchReplacement, Damage
+from exporter.report.parts.healing import healing_words
 from graph_passes.types import SublayerRef
 
 _TEXTS = {"checked": "the text that decided", "searched": "the text of the search"}
@@ -22,22 +23,24 @@ class Outcome:
 
     Attributes:
         plan: The plan; it names no file of replacements yet.
-        branch_replacements: What takes each branch's place.
-        damage: On the tokens that are reported on.
+        branch_replacements: What takes each branch's place, where anything may.
+        damage: On the tokens that are reported on; None where none was measured.
         speedup: What the finished candidate measured; None where none was timed.
         healing: What the replacements gain, in two domains; None without any.
     """
 
     plan: PruningPlan
-    branch_replacements: Mapping[SublayerRef, BranchReplacement]
-    damage: Damage
+    branch_replacements: Mapping[SublayerRef, BranchReplacement] = field(default_factory=dict)
+    damage: Damage | None = None
     speedup: Speedup | None = None
     healing: HealingReport | None = None
 
     def words(self) -> str:
-        """Its figures in a line."""
-        told = damage_words(self.damage)
+        """Its figures in a line; empty where nothing was measured."""
         figures = self.plan.predicted
+        if self.damage is None:
+            return "" if self.healing is None else healing_words(self.healing.healing)
+        told = damage_words(self.damage)
         if self.speedup is not None:
             low, high = self.speedup.ci95
             told = f"speedup {self.speedup.ratio:.3f} [{low:.3f}, {high:.3f}] as measured; {told}"
@@ -48,14 +51,24 @@ class Outcome:
             told += f" (perplexity in the other domain {rise:+.1%})"
         if self.plan.predicted_on != "unseen":
             told += f" (on {_TEXTS[self.plan.predicted_on or 'searched']}: rather too good)"
-        return f"{told}; {self._parameters()}"
+        return told + self._parameters()
 
     def _parameters(self) -> str:
         """What is left of them, and the share that went."""
-        left, whole = (self.plan.predicted[name] for name in ("parameters", "parameters_before"))
-        return (
-            f"parameters {whole / 1e6:,.2f} -> {left / 1e6:,.2f} million ({left / whole - 1:+.1%})"
-        )
+        figures = self.plan.predicted
+        if "parameters" not in figures:
+            return ""
+        left, whole = figures["parameters"], figures["parameters_before"]
+        change = f"{whole / 1e6:,.2f} -> {left / 1e6:,.2f} million ({left / whole - 1:+.1%})"
+        return f"; parameters {change}"
+
+
+def damage_figures(damage: Damage) -> dict[str, float]:
+    """What a plan says of its damage, with standard errors as far as they are known."""
+    names = ("kl", "log_perplexity_increase", "top1_agreement")
+    errors = ("kl_std_error", "log_perplexity_increase_std_error")
+    found = {name: getattr(damage, name) for name in (*names, *errors)}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def predicted(
@@ -82,11 +95,7 @@ def predicted(
     context, batch = (room.context, room.batch) if room else (0, 1)
     choices = walk.choices
     found = {
-        "kl": damage.kl,
-        "kl_std_error": damage.kl_std_error,
-        "log_perplexity_increase": damage.log_perplexity_increase,
-        "log_perplexity_increase_std_error": damage.log_perplexity_increase_std_error,
-        "top1_agreement": damage.top1_agreement,
+        **damage_figures(damage),
         "parameters": float(sizes.total_parameters(choices, rank)),
         "parameters_before": float(sizes.parameters),
         "bytes": float(sizes.total_bytes(choices, rank, context=context, batch=batch)),

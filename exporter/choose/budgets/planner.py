@@ -1,98 +1,96 @@
-"""From what a user asks for to a plan: costs, fits, search, refit, and a look at the clock."""
+"""From what a user asks for to a plan: by scores, or by costs, fits, search, refit and a clock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from exporter.artifacts import ImportanceReport, ParetoCurve, PruningPlan, Speedup
+from exporter.artifacts import ParetoCurve, PruningPlan, Speedup
+from exporter.artifacts.plans.by_score import check_counts, validate_plan
 from exporter.artifacts.plans.origin import parents_of
-from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.curve import ENOUGH_NATS, curve_of
 from exporter.choose.budgets.gains import Goal, Milliseconds
 from exporter.choose.budgets.goals import goals_of, unit_to_use_up
 from exporter.choose.budgets.healed import elsewhere, healing_of
 from exporter.choose.budgets.hit import TOLERANCE, Measured, hit
-from exporter.choose.budgets.meters import meter_of, searched_meter
-from exporter.choose.budgets.options import Offer, make_offer, replacements_of
-from exporter.choose.budgets.outcome import Outcome, predicted
+from exporter.choose.budgets.inputs import PlanInputs
+from exporter.choose.budgets.outcome import Outcome, damage_figures, predicted
 from exporter.choose.budgets.reachable import refuse_no_front, refuse_nothing
-from exporter.choose.budgets.search import Search, SearchSettings
-from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.budgets.stopwatch import Stopwatch
-from exporter.choose.budgets.text import TextParts, parted
-from exporter.choose.budgets.walk import Judge, Walk, percent
-from exporter.choose.budgets.workplace import Workplace
-from exporter.choose.costs import CostTable, GraphSizes
-from exporter.choose.selection import protected_names
-from exporter.errors import PlanError, UsageError
-from exporter.heal.kept import about_fits
+from exporter.choose.budgets.search import Search
+from exporter.choose.budgets.walk import Walk, percent
+from exporter.choose.selection.by_scores import one_shot, scored_again
+from exporter.choose.selection.options import cut_of_options
+from exporter.choose.selection.refusals import refuse_unreachable
 from exporter.models.ablation import BranchReplacement
-from exporter.progress import QUIET, Progress
 from graph_passes.types import Replacement, SublayerRef
 
-if TYPE_CHECKING:
-    from exporter.heal import Fit
-    from exporter.models.loading.model_source import LoadedModel
 
-
-class Planner:
-    """Makes plans for one model.
-
-    What takes long is done once, and kept in the workplace where a later call can use it.
-
-    Args:
-        report: The model's scores.
-        load: Loads the model.
-        budget: What the plan has to hold.
-        settings: How to look for it.
-        work: Keeps fits, costs and damages.
-        sizes: Of the graph's sublayers; None: of the model's modules.
-        stopwatch: Measures requests; None where no time is asked for.
-        costs: Measured before; None: the stopwatch measures them.
-        importance_sha256: The digest of the report's file, for the plan.
-        cache_dir: Where text that the model sampled is kept.
-        progress: Told what goes on.
-
-    Raises:
-        UsageError: The budget asks for what can't be told without a graph.
-        CostError: The graph can't hold so many tokens.
-    """
-
-    def __init__(
-        self,
-        report: ImportanceReport,
-        load: Callable[[], LoadedModel],
-        budget: Budget,
-        settings: PlanSettings,
-        *,
-        work: Workplace,
-        sizes: GraphSizes | None = None,
-        stopwatch: Stopwatch | None = None,
-        costs: CostTable | None = None,
-        importance_sha256: str | None = None,
-        cache_dir: Path | None = None,
-        progress: Progress = QUIET,
-    ) -> None:
-        self.report, self.budget, self.settings = report, budget, settings
-        self._load, self._work, self._given_sizes = load, work, sizes
-        self._stopwatch, self._given_costs = stopwatch, costs
-        self._importance_sha256, self._cache_dir = importance_sha256, cache_dir
-        self._progress = progress
-        _refuse_missing(budget, sizes, stopwatch, costs)
+class Planner(PlanInputs):
+    """Makes plans for one model, whatever is asked for; the only door to them."""
 
     def plan(self) -> Outcome:
-        """The plan of least damage that holds the budget.
+        """The plan that holds the budget: by scores, or the one of least damage.
 
         Raises:
             PlanError: There is none; says what is reachable.
-            UsageError: The budget asks for nothing.
+            UsageError: The budget asks for nothing, or the protection can't be read.
             DepthcutError: Of the stage that failed.
         """
         self.budget.refuse_empty()
+        if self.budget.only_counts:
+            check_counts(self.budget.counts)
+        method = self.settings.search.search
+        if method == "one-shot":
+            found = Outcome(self._noted(self._lowest_scores()))
+        elif method == "iterative":
+            found = self._iterative()
+        else:
+            found = self._by_damage()
+        validate_plan(
+            found.plan,
+            self.report.model.num_layers,
+            model=self.report.model.source,
+            allow_all=self._allow_all,
+        )
+        return self._healed(found) if self.settings.heals_afterwards else found
+
+    def _lowest_scores(self) -> PruningPlan:
+        return one_shot(
+            self.report,
+            self.budget.counts,
+            self._protected,
+            importance_sha256=self.importance_sha256,
+            allow_all=self._allow_all,
+            progress=self._progress,
+        )
+
+    def _iterative(self) -> Outcome:
+        """Scored on all of the text, so what is measured there is measured where it was chosen."""
+        from exporter.heal.healed import predicts_tokens
+
+        self._refuse_unreachable()
+        options = scored_again(
+            self.loaded,
+            self.report,
+            self.text,
+            self.budget.counts,
+            self._protected,
+            every=self.settings.search.every,
+            batch_size=self.settings.batch_size,
+            allow_all=self._allow_all,
+            progress=self._progress,
+        )
+        plan = self._plan_of(Walk(tuple(options)))
+        if not predicts_tokens(self.loaded.model):
+            return Outcome(plan)
+        damage = self._searched_meter(self.text).measure_many(cut_of_options(options), [])[0]
+        told = {"predicted": damage_figures(damage), "predicted_on": "searched"}
+        return Outcome(plan.model_copy(update=told), damage=damage)
+
+    def _by_damage(self) -> Outcome:
+        if self.budget.only_counts:
+            self._refuse_unreachable()
         if self._given_sizes is not None:
             _ = self.goals  # what fits as it is needs no model
         walk, speedup = self._measured() if self._times_candidates else (self._solved(), None)
@@ -101,6 +99,23 @@ class Planner:
             speedup = self._time(walk)
         branch_replacements = self._refitted(walk)
         return self._outcome(walk, branch_replacements, speedup)
+
+    def _healed(self, found: Outcome) -> Outcome:
+        """The plan with what is fitted for it, by the same text as its scores."""
+        from exporter.heal.healed import heal
+        from exporter.heal.texts import on_text_of
+
+        assert self.settings.heal is not None
+        healed = heal(
+            self.loaded,
+            found.plan,
+            on_text_of(self.settings.heal, self.report.calibration, self.settings.calibration),
+            made_from=found.plan.made_from,
+            allow_all=self._allow_all,
+            work=self._work.folder / "healing",
+            progress=self._progress,
+        )
+        return Outcome(healed.plan, healed.branch_replacements, healing=healed.report)
 
     def curve(self) -> ParetoCurve:
         """The whole front, up to plans that leave next to nothing of the model's answers.
@@ -124,121 +139,23 @@ class Planner:
             text=self.texts.reported,
         )
 
-    @cached_property
-    def costs(self) -> CostTable | None:
-        """What sublayers cost; None where no time is asked for."""
-        if self._given_costs is not None or self._stopwatch is None:
-            return self._given_costs
-        return self._stopwatch.costs(replacements_of(self.settings.heal), self.settings.rank)
-
-    @cached_property
-    def loaded(self) -> LoadedModel:
-        """The model; costs are measured before, while the memory is free."""
-        _ = self.costs
-        loaded = self._load()
-        if loaded.ref.sha256 != self.report.model.sha256:
-            raise PlanError(
-                f"The scores are of {self.report.model.source} (sha256 "
-                f"{self.report.model.sha256[:12]}), but {loaded.ref.source} is another model "
-                f"(sha256 {loaded.ref.sha256[:12]}).",
-                "Name the model that was scored, or score this one first: depthcut score.",
-            )
-        return loaded
-
-    @cached_property
-    def sizes(self) -> GraphSizes:
-        """What sublayers weigh."""
-        from exporter.choose.budgets.module_sizes import module_sizes
-
-        return self._given_sizes or module_sizes(self.loaded)
-
-    @cached_property
-    def texts(self) -> TextParts:
-        """What is searched and fitted on, checked on, and reported on.
-
-        Raises:
-            CalibrationError: Too little is held out for what is asked.
-        """
-        from exporter.models.texts.calibration import text_of_report
-
-        text = text_of_report(
-            self.loaded,
-            self.report.calibration,
-            calibration=self.settings.calibration,
-            cache_dir=self._cache_dir,
-            progress=self._progress,
+    def _refuse_unreachable(self) -> None:
+        """Before the model is loaded."""
+        refuse_unreachable(
+            self.report, self.budget.counts, self._protected, allow_all=self._allow_all
         )
-        parts = parted(text, self.settings.held_out)
-        if self.budget.floors:
-            parts.refuse_short("an interval, by which floors are held", 2)
-        elif self.settings.heal != "none":
-            parts.refuse_short("replacements")
-        return parts
-
-    @cached_property
-    def fits(self) -> Mapping[SublayerRef, Fit]:
-        """A replacement of each kind for every branch, fitted in one pass; none without healing."""
-        from exporter.heal import fit_branches
-
-        if self.settings.heal == "none":
-            return {}
-        text, rank = self.texts.searched, self.settings.rank
-        about = about_fits(self.loaded.ref, str(self.loaded.model.dtype), text.ref, rank)
-        known = self._work.kept_fits(about)
-        if known is not None:
-            self._progress.say("plan: the fits of an earlier call are used")
-            return known
-        batch_size = self.settings.batch_size
-        found = fit_branches(
-            self.loaded, text, rank=rank, batch_size=batch_size, progress=self._progress
-        )
-        self._work.keep_fits(about, found)
-        return found
-
-    @cached_property
-    def offer(self) -> Offer:
-        """What may be done to which sublayer."""
-        protected = protected_names(self.settings.search.protect, self.report.model.num_layers)
-        known = set(self.sizes.sublayers)
-        if self.costs is not None:
-            known &= set(self.costs.names)
-        return make_offer(
-            self.report,
-            self.budget,
-            self.settings.heal,
-            self.fits,
-            protected,
-            known,
-            {name for name, size in self.sizes.sublayers.items() if not size.takes_linear},
-        )
-
-    @cached_property
-    def judge(self) -> Judge:
-        """Holds the tokens that the search doesn't see."""
-        meter = meter_of(self.loaded, self.texts.checked, self.settings)
-        return Judge(meter, self.budget.floors)
-
-    @cached_property
-    def reporter(self) -> Judge:
-        """Holds the tokens on which nothing is decided."""
-        return Judge(meter_of(self.loaded, self.texts.reported, self.settings))
 
     @cached_property
     def search(self) -> Search:
         """Looks for walks."""
-        how = self.settings.search
         return Search(
-            searched_meter(self.loaded, self.texts.searched, self.settings, self._work.journal),
+            self._searched_meter(self.texts.searched),
             self.judge,
             self.offer.options,
-            SearchSettings(
-                objective=how.objective,
-                shortlist=how.shortlist or None,
-                seconds=how.seconds if how.search == "evolution" else 0.0,
-                seed=how.seed,
-            ),
+            self.settings.search,
             self.offer.prior,
             self.offer.quality,
+            self._allow_all,
             self._progress,
         )
 
@@ -301,13 +218,15 @@ class Planner:
         from exporter.heal import fit_sequential
 
         choices: dict[SublayerRef, Replacement] = walk.choices
-        if all(replacement == "none" for replacement in choices.values()):
+        heal = self.settings.heal
+        if heal is None or all(replacement == "none" for replacement in choices.values()):
             return walk.cut
         again = fit_sequential(
             self.loaded,
             self.texts.searched,
             choices,
-            rank=self.settings.rank,
+            rank=heal.rank,
+            ridge=heal.ridge,
             batch_size=self.settings.batch_size,
             progress=self._progress,
         )
@@ -336,50 +255,34 @@ class Planner:
             self.settings.rank,
             speedup,
         )
-        healing = healing_of(
-            self.loaded,
-            self.texts.searched,
-            self.texts.reported,
-            branch_replacements,
-            self.settings.heal,
-            self.settings.rank,
-            batch_size=self.settings.batch_size,
-            check_text=self.settings.check_text,
-            progress=self._progress,
-        )
-        figures |= elsewhere(healing)
-        asked = {**self.budget.asked(), **self.settings.told()}
-        digest = self._importance_sha256
-        plan = PruningPlan(
-            deletions=walk.deletions,
-            budget=asked,
-            importance_sha256=digest,
-            made_from=parents_of(self.report, digest),
-            predicted=figures,
-            predicted_on=self.texts.figures_from,
-        )
+        healing = None
+        if self.settings.heal is not None:
+            healing = healing_of(
+                self.loaded,
+                self.texts,
+                branch_replacements,
+                self.settings.heal,
+                batch_size=self.settings.batch_size,
+                progress=self._progress,
+            )
+        told = {
+            "predicted": figures | elsewhere(healing),
+            "predicted_on": self.texts.figures_from,
+        }
+        plan = self._plan_of(walk).model_copy(update=told)
         return Outcome(plan, branch_replacements, damage, speedup, healing)
 
+    def _plan_of(self, walk: Walk) -> PruningPlan:
+        digest = self.importance_sha256
+        return self._noted(
+            PruningPlan(
+                deletions=walk.deletions,
+                budget=self.budget.asked(),
+                importance_sha256=digest,
+                made_from=parents_of(self.report, digest),
+            )
+        )
 
-def _refuse_missing(
-    budget: Budget,
-    sizes: GraphSizes | None,
-    stopwatch: Stopwatch | None,
-    costs: CostTable | None,
-) -> None:
-    if budget.at is not None and stopwatch is None and costs is None:
-        raise UsageError(
-            "Times are measured on the exported graph.",
-            "Name it with --onnx, or costs that were measured before with --costs.",
-        )
-    if budget.fits is not None and sizes is None:
-        raise UsageError(
-            "How much the caches take is read from the exported graph.", "Name it with --onnx."
-        )
-    if budget.fits is not None and sizes is not None:
-        sizes.total_bytes(context=budget.fits.context, batch=budget.fits.batch)
-    if costs is not None and budget.at is not None and costs.at != budget.at:
-        raise UsageError(
-            f"The costs were measured for {costs.at}, not for {budget.at}.",
-            "Ask for that request with --at, or measure again.",
-        )
+    def _noted(self, plan: PruningPlan) -> PruningPlan:
+        """The plan with how it was looked for."""
+        return plan.model_copy(update={"budget": {**plan.budget, **self.settings.told()}})

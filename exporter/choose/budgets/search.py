@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from exporter.choose.budgets.gains import CountedBlocks, Goal, Unit
+from exporter.choose.budgets.gains import Counted, CountedBlocks, Goal, Unit
 from exporter.choose.budgets.reachable import refuse_floors, refuse_goal
 from exporter.choose.budgets.walk import Judge, Walk, as_step, valued
 from exporter.choose.selection import (
@@ -19,37 +18,21 @@ from exporter.choose.selection import (
     Objective,
     Option,
     RememberingMeter,
+    SearchOptions,
     Step,
     chosen,
     evolve,
     greedy,
     objective_of,
 )
-from exporter.choose.selection.options import Stop
+from exporter.choose.selection.options import Stop, most_sublayers
 from exporter.errors import PlanError
 from exporter.progress import QUIET, Progress
-from graph_passes.types import BLOCK_KINDS, SublayerRef
+from graph_passes.types import SublayerRef
 
 _SLACK = 1e-9
 _TRIED = 4
 """Options that are held against the floors after one that broke them."""
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How hard the search tries.
-
-    Attributes:
-        objective: The damage that is kept small.
-        shortlist: How many options are tried at a step; None: all.
-        seconds: For swaps after the greedy steps.
-        seed: Of the swaps.
-    """
-
-    objective: Objective = "kl"
-    shortlist: int | None = 12
-    seconds: float = 0.0
-    seed: int = 0
 
 
 class Search:
@@ -59,9 +42,10 @@ class Search:
         meter: Measures damage on the tokens to search on.
         judge: Holds the others, and the floors.
         options: What may be done; their gains don't count, each goal has its own.
-        settings: How hard to try.
+        settings: Objective, shortlist, and for ``evolution`` seconds and seed of the swaps.
         prior: A guess of each sublayer's damage, for the order in which options are tried.
         quality: How well each option does what its branch did; see :func:`valued`.
+        allow_all: Lets every sublayer go.
         progress: Told of every step.
     """
 
@@ -70,15 +54,19 @@ class Search:
         meter: Meter,
         judge: Judge,
         options: Sequence[Option],
-        settings: SearchSettings | None = None,
+        settings: SearchOptions | None = None,
         prior: Mapping[SublayerRef, float] | None = None,
         quality: Mapping[Option, float] | None = None,
+        allow_all: bool = False,
         progress: Progress = QUIET,
     ) -> None:
         self._meter = meter if isinstance(meter, RememberingMeter) else RememberingMeter(meter)
         self.judge = judge
         self._options = list(options)
-        self._settings = settings or SearchSettings()
+        self._settings = settings or SearchOptions()
+        self._shortlist = self._settings.shortlist or None
+        self._allow_all = allow_all
+        self._most = most_sublayers(self._meter.num_layers, allow_all)
         self._prior = dict(prior or {})
         self._quality = dict(quality) if quality else None
         self._progress = progress
@@ -143,9 +131,12 @@ class Search:
         """Greedy steps to one goal after the other."""
         # Blocks first, while both their halves are there.
         order = sorted(goals, key=lambda goal: not isinstance(goal.unit, CountedBlocks))
+        kinds = len(goals) > 1 and all(_is_number(goal) for goal in goals)
         walk = Walk()
         for goal in (*order, *order):  # a map for a later goal may have cost some of an earlier one
-            walk = self._towards(goal, walk)
+            before, walk = walk, self._towards(goal, walk)
+            if kinds and walk is not before:  # each number is of sublayers of its own
+                walk = self._swapped_beside(before, goal, walk)
         for goal in order:
             if not _reached(goal, walk):
                 refuse_goal(goal, walk.gain(goal.unit))
@@ -203,18 +194,17 @@ class Search:
 
     def _left(self, unit: Unit, walk: Walk) -> list[Option]:
         """Options that add to a walk, or take the place of one of its own and gain more."""
-        most = len(BLOCK_KINDS) * self._meter.num_layers - 1
         taken = {name: option for option in walk.options for name in option.names}
 
         def adds(option: Option) -> bool:
             gone = {taken[name] for name in option.names if name in taken}
             whole = all(set(other.names) <= set(option.names) for other in gone)
             more = option.gain > sum(other.gain for other in gone)
-            return whole and more and len({*taken, *option.names}) <= most
+            return whole and more and len({*taken, *option.names}) <= self._most
 
         left = [option for option in self._valued(unit) if adds(option)]
         left.sort(key=lambda option: sum(self._prior.get(name, 0.0) for name in option.names))
-        return left[: self._settings.shortlist]
+        return left[: self._shortlist]
 
     def _trimmed(self, goals: Sequence[Goal], walk: Walk) -> Walk:
         """Puts back what the goals don't need: later steps may have made an earlier one idle."""
@@ -244,22 +234,37 @@ class Search:
                 return walk
             walk = others[costs.index(min(costs)) - 1]
 
-    def _swapped(self, goal: Goal, walk: Walk) -> Walk:
-        """The same gain, with less damage where swaps find it in time."""
-        if not self._settings.seconds:
+    def _swapped(self, goal: Goal, walk: Walk, rest: Walk | None = None) -> Walk:
+        """The same gain, with less damage where swaps find it in time.
+
+        Args:
+            goal: What stays reached.
+            walk: Options that may be swapped.
+            rest: Others, that stay.
+        """
+        if self._settings.search != "evolution":
             return walk
         steps = [as_step(option) for option in walk.options]
-        found = evolve(
-            self._meter,
-            steps,
-            self._valued(goal.unit),
-            goal=min(goal.amount, walk.gain(goal.unit)),
-            objective=self._objective,
-            seconds=self._settings.seconds,
-            seed=self._settings.seed,
-            progress=self._progress,
-        )
+        with self._progress.task("evolution search"):
+            found = evolve(
+                self._meter,
+                steps,
+                self._valued(goal.unit),
+                goal=min(goal.amount, walk.gain(goal.unit)),
+                objective=self._objective,
+                seconds=self._settings.seconds,
+                seed=self._settings.seed,
+                start=None if rest is None else rest.cut,
+                allow_all=self._allow_all,
+                progress=self._progress,
+            )
         return walk if found == steps else Walk(tuple(chosen(found)))
+
+    def _swapped_beside(self, before: Walk, goal: Goal, walk: Walk) -> Walk:
+        """Swaps among what was added for a goal, beside what was there before."""
+        added = tuple(option for option in walk.options if option not in before.options)
+        rest = Walk(tuple(option for option in walk.options if option not in added))
+        return Walk((*rest.options, *self._swapped(goal, Walk(added), rest).options))
 
     def _valued(self, unit: Unit) -> list[Option]:
         """The options with their gain in a unit: the same objects whenever it is asked for."""
@@ -271,11 +276,10 @@ class Search:
 
     def _everything(self, unit: Unit, walk: Walk) -> Walk:
         """A walk, and all that may go beside it; one sublayer stays."""
-        most = len(BLOCK_KINDS) * self._meter.num_layers - 1
         taken = set(walk.choices)
         added: list[Option] = []
         for option in sorted(self._valued(unit), key=lambda each: -each.gain):
-            if not taken & set(option.names) and len(taken) + len(option.names) <= most:
+            if not taken & set(option.names) and len(taken) + len(option.names) <= self._most:
                 added.append(option)
                 taken.update(option.names)
         return walk.plus(map(as_step, added))
@@ -296,12 +300,17 @@ class Search:
             self._valued(unit),
             goal=goal,
             objective=self._objective,
-            shortlist=self._settings.shortlist,
+            shortlist=self._shortlist,
             prior=self._prior,
             stop=stop,
             start=walk.cut,
+            allow_all=self._allow_all,
             progress=self._progress,
         )
+
+
+def _is_number(goal: Goal) -> bool:
+    return isinstance(goal.unit, Counted | CountedBlocks)
 
 
 def _reached(goal: Goal, walk: Walk) -> bool:

@@ -1,9 +1,8 @@
 """Chooses what to drop by what becomes of the model's answers. Importing this costs no PyTorch."""
 
-from exporter.choose.selection.choosing import choose
+from exporter.choose.selection.by_scores import iterative
 from exporter.choose.selection.evolution import evolve
 from exporter.choose.selection.greedy import greedy
-from exporter.choose.selection.iterative import iterative
 from exporter.choose.selection.meters import MakeMeter, Meter, RememberingMeter
 from exporter.choose.selection.options import (
     Objective,
@@ -26,7 +25,6 @@ __all__ = [
     "Search",
     "SearchOptions",
     "Step",
-    "choose",
     "chosen",
     "cut_of_options",
     "evolve",

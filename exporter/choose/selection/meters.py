@@ -1,4 +1,4 @@
-"""A meter that never measures one cut twice, nor after it was interrupted."""
+"""What measures the damage of cuts; no cut is measured twice, nor after an interruption."""
 
 from __future__ import annotations
 
@@ -40,6 +40,49 @@ class Meter(Protocol):
 MakeMeter = Callable[["LoadedModel", "CalibrationText", int, int], Meter]
 """From a model, a text, the samples in a batch and how many positions go on one that is looked at,
 to what measures cuts on them."""
+
+
+POSITIONS = 2
+"""Answers are compared at every second position: the head costs a third of a small model."""
+
+
+def meter_here(
+    loaded: LoadedModel, text: CalibrationText, batch_size: int = 4, positions: int = POSITIONS
+) -> Meter:
+    """Measures in this process, on all of a text."""
+    from exporter.models.ablation import DamageMeter
+
+    return DamageMeter(
+        loaded.model, text.input_ids, text.mask, batch_size=batch_size, positions=positions
+    )
+
+
+def searched_meter(
+    loaded: LoadedModel,
+    text: CalibrationText,
+    batch_size: int = 4,
+    *,
+    kept: Path | None = None,
+    make: MakeMeter = meter_here,
+) -> RememberingMeter:
+    """Measures nothing twice.
+
+    Args:
+        loaded: The model.
+        text: What is searched on.
+        batch_size: Samples in one forward pass.
+        kept: Keeps what was measured of branches that are left out.
+        make: Makes what measures.
+    """
+    from exporter.files import sha256_bytes
+
+    about = {
+        "model": loaded.ref.sha256,
+        "dtype": str(loaded.model.dtype),
+        "ids": sha256_bytes(text.input_ids.astype("<i8").tobytes()),
+        "positions": POSITIONS,
+    }
+    return RememberingMeter(make(loaded, text, batch_size, POSITIONS), kept, about)
 
 
 class RememberingMeter:

@@ -17,6 +17,7 @@ class SearchOptions:
     Attributes:
         search: ``one-shot``: the lowest scores. ``iterative``: scored again after each drop.
             ``greedy``: the least added damage at each step. ``evolution``: greedy, then swaps.
+            None: one-shot for numbers of sublayers, greedy for budgets that are more than that.
         objective: Which damage greedy and evolution keep small.
         protect: What stays: ``first``, ``last``, ``attention:0,29``.
         every: Iterative: so many drops between two scorings.
@@ -26,7 +27,7 @@ class SearchOptions:
         seed: Evolution: of its draws.
     """
 
-    search: Search = "one-shot"
+    search: Search | None = None
     objective: Objective = "kl"
     protect: tuple[str, ...] = ()
     every: int = 1
@@ -34,11 +35,6 @@ class SearchOptions:
     tokens: int = 4096
     seconds: float = 600.0
     seed: int = 0
-
-    @property
-    def runs_the_model(self) -> bool:
-        """Whether the model is needed, beside its scores."""
-        return self.search != "one-shot"
 
     @property
     def by_damage(self) -> bool:

@@ -130,13 +130,12 @@ def text_of_report(
         TextSourceError: When it can't be read.
     """
     known = ref.samples > 0  # A metric that reads no text leaves the choice to the defaults.
-    seed = _SEED.search(ref.source)
     text = calibration_text(
         loaded,
         spec_of(ref.source) if calibration is None and known else calibration,
         samples=ref.samples or None,
         sequence_length=ref.sequence_length or DEFAULT_LENGTH,
-        seed=int(seed[1]) if seed and spec_of(ref.source) == SELF else 0,
+        seed=seed_of(ref.source),
         cache_dir=cache_dir,
         progress=progress,
     )
@@ -151,6 +150,12 @@ def text_of_report(
 def spec_of(source: str) -> str:
     """What to name so that the text that a report calls so is read again."""
     return next((spec for spec in (SELF, PYDOC) if source.startswith(f"{spec} (")), source)
+
+
+def seed_of(source: str) -> int:
+    """The seed of the text that a report calls so; 0 where there is none."""
+    seed = _SEED.search(source) if spec_of(source) == SELF else None
+    return int(seed[1]) if seed else 0
 
 
 def check_text(loaded: LoadedModel, input_ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> None:

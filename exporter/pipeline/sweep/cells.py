@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts.ledger import FOLDER
+from exporter.choose.budgets import Budget
 from exporter.choose.selection import SearchOptions
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions
 from exporter.errors import SweepError
@@ -161,7 +162,7 @@ def _drops(plan: PlanEntry, place: _Place, out: Path) -> DropRequest:
     if plan.drops:
         return DropRequest(plan=out / PLANS / f"{plan.label}.json")
     counts: dict[str, Any] = plan.counts
-    return DropRequest(**counts)
+    return DropRequest(Budget(**counts))
 
 
 def _search(plan: PlanEntry) -> SearchOptions:

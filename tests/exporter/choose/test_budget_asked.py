@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,17 @@ from exporter.artifacts import (
     ReplacementsRef,
     Score,
 )
-from exporter.choose.budgets import Budget, Floors, Memory, tokens
+from exporter.choose.budgets import Budget, Floors, Memory, PlanSettings, tokens
 from exporter.choose.budgets.gains import Bytes, Counted, CountedBlocks, Milliseconds, Parameters
 from exporter.choose.budgets.goals import goals_of, unit_to_use_up
 from exporter.choose.costs import At, CacheSize, GraphSizes, SublayerSize
+from exporter.choose.selection import SearchOptions
 from exporter.cli import run
 from exporter.errors import DepthcutError, PlanError, UsageError
+from exporter.heal.options import HealOptions
 
 AT = At(batch=1, prompt=8, new=4)
+ROOM = Memory(10**6, 64)
 NAMES: list[Any] = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
 SIZES = GraphSizes(
     sublayers={
@@ -166,20 +170,15 @@ def _importance(folder: Path) -> Path:
             "without the exported graph none is",
         ),
         (["--require-speedup", "--parameters", "10%"], "is for --target-speedup"),
-        (["--require-speedup", "--drop-attn", "1"], "--require-speedup is for budgets"),
+        (["--require-speedup", "--drop-attn", "1"], "--require-speedup is for --target"),
         (["--fits", "8GB"], "--fits and --context together"),
         (["--fits", "8GB", "--context", "32k"], "Name it with --onnx"),
         (["--at", "batch=1", "--drop-attn", "1"], "--at is for budgets"),
-        (["--rank", "4", "--drop-attn", "1"], "--rank is for budgets"),
-        (["--rank", "4", "--parameters", "10%", "--heal", "none"], "A rank is for linear maps"),
-        (
-            ["--rank", "4", "--parameters", "10%", "--heal", "bias"],
-            "with --heal bias there",
-        ),
-        (
-            ["--check-text", "self", "--parameters", "10%", "--heal", "none"],
-            "another domain",
-        ),
+        (["--rank", "4", "--drop-attn", "1"], "--rank is for replacements"),
+        (["--rank", "4", "--parameters", "10%", "--heal", "none"], "--rank is for replacements"),
+        (["--rank", "4", "--parameters", "10%", "--heal", "bias"], "A bias has no rank"),
+        (["--check-text", "self", "--parameters", "10%", "--heal", "none"], "--check-text is for"),
+        (["--onnx", "GRAPH", "--drop-attn", "1"], "--onnx is for budgets"),
         (["--threads", "2", "--parameters", "10%"], "--threads is for times"),
         (["--provider", "cpu", "--parameters", "10%"], "Name it with --onnx and the request"),
         (["--time-budget", "9s", "--parameters", "10%"], "--time-budget is for times"),
@@ -187,9 +186,9 @@ def _importance(folder: Path) -> Path:
         (["--parameters", "10%", "--search", "iterative"], "Leave --search away"),
         (["--kinds", "mlp", "--attention-only", "--parameters", "10%"], "Give one of them"),
         (["--heal", "bias"], "Say what the plan is to reach"),
-        (["--batch", "4", "--drop-attn", "1"], "--batch is for budgets"),
-        (["--batch", "4", "--parameters", "10%"], "how many sequences --fits is for"),
-        ([], "Say what to drop"),
+        (["--sequences", "4", "--drop-attn", "1"], "how many caches --fits is for"),
+        (["--sequences", "4", "--parameters", "10%"], "how many caches --fits is for"),
+        ([], "Say what the plan is to reach"),
         (["--drop", "6", "--search", "greedy"], "only 5 may go"),
         (["--drop-block", "3", "--search", "evolution"], "only 2 may go"),
         (["--drop-attn", "3", "--search", "iterative", "--protect", "first"], "only 2 may go"),
@@ -205,6 +204,7 @@ def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: st
     from exporter.cli.console import ConsoleProgress
 
     path = _importance(tmp_path)
+    options = [str(path) if option == "GRAPH" else option for option in options]
     call = ["plan", str(path), "-o", str(tmp_path / "plan.json"), *options]
     done = CliRunner().invoke(cli, call, obj=ConsoleProgress())
     assert done.exit_code != 0
@@ -213,17 +213,23 @@ def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: st
     assert [found.name for found in tmp_path.iterdir()] == ["importance.json"]
 
 
-@pytest.mark.parametrize("heal", ["linear", "best"])
-def test_a_rank_and_another_domain_go_with_replacements(heal: Any) -> None:
-    from exporter.choose.budgets import PlanSettings
-    from exporter.pipeline.request import BudgetRequest
+@pytest.mark.parametrize(
+    ("search", "budget"), [("one-shot", Budget(parameters=0.1)), ("iterative", Budget(fits=ROOM))]
+)
+def test_a_budget_is_held_by_measured_damage_alone(search: Any, budget: Budget) -> None:
+    with pytest.raises(UsageError):
+        PlanSettings(SearchOptions(search)).settled(budget)
+    assert PlanSettings().settled(budget).search.search == "greedy"
+    assert PlanSettings().settled(Budget(attention=1)).search.search == "one-shot"
 
-    PlanSettings(heal=heal, rank=4, check_text="self")
-    BudgetRequest(Budget(attention=1), heal=heal, rank=4, check_text="self")
-    PlanSettings(heal="none")
-    for make in (PlanSettings, lambda **given: BudgetRequest(Budget(attention=1), **given)):
-        with pytest.raises(UsageError, match="A rank is for linear maps"):
-            make(heal="none", rank=4)
+
+@pytest.mark.parametrize("own", [{"sequential": True}, {"calibration": ("mine.txt",)}])
+def test_a_search_that_weighs_replacements_fits_them_in_its_own_way(own: Any) -> None:
+    settings = PlanSettings(SearchOptions("greedy"), heal=HealOptions(**own), calibration="a.txt")
+    with pytest.raises(UsageError):
+        settings.settled(Budget(attention=1))
+    assert replace(settings, search=SearchOptions()).settled(Budget(attention=1)).heals_afterwards
+    assert replace(settings, heal=HealOptions(calibration=("a.txt",))).settled(Budget(joint=1))
 
 
 def test_a_bare_plan_takes_along_what_a_healed_one_had_beside_it(tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose import budgets  # noqa: E402
 from exporter.choose.budgets import Budget, Floors, Planner, PlanSettings, Workplace  # noqa: E402
-from exporter.choose.budgets.meters import meter_of  # noqa: E402
 from exporter.choose.budgets.walk import Judge  # noqa: E402
 from exporter.choose.costs import At  # noqa: E402
 from exporter.choose.selection import SearchOptions  # noqa: E402
+from exporter.choose.selection.meters import meter_here  # noqa: E402
+from exporter.heal.options import HealOptions  # noqa: E402
 from exporter.progress import Quiet  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
 
@@ -84,11 +85,13 @@ def planner(loaded: Any, report: Any, cache: Path, tmp_path: Path, said: list[st
     def made(budget: Budget, stopwatch: Any = None, **settings: Any) -> Planner:
         given = {"costs": settings.pop("costs", None), "sizes": settings.pop("sizes", None)}
         search = SearchOptions(search="greedy", shortlist=0, tokens=4096)
+        kind, told = settings.pop("heal", "best"), settings.pop("check_text", None)
+        heal = None if kind == "none" else HealOptions(kind=kind, check_text=told)
         return Planner(
             report,
             lambda: loaded,
             budget,
-            PlanSettings(search=search, **settings),
+            PlanSettings(search=search, heal=heal, **settings),
             work=Workplace(tmp_path / "work"),
             stopwatch=stopwatch,
             importance_sha256="a" * 64,
@@ -288,7 +291,7 @@ def test_best_weighs_replacements_by_damage_and_time(planner: Any) -> None:
     assert watch.asked == [("none", "bias", "linear")]
     assert {d.replacement for d in found.plan.deletions} - {"none"}
     bare = planner(Budget(target_speedup=1.25, at=AT), MadeStopwatch(), heal="none").plan()
-    searched = Judge(meter_of(made.loaded, made.texts.searched, made.settings))
+    searched = Judge(meter_here(made.loaded, made.texts.searched))
     cost = [searched.damage_of(each.branch_replacements).kl for each in (found, bare)]
     assert cost[0] < cost[1]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from made_damage import LAYERS, NAMES, MadeMeter, MadeUnit, every_walk, made_case
 
-from exporter.choose.budgets import Floors, Search, SearchSettings
+from exporter.choose.budgets import Floors, Search
 from exporter.choose.budgets.gains import Counted, Goal
 from exporter.choose.budgets.reachable import refuse_no_front, refuse_nothing
 from exporter.choose.budgets.walk import Judge, Walk, as_step, valued
-from exporter.choose.selection import Option
+from exporter.choose.selection import Option, SearchOptions
 from exporter.errors import PlanError
 from exporter.models.ablation import BranchReplacement, Damage
 
@@ -29,7 +29,7 @@ def _search(seed: int, floors: Floors | None = None, seconds: float = 0.0) -> tu
     meter, options, unit = made_case(seed)
     held_out = _held_out(meter)
     judge = Judge(held_out, floors or Floors())
-    settings = SearchSettings(shortlist=None, seconds=seconds)
+    settings = SearchOptions("evolution" if seconds else "greedy", shortlist=0, seconds=seconds)
     return Search(meter, judge, options, settings), meter, held_out, options, unit
 
 
@@ -71,7 +71,7 @@ def test_what_breaks_a_floor_on_the_tokens_of_the_search_alone_is_no_matter() ->
     held_out.scale = 5.0  # the same search, judged by worse tokens
     stricter = Search(
         meter, Judge(held_out, Floors(perplexity_increase=0.2)), search._options,
-        SearchSettings(shortlist=None),
+        SearchOptions(shortlist=0),
     )  # fmt: skip
     assert stricter.solve([], unit).gain(unit) < walk.gain(unit)
 
@@ -194,7 +194,7 @@ def test_what_a_later_goal_takes_back_is_made_up_for() -> None:
     # A map in an attention's place saves time, one in an MLP's takes more than the MLP.
     unit = MadeUnit({(n, "linear"): 10.0 if n[1] == "attention" else -3.0 for n in NAMES})
     mlps = Counted(("mlp",), "MLP")
-    search = Search(meter, Judge(meter), maps, SearchSettings(shortlist=None))
+    search = Search(meter, Judge(meter), maps, SearchOptions(shortlist=0))
     walk = search.solve([Goal(unit, 17.0), Goal(mlps, 2)], unit)
     assert walk.gain(unit) >= 17.0
     assert walk.gain(mlps) == 2
@@ -207,7 +207,7 @@ def test_maps_that_are_too_large_for_a_later_goal_give_way() -> None:
     times = MadeUnit({(o.names[0], o.replacement): 1.0 for o in options})
     sizes = MadeUnit({(n, how): 10.0 if how == "none" else 1.0 for n in NAMES
                       for how in ("none", "linear")})  # fmt: skip
-    search = Search(meter, Judge(meter), options, SearchSettings(shortlist=None))
+    search = Search(meter, Judge(meter), options, SearchOptions(shortlist=0))
     alone = search.solve([Goal(times, 5)], times)
     assert {option.replacement for option in alone.options} == {"linear"}
     walk = search.solve([Goal(times, 5), Goal(sizes, 45.0)], times)
@@ -228,7 +228,7 @@ def test_a_front_of_nothing_but_ruins_says_what_the_smallest_cut_costs() -> None
     meter, options = _level(alone=4.0)
     level = MadeUnit({(o.names[0], o.replacement): 1.0 for o in options})
     plain = [option for option in options if option.replacement == "none"]
-    search = Search(meter, Judge(meter), plain, SearchSettings(shortlist=None))
+    search = Search(meter, Judge(meter), plain, SearchOptions(shortlist=0))
     assert search.path(level, enough=3.0) == []
     with pytest.raises(PlanError, match=r"attention 0 alone leaves .* KL divergence 4.000 nats"):
         refuse_no_front(search.judge, search.smallest(level))
@@ -254,10 +254,10 @@ def test_an_option_that_is_beaten_in_both_is_never_tried() -> None:
     meter, options, unit = made_case(0)
     worse = {option: 0.9 if option.replacement == "bias" else 0.0 for option in options}
     level = MadeUnit(dict.fromkeys(unit.gains, 1.0))
-    search = Search(meter, Judge(meter), options, SearchSettings(shortlist=None), quality=worse)
+    search = Search(meter, Judge(meter), options, SearchOptions(shortlist=0), quality=worse)
     walk = search.solve([Goal(level, 3)], level)
     assert {option.replacement for option in walk.options} == {"bias"}
-    free = Search(meter, Judge(meter), options, SearchSettings(shortlist=None))
+    free = Search(meter, Judge(meter), options, SearchOptions(shortlist=0))
     assert {o.replacement for o in free.solve([Goal(level, 3)], level).options} != {"bias"}
 
 

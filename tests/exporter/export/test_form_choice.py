@@ -124,6 +124,7 @@ def test_no_form_at_all_is_an_error(told: Callable[..., Any], tmp_path: Path) ->
 
 
 def test_a_provider_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    from exporter.choose.budgets import Budget
     from exporter.compare import CompareOptions
     from exporter.models.loading.options import SourceOptions
     from exporter.pipeline.request import DropRequest, ExportRequest
@@ -131,7 +132,7 @@ def test_a_provider_that_is_not_there_is_refused_before_any_work(tmp_path: Path)
     request = ExportRequest(
         source="nowhere",
         out=tmp_path / "out",
-        drops=DropRequest(attention=1),
+        drops=DropRequest(Budget(attention=1)),
         target="onnxruntime-cuda",
         load=SourceOptions(dtype="float16"),
         compare=CompareOptions(provider="cuda"),

@@ -55,6 +55,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def walked(
     checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, ComparisonReport, Heard]:
+    from exporter.choose.budgets import Budget
     from exporter.compare import CompareOptions
     from exporter.pipeline import export_model
     from exporter.pipeline.request import DropRequest, ExportRequest
@@ -64,7 +65,7 @@ def walked(
     request = ExportRequest(
         source=str(checkpoint),
         out=out,
-        drops=DropRequest(attention=1),
+        drops=DropRequest(Budget(attention=1)),
         target="onnxruntime-cpu",
         score=ScoreOptions(samples=4, sequence_length=16, batch_size=2),
         compare=CompareOptions(

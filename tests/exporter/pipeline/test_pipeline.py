@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from written_files import data_of, names_in
 
+from exporter.choose.budgets import Budget
 from exporter.errors import DepthcutError, UsageError
 from exporter.pipeline.request import DropRequest
 
@@ -67,7 +68,7 @@ def _request(checkpoint: Path, out: Path, **changes: Any) -> Any:
     request = ExportRequest(
         source=str(checkpoint),
         out=out,
-        drops=DropRequest(attention=1),
+        drops=DropRequest(Budget(attention=1)),
         score=ScoreOptions(samples=4, sequence_length=16, batch_size=2),
         compare=CompareOptions(
             prefill_lengths=(8,), decode_past_lengths=(8,), rounds=2, eval_tokens=64,
@@ -151,7 +152,7 @@ def test_a_second_run_reuses_all(checkpoint: Path, again: Path) -> None:
 
 
 def test_another_number_redoes_what_depends_on_it(checkpoint: Path, again: Path) -> None:
-    report, heard = _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
+    report, heard = _walk(_request(checkpoint, again, drops=DropRequest(Budget(mlp=1))))
     assert heard.reused == ["score", "export"]
     assert [d.kind for d in report.plan] == ["mlp"]
 
@@ -240,7 +241,7 @@ def test_a_failed_check_keeps_the_earlier_candidate(
     monkeypatch.setattr(parity, "check_export", lambda *_, **__: [wrong])
     before = _contents(again)
     with pytest.raises(VerificationError, match="logits differs by 1"):
-        _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
+        _walk(_request(checkpoint, again, drops=DropRequest(Budget(mlp=1))))
     assert _contents(again) == before
     assert not (again / ".depthcut" / "work" / "candidate").exists()
 
@@ -255,7 +256,7 @@ def test_a_run_that_failed_late_is_taken_up_again(
         raise BackendError("no more.")
 
     before = _contents(again)
-    request = _request(checkpoint, again, drops=DropRequest(mlp=1))
+    request = _request(checkpoint, again, drops=DropRequest(Budget(mlp=1)))
     with monkeypatch.context() as patch:
         patch.setattr(compare, "compare", fails)
         with pytest.raises(BackendError):
@@ -472,7 +473,7 @@ def test_engines_are_built_on_the_way_and_told_in_the_report(
     _, heard = _walk(_request(checkpoint, again))  # the same graphs: the engines are still theirs
     assert (again / "engines" / "baseline" / "m-b1.engine").is_file()
     assert heard.reused == list(STAGES[:4])
-    _, heard = _walk(_request(checkpoint, again, drops=DropRequest(mlp=1)))
+    _, heard = _walk(_request(checkpoint, again, drops=DropRequest(Budget(mlp=1))))
     assert not (again / "engines").exists()
     assert "engines: its results are removed, they were made from other graphs" in heard.lines
 

@@ -14,7 +14,8 @@ from exporter.choose.budgets import Budget, Floors
 from exporter.choose.costs import At
 from exporter.choose.selection import SearchOptions
 from exporter.errors import PlanError, UsageError
-from exporter.pipeline.request import BudgetRequest, DropRequest
+from exporter.heal.options import HealOptions
+from exporter.pipeline.request import DropRequest
 
 pytestmark = pytest.mark.torch
 
@@ -24,7 +25,8 @@ AT = At(batch=1, prompt=8, new=2)
 
 
 def _asked(checkpoint: Path, out: Path, budget: Budget, heal: Any = "bias") -> Any:
-    return _request(checkpoint, out, drops=DropRequest(budget=BudgetRequest(budget, heal)))
+    healing = None if heal == "none" else HealOptions(kind=heal)
+    return _request(checkpoint, out, drops=DropRequest(budget), heal=healing)
 
 
 @pytest.fixture
@@ -90,4 +92,4 @@ def test_a_search_without_damage_is_refused(checkpoint: Path, tmp_path: Path) ->
 
 def test_one_way_of_saying_what_to_drop() -> None:
     with pytest.raises(UsageError, match="in one way"):
-        DropRequest(attention=1, budget=BudgetRequest(Budget(parameters=0.1)))
+        DropRequest(Budget(attention=1), Path("plan.json"))

@@ -12,6 +12,7 @@ import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
 from written_files import names_in
 
+from exporter.choose.budgets import Budget
 from exporter.errors import UnknownArchitectureError
 from exporter.pipeline.request import DropRequest
 
@@ -88,7 +89,7 @@ def test_another_plan_takes_the_old_checkpoint_away(
 ) -> None:
     """Of whole blocks it is a plain model, whose layers the graph has under other numbers."""
     out = Path(shutil.copytree(walked[0], tmp_path / "out"))
-    request = _request(checkpoint, out, drops=DropRequest(block=1))
+    request = _request(checkpoint, out, drops=DropRequest(Budget(block=1)))
     _, heard = _walk(replace(request, checkpoint=True))
     assert heard.reused == ["score", "export"]
     config = json.loads((out / "candidate" / "hf" / "config.json").read_text())

@@ -8,13 +8,14 @@ import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
 from exporter.artifacts import PruneReport
+from exporter.choose.budgets import Budget
 from exporter.errors import PlanError
 from exporter.pipeline.request import DropRequest
 
 pytestmark = pytest.mark.torch
 
 __all__ = ["checkpoint", "own_cache"]  # fixtures
-EVERYTHING = DropRequest(joint=6)
+EVERYTHING = DropRequest(Budget(joint=6))
 
 
 def test_everything_goes_and_equals_pytorch_and_the_oracle(
@@ -42,7 +43,7 @@ def test_no_stage_is_left_behind_without_force(checkpoint: Path, tmp_path: Path)
 
 
 def test_caches_of_fixed_length_do_not_all_go(checkpoint: Path, tmp_path: Path) -> None:
-    drops = DropRequest(attention=3)
+    drops = DropRequest(Budget(attention=3))
     with pytest.raises(PlanError, match="caches of fixed length") as caught:
         _walk(_request(checkpoint, tmp_path / "out", target="tensorrt-rtx", drops=drops))
     assert "--cache-length 0" in str(caught.value.hint)

@@ -15,6 +15,7 @@ from tiny_lm import write_tiny_lm, write_tokenizer
 import exporter.quantize.quantize as quantizer
 from exporter.artifacts import QuantizationRecord
 from exporter.artifacts.ledger import StageLedger
+from exporter.choose.budgets import Budget
 from exporter.cli.export import export
 from exporter.cli.requests import export_request
 from exporter.errors import ComparisonError, DepthcutError, UsageError
@@ -39,7 +40,9 @@ FP8 = QuantizeSettings(scheme="fp8", calibration="pydoc", modelopt=Path("python"
 
 def run_in(out: Path, **changes: Any) -> Run:
     """A run without its model: what it is asked for, and what is finished."""
-    request = ExportRequest(source="model", out=out, drops=DropRequest(joint=1), quantize=EIGHT)
+    request = ExportRequest(
+        source="model", out=out, drops=DropRequest(Budget(joint=1)), quantize=EIGHT
+    )
     run = object.__new__(Run)
     run.request, run.progress = replace(request, **changes), Quiet()
     run.versions, run.ledger = {"onnx": "1"}, StageLedger(out)

@@ -15,6 +15,7 @@ from test_pipeline import RESULTS, SHIPPED, _request, checkpoint, own_cache
 from written_files import names_in
 
 from exporter.artifacts import ImportanceReport, PruneReport
+from exporter.choose.budgets import Budget
 from exporter.choose.selection import SearchOptions
 from exporter.errors import (
     ExportError,
@@ -199,7 +200,9 @@ def test_a_report_of_other_models_goes(walked: Any, checkpoint: Path) -> None:
     ledger["stages"]["measure"] = {"key": "of other models", "files": files, "notes": None}
     stages.write_text(json.dumps(ledger))
     (out / "report.md").write_text("edited by hand")
-    request = _request(checkpoint, out, stream=True, compared=False, drops=DropRequest(attention=1))
+    request = _request(
+        checkpoint, out, stream=True, compared=False, drops=DropRequest(Budget(attention=1))
+    )
     write_models(request)
     assert not (out / "report.json").exists()
     assert (out / "report.md").read_text() == "edited by hand"

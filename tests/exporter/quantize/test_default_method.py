@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.choose.budgets import Budget
 from exporter.errors import QuantizationError
 from exporter.pipeline.quantizing import with_method
 from exporter.pipeline.request import DropRequest, ExportRequest
@@ -32,7 +33,9 @@ class Heard(Quiet):
 
 def run_of(source: Path) -> tuple[Run, Heard]:
     run, heard = object.__new__(Run), Heard()
-    run.request = ExportRequest(source=str(source), out=source.parent, drops=DropRequest(joint=1))
+    run.request = ExportRequest(
+        source=str(source), out=source.parent, drops=DropRequest(Budget(joint=1))
+    )
     run.progress = heard
     return run, heard
 

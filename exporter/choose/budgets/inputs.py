@@ -1,0 +1,225 @@
+"""What a planner works with: the model, its text, costs, sizes, fits and meters, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import HealKind, ImportanceReport
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.options import Offer, make_offer, replacements_of
+from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.budgets.stopwatch import Stopwatch
+from exporter.choose.budgets.text import TextParts, parted
+from exporter.choose.budgets.walk import Judge
+from exporter.choose.budgets.workplace import Workplace
+from exporter.choose.costs import CostTable, GraphSizes
+from exporter.choose.selection import MakeMeter, RememberingMeter, protected_names
+from exporter.choose.selection.meters import meter_here, searched_meter
+from exporter.choose.selection.refusals import refuse_another_model
+from exporter.errors import UsageError
+from exporter.heal.kept import about_fits
+from exporter.progress import QUIET, Progress
+from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    from exporter.heal import Fit
+    from exporter.models.loading.model_source import LoadedModel
+    from exporter.score import CalibrationText
+
+
+class PlanInputs:
+    """What a plan is made from. What takes long is made when it is first asked for, and kept.
+
+    Args:
+        report: The model's scores.
+        load: Loads the model; not called where scores alone decide.
+        budget: What the plan has to hold.
+        settings: How to look for it.
+        work: Keeps fits, costs and damages for a later call.
+        sizes: Of the graph's sublayers; None: of the model's modules.
+        stopwatch: Measures requests; None where no time is asked for.
+        costs: Measured before; None: the stopwatch measures them.
+        make_meter: Makes what measures the search's candidates, such as one that has workers
+            elsewhere; None: in this process.
+        importance_sha256: The digest of the report's file, for the plan.
+        cache_dir: Where text that the model sampled is kept.
+        progress: Told what goes on.
+
+    Raises:
+        UsageError: The budget asks for what can't be told without a graph, or for what can't be
+            held by the method that the settings name.
+        CostError: The graph can't hold so many tokens.
+    """
+
+    def __init__(
+        self,
+        report: ImportanceReport,
+        load: Callable[[], LoadedModel],
+        budget: Budget,
+        settings: PlanSettings,
+        *,
+        work: Workplace,
+        sizes: GraphSizes | None = None,
+        stopwatch: Stopwatch | None = None,
+        costs: CostTable | None = None,
+        make_meter: MakeMeter | None = None,
+        importance_sha256: str | None = None,
+        cache_dir: Path | None = None,
+        progress: Progress = QUIET,
+    ) -> None:
+        self.report, self.budget, self.settings = report, budget, settings.settled(budget)
+        self.importance_sha256 = importance_sha256
+        self._load, self._work, self._given_sizes = load, work, sizes
+        self._stopwatch, self._given_costs = stopwatch, costs
+        self._make_meter, self._cache_dir = make_meter or meter_here, cache_dir
+        self._progress = progress
+        self._allow_all = self.settings.allow_all and budget.only_counts
+        _refuse_missing(budget, sizes, stopwatch, costs)
+
+    @cached_property
+    def costs(self) -> CostTable | None:
+        """What sublayers cost; None where no time is asked for."""
+        if self._given_costs is not None or self._stopwatch is None:
+            return self._given_costs
+        return self._stopwatch.costs(replacements_of(self._kind), self.settings.rank)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model; costs are measured before, while the memory is free."""
+        _ = self.costs
+        loaded = self._load()
+        refuse_another_model(self.report, loaded)
+        return loaded
+
+    @cached_property
+    def sizes(self) -> GraphSizes:
+        """What sublayers weigh."""
+        from exporter.choose.budgets.module_sizes import module_sizes
+
+        return self._given_sizes or module_sizes(self.loaded)
+
+    @cached_property
+    def text(self) -> CalibrationText:
+        """All that the scores rest on, or as much of another text."""
+        from exporter.models.texts.calibration import text_of_report
+
+        return text_of_report(
+            self.loaded,
+            self.report.calibration,
+            calibration=self.settings.calibration,
+            cache_dir=self._cache_dir,
+            progress=self._progress,
+        )
+
+    @cached_property
+    def texts(self) -> TextParts:
+        """What is searched and fitted on, checked on, and reported on.
+
+        Raises:
+            CalibrationError: Too little is held out for what is asked.
+        """
+        parts = parted(self.text, self.settings.held_out)
+        if self.budget.floors:
+            parts.refuse_short("an interval, by which floors are held", 2)
+        elif self.settings.weighs_replacements:
+            parts.refuse_short("replacements")
+        return parts
+
+    @cached_property
+    def fits(self) -> Mapping[SublayerRef, Fit]:
+        """A replacement of each kind for every branch, fitted in one pass; none without healing."""
+        from exporter.heal import fit_branches
+
+        heal = self.settings.heal
+        if heal is None:
+            return {}
+        text, batch_size = self.texts.searched, self.settings.batch_size
+        about = about_fits(self.loaded.ref, str(self.loaded.model.dtype), text.ref, heal.rank)
+        about |= {"ridge": heal.ridge}
+        known = self._work.kept_fits(about)
+        if known is not None:
+            self._progress.say("plan: the fits of an earlier call are used")
+            return known
+        found = fit_branches(
+            self.loaded,
+            text,
+            rank=heal.rank,
+            ridge=heal.ridge,
+            batch_size=batch_size,
+            progress=self._progress,
+        )
+        self._work.keep_fits(about, found)
+        return found
+
+    @cached_property
+    def offer(self) -> Offer:
+        """What may be done to which sublayer."""
+        known = set(self.sizes.sublayers)
+        if self.costs is not None:
+            known &= set(self.costs.names)
+        return make_offer(
+            self.report,
+            self.budget,
+            self._kind,
+            self.fits,
+            self._protected,
+            known,
+            {name for name, size in self.sizes.sublayers.items() if not size.takes_linear},
+        )
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Holds the tokens that the search doesn't see."""
+        meter = meter_here(self.loaded, self.texts.checked, self.settings.batch_size)
+        return Judge(meter, self.budget.floors)
+
+    @cached_property
+    def reporter(self) -> Judge:
+        """Holds the tokens on which nothing is decided."""
+        return Judge(meter_here(self.loaded, self.texts.reported, self.settings.batch_size))
+
+    def _searched_meter(self, text: CalibrationText) -> RememberingMeter:
+        return searched_meter(
+            self.loaded,
+            text.first_tokens(self.settings.search.tokens),
+            self.settings.batch_size,
+            kept=self._work.journal,
+            make=self._make_meter,
+        )
+
+    @property
+    def _kind(self) -> HealKind | None:
+        """What a search may put in the branches' places."""
+        return None if self.settings.heal is None else self.settings.heal.kind
+
+    @property
+    def _protected(self) -> frozenset[SublayerRef]:
+        return protected_names(self.settings.search.protect, self.report.model.num_layers)
+
+
+def _refuse_missing(
+    budget: Budget,
+    sizes: GraphSizes | None,
+    stopwatch: Stopwatch | None,
+    costs: CostTable | None,
+) -> None:
+    if budget.at is not None and stopwatch is None and costs is None:
+        raise UsageError(
+            "Times are measured on the exported graph.",
+            "Name it with --onnx, or costs that were measured before with --costs.",
+        )
+    if budget.fits is not None and sizes is None:
+        raise UsageError(
+            "How much the caches take is read from the exported graph.",
+            "Name it with --onnx.",
+        )
+    if budget.fits is not None and sizes is not None:
+        sizes.total_bytes(context=budget.fits.context, batch=budget.fits.batch)
+    if costs is not None and budget.at is not None and costs.at != budget.at:
+        raise UsageError(
+            f"The costs were measured for {costs.at}, not for {budget.at}.",
+            "Ask for that request with --at, or measure again.",
+        )
