@@ -86,7 +86,7 @@ def generate(
     from exporter.engines.decoding.open_decoder import open_decoder
     from exporter.engines.decoding.sampling import SamplingSettings
     from exporter.engines.decoding.text_model import TextModel
-    from exporter.engines.runners.widened_copy import tell_widened
+    from exporter.engines.widening import tell_widened
 
     def fastest(runner: Runner, longest: int | None) -> None:
         choose_threads(runner, longest=longest, progress=progress)

@@ -152,9 +152,8 @@ def _measured(
     probe: ThreadProbe | None,
 ) -> ComparisonReport:
     from exporter.compare.witness import witness_checks
-    from exporter.engines.cpu_use import cpu_times, other_cpu_share
-    from exporter.engines.environment import environment
-    from exporter.engines.runners.widened_copy import tell_widened
+    from exporter.engines.environment import cpu_times, environment, other_cpu_share
+    from exporter.engines.widening import tell_widened
 
     pair.refuse_other_interface()
     tell_widened((each.capabilities for each in pair.runners), pair.progress)

@@ -1,4 +1,4 @@
-"""The machine that a measurement was taken on."""
+"""The machine that a measurement was taken on: what it is, and what it does meanwhile."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import platform
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.artifacts import Environment, MachineState
-from exporter.engines import gpu_state
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MHZ = re.compile(r"^cpu MHz\s*:\s*([\d.]+)", re.MULTILINE)
 _CPUS = Path("/sys/devices/system/cpu")
+_KERNEL_COUNTERS = Path("/proc/stat")
+_IDLE = (3, 4)  # of: user nice system idle iowait irq softirq steal
+_COUNTED = 8  # guest time, which follows, is in user time already
+_FIELDS = ("clocks.sm", "temperature.gpu", "clocks_event_reasons.active")
+# Why clocks are below what was asked for, from nvml.h: heat and power, in software and hardware.
+# Idling and a limit that the user has set are no throttling.
+_THROTTLING = 0x04 | 0x08 | 0x20 | 0x40 | 0x80
 
 
 def environment(*, threads: int, gpu: bool) -> Environment:
@@ -48,7 +55,7 @@ def machine_state(seconds: float, throttle: ThrottleCounts, *, gpu: bool) -> Mac
         throttle: The CPU's counts, as they were at the moment before.
         gpu: Whether an NVIDIA GPU is in use.
     """
-    clocks = gpu_state.clocks() if gpu else None
+    clocks = gpu_clocks() if gpu else None
     return MachineState(
         seconds=seconds,
         load_average_1m=os.getloadavg()[0],
@@ -75,15 +82,20 @@ def processor_name() -> str:
 
 def gpu_name() -> str | None:
     """The first NVIDIA GPU's name and driver; None where the driver's tool doesn't answer."""
+    return _nvidia_smi("name,driver_version") or None
+
+
+def _nvidia_smi(fields: str) -> str:
+    """What the driver's own tool says of the first GPU; empty where it doesn't answer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return None
-    query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"]
+        return ""
+    query = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits", "--id=0"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+        return ""
+    return done.stdout.strip()
 
 
 def _cpu_info() -> str:
@@ -144,3 +156,73 @@ def _text(path: Path) -> str | None:
         return path.read_text(encoding="ascii").strip() or None
     except (OSError, ValueError):
         return None
+
+
+@dataclass(frozen=True)
+class GpuClocks:
+    """The GPU at one moment; None where the driver doesn't say."""
+
+    sm_mhz: float | None
+    celsius: float | None
+    throttled: bool | None
+
+
+def gpu_clocks() -> GpuClocks | None:
+    """Asks the driver's own tool; None where it doesn't answer."""
+    return parse_clocks(_nvidia_smi(",".join(_FIELDS)))
+
+
+def parse_clocks(line: str) -> GpuClocks | None:
+    """Reads one line of the tool's answer."""
+    fields = [field.strip() for field in line.split(",")]
+    if len(fields) != len(_FIELDS):
+        return None
+    reasons = _number(fields[2])
+    throttled = None if reasons is None else bool(int(reasons) & _THROTTLING)
+    return GpuClocks(_number(fields[0]), _number(fields[1]), throttled)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(int(text, 16)) if text.startswith("0x") else float(text)
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """Seconds of CPU time since some beginning, over all CPUs.
+
+    Attributes:
+        total: Idle time included.
+        busy: What any process, the kernel or another virtual machine took.
+        own: What this process took, with its threads.
+    """
+
+    total: float
+    busy: float
+    own: float
+
+
+def cpu_times() -> CpuTimes | None:
+    """The counters as they are now; None where the kernel doesn't tell them."""
+    try:
+        first = _KERNEL_COUNTERS.read_text(encoding="ascii").splitlines()[0]
+        ticks = [int(field) for field in first.split()[1 : 1 + _COUNTED]]
+        idle = sum(ticks[field] for field in _IDLE)
+    except (OSError, ValueError, IndexError):
+        return None
+    second = os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return CpuTimes(sum(ticks) / second, (sum(ticks) - idle) / second, own.user + own.system)
+
+
+def other_cpu_share(before: CpuTimes | None, after: CpuTimes | None) -> float | None:
+    """Share of all CPU time between two readings that other processes took, 0 to 1.
+
+    None where a reading is missing, or where no time has passed by the kernel's counters.
+    """
+    if before is None or after is None or after.total <= before.total:
+        return None
+    others = (after.busy - before.busy) - (after.own - before.own)
+    return min(1.0, max(0.0, others / (after.total - before.total)))

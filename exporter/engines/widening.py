@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ml_dtypes  # noqa: F401  # numpy knows bfloat16 from its import on
 import numpy as np
+import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from exporter.engines.runners.base import Capabilities
+from exporter.progress import Progress
+from exporter.scratch import scratch_folder
+from graph_passes.files.storage import load_model, save_model
+from graph_passes.replacements import array_of
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -20,8 +30,6 @@ _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype", "softmax_precision"
 
 def has_bfloat16(model: ir.Model) -> bool:
     """Whether a value, a weight or a constant of a graph is bfloat16; no weight is read."""
-    import onnx_ir as ir
-
     narrow = ir.DataType.BFLOAT16
     if any(value.dtype == narrow for value in _values(model)):
         return True
@@ -43,8 +51,6 @@ def in_float32(model: ir.Model) -> ir.Model:
     Returns:
         A copy of which the widened weights are read when they are asked for.
     """
-    import onnx_ir as ir
-
     copy = model.clone()
     for node in copy.graph.all_nodes():
         for name, attribute in list(node.attributes.items()):
@@ -70,19 +76,14 @@ def widened_arrays(arrays: Arrays) -> dict[str, NDArray[Any]]:
 
 def narrowed_arrays(arrays: Arrays) -> dict[str, NDArray[Any]]:
     """What such a copy gives, as far as bfloat16 would tell it."""
-    import ml_dtypes
-
     return {
-        name: array.astype(ml_dtypes.bfloat16) if array.dtype == np.float32 else array
+        name: array.astype(np.dtype("bfloat16")) if array.dtype == np.float32 else array
         for name, array in arrays.items()
     }
 
 
 def loaded(graph: bytes, weights_folder: Path) -> ir.Model:
     """A serialised model of which the data files lie in a folder."""
-    import onnx
-    import onnx_ir as ir
-
     model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(graph))
     ir.external_data.set_base_dir(model.graph, weights_folder)
     return model
@@ -97,8 +98,6 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    import onnx_ir as ir
-
     if tensor.dtype != ir.DataType.BFLOAT16:
         return tensor
     shape = ir.Shape(tensor.shape.numpy())
@@ -107,8 +106,67 @@ def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def _read(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    import onnx_ir as ir
-
-    from graph_passes.replacements import array_of
-
     return ir.tensor(array_of(tensor).astype(np.float32), name=tensor.name)
+
+
+class WidenedCopy:
+    """A copy in a folder of its own, which goes when nobody holds the copy any more.
+
+    Args:
+        model: The ONNX file; its weights go into the copy in float32, at twice their size.
+        beside: Puts that folder beside the file, and not where temporary files are, which may be
+            small or memory.
+
+    Attributes:
+        file: The copy.
+
+    Raises:
+        OnnxFileError: The file can't be read, or the disk is full.
+    """
+
+    def __init__(self, model: Path, *, beside: bool = False) -> None:
+        leave = contextlib.ExitStack()
+        self._gone = weakref.finalize(self, leave.close)
+        self.file = leave.enter_context(_folder(model if beside else None)) / "model.onnx"
+        save_model(in_float32(load_model(model)), self.file)
+
+    def __enter__(self) -> Path:
+        """The copy's path."""
+        return self.file
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Removes the copy."""
+        self._gone()
+
+
+@contextlib.contextmanager
+def _folder(beside: Path | None) -> Iterator[Path]:
+    if beside is None:
+        with scratch_folder("float32") as folder:
+            yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix=".depthcut.", dir=beside.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_bfloat16(model: Path) -> bool:
+    """Whether anything in an ONNX file is bfloat16.
+
+    Raises:
+        OnnxFileError: The file can't be read.
+    """
+    return has_bfloat16(load_model(model))
+
+
+def tell_widened(capabilities: Iterable[Capabilities], progress: Progress) -> None:
+    """Says so where one of them runs such a copy.
+
+    Args:
+        capabilities: Of entered runners or decoders.
+        progress: Who is told.
+    """
+    if any(each.widened for each in capabilities):
+        progress.say("ONNX Runtime's CPU has no bfloat16 kernels: the same weights run in float32")

@@ -8,8 +8,9 @@ positions that hold real tokens.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,9 @@ import torch
 from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
 from exporter.cut.oracle.setting import DEFAULT_LIMIT_BYTES, choose
 from exporter.cut.replacement_cut import cut_of_deletions
-from exporter.engines.runners.base import Runner
-from exporter.engines.runners.numbered import NumberedRunner
+from exporter.engines.runners.base import Array, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.runners.widened_copy import WidenedCopy
+from exporter.engines.widening import WidenedCopy
 from exporter.errors import ExportError
 from exporter.export.streamed import filled_on_the_way, interface_without_weights
 from exporter.models.ablation import branches_replaced
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from exporter.artifacts.replacement_file import Replacements
     from exporter.models.loading.model_source import LoadedModel
 
+
 RELATIVE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-3}
 """By dtype; times the largest value of the witness, or 1 when that is smaller.
 
@@ -45,6 +46,7 @@ scale of attention is one: a graph of thirty layers was off by 4e-4 there, at op
 """
 
 _BATCH, _TOKENS, _PADDED = 2, 16, 5
+_CACHE = re.compile(r"(past_key_values|present)\.(\d+)\.(key|value)")
 _TEXT = (
     "A river that runs through flat country bends, and every bend grows: the water is faster on "
     "the outer side, where it takes the bank away, and slower on the inner one, where it lets the "
@@ -115,7 +117,7 @@ def check_export(
         interface = interface_without_weights(loaded.model)
         _refuse_uncheckable(interface)
         opened = stack.enter_context(_runner(loaded, file, provider, progress))
-        runner = opened if layers is None else NumberedRunner(opened, layers)
+        runner = opened if layers is None else RenumberedCaches(opened, layers)
         if isinstance(loaded, MetaModel):
             stack.enter_context(filled_on_the_way(loaded))
         if cut:
@@ -181,7 +183,7 @@ class _Sides:
     def __init__(
         self,
         module: InterfaceModule,
-        runner: Runner | NumberedRunner,
+        runner: Runner | RenumberedCaches,
         interface: OnnxInterface,
         kept: list[str],
         relative_tolerance: float,
@@ -305,7 +307,7 @@ def _present(past_name: str) -> str:
 
 
 def _require_interface(
-    runner: Runner | NumberedRunner, interface: OnnxInterface, kept: Sequence[str], path: Path
+    runner: Runner | RenumberedCaches, interface: OnnxInterface, kept: Sequence[str], path: Path
 ) -> None:
     """Every output must be there and no other, and every input one that we can fill."""
     outputs = {spec.name for spec in runner.outputs}
@@ -337,3 +339,45 @@ def _require_passed(checks: Sequence[ParityCheck], path: Path) -> None:
             f"by {worst.max_abs_error:.2e}, more than {worst.tolerance:.2e}.",
             "Try another --opset or --exporter.",
         )
+
+
+class RenumberedCaches:
+    """A runner under a shallower model's numbers: the caches of its layers count from 0.
+
+    Args:
+        runner: It is entered and left by whoever made it.
+        layers: The numbers that its graph has, in order.
+    """
+
+    def __init__(self, runner: Runner, layers: Sequence[int]) -> None:
+        self._runner = runner
+        self._inner = dict(enumerate(layers))
+        self._outer = {old: new for new, old in self._inner.items()}
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's, renamed."""
+        return tuple(map(self._outside, self._runner.inputs))
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's, renamed."""
+        return tuple(map(self._outside, self._runner.outputs))
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the graph once and returns all outputs."""
+        given = {_renamed(name, self._inner): value for name, value in inputs.items()}
+        found = self._runner.run(given)
+        return {_renamed(name, self._outer): value for name, value in found.items()}
+
+    def _outside(self, spec: TensorSpec) -> TensorSpec:
+        return replace(spec, name=_renamed(spec.name, self._outer))
+
+
+def _renamed(name: str, numbers: Mapping[int, int]) -> str:
+    found = _CACHE.fullmatch(name)
+    if found is None:
+        return name
+    # A layer that should not be there must not be taken for one that has its number now.
+    number = numbers.get(int(found[2]), f"cut{found[2]}")
+    return f"{found[1]}.{number}.{found[3]}"

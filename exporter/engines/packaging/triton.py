@@ -14,6 +14,7 @@ from exporter.engines.packaging.triton_config import TritonModel, TritonTensor, 
 from exporter.errors import PackagingError, UsageError
 from exporter.files import staged_directory
 from graph_passes.files.reading import copy_file
+from graph_passes.files.storage import data_files, load_model
 
 Device = Literal["gpu", "cpu"]
 
@@ -96,8 +97,6 @@ def _refuse_within(folder: Path, source: Path) -> None:
 def _onnx_model(
     source: Path, version: Path, name: str, device: Device, instances: int
 ) -> TritonModel:
-    from graph_passes.files.storage import data_files, load_model
-
     data = data_files(load_model(source))
     # A model of several files stands in a folder of the model's name, and is called so there.
     home = version / "model.onnx" if data else version

@@ -19,6 +19,8 @@ import numpy as np
 
 from exporter.engines.runners.base import Array, TensorSpec
 from exporter.errors import BackendError
+from graph_passes.files.storage import load_model
+from graph_passes.finding.shapes import head_count, head_size
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -116,9 +118,6 @@ def read_cache_form(path: Path) -> CacheForm:
     Raises:
         OnnxFileError: It is no complete ONNX model.
     """
-    from graph_passes.files.storage import load_model
-    from graph_passes.finding.shapes import head_count, head_size
-
     graph = load_model(path).graph
     inputs = [value for value in graph.inputs if value.shape is not None]
     heads = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import onnx
 
 from exporter.engines.build.tensors import numpy_dtype
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
@@ -35,8 +36,9 @@ from exporter.engines.runners.sessions import (
     new_session,
     shape_nodes_on_cpu,
 )
-from exporter.engines.runners.widened_copy import WidenedCopy, is_bfloat16
+from exporter.engines.widening import WidenedCopy, is_bfloat16
 from exporter.errors import BackendError
+from graph_passes.fusing.logits_to_keep import KEEP
 
 
 class OnnxRuntimeRunner(Runner):
@@ -157,8 +159,6 @@ class OnnxRuntimeRunner(Runner):
 
         Empty where the graph has no such choice. Without it there are logits of all positions.
         """
-        from graph_passes.fusing.logits_to_keep import KEEP
-
         optional = {value.name for value in self._loaded().get_overridable_initializers()}
         return {KEEP: np.ones(1, np.int64)} if KEEP in optional else {}
 
@@ -330,8 +330,6 @@ class OnnxRuntimeRunner(Runner):
 
     def _device_value(self, array: Array) -> Any:
         if array.dtype == np.dtype("bfloat16"):
-            import onnx
-
             return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
                 array, onnx.TensorProto.BFLOAT16
             )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.engines import cpu_use
-from exporter.engines.cpu_use import CpuTimes, cpu_times, other_cpu_share
+from exporter.engines import environment
+from exporter.engines.environment import CpuTimes, cpu_times, other_cpu_share
 
 
 def test_own_time_is_taken_off_and_idle_time_is_none() -> None:
@@ -35,7 +35,7 @@ def test_without_counters_the_share_is_not_known() -> None:
 def test_a_kernel_that_doesn_t_tell_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(cpu_use, "_KERNEL_COUNTERS", tmp_path / "stat")
+    monkeypatch.setattr(environment, "_KERNEL_COUNTERS", tmp_path / "stat")
     assert cpu_times() is None
     (tmp_path / "stat").write_text(text)
     assert cpu_times() is None
@@ -45,8 +45,8 @@ def test_the_kernel_s_line_is_read_by_its_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stat").write_text("cpu  10 20 30 400 50 1 2 7 9 9\ncpu0 1 1 1 1\n")
-    monkeypatch.setattr(cpu_use, "_KERNEL_COUNTERS", tmp_path / "stat")
-    monkeypatch.setattr(cpu_use.os, "sysconf", lambda _: 10)
+    monkeypatch.setattr(environment, "_KERNEL_COUNTERS", tmp_path / "stat")
+    monkeypatch.setattr(environment.os, "sysconf", lambda _: 10)
     found = cpu_times()
     assert found is not None
     assert (found.total, found.busy) == (52.0, 7.0)
@@ -62,4 +62,4 @@ def test_a_busy_neighbour_is_seen() -> None:
         neighbour.kill()
     share = other_cpu_share(before, after)
     assert share is not None
-    assert share > 0.05 / (cpu_use.os.cpu_count() or 1)
+    assert share > 0.05 / (environment.os.cpu_count() or 1)

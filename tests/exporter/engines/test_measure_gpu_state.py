@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.engines.gpu_state import GpuClocks, parse
+from exporter.engines.environment import GpuClocks, parse_clocks
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,4 @@ from exporter.engines.gpu_state import GpuClocks, parse
     ],
 )
 def test_clocks_are_read(line: str, found: GpuClocks | None) -> None:
-    assert parse(line) == found
+    assert parse_clocks(line.strip()) == found
