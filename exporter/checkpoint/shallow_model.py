@@ -15,7 +15,7 @@ from exporter.checkpoint.shallow_config import shallow_config
 from exporter.errors import UnknownArchitectureError, first_line, pass_on_memory_error
 from exporter.models.anatomy.architectures import layer_modules
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.loading.transformers_output import quiet_transformers
+from exporter.models.loading.transformers_calls import quiet_transformers
 from graph_passes.types import BLOCK_KINDS, sublayer_kinds
 
 if TYPE_CHECKING:

@@ -9,13 +9,10 @@ import click
 
 from exporter.cli.options import scoring
 from exporter.cli.sections import Count
+from exporter.score.registry import DEFAULT, METRICS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-# As exporter.score.METRICS, which --help must not load.
-METRIC_NAMES = (
-    *("cosine", "angular", "angular-last", "relative-l2", "relative-magnitude"),
-    *("kl", "perplexity", "taylor", "random", "depth"),
-)
+METRIC_NAMES = tuple(METRICS)
 
 
 def metric_options(function: _F) -> _F:
@@ -31,7 +28,7 @@ def metric_options(function: _F) -> _F:
         ),
         scoring(
             "--metric", "metrics", type=click.Choice(METRIC_NAMES), metavar="NAME",
-            multiple=True, default=("cosine",), show_default=True,
+            multiple=True, default=(DEFAULT,), show_default=True,
             help=f"What to score by: {', '.join(METRIC_NAMES)}. Repeatable; the first decides.",
         ),
     ):  # fmt: skip

@@ -131,7 +131,7 @@ def _scored_model(
     from exporter.cli.requests import source_options
     from exporter.errors import ModelSourceError
     from exporter.models.loading.model_source import load_model
-    from exporter.models.loading.offline import hub_off
+    from exporter.models.loading.transformers_calls import hub_off
 
     try:
         with progress.task(f"load {source}"), hub_off():

@@ -21,7 +21,7 @@ from exporter.cli.study_results import print_stability
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.models.loading.options import SourceOptions
-from exporter.score.registry import metrics_named, reads_text
+from exporter.score.registry import metrics_named
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -96,7 +96,7 @@ def _one_text(call: ScoreCall, progress: ConsoleProgress) -> str | None:
             "the model moved a rank.",
             f"Name one text for all: --calibration {_COMMON}, or a file.",
         )
-    if named is None and reads_text(metrics_named(call.score.metrics)):
+    if named is None and any(each.reads_text for each in metrics_named(call.score.metrics)):
         progress.say(f"checkpoints: all on one text, {_COMMON}; --calibration names another")
         return _COMMON
     return named

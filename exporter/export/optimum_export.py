@@ -51,7 +51,7 @@ def export_with_optimum(
     """
     require("optimum.exporters.onnx", extra="optimum")
     from exporter.models.loading.model_files import save_checkpoint
-    from exporter.models.loading.offline import hub_off
+    from exporter.models.loading.transformers_calls import hub_off
 
     with scratch_folder("optimum") as place, captured_output(progress):
         checkpoint, out = place / "checkpoint", place / "onnx"

@@ -106,9 +106,9 @@ def load(source: str, options: SourceOptions) -> MetaModel:
 
 def score(run: Run) -> ImportanceReport:
     """Measures how redundant each sublayer is, a layer's weights at a time."""
-    from exporter.score.streaming import score_streamed
+    from exporter.score import score as score_model
 
-    return score_streamed(
+    return score_model(
         _hollow(run.choosing),
         run.request.score,
         stream_dir=run.request.stream_dir,

@@ -1,12 +1,33 @@
-"""How redundant each attention, MLP and block is: a metric a file, and the text it runs on.
+"""How redundant each attention, MLP and block is: a model and a text to an importance report.
 
-Importing this costs no PyTorch.
+Read downwards: :mod:`~exporter.score.scoring` takes the model and the options and runs one
+pass a kind of metric (``stream_pass``, ``answer_pass``, ``gradient_pass``), or takes the layers one
+after the other (``streaming``) where the model's weights stay in its shards. A metric is a function
+in the module of its kind (``similarity``, ``loss``) and a line in
+:mod:`~exporter.score.registry`.
+
+Importing this costs no PyTorch, and until a name is used nothing else.
 """
 
-from exporter.models.texts.calibration import CalibrationText, calibration_text
-from exporter.score.options import ScoreOptions
-from exporter.score.registry import METRICS
-from exporter.score.scoring import score, score_on
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exporter.models.texts.calibration import CalibrationText, calibration_text
+    from exporter.score.options import ScoreOptions
+    from exporter.score.registry import METRICS
+    from exporter.score.scoring import score, score_on
+
+_PLACES = {
+    "METRICS": "exporter.score.registry",
+    "CalibrationText": "exporter.models.texts.calibration",
+    "ScoreOptions": "exporter.score.options",
+    "calibration_text": "exporter.models.texts.calibration",
+    "score": "exporter.score.scoring",
+    "score_on": "exporter.score.scoring",
+}
 
 __all__ = [
     "METRICS",
@@ -16,3 +37,9 @@ __all__ = [
     "score",
     "score_on",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

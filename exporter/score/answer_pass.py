@@ -7,36 +7,36 @@ from collections.abc import Sequence
 from exporter.artifacts import Score
 from exporter.models.ablation import Damage, DamageMeter, without_branches
 from exporter.score.metric import UNITS, AnswerMetric
-from exporter.score.subject import Subject
+from exporter.score.scored_model import ScoredModel
 from graph_passes.types import DeletionKind
 
 
-def answer_scores(subject: Subject, metrics: Sequence[AnswerMetric]) -> list[list[Score]]:
-    """The scores by each metric; every sublayer is skipped once.
+def answer_scores(scored: ScoredModel, metrics: Sequence[AnswerMetric]) -> dict[str, list[Score]]:
+    """The scores by each metric's name; every sublayer is skipped once.
 
-    Whole blocks are skipped only where the subject asks for it: half as much work again.
+    Whole blocks are skipped only where that is asked for: half as much work again.
 
     Raises:
         ScoringError: Logits are not finite, or no token has a next one to predict.
     """
-    units = answer_units(len(subject.layers), blocks=subject.blocks)
-    cuts = [without_branches([unit], subject.model) for unit in units]
-    _, *damages = answer_meter(subject).measure_many({}, cuts, subject.progress)
+    units = answer_units(len(scored.layers), blocks=scored.blocks)
+    cuts = [without_branches([unit], scored.model) for unit in units]
+    _, *damages = answer_meter(scored).measure_many({}, cuts, scored.progress)
     return scores_of_damages(metrics, units, damages)
 
 
-def answer_meter(subject: Subject) -> DamageMeter:
-    """What runs the subject's text; it keeps nothing between calls.
+def answer_meter(scored: ScoredModel) -> DamageMeter:
+    """What runs the model's text; it keeps nothing between calls.
 
     Raises:
         ScoringError: The model has no language head, or no token has a next one to predict.
     """
     return DamageMeter(
-        subject.model,
-        subject.text.input_ids,
-        subject.text.mask,
-        batch_size=subject.batch_size,
-        positions=subject.positions,
+        scored.model,
+        scored.text.input_ids,
+        scored.text.mask,
+        batch_size=scored.batch_size,
+        positions=scored.positions,
         kept_bytes=0,
     )
 
@@ -51,23 +51,19 @@ def scores_of_damages(
     metrics: Sequence[AnswerMetric],
     units: Sequence[tuple[int, DeletionKind]],
     damages: Sequence[Damage],
-) -> list[list[Score]]:
-    """The scores by each metric.
+) -> dict[str, list[Score]]:
+    """The scores by each metric's name.
 
     Args:
         metrics: What judges the damages.
         units: What was skipped, as :func:`answer_units` has it.
         damages: Over all samples, of each of them.
     """
-    return [
-        [
-            Score(
-                layer=layer,
-                kind=kind,
-                score=metric.value(damage),
-                std_error=metric.std_error(damage),
-            )
-            for (layer, kind), damage in zip(units, damages, strict=True)
+    found: dict[str, list[Score]] = {}
+    for metric in metrics:
+        judged = [(*unit, *metric.of(damage)) for unit, damage in zip(units, damages, strict=True)]
+        found[metric.name] = [
+            Score(layer=layer, kind=kind, score=value, std_error=error)
+            for layer, kind, value, error in judged
         ]
-        for metric in metrics
-    ]
+    return found

@@ -16,11 +16,11 @@ from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import first_input
 from exporter.models.ablation.ratios import Floats, RatioSums
 from exporter.models.anatomy.architectures import sublayers
-from exporter.models.anatomy.residual_stream import LayerModules, first_tensor
+from exporter.models.anatomy.residual_stream import LayerModules, first_tensor, hooked
 from exporter.models.texts.calibration import CalibrationText
 from exporter.score.metric import UNITS, GradientMetric
+from exporter.score.scored_model import ScoredModel
 from exporter.score.stream_pass import NOT_FINITE_HINT, scores_of
-from exporter.score.subject import Subject
 
 if TYPE_CHECKING:
     import torch
@@ -53,25 +53,26 @@ def refuse_without_gradients(model: Any, name: str) -> None:
             )
 
 
-def gradient_scores(subject: Subject, metrics: Sequence[GradientMetric]) -> list[list[Score]]:
-    """The scores by each metric, from one pass forward and one back.
+def gradient_scores(
+    scored: ScoredModel, metrics: Sequence[GradientMetric]
+) -> dict[str, list[Score]]:
+    """The scores by each metric's name, from one pass forward and one back.
 
     Raises:
         ScoringError: The loss or a gradient is NaN or infinite, none reaches some sublayer, or no
             token has a next one to predict.
     """
-    text = subject.text
-    refuse_without_targets(text)
-    samples = range(len(text.input_ids))
+    refuse_without_targets(scored.text)
+    samples = range(len(scored.text.input_ids))
 
     def followed() -> Generator[Floats]:
-        with subject.progress.task("follow gradients", total=len(samples)) as task:
+        with scored.progress.task("follow gradients", total=len(samples)) as task:
             for sample in samples:
-                yield gradient_sums(subject, metrics, sample)
+                yield gradient_sums(scored, metrics, sample)
                 task.advance()
 
     with contextlib.closing(followed()) as found:  # else its task outlives an interruption
-        return scores_of_gradients(text, len(subject.layers), metrics, found)
+        return scores_of_gradients(scored.text, len(scored.layers), metrics, found)
 
 
 def refuse_without_targets(text: CalibrationText) -> None:
@@ -90,8 +91,8 @@ def scores_of_gradients(
     num_layers: int,
     metrics: Sequence[GradientMetric],
     found: Iterable[Floats],
-) -> list[list[Score]]:
-    """The scores by each metric.
+) -> dict[str, list[Score]]:
+    """The scores by each metric's name.
 
     Args:
         text: The samples.
@@ -104,10 +105,10 @@ def scores_of_gradients(
         weights = np.array([float(mask.sum())])
         for running, values in zip(sums, sample, strict=True):
             running.add(values[..., None], weights)
-    return [scores_of(running) for running in sums]
+    return {metric.name: scores_of(running) for metric, running in zip(metrics, sums, strict=True)}
 
 
-def gradient_sums(subject: Subject, metrics: Sequence[GradientMetric], sample: int) -> Floats:
+def gradient_sums(scored: ScoredModel, metrics: Sequence[GradientMetric], sample: int) -> Floats:
     """One sample's sums, ``[metrics, layers, units]``.
 
     Raises:
@@ -115,11 +116,11 @@ def gradient_sums(subject: Subject, metrics: Sequence[GradientMetric], sample: i
     """
     import torch
 
-    model, text, row = subject.model, subject.text, slice(sample, sample + 1)
-    ids = torch.from_numpy(text.input_ids[row]).to(model.device)
-    mask = torch.from_numpy(text.mask[row]).to(model.device)
-    taps = _Taps(subject.layers, metrics, mask)
-    with taps.on(model), torch.enable_grad():
+    model, device = scored.model, scored.model.device
+    ids = torch.from_numpy(scored.text.input_ids[sample : sample + 1]).to(device)
+    mask = torch.from_numpy(scored.text.mask[sample : sample + 1]).to(device)
+    taps = _Taps(scored.layers, metrics, mask)
+    with hooked(taps.hooks(model)), torch.enable_grad():
         loss = _loss(model, ids, mask)
         _check_loss(loss, sample)
         # Not backward(), which would leave gradients in weights that want some.
@@ -160,21 +161,15 @@ class _Taps:
         self._reached = np.zeros((len(layers), len(UNITS)), dtype=np.bool_)
         self.entering: list[torch.Tensor] = []
 
-    @contextlib.contextmanager
-    def on(self, model: Any) -> Iterator[None]:
-        """Listens while the block runs; no hook is left behind."""
-        with contextlib.ExitStack() as hooks:
-            first = self._layers[0].layer
-            handle = first.register_forward_pre_hook(self._with_gradient, with_kwargs=True)
-            hooks.callback(handle.remove)
-            for part in sublayers(model):
-                unit = UNITS.index(part.kind)
-                branch = part.contribution.register_forward_hook(self._branch(part.layer, unit))
-                hooks.callback(branch.remove)
-            for modules in self._layers:
-                for handle in self._block(modules):
-                    hooks.callback(handle.remove)
-            yield
+    def hooks(self, model: Any) -> Iterator[Any]:
+        """Registers what listens."""
+        first = self._layers[0].layer
+        yield first.register_forward_pre_hook(self._with_gradient, with_kwargs=True)
+        for part in sublayers(model):
+            hook = self._branch(part.layer, UNITS.index(part.kind))
+            yield part.contribution.register_forward_hook(hook)
+        for modules in self._layers:
+            yield from self._block(modules)
 
     def found(self, sample: int) -> Floats:
         """The sample's sums, ``[metrics, layers, units]``.

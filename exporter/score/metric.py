@@ -1,82 +1,96 @@
 """What a metric is: its name, what it needs, and what it makes its scores from.
 
-A lower score means more redundant, whatever the metric.
+A lower score means more redundant, whatever the metric. Importing this costs nothing heavy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from graph_passes.types import DeletionKind
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from numpy.random import Generator
 
     from exporter.models.ablation import Damage
-    from exporter.score.change import Change
+    from exporter.score.similarity import Change
+    from graph_passes.types import DeletionKind
 
 UNITS: tuple[DeletionKind, ...] = ("attention", "mlp", "block")
 """What of each layer is scored, in the reports' order."""
 
+_M = TypeVar("_M", bound="Metric")
+
 
 @dataclass(frozen=True)
-class StreamMetric:
-    """Compares the residual stream before and after a sublayer; all of them share one pass.
+class Metric:
+    """One of four kinds, by how its scores are made.
 
     Attributes:
         name: What users call it.
+        reads_text: Whether it wants a text at all.
+        needs_head: Whether it judges predictions of the next token.
+        needs_gradients: Whether it follows gradients, which takes the whole model in memory.
+    """
+
+    name: str
+    reads_text: ClassVar[bool] = True
+    needs_head: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class StreamMetric(Metric):
+    """Compares the residual stream before and after a sublayer; all of them share one pass.
+
+    Attributes:
         of: The distance at every token, ``[batch, tokens]``, float64.
         last_token: Only the last real token of each sample counts.
     """
 
-    name: str
     of: Callable[[Change], torch.Tensor]
     last_token: bool = False
 
 
 @dataclass(frozen=True)
-class AnswerMetric:
+class AnswerMetric(Metric):
     """Compares the model's answers with and without a sublayer; all of them share the runs.
 
     Attributes:
-        name: What users call it.
-        value: The score.
-        std_error: Its standard error over samples; None with fewer than two.
+        of: The score, and its standard error over samples: None with fewer than two.
     """
 
-    name: str
-    value: Callable[[Damage], float]
-    std_error: Callable[[Damage], float | None]
+    needs_head = True
+    of: Callable[[Damage], tuple[float, float | None]]
 
 
 @dataclass(frozen=True)
-class GradientMetric:
+class GradientMetric(Metric):
     """Follows gradients from the loss back to each sublayer.
 
     Attributes:
-        name: What users call it.
         of: From a branch's output and the loss's gradient there, both ``[batch, tokens, hidden]``,
             to a value at every token, ``[batch, tokens]``.
     """
 
-    name: str
+    needs_head = needs_gradients = True
     of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class FixedMetric:
+class OrderMetric(Metric):
     """Looks at neither text nor weights: what the others are held against.
 
     Attributes:
-        name: What users call it.
-        values: From the number of layers and a seed to ``values[layer][unit]``, in the order of
-            :data:`UNITS`.
+        of: From the numbers of layers and of units, and what draws by chance, to
+            ``values[layer][unit]``.
     """
 
-    name: str
-    values: Callable[[int, int], list[list[float]]]
+    reads_text = False
+    of: Callable[[int, int, Generator], list[list[float]]]
 
 
-Metric = StreamMetric | AnswerMetric | GradientMetric | FixedMetric
+def of_kind(metrics: Iterable[Metric], kind: type[_M]) -> list[_M]:
+    """The metrics among some that are collected in one way."""
+    return [metric for metric in metrics if isinstance(metric, kind)]

@@ -1,41 +1,46 @@
-"""Runs a model over its calibration text and scores every attention, MLP and block.
+"""Scores every attention, MLP and block of a model on a text.
 
 All metrics of the residual stream share one pass, all metrics of the model's answers the same runs.
+A model whose weights stay in its shards is scored layer by layer, by the same sums in the same
+order, so that the scores are the same to the last bit.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from exporter.artifacts import CalibrationRef, ImportanceReport, MetricScores, ModelRef, Score
-from exporter.errors import ScoringError, UnknownArchitectureError
+from exporter.errors import ScoringError, UsageError
 from exporter.files import sha256_bytes
-from exporter.models.anatomy.architectures import layer_modules
-from exporter.models.anatomy.residual_stream import LayerModules, ProbeVerdict, probe
+from exporter.models.anatomy.architectures import layer_modules, refuse_differing
+from exporter.models.anatomy.residual_stream import LayerModules, probe
+from exporter.models.loading.meta_model import MetaModel
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText, calibration_text, check_text
+from exporter.models.texts.self_text import SELF
+from exporter.models.texts.sources import PYDOC
 from exporter.progress import QUIET, Progress
 from exporter.score.answer_pass import answer_scores
-from exporter.score.cosine import COSINE
-from exporter.score.fixed_pass import fixed_scores
-from exporter.score.gradient_pass import gradient_scores
+from exporter.score.gradient_pass import gradient_scores, refuse_without_gradients
 from exporter.score.metric import (
+    UNITS,
     AnswerMetric,
-    FixedMetric,
     GradientMetric,
     Metric,
+    OrderMetric,
     StreamMetric,
+    of_kind,
 )
 from exporter.score.options import KL_POSITIONS, ScoreOptions
-from exporter.score.registry import DEFAULT, metrics_named, reads_text, refuse_unfit
-from exporter.score.stream_pass import stream_scores
-from exporter.score.subject import Subject
+from exporter.score.registry import DEFAULT, metrics_named
+from exporter.score.scored_model import ScoredModel
+from exporter.score.stream_pass import refuse_not_finite, stream_scores
+from exporter.score.streaming.probing import layers_of
+from exporter.score.streaming.walk import layer_by_layer_scores
 
 
 def score(
@@ -43,63 +48,34 @@ def score(
     options: ScoreOptions | None = None,
     *,
     cache_dir: Path | None = None,
+    stream_dir: Path | None = None,
     progress: Progress = QUIET,
 ) -> ImportanceReport:
     """Scores a model on the text that the user names.
 
     Args:
-        loaded: The model.
-        options: By what, and on which text; None: by cosine, on the usual text.
+        loaded: The model. One from :func:`exporter.models.loading.meta_model.load_meta` need not
+            fit into memory: it is scored layer by layer.
+        options: By what, and on which text; None: by cosine, on the usual text. Layer by layer
+            there are no metrics that follow gradients, and no text that the model samples: the
+            usual one is then ``pydoc``.
         cache_dir: Where sampled text is kept.
+        stream_dir: Layer by layer: where the hidden states are kept in a file; None: in memory
+            where they fit.
         progress: Told what goes on.
 
     Raises:
-        UsageError: When a metric is not known.
-        CalibrationError: When the text is too short, or the tokenizer is not the model's.
-        TextSourceError: When the text can't be read.
-        ScoringError: When activations are not finite, or a metric needs what the model lacks.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+        UsageError: A metric is not known, or wants what a model in shards can't give.
+        CalibrationError: The text is too short, or the tokenizer is not the model's.
+        TextSourceError: The text can't be read.
+        ModelSourceError: A shard can't be read.
+        ScoringError: Activations are not finite, a metric needs what the model lacks, or the disk
+            has no room for the hidden states.
+        UnknownArchitectureError: It is not known where the model keeps its sublayers.
     """
-    wanted = options or ScoreOptions()
-    subject = subject_of(loaded, wanted, cache_dir=cache_dir, progress=progress)
-    return _scored(loaded, subject, metrics_named(wanted.metrics))
-
-
-def subject_of(
-    loaded: LoadedModel,
-    options: ScoreOptions,
-    *,
-    cache_dir: Path | None = None,
-    progress: Progress = QUIET,
-) -> Subject:
-    """The model with its text, checked as :func:`score` does before it runs anything long.
-
-    The arguments are :func:`score`'s, and so is what it raises.
-    """
-    metrics = metrics_named(options.metrics)
-    refuse_unfit(loaded.model, metrics)
-    layers = _checked_layers(loaded)
-    text = NO_TEXT
-    if reads_text(metrics):
-        text = calibration_text(
-            loaded,
-            options.calibration,
-            samples=options.samples,
-            sequence_length=options.sequence_length,
-            seed=options.seed,
-            cache_dir=cache_dir,
-            progress=progress,
-        )
-    return Subject(
-        loaded.model,
-        layers,
-        text,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        positions=options.kl_positions,
-        blocks=options.blocks,
-        progress=progress,
-    )
+    asked = options or ScoreOptions()
+    scored = scored_model(loaded, asked, cache_dir=cache_dir, progress=progress)
+    return _scored(loaded, scored, metrics_named(asked.metrics), stream_dir)
 
 
 def score_on(
@@ -111,6 +87,7 @@ def score_on(
     seed: int = 0,
     kl_positions: int = KL_POSITIONS,
     blocks: bool = False,
+    stream_dir: Path | None = None,
     progress: Progress = QUIET,
 ) -> ImportanceReport:
     """Scores a model on token ids that the caller chose; padding is left out.
@@ -119,60 +96,191 @@ def score_on(
     unequal length; :func:`score` makes the samples itself, all of one length.
 
     Args:
-        loaded: The model.
+        loaded: As for :func:`score`.
         text: The samples, their mask, and what the report shall say about them.
         metrics: As in :class:`ScoreOptions`, and so are the others.
         batch_size: Samples in one forward pass.
         seed: For the metric ``random``.
         kl_positions: Where answers are compared.
         blocks: Whether whole blocks are skipped as well.
+        stream_dir: As for :func:`score`.
         progress: Told what goes on.
 
     Raises:
-        UsageError: When a metric is not known.
-        CalibrationError: When a sample is all padding, or a token is not of the model's vocabulary.
-        ScoringError: When activations are not finite, there is no token, or a metric needs what
-            the model lacks.
-        UnknownArchitectureError: When it is not known where the model keeps its sublayers.
+        CalibrationError: A sample is all padding, or a token is not of the model's vocabulary.
+        DepthcutError: Whatever else :func:`score` raises, but for reading a text.
     """
-    wanted = metrics_named(metrics)
-    refuse_unfit(loaded.model, wanted)
-    check_text(loaded, text.input_ids, text.mask)
+    options = ScoreOptions(
+        tuple(metrics), batch_size=batch_size, seed=seed, kl_positions=kl_positions, blocks=blocks
+    )
+    scored = scored_model(loaded, options, text=text, progress=progress)
+    return _scored(loaded, scored, metrics_named(metrics), stream_dir)
+
+
+def scored_model(
+    loaded: LoadedModel,
+    options: ScoreOptions,
+    *,
+    text: CalibrationText | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress = QUIET,
+) -> ScoredModel:
+    """The model with its text, checked before anything long runs.
+
+    Args:
+        loaded: The model.
+        options: As for :func:`score`.
+        text: The samples; None: those that the options ask for.
+        cache_dir: As for :func:`score`.
+        progress: Told what goes on.
+
+    Raises:
+        DepthcutError: Whatever :func:`score` raises.
+    """
+    metrics = metrics_named(options.metrics)
+    _refuse_unfit(loaded, options, metrics)
+    if text is not None:
+        check_text(loaded, text.input_ids, text.mask)
     layers = _checked_layers(loaded)
-    subject = Subject(loaded.model, layers, text, batch_size, seed, kl_positions, blocks, progress)
-    return _scored(loaded, subject, wanted)
+    return ScoredModel(
+        loaded.model,
+        layers,
+        text or _asked_text(loaded, options, metrics, cache_dir, progress),
+        batch_size=options.batch_size,
+        seed=options.seed,
+        positions=options.kl_positions,
+        blocks=options.blocks,
+        progress=progress,
+    )
 
 
-NO_TEXT = CalibrationText(
-    CalibrationRef(
+def refuse_unstreamable(options: ScoreOptions) -> None:
+    """Refuses what can't be scored layer by layer, as far as no model is needed to tell.
+
+    A large model takes minutes to open, since its files are hashed.
+
+    Raises:
+        UsageError: A metric is not known, or wants what a model in shards can't give.
+    """
+    for metric in metrics_named(options.metrics):
+        if metric.needs_gradients:
+            raise UsageError(
+                f"{metric.name} follows gradients back through all layers, so it wants the whole "
+                "model in memory.",
+                "Take cosine or kl, or score the model without --stream.",
+            )
+    if options.calibration == SELF:
+        raise UsageError(
+            "A model that is read layer by layer can't sample a text of its own: each token would "
+            "read all of the weights.",
+            "Give --calibration a text file, hf:DATASET or pydoc.",
+        )
+
+
+def _refuse_unfit(loaded: LoadedModel, options: ScoreOptions, metrics: Sequence[Metric]) -> None:
+    if isinstance(loaded, MetaModel):
+        refuse_unstreamable(options)
+    model: Any = loaded.model
+    for metric in metrics:
+        headless = not model.can_generate() or model.get_output_embeddings() is None
+        if metric.needs_head and headless:
+            raise ScoringError(
+                f"{metric.name} judges predictions of the next token, and {type(model).__name__} "
+                "makes none.",
+                "Take a metric of the residual stream, such as cosine.",
+            )
+        if metric.needs_gradients:
+            refuse_without_gradients(model, metric.name)
+
+
+def _checked_layers(loaded: LoadedModel) -> list[LayerModules]:
+    """The model's layers; of a model in memory a small run shows that they are what they seem."""
+    if isinstance(loaded, MetaModel):
+        return layers_of(loaded)
+    layers = layer_modules(loaded.model)
+    refuse_differing(probe(loaded.model, layers), loaded.model)
+    return layers
+
+
+def _asked_text(
+    loaded: LoadedModel,
+    options: ScoreOptions,
+    metrics: Sequence[Metric],
+    cache_dir: Path | None,
+    progress: Progress,
+) -> CalibrationText:
+    if not any(metric.reads_text for metric in metrics):
+        return _no_text()
+    spec = options.calibration
+    if spec is None and isinstance(loaded, MetaModel):
+        spec = PYDOC
+        if loaded.model.can_generate():
+            progress.say(
+                "calibration: pydoc, since a streamed model can't sample a text of its own"
+            )
+    return calibration_text(
+        loaded,
+        spec,
+        samples=options.samples,
+        sequence_length=options.sequence_length,
+        seed=options.seed,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+
+
+def _no_text() -> CalibrationText:
+    """What metrics that read no text are scored on."""
+    ref = CalibrationRef(
         source="none (nothing here reads text)",
         samples=0,
         sequence_length=0,
         tokens=0,
         sha256=sha256_bytes(b""),
-    ),
-    np.zeros((0, 0), np.int64),
-    np.zeros((0, 0), np.bool_),
-)
-"""What metrics that read no text are scored on."""
-
-_PASSES: tuple[tuple[type[Metric], Callable[[Subject, Sequence[Any]], list[list[Score]]]], ...] = (
-    (StreamMetric, stream_scores),
-    (GradientMetric, gradient_scores),
-    (AnswerMetric, answer_scores),
-    (FixedMetric, fixed_scores),
-)
+    )
+    return CalibrationText(ref, np.zeros((0, 0), np.int64), np.zeros((0, 0), np.bool_))
 
 
-def _scored(loaded: LoadedModel, subject: Subject, metrics: Sequence[Metric]) -> ImportanceReport:
-    found: dict[str, list[Score]] = {}
-    for sort, scores in _PASSES:
-        some = [metric for metric in metrics if isinstance(metric, sort)]
-        if some:
-            with _telling_where(subject):
-                tables = scores(subject, some)
-            found.update(zip((metric.name for metric in some), tables, strict=True))
-    return report_of(loaded.ref, subject.text.ref, metrics, found)
+def _scored(
+    loaded: LoadedModel,
+    scored: ScoredModel,
+    metrics: Sequence[Metric],
+    stream_dir: Path | None,
+) -> ImportanceReport:
+    if isinstance(loaded, MetaModel):
+        found = layer_by_layer_scores(loaded, scored, metrics, stream_dir)
+    else:
+        found = _scores_in_memory(scored, metrics)
+    found |= order_scores(scored, of_kind(metrics, OrderMetric))
+    return report_of(loaded.ref, scored.text.ref, metrics, found)
+
+
+def _scores_in_memory(scored: ScoredModel, metrics: Sequence[Metric]) -> dict[str, list[Score]]:
+    of_stream = of_kind(metrics, StreamMetric)
+    of_gradients = of_kind(metrics, GradientMetric)
+    of_answers = of_kind(metrics, AnswerMetric)
+    found = stream_scores(scored, of_stream) if of_stream else {}
+    try:
+        found |= gradient_scores(scored, of_gradients) if of_gradients else {}
+        found |= answer_scores(scored, of_answers) if of_answers else {}
+    except ScoringError:
+        refuse_not_finite(scored, scored.batches)
+        raise
+    return found
+
+
+def order_scores(scored: ScoredModel, metrics: Sequence[OrderMetric]) -> dict[str, list[Score]]:
+    """The scores by each metric's name; they need no pass at all."""
+    return {
+        metric.name: [
+            Score(layer=layer, kind=kind, score=value, std_error=None)
+            for layer, values in enumerate(
+                metric.of(len(scored.layers), len(UNITS), np.random.default_rng(scored.seed))
+            )
+            for kind, value in zip(UNITS, values, strict=True)
+        ]
+        for metric in metrics
+    }
 
 
 def report_of(
@@ -198,34 +306,3 @@ def report_of(
         further=[MetricScores(metric=name, scores=found[name]) for name in others],
         made_from={"model": model.sha256, "calibration": text.sha256},
     )
-
-
-@contextlib.contextmanager
-def _telling_where(subject: Subject) -> Iterator[None]:
-    """Where logits or gradients are not finite, the stream tells in which layer that began."""
-    try:
-        yield
-    except ScoringError:
-        stream_scores(dataclasses.replace(subject, progress=QUIET), [COSINE])
-        raise
-
-
-def _checked_layers(loaded: LoadedModel) -> list[LayerModules]:
-    """The model's layers, after a small run has shown that they are what the table says."""
-    layers = layer_modules(loaded.model)
-    refuse_differing(probe(loaded.model, layers), loaded)
-    return layers
-
-
-def refuse_differing(verdict: ProbeVerdict, loaded: LoadedModel) -> None:
-    """Refuses a model whose layers are not what the table says.
-
-    Raises:
-        UnknownArchitectureError: The probe found that.
-    """
-    if verdict == "differs":
-        raise UnknownArchitectureError(
-            f"In {loaded.ref.architecture} the attention and MLP outputs don't add up to the "
-            "residual stream, so their importance can't be told.",
-            "This configuration of the model family is not supported.",
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,52 +11,61 @@ from exporter.artifacts import Score
 from exporter.errors import ScoringError
 from exporter.models.ablation.ratios import Floats, RatioSums
 from exporter.models.anatomy.residual_stream import LayerStates, run_backbone, tapped
-from exporter.score.change import changes
+from exporter.models.texts.batches import Batch
 from exporter.score.metric import UNITS, StreamMetric
-from exporter.score.subject import Subject
+from exporter.score.scored_model import ScoredModel
+from exporter.score.similarity import changes, cosine
 
 if TYPE_CHECKING:
     import torch
 
 NOT_FINITE_HINT = "Load the model in float32, or check its weights."
+ANY_METRIC = StreamMetric("any", cosine)
+"""Collected where no metric of the stream is asked for, to see whether activations are finite."""
 
 
-def stream_scores(subject: Subject, metrics: Sequence[StreamMetric]) -> list[list[Score]]:
-    """The scores by each metric, all from one pass without head.
+def stream_scores(scored: ScoredModel, metrics: Sequence[StreamMetric]) -> dict[str, list[Score]]:
+    """The scores by each metric's name, all from one pass without head.
 
     Raises:
         ScoringError: An activation is NaN or infinite (names layer and sample), or there is no
             token.
     """
-    sums = StreamSums(len(subject.layers), metrics)
-    with subject.progress.task("score", total=len(subject.text.input_ids)) as task:
-        for start in subject.starts:
-            batch = stream_batch(subject, metrics, start)
-            sums.add(batch.sums, batch.counts)
-            task.advance(len(batch.counts))
-    return [sums.scores(number) for number in range(len(metrics))]
+    sums = StreamSums(len(scored.layers), metrics)
+    with scored.progress.task("score", total=len(scored.text.input_ids)) as task:
+        for batch in scored.batches:
+            sums.add(*stream_sums(scored, metrics, batch))
+            task.advance(len(batch.ids))
+    return sums.scores()
 
 
-def stream_batch(subject: Subject, metrics: Sequence[StreamMetric], start: int) -> StreamBatch:
+def stream_sums(
+    scored: ScoredModel, metrics: Sequence[StreamMetric], batch: Batch
+) -> tuple[Floats, Floats]:
     """One batch's pass without head.
 
-    Args:
-        subject: The model and its text.
-        metrics: What to collect.
-        start: The batch's first sample, one of :attr:`Subject.starts`.
+    Returns:
+        As :class:`StreamBatch` has them, the sums ``[metrics, layers, units, batch]`` and the
+        counts ``[batch]``.
 
     Raises:
         ScoringError: An activation is NaN or infinite (names layer and sample).
     """
-    import torch
+    device = scored.model.device
+    collected = StreamBatch(len(scored.layers), metrics, batch.mask_on(device), batch.first_sample)
+    with tapped(scored.layers, collected):
+        run_backbone(scored.model, batch.inputs(device))
+    return collected.sums, collected.counts
 
-    model, text, rows = subject.model, subject.text, slice(start, start + subject.batch_size)
-    ids = torch.from_numpy(text.input_ids[rows]).to(model.device)
-    mask = torch.from_numpy(text.mask[rows]).to(model.device)
-    batch = StreamBatch(len(subject.layers), metrics, mask, start)
-    with tapped(subject.layers, batch):
-        run_backbone(model, {"input_ids": ids, "attention_mask": mask.long()})
-    return batch
+
+def refuse_not_finite(scored: ScoredModel, batches: Iterable[Batch]) -> None:
+    """Where logits or gradients are not finite, the stream tells in which layer that began.
+
+    Raises:
+        ScoringError: An activation is NaN or infinite (names layer and sample).
+    """
+    for batch in batches:
+        stream_sums(scored, [ANY_METRIC], batch)
 
 
 class StreamBatch:
@@ -146,13 +155,14 @@ class StreamSums:
         for metric, running, batch in zip(self._metrics, self._sums, sums, strict=True):
             running.add(batch, samples if metric.last_token else counts)
 
-    def scores(self, number: int) -> list[Score]:
-        """The scores so far by one of the metrics, layer by layer.
+    def scores(self) -> dict[str, list[Score]]:
+        """The scores so far by each metric's name, layer by layer.
 
         Raises:
             ScoringError: When there was no token.
         """
-        return scores_of(self._sums[number])
+        found = zip(self._metrics, self._sums, strict=True)
+        return {metric.name: scores_of(sums) for metric, sums in found}
 
 
 def scores_of(sums: RatioSums) -> list[Score]:

@@ -75,19 +75,19 @@ def answers_in_passes(model: Any) -> None:
     from exporter.models.anatomy.architectures import layer_modules
     from exporter.score import METRICS
     from exporter.score.answer_pass import answer_scores
-    from exporter.score.subject import Subject
+    from exporter.score.scored_model import ScoredModel
 
     text = _random_text(model, ANSWER_SAMPLES)
-    subject = Subject(model, layer_modules(model), text, batch_size=ANSWER_SAMPLES)
+    scored = ScoredModel(model, layer_modules(model), text, batch_size=ANSWER_SAMPLES)
     metrics: list[Any] = [METRICS["kl"], METRICS["perplexity"]]
     arms = {
         "bare": _arms(model, [torch_ids(text.input_ids)], with_head=True)["bare"],
-        "kl": lambda: answer_scores(subject, metrics),
+        "kl": lambda: answer_scores(scored, metrics),
     }
     arms["bare"]()
     times = _in_turns(arms, ANSWER_ROUNDS)
     bare, kl = _medians(times["bare"]), _medians(times["kl"])
-    sublayers = 2 * len(subject.layers)
+    sublayers = 2 * len(scored.layers)
     print(
         f"kl and perplexity over {sublayers} sublayers, {ANSWER_SAMPLES} x {LENGTH} tokens: "
         f"{kl[0]:.1f} s, {kl[0] / bare[0]:.1f} bare passes of {bare[0]:.3f} s; of processor time "

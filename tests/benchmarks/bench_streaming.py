@@ -41,7 +41,6 @@ from exporter.artifacts import CalibrationRef
 from exporter.score import CalibrationText, score_on
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import load_model
-from exporter.score.streaming import score_streamed_on
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -61,8 +60,8 @@ read, start, cpu = 0, time.perf_counter(), time.process_time()
 if asked["streamed"]:
     meta = load_meta(asked["model"])
     opened = time.perf_counter()
-    report = score_streamed_on(meta, text, metrics=asked["metrics"],
-                               stream_dir=Path(asked["states"]) if asked["states"] else None)
+    report = score_on(meta, text, metrics=asked["metrics"],
+                      stream_dir=Path(asked["states"]) if asked["states"] else None)
     read = meta.shards.bytes_read
 else:
     loaded = load_model(asked["model"])

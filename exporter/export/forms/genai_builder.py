@@ -57,7 +57,7 @@ def build_decoder(
         OSError: The disk is full.
     """
     builder = require(_MODULE, extra=_EXTRAS[provider])
-    from exporter.models.loading.offline import hub_off
+    from exporter.models.loading.transformers_calls import hub_off
 
     with (
         tempfile.TemporaryDirectory(prefix=".genai.", dir=folder) as name,

@@ -12,6 +12,7 @@ from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import Damage, Reference, joined
 from exporter.models.ablation.streams import StreamRunner
+from exporter.models.texts.batches import Batch, batches_of
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class DamageMeter:
     ) -> None:
         refuse_unmeasurable(model, mask, positions)
         self._model = model
-        self._ids, self._mask = input_ids, mask
+        self._batches = batches_of(input_ids, mask, batch_size)
         self._batch_size, self._stride = batch_size, positions
         self._runner = StreamRunner(model, positions)
         self._kept: dict[int, Reference] = {}
@@ -88,18 +89,14 @@ class DamageMeter:
             ScoringError: Logits are not finite.
         """
         parts: list[list[Damage]] = [[] for _ in range(len(others) + 1)]
-        total = len(self.starts) * (len(others) + 1)
+        total = len(self._batches) * (len(others) + 1)
         with progress.task("run with cuts", total=total) as task:
-            for start in self.starts:
-                for index, damage in enumerate(self.measure_batch(start, cut, others)):
+            for batch in self._batches:
+                found = self.measure_batch(batch.first_sample, cut, others)
+                for index, damage in enumerate(found):
                     parts[index].append(damage)
                     task.advance()
-        return [joined(found) for found in parts]
-
-    @property
-    def starts(self) -> range:
-        """The first sample of each batch."""
-        return range(0, len(self._ids), self._batch_size)
+        return [joined(part) for part in parts]
 
     def measure_batch(
         self, start: int, cut: BranchReplacements, others: Sequence[BranchReplacements]
@@ -107,7 +104,7 @@ class DamageMeter:
         """What :meth:`measure_many` measures, of one batch.
 
         Args:
-            start: The batch's first sample, one of :attr:`starts`.
+            start: The batch's first sample.
             cut: The one that is run whole.
             others: Those that run from where they differ from it on.
 
@@ -117,51 +114,40 @@ class DamageMeter:
         Raises:
             ScoringError: Logits are not finite.
         """
-        inputs = self._inputs(start)
-        reference = self._kept.get(start)
+        batch = self._batches[start // self._batch_size]
+        inputs = batch.inputs(self._model.device)
+        reference = self._kept.get(batch.number)
         if not cut and reference is None:
             streams, logits = self._runner.record(inputs, cut)
-            reference = self._reference(start, logits)
+            reference = self._reference(batch, logits)
         else:
-            reference = reference or self._reference(start, self._runner.record(inputs, {})[1])
+            reference = reference or self._reference(batch, self._runner.record(inputs, {})[1])
             streams, logits = self._runner.record(inputs, cut)
         yield judged(reference, logits, cut, start)
         for other in others:
             yield judged(reference, self._runner.resume(streams, other), other, start)
 
-    def _inputs(self, start: int) -> dict[str, torch.Tensor]:
-        import torch
-
-        device, rows = self._model.device, slice(start, start + self._batch_size)
-        ids = torch.from_numpy(self._ids[rows]).to(device)
-        mask = torch.from_numpy(self._mask[rows]).to(device)
-        return {"input_ids": ids, "attention_mask": mask.long()}
-
-    def _reference(self, start: int, logits: torch.Tensor) -> Reference:
-        rows = slice(start, start + self._batch_size)
-        reference = reference_of(logits, self._ids[rows], self._mask[rows], self._stride)
+    def _reference(self, batch: Batch, logits: torch.Tensor) -> Reference:
+        reference = reference_of(logits, batch, self._stride)
         if reference.nbytes <= self._free_bytes:
-            self._kept[start] = reference
+            self._kept[batch.number] = reference
             self._free_bytes -= reference.nbytes
         return reference
 
 
-def reference_of(
-    logits: torch.Tensor, ids: NDArray[np.int64], mask: NDArray[np.bool_], positions: int
-) -> Reference:
+def reference_of(logits: torch.Tensor, batch: Batch, positions: int) -> Reference:
     """The whole model's answers for some samples, as what cut ones are held against.
 
     Args:
         logits: ``[batch, chosen positions, vocabulary]``.
-        ids: ``[batch, tokens]``.
-        mask: ``[batch, tokens]``; False marks padding.
+        batch: The samples.
         positions: Every so many positions are chosen, the first included.
     """
     import torch
 
-    follows = np.zeros_like(mask)
-    follows[:, :-1] = mask[:, :-1] & mask[:, 1:]
-    targets = np.roll(ids, -1, axis=1)[:, ::positions]
+    follows = np.zeros_like(batch.mask)
+    follows[:, :-1] = batch.mask[:, :-1] & batch.mask[:, 1:]
+    targets = np.roll(batch.ids, -1, axis=1)[:, ::positions]
     device = logits.device
     with torch.inference_mode():
         return Reference(

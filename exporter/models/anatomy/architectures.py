@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from exporter.errors import PlanError, UnknownArchitectureError
 from exporter.models.anatomy.families import FAMILIES, Family
-from exporter.models.anatomy.residual_stream import LayerModules, ResidualForm, probe, silenced
+from exporter.models.anatomy.residual_stream import (
+    LayerModules,
+    ProbeVerdict,
+    ResidualForm,
+    probe,
+    silenced,
+)
 from graph_passes.types import DeletionKind, SublayerKind, SublayerRef, sublayer_kinds
 
 if TYPE_CHECKING:
@@ -174,6 +180,20 @@ def unknown_layers(model: Any) -> UnknownArchitectureError:
         f"Where a {model.config.model_type} model keeps its attention and MLP is not known.",
         f"Known families: {known_families()}.",
     )
+
+
+def refuse_differing(verdict: ProbeVerdict, model: Any) -> None:
+    """Refuses a model whose layers are not what the table says.
+
+    Raises:
+        UnknownArchitectureError: The probe found that.
+    """
+    if verdict == "differs":
+        raise UnknownArchitectureError(
+            f"In {type(model).__name__} the attention and MLP outputs don't add up to the "
+            "residual stream, so their importance can't be told.",
+            "This configuration of the model family is not supported.",
+        )
 
 
 def _discover(model: Any) -> list[LayerModules]:

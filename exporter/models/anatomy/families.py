@@ -4,6 +4,17 @@ The module named for a sublayer is the one whose output is *the branch's contrib
 added to the stream, with the norm or projection after the sublayer and without the stream itself.
 Some families add inside their submodules (bloom, BERT); there it is the last projection before the
 sum.
+
+To add an architecture is to add its row here, and nothing else: scoring, healing, streaming and
+checkpoints ask this table, and a model type that has a row is loaded without being asked for. So
+look at its code in transformers first. A ``config.json`` chooses by its ``model_type`` which of
+some four hundred pieces of that code runs. Most are harmless; some load other models by the names
+that the config gives them (``encoder-decoder``, ``rag``, detectors with a backbone), read pickles
+or ask the network. In :data:`REVIEWED` is what this table and the table of architectures
+(graph_passes/docs) hold: each is built, exported and cut in the tests, loads nothing by name, and
+takes no path from its config. A model of another type is loaded with ``--allow-any-model-type``
+only. That goes for the models inside a model too, and for the classes of tokenizers: those that
+belong to these types.
 """
 
 from __future__ import annotations
@@ -187,3 +198,11 @@ FAMILIES: dict[str, Family] = {
         mlp_reads="mlp",
     ),
 }
+
+REVIEWED = frozenset(FAMILIES) | {
+    "albert", "audio-spectrogram-transformer", "bamba", "bart", "beit", "blenderbot",
+    "clip_text_model", "clip_vision_model", "falcon_h1", "gemma3n_text", "granitemoehybrid",
+    "hubert", "jamba", "lfm2", "m2m_100", "mamba", "mamba2", "marian", "mbart", "pegasus",
+    "qwen3_next", "siglip_vision_model", "swin", "t5", "wav2vec2", "wavlm", "whisper", "zamba2",
+}  # fmt: skip
+"""The model types that are loaded without being asked for, by their names in ``config.json``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,16 +84,23 @@ Listener = Callable[[LayerStates], None]
 
 
 @contextlib.contextmanager
-def tapped(layers: Sequence[LayerModules], listener: Listener) -> Iterator[None]:
-    """Calls ``listener`` after each layer of each forward pass inside the block.
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
+    """Keeps hooks while the block runs, and leaves none behind, whatever the block raises.
 
-    No hook is left behind, whatever the block raises.
+    Args:
+        handles: What registering them gave; a generator may register them one after the other.
     """
-    with contextlib.ExitStack() as hooks:
-        for modules in layers:
-            for handle in _LayerTap(modules, listener).hooks():
-                hooks.callback(handle.remove)
+    with contextlib.ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
         yield
+
+
+def tapped(
+    layers: Sequence[LayerModules], listener: Listener
+) -> contextlib.AbstractContextManager[None]:
+    """Calls ``listener`` after each layer of each forward pass inside the block."""
+    return hooked(handle for modules in layers for handle in _LayerTap(modules, listener).hooks())
 
 
 def first_tensor(output: Any) -> torch.Tensor:
@@ -102,13 +109,9 @@ def first_tensor(output: Any) -> torch.Tensor:
     return tensor
 
 
-@contextlib.contextmanager
-def silenced(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Makes modules return zeros inside the block; no hook is left behind."""
-    with contextlib.ExitStack() as hooks:
-        for module in modules:
-            hooks.callback(module.register_forward_hook(_zeroed).remove)
-        yield
+def silenced(modules: Sequence[torch.nn.Module]) -> contextlib.AbstractContextManager[None]:
+    """Makes modules return zeros inside the block."""
+    return hooked(module.register_forward_hook(_zeroed) for module in modules)
 
 
 def run_backbone(model: Any, inputs: dict[str, Any]) -> None:
@@ -261,15 +264,13 @@ def _zeroed(_module: Any, _inputs: Any, output: Any) -> Any:
 
 @contextlib.contextmanager
 def output_of(module: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects copies of what a module gives in the block; no hook is left behind."""
+    """Collects copies of what a module gives in the block."""
     outputs: list[torch.Tensor] = []
     handle = module.register_forward_hook(
         lambda _module, _inputs, output: outputs.append(first_tensor(output).clone())
     )
-    try:
+    with hooked([handle]):
         yield outputs
-    finally:
-        handle.remove()
 
 
 def probe_inputs(model: Any) -> dict[str, torch.Tensor]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import ModelSourceError, UnsafeModelError, first_line
+from exporter.models.anatomy.families import REVIEWED
 from exporter.models.loading import config_walk
-from exporter.models.loading.model_types import REVIEWED
 from graph_passes.files.reading import (
     CONFIG_BYTES,
     TABLE_BYTES,

@@ -22,7 +22,7 @@ from graph_passes.files.reading import TABLE_BYTES, opened, parse_json, read_jso
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CheckpointShards", "Entry", "read_header", "read_index"]
+__all__ = ["CheckpointShards", "TensorEntry", "read_header", "read_index"]
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -44,7 +44,7 @@ _AGAIN = "Fetch the model again."
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where one tensor lies.
 
     Attributes:
@@ -89,7 +89,7 @@ class CheckpointShards:
         entries: Where each tensor lies.
     """
 
-    def __init__(self, folder: Path, entries: Mapping[str, Entry]) -> None:
+    def __init__(self, folder: Path, entries: Mapping[str, TensorEntry]) -> None:
         self.folder, self.entries = folder, entries
         self._bytes_read = 0
         self._lock = threading.Lock()
@@ -169,7 +169,7 @@ class CheckpointShards:
 
 
 def _fill(
-    buffer: Any, entry: Entry, name: str, start: int = 0, stop: threading.Event | None = None
+    buffer: Any, entry: TensorEntry, name: str, start: int = 0, stop: threading.Event | None = None
 ) -> None:
     try:
         with opened(entry.file, buffered=False) as file:
@@ -215,10 +215,10 @@ def _names(places: Any) -> dict[str, str]:
 
 
 def _agreed(
-    index: Path, places: Mapping[str, str], shards: Mapping[str, Mapping[str, Entry]]
-) -> dict[str, Entry]:
+    index: Path, places: Mapping[str, str], shards: Mapping[str, Mapping[str, TensorEntry]]
+) -> dict[str, TensorEntry]:
     """All entries, each of one shard, and where the index says."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     for header in shards.values():
         for name, entry in header.items():
             if name in entries:
@@ -236,7 +236,7 @@ def _agreed(
     return entries
 
 
-def read_header(file: Path) -> dict[str, Entry]:
+def read_header(file: Path) -> dict[str, TensorEntry]:
     """Where each tensor of one file lies.
 
     Raises:
@@ -271,7 +271,7 @@ def _header_text(file: Path) -> tuple[bytes, int]:
         return stream.read(length), size
 
 
-def _entries(file: Path, header: Any, start: int) -> Iterator[tuple[str, Entry]]:
+def _entries(file: Path, header: Any, start: int) -> Iterator[tuple[str, TensorEntry]]:
     for name, told in header.items():
         if name == "__metadata__":
             continue
@@ -283,7 +283,7 @@ def _entries(file: Path, header: Any, start: int) -> Iterator[tuple[str, Entry]]
             raise ValueError(f"{name} of the shape {list(shape)} can't take {end - begin} bytes")
         if end < begin:
             raise ValueError(f"{name} ends before it begins")
-        yield name, Entry(file, dtype, shape, start + begin, start + end)
+        yield name, TensorEntry(file, dtype, shape, start + begin, start + end)
 
 
 def _counts(numbers: Any) -> tuple[int, ...]:
@@ -292,7 +292,7 @@ def _counts(numbers: Any) -> tuple[int, ...]:
     raise ValueError(f"{str(numbers)[:60]} are no sizes")
 
 
-def _check_length(file: Path, entries: Mapping[str, Entry], start: int, size: int) -> None:
+def _check_length(file: Path, entries: Mapping[str, TensorEntry], start: int, size: int) -> None:
     """The tensors lie one behind the other and end where the file ends."""
     here = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):

@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import ModelSourceError, first_line, pass_on_memory_error
-from exporter.models.loading.auto_class import auto_class
 from exporter.models.loading.checked_folder import Dangers
-from exporter.models.loading.checkpoint_shards import CheckpointShards, Entry
-from exporter.models.loading.described_size import refuse_far_larger
+from exporter.models.loading.checkpoint_shards import CheckpointShards, TensorEntry
+from exporter.models.loading.model_class import auto_class, refuse_far_larger
 from exporter.models.loading.model_source import (
     LoadedModel,
     check_dtype,
     load_folder,
     resolve_source,
 )
-from exporter.models.loading.transformers_output import quiet_transformers
+from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.optional import require
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def load_meta(
         dtype: What the weights become when they are read: ``float32``, ``float16``, ``bfloat16``.
         revision: A branch, tag or commit of a hub id.
         pruned: Takes a pruned checkpoint too, see
-            :func:`exporter.models.loading.auto_class.auto_class`.
+            :func:`exporter.models.loading.model_class.auto_class`.
         allow_any_model_type: As for :func:`~exporter.models.loading.model_source.load_model`.
 
     Raises:
@@ -274,7 +273,7 @@ class ShardedWeights:
 class _Hollow:
     """A tensor of the shards as transformers' loader takes it, without content."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: TensorEntry) -> None:
         self._entry = entry
 
     def __getitem__(self, _index: Any) -> _Hollow:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.files import telling_full_disk, write_text
-from exporter.models.loading.transformers_output import quiet_transformers
+from exporter.models.loading.transformers_calls import quiet_transformers
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel

@@ -22,7 +22,6 @@ from exporter.errors import (
     first_line,
     pass_on_memory_error,
 )
-from exporter.models.loading.auto_class import auto_class
 from exporter.models.loading.checked_folder import (
     CONFIG,
     Dangers,
@@ -31,10 +30,9 @@ from exporter.models.loading.checked_folder import (
     refuse_changed,
 )
 from exporter.models.loading.checkpoint_shards import CheckpointShards
-from exporter.models.loading.described_size import refuse_far_larger
-from exporter.models.loading.gguf_source import load_gguf
+from exporter.models.loading.gguf_file import load_gguf
+from exporter.models.loading.model_class import auto_class, refuse_far_larger
 from exporter.models.loading.model_tokenizer import load_tokenizer
-from exporter.models.loading.offline import hub_off
 from exporter.models.loading.sources import (
     SAFETENSORS,
     matching,
@@ -42,7 +40,7 @@ from exporter.models.loading.sources import (
     resolve_source,
     source_sha256,
 )
-from exporter.models.loading.transformers_output import quiet_transformers
+from exporter.models.loading.transformers_calls import hub_off, quiet_transformers
 from exporter.optional import require
 from exporter.scratch import scratch_folder
 from graph_passes.files.locations import cache_revision
@@ -100,7 +98,7 @@ def load_model(
         trust_remote_code: Lets the model's folder bring Python code that runs here.
         allow_pickle: Lets weights come from ``pytorch_model.bin`` when there are no safetensors.
         allow_any_model_type: Takes models whose type is not among
-            :data:`~exporter.models.loading.model_types.REVIEWED`.
+            :data:`~exporter.models.anatomy.families.REVIEWED`.
         revision: A branch, tag or commit of a hub id.
         pruned: Takes checkpoints that :mod:`exporter.checkpoint.pruned_model` wrote, too. They can
             be run, but not be scored, healed or exported again.
@@ -118,23 +116,8 @@ def load_model(
 
     def load(config: Any) -> tuple[Any, dict[str, Any]]:
         model_class = auto_class(config, trust_remote_code=trust_remote_code, pruned=pruned)
-        use_safetensors = bool(matching(path, SAFETENSORS)) or not allow_pickle
-        if use_safetensors and not getattr(config, "transformers_weights", None):
-            # Says which shard is at fault, which transformers doesn't.
-            shards = CheckpointShards.open(path)
-            if not (trust_remote_code and hasattr(config, "auto_map")):
-                refuse_far_larger(model_class, config, shards, path)
-        model, info = model_class.from_pretrained(
-            path,
-            config=config,
-            dtype=_torch_dtype(dtype),
-            use_safetensors=use_safetensors,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            **({} if device_map is None else {"device_map": device_map}),
-        )
-        return model, info
+        how = {} if device_map is None else {"device_map": device_map}
+        return _load_weights(model_class, config, path, dangers, dtype=_torch_dtype(dtype), **how)
 
     if not path.is_file():
         return load_folder(source, path, load, dangers)
@@ -143,6 +126,28 @@ def load_model(
     with quiet_transformers(), hub_off():
         model, info, tokenizer = load_gguf(path, _torch_dtype(dtype), dangers)
     return _loaded(source, path, model, info, tokenizer)
+
+
+def _load_weights(
+    model_class: Any, config: Any, path: Path, dangers: Dangers, **how: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The model, and transformers' report of the load."""
+    use_safetensors = bool(matching(path, SAFETENSORS)) or not dangers.allow_pickle
+    if use_safetensors and not getattr(config, "transformers_weights", None):
+        # Says which shard is at fault, which transformers doesn't.
+        shards = CheckpointShards.open(path)
+        if not (dangers.trust_remote_code and hasattr(config, "auto_map")):
+            refuse_far_larger(model_class, config, shards, path)
+    model, info = model_class.from_pretrained(
+        path,
+        config=config,
+        use_safetensors=use_safetensors,
+        output_loading_info=True,
+        trust_remote_code=dangers.trust_remote_code,
+        local_files_only=True,
+        **how,
+    )
+    return model, info
 
 
 def load_folder(

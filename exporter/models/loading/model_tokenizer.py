@@ -13,13 +13,15 @@ from exporter.errors import (
     panics_as_errors,
     pass_on_memory_error,
 )
+from exporter.models.anatomy.families import REVIEWED
 from exporter.models.loading.checked_folder import CONFIG, Dangers, read_object
-from exporter.models.loading.model_types import is_reviewed_tokenizer
 from exporter.models.loading.sources import TOKENIZER_FILES, matching
 from exporter.optional import require
 from graph_passes.files.reading import TABLE_BYTES, read_json
 
 _FILE, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+# Those that only read a tokenizer.json, whatever the model; and what hub models name for theirs.
+_PLAIN_TOKENIZERS = {"PreTrainedTokenizer", "TokenizersBackend", "LlamaTokenizer", "GPT2Tokenizer"}
 
 
 def load_tokenizer(folder: Path, config: Any, dangers: Dangers) -> Any:
@@ -75,9 +77,31 @@ def _refuse_class(folder: Path, dangers: Dangers) -> None:
         return
     for path in (folder / _CONFIG, folder / CONFIG):
         name = read_object(path).get("tokenizer_class") if path.exists() else None
-        if name is not None and not (isinstance(name, str) and is_reviewed_tokenizer(name)):
+        if name is not None and not (isinstance(name, str) and _is_reviewed_class(name)):
             raise UnsafeModelError(
                 f"{path}: $.tokenizer_class is {str(name)[:60]!r}, whose code in transformers was "
                 "not looked at for depthcut.",
                 "Load it with --allow-any-model-type if you trust the model.",
             )
+
+
+def _is_reviewed_class(name: str) -> bool:
+    """Whether a tokenizer's class belongs to a reviewed type, or is none that transformers has.
+
+    transformers takes its plain class, or refuses, where it does not know a name.
+    """
+    transformers = require("transformers", extra="torch")
+    bare = name.removesuffix("Fast")
+    known = any(hasattr(transformers, each) for each in (bare, f"{bare}Fast"))
+    return bare in _reviewed_tokenizers() or not known
+
+
+def _reviewed_tokenizers() -> set[str]:
+    auto: Any = require("transformers.models.auto.tokenization_auto", extra="torch")
+    found = set(_PLAIN_TOKENIZERS)
+    for model_type in REVIEWED:
+        classes = auto.TOKENIZER_MAPPING_NAMES.get(model_type)
+        # A name in transformers 5, a slow one and a fast one in 4.57.
+        for name in (classes,) if isinstance(classes, str) else classes or ():
+            found.add((name or "").removesuffix("Fast"))
+    return found - {""}

@@ -16,7 +16,7 @@ from exporter.artifacts import CalibrationRef
 from exporter.errors import CalibrationError
 from exporter.files import sha256_bytes
 from exporter.models.loading.model_source import LoadedModel
-from exporter.models.loading.transformers_output import quiet_transformers
+from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.models.texts.packing import pack_tokens, with_ends
 from exporter.models.texts.self_text import SELF, sampled_tokens
 from exporter.models.texts.sources import PYDOC, Part, read_texts

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import ImportanceReport, ModelRef, Score
+from exporter.artifacts import ImportanceReport, ModelRef
 from exporter.models.anatomy.architectures import named_sublayers
 from exporter.models.loading.model_source import load_model
 from exporter.progress import QUIET, Progress
@@ -19,21 +19,20 @@ from exporter.score.cluster import scoring_jobs
 from exporter.score.cluster.loading import ModelAddress
 from exporter.score.cluster.meter import CutJob, cut_jobs, joined_damages
 from exporter.score.cluster.pool import Pool
-from exporter.score.cluster.scoring_jobs import GradientJob, Job, Recipe, StreamJob, of_sort
-from exporter.score.fixed_pass import fixed_scores
+from exporter.score.cluster.scoring_jobs import GradientJob, Recipe, ScoringJob, StreamJob
 from exporter.score.gradient_pass import refuse_without_targets, scores_of_gradients
 from exporter.score.metric import (
     AnswerMetric,
-    FixedMetric,
     GradientMetric,
-    Metric,
+    OrderMetric,
     StreamMetric,
+    of_kind,
 )
 from exporter.score.options import ScoreOptions
 from exporter.score.registry import metrics_named
-from exporter.score.scoring import report_of, subject_of
+from exporter.score.scored_model import ScoredModel
+from exporter.score.scoring import order_scores, report_of, scored_model
 from exporter.score.stream_pass import StreamSums
-from exporter.score.subject import Subject
 
 
 def score_on_cluster(
@@ -68,11 +67,11 @@ def score_on_cluster(
     def prepared() -> _Scoring:
         with progress.task(f"load {source} here, to make the text"):
             loaded = load_model(source, **how)
-        subject = subject_of(loaded, wanted, cache_dir=cache_dir, progress=progress)
+        scored = scored_model(loaded, wanted, cache_dir=cache_dir, progress=progress)
         names = tuple(dict.fromkeys(wanted.metrics))
         model = ModelAddress.of(loaded, how)
-        recipe = Recipe(model, subject.text, names, wanted.batch_size, wanted.kl_positions)
-        return _Scoring(loaded.ref, recipe, subject)
+        recipe = Recipe(model, scored.text, names, wanted.batch_size, wanted.kl_positions)
+        return _Scoring(loaded.ref, recipe, scored)
 
     scoring = prepared()
     gc.collect()  # the model's modules refer to each other
@@ -85,44 +84,45 @@ class _Scoring:
     Args:
         model: What the report says of the model.
         recipe: What the workers set up.
-        subject: The model with its text.
+        scored: The model with its text.
     """
 
-    def __init__(self, model: ModelRef, recipe: Recipe, subject: Subject) -> None:
+    def __init__(self, model: ModelRef, recipe: Recipe, scored: ScoredModel) -> None:
         metrics = metrics_named(recipe.metrics)
         self._model, self._recipe, self._metrics = model, recipe, metrics
-        self._num_layers, self._starts = len(subject.layers), subject.starts
-        self._units = answer_units(self._num_layers, blocks=subject.blocks)
-        self._of_stream = of_sort(metrics, StreamMetric)
-        self._of_gradients = of_sort(metrics, GradientMetric)
-        self._of_answers = of_sort(metrics, AnswerMetric)
-        fixed = of_sort(metrics, FixedMetric)
-        self._found = _named(fixed, fixed_scores(subject, fixed))
+        self._num_layers = len(scored.layers)
+        self._starts = [batch.first_sample for batch in scored.batches]
+        self._units = answer_units(self._num_layers, blocks=scored.blocks)
+        self._of_stream = of_kind(metrics, StreamMetric)
+        self._of_gradients = of_kind(metrics, GradientMetric)
+        self._of_answers = of_kind(metrics, AnswerMetric)
+        self._found = order_scores(scored, of_kind(metrics, OrderMetric))
         if self._of_gradients:
-            refuse_without_targets(subject.text)
+            refuse_without_targets(scored.text)
 
     def report(self, pool: Pool, progress: Progress) -> ImportanceReport:
         """Does all pieces on the workers, and adds them up."""
         results = self._results(pool, self._jobs(pool.workers), progress)
         found = dict(self._found)
         if self._of_stream:
-            found |= _named(self._of_stream, self._stream_scores(results))
+            totals = StreamSums(self._num_layers, self._of_stream)
+            for job, result in results:
+                if isinstance(job, StreamJob):
+                    totals.add(*result)
+            found |= totals.scores()
         if self._of_gradients:
             sums = [result for job, result in results if isinstance(job, GradientJob)]
-            tables = scores_of_gradients(
-                self._recipe.text, self._num_layers, self._of_gradients, sums
-            )
-            found |= _named(self._of_gradients, tables)
+            text = self._recipe.text
+            found |= scores_of_gradients(text, self._num_layers, self._of_gradients, sums)
         if self._of_answers:
             cuts = [(job, result) for job, result in results if isinstance(job, CutJob)]
             _, *damages = joined_damages(*zip(*cuts, strict=True))
-            tables = scores_of_damages(self._of_answers, self._units, damages)
-            found |= _named(self._of_answers, tables)
+            found |= scores_of_damages(self._of_answers, self._units, damages)
         return report_of(self._model, self._recipe.text.ref, self._metrics, found)
 
-    def _jobs(self, workers: int) -> list[Job]:
+    def _jobs(self, workers: int) -> list[ScoringJob]:
         """Long pieces first: a short one at the end keeps fewer workers waiting."""
-        jobs: list[Job] = []
+        jobs: list[ScoringJob] = []
         if self._of_answers:
             others = [tuple(named_sublayers([unit], self._num_layers)) for unit in self._units]
             jobs += cut_jobs(self._starts, workers, (), others)
@@ -133,8 +133,8 @@ class _Scoring:
         return jobs
 
     def _results(
-        self, pool: Pool, jobs: Sequence[Job], progress: Progress
-    ) -> list[tuple[Job, Any]]:
+        self, pool: Pool, jobs: Sequence[ScoringJob], progress: Progress
+    ) -> list[tuple[ScoringJob, Any]]:
         """Each piece with its result, in the pieces' order."""
         found: dict[int, Any] = {}
         with progress.task("score on the cluster", total=len(jobs)) as task:
@@ -142,14 +142,3 @@ class _Scoring:
                 found[number] = result
                 task.advance()
         return [(job, found[number]) for number, job in enumerate(jobs)]
-
-    def _stream_scores(self, results: Sequence[tuple[Job, Any]]) -> list[list[Score]]:
-        sums = StreamSums(self._num_layers, self._of_stream)
-        for job, result in results:
-            if isinstance(job, StreamJob):
-                sums.add(*result)
-        return [sums.scores(number) for number in range(len(self._of_stream))]
-
-
-def _named(metrics: Sequence[Metric], tables: Sequence[list[Score]]) -> dict[str, list[Score]]:
-    return {metric.name: table for metric, table in zip(metrics, tables, strict=True)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from exporter.errors import ScoringError
 from exporter.models.ablation import Damage
@@ -14,14 +14,11 @@ from exporter.models.texts.calibration import CalibrationText
 from exporter.score.answer_pass import answer_meter
 from exporter.score.cluster.loading import ModelAddress
 from exporter.score.cluster.meter import CutJob, measured
-from exporter.score.cosine import COSINE
 from exporter.score.gradient_pass import gradient_sums
-from exporter.score.metric import GradientMetric, Metric, StreamMetric
+from exporter.score.metric import GradientMetric, Metric, StreamMetric, of_kind
 from exporter.score.registry import metrics_named
-from exporter.score.stream_pass import stream_batch
-from exporter.score.subject import Subject
-
-_M = TypeVar("_M")
+from exporter.score.scored_model import ScoredModel
+from exporter.score.stream_pass import refuse_not_finite, stream_sums
 
 
 @dataclass(frozen=True)
@@ -42,17 +39,17 @@ class Recipe:
     batch_size: int
     positions: int
 
-    def begin(self) -> Scorer:
+    def begin(self) -> ScoringWorker:
         """Loads the model, in the worker."""
         model = self.model.load().model
-        subject = Subject(
+        scored = ScoredModel(
             model,
             layer_modules(model),
             self.text,
             batch_size=self.batch_size,
             positions=self.positions,
         )
-        return Scorer(subject, metrics_named(self.metrics))
+        return ScoringWorker(scored, metrics_named(self.metrics))
 
 
 @dataclass(frozen=True)
@@ -83,23 +80,23 @@ class GradientJob:
         return f"the gradients of sample {self.sample}"
 
 
-Job = StreamJob | GradientJob | CutJob
+ScoringJob = StreamJob | GradientJob | CutJob
 
 
-class Scorer:
+class ScoringWorker:
     """A worker's model, and what it is scored by.
 
     Args:
-        subject: The model with the text.
+        scored: The model with the text.
         metrics: What is collected.
     """
 
-    def __init__(self, subject: Subject, metrics: Sequence[Metric]) -> None:
-        self._subject = subject
-        self._of_stream = of_sort(metrics, StreamMetric)
-        self._of_gradients = of_sort(metrics, GradientMetric)
+    def __init__(self, scored: ScoredModel, metrics: Sequence[Metric]) -> None:
+        self._scored = scored
+        self._of_stream = of_kind(metrics, StreamMetric)
+        self._of_gradients = of_kind(metrics, GradientMetric)
 
-    def do(self, job: Job) -> tuple[Floats, Floats] | Floats | list[Damage]:
+    def do(self, job: ScoringJob) -> tuple[Floats, Floats] | Floats | list[Damage]:
         """Does one piece.
 
         Returns:
@@ -109,26 +106,20 @@ class Scorer:
         Raises:
             ScoringError: Something is not finite.
         """
+        scored = self._scored
+        first = job.sample if isinstance(job, GradientJob) else job.start
+        batch = scored.batches[first // scored.batch_size]
         if isinstance(job, StreamJob):
-            batch = stream_batch(self._subject, self._of_stream, job.start)
-            return batch.sums, batch.counts
-        size = self._subject.batch_size
+            return stream_sums(scored, self._of_stream, batch)
         try:
             if isinstance(job, GradientJob):
-                return gradient_sums(self._subject, self._of_gradients, job.sample)
-            return measured(answer_meter(self._subject), job)
+                return gradient_sums(scored, self._of_gradients, job.sample)
+            return measured(answer_meter(scored), job)
         except ScoringError:
-            # Where logits or gradients are not finite, the stream tells where that began.
-            first = job.sample // size * size if isinstance(job, GradientJob) else job.start
-            stream_batch(self._subject, [COSINE], first)
+            refuse_not_finite(scored, [batch])
             raise
 
 
-def work(scorer: Scorer, job: Job) -> Any:
+def work(worker: ScoringWorker, job: ScoringJob) -> Any:
     """Does one piece, in the worker."""
-    return scorer.do(job)
-
-
-def of_sort(metrics: Sequence[Metric], sort: type[_M]) -> list[_M]:
-    """The metrics that are collected in one way."""
-    return [metric for metric in metrics if isinstance(metric, sort)]
+    return worker.do(job)

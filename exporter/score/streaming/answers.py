@@ -24,9 +24,9 @@ from exporter.models.ablation.streams import (
 )
 from exporter.models.anatomy.architectures import SublayerModules, sublayers_of
 from exporter.models.anatomy.residual_stream import LayerModules, first_tensor
+from exporter.models.texts.batches import Batch
 from exporter.progress import Task
 from exporter.score.answer_pass import answer_units
-from exporter.score.streaming.batches import Batch
 from exporter.score.streaming.hidden_states import HiddenStates
 from exporter.score.streaming.layer_runner import LayerRunner
 from graph_passes.types import DeletionKind, SublayerRef, sublayer_kinds
@@ -72,7 +72,7 @@ class AnswerCuts:
     @contextlib.contextmanager
     def recording(self, number: int, batch: Batch) -> Iterator[Streams]:
         """Keeps of the whole model's run through a layer what the cuts there begin from."""
-        kept = Streams(batch.inputs, {}, [None] * len(self._layers), {})
+        kept = Streams(batch.inputs(), {}, [None] * len(self._layers), {})
         parts = {name: part for name, part in self._parts.items() if name[0] == number}
         with recorded(self._layers[number], kept), counting_outputs(parts, self._returned):
             yield kept
@@ -100,7 +100,7 @@ class AnswerCuts:
         """
         for stream, (layer, kind) in enumerate(self.units, start=1):
             if layer < number:
-                output = runner.run(batch.inputs, states.get(stream, batch.number))
+                output = runner.run(batch.inputs(), states.get(stream, batch.number))
             elif layer == number:
                 output = self._begun(number, kind, batch, given, kept, runner)
             else:
@@ -126,9 +126,9 @@ class AnswerCuts:
             for batch in batches:
                 for stream, cut in enumerate([{}, *cuts]):
                     given = states.get(stream, batch.number)
-                    logits = runner.logits(batch.inputs, given)
+                    logits = runner.logits(batch.inputs(), given)
                     if not stream:
-                        reference = reference_of(logits, batch.ids, batch.mask, self._stride)
+                        reference = reference_of(logits, batch, self._stride)
                     damage = judged(reference, logits, cut, batch.first_sample)
                     if stream:
                         parts[stream - 1].append(damage)
@@ -150,7 +150,7 @@ class AnswerCuts:
         with contextlib.ExitStack() as stack:
             for name in _cut(number, kind):
                 stack.enter_context(branch_cut(self._parts[name], NOTHING, self._returned[name]))
-            return runner.run(batch.inputs, given)
+            return runner.run(batch.inputs(), given)
 
 
 def _cut(number: int, kind: DeletionKind) -> BranchReplacements:

@@ -1,13 +1,15 @@
-"""Which weights of a model belong to which layer, and which stay while the layers come and go."""
+"""Which weights of a model belong to which layer, and how the layers' come and go."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from exporter.models.anatomy.residual_stream import LayerModules
-from exporter.models.loading.meta_model import MetaModel
+from exporter.models.loading.meta_model import Fetched, MetaModel
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,32 @@ def parts_of(meta: MetaModel, layers: Sequence[LayerModules]) -> Parts:
         head=[name for name in others if name not in needed and name not in tied],
         tied=sorted(tied.difference(embedding)),
     )
+
+
+def filled_in_turn(meta: MetaModel, prefixes: Sequence[str]) -> Generator[int]:
+    """Yields each module's place in the list while it is filled; at most two are in memory.
+
+    Close the generator, so that nothing stays filled when the caller fails.
+
+    Args:
+        meta: The model.
+        prefixes: The modules' dotted names.
+
+    Raises:
+        ModelSourceError: A shard can't be read.
+    """
+    stop = threading.Event()
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        coming: list[Future[Fetched]] = [pool.submit(meta.weights.fetch, prefixes[0], stop)]
+        try:
+            for number, prefix in enumerate(prefixes):
+                # Popped: a future that is kept keeps the tensors, too.
+                meta.materialise(prefix, coming.pop().result())
+                if number + 1 < len(prefixes):
+                    coming.append(pool.submit(meta.weights.fetch, prefixes[number + 1], stop))
+                try:
+                    yield number
+                finally:
+                    meta.release(prefix)
+        finally:
+            stop.set()  # the pool waits for what it reads, and that may be a gigabyte

@@ -1,10 +1,18 @@
-"""The probe of the layers' layout, a layer at a time."""
+"""Where a model without its weights keeps its sublayers, and the probe of it, layer by layer."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from exporter.models.anatomy.architectures import (
+    candidate_layers,
+    layer_modules,
+    refuse_differing,
+    unknown_layers,
+)
+from exporter.models.anatomy.families import FAMILIES
 from exporter.models.anatomy.residual_stream import (
     LayerModules,
     LayerStates,
@@ -14,9 +22,9 @@ from exporter.models.anatomy.residual_stream import (
     silenced,
     tapped,
 )
-from exporter.models.loading.model_source import LoadedModel
-from exporter.score.scoring import refuse_differing
+from exporter.models.loading.meta_model import MetaModel
 from exporter.score.streaming.layer_runner import LayerRunner
+from exporter.score.streaming.parts import parts_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,18 +67,47 @@ class LayerProbe:
         """Whether every layer so far is what it was thought to be, and no branch was silent."""
         return self._findings.so_far == "adds_up"
 
-    def refuse_so_far(self, loaded: LoadedModel) -> None:
+    def refuse_so_far(self, model: Any) -> None:
         """Refuses a model of which a layer is not what it was thought to be.
 
         Raises:
             UnknownArchitectureError: The probe found that.
         """
-        refuse_differing(self._findings.so_far, loaded)
+        refuse_differing(self._findings.so_far, model)
 
-    def refuse(self, loaded: LoadedModel) -> None:
+    def refuse(self, model: Any) -> None:
         """The same behind the last layer: also where a layer never ran.
 
         Raises:
             UnknownArchitectureError: The probe found that.
         """
-        refuse_differing(self._findings.verdict, loaded)
+        refuse_differing(self._findings.verdict, model)
+
+
+def layers_of(meta: MetaModel) -> list[LayerModules]:
+    """Finds the modules of every layer.
+
+    For a model type that is not in the table the first layer is read and held against every row;
+    the walk's own probe then looks at the others.
+
+    Raises:
+        UnknownArchitectureError: No row fits.
+    """
+    if meta.model.config.model_type in FAMILIES:
+        return layer_modules(meta.model)
+    for layers in candidate_layers(meta.model):
+        if _first_layer_fits(meta, layers):
+            return layers
+    raise unknown_layers(meta.model)
+
+
+def _first_layer_fits(meta: MetaModel, layers: list[LayerModules]) -> bool:
+    parts = parts_of(meta, layers)
+    with contextlib.ExitStack() as stack:
+        for name in (*parts.embedding, *parts.rest, parts.layers[0]):
+            stack.enter_context(meta.held(name))
+        runner = LayerRunner(meta.model, layers)
+        found = LayerProbe(meta.model, layers)
+        with runner.only(0):
+            found.layer(0, runner)
+    return found.fits

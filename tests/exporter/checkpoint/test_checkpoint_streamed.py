@@ -21,7 +21,7 @@ FAMILIES = ["llama_tied", "gpt2", "mixtral"]
 
 
 def sharded(folder: Path, family: str, **changes: Any) -> Path:
-    from exporter.models.loading.transformers_output import quiet_transformers
+    from exporter.models.loading.transformers_calls import quiet_transformers
 
     with quiet_transformers():
         three_layers(family, **changes).model.save_pretrained(folder, max_shard_size="200KB")

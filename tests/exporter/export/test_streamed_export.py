@@ -19,7 +19,7 @@ from exporter.errors import ExportError, ModelSourceError
 from exporter.export.onnx_output import save_onnx
 from exporter.models.loading.meta_model import MetaModel, load_meta
 from exporter.models.loading.model_source import load_model
-from exporter.models.loading.transformers_output import quiet_transformers
+from exporter.models.loading.transformers_calls import quiet_transformers
 from graph_passes.files.unfinished import Unfinished
 
 pytestmark = pytest.mark.torch

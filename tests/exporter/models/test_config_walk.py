@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exporter.errors import UnsafeModelError
-from exporter.models.anatomy.families import FAMILIES
+from exporter.models.anatomy.families import FAMILIES, REVIEWED
 from exporter.models.loading import config_walk
 from exporter.models.loading.checked_folder import (
     Dangers,
@@ -17,7 +17,6 @@ from exporter.models.loading.checked_folder import (
     files_as_they_are,
     refuse_changed,
 )
-from exporter.models.loading.model_types import REVIEWED
 from tests.architectures.catalogue import CATALOGUE
 
 PATH = Path("config.json")

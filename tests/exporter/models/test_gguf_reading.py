@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.models.loading import gguf_source
-from exporter.models.loading.gguf_reading import header_read_once
+from exporter.models.loading import gguf_file
+from exporter.models.loading.gguf_file import header_read_once
 
 pytestmark = pytest.mark.torch
 
@@ -73,7 +73,7 @@ def _told(path: Path) -> dict[str, Any]:
     """All that a load brings, its weights as bytes."""
     import torch
 
-    model, info, tokenizer = gguf_source.load_gguf(path, torch.float32)
+    model, info, tokenizer = gguf_file.load_gguf(path, torch.float32)
     weights = {
         name: (tensor.dtype, tuple(tensor.shape), tensor.numpy().tobytes())
         for name, tensor in model.state_dict().items()
@@ -88,7 +88,7 @@ def _told(path: Path) -> dict[str, Any]:
 
 def _plainly(monkeypatch: pytest.MonkeyPatch, path: Path) -> dict[str, Any]:
     with monkeypatch.context() as patch:
-        patch.setattr(gguf_source, "header_read_once", contextlib.nullcontext)
+        patch.setattr(gguf_file, "header_read_once", contextlib.nullcontext)
         return _told(path)
 
 

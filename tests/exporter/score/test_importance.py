@@ -235,7 +235,7 @@ def test_the_report_says_what_it_was_made_from(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_costs_no_torch() -> None:
-    code = "import sys, exporter.score; print('torch' in sys.modules)"
+    code = "import sys, exporter.score.scoring; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -246,11 +246,10 @@ def test_a_zero_state_has_cosine_zero_as_in_pytorch() -> None:
     from torch.nn.functional import cosine_similarity
 
     from exporter.models.anatomy.residual_stream import LayerStates
-    from exporter.score.change import changes
-    from exporter.score.cosine import distance
+    from exporter.score.similarity import changes, cosine
 
     zero, one = torch.zeros(1, 1, 4), torch.ones(1, 1, 4)
-    found = map(distance, changes(LayerStates(0, zero, one, one, 2 * one, zero, zero)))
+    found = map(cosine, changes(LayerStates(0, zero, one, one, 2 * one, zero, zero)))
     pairs = ((zero, one), (one, 2 * one), (zero, zero))
     for got, (x, y) in zip(found, pairs, strict=True):
         expected = 1 - cosine_similarity(x, y, dim=-1)

@@ -220,11 +220,11 @@ def test_each_dot_product_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_kept_does_not_grow_with_the_text() -> None:
-    from exporter.score.metric import StreamMetric
+    from exporter.score.metric import StreamMetric, of_kind
     from exporter.score.stream_pass import StreamBatch, StreamSums
 
     def kept(batches: int) -> int:
-        metrics = [m for m in METRICS.values() if isinstance(m, StreamMetric)]
+        metrics = of_kind(METRICS.values(), StreamMetric)
         running = StreamSums(3, metrics)
         for _ in range(batches):
             batch = StreamBatch(3, metrics, torch.ones(2, 5, dtype=torch.bool))
@@ -284,7 +284,7 @@ def test_the_last_real_token_is_the_last() -> None:
 
 
 def test_a_zero_state_counts_as_moved_by_its_own_length() -> None:
-    from exporter.score.change import ratio
+    from exporter.score.similarity import ratio
 
     lengths, of = torch.tensor([2.0, 3.0, 0.0]).double(), torch.tensor([4.0, 0.0, 0.0]).double()
     assert ratio(lengths, of).tolist() == [0.5, 1.0, 0.0]
@@ -330,13 +330,13 @@ def test_a_metric_named_twice_is_scored_once() -> None:
 
 
 def test_taylor_of_bfloat16_sums_in_float32() -> None:
-    from exporter.score.taylor import loss_change
+    from exporter.score.loss import taylor
 
     generator = torch.Generator().manual_seed(0)
     pair = [torch.randn(1, 3, 500, generator=generator).bfloat16() for _ in range(2)]
     expected = (pair[0].double() * pair[1].double()).sum(-1).abs()
     # float32's rounding of 500 products; in bfloat16 itself the sums are off by a hundredth.
-    torch.testing.assert_close(loss_change(*pair), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(taylor(*pair), expected, rtol=1e-4, atol=1e-4)
     exact, rough, text = tiny_loaded("llama"), tiny_loaded("llama"), random_text()
     rough.model.to(torch.bfloat16)
     tables = [_table(score_on(m, text, metrics=["taylor"]), "taylor") for m in (exact, rough)]

@@ -24,16 +24,15 @@ from exporter.errors import (
 from exporter.models.loading.checkpoint_shards import CheckpointShards
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_source import load_model
-from exporter.models.loading.transformers_output import quiet_transformers
+from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.progress import Quiet
 from exporter.score import CalibrationText, ScoreOptions, score, score_on
-from exporter.score.streaming import score_streamed, score_streamed_on
-from exporter.score.streaming.hidden_states import states_in_file
-from exporter.score.streaming.reading_ahead import filled_in_turn
-from exporter.score.streaming.room import _is_memory
+from exporter.score.streaming.hidden_states import _is_memory, states_in_file
+from exporter.score.streaming.parts import filled_in_turn
 
 pytestmark = pytest.mark.torch
 
+STATES = "exporter.score.streaming.hidden_states"
 ALL = ("cosine", "angular-last", "relative-l2", "kl", "perplexity", "random", "depth")
 
 
@@ -87,7 +86,7 @@ def test_the_same_scores(tmp_path: Path, family: str, in_file: bool) -> None:
     meta = load_meta(source)
     before = meta.shards.bytes_read
     folder = tmp_path / "states" if in_file else None
-    expect_equal(score_streamed_on(meta, padded_text(), stream_dir=folder, **asked), expected)
+    expect_equal(score_on(meta, padded_text(), stream_dir=folder, **asked), expected)
     expect_empty(meta)
     assert meta.shards.bytes_read - before == sum(p.nbytes for p in meta.model.parameters())
     assert not (tmp_path / "states").exists()
@@ -102,7 +101,7 @@ def test_other_dtypes(tmp_path: Path, stored: str, dtype: str) -> None:
     whole, meta = (load(str(tmp_path), dtype=dtype) for load in (load_model, load_meta))
     assert str(whole.model.dtype) == f"torch.{dtype}"
     expected = score_on(whole, padded_text(), metrics=ALL)
-    expect_equal(score_streamed_on(meta, padded_text(), metrics=ALL), expected)
+    expect_equal(score_on(meta, padded_text(), metrics=ALL), expected)
 
 
 def test_two_layers_at_most_are_in_memory(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +116,7 @@ def test_two_layers_at_most_are_in_memory(llama: str, monkeypatch: pytest.Monkey
         seen.append(tuple(x for x in layers if any(name.startswith(x) for name in filled)))
 
     monkeypatch.setattr(MetaModel, "materialise", watched)
-    score_streamed_on(meta, random_text(), metrics=["cosine"])
+    score_on(meta, random_text(), metrics=["cosine"])
     assert [found for found in seen if found] == [(layer,) for layer in layers]
 
 
@@ -132,7 +131,7 @@ def test_the_embedding_goes_behind_the_first_layer(llama: str) -> None:
             )
             return super().task(description, total)
 
-    score_streamed_on(meta, random_text(), progress=Watching())
+    score_on(meta, random_text(), progress=Watching())
     assert not empty[0]  # while the first layer runs, the others are asked, too
     assert empty[-1]
 
@@ -149,7 +148,7 @@ def test_activations_that_are_not_finite_are_named(tmp_path: Path, metric: str) 
     model.save_pretrained(tmp_path)
     meta = load_meta(str(tmp_path))
     with pytest.raises(ScoringError, match="attention of layer 0 are not finite in sample 3"):
-        score_streamed_on(meta, text, metrics=[metric], batch_size=2)
+        score_on(meta, text, metrics=[metric], batch_size=2)
     expect_empty(meta)
 
 
@@ -157,7 +156,7 @@ def test_a_layout_that_does_not_add_up_is_refused_at_once(tmp_path: Path) -> Non
     source = saved(tmp_path, "bloom", apply_residual_connection_post_layernorm=True)
     meta = load_meta(source)
     with pytest.raises(UnknownArchitectureError, match=r"BloomForCausalLM.*don't add up"):
-        score_streamed_on(meta, random_text(), stream_dir=tmp_path / "states")
+        score_on(meta, random_text(), stream_dir=tmp_path / "states")
     expect_empty(meta)
     assert not (tmp_path / "states").exists()  # no text went through any layer
 
@@ -167,7 +166,7 @@ def test_pictures_are_ranked_by_what_reads_none(tmp_path: Path) -> None:
     options = ScoreOptions(("depth", "random"))
     expected = score(load_model(source), options)
     meta = load_meta(source)
-    expect_equal(score_streamed(meta, options), expected)
+    expect_equal(score(meta, options), expected)
     expect_empty(meta)
 
 
@@ -183,7 +182,7 @@ def test_a_family_that_is_not_in_the_table(
     monkeypatch.setitem(FAMILIES, "an_alias", row)
     expected = score_on(load_model(source), random_text(), metrics=ALL)
     meta = load_meta(source)
-    expect_equal(score_streamed_on(meta, random_text(), metrics=ALL), expected)
+    expect_equal(score_on(meta, random_text(), metrics=ALL), expected)
     expect_empty(meta)
 
 
@@ -193,7 +192,7 @@ def test_a_family_that_no_row_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     meta = load_meta(saved(tmp_path, "bloom"))
     monkeypatch.delitem(FAMILIES, "bloom")
     with pytest.raises(UnknownArchitectureError, match="Where a bloom model keeps"):
-        score_streamed_on(meta, random_text())
+        score_on(meta, random_text())
     expect_empty(meta)
 
 
@@ -203,7 +202,7 @@ def test_a_shard_that_goes_bad_on_the_way(tmp_path: Path, monkeypatch: pytest.Mo
     shard = meta.shards.entries[name].file
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(ModelSourceError, match=rf"{shard.name} ends inside model\."):
-        score_streamed_on(meta, random_text())
+        score_on(meta, random_text())
     expect_empty(meta)
 
 
@@ -218,7 +217,7 @@ def test_ctrl_c_leaves_nothing(llama: str, monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(CheckpointShards, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        score_streamed_on(meta, random_text(), stream_dir=tmp_path)
+        score_on(meta, random_text(), stream_dir=tmp_path)
     expect_empty(meta)
     assert not list(tmp_path.iterdir())
 
@@ -234,7 +233,7 @@ def test_a_disk_that_fills_up(
     meta = load_meta(llama)
     monkeypatch.setattr(os, call, _full)
     with pytest.raises(ScoringError, match=r"has no room for .* GB of hidden states") as caught:
-        score_streamed_on(meta, random_text(), stream_dir=tmp_path)
+        score_on(meta, random_text(), stream_dir=tmp_path)
     assert "--stream-dir" in caught.value.hint
     expect_empty(meta)
     assert not list(tmp_path.iterdir())
@@ -259,14 +258,14 @@ def test_a_disk_that_can_not_reserve_is_written_all_the_same(
 
     monkeypatch.setattr(os, "posix_fallocate", unable)
     expected = score_on(load_model(llama), random_text())
-    expect_equal(score_streamed_on(load_meta(llama), random_text(), stream_dir=tmp_path), expected)
+    expect_equal(score_on(load_meta(llama), random_text(), stream_dir=tmp_path), expected)
 
 
 def test_a_folder_that_can_not_be(llama: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "x", tmp_path / "file" / ("x" * 300)):
         with pytest.raises(ScoringError, match=r"can't be kept in .*file"):
-            score_streamed_on(load_meta(llama), random_text(), stream_dir=folder)
+            score_on(load_meta(llama), random_text(), stream_dir=folder)
 
 
 def test_only_folders_that_it_made_are_removed(tmp_path: Path) -> None:
@@ -290,9 +289,9 @@ def test_states_that_do_not_fit_go_to_the_disk(
         def say(self, message: str) -> None:
             said.append(message)
 
-    monkeypatch.setattr("exporter.score.streaming.room.available_bytes", lambda: 1000)
+    monkeypatch.setattr(f"{STATES}.available_bytes", lambda: 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    score_streamed_on(load_meta(llama), random_text(), progress=Saying())
+    score_on(load_meta(llama), random_text(), progress=Saying())
     assert any(f"in a file in {tmp_path}" in line for line in said)
 
 
@@ -301,25 +300,25 @@ def test_a_temporary_folder_that_is_memory_is_not_taken(
 ) -> None:
     memory, disk, meta = tmp_path / "tmp", tmp_path / "var", load_meta(llama)
     memory.mkdir()
-    monkeypatch.setattr("exporter.score.streaming.room.available_bytes", lambda: 1000)
-    monkeypatch.setattr("exporter.score.streaming.room._is_memory", lambda folder: folder == memory)
-    monkeypatch.setattr("exporter.score.streaming.room._LASTING", disk)
+    monkeypatch.setattr(f"{STATES}.available_bytes", lambda: 1000)
+    monkeypatch.setattr(f"{STATES}._is_memory", lambda folder: folder == memory)
+    monkeypatch.setattr(f"{STATES}._LASTING", disk)
     monkeypatch.setattr("tempfile.tempdir", str(memory))
     with pytest.raises(ScoringError, match="is kept in memory as well") as caught:
-        score_streamed_on(meta, random_text())
+        score_on(meta, random_text())
     assert "--stream-dir" in caught.value.hint
     expect_empty(meta)
     disk.mkdir()
     said: list[str] = []
     progress = Quiet()
     monkeypatch.setattr(progress, "say", said.append)
-    score_streamed_on(meta, random_text(), progress=progress)
+    score_on(meta, random_text(), progress=progress)
     assert any(f"in a file in {disk}" in line for line in said)
 
 
 def test_which_folders_are_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts, number = tmp_path / "mounts", tmp_path.stat().st_dev
-    monkeypatch.setattr("exporter.score.streaming.room._MOUNTS", mounts)
+    monkeypatch.setattr(f"{STATES}._MOUNTS", mounts)
     assert not _is_memory(tmp_path)
     device = f"{os.major(number)}:{os.minor(number)}"
     line = "36 35 {} / /tmp rw,nosuid shared:1 - {} none rw\n"
@@ -339,14 +338,14 @@ def test_which_folders_are_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 )
 def test_what_a_streamed_model_can_not_give(llama: str, asked: ScoreOptions, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        score_streamed(load_meta(llama), asked)
+        score(load_meta(llama), asked)
 
 
 def test_answers_need_a_head_and_a_next_token(tmp_path: Path, llama: str) -> None:
     with pytest.raises(ScoringError, match="makes none"):
-        score_streamed_on(load_meta(saved(tmp_path, "bert")), random_text(), metrics=["kl"])
+        score_on(load_meta(saved(tmp_path, "bert")), random_text(), metrics=["kl"])
     with pytest.raises(ScoringError, match="no token with a next one"):
-        score_streamed_on(load_meta(llama), random_text(2, 1), metrics=["kl"])
+        score_on(load_meta(llama), random_text(2, 1), metrics=["kl"])
 
 
 @pytest.mark.parametrize("place", [{"": "cpu"}, "disk"])

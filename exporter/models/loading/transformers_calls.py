@@ -1,4 +1,4 @@
-"""Keeps the Hugging Face libraries off the network while a model is loaded from this disk.
+"""How transformers is called here: off the network, and without a word on the user's terminal.
 
 A model's files can name other models, and transformers asks the hub for some things of its own
 accord, with the user's token. Whatever a load needs is on the disk: a hub id is fetched before, as
@@ -16,7 +16,7 @@ from typing import Any
 
 from exporter.optional import require
 
-__all__ = ["hub_off"]
+__all__ = ["hub_off", "quiet_transformers"]
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
@@ -87,3 +87,31 @@ def _forget_sessions() -> None:
     forget = getattr(http, "reset_sessions", None)
     if forget is not None:
         forget()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps transformers' bars and advice off the terminal; errors still come as exceptions."""
+    logging = require("transformers.utils.logging", extra="torch")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with _quiet_gguf_bar():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _quiet_gguf_bar() -> Iterator[None]:
+    # The GGUF reader draws its bar with tqdm itself, past transformers' own switch.
+    reader: Any = require("transformers.modeling_gguf_pytorch_utils", extra="torch")
+    bar = reader.tqdm
+    reader.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        reader.tqdm = bar

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from exporter.models.anatomy.residual_stream import LayerModules
+from exporter.models.texts.batches import Batch, batches_of
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 
 
 @dataclass(frozen=True)
-class Subject:
+class ScoredModel:
     """A model with its text.
 
     Attributes:
@@ -35,7 +37,7 @@ class Subject:
     blocks: bool = False
     progress: Progress = QUIET
 
-    @property
-    def starts(self) -> range:
-        """The first sample of each batch, in the order of the text."""
-        return range(0, len(self.text.input_ids), self.batch_size)
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """The text, in its order."""
+        return batches_of(self.text.input_ids, self.text.mask, self.batch_size)
