@@ -188,7 +188,7 @@ def loaded_model(model: str, call: ScoreCall, progress: Progress) -> LoadedModel
 
 def _streamed(model: str, call: ScoreCall, progress: Progress) -> ImportanceReport:
     from exporter.models.loading.meta_model import load_meta
-    from exporter.score.streaming import refuse_unstreamable, score_streamed
+    from exporter.score.scoring import refuse_unstreamable, score
 
     refuse_unstreamable(call.score)
     with progress.task(f"open {model}"):
@@ -199,7 +199,7 @@ def _streamed(model: str, call: ScoreCall, progress: Progress) -> ImportanceRepo
             allow_any_model_type=call.load.allow_any_model_type,
         )
     folder = call.streaming.stream_dir
-    return score_streamed(meta, call.score, stream_dir=folder, progress=progress)
+    return score(meta, call.score, stream_dir=folder, progress=progress)
 
 
 def _on_cluster(

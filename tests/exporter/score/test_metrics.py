@@ -357,7 +357,7 @@ def test_the_command_scores_by_several(tmp_path: Path, monkeypatch: pytest.Monke
     model, out = tmp_path / "model", tmp_path / "importance.json"
     tiny_loaded("llama").model.save_pretrained(model)
     call = ["score", str(model), "-o", str(out), "--samples", "2", "--sequence-length", "16", "-q"]
-    metrics = ["--metric", "kl", "--metric", "cosine", "--kl-positions", "1", "--blocks"]
+    metrics = ["--metric", "kl", "--metric", "cosine", "--blocks"]
     assert command_line.run([*call, *metrics]) == 0
     report = ImportanceReport.read(out)
     assert list(report.tables) == ["kl", "cosine"]
