@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Literal
 
 from exporter.artifacts import PruneReport
-from exporter.artifacts.replacement_file import Replacements
+from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.cut.genai_result import GenaiResult
+from exporter.cut.options import CutOptions
 from exporter.errors import ArtifactError, SurgeryError, UsageError
+from exporter.files import refuse_overwriting, sha256_file, sha256_files
+from graph_passes.files import storage
 from graph_passes.files.locations import real
 
 if TYPE_CHECKING:
@@ -42,69 +47,93 @@ class PruneFiles:
 
     @classmethod
     def choose(
-        cls,
-        source: Path,
-        model: ir.Model,
-        target: Path,
-        report: Path,
-        weights: Literal["compact", "share"],
-        genai_config: Literal["rewrite", "none"],
+        cls, source: Path, model: ir.Model, target: Path, plan: LoadedPlan, options: CutOptions
     ) -> PruneFiles:
         """Names the files of a cut of ``model``, which was read from ``source``.
 
         Raises:
-            SurgeryError: The config of onnxruntime-genai can't be rewritten for the result.
+            SurgeryError: A folder is named; the config of onnxruntime-genai can't be rewritten for
+                the result; two of the files are one, or something else than this result's report
+                stands in the report's place.
+            UsageError: The result would take the plan's place.
+            OnnxFileError: Weights that someone needs stand in the result's place, or would be
+                shared across folders.
         """
-        from graph_passes.files.storage import data_files
-
-        genai = GenaiResult.beside(source, target) if genai_config == "rewrite" else None
-        data = tuple(data_files(model))
-        return cls(source, data, target, weights, report, genai)
+        for file in (target, options.report_path):
+            if file is not None and (not file.name or file.is_dir()):
+                raise SurgeryError(
+                    f"{file} is a folder.", "Name a file in it, such as pruned.onnx."
+                )
+        report = options.report_path or target.with_name("prune.json")
+        genai = GenaiResult.beside(source, target) if options.genai_config == "rewrite" else None
+        data = tuple(storage.data_files(model))
+        files = cls(source, data, target, options.weights, report, genai)
+        files._refuse_overwriting(plan)
+        _refuse_foreign_report(report, target.name, asked=options.report_path is not None)
+        storage.refuse_collision(model, target, options.weights)
+        return files
 
     @property
     def all(self) -> list[Path]:
         """Every file but the config of onnxruntime-genai."""
         return [self.source, *self.data, self.target, self.report]
 
-    def refuse_harm(
-        self, model: ir.Model, replacements: Replacements | None, *, report_asked: bool
-    ) -> None:
-        """Keeps what is there from being overwritten, and results from overwriting each other.
+    @property
+    def shares_data(self) -> bool:
+        """Whether the result points into the source's data files."""
+        return self.weights == "share" and bool(self.data)
 
-        Args:
-            model: The graph that is cut.
-            replacements: An input too.
-            report_asked: Whether the report's place was asked for.
-
-        Raises:
-            SurgeryError: Two of the files are one, or something else than this result's report
-                stands in the report's place.
-            OnnxFileError: Weights that someone needs stand in the result's place, or would be
-                shared across folders.
-        """
-        from graph_passes.files.storage import refuse_collision
-
-        self._refuse_overwriting(replacements)
-        _refuse_foreign_report(self.report, self.target.name, asked=report_asked)
-        refuse_collision(model, self.target, self.weights)
-
-    def _refuse_overwriting(self, replacements: Replacements | None) -> None:
-        sources = [self.source, *self.data, *([replacements.path] if replacements else [])]
-        sources += [self.genai.config.path] if self.genai else []
+    def _refuse_overwriting(self, plan: LoadedPlan) -> None:
         targets = [self.target, self.report, *([self.genai.target] if self.genai else [])]
-        _refuse_overwriting(sources, targets)
+        if plan.path is not None:
+            for target in targets:
+                refuse_overwriting(target, [plan.path])
+        numbers = [] if plan.replacements is None else [plan.replacements.path]
+        sources = [self.source, *self.data, *numbers]
+        sources += [self.genai.config.path] if self.genai else []
+        for target in targets:
+            if any(_same_file(target, source) for source in sources):
+                raise SurgeryError(
+                    f"{target} is the source, its weights or its config; "
+                    "the source is never changed.",
+                    "Write the result under another name.",
+                )
+        for one, other in itertools.combinations(targets, 2):
+            if _same_file(one, other):
+                raise SurgeryError(
+                    f"The result and its report need a file each, but both are {one}.",
+                    "Write the result or the report under another name.",
+                )
 
 
-def choose_report_path(target: Path, asked: Path | None) -> Path:
-    """Where the report goes: where it is asked for, or ``prune.json`` beside the result.
+class SourceHashes:
+    """Hashes the source's files while the surgery goes on; abandoned when it fails.
 
-    Raises:
-        SurgeryError: A folder is named.
+    With shared weights the data files aren't hashed: the result points to the very same ones,
+    and reading them would take longer than everything else.
     """
-    for file in (target, asked):
-        if file is not None and (not file.name or file.is_dir()):
-            raise SurgeryError(f"{file} is a folder.", "Name a file in it, such as pruned.onnx.")
-    return asked or target.with_name("prune.json")
+
+    def __init__(self, source: Path, data: Sequence[Path]) -> None:
+        self._graph = sha256_file(source)
+        self._weights: Future[str] | None = None
+        if data:
+            self._weights = Future()
+            arguments = (self._weights, data, source.parent)
+            Thread(target=_hash_into, args=arguments, daemon=True).start()
+
+    def wait(self) -> dict[str, str]:
+        """Role to hash, once that of the weights is there."""
+        found = {"model": self._graph}
+        if self._weights is not None:
+            found["weights"] = self._weights.result()
+        return found
+
+
+def _hash_into(future: Future[str], files: Sequence[Path], root: Path) -> None:
+    try:
+        future.set_result(sha256_files(files, root))
+    except BaseException as error:  # handed to the one who waits
+        future.set_exception(error)
 
 
 def stale_reports(target: Path) -> list[Path]:
@@ -138,21 +167,6 @@ def _described(path: Path) -> str:
         raise SurgeryError(
             f"{path} is there already and is no report of a cut.", _ELSEWHERE
         ) from error
-
-
-def _refuse_overwriting(sources: Sequence[Path], targets: Sequence[Path]) -> None:
-    for target in targets:
-        if any(_same_file(target, source) for source in sources):
-            raise SurgeryError(
-                f"{target} is the source, its weights or its config; the source is never changed.",
-                "Write the result under another name.",
-            )
-    for one, other in itertools.combinations(targets, 2):
-        if _same_file(one, other):
-            raise SurgeryError(
-                f"The result and its report need a file each, but both are {one}.",
-                "Write the result or the report under another name.",
-            )
 
 
 def _same_file(one: Path, other: Path) -> bool:

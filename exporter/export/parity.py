@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
-from exporter.cut.oracle.setting import DEFAULT_LIMIT_BYTES, choose
+from exporter.cut.options import DEFAULT_LIMIT_BYTES
+from exporter.cut.oracle.setting import choose
 from exporter.cut.replacement_cut import cut_of_deletions
 from exporter.engines.runners.base import Array, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

@@ -127,6 +127,8 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
 def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Cuts the candidate out of the baseline, and holds it against PyTorch and the oracle."""
+    from exporter.artifacts.plans.loaded import LoadedPlan
+    from exporter.cut.options import CutOptions
     from exporter.cut.surgery import prune_file
     from exporter.engines.build.check import gate_where_installed
     from exporter.export.forms import TARGETS
@@ -134,8 +136,8 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
     refuse_lost_caches(run)
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
-    deletions, for_engines = run.deletions(), bool(TARGETS[run.request.target].engines)
-    replacements = run.replacements()
+    plan = LoadedPlan.read(run.plan_path())
+    for_engines = bool(TARGETS[run.request.target].engines)
     with (
         staged_directory(folder) as stage,
         streaming.going_on(run, "candidate", prune_key(run), stage) as unfinished,
@@ -144,11 +146,8 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         report = prune_file(
             baseline / "model.onnx",
             stage / "model.onnx",
-            deletions,
-            plan_sha256=sha256_file(run.plan_path()),
-            replacements=replacements,
-            verify="oracle",
-            allow_all=run.request.force,
+            plan,
+            CutOptions(allow_all=run.request.force),
             unfinished=unfinished,
             engine_check=gate_where_installed(run.progress) if for_engines else None,
             progress=run.progress,
@@ -157,12 +156,12 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
         checks = check_export(
             run.loaded,
             stage / "model.onnx",
-            deletions=deletions,
-            replacements=replacements,
+            deletions=plan.plan.deletions,
+            replacements=plan.replacements,
             provider=parity_provider(run),
             progress=run.progress,
         )
-        done = "skipped" if replacements is None else "skipped or replaced"
+        done = "skipped" if plan.replacements is None else "skipped or replaced"
         judge(run, f"candidate against PyTorch with the same modules {done}", checks)
     files = [*files_below(folder), report.write(run.ledger.work / "prune.json")]
     return files, [check.model_dump() for check in checks]

@@ -22,6 +22,7 @@ from exporter.artifacts import ParityCheck, PruningPlan
 from exporter.artifacts.plans.by_score import parse_drops
 from exporter.checkpoint import write_checkpoint
 from exporter.checkpoint.pruned_model import load_pruned
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.export.parity import check_export
 from exporter.export.torch_export import export_onnx
@@ -61,7 +62,7 @@ def one_plan(model: str, drops: str, onnx: Path, whole: int, folder: Path) -> bo
     """
     plan = PruningPlan(deletions=parse_drops(drops.split()).deletions)
     cut = folder / "cut.onnx"
-    prune_file(onnx, cut, plan.deletions, verify="none")
+    prune_file(onnx, cut, plan.deletions, CutOptions(verify="none"))
     began = time.perf_counter()
     facts = write_checkpoint(load_model(model), plan, folder / "hf")
     seconds = time.perf_counter() - began

@@ -17,6 +17,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from exporter.artifacts import ParityCheck, PlannedDeletion, Verification
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.export.parity import check_export
 from exporter.export.torch_export import export_onnx
@@ -56,7 +57,7 @@ def rows(loaded: LoadedModel, folder: Path, opset: int) -> Iterator[tuple[str, b
         path, masked = baseline, None
         if deletions:
             path = folder / "candidate" / "model.onnx"
-            masked = prune_file(baseline, path, deletions, verify="oracle").verification
+            masked = prune_file(baseline, path, deletions, CutOptions(verify="oracle")).verification
         checks = check_export(loaded, path, deletions=deletions)
         for pair in zip(checks[::2], checks[1::2], strict=True):
             yield _row(opset, name, len(ir.load(path).graph), pair, masked)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from exporter.artifacts import PlannedDeletion
 from exporter.compare import CompareOptions, compare
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.report.terminal import comparison_grids, plain_text
 
@@ -26,7 +27,7 @@ def main(model: Path) -> None:
         deletions = [PlannedDeletion(layer=n, kind="attention") for n in ATTENTIONS[:count]]
         with tempfile.TemporaryDirectory(dir=model.parent) as folder:
             candidate = Path(folder) / "model.onnx"
-            prune_file(model, candidate, deletions, verify="none")
+            prune_file(model, candidate, deletions, CutOptions(verify="none"))
             report = compare(model, candidate, OPTIONS, plan=deletions)
             print(plain_text(comparison_grids(report)))
 

@@ -129,13 +129,14 @@ SUBJECTS = (
 def make_graphs(subject: Subject, folder: Path) -> tuple[Path, Path]:
     """Exports a subject and cuts it: the paths of ``baseline.onnx`` and ``candidate.onnx``."""
     from exporter.artifacts import PlannedDeletion
+    from exporter.cut.options import CutOptions
     from exporter.cut.surgery import prune_file
 
     model = subject.load(subject.dtype)
     baseline = _exported(model, subject.opset, folder / "baseline")
     candidate = folder / "candidate" / "model.onnx"
     deletions = [PlannedDeletion(layer=layer, kind="attention") for layer in subject.cut]
-    prune_file(baseline, candidate, deletions, verify="none")
+    prune_file(baseline, candidate, deletions, CutOptions(verify="none"))
     return baseline, candidate
 
 

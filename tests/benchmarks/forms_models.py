@@ -83,12 +83,15 @@ class Models:
         """Without so many attentions; with a linear map of random numbers in each one's place."""
 
         def write(folder: Path) -> None:
+            from exporter.artifacts.plans.loaded import LoadedPlan
+            from exporter.cut.options import CutOptions
             from exporter.cut.surgery import prune_file
 
             deletions = self._deletions(count, linear=linear)
             whole = self.whole(target)
-            prune_file(whole / "model.onnx", folder / "model.onnx", deletions, verify="none",
-                       replacements=_maps(whole, deletions) if linear else None)  # fmt: skip
+            plan = LoadedPlan.of(deletions, _maps(whole, deletions) if linear else None)
+            how = CutOptions(verify="none")
+            prune_file(whole / "model.onnx", folder / "model.onnx", plan, how)
             for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
                 if (whole / name).is_file():
                     (folder / name).write_bytes((whole / name).read_bytes())

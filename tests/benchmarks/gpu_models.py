@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from exporter.artifacts import PlannedDeletion
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build.build import build_engine
 from exporter.engines.build.driver import Driver
@@ -70,7 +71,7 @@ def make_models(folder: Path, case: Case) -> tuple[Path, Path]:
     cut = folder / "cut.onnx"
     layers = range(1, case.shape.layers, 2)
     plan = [PlannedDeletion(layer=layer, kind="attention") for layer in layers]
-    prune_file(whole, cut, plan, verify="none", weights="share")
+    prune_file(whole, cut, plan, CutOptions(verify="none", weights="share"))
     size = whole.with_name("whole.onnx.data").stat().st_size
     print(f"models: {size / 1e9:.2f} GB of random weights, {len(plan)} of {case.shape.layers} "
           f"attentions dropped, {time.perf_counter() - begin:.1f} s", flush=True)  # fmt: skip

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from exporter.artifacts import PlannedDeletion
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.caches import SharedCache
 from exporter.engines.decoding.generate import generate
@@ -119,7 +120,7 @@ def test_the_runtime_generates_with_a_pruned_folder(
 ) -> None:
     before = source.with_name("genai_config.json").read_bytes()
     plan = [PlannedDeletion(layer=layer, kind=kind) for layer, kind in CUTS[cut]]
-    prune_file(source, tmp_path / "cut.onnx", plan, renumber_kv=renumber)
+    prune_file(source, tmp_path / "cut.onnx", plan, CutOptions(renumber_kv=renumber))
     tokens = generated(tmp_path)
     assert len(tokens) == NEW or tokens[-1] in _ends(tmp_path)
     original = load_model(source)
@@ -139,7 +140,7 @@ def test_caches_of_a_window_stay_with_their_layers(
     """Layers 0 and 2 keep a window; told otherwise, the runtime would make their buffers whole."""
     source = shop.make("windowed", genai("fp32", "gemma2"), LAYERS)
     plan = [PlannedDeletion(layer=layer, kind="attention")]
-    report = prune_file(source, tmp_path / "cut.onnx", plan, renumber_kv=renumber)
+    report = prune_file(source, tmp_path / "cut.onnx", plan, CutOptions(renumber_kv=renumber))
     assert report.verification.passed
     config = json.loads((tmp_path / "genai_config.json").read_text())
     expected = {(0, False): [2], (0, True): [1], (1, False): [0, 2], (1, True): [0, 1]}
@@ -156,7 +157,7 @@ def _ends(folder: Path) -> list[int]:
 
 def test_a_layer_for_each_cache_is_declared(source: Path, tmp_path: Path) -> None:
     plan = [PlannedDeletion(layer=0, kind="attention"), PlannedDeletion(layer=1, kind="mlp")]
-    prune_file(source, tmp_path / "cut.onnx", plan, verify="none")
+    prune_file(source, tmp_path / "cut.onnx", plan, CutOptions(verify="none"))
     config = json.loads((tmp_path / "genai_config.json").read_text())
     sites = [
         s for s in find_sites(load_model(tmp_path / "cut.onnx")) if isinstance(s, ResidualSite)

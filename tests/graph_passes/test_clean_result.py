@@ -149,12 +149,13 @@ SCRIPT = """
 import os
 from pathlib import Path
 from exporter.artifacts import PlannedDeletion
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 junk = [object() for _ in range(int(os.environ["JUNK"]))]  # moves what comes after it in memory
 plan = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="mlp")]
 for source in sorted(Path("../source").glob("*.onnx")):
     target = Path(source.stem, "cut.onnx")
-    prune_file(source, target, plan, verify="none", renumber_kv=True)
+    prune_file(source, target, plan, CutOptions(verify="none", renumber_kv=True))
 """
 
 

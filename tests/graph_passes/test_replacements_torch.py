@@ -12,6 +12,7 @@ import pytest
 from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.cut.surgery import prune_file
 from graph_passes import ReplacementTensors, SublayerRef
@@ -70,7 +71,7 @@ def test_prefill_and_decode_equal_pytorch(tmp_path: Path, monkeypatch: pytest.Mo
     loaded = tiny_loaded("llama")
     source, target = export_onnx(loaded, tmp_path / "source", opset=20), tmp_path / "out" / "m.onnx"
     given = Replacements(tmp_path, "0" * 64, numbers())
-    report = prune_file(source, target, PLAN, replacements=given)
+    report = prune_file(source, target, LoadedPlan.of(PLAN, given))
     assert report.verification.passed
     skipped = [PlannedDeletion(layer=d.layer, kind=d.kind) for d in PLAN]
 

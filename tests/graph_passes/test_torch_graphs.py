@@ -11,6 +11,7 @@ from graph_support import all_deletions, check_clean, sites_of
 from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from graph_passes import Deletion
 from graph_passes.files.storage import load_model
@@ -39,7 +40,7 @@ def worst_error(loaded: Any, path: Path, deletions: list[Deletion]) -> float:
 
 def cut(source: Path, target: Path, deletions: list[Deletion]) -> Path:
     planned = [PlannedDeletion(layer=d.layer, kind=d.kind) for d in deletions]
-    prune_file(source, target, planned, verify="none")
+    prune_file(source, target, planned, CutOptions(verify="none"))
     return target
 
 

@@ -19,6 +19,7 @@ TOLERANCE = 1e-5
 )
 def test_export_and_cuts_equal_pytorch(family: str, opset: int, tmp_path: Path) -> None:
     from exporter.artifacts import PlannedDeletion
+    from exporter.cut.options import CutOptions
     from exporter.cut.surgery import prune_file
     from exporter.export.parity import check_export
     from exporter.export.torch_export import export_onnx
@@ -29,7 +30,7 @@ def test_export_and_cuts_equal_pytorch(family: str, opset: int, tmp_path: Path) 
     for layer, kind in ((0, "attention"), (1, "mlp"), (1, "block")):
         cut = [PlannedDeletion(layer=layer, kind=kind)]
         path = tmp_path / f"{kind}{layer}" / "model.onnx"
-        prune_file(baseline, path, cut, verify="oracle")
+        prune_file(baseline, path, cut, CutOptions(verify="oracle"))
         checks += check_export(loaded, path, deletions=cut)
     assert len(checks) == 16
     assert max(check.max_abs_error for check in checks) < TOLERANCE
@@ -37,6 +38,7 @@ def test_export_and_cuts_equal_pytorch(family: str, opset: int, tmp_path: Path) 
 
 def test_an_encoder_and_its_cuts_equal_pytorch(tmp_path: Path) -> None:
     from exporter.artifacts import PlannedDeletion
+    from exporter.cut.options import CutOptions
     from exporter.cut.surgery import prune_file
     from exporter.export.parity import check_export
     from exporter.export.torch_export import export_onnx
@@ -47,7 +49,7 @@ def test_an_encoder_and_its_cuts_equal_pytorch(tmp_path: Path) -> None:
     for layer, kind in ((0, "attention"), (1, "mlp")):
         cut = [PlannedDeletion(layer=layer, kind=kind)]
         path = tmp_path / f"{kind}{layer}" / "model.onnx"
-        prune_file(baseline, path, cut, verify="oracle")
+        prune_file(baseline, path, cut, CutOptions(verify="oracle"))
         checks += check_export(loaded, path, deletions=cut)
     assert [check.phase for check in checks] == ["encode"] * 3
     assert max(check.max_abs_error for check in checks) < TOLERANCE

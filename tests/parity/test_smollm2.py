@@ -46,11 +46,12 @@ def cut(
     done: dict[str, tuple[Path, PruneReport]] = {}
 
     def made(name: str) -> tuple[Path, PruneReport]:
+        from exporter.cut.options import CutOptions
         from exporter.cut.surgery import prune_file
 
         if name not in done:
             path = tmp_path_factory.mktemp("cut") / "model.onnx"
-            report = prune_file(smollm2_onnx, path, deletions(name), verify="oracle")
+            report = prune_file(smollm2_onnx, path, deletions(name), CutOptions(verify="oracle"))
             done[name] = path, report
         return done[name]
 

@@ -109,7 +109,8 @@ class OnnxStopwatch:
     def _cut(self, walk: Walk, folder: Path) -> Path:
         """The walk's candidate, as it would be shipped."""
         from exporter.artifacts import PruningPlan
-        from exporter.artifacts.replacement_file import read_replacements
+        from exporter.artifacts.plans.loaded import LoadedPlan
+        from exporter.cut.options import CutOptions
         from exporter.cut.surgery import prune_file
         from exporter.heal.plan_file import write_healed_plan
 
@@ -117,14 +118,12 @@ class OnnxStopwatch:
             if file.is_file() and file.suffix not in _WEIGHTS:
                 shutil.copyfile(file, folder / file.name)
         path = folder / "candidate-plan.json"
-        plan = write_healed_plan(path, PruningPlan(deletions=walk.deletions), walk.cut)
+        write_healed_plan(path, PruningPlan(deletions=walk.deletions), walk.cut)
         target = folder / "model.onnx"
         prune_file(
             self.onnx,
             target,
-            plan.deletions,
-            replacements=read_replacements(plan, path),
-            verify="none",
-            genai_config="none",
+            LoadedPlan.read(path),
+            CutOptions(verify="none", genai_config="none"),
         )
         return target

@@ -200,6 +200,8 @@ def cut_for_a_while(
         SurgeryError: It can't be cut.
         OnnxFileError: It can't be written.
     """
+    from exporter.artifacts.plans.loaded import LoadedPlan
+    from exporter.cut.options import CutOptions
     from exporter.cut.surgery import prune_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,16 +212,16 @@ def cut_for_a_while(
         prune_file(
             source,
             target,
-            [
-                PlannedDeletion.model_validate(
-                    {"layer": m.layer, "kind": m.kind, "replacement": treatment.replacement}
-                )
-                for m in treatment.members
-            ],
-            replacements=_numbers(treatment, sizes, rank, place),
-            verify="none",
-            weights=weights,
-            genai_config="none",
+            LoadedPlan.of(
+                [
+                    PlannedDeletion.model_validate(
+                        {"layer": m.layer, "kind": m.kind, "replacement": treatment.replacement}
+                    )
+                    for m in treatment.members
+                ],
+                _numbers(treatment, sizes, rank, place),
+            ),
+            CutOptions(verify="none", weights=weights, genai_config="none"),
         )
         yield target
 

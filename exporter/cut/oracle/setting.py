@@ -12,9 +12,6 @@ from exporter.errors import TooLittleMemoryError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-DEFAULT_LIMIT_BYTES = 8 * 10**9
-"""Models with more weights are verified at the cheaper setting."""
-
 _SPARE = 1.2  # a session was seen to take 1.02 to 1.06 times its weights in fp32
 _OWN_BYTES = 256 << 20  # ONNX Runtime, the graph, activations
 _INLINE_COPIES = 3  # weights inside the ONNX file: ours, the serialised ones, the runtime's

@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from exporter.artifacts import Verification
 from exporter.cut.oracle.inputs import cases, draw, half_written
-from exporter.cut.oracle.rounding import with_exact_products
 from exporter.cut.oracle.setting import FULL, Setting
-from exporter.cut.oracle.verdict import Difference, compare_run, judge
+from exporter.cut.oracle.verdict import OutputDifference, compare_run, judge
 from exporter.cut.oracle.weights import relocated, set_apart
 from exporter.engines.runners.sessions import new_session
 from exporter.engines.widening import (
@@ -28,6 +28,8 @@ from exporter.engines.widening import (
 from exporter.errors import VerificationError
 from exporter.optional import require
 from exporter.progress import Progress, Task
+from graph_passes import testing
+from graph_passes.files.storage import runtime_form
 from graph_passes.types import Deletion, PassReport, SublayerRef
 
 if TYPE_CHECKING:
@@ -37,9 +39,28 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[Any]]
 
+_ACCURACY, _IN_FLOAT32 = "accuracy_level", 1  # of MatMulNBits and its kin
+
 
 @dataclass(frozen=True)
-class Candidate:
+class UncutGraph:
+    """A graph before the cut, and what the oracle makes of it.
+
+    Attributes:
+        model: The graph.
+        weights_folder: Where its external weights lie.
+        deletions: Whose branches are multiplied by zero.
+        replacements: The numbers that are added in their places.
+    """
+
+    model: ir.Model
+    weights_folder: Path
+    deletions: Sequence[Deletion]
+    replacements: Mapping[SublayerRef, ReplacementTensors]
+
+
+@dataclass(frozen=True)
+class PrunedFile:
     """A pruned graph's file, the folder that its weights lie in, and how it was made."""
 
     file: Path
@@ -48,13 +69,7 @@ class Candidate:
 
 
 def verify_candidate(
-    original: ir.Model,
-    weights_folder: Path,
-    deletions: Sequence[Deletion],
-    candidate: Candidate,
-    progress: Progress,
-    replacements: Mapping[SublayerRef, ReplacementTensors] | None = None,
-    setting: Setting = FULL,
+    original: UncutGraph, pruned: PrunedFile, progress: Progress, setting: Setting = FULL
 ) -> Verification:
     """Runs both on ONNX Runtime's CPU provider, with random inputs of the graph's own shapes.
 
@@ -73,12 +88,9 @@ def verify_candidate(
     three alike; the method says that too.
 
     Args:
-        original: The graph before the cut.
-        weights_folder: Where its external weights lie.
-        deletions: What was cut.
-        candidate: The result.
+        original: The graph before the cut, and what was cut.
+        pruned: The result.
         progress: Who is told.
-        replacements: The numbers that took the places of deleted branches.
         setting: From :func:`exporter.cut.oracle.setting.choose`.
 
     Raises:
@@ -87,48 +99,53 @@ def verify_candidate(
             masking changes in it and rounding explains; is missing; or can't be computed.
         MissingDependencyError: Without ONNX Runtime.
     """
-    from graph_passes.testing import masked_model
-
     if setting.thrifty:
         progress.say(f"verifying at a cheaper setting: {setting.reason}")
-    rng = np.random.default_rng(0)
-    inputs = [(case, draw(original, case, rng)) for case in cases(original, one=setting.thrifty)]
-    feeds = [feed for _, feed in inputs]
-    # A value that is fused away is not rounded, and in int8 each rounding shows.
-    optimise = not any(node.op_type == "QuantizeLinear" for node in original.graph)
-    wide = has_bfloat16(original)
+    rng, model = np.random.default_rng(0), original.model
+    inputs = [(case, draw(model, case, rng)) for case in cases(model, one=setting.thrifty)]
+    widened = has_bfloat16(model)
     with progress.task("verify against the masked original", 3 * len(inputs)) as task:
-        runtime = _Runtime(optimise=optimise, thrifty=setting.thrifty, widen=wide, task=task)
-        plain = runtime.outputs_of(original, weights_folder, feeds)
-        masked = masked_model(original, deletions, replacements)
-        expected = runtime.outputs_of(masked, weights_folder, feeds)
-        names = _Names(candidate.made, half_written(original))
-        pruned_feeds = [names.inputs(feed) for feed in feeds]
-        actual = runtime.outputs_of_file(candidate.file, candidate.weights_folder, pruned_feeds)
-    if wide and replacements:  # which are rounded in the graph, and not in the oracle
-        plain, expected, actual = (list(map(narrowed_arrays, a)) for a in (plain, expected, actual))
-    found = _differences([case.name for case, _ in inputs], names, plain, expected, actual)
-    cut_anything = bool(candidate.made.deleted)
-    verification = judge(found, setting.reason, cut_anything=cut_anything, widened=wide)
+        # A value that is fused away is not rounded, and in int8 each rounding shows.
+        optimise = not any(node.op_type == "QuantizeLinear" for node in model.graph)
+        runtime = _Runtime(optimise=optimise, thrifty=setting.thrifty, widen=widened, task=task)
+        runs = _run_all(original, pruned, [feed for _, feed in inputs], runtime)
+    found = _differences([case.name for case, _ in inputs], *runs)
+    verification = judge(
+        found, setting.reason, cut_anything=bool(pruned.made.deleted), widened=widened
+    )
     if verification.passed is None:
         progress.say("the deleted branches change nothing measurable, so the check tells little")
     return verification
 
 
+def _run_all(
+    original: UncutGraph, pruned: PrunedFile, feeds: Sequence[Arrays], runtime: _Runtime
+) -> tuple[list[Arrays], list[Arrays], list[Arrays]]:
+    """What the original, the masked original and the pruned graph give, by the latter's names."""
+    plain = runtime.outputs_of(original.model, original.weights_folder, feeds)
+    masked_graph = testing.masked_model(original.model, original.deletions, original.replacements)
+    masked = runtime.outputs_of(masked_graph, original.weights_folder, feeds)
+    names = _Names(pruned.made, half_written(original.model))
+    feeds = [names.inputs(feed) for feed in feeds]
+    cut = runtime.outputs_of_file(pruned.file, pruned.weights_folder, feeds)
+    if has_bfloat16(original.model) and original.replacements:
+        # They are rounded in the graph, and not in the oracle.
+        plain, masked, cut = (list(map(narrowed_arrays, runs)) for runs in (plain, masked, cut))
+    return (
+        list(map(names.outputs, plain)),
+        list(map(names.outputs, masked)),
+        list(map(names.settled, cut)),
+    )
+
+
 def _differences(
-    runs: Sequence[str],
-    names: _Names,
+    cases_: Sequence[str],
     plain: Sequence[Arrays],
     masked: Sequence[Arrays],
     pruned: Sequence[Arrays],
-) -> list[Difference]:
-    return [
-        difference
-        for case, before, want, have in zip(runs, plain, masked, pruned, strict=True)
-        for difference in compare_run(
-            case, names.outputs(before), names.outputs(want), names.settled(have)
-        )
-    ]
+) -> list[OutputDifference]:
+    runs = zip(cases_, plain, masked, pruned, strict=True)
+    return [difference for run in runs for difference in compare_run(*run)]
 
 
 class _Names:
@@ -171,8 +188,6 @@ class _Runtime:
 
     def outputs_of(self, model: ir.Model, folder: Path, feeds: Sequence[Arrays]) -> list[Arrays]:
         """Every feed's outputs; the model's lazy tensors may have become others afterwards."""
-        from graph_passes.files.storage import runtime_form
-
         if self._widen:
             model, feeds = in_float32(model), list(map(widened_arrays, feeds))
         given = set_apart(model, self._module)
@@ -213,3 +228,20 @@ class _Runtime:
                 "--verify none leaves this check out; the report will say so.",
             ) from error
         return results
+
+
+def with_exact_products(graph: bytes) -> bytes:
+    """A serialised graph whose products with packed weights are computed in float32.
+
+    At their usual level of accuracy they quantise their input to int8, so that a difference in
+    the last place, as fused sums make it, comes out as a whole step of the quantiser.
+    """
+    if _ACCURACY.encode() not in graph:
+        return graph
+    proto = onnx.ModelProto.FromString(graph)
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == _ACCURACY and attribute.i:
+                attribute.i = _IN_FLOAT32
+    data: bytes = proto.SerializeToString()
+    return data

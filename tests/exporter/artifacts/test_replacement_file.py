@@ -19,7 +19,9 @@ from written_files import all_data_of, data_of
 import exporter.cli as command_line
 from exporter.artifacts import PlannedDeletion, PruneReport, PruningPlan, ReplacementsRef
 from exporter.artifacts.plans.by_score import read_plan
+from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements, read_replacements
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import (
     PlanError,
@@ -123,12 +125,14 @@ def test_shared_weights_stay_where_they_are(
     before = data_of(source).read_bytes()
     target = source.with_name("m.onnx")
     found = read(write_plan(tmp_path / "plan"))
-    report = prune_file(source, target, DELETIONS, replacements=found, weights="share")
+    report = prune_file(
+        source, target, LoadedPlan.of(DELETIONS, found), CutOptions(weights="share")
+    )
     assert report.verification.passed
     assert [own.stat().st_size for own in all_data_of(target)] == [8 * 8 * 4] * (limit == 0)
     assert data_of(source).read_bytes() == before
     onnx.checker.check_model(str(target), full_check=True)
-    again = prune_file(source, target, DELETIONS[2:], weights="share")
+    again = prune_file(source, target, DELETIONS[2:], CutOptions(weights="share"))
     assert again.verification.passed
     assert all_data_of(target) == []
 
@@ -143,7 +147,9 @@ def test_a_graph_that_holds_its_weights_shares_none_of_them(
     source.parent.mkdir()
     source.write_bytes(ir.to_proto(tiny_model(TinySpec())).SerializeToString())
     found = read(write_plan(tmp_path / "plan"))
-    report = prune_file(source, target, DELETIONS, replacements=found, weights="share")
+    report = prune_file(
+        source, target, LoadedPlan.of(DELETIONS, found), CutOptions(weights="share")
+    )
     assert report.verification.passed
     assert data_of(target).stat().st_size == 8 * 8 * 4
 
@@ -160,7 +166,12 @@ def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
             entry.value = named if entry.key == "location" else entry.value
     other.write_bytes(proto.SerializeToString())
     before = other.read_bytes(), data.read_bytes()
-    prune_file(source, source.with_name("m.onnx"), DELETIONS, replacements=found, weights="share")
+    prune_file(
+        source,
+        source.with_name("m.onnx"),
+        LoadedPlan.of(DELETIONS, found),
+        CutOptions(weights="share"),
+    )
     assert (other.read_bytes(), data.read_bytes()) == before
     assert load_model(other)
 
@@ -168,7 +179,7 @@ def test_a_new_data_file_spoils_no_others(source: Path, tmp_path: Path) -> None:
 def test_the_numbers_can_not_be_the_target(source: Path, tmp_path: Path) -> None:
     found = read(write_plan(tmp_path))
     with pytest.raises(SurgeryError, match="is the source"):
-        prune_file(source, found.path, DELETIONS, replacements=found)
+        prune_file(source, found.path, LoadedPlan.of(DELETIONS, found))
 
 
 def test_verification_catches_other_numbers(
@@ -184,7 +195,7 @@ def test_verification_catches_other_numbers(
 
     monkeypatch.setattr(testing, "masked_model", wrong)
     with pytest.raises(VerificationError, match="differs"):
-        prune_file(source, tmp_path / "out" / "m.onnx", DELETIONS, replacements=found)
+        prune_file(source, tmp_path / "out" / "m.onnx", LoadedPlan.of(DELETIONS, found))
     assert not (tmp_path / "out").exists()
 
 
@@ -197,7 +208,7 @@ FACTORS: dict[str, Any] = {
 def test_a_map_of_low_rank_comes_as_two_factors(source: Path, tmp_path: Path) -> None:
     found = read(write_plan(tmp_path / "plan", without("attention.1.weight") | FACTORS))
     target = tmp_path / "out" / "m.onnx"
-    report = prune_file(source, target, DELETIONS, replacements=found)
+    report = prune_file(source, target, LoadedPlan.of(DELETIONS, found))
     assert report.verification.passed
     assert {e.kind: e.parameters_added for e in report.deleted if e.layer == 1} == {
         "attention": 8 * 3 * 2 + 8
@@ -281,12 +292,12 @@ def test_a_block_takes_the_numbers_of_its_sublayers(source: Path, tmp_path: Path
     block = [PlannedDeletion(layer=1, kind="block", replacement="bias")]
     tensors = {f"{kind}.1.bias": TENSORS["mlp.0.bias"] for kind in ("attention", "mlp")}
     found = read(write_plan(tmp_path / "plan", tensors, block))
-    report = prune_file(source, tmp_path / "out" / "m.onnx", block, replacements=found)
+    report = prune_file(source, tmp_path / "out" / "m.onnx", LoadedPlan.of(block, found))
     assert report.verification.passed
     del tensors["mlp.1.bias"]
     found = read(write_plan(tmp_path / "plan", tensors, block))
     with pytest.raises(SurgeryError, match=r"mlp 1 is to be replaced .* no numbers"):
-        prune_file(source, tmp_path / "out" / "m.onnx", block, replacements=found)
+        prune_file(source, tmp_path / "out" / "m.onnx", LoadedPlan.of(block, found))
 
 
 @pytest.mark.parametrize("name", ["report.json", "baseline/numbers.safetensors", "healing"])

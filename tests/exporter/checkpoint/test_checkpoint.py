@@ -231,11 +231,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_plain_one_is_what_the_pruned_onnx_file_is(exported: Path, tmp_path: Path) -> None:
     """Prefill and decode with caches; logits to 1e-4 of the largest, or of 1."""
     from exporter.checkpoint.pruned_model import load_pruned
+    from exporter.cut.options import CutOptions
     from exporter.cut.surgery import prune_file
     from exporter.errors import ExportError
     from exporter.export.parity import check_export
 
-    prune_file(exported, tmp_path / "cut" / "model.onnx", BLOCK, verify="none")
+    prune_file(exported, tmp_path / "cut" / "model.onnx", BLOCK, CutOptions(verify="none"))
     facts, wanted = written(tmp_path / "hf", BLOCK)
     again = load_pruned(tmp_path / "hf")
     checks = check_export(again, tmp_path / "cut" / "model.onnx", layers=facts.kept)
@@ -244,7 +245,7 @@ def test_a_plain_one_is_what_the_pruned_onnx_file_is(exported: Path, tmp_path: P
     assert all(check.passed for check in checks)
     assert max(check.max_abs_error for check in checks if "logits" in check.name) <= limit
     other = planned(("block", 2, "none"))
-    prune_file(exported, tmp_path / "other" / "model.onnx", other, verify="none")
+    prune_file(exported, tmp_path / "other" / "model.onnx", other, CutOptions(verify="none"))
     with pytest.raises(ExportError, match="the outputs are not the model's"):
         check_export(again, tmp_path / "other" / "model.onnx", layers=facts.kept)
 

@@ -121,11 +121,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cut_file(exported: Path, folder: Path, plan: Any, seed: int = 0) -> Path:
+    from exporter.artifacts.plans.loaded import LoadedPlan
+    from exporter.cut.options import CutOptions
     from exporter.cut.surgery import prune_file
 
     given = random_replacements(96, plan, rank=RANK, seed=seed)
     numbers = given if given.tensors else None
-    prune_file(exported, folder / "m.onnx", plan, verify="none", replacements=numbers)
+    prune_file(exported, folder / "m.onnx", LoadedPlan.of(plan, numbers), CutOptions(verify="none"))
     return folder / "m.onnx"
 
 

@@ -18,6 +18,7 @@ from exporter.choose.costs import (
 )
 from exporter.choose.costs.benches import OnnxBench, cut_for_a_while
 from exporter.choose.costs.grouping import groups_of, treatments
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import CostError, UsageError
 from graph_passes.tiny_graphs import TinySpec, tiny_model
@@ -86,7 +87,12 @@ def test_a_variant_shares_its_weights_where_it_can(graph: Path, tmp_path: Path, 
 def test_a_candidate_is_measured_against_the_whole_graph(graph: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     cut = tmp_path / "cut.onnx"
-    prune_file(graph, cut, [PlannedDeletion(layer=n, kind="mlp") for n in (1, 2)], verify="none")
+    prune_file(
+        graph,
+        cut,
+        [PlannedDeletion(layer=n, kind="mlp") for n in (1, 2)],
+        CutOptions(verify="none"),
+    )
     found = measure_speedup(graph, cut, At(1, 4, 3), threads=1, effort=QUICK)
     low, high = found.speedup.ci95
     assert low <= found.ratio <= high

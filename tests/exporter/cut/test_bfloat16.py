@@ -14,8 +14,10 @@ from test_verification import wrong_layer  # noqa: F401
 from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.compare import CompareOptions, compare
+from exporter.cut.options import CutOptions
 from exporter.cut.oracle import setting as oracle_setting
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
@@ -72,7 +74,7 @@ def test_the_copy_stands_where_it_was_asked_for_and_goes(source: Path, beside: b
 def test_a_cut_is_verified(source: Path, weights: Literal["compact", "share"], limit: int) -> None:
     target = source.with_name("cut.onnx")
     verification = prune_file(
-        source, target, CUT, weights=weights, verify_limit_bytes=limit
+        source, target, CUT, CutOptions(weights=weights, verify_limit_bytes=limit)
     ).verification
     assert verification.passed
     assert "bfloat16 as float32" in verification.method
@@ -105,7 +107,7 @@ def test_replacements_are_verified(source: Path, monkeypatch: pytest.MonkeyPatch
     plan = [PlannedDeletion(layer=n, kind=k, replacement=r) for k, n, r in kinds]  # type: ignore[arg-type]
     given = Replacements(source.with_name("numbers"), "0" * 64, replacements(0))
     target = source.with_name("cut.onnx")
-    report = prune_file(source, target, plan, replacements=given, weights="share")
+    report = prune_file(source, target, LoadedPlan.of(plan, given), CutOptions(weights="share"))
     assert report.verification.passed
     assert report.verification.max_abs_error is not None
     assert 0 < report.verification.max_abs_error < 0.1
@@ -121,7 +123,7 @@ def test_other_replacements_than_those_put_in_are_caught(
     ref = SublayerRef(2, "mlp")
     given = Replacements(source.with_name("numbers"), "0" * 64, {ref: replacements(0)[ref]})
     with pytest.raises(VerificationError, match="differs from the masked original"):
-        prune_file(source, source.with_name("cut.onnx"), plan, replacements=given)
+        prune_file(source, source.with_name("cut.onnx"), LoadedPlan.of(plan, given))
 
 
 def test_the_copy_in_float32_leaves_the_model_as_it_was(source: Path) -> None:

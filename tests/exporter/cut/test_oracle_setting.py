@@ -15,6 +15,7 @@ from test_verification import wrong_layer  # noqa: F401
 import exporter.cli as command_line
 from exporter.artifacts import PlannedDeletion, PruneReport
 from exporter.cli.options import Size
+from exporter.cut.options import CutOptions
 from exporter.cut.oracle import memory
 from exporter.cut.oracle import setting as oracle_setting
 from exporter.cut.surgery import prune_file
@@ -55,7 +56,7 @@ def test_a_small_model_is_verified_in_full(source: Path, tmp_path: Path) -> None
 
 def test_above_the_limit_the_cheaper_setting_is_told(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "o" / "m.onnx"
-    verification = prune_file(source, target, CUT, verify_limit_bytes=0).verification
+    verification = prune_file(source, target, CUT, CutOptions(verify_limit_bytes=0)).verification
     assert verification.passed is True
     assert verification.runs == 1
     assert verification.max_abs_error == 0.0
@@ -67,7 +68,9 @@ def test_above_the_limit_the_cheaper_setting_is_told(source: Path, tmp_path: Pat
 def test_an_encoder_is_run_at_the_cheaper_setting(tmp_path: Path) -> None:
     save_model(tiny_model(TinySpec(cache=False)), tmp_path / "m.onnx")
     target = tmp_path / "o" / "m.onnx"
-    verification = prune_file(tmp_path / "m.onnx", target, CUT, verify_limit_bytes=0).verification
+    verification = prune_file(
+        tmp_path / "m.onnx", target, CUT, CutOptions(verify_limit_bytes=0)
+    ).verification
     assert verification.passed is True
     assert "encode; cheaper setting" in verification.method
 
@@ -77,7 +80,7 @@ def test_a_wrong_cut_is_caught_at_the_cheaper_setting(tmp_path: Path) -> None:
     source = tmp_path / "encoder.onnx"
     save_model(tiny_model(TinySpec(cache=False)), source)
     with pytest.raises(VerificationError, match="differs from the masked original"):
-        prune_file(source, tmp_path / "o" / "m.onnx", CUT, verify_limit_bytes=0)
+        prune_file(source, tmp_path / "o" / "m.onnx", CUT, CutOptions(verify_limit_bytes=0))
     assert not (tmp_path / "o").exists()
 
 
@@ -85,7 +88,9 @@ def test_half_precision_is_verified_at_the_cheaper_setting(
     half_precision: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "o" / "m.onnx"
-    verification = prune_file(half_precision, target, CUT, verify_limit_bytes=0).verification
+    verification = prune_file(
+        half_precision, target, CUT, CutOptions(verify_limit_bytes=0)
+    ).verification
     assert verification.passed is True
     assert verification.max_abs_error == 0.0
 
@@ -106,7 +111,7 @@ def test_too_little_memory_for_any_check_is_told_before_it_runs(
     with pytest.raises(VerificationError, match=r"ONNX Runtime would need about .* --verify none"):
         prune_file(source, tmp_path / "o" / "m.onnx", CUT)
     assert not (tmp_path / "o").exists()
-    assert prune_file(source, tmp_path / "o" / "m.onnx", CUT, verify="none")
+    assert prune_file(source, tmp_path / "o" / "m.onnx", CUT, CutOptions(verify="none"))
 
 
 def test_where_the_system_says_nothing_the_limit_decides(
@@ -143,6 +148,7 @@ import sys, threading, time
 from pathlib import Path
 import onnxruntime
 from exporter.artifacts import PlannedDeletion
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 
 def own():
@@ -159,7 +165,7 @@ done, peaks = False, [own()]
 watcher = threading.Thread(target=watch)
 watcher.start()
 cut = [PlannedDeletion(layer=1, kind="attention")]
-passed = prune_file(source, target, cut, verify_limit_bytes=limit).verification.passed
+passed = prune_file(source, target, cut, CutOptions(verify_limit_bytes=limit)).verification.passed
 done = True
 watcher.join()
 print(passed, max(peaks) - peaks[0])

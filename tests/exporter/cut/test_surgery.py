@@ -14,7 +14,9 @@ import onnx_ir as ir
 import pytest
 from written_files import all_data_of, data_of, names_in
 
-from exporter.artifacts import GraphSizeEntry, PlannedDeletion, PruneReport
+from exporter.artifacts import GraphSizeEntry, PlannedDeletion, PruneReport, PruningPlan
+from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.cut.options import CutOptions
 from exporter.cut.oracle import verify as oracle
 from exporter.cut.surgery import inspect_file, prune_file
 from exporter.errors import OnnxFileError, SurgeryError, VerificationError
@@ -42,7 +44,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_a_file_is_cut_and_the_report_stands_beside_it(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out" / "pruned.onnx"
-    report = prune_file(source, target, PLAN, plan_sha256="abc")
+    report = prune_file(source, target, LoadedPlan(PruningPlan(deletions=PLAN), sha256="abc"))
     assert names_in(target.parent) == ["prune.json", "pruned.onnx", "pruned.onnx.*.data"]
     assert PruneReport.read(target.parent / "prune.json") == report
     assert [(e.layer, e.kind) for e in report.deleted] == [
@@ -60,7 +62,12 @@ def test_a_file_is_cut_and_the_report_stands_beside_it(source: Path, tmp_path: P
 
 
 def test_the_report_names_its_parents(source: Path, tmp_path: Path) -> None:
-    report = prune_file(source, tmp_path / "o" / "m.onnx", PLAN, plan_sha256="abc", verify="none")
+    report = prune_file(
+        source,
+        tmp_path / "o" / "m.onnx",
+        LoadedPlan(PruningPlan(deletions=PLAN), sha256="abc"),
+        CutOptions(verify="none"),
+    )
     assert report.made_from == {
         "model": sha256_file(source),
         "weights": sha256_files([data_of(source)], source.parent),
@@ -69,7 +76,7 @@ def test_the_report_names_its_parents(source: Path, tmp_path: Path) -> None:
 
 
 def test_without_verification_the_report_says_so(source: Path, tmp_path: Path) -> None:
-    report = prune_file(source, tmp_path / "o" / "m.onnx", PLAN, verify="none")
+    report = prune_file(source, tmp_path / "o" / "m.onnx", PLAN, CutOptions(verify="none"))
     assert report.verification.model_dump() == {
         "method": "none", "runs": 0, "max_abs_error": None, "tolerance": None, "passed": None,
     }  # fmt: skip
@@ -77,7 +84,7 @@ def test_without_verification_the_report_says_so(source: Path, tmp_path: Path) -
 
 def test_shared_weights_are_verified_too(source: Path) -> None:
     target = source.with_name("pruned.onnx")
-    report = prune_file(source, target, PLAN, weights="share")
+    report = prune_file(source, target, PLAN, CutOptions(weights="share"))
     assert report.verification.passed
     assert all_data_of(target) == []
     assert "weights" not in report.made_from
@@ -86,7 +93,7 @@ def test_shared_weights_are_verified_too(source: Path) -> None:
 def test_renumbered_caches_are_verified_too(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "o" / "m.onnx"
     plan = [PlannedDeletion(layer=0, kind="attention")]
-    report = prune_file(source, target, plan, renumber_kv=True)
+    report = prune_file(source, target, plan, CutOptions(renumber_kv=True))
     assert report.verification.passed
     assert report.kv_renumbering["present.2.value"] == "present.1.value"
 
@@ -104,7 +111,7 @@ def test_other_forms_are_verified_too(spec: TinySpec, tmp_path: Path) -> None:
 
 def test_the_same_cut_gives_the_same_files(source: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        prune_file(source, tmp_path / name / "m.onnx", PLAN, verify="none")
+        prune_file(source, tmp_path / name / "m.onnx", PLAN, CutOptions(verify="none"))
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
@@ -169,12 +176,14 @@ def test_a_link_to_the_source_can_not_be_the_target(source: Path) -> None:
 
 def test_the_report_can_not_be_the_source(source: Path, tmp_path: Path) -> None:
     with pytest.raises(SurgeryError, match="never changed"):
-        prune_file(source, tmp_path / "o" / "m.onnx", PLAN, report_path=source)
+        prune_file(source, tmp_path / "o" / "m.onnx", PLAN, CutOptions(report_path=source))
 
 
 def test_the_report_may_stand_elsewhere(source: Path, tmp_path: Path) -> None:
     report_path = tmp_path / "reports" / "cut.json"
-    prune_file(source, tmp_path / "o" / "m.onnx", PLAN, verify="none", report_path=report_path)
+    prune_file(
+        source, tmp_path / "o" / "m.onnx", PLAN, CutOptions(verify="none", report_path=report_path)
+    )
     assert json.loads(report_path.read_text())["kind"] == "prune_report"
     assert not (tmp_path / "o" / "prune.json").exists()
 

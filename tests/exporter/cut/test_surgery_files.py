@@ -21,6 +21,7 @@ from exporter.artifacts import (
     PruneReport,
     PruningPlan,
 )
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import MissingDependencyError, OnnxFileError, SurgeryError
 from graph_passes.files import exchange as exchanging
@@ -61,7 +62,7 @@ def test_the_report_and_the_weights_each_have_a_file(source: Path, tmp_path: Pat
     """A report may have any name: that of the weights says what is in them."""
     target, report_path = tmp_path / "o" / "m.onnx", tmp_path / "o" / "m.onnx.data"
     for plan in (PLAN, PLAN[:1]):
-        report = prune_file(source, target, plan, report_path=report_path)
+        report = prune_file(source, target, plan, CutOptions(report_path=report_path))
         assert PruneReport.read(report_path) == report
         assert names_in(target.parent) == ["m.onnx", "m.onnx.*.data", "m.onnx.data"]
 
@@ -69,7 +70,7 @@ def test_the_report_and_the_weights_each_have_a_file(source: Path, tmp_path: Pat
 def test_the_report_can_not_stand_in_for_the_result(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "o" / "m.onnx"
     with pytest.raises(SurgeryError, match="a file each"):
-        prune_file(source, target, PLAN, report_path=target)
+        prune_file(source, target, PLAN, CutOptions(report_path=target))
     assert not (tmp_path / "o").exists()
 
 
@@ -77,34 +78,40 @@ def test_the_report_can_not_stand_in_for_the_result(source: Path, tmp_path: Path
 def test_a_folder_can_not_be_the_target(source: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(SurgeryError, match="is a folder"):
-        prune_file(source, Path(name) if name == "." else tmp_path / name, PLAN, verify="none")
+        prune_file(
+            source, Path(name) if name == "." else tmp_path / name, PLAN, CutOptions(verify="none")
+        )
 
 
 def test_data_that_another_model_shares_stays(source: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "o" / "b.onnx", tmp_path / "o" / "c.onnx"
-    prune_file(source, first, PLAN[:1], verify="none")
+    prune_file(source, first, PLAN[:1], CutOptions(verify="none"))
     shared, report_path = data_of(first), tmp_path / "c.json"
-    prune_file(first, second, PLAN[1:], weights="share", verify="none", report_path=report_path)
+    prune_file(
+        first, second, PLAN[1:], CutOptions(weights="share", verify="none", report_path=report_path)
+    )
     before = content(tmp_path)
     for weights in ("compact", "share"):
         with pytest.raises(OnnxFileError, match=r"holds weights of [bc]\.onnx"):
-            prune_file(source, shared, PLAN, weights=weights, report_path=tmp_path / "b.json")
+            prune_file(
+                source, shared, PLAN, CutOptions(weights=weights, report_path=tmp_path / "b.json")
+            )
     assert content(tmp_path) == before
-    prune_file(source, first, PLAN, verify="none")
+    prune_file(source, first, PLAN, CutOptions(verify="none"))
     assert data_files(load_model(second)) == [shared]
     assert shared.read_bytes() == before[f"o/{shared.name}"]
     assert data_files(load_model(first)) == [file for file in all_data_of(first) if file != shared]
     second.unlink()
-    prune_file(source, first, PLAN[:1], verify="none")
-    prune_file(source, first, PLAN, verify="none")
+    prune_file(source, first, PLAN[:1], CutOptions(verify="none"))
+    prune_file(source, first, PLAN, CutOptions(verify="none"))
     assert shared.name not in content(tmp_path / "o")
 
 
 def test_the_data_of_an_earlier_result_goes_when_weights_are_shared(source: Path) -> None:
     target = source.with_name("pruned.onnx")
-    prune_file(source, target, PLAN, verify="none")
+    prune_file(source, target, PLAN, CutOptions(verify="none"))
     data = data_of(target)
-    prune_file(source, target, PLAN, weights="share", verify="none")
+    prune_file(source, target, PLAN, CutOptions(weights="share", verify="none"))
     assert not data.exists()
     assert load_model(target)
 
@@ -112,7 +119,7 @@ def test_the_data_of_an_earlier_result_goes_when_weights_are_shared(source: Path
 @pytest.mark.parametrize("reader", ["other", "none", "itself"])
 def test_data_that_is_needed_or_foreign_stays(source: Path, reader: str) -> None:
     target = source.with_name("pruned.onnx")
-    prune_file(source, target, PLAN, verify="none")
+    prune_file(source, target, PLAN, CutOptions(verify="none"))
     data = data_of(target)
     start = source
     if reader == "other":
@@ -123,7 +130,7 @@ def test_data_that_is_needed_or_foreign_stays(source: Path, reader: str) -> None
         start = source.with_name("copy.onnx")
         target.rename(start)
     plan = PLAN if start == source else [PlannedDeletion(layer=0, kind="mlp")]
-    prune_file(start, target, plan, weights="share", verify="none")
+    prune_file(start, target, plan, CutOptions(weights="share", verify="none"))
     assert data.exists()
 
 
@@ -131,7 +138,7 @@ def test_a_failed_move_brings_all_back_from_two_file_systems(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, report_path = source.with_name("m.onnx"), tmp_path / "reports" / "r.json"
-    prune_file(source, target, PLAN, verify="none", report_path=report_path)
+    prune_file(source, target, PLAN, CutOptions(verify="none", report_path=report_path))
     before = content(tmp_path)
     rename, exchange = Path.rename, exchanging._exchange
 
@@ -156,9 +163,11 @@ def test_a_failed_move_brings_all_back_from_two_file_systems(
     for weights in ("compact", "share"):
         with pytest.raises(KeyboardInterrupt):
             prune_file(
-                source, target, PLAN[:1], weights=weights, verify="none",
-                report_path=report_path,
-            )  # fmt: skip
+                source,
+                target,
+                PLAN[:1],
+                CutOptions(weights=weights, verify="none", report_path=report_path),
+            )
         assert content(tmp_path) == before
 
 
@@ -166,7 +175,7 @@ def test_one_failing_step_back_does_not_stop_the_others(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "o" / "m.onnx"
-    prune_file(source, target, PLAN, verify="none")
+    prune_file(source, target, PLAN, CutOptions(verify="none"))
     before = content(target.parent)
     exchange, taken_back = exchanging._exchange, steps.take_back
 
@@ -183,7 +192,7 @@ def test_one_failing_step_back_does_not_stop_the_others(
     monkeypatch.setattr(exchanging, "_exchange", fails)
     monkeypatch.setattr(steps, "take_back", fails_once)
     with pytest.raises(OnnxFileError, match="Input/output error"):
-        prune_file(source, target, PLAN[:1], verify="none")
+        prune_file(source, target, PLAN[:1], CutOptions(verify="none"))
     assert content(target.parent) == before
 
 
@@ -200,28 +209,32 @@ def test_a_failure_while_folders_are_made_leaves_none(
 
     monkeypatch.setattr(Path, "mkdir", interrupted)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else OnnxFileError):
-        prune_file(source, tmp_path / "new" / "deep" / "m.onnx", PLAN, verify="none")
+        prune_file(source, tmp_path / "new" / "deep" / "m.onnx", PLAN, CutOptions(verify="none"))
     assert not (tmp_path / "new").exists()
 
 
 def test_a_name_that_is_too_long_leaves_no_folder(source: Path, tmp_path: Path) -> None:
     with pytest.raises(OnnxFileError, match="can't be written"):
-        prune_file(source, tmp_path / "new" / ("x" * 300) / "m.onnx", PLAN, verify="none")
+        prune_file(
+            source, tmp_path / "new" / ("x" * 300) / "m.onnx", PLAN, CutOptions(verify="none")
+        )
     assert not (tmp_path / "new").exists()
 
 
 def test_another_models_report_is_not_overwritten(source: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "o" / "first.onnx", tmp_path / "o" / "second.onnx"
-    prune_file(source, first, PLAN, verify="none")
-    prune_file(source, first, PLAN[:1], verify="none")  # its own may be
+    prune_file(source, first, PLAN, CutOptions(verify="none"))
+    prune_file(source, first, PLAN[:1], CutOptions(verify="none"))  # its own may be
     before = content(tmp_path)
     with pytest.raises(SurgeryError, match=r"is the report of first\.onnx.*--report"):
-        prune_file(source, second, PLAN, verify="none")
+        prune_file(source, second, PLAN, CutOptions(verify="none"))
     assert content(tmp_path) == before
-    prune_file(source, second, PLAN, verify="none", report_path=tmp_path / "o" / "second.json")
+    prune_file(
+        source, second, PLAN, CutOptions(verify="none", report_path=tmp_path / "o" / "second.json")
+    )
     assert PruneReport.read(tmp_path / "o" / "second.json").target == "second.onnx"
     first.unlink()
-    prune_file(source, second, PLAN, verify="none")
+    prune_file(source, second, PLAN, CutOptions(verify="none"))
     assert PruneReport.read(tmp_path / "o" / "prune.json").target == "second.onnx"
 
 
@@ -230,17 +243,17 @@ def test_a_prune_json_of_someone_else_is_not_overwritten(source: Path, tmp_path:
     other.parent.mkdir()
     other.write_text('{"trees": 3}')
     with pytest.raises(SurgeryError, match="no report of a cut"):
-        prune_file(source, tmp_path / "o" / "m.onnx", PLAN, verify="none")
+        prune_file(source, tmp_path / "o" / "m.onnx", PLAN, CutOptions(verify="none"))
     assert content(other.parent) == {"prune.json": b'{"trees": 3}'}
 
 
 def test_the_report_of_an_earlier_version_may_be_replaced(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "o" / "m.onnx"
-    prune_file(source, target, PLAN, verify="none")
+    prune_file(source, target, PLAN, CutOptions(verify="none"))
     report = json.loads(target.with_name("prune.json").read_text())
     del report["target"]
     target.with_name("prune.json").write_text(json.dumps(report))
-    prune_file(source, target.with_name("n.onnx"), PLAN, verify="none")
+    prune_file(source, target.with_name("n.onnx"), PLAN, CutOptions(verify="none"))
 
 
 def test_the_command_takes_a_place_for_the_report(source: Path, tmp_path: Path) -> None:
@@ -308,11 +321,11 @@ def test_a_place_that_is_asked_for_may_hold_a_report_but_nothing_else(
     target, other = tmp_path / "o" / "m.onnx", tmp_path / "other.onnx"
     other.write_bytes(b"precious")
     with pytest.raises(SurgeryError, match="is no report of a cut"):
-        prune_file(source, target, PLAN, verify="none", report_path=other)
+        prune_file(source, target, PLAN, CutOptions(verify="none", report_path=other))
     assert other.read_bytes() == b"precious"
     assert not target.exists()
     for _ in range(2):
-        prune_file(source, target, PLAN, verify="none", report_path=tmp_path / "r.json")
+        prune_file(source, target, PLAN, CutOptions(verify="none", report_path=tmp_path / "r.json"))
 
 
 def test_the_note_of_a_form_counts_what_is_left(source: Path, tmp_path: Path) -> None:
@@ -321,7 +334,7 @@ def test_the_note_of_a_form_counts_what_is_left(source: Path, tmp_path: Path) ->
     record = FormRecord(target="portable", writer="torch", fused={"Softmax": softmaxes, "Gelu": 1})
     model.metadata_props[FORM_KEY] = record.model_dump_json()
     save_model(model, tmp_path / "noted.onnx")
-    prune_file(tmp_path / "noted.onnx", tmp_path / "cut.onnx", PLAN, verify="none")
+    prune_file(tmp_path / "noted.onnx", tmp_path / "cut.onnx", PLAN, CutOptions(verify="none"))
     noted = load_model(tmp_path / "cut.onnx").metadata_props[FORM_KEY]
     left = record.model_copy(update={"fused": {"Softmax": softmaxes - 2}})
     assert FormRecord.model_validate_json(noted) == left
@@ -333,5 +346,5 @@ def test_no_note_of_a_form_is_made_up(source: Path, tmp_path: Path, note: str | 
     if note is not None:
         model.metadata_props[FORM_KEY] = note
     save_model(model, tmp_path / "noted.onnx")
-    prune_file(tmp_path / "noted.onnx", tmp_path / "cut.onnx", PLAN, verify="none")
+    prune_file(tmp_path / "noted.onnx", tmp_path / "cut.onnx", PLAN, CutOptions(verify="none"))
     assert load_model(tmp_path / "cut.onnx").metadata_props.get(FORM_KEY) == note

@@ -8,6 +8,7 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion, PruneReport
 from exporter.cli import run
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build import check as checking
 from exporter.engines.build.check import EngineCheck, Finding
@@ -39,7 +40,9 @@ def answers(monkeypatch: pytest.MonkeyPatch, *, source: bool, result: bool) -> N
 def test_a_result_that_parses_is_recorded(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, source=True, result=True)
     target = source.with_name("cut.onnx")
-    report = prune_file(source, target, CUT, verify="none", engine_check=checking.engine_gate())
+    report = prune_file(
+        source, target, CUT, CutOptions(verify="none"), engine_check=checking.engine_gate()
+    )
     assert report.engine is not None
     assert report.engine.parsed
     assert PruneReport.read(source.with_name("prune.json")).engine == report.engine
@@ -51,14 +54,18 @@ def test_a_cut_that_breaks_the_graph_is_a_failure_and_leaves_nothing(
     answers(monkeypatch, source=True, result=False)
     target = source.with_name("cut.onnx")
     with pytest.raises(VerificationError, match=r"node 'n' \(Odd\): no plugin"):
-        prune_file(source, target, CUT, verify="none", engine_check=checking.engine_gate())
+        prune_file(
+            source, target, CUT, CutOptions(verify="none"), engine_check=checking.engine_gate()
+        )
     assert [each.name for each in source.parent.iterdir()] == ["m.onnx"]
 
 
 def test_a_graph_that_never_parsed_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, source=False, result=False)
     target = source.with_name("cut.onnx")
-    report = prune_file(source, target, CUT, verify="none", engine_check=checking.engine_gate())
+    report = prune_file(
+        source, target, CUT, CutOptions(verify="none"), engine_check=checking.engine_gate()
+    )
     assert report.engine is not None
     assert (report.engine.parsed, report.engine.parsed_before) == (False, False)
     assert report.engine.reasons == ["node 'n' (Odd): no plugin"]
@@ -74,7 +81,7 @@ def test_where_nobody_asked_a_library_that_fails_is_no_failure(
     monkeypatch.setattr(checking.importlib.util, "find_spec", lambda _: object())
     check = checking.gate_where_installed(QUIET)
     report = prune_file(
-        source, source.with_name("cut.onnx"), CUT, verify="none", engine_check=check
+        source, source.with_name("cut.onnx"), CUT, CutOptions(verify="none"), engine_check=check
     )
     assert report.engine is None
     monkeypatch.setattr(checking.importlib.util, "find_spec", lambda _: None)

@@ -11,6 +11,7 @@ import pytest
 from tiny_families import tiny_loaded
 
 from exporter.artifacts import FormRecord, PlannedDeletion
+from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.cut.surgery import prune_file
 from exporter.engines.inputs import Shape, make_inputs
@@ -64,7 +65,7 @@ def candidates(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     found = {}
     for target, folder in folders.items():
         found[target] = tmp_path_factory.mktemp(f"cut-{target}") / "model.onnx"
-        report = prune_file(folder / "model.onnx", found[target], plan, replacements=numbers)
+        report = prune_file(folder / "model.onnx", found[target], LoadedPlan.of(plan, numbers))
         assert report.verification.passed
     return found
 

@@ -10,6 +10,7 @@ import pytest
 from tiny_torch import tiny_loaded
 
 from exporter.artifacts import PlannedDeletion
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.export.optimum_export import export_with_optimum
 from graph_passes import Deletion
@@ -78,6 +79,6 @@ def test_a_pruned_folder_generates_what_the_masked_original_does(
 def test_dense_numbers_generate_the_same(source: Path, tmp_path: Path) -> None:
     gaps = folder_with(source, tmp_path / "gaps")
     dense = folder_with(source, tmp_path / "dense")
-    prune_file(source, gaps / "model.onnx", PLAN, verify="none")
-    prune_file(source, dense / "model.onnx", PLAN, verify="none", renumber_kv=True)
+    prune_file(source, gaps / "model.onnx", PLAN, CutOptions(verify="none"))
+    prune_file(source, dense / "model.onnx", PLAN, CutOptions(verify="none", renumber_kv=True))
     assert generated(gaps) == generated(dense)

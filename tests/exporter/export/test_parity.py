@@ -44,9 +44,10 @@ def changed(exported: Path, tmp_path: Path) -> Callable[[Callable[[ir.Model], No
 @pytest.fixture
 def pruned(exported: Path, tmp_path: Path) -> Callable[..., Path]:
     def prune(*deletions: PlannedDeletion) -> Path:
+        from exporter.cut.options import CutOptions
         from exporter.cut.surgery import prune_file
 
-        prune_file(exported, tmp_path / "model.onnx", deletions, verify="none")
+        prune_file(exported, tmp_path / "model.onnx", deletions, CutOptions(verify="none"))
         return tmp_path / "model.onnx"
 
     return prune

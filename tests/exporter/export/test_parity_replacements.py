@@ -10,7 +10,9 @@ from healed_models import RANK, planned, random_replacements
 from tiny_torch import tiny_loaded
 
 from exporter.artifacts import ParityCheck
+from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError
 from graph_passes import ReplacementTensors, SublayerRef
@@ -37,7 +39,7 @@ def checks_of(
     """Cuts with some numbers and compares with others."""
     from exporter.export.parity import check_export
 
-    prune_file(source, target, PLAN, replacements=given, verify="none")
+    prune_file(source, target, LoadedPlan.of(PLAN, given), CutOptions(verify="none"))
     return check_export(loaded, target, deletions=PLAN, replacements=told)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.cli import run
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import OnnxFileError, SurgeryError, UnsafeInputError
 from exporter.models.genai_config import GenaiConfig, find_config, rewritten
@@ -68,7 +69,7 @@ def rewrite_source(source: Path, content: str) -> None:
 
 def test_the_config_follows_the_decoder_and_all_else_stays(source: Path, tmp_path: Path) -> None:
     before = source.with_name("genai_config.json").read_bytes()
-    prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, verify="none")
+    prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
     expected = with_decoder(filename="cut.onnx", num_hidden_layers=2)
     written = json.loads((tmp_path / "o" / "genai_config.json").read_text())
     assert written == expected
@@ -84,13 +85,15 @@ def test_without_a_cut_of_caches_only_the_name_changes(source: Path, tmp_path: P
 
 def test_a_config_of_another_file_is_left_alone(source: Path, tmp_path: Path) -> None:
     rewrite_source(source, json.dumps(with_decoder(filename="other.onnx")))
-    prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, verify="none")
+    prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
     assert not (tmp_path / "o" / "genai_config.json").exists()
 
 
 def test_the_config_can_be_left_out(source: Path, tmp_path: Path) -> None:
     rewrite_source(source, "{")
-    prune_file(source, tmp_path / "o" / "c.onnx", PLAN, verify="none", genai_config="none")
+    prune_file(
+        source, tmp_path / "o" / "c.onnx", PLAN, CutOptions(verify="none", genai_config="none")
+    )
     assert not (tmp_path / "o" / "genai_config.json").exists()
 
 
@@ -116,7 +119,7 @@ def test_the_sources_config_is_not_overwritten(source: Path, role: str) -> None:
     target = config if role == "result" else source.with_name("cut.onnx")
     report = config if role == "report" else source.with_name("report.json")
     with pytest.raises(SurgeryError, match=r"genai_config\.json is the source, .* or its config"):
-        prune_file(source, target, PLAN, report_path=report, verify="none")
+        prune_file(source, target, PLAN, CutOptions(report_path=report, verify="none"))
     assert config.read_bytes() == before
     assert not source.with_name("cut.onnx").exists()
 
@@ -133,13 +136,13 @@ def test_an_earlier_result_is_replaced_and_another_models_config_is_not(
     source: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "o" / "cut.onnx"
-    prune_file(source, target, PLAN, verify="none")
-    prune_file(source, target, [PlannedDeletion(layer=0, kind="mlp")], verify="none")
+    prune_file(source, target, PLAN, CutOptions(verify="none"))
+    prune_file(source, target, [PlannedDeletion(layer=0, kind="mlp")], CutOptions(verify="none"))
     config = json.loads(target.with_name("genai_config.json").read_text())
     assert config["model"]["decoder"]["num_hidden_layers"] == 3
     other, report = tmp_path / "o" / "other.onnx", tmp_path / "other.json"
     with pytest.raises(SurgeryError, match=r"is the config of cut\.onnx"):
-        prune_file(source, other, PLAN, verify="none", report_path=report)
+        prune_file(source, other, PLAN, CutOptions(verify="none", report_path=report))
     assert not other.exists()
 
 
@@ -147,7 +150,7 @@ def test_the_config_appears_with_the_result_or_not_at_all(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "o" / "cut.onnx"
-    prune_file(source, target, PLAN, verify="none")
+    prune_file(source, target, PLAN, CutOptions(verify="none"))
     before = {path.name: path.read_bytes() for path in target.parent.iterdir()}
 
     def fails(*_: Any) -> None:
@@ -155,7 +158,9 @@ def test_the_config_appears_with_the_result_or_not_at_all(
 
     monkeypatch.setattr(steps, "sync_names", fails)  # after the last move
     with pytest.raises(OnnxFileError):
-        prune_file(source, target, [PlannedDeletion(layer=0, kind="mlp")], verify="none")
+        prune_file(
+            source, target, [PlannedDeletion(layer=0, kind="mlp")], CutOptions(verify="none")
+        )
     assert {path.name: path.read_bytes() for path in target.parent.iterdir()} == before
 
 
@@ -173,7 +178,7 @@ def test_layouts_that_a_cut_would_break_are_refused(
 ) -> None:
     rewrite_source(source, content)
     with pytest.raises(SurgeryError, match=reason) as caught:
-        prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, verify="none")
+        prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
     assert "--genai-config none" in caught.value.hint
     assert not (tmp_path / "o").exists()
 
@@ -181,7 +186,7 @@ def test_layouts_that_a_cut_would_break_are_refused(
 def test_a_config_that_is_nested_without_end_is_refused(source: Path, tmp_path: Path) -> None:
     rewrite_source(source, "[" * 100_000)
     with pytest.raises(UnsafeInputError):
-        prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, verify="none")
+        prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
     assert not (tmp_path / "o").exists()
 
 
@@ -189,7 +194,7 @@ def test_names_that_do_not_fit_the_graph_are_refused(source: Path, tmp_path: Pat
     names = {"past_key_names": "past.%d.k", "past_value_names": "past.%d.v"}
     rewrite_source(source, json.dumps(with_decoder(inputs=names)))
     with pytest.raises(SurgeryError, match="fits the graph's past_key_values"):
-        prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, verify="none")
+        prune_file(source, tmp_path / "o" / "cut.onnx", PLAN, CutOptions(verify="none"))
 
 
 def test_the_runtimes_own_names_are_known() -> None:

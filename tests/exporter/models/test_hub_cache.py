@@ -11,6 +11,7 @@ from hub_cache import into_cache
 from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import inspect_file, prune_file
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, OnnxFileError
@@ -73,7 +74,7 @@ def test_sharing_a_caches_weights_is_refused(cached: Path, tmp_path: Path, insid
     target = (cached.parent if inside else tmp_path / "o") / "pruned.onnx"
     reason = "link that leaves its folder" if inside else "within one folder"
     with pytest.raises(OnnxFileError, match=reason):
-        prune_file(cached, target, CUT, weights="share")
+        prune_file(cached, target, CUT, CutOptions(weights="share"))
     assert not target.exists()
 
 

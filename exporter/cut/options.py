@@ -1,0 +1,62 @@
+"""How an ONNX file may be cut."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from exporter.option_types import OutputFile, Size
+from exporter.options import Options, dataclass, option
+
+DEFAULT_LIMIT_BYTES = 8 * 10**9
+"""Models with more weights are verified at the cheaper setting."""
+
+
+@dataclass(frozen=True)
+class CutOptions(Options):
+    """How an ONNX file is cut.
+
+    Attributes:
+        verify: ``oracle`` runs the result against the original with the branches multiplied by
+            zero, plus the replacements, on ONNX Runtime; ``none`` is recorded in the report.
+        verify_limit_bytes: Models with more weights, in bytes, are verified at a cheaper setting
+            (see :func:`exporter.cut.oracle.verify.verify_candidate`), and so are those for which
+            there isn't memory enough; the report says so.
+        weights: ``compact`` writes ``<target>.data`` with the weights that are left; ``share``
+            points into the source's data file, which must be in the same folder; only what
+            replacements bring goes into the graph, or if it is large into ``<target>.data``.
+        report_path: In place of an earlier file; by default ``prune.json`` beside the result, if no
+            other model's report stands there.
+        renumber_kv: Gives the caches that are left dense numbers.
+        genai_config: ``rewrite`` a config beside the source for the result, or ``none``.
+        keep_debug: Keeps the exporter's notes, which may hold local paths.
+        allow_all: Lets every sublayer go.
+    """
+
+    verify: Literal["oracle", "none"] = option(
+        "oracle", "Hold the result against the original with the branches multiplied by zero."
+    )
+    verify_limit_bytes: Size = option(
+        DEFAULT_LIMIT_BYTES,
+        "Above this size of the weights, verify at a cheaper setting that needs little memory.",
+        "--verify-limit",
+        rare=True,
+    )
+    weights: Literal["compact", "share"] = option(
+        "compact",
+        "Write a data file with the survivors, or point into the original's (same folder).",
+    )
+    report_path: OutputFile | None = option(
+        None, "The report's file.", "--report", usual="prune.json beside the result"
+    )
+    renumber_kv: bool = option(False, "Number the remaining KV caches from 0.")
+    genai_config: Literal["rewrite", "none"] = option(
+        "rewrite",
+        "Write onnxruntime-genai's config for the result, where the original has one.",
+        rare=True,
+    )
+    keep_debug: bool = option(False, "Keep the exporter's stack traces.", rare=True)
+    allow_all: bool = option(
+        False,
+        "Cut even if no attention and no MLP at all is left. Lifts no other refusal.",
+        "--force",
+    )
