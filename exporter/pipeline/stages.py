@@ -10,7 +10,7 @@ from typing import Any
 
 from exporter.artifacts import ParityCheck, PruneReport, PruningPlan
 from exporter.errors import VerificationError
-from exporter.files import sha256_file, staged_directory
+from exporter.files import staged_directory
 from exporter.pipeline import streaming
 from exporter.pipeline.budgeting import choose_plan
 from exporter.pipeline.keys import export_key, prune_key

@@ -39,6 +39,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import load_model
 from exporter.progress import Quiet
+from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.export.torch_export import export_onnx
 
@@ -71,7 +72,7 @@ if asked["work"] == "export":
     export_onnx(loaded, folder)
     read = loaded.shards.bytes_read if asked["streamed"] else 0
 elif asked["work"] == "cut":
-    prune_file(baseline, candidate, cut, verify="none")
+    prune_file(baseline, candidate, cut, CutOptions(verify="none"))
 elif asked["work"] == "parity":
     parity.DEFAULT_LIMIT_BYTES = 1  # the cheaper setting, as where memory is short
     meta = load_meta(asked["model"])
@@ -81,7 +82,8 @@ elif asked["work"] == "parity":
              "error": max(check.max_abs_error for check in checks)}
     read = meta.shards.bytes_read
 else:
-    report = prune_file(baseline, folder / "again" / "model.onnx", cut, verify_limit_bytes=1)
+    again, how = folder / "again" / "model.onnx", CutOptions(verify_limit_bytes=1)
+    report = prune_file(baseline, again, cut, how)
     found = {"passed": report.verification.passed, "error": report.verification.max_abs_error}
 top[0] = max(top[0], status("RssAnon"))
 print(json.dumps({
