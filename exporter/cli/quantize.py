@@ -62,7 +62,7 @@ def quantize(
     MODEL may be cut already: cut first, then quantise. Tokenizer and configs are copied into the
     output's folder where they aren't there yet. Needs ONNX Runtime.
     """
-    from exporter.quantize.quantize import quantize_with_report
+    from exporter.quantize.quantize import quantize_file
 
     settings = quantize_settings(scheme, options, calibration=calibration)
     if calibration and not settings.needs_calibration:
@@ -70,7 +70,7 @@ def quantize(
             "Nothing here looks at a calibration text.",
             "It is for --method gptq, and the schemes mixed, int8-qdq, fp8 and int4-awq.",
         )
-    result = quantize_with_report(model, output, settings, with_companions=True, progress=progress)
+    result = quantize_file(model, output, settings, with_companions=True, progress=progress)
     if as_json:
         content = asdict(result) | {"record": result.record.model_dump(mode="json")}
         echo_json(json.dumps(content, indent=2))

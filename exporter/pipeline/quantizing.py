@@ -111,15 +111,13 @@ def _quantized(
     bits_by_node: Mapping[str, int],
 ) -> QuantizationResult:
     from exporter.quantize.products import find_products
-    from exporter.quantize.quantize import quantize_with_report
+    from exporter.quantize.quantize import quantize_file
     from graph_passes.files.storage import load_model
 
     if bits_by_node:  # without what was cut
         left = {product.name for product in find_products(load_model(source)).products}
         bits_by_node = {name: bits for name, bits in bits_by_node.items() if name in left}
-    return quantize_with_report(
-        source, output, settings, bits_by_node=bits_by_node, progress=run.progress
-    )
+    return quantize_file(source, output, settings, bits_by_node=bits_by_node, progress=run.progress)
 
 
 def _sizes(result: QuantizationResult) -> str:

@@ -16,9 +16,8 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError, first_line
 from exporter.optional import require
 from exporter.quantize.calibration import CalibrationTokens, feeds
-from exporter.quantize.products import Product, Products, find_products
+from exporter.quantize.products import Product, Products, Quantised
 from exporter.quantize.refusals import refuse_not_finite
-from exporter.quantize.weight_only import Quantised
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -73,7 +72,14 @@ def quantise_activations(
         ) from error
     result = load_model(stage / _INT8)
     result.metadata_props.update(model.metadata_props)
-    return result, _done(result, found)
+    done = Quantised.of_result(found, result, 8, _why_left)
+    if not done.bits[8]:
+        name, why = next(iter(done.in_float.items()))
+        raise QuantizationError(
+            f"ONNX Runtime's quantiser left every product in float: {name}: {why}.",
+            "Choose another scheme: --scheme int8.",
+        )
+    return result, done
 
 
 def _dynamic(stage: Path) -> None:
@@ -131,22 +137,8 @@ def _named(product: Product) -> str:
     return product.name
 
 
-def _done(result: ir.Model, found: Products) -> Quantised:
-    """Looks which products have float weights still."""
-    left = find_products(result)
-    in_float = found.in_float | left.in_float
-    for product in left.products:
-        in_float[product.name] = _TIED if _is_turned(product) else "the quantiser left it out"
-    has_head = any(product.head for product in found.products)
-    head_left = any(product.head for product in left.products)
-    count = len(found.products) - len(left.products)
-    if not count:
-        name, why = next(iter(in_float.items()))
-        raise QuantizationError(
-            f"ONNX Runtime's quantiser left every product in float: {name}: {why}.",
-            "Choose another scheme: --scheme int8.",
-        )
-    return Quantised({8: count}, 8 if has_head and not head_left else None, None, in_float)
+def _why_left(product: Product) -> str:
+    return _TIED if _is_turned(product) else "the quantiser left it out"
 
 
 @contextmanager

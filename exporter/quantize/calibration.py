@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from exporter.artifacts import Phase
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import Shape, has_cache, make_inputs
+from exporter.engines.runners.base import TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CalibrationError
 from exporter.models.texts import pack_tokens, read_texts
@@ -73,12 +74,20 @@ def calibration_tokens(model: Path, spec: str) -> CalibrationTokens:
     return CalibrationTokens(f"{texts.source}, sha256 {texts.sha256[:16]}", ids)
 
 
-def feeds(runner: OnnxRuntimeRunner, tokens: CalibrationTokens) -> Iterator[dict[str, object]]:
-    """A model's inputs for one sample after the other, with an empty cache where it takes one."""
-    specs = runner.inputs
+def feed(specs: Sequence[TensorSpec], token_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """A model's inputs for some samples at once, with an empty cache where it takes one.
+
+    Args:
+        specs: What the model takes.
+        token_ids: ``[samples, tokens]``.
+    """
     phase: Phase = "prefill" if has_cache(specs) else "encode"
-    for sample in tokens.token_ids:
-        yield dict(make_inputs(specs, Shape(phase, 1, len(sample)), sample[None]))
+    return dict(make_inputs(specs, Shape(phase, *token_ids.shape), token_ids))
+
+
+def feeds(runner: OnnxRuntimeRunner, tokens: CalibrationTokens) -> Iterator[dict[str, Any]]:
+    """A model's inputs for one sample after the other."""
+    return (feed(runner.inputs, sample[None]) for sample in tokens.token_ids)
 
 
 def second_moments(
@@ -114,8 +123,8 @@ def second_moments(
             names = [value.name or "" for value in group]
             moments = [np.zeros((depths[value],) * 2, np.float32) for value in group]
             with progress.task("reading the calibration text", len(tokens.token_ids)) as task:
-                for feed in feeds(runner, tokens):
-                    seen = runner.run(feed, names)  # type: ignore[arg-type]
+                for inputs in feeds(runner, tokens):
+                    seen = runner.run(inputs, names)
                     for name, moment in zip(names, moments, strict=True):
                         rows = seen[name].reshape(-1, len(moment)).astype(np.float32)
                         moment += rows.T @ rows  # symmetric, so NumPy computes half of it

@@ -17,19 +17,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from exporter.engines.inputs import Shape, has_cache, make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import MissingDependencyError, QuantizationError
 from exporter.progress import QUIET, Progress
-from exporter.quantize.calibration import CalibrationTokens
-from exporter.quantize.products import Products, find_products, name_of
+from exporter.quantize.calibration import CalibrationTokens, feed
+from exporter.quantize.products import Products, Quantised
 from exporter.quantize.settings import MODELOPT_HINT, Scheme
-from exporter.quantize.weight_only import Quantised
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -130,21 +127,17 @@ def quantise_with_modelopt(
 
     write_files(model, stage, _SOURCE, "compact")
     with OnnxRuntimeRunner(stage / _SOURCE, threads=1) as runner:  # only asked for its inputs
-        calibration = _inputs(runner, tokens)
+        calibration = feed(runner.inputs, tokens.token_ids)  # of which it takes one a call
     np.savez(stage / _CALIBRATION, **calibration)  # type: ignore[arg-type]
     with progress.task(f"ModelOpt, {scheme}"):
         _run(python, stage, _MODES[scheme], _precision(model), progress)
     result = load_model(stage / _RESULT)
     _put_back(result, model)
-    return result, _done(result, found, scheme)
-
-
-def _inputs(runner: OnnxRuntimeRunner, tokens: CalibrationTokens) -> dict[str, NDArray[Any]]:
-    """By input, the samples ``[samples, ...]``, of which ModelOpt takes one a call."""
-    specs = runner.inputs
-    samples, length = tokens.token_ids.shape
-    shape = Shape("prefill" if has_cache(specs) else "encode", samples, length)
-    return dict(make_inputs(specs, shape, tokens.token_ids))
+    bits = _MODES[scheme].bits
+    done = Quantised.of_result(found, result, bits, lambda _: "ModelOpt left it out")
+    if not done.bits[bits]:
+        raise QuantizationError(f"ModelOpt found nothing to quantise into {scheme}.")
+    return result, done
 
 
 def _put_back(result: ir.Model, model: ir.Model) -> None:
@@ -192,30 +185,3 @@ def _precision(model: ir.Model) -> str:
         if value.const_value is not None and value.const_value.dtype.name in _PRECISIONS:
             sizes[value.const_value.dtype.name] += value.const_value.size
     return _PRECISIONS[max(sizes, key=sizes.__getitem__, default="FLOAT")]
-
-
-def _done(result: ir.Model, found: Products, scheme: Scheme) -> Quantised:
-    """Looks which products read their weights from fewer bits."""
-    done = {name_of(node) for node in result.graph if _is_quantised(node)}
-    if not done:
-        raise QuantizationError(f"ModelOpt found nothing to quantise into {scheme}.")
-    bits = _MODES[scheme].bits
-    in_float = found.in_float | {
-        product.name: "ModelOpt left it out"
-        for product in find_products(result).products
-        if product.name not in done
-    }
-    has_head = any(product.head and product.name in done for product in found.products)
-    return Quantised({bits: len(done)}, bits if has_head else None, None, in_float)
-
-
-def _is_quantised(node: ir.Node) -> bool:
-    """Whether a node multiplies by a weight that is read from fewer bits."""
-    if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
-        return False
-    weight = node.inputs[1]
-    maker = weight.producer() if weight is not None else None
-    while maker is not None and maker.op_type in ("Transpose", "Cast", "Reshape"):
-        above = maker.inputs[0]
-        maker = above.producer() if above is not None else None
-    return maker is not None and "DequantizeLinear" in maker.op_type

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -112,6 +112,46 @@ class Products:
     products: tuple[Product, ...]
     table: Table | None
     in_float: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What was done.
+
+    Attributes:
+        bits: How many products have how many bits.
+        head_bits: Of the last product; None where there is none, or it stayed in float.
+        embedding_bits: Of the tokens' table.
+        in_float: Name to reason, of what stayed.
+        kept: GGUF type to how many weights keep blocks of it.
+        rounded_anew: Name to reason, of weights that were to keep their blocks and couldn't.
+    """
+
+    bits: dict[int, int]
+    head_bits: int | None = None
+    embedding_bits: int | None = None
+    in_float: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    rounded_anew: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_result(
+        cls, found: Products, result: ir.Model, bits: int, reason: Callable[[Product], str]
+    ) -> Quantised:
+        """What another quantiser did: products that multiply by a float weight still were left.
+
+        Args:
+            found: The products of the float graph.
+            result: What the quantiser made of it.
+            bits: Of the weights that it quantises.
+            reason: Why a product was left.
+        """
+        left = find_products(result)
+        in_float = found.in_float | left.in_float
+        in_float |= {product.name: reason(product) for product in left.products}
+        had_head, has_head = (any(p.head for p in each.products) for each in (found, left))
+        count = len(found.products) - len(left.products)
+        return cls({bits: count}, bits if had_head and not has_head else None, None, in_float)
 
 
 def find_products(model: ir.Model) -> Products:

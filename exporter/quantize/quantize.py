@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -13,19 +14,19 @@ from exporter.artifacts.forms import QUANTIZATION_KEY, QuantizationRecord
 from exporter.cut.prune_files import stale_reports
 from exporter.engines.environment import default_threads
 from exporter.files import refuse_overwriting, sha256_file
+from exporter.models.genai_config import CONFIG_FILE, find_config, rewritten
 from exporter.progress import QUIET, Progress
+from exporter.quantize.activations import quantise_activations
 from exporter.quantize.calibration import CalibrationTokens, calibration_tokens
-from exporter.quantize.companions import stage_companions
-from exporter.quantize.difference import Difference, difference
+from exporter.quantize.difference import OutputDifference, output_difference
 from exporter.quantize.gguf_blocks import GgufBlocks
 from exporter.quantize.modelopt import (
     method_of,
     quantise_with_modelopt,
     refuse_caches_in_place,
 )
-from exporter.quantize.products import Products, find_products
+from exporter.quantize.products import Products, Quantised, find_products
 from exporter.quantize.refusals import (
-    nothing_kept,
     refuse_nothing_to_do,
     refuse_quantised,
     refuse_unknown_nodes,
@@ -33,12 +34,19 @@ from exporter.quantize.refusals import (
 )
 from exporter.quantize.sensitivity import MixedBits, search_mixed
 from exporter.quantize.settings import QuantizeSettings
-from exporter.quantize.weight_only import Quantised, WeightOnly
+from exporter.quantize.weight_only import WeightOnly
+from graph_passes.files.locations import real
+from graph_passes.files.reading import copy_file
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
+_COMPANIONS = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json",
+    "vocab.*", "merges.txt", "*.spm", "spiece.model",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,27 +66,13 @@ class QuantizationResult:
     record: QuantizationRecord
     bytes_before: int
     bytes_after: int
-    difference: Difference
+    difference: OutputDifference
     in_float: dict[str, str] = field(default_factory=dict)
     rounded_anew: dict[str, str] = field(default_factory=dict)
     mixed: MixedBits | None = None
 
 
 def quantize_file(
-    source: Path,
-    output: Path,
-    settings: QuantizeSettings,
-    *,
-    bits_by_node: Mapping[str, int] = NOTHING,
-    progress: Progress = QUIET,
-) -> QuantizationRecord:
-    """As :func:`quantize_with_report`, of which it gives the record alone."""
-    return quantize_with_report(
-        source, output, settings, bits_by_node=bits_by_node, progress=progress
-    ).record
-
-
-def quantize_with_report(
     source: Path,
     output: Path,
     settings: QuantizeSettings,
@@ -107,10 +101,6 @@ def quantize_with_report(
             its folder yet.
         progress: Who is told.
 
-    Returns:
-        The record that the graph carries, what stayed in float and why, and how far its results
-        are from the float graph's.
-
     Raises:
         UsageError: The settings don't fit each other or the graph.
         OnnxFileError: The source can't be read, or the output not written.
@@ -127,131 +117,119 @@ def quantize_with_report(
 
     settings.refuse_nonsense(bits_given=bool(bits_by_node))
     model = storage.load_model(source)
-    found = find_products(model)
-    _refuse(model, found, source, output, settings, bits_by_node)
-    method = (
-        method_of(settings.scheme, settings.modelopt) if settings.modelopt else settings.rounding
-    )
-    tokens = None
-    if settings.reads_text(bits_given=bool(bits_by_node)):
-        tokens = calibration_tokens(source, settings.calibration or "")
+    work = _Quantisation(source, model, find_products(model), settings, bits_by_node, progress)
+    work.refuse(output)
+    method, tokens = work.method(), work.tokens()
     before = _bytes([source, *storage.data_files(model)])
     try:
         with staging(output) as staged:
             stage = staged.folder
-            mixed = None
-            if settings.scheme == "mixed" and not bits_by_node and tokens is not None:
-                mixed = _searched(model, found, settings, tokens, stage, progress)
-                bits_by_node = mixed.bits_by_node
-            done = _quantised(model, found, stage, settings, bits_by_node, tokens, progress)
+            mixed = work.search_bits(stage, tokens)
+            result, done = work.run(stage, tokens, mixed.bits_by_node if mixed else bits_by_node)
             record = _record(done, settings, method, tokens)
             note = record.model_dump_json(exclude_none=True)
-            done.model.metadata_props[QUANTIZATION_KEY] = note
-            written = storage.write_files(done.model, stage, output.name, "compact")
-            gap = difference(source, stage / output.name, threads=default_threads())
+            result.metadata_props[QUANTIZATION_KEY] = note
+            written = storage.write_files(result, stage, output.name, "compact")
+            gap = output_difference(source, stage / output.name, threads=default_threads())
             after = _bytes(written)
             moves = stage_companions(source, output, stage) if with_companions else []
             moves += [(file, output.parent / file.name) for file in written]
-            needed = storage.data_files(model)
-            stale = storage.stale_data(output, written, needed)
+            stale = storage.stale_data(output, written, storage.data_files(model))
             staged.place(moves, [*stale, *stale_reports(output)])
     except OSError as error:
         raise storage.write_error(output, error) from error
-    what = done.what
-    return QuantizationResult(record, before, after, gap, what.in_float, what.rounded_anew, mixed)
+    return QuantizationResult(record, before, after, gap, done.in_float, done.rounded_anew, mixed)
 
 
-@dataclass(frozen=True)
-class _Done:
+@dataclass(frozen=True, eq=False)
+class _Quantisation:
+    """What is to be quantised, and how."""
+
+    source: Path
     model: ir.Model
-    what: Quantised
+    found: Products
+    settings: QuantizeSettings
+    bits_by_node: Mapping[str, int]
+    progress: Progress
 
+    def refuse(self, output: Path) -> None:
+        """All that can be refused before any work."""
+        from graph_passes.files import storage
 
-def _refuse(
-    model: ir.Model,
-    found: Products,
-    source: Path,
-    output: Path,
-    settings: QuantizeSettings,
-    bits_by_node: Mapping[str, int],
-) -> None:
-    """All that can be refused before any work."""
-    from graph_passes.files import storage
+        refuse_quantised(self.model, self.source)
+        if self.settings.modelopt is not None:
+            refuse_caches_in_place(self.model, self.source)
+        refuse_nothing_to_do(self.found, self.source)
+        refuse_unknown_nodes(self.bits_by_node, self.found)
+        texts = [Path(self.settings.calibration)] if self.settings.calibration else []
+        files = [self.settings.gguf] if self.settings.gguf else []
+        read = [self.source, *storage.data_files(self.model), *texts, *files]
+        refuse_overwriting(output, read)
+        storage.refuse_collision(self.model, output, "compact")
+        tensors = (product.weight.const_value for product in self.found.products)
+        refuse_unrunnable(self.settings, {t.dtype for t in tensors if t is not None})
 
-    refuse_quantised(model, source)
-    if settings.modelopt is not None:
-        refuse_caches_in_place(model, source)
-    refuse_nothing_to_do(found, source)
-    refuse_unknown_nodes(bits_by_node, found)
-    texts = [Path(settings.calibration)] if settings.calibration else []
-    files = [settings.gguf] if settings.gguf else []
-    refuse_overwriting(output, [source, *storage.data_files(model), *texts, *files])
-    storage.refuse_collision(model, output, "compact")
-    kinds = {p.weight.const_value.dtype for p in found.products if p.weight.const_value is not None}
-    refuse_unrunnable(settings, kinds)
-
-
-def _searched(
-    model: ir.Model,
-    found: Products,
-    settings: QuantizeSettings,
-    tokens: CalibrationTokens,
-    stage: Path,
-    progress: Progress,
-) -> MixedBits:
-    folder = stage / "searched"
-    folder.mkdir()
-    try:
-        return search_mixed(
-            model, found, settings, tokens, folder, threads=default_threads(), progress=progress
+    def method(self) -> str:
+        """What the record calls the method."""
+        settings = self.settings
+        return (
+            method_of(settings.scheme, settings.modelopt)
+            if settings.modelopt
+            else settings.rounding
         )
-    finally:
-        shutil.rmtree(folder)
 
+    def tokens(self) -> CalibrationTokens | None:
+        """The calibration text; None where nothing looks at one."""
+        if not self.settings.reads_text(bits_given=bool(self.bits_by_node)):
+            return None
+        return calibration_tokens(self.source, self.settings.calibration or "")
 
-def _quantised(
-    model: ir.Model,
-    found: Products,
-    stage: Path,
-    settings: QuantizeSettings,
-    bits_by_node: Mapping[str, int],
-    tokens: CalibrationTokens | None,
-    progress: Progress,
-) -> _Done:
-    if settings.weight_only:
-        gguf = GgufBlocks(settings.gguf) if settings.gguf else None
-        work = WeightOnly(model, found, settings, bits_by_node, tokens, default_threads(), gguf)
-        done = work.run(stage, progress)
-        if gguf is not None and not done.kept:
-            raise nothing_kept(gguf.path, done.rounded_anew)
-        return _Done(model, done)
-    if settings.modelopt is not None and tokens is not None:
-        return _Done(
-            *quantise_with_modelopt(
-                model, found, stage, settings.scheme, tokens, settings.modelopt, progress
+    def search_bits(self, stage: Path, tokens: CalibrationTokens | None) -> MixedBits | None:
+        """For the scheme ``mixed`` the bits of each product, unless they are given."""
+        if self.settings.scheme != "mixed" or self.bits_by_node or tokens is None:
+            return None
+        folder = stage / "searched"
+        folder.mkdir()
+        try:
+            return search_mixed(
+                self.model, self.found, self.settings, tokens, folder,
+                threads=default_threads(), progress=self.progress,
+            )  # fmt: skip
+        finally:
+            shutil.rmtree(folder)
+
+    def run(
+        self, stage: Path, tokens: CalibrationTokens | None, bits_by_node: Mapping[str, int]
+    ) -> tuple[ir.Model, Quantised]:
+        """The quantised graph, and what was done."""
+        model, found, settings, threads = self.model, self.found, self.settings, default_threads()
+        if settings.weight_only:
+            gguf = GgufBlocks(settings.gguf) if settings.gguf else None
+            work = WeightOnly(model, found, settings, bits_by_node, tokens, threads, gguf)
+            return model, work.run(stage, self.progress)
+        if settings.modelopt is not None and tokens is not None:
+            return quantise_with_modelopt(
+                model, found, stage, settings.scheme, tokens, settings.modelopt, self.progress
             )
-        )
-    from exporter.quantize.activations import quantise_activations
-
-    return _Done(*quantise_activations(model, found, stage, tokens, default_threads()))
+        return quantise_activations(model, found, stage, tokens, threads)
 
 
 def _record(
-    done: _Done, settings: QuantizeSettings, method: str, tokens: CalibrationTokens | None
+    done: Quantised, settings: QuantizeSettings, method: str, tokens: CalibrationTokens | None
 ) -> QuantizationRecord:
     weight_only = settings.weight_only
     return QuantizationRecord(
         scheme=settings.scheme,
         method=method,
-        bits={str(bits): count for bits, count in sorted(done.what.bits.items())},
+        bits={str(bits): count for bits, count in sorted(done.bits.items())},
         block_size=settings.block if weight_only else None,
         symmetric=settings.without_zero_points if weight_only else None,
         accuracy_level=settings.level if weight_only else None,
-        embedding_bits=done.what.embedding_bits,
-        head_bits=done.what.head_bits,
+        embedding_bits=done.embedding_bits,
+        head_bits=done.head_bits,
         calibration=tokens.source if tokens else None,
         gguf=_named(settings.gguf) if settings.gguf else None,
-        kept_blocks=done.what.kept,
+        kept_blocks=done.kept,
     )
 
 
@@ -261,3 +239,41 @@ def _named(file: Path) -> str:
 
 def _bytes(files: list[Path]) -> int:
     return sum(file.stat().st_size for file in files)
+
+
+def stage_companions(source: Path, output: Path, stage: Path) -> list[tuple[Path, Path]]:
+    """Puts copies of what a model ships with into a staging folder.
+
+    Nothing that stands in the output's folder already is replaced, and nothing is copied where the
+    source and the output share a folder.
+
+    Args:
+        source: The ONNX file that they lie beside.
+        output: The ONNX file that they are for; onnxruntime-genai's config gets its name.
+        stage: The staging folder.
+
+    Returns:
+        Staged file and final name.
+
+    Raises:
+        UnsafeInputError: One of them may not be read from where it is.
+        SurgeryError: onnxruntime-genai's config can't be read, or names the source as something
+            other than the one decoder.
+    """
+    if real(source.parent) == real(output.parent):
+        return []
+    moves = []
+    for path in sorted(source.parent.iterdir()):
+        target = output.parent / path.name
+        if _belongs(path.name) and not path.is_dir() and not target.exists():
+            moves.append((copy_file(path, stage / path.name), target))
+    config, target = find_config(source), output.parent / CONFIG_FILE
+    if config is not None and not target.exists():
+        staged = stage / CONFIG_FILE
+        staged.write_text(rewritten(config, output.name, (), (), {}), encoding="utf-8")
+        moves.append((staged, target))
+    return moves
+
+
+def _belongs(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in _COMPANIONS)

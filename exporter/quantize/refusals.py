@@ -14,6 +14,7 @@ from exporter.engines.runners.sessions import new_session
 from exporter.errors import QuantizationError, UsageError, first_line
 from exporter.optional import require
 from exporter.quantize.products import Products
+from exporter.quantize.rewrite import DOMAIN, matmul_nbits
 from exporter.quantize.settings import QuantizeSettings
 
 if TYPE_CHECKING:
@@ -59,15 +60,6 @@ def refuse_nothing_to_do(found: Products, source: Path) -> None:
     first = next((f": {name}: {why}" for name, why in found.in_float.items()), "")
     raise QuantizationError(
         f"There is nothing to quantise in {source}: no product has a weight that can be{first}."
-    )
-
-
-def nothing_kept(gguf: Path, reasons: Mapping[str, str]) -> QuantizationError:
-    """What to raise where no weight of a graph has its blocks in a GGUF file."""
-    first = next((f" {name}: {why}." for name, why in reasons.items()), "")
-    return QuantizationError(
-        f"No weight of the graph has its blocks in {gguf}.{first}",
-        "Name the GGUF file that this graph was exported from.",
     )
 
 
@@ -146,19 +138,16 @@ def _probe(kind: ir.DataType, bits: int, settings: QuantizeSettings) -> bytes:
 
     block = settings.block
     blocks = -(-_PROBE_DEPTH // block)
-    numbers = {"K": _PROBE_DEPTH, "N": 1, "bits": bits, "block_size": block}
-    if settings.level:
-        numbers["accuracy_level"] = settings.level
     x = ir.Value(name="x", shape=ir.Shape([None, _PROBE_DEPTH]), type=ir.TensorType(kind))
     quants = _initializer("b", np.zeros((1, blocks, block * bits // 8), np.uint8))
     scales = _initializer("s", np.ones((1, blocks), kind.numpy()))
-    attributes = [ir.AttrInt64(name, number) for name, number in numbers.items()]
-    node = ir.Node("com.microsoft", "MatMulNBits", [x, quants, scales], attributes)
+    size = (_PROBE_DEPTH, 1)
+    node = matmul_nbits([x, quants, scales], "probe", size, bits, block, settings.level)
     y = node.outputs[0]
     y.name, y.shape, y.type = "y", ir.Shape([None, 1]), ir.TensorType(kind)
     graph = ir.Graph(
         [x], [y], nodes=[node], initializers=[quants, scales],
-        opset_imports={"": 20, "com.microsoft": 1}, name="probe",
+        opset_imports={"": 20, DOMAIN: 1}, name="probe",
     )  # fmt: skip
     data: bytes = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     return data

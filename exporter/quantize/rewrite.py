@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,15 +121,11 @@ def use_in_product(
         follow: What it reads instead of its input, and how many columns that has.
     """
     source, depth = follow or (product.node.inputs[0], product.depth)
-    numbers = {"K": depth, "N": product.width, "bits": bits, "block_size": block}
-    if level:
-        numbers["accuracy_level"] = level
     inputs = [source, stored.quants, stored.scales, stored.zeros]
     if product.bias is not None:
         inputs += [None, product.bias]
-    while inputs[-1] is None:
-        inputs.pop()
-    _replace(product.node, "MatMulNBits", inputs, numbers)
+    name, size = product.node.name, (depth, product.width)
+    _replace(product.node, matmul_nbits(inputs, name, size, bits, block, level))
 
 
 def use_in_table(table: Table, rows: ir.Value, stored: Stored, bits: int, block: int) -> None:
@@ -146,7 +142,34 @@ def use_in_table(table: Table, rows: ir.Value, stored: Stored, bits: int, block:
     inputs = [rows, table.node.inputs[1], stored.scales]
     if stored.zeros is not None:
         inputs.append(stored.zeros)
-    _replace(table.node, "GatherBlockQuantized", inputs, numbers)
+    _replace(table.node, _node("GatherBlockQuantized", inputs, numbers, table.node.name))
+
+
+def matmul_nbits(
+    inputs: Sequence[ir.Value | None],
+    name: str | None,
+    size: tuple[int, int],
+    bits: int,
+    block: int,
+    level: int,
+) -> ir.Node:
+    """A product with a weight in blocks.
+
+    Args:
+        inputs: ``x``, blocks, scales, zero points, groups, bias; those at the end may be None.
+        name: The node's.
+        size: ``K`` and ``N``.
+        bits: Of the weight.
+        block: Weights that share a scale.
+        level: ONNX Runtime's accuracy level; 0 leaves it open.
+    """
+    given = list(inputs)
+    while given[-1] is None:
+        given.pop()
+    numbers = {"K": size[0], "N": size[1], "bits": bits, "block_size": block}
+    if level:
+        numbers["accuracy_level"] = level
+    return _node("MatMulNBits", given, numbers, name)
 
 
 def drop_unused(model: ir.Model, weights: Sequence[ir.Value]) -> None:
@@ -165,17 +188,20 @@ def _is_read(value: ir.Value, outputs: set[ir.Value]) -> bool:
     return bool(list(value.uses())) or value in outputs
 
 
-def _replace(
-    old: ir.Node, operator: str, inputs: Sequence[ir.Value | None], numbers: dict[str, int]
-) -> None:
+def _node(
+    operator: str, inputs: Sequence[ir.Value | None], numbers: Mapping[str, int], name: str | None
+) -> ir.Node:
     import onnx_ir as ir
 
+    attributes = [ir.AttrInt64(key, number) for key, number in numbers.items()]
+    return ir.Node(DOMAIN, operator, inputs, attributes, name=name, version=1)
+
+
+def _replace(old: ir.Node, node: ir.Node) -> None:
+    """Puts a node in another one's place, under the same names."""
     graph = old.graph
     assert graph is not None
-    attributes = [ir.AttrInt64(name, number) for name, number in numbers.items()]
-    before = old.outputs[0]
-    node = ir.Node(DOMAIN, operator, inputs, attributes, name=old.name, version=1)
-    after = node.outputs[0]
+    before, after = old.outputs[0], node.outputs[0]
     after.name, after.shape, after.type = before.name, before.shape, before.type
     after.metadata_props.update(before.metadata_props)
     node.metadata_props.update(old.metadata_props)

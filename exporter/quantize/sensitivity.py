@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Phase
 from exporter.compare.quality.predictions import Distributions, chunks, divergence
-from exporter.engines.inputs import Shape, has_cache, make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CalibrationError, QuantizationError
 from exporter.progress import Progress
-from exporter.quantize.calibration import CalibrationTokens
+from exporter.quantize.calibration import CalibrationTokens, feed
 from exporter.quantize.products import Product, Products
 from exporter.quantize.rounding import rounded, unpack
 from exporter.quantize.settings import QuantizeSettings
@@ -256,10 +254,9 @@ class _Trials:
             for product in by_bits
         }
         specs = [spec for spec in self._runner.inputs if spec.name not in self._weights]
-        phase: Phase = "prefill" if has_cache(specs) else "encode"
         for sample in token_ids:
-            feed = make_inputs(specs, Shape(phase, 1, len(sample)), sample[None])
-            fed = {name: self._runner.value(array) for name, array in feed.items()}
+            inputs = feed(specs, sample[None]).items()
+            fed = {name: self._runner.value(array) for name, array in inputs}
             (logits,) = self._runner.run_bound(self._weights | given | fed, [self._logits])
             yield logits.numpy()[0].astype(np.float32, copy=False)
 

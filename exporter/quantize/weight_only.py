@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,7 @@ from exporter.progress import Progress
 from exporter.quantize.calibration import CalibrationTokens, second_moments
 from exporter.quantize.gguf_blocks import GgufBlocks
 from exporter.quantize.gptq import gptq, inverse_factor
-from exporter.quantize.kept_blocks import Keeper
-from exporter.quantize.products import Product, Products, Table
+from exporter.quantize.products import Product, Products, Quantised, Table
 from exporter.quantize.refusals import refuse_not_finite
 from exporter.quantize.rewrite import (
     PackedWeights,
@@ -28,7 +27,7 @@ from exporter.quantize.rewrite import (
 )
 from exporter.quantize.rounding import round_to_nearest, rounded
 from exporter.quantize.settings import QuantizeSettings
-from exporter.quantize.zero_points import BlockSums, Fitted, without_fractions
+from exporter.quantize.zero_points import BlockSums, Fitted, whole_blocks, without_fractions
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,27 +36,6 @@ _DATA_FILE = "packed.data"
 _AS_KEPT = 0  # in place of bits
 
 Matrix = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """What was done.
-
-    Attributes:
-        bits: How many products have how many bits.
-        head_bits: Of the last product; None where there is none, or it stayed in float.
-        embedding_bits: Of the tokens' table.
-        in_float: Name to reason, of what stayed.
-        kept: GGUF type to how many weights keep blocks of it.
-        rounded_anew: Name to reason, of weights that were to keep their blocks and couldn't.
-    """
-
-    bits: dict[int, int]
-    head_bits: int | None = None
-    embedding_bits: int | None = None
-    in_float: dict[str, str] = field(default_factory=dict)
-    kept: dict[str, int] = field(default_factory=dict)
-    rounded_anew: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +68,8 @@ class WeightOnly:
             progress: Who is told.
 
         Raises:
-            QuantizationError: A weight isn't finite, or hqq meets blocks that aren't filled.
+            QuantizationError: A weight isn't finite, hqq meets blocks that aren't filled, or no
+                weight has its blocks in the GGUF file.
             CalibrationError: GPTQ can't be computed for a layer.
         """
         from graph_passes.files.weight_file import WeightWriter
@@ -104,9 +83,11 @@ class WeightOnly:
                     task.advance()
             in_float = dict(self.found.in_float) | packer.table()
             drop_unused(self.model, packer.replaced)
+        if self.gguf is not None and not packer.kept:
+            raise _nothing_kept(self.gguf.path, packer.rounded_anew)
         return Quantised(
             dict(packer.counts), packer.head_bits, packer.embedding_bits, in_float,
-            *packer.kept_and_not(),
+            dict(packer.kept), packer.rounded_anew,
         )  # fmt: skip
 
     def bits_of(self, product: Product) -> int:
@@ -164,15 +145,12 @@ class _Packer:
         self._store = store
         self._sums = BlockSums(store, work.settings.level)
         self._packed: dict[tuple[ir.Value, bool, int], _Weight] = {}
-        self.keeper = None if work.gguf is None else Keeper(work.gguf, work.settings.level)
         self.counts: Counter[int] = Counter()
+        self.kept: Counter[str] = Counter()  # by GGUF type, "Q4_K+Q6_K" for a weight of several
+        self.rounded_anew: dict[str, str] = {}
         self.replaced: list[ir.Value] = []
         self.head_bits: int | None = None
         self.embedding_bits: int | None = None
-
-    def kept_and_not(self) -> tuple[dict[str, int], dict[str, str]]:
-        """As :class:`Quantised` has them."""
-        return (dict(self.keeper.kept), self.keeper.rounded_anew) if self.keeper else ({}, {})
 
     def product(self, product: Product, factor: Matrix | None) -> None:
         """Packs a product's weight and puts it to use."""
@@ -245,17 +223,21 @@ class _Packer:
         whole: bool = False,
     ) -> _Weight | None:
         """A weight in the file's blocks, if it has any; ``whole`` takes no fractional offsets."""
-        if self.keeper is None:
+        gguf, key = self._work.gguf, (value, turned, _AS_KEPT)
+        if gguf is None:
             return None
-        key = (value, turned, _AS_KEPT)
         if key not in self._packed:
-            fitted = self.keeper.fitted(value, name, matrix)
-            if fitted is None:
+            assert value.const_value is not None
+            found = gguf.find(matrix(), value.const_value.dtype.numpy())
+            if isinstance(found, str):
+                self.rounded_anew[name] = found
                 return None
+            self.kept["+".join(found.kinds)] += 1
+            fitted = whole_blocks(found.blocks, self._work.settings.level)
             self._packed[key] = self._written(value, fitted)
         weight = self._packed[key]
         if whole and weight.sums:
-            self.keeper.rounded_anew[name] = "a table takes no fractional offsets"
+            self.rounded_anew[name] = "a table takes no fractional offsets"
             return None
         return weight
 
@@ -287,4 +269,12 @@ def _ragged(name: str, depth: int, block: int) -> QuantizationError:
         f"{name} sums over {depth} inputs, no multiple of the block of {block}: hqq's zero points "
         "would leave ONNX Runtime's fast kernel there.",
         "Take a --block-size that divides it, or --method rtn.",
+    )
+
+
+def _nothing_kept(gguf: Path, reasons: Mapping[str, str]) -> QuantizationError:
+    first = next((f" {name}: {why}." for name, why in reasons.items()), "")
+    return QuantizationError(
+        f"No weight of the graph has its blocks in {gguf}.{first}",
+        "Name the GGUF file that this graph was exported from.",
     )

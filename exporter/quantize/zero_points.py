@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.quantize.rewrite import DOMAIN, PackedWeights, Stored
+from exporter.quantize.gguf_types import Blocks
+from exporter.quantize.rewrite import PackedWeights, Stored, matmul_nbits
 from exporter.quantize.rounding import Packed, loosen, pack
 
 if TYPE_CHECKING:
@@ -54,20 +55,18 @@ class Fitted:
     sums: int = 0
 
 
-def whole_blocks(quants: Bytes, scales: Floats, offsets: Floats, bits: int, level: int) -> Fitted:
+def whole_blocks(blocks: Blocks, level: int) -> Fitted:
     """Blocks with any offsets as blocks with whole zero points.
 
     Args:
-        quants: ``[N, blocks, block]``.
-        scales: ``[N, blocks]``.
-        offsets: ``[N, blocks]``; a number is ``scale * (q - offset)``.
-        bits: 4 or 8.
+        blocks: Of ``[N, K]``.
         level: The accuracy level that the product will have.
     """
+    quants, scales, offsets, bits = blocks.quants, blocks.scales, blocks.offsets, blocks.bits
     middle, highest = 1 << (bits - 1), (1 << bits) - 1
     zeros = np.clip(np.round(offsets), 0, highest)
     rest = scales * (zeros - offsets)
-    block = quants.shape[2]
+    block = blocks.block
     if not rest.any():
         told = None if (zeros == middle).all() else zeros.astype(np.uint8)
         return Fitted(pack(quants, scales, told, bits), bits, block)
@@ -93,7 +92,7 @@ def without_fractions(packed: Packed, bits: int, block: int, depth: int, level: 
     if packed.has_whole_zero_points or depth % block:
         return Fitted(packed, bits, block)
     zeros = np.asarray(packed.zero_points, np.float32)
-    return whole_blocks(loosen(packed.quants, bits), packed.scales, zeros, bits, level)
+    return whole_blocks(Blocks(loosen(packed.quants, bits), packed.scales, zeros, bits), level)
 
 
 def _digit(rest: Floats, bits: int, block: int) -> tuple[tuple[Floats, Floats, Floats], Floats]:
@@ -151,14 +150,9 @@ class BlockSums:
         assert x is not None
         assert graph is not None
         ones = self._matrix(product, block, copies, width)
-        numbers = {"K": product.depth, "N": width, "bits": _SUM_BITS, "block_size": block}
-        if self._level:
-            numbers["accuracy_level"] = self._level
-        sums = ir.Node(
-            DOMAIN, "MatMulNBits", [x, ones.quants, ones.scales],
-            [ir.AttrInt64(name, number) for name, number in numbers.items()],
-            name=f"{product.name}{BLOCK_SUMS}", version=1,
-        )  # fmt: skip
+        inputs, size = (x, ones.quants, ones.scales), (product.depth, width)
+        name = f"{product.name}{BLOCK_SUMS}"
+        sums = matmul_nbits(inputs, name, size, _SUM_BITS, block, self._level)
         joined = ir.Node(
             "", "Concat", [x, sums.outputs[0]], [ir.AttrInt64("axis", -1)],
             name=f"{product.name}/followed_by_sums",

@@ -30,7 +30,7 @@ from exporter.engines.environment import default_threads
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import DepthcutError
 from exporter.models.texts import pack_tokens, read_texts
-from exporter.quantize.quantize import quantize_with_report
+from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from tests.benchmarks.machine import print_machine
 
@@ -140,7 +140,7 @@ def _row(
     """Megabytes, perplexity, seconds to quantise, its and the float model's decode step in ms."""
     output = scratch / "model.onnx"
     begin = time.perf_counter()
-    quantize_with_report(source, output, settings, with_companions=True)
+    quantize_file(source, output, settings, with_companions=True)
     taken = time.perf_counter() - begin
     found = perplexity(output, tokens, threads)
     ours, theirs = decode_ms([output, source], past, threads) if past else (np.nan, np.nan)

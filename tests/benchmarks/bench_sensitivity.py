@@ -20,7 +20,7 @@ from pathlib import Path
 
 from exporter.engines.environment import default_threads
 from exporter.errors import DepthcutError
-from exporter.quantize.quantize import quantize_with_report
+from exporter.quantize.quantize import quantize_file
 from exporter.quantize.sensitivity import MixedBits
 from exporter.quantize.settings import QuantizeSettings
 from tests.benchmarks.bench_quantize import (
@@ -51,12 +51,12 @@ def main() -> int:
     searched: list[MixedBits] = []
     with tempfile.TemporaryDirectory(dir=options.folder.parent) as scratch:
         plain = Path(scratch, "plain", "model.onnx")
-        quantize_with_report(source, plain, PLAIN, with_companions=True)
+        quantize_file(source, plain, PLAIN, with_companions=True)
         for number, (name, settings) in enumerate(_forms(options).items()):
             output = Path(scratch, str(number), "model.onnx")
             begin = time.perf_counter()
             try:
-                result = quantize_with_report(source, output, settings, with_companions=True)
+                result = quantize_file(source, output, settings, with_companions=True)
             except DepthcutError as error:
                 print(f"| {name} | {error} | | | | | | |", flush=True)
                 continue

@@ -25,7 +25,7 @@ from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
 from exporter.progress import Quiet
 from exporter.quantize.calibration import CalibrationTokens
-from exporter.quantize.difference import Difference
+from exporter.quantize.difference import OutputDifference
 from exporter.quantize.sensitivity import MixedBits
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes import prune_graph, save_model
@@ -78,9 +78,9 @@ def quantised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, QuantizeSettin
         for file in source.parent.glob("model.onnx*"):
             shutil.copy(file, output.parent)
         record = QuantizationRecord(scheme=settings.scheme, method="rtn", bits={"8": 3})
-        return quantizer.QuantizationResult(record, 9, 3, Difference(0.0, 1.0, None))
+        return quantizer.QuantizationResult(record, 9, 3, OutputDifference(0.0, 1.0, None))
 
-    monkeypatch.setattr(quantizer, "quantize_with_report", stand_in)
+    monkeypatch.setattr(quantizer, "quantize_file", stand_in)
     return asked
 
 
@@ -166,7 +166,7 @@ def test_what_fails_halfway_leaves_the_results_as_they_were(
         raise DepthcutError("no")
 
     before = sorted(exported.rglob("*"))
-    monkeypatch.setattr(quantizer, "quantize_with_report", broken)
+    monkeypatch.setattr(quantizer, "quantize_file", broken)
     with pytest.raises(DepthcutError):
         quantize(run_in(exported), EIGHT)
     kept = [path for path in exported.rglob("*") if ".depthcut" not in str(path)]

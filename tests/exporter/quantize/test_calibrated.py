@@ -10,7 +10,7 @@ import pytest
 
 from exporter.errors import CalibrationError, QuantizationError, UsageError
 from exporter.quantize.gptq import gptq, inverse_factor
-from exporter.quantize.quantize import quantize_with_report
+from exporter.quantize.quantize import quantize_file
 from exporter.quantize.rounding import loosen, round_to_nearest, scales_of_block, unpack
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
@@ -111,11 +111,11 @@ def test_a_graph_is_quantised_by_a_text(model: Path, tmp_path: Path, text: str) 
     settings = QuantizeSettings(
         method="gptq", head_bits=None, embedding_bits=None, calibration=text
     )
-    result = quantize_with_report(model, tmp_path / "out.onnx", settings)
+    result = quantize_file(model, tmp_path / "out.onnx", settings)
     assert result.record.bits == {"4": 3}
     assert result.record.calibration is not None
     assert result.record.calibration.startswith(f"{text}, sha256 ")
-    plain = quantize_with_report(
+    plain = quantize_file(
         model, tmp_path / "rtn.onnx", QuantizeSettings(head_bits=None, embedding_bits=None)
     )
     assert plain.record.calibration is None
@@ -130,15 +130,15 @@ def test_gptq_watches_a_float16_graph(tmp_path: Path, text: str) -> None:
     half = written(TIED, tmp_path / "half" / "model.onnx", kind=ir.DataType.FLOAT16)
     write_tokenizer(half.parent)
     settings = QuantizeSettings(method="gptq", calibration=text)
-    result = quantize_with_report(half, tmp_path / "out.onnx", settings)
+    result = quantize_file(half, tmp_path / "out.onnx", settings)
     assert result.record.bits == {"4": 2, "8": 1}
     assert 0 < result.difference.max_abs_error < 0.2
 
 
 def test_a_head_that_shares_the_table_is_rounded(model: Path, tmp_path: Path, text: str) -> None:
     settings = QuantizeSettings(method="gptq", calibration=text)
-    quantize_with_report(model, tmp_path / "out.onnx", settings)
-    quantize_with_report(model, tmp_path / "rtn.onnx", QuantizeSettings())
+    quantize_file(model, tmp_path / "out.onnx", settings)
+    quantize_file(model, tmp_path / "rtn.onnx", QuantizeSettings())
     tables = [
         load_model(tmp_path / name).graph.initializers["table_Q8"].const_value.numpy()  # type: ignore[union-attr]
         for name in ("out.onnx", "rtn.onnx")
@@ -150,7 +150,7 @@ def test_a_layer_that_only_sees_zeros_is_named(model: Path, tmp_path: Path, text
     dead = set_weight(model, "up", np.zeros((WIDTH, 96), np.float32), model.with_name("dead.onnx"))
     settings = QuantizeSettings(method="gptq", calibration=text)
     with pytest.raises(CalibrationError, match="down_node: its input is zero"):
-        quantize_with_report(dead, tmp_path / "out" / "out.onnx", settings)
+        quantize_file(dead, tmp_path / "out" / "out.onnx", settings)
     assert not (tmp_path / "out").exists()
 
 
@@ -162,7 +162,7 @@ def test_onnx_runtimes_own_quantisers_keep_the_notes_and_tell_what_they_leave(
         scheme=scheme,  # type: ignore[arg-type]
         calibration=text if scheme == "int8-qdq" else None,
     )
-    result = quantize_with_report(model, tmp_path / "out.onnx", settings)
+    result = quantize_file(model, tmp_path / "out.onnx", settings)
     assert result.record.bits == {"8": 2}
     assert list(result.in_float) == ["head_node"]
     assert "table" in result.in_float["head_node"]
@@ -190,27 +190,27 @@ def test_what_dynamic_int8_cant_quantise_is_refused(
         source = set_weight(source, "up", numbers, tmp_path / "other.onnx")
     settings = QuantizeSettings(scheme="int8-dynamic")
     with pytest.raises(QuantizationError, match=told):
-        quantize_with_report(source, tmp_path / "out" / "out.onnx", settings)
+        quantize_file(source, tmp_path / "out" / "out.onnx", settings)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_quantiser_that_leaves_everything_in_float_has_failed(tmp_path: Path) -> None:
     source = written(ONLY_HEAD, tmp_path / "model.onnx")
     with pytest.raises(QuantizationError, match="every product in float: head_node: it reads"):
-        quantize_with_report(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int8-dynamic"))
+        quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int8-dynamic"))
 
 
 def test_the_calibration_text_is_never_written_over(model: Path, text: str) -> None:
     before = Path(text).read_bytes()
     settings = QuantizeSettings(method="gptq", calibration=text)
     with pytest.raises(UsageError, match="is an input"):
-        quantize_with_report(model, Path(text), settings)
+        quantize_file(model, Path(text), settings)
     assert Path(text).read_bytes() == before
 
 
 def test_int8_of_a_text_leaves_results_in_float(model: Path, tmp_path: Path, text: str) -> None:
     settings = QuantizeSettings(scheme="int8-qdq", calibration=text)
-    quantize_with_report(model, tmp_path / "out.onnx", settings)
+    quantize_file(model, tmp_path / "out.onnx", settings)
     graph = load_model(tmp_path / "out.onnx").graph
     sources = [n.inputs[0].producer() for n in graph if n.op_type == "QuantizeLinear"]  # type: ignore[union-attr]
     assert sources
@@ -219,9 +219,7 @@ def test_int8_of_a_text_leaves_results_in_float(model: Path, tmp_path: Path, tex
 
 def test_dynamic_int8_takes_gemms(tmp_path: Path) -> None:
     source = written(GEMM, tmp_path / "model.onnx")
-    result = quantize_with_report(
-        source, tmp_path / "out.onnx", QuantizeSettings(scheme="int8-dynamic")
-    )
+    result = quantize_file(source, tmp_path / "out.onnx", QuantizeSettings(scheme="int8-dynamic"))
     assert (result.record.bits, result.in_float) == ({"8": 1}, {})
 
 
@@ -229,11 +227,11 @@ def test_a_text_that_is_too_short_is_refused(model: Path, tmp_path: Path) -> Non
     (tmp_path / "short.txt").write_text("the value of", encoding="utf-8")
     settings = QuantizeSettings(method="gptq", calibration=str(tmp_path / "short.txt"))
     with pytest.raises(CalibrationError, match="too short"):
-        quantize_with_report(model, tmp_path / "out.onnx", settings)
+        quantize_file(model, tmp_path / "out.onnx", settings)
 
 
 def test_a_model_without_a_tokenizer_is_refused(model: Path, tmp_path: Path, text: str) -> None:
     model.with_name("tokenizer.json").unlink()
     settings = QuantizeSettings(method="gptq", calibration=text)
     with pytest.raises(CalibrationError, match=r"no tokenizer\.json beside"):
-        quantize_with_report(model, tmp_path / "out.onnx", settings)
+        quantize_file(model, tmp_path / "out.onnx", settings)

@@ -8,7 +8,7 @@ import pytest
 
 from exporter.errors import UnsafeInputError
 from exporter.models.texts.tokenizer import read_tokenizer
-from exporter.quantize.companions import stage_companions
+from exporter.quantize.quantize import stage_companions
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError, UsageError
 from exporter.quantize.gguf_blocks import GgufBlocks, KeptBlocks
 from exporter.quantize.gguf_types import can_hold, read_blocks
-from exporter.quantize.quantize import quantize_file, quantize_with_report
+from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
 from tests.exporter.gguf_files import numbers, random_rows, write_gguf
@@ -109,7 +109,7 @@ def test_a_graph_keeps_the_blocks(
     graph, gguf = kept
     output = tmp_path / "out" / "model.onnx"
     settings = QuantizeSettings(method="gguf", gguf=gguf, accuracy_level=level)
-    result = quantize_with_report(graph, output, settings)
+    result = quantize_file(graph, output, settings)
     record = result.record
     assert record.kept_blocks == {"Q8_0": 1, "Q4_1": 1, "Q4_0": 1}
     assert record.bits == {"4": 2, "8": 1}
@@ -143,7 +143,7 @@ def test_a_weight_of_other_numbers_is_rounded_and_told(
     graph, gguf = kept
     other = np.ones((INNER, WIDTH), np.float32)
     changed = set_weight(graph, "down", other, tmp_path / "changed.onnx")
-    result = quantize_with_report(
+    result = quantize_file(
         changed, tmp_path / "out.onnx", QuantizeSettings(method="gguf", gguf=gguf)
     )
     assert result.rounded_anew == {"down_node": "its row 0 is not in m.gguf"}

@@ -91,7 +91,7 @@ def test_notes_and_shapes_are_put_back_and_the_source_stays(
     source: Path, settings: QuantizeSettings, tmp_path: Path
 ) -> None:
     before, out = source.read_bytes(), tmp_path / "out" / "model.onnx"
-    record = quantize_file(source, out, settings)
+    record = quantize_file(source, out, settings).record
     assert source.read_bytes() == before
     assert (record.scheme, record.method) == ("int4-awq", "modelopt 0.47.0, awq_clip")
     assert (record.block_size, record.symmetric, record.embedding_bits) == (None, None, None)

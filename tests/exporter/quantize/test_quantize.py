@@ -18,7 +18,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError, UsageError
 from exporter.quantize import refusals
 from exporter.quantize.products import find_products, read_array
-from exporter.quantize.quantize import quantize_file, quantize_with_report
+from exporter.quantize.quantize import quantize_file
 from exporter.quantize.rounding import Packed, on_its_grid, round_to_nearest, rounded, unpack
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
@@ -60,7 +60,7 @@ def test_products_table_and_tied_head_are_quantised(
 ) -> None:
     before = contents(tied.parent)
     output = tmp_path / "out" / "model.onnx"
-    result = quantize_with_report(tied, output, QuantizeSettings(scheme=scheme))  # type: ignore[arg-type]
+    result = quantize_file(tied, output, QuantizeSettings(scheme=scheme))  # type: ignore[arg-type]
     assert operators(output) == [
         "Add", "GatherBlockQuantized", "MatMulNBits", "MatMulNBits", "MatMulNBits", "Relu",
     ]  # fmt: skip
@@ -127,9 +127,9 @@ def test_hqq_refuses_blocks_that_are_not_filled_and_others_are_whole(tmp_path: P
 def test_a_table_of_other_bits_than_its_head_is_apart(tied: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     settings = QuantizeSettings(scheme="int4", head_bits=None, embedding_bits=8)
-    record = quantize_file(tied, output, settings)
+    record = quantize_file(tied, output, settings).record
     assert (record.head_bits, record.embedding_bits) == (4, 8)
-    left = quantize_with_report(tied, tmp_path / "left.onnx", QuantizeSettings(embedding_bits=None))
+    left = quantize_file(tied, tmp_path / "left.onnx", QuantizeSettings(embedding_bits=None))
     assert left.record.embedding_bits is None
     assert "Gather" in operators(tmp_path / "left.onnx")
 
@@ -168,7 +168,7 @@ def test_a_gemm_keeps_its_bias(tmp_path: Path) -> None:
 
 def test_what_stays_in_float_is_told_with_its_reason(tmp_path: Path) -> None:
     source = written(OTHERS, tmp_path / "model.onnx")
-    result = quantize_with_report(source, tmp_path / "out.onnx", QuantizeSettings())
+    result = quantize_file(source, tmp_path / "out.onnx", QuantizeSettings())
     assert result.record.bits == {"8": 1}  # the last one, as a head
     assert result.in_float == {
         "many": "its weight is no float matrix",
@@ -179,7 +179,9 @@ def test_what_stays_in_float_is_told_with_its_reason(tmp_path: Path) -> None:
 
 def test_bits_by_node_come_before_all_else(tied: Path, tmp_path: Path) -> None:
     settings = QuantizeSettings(scheme="mixed", head_bits=None)
-    record = quantize_file(tied, tmp_path / "out.onnx", settings, bits_by_node={"down_node": 8})
+    record = quantize_file(
+        tied, tmp_path / "out.onnx", settings, bits_by_node={"down_node": 8}
+    ).record
     assert record.bits == {"4": 2, "8": 1}
     bits = {
         node.name: node.attributes.get_int("bits")
@@ -208,7 +210,9 @@ def test_the_graphs_own_notes_stay_and_the_record_is_added(tied: Path, tmp_path:
     model = load_model(tied)
     model.metadata_props["depthcut.plan"] = "[]"
     save_model(model, tmp_path / "noted.onnx")
-    record = quantize_file(tmp_path / "noted.onnx", tmp_path / "out.onnx", QuantizeSettings())
+    record = quantize_file(
+        tmp_path / "noted.onnx", tmp_path / "out.onnx", QuantizeSettings()
+    ).record
     notes = load_model(tmp_path / "out.onnx").metadata_props
     assert notes["depthcut.plan"] == "[]"
     assert QuantizationRecord.model_validate_json(notes[QUANTIZATION_KEY]) == record
@@ -290,12 +294,12 @@ def test_settings_that_fit_nothing_are_refused(
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
 def test_usual_blocks_are_taken(tied: Path, tmp_path: Path, block: int) -> None:
-    record = quantize_file(tied, tmp_path / "out.onnx", QuantizeSettings(block_size=block))
+    record = quantize_file(tied, tmp_path / "out.onnx", QuantizeSettings(block_size=block)).record
     assert record.block_size == block
 
 
 def test_a_table_whose_rows_are_no_whole_blocks_stays_in_float(tied: Path, tmp_path: Path) -> None:
-    result = quantize_with_report(tied, tmp_path / "out.onnx", QuantizeSettings(block_size=128))
+    result = quantize_file(tied, tmp_path / "out.onnx", QuantizeSettings(block_size=128))
     assert result.record.embedding_bits is None
     assert result.in_float == {"table": "its rows of 64 are no multiple of the block of 128"}
 

@@ -10,8 +10,8 @@ from written_files import names_in
 
 from exporter.cli import run
 from exporter.engines.decoding.text_model import TextModel
-from exporter.quantize.difference import Difference
-from exporter.quantize.quantize import quantize_with_report
+from exporter.quantize.difference import OutputDifference
+from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from tests.exporter.small_graphs import TIED, written
 from tests.exporter.tiny_lm import write_tokenizer
@@ -53,8 +53,8 @@ def test_a_result_far_from_the_float_model_is_told(
     kl: float | None,
     told: bool,
 ) -> None:
-    far = Difference(1.0, 1.0, kl)
-    monkeypatch.setattr("exporter.quantize.quantize.difference", lambda *_, **__: far)
+    far = OutputDifference(1.0, 1.0, kl)
+    monkeypatch.setattr("exporter.quantize.quantize.output_difference", lambda *_, **__: far)
     assert run(["quantize", str(folder), "-o", str(tmp_path / "o.onnx"), "-q"]) == 0
     assert ("little to do with the float model" in capsys.readouterr().out) == told
 
@@ -69,7 +69,7 @@ def test_what_stands_in_the_outputs_folder_stays(folder: Path, tmp_path: Path) -
 
 
 def test_nothing_is_copied_unless_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
-    quantize_with_report(folder / "model.onnx", tmp_path / "o" / "m.onnx", QuantizeSettings())
+    quantize_file(folder / "model.onnx", tmp_path / "o" / "m.onnx", QuantizeSettings())
     assert names_in(tmp_path / "o") == ["m.onnx", "m.onnx.*.data"]
 
 

@@ -15,7 +15,7 @@ from exporter.progress import QUIET
 from exporter.quantize import sensitivity
 from exporter.quantize.calibration import CalibrationTokens
 from exporter.quantize.products import find_products
-from exporter.quantize.quantize import quantize_with_report
+from exporter.quantize.quantize import quantize_file
 from exporter.quantize.rounding import Packed
 from exporter.quantize.sensitivity import MixedBits, search_mixed
 from exporter.quantize.settings import QuantizeSettings
@@ -111,7 +111,7 @@ def test_mixed_is_searched_and_done(model: Path, tmp_path: Path) -> None:
         scheme="mixed", symmetric=True, calibration=str(tmp_path / "text.txt")
     )
     output = tmp_path / "out" / "model.onnx"
-    result = quantize_with_report(model, output, settings)
+    result = quantize_file(model, output, settings)
     assert result.mixed is not None
     wanted = result.mixed.bits_by_node | {"head_node": 8}
     bits = {

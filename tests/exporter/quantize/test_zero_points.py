@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.quantize.gguf_types import Blocks
 from exporter.quantize.products import find_products
 from exporter.quantize.rewrite import PackedWeights, drop_unused, use_in_product
 from exporter.quantize.zero_points import BlockSums, whole_blocks
@@ -51,7 +52,7 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
         sums = BlockSums(store, level)
         found = find_products(model).products
         for product in found:
-            fitted = whole_blocks(*made[product.name], bits, level)
+            fitted = whole_blocks(Blocks(*made[product.name], bits), level)
             assert fitted.sums == (1 if level == 4 else {4: 4, 8: 2}[bits])
             stored = store.store(fitted.packed, product.weight, bits)
             follow = sums.follow(product, BLOCK, fitted.sums)
@@ -69,9 +70,9 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
 def test_whole_offsets_need_no_further_rows() -> None:
     quants, scales, offsets = blocks(4, 1)
     whole = np.clip(np.round(offsets), 0, 15)
-    fitted = whole_blocks(quants, scales, whole, 4, 4)
+    fitted = whole_blocks(Blocks(quants, scales, whole, 4), 4)
     assert fitted.sums == 0
     assert fitted.packed.zero_points is not None
-    middle = whole_blocks(quants, scales, np.full_like(whole, 8), 4, 4)
+    middle = whole_blocks(Blocks(quants, scales, np.full_like(whole, 8), 4), 4)
     assert (middle.sums, middle.packed.zero_points) == (0, None)
     assert ir.DataType.from_numpy(middle.packed.quants.dtype) == ir.DataType.UINT8
