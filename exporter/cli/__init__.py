@@ -43,7 +43,6 @@ _COMMANDS = {
         "check": "Hold a report against limits: a gate for CI.",
     },
     "Studies": {
-        "stability": "Tell how stable rankings are: over training, or over texts.",
         "depths": "Drop in four ways at several depths; one table of the cost.",
     },
     "Tools": {

@@ -88,7 +88,7 @@ def depths(
     from exporter.artifacts import ImportanceReport
     from exporter.choose.studies.depths import measure_depths
     from exporter.cli.requests import source_options
-    from exporter.cli.study_results import print_depths
+    from exporter.cli.study_results import print_study
     from exporter.files import refuse_overwriting, sha256_file
     from exporter.models.loading.model_source import load_model
     from exporter.report.files import study_files, write_depths
@@ -110,7 +110,7 @@ def depths(
             progress=progress,
         )
         write_depths(found, output)
-    print_depths(found, output, as_json=as_json)
+    print_study(found, output, as_json=as_json)
 
 
 def _depth_options(options: dict[str, Any]) -> Any:

@@ -10,11 +10,11 @@ import click
 
 from exporter.artifacts import ImportanceReport
 from exporter.cli.command import command
-from exporter.cli.console import ConsoleProgress, echo_json
-from exporter.cli.results import print_artifact, print_rows
+from exporter.cli.console import ConsoleProgress
+from exporter.cli.results import print_artifact
 from exporter.files import refuse_overwriting
 from exporter.models.loading.options import LOADING, SourceOptions, StreamOptions
-from exporter.option_types import InputFile, Lengths, Names, OutputPath
+from exporter.option_types import Lengths, Names, OutputPath
 from exporter.options import Options, Rule, alone, argument, dataclass, excludes, option, part
 from exporter.progress import Progress
 from exporter.report.words import significant
@@ -56,18 +56,18 @@ class Series(Options):
 class ScoreCall(Options):
     """What `depthcut score` is asked to do."""
 
-    models: tuple[str, ...] = argument("[MODEL]...", default=())
+    models: tuple[str, ...] = argument("MODEL...")
     output: OutputPath | None = option(
         None,
         "The file; of a series, the folder.",
         "-o",
         "--output",
-        usual="importance.json; importance; with --compare: none",
+        usual="importance.json; importance",
     )
-    compare: tuple[InputFile, InputFile] | None = option(
-        None,
-        "Score nothing: tell how far the rankings of two importance.json of one model agree.",
-        metavar="FILE FILE",
+    compare: bool = option(
+        False,
+        "Score nothing: MODEL... are importance.json. Tell how far rankings of two of one model "
+        "agree; of more files, of checkpoints or by --metric write a report with plots.",
     )
     score: ScoreOptions = part(ScoreOptions())
     series: Series = part(Series())
@@ -82,16 +82,22 @@ class ScoreCall(Options):
     cluster: ClusterOptions | None = part(switch="address")
 
     rules = (
-        alone("compare", "output", message="{0} is for scoring, and {1} scores nothing."),
+        alone(
+            "compare",
+            "output",
+            "models",
+            "score.metrics",
+            message="{0} is for scoring, and {1} scores nothing.",
+        ),
         Rule(
-            ("models", "compare"),
-            lambda told: bool(told.models) == (told.compare is not None),
-            "Say what to score: MODEL.",
-            "Or which two files to hold side by side: {1}.",
+            ("compare", "models"),
+            lambda told: told.compare and len(told.models) < 2,
+            "One file is held against nothing.",
+            "Name two or more with {0}.",
         ),
         Rule(
             ("series.checkpoints",),
-            lambda told: len(told.models) > 1 and told.series == Series(),
+            lambda told: len(told.models) > 1 and told.series == Series() and not told.compare,
             "Several models are named.",
             "Score one; or, where they are checkpoints of one training, say {0}.",
         ),
@@ -110,8 +116,10 @@ def score(call: ScoreCall, progress: ConsoleProgress) -> None:
     MODEL is a Hugging Face folder, a hub id or a GGUF file. Lower scores are more redundant,
     whatever the metric. Several MODELs are the checkpoints of one training: --checkpoints.
     """
-    if call.compare is not None:
-        _compare(*call.compare, _file(call.output), progress.as_json)
+    if call.compare:
+        from exporter.cli.score_comparison import compare
+
+        compare(call, _file(call.output), progress)
     elif call.series != Series():
         from exporter.cli.score_series import score_series
 
@@ -137,20 +145,6 @@ def _score(call: ScoreCall, output: Path, progress: ConsoleProgress) -> None:
     told = ", ".join(f"{s.kind} {s.layer} ({significant(s.score, 3)})" for s in lowest)
     by = f" by {report.metric}" if report.further else ""
     print_artifact(report, output, progress.as_json, f"Most redundant{by}: {told}")
-
-
-def _compare(first: Path, second: Path, output: Path | None, as_json: bool) -> None:
-    from exporter.score.comparison import compare_files, comparison_rows
-
-    if output is not None:
-        refuse_overwriting(output, [first, second])
-    comparison = compare_files(first, second)
-    if output is not None:
-        comparison.write(output)
-    if as_json:
-        echo_json(comparison.to_json())
-    else:
-        print_rows(*comparison_rows(comparison))
 
 
 def scored(

@@ -17,7 +17,7 @@ from exporter.choose.studies.series import STABILITY, Member, folder_names
 from exporter.choose.studies.series import score_series as score_members
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.score import ScoreCall, loaded_model, scored
-from exporter.cli.study_results import print_stability
+from exporter.cli.study_results import print_study
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.models.loading.options import SourceOptions
@@ -40,7 +40,7 @@ def score_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> None:
         else open_pool(cluster.address, workers=cluster.workers, progress=progress)
     ):
         report = _scored_series(call, out, progress)
-    print_stability(report, out / STABILITY, as_json=progress.as_json)
+    print_study(report, out / STABILITY, as_json=progress.as_json)
 
 
 def _scored_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> StabilityReport:

@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from exporter.artifacts import DepthsReport, StabilityReport
 from exporter.cli.console import echo, echo_json
+from exporter.cli.results import print_rows
 from exporter.printable import one_line
-
-if TYPE_CHECKING:
-    from exporter.report.parts.part import Document
+from exporter.report.files import study_files
+from exporter.report.parts.depths import depths_document
+from exporter.report.parts.part import Bullets, Grid, Note
+from exporter.report.parts.stability import stability_document
 
 _WIDTH = 100
 
 
-def print_stability(report: StabilityReport, output: Path, *, as_json: bool) -> None:
-    """The summary, or all of it as JSON."""
-    from exporter.report.parts.stability import stability_document
+def print_study(report: StabilityReport | DepthsReport, output: Path, *, as_json: bool) -> None:
+    """The summary of a study, or all of it as JSON.
 
+    Args:
+        report: What was found.
+        output: Its file.
+        as_json: Whether all is printed.
+    """
     if as_json:
         echo_json(report.to_json())
-    else:
-        _print_study(stability_document(report), output)
-
-
-def print_depths(report: DepthsReport, output: Path, *, as_json: bool) -> None:
-    """The overview, or all of it as JSON."""
-    from exporter.report.parts.depths import depths_document
-
-    if as_json:
-        echo_json(report.to_json())
-    else:
-        _print_study(depths_document(report), output)
-
-
-def _print_study(document: Document, output: Path) -> None:
-    from exporter.cli.results import print_rows
-    from exporter.report.files import study_files
-    from exporter.report.parts.part import Bullets, Grid, Note
-
+        return
+    document = (
+        stability_document(report)
+        if isinstance(report, StabilityReport)
+        else depths_document(report)
+    )
     for block in document.parts[0].blocks:
         if isinstance(block, Grid):
             echo(f"{block.caption}.", "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.cli.cluster_options import asks_for_cluster, ray_options
-from exporter.cli.console import ConsoleProgress, echo
+from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.options import (
     ANY_PATH,
     EXISTING_FILE,
@@ -63,20 +63,19 @@ def sweep(
     exit code is then 1. The output folder holds sweep.json, sweep.md and sweep.html, and a folder
     for each cell.
     """
-    from exporter.cli.sweep_table import print_sweep
     from exporter.pipeline.sweep import Dangers, look, read_sweep, run_sweep
 
     asked = read_sweep(file)
     dangers = Dangers(trust_remote_code, allow_pickle, allow_any_model_type)
     if dry_run:
         report = look(asked, output, dangers=dangers, force=force)
-        print_sweep(report, as_json)
+        _print(report, as_json)
         _end(context, report)
         return
     report = run_sweep(
         asked, output, runner=_runner(cluster), dangers=dangers, force=force, progress=progress
     )
-    print_sweep(report, as_json)
+    _print(report, as_json)
     if not as_json:
         echo(f"Report: {output / 'sweep.html'}")
     _end(context, report)
@@ -90,6 +89,22 @@ def _runner(cluster: Mapping[str, Any]) -> Runner:
     if not asks_for_cluster(cluster):
         return run_in_children
     return partial(run_on_ray, address=cluster["ray"], workers=cluster["ray_workers"])
+
+
+def _print(report: SweepReport, as_json: bool) -> None:
+    """The whole report as JSON; else a line a cell, then what failed."""
+    from exporter.cli.results import print_rows
+    from exporter.report.parts.sweep import cells_grid, failure_lines, sweep_lead
+
+    if as_json:
+        echo_json(report.to_json())
+        return
+    grid = cells_grid(report)
+    named = [[c.model, *row[1:]] for c, row in zip(report.cells, grid.rows, strict=True)]
+    print_rows(grid.header, named)
+    for line in failure_lines(report):
+        echo(line)
+    echo(sweep_lead(report))
 
 
 def _end(context: click.Context, report: SweepReport) -> None:

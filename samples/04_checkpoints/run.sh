@@ -16,7 +16,7 @@ echo "== Importance at each of them, on one text"
 depthcut score --checkpoints "$out/run" -o "$out/training" --samples 64 --sequence-length 64
 
 echo "== The last two alone"
-depthcut stability "$out/training/checkpoint-$((steps / 2))/importance.json" \
+depthcut score --compare "$out/training/checkpoint-$((steps / 2))/importance.json" \
     "$out/training/checkpoint-$steps/importance.json" -o "$out/end.json"
 
 echo "== The last one, pruned at several depths"

@@ -134,7 +134,7 @@ COMMANDS: list[Command] = [
     RECORD_KINDS, ("report.md",), 1, needs="onnx"),
     Command(("check", "reports/report.json", "--max-perplexity-increase", "900%", "--history",
     "out/history.jsonl"), "reports", RECORD_KINDS, ("history.jsonl",), 1, needs="onnx"),
-    Command(("stability", "reports/importance.json", "in/importance.json", "-o",
+    Command(("score", "--compare", "reports/importance.json", "in/importance.json", "-o",
     "out/stability.json"), "reports", RECORD_KINDS, ("stability.",), 1, needs="onnx"),
 ]  # fmt: skip
 

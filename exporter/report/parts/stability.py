@@ -70,7 +70,7 @@ def stability_document(report: StabilityReport) -> Document:
         figures = _kind_figures(report, kind)
         kinds.append(Part(kind.kind, title, _kind(report, kind), figures))
     return Document(
-        command="stability",
+        command="score --compare",
         version=report.versions.get("depthcut", ""),
         title=_TITLES[report.over],
         subject=subject,

@@ -172,7 +172,7 @@ def test_the_command_writes_data_tables_and_page(
 ) -> None:
     files = [str(path) for path in training(tmp_path)]
     out = tmp_path / "out" / "found.json"
-    assert command_line.run(["stability", *files, "-o", str(out)]) == 0
+    assert command_line.run(["score", "--compare", *files, "-o", str(out)]) == 0
     report = StabilityReport.read(out)
     assert report.points[1].file == files[1]
     told = capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_the_command_writes_data_tables_and_page(
     cells = [a for tag, a in page.elements if tag == "rect" and "rx" not in a]
     assert len(cells) == 2 * 3 * 6
     assert "among the 1 most" not in page.words
-    assert command_line.run(["stability", *files, "-o", str(out), "--json"]) == 0
+    assert command_line.run(["score", "--compare", *files, "-o", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "stability_report"
 
 
@@ -194,11 +194,12 @@ def test_the_command_refuses_what_would_be_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [str(path) for path in training(tmp_path)]
-    assert command_line.run(["stability", *files, "-o", files[0]]) == 2
+    assert command_line.run(["score", "--compare", *files, "-o", files[0]]) == 2
     assert "inputs are never changed" in capsys.readouterr().err
-    assert command_line.run(["stability", *files, "-o", str(tmp_path / "x.html")]) == 2
+    assert command_line.run(["score", "--compare", *files, "-o", str(tmp_path / "x.html")]) == 2
     assert "x.json" in capsys.readouterr().err
-    assert command_line.run(["stability"]) == 2
+    assert command_line.run(["score", "--compare"]) == 2
+    assert command_line.run(["score", "--compare", files[0]]) == 2
 
 
 def test_a_page_over_texts_has_the_pairs(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from exporter.artifacts import (
     ModelRef,
     Score,
     ScoreComparison,
+    StabilityReport,
 )
 from exporter.errors import ArtifactError, ScoringError
 from exporter.score.comparison import compare_files, comparison_rows
@@ -179,10 +180,26 @@ def test_the_command_prints_and_writes_json(
     assert ScoreComparison.read(out).agreements == compare_files(path, path).agreements
 
 
-@pytest.mark.parametrize("call", [[], ["model", "--compare", "{}", "{}"]])
+@pytest.mark.parametrize("call", [[], ["model", "--compare", "{}"]])
 def test_scoring_and_comparing_are_two_calls(call: list[str], tmp_path: Path) -> None:
     path = _write(tmp_path / "a.json", {"cosine": COSINE})
     assert command_line.run(["score", *(word.format(path) for word in call)]) == 2
+
+
+@pytest.mark.parametrize(("files", "more"), [(2, ["--metric", "kl"]), (3, [])])
+def test_a_metric_or_a_third_file_makes_a_series(
+    tmp_path: Path, files: int, more: list[str]
+) -> None:
+    paths = [
+        str(_write(tmp_path / f"{name}.json", {"cosine": COSINE, "kl": KL}, text=name))
+        for name in "abc"[:files]
+    ]
+    out = tmp_path / "out.json"
+    assert command_line.run(["score", "--compare", *paths, "-o", str(out), *more]) == 0
+    report = StabilityReport.read(out)
+    assert (report.over, len(report.points)) == ("texts", files)
+    assert report.metric == (more[-1] if more else "cosine")
+    assert out.with_suffix(".html").is_file()
 
 
 def test_the_comparison_does_not_overwrite_the_scores(tmp_path: Path) -> None:
@@ -226,9 +243,7 @@ def test_a_ranking_alone_is_held_against_nothing(tmp_path: Path) -> None:
         compare_files(path, path)
 
 
-@pytest.mark.parametrize(
-    "option", [["--metric", "kl"], ["--calibration", "pydoc"], ["--blocks"], ["--seed", "1"]]
-)
+@pytest.mark.parametrize("option", [["--calibration", "pydoc"], ["--blocks"], ["--seed", "1"]])
 def test_comparing_heeds_no_option_of_scoring(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
 ) -> None:
