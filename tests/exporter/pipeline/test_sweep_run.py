@@ -151,7 +151,7 @@ def test_the_table_names_every_cell_and_leads_to_it(swept: tuple[Path, SweepRepo
     out, report = swept
     text, page = ((out / f"sweep.{end}").read_text() for end in ("md", "html"))
     assert text.startswith(
-        "# Sweep\n\n1 model x 2 plans x 2 precisions: 4 cells, 2 done, 2 failed."
+        "# depthcut sweep: Sweep\n\n1 model x 2 plans x 2 precisions: 4 cells, 2 done, 2 failed."
     )
     for cell in report.cells[:2]:
         assert f"(<{cell.folder}/report.html>)" in text
