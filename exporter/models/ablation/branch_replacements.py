@@ -13,7 +13,7 @@ from exporter.models.anatomy.architectures import (
     named_sublayers,
     sublayers,
 )
-from exporter.models.anatomy.residual_stream import first_tensor
+from exporter.models.anatomy.residual_stream import first_tensor, hooked
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ def without_branches(
     return dict.fromkeys(named_sublayers(deletions, len(sublayers(model)) // 2), NOTHING)
 
 
-@contextlib.contextmanager
-def branches_replaced(model: Any, cut: BranchReplacements) -> Iterator[None]:
+def branches_replaced(
+    model: Any, cut: BranchReplacements
+) -> contextlib.AbstractContextManager[None]:
     """Runs a model with a cut while the block runs; no hook is left behind.
 
     The branches that are cut still run, and fill their caches; only what they add is another.
@@ -88,15 +89,11 @@ def branches_replaced(model: Any, cut: BranchReplacements) -> Iterator[None]:
     """
     parts = {part.ref: part for part in sublayers(model)}
     wanted = named_sublayers(cut, len(parts) // 2)
-    with contextlib.ExitStack() as hooks:
-        for name in wanted:
-            for handle in hooked(parts[name], cut[name]):
-                hooks.callback(handle.remove)
-        yield
+    return hooked(handle for name in wanted for handle in replacing_hooks(parts[name], cut[name]))
 
 
-def hooked(part: SublayerModules, replacement: BranchReplacement) -> Iterator[Any]:
-    """Hooks that give a branch's output another value; remove each to have the old one back."""
+def replacing_hooks(part: SublayerModules, replacement: BranchReplacement) -> Iterator[Any]:
+    """Registers hooks that give a branch's output another value."""
     read: list[torch.Tensor] = []
 
     def remember(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

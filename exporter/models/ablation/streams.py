@@ -8,7 +8,7 @@ forward runs, with the layers below handing out what they gave before.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,10 @@ from exporter.models.ablation.branch_replacements import (
     BranchReplacement,
     BranchReplacements,
     first_input,
-    hooked,
+    replacing_hooks,
 )
-from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
-from exporter.models.anatomy.residual_stream import LayerModules, first_tensor
+from exporter.models.anatomy.architectures import layer_modules, sublayers_of
+from exporter.models.anatomy.residual_stream import LayerModules, first_tensor, hooked
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
@@ -56,15 +56,16 @@ class StreamRunner:
     """
 
     def __init__(self, model: Any, positions: int = 1) -> None:
+        import torch
+
         self._model = model
         self._head = model.get_output_embeddings()
         self._stride = positions
         self.layers: Sequence[LayerModules] = layer_modules(model)
-        self._parts: dict[SublayerRef, SublayerModules] = {
-            part.ref: part for part in sublayers(model)
-        }
-        self._returned: dict[SublayerRef, int] = {}
-        self._learn_outputs()
+        self._branches = CutBranches(self.layers)
+        ids = torch.zeros((1, 2), dtype=torch.int64, device=model.device)
+        with self._branches.counted(), torch.inference_mode():
+            model(input_ids=ids, use_cache=False)
 
     def record(
         self, inputs: dict[str, torch.Tensor], cut: BranchReplacements
@@ -77,7 +78,8 @@ class StreamRunner:
         """
         streams = Streams(inputs, dict(cut), [None] * len(self.layers), {})
         with contextlib.ExitStack() as stack:
-            self._enter_cut(cut, stack)  # first, so that what is kept is what the cut gave
+            # First, so that what is kept is what the cut gave.
+            stack.enter_context(self._branches.cut(cut))
             for modules in self.layers:
                 stack.enter_context(recorded(modules, streams))
             return streams, self._run(inputs, stack)
@@ -96,7 +98,7 @@ class StreamRunner:
                     kept = output
                 stack.enter_context(forward_of(modules.layer, giving(kept)))
             rest = {name: what for name, what in cut.items() if name[0] >= start}
-            self._enter_cut(rest, stack)
+            stack.enter_context(self._branches.cut(rest))
             return self._run(streams.inputs, stack)
 
     def _start(self, streams: Streams, cut: BranchReplacements) -> tuple[int, Any]:
@@ -113,10 +115,6 @@ class StreamRunner:
             return layer, None
         return layer + 1, without_mlp(streams.attended[layer], mlp, streams.outputs[layer])
 
-    def _enter_cut(self, cut: BranchReplacements, stack: contextlib.ExitStack) -> None:
-        for name, replacement in cut.items():
-            stack.enter_context(branch_cut(self._parts[name], replacement, self._returned[name]))
-
     def _run(self, inputs: dict[str, torch.Tensor], stack: contextlib.ExitStack) -> torch.Tensor:
         import torch
 
@@ -125,71 +123,65 @@ class StreamRunner:
             logits: torch.Tensor = self._model(**inputs, use_cache=False).logits
         return logits
 
-    def _learn_outputs(self) -> None:
-        import torch
 
-        ids = torch.zeros((1, 2), dtype=torch.int64, device=self._model.device)
-        with counting_outputs(self._parts, self._returned), torch.inference_mode():
-            self._model(input_ids=ids, use_cache=False)
-
-
-@contextlib.contextmanager
-def strided_head(head: torch.nn.Module, positions: int) -> Iterator[None]:
+def strided_head(head: torch.nn.Module, positions: int) -> contextlib.AbstractContextManager[None]:
     """Runs a model's head at every so many positions while the block runs."""
 
     def choose(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0][:, ::positions], *args[1:])
 
-    handle = head.register_forward_pre_hook(choose)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hooked([head.register_forward_pre_hook(choose)])
 
 
-@contextlib.contextmanager
-def counting_outputs(
-    parts: Mapping[SublayerRef, SublayerModules], counts: dict[SublayerRef, int]
-) -> Iterator[None]:
-    """Notes how many things each branch's module returns in the block; 0 for a bare tensor."""
-
-    def keep(name: SublayerRef) -> Callable[..., None]:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            counts[name] = len(output) if isinstance(output, tuple) else 0
-
-        return hook
-
-    with contextlib.ExitStack() as hooks:
-        for name, part in parts.items():
-            handle = part.contribution.register_forward_hook(keep(name))
-            hooks.callback(handle.remove)
-        yield
-
-
-@contextlib.contextmanager
-def branch_cut(part: SublayerModules, replacement: BranchReplacement, count: int) -> Iterator[None]:
-    """Puts a replacement in a branch's place; one that is a single module does not run.
+class CutBranches:
+    """The branches of some layers, and what goes in their places.
 
     Args:
-        part: The branch.
-        replacement: What it contributes instead.
-        count: How many things its module returns; 0 for a bare tensor.
+        layers: A model's.
     """
-    if part.reads is not part.contribution:
-        with contextlib.ExitStack() as hooks:
-            for handle in hooked(part, replacement):
-                hooks.callback(handle.remove)
+
+    def __init__(self, layers: Sequence[LayerModules]) -> None:
+        self._parts = {part.ref: part for part in sublayers_of(layers)}
+        self._returned: dict[SublayerRef, int] = {}
+
+    def counted(self, layer: int | None = None) -> contextlib.AbstractContextManager[None]:
+        """Notes how many things the module of each branch of a layer, or of all, returns."""
+
+        def keep(name: SublayerRef) -> Callable[..., None]:
+            def hook(_module: Any, _inputs: Any, output: Any) -> None:
+                self._returned[name] = len(output) if isinstance(output, tuple) else 0
+
+            return hook
+
+        return hooked(
+            part.contribution.register_forward_hook(keep(name))
+            for name, part in self._parts.items()
+            if layer in (None, part.layer)
+        )
+
+    @contextlib.contextmanager
+    def cut(self, cut: BranchReplacements) -> Iterator[None]:
+        """Puts replacements in branches' places; a branch that is a single module does not run."""
+        with contextlib.ExitStack() as stack:
+            for name, replacement in cut.items():
+                stack.enter_context(self._replaced(name, replacement))
             yield
-        return
 
-    def instead(*args: Any, **kwargs: Any) -> Any:
-        x = first_input(args, kwargs)
-        contribution = replacement.contribution(x)
-        new = x.new_zeros(x.shape) if contribution is None else contribution / part.multiplier
-        return (new, *[None] * (count - 1)) if count else new
+    def _replaced(
+        self, name: SublayerRef, replacement: BranchReplacement
+    ) -> contextlib.AbstractContextManager[None]:
+        part = self._parts[name]
+        if part.reads is not part.contribution:
+            return hooked(replacing_hooks(part, replacement))
+        count = self._returned[name]
 
-    with forward_of(part.contribution, instead):
-        yield
+        def instead(*args: Any, **kwargs: Any) -> Any:
+            x = first_input(args, kwargs)
+            contribution = replacement.contribution(x)
+            new = x.new_zeros(x.shape) if contribution is None else contribution / part.multiplier
+            return (new, *[None] * (count - 1)) if count else new
+
+        return forward_of(part.contribution, instead)
 
 
 def without_mlp(attended: torch.Tensor, replacement: BranchReplacement, output: Any) -> Any:
@@ -205,8 +197,7 @@ def without_mlp(attended: torch.Tensor, replacement: BranchReplacement, output: 
     return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
 
-@contextlib.contextmanager
-def recorded(modules: LayerModules, streams: Streams) -> Iterator[None]:
+def recorded(modules: LayerModules, streams: Streams) -> contextlib.AbstractContextManager[None]:
     """Keeps what a layer returns in the block, and the stream between its two branches."""
     number = modules.number
     stream: list[torch.Tensor] = []
@@ -221,16 +212,13 @@ def recorded(modules: LayerModules, streams: Streams) -> Iterator[None]:
     def leave(_module: Any, _inputs: Any, output: Any) -> None:
         streams.outputs[number] = output
 
-    with contextlib.ExitStack() as hooks:
-        handles = [
-            modules.layer.register_forward_pre_hook(enter, with_kwargs=True),
-            modules.layer.register_forward_hook(leave),
-        ]
+    def hooks() -> Iterator[Any]:
+        yield modules.layer.register_forward_pre_hook(enter, with_kwargs=True)
+        yield modules.layer.register_forward_hook(leave)
         if modules.form == "sequential":
-            handles.append(modules.attention.register_forward_hook(between))
-        for handle in handles:
-            hooks.callback(handle.remove)
-        yield
+            yield modules.attention.register_forward_hook(between)
+
+    return hooked(hooks())
 
 
 @contextlib.contextmanager

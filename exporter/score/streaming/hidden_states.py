@@ -14,9 +14,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 from exporter.cut.oracle.memory import available_bytes
 from exporter.errors import FULL_DISK, ScoringError, first_line
@@ -33,37 +33,23 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _CANT_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 
-class HiddenStates(Protocol):
-    """Keeps a tensor for each stream and batch."""
-
-    def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
-        """Keeps a tensor, in the place of the last one of this stream and batch.
-
-        Raises:
-            ScoringError: There is no room for it.
-        """
-
-    def get(self, stream: int, batch: int) -> torch.Tensor:
-        """The tensor that was kept; the caller does not change it."""
-
-
 class StatesInMemory:
-    """Keeps them as they are."""
+    """Keeps a tensor for each stream and batch."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int, int], torch.Tensor] = {}
 
     def put(self, stream: int, batch: int, tensor: torch.Tensor) -> None:
-        """Keeps a tensor."""
+        """Keeps a tensor, in the place of the last one of this stream and batch."""
         self._kept[stream, batch] = tensor
 
     def get(self, stream: int, batch: int) -> torch.Tensor:
-        """The tensor that was kept."""
+        """The tensor that was kept; the caller does not change it."""
         return self._kept[stream, batch]
 
 
 class StatesInFile:
-    """Keeps them in a file; made by :func:`states_in_file`.
+    """Keeps the same in a file; made by :func:`states_in_file`.
 
     Args:
         file: Open for writing and reading.
@@ -98,13 +84,7 @@ class StatesInFile:
             ScoringError: The disk is full, or fails.
         """
         assert tensor.shape == self._shapes[batch], "a layer keeps the shape of the stream"
-        rest, position = _bytes_of(tensor), self._position(stream, batch)
-        try:
-            while rest:
-                count = os.pwrite(self._file.fileno(), rest, position)
-                rest, position = rest[count:], position + count
-        except OSError as error:
-            raise _told(error, self._folder, self._sizes[batch]) from error
+        self._transfer(os.pwrite, stream, batch, tensor)
 
     def get(self, stream: int, batch: int) -> torch.Tensor:
         """Reads a tensor.
@@ -115,19 +95,31 @@ class StatesInFile:
         import torch
 
         tensor = torch.empty(self._shapes[batch], dtype=self._dtype)
-        rest, position = _bytes_of(tensor), self._position(stream, batch)
+        self._transfer(
+            lambda file, rest, position: os.preadv(file, [rest], position), stream, batch, tensor
+        )
+        return tensor
+
+    def _transfer(
+        self,
+        call: Callable[[int, memoryview[Any], int], int],
+        stream: int,
+        batch: int,
+        tensor: torch.Tensor,
+    ) -> None:
+        """Moves a tensor's bytes, however many of them a call takes."""
+        rest, position = _bytes_of(tensor), stream * self.stream_bytes + self._begins[batch]
         try:
             while rest:
-                count = os.preadv(self._file.fileno(), [rest], position)
+                count = call(self._file.fileno(), rest, position)
                 if not count:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 rest, position = rest[count:], position + count
         except OSError as error:
             raise _told(error, self._folder, self._sizes[batch]) from error
-        return tensor
 
-    def _position(self, stream: int, batch: int) -> int:
-        return stream * self.stream_bytes + self._begins[batch]
+
+HiddenStates = StatesInMemory | StatesInFile
 
 
 @contextlib.contextmanager

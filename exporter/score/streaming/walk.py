@@ -67,25 +67,23 @@ class _LayerWalk:
         self._layers, self._batches = scored.layers, scored.batches
         self._of_stream = of_kind(metrics, StreamMetric)
         self._of_answers = of_kind(metrics, AnswerMetric)
+        self._runner = LayerRunner(meta.model, self._layers)
         self._cuts: AnswerCuts | None = None
         if self._of_answers:
             refuse_unmeasurable(meta.model, scored.text.mask, scored.positions)
-            self._cuts = AnswerCuts(
-                meta.model, self._layers, blocks=scored.blocks, positions=scored.positions
-            )
+            self._cuts = AnswerCuts(scored, self._runner)
         # Metrics of answers alone would not tell in which layer activations become infinite.
         collected = self._of_stream or [ANY_METRIC]
         self._sums = [
             StreamBatch(len(self._layers), collected, batch.mask_on(), batch.first_sample)
             for batch in self._batches
         ]
-        self._runner = LayerRunner(meta.model, self._layers)
 
     def scores(self) -> dict[str, list[Score]]:
         """Walks, and gives the scores by each metric's name."""
         parts = parts_of(self._meta, self._layers)
         total = len(self._batches) * len(self._layers)
-        total += self._cuts.runs(len(self._batches)) if self._cuts else 0
+        total += self._cuts.runs if self._cuts else 0
         with (
             contextlib.ExitStack() as stack,
             self._scored.progress.task("score, layer by layer", total=total) as task,
@@ -97,7 +95,7 @@ class _LayerWalk:
             if self._cuts and states:
                 for name in parts.head:
                     stack.enter_context(self._meta.held(name))
-                damages = self._cuts.damages(self._batches, self._runner, states, task)
+                damages = self._cuts.damages(states, task)
                 found |= scores_of_damages(self._of_answers, self._cuts.units, damages)
         return found
 
@@ -136,7 +134,7 @@ class _LayerWalk:
                 output = self._runner.run(batch.inputs(), given)
         task.advance()
         if self._cuts and kept:
-            self._cuts.advance(number, batch, given, kept, self._runner, states, task)
+            self._cuts.advance(number, batch, kept, states, task)
         states.put(_WHOLE, batch.number, output)
 
     def _stream_scores(self) -> dict[str, list[Score]]:
