@@ -20,7 +20,7 @@ from exporter.cli.options import ANY_PATH, ONNX_FILE, json_option, verbosity_opt
 from exporter.cli.sections import Count, SectionedCommand
 
 if TYPE_CHECKING:
-    from exporter.engines.build.flavours import Backend
+    from exporter.engines.build.libraries import Backend
     from exporter.engines.build.settings import Compatibility
     from exporter.engines.build.sidecar import EngineRecord
 

@@ -15,7 +15,7 @@ from exporter.cli.options import ONNX_FILE, json_option, verbosity_options
 
 if TYPE_CHECKING:
     from exporter.engines.build.check import EngineCheck
-    from exporter.engines.build.flavours import Backend
+    from exporter.engines.build.libraries import Backend
 
 
 @click.command("check-engine", short_help="Ask the engine's parser whether it takes an ONNX file.")

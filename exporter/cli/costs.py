@@ -23,7 +23,7 @@ from exporter.cli.timing_options import Duration
 
 if TYPE_CHECKING:
     from exporter.choose.costs import At, CostTable
-    from exporter.engines.build.flavours import Backend
+    from exporter.engines.build.libraries import Backend
     from graph_passes.types import Replacement
 
 

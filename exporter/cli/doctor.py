@@ -26,10 +26,10 @@ def doctor(*, as_json: bool) -> None:
         echo_json(json.dumps(asdict(found), indent=2))
     else:
         print_rows(
-            ("piece", "found", "for"),
-            [(p.name, p.found or "missing", p.serves) for p in found.pieces],
+            ("component", "found", "for"),
+            [(p.name, p.found or "missing", p.serves) for p in found.components],
         )
-        remedies = [f"{p.name.strip()}: {p.remedy}" for p in found.pieces if p.remedy]
+        remedies = [f"{p.name.strip()}: {p.remedy}" for p in found.components if p.remedy]
         if remedies:
             echo()
             echo("To do, where it is needed; in a clone '.[cpu]' stands for 'depthcut[cpu]':")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from exporter.engines.build.driver import Driver, ask_driver
-from exporter.engines.build.flavours import FLAVOURS, Flavour
+from exporter.engines.build.libraries import LIBRARIES, EngineLibrary
 
 _TIMEOUT_S = 60
 _BROKEN = "it is installed, but does not load: install it again"
@@ -30,7 +30,7 @@ for provider in onnxruntime.get_available_providers():
 
 
 @dataclass(frozen=True)
-class Piece:
+class Component:
     """Something that depthcut can use.
 
     Attributes:
@@ -48,9 +48,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All pieces, and whether ONNX files can be pruned, verified and compared here."""
+    """All components, and whether ONNX files can be pruned, verified and compared here."""
 
-    pieces: tuple[Piece, ...]
+    components: tuple[Component, ...]
     fit: bool
 
 
@@ -74,43 +74,43 @@ _ENGINES = {
 def diagnose() -> Diagnosis:
     """Looks at everything; nothing of CUDA is loaded before the driver was asked."""
     driver = ask_driver()
-    runtime, providers = _runtime_pieces()
-    pieces = [Piece("Python", platform.python_version(), "everything"), runtime, *providers]
-    pieces += [_distribution(name, extra, serves) for name, extra, serves in _DISTRIBUTIONS]
-    pieces += [_engine_library(FLAVOURS[name], serves) for name, serves in _ENGINES.items()]
-    pieces += _driver_pieces(driver)
-    return Diagnosis(tuple(pieces), fit=bool(runtime.found))
+    runtime, providers = _runtime_components()
+    components = [Component("Python", platform.python_version(), "everything"), runtime, *providers]
+    components += [_distribution(name, extra, serves) for name, extra, serves in _DISTRIBUTIONS]
+    components += [_engine_library(LIBRARIES[name], serves) for name, serves in _ENGINES.items()]
+    components += _driver_components(driver)
+    return Diagnosis(tuple(components), fit=bool(runtime.found))
 
 
-def _distribution(name: str, extra: str, serves: str) -> Piece:
+def _distribution(name: str, extra: str, serves: str) -> Component:
     try:
-        return Piece(name, metadata.version(name), serves)
+        return Component(name, metadata.version(name), serves)
     except metadata.PackageNotFoundError:
-        return Piece(name, "", serves, f"pip install 'depthcut[{extra}]'")
+        return Component(name, "", serves, f"pip install 'depthcut[{extra}]'")
 
 
-def _engine_library(flavour: Flavour, serves: str) -> Piece:
+def _engine_library(library: EngineLibrary, serves: str) -> Component:
     """One that is installed need not load: its libraries may be missing."""
-    piece = _distribution(flavour.backend, flavour.extra, serves)
-    if not piece.found or _output_of(f"import {flavour.module}") is not None:
-        return piece
-    return Piece(piece.name, "", serves, _BROKEN)
+    component = _distribution(library.backend, library.extra, serves)
+    if not component.found or _output_of(f"import {library.module}") is not None:
+        return component
+    return Component(component.name, "", serves, _BROKEN)
 
 
-def _runtime_pieces() -> tuple[Piece, list[Piece]]:
+def _runtime_components() -> tuple[Component, list[Component]]:
     """ONNX Runtime and its providers; one that is listed need not load, so each is tried."""
     serves = "verifying and comparing ONNX files"
     installed = [p for p in ("onnxruntime", "onnxruntime-gpu") if _distribution(p, "", "").found]
     if not installed:
-        return Piece("onnxruntime", "", serves, "pip install 'depthcut[cpu]' (or [gpu])"), []
+        return Component("onnxruntime", "", serves, "pip install 'depthcut[cpu]' (or [gpu])"), []
     name = " and ".join(installed)
     loads = _loading_providers()
     if loads is None:
-        return Piece(name, "", serves, _BROKEN), []
+        return Component(name, "", serves, _BROKEN), []
     remedy = "" if len(installed) == 1 else "both own one folder: uninstall both, install one"
     version = ", ".join(metadata.version(each) for each in installed)
-    return Piece(name, version, serves, remedy), [
-        Piece(
+    return Component(name, version, serves, remedy), [
+        Component(
             f"  {provider}", "loads" if ok else "", "running on it",
             "" if ok else "listed, but does not load: a library or the driver is missing",
         )
@@ -138,13 +138,15 @@ def _output_of(program: str) -> str | None:
         return None
 
 
-def _driver_pieces(driver: Driver) -> list[Piece]:
+def _driver_components(driver: Driver) -> list[Component]:
     serves = "running engines and CUDA"
     if driver.problem:
         remedy = f"{driver.problem}; engines for TensorRT-RTX are built all the same"
-        return [Piece("NVIDIA driver", "", serves, remedy)]
+        return [Component("NVIDIA driver", "", serves, remedy)]
     cards = [
-        Piece(f"  {each.name}", f"{each.compute_capability}, {each.memory_bytes >> 30} GiB", serves)
+        Component(
+            f"  {each.name}", f"{each.compute_capability}, {each.memory_bytes >> 30} GiB", serves
+        )
         for each in driver.devices
     ]
-    return [Piece("NVIDIA driver", f"CUDA {driver.cuda_version}", serves), *cards]
+    return [Component("NVIDIA driver", f"CUDA {driver.cuda_version}", serves), *cards]

@@ -82,10 +82,10 @@ def _refuse_short_caches(request: ExportRequest) -> None:
 
 def _refuse_engines(wanted: EngineRequest) -> None:
     from exporter.engines.build.config import refuse_unknown_targets
-    from exporter.engines.build.flavours import FLAVOURS, load, refuse_unbuildable
+    from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
 
     refuse_unbuildable(wanted.backend, wanted.settings)
-    module = load(FLAVOURS[wanted.backend])
+    module = load(LIBRARIES[wanted.backend])
     refuse_unknown_targets(module, wanted.settings.compute_capabilities)
 
 

@@ -9,7 +9,7 @@ from exporter.artifacts import Target
 from exporter.choose.budgets import Budget, PlanSettings
 from exporter.choose.selection import SearchOptions
 from exporter.compare import CompareOptions
-from exporter.engines.build.flavours import Backend
+from exporter.engines.build.libraries import Backend
 from exporter.engines.build.settings import BuildSettings
 from exporter.errors import UsageError
 from exporter.export.forms.portable import ExporterName

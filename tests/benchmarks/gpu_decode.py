@@ -16,7 +16,7 @@ import numpy as np
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.driver import Driver
 from exporter.engines.build.engine_set import find_engines
-from exporter.engines.build.flavours import Backend
+from exporter.engines.build.libraries import Backend
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.inputs import Shape, make_inputs, random_tokens

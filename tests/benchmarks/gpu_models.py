@@ -15,7 +15,7 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build.build import build_engine
 from exporter.engines.build.driver import Driver
-from exporter.engines.build.flavours import FLAVOURS, Backend
+from exporter.engines.build.libraries import LIBRARIES, Backend
 from exporter.engines.build.profiles import Ranges, graph_inputs, profile
 from exporter.engines.build.settings import BuildSettings, Profile
 from tests.llama_shaped import LlamaShape, write_llama
@@ -81,13 +81,13 @@ def make_models(folder: Path, case: Case) -> tuple[Path, Path]:
 def backends(driver: Driver) -> list[Backend]:
     """The libraries that can build here; the others are told."""
     found: list[Backend] = []
-    for name, flavour in FLAVOURS.items():
-        if importlib.util.find_spec(flavour.module) is None:
+    for name, library in LIBRARIES.items():
+        if importlib.util.find_spec(library.module) is None:
             print(f"{name}: not installed, left out")
-        elif driver.problem and not flavour.builds_without_gpu:
+        elif driver.problem and not library.builds_without_gpu:
             print(f"{name}: {driver.problem}, left out")
         else:
-            found.append(flavour.backend)
+            found.append(library.backend)
     return found
 
 

@@ -41,7 +41,7 @@ import sys
 from pathlib import Path
 import tensorrt_rtx as trt
 from exporter.engines.build.config import builder_config
-from exporter.engines.build.flavours import FLAVOURS
+from exporter.engines.build.libraries import LIBRARIES
 from exporter.engines.build.network import Builder, Listener
 from exporter.engines.build.worker import make_monitor
 from exporter.engines.build.settings import BuildSettings
@@ -52,8 +52,8 @@ network, obstacles = builder.parse(Path(onnx))
 assert not obstacles, obstacles
 profiles = EngineRecord.read(Path(record)).profiles
 monitor = make_monitor(trt, lambda done: None)
-flavour = FLAVOURS["tensorrt-rtx"]
-config = builder_config(builder, flavour, BuildSettings(), profiles, monitor)
+library = LIBRARIES["tensorrt-rtx"]
+config = builder_config(builder, library, BuildSettings(), profiles, monitor)
 if target != "default":
     config.num_compute_capabilities = 1
     assert config.set_compute_capability(getattr(trt.ComputeCapability, target), 0), "not settable"

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from llama_shaped import LlamaShape, write_llama
 
 from exporter.engines.build.build import build_engines
-from exporter.engines.build.flavours import Backend
+from exporter.engines.build.libraries import Backend
 from exporter.engines.build.profiles import Ranges, Span
 
 VOCABULARY = 97

@@ -10,7 +10,7 @@ import pytest
 from engine_models import RANGES, VOCABULARY, write_tiny_llama
 
 from exporter.engines.build.build import build_engines
-from exporter.engines.build.flavours import FLAVOURS, Backend
+from exporter.engines.build.libraries import LIBRARIES, Backend
 from exporter.engines.build.refit import refit_engine
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.inputs import Shape, make_inputs, random_tokens
@@ -26,8 +26,8 @@ def test_a_refitted_engine_computes_with_the_graph_s_weights(
     backend: Backend, option: str, tmp_path: Path
 ) -> None:
     """No zeros, which a refit can leave behind without a word."""
-    if importlib.util.find_spec(FLAVOURS[backend].module) is None:
-        pytest.skip(f"{FLAVOURS[backend].module} is not installed")
+    if importlib.util.find_spec(LIBRARIES[backend].module) is None:
+        pytest.skip(f"{LIBRARIES[backend].module} is not installed")
     onnx = write_tiny_llama(tmp_path)
     built = tmp_path / "built" / "m.engine"
     built.parent.mkdir()

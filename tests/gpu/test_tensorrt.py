@@ -17,7 +17,7 @@ from engine_models import VOCABULARY, build_here, write_tiny_llama
 from exporter.cli import run
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.engine_set import find_engines
-from exporter.engines.build.flavours import FLAVOURS, Backend
+from exporter.engines.build.libraries import LIBRARIES, Backend
 from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
@@ -42,7 +42,7 @@ SHAPES = [
 @pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     name: Backend = request.param
-    module = FLAVOURS[name].module
+    module = LIBRARIES[name].module
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
     return name

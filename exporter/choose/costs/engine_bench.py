@@ -17,7 +17,7 @@ from exporter.choose.costs.benches import OnnxBench, cut_for_a_while, subjects
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.grouping import Treatment
 from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.flavours import Backend
+from exporter.engines.build.libraries import Backend
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
 from exporter.errors import CostError

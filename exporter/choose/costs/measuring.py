@@ -25,7 +25,7 @@ from exporter.scratch import scratch_folder
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:
-    from exporter.engines.build.flavours import Backend
+    from exporter.engines.build.libraries import Backend
     from exporter.engines.inputs import Shape
 
 _LEAST = 0.002

@@ -12,7 +12,7 @@ from exporter.errors import CostError, UsageError
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from exporter.engines.build.flavours import Backend
+    from exporter.engines.build.libraries import Backend
 
 
 def open_bench(

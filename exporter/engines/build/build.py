@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from exporter.engines.build.child import Job
+from exporter.engines.build.child import EngineJob
 from exporter.engines.build.driver import ask_driver
-from exporter.engines.build.flavours import FLAVOURS, Backend, Flavour, refuse_unbuildable
 from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
+from exporter.engines.build.libraries import LIBRARIES, Backend, EngineLibrary, refuse_unbuildable
 from exporter.engines.build.profiles import (
     GraphTensor,
     Ranges,
@@ -94,7 +94,7 @@ def build_engine(
         MissingDependencyError: The library is not installed.
     """
     refuse_unbuildable(backend, settings, timing_cache)
-    graph = _BuiltGraph(onnx, FLAVOURS[backend], settings, timing_cache, progress)
+    graph = _BuiltGraph(onnx, LIBRARIES[backend], settings, timing_cache, progress)
     with graph.job() as job:
         return graph.build(job, target, profiles, _UNMARKED)
 
@@ -136,7 +136,7 @@ def build_engines(
         DepthcutError: As :func:`build_engine`.
     """
     refuse_unbuildable(backend, settings, timing_cache)
-    graph = _BuiltGraph(onnx, FLAVOURS[backend], settings, timing_cache, progress)
+    graph = _BuiltGraph(onnx, LIBRARIES[backend], settings, timing_cache, progress)
     numbers = [f"b{number + 1}" for number in range(builds)] if builds > 1 else [""]
     done: list[tuple[Path, EngineRecord]] = []
     with _alike(graph, builds) as graph, contextlib.ExitStack() as jobs:
@@ -158,7 +158,7 @@ class _BuiltGraph:
     """What the builds of one graph have in common; the graph is read and hashed once."""
 
     onnx: Path
-    flavour: Flavour
+    library: EngineLibrary
     settings: BuildSettings
     timing_cache: Path | None
     progress: Progress
@@ -171,12 +171,12 @@ class _BuiltGraph:
     def made_from(self) -> dict[str, str]:
         return graph_hashes(self.onnx, self.source)
 
-    def job(self) -> Job:
+    def job(self) -> EngineJob:
         """A process that begins with reading the graph, while it is read here too."""
-        return Job(self.flavour, {"job": "build", "onnx": str(self.onnx.absolute())})
+        return EngineJob(self.library, {"job": "build", "onnx": str(self.onnx.absolute())})
 
     def build(
-        self, job: Job, target: Path, profiles: Sequence[Profile], marks: Marks
+        self, job: EngineJob, target: Path, profiles: Sequence[Profile], marks: Marks
     ) -> tuple[Path, EngineRecord]:
         """One engine, by a process that has begun."""
         in_folder = _is_folder(target)
@@ -196,7 +196,7 @@ class _BuiltGraph:
                 made_from=parents.result(),
                 engine=path.name,
                 engine_bytes=built.stat().st_size,
-                backend=self.flavour.backend,
+                backend=self.library.backend,
                 built_on=_this_card(),
                 settings=self.settings,
                 precision=self.source.precision,
@@ -212,7 +212,7 @@ class _BuiltGraph:
             staged.place([(sidecar, sidecar_path(path)), (built, path)])
         return path, record
 
-    def _result(self, job: Job, built: Path, profiles: Sequence[Profile]) -> dict[str, Any]:
+    def _result(self, job: EngineJob, built: Path, profiles: Sequence[Profile]) -> dict[str, Any]:
         """What the process answers, once it is told what was read here."""
         cache = None
         if self.timing_cache is not None:
@@ -225,12 +225,12 @@ class _BuiltGraph:
             "timing_cache": cache,
         }
         phases = " and ".join(profile.phase for profile in profiles)
-        result = job.finish(request, self.progress, f"build {phases} with {self.flavour.backend}")
+        result = job.finish(request, self.progress, f"build {phases} with {self.library.backend}")
         if result["obstacles"]:
             first = result["obstacles"][0]
             where = f"at node {first['node']!r} ({first['operator']}): " if first["node"] else ""
             raise EngineError(
-                f"{self.onnx} does not parse in {self.flavour.backend} {result['version']}: "
+                f"{self.onnx} does not parse in {self.library.backend} {result['version']}: "
                 f"{where}{first['reason']}.",
                 f"depthcut check-engine {self.onnx} lists what else is in the way, and ways out.",
             )
@@ -246,7 +246,7 @@ class _BuiltGraph:
         cuts = Counter(_SHORT.get(each["kind"], each["kind"]) for each in self.source.plan)
         here = _this_card().get("compute_capability", "")
         cards = "+".join(self.settings.compute_capabilities) or here
-        library = self.flavour.short + ".".join(version.split(".")[:3])
+        library = self.library.short + ".".join(version.split(".")[:3])
         cut = [f"{kind}{count}" for kind, count in cuts.items()]
         parts = [stem, *cut, self.source.precision, marks.phases, cards, library, marks.number]
         return "-".join(filter(None, parts)) + ".engine"
@@ -286,7 +286,7 @@ def _groups(
 @contextlib.contextmanager
 def _alike(graph: _BuiltGraph, builds: int) -> Iterator[_BuiltGraph]:
     """The graph with a timing cache, where several builds need one to be alike."""
-    if builds < 2 or graph.timing_cache is not None or not graph.flavour.has_timing_cache:
+    if builds < 2 or graph.timing_cache is not None or not graph.library.has_timing_cache:
         yield graph
         return
     with scratch_folder("timing-cache") as folder:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from exporter.artifacts import EngineParse
 from exporter.engines.build.child import run_job
-from exporter.engines.build.flavours import FLAVOURS, Backend, refuse_without_driver
 from exporter.engines.build.graph import read_source
+from exporter.engines.build.libraries import LIBRARIES, Backend, refuse_without_driver
 from exporter.engines.build.network import FILLED_INPUT
 from exporter.errors import EngineError, VerificationError
 from exporter.progress import QUIET, Progress
@@ -85,15 +85,15 @@ def check_engine(
         EngineError: The library is not usable here.
         MissingDependencyError: It is not installed.
     """
-    flavour = FLAVOURS[backend]
-    refuse_without_driver(flavour)
+    library = LIBRARIES[backend]
+    refuse_without_driver(library)
     operators = read_source(onnx).operators
     request = {
         "job": "check",
         "onnx": str(onnx.absolute()),
         "operators": sorted(set(map(_without_domain, operators))),
     }
-    result = run_job(flavour, request, progress, f"check for {backend}")
+    result = run_job(library, request, progress, f"check for {backend}")
     domains = {_without_domain(name): name for name in operators if "." in name}
     told = [
         _finding(each["node"], domains.get(each["operator"], each["operator"]), each["reason"])
@@ -192,7 +192,7 @@ def gate_where_installed(progress: Progress) -> ParserCheck | None:
     Args:
         progress: Who is told.
     """
-    if importlib.util.find_spec(FLAVOURS["tensorrt-rtx"].module) is None:
+    if importlib.util.find_spec(LIBRARIES["tensorrt-rtx"].module) is None:
         return None
     gate = engine_gate("tensorrt-rtx", progress)
 

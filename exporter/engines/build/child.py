@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-from exporter.engines.build.flavours import Flavour
+from exporter.engines.build.libraries import EngineLibrary
 from exporter.errors import EngineError
 from exporter.processes import child_command
 from exporter.progress import Progress, Task
@@ -28,12 +28,12 @@ that it is called in, such as a downloaded model's."""
 
 
 def run_job(
-    flavour: Flavour, request: dict[str, Any], progress: Progress, what: str
+    library: EngineLibrary, request: dict[str, Any], progress: Progress, what: str
 ) -> dict[str, Any]:
     """Has a process of its own do a job.
 
     Args:
-        flavour: The library that it loads.
+        library: The library that it loads.
         request: The job; see :mod:`exporter.engines.build.worker`.
         progress: Sees a bar of a hundred steps.
         what: The bar's name.
@@ -44,30 +44,30 @@ def run_job(
     Raises:
         EngineError: The job failed, or its process crashed.
     """
-    with Job(flavour, request) as job:
+    with EngineJob(library, request) as job:
         return job.finish({}, progress, what)
 
 
-class Job:
+class EngineJob:
     """A building process, which starts at once; it is gone when the block ends.
 
     What it needs first is told at the start, the rest when it is known: meanwhile it loads the
     library and reads the graph.
 
     Args:
-        flavour: The library that it loads.
+        library: The library that it loads.
         request: The job; see :mod:`exporter.engines.build.worker`.
 
     Attributes:
         begin: When it was started, by ``time.perf_counter``.
     """
 
-    def __init__(self, flavour: Flavour, request: dict[str, Any]) -> None:
-        self._flavour = flavour
+    def __init__(self, library: EngineLibrary, request: dict[str, Any]) -> None:
+        self._library = library
         self._request = request
         self._leave = contextlib.ExitStack()
 
-    def __enter__(self) -> Job:
+    def __enter__(self) -> EngineJob:
         self.begin = time.perf_counter()
         with self._leave:
             self._said = self._leave.enter_context(scratch_folder("engine")) / "said"
@@ -81,7 +81,7 @@ class Job:
                     env={**os.environ, "PYTHONHASHSEED": "0"},
                 )
             self._leave.callback(self._end)
-            self._tell({"backend": self._flavour.backend, **self._request})
+            self._tell({"backend": self._library.backend, **self._request})
             self._leave = self._leave.pop_all()
         return self
 
@@ -111,7 +111,7 @@ class Job:
             if words:
                 progress.detail(words)
             # Within: what failed isn't done.
-            return _result(outcome, self._child.returncode, self._flavour, words)
+            return _result(outcome, self._child.returncode, self._library, words)
 
     def _tell(self, request: dict[str, Any]) -> None:
         assert self._child.stdin
@@ -142,7 +142,9 @@ def _listen(child: subprocess.Popen[bytes], task: Task) -> dict[str, Any]:
     return outcome
 
 
-def _result(outcome: dict[str, Any], code: int, flavour: Flavour, words: str) -> dict[str, Any]:
+def _result(
+    outcome: dict[str, Any], code: int, library: EngineLibrary, words: str
+) -> dict[str, Any]:
     if "result" in outcome and code == 0:
         result: dict[str, Any] = outcome["result"]
         return result
@@ -151,9 +153,9 @@ def _result(outcome: dict[str, Any], code: int, flavour: Flavour, words: str) ->
     if code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
         hint = "Memory may have run out." if code == -signal.SIGKILL else "See depthcut doctor."
-        raise EngineError(f"{flavour.backend} crashed: its process {how}.", hint)
+        raise EngineError(f"{library.backend} crashed: its process {how}.", hint)
     last = words.splitlines()[-1] if words else f"exit code {code}"
-    raise EngineError(f"{flavour.backend} failed: {last}")
+    raise EngineError(f"{library.backend} failed: {last}")
 
 
 _ADDR_NO_RANDOMIZE = 0x0040000

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from exporter.engines.build.flavours import Flavour
+from exporter.engines.build.libraries import EngineLibrary
 from exporter.engines.build.network import Builder
 from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.errors import EngineError
@@ -25,7 +25,7 @@ _NO_CARD = frozenset({"NONE", "CURRENT"})
 
 def builder_config(
     builder: Builder,
-    flavour: Flavour,
+    library: EngineLibrary,
     settings: BuildSettings,
     profiles: Sequence[Profile],
     monitor: object,
@@ -34,7 +34,7 @@ def builder_config(
 
     Args:
         builder: The builder.
-        flavour: Which library it is.
+        library: Which library it is.
         settings: What was asked for.
         profiles: The shapes to build for.
         monitor: A progress monitor of the library's class.
@@ -46,7 +46,7 @@ def builder_config(
     config = builder.builder.create_builder_config()
     config.progress_monitor = monitor
     # Without it a builder doesn't say which layers it made.
-    detailed = settings.detailed or flavour.builds_without_gpu
+    detailed = settings.detailed or library.builds_without_gpu
     verbosity = module.ProfilingVerbosity
     config.profiling_verbosity = verbosity.DETAILED if detailed else verbosity.LAYER_NAMES_ONLY
     if settings.optimization_level is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from exporter.engines.build.flavours import FLAVOURS, Flavour
+from exporter.engines.build.libraries import LIBRARIES, EngineLibrary
 from exporter.engines.build.settings import Phase, Profile, ShapeRange
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, read_sidecar
 from exporter.engines.build.tensors import written_shape
@@ -65,9 +65,9 @@ class EngineSet:
         return " and ".join(str(path) for path in self.paths)
 
     @property
-    def flavour(self) -> Flavour:
+    def library(self) -> EngineLibrary:
         """The library that runs them."""
-        return FLAVOURS[self.records[0].backend]
+        return LIBRARIES[self.records[0].backend]
 
     @property
     def slots(self) -> tuple[Slot, ...]:

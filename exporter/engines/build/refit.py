@@ -59,7 +59,7 @@ def refit_engine(
         built = staged.folder / "engine"
         paths = {"engine": engine, "onnx": onnx, "target": built}
         request = {"job": "refit", **{name: str(path.resolve()) for name, path in paths.items()}}
-        run_job(engines.flavour, request, progress, f"refit with {record.backend}")
+        run_job(engines.library, request, progress, f"refit with {record.backend}")
         changes = {
             "engine": target.name,
             "engine_sha256": sha256_file(built),

@@ -17,7 +17,7 @@ from exporter.engines.build.child import run_job
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.driver import Device, ask_driver
 from exporter.engines.build.engine_set import End, EngineSet, Slot
-from exporter.engines.build.flavours import load
+from exporter.engines.build.libraries import load
 from exporter.engines.build.logs import Listener
 from exporter.engines.build.settings import Phase
 from exporter.engines.build.sidecar import EngineRecord, refuse_mismatch, sidecar_path
@@ -132,7 +132,7 @@ class Session:
         """
         module, device = refuse_unready(self.engines)
         self.card = device.name
-        self.cuda = Cuda(self.engines.flavour.extra)
+        self.cuda = Cuda(self.engines.library.extra)
         try:
             self._load(module)
         except BaseException:
@@ -208,7 +208,7 @@ class Session:
         # Memory for this profile alone, not for the largest of the engine.
         strategy = module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         how = strategy
-        if self.engines.flavour.compiles_on_card:
+        if self.engines.library.compiles_on_card:
             how = self._runtime_config(module, engine, strategy, slot.profile.phase)
         context = engine.create_execution_context(how)
         made = context is not None and context.set_optimization_profile_async(
@@ -295,7 +295,7 @@ def refuse_unready(engines: EngineSet) -> tuple[ModuleType, Device]:
             f"{engines.name}: built, not run: {driver.problem}.",
             "Take it to a machine with an NVIDIA GPU and its driver.",
         )
-    module = load(engines.flavour)
+    module = load(engines.library)
     for record in engines.records:
         refuse_mismatch(record, module.__version__, driver.devices)
     return module, driver.devices[0]
@@ -314,7 +314,7 @@ def try_engines(engines: EngineSet) -> None:
     refuse_unready(engines)
     request = {"job": "try", "engines": [str(path.resolve()) for path in engines.paths]}
     try:
-        run_job(engines.flavour, request, QUIET, "try the engine")
+        run_job(engines.library, request, QUIET, "try the engine")
     except EngineError as error:
         raise EngineError(f"{engines.name} can't be run: {error.message}", error.hint) from error
 

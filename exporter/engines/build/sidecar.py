@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from exporter.artifacts import Artifact, Record
 from exporter.engines.build.driver import Device
-from exporter.engines.build.flavours import FLAVOURS
+from exporter.engines.build.libraries import LIBRARIES
 from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.errors import EngineError
 from exporter.files import sha256_file
@@ -127,7 +127,7 @@ def refuse_mismatch(record: EngineRecord, version: str, devices: Sequence[Device
         raise EngineError(
             f"{built}{record.backend_version}; this is {here} with {version}.",
             f"Build it with --compute-capability {here}."
-            if FLAVOURS[record.backend].builds_without_gpu
+            if LIBRARIES[record.backend].builds_without_gpu
             else "Build it on a card of this kind.",
         )
 

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from exporter.engines.build.child import has_fixed_addresses
 from exporter.engines.build.config import builder_config, read_timing_cache, write_timing_cache
-from exporter.engines.build.flavours import FLAVOURS, load
+from exporter.engines.build.libraries import LIBRARIES, load
 from exporter.engines.build.logs import make_monitor, no_engine, read_layers
 from exporter.engines.build.network import Builder
 from exporter.engines.build.refit import write_engine, write_refitted
@@ -65,8 +65,8 @@ def tell(events: TextIO, **what: object) -> None:
 
 
 def _check(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
-    flavour = FLAVOURS[request["backend"]]
-    module = load(flavour)
+    library = LIBRARIES[request["backend"]]
+    module = load(library)
     builder = Builder(module)
     obstacles = builder.check(Path(request["onnx"]))
     unknown = [name for name in request["operators"] if not builder.supports(name)]
@@ -78,8 +78,8 @@ def _check(request: dict[str, Any], _events: TextIO) -> dict[str, Any]:
 
 
 def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
-    flavour = FLAVOURS[request["backend"]]
-    module = load(flavour)
+    library = LIBRARIES[request["backend"]]
+    module = load(library)
     builder = Builder(module)
     begin = time.perf_counter()
     network, obstacles = builder.parse(Path(request["onnx"]))
@@ -90,7 +90,7 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
     monitor = make_monitor(module, lambda done: tell(events, progress=done))
     settings = BuildSettings.model_validate(request["settings"])
     profiles = [Profile.model_validate(entry) for entry in request["profiles"]]
-    config = builder_config(builder, flavour, settings, profiles, monitor)
+    config = builder_config(builder, library, settings, profiles, monitor)
     cache = request["timing_cache"]
     if cache:
         read_timing_cache(config, Path(cache["read"]))

@@ -44,7 +44,7 @@ class CacheForm:
         buffer: The length that the graph fixes for these buffers; None where it fixes none.
         positions: Rows of the rotary tables: no text can be longer; None where there are none.
         counts: Whether an attention takes each row's length from the sum of its mask; see
-            :mod:`exporter.engines.runners.counted_rows`.
+            :mod:`exporter.engines.runners.left_padding`.
         mask: The length that the graph fixes for the attention mask, 0 where nothing is filled;
             None where the mask is as long as what is filled.
     """

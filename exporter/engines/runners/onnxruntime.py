@@ -23,8 +23,8 @@ from exporter.engines.runners.cache_form import (
     sizes_are_told,
     with_room,
 )
-from exporter.engines.runners.counted_rows import MASK, counted, need_counting, run_counted
 from exporter.engines.runners.huge_pages import move_to_huge_pages
+from exporter.engines.runners.left_padding import MASK, needs_packing, packed, run_packed
 from exporter.engines.runners.prefill_chunks import chunk_tokens, in_chunks
 from exporter.engines.runners.sessions import (
     CPU,
@@ -176,14 +176,14 @@ class OnnxRuntimeRunner(Runner):
                 padding at all.
         """
         names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
-        caches = self._counted_caches(inputs)
+        caches = self._packed_caches(inputs)
         if caches is None:
             return self._run(inputs, names)
-        return run_counted(self._run, inputs, names, caches)
+        return run_packed(self._run, inputs, names, caches)
 
-    def _counted_caches(self, inputs: Mapping[str, Array]) -> Mapping[str, str] | None:
+    def _packed_caches(self, inputs: Mapping[str, Array]) -> Mapping[str, str] | None:
         """By past, the present, where the graph's attention would misread a call; else None."""
-        if not need_counting(inputs) or not self.cache_form.counts:
+        if not needs_packing(inputs) or not self.cache_form.counts:
             return None
         form = self.cache_form
         if form.windows or set(form.shared) != {s.name for s in self.inputs if may_be_cache(s)}:
@@ -262,8 +262,8 @@ class OnnxRuntimeRunner(Runner):
         Raises:
             BackendError: When the first run fails, or when a later call does.
         """
-        session, caches = self._loaded(), self._counted_caches(inputs)
-        inputs = inputs if caches is None else counted(inputs, caches)
+        session, caches = self._loaded(), self._packed_caches(inputs)
+        inputs = inputs if caches is None else packed(inputs, caches)
         roomy = with_room(inputs, self.cache_form) if any(map(may_be_cache, self.inputs)) else {}
         names = [spec.name for spec in self.outputs]
         pairs = self.cache_form.shared.items()

@@ -60,7 +60,7 @@ class OnEngines:
     def __init__(self, engines: EngineSet, *, trial: bool) -> None:
         self.engines = engines
         self.name = engines.name
-        self.backend: str = engines.flavour.backend
+        self.backend: str = engines.library.backend
         self.capabilities = Capabilities("gpu", "profiles", gpu_memory_bytes=0)
         self._trial = trial
         self._session: Session | None = None
@@ -196,7 +196,7 @@ class TensorRtRunner(OnEngines, Runner):
         cuda = self._loaded().cuda
         profile.enqueue()  # kernels and lazy memory, before anything is captured
         cuda.wait()
-        own_graphs = self.engines.flavour.compiles_on_card
+        own_graphs = self.engines.library.compiles_on_card
         self._launch = profile.enqueue if own_graphs else cuda.captured(profile.enqueue)
         bound = self._bound
         return BoundCall(lambda: self._run_timed(bound), self._last_ms)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from exporter.artifacts import Target
-from exporter.engines.build.flavours import Backend
+from exporter.engines.build.libraries import Backend
 from exporter.errors import UsageError
 from exporter.export.forms.noting import Written
 from exporter.export.forms.portable import write_portable

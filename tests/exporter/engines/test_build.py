@@ -154,7 +154,9 @@ def test_a_target_that_is_the_source_is_refused_before_the_build(
 ) -> None:
     from exporter.engines.build import build
 
-    monkeypatch.setattr(build.Job, "finish", lambda *_: pytest.fail("it was built all the same"))
+    monkeypatch.setattr(
+        build.EngineJob, "finish", lambda *_: pytest.fail("it was built all the same")
+    )
     with pytest.raises(UsageError, match="is an input"):
         build_engines(models[0], models[0], phases=["decode"], ranges=SMALL, settings=SM89)
 
@@ -235,10 +237,10 @@ def test_a_phase_that_is_named_twice_is_refused(models: tuple[Path, Path], tmp_p
 def test_what_needs_a_card_is_refused_where_none_is(
     option: str, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.engines.build import flavours
+    from exporter.engines.build import libraries
     from exporter.engines.build.driver import Driver
 
-    monkeypatch.setattr(flavours, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
     with pytest.raises(EngineError, match="only where a GPU is"):
         build_engines(models[0], tmp_path, settings=BuildSettings(**{option: True}))
 
@@ -324,10 +326,10 @@ def test_what_the_library_throws_is_told_in_a_line(
 def test_without_a_driver_full_tensorrt_is_refused_in_words(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.engines.build import flavours
+    from exporter.engines.build import libraries
     from exporter.engines.build.driver import Driver
 
-    monkeypatch.setattr(flavours, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
     with pytest.raises(EngineError, match="no NVIDIA driver") as caught:
         build_engines(models[0], tmp_path, backend="tensorrt")
     assert "tensorrt-rtx" in caught.value.hint

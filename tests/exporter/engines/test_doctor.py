@@ -11,8 +11,8 @@ from exporter.engines import doctor
 from exporter.engines.build.driver import Device, Driver
 
 
-def found(name: str) -> doctor.Piece:
-    return next(each for each in doctor.diagnose().pieces if each.name.strip() == name)
+def found(name: str) -> doctor.Component:
+    return next(each for each in doctor.diagnose().components if each.name.strip() == name)
 
 
 def missing(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -48,7 +48,7 @@ def test_a_runtime_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(doctor, "_PROVIDERS", "import os; os.abort()")
     told = doctor.diagnose()
     assert not told.fit
-    assert any("does not load" in each.remedy for each in told.pieces)
+    assert any("does not load" in each.remedy for each in told.components)
 
 
 def test_files_of_the_current_folder_are_not_imported(
@@ -71,8 +71,8 @@ def test_a_driver_and_its_cards_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_runs_engines_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     missing(monkeypatch, "cuda-bindings")
-    piece = found("cuda-bindings")
-    assert (piece.found, piece.remedy) == ("", "pip install 'depthcut[rtx]'")
+    component = found("cuda-bindings")
+    assert (component.found, component.remedy) == ("", "pip install 'depthcut[rtx]'")
 
 
 def test_an_engine_library_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

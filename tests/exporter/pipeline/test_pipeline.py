@@ -494,12 +494,12 @@ def test_engines_of_someone_else_are_not_touched(
 def test_engines_that_can_not_be_built_are_refused_before_any_work(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.engines.build import flavours
+    from exporter.engines.build import libraries
     from exporter.engines.build.driver import Driver
     from exporter.errors import EngineError
     from exporter.pipeline.request import EngineRequest
 
-    monkeypatch.setattr(flavours, "ask_driver", lambda: Driver("no NVIDIA driver"))
+    monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
     request = _request(checkpoint, tmp_path / "out", engines=EngineRequest("tensorrt"))
     with pytest.raises(EngineError, match="can't be used here: no NVIDIA driver"):
         _walk(request)

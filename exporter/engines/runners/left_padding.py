@@ -31,7 +31,7 @@ _CACHE_AXIS = 2
 Run = Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]
 
 
-def need_counting(inputs: Mapping[str, Array]) -> bool:
+def needs_packing(inputs: Mapping[str, Array]) -> bool:
     """Whether such an attention would misread a call, or refuse it.
 
     Args:
@@ -43,7 +43,7 @@ def need_counting(inputs: Mapping[str, Array]) -> bool:
     return (batch > 1 and 1 < new < total) or not np.all(inputs[MASK])
 
 
-def run_counted(
+def run_packed(
     run: Run, inputs: Mapping[str, Array], outputs: Sequence[str], caches: Mapping[str, str]
 ) -> dict[str, Array]:
     """Runs a call whose rows are padded in any way.
@@ -72,24 +72,24 @@ def run_counted(
     found = []
     for rows in groups:
         part = {name: array[rows] if array.ndim else array for name, array in inputs.items()}
-        order = _Order.of(part[MASK], new)
-        answer = run(order.counted(part, caches), outputs)
+        order = _Packing.of(part[MASK], new)
+        answer = run(order.packed(part, caches), outputs)
         found.append(order.restored(answer, set(caches.values())))
     return {name: np.concatenate([part[name] for part in found]) for name in outputs}
 
 
-def counted(inputs: Mapping[str, Array], caches: Mapping[str, str]) -> dict[str, Array]:
+def packed(inputs: Mapping[str, Array], caches: Mapping[str, str]) -> dict[str, Array]:
     """A call with each row's real positions in front, whose results stay where they come.
 
     Args:
         inputs: The call's.
         caches: By cache input, the output that continues it.
     """
-    return _Order.of(inputs[MASK], inputs[IDS].shape[1]).counted(inputs, caches)
+    return _Packing.of(inputs[MASK], inputs[IDS].shape[1]).packed(inputs, caches)
 
 
 @dataclass(frozen=True)
-class _Order:
+class _Packing:
     """Which position of a call goes where.
 
     Attributes:
@@ -105,12 +105,12 @@ class _Order:
     real: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, mask: Array, new: int) -> _Order:
+    def of(cls, mask: Array, new: int) -> _Packing:
         real = mask.astype(bool)
         past = real[:, : real.shape[1] - new]
         return cls(_front(past), _front(real[:, -new:]), past.sum(axis=1), real)
 
-    def counted(self, inputs: Mapping[str, Array], caches: Mapping[str, str]) -> dict[str, Array]:
+    def packed(self, inputs: Mapping[str, Array], caches: Mapping[str, str]) -> dict[str, Array]:
         """The same call with each row's real positions in front."""
         mask = inputs[MASK]
         told = np.arange(mask.shape[1]) < (self.filled + self.new.shape[1])[:, None]

@@ -16,7 +16,7 @@ Backend = Literal["tensorrt", "tensorrt-rtx"]
 
 
 @dataclass(frozen=True)
-class Flavour:
+class EngineLibrary:
     """One of the two.
 
     Attributes:
@@ -45,24 +45,26 @@ class Flavour:
         return self.builds_without_gpu
 
 
-FLAVOURS: dict[str, Flavour] = {
-    "tensorrt": Flavour("tensorrt", "tensorrt", "gpu", "trt", builds_without_gpu=False),
-    "tensorrt-rtx": Flavour("tensorrt-rtx", "tensorrt_rtx", "rtx", "rtx", builds_without_gpu=True),
+LIBRARIES: dict[str, EngineLibrary] = {
+    "tensorrt": EngineLibrary("tensorrt", "tensorrt", "gpu", "trt", builds_without_gpu=False),
+    "tensorrt-rtx": EngineLibrary(
+        "tensorrt-rtx", "tensorrt_rtx", "rtx", "rtx", builds_without_gpu=True
+    ),
 }
 
 
-def load(flavour: Flavour) -> ModuleType:
-    """Imports a flavour's module.
+def load(library: EngineLibrary) -> ModuleType:
+    """Imports a library's module.
 
     Raises:
         MissingDependencyError: It is not installed.
         EngineError: Its libraries can't be loaded.
     """
     try:
-        return require(flavour.module, extra=flavour.extra)
+        return require(library.module, extra=library.extra)
     except (OSError, RuntimeError) as error:  # the bindings are there, the libraries are not
         raise EngineError(
-            f"{flavour.module} is installed, but its libraries can't be loaded ({error}).",
+            f"{library.module} is installed, but its libraries can't be loaded ({error}).",
             "Install them again; see depthcut doctor.",
         ) from error
 
@@ -81,30 +83,30 @@ def refuse_unbuildable(
         EngineError: It can't build here.
         UsageError: An option that this library has not.
     """
-    flavour = FLAVOURS[backend]
-    _refuse_foreign_options(flavour, settings, timing_cache)
-    refuse_without_driver(flavour)
-    _refuse_refit_without_driver(flavour, settings)
+    library = LIBRARIES[backend]
+    _refuse_foreign_options(library, settings, timing_cache)
+    refuse_without_driver(library)
+    _refuse_refit_without_driver(library, settings)
 
 
-def refuse_without_driver(flavour: Flavour) -> None:
+def refuse_without_driver(library: EngineLibrary) -> None:
     """Keeps a library that needs a driver from being touched where there is none.
 
     Raises:
         EngineError: There is none.
     """
     driver = ask_driver()
-    if not flavour.builds_without_gpu and driver.problem:
+    if not library.builds_without_gpu and driver.problem:
         raise EngineError(
-            f"{flavour.backend} can't be used here: {driver.problem}.",
+            f"{library.backend} can't be used here: {driver.problem}.",
             "Take tensorrt-rtx instead: it builds without a GPU.",
         )
 
 
 def _refuse_foreign_options(
-    flavour: Flavour, settings: BuildSettings, timing_cache: Path | None
+    library: EngineLibrary, settings: BuildSettings, timing_cache: Path | None
 ) -> None:
-    if flavour.builds_without_gpu:
+    if library.builds_without_gpu:
         # Measured with 1.7: the builder fails deep inside, for want of a driver or a lean runtime.
         asked = {
             "--hardware-compatibility": settings.hardware_compatibility != "none",
@@ -113,20 +115,20 @@ def _refuse_foreign_options(
         }
     else:
         asked = {"--compute-capability": bool(settings.compute_capabilities)}
-    other = next(name for name in FLAVOURS if name != flavour.backend)
+    other = next(name for name in LIBRARIES if name != library.backend)
     for option, given in asked.items():
         if given:
             raise UsageError(
-                f"{flavour.backend} has no {option}.", f"Leave it out, or build with {other}."
+                f"{library.backend} has no {option}.", f"Leave it out, or build with {other}."
             )
 
 
-def _refuse_refit_without_driver(flavour: Flavour, settings: BuildSettings) -> None:
+def _refuse_refit_without_driver(library: EngineLibrary, settings: BuildSettings) -> None:
     """Measured with 1.7: the builder dies inside where a refittable engine needs a driver."""
     asked = {"--strip-weights": settings.strip_weights, "--refittable": settings.refittable}
     option = next((name for name, given in asked.items() if given), None)
     if option and (problem := ask_driver().problem):
         raise EngineError(
-            f"{flavour.backend} builds with {option} only where a GPU is: {problem}.",
+            f"{library.backend} builds with {option} only where a GPU is: {problem}.",
             "Leave it out, or build on a machine with a card.",
         )

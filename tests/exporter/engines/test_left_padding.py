@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from exporter.engines.inputs import Shape, make_inputs
-from exporter.engines.runners.counted_rows import need_counting
+from exporter.engines.runners.left_padding import needs_packing
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError
 from graph_passes import save_model
@@ -97,8 +97,8 @@ def test_the_runtime_alone_misreads_them(path: Path) -> None:
 )
 def test_only_what_is_misread_is_moved(new: int, mask: list[list[int]], needed: bool) -> None:
     call = {"input_ids": np.zeros((len(mask), new)), "attention_mask": np.array(mask)}
-    assert need_counting(call) is needed
-    assert not need_counting({"pixel_values": np.zeros((1, 3))})
+    assert needs_packing(call) is needed
+    assert not needs_packing({"pixel_values": np.zeros((1, 3))})
 
 
 def test_what_does_not_fit_together_is_refused(path: Path) -> None:
