@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm
 from exporter.compare.options import CompareOptions
+from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
 from exporter.errors import ComparisonError, UsageError
 
-Kind = Literal["onnx", "engine", "torch", "torch-compile", "times"]
-
-_PREFIXES: tuple[Kind, ...] = ("torch", "torch-compile", "times")
+_PREFIXES = ("torch", "torch-compile", "times")
 _TAKEN = ("baseline", "candidate", FLOAT_BASELINE, FLOAT_CANDIDATE)
 """Names that a reference can't have in the report."""
 
@@ -29,27 +27,27 @@ class ArmName:
     """An arm as it was asked for.
 
     Attributes:
-        kind: What runs it.
+        kind: What runs it: a backend among :data:`exporter.engines.runners.registry.RUNNERS`,
+            ``engine``, ``torch`` or ``torch-compile``; or ``times``.
         path: Where its model is.
     """
 
-    kind: Kind
+    kind: str
     path: Path
 
     @classmethod
     def of(cls, text: Path | str) -> ArmName:
         """Reads ``PATH`` or ``KIND:PATH``; a file of such a name is written ``./torch:x``."""
         kind, colon, rest = str(text).partition(":")
-        for known in _PREFIXES:
-            if colon and kind == known:
-                return cls(known, Path(rest))
+        if colon and (kind in _PREFIXES or kind in RUNNERS):
+            return cls(kind, Path(rest))
         path = Path(text)
-        return cls("engine" if _names_engines(path) else "onnx", path)
+        return cls("engine" if _names_engines(path) else ONNX, path)
 
     @property
     def prefix(self) -> str:
         """What is written before its path."""
-        return f"{self.kind}:" if self.kind in _PREFIXES else ""
+        return "" if self.kind in ("engine", ONNX) else f"{self.kind}:"
 
     @property
     def is_torch(self) -> bool:
@@ -208,17 +206,16 @@ def _open(
             threads=threads,
             precision=precision,
         )
-    return _open_onnx(name.path, options, threads=threads)
+    return _open_onnx(name, options, threads=threads)
 
 
-def _open_onnx(path: Path, options: CompareOptions, *, threads: int) -> ComparedArm:
-    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+def _open_onnx(name: ArmName, options: CompareOptions, *, threads: int) -> ComparedArm:
     from exporter.models.graph_facts import read_facts
     from exporter.models.model_folder import find_model
 
-    folder = find_model(path)
-    runner = OnnxRuntimeRunner(folder.onnx, provider=options.provider, threads=threads)
-    return ComparedArm((runner,), folder, read_facts(folder.onnx))
+    folder = find_model(name.path)
+    runner = open_runner(name.kind, folder.onnx, provider=options.provider, threads=threads)
+    return ComparedArm((runner,), folder, read_facts(folder.onnx), prefix=name.prefix)
 
 
 def _refuse_other_vocabulary(baseline: ComparedArm, arm: ComparedArm, title: str) -> None:

@@ -8,6 +8,8 @@ import pytest
 from tiny_lm import write_tiny_lm
 
 from exporter.compare import CompareOptions, compare
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.registry import RUNNERS
 from exporter.errors import ComparisonError, UsageError
 
 OPTIONS = CompareOptions(
@@ -59,3 +61,21 @@ def test_a_reference_may_want_token_types_that_the_baseline_does_without(
     strange = write_tiny_lm(tmp_path / "strange", extra_input="pixel_values")
     with pytest.raises(ComparisonError, match="reference strange has an input 'pixel_values'"):
         compare(*arms, OPTIONS, references=[strange])
+
+
+class OtherRunner(OnnxRuntimeRunner):
+    """As a newcomer's backend would be: a class in a file, and its row in the registry."""
+
+    backend = "other"
+
+
+def test_a_backend_is_a_class_and_a_row(
+    arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RUNNERS, "other", (__name__, OtherRunner.__name__))
+    found = compare(*(f"other:{arm}" for arm in arms), OPTIONS, references=[arms[0]]).arms
+    assert (found.baseline.backend, found.candidate.backend) == ("other", "other")
+    assert found.baseline.path.startswith("other:")
+    assert [arm.backend for arm in found.references.values()] == ["onnxruntime"]
+    with pytest.raises(ComparisonError):
+        compare(f"other:{arms[0]}", arms[1], OPTIONS)
