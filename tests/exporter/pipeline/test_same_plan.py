@@ -1,0 +1,180 @@
+"""`depthcut plan` and `depthcut export` are one planner: the same options give the same plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from exporter import cli
+from exporter.artifacts import PruningPlan, Speedup
+from exporter.errors import DepthcutError
+
+pytestmark = pytest.mark.torch
+pytest.importorskip("torch")
+
+from cost_tables import made_table  # noqa: E402
+from tiny_lm import write_llama_folder  # noqa: E402
+
+AT = "batch=1,prompt=8,new=2"
+LAYERS = range(3)
+SCORED = ["--samples", "24", "--sequence-length", "16", "--batch-size", "8"]
+ASKED = (
+    ["--drop-attn", "1"],
+    ["--drop-attn", "2", "--drop-mlp", "1"],
+    ["--drop", "2"],
+    ["--drop-block", "1"],
+    ["--drop", "9"],
+    ["--parameters", "8%"],
+    ["--parameters", "8%", "--drop-mlp", "1"],
+    ["--parameters", "8%", "--kinds", "mlp"],
+    ["--max-perplexity-increase", "90%"],
+    ["--fits", "SOME", "--context", "100"],
+    ["--fits", "SOME", "--context", "100", "--sequences", "4"],
+    ["--target-speedup", "1.2", "--at", AT],
+)
+SEARCHES = ([], *(["--search", way] for way in ("one-shot", "iterative", "greedy")))
+HEALS = ([], *(["--heal", kind] for kind in ("none", "bias", "linear", "best")))
+SIZES = ("parameters", "parameters_before", "bytes")
+"""By the model's modules where no graph is named, which leaves the norms out."""
+OTHERS = ([], ["--protect", "first"], ["--objective", "perplexity", "--shortlist", "2"])
+
+
+class Road:
+    """One model with its scores and an export's folder, in which both commands are given."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model, self.out = folder / "llama", folder / "out"
+        self.model.mkdir()
+        write_llama_folder(self.model)
+        self._folder, self._calls = folder, count()
+        export = self._requested(["--drop-attn", "1"])
+        self._planned(export)
+        work = self.out / ".depthcut" / "work"
+        self.scores, self.graph = work / "importance.json", work / "baseline" / "model.onnx"
+
+    def plan(self, asked: list[str]) -> Path | None:
+        """The plan of `depthcut plan`; None where it is refused."""
+        path = self._folder / f"plan-{next(self._calls)}.json"
+        wants_graph = {"--fits", "--parameters", "--at", "--max-perplexity-increase"} & {*asked}
+        graph = ["--onnx", str(self.graph)] if wants_graph else []
+        call = ["plan", str(self.scores), "-o", str(path), "--batch-size", "8", "-q"]
+        return path if cli.run([*call, *graph, *asked]) == 0 else None
+
+    def export(self, asked: list[str]) -> Path | None:
+        """The plan that `depthcut export` would carry out; None where it is refused."""
+        request = self._requested(asked)
+        try:
+            return None if request is None else self._planned(request)
+        except DepthcutError:
+            return None
+
+    def _requested(self, asked: list[str]) -> Any:
+        found: list[Any] = []
+        call = ["export", str(self.model), "-o", str(self.out), "--no-compare", "-q", *SCORED]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                "exporter.pipeline.write_models", lambda request, *_: found.append(request)
+            )
+            patch.setattr("exporter.cli.results.print_models", lambda *_: None)
+            cli.run([*call, *asked])
+        return found[0] if found else None
+
+    def _planned(self, request: Any) -> Path:
+        from exporter.artifacts.ledger import locked
+        from exporter.pipeline import keys, road, stages
+        from exporter.pipeline.run import Run
+        from exporter.progress import Quiet
+
+        with locked(request.out):
+            run = Run(request, Quiet())
+            road._stage(run, "score", keys.score_key(run), stages.score_sublayers)
+            road._plan_and_export(run)
+            return Path(run.plan_path())
+
+
+@pytest.fixture(scope="module")
+def road(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Road]:
+    folder = tmp_path_factory.mktemp("same")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        _make_times(patch)
+        yield Road(folder)
+
+
+def _make_times(patch: pytest.MonkeyPatch) -> None:
+    """A sublayer saves a tenth of a request, a replacement takes some of that."""
+    from exporter.choose.budgets import OnnxStopwatch
+    from exporter.choose.costs import At
+
+    saved = {"none": 10.0, "bias": 9.0, "linear": 6.0}
+    names: Any = [(layer, kind) for layer in LAYERS for kind in ("attention", "mlp")]
+
+    def costs(self: Any, replacements: Any, rank: Any) -> Any:
+        table = {name: {how: saved[how] for how in replacements} for name in names}
+        return made_table(table, at=At.parse(AT))
+
+    def speedup(self: Any, walk: Any) -> Speedup:
+        ratio = 100 / (100 - sum(saved[how] for how in walk.choices.values()))
+        return Speedup(ratio=ratio, ci95=(ratio, ratio))
+
+    patch.setattr(OnnxStopwatch, "costs", costs)
+    patch.setattr(OnnxStopwatch, "speedup", speedup)
+
+
+def _room(graph: Path, asked: list[str]) -> list[str]:
+    """The options with a limit that is 10 % below what the model takes."""
+    from exporter.choose.costs import sizes
+
+    sequences = int(asked[asked.index("--sequences") + 1]) if "--sequences" in asked else 1
+    whole = sizes(graph).total_bytes(context=100, batch=sequences)
+    return [str(int(0.9 * whole)) if word == "SOME" else word for word in asked]
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    plan = PruningPlan.read(path)
+    return {} if plan.replacements is None else load_file(path.parent / plan.replacements.path)
+
+
+@settings(
+    max_examples=24, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+@given(*map(st.sampled_from, (ASKED, SEARCHES, HEALS, OTHERS)))
+def test_the_same_options_give_the_same_plan(
+    road: Road, asked: list[str], search: list[str], heal: list[str], other: list[str]
+) -> None:
+    options = [*_room(road.graph, asked), *search, *heal, *other]
+    planned, exported = road.plan(options), road.export(options)
+    assert (planned is None) == (exported is None), "refused by one of the two"
+    if planned is None or exported is None:
+        return
+    one, two = PruningPlan.read(planned), PruningPlan.read(exported)
+    assert one.deletions == two.deletions
+    assert one.budget == two.budget
+    assert one.predicted_on == two.predicted_on
+    figures = [{n: v for n, v in each.predicted.items() if n not in SIZES} for each in (one, two)]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-3, abs=1e-6)
+    numbers = _numbers(planned), _numbers(exported)
+    assert numbers[0].keys() == numbers[1].keys()
+    for name, value in numbers[0].items():
+        np.testing.assert_allclose(value, numbers[1][name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("sequences", [[], ["--sequences", "4"]])
+def test_the_timed_batch_says_nothing_of_the_caches(road: Road, sequences: list[str]) -> None:
+    asked = _room(road.graph, ["--fits", "SOME", "--context", "100", *sequences, "--heal", "none"])
+    exported = road.export([*asked, "--batch", "8"])
+    assert exported is not None
+    assert PruningPlan.read(exported).budget["batch"] == (4 if sequences else 1)
+    planned = road.plan(asked)
+    assert planned is not None
+    assert PruningPlan.read(planned).deletions == PruningPlan.read(exported).deletions
