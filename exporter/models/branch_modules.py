@@ -274,10 +274,6 @@ def pruned_class(model_class: type[Any], structure: PrunedStructure) -> type[Any
 
     transformers' own loading then fills them, and finds nothing missing and nothing left over.
     What is saved is such a checkpoint again, trained or not.
-
-    Args:
-        model_class: The class of the whole model.
-        structure: What the instances will lack.
     """
 
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:

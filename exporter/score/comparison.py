@@ -65,9 +65,6 @@ def compare_files(first: Path, second: Path) -> ScoreComparison:
 def compare_reports(reports: Mapping[str, ImportanceReport]) -> list[RankAgreement]:
     """Every pair of rankings of some reports of one model, kind by kind.
 
-    Args:
-        reports: By what they are called.
-
     Raises:
         ScoringError: When a score can't be ranked.
     """

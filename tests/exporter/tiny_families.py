@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # What any config may be asked for; each takes the entries that it knows.
@@ -86,6 +88,17 @@ def tiny_tokenizer(*, special_ends: bool = False) -> Any:
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
         unk_token="<unk>",
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def skipped(model: Any, deletions: Iterable[Any]) -> Iterator[None]:
+    """Makes the named branches contribute nothing while the block runs: what deleting means."""
+    from exporter.models.anatomy.architectures import named_sublayers, sublayers
+    from exporter.models.anatomy.residual_stream import silenced
+
+    modules = {part.ref: part.contribution for part in sublayers(model)}
+    with silenced([modules[name] for name in named_sublayers(deletions, len(modules) // 2)]):
+        yield
 
 
 def hook_count(model: Any) -> int:

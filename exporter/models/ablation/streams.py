@@ -134,11 +134,7 @@ def strided_head(head: torch.nn.Module, positions: int) -> contextlib.AbstractCo
 
 
 class CutBranches:
-    """The branches of some layers, and what goes in their places.
-
-    Args:
-        layers: A model's.
-    """
+    """The branches of some layers, and what goes in their places."""
 
     def __init__(self, layers: Sequence[LayerModules]) -> None:
         self._parts = {part.ref: part for part in sublayers_of(layers)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,7 +13,6 @@ from exporter.models.anatomy.residual_stream import (
     ProbeVerdict,
     ResidualForm,
     probe,
-    silenced,
 )
 from graph_passes.types import DeletionKind, SublayerKind, SublayerRef, sublayer_kinds
 
@@ -69,9 +67,6 @@ def layer_modules(model: Any) -> list[LayerModules]:
     A model type that is not in the table is held against every row; a row is taken only when a
     small forward pass shows that the branches which it names add up to the residual stream.
 
-    Args:
-        model: A transformers model, with or without a head.
-
     Raises:
         UnknownArchitectureError: When neither the table nor the probe knows the model.
     """
@@ -108,41 +103,19 @@ def sublayers_of(layers: Iterable[LayerModules]) -> list[SublayerModules]:
     return found
 
 
-@contextlib.contextmanager
-def skipped(model: Any, deletions: Iterable[LayerPart | tuple[int, str]]) -> Iterator[None]:
-    """Makes the named branches contribute nothing while the block runs.
-
-    This is what deleting them from the graph must compute: the stream passes them unchanged (in a
-    post-norm layer the norm after the sum stays). Attention that is skipped still fills its cache.
-
-    Args:
-        model: A transformers model.
-        deletions: Layers and kinds (``attention``, ``mlp`` or ``block``).
-
-    Raises:
-        PlanError: When a layer or kind does not exist in this model.
-        UnknownArchitectureError: As :func:`layer_modules`.
-    """
-    modules = {part.ref: part.contribution for part in sublayers(model)}
-    chosen = [modules[name] for name in named_sublayers(deletions, len(modules) // 2, whole=False)]
-    with silenced(chosen):
-        yield
-
-
 def known_families() -> str:
     """The model types of the table, for messages."""
     return ", ".join(sorted(FAMILIES))
 
 
 def named_sublayers(
-    deletions: Iterable[LayerPart | tuple[int, str]], layers: int, *, whole: bool = True
+    deletions: Iterable[LayerPart | tuple[int, str]], layers: int
 ) -> list[SublayerRef]:
     """The sublayers that deletions name, in the layers' order; a block stands for its two.
 
     Args:
         deletions: Layers and kinds (``attention``, ``mlp`` or ``block``).
         layers: How many layers the model has.
-        whole: False refuses deletions that put something in a branch's place.
 
     Raises:
         PlanError: When a layer or kind does not exist in this model.
@@ -154,8 +127,6 @@ def named_sublayers(
             raise PlanError(f"There is no layer {layer}: the model has layers 0 to {layers - 1}.")
         if kind not in _PARTS:
             raise PlanError(f"Layer {layer} has no {kind} that could be skipped.")
-        if not whole and getattr(deletion, "replacement", "none") != "none":
-            raise PlanError(f"The {kind} of layer {layer} is to be replaced, not only skipped.")
         names.update(SublayerRef(layer, part) for part in _PARTS[kind])
     return sorted(names)
 

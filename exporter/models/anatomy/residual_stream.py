@@ -152,9 +152,6 @@ def probe(model: Any, layers: Sequence[LayerModules]) -> ProbeVerdict:
 class ProbeFindings:
     """What a few tokens show of a layout, layer by layer.
 
-    Args:
-        layers: The layout.
-
     Attributes:
         reads_attention: Whether the first MLP's output changed when its attention was silenced.
     """

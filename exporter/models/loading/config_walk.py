@@ -57,10 +57,6 @@ _Entry = tuple[str, str, Any]
 def refuse_dangerous_entries(content: Any, path: Path) -> None:
     """Refuses what makes transformers load, fetch or run something else, at any depth.
 
-    Args:
-        content: A JSON file of a model's folder, parsed.
-        path: The file.
-
     Raises:
         UnsafeModelError: With the entry.
     """

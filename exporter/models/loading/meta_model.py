@@ -270,13 +270,13 @@ class ShardedWeights:
         self._model.get_submodule(owner)._parameters[own] = parameter
 
 
-class _Hollow:
+class _WithoutContent:
     """A tensor of the shards as transformers' loader takes it, without content."""
 
     def __init__(self, entry: TensorEntry) -> None:
         self._entry = entry
 
-    def __getitem__(self, _index: Any) -> _Hollow:
+    def __getitem__(self, _index: Any) -> _WithoutContent:
         return self
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -304,14 +304,14 @@ def _emptied(
 
     if getattr(config, "transformers_weights", None):
         raise ModelSourceError(f"{path}: the config names a weights file of its own.", _WHOLE)
-    hollow = {name: _Hollow(entry) for name, entry in shards.entries.items()}
+    empty = {name: _WithoutContent(entry) for name, entry in shards.entries.items()}
     model_class = auto_class(config, trust_remote_code=False, pruned=pruned)
     refuse_far_larger(model_class, config, shards, path)
     model, info = model_class.from_pretrained(
         None,
         config=config,
         dtype=getattr(torch, dtype),
-        state_dict=hollow,
+        state_dict=empty,
         output_loading_info=True,
     )
     _tie_what_is_there_twice(model, shards)

@@ -85,12 +85,6 @@ def refuse_far_larger(model_class: Any, config: Any, shards: CheckpointShards, p
 
     transformers would make the tensors that differ, before it says that they do.
 
-    Args:
-        model_class: What the model is going to be loaded as.
-        config: The model's, as transformers reads it.
-        shards: The model's weights.
-        path: Its folder, for errors.
-
     Raises:
         UnsafeModelError: With both numbers.
     """

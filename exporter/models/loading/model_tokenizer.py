@@ -27,11 +27,6 @@ _PLAIN_TOKENIZERS = {"PreTrainedTokenizer", "TokenizersBackend", "LlamaTokenizer
 def load_tokenizer(folder: Path, config: Any, dangers: Dangers) -> Any:
     """Loads a tokenizer from a folder that was looked at; None where there is none.
 
-    Args:
-        folder: The model's.
-        config: The model's, as it was loaded.
-        dangers: What the model may do.
-
     Raises:
         UnsafeInputError: Its class is one that was not looked at, or its file is nested too deep.
         ModelSourceError: It can't be read.

@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 class AnswerCuts:
     """All cuts of one sublayer or block, as streams 1, 2, …; stream 0 is the whole model's.
 
-    Args:
-        scored: The model, with a language head, and its text.
-        runner: Of the same model.
-
     Attributes:
         units: What is cut, in the streams' order.
     """

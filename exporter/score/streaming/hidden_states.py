@@ -49,14 +49,7 @@ class StatesInMemory:
 
 
 class StatesInFile:
-    """Keeps the same in a file; made by :func:`states_in_file`.
-
-    Args:
-        file: Open for writing and reading.
-        folder: Where it lies, for errors.
-        shapes: Of the tensors of each batch.
-        dtype: Of all tensors.
-    """
+    """Keeps the same in a file; made by :func:`states_in_file`."""
 
     def __init__(
         self,

@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
 
 class LayerRunner:
-    """A model of which one layer at a time has its weights.
-
-    Args:
-        model: A transformers model.
-        layers: Its layers.
-    """
+    """A model of which one layer at a time has its weights."""
 
     def __init__(self, model: Any, layers: Sequence[LayerModules]) -> None:
         self._model, self._layers = model, layers

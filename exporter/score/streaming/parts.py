@@ -56,10 +56,6 @@ def filled_in_turn(meta: MetaModel, prefixes: Sequence[str]) -> Generator[int]:
 
     Close the generator, so that nothing stays filled when the caller fails.
 
-    Args:
-        meta: The model.
-        prefixes: The modules' dotted names.
-
     Raises:
         ModelSourceError: A shard can't be read.
     """

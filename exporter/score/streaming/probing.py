@@ -31,12 +31,7 @@ if TYPE_CHECKING:
 
 
 class LayerProbe:
-    """Takes tokens through the layers, as :func:`~exporter.models.anatomy.residual_stream.probe`.
-
-    Args:
-        model: A transformers model.
-        layers: Its layers, as they are thought to be.
-    """
+    """Takes a few tokens through the layers, as the probe of a model in memory does."""
 
     def __init__(self, model: Any, layers: Sequence[LayerModules]) -> None:
         self._layers = layers

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_families import hook_count, tiny_loaded
+from tiny_families import hook_count, skipped, tiny_loaded
 
 from exporter import cli
 from exporter.artifacts import CalibrationRef, ImportanceReport, PruningPlan
@@ -65,7 +65,6 @@ def _names(plan: PruningPlan) -> list[tuple[int, str]]:
 def _kl(loaded: Any, cache: Path, report: Any, names: Any, part: str = "searched") -> float:
     """The whole model's and the cut one's distributions at every second position, plainly."""
     from exporter.choose.budgets.text import parted
-    from exporter.models.anatomy.architectures import skipped
     from exporter.models.texts.calibration import text_of_report
 
     text = text_of_report(loaded, report.calibration, cache_dir=cache)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny_families import hook_count, tiny_model
+from tiny_families import hook_count, skipped, tiny_model
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import PlanError, UnknownArchitectureError
-from exporter.models.anatomy.architectures import layer_modules, skipped, sublayers
+from exporter.models.anatomy.architectures import layer_modules, sublayers
 from exporter.models.anatomy.families import FAMILIES
 from exporter.models.anatomy.residual_stream import first_tensor, probe, silenced, tapped
 
@@ -205,7 +205,6 @@ def test_skipping_leaves_no_hook_behind_an_exception() -> None:
         ((3, "attention"), "no layer 3.*0 to 2"),
         ((-1, "mlp"), "no layer -1"),
         ((0, "mixer"), "no mixer"),
-        (PlannedDeletion(layer=0, kind="mlp", replacement="bias"), "replaced"),
     ],
 )
 def test_skipping_what_is_not_there(deletion: Any, told: str) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scored_texts import made_text, random_text
-from tiny_families import hook_count, tiny_loaded
+from tiny_families import hook_count, skipped, tiny_loaded
 
 from exporter.artifacts import ImportanceReport, Score
 from exporter.errors import CalibrationError
-from exporter.models.anatomy.architectures import skipped, sublayers
+from exporter.models.anatomy.architectures import sublayers
 from exporter.models.anatomy.residual_stream import first_tensor, tapped
 from exporter.progress import Quiet, Task
 from exporter.score import METRICS, ScoreOptions, score, score_on
