@@ -4,7 +4,8 @@ Importing this costs no PyTorch.
 """
 
 from exporter.cut.replacement_cut import cut_of_plan
-from exporter.heal.fit import Fit, fit_branches
+from exporter.heal.fit import fit_branches
+from exporter.heal.fits import Fit
 from exporter.heal.healed import Healed, heal
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import write_healed_plan, write_replacements

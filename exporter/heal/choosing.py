@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from exporter.heal.fit import Fit
+from exporter.heal.fits import Fit
 from exporter.models.ablation import NOTHING, BranchReplacement, DamageMeter
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef

@@ -8,7 +8,6 @@ model's width and on how many branches are fitted at once, not on the tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from exporter.heal import low_rank
 from exporter.heal.activations import check_finite, held_out_tokens, overhearing
+from exporter.heal.fits import Fit, FitStore
 from exporter.heal.ridge import RIDGES, LinearMap, choose_ridge, explained, solve
 from exporter.heal.statistics import Sums, sums_bytes
 from exporter.models.ablation.branch_replacements import BranchReplacement
@@ -29,31 +29,9 @@ from graph_passes.types import SublayerRef
 if TYPE_CHECKING:
     import torch
 
-    from exporter.heal.kept import FitStore
-
 
 MEMORY_LIMIT_BYTES = 4 << 30
 _TOKENS_PER_INPUT = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """What may take one branch's place.
-
-    Attributes:
-        bias: The mean output.
-        linear: The ridge map with its bias, float32; two factors where a rank was asked for.
-        ridge: What the map was fitted with, relative to the mean eigenvalue of its inputs.
-        bias_explained: Share of the output's ``sum |y|²`` over held-out tokens that ``bias``,
-            fitted on the others, takes away; 1 at best, negative where it does harm.
-        linear_explained: The same for ``linear``.
-    """
-
-    bias: BranchReplacement
-    linear: BranchReplacement
-    ridge: float
-    bias_explained: float
-    linear_explained: float
 
 
 def fit_branches(

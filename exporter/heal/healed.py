@@ -20,11 +20,10 @@ from exporter.artifacts import (
 from exporter.artifacts.plans.by_score import validate_plan
 from exporter.artifacts.plans.origin import hold_against_model
 from exporter.errors import HealingError
-from exporter.files import sha256_bytes
 from exporter.heal.choosing import by_damage, by_explained
 from exporter.heal.domains import measured_text, warnings_of
-from exporter.heal.fit import Fit, fit_branches
-from exporter.heal.kept import ALONE, IN_TURN, FitStore, about_fits
+from exporter.heal.fit import fit_branches
+from exporter.heal.fits import Fit, FitStore
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import healed_deletions, kind_of
 from exporter.heal.sequential import fit_sequential
@@ -74,7 +73,7 @@ def heal(
         made_from: Role to SHA-256 of further files, for the report and the plan.
         allow_all: Takes a plan that drops every attention and every MLP.
         work: A folder that keeps each fit once it is finished, so that an interrupted call goes on
-            from there; :func:`exporter.heal.kept.forget_fits` removes it once the plan is kept.
+            from there.
         progress: Told what goes on.
 
     Raises:
@@ -266,7 +265,7 @@ class _Fitting:
             rank=self.options.rank,
             ridge=self.options.ridge,
             batch_size=self.options.batch_size,
-            store=self._store(ALONE),
+            store=self._store("alone"),
             progress=self.progress,
         )
 
@@ -280,7 +279,7 @@ class _Fitting:
             rank=self.options.rank,
             ridge=self.options.ridge,
             batch_size=self.options.batch_size,
-            store=self._store(IN_TURN, choices=told),
+            store=self._store("in-turn", choices=told),
             progress=self.progress,
         )
 
@@ -288,11 +287,8 @@ class _Fitting:
         """Keeps fits by what they depend on, the tokens themselves among it."""
         if self.work is None:
             return None
-        text, model = self.texts.fitting, self.loaded
-        about = about_fits(model.ref, str(model.model.dtype), text.ref, self.options.rank)
-        ids = sha256_bytes(text.input_ids.astype("<i8").tobytes() + text.mask.tobytes())
-        about |= {"ids": ids, "ridge": self.options.ridge, **more}
-        return FitStore(self.work / name, about)
+        how = {"rank": self.options.rank, "ridge": self.options.ridge, **more}
+        return FitStore(self.work / f"{name}.jsonl", self.loaded, self.texts.fitting, **how)
 
 
 def _measured(

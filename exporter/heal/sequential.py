@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.heal.activations import Branch, held_out_tokens, overhearing
-from exporter.heal.fit import Adding, Fit, fitted, tell_if_few
-from exporter.heal.kept import FitStore, KnownFits
+from exporter.heal.fit import Adding, fitted, tell_if_few
+from exporter.heal.fits import Fit, FitStore
 from exporter.heal.layer_walk import LayerWalk, Shelf
 from exporter.heal.statistics import Sums
 from exporter.models.ablation.branch_replacements import (
@@ -79,7 +79,8 @@ def fit_sequential(
     parts = {part.ref: part for part in sublayers(loaded.model)}
     wanted = named_sublayers(choices, len(parts) // 2)
     later = held_out_tokens(text.mask, held_out)
-    fits = KnownFits(store, [name for name in wanted if choices[name] != "none"], progress)
+    fits = store or FitStore(None, loaded, text)
+    fits.find([name for name in wanted if choices[name] != "none"], progress)
     found: dict[SublayerRef, BranchReplacement] = {}
     walk = LayerWalk(loaded.model, text.input_ids, text.mask, batch_size)
     limit = STREAM_LIMIT_BYTES // 2

@@ -20,7 +20,6 @@ from exporter.choose.selection import MakeMeter, RememberingMeter, protected_nam
 from exporter.choose.selection.meters import meter_here, searched_meter
 from exporter.choose.selection.refusals import refuse_another_model
 from exporter.errors import UsageError
-from exporter.heal.kept import about_fits
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
@@ -132,27 +131,22 @@ class PlanInputs:
     def fits(self) -> Mapping[SublayerRef, Fit]:
         """A replacement of each kind for every branch, fitted in one pass; none without healing."""
         from exporter.heal import fit_branches
+        from exporter.heal.fits import FitStore
 
         heal = self.settings.heal
         if heal is None:
             return {}
         text, batch_size = self.texts.searched, self.settings.batch_size
-        about = about_fits(self.loaded.ref, str(self.loaded.model.dtype), text.ref, heal.rank)
-        about |= {"ridge": heal.ridge}
-        known = self._work.kept_fits(about)
-        if known is not None:
-            self._progress.say("plan: the fits of an earlier call are used")
-            return known
-        found = fit_branches(
+        rank, ridge = heal.rank, heal.ridge
+        return fit_branches(
             self.loaded,
             text,
-            rank=heal.rank,
-            ridge=heal.ridge,
+            rank=rank,
+            ridge=ridge,
             batch_size=batch_size,
+            store=FitStore(self._work.fits, self.loaded, text, rank=rank, ridge=ridge),
             progress=self._progress,
         )
-        self._work.keep_fits(about, found)
-        return found
 
     @cached_property
     def offer(self) -> Offer:

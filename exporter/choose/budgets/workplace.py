@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from exporter.heal.kept import read_fits, write_fits
 from graph_passes.files.placing import SCRATCH
-from graph_passes.types import SublayerRef
-
-if TYPE_CHECKING:
-    from exporter.heal import Fit
-
-_FITS = "fits"
 
 
 @dataclass(frozen=True)
@@ -35,7 +26,6 @@ class Workplace:
     @property
     def journal(self) -> Path:
         """Measured damages."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / "damages.jsonl"
 
     @property
@@ -43,10 +33,7 @@ class Workplace:
         """Graphs while they are timed."""
         return self.folder / SCRATCH
 
-    def keep_fits(self, about: Mapping[str, Any], fits: Mapping[SublayerRef, Fit]) -> None:
-        """Writes fits down, whole or not at all."""
-        write_fits(self.folder / _FITS, about, fits)
-
-    def kept_fits(self, about: Mapping[str, Any]) -> dict[SublayerRef, Fit] | None:
-        """The fits that were kept; None where there are none, or none about this."""
-        return read_fits(self.folder / _FITS, about)
+    @property
+    def fits(self) -> Path:
+        """What may take each branch's place."""
+        return self.folder / "fits.jsonl"
