@@ -23,7 +23,7 @@ from graph_passes.plan_record import (
 )
 from graph_passes.replacement_nodes import PutIn, put_in, spare_input
 from graph_passes.replacements import FittedReplacement, ReplacementTensors, fit
-from graph_passes.residual import remove_branch
+from graph_passes.residual import remove_branches
 from graph_passes.selection import check_recorded, replacements_of, select
 from graph_passes.types import DeletedSublayer, Deletion, Refusal, SublayerRef
 
@@ -152,7 +152,11 @@ class _Cut:
         graph = self._graph
         uncounted = {node for part in self._parts for node in part.extra}
         kv_cache.drop_outputs(graph, [value for site in sites for value in site.outputs])
-        swept = [_cut(graph, site, uncounted, put.get(site.ref)) for site in sites]
+        swept = []
+        for site in sites:
+            displaced = put[site.ref].displaced if site.ref in put else None
+            adds = remove_branches(graph, site, displaced)
+            swept.append(_sweep_behind(graph, site, adds, uncounted))
         stand_ins = _stand_ins(graph, sites, self._survivors)
         place = {node: i for i, node in enumerate(graph)}
         for site, count in zip(sites, swept, strict=True):
@@ -211,21 +215,14 @@ def _last_reader(node: ir.Node, site: FoundSite) -> tuple[ir.Node, ir.Value]:
         node = reader
 
 
-def _cut(
-    graph: ir.Graph, site: FoundSite, uncounted: Collection[ir.Node], put: PutIn | None
+def _sweep_behind(
+    graph: ir.Graph, site: FoundSite, adds: Sequence[ir.Node], uncounted: Collection[ir.Node]
 ) -> Swept:
-    """Takes a site's branches out of the stream and sweeps up behind them.
+    """Takes out what a site's branches leave behind once they are out of the stream.
 
     A fused sum and norm are one node of the model, so the sum isn't counted.
     """
-    producers = [leaf.value.producer() for leaf in site.leaves]
-    displaced = None if put is None else put.displaced
-    branches = [leaf.value for leaf in site.tree.leaves]
-    adds = [
-        remove_branch(graph, leaf.value, site.tree.joints, branches)
-        for leaf in site.leaves
-        if leaf.value is not displaced
-    ]
+    producers = (leaf.value.producer() for leaf in site.leaves)
     # Changes of type between two sums stand behind the branch, so they go first.
     ends = chain(site.tree.joints, (value.producer() for value in site.outputs))
     swept = sweep(graph, chain(producers, ends))

@@ -9,6 +9,31 @@ import onnx_ir as ir
 from graph_passes.errors import SurgeryError
 from graph_passes.finding.dataflow import is_add
 from graph_passes.finding.shapes import CHANGES_OF_FORM
+from graph_passes.locate import FoundSite
+
+
+def remove_branches(
+    graph: ir.Graph, site: FoundSite, displaced: ir.Value | None = None
+) -> list[ir.Node]:
+    """Takes all branches of a sublayer out of the stream: ``x + f(x)`` becomes ``x``.
+
+    Args:
+        graph: The main graph; it is changed.
+        site: The sublayer.
+        displaced: A branch whose place in the sum a replacement has taken.
+
+    Returns:
+        The Adds, which are no longer in the graph.
+
+    Raises:
+        SurgeryError: A branch does not join exactly one sum.
+    """
+    branches = [leaf.value for leaf in site.tree.leaves]
+    return [
+        remove_branch(graph, leaf.value, site.tree.joints, branches)
+        for leaf in site.leaves
+        if leaf.value is not displaced
+    ]
 
 
 def remove_branch(
@@ -17,7 +42,7 @@ def remove_branch(
     joints: Collection[ir.Node] | None = None,
     others: Collection[ir.Value] = (),
 ) -> ir.Node:
-    """Takes a branch out of the sum that it joins: ``x + f(x)`` becomes ``x``.
+    """Takes a branch out of the sum that it joins.
 
     The branch is picked by identity, not by its place in the Add. The operand that stays takes
     over the sum's readers, and its name, type and shape where the sum is a graph output; where
