@@ -19,9 +19,9 @@ from pathlib import Path
 
 from graph_passes import Deletion, ResidualSite, find_sites, prune_graph
 from graph_passes.files.storage import data_files, load_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
 from tests.benchmarks.machine import print_machine
 from tests.measured import depthcut
+from tests.tiny_graphs import TinySpec, tiny_model
 
 RUNS = 5
 CUT = 8

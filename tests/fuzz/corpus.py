@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 sys.path.append(str(Path(__file__).parents[1] / "graph_passes"))
 from fused_graphs import FUSED, fused_model

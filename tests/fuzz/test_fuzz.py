@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from graph_passes import Deletion, SurgeryError, find_sites, prune_graph
 from graph_passes.testing import masked_model
-from graph_passes.tiny_graphs import tiny_model
 from tests.fuzz import corpus, judge
 from tests.fuzz.judge import Cut, WrongModel, check_file
 from tests.fuzz.mutations import MUTATIONS, spoil_bytes, spoil_locations
+from tests.tiny_graphs import tiny_model
 
 _ASKED = int(os.environ.get("DEPTHCUT_FUZZ_EXAMPLES", "0"))
 _SEEDS = st.integers(0, 2**32 - 1)

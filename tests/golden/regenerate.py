@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graph_passes import Deletion, prune_graph
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 FOLDER = Path(__file__).parent
 CASES = {

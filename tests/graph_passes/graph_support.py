@@ -17,7 +17,7 @@ from fused_graphs import fused_feed
 
 from graph_passes import Deletion, ResidualSite, find_sites, prune_graph
 from graph_passes.testing import masked_model
-from graph_passes.tiny_graphs import TinySpec, tiny_feed, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_feed, tiny_model
 
 T = TypeVar("T")
 Arrays = dict[str, np.ndarray[Any, Any]]

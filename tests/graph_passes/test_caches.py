@@ -18,7 +18,7 @@ from graph_support import (
 
 from graph_passes import Deletion, Refusal, SurgeryError, find_sites, prune_graph
 from graph_passes.testing import masked_model
-from graph_passes.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, TinySpec, _Builder, tiny_feed
+from tests.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, TinySpec, _Builder, tiny_feed
 
 
 class _OwnMasks(_Builder):

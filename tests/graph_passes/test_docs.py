@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from graph_passes import save_model
+from tests.tiny_graphs import TinySpec, tiny_feed, tiny_model
+
 README = Path(__file__).parents[2] / "graph_passes" / "README.md"
 
 
@@ -17,7 +20,9 @@ def test_the_examples_run_one_after_the_other(
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
     assert len(examples) == 7
-    scope: dict[str, Any] = {}
+    model = tiny_model(TinySpec(layers=3))
+    save_model(model, Path("model.onnx"))
+    scope: dict[str, Any] = {"feed": tiny_feed(model, seq=4, past=3)}
     for number, example in enumerate(examples):
         exec(compile(example, f"example {number}", "exec"), scope)
     printed = capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 from graph_support import oracle_error, sites_of, tiny
 
 from graph_passes import Deletion, Refusal, SurgeryError, find_sites, prune_graph
-from graph_passes.tiny_graphs import HIDDEN, INNER, TinySpec, _Builder
+from tests.tiny_graphs import HIDDEN, INNER, TinySpec, _Builder
 
 
 def _node(model: ir.Model, name: str) -> ir.Node:

@@ -205,7 +205,7 @@ def test_a_cache_that_two_attentions_read_is_refused() -> None:
 
 
 def test_an_encoder_is_refused() -> None:
-    from graph_passes.tiny_graphs import TinySpec, tiny_model
+    from tests.tiny_graphs import TinySpec, tiny_model
 
     with pytest.raises(FusionError, match="attention"):
         fuse_decoder(tiny_model(TinySpec(cache=False)), positions=POSITIONS)

@@ -10,7 +10,7 @@ import pytest
 from graph_support import oracle_error, sites_of
 
 from graph_passes import Deletion, Refusal, find_sites, prune_graph
-from graph_passes.tiny_graphs import HIDDEN, INNER, TinySpec, _Builder
+from tests.tiny_graphs import HIDDEN, INNER, TinySpec, _Builder
 
 USUAL = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
 

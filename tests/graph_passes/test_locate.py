@@ -8,7 +8,7 @@ from graph_support import SPECS, sites_of, text, tiny
 
 from graph_passes import Deletion, SublayerRef, find_sites, prune_graph
 from graph_passes.finding.labels import number_layers
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 EXPECTED = [SublayerRef(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
 

@@ -16,7 +16,7 @@ from test_runtime_graphs import MAKERS
 
 from graph_passes import ReplacementTensors, SublayerRef, SurgeryError, prune_graph
 from graph_passes.files.storage import load_model, save_model
-from graph_passes.tiny_graphs import tiny_model
+from tests.tiny_graphs import tiny_model
 
 # Sums are taken in another order, and a bias is rounded once more; relative to the largest output.
 TOLERANCE = 2e-6

@@ -11,7 +11,7 @@ from graph_support import largest_difference, oracle_error, run, session, sites_
 
 from graph_passes import Deletion, Refusal, find_sites, prune_graph
 from graph_passes.testing import masked_model
-from graph_passes.tiny_graphs import HIDDEN, TinySpec, _Builder, tiny_feed
+from tests.tiny_graphs import HIDDEN, TinySpec, _Builder, tiny_feed
 
 WINDOW = 3
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from graph_passes import Deletion, SurgeryError, prune_graph
 from graph_passes.testing import masked_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -10,7 +10,7 @@ import pytest
 from graph_support import check_clean, oracle_error, sites_of, tiny
 
 from graph_passes import Deletion, Refusal, SurgeryError, find_sites, prune_graph
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 
 def node_of(model: ir.Model, name: str) -> ir.Node:

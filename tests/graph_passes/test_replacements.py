@@ -36,7 +36,7 @@ from test_runtime_graphs import MAKERS
 
 from graph_passes import Deletion, ReplacementTensors, SublayerRef, SurgeryError, prune_graph
 from graph_passes.testing import masked_model
-from graph_passes.tiny_graphs import TinySpec, tiny_feed, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_feed, tiny_model
 
 # Sums are taken in another order, and a bias is rounded once more; relative to the largest output.
 TOLERANCE = 2e-6

@@ -10,7 +10,7 @@ import pytest
 from graph_support import all_deletions, oracle_error, sites_of, tiny
 
 from graph_passes import Deletion, Refusal, SurgeryError, find_sites, prune_graph
-from graph_passes.tiny_graphs import HIDDEN, TinySpec, _Builder
+from tests.tiny_graphs import HIDDEN, TinySpec, _Builder
 
 Join = Callable[[_Builder, ir.Value, ir.Value], ir.Value]
 

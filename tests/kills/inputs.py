@@ -43,8 +43,8 @@ def _write_graphs(folder: Path) -> None:
     import onnx_ir as ir
 
     from graph_passes import save_model
-    from graph_passes.tiny_graphs import TinySpec, tiny_model
     from tests.llama_shaped import LlamaShape, write_llama
+    from tests.tiny_graphs import TinySpec, tiny_model
 
     for name, layers in {"whole": 3, "cut": 2}.items():
         shape = LlamaShape(

@@ -15,7 +15,7 @@ from exporter.engines.packaging.triton import package_triton
 from exporter.engines.packaging.triton_config import TritonModel, TritonTensor, triton_config
 from exporter.errors import EngineError, PackagingError, UnsafeInputError, UsageError
 from graph_passes import save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 TENSORRT: dict[str, Any] = {
     "backend": "tensorrt", "settings": BuildSettings(), "precision": "fp16",

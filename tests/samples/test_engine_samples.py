@@ -12,7 +12,7 @@ import pytest
 
 from exporter.engines.build.sidecar import read_sidecar
 from graph_passes import Deletion, prune_graph, save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 

@@ -72,7 +72,7 @@ def test_prune_holds_a_plan_against_the_graphs_own_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from graph_passes.files.storage import load_model, save_model
-    from graph_passes.tiny_graphs import TinySpec, tiny_model
+    from tests.tiny_graphs import TinySpec, tiny_model
 
     model = tiny_model(TinySpec())
     model.metadata_props[MODEL_KEY] = OURS

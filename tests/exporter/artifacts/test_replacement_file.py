@@ -34,7 +34,7 @@ from exporter.files import sha256_file
 from graph_passes import ReplacementTensors, SublayerRef, testing
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 RNG = np.random.default_rng(0)
 TENSORS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from cost_tables import made_table
 from exporter.choose.budgets.stopwatch import OnnxStopwatch
 from exporter.choose.costs import At, CostTable, Effort
 from exporter.errors import CostError
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 pytest.importorskip("onnxruntime")
 

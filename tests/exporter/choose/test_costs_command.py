@@ -10,7 +10,7 @@ import pytest
 from exporter.choose.costs import CostTable
 from exporter.cli import run
 from exporter.engines.build.driver import Driver
-from graph_passes.tiny_graphs import tiny_model
+from tests.tiny_graphs import tiny_model
 
 pytest.importorskip("onnxruntime")
 QUICK = ("--at", "prompt=4,new=1", "--threads", "1", "--time-budget", "0.01s")

@@ -13,7 +13,7 @@ from exporter.choose.costs import At, Effort
 from exporter.choose.costs.engine_bench import EngineBench, ranges_for
 from exporter.choose.costs.measuring import measure_on
 from exporter.engines.build.profiles import Span
-from graph_passes.tiny_graphs import tiny_model
+from tests.tiny_graphs import tiny_model
 
 pytest.importorskip("onnxruntime")
 

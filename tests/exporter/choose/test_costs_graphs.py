@@ -21,7 +21,7 @@ from exporter.choose.costs.grouping import groups_of, treatments
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import CostError, UsageError
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 
 @pytest.fixture(scope="module")

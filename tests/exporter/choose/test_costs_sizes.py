@@ -14,8 +14,8 @@ from exporter.errors import CostError
 from graph_passes.finding.weights import is_weight
 from graph_passes.pipeline import graph_size, prune_graph
 from graph_passes.replacements import ReplacementTensors
-from graph_passes.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, TinySpec, tiny_model
 from graph_passes.types import Deletion, SublayerRef
+from tests.tiny_graphs import HEAD_DIM, HEADS, HIDDEN, TinySpec, tiny_model
 
 SPECS = [
     TinySpec(),

@@ -21,7 +21,7 @@ from exporter.cli.task_lines import TaskLines
 from exporter.errors import PlanError, UsageError
 from exporter.progress import ByteCount, Quiet, Task
 from graph_passes import save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 COMMANDS = ["export", "score", "plan", "prune", "compare", "check", "inspect"]
 HEAVY = ["torch", "transformers", "onnxruntime", "onnx", "onnx_ir", "scipy", "pydantic", "rich"]
@@ -137,7 +137,7 @@ def test_everything_goes_by_force_alone(tmp_path: Path) -> None:
 
 def test_a_graph_is_emptied_by_force_alone(tmp_path: Path) -> None:
     from graph_passes.files.storage import save_model
-    from graph_passes.tiny_graphs import TinySpec, tiny_model
+    from tests.tiny_graphs import TinySpec, tiny_model
 
     model, output = tmp_path / "model.onnx", tmp_path / "out" / "model.onnx"
     save_model(tiny_model(TinySpec(layers=2)), model)

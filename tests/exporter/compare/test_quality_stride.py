@@ -24,7 +24,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UsageError
 from exporter.models.texts import read_texts
 from graph_passes import Deletion, prune_graph, save_model
-from graph_passes.tiny_graphs import VOCABULARY, TinySpec, tiny_model
+from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
 
 WIDTH, STRIDE = 12, 5
 

@@ -29,7 +29,7 @@ from exporter.errors import ComparisonError, TaskError, UsageError
 from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET
 from graph_passes import save_model
-from graph_passes.tiny_graphs import VOCABULARY, TinySpec, tiny_model
+from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
 
 
 class Counting:

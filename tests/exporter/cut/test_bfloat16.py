@@ -31,7 +31,7 @@ from exporter.report.terminal import comparison_title
 from graph_passes import ReplacementTensors, SublayerRef, testing
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="mlp")]
 NARROW = ir.DataType.BFLOAT16

@@ -22,7 +22,7 @@ from exporter.cut.surgery import prune_file
 from exporter.errors import VerificationError
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
 GIGABYTE = 10**9

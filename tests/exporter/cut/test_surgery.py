@@ -25,7 +25,7 @@ from graph_passes import ResidualSite
 from graph_passes.files import placing, storage
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.pipeline import graph_size
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 PLAN = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="block")]
 

@@ -27,7 +27,7 @@ from exporter.errors import MissingDependencyError, OnnxFileError, SurgeryError
 from graph_passes.files import exchange as exchanging
 from graph_passes.files import steps, storage
 from graph_passes.files.storage import data_files, load_model, save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 PLAN = [PlannedDeletion(layer=1, kind="attention"), PlannedDeletion(layer=2, kind="block")]
 

@@ -18,9 +18,9 @@ from exporter.cut.oracle.verdict import compare_run, judge
 from exporter.cut.oracle.verify import with_exact_products
 from exporter.cut.surgery import prune_file
 from exporter.errors import VerificationError
-from graph_passes import tiny_graphs
 from graph_passes.files.storage import save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests import tiny_graphs
+from tests.tiny_graphs import TinySpec, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
 ENCODER = TinySpec(cache=False)

@@ -25,7 +25,7 @@ from exporter.engines.build.settings import BuildSettings
 from exporter.engines.build.sidecar import read_sidecar, sidecar_path
 from exporter.errors import EngineError, UsageError
 from graph_passes import Deletion, prune_graph, save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 pytestmark = pytest.mark.rtx
 

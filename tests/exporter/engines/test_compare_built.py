@@ -12,7 +12,7 @@ from exporter.engines.build.driver import Driver
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
 from graph_passes import Deletion, prune_graph, save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 pytestmark = pytest.mark.rtx
 

@@ -16,7 +16,7 @@ from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.build.settings import BuildSettings
 from exporter.errors import EngineError
 from graph_passes import save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 SMALL = Ranges(prompt=Span(1, 4, 8), context=Span(1, 4, 8))
 ATTENTION = """

@@ -15,7 +15,7 @@ from exporter.engines.build.check import EngineCheck, Finding
 from exporter.errors import EngineError, VerificationError
 from exporter.progress import QUIET
 from graph_passes import save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
 BROKEN = Finding(1, "n", "Odd", "no plugin", "")

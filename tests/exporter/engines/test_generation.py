@@ -16,7 +16,7 @@ from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError, UsageError
 from graph_passes import Deletion, prune_graph, save_model
-from graph_passes.tiny_graphs import HEAD_DIM, HEADS, TinySpec, tiny_model
+from tests.tiny_graphs import HEAD_DIM, HEADS, TinySpec, tiny_model
 
 PROMPT = [3, 1, 4, 1, 5]
 

@@ -22,8 +22,8 @@ from exporter.models.graph_facts import read_facts
 from exporter.models.model_folder import find_model
 from graph_passes import Deletion, prune_graph, save_model
 from graph_passes.fusing.logits_to_keep import LogitsToKeepPass
-from graph_passes.tiny_graphs import TinySpec, tiny_model
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 IDS = np.array([[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]])
 ROWS = np.repeat(IDS, 2, axis=0)

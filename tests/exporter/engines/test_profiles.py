@@ -18,7 +18,7 @@ from exporter.engines.build.profiles import (
 )
 from exporter.errors import UsageError
 from graph_passes import save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 IDS = GraphTensor("input_ids", "int64", ("batch", "seq"))
 MASK = GraphTensor("attention_mask", "int64", ("batch", "total"))

@@ -28,7 +28,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError, UsageError
 from exporter.models.model_folder import ModelFolder
 from graph_passes import save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 
 class Scripted:

@@ -12,7 +12,7 @@ from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.settings import BuildSettings
 from exporter.errors import BackendError, EngineError, UsageError
 from graph_passes import save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 REFITTABLE = BuildSettings(compute_capabilities=("sm89",), refittable=True)
 no_driver = pytest.mark.skipif(not ask_driver().problem, reason="there is an NVIDIA driver")

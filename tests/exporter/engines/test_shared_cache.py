@@ -24,8 +24,8 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, UsageError
 from exporter.models.model_folder import find_model
 from graph_passes import Deletion, prune_graph, save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 PROMPTS = np.array([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2], [1, 6, 1, 8, 0]])
 STEPS = np.array([[9, 2, 6], [8, 1, 8], [3, 3, 9]])

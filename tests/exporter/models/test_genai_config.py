@@ -17,7 +17,7 @@ from exporter.errors import OnnxFileError, SurgeryError, UnsafeInputError
 from exporter.models.genai_config import GenaiConfig, find_config, rewritten
 from graph_passes.files import steps
 from graph_passes.files.storage import save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_model
 
 PLAN = [PlannedDeletion(layer=1, kind="attention")]
 NAMES = {

@@ -19,7 +19,7 @@ from exporter.models.graph_facts import read_facts
 from graph_passes import ResidualSite
 from graph_passes.files import storage
 from graph_passes.files.storage import data_files, load_model, runtime_form, save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_feed, tiny_model
+from tests.tiny_graphs import TinySpec, tiny_feed, tiny_model
 
 CUT = [PlannedDeletion(layer=1, kind="attention")]
 

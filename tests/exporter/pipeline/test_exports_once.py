@@ -12,7 +12,7 @@ import pytest
 from exports_once import ExportsOnce, key_of
 from tiny_torch import tiny_loaded
 
-from graph_passes.tiny_graphs import tiny_model
+from tests.tiny_graphs import tiny_model
 
 pytestmark = pytest.mark.torch
 

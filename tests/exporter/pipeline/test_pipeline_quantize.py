@@ -30,8 +30,8 @@ from exporter.quantize.sensitivity import MixedBits
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes import prune_graph, save_model
 from graph_passes.files.storage import load_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
 from graph_passes.types import Deletion
+from tests.tiny_graphs import TinySpec, tiny_model
 
 EIGHT = QuantizeSettings(scheme="int8")
 QDQ = QuantizeSettings(scheme="int8-qdq", calibration="pydoc")

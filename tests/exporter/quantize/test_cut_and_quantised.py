@@ -13,8 +13,8 @@ from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings, Scheme
 from graph_passes import Deletion, ReplacementTensors, SublayerRef, find_sites, prune_graph
 from graph_passes.files.storage import load_model, save_model
-from graph_passes.tiny_graphs import HIDDEN, TinySpec, tiny_feed, tiny_model
 from graph_passes.types import ResidualSite
+from tests.tiny_graphs import HIDDEN, TinySpec, tiny_feed, tiny_model
 
 RANK = 3
 CUT = [Deletion(1, "attention"), Deletion(2, "block")]

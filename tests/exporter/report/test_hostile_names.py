@@ -16,8 +16,8 @@ import pytest
 from exporter.cli import run
 from exporter.cli.console import VERBOSE, ConsoleProgress
 from graph_passes import save_model
-from graph_passes.tiny_graphs import TinySpec, tiny_model
 from tests.made_reports import gate_report, gate_row
+from tests.tiny_graphs import TinySpec, tiny_model
 
 ACTIVE = "\n::error::x\x1b[31m\r\x9b2J\u202e##[error]y\u2028"
 
