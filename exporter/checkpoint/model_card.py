@@ -21,10 +21,10 @@ from exporter.artifacts import (
     TaskResult,
 )
 from exporter.checkpoint.facts import CheckpointFacts
-from exporter.report.markdown import code, escaped, part_markdown
-from exporter.report.parts.healing import healing_grid, healing_words
-from exporter.report.parts.part import Block, Bullets, Grid, Note, Part
-from exporter.report.parts.summary import HEADER, accuracy_rows, latency_rows
+from exporter.report.markdown import code, escaped, section_markdown
+from exporter.report.sections.blocks import Block, Bullets, Grid, Note, Section
+from exporter.report.sections.healing import healing_grid, healing_words
+from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows
 from exporter.report.words import dropped_lines, significant, weights_words
 
 _NAMED_SOURCES = ("hf:", "pydoc", "self")
@@ -59,15 +59,15 @@ class CardSources:
 
 def model_card(facts: CheckpointFacts, sources: CardSources) -> str:
     """The text of ``README.md``: a header for the Hub, and sections."""
-    parts = [
+    sections = [
         _dropped(facts),
         _chosen(sources),
         _healed(facts, sources.healing),
         _measured(sources.report),
     ]
-    sections = [part_markdown(part) for part in parts if part is not None]
+    texts = [section_markdown(section) for section in sections if section is not None]
     title = f"# {escaped(facts.base.rpartition('/')[2])}, pruned in depth"
-    return "\n\n".join([_header(facts), title, *sections, _loading(facts)]) + "\n"
+    return "\n\n".join([_header(facts), title, *texts, _loading(facts)]) + "\n"
 
 
 def _header(facts: CheckpointFacts) -> str:
@@ -88,7 +88,7 @@ def _yaml(value: str) -> str:
     return bare if _PLAIN.fullmatch(bare) else json.dumps(bare)
 
 
-def _dropped(facts: CheckpointFacts) -> Part:
+def _dropped(facts: CheckpointFacts) -> Section:
     before, after = facts.before, facts.after
     base = f"{code(facts.base)} ({facts.architecture}, {facts.layers} layers)"
     blocks: list[Block] = [
@@ -105,10 +105,10 @@ def _dropped(facts: CheckpointFacts) -> Part:
         blocks.append(Note(f"The layers here are these of the base, numbered anew: {kept}."))
     if not facts.license:
         blocks.append(Note("The base's licence holds; its card here named none."))
-    return Part("dropped", "What was dropped", blocks)
+    return Section("dropped", "What was dropped", blocks)
 
 
-def _chosen(sources: CardSources) -> Part:
+def _chosen(sources: CardSources) -> Section:
     plan, importance = sources.plan, sources.importance
     lines = []
     if plan.budget:
@@ -125,30 +125,30 @@ def _chosen(sources: CardSources) -> Part:
         f"Predicted, not measured{_FIGURES[plan.predicted_on]}: {name} {significant(value)}."
         for name, value in plan.predicted.items()
     ]
-    return Part("chosen", "How it was chosen", [Bullets(lines)])
+    return Section("chosen", "How it was chosen", [Bullets(lines)])
 
 
-def _healed(facts: CheckpointFacts, healing: Healing | None) -> Part:
+def _healed(facts: CheckpointFacts, healing: Healing | None) -> Section:
     if not facts.healed:
         note = Note("Nothing stands in the places of what was dropped. No weight was trained.")
-        return Part("healed", "Healing", [note])
+        return Section("healed", "Healing", [note])
     note = Note(
         "What stands in the dropped branches' places was fitted in closed form; no other weight "
         "was changed, and nothing was trained."
     )
     if healing is None:
-        return Part("healed", "Healing", [note])
+        return Section("healed", "Healing", [note])
     texts = "; ".join(_text(ref) for ref in healing.calibration)
     blocks: list[Block] = [note, Note(f"{healing_words(healing)}. Fitted on {texts}.")]
     if healing.texts:
         named = [each.model_copy(update={"text": _named(each.text)}) for each in healing.texts]
         blocks.append(healing_grid(healing.model_copy(update={"texts": named})))
-    return Part("healed", "Healing", blocks)
+    return Section("healed", "Healing", blocks)
 
 
-def _measured(report: ComparisonReport | None) -> Part | None:
+def _measured(report: ComparisonReport | None) -> Section | None:
     if report is None:
-        return Part("measured", "Measured", [Note("Nothing was measured on this checkpoint.")])
+        return Section("measured", "Measured", [Note("Nothing was measured on this checkpoint.")])
     arms = (report.arms.baseline, report.arms.candidate)
     weights = " and ".join(dict.fromkeys(weights_words(arm) for arm in arms))
     where = f"{arms[1].backend} on {report.environment.processor}"
@@ -162,7 +162,7 @@ def _measured(report: ComparisonReport | None) -> Part | None:
         *_quality(report),
         Grid("Times", HEADER, latency_rows(report), right=(1, 2)),
     ]
-    return Part("measured", "Measured", blocks)
+    return Section("measured", "Measured", blocks)
 
 
 def _quality(report: ComparisonReport) -> Iterator[Block]:

@@ -148,7 +148,7 @@ def _refuse_harm(
 
 def _print(report: HealingReport, output: Path, as_json: bool, warnings: Sequence[str]) -> None:
     from exporter.cli.results import print_artifact, print_rows
-    from exporter.report.parts.healing import healing_grid, healing_words
+    from exporter.report.sections.healing import healing_grid, healing_words
 
     if not as_json and report.healing.texts:
         grid = healing_grid(report.healing)

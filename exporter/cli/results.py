@@ -14,7 +14,7 @@ from exporter.cli.console import echo, echo_json
 from exporter.printable import printable, raw_output
 
 if TYPE_CHECKING:
-    from exporter.report.parts.part import Cell
+    from exporter.report.sections.blocks import Cell
 
 
 def print_artifact(artifact: Artifact, path: Path, as_json: bool, line: str) -> None:

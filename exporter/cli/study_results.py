@@ -11,9 +11,9 @@ from exporter.cli.console import echo, echo_json
 from exporter.cli.results import print_rows
 from exporter.printable import one_line
 from exporter.report.files import study_files
-from exporter.report.parts.depths import depths_document
-from exporter.report.parts.part import Bullets, Grid, Note
-from exporter.report.parts.stability import stability_document
+from exporter.report.sections.blocks import Bullets, Grid, Note
+from exporter.report.sections.depths import depths_document
+from exporter.report.sections.stability import stability_document
 
 _WIDTH = 100
 
@@ -34,7 +34,7 @@ def print_study(report: StabilityReport | DepthsReport, output: Path, *, as_json
         if isinstance(report, StabilityReport)
         else depths_document(report)
     )
-    for block in document.parts[0].blocks:
+    for block in document.sections[0].blocks:
         if isinstance(block, Grid):
             echo(f"{block.caption}.", "")
             print_rows(block.header, block.rows)

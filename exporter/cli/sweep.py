@@ -94,7 +94,7 @@ def _runner(cluster: Mapping[str, Any]) -> Runner:
 def _print(report: SweepReport, as_json: bool) -> None:
     """The whole report as JSON; else a line a cell, then what failed."""
     from exporter.cli.results import print_rows
-    from exporter.report.parts.sweep import cells_grid, failure_lines, sweep_lead
+    from exporter.report.sections.sweep import cells_grid, failure_lines, sweep_lead
 
     if as_json:
         echo_json(report.to_json())

@@ -33,7 +33,7 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     """Heals the plan; the healed one stands in a folder of its own, with its numbers."""
     from exporter.heal import heal as heal_plan
     from exporter.heal import write_healed_plan
-    from exporter.report.parts.healing import healing_words
+    from exporter.report.sections.healing import healing_words
 
     path, folder = run.ledger.path("plan.json"), run.ledger.work / HEALING
     plan = PruningPlan.read(path)

@@ -109,7 +109,7 @@ def second_moments(
         tokens: The text.
         folder: A staging folder, where a copy of the model with the inputs as outputs is written.
         threads: For ONNX Runtime.
-        progress: Who is told.
+        progress: Told of each step.
 
     Yields:
         The input, and ``[K, K]``.

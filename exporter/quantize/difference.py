@@ -19,7 +19,7 @@ _FAR_NATS = 4.0
 
 
 @dataclass(frozen=True)
-class OutputDifference:
+class RoundingDifference:
     """On random inputs, so it tells a broken graph from a rounded one and nothing about texts.
 
     Attributes:
@@ -39,7 +39,7 @@ class OutputDifference:
         return self.kl_divergence is not None and self.kl_divergence > _FAR_NATS
 
 
-def output_difference(source: Path, result: Path, *, threads: int) -> OutputDifference:
+def rounding_difference(source: Path, result: Path, *, threads: int) -> RoundingDifference:
     """Runs both once, one after the other.
 
     Args:
@@ -66,7 +66,7 @@ def output_difference(source: Path, result: Path, *, threads: int) -> OutputDiff
     rows = finite.all(axis=-1)
     gap, largest = np.abs(before - after)[finite].max(), np.abs(before[finite]).max()
     kl = _mean_kl(before[rows], after[rows]) if "logits" in name and rows.any() else None
-    return OutputDifference(float(gap), float(largest), kl)
+    return RoundingDifference(float(gap), float(largest), kl)
 
 
 def _output(path: Path, feed: dict[str, Any], name: str, threads: int) -> NDArray[np.float64]:

@@ -72,31 +72,31 @@ class Table:
     Attributes:
         node: The Gather.
         weight: The initializer.
-        turned: Whether the weight is ``[depth, tokens]`` and read through a Transpose.
+        transposed: Whether the weight is ``[depth, tokens]`` and read through a Transpose.
     """
 
     node: ir.Node
     weight: ir.Value
-    turned: bool
+    transposed: bool
 
     @property
     def depth(self) -> int:
         """Numbers a token."""
-        return _sizes(self.weight)[0 if self.turned else 1]
+        return _sizes(self.weight)[0 if self.transposed else 1]
 
     @property
     def tokens(self) -> int:
         """Rows."""
-        return _sizes(self.weight)[1 if self.turned else 0]
+        return _sizes(self.weight)[1 if self.transposed else 0]
 
     def matrix(self) -> NDArray[np.float32]:
         """The weight as ``[depth, tokens]``, as a head reads it; float32, in memory."""
         array = read_array(self.weight)
-        return np.ascontiguousarray(array if self.turned else array.T)
+        return np.ascontiguousarray(array if self.transposed else array.T)
 
     def is_head(self, product: Product) -> bool:
         """Whether a product reads the same matrix."""
-        return product.weight is self.weight and product.transposed != self.turned
+        return product.weight is self.weight and product.transposed != self.transposed
 
 
 @dataclass(frozen=True)
@@ -298,11 +298,11 @@ def _as_table(node: ir.Node) -> Table | None:
     weight = _constant(rows)
     if weight is None or not (_is_plain(weight) and _is_float_matrix(weight)):
         return None
-    turned = weight is not rows
-    if turned and not _is_turned_over(rows):
+    transposed = weight is not rows
+    if transposed and not _is_turned_over(rows):
         return None
     selects = any(value.is_graph_input() for value in _origins(ids))
-    return Table(node, weight, turned) if selects else None
+    return Table(node, weight, transposed) if selects else None
 
 
 def _origins(value: ir.Value | None) -> Iterator[ir.Value]:

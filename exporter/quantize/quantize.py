@@ -18,7 +18,7 @@ from exporter.models.genai_config import CONFIG_FILE, find_config, rewritten
 from exporter.progress import QUIET, Progress
 from exporter.quantize.activations import quantise_activations
 from exporter.quantize.calibration import CalibrationTokens, calibration_tokens
-from exporter.quantize.difference import OutputDifference, output_difference
+from exporter.quantize.difference import RoundingDifference, rounding_difference
 from exporter.quantize.gguf_blocks import GgufBlocks
 from exporter.quantize.modelopt import (
     method_of,
@@ -66,7 +66,7 @@ class QuantizationResult:
     record: QuantizationRecord
     bytes_before: int
     bytes_after: int
-    difference: OutputDifference
+    difference: RoundingDifference
     in_float: dict[str, str] = field(default_factory=dict)
     rounded_anew: dict[str, str] = field(default_factory=dict)
     mixed: MixedBits | None = None
@@ -99,7 +99,7 @@ def quantize_file(
             Without any, the scheme ``mixed`` searches them on the calibration text.
         with_companions: Copies tokenizer and configs beside the output, where they don't stand in
             its folder yet.
-        progress: Who is told.
+        progress: Told of each step.
 
     Raises:
         UsageError: The settings don't fit each other or the graph.
@@ -130,7 +130,7 @@ def quantize_file(
             note = record.model_dump_json(exclude_none=True)
             result.metadata_props[QUANTIZATION_KEY] = note
             written = storage.write_files(result, stage, output.name, "compact")
-            gap = output_difference(source, stage / output.name, threads=default_threads())
+            gap = rounding_difference(source, stage / output.name, threads=default_threads())
             after = _bytes(written)
             moves = stage_companions(source, output, stage) if with_companions else []
             moves += [(file, output.parent / file.name) for file in written]

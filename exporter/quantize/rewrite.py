@@ -21,7 +21,7 @@ DOMAIN = "com.microsoft"
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class StoredWeight:
     """A packed matrix as a graph's initializers: blocks, scales and, where there are any, zeros."""
 
     quants: ir.Value
@@ -41,7 +41,9 @@ class PackedWeights:
         self._graph = model.graph
         self._writer = writer
 
-    def store(self, packed: Packed, weight: ir.Value, bits: int, name: str | None = None) -> Stored:
+    def store(
+        self, packed: Packed, weight: ir.Value, bits: int, name: str | None = None
+    ) -> StoredWeight:
         """Writes a matrix that takes a weight's place; scales are of the weight's type.
 
         Args:
@@ -57,13 +59,13 @@ class PackedWeights:
         zeros = packed.zero_points
         if zeros is not None and zeros.dtype != np.uint8:
             zeros = zeros.astype(kind)
-        return Stored(
+        return StoredWeight(
             self._added(base, packed.quants),
             self._added(f"{base}_scales", packed.scales.astype(kind)),
             None if zeros is None else self._added(f"{base}_zero_points", zeros),
         )
 
-    def flat(self, stored: Stored) -> ir.Value:
+    def flat(self, stored: StoredWeight) -> ir.Value:
         """The same blocks as ``[N, bytes]``, in the same place of the file, as a table has them."""
         import onnx_ir as ir
 
@@ -104,7 +106,7 @@ class PackedWeights:
 
 def use_in_product(
     product: Product,
-    stored: Stored,
+    stored: StoredWeight,
     bits: int,
     block: int,
     level: int,
@@ -128,7 +130,7 @@ def use_in_product(
     _replace(product.node, matmul_nbits(inputs, name, size, bits, block, level))
 
 
-def use_in_table(table: Table, rows: ir.Value, stored: Stored, bits: int, block: int) -> None:
+def use_in_table(table: Table, rows: ir.Value, stored: StoredWeight, bits: int, block: int) -> None:
     """Puts a GatherBlockQuantized in the place of the Gather from the tokens' table.
 
     Args:

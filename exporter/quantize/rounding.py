@@ -60,7 +60,7 @@ def round_to_nearest(matrix: Floats, bits: int, block: int, *, symmetric: bool) 
     return Packed(packed, scales, None if symmetric else zeros)
 
 
-def on_its_grid(matrix: Floats, bits: int, block: int) -> Packed | None:
+def already_rounded(matrix: Floats, bits: int, block: int) -> Packed | None:
     """A matrix that was rounded before, as it is: steps of one size from a block's lowest number.
 
     Such are dequantised blocks of a scale and a minimum, Q4_1's for one. Their zero points are
@@ -93,7 +93,7 @@ def on_its_grid(matrix: Floats, bits: int, block: int) -> Packed | None:
 
 
 def rounded(
-    matrix: Floats, bits: int, block: int, *, symmetric: bool, half_quadratically: bool = False
+    matrix: Floats, bits: int, block: int, *, symmetric: bool, by_hqq: bool = False
 ) -> Packed:
     """Rounds without a text.
 
@@ -102,18 +102,18 @@ def rounded(
         bits: 4 or 8.
         block: Weights that share a scale.
         symmetric: Without zero points. Else a matrix of 4 bits that was rounded before is kept.
-        half_quadratically: By HQQ.
+        by_hqq: By HQQ.
 
     Raises:
         MissingDependencyError: HQQ without PyTorch.
     """
-    if half_quadratically:
-        return half_quadratic(matrix, bits, block)
-    kept = None if symmetric or bits == 8 else on_its_grid(matrix, bits, block)
+    if by_hqq:
+        return round_by_hqq(matrix, bits, block)
+    kept = None if symmetric or bits == 8 else already_rounded(matrix, bits, block)
     return kept or round_to_nearest(matrix, bits, block, symmetric=symmetric)
 
 
-def half_quadratic(matrix: Floats, bits: int, block: int) -> Packed:
+def round_by_hqq(matrix: Floats, bits: int, block: int) -> Packed:
     """HQQ: moves the zero points, in float, for an error norm below 1 (Badri and Shaji, 2023).
 
     Raises:
@@ -141,26 +141,26 @@ def pack(quants: Bytes, scales: Floats, zeros: Bytes | None, bits: int) -> Packe
         zeros: ``[N, blocks]``, or None.
         bits: 4 or 8.
     """
-    tight = None if zeros is None else _tight(zeros, bits)
-    return Packed(_tight(quants, bits), np.ascontiguousarray(scales, np.float32), tight)
+    tight = None if zeros is None else _pack_bits(zeros, bits)
+    return Packed(_pack_bits(quants, bits), np.ascontiguousarray(scales, np.float32), tight)
 
 
 def unpack(packed: Packed, bits: int) -> Floats:
     """The numbers that a packed matrix stands for, ``[N, blocks * block]``."""
-    quants = loosen(packed.quants, bits).astype(np.float32)
+    quants = unpack_bits(packed.quants, bits).astype(np.float32)
     blocks = packed.scales.shape[1]
     zeros: Any = np.float32(1 << (bits - 1))
     if packed.zero_points is not None:
         zeros = packed.zero_points
         if packed.has_whole_zero_points:
             whole = np.asarray(packed.zero_points, np.uint8)
-            zeros = loosen(whole, bits)[:, :blocks].astype(np.float32)
+            zeros = unpack_bits(whole, bits)[:, :blocks].astype(np.float32)
         zeros = zeros[..., None]
     values: Floats = (quants - zeros) * packed.scales[..., None]
     return values.reshape(len(quants), -1)
 
 
-def _tight(numbers: Bytes, bits: int) -> Bytes:
+def _pack_bits(numbers: Bytes, bits: int) -> Bytes:
     """Packs the last axis: two numbers of 4 bits a byte, the first one in the low half."""
     if bits == 8:
         return np.ascontiguousarray(numbers, np.uint8)
@@ -168,7 +168,7 @@ def _tight(numbers: Bytes, bits: int) -> Bytes:
     return np.asarray(even[..., ::2] | (even[..., 1::2] << 4), np.uint8)
 
 
-def loosen(tight: Bytes, bits: int) -> Bytes:
+def unpack_bits(tight: Bytes, bits: int) -> Bytes:
     """Whole numbers of few bits, one a byte again; an odd count has one too many."""
     if bits == 8:
         return tight

@@ -106,7 +106,7 @@ def search_mixed(
         limit: How far the perplexity may be above the float model's, as a fraction.
         samples: How many samples of the text a choice is measured on.
         threads: For ONNX Runtime.
-        progress: Who is told.
+        progress: Told of each step.
 
     Raises:
         QuantizationError: The model gives no logits, or 8 bits everywhere are not enough.
@@ -115,7 +115,7 @@ def search_mixed(
     """
     known = tokens.token_ids[:samples]
     with _Trials(model, found.products, settings, stage, threads) as trials:
-        choice = _Choice(_Text(trials, known), settings, progress)
+        choice = _Choice(_TrialText(trials, known), settings, progress)
         four = choice.growth(())
         if four <= 1 + limit:
             return MixedBits(choice.bits(()), (), four, four)
@@ -133,7 +133,7 @@ def _order(
     progress: Progress,
 ) -> list[Sensitivity]:
     """Products by what 4 bits in each of them alone cost, for a byte of 8 bits."""
-    text, alone = _Text(trials, token_ids), []
+    text, alone = _TrialText(trials, token_ids), []
     with progress.task("rounding one product at a time", len(products)) as task:
         for product in products:
             kl = text.damage({product.name: 4}).kl_divergence
@@ -145,7 +145,7 @@ def _order(
 class _Choice:
     """Measures which products need 8 bits on a text, with all others in 4 bits."""
 
-    def __init__(self, text: _Text, settings: QuantizeSettings, progress: Progress) -> None:
+    def __init__(self, text: _TrialText, settings: QuantizeSettings, progress: Progress) -> None:
         heads = [p for p in text.products if p.head and settings.head_bits is not None]
         self.products = [product for product in text.products if product not in heads]
         self._fixed = {product.name: settings.head_bits or 8 for product in heads}
@@ -261,7 +261,7 @@ class _Trials:
             yield logits.numpy()[0].astype(np.float32, copy=False)
 
 
-class _Text:
+class _TrialText:
     """Some samples with the float model's logits, to measure trials against.
 
     Raises:
@@ -339,7 +339,7 @@ def _rounded(product: Product, bits: int, settings: QuantizeSettings) -> NDArray
     """A weight rounded to 4 or 8 bits, unpacked again."""
     matrix = product.matrix()
     symmetric, by_hqq = settings.without_zero_points, settings.method == "hqq"
-    packed = rounded(matrix, bits, settings.block, symmetric=symmetric, half_quadratically=by_hqq)
+    packed = rounded(matrix, bits, settings.block, symmetric=symmetric, by_hqq=by_hqq)
     turned = unpack(packed, bits)[:, : product.depth]
     stored = turned if product.transposed else turned.T
     return np.ascontiguousarray(stored.astype(_stored(product).dtype))

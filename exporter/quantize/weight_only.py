@@ -20,20 +20,25 @@ from exporter.quantize.products import Product, Products, Quantised, Table
 from exporter.quantize.refusals import refuse_not_finite
 from exporter.quantize.rewrite import (
     PackedWeights,
-    Stored,
+    StoredWeight,
     drop_unused,
     use_in_product,
     use_in_table,
 )
 from exporter.quantize.rounding import round_to_nearest, rounded
 from exporter.quantize.settings import QuantizeSettings
-from exporter.quantize.zero_points import BlockSums, Fitted, whole_blocks, without_fractions
+from exporter.quantize.zero_points import (
+    BlockSums,
+    FittedWeight,
+    with_whole_zero_points,
+    without_fractional_zero_points,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 _DATA_FILE = "packed.data"
-_AS_KEPT = 0  # in place of bits
+_KEPT_BLOCKS = 0  # in place of bits
 
 Matrix = NDArray[np.float32]
 
@@ -65,7 +70,7 @@ class WeightOnly:
 
         Args:
             stage: A staging folder, in which the packed weights lie until the graph is written.
-            progress: Who is told.
+            progress: Told of each step.
 
         Raises:
             QuantizationError: A weight isn't finite, hqq meets blocks that aren't filled, or no
@@ -129,9 +134,9 @@ class WeightOnly:
 
 @dataclass(frozen=True, eq=False)
 class _Weight:
-    """A weight that was written, as :class:`Fitted` describes it."""
+    """A weight that was written, as :class:`FittedWeight` describes it."""
 
-    stored: Stored
+    stored: StoredWeight
     bits: int
     block: int
     sums: int
@@ -172,7 +177,7 @@ class _Packer:
             return {}
         block = self._work.settings.block
         name = table.weight.name or "the embedding"
-        weight = self._kept(table.weight, not table.turned, name, table.matrix, whole=True)
+        weight = self._kept(table.weight, not table.transposed, name, table.matrix, whole=True)
         if weight is None and table.depth % block:
             return {name: f"its rows of {table.depth} are no multiple of the block of {block}"}
         weight = weight or self._rounded_table(table, name, bits)
@@ -189,13 +194,13 @@ class _Packer:
             return kept
         bits, settings = self._work.bits_of(product), self._work.settings
 
-        def fitted() -> Fitted:
+        def fitted() -> FittedWeight:
             matrix = product.matrix()
             refuse_not_finite(matrix, product.name)
             if factor is not None:
                 symmetric = settings.without_zero_points
                 packed = gptq(matrix, factor, bits, settings.block, symmetric=symmetric)
-                return Fitted(packed, bits, settings.block)
+                return FittedWeight(packed, bits, settings.block)
             if settings.method == "hqq" and len(matrix) % settings.block:
                 raise _ragged(product.name, len(matrix), settings.block)
             return self._rounded(matrix, bits, self._work.shares_table(product))
@@ -206,24 +211,24 @@ class _Packer:
         return self._once(key, fitted)
 
     def _rounded_table(self, table: Table, name: str, bits: int) -> _Weight:
-        def fitted() -> Fitted:
+        def fitted() -> FittedWeight:
             matrix = table.matrix()
             refuse_not_finite(matrix, name)
             return self._rounded(matrix, bits, shared=True)
 
-        return self._once((table.weight, not table.turned, bits), fitted)
+        return self._once((table.weight, not table.transposed, bits), fitted)
 
     def _kept(
         self,
         value: ir.Value,
-        turned: bool,
+        transposed: bool,
         name: str,
         matrix: Callable[[], Matrix],
         *,
         whole: bool = False,
     ) -> _Weight | None:
         """A weight in the file's blocks, if it has any; ``whole`` takes no fractional offsets."""
-        gguf, key = self._work.gguf, (value, turned, _AS_KEPT)
+        gguf, key = self._work.gguf, (value, transposed, _KEPT_BLOCKS)
         if gguf is None:
             return None
         if key not in self._packed:
@@ -233,7 +238,7 @@ class _Packer:
                 self.rounded_anew[name] = found
                 return None
             self.kept["+".join(found.kinds)] += 1
-            fitted = whole_blocks(found.blocks, self._work.settings.level)
+            fitted = with_whole_zero_points(found.blocks, self._work.settings.level)
             self._packed[key] = self._written(value, fitted)
         weight = self._packed[key]
         if whole and weight.sums:
@@ -241,7 +246,7 @@ class _Packer:
             return None
         return weight
 
-    def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> Fitted:
+    def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> FittedWeight:
         """Rounds without a text, to whole zero points in a shared table and in unfilled blocks.
 
         Fractional ones become further rows of whole blocks; as they are, they'd be slow.
@@ -249,17 +254,19 @@ class _Packer:
         settings = self._work.settings
         block, symmetric = settings.block, settings.without_zero_points
         if shared or len(matrix) % block:
-            return Fitted(round_to_nearest(matrix, bits, block, symmetric=symmetric), bits, block)
+            return FittedWeight(
+                round_to_nearest(matrix, bits, block, symmetric=symmetric), bits, block
+            )
         by_hqq = settings.method == "hqq"
-        packed = rounded(matrix, bits, block, symmetric=symmetric, half_quadratically=by_hqq)
-        return without_fractions(packed, bits, block, len(matrix), settings.level)
+        packed = rounded(matrix, bits, block, symmetric=symmetric, by_hqq=by_hqq)
+        return without_fractional_zero_points(packed, bits, block, len(matrix), settings.level)
 
-    def _once(self, key: tuple[ir.Value, bool, int], fitted: Callable[[], Fitted]) -> _Weight:
+    def _once(self, key: tuple[ir.Value, bool, int], fitted: Callable[[], FittedWeight]) -> _Weight:
         if key not in self._packed:
             self._packed[key] = self._written(key[0], fitted())
         return self._packed[key]
 
-    def _written(self, value: ir.Value, fitted: Fitted) -> _Weight:
+    def _written(self, value: ir.Value, fitted: FittedWeight) -> _Weight:
         stored = self._store.store(fitted.packed, value, fitted.bits)
         return _Weight(stored, fitted.bits, fitted.block, fitted.sums)
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.quantize.gguf_types import Blocks
-from exporter.quantize.rewrite import PackedWeights, Stored, matmul_nbits
-from exporter.quantize.rounding import Packed, loosen, pack
+from exporter.quantize.rewrite import PackedWeights, StoredWeight, matmul_nbits
+from exporter.quantize.rounding import Packed, pack, unpack_bits
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -38,7 +38,7 @@ _SUM_BITS = 4
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedWeight:
     """A matrix with whole zero points, and how it is to be read.
 
     Attributes:
@@ -55,7 +55,7 @@ class Fitted:
     sums: int = 0
 
 
-def whole_blocks(blocks: Blocks, level: int) -> Fitted:
+def with_whole_zero_points(blocks: Blocks, level: int) -> FittedWeight:
     """Blocks with any offsets as blocks with whole zero points.
 
     Args:
@@ -69,17 +69,19 @@ def whole_blocks(blocks: Blocks, level: int) -> Fitted:
     block = blocks.block
     if not rest.any():
         told = None if (zeros == middle).all() else zeros.astype(np.uint8)
-        return Fitted(pack(quants, scales, told, bits), bits, block)
+        return FittedWeight(pack(quants, scales, told, bits), bits, block)
     parts = [(quants.astype(np.float32), scales, zeros.astype(np.float32))]
     for _ in range(1 if level == COMPUTES_IN_INT8 else _DIGITS[bits]):
         digit, rest = _digit(rest, bits, block)
         parts.append(digit)
     whole, steps, middles = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
     packed = pack(whole.astype(np.uint8), steps, middles.astype(np.uint8), bits)
-    return Fitted(packed, bits, block, len(parts) - 1)
+    return FittedWeight(packed, bits, block, len(parts) - 1)
 
 
-def without_fractions(packed: Packed, bits: int, block: int, depth: int, level: int) -> Fitted:
+def without_fractional_zero_points(
+    packed: Packed, bits: int, block: int, depth: int, level: int
+) -> FittedWeight:
     """The same of a packed matrix, which stays as it is where its last block isn't full.
 
     Args:
@@ -90,9 +92,11 @@ def without_fractions(packed: Packed, bits: int, block: int, depth: int, level: 
         level: The accuracy level that the product will have.
     """
     if packed.has_whole_zero_points or depth % block:
-        return Fitted(packed, bits, block)
+        return FittedWeight(packed, bits, block)
     zeros = np.asarray(packed.zero_points, np.float32)
-    return whole_blocks(Blocks(loosen(packed.quants, bits), packed.scales, zeros, bits), level)
+    return with_whole_zero_points(
+        Blocks(unpack_bits(packed.quants, bits), packed.scales, zeros, bits), level
+    )
 
 
 def _digit(rest: Floats, bits: int, block: int) -> tuple[tuple[Floats, Floats, Floats], Floats]:
@@ -121,7 +125,7 @@ class BlockSums:
     def __init__(self, store: PackedWeights, level: int) -> None:
         self._store = store
         self._level = level
-        self._matrices: dict[tuple[int, int, int], Stored] = {}
+        self._matrices: dict[tuple[int, int, int], StoredWeight] = {}
         self._followed: dict[tuple[ir.Value | None, int, int], ir.Value] = {}
 
     def follow(self, product: Product, block: int, copies: int) -> tuple[ir.Value, int]:
@@ -130,7 +134,7 @@ class BlockSums:
         Args:
             product: Whose input it is.
             block: Weights that share a scale; the depth is a multiple of it.
-            copies: How many times the sums follow, as :func:`whole_blocks` says.
+            copies: How many times the sums follow, as :func:`with_whole_zero_points` says.
 
         Returns:
             That value, and how many columns it has.
@@ -163,7 +167,7 @@ class BlockSums:
         graph.insert_before(product.node, [sums, joined])
         return joined.outputs[0]
 
-    def _matrix(self, product: Product, block: int, copies: int, width: int) -> Stored:
+    def _matrix(self, product: Product, block: int, copies: int, width: int) -> StoredWeight:
         key = (product.depth, block, copies)
         if key not in self._matrices:
             packed = _summing(product.depth, block, copies, width)

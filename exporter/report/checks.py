@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exporter.artifacts import Check, CheckReport, Drift
-from exporter.report.parts.part import Grid
+from exporter.report.sections.blocks import Grid
 from exporter.report.words import milliseconds, significant
 
 _NAMES = {

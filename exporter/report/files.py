@@ -18,7 +18,7 @@ from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
 
 if TYPE_CHECKING:
-    from exporter.report.parts.part import Document
+    from exporter.report.sections.blocks import Document
 
 Form = Literal["html", "md"]
 
@@ -36,7 +36,7 @@ def write_reports(
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.parts import comparison_document
+    from exporter.report.sections import comparison_document
 
     document = comparison_document(report, importance)
     data, text, page = (folder / name for name in REPORTS)
@@ -50,7 +50,7 @@ def write_stability(report: StabilityReport, output: Path) -> None:
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.parts.stability import stability_document
+    from exporter.report.sections.stability import stability_document
 
     _write_study(report.to_json(), stability_document(report), output)
 
@@ -61,7 +61,7 @@ def write_depths(report: DepthsReport, output: Path) -> None:
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.parts.depths import depths_document
+    from exporter.report.sections.depths import depths_document
 
     _write_study(report.to_json(), depths_document(report), output)
 
@@ -72,7 +72,7 @@ def write_sweep(report: SweepReport, folder: Path) -> None:
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.parts.sweep import sweep_document
+    from exporter.report.sections.sweep import sweep_document
 
     document = sweep_document(report)
     data, text, page = (folder / name for name in SWEEP_REPORTS)
@@ -85,7 +85,7 @@ def write_front(curve: ParetoCurve, path: Path) -> Path:
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.parts.front import front_document
+    from exporter.report.sections.front import front_document
 
     page = path.with_suffix(".html")
     write_texts({page: _page(front_document(curve)), path: curve.to_json()})
@@ -154,17 +154,17 @@ def rendered(
     """
     from exporter.report.html import page
     from exporter.report.markdown import several_markdown
-    from exporter.report.parts import comparison_document, overview_part
-    from exporter.report.parts.tradeoff import letter
+    from exporter.report.sections import comparison_document, overview_section
+    from exporter.report.sections.tradeoff import letter
 
     sharing = len(reports)
     documents = [comparison_document(r, importance, sharing=sharing) for r in reports.values()]
     if sharing == 1:
         return _page(documents[0]) if form == "html" else _text(documents[0])
     if form == "md":
-        return several_markdown(documents, overview_part(reports))
+        return several_markdown(documents, overview_section(reports))
     names = [f"{letter(index)}: {name}" for index, name in enumerate(reports)]
-    return page(documents, names, overview_part(reports))
+    return page(documents, names, overview_section(reports))
 
 
 def _write_study(data: str, document: Document, output: Path) -> None:

@@ -13,7 +13,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from exporter.report.parts.part import Block, Cell, Document, Figure, Grid, Part, plain
+from exporter.report.sections.blocks import Block, Cell, Document, Figure, Grid, Section, plain
 
 _SIGNS = {"good": "▲", "bad": "▼", "even": "=", "unsure": "?", "cut": "×"}
 _MARKED = re.compile(r"`([^`]+)`|\*([\w ]+)\*")
@@ -24,7 +24,7 @@ _MOST_COLUMNS_BESIDE, _MOST_CHARACTERS_BESIDE = 5, 75
 
 
 def page(
-    documents: Sequence[Document], names: Sequence[str] = (), overview: Part | None = None
+    documents: Sequence[Document], names: Sequence[str] = (), overview: Section | None = None
 ) -> str:
     """One or several documents as a page; several stand folded below what is said of all.
 
@@ -65,7 +65,7 @@ def _environment() -> Environment:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What of a part is open, and what is opened by a click."""
+    """What of a section is open, and what is opened by a click."""
 
     figures: Sequence[Figure]
     folded_figures: Sequence[Figure]
@@ -73,15 +73,15 @@ class _Layout:
     folded: Sequence[Grid]
 
     @classmethod
-    def of(cls, part: Part) -> _Layout:
-        details = [figure for figure in part.figures if figure.is_detail]
+    def of(cls, section: Section) -> _Layout:
+        details = [figure for figure in section.figures if figure.is_detail]
         many = details if len(details) > _OPEN_DETAILS else []
-        grids = [block for block in part.blocks if isinstance(block, Grid)]
-        long = [g for g in grids if len(g.rows) > _LONG_TABLE and not part.stays_open]
+        grids = [block for block in section.blocks if isinstance(block, Grid)]
+        long = [g for g in grids if len(g.rows) > _LONG_TABLE and not section.stays_open]
         return cls(
-            [figure for figure in part.figures if figure not in many],
+            [figure for figure in section.figures if figure not in many],
             many,
-            [block for block in part.blocks if block not in long],
+            [block for block in section.blocks if block not in long],
             long,
         )
 

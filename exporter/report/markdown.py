@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 
 from exporter.printable import one_line
-from exporter.report.parts.part import (
+from exporter.report.sections.blocks import (
     Block,
     Bullets,
     Cell,
@@ -20,7 +20,7 @@ from exporter.report.parts.part import (
     Grid,
     Link,
     Note,
-    Part,
+    Section,
     Sign,
 )
 
@@ -41,7 +41,7 @@ _BLOCK = re.compile(r"\d{1,9}(?=[.)](?:\s|$))|(?=>|#{1,6}(?:\s|$)|[-+]\s|[-=]{2,
 
 
 def markdown(document: Document) -> str:
-    """A whole document: its result first, then its parts. Charts are left out."""
+    """A whole document: its result first, then its sections. Charts are left out."""
     lines = [
         f"# depthcut {document.command}: {escaped(document.title)}",
         "",
@@ -49,20 +49,20 @@ def markdown(document: Document) -> str:
     ]
     if document.statements:
         lines += ["", *(f"- {escaped(statement)}" for statement in document.statements)]
-    parts = [part_markdown(part) for part in document.parts if part.blocks]
-    return "\n\n".join(["\n".join(lines), *parts]) + "\n"
+    written = [section_markdown(section) for section in document.sections if section.blocks]
+    return "\n\n".join(["\n".join(lines), *written]) + "\n"
 
 
-def several_markdown(documents: Sequence[Document], overview: Part) -> str:
-    """Several documents, a part about all of them first."""
-    return "\n".join([part_markdown(overview) + "\n", *map(markdown, documents)])
+def several_markdown(documents: Sequence[Document], overview: Section) -> str:
+    """Several documents, a section about all of them first."""
+    return "\n".join([section_markdown(overview) + "\n", *map(markdown, documents)])
 
 
-def part_markdown(part: Part) -> str:
+def section_markdown(section: Section) -> str:
     """One section: its heading and its blocks. Captions stand where there are several tables."""
-    several = sum(isinstance(block, Grid) for block in part.blocks) > 1
-    lines = [f"## {escaped(part.title)}"]
-    for block in part.blocks:
+    several = sum(isinstance(block, Grid) for block in section.blocks) > 1
+    lines = [f"## {escaped(section.title)}"]
+    for block in section.blocks:
         if several and isinstance(block, Grid):
             lines += ["", f"{escaped(block.caption)}:"]
         lines += ["", *_block(block)]
@@ -102,7 +102,7 @@ def escaped(text: str, *, own_marks: bool = False) -> str:
     Args:
         text: Foreign, or with numbers and intervals of ours.
         own_marks: Words between backticks are code and those between asterisks stressed, as in a
-            :class:`~exporter.report.parts.part.Note`.
+            :class:`~exporter.report.sections.blocks.Note`.
     """
     line = one_line(" ".join(text.split()))
     told = (_OWN if own_marks else _FOREIGN).sub(_without_effect, line)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import ComparisonReport
 from exporter.printable import counted, one_line
-from exporter.report.parts.corners import corners_grid
-from exporter.report.parts.part import Cell, Grid, Sign, plain, verdict_sign
-from exporter.report.parts.summary import HEADER, accuracy_rows, latency_rows, size_rows
+from exporter.report.sections.blocks import Cell, Grid, Sign, plain, verdict_sign
+from exporter.report.sections.corners import corners_grid
+from exporter.report.sections.summary import HEADER, accuracy_rows, latency_rows, size_rows
 from exporter.report.words import dropped_lines
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.walk import Walk, damage_words
 from exporter.choose.costs import CostTable, GraphSizes
 from exporter.models.ablation import BranchReplacement, Damage
-from exporter.report.parts.healing import healing_words
+from exporter.report.sections.healing import healing_words
 from graph_passes.types import SublayerRef
 
 _TEXTS = {"checked": "the text that decided", "searched": "the text of the search"}

@@ -10,7 +10,7 @@ from exporter.artifacts import (
     SweepResult,
     SweepShape,
 )
-from exporter.report.parts.verdict import notices
+from exporter.report.sections.verdict import notices
 from exporter.report.words import short_shape
 
 

@@ -1,4 +1,4 @@
-"""Bencher Metric Format: benchmark, measure, ``value`` with ``lower_value`` and ``upper_value``.
+"""Bencher CiMetric Format: benchmark, measure, ``value`` with ``lower_value`` and ``upper_value``.
 
 Bencher's own measure ``latency`` is in nanoseconds; a time's bounds are its quartiles, a speedup's
 its 95 % interval. https://bencher.dev/docs/reference/bencher-metric-format
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from exporter.report.ci import Checked
-from exporter.report.ci.metrics import Metric, metrics
+from exporter.report.ci.metrics import CiMetric, metrics
 
 _NANOSECONDS = 1e6
 
@@ -22,7 +22,7 @@ def render(checked: Checked) -> str:
     return json.dumps(found, indent=2) + "\n"
 
 
-def _values(metric: Metric) -> dict[str, float]:
+def _values(metric: CiMetric) -> dict[str, float]:
     factor = _NANOSECONDS if metric.unit == "ms" else 1
     values = {"value": metric.value, "lower_value": metric.low, "upper_value": metric.high}
     return {name: value * factor for name, value in values.items() if value is not None}

@@ -10,7 +10,7 @@ import json
 
 from exporter.artifacts import ComparisonReport
 from exporter.report.ci import Checked
-from exporter.report.ci.metrics import Metric, metrics
+from exporter.report.ci.metrics import CiMetric, metrics
 
 
 def render(checked: Checked) -> dict[str, str]:
@@ -23,7 +23,7 @@ def render(checked: Checked) -> dict[str, str]:
     return {name: json.dumps(entries, indent=2) + "\n" for name, entries in files.items()}
 
 
-def _entry(metric: Metric, report: ComparisonReport) -> dict[str, object]:
+def _entry(metric: CiMetric, report: ComparisonReport) -> dict[str, object]:
     entry: dict[str, object] = {
         "name": f"{metric.subject}: {metric.measure}",
         "unit": metric.unit or "1",

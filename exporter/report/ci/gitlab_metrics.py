@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 
 from exporter.report.ci import Checked
-from exporter.report.ci.metrics import Metric, metrics
+from exporter.report.ci.metrics import CiMetric, metrics
 
 _UNITS = {"%": "percent", "x": "ratio", "": ""}
 
 
 def render(checked: Checked) -> str:
     """The whole file; samples of one metric stand together, as the format wants."""
-    by_name: dict[str, list[Metric]] = {}
+    by_name: dict[str, list[CiMetric]] = {}
     for metric in metrics(checked.report):
         by_name.setdefault(_name(metric), []).append(metric)
     lines = []
@@ -25,7 +25,7 @@ def render(checked: Checked) -> str:
     return "\n".join([*lines, "# EOF"]) + "\n"
 
 
-def _name(metric: Metric) -> str:
+def _name(metric: CiMetric) -> str:
     unit = _UNITS.get(metric.unit, metric.unit)
     words = ["depthcut", metric.measure, *([unit] if unit else [])]
     return re.sub(r"[^a-zA-Z0-9_]", "_", "_".join(words))

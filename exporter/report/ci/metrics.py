@@ -12,7 +12,7 @@ from exporter.artifacts import ComparisonReport, LatencyRow, LatencySamples
 
 
 @dataclass(frozen=True)
-class Metric:
+class CiMetric:
     """One number of the candidate.
 
     Attributes:
@@ -34,7 +34,7 @@ class Metric:
     better: Literal["lower", "higher"] = "lower"
 
 
-def metrics(report: ComparisonReport) -> list[Metric]:
+def metrics(report: ComparisonReport) -> list[CiMetric]:
     """All that are finite."""
     found = [*_times(report), *_accuracy(report), *_sizes(report)]
     return [metric for metric in found if math.isfinite(metric.value)]
@@ -48,41 +48,41 @@ def quartiles(samples: LatencySamples) -> tuple[float, float]:
     return first, third
 
 
-def _times(report: ComparisonReport) -> Iterator[Metric]:
+def _times(report: ComparisonReport) -> Iterator[CiMetric]:
     for row in report.latency:
         yield _latency(row)
         low, high = row.speedup.ci95
-        yield Metric(row.shape_name, "speedup", "x", row.speedup.ratio, low, high, "higher")
+        yield CiMetric(row.shape_name, "speedup", "x", row.speedup.ratio, low, high, "higher")
 
 
-def _latency(row: LatencyRow) -> Metric:
+def _latency(row: LatencyRow) -> CiMetric:
     low, high = quartiles(row.candidate)
-    return Metric(row.shape_name, "latency", "ms", row.candidate.median_ms, low, high)
+    return CiMetric(row.shape_name, "latency", "ms", row.candidate.median_ms, low, high)
 
 
-def _accuracy(report: ComparisonReport) -> Iterator[Metric]:
+def _accuracy(report: ComparisonReport) -> Iterator[CiMetric]:
     accuracy = report.accuracy
     if accuracy is None:
         return
     if accuracy.perplexity is not None:
-        yield Metric("accuracy", "perplexity", "", accuracy.perplexity.candidate)
+        yield CiMetric("accuracy", "perplexity", "", accuracy.perplexity.candidate)
     if accuracy.kl_divergence is not None:
         low, high = (None, None) if accuracy.kl_interval is None else accuracy.kl_interval.ci95
-        yield Metric("accuracy", "kl-divergence", "nats", accuracy.kl_divergence, low, high)
+        yield CiMetric("accuracy", "kl-divergence", "nats", accuracy.kl_divergence, low, high)
     if accuracy.top1_agreement is not None:
         agreement = 100 * accuracy.top1_agreement
-        yield Metric("accuracy", "top1-agreement", "%", agreement, better="higher")
+        yield CiMetric("accuracy", "top1-agreement", "%", agreement, better="higher")
     if accuracy.embeddings is not None:
         cosine = accuracy.embeddings.cosine
-        yield Metric("accuracy", "embedding-cosine", "", cosine, better="higher")
+        yield CiMetric("accuracy", "embedding-cosine", "", cosine, better="higher")
     for task in accuracy.tasks:
         name = f"{task.task} {task.metric}"
-        yield Metric(name, "score", "", task.candidate, better="higher")
+        yield CiMetric(name, "score", "", task.candidate, better="higher")
 
 
-def _sizes(report: ComparisonReport) -> Iterator[Metric]:
+def _sizes(report: ComparisonReport) -> Iterator[CiMetric]:
     arm = report.arms.candidate
-    yield Metric("model", "file-size", "bytes", arm.file_bytes)
-    yield Metric("model", "kv-cache-per-token", "bytes", arm.kv_cache_bytes_per_token)
+    yield CiMetric("model", "file-size", "bytes", arm.file_bytes)
+    yield CiMetric("model", "kv-cache-per-token", "bytes", arm.kv_cache_bytes_per_token)
     if arm.device_memory_bytes is not None:
-        yield Metric("model", "device-memory", "bytes", arm.device_memory_bytes)
+        yield CiMetric("model", "device-memory", "bytes", arm.device_memory_bytes)

@@ -18,7 +18,7 @@ from exporter.choose.studies.naming import checkpoint_labels, step_of, text_labe
 from exporter.choose.studies.repeatability import repeatability
 from exporter.errors import ArtifactError, ScoringError
 from exporter.report.html import page as render
-from exporter.report.parts.stability import stability_document, step_word
+from exporter.report.sections.stability import stability_document, step_word
 
 
 def test_a_training_is_held_side_by_side(tmp_path: Path) -> None:

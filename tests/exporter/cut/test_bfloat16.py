@@ -26,7 +26,7 @@ from exporter.engines.inputs import Shape, make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.widening import WidenedCopy, has_bfloat16, in_float32
 from exporter.errors import BackendError, VerificationError
-from exporter.report.parts.verdict import statements
+from exporter.report.sections.verdict import statements
 from exporter.report.terminal import comparison_title
 from graph_passes import ReplacementTensors, SublayerRef, testing
 from graph_passes.files import storage

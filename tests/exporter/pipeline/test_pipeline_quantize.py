@@ -25,7 +25,7 @@ from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
 from exporter.pipeline.run import QUANTIZE, QUANTIZED, Run, files_below
 from exporter.progress import Quiet
 from exporter.quantize.calibration import CalibrationTokens
-from exporter.quantize.difference import OutputDifference
+from exporter.quantize.difference import RoundingDifference
 from exporter.quantize.sensitivity import MixedBits
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes import prune_graph, save_model
@@ -78,7 +78,7 @@ def quantised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, QuantizeSettin
         for file in source.parent.glob("model.onnx*"):
             shutil.copy(file, output.parent)
         record = QuantizationRecord(scheme=settings.scheme, method="rtn", bits={"8": 3})
-        return quantizer.QuantizationResult(record, 9, 3, OutputDifference(0.0, 1.0, None))
+        return quantizer.QuantizationResult(record, 9, 3, RoundingDifference(0.0, 1.0, None))
 
     monkeypatch.setattr(quantizer, "quantize_file", stand_in)
     return asked

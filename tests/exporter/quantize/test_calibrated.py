@@ -11,7 +11,7 @@ import pytest
 from exporter.errors import CalibrationError, QuantizationError, UsageError
 from exporter.quantize.gptq import gptq, inverse_factor
 from exporter.quantize.quantize import quantize_file
-from exporter.quantize.rounding import loosen, round_to_nearest, scales_of_block, unpack
+from exporter.quantize.rounding import round_to_nearest, scales_of_block, unpack, unpack_bits
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
 from tests.exporter.small_graphs import GEMM, ONLY_HEAD, TIED, WIDTH, set_weight, written
@@ -62,7 +62,7 @@ def test_a_blocks_scales_are_those_of_onnx_runtimes_kernel(bits: int, symmetric:
     np.testing.assert_array_equal(scales, near.scales[:, 0])
     if near.zero_points is not None:
         whole = np.asarray(near.zero_points, np.uint8)
-        np.testing.assert_array_equal(zeros, loosen(whole, bits)[:, 0])
+        np.testing.assert_array_equal(zeros, unpack_bits(whole, bits)[:, 0])
     else:
         assert set(zeros) == {1 << (bits - 1)}
 

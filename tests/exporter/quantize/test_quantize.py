@@ -19,7 +19,7 @@ from exporter.errors import QuantizationError, UsageError
 from exporter.quantize import refusals
 from exporter.quantize.products import find_products, read_array
 from exporter.quantize.quantize import quantize_file
-from exporter.quantize.rounding import Packed, on_its_grid, round_to_nearest, rounded, unpack
+from exporter.quantize.rounding import Packed, already_rounded, round_to_nearest, rounded, unpack
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
 from graph_passes.pipeline import graph_size
@@ -341,10 +341,10 @@ def test_weights_that_were_rounded_before_are_kept() -> None:
     np.testing.assert_allclose(unpack(kept, 4).T, matrix, rtol=0, atol=1e-7)
     for symmetric, bits in ((True, 4), (False, 8)):
         assert rounded(matrix, bits, 32, symmetric=symmetric).has_whole_zero_points
-    assert on_its_grid(matrix.astype(np.float16).astype(np.float32), 4, 32) is not None
-    assert on_its_grid(matrix[:90], 4, 32) is None
+    assert already_rounded(matrix.astype(np.float16).astype(np.float32), 4, 32) is not None
+    assert already_rounded(matrix[:90], 4, 32) is None
     matrix[5, 5] += 0.003
-    assert on_its_grid(matrix, 4, 32) is None
+    assert already_rounded(matrix, 4, 32) is None
     assert rounded(matrix, 4, 32, symmetric=False).has_whole_zero_points
 
 

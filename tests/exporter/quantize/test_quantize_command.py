@@ -10,7 +10,7 @@ from written_files import names_in
 
 from exporter.cli import run
 from exporter.engines.decoding.text_model import TextModel
-from exporter.quantize.difference import OutputDifference
+from exporter.quantize.difference import RoundingDifference
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from tests.exporter.small_graphs import TIED, written
@@ -53,8 +53,8 @@ def test_a_result_far_from_the_float_model_is_told(
     kl: float | None,
     told: bool,
 ) -> None:
-    far = OutputDifference(1.0, 1.0, kl)
-    monkeypatch.setattr("exporter.quantize.quantize.output_difference", lambda *_, **__: far)
+    far = RoundingDifference(1.0, 1.0, kl)
+    monkeypatch.setattr("exporter.quantize.quantize.rounding_difference", lambda *_, **__: far)
     assert run(["quantize", str(folder), "-o", str(tmp_path / "o.onnx"), "-q"]) == 0
     assert ("little to do with the float model" in capsys.readouterr().out) == told
 

@@ -12,7 +12,7 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.quantize.gguf_types import Blocks
 from exporter.quantize.products import find_products
 from exporter.quantize.rewrite import PackedWeights, drop_unused, use_in_product
-from exporter.quantize.zero_points import BlockSums, whole_blocks
+from exporter.quantize.zero_points import BlockSums, with_whole_zero_points
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.files.weight_file import WeightWriter
 from tests.exporter.small_graphs import written
@@ -52,7 +52,7 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
         sums = BlockSums(store, level)
         found = find_products(model).products
         for product in found:
-            fitted = whole_blocks(Blocks(*made[product.name], bits), level)
+            fitted = with_whole_zero_points(Blocks(*made[product.name], bits), level)
             assert fitted.sums == (1 if level == 4 else {4: 4, 8: 2}[bits])
             stored = store.store(fitted.packed, product.weight, bits)
             follow = sums.follow(product, BLOCK, fitted.sums)
@@ -70,9 +70,9 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
 def test_whole_offsets_need_no_further_rows() -> None:
     quants, scales, offsets = blocks(4, 1)
     whole = np.clip(np.round(offsets), 0, 15)
-    fitted = whole_blocks(Blocks(quants, scales, whole, 4), 4)
+    fitted = with_whole_zero_points(Blocks(quants, scales, whole, 4), 4)
     assert fitted.sums == 0
     assert fitted.packed.zero_points is not None
-    middle = whole_blocks(Blocks(quants, scales, np.full_like(whole, 8), 4), 4)
+    middle = with_whole_zero_points(Blocks(quants, scales, np.full_like(whole, 8), 4), 4)
     assert (middle.sums, middle.packed.zero_points) == (0, None)
     assert ir.DataType.from_numpy(middle.packed.quants.dtype) == ir.DataType.UINT8

@@ -14,7 +14,7 @@ from exporter.cli import run
 from exporter.report.charts.lines import Line, LinePoint, Lines
 from exporter.report.files import write_depths
 from exporter.report.html import page as render
-from exporter.report.parts.depths import depths_document
+from exporter.report.sections.depths import depths_document
 
 
 def test_the_lead_names_the_least_harm_at_each_number() -> None:

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from exporter.artifacts import ComparisonReport
-from exporter.report.markdown import part_markdown
-from exporter.report.parts.corners import corners_part
-from exporter.report.parts.model import forms_part
-from exporter.report.parts.verdict import headline
+from exporter.report.markdown import section_markdown
+from exporter.report.sections.corners import corners_section
+from exporter.report.sections.model import forms_section
+from exporter.report.sections.verdict import headline
 from exporter.report.terminal import comparison_grids, drawn_table
 from tests.made_reports import as_markdown, as_page, as_text, full_report, gate_report
 
@@ -22,9 +22,9 @@ def report() -> ComparisonReport:
 
 
 def test_the_table_has_a_column_a_corner(report: ComparisonReport) -> None:
-    part = corners_part(report)
+    part = corners_section(report)
     assert part is not None
-    text = part_markdown(part)
+    text = section_markdown(part)
     assert "|  | whole, fp32 | cut, fp32 | whole, int8 | cut, int8 |" in text
     assert "|  | - | 1.19x [1.15, 1.24] | 2.77x [2.73, 2.82] | 3.10x [3.06, 3.15] |" in text
     assert "| files, MB | 542.6 | 480.0 | 142.0 | 125.0 |" in text
@@ -32,7 +32,7 @@ def test_the_table_has_a_column_a_corner(report: ComparisonReport) -> None:
     assert "| KL divergence, nats | - | 0.150 | 0.0100 | 0.170 |" in text
     assert "| same top-1 token | - | 85.0 % | 96.0 % | 84.0 % |" in text
     assert "| same continuation | - | 25.0 % | 75.0 % | 12.5 % |" in text
-    assert corners_part(gate_report()) is None
+    assert corners_section(gate_report()) is None
 
 
 def test_what_was_measured_of_no_corner_is_left_out(report: ComparisonReport) -> None:
@@ -72,9 +72,9 @@ def test_the_command_for_the_comparison_alone_names_the_floats(report: Compariso
 
 
 def test_forms_and_weights_of_all_arms_are_told(report: ComparisonReport) -> None:
-    part = forms_part(report)
+    part = forms_section(report)
     assert part is not None
-    text = part_markdown(part)
+    text = section_markdown(part)
     assert (
         "| candidate | onnxruntime-cpu (genai wikitext-2, fused norms) | 30 GroupQueryAttention, "
         "60 wikitext-2 | int8 (rtn, blocks of 32, symmetric, accuracy level 4, embedding of 8 "
@@ -82,7 +82,7 @@ def test_forms_and_weights_of_all_arms_are_told(report: ComparisonReport) -> Non
     )
     assert "| float candidate | - | - | fp32 | - |" in text
     assert "**Form of baseline, candidate, float baseline:** Nothing faster" in text
-    assert forms_part(gate_report()) is None
+    assert forms_section(gate_report()) is None
 
 
 def test_the_headline_says_into_what_both_are_quantised(report: ComparisonReport) -> None:

@@ -15,7 +15,7 @@ from exporter.artifacts import (
     Healing,
 )
 from exporter.heal.domains import warnings_of
-from exporter.report.parts.healing import healing_grid, healing_part, healing_words
+from exporter.report.sections.healing import healing_grid, healing_section, healing_words
 
 
 def damage(increase: float, kl: float = 0.5) -> AnswerDamage:
@@ -118,7 +118,7 @@ def test_the_rows_have_both_texts_and_what_was_taken_back() -> None:
 
 def test_reports_show_the_part_and_its_warning() -> None:
     bare = gate_report()
-    assert healing_part(bare) is None
+    assert healing_section(bare) is None
     for found in (BOTH, APART):
         report = bare.model_copy(update={"healing": found})
         for written in (as_markdown(report), as_page(report)):

@@ -9,8 +9,8 @@ from exporter.artifacts import (
     Score,
 )
 from exporter.report.charts.cells import Shades
-from exporter.report.markdown import part_markdown
-from exporter.report.parts.model import importance_map, importance_part
+from exporter.report.markdown import section_markdown
+from exporter.report.sections.model import importance_map, importance_section
 
 REPORT = ImportanceReport(
     model=ModelRef(source="m", architecture="A", num_layers=2, sha256="0"),
@@ -28,32 +28,34 @@ REPORT = ImportanceReport(
 
 
 def test_what_is_dropped_stands_in_bold_and_nothing_else() -> None:
-    text = part_markdown(importance_part(REPORT, [PlannedDeletion(layer=1, kind="attention")]))
+    text = section_markdown(
+        importance_section(REPORT, [PlannedDeletion(layer=1, kind="attention")])
+    )
     assert "| 0 | 0.1000 | 0.2000 | 0.3000 |" in text
     assert "| 1 | **1.1000** | - | 1.3000 |" in text
 
 
 def test_a_dropped_block_marks_its_sublayers() -> None:
-    text = part_markdown(importance_part(REPORT, [PlannedDeletion(layer=0, kind="block")]))
+    text = section_markdown(importance_section(REPORT, [PlannedDeletion(layer=0, kind="block")]))
     assert "| 0 | **0.1000** | **0.2000** | **0.3000** |" in text
     assert "| 1 | 1.1000 |" in text
 
 
 def test_small_scores_keep_three_digits() -> None:
     small = [s.model_copy(update={"score": s.score / 4000}) for s in REPORT.scores]
-    text = part_markdown(importance_part(REPORT.model_copy(update={"scores": small}), []))
+    text = section_markdown(importance_section(REPORT.model_copy(update={"scores": small}), []))
     assert "| 0 | 0.0000250 | 0.0000500 | 0.0000750 |" in text
 
 
 def test_scores_of_zero_and_below() -> None:
     some = [s.model_copy(update={"score": -s.score * (s.layer == 1)}) for s in REPORT.scores]
     report = REPORT.model_copy(update={"scores": some})
-    assert "| 1 | -1.1000 | - | -1.3000 |" in part_markdown(importance_part(report, []))
+    assert "| 1 | -1.1000 | - | -1.3000 |" in section_markdown(importance_section(report, []))
     assert "h0" in importance_map(report, []).draw("k")
     nothing = REPORT.model_copy(
         update={"scores": [s.model_copy(update={"score": 0.0}) for s in REPORT.scores]}
     )
-    assert "| 0 | 0.0000 |" in part_markdown(importance_part(nothing, []))
+    assert "| 0 | 0.0000 |" in section_markdown(importance_section(nothing, []))
     assert "h0" in importance_map(nothing, []).draw("k")
 
 
@@ -65,11 +67,11 @@ def test_one_large_score_leavesShades_to_the_others() -> None:
 
 
 def test_the_metric_that_decides_is_named_and_the_others_too() -> None:
-    text = part_markdown(importance_part(REPORT, []))
+    text = section_markdown(importance_section(REPORT, []))
     assert "Metric: cosine." in text
     assert "Also" not in text
     further = [MetricScores(metric="depth", scores=REPORT.scores)]
     chosen = REPORT.model_copy(update={"further": further}).of_metric("depth")
-    text = part_markdown(importance_part(chosen, []))
+    text = section_markdown(importance_section(chosen, []))
     assert "Metric: depth." in text
     assert "Also scored by cosine." in text

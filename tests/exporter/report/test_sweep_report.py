@@ -8,8 +8,8 @@ import pytest
 
 from exporter.artifacts import SweepReport, SweepShape
 from exporter.report.files import SWEEP_REPORTS, write_sweep
-from exporter.report.parts.part import Grid, Link, Sign, plain
-from exporter.report.parts.sweep import cells_grid, gain, sweep_document, sweep_lead
+from exporter.report.sections.blocks import Grid, Link, Sign, plain
+from exporter.report.sections.sweep import cells_grid, gain, sweep_document, sweep_lead
 from tests.made_sweeps import made_cell, made_failure, made_result, made_shape, made_sweep
 
 
@@ -80,7 +80,7 @@ def test_nothing_done_is_a_table_too(tmp_path: Path) -> None:
 
 
 def parts(report: SweepReport) -> dict[str, str]:
-    return {part.key: str(part.blocks) for part in sweep_document(report).parts}
+    return {part.key: str(part.blocks) for part in sweep_document(report).sections}
 
 
 def test_several_machines_are_warned_of_and_one_is_not() -> None:

@@ -86,7 +86,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Part:
+class Section:
     """A section under one heading; charts are drawn where that can be.
 
     Attributes:
@@ -121,7 +121,7 @@ class Document:
         title: What was compared or studied.
         subject: Of what: the model, the text.
         lead: The result in a sentence or two.
-        parts: In the order in which they are read.
+        sections: In the order in which they are read.
         statements: The result in single sentences, the most important first.
         notices: Of these, the ones that say whose the figures are.
         signs: The result in words that a reader looks for.
@@ -134,7 +134,7 @@ class Document:
     title: str
     subject: str
     lead: str
-    parts: Sequence[Part]
+    sections: Sequence[Section]
     statements: Sequence[str] = ()
     notices: Sequence[str] = ()
     signs: Sequence[Sign] = ()
@@ -160,6 +160,6 @@ def plain(cell: Cell) -> str:
     return cell if isinstance(cell, str) else cell.word
 
 
-def present(parts: Iterable[Part | None]) -> list[Part]:
-    """The parts that there are."""
-    return [part for part in parts if part is not None]
+def present(sections: Iterable[Section | None]) -> list[Section]:
+    """The sections that there are."""
+    return [section for section in sections if section is not None]

@@ -1,4 +1,4 @@
-"""A sweep's table in parts: what each cell gains and costs, the cut alone, what failed."""
+"""A sweep's table in sections: what each cell gains and costs, the cut alone, what failed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from exporter.artifacts import FEWEST_ROUNDS, SweepCell, SweepReport, SweepResult, SweepShape
 from exporter.printable import counted
-from exporter.report.parts.part import (
+from exporter.report.sections.blocks import (
     Block,
     Bullets,
     Cell,
@@ -19,13 +19,13 @@ from exporter.report.parts.part import (
     Grid,
     Link,
     Note,
-    Part,
+    Section,
     Sign,
     Tone,
     present,
     verdict_sign,
 )
-from exporter.report.parts.tradeoff import HOW, JOINED, Gain, Traded, letter, tradeoff_figure
+from exporter.report.sections.tradeoff import HOW, JOINED, Gain, Traded, letter, tradeoff_figure
 from exporter.report.words import (
     dropped_lines,
     milliseconds,
@@ -99,17 +99,17 @@ def sweep_lead(report: SweepReport) -> str:
 
 
 def sweep_document(report: SweepReport) -> Document:
-    """All parts that there is something to say in."""
+    """All sections that there is something to say in."""
     rows, grid = _finished(report), cells_grid(report)
     blocks: list[Block] = [grid, Note(_EACH)] if rows else [grid]
-    parts = [
+    sections = [
         _tradeoff(report, rows),
-        Part("cells", "All cells", blocks, stays_open=True),
+        Section("cells", "All cells", blocks, stays_open=True),
         _cut_alone(rows),
         _failures(report),
         _machines(rows),
         _plans(rows),
-        Part("file", "The sweep's file", [Command(report.text.rstrip(), "yaml")]),
+        Section("file", "The sweep's file", [Command(report.text.rstrip(), "yaml")]),
     ]
     return Document(
         command="sweep",
@@ -117,11 +117,11 @@ def sweep_document(report: SweepReport) -> Document:
         title="Sweep",
         subject=report.source,
         lead=sweep_lead(report),
-        parts=present(parts),
+        sections=present(sections),
     )
 
 
-def _tradeoff(report: SweepReport, rows: Sequence[FinishedCell]) -> Part | None:
+def _tradeoff(report: SweepReport, rows: Sequence[FinishedCell]) -> Section | None:
     """A plot a model; None where no speed or no quality is known of any."""
     figures: list[Figure] = []
     for model in report.models:
@@ -135,7 +135,7 @@ def _tradeoff(report: SweepReport, rows: Sequence[FinishedCell]) -> Part | None:
         told = "" if figures else f"{HOW}{JOINED} Letters are those of the table."
         if traded and (figure := tradeoff_figure(traded, told, model)) is not None:
             figures.append(figure)
-    return Part("tradeoff", "What speed costs", [], figures) if figures else None
+    return Section("tradeoff", "What speed costs", [], figures) if figures else None
 
 
 def cells_grid(report: SweepReport) -> Grid:
@@ -194,7 +194,7 @@ def _percent(change: float) -> str:
     return f"{change:+.1f} %" if abs(change) < 1000 else f"x {1 + change / 100:,.0f}"
 
 
-def _cut_alone(rows: Sequence[FinishedCell]) -> Part | None:
+def _cut_alone(rows: Sequence[FinishedCell]) -> Section | None:
     table = [line for row in rows for line in _shape_rows(row)]
     if not table:
         return None
@@ -202,7 +202,7 @@ def _cut_alone(rows: Sequence[FinishedCell]) -> Part | None:
     grid = Grid(
         "The cut model against the whole one in the same precision", header, table, right=(2, 3, 4)
     )
-    return Part("alone", "The cut alone", [grid, Note(_ALONE)])
+    return Section("alone", "The cut alone", [grid, Note(_ALONE)])
 
 
 def _shape_rows(row: FinishedCell) -> Iterator[list[Cell]]:
@@ -218,7 +218,7 @@ def _shape_rows(row: FinishedCell) -> Iterator[list[Cell]]:
         ]
 
 
-def _failures(report: SweepReport) -> Part | None:
+def _failures(report: SweepReport) -> Section | None:
     table = [
         [
             f"{cell.model}, {cell.plan}, {cell.precision}",
@@ -232,7 +232,7 @@ def _failures(report: SweepReport) -> Part | None:
         return None
     grid = Grid("Cells that failed", ["cell", "error", "what it says"], table)
     again = Note("The same command tries these again and leaves the others as they are.")
-    return Part("failures", "What failed", [grid, again])
+    return Section("failures", "What failed", [grid, again])
 
 
 def failure_lines(report: SweepReport) -> list[str]:
@@ -244,7 +244,7 @@ def failure_lines(report: SweepReport) -> list[str]:
     ]
 
 
-def _machines(rows: Sequence[FinishedCell]) -> Part | None:
+def _machines(rows: Sequence[FinishedCell]) -> Section | None:
     """Where it was measured, with a warning where that was not one machine."""
     places: dict[str, list[str]] = {}
     for row in rows:
@@ -263,10 +263,10 @@ def _machines(rows: Sequence[FinishedCell]) -> Part | None:
         )
     notices = dict.fromkeys(notice for row in rows for notice in row.result.notices)
     told += [Note(notice) for notice in notices]
-    return Part("machines", "Where it was measured", told)
+    return Section("machines", "Where it was measured", told)
 
 
-def _plans(rows: Sequence[FinishedCell]) -> Part | None:
+def _plans(rows: Sequence[FinishedCell]) -> Section | None:
     """What each plan dropped of each model; it may differ by precision where it was chosen so."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
@@ -279,4 +279,4 @@ def _plans(rows: Sequence[FinishedCell]) -> Part | None:
         for (model, plan, dropped), letters in found.items()
     ]
     grid = Grid("What was dropped", ["model", "plan", "dropped", "cells"], table)
-    return Part("dropped", "What was dropped", [grid])
+    return Section("dropped", "What was dropped", [grid])

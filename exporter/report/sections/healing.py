@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 from exporter.artifacts import ComparisonReport, HealedBranch, HealedText, Healing
 from exporter.printable import counted
-from exporter.report.parts.part import Block, Grid, Note, Part
+from exporter.report.sections.blocks import Block, Grid, Note, Section
 from exporter.report.words import or_dash, percent, significant
 
 _HEADER = ("text", "figure", "whole", "dropped", "healed", "taken back")
 _ROLES = {"calibration": "held out of what was fitted on", "other": "another domain"}
 
 
-def healing_part(report: ComparisonReport) -> Part | None:
+def healing_section(report: ComparisonReport) -> Section | None:
     """The gain by text, and every branch's fit, or that they aren't known; None for a bare plan."""
     if report.healing is not None:
-        return Part("healing", "Healing", [*_blocks(report.healing)])
+        return Section("healing", "Healing", [*_blocks(report.healing)])
     replaced = sum(deletion.replacement != "none" for deletion in report.plan)
     if not replaced:
         return None
@@ -25,7 +25,7 @@ def healing_part(report: ComparisonReport) -> Part | None:
         f"Replaced: {replaced} of {counted(len(report.plan), 'deletion')}. How that was fitted, "
         "and what it gained before the export, is not known: no report of it was beside the plan."
     )
-    return Part("healing", "Healing", [Note(told)])
+    return Section("healing", "Healing", [Note(told)])
 
 
 def healing_words(healing: Healing) -> str:

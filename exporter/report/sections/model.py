@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from exporter.artifacts import Arm, ComparisonReport, ImportanceReport, PlannedDeletion
 from exporter.printable import counted
 from exporter.report.charts.cells import CellMap, MapCell, Shades
-from exporter.report.parts.part import Bullets, Cell, Figure, Grid, Note, Part, Sign
-from exporter.report.parts.summary import size_grid
+from exporter.report.sections.blocks import Bullets, Cell, Figure, Grid, Note, Section, Sign
+from exporter.report.sections.summary import size_grid
 from exporter.report.words import KINDS, dropped_lines, named_arms, significant, weights_words
 
 CPU = "CPUExecutionProvider"
@@ -21,20 +21,20 @@ Dropped = dict[tuple[int, str], str]
 """What takes the place of a dropped sublayer, by layer and kind."""
 
 
-def size_part(report: ComparisonReport) -> Part | None:
+def size_section(report: ComparisonReport) -> Section | None:
     """Bytes, parameters, nodes, KV cache of both arms; None where none is known."""
     grid = size_grid(report, "Size of both arms")
-    return Part("size", "Size", [grid]) if grid.rows else None
+    return Section("size", "Size", [grid]) if grid.rows else None
 
 
-def forms_part(report: ComparisonReport) -> Part | None:
+def forms_section(report: ComparisonReport) -> Section | None:
     """How each arm's graph is written, and its weights; None where no graph notes anything."""
     arms = named_arms(report)
     if not any(arm.form or arm.quantization for arm in arms.values()):
         return None
     header = ["arm", "form", "fused operators", "weights", "products by bits"]
     grid = Grid("How the graphs are written", header, [_form(*arm) for arm in arms.items()])
-    return Part("forms", "Form and weights", [grid, *_remarks(arms)])
+    return Section("forms", "Form and weights", [grid, *_remarks(arms)])
 
 
 def _form(name: str, arm: Arm) -> list[str]:
@@ -59,10 +59,10 @@ def _remarks(arms: Mapping[str, Arm]) -> Iterator[Note]:
         yield Note(remark, lead=f"Form of {', '.join(names)}:")
 
 
-def dropped_part(report: ComparisonReport, importance: ImportanceReport | None) -> Part:
+def dropped_section(report: ComparisonReport, importance: ImportanceReport | None) -> Section:
     """Which sublayers, by kind, and the stack of layers before and after."""
     lines = dropped_lines(report.plan) or ["No deletion is on record."]
-    return Part(
+    return Section(
         "dropped", "What was dropped", [Bullets(lines)], [*_architecture(report, importance)]
     )
 
@@ -123,7 +123,7 @@ def _dropped(plan: Sequence[PlannedDeletion]) -> Dropped:
     return found
 
 
-def parity_part(report: ComparisonReport) -> Part | None:
+def parity_section(report: ComparisonReport) -> Section | None:
     """Every check against a witness; None where none was made."""
     if not report.parity:
         return None
@@ -142,10 +142,10 @@ def parity_part(report: ComparisonReport) -> Part | None:
     provider = report.arms.baseline.provider
     elsewhere = f"not on {provider}, where the arms were timed and compared."
     notes = [Note(f"These checks ran on the CPU ({CPU}), {elsewhere}")] if provider != CPU else []
-    return Part("parity", "Parity", [grid, *notes])
+    return Section("parity", "Parity", [grid, *notes])
 
 
-def importance_part(report: ImportanceReport, plan: Sequence[PlannedDeletion]) -> Part:
+def importance_section(report: ImportanceReport, plan: Sequence[PlannedDeletion]) -> Section:
     """A table with a row a layer, and a map; what the plan drops is marked.
 
     Args:
@@ -178,7 +178,7 @@ def importance_part(report: ImportanceReport, plan: Sequence[PlannedDeletion]) -
     caption = "A stronger colour is more important; by the logarithm where all are positive."
     legend = [("h0", "redundant"), ("h8", "important"), ("cut", "dropped")]
     figure = Figure(importance_map(report, plan), caption, legend)
-    return Part("importance", "Importance", [note, grid], [figure])
+    return Section("importance", "Importance", [note, grid], [figure])
 
 
 def importance_map(report: ImportanceReport, plan: Sequence[PlannedDeletion]) -> CellMap:

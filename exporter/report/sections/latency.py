@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from exporter.artifacts import FEWEST_ROUNDS, ComparisonReport, LatencyRow, LatencySamples
 from exporter.report.charts.intervals import IntervalLine, Intervals
 from exporter.report.charts.samples import MOST_POINTS, Samples
-from exporter.report.parts.part import Block, Cell, Figure, Grid, Note, Part, verdict_sign
-from exporter.report.parts.verdict import has_too_few_rounds
+from exporter.report.sections.blocks import Block, Cell, Figure, Grid, Note, Section, verdict_sign
+from exporter.report.sections.verdict import has_too_few_rounds
 from exporter.report.words import (
     milliseconds,
     shape_words,
@@ -36,7 +36,7 @@ _STOPS = {
 }
 
 
-def latency_part(report: ComparisonReport, sharing: int) -> Part | None:
+def latency_section(report: ComparisonReport, sharing: int) -> Section | None:
     """A row an arm and shape; None where nothing was timed.
 
     Args:
@@ -47,7 +47,7 @@ def latency_part(report: ComparisonReport, sharing: int) -> Part | None:
     if not rows:
         return None
     blocks = [_grid(rows), Note(_how(rows)), *_notes(rows)]
-    return Part("latency", "Latency", blocks, [_speedups(rows), *_samples(rows, sharing)])
+    return Section("latency", "Latency", blocks, [_speedups(rows), *_samples(rows, sharing)])
 
 
 def _speedups(rows: Sequence[LatencyRow]) -> Figure:

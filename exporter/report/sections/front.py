@@ -7,8 +7,8 @@ import math
 from exporter.artifacts import CurvePoint, ParetoCurve
 from exporter.printable import counted
 from exporter.report.charts.tradeoff import Candidate, TradeOff
-from exporter.report.parts.part import Document, Figure, Grid, Part
-from exporter.report.parts.tradeoff import COSTS
+from exporter.report.sections.blocks import Document, Figure, Grid, Section
+from exporter.report.sections.tradeoff import COSTS
 from exporter.report.words import dropped_briefly
 
 
@@ -20,7 +20,7 @@ def front_document(curve: ParetoCurve) -> Document:
         "that the search did not see; the dashed line joins what nothing else beats."
     )
     figures = [Figure(_chart(curve, number, timed), caption) for number in range(len(COSTS))]
-    part = Part(
+    section = Section(
         "front", "What each plan gains and costs", [_table(curve, timed)], figures, stays_open=True
     )
     return Document(
@@ -29,7 +29,7 @@ def front_document(curve: ParetoCurve) -> Document:
         title="Pareto front",
         subject=curve.model.source,
         lead=f"{counted(len(curve.points), 'plan')}, {len(curve.front)} of which no other beats.",
-        parts=[part],
+        sections=[section],
     )
 
 

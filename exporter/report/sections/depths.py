@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from exporter.artifacts import DepthCell, DepthDamage, DepthsReport, TaskResult, Way
 from exporter.printable import counted
 from exporter.report.charts.lines import Line, LinePoint, Lines
-from exporter.report.parts.part import Block, Bullets, Document, Figure, Grid, Note, Part
+from exporter.report.sections.blocks import Block, Bullets, Document, Figure, Grid, Note, Section
 from exporter.report.words import (
     KINDS,
     dropped_briefly,
@@ -32,14 +32,14 @@ Estimated = tuple[float, tuple[float, float] | None]
 
 def depths_document(report: DepthsReport) -> Document:
     """Overview, all figures, tasks where there are some, and what was dropped."""
-    tasks = [Part("tasks", "Tasks", [*_task_blocks(report)])] if _tasks(report) else []
+    tasks = [Section("tasks", "Tasks", [*_task_blocks(report)])] if _tasks(report) else []
     return Document(
         command="depths",
         version=report.versions.get("depthcut", ""),
         title="Pruning at several depths",
         subject=report.model.source,
         lead=_lead(report),
-        parts=[_overview(report), _all_figures(report), *tasks, _dropped(report)],
+        sections=[_overview(report), _all_figures(report), *tasks, _dropped(report)],
     )
 
 
@@ -61,7 +61,7 @@ def _lead(report: DepthsReport) -> str:
     return f"The least KL divergence at each number. {'; '.join(told)}."
 
 
-def _overview(report: DepthsReport) -> Part:
+def _overview(report: DepthsReport) -> Section:
     numbers, rows = report.numbers, []
     for way, name in _WAYS.items():
         if cells := report.of_way(way):
@@ -85,7 +85,7 @@ def _overview(report: DepthsReport) -> Part:
     bullets = [Bullets(refused)] if refused else []
     measured = any(cell.damage for cell in report.cells)
     figures = [*_figures(report)] if measured else []
-    return Part("overview", "Overview", [grid, note, *bullets], figures)
+    return Section("overview", "Overview", [grid, note, *bullets], figures)
 
 
 def _figures(report: DepthsReport) -> Iterator[Figure]:
@@ -136,7 +136,7 @@ def _lines(
     return lines
 
 
-def _all_figures(report: DepthsReport) -> Part:
+def _all_figures(report: DepthsReport) -> Section:
     header = [
         "way", "n", "parameters", "perplexity", "times the whole model's", "KL, nats",
         "same top-1",
@@ -153,7 +153,7 @@ def _all_figures(report: DepthsReport) -> Part:
         "on the same; in brackets 95 % intervals over samples. Parameters are those of the "
         f"dropped modules. Chosen by {report.metric} on {report.calibration.source}."
     )
-    return Part("figures", "All figures", [grid, note])
+    return Section("figures", "All figures", [grid, note])
 
 
 def _row(cell: DepthCell) -> list[str]:
@@ -214,14 +214,14 @@ def _task_cell(task: TaskResult | None) -> str:
     return f"{task.candidate:.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def _dropped(report: DepthsReport) -> Part:
+def _dropped(report: DepthsReport) -> Section:
     rows = [
         [_WAYS[cell.way], str(cell.number), dropped_briefly(cell.deletions)]
         for cell in report.cells
         if cell.deletions
     ]
     grid = Grid("In the order of choice", ["way", "n", "dropped"], rows, right=(1,))
-    return Part("dropped", "What was dropped", [grid])
+    return Section("dropped", "What was dropped", [grid])
 
 
 def _ratio(value: float) -> str:

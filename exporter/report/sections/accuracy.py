@@ -14,23 +14,23 @@ from exporter.artifacts import (
 )
 from exporter.report.charts.intervals import IntervalLine, Intervals
 from exporter.report.charts.lines import Line, LinePoint, Lines
-from exporter.report.parts.corners import interval_tone
-from exporter.report.parts.part import Block, Figure, Grid, Note, Part
-from exporter.report.parts.summary import accuracy_grid
-from exporter.report.parts.verdict import why_no_accuracy
+from exporter.report.sections.blocks import Block, Figure, Grid, Note, Section
+from exporter.report.sections.corners import interval_tone
+from exporter.report.sections.summary import accuracy_grid
+from exporter.report.sections.verdict import why_no_accuracy
 from exporter.report.words import interval_words, or_dash, percent, significant
 
 
-def accuracy_parts(report: ComparisonReport) -> list[Part | None]:
+def accuracy_sections(report: ComparisonReport) -> list[Section | None]:
     """Perplexity and its like, or why there is none; then what else was measured."""
     found = report.accuracy
     if found is None:
         note = Note(f"Not measured: {why_no_accuracy(report)}.")
-        return [Part("accuracy", "Accuracy", [note])]
+        return [Section("accuracy", "Accuracy", [note])]
     grid = accuracy_grid(report, "Accuracy on the evaluation text")
     blocks = [grid, *_intervals(found), *_texts(report, found)]
     return [
-        Part("accuracy", "Accuracy", blocks),
+        Section("accuracy", "Accuracy", blocks),
         _by_position(found),
         _tasks(found),
         _generation(found),
@@ -79,7 +79,7 @@ def _texts(report: ComparisonReport, accuracy: Accuracy) -> Iterator[Block]:
     )
 
 
-def _by_position(accuracy: Accuracy) -> Part | None:
+def _by_position(accuracy: Accuracy) -> Section | None:
     """Where in the context the arms differ."""
     errors = accuracy.positions
     if not errors:
@@ -114,7 +114,7 @@ def _by_position(accuracy: Accuracy) -> Part | None:
         limits=(0.0, 1e-9),
     )
     told = "KL(baseline || candidate), mean over samples; all ranges are drawn equally wide."
-    return Part("positions", "Error by position", [grid, note], [Figure(chart, told)])
+    return Section("positions", "Error by position", [grid, note], [Figure(chart, told)])
 
 
 def _positions(error: PositionError) -> str:
@@ -122,7 +122,7 @@ def _positions(error: PositionError) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _tasks(accuracy: Accuracy) -> Part | None:
+def _tasks(accuracy: Accuracy) -> Section | None:
     """Each task's score of both arms, and their paired difference."""
     tasks = accuracy.tasks
     if not tasks:
@@ -151,7 +151,7 @@ def _tasks(accuracy: Accuracy) -> Part | None:
     ]
     chart = Intervals("Difference of the tasks' scores", lines, neutral=0.0)
     told = "Candidate minus baseline with its 95 % interval, paired by item."
-    return Part("tasks", "Tasks", [grid, note, *notes], [Figure(chart, told)])
+    return Section("tasks", "Tasks", [grid, note, *notes], [Figure(chart, told)])
 
 
 def _task(task: TaskResult) -> list[str]:
@@ -169,7 +169,7 @@ def _task(task: TaskResult) -> list[str]:
     ]
 
 
-def _generation(accuracy: Accuracy) -> Part | None:
+def _generation(accuracy: Accuracy) -> Section | None:
     """How long greedy continuations stay the same."""
     found = accuracy.generation
     if found is None:
@@ -195,7 +195,7 @@ def _generation(accuracy: Accuracy) -> Part | None:
         f"{found.prompts} are.",
     )
     told = "Share of prompts whose greedy continuations are still the same."
-    return Part("generation", "Generation agreement", [grid], [Figure(chart, told)])
+    return Section("generation", "Generation agreement", [grid], [Figure(chart, told)])
 
 
 def _still_the_same(found: GenerationAgreement) -> list[LinePoint]:
@@ -211,7 +211,7 @@ def _still_the_same(found: GenerationAgreement) -> list[LinePoint]:
     return [*points, LinePoint(found.new_tokens, share)]
 
 
-def _long_context(accuracy: Accuracy) -> Part | None:
+def _long_context(accuracy: Accuracy) -> Section | None:
     """Needles and long-range perplexity by length."""
     if not accuracy.long_context:
         return None
@@ -222,7 +222,7 @@ def _long_context(accuracy: Accuracy) -> Part | None:
     rows = [_length(entry) for entry in accuracy.long_context]
     grid = Grid("Long context", header, rows, right=range(6))
     note = Note("Perplexity is that of the last tokens of samples that long; lower is better.")
-    return Part("long-context", "Long context", [grid, note])
+    return Section("long-context", "Long context", [grid, note])
 
 
 def _length(entry: LongContext) -> list[str]:
@@ -236,7 +236,7 @@ def _length(entry: LongContext) -> list[str]:
     ]
 
 
-def _embeddings(accuracy: Accuracy) -> Part | None:
+def _embeddings(accuracy: Accuracy) -> Section | None:
     """How near both arms' sentence embeddings are."""
     found = accuracy.embeddings
     if found is None:
@@ -251,4 +251,4 @@ def _embeddings(accuracy: Accuracy) -> Part | None:
         ["agreement in the ranking of pairs (Spearman)", f"{found.rank_agreement:.4f}"],
     ]
     grid = Grid("Sentence embeddings of the same texts", ["what", "value"], rows, right=(1,))
-    return Part("embeddings", "Embeddings", [grid])
+    return Section("embeddings", "Embeddings", [grid])

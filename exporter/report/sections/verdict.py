@@ -6,8 +6,8 @@ import math
 from collections import Counter
 
 from exporter.artifacts import FEWEST_ROUNDS, RUN_IN_FP32, Accuracy, ComparisonReport, LatencyRow
-from exporter.report.parts.corners import corners_sentence
-from exporter.report.parts.part import Sign, verdict_sign
+from exporter.report.sections.blocks import Sign, verdict_sign
+from exporter.report.sections.corners import corners_sentence
 from exporter.report.words import (
     counted_kind,
     kinds_and_layers,

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from exporter.artifacts import ComparisonReport
 from exporter.report.charts.tradeoff import Candidate, TradeOff, series_mark
-from exporter.report.parts.part import Figure, Grid, Part
-from exporter.report.parts.verdict import headline
+from exporter.report.sections.blocks import Figure, Grid, Section
+from exporter.report.sections.verdict import headline
 from exporter.report.words import PHASES, or_dash, relative_change, significant
 
 Gain = tuple[float, float, float]
@@ -67,13 +67,13 @@ def tradeoff_figure(traded: Sequence[Traded], caption: str, title: str = "") -> 
     return Figure(chart, caption, legend, title)
 
 
-def tradeoff_part(report: ComparisonReport) -> Part | None:
+def tradeoff_section(report: ComparisonReport) -> Section | None:
     """The plot of one report; None where its speed or quality is not known."""
     figure = tradeoff_figure([Traded("", _gains(report), _costs(report))], HOW)
-    return None if figure is None else Part("tradeoff", "What speed costs", [], [figure])
+    return None if figure is None else Section("tradeoff", "What speed costs", [], [figure])
 
 
-def overview_part(reports: Mapping[str, ComparisonReport]) -> Part:
+def overview_section(reports: Mapping[str, ComparisonReport]) -> Section:
     """Several reports in one plot and in a table."""
     traded = [
         Traded(letter(index), _gains(report), _costs(report))
@@ -82,7 +82,7 @@ def overview_part(reports: Mapping[str, ComparisonReport]) -> Part:
     figure = tradeoff_figure(traded, HOW + JOINED)
     figures = [] if figure is None else [figure]
     grid = overview_grid(reports)
-    return Part("overview", "All candidates", [grid], figures, stays_open=True)
+    return Section("overview", "All candidates", [grid], figures, stays_open=True)
 
 
 def overview_grid(reports: Mapping[str, ComparisonReport]) -> Grid:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from exporter.artifacts import Arm, ComparisonReport
 from exporter.printable import counted
-from exporter.report.parts.part import Cell, Grid, Tile, verdict_sign
-from exporter.report.parts.verdict import quality_sign, speed_sign
+from exporter.report.sections.blocks import Cell, Grid, Tile, verdict_sign
+from exporter.report.sections.verdict import quality_sign, speed_sign
 from exporter.report.words import (
     milliseconds,
     percent,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from exporter.artifacts import ComparisonReport, Corner, LatencyRow, LatencySamples
 from exporter.report.charts.intervals import IntervalLine, Intervals
-from exporter.report.parts.part import Figure, Grid, Note, Part, Tone
+from exporter.report.sections.blocks import Figure, Grid, Note, Section, Tone
 from exporter.report.words import (
     milliseconds,
     named_arms,
@@ -39,12 +39,12 @@ _ROWS: dict[str, tuple[Callable[[Corner], float | None], Callable[[float], str]]
 }
 
 
-def corners_part(report: ComparisonReport) -> Part | None:
+def corners_section(report: ComparisonReport) -> Section | None:
     """A column a model; None where the report has no four of them."""
     if not report.corners:
         return None
     grid, figures = corners_grid(report), _speedups(report)
-    return Part("corners", "Four corners", [grid, Note(_HOW)], figures, stays_open=True)
+    return Section("corners", "Four corners", [grid, Note(_HOW)], figures, stays_open=True)
 
 
 def corners_grid(report: ComparisonReport, *, brief: bool = False) -> Grid:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from exporter.artifacts import KindStability, SeriesAgreement, StabilityReport
 from exporter.report.charts.cells import CellMap, MapCell, Shades
 from exporter.report.charts.lines import Line, LinePoint, Lines
-from exporter.report.parts.part import Block, Bullets, Document, Figure, Grid, Note, Part
+from exporter.report.sections.blocks import Block, Bullets, Document, Figure, Grid, Note, Section
 from exporter.report.words import KINDS, listed, or_dash, significant
 
 _TITLES = {
@@ -68,14 +68,14 @@ def stability_document(report: StabilityReport) -> Document:
         noun = KINDS[kind.kind].several
         title = f"{noun[0].upper()}{noun[1:]}"
         figures = _kind_figures(report, kind)
-        kinds.append(Part(kind.kind, title, _kind(report, kind), figures))
+        kinds.append(Section(kind.kind, title, _kind(report, kind), figures))
     return Document(
         command="score --compare",
         version=report.versions.get("depthcut", ""),
         title=_TITLES[report.over],
         subject=subject,
         lead=_lead(report),
-        parts=[_summary(report), *kinds, _points(report)],
+        sections=[_summary(report), *kinds, _points(report)],
     )
 
 
@@ -103,7 +103,7 @@ def _compared(report: StabilityReport, kind: KindStability) -> list[SeriesAgreem
     return [kind.between(i, i + 1) for i in range(len(report.points) - 1)]
 
 
-def _summary(report: StabilityReport) -> Part:
+def _summary(report: StabilityReport) -> Section:
     pairs = "neighbouring points" if _is_series(report) else "each pair of texts"
     ends = ["first with last"] if _is_series(report) else []
     counts = sorted({n for kind in report.kinds for n in kind.always_first})
@@ -121,7 +121,7 @@ def _summary(report: StabilityReport) -> Part:
         "Of n: how many of the n most redundant are the same at every point."
     )
     bullets = [Bullets(always)] if always else []
-    return Part("summary", "Summary", [grid, note, *bullets], [*_summary_figures(report)])
+    return Section("summary", "Summary", [grid, note, *bullets], [*_summary_figures(report)])
 
 
 def _summary_figures(report: StabilityReport) -> Iterator[Figure]:
@@ -241,7 +241,7 @@ def _pair(pair: SeriesAgreement, n: int | None) -> str:
     return _figure(pair.spearman) + shared
 
 
-def _points(report: StabilityReport) -> Part:
+def _points(report: StabilityReport) -> Section:
     what = "checkpoint" if report.over == "checkpoints" else "text"
     header = ["point", "step" if what == "checkpoint" else "tokens", "model", "text", "samples"]
     rows = [
@@ -255,7 +255,7 @@ def _points(report: StabilityReport) -> Part:
         for number, point in enumerate(report.points, start=1)
     ]
     grid = Grid(f"Each {what}", header, rows, right=(1, 4))
-    return Part("points", "Points", [grid])
+    return Section("points", "Points", [grid])
 
 
 def _figures(pair: SeriesAgreement | None) -> tuple[str, str]:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from exporter.artifacts import Arm, ComparisonReport, EngineFacts, Environment
-from exporter.report.parts.model import CPU
-from exporter.report.parts.part import Block, Command, Grid, Note, Part
+from exporter.report.sections.blocks import Block, Command, Grid, Note, Section
+from exporter.report.sections.model import CPU
 from exporter.report.words import named_arms
 
 _MUCH = 0.1
@@ -18,7 +18,7 @@ _BUSY = (
 )
 
 
-def engines_part(report: ComparisonReport) -> Part | None:
+def engines_section(report: ComparisonReport) -> Section | None:
     """What is known of the arms' engines without running them; None where there are none."""
     arms = named_arms(report)
     blocks: list[Block] = []
@@ -34,7 +34,7 @@ def engines_part(report: ComparisonReport) -> Part | None:
             blocks.append(Note(_spread(arm.engines), lead=f"Builds, {name}:"))
         if arm.not_run is not None:
             blocks.append(Note(f"{arm.not_run}", lead=f"Not run, {name}:"))
-    return Part("engines", "Engines", blocks) if blocks else None
+    return Section("engines", "Engines", blocks) if blocks else None
 
 
 def _spread(engines: Sequence[EngineFacts]) -> str:
@@ -60,12 +60,12 @@ def _engine(engine: EngineFacts) -> list[str]:
     ]
 
 
-def environment_part(report: ComparisonReport) -> Part:
+def environment_section(report: ComparisonReport) -> Section:
     """The machine, its load, the backends and the versions."""
     others = report.environment.other_cpu_share
     note = [Note(_BUSY.format(100 * others))] if others is not None and others > _MUCH else []
     grid = Grid("Environment of the measurement", ["what", "value"], list(_facts(report)))
-    return Part("environment", "Environment", [grid, *note])
+    return Section("environment", "Environment", [grid, *note])
 
 
 def _facts(report: ComparisonReport) -> Iterator[list[str]]:
@@ -159,13 +159,13 @@ def _on_cpu(arm: Arm) -> str:
     return f"{sum(arm.cpu_nodes.values())} nodes ({counts})" if counts else "no node"
 
 
-def reproduce_part(report: ComparisonReport) -> Part:
+def reproduce_section(report: ComparisonReport) -> Section:
     """The command that wrote the report, and the one that compares alone."""
     arms = report.arms
     floats = [arms.references[c.arm].path for c in report.corners if not c.quantized]
     alone = ["depthcut", "compare", arms.baseline.path, arms.candidate.path, "-o", "DIR"]
     alone += ["--float", *floats] if floats else []
-    return Part(
+    return Section(
         "reproduce",
         "How to reproduce",
         [
