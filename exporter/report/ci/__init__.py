@@ -34,7 +34,7 @@ FORMATS = (
     CiFormat(
         "github_benchmark", "smaller.json and bigger.json for github-action-benchmark.", True
     ),
-    CiFormat("bencher", "Bencher CiMetric Format."),
+    CiFormat("bencher", "Bencher Metric Format."),
     CiFormat("pytest_benchmark", "pytest-benchmark's JSON."),
     CiFormat("gitlab_metrics", "OpenMetrics text."),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Bencher CiMetric Format: benchmark, measure, ``value`` with ``lower_value`` and ``upper_value``.
+"""Bencher Metric Format: benchmark, measure, ``value`` with ``lower_value`` and ``upper_value``.
 
 Bencher's own measure ``latency`` is in nanoseconds; a time's bounds are its quartiles, a speedup's
 its 95 % interval. https://bencher.dev/docs/reference/bencher-metric-format
