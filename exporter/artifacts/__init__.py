@@ -109,7 +109,6 @@ from exporter.artifacts.stages import (
 )
 from exporter.artifacts.sweep import (
     AgainstFloat,
-    CellRecord,
     CellStatus,
     SweepCell,
     SweepFailure,
@@ -134,7 +133,6 @@ __all__ = [
     "Artifact",
     "BaselineSet",
     "CalibrationRef",
-    "CellRecord",
     "CellStatus",
     "Check",
     "CheckReport",

@@ -1,4 +1,4 @@
-"""sweep.json: one table of all cells of a sweep; and cell.json, which each cell leaves."""
+"""sweep.json: one table of all cells of a sweep."""
 
 from __future__ import annotations
 
@@ -95,13 +95,6 @@ class SweepCell(Record):
     report_sha256: str | None = None
     result: SweepResult | None = None
     failure: SweepFailure | None = None
-
-
-class CellRecord(Artifact):
-    """cell.json."""
-
-    kind: Literal["sweep_cell"] = "sweep_cell"
-    cell: SweepCell
 
 
 class SweepReport(Artifact):

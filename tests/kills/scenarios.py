@@ -254,8 +254,7 @@ SCENARIOS: dict[str, Scenario] = {
             f"{_CELLS}/mlp-1/{_CUT}": ("inspect", f"{_CELLS}/mlp-1/{_CUT}"),
         },
         apart=(
-            *(rf"{_CELLS}/{plan}-1/fp32/(?!cell)" for plan in ("attention", "mlp")),
-            *(rf"{_CELLS}/{plan}-1/fp32/cell" for plan in ("attention", "mlp")),
+            *(rf"{_CELLS}/{plan}-1/fp32/" for plan in ("attention", "mlp")),
             *(rf"out/res/plans/{plan}" for plan in ("attention", "mlp")),
         ),
         growing=(r"out/res/sweep\.",),

@@ -13,13 +13,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import CellRecord, SweepCell
+from exporter.artifacts import SweepCell
 from exporter.errors import SweepError
 from exporter.pipeline.sweep.job import Job, failed, missing
-from exporter.pipeline.sweep.keeping import CELL_FILE
 from exporter.processes import child_command
 from exporter.progress import Progress, Task
 
@@ -152,6 +150,4 @@ def _crashed(job: Job, code: int, during: str | None) -> SweepCell:
     hint = "Its memory may have run out." if code == -signal.SIGKILL else None
     doing = f", in the middle of {during!r}" if during else ""
     error = SweepError(f"The cell's process {how}{doing}.")
-    found = failed(missing(cell, job.key), error.message, error, hint)
-    CellRecord(cell=found).write(Path(cell.request.out) / CELL_FILE)
-    return found
+    return failed(missing(cell, job.key), error.message, error, hint)

@@ -8,13 +8,13 @@ import traceback
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from exporter.artifacts import CellRecord, ComparisonReport, SweepCell, SweepFailure
+from exporter.artifacts import ComparisonReport, SweepCell, SweepFailure
 from exporter.errors import FULL_DISK, DepthcutError, SweepError, first_line
 from exporter.files import sha256_file, telling_full_disk
 from exporter.models.loading.checked_folder import Dangers
 from exporter.pipeline import export_model
 from exporter.pipeline.sweep.cells import Cell, cells_of
-from exporter.pipeline.sweep.keeping import CELL_FILE, cell_key, drop_models, source_hashes
+from exporter.pipeline.sweep.keeping import cell_key, source_hashes
 from exporter.pipeline.sweep.reading import parse_sweep
 from exporter.pipeline.sweep.results import result_of
 from exporter.progress import Progress
@@ -69,7 +69,7 @@ class Job:
 
 
 def run_job(job: Job, progress: Progress) -> SweepCell:
-    """Walks a cell's whole road, and leaves what came of it in its folder.
+    """Walks a cell's whole road.
 
     Returns:
         The cell, done or failed: a failure is a result, and the other cells go on.
@@ -84,7 +84,6 @@ def run_job(job: Job, progress: Progress) -> SweepCell:
             _refuse_changed(cell, job)
             report = export_model(cell.request, progress)
             found = _done(found, cell, report)
-            drop_models(cell)
     except OSError as error:
         if error.errno in FULL_DISK:
             raise
@@ -97,10 +96,7 @@ def run_job(job: Job, progress: Progress) -> SweepCell:
     except Exception as error:  # other cells may well go on
         progress.detail(traceback.format_exc())
         found = failed(found, f"Unexpected: {first_line(error)}.", error)
-    found = found.model_copy(update={"seconds": time.monotonic() - begin})
-    made_from = {"report": found.report_sha256} if found.report_sha256 else {}
-    CellRecord(cell=found, made_from=made_from).write(cell.request.out / CELL_FILE)
-    return found
+    return found.model_copy(update={"seconds": time.monotonic() - begin})
 
 
 def _refuse_changed(cell: Cell, job: Job) -> None:

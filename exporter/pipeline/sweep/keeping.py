@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from exporter.artifacts import CellRecord, SweepCell
-from exporter.artifacts.ledger import StageLedger, locked
+from pydantic import ValidationError
+
+from exporter.artifacts import SweepCell
+from exporter.artifacts.ledger import FOLDER, StageLedger, locked
 from exporter.artifacts.plans.by_score import parse_drops
-from exporter.artifacts.store import key_hash
-from exporter.errors import ArtifactError
-from exporter.files import sha256_bytes, sha256_file, write_text
+from exporter.artifacts.store import Store, key_hash
+from exporter.files import sha256_bytes, write_text
 from exporter.pipeline.keys import plan_file_hash, request_key
 from exporter.pipeline.run import ARMS, QUANTIZED
 from exporter.pipeline.sweep.cells import Cell
-
-CELL_FILE = "cell.json"
 
 
 def plan_text(cell: Cell) -> str | None:
@@ -78,16 +78,23 @@ def drop_models(cell: Cell) -> None:
             StageLedger(cell.request.out).drop(*ARMS, *QUANTIZED.values())
 
 
-def kept(cell: Cell, key: str) -> SweepCell | None:
+def open_store(out: Path) -> Store:
+    """The finished cells of a sweep's folder, by their folders."""
+    return Store(out / FOLDER / "cells.jsonl", folder=out)
+
+
+def kept(store: Store, cell: Cell, key: str) -> SweepCell | None:
     """The cell as an earlier run has finished it from the same; None where it must run."""
-    folder = cell.request.out
-    try:
-        found = CellRecord.read(folder / CELL_FILE, named=False).cell
-    except ArtifactError:
+    told = store.find(cell.folder, key)
+    if cell.keeps_models and not (cell.request.out / "candidate" / "model.onnx").is_file():
         return None
-    report, model = folder / "report.json", folder / "candidate" / "model.onnx"
-    if found.status != "done" or found.key != key or not report.is_file():
-        return None
-    if cell.keeps_models and not model.is_file():
-        return None
-    return found if sha256_file(report) == found.report_sha256 else None
+    with contextlib.suppress(ValidationError):
+        return None if told is None else SweepCell.model_validate(told)
+    return None
+
+
+def keep(store: Store, cell: Cell, found: SweepCell) -> None:
+    """Keeps a cell for the next run, as long as its report is as it was."""
+    report = cell.request.out / "report.json"
+    if report.is_file():
+        store.keep(cell.folder, found.model_dump(mode="json"), found.key, [report])

@@ -7,13 +7,22 @@ from pathlib import Path
 
 from exporter.artifacts import SweepCell, SweepReport
 from exporter.artifacts.ledger import FOLDER, locked
+from exporter.artifacts.store import Store
 from exporter.errors import ArtifactError, DepthcutError, SweepError
 from exporter.models.loading.checked_folder import Dangers
 from exporter.pipeline.shared import SharedStages
 from exporter.pipeline.sweep.cells import SHARED, Cell, cells_of
 from exporter.pipeline.sweep.child import run_in_children
 from exporter.pipeline.sweep.job import Job, failed, missing
-from exporter.pipeline.sweep.keeping import cell_key, kept, source_hashes, write_plan
+from exporter.pipeline.sweep.keeping import (
+    cell_key,
+    drop_models,
+    keep,
+    kept,
+    open_store,
+    source_hashes,
+    write_plan,
+)
 from exporter.pipeline.sweep.reading import Sweep
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
@@ -56,7 +65,8 @@ def run_sweep(
     with locked(out):
         for own in cells:
             refuse_outside(out, own.request.out)
-        table = _Table(sweep, out, cells, _known(cells, force=force))
+        store = open_store(out)
+        table = _Table(sweep, out, cells, _known(store, cells, force=force))
         jobs = table.jobs(dangers or Dangers(), force=force)
         progress.say(_opening(table.found, len(jobs)))
         for cell in table.found:  # broken before it began
@@ -69,7 +79,11 @@ def run_sweep(
             remove_tree(shared)
         table.write()
         for number, (place, cell) in enumerate(runner(jobs, progress), start=1):
+            own = cells[jobs[place].index]
             table.put(jobs[place].index, cell)
+            if cell.status == "done":
+                keep(store, own, cell)
+                drop_models(own)
             progress.say(f"sweep: {number} of {len(jobs)}: {_words(cell)}")
         SharedStages(shared).tidy()
     return table.report()
@@ -84,7 +98,7 @@ def look(
         SweepError: As :func:`run_sweep`.
     """
     cells = cells_of(sweep, out, dangers)
-    return _Table(sweep, out, cells, _known(cells, force=force)).report()
+    return _Table(sweep, out, cells, _known(open_store(out), cells, force=force)).report()
 
 
 class _Table:
@@ -131,7 +145,7 @@ class _Table:
         return {"sweep": self._sweep.sha256, **reports}
 
 
-def _known(cells: Sequence[Cell], *, force: bool) -> list[SweepCell]:
+def _known(store: Store, cells: Sequence[Cell], *, force: bool) -> list[SweepCell]:
     """What earlier runs have left of each cell."""
     sha256, found = source_hashes(), []
     for cell in cells:
@@ -140,7 +154,7 @@ def _known(cells: Sequence[Cell], *, force: bool) -> list[SweepCell]:
         except DepthcutError as error:
             found.append(failed(missing(cell, ""), error.message, error, error.hint))
             continue
-        found.append((None if force else kept(cell, key)) or missing(cell, key))
+        found.append((None if force else kept(store, cell, key)) or missing(cell, key))
     return found
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from exporter.artifacts import CellRecord
 from exporter.pipeline.sweep import child
 from exporter.pipeline.sweep.job import Job
 
@@ -101,8 +100,6 @@ def test_one_that_crashes_is_a_cell_that_failed(
     assert cell.status == "failed"
     assert told in cell.failure.message
     assert (cell.failure.hint is None) == (hint is None)
-    kept = CellRecord.read(Path(job.out) / cell.folder / "cell.json")
-    assert kept.cell == cell
 
 
 def test_a_full_disk_ends_the_sweep(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

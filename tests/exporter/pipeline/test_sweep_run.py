@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from written_files import data_of
 
-from exporter.artifacts import CellRecord, ComparisonReport, PruningPlan, SweepCell, SweepReport
+from exporter.artifacts import ComparisonReport, PruningPlan, SweepCell, SweepReport
 from exporter.errors import OnnxFileError, SweepError
 from exporter.progress import Quiet
 
@@ -102,8 +102,6 @@ def test_every_cell_is_told_and_a_failure_stops_no_other(swept: tuple[Path, Swee
     assert failure is not None
     assert failure.error == "PlanError"
     assert "layers 0 to 2" in failure.message
-    for cell in report.cells:
-        assert CellRecord.read(out / cell.folder / "cell.json").cell == cell
     assert SweepReport.read(out / "sweep.json").cells == report.cells
     assert report.text == FILE
 
@@ -202,7 +200,9 @@ def test_a_report_that_was_changed_by_hand_is_not_kept(
 ) -> None:
     out = Path(shutil.copytree(swept[0], tmp_path / "out"))
     (out / "cells/llama/attention-1/fp32/report.json").write_text("{}")
-    (out / "cells/llama/attention-1/int8/cell.json").write_text("{")
+    assert looked(folder, out, FILE)["attention-1/fp32"] == "missing"
+    assert looked(folder, out, FILE)["attention-1/int8"] == "done"
+    (out / ".depthcut/cells.jsonl").write_text('{"name": ')
     assert set(looked(folder, out, FILE).values()) == {"missing"}
 
 
@@ -321,7 +321,7 @@ def test_the_models_go_where_only_reports_are_wanted(
     out = Path(shutil.copytree(swept[0], tmp_path / "out"))
     one = FILE.replace(", {drops: attention:9, name: too-far}", "").replace(", int8]", "]")
     cell = out / "cells/llama/attention-1/fp32"
-    (cell / "cell.json").unlink()
+    (out / ".depthcut/cells.jsonl").unlink()
     (done,) = sweep(folder, out, one + "keep: reports\n").cells
     assert done.status == "done"
     assert not (cell / "candidate").exists()

@@ -370,4 +370,3 @@ def test_a_sweep_s_cell_runs_on_a_worker_and_comes_back(pool: Any, tmp_path: Pat
     assert (number, cell.plan) == (0, "mlp-2")
     assert cell.failure is not None
     assert gone in cell.failure.message
-    assert (tmp_path / "out" / cell.folder / "cell.json").is_file()
