@@ -26,12 +26,7 @@ _THROTTLING = 0x04 | 0x08 | 0x20 | 0x40 | 0x80
 
 
 def environment(*, threads: int, gpu: bool) -> Environment:
-    """Describes the machine as it is now.
-
-    Args:
-        threads: The threads that the measurement sets.
-        gpu: Whether it runs on an NVIDIA GPU.
-    """
+    """Describes the machine as it is now."""
     return Environment(
         machine=platform.machine(),
         processor=processor_name(),

@@ -45,9 +45,6 @@ def in_float32(model: ir.Model) -> ir.Model:
 
     What a cut leaves out or joins wrongly shows just as well; the graph's own rounding does not.
 
-    Args:
-        model: The model; it is unchanged.
-
     Returns:
         A copy of which the widened weights are read when they are asked for.
     """
@@ -162,11 +159,6 @@ def is_bfloat16(model: Path) -> bool:
 
 
 def tell_widened(capabilities: Iterable[Capabilities], progress: Progress) -> None:
-    """Says so where one of them runs such a copy.
-
-    Args:
-        capabilities: Of entered runners or decoders.
-        progress: Who is told.
-    """
+    """Says so where one of them runs such a copy."""
     if any(each.widened for each in capabilities):
         progress.say("ONNX Runtime's CPU has no bfloat16 kernels: the same weights run in float32")

@@ -75,11 +75,6 @@ def check_engine(
 ) -> EngineCheck:
     """Asks a library's parser about a graph; nothing is built.
 
-    Args:
-        onnx: The ONNX file.
-        backend: Which library to ask.
-        progress: Who is told.
-
     Raises:
         OnnxFileError: The file can't be read.
         EngineError: The library is not usable here.
@@ -152,10 +147,6 @@ def engine_gate(backend: Backend = "tensorrt-rtx", progress: Progress = QUIET) -
 
     The graph before the cut is asked about only where the cut one does not parse: a cut that broke
     it is a failure, a graph that never parsed is told.
-
-    Args:
-        backend: Which library to ask.
-        progress: Who is told.
     """
 
     def asked(source: Path, candidate: Path) -> EngineParse:
@@ -188,9 +179,6 @@ def gate_where_installed(progress: Progress) -> ParserCheck | None:
     """The same with TensorRT-RTX, for whom nobody asked: None where it is not installed.
 
     Where it is but can't be asked, that is told and no reason to fail.
-
-    Args:
-        progress: Who is told.
     """
     if importlib.util.find_spec(LIBRARIES["tensorrt-rtx"].module) is None:
         return None

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 from exporter.engines.build.libraries import EngineLibrary
@@ -21,6 +20,7 @@ from exporter.scratch import scratch_folder
 
 _LAST_WORDS = 2000
 _PERCENT = 100
+_ADDR_NO_RANDOMIZE, _ASK = 0x0040000, 0xFFFFFFFF  # sys/personality.h
 
 WORKER = ("-P", "-m", "exporter.engines.build.worker")
 """How Python starts the building process; ``-P`` keeps it from importing what lies in the folder
@@ -31,12 +31,6 @@ def run_job(
     library: EngineLibrary, request: dict[str, Any], progress: Progress, what: str
 ) -> dict[str, Any]:
     """Has a process of its own do a job.
-
-    Args:
-        library: The library that it loads.
-        request: The job; see :mod:`exporter.engines.build.worker`.
-        progress: Sees a bar of a hundred steps.
-        what: The bar's name.
 
     Returns:
         The job's result.
@@ -53,10 +47,6 @@ class EngineJob:
 
     What it needs first is told at the start, the rest when it is known: meanwhile it loads the
     library and reads the graph.
-
-    Args:
-        library: The library that it loads.
-        request: The job; see :mod:`exporter.engines.build.worker`.
 
     Attributes:
         begin: When it was started, by ``time.perf_counter``.
@@ -85,21 +75,11 @@ class EngineJob:
             self._leave = self._leave.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._leave.close()
 
     def finish(self, rest: dict[str, Any], progress: Progress, what: str) -> dict[str, Any]:
         """Tells the process the rest and waits for its result.
-
-        Args:
-            rest: What the request left open.
-            progress: Sees a bar of a hundred steps.
-            what: The bar's name.
 
         Raises:
             EngineError: The job failed, or its process crashed.
@@ -158,15 +138,12 @@ def _result(
     raise EngineError(f"{library.backend} failed: {last}")
 
 
-_ADDR_NO_RANDOMIZE = 0x0040000
-_ASK = 0xFFFFFFFF
-
-
 @contextlib.contextmanager
 def fixed_addresses() -> Iterator[None]:
     """Processes that this thread starts meanwhile have fixed addresses, if the kernel lets them.
 
-    Some containers forbid it; builds may then differ.
+    TensorRT-RTX orders some of its work by addresses: with random ones, eight builds of a graph
+    came out in six versions (1.7.1), with fixed ones in one. Some containers forbid it.
     """
     personality = _personality()
     before = personality(_ASK)

@@ -32,13 +32,6 @@ def builder_config(
 ) -> Any:
     """Makes the configuration.
 
-    Args:
-        builder: The builder.
-        library: Which library it is.
-        settings: What was asked for.
-        profiles: The shapes to build for.
-        monitor: A progress monitor of the library's class.
-
     Raises:
         EngineError: The library refuses an option, or a profile.
     """

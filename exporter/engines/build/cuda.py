@@ -28,9 +28,6 @@ _STAGE_BYTES = 32 << 20
 class Cuda:
     """A stream of its own, and memory that is given back when it is closed.
 
-    Args:
-        extra: The extra that brings cuda-bindings.
-
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
         BackendError: CUDA can't make a stream.
@@ -61,10 +58,6 @@ class Cuda:
 
     def allocate(self, size: int, what: str) -> int:
         """Device memory.
-
-        Args:
-            size: Bytes.
-            what: What it is for, for the message.
 
         Returns:
             Its address.
@@ -158,9 +151,6 @@ class Cuda:
 
     def captured(self, work: Callable[[], None]) -> Callable[[], None]:
         """Records what ``work`` puts on the stream as a CUDA graph.
-
-        Args:
-            work: Puts the same work on the stream whenever it is called.
 
         Returns:
             Puts it there at once.

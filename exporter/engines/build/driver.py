@@ -45,11 +45,7 @@ class Driver:
 
 
 def ask_driver(library: str = _LIBRARY) -> Driver:
-    """Loads the driver's library and asks it; never raises.
-
-    Args:
-        library: Its file name.
-    """
+    """Loads the driver's library and asks it; never raises."""
     try:
         cuda = ctypes.CDLL(library)
     except OSError:

@@ -7,22 +7,30 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from exporter.engines.build.libraries import LIBRARIES, EngineLibrary
-from exporter.engines.build.settings import Phase, Profile, ShapeRange
+from exporter.engines.build.settings import End, Phase, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, read_sidecar
 from exporter.engines.build.tensors import written_shape
 from exporter.errors import BackendError, EngineError
 
 Shape = tuple[int, ...]
-Shapes = Mapping[str, Shape]
-End = Literal["low", "usual", "high"]
 
 SUFFIXES = (".engine", ".plan")
 """What engines are called; in a folder only such files are looked at."""
 
 _NUMBERED = re.compile(r"-b(\d+)$")  # as exporter.engines.build.build marks one
+_NONE_BUILT = f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}."
+_OF_ONE_MODEL: dict[str, Callable[[EngineRecord], object]] = {
+    "backends": lambda record: record.backend,
+    "library versions": lambda record: record.backend_version,
+    "graphs": lambda record: record.made_from,
+    "inputs or outputs": lambda record: (record.inputs, record.outputs),
+}
+_OF_ONE_BUILD: dict[str, Callable[[EngineRecord], object]] = {
+    "settings": lambda record: record.settings,
+    "profiles": lambda record: record.profiles,
+}
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,6 @@ class Slot:
     engine: int
     number: int
     profile: Profile
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Engine and profile number."""
-        return self.engine, self.number
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,9 @@ class EngineSet:
         """By input, the smallest, usual or largest shape that a profile takes."""
         spans = slot.profile.shapes
         return {
-            each.name: _end(spans[each.name], end) if each.name in spans else each.shape
+            each.name: spans[each.name].at(end) if each.name in spans else each.shape
             for each in self.inputs
         }
-
-
-def _end(span: ShapeRange, end: End) -> Shape:
-    return {"low": span.low, "usual": span.usual, "high": span.high}[end]
 
 
 def has_engines(folder: Path) -> bool:
@@ -149,10 +148,7 @@ def find_engines(path: Path | Sequence[Path]) -> EngineSet:
     elif path.is_dir():
         paths = _engine_files(path)
         if not paths:
-            raise EngineError(
-                f"{path} holds no engine.",
-                f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}.",
-            )
+            raise EngineError(f"{path} holds no engine.", _NONE_BUILT)
     else:
         paths = [path]
     engines = EngineSet(tuple(paths), tuple(read_sidecar(each) for each in paths))
@@ -185,8 +181,7 @@ def find_builds(path: Path) -> list[EngineSet]:
             numbered.setdefault(_build_number(file), []).append(file)
     if not numbered:
         raise EngineError(
-            f"There is no engine {'in' if path.is_dir() else 'of the name'} {path}.",
-            f"Build one with depthcut build; engines are called *{' or *'.join(SUFFIXES)}.",
+            f"There is no engine {'in' if path.is_dir() else 'of the name'} {path}.", _NONE_BUILT
         )
     builds = [find_engines(numbered[number]) for number in sorted(numbered)]
     if different := _difference_of_builds(builds):
@@ -198,18 +193,12 @@ def find_builds(path: Path) -> list[EngineSet]:
 
 
 def _difference_of_builds(builds: Sequence[EngineSet]) -> str:
-    first = builds[0]
-    for other in builds[1:]:
-        if len(other.records) != len(first.records):
-            return "numbers of engines"
-        for one, another in zip(first.records, other.records, strict=True):
-            if different := _difference([one, another]):
-                return different
-            if one.settings != another.settings:
-                return "settings"
-            if one.profiles != another.profiles:
-                return "profiles"
-    return ""
+    first, *others = (build.records for build in builds)
+    if any(len(other) != len(first) for other in others):
+        return "numbers of engines"
+    alike: list[tuple[EngineRecord, ...]] = list(zip(first, *others, strict=True))
+    found = (_difference(records, _OF_ONE_MODEL | _OF_ONE_BUILD) for records in alike)
+    return next(filter(None, found), "")
 
 
 def is_pattern(path: Path) -> bool:
@@ -240,81 +229,40 @@ def _refuse_strangers(engines: EngineSet) -> None:
             else "Name the engine's file, or put the engines of each model in a folder of their "
             "own.",
         )
-    if different := _difference(engines.records):
+    if different := _difference(engines.records, _OF_ONE_MODEL):
         raise EngineError(
             f"These engines don't belong together, their {different} differ: {engines.name}.",
             "Build them together: depthcut build --split.",
         )
 
 
-def _difference(records: Sequence[EngineRecord]) -> str:
-    first, *others = records
-    facts: dict[str, Callable[[EngineRecord], object]] = {
-        "backends": lambda record: record.backend,
-        "library versions": lambda record: record.backend_version,
-        "graphs": lambda record: record.made_from,
-        "inputs or outputs": lambda record: (record.inputs, record.outputs),
-    }
+def _difference(
+    records: Sequence[EngineRecord], facts: Mapping[str, Callable[[EngineRecord], object]]
+) -> str:
+    """The first of the facts that is not the same for all; empty where all are."""
     for what, fact in facts.items():
-        if any(fact(other) != fact(first) for other in others):
+        if any(fact(record) != fact(records[0]) for record in records):
             return what
     return ""
 
 
-def fits(profile: Profile, shapes: Shapes) -> bool:
-    """Whether all shapes lie within a profile. Inputs that it doesn't name have a fixed shape."""
-    return all(
-        name not in profile.shapes or _within(profile.shapes[name], shape)
-        for name, shape in shapes.items()
-    )
-
-
-def choose_profile(name: str, profiles: Sequence[Profile], shapes: Shapes) -> int:
+def choose_profile(name: str, profiles: Sequence[Profile], shapes: Mapping[str, Shape]) -> int:
     """The number of the first profile that a call fits.
-
-    Args:
-        name: The engine, for the message.
-        profiles: In the engine's order.
-        shapes: By input, its shape in this call.
 
     Raises:
         BackendError: None holds it; an input is told that lies outside, and what would fit.
     """
-    for number, profile in enumerate(profiles):
-        if fits(profile, shapes):
-            return number
-    nearest = min(profiles, key=lambda profile: len(_outside(profile, shapes)))
-    first = _outside(nearest, shapes)[0]
+    outside = [profile.outside(shapes) for profile in profiles]
+    if [] in outside:
+        return outside.index([])
+    first = min(outside, key=len)[0]
+    held = ", ".join(
+        f"{profile.phase} takes {profile.shapes[first]}"
+        for profile in profiles
+        if first in profile.shapes
+    )
     raise BackendError(
         f"{name}: no profile holds this call: {first} is {written_shape(shapes[first])}, and "
-        f"{_held(profiles, first)}.",
+        f"{held}.",
         "Ask for less, or build it with other --batch, --prompt or --context.",
     )
-
-
-def _outside(profile: Profile, shapes: Shapes) -> list[str]:
-    return [
-        name
-        for name, shape in shapes.items()
-        if name in profile.shapes and not _within(profile.shapes[name], shape)
-    ]
-
-
-def _within(span: ShapeRange, shape: tuple[int, ...]) -> bool:
-    return len(shape) == len(span.low) and all(
-        low <= size <= high for low, size, high in zip(span.low, shape, span.high, strict=True)
-    )
-
-
-def _held(profiles: Sequence[Profile], name: str) -> str:
-    told = [
-        f"{profile.phase} takes {_written(profile.shapes[name])}"
-        for profile in profiles
-        if name in profile.shapes
-    ]
-    return ", ".join(told)
-
-
-def _written(span: ShapeRange) -> str:
-    low, high = written_shape(span.low), written_shape(span.high)
-    return low if low == high else f"{low} to {high}"

@@ -74,11 +74,6 @@ def refuse_unbuildable(
 ) -> None:
     """Refuses what can be told without a graph: a build takes long.
 
-    Args:
-        backend: Which library is to build.
-        settings: How.
-        timing_cache: TensorRT's timing cache.
-
     Raises:
         EngineError: It can't build here.
         UsageError: An option that this library has not.

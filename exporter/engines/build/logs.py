@@ -94,11 +94,7 @@ class LayerTable:
 
 
 def read_layers(lines: Iterable[str]) -> LayerTable:
-    """Collects the layers and the memory from the builder's log.
-
-    Args:
-        lines: Its messages; one may hold many layers.
-    """
+    """Collects the layers and the memory from the builder's log."""
     kinds: Counter[str] = Counter()
     memory: dict[str, int] = {}
     for line in lines:
@@ -111,11 +107,7 @@ def read_layers(lines: Iterable[str]) -> LayerTable:
 
 
 def no_engine(errors: Sequence[str]) -> EngineError:
-    """The error for a build that gave no engine.
-
-    Args:
-        errors: What the builder logged as errors, in order.
-    """
+    """The error for a build that gave no engine."""
     for said, meaning, hint in _KNOWN:
         if any(said.lower() in error.lower() for error in errors):
             return EngineError(f"The builder made no engine: {meaning}.", hint)

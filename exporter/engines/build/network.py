@@ -45,9 +45,6 @@ class Obstacle:
 class Builder:
     """A builder and what it has read; nothing in it survives the process.
 
-    Args:
-        module: ``tensorrt`` or ``tensorrt_rtx``.
-
     Raises:
         RuntimeError: The library gives no builder, for want of a driver.
     """
@@ -106,10 +103,7 @@ def _read_graph(path: Path) -> onnx.ModelProto:
 
 
 def let_decompose(model: onnx.ModelProto) -> bool:
-    """Lets a builder write out each Attention that it has no kernel for.
-
-    Args:
-        model: It is changed.
+    """Lets a builder write out each Attention that it has no kernel for; the model is changed.
 
     Returns:
         Whether there is any.

@@ -76,11 +76,6 @@ def refit_engine(
 def write_refitted(engine: Path, onnx: Path, target: Path) -> None:
     """What the child process does. The engine was held against its record before.
 
-    Args:
-        engine: The engine.
-        onnx: The graph.
-        target: Where the engine with the graph's weights is written.
-
     Raises:
         BackendError: There is no driver or no GPU.
         EngineError: The engine doesn't load, or doesn't take the weights.

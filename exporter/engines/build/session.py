@@ -16,10 +16,10 @@ from typing import Any, Self
 from exporter.engines.build.child import run_job
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.driver import Device, ask_driver
-from exporter.engines.build.engine_set import End, EngineSet, Slot
+from exporter.engines.build.engine_set import EngineSet, Slot
 from exporter.engines.build.libraries import load
 from exporter.engines.build.logs import Listener
-from exporter.engines.build.settings import Phase
+from exporter.engines.build.settings import End, Phase
 from exporter.engines.build.sidecar import EngineRecord, refuse_mismatch, sidecar_path
 from exporter.engines.build.tensors import (
     byte_count,
@@ -255,12 +255,6 @@ def _aliases(engine: Any, names: Iterable[str]) -> dict[str, str]:
 
 def deserialised(module: ModuleType, runtime: Any, listener: Listener, path: Path) -> Any:
     """Loads one engine; the library reads the file itself, page by page.
-
-    Args:
-        module: ``tensorrt`` or ``tensorrt_rtx``.
-        runtime: Its runtime.
-        listener: Hears why it fails.
-        path: The file.
 
     Raises:
         EngineError: The library doesn't take it.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
 from exporter.artifacts import Record
+from exporter.engines.build.tensors import written_shape
 
 Phase = Literal["prefill", "decode", "encode"]
+End = Literal["low", "usual", "high"]
 Compatibility = Literal["none", "ampere+", "same-compute-capability"]
 
 
@@ -19,12 +22,34 @@ class ShapeRange(Record):
     usual: tuple[int, ...]
     high: tuple[int, ...]
 
+    def at(self, end: End) -> tuple[int, ...]:
+        """One of the three."""
+        return {"low": self.low, "usual": self.usual, "high": self.high}[end]
+
+    def holds(self, shape: tuple[int, ...]) -> bool:
+        """Whether a shape lies within."""
+        return len(shape) == len(self.low) and all(
+            low <= size <= high for low, size, high in zip(self.low, shape, self.high, strict=True)
+        )
+
+    def __str__(self) -> str:
+        low, high = written_shape(self.low), written_shape(self.high)
+        return low if low == high else f"{low} to {high}"
+
 
 class Profile(Record):
     """One optimisation profile of an engine; its number is its place."""
 
     phase: Phase
     shapes: dict[str, ShapeRange]
+
+    def outside(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """The inputs whose shape it doesn't hold; one that it doesn't name has a fixed shape."""
+        return [
+            name
+            for name, shape in shapes.items()
+            if name in self.shapes and not self.shapes[name].holds(shape)
+        ]
 
 
 class BuildSettings(Record):

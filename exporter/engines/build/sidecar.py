@@ -107,11 +107,6 @@ def read_sidecar(engine: Path) -> EngineRecord:
 def refuse_mismatch(record: EngineRecord, version: str, devices: Sequence[Device]) -> None:
     """Refuses an engine that this machine can't load, in words.
 
-    Args:
-        record: The engine's record.
-        version: Of the same library here.
-        devices: The GPUs here.
-
     Raises:
         EngineError: Another version, or a card that it was not built for.
     """

@@ -69,14 +69,7 @@ def plan_buffers(profiles: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def out_of_memory(what: str, asked: int, free: int, total: int) -> BackendError:
-    """The error for a device that has too little left; all sizes in bytes.
-
-    Args:
-        what: What the memory was for.
-        asked: What it takes.
-        free: What is free.
-        total: What the device has.
-    """
+    """The error for a device that has too little left; all sizes in bytes."""
     takes, left, whole = (bytes_in_words(size) for size in (asked, free, total))
     return BackendError(
         f"{what} takes {takes} of device memory; {left} of {whole} are free.",

@@ -103,11 +103,6 @@ class CachePlan:
     def refuse_unfit(self, batch: int, prompt: int, new_tokens: int) -> None:
         """Refuses what the profiles don't hold, before anything runs.
 
-        Args:
-            batch: Sequences.
-            prompt: Tokens of each prompt.
-            new_tokens: Tokens to generate; the last of them is not run.
-
         Raises:
             BackendError: It says what is asked and what the engines hold.
         """
@@ -183,9 +178,6 @@ class DeviceCache:
 
 def plan_cache(engines: EngineSet) -> CachePlan:
     """Reckons a decoder's plan.
-
-    Args:
-        engines: One engine with a prefill and a decode profile, or one for each.
 
     Raises:
         BackendError: They are no decoder with a cache, or lack a phase.

@@ -68,12 +68,7 @@ class Cache(ABC):
 
 
 def open_cache(runner: Runner, pairs: Mapping[str, str]) -> Cache:
-    """The cache that runner and graph allow: in place where all of it can be.
-
-    Args:
-        runner: Entered.
-        pairs: By cache input, the output that is its next content.
-    """
+    """The cache that runner and graph allow: in place where all of it can be."""
     if not isinstance(runner, OnnxRuntimeRunner):
         return HostCache(runner, pairs)
     in_place = runner.cache_form.shared

@@ -85,12 +85,6 @@ def generate(
 def refuse_too_long(decoder: Decoder, prompt: int, new_tokens: int, positions: int | None) -> None:
     """Refuses a text for which there is no room; the decoder need not be loaded.
 
-    Args:
-        decoder: Which is to run it.
-        prompt: Tokens of the prompt.
-        new_tokens: The most tokens to generate.
-        positions: How many positions the model knows; None where nothing says so.
-
     Raises:
         BackendError: It says what is asked for and what there is room for.
     """

@@ -68,11 +68,7 @@ def open_decoder(
 
 
 def own_decoder(runner: Runner) -> Decoder | None:
-    """A decoder that loads a runner's model by itself, for timing; None where there is none.
-
-    Args:
-        runner: Not entered.
-    """
+    """A decoder that loads a runner's model by itself, for timing; None where there is none."""
     if isinstance(runner, TensorRtRunner):
         return TensorRtDecoder(runner.engines)
     if isinstance(runner, OnnxRuntimeRunner):

@@ -146,14 +146,7 @@ class RunnerDecoder(Decoder):
 
 
 class OnnxRuntimeDecoder(RunnerDecoder):
-    """The same of an ONNX file, which it loads itself.
-
-    Args:
-        model: An ONNX file with a KV cache, its names as optimum has them.
-        provider: ``cpu`` or ``cuda``.
-        threads: CPU threads.
-        context: See :class:`RunnerDecoder`.
-    """
+    """The same of an ONNX file, which it loads itself."""
 
     def __init__(
         self, model: Path, *, provider: str = "cpu", threads: int, context: int | None = None

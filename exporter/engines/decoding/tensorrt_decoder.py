@@ -168,11 +168,9 @@ class TensorRtDecoder(OnEngines, Decoder):
 
     def _take_memory(self, session: Session) -> None:
         plan, cuda = self.plan, session.cuda
-        ready = {profile.slot.place: profile for profile in session.profiles}
-        self._profiles = {
-            "prefill": ready[plan.prefill.place],
-            "decode": ready[plan.decode.place],
-        }
+        slots = [profile.slot for profile in session.profiles]
+        for slot in (plan.prefill, plan.decode):
+            self._profiles[slot.profile.phase] = session.profiles[slots.index(slot)]
         self._cache = self._new_cache(session)
         rows = max(plan.batch.high, plan.prefill_batch.high)
         for name in plan.tokens:

@@ -78,12 +78,7 @@ class TextModel:
 
 
 class TextStream:
-    """Writes what new tokens add to a text; a character that isn't whole yet waits.
-
-    Args:
-        texts: The tokenizer.
-        write: Takes each piece.
-    """
+    """Writes what new tokens add to a text; a character that isn't whole yet waits."""
 
     def __init__(self, texts: TextModel, write: Callable[[str], object]) -> None:
         self._texts = texts

@@ -43,7 +43,7 @@ class CacheForm:
             text: those of the window that is kept in it.
         buffer: The length that the graph fixes for these buffers; None where it fixes none.
         positions: Rows of the rotary tables: no text can be longer; None where there are none.
-        counts: Whether an attention takes each row's length from the sum of its mask; see
+        sums_mask: Whether an attention takes each row's length from the sum of its mask; see
             :mod:`exporter.engines.runners.left_padding`.
         mask: The length that the graph fixes for the attention mask, 0 where nothing is filled;
             None where the mask is as long as what is filled.
@@ -54,7 +54,7 @@ class CacheForm:
     windows: Mapping[str, int] = field(default_factory=dict)
     buffer: int | None = None
     positions: int | None = None
-    counts: bool = False
+    sums_mask: bool = False
     mask: int | None = None
 
     @property
@@ -87,6 +87,49 @@ class CacheForm:
             found[past] = (batch, heads, self.mask, size)
         return found
 
+    def with_room(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The caches that are past and present in one buffer, with room for a call's new tokens.
+
+        Args:
+            inputs: A call's; caches are exactly as long as what is in them, or all of a call's
+                inputs are as long as the graph fixes them.
+
+        Returns:
+            New arrays, zero where nothing is yet; with them the mask where its length is fixed.
+            None where the number of new tokens isn't told.
+
+        Raises:
+            BackendError: The graph fixes a length that is too short.
+        """
+        if "input_ids" not in inputs:
+            return {}
+        pasts = [past for past in self.shared if past in inputs]
+        if self.mask is not None and inputs[_MASK].shape[1] == self.mask:
+            return {past: inputs[past] for past in pasts}
+        new = inputs["input_ids"].shape[1]
+        found = {past: self._longer(past, inputs[past], new) for past in pasts}
+        return found if self.mask is None else {**found, _MASK: self.masked(inputs[_MASK])}
+
+    def filled_part(
+        self, outputs: Mapping[str, Array], inputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Outputs of such a call, whose caches are no longer than what is in them."""
+        total = inputs[_MASK].shape[1]
+        presents = frozenset(self.shared.values())
+        return {n: a[:, :, :total] if n in presents else a for n, a in outputs.items()}
+
+    def _longer(self, past: str, cache: Array, new: int) -> Array:
+        batch, heads, filled, size = cache.shape
+        length = self.length(past, filled + new)
+        if length < filled + new:
+            raise BackendError(
+                f"{past} has room for {length} positions; {filled + new} are needed.",
+                "Ask for a shorter text.",
+            )
+        found = np.zeros((batch, heads, length, size), cache.dtype)
+        found[:, :, :filled] = cache
+        return found
+
     def sized(self, spec: TensorSpec) -> TensorSpec:
         """With the heads and the head size of a cache, where the graph only names them."""
         batch, named, length, other = spec.shape
@@ -112,9 +155,6 @@ def sizes_are_told(spec: TensorSpec) -> bool:
 def read_cache_form(path: Path) -> CacheForm:
     """Looks at a graph; its weights stay on disk.
 
-    Args:
-        path: The ONNX file.
-
     Raises:
         OnnxFileError: It is no complete ONNX model.
     """
@@ -138,61 +178,6 @@ def read_cache_form(path: Path) -> CacheForm:
         bool(nodes),
         masks[0] if scattered and masks else None,
     )
-
-
-def with_room(inputs: Mapping[str, Array], form: CacheForm) -> dict[str, Array]:
-    """The caches that are past and present in one buffer, with room for a call's new tokens.
-
-    Args:
-        inputs: A call's; caches are exactly as long as what is in them, or all of a call's inputs
-            are as long as the graph fixes them.
-        form: The graph's.
-
-    Returns:
-        New arrays, zero where nothing is yet; with them the mask where its length is fixed. None
-        where the number of new tokens isn't told.
-
-    Raises:
-        BackendError: The graph fixes a length that is too short.
-    """
-    if "input_ids" not in inputs:
-        return {}
-    pasts = [past for past in form.shared if past in inputs]
-    if form.mask is not None and inputs[_MASK].shape[1] == form.mask:
-        return {past: inputs[past] for past in pasts}
-    new = inputs["input_ids"].shape[1]
-    found = {past: _longer(past, inputs[past], new, form) for past in pasts}
-    return found if form.mask is None else {**found, _MASK: form.masked(inputs[_MASK])}
-
-
-def filled_part(
-    outputs: Mapping[str, Array], inputs: Mapping[str, Array], form: CacheForm
-) -> dict[str, Array]:
-    """Outputs of a call whose caches are no longer than what is in them.
-
-    Args:
-        outputs: By name; caches have the length that the graph fixes.
-        inputs: The call's, as :func:`with_room` was given them.
-        form: The graph's.
-    """
-    total = inputs[_MASK].shape[1]
-    presents = frozenset(form.shared.values())
-    return {
-        name: array[:, :, :total] if name in presents else array for name, array in outputs.items()
-    }
-
-
-def _longer(past: str, cache: Array, new: int, form: CacheForm) -> Array:
-    batch, heads, filled, size = cache.shape
-    length = form.length(past, filled + new)
-    if length < filled + new:
-        raise BackendError(
-            f"{past} has room for {length} positions; {filled + new} are needed.",
-            "Ask for a shorter text.",
-        )
-    found = np.zeros((batch, heads, length, size), cache.dtype)
-    found[:, :, :filled] = cache
-    return found
 
 
 def _is_grouped(node: ir.Node) -> bool:

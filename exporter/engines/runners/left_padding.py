@@ -79,12 +79,7 @@ def run_packed(
 
 
 def packed(inputs: Mapping[str, Array], caches: Mapping[str, str]) -> dict[str, Array]:
-    """A call with each row's real positions in front, whose results stay where they come.
-
-    Args:
-        inputs: The call's.
-        caches: By cache input, the output that continues it.
-    """
+    """A call with each row's real positions in front, whose results stay where they come."""
     return _Packing.of(inputs[MASK], inputs[IDS].shape[1]).packed(inputs, caches)
 
 

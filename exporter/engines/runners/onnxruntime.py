@@ -16,12 +16,10 @@ from exporter.engines.build.tensors import numpy_dtype
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.engines.runners.cache_form import (
     CacheForm,
-    filled_part,
     has_fixed_length,
     may_be_cache,
     read_cache_form,
     sizes_are_told,
-    with_room,
 )
 from exporter.engines.runners.huge_pages import move_to_huge_pages
 from exporter.engines.runners.left_padding import MASK, needs_packing, packed, run_packed
@@ -183,7 +181,7 @@ class OnnxRuntimeRunner(Runner):
 
     def _packed_caches(self, inputs: Mapping[str, Array]) -> Mapping[str, str] | None:
         """By past, the present, where the graph's attention would misread a call; else None."""
-        if not needs_packing(inputs) or not self.cache_form.counts:
+        if not needs_packing(inputs) or not self.cache_form.sums_mask:
             return None
         form = self.cache_form
         if form.windows or set(form.shared) != {s.name for s in self.inputs if may_be_cache(s)}:
@@ -197,7 +195,7 @@ class OnnxRuntimeRunner(Runner):
     def _run(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
         form = self.cache_form
         fixed = any(map(has_fixed_length, self.inputs)) and form.mask is not None
-        roomy = with_room(inputs, form) if fixed or form.windows else {}
+        roomy = form.with_room(inputs) if fixed or form.windows else {}
         session, bound = self._loaded(), self._bound_inputs({**inputs, **roomy})
         for name in names:
             bound.binding.bind_output(name, "cpu")
@@ -205,7 +203,7 @@ class OnnxRuntimeRunner(Runner):
             session.run_with_iobinding(bound.binding)
             arrays = [value.numpy() for value in bound.binding.get_outputs()]
         found = dict(zip(names, arrays, strict=True))
-        return filled_part(found, inputs, form) if roomy else found
+        return form.filled_part(found, inputs) if roomy else found
 
     def value(self, array: Array) -> Any:
         """An array as a value where the model runs."""
@@ -234,10 +232,6 @@ class OnnxRuntimeRunner(Runner):
     def run_bound(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """Runs on values that are where the model runs, and leaves the outputs there.
 
-        Args:
-            inputs: Values from :meth:`value`, or outputs of an earlier run.
-            outputs: The names of what is wanted.
-
         Raises:
             BackendError: When the run fails.
         """
@@ -264,7 +258,7 @@ class OnnxRuntimeRunner(Runner):
         """
         session, caches = self._loaded(), self._packed_caches(inputs)
         inputs = inputs if caches is None else packed(inputs, caches)
-        roomy = with_room(inputs, self.cache_form) if any(map(may_be_cache, self.inputs)) else {}
+        roomy = self.cache_form.with_room(inputs) if any(map(may_be_cache, self.inputs)) else {}
         names = [spec.name for spec in self.outputs]
         pairs = self.cache_form.shared.items()
         shared = {present: past for past, present in pairs if past in roomy}
@@ -379,14 +373,7 @@ class _BoundInputs:
     def settle(
         self, session: Any, outputs: Sequence[str], shared: Mapping[str, str], device: str
     ) -> None:
-        """Runs once; the outputs' buffers are then those of all later runs.
-
-        Args:
-            session: Whose binding it is.
-            outputs: What is wanted.
-            shared: By output, the input in whose buffer it is to lie.
-            device: Where the others are to lie.
-        """
+        """Runs once; the outputs' buffers are then those of all later runs."""
         for name in outputs:
             if name in shared:
                 self.binding.bind_ortvalue_output(name, self.values[shared[name]])

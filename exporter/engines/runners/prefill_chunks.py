@@ -32,7 +32,7 @@ def chunk_tokens(specs: Sequence[TensorSpec], form: CacheForm) -> int:
             attention has to count its mask; a window that is kept alone is overwritten too early.
     """
     known = {MASK, *ALONG_TOKENS, *form.shared}
-    fits = form.counts and not form.windows and {spec.name for spec in specs} <= known
+    fits = form.sums_mask and not form.windows and {spec.name for spec in specs} <= known
     return CHUNK_TOKENS if fits else 0
 
 

@@ -80,9 +80,6 @@ _NO_KERNEL = "Could not find an implementation for"
 def check_provider(name: str) -> Any:
     """Gives the onnxruntime module, when it has a provider.
 
-    Args:
-        name: ``cpu`` or ``cuda``.
-
     Raises:
         BackendError: When the installed onnxruntime lacks it.
         MissingDependencyError: Without onnxruntime.
@@ -154,12 +151,6 @@ def new_session(
 def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> dict[str, int]:
     """Counts the CPU's nodes by operator, and refuses those that compute more than shapes.
 
-    Args:
-        session: See :func:`placement`.
-        wanted: The provider that was asked for.
-        model: The file, for messages.
-        version: Of ONNX Runtime.
-
     Raises:
         BackendError: Such a node is there, nothing runs where it was asked to, or this version
             doesn't tell.
@@ -185,11 +176,7 @@ def shape_nodes_on_cpu(session: Any, wanted: str, model: Path, version: str) -> 
 
 
 def placement(session: Any) -> dict[str, Counter[str]]:
-    """Who runs what: provider to the number of its nodes by operator; none for a provider unnamed.
-
-    Args:
-        session: An ``InferenceSession`` that was made with :data:`RECORD_PLACEMENT` set to 1.
-    """
+    """By provider, how many nodes of each operator it runs, as a session recorded it."""
     placed: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for part in session.get_provider_graph_assignment_info():
         for node in part.get_nodes():
@@ -200,22 +187,12 @@ def placement(session: Any) -> dict[str, Counter[str]]:
 
 
 def lacks_a_kernel(text: str) -> bool:
-    """Whether that is why ONNX Runtime does not load a file.
-
-    Args:
-        text: What it says.
-    """
+    """Whether that is why ONNX Runtime does not load a file."""
     return _NO_KERNEL in text
 
 
 def load_failure(path: Path, text: str, version: str) -> BackendError:
-    """The error for a file that ONNX Runtime does not load.
-
-    Args:
-        path: The file.
-        text: What ONNX Runtime says.
-        version: Its version.
-    """
+    """The error for a file that ONNX Runtime does not load."""
     reason = first_sentence(text)
     for pattern, message, hint in _LOAD_FAILURES:
         if pattern.search(text):

@@ -18,7 +18,7 @@ from exporter.engines.build.settings import Phase
 from exporter.engines.build.sidecar import EngineTensor
 from exporter.engines.build.tensors import numpy_dtype, written_shape
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
-from exporter.engines.runners.cache_form import CacheForm, filled_part, has_fixed_length, with_room
+from exporter.engines.runners.cache_form import CacheForm, has_fixed_length
 from exporter.errors import BackendError
 
 
@@ -43,11 +43,6 @@ def open_engine(
 
 class OnEngines:
     """What a runner and a decoder on engines share: the trial, the session and its end.
-
-    Args:
-        engines: The engines.
-        trial: Whether the engines are run in a process of their own before they are loaded for the
-            first time.
 
     Attributes:
         backend: The library that runs them.
@@ -181,7 +176,7 @@ class TensorRtRunner(OnEngines, Runner):
         for name in dtypes if outputs is None else outputs:
             found[name] = np.empty(profile.output_shape(name), dtypes[name])
             cuda.download(found[name], self._buffers[name])
-        return found if self._form.mask is None else filled_part(found, inputs, self._form)
+        return found if self._form.mask is None else self._form.filled_part(found, inputs)
 
     def prepare(self, inputs: Mapping[str, Array]) -> BoundCall:
         """Fills the inputs on the device; each call runs the engine on them, and waits.
@@ -220,7 +215,7 @@ class TensorRtRunner(OnEngines, Runner):
     def _fill(self, inputs: Mapping[str, Array]) -> ReadyProfile:
         session = self._loaded()
         fixed = self._form.mask is not None
-        arrays = self._checked({**inputs, **(with_room(inputs, self._form) if fixed else {})})
+        arrays = self._checked({**inputs, **(self._form.with_room(inputs) if fixed else {})})
         shapes = {name: array.shape for name, array in arrays.items()}
         entries = [profile.slot.profile for profile in session.profiles]
         profile = session.profiles[choose_profile(self.engines.name, entries, shapes)]
@@ -242,11 +237,6 @@ class TensorRtRunner(OnEngines, Runner):
 
 def checked_input(engine: str, spec: TensorSpec, array: Array | None) -> Array:
     """An input as the engine takes it.
-
-    Args:
-        engine: The engine, for the message.
-        spec: What it takes.
-        array: What was given.
 
     Raises:
         BackendError: It is missing, or has another number of axes or another fixed size.

@@ -53,13 +53,11 @@ def test_the_plan_follows_from_the_record() -> None:
 
 
 def test_every_shape_of_a_generation_lies_in_its_profile() -> None:
-    from exporter.engines.build.engine_set import fits
-
     found = plan()
     found.refuse_unfit(2, 6, 4)
-    assert fits(found.prefill.profile, found.shapes(2, 6, 0))
-    assert all(fits(found.decode.profile, found.shapes(2, 1, past)) for past in (6, 7, 8))
-    assert not fits(found.decode.profile, found.shapes(2, 1, 9))
+    assert not found.prefill.profile.outside(found.shapes(2, 6, 0))
+    assert not any(found.decode.profile.outside(found.shapes(2, 1, past)) for past in (6, 7, 8))
+    assert found.decode.profile.outside(found.shapes(2, 1, 9))
 
 
 @pytest.mark.parametrize(
