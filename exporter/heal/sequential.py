@@ -9,6 +9,7 @@ the branch would, with ``c = 1`` it takes back all of the error that came in bel
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,25 +20,33 @@ from numpy.typing import NDArray
 from exporter.heal.activations import Branch, held_out_tokens, overhearing
 from exporter.heal.fit import Adding, fitted, tell_if_few
 from exporter.heal.fits import Fit, FitStore
-from exporter.heal.layer_walk import LayerWalk, Shelf
 from exporter.heal.statistics import Sums
 from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacement,
     branches_replaced,
 )
-from exporter.models.anatomy.architectures import SublayerModules, named_sublayers, sublayers
-from exporter.models.anatomy.residual_stream import LayerStates
+from exporter.models.ablation.layer_runner import LayerRunner
+from exporter.models.anatomy.architectures import (
+    SublayerModules,
+    layer_modules,
+    named_sublayers,
+    sublayers,
+)
+from exporter.models.anatomy.residual_stream import LayerStates, tapped
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.batches import Batch, batches_of
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
+from exporter.score.streaming.hidden_states import HiddenStates, room_for_states
 from graph_passes.types import Replacement, SublayerRef
 
 if TYPE_CHECKING:
     import torch
 
 COMPENSATION = 0.0
-STREAM_LIMIT_BYTES = 2 << 30
+_WHOLE, _HEALED = 0, 1
+"""The two streams that are kept between two layers."""
 
 
 def fit_sequential(
@@ -56,7 +65,7 @@ def fit_sequential(
     """Fits a replacement for each chosen branch, from the first layer up.
 
     The text is run a layer at a time, so that all fits together cost about three runs of the
-    model. Of the text one stream, or two behind the first deletion, is kept: beyond 2 GiB on disk.
+    model. Of the text two streams are kept, in memory where they fit, else in a file.
 
     Args:
         loaded: The model.
@@ -74,6 +83,7 @@ def fit_sequential(
     Raises:
         HealingError: As :func:`exporter.heal.fit.fit_branches`.
         PlanError: When a branch does not exist.
+        ScoringError: The disk has no room for the streams.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     parts = {part.ref: part for part in sublayers(loaded.model)}
@@ -82,10 +92,8 @@ def fit_sequential(
     fits = store or FitStore(None, loaded, text)
     fits.find([name for name in wanted if choices[name] != "none"], progress)
     found: dict[SublayerRef, BranchReplacement] = {}
-    walk = LayerWalk(loaded.model, text.input_ids, text.mask, batch_size)
-    limit = STREAM_LIMIT_BYTES // 2
-    with Shelf(limit) as whole, Shelf(limit) as healed:
-        pair = _Pair(loaded.model, walk, text.mask, later, whole, healed)
+    with contextlib.ExitStack() as stack:
+        pair = _Pair(loaded.model, text, batch_size, later, stack, progress)
         last = max((layer for layer, _ in wanted), default=-1)
         with progress.task("fit layer by layer", total=last + 1) as task:
             for layer in range(last + 1):
@@ -107,15 +115,18 @@ class _Pair:
     def __init__(
         self,
         model: Any,
-        walk: LayerWalk,
-        mask: NDArray[np.bool_],
+        text: CalibrationText,
+        batch_size: int,
         later: NDArray[np.bool_],
-        whole: Shelf,
-        healed: Shelf,
+        stack: contextlib.ExitStack,
+        progress: Progress,
     ) -> None:
-        self._model, self._walk = model, walk
-        self._mask, self._later = mask, later
-        self._whole, self._healed = whole, healed
+        self._model, self._later = model, later
+        self._layers = layer_modules(model)
+        self._runner = LayerRunner(model, self._layers)
+        self._batches = batches_of(text.input_ids, text.mask, batch_size)
+        self._stack, self._progress = stack, progress
+        self._states: HiddenStates | None = None
         self._begun, self._differ = False, False
 
     def fit(
@@ -140,21 +151,19 @@ class _Pair:
         sums: dict[SublayerRef, tuple[Sums, Sums]] = {}
         name = part.ref
         below = {n: s for n, s in found.items() if n[0] == part.layer and n != name}
-        for number, rows in enumerate(self._walk.batches):
-            mask, later = (
-                torch.from_numpy(each[rows]).to(self._model.device)
-                for each in (self._mask, self._later)
-            )
-            adding = Adding(sums, mask, later, rows.start)
+        for batch in self._batches:
+            first, mask = batch.first_sample, batch.mask_on(self._model.device)
+            later = torch.from_numpy(self._later[first : first + len(mask)]).to(mask.device)
+            adding = Adding(sums, mask, later, first)
             heard: list[torch.Tensor] = []
             with (
                 branches_replaced(self._model, below),
                 overhearing([part], (mask.shape[0], mask.shape[1]), _into(heard)),
             ):
-                healed, _ = self._walk.run(part.layer, rows, self._healed_at(number))
+                healed = self._run(part.layer, batch, _HEALED)
             read, given = heard
             if compensation and (self._differ or below):
-                whole, _ = self._walk.run(part.layer, rows, self._whole_at(number))
+                whole = self._run(part.layer, batch, _WHOLE)
                 target = _behind(whole, part) - _before(healed, part)
                 given = torch.lerp(given.to(target), target, compensation)
             adding(part, read, given)
@@ -163,19 +172,32 @@ class _Pair:
     def advance(self, layer: int, found: Mapping[SublayerRef, BranchReplacement]) -> None:
         """Takes both over a layer; from the first deletion on they part."""
         here = {name: what for name, what in found.items() if name[0] == layer}
-        for number, rows in enumerate(self._walk.batches):
-            below = self._whole_at(number), self._healed_at(number)
-            _, self._whole[number] = self._walk.run(layer, rows, below[0])
+        for batch in self._batches:
+            whole = healed = self._run(layer, batch, _WHOLE).output
             if here or self._differ:
                 with branches_replaced(self._model, here):
-                    _, self._healed[number] = self._walk.run(layer, rows, below[1])
+                    healed = self._run(layer, batch, _HEALED).output
+            states = self._states = self._states or self._room(whole)
+            states.put(_WHOLE, batch.number, whole.cpu())
+            states.put(_HEALED, batch.number, healed.cpu())
         self._begun, self._differ = True, self._differ or bool(here)
 
-    def _whole_at(self, number: int) -> Any:
-        return self._whole[number] if self._begun else None
+    def _run(self, layer: int, batch: Batch, stream: int) -> LayerStates:
+        """Takes one batch of a stream through a layer."""
+        given = None
+        if self._begun and self._states:
+            given = self._states.get(stream, batch.number).to(self._model.device)
+        found: list[LayerStates] = []
+        with self._runner.only(layer), tapped([self._layers[layer]], found.append):
+            self._runner.run(batch.inputs(self._model.device), given)
+        return found[0]
 
-    def _healed_at(self, number: int) -> Any:
-        return self._healed[number] if self._differ else self._whole_at(number)
+    def _room(self, stream: torch.Tensor) -> HiddenStates:
+        shapes = [(*batch.ids.shape, stream.shape[-1]) for batch in self._batches]
+        room = room_for_states(
+            None, 2, shapes, stream.dtype, weights_bytes=0, progress=self._progress
+        )
+        return self._stack.enter_context(room)
 
 
 def _into(heard: list[torch.Tensor]) -> Branch:

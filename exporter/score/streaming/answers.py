@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from exporter.models.ablation import NOTHING, BranchReplacements, Damage
 from exporter.models.ablation.damage import joined
+from exporter.models.ablation.layer_runner import LayerRunner
 from exporter.models.ablation.meter import judged, reference_of
 from exporter.models.ablation.streams import (
     CutBranches,
@@ -27,7 +28,6 @@ from exporter.progress import Task
 from exporter.score.answer_pass import answer_units
 from exporter.score.scored_model import ScoredModel
 from exporter.score.streaming.hidden_states import HiddenStates
-from exporter.score.streaming.layer_runner import LayerRunner
 from graph_passes.types import SublayerRef, sublayer_kinds
 
 if TYPE_CHECKING:

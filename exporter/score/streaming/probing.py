@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from exporter.models.ablation.layer_runner import LayerRunner
 from exporter.models.anatomy.architectures import (
     candidate_layers,
     layer_modules,
@@ -23,7 +24,6 @@ from exporter.models.anatomy.residual_stream import (
     tapped,
 )
 from exporter.models.loading.meta_model import MetaModel
-from exporter.score.streaming.layer_runner import LayerRunner
 from exporter.score.streaming.parts import parts_of
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import Score
+from exporter.models.ablation.layer_runner import LayerRunner
 from exporter.models.ablation.meter import refuse_unmeasurable
 from exporter.models.anatomy.families import FAMILIES
 from exporter.models.anatomy.residual_stream import tapped
@@ -20,7 +21,6 @@ from exporter.score.scored_model import ScoredModel
 from exporter.score.stream_pass import ANY_METRIC, StreamBatch, StreamSums
 from exporter.score.streaming.answers import AnswerCuts
 from exporter.score.streaming.hidden_states import HiddenStates, room_for_states
-from exporter.score.streaming.layer_runner import LayerRunner
 from exporter.score.streaming.parts import Parts, filled_in_turn, parts_of
 from exporter.score.streaming.probing import LayerProbe
 

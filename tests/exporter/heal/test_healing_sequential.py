@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from exporter.models.texts.calibration import CalibrationText
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal import fit_branches, fit_sequential, sequential  # noqa: E402
+from exporter.heal import fit_branches, fit_sequential  # noqa: E402
 from exporter.heal.activations import overhearing  # noqa: E402
 from exporter.models import ablation  # noqa: E402
 
@@ -139,11 +140,12 @@ def test_bias_and_none_are_among_the_choices() -> None:
     assert [tuple(each.shape) for each in found[2, "mlp"].maps] == [(3, 32), (32, 3)]
 
 
-def test_streams_on_disk_as_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_on_disk_as_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     loaded, text = tiny_loaded("llama"), _text()
     choices: Any = {(0, "mlp"): "linear", (2, "attention"): "linear"}
     kept = fit_sequential(loaded, text, choices)
-    monkeypatch.setattr(sequential, "STREAM_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr("exporter.score.streaming.hidden_states.available_bytes", lambda: 1000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     spilled = fit_sequential(loaded, text, choices)
     for name in choices:
         assert kept[name].maps[0].equal(spilled[name].maps[0])
