@@ -140,7 +140,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def short_thread_probe() -> Iterator[None]:
     """Which number of threads is the fastest is for no test to find out, but on a stub."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.compare.thread_trial._VISIT_MS", 1.0)
+        patch.setattr("exporter.compare.threads._VISIT_MS", 1.0)
         yield
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.compare.timing.clock import Clocks
-from exporter.compare.timing.probe import CallProbe, Cell, Probe
+from exporter.compare.timing.subjects import CallProbe, Probe, TimedCell
 from exporter.engines.runners.base import BoundCall
 
 RECORDED = Path(__file__).parent / "benchmarks" / "decode_steps.npz"
@@ -81,7 +81,7 @@ class VirtualArm:
     def use_build(self, number: int) -> None:
         """There is one."""
 
-    def probe(self, cell: Cell) -> Probe:
+    def probe(self, cell: TimedCell) -> Probe:
         """A call."""
         return CallProbe(BoundCall(self._call))
 

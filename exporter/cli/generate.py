@@ -80,7 +80,7 @@ def generate(
     What a terminal or a CI system would act on in the text is shown and not obeyed; --json has the
     text as it is.
     """
-    from exporter.compare.thread_trial import choose_threads
+    from exporter.compare.threads import choose_threads
     from exporter.engines.decoding.generate import generate as run
     from exporter.engines.decoding.generate import refuse_too_long
     from exporter.engines.decoding.open_decoder import open_decoder

@@ -1,7 +1,6 @@
 """Two models, measured under the same conditions: latency, accuracy, size."""
 
 from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
-from exporter.compare.session import compare
-from exporter.compare.texts import evaluation_text
+from exporter.compare.session import compare, evaluation_text
 
 __all__ = ["CompareOptions", "QualityOptions", "TimingOptions", "compare", "evaluation_text"]

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from exporter.artifacts import Accuracy, GenerationAgreement, LongContext
 from exporter.artifacts.store import Store
 from exporter.compare.arms import FLOAT_BASELINE, Pair
 from exporter.compare.continuations import generation_agreements, long_contexts
-from exporter.compare.corners import CornerQuality
-from exporter.compare.embeddings import embedding_accuracy
-from exporter.compare.judgement import Judgement
-from exporter.compare.kept import Answers
+from exporter.compare.evaluation import (
+    EvaluationTokens,
+    random_ids,
+    tokenize,
+    tokenize_passages,
+)
+from exporter.compare.kept import AccuracyCache
+from exporter.compare.quality.agreement import (
+    LOGITS,
+    PredictionAgreement,
+    check_tokens,
+    compare_predictions,
+)
+from exporter.compare.quality.embeddings import compare_embeddings, embed, embedding_output
+from exporter.compare.quantization_grid import GridAccuracy
 from exporter.compare.task_answers import check_questions, task_results
+from exporter.engines.inputs import has_cache
+from exporter.models.texts import TextSource
 
-if TYPE_CHECKING:
-    from exporter.compare.evaluation import EvaluationTokens
-    from exporter.compare.quality.agreement import Agreement
-    from exporter.models.texts import TextSource
+_EMBEDDED_TEXTS = 64
+_LONGEST_TEXT = 128  # tokens, as sentence-transformers trains its small encoders
 
 
-def judge(pair: Pair, texts: TextSource, store: Store | None = None) -> Judgement:
+@dataclass(frozen=True)
+class AccuracyResult:
+    """The candidate held against the baseline, and all against the whole model in float.
+
+    Attributes:
+        accuracy: Of the pair; None where nothing could be judged.
+        grid: By arm; empty where no floats stand beside the pair.
+    """
+
+    accuracy: Accuracy | None = None
+    grid: Mapping[str, GridAccuracy] = field(default_factory=dict)
+
+
+def measure_accuracy(pair: Pair, texts: TextSource, store: Store | None = None) -> AccuracyResult:
     """Judges all arms that are judged on the same tokens; each reads them once.
 
     Args:
@@ -37,24 +63,20 @@ def judge(pair: Pair, texts: TextSource, store: Store | None = None) -> Judgemen
         TaskError: A task is not known, or its items can't be read.
         BackendError: A run fails.
     """
-    from exporter.compare.quality.predictions import LOGITS
-
     check_questions(pair)
-    answers = Answers(pair, texts, store)
+    answers = AccuracyCache(pair, texts, store)
     if LOGITS in {spec.name for spec in pair.baseline.runner.outputs}:
         return _of_text(pair, texts, answers)
     embedded = answers.found(
-        "embeddings", TypeAdapter(Judgement | None), lambda: embedding_accuracy(pair, texts)
+        "embeddings", TypeAdapter(AccuracyResult | None), lambda: _of_embeddings(pair, texts)
     )
     if embedded is None:
         pair.progress.say("accuracy: left out, the models have no output called logits")
-    return embedded or Judgement()
+    return embedded or AccuracyResult()
 
 
-def _of_text(pair: Pair, texts: TextSource, answers: Answers) -> Judgement:
+def _of_text(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyResult:
     """For models that predict tokens."""
-    from exporter.compare.quality.agreement import check_tokens
-
     tokens = _tokens(pair, texts)
     check_tokens(int(tokens.token_ids.max()), pair.vocabulary())
     pair.progress.say(f"accuracy: on {tokens.source}, {tokens.token_ids.size} tokens")
@@ -76,21 +98,18 @@ def _of_text(pair: Pair, texts: TextSource, answers: Answers) -> Judgement:
         tasks=task_results(pair, answers),
         **vars(told["baseline", "candidate"]),
     )
-    return Judgement(own, dict(_corners(told, texts_of)))
+    return AccuracyResult(own, dict(_grid(told, texts_of)))
 
 
 def _predictions(
-    pair: Pair, tokens: EvaluationTokens, answers: Answers
-) -> dict[tuple[str, str], Agreement]:
+    pair: Pair, tokens: EvaluationTokens, answers: AccuracyCache
+) -> dict[tuple[str, str], PredictionAgreement]:
     """All that one pass over the text tells, by what is held against what."""
-    from exporter.compare.quality.agreement import Agreement, compare_predictions
-    from exporter.engines.inputs import has_cache
-
     baseline = pair.baseline
     causal = has_cache(baseline.runner.inputs) or baseline.folder.predicts_next_token
     found = answers.found(
         "predictions",
-        TypeAdapter(list[Agreement]),
+        TypeAdapter(list[PredictionAgreement]),
         lambda: compare_predictions(
             {name: arm.runner for name, arm in pair.judged.items()},
             pair.held_against,
@@ -103,28 +122,26 @@ def _predictions(
     return dict(zip(pair.held_against, found, strict=True))
 
 
-def _corners(
-    predictions: Mapping[tuple[str, str], Agreement],
+def _grid(
+    predictions: Mapping[tuple[str, str], PredictionAgreement],
     texts: Mapping[tuple[str, str], GenerationAgreement],
-) -> Iterator[tuple[str, CornerQuality]]:
+) -> Iterator[tuple[str, GridAccuracy]]:
     """What was found against the whole model in float, whose own is its perplexity alone."""
     for names, found in predictions.items():
         if names[0] != FLOAT_BASELINE:
             continue
         pair, text = found.perplexity, texts.get(names)
-        own = CornerQuality(
+        own = GridAccuracy(
             perplexity=pair.candidate if pair else None,
             kl_divergence=found.kl_divergence,
             top1_agreement=found.top1_agreement,
             exact_match=text.exact_match if text else None,
         )
-        yield FLOAT_BASELINE, CornerQuality(perplexity=pair.baseline if pair else None)
+        yield FLOAT_BASELINE, GridAccuracy(perplexity=pair.baseline if pair else None)
         yield names[1], own
 
 
 def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
-    from exporter.compare.evaluation import random_ids, tokenize
-
     options, folder = pair.options, pair.baseline.folder
     longest = folder.longest_sequence or options.eval_sequence_length
     length = min(options.eval_sequence_length, options.eval_tokens, longest)
@@ -144,3 +161,63 @@ def _tokens(pair: Pair, texts: TextSource) -> EvaluationTokens:
         separator_id=folder.end_of_text,
         stride=options.quality.stride,
     )
+
+
+def _of_embeddings(pair: Pair, texts: TextSource) -> AccuracyResult | None:
+    """For encoders: passages of the text embedded; None for models that embed nothing."""
+    runner = pair.baseline.runner
+    if embedding_output(runner.outputs) is None:
+        return None
+    if runner.capabilities.shapes == "compiled":
+        pair.progress.say(f"embeddings: left out, {runner.backend} would compile each length")
+        return None
+    passages = _passages(pair, texts)
+    pair.progress.say(f"accuracy: embeddings of {len(passages.ids)} texts from {passages.source}")
+    vectors = {
+        name: embed(arm.runner, passages.ids, arm=name, progress=pair.progress)
+        for name, arm in pair.judged.items()
+    }
+    found = {
+        names: compare_embeddings(*(vectors[name] for name in names)) for names in pair.held_against
+    }
+    own = Accuracy(
+        text_source=passages.source,
+        text_sha256=passages.sha256,
+        tokens=sum(map(len, passages.ids)),
+        perplexity=None,
+        kl_divergence=None,
+        top1_agreement=None,
+        embeddings=found["baseline", "candidate"],
+    )
+    return AccuracyResult(
+        own,
+        {
+            second: GridAccuracy(embedding_cosine=agreement.cosine)
+            for (first, second), agreement in found.items()
+            if first == FLOAT_BASELINE
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Passages:
+    """The tokens of each, ``[length]``, and where they are from."""
+
+    ids: list[NDArray[np.int64]]
+    source: str
+    sha256: str
+
+
+def _passages(pair: Pair, texts: TextSource) -> _Passages:
+    """Passages of the text; random tokens where neither arm has a tokenizer."""
+    folder = pair.baseline.folder
+    longest = min(_LONGEST_TEXT, folder.longest_sequence or _LONGEST_TEXT)
+    tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
+    if tokenizer is None:
+        drawn = random_ids(
+            pair.vocabulary(), sequence_length=longest, tokens=_EMBEDDED_TEXTS * longest
+        )
+        return _Passages([*drawn.token_ids], drawn.source, drawn.sha256)
+    ids = tokenize_passages(texts, tokenizer, most=_EMBEDDED_TEXTS, longest=longest)
+    check_tokens(max((int(each.max()) for each in ids), default=0), pair.vocabulary())
+    return _Passages(ids, texts.source, texts.sha256)

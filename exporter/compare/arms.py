@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from exporter.artifacts import (
     FORM_KEY,
@@ -18,22 +18,24 @@ from exporter.artifacts import (
     Arms,
     EngineFacts,
     FormRecord,
+    PlannedDeletion,
     QuantizationRecord,
     Record,
 )
 from exporter.compare.options import CompareOptions
+from exporter.engines.inputs import TOKEN_INPUTS
+from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError
+from exporter.models.graph_facts import GraphFacts
+from exporter.models.model_folder import ModelFolder
 from exporter.progress import Progress
+from graph_passes.files.reading import parse_json
+from graph_passes.plan_record import PLAN_KEY
 
 FLOAT_BASELINE, FLOAT_CANDIDATE = "float baseline", "float candidate"
 """What the report calls the whole and the cut model in float, beside their quantised forms."""
 
 _R = TypeVar("_R", bound=Record)
-
-if TYPE_CHECKING:
-    from exporter.engines.runners.base import Runner
-    from exporter.models.graph_facts import GraphFacts
-    from exporter.models.model_folder import ModelFolder
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,22 @@ class ComparedArm:
     def quantization(self) -> QuantizationRecord | None:
         """What its graph notes of its quantisation."""
         return _noted(QuantizationRecord, self.facts, QUANTIZATION_KEY)
+
+    def plan(self) -> list[PlannedDeletion]:
+        """What its metadata say was cut out of it.
+
+        Raises:
+            ComparisonError: The record can't be read.
+            UnsafeInputError: It is nested too deep.
+        """
+        text = self.facts.metadata.get(PLAN_KEY)
+        if text is None:
+            return []
+        where = f"{self.folder.onnx}: the metadata entry {PLAN_KEY}"
+        try:
+            return TypeAdapter(list[PlannedDeletion]).validate_python(parse_json(text, where))
+        except (ValueError, ValidationError) as error:
+            raise ComparisonError(f"{where} is not a list of deletions.") from error
 
     def record(self) -> Arm:
         """What the report says of it."""
@@ -164,6 +182,15 @@ class Pair:
         """The baseline's and the candidate's first builds."""
         return self.baseline.runner, self.candidate.runner
 
+    def dropped(self) -> list[PlannedDeletion]:
+        """What the candidate's metadata say was cut, and the baseline's don't.
+
+        Raises:
+            ComparisonError: A record can't be read.
+        """
+        already = self.baseline.plan()
+        return [deletion for deletion in self.candidate.plan() if deletion not in already]
+
     def records(self) -> Arms:
         """What the report says of all arms."""
         return Arms(
@@ -196,8 +223,6 @@ class Pair:
         Raises:
             ComparisonError: They are no forms of one model.
         """
-        from exporter.engines.inputs import TOKEN_INPUTS
-
         known = {spec.name for spec in self.baseline.runner.inputs}
         _refuse_foreign(self.baseline.runner, self.candidate.runner, "candidate", known)
         for name, arm in self.references.items():

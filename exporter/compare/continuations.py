@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
+from numpy.typing import NDArray
 
 from exporter.artifacts import GenerationAgreement, LongContext
 from exporter.compare.arms import Pair
+from exporter.compare.evaluation import EvaluationTokens, tokenize
+from exporter.compare.tasks.encoding import TextCodec
+from exporter.compare.tasks.likelihood import LikelihoodScorer
+from exporter.compare.tasks.long_context import ANSWER_TOKENS, compare_long_context
+from exporter.engines.decoding.generate import agreement, continuations
+from exporter.engines.decoding.runner_decoder import RunnerDecoder
+from exporter.engines.decoding.text_model import TextModel
+from exporter.engines.inputs import has_cache
 from exporter.errors import BackendError, ComparisonError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from exporter.compare.evaluation import EvaluationTokens
-    from exporter.models.texts import TextSource
+from exporter.models.texts import TextSource
 
 _PROMPT_TOKENS = 64
 _LONG_SAMPLES = 2
@@ -31,9 +34,6 @@ def generation_agreements(
     Raises:
         BackendError: A run fails.
     """
-    from exporter.engines.decoding.generate import agreement
-    from exporter.engines.inputs import has_cache
-
     quality = pair.options.quality
     if not quality.agreement_prompts or not (
         tokens.is_text and has_cache(pair.baseline.runner.inputs)
@@ -57,8 +57,6 @@ class _LeftOutError(Exception):
 
 
 def _refuse_steps(pair: Pair, positions: int) -> None:
-    from exporter.engines.inputs import has_cache
-
     for name, arm in pair.judged.items():
         if not has_cache(arm.runner.inputs):
             raise _LeftOutError(f"the {name} has no attention left, and so no cache")
@@ -71,10 +69,6 @@ def _refuse_steps(pair: Pair, positions: int) -> None:
 
 def _continued(pair: Pair, prompts: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """Every judged arm's greedy texts, one arm at a time."""
-    from exporter.engines.decoding.generate import continuations
-    from exporter.engines.decoding.runner_decoder import RunnerDecoder
-    from exporter.engines.decoding.text_model import TextModel
-
     folder, new_tokens = pair.baseline.folder, pair.options.quality.agreement_tokens
     tokenizer = folder.tokenizer or pair.candidate.folder.tokenizer
     stop_ids = TextModel.of(folder.onnx, tokenizer).stop_ids
@@ -109,11 +103,6 @@ def long_contexts(pair: Pair, texts: TextSource) -> list[LongContext]:
 
 
 def _long_context(pair: Pair, texts: TextSource, length: int) -> LongContext:
-    from exporter.compare.evaluation import tokenize
-    from exporter.compare.tasks.choosing import make_scorer
-    from exporter.compare.tasks.encoding import TextCodec
-    from exporter.compare.tasks.long_context import ANSWER_TOKENS, compare_long_context
-
     folder = pair.baseline.folder if pair.baseline.folder.tokenizer else pair.candidate.folder
     codec = TextCodec(folder)
     assert folder.tokenizer is not None  # or TextCodec had refused it
@@ -132,7 +121,7 @@ def _long_context(pair: Pair, texts: TextSource, length: int) -> LongContext:
         separator_id=folder.end_of_text,
     )
     first, second = (
-        make_scorer(runner, folder, vocabulary=pair.vocabulary()) for runner in pair.runners
+        LikelihoodScorer.of(runner, folder, vocabulary=pair.vocabulary()) for runner in pair.runners
     )
     return compare_long_context(
         (first, second), codec, tokens.token_ids, opening=tokens.opening, progress=pair.progress

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import EngineFacts
 from exporter.compare.arms import ComparedArm
@@ -18,13 +17,16 @@ from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.engine_set import EngineSet, find_builds
 from exporter.engines.build.settings import Profile, ShapeRange
 from exporter.engines.build.sidecar import EngineRecord, built_for
+from exporter.engines.build.tensors import byte_count, numpy_dtype
+from exporter.engines.runners.base import Runner
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.errors import ComparisonError
 from exporter.files import sha256_file, sha256_files
-
-if TYPE_CHECKING:
-    from exporter.engines.runners.base import Runner
-    from exporter.models.graph_facts import GraphFacts
-    from exporter.models.model_folder import ModelFolder
+from exporter.models.graph_facts import CACHE_INPUT, GraphFacts, read_facts
+from exporter.models.model_folder import ModelFolder, find_model
+from graph_passes.files.storage import data_files, load_model
+from graph_passes.plan_record import PLAN_KEY
 
 _BY_OTHERS = "; what was measured is ONNX Runtime on the ONNX files that they were built from"
 _UNMEASURED = (
@@ -145,24 +147,16 @@ def _stand_in(
     engines: tuple[EngineFacts, ...],
     not_run: str,
 ) -> ComparedArm:
-    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-    from exporter.models.graph_facts import read_facts
-    from exporter.models.model_folder import find_model
-
     folder = find_model(onnx)
     runner = OnnxRuntimeRunner(folder.onnx, provider=options.provider, threads=threads)
     return ComparedArm((runner,), folder, read_facts(folder.onnx), engines, not_run)
 
 
 def _engine_runner(build: EngineSet) -> Runner:
-    from exporter.engines.runners.tensorrt import TensorRtRunner
-
     return TensorRtRunner(build)
 
 
 def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | None:
-    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-
     if onnx is None or facts.precision not in ("fp32", "fp16", "bf16"):
         return None
     return OnnxRuntimeRunner(onnx, provider="cpu", threads=threads)
@@ -170,8 +164,6 @@ def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | Non
 
 def _onnx_of(build: EngineSet, given: Path | None) -> Path | None:
     """The ONNX file that an engine was built from, told by its hash."""
-    from exporter.models.model_folder import find_model
-
     made_from = build.records[0].made_from
     if given is not None:
         onnx = find_model(given).onnx
@@ -190,8 +182,6 @@ def _onnx_of(build: EngineSet, given: Path | None) -> Path | None:
 
 
 def _is_source(onnx: Path, made_from: dict[str, str]) -> bool:
-    from graph_passes.files.storage import data_files, load_model
-
     if sha256_file(onnx) != made_from.get("model"):
         return False
     weights = data_files(load_model(onnx))
@@ -200,17 +190,11 @@ def _is_source(onnx: Path, made_from: dict[str, str]) -> bool:
 
 def _described(build: EngineSet, onnx: Path | None) -> tuple[ModelFolder, GraphFacts]:
     """Where the engines' config and tokenizer are, and what is known of them."""
-    from exporter.models.graph_facts import read_facts
-    from exporter.models.model_folder import ModelFolder
-
     folder = ModelFolder.beside(build.paths[0], (onnx or build.paths[0]).parent)
     return folder, _graph_facts(build, None if onnx is None else read_facts(onnx))
 
 
 def _graph_facts(build: EngineSet, source: GraphFacts | None) -> GraphFacts:
-    from exporter.models.graph_facts import GraphFacts
-    from graph_passes.plan_record import PLAN_KEY
-
     records, first = build.records, build.records[0]
     hashes = [record.engine_sha256 for record in records]
     return GraphFacts(
@@ -226,9 +210,6 @@ def _graph_facts(build: EngineSet, source: GraphFacts | None) -> GraphFacts:
 
 
 def _bytes_per_token(record: EngineRecord) -> int:
-    from exporter.engines.build.tensors import byte_count, numpy_dtype
-    from exporter.models.graph_facts import CACHE_INPUT
-
     return sum(
         byte_count(numpy_dtype(each.dtype), (each.shape[1], each.shape[-1]))
         for each in record.inputs

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exporter.artifacts import TimedPhase
-from exporter.compare.timing.subjects import Builds
+from exporter.compare.timing.clock import Clock
+from exporter.compare.timing.subjects import Builds, Probe, Sample, TimedCell
 from exporter.engines.decoding.decoder import Decoder
 from exporter.errors import BackendError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from exporter.compare.timing.clock import Clock
-    from exporter.compare.timing.probe import Cell, Probe, Sample
 
 
 @dataclass(frozen=True)
 class GenerationCell:
-    """A prompt's length, and how many tokens are generated; see ``timing.probe.Cell``.
+    """A prompt's length, and how many tokens are generated; see ``timing.subjects.TimedCell``.
 
     Both arms generate as many: tokens that end a text don't.
     """
@@ -84,7 +78,7 @@ class GenerationProbe:
         return ((first - begin) / 1e6, later / 1e6, (end - begin) / 1e6)
 
 
-class DecoderSubject(Builds[Decoder]):
+class DecoderArm(Builds[Decoder]):
     """An arm that generates.
 
     Args:
@@ -96,7 +90,7 @@ class DecoderSubject(Builds[Decoder]):
         super().__init__(builds)
         self._vocabulary = vocabulary
 
-    def probe(self, cell: Cell) -> Probe:
+    def probe(self, cell: TimedCell) -> Probe:
         """Binds the same random prompt for every arm."""
         size = (cell.batch, cell.sequence_length)
         prompt = np.random.default_rng(0).integers(0, self._vocabulary, size, dtype=np.int64)

@@ -18,7 +18,7 @@ from exporter.artifacts import library_versions
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.compare.asked_tasks import tasks_version
+from exporter.compare.tasks.choosing import TaskChoice
 from exporter.files import sha256_file
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def forget(folder: Path) -> None:
     (folder / FOLDER / _NAME).unlink(missing_ok=True)
 
 
-class Answers:
+class AccuracyCache:
     """Finished results of accuracy, each found or measured once.
 
     Args:
@@ -98,7 +98,7 @@ def _asked(pair: Pair, texts: TextSource) -> dict[str, Any]:
         "text": [texts.source, texts.sha256],
         "samples": [options.eval_tokens, options.eval_sequence_length],
         "quality": vars(options.quality),
-        "tasks": tasks_version(options.quality),
+        "tasks": TaskChoice.of(options.quality).version(),
         "folders": {name: _beside(arm) for name, arm in pair.judged.items()},
     }
 

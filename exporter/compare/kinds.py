@@ -14,8 +14,11 @@ from pathlib import Path
 
 from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm
 from exporter.compare.options import CompareOptions
+from exporter.engines.build.engine_set import SUFFIXES, holds_engines_alone
 from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
 from exporter.errors import ComparisonError, UsageError
+from exporter.models.graph_facts import read_facts
+from exporter.models.model_folder import find_model
 
 _PREFIXES = ("torch", "torch-compile", "times")
 _TAKEN = ("baseline", "candidate", FLOAT_BASELINE, FLOAT_CANDIDATE)
@@ -175,8 +178,6 @@ def open_floats(
 
 
 def _names_engines(path: Path) -> bool:
-    from exporter.engines.build.engine_set import SUFFIXES, holds_engines_alone
-
     return holds_engines_alone(path) if path.is_dir() else path.suffix in SUFFIXES
 
 
@@ -210,9 +211,6 @@ def _open(
 
 
 def _open_onnx(name: ArmName, options: CompareOptions, *, threads: int) -> ComparedArm:
-    from exporter.models.graph_facts import read_facts
-    from exporter.models.model_folder import find_model
-
     folder = find_model(name.path)
     runner = open_runner(name.kind, folder.onnx, provider=options.provider, threads=threads)
     return ComparedArm((runner,), folder, read_facts(folder.onnx), prefix=name.prefix)

@@ -1,23 +1,28 @@
-"""The rows of latency: all arms timed at each cell."""
+"""The rows of latency: all arms timed at each cell of the options that the model reaches."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
-from exporter.artifacts import LatencyRow, MachineState
-from exporter.compare import cells
+from exporter.artifacts import LatencyRow, MachineState, Phase
+from exporter.artifacts.store import Store
 from exporter.compare.arms import Pair
+from exporter.compare.generating import DecoderArm, GenerationCell
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
+from exporter.compare.timing.subjects import RunnerArm, TimedArm, TimedCell
+from exporter.engines.decoding.open_decoder import own_decoder
+from exporter.engines.environment import (
+    ThrottleCounts,
+    cpu_times,
+    machine_state,
+    other_cpu_share,
+)
+from exporter.engines.inputs import Shape, has_cache
 from exporter.errors import ComparisonError
-
-if TYPE_CHECKING:
-    from exporter.artifacts.store import Store
-    from exporter.compare.generating import GenerationCell
-    from exporter.compare.timing.measuring import Sampling
-    from exporter.compare.timing.probe import Cell, Subject
 
 
 @dataclass
@@ -27,6 +32,7 @@ class Timed:
     rows: list[LatencyRow] = field(default_factory=list)
     states: list[MachineState] = field(default_factory=list)
     order_seed: int = field(default_factory=lambda: secrets.randbits(32))
+    other_cpu_share: float | None = None
 
 
 def time_all(pair: Pair, store: Store | None = None) -> Timed:
@@ -40,55 +46,58 @@ def time_all(pair: Pair, store: Store | None = None) -> Timed:
         ComparisonError: No cell is left to time, or the clock jumps.
         BackendError: A run fails.
     """
-    from exporter.compare.timing.subjects import RunnerSubject
-
-    shapes, generations = cells.shapes(pair), cells.generations(pair)
+    shapes, generations = shapes_of(pair), generations_of(pair)
     vocabulary = pair.vocabulary()
-    arms = {name: RunnerSubject(arm.builds, vocabulary) for name, arm in pair.arms.items()}
-    watch = _Watch(pair, store)
+    arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in pair.arms.items()}
+    before = cpu_times()
+    session = _TimingSession(pair, store)
     if shapes:
-        watch.measure(arms, shapes)
+        session.measure(arms, shapes)
     if generations:
         # One kind of arms at a time: each holds the weights.
         for arm in arms.values():
             arm.unload()
         try:
-            watch.generate(pair, vocabulary, generations)
+            session.generate(vocabulary, generations)
         finally:
             for arm in arms.values():
                 arm.load()
-    return watch.timed
+    session.timed.other_cpu_share = other_cpu_share(before, cpu_times())
+    return session.timed
 
 
-class _Watch:
+class _TimingSession:
     """Measures, and looks at the machine in between."""
 
     def __init__(self, pair: Pair, store: Store | None) -> None:
-        from exporter.engines.environment import ThrottleCounts
-
         self.timed = Timed()
         self._pair = pair
         self._begin = time.monotonic()
         self._store = store
-        self._gpu = pair.on_gpu
         self._throttle = ThrottleCounts()
         self._look()
 
-    def measure(self, arms: Mapping[str, Subject], cells: Sequence[Cell]) -> None:
-        from exporter.compare.timing.measuring import measure_rows
-
+    def measure(self, arms: Mapping[str, TimedArm], cells: Sequence[TimedCell]) -> None:
+        options = self._pair.options
+        budget = TimingBudget(
+            seconds=options.timing.time_budget_s,
+            rounds=options.rounds,
+            threshold=options.timing.threshold,
+            reload=options.timing.reload,
+            seed=self.timed.order_seed,
+        )
         self.timed.rows += measure_rows(
             arms,
             cells,
-            replace(_sampling(self._pair), seed=self.timed.order_seed),
+            budget,
             store=self._store,
             paired=len(self._pair.judged),
             after_chunk=self._look,
             progress=self._pair.progress,
         )
 
-    def generate(self, pair: Pair, vocabulary: int, cells: Sequence[GenerationCell]) -> None:
-        arms = _decoders(pair, vocabulary)
+    def generate(self, vocabulary: int, cells: Sequence[GenerationCell]) -> None:
+        arms = _decoder_arms(self._pair, vocabulary)
         for arm in arms.values():
             arm.load()
         try:
@@ -98,34 +107,18 @@ class _Watch:
                 arm.unload()
 
     def _look(self) -> None:
-        from exporter.engines.environment import machine_state
-
         seconds = time.monotonic() - self._begin
-        self.timed.states.append(machine_state(seconds, self._throttle, gpu=self._gpu))
+        state = machine_state(seconds, self._throttle, gpu=self._pair.on_gpu)
+        self.timed.states.append(state)
 
 
-def _sampling(pair: Pair) -> Sampling:
-    from exporter.compare.timing.measuring import Sampling
-
-    timing = pair.options.timing
-    return Sampling(
-        seconds=timing.time_budget_s,
-        rounds=pair.options.rounds,
-        threshold=timing.threshold,
-        reload=timing.reload,
-    )
-
-
-def _decoders(pair: Pair, vocabulary: int) -> dict[str, Subject]:
-    from exporter.compare.generating import DecoderSubject
-    from exporter.engines.decoding.open_decoder import own_decoder
-
-    found: dict[str, Subject] = {}
+def _decoder_arms(pair: Pair, vocabulary: int) -> dict[str, TimedArm]:
+    found: dict[str, TimedArm] = {}
     for name, arm in pair.arms.items():
         decoders = [own_decoder(runner) for runner in arm.builds]
         own = [decoder for decoder in decoders if decoder is not None]
         if own:
-            found[name] = DecoderSubject(own, vocabulary)
+            found[name] = DecoderArm(own, vocabulary)
         elif name in pair.references:
             pair.progress.say(f"generate: left out for {name}, which {arm.runner.backend} runs")
         else:
@@ -133,3 +126,71 @@ def _decoders(pair: Pair, vocabulary: int) -> dict[str, Subject]:
                 f"Whole generations by {arm.runner.backend} aren't timed.", "Leave --generate out."
             )
     return found
+
+
+def shapes_of(pair: Pair) -> list[Shape]:
+    """Single runs of the graph.
+
+    Args:
+        pair: The baseline is entered.
+
+    Raises:
+        ComparisonError: No cell is left to time.
+    """
+    options, cached = pair.options, has_cache(pair.baseline.runner.inputs)
+    phase: Phase = "prefill" if cached else "encode"
+    found = [Shape(phase, b, n) for n in options.prefill_lengths for b in options.batches]
+    if cached:
+        pasts = options.decode_past_lengths
+        found += [Shape("decode", b, 1, n) for n in pasts for b in options.batches]
+    if not found and not options.timing.generate:
+        raise ComparisonError(
+            f"{pair.baseline.folder.onnx} has no KV cache, so there is no decode step to time.",
+            "Give input lengths with --prefill.",
+        )
+    return _within_reach(pair, found)
+
+
+def generations_of(pair: Pair) -> list[GenerationCell]:
+    """Whole generations.
+
+    Args:
+        pair: The baseline is entered.
+
+    Raises:
+        ComparisonError: No cell is left to time, or the model has no cache.
+    """
+    options = pair.options
+    cells = [
+        GenerationCell(batch, prompt, new)
+        for prompt, new in options.timing.generate
+        for batch in options.batches
+    ]
+    if cells and not has_cache(pair.baseline.runner.inputs):
+        raise ComparisonError(
+            f"{pair.baseline.folder.onnx} has no KV cache, so it can't generate.",
+            "Leave --generate out.",
+        )
+    return _within_reach(pair, cells)
+
+
+class _Reaches(Protocol):
+    @property
+    def total_length(self) -> int: ...
+
+
+_R = TypeVar("_R", bound=_Reaches)
+
+
+def _within_reach(pair: Pair, cells: list[_R]) -> list[_R]:
+    longest = pair.baseline.folder.longest_sequence
+    fitting = [cell for cell in cells if longest is None or cell.total_length <= longest]
+    for cell in cells:
+        if cell not in fitting:
+            pair.progress.say(f"{cell}: left out, the model ends at {longest} positions")
+    if cells and not fitting:
+        raise ComparisonError(
+            f"The model ends at {longest} positions: no shape is left to time.",
+            "Ask for shorter prompts and caches.",
+        )
+    return fitting

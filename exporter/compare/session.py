@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from exporter.artifacts import (
-    Accuracy,
     CalibrationRef,
     ComparisonReport,
     Environment,
@@ -22,23 +20,21 @@ from exporter.artifacts import (
     ThreadProbe,
 )
 from exporter.artifacts.store import Store
-from exporter.compare.accuracy import judge
+from exporter.compare.accuracy import AccuracyResult, measure_accuracy
 from exporter.compare.arms import FLOAT_BASELINE, Pair
-from exporter.compare.corners import corners, refuse_no_corners
-from exporter.compare.dropped import dropped
 from exporter.compare.imported import compare_times
-from exporter.compare.judgement import Judgement
 from exporter.compare.kept import open_store
 from exporter.compare.kinds import open_floats, open_pair, open_references, same_kind
 from exporter.compare.latency import time_all
 from exporter.compare.options import CompareOptions
-from exporter.compare.texts import evaluation_text
+from exporter.compare.quantization_grid import quantization_grid, refuse_no_grid
 from exporter.compare.threads import settle_threads
+from exporter.compare.witness import witness_checks
+from exporter.engines.environment import default_threads, environment
+from exporter.engines.widening import tell_widened
 from exporter.errors import ComparisonError
+from exporter.models.texts import TextSource, read_texts
 from exporter.progress import QUIET, Progress
-
-if TYPE_CHECKING:
-    from exporter.models.texts import TextSource
 
 
 def compare(
@@ -93,8 +89,6 @@ def compare(
         BackendError: When ONNX Runtime can't load or run a model where it was asked to.
         TextSourceError: When the evaluation text can't be read.
     """
-    from exporter.engines.environment import default_threads
-
     names = same_kind(baseline, candidate)
     if names[0].kind == "times":
         if references or floats:
@@ -104,18 +98,14 @@ def compare(
     texts = evaluation_text(options, calibration)
     threads = options.threads or default_threads()
     first, second = open_pair(baseline, candidate, options, threads=threads, onnx=onnx)
-    beside = (
-        {} if floats is None else open_floats(floats, (first, second), options, threads=threads)
-    )
-    further = open_references(
-        references, beside.get(FLOAT_BASELINE, first), options, threads=threads
-    )
+    beside = open_floats(floats, (first, second), options, threads=threads) if floats else {}
+    whole = beside.get(FLOAT_BASELINE, first)
+    further = open_references(references, whole, options, threads=threads)
     if first.facts.sha256 == second.facts.sha256:
         progress.say("compare: both arms are the same file; what differs below is noise")
     pair = Pair(options, first, second, progress, beside | further, has_floats=bool(beside))
-    if pair.has_floats:
-        refuse_no_corners(pair)
-    known = _Known(list(parity), list(plan), calibration)
+    refuse_no_grid(pair)
+    known = _Known(list(parity), list(plan) or pair.dropped(), calibration)
     if not pair.runs:
         return _described(pair, known, threads=threads)
     store = open_store(pair, resume)
@@ -124,7 +114,23 @@ def compare(
         return _measured(pair, texts, known, store, probe)
 
 
-_UNJUDGED = Judgement()
+def evaluation_text(options: CompareOptions, calibration: CalibrationRef | None) -> TextSource:
+    """The text that the arms are judged on, which is never the one that the plan rests on.
+
+    Raises:
+        ComparisonError: When it is the text that importance was measured on.
+        TextSourceError: When it can't be read.
+    """
+    texts = read_texts(options.eval_text, part="evaluation")
+    if calibration is not None and (
+        texts.sha256 == calibration.sha256 or texts.source == calibration.source
+    ):
+        raise ComparisonError(
+            f"The evaluation text {texts.source} is the calibration text: "
+            "what was dropped was chosen to do well on it.",
+            "Name another text with --eval-text.",
+        )
+    return texts
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,6 @@ class _Known:
 
 def _described(pair: Pair, known: _Known, *, threads: int) -> ComparisonReport:
     """The report of arms that can't run here."""
-    from exporter.engines.environment import environment
-
     pair.progress.say(f"compare: {pair.baseline.not_run or pair.candidate.not_run}")
     return _report(pair, known, environment(threads=threads, gpu=False))
 
@@ -151,32 +155,20 @@ def _measured(
     store: Store,
     probe: ThreadProbe | None,
 ) -> ComparisonReport:
-    from exporter.compare.witness import witness_checks
-    from exporter.engines.environment import cpu_times, environment, other_cpu_share
-    from exporter.engines.widening import tell_widened
-
     pair.refuse_other_interface()
     tell_widened((each.capabilities for each in pair.runners), pair.progress)
     machine = environment(threads=pair.baseline.runner.threads, gpu=pair.on_gpu)
     checks = witness_checks(pair)
-    quality = judge(pair, texts, store)
-    before = cpu_times()
+    answers = measure_accuracy(pair, texts, store)
     timed = time_all(pair, store)
-    others = other_cpu_share(before, cpu_times())
-    return _report(
-        pair,
-        replace(known, parity=[*known.parity, *checks]),
-        machine.model_copy(
-            update={
-                "other_cpu_share": others,
-                "states": timed.states,
-                "thread_probe": probe,
-                "order_seed": timed.order_seed,
-            }
-        ),
-        timed.rows,
-        quality,
-    )
+    seen = {
+        "other_cpu_share": timed.other_cpu_share,
+        "states": timed.states,
+        "thread_probe": probe,
+        "order_seed": timed.order_seed,
+    }
+    known = replace(known, parity=[*known.parity, *checks])
+    return _report(pair, known, machine.model_copy(update=seen), timed.rows, answers)
 
 
 def _report(
@@ -184,23 +176,20 @@ def _report(
     known: _Known,
     machine: Environment,
     latency: Sequence[LatencyRow] = (),
-    quality: Judgement = _UNJUDGED,
+    answers: AccuracyResult | None = None,
 ) -> ComparisonReport:
+    answers = answers or AccuracyResult()
+    parents = {name: arm.facts.sha256 for name, arm in pair.arms.items()}
+    if answers.accuracy is not None:
+        parents["evaluation_text"] = answers.accuracy.text_sha256
     return ComparisonReport(
-        made_from=_made_from(pair, quality.accuracy),
+        made_from=parents,
         environment=machine,
         arms=pair.records(),
-        plan=known.plan or dropped(pair),
+        plan=known.plan,
         calibration=known.calibration,
         parity=known.parity,
         latency=list(latency),
-        accuracy=quality.accuracy,
-        corners=corners(pair, latency, quality.corners),
+        accuracy=answers.accuracy,
+        corners=quantization_grid(pair, latency, answers.grid),
     )
-
-
-def _made_from(pair: Pair, quality: Accuracy | None) -> dict[str, str]:
-    parents = {name: arm.facts.sha256 for name, arm in pair.arms.items()}
-    if quality is not None:
-        parents["evaluation_text"] = quality.text_sha256
-    return parents

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
 from exporter.artifacts import TaskResult
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.compare.asked_tasks import asked_tasks, refuse_missing_tasks
+from exporter.compare.kept import AccuracyCache
+from exporter.compare.quality.agreement import LOGITS
+from exporter.compare.tasks.choosing import TaskChoice, score_tasks
+from exporter.compare.tasks.scores import TaskScores, compare_scores
 from exporter.errors import ComparisonError
-
-if TYPE_CHECKING:
-    from exporter.compare.kept import Answers
-    from exporter.compare.tasks.scores import TaskScores
 
 
 def check_questions(pair: Pair) -> None:
@@ -25,8 +23,6 @@ def check_questions(pair: Pair) -> None:
         ComparisonError: The models have no logits, or are compiled anew for each length.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
-    from exporter.compare.quality.predictions import LOGITS
-
     quality, runner = pair.options.quality, pair.baseline.runner
     if not (quality.tasks or quality.long_context):
         return
@@ -40,10 +36,10 @@ def check_questions(pair: Pair) -> None:
             f"{runner.backend} would compile the model anew for each length of a question.",
             "Ask PyTorch without compilation (torch:DIR); the answers are the same.",
         )
-    refuse_missing_tasks(quality)
+    TaskChoice.of(quality).refuse_missing()
 
 
-def task_results(pair: Pair, answers: Answers) -> list[TaskResult]:
+def task_results(pair: Pair, answers: AccuracyCache) -> list[TaskResult]:
     """Scores both arms on the same items; nothing where no task was asked for.
 
     Args:
@@ -56,8 +52,6 @@ def task_results(pair: Pair, answers: Answers) -> list[TaskResult]:
         BackendError: A run fails.
         MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
     """
-    from exporter.compare.tasks.scores import TaskScores, compare_scores
-
     if not pair.options.quality.tasks:
         return []
     both = [
@@ -72,11 +66,9 @@ def task_results(pair: Pair, answers: Answers) -> list[TaskResult]:
 
 
 def _scores(pair: Pair, arm: ComparedArm) -> list[TaskScores]:
-    from exporter.compare.tasks.choosing import score_tasks
-
     folder = arm.folder if arm.folder.tokenizer else pair.baseline.folder
     return score_tasks(
-        asked_tasks(pair.options.quality),
+        TaskChoice.of(pair.options.quality),
         arm.runner,
         folder,
         vocabulary=pair.vocabulary(),

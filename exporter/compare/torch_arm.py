@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.compare.arms import ComparedArm
 from exporter.errors import ComparisonError, ExportError
+from exporter.models.graph_facts import GraphFacts
+from exporter.models.model_folder import ModelFolder
 from exporter.optional import require
 
 if TYPE_CHECKING:
     from exporter.engines.runners.pytorch import TorchRunner
-    from exporter.models.graph_facts import GraphFacts
     from exporter.models.loading.model_source import LoadedModel
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -39,7 +40,6 @@ def open_torch_arm(
     require("torch", extra="torch")
     from exporter.engines.runners.pytorch import TorchRunner
     from exporter.models.loading.model_source import load_model
-    from exporter.models.model_folder import ModelFolder
 
     if not path.exists():
         raise ComparisonError(
@@ -61,8 +61,6 @@ def _config(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def _facts(loaded: LoadedModel, runner: TorchRunner) -> GraphFacts:
-    from exporter.models.graph_facts import GraphFacts
-
     model, interface = loaded.model, runner.interface
     per_token = sum(slot.heads * (slot.key_size + slot.value_size) for slot in interface.cache)
     embeddings: Any = model.get_input_embeddings()

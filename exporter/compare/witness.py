@@ -8,15 +8,13 @@ told in the report: the arm is then another model, or one of the two computes it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporter.artifacts import ParityCheck
 from exporter.compare.arms import ComparedArm, Pair
-
-if TYPE_CHECKING:
-    from exporter.engines.runners.base import Runner
+from exporter.engines.inputs import Shape, has_cache, make_inputs, random_tokens
+from exporter.engines.runners.base import Runner
 
 _TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 """By precision; times the witness's largest value, or 1 when that is smaller.
@@ -62,8 +60,6 @@ def _two(pair: Pair) -> tuple[tuple[str, ComparedArm], tuple[str, ComparedArm]]:
 
 
 def _check(pair: Pair, arm: ComparedArm, witness: Runner, what: str) -> ParityCheck:
-    from exporter.engines.inputs import Shape, has_cache, make_inputs, random_tokens
-
     shape = Shape("prefill" if has_cache(witness.inputs) else "encode", 1, _tokens(pair))
     tokens = random_tokens(shape, pair.vocabulary())
     output = next(s.name for s in witness.outputs if not s.name.startswith("present"))

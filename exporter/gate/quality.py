@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from exporter.artifacts import Accuracy, Check, ComparisonReport, Interval, Quantity, TaskResult
-from exporter.compare.quality.paired import mean_interval
+from exporter.compare.quality.intervals import mean_interval
 from exporter.errors import RegressionError
 from exporter.gate.limits import Limits
 from exporter.gate.verdicts import CheckedValue, checked, difference_interval

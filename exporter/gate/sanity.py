@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import Accuracy, ComparisonReport, LatencyRow, LatencySamples, Speedup
-from exporter.compare.timing.recorded import estimate_between
-from exporter.compare.timing.statistics import Estimate
+from exporter.compare.timing.statistics import SpeedupEstimate, estimate_between
 from exporter.errors import RegressionError
 from exporter.gate.keys import rows_by_name
 
@@ -56,7 +55,7 @@ def _refuse_row(row: LatencyRow, path: str) -> None:
         _refuse_other(row.speedup.ratio, sampled, f"{path}.speedup.ratio", "samples_ms")
 
 
-def _estimate(row: LatencyRow, path: str) -> Estimate:
+def _estimate(row: LatencyRow, path: str) -> SpeedupEstimate:
     try:
         return estimate_between(row, "baseline", "candidate")
     except ValueError as error:

@@ -26,7 +26,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
         DepthcutError: Of the stage that would fail.
     """
     from exporter.compare import evaluation_text
-    from exporter.compare.asked_tasks import refuse_missing_tasks
+    from exporter.compare.tasks.choosing import TaskChoice
     from exporter.engines.runners.sessions import check_provider
     from exporter.export.forms import refuse_options
     from exporter.models.loading.model_source import check_dtype
@@ -58,7 +58,7 @@ def refuse_bad_options(request: ExportRequest) -> None:
         _refuse_healing(request, request.heal)
     if request.quantize is not None:
         _refuse_quantization(request, request.quantize)
-    refuse_missing_tasks(request.compare.quality)
+    TaskChoice.of(request.compare.quality).refuse_missing()
 
 
 def _refuse_plan(path: Path) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.quality.predictions import Distributions, divergence
 from exporter.cut.oracle.inputs import cases, draw
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError
+from exporter.models.ablation.divergences import Distributions, divergence
 
 # No model knows what follows random tokens: int4 alone gave 1.5 there on SmolLM2, a broken graph 8.
 _FAR_NATS = 4.0

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.quality.predictions import Distributions, chunks, divergence
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CalibrationError, QuantizationError
+from exporter.models.ablation.divergences import Distributions, chunks, divergence
 from exporter.progress import Progress
 from exporter.quantize.calibration import CalibrationTokens, feed
 from exporter.quantize.products import Product, Products

@@ -32,9 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.compare.timing.clock import Clocks, no_garbage_collection
-from exporter.compare.timing.probe import CallProbe
 from exporter.compare.timing.rounds import Rounds, calls_of_round
 from exporter.compare.timing.statistics import estimate
+from exporter.compare.timing.subjects import CallProbe
 from exporter.compare.timing.warmup import calls_per_visit, warm_up
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.environment import default_threads

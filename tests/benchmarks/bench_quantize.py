@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.quality.predictions import prefill_logits
+from exporter.compare.quality.agreement import prefill_logits
 from exporter.compare.timing.clock import no_garbage_collection
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.text_model import TextModel

@@ -105,8 +105,8 @@ class Bench:
         return differs
 
     def _own(self, name: str) -> tuple[dict[str, float], list[Any]]:
+        from exporter.compare.tasks.choosing import evaluate
         from exporter.compare.tasks.items import read_task
-        from exporter.compare.tasks.multiple_choice import evaluate
 
         task = read_task(self.data, name, limit=self.items)
         found = evaluate(task, self.scorer, self.codec)

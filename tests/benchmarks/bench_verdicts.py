@@ -23,9 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from exporter.artifacts import LatencyRow
-from exporter.compare.timing.measuring import Sampling, measure_rows
-from exporter.compare.timing.probe import CallProbe, Cell, Probe
-from exporter.compare.timing.subjects import RunnerSubject
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
+from exporter.compare.timing.subjects import CallProbe, Cell, Probe, RunnerArm
 from exporter.engines.inputs import Shape
 from exporter.engines.runners.base import BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -71,7 +70,9 @@ def trial(
     clock, arms = virtual_pair(
         make(seed), slowdown=slowdown, call_ms=call_ms, seed=seed, lottery=lottery, later=lottery
     )
-    (row,) = measure_rows(arms, [VirtualCell()], Sampling(seconds=BUDGET_S), clocks=clock.clocks)
+    (row,) = measure_rows(
+        arms, [VirtualCell()], TimingBudget(seconds=BUDGET_S), clocks=clock.clocks
+    )
     return row
 
 
@@ -111,7 +112,7 @@ def _covered(rows: list[LatencyRow], truth: float) -> float:
     return 100 * float(np.mean([low <= truth <= high for low, high in bounds]))
 
 
-class DelayedSubject(RunnerSubject):
+class DelayedSubject(RunnerArm):
     """A real arm whose every call is made longer by a share of its own time."""
 
     def __init__(self, builds: list[Runner], vocabulary: int, share: float) -> None:
@@ -142,10 +143,10 @@ def real(model: Path, trials: int, past: int) -> None:
             first, second = (OnnxRuntimeRunner(model, threads=1) for _ in range(2))
             with first, second:
                 arms = {
-                    "baseline": RunnerSubject([first], 32),
+                    "baseline": RunnerArm([first], 32),
                     "candidate": DelayedSubject([second], 32, share),
                 }
-                rows += measure_rows(arms, [shape], Sampling(seconds=BUDGET_S))
+                rows += measure_rows(arms, [shape], TimingBudget(seconds=BUDGET_S))
         words = Counter(row.verdict for row in rows)
         widths = [row.speedup.ci95[1] - row.speedup.ci95[0] for row in rows]
         noise = np.median([row.baseline.median_ms / min(row.baseline.samples_ms) for row in rows])

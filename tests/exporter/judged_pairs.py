@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.compare.quality.agreement import Agreement, compare_predictions
+from exporter.compare.quality.agreement import PredictionAgreement, compare_predictions
 from exporter.engines.runners.base import Runner
 
 
-def compare_pair(baseline: Runner, candidate: Runner, token_ids: Any, **options: Any) -> Agreement:
+def compare_pair(
+    baseline: Runner, candidate: Runner, token_ids: Any, **options: Any
+) -> PredictionAgreement:
     """What ``compare_predictions`` says of a pair alone."""
     arms = {"baseline": baseline, "candidate": candidate}
     (found,) = compare_predictions(arms, [("baseline", "candidate")], token_ids, **options)

@@ -14,7 +14,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.choose.budgets.budget import NO_FLOORS, Floors
 from exporter.choose.budgets.gains import Unit
 from exporter.choose.selection import Meter, Option, RememberingMeter, Step, chosen, cut_of_options
-from exporter.compare.quality.paired import mean_interval
+from exporter.compare.quality.intervals import mean_interval
 from exporter.models.ablation import BranchReplacements, Damage
 from graph_passes.types import Replacement, SublayerRef
 

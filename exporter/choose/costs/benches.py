@@ -23,7 +23,7 @@ from exporter.files import sha256_bytes
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
-    from exporter.compare.timing.probe import Subject
+    from exporter.compare.timing.subjects import TimedArm
     from exporter.engines.inputs import Shape
     from exporter.engines.runners.base import Runner
     from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -68,7 +68,7 @@ class Bench(Protocol):
     def choose_threads(self, step: Shape, progress: Progress) -> None:
         """Takes so many threads as make a step fastest."""
 
-    def arms(self, treatment: Treatment) -> AbstractContextManager[Mapping[str, Subject]]:
+    def arms(self, treatment: Treatment) -> AbstractContextManager[Mapping[str, TimedArm]]:
         """The whole model and one with some sublayers cut, loaded while the block runs.
 
         Raises:
@@ -136,7 +136,7 @@ class OnnxBench:
 
     def choose_threads(self, step: Shape, progress: Progress) -> None:
         """See :class:`Bench`."""
-        from exporter.compare.thread_trial import choose_threads, fastest
+        from exporter.compare.threads import choose_threads, fastest
         from exporter.engines.environment import default_threads
 
         runner = self._runner(self.onnx)
@@ -145,7 +145,7 @@ class OnnxBench:
         self.threads = default_threads() if probe is None else fastest(probe)
 
     @contextmanager
-    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, Subject]]:
+    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, TimedArm]]:
         """See :class:`Bench`."""
         cut = cut_for_a_while(self.onnx, self.folder, treatment, self.sizes, self.rank)
         with cut as variant:
@@ -160,19 +160,19 @@ class OnnxBench:
 
 
 @contextmanager
-def subjects(runners: Mapping[str, Runner], vocabulary: int) -> Iterator[Mapping[str, Subject]]:
+def subjects(runners: Mapping[str, Runner], vocabulary: int) -> Iterator[Mapping[str, TimedArm]]:
     """Loads runners for timing; frees whichever are loaded when the block ends.
 
     Args:
         runners: By the arm's name, none of them entered.
         vocabulary: How many tokens the model knows.
     """
-    from exporter.compare.timing.subjects import RunnerSubject
+    from exporter.compare.timing.subjects import RunnerArm
 
     try:
         for runner in runners.values():
             runner.__enter__()
-        yield {name: RunnerSubject([runner], vocabulary) for name, runner in runners.items()}
+        yield {name: RunnerArm([runner], vocabulary) for name, runner in runners.items()}
     finally:
         for runner in runners.values():
             runner.__exit__(None, None, None)

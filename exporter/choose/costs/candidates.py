@@ -123,13 +123,13 @@ def _refuse_too_long(pair: Pair, at: At) -> None:
 
 
 def _measured(pair: Pair, at: At, width: float, effort: Effort) -> MeasuredSpeedup:
-    from exporter.compare.timing.subjects import RunnerSubject
+    from exporter.compare.timing.subjects import RunnerArm
     from exporter.engines.environment import environment
     from exporter.engines.inputs import has_cache
 
     cells = at.cells(cached=has_cache(pair.baseline.runner.inputs))
     vocabulary = pair.vocabulary()
-    arms = {name: RunnerSubject(arm.builds, vocabulary) for name, arm in pair.arms.items()}
+    arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in pair.arms.items()}
     runner = pair.baseline.runner
     machine = environment(threads=runner.threads, gpu=pair.on_gpu)
     rows = time_request(

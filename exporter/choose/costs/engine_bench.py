@@ -24,7 +24,7 @@ from exporter.errors import CostError
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from exporter.compare.timing.probe import Subject
+    from exporter.compare.timing.subjects import TimedArm
     from exporter.engines.inputs import Shape
     from exporter.engines.runners.tensorrt import TensorRtRunner
 
@@ -96,7 +96,7 @@ class EngineBench:
         """One thread feeds the GPU."""
 
     @contextmanager
-    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, Subject]]:
+    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, TimedArm]]:
         """The whole model and one with some sublayers cut, loaded while the block runs.
 
         Raises:

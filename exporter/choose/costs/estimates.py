@@ -12,8 +12,8 @@ import numpy as np
 from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, Speedup
 
 if TYPE_CHECKING:
-    from exporter.compare.timing.row import Row
-    from exporter.compare.timing.statistics import Estimate
+    from exporter.compare.timing.row import MeasuredRow
+    from exporter.compare.timing.statistics import SpeedupEstimate
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Part:
 
     count: float
     baseline_ms: float
-    ratio: Estimate
+    ratio: SpeedupEstimate
 
     @property
     def variant_ms(self) -> float:
@@ -76,13 +76,13 @@ class RequestEstimate:
     @property
     def speedup(self) -> Speedup:
         """How many times faster the variant is, with a 95 % interval."""
-        from exporter.compare.timing.statistics import Estimate
+        from exporter.compare.timing.statistics import SpeedupEstimate
 
         ratio = math.log(self.baseline_ms / self.variant_ms)
-        return Estimate(ratio, self.std_error_ms / self.variant_ms, self.degrees).speedup()
+        return SpeedupEstimate(ratio, self.std_error_ms / self.variant_ms, self.degrees).speedup()
 
 
-def so_far(rows: Sequence[Row], counts: Iterable[float]) -> RequestEstimate:
+def so_far(rows: Sequence[MeasuredRow], counts: Iterable[float]) -> RequestEstimate:
     """What rows say while they are measured.
 
     Args:
@@ -118,19 +118,17 @@ def of_rows(
     )
 
 
-def _ratio(row: LatencyRow) -> Estimate:
-    from exporter.compare.timing.rounds import TURNS
-    from exporter.compare.timing.statistics import Estimate, as_rounds, estimate, log_ratios
-
-    times = [as_rounds(arm, row.rounds) for arm in (row.baseline, row.candidate)]
-    ratios = log_ratios(times[0], times[1], turns=TURNS)
-    found = estimate(
-        ratios,
-        groups=row.builds if row.builds > 1 else row.loads,
-        alternating=row.loads > 1 and row.builds == 1,
+def _ratio(row: LatencyRow) -> SpeedupEstimate:
+    from exporter.compare.timing.statistics import (
+        SpeedupEstimate,
+        estimate_between,
+        ratios_between,
     )
+
+    found = estimate_between(row)
     if row.rounds >= FEWEST_ROUNDS:
         return found
     # What is trimmed of so few may be all of their spread: two rounds would look certain.
-    error = max(found.std_error, float(ratios.std(ddof=1)) / math.sqrt(row.rounds))
-    return Estimate(found.log_ratio, error, min(max(found.degrees, 1), row.rounds - 1))
+    spread = float(ratios_between(row).std(ddof=1))
+    error = max(found.std_error, spread / math.sqrt(row.rounds))
+    return SpeedupEstimate(found.log_ratio, error, min(max(found.degrees, 1), row.rounds - 1))

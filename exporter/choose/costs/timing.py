@@ -13,8 +13,8 @@ from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     from exporter.compare.timing.clock import Clocks
-    from exporter.compare.timing.probe import Subject
-    from exporter.compare.timing.row import Row
+    from exporter.compare.timing.row import MeasuredRow
+    from exporter.compare.timing.subjects import TimedArm
     from exporter.engines.inputs import Shape
 
 _WARM_UP_SECONDS = 10.0
@@ -42,7 +42,7 @@ class Effort:
 
 
 def time_request(
-    arms: Mapping[str, Subject],
+    arms: Mapping[str, TimedArm],
     cells: Sequence[tuple[Shape, float]],
     effort: Effort,
     known: Callable[[RequestEstimate], bool],
@@ -64,16 +64,16 @@ def time_request(
         BackendError: A run fails.
         ComparisonError: The clock jumps, or an input's meaning isn't known.
     """
-    from exporter.compare.timing.measuring import Sampling, measure_rows
+    from exporter.compare.timing.measuring import TimingBudget, measure_rows
 
     counts = [count for _, count in cells]
 
-    def enough(rows: Sequence[Row]) -> bool:
+    def enough(rows: Sequence[MeasuredRow]) -> bool:
         whole = all(len(row.chunks) >= _FEWEST_PARTS for row in rows)
         return whole and known(so_far(rows, counts))
 
     seconds = effort.seconds / len(cells)
-    sampling = Sampling(
+    sampling = TimingBudget(
         seconds=seconds,
         rounds=effort.rounds,
         warmup_seconds=min(_WARM_UP_SECONDS, seconds),

@@ -28,7 +28,7 @@ from exporter.models.model_folder import longest_sequence
 from exporter.models.onnx_interface import OnnxInterface, interface_of
 
 if TYPE_CHECKING:
-    from exporter.compare.timing.probe import Subject
+    from exporter.compare.timing.subjects import TimedArm
     from exporter.engines.inputs import Shape
     from exporter.models.loading.model_source import LoadedModel
     from exporter.progress import Progress
@@ -96,7 +96,7 @@ class TorchBench:
 
     def choose_threads(self, step: Shape, progress: Progress) -> None:
         """Takes so many threads as make a step fastest."""
-        from exporter.compare.thread_trial import choose_threads, fastest
+        from exporter.compare.threads import choose_threads, fastest
         from exporter.engines.environment import default_threads
 
         runner, vocabulary = self._runner(self.loaded.model, self._interface), self._vocabulary
@@ -104,7 +104,7 @@ class TorchBench:
         self.threads = default_threads() if probe is None else fastest(probe)
 
     @contextmanager
-    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, Subject]]:
+    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, TimedArm]]:
         """The whole model and one with some branches cut, loaded while the block runs.
 
         Raises:

@@ -27,7 +27,7 @@ from exporter.choose.budgets.module_sizes import module_sizes
 from exporter.choose.costs import GraphSizes
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.studies.task_scores import compared_tasks
-from exporter.compare.quality.paired import mean_interval
+from exporter.compare.quality.intervals import mean_interval
 from exporter.compare.tasks.choosing import TaskChoice
 from exporter.errors import CalibrationError, PlanError, ScoringError
 from exporter.models.ablation import BranchReplacements, Damage, DamageMeter, without_branches

@@ -14,38 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Interval, PerplexityPair, PositionError, SampleLosses
-from exporter.compare.quality.paired import clipped, mean_interval, share_interval
-from exporter.compare.quality.predictions import (
-    COLUMNS,
-    Distributions,
-    Floats,
-    chunks,
-    figures,
-    prefill_logits,
-)
+from exporter.compare.quality.intervals import clipped, mean_interval, share_interval
+from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import ComparisonError
+from exporter.models.ablation.divergences import Distributions, chunks, divergence
+from exporter.models.ablation.ratios import Floats
 from exporter.progress import QUIET, Progress
+
+LOGITS = "logits"
+COLUMNS = ("positions", "kl", "top1", "top5", "predicted", "baseline_loss", "candidate_loss")
+"""What :func:`figures` tells of each position; ``predicted`` is 1 where there is a loss."""
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """One pair's result of :func:`compare_predictions`.
+class PredictionAgreement:
+    """One pair's result of :func:`compare_predictions`; see :class:`exporter.artifacts.Accuracy`.
 
     Attributes:
         tokens: Positions that were compared.
-        perplexity: exp of the mean negative log-likelihood of the next token, over all positions
-            that have one; None for a model that doesn't predict the next token.
-        log_perplexity_increase: Mean difference of the losses, candidate minus baseline, in nats;
-            None with a single sample.
-        kl_divergence: Mean over positions of KL(baseline || candidate), in nats.
-        kl_interval: The same with its interval over samples.
-        top1_agreement: Share of positions with the same most likely token.
-        top1_interval: The same with its interval over samples.
-        top5_agreement: Mean share of the baseline's five likeliest tokens among the candidate's.
-        positions: The same by position: 0, 1, 2 to 3, 4 to 7 and so on.
-        sample_losses: By sample; None for a model that doesn't predict the next token, and where
-            a loss isn't finite.
+        perplexity: None for a model that doesn't predict the next token.
+        sample_losses: None for such a model, too, and where a loss isn't finite.
     """
 
     tokens: int
@@ -60,6 +49,39 @@ class Agreement:
     sample_losses: SampleLosses | None
 
 
+def prefill_logits(runner: Runner, sample: NDArray[np.int64]) -> Array:
+    """Logits of one sample, ``[positions, vocabulary]``.
+
+    Args:
+        runner: An entered runner with an output ``logits``.
+        sample: Token ids, ``[positions]``.
+    """
+    inputs = make_inputs(runner.inputs, Shape("prefill", 1, len(sample)), sample[None])
+    logits = runner.run(inputs, [LOGITS])[LOGITS]
+    return logits.reshape(-1, logits.shape[-1])
+
+
+def figures(baseline: Distributions, candidate: Distributions) -> Floats:
+    """What there is to know of how two arms differ at the same positions.
+
+    Returns:
+        ``[len(COLUMNS), positions]``: 1; KL(baseline || candidate) in nats; whether the likeliest
+        token is the same; the share of the baseline's five likeliest among the candidate's; 1 and
+        both arms' negative log-likelihoods in nats where there is a target, else 0.
+    """
+    found = np.zeros((len(COLUMNS), len(baseline.log_probabilities)))
+    predicted = len(baseline.losses)
+    best = baseline.likeliest, candidate.likeliest
+    found[0] = 1
+    found[1] = divergence(baseline, candidate)
+    found[2] = best[0][:, 0] == best[1][:, 0]
+    found[3] = (best[0][:, :, None] == best[1][:, None, :]).any(axis=2).mean(axis=1)
+    found[4, :predicted] = 1
+    found[5, :predicted] = baseline.losses
+    found[6, :predicted] = candidate.losses
+    return found
+
+
 def compare_predictions(
     arms: Mapping[str, Runner],
     pairs: Sequence[tuple[str, str]],
@@ -68,7 +90,7 @@ def compare_predictions(
     causal: bool,
     overlap: int = 0,
     progress: Progress = QUIET,
-) -> list[Agreement]:
+) -> list[PredictionAgreement]:
     """Runs every arm over the samples, one sample at a time, and reduces their logits.
 
     Args:
@@ -150,7 +172,7 @@ def _chunk(
     return np.stack([figures(arms[first], arms[second]) for first, second in pairs])
 
 
-def _agreement(by_sample: Floats, by_position: Floats) -> Agreement:
+def _agreement(by_sample: Floats, by_position: Floats) -> PredictionAgreement:
     totals = dict(zip(COLUMNS, by_position.sum(axis=1), strict=True))
     count = totals["positions"]
     if not count:
@@ -158,7 +180,7 @@ def _agreement(by_sample: Floats, by_position: Floats) -> Agreement:
     samples = dict(zip(COLUMNS, by_sample, strict=True))
     with np.errstate(invalid="ignore"):  # infinite losses give no interval
         increase = samples["candidate_loss"] - samples["baseline_loss"]
-    return Agreement(
+    return PredictionAgreement(
         tokens=int(count),
         perplexity=_perplexity(totals),
         log_perplexity_increase=mean_interval(increase, samples["predicted"]),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import EmbeddingAgreement
-from exporter.compare.quality.paired import clipped, mean_interval
+from exporter.compare.quality.intervals import clipped, mean_interval
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.base import Runner, TensorSpec
 from exporter.errors import ComparisonError

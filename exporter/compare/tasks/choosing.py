@@ -1,23 +1,30 @@
-"""From the names of tasks to one arm's scores: local files, or lm-eval."""
+"""From the names of tasks to one arm's scores: local files, or lm-eval.
+
+A local task's choices are scored by likelihood, as lm-eval defines it. ``acc``: the choice with the
+highest log-likelihood is the right one. ``acc_norm``: the same after each log-likelihood is divided
+by the choice's length in characters.
+"""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from exporter.compare.quality.predictions import LOGITS
+import numpy as np
+
+from exporter.compare.options import QualityOptions
+from exporter.compare.quality.agreement import LOGITS
 from exporter.compare.tasks.encoding import TextCodec
-from exporter.compare.tasks.items import TaskFile, read_task
-from exporter.compare.tasks.likelihood import BATCH_SIZE, Scorer
-from exporter.compare.tasks.multiple_choice import evaluate
+from exporter.compare.tasks.items import Item, TaskFile, read_task
+from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
 from exporter.compare.tasks.scores import TaskScores
 from exporter.engines.runners.base import Runner
-from exporter.errors import ComparisonError, UsageError
+from exporter.errors import ComparisonError, TaskError, UsageError
 from exporter.models.model_folder import ModelFolder
+from exporter.optional import require
 from exporter.progress import QUIET, Progress
-
-UNLIMITED = 2**20
-"""Positions of a model whose config tells no limit."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,28 @@ class TaskChoice:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UsageError("A task needs at least one item.")
+
+    @classmethod
+    def of(cls, quality: QualityOptions) -> TaskChoice:
+        """The tasks that a comparison was asked for."""
+        return cls(quality.tasks, quality.task_data, quality.task_limit)
+
+    def refuse_missing(self) -> None:
+        """Refuses tasks that aren't there.
+
+        Raises:
+            TaskError: A local task is not there, or a line is broken.
+            MissingDependencyError: For lm-eval's tasks, without the extra ``eval``.
+        """
+        if self.names and self.local() is None:
+            require("lm_eval", extra="eval")
+
+    def version(self) -> list[str]:
+        """What items and scores depend on: their files' hashes, or lm-eval's version."""
+        if not self.names:
+            return []
+        files = self.local()
+        return [version("lm_eval")] if files is None else [file.sha256 for file in files]
 
     def local(self) -> list[TaskFile] | None:
         """The files' items; None where lm-eval has them.
@@ -80,7 +109,7 @@ def score_tasks(
         )
     files = choice.local()
     codec = TextCodec(folder)
-    scorer = make_scorer(runner, folder, vocabulary=vocabulary)
+    scorer = LikelihoodScorer.of(runner, folder, vocabulary=vocabulary)
     if files is None:
         from exporter.compare.tasks.lm_eval_tasks import run_lm_eval
 
@@ -92,28 +121,37 @@ def score_tasks(
     return found
 
 
-def make_scorer(
-    runner: Runner,
-    folder: ModelFolder,
-    *,
-    vocabulary: int | None = None,
-    rows: int | None = None,
-    longest: int | None = None,
-) -> Scorer:
-    """A scorer with what the model's config says.
-
-    Args:
-        runner: An entered runner.
-        folder: The model's config.
-        vocabulary: Tokens that it knows; by default as the config says.
-        rows: Sequences in one run; None for the default.
-        longest: Positions, where the config tells none.
-    """
-    told = vocabulary or folder.config.get("vocab_size")
-    return Scorer(
-        runner,
-        longest=longest or folder.longest_sequence or UNLIMITED,
-        vocabulary=told if isinstance(told, int) else None,
-        batch_size=rows or runner.capabilities.batch_size or BATCH_SIZE,
-        shares=runner.capabilities.batch_size is None,
+def evaluate(
+    task: TaskFile, scorer: LikelihoodScorer, codec: TextCodec, *, progress: Progress = QUIET
+) -> TaskScores:
+    """Scores one arm on a local task's items; raises as :func:`score_tasks` does."""
+    requests = [_requests(item, number, task, codec) for number, item in enumerate(task.items, 1)]
+    flat = iter(scorer.score([*itertools.chain(*requests)], progress=progress))
+    values = [[next(flat).log_likelihood for _ in each] for each in requests]
+    pairs = list(zip(task.items, values, strict=True))
+    metrics = {"acc": [_right(item, sums) for item, sums in pairs]}
+    if task.normalised:
+        metrics["acc_norm"] = [
+            _right(item, [v / n for v, n in zip(sums, item.lengths, strict=True)])
+            for item, sums in pairs
+        ]
+    return TaskScores(
+        task=task.name,
+        source=f"{task.name}.jsonl, {len(task.items)} items (SHA-256 {task.sha256[:12]})",
+        metrics={name: np.array(scores, np.float64) for name, scores in metrics.items()},
+        log_likelihoods=values,
     )
+
+
+def _requests(
+    item: Item, number: int, task: TaskFile, codec: TextCodec
+) -> list[ContinuationRequest]:
+    found = [codec.request(*pair) for pair in item.pairs]
+    for request in found:
+        if not request.context or not request.continuation:
+            raise TaskError(f"{task.name}, item {number}: a choice or its text has no token.")
+    return found
+
+
+def _right(item: Item, values: list[float]) -> bool:
+    return int(np.argmax(values)) == item.gold

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exporter.compare.tasks.likelihood import Request
+from exporter.compare.tasks.likelihood import ContinuationRequest
 from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import TaskError
 from exporter.models.model_folder import ModelFolder
@@ -53,13 +53,13 @@ class TextCodec:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def request(self, context: str, continuation: str) -> Request:
+    def request(self, context: str, continuation: str) -> ContinuationRequest:
         """Tokens of a text and what follows; spaces between the two go with the latter."""
         if not context:
             ids = self.encode(continuation, special=False)
             begins = ids[:1] == [self.prefix_id]
-            return Request((self.prefix_id,), tuple(ids[1:] if begins else ids))
+            return ContinuationRequest((self.prefix_id,), tuple(ids[1:] if begins else ids))
         kept = context.rstrip()
         whole = self.encode(context + continuation)
         before = self.encode(kept)
-        return Request(tuple(before), tuple(whole[len(before) :]))
+        return ContinuationRequest(tuple(before), tuple(whole[len(before) :]))

@@ -8,7 +8,7 @@ from exporter.artifacts import EvaluationReport, TaskScore
 from exporter.compare.tasks.choosing import TaskChoice, score_tasks
 from exporter.compare.tasks.opening import open_model
 from exporter.compare.tasks.scores import TaskScores
-from exporter.compare.thread_trial import choose_threads
+from exporter.compare.threads import choose_threads
 from exporter.engines.widening import tell_widened
 from exporter.files import sha256_file
 from exporter.progress import QUIET, Progress

@@ -15,14 +15,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.compare.quality.agreement import check_tokens
-from exporter.compare.quality.predictions import LOGITS, to_log_probabilities
-from exporter.compare.tasks.sharing import Group, Row, batches, groups
+from exporter.compare.quality.agreement import LOGITS, check_tokens
+from exporter.compare.tasks.sharing import Group, TokenRow, batches, groups
 from exporter.engines.decoding.decoder import runner_caches
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import ComparisonError
+from exporter.models.ablation.divergences import to_log_probabilities
+from exporter.models.model_folder import ModelFolder
 from exporter.progress import QUIET, Progress
+
+UNLIMITED = 2**20
+"""Positions of a model whose config tells no limit."""
 
 BATCH_SIZE = 32
 """Sequences in one run, where nothing else is asked for."""
@@ -30,7 +34,7 @@ BATCH_SIZE = 32
 _BATCH_TOKENS = 1024  # of one run; 200 MB of logits for a vocabulary of 50,000
 
 
-class Request(NamedTuple):
+class ContinuationRequest(NamedTuple):
     """Token ids of a text, and of what may follow it."""
 
     context: tuple[int, ...]
@@ -45,7 +49,7 @@ class Likelihood(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scorer:
+class LikelihoodScorer:
     """Scores continuations on a runner.
 
     Attributes:
@@ -63,7 +67,37 @@ class Scorer:
     batch_size: int = BATCH_SIZE
     shares: bool = True
 
-    def score(self, requests: Sequence[Request], *, progress: Progress = QUIET) -> list[Likelihood]:
+    @classmethod
+    def of(
+        cls,
+        runner: Runner,
+        folder: ModelFolder,
+        *,
+        vocabulary: int | None = None,
+        rows: int | None = None,
+        longest: int | None = None,
+    ) -> LikelihoodScorer:
+        """A scorer with what the model's config says.
+
+        Args:
+            runner: An entered runner.
+            folder: The model's config.
+            vocabulary: Tokens that it knows; by default as the config says.
+            rows: Sequences in one run; None for what suits the backend.
+            longest: Positions, where the config tells none.
+        """
+        told = vocabulary or folder.config.get("vocab_size")
+        return cls(
+            runner,
+            longest=longest or folder.longest_sequence or UNLIMITED,
+            vocabulary=told if isinstance(told, int) else None,
+            batch_size=rows or runner.capabilities.batch_size or BATCH_SIZE,
+            shares=runner.capabilities.batch_size is None,
+        )
+
+    def score(
+        self, requests: Sequence[ContinuationRequest], *, progress: Progress = QUIET
+    ) -> list[Likelihood]:
         """One likelihood for each request, in their order.
 
         Raises:
@@ -88,7 +122,7 @@ class Scorer:
                     task.advance()
         return [found[number] for number in range(len(requests))]
 
-    def _run(self, batch: list[Group], rows: list[Row]) -> Iterator[tuple[int, Likelihood]]:
+    def _run(self, batch: list[Group], rows: list[TokenRow]) -> Iterator[tuple[int, Likelihood]]:
         shared = batch[0].shared
         numbers = [number for group in batch for number in group.members]
         cache = self._prefix(batch, rows) if shared else None
@@ -103,7 +137,7 @@ class Scorer:
             end = len(row.tokens) - shared
             yield number, _likelihood(answer[end - len(row.targets) : end], row.targets)
 
-    def _prefix(self, batch: list[Group], rows: list[Row]) -> dict[str, Array]:
+    def _prefix(self, batch: list[Group], rows: list[TokenRow]) -> dict[str, Array]:
         """The KV cache of what each group shares, once for each of its members."""
         shared = batch[0].shared
         ids = np.array([rows[group.members[0]].tokens[:shared] for group in batch], np.int64)
@@ -114,11 +148,11 @@ class Scorer:
         return {past: found[present].repeat(repeats, axis=0) for past, present in caches.items()}
 
 
-def _largest(requests: Sequence[Request]) -> int:
+def _largest(requests: Sequence[ContinuationRequest]) -> int:
     return max((max(ids, default=0) for request in requests for ids in request), default=0)
 
 
-def _row(request: Request, longest: int) -> Row:
+def _row(request: ContinuationRequest, longest: int) -> TokenRow:
     if not request.context or not request.continuation:
         raise ComparisonError("A continuation without tokens, or after none, has no likelihood.")
     if len(request.continuation) > longest:
@@ -127,7 +161,7 @@ def _row(request: Request, longest: int) -> Row:
             f"{longest} positions."
         )
     whole = (*request.context, *request.continuation)[-(longest + 1) :]
-    return Row(whole[:-1], request.continuation)
+    return TokenRow(whole[:-1], request.continuation)
 
 
 def _likelihood(logits: Array, targets: Sequence[int]) -> Likelihood:

@@ -19,7 +19,8 @@ from lm_eval.api.registry import model_registry
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from exporter.compare.tasks.encoding import TextCodec
-from exporter.compare.tasks.likelihood import Likelihood, Request, Scorer
+from exporter.compare.tasks.likelihood import ContinuationRequest, Likelihood, LikelihoodScorer
+from exporter.compare.tasks.opening import open_scorer
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.errors import TaskError
@@ -44,7 +45,9 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         new_tokens: The most tokens that are generated where a task sets no limit.
     """
 
-    def __init__(self, scorer: Scorer, codec: TextCodec, *, new_tokens: int = 256) -> None:
+    def __init__(
+        self, scorer: LikelihoodScorer, codec: TextCodec, *, new_tokens: int = 256
+    ) -> None:
         super().__init__()
         self._scorer = scorer
         self._codec = codec
@@ -75,7 +78,9 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        asked = [Request(tuple(context), tuple(answer)) for _, context, answer in requests]
+        asked = [
+            ContinuationRequest(tuple(context), tuple(answer)) for _, context, answer in requests
+        ]
         found = self._scorer.score(asked)
         for (texts, *_ids), likelihood in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", texts, tuple(likelihood))
@@ -91,14 +96,14 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), value)
         return found
 
-    def _windows(self, text: str) -> list[Request]:
+    def _windows(self, text: str) -> list[ContinuationRequest]:
         pairs = get_rolling_token_windows(
             token_list=self.tok_encode(text),
             prefix_token=self.prefix_token_id,
             max_seq_len=self.max_length,
             context_len=1,
         )
-        return [Request(*map(tuple, make_disjoint_window(pair))) for pair in pairs]
+        return [ContinuationRequest(*map(tuple, make_disjoint_window(pair))) for pair in pairs]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations, cut before the first text that ends them.
@@ -163,8 +168,6 @@ class PathLM(RunnerLM):
         device: str | None = None,
         max_batch_size: int | None = None,
     ) -> None:
-        from exporter.compare.tasks.opening import open_scorer
-
         rows = None if batch_size in (None, 1, "1", "auto") else int(str(batch_size))
         self._open = ExitStack()
         scorer, codec = open_scorer(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from exporter.compare.tasks.encoding import TextCodec
-from exporter.compare.tasks.likelihood import Scorer
+from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.scores import TaskScores
 from exporter.errors import DepthcutError, TaskError, first_line, pass_on_memory_error
 from exporter.models.ablation.ratios import Floats
@@ -19,7 +19,7 @@ from exporter.progress import QUIET, Progress
 
 def run_lm_eval(
     names: Sequence[str],
-    scorer: Scorer,
+    scorer: LikelihoodScorer,
     codec: TextCodec,
     *,
     limit: int | None = None,

@@ -15,17 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import LongContext, PerplexityPair
-from exporter.compare.quality.predictions import (
-    COLUMNS,
-    Distributions,
-    chunks,
-    figures,
-    prefill_logits,
-)
+from exporter.compare.quality.agreement import COLUMNS, figures, prefill_logits
 from exporter.compare.tasks.encoding import TextCodec
-from exporter.compare.tasks.likelihood import Request, Scorer
+from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
 from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError
+from exporter.models.ablation.divergences import Distributions, chunks
 from exporter.progress import QUIET, Progress
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -46,9 +41,9 @@ class Needle:
     context: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[ContinuationRequest]:
         """What to score."""
-        return [Request(self.context, answer) for answer in self.answers]
+        return [ContinuationRequest(self.context, answer) for answer in self.answers]
 
 
 def make_needles(codec: TextCodec, filler: Sequence[int], opening: int = 0) -> list[Needle]:
@@ -91,7 +86,7 @@ def make_needles(codec: TextCodec, filler: Sequence[int], opening: int = 0) -> l
 
 
 def compare_long_context(
-    scorers: tuple[Scorer, Scorer],
+    scorers: tuple[LikelihoodScorer, LikelihoodScorer],
     codec: TextCodec,
     samples: NDArray[np.int64],
     *,
@@ -130,7 +125,9 @@ def compare_long_context(
     )
 
 
-def _perplexity(scorers: tuple[Scorer, Scorer], samples: NDArray[np.int64]) -> PerplexityPair:
+def _perplexity(
+    scorers: tuple[LikelihoodScorer, LikelihoodScorer], samples: NDArray[np.int64]
+) -> PerplexityPair:
     losses, predicted = np.zeros(2), 0.0
     for number, sample in enumerate(samples):
         pair = (

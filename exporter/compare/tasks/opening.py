@@ -5,9 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from exporter.compare.tasks.choosing import make_scorer
 from exporter.compare.tasks.encoding import TextCodec
-from exporter.compare.tasks.likelihood import Scorer
+from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.engines.build.engine_set import SUFFIXES, find_builds, holds_engines_alone
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.base import Runner
@@ -24,7 +23,7 @@ def open_scorer(
     threads: int | None = None,
     batch_size: int | None = None,
     longest: int | None = None,
-) -> tuple[Scorer, TextCodec]:
+) -> tuple[LikelihoodScorer, TextCodec]:
     """Loads a model and its tokenizer.
 
     Args:
@@ -43,7 +42,7 @@ def open_scorer(
     folder, runner = open_model(path, provider=provider, threads=threads)
     codec = TextCodec(folder)
     stack.enter_context(runner)
-    return make_scorer(runner, folder, rows=batch_size, longest=longest), codec
+    return LikelihoodScorer.of(runner, folder, rows=batch_size, longest=longest), codec
 
 
 def open_model(

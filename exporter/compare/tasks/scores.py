@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import PlainSerializer, PlainValidator
 
 from exporter.artifacts import TaskResult
-from exporter.compare.quality.paired import difference_interval, mcnemar_p
+from exporter.compare.quality.intervals import difference_interval, mcnemar_p
 from exporter.errors import ComparisonError
 from exporter.models.ablation.ratios import Floats
 

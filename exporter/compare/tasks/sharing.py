@@ -9,7 +9,7 @@ _LEAST_SAVING = 0.25  # of a row's tokens; below that a run of its own costs les
 _MOST_CUT = 4  # tokens that a group's shared part may lose for the company of others
 
 
-class Row(NamedTuple):
+class TokenRow(NamedTuple):
     """Tokens to run, and those that its last positions are asked about."""
 
     tokens: tuple[int, ...]
@@ -28,7 +28,7 @@ class Group(NamedTuple):
     shared: int
 
 
-def groups(rows: Sequence[Row], *, share: bool) -> list[Group]:
+def groups(rows: Sequence[TokenRow], *, share: bool) -> list[Group]:
     """Joins neighbours in dictionary order where that saves enough tokens.
 
     Args:
@@ -45,7 +45,7 @@ def groups(rows: Sequence[Row], *, share: bool) -> list[Group]:
     return found
 
 
-def _joined(group: Group, number: int, rows: Sequence[Row]) -> Group | None:
+def _joined(group: Group, number: int, rows: Sequence[TokenRow]) -> Group | None:
     own, last = rows[number], rows[group.members[-1]]
     before = group.shared if len(group.members) > 1 else last.free
     shared = min(_common(last.tokens, own.tokens), own.free, before)
@@ -61,7 +61,7 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def batches(
-    found: Sequence[Group], rows: Sequence[Row], *, most_rows: int, most_tokens: int
+    found: Sequence[Group], rows: Sequence[TokenRow], *, most_rows: int, most_tokens: int
 ) -> Iterator[list[Group]]:
     """Puts groups of like lengths together; what they share is cut to the least of them.
 
@@ -87,7 +87,7 @@ def _split(group: Group, most_rows: int) -> Iterator[Group]:
         yield Group(group.members[start : start + most_rows], group.shared)
 
 
-def _fits(batch: list[Group], rows: Sequence[Row], most_rows: int, most_tokens: int) -> bool:
+def _fits(batch: list[Group], rows: Sequence[TokenRow], most_rows: int, most_tokens: int) -> bool:
     least = batch[-1].shared
     if batch[0].shared - least > (_MOST_CUT if least else 0):
         return False
@@ -95,7 +95,7 @@ def _fits(batch: list[Group], rows: Sequence[Row], most_rows: int, most_tokens: 
     return count <= most_rows and count * _widest(_cut(batch), rows) <= most_tokens
 
 
-def _widest(batch: list[Group], rows: Sequence[Row]) -> int:
+def _widest(batch: list[Group], rows: Sequence[TokenRow]) -> int:
     """Columns of a run: the longest row without what is shared."""
     return max(
         len(rows[number].tokens) - group.shared for group in batch for number in group.members

@@ -1,5 +1,9 @@
 """Times models against each other: interleaved, warmed up, loaded anew, raw samples kept.
 
+The way of one time to its verdict: :mod:`subjects` runs a call and times it, :mod:`rounds` lets the
+arms take turns, this module puts rounds into chunks of a row (:mod:`row`), :mod:`statistics` makes
+an estimate of the row's chunks, and :mod:`verdict` one word of the estimate.
+
 All arms live in one process and take turns in rounds. Where in memory a model comes to lie can
 change its speed by percents, for as long as it stays loaded: two sessions of one and the same file
 then differ. So the arms are loaded anew for every chunk of rounds, in turns the other way round,
@@ -17,17 +21,23 @@ import numpy as np
 
 from exporter.artifacts import LatencyRow
 from exporter.artifacts.store import Store
-from exporter.compare.timing.chunk import Chunk, find_chunk, keep_chunk
 from exporter.compare.timing.clock import (
     Clocks,
     little_garbage,
     no_garbage_collection,
     timer_overhead_ns,
 )
-from exporter.compare.timing.probe import Cell, Probe, Subject, clock_of
-from exporter.compare.timing.rounds import Rounds, Times, calls_of_round
-from exporter.compare.timing.row import Grouping, Row
-from exporter.compare.timing.stopping import CHUNKS, FEWEST_LOADS
+from exporter.compare.timing.rounds import (
+    Chunk,
+    Rounds,
+    Times,
+    calls_of_round,
+    find_chunk,
+    keep_chunk,
+)
+from exporter.compare.timing.row import MeasuredRow
+from exporter.compare.timing.subjects import Probe, TimedArm, TimedCell, clock_of
+from exporter.compare.timing.verdict import CHUNKS, FEWEST_LOADS
 from exporter.compare.timing.warmup import Warmup, calls_per_visit, warm_up
 from exporter.errors import ComparisonError
 from exporter.printable import counted
@@ -37,7 +47,7 @@ _LOADING = 2.0  # loading may take so many times as long as measuring
 
 
 @dataclass(frozen=True)
-class Sampling:
+class TimingBudget:
     """How long one row is measured.
 
     Attributes:
@@ -60,15 +70,15 @@ class Sampling:
 
 
 def measure_rows(
-    arms: Mapping[str, Subject],
-    cells: Sequence[Cell],
-    sampling: Sampling,
+    arms: Mapping[str, TimedArm],
+    cells: Sequence[TimedCell],
+    budget: TimingBudget,
     *,
     store: Store | None = None,
     paired: int = 2,
     clocks: Clocks | None = None,
     after_chunk: Callable[[], None] = lambda: None,
-    enough: Callable[[Sequence[Row]], bool] | None = None,
+    enough: Callable[[Sequence[MeasuredRow]], bool] | None = None,
     progress: Progress = QUIET,
 ) -> list[LatencyRow]:
     """Measures all arms at all cells.
@@ -77,8 +87,8 @@ def measure_rows(
         arms: By name, loaded; the first is the baseline, the second the candidate. They are loaded
             when it ends, too.
         cells: What is timed.
-        sampling: How long.
-        store: Finished chunks: those of an earlier run, and of this one.
+        budget: How long.
+        store: What an earlier run left, and where this one keeps its chunks.
         paired: So many of the first arms are held against each other, and so loaded anew together.
         clocks: The clocks.
         after_chunk: Called between chunks.
@@ -90,36 +100,38 @@ def measure_rows(
         BackendError: A run fails.
         ComparisonError: The clock jumps again and again, or an input's meaning isn't known.
     """
-    session = _Session(arms, sampling, store, clocks or Clocks(), progress, paired)
-    session.enough = enough
+    measurement = _Measurement(arms, budget, store, clocks or Clocks(), progress, paired)
+    measurement.enough = enough
     what = cells[0] if len(cells) == 1 else counted(len(cells), "shape")
     with little_garbage(), progress.task(f"time {what}"):
-        return session.measure(cells, after_chunk)
+        return measurement.measure(cells, after_chunk)
 
 
-class _Session:
+class _Measurement:
     def __init__(
         self,
-        arms: Mapping[str, Subject],
-        sampling: Sampling,
+        arms: Mapping[str, TimedArm],
+        budget: TimingBudget,
         store: Store | None,
         clocks: Clocks,
         progress: Progress,
         paired: int,
     ) -> None:
-        self.enough: Callable[[Sequence[Row]], bool] | None = None
+        self.enough: Callable[[Sequence[MeasuredRow]], bool] | None = None
         self._arms = arms
         self._paired = paired
-        self._sampling = sampling
+        self._budget = budget
         self._store = store or Store(None)
         self._clocks = clocks
         self._progress = progress
         builds = max(arm.builds for arm in arms.values())
-        self._builds = builds if sampling.rounds is None else min(builds, sampling.rounds)
-        self._chunks = _chunks(sampling.rounds, self._builds)
-        self._rng = np.random.default_rng(sampling.seed)
+        self._builds = builds if budget.rounds is None else min(builds, budget.rounds)
+        self._chunks = _chunks(budget.rounds, self._builds)
+        self._rng = np.random.default_rng(budget.seed)
 
-    def measure(self, cells: Sequence[Cell], after_chunk: Callable[[], None]) -> list[LatencyRow]:
+    def measure(
+        self, cells: Sequence[TimedCell], after_chunk: Callable[[], None]
+    ) -> list[LatencyRow]:
         first = find_chunk(self._store, cells[0], 0)
         if first is None:
             reloading = self._reloading(len(cells))
@@ -138,29 +150,30 @@ class _Session:
         overhead = timer_overhead_ns(self._clocks.now)
         return [record for row in rows for record in row.records(overhead)]
 
-    def _row(self, cell: Cell, reloading: bool) -> Row:
-        sampling = self._sampling
-        return Row(
+    def _row(self, cell: TimedCell, reloading: bool) -> MeasuredRow:
+        budget = self._budget
+        return MeasuredRow(
             cell,
             list(self._arms),
-            Grouping(self._builds, reloading),
-            threshold=sampling.threshold,
+            builds=self._builds,
+            reloaded=reloading,
+            threshold=budget.threshold,
             chunks=self._chunks,
-            seconds=sampling.seconds if sampling.rounds is None else None,
+            seconds=budget.seconds if budget.rounds is None else None,
             looks=self.enough is None,
         )
 
     def _reloading(self, cells: int) -> bool:
         """Whether to load anew for every chunk: tried once; fewer chunks where it takes long."""
-        sampling = self._sampling
-        if not sampling.reload or self._builds > 1 or self._chunks < FEWEST_LOADS:
+        budget = self._budget
+        if not budget.reload or self._builds > 1 or self._chunks < FEWEST_LOADS:
             return False
         begin = time.monotonic()
         self._reload(backwards=False)
-        if sampling.rounds is not None:
+        if budget.rounds is not None:
             return True
         taken = max(time.monotonic() - begin, 1e-3)
-        self._chunks = min(self._chunks, int(_LOADING * sampling.seconds * cells / taken))
+        self._chunks = min(self._chunks, int(_LOADING * budget.seconds * cells / taken))
         if self._chunks >= FEWEST_LOADS:
             return True
         self._chunks = CHUNKS
@@ -178,7 +191,7 @@ class _Session:
         for arm in reversed(arms) if backwards else arms:
             arm.load()
 
-    def _take_chunk(self, rows: list[Row], number: int, *, reloading: bool) -> None:
+    def _take_chunk(self, rows: list[MeasuredRow], number: int, *, reloading: bool) -> None:
         missing = []
         for row in rows:
             known = find_chunk(self._store, row.cell, number)
@@ -195,7 +208,7 @@ class _Session:
             keep_chunk(self._store, row.cell, number, chunk)
             row.add(chunk)
 
-    def _chunk(self, row: Row, number: int, *, reloading: bool) -> Chunk:
+    def _chunk(self, row: MeasuredRow, number: int, *, reloading: bool) -> Chunk:
         probes = [arm.probe(row.cell) for arm in self._arms.values()]
         warm = self._warm_up(probes, row.cell, number)
         calls = row.chunks[0].calls if row.chunks else calls_per_visit(warm.call_ms)
@@ -217,25 +230,25 @@ class _Session:
             dropped=dropped,
         )
 
-    def _warm_up(self, probes: Sequence[Probe], cell: Cell, number: int) -> Warmup:
-        sampling = self._sampling
-        longest = sampling.warmup_seconds
+    def _warm_up(self, probes: Sequence[Probe], cell: TimedCell, number: int) -> Warmup:
+        budget = self._budget
+        longest = budget.warmup_seconds
         if number:  # the model's files, the threads and the processor are warm by then
-            longest = min(longest, sampling.seconds / self._chunks)
+            longest = min(longest, budget.seconds / self._chunks)
         found = warm_up(probes, seconds=longest, clock=self._clocks.now)
         if not found.stable and not number:
             self._progress.say(f"{cell}: times had not settled after {found.calls} warm-up calls")
         return found
 
-    def _wanted(self, row: Row, number: int, call_ms: float, calls: int) -> int:
+    def _wanted(self, row: MeasuredRow, number: int, call_ms: float, calls: int) -> int:
         """Rounds in a chunk."""
-        sampling = self._sampling
-        if sampling.rounds is not None:
-            return rounds_of_chunks(sampling.rounds, self._chunks, self._builds)[number]
+        budget = self._budget
+        if budget.rounds is not None:
+            return rounds_of_chunks(budget.rounds, self._chunks, self._builds)[number]
         if row.chunks:
             return len(row.chunks[0].times_ms)
         round_ms = call_ms * calls_of_round(len(self._arms), calls)
-        return max(1, round(sampling.seconds * 1000 / self._chunks / max(round_ms, 1e-3)))
+        return max(1, round(budget.seconds * 1000 / self._chunks / max(round_ms, 1e-3)))
 
     def _rounds(self, rounds: Rounds, wanted: int, label: str) -> tuple[list[Times], int]:
         taken: list[Times] = []

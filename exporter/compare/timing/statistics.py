@@ -31,14 +31,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import FEWEST_ROUNDS, LatencySamples, NoiseFloor, Speedup, VerdictWord
-from exporter.compare.quality.bootstrap import expanded_level
+from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, LatencySamples, Speedup
+from exporter.compare.quality.intervals import expanded_level
 from exporter.models.ablation.ratios import ratio_std_error
 
 Milliseconds = NDArray[np.float64]
 
-THRESHOLD = 0.01
-"""Below one percent a difference counts as none."""
+TURNS = 2
+"""Of each arm in a round."""
 
 _TRIM = 0.25
 _MANY_GROUPS = 8  # fewer can't tell whether they differ
@@ -108,7 +108,7 @@ def log_ratios(
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SpeedupEstimate:
     """A log speedup and how sure it is.
 
     Attributes:
@@ -131,14 +131,19 @@ class Estimate:
         low, high = self.log_ratio - reach, self.log_ratio + reach
         return math.exp(max(low, -700.0)), math.exp(min(high, 700.0))
 
-    def speedup(self, confidence: float = _CONFIDENCE) -> Speedup:
-        """The ratio with its t interval."""
-        return Speedup(ratio=math.exp(self.log_ratio), ci95=self.interval(confidence))
+    @property
+    def ratio(self) -> float:
+        """The speedup: above 1 the candidate is faster."""
+        return math.exp(self.log_ratio)
+
+    def speedup(self) -> Speedup:
+        """The ratio with its 95 % t interval."""
+        return Speedup(ratio=self.ratio, ci95=self.interval())
 
 
 def estimate(
     ratios: NDArray[np.float64], *, groups: int = 1, alternating: bool = False
-) -> Estimate:
+) -> SpeedupEstimate:
     """The log speedup of rounds.
 
     Args:
@@ -162,7 +167,7 @@ def estimate(
     found = within if groups == 1 else _pooled(_mean_of(list(map(_between, parts))), within, groups)
     error = math.sqrt(found.variance)
     # Zero for times that agree to the last bits of a double.
-    return Estimate(centre, 0.0 if error < 1e-13 else error, found.degrees)
+    return SpeedupEstimate(centre, 0.0 if error < 1e-13 else error, found.degrees)
 
 
 @dataclass(frozen=True)
@@ -289,7 +294,7 @@ def paired_speedup(
     low, high = np.exp(np.quantile(drawn, [outside, 1 - outside]))
     wide = found.interval()
     low, high = min(low, wide[0]), max(high, wide[1])
-    return Speedup(ratio=math.exp(found.log_ratio), ci95=(float(low), float(high)))
+    return Speedup(ratio=found.ratio, ci95=(float(low), float(high)))
 
 
 def _resampled(
@@ -309,13 +314,7 @@ def _resampled(
     return np.concatenate(found)
 
 
-def unpaired_speedup(
-    baseline_ms: Milliseconds,
-    candidate_ms: Milliseconds,
-    *,
-    groups: tuple[int, int] = (1, 1),
-    confidence: float = _CONFIDENCE,
-) -> Speedup:
+def unpaired_estimate(baseline_ms: Milliseconds, candidate_ms: Milliseconds) -> SpeedupEstimate:
     """The speedup of two arms that were timed in sessions of their own, such as of two reports.
 
     Rounds can't be paired, so each session's own drift is part of the spread: the interval is
@@ -324,87 +323,62 @@ def unpaired_speedup(
     Args:
         baseline_ms: ``[rounds, calls]``.
         candidate_ms: ``[other rounds, other calls]``.
-        groups: Each arm's parts, see :func:`estimate`.
-        confidence: Of the interval, which goes by ``ci95`` all the same.
 
     Raises:
         ValueError: Times that aren't positive and finite, or fewer than two rounds.
     """
     first, second = (
-        estimate(log_ratios(times, np.ones_like(times)), groups=parts)
-        for times, parts in zip((baseline_ms, candidate_ms), groups, strict=True)
+        estimate(log_ratios(times, np.ones_like(times))) for times in (baseline_ms, candidate_ms)
     )
     variances = first.std_error**2, second.std_error**2
     parts = sum(v**2 / e.degrees for v, e in zip(variances, (first, second), strict=True))
     degrees = sum(variances) ** 2 / parts if parts else min(first.degrees, second.degrees)
-    joint = Estimate(first.log_ratio - second.log_ratio, math.sqrt(sum(variances)), degrees)
-    return joint.speedup(confidence)
+    error = math.sqrt(sum(variances))
+    return SpeedupEstimate(first.log_ratio - second.log_ratio, error, degrees)
 
 
-@dataclass(frozen=True)
-class Chances:
-    """How often a word may be wrong.
+def times_of(row: LatencyRow) -> dict[str, LatencySamples]:
+    """All arms' times of a recorded row, by name."""
+    return {"baseline": row.baseline, "candidate": row.candidate, **row.references}
 
-    Attributes:
-        equal: That equal arms are called ``faster`` or ``slower``, both sides together.
-        threshold: That arms which differ by just the threshold are called anything, both sides
-            together: each word is a claim about one side, and wrong there in half as many cases.
+
+def estimate_between(
+    row: LatencyRow, first: str = "baseline", second: str = "candidate"
+) -> SpeedupEstimate:
+    """How much faster one arm of a recorded row is than another.
+
+    Args:
+        row: Timed here, not imported. For an interval that counts loads, both arms were loaded
+            anew when the first two were.
+        first: The name of the arm that is to be beaten.
+        second: The other's.
+
+    Raises:
+        ValueError: The row's samples don't fall into its rounds and their turns.
     """
-
-    equal: float = 0.006
-    threshold: float = 0.1
+    return estimate(ratios_between(row, first, second), **_grouping(row))
 
 
-ONE_LOOK = Chances()
+def ratios_between(
+    row: LatencyRow, first: str = "baseline", second: str = "candidate"
+) -> NDArray[np.float64]:
+    """The log ratios of a recorded row's turns, see :func:`log_ratios`."""
+    return log_ratios(*_rounds(row, first, second), turns=TURNS)
 
 
-def judge(
-    found: Estimate,
-    *,
-    rounds: int,
-    threshold: float = THRESHOLD,
-    noise_floor: NoiseFloor | None = None,
-    chances: Chances = ONE_LOOK,
-) -> VerdictWord:
-    """The verdict on an estimate: significance and size together.
-
-    ``faster`` and ``slower`` need three things: the interval lies beyond the threshold
-    (``chances.threshold``), a stricter one excludes equal arms (``chances.equal``), and the ratio
-    is beyond the noise floor. ``same``: the interval lies within the threshold.
-    """
-    bounds = found.interval(1 - chances.threshold)
-    ratio = Speedup(ratio=math.exp(found.log_ratio), ci95=bounds)
-    word = verdict(ratio, rounds=rounds, threshold=threshold, noise_floor=noise_floor)
-    low, high = found.interval(1 - chances.equal)
-    return "inconclusive" if word in ("faster", "slower") and low <= 1 <= high else word
+def speedup_between(row: LatencyRow, first: str = "baseline", second: str = "candidate") -> Speedup:
+    """The same, with its interval as the row's own speedup has it."""
+    return paired_speedup(*_rounds(row, first, second), seed=0, turns=TURNS, **_grouping(row))
 
 
-def verdict(
-    speedup: Speedup,
-    *,
-    rounds: int,
-    threshold: float = THRESHOLD,
-    noise_floor: NoiseFloor | None = None,
-) -> VerdictWord:
-    """One word for a speedup, by where its whole interval lies.
-
-    ``faster``: all of it above ``1 + threshold``, and the ratio above the noise floor. ``slower``:
-    all of it below ``1 / (1 + threshold)``, and the ratio beyond the noise floor. ``same``: all of
-    it between the two. Otherwise ``inconclusive``: the measurement was too short or the machine too
-    busy to tell. With fewer than ``FEWEST_ROUNDS`` rounds it is always ``inconclusive``.
-    """
-    if rounds < FEWEST_ROUNDS:
-        return "inconclusive"
-    low, high = speedup.ci95
-    if low > 1 + threshold:
-        return "inconclusive" if within(noise_floor, speedup) else "faster"
-    if high < 1 / (1 + threshold):
-        return "inconclusive" if within(noise_floor, speedup) else "slower"
-    if 1 / (1 + threshold) <= low and high <= 1 + threshold:
-        return "same"
-    return "inconclusive"
+def _rounds(row: LatencyRow, *names: str) -> list[Milliseconds]:
+    times = times_of(row)
+    return [as_rounds(times[name], row.rounds) for name in names]
 
 
-def within(noise_floor: NoiseFloor | None, speedup: Speedup) -> bool:
-    """Whether a speedup is no larger than what equal arms gave; not where nothing was measured."""
-    return noise_floor is not None and max(speedup.ratio, 1 / speedup.ratio) <= noise_floor.ratio
+def _grouping(row: LatencyRow) -> dict[str, Any]:
+    several = row.builds > 1
+    return {
+        "groups": row.builds if several else row.loads,
+        "alternating": row.loads > 1 and not several,
+    }

@@ -1,30 +1,118 @@
-"""Arms of one or several builds, of which one is loaded at a time."""
+"""What is timed: arms that can be loaded, and a call of each that says how long it took."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from exporter.compare.timing.probe import CallProbe, Cell, Probe
+from exporter.artifacts import TimedPhase
+from exporter.compare.timing.clock import Clock
 from exporter.engines.inputs import Shape, make_inputs, random_tokens
-from exporter.engines.runners.base import Runner
+from exporter.engines.runners.base import BoundCall, Runner
+
+Sample = tuple[float, ...]
+"""Milliseconds of one call: one number for each phase that the cell is timed for."""
+
+
+class TimedCell(Protocol):
+    """One cell of the grid, and the rows that it gives."""
+
+    @property
+    def phases(self) -> tuple[TimedPhase, ...]:
+        """A row each, in the order of a sample's numbers."""
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+
+    @property
+    def sequence_length(self) -> int:
+        """New tokens of a run, or the prompt's."""
+
+    @property
+    def past_length(self) -> int:
+        """Tokens in the cache before."""
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that are generated."""
+
+
+class Probe(Protocol):
+    """One arm bound to one cell of the grid."""
+
+    def sample(self, clock: Clock) -> Sample:
+        """Runs once.
+
+        Raises:
+            BackendError: The run fails.
+        """
+
+
+class TimedArm(Protocol):
+    """An arm of one or several builds; one of them is loaded when it is handed over."""
+
+    @property
+    def builds(self) -> int:
+        """How many builds it has."""
+
+    def load(self) -> None:
+        """Loads it anew, after :meth:`unload`."""
+
+    def unload(self) -> None:
+        """Gives back what it holds."""
+
+    def use_build(self, number: int) -> None:
+        """Times this one of its builds from now on; an arm of fewer begins again."""
+
+    def probe(self, cell: TimedCell) -> Probe:
+        """Binds it to a cell.
+
+        Raises:
+            BackendError: A first run fails.
+            ComparisonError: An input's meaning isn't known.
+        """
+
+
+class CallProbe:
+    """A bound call, timed by the host's clock or, where it can tell, by the device's."""
+
+    def __init__(self, call: BoundCall) -> None:
+        self._run, self._device_ms = call.run, call.device_ms
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the device's own clock is read."""
+        return self._device_ms is not None
+
+    def sample(self, clock: Clock) -> Sample:
+        """Runs once; see :class:`Probe`."""
+        run = self._run
+        begin = clock()
+        run()
+        end = clock()
+        if self._device_ms is not None:
+            return (self._device_ms(),)
+        return ((end - begin) / 1e6,)
+
+
+def clock_of(probes: Sequence[Probe]) -> Literal["host", "device"]:
+    """``device`` where all arms are timed by the device, else ``host``."""
+    return "device" if all(getattr(probe, "on_device", False) for probe in probes) else "host"
 
 
 class Loadable(Protocol):
     """A build: it holds its weights between ``__enter__`` and ``__exit__``."""
 
-    def __enter__(self) -> Any:
-        """Loads it."""
-
-    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None:
-        """Frees it."""
+    def __enter__(self) -> Any: ...
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
 
 
 _B = TypeVar("_B", bound=Loadable)
 
 
 class Builds(Generic[_B]):
-    """What every :class:`~exporter.compare.timing.probe.Subject` does with its builds.
+    """What every :class:`TimedArm` does with its builds.
 
     Args:
         builds: Of the same model. One is loaded at a time: each holds the weights.
@@ -61,7 +149,7 @@ class Builds(Generic[_B]):
         self.current.__exit__(None, None, None)
 
 
-class RunnerSubject(Builds[Runner]):
+class RunnerArm(Builds[Runner]):
     """An arm whose runs are single runs of a graph.
 
     Args:
@@ -74,7 +162,7 @@ class RunnerSubject(Builds[Runner]):
         super().__init__(builds)
         self._vocabulary = vocabulary
 
-    def probe(self, cell: Cell) -> Probe:
+    def probe(self, cell: TimedCell) -> Probe:
         """Binds the same random tokens for every arm."""
         if not isinstance(cell, Shape):
             raise TypeError(f"{cell} is no run of a graph")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from exporter.compare.timing.clock import Clock
-from exporter.compare.timing.probe import Probe
+from exporter.compare.timing.subjects import Probe
 
 _AGREEMENT = 0.05  # windows that differ by less have settled
 _AGREEING_WINDOWS = 3

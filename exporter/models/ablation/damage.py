@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from exporter.models.ablation.ratios import Floats, ratio, ratio_std_error
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,57 +70,3 @@ def joined(parts: list[Damage]) -> Damage:
     """The damage over several batches of samples."""
     names = Damage.__dataclass_fields__
     return Damage(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
-
-
-class Reference:
-    """The whole model's distributions for a batch, and what cut ones are held against.
-
-    Args:
-        logits: Of the whole model, ``[batch, positions, vocabulary]``.
-        targets: The next tokens, ``[batch, positions]``.
-        mask: Where there is a next token, ``[batch, positions]``, boolean.
-    """
-
-    def __init__(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> None:
-        log_p = logits.float().log_softmax(-1)
-        self._mask, self._targets = mask, targets
-        self._nll = -_at(log_p, targets)
-        self._likeliest = log_p.argmax(-1)
-        self._p = log_p.exp()
-        self._entropy_term = (self._p * log_p).nan_to_num(nan=0.0).sum(-1)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the probabilities, in bytes."""
-        return self._p.numel() * self._p.element_size()
-
-    def damage(self, logits: torch.Tensor) -> Damage:
-        """Holds a cut model's logits against this; ``[batch, positions, vocabulary]``."""
-        import torch
-
-        wide = logits.float()
-        normaliser = wide.logsumexp(-1)
-        # sum p (log p - log q) with log q = logits - normaliser: q itself is never written.
-        cross = torch.linalg.vecdot(self._p, wide)
-        if bool(cross.isnan().any()):  # 0 times -inf: tokens that a model rules out
-            cross = torch.where(self._p == 0, 0.0, self._p * wide).sum(-1)
-        kl = self._entropy_term - cross + normaliser
-        nll = normaliser - _at(wide, self._targets)
-        return Damage(
-            positions=self._summed(torch.ones_like(nll)),
-            kl_sums=self._summed(kl.clamp(min=0.0)),
-            nll_sums=self._summed(nll),
-            baseline_nll_sums=self._summed(self._nll),
-            agreements=self._summed((wide.argmax(-1) == self._likeliest).float()),
-        )
-
-    def _summed(self, values: torch.Tensor) -> Floats:
-        import torch
-
-        kept = torch.where(self._mask, values.double(), 0.0)
-        sums: Floats = kept.sum(-1).cpu().numpy()
-        return sums
-
-
-def _at(values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return values.gather(-1, targets[..., None])[..., 0]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from exporter.errors import ScoringError
 from exporter.models.ablation.branch_replacements import BranchReplacements
-from exporter.models.ablation.damage import Damage, Reference, joined
+from exporter.models.ablation.damage import Damage, joined
+from exporter.models.ablation.divergences import Reference
 from exporter.models.ablation.streams import StreamRunner
 from exporter.models.texts.batches import Batch, batches_of
 from exporter.progress import QUIET, Progress

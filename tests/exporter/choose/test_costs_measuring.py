@@ -21,7 +21,7 @@ from exporter.choose.costs import (
 )
 from exporter.choose.costs.grouping import Treatment, groups_of, treatments
 from exporter.choose.costs.measuring import measure_on
-from exporter.compare.timing.probe import CallProbe, Cell, Probe
+from exporter.compare.timing.subjects import CallProbe, Probe, TimedCell
 from exporter.engines.runners.base import BoundCall
 from exporter.errors import CostError, SurgeryError, UsageError
 
@@ -63,7 +63,7 @@ class CostlyArm(VirtualArm):
 
     treatment: Treatment | None = None
 
-    def probe(self, cell: Cell) -> Probe:
+    def probe(self, cell: TimedCell) -> Probe:
         call_ms = self._call_ms(cell.phases[0])
 
         def call() -> None:

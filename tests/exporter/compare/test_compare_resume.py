@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions, TimingOptions, compare
 from exporter.compare.kept import forget
 from exporter.compare.latency import Timed
-from exporter.compare.timing.chunk import Chunk, find_chunk, keep_chunk
+from exporter.compare.timing.measuring import TimingBudget
+from exporter.compare.timing.rounds import Chunk, find_chunk, keep_chunk
 from exporter.engines.inputs import Shape
 from exporter.errors import ComparisonError, UsageError
 
@@ -40,11 +42,9 @@ OPTIONS = CompareOptions(
 @pytest.fixture(autouse=True)
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept is in question here, not how settled it is."""
-    sampling = exporter.compare.latency._sampling
     monkeypatch.setattr(
-        exporter.compare.latency, "_sampling",
-        lambda pair: replace(sampling(pair), warmup_seconds=0.1),
-    )  # fmt: skip
+        exporter.compare.latency, "TimingBudget", partial(TimingBudget, warmup_seconds=0.1)
+    )
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_what_was_found_of_the_answers_is_not_measured_again(
     with monkeypatch.context() as patch:
         for name in ("accuracy.generation_agreements", "task_answers._scores"):
             patch.setattr(f"exporter.compare.{name}", stop)
-        patch.setattr("exporter.compare.quality.agreement.compare_predictions", stop)
+        patch.setattr("exporter.compare.accuracy.compare_predictions", stop)
         assert compare(*judged, options, resume=out).accuracy == fresh
 
 
@@ -179,7 +179,7 @@ def test_answers_to_another_question_are_measured_anew(
         first, *rest = lines(out)
         broken = json.dumps({**json.loads(first), "value": [{"tokens": 1}]})
         (out / ".depthcut" / "comparison.jsonl").write_text("\n".join([broken, *rest, ""]))
-    monkeypatch.setattr("exporter.compare.quality.agreement.compare_predictions", stop)
+    monkeypatch.setattr("exporter.compare.accuracy.compare_predictions", stop)
     with pytest.raises(KeyboardInterrupt):
         compare(*judged, options, resume=out)
 

@@ -15,7 +15,7 @@ from tiny_lm import write_tiny_lm, write_tokenizer
 from exporter.artifacts import ComparisonReport, QuantizationRecord
 from exporter.compare import CompareOptions, compare
 from exporter.compare.latency import Timed
-from exporter.compare.timing.recorded import speedup_between
+from exporter.compare.timing.statistics import speedup_between
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UnsafeInputError
 

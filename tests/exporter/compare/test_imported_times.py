@@ -13,7 +13,7 @@ from tiny_lm import write_tiny_lm
 
 from exporter.artifacts import ComparisonReport
 from exporter.compare import compare
-from exporter.compare.imported_times import read_times
+from exporter.compare.imported import read_times
 from exporter.errors import ComparisonError
 from tests.made_reports import as_markdown, as_text
 

@@ -15,8 +15,8 @@ import pytest
 from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.cli import run
+from exporter.compare.tasks.choosing import evaluate
 from exporter.compare.tasks.items import read_task
-from exporter.compare.tasks.multiple_choice import evaluate
 from exporter.compare.tasks.opening import open_scorer
 from exporter.errors import TaskError
 

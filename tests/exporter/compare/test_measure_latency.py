@@ -26,14 +26,12 @@ from exporter.compare.timing.clock import (
     no_garbage_collection,
     timer_overhead_ns,
 )
-from exporter.compare.timing.measuring import Sampling, measure_rows
-from exporter.compare.timing.noise import noise_floor
-from exporter.compare.timing.probe import CallProbe
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.rounds import Rounds
-from exporter.compare.timing.row import Row
-from exporter.compare.timing.statistics import ONE_LOOK, as_rounds, estimate, log_ratios
-from exporter.compare.timing.stopping import CHUNKS, Looks
-from exporter.compare.timing.subjects import RunnerSubject
+from exporter.compare.timing.row import MeasuredRow
+from exporter.compare.timing.statistics import as_rounds, estimate, log_ratios
+from exporter.compare.timing.subjects import CallProbe, RunnerArm
+from exporter.compare.timing.verdict import CHUNKS, ONE_LOOK, SequentialTest, noise_floor
 from exporter.compare.timing.warmup import warm_up
 from exporter.engines.inputs import Shape, has_cache, make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall
@@ -49,7 +47,7 @@ def imported() -> None:
     importlib.import_module("scipy.stats")
 
 
-SHORT = Sampling(rounds=2, warmup_seconds=0.5)
+SHORT = TimingBudget(rounds=2, warmup_seconds=0.5)
 
 
 class FakeClock(VirtualTime):
@@ -150,7 +148,7 @@ def test_garbage_collection_is_off_in_the_block_and_on_again() -> None:
     assert gc.isenabled()
 
 
-def measured(sampling: Sampling, **kind: Any) -> LatencyRow:
+def measured(sampling: TimingBudget, **kind: Any) -> LatencyRow:
     noise = kind.pop("noise", Quiet())
     time, arms = virtual_pair(noise, **kind)
     (row,) = measure_rows(arms, [VirtualCell()], sampling, clocks=time.clocks)
@@ -161,7 +159,7 @@ def measured(sampling: Sampling, **kind: Any) -> LatencyRow:
     ("factor", "word"), [(1.0, "same"), (1.05, "slower"), (0.9, "faster"), (1.012, "slower")]
 )
 def test_on_a_quiet_machine_a_look_is_enough(factor: float, word: str) -> None:
-    row = measured(Sampling(), slowdown=factor)
+    row = measured(TimingBudget(), slowdown=factor)
     assert (row.verdict, row.stopped) == (word, "narrow")
     assert row.seconds == pytest.approx(60 * 6 / CHUNKS, rel=0.1)
     assert row.loads == 6
@@ -181,7 +179,7 @@ def test_what_was_there_before_is_not_looked_through_again() -> None:
 
 
 def test_a_budget_too_short_for_a_verdict_is_said() -> None:
-    row = measured(Sampling(seconds=2), slowdown=1.03, noise=BusyMachine(0, scatter=0.2))
+    row = measured(TimingBudget(seconds=2), slowdown=1.03, noise=BusyMachine(0, scatter=0.2))
     assert (row.verdict, row.stopped) == ("inconclusive", "budget")
     assert row.verdict_interval is not None
     assert row.verdict_interval[0] < row.speedup.ratio < row.verdict_interval[1]
@@ -189,7 +187,7 @@ def test_a_budget_too_short_for_a_verdict_is_said() -> None:
 
 @pytest.mark.parametrize("reload", [True, False])
 def test_a_budget_shorter_than_one_round_takes_two_and_settles_nothing(reload: bool) -> None:
-    row = measured(Sampling(seconds=0.05, reload=reload), slowdown=1.5)
+    row = measured(TimingBudget(seconds=0.05, reload=reload), slowdown=1.5)
     assert (row.verdict, row.stopped) == ("inconclusive", "budget")
     assert row.rounds == 2
     assert row.seconds > 0.05
@@ -198,7 +196,7 @@ def test_a_budget_shorter_than_one_round_takes_two_and_settles_nothing(reload: b
 def test_a_number_of_rounds_is_taken_as_it_was_asked_for() -> None:
     asked = ((2, 1), (5, 1), (6, 6), (7, 7), (13, 13), (17, 16), (32, 16), (34, 16), (37, 16))
     for rounds, loads in asked:
-        row = measured(Sampling(rounds=rounds))
+        row = measured(TimingBudget(rounds=rounds))
         assert (row.rounds, row.loads, row.stopped) == (rounds, loads, "rounds")
 
 
@@ -208,7 +206,7 @@ def test_several_builds_share_the_rounds_that_were_asked_for(rounds: int, builds
     time = VirtualTime()
     arms = {"baseline": VirtualArm(time, 20.0, Quiet()), "candidate": Builds(time, 20.0, Quiet())}
     arms["candidate"].builds = builds
-    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=rounds), clocks=time.clocks)
+    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(rounds=rounds), clocks=time.clocks)
     assert (row.rounds, row.builds, row.loads) == (rounds, min(builds, rounds), 1)
     by_build = np.array_split(as_rounds(row.candidate, rounds), row.builds)
     for times, expected in zip(by_build, [20.0, 22.0, 20.0], strict=False):
@@ -218,7 +216,7 @@ def test_several_builds_share_the_rounds_that_were_asked_for(rounds: int, builds
 def test_rounds_that_divide_into_no_equal_parts_tell_how_loads_differ() -> None:
     """17 rounds were one part once, and its interval knew one load of each arm."""
     kind: dict[str, Any] = {"lottery": 0.05, "later": 0.1}
-    rows = [measured(Sampling(rounds=17), seed=seed, **kind) for seed in range(8)]
+    rows = [measured(TimingBudget(rounds=17), seed=seed, **kind) for seed in range(8)]
     assert all(row.speedup.ci95[0] < 1 < row.speedup.ci95[1] for row in rows)
 
 
@@ -235,7 +233,7 @@ class Heard(progress.Quiet):
 
 def test_no_part_is_counted_beyond_the_most() -> None:
     time, arms = virtual_pair(Quiet())
-    heard, sampling = Heard(), Sampling(seconds=2.5, reload=False)
+    heard, sampling = Heard(), TimingBudget(seconds=2.5, reload=False)
     measure_rows(
         arms, [VirtualCell()], sampling, clocks=time.clocks, progress=heard, enough=lambda _: False
     )
@@ -247,9 +245,9 @@ def test_no_part_is_counted_beyond_the_most() -> None:
 
 def test_equal_arms_that_loading_makes_unlike_are_not_told_apart() -> None:
     kind: dict[str, Any] = {"lottery": 0.05, "later": 0.1}
-    words = Counter(measured(Sampling(), seed=n, **kind).verdict for n in range(8))
+    words = Counter(measured(TimingBudget(), seed=n, **kind).verdict for n in range(8))
     assert words["faster"] + words["slower"] == 0, words
-    once = Counter(measured(Sampling(reload=False), seed=n, **kind).verdict for n in range(8))
+    once = Counter(measured(TimingBudget(reload=False), seed=n, **kind).verdict for n in range(8))
     assert once["faster"] + once["slower"] >= 6, once
 
 
@@ -260,7 +258,7 @@ def test_arms_are_loaded_in_turns_the_other_way_round() -> None:
     def look() -> None:
         seen.append(arms["baseline"].loads[0] is arms["baseline"])
 
-    measure_rows(arms, [VirtualCell()], Sampling(), clocks=time.clocks, after_chunk=look)
+    measure_rows(arms, [VirtualCell()], TimingBudget(), clocks=time.clocks, after_chunk=look)
     assert seen == [True, False] * 3
 
 
@@ -279,7 +277,7 @@ def test_builds_take_turns_and_their_rounds_stand_together() -> None:
         "baseline": VirtualArm(time, 20.0, Quiet()),
         "candidate": Builds(time, 20.0, Quiet()),
     }
-    (row,) = measure_rows(arms, [VirtualCell()], Sampling(seconds=9), clocks=time.clocks)
+    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(seconds=9), clocks=time.clocks)
     assert (row.builds, row.loads, row.stopped) == (3, 1, "budget")
     candidate = as_rounds(row.candidate, row.rounds)
     by_build = candidate.reshape(3, -1)
@@ -291,7 +289,7 @@ def test_builds_take_turns_and_their_rounds_stand_together() -> None:
 def test_references_are_timed_in_the_same_rounds() -> None:
     time, arms = virtual_pair(Quiet(), slowdown=0.5, call_ms=30)
     arms["torch"] = VirtualArm(time, 60.0, Quiet())
-    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=6), clocks=time.clocks)
+    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(rounds=6), clocks=time.clocks)
     assert row.references["torch"].median_ms == 60.0
     assert len(row.references["torch"].samples_ms) == len(row.baseline.samples_ms) == 12
 
@@ -317,7 +315,7 @@ def test_equal_arms_differ_by_more_than_the_noise_floor_in_hardly_any_session() 
 
 def test_looks_spend_no_more_than_one_look_might() -> None:
     for chunks in (6, 7, 10, CHUNKS):
-        looks = Looks(chunks)
+        looks = SequentialTest(chunks)
         spent = [looks.spend(n) for n in range(1, chunks) if looks.due(n)] + [looks.rest()]
         assert sum(each.equal for each in spent) == pytest.approx(ONE_LOOK.equal, rel=1e-9)
         assert sum(each.threshold for each in spent) == pytest.approx(0.1, rel=1e-9)
@@ -339,7 +337,7 @@ class Jumping:
 def test_rounds_in_which_the_clock_jumps_are_dropped_and_counted(jump_ns: int) -> None:
     time, arms = virtual_pair(Quiet(), slowdown=1.2)
     clocks = Clocks(now=Jumping(time, jump_ns, every=41), witness=time)
-    (row,) = measure_rows(arms, [VirtualCell()], Sampling(rounds=96), clocks=clocks)
+    (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(rounds=96), clocks=clocks)
     assert 5 <= row.dropped_rounds <= 45
     assert row.rounds == 96
     assert set(row.baseline.samples_ms) == {29.0}
@@ -369,29 +367,29 @@ def test_the_timer_s_own_cost_is_measured() -> None:
 
 
 class Kept:
-    """A memory that may be cut short."""
+    """A store that may be cut short."""
 
     def __init__(self) -> None:
         self.chunks: dict[int, Any] = {}
 
-    def recall(self, cell: object, number: int) -> Any:
-        return self.chunks.get(number)
+    def find(self, name: str) -> Any:
+        return self.chunks.get(int(name.rpartition("#")[2]))
 
-    def keep(self, cell: object, number: int, chunk: Any) -> None:
-        self.chunks[number] = chunk
+    def keep(self, name: str, value: Any) -> None:
+        self.chunks[int(name.rpartition("#")[2])] = value
 
 
 def test_what_was_kept_is_not_timed_again() -> None:
     memory = Kept()
     time, arms = virtual_pair(BusyMachine(3))
-    options: dict[str, Any] = {"memory": memory, "clocks": time.clocks}
-    first = measure_rows(arms, [VirtualCell()], Sampling(), **options)
+    options: dict[str, Any] = {"store": memory, "clocks": time.clocks}
+    first = measure_rows(arms, [VirtualCell()], TimingBudget(), **options)
     spent = time.now_ns
-    assert measure_rows(arms, [VirtualCell()], Sampling(), **options) == first
+    assert measure_rows(arms, [VirtualCell()], TimingBudget(), **options) == first
     assert time.now_ns == spent
     for number in list(memory.chunks)[3:]:
         del memory.chunks[number]
-    (again,) = measure_rows(arms, [VirtualCell()], Sampling(), **options)
+    (again,) = measure_rows(arms, [VirtualCell()], TimingBudget(), **options)
     kept = 3 * again.rounds // again.loads * 2
     assert again.baseline.samples_ms[:kept] == first[0].baseline.samples_ms[:kept]
     assert again.baseline.samples_ms[kept:] != first[0].baseline.samples_ms[kept:]
@@ -401,12 +399,12 @@ def test_what_was_kept_is_not_timed_again() -> None:
 def test_a_row_that_goes_on_loads_its_arms_as_it_began(reload: bool) -> None:
     memory = Kept()
     time, arms = virtual_pair(BusyMachine(3))
-    options: dict[str, Any] = {"memory": memory, "clocks": time.clocks}
-    begun = Sampling(rounds=32, reload=reload)
+    options: dict[str, Any] = {"store": memory, "clocks": time.clocks}
+    begun = TimingBudget(rounds=32, reload=reload)
     (first,) = measure_rows(arms, [VirtualCell()], begun, **options)
     for number in list(memory.chunks)[3:]:
         del memory.chunks[number]
-    going_on = Sampling(rounds=32, reload=not reload)  # as if loading had got faster or slower
+    going_on = TimingBudget(rounds=32, reload=not reload)  # as if loading had got faster or slower
     (again,) = measure_rows(arms, [VirtualCell()], going_on, **options)
     assert again.loads == first.loads == (16 if reload else 1)
     assert again.rounds == 32
@@ -422,8 +420,8 @@ def test_a_real_row_with_a_candidate_of_fewer_caches(tmp_path: Path, shape: Shap
     ]
     first, second = (OnnxRuntimeRunner(model, threads=1) for model in models)
     with first, second:
-        arms = {"a": RunnerSubject([first], 32), "b": RunnerSubject([second], 32)}
-        (row,) = measure_rows(arms, [shape], Sampling(rounds=6, warmup_seconds=0.5))
+        arms = {"a": RunnerArm([first], 32), "b": RunnerArm([second], 32)}
+        (row,) = measure_rows(arms, [shape], TimingBudget(rounds=6, warmup_seconds=0.5))
     assert (row.phase, row.batch) == (shape.phase, shape.batch)
     assert (row.sequence_length, row.past_length) == (shape.sequence_length, shape.past_length)
     assert (row.rounds, row.loads, row.clock) == (6, 6, "host")
@@ -480,8 +478,8 @@ def test_one_build_of_each_arm_is_loaded_at_a_time(tmp_path: Path) -> None:
     arm = ComparedArm(tuple(many), find_model(model), facts)
     other = OnnxRuntimeRunner(model, threads=1)
     with arm.running(), other:
-        arms = {"a": RunnerSubject(many, 32), "b": RunnerSubject([other], 32)}
-        (row,) = measure_rows(arms, [Shape("prefill", 1, 4)], Sampling(rounds=6))
+        arms = {"a": RunnerArm(many, 32), "b": RunnerArm([other], 32)}
+        (row,) = measure_rows(arms, [Shape("prefill", 1, 4)], TimingBudget(rounds=6))
     assert row.builds == 3
     assert CountedRunner.most == 1
     assert all(CountedRunner.loads[id(runner)] for runner in many)
@@ -495,7 +493,7 @@ def test_whichever_build_is_loaded_when_it_fails_is_left(tmp_path: Path) -> None
 
     def fail() -> None:
         with arm.running():
-            RunnerSubject(many, 32).use_build(1)
+            RunnerArm(many, 32).use_build(1)
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -507,11 +505,11 @@ def test_rows_end_together_when_someone_has_enough() -> None:
     time, arms = virtual_pair(Quiet(), slowdown=0.8)
     cells, asked = [VirtualCell(past_length=128), VirtualCell(past_length=256)], []
 
-    def enough(rows: Sequence[Row]) -> bool:
+    def enough(rows: Sequence[MeasuredRow]) -> bool:
         asked.append([len(row.chunks) for row in rows])
         return len(asked) == 3
 
-    sampling = Sampling(seconds=60, reload=False)
+    sampling = TimingBudget(seconds=60, reload=False)
     rows = measure_rows(arms, cells, sampling, clocks=time.clocks, enough=enough)
     assert asked == [[1, 1], [2, 2], [3, 3]]
     assert [row.stopped for row in rows] == ["narrow", "narrow"]

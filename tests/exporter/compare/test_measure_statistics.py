@@ -9,18 +9,16 @@ import pytest
 
 from exporter.artifacts import FEWEST_ROUNDS, NoiseFloor, Speedup
 from exporter.compare.timing.statistics import (
-    Chances,
-    Estimate,
     Milliseconds,
+    SpeedupEstimate,
     as_rounds,
     estimate,
-    judge,
     log_ratios,
     paired_speedup,
     summarize,
-    unpaired_speedup,
-    verdict,
+    unpaired_estimate,
 )
+from exporter.compare.timing.verdict import ErrorBudget, verdict, verdict_of_interval
 
 ROUNDS, CALLS = 24, 8
 TRIALS = 20  # the full tables of false alarms and of power are benchmarks
@@ -45,7 +43,7 @@ def verdicts(slowdown: float, noise: float, trials: int = TRIALS) -> Counter[str
     found: Counter[str] = Counter()
     for trial in range(trials):
         baseline, candidate = busy_machine(np.random.default_rng(trial), slowdown, noise)
-        found[judge(estimate(log_ratios(baseline, candidate)), rounds=ROUNDS)] += 1
+        found[verdict(estimate(log_ratios(baseline, candidate)), rounds=ROUNDS)] += 1
     return found
 
 
@@ -114,9 +112,9 @@ def test_the_interval_misses_equal_arms_no_more_than_it_may(rounds: int) -> None
 
 
 def test_there_is_no_verdict_of_few_rounds() -> None:
-    found = Estimate(0.5, 0.0, 1)
-    assert judge(found, rounds=FEWEST_ROUNDS) == "faster"
-    assert judge(found, rounds=FEWEST_ROUNDS - 1) == "inconclusive"
+    found = SpeedupEstimate(0.5, 0.0, 1)
+    assert verdict(found, rounds=FEWEST_ROUNDS) == "faster"
+    assert verdict(found, rounds=FEWEST_ROUNDS - 1) == "inconclusive"
 
 
 def lottery(seed: int, groups: int, *, order: float = 0.0) -> Milliseconds:
@@ -127,8 +125,8 @@ def lottery(seed: int, groups: int, *, order: float = 0.0) -> Milliseconds:
 
 
 def test_what_loading_does_is_no_difference_between_arms() -> None:
-    words = Counter(judge(estimate(lottery(n, 8), groups=8), rounds=80) for n in range(100))
-    blind = Counter(judge(estimate(lottery(n, 8)), rounds=80) for n in range(100))
+    words = Counter(verdict(estimate(lottery(n, 8), groups=8), rounds=80) for n in range(100))
+    blind = Counter(verdict(estimate(lottery(n, 8)), rounds=80) for n in range(100))
     assert words["faster"] + words["slower"] <= 2, words
     assert blind["faster"] + blind["slower"] >= 20, blind
 
@@ -180,10 +178,10 @@ def test_sessions_of_their_own_are_compared_without_pairs() -> None:
     rng = np.random.default_rng(1)
     first = 10 * np.exp(0.02 * rng.standard_normal((40, 4)))
     second = 11 * np.exp(0.02 * rng.standard_normal((30, 6)))
-    found = unpaired_speedup(first, second)
+    found = unpaired_estimate(first, second).speedup()
     assert found.ci95[0] < 10 / 11 < found.ci95[1]
     assert width(found) < 0.02
-    assert unpaired_speedup(second, first).ratio == pytest.approx(1 / found.ratio, rel=1e-12)
+    assert unpaired_estimate(second, first).ratio == pytest.approx(1 / found.ratio, rel=1e-12)
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
@@ -203,17 +201,19 @@ def test_saved_samples_come_back_as_rounds() -> None:
 
 
 def test_the_noise_floor_holds_words_back() -> None:
-    found = Estimate(np.log(1.05), 0.001, 50)
+    found = SpeedupEstimate(np.log(1.05), 0.001, 50)
     for ratio, word in ((1.06, "inconclusive"), (1.04, "faster")):
         floor = NoiseFloor(ratio=ratio, rounds=9, speedup=Speedup(ratio=1, ci95=(0.9, 1.1)))
-        assert judge(found, rounds=50, noise_floor=floor) == word
+        assert verdict(found, rounds=50, noise_floor=floor) == word
 
 
 def test_equal_arms_have_to_be_excluded_more_strictly_than_the_threshold() -> None:
-    found = Estimate(-0.03, 0.009, 100)  # 2.2 errors beyond the threshold, 3.3 from equal arms
-    assert judge(found, rounds=50, chances=Chances(equal=0.004, threshold=0.05)) == "slower"
-    strict = Chances(equal=0.0004, threshold=0.05)
-    assert judge(found, rounds=50, chances=strict) == "inconclusive"
+    found = SpeedupEstimate(
+        -0.03, 0.009, 100
+    )  # 2.2 errors beyond the threshold, 3.3 from equal arms
+    assert verdict(found, rounds=50, errors=ErrorBudget(equal=0.004, threshold=0.05)) == "slower"
+    strict = ErrorBudget(equal=0.0004, threshold=0.05)
+    assert verdict(found, rounds=50, errors=strict) == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -231,13 +231,12 @@ def test_equal_arms_have_to_be_excluded_more_strictly_than_the_threshold() -> No
 def test_verdict_goes_by_where_the_whole_interval_lies(
     interval: tuple[float, float], word: str
 ) -> None:
-    assert verdict(Speedup(ratio=1.0, ci95=interval), rounds=ROUNDS) == word
+    assert verdict_of_interval(interval, ROUNDS) == word
 
 
 def test_the_verdict_is_symmetric_in_the_arms() -> None:
-    fast = Speedup(ratio=1.02, ci95=(1.0101, 1.03))
-    slow = Speedup(ratio=1 / 1.02, ci95=(1 / 1.03, 1 / 1.0101))
-    words = [verdict(speedup, rounds=ROUNDS) for speedup in (fast, slow)]
+    bounds = (1.0101, 1.03), (1 / 1.03, 1 / 1.0101)
+    words = [verdict_of_interval(interval, ROUNDS) for interval in bounds]
     assert words == ["faster", "slower"]
 
 

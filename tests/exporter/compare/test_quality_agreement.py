@@ -10,7 +10,6 @@ import pytest
 from judged_pairs import compare_pair
 from scipy.special import log_softmax
 
-from exporter.compare.quality import predictions
 from exporter.engines.runners.base import Array, BoundCall, Runner, TensorSpec
 from exporter.errors import ComparisonError
 
@@ -66,7 +65,7 @@ def expected(first: Array, second: Array, ids: Any) -> tuple[float, float, float
 def test_all_three_agree_with_a_plain_computation(
     monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
 ) -> None:
-    monkeypatch.setattr(predictions, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("exporter.models.ablation.divergences._CHUNK_BYTES", chunk_bytes)
     first, second, ids = table(0), table(0) + table(1) / 3, tokens()
     found = compare_pair(TableRunner(first), TableRunner(second), ids, causal=True)
     want = expected(first, second, ids)

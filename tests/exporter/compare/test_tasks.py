@@ -19,9 +19,9 @@ from exporter.compare.tasks import lm_eval_tasks
 from exporter.compare.tasks.choosing import TaskChoice, score_tasks
 from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.items import read_task
-from exporter.compare.tasks.likelihood import Request, Scorer
+from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
 from exporter.compare.tasks.scores import TaskScores, compare_scores
-from exporter.compare.tasks.sharing import Row, batches, groups
+from exporter.compare.tasks.sharing import TokenRow, batches, groups
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -53,18 +53,18 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnnxRuntimeRunn
         yield entered
 
 
-def requests(questions: int = 5, choices: int = 4) -> list[Request]:
+def requests(questions: int = 5, choices: int = 4) -> list[ContinuationRequest]:
     rng = np.random.default_rng(3)
     found = []
     for _ in range(questions):
         context = tuple(rng.integers(0, VOCABULARY, rng.integers(6, 20)).tolist())
         for _ in range(choices):
             answer = rng.integers(0, VOCABULARY, rng.integers(1, 6)).tolist()
-            found.append(Request(context, tuple(answer)))
+            found.append(ContinuationRequest(context, tuple(answer)))
     return [found[at] for at in rng.permutation(len(found))]
 
 
-def one_by_one(runner: Any, request: Request) -> tuple[float, bool]:
+def one_by_one(runner: Any, request: ContinuationRequest) -> tuple[float, bool]:
     ids = np.array([[*request.context, *request.continuation]])
     inputs = make_inputs(runner.inputs, Shape("prefill", 1, ids.shape[1]), ids)
     logits = runner.run(inputs, ["logits"])["logits"][0].astype(np.float64)
@@ -80,7 +80,7 @@ def test_likelihoods_are_those_of_single_runs(
 ) -> None:
     wanted = [one_by_one(runner, request) for request in requests()]
     counting: Any = Counting(runner)
-    scorer = Scorer(counting, 64, VOCABULARY, batch_size=batch_size, shares=shares)
+    scorer = LikelihoodScorer(counting, 64, VOCABULARY, batch_size=batch_size, shares=shares)
     found = scorer.score(requests())
     assert [each.log_likelihood for each in found] == pytest.approx(
         [sum_ for sum_, _ in wanted], abs=1e-5
@@ -94,35 +94,35 @@ def test_what_choices_share_runs_once(runner: OnnxRuntimeRunner) -> None:
     tokens = {}
     for shares in (True, False):
         counting: Any = Counting(runner)
-        Scorer(counting, 64, VOCABULARY, shares=shares).score(requests())
+        LikelihoodScorer(counting, 64, VOCABULARY, shares=shares).score(requests())
         tokens[shares] = counting.tokens
     assert tokens[True] < 0.6 * tokens[False]
 
 
 def test_too_long_requests_lose_their_start(runner: OnnxRuntimeRunner) -> None:
-    long = Request(tuple([1, 2, 3, 4, 5] * 4), (6, 7))
-    found = Scorer(runner, 8, VOCABULARY).score([long])[0]
-    want = one_by_one(runner, Request(long.context[-7:], long.continuation))
+    long = ContinuationRequest(tuple([1, 2, 3, 4, 5] * 4), (6, 7))
+    found = LikelihoodScorer(runner, 8, VOCABULARY).score([long])[0]
+    want = one_by_one(runner, ContinuationRequest(long.context[-7:], long.continuation))
     assert found.log_likelihood == pytest.approx(want[0], abs=1e-5)
     with pytest.raises(ComparisonError, match="continuation of 2 tokens is longer"):
-        Scorer(runner, 1, VOCABULARY).score([long])
+        LikelihoodScorer(runner, 1, VOCABULARY).score([long])
 
 
-@pytest.mark.parametrize("wrong", [Request((), (1,)), Request((1,), ())])
-def test_nothing_has_no_likelihood(runner: OnnxRuntimeRunner, wrong: Request) -> None:
+@pytest.mark.parametrize("wrong", [ContinuationRequest((), (1,)), ContinuationRequest((1,), ())])
+def test_nothing_has_no_likelihood(runner: OnnxRuntimeRunner, wrong: ContinuationRequest) -> None:
     with pytest.raises(ComparisonError, match="without tokens"):
-        Scorer(runner, 8, VOCABULARY).score([wrong])
+        LikelihoodScorer(runner, 8, VOCABULARY).score([wrong])
 
 
 def test_tokens_of_another_model_are_refused(runner: OnnxRuntimeRunner) -> None:
     with pytest.raises(ComparisonError, match=f"{VOCABULARY} is beyond the model"):
-        Scorer(runner, 8, VOCABULARY).score([Request((1,), (VOCABULARY,))])
+        LikelihoodScorer(runner, 8, VOCABULARY).score([ContinuationRequest((1,), (VOCABULARY,))])
 
 
 def test_rows_are_grouped_only_where_that_saves(tmp_path: Path) -> None:
-    def row(text: str, targets: int) -> Row:
+    def row(text: str, targets: int) -> TokenRow:
         tokens = tuple(map(ord, text))
-        return Row(tokens, tokens[-targets:])
+        return TokenRow(tokens, tokens[-targets:])
 
     rows = [row("question a: yes", 3), row("quartz", 2), row("question a: no", 2)]
     found = groups(rows, share=True)
@@ -183,7 +183,7 @@ def test_several_contexts_of_one_continuation_have_no_acc_norm(tmp_path: Path) -
 def test_spaces_between_text_and_choice_go_with_the_choice(tmp_path: Path) -> None:
     codec = TextCodec(model(tmp_path))
     assert codec.request("the a  ", "list") == codec.request("the a", "  list")
-    assert codec.request("", "list") == Request((0,), tuple(codec.encode("list")))
+    assert codec.request("", "list") == ContinuationRequest((0,), tuple(codec.encode("list")))
     assert codec.decode(codec.encode("the list")) == "the list"
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from tiny_lm import write_tiny_lm
 
-import exporter.compare.thread_trial
+import exporter.compare.threads
 from exporter.artifacts import ComparisonReport, ThreadProbe, ThreadTrial
 from exporter.cli import run
 from exporter.compare import CompareOptions, compare
-from exporter.compare.thread_trial import candidates, choose_threads, fastest
+from exporter.compare.threads import candidates, choose_threads, fastest
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.gate.keys import key_of
@@ -146,7 +146,7 @@ def two(*_: Any, **__: Any) -> ThreadProbe:
 def test_both_arms_get_the_number_and_the_report_says_how_it_was_found(
     arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter.compare.thread_trial, "default_threads", lambda: 2)
+    monkeypatch.setattr(exporter.compare.threads, "default_threads", lambda: 2)
     seen: list[int] = []
     enter = OnnxRuntimeRunner.__enter__
     monkeypatch.setattr(
@@ -174,7 +174,7 @@ def test_the_order_of_rounds_is_another_in_each_run_and_recorded(arms: tuple[Pat
 def test_a_number_that_was_asked_for_is_taken(
     arms: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter.compare.thread_trial, "choose_threads", refuse)
+    monkeypatch.setattr(exporter.compare.threads, "choose_threads", refuse)
     machine = compare(*arms, replace(OPTIONS, threads=2)).environment
     assert (machine.threads, machine.thread_probe) == (2, None)
 
@@ -186,9 +186,9 @@ def refuse(*_: Any, **__: Any) -> ThreadProbe:
 def test_a_comparison_that_goes_on_keeps_the_first_choice(
     arms: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter.compare.thread_trial, "choose_threads", two)
+    monkeypatch.setattr(exporter.compare.threads, "choose_threads", two)
     first = compare(*arms, OPTIONS, resume=tmp_path)
-    monkeypatch.setattr(exporter.compare.thread_trial, "choose_threads", refuse)
+    monkeypatch.setattr(exporter.compare.threads, "choose_threads", refuse)
     again = compare(*arms, OPTIONS, resume=tmp_path)
     assert again.environment.threads == first.environment.threads == 2
     assert again.environment.thread_probe == two()
@@ -202,7 +202,7 @@ def test_a_comparison_that_goes_on_keeps_the_first_choice(
 def test_a_confirmation_runs_on_the_number_of_its_report(
     arms: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporter.compare.thread_trial, "choose_threads", two)
+    monkeypatch.setattr(exporter.compare.threads, "choose_threads", two)
     command = [
         *("compare", *map(str, arms), "-o", str(tmp_path / "out"), "--threads", "auto"),
         *("--prefill", "4", "--decode-past", "", "--rounds", "8", "--eval-tokens", "16"),
@@ -211,7 +211,7 @@ def test_a_confirmation_runs_on_the_number_of_its_report(
     assert run(command) == 0
     report = ComparisonReport.read(tmp_path / "out" / "report.json")
     assert report.environment.threads == 2
-    monkeypatch.setattr(exporter.compare.thread_trial, "choose_threads", refuse)
+    monkeypatch.setattr(exporter.compare.threads, "choose_threads", refuse)
     from exporter.cli.console import ConsoleProgress
     from exporter.cli.remeasure import remeasuring
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from virtual_time import RECORDED, BusyMachine, Noise, Replayed, VirtualCell, virtual_pair
 
-from exporter.compare.timing.measuring import Sampling, measure_rows
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,7 +37,7 @@ def verdicts(make: Callable[[int], Noise], slowdown: float, trials: int) -> Coun
     found: Counter[str] = Counter()
     for seed in range(trials):
         time, arms = virtual_pair(make(seed), slowdown=slowdown, seed=seed, lottery=0.002)
-        (row,) = measure_rows(arms, [VirtualCell()], Sampling(seconds=60), clocks=time.clocks)
+        (row,) = measure_rows(arms, [VirtualCell()], TimingBudget(seconds=60), clocks=time.clocks)
         assert row.seconds is not None
         assert row.seconds < 64
         found[row.verdict] += 1

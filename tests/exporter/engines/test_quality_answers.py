@@ -19,7 +19,7 @@ from exporter.compare import CompareOptions, QualityOptions, compare
 from exporter.compare.latency import Timed
 from exporter.compare.quality.embeddings import compare_embeddings, embed
 from exporter.compare.tasks.encoding import TextCodec
-from exporter.compare.tasks.likelihood import Scorer
+from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.long_context import compare_long_context, make_needles
 from exporter.engines.decoding.generate import agreement, continuations, generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
@@ -223,7 +223,7 @@ class Characters(TextCodec):
 def test_a_model_that_copies_finds_needles_within_its_reach() -> None:
     samples = np.random.default_rng(0).integers(200, 400, (2, 300))
     arms: Any = Copying(400), Copying(150)
-    scorers = tuple(Scorer(arm, 400, 400) for arm in arms)
+    scorers = tuple(LikelihoodScorer(arm, 400, 400) for arm in arms)
     found = compare_long_context(scorers, Characters(), samples)  # type: ignore[arg-type]
     assert (found.context_length, found.needles) == (300, 5)
     assert found.needle_baseline == 1

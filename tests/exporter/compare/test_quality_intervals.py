@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from exporter.compare.quality.paired import (
+from exporter.compare.quality.intervals import (
     difference_interval,
     mcnemar_p,
     mean_interval,

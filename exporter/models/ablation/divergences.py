@@ -1,40 +1,27 @@
-"""Next-token distributions of several arms, position by position.
+"""How far one next-token distribution is from another: KL divergence in NumPy and in PyTorch.
 
-Logits are reduced a few positions at a time in float64, so that memory doesn't grow with the text.
+NumPy serves what runners give, a few positions at a time in float64, so that memory doesn't grow
+with the text. PyTorch serves models that are cut in memory, where their logits lie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.engines.inputs import Shape, make_inputs
-from exporter.engines.runners.base import Array, Runner
 from exporter.errors import ComparisonError
+from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.ratios import Floats
 
-LOGITS = "logits"
-COLUMNS = ("positions", "kl", "top1", "top5", "predicted", "baseline_loss", "candidate_loss")
-"""What :func:`figures` tells of each position; ``predicted`` is 1 where there is a loss."""
+if TYPE_CHECKING:
+    import torch
 
 _CHUNK_BYTES = 6 * 2**20  # of float64 logits: small enough for the processor's caches
 _LIKELIEST = 5
-
-Floats = NDArray[np.float64]
-
-
-def prefill_logits(runner: Runner, sample: NDArray[np.int64]) -> Array:
-    """Logits of one sample, ``[positions, vocabulary]``.
-
-    Args:
-        runner: An entered runner with an output ``logits``.
-        sample: Token ids, ``[positions]``.
-    """
-    inputs = make_inputs(runner.inputs, Shape("prefill", 1, len(sample)), sample[None])
-    logits = runner.run(inputs, [LOGITS])[LOGITS]
-    return logits.reshape(-1, logits.shape[-1])
 
 
 def chunks(first: int, last: int, vocabulary: int) -> Iterator[slice]:
@@ -74,27 +61,6 @@ class Distributions:
     def probabilities(self) -> Floats:
         """``[positions, vocabulary]``."""
         return np.exp(self.log_probabilities)
-
-
-def figures(baseline: Distributions, candidate: Distributions) -> Floats:
-    """What there is to know of how two arms differ at the same positions.
-
-    Returns:
-        ``[len(COLUMNS), positions]``: 1; KL(baseline || candidate) in nats; whether the likeliest
-        token is the same; the share of the baseline's five likeliest among the candidate's; 1 and
-        both arms' negative log-likelihoods in nats where there is a target, else 0.
-    """
-    found = np.zeros((len(COLUMNS), len(baseline.log_probabilities)))
-    predicted = len(baseline.losses)
-    best = baseline.likeliest, candidate.likeliest
-    found[0] = 1
-    found[1] = divergence(baseline, candidate)
-    found[2] = best[0][:, 0] == best[1][:, 0]
-    found[3] = (best[0][:, :, None] == best[1][:, None, :]).any(axis=2).mean(axis=1)
-    found[4, :predicted] = 1
-    found[5, :predicted] = baseline.losses
-    found[6, :predicted] = candidate.losses
-    return found
 
 
 def to_log_probabilities(logits: Floats, what: str) -> None:
@@ -138,3 +104,57 @@ def divergence(baseline: Distributions, candidate: Distributions) -> Floats:
     np.multiply(probabilities, differences, where=probabilities > 0, out=weighted)
     divergence: Floats = weighted.sum(axis=1)
     return divergence
+
+
+class Reference:
+    """The whole model's distributions for a batch, and what cut ones are held against.
+
+    Args:
+        logits: Of the whole model, ``[batch, positions, vocabulary]``.
+        targets: The next tokens, ``[batch, positions]``.
+        mask: Where there is a next token, ``[batch, positions]``, boolean.
+    """
+
+    def __init__(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> None:
+        log_p = logits.float().log_softmax(-1)
+        self._mask, self._targets = mask, targets
+        self._nll = -_at(log_p, targets)
+        self._likeliest = log_p.argmax(-1)
+        self._p = log_p.exp()
+        self._entropy_term = (self._p * log_p).nan_to_num(nan=0.0).sum(-1)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the probabilities, in bytes."""
+        return self._p.numel() * self._p.element_size()
+
+    def damage(self, logits: torch.Tensor) -> Damage:
+        """Holds a cut model's logits against this; ``[batch, positions, vocabulary]``."""
+        import torch
+
+        wide = logits.float()
+        normaliser = wide.logsumexp(-1)
+        # sum p (log p - log q) with log q = logits - normaliser: q itself is never written.
+        cross = torch.linalg.vecdot(self._p, wide)
+        if bool(cross.isnan().any()):  # 0 times -inf: tokens that a model rules out
+            cross = torch.where(self._p == 0, 0.0, self._p * wide).sum(-1)
+        kl = self._entropy_term - cross + normaliser
+        nll = normaliser - _at(wide, self._targets)
+        return Damage(
+            positions=self._summed(torch.ones_like(nll)),
+            kl_sums=self._summed(kl.clamp(min=0.0)),
+            nll_sums=self._summed(nll),
+            baseline_nll_sums=self._summed(self._nll),
+            agreements=self._summed((wide.argmax(-1) == self._likeliest).float()),
+        )
+
+    def _summed(self, values: torch.Tensor) -> Floats:
+        import torch
+
+        kept = torch.where(self._mask, values.double(), 0.0)
+        sums: Floats = kept.sum(-1).cpu().numpy()
+        return sums
+
+
+def _at(values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return values.gather(-1, targets[..., None])[..., 0]

@@ -1,4 +1,4 @@
-"""The four corners: the whole and the cut model, in float and quantised.
+"""The grid of four: the whole and the cut model, in float and quantised.
 
 The two arms with a verdict are the quantised ones; the two in float are timed in the same rounds
 and read the same text. All four are held against the whole model in float.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from exporter.artifacts import Corner, Interval, LatencyRow
 from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm, Pair
-from exporter.compare.dropped import recorded_plan
+from exporter.compare.timing.statistics import speedup_between, times_of
 from exporter.errors import ComparisonError
 
 _PRUNED = ("candidate", FLOAT_CANDIDATE)
@@ -23,7 +23,7 @@ _ALIKE = (
 
 
 @dataclass(frozen=True)
-class CornerQuality:
+class GridAccuracy:
     """How good one arm's answers are, held against the whole model in float."""
 
     perplexity: float | None = None
@@ -33,15 +33,15 @@ class CornerQuality:
     embedding_cosine: float | None = None
 
 
-def corners(
-    pair: Pair, rows: Sequence[LatencyRow], quality: Mapping[str, CornerQuality]
+def quantization_grid(
+    pair: Pair, rows: Sequence[LatencyRow], answers: Mapping[str, GridAccuracy]
 ) -> list[Corner]:
     """All four, the whole model in float first; none where the pair has no floats.
 
     Args:
         pair: The arms.
         rows: Their times.
-        quality: By arm; those that were not judged are left out.
+        answers: By arm; those that were not judged are left out.
     """
     if not pair.has_floats:
         return []
@@ -53,15 +53,13 @@ def corners(
             quantized=name not in (FLOAT_BASELINE, FLOAT_CANDIDATE),
             file_bytes=pair.judged[name].facts.file_bytes,
             speedups={} if name == FLOAT_BASELINE else _speedups(rows, name),
-            **vars(quality.get(name, CornerQuality())),
+            **vars(answers.get(name, GridAccuracy())),
         )
         for name in names
     ]
 
 
 def _speedups(rows: Sequence[LatencyRow], name: str) -> dict[str, Interval]:
-    from exporter.compare.timing.recorded import speedup_between, times_of
-
     found = {}
     for row in rows:
         if {name, FLOAT_BASELINE} <= times_of(row).keys():
@@ -70,7 +68,7 @@ def _speedups(rows: Sequence[LatencyRow], name: str) -> dict[str, Interval]:
     return found
 
 
-def refuse_no_corners(pair: Pair) -> None:
+def refuse_no_grid(pair: Pair) -> None:
     """Refuses arms that aren't one model, whole and cut, in float and quantised alike.
 
     What a graph doesn't note of itself can't be held against it.
@@ -79,6 +77,8 @@ def refuse_no_corners(pair: Pair) -> None:
         ComparisonError: A float arm is quantised or one of the pair's own files; both arms are
             quantised otherwise; or the two cut ones lack other sublayers.
     """
+    if not pair.has_floats:
+        return
     arms = pair.judged
     for name in (FLOAT_BASELINE, FLOAT_CANDIDATE):
         _refuse_quantized(name, arms[name])
@@ -106,7 +106,7 @@ def _refuse_same_file(name: str, quantized: ComparedArm, original: ComparedArm) 
 
 
 def _refuse_other_plan(name: str, quantized: ComparedArm, original: ComparedArm) -> None:
-    if recorded_plan(quantized) != recorded_plan(original):
+    if quantized.plan() != original.plan():
         raise ComparisonError(
             f"The {name} {quantized.folder.onnx} and its float form {original.folder.onnx} lack "
             "other sublayers, as both note of themselves.",
