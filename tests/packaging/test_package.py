@@ -10,9 +10,9 @@ from engine_support import written, written_as
 from exporter.cli import run
 from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.settings import BuildSettings, Profile
+from exporter.engines.build.sidecar import EngineTensor
 from exporter.engines.packaging.tarball import package_tarball
-from exporter.engines.packaging.triton import package_triton
-from exporter.engines.packaging.triton_config import TritonModel, TritonTensor, triton_config
+from exporter.engines.packaging.triton import TritonModel, package_triton, triton_config
 from exporter.errors import EngineError, PackagingError, UnsafeInputError, UsageError
 from graph_passes import save_model
 from tests.tiny_graphs import TinySpec, tiny_model
@@ -113,7 +113,7 @@ def test_a_model_never_takes_its_sources_place(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_type_that_triton_lacks_is_refused() -> None:
-    odd = TritonTensor("x", "int4", (1,))
+    odd = EngineTensor(name="x", dtype="int4", shape=(1,))
     with pytest.raises(PackagingError, match="no type for 'x'"):
         triton_config(TritonModel("m", "onnxruntime", "model.onnx", [odd], []))
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from exporter.engines.build.engine_set import find_engines
-from exporter.engines.build.profiles import graph_inputs, graph_outputs
+from exporter.engines.build.profiles import GraphTensor, graph_inputs, graph_outputs
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, read_sidecar, sidecar_path
-from exporter.engines.packaging.triton_config import TritonModel, TritonTensor, triton_config
 from exporter.errors import PackagingError, UsageError
 from exporter.files import staged_directory
 from graph_passes.files.reading import copy_file
@@ -20,6 +21,40 @@ Device = Literal["gpu", "cpu"]
 
 _CONFIG, _VERSION = "config.pbtxt", "1"
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
+_TYPES = {
+    "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16", "uint32": "TYPE_UINT32",
+    "uint64": "TYPE_UINT64", "int8": "TYPE_INT8", "int16": "TYPE_INT16", "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64", "float16": "TYPE_FP16", "half": "TYPE_FP16", "float32": "TYPE_FP32",
+    "float": "TYPE_FP32", "float64": "TYPE_FP64", "double": "TYPE_FP64", "bfloat16": "TYPE_BF16",
+    "bf16": "TYPE_BF16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TritonModel:
+    """What the config says.
+
+    Attributes:
+        name: The model's name, which its folder has too.
+        backend: Triton's backend.
+        file: What the backend loads in the version's folder.
+        inputs: All of them, caches included; -1 stands for a free size, the batch's included.
+        outputs: All of them.
+        device: Where instances run.
+        instances: How many.
+        profiles: TensorRT: the engine's optimisation profiles, by number.
+        parameters: Notes for whoever reads the config.
+    """
+
+    name: str
+    backend: Literal["onnxruntime", "tensorrt"]
+    file: str
+    inputs: Sequence[EngineTensor]
+    outputs: Sequence[EngineTensor]
+    device: Device = "gpu"
+    instances: int = 1
+    profiles: int = 0
+    parameters: tuple[tuple[str, str], ...] = ()
 
 
 def package_triton(
@@ -106,15 +141,19 @@ def _onnx_model(
         target = home / file.relative_to(source.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         copy_file(file, target, source.parent)
-    tensors = [
-        [TritonTensor(each.name, each.dtype, _dims(each.shape)) for each in each_side]
-        for each_side in (graph_inputs(source), graph_outputs(source))
+    inputs, outputs = _tensors(graph_inputs(source)), _tensors(graph_outputs(source))
+    return TritonModel(name, "onnxruntime", "model.onnx", inputs, outputs, device, instances)
+
+
+def _tensors(declared: Iterable[GraphTensor]) -> list[EngineTensor]:
+    return [
+        EngineTensor(
+            name=each.name,
+            dtype=each.dtype,
+            shape=tuple(size if isinstance(size, int) else -1 for size in each.shape),
+        )
+        for each in declared
     ]
-    return TritonModel(name, "onnxruntime", "model.onnx", tensors[0], tensors[1], device, instances)
-
-
-def _dims(shape: Iterable[int | str | None]) -> tuple[int, ...]:
-    return tuple(size if isinstance(size, int) else -1 for size in shape)
 
 
 def _engine_model(
@@ -132,13 +171,9 @@ def _engine_model(
     copy_file(source, version / "model.plan", named=True)
     copy_file(sidecar_path(source), version / "model.plan.json")
     return TritonModel(
-        name, "tensorrt", "model.plan", _tensors(record.inputs), _tensors(record.outputs),
+        name, "tensorrt", "model.plan", record.inputs, record.outputs,
         "gpu", instances, len(record.profiles), _notes(record),
     )  # fmt: skip
-
-
-def _tensors(found: Iterable[EngineTensor]) -> list[TritonTensor]:
-    return [TritonTensor(each.name, each.dtype, each.shape) for each in found]
 
 
 def _notes(record: EngineRecord) -> tuple[tuple[str, str], ...]:
@@ -151,3 +186,46 @@ def _copy_beside(source: Path, stage: Path) -> None:
     for name in _BESIDE:
         if (source.parent / name).exists():
             copy_file(source.parent / name, stage / name)
+
+
+def triton_config(model: TritonModel) -> str:
+    """Writes the config.
+
+    ``max_batch_size`` is 0: the sizes of mask and cache differ from input to input, so each tensor
+    tells its whole shape, and Triton doesn't batch requests.
+
+    Raises:
+        PackagingError: A tensor has a type that Triton doesn't know.
+    """
+    lines = [
+        f"name: {_quoted(model.name)}",
+        f"backend: {_quoted(model.backend)}",
+        f"default_model_filename: {_quoted(model.file)}",
+        "max_batch_size: 0",
+        *(_tensor("input", tensor) for tensor in model.inputs),
+        *(_tensor("output", tensor) for tensor in model.outputs),
+        _instances(model),
+    ]
+    for key, value in model.parameters:
+        lines.append(
+            f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _tensor(what: str, tensor: EngineTensor) -> str:
+    if tensor.dtype not in _TYPES:
+        raise PackagingError(f"Triton has no type for {tensor.name!r}, which is {tensor.dtype}.")
+    dims = ", ".join(map(str, tensor.shape))
+    fields = f"name: {_quoted(tensor.name)} data_type: {_TYPES[tensor.dtype]} dims: [ {dims} ]"
+    return f"{what} {{ {fields} }}"
+
+
+def _instances(model: TritonModel) -> str:
+    profiles = "".join(f' profile: "{number}"' for number in range(model.profiles))
+    kind = f"kind: KIND_{model.device.upper()}"
+    return f"instance_group {{ count: {model.instances} {kind}{profiles} }}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)
