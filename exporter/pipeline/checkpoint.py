@@ -9,12 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import ComparisonReport, PruningPlan
+from exporter.artifacts import ComparisonReport
 from exporter.checkpoint import CheckpointFacts, write_checkpoint
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.write import CARD
 from exporter.files import sha256_file, write_text
-from exporter.pipeline.healing import healing_report
 from exporter.pipeline.keys import Key
 from exporter.pipeline.run import CHECKPOINT, Run, files_below
 from exporter.report.files import REPORTS
@@ -46,7 +45,7 @@ def checkpoint_key(run: Run) -> Key:
         "model": run.source_sha256,
         "load": vars(run.request.load),
         "candidate": run.ledger.files_hash("prune"),
-        "plan": sha256_file(run.plan_path()),
+        "plan": run.plan.sha256,
         "versions": run.versions,
     }
 
@@ -62,12 +61,12 @@ def card_key(run: Run) -> Key:
 
 def write(run: Run) -> tuple[list[Path], dict[str, Any]]:
     """Writes the checkpoint, reads it back, and holds it against the candidate's graph."""
-    loaded, plan = run.loaded, PruningPlan.read(run.plan_path())
+    loaded, plan = run.loaded, run.plan
     run.free_model()  # It is pruned in place: whoever wants the whole model loads it again.
     folder = _candidate_in_work(run) / CHECKPOINT
     remove_tree(folder)
     facts = write_checkpoint(
-        loaded, plan, folder, replacements=run.replacements(), progress=run.progress
+        loaded, plan.plan, folder, replacements=plan.replacements, progress=run.progress
     )
     del loaded
     _check(run, folder, facts)
@@ -96,13 +95,13 @@ def _check(run: Run, folder: Path, facts: CheckpointFacts) -> None:
 def write_card(run: Run) -> tuple[list[Path], None]:
     """Writes the model card, with what was measured."""
     facts = CheckpointFacts.model_validate(run.ledger.notes(CHECKPOINT))
-    healing, plan = healing_report(run), PruningPlan.read(run.plan_path())
+    plan = run.plan.plan
     scores = sha256_file(run.ledger.path("importance.json"))
     sources = CardSources(
         plan=plan,
         # A plan that was given may rest on other scores than this run's, or on none.
-        importance=run.importance() if plan.importance_sha256 == scores else None,
-        healing=None if healing is None else healing.healing,
+        importance=run.importance if plan.importance_sha256 == scores else None,
+        healing=run.healing,
         report=_report(run),
     )
     path = _candidate_in_work(run) / CHECKPOINT / CARD

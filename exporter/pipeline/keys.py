@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import library_versions
-from exporter.artifacts.plans.by_score import read_plan
-from exporter.artifacts.store import key_hash
 from exporter.compare import QualityOptions
 from exporter.files import sha256_file
-from exporter.pipeline.budgeting import budget_key
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
 from exporter.report.files import REPORTS
@@ -32,33 +29,6 @@ def score_key(run: Run) -> Key:
         "text": file_hash(run.request.score.calibration),
         "versions": run.versions,
     }
-
-
-def plan_key(run: Run) -> Key:
-    """The scores, what is to be dropped, and how it is chosen."""
-    drops = run.request.drops
-    return {
-        "importance": run.ledger.files_hash("score"),
-        "budget": None if drops.budget is None else budget_key(run, drops.budget),
-        "file": None if drops.plan is None else sha256_file(drops.plan),
-        "replacements": _replacements_hash(drops.plan),
-        "healing": _report_hash(drops.plan),
-    }
-
-
-def _replacements_hash(plan: Path | None) -> str | None:
-    """Of the file that a given plan names; the plan's own digest of it may be wrong."""
-    named = None if plan is None else read_plan(plan).replacements
-    path = None if plan is None or named is None else plan.parent / named.path
-    return sha256_file(path) if path is not None and path.is_file() else None
-
-
-def _report_hash(plan: Path | None) -> str | None:
-    """Of what is known of its replacements' gain."""
-    from exporter.heal.plan_file import report_of
-
-    report = None if plan is None else report_of(read_plan(plan), plan)
-    return None if report is None else sha256_file(report)
 
 
 def export_key(run: Run) -> Key:
@@ -128,12 +98,6 @@ def request_key(request: ExportRequest, source_sha256: str, plan: str | None) ->
         "writes": REPORTS,
         "versions": {**library_versions(), "python": platform.python_version()},
     }
-
-
-def plan_file_hash(path: Path) -> str:
-    """Of a plan that is given, with the numbers of its replacements."""
-    beside = {"replacements": _replacements_hash(path), "healing": _report_hash(path)}
-    return key_hash({"plan": sha256_file(path), **beside})
 
 
 def _task_hashes(quality: QualityOptions) -> list[str | None]:

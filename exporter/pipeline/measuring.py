@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck
-from exporter.pipeline.healing import healing_report
 from exporter.pipeline.run import ENGINES, QUANTIZED, Run
 
 
@@ -15,7 +14,7 @@ def measure(run: Run) -> tuple[list[Path], None]:
     from exporter.compare.kept import forget
     from exporter.report.files import write_reports
 
-    importance, deletions = run.importance(), run.deletions()
+    importance, deletions = run.importance, run.plan.plan.deletions
     graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
     arms, floats, built_from = graphs, None, None
     if run.request.engines is not None:
@@ -36,16 +35,10 @@ def measure(run: Run) -> tuple[list[Path], None]:
         resume=run.request.out,
         progress=run.progress,
     )
-    report = _published(run, _with_healing(run, report))
+    report = _published(run, report.model_copy(update={"healing": run.healing}))
     paths = write_reports(report, run.ledger.work, importance)
     forget(run.request.out)
     return paths, None
-
-
-def _with_healing(run: Run, report: ComparisonReport) -> ComparisonReport:
-    """The report with what the healing stage found."""
-    found = healing_report(run)
-    return report if found is None else report.model_copy(update={"healing": found.healing})
 
 
 def _published(run: Run, report: ComparisonReport) -> ComparisonReport:
@@ -70,7 +63,7 @@ def _published(run: Run, report: ComparisonReport) -> ComparisonReport:
 
 def _parity_notes(run: Run, stage: str) -> list[ParityCheck]:
     """What a stage's check against PyTorch gave, named after the model that was checked."""
-    done = "skipped" if run.replacements() is None else "skipped or replaced"
+    done = "skipped" if run.plan.replacements is None else "skipped or replaced"
     arm = {"export": "baseline", "prune": f"candidate, modules {done}"}[stage]
     checks = [ParityCheck.model_validate(note) for note in run.ledger.notes(stage)]
     return [check.model_copy(update={"name": f"{check.name} ({arm})"}) for check in checks]

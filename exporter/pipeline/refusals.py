@@ -62,12 +62,9 @@ def refuse_bad_options(request: ExportRequest) -> None:
 
 
 def _refuse_plan(path: Path) -> None:
-    from exporter.artifacts.plans.by_score import read_plan
-    from exporter.artifacts.replacement_file import read_replacements
+    from exporter.artifacts.plans.loaded import LoadedPlan
 
-    plan = read_plan(path)
-    refuse_reserved_replacements(plan, path)
-    read_replacements(plan, path)
+    refuse_reserved_replacements(LoadedPlan.read(path).plan, path)
 
 
 def _refuse_short_caches(request: ExportRequest) -> None:
@@ -150,7 +147,7 @@ def refuse_calibration_text(run: Run) -> None:
     """
     from exporter.compare import evaluation_text
 
-    evaluation_text(run.request.compare, run.importance().calibration)
+    evaluation_text(run.request.compare, run.importance.calibration)
 
 
 def refuse_lost_caches(run: Run) -> None:
@@ -163,8 +160,10 @@ def refuse_lost_caches(run: Run) -> None:
     """
     from exporter.engines.runners.cache_form import read_cache_form
 
-    dropped = {each.layer for each in run.deletions() if each.kind in ("attention", "block")}
-    if len(dropped) < run.importance().model.num_layers:
+    dropped = {
+        each.layer for each in run.plan.plan.deletions if each.kind in ("attention", "block")
+    }
+    if len(dropped) < run.importance.model.num_layers:
         return
     if read_cache_form(run.ledger.path("baseline") / "model.onnx").mask is not None:
         raise PlanError(

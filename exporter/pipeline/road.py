@@ -10,9 +10,8 @@ from typing import Any
 from exporter.artifacts import ComparisonReport, PruneReport
 from exporter.artifacts.ledger import locked
 from exporter.export.forms.targets import TARGETS
-from exporter.pipeline import checkpoint, keys, stages, streaming
+from exporter.pipeline import checkpoint, keys, planning, stages, streaming
 from exporter.pipeline.engines import build, engines_key
-from exporter.pipeline.healing import heal, heal_key
 from exporter.pipeline.measuring import measure
 from exporter.pipeline.quantizing import quantize, quantize_key, with_method
 from exporter.pipeline.refusals import (
@@ -101,8 +100,8 @@ def _plan_and_export(run: Run) -> None:
     """What depends on the graph is planned on it; else a plan that fails costs no export."""
     if run.request.plans_on_graph:
         _stage(run, "export", keys.export_key(run), stages.export)
-    _stage(run, "plan", keys.plan_key(run), stages.plan)
-    stages.check_plan(run)
+    _stage(run, "plan", planning.plan_key(run), planning.plan)
+    planning.check_plan(run)
     _heal(run)
     if not run.request.plans_on_graph:
         _stage(run, "export", keys.export_key(run), stages.export)
@@ -111,7 +110,8 @@ def _plan_and_export(run: Run) -> None:
 def _heal(run: Run) -> None:
     wanted = run.request.heal
     if wanted is not None and run.request.heals_plan:
-        _stage(run, HEALING, heal_key(run, wanted), partial(heal, wanted=wanted))
+        key = planning.heal_key(run, wanted)
+        _stage(run, HEALING, key, partial(planning.heal, wanted=wanted))
     elif run.ledger.has(HEALING):
         run.ledger.forget(HEALING)
 

@@ -7,14 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.artifacts import ImportanceReport, PlannedDeletion, PruningPlan, library_versions
+from exporter.artifacts import Healing, HealingReport, ImportanceReport, library_versions
 from exporter.artifacts.ledger import StageLedger
+from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.heal.plan_file import report_of
 from exporter.models.loading.options import SourceOptions
 from exporter.pipeline.request import ExportRequest
 from exporter.progress import Progress
 
 if TYPE_CHECKING:
-    from exporter.artifacts.replacement_file import Replacements
     from exporter.models.loading.model_source import LoadedModel
 
 ARMS = {"baseline": "export", "candidate": "prune"}
@@ -68,11 +69,16 @@ class Run:
         return self._load(self.request.choosing, "to choose")
 
     def _load(self, options: SourceOptions, what_for: str) -> LoadedModel:
+        from exporter.models.loading.meta_model import load_meta
         from exporter.models.loading.model_source import load_model
-        from exporter.pipeline import streaming
 
         if self.request.stream:
-            return streaming.load(self.request.source, options)
+            return load_meta(
+                self.request.source,
+                dtype=options.dtype,
+                revision=options.revision,
+                allow_any_model_type=options.allow_any_model_type,
+            )
         twice = self.request.choosing != self.request.load
         told = f" in {options.dtype}, {what_for}" if twice else ""
         with self.progress.task(f"load {self.request.source}{told}"):
@@ -90,26 +96,35 @@ class Run:
         self.__dict__.pop("loaded", None)
         self.__dict__.pop("_choosing", None)
 
+    @cached_property
     def importance(self) -> ImportanceReport:
         """What the score stage found."""
         return ImportanceReport.read(self.ledger.path("importance.json"))
 
-    def plan_path(self) -> Path:
+    @cached_property
+    def given_plan(self) -> LoadedPlan | None:
+        """The user's own plan; None where it is chosen here."""
+        given = self.request.drops.plan
+        return None if given is None else LoadedPlan.read(given)
+
+    @cached_property
+    def chosen_plan(self) -> LoadedPlan:
+        """What the plan stage has chosen, or taken."""
+        return LoadedPlan.read(self.ledger.path("plan.json"))
+
+    @cached_property
+    def plan(self) -> LoadedPlan:
         """The plan that is carried out: the healed one, where it was healed in this run."""
-        if self.request.heals_plan:
-            return self.ledger.path(HEALING) / HEALED_PLAN
-        return self.ledger.path("plan.json")
+        if not self.request.heals_plan:
+            return self.chosen_plan
+        return LoadedPlan.read(self.ledger.path(HEALING) / HEALED_PLAN)
 
-    def deletions(self) -> list[PlannedDeletion]:
-        """What the plan drops."""
-        return PruningPlan.read(self.plan_path()).deletions
-
-    def replacements(self) -> Replacements | None:
-        """The numbers that the plan puts in the places of what it drops."""
-        from exporter.artifacts.replacement_file import read_replacements
-
-        path = self.plan_path()
-        return read_replacements(PruningPlan.read(path), path)
+    @property
+    def healing(self) -> Healing | None:
+        """What the plan's replacements gain; None where there are none, or it isn't known."""
+        path = self.plan.path
+        report = None if path is None else report_of(self.plan.plan, path)
+        return None if report is None else HealingReport.read(report).healing
 
     def sources(self) -> dict[str, str]:
         """One hash for each model: what is made from both depends on them."""

@@ -1,4 +1,4 @@
-"""The stages of `depthcut export` that make the models: score, plan, export, prune.
+"""The stages of `depthcut export` that score the model and make both graphs: score, export, prune.
 
 Each returns its files, in the workplace, and what is worth remembering.
 """
@@ -8,15 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import ParityCheck, PruneReport, PruningPlan
+from exporter.artifacts import ParityCheck, PruneReport
 from exporter.errors import VerificationError
 from exporter.files import staged_directory
 from exporter.pipeline import streaming
-from exporter.pipeline.budgeting import choose_plan
 from exporter.pipeline.keys import export_key, prune_key
 from exporter.pipeline.refusals import refuse_lost_caches
 from exporter.pipeline.run import Run, files_below
-from graph_passes.files.reading import copy_file
 
 WEIGHT_FILES = ("model.onnx", "model.onnx*.data")
 """Patterns of what of a model's folder is written anew for another form of it."""
@@ -31,69 +29,6 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
     else:
         report = score(run.choosing, run.request.score, progress=run.progress)
     return [report.write(run.ledger.work / "importance.json")], None
-
-
-def plan(run: Run) -> tuple[list[Path], None]:
-    """Chooses what to drop, or takes the plan that was given, with its replacements."""
-    from exporter.artifacts.plans.by_score import is_foreign_plan, read_plan
-    from exporter.artifacts.plans.origin import hold_against_model
-
-    budget, given = run.request.drops.budget, run.request.drops.plan
-    if budget is not None or given is None:
-        assert budget is not None
-        return choose_plan(run, budget), None
-    path, plan = run.ledger.work / "plan.json", read_plan(given)
-    _check_plan(run, plan, given)
-    hold_against_model(
-        plan, run.source_sha256, model=run.request.source, path=given,
-        refits=run.request.heal is not None, progress=run.progress,
-    )  # fmt: skip
-    run.progress.say("plan: drop " + plan.describe())
-    if is_foreign_plan(given):
-        plan.write(path)
-        return [path], None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    copy_file(given, path, named=True)  # The user's own, to the letter.
-    return [path, *_copied_replacements(run, plan, given), *_copied_report(plan, given, path)], None
-
-
-def check_plan(run: Run) -> None:
-    """Holds the plan against the model, also where it was made in an earlier run, with --force."""
-    _check_plan(run, PruningPlan.read(run.ledger.path("plan.json")), run.request.drops.plan)
-
-
-def _check_plan(run: Run, plan: PruningPlan, path: Path | None) -> None:
-    from exporter.artifacts.plans.by_score import validate_plan
-
-    layers, source = run.importance().model.num_layers, run.request.source
-    validate_plan(plan, layers, model=source, path=path, allow_all=run.request.force)
-
-
-def _copied_replacements(run: Run, plan: PruningPlan, given: Path) -> list[Path]:
-    """The numbers of a plan that was given, beside its copy; checked before they go on."""
-    from exporter.artifacts.replacement_file import read_replacements
-    from exporter.cut.replacement_cut import cut_of_plan
-
-    found = read_replacements(plan, given)
-    if found is None or plan.replacements is None:
-        return []
-    cut_of_plan(plan, found, run.choosing.model)
-    copy = run.ledger.work / plan.replacements.path
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy_file(found.path, copy)
-    return [copy]
-
-
-def _copied_report(plan: PruningPlan, given: Path, path: Path) -> list[Path]:
-    """What a plan that was given gained by its replacements, where that is known."""
-    from exporter.heal.plan_file import files_of, report_of
-
-    found = report_of(plan, given)
-    if found is None:
-        return []
-    copy = files_of(path)[2]
-    copy_file(found, copy)
-    return [copy]
 
 
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
@@ -127,7 +62,6 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
 def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Cuts the candidate out of the baseline, and holds it against PyTorch and the oracle."""
-    from exporter.artifacts.plans.loaded import LoadedPlan
     from exporter.cut.options import CutOptions
     from exporter.cut.surgery import prune_file
     from exporter.engines.build.check import gate_where_installed
@@ -136,7 +70,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
     refuse_lost_caches(run)
     baseline, folder = run.ledger.path("baseline"), run.ledger.work / "candidate"
-    plan = LoadedPlan.read(run.plan_path())
+    plan = run.plan
     for_engines = bool(TARGETS[run.request.target].engines)
     with (
         staged_directory(folder) as stage,

@@ -11,7 +11,6 @@ from exporter.artifacts import ImportanceReport
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import key_hash
 from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
-from exporter.models.loading.options import SourceOptions
 from exporter.pipeline.keys import Key
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import Run
@@ -90,18 +89,6 @@ def refuse_wide_check(run: Run) -> None:
             "free.",
             "Say --dtype float16 or float32, whose weights stay on the disk.",
         )
-
-
-def load(source: str, options: SourceOptions) -> MetaModel:
-    """Loads a model without its weights."""
-    from exporter.models.loading.meta_model import load_meta
-
-    return load_meta(
-        source,
-        dtype=options.dtype,
-        revision=options.revision,
-        allow_any_model_type=options.allow_any_model_type,
-    )
 
 
 def score(run: Run) -> ImportanceReport:

@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from exporter.artifacts import SweepCell
 from exporter.artifacts.ledger import FOLDER, StageLedger, locked
 from exporter.artifacts.plans.by_score import parse_drops
+from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.store import Store, key_hash
 from exporter.files import sha256_bytes, write_text
-from exporter.pipeline.keys import plan_file_hash, request_key
+from exporter.pipeline.keys import request_key
+from exporter.pipeline.planning import given_plan_hash
 from exporter.pipeline.run import ARMS, QUANTIZED
 from exporter.pipeline.sweep.cells import Cell
 
@@ -45,7 +47,7 @@ def cell_key(cell: Cell, source_sha256: str) -> str:
     given, written = cell.request.drops.plan, plan_text(cell)
     plan = None if written is None else sha256_bytes(written.encode())
     if plan is None and given is not None:
-        plan = plan_file_hash(given)
+        plan = given_plan_hash(LoadedPlan.read(given))
     return key_hash(request_key(cell.request, source_sha256, plan))
 
 

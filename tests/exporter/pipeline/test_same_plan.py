@@ -96,7 +96,7 @@ class Road:
             run = Run(request, Quiet())
             road._stage(run, "score", keys.score_key(run), stages.score_sublayers)
             road._plan_and_export(run)
-            return Path(run.plan_path())
+            return run.plan.path
 
 
 @pytest.fixture(scope="module")

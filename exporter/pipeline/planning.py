@@ -1,0 +1,223 @@
+"""The stages of `depthcut export` that choose what to drop, or take a plan, and heal it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from exporter.artifacts.ledger import FOLDER
+from exporter.artifacts.plans.by_score import is_foreign_plan, validate_plan
+from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.artifacts.plans.origin import hold_against_model
+from exporter.artifacts.store import key_hash
+from exporter.choose.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
+from exporter.choose.costs import Effort
+from exporter.cut.replacement_cut import cut_of_plan
+from exporter.errors import UsageError
+from exporter.files import sha256_file, staged_directory
+from exporter.heal.options import HealOptions
+from exporter.heal.plan_file import (
+    FOLDER_REPORT,
+    files_of,
+    numbers_of,
+    report_of,
+    write_healed_plan,
+)
+from exporter.pipeline.keys import Key, file_hash
+from exporter.pipeline.run import HEALED_PLAN, HEALING, Run, files_below
+from graph_passes.files.placing import remove_tree
+from graph_passes.files.reading import copy_file
+
+_PLACE, _FITS = "planning", "healing-fits"
+
+
+def plan_key(run: Run) -> Key:
+    """The scores and what is asked for, or the plan that was given."""
+    budget, given = run.request.drops.budget, run.given_plan
+    return {
+        "importance": run.ledger.files_hash("score"),
+        "budget": None if budget is None else _budget_key(run, budget),
+        "given": None if given is None else given_plan_hash(given),
+    }
+
+
+def given_plan_hash(given: LoadedPlan) -> str:
+    """Of a plan's file, its numbers, and what is known of their gain."""
+    report = _healing_report(given)
+    return key_hash({**given.hashes, "report": None if report is None else sha256_file(report)})
+
+
+def _healing_report(given: LoadedPlan) -> Path | None:
+    return None if given.path is None else report_of(given.plan, given.path)
+
+
+def _budget_key(run: Run, budget: Budget) -> Key:
+    """What such a plan depends on, beside the scores."""
+    from exporter.engines.environment import default_threads, gpu_name, processor_name
+
+    timed = budget.at is not None
+    return {
+        "budget": asdict(budget),
+        "settings": asdict(_settings(run, budget)),
+        "baseline": run.ledger.files_hash("export") if run.request.plans_on_graph else None,
+        "provider": run.request.compare.provider if timed else None,
+        "threads": run.request.compare.threads if timed else None,
+        "machine": [processor_name(), default_threads(), gpu_name()] if timed else None,
+    }
+
+
+def plan(run: Run) -> tuple[list[Path], None]:
+    """Chooses what to drop, or takes the plan that was given, with its replacements."""
+    budget, given = run.request.drops.budget, run.given_plan
+    if given is not None:
+        return _taken(run, given), None
+    assert budget is not None
+    return _chosen(run, budget), None
+
+
+def _taken(run: Run, given: LoadedPlan) -> list[Path]:
+    """A copy of the user's own plan, to the letter, with what stands beside it."""
+    assert given.path is not None
+    _check(run, given)
+    hold_against_model(
+        given.plan, run.source_sha256, model=run.request.source, path=given.path,
+        refits=run.request.heal is not None, progress=run.progress,
+    )  # fmt: skip
+    run.progress.say("plan: drop " + given.plan.describe())
+    path = run.ledger.work / "plan.json"
+    if is_foreign_plan(given.path):
+        return [given.plan.write(path)]
+    copies = {given.path: path}
+    if given.replacements is not None and given.plan.replacements is not None:
+        cut_of_plan(given.plan, given.replacements, run.choosing.model)
+        copies[given.replacements.path] = run.ledger.work / given.plan.replacements.path
+    report = _healing_report(given)
+    if report is not None:
+        copies[report] = files_of(path)[2]
+    for source, copy in copies.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy_file(source, copy, named=source == given.path)
+    return list(copies.values())
+
+
+def check_plan(run: Run) -> None:
+    """Holds the plan against the model, also where it was made in an earlier run, with --force."""
+    _check(run, run.chosen_plan)
+
+
+def _check(run: Run, plan: LoadedPlan) -> None:
+    validate_plan(
+        plan.plan,
+        run.importance.model.num_layers,
+        model=run.request.source,
+        path=run.request.drops.plan,
+        allow_all=run.request.force,
+    )
+
+
+def _chosen(run: Run, budget: Budget) -> list[Path]:
+    """Plans what holds a budget, on the exported baseline where its sizes or times matter.
+
+    Costs and fits are kept in the output folder's memory, where an interrupted run finds them.
+
+    Returns:
+        The plan, and the numbers of its replacements if it has any.
+
+    Raises:
+        PlanError: There is no such plan; says what is reachable.
+    """
+    from exporter.choose.costs import sizes
+
+    work = Workplace(run.request.out / FOLDER / _PLACE)
+    graph = None
+    if run.request.plans_on_graph:
+        graph = run.ledger.path("baseline") / "model.onnx"
+    if budget.at is not None:
+        run.free_model()  # costs are measured first, and want the machine for themselves
+    settings = _settings(run, budget)
+    planner = Planner(
+        run.importance,
+        lambda: run.choosing,
+        budget,
+        settings,
+        work=work,
+        sizes=None if graph is None else sizes(graph),
+        stopwatch=None if budget.at is None else _stopwatch(run, budget, graph, work),
+        importance_sha256=sha256_file(run.ledger.path("importance.json")),
+        progress=run.progress,
+    )
+    found = planner.plan()
+    path = run.ledger.work / "plan.json"
+    plan = write_healed_plan(path, found.plan, found.branch_replacements, report=found.healing)
+    if budget.only_counts and not settings.weighs_replacements:
+        remove_tree(work.folder)  # nothing in it that another plan could use
+    run.progress.say("plan: drop " + plan.describe())
+    if words := found.words():
+        run.progress.say(f"plan: {words}")
+    report = report_of(plan, path)
+    return [path, *numbers_of(plan, path), *([] if report is None else [report])]
+
+
+def _settings(run: Run, budget: Budget) -> PlanSettings:
+    """How the plan is looked for; what is chosen by scores is healed by a stage of its own."""
+    settings = run.request.plan_settings.settled(budget)
+    return replace(settings, heal=settings.heal if settings.weighs_replacements else None)
+
+
+def _stopwatch(run: Run, budget: Budget, graph: Path | None, work: Workplace) -> OnnxStopwatch:
+    if budget.at is None or graph is None:
+        raise UsageError("No request is named.", "Name it with --at.")
+    compare = run.request.compare
+    seconds = compare.timing.time_budget_s
+    return OnnxStopwatch(
+        graph,
+        budget.at,
+        work.costs,
+        work.scratch,
+        provider=compare.provider,
+        threads=compare.threads,
+        variants=Effort(seconds=seconds, rounds=compare.rounds),
+        candidates=Effort(seconds=2 * seconds, rounds=compare.rounds),
+        progress=run.progress,
+    )
+
+
+def heal_key(run: Run, wanted: HealOptions) -> Key:
+    """The model, the plan, how it is healed, and the texts."""
+    return {
+        "model": run.source_sha256,
+        "load": vars(run.request.choosing),
+        "plan": run.ledger.files_hash("plan"),
+        "options": asdict(wanted),
+        "texts": [file_hash(text) for text in (*wanted.calibration, wanted.check_text)],
+        "versions": run.versions,
+    }
+
+
+def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
+    """Heals the plan; the healed one stands in a folder of its own, with its numbers."""
+    from exporter.heal import heal as heal_plan
+    from exporter.report.sections.healing import healing_words
+
+    folder, chosen = run.ledger.work / HEALING, run.chosen_plan
+    work = run.request.out / FOLDER / _FITS  # outlives an interrupted run
+    healed = heal_plan(
+        run.choosing,
+        chosen.plan,
+        wanted,
+        made_from={"plan": chosen.sha256 or ""},
+        allow_all=run.request.force,
+        work=work,
+        progress=run.progress,
+    )
+    with staged_directory(folder) as stage:
+        write_healed_plan(
+            stage / HEALED_PLAN,
+            healed.plan,
+            healed.branch_replacements,
+            report=healed.report,
+            report_path=stage / FOLDER_REPORT,
+        )
+    remove_tree(work)
+    run.progress.say(f"heal: {healing_words(healed.report.healing)}")
+    return files_below(folder), None
