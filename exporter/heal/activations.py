@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from exporter.errors import HealingError
 from exporter.models.ablation.branch_replacements import first_input
 from exporter.models.anatomy.architectures import SublayerModules
-from exporter.models.anatomy.residual_stream import first_tensor
+from exporter.models.anatomy.residual_stream import first_tensor, hooked
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +23,9 @@ Branch = Callable[[SublayerModules, "torch.Tensor", "torch.Tensor"], None]
 _FEWEST_SAMPLES = 5
 
 
-@contextlib.contextmanager
-def overhearing(
-    parts: Sequence[SublayerModules], shape: tuple[int, int], listener: Branch
-) -> Iterator[None]:
+def observing(
+    parts: Sequence[SublayerModules], shape: tuple[int, ...], listener: Branch
+) -> contextlib.AbstractContextManager[None]:
     """Tells of each named branch in each forward pass inside the block; no hook is left behind.
 
     Args:
@@ -34,14 +33,10 @@ def overhearing(
         shape: Batch and tokens of the passes: some families flatten them on the way.
         listener: Called after each branch, with what it adds, its multiplier included.
     """
-    with contextlib.ExitStack() as hooks:
-        for part in parts:
-            for handle in _hooked(part, shape, listener):
-                hooks.callback(handle.remove)
-        yield
+    return hooked(handle for part in parts for handle in _hooks(part, shape, listener))
 
 
-def _hooked(part: SublayerModules, shape: tuple[int, int], listener: Branch) -> Iterator[Any]:
+def _hooks(part: SublayerModules, shape: tuple[int, ...], listener: Branch) -> Iterator[Any]:
     read: list[torch.Tensor] = []
 
     def remember(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

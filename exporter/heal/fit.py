@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.heal import low_rank
-from exporter.heal.activations import check_finite, held_out_tokens, overhearing
+from exporter.heal.activations import check_finite, held_out_tokens, observing
 from exporter.heal.fits import Fit, FitStore
 from exporter.heal.ridge import RIDGES, LinearMap, choose_ridge, explained, solve
 from exporter.heal.statistics import Sums, sums_bytes
@@ -22,6 +22,7 @@ from exporter.models.ablation.branch_replacements import BranchReplacement
 from exporter.models.anatomy.architectures import SublayerModules, named_sublayers, sublayers
 from exporter.models.anatomy.residual_stream import run_backbone
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.texts.batches import Batch, batches_of
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
@@ -152,21 +153,13 @@ def _collected(
     progress: Progress,
 ) -> dict[SublayerRef, tuple[Sums, Sums]]:
     """One pass over the text: for each branch its sums over the first and the later tokens."""
-    import torch
-
     found: dict[SublayerRef, tuple[Sums, Sums]] = {}
-    model = loaded.model
+    device = loaded.model.device
     with progress.task("collect activations", total=len(text.input_ids)) as task:
-        for start in range(0, len(text.input_ids), batch_size):
-            rows = slice(start, start + batch_size)
-            ids, mask, held = (
-                torch.from_numpy(each[rows]).to(model.device)
-                for each in (text.input_ids, text.mask, later)
-            )
-            adding = Adding(found, mask, held, start)
-            with overhearing(parts, (ids.shape[0], ids.shape[1]), adding):
-                run_backbone(model, {"input_ids": ids, "attention_mask": mask.long()})
-            task.advance(len(ids))
+        for batch in batches_of(text.input_ids, text.mask, batch_size):
+            with observing(parts, batch.ids.shape, Adding(found, batch, later, device)):
+                run_backbone(loaded.model, batch.inputs(device))
+            task.advance(len(batch.ids))
     return found
 
 
@@ -175,19 +168,24 @@ class Adding:
 
     Args:
         sums: Those so far, by branch; a branch met for the first time gets its own.
-        mask: ``[batch, tokens]``, boolean; False marks padding.
-        held_out: ``[batch, tokens]``, boolean; True where a token belongs to the second sums.
-        first_sample: The number of the batch's first sample.
+        batch: The samples.
+        later: ``[samples, tokens]`` of the whole text; True where a token belongs to the second
+            sums.
+        device: Of the model.
     """
 
     def __init__(
         self,
         sums: dict[SublayerRef, tuple[Sums, Sums]],
-        mask: torch.Tensor,
-        held_out: torch.Tensor,
-        first_sample: int,
+        batch: Batch,
+        later: NDArray[np.bool_],
+        device: torch.device,
     ) -> None:
-        self._sums, self._first_sample = sums, first_sample
+        import torch
+
+        self._sums, self._first_sample = sums, batch.first_sample
+        rows = slice(batch.first_sample, batch.first_sample + len(batch.ids))
+        mask, held_out = batch.mask_on(device), torch.from_numpy(later[rows]).to(device)
         self._mask, self._parts = mask, (mask & ~held_out, mask & held_out)
 
     def __call__(self, part: SublayerModules, x: torch.Tensor, y: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.heal.activations import Branch, held_out_tokens, overhearing
+from exporter.heal.activations import Branch, held_out_tokens, observing
 from exporter.heal.fit import Adding, fitted, tell_if_few
 from exporter.heal.fits import Fit, FitStore
 from exporter.heal.statistics import Sums
@@ -152,13 +152,11 @@ class _Pair:
         name = part.ref
         below = {n: s for n, s in found.items() if n[0] == part.layer and n != name}
         for batch in self._batches:
-            first, mask = batch.first_sample, batch.mask_on(self._model.device)
-            later = torch.from_numpy(self._later[first : first + len(mask)]).to(mask.device)
-            adding = Adding(sums, mask, later, first)
+            adding = Adding(sums, batch, self._later, self._model.device)
             heard: list[torch.Tensor] = []
             with (
                 branches_replaced(self._model, below),
-                overhearing([part], (mask.shape[0], mask.shape[1]), _into(heard)),
+                observing([part], batch.ids.shape, _into(heard)),
             ):
                 healed = self._run(part.layer, batch, _HEALED)
             read, given = heard

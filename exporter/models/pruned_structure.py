@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.models.ablation import BranchReplacement, BranchReplacements
 from exporter.models.ablation.branch_replacements import first_input
 from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
+from exporter.models.anatomy.residual_stream import hooked
 from exporter.models.loading.model_source import LoadedModel
 from graph_passes.types import BLOCK_KINDS, SublayerRef
 
@@ -136,9 +136,8 @@ def _returned(
     def keep(module: torch.nn.Module, _inputs: Any, output: Any) -> None:
         counts[module] = len(output) if isinstance(output, tuple) else 0
 
-    with contextlib.ExitStack() as hooks, torch.inference_mode():
-        for module in modules:
-            hooks.callback(module.register_forward_hook(keep).remove)
+    hooks = (module.register_forward_hook(keep) for module in modules)
+    with hooked(hooks), torch.inference_mode():
         model(**inputs)
     return counts
 
@@ -182,19 +181,19 @@ class _Trace:
         self.made: dict[int, dict[int, torch.nn.Module]] = {number: {} for number in numbers}
         self.read: dict[SublayerRef, int] = {}
         self._alive: list[Any] = []  # so that no tensor gets the address of an earlier one
-        with contextlib.ExitStack() as hooks, torch.inference_mode():
-            for modules in layer_modules(model):
-                inside = {*modules.attention.modules(), *modules.mlp.modules()}
-                for child in modules.layer.children() if modules.number in numbers else ():
-                    if child not in inside and not list(child.children()):
-                        hook = child.register_forward_hook(self._making(modules.number))
-                        hooks.callback(hook.remove)
-            for part in sublayers(model):
-                if part.layer in numbers:
-                    look = self._reading(part.ref)
-                    hook = part.reads.register_forward_pre_hook(look, with_kwargs=True)
-                    hooks.callback(hook.remove)
+        with hooked(self._hooks(model, numbers)), torch.inference_mode():
             model(**inputs)
+
+    def _hooks(self, model: Any, numbers: set[int]) -> Iterator[Any]:
+        for modules in layer_modules(model):
+            inside = {*modules.attention.modules(), *modules.mlp.modules()}
+            for child in modules.layer.children() if modules.number in numbers else ():
+                if child not in inside and not list(child.children()):
+                    yield child.register_forward_hook(self._making(modules.number))
+        for part in sublayers(model):
+            if part.layer in numbers:
+                look = self._reading(part.ref)
+                yield part.reads.register_forward_pre_hook(look, with_kwargs=True)
 
     def _making(self, number: int) -> Callable[..., None]:
         def keep(module: Any, _inputs: Any, output: Any) -> None:

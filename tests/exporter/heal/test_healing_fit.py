@@ -18,7 +18,7 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 from exporter.heal import fit_branches  # noqa: E402
-from exporter.heal.activations import held_out_tokens, overhearing  # noqa: E402
+from exporter.heal.activations import held_out_tokens, observing  # noqa: E402
 from exporter.models import ablation  # noqa: E402
 
 _WIDTH = 32
@@ -37,7 +37,7 @@ def _heard(loaded: Any, text: Any, name: Any) -> tuple[Any, Any]:
     part = next(p for p in sublayers(loaded.model) if (p.layer, p.kind) == name)
     kept: list[Any] = []
     shape = text.input_ids.shape
-    with overhearing([part], shape, lambda _p, x, y: kept.extend((x, y))), torch.no_grad():
+    with observing([part], shape, lambda _p, x, y: kept.extend((x, y))), torch.no_grad():
         loaded.model(torch.from_numpy(text.input_ids))
     x, y = (each.double().numpy()[text.mask] for each in kept)
     return x, y

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
 from exporter.heal import fit_branches, fit_sequential  # noqa: E402
-from exporter.heal.activations import overhearing  # noqa: E402
+from exporter.heal.activations import observing  # noqa: E402
 from exporter.models import ablation  # noqa: E402
 
 _FAMILIES = ["llama", "granite", "gemma2", "bloom", "opt", "gptj", "gpt_neox", "bert"]
@@ -40,7 +40,7 @@ def _heard(loaded: Any, text: Any, name: Any, cut: Any) -> tuple[Any, Any]:
     shape = text.input_ids.shape
     with (
         ablation.branches_replaced(loaded.model, cut),
-        overhearing([part], shape, lambda _p, x, y: kept.extend((x, y))),
+        observing([part], shape, lambda _p, x, y: kept.extend((x, y))),
     ):
         ids, mask = torch.from_numpy(text.input_ids), torch.from_numpy(text.mask)
         run_backbone(loaded.model, {"input_ids": ids, "attention_mask": mask.long()})
