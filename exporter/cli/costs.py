@@ -80,7 +80,7 @@ def costs(
     runs. Variants of it, each with half of the sublayers of one kind and shape cut, are timed
     against the whole one in turns. What an earlier run has left in the output file is kept.
     """
-    from exporter.choose.costs import Effort, measure_costs
+    from exporter.choose.costs import CostSettings, Effort, measure_costs
     from exporter.cli.results import print_rows
     from exporter.errors import UsageError
     from graph_passes.files.placing import working
@@ -90,14 +90,16 @@ def costs(
     with working(output):
         table = measure_costs(
             model,
-            at=at,
+            CostSettings(
+                at,
+                None if threads == AUTO else int(threads),
+                cast("tuple[Replacement, ...]", tuple(replacements)),
+                effort=Effort(seconds=time_budget),
+                kept=output,
+            ),
             provider=provider,
             engine=engine,
-            threads=None if threads == AUTO else int(threads),
-            replacements=cast("tuple[Replacement, ...]", tuple(replacements)),
             rank=rank,
-            effort=Effort(seconds=time_budget),
-            kept=output,
             progress=progress,
         )
     if as_json:

@@ -79,7 +79,7 @@ class Loud(Quiet):
         print(message, file=sys.stderr, flush=True)
 
 
-class Bench:
+class CostRunner:
     """The model, its texts, and what is finished."""
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -184,7 +184,7 @@ def main() -> int:
         print("Left out: DEPTHCUT_TEXTS names no folder, and no --calibration and --text is given.")
         return 0
     print_machine("torch", "transformers", "onnxruntime")
-    bench = Bench(options)
+    bench = CostRunner(options)
     path = bench.work / "rows.json"
     rows = _read(path)
     for request in REQUESTS:

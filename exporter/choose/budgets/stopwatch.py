@@ -65,19 +65,22 @@ class OnnxStopwatch:
             CostError: The graph can't serve such a request, or the file holds other costs.
             BackendError: A run fails.
         """
-        from exporter.choose.costs import measure_costs
+        from exporter.choose.costs import CostSettings, measure_costs
 
         self.kept.parent.mkdir(parents=True, exist_ok=True)
-        table = measure_costs(
-            self.onnx,
-            at=self.at,
-            provider=self.provider,
-            threads=self.threads,
-            replacements=tuple(replacements),
-            rank=rank,
+        settings = CostSettings(
+            self.at,
+            self.threads,
+            tuple(replacements),
             effort=self.variants,
             kept=self.kept,
             may_replace=self.may_replace,
+        )
+        table = measure_costs(
+            self.onnx,
+            settings,
+            provider=self.provider,
+            rank=rank,
             folder=self.folder,
             progress=self.progress,
         )

@@ -6,7 +6,7 @@ Importing this costs neither PyTorch nor a runtime.
 from exporter.choose.costs.at import At
 from exporter.choose.costs.candidates import MeasuredSpeedup, measure_speedup
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
-from exporter.choose.costs.measuring import measure_costs, read_costs
+from exporter.choose.costs.measuring import CostSettings, measure_costs, read_costs
 from exporter.choose.costs.onnx_sizes import sizes
 from exporter.choose.costs.table import CostGroup, CostTable, MeasuredCandidate, Member, Trial
 from exporter.choose.costs.timing import Effort
@@ -15,6 +15,7 @@ __all__ = [
     "At",
     "CacheSize",
     "CostGroup",
+    "CostSettings",
     "CostTable",
     "Effort",
     "GraphSizes",

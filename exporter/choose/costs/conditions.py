@@ -8,7 +8,7 @@ from typing import Any
 
 from exporter.artifacts import Environment, library_versions
 from exporter.choose.costs.at import At
-from exporter.choose.costs.benches import Bench
+from exporter.choose.costs.cost_runners import CostRunner
 from exporter.choose.costs.table import CostTable
 from exporter.errors import CostError
 
@@ -103,11 +103,13 @@ def _decides(library: str, backend: str) -> bool:
     return library.removesuffix("-gpu") == backend
 
 
-def conditions(bench: Bench, at: At, threads: int | None, *, has_linear: bool = True) -> Conditions:
-    """What costs are measured under on a bench, here and now.
+def conditions(
+    cost_runner: CostRunner, at: At, threads: int | None, *, has_linear: bool = True
+) -> Conditions:
+    """What costs are measured under on a cost_runner, here and now.
 
     Args:
-        bench: The model and the engine.
+        cost_runner: The model and the engine.
         at: The request.
         threads: CPU threads; None for any.
         has_linear: Whether linear maps are measured, whose rank then matters.
@@ -115,13 +117,13 @@ def conditions(bench: Bench, at: At, threads: int | None, *, has_linear: bool = 
     from exporter.engines.environment import environment
 
     return Conditions(
-        sha256=bench.sha256,
+        sha256=cost_runner.sha256,
         at=at,
-        backend=bench.backend,
-        provider=bench.provider,
-        rank=bench.rank,
+        backend=cost_runner.backend,
+        provider=cost_runner.provider,
+        rank=cost_runner.rank,
         threads=threads,
-        environment=environment(threads=threads or bench.threads, gpu=bench.on_gpu),
+        environment=environment(threads=threads or cost_runner.threads, gpu=cost_runner.on_gpu),
         has_linear=has_linear,
     )
 

@@ -16,7 +16,7 @@ _SEVERAL = 4
 
 
 @dataclass(frozen=True)
-class Treatment:
+class Variant:
     """Which sublayers of a group are cut in one variant.
 
     Attributes:
@@ -83,9 +83,9 @@ def _by_weight(kind: str, names: Sequence[SublayerRef], sizes: GraphSizes) -> Co
     return CostGroup(signature=kind, members=members)
 
 
-def treatments(
+def variants(
     group: CostGroup, sizes: GraphSizes, replacements: Iterable[Replacement]
-) -> list[Treatment]:
+) -> list[Variant]:
     """The variants that show what a group's sublayers cost.
 
     About half of them are cut, evenly spread, once with each replacement. Without a replacement,
@@ -101,10 +101,10 @@ def treatments(
         fitting = [m for m in group.members if _fits(sizes, m, replacement)]
         if fitting:
             chosen = _spread(fitting, max(1, len(fitting) // 2))
-            found.append(Treatment(group.signature, replacement, chosen))
+            found.append(Variant(group.signature, replacement, chosen))
     half = len(found[0].members)
     if half >= _SEVERAL:
-        found.append(Treatment(group.signature, "none", _spread(group.members, half // 2)))
+        found.append(Variant(group.signature, "none", _spread(group.members, half // 2)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which bench measures a model: told by how it is written, as a comparison's arms are."""
+"""Which cost_runner measures a model: told by how it is written, as a comparison's arms are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.choose.costs.at import At
-from exporter.choose.costs.benches import Bench, OnnxBench
+from exporter.choose.costs.cost_runners import CostRunner, OnnxCostRunner
 from exporter.compare.kinds import ArmName
 from exporter.errors import CostError, UsageError
 from exporter.progress import QUIET, Progress
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from exporter.engines.build.libraries import Backend
 
 
-def open_bench(
+def open_cost_runner(
     model: Path | str,
     folder: Path,
     at: At,
@@ -25,7 +25,7 @@ def open_bench(
     threads: int = 1,
     rank: int | None = None,
     progress: Progress = QUIET,
-) -> Bench:
+) -> CostRunner:
     """Finds what runs a model.
 
     Args:
@@ -57,13 +57,13 @@ def open_bench(
 
     onnx = find_onnx(name.path)
     if engine is None:
-        return OnnxBench(onnx, folder, provider, threads, rank)
-    from exporter.choose.costs.engine_bench import EngineBench
+        return OnnxCostRunner(onnx, folder, provider, threads, rank)
+    from exporter.choose.costs.engine_cost_runner import EngineCostRunner
 
-    return EngineBench(onnx, folder, at, engine, rank=rank, progress=progress)
+    return EngineCostRunner(onnx, folder, at, engine, rank=rank, progress=progress)
 
 
-def _torch(name: ArmName, provider: str, threads: int, rank: int | None) -> Bench:
+def _torch(name: ArmName, provider: str, threads: int, rank: int | None) -> CostRunner:
     from exporter.optional import require
 
     if name.kind == "torch-compile":
@@ -71,11 +71,11 @@ def _torch(name: ArmName, provider: str, threads: int, rank: int | None) -> Benc
             f"{name} would be compiled anew for each variant.", f"Measure torch:{name.path}."
         )
     require("torch", extra="torch")
-    from exporter.choose.costs.torch_bench import TorchBench
+    from exporter.choose.costs.torch_cost_runner import TorchCostRunner
     from exporter.models.loading.model_source import load_model
 
     if not name.path.exists():
         raise CostError(
             f"{name.path} does not exist.", "After torch: stands a Hugging Face folder."
         )
-    return TorchBench(load_model(str(name.path)), provider, threads, rank)
+    return TorchCostRunner(load_model(str(name.path)), provider, threads, rank)

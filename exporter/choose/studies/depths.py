@@ -9,7 +9,7 @@ perplexity and KL divergence stand beside them here, with intervals.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from exporter.artifacts import (
     DepthDamage,
     DepthsReport,
     ImportanceReport,
-    TaskResult,
     Way,
 )
 from exporter.artifacts.plans.by_score import plan_drop
@@ -98,32 +97,14 @@ def measure_depths(
         options.tasks.local()  # what can't be read is told before hours of measuring
     text = _held_out(loaded, report.calibration, options, progress)
     cells = _planned(report, options)
-    cuts = {
-        _place(cell): without_branches(cell.deletions, loaded.model)
-        for cell in cells
-        if not cell.refused
-    }
-    whole, damages = _damages(loaded, text, cuts, options, kept, progress)
-    sizes = module_sizes(loaded)
-    scored = compared_tasks(
-        loaded,
-        options.tasks,
-        cuts,
-        kept=None if kept is None else kept / "tasks.jsonl",
-        progress=progress,
-    )
-    filled = {
-        place: _filled(cell, damages[place], _share(cuts[place], sizes), scored.get(place, []))
-        for cell in cells
-        if (place := _place(cell)) in damages
-    }
+    whole, measured = _measured(loaded, text, cells, options, kept, progress)
     return DepthsReport(
         model=report.model,
         metric=report.metric,
         calibration=report.calibration,
         text=text.ref,
         baseline_perplexity=whole.baseline_perplexity,
-        cells=[filled.get(_place(cell), cell) for cell in cells],
+        cells=[measured.get(_place(cell), cell) for cell in cells],
         made_from={
             "model": loaded.ref.sha256,
             "importance": importance_sha256,
@@ -190,15 +171,39 @@ def _plan(report: ImportanceReport, way: Way, number: int) -> DepthCell:
     return DepthCell(way=way, number=number, deletions=plan.deletions)
 
 
-def _filled(
-    cell: DepthCell, damage: Damage, parameters_removed: float, tasks: list[TaskResult]
-) -> DepthCell:
-    found = {
-        "damage": depth_damage(damage),
-        "parameters_removed": parameters_removed,
-        "tasks": tasks,
+def _measured(
+    loaded: LoadedModel,
+    text: CalibrationText,
+    cells: Sequence[DepthCell],
+    options: DepthOptions,
+    kept: Path | None,
+    progress: Progress,
+) -> tuple[Damage, dict[Place, DepthCell]]:
+    """A damage that knows the whole model's losses, and every cell that isn't refused, measured."""
+    cuts = {
+        _place(cell): without_branches(cell.deletions, loaded.model)
+        for cell in cells
+        if not cell.refused
     }
-    return cell.model_copy(update=found)
+    whole, damages = _damages(loaded, text, cuts, options, kept, progress)
+    sizes = module_sizes(loaded)
+    scored = compared_tasks(
+        loaded,
+        options.tasks,
+        cuts,
+        kept=None if kept is None else kept / "tasks.jsonl",
+        progress=progress,
+    )
+    found = {
+        place: {
+            "damage": depth_damage(damage),
+            "parameters_removed": _share(cuts[place], sizes),
+            "tasks": scored.get(place, []),
+        }
+        for place, damage in damages.items()
+    }
+    own = {_place(cell): cell for cell in cells}
+    return whole, {place: own[place].model_copy(update=told) for place, told in found.items()}
 
 
 def _damages(

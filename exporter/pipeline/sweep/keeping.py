@@ -82,7 +82,7 @@ def drop_models(cell: Cell) -> None:
 
 def open_store(out: Path) -> Store:
     """The finished cells of a sweep's folder, by their folders."""
-    return Store(out / FOLDER / "cells.jsonl", folder=out)
+    return Store(out / FOLDER / "cells.jsonl", folder=out.resolve())
 
 
 def kept(store: Store, cell: Cell, key: str) -> SweepCell | None:

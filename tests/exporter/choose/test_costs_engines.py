@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from exporter.choose.costs import At, Effort
-from exporter.choose.costs.engine_bench import EngineBench, ranges_for
-from exporter.choose.costs.measuring import measure_on
+from exporter.choose.costs.engine_cost_runner import EngineCostRunner, ranges_for
+from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.engines.build.profiles import Span
 from tests.tiny_graphs import tiny_model
 
@@ -30,7 +30,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Any]]:
         found.append((onnx.name, target, ranges))
         return [(Path(shutil.copy(onnx, target / "model.engine")), None)]
 
-    module = "exporter.choose.costs.engine_bench"
+    module = "exporter.choose.costs.engine_cost_runner"
     monkeypatch.setattr(f"{module}.ask_driver", lambda: Driver(problem=""))
     monkeypatch.setattr("exporter.engines.build.build.build_engines", build_engines)
     monkeypatch.setattr("exporter.engines.build.engine_set.find_engines", lambda paths: paths[0])
@@ -46,10 +46,12 @@ def test_an_engine_is_built_for_each_variant_and_once_for_the_whole(
 ) -> None:
     onnx, work = tmp_path / "model.onnx", tmp_path / "work"
     ir.save(tiny_model(), onnx)
-    bench = EngineBench(onnx, work, At(2, 4, 3))
+    cost_runner = EngineCostRunner(onnx, work, At(2, 4, 3))
     effort = Effort(seconds=0.1, rounds=2, reload=False)
     table = measure_on(
-        bench, [(0, "mlp")], At(2, 4, 3), replacements=("bias",), effort=effort
+        cost_runner,
+        CostSettings(At(2, 4, 3), replacements=("bias",), effort=effort),
+        [(0, "mlp")],
     )  # fmt: skip
     assert (table.backend, table.provider) == ("tensorrt-rtx", "tensorrt-rtx")
     assert sorted(name for name, _, _ in built) == [

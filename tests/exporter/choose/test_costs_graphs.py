@@ -11,13 +11,14 @@ import pytest
 from exporter.artifacts import PlannedDeletion
 from exporter.choose.costs import (
     At,
+    CostSettings,
     Effort,
     measure_costs,
     measure_speedup,
     read_costs,
 )
-from exporter.choose.costs.benches import OnnxBench, cut_for_a_while
-from exporter.choose.costs.grouping import groups_of, treatments
+from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while
+from exporter.choose.costs.grouping import groups_of, variants
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import CostError, UsageError
@@ -44,7 +45,9 @@ def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path:
     before = sorted(graph.parent.iterdir())
     kept = tmp_path / "costs.json"
     table = measure_costs(
-        graph, at=At(2, 4, 2), threads=1, effort=QUICK, kept=kept, folder=tmp_path / "work"
+        graph,
+        CostSettings(At(2, 4, 2), threads=1, effort=QUICK, kept=kept),
+        folder=tmp_path / "work",
     )
     assert sorted(graph.parent.iterdir()) == before
     assert list((tmp_path / "work").iterdir()) == []
@@ -70,18 +73,18 @@ def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path:
 
 @pytest.mark.parametrize("rank", [None, 2])
 def test_a_variant_shares_its_weights_where_it_can(graph: Path, tmp_path: Path, rank: Any) -> None:
-    sizes = OnnxBench(graph, tmp_path).sizes
+    sizes = OnnxCostRunner(graph, tmp_path).sizes
     group = groups_of(sizes, [(0, "mlp")])[0]
-    treatment = treatments(group, sizes, ("none", "linear"))[1]
-    with cut_for_a_while(graph, tmp_path, treatment, sizes, rank) as variant:
-        assert variant.with_name("model.onnx.data").samefile(graph.with_name("model.onnx.data"))
-        names = [n.name for n in ir.load(variant).graph if "depthcut.mlp.1" in (n.name or "")]
+    variant = variants(group, sizes, ("none", "linear"))[1]
+    with cut_for_a_while(graph, tmp_path, variant, sizes, rank) as pruned:
+        assert pruned.with_name("model.onnx.data").samefile(graph.with_name("model.onnx.data"))
+        names = [n.name for n in ir.load(pruned).graph if "depthcut.mlp.1" in (n.name or "")]
         assert len(names) == (2 if rank is None else 3)  # products, and the sum with the bias
-    assert not variant.parent.exists()
+    assert not pruned.parent.exists()
     alone = tmp_path / "alone.onnx"
     ir.save(tiny_model(TinySpec(layers=4)), alone)
-    with cut_for_a_while(alone, tmp_path, treatment, sizes, rank) as variant:
-        assert variant.exists()
+    with cut_for_a_while(alone, tmp_path, variant, sizes, rank) as pruned:
+        assert pruned.exists()
 
 
 def test_a_candidate_is_measured_against_the_whole_graph(graph: Path, tmp_path: Path) -> None:
@@ -110,8 +113,10 @@ def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> Non
     path = tmp_path / "encoder.onnx"
     ir.save(tiny_model(TinySpec("post_norm", cache=False)), path)
     table = measure_costs(
-        path, [(1, "mlp")], At(1, 8, 0), threads=1, replacements=("none",), effort=QUICK
+        path,
+        CostSettings(At(1, 8, 0), threads=1, replacements=("none",), effort=QUICK),
+        [(1, "mlp")],
     )
     assert table.groups[0].trials[0].rows[0].phase == "encode"
     with pytest.raises(CostError, match="no KV cache"):
-        measure_costs(path, at=At(1, 8, 2), threads=1, effort=QUICK)
+        measure_costs(path, CostSettings(At(1, 8, 2), threads=1, effort=QUICK))

@@ -19,8 +19,8 @@ from exporter.choose.costs import (
     GraphSizes,
     SublayerSize,
 )
-from exporter.choose.costs.grouping import Treatment, groups_of, treatments
-from exporter.choose.costs.measuring import measure_on
+from exporter.choose.costs.grouping import Variant, groups_of, variants
+from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.compare.timing.subjects import CallProbe, Probe, TimedCell
 from exporter.engines.runners.base import BoundCall
 from exporter.errors import CostError, SurgeryError, UsageError
@@ -61,7 +61,7 @@ def frozen() -> Iterator[None]:
 class CostlyArm(VirtualArm):
     """A model whose calls take what its sublayers take."""
 
-    treatment: Treatment | None = None
+    variant: Variant | None = None
 
     def probe(self, cell: TimedCell) -> Probe:
         call_ms = self._call_ms(cell.phases[0])
@@ -74,8 +74,8 @@ class CostlyArm(VirtualArm):
 
     def _call_ms(self, phase: str) -> float:
         own = sum(LAYERS * each[phase] for each in EACH_MS.values())
-        for member in self.treatment.members if self.treatment else ():
-            own -= EACH_MS[member.kind][phase] - REPLACED_MS[self.treatment.replacement]
+        for member in self.variant.members if self.variant else ():
+            own -= EACH_MS[member.kind][phase] - REPLACED_MS[self.variant.replacement]
         return FIXED_MS[phase] + own
 
 
@@ -104,7 +104,7 @@ class VirtualBench:
     rank: int | None = None
     sizes: GraphSizes = field(default_factory=lambda: sizes_of())
     time: VirtualTime = field(default_factory=VirtualTime)
-    timed: list[Treatment] = field(default_factory=list)
+    timed: list[Variant] = field(default_factory=list)
     open: int = 0
     refused: str = ""
     dies_at: int | None = None
@@ -116,17 +116,17 @@ class VirtualBench:
         self.threads = 3
 
     @contextmanager
-    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, CostlyArm]]:
-        if treatment.members[0].kind == self.refused:
+    def arms(self, variant: Variant) -> Iterator[Mapping[str, CostlyArm]]:
+        if variant.members[0].kind == self.refused:
             raise SurgeryError("no")
-        self.timed.append(treatment)
+        self.timed.append(variant)
         if self.dies_at == len(self.timed):
             raise KeyboardInterrupt
         self.open += 2
         assert self.open <= 2
         yield {
             "baseline": CostlyArm(self.time, 0, self.noise),
-            "candidate": CostlyArm(self.time, 0, self.noise, treatment=treatment),
+            "candidate": CostlyArm(self.time, 0, self.noise, variant=variant),
         }
         self.open -= 2
 
@@ -134,10 +134,11 @@ class VirtualBench:
         return Effort(**{"seconds": 60.0, "clocks": self.time.clocks, "seed": 0, **changes})
 
 
-def measured(bench: VirtualBench, **changes: Any) -> CostTable:
+def measured(cost_runner: VirtualBench, **changes: Any) -> CostTable:
     """In two rounds each: enough where nothing disturbs, and for all but the numbers."""
-    options = {"at": AT, "threads": 1, "effort": bench.effort(rounds=2), **changes}
-    return measure_on(bench, **options)
+    options = {"at": AT, "threads": 1, "effort": cost_runner.effort(rounds=2), **changes}
+    names = options.pop("names", None)
+    return measure_on(cost_runner, CostSettings(**options), names)
 
 
 def test_on_a_quiet_machine_costs_are_what_they_are() -> None:
@@ -155,9 +156,9 @@ def test_on_a_quiet_machine_costs_are_what_they_are() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_on_a_busy_machine_they_are_known_as_well_as_the_table_says(seed: int) -> None:
-    bench = VirtualBench(BusyMachine(seed))
-    effort = bench.effort(seconds=24)
-    table = measured(bench, names=[(0, "mlp")], replacements=("linear",), effort=effort)
+    cost_runner = VirtualBench(BusyMachine(seed))
+    effort = cost_runner.effort(seconds=24)
+    table = measured(cost_runner, names=[(0, "mlp")], replacements=("linear",), effort=effort)
     slower = table.baseline_ms / BASELINE_MS  # than when nothing disturbs
     assert 1.2 < slower < 4
     for replacement in ("none", "linear"):
@@ -169,9 +170,11 @@ def test_on_a_busy_machine_they_are_known_as_well_as_the_table_says(seed: int) -
 
 
 def test_each_group_is_cut_by_half_once_with_each_replacement_and_by_a_quarter() -> None:
-    bench = VirtualBench()
-    measured(bench)
-    told = [(t.members[0].kind, t.replacement, [m.layer for m in t.members]) for t in bench.timed]
+    cost_runner = VirtualBench()
+    measured(cost_runner)
+    told = [
+        (t.members[0].kind, t.replacement, [m.layer for m in t.members]) for t in cost_runner.timed
+    ]
     assert told == [
         (kind, replacement, layers)
         for kind in EACH_MS
@@ -183,16 +186,16 @@ def test_each_group_is_cut_by_half_once_with_each_replacement_and_by_a_quarter()
 
 
 def test_only_the_groups_of_named_sublayers_are_measured() -> None:
-    bench = VirtualBench()
-    table = measured(bench, names=[(3, "mlp")], replacements=())
-    assert {t.members[0].kind for t in bench.timed} == {"mlp"}
+    cost_runner = VirtualBench()
+    table = measured(cost_runner, names=[(3, "mlp")], replacements=())
+    assert {t.members[0].kind for t in cost_runner.timed} == {"mlp"}
     assert table.names == [(layer, "mlp") for layer in range(LAYERS)]
     with pytest.raises(CostError, match="attention 0 costs was not measured"):
         table.saved_ms((0, "attention"))
     with pytest.raises(CostError, match="has no mlp 99"):
-        measured(bench, names=[(99, "mlp")])
+        measured(cost_runner, names=[(99, "mlp")])
     with pytest.raises(CostError, match="No sublayer is named"):
-        measured(bench, names=[])
+        measured(cost_runner, names=[])
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
@@ -219,9 +222,9 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     kept = tmp_path / "costs.json"
     with pytest.raises(KeyboardInterrupt):
         measured(VirtualBench(dies_at=3), kept=kept, replacements=())
-    bench = VirtualBench()
-    table = measured(bench, kept=kept, replacements=())
-    assert len(bench.timed) == 4 - 2
+    cost_runner = VirtualBench()
+    table = measured(cost_runner, kept=kept, replacements=())
+    assert len(cost_runner.timed) == 4 - 2
     assert table.saved_ms((0, "mlp")) == pytest.approx(saved_ms("mlp"), rel=1e-4)
 
 
@@ -241,12 +244,12 @@ def test_costs_under_other_conditions_are_measured_anew(
     kept = tmp_path / "costs.json"
     few = {"names": [(0, "mlp")], "replacements": ["linear"], "kept": kept}
     measured(VirtualBench(), **few)
-    bench, before = VirtualBench(**change), kept.read_bytes()
+    cost_runner, before = VirtualBench(**change), kept.read_bytes()
     with pytest.raises(CostError, match=r"of another model|under other conditions"):
-        measured(bench, **few, **options, may_replace=False)
-    assert (kept.read_bytes(), bench.timed) == (before, [])
-    table = measured(bench, **few, **options)
-    assert len(bench.timed) == 3
+        measured(cost_runner, **few, **options, may_replace=False)
+    assert (kept.read_bytes(), cost_runner.timed) == (before, [])
+    table = measured(cost_runner, **few, **options)
+    assert len(cost_runner.timed) == 3
     assert CostTable.read(kept) == table
 
 
@@ -254,9 +257,9 @@ def test_threads_are_those_of_before_or_looked_for(tmp_path: Path) -> None:
     kept = tmp_path / "costs.json"
     few = {"names": [(0, "mlp")], "replacements": (), "kept": kept, "threads": None}
     assert measured(VirtualBench(), **few).environment.threads == 3
-    bench = VirtualBench(threads=7)
-    assert measured(bench, **few).environment.threads == 3
-    assert bench.timed == []
+    cost_runner = VirtualBench(threads=7)
+    assert measured(cost_runner, **few).environment.threads == 3
+    assert cost_runner.timed == []
 
 
 def test_another_file_is_not_overwritten(tmp_path: Path) -> None:
@@ -308,10 +311,10 @@ def test_what_cannot_be_replaced_is_not_tried_so() -> None:
         99, 99, hidden=8,
     )  # fmt: skip
     (group,) = groups_of(sizes, [(0, "mlp")])
-    replaced = [t.replacement for t in treatments(group, sizes, ("bias", "linear"))]
+    replaced = [t.replacement for t in variants(group, sizes, ("bias", "linear"))]
     assert replaced == ["none", "bias"]
     unknown = GraphSizes(sizes.sublayers, 99, 99)
-    assert [t.replacement for t in treatments(group, unknown, ("bias", "linear"))] == ["none"]
+    assert [t.replacement for t in variants(group, unknown, ("bias", "linear"))] == ["none"]
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -326,9 +329,9 @@ def test_two_rounds_on_a_busy_machine_are_not_certain(seed: int) -> None:
 def test_a_rank_does_not_matter_where_no_linear_map_is_asked_for(tmp_path: Path) -> None:
     kept = tmp_path / "costs.json"
     first = measured(VirtualBench(rank=2), kept=kept, replacements=("linear",))
-    bench = VirtualBench()
-    table = measured(bench, kept=kept, replacements=("bias",))
-    assert {t.replacement for t in bench.timed} == {"bias"}
+    cost_runner = VirtualBench()
+    table = measured(cost_runner, kept=kept, replacements=("bias",))
+    assert {t.replacement for t in cost_runner.timed} == {"bias"}
     assert table.rank == first.rank == 2
     assert table.saved_ms((0, "mlp"), "linear") == first.saved_ms((0, "mlp"), "linear")
     again = VirtualBench(rank=3)

@@ -13,8 +13,8 @@ pytest.importorskip("transformers")
 from tiny_torch import tiny_loaded
 
 from exporter.choose.costs import At, Effort
-from exporter.choose.costs.grouping import groups_of, treatments
-from exporter.choose.costs.measuring import measure_on
+from exporter.choose.costs.grouping import groups_of, variants
+from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.errors import CostError
 
 pytestmark = pytest.mark.torch
@@ -22,9 +22,9 @@ QUICK = Effort(seconds=0.3, rounds=2, reload=False)
 
 
 def bench_of(family: str, **changes: Any) -> Any:
-    from exporter.choose.costs.torch_bench import TorchBench
+    from exporter.choose.costs.torch_cost_runner import TorchCostRunner
 
-    return TorchBench(tiny_loaded(family, **changes))
+    return TorchCostRunner(tiny_loaded(family, **changes))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
@@ -34,16 +34,16 @@ def test_a_variant_computes_what_the_model_with_replacements(family: str, rank: 
 
     from exporter.models.ablation import branches_replaced
 
-    bench = bench_of(family)
-    bench.rank = rank
-    model, ids = bench.loaded.model, torch.arange(12).reshape(2, 6)
+    cost_runner = bench_of(family)
+    cost_runner.rank = rank
+    model, ids = cost_runner.loaded.model, torch.arange(12).reshape(2, 6)
     whole = model(input_ids=ids).logits
-    for group in groups_of(bench.sizes, list(bench.sizes.sublayers)):
-        for treatment in treatments(group, bench.sizes, ("bias", "linear")):
-            replacement = bench.branch_replacement(treatment)
-            with branches_replaced(model, dict.fromkeys(treatment.names, replacement)):
+    for group in groups_of(cost_runner.sizes, list(cost_runner.sizes.sublayers)):
+        for variant in variants(group, cost_runner.sizes, ("bias", "linear")):
+            replacement = cost_runner.branch_replacement(variant)
+            with branches_replaced(model, dict.fromkeys(variant.names, replacement)):
                 wanted = model(input_ids=ids).logits
-            cut = bench.variant_model(treatment)
+            cut = cost_runner.variant_model(variant)
             # The same sums, in the same order.
             torch.testing.assert_close(cut(input_ids=ids).logits, wanted, rtol=1e-5, atol=1e-6)
             assert not torch.equal(wanted, whole)
@@ -51,12 +51,12 @@ def test_a_variant_computes_what_the_model_with_replacements(family: str, rank: 
 
 
 def test_a_variant_has_the_models_own_weights_and_computes_no_branch() -> None:
-    bench = bench_of("llama")
-    (treatment, *_) = treatments(groups_of(bench.sizes, [(0, "mlp")])[0], bench.sizes, ())
-    cut = bench.variant_model(treatment)
-    own = {id(weight) for weight in bench.loaded.model.parameters()}
+    cost_runner = bench_of("llama")
+    (variant, *_) = variants(groups_of(cost_runner.sizes, [(0, "mlp")])[0], cost_runner.sizes, ())
+    cut = cost_runner.variant_model(variant)
+    own = {id(weight) for weight in cost_runner.loaded.model.parameters()}
     assert {id(weight) for weight in cut.parameters()} == own
-    (member,) = treatment.members
+    (member,) = variant.members
     called: list[int] = []
     for number, layer in enumerate(cut.model.layers):
         layer.mlp.up_proj.register_forward_hook(lambda *_, n=number: called.append(n))
@@ -68,15 +68,17 @@ def test_a_variant_has_the_models_own_weights_and_computes_no_branch() -> None:
 
 def test_costs_are_measured_and_kept(tmp_path: Path) -> None:
     kept = tmp_path / "costs.json"
-    names, bench = [(1, "attention")], bench_of("llama")
+    names, cost_runner = [(1, "attention")], bench_of("llama")
     table = measure_on(
-        bench, names, At(1, 4, 1), threads=1, replacements=(), effort=QUICK, kept=kept
+        cost_runner,
+        CostSettings(At(1, 4, 1), threads=1, replacements=(), effort=QUICK, kept=kept),
+        names,
     )
     assert table.backend == "pytorch"
     assert table.names == [(0, "attention"), (1, "attention")]
     assert table.saved_ms((0, "attention")) < table.baseline_ms
     with pytest.raises(CostError, match="ends at 128 positions"):
-        measure_on(bench_of("llama"), at=At(1, 120, 9), threads=1, effort=QUICK)
+        measure_on(bench_of("llama"), CostSettings(At(1, 120, 9), threads=1, effort=QUICK))
 
 
 def test_layers_of_another_window_are_a_group_of_their_own() -> None:
@@ -88,8 +90,8 @@ def test_layers_of_another_window_are_a_group_of_their_own() -> None:
 
 
 def test_a_branch_that_nothing_can_stand_for_is_refused() -> None:
-    bench = bench_of("bloom")
-    group = groups_of(bench.sizes, [(0, "mlp")])[0]
-    (treatment, *_) = treatments(group, bench.sizes, ())
+    cost_runner = bench_of("bloom")
+    group = groups_of(cost_runner.sizes, [(0, "mlp")])[0]
+    (variant, *_) = variants(group, cost_runner.sizes, ())
     with pytest.raises(CostError, match="of a bloom model can't be left out"):
-        bench.variant_model(treatment)
+        cost_runner.variant_model(variant)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.choose.costs.at import At
-from exporter.choose.costs.benches import OnnxBench, cut_for_a_while, subjects
+from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while, subjects
 from exporter.choose.costs.graph_sizes import GraphSizes
-from exporter.choose.costs.grouping import Treatment
+from exporter.choose.costs.grouping import Variant
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.libraries import Backend
 from exporter.engines.build.profiles import Ranges, Span
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class EngineBench:
-    """See :class:`exporter.choose.costs.benches.Bench`.
+class EngineCostRunner:
+    """See :class:`exporter.choose.costs.cost_runners.CostRunner`.
 
     Attributes:
         onnx: The graph.
@@ -85,8 +85,8 @@ class EngineBench:
         return self._graph.sizes
 
     @cached_property
-    def _graph(self) -> OnnxBench:
-        return OnnxBench(self.onnx, self.folder)
+    def _graph(self) -> OnnxCostRunner:
+        return OnnxCostRunner(self.onnx, self.folder)
 
     @cached_property
     def _baseline(self) -> TensorRtRunner:
@@ -96,15 +96,15 @@ class EngineBench:
         """One thread feeds the GPU."""
 
     @contextmanager
-    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, TimedArm]]:
+    def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:
         """The whole model and one with some sublayers cut, loaded while the block runs.
 
         Raises:
             SurgeryError: They can't be cut.
             EngineError: No engine can be built.
         """
-        with cut_for_a_while(self.onnx, self.folder, treatment, self.sizes, self.rank) as variant:
-            cut = self._built(variant, variant.parent / "engines")
+        with cut_for_a_while(self.onnx, self.folder, variant, self.sizes, self.rank) as graph:
+            cut = self._built(graph, graph.parent / "engines")
             runners = {"baseline": self._baseline, "candidate": cut}
             with subjects(runners, self._graph.vocabulary) as loaded:
                 yield loaded

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from exporter.choose.costs.benches import random_replacement, subjects
+from exporter.choose.costs.cost_runners import random_replacement, subjects
 from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
-from exporter.choose.costs.grouping import Treatment
+from exporter.choose.costs.grouping import Variant
 from exporter.engines.runners.pytorch import TorchRunner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
@@ -37,8 +37,8 @@ _LETTERS = 12
 
 
 @dataclass
-class TorchBench:
-    """A loaded model on PyTorch; see :class:`exporter.choose.costs.benches.Bench`.
+class TorchCostRunner:
+    """A loaded model on PyTorch; see :class:`exporter.choose.costs.cost_runners.CostRunner`.
 
     Attributes:
         loaded: The model, on the CPU.
@@ -104,7 +104,7 @@ class TorchBench:
         self.threads = default_threads() if probe is None else fastest(probe)
 
     @contextmanager
-    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, TimedArm]]:
+    def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:
         """The whole model and one with some branches cut, loaded while the block runs.
 
         Raises:
@@ -112,37 +112,37 @@ class TorchBench:
         """
         runners = {
             "baseline": self._runner(self.loaded.model, self._interface),
-            "candidate": self._variant(treatment),
+            "candidate": self._variant(variant),
         }
         with subjects(runners, self._vocabulary) as loaded:
             yield loaded
 
-    def variant_model(self, treatment: Treatment) -> Any:
+    def variant_model(self, variant: Variant) -> Any:
         """The model with some branches cut; it shares its weights.
 
         Raises:
             CostError: A branch can't be left out in PyTorch.
         """
         model = sharing_copy(self.loaded.model)
-        branch_replacement, cut = self.branch_replacement(treatment), set(treatment.names)
+        branch_replacement, cut = self.branch_replacement(variant), set(variant.names)
         for part in sublayers(model):
             if part.ref in cut:
                 leave_out(model, part, branch_replacement)
         return model
 
-    def branch_replacement(self, treatment: Treatment) -> BranchReplacement:
+    def branch_replacement(self, variant: Variant) -> BranchReplacement:
         """What takes the branches' place: random numbers."""
-        if treatment.replacement == "none":
+        if variant.replacement == "none":
             return BranchReplacement()
-        found = random_replacement(self.sizes.hidden or 0, treatment.replacement, self.rank)
+        found = random_replacement(self.sizes.hidden or 0, variant.replacement, self.rank)
         tensors = (torch.tensor(each) for each in (found.bias, *found.maps.values()))
         bias, *maps = (each.to(self.device, self.loaded.model.dtype) for each in tensors)
         return BranchReplacement(bias, tuple(maps))
 
-    def _variant(self, treatment: Treatment) -> TorchRunner:
-        cut = set(treatment.names)
+    def _variant(self, variant: Variant) -> TorchRunner:
+        cut = set(variant.names)
         own = tuple(s for s in self._interface.cache if (s.layer, "attention") not in cut)
-        return self._runner(self.variant_model(treatment), replace(self._interface, cache=own))
+        return self._runner(self.variant_model(variant), replace(self._interface, cache=own))
 
     def _runner(self, model: Any, interface: OnnxInterface) -> TorchRunner:
         return TorchRunner(

@@ -16,7 +16,7 @@ import numpy as np
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.replacement_file import Replacements
 from exporter.choose.costs.graph_sizes import GraphSizes
-from exporter.choose.costs.grouping import Treatment
+from exporter.choose.costs.grouping import Variant
 from exporter.choose.costs.onnx_sizes import sizes
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
@@ -34,7 +34,7 @@ _SCALE = 0.01
 """Of the random numbers in replacements: small ones, so that all that is computed stays finite."""
 
 
-class Bench(Protocol):
+class CostRunner(Protocol):
     """A model on an engine.
 
     Attributes:
@@ -68,7 +68,7 @@ class Bench(Protocol):
     def choose_threads(self, step: Shape, progress: Progress) -> None:
         """Takes so many threads as make a step fastest."""
 
-    def arms(self, treatment: Treatment) -> AbstractContextManager[Mapping[str, TimedArm]]:
+    def arms(self, variant: Variant) -> AbstractContextManager[Mapping[str, TimedArm]]:
         """The whole model and one with some sublayers cut, loaded while the block runs.
 
         Raises:
@@ -77,7 +77,7 @@ class Bench(Protocol):
 
 
 @dataclass
-class OnnxBench:
+class OnnxCostRunner:
     """An ONNX file on ONNX Runtime.
 
     Attributes:
@@ -97,22 +97,22 @@ class OnnxBench:
 
     @property
     def provider(self) -> str:
-        """See :class:`Bench`."""
+        """See :class:`CostRunner`."""
         return self._runner(self.onnx).provider
 
     @property
     def on_gpu(self) -> bool:
-        """See :class:`Bench`."""
+        """See :class:`CostRunner`."""
         return self.device == "cuda"
 
     @property
     def sha256(self) -> str:
-        """See :class:`Bench`."""
+        """See :class:`CostRunner`."""
         return self._facts.sha256
 
     @cached_property
     def sizes(self) -> GraphSizes:
-        """See :class:`Bench`."""
+        """See :class:`CostRunner`."""
         return sizes(self.onnx)
 
     @property
@@ -135,7 +135,7 @@ class OnnxBench:
         return read_facts(self.onnx)
 
     def choose_threads(self, step: Shape, progress: Progress) -> None:
-        """See :class:`Bench`."""
+        """See :class:`CostRunner`."""
         from exporter.compare.threads import choose_threads, fastest
         from exporter.engines.environment import default_threads
 
@@ -145,11 +145,11 @@ class OnnxBench:
         self.threads = default_threads() if probe is None else fastest(probe)
 
     @contextmanager
-    def arms(self, treatment: Treatment) -> Iterator[Mapping[str, TimedArm]]:
-        """See :class:`Bench`."""
-        cut = cut_for_a_while(self.onnx, self.folder, treatment, self.sizes, self.rank)
-        with cut as variant:
-            runners = {"baseline": self._runner(self.onnx), "candidate": self._runner(variant)}
+    def arms(self, variant: Variant) -> Iterator[Mapping[str, TimedArm]]:
+        """See :class:`CostRunner`."""
+        cut = cut_for_a_while(self.onnx, self.folder, variant, self.sizes, self.rank)
+        with cut as graph:
+            runners = {"baseline": self._runner(self.onnx), "candidate": self._runner(graph)}
             with subjects(runners, self.vocabulary) as loaded:
                 yield loaded
 
@@ -180,7 +180,7 @@ def subjects(runners: Mapping[str, Runner], vocabulary: int) -> Iterator[Mapping
 
 @contextmanager
 def cut_for_a_while(
-    onnx: Path, folder: Path, treatment: Treatment, sizes: GraphSizes, rank: int | None = None
+    onnx: Path, folder: Path, variant: Variant, sizes: GraphSizes, rank: int | None = None
 ) -> Iterator[Path]:
     """Cuts a variant into a folder of its own, which is gone after the block.
 
@@ -189,7 +189,7 @@ def cut_for_a_while(
     Args:
         onnx: The whole graph.
         folder: Where that folder is made.
-        treatment: What to cut.
+        variant: What to cut.
         sizes: The graph's.
         rank: Of linear maps; None for full ones.
 
@@ -215,11 +215,11 @@ def cut_for_a_while(
             LoadedPlan.of(
                 [
                     PlannedDeletion.model_validate(
-                        {"layer": m.layer, "kind": m.kind, "replacement": treatment.replacement}
+                        {"layer": m.layer, "kind": m.kind, "replacement": variant.replacement}
                     )
-                    for m in treatment.members
+                    for m in variant.members
                 ],
-                _numbers(treatment, sizes, rank, place),
+                _numbers(variant, sizes, rank, place),
             ),
             CutOptions(verify="none", weights=weights, genai_config="none"),
         )
@@ -248,15 +248,15 @@ def _linked(onnx: Path, place: Path) -> tuple[Path, Literal["share", "compact"]]
 
 
 def _numbers(
-    treatment: Treatment, sizes: GraphSizes, rank: int | None, place: Path
+    variant: Variant, sizes: GraphSizes, rank: int | None, place: Path
 ) -> Replacements | None:
     """Random ones, the same for every sublayer."""
-    if treatment.replacement == "none":
+    if variant.replacement == "none":
         return None
     hidden = sizes.hidden
     assert hidden is not None  # else nothing is replaced
-    one = random_replacement(hidden, treatment.replacement, rank)
-    tensors = {member.name: one for member in treatment.members}
+    one = random_replacement(hidden, variant.replacement, rank)
+    tensors = {member.name: one for member in variant.members}
     return Replacements(place / "random.safetensors", sha256_bytes(b"random"), tensors)
 
 
