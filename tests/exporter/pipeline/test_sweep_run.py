@@ -304,7 +304,8 @@ def test_a_cell_runs_in_a_process_of_its_own(
     text = FILE.replace(", {drops: attention:9, name: too-far}", "").replace("int8]", "int4]")
     file = folder / "one.yaml"
     file.write_text(text)
-    arguments = ["sweep", str(file), "-o", str(out)]
+    monkeypatch.chdir(tmp_path)  # what is kept of a cell lies below a folder that is named so
+    arguments = ["sweep", str(file), "-o", out.name]
     looking = CliRunner().invoke(cli, [*arguments, "--dry-run"], obj=ConsoleProgress())
     assert "1 done, 1 not run" in looking.stdout
     done = CliRunner().invoke(cli, arguments, obj=ConsoleProgress())
