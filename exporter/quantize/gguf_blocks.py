@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from exporter.errors import QuantizationError, first_line
 from exporter.optional import require
-from exporter.quantize.gguf_types import Blocks, can_hold, read_blocks, width
+from exporter.quantize.gguf_types import can_hold, read_blocks, width
+from exporter.quantize.rounding import Blocks
 
 Floats = NDArray[np.float32]
 

@@ -12,47 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exporter.optional import require
-
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
+from exporter.quantize.rounding import Blocks, Bytes, Floats
 
 _SUPER_BLOCK = 256  # of the K types
 _TOLERANCE = 1e-3  # of a step: how far a number may lie beside its type's grid
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Rows of a matrix in blocks.
-
-    Attributes:
-        quants: uint8 ``[rows, blocks, block]``.
-        scales: float32 ``[rows, blocks]``; they may be negative.
-        offsets: float32 ``[rows, blocks]``.
-        bits: 4 or 8: how many a ``q`` needs, in widths that there are kernels for.
-    """
-
-    quants: Bytes
-    scales: Floats
-    offsets: Floats
-    bits: int
-
-    @property
-    def block(self) -> int:
-        """Weights that share a scale."""
-        return int(self.quants.shape[2])
-
-    def halved(self) -> Blocks:
-        """The same numbers in blocks of half the size."""
-        rows, blocks, block = self.quants.shape
-        return Blocks(
-            self.quants.reshape(rows, 2 * blocks, block // 2),
-            np.repeat(self.scales, 2, axis=1),
-            np.repeat(self.offsets, 2, axis=1),
-            self.bits,
-        )
 
 
 @dataclass(frozen=True)

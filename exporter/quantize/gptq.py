@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import CalibrationError
-from exporter.quantize.rounding import Bytes, Floats, Packed, pack, scales_of_block
+from exporter.quantize.rounding import Blocks, Bytes, Floats, scales_of_block
 
 _DAMPING = 0.01  # of the mean of the diagonal, as in the paper
 
@@ -74,7 +74,7 @@ def _factor_of_inverse(hessian: NDArray[np.float64]) -> Floats | None:
     return np.ascontiguousarray(factor, np.float32)
 
 
-def gptq(matrix: Floats, factor: Floats, bits: int, block: int, *, symmetric: bool) -> Packed:
+def gptq(matrix: Floats, factor: Floats, bits: int, block: int, *, symmetric: bool) -> Blocks:
     """Rounds a matrix by its input's second moments.
 
     A row takes up the errors of all rows before it when its turn comes, block by block: so nothing
@@ -102,7 +102,7 @@ def gptq(matrix: Floats, factor: Floats, bits: int, block: int, *, symmetric: bo
         )  # fmt: skip
     quants[depth:] = zeros[-1]  # what fills the last block stands for zero
     grouped = quants.reshape(blocks, block, width).transpose(2, 0, 1)
-    return pack(grouped, scales.T, None if symmetric else zeros.T, bits)
+    return Blocks(grouped, scales.T, zeros.T.astype(np.float32), bits)
 
 
 def _round_block(

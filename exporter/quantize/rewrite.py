@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.quantize.products import Product, Table
-from exporter.quantize.rounding import Packed
+from exporter.quantize.rounding import Blocks, pack_bits
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,29 +41,23 @@ class PackedWeights:
         self._graph = model.graph
         self._writer = writer
 
-    def store(
-        self, packed: Packed, weight: ir.Value, bits: int, name: str | None = None
-    ) -> StoredWeight:
+    def store(self, blocks: Blocks, weight: ir.Value, name: str | None = None) -> StoredWeight:
         """Writes a matrix that takes a weight's place; scales are of the weight's type.
 
         Args:
-            packed: The matrix.
+            blocks: The matrix; its offsets are whole.
             weight: The weight.
-            bits: 4 or 8.
             name: Of the blocks; after the weight's where none is said.
         """
         tensor = weight.const_value
         assert tensor is not None
-        kind = tensor.dtype.numpy()
-        base = name or f"{weight.name}_Q{bits}"
-        zeros = packed.zero_points
-        if zeros is not None and zeros.dtype != np.uint8:
-            zeros = zeros.astype(kind)
-        return StoredWeight(
-            self._added(base, packed.quants),
-            self._added(f"{base}_scales", packed.scales.astype(kind)),
-            None if zeros is None else self._added(f"{base}_zero_points", zeros),
-        )
+        base, bits = name or f"{weight.name}_Q{blocks.bits}", blocks.bits
+        quants = self._added(base, pack_bits(blocks.quants, bits))
+        scales = self._added(f"{base}_scales", blocks.scales.astype(tensor.dtype.numpy()))
+        if (blocks.offsets == 1 << (bits - 1)).all():
+            return StoredWeight(quants, scales, None)
+        zeros = pack_bits(blocks.offsets.astype(np.uint8), bits)
+        return StoredWeight(quants, scales, self._added(f"{base}_zero_points", zeros))
 
     def flat(self, stored: StoredWeight) -> ir.Value:
         """The same blocks as ``[N, bytes]``, in the same place of the file, as a table has them."""

@@ -8,7 +8,6 @@ the same library's ``MatMulNBitsQuantizer`` loads the whole model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,27 +22,46 @@ Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A matrix ``[K, N]`` in blocks along ``K``; the last block is filled with zeros.
+class Blocks:
+    """A matrix ``[K, N]`` in blocks along ``K``; the last block may be filled up.
+
+    Its numbers are ``scale * (q - offset)``.
 
     Attributes:
-        quants: uint8 ``[N, blocks, block * bits / 8]``, low bits first.
-        scales: float32 ``[N, blocks]``.
-        zero_points: uint8 ``[N, ceil(blocks * bits / 8)]``, packed as the quants are; float32
-            ``[N, blocks]`` where they are no whole numbers; None for the middle of the range.
+        quants: uint8 ``[N, blocks, block]``.
+        scales: float32 ``[N, blocks]``; they may be negative.
+        offsets: float32 ``[N, blocks]``; without zero points the middle of the range.
+        bits: 4 or 8: how many a ``q`` needs, in widths that there are kernels for.
     """
 
     quants: Bytes
     scales: Floats
-    zero_points: Bytes | Floats | None
+    offsets: Floats
+    bits: int
 
     @property
-    def has_whole_zero_points(self) -> bool:
-        """Whether they are no fractions, which operators on tables don't take."""
-        return self.zero_points is None or self.zero_points.dtype == np.uint8
+    def block(self) -> int:
+        """Weights that share a scale."""
+        return int(self.quants.shape[2])
+
+    def values(self) -> Floats:
+        """The numbers, ``[N, blocks * block]``."""
+        steps = self.quants.astype(np.float32) - self.offsets[..., None]
+        values: Floats = (steps * self.scales[..., None]).reshape(len(self.quants), -1)
+        return values
+
+    def halved(self) -> Blocks:
+        """The same numbers in blocks of half the size."""
+        rows, blocks, block = self.quants.shape
+        return Blocks(
+            self.quants.reshape(rows, 2 * blocks, block // 2),
+            np.repeat(self.scales, 2, axis=1),
+            np.repeat(self.offsets, 2, axis=1),
+            self.bits,
+        )
 
 
-def round_to_nearest(matrix: Floats, bits: int, block: int, *, symmetric: bool) -> Packed:
+def round_to_nearest(matrix: Floats, bits: int, block: int, *, symmetric: bool) -> Blocks:
     """Takes each block's scale from its extremes.
 
     Args:
@@ -57,10 +75,13 @@ def round_to_nearest(matrix: Floats, bits: int, block: int, *, symmetric: bool) 
         block_size=block, is_symmetric=symmetric, bits=bits
     )
     packed, scales, zeros = quantizer.DefaultWeightOnlyQuantizer(config).qbits_block_quant(matrix)
-    return Packed(packed, scales, None if symmetric else zeros)
+    offsets = np.full_like(scales, 1 << (bits - 1))
+    if not symmetric:
+        offsets = unpack_bits(zeros, bits)[:, : scales.shape[1]].astype(np.float32)
+    return Blocks(unpack_bits(packed, bits), scales, offsets, bits)
 
 
-def already_rounded(matrix: Floats, bits: int, block: int) -> Packed | None:
+def already_rounded(matrix: Floats, bits: int, block: int) -> Blocks | None:
     """A matrix that was rounded before, as it is: steps of one size from a block's lowest number.
 
     Such are dequantised blocks of a scale and a minimum, Q4_1's for one. Their zero points are
@@ -87,14 +108,13 @@ def already_rounded(matrix: Floats, bits: int, block: int) -> Packed | None:
     whole = np.clip(np.round(steps), 0, most)
     if not np.abs(steps - whole).max(initial=0) <= _BESIDE_GRID:
         return None
-    packed = pack(whole.astype(np.uint8), scales, None, bits)
-    zeros = (-lowest / scales).astype(np.float32)
-    return Packed(packed.quants, packed.scales, zeros)
+    offsets = (-lowest / scales).astype(np.float32)
+    return Blocks(whole.astype(np.uint8), scales.astype(np.float32), offsets, bits)
 
 
 def rounded(
     matrix: Floats, bits: int, block: int, *, symmetric: bool, by_hqq: bool = False
-) -> Packed:
+) -> Blocks:
     """Rounds without a text.
 
     Args:
@@ -113,7 +133,7 @@ def rounded(
     return kept or round_to_nearest(matrix, bits, block, symmetric=symmetric)
 
 
-def round_by_hqq(matrix: Floats, bits: int, block: int) -> Packed:
+def round_by_hqq(matrix: Floats, bits: int, block: int) -> Blocks:
     """HQQ: moves the zero points, in float, for an error norm below 1 (Badri and Shaji, 2023).
 
     Raises:
@@ -128,39 +148,11 @@ def round_by_hqq(matrix: Floats, bits: int, block: int) -> Packed:
     )
     width = matrix.shape[1]
     whole = quants.numpy().astype(np.uint8).reshape(width, -1, block)
-    blocks = pack(whole, scales.numpy(), None, bits)
-    return Packed(blocks.quants, blocks.scales, zeros.numpy().astype(np.float32))
+    scales, zeros = scales.numpy().astype(np.float32), zeros.numpy().astype(np.float32)
+    return Blocks(whole, scales.reshape(width, -1), zeros.reshape(width, -1), bits)
 
 
-def pack(quants: Bytes, scales: Floats, zeros: Bytes | None, bits: int) -> Packed:
-    """Whole numbers, one a byte, into few bits.
-
-    Args:
-        quants: ``[N, blocks, block]``.
-        scales: ``[N, blocks]``.
-        zeros: ``[N, blocks]``, or None.
-        bits: 4 or 8.
-    """
-    tight = None if zeros is None else _pack_bits(zeros, bits)
-    return Packed(_pack_bits(quants, bits), np.ascontiguousarray(scales, np.float32), tight)
-
-
-def unpack(packed: Packed, bits: int) -> Floats:
-    """The numbers that a packed matrix stands for, ``[N, blocks * block]``."""
-    quants = unpack_bits(packed.quants, bits).astype(np.float32)
-    blocks = packed.scales.shape[1]
-    zeros: Any = np.float32(1 << (bits - 1))
-    if packed.zero_points is not None:
-        zeros = packed.zero_points
-        if packed.has_whole_zero_points:
-            whole = np.asarray(packed.zero_points, np.uint8)
-            zeros = unpack_bits(whole, bits)[:, :blocks].astype(np.float32)
-        zeros = zeros[..., None]
-    values: Floats = (quants - zeros) * packed.scales[..., None]
-    return values.reshape(len(quants), -1)
-
-
-def _pack_bits(numbers: Bytes, bits: int) -> Bytes:
+def pack_bits(numbers: Bytes, bits: int) -> Bytes:
     """Packs the last axis: two numbers of 4 bits a byte, the first one in the low half."""
     if bits == 8:
         return np.ascontiguousarray(numbers, np.uint8)

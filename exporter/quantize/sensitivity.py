@@ -24,7 +24,7 @@ from exporter.models.ablation.divergences import Distributions, chunks, divergen
 from exporter.progress import Progress
 from exporter.quantize.calibration import CalibrationTokens, feed
 from exporter.quantize.products import Product, Products
-from exporter.quantize.rounding import rounded, unpack
+from exporter.quantize.rounding import rounded
 from exporter.quantize.settings import QuantizeSettings
 
 if TYPE_CHECKING:
@@ -339,8 +339,8 @@ def _rounded(product: Product, bits: int, settings: QuantizeSettings) -> NDArray
     """A weight rounded to 4 or 8 bits, unpacked again."""
     matrix = product.matrix()
     symmetric, by_hqq = settings.without_zero_points, settings.method == "hqq"
-    packed = rounded(matrix, bits, settings.block, symmetric=symmetric, by_hqq=by_hqq)
-    turned = unpack(packed, bits)[:, : product.depth]
+    blocks = rounded(matrix, bits, settings.block, symmetric=symmetric, by_hqq=by_hqq)
+    turned = blocks.values()[:, : product.depth]
     stored = turned if product.transposed else turned.T
     return np.ascontiguousarray(stored.astype(_stored(product).dtype))
 

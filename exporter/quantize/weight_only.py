@@ -25,14 +25,9 @@ from exporter.quantize.rewrite import (
     use_in_product,
     use_in_table,
 )
-from exporter.quantize.rounding import round_to_nearest, rounded
+from exporter.quantize.rounding import Blocks, round_to_nearest, rounded
 from exporter.quantize.settings import QuantizeSettings
-from exporter.quantize.zero_points import (
-    BlockSums,
-    FittedWeight,
-    with_whole_zero_points,
-    without_fractional_zero_points,
-)
+from exporter.quantize.zero_points import BlockSums, with_whole_zero_points
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -134,7 +129,7 @@ class WeightOnly:
 
 @dataclass(frozen=True, eq=False)
 class _Weight:
-    """A weight that was written, as :class:`FittedWeight` describes it."""
+    """A weight that was written; ``sums`` is as in :class:`FittedWeight`."""
 
     stored: StoredWeight
     bits: int
@@ -194,13 +189,12 @@ class _Packer:
             return kept
         bits, settings = self._work.bits_of(product), self._work.settings
 
-        def fitted() -> FittedWeight:
+        def blocks() -> Blocks:
             matrix = product.matrix()
             refuse_not_finite(matrix, product.name)
             if factor is not None:
                 symmetric = settings.without_zero_points
-                packed = gptq(matrix, factor, bits, settings.block, symmetric=symmetric)
-                return FittedWeight(packed, bits, settings.block)
+                return gptq(matrix, factor, bits, settings.block, symmetric=symmetric)
             if settings.method == "hqq" and len(matrix) % settings.block:
                 raise _ragged(product.name, len(matrix), settings.block)
             return self._rounded(matrix, bits, self._work.shares_table(product))
@@ -208,15 +202,15 @@ class _Packer:
         key = (product.weight, product.transposed, bits)
         if factor is not None:  # it is this product's alone
             self._packed.pop(key, None)
-        return self._once(key, fitted)
+        return self._once(key, blocks)
 
     def _rounded_table(self, table: Table, name: str, bits: int) -> _Weight:
-        def fitted() -> FittedWeight:
+        def blocks() -> Blocks:
             matrix = table.matrix()
             refuse_not_finite(matrix, name)
             return self._rounded(matrix, bits, shared=True)
 
-        return self._once((table.weight, not table.transposed, bits), fitted)
+        return self._once((table.weight, not table.transposed, bits), blocks)
 
     def _kept(
         self,
@@ -238,37 +232,32 @@ class _Packer:
                 self.rounded_anew[name] = found
                 return None
             self.kept["+".join(found.kinds)] += 1
-            fitted = with_whole_zero_points(found.blocks, self._work.settings.level)
-            self._packed[key] = self._written(value, fitted)
+            self._packed[key] = self._written(value, found.blocks)
         weight = self._packed[key]
         if whole and weight.sums:
             self.rounded_anew[name] = "a table takes no fractional offsets"
             return None
         return weight
 
-    def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> FittedWeight:
-        """Rounds without a text, to whole zero points in a shared table and in unfilled blocks.
-
-        Fractional ones become further rows of whole blocks; as they are, they'd be slow.
-        """
+    def _rounded(self, matrix: Matrix, bits: int, shared: bool) -> Blocks:
+        """Rounds without a text, to whole zero points in a shared table and in unfilled blocks."""
         settings = self._work.settings
         block, symmetric = settings.block, settings.without_zero_points
         if shared or len(matrix) % block:
-            return FittedWeight(
-                round_to_nearest(matrix, bits, block, symmetric=symmetric), bits, block
-            )
+            return round_to_nearest(matrix, bits, block, symmetric=symmetric)
         by_hqq = settings.method == "hqq"
-        packed = rounded(matrix, bits, block, symmetric=symmetric, by_hqq=by_hqq)
-        return without_fractional_zero_points(packed, bits, block, len(matrix), settings.level)
+        return rounded(matrix, bits, block, symmetric=symmetric, by_hqq=by_hqq)
 
-    def _once(self, key: tuple[ir.Value, bool, int], fitted: Callable[[], FittedWeight]) -> _Weight:
+    def _once(self, key: tuple[ir.Value, bool, int], blocks: Callable[[], Blocks]) -> _Weight:
         if key not in self._packed:
-            self._packed[key] = self._written(key[0], fitted())
+            self._packed[key] = self._written(key[0], blocks())
         return self._packed[key]
 
-    def _written(self, value: ir.Value, fitted: FittedWeight) -> _Weight:
-        stored = self._store.store(fitted.packed, value, fitted.bits)
-        return _Weight(stored, fitted.bits, fitted.block, fitted.sums)
+    def _written(self, value: ir.Value, blocks: Blocks) -> _Weight:
+        """Fractional zero points, which are slow, become further rows of whole blocks."""
+        fitted = with_whole_zero_points(blocks, self._work.settings.level)
+        stored = self._store.store(fitted.blocks, value)
+        return _Weight(stored, blocks.bits, blocks.block, fitted.sums)
 
 
 def _ragged(name: str, depth: int, block: int) -> QuantizationError:

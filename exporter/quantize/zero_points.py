@@ -14,23 +14,18 @@ product stays one, longer by a 32nd for blocks of 32. Rounding the further rows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from exporter.quantize.gguf_types import Blocks
 from exporter.quantize.rewrite import PackedWeights, StoredWeight, matmul_nbits
-from exporter.quantize.rounding import Packed, pack, unpack_bits
+from exporter.quantize.rounding import Blocks, Floats
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from exporter.quantize.products import Product
-
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
 
 COMPUTES_IN_INT8 = 4  # the accuracy level
 _DIGITS = {4: 4, 8: 2}  # 16 bits: below what float32 loses in a whole model
@@ -42,61 +37,33 @@ class FittedWeight:
     """A matrix with whole zero points, and how it is to be read.
 
     Attributes:
-        packed: The matrix.
-        bits: 4 or 8.
-        block: Weights that share a scale.
+        blocks: The matrix.
         sums: How many times the sums of ``x``'s blocks, each time filled with zeros to a multiple
             of the block, follow ``x``: 0 where it is read as it is.
     """
 
-    packed: Packed
-    bits: int
-    block: int
+    blocks: Blocks
     sums: int = 0
 
 
 def with_whole_zero_points(blocks: Blocks, level: int) -> FittedWeight:
-    """Blocks with any offsets as blocks with whole zero points.
+    """A matrix with any offsets as one with whole zero points.
 
     Args:
-        blocks: Of ``[N, K]``.
+        blocks: The matrix. Where an offset isn't whole, its last block is full.
         level: The accuracy level that the product will have.
     """
-    quants, scales, offsets, bits = blocks.quants, blocks.scales, blocks.offsets, blocks.bits
-    middle, highest = 1 << (bits - 1), (1 << bits) - 1
-    zeros = np.clip(np.round(offsets), 0, highest)
-    rest = scales * (zeros - offsets)
-    block = blocks.block
+    scales, bits, block = blocks.scales, blocks.bits, blocks.block
+    zeros = np.clip(np.round(blocks.offsets), 0, (1 << bits) - 1).astype(np.float32)
+    rest = scales * (zeros - blocks.offsets)
     if not rest.any():
-        told = None if (zeros == middle).all() else zeros.astype(np.uint8)
-        return FittedWeight(pack(quants, scales, told, bits), bits, block)
-    parts = [(quants.astype(np.float32), scales, zeros.astype(np.float32))]
+        return FittedWeight(replace(blocks, offsets=zeros))
+    parts = [(blocks.quants.astype(np.float32), scales, zeros)]
     for _ in range(1 if level == COMPUTES_IN_INT8 else _DIGITS[bits]):
         digit, rest = _digit(rest, bits, block)
         parts.append(digit)
     whole, steps, middles = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-    packed = pack(whole.astype(np.uint8), steps, middles.astype(np.uint8), bits)
-    return FittedWeight(packed, bits, block, len(parts) - 1)
-
-
-def without_fractional_zero_points(
-    packed: Packed, bits: int, block: int, depth: int, level: int
-) -> FittedWeight:
-    """The same of a packed matrix, which stays as it is where its last block isn't full.
-
-    Args:
-        packed: The matrix.
-        bits: 4 or 8.
-        block: Weights that share a scale.
-        depth: ``K``.
-        level: The accuracy level that the product will have.
-    """
-    if packed.has_whole_zero_points or depth % block:
-        return FittedWeight(packed, bits, block)
-    zeros = np.asarray(packed.zero_points, np.float32)
-    return with_whole_zero_points(
-        Blocks(unpack_bits(packed.quants, bits), packed.scales, zeros, bits), level
-    )
+    return FittedWeight(Blocks(whole.astype(np.uint8), steps, middles, bits), len(parts) - 1)
 
 
 def _digit(rest: Floats, bits: int, block: int) -> tuple[tuple[Floats, Floats, Floats], Floats]:
@@ -170,14 +137,13 @@ class BlockSums:
     def _matrix(self, product: Product, block: int, copies: int, width: int) -> StoredWeight:
         key = (product.depth, block, copies)
         if key not in self._matrices:
-            packed = _summing(product.depth, block, copies, width)
-            self._matrices[key] = self._store.store(
-                packed, product.weight, _SUM_BITS, f"block_sums_{product.depth}_{block}_{copies}"
-            )
+            name = f"block_sums_{product.depth}_{block}_{copies}"
+            ones = _summing(product.depth, block, copies, width)
+            self._matrices[key] = self._store.store(ones, product.weight, name)
         return self._matrices[key]
 
 
-def _summing(depth: int, block: int, copies: int, width: int) -> Packed:
+def _summing(depth: int, block: int, copies: int, width: int) -> Blocks:
     """The matrix of ones that sums ``copies`` times over each block of ``depth`` numbers."""
     blocks = depth // block
     middle = 1 << (_SUM_BITS - 1)
@@ -185,4 +151,5 @@ def _summing(depth: int, block: int, copies: int, width: int) -> Packed:
     each = width // copies
     for number in range(blocks):
         quants[number::each, number] = middle + 1
-    return pack(quants, np.ones((width, blocks), np.float32), None, _SUM_BITS)
+    scales = np.ones((width, blocks), np.float32)
+    return Blocks(quants, scales, np.full_like(scales, middle), _SUM_BITS)

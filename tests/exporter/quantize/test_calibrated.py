@@ -11,7 +11,7 @@ import pytest
 from exporter.errors import CalibrationError, QuantizationError, UsageError
 from exporter.quantize.gptq import gptq, inverse_factor
 from exporter.quantize.quantize import quantize_file
-from exporter.quantize.rounding import round_to_nearest, scales_of_block, unpack, unpack_bits
+from exporter.quantize.rounding import round_to_nearest, scales_of_block
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
 from tests.exporter.small_graphs import GEMM, ONLY_HEAD, TIED, WIDTH, set_weight, written
@@ -46,8 +46,8 @@ def test_gptq_is_nearer_to_the_product_than_rounding_and_farther_from_the_weight
     x = correlated(depth)
     weight = np.random.default_rng(1).standard_normal((depth, 24)).astype(np.float32)
     factor = inverse_factor(x.T @ x / len(x), "it")
-    near = unpack(round_to_nearest(weight, 4, 16, symmetric=symmetric), 4)[:, :depth].T
-    found = unpack(gptq(weight, factor, 4, 16, symmetric=symmetric), 4)[:, :depth].T
+    near = round_to_nearest(weight, 4, 16, symmetric=symmetric).values()[:, :depth].T
+    found = gptq(weight, factor, 4, 16, symmetric=symmetric).values()[:, :depth].T
     assert error(x @ found, x @ weight) < 0.3 * error(x @ near, x @ weight)
     assert error(found, weight) > error(near, weight)
 
@@ -60,11 +60,7 @@ def test_a_blocks_scales_are_those_of_onnx_runtimes_kernel(bits: int, symmetric:
     scales, zeros = scales_of_block(rows, bits, symmetric=symmetric)
     near = round_to_nearest(rows, bits, 16, symmetric=symmetric)
     np.testing.assert_array_equal(scales, near.scales[:, 0])
-    if near.zero_points is not None:
-        whole = np.asarray(near.zero_points, np.uint8)
-        np.testing.assert_array_equal(zeros, unpack_bits(whole, bits)[:, 0])
-    else:
-        assert set(zeros) == {1 << (bits - 1)}
+    np.testing.assert_array_equal(zeros, near.offsets[:, 0])
 
 
 def test_the_factor_is_that_of_the_damped_moments_inverse() -> None:

@@ -19,8 +19,15 @@ from exporter.errors import QuantizationError, UsageError
 from exporter.quantize import refusals
 from exporter.quantize.products import find_products, read_array
 from exporter.quantize.quantize import quantize_file
-from exporter.quantize.rounding import Packed, already_rounded, round_to_nearest, rounded, unpack
+from exporter.quantize.rounding import (
+    already_rounded,
+    pack_bits,
+    round_to_nearest,
+    rounded,
+    unpack_bits,
+)
 from exporter.quantize.settings import QuantizeSettings
+from exporter.quantize.zero_points import with_whole_zero_points
 from graph_passes.files.storage import load_model
 from graph_passes.pipeline import graph_size
 from tests.exporter.small_graphs import (
@@ -151,7 +158,7 @@ def test_the_graph_computes_with_the_unpacked_weights(
     weight = read_array(load_model(source).graph.initializers["weight"])
     packed = round_to_nearest(weight, bits, 32, symmetric=symmetric)
     x = np.random.default_rng(1).standard_normal((3, 40)).astype(np.float32)
-    expected = x @ unpack(packed, bits)[:, :40].T
+    expected = x @ packed.values()[:, :40].T
     np.testing.assert_allclose(run(tmp_path / "out.onnx", {"x": x}), expected, rtol=0, atol=1e-4)
     assert np.abs(expected - x @ weight).max() > 1e-4
 
@@ -306,14 +313,10 @@ def test_a_table_whose_rows_are_no_whole_blocks_stays_in_float(tied: Path, tmp_p
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packing_and_unpacking_are_inverse(bits: int) -> None:
-    rng = np.random.default_rng(0)
-    quants = rng.integers(0, 1 << bits, (5, 3 * 16 * bits // 8), np.uint8).reshape(5, 3, -1)
-    zeros = rng.integers(0, 1 << bits, (5, -(-3 * bits // 8)), np.uint8)
-    scales = np.ones((5, 3), np.float32)
-    with_zeros = unpack(Packed(quants, scales, zeros), bits)
-    without = unpack(Packed(quants, scales, None), bits)
-    assert with_zeros.shape == (5, 48)
-    assert not np.array_equal(with_zeros, without)
+    numbers = np.random.default_rng(0).integers(0, 1 << bits, (5, 3, 16), np.uint8)
+    packed = pack_bits(numbers, bits)
+    assert packed.shape == (5, 3, 16 * bits // 8)
+    np.testing.assert_array_equal(unpack_bits(packed, bits), numbers)
 
 
 def test_only_the_products_of_weights_are_found(tied: Path) -> None:
@@ -337,15 +340,15 @@ def test_weights_that_were_rounded_before_are_kept() -> None:
     scales[0, 0], lowest[1, 1], scales[1, 1] = 0, 0, 0  # blocks of one number, of nothing
     matrix = np.ascontiguousarray((steps * scales + lowest).reshape(6, -1).T)
     kept = rounded(matrix, 4, 32, symmetric=False)
-    assert not kept.has_whole_zero_points
-    np.testing.assert_allclose(unpack(kept, 4).T, matrix, rtol=0, atol=1e-7)
+    assert with_whole_zero_points(kept, 4).sums
+    np.testing.assert_allclose(kept.values().T, matrix, rtol=0, atol=1e-7)
     for symmetric, bits in ((True, 4), (False, 8)):
-        assert rounded(matrix, bits, 32, symmetric=symmetric).has_whole_zero_points
+        assert not with_whole_zero_points(rounded(matrix, bits, 32, symmetric=symmetric), 4).sums
     assert already_rounded(matrix.astype(np.float16).astype(np.float32), 4, 32) is not None
     assert already_rounded(matrix[:90], 4, 32) is None
     matrix[5, 5] += 0.003
     assert already_rounded(matrix, 4, 32) is None
-    assert rounded(matrix, 4, 32, symmetric=False).has_whole_zero_points
+    assert not with_whole_zero_points(rounded(matrix, 4, 32, symmetric=False), 4).sums
 
 
 @pytest.mark.parametrize(("target", "there"), [("m.onnx", False), ("other.onnx", True)])

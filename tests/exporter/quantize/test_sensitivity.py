@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from exporter.quantize import sensitivity
 from exporter.quantize.calibration import CalibrationTokens
 from exporter.quantize.products import find_products
 from exporter.quantize.quantize import quantize_file
-from exporter.quantize.rounding import Packed
+from exporter.quantize.rounding import Blocks
 from exporter.quantize.sensitivity import MixedBits, search_mixed
 from exporter.quantize.settings import QuantizeSettings
 from graph_passes.files.storage import load_model
@@ -91,12 +92,13 @@ def test_where_no_subset_is_enough_all_get_8_and_the_growth_is_measured(
 def test_answers_that_are_no_numbers_are_never_enough(
     bits: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounded = sensitivity.unpack
+    rounded = sensitivity.rounded
 
-    def broken(packed: Packed, width: int) -> Any:
-        return rounded(packed, width) * (np.nan if width <= bits else 1)
+    def broken(matrix: Any, width: int, *block: int, **how: bool) -> Blocks:
+        found = rounded(matrix, width, *block, **how)
+        return replace(found, scales=found.scales * np.nan) if width <= bits else found
 
-    monkeypatch.setattr(sensitivity, "unpack", broken)
+    monkeypatch.setattr(sensitivity, "rounded", broken)
     if bits == 8:
         with pytest.raises(QuantizationError):
             searched(model, tmp_path / "stage", 1e9)

@@ -9,9 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.quantize.gguf_types import Blocks
 from exporter.quantize.products import find_products
 from exporter.quantize.rewrite import PackedWeights, drop_unused, use_in_product
+from exporter.quantize.rounding import Blocks
 from exporter.quantize.zero_points import BlockSums, with_whole_zero_points
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.files.weight_file import WeightWriter
@@ -54,7 +54,7 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
         for product in found:
             fitted = with_whole_zero_points(Blocks(*made[product.name], bits), level)
             assert fitted.sums == (1 if level == 4 else {4: 4, 8: 2}[bits])
-            stored = store.store(fitted.packed, product.weight, bits)
+            stored = store.store(fitted.blocks, product.weight)
             follow = sums.follow(product, BLOCK, fitted.sums)
             use_in_product(product, stored, bits, BLOCK, level, follow)
         drop_unused(model, [product.weight for product in found])
@@ -67,12 +67,17 @@ def test_products_with_fractions(tmp_path: Path, bits: int, level: int, limit: f
     np.testing.assert_allclose(y, wanted, rtol=0, atol=limit * np.abs(wanted).max())
 
 
-def test_whole_offsets_need_no_further_rows() -> None:
+def test_whole_offsets_need_no_further_rows(tmp_path: Path) -> None:
     quants, scales, offsets = blocks(4, 1)
     whole = np.clip(np.round(offsets), 0, 15)
     fitted = with_whole_zero_points(Blocks(quants, scales, whole, 4), 4)
     assert fitted.sums == 0
-    assert fitted.packed.zero_points is not None
-    middle = with_whole_zero_points(Blocks(quants, scales, np.full_like(whole, 8), 4), 4)
-    assert (middle.sums, middle.packed.zero_points) == (0, None)
-    assert ir.DataType.from_numpy(middle.packed.quants.dtype) == ir.DataType.UINT8
+    model = load_model(written(TWO_READERS, tmp_path / "model.onnx"))
+    weight = find_products(model).products[0].weight
+    middle = Blocks(quants, scales, np.full_like(whole, 8), 4)
+    with WeightWriter(tmp_path / "packed.data") as writer:
+        store = PackedWeights(model, writer)
+        assert store.store(fitted.blocks, weight).zeros is not None
+        stored = store.store(with_whole_zero_points(middle, 4).blocks, weight)
+    assert stored.zeros is None
+    assert stored.quants.dtype == ir.DataType.UINT8
