@@ -9,6 +9,7 @@ from __future__ import annotations
 from exporter.artifacts.accuracy import (
     Accuracy,
     EmbeddingAgreement,
+    EvaluationReport,
     GenerationAgreement,
     Interval,
     LongContext,
@@ -16,6 +17,7 @@ from exporter.artifacts.accuracy import (
     PositionError,
     SampleLosses,
     TaskResult,
+    TaskScore,
 )
 from exporter.artifacts.base import (
     _TOLD_VERSIONS,
@@ -34,9 +36,7 @@ from exporter.artifacts.comparison import (
     EngineFacts,
     ParityCheck,
 )
-from exporter.artifacts.curve import CurvePoint, ParetoCurve
 from exporter.artifacts.depths import DepthCell, DepthDamage, DepthsReport, Way
-from exporter.artifacts.evaluation import EvaluationReport, TaskScore
 from exporter.artifacts.forms import (
     FORM_KEY,
     QUANTIZATION_KEY,
@@ -68,7 +68,6 @@ from exporter.artifacts.latency import (
     TimedPhase,
     VerdictWord,
 )
-from exporter.artifacts.rankings import RankAgreement, RankingRef, ScoreComparison
 from exporter.artifacts.regression import (
     Against,
     BaselineSet,
@@ -86,12 +85,16 @@ from exporter.artifacts.regression import (
 from exporter.artifacts.stability import (
     KindStability,
     Over,
+    RankAgreement,
+    RankingRef,
+    ScoreComparison,
     SeriesAgreement,
     StabilityPoint,
     StabilityReport,
 )
 from exporter.artifacts.stages import (
     CalibrationRef,
+    CurvePoint,
     DeletedEntry,
     EngineParse,
     FiguresFrom,
@@ -99,6 +102,7 @@ from exporter.artifacts.stages import (
     ImportanceReport,
     MetricScores,
     ModelRef,
+    ParetoCurve,
     PlannedDeletion,
     PruneReport,
     PruningPlan,

@@ -1,10 +1,13 @@
-"""The part of report.json that speaks of quality: both arms on the same tokens and items."""
+"""Quality in report.json, of both arms on the same texts and items; and evaluation.json."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from exporter.artifacts.base import Record
+from exporter.artifacts.base import Artifact, Record
+from exporter.artifacts.latency import ThreadProbe
 
 
 class Interval(Record):
@@ -134,3 +137,26 @@ class Accuracy(Record):
     long_context: list[LongContext] = Field(default_factory=list)
     tasks: list[TaskResult] = Field(default_factory=list)
     embeddings: EmbeddingAgreement | None = None
+
+
+class TaskScore(Record):
+    """One metric of one task: its mean, and the score of each item in the task's order."""
+
+    task: str
+    metric: str
+    value: float
+    source: str
+    items: list[float]
+    higher_is_better: bool = True
+
+
+class EvaluationReport(Artifact):
+    """evaluation.json. ``model`` is the path of what ran, ``backend`` and ``provider`` where."""
+
+    kind: Literal["evaluation_report"] = "evaluation_report"
+    model: str
+    backend: str
+    provider: str
+    threads: int | None = None
+    thread_probe: ThreadProbe | None = None
+    scores: list[TaskScore]

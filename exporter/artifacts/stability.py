@@ -1,4 +1,4 @@
-"""How far the rankings of a series of score files agree: over training, over texts."""
+"""How far rankings of one model's sublayers agree: of two score files, or of a series of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,44 @@ from exporter.artifacts.stages import CalibrationRef, ModelRef
 from graph_passes.types import DeletionKind
 
 Over = Literal["checkpoints", "texts"]
+
+
+class RankCorrelation(Record):
+    """How far two rankings of sublayers of one kind agree.
+
+    ``spearman`` and ``kendall`` (tau-b) are 1 for the same order and -1 for the opposite; None
+    where one of the rankings can't tell its sublayers apart. ``shared_first`` tells for some n how
+    many sublayers are among the n most redundant in both.
+    """
+
+    spearman: float | None
+    kendall: float | None
+    shared_first: dict[int, int]
+
+
+class RankingRef(Record):
+    """A metric of one of the files; ``file`` is a key of the comparison's ``texts``."""
+
+    metric: str
+    file: str
+
+
+class RankAgreement(RankCorrelation):
+    """Two metrics' or files' rankings of sublayers of one kind."""
+
+    kind: DeletionKind
+    first: RankingRef
+    second: RankingRef
+    sublayers: int
+
+
+class ScoreComparison(Artifact):
+    """What `depthcut score` tells of two importance.json of one model."""
+
+    kind: Literal["score_comparison"] = "score_comparison"
+    model: ModelRef
+    texts: dict[str, CalibrationRef]
+    agreements: list[RankAgreement]
 
 
 class StabilityPoint(Record):
@@ -28,19 +66,11 @@ class StabilityPoint(Record):
     calibration: CalibrationRef
 
 
-class SeriesAgreement(Record):
-    """Two points of a series, by their places in it.
-
-    ``spearman`` and ``kendall`` (tau-b) are 1 for the same order and -1 for the opposite; None
-    where one of the rankings can't tell its sublayers apart. ``shared_first`` tells for some n how
-    many sublayers are among the n most redundant in both.
-    """
+class SeriesAgreement(RankCorrelation):
+    """Two points of a series, by their places in it."""
 
     first: int
     second: int
-    spearman: float | None
-    kendall: float | None
-    shared_first: dict[int, int]
 
 
 class KindStability(Record):

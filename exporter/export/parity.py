@@ -25,7 +25,7 @@ from exporter.engines.runners.base import Array, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.widening import WidenedCopy
 from exporter.errors import ExportError
-from exporter.export.streamed import filled_on_the_way, interface_without_weights
+from exporter.export.streamed import filled_while_running, interface_without_weights
 from exporter.models.ablation import branches_replaced
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
@@ -109,7 +109,6 @@ def check_export(
         BackendError: ONNX Runtime can't run the graph.
         VerificationError: There is too little memory to run it.
     """
-    checks: list[ParityCheck] = []
     with contextlib.ExitStack() as stack:
         # Before bfloat16 is widened: the graph holds numbers that were rounded to it.
         # Without a cut nothing needs to be known of the architecture.
@@ -120,7 +119,7 @@ def check_export(
         opened = stack.enter_context(_runner(loaded, file, provider, progress))
         runner = opened if layers is None else RenumberedCaches(opened, layers)
         if isinstance(loaded, MetaModel):
-            stack.enter_context(filled_on_the_way(loaded))
+            stack.enter_context(filled_while_running(loaded))
         if cut:
             stack.enter_context(branches_replaced(loaded.model, cut))
         stack.enter_context(torch.inference_mode())
@@ -129,14 +128,20 @@ def check_export(
         tolerance = RELATIVE_TOLERANCE[torch.bfloat16 if widened else interface.dtype]
         module = InterfaceModule(loaded.model, interface)
         sides = _Sides(module, runner, interface, kept, tolerance)
-        with progress.task("compare with PyTorch", total=2 if interface.cache else 1) as task:
-            for step in _steps(interface, _token_ids(loaded)):
-                checks += sides.compare(step)
-                task.advance()
+        checks = _compared(sides, _steps(interface, _token_ids(loaded)), progress)
     if widened:
         checks = [c.model_copy(update={"name": f"{c.name}{_WIDENED}"}) for c in checks]
     if not deletions:
         _require_passed(checks, onnx_path)
+    return checks
+
+
+def _compared(sides: _Sides, steps: Sequence[_Step], progress: Progress) -> list[ParityCheck]:
+    checks: list[ParityCheck] = []
+    with progress.task("compare with PyTorch", total=len(steps)) as task:
+        for step in steps:
+            checks += sides.compare(step)
+            task.advance()
     return checks
 
 
@@ -254,16 +259,17 @@ def _token_ids(loaded: LoadedModel) -> torch.Tensor:
     return torch.tensor((ids * needed)[:needed]).reshape(_BATCH, _TOKENS + 1)
 
 
-def _steps(interface: OnnxInterface, ids: torch.Tensor) -> Iterator[_Step]:
+def _steps(interface: OnnxInterface, ids: torch.Tensor) -> list[_Step]:
     """The tokens of both steps; the second row is padded."""
     mask = torch.ones_like(ids)
     if not interface.cache:
         mask[1, -_PADDED:] = 0
-        yield _step("encode", interface, ids, mask, slice(0, _TOKENS + 1))
-        return
+        return [_step("encode", interface, ids, mask, slice(0, _TOKENS + 1))]
     mask[1, :_PADDED] = 0
-    yield _step("prefill", interface, ids, mask, slice(0, _TOKENS))
-    yield _step("decode", interface, ids, mask, slice(_TOKENS, _TOKENS + 1))
+    return [
+        _step("prefill", interface, ids, mask, slice(0, _TOKENS)),
+        _step("decode", interface, ids, mask, slice(_TOKENS, _TOKENS + 1)),
+    ]
 
 
 def _step(

@@ -23,10 +23,10 @@ from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.export.exportable_experts import exportable_experts
 from exporter.export.onnx_output import save_onnx
 from exporter.export.streamed import (
+    fake_parameters,
     fold_transposes,
     interface_without_weights,
-    lend_weights,
-    pretended,
+    read_weights_lazily,
 )
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
@@ -87,7 +87,7 @@ def export_onnx(
             interface = interface_without_weights(loaded.model)
             program = _translate(loaded.model, interface, opset)
             if isinstance(loaded, MetaModel):
-                lend_weights(program.model.graph, loaded, _PREFIX)
+                read_weights_lazily(program.model.graph, loaded, _PREFIX)
             task.advance()
             names = _weight_names(program.model.graph)
             model = _simplify(program)
@@ -101,7 +101,7 @@ def export_onnx(
 
 def _translate(model: PreTrainedModel, interface: OnnxInterface, opset: int) -> Any:
     """Traces the model and writes it in ONNX operators, as yet untidied: a ``ONNXProgram``."""
-    with exportable_experts(model), pretended(model):
+    with exportable_experts(model), fake_parameters(model):
         try:
             return torch.onnx.export(
                 InterfaceModule(model, interface).eval(),

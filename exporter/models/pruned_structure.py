@@ -42,7 +42,7 @@ def structure_for(
     model: Any = loaded.model
     paths = {module: path for path, module in model.named_modules()}
     parts = [part for part in sublayers(model) if part.ref in cut]
-    places = {part.ref: _Place(model, part, paths) for part in parts}
+    places = {part.ref: _ReplacedPlace(model, part, paths) for part in parts}
     returned = _returned(model, [place.module for place in places.values()], inputs)
     keepers = _length_layers(model)
     branches = []
@@ -90,7 +90,7 @@ def _record(
     )
 
 
-class _Place:
+class _ReplacedPlace:
     """Where in a branch its replacement stands, and which of its modules then only pass on.
 
     Attributes:

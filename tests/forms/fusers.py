@@ -60,7 +60,7 @@ def own(subject: Subject, loaded: LoadedModel, folder: Path) -> Path:
     import onnx_ir as ir
 
     from exporter.errors import ExportError
-    from exporter.export.forms.encoder_fusion import fuse_encoder
+    from exporter.export.forms.encoder import fuse_encoder
     from graph_passes import save_model
     from graph_passes.fusing import fuse_decoder
 

@@ -29,7 +29,7 @@ _LEAVE_OUT = "--verify none leaves this check out; the report will say so."
 
 
 @dataclass(frozen=True)
-class OutputDifference:
+class MaskedDifference:
     """One output of one run.
 
     Attributes:
@@ -51,7 +51,7 @@ class OutputDifference:
     rounding: float
 
 
-def compare_run(case: str, plain: Arrays, masked: Arrays, pruned: Arrays) -> list[OutputDifference]:
+def compare_run(case: str, plain: Arrays, masked: Arrays, pruned: Arrays) -> list[MaskedDifference]:
     """Compares every output of one run.
 
     Args:
@@ -90,7 +90,7 @@ def _compare(
     plain: NDArray[Any],
     masked: NDArray[Any],
     pruned: NDArray[Any],
-) -> OutputDifference:
+) -> MaskedDifference:
     relative = _RELATIVE.get(masked.dtype.name, _RELATIVE_FP32)  # before all becomes float64
     plain, masked, pruned = (array.astype(np.float64) for array in (plain, masked, pruned))
     values = np.abs(masked[np.isfinite(masked)])
@@ -106,7 +106,7 @@ def _compare(
     effect = _effect(plain, masked)
     allowed = min(tolerance, max(rounding, _OF_THE_EFFECT * effect))
     error = _max_abs_error(masked, pruned, relative)
-    return OutputDifference(case, name, error, allowed, tolerance, effect, rounding)
+    return MaskedDifference(case, name, error, allowed, tolerance, effect, rounding)
 
 
 def _max_abs_error(expected: NDArray[Any], actual: NDArray[Any], relative: float) -> float:
@@ -134,7 +134,7 @@ def _effect(plain: NDArray[Any], masked: NDArray[Any]) -> float:
 
 
 def judge(
-    found: Sequence[OutputDifference],
+    found: Sequence[MaskedDifference],
     cheaper_since: str = "",
     *,
     cut_anything: bool,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from exporter.artifacts import Verification
 from exporter.cut.oracle.inputs import cases, draw, half_written
 from exporter.cut.oracle.setting import FULL, Setting
-from exporter.cut.oracle.verdict import OutputDifference, compare_run, judge
+from exporter.cut.oracle.verdict import MaskedDifference, compare_run, judge
 from exporter.cut.oracle.weights import relocated, set_apart
 from exporter.engines.runners.sessions import new_session
 from exporter.engines.widening import (
@@ -143,7 +143,7 @@ def _differences(
     plain: Sequence[Arrays],
     masked: Sequence[Arrays],
     pruned: Sequence[Arrays],
-) -> list[OutputDifference]:
+) -> list[MaskedDifference]:
     runs = zip(cases_, plain, masked, pruned, strict=True)
     return [difference for run in runs for difference in compare_run(*run)]
 

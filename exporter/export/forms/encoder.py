@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.errors import BackendError, ExportError
-from exporter.export.forms.encoder_fusion import SOURCE_OPSET, fuse_encoder
-from exporter.export.forms.noting import Written, fused_operators, version_of
+from exporter.errors import BackendError, ExportError, first_line, pass_on_memory_error
+from exporter.export.forms.noting import WrittenForm, fused_operators, version_of
 from exporter.export.forms.portable import write_portable
 from exporter.export.onnx_output import MODEL_FILE, save_onnx
 from exporter.progress import Progress
@@ -17,7 +16,12 @@ from graph_passes.files.storage import own_data
 from graph_passes.files.unfinished import Unfinished
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from exporter.models.loading.model_source import LoadedModel
+
+SOURCE_OPSET = 20
+"""Of the export: onnxscript knows the attention that is written out there, not opset 23's."""
 
 _ATTENTION = frozenset({"Attention", "MultiHeadAttention"})
 _PLAIN = "so this is the plain export"
@@ -29,7 +33,7 @@ def write_encoder(
     progress: Progress,
     *,
     unfinished: Unfinished | None = None,
-) -> Written:
+) -> WrittenForm:
     """Exports an encoder for ONNX Runtime, and fuses what can be fused.
 
     The result is run and held against PyTorch before it is taken.
@@ -74,3 +78,39 @@ def _fused_copy(loaded: LoadedModel, source: Path, folder: Path) -> dict[str, in
     save_onnx(fuse_encoder(ir.load(source / MODEL_FILE)), folder)
     check_export(loaded, folder / MODEL_FILE)
     return fused_operators(ir.load(folder / MODEL_FILE))
+
+
+def fuse_encoder(model: ir.Model) -> ir.Model:
+    """Writes an encoder in ONNX Runtime's fused operators.
+
+    onnxscript's rewrite rules do most of it. What they leave is done before and after: embeddings,
+    and norms without a bias. ONNX Runtime's own optimizer finds no attention in what PyTorch
+    exports today: it wants another mask.
+
+    Args:
+        model: As PyTorch's exporter writes it at :data:`SOURCE_OPSET`, cut or not; it is changed.
+
+    Returns:
+        The same, with fewer and larger operators.
+
+    Raises:
+        ExportError: A rule fails on this graph, whose state is then unknown.
+    """
+    from onnxscript.rewriter.ort_fusions import optimize_for_ort
+
+    from graph_passes import CleanupPass
+    from graph_passes.fusing.embedding import fuse_embedding
+    from graph_passes.fusing.skip_norms import fuse_skip_norms
+
+    fuse_embedding(model.graph)
+    CleanupPass(keep_debug=True)(model)
+    try:
+        fused, _ = optimize_for_ort(model)
+    # Each of the rules is code of its own, with no error class.
+    except Exception as error:
+        pass_on_memory_error(error)
+        raise ExportError(f"onnxscript can't fuse this graph: {first_line(error)}.") from error
+    fuse_skip_norms(fused.graph)
+    fused.graph.sort()
+    CleanupPass(keep_debug=True)(fused)
+    return fused

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.export.forms.noting import Written
+from exporter.export.forms.noting import WrittenForm
 from exporter.export.forms.portable import FUSED_OPSET, write_portable
 from exporter.export.onnx_output import MODEL_FILE, save_onnx
 from exporter.progress import QUIET, Progress
@@ -28,7 +28,7 @@ def write_fused_export(
     *,
     opset: int = FUSED_OPSET,
     unfinished: Unfinished | None = None,
-) -> Written:
+) -> WrittenForm:
     """Exports a decoder and fuses its attentions and norms.
 
     Args:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.errors import ExportError, first_line, pass_on_memory_error
-from exporter.export.forms.noting import Written
-from exporter.export.forms.windows import require_windows
+from exporter.export.forms.noting import WrittenForm
 from exporter.export.onnx_output import MODEL_FILE
 from exporter.files import telling_full_disk
 from exporter.models.genai_config import CONFIG_FILE
@@ -36,11 +35,12 @@ _EXTRAS: dict[Provider, str] = {"cpu": "genai", "cuda": "genai-gpu"}
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # A layer with a window keeps its whole cache: each cache then is as long as the text.
 _OPTIONS = {"windowed_kv_cache": False}
+_LOCAL = "sliding_attention"
 
 
 def build_decoder(
     loaded: LoadedModel, folder: Path, provider: Provider, progress: Progress = QUIET
-) -> Written:
+) -> WrittenForm:
     """Writes a decoder with its cache, and ``genai_config.json`` beside it.
 
     Args:
@@ -72,7 +72,7 @@ def build_decoder(
         for file in (f"{MODEL_FILE}.data", MODEL_FILE, CONFIG_FILE):
             shutil.move(out / file, folder / file)
     runtime = require("onnxruntime_genai", extra=_EXTRAS[provider])
-    return Written(f"onnxruntime-genai {runtime.__version__}")
+    return WrittenForm(f"onnxruntime-genai {runtime.__version__}")
 
 
 def _run_builder(
@@ -121,3 +121,43 @@ def _save_stand_in_tokenizer(folder: Path) -> None:
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))  # noqa: S106
     transformers = require("transformers", extra="torch")
     transformers.PreTrainedTokenizerFast(tokenizer_object=model).save_pretrained(folder)
+
+
+def windowed_layers(config: Any) -> int:
+    """How many layers of a decoder look at a window alone.
+
+    Args:
+        config: Of the text model, as transformers has it.
+    """
+    window = getattr(config, "sliding_window", None)
+    longest = getattr(config, "max_position_embeddings", None)
+    if not isinstance(window, int) or (isinstance(longest, int) and window >= longest):
+        return 0
+    types = getattr(config, "layer_types", None)
+    return int(config.num_hidden_layers) if types is None else list(types).count(_LOCAL)
+
+
+def require_windows(path: Path, config: Any) -> None:
+    """Makes sure that a decoder's graph looks as far back as the model does, and no further.
+
+    A check that runs a few tokens can't tell: windows are thousands of positions long. The builder
+    of onnxruntime-genai 0.18 writes windows for models that list their layers' types, and none for
+    those whose config names a window alone, Mistral for one.
+
+    Args:
+        path: The graph, in GroupQueryAttention.
+        config: Of the text model, as transformers has it.
+
+    Raises:
+        ExportError: They are not as many as the model's.
+    """
+    import onnx_ir as ir
+
+    wanted = windowed_layers(config)
+    nodes = [node for node in ir.load(path).graph if node.op_type == "GroupQueryAttention"]
+    found = sum(node.attributes.get_int("local_window_size", -1) > 0 for node in nodes)
+    if found != wanted:
+        raise ExportError(
+            f"onnxruntime-genai's model builder wrote a window into {found} of {len(nodes)} "
+            f"attentions, where the model has one in {wanted}.",
+        )

@@ -21,7 +21,7 @@ _FUSED_NORMS = frozenset({"SimplifiedLayerNormalization"})  # ONNX Runtime's, in
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenForm:
     """How a graph came about, which now lies in its folder as ``model.onnx``.
 
     Attributes:
@@ -36,7 +36,7 @@ class Written:
 
 
 def note_form(
-    folder: Path, written: Written, target: Target, source_sha256: str | None = None
+    folder: Path, written: WrittenForm, target: Target, source_sha256: str | None = None
 ) -> FormRecord:
     """Writes into a graph's notes how it is written.
 

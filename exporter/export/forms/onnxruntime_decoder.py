@@ -18,7 +18,7 @@ from exporter.errors import BackendError, ExportError, MissingDependencyError
 from exporter.export.forms.fused_export import PLAIN, write_fused_export
 from exporter.export.forms.genai_builder import Provider, build_decoder
 from exporter.export.forms.genai_folder import write_genai_config
-from exporter.export.forms.noting import Written
+from exporter.export.forms.noting import WrittenForm
 from exporter.export.forms.portable import FUSED_OPSET, PORTABLE_OPSET, write_portable
 from exporter.export.onnx_output import MODEL_FILE, save_graph
 from exporter.models.genai_config import CONFIG_FILE
@@ -29,7 +29,7 @@ from graph_passes.files.unfinished import Unfinished
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
-_Write = Callable[[Path], Written]
+_Write = Callable[[Path], WrittenForm]
 
 
 def write_decoder(
@@ -39,7 +39,7 @@ def write_decoder(
     progress: Progress,
     *,
     unfinished: Unfinished | None = None,
-) -> Written:
+) -> WrittenForm:
     """Writes a decoder for ONNX Runtime, in the fastest form that there is for it.
 
     Each form is run and held against PyTorch before it is taken: a builder may know a model's name
@@ -90,7 +90,7 @@ class _Tries:
         self._loaded, self._provider, self._progress = loaded, provider, progress
         self._missing: MissingDependencyError | None = None
 
-    def written(self, write: _Write, folder: Path) -> Written | None:
+    def written(self, write: _Write, folder: Path) -> WrittenForm | None:
         """Writes a form, and makes sure that it runs and computes what the model does.
 
         Returns:
@@ -125,15 +125,15 @@ def _writers(
 ) -> Iterator[_Write]:
     """The ways to write it, the fastest first."""
 
-    def build(folder: Path) -> Written:
+    def build(folder: Path) -> WrittenForm:
         if isinstance(loaded, MetaModel):
             raise ExportError("onnxruntime-genai's model builder loads the model whole")
         return build_decoder(loaded, folder, provider, progress)
 
-    def fused(folder: Path, opset: int) -> Written:
+    def fused(folder: Path, opset: int) -> WrittenForm:
         return write_fused_export(loaded, folder, progress, opset=opset, unfinished=unfinished)
 
-    def plain(folder: Path, opset: int) -> Written:
+    def plain(folder: Path, opset: int) -> WrittenForm:
         written = write_portable(
             loaded, folder, opset=opset, unfinished=unfinished, progress=progress
         )
@@ -146,7 +146,7 @@ def _writers(
     yield lambda folder: plain(folder, PORTABLE_OPSET)
 
 
-def _keeping_logits(written: Written, folder: Path) -> Written:
+def _keeping_logits(written: WrittenForm, folder: Path) -> WrittenForm:
     """Gives the graph an input that says of how many last positions logits are wanted."""
     import onnx_ir as ir
 

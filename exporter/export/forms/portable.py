@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from exporter.export.forms.noting import Written, version_of
+from exporter.export.forms.noting import WrittenForm, version_of
 from exporter.progress import QUIET, Progress
 from graph_passes.files.unfinished import Unfinished
 
@@ -28,7 +28,7 @@ def write_portable(
     opset: int | None = None,
     unfinished: Unfinished | None = None,
     progress: Progress = QUIET,
-) -> Written:
+) -> WrittenForm:
     """Exports a model with PyTorch's exporter, or optimum's.
 
     Args:
@@ -47,9 +47,9 @@ def write_portable(
         from exporter.export.optimum_export import export_with_optimum
 
         export_with_optimum(loaded, folder, opset=opset, progress=progress)
-        return Written(version_of("optimum-onnx"))
+        return WrittenForm(version_of("optimum-onnx"))
     from exporter.export.torch_export import export_onnx
 
     chosen = opset or PORTABLE_OPSET
     export_onnx(loaded, folder, opset=chosen, unfinished=unfinished, progress=progress)
-    return Written(f"{version_of('torch')}, opset {chosen}")
+    return WrittenForm(f"{version_of('torch')}, opset {chosen}")

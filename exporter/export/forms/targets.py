@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from exporter.artifacts import Target
 from exporter.engines.build.libraries import Backend
 from exporter.errors import UsageError
-from exporter.export.forms.noting import Written
+from exporter.export.forms.noting import WrittenForm
 from exporter.export.forms.portable import write_portable
 from exporter.progress import Progress
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exporter.export.forms.genai_builder import Provider
     from exporter.models.loading.model_source import LoadedModel
 
-Write = Callable[..., Written]
+Write = Callable[..., WrittenForm]
 """Is given a LoadedModel, a folder and a Progress, and where an interrupted run may be gone on with
 ``unfinished``; writes the model's form into the folder, or raises ExportError. Where caches have a
 fixed length it takes ``room``, too."""
@@ -46,13 +46,15 @@ class TargetForm:
     fixed_caches: bool = False
 
 
-def _write_plain(loaded: LoadedModel, folder: Path, progress: Progress, **options: Any) -> Written:
+def _write_plain(
+    loaded: LoadedModel, folder: Path, progress: Progress, **options: Any
+) -> WrittenForm:
     return write_portable(loaded, folder, progress=progress, **options)
 
 
 def _write_for_onnxruntime(
     loaded: LoadedModel, folder: Path, progress: Progress, *, provider: Provider, **options: Any
-) -> Written:
+) -> WrittenForm:
     if loaded.model.can_generate():
         from exporter.export.forms.onnxruntime_decoder import write_decoder
 
@@ -64,7 +66,7 @@ def _write_for_onnxruntime(
 
 def _write_for_tensorrt(
     loaded: LoadedModel, folder: Path, progress: Progress, *, room: int | None, **options: Any
-) -> Written:
+) -> WrittenForm:
     from exporter.export.forms.tensorrt import write_for_tensorrt
 
     return write_for_tensorrt(loaded, folder, progress, room=room, **options)
@@ -108,29 +110,26 @@ def refuse_options(
         UsageError: It says which option, and what fits.
     """
     form, name = TARGETS[target], f"--target {target}"
-    for option, value in (("--exporter", exporter), ("--opset", opset)):
-        if value is not None and not form.plain:
-            raise UsageError(
-                f"{name} decides exporter and opset itself; {option} {value} contradicts it.",
-                f"Leave {option} out, or take --target portable.",
-            )
-    if cache_length is not None and not form.fixed_caches:
-        raise UsageError(
-            f"The caches of {name} have no fixed length.",
-            "Leave --cache-length out, or take --target tensorrt or tensorrt-rtx.",
-        )
-    if dtype not in form.dtypes:
-        raise UsageError(
-            f"{name} has no form in {dtype}.", f"Say --dtype {' or '.join(form.dtypes)}."
-        )
-    if form.provider is not None and provider != form.provider:
-        raise UsageError(
-            f"{name} is measured on {form.provider}, not on {provider}.",
-            f"Say --provider {form.provider}.",
-        )
-    if engine is not None and engine not in form.engines:
-        others = [other for other, each in TARGETS.items() if engine in each.engines]
-        raise UsageError(
-            f"{engine} builds no engines of a graph for {target}.",
-            f"Say --target {' or '.join(others)}, or leave --engine out.",
-        )
+    fixed = [other for other, each in TARGETS.items() if each.fixed_caches]
+    builders = [other for other, each in TARGETS.items() if engine in each.engines]
+    decides = f"{name} decides exporter and opset itself; {{}} contradicts it."
+    rules = (
+        (exporter is not None and not form.plain, decides.format(f"--exporter {exporter}"),
+         "Leave --exporter out, or take --target portable."),
+        (opset is not None and not form.plain, decides.format(f"--opset {opset}"),
+         "Leave --opset out, or take --target portable."),
+        (cache_length is not None and not form.fixed_caches,
+         f"The caches of {name} have no fixed length.",
+         f"Leave --cache-length out, or take --target {' or '.join(fixed)}."),
+        (dtype not in form.dtypes, f"{name} has no form in {dtype}.",
+         f"Say --dtype {' or '.join(form.dtypes)}."),
+        (form.provider not in (None, provider),
+         f"{name} is measured on {form.provider}, not on {provider}.",
+         f"Say --provider {form.provider}."),
+        (engine is not None and engine not in form.engines,
+         f"{engine} builds no engines of a graph for {target}.",
+         f"Say --target {' or '.join(builders)}, or leave --engine out."),
+    )  # fmt: skip
+    for broken, message, hint in rules:
+        if broken:
+            raise UsageError(message, hint)

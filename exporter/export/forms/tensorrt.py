@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import UsageError
-from exporter.export.forms.noting import Written
+from exporter.export.forms.noting import WrittenForm
 from exporter.export.forms.portable import FUSED_OPSET, write_portable
 from exporter.export.onnx_output import MODEL_FILE, save_graph
 from exporter.progress import QUIET, Progress
@@ -32,7 +32,7 @@ def write_for_tensorrt(
     *,
     room: int | None = None,
     unfinished: Unfinished | None = None,
-) -> Written:
+) -> WrittenForm:
     """Exports a model at opset 23, and rewrites a decoder's attentions and caches.
 
     Attention takes keys and values as the cache holds them, and the caches have a fixed length and

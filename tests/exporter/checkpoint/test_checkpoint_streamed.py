@@ -54,7 +54,7 @@ def config_of(folder: Path) -> Any:
 @pytest.mark.parametrize("plan", [GAPS, BLOCK, HEALED], ids=["gaps", "block", "healed"])
 def test_it_is_the_one_from_memory(family: str, plan: Any, tmp_path: Path) -> None:
     from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.export.streamed import filled_on_the_way
+    from exporter.export.streamed import filled_while_running
     from exporter.models.loading.meta_model import load_meta
 
     base = sharded(tmp_path / "base", family)
@@ -65,7 +65,7 @@ def test_it_is_the_one_from_memory(family: str, plan: Any, tmp_path: Path) -> No
     found = load_pruned(tmp_path / "streamed").model
     assert answer(found).equal(answer(wanted))
     again = load_meta(str(tmp_path / "streamed"), pruned=True)
-    with filled_on_the_way(again):
+    with filled_while_running(again):
         assert answer(again.model).equal(answer(wanted))
     ours, theirs = tensors(tmp_path / "streamed"), tensors(tmp_path / "memory")
     assert sum(ours.values()) == sum(theirs.values())

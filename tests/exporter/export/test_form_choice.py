@@ -13,7 +13,7 @@ from written_files import names_in
 
 from exporter.errors import BackendError, ExportError, MissingDependencyError, UsageError
 from exporter.export.forms import onnxruntime_decoder as choice
-from exporter.export.forms.noting import Written
+from exporter.export.forms.noting import WrittenForm
 from exporter.export.onnx_output import save_onnx
 from exporter.pipeline.refusals import refuse_bad_options
 from exporter.progress import Quiet
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.torch
 NOT_KNOWN = ExportError("The builder doesn't know Foo.")
 NOT_RUN = BackendError("ONNX Runtime can't run it: no such operator.")
 NOT_HERE = MissingDependencyError("onnxruntime_genai is needed.", "pip install")
-PLAIN = Written("torch 2, opset 23", remark="so this is the plain export")
+PLAIN = WrittenForm("torch 2, opset 23", remark="so this is the plain export")
 
 
 class Heard(Quiet):
@@ -45,9 +45,9 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         fused: Any = NOT_KNOWN,
         plain: Any = PLAIN,
         check: Any = lambda folder: None,
-    ) -> tuple[Written, list[str]]:
-        def gives(answer: Any, *, config: bool = False) -> Callable[..., Written]:
-            def writer(loaded: Any, folder: Path, *_: Any, **__: Any) -> Written:
+    ) -> tuple[WrittenForm, list[str]]:
+        def gives(answer: Any, *, config: bool = False) -> Callable[..., WrittenForm]:
+            def writer(loaded: Any, folder: Path, *_: Any, **__: Any) -> WrittenForm:
                 if isinstance(answer, Exception):
                     raise answer
                 save_onnx(fused_model(FusedSpec()), folder)
@@ -74,7 +74,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
 
 
 def test_the_builder_comes_first(told: Callable[..., Any], tmp_path: Path) -> None:
-    written, heard = told(builder=Written("builder 1"), fused=Written("passes 1"))
+    written, heard = told(builder=WrittenForm("builder 1"), fused=WrittenForm("passes 1"))
     assert (written.writer, written.remark, heard) == ("builder 1", None, [])
     assert written.passes == ("num_logits_to_keep",)
     assert names_in(tmp_path) == ["genai_config.json", "model.onnx", "model.onnx.*.data", "who"]
@@ -89,7 +89,9 @@ def test_what_the_runtime_does_not_run_is_not_taken(
         if (folder / "who").read_text() == "builder 1":
             raise NOT_RUN
 
-    written, heard = told(builder=Written("builder 1"), fused=Written("passes 1"), check=check)
+    written, heard = told(
+        builder=WrittenForm("builder 1"), fused=WrittenForm("passes 1"), check=check
+    )
     assert written.writer == "passes 1"
     assert written.remark == "ONNX Runtime can't run it: no such operator"
     assert heard == [f"form: {written.remark}"]
@@ -107,7 +109,7 @@ def test_a_plain_form_is_told(told: Callable[..., Any]) -> None:
 def test_a_missing_builder_is_asked_for_unless_the_passes_serve(
     told: Callable[..., Any], tmp_path: Path
 ) -> None:
-    written, _ = told(builder=NOT_HERE, fused=Written("passes 1"))
+    written, _ = told(builder=NOT_HERE, fused=WrittenForm("passes 1"))
     assert "not installed" in written.remark
     for path in tmp_path.iterdir():
         path.unlink()

@@ -11,9 +11,8 @@ import pytest
 from written_files import names_in
 
 from exporter.artifacts import PlannedDeletion
-from exporter.export.forms.encoder import write_encoder
-from exporter.export.forms.encoder_fusion import fuse_encoder
-from exporter.export.forms.noting import Written, fused_operators
+from exporter.export.forms.encoder import fuse_encoder, write_encoder
+from exporter.export.forms.noting import WrittenForm, fused_operators
 from exporter.progress import QUIET
 from graph_passes import Deletion, prune_graph, save_model
 from tests.tiny_torch import tiny_loaded
@@ -44,10 +43,10 @@ def plain(bert: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports once for all tests."""
 
-    def copy(loaded: Any, folder: Path, **asked: Any) -> Written:
+    def copy(loaded: Any, folder: Path, **asked: Any) -> WrittenForm:
         assert asked["opset"] == 20
         shutil.copytree(plain, folder, dirs_exist_ok=True)
-        return Written("torch")
+        return WrittenForm("torch")
 
     monkeypatch.setattr("exporter.export.forms.encoder.write_portable", copy)
 

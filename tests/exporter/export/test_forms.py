@@ -13,7 +13,7 @@ from exporter.artifacts import FORM_KEY, FormRecord, Target
 from exporter.cli import cli
 from exporter.errors import UsageError
 from exporter.export.forms import TARGETS, refuse_options
-from exporter.export.forms.noting import Written, form_in_words, note_form
+from exporter.export.forms.noting import WrittenForm, form_in_words, note_form
 from exporter.export.onnx_output import save_onnx
 from tests.graph_passes.fused_graphs import FusedSpec, fused_model
 
@@ -68,7 +68,7 @@ def test_the_command_line_knows_every_target() -> None:
 def test_a_form_is_noted_in_the_graph(tmp_path: Path) -> None:
     save_onnx(fused_model(FusedSpec()), tmp_path)
     weights = data_of(tmp_path / "model.onnx").stat()
-    written = Written("someone 1.0", passes=("a", "b"), remark="no faster one")
+    written = WrittenForm("someone 1.0", passes=("a", "b"), remark="no faster one")
     record = note_form(tmp_path, written, "onnxruntime-cpu")
     model = ir.load(tmp_path / "model.onnx")
     assert FormRecord.model_validate_json(model.metadata_props[FORM_KEY]) == record

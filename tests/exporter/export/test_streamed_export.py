@@ -94,14 +94,14 @@ def test_the_interface_of_experts_without_weights_is_theirs(tmp_path: Path, dtyp
 def test_weights_can_be_widened_on_the_way(tmp_path: Path, family: str) -> None:
     import torch
 
-    from exporter.export.streamed import filled_on_the_way
+    from exporter.export.streamed import filled_while_running
 
     source = str(saved(tmp_path / "model", family))
     meta, whole = (load(source, dtype="bfloat16") for load in (load_meta, load_model))
     tokens = torch.arange(8)[None]
     for parameter in meta.model.parameters():
         parameter.data = parameter.data.float()
-    with torch.inference_mode(), filled_on_the_way(meta):
+    with torch.inference_mode(), filled_while_running(meta):
         logits = meta.model(tokens).logits
     with torch.inference_mode():
         expected = whole.model.float()(tokens).logits
@@ -141,16 +141,16 @@ def test_a_cut_graph_is_held_against_the_same_cut(llama: Path, graph: Path, tmp_
 
 def only_weights(meta: MetaModel) -> ir.Model:
     """A graph that was traced without a model's weights, as far as those go."""
-    from exporter.export.streamed import lend_weights, pretended
+    from exporter.export.streamed import fake_parameters, read_weights_lazily
 
     made = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["": 20]> g (float x) => (y) { y = Neg(x) }'
     )
-    with pretended(meta.model):
+    with fake_parameters(meta.model):
         for name, parameter in meta.model.named_parameters():
             tensor = ir.tensor_adapters.TorchTensor(parameter.data, f"model.{name}")
             made.graph.register_initializer(ir.Value(name=tensor.name, const_value=tensor))
-    lend_weights(made.graph, meta, "model.")
+    read_weights_lazily(made.graph, meta, "model.")
     return made
 
 
@@ -211,12 +211,12 @@ def test_a_shard_that_became_shorter_is_named_and_nothing_is_left(
 
 
 def test_a_weight_that_is_no_parameter_is_refused(llama: Path) -> None:
-    from exporter.export.streamed import lend_weights, pretended
+    from exporter.export.streamed import fake_parameters, read_weights_lazily
 
     meta = load_meta(str(llama))
     made = only_weights(meta)
-    with pretended(meta.model):
+    with fake_parameters(meta.model):
         tensor = ir.tensor_adapters.TorchTensor(next(meta.model.parameters()).data, "odd")
         made.graph.register_initializer(ir.Value(name="odd", const_value=tensor))
     with pytest.raises(ExportError, match="odd is none of LlamaForCausalLM's parameters"):
-        lend_weights(made.graph, meta, "model.")
+        read_weights_lazily(made.graph, meta, "model.")
