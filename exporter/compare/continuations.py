@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from exporter.artifacts import GenerationAgreement, LongContext
 from exporter.compare.arms import Pair
 from exporter.compare.evaluation import EvaluationTokens, tokenize
-from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.long_context import ANSWER_TOKENS, compare_long_context
+from exporter.compare.tasks.opening import TextCodec
 from exporter.engines.decoding.generate import agreement, continuations
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.text_model import TextModel

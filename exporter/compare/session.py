@@ -65,8 +65,8 @@ def compare(
         references: Further arms, timed in the same rounds as the two; they get no verdict.
             They may be of any kind; PyTorch runs them in the baseline's precision.
         floats: The whole and the cut model in float, where the two arms are their quantised forms.
-            They are timed in the same rounds and read the same text; the report then has all four
-            corners.
+            They are timed in the same rounds and read the same text; the report then has the whole
+            grid of four.
         onnx: For engines, the ONNX files that both were built from; by default they are looked
             for beside them.
         parity: Checks that were made elsewhere, for the report.
@@ -96,8 +96,27 @@ def compare(
         return compare_times(*(name.path for name in names))
     options = options or CompareOptions()
     texts = evaluation_text(options, calibration)
+    pair = _open((baseline, candidate), options, references, floats, onnx, progress)
+    known = _Known(list(parity), list(plan) or pair.dropped(), calibration)
+    if not pair.runs:
+        return _described(pair, known)
+    store = open_store(pair, resume)
+    probe = settle_threads(pair, store)
+    with pair.running():
+        return _measured(pair, texts, known, store, probe)
+
+
+def _open(
+    arms: tuple[Path | str, Path | str],
+    options: CompareOptions,
+    references: Sequence[Path | str],
+    floats: tuple[Path | str, Path | str] | None,
+    onnx: tuple[Path, Path] | None,
+    progress: Progress,
+) -> Pair:
+    """The arms, and what stands beside them; none of them runs yet."""
     threads = options.threads or default_threads()
-    first, second = open_pair(baseline, candidate, options, threads=threads, onnx=onnx)
+    first, second = open_pair(*arms, options, threads=threads, onnx=onnx)
     beside = open_floats(floats, (first, second), options, threads=threads) if floats else {}
     whole = beside.get(FLOAT_BASELINE, first)
     further = open_references(references, whole, options, threads=threads)
@@ -105,13 +124,7 @@ def compare(
         progress.say("compare: both arms are the same file; what differs below is noise")
     pair = Pair(options, first, second, progress, beside | further, has_floats=bool(beside))
     refuse_no_grid(pair)
-    known = _Known(list(parity), list(plan) or pair.dropped(), calibration)
-    if not pair.runs:
-        return _described(pair, known, threads=threads)
-    store = open_store(pair, resume)
-    probe = settle_threads(pair, store)
-    with pair.running():
-        return _measured(pair, texts, known, store, probe)
+    return pair
 
 
 def evaluation_text(options: CompareOptions, calibration: CalibrationRef | None) -> TextSource:
@@ -142,9 +155,10 @@ class _Known:
     calibration: CalibrationRef | None
 
 
-def _described(pair: Pair, known: _Known, *, threads: int) -> ComparisonReport:
+def _described(pair: Pair, known: _Known) -> ComparisonReport:
     """The report of arms that can't run here."""
     pair.progress.say(f"compare: {pair.baseline.not_run or pair.candidate.not_run}")
+    threads = pair.options.threads or default_threads()
     return _report(pair, known, environment(threads=threads, gpu=False))
 
 

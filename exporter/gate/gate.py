@@ -6,21 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from exporter.artifacts import (
+    Arm,
     Check,
     CheckReport,
     CheckVerdict,
     ComparisonReport,
     Drift,
     KeyDifference,
+    Quantity,
 )
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.keys import key_of, rows_by_name
 from exporter.gate.limits import AGAINST_BASELINE, Limits
 from exporter.gate.quality import accuracy_checks, has_perplexity
 from exporter.gate.sanity import refuse_unsound
-from exporter.gate.sizes import size_checks
 from exporter.gate.times import time_checks
-from exporter.gate.verdicts import overall
+from exporter.gate.verdicts import CheckedValue, checked, overall
 
 _TWO_SESSIONS = (
     "Times of two sessions are compared relative to the unpruned arm, which both measured: a ratio "
@@ -81,7 +82,7 @@ def check(
     checks = [
         *time_checks(report, old, limits, history.spreads),
         *accuracy_checks(report, old, limits),
-        *size_checks(report, old, limits),
+        *_size_checks(report, old, limits),
     ]
     if not checks:
         raise RegressionError(f"{name} holds nothing that the limits are on.")
@@ -94,6 +95,52 @@ def check(
         drift=list(history.drift),
         notes=_notes(report, checks, two_sessions=old is not None),
     )
+
+
+_Counts = dict[str, Callable[[Arm], int | None]]
+
+
+def _largest_engine(arm: Arm) -> int | None:
+    """Of several builds: any of them may be shipped."""
+    return max((engine.engine_bytes for engine in arm.engines), default=None)
+
+
+_SIZES: _Counts = {"files": lambda arm: arm.file_bytes, "engines": _largest_engine}
+_MEMORY: _Counts = {
+    "KV cache per token": lambda arm: arm.kv_cache_bytes_per_token,
+    "device memory": lambda arm: arm.device_memory_bytes,
+}
+
+
+def _size_checks(
+    report: ComparisonReport, baseline: ComparisonReport | None, limits: Limits
+) -> list[Check]:
+    """Files and engines on disk, KV cache and device memory: they are counted, not measured."""
+    after = report.arms.candidate
+    before = report.arms.baseline if baseline is None else baseline.arms.candidate
+    checks = []
+    if limits.max_size_increase is not None:
+        checks += _counted("size", before, after, _SIZES, limits.max_size_increase)
+    if limits.max_memory_increase is not None:
+        checks += _counted("memory", before, after, _MEMORY, limits.max_memory_increase)
+    return checks
+
+
+def _counted(
+    quantity: Quantity, before: Arm, after: Arm, counts: _Counts, limit: float
+) -> list[Check]:
+    checks = []
+    for subject, count in counts.items():
+        old, new = count(before), count(after)
+        if old and new is not None:
+            grown = CheckedValue(quantity, subject, "bytes", before=old, after=new, value=new / old)
+            checks.append(checked(grown, 1 + limit))
+        elif new and old == 0:
+            raise RegressionError(
+                f"The candidate's {subject} takes {new:,} bytes where there were none before.",
+                "These are no two forms of one model; leave the limit out to compare the rest.",
+            )
+    return checks
 
 
 def _notes(report: ComparisonReport, checks: Sequence[Check], *, two_sessions: bool) -> list[str]:

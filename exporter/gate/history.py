@@ -1,18 +1,36 @@
-"""The history: one line of JSON a run, appended."""
+"""The history, one line of JSON a run, and what many runs tell that one doesn't.
+
+A baseline that is renewed with every accepted change lets a candidate get slower by a little each
+time. Over the history, the logarithm of its time relative to the unpruned arm is tested for a trend
+with Mann and Kendall's test (Mann, Econometrica 13, 1945; Kendall's tau against the order, which
+asks for no shape of the noise), and its slope is Theil and Sen's (Sen, JASA 63, 1968), the median
+over all pairs. A trend is told when the test is sure, with a share of the error for each shape, and
+when the change over the window is more than one run may lose.
+
+The test supposes runs whose noise is independent. Where a machine is slow for days, neighbours
+resemble one another and it would be sure too often: its variance is multiplied by what the first
+autocorrelation of the rest, without the trend, says (Yue and Wang, Water Resources Management 18,
+2004, for a process of first order).
+"""
 
 from __future__ import annotations
 
 import fcntl
+import math
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from exporter.artifacts import (
     SCHEMA_VERSION,
     CheckReport,
     ComparisonReport,
+    Drift,
     HistoryEntry,
     HistoryRow,
     json_path,
@@ -95,3 +113,106 @@ def _read_line(line: str, where: str) -> HistoryEntry:
             "Update depthcut.",
         )
     return entry
+
+
+FEWEST = 8
+"""Fewer runs say nothing of a trend."""
+WINDOW = 30
+_ERROR = 0.01
+_FEWEST_REPEATS = 4
+
+
+def drifts(
+    entries: Sequence[HistoryEntry], series: str, *, least: float = 0.03, window: int = WINDOW
+) -> list[Drift]:
+    """Slow changes for the worse.
+
+    Args:
+        entries: The history, oldest first.
+        series: Whose; see :func:`exporter.gate.keys.series`.
+        least: The share by which time must have grown over the window to be told.
+        window: How many runs are looked at, the newest.
+
+    Returns:
+        One for each shape that drifts.
+    """
+    curves = _curves([entry for entry in entries if entry.series == series], window)
+    found = [_drift(subject, runs, _ERROR / len(curves)) for subject, runs in curves.items()]
+    return [drift for drift in found if drift is not None and drift.total > 1 + least]
+
+
+def session_spreads(
+    entries: Sequence[HistoryEntry], series: str, candidate_sha256: str
+) -> dict[str, float]:
+    """How far the speedups of one and the same candidate differ from session to session.
+
+    An interval within a session doesn't know what differs between sessions: where memory lies, how
+    warm the machine is. From at least four sessions of this candidate it is known.
+
+    Returns:
+        By shape, the share that two sessions' ratio stays within in 95 % of all cases: the t
+        quantile times the standard deviation of a difference, on logarithms.
+    """
+    from scipy import stats
+
+    mine = [e for e in entries if e.series == series and e.candidate_sha256 == candidate_sha256]
+    spreads = {}
+    for subject, runs in _curves(mine, WINDOW).items():
+        if len(runs) >= _FEWEST_REPEATS:
+            deviation = float(np.std([value for value, _ in runs], ddof=1))
+            quantile = float(stats.t.ppf(0.975, len(runs) - 1))
+            spreads[subject] = math.expm1(quantile * math.sqrt(2) * deviation)
+    return spreads
+
+
+_Runs = list[tuple[float, HistoryEntry]]
+
+
+def _curves(entries: Sequence[HistoryEntry], window: int) -> dict[str, _Runs]:
+    """By shape, the logarithm of relative time of each run that has it."""
+    curves: dict[str, _Runs] = {}
+    for entry in entries:
+        for row in entry.rows:
+            if math.isfinite(row.speedup) and row.speedup > 0:
+                curves.setdefault(row.subject, []).append((-math.log(row.speedup), entry))
+    return {subject: runs[-window:] for subject, runs in curves.items()}
+
+
+def _drift(subject: str, runs: _Runs, error: float) -> Drift | None:
+    if len(runs) < FEWEST:
+        return None
+    from scipy import stats
+
+    values = np.array([value for value, _ in runs])
+    order = np.arange(len(values))
+    trend = stats.kendalltau(order, values, alternative="greater")
+    if not trend.pvalue < error:
+        return None
+    slope, _, low, high = stats.theilslopes(values, order)
+    inflation = math.sqrt(_variance_inflation(values - slope * order))
+    p_value = float(stats.norm.sf(stats.norm.isf(trend.pvalue) / inflation))
+    if not p_value < error:
+        return None
+    return Drift(
+        subject=subject,
+        entries=len(runs),
+        per_entry=float(slope),
+        ci95=(float(low), float(high)),
+        total=math.exp(float(slope) * (len(values) - 1)),
+        p_value=p_value,
+        first=_run_name(runs[0][1]),
+        last=_run_name(runs[-1][1]),
+    )
+
+
+def _variance_inflation(rest: NDArray[np.float64]) -> float:
+    """How much more the sum of neighbours that resemble varies than one of independent values."""
+    centred = rest - rest.mean()
+    power = float(centred @ centred)
+    kept = float(centred[1:] @ centred[:-1]) / power if power else 0.0
+    kept = min(max(kept, 0.0), 0.9)
+    return (1 + kept) / (1 - kept)
+
+
+def _run_name(entry: HistoryEntry) -> str:
+    return entry.time if entry.commit is None else f"{entry.commit[:12]} ({entry.time})"

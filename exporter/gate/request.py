@@ -9,9 +9,8 @@ from pathlib import Path
 from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.baselines import find_baseline, read_baselines, updated
-from exporter.gate.drift import drifts, session_spreads
 from exporter.gate.gate import BaselineMatch, History, check, confirmed, is_in_doubt
-from exporter.gate.history import append, entry_of, read_history
+from exporter.gate.history import append, drifts, entry_of, read_history, session_spreads
 from exporter.gate.keys import key_of, series
 from exporter.gate.limits import AGAINST_BASELINE, Limits
 from exporter.gate.sanity import refuse_unsound

@@ -24,7 +24,7 @@ import numpy as np
 
 from exporter.artifacts import LatencyRow
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
-from exporter.compare.timing.subjects import CallProbe, Cell, Probe, RunnerArm
+from exporter.compare.timing.subjects import CallProbe, Probe, RunnerArm, TimedCell
 from exporter.engines.inputs import Shape
 from exporter.engines.runners.base import BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -119,7 +119,7 @@ class DelayedSubject(RunnerArm):
         super().__init__(builds, vocabulary)
         self._share = share
 
-    def probe(self, cell: Cell) -> Probe:
+    def probe(self, cell: TimedCell) -> Probe:
         inner = super().probe(cell)
         assert isinstance(inner, CallProbe)
         return CallProbe(self._delayed(inner))

@@ -16,9 +16,9 @@ import numpy as np
 
 from exporter.compare.options import QualityOptions
 from exporter.compare.quality.agreement import LOGITS
-from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.items import Item, TaskFile, read_task
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
+from exporter.compare.tasks.opening import TextCodec
 from exporter.compare.tasks.scores import TaskScores
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError, TaskError, UsageError

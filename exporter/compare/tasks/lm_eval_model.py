@@ -18,9 +18,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import model_registry
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.likelihood import ContinuationRequest, Likelihood, LikelihoodScorer
-from exporter.compare.tasks.opening import open_scorer
+from exporter.compare.tasks.opening import TextCodec, open_scorer
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.errors import TaskError

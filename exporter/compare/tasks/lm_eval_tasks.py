@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.likelihood import LikelihoodScorer
+from exporter.compare.tasks.opening import TextCodec
 from exporter.compare.tasks.scores import TaskScores
 from exporter.errors import DepthcutError, TaskError, first_line, pass_on_memory_error
 from exporter.models.ablation.ratios import Floats

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from exporter.artifacts import LongContext, PerplexityPair
 from exporter.compare.quality.agreement import COLUMNS, figures, prefill_logits
-from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
+from exporter.compare.tasks.opening import TextCodec
 from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError
 from exporter.models.ablation.divergences import Distributions, chunks

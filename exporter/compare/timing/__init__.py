@@ -1,1 +1,1 @@
-"""Timing of several arms in turns: clocks, warm-up, rounds, and when to stop."""
+"""Timing of several arms in turns: from one call to a verdict, as :mod:`.measuring` says."""

@@ -17,9 +17,9 @@ from exporter.cli import run
 from exporter.compare.latency import Timed
 from exporter.compare.tasks import lm_eval_tasks
 from exporter.compare.tasks.choosing import TaskChoice, score_tasks
-from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.items import read_task
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
+from exporter.compare.tasks.opening import TextCodec
 from exporter.compare.tasks.scores import TaskScores, compare_scores
 from exporter.compare.tasks.sharing import TokenRow, batches, groups
 from exporter.engines.inputs import Shape, make_inputs

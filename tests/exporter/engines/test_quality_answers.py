@@ -18,9 +18,9 @@ from exporter.cli import run
 from exporter.compare import CompareOptions, QualityOptions, compare
 from exporter.compare.latency import Timed
 from exporter.compare.quality.embeddings import compare_embeddings, embed
-from exporter.compare.tasks.encoding import TextCodec
 from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.long_context import compare_long_context, make_needles
+from exporter.compare.tasks.opening import TextCodec
 from exporter.engines.decoding.generate import agreement, continuations, generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
 from exporter.engines.runners.base import Array, TensorSpec

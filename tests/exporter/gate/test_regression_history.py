@@ -12,8 +12,7 @@ import pytest
 from exporter.artifacts import ComparisonReport, HistoryEntry, HistoryRow
 from exporter.errors import ArtifactError
 from exporter.gate import BaselineMatch, CheckRequest, History, Limits, check, run_check
-from exporter.gate.drift import drifts, session_spreads
-from exporter.gate.history import append, entry_of, read_history
+from exporter.gate.history import append, drifts, entry_of, read_history, session_spreads
 from exporter.gate.keys import key_of, series
 from tests.made_reports import gate_arm, gate_report, gate_row
 
