@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from exporter.artifacts.store import Entry, is_name, key_hash
+from exporter.artifacts.store import StoreEntry, is_name, key_hash
 from exporter.files import sha256_file, write_private
 from graph_passes.errors import UnsafeInputError, UsageError
 from graph_passes.files import placing
@@ -90,7 +90,7 @@ class StageLedger:
         """
         self._made.add(stage)
         self._used.add(stage)
-        self._stages[stage] = Entry.of(key_hash(key), self.work, files, notes)
+        self._stages[stage] = StoreEntry.of(key_hash(key), self.work, files, notes)
         write_private(self._path, self._memory())
 
     def _memory(self) -> str:
@@ -230,7 +230,7 @@ def _with_room(place: Path, path: Path) -> Path:
     )
 
 
-def _files(entries: Iterable[Entry]) -> dict[str, str]:
+def _files(entries: Iterable[StoreEntry]) -> dict[str, str]:
     return {name: sha256 for entry in entries for name, sha256 in entry.files.items()}
 
 
@@ -239,7 +239,7 @@ def _tops(names: Iterable[str]) -> set[str]:
     return {Path(name).parts[0] for name in names}
 
 
-def _read_memory(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+def _read_memory(path: Path) -> tuple[dict[str, StoreEntry], dict[str, str]]:
     """The finished stages, and what is published of them: name to hash."""
     try:
         told = read_json(path, limit=TABLE_BYTES)
@@ -247,10 +247,10 @@ def _read_memory(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     except (OSError, ValueError, TypeError, KeyError, UnsafeInputError):
         # No memory, or a broken one: everything is made again.
         return {}, {}
-    found: dict[str, Entry] = {}
+    found: dict[str, StoreEntry] = {}
     for name, entry in stages.items():
         with contextlib.suppress(ValidationError):  # anybody may have written it
-            found[name] = Entry.model_validate(entry)
+            found[name] = StoreEntry.model_validate(entry)
     return found, {name: sha256 for name, sha256 in published.items() if is_name(name)}
 
 

@@ -48,7 +48,7 @@ def _checked(name: str) -> str:
     return name
 
 
-class Entry(BaseModel):
+class StoreEntry(BaseModel):
     """Something that was finished.
 
     Attributes:
@@ -64,7 +64,7 @@ class Entry(BaseModel):
     value: Any = None
 
     @classmethod
-    def of(cls, key: str, folder: Path, files: Iterable[Path], value: Any = None) -> Entry:
+    def of(cls, key: str, folder: Path, files: Iterable[Path], value: Any = None) -> StoreEntry:
         """What was finished just now, with files below a folder."""
         names = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
         return cls(key=key, files=names, value=value)
@@ -140,7 +140,7 @@ class Store:
             files: What belongs to it, below the store's folder.
             at_once: False writes it with the next entry: alone it isn't worth a file.
         """
-        entry = Entry.of(self._key(key), self._folder, files, value)
+        entry = StoreEntry.of(self._key(key), self._folder, files, value)
         self._entries[name] = entry
         if self._path is None or not (at_once or self._begun):
             return
@@ -216,7 +216,7 @@ def _key(made_from: Any, key: Any) -> str:
     return key_hash([made_from, key])
 
 
-def _read(path: Path) -> dict[str, Entry]:
+def _read(path: Path) -> dict[str, StoreEntry]:
     try:
         text = read_text(path, limit=TABLE_BYTES)
     except (FileNotFoundError, UnicodeDecodeError):
@@ -226,14 +226,14 @@ def _read(path: Path) -> dict[str, Entry]:
             f"{path} is there, and is nothing that depthcut keeps for an interrupted command.",
             "Move it away, or name another output.",
         )
-    entries: dict[str, Entry] = {}
+    entries: dict[str, StoreEntry] = {}
     for line in text.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             told = parse_json(line, str(path))
             name = told.pop("name")
-            entries[str(name)] = Entry.model_validate(told)
+            entries[str(name)] = StoreEntry.model_validate(told)
     return entries
 
 
-def _line(name: str, entry: Entry) -> str:
+def _line(name: str, entry: StoreEntry) -> str:
     return json.dumps({"name": name, **entry.model_dump(mode="json")}) + "\n"

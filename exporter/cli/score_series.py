@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import StabilityReport, library_versions
 from exporter.choose.studies.checkpoints import check_series, find_checkpoints
 from exporter.choose.studies.naming import checkpoint_labels
-from exporter.choose.studies.series import STABILITY, Member, folder_names
+from exporter.choose.studies.series import STABILITY, SeriesPoint, folder_names
 from exporter.choose.studies.series import score_series as score_members
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.score import ScoreCall, loaded_model, scored
@@ -67,20 +67,20 @@ def _scored_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> Sta
         score = replace(call.score, calibration=_one_text(call, progress))
         call = replace(call, score=score)
     if series.revisions:
-        members = _revisions(sources, call, progress)
+        points = _revisions(sources, call, progress)
     elif series.checkpoints:
-        members = _checkpoints(sources, call, progress)
+        points = _checkpoints(sources, call, progress)
     else:
-        members = _texts(sources, call, progress)
+        points = _texts(sources, call, progress)
     if trained:
-        _refuse_copies(members)
-    return score_members(members, out, progress=progress)
+        _refuse_copies(points)
+    return score_members(points, out, progress=progress)
 
 
-def _refuse_copies(members: Sequence[Member]) -> None:
+def _refuse_copies(points: Sequence[SeriesPoint]) -> None:
     """Refuses a training that never moved, which would look like one model over texts."""
-    if len({member.key["model"] for member in members}) == 1:
-        names = " and ".join(member.name for member in members[:2])
+    if len({point.key["model"] for point in points}) == 1:
+        names = " and ".join(point.name for point in points[:2])
         raise UsageError(
             f"{names} are the same files to the last byte, as all here: that is one checkpoint.",
             "Name checkpoints that differ.",
@@ -104,7 +104,7 @@ def _one_text(call: ScoreCall, progress: ConsoleProgress) -> str | None:
 
 def _checkpoints(
     sources: Sequence[str], call: ScoreCall, progress: ConsoleProgress
-) -> list[Member]:
+) -> list[SeriesPoint]:
 
     check_series(sources)
     names = folder_names(checkpoint_labels(sources))
@@ -117,7 +117,7 @@ def _revisions(
     models: Sequence[str],
     call: ScoreCall,
     progress: ConsoleProgress,
-) -> list[Member]:
+) -> list[SeriesPoint]:
 
     revisions: tuple[str, ...] = call.series.revisions
     if (
@@ -144,7 +144,7 @@ def _texts(
     models: Sequence[str],
     call: ScoreCall,
     progress: ConsoleProgress,
-) -> list[Member]:
+) -> list[SeriesPoint]:
 
     if len(models) != 1:
         raise UsageError("Texts are varied for one MODEL.", "For several: --checkpoints.")
@@ -190,7 +190,7 @@ def _member(
     call: ScoreCall,
     progress: ConsoleProgress,
     load: Callable[[], LoadedModel] | None = None,
-) -> Member:
+) -> SeriesPoint:
 
     how, text = call.load, call.score.calibration
     key = {
@@ -201,7 +201,7 @@ def _member(
         "text": _file_digest(text),
         "versions": library_versions(),
     }
-    return Member(name, key, partial(scored, source, call, progress, load=load))
+    return SeriesPoint(name, key, partial(scored, source, call, progress, load=load))
 
 
 @cache

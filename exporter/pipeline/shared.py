@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts.ledger import in_turn
-from exporter.artifacts.store import Entry, key_hash
+from exporter.artifacts.store import StoreEntry, key_hash
 from exporter.files import staged_directory, write_text
 from graph_passes.errors import UnsafeInputError
 from graph_passes.files.placing import remove_tree
@@ -56,7 +56,7 @@ class SharedStages:
         """
         place = self._root / self._name(stage, key)
         try:
-            entry = Entry.model_validate(read_json(place / _ENTRY))
+            entry = StoreEntry.model_validate(read_json(place / _ENTRY))
         except (OSError, ValueError, UnsafeInputError):
             return None
         if not entry.holds(key_hash(key), (place / _FILES).joinpath):
@@ -82,7 +82,7 @@ class SharedStages:
             linked = [place / _FILES / name for name in names]
             for path, link in zip(files, linked, strict=True):
                 _link(path, link)
-            entry = Entry.of(key_hash(key), place / _FILES, linked, notes)
+            entry = StoreEntry.of(key_hash(key), place / _FILES, linked, notes)
             write_text(place / _ENTRY, entry.model_dump_json())
 
     def tidy(self) -> None:

@@ -7,9 +7,9 @@ from exporter.choose.costs.at import At
 from exporter.choose.costs.candidates import MeasuredSpeedup, measure_speedup
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.measuring import CostSettings, measure_costs, read_costs
-from exporter.choose.costs.onnx_sizes import sizes
 from exporter.choose.costs.table import CostGroup, CostTable, MeasuredCandidate, Member, Trial
 from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.weighing import sizes
 
 __all__ = [
     "At",

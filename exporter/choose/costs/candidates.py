@@ -10,8 +10,8 @@ from exporter.artifacts.store import Store
 from exporter.choose.costs.at import At
 from exporter.choose.costs.conditions import refuse_too_long
 from exporter.choose.costs.estimates import RequestEstimate, of_rows
-from exporter.choose.costs.onnx_sizes import longest_text
 from exporter.choose.costs.timing import Effort, time_request
+from exporter.choose.costs.weighing import longest_text
 from exporter.errors import CostError, UsageError
 from exporter.progress import QUIET, Progress
 

@@ -17,7 +17,7 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.replacement_file import Replacements
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.grouping import Variant
-from exporter.choose.costs.onnx_sizes import sizes
+from exporter.choose.costs.weighing import sizes
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
 from exporter.progress import Progress

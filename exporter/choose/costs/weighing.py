@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
 
 import onnx_ir as ir
 
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
-from exporter.choose.costs.signatures import signature_of
+from exporter.engines.runners.cache_form import read_cache_form
 from exporter.errors import CostError
+from exporter.files import sha256_bytes
 from exporter.models.graph_facts import CACHE_INPUT
+from exporter.models.model_folder import find_model
+from graph_passes.files.storage import load_model
+from graph_passes.finding.dataflow import CONTRACTIONS
 from graph_passes.finding.liveness import own_parameters
+from graph_passes.finding.operators import is_fused_attention
 from graph_passes.finding.shapes import head_count, head_size
 from graph_passes.finding.value_facts import float_type, width
 from graph_passes.finding.weights import constant_weight, is_weight
@@ -22,6 +28,36 @@ from graph_passes.types import SublayerRef
 
 _CACHE_RANK = 4
 _HEADS, _LENGTH, _SIZE = 1, 2, 3
+_LETTERS = 12
+_WORK = frozenset({"local_window_size", "sliding_window_cache", "num_heads", "kv_num_heads"})
+"""Attributes of fused attentions that decide how much they compute."""
+
+
+def sizes(onnx: Path) -> GraphSizes:
+    """Weighs every sublayer of an ONNX file.
+
+    Args:
+        onnx: The file; its weights are not read.
+
+    Raises:
+        OnnxFileError: It can't be read safely.
+        CostError: It holds no sublayer that can be cut.
+    """
+    windows = read_cache_form(onnx).windows
+    return weigh(load_model(onnx), windows, name=str(onnx), longest=longest_text(onnx))
+
+
+def longest_text(onnx: Path) -> int | None:
+    """Positions that a graph can hold, by its caches and the config beside it; None for no limit.
+
+    Args:
+        onnx: The ONNX file.
+
+    Raises:
+        OnnxFileError: It can't be read safely.
+    """
+    known = (read_cache_form(onnx).longest, find_model(onnx).longest_sequence)
+    return min((limit for limit in known if limit is not None), default=None)
 
 
 def weigh(
@@ -124,3 +160,43 @@ def _stream_form(sites: Iterable[FoundSite]) -> tuple[ir.DataType | None, int | 
     ]
     inputs = [site.branch_input for site in sites if isinstance(site.branch_input, ir.Value)]
     return float_type(values), width([*values, *inputs])
+
+
+def signature_of(site: FoundSite) -> str:
+    """A short digest of a sublayer's work: what is multiplied, by what shapes, how far back.
+
+    Operators that multiply nothing are left out: they cost little, and exporters write some of
+    them in one layer alone on behalf of all.
+    """
+    weights = sorted(_matrices(site).values())
+    work = sorted(filter(None, map(_product, site.dying)))
+    caches = [_numbers(value) for value in site.caches]
+    told = repr((site.kind, weights, work, caches))
+    return sha256_bytes(told.encode())[:_LETTERS]
+
+
+def _matrices(site: FoundSite) -> dict[ir.Value, tuple[str, str, str]]:
+    """What each matrix is; vectors are norms and biases."""
+    return {
+        value: (node.op_type, value.const_value.dtype.name, str(value.const_value.shape))
+        for node in site.dying
+        for value in node.inputs
+        if value is not None and is_weight(value) and value.const_value is not None
+        if len(value.const_value.shape) > 1
+    }
+
+
+def _numbers(cache: ir.Value) -> list[int]:
+    """The sizes that are no names, which may be a layer's own."""
+    return [dim for dim in cache.shape or () if isinstance(dim, int)]
+
+
+def _product(node: ir.Node) -> str:
+    if not is_fused_attention(node) and node.op_type not in CONTRACTIONS:
+        return ""
+    told = {
+        name: attribute.value
+        for name, attribute in node.attributes.items()
+        if name in _WORK and not attribute.is_ref()
+    }
+    return f"{node.domain}.{node.op_type}{sorted(told.items())}"

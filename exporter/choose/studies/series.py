@@ -20,7 +20,7 @@ _UNSAFE = re.compile(r"[^\w.=-]+")
 
 
 @dataclass(frozen=True)
-class Member:
+class SeriesPoint:
     """A point that is to be scored.
 
     Attributes:
@@ -35,7 +35,7 @@ class Member:
 
 
 def score_series(
-    members: Sequence[Member], out: Path, *, progress: Progress = QUIET
+    points: Sequence[SeriesPoint], out: Path, *, progress: Progress = QUIET
 ) -> StabilityReport:
     """Scores all points and writes what they have in common.
 
@@ -44,7 +44,7 @@ def score_series(
     they were is not scored again.
 
     Args:
-        members: At least two, in their order.
+        points: At least two, in their order.
         out: The folder.
         progress: Told which point is at work, and which is kept.
 
@@ -55,25 +55,25 @@ def score_series(
     """
     with locked(out):
         ledger = StageLedger(out)
-        _refuse_foreign(ledger, members, out)
-        for number, member in enumerate(members, start=1):
-            where = f"{member.name} ({number} of {len(members)})"
-            if ledger.valid(member.name, member.key):
+        _refuse_foreign(ledger, points, out)
+        for number, point in enumerate(points, start=1):
+            where = f"{point.name} ({number} of {len(points)})"
+            if ledger.valid(point.name, point.key):
                 progress.say(f"score: {where} is kept")
                 continue
             progress.say(f"score: {where}")
-            path = member.score().write(ledger.work / member.name / SCORES)
-            ledger.record(member.name, member.key, [path])
+            path = point.score().write(ledger.work / point.name / SCORES)
+            ledger.record(point.name, point.key, [path])
             ledger.publish()
         ledger.publish()  # what an earlier call had scored when it was killed
-        report = stability_of_files([out / member.name / SCORES for member in members])
+        report = stability_of_files([out / point.name / SCORES for point in points])
         write_stability(report, out / STABILITY)
     return report
 
 
-def _refuse_foreign(ledger: StageLedger, members: Sequence[Member], out: Path) -> None:
+def _refuse_foreign(ledger: StageLedger, points: Sequence[SeriesPoint], out: Path) -> None:
     """A point takes its folder's place as a whole, whatever is in there."""
-    names = [member.name for member in members if not ledger.has(member.name)]
+    names = [point.name for point in points if not ledger.has(point.name)]
     if ledger.is_new:
         names += [path.name for path in study_files(out / STABILITY)]
     found = next((out / name for name in names if (out / name).exists()), None)

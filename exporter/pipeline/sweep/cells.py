@@ -90,11 +90,11 @@ def cells_of(
         SweepError: Something that is named is not there.
         DepthcutError: Settings exclude each other.
     """
-    place = _Place(sweep.path.resolve().parent, look)
+    place = _NamedPlaces(sweep.path.resolve().parent, look)
     return list(_cells(sweep.file, place, out.resolve(), dangers or Dangers()))
 
 
-def _cells(file: SweepFile, place: _Place, out: Path, dangers: Dangers) -> Iterator[Cell]:
+def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) -> Iterator[Cell]:
     compare, scoring = _compare(file, place), _score(file.scoring, place)
     for model, plan, precision in product(file.models, file.plans, file.precisions):
         names = (model.label, plan.label, precision.label)
@@ -120,7 +120,7 @@ def _cells(file: SweepFile, place: _Place, out: Path, dangers: Dangers) -> Itera
 
 
 @dataclass(frozen=True)
-class _Place:
+class _NamedPlaces:
     """The folder that names in the file are relative to."""
 
     root: Path
@@ -156,7 +156,7 @@ class _Place:
         return str(self.existing(entry.source, "model"))
 
 
-def _drops(plan: PlanEntry, place: _Place, out: Path) -> DropRequest:
+def _drops(plan: PlanEntry, place: _NamedPlaces, out: Path) -> DropRequest:
     if plan.file is not None:
         return DropRequest(plan=place.existing(plan.file, "plan"))
     if plan.drops:
@@ -170,7 +170,7 @@ def _search(plan: PlanEntry) -> SearchOptions:
     return SearchOptions(**{name: value for name, value in told.items() if value})  # type: ignore[arg-type]
 
 
-def _score(scoring: Scoring, place: _Place) -> ScoreOptions:
+def _score(scoring: Scoring, place: _NamedPlaces) -> ScoreOptions:
     options = scoring.model_dump()
     return ScoreOptions(**{**options, "calibration": place.text(scoring.calibration)})
 
@@ -182,7 +182,7 @@ def _scored_by(plan: PlanEntry, scoring: ScoreOptions) -> ScoreOptions:
     return replace(scoring, metrics=(plan.by,), blocks=blocks)
 
 
-def _heal(heal: HealEntry | None, scoring: ScoreOptions, place: _Place) -> HealOptions | None:
+def _heal(heal: HealEntry | None, scoring: ScoreOptions, place: _NamedPlaces) -> HealOptions | None:
     """By default fitted on the text that importance is measured on, as `depthcut export` does."""
     if heal is None:
         return None
@@ -200,7 +200,7 @@ def _heal(heal: HealEntry | None, scoring: ScoreOptions, place: _Place) -> HealO
 
 
 def _quantize(
-    precision: PrecisionEntry, calibration: str | None, place: _Place
+    precision: PrecisionEntry, calibration: str | None, place: _NamedPlaces
 ) -> QuantizeSettings | None:
     if precision.scheme is None:
         return None
@@ -218,7 +218,7 @@ def _quantize(
     return settings
 
 
-def _compare(file: SweepFile, place: _Place) -> CompareOptions:
+def _compare(file: SweepFile, place: _NamedPlaces) -> CompareOptions:
     told = file.measuring
     data = None if told.task_data is None else place.existing(told.task_data, "folder")
     return CompareOptions(

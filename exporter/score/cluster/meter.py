@@ -20,7 +20,7 @@ from exporter.models.ablation.damage import joined
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from exporter.score.cluster.loading import ModelAddress
-from exporter.score.cluster.pool import Crew, Pool
+from exporter.score.cluster.pool import Pool, WorkerGroup
 from graph_passes.types import SublayerRef
 
 _FEWEST_CUTS = 4
@@ -68,22 +68,24 @@ def cluster_meter(
         positions: Answers are compared at every so many positions.
     """
     setup = partial(_meter, model, text, batch_size, positions)
-    with pool.crew(setup) as crew:
+    with pool.group(setup) as group:
         starts = range(0, len(text.input_ids), batch_size)
-        yield ClusterMeter(crew, starts, num_layers)
+        yield ClusterMeter(group, starts, num_layers)
 
 
 class ClusterMeter:
     """A :class:`exporter.choose.selection.Meter` whose runs are spread.
 
     Args:
-        crew: Workers, each with a meter of its own.
+        group: Workers, each with a meter of its own.
         starts: The first sample of each batch.
         num_layers: How many layers the model has.
     """
 
-    def __init__(self, crew: Crew[DamageMeter], starts: Sequence[int], num_layers: int) -> None:
-        self._crew, self._starts, self._num_layers = crew, starts, num_layers
+    def __init__(
+        self, group: WorkerGroup[DamageMeter], starts: Sequence[int], num_layers: int
+    ) -> None:
+        self._group, self._starts, self._num_layers = group, starts, num_layers
 
     @property
     def num_layers(self) -> int:
@@ -102,10 +104,10 @@ class ClusterMeter:
             ScoringError: Logits are not finite.
             ClusterError: A cut puts something in a branch's place, or the workers were lost.
         """
-        jobs = cut_jobs(self._starts, self._crew.workers, _names(cut), list(map(_names, others)))
+        jobs = cut_jobs(self._starts, self._group.workers, _names(cut), list(map(_names, others)))
         found: list[list[Damage]] = [[] for _ in jobs]
         with progress.task("run with cuts", total=sum(len(job.others) + 1 for job in jobs)) as task:
-            for number, damages in self._crew.run(measured, jobs):
+            for number, damages in self._group.run(measured, jobs):
                 found[number] = damages
                 task.advance(len(damages))
         return joined_damages(jobs, found)

@@ -19,8 +19,8 @@ from typing import Any, Generic, TypeVar
 from exporter.errors import ClusterError, DepthcutError, first_line
 from exporter.progress import QUIET, Progress
 from exporter.score.cluster import worker as worker_module
+from exporter.score.cluster.allocation import Allocation, allocate
 from exporter.score.cluster.connection import LOCAL, connected
-from exporter.score.cluster.room import Room, room_for
 from exporter.score.cluster.worker import versions
 
 S = TypeVar("S")
@@ -61,11 +61,12 @@ def open_pool(
     with connected(address, max(own, workers or 1), progress) as ray:
         nodes = _nodes(ray)
         local = address in (None, LOCAL) and len(nodes) == 1
-        room = room_for(nodes, workers, local=local, whole_nodes=whole_nodes)
+        allocation = allocate(nodes, workers, local=local, whole_nodes=whole_nodes)
         progress.detail(
-            f"cluster: {room.workers} workers, {room.cpus} CPUs and {room.threads} threads each"
+            f"cluster: {allocation.workers} workers, {allocation.cpus} CPUs and "
+            f"{allocation.threads} threads each"
         )
-        yield Pool(ray, room, progress)
+        yield Pool(ray, allocation, progress)
 
 
 def _nodes(ray: Any) -> list[int]:
@@ -79,16 +80,16 @@ class Pool:
 
     Args:
         ray: The connected module.
-        room: How many workers, and what each has.
+        allocation: How many workers, and what each has.
         progress: Told of lost workers.
 
     Attributes:
         workers: How many there are at once.
     """
 
-    def __init__(self, ray: Any, room: Room, progress: Progress = QUIET) -> None:
-        self._ray, self._room, self._progress = ray, room, progress
-        self.workers = room.workers
+    def __init__(self, ray: Any, allocation: Allocation, progress: Progress = QUIET) -> None:
+        self._ray, self._allocation, self._progress = ray, allocation, progress
+        self.workers = allocation.workers
         ray.cloudpickle.register_pickle_by_value(worker_module)
 
     def run(
@@ -109,25 +110,25 @@ class Pool:
             ClusterError: The workers don't fit, a piece was lost again and again, or a worker
                 raised something else.
         """
-        with self.crew(setup) as crew:
-            yield from crew.run(work, jobs)
+        with self.group(setup) as group:
+            yield from group.run(work, jobs)
 
     @contextlib.contextmanager
-    def crew(self, setup: Callable[[], S]) -> Iterator[Crew[S]]:
+    def group(self, setup: Callable[[], S]) -> Iterator[WorkerGroup[S]]:
         """Workers that stay set up for several rounds of work, until the block ends.
 
         Args:
             setup: Makes what every worker keeps; runs once in each.
         """
-        crew: Crew[S] = Crew(self._ray, self._room, setup, self._progress)
+        group: WorkerGroup[S] = WorkerGroup(self._ray, self._allocation, setup, self._progress)
         try:
-            yield crew
+            yield group
         finally:
-            crew.close()
+            group.close()
 
 
 @dataclass(eq=False)
-class _Member:
+class _GroupWorker:
     """One worker.
 
     Attributes:
@@ -143,38 +144,38 @@ class _Member:
     stage: str | int = "about"
 
 
-class Crew(Generic[S]):
-    """Workers with their state; see :meth:`Pool.crew`.
+class WorkerGroup(Generic[S]):
+    """Workers with their state; see :meth:`Pool.group`.
 
     Args:
         ray: The connected module.
-        room: How many workers, and what each has.
+        allocation: How many workers, and what each has.
         setup: Makes the state.
         progress: Told of lost workers.
     """
 
     def __init__(
-        self, ray: Any, room: Room, setup: Callable[[], S], progress: Progress = QUIET
+        self, ray: Any, allocation: Allocation, setup: Callable[[], S], progress: Progress = QUIET
     ) -> None:
-        self._ray, self._room, self._setup, self._progress = ray, room, setup, progress
+        self._ray, self._allocation, self._setup, self._progress = ray, allocation, setup, progress
         self._own = versions()
-        self._actor = ray.remote(num_cpus=room.cpus, max_restarts=0, scheduling_strategy="SPREAD")(
-            worker_module.Worker
-        )
-        self._members: list[_Member] = []
+        self._actor = ray.remote(
+            num_cpus=allocation.cpus, max_restarts=0, scheduling_strategy="SPREAD"
+        )(worker_module.Worker)
+        self._members: list[_GroupWorker] = []
         self._failed_starts = 0
         self._told_to_wait = False
 
     @property
     def workers(self) -> int:
         """How many there are at once."""
-        return self._room.workers
+        return self._allocation.workers
 
     def run(self, work: Callable[[S, J], R], jobs: Sequence[J]) -> Iterator[tuple[int, R]]:
         """Does some pieces of work; see :meth:`Pool.run`."""
         round_ = _Round(work, jobs)
         while len(self._members) < min(self.workers, len(jobs)):
-            self._members.append(self._hired())
+            self._members.append(self._started())
         try:
             while round_.open:
                 for member in self._members:
@@ -187,18 +188,18 @@ class Crew(Generic[S]):
     def close(self) -> None:
         """Ends all workers."""
         for member in list(self._members):
-            self._dismiss(member)
+            self._end(member)
 
-    def _hired(self) -> _Member:
-        member = _Member(self._actor.remote(_foreign_folder()))
+    def _started(self) -> _GroupWorker:
+        member = _GroupWorker(self._actor.remote(_foreign_folder()))
         member.pending = member.actor.about.remote()
         return member
 
-    def _dismiss(self, member: _Member) -> None:
+    def _end(self, member: _GroupWorker) -> None:
         self._members.remove(member)
         self._ray.kill(member.actor)
 
-    def _give(self, member: _Member, round_: _Round) -> None:
+    def _give(self, member: _GroupWorker, round_: _Round) -> None:
         number = round_.waiting.popleft()
         member.stage = number
         member.pending = member.actor.do.remote(round_.work, round_.jobs[number])
@@ -225,22 +226,22 @@ class Crew(Generic[S]):
             else:
                 self._go_on(member, answer)
 
-    def _go_on(self, member: _Member, answer: Any) -> None:
+    def _go_on(self, member: _GroupWorker, answer: Any) -> None:
         """After a worker has said what it is, or has set itself up."""
         try:
             if member.stage == "about":
                 member.host = answer["host"]
                 _refuse_versions(self._own, answer["versions"], member.host)
                 member.stage = "begin"
-                member.pending = member.actor.begin.remote(self._setup, self._room.threads)
+                member.pending = member.actor.begin.remote(self._setup, self._allocation.threads)
             else:
                 self._result(answer, member, "its setup")
                 self._failed_starts = 0
         except DepthcutError:
-            self._dismiss(member)  # it must get no work, if the caller goes on
+            self._end(member)  # it must get no work, if the caller goes on
             raise
 
-    def _result(self, answer: worker_module.Outcome, member: _Member, what: str) -> Any:
+    def _result(self, answer: worker_module.Outcome, member: _GroupWorker, what: str) -> Any:
         """What came out.
 
         Raises:
@@ -256,10 +257,10 @@ class Crew(Generic[S]):
         self._progress.detail(f"cluster: {traceback}")
         raise ClusterError(f"A worker on {member.host} failed with {what}: {line}.")
 
-    def _replace(self, member: _Member, error: Exception, round_: _Round) -> None:
+    def _replace(self, member: _GroupWorker, error: Exception, round_: _Round) -> None:
         """Hires another worker for a lost one, and puts its piece first in the line."""
         cause = _cause(error)
-        self._dismiss(member)  # one that only can't be reached may still be at it
+        self._end(member)  # one that only can't be reached may still be at it
         if isinstance(member.stage, int):
             round_.lost(member.stage, cause)
             what = round_.name(member.stage)
@@ -275,23 +276,25 @@ class Crew(Generic[S]):
                 )
         self._progress.say(f"cluster: a worker on {member.host} was lost with {what}; tried again")
         self._progress.detail(f"cluster: {cause}")
-        self._members.append(self._hired())
+        self._members.append(self._started())
 
     def _refuse_without_room(self) -> None:
         """Waiting is in vain where no machine is left that a worker fits on."""
-        if all(cpus < self._room.cpus for cpus in _nodes(self._ray)):
+        if all(cpus < self._allocation.cpus for cpus in _nodes(self._ray)):
             raise ClusterError(
-                f"No machine with {self._room.cpus} CPUs is left in the cluster.",
+                f"No machine with {self._allocation.cpus} CPUs is left in the cluster.",
                 "Bring a machine back, and run the command again.",
             )
         if all(m.stage == "about" for m in self._members) and not self._told_to_wait:
             self._told_to_wait = True
-            self._progress.say(f"cluster: waiting for {self._room.cpus} free CPUs for a worker")
+            self._progress.say(
+                f"cluster: waiting for {self._allocation.cpus} free CPUs for a worker"
+            )
 
     def _drop_busy(self) -> None:
         """A round that was broken off leaves workers at work that nobody waits for."""
         for member in [m for m in self._members if m.pending and isinstance(m.stage, int)]:
-            self._dismiss(member)
+            self._end(member)
 
 
 class _Round:
@@ -339,7 +342,7 @@ def _foreign_folder() -> str | None:
     return None if here in map(os.path.abspath, sys.path) else here
 
 
-def _unanswered(error: Exception, member: _Member, round_: _Round) -> ClusterError:
+def _unanswered(error: Exception, member: _GroupWorker, round_: _Round) -> ClusterError:
     """The worker lives, but what it did can't be sent."""
     what = round_.name(member.stage) if isinstance(member.stage, int) else "its setup"
     told = first_line(getattr(error, "cause", None) or error)

@@ -19,7 +19,7 @@ from exporter.score.cluster import scoring_jobs
 from exporter.score.cluster.loading import ModelAddress
 from exporter.score.cluster.meter import CutJob, cut_jobs, joined_damages
 from exporter.score.cluster.pool import Pool
-from exporter.score.cluster.scoring_jobs import GradientJob, Recipe, ScoringJob, StreamJob
+from exporter.score.cluster.scoring_jobs import GradientJob, ScoringJob, ScoringSetup, StreamJob
 from exporter.score.gradient_pass import refuse_without_targets, scores_of_gradients
 from exporter.score.metric import (
     AnswerMetric,
@@ -70,8 +70,8 @@ def score_on_cluster(
         scored = scored_model(loaded, wanted, cache_dir=cache_dir, progress=progress)
         names = tuple(dict.fromkeys(wanted.metrics))
         model = ModelAddress.of(loaded, how)
-        recipe = Recipe(model, scored.text, names, wanted.batch_size, wanted.kl_positions)
-        return _Scoring(loaded.ref, recipe, scored)
+        setup = ScoringSetup(model, scored.text, names, wanted.batch_size, wanted.kl_positions)
+        return _Scoring(loaded.ref, setup, scored)
 
     scoring = prepared()
     gc.collect()  # the model's modules refer to each other
@@ -83,13 +83,13 @@ class _Scoring:
 
     Args:
         model: What the report says of the model.
-        recipe: What the workers set up.
+        setup: What the workers set up.
         scored: The model with its text.
     """
 
-    def __init__(self, model: ModelRef, recipe: Recipe, scored: ScoredModel) -> None:
-        metrics = metrics_named(recipe.metrics)
-        self._model, self._recipe, self._metrics = model, recipe, metrics
+    def __init__(self, model: ModelRef, setup: ScoringSetup, scored: ScoredModel) -> None:
+        metrics = metrics_named(setup.metrics)
+        self._model, self._setup, self._metrics = model, setup, metrics
         self._num_layers = len(scored.layers)
         self._starts = [batch.first_sample for batch in scored.batches]
         self._units = answer_units(self._num_layers, blocks=scored.blocks)
@@ -112,13 +112,13 @@ class _Scoring:
             found |= totals.scores()
         if self._of_gradients:
             sums = [result for job, result in results if isinstance(job, GradientJob)]
-            text = self._recipe.text
+            text = self._setup.text
             found |= scores_of_gradients(text, self._num_layers, self._of_gradients, sums)
         if self._of_answers:
             cuts = [(job, result) for job, result in results if isinstance(job, CutJob)]
             _, *damages = joined_damages(*zip(*cuts, strict=True))
             found |= scores_of_damages(self._of_answers, self._units, damages)
-        return report_of(self._model, self._recipe.text.ref, self._metrics, found)
+        return report_of(self._model, self._setup.text.ref, self._metrics, found)
 
     def _jobs(self, workers: int) -> list[ScoringJob]:
         """Long pieces first: a short one at the end keeps fewer workers waiting."""
@@ -127,7 +127,7 @@ class _Scoring:
             others = [tuple(named_sublayers([unit], self._num_layers)) for unit in self._units]
             jobs += cut_jobs(self._starts, workers, (), others)
         if self._of_gradients:
-            jobs += map(GradientJob, range(len(self._recipe.text.input_ids)))
+            jobs += map(GradientJob, range(len(self._setup.text.input_ids)))
         if self._of_stream:
             jobs += map(StreamJob, self._starts)
         return jobs
@@ -138,7 +138,7 @@ class _Scoring:
         """Each piece with its result, in the pieces' order."""
         found: dict[int, Any] = {}
         with progress.task("score on the cluster", total=len(jobs)) as task:
-            for number, result in pool.run(self._recipe.begin, scoring_jobs.work, jobs):
+            for number, result in pool.run(self._setup.begin, scoring_jobs.work, jobs):
                 found[number] = result
                 task.advance()
         return [(job, found[number]) for number, job in enumerate(jobs)]

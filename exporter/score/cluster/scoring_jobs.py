@@ -22,7 +22,7 @@ from exporter.score.stream_pass import refuse_not_finite, stream_sums
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ScoringSetup:
     """What a worker sets up to score.
 
     Attributes:

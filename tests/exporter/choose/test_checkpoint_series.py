@@ -13,7 +13,7 @@ from made_series import FIRST, SECOND, write_scores
 import exporter.cli as command_line
 from exporter.artifacts import ImportanceReport
 from exporter.choose.studies.checkpoints import check_series, find_checkpoints
-from exporter.choose.studies.series import Member, folder_names, score_series
+from exporter.choose.studies.series import SeriesPoint, folder_names, score_series
 from exporter.errors import ModelSourceError, ScoringError, UsageError
 
 STEPS = (200, 1000, 3000)
@@ -120,47 +120,47 @@ def scorer(path: Path, values: list[float], sha: str, calls: list[str]) -> Any:
 
 
 @pytest.fixture
-def members(tmp_path: Path) -> Callable[[list[str], str], list[Member]]:
+def points(tmp_path: Path) -> Callable[[list[str], str], list[SeriesPoint]]:
     """Two points that note when they are scored; the second's key is the caller's."""
 
-    def make(calls: list[str], key: str) -> list[Member]:
+    def make(calls: list[str], key: str) -> list[SeriesPoint]:
         scratch = tmp_path / "scratch.json"
         return [
-            Member("one", {"model": 1}, scorer(scratch, FIRST, "a", calls)),
-            Member("two", {"model": key}, scorer(scratch, SECOND, "b", calls)),
+            SeriesPoint("one", {"model": 1}, scorer(scratch, FIRST, "a", calls)),
+            SeriesPoint("two", {"model": key}, scorer(scratch, SECOND, "b", calls)),
         ]
 
     return make
 
 
-def test_finished_points_are_kept(tmp_path: Path, members: Any) -> None:
+def test_finished_points_are_kept(tmp_path: Path, points: Any) -> None:
     out, calls = tmp_path / "out", list[str]()
-    report = score_series(members(calls, "x"), out)
+    report = score_series(points(calls, "x"), out)
     assert [point.file for point in report.points] == [
         str(out / "one" / "importance.json"), str(out / "two" / "importance.json"),
     ]  # fmt: skip
     assert sorted(path.name for path in out.iterdir() if path.is_file()) == [
         "stability.html", "stability.json", "stability.md",
     ]  # fmt: skip
-    again = score_series(members(calls, "x"), out)
+    again = score_series(points(calls, "x"), out)
     assert calls == ["a", "b"]
     assert again.kinds == report.kinds
-    score_series(members(calls, "changed"), out)
+    score_series(points(calls, "changed"), out)
     assert calls == ["a", "b", "b"]
     (out / "one" / "importance.json").write_text("{}")
-    score_series(members(calls, "changed"), out)
+    score_series(points(calls, "changed"), out)
     assert calls == ["a", "b", "b", "a"]
 
 
-def test_what_is_finished_outlives_an_interruption(tmp_path: Path, members: Any) -> None:
+def test_what_is_finished_outlives_an_interruption(tmp_path: Path, points: Any) -> None:
     out, calls = tmp_path / "out", list[str]()
-    one, two = members(calls, "x")
+    one, two = points(calls, "x")
 
     def stop() -> ImportanceReport:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_series([one, Member("two", {"model": "x"}, stop)], out)
+        score_series([one, SeriesPoint("two", {"model": "x"}, stop)], out)
     assert ImportanceReport.read(out / "one" / "importance.json").metric == "cosine"
     assert not (out / "two").exists()
     score_series([one, two], out)
@@ -168,12 +168,12 @@ def test_what_is_finished_outlives_an_interruption(tmp_path: Path, members: Any)
 
 
 def test_what_was_scored_when_a_call_was_killed_is_published(
-    tmp_path: Path, members: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, points: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporter.artifacts.ledger import StageLedger
 
     out, calls = tmp_path / "out", list[str]()
-    series = members(calls, "x")
+    series = points(calls, "x")
     publish, told = StageLedger.publish, list[int]()
 
     def killed(self: StageLedger) -> None:
@@ -191,12 +191,12 @@ def test_what_was_scored_when_a_call_was_killed_is_published(
 
 
 @pytest.mark.parametrize("name", ["two", "stability.md"])
-def test_what_no_series_wrote_stays(tmp_path: Path, members: Any, name: str) -> None:
+def test_what_no_series_wrote_stays(tmp_path: Path, points: Any, name: str) -> None:
     out, calls = tmp_path / "out", list[str]()
     (out / name).mkdir(parents=True)
     (out / name / "model.safetensors").write_text("of a training")
     with pytest.raises(UsageError, match=f"{name} is there and was not written by a series"):
-        score_series(members(calls, "x"), out)
+        score_series(points(calls, "x"), out)
     assert calls == []
     assert [path.name for path in out.rglob("*")] == [name, "model.safetensors"]
 
@@ -216,9 +216,11 @@ def test_a_run_is_no_place_for_its_own_scores(
 
 def test_points_that_don_t_belong_together_keep_their_scores(tmp_path: Path) -> None:
     scratch, calls = tmp_path / "scratch.json", list[str]()
-    short = Member("two", {}, scorer(scratch, SECOND[:4], "b", calls))
+    short = SeriesPoint("two", {}, scorer(scratch, SECOND[:4], "b", calls))
     with pytest.raises(ScoringError, match="different shapes"):
-        score_series([Member("one", {}, scorer(scratch, FIRST, "a", calls)), short], tmp_path / "o")
+        score_series(
+            [SeriesPoint("one", {}, scorer(scratch, FIRST, "a", calls)), short], tmp_path / "o"
+        )
     assert (tmp_path / "o" / "two" / "importance.json").is_file()
     assert not (tmp_path / "o" / "stability.json").exists()
 

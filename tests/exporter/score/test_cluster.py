@@ -130,7 +130,7 @@ def _figures(report: ImportanceReport) -> Any:
 
 
 class Posted:
-    """A crew in this process that gets and gives copies of everything, as by Ray.
+    """A group in this process that gets and gives copies of everything, as by Ray.
 
     Two processes that load PyTorch again would show no more: that the pieces of a search, which
     those of `kl` are too, are done on real workers is what the first test is for.
@@ -156,11 +156,11 @@ def test_a_search_in_pieces_makes_the_same_plan(
 ) -> None:
     crews: list[Posted] = []
 
-    def crew(_pool: Any, setup: Any) -> Any:
+    def group(_pool: Any, setup: Any) -> Any:
         crews.append(Posted(setup))
         return nullcontext(crews[-1])
 
-    monkeypatch.setattr("exporter.score.cluster.pool.Pool.crew", crew)
+    monkeypatch.setattr("exporter.score.cluster.pool.Pool.group", group)
     scores, plans = tmp_path / "importance.json", [tmp_path / "one.json", tmp_path / "two.json"]
     size = ["--samples", "6", "--sequence-length", "16", "--batch-size", "2", "-q"]
     assert cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size]) == 0
@@ -190,32 +190,32 @@ def test_searches_that_measure_nothing_are_refused(
 
 
 @pytest.fixture(scope="class")
-def crew(pool: Any) -> Iterator[Any]:
+def group(pool: Any) -> Iterator[Any]:
     """Ends with the class: other tests need the processors."""
 
     def setup() -> list[int]:
         return []
 
-    with pool.crew(setup) as crew:
-        yield crew
+    with pool.group(setup) as group:
+        yield group
 
 
 class TestOneCrew:
     """What the same two workers do, round after round."""
 
-    def test_results_come_with_their_numbers_and_workers_keep_their_state(self, crew: Any) -> None:
+    def test_results_come_with_their_numbers_and_workers_keep_their_state(self, group: Any) -> None:
         def work(state: list[int], job: int) -> tuple[int, int]:
             state.append(job)
             return job * job, len(state)
 
-        first, second = dict(crew.run(work, range(6))), dict(crew.run(work, range(6)))
+        first, second = dict(group.run(work, range(6))), dict(group.run(work, range(6)))
         assert {number: square for number, (square, _) in first.items()} == {
             n: n * n for n in range(6)
         }
         assert max(count for _, count in second.values()) > 3  # of six a round, on two workers
-        assert dict(crew.run(work, [])) == {}
+        assert dict(group.run(work, [])) == {}
 
-    def test_workers_import_nothing_from_the_working_folder(self, crew: Any, bait: Path) -> None:
+    def test_workers_import_nothing_from_the_working_folder(self, group: Any, bait: Path) -> None:
         def work(_state: Any, _job: int) -> tuple[str, list[str]]:
             import importlib.util
             import sys
@@ -223,12 +223,12 @@ class TestOneCrew:
             found = importlib.util.find_spec("torch")
             return str(found and found.origin), sys.path
 
-        ((_, (origin, path)),) = crew.run(work, [0])
+        ((_, (origin, path)),) = group.run(work, [0])
         assert origin == torch.__file__
         assert str(bait) not in path
         assert Path.cwd() == bait  # where Ray would have had them look first
 
-    def test_a_librarys_error_comes_as_itself(self, crew: Any) -> None:
+    def test_a_librarys_error_comes_as_itself(self, group: Any) -> None:
         def work(_state: Any, job: int) -> int:
             from exporter.errors import CalibrationError
 
@@ -237,36 +237,36 @@ class TestOneCrew:
             return job
 
         with pytest.raises(CalibrationError) as caught:
-            list(crew.run(work, range(4)))
+            list(group.run(work, range(4)))
         assert (caught.value.message, caught.value.hint) == ("Too short.", "Take more.")
 
-    def test_another_error_names_the_piece(self, crew: Any) -> None:
+    def test_another_error_names_the_piece(self, group: Any) -> None:
         def work(_state: Any, job: str) -> float:
             return 1 / len(job)
 
         with pytest.raises(ClusterError, match=r"piece 2 of 2 \(\): ZeroDivisionError: division"):
-            list(crew.run(work, ["a", ""]))
+            list(group.run(work, ["a", ""]))
 
-    def test_a_result_that_can_not_be_sent_is_no_lost_worker(self, crew: Any) -> None:
+    def test_a_result_that_can_not_be_sent_is_no_lost_worker(self, group: Any) -> None:
         def work(_state: Any, job: str) -> Any:
             import threading
 
             return threading.Lock()
 
         with pytest.raises(ClusterError, match=r"can't tell what came of piece 1 of 1 .*pickle"):
-            list(crew.run(work, ["lock"]))
+            list(group.run(work, ["lock"]))
 
-    def test_a_round_that_is_left_early_leaves_the_crew_usable(self, crew: Any) -> None:
+    def test_a_round_that_is_left_early_leaves_the_crew_usable(self, group: Any) -> None:
         def work(_state: Any, job: float) -> float:
             import time
 
             time.sleep(job)
             return job
 
-        rounds = crew.run(work, [0.0, 60.0])
+        rounds = group.run(work, [0.0, 60.0])
         assert next(rounds) == (0, 0.0)
         rounds.close()
-        assert dict(crew.run(work, [0.0])) == {0: 0.0}
+        assert dict(group.run(work, [0.0])) == {0: 0.0}
 
 
 def nothing_here() -> Callable[[], None]:

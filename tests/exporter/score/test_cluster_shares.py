@@ -13,8 +13,8 @@ from exporter import cli
 from exporter.errors import ClusterError, MissingDependencyError
 from exporter.models.ablation import Damage
 from exporter.score.cluster import open_pool
+from exporter.score.cluster.allocation import allocate
 from exporter.score.cluster.meter import CutJob, cut_jobs, joined_damages
-from exporter.score.cluster.room import room_for
 
 
 @pytest.mark.parametrize(
@@ -33,27 +33,27 @@ def test_machines_are_divided(
     nodes: list[int], workers: int | None, local: bool, expected: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    room = room_for(nodes, workers, local=local)
+    room = allocate(nodes, workers, local=local)
     assert (room.workers, room.cpus) == expected
     assert room.threads == room.cpus
 
 
 def test_threads_are_what_the_caller_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert room_for([8], None, local=True).threads == 3
+    assert allocate([8], None, local=True).threads == 3
 
 
 def test_whole_machines_are_not_shared() -> None:
-    room = room_for([16, 16, 8], None, local=False, whole_nodes=True)
+    room = allocate([16, 16, 8], None, local=False, whole_nodes=True)
     assert (room.workers, room.cpus) == (2, 16)
-    assert room_for([16, 16], 1, local=False, whole_nodes=True).workers == 1
+    assert allocate([16, 16], 1, local=False, whole_nodes=True).workers == 1
 
 
 def test_more_workers_than_processors_are_refused() -> None:
     with pytest.raises(ClusterError, match=r"5 workers .* has 4 CPUs.*at most 4"):
-        room_for([2, 2], 5, local=False)
+        allocate([2, 2], 5, local=False)
     with pytest.raises(ClusterError, match="no CPUs"):
-        room_for([0], None, local=False)
+        allocate([0], None, local=False)
 
 
 @pytest.mark.parametrize(("workers", "parts"), [(1, 1), (2, 1), (3, 3), (4, 2), (8, 4)])

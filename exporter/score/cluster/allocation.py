@@ -12,7 +12,7 @@ LOCAL_WORKERS = 2
 
 
 @dataclass(frozen=True)
-class Room:
+class Allocation:
     """The workers of a pool.
 
     Attributes:
@@ -26,9 +26,9 @@ class Room:
     threads: int
 
 
-def room_for(
+def allocate(
     nodes: Sequence[int], workers: int | None, *, local: bool, whole_nodes: bool = False
-) -> Room:
+) -> Allocation:
     """Divides the machines.
 
     Threads are as many as processors, or what ``OMP_NUM_THREADS`` says where the command was given.
@@ -47,17 +47,17 @@ def room_for(
         raise ClusterError("The Ray cluster has no CPUs.", "Start workers: ray start --address.")
     if whole_nodes:
         largest = nodes.count(nodes[0])
-        return _room(min(workers or largest, largest), nodes[0])
+        return _allocated(min(workers or largest, largest), nodes[0])
     wanted = workers or (min(LOCAL_WORKERS, nodes[0]) if local else len(nodes))
     for cpus in range(nodes[0], 0, -1):
         if sum(node // cpus for node in nodes) >= wanted:
-            return _room(wanted, cpus)
+            return _allocated(wanted, cpus)
     raise ClusterError(
         f"{wanted} workers are asked for, but the cluster has {sum(nodes)} CPUs.",
         f"Ask for at most {sum(nodes)}: --ray-workers.",
     )
 
 
-def _room(workers: int, cpus: int) -> Room:
+def _allocated(workers: int, cpus: int) -> Allocation:
     told = os.environ.get("OMP_NUM_THREADS", "")
-    return Room(workers, cpus, int(told) if told.isdecimal() and int(told) else cpus)
+    return Allocation(workers, cpus, int(told) if told.isdecimal() and int(told) else cpus)
