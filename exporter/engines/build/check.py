@@ -156,7 +156,7 @@ def engine_gate(backend: Backend = "tensorrt-rtx", progress: Progress = QUIET) -
         before = check_engine(source, backend=backend, progress=progress)
         if not before.findings:
             raise VerificationError(
-                f"{_name(after)} parses {source.name}, but not what the cut leaves of it: "
+                f"{_name(after)} parses {source.name}, but not the pruned graph: "
                 f"{_told(after.findings[0])}. The result is not kept.",
                 "The graph may be cut in a way that its engine can't take: leave that sublayer.",
             )

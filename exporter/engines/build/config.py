@@ -132,8 +132,8 @@ def read_timing_cache(config: Any, path: Path) -> None:
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise EngineError(
-            f"{path} is no timing cache of this card and version.",
-            "Name another file, which is then begun anew.",
+            f"{path} is not a timing cache of this card and version.",
+            "Name another file: a new cache is written there.",
         )
 
 

@@ -186,7 +186,7 @@ def find_builds(path: Path) -> list[EngineSet]:
     builds = [find_engines(numbered[number]) for number in sorted(numbered)]
     if different := _difference_of_builds(builds):
         raise EngineError(
-            f"The engines of {path} are no builds of one model, their {different} differ.",
+            f"The engines in {path} are not builds of one model: their {different} differ.",
             "Put the engines of each model in a folder of their own, or name one file.",
         )
     return builds
@@ -231,7 +231,7 @@ def _refuse_strangers(engines: EngineSet) -> None:
         )
     if different := _difference(engines.records, _OF_ONE_MODEL):
         raise EngineError(
-            f"These engines don't belong together, their {different} differ: {engines.name}.",
+            f"These engines don't belong together, since their {different} differ: {engines.name}.",
             "Build them together: depthcut build --split.",
         )
 

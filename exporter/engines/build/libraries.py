@@ -124,6 +124,6 @@ def _refuse_refit_without_driver(library: EngineLibrary, settings: BuildSettings
     option = next((name for name, given in asked.items() if given), None)
     if option and (problem := ask_driver().problem):
         raise EngineError(
-            f"{library.backend} builds with {option} only where a GPU is: {problem}.",
+            f"{library.backend} needs a GPU to build with {option}: {problem}.",
             "Leave it out, or build on a machine with a card.",
         )

@@ -39,7 +39,7 @@ class Span:
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.usual <= self.high:
             raise UsageError(
-                f"A range goes up, but this one is {self}.", "Write it as MIN:USUAL:MAX."
+                f"The range {self} does not go up from 0.", "Write it as MIN:USUAL:MAX."
             )
 
     def __add__(self, other: Span) -> Span:
@@ -62,7 +62,9 @@ class Span:
         if len(numbers) == 1:
             numbers *= 3
         if len(numbers) != 3:
-            raise UsageError(f"{text!r} is no range.", "Write it as MIN:USUAL:MAX, or one number.")
+            raise UsageError(
+                f"{text!r} is not a range.", "Write it as MIN:USUAL:MAX, or one number."
+            )
         return cls(*numbers)
 
 
@@ -122,7 +124,7 @@ def read_ranges(
 def _positive(text: str | None) -> Span | None:
     span = None if text is None else Span.parse(text)
     if span is not None and span.low < 1:
-        raise UsageError(f"The range {span} begins below 1.")
+        raise UsageError(f"The range {span} must begin at 1 or more.")
     return span
 
 

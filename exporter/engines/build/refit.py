@@ -132,6 +132,6 @@ def _refuse_foreign_weights(
         )
     if source.plan != record.plan:
         raise EngineError(
-            f"{onnx} has not the same sublayers cut as the graph of {engine}.",
+            f"Other sublayers were cut from {onnx} than from the graph of {engine}.",
             "Refit it with the graph that it was built from, or one cut by the same plan.",
         )

@@ -239,8 +239,8 @@ class Session:
         asked = engine.get_device_memory_size_for_profile_v2(slot.number)
         free, total = (bytes_in_words(size) for size in self.cuda.free_bytes())
         return BackendError(
-            f"{path}: no context for {slot.profile.phase}, which takes {bytes_in_words(asked)} of "
-            f"scratch memory; {free} of {total} are free: {listener.last_error()}",
+            f"{path}: the {slot.profile.phase} profile takes {bytes_in_words(asked)} of scratch "
+            f"memory; {free} of {total} are free: {listener.last_error()}",
             "End what else runs on the GPU, or build for a smaller batch or a shorter context.",
         )
 

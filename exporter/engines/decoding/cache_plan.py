@@ -134,7 +134,7 @@ class CachePlan:
     def _refuse(self, what: str, size: int, held: Span, option: str) -> None:
         if not held.low <= size <= held.high:
             raise BackendError(
-                f"{self.name}: {what} is asked for, built were {held.low} to {held.high}.",
+                f"{self.name}: {what} is asked for; it was built for {held.low} to {held.high}.",
                 f"Ask for {'more' if size < held.low else 'less'}, or build it with another "
                 f"{option}.",
             )

@@ -30,11 +30,11 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"The temperature {self.temperature} is no number from 0 on.")
+            raise UsageError(f"The temperature is {self.temperature}; it must be 0 or more.")
         if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top-k {self.top_k} leaves no token.")
+            raise UsageError(f"top-k is {self.top_k}; it must be 1 or more.")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"top-p {self.top_p} is not above 0 and at most 1.")
+            raise UsageError(f"top-p is {self.top_p}; it must be above 0 and at most 1.")
 
 
 class Sampler:

@@ -84,7 +84,7 @@ def package_triton(
     name = source.parent.resolve().name if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise PackagingError(
-            f"{name!r} is no name for a model.",
+            f"{name!r} is not a valid name of a model.",
             "Give it one with --name: letters, digits, - and _.",
         )
     _refuse_foreign(repository / name)
@@ -117,7 +117,7 @@ def _refuse_foreign(folder: Path) -> None:
     """Keeps a folder that is no model of Triton's from being replaced."""
     if folder.exists() and not (folder / _CONFIG).is_file():
         raise PackagingError(
-            f"{folder} is there already and is no Triton model.", "Choose another --name."
+            f"{folder} exists and is not a Triton model.", "Choose another --name."
         )
 
 

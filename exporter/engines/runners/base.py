@@ -14,6 +14,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.errors import BackendError
+
 Array = NDArray[Any]
 
 
@@ -144,6 +146,20 @@ class Runner(ABC):
         Raises:
             BackendError: When that run fails; so does the call that is returned, when it fails.
         """
+
+    def refuse_missing(self, inputs: Mapping[str, Array]) -> None:
+        """Refuses a call that lacks an input.
+
+        Raises:
+            BackendError: With the input's name.
+        """
+        missing = next((spec.name for spec in self.inputs if spec.name not in inputs), None)
+        if missing is not None:
+            raise BackendError(f"{self.name}: no value for the input {missing}.")
+
+    def not_entered(self) -> BackendError:
+        """The error for a use of the model before it was loaded, or after it was freed."""
+        return BackendError(f"The runner of {self.name} is used outside its with block.")
 
     def refuse_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027
         """Refuses inputs of such shapes; a runner that takes any refuses none.

@@ -64,8 +64,8 @@ def run_packed(
     (batch, new), total = inputs[IDS].shape, inputs[MASK].shape[1]
     if any(inputs[past].shape[_CACHE_AXIS] != total - new for past in caches if past in inputs):
         raise BackendError(
-            f"The attention mask has {total} positions, which the past and {new} new tokens "
-            "don't make.",
+            f"The attention mask has {total} positions; the caches and {new} new tokens make "
+            "another number.",
         )
     alone = 1 < new < total
     groups = [slice(row, row + 1) for row in range(batch)] if alone else [slice(0, batch)]

@@ -186,8 +186,8 @@ class OnnxRuntimeRunner(Runner):
         form = self.cache_form
         if form.windows or set(form.shared) != {s.name for s in self.inputs if may_be_cache(s)}:
             raise BackendError(
-                f"{self.model}: an attention that keeps a window alone, or whose past others read, "
-                "takes no padding, and one row alone where several tokens go on after a past.",
+                f"{self.model} takes no padding, nor rows with several new tokens after a cache: an "
+                "attention keeps only a window, or something else reads its cache.",
                 "Run rows of equal length.",
             )
         return form.shared
@@ -308,14 +308,12 @@ class OnnxRuntimeRunner(Runner):
 
     def _loaded(self) -> Any:
         if self._session is None:
-            raise BackendError(f"The runner of {self.model} is used outside its with block.")
+            raise self.not_entered()
         return self._session
 
     def _bound_inputs(self, inputs: Mapping[str, Array]) -> _BoundInputs:
         session = self._loaded()
-        missing = [spec.name for spec in self.inputs if spec.name not in inputs]
-        if missing:
-            raise BackendError(f"{self.model}: no value for the input {missing[0]}.")
+        self.refuse_missing(inputs)
         bound = _BoundInputs(session.io_binding(), {}, [])
         for spec in self.inputs:
             array = np.ascontiguousarray(inputs[spec.name], dtype=spec.dtype)

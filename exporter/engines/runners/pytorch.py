@@ -164,10 +164,8 @@ class TorchRunner(Runner):
         """One run on inputs that are on the device."""
         forward = self._forward
         if forward is None:
-            raise BackendError("A PyTorch runner is used outside its with block.")
-        missing = [spec.name for spec in self.inputs if spec.name not in inputs]
-        if missing:
-            raise BackendError(f"{self.backend}: no value for the input {missing[0]}.")
+            raise self.not_entered()
+        self.refuse_missing(inputs)
         values = {
             spec.name: _to_torch(inputs[spec.name], spec.dtype).to(self._device)
             for spec in self.inputs

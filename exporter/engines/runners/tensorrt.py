@@ -214,8 +214,10 @@ class TensorRtRunner(OnEngines, Runner):
 
     def _fill(self, inputs: Mapping[str, Array]) -> ReadyProfile:
         session = self._loaded()
+        self.refuse_missing(inputs)
         fixed = self._form.mask is not None
-        arrays = self._checked({**inputs, **(self._form.with_room(inputs) if fixed else {})})
+        given = {**inputs, **(self._form.with_room(inputs) if fixed else {})}
+        arrays = {s.name: checked_input(self.name, s, given[s.name]) for s in self.inputs}
         shapes = {name: array.shape for name, array in arrays.items()}
         entries = [profile.slot.profile for profile in session.profiles]
         profile = session.profiles[choose_profile(self.engines.name, entries, shapes)]
@@ -227,22 +229,13 @@ class TensorRtRunner(OnEngines, Runner):
             session.cuda.upload(self._buffers[name], array)
         return profile
 
-    def _checked(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The inputs in their own types; a fixed size that differs is told here."""
-        return {
-            spec.name: checked_input(self.engines.name, spec, inputs.get(spec.name))
-            for spec in self.inputs
-        }
 
-
-def checked_input(engine: str, spec: TensorSpec, array: Array | None) -> Array:
+def checked_input(engine: str, spec: TensorSpec, array: Array) -> Array:
     """An input as the engine takes it.
 
     Raises:
-        BackendError: It is missing, or has another number of axes or another fixed size.
+        BackendError: It has another number of axes or another fixed size.
     """
-    if array is None:
-        raise BackendError(f"{engine}: no value for the input {spec.name}.")
     alike = len(array.shape) == len(spec.shape) and all(
         want is None or want == size for want, size in zip(spec.shape, array.shape, strict=True)
     )

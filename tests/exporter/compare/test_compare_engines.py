@@ -170,7 +170,7 @@ def test_several_builds_are_all_listed(exported: Path) -> None:
 def test_builds_of_two_models_are_no_builds(exported: Path) -> None:
     folder = built(exported / "baseline", exported / "many", "m-b1.engine")
     built(exported / "candidate", folder, "m-b2.engine")
-    with pytest.raises(EngineError, match="no builds of one model, their graphs differ"):
+    with pytest.raises(EngineError, match="graphs"):
         find_builds(folder)
 
 

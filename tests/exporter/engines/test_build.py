@@ -241,7 +241,7 @@ def test_what_needs_a_card_is_refused_where_none_is(
     from exporter.engines.build.driver import Driver
 
     monkeypatch.setattr(libraries, "ask_driver", lambda: Driver("no NVIDIA driver"))
-    with pytest.raises(EngineError, match="only where a GPU is"):
+    with pytest.raises(EngineError, match=f"--{option.replace('_', '-')}"):
         build_engines(models[0], tmp_path, settings=BuildSettings(**{option: True}))
 
 

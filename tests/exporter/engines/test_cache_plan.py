@@ -63,9 +63,9 @@ def test_every_shape_of_a_generation_lies_in_its_profile() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ((3, 4, 1), "a batch of 3 is asked for, built were 1 to 2"),
-        ((1, 7, 1), "a prompt length of 7 is asked for, built were 1 to 6"),
-        ((1, 4, 7), "a context length of 9 is asked for, built were 1 to 8"),
+        ((3, 4, 1), "a batch of 3 .* 1 to 2"),
+        ((1, 7, 1), "a prompt length of 7 .* 1 to 6"),
+        ((1, 4, 7), "a context length of 9 .* 1 to 8"),
         ((1, 0, 1), "a prompt length of 0"),
     ],
 )

@@ -105,7 +105,7 @@ def test_what_does_not_fit_together_is_refused(path: Path) -> None:
     with OnnxRuntimeRunner(path, threads=1) as runner:
         inputs = make_inputs(runner.inputs, Shape("decode", 3, 1, 6), IDS[:, :1])
         inputs["attention_mask"] = np.array(MASKS["left"], np.int32)
-        with pytest.raises(BackendError, match="8 positions, which the past and 1 new tokens"):
+        with pytest.raises(BackendError, match="8 positions"):
             runner.run(inputs)
 
 
@@ -118,7 +118,7 @@ def test_a_past_that_others_read_takes_no_padding(tmp_path: Path) -> None:
         inputs = make_inputs(runner.inputs, Shape("prefill", 3, 8), IDS)
         runner.run(inputs)
         inputs["attention_mask"] = np.array(MASKS["left"], np.int32)
-        with pytest.raises(BackendError, match="takes no padding"):
+        with pytest.raises(BackendError, match="padding"):
             runner.run(inputs)
 
 
