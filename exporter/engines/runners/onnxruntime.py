@@ -186,8 +186,8 @@ class OnnxRuntimeRunner(Runner):
         form = self.cache_form
         if form.windows or set(form.shared) != {s.name for s in self.inputs if may_be_cache(s)}:
             raise BackendError(
-                f"{self.model} takes no padding, nor rows with several new tokens after a cache: an "
-                "attention keeps only a window, or something else reads its cache.",
+                f"{self.model} takes no padding, nor rows with several new tokens after a cache: "
+                "an attention keeps only a window, or something else reads its cache.",
                 "Run rows of equal length.",
             )
         return form.shared
