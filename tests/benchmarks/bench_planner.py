@@ -33,7 +33,7 @@ import numpy as np
 from exporter.artifacts import ImportanceReport
 from exporter.artifacts.plans.by_score import plan_drop
 from exporter.choose.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
-from exporter.choose.budgets.walk import Walk
+from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.costs import At, Effort, sizes
 from exporter.choose.selection import Option, SearchOptions
 from exporter.files import write_text
@@ -130,7 +130,7 @@ class CostRunner:
         """Makes one row."""
         watch = self.stopwatch(REQUESTS[request])
         plan = plan_drop(self.report, attention=attentions)
-        one_shot = Walk(tuple(Option(((d.layer, "attention"),)) for d in plan.deletions))
+        one_shot = PlanCandidate(tuple(Option(((d.layer, "attention"),)) for d in plan.deletions))
         asked = watch.speedup(one_shot).ratio
         self.progress.say(f"one-shot cosine, {attentions} attentions, {request}: {asked:.3f}")
         found = Planner(

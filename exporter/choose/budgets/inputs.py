@@ -3,30 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import HealKind, ImportanceReport
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.options import Offer, make_offer, replacements_of
+from exporter.choose.budgets.candidates import (
+    QualityCheck,
+    SublayerOptions,
+    replacements_of,
+    sublayer_options,
+)
 from exporter.choose.budgets.settings import PlanSettings
-from exporter.choose.budgets.stopwatch import Stopwatch
+from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.text import TextParts, parted
-from exporter.choose.budgets.walk import Judge
-from exporter.choose.budgets.workplace import Workplace
 from exporter.choose.costs import CostTable, GraphSizes
 from exporter.choose.selection import MakeMeter, RememberingMeter, protected_names
 from exporter.choose.selection.meters import meter_here, searched_meter
 from exporter.choose.selection.refusals import refuse_another_model
 from exporter.errors import UsageError
 from exporter.progress import QUIET, Progress
+from graph_passes.files.placing import SCRATCH
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
     from exporter.heal import Fit
     from exporter.models.loading.model_source import LoadedModel
     from exporter.score import CalibrationText
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder that outlives an interrupted call; each thing in it says what it is about.
+
+    Attributes:
+        folder: Where it is; made when something is kept.
+    """
+
+    folder: Path
+
+    @property
+    def costs(self) -> Path:
+        """TimedCandidate times of sublayers."""
+        return self.folder / "costs.json"
+
+    @property
+    def journal(self) -> Path:
+        """TimedCandidate damages."""
+        return self.folder / "damages.jsonl"
+
+    @property
+    def scratch(self) -> Path:
+        """Graphs while they are timed."""
+        return self.folder / SCRATCH
+
+    @property
+    def fits(self) -> Path:
+        """What may take each branch's place."""
+        return self.folder / "fits.jsonl"
 
 
 class PlanInputs:
@@ -40,7 +76,7 @@ class PlanInputs:
         work: Keeps fits, costs and damages for a later call.
         sizes: Of the graph's sublayers; None: of the model's modules.
         stopwatch: Measures requests; None where no time is asked for.
-        costs: Measured before; None: the stopwatch measures them.
+        costs: TimedCandidate before; None: the stopwatch measures them.
         make_meter: Makes what measures the search's candidates, such as one that has workers
             elsewhere; None: in this process.
         importance_sha256: The digest of the report's file, for the plan.
@@ -149,12 +185,12 @@ class PlanInputs:
         )
 
     @cached_property
-    def offer(self) -> Offer:
+    def allowed(self) -> SublayerOptions:
         """What may be done to which sublayer."""
         known = set(self.sizes.sublayers)
         if self.costs is not None:
             known &= set(self.costs.names)
-        return make_offer(
+        return sublayer_options(
             self.report,
             self.budget,
             self._kind,
@@ -165,15 +201,15 @@ class PlanInputs:
         )
 
     @cached_property
-    def judge(self) -> Judge:
+    def checker(self) -> QualityCheck:
         """Holds the tokens that the search doesn't see."""
         meter = meter_here(self.loaded, self.texts.checked, self.settings.batch_size)
-        return Judge(meter, self.budget.floors)
+        return QualityCheck(meter, self.budget.floors)
 
     @cached_property
-    def reporter(self) -> Judge:
+    def reporter(self) -> QualityCheck:
         """Holds the tokens on which nothing is decided."""
-        return Judge(meter_here(self.loaded, self.texts.reported, self.settings.batch_size))
+        return QualityCheck(meter_here(self.loaded, self.texts.reported, self.settings.batch_size))
 
     def _searched_meter(self, text: CalibrationText) -> RememberingMeter:
         return searched_meter(

@@ -9,16 +9,21 @@ from functools import cached_property
 from exporter.artifacts import ParetoCurve, PruningPlan, Speedup
 from exporter.artifacts.plans.by_score import check_counts, validate_plan
 from exporter.artifacts.plans.origin import parents_of
-from exporter.choose.budgets.curve import ENOUGH_NATS, curve_of
-from exporter.choose.budgets.gains import Goal, Milliseconds
-from exporter.choose.budgets.goals import goals_of, unit_to_use_up
-from exporter.choose.budgets.healed import elsewhere, healing_of
-from exporter.choose.budgets.hit import TOLERANCE, Measured, hit
+from exporter.choose.budgets.candidates import PlanCandidate, percent
+from exporter.choose.budgets.figures import (
+    ENOUGH_NATS,
+    Outcome,
+    curve_of,
+    damage_figures,
+    elsewhere,
+    healing_of,
+    predicted,
+)
 from exporter.choose.budgets.inputs import PlanInputs
-from exporter.choose.budgets.outcome import Outcome, damage_figures, predicted
 from exporter.choose.budgets.reachable import refuse_no_front, refuse_nothing
 from exporter.choose.budgets.search import Search
-from exporter.choose.budgets.walk import Walk, percent
+from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
+from exporter.choose.budgets.units import Goal, Milliseconds, goals_of, unit_to_use_up
 from exporter.choose.selection.by_scores import one_shot, scored_again
 from exporter.choose.selection.options import cut_of_options
 from exporter.choose.selection.refusals import refuse_unreachable
@@ -81,7 +86,7 @@ class Planner(PlanInputs):
             allow_all=self._allow_all,
             progress=self._progress,
         )
-        plan = self._plan_of(Walk(tuple(options)))
+        plan = self._plan_of(PlanCandidate(tuple(options)))
         if not predicts_tokens(self.loaded.model):
             return Outcome(plan)
         damage = self._searched_meter(self.text).measure_many(cut_of_options(options), [])[0]
@@ -93,12 +98,12 @@ class Planner(PlanInputs):
             self._refuse_unreachable()
         if self._given_sizes is not None:
             _ = self.goals  # what fits as it is needs no model
-        walk, speedup = self._measured() if self._times_candidates else (self._solved(), None)
-        self._refuse_nothing(walk)
+        candidate, speedup = self._measured() if self._times_candidates else (self._solved(), None)
+        self._refuse_nothing(candidate)
         if speedup is None and self._stopwatch is not None:
-            speedup = self._time(walk)
-        branch_replacements = self._refitted(walk)
-        return self._outcome(walk, branch_replacements, speedup)
+            speedup = self._time(candidate)
+        branch_replacements = self._refitted(candidate)
+        return self._outcome(candidate, branch_replacements, speedup)
 
     def _healed(self, found: Outcome) -> Outcome:
         """The plan with what is fitted for it, by the same text as its scores."""
@@ -126,11 +131,11 @@ class Planner(PlanInputs):
         self.texts.refuse_short("a curve")
         unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
         with self._progress.task("look for the front"):
-            walks = self.search.path(unit, ENOUGH_NATS)
-        if not walks:
-            refuse_no_front(self.judge, self.search.smallest(unit))
+            candidates = self.search.path(unit, ENOUGH_NATS)
+        if not candidates:
+            refuse_no_front(self.checker, self.search.smallest(unit))
         return curve_of(
-            walks,
+            candidates,
             self.reporter,
             self.sizes,
             self.costs,
@@ -147,14 +152,14 @@ class Planner(PlanInputs):
 
     @cached_property
     def search(self) -> Search:
-        """Looks for walks."""
+        """Looks for candidates."""
         return Search(
             self._searched_meter(self.texts.searched),
-            self.judge,
-            self.offer.options,
+            self.checker,
+            self.allowed.options,
             self.settings.search,
-            self.offer.prior,
-            self.offer.quality,
+            self.allowed.prior,
+            self.allowed.quality,
             self._allow_all,
             self._progress,
         )
@@ -164,7 +169,7 @@ class Planner(PlanInputs):
         """What has to go."""
         return goals_of(self.budget, self.sizes, self.costs, self.settings.rank)
 
-    def _solved(self, goals: Sequence[Goal] | None = None) -> Walk:
+    def _solved(self, goals: Sequence[Goal] | None = None) -> PlanCandidate:
         unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
         with self._progress.task("look for the plan of least damage"):
             return self.search.solve(self.goals if goals is None else goals, unit)
@@ -173,12 +178,12 @@ class Planner(PlanInputs):
     def _times_candidates(self) -> bool:
         return self._stopwatch is not None and self.budget.target_speedup is not None
 
-    def _measured(self) -> tuple[Walk, Speedup]:
+    def _measured(self) -> tuple[PlanCandidate, Speedup]:
         """Candidates are cut and measured until one is near the target speedup."""
         first, *others = self.goals
         assert isinstance(first.unit, Milliseconds)
         assert self.budget.target_speedup is not None
-        found: Measured = hit(
+        found: TimedCandidate = reach_speedup(
             self.budget.target_speedup,
             first.amount,
             lambda goal_ms: self._solved([replace(first, amount=goal_ms), *others]),
@@ -187,9 +192,9 @@ class Planner(PlanInputs):
             progress=self._progress,
         )
         self._warn(found, self.budget.target_speedup)
-        return found.walk, found.speedup
+        return found.candidate, found.speedup
 
-    def _warn(self, found: Measured, target: float) -> None:
+    def _warn(self, found: TimedCandidate, target: float) -> None:
         """Tells of a target that was missed, or not shown to be hit."""
         low, high = found.speedup.ci95
         if found.miss(target) > TOLERANCE:
@@ -204,23 +209,23 @@ class Planner(PlanInputs):
                 "--time-budget tells more"
             )
 
-    def _time(self, walk: Walk) -> Speedup:
+    def _time(self, candidate: PlanCandidate) -> Speedup:
         assert self._stopwatch is not None
-        return self._stopwatch.speedup(walk)
+        return self._stopwatch.speedup(candidate)
 
-    def _refuse_nothing(self, walk: Walk) -> None:
-        if not walk.options:
+    def _refuse_nothing(self, candidate: PlanCandidate) -> None:
+        if not candidate.options:
             unit = unit_to_use_up(self.budget, self.sizes, self.costs, self.settings.rank)
-            refuse_nothing(self.judge, self.search.smallest(unit))
+            refuse_nothing(self.checker, self.search.smallest(unit))
 
-    def _refitted(self, walk: Walk) -> Mapping[SublayerRef, BranchReplacement]:
-        """The walk's replacements, fitted again on the healed model where that is better."""
+    def _refitted(self, candidate: PlanCandidate) -> Mapping[SublayerRef, BranchReplacement]:
+        """The candidate's replacements, fitted again on the healed model where that is better."""
         from exporter.heal import fit_sequential
 
-        choices: dict[SublayerRef, Replacement] = walk.choices
+        choices: dict[SublayerRef, Replacement] = candidate.choices
         heal = self.settings.heal
         if heal is None or all(replacement == "none" for replacement in choices.values()):
-            return walk.cut
+            return candidate.cut
         again = fit_sequential(
             self.loaded,
             self.texts.searched,
@@ -230,25 +235,25 @@ class Planner(PlanInputs):
             batch_size=self.settings.batch_size,
             progress=self._progress,
         )
-        before, after = self.judge.damage(walk), self.judge.damage_of(again)
+        before, after = self.checker.damage(candidate), self.checker.damage_of(again)
         rises = before.log_perplexity_increase, after.log_perplexity_increase
-        better = rises[1] < rises[0] and not self.judge.broken_by(after)
+        better = rises[1] < rises[0] and not self.checker.broken_by(after)
         self._progress.detail(
             f"plan: fitted one after the other, the perplexity rises by {percent(rises[1])}, not "
             f"by {percent(rises[0])}{'' if better else '; not taken'}"
         )
-        return again if better else walk.cut
+        return again if better else candidate.cut
 
     def _outcome(
         self,
-        walk: Walk,
+        candidate: PlanCandidate,
         branch_replacements: Mapping[SublayerRef, BranchReplacement],
         speedup: Speedup | None,
     ) -> Outcome:
         damage = self.reporter.damage_of(branch_replacements)
         figures = predicted(
             self.budget,
-            walk,
+            candidate,
             damage,
             self.sizes,
             self.costs,
@@ -269,14 +274,14 @@ class Planner(PlanInputs):
             "predicted": figures | elsewhere(healing),
             "predicted_on": self.texts.figures_from,
         }
-        plan = self._plan_of(walk).model_copy(update=told)
+        plan = self._plan_of(candidate).model_copy(update=told)
         return Outcome(plan, branch_replacements, damage, speedup, healing)
 
-    def _plan_of(self, walk: Walk) -> PruningPlan:
+    def _plan_of(self, candidate: PlanCandidate) -> PruningPlan:
         digest = self.importance_sha256
         return self._noted(
             PruningPlan(
-                deletions=walk.deletions,
+                deletions=candidate.deletions,
                 budget=self.budget.asked(),
                 importance_sha256=digest,
                 made_from=parents_of(self.report, digest),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
-from exporter.choose.budgets.gains import Goal
-from exporter.choose.budgets.walk import Judge, Walk, damage_words
+from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
+from exporter.choose.budgets.units import Goal
 from exporter.errors import PlanError
 
 
@@ -23,68 +23,72 @@ def refuse_goal(goal: Goal, most: float, cause: Exception | None = None) -> NoRe
     ) from cause
 
 
-def refuse_floors(judge: Judge, walk: Walk, goals: Sequence[Goal], nearest: Walk) -> NoReturn:
+def refuse_floors(
+    checker: QualityCheck, candidate: PlanCandidate, goals: Sequence[Goal], nearest: PlanCandidate
+) -> NoReturn:
     """Refuses goals that cost more than the floors allow.
 
     Args:
-        judge: Holds the floors.
-        walk: The best walk that reaches the goals.
+        checker: Holds the floors.
+        candidate: The best candidate that reaches the goals.
         goals: They.
-        nearest: The best walk within the floors.
+        nearest: The best candidate within the floors.
 
     Raises:
         PlanError: Always.
     """
     wanted = " and ".join(goal.words() for goal in goals)
     raise PlanError(
-        f"The budget can't be held: with {wanted}, " + " and ".join(judge.broken(walk)) + ".",
+        f"The budget can't be held: with {wanted}, "
+        + " and ".join(checker.broken(candidate))
+        + ".",
         f"Within the floors there is {gains_of(nearest, goals)} "
-        f"({damage_words(judge.damage(nearest))}). Ask for that, allow more damage, let more "
+        f"({damage_words(checker.damage(nearest))}). Ask for that, allow more damage, let more "
         "be dropped or replaced (--heal best), or score on more text, which makes the intervals "
         "narrower.",
     )
 
 
-def refuse_nothing(judge: Judge, walk: Walk) -> NoReturn:
+def refuse_nothing(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
     """Refuses floors that not even the smallest cut keeps.
 
     Args:
-        judge: Holds the floors.
-        walk: The smallest cut; without options where nothing may go.
+        checker: Holds the floors.
+        candidate: The smallest cut; without options where nothing may go.
 
     Raises:
         PlanError: Always.
     """
-    _refuse_no_options(walk)
+    _refuse_no_options(candidate)
     raise PlanError(
-        f"Nothing can be dropped within the floors: with {walk.options[0]} alone, "
-        + " and ".join(judge.broken(walk))
+        f"Nothing can be dropped within the floors: with {candidate.options[0]} alone, "
+        + " and ".join(checker.broken(candidate))
         + ".",
-        f"The nearest plan costs: {damage_words(judge.damage(walk))}. Allow more, take --heal "
-        "best, or score on more text, which makes the intervals narrower.",
+        f"The nearest plan costs: {damage_words(checker.damage(candidate))}. Allow more, take "
+        "--heal best, or score on more text, which makes the intervals narrower.",
     )
 
 
-def refuse_no_front(judge: Judge, walk: Walk) -> NoReturn:
+def refuse_no_front(checker: QualityCheck, candidate: PlanCandidate) -> NoReturn:
     """Refuses a front of which not even the smallest cut is a part.
 
     Args:
-        judge: Measures.
-        walk: The smallest cut; without options where nothing may go.
+        checker: Measures.
+        candidate: The smallest cut; without options where nothing may go.
 
     Raises:
         PlanError: Always.
     """
-    _refuse_no_options(walk)
+    _refuse_no_options(candidate)
     raise PlanError(
-        f"There is no plan for a curve: {walk.options[0]} alone leaves next to nothing of the "
-        f"model's answers ({damage_words(judge.damage(walk))}).",
+        f"There is no plan for a curve: {candidate.options[0]} alone leaves next to nothing of the "
+        f"model's answers ({damage_words(checker.damage(candidate))}).",
         "Protect fewer sublayers, allow more --kinds, or --heal best.",
     )
 
 
-def _refuse_no_options(walk: Walk) -> None:
-    if not walk.options:
+def _refuse_no_options(candidate: PlanCandidate) -> None:
+    if not candidate.options:
         raise PlanError(
             "Nothing can be dropped: there is no sublayer that may go and whose going gains "
             "anything.",
@@ -93,6 +97,6 @@ def _refuse_no_options(walk: Walk) -> None:
         )
 
 
-def gains_of(walk: Walk, goals: Sequence[Goal]) -> str:
-    """What a walk reaches, in the goals' words."""
-    return " and ".join(goal.unit.words(walk.gain(goal.unit)) for goal in goals)
+def gains_of(candidate: PlanCandidate, goals: Sequence[Goal]) -> str:
+    """What a candidate reaches, in the goals' words."""
+    return " and ".join(goal.unit.words(candidate.gain(goal.unit)) for goal in goals)

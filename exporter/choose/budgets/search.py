@@ -1,4 +1,4 @@
-"""Finds the walk of least damage that holds a budget.
+"""Finds the candidate of least damage that holds a budget.
 
 One goal after the other is reached by greedy steps, each with the least added damage for its gain
 in that goal's unit, on the model as the steps before left it; then swaps look for less damage at
@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from exporter.choose.budgets.gains import Counted, CountedBlocks, Goal, Unit
+from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, as_step, with_gains
 from exporter.choose.budgets.reachable import refuse_floors, refuse_goal
-from exporter.choose.budgets.walk import Judge, Walk, as_step, valued
+from exporter.choose.budgets.units import Counted, CountedBlocks, Goal, Unit
 from exporter.choose.selection import (
     Meter,
     Objective,
@@ -36,15 +36,15 @@ _TRIED = 4
 
 
 class Search:
-    """Looks for walks among options.
+    """Looks for candidates among options.
 
     Args:
         meter: Measures damage on the tokens to search on.
-        judge: Holds the others, and the floors.
+        checker: Holds the others, and the floors.
         options: What may be done; their gains don't count, each goal has its own.
         settings: Objective, shortlist, and for ``evolution`` seconds and seed of the swaps.
         prior: A guess of each sublayer's damage, for the order in which options are tried.
-        quality: How well each option does what its branch did; see :func:`valued`.
+        quality: How well each option does what its branch did; see :func:`with_gains`.
         allow_all: Lets every sublayer go.
         progress: Told of every step.
     """
@@ -52,7 +52,7 @@ class Search:
     def __init__(
         self,
         meter: Meter,
-        judge: Judge,
+        checker: QualityCheck,
         options: Sequence[Option],
         settings: SearchOptions | None = None,
         prior: Mapping[SublayerRef, float] | None = None,
@@ -61,7 +61,7 @@ class Search:
         progress: Progress = QUIET,
     ) -> None:
         self._meter = meter if isinstance(meter, RememberingMeter) else RememberingMeter(meter)
-        self.judge = judge
+        self.checker = checker
         self._options = list(options)
         self._settings = settings or SearchOptions()
         self._shortlist = self._settings.shortlist or None
@@ -72,8 +72,8 @@ class Search:
         self._progress = progress
         self._known: list[tuple[Unit, list[Option]]] = []
 
-    def solve(self, goals: Sequence[Goal], use_up: Unit) -> Walk:
-        """The walk of least damage that reaches all goals within the floors.
+    def solve(self, goals: Sequence[Goal], use_up: Unit) -> PlanCandidate:
+        """The candidate of least damage that reaches all goals within the floors.
 
         Args:
             goals: All are to be reached; none: the floors are used up.
@@ -84,36 +84,42 @@ class Search:
         """
         if not goals:
             return self.within_floors(use_up)
-        walk = self._treated_better(goals, self._trimmed(goals, self._reaching(goals)))
+        candidate = self._treated_better(goals, self._trimmed(goals, self._reaching(goals)))
         if len(goals) == 1:
-            walk = self._swapped(goals[0], walk)
-        if self.judge.holds(walk):
-            return walk
+            candidate = self._swapped(goals[0], candidate)
+        if self.checker.holds(candidate):
+            return candidate
         nearest = self.within_floors(goals[0].unit)
         if not _all_reached(goals, nearest):
-            refuse_floors(self.judge, walk, goals, nearest)
+            refuse_floors(self.checker, candidate, goals, nearest)
         shorter = self._trimmed(goals, nearest)
-        return shorter if self.judge.holds(shorter) else nearest
+        return shorter if self.checker.holds(shorter) else nearest
 
-    def within_floors(self, unit: Unit) -> Walk:
+    def within_floors(self, unit: Unit) -> PlanCandidate:
         """As much of a unit as the floors allow; perhaps nothing."""
-        walk = self._filled(unit, self._until_broken(unit))
-        swapped = self._swapped(Goal(unit, walk.gain(unit)), walk) if walk.options else walk
-        if swapped is not walk and self.judge.holds(swapped):
+        candidate = self._filled(unit, self._until_broken(unit))
+        swapped = (
+            self._swapped(Goal(unit, candidate.gain(unit)), candidate)
+            if candidate.options
+            else candidate
+        )
+        if swapped is not candidate and self.checker.holds(swapped):
             return self._filled(unit, swapped)  # what the swaps saved may be spent
-        return walk
+        return candidate
 
-    def path(self, unit: Unit, enough: float = math.inf) -> list[Walk]:
-        """The walks after every greedy step, from the first on.
+    def path(self, unit: Unit, enough: float = math.inf) -> list[PlanCandidate]:
+        """The candidates after every greedy step, from the first on.
 
         Args:
             unit: What is gained.
             enough: The search ends where the objective is above it.
         """
-        steps = self._greedy(unit, math.inf, Walk(), lambda step: self._damage(step) > enough)
-        return [Walk().plus(steps[: number + 1]) for number in range(len(steps))]
+        steps = self._greedy(
+            unit, math.inf, PlanCandidate(), lambda step: self._damage(step) > enough
+        )
+        return [PlanCandidate().plus(steps[: number + 1]) for number in range(len(steps))]
 
-    def smallest(self, unit: Unit) -> Walk:
+    def smallest(self, unit: Unit) -> PlanCandidate:
         """The one step of least damage for its gain."""
         first: list[Step] = []
 
@@ -121,80 +127,86 @@ class Search:
             first.append(step)
             return True
 
-        self._greedy(unit, math.inf, Walk(), only)
-        return Walk().plus(first)
+        self._greedy(unit, math.inf, PlanCandidate(), only)
+        return PlanCandidate().plus(first)
 
     def _damage(self, step: Step) -> float:
         return objective_of(step.damage, self._settings.objective)
 
-    def _reaching(self, goals: Sequence[Goal]) -> Walk:
+    def _reaching(self, goals: Sequence[Goal]) -> PlanCandidate:
         """Greedy steps to one goal after the other."""
         # Blocks first, while both their halves are there.
         order = sorted(goals, key=lambda goal: not isinstance(goal.unit, CountedBlocks))
         kinds = len(goals) > 1 and all(_is_number(goal) for goal in goals)
-        walk = Walk()
+        candidate = PlanCandidate()
         for goal in (*order, *order):  # a map for a later goal may have cost some of an earlier one
-            before, walk = walk, self._towards(goal, walk)
-            if kinds and walk is not before:  # each number is of sublayers of its own
-                walk = self._swapped_beside(before, goal, walk)
+            before, candidate = candidate, self._towards(goal, candidate)
+            if kinds and candidate is not before:  # each number is of sublayers of its own
+                candidate = self._swapped_beside(before, goal, candidate)
         for goal in order:
-            if not _reached(goal, walk):
-                refuse_goal(goal, walk.gain(goal.unit))
-        return walk
+            if not _reached(goal, candidate):
+                refuse_goal(goal, candidate.gain(goal.unit))
+        return candidate
 
-    def _towards(self, goal: Goal, walk: Walk) -> Walk:
-        missing = goal.amount - walk.gain(goal.unit)
+    def _towards(self, goal: Goal, candidate: PlanCandidate) -> PlanCandidate:
+        missing = goal.amount - candidate.gain(goal.unit)
         if missing <= _SLACK * goal.amount:
-            return walk
+            return candidate
         try:
-            return walk.plus(self._greedy(goal.unit, missing, walk))
+            return candidate.plus(self._greedy(goal.unit, missing, candidate))
         except PlanError as error:
             # Greedy steps kept the wrong one, or maps that are too large; what is idle comes back.
-            begun = walk, self._strongest(goal.unit, walk)
+            begun = candidate, self._strongest(goal.unit, candidate)
             everything = [self._everything(goal.unit, each) for each in begun]
             for found in everything:
                 if _reached(goal, found):
                     return found
             refuse_goal(goal, max(found.gain(goal.unit) for found in everything), error)
 
-    def _until_broken(self, unit: Unit) -> Walk:
+    def _until_broken(self, unit: Unit) -> PlanCandidate:
         """Greedy steps up to the first that breaks a floor."""
-        walks = [Walk()]
+        candidates = [PlanCandidate()]
 
         def breaks(step: Step) -> bool:
-            walks.append(walks[-1].plus([step]))
-            return not self.judge.holds(walks[-1])
+            candidates.append(candidates[-1].plus([step]))
+            return not self.checker.holds(candidates[-1])
 
-        self._greedy(unit, math.inf, Walk(), breaks)
-        return next(walk for walk in reversed(walks) if not walk.options or self.judge.holds(walk))
+        self._greedy(unit, math.inf, PlanCandidate(), breaks)
+        return next(
+            candidate
+            for candidate in reversed(candidates)
+            if not candidate.options or self.checker.holds(candidate)
+        )
 
-    def _filled(self, unit: Unit, walk: Walk) -> Walk:
+    def _filled(self, unit: Unit, candidate: PlanCandidate) -> PlanCandidate:
         """What room the floors leave is filled, by the cheapest steps or by the smallest."""
         found = []
         for by_gain in (True, False):
-            filled = walk
+            filled = candidate
             while (further := self._one_more(unit, filled, by_gain)) is not None:
                 filled = further
             found.append(filled)
         return max(found, key=lambda each: each.gain(unit))
 
-    def _one_more(self, unit: Unit, walk: Walk, by_gain: bool) -> Walk | None:
+    def _one_more(
+        self, unit: Unit, candidate: PlanCandidate, by_gain: bool
+    ) -> PlanCandidate | None:
         """The step of least damage, or least for its gain, that the floors still allow."""
-        further = [walk.plus([as_step(option)]) for option in self._left(unit, walk)]
+        further = [candidate.plus([as_step(option)]) for option in self._left(unit, candidate)]
         if not further:
             return None
         cuts = [other.cut for other in further]
-        now, *then = self._meter.measure_many(walk.cut, cuts, self._progress)
-        before, gained = objective_of(now, self._objective), walk.gain(unit)
+        now, *then = self._meter.measure_many(candidate.cut, cuts, self._progress)
+        before, gained = objective_of(now, self._objective), candidate.gain(unit)
         added = [objective_of(damage, self._objective) - before for damage in then]
         gains = [other.gain(unit) - gained if by_gain else 1.0 for other in further]
         prices = [cost / gain for cost, gain in zip(added, gains, strict=True)]
         order = sorted(range(len(further)), key=prices.__getitem__)
-        return next((further[i] for i in order[:_TRIED] if self.judge.holds(further[i])), None)
+        return next((further[i] for i in order[:_TRIED] if self.checker.holds(further[i])), None)
 
-    def _left(self, unit: Unit, walk: Walk) -> list[Option]:
-        """Options that add to a walk, or take the place of one of its own and gain more."""
-        taken = {name: option for option in walk.options for name in option.names}
+    def _left(self, unit: Unit, candidate: PlanCandidate) -> list[Option]:
+        """Options that add to a candidate, or take the place of one of its own and gain more."""
+        taken = {name: option for option in candidate.options for name in option.names}
 
         def adds(option: Option) -> bool:
             gone = {taken[name] for name in option.names if name in taken}
@@ -202,55 +214,59 @@ class Search:
             more = option.gain > sum(other.gain for other in gone)
             return whole and more and len({*taken, *option.names}) <= self._most
 
-        left = [option for option in self._valued(unit) if adds(option)]
+        left = [option for option in self._with_gains(unit) if adds(option)]
         left.sort(key=lambda option: sum(self._prior.get(name, 0.0) for name in option.names))
         return left[: self._shortlist]
 
-    def _trimmed(self, goals: Sequence[Goal], walk: Walk) -> Walk:
+    def _trimmed(self, goals: Sequence[Goal], candidate: PlanCandidate) -> PlanCandidate:
         """Puts back what the goals don't need: later steps may have made an earlier one idle."""
         while True:
             idle = [
-                other for other in map(walk.without, walk.options) if _all_reached(goals, other)
+                other
+                for other in map(candidate.without, candidate.options)
+                if _all_reached(goals, other)
             ]
             if not idle:
-                return walk
-            damages = self._meter.measure_many(walk.cut, [other.cut for other in idle])[1:]
+                return candidate
+            damages = self._meter.measure_many(candidate.cut, [other.cut for other in idle])[1:]
             costs = [objective_of(damage, self._objective) for damage in damages]
-            walk = idle[costs.index(min(costs))]
+            candidate = idle[costs.index(min(costs))]
 
-    def _treated_better(self, goals: Sequence[Goal], walk: Walk) -> Walk:
+    def _treated_better(self, goals: Sequence[Goal], candidate: PlanCandidate) -> PlanCandidate:
         """Another way for a sublayer, such as a map for nothing, where that lowers the damage."""
         while True:
-            own = {option.names: option for option in walk.options}
+            own = {option.names: option for option in candidate.options}
             others = [
-                walk.plus([as_step(option)])
-                for option in self._valued(goals[0].unit)
+                candidate.plus([as_step(option)])
+                for option in self._with_gains(goals[0].unit)
                 if option.names in own and option.replacement != own[option.names].replacement
             ]
             others = [other for other in others if _all_reached(goals, other)]
-            now, *then = self._meter.measure_many(walk.cut, [other.cut for other in others])
+            now, *then = self._meter.measure_many(candidate.cut, [other.cut for other in others])
             costs = [objective_of(damage, self._objective) for damage in (now, *then)]
             if min(costs) >= costs[0]:
-                return walk
-            walk = others[costs.index(min(costs)) - 1]
+                return candidate
+            candidate = others[costs.index(min(costs)) - 1]
 
-    def _swapped(self, goal: Goal, walk: Walk, rest: Walk | None = None) -> Walk:
+    def _swapped(
+        self, goal: Goal, candidate: PlanCandidate, rest: PlanCandidate | None = None
+    ) -> PlanCandidate:
         """The same gain, with less damage where swaps find it in time.
 
         Args:
             goal: What stays reached.
-            walk: Options that may be swapped.
+            candidate: Options that may be swapped.
             rest: Others, that stay.
         """
         if self._settings.search != "evolution":
-            return walk
-        steps = [as_step(option) for option in walk.options]
+            return candidate
+        steps = [as_step(option) for option in candidate.options]
         with self._progress.task("evolution search"):
             found = evolve(
                 self._meter,
                 steps,
-                self._valued(goal.unit),
-                goal=min(goal.amount, walk.gain(goal.unit)),
+                self._with_gains(goal.unit),
+                goal=min(goal.amount, candidate.gain(goal.unit)),
                 objective=self._objective,
                 seconds=self._settings.seconds,
                 seed=self._settings.seed,
@@ -258,52 +274,61 @@ class Search:
                 allow_all=self._allow_all,
                 progress=self._progress,
             )
-        return walk if found == steps else Walk(tuple(chosen(found)))
+        return candidate if found == steps else PlanCandidate(tuple(chosen(found)))
 
-    def _swapped_beside(self, before: Walk, goal: Goal, walk: Walk) -> Walk:
+    def _swapped_beside(
+        self, before: PlanCandidate, goal: Goal, candidate: PlanCandidate
+    ) -> PlanCandidate:
         """Swaps among what was added for a goal, beside what was there before."""
-        added = tuple(option for option in walk.options if option not in before.options)
-        rest = Walk(tuple(option for option in walk.options if option not in added))
-        return Walk((*rest.options, *self._swapped(goal, Walk(added), rest).options))
+        added = tuple(option for option in candidate.options if option not in before.options)
+        rest = PlanCandidate(tuple(option for option in candidate.options if option not in added))
+        return PlanCandidate(
+            (*rest.options, *self._swapped(goal, PlanCandidate(added), rest).options)
+        )
 
-    def _valued(self, unit: Unit) -> list[Option]:
+    def _with_gains(self, unit: Unit) -> list[Option]:
         """The options with their gain in a unit: the same objects whenever it is asked for."""
         for known, options in self._known:
             if known is unit:
                 return options
-        self._known.append((unit, valued(self._options, unit, self._quality)))
+        self._known.append((unit, with_gains(self._options, unit, self._quality)))
         return self._known[-1][1]
 
-    def _everything(self, unit: Unit, walk: Walk) -> Walk:
-        """A walk, and all that may go beside it; one sublayer stays."""
-        taken = set(walk.choices)
+    def _everything(self, unit: Unit, candidate: PlanCandidate) -> PlanCandidate:
+        """A candidate, and all that may go beside it; one sublayer stays."""
+        taken = set(candidate.choices)
         added: list[Option] = []
-        for option in sorted(self._valued(unit), key=lambda each: -each.gain):
+        for option in sorted(self._with_gains(unit), key=lambda each: -each.gain):
             if not taken & set(option.names) and len(taken) + len(option.names) <= self._most:
                 added.append(option)
                 taken.update(option.names)
-        return walk.plus(map(as_step, added))
+        return candidate.plus(map(as_step, added))
 
-    def _strongest(self, unit: Unit, walk: Walk) -> Walk:
+    def _strongest(self, unit: Unit, candidate: PlanCandidate) -> PlanCandidate:
         """The same sublayers, each treated in the way that gains most."""
-        own = {option.names: unit.gain(option.names, option.replacement) for option in walk.options}
-        better = [o for o in self._valued(unit) if o.names in own and o.gain > own[o.names]]
-        return walk.plus(map(as_step, sorted(better, key=lambda option: option.gain)))
+        own = {
+            option.names: unit.gain(option.names, option.replacement)
+            for option in candidate.options
+        }
+        better = [o for o in self._with_gains(unit) if o.names in own and o.gain > own[o.names]]
+        return candidate.plus(map(as_step, sorted(better, key=lambda option: option.gain)))
 
     @property
     def _objective(self) -> Objective:
         return self._settings.objective
 
-    def _greedy(self, unit: Unit, goal: float, walk: Walk, stop: Stop | None = None) -> list[Step]:
+    def _greedy(
+        self, unit: Unit, goal: float, candidate: PlanCandidate, stop: Stop | None = None
+    ) -> list[Step]:
         return greedy(
             self._meter,
-            self._valued(unit),
+            self._with_gains(unit),
             goal=goal,
             objective=self._objective,
             shortlist=self._shortlist,
             prior=self._prior,
             stop=stop,
-            start=walk.cut,
+            start=candidate.cut,
             allow_all=self._allow_all,
             progress=self._progress,
         )
@@ -313,9 +338,9 @@ def _is_number(goal: Goal) -> bool:
     return isinstance(goal.unit, Counted | CountedBlocks)
 
 
-def _reached(goal: Goal, walk: Walk) -> bool:
-    return walk.gain(goal.unit) >= goal.amount * (1 - _SLACK)
+def _reached(goal: Goal, candidate: PlanCandidate) -> bool:
+    return candidate.gain(goal.unit) >= goal.amount * (1 - _SLACK)
 
 
-def _all_reached(goals: Sequence[Goal], walk: Walk) -> bool:
-    return all(_reached(goal, walk) for goal in goals)
+def _all_reached(goals: Sequence[Goal], candidate: PlanCandidate) -> bool:
+    return all(_reached(goal, candidate) for goal in goals)

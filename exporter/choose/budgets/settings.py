@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from exporter.choose.budgets.budget import Budget
-from exporter.choose.budgets.hit import ROUNDS
+from exporter.choose.budgets.target_speedup import ROUNDS
 from exporter.choose.selection import SearchOptions
 from exporter.errors import UsageError
 from exporter.heal.options import HealOptions

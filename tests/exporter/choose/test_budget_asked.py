@@ -27,8 +27,15 @@ from exporter.artifacts import (
     Score,
 )
 from exporter.choose.budgets import Budget, Floors, Memory, PlanSettings, tokens
-from exporter.choose.budgets.gains import Bytes, Counted, CountedBlocks, Milliseconds, Parameters
-from exporter.choose.budgets.goals import goals_of, unit_to_use_up
+from exporter.choose.budgets.units import (
+    Bytes,
+    Counted,
+    CountedBlocks,
+    Milliseconds,
+    Parameters,
+    goals_of,
+    unit_to_use_up,
+)
 from exporter.choose.costs import At, CacheSize, GraphSizes, SublayerSize
 from exporter.choose.selection import SearchOptions
 from exporter.cli import run

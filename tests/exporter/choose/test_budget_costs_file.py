@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from cost_tables import made_table
 
-from exporter.choose.budgets.stopwatch import OnnxStopwatch
+from exporter.choose.budgets.target_speedup import OnnxStopwatch
 from exporter.choose.costs import At, CostTable, Effort
 from exporter.errors import CostError
 from tests.tiny_graphs import TinySpec, tiny_model

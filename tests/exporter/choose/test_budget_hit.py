@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from exporter.artifacts import Speedup
-from exporter.choose.budgets.hit import TOLERANCE, Measured, hit
-from exporter.choose.budgets.walk import Walk
+from exporter.choose.budgets.candidates import PlanCandidate
+from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
 from exporter.choose.selection import Option
 from exporter.errors import PlanError
 from exporter.models.ablation import BranchReplacement
@@ -25,15 +25,15 @@ class Machine:
         self.truth = truth
         self.measured: list[int] = []
 
-    def solve(self, goal_ms: float) -> Walk:
+    def solve(self, goal_ms: float) -> PlanCandidate:
         needed = next((n for n in range(SUBLAYERS + 1) if n * EACH_MS >= goal_ms), None)
         if needed is None:
             raise PlanError("out of reach")
-        return Walk(tuple(OPTIONS[:needed]))
+        return PlanCandidate(tuple(OPTIONS[:needed]))
 
-    def measure(self, walk: Walk) -> Speedup:
-        self.measured.append(len(walk.options))
-        ratio = BASELINE_MS / (BASELINE_MS - len(walk.options) * EACH_MS * self.truth)
+    def measure(self, candidate: PlanCandidate) -> Speedup:
+        self.measured.append(len(candidate.options))
+        ratio = BASELINE_MS / (BASELINE_MS - len(candidate.options) * EACH_MS * self.truth)
         return Speedup(ratio=ratio, ci95=(ratio * 0.99, ratio * 1.01))
 
 
@@ -44,15 +44,15 @@ def _goal_ms(target: float) -> float:
 @pytest.mark.parametrize("truth", [0.6, 0.8, 1.0, 1.4, 2.0])
 def test_it_comes_within_the_tolerance(truth: float) -> None:
     machine = Machine(truth)
-    found = hit(1.25, _goal_ms(1.25), machine.solve, machine.measure)
+    found = reach_speedup(1.25, _goal_ms(1.25), machine.solve, machine.measure)
     assert found.miss(1.25) <= TOLERANCE
     assert len(machine.measured) == (1 if truth == 1.0 else 2)
 
 
 def test_costs_that_are_right_need_one_candidate_and_wrong_ones_are_off_by_more() -> None:
     right, wrong = Machine(1.0), Machine(2.0)
-    assert hit(1.25, _goal_ms(1.25), right.solve, right.measure).miss(1.25) <= TOLERANCE
-    once = hit(1.25, _goal_ms(1.25), wrong.solve, wrong.measure, rounds=1)
+    assert reach_speedup(1.25, _goal_ms(1.25), right.solve, right.measure).miss(1.25) <= TOLERANCE
+    once = reach_speedup(1.25, _goal_ms(1.25), wrong.solve, wrong.measure, rounds=1)
     assert once.miss(1.25) > TOLERANCE
 
 
@@ -62,46 +62,46 @@ def test_a_candidate_that_reaches_the_target_is_taken_before_a_nearer_one(
 ) -> None:
     machine, (few, many) = Machine(1.0), steps
 
-    def coarse(goal_ms: float) -> Walk:
-        return Walk(tuple(OPTIONS[: few if goal_ms <= 12 else many]))
+    def coarse(goal_ms: float) -> PlanCandidate:
+        return PlanCandidate(tuple(OPTIONS[: few if goal_ms <= 12 else many]))
 
-    found = hit(1.2, _goal_ms(1.2), coarse, machine.measure)
-    assert len(found.walk.options) == taken
+    found = reach_speedup(1.2, _goal_ms(1.2), coarse, machine.measure)
+    assert len(found.candidate.options) == taken
     assert found.reaches(1.2) is (taken != 10)
 
 
 def test_a_smaller_goal_that_nothing_holds_does_not_lose_the_plan_that_reached_the_target() -> None:
     machine = Machine(1.0)
 
-    def solve(goal_ms: float) -> Walk:
+    def solve(goal_ms: float) -> PlanCandidate:
         if goal_ms < 16:
             raise PlanError("the floors allow no plan between")
-        return Walk(tuple(OPTIONS[:30]))
+        return PlanCandidate(tuple(OPTIONS[:30]))
 
-    assert hit(1.2, _goal_ms(1.2), solve, machine.measure).speedup.ratio > 1.2
+    assert reach_speedup(1.2, _goal_ms(1.2), solve, machine.measure).speedup.ratio > 1.2
 
 
 def test_the_first_goal_out_of_reach_is_an_error() -> None:
     machine = Machine(1.0)
     with pytest.raises(PlanError, match="out of reach"):
-        hit(2.0, _goal_ms(2.0), machine.solve, machine.measure)
+        reach_speedup(2.0, _goal_ms(2.0), machine.solve, machine.measure)
 
 
 def test_a_target_that_the_measurement_moves_out_of_reach_says_what_was_measured() -> None:
     machine = Machine(0.5)
     with pytest.raises(PlanError, match=r"nearest candidate .* 1\.1\d\d times"):
-        hit(1.4, _goal_ms(1.4), machine.solve, machine.measure)
+        reach_speedup(1.4, _goal_ms(1.4), machine.solve, machine.measure)
 
 
 def test_a_disturbed_measurement_moves_the_goal_no_further_than_twice() -> None:
     goals: list[float] = []
     machine = Machine(0.01)
 
-    def solve(goal_ms: float) -> Walk:
+    def solve(goal_ms: float) -> PlanCandidate:
         goals.append(goal_ms)
         return machine.solve(min(goal_ms, 30.0) + 0.1 * len(goals))
 
-    hit(1.1, _goal_ms(1.1), solve, machine.measure, rounds=2)
+    reach_speedup(1.1, _goal_ms(1.1), solve, machine.measure, rounds=2)
     assert goals[1] == pytest.approx(2 * goals[0])
 
 
@@ -109,6 +109,6 @@ def test_a_disturbed_measurement_moves_the_goal_no_further_than_twice() -> None:
     ("ci95", "shown"), [((1.24, 1.27), True), ((1.20, 1.26), False), ((1.0, 1.6), False)]
 )
 def test_a_middle_near_the_target_is_not_enough(ci95: tuple[float, float], shown: bool) -> None:
-    found = Measured(Walk(), Speedup(ratio=1.25, ci95=ci95))
+    found = TimedCandidate(PlanCandidate(), Speedup(ratio=1.25, ci95=ci95))
     assert found.miss(1.25) == 0
     assert found.is_shown(1.25) is shown

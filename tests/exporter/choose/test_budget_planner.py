@@ -22,7 +22,7 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose import budgets  # noqa: E402
 from exporter.choose.budgets import Budget, Floors, Planner, PlanSettings, Workplace  # noqa: E402
-from exporter.choose.budgets.walk import Judge  # noqa: E402
+from exporter.choose.budgets.candidates import QualityCheck  # noqa: E402
 from exporter.choose.costs import At  # noqa: E402
 from exporter.choose.selection import SearchOptions  # noqa: E402
 from exporter.choose.selection.meters import meter_here  # noqa: E402
@@ -55,9 +55,9 @@ class MadeStopwatch:
         self.asked.append(replacements)
         return made_table(SAVED, at=AT, rank=rank)
 
-    def speedup(self, walk: Any) -> Speedup:
-        self.timed.append(walk.choices)
-        saved = sum(SAVED[name][how] for name, how in walk.choices.items())
+    def speedup(self, candidate: Any) -> Speedup:
+        self.timed.append(candidate.choices)
+        saved = sum(SAVED[name][how] for name, how in candidate.choices.items())
         ratio = 100 / (100 - self.truth * saved)
         return Speedup(ratio=ratio, ci95=(ratio - self.noise, ratio + self.noise))
 
@@ -211,11 +211,11 @@ def test_floors_are_used_up_for_the_named_request_or_for_parameters(planner: Any
     floors = Floors(perplexity_increase=0.05)
     made = planner(Budget(floors=floors, at=AT), MadeStopwatch(), heal="best")
     timed = made.plan()
-    assert made.judge.broken_by(made.judge.damage_of(timed.branch_replacements)) == []
+    assert made.checker.broken_by(made.checker.damage_of(timed.branch_replacements)) == []
     assert timed.plan.predicted["measured_speedup"] > 1
     made = planner(Budget(floors=floors), heal="best")
     sized = made.plan()
-    assert made.judge.broken_by(made.judge.damage_of(sized.branch_replacements)) == []
+    assert made.checker.broken_by(made.checker.damage_of(sized.branch_replacements)) == []
     assert "speedup" not in sized.plan.predicted
 
 
@@ -290,7 +290,7 @@ def test_best_weighs_replacements_by_damage_and_time(planner: Any) -> None:
     assert watch.asked == [("none", "bias", "linear")]
     assert {d.replacement for d in found.plan.deletions} - {"none"}
     bare = planner(Budget(target_speedup=1.25, at=AT), MadeStopwatch(), heal="none").plan()
-    searched = Judge(meter_here(made.loaded, made.texts.searched))
+    searched = QualityCheck(meter_here(made.loaded, made.texts.searched))
     cost = [searched.damage_of(each.branch_replacements).kl for each in (found, bare)]
     assert cost[0] < cost[1]
 
@@ -331,7 +331,7 @@ def test_sublayers_that_take_no_map_get_none(planner: Any) -> None:
     sizes = made.sizes
     changed = {**sizes.sublayers, fixed: replace(sizes.sublayers[fixed], takes_linear=False)}
     made.__dict__["sizes"] = replace(sizes, sublayers=changed)
-    offered = {(option.names[0], option.replacement) for option in made.offer.options}
+    offered = {(option.names[0], option.replacement) for option in made.allowed.options}
     assert (fixed, "linear") not in offered
     assert {(fixed, "none"), (fixed, "bias"), ((2, "mlp"), "linear")} <= offered
 
@@ -343,13 +343,15 @@ def test_a_refit_that_breaks_a_floor_is_not_taken(
     import numpy as np
 
     import exporter.heal
-    from exporter.choose.budgets.walk import Judge, Walk
+    from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
     from exporter.choose.selection import Option
     from exporter.models.ablation import BranchReplacement, Damage
 
     name: Any = (1, "mlp")
     first, again = BranchReplacement(), {name: BranchReplacement()}
-    walk = Walk((Option((name,), replacement="linear", branch_replacements={name: first}),))
+    candidate = PlanCandidate(
+        (Option((name,), replacement="linear", branch_replacements={name: first}),)
+    )
 
     class Meter:
         num_layers = 4
@@ -362,8 +364,8 @@ def test_a_refit_that_breaks_a_floor_is_not_taken(
 
     monkeypatch.setattr(exporter.heal, "fit_sequential", lambda *_, **__: again)
     made = planner(Budget(floors=Floors(top1_agreement=0.8)), heal="linear")
-    made.__dict__["judge"] = Judge(Meter(), made.budget.floors)  # type: ignore[arg-type]
-    assert made._refitted(walk) == (again if taken else walk.cut)
+    made.__dict__["checker"] = QualityCheck(Meter(), made.budget.floors)  # type: ignore[arg-type]
+    assert made._refitted(candidate) == (again if taken else candidate.cut)
 
 
 def test_floors_that_nothing_keeps_name_the_nearest_plan(planner: Any) -> None:

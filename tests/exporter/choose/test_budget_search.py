@@ -1,4 +1,4 @@
-"""The search for a budget's plan, with every possible plan as its judge."""
+"""The search for a budget's plan, with every possible plan as its checker."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from made_damage import LAYERS, NAMES, MadeMeter, MadeUnit, every_walk, made_case
 
 from exporter.choose.budgets import Floors, Search
-from exporter.choose.budgets.gains import Counted, Goal
+from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, as_step, with_gains
 from exporter.choose.budgets.reachable import refuse_no_front, refuse_nothing
-from exporter.choose.budgets.walk import Judge, Walk, as_step, valued
+from exporter.choose.budgets.units import Counted, Goal
 from exporter.choose.selection import Option, SearchOptions
 from exporter.errors import PlanError
 from exporter.models.ablation import BranchReplacement, Damage
@@ -28,9 +28,9 @@ def _held_out(meter: MadeMeter) -> MadeMeter:
 def _search(seed: int, floors: Floors | None = None, seconds: float = 0.0) -> tuple[Any, ...]:
     meter, options, unit = made_case(seed)
     held_out = _held_out(meter)
-    judge = Judge(held_out, floors or Floors())
+    checker = QualityCheck(held_out, floors or Floors())
     settings = SearchOptions("evolution" if seconds else "greedy", shortlist=0, seconds=seconds)
-    return Search(meter, judge, options, settings), meter, held_out, options, unit
+    return Search(meter, checker, options, settings), meter, held_out, options, unit
 
 
 def _gain(unit: MadeUnit, options: Any) -> float:
@@ -40,48 +40,48 @@ def _gain(unit: MadeUnit, options: Any) -> float:
 @pytest.mark.parametrize("seed", CASES)
 def test_no_plan_that_reaches_the_goal_costs_less(seed: int) -> None:
     search, meter, _, options, unit = _search(seed, seconds=0.3)
-    walk = search.solve([Goal(unit, 18.0)], unit)
-    assert walk.gain(unit) >= 18.0
+    candidate = search.solve([Goal(unit, 18.0)], unit)
+    assert candidate.gain(unit) >= 18.0
     best = min(
-        meter.kl(Walk(tuple(found)).cut)
+        meter.kl(PlanCandidate(tuple(found)).cut)
         for found in every_walk(options)
         if _gain(unit, found) >= 18.0
     )
     # Swaps find the best of these small cases; greedy steps alone are up to 1.43 times as bad.
-    assert meter.kl(walk.cut) == pytest.approx(best, rel=1e-9)
+    assert meter.kl(candidate.cut) == pytest.approx(best, rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", CASES)
 def test_floors_are_used_up_but_kept_on_other_tokens(seed: int) -> None:
     search, _, held_out, options, unit = _search(seed, Floors(perplexity_increase=0.2))
-    walk = search.solve([], unit)
-    assert held_out.kl(walk.cut) <= math.log(1.2)
+    candidate = search.solve([], unit)
+    assert held_out.kl(candidate.cut) <= math.log(1.2)
     most = max(
         _gain(unit, found)
         for found in every_walk(options)
-        if held_out.kl(Walk(tuple(found)).cut) <= math.log(1.2)
+        if held_out.kl(PlanCandidate(tuple(found)).cut) <= math.log(1.2)
     )
     # A greedy way of filling a knapsack: the worst of these cases reaches 0.899 of the most.
-    assert 0.85 * most <= walk.gain(unit) <= most * (1 + 1e-9)
+    assert 0.85 * most <= candidate.gain(unit) <= most * (1 + 1e-9)
 
 
 def test_what_breaks_a_floor_on_the_tokens_of_the_search_alone_is_no_matter() -> None:
     search, meter, held_out, _, unit = _search(0, Floors(perplexity_increase=0.2))
-    walk = search.solve([], unit)
+    candidate = search.solve([], unit)
     held_out.scale = 5.0  # the same search, judged by worse tokens
     stricter = Search(
-        meter, Judge(held_out, Floors(perplexity_increase=0.2)), search._options,
+        meter, QualityCheck(held_out, Floors(perplexity_increase=0.2)), search._options,
         SearchOptions(shortlist=0),
     )  # fmt: skip
-    assert stricter.solve([], unit).gain(unit) < walk.gain(unit)
+    assert stricter.solve([], unit).gain(unit) < candidate.gain(unit)
 
 
 def test_agreement_is_a_floor_too() -> None:
     search, _, held_out, _, unit = _search(1, Floors(top1_agreement=0.95))
-    walk = search.solve([], unit)
-    assert held_out.measure_many(walk.cut, [])[0].top1_agreement >= 0.95
+    candidate = search.solve([], unit)
+    assert held_out.measure_many(candidate.cut, [])[0].top1_agreement >= 0.95
     looser, *_ = _search(1, Floors(top1_agreement=0.8))
-    assert looser.solve([], unit).gain(unit) > walk.gain(unit)
+    assert looser.solve([], unit).gain(unit) > candidate.gain(unit)
 
 
 def _damage(rises: list[float], agreements: list[float]) -> Damage:
@@ -104,16 +104,16 @@ def test_a_floor_is_kept_where_all_of_the_interval_keeps_it(
     rises: list[float], agreements: list[float], broken: int
 ) -> None:
     meter, _, _ = made_case(0)
-    judge = Judge(meter, Floors(perplexity_increase=0.05, top1_agreement=0.9))
-    assert len(judge.broken_by(_damage(rises, agreements))) == broken
+    checker = QualityCheck(meter, Floors(perplexity_increase=0.05, top1_agreement=0.9))
+    assert len(checker.broken_by(_damage(rises, agreements))) == broken
 
 
 def test_two_goals_hold_together() -> None:
     search, _, _, _, unit = _search(2)
     attentions = Counted(("attention",), "attention")
-    walk = search.solve([Goal(unit, 12.0), Goal(attentions, 2)], unit)
-    assert walk.gain(unit) >= 12.0
-    assert walk.gain(attentions) >= 2
+    candidate = search.solve([Goal(unit, 12.0), Goal(attentions, 2)], unit)
+    assert candidate.gain(unit) >= 12.0
+    assert candidate.gain(attentions) >= 2
     alone = search.solve([Goal(unit, 12.0)], unit)
     assert alone.gain(attentions) < 2, "the second goal asks for nothing here"
 
@@ -121,25 +121,25 @@ def test_two_goals_hold_together() -> None:
 def test_nothing_idle_is_dropped() -> None:
     for seed in CASES:
         search, *_, unit = _search(seed)
-        walk = search.solve([Goal(unit, 15.0)], unit)
-        assert all(walk.without(option).gain(unit) < 15.0 for option in walk.options)
+        candidate = search.solve([Goal(unit, 15.0)], unit)
+        assert all(candidate.without(option).gain(unit) < 15.0 for option in candidate.options)
 
 
 @pytest.mark.parametrize("seed", range(16))
 def test_no_sublayer_is_better_treated_in_another_way(seed: int) -> None:
     search, meter, _, options, unit = _search(seed)
-    walk = search.solve([Goal(unit, 18.0)], unit)
-    own = {option.names for option in walk.options}
-    others = [walk.plus([as_step(option)]) for option in options if option.names in own]
+    candidate = search.solve([Goal(unit, 18.0)], unit)
+    own = {option.names for option in candidate.options}
+    others = [candidate.plus([as_step(option)]) for option in options if option.names in own]
     within = [meter.kl(other.cut) for other in others if other.gain(unit) >= 18.0]
     # Sums of the same damages in another order.
-    assert meter.kl(walk.cut) <= min(within) * (1 + 1e-12)
+    assert meter.kl(candidate.cut) <= min(within) * (1 + 1e-12)
 
 
 def test_no_plan_names_a_sublayer_twice_or_everything() -> None:
     search, *_, unit = _search(3, Floors(perplexity_increase=1e6))
-    walk = search.solve([], unit)
-    names = [name for option in walk.options for name in option.names]
+    candidate = search.solve([], unit)
+    names = [name for option in candidate.options for name in option.names]
     assert len(names) == len(set(names)) == len(NAMES) - 1
     for step in search.path(unit):
         names = [name for option in step.options for name in option.names]
@@ -174,9 +174,9 @@ def test_a_goal_that_other_steps_reach_within_the_floors_is_reached(
     goal = Goal(unit, 0.97 * search.within_floors(unit).gain(unit))
     blind = _search(seed)[0].solve([goal], unit)
     assert held_out.kl(blind.cut) > math.log1p(increase), "the way of least damage breaks the floor"
-    walk = search.solve([goal], unit)
-    assert walk.gain(unit) >= goal.amount
-    assert held_out.kl(walk.cut) <= math.log1p(increase)
+    candidate = search.solve([goal], unit)
+    assert candidate.gain(unit) >= goal.amount
+    assert held_out.kl(candidate.cut) <= math.log1p(increase)
 
 
 def _level(alone: float = 0.1) -> tuple[MadeMeter, list[Option]]:
@@ -194,10 +194,10 @@ def test_what_a_later_goal_takes_back_is_made_up_for() -> None:
     # A map in an attention's place saves time, one in an MLP's takes more than the MLP.
     unit = MadeUnit({(n, "linear"): 10.0 if n[1] == "attention" else -3.0 for n in NAMES})
     mlps = Counted(("mlp",), "MLP")
-    search = Search(meter, Judge(meter), maps, SearchOptions(shortlist=0))
-    walk = search.solve([Goal(unit, 17.0), Goal(mlps, 2)], unit)
-    assert walk.gain(unit) >= 17.0
-    assert walk.gain(mlps) == 2
+    search = Search(meter, QualityCheck(meter), maps, SearchOptions(shortlist=0))
+    candidate = search.solve([Goal(unit, 17.0), Goal(mlps, 2)], unit)
+    assert candidate.gain(unit) >= 17.0
+    assert candidate.gain(mlps) == 2
     with pytest.raises(PlanError, match=r"there is 24.0 of it; asked for is 26.0"):
         search.solve([Goal(unit, 26.0), Goal(mlps, 2)], unit)
 
@@ -207,31 +207,31 @@ def test_maps_that_are_too_large_for_a_later_goal_give_way() -> None:
     times = MadeUnit({(o.names[0], o.replacement): 1.0 for o in options})
     sizes = MadeUnit({(n, how): 10.0 if how == "none" else 1.0 for n in NAMES
                       for how in ("none", "linear")})  # fmt: skip
-    search = Search(meter, Judge(meter), options, SearchOptions(shortlist=0))
+    search = Search(meter, QualityCheck(meter), options, SearchOptions(shortlist=0))
     alone = search.solve([Goal(times, 5)], times)
     assert {option.replacement for option in alone.options} == {"linear"}
-    walk = search.solve([Goal(times, 5), Goal(sizes, 45.0)], times)
-    assert walk.gain(times) >= 5
-    assert walk.gain(sizes) >= 45.0
+    candidate = search.solve([Goal(times, 5), Goal(sizes, 45.0)], times)
+    assert candidate.gain(times) >= 5
+    assert candidate.gain(sizes) >= 45.0
 
 
 def test_nothing_that_may_go_is_said_so() -> None:
     meter, _, unit = made_case(0)
-    search = Search(meter, Judge(meter, Floors(perplexity_increase=0.1)), [])
+    search = Search(meter, QualityCheck(meter, Floors(perplexity_increase=0.1)), [])
     assert search.solve([], unit).options == ()
     for refuse in (refuse_nothing, refuse_no_front):
         with pytest.raises(PlanError, match="Nothing can be dropped: there is no sublayer"):
-            refuse(search.judge, search.smallest(unit))
+            refuse(search.checker, search.smallest(unit))
 
 
 def test_a_front_of_nothing_but_ruins_says_what_the_smallest_cut_costs() -> None:
     meter, options = _level(alone=4.0)
     level = MadeUnit({(o.names[0], o.replacement): 1.0 for o in options})
     plain = [option for option in options if option.replacement == "none"]
-    search = Search(meter, Judge(meter), plain, SearchOptions(shortlist=0))
+    search = Search(meter, QualityCheck(meter), plain, SearchOptions(shortlist=0))
     assert search.path(level, enough=3.0) == []
     with pytest.raises(PlanError, match=r"attention 0 alone leaves .* KL divergence 4.000 nats"):
-        refuse_no_front(search.judge, search.smallest(level))
+        refuse_no_front(search.checker, search.smallest(level))
 
 
 def test_floors_that_nothing_keeps_leave_nothing() -> None:
@@ -244,20 +244,20 @@ def test_the_path_goes_on_to_the_end_or_to_enough() -> None:
     search, meter, *_, unit = _search(7)
     whole = search.path(unit)
     assert len(whole[-1].choices) == 2 * LAYERS - 1
-    costs = [meter.kl(walk.cut) for walk in whole]
+    costs = [meter.kl(candidate.cut) for candidate in whole]
     part = search.path(unit, enough=costs[1])
     assert len(part) < len(whole)
-    assert all(meter.kl(walk.cut) <= costs[1] for walk in part)
+    assert all(meter.kl(candidate.cut) <= costs[1] for candidate in part)
 
 
 def test_an_option_that_is_beaten_in_both_is_never_tried() -> None:
     meter, options, unit = made_case(0)
     worse = {option: 0.9 if option.replacement == "bias" else 0.0 for option in options}
     level = MadeUnit(dict.fromkeys(unit.gains, 1.0))
-    search = Search(meter, Judge(meter), options, SearchOptions(shortlist=0), quality=worse)
-    walk = search.solve([Goal(level, 3)], level)
-    assert {option.replacement for option in walk.options} == {"bias"}
-    free = Search(meter, Judge(meter), options, SearchOptions(shortlist=0))
+    search = Search(meter, QualityCheck(meter), options, SearchOptions(shortlist=0), quality=worse)
+    candidate = search.solve([Goal(level, 3)], level)
+    assert {option.replacement for option in candidate.options} == {"bias"}
+    free = Search(meter, QualityCheck(meter), options, SearchOptions(shortlist=0))
     assert {o.replacement for o in free.solve([Goal(level, 3)], level).options} != {"bias"}
 
 
@@ -265,7 +265,7 @@ def test_an_option_that_gains_much_more_is_tried_though_it_gives_back_less() -> 
     _, options, unit = made_case(0)
     share = {"none": 0.0, "bias": 0.3, "linear": 0.9}
     quality = {option: share[option.replacement] for option in options}
-    kept = {(o.names, o.replacement) for o in valued(options, unit, quality)}
+    kept = {(o.names, o.replacement) for o in with_gains(options, unit, quality)}
     # A bias gains 0.98 of nothing's gain, a linear map 0.7: the map doesn't beat the bias.
     assert kept == {((name,), how) for name in NAMES for how in ("bias", "linear")}
-    assert len(valued(options, unit)) == len(options)
+    assert len(with_gains(options, unit)) == len(options)

@@ -1,14 +1,15 @@
-"""What is gained by a sublayer that goes, in the unit of a budget. All gains add up."""
+"""The units of a budget, in which gains add up, and its goals: how much of each is to go."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from exporter.choose.budgets.budget import Memory
+from exporter.choose.budgets.budget import Budget, Memory
 from exporter.choose.costs import GraphSizes
+from exporter.errors import PlanError
 from exporter.printable import counted
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerKind, SublayerRef
 
@@ -145,7 +146,7 @@ class Bytes:
 
 
 class Costs(Protocol):
-    """Measured times."""
+    """TimedCandidate times."""
 
     @property
     def baseline_ms(self) -> float:
@@ -177,3 +178,62 @@ class Milliseconds:
     def speedup(self, gain: float) -> float:
         """How many times as fast a request is that takes ``gain`` ms less."""
         return self.whole / max(self.whole - gain, 1e-9 * self.whole)
+
+
+def goals_of(
+    budget: Budget, sizes: GraphSizes, costs: Costs | None, rank: int | None
+) -> list[Goal]:
+    """What has to go, the target speedup first.
+
+    Args:
+        budget: What was asked for.
+        sizes: Of the sublayers.
+        costs: Their times; None where no speedup is asked for.
+        rank: Of linear maps.
+
+    Raises:
+        PlanError: The model fits its memory as it is, and nothing else is asked for.
+    """
+    goals = [*_speed(budget, costs), *_sizes(budget, sizes, rank), *_counts(budget)]
+    if not goals and budget.fits is not None and not budget.floors:
+        whole = Bytes(sizes, budget.fits, rank).words(0)
+        raise PlanError(
+            f"Nothing needs to be dropped: the model has {whole} as it is.",
+            "Ask for less memory, a longer --context or more --sequences.",
+        )
+    return goals
+
+
+def unit_to_use_up(
+    budget: Budget, sizes: GraphSizes, costs: Costs | None, rank: int | None
+) -> Unit:
+    """What floors are used up for: a request's time where one is named, else parameters."""
+    if costs is not None and budget.at is not None:
+        return Milliseconds(costs)
+    return Parameters(sizes, rank)
+
+
+def _speed(budget: Budget, costs: Costs | None) -> Iterator[Goal]:
+    if budget.target_speedup is not None and costs is not None:
+        yield Goal(Milliseconds(costs), costs.baseline_ms * (1 - 1 / budget.target_speedup))
+
+
+def _sizes(budget: Budget, sizes: GraphSizes, rank: int | None) -> Iterator[Goal]:
+    if budget.parameters is not None:
+        parameters = Parameters(sizes, rank)
+        yield Goal(parameters, budget.parameters * parameters.whole)
+    if budget.fits is not None:
+        held = Bytes(sizes, budget.fits, rank)
+        if held.whole > budget.fits.limit_bytes:
+            yield Goal(held, held.whole - budget.fits.limit_bytes)
+
+
+def _counts(budget: Budget) -> Iterator[Goal]:
+    if budget.attention:
+        yield Goal(Counted(("attention",), "attention"), budget.attention)
+    if budget.mlp:
+        yield Goal(Counted(("mlp",), "MLP"), budget.mlp)
+    if budget.block:
+        yield Goal(CountedBlocks(), budget.block)
+    if budget.joint:
+        yield Goal(Counted(budget.kinds, "sublayer"), budget.joint)

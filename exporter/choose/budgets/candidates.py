@@ -1,22 +1,125 @@
-"""What is done to a model, step by step, and what it costs on tokens that the search never saw."""
+"""What may be done to sublayers, what is done to a model, and what that costs on unseen tokens."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import PlannedDeletion
-from exporter.choose.budgets.budget import NO_FLOORS, Floors
-from exporter.choose.budgets.gains import Unit
+from exporter.artifacts import HealKind, ImportanceReport, PlannedDeletion
+from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
+from exporter.choose.budgets.units import Unit
 from exporter.choose.selection import Meter, Option, RememberingMeter, Step, chosen, cut_of_options
 from exporter.compare.quality.intervals import mean_interval
 from exporter.models.ablation import BranchReplacements, Damage
-from graph_passes.types import Replacement, SublayerRef
+from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
+
+if TYPE_CHECKING:
+    from exporter.heal import Fit
+
+_REPLACEMENTS: dict[HealKind | None, tuple[Replacement, ...]] = {
+    None: ("none",),
+    "bias": ("bias",),
+    "linear": ("linear",),
+    "best": ("none", "bias", "linear"),
+}
+
+
+def replacements_of(heal: HealKind | None) -> tuple[Replacement, ...]:
+    """What may take a branch's place."""
+    return _REPLACEMENTS[heal]
+
+
+@dataclass(frozen=True, eq=False)
+class SublayerOptions:
+    """All options, and what is guessed of them before anything is measured.
+
+    Attributes:
+        options: What may be done.
+        quality: Share of the branch's output that each option gives back, on tokens that it was
+            not fitted on; 0 for nothing at all.
+        prior: By sublayer, its score, less what the best option gives back.
+    """
+
+    options: Sequence[Option]
+    quality: Mapping[Option, float]
+    prior: Mapping[SublayerRef, float]
+
+
+def sublayer_options(
+    report: ImportanceReport,
+    budget: Budget,
+    heal: HealKind | None,
+    fits: Mapping[SublayerRef, Fit],
+    protected: Collection[SublayerRef] = (),
+    known: Collection[tuple[int, str]] | None = None,
+    without_map: Collection[tuple[int, str]] = (),
+) -> SublayerOptions:
+    """Every sublayer (or block, where blocks are asked for) in every way allowed.
+
+    Args:
+        report: The scores.
+        budget: Says which kinds may go.
+        heal: What may take a branch's place.
+        fits: Of every sublayer, where something may.
+        protected: Sublayers that stay.
+        known: Sublayers whose size and cost are known; the others stay. None: all.
+        without_map: Sublayers whose place no linear map can take.
+    """
+    options = [
+        _option(names, replacement, fits)
+        for names in _subjects(report.model.num_layers, budget)
+        if not set(names) & set(protected)
+        if known is None or set(names) <= set(known)
+        for replacement in replacements_of(heal)
+        if replacement != "linear" or not set(names) & set(without_map)
+    ]
+    quality = {option: _quality(option, fits) for option in options}
+    best: dict[SublayerRef, float] = {}
+    for option in options:
+        for name in option.names:
+            best[name] = max(best.get(name, 0.0), min(1.0, quality[option]))
+    scores = {(score.layer, score.kind): score.score for score in report.scores}
+    prior = {name: scores.get(name, 0.0) * (1 - given) for name, given in best.items()}
+    return SublayerOptions(options, quality, prior)
+
+
+def _subjects(num_layers: int, budget: Budget) -> Iterator[tuple[SublayerRef, ...]]:
+    counts = (budget.attention, budget.mlp, budget.joint)
+    others = (*counts, budget.parameters, budget.fits, budget.target_speedup)
+    for layer in range(num_layers):
+        if budget.block:
+            yield tuple(SublayerRef(layer, kind) for kind in BLOCK_KINDS)
+        if not budget.block or any(other for other in others):
+            for kind in budget.kinds:
+                yield (SublayerRef(layer, kind),)
+
+
+def _option(
+    names: tuple[SublayerRef, ...], replacement: Replacement, fits: Mapping[SublayerRef, Fit]
+) -> Option:
+    if replacement == "none":
+        return Option(names)
+    branch_replacements = {
+        name: fits[name].bias if replacement == "bias" else fits[name].linear for name in names
+    }
+    return Option(names, replacement=replacement, branch_replacements=branch_replacements)
+
+
+def _quality(option: Option, fits: Mapping[SublayerRef, Fit]) -> float:
+    if option.replacement == "none":
+        return 0.0
+    kind = option.replacement
+    own = [
+        fits[name].bias_explained if kind == "bias" else fits[name].linear_explained
+        for name in option.names
+    ]
+    return sum(own) / len(own)
+
 
 _ABOUT = 0.9
 """An option that gains this share of another's gains about as much."""
@@ -24,7 +127,7 @@ _NOT_MEASURED = Damage(*(np.empty(0) for _ in range(5)))
 
 
 @dataclass(frozen=True, eq=False)
-class Walk:
+class PlanCandidate:
     """What is done to a model: options in the order in which they were chosen."""
 
     options: tuple[Option, ...] = ()
@@ -44,13 +147,13 @@ class Walk:
         """The same as a plan has it."""
         return [deletion for option in self.options for deletion in option.deletions()]
 
-    def plus(self, steps: Iterable[Step]) -> Walk:
+    def plus(self, steps: Iterable[Step]) -> PlanCandidate:
         """Some steps further; a step takes the place of earlier ones on the same sublayers."""
-        return Walk(tuple(chosen([*map(as_step, self.options), *steps])))
+        return PlanCandidate(tuple(chosen([*map(as_step, self.options), *steps])))
 
-    def without(self, option: Option) -> Walk:
+    def without(self, option: Option) -> PlanCandidate:
         """One step less."""
-        return Walk(tuple(other for other in self.options if other is not option))
+        return PlanCandidate(tuple(other for other in self.options if other is not option))
 
     def gain(self, unit: Unit) -> float:
         """What goes with all of it."""
@@ -62,7 +165,7 @@ def as_step(option: Option) -> Step:
     return Step(option, _NOT_MEASURED, 0.0)
 
 
-def valued(
+def with_gains(
     options: Iterable[Option], unit: Unit, quality: Mapping[Option, float] | None = None
 ) -> list[Option]:
     """The options that gain something, with their gain in a unit.
@@ -99,8 +202,8 @@ def _guess(quality: Mapping[Option, float], option: Option, gains: Mapping[Optio
     return lost / gains[option] if gains[option] > 0 else math.inf
 
 
-class Judge:
-    """Holds walks against floors, on tokens that the search doesn't see.
+class QualityCheck:
+    """Holds candidates against floors, on tokens that the search doesn't see.
 
     A floor is kept where all of the 95 % interval over samples keeps it.
 
@@ -113,21 +216,21 @@ class Judge:
         self._meter = RememberingMeter(meter)
         self.floors = floors
 
-    def damage(self, walk: Walk) -> Damage:
-        """What a walk costs."""
-        return self.damage_of(walk.cut)
+    def damage(self, candidate: PlanCandidate) -> Damage:
+        """What a candidate costs."""
+        return self.damage_of(candidate.cut)
 
     def damage_of(self, cut: BranchReplacements) -> Damage:
         """What a cut costs."""
         return self._meter.measure_many(cut, [])[0]
 
-    def holds(self, walk: Walk) -> bool:
-        """Whether a walk keeps the floors."""
-        return not self.floors or not self.broken(walk)
+    def holds(self, candidate: PlanCandidate) -> bool:
+        """Whether a candidate keeps the floors."""
+        return not self.floors or not self.broken(candidate)
 
-    def broken(self, walk: Walk) -> list[str]:
-        """The floors that a walk doesn't keep, in words."""
-        return self.broken_by(self.damage(walk))
+    def broken(self, candidate: PlanCandidate) -> list[str]:
+        """The floors that a candidate doesn't keep, in words."""
+        return self.broken_by(self.damage(candidate))
 
     def broken_by(self, damage: Damage) -> list[str]:
         """The floors that so much damage doesn't keep, in words."""
@@ -161,7 +264,7 @@ def percent(log_increase: float) -> str:
 
 
 def damage_words(damage: Damage) -> str:
-    """What a walk costs, in a few words."""
+    """What a candidate costs, in a few words."""
     return (
         f"perplexity {math.expm1(min(damage.log_perplexity_increase, 50.0)):+.1%}, "
         f"KL divergence {damage.kl:.3f} nats, same top-1 token {damage.top1_agreement:.1%}"

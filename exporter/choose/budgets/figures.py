@@ -1,0 +1,250 @@
+"""What a planner hands over: the plan, its figures, what healing gains, and the Pareto front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from exporter.artifacts import CurvePoint, HealingReport, ParetoCurve, PruningPlan, Speedup
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
+from exporter.choose.budgets.text import TextParts
+from exporter.choose.budgets.units import Parameters
+from exporter.choose.costs import CostTable, GraphSizes
+from exporter.heal.options import HealOptions
+from exporter.models.ablation import BranchReplacement, Damage
+from exporter.models.loading.model_source import LoadedModel
+from exporter.progress import QUIET, Progress
+from exporter.report.sections.healing import healing_words
+from graph_passes.types import SublayerRef
+
+if TYPE_CHECKING:
+    from exporter.artifacts import ImportanceReport
+    from exporter.score import CalibrationText
+
+_TEXTS = {"checked": "the text that decided", "searched": "the text of the search"}
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A plan that holds its budget.
+
+    Attributes:
+        plan: The plan; it names no file of replacements yet.
+        branch_replacements: What takes each branch's place, where anything may.
+        damage: On the tokens that are reported on; None where none was measured.
+        speedup: What the finished candidate measured; None where none was timed.
+        healing: What the replacements gain, in two domains; None without any.
+    """
+
+    plan: PruningPlan
+    branch_replacements: Mapping[SublayerRef, BranchReplacement] = field(default_factory=dict)
+    damage: Damage | None = None
+    speedup: Speedup | None = None
+    healing: HealingReport | None = None
+
+    def words(self) -> str:
+        """Its figures in a line; empty where nothing was measured."""
+        figures = self.plan.predicted
+        if self.damage is None:
+            return "" if self.healing is None else healing_words(self.healing.healing)
+        told = damage_words(self.damage)
+        if self.speedup is not None:
+            low, high = self.speedup.ci95
+            told = f"speedup {self.speedup.ratio:.3f} [{low:.3f}, {high:.3f}] as measured; {told}"
+        elif "speedup" in figures:
+            told = f"speedup {figures['speedup']:.3f} by the costs, not measured; {told}"
+        if "other_log_perplexity_increase" in figures:
+            rise = math.expm1(min(figures["other_log_perplexity_increase"], 50.0))
+            told += f" (perplexity in the other domain {rise:+.1%})"
+        if self.plan.predicted_on != "unseen":
+            told += f" (on {_TEXTS[self.plan.predicted_on or 'searched']}: rather too good)"
+        return told + self._parameters()
+
+    def _parameters(self) -> str:
+        """What is left of them, and the share that went."""
+        figures = self.plan.predicted
+        if "parameters" not in figures:
+            return ""
+        left, whole = figures["parameters"], figures["parameters_before"]
+        change = f"{whole / 1e6:,.2f} -> {left / 1e6:,.2f} million ({left / whole - 1:+.1%})"
+        return f"; parameters {change}"
+
+
+def damage_figures(damage: Damage) -> dict[str, float]:
+    """What a plan says of its damage, with standard errors as far as they are known."""
+    names = ("kl", "log_perplexity_increase", "top1_agreement")
+    errors = ("kl_std_error", "log_perplexity_increase_std_error")
+    found = {name: getattr(damage, name) for name in (*names, *errors)}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def predicted(
+    budget: Budget,
+    candidate: PlanCandidate,
+    damage: Damage,
+    sizes: GraphSizes,
+    costs: CostTable | None,
+    rank: int | None,
+    speedup: Speedup | None,
+) -> dict[str, float]:
+    """A plan's figures.
+
+    Args:
+        budget: Says how much the caches hold.
+        candidate: What is done.
+        damage: On the tokens that are reported on.
+        sizes: Of the sublayers.
+        costs: Their times, if they are known.
+        rank: Of linear maps.
+        speedup: What the finished candidate measured.
+    """
+    room = budget.fits
+    context, batch = (room.context, room.batch) if room else (0, 1)
+    choices = candidate.choices
+    found = {
+        **damage_figures(damage),
+        "parameters": float(sizes.total_parameters(choices, rank)),
+        "parameters_before": float(sizes.parameters),
+        "bytes": float(sizes.total_bytes(choices, rank, context=context, batch=batch)),
+        "speedup": None if costs is None else costs.speedup(choices),
+    }
+    if speedup is not None:
+        low, high = speedup.ci95
+        found |= {
+            "measured_speedup": speedup.ratio,
+            "measured_speedup_low": low,
+            "measured_speedup_high": high,
+        }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def healing_of(
+    loaded: LoadedModel,
+    texts: TextParts,
+    branch_replacements: Mapping[SublayerRef, BranchReplacement],
+    heal: HealOptions,
+    *,
+    batch_size: int = 4,
+    progress: Progress = QUIET,
+) -> HealingReport | None:
+    """Measures them; None where nothing was put in any branch's place.
+
+    Args:
+        loaded: The model.
+        texts: What was searched and fitted on, and what is reported on.
+        branch_replacements: What takes each branch's place.
+        heal: What the planner could choose from, and the other domain.
+        batch_size: Samples in one forward pass.
+        progress: Told of every run, and warned where the two domains disagree.
+    """
+    from exporter.heal.healed import judged
+    from exporter.heal.texts import other_domain
+
+    if not any(each.bias is not None or each.maps for each in branch_replacements.values()):
+        return None
+    fitted = texts.searched.ref
+    other = other_domain(
+        loaded,
+        [fitted.source],
+        len(texts.reported.input_ids),
+        sequence_length=fitted.sequence_length,
+        spec=heal.check_text,
+        progress=progress,
+    )
+    healing = judged(
+        loaded,
+        branch_replacements,
+        texts.reported,
+        other,
+        asked=heal.kind,
+        sources=[fitted],
+        rank=heal.rank,
+        sequential=True,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    parents = {"model": loaded.ref.sha256, "calibration": fitted.sha256}
+    return HealingReport(model=loaded.ref, healing=healing, made_from=parents)
+
+
+def elsewhere(report: HealingReport | None) -> dict[str, float]:
+    """A healed plan's figures in the other domain, as the plan notes them; none without any."""
+    texts = [] if report is None else report.healing.texts
+    return {
+        name: value
+        for text in texts
+        if text.role == "other"
+        for name, value in (
+            ("other_kl", text.healed.kl),
+            ("other_log_perplexity_increase", text.healed.log_perplexity_increase),
+            ("other_top1_agreement", text.healed.top1_agreement),
+        )
+    }
+
+
+ENOUGH_NATS = 3.0
+"""The search ends there: the answers then have next to nothing in common with the model's."""
+
+
+def curve_of(
+    candidates: Sequence[PlanCandidate],
+    checker: QualityCheck,
+    sizes: GraphSizes,
+    costs: CostTable | None,
+    rank: int | None,
+    *,
+    report: ImportanceReport,
+    text: CalibrationText,
+) -> ParetoCurve:
+    """Measures candidates on held-out tokens, and marks those that nothing else beats.
+
+    Args:
+        candidates: At least one.
+        checker: Holds the tokens.
+        sizes: Of the sublayers.
+        costs: Their times; None where none are known.
+        rank: Of linear maps.
+        report: Names the model.
+        text: What the checker holds.
+    """
+    parameters = Parameters(sizes, rank)
+    points = []
+    for candidate in candidates:
+        damage = checker.damage(candidate)
+        points.append(
+            CurvePoint(
+                deletions=candidate.deletions,
+                speedup=None if costs is None else costs.speedup(candidate.choices),
+                parameters_removed=candidate.gain(parameters) / parameters.whole,
+                kl=damage.kl,
+                kl_std_error=damage.kl_std_error,
+                log_perplexity_increase=damage.log_perplexity_increase,
+                log_perplexity_increase_std_error=damage.log_perplexity_increase_std_error,
+                top1_agreement=damage.top1_agreement,
+            )
+        )
+    points.sort(key=gain_of)
+    made_from = {"model": report.model.sha256, "calibration": text.ref.sha256}
+    return ParetoCurve(
+        model=report.model,
+        calibration=text.ref,
+        at=None if costs is None else str(costs.at),
+        points=[p.model_copy(update={"on_front": _leads(p, points)}) for p in points],
+        made_from=made_from,
+    )
+
+
+def gain_of(point: CurvePoint) -> float:
+    """The speedup; without one the share of the parameters that goes."""
+    return point.parameters_removed if point.speedup is None else point.speedup
+
+
+def _leads(point: CurvePoint, points: Sequence[CurvePoint]) -> bool:
+    return not any(
+        other.kl <= point.kl and gain_of(other) >= gain_of(point)
+        and (other.kl, gain_of(other)) != (point.kl, gain_of(point))
+        for other in points
+    )  # fmt: skip

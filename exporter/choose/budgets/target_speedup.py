@@ -1,0 +1,268 @@
+"""Times requests, and brings a plan's measured speedup to the target: cut, measure, correct."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NoReturn, Protocol
+
+from exporter.artifacts import PruningPlan, Speedup
+from exporter.choose.budgets.candidates import PlanCandidate
+from exporter.choose.costs import At, CostTable, Effort
+from exporter.errors import PlanError
+from exporter.printable import counted
+from exporter.progress import QUIET, Progress
+from graph_passes.types import Replacement
+
+TOLERANCE = 0.03
+"""How far the measured speedup may be from the target, as a share of it."""
+ROUNDS = 4
+_MOST_CHANGE = 2.0
+"""A single measurement changes the goal at most by this factor: it may have been disturbed."""
+
+
+@dataclass(frozen=True, eq=False)
+class TimedCandidate:
+    """A candidate whose candidate was cut and measured."""
+
+    candidate: PlanCandidate
+    speedup: Speedup
+
+    def miss(self, target: float) -> float:
+        """How far from the target, as a share of it."""
+        return abs(self.speedup.ratio / target - 1)
+
+    def reaches(self, target: float) -> bool:
+        """Whether it is as fast as was asked for, up to the tolerance."""
+        return self.speedup.ratio >= target * (1 - TOLERANCE)
+
+    def is_shown(self, target: float) -> bool:
+        """Whether all of the interval, not only its middle, is near the target."""
+        return all(abs(end / target - 1) <= TOLERANCE for end in self.speedup.ci95)
+
+
+def reach_speedup(
+    target: float,
+    goal_ms: float,
+    solve: Callable[[float], PlanCandidate],
+    measure: Callable[[PlanCandidate], Speedup],
+    *,
+    rounds: int = ROUNDS,
+    progress: Progress = QUIET,
+) -> TimedCandidate:
+    """Chooses, measures and corrects until the measured speedup is near the target.
+
+    What costs foretell is wrong by some factor: a candidate shows by which, and the next goal is
+    larger or smaller by it. The slowest candidate that reaches the target comes back; where none
+    does, the nearest.
+
+    Args:
+        target: How many times as fast a request is to be.
+        goal_ms: What has to go from a request's time, in the costs' milliseconds.
+        solve: Chooses a candidate that saves so many ms.
+        measure: Cuts its candidate and measures it.
+        rounds: At most so many candidates.
+        progress: Told of each.
+
+    Raises:
+        PlanError: From ``solve``, or the corrected goal is out of reach; says what was measured.
+    """
+    tried: list[TimedCandidate] = []
+    while True:
+        try:
+            candidate = solve(goal_ms)
+        except PlanError as error:
+            if any(each.reaches(target) for each in tried):
+                break
+            _refuse_target(target, tried, error)
+        if any(_same(candidate, each.candidate) for each in tried):
+            break  # one sublayer more or less is all there is between
+        tried.append(TimedCandidate(candidate, measure(candidate)))
+        _tell(tried[-1], target, progress)
+        if tried[-1].miss(target) <= TOLERANCE or len(tried) == rounds:
+            break
+        goal_ms *= _correction(target, tried[-1].speedup.ratio)
+    return _best(tried, target)
+
+
+def _best(tried: list[TimedCandidate], target: float) -> TimedCandidate:
+    """The slowest that reaches the target: faster than that costs answers for nothing."""
+    reaching = [each for each in tried if each.reaches(target)]
+    if reaching:
+        return min(reaching, key=lambda each: each.speedup.ratio)
+    return min(tried, key=lambda each: each.miss(target))
+
+
+def _refuse_target(target: float, tried: list[TimedCandidate], error: PlanError) -> NoReturn:
+    """Refuses what only the measurement showed to be out of reach."""
+    if not tried:
+        raise error
+    nearest = _best(tried, target).speedup.ratio
+    raise PlanError(
+        f"A speedup of {target:g} is out of reach: the nearest candidate measured {nearest:.3f} "
+        f"times as fast, and no more can be dropped. {error}",
+        f"Ask for at most {nearest:.3f}, allow more damage, or let more be dropped.",
+    ) from error
+
+
+def _correction(target: float, measured: float) -> float:
+    """By what the goal was too small: time to save over time saved."""
+    saved = 1 - 1 / measured
+    wanted = 1 - 1 / target
+    factor = wanted / saved if saved > 0 else math.inf
+    return min(max(factor, 1 / _MOST_CHANGE), _MOST_CHANGE)
+
+
+def _same(one: PlanCandidate, other: PlanCandidate) -> bool:
+    return one.choices == other.choices
+
+
+def _tell(found: TimedCandidate, target: float, progress: Progress) -> None:
+    low, high = found.speedup.ci95
+    progress.say(
+        f"plan: a candidate without {counted(len(found.candidate.choices), 'sublayer')} measures "
+        f"{found.speedup.ratio:.3f} [{low:.3f}, {high:.3f}]; the target is {target:g}"
+    )
+
+
+SpeedupVerdict = Literal["held", "missed", "unproven"]
+
+
+def speedup_verdict(plan: PruningPlan) -> SpeedupVerdict:
+    """Holds what a plan's candidate measured against the target, as `depthcut check` would.
+
+    More than the target holds it too; what lies within the tolerance below it counts as reached.
+
+    Args:
+        plan: Made for a target speedup.
+
+    Returns:
+        ``held`` or ``missed`` where all of the 95 % interval says so; else ``unproven``.
+    """
+    least = float(plan.budget["target_speedup"]) * (1 - TOLERANCE)
+    figures = plan.predicted
+    low = figures.get("measured_speedup_low", 0.0)
+    high = figures.get("measured_speedup_high", float("inf"))
+    if low >= least:
+        return "held"
+    return "missed" if high < least else "unproven"
+
+
+_WEIGHTS = (".onnx", ".data", ".bin", ".safetensors", ".gguf")
+
+
+class Stopwatch(Protocol):
+    """Has a graph and a request in its hands."""
+
+    def costs(self, replacements: Sequence[Replacement], rank: int | None) -> CostTable:
+        """What each sublayer's removal saves, for every replacement."""
+
+    def speedup(self, candidate: PlanCandidate) -> Speedup:
+        """How much faster the finished candidate answers."""
+
+
+@dataclass
+class OnnxStopwatch:
+    """Times a graph on ONNX Runtime.
+
+    Attributes:
+        onnx: The whole graph.
+        at: The request.
+        kept: The file of the costs; what it holds of the same graph, machine and request is not
+            measured again.
+        folder: Takes candidates for a while; on the graph's file system they share its weights.
+        provider: ``cpu`` or ``cuda``.
+        threads: CPU threads; None: what makes the graph's step fastest, found with the costs.
+        may_replace: Whether costs of something else that the file holds are replaced; else they
+            are refused.
+        variants: How long each variant is timed.
+        candidates: How long each candidate is timed.
+        progress: Told what goes on.
+    """
+
+    onnx: Path
+    at: At
+    kept: Path
+    folder: Path
+    provider: str = "cpu"
+    threads: int | None = None
+    may_replace: bool = True
+    variants: Effort = field(default_factory=Effort)
+    candidates: Effort = field(default_factory=lambda: Effort(seconds=120.0))
+    progress: Progress = QUIET
+
+    def costs(self, replacements: Sequence[Replacement], rank: int | None) -> CostTable:
+        """See :class:`Stopwatch`.
+
+        Raises:
+            CostError: The graph can't serve such a request, or the file holds other costs.
+            BackendError: A run fails.
+        """
+        from exporter.choose.costs import CostSettings, measure_costs
+
+        self.kept.parent.mkdir(parents=True, exist_ok=True)
+        settings = CostSettings(
+            self.at,
+            self.threads,
+            tuple(replacements),
+            effort=self.variants,
+            kept=self.kept,
+            may_replace=self.may_replace,
+        )
+        table = measure_costs(
+            self.onnx,
+            settings,
+            provider=self.provider,
+            rank=rank,
+            folder=self.folder,
+            progress=self.progress,
+        )
+        self.threads = table.environment.threads
+        return table
+
+    def speedup(self, candidate: PlanCandidate) -> Speedup:
+        """See :class:`Stopwatch`.
+
+        Raises:
+            SurgeryError: The candidate can't be cut.
+            BackendError: A run fails.
+        """
+        from exporter.choose.costs import measure_speedup
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".candidate.", dir=self.folder) as name:
+            return measure_speedup(
+                self.onnx,
+                self._cut(candidate, Path(name)),
+                self.at,
+                provider=self.provider,
+                threads=self.threads,
+                effort=self.candidates,
+                progress=self.progress,
+            ).speedup
+
+    def _cut(self, candidate: PlanCandidate, folder: Path) -> Path:
+        """The candidate's graph, as it would be shipped."""
+        from exporter.artifacts import PruningPlan
+        from exporter.artifacts.plans.loaded import LoadedPlan
+        from exporter.cut.options import CutOptions
+        from exporter.cut.surgery import prune_file
+        from exporter.heal.plan_file import write_healed_plan
+
+        for file in self.onnx.parent.iterdir():
+            if file.is_file() and file.suffix not in _WEIGHTS:
+                shutil.copyfile(file, folder / file.name)
+        path = folder / "candidate-plan.json"
+        write_healed_plan(path, PruningPlan(deletions=candidate.deletions), candidate.cut)
+        target = folder / "model.onnx"
+        prune_file(
+            self.onnx,
+            target,
+            LoadedPlan.read(path),
+            CutOptions(verify="none", genai_config="none"),
+        )
+        return target
