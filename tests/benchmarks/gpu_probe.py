@@ -42,8 +42,8 @@ from pathlib import Path
 import tensorrt_rtx as trt
 from exporter.engines.build.config import builder_config
 from exporter.engines.build.libraries import LIBRARIES
-from exporter.engines.build.network import Builder, Listener
-from exporter.engines.build.worker import make_monitor
+from exporter.engines.build.logs import Listener, make_monitor
+from exporter.engines.build.network import Builder
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.build.sidecar import EngineRecord
 onnx, engine, record, target = sys.argv[1:]

@@ -82,7 +82,7 @@ def build_engine(
         backend: Which library builds it.
         settings: How.
         timing_cache: TensorRT's timing cache: read if it is there, written afterwards.
-        progress: Who is told.
+        progress: Where progress is shown.
 
     Returns:
         The engine's path and its record.
@@ -126,7 +126,7 @@ def build_engines(
         backend: Which library builds.
         settings: How.
         timing_cache: As for :func:`build_engine`.
-        progress: Who is told.
+        progress: Where progress is shown.
 
     Returns:
         Path and record of each engine, the builds of one beside each other.

@@ -35,7 +35,7 @@ def refit_engine(
         engine: Built with ``--strip-weights`` or ``--refittable``.
         onnx: A graph with the engine's structure.
         target: The new engine's file.
-        progress: Who is told.
+        progress: Where progress is shown.
 
     Returns:
         The new engine's path and its record.
