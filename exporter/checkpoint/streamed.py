@@ -27,7 +27,7 @@ from exporter.checkpoint.shallow_model import (
     shallow_config_of,
 )
 from exporter.checkpoint.shard_writer import FLOATS, Piece, piece_of, safetensors_name, write_shards
-from exporter.cut.replacement_cut import cut_of_plan
+from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import telling_full_disk
 from exporter.models.ablation import branches_replaced
@@ -77,7 +77,7 @@ def write_streamed(
     model: Any = meta.model
     before = meta.weights.sources()
     with runnable(meta), torch.inference_mode(), progress.task("run the model, layer by layer"):
-        cut = cut_of_plan(plan, replacements, model)
+        cut = branch_replacements_of(plan.deletions, replacements, model)
         inputs = probe_inputs(model)
         with branches_replaced(model, cut):
             wanted = answer_to(model, inputs)

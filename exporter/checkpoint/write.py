@@ -29,7 +29,7 @@ from exporter.checkpoint.pruned_model import (
     save_pruned_into,
 )
 from exporter.checkpoint.streamed import write_streamed
-from exporter.cut.replacement_cut import cut_of_plan
+from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import UnknownArchitectureError
 from exporter.files import staged_directory, telling_full_disk, write_text
 from exporter.models.ablation import branches_replaced
@@ -84,7 +84,11 @@ def write_checkpoint(
                 loaded, plan, stage, replacements=replacements, progress=progress
             )
         else:
-            cut = cut_of_plan(plan, replacements, loaded.model) if cut is None else cut
+            cut = (
+                branch_replacements_of(plan.deletions, replacements, loaded.model)
+                if cut is None
+                else cut
+            )
             pruned, kept = _pruned(loaded, plan, cut, progress)
             with progress.task(f"write {folder}"):
                 save_pruned_into(pruned, stage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,6 @@ import graph_passes
 from exporter.artifacts import (
     FORM_KEY,
     DeletedEntry,
-    EngineParse,
     FormRecord,
     GraphSizeEntry,
     PlannedDeletion,
@@ -110,17 +109,8 @@ def prune_file(
     )
     progress.detail(f"surgery: {passed.before.nodes} -> {passed.after.nodes} nodes")
     _recount_form(pruned)
-    cut = _Cut(plan, model, pruned, passed, setting)
-
-    def reported(candidate: Path, weights_folder: Path) -> PruneReport:
-        verification = cut.verified(candidate, weights_folder, source.parent, progress)
-        parse = engine_check(source, candidate) if engine_check else None
-        return _report(target.name, passed, verification, parse, hashes.wait() | plan.hashes)
-
-    report = _publish(files, cut, reported, unfinished, progress)
-    if files.genai:
-        progress.say(files.genai.advice(files.all))
-    return report
+    cut = _Cut(files, plan, model, pruned, passed, setting, hashes, engine_check, progress)
+    return _publish(cut, unfinished)
 
 
 @dataclass(frozen=True)
@@ -128,30 +118,53 @@ class _Cut:
     """A cut that is done in memory.
 
     Attributes:
+        files: What it reads and writes.
         plan: What was asked for.
         model: The graph before it.
         pruned: The graph after it.
         passed: What went.
         setting: How closely the oracle looks; None leaves it out.
+        hashes: Of the source's files.
+        engine_check: Asked about the result; None: nobody is.
+        progress: Who is told.
     """
 
+    files: PruneFiles
     plan: LoadedPlan
     model: ir.Model
     pruned: ir.Model
     passed: PassReport
     setting: Setting | None
+    hashes: SourceHashes
+    engine_check: ParserCheck | None
+    progress: Progress
 
-    def verified(
-        self, result: Path, weights_folder: Path, source_folder: Path, progress: Progress
-    ) -> Verification:
-        """Holds the result's file, whose weights lie in a folder, against the oracle."""
+    def report(self, result: Path, weights_folder: Path) -> PruneReport:
+        """Verifies the result's file, whose weights lie in a folder, and tells what was done."""
+        passed, source = self.passed, self.files.source
+        verification = self._verified(result, weights_folder)
+        parse = self.engine_check(source, result) if self.engine_check else None
+        return PruneReport(
+            made_from=self.hashes.wait() | self.plan.hashes,
+            target=self.files.target.name,
+            deleted=[DeletedEntry.model_validate(_listed(entry)) for entry in passed.deleted],
+            refused=[RefusedEntry.model_validate(asdict(entry)) for entry in passed.refused],
+            before=GraphSizeEntry.model_validate(asdict(passed.before)),
+            after=GraphSizeEntry.model_validate(asdict(passed.after)),
+            verification=verification,
+            engine=parse,
+            kv_renumbering=passed.kv_renumbering,
+        )
+
+    def _verified(self, result: Path, weights_folder: Path) -> Verification:
         if self.setting is None:
             return NOT_VERIFIED
         from exporter.cut.oracle.verify import PrunedFile, UncutGraph, verify_candidate
 
-        original = UncutGraph(self.model, source_folder, self.plan.deletions, self.plan.tensors)
-        candidate = PrunedFile(result, weights_folder, self.passed)
-        return verify_candidate(original, candidate, progress, self.setting)
+        folder, plan = self.files.source.parent, self.plan
+        original = UncutGraph(self.model, folder, plan.deletions, plan.tensors)
+        pruned = PrunedFile(result, weights_folder, self.passed)
+        return verify_candidate(original, pruned, self.progress, self.setting)
 
 
 def _recount_form(pruned: ir.Model) -> None:
@@ -168,33 +181,29 @@ def _recount_form(pruned: ir.Model) -> None:
     pruned.metadata_props[FORM_KEY] = record.model_copy(update={"fused": fused}).model_dump_json()
 
 
-def _publish(
-    files: PruneFiles,
-    cut: _Cut,
-    reported: Callable[[Path, Path], PruneReport],
-    unfinished: Unfinished | None,
-    progress: Progress,
-) -> PruneReport:
+def _publish(cut: _Cut, unfinished: Unfinished | None) -> PruneReport:
     """Writes everything aside, has it verified, and puts it in its place, all or nothing."""
-    target = files.target
-    config = files.genai.text(cut.model, cut.passed) if files.genai else ""
+    files, target, genai = cut.files, cut.files.target, cut.files.genai
+    config = genai.text(cut.model, cut.passed) if genai else ""
     try:
         with staging(target) as staged, _report_stage(files, staged) as report_stage:
             stage = staged.folder
-            *data, graph = _written(files, cut.pruned, stage, unfinished, progress)
+            *data, graph = _written(cut, stage, unfinished)
             if files.shares_data:
                 _link(files, stage)
-            report = reported(graph, files.source.parent if files.shares_data else stage)
+            report = cut.report(graph, files.source.parent if files.shares_data else stage)
             moves = [(file, target.parent / file.name) for file in data]
-            if files.genai:
-                config_file = stage / files.genai.target.name
+            if genai:
+                config_file = stage / genai.target.name
                 config_file.write_text(config, encoding="utf-8")
-                moves.append((config_file, files.genai.target))
+                moves.append((config_file, genai.target))
             moves.append((report.write(report_stage / files.report.name), files.report))
             moves.append((graph, target))
             staged.place(moves, storage.stale_data(target, [*data, graph], files.data))
     except OSError as error:
         raise storage.write_error(target, error) from error
+    if genai:
+        cut.progress.say(genai.advice(files.all))
     return report
 
 
@@ -208,21 +217,15 @@ def _report_stage(files: PruneFiles, staged: Staging) -> Iterator[Path]:
         yield other.folder
 
 
-def _written(
-    files: PruneFiles,
-    pruned: ir.Model,
-    stage: Path,
-    unfinished: Unfinished | None,
-    progress: Progress,
-) -> list[Path]:
+def _written(cut: _Cut, stage: Path, unfinished: Unfinished | None) -> list[Path]:
     """The result's files, written aside; the graph comes last."""
-    compact = files.weights == "compact"
-    size = storage.weight_bytes(pruned) if compact else 0
-    with ByteCount.large(progress, f"write the weights of {files.target.name}", size) as count:
+    name, weights = cut.files.target.name, cut.files.weights
+    size = storage.weight_bytes(cut.pruned) if weights == "compact" else 0
+    with ByteCount.large(cut.progress, f"write the weights of {name}", size) as count:
         return storage.write_files(
-            *(pruned, stage, files.target.name, files.weights),
+            *(cut.pruned, stage, name, weights),
             told=count.add,
-            unfinished=unfinished if compact else None,
+            unfinished=unfinished if weights == "compact" else None,
         )
 
 
@@ -242,26 +245,6 @@ def _require_runtime() -> None:
     except MissingDependencyError as error:
         hint = f"{error.hint}; or leave the check of the result out: --verify none"
         raise MissingDependencyError(error.message, hint) from error
-
-
-def _report(
-    target: str,
-    passed: PassReport,
-    verification: Verification,
-    parse: EngineParse | None,
-    made_from: dict[str, str],
-) -> PruneReport:
-    return PruneReport(
-        made_from=made_from,
-        target=target,
-        deleted=[DeletedEntry.model_validate(_listed(entry)) for entry in passed.deleted],
-        refused=[RefusedEntry.model_validate(asdict(entry)) for entry in passed.refused],
-        before=GraphSizeEntry.model_validate(asdict(passed.before)),
-        after=GraphSizeEntry.model_validate(asdict(passed.after)),
-        verification=verification,
-        engine=parse,
-        kv_renumbering=passed.kv_renumbering,
-    )
 
 
 def _listed(entry: DeletedSublayer) -> dict[str, object]:

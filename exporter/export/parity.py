@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
+from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.cut.options import DEFAULT_LIMIT_BYTES
 from exporter.cut.oracle.setting import choose
-from exporter.cut.replacement_cut import cut_of_deletions
 from exporter.engines.runners.base import Array, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.widening import WidenedCopy
@@ -110,9 +110,9 @@ def check_export(
         VerificationError: There is too little memory to run it.
     """
     with contextlib.ExitStack() as stack:
-        # Before bfloat16 is widened: the graph holds numbers that were rounded to it.
-        # Without a cut nothing needs to be known of the architecture.
-        cut = cut_of_deletions(deletions, replacements, loaded.model) if deletions else {}
+        # Before bfloat16 is widened: the graph holds numbers that were rounded to it. Without a
+        # cut nothing needs to be known of the architecture.
+        cut = branch_replacements_of(deletions, replacements, loaded.model) if deletions else {}
         file, widened = stack.enter_context(_runnable(loaded, onnx_path))
         interface = interface_without_weights(loaded.model)
         _refuse_uncheckable(interface)
@@ -128,20 +128,22 @@ def check_export(
         tolerance = RELATIVE_TOLERANCE[torch.bfloat16 if widened else interface.dtype]
         module = InterfaceModule(loaded.model, interface)
         sides = _Sides(module, runner, interface, kept, tolerance)
-        checks = _compared(sides, _steps(interface, _token_ids(loaded)), progress)
-    if widened:
-        checks = [c.model_copy(update={"name": f"{c.name}{_WIDENED}"}) for c in checks]
+        checks = _compared(sides, _steps(interface, _token_ids(loaded)), progress, widened=widened)
     if not deletions:
         _require_passed(checks, onnx_path)
     return checks
 
 
-def _compared(sides: _Sides, steps: Sequence[_Step], progress: Progress) -> list[ParityCheck]:
+def _compared(
+    sides: _Sides, steps: Sequence[_Step], progress: Progress, *, widened: bool
+) -> list[ParityCheck]:
     checks: list[ParityCheck] = []
     with progress.task("compare with PyTorch", total=len(steps)) as task:
         for step in steps:
             checks += sides.compare(step)
             task.advance()
+    if widened:
+        return [c.model_copy(update={"name": f"{c.name}{_WIDENED}"}) for c in checks]
     return checks
 
 

@@ -3,7 +3,7 @@
 Importing this costs no PyTorch.
 """
 
-from exporter.cut.replacement_cut import cut_of_plan
+from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit
 from exporter.heal.healed import Healed, heal
@@ -15,7 +15,7 @@ __all__ = [
     "Fit",
     "HealOptions",
     "Healed",
-    "cut_of_plan",
+    "branch_replacements_of",
     "fit_branches",
     "fit_sequential",
     "heal",

@@ -12,7 +12,7 @@ from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.store import key_hash
 from exporter.choose.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
 from exporter.choose.costs import Effort
-from exporter.cut.replacement_cut import cut_of_plan
+from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import UsageError
 from exporter.files import sha256_file, staged_directory
 from exporter.heal.options import HealOptions
@@ -89,7 +89,7 @@ def _taken(run: Run, given: LoadedPlan) -> list[Path]:
         return [given.plan.write(path)]
     copies = {given.path: path}
     if given.replacements is not None and given.plan.replacements is not None:
-        cut_of_plan(given.plan, given.replacements, run.choosing.model)
+        branch_replacements_of(given.plan.deletions, given.replacements, run.choosing.model)
         copies[given.replacements.path] = run.ledger.work / given.plan.replacements.path
     report = _healing_report(given)
     if report is not None:

@@ -54,12 +54,12 @@ def written(
 ) -> tuple[Any, Any]:
     """The facts of a checkpoint in ``folder``, and what its model should answer."""
     from exporter.checkpoint import write_checkpoint
-    from exporter.cut.replacement_cut import cut_of_deletions
+    from exporter.cut.branch_replacements import branch_replacements_of
     from exporter.models.ablation import branches_replaced
 
     loaded = three_layers(family, **changes)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=RANK)
-    with branches_replaced(loaded.model, cut_of_deletions(plan, given, loaded.model)):
+    with branches_replaced(loaded.model, branch_replacements_of(plan, given, loaded.model)):
         wanted = answer(loaded.model)
     facts = write_checkpoint(
         loaded, PruningPlan(deletions=plan), folder, replacements=given, progress=heard or Quiet()

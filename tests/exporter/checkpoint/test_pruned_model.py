@@ -41,12 +41,12 @@ def size(loaded: Any) -> int:
 def pruned(family: str, plan: Any = PLAN, *, rank: int | None = RANK, seed: int = 0) -> Any:
     """The model, changed, with what it should answer and how large it was."""
     from exporter.checkpoint.pruned_model import prune_model
-    from exporter.cut.replacement_cut import cut_of_deletions
+    from exporter.cut.branch_replacements import branch_replacements_of
     from exporter.models.ablation import branches_replaced
 
     loaded = tiny_loaded(family)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank, seed=seed)
-    cut = cut_of_deletions(plan, given, loaded.model)
+    cut = branch_replacements_of(plan, given, loaded.model)
     with branches_replaced(loaded.model, cut):
         wanted = answer(loaded, ids_of())
     before = size(loaded)

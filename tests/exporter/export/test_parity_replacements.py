@@ -76,21 +76,21 @@ def test_bfloat16_rounds_the_numbers_on_both_sides(tmp_path: Path) -> None:
     ],
 )
 def test_replacements_of_another_model_are_refused(hidden: int, entries: Any, reason: str) -> None:
-    from exporter.cut.replacement_cut import cut_of_deletions
+    from exporter.cut.branch_replacements import branch_replacements_of
 
     given = random_replacements(hidden, entries)
     with pytest.raises(PlanError, match=reason):
-        cut_of_deletions(entries, given, tiny_loaded("llama").model)
+        branch_replacements_of(entries, given, tiny_loaded("llama").model)
 
 
 def test_numbers_that_are_not_finite_are_refused() -> None:
-    from exporter.cut.replacement_cut import cut_of_deletions
+    from exporter.cut.branch_replacements import branch_replacements_of
 
     given = random_replacements(96, PLAN)
     bias: Any = given.tensors[SublayerRef(0, "mlp")].bias
     bias[4] = float("nan")
     with pytest.raises(PlanError, match=r"mlp\.0\.bias holds .* not finite in float32"):
-        cut_of_deletions(PLAN, given, tiny_loaded("llama").model)
+        branch_replacements_of(PLAN, given, tiny_loaded("llama").model)
 
 
 @pytest.mark.genai

@@ -270,7 +270,7 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
     from exporter.artifacts.plans.by_score import read_plan
     from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.heal import cut_of_plan
+    from exporter.heal import branch_replacements_of
     from exporter.models.ablation import branches_replaced
     from exporter.models.loading.model_source import load_model
 
@@ -279,7 +279,9 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
     arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
     assert run(*arguments) == 0
     whole, healed_plan = load_model(str(checkpoint)), read_plan(output)
-    cut = cut_of_plan(healed_plan, read_replacements(healed_plan, output), whole.model)
+    cut = branch_replacements_of(
+        healed_plan.deletions, read_replacements(healed_plan, output), whole.model
+    )
     ids = torch.arange(1, 21)[None]
     with torch.inference_mode():
         with branches_replaced(whole.model, cut):
@@ -303,7 +305,7 @@ def test_everything_is_replaced_by_force_alone(
     from exporter.artifacts.plans.by_score import read_plan
     from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.heal import cut_of_plan
+    from exporter.heal import branch_replacements_of
     from exporter.models.ablation import branches_replaced
     from exporter.models.loading.model_source import load_model
 
@@ -316,7 +318,9 @@ def test_everything_is_replaced_by_force_alone(
     assert run(*arguments, "--force") == 0
     whole, found = load_model(str(checkpoint)), load_pruned(folder)
     healed_plan = read_plan(output)
-    cut = cut_of_plan(healed_plan, read_replacements(healed_plan, output), whole.model)
+    cut = branch_replacements_of(
+        healed_plan.deletions, read_replacements(healed_plan, output), whole.model
+    )
     ids = torch.arange(1, 21)[None]
     with torch.inference_mode(), branches_replaced(whole.model, cut):
         # The same products in the same order.

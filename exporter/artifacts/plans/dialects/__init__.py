@@ -1,7 +1,8 @@
 """Plans as others write them: what a foreign ``config.json`` says is dropped. Needs no PyTorch.
 
-A file a dialect; each has ``KEYS``, by which it is known, and ``read``. A config may speak several,
-as those of our own checkpoints do; they must then say the same.
+A new dialect is one file, with ``KEYS`` by which it is known and ``read``, and one entry in
+``_DIALECTS``. A config may speak several, as those of our own checkpoints do; they must then say
+the same.
 """
 
 from __future__ import annotations

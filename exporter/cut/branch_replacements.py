@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from exporter.artifacts import PlannedDeletion, PruningPlan
+from exporter.artifacts import PlannedDeletion
 from exporter.errors import PlanError
 from exporter.models.ablation import NOTHING, BranchReplacement, BranchReplacements
 from exporter.models.anatomy.architectures import named_sublayers, sublayers
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from graph_passes.replacements import Numbers, ReplacementTensors
 
 
-def cut_of_plan(
-    plan: PruningPlan, replacements: Replacements | None, model: Any
+def branch_replacements_of(
+    deletions: Iterable[PlannedDeletion], replacements: Replacements | None, model: Any
 ) -> BranchReplacements:
     """What a plan puts in the place of each branch.
 
     Args:
-        plan: The plan.
+        deletions: The plan's.
         replacements: Its numbers; None for a plan that replaces nothing.
         model: The transformers model that it is for.
 
@@ -33,13 +33,6 @@ def cut_of_plan(
             of another width than the model's.
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
-    return cut_of_deletions(plan.deletions, replacements, model)
-
-
-def cut_of_deletions(
-    deletions: Iterable[PlannedDeletion], replacements: Replacements | None, model: Any
-) -> BranchReplacements:
-    """The same of a plan's deletions; see :func:`cut_of_plan`."""
     layers = len(sublayers(model)) // 2
     cut: dict[SublayerRef, BranchReplacement] = {}
     for deletion in deletions:
