@@ -124,9 +124,9 @@ class DamageMeter:
         else:
             reference = reference or self._reference(batch, self._runner.record(inputs, {})[1])
             streams, logits = self._runner.record(inputs, cut)
-        yield judged(reference, logits, cut, start)
+        yield damage_of(reference, logits, cut, start)
         for other in others:
-            yield judged(reference, self._runner.resume(streams, other), other, start)
+            yield damage_of(reference, self._runner.resume(streams, other), other, start)
 
     def _reference(self, batch: Batch, logits: torch.Tensor) -> Reference:
         reference = reference_of(logits, batch, self._stride)
@@ -158,7 +158,7 @@ def reference_of(logits: torch.Tensor, batch: Batch, positions: int) -> Referenc
         )
 
 
-def judged(
+def damage_of(
     reference: Reference, logits: torch.Tensor, cut: BranchReplacements, start: int
 ) -> Damage:
     """What a cut costs on some samples.

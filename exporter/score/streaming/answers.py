@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from exporter.models.ablation import NOTHING, BranchReplacements, Damage
 from exporter.models.ablation.damage import joined
 from exporter.models.ablation.layer_runner import LayerRunner
-from exporter.models.ablation.meter import judged, reference_of
+from exporter.models.ablation.meter import damage_of, reference_of
 from exporter.models.ablation.streams import (
     CutBranches,
     Streams,
@@ -102,7 +102,7 @@ class AnswerCuts:
                     logits = self._runner.logits(batch.inputs(), given)
                     if not stream:
                         reference = reference_of(logits, batch, stride)
-                    damage = judged(reference, logits, cut, batch.first_sample)
+                    damage = damage_of(reference, logits, cut, batch.first_sample)
                     if stream:
                         parts[stream - 1].append(damage)
                     task.advance()
