@@ -83,13 +83,9 @@ def quantize_file(
 ) -> QuantizationResult:
     """Quantises the weights of an ONNX file.
 
-    The graph may come from any exporter, fused or not, cut or whole. Products keep their names, and
-    the graph keeps its own notes, the plan of a cut among them. The result and its weights
-    (``<output>.data``) appear together or not at all, after they have been run once. The source is
-    never changed.
-
-    Weight-only schemes hold one weight in memory at a time. The others are ONNX Runtime's own
-    quantisers and ModelOpt's, which hold the whole model.
+    The graph may come from any exporter, fused or not, cut or whole. Products keep their names, the
+    graph its notes. The result and its weights appear together or not at all, after they have been
+    run once. Weight-only schemes hold one weight in memory at a time, the others the whole model.
 
     Args:
         source: The ONNX file.
@@ -106,11 +102,9 @@ def quantize_file(
         OnnxFileError: The source can't be read, or the output not written.
         QuantizationError: The graph is quantised already, holds nothing to quantise or numbers that
             aren't finite; the runtime can't run the scheme; or the result computes nonsense.
-        CalibrationError: The text is too short, or tells nothing about a layer; or there is no
-            tokenizer.
+        CalibrationError: The text is too short or says nothing of a layer; no tokenizer is there.
         BackendError: ONNX Runtime can't run the graph.
-        MissingDependencyError: Without ONNX Runtime; HQQ without PyTorch; the Python that is named
-            for ModelOpt without it.
+        MissingDependencyError: ONNX Runtime, HQQ's PyTorch or the named ModelOpt isn't there.
     """
     from graph_passes.files import storage
     from graph_passes.files.placing import staging
@@ -127,8 +121,7 @@ def quantize_file(
             mixed = work.search_bits(stage, tokens)
             result, done = work.run(stage, tokens, mixed.bits_by_node if mixed else bits_by_node)
             record = _record(done, settings, method, tokens)
-            note = record.model_dump_json(exclude_none=True)
-            result.metadata_props[QUANTIZATION_KEY] = note
+            result.metadata_props[QUANTIZATION_KEY] = record.model_dump_json(exclude_none=True)
             written = storage.write_files(result, stage, output.name, "compact")
             gap = rounding_difference(source, stage / output.name, threads=default_threads())
             after = _bytes(written)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
-from exporter.artifacts import Arm, ComparisonReport, LatencyRow, PlannedDeletion
+from exporter.artifacts import FEWEST_ROUNDS, Arm, ComparisonReport, LatencyRow, PlannedDeletion
 
 T = TypeVar("T")
 
@@ -80,6 +80,11 @@ def shape_words(row: LatencyRow) -> str:
     if row.phase == "decode":
         return f"decode after {row.past_length} tokens{batch}"
     return f"{row.phase} of {row.sequence_length} tokens{batch}"
+
+
+def has_too_few_rounds(row: LatencyRow) -> bool:
+    """Whether a row was timed in too few rounds for its interval to be one of 95 %."""
+    return row.rounds < FEWEST_ROUNDS
 
 
 def short_shape(row: LatencyRow) -> str:

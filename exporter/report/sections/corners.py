@@ -11,6 +11,7 @@ from exporter.artifacts import ComparisonReport, Corner, LatencyRow, LatencySamp
 from exporter.report.charts.intervals import IntervalLine, Intervals
 from exporter.report.sections.blocks import Figure, Grid, Note, Section, Tone
 from exporter.report.words import (
+    has_too_few_rounds,
     milliseconds,
     named_arms,
     or_dash,
@@ -111,7 +112,7 @@ def _speedups(report: ComparisonReport) -> list[Figure]:
             found.value,
             *found.ci95,
             speedup_words(found.value, found.ci95, digits=2),
-            interval_tone(found.ci95[0] - 1, found.ci95[1] - 1),
+            _tone(row, found.ci95),
         )
         for row in report.latency
         for corner in report.corners
@@ -122,6 +123,10 @@ def _speedups(report: ComparisonReport) -> list[Figure]:
     title = "Speedup of each corner over the whole model in float"
     caption = "How many times as fast as the whole model in float, with the 95 % interval."
     return [Figure(Intervals(title, lines, neutral=1.0, unit="x"), caption)]
+
+
+def _tone(row: LatencyRow, ci95: tuple[float, float]) -> Tone:
+    return "unsure" if has_too_few_rounds(row) else interval_tone(ci95[0] - 1, ci95[1] - 1)
 
 
 def interval_tone(low: float, high: float, *, higher_is_better: bool = True) -> Tone:

@@ -8,8 +8,8 @@ from exporter.artifacts import FEWEST_ROUNDS, ComparisonReport, LatencyRow, Late
 from exporter.report.charts.intervals import IntervalLine, Intervals
 from exporter.report.charts.samples import MOST_POINTS, Samples
 from exporter.report.sections.blocks import Block, Cell, Figure, Grid, Note, Section, verdict_sign
-from exporter.report.sections.verdict import has_too_few_rounds
 from exporter.report.words import (
+    has_too_few_rounds,
     milliseconds,
     shape_words,
     short_shape,

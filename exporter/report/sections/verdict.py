@@ -10,6 +10,7 @@ from exporter.report.sections.blocks import Sign, verdict_sign
 from exporter.report.sections.corners import corners_sentence
 from exporter.report.words import (
     counted_kind,
+    has_too_few_rounds,
     kinds_and_layers,
     listed,
     percent,
@@ -158,11 +159,6 @@ def notices(report: ComparisonReport) -> list[str]:
             "are those of the same weights in float32, and tell little of bfloat16's own speed."
         )
     return found
-
-
-def has_too_few_rounds(row: LatencyRow) -> bool:
-    """Whether a row was timed in too few rounds for its interval to be one of 95 %."""
-    return row.rounds < FEWEST_ROUNDS
 
 
 def _latency_sentence(row: LatencyRow) -> str:

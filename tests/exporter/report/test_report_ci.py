@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree as Xml
 
 import pytest
+from markdown_it import MarkdownIt
 
 from exporter.artifacts import CheckReport, ComparisonReport, Drift
 from exporter.cli import run
@@ -166,6 +167,8 @@ def test_the_summary_is_a_table_that_foreign_text_does_not_break(
         table = [line for line in github.summary(one).splitlines() if line.startswith("|")]
         assert len(table) == 2 + 4
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {7}
+        read = MarkdownIt("commonmark").enable("table").parse(github.summary(one))
+        assert [token.type for token in read].count("tr_open") == 1 + 4
     text = github.summary(hostile)
     assert "<b>" not in text
     assert "❌ regressed" in text
