@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -19,10 +19,9 @@ from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import Store
 from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.tasks.choosing import TaskChoice
+from exporter.engines.environment import environment
 from exporter.files import sha256_file
-
-if TYPE_CHECKING:
-    from exporter.models.texts import TextSource
+from exporter.models.texts import TextSource
 
 _T = TypeVar("_T")
 _NAME = "comparison.jsonl"
@@ -35,8 +34,6 @@ def open_store(pair: Pair, folder: Path | None) -> Store:
         pair: What times depend on; it need not run yet.
         folder: The output folder; None keeps nothing.
     """
-    from exporter.engines.environment import environment
-
     if folder is None:
         return Store(None)
     machine = environment(threads=pair.options.threads or 0, gpu=pair.on_gpu)

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm
+from exporter.compare.engine_arm import open_engine_pair, open_engine_reference
 from exporter.compare.options import CompareOptions
+from exporter.compare.torch_arm import open_torch_arm
 from exporter.engines.build.engine_set import SUFFIXES, holds_engines_alone
 from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
 from exporter.errors import ComparisonError, UsageError
@@ -109,8 +111,6 @@ def open_pair(
     if onnx is not None and names[0].kind != "engine":
         raise UsageError("--onnx names what engines were built from; these arms are none.")
     if names[0].kind == "engine":
-        from exporter.compare.engine_arm import open_engine_pair
-
         first_path, second_path = (name.path for name in names)
         return open_engine_pair(first_path, second_path, options, threads=threads, onnx=onnx)
     first, second = (_open(name, options, threads=threads) for name in names)
@@ -189,8 +189,6 @@ def _open(
     precision: str | None = None,
 ) -> ComparedArm:
     if name.kind == "engine":
-        from exporter.compare.engine_arm import open_engine_reference
-
         return open_engine_reference(name.path, options, threads=threads)
     if name.kind == "times":
         raise ComparisonError(
@@ -198,8 +196,6 @@ def _open(
             "Compare it with another times: arm.",
         )
     if name.is_torch:
-        from exporter.compare.torch_arm import open_torch_arm
-
         return open_torch_arm(
             name.path,
             compiled=name.kind == "torch-compile",
