@@ -7,7 +7,9 @@ relative to it, a ratio of two ratios, with the interval of both.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
+from dataclasses import replace
 
 from exporter.artifacts import FEWEST_ROUNDS, Check, ComparisonReport, LatencyRow
 from exporter.gate.keys import rows_by_name
@@ -49,67 +51,50 @@ def time_checks(
 
 def _slowdown(row: LatencyRow, before: LatencyRow | None, floor: float) -> CheckedValue:
     if before is None:
-        own, (low, high) = row.speedup.ratio, _interval(row)
-        return _time(
-            row,
+        low, high = _interval(row)
+        return replace(
+            _measured(row, floor=floor),
             before=row.baseline.median_ms,
-            value=1 / own,
+            value=1 / row.speedup.ratio,
             ci95=(1 / high, 1 / low),
-            noise_floor=max(floor, _measured_floor(row)),
-            rounds=row.rounds,
-            note=_note(row),
         )
     if _same_measurement(row, before):
-        return _time(row, before=row.candidate.median_ms, value=1.0, ci95=(1.0, 1.0))
+        exact = _measured(row, floor=0.0)
+        return replace(exact, before=row.candidate.median_ms, noise_floor=0.0, doubt="", note="")
     old, new = before.speedup.ratio, row.speedup.ratio
-    return _time(
-        row,
+    return replace(
+        _measured(row, before, floor=floor),
         before=row.baseline.median_ms / old,
         value=old / new,
         ci95=ratio_interval(old, _interval(before), new, _interval(row)),
-        noise_floor=max(floor, joined_floor(_measured_floor(before), _measured_floor(row))),
-        rounds=min(row.rounds, before.rounds),
-        note=_note(row, before),
-    )
-
-
-def _time(
-    row: LatencyRow,
-    *,
-    before: float,
-    value: float,
-    ci95: tuple[float, float],
-    noise_floor: float = 0.0,
-    rounds: int = FEWEST_ROUNDS,
-    note: str = "",
-) -> CheckedValue:
-    return CheckedValue(
-        "time",
-        short_shape(row),
-        "ms",
-        before=before,
-        after=row.candidate.median_ms,
-        value=value,
-        ci95=ci95,
-        noise_floor=noise_floor,
-        doubt=_TOO_FEW if rounds < FEWEST_ROUNDS else "",
-        note=note,
     )
 
 
 def _speedup(row: LatencyRow, floor: float) -> CheckedValue:
-    return CheckedValue(
-        "speedup",
-        short_shape(row),
-        "ms",
+    return replace(
+        _measured(row, floor=floor),
+        quantity="speedup",
         before=row.baseline.median_ms,
-        after=row.candidate.median_ms,
         value=row.speedup.ratio,
         ci95=_interval(row),
         higher_is_better=True,
-        noise_floor=max(floor, _measured_floor(row)),
-        doubt=_TOO_FEW if row.rounds < FEWEST_ROUNDS else "",
-        note=_note(row),
+    )
+
+
+def _measured(*rows: LatencyRow, floor: float) -> CheckedValue:
+    """The time of the first row's candidate, unchanged so far, and how sure these rows are."""
+    measured_floor = functools.reduce(joined_floor, map(_measured_floor, rows))
+    return CheckedValue(
+        "time",
+        short_shape(rows[0]),
+        "ms",
+        before=None,
+        after=rows[0].candidate.median_ms,
+        value=1.0,
+        ci95=(1.0, 1.0),
+        noise_floor=max(floor, measured_floor),
+        doubt=_TOO_FEW if min(row.rounds for row in rows) < FEWEST_ROUNDS else "",
+        note=_note(*rows),
     )
 
 
