@@ -70,7 +70,7 @@ def _write_plans(folder: Path) -> None:
     here = Path.cwd()
     os.chdir(folder.parent)
     try:
-        asked = ("score", "in/llama", "-o", "in/importance.json", *SCORING, "-q")
+        asked = ("score", "in/llama", "-o", "in/importance.json", *SCORING, "--samples", "16", "-q")
         assert run(asked) == 0
     finally:
         os.chdir(here)

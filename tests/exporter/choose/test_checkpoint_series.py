@@ -240,7 +240,7 @@ def test_folders_have_plain_names_that_differ() -> None:
         (["a", "--checkpoints", "--vary-samples", "4,8"], "over checkpoints or over texts"),
         (["a", "--vary-samples", "4,8", "--samples", "2"], "--samples is one number"),
         (["a", "--vary-calibration", "x", "--calibration", "y"], "--calibration names one text"),
-        (["--checkpoints"], "Say what to score"),
+        (["--checkpoints"], "MODEL"),
         (["o/m", "--revisions", "a"], "a is one revision"),
         (["o/m", "--revisions", "a,b", "--revision", "c"], "for one MODEL of the Hugging Face"),
         ([".", "--revisions", "a,b"], "for one MODEL of the Hugging Face"),
