@@ -14,7 +14,6 @@ from exporter.artifacts import (
     HealedText,
     Healing,
     HealingReport,
-    HealKind,
     PruningPlan,
 )
 from exporter.artifacts.plans.by_score import validate_plan
@@ -84,10 +83,10 @@ def heal(
         UnknownArchitectureError: When it is not known where the model keeps its sublayers.
     """
     options = options or HealOptions()
-    layers, model = loaded.ref.num_layers, loaded.ref.source
-    validate_plan(plan, layers, model=model, allow_all=allow_all)
-    hold_against_model(plan, loaded.ref.sha256, model=model, refits=True, progress=progress)
-    names = named_sublayers(plan.deletions, loaded.ref.num_layers)
+    ref = loaded.ref
+    validate_plan(plan, ref.num_layers, model=ref.source, allow_all=allow_all)
+    hold_against_model(plan, ref.sha256, model=ref.source, refits=True, progress=progress)
+    names = named_sublayers(plan.deletions, ref.num_layers)
     _refuse_rank(options.rank, loaded)
     texts = healing_texts(loaded, options, progress)
     fitting = _Fitting(loaded, texts, names, options, work, progress)
@@ -97,23 +96,13 @@ def heal(
     else:
         held_out = texts.held_out
         fits, found = fitting.alike()
-    healing = judged(
-        loaded,
-        found,
-        held_out,
-        texts.other,
-        asked=options.kind,
-        sources=texts.sources,
-        rank=options.rank,
-        sequential=options.sequential,
-        fits=fits,
-        warnings=_choice_warnings(options, texts),
-        batch_size=options.batch_size,
-        progress=progress,
+    warnings = _choice_warnings(options, texts)
+    healing = measured_healing(
+        loaded, found, (held_out, texts.other), options, texts.sources, fits, warnings, progress
     )
-    parents = {**(made_from or {}), "model": loaded.ref.sha256}
-    parents |= {f"calibration_{i}": ref.sha256 for i, ref in enumerate(texts.sources)}
-    report = HealingReport(model=loaded.ref, healing=healing, made_from=parents)
+    parents = {**(made_from or {}), "model": ref.sha256}
+    parents |= {f"calibration_{i}": text.sha256 for i, text in enumerate(texts.sources)}
+    report = HealingReport(model=ref, healing=healing, made_from=parents)
     figures_from: FiguresFrom = "checked" if _short(options, texts) else "unseen"
     return Healed(_healed_plan(plan, found, healing, figures_from, parents), found, report)
 
@@ -160,19 +149,14 @@ def _healed_plan(
     )
 
 
-def judged(
+def measured_healing(
     loaded: LoadedModel,
     found: Mapping[SublayerRef, BranchReplacement],
-    held_out: CalibrationText,
-    other: CalibrationText | None,
-    *,
-    asked: HealKind,
+    texts: tuple[CalibrationText, CalibrationText | None],
+    options: HealOptions,
     sources: Sequence[CalibrationRef],
-    rank: int | None = None,
-    sequential: bool = False,
     fits: Mapping[SublayerRef, Fit] | None = None,
     warnings: Sequence[str] = (),
-    batch_size: int = 4,
     progress: Progress = QUIET,
 ) -> Healing:
     """Measures what replacements gain in both domains, and warns where the two disagree.
@@ -180,29 +164,26 @@ def judged(
     Args:
         loaded: The model.
         found: What takes each branch's place.
-        held_out: Samples of the calibration's domain that nothing was fitted on.
-        other: Samples of another domain; None where there is none.
-        asked: What was asked for.
+        texts: Samples of the calibration's domain that nothing was fitted on, and of another
+            domain; None where there is none.
+        options: How they were fitted.
         sources: What was fitted on.
-        rank: Of the linear maps.
-        sequential: Whether the fits were made one on the other.
         fits: What is known of the single fits.
         warnings: What else a reader must know.
-        batch_size: Samples in one forward pass.
         progress: Told of every run.
 
     Raises:
         ScoringError: Logits are not finite.
     """
-    measured = _measured(loaded, held_out, other, found, batch_size, progress)
+    measured = _measured(loaded, texts, found, options.batch_size, progress)
     warnings = [*warnings, *warnings_of(measured)]
     for warning in warnings:
         progress.say(f"heal: warning: {warning}")
     branches = [_branch(name, found[name], (fits or {}).get(name)) for name in sorted(found)]
     return Healing(
-        asked=asked,
-        rank=rank,
-        sequential=sequential,
+        asked=options.kind,
+        rank=options.rank,
+        sequential=options.sequential,
         calibration=list(sources),
         branches=branches,
         parameters=sum(branch.parameters for branch in branches),
@@ -293,8 +274,7 @@ class _Fitting:
 
 def _measured(
     loaded: LoadedModel,
-    held_out: CalibrationText,
-    other: CalibrationText | None,
+    texts: tuple[CalibrationText, CalibrationText | None],
     found: Mapping[SublayerRef, BranchReplacement],
     batch_size: int,
     progress: Progress,
@@ -304,15 +284,12 @@ def _measured(
         progress.say("heal: this model predicts no next token, so the gain is not measured here")
         return []
     dropped = dict.fromkeys(found, NOTHING)
-    roles: tuple[tuple[Literal["calibration", "other"], CalibrationText | None], ...] = (
-        ("calibration", held_out),
-        ("other", other),
-    )
+    roles: tuple[Literal["calibration", "other"], ...] = ("calibration", "other")
     return [
         measured_text(
             loaded.model, role, text, dropped, found, batch_size=batch_size, progress=progress
         )
-        for role, text in roles
+        for role, text in zip(roles, texts, strict=True)
         if text is not None
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import CurvePoint, HealingReport, ParetoCurve, PruningPlan, Speedup
@@ -140,7 +140,7 @@ def healing_of(
         batch_size: Samples in one forward pass.
         progress: Told of every run, and warned where the two domains disagree.
     """
-    from exporter.heal.healed import judged
+    from exporter.heal.healed import measured_healing
     from exporter.heal.texts import other_domain
 
     if not any(each.bias is not None or each.maps for each in branch_replacements.values()):
@@ -154,16 +154,12 @@ def healing_of(
         spec=heal.check_text,
         progress=progress,
     )
-    healing = judged(
+    healing = measured_healing(
         loaded,
         branch_replacements,
-        texts.reported,
-        other,
-        asked=heal.kind,
-        sources=[fitted],
-        rank=heal.rank,
-        sequential=True,
-        batch_size=batch_size,
+        (texts.reported, other),
+        replace(heal, sequential=True, batch_size=batch_size),
+        [fitted],
         progress=progress,
     )
     parents = {"model": loaded.ref.sha256, "calibration": fitted.sha256}

@@ -12,8 +12,8 @@ from exporter.choose.selection.options import (
     cut_of_options,
     objective_of,
     options_for,
+    protected_names,
 )
-from exporter.choose.selection.protection import protected_names
 from exporter.choose.selection.search_options import Search, SearchOptions
 
 __all__ = [

@@ -104,17 +104,6 @@ def scored_again(
     Raises:
         PlanError: More is asked for than may go, or a score is not finite.
     """
-    from exporter.models.ablation import branches_replaced
-    from exporter.score import score_on
-
-    def rescored(cut: BranchReplacements, blocks: bool) -> list[Score]:
-        metrics = (report.metric,)
-        with branches_replaced(loaded.model, cut):
-            return score_on(
-                loaded, text, metrics=metrics, batch_size=batch_size, blocks=blocks,
-                progress=progress,
-            ).scores  # fmt: skip
-
     taken: list[Option] = []
     for group, number in groups_of(counts):
         start = cut_of_options(taken)
@@ -123,7 +112,9 @@ def scored_again(
             refuse_number(group, number, len(options), report.model.source)
         with progress.task("iterative search"):
             taken += iterative(
-                partial(rescored, blocks=group == "block"),
+                partial(
+                    _rescored, loaded, text, report.metric, batch_size, group == "block", progress
+                ),
                 options,
                 goal=number,
                 num_layers=report.model.num_layers,
@@ -133,6 +124,25 @@ def scored_again(
                 progress=progress,
             )
     return taken
+
+
+def _rescored(
+    loaded: LoadedModel,
+    text: CalibrationText,
+    metric: str,
+    batch_size: int,
+    blocks: bool,
+    progress: Progress,
+    cut: BranchReplacements,
+) -> list[Score]:
+    from exporter.models.ablation import branches_replaced
+    from exporter.score import score_on
+
+    with branches_replaced(loaded.model, cut):
+        report = score_on(
+            loaded, text, metrics=(metric,), batch_size=batch_size, blocks=blocks, progress=progress
+        )
+    return report.scores
 
 
 Rescore = Callable[[BranchReplacements], Iterable[Score]]

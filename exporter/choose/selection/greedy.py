@@ -77,8 +77,7 @@ def greedy(
         PlanError: When the goal is out of reach; names what is reachable.
         ScoringError: Logits are not finite.
     """
-    begun = dict(start or {})
-    most = most_sublayers(meter.num_layers, allow_all)
+    begun, most = dict(start or {}), most_sublayers(meter.num_layers, allow_all)
     options = [option for option in options if not set(option.names) & set(begun)]
     refuse_unreachable(options, goal, most - len(begun))
     search = _Greedy(meter, options, goal, objective, begun, most)
@@ -92,10 +91,8 @@ def greedy(
         if stop is not None and stop(step):
             break
         steps.append(step)
-        progress.detail(
-            f"search: {step.option}: {objective} {objective_of(step.damage, objective):+.4f}, "
-            f"gain {step.gain:g}"
-        )
+        value = objective_of(step.damage, objective)
+        progress.detail(f"search: {step.option}: {objective} {value:+.4f}, gain {step.gain:g}")
     return steps
 
 
