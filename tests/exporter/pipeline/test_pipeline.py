@@ -289,9 +289,10 @@ def test_an_option_that_can_not_work_fails_before_any_work(
         _walk(_request(checkpoint, tmp_path / "out", compare=options))
     assert not (tmp_path / "out").exists()
     request = _request(tmp_path / "no-model", tmp_path / "out")  # before a model is looked for, too
-    for change in ({"load": replace(request.load, dtype="float8")}, {"choose_dtype": "float8"}):
-        with pytest.raises(DepthcutError, match="dtype float8 is not known"):
-            _walk(replace(request, **change))
+    with pytest.raises(DepthcutError, match="float8"):
+        replace(request.load, dtype="float8")
+    with pytest.raises(DepthcutError, match="float8"):
+        _walk(replace(request, choose_dtype="float8"))
 
 
 def test_tasks_that_are_not_there_fail_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
