@@ -6,11 +6,14 @@ import re
 import types
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import ErrorDetails
+
+from exporter.errors import DepthcutError
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,15 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+comma_list = BeforeValidator(_split)
+"""Reads a tuple from a text with commas."""
+
 Count = Annotated[int, Field(ge=1), BeforeValidator(_no_bool), Written("N")]
 """A whole number from 1 on."""
 Whole = Annotated[int, Field(ge=0), BeforeValidator(_no_bool), Written("N")]
 """A whole number from 0 on."""
+Several = Annotated[int, Field(ge=2), BeforeValidator(_no_bool), Written("N")]
+"""A whole number from 2 on."""
 Seed = Annotated[int, BeforeValidator(_no_bool), Written("N")]
 Lengths = Annotated[tuple[Count, ...], BeforeValidator(_split), Written("N,N", _joined, True)]
 """Token counts: ``128,512``."""
@@ -157,6 +165,27 @@ def _or_none(word: str) -> BeforeValidator:
 
 Threads = Annotated[Count | None, _or_none("auto"), Written("N|auto", none="auto")]
 """CPU threads; None, ``auto``: the fastest, found in a short probe."""
+
+
+def _bits(value: Any) -> Any:
+    return None if value == "none" else {"4": 4, "8": 8}.get(value, value)
+
+
+Bits = Annotated[Literal[4, 8] | None, BeforeValidator(_bits), Written("4|8|none")]
+"""Of some weights; None, ``none``: no own ones."""
+
+
+def parsed(parse: Callable[[str], Any]) -> BeforeValidator:
+    """Reads texts by a function whose errors are ours; other values pass."""
+
+    def read(value: Any) -> Any:
+        try:
+            return parse(value) if isinstance(value, str) else value
+        except DepthcutError as error:
+            raise ValueError(str(error)) from error
+
+    return BeforeValidator(read)
+
 
 _AMOUNT = re.compile(r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?)\s*(?P<percent>%)?", re.I)
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<prefix>[KMGT])?(?P<binary>i)?B?", re.I)
@@ -205,7 +234,7 @@ def size(text: Any) -> Any:
     if told is None:
         raise ValueError("write a size as 8GB, 500MB or 2GiB")
     base = 1024 if told["binary"] else 1000
-    return int(float(told["number"]) * base ** " KMGT".index((told["prefix"] or " ").upper()))
+    return int(Fraction(told["number"]) * base ** " KMGT".index((told["prefix"] or " ").upper()))
 
 
 def _seconds(text: Any) -> Any:
@@ -235,16 +264,26 @@ def _generations(text: Any) -> Any:
     return tuple((int(told[1]), int(told[2])) for told in found if told is not None)
 
 
+PositiveNumber = Annotated[
+    float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_no_bool), Written("X")
+]
+"""A number above 0."""
 Amount = Annotated[float, BeforeValidator(amount), Written("NUMBER")]
 """A number, or percent: ``1.1`` or ``110%``."""
 Share = Annotated[float, BeforeValidator(share), Written("SHARE")]
 """A share: ``3%`` or ``0.03``, and no ``3``."""
+OpenShare = Annotated[float, Field(gt=0, lt=1), BeforeValidator(share), Written("SHARE")]
+"""A share between 0 and 1, without the two."""
 Size = Annotated[int, Field(ge=0), BeforeValidator(size), Written("SIZE")]
 """Bytes: ``8GB``, ``2GiB``."""
 Duration = Annotated[
     float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds), Written("TIME")
 ]
 """Seconds: ``60s``, ``2m``."""
+DurationOrZero = Annotated[
+    float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_seconds), Written("TIME")
+]
+"""The same, or 0."""
 Tokens = Annotated[int, Field(ge=1), BeforeValidator(_tokens), Written("TOKENS")]
 """A number of tokens: ``32k``."""
 Generations = Annotated[

@@ -24,8 +24,9 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs
 
 from exporter.errors import OptionError
 from exporter.option_types import Written, bare_type, frozen, marks_of, mistake
@@ -51,6 +52,7 @@ class Look:
 
     Attributes:
         help: What it is for; the first words of a sentence.
+        brief: The same in a few words, for a help that is to be short; empty: its first sentence.
         names: As on the command line; the first long one is also its key in a YAML file.
         section: The heading that it stands under.
         rare: Whether only ``--help-all`` shows it.
@@ -72,6 +74,7 @@ class Look:
     bare: str | None = None
     argument: bool = False
     required: bool = False
+    brief: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Part:
 
     Attributes:
         switch: The option without which there is no such part; None: there always is.
+        off: The word for which there is none, either.
+        optional: Whether there is no such part where none of its options is given.
         without: Options of it that can't be set here.
         shared: Options of it that have the value of those of the same name here.
         config_only: Options of it that are keys of configuration files alone, here.
@@ -88,6 +93,8 @@ class Part:
     """
 
     switch: str | None = None
+    off: str | None = None
+    optional: bool = False
     without: Collection[str] = ()
     shared: Collection[str] = ()
     config_only: Collection[str] = ()
@@ -123,7 +130,7 @@ def argument(metavar: str, **default: Any) -> Any:
 def part(default: Any = dataclasses.MISSING, **how: Any) -> Any:
     """A field that holds the options of another stage; see :class:`Part`."""
     look = Part(**how)
-    if default is dataclasses.MISSING and look.switch is not None:
+    if default is dataclasses.MISSING and (look.switch is not None or look.optional):
         default = None
     return dataclasses.field(default=default, metadata={_LOOK: look})
 
@@ -193,6 +200,13 @@ def alone(name: str, *others: str, message: str) -> Rule:
     return Alone((name, *others), lambda told: is_given(told, name), message, "Leave it away.")
 
 
+def value_at(told: Any, name: str) -> Any:
+    """A field, or one of a part; None where there is no such part."""
+    for attribute in name.split("."):
+        told = None if told is None else getattr(told, attribute)
+    return told
+
+
 def is_given(told: Any, name: str) -> bool:
     """Whether a field, or one of a part, is other than where nothing is said."""
     head, _, rest = name.partition(".")
@@ -203,11 +217,28 @@ def is_given(told: Any, name: str) -> bool:
     return bool(value != default)
 
 
-@dataclass(frozen=True)
+class _BrokenRuleError(ValueError):
+    """What pydantic takes for a mistake, so that objects within others tell their place."""
+
+    def __init__(self, told: OptionError) -> None:
+        super().__init__(str(told))
+        self.told = told
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Options:
     """The base of all options: what is wrong is an OptionError with the options' names."""
 
     rules: ClassVar[Sequence[Rule]] = ()
+
+    @model_validator(mode="after")
+    def _holds_rules(self) -> Self:
+        try:
+            for rule in self.rules:
+                rule.check(self)
+        except OptionError as error:
+            raise _BrokenRuleError(error) from error
+        return self
 
     @model_validator(mode="wrap")
     @classmethod
@@ -215,7 +246,12 @@ class Options:
         try:
             return handler(data)
         except ValidationError as error:
+            if not isinstance(data, ArgsKwargs):  # within another object, which tells the place
+                raise
             found = error.errors(include_url=False)[0]
+            broken = found.get("ctx", {}).get("error")
+            if isinstance(broken, _BrokenRuleError):
+                raise broken.told from None
             place = found["loc"][0] if found["loc"] else ""
             own = [field.name for field in dataclasses.fields(cls)]
             name = own[place] if isinstance(place, int) else place  # a value without a name
@@ -223,11 +259,10 @@ class Options:
             word = flag(keys[0]) if keys else name
             raise OptionError(f"{word}: {mistake(found)}.", "", keys) from None
 
-    @model_validator(mode="after")
-    def _holds_rules(self) -> Self:
-        for rule in self.rules:
-            rule.check(self)
-        return self
+    @classmethod
+    def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Values by their keys with what follows from them; for :func:`build`."""
+        return told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +275,7 @@ class Leaf:
         type: Of its value.
         default: Where nothing is said; ``dataclasses.MISSING`` for a required one.
         look: How it is shown.
+        off: Its value where the part is not there that it is the switch of.
     """
 
     path: tuple[str, ...]
@@ -247,6 +283,7 @@ class Leaf:
     type: Any
     default: Any
     look: Look
+    off: str | None = None
 
     @property
     def written(self) -> Written:
@@ -370,8 +407,18 @@ def _leaves(schema: type[Options]) -> Iterator[Leaf]:
                 name = leaf.path[-1]
                 if name not in look.without and name not in look.shared:
                     path, shown = (field.name, *leaf.path), look.shows(leaf.look, name)
-                    default = None if name == look.switch else leaf.default
-                    yield dataclasses.replace(leaf, path=path, default=default, look=shown)
+                    leaf = dataclasses.replace(leaf, path=path, look=shown)
+                    yield leaf if look.switch is None else _switched(leaf, look)
+
+
+def _switched(leaf: Leaf, look: Part) -> Leaf:
+    """An option of a part that there may not be."""
+    default = None if leaf.default is dataclasses.MISSING else leaf.default
+    shown = dataclasses.replace(leaf.look, required=False)
+    if leaf.path[-1] != look.switch:
+        return dataclasses.replace(leaf, default=default, look=shown)
+    kind = leaf.type if look.off is None else Literal[(look.off, *leaf.choices)]
+    return dataclasses.replace(leaf, type=kind, default=None, look=shown, off=look.off)
 
 
 def build(schema: type[_S], told: Mapping[str, Any]) -> _S:
@@ -384,7 +431,7 @@ def build(schema: type[_S], told: Mapping[str, Any]) -> _S:
     Raises:
         OptionError: A rule is broken, or something is said of a part that nobody asked for.
     """
-    values: dict[str, Any] = {}
+    told, values = schema.settle(told), dict[str, Any]()
     for field in dataclasses.fields(schema):
         look = field.metadata.get(_LOOK)
         if isinstance(look, Look):
@@ -398,14 +445,16 @@ def build(schema: type[_S], told: Mapping[str, Any]) -> _S:
 
 def _built_part(schema: type[Options], look: Part, told: Mapping[str, Any]) -> Options | None:
     own = {leaf.key: leaf for leaf in leaves(schema) if leaf.path[-1] not in look.without}
-    if look.switch is not None and told.get(switch := _key_at(schema, look.switch)) is None:
+    asked = told.get(switch := _key_at(schema, look.switch)) if look.switch is not None else True
+    if asked is None or asked == look.off:
         for key, leaf in own.items():
             mine = key != switch and leaf.path[-1] not in look.shared
             if mine and key in told and told[key] != leaf.default:
                 words = f"{flag(key)} is for {flag(switch)}."
                 raise OptionError(words, "Give both, or neither.", [key, switch])
         return None
-    return build(schema, {key: told[key] for key in own if key in told})
+    made = build(schema, {key: told[key] for key in own if key in told})
+    return None if look.optional and made == schema() else made
 
 
 def values_of(told: Options) -> dict[str, Any]:
@@ -438,7 +487,7 @@ def words_of(told: Options, keys: Collection[str]) -> list[str]:
 def _value_at(told: Any, leaf: Leaf) -> Any:
     for name in leaf.path:
         if told is None:
-            return None if leaf.default is dataclasses.MISSING else leaf.default
+            return leaf.off or (None if leaf.default is dataclasses.MISSING else leaf.default)
         told = getattr(told, name)
     return told
 

@@ -49,7 +49,7 @@ def select(
     if sites and len(sites) == len(findings.sites) and not allow_all:
         raise SurgeryError(
             "Deleting every sublayer of the graph would leave no model.",
-            "Keep at least one; --force deletes them all the same.",
+            "Keep at least one; --allow-empty deletes them all the same.",
         )
     return sites
 

@@ -3,100 +3,70 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated
 
-import click
-
+from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
-from exporter.cli.engine_options import (
-    backend_option,
-    building_options,
-    capabilities,
-    names,
-    shape_options,
-)
-from exporter.cli.options import ANY_PATH, ONNX_FILE, json_option, verbosity_options
-from exporter.cli.sections import Count, SectionedCommand
+from exporter.engines.build.build import build_engines
+from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.profiles import SHAPES, Ranges
+from exporter.engines.build.settings import ENGINES, BuildSettings, EngineOption
+from exporter.engines.build.sidecar import EngineRecord, built_for
+from exporter.option_types import Count, Names, OnnxFile, OutputPath, Written
+from exporter.options import Options, argument, dataclass, option, part, required
 
-if TYPE_CHECKING:
-    from exporter.engines.build.libraries import Backend
-    from exporter.engines.build.settings import Compatibility
-    from exporter.engines.build.sidecar import EngineRecord
+_Phases = Annotated[Names, Written("PHASE,PHASE", ",".join, True)]
 
 
-@click.command(cls=SectionedCommand, short_help="Build an engine from an ONNX file.")
-@click.argument("model", type=ONNX_FILE)
-@click.option(
-    "-o", "--output", type=ANY_PATH, required=True,
-    help="The engine's file, or a folder, where it is named after what it is.",
-)  # fmt: skip
-@click.option(
-    "--builds", type=Count(), default=1, show_default=True, metavar="N",
-    help="So many of each engine, -b1, -b2 and so on: builds may differ.",
-)  # fmt: skip
-@backend_option
-@shape_options
-@building_options
-@json_option
-@verbosity_options
-@click.pass_obj
-def build(
-    progress: ConsoleProgress,
-    /,
-    model: Path,
-    output: Path,
-    *,
-    builds: int,
-    backend: Backend,
-    phases: str | None,
-    split: bool,
-    batch: str | None,
-    prompt: str | None,
-    context: str | None,
-    dims: tuple[str, ...],
-    compute_capabilities: str | None,
-    optimization_level: int | None,
-    workspace: int | None,
-    timing_cache: Path | None,
-    hardware_compatibility: Compatibility,
-    version_compatible: bool,
-    strip_weights: bool,
-    refittable: bool,
-    detailed: bool,
-    tf32: bool,
-    as_json: bool,
-) -> None:
-    """Build an engine from MODEL, an ONNX file or a folder with one, with a record beside it."""
-    from exporter.engines.build.build import build_engines
-    from exporter.engines.build.profiles import read_ranges
-    from exporter.engines.build.settings import BuildSettings
+@dataclass(frozen=True, kw_only=True)
+class BuildCall(Options):
+    """What `depthcut build` is asked to do."""
 
-    settings = BuildSettings(
-        compute_capabilities=capabilities(compute_capabilities),
-        optimization_level=optimization_level,
-        workspace_bytes=workspace,
-        hardware_compatibility=hardware_compatibility,
-        version_compatible=version_compatible,
-        strip_weights=strip_weights,
-        refittable=refittable,
-        detailed=detailed,
-        tf32=tf32,
+    model: OnnxFile = argument("MODEL")
+    output: OutputPath = required(
+        "The engine's file, or a folder, where it is named after what it is.", "-o", "--output"
     )
+    library: EngineOption = part(EngineOption())
+    builds: Count = option(
+        1, "So many of each engine, -b1, -b2 and so on: builds may differ.", section=ENGINES
+    )
+    phases: _Phases = option(
+        (),
+        "prefill, decode, encode.",
+        "--profile",
+        usual="prefill,decode with a cache, else encode",
+        section=SHAPES,
+    )
+    split: bool = option(
+        False, "One engine for each profile, instead of one for all.", section=SHAPES
+    )
+    ranges: Ranges = part(Ranges())
+    settings: BuildSettings = part(BuildSettings())
+    timing_cache: OutputPath | None = option(
+        None,
+        "TensorRT: remembers timed tactics; the same cache gives like engines.",
+        section=ENGINES,
+        rare=True,
+    )
+
+
+@command(BuildCall)
+def build(call: BuildCall, progress: ConsoleProgress) -> None:
+    """Build an engine from MODEL, an ONNX file or a folder with one, with a record beside it."""
     built = build_engines(
-        model,
-        output,
-        phases=names(phases) if phases else None,
-        split=split,
-        builds=builds,
-        ranges=read_ranges(batch=batch, prompt=prompt, context=context, dims=dims),
-        backend=backend,
-        settings=settings,
-        timing_cache=timing_cache,
+        call.model,
+        call.output,
+        phases=call.phases or None,
+        split=call.split,
+        builds=call.builds,
+        ranges=call.ranges,
+        backend=call.library.engine,
+        settings=call.settings,
+        timing_cache=call.timing_cache,
         progress=progress,
     )
-    if as_json:
-        echo_json(_json([record for _, record in built], split or builds > 1))
+    if progress.as_json:
+        echo_json(_json([record for _, record in built], call.split or call.builds > 1))
         return
     for path, record in built:
         echo(_line(record), path)
@@ -109,9 +79,6 @@ def _json(records: list[EngineRecord], several: bool) -> str:
 
 
 def _line(record: EngineRecord) -> str:
-    from exporter.engines.build.driver import ask_driver
-    from exporter.engines.build.sidecar import built_for
-
     phases = " and ".join(entry.phase for entry in record.profiles)
     problem = ask_driver().problem
     return (

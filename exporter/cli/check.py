@@ -3,38 +3,69 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-import click
-
-from exporter.cli.check_options import judging, limit_options, output_options
-from exporter.cli.console import ConsoleProgress
-from exporter.cli.options import ANY_PATH, EXISTING_FILE, json_option, verbosity_options
-from exporter.cli.sections import SectionedCommand
-
-if TYPE_CHECKING:
-    from exporter.artifacts import CheckReport
-    from exporter.gate import CheckRequest
+from exporter.artifacts import CheckReport, ComparisonReport
+from exporter.cli.command import command
+from exporter.cli.console import ConsoleProgress, echo, echo_command, echo_json
+from exporter.cli.remeasure import remeasuring
+from exporter.cli.results import print_rows
+from exporter.files import refuse_overwriting, write_text
+from exporter.gate import run_check
+from exporter.gate.request import VERDICTS, CheckRequest
+from exporter.option_types import OutputPath
+from exporter.options import Options, dataclass, option, part
+from exporter.report.checks import check_grid, conclusion, reasons
+from exporter.report.ci import FORMATS, Checked, CiFormat, write_ci_file
+from exporter.report.ci.github import annotation_lines, summary
 
 PASSED, REGRESSED, INCONCLUSIVE = 0, 1, 3
+_OUTPUTS = "Outputs"
 
 
-@click.command(cls=SectionedCommand, short_help="Hold a report against limits: a gate for CI.")
-@click.argument("report", type=EXISTING_FILE)
-@judging(
-    "--baseline", type=ANY_PATH,
-    help="An earlier report, a file with several, or a folder. Without it the candidate is held "
-    "against its own unpruned arm.",
-)  # fmt: skip
-@limit_options
-@output_options
-@json_option
-@verbosity_options
-@click.pass_obj
-def check(
-    progress: ConsoleProgress, /, report: Path, baseline: Path | None, as_json: bool, **options: Any
-) -> None:
+def _ci_option(form: CiFormat) -> Any:
+    metavar = "FOLDER" if form.is_folder else "FILE"
+    rare = form is not FORMATS[0]
+    return option(None, form.help, metavar=metavar, section=_OUTPUTS, rare=rare)
+
+
+_CiFiles = dataclass(frozen=True)(
+    type(
+        "_CiFiles",
+        (Options,),
+        {
+            "__annotations__": {each.name: OutputPath | None for each in FORMATS},
+            **{each.name: _ci_option(each) for each in FORMATS},
+        },
+    )
+)
+"""Where each format's file goes, as the registry has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckCall(Options):
+    """What `depthcut check` is asked to do."""
+
+    request: CheckRequest = part()
+    inconclusive: Literal["pass", "fail", "3"] = option(
+        "3", "What not knowing counts as: exit code 0, 1 or 3.", section=VERDICTS
+    )
+    output: OutputPath | None = option(
+        None, "The whole check as JSON.", "-o", "--output", section=_OUTPUTS
+    )
+    files: _CiFiles = part(_CiFiles())  # type: ignore[valid-type]
+    github: bool | None = option(
+        None,
+        "Annotations and a step summary.",
+        usual="on where GITHUB_ACTIONS is true",
+        section=_OUTPUTS,
+    )
+
+
+@command(CheckCall)
+def check(call: CheckCall, progress: ConsoleProgress) -> int:
     """Hold REPORT, a report.json, against limits: has the candidate become slower, worse, larger?
 
     Against a baseline without limits: at most 3 % more time, 1 % more perplexity, size and memory.
@@ -42,40 +73,70 @@ def check(
     Exit code 0 when all limits hold, 1 for a regression, 3 when the measurement can't tell, 2 for
     everything else.
     """
-    from exporter.cli.check_results import print_check, refuse_outputs, write_outputs
-    from exporter.cli.remeasure import remeasuring
-    from exporter.gate import run_check
-
-    request = _request(report, baseline, options)
-    refuse_outputs(request, options)
+    _refuse_outputs(call)
+    commit = call.request.commit or os.environ.get("GITHUB_SHA") or os.environ.get("CI_COMMIT_SHA")
+    request = replace(call.request, commit=commit)
     found, measured = run_check(request, lambda report: remeasuring(report, progress))
-    write_outputs(found, measured, options)
-    print_check(found, as_json=as_json, on_github=options["github"], options=options)
-    click.get_current_context().exit(_exit_code(found, request, options["inconclusive"]))
+    _write_outputs(call, found, measured)
+    if progress.as_json:
+        echo_json(found.to_json())
+    else:
+        _print_table(found)
+    if call.github or (call.github is None and os.environ.get("GITHUB_ACTIONS") == "true"):
+        _tell_github(found, fails=call.inconclusive == "fail", on_stderr=progress.as_json)
+    return _exit_code(call, found)
 
 
-def _request(report: Path, baseline: Path | None, options: dict[str, Any]) -> CheckRequest:
-    from dataclasses import fields
-
-    from exporter.gate import CheckRequest, Limits
-
-    names = [field.name for field in fields(Limits)]
-    given = {name: options[name] for name in names if options[name] is not None}
-    return CheckRequest(
-        report=report,
-        baseline=baseline,
-        limits=Limits(**given),
-        allow=options["allow"],
-        update_baseline=options["update_baseline"],
-        confirm=options["confirm"],
-        history=options["history"],
-        commit=options["commit"] or os.environ.get("GITHUB_SHA") or os.environ.get("CI_COMMIT_SHA"),
-    )
-
-
-def _exit_code(found: CheckReport, request: CheckRequest, inconclusive: str) -> int:
-    if request.update_baseline:
+def _exit_code(call: CheckCall, found: CheckReport) -> int:
+    if call.request.update_baseline:
         return PASSED
     if found.verdict == "inconclusive":
-        return {"pass": PASSED, "fail": REGRESSED, "3": INCONCLUSIVE}[inconclusive]
+        return {"pass": PASSED, "fail": REGRESSED, "3": INCONCLUSIVE}[call.inconclusive]
     return REGRESSED if found.verdict == "regressed" else PASSED
+
+
+def _refuse_outputs(call: CheckCall) -> None:
+    """Keeps what is written from taking the place of what is read.
+
+    Raises:
+        UsageError: An output is the report or belongs to the baseline.
+    """
+    request = call.request
+    read = [request.report, *([request.baseline] if request.baseline else [])]
+    files = [getattr(call.files, each.name) for each in FORMATS if not each.is_folder]
+    for path in filter(None, [call.output, *files]):
+        refuse_overwriting(path, read)
+    if request.history is not None:  # may lie in the baseline's folder, as no report
+        refuse_overwriting(request.history, [path for path in read if path.is_file()])
+    if request.update_baseline and request.baseline is not None and request.baseline.is_file():
+        refuse_overwriting(request.baseline, [request.report])
+
+
+def _write_outputs(call: CheckCall, found: CheckReport, report: ComparisonReport) -> None:
+    """Writes each file that was asked for."""
+    if call.output is not None:
+        write_text(call.output, found.to_json())
+    checked = Checked(found, report, inconclusive_fails=call.inconclusive == "fail")
+    for each in FORMATS:
+        if (path := getattr(call.files, each.name)) is not None:
+            write_ci_file(each.name, path, checked)
+
+
+def _print_table(found: CheckReport) -> None:
+    grid = check_grid(found)
+    if found.checks:
+        print_rows(grid.header, grid.rows)
+        echo()
+    for line in reasons(found):
+        echo(line)
+    if found.checks:
+        echo(conclusion(found))
+
+
+def _tell_github(found: CheckReport, *, fails: bool, on_stderr: bool) -> None:
+    for line in annotation_lines(found, inconclusive_fails=fails):
+        echo_command(line, err=on_stderr)
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(summary(found))

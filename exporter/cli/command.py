@@ -7,7 +7,10 @@ the command line wins. ``--show-config`` prints what would be run, as such a fil
 from __future__ import annotations
 
 import difflib
+import functools
+import gc
 import os
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,6 +26,7 @@ from exporter.options import (
     Leaf,
     Options,
     build,
+    flag,
     leaves,
     plain_values,
     running_command,
@@ -33,6 +37,8 @@ from graph_passes.files.placing import finish_interrupted
 _S = TypeVar("_S", bound=Options)
 Run = Callable[[_S, ConsoleProgress], int | None]
 _ALL, _SHOW, _CONFIG = "help_all", "show_config", "config"
+_NEW_OBJECTS = 1_000_000
+_MOST_LINES, _FEW, _FIRST_COLUMN = 60, 3, 36
 _IN_FILES = "Only in a --config file"
 
 
@@ -51,6 +57,24 @@ def command(
         return SchemaCommand(name or run.__name__, schema, run, json=json)
 
     return made
+
+
+def collecting_rarely(run: Run[_S]) -> Run[_S]:
+    """For commands that work on a graph: a million objects, of which hardly any is garbage.
+
+    Python looks for garbage after every 700 new ones, which took a sixth of such a command's time.
+    """
+
+    @functools.wraps(run)
+    def collected(call: _S, progress: ConsoleProgress) -> int | None:
+        before = gc.get_threshold()
+        gc.set_threshold(_NEW_OBJECTS, *before[1:])
+        try:
+            return run(call, progress)
+        finally:
+            gc.set_threshold(*before)
+
+    return collected
 
 
 class SchemaCommand(click.Command, Generic[_S]):
@@ -168,18 +192,71 @@ class SchemaCommand(click.Command, Generic[_S]):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options of each heading, in the order in which the headings come first."""
         every = bool(ctx.meta.get(_ALL))
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for key, leaf in self.leaves.items():
-            look = leaf.look
-            if look.config_only and every:
-                sections.setdefault(_IN_FILES, []).append((f"{key}:", _help(leaf)))
-            elif not look.argument and not look.config_only and (every or not look.rare):
-                record = self._made[key].get_help_record(ctx)
-                sections.setdefault(look.section, []).extend([record] if record else [])
+        shown = [leaf for leaf in self.leaves.values() if _is_shown(leaf, every=every)]
         general = [param.get_help_record(ctx) for param in self.get_params(ctx)[len(self.params) :]]
-        for title, records in {**sections, "General": list(filter(None, general))}.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
+        whole = {
+            **_by_section(shown, lambda leaf: self._record(leaf, ctx)),
+            "General": list(filter(None, general)),
+        }
+        lines = _lines(whole, formatter)
+        if not every and lines + len(formatter.getvalue().splitlines()) > _MOST_LINES:
+            briefly = {**_folded(shown, formatter.width), "General": whole["General"]}
+            _write(briefly, formatter)
+        else:
+            _write(whole, formatter)
+
+    def _record(self, leaf: Leaf, ctx: click.Context) -> tuple[str, str]:
+        record = self._made[leaf.key].get_help_record(ctx)
+        return (f"{leaf.key}:", _help(leaf)) if leaf.look.config_only or not record else record
+
+
+_Sections = dict[str, list[tuple[str, str]]]
+
+
+def _is_shown(leaf: Leaf, *, every: bool) -> bool:
+    look = leaf.look
+    return not look.argument and (every or not (look.rare or look.config_only))
+
+
+def _by_section(shown: list[Leaf], record: Callable[[Leaf], tuple[str, str]]) -> _Sections:
+    sections: _Sections = {}
+    for leaf in sorted(shown, key=lambda leaf: leaf.look.config_only):
+        title = _IN_FILES if leaf.look.config_only else leaf.look.section
+        sections.setdefault(title, []).append(record(leaf))
+    return sections
+
+
+def _folded(shown: list[Leaf], width: int) -> _Sections:
+    """A line for each option; what stands nearly alone under a heading stands under the first."""
+    sections = _by_section(shown, lambda leaf: _brief(leaf, width - _FIRST_COLUMN))
+    first, *others = sections
+    for title in others:
+        if len(sections[title]) < _FEW:
+            sections[first] += sections.pop(title)
+    return sections
+
+
+def _brief(leaf: Leaf, width: int) -> tuple[str, str]:
+    words = leaf.look.brief or leaf.look.help.partition(". ")[0].partition("; ")[0]
+    if not leaf.look.brief and leaf.choices and not leaf.look.metavar:
+        words = f"{words.partition(': ')[0].rstrip('.')}: {', '.join(map(str, leaf.choices))}"
+    value = "" if leaf.is_flag else f" {leaf.look.metavar or leaf.written.metavar or 'NAME'}"
+    short = [name for name in leaf.names if len(name) == len("-o")]
+    told = textwrap.shorten(words.rstrip("."), width, placeholder="...")
+    return ", ".join([*short, flag(leaf.key)]) + value, told
+
+
+def _write(sections: _Sections, formatter: click.HelpFormatter) -> None:
+    for title, records in sections.items():
+        with formatter.section(title):
+            formatter.write_dl(records)
+
+
+def _lines(sections: _Sections, formatter: click.HelpFormatter) -> int:
+    """How many it takes to write them."""
+    tried = click.HelpFormatter(width=formatter.width)
+    _write(sections, tried)
+    return len(tried.getvalue().splitlines())
 
 
 def _general(*, json: bool) -> list[click.Option]:

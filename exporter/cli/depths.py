@@ -3,137 +3,117 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import click
-
+from exporter.artifacts import ImportanceReport, Way
+from exporter.choose.selection.search_options import DROPPING
+from exporter.choose.studies.depths import WAYS, DepthOptions, measure_depths
+from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.metric_options import METRIC_NAMES
-from exporter.cli.options import (
-    ANY_FILE,
-    EXISTING_FILE,
+from exporter.cli.study_results import print_study
+from exporter.compare.options import ACCURACY, TaskOptions
+from exporter.compare.tasks.choosing import TaskChoice
+from exporter.files import refuse_overwriting, sha256_file
+from exporter.models.loading.model_source import load_model
+from exporter.models.loading.options import SourceOptions
+from exporter.option_types import (
+    Count,
+    InputFile,
     Lengths,
-    accuracy,
-    dropping,
-    json_option,
-    model_options,
-    scoring,
-    verbosity_options,
+    OutputFile,
+    Several,
+    Written,
+    comma_list,
 )
-from exporter.cli.quality_options import Names, task_options
-from exporter.cli.sections import Count, SectionedCommand
+from exporter.options import Options, Rule, argument, dataclass, option, part, required
+from exporter.report.files import study_files, write_depths
+from exporter.score.options import SCORING, MetricName
+from graph_passes.files.placing import working
 
-_WAYS = ("attention", "mlp", "block", "joint")
+_Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, listed=True)]
 
 
-@click.command(
-    cls=SectionedCommand, short_help="Drop in four ways at several depths; one table of the cost."
-)
-@click.argument("model")
-@click.option(
-    "--importance", type=EXISTING_FILE, required=True, help="The importance.json of MODEL."
-)
-@click.option(
-    "-o", "--output", type=ANY_FILE, default=Path("depths.json"), show_default=True,
-    help="The data; tables and a page with plots stand beside it as .md and .html.",
-)  # fmt: skip
-@dropping(
-    "-n", "--numbers", type=Lengths(), default=(4, 8, 12), show_default=True,
-    help="How many to drop.",
-)  # fmt: skip
-@dropping(
-    "--ways", type=Names(), default=_WAYS, show_default=True,
-    help="What is dropped: attentions, MLPs, blocks, or attentions and MLPs ranked together.",
-)  # fmt: skip
-@scoring(
-    "--metric", type=click.Choice(METRIC_NAMES), metavar="NAME",
-    help="Which of the scores' metrics decides. [its first]",
-)  # fmt: skip
-@accuracy(
-    "--eval-text", metavar="SOURCE", default="pydoc", show_default=True,
-    help="Held-out text: a text or JSONL file, hf:DATASET or pydoc.",
-)  # fmt: skip
-@accuracy(
-    "--eval-tokens", type=Count(2), default=8192, show_default=True,
-    help="Tokens for perplexity and KL divergence.",
-)  # fmt: skip
-@accuracy(
-    "--sequence-length", type=Count(2), default=512, show_default=True, help="Tokens in a sample."
-)
-@accuracy(
-    "--batch-size", type=Count(), default=4, show_default=True,
-    help="Samples in one forward pass.",
-)  # fmt: skip
-@task_options()
-@model_options
-@json_option
-@verbosity_options
-@click.pass_obj
-def depths(
-    progress: ConsoleProgress,
-    /,
-    model: str,
-    importance: Path,
-    output: Path,
-    *,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DepthsCall(Options):
+    """What `depthcut depths` is asked to do."""
+
+    model: str = argument("MODEL")
+    importance: InputFile = required("The importance.json of MODEL.")
+    output: OutputFile = option(
+        Path("depths.json"),
+        "The data; tables and a page with plots stand beside it as .md and .html.",
+        "-o",
+        "--output",
+    )
+    numbers: Lengths = option((4, 8, 12), "How many to drop.", "-n", "--numbers", section=DROPPING)
+    ways: _Ways = option(
+        WAYS,
+        "What is dropped: attention, mlp, block, or joint: attentions and MLPs ranked together.",
+        section=DROPPING,
+    )
+    metric: MetricName | None = option(
+        None,
+        "Which of IMPORTANCE's metrics decides.",
+        metavar="NAME",
+        usual="its first",
+        section=SCORING,
+    )
+    eval_text: str = option(
+        "pydoc",
+        "Held-out text: a text or JSONL file, hf:DATASET or pydoc.",
+        metavar="SOURCE",
+        section=ACCURACY,
+    )
+    eval_tokens: Several = option(
+        8192, "Tokens for perplexity and KL divergence.", section=ACCURACY
+    )
+    eval_sequence_length: Several = option(
+        512, "Tokens in a sample of the held-out text.", section=ACCURACY, config_only=True
+    )
+    batch_size: Count = option(
+        4, "Samples in one forward pass.", section=ACCURACY, config_only=True
+    )
+    tasks: TaskOptions = part(TaskOptions())
+    load: SourceOptions = part(SourceOptions(), without=("dtype",))
+    rules = (
+        Rule(("numbers",), lambda told: not told.numbers, "{0} names none.", "Such as 4,8,12."),
+    )
+
+
+@command(DepthsCall)
+def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
     """Drop attentions, MLPs, blocks, or both jointly at several numbers, and measure the cost.
 
     MODEL runs in PyTorch with the branches left out; nothing is exported. One table has perplexity
     and KL divergence of every cut on held-out text, with intervals. What an interrupted call has
     measured is used when the same command is run again.
     """
-    from exporter.artifacts import ImportanceReport
-    from exporter.choose.studies.depths import measure_depths
-    from exporter.cli.requests import source_options
-    from exporter.cli.study_results import print_study
-    from exporter.files import refuse_overwriting, sha256_file
-    from exporter.models.loading.model_source import load_model
-    from exporter.report.files import study_files, write_depths
-    from graph_passes.files.placing import working
-
-    for path in study_files(output):
-        refuse_overwriting(path, [importance, *map(Path, (model, options["eval_text"]))])
-    wanted = _depth_options(options)
-    report = ImportanceReport.read(importance).of_metric(options["metric"])
-    with working(output) as kept:
-        with progress.task(f"load {model}"):
-            loaded = load_model(model, **vars(source_options(options)))
+    for path in study_files(call.output):
+        refuse_overwriting(path, [call.importance, *map(Path, (call.model, call.eval_text))])
+    report = ImportanceReport.read(call.importance).of_metric(call.metric)
+    with working(call.output) as kept:
+        with progress.task(f"load {call.model}"):
+            loaded = load_model(call.model, **vars(call.load))
         found = measure_depths(
             loaded,
             report,
-            wanted,
-            importance_sha256=sha256_file(importance),
+            _wanted(call),
+            importance_sha256=sha256_file(call.importance),
             kept=kept,
             progress=progress,
         )
-        write_depths(found, output)
-    print_study(found, output, as_json=as_json)
+        write_depths(found, call.output)
+    print_study(found, call.output, as_json=progress.as_json)
 
 
-def _depth_options(options: dict[str, Any]) -> Any:
-    from exporter.choose.studies.depths import DepthOptions
-    from exporter.compare.tasks.choosing import TaskChoice
-    from exporter.errors import UsageError
-
-    unknown = [way for way in options["ways"] if way not in _WAYS]
-    if unknown:
-        raise UsageError(
-            f"There is no way {unknown[0]!r} of dropping.", f"Ways: {', '.join(_WAYS)}."
-        )
-    if not options["numbers"]:
-        raise UsageError("No number is named.", "Ask for some: -n 4,8,12.")
-    if not options["tasks"] and (options["task_data"] or options["task_limit"]):
-        raise UsageError("No task is named.", "Name some with --tasks.")
-    tasks = TaskChoice(options["tasks"], options["task_data"], options["task_limit"])
+def _wanted(call: DepthsCall) -> DepthOptions:
+    tasks = TaskChoice(call.tasks.tasks, call.tasks.task_data, call.tasks.task_limit)
     return DepthOptions(
-        numbers=options["numbers"],
-        ways=options["ways"],
-        text=options["eval_text"],
-        tokens=options["eval_tokens"],
-        sequence_length=options["sequence_length"],
-        batch_size=options["batch_size"],
+        numbers=call.numbers,
+        ways=call.ways,
+        text=call.eval_text,
+        tokens=call.eval_tokens,
+        sequence_length=call.eval_sequence_length,
+        batch_size=call.batch_size,
         tasks=tasks if tasks.names else None,
     )

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-import click
-
-from exporter.cli.console import echo, echo_json
-from exporter.cli.options import ONNX_FILE, json_option, verbosity_options
-
-if TYPE_CHECKING:
-    from graph_passes.types import Refusal, ResidualSite
+from exporter.cli.command import command
+from exporter.cli.console import ConsoleProgress, echo, echo_json
+from exporter.cli.results import print_rows
+from exporter.cut.surgery import inspect_file
+from exporter.option_types import OnnxFile
+from exporter.options import Options, argument, dataclass
+from graph_passes.types import Refusal, ResidualSite
 
 
-@click.command(short_help="List what could be cut out of an ONNX file.")
-@click.argument("model", type=ONNX_FILE)
-@json_option
-@verbosity_options
-def inspect(model: Path, *, as_json: bool) -> None:
+@dataclass(frozen=True)
+class InspectCall(Options):
+    """What `depthcut inspect` is asked to do."""
+
+    model: OnnxFile = argument("MODEL")
+
+
+@command(InspectCall)
+def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
     """List the residual sites of MODEL: what could be cut, and what not, and why.
 
     MODEL is an ONNX file, or a folder with one.
     """
-    from exporter.cut.surgery import inspect_file
-    from graph_passes.types import Refusal, ResidualSite
-
-    found = inspect_file(model)
+    found = inspect_file(call.model)
     sites = [item for item in found if isinstance(item, ResidualSite)]
     refusals = [item for item in found if isinstance(item, Refusal)]
-    if as_json:
+    if progress.as_json:
         listing = {"sites": list(map(asdict, sites)), "refusals": list(map(asdict, refusals))}
         echo_json(json.dumps(listing, indent=2))
         return
@@ -40,8 +39,6 @@ def inspect(model: Path, *, as_json: bool) -> None:
 
 
 def _print_sites(sites: list[ResidualSite]) -> None:
-    from exporter.cli.results import print_rows
-
     rows = [
         (str(s.layer), s.kind, f"{s.parameters:,}", s.residual_add, ", ".join(s.kv_inputs) or "-")
         for s in sites

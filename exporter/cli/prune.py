@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exporter.cli.command import command
+from exporter.cli.command import collecting_rarely, command
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.options import collecting_rarely
 from exporter.cli.results import print_artifact
 from exporter.cut.options import CutOptions
 from exporter.option_types import Engine, InputFile, OnnxFile, OutputFile
@@ -33,9 +32,9 @@ class PruneCall(Options):
     check_engine: Engine | None = option(
         None,
         "Fail if an engine's parser takes the original and not the result.",
-        metavar="[BACKEND]",
+        metavar="[ENGINE]",
         bare="tensorrt-rtx",
-        usual="with no BACKEND: tensorrt-rtx",
+        usual="with no ENGINE: tensorrt-rtx",
     )
     rules = (
         Rule(

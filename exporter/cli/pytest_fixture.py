@@ -190,9 +190,9 @@ class AssertableComparison:
 
     def _assert(self, **limits: str | float) -> None:
         __tracebackhide__ = True
-        from exporter.gate import Limits, read_limit
+        from exporter.gate import Limits
 
-        chosen = Limits(**{name: read_limit(name, value) for name, value in limits.items()})
+        chosen = Limits(**limits)  # type: ignore[arg-type]
         found = self._check(self.report, chosen)
         if self._again is not None:
             found = self._confirmed(found, chosen)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import click
-
+from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
-from exporter.cli.options import ANY_PATH, EXISTING_FILE, ONNX_FILE, verbosity_options
+from exporter.engines.build.refit import refit_engine
+from exporter.option_types import InputFile, OnnxFile, OutputPath
+from exporter.options import Options, argument, dataclass, required
 
 
-@click.command(short_help="Put a graph's weights into an engine.")
-@click.argument("engine", type=EXISTING_FILE)
-@click.argument("model", type=ONNX_FILE)
-@click.option("-o", "--output", type=ANY_PATH, required=True, help="The new engine's file.")
-@verbosity_options
-@click.pass_obj
-def refit(progress: ConsoleProgress, /, engine: Path, model: Path, *, output: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RefitCall(Options):
+    """What `depthcut refit` is asked to do."""
+
+    engine_file: InputFile = argument("ENGINE")
+    model: OnnxFile = argument("MODEL")
+    output: OutputPath = required("The new engine's file.", "-o", "--output")
+
+
+@command(RefitCall, json=False)
+def refit(call: RefitCall, progress: ConsoleProgress) -> None:
     """Write ENGINE with the weights of MODEL, an ONNX file or a folder with one.
 
     ENGINE was built with --refittable or --strip-weights. It takes a GPU.
     """
-    from exporter.engines.build.refit import refit_engine
-
-    path, record = refit_engine(engine, model, output, progress=progress)
-    echo(f"{record.engine_bytes / 1e6:.1f} MB with the weights of {model}", path)
+    path, record = refit_engine(call.engine_file, call.model, call.output, progress=progress)
+    echo(f"{record.engine_bytes / 1e6:.1f} MB with the weights of {call.model}", path)

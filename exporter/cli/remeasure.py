@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import click
 
+from exporter.artifacts import ComparisonReport
+from exporter.cli.compare import compare as compare_command
 from exporter.cli.console import ConsoleProgress
+from exporter.cli.export import export
+from exporter.compare import CompareOptions, QualityOptions, compare
 from exporter.errors import RegressionError, UsageError
-
-if TYPE_CHECKING:
-    from exporter.artifacts import ComparisonReport
+from exporter.gate.keys import difference_words, differences, key_of
 
 _ARMS = ("baseline", "candidate")
 _FEW_TOKENS = 16  # the answers aren't in doubt, only the times
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was compared, and how."""
+
+    options: CompareOptions
+    baseline: str
+    candidate: str
+    references: tuple[str, ...]
+    floats: tuple[str, str] | None
+    onnx: tuple[Path, Path] | None
 
 
 def remeasuring(
@@ -27,34 +41,29 @@ def remeasuring(
         UsageError: The report wasn't written by ``depthcut compare`` or ``export``, or another
             tool took its times.
     """
-    from exporter.cli.requests import compare_options
-    from exporter.compare import QualityOptions, compare
-
     if any(row.imported for row in report.latency):
         raise UsageError(
             "These times were taken by another tool: nothing here can take them again.",
             "Leave --confirm out, and let that tool measure again.",
         )
-    parameters = _parameters(report.command)
-    asked = compare_options(parameters)
+    asked = _asked(report)
     found = report.environment.thread_probe is not None
     options = replace(
-        asked,
-        threads=report.environment.threads if found else asked.threads,
+        asked.options,
+        threads=report.environment.threads if found else asked.options.threads,
         eval_tokens=_FEW_TOKENS,
         quality=QualityOptions(agreement_prompts=0),
     )
-    paths = [parameters.get(name, getattr(report.arms, name).path) for name in _ARMS]
 
     def measure() -> ComparisonReport:
         progress.say("check: a regression; measuring again")
         again = compare(
-            paths[0],
-            paths[1],
+            asked.baseline,
+            asked.candidate,
             options,
-            references=parameters.get("references", ()),
-            floats=parameters.get("floats") or _floats(report),
-            onnx=parameters.get("onnx") or None,
+            references=asked.references,
+            floats=asked.floats,
+            onnx=asked.onnx,
             progress=progress,
         )
         _refuse_others(report, again)
@@ -70,32 +79,37 @@ def _floats(report: ComparisonReport) -> tuple[str, str] | None:
     return (paths[0], paths[1]) if paths else None
 
 
-def _parameters(command: list[str]) -> dict[str, Any]:
-    from exporter.cli.compare import compare
-    from exporter.cli.export import export
-
-    commands = {"compare": compare, "export": export}
-    known = commands.get(command[1]) if len(command) > 1 else None
-    if known is None or command[0] not in ("depthcut", "__main__.py"):
+def _asked(report: ComparisonReport) -> _Asked:
+    """What the report's own command has asked for."""
+    command = report.command
+    if command[:1] not in (["depthcut"], ["__main__.py"]) or command[1:2] not in (
+        ["compare"], ["export"],
+    ):  # fmt: skip
         raise UsageError(
             "The report doesn't say with which options it was measured: it was not written by "
             "depthcut compare or export.",
             "Leave --confirm out, or measure with depthcut compare.",
         )
     try:
-        context = known.make_context(command[1], command[2:], obj=ConsoleProgress())
-    except click.ClickException as error:
+        if command[1] == "compare":
+            call = compare_command.read(command[2:])
+            floats = call.floats or _floats(report)
+            paths = call.baseline, call.candidate
+            return _Asked(call.compare, *paths, call.references, floats, call.onnx)
+        request = export.read(command[2:]).request
+        arms = report.arms
+        paths = arms.baseline.path, arms.candidate.path
+        return _Asked(request.compare, *paths, (), _floats(report), None)
+    except (click.ClickException, UsageError) as error:
+        told = error.format_message() if isinstance(error, click.ClickException) else str(error)
         raise UsageError(
-            f"The report's own command can't be repeated: {error.format_message()}",
+            f"The report's own command can't be repeated: {told}",
             "Leave --confirm out, or measure again with depthcut compare.",
         ) from error
-    return context.params
 
 
 def _refuse_others(report: ComparisonReport, again: ComparisonReport) -> None:
     """Only the same files, run in the same way, can confirm anything."""
-    from exporter.gate.keys import difference_words, differences, key_of
-
     for name in _ARMS:
         before, after = getattr(report.arms, name), getattr(again.arms, name)
         if before.sha256 != after.sha256:

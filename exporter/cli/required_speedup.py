@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import click
-
+from exporter.artifacts import PruningPlan
+from exporter.choose.budgets import speedup_verdict
+from exporter.choose.budgets.budget import REACHING
 from exporter.cli.console import echo
-
-if TYPE_CHECKING:
-    from exporter.artifacts import PruningPlan
+from exporter.options import Options, dataclass, option
 
 MISSED, UNPROVEN = 1, 3
 
 
-def end_by_speedup(plan: PruningPlan) -> None:
-    """Ends the command with a word where its plan was not shown to reach the target speedup.
+@dataclass(frozen=True)
+class RequiredSpeedup(Options):
+    """Whether a target speedup decides the exit code."""
 
-    Args:
-        plan: Made for one, and written.
-    """
-    from exporter.choose.budgets import speedup_verdict
+    require_speedup: bool = option(
+        False,
+        "End with exit code 1 where the plan's measured speedup misses --target-speedup, and with "
+        "3 where the measurement can't tell; the results are written all the same.",
+        section=REACHING,
+    )
 
+
+def exit_code(plan: PruningPlan) -> int:
+    """0, or with a word another where a plan was not shown to reach its target speedup."""
     verdict, figures = speedup_verdict(plan), plan.predicted
     if verdict == "held":
-        return
+        return 0
     names = ("measured_speedup", "measured_speedup_low", "measured_speedup_high")
     measured, low, high = (f"{figures.get(name, float('nan')):.3f}" for name in names)
     target = f"{plan.budget['target_speedup']:g}"
@@ -32,4 +35,4 @@ def end_by_speedup(plan: PruningPlan) -> None:
     if verdict == "unproven":
         told = f"is not shown: {measured} was measured, and its interval is [{low}, {high}]."
     echo(f"depthcut: The required speedup of {target} {told}", err=True)
-    click.get_current_context().exit(MISSED if verdict == "missed" else UNPROVEN)
+    return MISSED if verdict == "missed" else UNPROVEN

@@ -54,9 +54,9 @@ class CutOptions(Options):
         "Write onnxruntime-genai's config for the result, where the original has one.",
         rare=True,
     )
-    keep_debug: bool = option(False, "Keep the exporter's stack traces.", rare=True)
+    keep_debug: bool = option(False, "Keep the exporter's stack traces.", config_only=True)
     allow_all: bool = option(
         False,
         "Cut even if no attention and no MLP at all is left. Lifts no other refusal.",
-        "--force",
+        "--allow-empty",
     )

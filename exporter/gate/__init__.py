@@ -7,7 +7,7 @@ all. ``times``, ``quality`` and ``gate`` make a value with its interval of what 
 
 from exporter.gate.baselines import find_baseline, read_baselines, updated
 from exporter.gate.gate import BaselineMatch, History, check, confirmed
-from exporter.gate.limits import Limits, read_limit
+from exporter.gate.limits import Limits
 from exporter.gate.request import CheckRequest, run_check
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "confirmed",
     "find_baseline",
     "read_baselines",
-    "read_limit",
     "run_check",
     "updated",
 ]

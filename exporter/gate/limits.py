@@ -2,63 +2,56 @@
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
-from exporter.errors import UsageError
+from pydantic import Field
 
-_AMOUNT = re.compile(r"(?P<number>[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?)\s*(?P<percent>%)?", re.I)
+from exporter.option_types import Amount, Share
+from exporter.options import Options, dataclass, option
+
+_Share = Annotated[Share, Field(ge=0, allow_inf_nan=False)]
+_AtMostOne = Annotated[Share, Field(ge=0, le=1)]
+_Factor = Annotated[Amount, Field(gt=0, allow_inf_nan=False)]
+_Nats = Annotated[Amount, Field(ge=0, allow_inf_nan=False)]
+
+
+def _limit(words: str, **look: Any) -> Any:
+    return option(None, words, section="Limits", **look)
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Options):
     """What is checked: each limit that isn't None.
 
     Attributes:
-        max_slowdown: Share by which the candidate's time may grow: 0.03 is 3 %.
         min_speedup: Factor by which the candidate must be faster than its own unpruned arm.
-        max_perplexity_increase: Share by which its perplexity may grow.
-        max_kl: KL divergence from its unpruned arm, in nats per position.
-        min_top1_agreement: Share of positions with the unpruned arm's most likely token.
-        min_embedding_cosine: Mean cosine of an encoder's embeddings with the unpruned arm's.
-        max_task_drop: Points of a task's score that it may lose: 0.01 is one of a hundred. A
-            metric of which less is better may grow by as much.
-        max_size_increase: Share by which its files and engines may grow.
-        max_memory_increase: Share by which its KV cache and its device memory may grow.
-        noise_floor: Factor within which a measured change is noise, where the session measured
-            none of its own; the larger of both counts.
+        max_kl: In nats per position.
+        max_task_drop: A metric of which less is better may grow by as much.
+        noise_floor: Where the session measured none of its own; the larger of both counts.
     """
 
-    max_slowdown: float | None = None
-    min_speedup: float | None = None
-    max_perplexity_increase: float | None = None
-    max_kl: float | None = None
-    min_top1_agreement: float | None = None
-    min_embedding_cosine: float | None = None
-    max_task_drop: float | None = None
-    max_size_increase: float | None = None
-    max_memory_increase: float | None = None
-    noise_floor: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name, value in self._given().items():
-            if not math.isfinite(value) or value < 0:
-                raise UsageError(f"{name.replace('_', '-')} is {value:g}; it begins at 0.")
-        if self.min_speedup == 0:
-            raise UsageError("min-speedup is a factor above 0, such as 1.1.")
-        for name in ("min_top1_agreement", "min_embedding_cosine"):
-            if (getattr(self, name) or 0) > 1:
-                raise UsageError(f"{name.replace('_', '-')} is at most 1, or 100 %.")
+    max_slowdown: _Share | None = _limit("Such as 3%, of each shape's time.")
+    min_speedup: _Factor | None = _limit("Such as 1.1, over the unpruned arm.", metavar="FACTOR")
+    max_perplexity_increase: _Share | None = _limit("Share by which the perplexity may rise.")
+    max_kl: _Nats | None = _limit("KL divergence from the unpruned arm.", metavar="NATS")
+    min_top1_agreement: _AtMostOne | None = _limit(
+        "Share of positions at which both arms think the same token the likeliest."
+    )
+    min_embedding_cosine: _AtMostOne | None = _limit("Encoders: with the unpruned arm.")
+    max_task_drop: _Share | None = _limit("Points of a task's score: 1% is 0.01.")
+    max_size_increase: _Share | None = _limit("Of files and engines.")
+    max_memory_increase: _Share | None = _limit("Of KV cache and device memory.")
+    noise_floor: _Share = option(
+        0.01,
+        "Changes of time within it are noise, as are those within the measured one.",
+        usual="1%",
+        section="Baselines and verdicts",
+    )
 
     @property
     def empty(self) -> bool:
         """Whether nothing is limited."""
-        return set(self._given()) == {"noise_floor"}
-
-    def _given(self) -> dict[str, float]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return self == Limits(noise_floor=self.noise_floor)
 
 
 AGAINST_BASELINE = Limits(
@@ -68,35 +61,3 @@ AGAINST_BASELINE = Limits(
     max_memory_increase=0.01,
 )
 """What is checked against an earlier report where the caller names nothing."""
-
-
-def amount(text: str | float) -> float:
-    """Reads ``3%`` or ``0.03`` as 0.03; a number passes.
-
-    Raises:
-        UsageError: The text is neither.
-    """
-    if isinstance(text, int | float):
-        return float(text)
-    told = _AMOUNT.fullmatch(text.strip())
-    if told is None:
-        raise UsageError(f"{text!r} is no amount such as 3% or 0.03.")
-    number = float(told["number"])
-    return number / 100 if told["percent"] else number
-
-
-def share(text: str | float) -> float:
-    """Reads an amount that is a share; ``3`` is refused, since 3 % is meant and 300 % is not.
-
-    Raises:
-        UsageError: The text is no amount, or a number above 1 without a percent sign.
-    """
-    value = amount(text)
-    if value > 1 and "%" not in str(text):
-        raise UsageError(f"{text} is {100 * value:g} %.", f"Write {value:g}% or {value / 100:g}.")
-    return value
-
-
-def read_limit(name: str, text: str | float) -> float:
-    """Reads one of :class:`Limits`' values: a share, but for factors and nats."""
-    return amount(text) if name in ("min_speedup", "max_kl") else share(text)

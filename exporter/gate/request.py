@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter.artifacts import CheckReport, ComparisonReport, HistoryEntry
@@ -11,45 +10,70 @@ from exporter.errors import RegressionError, UsageError
 from exporter.gate.baselines import find_baseline, read_baselines, updated
 from exporter.gate.gate import BaselineMatch, History, check, confirmed, is_in_doubt
 from exporter.gate.history import append, drifts, entry_of, read_history, session_spreads
-from exporter.gate.keys import key_of, series
+from exporter.gate.keys import FIELDS, key_of, series
 from exporter.gate.limits import AGAINST_BASELINE, Limits
 from exporter.gate.sanity import refuse_unsound
+from exporter.option_types import InputFile, OutputPath, Whole, one_of
+from exporter.options import Options, argument, dataclass, only_with, option, part
+
+VERDICTS = "Baselines and verdicts"
 
 Remeasure = Callable[[], ComparisonReport]
 """Times a report's own arms once more, with its own options."""
 
 
 @dataclass(frozen=True)
-class CheckRequest:
+class CheckRequest(Options):
     """What to check, and what to keep.
 
     Attributes:
-        report: The new report.
-        baseline: An earlier one, a file with several, or a folder; None checks the candidate
-            against its own unpruned arm.
-        limits: What is checked.
+        baseline: None checks the candidate against its own unpruned arm.
         allow: Fields of the key in which the baseline may differ.
-        update_baseline: Whether the report becomes the baseline of its key, whatever the verdict.
-        confirm: How often a regression of time is measured again before it is believed.
-        history: The file to append to, of which drift is told.
-        commit: What the history calls this run.
+        update_baseline: Whatever the verdict.
+        history: Of which drift is told.
     """
 
-    report: Path
-    baseline: Path | None = None
-    limits: Limits = field(default_factory=Limits)
-    allow: tuple[str, ...] = ()
-    update_baseline: bool = False
-    confirm: int = 0
-    history: Path | None = None
-    commit: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.baseline is None and (self.update_baseline or self.allow):
-            raise UsageError(
-                "--update-baseline and --allow speak of a baseline, but none is named.",
-                "Name it with --baseline.",
-            )
+    report: InputFile = argument("REPORT")
+    baseline: OutputPath | None = option(
+        None,
+        "An earlier report, a file with several, or a folder. Without it the candidate is held "
+        "against its own unpruned arm.",
+        section=VERDICTS,
+    )
+    limits: Limits = part(Limits())
+    allow: tuple[one_of(FIELDS), ...] = option(  # type: ignore[valid-type]
+        (),
+        "Compare although this differs from the baseline; may be given often.",
+        metavar="FIELD",
+        section=VERDICTS,
+    )
+    update_baseline: bool = option(
+        False,
+        "Make the report the baseline of its key, whatever the verdict; exit code 0.",
+        section=VERDICTS,
+    )
+    confirm: Whole = option(
+        0,
+        "Measure again, up to N times, before a regression of time is believed.",
+        section=VERDICTS,
+    )
+    history: OutputPath | None = option(
+        None,
+        "JSON lines: appended to, and looked at for slow drift.",
+        metavar="FILE",
+        section=VERDICTS,
+    )
+    commit: str | None = option(
+        None,
+        "What the history calls this run.",
+        metavar="NAME",
+        usual="GITHUB_SHA or CI_COMMIT_SHA",
+        section=VERDICTS,
+    )
+    rules = (
+        only_with("update_baseline", "baseline", hint="Name it with {1}."),
+        only_with("allow", "baseline", hint="Name it with {1}."),
+    )
 
 
 def run_check(

@@ -2,51 +2,98 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from exporter.artifacts import HealKind
-from exporter.errors import UsageError
+from exporter.option_types import Count, PositiveNumber, Seed, Several
+from exporter.options import Options, Rule, dataclass, option
+from exporter.score.options import SCORING
+
+HEALING = "How the plan is healed"
 
 
 @dataclass(frozen=True)
-class HealOptions:
+class HealOptions(Options):
     """What takes the branches' places, and on which texts it is fitted and judged.
 
     Attributes:
-        kind: ``bias``, ``linear``, or ``best``: for each branch what helps most on held-out text.
-        rank: Of the linear maps; None: full.
-        ridge: Relative to the mean eigenvalue of a branch's inputs; None: chosen for each branch.
-        sequential: Fits each map on the already healed model below it.
-        calibration: Texts to fit on, alike much of each; empty: the default of scoring.
-        samples: Of each text, to fit on; a quarter as many more, four at least, are held out.
-            None: about 10,000 tokens of each.
-        sequence_length: Tokens in a sample.
-        check_text: Another domain than the calibration's; None: ``pydoc``, or ``self`` for a model
-            that is calibrated on that.
-        batch_size: Samples in one forward pass.
-        seed: For sampled text.
+        kind: ``best``: for each branch what helps most on held-out text.
+        ridge: None: chosen for each branch.
+        calibration: Alike much of each; empty: the default of scoring.
+        samples: None: about 10,000 tokens of each text.
+        check_text: None: ``pydoc``, or ``self`` for a model that is calibrated on that.
     """
 
-    kind: HealKind = "linear"
-    rank: int | None = None
-    ridge: float | None = None
-    sequential: bool = False
-    calibration: tuple[str, ...] = ()
-    samples: int | None = None
-    sequence_length: int = 512
-    check_text: str | None = None
-    batch_size: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind == "bias" and (self.rank is not None or self.ridge is not None):
-            raise UsageError("A bias has no rank and no ridge.", "They are for linear maps.")
-        if self.ridge is not None and not 0 < self.ridge < float("inf"):
-            raise UsageError(f"A ridge of {self.ridge} is none.", "Give one above 0, such as 0.01.")
-        if len(set(self.calibration)) != len(self.calibration):
-            raise UsageError("A calibration text is named twice.", "Name each text once.")
-        if self.check_text is not None and self.check_text in self.calibration:
-            raise UsageError(
-                f"{self.check_text} is to be fitted on and to be the other domain.",
-                "Give --check-text a text that the fit does not see.",
-            )
+    kind: HealKind = option(
+        "linear",
+        "What is fitted: the mean of a branch's output, a linear map of what it reads, or for each "
+        "branch what helps most.",
+        "--heal",
+        brief="What takes the dropped branches' places: bias, linear, best",
+        section=HEALING,
+    )
+    rank: Count | None = option(
+        None, "Rank of linear maps, kept as two factors.", usual="full", section=HEALING
+    )
+    ridge: PositiveNumber | None = option(
+        None,
+        "Ridge of the linear maps, relative to the mean eigenvalue of what a branch reads.",
+        usual="chosen for each branch on held-out tokens",
+        section=HEALING,
+        config_only=True,
+    )
+    sequential: bool = option(
+        False,
+        "Fit each replacement on the already healed model below it, not each alone on the whole "
+        "model.",
+        section=HEALING,
+        rare=True,
+    )
+    calibration: tuple[str, ...] = option(
+        (),
+        "Text to fit on: a text or JSONL file, hf:DATASET, pydoc, or self (text that the model "
+        "samples; the default for decoders). Several make a mixture.",
+        "--heal-calibration",
+        metavar="SOURCE",
+        section=SCORING,
+    )
+    samples: Count | None = option(
+        None,
+        "Samples to fit on, of each text; a quarter as many more, four at least, are held out.",
+        usual="about 10,000 tokens",
+        section=SCORING,
+    )
+    sequence_length: Several = option(512, "Tokens in a sample.", section=SCORING)
+    check_text: str | None = option(
+        None,
+        "Text of another domain, on which the gain is measured too.",
+        metavar="SOURCE",
+        usual="pydoc, or self when calibrated on pydoc",
+        section=HEALING,
+    )
+    batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING, config_only=True)
+    seed: Seed = option(0, "For sampled text.", section=SCORING, config_only=True)
+    rules = (
+        Rule(
+            ("rank", "kind"),
+            lambda told: told.kind == "bias" and told.rank is not None,
+            "A bias has no rank: {0} is for linear maps.",
+            "Leave it away, or take {1} linear or best.",
+        ),
+        Rule(
+            ("ridge", "kind"),
+            lambda told: told.kind == "bias" and told.ridge is not None,
+            "A bias has no ridge: {0} is for linear maps.",
+            "Leave it away, or take {1} linear or best.",
+        ),
+        Rule(
+            ("calibration",),
+            lambda told: len(set(told.calibration)) != len(told.calibration),
+            "{0} names a text twice.",
+            "Name each text once.",
+        ),
+        Rule(
+            ("check_text", "calibration"),
+            lambda told: told.check_text is not None and told.check_text in told.calibration,
+            "{0} names a text that is fitted on, too.",
+            "Give it a text that the fit does not see.",
+        ),
+    )

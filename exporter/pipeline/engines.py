@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from exporter.compare import CompareOptions
@@ -24,7 +25,7 @@ def engines_key(run: Run, wanted: EngineRequest) -> Key:
         "backend": wanted.backend,
         "builds": wanted.builds,
         "split": wanted.split,
-        "settings": wanted.settings.model_dump(),
+        "settings": asdict(wanted.settings),
         "devices": [str(device) for device in ask_driver().devices],
         "ranges": str(_ranges(run.request.compare)),
         "versions": run.versions,

@@ -83,7 +83,7 @@ def request_key(request: ExportRequest, source_sha256: str, plan: str | None) ->
         source_sha256: Of what defines the model.
         plan: The hash of the given plan's file, which need not be there yet; None without one.
     """
-    asked = asdict(request) | {"out": None, "force": None, "shared": None}
+    asked = asdict(request) | {"out": None, "redo": None, "shared": None}
     asked["drops"] = asked["drops"] | {"plan": None}
     heal, quantize = request.heal, request.quantize
     texts = [request.score.calibration, request.compare.eval_text]

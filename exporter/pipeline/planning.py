@@ -101,7 +101,7 @@ def _taken(run: Run, given: LoadedPlan) -> list[Path]:
 
 
 def check_plan(run: Run) -> None:
-    """Holds the plan against the model, also where it was made in an earlier run, with --force."""
+    """Holds the plan against the model, also where an earlier run made it, with --allow-empty."""
     _check(run, run.chosen_plan)
 
 
@@ -111,7 +111,7 @@ def _check(run: Run, plan: LoadedPlan) -> None:
         run.importance.model.num_layers,
         model=run.request.source,
         path=run.request.drops.plan,
-        allow_all=run.request.force,
+        allow_all=run.request.allow_empty,
     )
 
 
@@ -206,7 +206,7 @@ def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
         chosen.plan,
         wanted,
         made_from={"plan": chosen.sha256 or ""},
-        allow_all=run.request.force,
+        allow_all=run.request.allow_empty,
         work=work,
         progress=run.progress,
     )

@@ -2,127 +2,247 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from exporter.artifacts import Target
 from exporter.choose.budgets import Budget, PlanSettings
-from exporter.choose.selection import SearchOptions
-from exporter.compare import CompareOptions
-from exporter.engines.build.libraries import Backend
-from exporter.engines.build.settings import BuildSettings
-from exporter.errors import UsageError
+from exporter.choose.budgets.settings import idle_rules, settled_heal
+from exporter.choose.selection.search_options import DROPPING, SearchOptions
+from exporter.compare.options import CompareOptions
+from exporter.engines.build.settings import ENGINES, BuildSettings
 from exporter.export.forms.portable import ExporterName
-from exporter.heal.options import HealOptions
-from exporter.models.loading.options import SourceOptions
-from exporter.option_types import Dtype
+from exporter.heal.options import HEALING, HealOptions
+from exporter.models.loading.options import LOADING, SourceOptions
+from exporter.option_types import (
+    Count,
+    Dtype,
+    Engine,
+    InputFile,
+    OutputFolder,
+    OutputPath,
+    Whole,
+    Written,
+)
+from exporter.options import (
+    Options,
+    Rule,
+    argument,
+    dataclass,
+    excludes,
+    only_with,
+    option,
+    part,
+    required,
+    value_at,
+)
 from exporter.quantize.settings import QuantizeSettings
-from exporter.score import ScoreOptions
+from exporter.score.options import ScoreOptions
 
 
 @dataclass(frozen=True)
-class DropRequest:
-    """What to drop: whatever holds a budget, such as a number of attentions, or a plan's file.
+class DropRequest(Options):
+    """What to drop: whatever holds a budget, such as a number of attentions, or a plan's file."""
 
-    Exactly one is set.
-    """
-
-    budget: Budget | None = None
-    plan: Path | None = None
+    budget: Budget | None = part(optional=True, rare=("batch", "kinds", "top1_agreement"))
+    plan: InputFile | None = option(None, "Drop what this plan.json says.", section=DROPPING)
+    rules = (
+        Rule(
+            ("plan",),
+            lambda told: (told.plan is None) == (told.budget is None),
+            "Say what to drop, in one way:",
+            "--drop-attn N, --drop-mlp N, --drop-block N, --drop-joint N, or a budget such as "
+            "--target-speedup 1.25; in export also {0}.",
+        ),
+    )
 
     def __post_init__(self) -> None:
-        if (self.plan is None) == (self.budget is None):
-            raise UsageError(
-                "Say what to drop, in one way:",
-                "--drop-attn N, --drop-mlp N, --drop-block N, --drop N, or a budget such as "
-                "--target-speedup 1.25; in export also --plan.",
-            )
         if self.budget is not None:
             self.budget.refuse_empty()
 
 
 @dataclass(frozen=True)
-class EngineRequest:
-    """The engines that are built of both models.
+class EngineRequest(Options):
+    """The engines that are built of both models."""
 
-    Attributes:
-        backend: Which library builds.
-        builds: How many of each model.
-        settings: How.
-        split: An engine for each phase: one for both holds the weights twice.
-    """
+    backend: Engine = option(
+        "tensorrt-rtx",
+        "Build engines of both models too, and compare them.",
+        "--engine",
+        usual="none",
+        section=ENGINES,
+    )
+    builds: Count = option(
+        1, "So many of each engine, -b1, -b2 and so on: builds may differ.", section=ENGINES
+    )
+    settings: BuildSettings = part(
+        BuildSettings(),
+        without=(
+            "workspace_bytes",
+            "hardware_compatibility",
+            "version_compatible",
+            "strip_weights",
+            "refittable",
+            "tf32",
+            "detailed",
+        ),
+        rare=("compute_capabilities", "optimization_level"),
+    )
+    split: bool = option(
+        False,
+        "One engine for each phase; one for both holds the weights twice.",
+        section=ENGINES,
+        rare=True,
+    )
 
-    backend: Backend
-    builds: int = 1
-    settings: BuildSettings = field(default_factory=BuildSettings)
-    split: bool = False
 
-
-@dataclass(frozen=True)
-class ExportRequest:
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest(Options):
     """Everything that `depthcut export` needs to know.
 
     Attributes:
-        source: Hugging Face folder, hub id or GGUF file.
-        out: The folder that takes all results.
-        drops: What to drop.
-        search: How it is chosen.
-        exporter: For the target ``portable``: PyTorch's own exporter (None too), or optimum's.
-        target: The runtime that both graphs are written for.
-        opset: For the target ``portable``: the ONNX opset; None: 20 for PyTorch's exporter,
-            optimum's own choice for optimum.
-        quantize: How both are quantised after the cut; None for not at all.
-        cache_length: For the TensorRT targets: positions of caches that are updated in place; 0
-            lets them grow, None takes the usual number.
-        engines: Engines to build of both, and to compare; None for none.
-        heal: What takes the dropped sublayers' places; None for nothing, or for what the plan
-            brings. A search by damage weighs it as it chooses, else it is fitted to the plan.
-        checkpoint: Whether the pruned model is written as a Hugging Face checkpoint too.
-        force: Redo what is already there, and drop what is asked for even if no sublayer is left.
-        stream: Whether the model's weights are read a layer at a time, never all of them.
-        stream_dir: Where hidden states are kept in a file meanwhile; None: in memory, if they fit.
-        compared: Whether both models are run and compared at the end.
+        exporter: For the target ``portable``; None: PyTorch's own.
+        opset: None: 20 for PyTorch's exporter, optimum's own choice for optimum.
+        cache_length: 0 lets them grow, None takes the usual number.
+        heal: A search by damage weighs it as it chooses, else it is fitted to the plan. None for
+            nothing, or for what the plan brings.
+        stream_dir: None: in memory, if they fit.
         choose_dtype: The weights' while the model is scored, searched and healed; None: as both
             models are written.
         shared: A folder of finished stages, for output folders that have some in common.
     """
 
-    source: str
-    out: Path
-    drops: DropRequest
-    exporter: ExporterName | None = None
-    target: Target = "portable"
-    opset: int | None = None
-    cache_length: int | None = None
-    load: SourceOptions = field(default_factory=SourceOptions)
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-    search: SearchOptions = field(default_factory=SearchOptions)
-    compare: CompareOptions = field(default_factory=CompareOptions)
-    quantize: QuantizeSettings | None = None
-    engines: EngineRequest | None = None
-    heal: HealOptions | None = None
-    checkpoint: bool = False
-    stream: bool = False
-    stream_dir: Path | None = None
-    compared: bool = True
-    force: bool = False
+    source: str = argument("MODEL")
+    out: OutputPath = required("Folder for all results.", "-o", "--output")
+    target: Target = option(
+        "portable",
+        "The runtime that both graphs are written for, in the fastest form that there is for it. "
+        "onnxruntime-*: decoders want the extra genai.",
+        brief="The runtime: portable, onnxruntime-cpu, -cuda, tensorrt, -rtx",
+    )
+    exporter: ExporterName | None = option(
+        None,
+        "Of --target portable: PyTorch's own ONNX exporter, or optimum's (extra: optimum).",
+        usual="torch",
+        rare=True,
+    )
+    opset: Annotated[int, Field(ge=18, le=23), Written("N")] | None = option(
+        None, "Of --target portable: the ONNX opset, 18 to 23.", usual="20", rare=True
+    )
+    cache_length: Whole | None = option(
+        None,
+        "Of --target tensorrt and tensorrt-rtx: positions of the caches, which are updated in "
+        "place; 0 lets them grow.",
+        usual="4096, or all that the model knows",
+        rare=True,
+    )
+    checkpoint: bool = option(
+        False,
+        "Also write the pruned model as a Hugging Face checkpoint, candidate/hf/: its safetensors "
+        "lack what was dropped.",
+    )
+    compared: bool = option(
+        True,
+        "Run both models at the end and write the report; without it, for a machine that can "
+        "write them but not run them.",
+        "--measure/--no-measure",
+        rare=True,
+    )
+    redo: bool = option(False, "Redo stages whose results are still valid.")
+    drops: DropRequest = part()
+    allow_empty: bool = option(
+        False,
+        "Drop what is asked for even if that leaves no attention and no MLP at all.",
+        section=DROPPING,
+        rare=True,
+    )
+    search: SearchOptions = part(SearchOptions(), config_only=("seconds",), rare=("protect",))
+    heal: HealOptions | None = part(
+        switch="kind",
+        off="none",
+        shared=("samples", "sequence_length", "batch_size", "seed"),
+        config_only=("calibration", "sequential", "check_text"),
+        rare=("rank",),
+        section=HEALING,
+    )
+    score: ScoreOptions = part(
+        ScoreOptions(), config_only=("blocks",), rare=("samples", "sequence_length", "batch_size")
+    )
+    compare: CompareOptions = part(
+        CompareOptions(),
+        config_only=(
+            *("stride", "agreement_tokens", "long_context"),
+            *("threshold", "generate", "task_limit"),
+        ),
+        rare=("threads", "time_budget_s", "rounds", "eval_tokens", "task_data"),
+    )
+    quantize: QuantizeSettings | None = part(
+        switch="scheme",
+        shared=("calibration",),
+        config_only=("block_size", "symmetric", "embedding_bits", "head_bits"),
+        rare=("method",),
+    )
+    engines: EngineRequest | None = part(
+        switch="backend", config_only=("split", "optimization_level"), rare=("builds",)
+    )
+    load: SourceOptions = part(SourceOptions(), rare=("revision",))
+    stream: bool = option(
+        False,
+        "Read the weights a layer at a time, for models larger than memory.",
+        section=LOADING,
+    )
+    stream_dir: OutputFolder | None = option(
+        None,
+        "Of --stream: keep the hidden states in a file there.",
+        usual="in memory where they fit, else in the system's temporary folder",
+        section=LOADING,
+        config_only=True,
+    )
     choose_dtype: Dtype | None = None
     shared: Path | None = None
 
+    rules = (
+        only_with("stream_dir", "stream"),
+        *(
+            excludes("stream", f"load.{danger}", "it reads safetensors a layer at a time")
+            for danger in ("trust_remote_code", "allow_pickle")
+        ),
+        excludes("drops.plan", "search", "a plan file says what is dropped"),
+        *idle_rules("drops.budget", "search"),
+        Rule(
+            ("drops.budget.at", "target"),
+            lambda told: (
+                value_at(told, "drops.budget.at") is not None and told.target.startswith("tensorrt")
+            ),
+            "{0} is timed on ONNX Runtime, which doesn't run what {1} tensorrt writes.",
+            "Plan on another target first (portable, onnxruntime-cuda), then give its --plan.",
+        ),
+    )
+
+    @classmethod
+    def settle(cls, told: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Replacements are fitted on the text of scoring, where nothing else is said.
+
+        A model that is a GGUF file is itself the one whose blocks the method gguf keeps.
+        """
+        found = dict(settled_heal(told))
+        text, source = told.get("calibration"), told.get("source")
+        if found.get("heal") not in (None, "none") and text is not None:
+            found.setdefault("heal_calibration", (text,))
+        if told.get("quantize_method") == "gguf" and str(source).endswith(".gguf"):
+            found.setdefault("gguf", Path(str(source)))
+        return found
+
     def __post_init__(self) -> None:
-        if self.drops.plan is not None and self.search != SearchOptions():
-            raise UsageError(
-                "A plan file says what is dropped; there is nothing to search for or to protect.",
-                "Give --plan, or numbers such as --drop-attn 8 with --search.",
-            )
-        budget = self.drops.budget
-        if budget is not None:
-            self.plan_settings.settled(budget)
-        if budget is not None and budget.at and self.target.startswith("tensorrt"):
-            raise UsageError(
-                f"Times are measured on ONNX Runtime, which doesn't run --target {self.target}.",
-                "Plan on another target first (portable, onnxruntime-cuda), then give its --plan.",
-            )
+        if self.quantize is not None and self.quantize.calibration == "self":
+            # Text that the model samples itself can't be quantised on.
+            object.__setattr__(self, "quantize", replace(self.quantize, calibration=None))
+        if self.drops.budget is not None:
+            self.plan_settings.settled(self.drops.budget)
 
     @property
     def plan_settings(self) -> PlanSettings:
@@ -132,7 +252,7 @@ class ExportRequest:
             heal=self.heal,
             calibration=self.score.calibration,
             batch_size=self.score.batch_size,
-            allow_all=self.force,
+            allow_all=self.allow_empty,
         )
 
     @property

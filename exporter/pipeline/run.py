@@ -49,7 +49,7 @@ class Run:
         self.progress = progress
         self.versions = {**library_versions(), "python": platform.python_version()}
         self.source_sha256 = _hash_source(request)
-        self.ledger = StageLedger(request.out, force=request.force)
+        self.ledger = StageLedger(request.out, force=request.redo)
 
     @cached_property
     def loaded(self) -> LoadedModel:

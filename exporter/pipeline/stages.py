@@ -81,7 +81,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             baseline / "model.onnx",
             stage / "model.onnx",
             plan,
-            CutOptions(allow_all=run.request.force),
+            CutOptions(allow_all=run.request.allow_empty),
             unfinished=unfinished,
             engine_check=gate_where_installed(run.progress) if for_engines else None,
             progress=run.progress,

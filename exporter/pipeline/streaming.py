@@ -67,7 +67,7 @@ def refuse_large_comparison(run: Run) -> None:
         raise UsageError(
             f"Comparing both models would take about {needed / 1e9:.3g} GB of memory, and "
             f"{free / 1e9:.3g} GB are free.",
-            "Leave it out with --no-compare, and compare where there is memory: depthcut compare.",
+            "Leave it out with --no-measure, and compare where there is memory: depthcut compare.",
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from exporter.errors import UsageError
+from exporter.option_types import Bits, InputFile, Written
+from exporter.options import Options, dataclass, option
+
+QUANTIZATION = "Quantisation"
 
 Scheme = Literal["int4", "int8", "mixed", "int8-dynamic", "int8-qdq", "fp8", "int4-awq"]
 """``int4`` and ``int8`` are weight-only, ``mixed`` both by sensitivity; ``int8-dynamic`` and
@@ -26,37 +28,87 @@ MODELOPT_HINT = (
 )
 _LEAST_BLOCK, _MOST_BLOCK = 16, 256
 _LEVELS = (0, 1, 2, 3, 4)
-_BITS = (None, 4, 8)
 
 
 @dataclass(frozen=True)
-class QuantizeSettings:
+class QuantizeSettings(Options):
     """How weights are quantised.
 
     Attributes:
-        scheme: Into what.
-        method: How; None rounds to nearest, unless ``depthcut export`` finds a GGUF file's blocks.
-        block_size: Weights that share a scale; None takes what was measured to be best.
+        method: None rounds to nearest, unless ``depthcut export`` finds a GGUF file's blocks.
+        block_size: None takes what was measured to be best.
         symmetric: Without zero points; None takes what was measured to be best.
-        accuracy_level: ONNX Runtime's: 4 computes in int8, 1 in fp32; None takes the best.
-        embedding_bits: Of the token table; None leaves it in float.
-        head_bits: Of the last product; None as all others.
-        calibration: A text, as :func:`exporter.models.texts.read_texts` takes it; for methods and
-            schemes that need one.
-        gguf: The file that the model was exported from; for the method of that name.
-        modelopt: The Python of the environment that ModelOpt is installed in, which then does it.
+        accuracy_level: None takes the best.
+        embedding_bits: None leaves it in float.
+        head_bits: None as all others.
+        calibration: As :func:`exporter.models.texts.read_texts` takes it; for methods and schemes
+            that need one.
+        gguf: For the method of that name.
+        modelopt: ModelOpt, which is installed there, then does it.
     """
 
-    scheme: Scheme = "int4"
-    method: Method | None = None
-    block_size: int | None = None
-    symmetric: bool | None = None
-    accuracy_level: int | None = None
-    embedding_bits: int | None = 8
-    head_bits: int | None = 8
-    calibration: str | None = None
-    gguf: Path | None = None
-    modelopt: Path | None = None
+    scheme: Scheme = option(
+        "int4",
+        "int4, int8: weights alone; mixed: 8 bits where 4 cost most; int8-*: computes in int8. "
+        "fp8, int4-awq, and int8-qdq for TensorRT: with --modelopt-python.",
+        "--quantize",
+        brief="int4, int8, mixed, int8-dynamic, int8-qdq, fp8, int4-awq",
+        section=QUANTIZATION,
+    )
+    method: Method | None = option(
+        None,
+        "Round to nearest, half-quadratic, by the calibration text's activations, or the blocks "
+        "that a GGUF file brings.",
+        "--quantize-method",
+        usual="rtn; on the way of a GGUF file in blocks: gguf",
+        section=QUANTIZATION,
+    )
+    block_size: Annotated[int, Written("N")] | None = option(
+        None, "Weights that share a scale.", usual="32", section=QUANTIZATION
+    )
+    symmetric: bool | None = option(
+        None,
+        "Blocks around zero, or with a zero point each.",
+        "--symmetric/--zero-points",
+        usual="4 bits with, 8 without",
+        section=QUANTIZATION,
+    )
+    accuracy_level: Annotated[int, Written("N")] | None = option(
+        None,
+        "ONNX Runtime's: 4 multiplies in int8, 1 in fp32.",
+        usual="4",
+        section=QUANTIZATION,
+        config_only=True,
+    )
+    embedding_bits: Bits = option(
+        8, "Of the tokens' table; none leaves it in float.", section=QUANTIZATION
+    )
+    head_bits: Bits = option(
+        8,
+        "Of the product that gives the logits; none takes the scheme's.",
+        section=QUANTIZATION,
+    )
+    calibration: str | None = option(
+        None,
+        "Text for gptq, mixed, int8-qdq and ModelOpt: a text or JSONL file, hf:DATASET or pydoc.",
+        metavar="SOURCE",
+        section=QUANTIZATION,
+    )
+    gguf: InputFile | None = option(
+        None,
+        "For the method gguf: the file that the model comes from, whose blocks are kept.",
+        section=QUANTIZATION,
+        rare=True,
+    )
+    modelopt: InputFile | None = option(
+        None,
+        "For fp8, int4-awq and int8-qdq, for TensorRT: the Python of an environment that has "
+        "NVIDIA's ModelOpt.",
+        "--modelopt-python",
+        metavar="PATH",
+        section=QUANTIZATION,
+        rare=True,
+    )
 
     @property
     def weight_only(self) -> bool:
@@ -122,8 +174,6 @@ class QuantizeSettings:
              "A power of two from 16 to 256: 32 is usual."),
             (self.level not in _LEVELS, f"There is no accuracy level {self.level}.",
              "0 to 4: 1 computes in fp32, 4 in int8."),
-            (self.embedding_bits not in _BITS or self.head_bits not in _BITS,
-             "The embedding and the head take 4 or 8 bits.", "Or none."),
             (self.scheme in ("fp8", "int4-awq") and self.modelopt is None,
              f"{self.scheme} is made by NVIDIA's ModelOpt, which can't share our environment.",
              MODELOPT_HINT),
@@ -131,14 +181,14 @@ class QuantizeSettings:
              f"{self._what} needs a calibration text.", "Name one with --calibration."),
             ((self.method == "gguf") != (self.gguf is not None),
              "The method gguf and the file whose blocks are kept go together.",
-             "Name both, --method gguf --gguf FILE, or neither."),
+             "Name both, --quantize-method gguf --gguf FILE, or neither."),
             (self.method == "gguf" and self.scheme == "mixed",
              "A GGUF file's blocks have their own bits, which mixed can't choose.",
-             "Take --method gguf with int4 or int8: that says how the other weights are rounded."),
+             "Take it with int4 or int8: that says how the other weights are rounded."),
             (self.method == "hqq" and bool(self.symmetric),
              "HQQ moves the zero points, so it can't be symmetric.", "Leave --symmetric out."),
             (not self.weight_only and self.rounding != "rtn",
-             f"{self.scheme} only rounds to nearest.", "Leave --method out."),
+             f"{self.scheme} only rounds to nearest.", "Leave --quantize-method out."),
             (self.scheme not in MODELOPT and self.modelopt is not None,
              f"ModelOpt doesn't make {self.scheme}.",
              f"It makes {', '.join(sorted(MODELOPT))}; or leave --modelopt-python out."),

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from exporter.option_types import Count, Seed, one_of
+from exporter.option_types import Count, Seed, Several, one_of
 from exporter.options import Options, dataclass, option
 from exporter.score.registry import DEFAULT, METRICS
 
@@ -14,7 +10,6 @@ KL_POSITIONS = 2
 """The model's answers are compared at every so many positions unless asked otherwise."""
 SCORING = "How importance is scored"
 MetricName = one_of(METRICS)
-Several = Annotated[int, Field(ge=2)]
 
 
 @dataclass(frozen=True)
@@ -34,6 +29,7 @@ class ScoreOptions(Options):
         (DEFAULT,),
         f"What to score by: {', '.join(METRICS)}. Repeatable; the first decides.",
         "--metric",
+        brief="What to score by: cosine, kl and others",
         metavar="NAME",
         section=SCORING,
     )
@@ -41,15 +37,16 @@ class ScoreOptions(Options):
         None,
         "Text to look at: a text or JSONL file, hf:DATASET, pydoc, or self (text that the model "
         "samples; the default for decoders).",
+        brief="Text to look at: a file, hf:DATASET, pydoc or self",
         metavar="SOURCE",
         section=SCORING,
     )
     samples: Count | None = option(
         None, "Samples of the text.", usual="about 10,000 tokens", section=SCORING
     )
-    sequence_length: Several = option(512, "Tokens in a sample.", metavar="N", section=SCORING)
+    sequence_length: Several = option(512, "Tokens in a sample.", section=SCORING)
     batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING)
-    seed: Seed = option(0, "For sampled text.", section=SCORING, rare=True)
+    seed: Seed = option(0, "For sampled text.", section=SCORING, config_only=True)
     kl_positions: Count = option(
         KL_POSITIONS,
         "Of kl and perplexity: look at the answers at every N-th token.",

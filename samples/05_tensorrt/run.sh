@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds TensorRT-RTX engines of a baseline and a candidate, ahead of time and without a GPU.
 # Needs: pip install 'depthcut[cpu,rtx]', and what make demo leaves (or another depthcut export).
-# Usage: run.sh [DEMO] [OUT] [CARDS] [options of depthcut build, such as --prompt 1:128:512]
+# Usage: run.sh [DEMO] [OUT] [CARDS] [options of depthcut build, such as --prompt-range 1:128:512]
 set -eu
 demo=${1:-out/demo}
 out=${2:-out/tensorrt}
@@ -38,5 +38,5 @@ else
     depthcut generate "$out/candidate" "The capital of France is"
     echo "== Both, measured"
     depthcut compare "$out/baseline" "$out/candidate" -o "$out/report" \
-        --onnx "$demo/baseline/model.onnx" "$demo/candidate/model.onnx"
+        --engine-onnx "$demo/baseline/model.onnx" "$demo/candidate/model.onnx"
 fi

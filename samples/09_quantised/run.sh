@@ -10,7 +10,7 @@ scheme=${3:-int8}
 
 for arm in baseline candidate; do
     echo "== $arm in $scheme"
-    depthcut quantize "$demo/$arm" -o "$out/$arm/model.onnx" --scheme "$scheme"
+    depthcut quantize "$demo/$arm" -o "$out/$arm/model.onnx" --quantize "$scheme"
 done
 
 echo "== All four: whole and cut, in float and quantised"

@@ -17,7 +17,7 @@ from tests.measured import depthcut
 
 RUNS = 5
 AIM = 0.10
-_OPTIONS = ("--profile", "decode", "--context", "1:512:1024", "--compute-capability", "sm89")
+_OPTIONS = ("--profile", "decode", "--context-range", "1:512:1024", "--compute-capability", "sm89")
 
 
 def main(models: list[str]) -> None:

@@ -46,7 +46,7 @@ def test_all_attentions_may_go_but_not_everything() -> None:
     everything = [Deletion(layer, "block") for layer in range(3)]
     with pytest.raises(SurgeryError, match="leave no model") as caught:
         prune_graph(tiny("pre_norm"), everything)
-    assert "--force" in str(caught.value.hint)
+    assert "--allow-empty" in str(caught.value.hint)
 
 
 def test_no_other_refusal_is_lifted_with_it() -> None:

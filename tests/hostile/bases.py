@@ -60,6 +60,8 @@ def _write_inputs(folder: Path) -> None:
     words = [WORDS[(7 * n + n // 5) % len(WORDS)] for n in range(600)]
     (folder / "text.txt").write_text(" ".join(words[:400]))
     (folder / "other.txt").write_text(" ".join(words[150:][::-1]))
+    (folder / "short.yaml").write_text("eval_sequence_length: 16\n")
+    (folder / "search.yaml").write_text("search_tokens: 32\nshortlist: 2\n")
     for name, layers in {"whole": 3, "cut": 2}.items():
         shape = LlamaShape(
             layers=layers, hidden=32, heads=4, kv_heads=2, intermediate=48, vocabulary=64,

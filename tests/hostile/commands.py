@@ -70,7 +70,8 @@ def _on_models(
 CACHE = "hub/models--owner--name/snapshots/0123456789abcdef0123456789abcdef01234567"
 _TEXT = ("llama", "bert", CACHE)
 _ALL = (*_TEXT, "vit")
-_SEARCH = ("--search", "greedy", "--search-tokens", "32", "--shortlist", "2", "--drop", "1")
+_HEALING = ("--heal-calibration", *SCORING[1:])
+_SEARCH = ("--search", "greedy", "--config", "in/search.yaml", "--drop-joint", "1")
 
 COMMANDS: list[Command] = [
     *_on_models(("score", "MODEL", "-o", "out/importance.json", *SCORING), "importance.json",
@@ -81,22 +82,22 @@ COMMANDS: list[Command] = [
     "importance.json", of=_TEXT, weight=2),
     *_on_models(("plan", "in/importance.json", "--model", "MODEL", "-o", "out/plan.json", *_SEARCH),
     "plan.json", of=("llama", CACHE)),
-    *_on_models(("heal", "MODEL", "in/plan.json", "-o", "out/healed.json", "--kind", "bias",
-    "--check-text", "in/other.txt", *SCORING), "healed.json", of=("llama", CACHE), weight=1.5),
+    *_on_models(("heal", "MODEL", "in/plan.json", "-o", "out/healed.json", "--heal", "bias",
+    "--check-text", "in/other.txt", *_HEALING), "healed.json", of=("llama", CACHE), weight=1.5),
     *_on_models(("checkpoint", "MODEL", "in/plan.json", "-o", "out/res"), "res", of=("llama",
     "bert", CACHE), weight=3),
     *_on_models(("checkpoint", "MODEL", "in/blocks.json", "-o", "out/res", "--stream"), "res",
     of=("llama", CACHE), weight=2),
-    *_on_models(("export", "MODEL", "-o", "out/res", "--drop-attn", "1", "--no-compare", *SCORING),
+    *_on_models(("export", "MODEL", "-o", "out/res", "--drop-attn", "1", "--no-measure", *SCORING),
     "res", of=("llama", "bert", CACHE), weight=0.5, stages=True),
-    *_on_models(("export", "MODEL", "-o", "out/res", "--drop-attn", "1", "--no-compare", "--stream",
+    *_on_models(("export", "MODEL", "-o", "out/res", "--drop-attn", "1", "--no-measure", "--stream",
     *SCORING), "res", of=("llama",), weight=0.3, stages=True),
-    *_on_models(("export", "vit", "-o", "out/res", "--drop-attn", "1", "--no-compare", "--metric",
+    *_on_models(("export", "vit", "-o", "out/res", "--drop-attn", "1", "--no-measure", "--metric",
     "depth"), "res", of=("vit",), weight=0.3, stages=True),
     *_on_models(("compare", "torch:MODEL", "torch:in/llama", "-o", "out/res", *TIMING), "res",
     of=("llama", CACHE), weight=1),
     *_on_models(("depths", "MODEL", "--importance", "in/importance.json", "-o", "out/depths.json",
-    "-n", "1", "--eval-text", "in/other.txt", "--eval-tokens", "32", "--sequence-length", "16"),
+    "-n", "1", "--eval-text", "in/other.txt", "--eval-tokens", "32", "--config", "in/short.yaml"),
     "depths.", of=("llama",), weight=0.5),
     Command(("sweep", "sweeps/one.yaml", "-o", "out/res"), "llama", MODEL_KINDS, ("res",), 0.5,
     True, True, True),
@@ -124,10 +125,10 @@ COMMANDS: list[Command] = [
     ("res",), 3),
     Command(("prune", "in/whole", "--plan", "plans/plan.json", "-o", "out/model.onnx"), "plans",
     PLAN_KINDS, ("model.onnx", "prune.json"), 3, needs="onnxruntime"),
-    Command(("heal", "in/llama", "plans/plan.json", "-o", "out/healed.json", "--kind", "bias",
-    "--check-text", "in/other.txt", *SCORING), "plans", PLAN_KINDS, ("healed.",), 1),
-    Command(("plan", "reports/importance.json", "-o", "out/plan.json", "--drop", "1"), "reports",
-    RECORD_KINDS, ("plan.json",), 2, needs="onnx"),
+    Command(("heal", "in/llama", "plans/plan.json", "-o", "out/healed.json", "--heal", "bias",
+    "--check-text", "in/other.txt", *_HEALING), "plans", PLAN_KINDS, ("healed.",), 1),
+    Command(("plan", "reports/importance.json", "-o", "out/plan.json", "--drop-joint", "1"),
+    "reports", RECORD_KINDS, ("plan.json",), 2, needs="onnx"),
     Command(("report", "reports/report.json", "-o", "out/report.html"), "reports", RECORD_KINDS,
     ("report.html",), 2, needs="onnx"),
     Command(("report", "reports/report.json", "--format", "md", "-o", "out/report.md"), "reports",

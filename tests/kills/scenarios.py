@@ -64,8 +64,8 @@ _TIMING = (
     *("--prefill", "8", "--decode-past", "8", "--rounds", "2", "--threads", "1"),
     *("--eval-text", "in/other.txt", "--eval-tokens", "32", "--agreement-prompts", "0"),
 )
-_HEAL = (*SCORING, "--check-text", "in/other.txt")
-_SEARCH = ("--search", "greedy", "--search-tokens", "32", "--shortlist", "3")
+_HEAL = ("--heal-calibration", *SCORING[1:], "--check-text", "in/other.txt")
+_SEARCH = ("--search", "greedy", "--config", "in/search.yaml")
 
 
 def _plan_is_whole(name: str) -> Callable[[], object]:
@@ -173,7 +173,16 @@ def _sweep(file: str) -> Arguments:
 
 def _build(*options: str) -> Arguments:
     return (
-        *("build", "in/tiny.onnx", "-o", "out/res", "--prompt", "1:4:8", "--context", "1:4:8"),
+        *(
+            "build",
+            "in/tiny.onnx",
+            "-o",
+            "out/res",
+            "--prompt-range",
+            "1:4:8",
+            "--context-range",
+            "1:4:8",
+        ),
         *("--compute-capability", "sm89", "--optimization-level", "0", *options, "-q"),
     )
 
@@ -189,13 +198,13 @@ SCENARIOS: dict[str, Scenario] = {
         needs=("onnxruntime",),
     ),
     "quantize": Scenario(
-        (_quantize("--scheme", "int8"), _prune("--drop", "attention:1")),
+        (_quantize("--quantize", "int8"), _prune("--drop", "attention:1")),
         _quantize(),
         {"out/model.onnx": ("inspect", "out/model.onnx")},
         needs=("onnxruntime",),
     ),
     "export": Scenario(
-        (_export("--drop", "2"), _export("--drop-mlp", "1", "--heal", "bias")),
+        (_export("--drop-joint", "2"), _export("--drop-mlp", "1", "--heal", "bias")),
         _export("--drop-attn", "1"),
         {
             "out/res/report.json": ("report", "out/res/report.json", *_PAGE),
@@ -204,7 +213,10 @@ SCENARIOS: dict[str, Scenario] = {
         inside=INSIDE,
     ),
     "export-with-all": Scenario(
-        (_export("--drop-attn", "1"), _export("--drop", "2", "--checkpoint", "--heal", "bias")),
+        (
+            _export("--drop-attn", "1"),
+            _export("--drop-joint", "2", "--checkpoint", "--heal", "bias"),
+        ),
         _export("--drop-mlp", "1", "--checkpoint", "--heal", "linear", "--quantize", "int8"),
         {
             "out/res/report.json": ("report", "out/res/report.json", *_PAGE),
@@ -216,7 +228,7 @@ SCENARIOS: dict[str, Scenario] = {
         inside=INSIDE,
     ),
     "heal": Scenario(
-        (_heal("--kind", "bias"),),
+        (_heal("--heal", "bias"),),
         _heal("--save-checkpoint", "out/res"),
         {"out/healed.json": _plan_is_whole("out/healed.json"), "out/res": _loads("out/res")},
         apart=("out/res/",),
@@ -263,7 +275,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "plan": Scenario(
         (_plan("--drop-attn", "1"),),
-        _plan("--drop", "2"),
+        _plan("--drop-joint", "2"),
         {"out/plan.json": _plan_is_whole("out/plan.json")},
     ),
     "plan-for-a-budget": Scenario(

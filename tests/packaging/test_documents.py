@@ -22,6 +22,11 @@ DOCUMENTS = [
 ]
 GENERATED = {"attention.md", "architectures.md", "dialects.md", "builds.md"}
 WRITTEN = [path for path in DOCUMENTS if path.name not in GENERATED]
+GONE = {
+    *("--attention-only", "--backend", "--force", "--heal-rank", "--kind", "--load-once"),
+    *("--method", "--no-compare", "--prompt", "--scheme"),
+}
+"""What options were called before; the changelog says so."""
 FOREIGN = {
     "--build-arg", "--exportTimes", "--jobs", "--kills", "--save-results", "--strace", "--table",
     "--text", "--trials", "--tries",
@@ -59,7 +64,7 @@ def parse(arguments: list[str]) -> None:
 @pytest.fixture
 def no_files_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     def convert(self: Any, value: Any, param: Any, ctx: Any) -> Path:
-        return Path(value)
+        return value if self.type is str else Path(value)
 
     monkeypatch.setattr(click.Path, "convert", convert)
 
@@ -95,6 +100,7 @@ def test_every_option_that_is_named_exists(path: Path) -> None:
     prose = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", prose)) - FOREIGN
     named = {name for name in named if not name.startswith("--depthcut-")}
+    named -= GONE if path.name == "CHANGELOG.md" else set()
     assert named <= known | {"--model_args", "--model"}
 
 

@@ -44,7 +44,7 @@ def test_engines_are_built_ahead_of_time(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what follows there needs a real tokenizer
     out = tmp_path / "out"
-    sizes = ["--prompt", "1:4:8", "--context", "1:4:8"]
+    sizes = ["--prompt-range", "1:4:8", "--context-range", "1:4:8"]
     output = run("05_tensorrt/run.sh", demo, out, "sm80,sm89", *sizes)
     engines = sorted(out.glob("*/*.engine"))
     assert len(engines) == 4

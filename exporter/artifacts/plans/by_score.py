@@ -170,7 +170,7 @@ def validate_plan(
     if not allow_all and sum(len(d.sublayers) for d in plan.deletions) >= everything:
         raise PlanError(
             f"{where}The plan drops every attention and every MLP of {model}.",
-            "Leave at least one: an embedding alone is no model. --force drops them all the same.",
+            "Leave at least one: an embedding alone is no model. --allow-empty drops all the same.",
         )
 
 

@@ -1,6 +1,6 @@
 """From what a user says a plan shall hold to the plan. Importing this costs no PyTorch."""
 
-from exporter.choose.budgets.budget import Budget, Floors, Memory, tokens
+from exporter.choose.budgets.budget import Budget, Floors, Memory
 from exporter.choose.budgets.figures import Outcome
 from exporter.choose.budgets.inputs import Workplace
 from exporter.choose.budgets.planner import Planner
@@ -26,5 +26,4 @@ __all__ = [
     "Stopwatch",
     "Workplace",
     "speedup_verdict",
-    "tokens",
 ]

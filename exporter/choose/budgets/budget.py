@@ -3,83 +3,68 @@
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from exporter.choose.costs.at import AtOption
+from exporter.choose.selection.search_options import DROPPING
 from exporter.errors import UsageError
+from exporter.option_types import Count, OpenShare, Share, Size, Tokens, Whole, Written, comma_list
+from exporter.options import Options, Rule, dataclass, excludes, only_with, option, part, required
 from graph_passes.types import BLOCK_KINDS, SublayerKind
 
-if TYPE_CHECKING:
-    from exporter.choose.costs import At
-
-_TOKENS = re.compile(r"(?P<number>\d+)\s*(?P<thousands>k)?", re.IGNORECASE)
+REACHING = "What to reach"
 ASK_HINT = (
     "Say what the plan is to reach: a number of sublayers, --parameters 10%, --fits 8GB, "
     "--target-speedup 1.25, --max-perplexity-increase 5% or --min-top1-agreement 0.95."
 )
-
-
-def tokens(text: str) -> int:
-    """``32k`` (32 times 1024) or ``32768``.
-
-    Raises:
-        UsageError: It is neither, or 0.
-    """
-    told = _TOKENS.fullmatch(text.strip())
-    number = int(told["number"]) * (1024 if told["thousands"] else 1) if told else 0
-    if number < 1:
-        raise UsageError(f"{text!r} is not a number of tokens.", "Write 32k or 32768.")
-    return number
+_Kinds = Annotated[
+    tuple[SublayerKind, ...],
+    Field(min_length=1),
+    comma_list,
+    Written("KIND,KIND", ",".join, listed=True),
+]
+_Increase = Annotated[Share, Field(gt=0, allow_inf_nan=False)]
+_Speedup = Annotated[float, Field(gt=1, allow_inf_nan=False), Written("X")]
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Weights and KV caches are to fit into so many bytes.
+class Memory(Options):
+    """Weights and KV caches are to fit into so many bytes."""
 
-    Attributes:
-        limit_bytes: The room.
-        context: Tokens that every sequence's caches hold.
-        batch: Sequences.
-    """
-
-    limit_bytes: int
-    context: int
-    batch: int = 1
-
-    def __post_init__(self) -> None:
-        if min(self.limit_bytes, self.context, self.batch) < 1:
-            raise UsageError(
-                f"{self.limit_bytes} bytes for {self.batch} sequences of {self.context} tokens "
-                "is no budget.",
-                "Write --fits 8GB --context 32k --sequences 4.",
-            )
+    limit_bytes: Annotated[Size, Field(gt=0)] = required(
+        "Bytes that weights and caches may take together, such as 8GB.",
+        "--fits",
+        section=REACHING,
+    )
+    context: Tokens = required(
+        "Of --fits: tokens in the caches of every sequence, such as 32k.", section=REACHING
+    )
+    batch: Count = option(
+        1, "Of --fits: sequences whose caches are held.", "--sequences", section=REACHING
+    )
 
 
 @dataclass(frozen=True)
-class Floors:
-    """What the cut model's answers must keep, on tokens that the search has not seen.
+class Floors(Options):
+    """What the cut model's answers must keep, on tokens that the search has not seen."""
 
-    Attributes:
-        perplexity_increase: By what share its perplexity may be higher, such as 0.05.
-        top1_agreement: At what share of positions both models must think the same token the
-            likeliest.
-    """
-
-    perplexity_increase: float | None = None
-    top1_agreement: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.perplexity_increase is not None and not 0 < self.perplexity_increase < math.inf:
-            raise UsageError(
-                f"A perplexity that rises by at most {self.perplexity_increase:g} is no floor.",
-                "Allow it some increase, such as 5%.",
-            )
-        if self.top1_agreement is not None and not 0 < self.top1_agreement < 1:
-            raise UsageError(
-                f"An agreement of {self.top1_agreement:g} can't be held.",
-                "Ask for a share between 0 and 1, such as 0.95.",
-            )
+    perplexity_increase: _Increase | None = option(
+        None,
+        "The most that the perplexity may rise, such as 5%. On tokens that the search does not "
+        "see; used up for speed where --at is given, else for parameters.",
+        "--max-perplexity-increase",
+        section=REACHING,
+    )
+    top1_agreement: OpenShare | None = option(
+        None,
+        "Share of positions at which both models must think the same token the likeliest, such "
+        "as 0.95.",
+        "--min-top1-agreement",
+        section=REACHING,
+    )
 
     def __bool__(self) -> bool:
         return self.perplexity_increase is not None or self.top1_agreement is not None
@@ -94,68 +79,60 @@ class Floors:
 NO_FLOORS = Floors()
 
 
+def _leaves_out(kind: SublayerKind) -> Rule:
+    def broken(told: Any) -> bool:
+        return kind not in told.kinds and bool(getattr(told, kind) or told.block)
+
+    return Rule(
+        ("kinds", kind),
+        broken,
+        f"The budget wants sublayers of kind {kind} dropped, which {{0}} leaves out.",
+        "Leave {0} away, or ask for another number.",
+    )
+
+
 @dataclass(frozen=True)
-class Budget:
+class Budget(Options):
     """Everything that a plan has to hold; what is not asked for is 0, None or without floors.
 
     Attributes:
-        attention: Attentions to drop.
-        mlp: MLPs to drop.
-        block: Blocks to drop.
-        joint: Sublayers to drop, of whatever kind.
-        parameters: Share of the model's parameters to remove.
-        fits: Room for weights and caches.
-        target_speedup: How many times as fast a request is to be.
-        at: The request: its batch, prompt and new tokens. Without a target speedup it says that
-            floors are to be used up for speed.
-        floors: What the answers must keep.
-        kinds: Which sublayers may be dropped.
+        at: Without a target speedup it says that floors are to be used up for speed.
     """
 
-    attention: int = 0
-    mlp: int = 0
-    block: int = 0
-    joint: int = 0
-    parameters: float | None = None
-    fits: Memory | None = None
-    target_speedup: float | None = None
-    at: At | None = None
-    floors: Floors = NO_FLOORS
-    kinds: tuple[SublayerKind, ...] = BLOCK_KINDS
-
-    def __post_init__(self) -> None:
-        if self.parameters is not None and not 0 < self.parameters < 1:
-            raise UsageError(
-                f"A share of {self.parameters:g} of the parameters can't be removed.",
-                "Ask for something between 0% and 100%, such as 10%.",
-            )
-        if self.target_speedup is not None and not 1 < self.target_speedup < math.inf:
-            raise UsageError(
-                f"A speedup of {self.target_speedup:g} needs no plan.",
-                "Ask for more than 1, such as 1.25.",
-            )
-        if self.target_speedup is not None and self.at is None:
-            raise UsageError(
-                "How much a cut speeds up depends on the request.",
-                "Say which is meant: --at batch=1,prompt=512,new=128.",
-            )
-        if not self.kinds:
-            raise UsageError("No kind of sublayer may be dropped.", "Allow attention, mlp or both.")
-        self._refuse_kinds()
-
-    def _refuse_kinds(self) -> None:
-        counted = {"attention": self.attention or self.block, "mlp": self.mlp or self.block}
-        for kind, number in counted.items():
-            if number and kind not in self.kinds:
-                raise UsageError(
-                    f"The budget wants sublayers of kind {kind} dropped, which --kinds leaves out.",
-                    "Leave --kinds away, or ask for another number.",
-                )
-        if self.joint and (self.attention or self.mlp):
-            raise UsageError(
-                "The joint drop chooses among attentions and MLPs itself.",
-                "Ask for a joint number, or for one of each kind.",
-            )
+    attention: Whole = option(0, "Drop N attentions.", "--drop-attn", section=DROPPING)
+    mlp: Whole = option(0, "Drop N MLPs.", "--drop-mlp", section=DROPPING)
+    block: Whole = option(0, "Drop N blocks.", "--drop-block", section=DROPPING)
+    joint: Whole = option(
+        0,
+        "Drop N sublayers, attention and MLP ranked together.",
+        "--drop-joint",
+        section=DROPPING,
+    )
+    parameters: OpenShare | None = option(
+        None, "Share of the parameters to remove, such as 10%.", section=REACHING
+    )
+    fits: Memory | None = part(switch="limit_bytes")
+    target_speedup: _Speedup | None = option(
+        None,
+        "How many times as fast the request --at is to be, measured to within 3 %.",
+        section=REACHING,
+    )
+    at: AtOption | None = option(
+        None,
+        "The request whose time counts, such as batch=1,prompt=512,new=128.",
+        section=REACHING,
+    )
+    floors: Floors = part(Floors())
+    kinds: _Kinds = option(BLOCK_KINDS, "Which sublayers may go.", section=REACHING)
+    rules = (
+        only_with(
+            "target_speedup", "at", hint="Say which is meant: {1} batch=1,prompt=512,new=128."
+        ),
+        _leaves_out("attention"),
+        _leaves_out("mlp"),
+        excludes("joint", "attention", "a joint number chooses among both kinds itself"),
+        excludes("joint", "mlp", "a joint number chooses among both kinds itself"),
+    )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -197,3 +174,10 @@ class Budget:
         if self.kinds != BLOCK_KINDS:
             found["kinds"] = ",".join(self.kinds)
         return {name: value for name, value in found.items() if value is not None}
+
+
+def asks_for_more_than_numbers(told: Mapping[str, Any]) -> bool:
+    """Whether a budget, by its options' keys, asks for what no ranking of scores gives."""
+    names = ("parameters", "fits", "target_speedup")
+    floors = ("max_perplexity_increase", "min_top1_agreement")
+    return any(told.get(name) is not None for name in (*names, *floors))

@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.budget import Budget, asks_for_more_than_numbers
 from exporter.choose.budgets.target_speedup import ROUNDS
-from exporter.choose.selection import SearchOptions
+from exporter.choose.selection.search_options import DROPPING, SearchOptions
 from exporter.errors import UsageError
 from exporter.heal.options import HealOptions
+from exporter.option_types import Count
+from exporter.options import Options, Rule, dataclass, is_given, option, part, value_at
+from exporter.score.options import SCORING
 
 
 @dataclass(frozen=True)
-class PlanSettings:
+class PlanSettings(Options):
     """How a plan is looked for.
 
     Attributes:
-        search: Method, objective, shortlist, protected sublayers, tokens, and for ``evolution``
-            swaps.
-        heal: What takes the dropped branches' places; None: nothing. A search by damage weighs
-            replacements as it goes, and takes their kind, rank, ridge and the other domain from
-            here; what is chosen by scores is healed afterwards, by all of it.
-        calibration: Another text than the scores'.
-        batch_size: Samples in one forward pass.
+        heal: None: nothing. A search by damage weighs replacements as it goes, and takes their
+            kind, rank, ridge and the other domain from here; what is chosen by scores is healed
+            afterwards, by all of it.
         held_out: Share of the text that is not searched on: half of it to check, half to report on.
         rounds: Candidates that are measured at most.
-        allow_all: Lets every attention and every MLP go, where numbers alone are asked for.
+        allow_all: Where numbers alone are asked for.
     """
 
-    search: SearchOptions = field(default_factory=SearchOptions)
-    heal: HealOptions | None = None
-    calibration: str | None = None
-    batch_size: int = 4
+    search: SearchOptions = part(SearchOptions())
+    heal: HealOptions | None = part(
+        switch="kind",
+        off="none",
+        without=("calibration", "samples", "sequence_length", "seed"),
+        shared=("batch_size",),
+        config_only=("sequential",),
+    )
+    calibration: str | None = option(
+        None,
+        "Text to search on: a text or JSONL file, hf:DATASET, pydoc, or self.",
+        metavar="SOURCE",
+        usual="the one that IMPORTANCE rests on",
+        section=SCORING,
+    )
+    batch_size: Count = option(4, "Samples in one forward pass.", section=SCORING)
     held_out: float = 0.25
     rounds: int = ROUNDS
-    allow_all: bool = False
+    allow_all: bool = option(
+        False,
+        "Of numbers alone: drop them even if that leaves no attention and no MLP at all. Lifts no "
+        "other refusal.",
+        "--allow-empty",
+        section=DROPPING,
+    )
 
     def settled(self, budget: Budget) -> PlanSettings:
         """The same with the method named, as it goes with a budget.
@@ -94,3 +113,36 @@ class PlanSettings:
             "protect": ", ".join(search.protect) or None,
         }
         return {name: value for name, value in found.items() if value is not None}
+
+
+def idle_rules(budget: str, search: str) -> tuple[Rule, ...]:
+    """Rules that refuse what a choice by scores alone has no use for.
+
+    Args:
+        budget: Where a class has its budget.
+        search: Likewise.
+    """
+
+    def idle(name: str) -> Rule:
+        return Rule(
+            (f"{budget}.{name}",),
+            lambda told: is_given(told, f"{budget}.{name}") and _by_scores(told, budget, search),
+            "{0} is for searches by damage, and for budgets that are more than numbers.",
+            "Say what to reach, such as --target-speedup 1.25 or --parameters 10%.",
+        )
+
+    return idle("at"), idle("kinds")
+
+
+def _by_scores(told: Any, budget: str, search: str) -> bool:
+    asked, method = value_at(told, budget), value_at(told, search)
+    return asked is not None and asked.only_counts and not method.by_damage
+
+
+def settled_heal(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What takes the places where nothing is said: numbers alone are the paper's way."""
+    numbers = any(told.get(f"drop_{kind}") for kind in ("attn", "mlp", "block", "joint"))
+    front_alone = told.get("curve") is not None and not numbers
+    if told.get("heal") is None and (asks_for_more_than_numbers(told) or front_alone):
+        return {**told, "heal": "best"}
+    return told

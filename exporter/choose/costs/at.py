@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from exporter.errors import CostError, UsageError
+from exporter.option_types import Written, parsed
 
 if TYPE_CHECKING:
     from exporter.engines.inputs import Shape
@@ -111,3 +112,7 @@ class At:
             counts[low] += (high - low - 1) / 2
             counts[high] += (high - low + 1) / 2
         return counts
+
+
+AtOption = Annotated[At, parsed(At.parse), Written("REQUEST")]
+"""As an option: ``batch=1,prompt=512,new=128``."""

@@ -84,7 +84,7 @@ def measure_speedup(
             f"A width of {width} is none.", "It lies between 0 and 1: 0.01 is 1 % to either side."
         )
     options = CompareOptions(
-        provider=provider,
+        provider=provider,  # type: ignore[arg-type]  # held against its type there
         threads=threads,
         prefill_lengths=(at.prompt,),
         decode_past_lengths=(at.prompt,) if at.new else (),

@@ -2,39 +2,79 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from exporter.choose.selection.options import Objective
+from exporter.option_types import Count, DurationOrZero, Seed, Several, Whole
+from exporter.options import Options, dataclass, option
 
+DROPPING = "What to drop"
 Search = Literal["one-shot", "iterative", "greedy", "evolution"]
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(Options):
     """How the sublayers are chosen.
 
     Attributes:
-        search: ``one-shot``: the lowest scores. ``iterative``: scored again after each drop.
-            ``greedy``: the least added damage at each step. ``evolution``: greedy, then swaps.
-            None: one-shot for numbers of sublayers, greedy for budgets that are more than that.
-        objective: Which damage greedy and evolution keep small.
-        protect: What stays: ``first``, ``last``, ``attention:0,29``.
-        every: Iterative: so many drops between two scorings.
-        shortlist: Greedy: so many candidates are measured at a step; 0 for all.
-        tokens: Greedy and evolution: measured on the first so many tokens of the text.
-        seconds: Evolution: time for swaps.
-        seed: Evolution: of its draws.
+        search: None: one-shot for numbers of sublayers, greedy for budgets that are more than that.
     """
 
-    search: Search | None = None
-    objective: Objective = "kl"
-    protect: tuple[str, ...] = ()
-    every: int = 1
-    shortlist: int = 12
-    tokens: int = 4096
-    seconds: float = 600.0
-    seed: int = 0
+    search: Search | None = option(
+        None,
+        "one-shot: the lowest scores. iterative: scored again after each drop. greedy: the least "
+        "added damage at each step. evolution: greedy, then swaps.",
+        usual="one-shot for numbers, else greedy",
+        brief="one-shot, iterative, greedy or evolution",
+        section=DROPPING,
+    )
+    objective: Objective = option(
+        "kl",
+        "Of --search greedy and evolution: the damage that is kept small.",
+        section=DROPPING,
+        rare=True,
+    )
+    protect: tuple[str, ...] = option(
+        (),
+        "What must stay: first, last, or kind:layers such as attention:0,29. Repeatable.",
+        metavar="WHAT",
+        section=DROPPING,
+    )
+    every: Count = option(
+        1,
+        "Of --search iterative: drops between two scorings.",
+        "--rescore-every",
+        section=DROPPING,
+        config_only=True,
+    )
+    shortlist: Whole = option(
+        12,
+        "Of --search greedy and evolution: candidates that are measured at a step; 0 for all.",
+        section=DROPPING,
+        config_only=True,
+    )
+    tokens: Several = option(
+        4096,
+        "Of --search greedy and evolution: tokens of the calibration text that a choice is "
+        "measured on.",
+        "--search-tokens",
+        section=DROPPING,
+        config_only=True,
+    )
+    seconds: DurationOrZero = option(
+        600.0,
+        "Of --search evolution: time for swaps.",
+        "--search-seconds",
+        section=DROPPING,
+        rare=True,
+    )
+    seed: Seed = option(
+        0,
+        "Of --search evolution: seed of the swaps.",
+        "--search-seed",
+        section=DROPPING,
+        config_only=True,
+    )
 
     @property
     def by_damage(self) -> bool:

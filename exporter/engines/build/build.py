@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ class _BuiltGraph:
             cache = {"read": str(self.timing_cache.resolve()), "write": str(new.resolve())}
         request = {
             "engine": str(built.resolve()),
-            "settings": self.settings.model_dump(),
+            "settings": asdict(self.settings),
             "profiles": [profile.model_dump() for profile in profiles],
             "timing_cache": cache,
         }

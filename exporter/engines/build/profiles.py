@@ -8,17 +8,22 @@ past and sequence. Axes of other inputs are told by their names, and must be giv
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from pydantic import AfterValidator
+
+from exporter import options
 from exporter.engines.build.settings import Phase, Profile, ShapeRange
 from exporter.errors import EngineError, UsageError
+from exporter.option_types import Written, parsed
 from graph_passes.files.storage import load_model
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+SHAPES = "Shapes that the engine serves"
 Dim = int | str | None
 
 _CACHE_AXES, _PAST_AXIS = 4, 2
@@ -83,56 +88,67 @@ class GraphTensor:
 
 
 @dataclass(frozen=True)
-class Ranges:
-    """How large what an engine serves may be; None stands for the usual range.
+class NamedSpan:
+    """The sizes of an axis that is told by its name."""
 
-    Attributes:
-        batch: Sequences at once; 1.
-        prompt: Tokens in a prefill, or in an encoder's input; 1:512:2048.
-        context: Tokens in the cache before a decode step; 1:512:4096.
-        dims: By the names of other axes, their sizes.
-    """
+    name: str
+    span: Span
 
-    batch: Span | None = None
-    prompt: Span | None = None
-    context: Span | None = None
-    dims: Mapping[str, Span] = field(default_factory=dict)
+    @classmethod
+    def parse(cls, text: str) -> NamedSpan:
+        """Reads ``NAME=MIN:USUAL:MAX``.
 
+        Raises:
+            UsageError: The text is no such thing.
+        """
+        name, equals, span = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"{text!r} names no axis.", "Write it as NAME=MIN:USUAL:MAX.")
+        return cls(name, Span.parse(span))
 
-def read_ranges(
-    *, batch: str | None, prompt: str | None, context: str | None, dims: Sequence[str] = ()
-) -> Ranges:
-    """Reads ranges as they are written on the command line; None stands for the usual one.
-
-    Args:
-        batch: ``MIN:USUAL:MAX`` or one number, as are ``prompt`` and ``context``.
-        prompt: Tokens in a prefill or encoder.
-        context: Tokens in the cache.
-        dims: ``NAME=RANGE`` for other axes.
-
-    Raises:
-        UsageError: A text is no range, or begins at 0 where something must be there.
-    """
-    return Ranges(
-        batch=_positive(batch),
-        prompt=_positive(prompt),
-        context=None if context is None else Span.parse(context),
-        dims=dict(_named(text) for text in dims),
-    )
+    def __str__(self) -> str:
+        return f"{self.name}={self.span}"
 
 
-def _positive(text: str | None) -> Span | None:
-    span = None if text is None else Span.parse(text)
-    if span is not None and span.low < 1:
-        raise UsageError(f"The range {span} must begin at 1 or more.")
+def _from_one(span: Span) -> Span:
+    if span.low < 1:
+        raise ValueError(f"the range {span} begins below 1")
     return span
 
 
-def _named(text: str) -> tuple[str, Span]:
-    name, equals, span = text.partition("=")
-    if not equals or not name:
-        raise UsageError(f"{text!r} names no axis.", "Write it as NAME=MIN:USUAL:MAX.")
-    return name, Span.parse(span)
+_Range = Annotated[Span, parsed(Span.parse), Written("RANGE")]
+_FromOne = Annotated[_Range, AfterValidator(_from_one)]
+
+
+@options.dataclass(frozen=True)
+class Ranges(options.Options):
+    """How large what an engine serves may be; None stands for the usual range."""
+
+    batch: _FromOne | None = options.option(
+        None, "Sequences: MIN:USUAL:MAX, or one number.", "--batch-range", usual="1", section=SHAPES
+    )
+    prompt: _FromOne | None = options.option(
+        None,
+        "Tokens in a prefill or encoder.",
+        "--prompt-range",
+        usual="1:512:2048",
+        section=SHAPES,
+    )
+    context: _Range | None = options.option(
+        None, "Filled cache in decode.", "--context-range", usual="1:512:4096", section=SHAPES
+    )
+    dims: tuple[Annotated[NamedSpan, parsed(NamedSpan.parse)], ...] = options.option(
+        (),
+        "Range of another free axis of the graph, such as height=224:224:448.",
+        "--dim",
+        metavar="NAME=RANGE",
+        section=SHAPES,
+    )
+
+    @property
+    def axes(self) -> dict[str, Span]:
+        """The ranges of other axes by their names."""
+        return {dim.name: dim.span for dim in self.dims}
 
 
 def graph_inputs(path: Path) -> list[GraphTensor]:
@@ -181,14 +197,14 @@ def refuse_unknown_axes(inputs: Sequence[GraphTensor], ranges: Ranges) -> None:
         UsageError: A range is given for an axis that no input has.
     """
     known = sorted({size for each in inputs for size in each.shape if isinstance(size, str)})
-    unknown = next((name for name in ranges.dims if name not in known), None)
+    unknown = next((name for name in ranges.axes if name not in known), None)
     if unknown is not None:
         raise UsageError(
             f"No input has an axis {unknown!r}.", f"Free axes are {', '.join(known) or 'none'}."
         )
     for name in _unused(inputs, ranges):
         raise UsageError(
-            f"No input has an axis that --{name} could be for.",
+            f"No input has an axis that --{name}-range could be for.",
             f"Leave it out; free axes are {', '.join(known) or 'none'} (--dim).",
         )
 
@@ -238,7 +254,7 @@ def profile(inputs: Sequence[GraphTensor], phase: str, ranges: Ranges) -> Profil
         "total": past + sequence,
     }
     return Profile(
-        phase=known, shapes={each.name: _shape(each, spans, ranges.dims) for each in inputs}
+        phase=known, shapes={each.name: _shape(each, spans, ranges.axes) for each in inputs}
     )
 
 

@@ -7,6 +7,7 @@ here has not run in this project's CI; ``tests/gpu`` runs it.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def refit_engine(
             "engine_sha256": sha256_file(built),
             "engine_bytes": built.stat().st_size,
             "made_from": graph_hashes(onnx, source),
-            "settings": record.settings.model_copy(update={"strip_weights": False}),
+            "settings": replace(record.settings, strip_weights=False),
         }
         refitted = record.model_copy(update=changes)
         record_file = refitted.write(staged.folder / "engine.json")

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from exporter.artifacts import Record
 from exporter.engines.build.tensors import written_shape
+from exporter.option_types import Engine, Names, Size, Written
+from exporter.options import Options, dataclass, option
 
 Phase = Literal["prefill", "decode", "encode"]
 End = Literal["low", "usual", "high"]
+ENGINES = "Engines"
+Capabilities = Annotated[
+    Names,
+    AfterValidator(lambda names: tuple(name.lower() for name in names)),
+    Written("SM,SM", ",".join, listed=True),
+]
 Compatibility = Literal["none", "ampere+", "same-compute-capability"]
 
 
@@ -52,29 +60,54 @@ class Profile(Record):
         ]
 
 
-class BuildSettings(Record):
+@dataclass(frozen=True)
+class EngineOption(Options):
+    """Which library builds."""
+
+    engine: Engine = option(
+        "tensorrt-rtx",
+        "Which library; TensorRT needs the card that is to run the engine.",
+        section=ENGINES,
+    )
+
+
+@dataclass(frozen=True)
+class BuildSettings(Options):
     """How an engine is built; what is None is left to the library.
 
     Attributes:
-        compute_capabilities: Such as ``sm80``; empty for the library's own choice. TensorRT-RTX
-            only; TensorRT builds for the card that is there.
-        optimization_level: 0 (quick) to 5 (thorough).
-        workspace_bytes: The most scratch memory that a kernel may ask for.
-        hardware_compatibility: TensorRT only.
-        version_compatible: Whether later versions may load it. TensorRT only.
-        strip_weights: Leaves the weights out; they are put in again by a refit.
-        refittable: Whether weights can be exchanged later.
-        tf32: Whether fp32 products may be rounded to TF32 on the way; off, since it would make the
-            engine another model than the graph.
-        detailed: Whether the engine keeps the names and shapes of its layers.
+        compute_capabilities: Empty for the library's own choice. TensorRT builds for the card that
+            is there.
+        tf32: Off, since it would make the engine another model than the graph.
     """
 
-    compute_capabilities: tuple[str, ...] = ()
-    optimization_level: int | None = Field(default=None, ge=0, le=5)
-    workspace_bytes: int | None = Field(default=None, gt=0)
-    hardware_compatibility: Compatibility = "none"
-    version_compatible: bool = False
-    strip_weights: bool = False
-    refittable: bool = False
-    tf32: bool = False
-    detailed: bool = False
+    compute_capabilities: Capabilities = option(
+        (),
+        "TensorRT-RTX: build for these, such as sm80,sm89,sm120.",
+        "--compute-capability",
+        section=ENGINES,
+    )
+    optimization_level: Annotated[int, Field(ge=0, le=5), Written("LEVEL")] | None = option(
+        None, "0 quick to 5 thorough.", section=ENGINES
+    )
+    workspace_bytes: Annotated[Size, Field(gt=0, lt=1 << 63)] | None = option(
+        None,
+        "The most scratch memory, such as 4GB.",
+        "--workspace",
+        metavar="SIZE",
+        section=ENGINES,
+    )
+    hardware_compatibility: Compatibility = option(
+        "none", "TensorRT: for other cards too.", section=ENGINES, config_only=True
+    )
+    version_compatible: bool = option(
+        False, "TensorRT: for later versions too.", section=ENGINES, config_only=True
+    )
+    strip_weights: bool = option(
+        False, "Leave the weights out, for a refit.", section=ENGINES, rare=True
+    )
+    refittable: bool = option(False, "Weights can be exchanged later.", section=ENGINES, rare=True)
+    tf32: bool = option(False, "Let fp32 products be rounded to TF32.", section=ENGINES, rare=True)
+    detailed: bool = option(
+        False, "Keep the layers' names and shapes.", section=ENGINES, config_only=True
+    )

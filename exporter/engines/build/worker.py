@@ -88,7 +88,7 @@ def _build(request: dict[str, Any], events: TextIO) -> dict[str, Any]:
         return {"version": module.__version__, "obstacles": [vars(each) for each in obstacles]}
     request |= _heard()
     monitor = make_monitor(module, lambda done: tell(events, progress=done))
-    settings = BuildSettings.model_validate(request["settings"])
+    settings = BuildSettings(**request["settings"])
     profiles = [Profile.model_validate(entry) for entry in request["profiles"]]
     config = builder_config(builder, library, settings, profiles, monitor)
     cache = request["timing_cache"]

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from exporter.errors import BackendError, UsageError
+from exporter.errors import BackendError
+from exporter.option_types import Count, Seed, Written
+from exporter.options import Options, dataclass, option
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
-    """How tokens are chosen.
+class SamplingSettings(Options):
+    """How tokens are chosen."""
 
-    Attributes:
-        temperature: 0 takes the likeliest token; larger ones flatten the distribution.
-        top_k: Draws among that many likeliest tokens; None for all.
-        top_p: Draws among the likeliest tokens that have this probability together.
-        seed: The same seed gives the same draws.
-    """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"The temperature is {self.temperature}; it must be 0 or more.")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top-k is {self.top_k}; it must be 1 or more.")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top-p is {self.top_p}; it must be above 0 and at most 1.")
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False), Written("X")] = option(
+        0.0, "0 takes the likeliest token; larger ones flatten the distribution."
+    )
+    top_k: Count | None = option(None, "Draw among that many likeliest tokens.", usual="all")
+    top_p: Annotated[float, Field(gt=0, le=1), Written("P")] = option(
+        1.0, "Draw among the likeliest tokens that have this probability together."
+    )
+    seed: Seed = option(0, "For the draws.")
 
 
 class Sampler:

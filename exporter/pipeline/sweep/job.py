@@ -64,7 +64,7 @@ class Job:
         """The cell, as the pipeline takes it."""
         sweep = parse_sweep(self.text, Path(self.file))
         cell = cells_of(sweep, Path(self.out), self.dangers, look=False)[self.index]
-        request = replace(cell.request, source=self.source, force=self.force)
+        request = replace(cell.request, source=self.source, redo=self.force, allow_empty=self.force)
         return replace(cell, request=request)
 
 

@@ -103,7 +103,7 @@ def test_everything_may_go_where_it_is_allowed(asked: dict[str, int]) -> None:
     assert len(plan.deletions) == sum(asked.values())
     with pytest.raises(PlanError, match="every attention and every MLP") as caught:
         plan_drop(_report(), **asked)
-    assert "--force" in str(caught.value.hint)
+    assert "--allow-empty" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

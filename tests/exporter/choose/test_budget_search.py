@@ -137,7 +137,7 @@ def test_no_sublayer_is_better_treated_in_another_way(seed: int) -> None:
 
 
 def test_no_plan_names_a_sublayer_twice_or_everything() -> None:
-    search, *_, unit = _search(3, Floors(perplexity_increase=1e6))
+    search, *_, unit = _search(3, Floors(perplexity_increase="100000000%"))
     candidate = search.solve([], unit)
     names = [name for option in candidate.options for name in option.names]
     assert len(names) == len(set(names)) == len(NAMES) - 1

@@ -220,7 +220,6 @@ def _written(report: Any, folder: Path, source: str) -> Path:
 def test_the_command_searches(
     tmp_path: Path, loaded: Any, cache: Path, report: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.models.loading import model_source
 
     asked: list[str] = []
 
@@ -228,11 +227,12 @@ def test_the_command_searches(
         asked.append(source)
         return loaded
 
-    monkeypatch.setattr(model_source, "load_model", load)
+    monkeypatch.setattr("exporter.cli.plan.load_model", load)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent / "unused"))
     scores = _written(report, tmp_path, "the-model")
     call = ["plan", str(scores), "-o", str(tmp_path / "plan.json"), "--drop-attn", "1"]
-    call += ["--search", "greedy", "--search-tokens", "64", "--protect", "last"]
+    (tmp_path / "few.yaml").write_text("search_tokens: 64\n")
+    call += ["--search", "greedy", "--config", str(tmp_path / "few.yaml"), "--protect", "last"]
     call += ["--calibration", "self", "-q"]
     assert cli.run(call) == 0
     plan = json.loads((tmp_path / "plan.json").read_text())

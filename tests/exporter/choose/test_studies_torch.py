@@ -184,9 +184,10 @@ def test_what_the_model_does_not_have_is_a_cell_that_says_so(
     file, out = tmp_path / "scores.json", tmp_path / "depths.json"
     kept = [score for score in scores.scores if score.kind != "block"]
     scores.model_copy(update={"scores": kept}).write(file)
+    (tmp_path / "short.yaml").write_text(f"eval_sequence_length: {LENGTH}\n")
     call = [
         "depths", str(run / "checkpoint-1000"), "--importance", str(file), "-n", "1,4",
-        "-o", str(out), "--eval-tokens", "48", "--sequence-length", str(LENGTH),
+        "-o", str(out), "--eval-tokens", "48", "--config", str(tmp_path / "short.yaml"),
     ]  # fmt: skip
     assert command_line.run(call) == 0
     report = DepthsReport.read(out)

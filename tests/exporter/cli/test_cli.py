@@ -59,15 +59,17 @@ def test_every_option_stands_under_one_heading(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    assert command_line.run([command, "--help"]) == 0
+    assert command_line.run([command, "--help-all"]) == 0
     told = capsys.readouterr().out
     headings = re.findall(r"^[A-Z].*:$", told, re.MULTILINE)
     assert len(headings) == len(set(headings)) >= 3
     listed = re.findall(r"^  (?:-\w, )?(--[\w-]+)", told, re.MULTILINE)
-    options = [p for p in command_line.cli.commands[command].params if isinstance(p, click.Option)]
-    assert sorted(listed) == sorted(
-        ["--help", *(next(o for o in p.opts if o.startswith("--")) for p in options)]
-    )
+    found = command_line.cli.get_command(None, command)
+    assert found is not None
+    context = click.Context(found, help_option_names=["-h", "--help"])
+    options = [param for param in found.get_params(context) if isinstance(param, click.Option)]
+    long = [next(o for o in each.opts if o.startswith("--")) for each in options]
+    assert sorted(listed) == sorted(long)
     assert max(map(len, told.splitlines())) <= 100
     assert re.search(r"PROMPTX|INTEGER|x>=", told) is None
 
@@ -84,22 +86,22 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["export", "model", "-o", "x", "--drop-attn", "0"],
         ["export", "model", "-o", "x", "--prefill", "a,b"],
         ["export", "model", "-o", "x"],
-        ["export", "model", "-o", "x", "--drop", "2", "--builds", "2"],
-        ["export", "model", "-o", "x", "--drop", "2", "--compute-capability", "sm89"],
+        ["export", "model", "-o", "x", "--drop-joint", "2", "--builds", "2"],
+        ["export", "model", "-o", "x", "--drop-joint", "2", "--compute-capability", "sm89"],
         [
             "export",
             "model",
             "-o",
             "x",
-            "--drop",
+            "--drop-joint",
             "2",
             "--engine",
             "tensorrt-rtx",
             "--compute-capability",
             ",",
         ],
-        ["compare", "a", "b", "-o", "x", "--onnx", "a"],
-        ["export", "model", "-o", "x", "--drop", "2", "--drop-attn", "2"],
+        ["compare", "a", "b", "-o", "x", "--engine-onnx", "a"],
+        ["export", "model", "-o", "x", "--drop-joint", "2", "--drop-attn", "2"],
         ["inspect", "no-such-file.onnx"],
         ["no-such-command"],
     ],
@@ -127,11 +129,11 @@ def test_everything_goes_by_force_alone(tmp_path: Path) -> None:
 
     scores = full_importance(layers=2).write(tmp_path / "importance.json")
     output = tmp_path / "plan.json"
-    call = ["plan", str(scores), "-o", str(output), "-q", "--drop", "4"]
+    call = ["plan", str(scores), "-o", str(output), "-q", "--drop-joint", "4"]
     assert command_line.run(call) == 2
     assert not output.exists()
-    assert command_line.run([*call, "--force", "--parameters", "10%"]) == 2
-    assert command_line.run([*call, "--force"]) == 0
+    assert command_line.run([*call, "--allow-empty", "--parameters", "10%"]) == 2
+    assert command_line.run([*call, "--allow-empty"]) == 0
     assert len(json.loads(output.read_text())["deletions"]) == 4
 
 
@@ -144,7 +146,7 @@ def test_a_graph_is_emptied_by_force_alone(tmp_path: Path) -> None:
     call = ["prune", str(model), "-o", str(output), "-q", "--drop", "block:0-1"]
     assert command_line.run(call) == 2
     assert not output.exists()
-    assert command_line.run([*call, "--force"]) == 0
+    assert command_line.run([*call, "--allow-empty"]) == 0
     report = json.loads((output.parent / "prune.json").read_text())
     assert len(report["deleted"]) == 4
     assert report["verification"]["passed"] is True

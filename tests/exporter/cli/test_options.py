@@ -255,6 +255,9 @@ def test_amounts_are_read_as_they_are_written() -> None:
             (share if text != "8 QB" else size)(text)
 
 
+_OTHERWISE = {"output"}  # a file, or a folder
+
+
 def _commands() -> list[SchemaCommand[Any]]:
     found = (command_line.cli.get_command(None, name) for name in command_line.cli.list_commands())
     return [each for each in found if isinstance(each, SchemaCommand)]
@@ -282,6 +285,7 @@ def test_an_option_means_the_same_in_every_command() -> None:
     known: dict[str, tuple[str, Any]] = {}
     for command in _commands():
         for key, leaf in command.leaves.items():
-            if not leaf.look.argument:
-                name, leaf_type = known.setdefault(key, (str(command.name), leaf.type))
-                assert leaf.type == leaf_type, f"--{key} of {name} and of {command.name}"
+            told = leaf.is_flag, leaf.place
+            if not leaf.look.argument and key not in _OTHERWISE:
+                name, first = known.setdefault(key, (str(command.name), told))
+                assert told == first, f"--{key} of {name} and of {command.name}"

@@ -14,12 +14,12 @@ from test_verification import wrong_layer  # noqa: F401
 
 import exporter.cli as command_line
 from exporter.artifacts import PlannedDeletion, PruneReport
-from exporter.cli.options import Size
 from exporter.cut.options import CutOptions
 from exporter.cut.oracle import memory
 from exporter.cut.oracle import setting as oracle_setting
 from exporter.cut.surgery import prune_file
 from exporter.errors import VerificationError
+from exporter.option_types import size
 from graph_passes.files import storage
 from graph_passes.files.storage import load_model, save_model
 from tests.tiny_graphs import TinySpec, tiny_model
@@ -212,7 +212,7 @@ def test_the_command_takes_a_limit(source: Path, tmp_path: Path, capsys: object)
     [("8GB", 8 * 10**9), ("500 mb", 5 * 10**8), ("2GiB", 2 << 30), ("0", 0), ("1.5k", 1500)],
 )
 def test_sizes_are_read(text: str, count: int) -> None:
-    assert Size().convert(text, None, None) == count
+    assert size(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "8 elephants", "1e9"])

@@ -83,5 +83,5 @@ def test_the_parser_updates_caches_in_place(
 
 def test_a_context_is_no_matter_of_the_engine_where_the_graph_fixes_it(tmp_path: Path) -> None:
     onnx = written(tmp_path, "in_place")
-    with pytest.raises(UsageError, match="--context could be for"):
+    with pytest.raises(UsageError, match="--context-range could be for"):
         build_engines(onnx, tmp_path / "out", ranges=LARGE)

@@ -187,7 +187,14 @@ def test_nothing_of_the_current_folder_is_run(
 def test_the_command_prints_one_json_document(
     models: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = ["--prompt", "1:4:8", "--context", "1:4:8", "--compute-capability", " sm89, sm89"]
+    sizes = [
+        "--prompt-range",
+        "1:4:8",
+        "--context-range",
+        "1:4:8",
+        "--compute-capability",
+        " sm89, sm89",
+    ]
     call = ["build", str(models[1]), "-o", str(tmp_path), "--json", *sizes]
     assert run([*call, "--profile", "decode"]) == 0
     one = json.loads(capsys.readouterr().out)
@@ -257,7 +264,7 @@ def test_a_build_that_is_ended_leaves_no_builder_behind(
         '  \'os.rename("pid", "started"); time.sleep(60)\')\n'
         "sys.exit(c.run(sys.argv[1:]))\n"
     )
-    call = ["build", str(models[0]), "-o", "out/m.engine", "--prompt", "1:4:8"]
+    call = ["build", str(models[0]), "-o", "out/m.engine", "--prompt-range", "1:4:8"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     caller = subprocess.Popen([sys.executable, "-c", script, *call], cwd=tmp_path, env=env)
     started = tmp_path / "started"

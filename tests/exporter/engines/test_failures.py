@@ -68,7 +68,7 @@ def test_too_small_a_workspace(tmp_path: Path) -> None:
 def test_attention_in_fp32_is_written_out(tmp_path: Path) -> None:
     ir.save(ir.from_onnx_text(ATTENTION), tmp_path / "m.onnx")
     before = (tmp_path / "m.onnx").read_bytes()
-    ranges = Ranges(dims={"s": Span(1, 4, 8)})
+    ranges = Ranges(dims=("s=1:4:8",))
     ((engine, record),) = build_engines(tmp_path / "m.onnx", tmp_path / "out", ranges=ranges)
     assert engine.is_file()
     assert sum(record.layers.values()) >= 1

@@ -95,7 +95,7 @@ def test_a_longer_cache_than_the_model_knows_is_refused(tmp_path: Path) -> None:
             ["--target", "tensorrt-rtx", "--cache-length", "256", "--decode-past", "256"],
             "Caches of 256 positions are too short for what is measured",
         ),
-        (["--split"], "--split is for engines"),
+        (["--builds", "2"], "--engine"),
     ],
 )
 def test_what_contradicts_is_told_before_anything_is_loaded(

@@ -229,7 +229,7 @@ def run(*arguments: Any) -> int:
 
 
 def command(checkpoint: Path, plan: Path, output: Path, texts: tuple[str, str]) -> list[Any]:
-    return ["heal", checkpoint, plan, "-o", output, "--calibration", texts[0],
+    return ["heal", checkpoint, plan, "-o", output, "--heal-calibration", texts[0],
             "--check-text", texts[1], "--samples", 12, "--sequence-length", 16]  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def test_the_command_writes_plan_numbers_and_report(
 
     plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
     output = tmp_path / "out" / "healed.json"
-    assert run(*command(checkpoint, plan, output, texts), "--kind", "bias") == 0
+    assert run(*command(checkpoint, plan, output, texts), "--heal", "bias") == 0
     names = {path.name for path in output.parent.iterdir()}
     assert names == {"healed.json", "healed.safetensors", "healed.report.json"}
     found = read_replacements(read_plan(output), output)
@@ -255,7 +255,7 @@ def test_the_command_writes_plan_numbers_and_report(
     assert "taken back" in told
     assert "3 replaced (3 bias)" in told.lower()
     assert told.count("The domains disagree") == 1
-    assert run(*command(checkpoint, plan, output, texts), "--kind", "bias", "--quiet") == 0
+    assert run(*command(checkpoint, plan, output, texts), "--heal", "bias", "--quiet") == 0
     assert capfd.readouterr().out.count("Warning: The domains disagree") == 1
     assert (output.parent / "healed.safetensors").stat().st_mode & 0o077 == (
         output.stat().st_mode & 0o077
@@ -315,7 +315,7 @@ def test_everything_is_replaced_by_force_alone(
     arguments = [*command(checkpoint, plan, output, texts), "--save-checkpoint", folder]
     assert run(*arguments) == 2
     assert not output.exists()
-    assert run(*arguments, "--force") == 0
+    assert run(*arguments, "--allow-empty") == 0
     whole, found = load_model(str(checkpoint)), load_pruned(folder)
     healed_plan = read_plan(output)
     cut = branch_replacements_of(
@@ -369,7 +369,7 @@ def test_a_failure_leaves_an_earlier_result(
     assert [*(home / "kept").rglob("*.safetensors")]  # for the next call
 
 
-@pytest.mark.parametrize("options", [[], ["--sequential"], ["--kind", "best"]])
+@pytest.mark.parametrize("options", [[], ["--sequential"], ["--heal", "best"]])
 def test_an_interrupted_call_goes_on_with_what_it_has_fitted(
     options: list[str], checkpoint: Path, texts: tuple[str, str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -499,9 +499,7 @@ def test_places_that_would_do_harm_are_refused_before_any_work(
 ) -> None:  # fmt: skip
     import shutil
 
-    monkeypatch.setattr(
-        "exporter.models.loading.model_source.load_model", lambda *_, **__: pytest.fail("loaded")
-    )
+    monkeypatch.setattr("exporter.cli.heal.load_model", lambda *_, **__: pytest.fail("loaded"))
     model = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "plans").mkdir()

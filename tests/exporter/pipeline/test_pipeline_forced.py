@@ -22,7 +22,7 @@ def test_everything_goes_and_equals_pytorch_and_the_oracle(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    request = _request(checkpoint, out, drops=EVERYTHING, force=True)
+    request = _request(checkpoint, out, drops=EVERYTHING, allow_empty=True)
     report, _ = _walk(request)
     pruned = PruneReport.read(out / "prune.json")
     assert len(pruned.deleted) == 6
@@ -38,7 +38,7 @@ def test_everything_goes_and_equals_pytorch_and_the_oracle(
 def test_no_stage_is_left_behind_without_force(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="every attention and every MLP") as caught:
         _walk(_request(checkpoint, tmp_path / "out", drops=EVERYTHING))
-    assert "--force" in str(caught.value.hint)
+    assert "--allow-empty" in str(caught.value.hint)
     assert not (tmp_path / "out" / "plan.json").exists()
 
 

@@ -17,8 +17,7 @@ from exporter.artifacts import QuantizationRecord
 from exporter.artifacts.ledger import StageLedger
 from exporter.choose.budgets import Budget
 from exporter.cli.export import export
-from exporter.cli.requests import export_request
-from exporter.errors import ComparisonError, DepthcutError, UsageError
+from exporter.errors import ComparisonError, DepthcutError, OptionError, UsageError
 from exporter.pipeline.quantizing import quantize, quantize_key
 from exporter.pipeline.refusals import refuse_bad_options, refuse_foreign_results
 from exporter.pipeline.request import DropRequest, EngineRequest, ExportRequest
@@ -266,18 +265,20 @@ def test_weights_are_not_fitted_to_the_text_that_they_are_judged_on(tmp_path: Pa
 
 
 def asked(*options: str) -> QuantizeSettings | None:
-    line = ["model", "-o", "out", "--drop", "1", *options]
-    parameters = export.make_context("export", line, obj=Quiet()).params
-    return export_request("model", Path("out"), False, parameters).quantize
+    line = ["model", "-o", "out", "--drop-joint", "1", *options]
+    return export.read(line).request.quantize
 
 
-def test_options_become_settings_and_the_rest_is_the_settings_own() -> None:
+def test_options_become_settings_and_the_rest_is_the_settings_own(tmp_path: Path) -> None:
     assert asked() is None
     assert asked("--quantize", "int8") == EIGHT
+    config = tmp_path / "few.yaml"
+    config.write_text(
+        "block_size: 64\nsymmetric: false\naccuracy_level: 0\nembedding_bits: none\nhead_bits: 4\n"
+    )
     assert asked(
         "--quantize", "int4", "--quantize-method", "gptq", "--calibration", "text.txt",
-        "--quantize-block-size", "64", "--quantize-zero-points", "--quantize-accuracy-level", "0",
-        "--quantize-embedding-bits", "none", "--quantize-head-bits", "4",
+        "--config", str(config),
     ) == QuantizeSettings(
         "int4", "gptq", block_size=64, symmetric=False, accuracy_level=0, embedding_bits=None,
         head_bits=4, calibration="text.txt",
@@ -288,14 +289,15 @@ def test_options_become_settings_and_the_rest_is_the_settings_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("method", "rtn"), ("block-size", "32"), ("accuracy-level", "0"), ("head-bits", "none")],
+    ("key", "value"), [("block_size", 64), ("accuracy_level", 0), ("head_bits", "none")]
 )
-def test_how_is_nothing_without_into_what(option: str, value: str) -> None:
-    with pytest.raises(UsageError, match=f"--quantize-{option} is for quantisation"):
-        asked(f"--quantize-{option}", value)
-    with pytest.raises(UsageError, match="--quantize-symmetric is for"):
-        asked("--quantize-symmetric")
+def test_how_is_nothing_without_into_what(tmp_path: Path, key: str, value: object) -> None:
+    config = tmp_path / "few.yaml"
+    config.write_text(f"{key}: {value}\n")
+    for words in (["--config", str(config)], ["--quantize-method", "rtn"]):
+        with pytest.raises(OptionError) as caught:
+            asked(*words)
+        assert "quantize" in caught.value.keys
 
 
 def test_the_stage_s_key_is_json(exported: Path) -> None:

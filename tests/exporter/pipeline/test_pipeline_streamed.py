@@ -79,10 +79,10 @@ def walked(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setattr(CheckpointShards, "read", reading)
         with patch.context() as stopped:
             stopped.setattr(parity, "check_export", fails)
-            first = run(checkpoint, out, "--no-compare")
+            first = run(checkpoint, out, "--no-measure")
         kept = [path.name for path in (out / ".depthcut" / "unfinished" / "baseline").iterdir()]
         before = len(read)
-        second = run(checkpoint, out, "--no-compare", "--checkpoint")
+        second = run(checkpoint, out, "--no-measure", "--checkpoint")
     return out, first, kept, second, read[:before], read[before:]
 
 
@@ -152,7 +152,7 @@ def test_what_a_check_found_wrong_is_written_again(
         ({"heal": HealOptions()}, "--heal needs the whole model"),
         ({"search": SearchOptions(search="greedy")}, "--search greedy needs"),
         ({"exporter": "optimum"}, "--exporter optimum needs"),
-        ({"load": SourceOptions(trust_remote_code=True)}, "--trust-remote-code needs"),
+        ({"load": SourceOptions(trust_remote_code=True)}, "--trust-remote-code"),
     ],
 )
 def test_what_needs_the_whole_model_is_refused(
@@ -172,7 +172,7 @@ def test_a_comparison_without_memory_for_it_is_refused_at_once(
     done = run(checkpoint, tmp_path / "out")
     assert done.exit_code == 2
     assert "Comparing both models would take about" in done.stderr
-    assert "--no-compare" in done.stderr
+    assert "--no-measure" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -180,7 +180,7 @@ def test_bfloat16_without_memory_for_its_check_is_refused_at_once(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("exporter.cut.oracle.memory.available_bytes", lambda: 10_000)
-    done = run(checkpoint, tmp_path / "out", "--no-compare", "--dtype", "bfloat16")
+    done = run(checkpoint, tmp_path / "out", "--no-measure", "--dtype", "bfloat16")
     assert done.exit_code == 2
     assert "the check of the candidate holds its weights in float32" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from exporter.cli import run as run_command
-from exporter.cli.quantize_options import QUANTIZE_OPTIONS
-from exporter.cli.requests import quantize_request
+from exporter.cli.export import export
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError, UsageError
 from exporter.quantize.gguf_blocks import GgufBlocks, KeptBlocks
@@ -156,25 +155,23 @@ def test_the_command_tells_what_was_kept(
 ) -> None:
     graph, gguf = kept
     output = tmp_path / "out" / "model.onnx"
-    call = ["quantize", str(graph), "-o", str(output), "--method", "gguf"]
+    call = ["quantize", str(graph), "-o", str(output), "--quantize-method", "gguf"]
     assert run_command([*call, "--gguf", str(gguf)]) == 0
     assert "blocks kept as they are: 1 Q4_1, 1 Q4_0, 1 Q8_0" in capsys.readouterr().out
     assert run_command(call) == 2
-    assert "--method gguf --gguf FILE" in capsys.readouterr().err
+    assert "--quantize-method gguf --gguf FILE" in capsys.readouterr().err
 
 
-def test_a_model_that_is_a_gguf_file_keeps_its_own_blocks() -> None:
-    options = dict.fromkeys([*QUANTIZE_OPTIONS, "calibration"])
-    options |= {"quantize": "int4", "quantize_method": "gguf"}
-    settings = quantize_request("a/model.gguf", options)
-    assert settings is not None
-    assert settings.gguf == Path("a/model.gguf")
-    named = quantize_request("a/model.gguf", options | {"quantize_gguf": Path("b.gguf")})
-    assert named is not None
-    assert named.gguf == Path("b.gguf")
-    folder = quantize_request("a/folder", options)
-    assert folder is not None
-    assert folder.gguf is None
+def test_a_model_that_is_a_gguf_file_keeps_its_own_blocks(tmp_path: Path) -> None:
+    def asked(model: str, *more: str) -> Path | None:
+        words = ["--drop-attn", "1", "--quantize", "int4", "--quantize-method", "gguf", *more]
+        settings = export.read([model, "-o", "out", *words]).request.quantize
+        return None if settings is None else settings.gguf
+
+    (tmp_path / "b.gguf").write_text("")
+    assert asked("a/model.gguf") == Path("a/model.gguf")
+    assert asked("a/model.gguf", "--gguf", str(tmp_path / "b.gguf")) == tmp_path / "b.gguf"
+    assert asked("a/folder") is None
 
 
 def test_files_that_keep_nothing(kept: tuple[Path, Path], tmp_path: Path) -> None:

@@ -151,11 +151,11 @@ def test_a_python_without_it_is_told(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--scheme", "fp8"], "pip install 'nvidia-modelopt[onnx]'"),
-        (["--scheme", "int4", "--modelopt-python", sys.executable], "ModelOpt doesn't make int4"),
-        (["--scheme", "fp8", "--modelopt-python", sys.executable], "needs a calibration text"),
+        (["--quantize", "fp8"], "pip install 'nvidia-modelopt[onnx]'"),
+        (["--quantize", "int4", "--modelopt-python", sys.executable], "ModelOpt doesn't make int4"),
+        (["--quantize", "fp8", "--modelopt-python", sys.executable], "needs a calibration text"),
         (
-            ["--scheme", "int8-qdq", "--modelopt-python", sys.executable, "--block-size", "64"],
+            ["--quantize", "int8-qdq", "--modelopt-python", sys.executable, "--block-size", "64"],
             "ModelOpt chooses blocks",
         ),
     ],
@@ -173,7 +173,7 @@ def test_options_that_do_not_fit(
 def test_the_command_passes_int8_on_to_it_only_where_it_is_named(
     source: Path, settings: QuantizeSettings, tmp_path: Path
 ) -> None:
-    asked = ["quantize", str(source), "--scheme", "int8-qdq", "-q", "--calibration"]
+    asked = ["quantize", str(source), "--quantize", "int8-qdq", "-q", "--calibration"]
     asked.append(settings.calibration or "")
     named, plain = tmp_path / "named" / "m.onnx", tmp_path / "plain" / "m.onnx"
     assert run([*asked, "-o", str(named), "--modelopt-python", str(settings.modelopt)]) == 0

@@ -285,7 +285,6 @@ def test_the_source_is_not_overwritten(tied: Path) -> None:
         (QuantizeSettings(block_size=24), "block of 24"),
         (QuantizeSettings(block_size=8), "block of 8"),
         (QuantizeSettings(accuracy_level=5), "accuracy level 5"),
-        (QuantizeSettings(head_bits=3), "4 or 8 bits"),
         (QuantizeSettings(method="gptq"), "gptq needs a calibration text"),
         (QuantizeSettings(scheme="int8-qdq"), "int8-qdq needs a calibration text"),
         (QuantizeSettings(method="hqq", symmetric=True), "can't be symmetric"),

@@ -76,7 +76,7 @@ def test_nothing_is_copied_unless_it_is_asked_for(folder: Path, tmp_path: Path) 
 def test_the_result_as_json(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--block-size", "128", "--scheme", "int8", "--head-bits", "none", "--json", "-q"]
+    arguments = ["--block-size", "128", "--quantize", "int8", "--head-bits", "none", "--json", "-q"]
     assert run(["quantize", str(folder), "-o", str(tmp_path / "o.onnx"), *arguments]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["record"]["bits"] == {"8": 3}
@@ -88,14 +88,14 @@ def test_the_result_as_json(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--method", "gptq"], 2, "needs a calibration text"),
+        (["--quantize-method", "gptq"], 2, "needs a calibration text"),
         (["--block-size", "20"], 2, "block of 20"),
-        (["--scheme", "int8-dynamic", "--method", "hqq"], 2, "only rounds to nearest"),
-        (["--method", "gptq", "--calibration", "gone.txt"], 2, "gone.txt does not exist"),
+        (["--quantize", "int8-dynamic", "--quantize-method", "hqq"], 2, "only rounds to nearest"),
+        (["--quantize-method", "gptq", "--calibration", "gone.txt"], 2, "gone.txt does not exist"),
         (["--block-size", "0"], 2, "block of 0"),
-        (["--scheme", "int8-dynamic", "--block-size", "64"], 2, "has a scale a column"),
-        (["--calibration", "pydoc"], 2, "Nothing here looks at a calibration text"),
-        (["--scheme", "int2"], 2, "Invalid value"),
+        (["--quantize", "int8-dynamic", "--block-size", "64"], 2, "has a scale a column"),
+        (["--calibration", "pydoc"], 2, "--calibration"),
+        (["--quantize", "int2"], 2, "Invalid value"),
     ],
 )
 def test_wrong_calls_end_in_one_line(

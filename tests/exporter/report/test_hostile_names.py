@@ -145,7 +145,9 @@ def test_a_config_of_an_unknown_type(tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_plan(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     scores = tmp_path / "importance.json"
     scores.write_text(json.dumps({"schema": ACTIVE, "scores": [{"kind": ACTIVE}], ACTIVE: 1}))
-    code, text = told(capfd, "plan", scores, "--drop", "1", "-o", tmp_path / "plan.json", "-v")
+    code, text = told(
+        capfd, "plan", scores, "--drop-joint", "1", "-o", tmp_path / "plan.json", "-v"
+    )
     assert code in (1, 2)
     assert text
     assert unsafe_lines(text) == []

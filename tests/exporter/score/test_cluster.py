@@ -164,7 +164,7 @@ def test_a_search_in_pieces_makes_the_same_plan(
     scores, plans = tmp_path / "importance.json", [tmp_path / "one.json", tmp_path / "two.json"]
     size = ["--samples", "6", "--sequence-length", "16", "--batch-size", "2", "-q"]
     assert cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size]) == 0
-    search = ["--drop", "2", "--search", "greedy", "--batch-size", "2", "-q"]
+    search = ["--drop-joint", "2", "--search", "greedy", "--batch-size", "2", "-q"]
     assert cli.run(["plan", str(scores), "-o", str(plans[0]), *search]) == 0
     assert not crews
     spread = [*search, "--ray", "--ray-workers", "2"]
@@ -182,7 +182,7 @@ def test_searches_that_measure_nothing_are_refused(
     size = ["--samples", "2", "--sequence-length", "16", "-q"]
     cli.run(["score", str(model), "-o", str(scores), "--calibration", str(text), *size])
     plan = ["plan", str(scores), "-o", str(tmp_path / "plan.json"), "--ray"]
-    assert cli.run([*plan, "--drop", "1", "--search", "iterative"]) == 2
+    assert cli.run([*plan, "--drop-joint", "1", "--search", "iterative"]) == 2
     assert "measures no candidates" in capsys.readouterr().err
     assert cli.run([*plan, "--parameters", "10%"]) == 2
     assert "one process" in capsys.readouterr().err

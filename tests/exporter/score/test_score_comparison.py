@@ -243,7 +243,7 @@ def test_a_ranking_alone_is_held_against_nothing(tmp_path: Path) -> None:
         compare_files(path, path)
 
 
-@pytest.mark.parametrize("option", [["--calibration", "pydoc"], ["--blocks"], ["--seed", "1"]])
+@pytest.mark.parametrize("option", [["--calibration", "pydoc"], ["--blocks"], ["--samples", "3"]])
 def test_comparing_heeds_no_option_of_scoring(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str]
 ) -> None:
