@@ -14,6 +14,7 @@ from exporter.printable import counted
 
 if TYPE_CHECKING:
     from exporter.artifacts import EngineParse, PruneReport, Verification
+    from exporter.engines.build.check import ParserCheck
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ def prune(call: PruneCall, progress: ConsoleProgress) -> None:
     from exporter.artifacts.plans.by_score import parse_drops
     from exporter.artifacts.plans.loaded import LoadedPlan
     from exporter.cut.surgery import prune_file
-    from exporter.engines.build.check import engine_gate
 
     plan = LoadedPlan(parse_drops(call.drop)) if call.plan is None else LoadedPlan.read(call.plan)
     report = prune_file(
@@ -64,10 +64,18 @@ def prune(call: PruneCall, progress: ConsoleProgress) -> None:
         call.output,
         plan,
         call.cut,
-        engine_check=engine_gate(call.check_engine, progress) if call.check_engine else None,
+        engine_check=_engine_check(call.check_engine, progress),
         progress=progress,
     )
     print_artifact(report, call.output, progress.as_json, _told(report, call.cut.verify))
+
+
+def _engine_check(backend: Engine | None, progress: ConsoleProgress) -> ParserCheck | None:
+    if backend is None:
+        return None
+    from exporter.engines.build.check import engine_gate
+
+    return engine_gate(backend, progress)
 
 
 def _told(report: PruneReport, verify: str) -> str:
