@@ -18,7 +18,7 @@ from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.decoding.sampling import SamplingSettings
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner
-from exporter.engines.widening import tell_widened
+from exporter.engines.runners.widening import tell_widened
 from exporter.option_types import Count, InputPath, Provider, Written
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.printable import Pieces

@@ -31,7 +31,7 @@ from exporter.compare.quantization_grid import quantization_grid, refuse_no_grid
 from exporter.compare.threads import settle_threads
 from exporter.compare.witness import witness_checks
 from exporter.engines.environment import default_threads, environment
-from exporter.engines.widening import tell_widened
+from exporter.engines.runners.widening import tell_widened
 from exporter.errors import ComparisonError
 from exporter.models.texts import TextSource, read_texts
 from exporter.progress import QUIET, Progress

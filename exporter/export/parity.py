@@ -23,7 +23,7 @@ from exporter.cut.options import DEFAULT_LIMIT_BYTES
 from exporter.cut.oracle.setting import choose
 from exporter.engines.runners.base import Array, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-from exporter.engines.widening import WidenedCopy
+from exporter.engines.runners.widening import WidenedCopy
 from exporter.errors import ExportError
 from exporter.export.streamed import filled_while_running, interface_without_weights
 from exporter.models.ablation import branches_replaced

@@ -9,7 +9,7 @@ from exporter.compare.tasks.choosing import TaskChoice, score_tasks
 from exporter.compare.tasks.opening import open_model
 from exporter.compare.tasks.scores import TaskScores
 from exporter.compare.threads import choose_threads
-from exporter.engines.widening import tell_widened
+from exporter.engines.runners.widening import tell_widened
 from exporter.files import sha256_file
 from exporter.progress import QUIET, Progress
 

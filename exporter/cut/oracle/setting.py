@@ -42,7 +42,7 @@ def choose(model: ir.Model, limit_bytes: int) -> Setting:
     At the full setting a session holds all weights in memory, in fp32 even where the file has fp16.
     At the cheaper one it holds one at a time, so that the model may be larger than the memory; then
     each of the three runs reads the weights from disk once. Those in bfloat16 are held in fp32 at
-    both, see :mod:`exporter.engines.widening`.
+    both, see :mod:`exporter.engines.runners.widening`.
 
     Args:
         model: The original.

@@ -18,7 +18,7 @@ from exporter.cut.oracle.setting import FULL, Setting
 from exporter.cut.oracle.verdict import MaskedDifference, compare_run, judge
 from exporter.cut.oracle.weights import relocated, set_apart
 from exporter.engines.runners.sessions import new_session
-from exporter.engines.widening import (
+from exporter.engines.runners.widening import (
     has_bfloat16,
     in_float32,
     loaded,

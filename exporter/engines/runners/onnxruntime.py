@@ -34,7 +34,7 @@ from exporter.engines.runners.sessions import (
     new_session,
     shape_nodes_on_cpu,
 )
-from exporter.engines.widening import WidenedCopy, is_bfloat16
+from exporter.engines.runners.widening import WidenedCopy, is_bfloat16
 from exporter.errors import BackendError
 from graph_passes.fusing.logits_to_keep import KEEP
 
