@@ -54,19 +54,14 @@ def compare(
     """Measures a candidate against a baseline.
 
     Args:
-        baseline: The unpruned model: an ONNX file, or a folder with ``model.onnx`` and, for a
-            perplexity, ``tokenizer.json``; ``config.json`` beside it tells the longest sequence.
-            ``torch:DIR`` or ``torch-compile:DIR`` is a Hugging Face folder, run by PyTorch; an
-            engine, or a folder of them, is run where there is a GPU, and else described while
-            ONNX Runtime runs what it was built from; ``times:FILE`` holds times that another tool
-            took.
+        baseline: The unpruned model, as ``kinds`` reads it: an ONNX file or a folder with one, and
+            beside it ``tokenizer.json`` and ``config.json``; ``torch:DIR``; an engine, which is
+            described where no GPU runs it; or ``times:FILE``, times that another tool took.
         candidate: The pruned model, of the same kind. Its inputs are among the baseline's.
         options: How to measure.
-        references: Further arms, timed in the same rounds as the two; they get no verdict.
-            They may be of any kind; PyTorch runs them in the baseline's precision.
-        floats: The whole and the cut model in float, where the two arms are their quantised forms.
-            They are timed in the same rounds and read the same text; the report then has the whole
-            grid of four.
+        references: Further arms of any kind, timed in the same rounds; they get no verdict.
+        floats: The whole and the cut model in float, where the two arms are their quantised forms:
+            timed in the same rounds, on the same text; the report then has the grid of four.
         onnx: For engines, the ONNX files that both were built from; by default they are looked
             for beside them.
         parity: Checks that were made elsewhere, for the report.
