@@ -120,8 +120,9 @@ def check_export(
         runner = opened if layers is None else RenumberedCaches(opened, layers)
         if isinstance(loaded, MetaModel):
             stack.enter_context(filled_while_running(loaded))
-        if cut:
-            stack.enter_context(branches_replaced(loaded.model, cut))
+        stack.enter_context(
+            branches_replaced(loaded.model, cut) if cut else contextlib.nullcontext()
+        )
         stack.enter_context(torch.inference_mode())
         kept = _kept_past(interface, deletions)
         _require_interface(runner, interface, kept, onnx_path)
