@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from graph_passes.finding.dataflow import is_shape_read
 from graph_passes.finding.shapes import carried_dims
@@ -30,8 +31,6 @@ def declare_what_is_asked(model: ir.Model, names: Collection[str | None]) -> Non
     }
     if not asked:
         return
-    from onnx_ir.passes.common import ShapeInferencePass
-
     copy = model.clone()
     ShapeInferencePass(check_type=False, strict_mode=False)(copy)
     for node in copy.graph:

@@ -9,11 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
+import onnx_ir
+from safetensors import SafetensorError, safe_open
+
 from exporter.artifacts import PlannedDeletion, PruningPlan
 from exporter.errors import PlanError, UnsafePlanError, first_line
 from exporter.files import sha256_file
 from graph_passes.files.locations import real
 from graph_passes.files.reading import check_file
+from graph_passes.replacements import ReplacementTensors
 from graph_passes.types import SublayerKind, SublayerRef
 
 if TYPE_CHECKING:
@@ -106,8 +110,6 @@ def _located(name: str, plan_path: Path) -> Path:
 
 def _opened(path: Path) -> Iterator[tuple[tuple[SublayerRef, str], ir.LazyTensor]]:
     """Each sublayer and part with its tensor, which is not read yet."""
-    import onnx_ir
-    from safetensors import SafetensorError, safe_open
 
     def read(key: str) -> ir.TensorProtocol:
         with safe_open(path, framework="numpy") as file:
@@ -189,8 +191,6 @@ def _key(ref: SublayerRef, part: str) -> str:
 def _paired(
     found: Mapping[tuple[SublayerRef, str], ir.LazyTensor],
 ) -> dict[SublayerRef, ReplacementTensors]:
-    from graph_passes.replacements import ReplacementTensors
-
     refs: dict[SublayerRef, Any] = dict.fromkeys(ref for ref, _ in found)
     return {
         ref: ReplacementTensors(

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from safetensors.numpy import load_file, save_file
 
 from exporter.errors import UsageError
 from exporter.files import sha256_bytes, sha256_file, write_text
@@ -181,8 +182,6 @@ class Store:
 
     def find_arrays(self, name: str) -> tuple[Any, dict[str, NDArray[Any]]] | None:
         """The value and the arrays of an entry; None where there is none, or a stale one."""
-        from safetensors.numpy import load_file
-
         value = self.find(name)
         return None if value is None else (value, load_file(self._arrays_of(name)))
 
@@ -194,8 +193,6 @@ class Store:
             value: JSON, other than null.
             arrays: By name.
         """
-        from safetensors.numpy import save_file
-
         file = self._arrays_of(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")

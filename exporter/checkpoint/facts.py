@@ -11,6 +11,8 @@ from pydantic import Field
 
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.base import Record
+from exporter.models.loading.checked_folder import CONFIG, read_object
+from exporter.models.loading.model_source import DTYPES, resolve_source
 from graph_passes.files.reading import read_text
 
 if TYPE_CHECKING:
@@ -105,9 +107,6 @@ def own_dtype(source: str, **loading: Any) -> str:
     Raises:
         ModelSourceError: When there is nothing there that could be loaded.
     """
-    from exporter.models.loading.checked_folder import CONFIG, read_object
-    from exporter.models.loading.model_source import DTYPES, resolve_source
-
     path = resolve_source(source, **loading)
     config: Any = {}
     if path.is_dir():

@@ -31,6 +31,7 @@ from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import telling_full_disk
 from exporter.models.ablation import branches_replaced
+from exporter.models.anatomy.architectures import layer_modules
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.loading.model_source import LoadedModel
@@ -160,8 +161,6 @@ def _renumbered(meta: MetaModel, kept: Sequence[int]) -> dict[str, str]:
     Raises:
         UnknownArchitectureError: The shards name layers otherwise than the model does.
     """
-    from exporter.models.anatomy.architectures import layer_modules
-
     paths = {module: path for path, module in meta.model.named_modules()}
     used = _flat(meta.weights.sources().values())  # old files hold buffers that nobody reads
     names = {name: name for name in meta.shards.entries if name in used}

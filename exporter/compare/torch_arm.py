@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.compare.arms import ComparedArm
 from exporter.errors import ComparisonError, ExportError
 from exporter.models.graph_facts import GraphFacts
+from exporter.models.loading.model_source import load_model
 from exporter.models.model_folder import ModelFolder
 from exporter.optional import require
 
@@ -39,7 +40,6 @@ def open_torch_arm(
     """
     require("torch", extra="torch")
     from exporter.engines.runners.pytorch import TorchRunner
-    from exporter.models.loading.model_source import load_model
 
     if not path.exists():
         raise ComparisonError(

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import PlanError
 from exporter.models.ablation import NOTHING, BranchReplacement, BranchReplacements
 from exporter.models.anatomy.architectures import named_sublayers, sublayers
+from graph_passes.replacements import array_of
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
@@ -88,10 +91,7 @@ def _shape(numbers: Numbers) -> tuple[int, ...]:
 
 def _tensor(what: str, numbers: Numbers, model: Any) -> torch.Tensor:
     """In the model's dtype, to which the graph's numbers are rounded too."""
-    import numpy as np
     import torch
-
-    from graph_passes.replacements import array_of
 
     array = array_of(numbers)
     wide = np.array(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)

@@ -24,6 +24,7 @@ from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.plans.origin import MODEL_KEY
 from exporter.cut.options import CutOptions
 from exporter.cut.oracle.setting import Setting, choose
+from exporter.cut.oracle.verify import PrunedFile, UncutGraph, verify_candidate
 from exporter.cut.prune_files import PruneFiles, SourceHashes
 from exporter.errors import MissingDependencyError
 from exporter.optional import require
@@ -159,8 +160,6 @@ class _Cut:
     def _verified(self, result: Path, weights_folder: Path) -> Verification:
         if self.setting is None:
             return NOT_VERIFIED
-        from exporter.cut.oracle.verify import PrunedFile, UncutGraph, verify_candidate
-
         folder, plan = self.files.source.parent, self.plan
         original = UncutGraph(self.model, folder, plan.deletions, plan.tensors)
         pruned = PrunedFile(result, weights_folder, self.passed)

@@ -17,6 +17,8 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.export.onnx_output import MODEL_FILE, save_onnx
 from exporter.files import telling_full_disk
+from exporter.models.loading.model_files import save_checkpoint
+from exporter.models.loading.transformers_calls import hub_off
 from exporter.optional import require
 from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
@@ -50,9 +52,6 @@ def export_with_optimum(
         OSError: The disk is full.
     """
     require("optimum.exporters.onnx", extra="optimum")
-    from exporter.models.loading.model_files import save_checkpoint
-    from exporter.models.loading.transformers_calls import hub_off
-
     with scratch_folder("optimum") as place, captured_output(progress):
         checkpoint, out = place / "checkpoint", place / "onnx"
         with progress.task("export to ONNX with optimum"):

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from scipy import stats
 
 from exporter.artifacts import (
     SCHEMA_VERSION,
@@ -153,8 +154,6 @@ def session_spreads(
         By shape, the share that two sessions' ratio stays within in 95 % of all cases: the t
         quantile times the standard deviation of a difference, on logarithms.
     """
-    from scipy import stats
-
     mine = [e for e in entries if e.series == series and e.candidate_sha256 == candidate_sha256]
     spreads = {}
     for subject, runs in _curves(mine, WINDOW).items():
@@ -181,8 +180,6 @@ def _curves(entries: Sequence[HistoryEntry], window: int) -> dict[str, _Runs]:
 def _drift(subject: str, runs: _Runs, error: float) -> Drift | None:
     if len(runs) < FEWEST:
         return None
-    from scipy import stats
-
     values = np.array([value for value, _ in runs])
     order = np.arange(len(values))
     trend = stats.kendalltau(order, values, alternative="greater")

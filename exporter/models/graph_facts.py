@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.files import sha256_files
+from graph_passes.files.storage import data_files, load_model
+from graph_passes.finding.shapes import head_size
+from graph_passes.pipeline import graph_size
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,9 +56,6 @@ def read_facts(model_path: Path) -> GraphFacts:
         OnnxFileError: When the file is no complete ONNX model, or its external data is missing,
             too short, or outside its folder.
     """
-    from graph_passes.files.storage import data_files, load_model
-    from graph_passes.pipeline import graph_size
-
     model = load_model(model_path)
     size = graph_size(model)
     files = [model_path, *data_files(model)]
@@ -86,8 +86,6 @@ def _bytes_per_token(value: ir.Value) -> int:
 
     A head size that has only a name follows from what the graph does with the cache.
     """
-    from graph_passes.finding.shapes import head_size
-
     if not CACHE_INPUT.fullmatch(value.name or "") or value.shape is None or value.dtype is None:
         return 0
     # Batch and past are the dynamic ones; where they are static they are left out all the same.

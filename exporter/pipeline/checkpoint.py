@@ -11,9 +11,12 @@ from typing import Any
 
 from exporter.artifacts import ComparisonReport
 from exporter.checkpoint import CheckpointFacts, write_checkpoint
+from exporter.checkpoint.layer_turns import layers_of
 from exporter.checkpoint.model_card import CardSources, model_card
+from exporter.checkpoint.pruned_model import load_pruned, refuse_tokenless
 from exporter.checkpoint.write import CARD
 from exporter.files import sha256_file, write_text
+from exporter.models.loading.meta_model import load_meta
 from exporter.pipeline.keys import Key
 from exporter.pipeline.run import CHECKPOINT, Run, files_below
 from exporter.report.files import REPORTS
@@ -30,9 +33,6 @@ def refuse_early(run: Run) -> None:
         UnknownArchitectureError: It takes no tokens; or its layers are not known, where they come
             one after the other.
     """
-    from exporter.checkpoint.layer_turns import layers_of
-    from exporter.checkpoint.pruned_model import refuse_tokenless
-
     if run.request.checkpoint and not run.ledger.has(CHECKPOINT):
         refuse_tokenless(run.choosing.model)
         if run.request.stream:
@@ -74,9 +74,7 @@ def write(run: Run) -> tuple[list[Path], dict[str, Any]]:
 
 
 def _check(run: Run, folder: Path, facts: CheckpointFacts) -> None:
-    from exporter.checkpoint.pruned_model import load_pruned
     from exporter.export.parity import check_export
-    from exporter.models.loading.meta_model import load_meta
     from exporter.pipeline.stages import judge, parity_provider
 
     dtype = run.request.load.dtype

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from exporter.compare import CompareOptions
+from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.files import staged_directory
@@ -34,8 +35,6 @@ def engines_key(run: Run, wanted: EngineRequest) -> Key:
 
 def build(run: Run, wanted: EngineRequest) -> tuple[list[Path], dict[str, str]]:
     """Builds the engines of both models; what they were built from is noted."""
-    from exporter.engines.build.build import build_engines
-
     folder = run.ledger.work / ENGINES
     with staged_directory(folder) as stage:
         for arm, source in run.built_from().items():

@@ -12,6 +12,7 @@ from typing import Any
 
 from exporter.artifacts import library_versions
 from exporter.compare import QualityOptions
+from exporter.engines.environment import default_threads, gpu_name, processor_name
 from exporter.files import sha256_file
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, Run
@@ -56,8 +57,6 @@ def prune_key(run: Run) -> Key:
 
 def measure_key(run: Run) -> Key:
     """Both graphs, what was made of them, the text, and the machine."""
-    from exporter.engines.environment import default_threads, gpu_name, processor_name
-
     return {
         "writes": REPORTS,
         "candidate": run.ledger.files_hash("prune"),

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck
+from exporter.compare import compare
+from exporter.compare.kept import forget
 from exporter.pipeline.run import ENGINES, QUANTIZED, Run
+from exporter.report.files import write_reports
 
 
 def measure(run: Run) -> tuple[list[Path], None]:
     """Compares both models and writes the report."""
-    from exporter.compare import compare
-    from exporter.compare.kept import forget
-    from exporter.report.files import write_reports
-
     importance, deletions = run.importance, run.plan.plan.deletions
     graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
     arms, floats, built_from = graphs, None, None

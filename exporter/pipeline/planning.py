@@ -11,10 +11,12 @@ from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.store import key_hash
 from exporter.choose.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
-from exporter.choose.costs import Effort
+from exporter.choose.costs import Effort, sizes
 from exporter.cut.branch_replacements import branch_replacements_of
+from exporter.engines.environment import default_threads, gpu_name, processor_name
 from exporter.errors import UsageError
 from exporter.files import sha256_file, staged_directory
+from exporter.heal import heal as heal_plan
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import (
     FOLDER_REPORT,
@@ -25,6 +27,7 @@ from exporter.heal.plan_file import (
 )
 from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import HEALED_PLAN, HEALING, Run, files_below
+from exporter.report.sections.healing import healing_words
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.reading import copy_file
 
@@ -53,8 +56,6 @@ def _healing_report(given: LoadedPlan) -> Path | None:
 
 def _budget_key(run: Run, budget: Budget) -> Key:
     """What such a plan depends on, beside the scores."""
-    from exporter.engines.environment import default_threads, gpu_name, processor_name
-
     timed = budget.at is not None
     return {
         "budget": asdict(budget),
@@ -126,8 +127,6 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
     Raises:
         PlanError: There is no such plan; says what is reachable.
     """
-    from exporter.choose.costs import sizes
-
     work = Workplace(run.request.out / FOLDER / _PLACE)
     graph = None
     if run.request.plans_on_graph:
@@ -196,9 +195,6 @@ def heal_key(run: Run, wanted: HealOptions) -> Key:
 
 def heal(run: Run, wanted: HealOptions) -> tuple[list[Path], None]:
     """Heals the plan; the healed one stands in a folder of its own, with its numbers."""
-    from exporter.heal import heal as heal_plan
-    from exporter.report.sections.healing import healing_words
-
     folder, chosen = run.ledger.work / HEALING, run.chosen_plan
     work = run.request.out / FOLDER / _FITS  # outlives an interrupted run
     healed = heal_plan(

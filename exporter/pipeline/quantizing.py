@@ -13,7 +13,12 @@ from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import ARMS, QUANTIZE, QUANTIZED, Run, files_below
 from exporter.pipeline.shared import once
 from exporter.pipeline.stages import WEIGHT_FILES
+from exporter.quantize.gguf_blocks import most_bits
+from exporter.quantize.modelopt import modelopt_version
+from exporter.quantize.products import find_products
+from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
+from graph_passes.files.storage import load_model
 
 if TYPE_CHECKING:
     from exporter.quantize.quantize import QuantizationResult
@@ -38,8 +43,6 @@ def with_method(run: Run, settings: QuantizeSettings) -> QuantizeSettings:
 
 
 def _keeps_blocks(file: Path, settings: QuantizeSettings) -> bool:
-    from exporter.quantize.gguf_blocks import most_bits
-
     if settings.scheme == "mixed" or not file.is_file():
         return False
     if settings.block_size is not None or settings.symmetric is not None:
@@ -50,8 +53,6 @@ def _keeps_blocks(file: Path, settings: QuantizeSettings) -> bool:
 
 def quantize_key(run: Run, settings: QuantizeSettings) -> Key:
     """Both graphs, how and by whom they are quantised, and the files that are looked at."""
-    from exporter.quantize.modelopt import modelopt_version
-
     return {
         **run.sources(),
         "settings": asdict(settings) | {"gguf": None, "modelopt": None},
@@ -110,10 +111,6 @@ def _quantized(
     settings: QuantizeSettings,
     bits_by_node: Mapping[str, int],
 ) -> QuantizationResult:
-    from exporter.quantize.products import find_products
-    from exporter.quantize.quantize import quantize_file
-    from graph_passes.files.storage import load_model
-
     if bits_by_node:  # without what was cut
         left = {product.name for product in find_products(load_model(source)).products}
         bits_by_node = {name: bits for name, bits in bits_by_node.items() if name in left}

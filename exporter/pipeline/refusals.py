@@ -6,11 +6,23 @@ from pathlib import Path
 
 from exporter.artifacts import PruningPlan
 from exporter.artifacts.ledger import FOLDER
+from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.compare import evaluation_text
+from exporter.compare.tasks.choosing import TaskChoice
+from exporter.engines.build.config import refuse_unknown_targets
+from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
+from exporter.engines.runners.cache_form import read_cache_form
+from exporter.engines.runners.sessions import check_provider
 from exporter.errors import ComparisonError, PlanError, UsageError
+from exporter.export.forms import refuse_options
 from exporter.heal.options import HealOptions
+from exporter.models.loading.model_source import check_dtype
+from exporter.models.texts import read_texts
+from exporter.optional import require
 from exporter.pipeline.request import EngineRequest, ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
 from exporter.pipeline.streaming import refuse_unstreamable
+from exporter.quantize.modelopt import modelopt_version
 from exporter.quantize.settings import MODELOPT, MODELOPT_HINT, QuantizeSettings
 from exporter.report.files import REPORTS
 
@@ -25,15 +37,8 @@ def refuse_bad_options(request: ExportRequest) -> None:
     Raises:
         DepthcutError: Of the stage that would fail.
     """
-    from exporter.compare import evaluation_text
-    from exporter.compare.tasks.choosing import TaskChoice
-    from exporter.engines.runners.sessions import check_provider
-    from exporter.export.forms import refuse_options
-    from exporter.models.loading.model_source import check_dtype
-    from exporter.optional import require
-
-    for load in (request.load, request.choosing):
-        check_dtype(load.dtype)
+    for source in (request.load, request.choosing):
+        check_dtype(source.dtype)
     refuse_options(
         request.target,
         exporter=request.exporter,
@@ -62,8 +67,6 @@ def refuse_bad_options(request: ExportRequest) -> None:
 
 
 def _refuse_plan(path: Path) -> None:
-    from exporter.artifacts.plans.loaded import LoadedPlan
-
     refuse_reserved_replacements(LoadedPlan.read(path).plan, path)
 
 
@@ -78,9 +81,6 @@ def _refuse_short_caches(request: ExportRequest) -> None:
 
 
 def _refuse_engines(wanted: EngineRequest) -> None:
-    from exporter.engines.build.config import refuse_unknown_targets
-    from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
-
     refuse_unbuildable(wanted.backend, wanted.settings)
     module = load(LIBRARIES[wanted.backend])
     refuse_unknown_targets(module, wanted.settings.compute_capabilities)
@@ -88,9 +88,6 @@ def _refuse_engines(wanted: EngineRequest) -> None:
 
 def _refuse_healing(request: ExportRequest, wanted: HealOptions) -> None:
     """Refuses to judge the candidate on a text that it is fitted to."""
-    from exporter.compare import evaluation_text
-    from exporter.models.texts import read_texts
-
     judged = evaluation_text(request.compare, None).sha256
     for spec in wanted.calibration:
         if spec != "self" and read_texts(spec, part="calibration").sha256 == judged:
@@ -112,9 +109,6 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
             MODELOPT_HINT,
         )
     if settings.needs_calibration and settings.calibration is not None:
-        from exporter.compare import evaluation_text
-        from exporter.models.texts import read_texts
-
         fitted = read_texts(settings.calibration, part="calibration")
         if fitted.sha256 == evaluation_text(request.compare, None).sha256:
             raise ComparisonError(
@@ -124,8 +118,6 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
 
 
 def _refuse_modelopt(request: ExportRequest, python: Path) -> None:
-    from exporter.quantize.modelopt import modelopt_version
-
     if request.target.startswith("onnxruntime"):
         raise UsageError(
             f"ModelOpt quantises for TensorRT, not for --target {request.target}.",
@@ -145,8 +137,6 @@ def refuse_calibration_text(run: Run) -> None:
     Raises:
         ComparisonError: It is the same text.
     """
-    from exporter.compare import evaluation_text
-
     evaluation_text(run.request.compare, run.importance.calibration)
 
 
@@ -158,8 +148,6 @@ def refuse_lost_caches(run: Run) -> None:
     Raises:
         PlanError: Every attention is dropped, and the caches have a fixed length.
     """
-    from exporter.engines.runners.cache_form import read_cache_form
-
     dropped = {
         each.layer for each in run.plan.plan.deletions if each.kind in ("attention", "block")
     }

@@ -16,6 +16,7 @@ from exporter.choose.selection.search_options import DROPPING, SearchOptions
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings
 from exporter.export.forms.portable import ExporterName
+from exporter.export.forms.tensorrt import USUAL_ROOM
 from exporter.heal.options import HEALING, HealOptions
 from exporter.models.loading.options import LOADING, SourceOptions
 from exporter.option_types import (
@@ -289,8 +290,6 @@ class ExportRequest(Options):
 
         ModelOpt can't run caches in place, so what it quantises has caches that grow.
         """
-        from exporter.export.forms.tensorrt import USUAL_ROOM
-
         if self.by_modelopt:
             return 0
         if self.cache_length is None and self.compare.longest > USUAL_ROOM:

@@ -11,6 +11,8 @@ from exporter.artifacts import Healing, HealingReport, ImportanceReport, library
 from exporter.artifacts.ledger import StageLedger
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.heal.plan_file import report_of
+from exporter.models.loading.meta_model import load_meta
+from exporter.models.loading.model_source import load_model, source_sha256
 from exporter.models.loading.options import SourceOptions
 from exporter.pipeline.request import ExportRequest
 from exporter.progress import Progress
@@ -69,9 +71,6 @@ class Run:
         return self._load(self.request.choosing, "to choose")
 
     def _load(self, options: SourceOptions, what_for: str) -> LoadedModel:
-        from exporter.models.loading.meta_model import load_meta
-        from exporter.models.loading.model_source import load_model
-
         if self.request.stream:
             return load_meta(
                 self.request.source,
@@ -147,8 +146,6 @@ class Run:
 
 
 def _hash_source(request: ExportRequest) -> str:
-    from exporter.models.loading.model_source import source_sha256
-
     load = request.load
     return source_sha256(
         request.source,

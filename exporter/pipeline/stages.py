@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ParityCheck, PruneReport
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
+from exporter.engines.build.check import gate_where_installed
 from exporter.errors import VerificationError
+from exporter.export.forms import TARGETS, write_form
 from exporter.files import staged_directory
+from exporter.models.loading.model_files import save_pretrained_files
 from exporter.pipeline import streaming
 from exporter.pipeline.keys import export_key, prune_key
 from exporter.pipeline.refusals import refuse_lost_caches
 from exporter.pipeline.run import Run, files_below
+from exporter.score import score
 
 WEIGHT_FILES = ("model.onnx", "model.onnx*.data")
 """Patterns of what of a model's folder is written anew for another form of it."""
@@ -22,8 +28,6 @@ WEIGHT_FILES = ("model.onnx", "model.onnx*.data")
 
 def score_sublayers(run: Run) -> tuple[list[Path], None]:
     """Measures how redundant each sublayer is."""
-    from exporter.score import score
-
     if run.request.stream:
         report = streaming.score(run)
     else:
@@ -33,9 +37,7 @@ def score_sublayers(run: Run) -> tuple[list[Path], None]:
 
 def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Writes the baseline for its target, and holds it against PyTorch."""
-    from exporter.export.forms import write_form
     from exporter.export.parity import check_export
-    from exporter.models.loading.model_files import save_pretrained_files
 
     folder, request = run.ledger.work / "baseline", run.request
     with (
@@ -62,10 +64,6 @@ def export(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
 def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
     """Cuts the candidate out of the baseline, and holds it against PyTorch and the oracle."""
-    from exporter.cut.options import CutOptions
-    from exporter.cut.surgery import prune_file
-    from exporter.engines.build.check import gate_where_installed
-    from exporter.export.forms import TARGETS
     from exporter.export.parity import check_export
 
     refuse_lost_caches(run)
@@ -103,8 +101,6 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
 
 def parity_provider(run: Run) -> str:
     """A graph that is written for one provider may have operators that no other has."""
-    from exporter.export.forms import TARGETS
-
     return TARGETS[run.request.target].provider or "cpu"
 
 

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import ImportanceReport
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import key_hash
+from exporter.cut.oracle.memory import available_bytes
 from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
+from exporter.models.loading.meta_model import MetaModel
 from exporter.pipeline.keys import Key
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import Run
+from exporter.score import score as score_model
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.unfinished import Unfinished
 
@@ -57,8 +60,6 @@ def refuse_large_comparison(run: Run) -> None:
     Raises:
         UsageError: There isn't memory enough for that.
     """
-    from exporter.cut.oracle.memory import available_bytes
-
     if not (run.request.stream and run.request.compared):
         return
     needed = int(2 * _SESSION_SPARE * _hollow(run.loaded).weights.nbytes())
@@ -77,8 +78,6 @@ def refuse_wide_check(run: Run) -> None:
     Raises:
         UsageError: There isn't memory enough for its weights in float32, which the check holds.
     """
-    from exporter.cut.oracle.memory import available_bytes
-
     if not (run.request.stream and run.request.load.dtype == "bfloat16"):
         return
     needed, free = 2 * _hollow(run.loaded).weights.nbytes(), available_bytes()
@@ -93,8 +92,6 @@ def refuse_wide_check(run: Run) -> None:
 
 def score(run: Run) -> ImportanceReport:
     """Measures how redundant each sublayer is, a layer's weights at a time."""
-    from exporter.score import score as score_model
-
     return score_model(
         _hollow(run.choosing),
         run.request.score,
@@ -136,8 +133,6 @@ def forget_unfinished(run: Run) -> None:
 
 
 def _hollow(loaded: LoadedModel) -> MetaModel:
-    from exporter.models.loading.meta_model import MetaModel
-
     if not isinstance(loaded, MetaModel):
         raise UsageError("The model was loaded whole.", "Say --stream.")
     return loaded

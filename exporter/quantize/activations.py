@@ -18,6 +18,7 @@ from exporter.optional import require
 from exporter.quantize.calibration import CalibrationTokens, feeds
 from exporter.quantize.products import Product, Products, Quantised
 from exporter.quantize.refusals import refuse_not_finite
+from graph_passes.files.storage import load_model, write_files
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -53,8 +54,6 @@ def quantise_activations(
         QuantizationError: A weight isn't finite; ONNX Runtime's quantiser fails, or leaves all
             products in float.
     """
-    from graph_passes.files.storage import load_model, write_files
-
     for product in found.products:
         refuse_not_finite(product.matrix(), product.name)
     plain = [_named(product) for product in found.products if not _is_turned(product)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.artifacts import Phase
@@ -19,6 +20,7 @@ from exporter.errors import CalibrationError
 from exporter.models.texts import pack_tokens, read_texts
 from exporter.progress import Progress
 from exporter.quantize.products import Product
+from graph_passes.files.storage import write_files
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -152,10 +154,6 @@ def _with_outputs(model: ir.Model, readers: Mapping[ir.Value, Product], folder: 
 
     ONNX Runtime leaves out nodes that no output comes from: the head, if it isn't watched.
     """
-    import onnx_ir as ir
-
-    from graph_passes.files.storage import write_files
-
     outputs = list(model.graph.outputs)
     untyped = [value for value in readers if value.type is None]
     try:

@@ -13,6 +13,7 @@ from exporter.cut.oracle.inputs import cases, draw
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import QuantizationError
 from exporter.models.ablation.divergences import Distributions, divergence
+from graph_passes.files.storage import load_model
 
 # No model knows what follows random tokens: int4 alone gave 1.5 there on SmolLM2, a broken graph 8.
 _FAR_NATS = 4.0
@@ -51,8 +52,6 @@ def rounding_difference(source: Path, result: Path, *, threads: int) -> Rounding
         QuantizationError: The result gives NaN or infinite numbers where the float graph doesn't.
         BackendError: One of them can't be run.
     """
-    from graph_passes.files.storage import load_model
-
     model = load_model(source)
     feed = draw(model, cases(model)[0], np.random.default_rng(0))
     name = model.graph.outputs[0].name or ""

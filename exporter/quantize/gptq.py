@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 
 from exporter.errors import CalibrationError
 from exporter.quantize.rounding import Blocks, Bytes, Floats, scales_of_block
@@ -62,8 +63,6 @@ def _factor_of_inverse(hessian: NDArray[np.float64]) -> Floats | None:
     With ``H = R R^T`` and R upper, which is Cholesky of H turned over, U is ``R^-1``: a quarter of
     the work that inverting H and factoring the inverse is.
     """
-    from scipy.linalg import lapack
-
     try:
         turned = np.linalg.cholesky(hessian[::-1, ::-1])
     except np.linalg.LinAlgError:

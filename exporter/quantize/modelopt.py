@@ -27,6 +27,7 @@ from exporter.progress import QUIET, Progress
 from exporter.quantize.calibration import CalibrationTokens, feed
 from exporter.quantize.products import Products, Quantised
 from exporter.quantize.settings import MODELOPT_HINT, Scheme
+from graph_passes.files.storage import load_model, write_files
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -123,8 +124,6 @@ def quantise_with_modelopt(
     Raises:
         QuantizationError: ModelOpt fails, or quantises nothing.
     """
-    from graph_passes.files.storage import load_model, write_files
-
     write_files(model, stage, _SOURCE, "compact")
     with OnnxRuntimeRunner(stage / _SOURCE, threads=1) as runner:  # only asked for its inputs
         calibration = feed(runner.inputs, tokens.token_ids)  # of which it takes one a call

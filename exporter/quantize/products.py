@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from graph_passes.replacements import array_of
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -187,8 +189,6 @@ def name_of(node: ir.Node) -> str:
 
 def read_array(value: ir.Value) -> NDArray[np.float32]:
     """An initializer's numbers in float32."""
-    from graph_passes.replacements import array_of
-
     tensor = value.const_value
     assert tensor is not None
     array: NDArray[np.float32] = np.asarray(array_of(tensor)).astype(np.float32)

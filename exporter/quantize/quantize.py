@@ -35,7 +35,9 @@ from exporter.quantize.refusals import (
 from exporter.quantize.sensitivity import MixedBits, search_mixed
 from exporter.quantize.settings import QuantizeSettings
 from exporter.quantize.weight_only import WeightOnly
+from graph_passes.files import storage
 from graph_passes.files.locations import real
+from graph_passes.files.placing import staging
 from graph_passes.files.reading import copy_file
 
 if TYPE_CHECKING:
@@ -106,9 +108,6 @@ def quantize_file(
         BackendError: ONNX Runtime can't run the graph.
         MissingDependencyError: ONNX Runtime, HQQ's PyTorch or the named ModelOpt isn't there.
     """
-    from graph_passes.files import storage
-    from graph_passes.files.placing import staging
-
     settings.refuse_nonsense(bits_given=bool(bits_by_node))
     model = storage.load_model(source)
     work = _Quantisation(source, model, find_products(model), settings, bits_by_node, progress)
@@ -147,8 +146,6 @@ class _Quantisation:
 
     def refuse(self, output: Path) -> None:
         """All that can be refused before any work."""
-        from graph_passes.files import storage
-
         refuse_quantised(self.model, self.source)
         if self.settings.modelopt is not None:
             refuse_caches_in_place(self.model, self.source)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.artifacts.forms import QUANTIZATION_KEY
@@ -134,8 +135,6 @@ def refuse_not_finite(matrix: NDArray[np.float32], name: str) -> None:
 
 def _probe(kind: ir.DataType, bits: int, settings: QuantizeSettings) -> bytes:
     """A model with one MatMulNBits and nothing else, serialised."""
-    import onnx_ir as ir
-
     block = settings.block
     blocks = -(-_PROBE_DEPTH // block)
     x = ir.Value(name="x", shape=ir.Shape([None, _PROBE_DEPTH]), type=ir.TensorType(kind))
@@ -154,8 +153,6 @@ def _probe(kind: ir.DataType, bits: int, settings: QuantizeSettings) -> bytes:
 
 
 def _initializer(name: str, array: NDArray[Any]) -> ir.Value:
-    import onnx_ir as ir
-
     tensor = ir.tensor(array, name=name)
     shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
     return ir.Value(name=name, shape=shape, type=kind, const_value=tensor)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.quantize.products import Product, Table
@@ -61,8 +62,6 @@ class PackedWeights:
 
     def flat(self, stored: StoredWeight) -> ir.Value:
         """The same blocks as ``[N, bytes]``, in the same place of the file, as a table has them."""
-        import onnx_ir as ir
-
         tensor = stored.quants.const_value
         assert isinstance(tensor, ir.ExternalTensor)
         rows = int(tensor.shape.numpy()[0])
@@ -76,14 +75,10 @@ class PackedWeights:
         )  # fmt: skip
 
     def _added(self, name: str, array: NDArray[Any]) -> ir.Value:
-        import onnx_ir as ir
-
         tensor = ir.tensor(np.ascontiguousarray(array), name=self._free_name(name))
         return self._registered(self._writer.add_passing(tensor))
 
     def _registered(self, tensor: ir.ExternalTensor) -> ir.Value:
-        import onnx_ir as ir
-
         value = ir.Value(
             name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype),
             const_value=tensor,
@@ -187,8 +182,6 @@ def _is_read(value: ir.Value, outputs: set[ir.Value]) -> bool:
 def _node(
     operator: str, inputs: Sequence[ir.Value | None], numbers: Mapping[str, int], name: str | None
 ) -> ir.Node:
-    import onnx_ir as ir
-
     attributes = [ir.AttrInt64(key, number) for key, number in numbers.items()]
     return ir.Node(DOMAIN, operator, inputs, attributes, name=name, version=1)
 

@@ -26,6 +26,7 @@ from exporter.quantize.calibration import CalibrationTokens, feed
 from exporter.quantize.products import Product, Products
 from exporter.quantize.rounding import rounded
 from exporter.quantize.settings import QuantizeSettings
+from graph_passes.files.storage import write_files
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -308,8 +309,6 @@ def _are_finite(logits: Floats) -> bool:
 
 def _with_weights_given(model: ir.Model, products: Sequence[Product], stage: Path) -> Path:
     """Writes a copy of the graph in which weights are inputs."""
-    from graph_passes.files.storage import write_files
-
     if not model.graph.outputs or model.graph.outputs[0].name != "logits":
         raise QuantizationError(
             "The scheme mixed is for language models: the graph's first output is not logits.",

@@ -28,6 +28,7 @@ from exporter.quantize.rewrite import (
 from exporter.quantize.rounding import Blocks, round_to_nearest, rounded
 from exporter.quantize.settings import QuantizeSettings
 from exporter.quantize.zero_points import BlockSums, with_whole_zero_points
+from graph_passes.files.weight_file import WeightWriter
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -72,8 +73,6 @@ class WeightOnly:
                 weight has its blocks in the GGUF file.
             CalibrationError: GPTQ can't be computed for a layer.
         """
-        from graph_passes.files.weight_file import WeightWriter
-
         moments = self._moments(stage, progress)
         with WeightWriter(stage / _DATA_FILE) as writer:
             packer = _Packer(self, PackedWeights(self.model, writer))

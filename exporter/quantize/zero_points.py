@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from exporter.quantize.rewrite import PackedWeights, StoredWeight, matmul_nbits
 from exporter.quantize.rounding import Blocks, Floats
+from graph_passes.finding.weights import BLOCK_SUMS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -113,10 +115,6 @@ class BlockSums:
         return self._followed[key], product.depth + width
 
     def _joined(self, product: Product, block: int, copies: int, width: int) -> ir.Value:
-        import onnx_ir as ir
-
-        from graph_passes.finding.weights import BLOCK_SUMS
-
         x, graph = product.node.inputs[0], product.node.graph
         assert x is not None
         assert graph is not None

@@ -16,6 +16,14 @@ from exporter.artifacts import (
 )
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, write_text, write_texts
+from exporter.report.html import page
+from exporter.report.markdown import markdown, several_markdown
+from exporter.report.sections import comparison_document, overview_section
+from exporter.report.sections.depths import depths_document
+from exporter.report.sections.front import front_document
+from exporter.report.sections.stability import stability_document
+from exporter.report.sections.sweep import sweep_document
+from exporter.report.sections.tradeoff import letter
 
 if TYPE_CHECKING:
     from exporter.report.sections.blocks import Document
@@ -36,8 +44,6 @@ def write_reports(
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.sections import comparison_document
-
     document = comparison_document(report, importance)
     data, text, page = (folder / name for name in REPORTS)
     write_texts({data: report.to_json(), text: _text(document), page: _page(document)})
@@ -50,8 +56,6 @@ def write_stability(report: StabilityReport, output: Path) -> None:
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.sections.stability import stability_document
-
     _write_study(report.to_json(), stability_document(report), output)
 
 
@@ -61,8 +65,6 @@ def write_depths(report: DepthsReport, output: Path) -> None:
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.sections.depths import depths_document
-
     _write_study(report.to_json(), depths_document(report), output)
 
 
@@ -72,8 +74,6 @@ def write_sweep(report: SweepReport, folder: Path) -> None:
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.sections.sweep import sweep_document
-
     document = sweep_document(report)
     data, text, page = (folder / name for name in SWEEP_REPORTS)
     write_texts({page: _page(document), text: _text(document), data: report.to_json()})
@@ -85,8 +85,6 @@ def write_front(curve: ParetoCurve, path: Path) -> Path:
     Raises:
         OSError: One can't be written.
     """
-    from exporter.report.sections.front import front_document
-
     page = path.with_suffix(".html")
     write_texts({page: _page(front_document(curve)), path: curve.to_json()})
     return page
@@ -152,11 +150,6 @@ def rendered(
         importance: The scores that their plans rest on, for tables and maps; left out without.
         form: ``html`` or ``md``.
     """
-    from exporter.report.html import page
-    from exporter.report.markdown import several_markdown
-    from exporter.report.sections import comparison_document, overview_section
-    from exporter.report.sections.tradeoff import letter
-
     sharing = len(reports)
     documents = [comparison_document(r, importance, sharing=sharing) for r in reports.values()]
     if sharing == 1:
@@ -173,14 +166,10 @@ def _write_study(data: str, document: Document, output: Path) -> None:
 
 
 def _text(document: Document) -> str:
-    from exporter.report.markdown import markdown
-
     return markdown(document)
 
 
 def _page(document: Document) -> str:
-    from exporter.report.html import page
-
     return page([document])
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
 from exporter.artifacts import ComparisonReport
 from exporter.printable import counted, one_line
 from exporter.report.sections.blocks import Cell, Grid, Sign, plain, verdict_sign
@@ -40,10 +44,6 @@ def comparison_title(report: ComparisonReport) -> str:
 
 def drawn_table(grid: Grid) -> Table:
     """A rich table; an empty row ends a section."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     # Without edges the widest row, an inconclusive one, fits into 80 columns.
     table = Table(
         title=grid.caption, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,

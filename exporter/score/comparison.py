@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import kendalltau, spearmanr
 
 from exporter.artifacts import ImportanceReport, RankAgreement, RankingRef, Score, ScoreComparison
 from exporter.errors import ScoringError
@@ -148,8 +149,6 @@ def rank_figures(left: Floats, right: Floats) -> RankFigures:
         left: ``[sublayers]``, scores; the lowest goes first.
         right: ``[sublayers]``, of the same sublayers.
     """
-    from scipy.stats import kendalltau, spearmanr
-
     told = len(left) > 1 and min(np.ptp(left), np.ptp(right)) > 0
     return RankFigures(
         spearman=float(spearmanr(left, right).statistic) if told else None,

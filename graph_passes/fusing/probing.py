@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 from graph_passes.errors import FusionError
 
@@ -59,8 +60,6 @@ class Probe:
 
 
 def _evaluator(graph: ir.Graph, value: ir.Value, inputs: Mapping[str, ir.Value]) -> Any:
-    from onnx.reference import ReferenceEvaluator
-
     part = ir.convenience.extract(graph, list(inputs.values()), [value])
     part.sort()
     model = ir.Model(part, ir_version=10)

@@ -13,7 +13,9 @@ from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, dama
 from exporter.choose.budgets.text import TextParts
 from exporter.choose.budgets.units import Parameters
 from exporter.choose.costs import CostTable, GraphSizes
+from exporter.heal.healed import measured_healing
 from exporter.heal.options import HealOptions
+from exporter.heal.texts import other_domain
 from exporter.models.ablation import BranchReplacement, Damage
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
@@ -140,9 +142,6 @@ def healing_of(
         batch_size: Samples in one forward pass.
         progress: Told of every run, and warned where the two domains disagree.
     """
-    from exporter.heal.healed import measured_healing
-    from exporter.heal.texts import other_domain
-
     if not any(each.bias is not None or each.maps for each in branch_replacements.values()):
         return None
     fitted = texts.searched.ref

@@ -16,6 +16,7 @@ from exporter.choose.budgets.candidates import (
     replacements_of,
     sublayer_options,
 )
+from exporter.choose.budgets.module_sizes import module_sizes
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.text import TextParts, parted
@@ -24,6 +25,9 @@ from exporter.choose.selection import MakeMeter, RememberingMeter, protected_nam
 from exporter.choose.selection.meters import meter_here, searched_meter
 from exporter.choose.selection.refusals import refuse_another_model
 from exporter.errors import UsageError
+from exporter.heal import fit_branches
+from exporter.heal.fits import FitStore
+from exporter.models.texts.calibration import text_of_report
 from exporter.progress import QUIET, Progress
 from graph_passes.files.placing import SCRATCH
 from graph_passes.types import SublayerRef
@@ -132,15 +136,11 @@ class PlanInputs:
     @cached_property
     def sizes(self) -> GraphSizes:
         """What sublayers weigh."""
-        from exporter.choose.budgets.module_sizes import module_sizes
-
         return self._given_sizes or module_sizes(self.loaded)
 
     @cached_property
     def text(self) -> CalibrationText:
         """All that the scores rest on, or as much of another text."""
-        from exporter.models.texts.calibration import text_of_report
-
         return text_of_report(
             self.loaded,
             self.report.calibration,
@@ -166,9 +166,6 @@ class PlanInputs:
     @cached_property
     def fits(self) -> Mapping[SublayerRef, Fit]:
         """A replacement of each kind for every branch, fitted in one pass; none without healing."""
-        from exporter.heal import fit_branches
-        from exporter.heal.fits import FitStore
-
         heal = self.settings.heal
         if heal is None:
             return {}

@@ -27,6 +27,9 @@ from exporter.choose.budgets.units import Goal, Milliseconds, goals_of, unit_to_
 from exporter.choose.selection.by_scores import one_shot, scored_again
 from exporter.choose.selection.options import cut_of_options
 from exporter.choose.selection.refusals import refuse_unreachable
+from exporter.heal import fit_sequential
+from exporter.heal.healed import heal, predicts_tokens
+from exporter.heal.texts import on_text_of
 from exporter.models.ablation import BranchReplacement
 from graph_passes.types import Replacement, SublayerRef
 
@@ -72,8 +75,6 @@ class Planner(PlanInputs):
 
     def _iterative(self) -> Outcome:
         """Scored on all of the text, so what is measured there is measured where it was chosen."""
-        from exporter.heal.healed import predicts_tokens
-
         self._refuse_unreachable()
         options = scored_again(
             self.loaded,
@@ -107,9 +108,6 @@ class Planner(PlanInputs):
 
     def _healed(self, found: Outcome) -> Outcome:
         """The plan with what is fitted for it, by the same text as its scores."""
-        from exporter.heal.healed import heal
-        from exporter.heal.texts import on_text_of
-
         assert self.settings.heal is not None
         healed = heal(
             self.loaded,
@@ -220,8 +218,6 @@ class Planner(PlanInputs):
 
     def _refitted(self, candidate: PlanCandidate) -> Mapping[SublayerRef, BranchReplacement]:
         """The candidate's replacements, fitted again on the healed model where that is better."""
-        from exporter.heal import fit_sequential
-
         choices: dict[SublayerRef, Replacement] = candidate.choices
         heal = self.settings.heal
         if heal is None or all(replacement == "none" for replacement in choices.values()):

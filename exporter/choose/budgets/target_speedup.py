@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Literal, NoReturn, Protocol
 
 from exporter.artifacts import PruningPlan, Speedup
+from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
-from exporter.choose.costs import At, CostTable, Effort
+from exporter.choose.costs import (
+    At,
+    CostSettings,
+    CostTable,
+    Effort,
+    measure_costs,
+    measure_speedup,
+)
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError
+from exporter.heal.plan_file import write_healed_plan
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from graph_passes.types import Replacement
@@ -202,8 +213,6 @@ class OnnxStopwatch:
             CostError: The graph can't serve such a request, or the file holds other costs.
             BackendError: A run fails.
         """
-        from exporter.choose.costs import CostSettings, measure_costs
-
         self.kept.parent.mkdir(parents=True, exist_ok=True)
         settings = CostSettings(
             self.at,
@@ -231,8 +240,6 @@ class OnnxStopwatch:
             SurgeryError: The candidate can't be cut.
             BackendError: A run fails.
         """
-        from exporter.choose.costs import measure_speedup
-
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".candidate.", dir=self.folder) as name:
             return measure_speedup(
@@ -247,12 +254,6 @@ class OnnxStopwatch:
 
     def _cut(self, candidate: PlanCandidate, folder: Path) -> Path:
         """The candidate's graph, as it would be shipped."""
-        from exporter.artifacts import PruningPlan
-        from exporter.artifacts.plans.loaded import LoadedPlan
-        from exporter.cut.options import CutOptions
-        from exporter.cut.surgery import prune_file
-        from exporter.heal.plan_file import write_healed_plan
-
         for file in self.onnx.parent.iterdir():
             if file.is_file() and file.suffix not in _WEIGHTS:
                 shutil.copyfile(file, folder / file.name)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Self
 
+from exporter.engines.inputs import Shape
 from exporter.errors import CostError, UsageError
 from exporter.option_types import Written, parsed
 
@@ -84,8 +85,6 @@ class At:
         Raises:
             CostError: New tokens are asked of a graph without a cache.
         """
-        from exporter.engines.inputs import Shape
-
         if not cached:
             if self.new:
                 raise CostError(

@@ -12,6 +12,13 @@ from exporter.choose.costs.conditions import refuse_too_long
 from exporter.choose.costs.estimates import RequestEstimate, of_rows
 from exporter.choose.costs.timing import Effort, time_request
 from exporter.choose.costs.weighing import longest_text
+from exporter.compare.arms import Pair
+from exporter.compare.kinds import open_pair
+from exporter.compare.options import CompareOptions
+from exporter.compare.threads import settle_threads
+from exporter.compare.timing.subjects import RunnerArm
+from exporter.engines.environment import default_threads, environment
+from exporter.engines.inputs import has_cache
 from exporter.errors import CostError, UsageError
 from exporter.progress import QUIET, Progress
 
@@ -76,9 +83,6 @@ def measure_speedup(
         EngineError: There is no engine, or no GPU to run it.
         BackendError: A run fails.
     """
-    from exporter.compare.options import CompareOptions
-    from exporter.compare.threads import settle_threads
-
     if not 0 < width < 1:
         raise UsageError(
             f"A width of {width} is none.", "It lies between 0 and 1: 0.01 is 1 % to either side."
@@ -102,10 +106,6 @@ def _opened(
     baseline: Path | str, candidate: Path | str, options: CompareOptions, progress: Progress
 ) -> Pair:
     """Both models, which can be run here."""
-    from exporter.compare.arms import Pair
-    from exporter.compare.kinds import open_pair
-    from exporter.engines.environment import default_threads
-
     threads = options.threads or default_threads()
     first, second = open_pair(baseline, candidate, options, threads=threads)
     pair = Pair(options, first, second, progress)
@@ -123,10 +123,6 @@ def _refuse_too_long(pair: Pair, at: At) -> None:
 
 
 def _measured(pair: Pair, at: At, width: float, effort: Effort) -> MeasuredSpeedup:
-    from exporter.compare.timing.subjects import RunnerArm
-    from exporter.engines.environment import environment
-    from exporter.engines.inputs import has_cache
-
     cells = at.cells(cached=has_cache(pair.baseline.runner.inputs))
     vocabulary = pair.vocabulary()
     arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in pair.arms.items()}

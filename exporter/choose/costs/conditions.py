@@ -10,6 +10,7 @@ from exporter.artifacts import Environment, library_versions
 from exporter.choose.costs.at import At
 from exporter.choose.costs.cost_runners import CostRunner
 from exporter.choose.costs.table import CostTable
+from exporter.engines.environment import environment
 from exporter.errors import CostError
 
 MODEL = "model"
@@ -114,8 +115,6 @@ def conditions(
         threads: CPU threads; None for any.
         has_linear: Whether linear maps are measured, whose rank then matters.
     """
-    from exporter.engines.environment import environment
-
     return Conditions(
         sha256=cost_runner.sha256,
         at=at,

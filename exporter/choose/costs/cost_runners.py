@@ -14,13 +14,24 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 import numpy as np
 
 from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.grouping import Variant
 from exporter.choose.costs.weighing import sizes
+from exporter.compare.threads import choose_threads, fastest
+from exporter.compare.timing.subjects import RunnerArm
+from exporter.cut.options import CutOptions
+from exporter.cut.surgery import prune_file
+from exporter.engines.environment import default_threads
+from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
+from exporter.models.graph_facts import read_facts
+from exporter.models.model_folder import find_model
 from exporter.progress import Progress
+from graph_passes.files.storage import data_files, load_model
+from graph_passes.replacements import ReplacementTensors
 
 if TYPE_CHECKING:
     from exporter.compare.timing.subjects import TimedArm
@@ -118,8 +129,6 @@ class OnnxCostRunner:
     @property
     def vocabulary(self) -> int:
         """How many tokens it knows."""
-        from exporter.models.model_folder import find_model
-
         told = self._facts.vocabulary or find_model(self.onnx).config.get("vocab_size")
         if not isinstance(told, int):
             raise CostError(
@@ -130,15 +139,10 @@ class OnnxCostRunner:
 
     @cached_property
     def _facts(self) -> GraphFacts:
-        from exporter.models.graph_facts import read_facts
-
         return read_facts(self.onnx)
 
     def choose_threads(self, step: Shape, progress: Progress) -> None:
         """See :class:`CostRunner`."""
-        from exporter.compare.threads import choose_threads, fastest
-        from exporter.engines.environment import default_threads
-
         runner = self._runner(self.onnx)
         vocabulary = self.vocabulary
         probe = choose_threads(runner, lambda: step, vocabulary=vocabulary, progress=progress)
@@ -154,8 +158,6 @@ class OnnxCostRunner:
                 yield loaded
 
     def _runner(self, onnx: Path) -> OnnxRuntimeRunner:
-        from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-
         return OnnxRuntimeRunner(onnx, provider=self.device, threads=self.threads)
 
 
@@ -167,8 +169,6 @@ def subjects(runners: Mapping[str, Runner], vocabulary: int) -> Iterator[Mapping
         runners: By the arm's name, none of them entered.
         vocabulary: How many tokens the model knows.
     """
-    from exporter.compare.timing.subjects import RunnerArm
-
     try:
         for runner in runners.values():
             runner.__enter__()
@@ -200,10 +200,6 @@ def cut_for_a_while(
         SurgeryError: It can't be cut.
         OnnxFileError: It can't be written.
     """
-    from exporter.artifacts.plans.loaded import LoadedPlan
-    from exporter.cut.options import CutOptions
-    from exporter.cut.surgery import prune_file
-
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".costs.", dir=folder) as name:
         place = Path(name)
@@ -228,8 +224,6 @@ def cut_for_a_while(
 
 def _linked(onnx: Path, place: Path) -> tuple[Path, Literal["share", "compact"]]:
     """The source beside the variant, by other names of the same files; or itself, elsewhere."""
-    from graph_passes.files.storage import data_files, load_model
-
     data, root = data_files(load_model(onnx)), onnx.parent
     if not data or not all(path.is_relative_to(root) for path in data):
         return onnx, "compact"
@@ -268,8 +262,6 @@ def random_replacement(hidden: int, replacement: str, rank: int | None) -> Repla
         replacement: ``bias`` or ``linear``.
         rank: Of a linear map in two factors; None for a full one.
     """
-    from graph_passes.replacements import ReplacementTensors
-
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

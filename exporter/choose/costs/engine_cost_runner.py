@@ -16,10 +16,13 @@ from exporter.choose.costs.at import At
 from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while, subjects
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.grouping import Variant
+from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
+from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.libraries import Backend
-from exporter.engines.build.profiles import Ranges, Span
+from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs
 from exporter.engines.build.settings import BuildSettings
+from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.errors import CostError
 from exporter.progress import QUIET, Progress
 
@@ -110,11 +113,6 @@ class EngineCostRunner:
                 yield loaded
 
     def _built(self, onnx: Path, target: Path) -> TensorRtRunner:
-        from exporter.engines.build.build import build_engines
-        from exporter.engines.build.engine_set import find_engines
-        from exporter.engines.build.profiles import fitting, graph_inputs
-        from exporter.engines.runners.tensorrt import TensorRtRunner
-
         target.mkdir(parents=True, exist_ok=True)
         built = build_engines(
             onnx,

@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, Speedup
+from exporter.compare.timing.statistics import (
+    SpeedupEstimate,
+    estimate_between,
+    ratios_between,
+)
 
 if TYPE_CHECKING:
     from exporter.compare.timing.row import MeasuredRow
@@ -76,8 +81,6 @@ class RequestEstimate:
     @property
     def speedup(self) -> Speedup:
         """How many times faster the variant is, with a 95 % interval."""
-        from exporter.compare.timing.statistics import SpeedupEstimate
-
         ratio = math.log(self.baseline_ms / self.variant_ms)
         return SpeedupEstimate(ratio, self.std_error_ms / self.variant_ms, self.degrees).speedup()
 
@@ -119,12 +122,6 @@ def of_rows(
 
 
 def _ratio(row: LatencyRow) -> SpeedupEstimate:
-    from exporter.compare.timing.statistics import (
-        SpeedupEstimate,
-        estimate_between,
-        ratios_between,
-    )
-
     found = estimate_between(row)
     if row.rounds >= FEWEST_ROUNDS:
         return found

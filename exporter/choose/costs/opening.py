@@ -9,6 +9,9 @@ from exporter.choose.costs.at import At
 from exporter.choose.costs.cost_runners import CostRunner, OnnxCostRunner
 from exporter.compare.kinds import ArmName
 from exporter.errors import CostError, UsageError
+from exporter.models.loading.model_source import load_model
+from exporter.models.model_folder import find_onnx
+from exporter.optional import require
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -53,8 +56,6 @@ def open_cost_runner(
             f"Of {name} no variants can be made.",
             "Name the ONNX file, and for engines of it the library: --engine.",
         )
-    from exporter.models.model_folder import find_onnx
-
     onnx = find_onnx(name.path)
     if engine is None:
         return OnnxCostRunner(onnx, folder, provider, threads, rank)
@@ -64,15 +65,12 @@ def open_cost_runner(
 
 
 def _torch(name: ArmName, provider: str, threads: int, rank: int | None) -> CostRunner:
-    from exporter.optional import require
-
     if name.kind == "torch-compile":
         raise UsageError(
             f"{name} would be compiled anew for each variant.", f"Measure torch:{name.path}."
         )
     require("torch", extra="torch")
     from exporter.choose.costs.torch_cost_runner import TorchCostRunner
-    from exporter.models.loading.model_source import load_model
 
     if not name.path.exists():
         raise CostError(

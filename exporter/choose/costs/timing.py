@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import LatencyRow
 from exporter.choose.costs.estimates import RequestEstimate, so_far
+from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -64,8 +65,6 @@ def time_request(
         BackendError: A run fails.
         ComparisonError: The clock jumps, or an input's meaning isn't known.
     """
-    from exporter.compare.timing.measuring import TimingBudget, measure_rows
-
     counts = [count for _, count in cells]
 
     def enough(rows: Sequence[MeasuredRow]) -> bool:

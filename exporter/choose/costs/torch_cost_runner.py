@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from exporter.choose.costs.cost_runners import random_replacement, subjects
-from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
+from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.grouping import Variant
+from exporter.compare.threads import choose_threads, fastest
+from exporter.engines.environment import default_threads
 from exporter.engines.runners.pytorch import TorchRunner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
@@ -96,9 +98,6 @@ class TorchCostRunner:
 
     def choose_threads(self, step: Shape, progress: Progress) -> None:
         """Takes so many threads as make a step fastest."""
-        from exporter.compare.threads import choose_threads, fastest
-        from exporter.engines.environment import default_threads
-
         runner, vocabulary = self._runner(self.loaded.model, self._interface), self._vocabulary
         probe = choose_threads(runner, lambda: step, vocabulary=vocabulary, progress=progress)
         self.threads = default_threads() if probe is None else fastest(probe)
@@ -156,8 +155,6 @@ class TorchCostRunner:
 
 def caches(interface: OnnxInterface) -> tuple[Any, ...]:
     """What all caches take."""
-    from exporter.choose.costs.graph_sizes import CacheSize
-
     each = (slot.heads * size for slot in interface.cache for _, size in slot.parts)
     return tuple(CacheSize(per_token=count * interface.dtype.itemsize) for count in each)
 

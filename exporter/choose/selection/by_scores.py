@@ -29,8 +29,9 @@ from exporter.choose.selection.options import (
 )
 from exporter.choose.selection.refusals import groups_of, refuse_number, refuse_too_many
 from exporter.errors import PlanError
-from exporter.models.ablation import BranchReplacements
+from exporter.models.ablation import BranchReplacements, branches_replaced
 from exporter.progress import QUIET, Progress
+from exporter.score import score_on
 from graph_passes.types import SublayerRef, sublayer_kinds
 
 if TYPE_CHECKING:
@@ -135,9 +136,6 @@ def _rescored(
     progress: Progress,
     cut: BranchReplacements,
 ) -> list[Score]:
-    from exporter.models.ablation import branches_replaced
-    from exporter.score import score_on
-
     with branches_replaced(loaded.model, cut):
         report = score_on(
             loaded, text, metrics=(metric,), batch_size=batch_size, blocks=blocks, progress=progress

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from exporter.artifacts.store import Store
-from exporter.models.ablation import NOTHING, BranchReplacement, BranchReplacements, Damage
+from exporter.files import sha256_bytes
+from exporter.models.ablation import (
+    NOTHING,
+    BranchReplacement,
+    BranchReplacements,
+    Damage,
+    DamageMeter,
+)
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -50,8 +57,6 @@ def meter_here(
     loaded: LoadedModel, text: CalibrationText, batch_size: int = 4, positions: int = POSITIONS
 ) -> Meter:
     """Measures in this process, on all of a text."""
-    from exporter.models.ablation import DamageMeter
-
     return DamageMeter(
         loaded.model, text.input_ids, text.mask, batch_size=batch_size, positions=positions
     )
@@ -74,8 +79,6 @@ def searched_meter(
         kept: Keeps what was measured of branches that are left out.
         make: Makes what measures.
     """
-    from exporter.files import sha256_bytes
-
     about = {
         "model": loaded.ref.sha256,
         "dtype": str(loaded.model.dtype),

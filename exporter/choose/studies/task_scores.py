@@ -13,7 +13,9 @@ from exporter.artifacts.store import Store
 from exporter.compare.tasks.choosing import TaskChoice, score_tasks
 from exporter.compare.tasks.scores import compare_scores
 from exporter.models.ablation import BranchReplacements, branches_replaced
+from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.loading.model_source import LoadedModel
+from exporter.models.model_folder import ModelFolder
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
 from exporter.scratch import scratch_folder
@@ -111,8 +113,5 @@ def _score(
 
 def _folder(loaded: LoadedModel, place: Path) -> ModelFolder:
     """The config and the tokenizer as files, which a GGUF file doesn't have beside it."""
-    from exporter.models.loading.model_files import save_pretrained_files
-    from exporter.models.model_folder import ModelFolder
-
     save_pretrained_files(loaded, place)
     return ModelFolder.beside(place / "model", place)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from exporter.artifacts import EmbeddingAgreement
 from exporter.compare.quality.intervals import clipped, mean_interval
@@ -78,8 +79,6 @@ def compare_embeddings(baseline: Floats, candidate: Floats) -> EmbeddingAgreemen
     Raises:
         ComparisonError: They are of other sizes.
     """
-    from scipy import stats
-
     _refuse_other_size(baseline, candidate)
     cosines = (baseline * candidate).sum(axis=1)
     above = np.triu_indices(len(baseline), 1)

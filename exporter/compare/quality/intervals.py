@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy import stats
 
 from exporter.artifacts import Interval
 from exporter.models.ablation.ratios import Floats, ratio, ratio_std_error
@@ -24,8 +25,6 @@ def expanded_level(units: int, confidence: float = 0.95) -> float:
         units: What is drawn; two at least.
         confidence: The level that is meant.
     """
-    from scipy import stats
-
     quantile = stats.t.ppf((1 + confidence) / 2, units - 1) * math.sqrt(units / (units - 1))
     return float(1 - 2 * stats.norm.sf(quantile))
 
@@ -45,8 +44,6 @@ def mean_interval(sums: Floats, counts: Floats) -> Interval | None:
     Returns:
         None with fewer than two samples, or where a sum isn't finite.
     """
-    from scipy import stats
-
     error = ratio_std_error(sums, counts) if np.isfinite(sums).all() else None
     if error is None:
         return None
@@ -78,8 +75,6 @@ def share_interval(sums: Floats, counts: Floats) -> Interval | None:
     Returns:
         None with fewer than two samples.
     """
-    from scipy import stats
-
     error = ratio_std_error(sums, counts)
     if error is None:
         return None
@@ -108,8 +103,6 @@ def difference_interval(baseline: Floats, candidate: Floats, *, seed: int = 0) -
         candidate: ``[items]``, of the same items.
         seed: For the resampling.
     """
-    from scipy import stats
-
     differences = candidate - baseline
     number = len(differences)
     value = float(differences.mean())
@@ -141,7 +134,5 @@ def mcnemar_p(only_baseline: int, only_candidate: int) -> float:
         The probability of a split at least as uneven, if the arms were equal. 1 without such
         items.
     """
-    from scipy import stats
-
     number = only_baseline + only_candidate
     return float(stats.binomtest(only_baseline, number, 0.5).pvalue) if number else 1.0

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from exporter.artifacts import FEWEST_ROUNDS, LatencyRow, LatencySamples, Speedup
 from exporter.compare.quality.intervals import expanded_level
@@ -123,8 +124,6 @@ class SpeedupEstimate:
 
     def interval(self, confidence: float = _CONFIDENCE) -> tuple[float, float]:
         """The t interval of the speedup."""
-        from scipy import stats
-
         if self.std_error == 0:
             return math.exp(self.log_ratio), math.exp(self.log_ratio)
         reach = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * self.std_error

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from exporter.cut.oracle.memory import available_bytes
 from exporter.errors import TooLittleMemoryError
 
@@ -84,8 +86,6 @@ def _needed_in_full(weights: list[ir.TensorProtocol]) -> int:
 
 def _needed_by_the_thrifty(weights: list[ir.TensorProtocol]) -> int:
     """What is inside the ONNX file, and twice the largest weight that has to become fp32."""
-    import onnx_ir as ir
-
     inline = sum(w.nbytes for w in weights if not isinstance(w, ir.ExternalTensor))
     widened = max((_in_fp32(w) for w in weights if _in_fp32(w) > w.nbytes), default=0)
     return _OWN_BYTES + _INLINE_COPIES * inline + 2 * widened + _held(weights)
@@ -93,8 +93,6 @@ def _needed_by_the_thrifty(weights: list[ir.TensorProtocol]) -> int:
 
 def _held(weights: list[ir.TensorProtocol]) -> int:
     """What is handed to ONNX Runtime in another type than the file's, beside its own copies."""
-    import onnx_ir as ir
-
     return sum(_in_fp32(w) for w in weights if w.dtype == ir.DataType.BFLOAT16)
 
 

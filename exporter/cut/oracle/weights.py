@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import onnx
+import onnx_ir
+
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
@@ -24,8 +28,6 @@ def set_apart(model: ir.Model, runtime: Any) -> dict[str, Any]:
     Returns:
         By name, what a session of the model must be given: ``OrtValue`` s.
     """
-    import onnx_ir
-
     values = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -39,9 +41,6 @@ def set_apart(model: ir.Model, runtime: Any) -> dict[str, Any]:
 
 
 def _runtime_value(tensor: ir.TensorProtocol, runtime: Any) -> Any:
-    import numpy as np
-    import onnx_ir
-
     array = tensor.numpy()
     if tensor.dtype == onnx_ir.DataType.BFLOAT16:  # numpy has none, so its bits go
         make = runtime.OrtValue.ortvalue_from_numpy_with_onnx_type
@@ -60,8 +59,6 @@ def relocated(graph_file: Path, weights_folder: Path) -> bytes:
         graph_file: The graph.
         weights_folder: The folder that a session will read from.
     """
-    import onnx
-
     if graph_file.parent == weights_folder:
         return graph_file.read_bytes()
     proto = onnx.load_model(graph_file, load_external_data=False)

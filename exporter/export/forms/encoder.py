@@ -7,13 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from exporter.errors import BackendError, ExportError, first_line, pass_on_memory_error
 from exporter.export.forms.noting import WrittenForm, fused_operators, version_of
 from exporter.export.forms.portable import write_portable
 from exporter.export.onnx_output import MODEL_FILE, save_onnx
 from exporter.progress import Progress
+from graph_passes import CleanupPass
 from graph_passes.files.storage import own_data
 from graph_passes.files.unfinished import Unfinished
+from graph_passes.fusing.embedding import fuse_embedding
+from graph_passes.fusing.skip_norms import fuse_skip_norms
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -71,8 +76,6 @@ def write_encoder(
 
 def _fused_copy(loaded: LoadedModel, source: Path, folder: Path) -> dict[str, int]:
     """Writes the fused form into another folder, makes sure of it, and counts its operators."""
-    import onnx_ir as ir
-
     from exporter.export.parity import check_export
 
     save_onnx(fuse_encoder(ir.load(source / MODEL_FILE)), folder)
@@ -97,10 +100,6 @@ def fuse_encoder(model: ir.Model) -> ir.Model:
         ExportError: A rule fails on this graph, whose state is then unknown.
     """
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
-
-    from graph_passes import CleanupPass
-    from graph_passes.fusing.embedding import fuse_embedding
-    from graph_passes.fusing.skip_norms import fuse_skip_norms
 
     fuse_embedding(model.graph)
     CleanupPass(keep_debug=True)(model)

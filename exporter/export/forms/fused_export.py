@@ -9,11 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from exporter.export.forms.noting import WrittenForm
 from exporter.export.forms.portable import FUSED_OPSET, write_portable
 from exporter.export.onnx_output import MODEL_FILE, save_onnx
 from exporter.progress import QUIET, Progress
+from graph_passes.errors import FusionError
 from graph_passes.files.unfinished import Unfinished
+from graph_passes.fusing import fuse_decoder
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -45,11 +49,6 @@ def write_fused_export(
     Raises:
         ExportError: PyTorch's exporter can't export the model at that opset.
     """
-    import onnx_ir as ir
-
-    from graph_passes.errors import FusionError
-    from graph_passes.fusing import fuse_decoder
-
     written = write_portable(loaded, folder, opset=opset, unfinished=unfinished, progress=progress)
     positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int):

@@ -15,11 +15,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import onnx_ir as ir
+
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.export.forms.noting import WrittenForm
 from exporter.export.onnx_output import MODEL_FILE
 from exporter.files import telling_full_disk
 from exporter.models.genai_config import CONFIG_FILE
+from exporter.models.loading.model_files import save_checkpoint
+from exporter.models.loading.transformers_calls import hub_off
 from exporter.optional import require
 from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
@@ -57,8 +61,6 @@ def build_decoder(
         OSError: The disk is full.
     """
     builder = require(_MODULE, extra=_EXTRAS[provider])
-    from exporter.models.loading.transformers_calls import hub_off
-
     with (
         tempfile.TemporaryDirectory(prefix=".genai.", dir=folder) as name,
         captured_output(progress),
@@ -108,8 +110,6 @@ def _run_builder(
 
 def _save_checkpoint(loaded: LoadedModel, folder: Path) -> None:
     """The model as the builder reads it; with a tokenizer, which it copies."""
-    from exporter.models.loading.model_files import save_checkpoint
-
     save_checkpoint(loaded, folder)
     if loaded.tokenizer is None:
         _save_stand_in_tokenizer(folder)
@@ -151,8 +151,6 @@ def require_windows(path: Path, config: Any) -> None:
     Raises:
         ExportError: They are not as many as the model's.
     """
-    import onnx_ir as ir
-
     wanted = windowed_layers(config)
     nodes = [node for node in ir.load(path).graph if node.op_type == "GroupQueryAttention"]
     found = sum(node.attributes.get_int("local_window_size", -1) > 0 for node in nodes)

@@ -16,6 +16,7 @@ from exporter.export.onnx_output import MODEL_FILE
 from exporter.files import write_text
 from exporter.models.genai_config import CONFIG_FILE
 from exporter.models.graph_facts import CACHE_INPUT
+from graph_passes.files.storage import load_model
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -35,8 +36,6 @@ def write_genai_config(loaded: LoadedModel, folder: Path) -> bool:
         Whether it was written. The runtime takes one head size and one number of key and value
         heads for all layers, and a text has to have a known greatest length.
     """
-    from graph_passes.files.storage import load_model
-
     model = load_model(folder / MODEL_FILE)
     names = [value.name or "" for value in model.graph.inputs]
     content = genai_config(loaded.model, names, read_cache_form(folder / MODEL_FILE))

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from exporter.artifacts import FORM_KEY, FormRecord, Target
 from exporter.artifacts.plans.origin import MODEL_KEY
 from exporter.export.onnx_output import MODEL_FILE, save_graph
@@ -49,8 +51,6 @@ def note_form(
     Returns:
         The record, as written.
     """
-    import onnx_ir as ir
-
     model = ir.load(folder / MODEL_FILE)
     record = FormRecord(
         target=target,

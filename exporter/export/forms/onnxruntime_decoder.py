@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from exporter.errors import BackendError, ExportError, MissingDependencyError
 from exporter.export.forms.fused_export import PLAIN, write_fused_export
 from exporter.export.forms.genai_builder import Provider, build_decoder
@@ -25,6 +27,7 @@ from exporter.models.genai_config import CONFIG_FILE
 from exporter.models.loading.meta_model import MetaModel
 from exporter.progress import Progress
 from graph_passes.files.unfinished import Unfinished
+from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
@@ -148,10 +151,6 @@ def _writers(
 
 def _keeping_logits(written: WrittenForm, folder: Path) -> WrittenForm:
     """Gives the graph an input that says of how many last positions logits are wanted."""
-    import onnx_ir as ir
-
-    from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass
-
     model = ir.load(folder / MODEL_FILE)
     if LogitsToKeepPass()(model).modified:
         save_graph(model, folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from exporter.export.forms.noting import WrittenForm, version_of
+from exporter.export.optimum_export import export_with_optimum
 from exporter.progress import QUIET, Progress
 from graph_passes.files.unfinished import Unfinished
 
@@ -44,8 +45,6 @@ def write_portable(
         MissingDependencyError: It is not installed.
     """
     if exporter == "optimum":
-        from exporter.export.optimum_export import export_with_optimum
-
         export_with_optimum(loaded, folder, opset=opset, progress=progress)
         return WrittenForm(version_of("optimum-onnx"))
     from exporter.export.torch_export import export_onnx

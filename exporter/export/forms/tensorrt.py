@@ -6,12 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from exporter.errors import UsageError
 from exporter.export.forms.noting import WrittenForm
 from exporter.export.forms.portable import FUSED_OPSET, write_portable
 from exporter.export.onnx_output import MODEL_FILE, save_graph
 from exporter.progress import QUIET, Progress
+from graph_passes.errors import FusionError
 from graph_passes.files.unfinished import Unfinished
+from graph_passes.fusing.cache_in_place import CacheInPlacePass
+from graph_passes.fusing.onnx_attention import GroupedAttentionPass
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -52,8 +57,6 @@ def write_for_tensorrt(
         ExportError: PyTorch's exporter can't export the model at that opset.
         UsageError: The model knows fewer positions than ``room``.
     """
-    import onnx_ir as ir
-
     length = None if room == 0 else _room(loaded, room)
     written = write_portable(
         loaded, folder, opset=FUSED_OPSET, unfinished=unfinished, progress=progress
@@ -80,10 +83,6 @@ def rewrite_decoder(
     Returns:
         The graph, the passes that rewrote it, and what could not be rewritten, and why.
     """
-    from graph_passes.errors import FusionError
-    from graph_passes.fusing.cache_in_place import CacheInPlacePass
-    from graph_passes.fusing.onnx_attention import GroupedAttentionPass
-
     passes, remark = [], None
     try:
         if GroupedAttentionPass().call(model).modified:

@@ -14,6 +14,7 @@ from exporter.artifacts.plans.by_score import parse_drops
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.store import Store, key_hash
 from exporter.files import sha256_bytes, write_text
+from exporter.models.loading.model_source import source_sha256
 from exporter.pipeline.keys import request_key
 from exporter.pipeline.planning import given_plan_hash
 from exporter.pipeline.run import ARMS, QUANTIZED
@@ -53,8 +54,6 @@ def cell_key(cell: Cell, source_sha256: str) -> str:
 
 def source_hashes() -> Callable[[Cell], str]:
     """Hashes each model once, however many cells it has."""
-    from exporter.models.loading.model_source import source_sha256
-
     known: dict[tuple[str, str | None], str] = {}
 
     def sha256(cell: Cell) -> str:

@@ -16,6 +16,7 @@ from exporter.files import write_text
 from exporter.pipeline.sweep.child import run_in_child
 from exporter.pipeline.sweep.job import Job
 from exporter.progress import QUIET, Progress
+from exporter.score.cluster import open_pool
 
 
 def run_on_ray(
@@ -37,8 +38,6 @@ def run_on_ray(
         ClusterError: There is no cluster, or it lost a cell again and again.
         SweepError: A machine doesn't see the sweep's folder.
     """
-    from exporter.score.cluster import open_pool
-
     if not jobs:
         return
     with (

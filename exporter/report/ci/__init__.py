@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from exporter.files import write_texts
+
 if TYPE_CHECKING:
     from exporter.artifacts import CheckReport, ComparisonReport
 
@@ -66,8 +68,6 @@ def write_ci_file(name: str, target: Path, checked: Checked) -> None:
     Raises:
         OSError: It can't be written.
     """
-    from exporter.files import write_texts
-
     text = importlib.import_module(f"exporter.report.ci.{name}").render(checked)
     texts = {"": text} if isinstance(text, str) else text
     write_texts({target / file: part for file, part in texts.items()})

@@ -6,11 +6,20 @@ version, can still say so. It imports nothing of depthcut before the versions we
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import os
+import platform
 import socket
 import sys
+import traceback
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
+
+import exporter
+from exporter.errors import DepthcutError
 
 Outcome = tuple[str, Any]
 """``done`` and a result, ``refused`` and a library error, or ``failed``, a line and a traceback."""
@@ -21,9 +30,6 @@ def versions() -> dict[str, str]:
 
     Of depthcut also the hash of its code: a checkout has one version for many states.
     """
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"depthcut": _own_version(), "python": platform.python_version()}
     for name in ("numpy", "torch", "transformers"):
         try:
@@ -34,15 +40,9 @@ def versions() -> dict[str, str]:
 
 
 def _own_version() -> str:
-    import hashlib
-    import importlib.util
-    from pathlib import Path
-
     spec = importlib.util.find_spec("exporter")
     if spec is None or spec.origin is None:
         return "missing"
-    import exporter
-
     root, digest = Path(spec.origin).parents[1], hashlib.sha256()
     for package in ("exporter", "graph_passes"):
         found = (root / package).rglob("*.py")
@@ -88,10 +88,6 @@ class Worker:
 
 def _outcome(call: Callable[[], Any]) -> Outcome:
     """The result, or what is to be told; an error of Ray's own would hide which it was."""
-    import traceback
-
-    from exporter.errors import DepthcutError
-
     try:
         return "done", call()
     except DepthcutError as error:
