@@ -73,9 +73,7 @@ def compare(
             written, :func:`exporter.compare.kept.forget` removes it.
         progress: Hears what goes on.
 
-    Without a tokenizer the arms are compared on seeded random tokens: KL divergence and agreement
-    then say little about text, and there is no perplexity; the report names the tokens so. A
-    model without an output ``logits`` gets no accuracy at all.
+    Without a tokenizer the arms read seeded random tokens, and there is no perplexity.
 
     Raises:
         ComparisonError: For arms that can't be compared, an evaluation text that is the
