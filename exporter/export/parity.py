@@ -120,15 +120,13 @@ def check_export(
         runner = opened if layers is None else RenumberedCaches(opened, layers)
         if isinstance(loaded, MetaModel):
             stack.enter_context(filled_while_running(loaded))
-        stack.enter_context(
-            branches_replaced(loaded.model, cut) if cut else contextlib.nullcontext()
-        )
+        if cut:
+            stack.enter_context(branches_replaced(loaded.model, cut))
         stack.enter_context(torch.inference_mode())
         kept = _kept_past(interface, deletions)
         _require_interface(runner, interface, kept, onnx_path)
         tolerance = RELATIVE_TOLERANCE[torch.bfloat16 if widened else interface.dtype]
-        module = InterfaceModule(loaded.model, interface)
-        sides = _Sides(module, runner, interface, kept, tolerance)
+        sides = _Sides(loaded, runner, interface, kept, tolerance)
         checks = _compared(sides, _steps(interface, _token_ids(loaded)), progress, widened=widened)
     if not deletions:
         _require_passed(checks, onnx_path)
@@ -191,13 +189,13 @@ class _Sides:
 
     def __init__(
         self,
-        module: InterfaceModule,
+        loaded: LoadedModel,
         runner: Runner | RenumberedCaches,
         interface: OnnxInterface,
         kept: list[str],
         relative_tolerance: float,
     ) -> None:
-        self._module = module
+        self._module = InterfaceModule(loaded.model, interface)
         self._runner = runner
         self._interface = interface
         self._kept = kept
