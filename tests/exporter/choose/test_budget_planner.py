@@ -342,7 +342,7 @@ def test_a_refit_that_breaks_a_floor_is_not_taken(
 ) -> None:
     import numpy as np
 
-    import exporter.heal
+    from exporter.choose.budgets import planner as module
     from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
     from exporter.choose.selection import Option
     from exporter.models.ablation import BranchReplacement, Damage
@@ -362,7 +362,7 @@ def test_a_refit_that_breaks_a_floor_is_not_taken(
             one = np.ones(1)
             return [Damage(one, one, one + rise, one, kept * one)]
 
-    monkeypatch.setattr(exporter.heal, "fit_sequential", lambda *_, **__: again)
+    monkeypatch.setattr(module, "fit_sequential", lambda *_, **__: again)
     made = planner(Budget(floors=Floors(top1_agreement=0.8)), heal="linear")
     made.__dict__["checker"] = QualityCheck(Meter(), made.budget.floors)  # type: ignore[arg-type]
     assert made._refitted(candidate) == (again if taken else candidate.cut)

@@ -16,8 +16,8 @@ from written_files import all_data_of, data_of, names_in
 
 from exporter.artifacts import GraphSizeEntry, PlannedDeletion, PruneReport, PruningPlan
 from exporter.artifacts.plans.loaded import LoadedPlan
+from exporter.cut import surgery
 from exporter.cut.options import CutOptions
-from exporter.cut.oracle import verify as oracle
 from exporter.cut.surgery import inspect_file, prune_file
 from exporter.errors import OnnxFileError, SurgeryError, VerificationError
 from exporter.files import sha256_file, sha256_files
@@ -209,7 +209,7 @@ def test_an_interruption_leaves_the_earlier_result_whole(
     target = tmp_path / "o" / "m.onnx"
     prune_file(source, target, PLAN)
     before = content(target.parent)
-    home = {"write_files": storage, "verify_candidate": oracle, "place": placing}[moment]
+    home = {"write_files": storage, "verify_candidate": surgery, "place": placing}[moment]
 
     def fails(*_: Any, **__: Any) -> None:
         raise error

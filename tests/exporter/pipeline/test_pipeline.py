@@ -249,8 +249,8 @@ def test_a_failed_check_keeps_the_earlier_candidate(
 def test_a_run_that_failed_late_is_taken_up_again(
     checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import exporter.compare as compare
     from exporter.errors import BackendError
+    from exporter.pipeline import measuring
 
     def fails(*_: object, **__: object) -> None:
         raise BackendError("no more.")
@@ -258,7 +258,7 @@ def test_a_run_that_failed_late_is_taken_up_again(
     before = _contents(again)
     request = _request(checkpoint, again, drops=DropRequest(Budget(mlp=1)))
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "compare", fails)
+        patch.setattr(measuring, "compare", fails)
         with pytest.raises(BackendError):
             _walk(request)
     assert _contents(again) == before
@@ -372,6 +372,7 @@ def test_extra_files_of_the_tokenizer_go_to_both_arms(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import exporter.models.loading.model_files as model_files
+    from exporter.pipeline import stages
 
     save = model_files.save_pretrained_files
 
@@ -380,7 +381,7 @@ def test_extra_files_of_the_tokenizer_go_to_both_arms(
         (folder / "additional_chat_templates").mkdir()
         (folder / "additional_chat_templates" / "tool_use.jinja").touch()
 
-    monkeypatch.setattr(model_files, "save_pretrained_files", with_templates)
+    monkeypatch.setattr(stages, "save_pretrained_files", with_templates)
     _walk(_request(checkpoint, tmp_path / "out", compared=False))
     for arm in ("baseline", "candidate"):
         folder = tmp_path / "out" / arm / "additional_chat_templates"
@@ -428,10 +429,9 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Lets builds end at once; their records are as real ones', and no driver is there."""
     from exporter.compare import engine_arm
-    from exporter.engines.build import build
     from exporter.engines.build.driver import Driver
     from exporter.files import sha256_file, sha256_files
-    from exporter.pipeline import refusals
+    from exporter.pipeline import engines, refusals
     from tests.engine_support import decoder_record, written_as
 
     made = []
@@ -447,7 +447,7 @@ def _fake_builds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             written_as(path, ["prefill", "decode"], made_from=hashes)
         return [(path, decoder_record(["prefill", "decode"])) for path in paths]
 
-    monkeypatch.setattr(build, "build_engines", build_engines)
+    monkeypatch.setattr(engines, "build_engines", build_engines)
     monkeypatch.setattr(refusals, "_refuse_engines", lambda _: None)
     monkeypatch.setattr(engine_arm, "ask_driver", lambda: Driver("no NVIDIA driver"))
     return made

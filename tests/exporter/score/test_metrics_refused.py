@@ -11,7 +11,7 @@ import pytest
 from scored_texts import made_text, random_text
 from tiny_families import hook_count, tiny_loaded
 
-from exporter.errors import CalibrationError, ScoringError, UsageError
+from exporter.errors import CalibrationError, OptionError, ScoringError, UsageError
 from exporter.score import ScoreOptions, calibration_text, score, score_on
 
 pytestmark = pytest.mark.torch
@@ -19,9 +19,9 @@ torch = pytest.importorskip("torch")
 
 
 def test_an_unknown_metric() -> None:
-    with pytest.raises(UsageError, match=r"no metric 'cosin'.*[\s\S]*Metrics are cosine, angular,"):
+    with pytest.raises(OptionError, match=r"'cosin'.* cosine, angular,"):
         score_on(tiny_loaded("llama"), random_text(), metrics=["cosin"])
-    with pytest.raises(UsageError, match="No metric is named"):
+    with pytest.raises(UsageError):
         score_on(tiny_loaded("llama"), random_text(), metrics=[])
 
 
