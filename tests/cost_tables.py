@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from made_reports import made_environment
 
-from exporter.choose.costs import At, CostGroup, CostTable, Member, Trial
+from exporter.choose.costs import CostGroup, CostTable, Member, RequestShape, Trial
 from graph_passes.types import Replacement
 
 
@@ -14,7 +14,7 @@ def made_table(
     saved_ms: Mapping[tuple[int, str], Mapping[Replacement, float]],
     *,
     baseline_ms: float = 100.0,
-    at: At | None = None,
+    at: RequestShape | None = None,
     rank: int | None = None,
 ) -> CostTable:
     """A table with a group for each sublayer, whose savings simply add up."""
@@ -27,6 +27,6 @@ def made_table(
         ]
         groups.append(CostGroup(signature=f"{kind} {layer}", members=[member], trials=trials))
     return CostTable(
-        at=at or At(), backend="onnxruntime", provider="CPUExecutionProvider", rank=rank,
+        at=at or RequestShape(), backend="onnxruntime", provider="CPUExecutionProvider", rank=rank,
         environment=made_environment(), baseline_ms=baseline_ms, groups=groups,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.choose.costs import CostSettings, CostTable, Effort, measure_costs
-from exporter.choose.costs.at import At, AtOption
+from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
@@ -23,8 +23,8 @@ class CostsCall(Options):
 
     model: Arm = argument("MODEL")
     output: OutputFile = option(Path("costs.json"), "The table.", "-o", "--output")
-    at: AtOption = option(
-        At(), "The request: one prefill of the prompt, then so many decode steps."
+    at: RequestShapeOption = option(
+        RequestShape(), "The request: one prefill of the prompt, then so many decode steps."
     )
     replacements: tuple[Replacement, ...] = option(
         ("none", "bias", "linear"),

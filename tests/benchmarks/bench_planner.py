@@ -34,7 +34,7 @@ from exporter.artifacts import ImportanceReport
 from exporter.artifacts.plans.by_score import plan_drop
 from exporter.choose.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
 from exporter.choose.budgets.candidates import PlanCandidate
-from exporter.choose.costs import At, Effort, sizes
+from exporter.choose.costs import Effort, RequestShape, sizes
 from exporter.choose.selection import Option, SearchOptions
 from exporter.files import write_text
 from exporter.heal.options import HealOptions
@@ -45,8 +45,8 @@ from exporter.score import ScoreOptions, calibration_text, score
 from tests.benchmarks.machine import print_machine
 
 REQUESTS = {
-    "prompt of 512": At(batch=1, prompt=512, new=0),
-    "512 and 128 new": At(batch=1, prompt=512, new=128),
+    "prompt of 512": RequestShape(batch=1, prompt=512, new=0),
+    "512 and 128 new": RequestShape(batch=1, prompt=512, new=128),
 }
 ATTENTIONS = (8, 15)
 MOST_SHARE, MOST_MISS = 0.35, 0.03
@@ -116,7 +116,7 @@ class CostRunner:
             found[name] = DamageMeter(self.loaded.model, text.input_ids, text.mask, batch_size=2)
         return found
 
-    def stopwatch(self, at: At) -> OnnxStopwatch:
+    def stopwatch(self, at: RequestShape) -> OnnxStopwatch:
         """Times one request; its costs are kept in a file of their own."""
         seconds = self.options.seconds
         return OnnxStopwatch(

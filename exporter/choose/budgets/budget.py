@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from exporter.choose.costs.at import AtOption
+from exporter.choose.costs.request_shape import RequestShapeOption
 from exporter.choose.selection.search_options import DROPPING
 from exporter.errors import UsageError
 from exporter.option_types import Count, OpenShare, Share, Size, Tokens, Whole, Written, comma_list
@@ -117,7 +117,7 @@ class Budget(Options):
         "How many times as fast the request --at is to be, measured to within 3 %.",
         section=REACHING,
     )
-    at: AtOption | None = option(
+    at: RequestShapeOption | None = option(
         None,
         "The request whose time counts, such as batch=1,prompt=512,new=128.",
         section=REACHING,

@@ -14,10 +14,10 @@ from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.costs import (
-    At,
     CostSettings,
     CostTable,
     Effort,
+    RequestShape,
     measure_costs,
     measure_speedup,
 )
@@ -196,7 +196,7 @@ class OnnxStopwatch:
     """
 
     onnx: Path
-    at: At
+    at: RequestShape
     kept: Path
     folder: Path
     provider: str = "cpu"

@@ -3,16 +3,15 @@
 Importing this costs neither PyTorch nor a runtime.
 """
 
-from exporter.choose.costs.at import At
 from exporter.choose.costs.candidates import MeasuredSpeedup, measure_speedup
 from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
 from exporter.choose.costs.measuring import CostSettings, measure_costs, read_costs
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, MeasuredCandidate, Member, Trial
 from exporter.choose.costs.timing import Effort
 from exporter.choose.costs.weighing import sizes
 
 __all__ = [
-    "At",
     "CacheSize",
     "CostGroup",
     "CostSettings",
@@ -22,6 +21,7 @@ __all__ = [
     "MeasuredCandidate",
     "MeasuredSpeedup",
     "Member",
+    "RequestShape",
     "SublayerSize",
     "Trial",
     "measure_costs",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from exporter.artifacts import Environment, LatencyRow, Record, Speedup
 from exporter.artifacts.store import Store
-from exporter.choose.costs.at import At
 from exporter.choose.costs.conditions import refuse_too_long
 from exporter.choose.costs.estimates import RequestEstimate, of_rows
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.timing import Effort, time_request
 from exporter.choose.costs.weighing import longest_text
 from exporter.compare.arms import Pair
@@ -35,7 +35,7 @@ class MeasuredSpeedup(Record):
     times, a row for each of the request's cells.
     """
 
-    at: At
+    at: RequestShape
     speedup: Speedup
     is_narrow: bool
     baseline_ms: float
@@ -55,7 +55,7 @@ class MeasuredSpeedup(Record):
 def measure_speedup(
     baseline: Path | str,
     candidate: Path | str,
-    at: At,
+    at: RequestShape,
     *,
     provider: str = "cpu",
     threads: int | None = None,
@@ -115,14 +115,14 @@ def _opened(
     return pair
 
 
-def _refuse_too_long(pair: Pair, at: At) -> None:
+def _refuse_too_long(pair: Pair, at: RequestShape) -> None:
     folder = pair.baseline.folder
     graph = folder.onnx.suffix == ".onnx"
     longest = longest_text(folder.onnx) if graph else folder.longest_sequence
     refuse_too_long(str(folder.onnx), longest, at)
 
 
-def _measured(pair: Pair, at: At, width: float, effort: Effort) -> MeasuredSpeedup:
+def _measured(pair: Pair, at: RequestShape, width: float, effort: Effort) -> MeasuredSpeedup:
     cells = at.cells(cached=has_cache(pair.baseline.runner.inputs))
     vocabulary = pair.vocabulary()
     arms = {name: RunnerArm(arm.builds, vocabulary) for name, arm in pair.arms.items()}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.artifacts import Environment, library_versions
-from exporter.choose.costs.at import At
 from exporter.choose.costs.cost_runners import CostRunner
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostTable
 from exporter.engines.environment import environment
 from exporter.errors import CostError
@@ -42,7 +42,7 @@ class Conditions:
     """
 
     sha256: str
-    at: At
+    at: RequestShape
     backend: str
     provider: str
     rank: int | None
@@ -105,7 +105,7 @@ def _decides(library: str, backend: str) -> bool:
 
 
 def conditions(
-    cost_runner: CostRunner, at: At, threads: int | None, *, has_linear: bool = True
+    cost_runner: CostRunner, at: RequestShape, threads: int | None, *, has_linear: bool = True
 ) -> Conditions:
     """What costs are measured under on a cost_runner, here and now.
 
@@ -127,7 +127,7 @@ def conditions(
     )
 
 
-def refuse_too_long(name: str, longest: int | None, at: At) -> None:
+def refuse_too_long(name: str, longest: int | None, at: RequestShape) -> None:
     """Refuses a request that reaches more positions than a model has.
 
     Args:

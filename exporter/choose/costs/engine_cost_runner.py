@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.choose.costs.at import At
 from exporter.choose.costs.cost_runners import OnnxCostRunner, cut_for_a_while, subjects
 from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.costs.grouping import Variant
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.engine_set import find_engines
@@ -52,7 +52,7 @@ class EngineCostRunner:
 
     onnx: Path
     folder: Path
-    at: At
+    at: RequestShape
     backend: Backend = "tensorrt-rtx"
     settings: BuildSettings = field(default_factory=BuildSettings)
     threads: int = 1
@@ -125,7 +125,7 @@ class EngineCostRunner:
         return TensorRtRunner(find_engines([path for path, _ in built]))
 
 
-def ranges_for(at: At) -> Ranges:
+def ranges_for(at: RequestShape) -> Ranges:
     """What an engine must serve for a request."""
     last = max(at.prompt, at.longest - 1)
     return Ranges(

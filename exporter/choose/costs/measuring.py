@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import LatencyRow
-from exporter.choose.costs.at import At
 from exporter.choose.costs.conditions import MODEL, Conditions, conditions, refuse_too_long
 from exporter.choose.costs.cost_runners import CostRunner
 from exporter.choose.costs.estimates import RequestEstimate, of_rows
 from exporter.choose.costs.grouping import Variant, groups_of, variants
 from exporter.choose.costs.opening import open_cost_runner
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Trial
 from exporter.choose.costs.timing import Effort, time_request
 from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
@@ -49,7 +49,7 @@ class CostSettings:
             else it is refused.
     """
 
-    at: At = field(default_factory=At)
+    at: RequestShape = field(default_factory=RequestShape)
     threads: int | None = None
     replacements: tuple[Replacement, ...] = ("none", "bias", "linear")
     precision: float = 0.05
@@ -159,7 +159,7 @@ def measure_on(
 def read_costs(
     path: Path,
     model: Path | str,
-    at: At,
+    at: RequestShape,
     *,
     provider: str = "cpu",
     engine: Backend | None = None,

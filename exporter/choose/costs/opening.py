@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.choose.costs.at import At
 from exporter.choose.costs.cost_runners import CostRunner, OnnxCostRunner
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.compare.kinds import ArmName
 from exporter.errors import CostError, UsageError
 from exporter.models.loading.model_source import load_model
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def open_cost_runner(
     model: Path | str,
     folder: Path,
-    at: At,
+    at: RequestShape,
     *,
     provider: str = "cpu",
     engine: Backend | None = None,

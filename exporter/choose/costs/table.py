@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from exporter.artifacts import Artifact, Environment, LatencyRow, Record
-from exporter.choose.costs.at import At
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.errors import CostError
 from graph_passes.types import Replacement, SublayerKind, SublayerRef
 
@@ -130,7 +130,7 @@ class CostTable(Artifact):
     """
 
     kind: Literal["cost_table"] = "cost_table"
-    at: At
+    at: RequestShape
     backend: str
     provider: str
     rank: int | None = None

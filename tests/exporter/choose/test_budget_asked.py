@@ -36,13 +36,13 @@ from exporter.choose.budgets.units import (
     goals_of,
     unit_to_use_up,
 )
-from exporter.choose.costs import At, CacheSize, GraphSizes, SublayerSize
+from exporter.choose.costs import CacheSize, GraphSizes, RequestShape, SublayerSize
 from exporter.choose.selection import SearchOptions
 from exporter.cli import run
 from exporter.errors import DepthcutError, OptionError, PlanError, UsageError
 from exporter.heal.options import HealOptions
 
-AT = At(batch=1, prompt=8, new=4)
+AT = RequestShape(batch=1, prompt=8, new=4)
 ROOM = Memory(10**6, 64)
 NAMES: list[Any] = [(layer, kind) for layer in range(3) for kind in ("attention", "mlp")]
 SIZES = GraphSizes(

@@ -9,7 +9,7 @@ import pytest
 from cost_tables import made_table
 
 from exporter.choose.budgets.target_speedup import OnnxStopwatch
-from exporter.choose.costs import At, CostTable, Effort
+from exporter.choose.costs import CostTable, Effort, RequestShape
 from exporter.errors import CostError
 from tests.tiny_graphs import TinySpec, tiny_model
 
@@ -23,7 +23,13 @@ def test_costs_of_another_graph_are_refused_where_the_file_was_named(tmp_path: P
     before = kept.read_bytes()
     quick = Effort(seconds=0.1, rounds=2, reload=False)
     watch = OnnxStopwatch(
-        onnx, At(1, 4, 1), kept, tmp_path / "work", threads=1, may_replace=False, variants=quick
+        onnx,
+        RequestShape(1, 4, 1),
+        kept,
+        tmp_path / "work",
+        threads=1,
+        may_replace=False,
+        variants=quick,
     )
     with pytest.raises(CostError, match="holds the costs of another model"):
         watch.costs(["none"], None)

@@ -23,7 +23,7 @@ from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 from exporter.choose import budgets  # noqa: E402
 from exporter.choose.budgets import Budget, Floors, Planner, PlanSettings, Workplace  # noqa: E402
 from exporter.choose.budgets.candidates import QualityCheck  # noqa: E402
-from exporter.choose.costs import At  # noqa: E402
+from exporter.choose.costs import RequestShape  # noqa: E402
 from exporter.choose.selection import SearchOptions  # noqa: E402
 from exporter.choose.selection.meters import meter_here  # noqa: E402
 from exporter.heal.options import HealOptions  # noqa: E402
@@ -32,7 +32,7 @@ from exporter.score import ScoreOptions, score  # noqa: E402
 
 NAMES: list[Any] = [(layer, kind) for layer in range(4) for kind in ("attention", "mlp")]
 SAVED: Any = {name: {"none": 6.0, "bias": 5.5, "linear": 4.0} for name in NAMES}
-AT = At(batch=1, prompt=8, new=4)
+AT = RequestShape(batch=1, prompt=8, new=4)
 
 
 @dataclass
@@ -480,7 +480,7 @@ def test_memory_that_asks_for_no_plan_is_refused_before_the_model_is_loaded(plan
 
 
 def test_costs_of_another_request_are_refused(planner: Any) -> None:
-    costs = made_table(SAVED, at=At(2, 8, 4))
+    costs = made_table(SAVED, at=RequestShape(2, 8, 4))
     with pytest.raises(UsageError, match="measured for batch=2"):
         planner(Budget(target_speedup=1.2, at=AT), costs=costs)
 

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from exporter.choose.costs import At, Effort
+from exporter.choose.costs import Effort, RequestShape
 from exporter.choose.costs.engine_cost_runner import EngineCostRunner, ranges_for
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.engines.build.profiles import Span
@@ -46,11 +46,11 @@ def test_an_engine_is_built_for_each_variant_and_once_for_the_whole(
 ) -> None:
     onnx, work = tmp_path / "model.onnx", tmp_path / "work"
     ir.save(tiny_model(), onnx)
-    cost_runner = EngineCostRunner(onnx, work, At(2, 4, 3))
+    cost_runner = EngineCostRunner(onnx, work, RequestShape(2, 4, 3))
     effort = Effort(seconds=0.1, rounds=2, reload=False)
     table = measure_on(
         cost_runner,
-        CostSettings(At(2, 4, 3), replacements=("bias",), effort=effort),
+        CostSettings(RequestShape(2, 4, 3), replacements=("bias",), effort=effort),
         [(0, "mlp")],
     )  # fmt: skip
     assert (table.backend, table.provider) == ("tensorrt-rtx", "tensorrt-rtx")
@@ -62,7 +62,7 @@ def test_an_engine_is_built_for_each_variant_and_once_for_the_whole(
 
 
 def test_an_engine_serves_the_request_and_no_more() -> None:
-    ranges = ranges_for(At(2, 100, 29))
+    ranges = ranges_for(RequestShape(2, 100, 29))
     assert ranges.prompt == Span(1, 100, 100)
     assert ranges.context == Span(1, 114, 128)
-    assert ranges_for(At(1, 100, 0)).context == Span(1, 100, 100)
+    assert ranges_for(RequestShape(1, 100, 0)).context == Span(1, 100, 100)

@@ -10,9 +10,9 @@ import pytest
 
 from exporter.artifacts import PlannedDeletion
 from exporter.choose.costs import (
-    At,
     CostSettings,
     Effort,
+    RequestShape,
     measure_costs,
     measure_speedup,
     read_costs,
@@ -46,7 +46,7 @@ def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path:
     kept = tmp_path / "costs.json"
     table = measure_costs(
         graph,
-        CostSettings(At(2, 4, 2), threads=1, effort=QUICK, kept=kept),
+        CostSettings(RequestShape(2, 4, 2), threads=1, effort=QUICK, kept=kept),
         folder=tmp_path / "work",
     )
     assert sorted(graph.parent.iterdir()) == before
@@ -60,15 +60,15 @@ def test_a_graph_is_measured_and_the_folder_is_left_clean(graph: Path, tmp_path:
     assert [(row.phase, row.batch, row.past_length) for row in trial.rows] == [
         ("prefill", 2, 0), ("decode", 2, 4), ("decode", 2, 5),
     ]  # fmt: skip
-    assert read_costs(kept, graph, At(2, 4, 2)) == table
+    assert read_costs(kept, graph, RequestShape(2, 4, 2)) == table
     with pytest.raises(CostError, match="other conditions: request batch=2,prompt=4,new=2"):
-        read_costs(kept, graph, At(2, 4, 3))
+        read_costs(kept, graph, RequestShape(2, 4, 3))
     with pytest.raises(CostError, match="other conditions: threads 1, and here 2"):
-        read_costs(kept, graph, At(2, 4, 2), threads=2)
+        read_costs(kept, graph, RequestShape(2, 4, 2), threads=2)
     other = tmp_path / "other.onnx"
     ir.save(tiny_model(TinySpec(layers=4), seed=1), other)
     with pytest.raises(CostError, match="costs of another model"):
-        read_costs(kept, other, At(2, 4, 2))
+        read_costs(kept, other, RequestShape(2, 4, 2))
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -96,16 +96,16 @@ def test_a_candidate_is_measured_against_the_whole_graph(graph: Path, tmp_path: 
         [PlannedDeletion(layer=n, kind="mlp") for n in (1, 2)],
         CutOptions(verify="none"),
     )
-    found = measure_speedup(graph, cut, At(1, 4, 3), threads=1, effort=QUICK)
+    found = measure_speedup(graph, cut, RequestShape(1, 4, 3), threads=1, effort=QUICK)
     low, high = found.speedup.ci95
     assert low <= found.ratio <= high
     assert found.ratio == pytest.approx(found.baseline_ms / found.candidate_ms, rel=1e-9)
     assert found.sha256["baseline"] != found.sha256["candidate"]
     assert len(found.rows) == 3
     with pytest.raises(CostError, match=r"ends at 64 positions; the request .* reaches 65"):
-        measure_speedup(graph, cut, At(1, 60, 5), threads=1, effort=QUICK)
+        measure_speedup(graph, cut, RequestShape(1, 60, 5), threads=1, effort=QUICK)
     with pytest.raises(UsageError, match="A width of 0 is none"):
-        measure_speedup(graph, cut, At(1, 4, 3), width=0)
+        measure_speedup(graph, cut, RequestShape(1, 4, 3), width=0)
 
 
 def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_a_graph_without_a_cache_is_measured_on_its_input(tmp_path: Path) -> Non
     ir.save(tiny_model(TinySpec("post_norm", cache=False)), path)
     table = measure_costs(
         path,
-        CostSettings(At(1, 8, 0), threads=1, replacements=("none",), effort=QUICK),
+        CostSettings(RequestShape(1, 8, 0), threads=1, replacements=("none",), effort=QUICK),
         [(1, "mlp")],
     )
     assert table.groups[0].trials[0].rows[0].phase == "encode"
     with pytest.raises(CostError, match="no KV cache"):
-        measure_costs(path, CostSettings(At(1, 8, 2), threads=1, effort=QUICK))
+        measure_costs(path, CostSettings(RequestShape(1, 8, 2), threads=1, effort=QUICK))

@@ -13,10 +13,10 @@ import pytest
 from virtual_time import BusyMachine, Noise, Quiet, VirtualArm, VirtualTime
 
 from exporter.choose.costs import (
-    At,
     CostTable,
     Effort,
     GraphSizes,
+    RequestShape,
     SublayerSize,
 )
 from exporter.choose.costs.grouping import Variant, groups_of, variants
@@ -25,7 +25,7 @@ from exporter.compare.timing.subjects import CallProbe, Probe, TimedCell
 from exporter.engines.runners.base import BoundCall
 from exporter.errors import CostError, SurgeryError, UsageError
 
-AT = At(batch=1, prompt=16, new=5)
+AT = RequestShape(batch=1, prompt=16, new=5)
 FIXED_MS = {"prefill": 30.0, "decode": 4.0}
 EACH_MS = {"attention": {"prefill": 6.0, "decode": 0.5}, "mlp": {"prefill": 9.0, "decode": 1.0}}
 REPLACED_MS = {"none": 0.0, "bias": 0.1, "linear": 0.5}
@@ -232,7 +232,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     ("change", "options"),
     [
         ({"sha256": "b" * 64}, {}),
-        ({}, {"at": At(1, 16, 6)}),
+        ({}, {"at": RequestShape(1, 16, 6)}),
         ({}, {"threads": 2}),
         ({"provider": "CUDAExecutionProvider"}, {}),
         ({"rank": 2}, {}),
@@ -281,8 +281,8 @@ def test_a_group_that_cannot_be_cut_is_left_out_and_told() -> None:
 
 def test_what_cannot_be_asked_is_refused() -> None:
     with pytest.raises(CostError, match=r"ends at 64 positions; the request .* reaches 65"):
-        measured(VirtualBench(), at=At(1, 60, 5))
-    assert measured(VirtualBench(), at=At(1, 60, 4), replacements=(), names=[(0, "mlp")])
+        measured(VirtualBench(), at=RequestShape(1, 60, 5))
+    assert measured(VirtualBench(), at=RequestShape(1, 60, 4), replacements=(), names=[(0, "mlp")])
     with pytest.raises(UsageError, match="A precision of 0 is none"):
         measured(VirtualBench(), precision=0)
     with pytest.raises(UsageError, match="A rank of 0 is none"):

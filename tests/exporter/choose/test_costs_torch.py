@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from tiny_torch import tiny_loaded
 
-from exporter.choose.costs import At, Effort
+from exporter.choose.costs import Effort, RequestShape
 from exporter.choose.costs.grouping import groups_of, variants
 from exporter.choose.costs.measuring import CostSettings, measure_on
 from exporter.errors import CostError
@@ -71,14 +71,16 @@ def test_costs_are_measured_and_kept(tmp_path: Path) -> None:
     names, cost_runner = [(1, "attention")], bench_of("llama")
     table = measure_on(
         cost_runner,
-        CostSettings(At(1, 4, 1), threads=1, replacements=(), effort=QUICK, kept=kept),
+        CostSettings(RequestShape(1, 4, 1), threads=1, replacements=(), effort=QUICK, kept=kept),
         names,
     )
     assert table.backend == "pytorch"
     assert table.names == [(0, "attention"), (1, "attention")]
     assert table.saved_ms((0, "attention")) < table.baseline_ms
     with pytest.raises(CostError, match="ends at 128 positions"):
-        measure_on(bench_of("llama"), CostSettings(At(1, 120, 9), threads=1, effort=QUICK))
+        measure_on(
+            bench_of("llama"), CostSettings(RequestShape(1, 120, 9), threads=1, effort=QUICK)
+        )
 
 
 def test_layers_of_another_window_are_a_group_of_their_own() -> None:

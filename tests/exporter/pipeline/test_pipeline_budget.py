@@ -11,7 +11,7 @@ from test_pipeline import _request, _walk, checkpoint, own_cache
 
 from exporter.artifacts import HealingReport, PruneReport, PruningPlan, Speedup
 from exporter.choose.budgets import Budget, Floors
-from exporter.choose.costs import At
+from exporter.choose.costs import RequestShape
 from exporter.choose.selection import SearchOptions
 from exporter.errors import PlanError, UsageError
 from exporter.heal.options import HealOptions
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.torch
 
 __all__ = ["checkpoint", "own_cache"]  # fixtures
 
-AT = At(batch=1, prompt=8, new=2)
+AT = RequestShape(batch=1, prompt=8, new=2)
 
 
 def _asked(checkpoint: Path, out: Path, budget: Budget, heal: Any = "bias") -> Any:

@@ -108,14 +108,14 @@ def road(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def _make_times(patch: pytest.MonkeyPatch) -> None:
     """A sublayer saves a tenth of a request, a replacement takes some of that."""
     from exporter.choose.budgets import OnnxStopwatch
-    from exporter.choose.costs import At
+    from exporter.choose.costs import RequestShape
 
     saved = {"none": 10.0, "bias": 9.0, "linear": 6.0}
     names: Any = [(layer, kind) for layer in LAYERS for kind in ("attention", "mlp")]
 
     def costs(self: Any, replacements: Any, rank: Any) -> Any:
         table = {name: {how: saved[how] for how in replacements} for name in names}
-        return made_table(table, at=At.parse(AT))
+        return made_table(table, at=RequestShape.parse(AT))
 
     def speedup(self: Any, walk: Any) -> Speedup:
         ratio = 100 / (100 - sum(saved[how] for how in walk.choices.values()))

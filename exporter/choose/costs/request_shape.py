@@ -21,7 +21,7 @@ _FAR = 2
 
 
 @dataclass(frozen=True)
-class At:
+class RequestShape:
     """A request: its time is that of one prefill of the prompt and of ``new`` decode steps.
 
     Attributes:
@@ -113,5 +113,5 @@ class At:
         return counts
 
 
-AtOption = Annotated[At, parsed(At.parse), Written("REQUEST")]
+RequestShapeOption = Annotated[RequestShape, parsed(RequestShape.parse), Written("REQUEST")]
 """As an option: ``batch=1,prompt=512,new=128``."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.choose.costs import At
+from exporter.choose.costs import RequestShape
 from exporter.errors import CostError, UsageError
 
 
 def test_a_request_is_read_as_it_is_written() -> None:
-    assert At.parse("batch=1,prompt=512,new=128") == At(1, 512, 128)
-    assert At.parse(" new = 4 , batch=2") == At(2, 512, 4)
-    assert At.parse(str(At(3, 7, 0))) == At(3, 7, 0)
+    assert RequestShape.parse("batch=1,prompt=512,new=128") == RequestShape(1, 512, 128)
+    assert RequestShape.parse(" new = 4 , batch=2") == RequestShape(2, 512, 4)
+    assert RequestShape.parse(str(RequestShape(3, 7, 0))) == RequestShape(3, 7, 0)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_request_is_read_as_it_is_written() -> None:
 )
 def test_what_is_no_request_is_refused(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        At.parse(text)
+        RequestShape.parse(text)
 
 
 @pytest.mark.parametrize(("prompt", "new"), [(1, 1), (5, 2), (4, 3), (10, 100), (512, 128), (8, 0)])
@@ -37,7 +37,7 @@ def test_steps_are_summed_up_exactly_where_time_grows_with_the_cache(prompt: int
     def step_ms(past: int) -> float:
         return 3.0 + 0.5 * past
 
-    cells = At(1, prompt, new).cells(cached=True)
+    cells = RequestShape(1, prompt, new).cells(cached=True)
     (prefill, once), *steps = cells
     assert (prefill.phase, prefill.sequence_length, once) == ("prefill", prompt, 1.0)
     assert all(shape.phase == "decode" and shape.sequence_length == 1 for shape, _ in steps)
@@ -48,13 +48,13 @@ def test_steps_are_summed_up_exactly_where_time_grows_with_the_cache(prompt: int
 
 
 def test_a_longer_way_is_timed_at_three_lengths() -> None:
-    lengths = [shape.past_length for shape, _ in At(1, 10, 100).cells(cached=True)[1:]]
+    lengths = [shape.past_length for shape, _ in RequestShape(1, 10, 100).cells(cached=True)[1:]]
     assert lengths == [10, 59, 109]
-    assert len(At(1, 512, 128).cells(cached=True)) == 3
+    assert len(RequestShape(1, 512, 128).cells(cached=True)) == 3
 
 
 def test_a_graph_without_a_cache_runs_its_input_alone() -> None:
-    ((shape, count),) = At(2, 64, 0).cells(cached=False)
+    ((shape, count),) = RequestShape(2, 64, 0).cells(cached=False)
     assert (shape.phase, shape.batch, shape.sequence_length, count) == ("encode", 2, 64, 1.0)
     with pytest.raises(CostError, match="no KV cache, so it can't decode 8 new tokens"):
-        At(2, 64, 8).cells(cached=False)
+        RequestShape(2, 64, 8).cells(cached=False)
