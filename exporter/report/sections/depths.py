@@ -13,6 +13,7 @@ from exporter.report.words import (
     KINDS,
     dropped_briefly,
     interval_words,
+    listed,
     or_dash,
     percent,
     significant,
@@ -47,18 +48,44 @@ def _lead(report: DepthsReport) -> str:
     """Which way changes the answers least at each number."""
     told = []
     for number in report.numbers:
-        found = [
-            (cell.damage.kl, [*_WAYS].index(cell.way), cell.damage.perplexity_ratio)
-            for cell in report.cells
-            if cell.number == number and cell.damage is not None
-        ]
-        if found:
-            kl, way, ratio = min(found)
-            cost = f"{significant(kl, 2)} nats, perplexity {_ratio(ratio)}"
-            told.append(f"n = {number}: {[*_WAYS.values()][way]} ({cost})")
+        first, *others = [_cost_words(cell) for cell in least_kl(report, number)] or [""]
+        if others:
+            told.append(f"n = {number}: can't tell {first} from {listed(others)}")
+        elif first:
+            told.append(f"n = {number}: {first}")
     if not told:
         return "Nothing could be dropped at these numbers."
     return f"The least KL divergence at each number. {'; '.join(told)}."
+
+
+def least_kl(report: DepthsReport, number: int) -> list[DepthCell]:
+    """The ways of dropping so many whose KL divergence may be the least, by the 95 % intervals.
+
+    Returns:
+        The least estimate first: alone where its interval ends below all others'. A cell without
+        an interval may be any.
+    """
+    found = [
+        (cell.damage.kl, [*_WAYS].index(cell.way), cell.damage.kl_ci95, cell)
+        for cell in report.cells
+        if cell.number == number and cell.damage is not None
+    ]
+    found.sort(key=lambda each: each[:2])
+    if not found:
+        return []
+    least = found[0][2]
+    return [
+        cell
+        for place, (_, _, ci95, cell) in enumerate(found)
+        if place == 0 or least is None or ci95 is None or ci95[0] <= least[1]
+    ]
+
+
+def _cost_words(cell: DepthCell) -> str:
+    damage = cell.damage
+    assert damage is not None
+    cost = f"{significant(damage.kl, 2)} nats, perplexity {_ratio(damage.perplexity_ratio)}"
+    return f"{_WAYS[cell.way]} ({cost})"
 
 
 def _overview(report: DepthsReport) -> Section:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from exporter.artifacts import FEWEST_ROUNDS, RUN_IN_FP32, Accuracy, ComparisonReport, LatencyRow
+from exporter.artifacts import (
+    FEWEST_ROUNDS,
+    RUN_IN_FP32,
+    Accuracy,
+    ComparisonReport,
+    Interval,
+    LatencyRow,
+    PerplexityPair,
+)
 from exporter.report.sections.blocks import Sign, verdict_sign
 from exporter.report.sections.corners import corners_sentence
 from exporter.report.words import (
@@ -20,8 +28,6 @@ from exporter.report.words import (
     speedup_range,
 )
 
-_CLEAR = 0.01
-"""A change of perplexity that has no interval counts as one from here on."""
 _ALL = {
     "faster": "it is faster in {}, {} times as fast",
     "slower": "it is slower in {}, {} times as fast",
@@ -77,26 +83,28 @@ def quality_sign(report: ComparisonReport) -> Sign:
         return Sign("accuracy not measured", "unsure")
     if accuracy.perplexity is None:
         return Sign("perplexity not measured", "unsure")
-    low, high = _log_change(accuracy)
+    low, high = _log_change(accuracy.perplexity, accuracy.log_perplexity_increase)
     if low > 0:
         return Sign("less accurate", "bad")
     if high < 0:
         return Sign("more accurate", "good")
-    if low <= 0 <= high:
-        return Sign("no clear loss of accuracy", "even")
-    return Sign("accuracy is no number", "bad")
+    if math.isnan(low):
+        return Sign("accuracy is no number", "bad")
+    if math.isinf(high - low):
+        return Sign("can't tell whether it is less accurate", "unsure")
+    return Sign("no clear loss of accuracy", "even")
 
 
-def _log_change(accuracy: Accuracy) -> tuple[float, float]:
-    """The interval of the change of log perplexity; without one, a small change is none."""
-    if accuracy.log_perplexity_increase is not None:
-        return accuracy.log_perplexity_increase.ci95
-    assert accuracy.perplexity is not None
-    pair = accuracy.perplexity
+def _log_change(pair: PerplexityPair, increase: Interval | None) -> tuple[float, float]:
+    """The interval of the change of log perplexity: all numbers where no sample tells of it."""
+    if increase is not None:
+        return increase.ci95
     if not (pair.baseline > 0 and pair.candidate > 0):
         return math.nan, math.nan
     change = math.log(pair.candidate) - math.log(pair.baseline)
-    return (0.0, 0.0) if abs(change) < _CLEAR else (change, change)
+    # Predictions that are the same, or rule out what stands in the text, need no samples.
+    needs_no_interval = change == 0 or not math.isfinite(change)
+    return (change, change) if needs_no_interval else (-math.inf, math.inf)
 
 
 def _speed(report: ComparisonReport) -> str:

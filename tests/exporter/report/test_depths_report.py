@@ -9,19 +9,38 @@ import pytest
 from html_page import Page
 from made_depths import made_depths
 
-from exporter.artifacts import DepthsReport
+from exporter.artifacts import DepthCell, DepthsReport
 from exporter.cli import run
 from exporter.report.charts.lines import Line, LinePoint, Lines
 from exporter.report.files import write_depths
 from exporter.report.html import page as render
-from exporter.report.sections.depths import depths_document
+from exporter.report.sections.depths import depths_document, least_kl
 
 
-def test_the_lead_names_the_least_harm_at_each_number() -> None:
-    lead = depths_document(made_depths()).lead
+def test_the_least_harm_is_told_by_intervals_alone() -> None:
+    report = made_depths()
+    ways = {number: [cell.way for cell in least_kl(report, number)] for number in report.numbers}
     # Alike at 1: the way that says more of what was dropped comes first.
-    assert "n = 1: Attention Drop (0.020 nats, perplexity 1.10x)" in lead
-    assert "n = 2: Joint Layer Drop (0.15 nats, perplexity 1.40x)" in lead
+    assert ways == {1: ["attention", "joint"], 2: ["joint", "attention"]}  # 0.12-0.18, 0.16-0.24
+    lead = depths_document(report).lead
+    assert "n = 2: can't tell Joint Layer Drop (0.15 nats, perplexity 1.40x) from Attention" in lead
+    apart = [cell for cell in report.cells if cell.way != "attention"]
+    assert [cell.way for cell in least_kl(with_cells(apart), 2)] == ["joint"]
+    assert "n = 2: Joint Layer Drop (" in depths_document(with_cells(apart)).lead
+    unsure = [without_interval(cell) for cell in apart]
+    assert [cell.way for cell in least_kl(with_cells(unsure), 2)] == ["joint", "mlp"]
+
+
+def with_cells(cells: list[DepthCell]) -> DepthsReport:
+    return made_depths().model_copy(update={"cells": cells})
+
+
+def without_interval(cell: DepthCell) -> DepthCell:
+    damage = cell.damage and cell.damage.model_copy(update={"kl_ci95": None})
+    return cell.model_copy(update={"damage": damage})
+
+
+def test_a_lead_without_damage() -> None:
     nothing = made_depths().model_copy(update={"cells": [made_depths().of_way("block")[1]]})
     assert depths_document(nothing).lead == "Nothing could be dropped at these numbers."
     assert "Nothing could be dropped" in Page(render([depths_document(nothing)])).text

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 
@@ -14,12 +15,13 @@ import pytest
 from html_page import Page
 from made_reports import as_page, full_importance, full_report
 
-from exporter.artifacts import ComparisonReport, PerplexityPair, Speedup
+from exporter.artifacts import ComparisonReport, Interval, PerplexityPair, Speedup
 from exporter.cli import run
 from exporter.report.charts.axes import Scale, scale_over
 from exporter.report.charts.samples import thinned
 from exporter.report.charts.tradeoff import Candidate, TradeOff, pareto_front
 from exporter.report.files import rendered
+from exporter.report.sections.verdict import quality_sign
 
 HOSTILE = "<script>alert(1)</script>\"'`&| --></style><img src=x onerror=alert(1)>"
 TEXT_COLOURS = (
@@ -190,6 +192,28 @@ def test_numbers_that_are_none_still_make_a_page() -> None:
     text = as_page(report.model_copy(update={"accuracy": broken, "latency": rows}))
     assert "less accurate" in Page(text).text
     assert not re.search(r'(?:d|x|y|cx|cy|width|height)="[^"]*(?:nan|inf)', text)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "interval", "tone"),
+    [
+        (17.0, None, "unsure"), (15.0, None, "unsure"), (16.0, None, "even"),
+        (math.inf, None, "bad"), (math.nan, None, "bad"),
+        (17.0, (0.05, 0.07), "bad"), (15.0, (-0.07, -0.05), "good"), (17.0, (-0.1, 0.2), "even"),
+    ],
+)  # fmt: skip
+def test_a_change_of_perplexity_is_judged_by_its_interval(
+    candidate: float, interval: tuple[float, float] | None, tone: str
+) -> None:
+    increase = interval and Interval(value=sum(interval) / 2, ci95=interval)
+    report = full_report()
+    assert report.accuracy is not None
+    update = {
+        "perplexity": PerplexityPair(baseline=16.0, candidate=candidate),
+        "log_perplexity_increase": increase,
+    }
+    judged = report.model_copy(update={"accuracy": report.accuracy.model_copy(update=update)})
+    assert quality_sign(judged).tone == tone
 
 
 def test_thinning_keeps_the_ends_and_the_ranks() -> None:
