@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from made_reports import made_environment
 
-from exporter.choose.costs import CostGroup, CostTable, Member, RequestShape, Trial
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import CostGroup, CostTable, Member, Trial
 from graph_passes.types import Replacement
 
 

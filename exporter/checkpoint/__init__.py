@@ -2,8 +2,3 @@
 
 Importing this costs no PyTorch.
 """
-
-from exporter.checkpoint.facts import CheckpointFacts
-from exporter.checkpoint.write import write_checkpoint
-
-__all__ = ["CheckpointFacts", "write_checkpoint"]

@@ -15,7 +15,11 @@ from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.dialects.section import ORIGIN, SECTION
 from exporter.errors import UnknownArchitectureError, UsageError
 from exporter.files import make_readable, staged_directory
-from exporter.models.ablation import BranchReplacement, BranchReplacements, branches_replaced
+from exporter.models.ablation.branch_replacements import (
+    BranchReplacement,
+    BranchReplacements,
+    branches_replaced,
+)
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.pruned_structure import structure_for

@@ -30,7 +30,7 @@ from exporter.checkpoint.shard_writer import FLOATS, Piece, piece_of, safetensor
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import telling_full_disk
-from exporter.models.ablation import branches_replaced
+from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.anatomy.architectures import layer_modules
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_files import save_pretrained_files
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import torch
 
     from exporter.artifacts.replacement_file import Replacements
-    from exporter.models.ablation import BranchReplacements
+    from exporter.models.ablation.branch_replacements import BranchReplacements
     from exporter.models.branch_modules import PrunedStructure
 
 

@@ -32,7 +32,7 @@ from exporter.checkpoint.streamed import write_streamed
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import UnknownArchitectureError
 from exporter.files import staged_directory, telling_full_disk, write_text
-from exporter.models.ablation import branches_replaced
+from exporter.models.ablation.branch_replacements import branches_replaced
 from exporter.models.loading.meta_model import MetaModel
 from exporter.progress import QUIET, Progress
 from graph_passes.files.reading import copy_file
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from exporter.artifacts.replacement_file import Replacements
-    from exporter.models.ablation import BranchReplacements
+    from exporter.models.ablation.branch_replacements import BranchReplacements
     from exporter.models.loading.model_source import LoadedModel
 
 CARD = "README.md"

@@ -13,8 +13,7 @@ from exporter.cli.console import ConsoleProgress, echo, echo_command, echo_json
 from exporter.cli.remeasure import remeasuring
 from exporter.cli.results import print_rows
 from exporter.files import refuse_overwriting, write_text
-from exporter.gate import run_check
-from exporter.gate.request import VERDICTS, CheckRequest
+from exporter.gate.request import VERDICTS, CheckRequest, run_check
 from exporter.option_types import OutputPath
 from exporter.options import Options, dataclass, option, part
 from exporter.report.checks import check_grid, conclusion, reasons

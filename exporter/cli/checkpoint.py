@@ -9,10 +9,10 @@ from exporter.artifacts import Healing, HealingReport, ImportanceReport, Pruning
 from exporter.artifacts.plans.by_score import read_plan, validate_plan
 from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.replacement_file import read_replacements
-from exporter.checkpoint import CheckpointFacts, write_checkpoint
-from exporter.checkpoint.facts import own_dtype
+from exporter.checkpoint.facts import CheckpointFacts, own_dtype
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import refuse_checkpoint_folder
+from exporter.checkpoint.write import write_checkpoint
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.errors import PlanError

@@ -6,9 +6,9 @@ from exporter.artifacts.ledger import locked
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_comparison
-from exporter.compare import compare as compare_models
 from exporter.compare.kept import forget
 from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare as compare_models
 from exporter.option_types import Arm, OutputPath
 from exporter.options import Options, argument, dataclass, option, part, required
 from exporter.report.files import write_reports

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.choose.costs import CostSettings, CostTable, Effort, measure_costs
+from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
+from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.timing import Effort
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows

@@ -8,8 +8,8 @@ from exporter.cli.console import ConsoleProgress
 from exporter.cli.required_speedup import RequiredSpeedup, exit_code
 from exporter.cli.results import print_comparison, print_models
 from exporter.options import Options, dataclass, only_with, part
-from exporter.pipeline import export_model, write_models
 from exporter.pipeline.request import ExportRequest
+from exporter.pipeline.road import export_model, write_models
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from exporter.artifacts import HealingReport
 from exporter.artifacts.plans.by_score import read_plan
-from exporter.checkpoint import write_checkpoint
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import refuse_checkpoint_folder, refuse_tokenless
+from exporter.checkpoint.write import write_checkpoint
 from exporter.cli.command import command
 from exporter.cli.console import NORMAL, ConsoleProgress, echo
 from exporter.cli.results import print_artifact, print_rows
 from exporter.files import sha256_file
-from exporter.heal import Healed, write_healed_plan
-from exporter.heal import heal as heal_plan
+from exporter.heal.healed import Healed
+from exporter.heal.healed import heal as heal_plan
 from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import files_of, numbers_of, refuse_places
+from exporter.heal.plan_file import files_of, numbers_of, refuse_places, write_healed_plan
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.options import SourceOptions
 from exporter.option_types import InputFile, OutputPath

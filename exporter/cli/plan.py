@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan
-from exporter.choose.budgets import (
-    Budget,
-    OnnxStopwatch,
-    Planner,
-    PlanSettings,
-    Workplace,
-)
-from exporter.choose.budgets.budget import REACHING
-from exporter.choose.budgets.settings import settled_heal
-from exporter.choose.costs import CostTable, Effort, sizes
-from exporter.choose.selection import MakeMeter
+from exporter.choose.budgets.budget import REACHING, Budget
+from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.planner import Planner
+from exporter.choose.budgets.settings import PlanSettings, settled_heal
+from exporter.choose.budgets.target_speedup import OnnxStopwatch
+from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.weighing import sizes
+from exporter.choose.selection.meters import MakeMeter
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.required_speedup import RequiredSpeedup, exit_code
@@ -44,9 +42,10 @@ from exporter.options import (
 )
 from exporter.printable import counted
 from exporter.report.files import write_front
-from exporter.score.cluster import cluster_meter, open_pool
 from exporter.score.cluster.loading import ModelAddress
+from exporter.score.cluster.meter import cluster_meter
 from exporter.score.cluster.options import ClusterOptions
+from exporter.score.cluster.pool import open_pool
 from exporter.score.options import SCORING, MetricName
 from graph_passes.files.locations import real
 from graph_passes.files.placing import working

@@ -12,8 +12,8 @@ from depthcut_pytest import DepthcutWarning
 
 if TYPE_CHECKING:
     from exporter.artifacts import Check, CheckReport, ComparisonReport
-    from exporter.compare import CompareOptions
-    from exporter.gate import Limits
+    from exporter.compare.options import CompareOptions
+    from exporter.gate.limits import Limits
 
 _WAYS = ("fail", "skip", "warn")
 _CACHE = pytest.StashKey[dict[Any, "ComparisonReport"]]()
@@ -69,7 +69,7 @@ class Depthcut:
         Args:
             baseline: The unpruned model, as `depthcut compare` takes it: an ONNX file, a folder.
             candidate: The pruned model, likewise.
-            options: Fields of :class:`exporter.compare.CompareOptions` and of its parts, such as
+            options: Fields of :class:`exporter.compare.options.CompareOptions` and of its parts, such as
                 ``threads=1`` and ``stride=256``.
         """
         cache = self._item.config.stash.setdefault(_CACHE, {})
@@ -94,7 +94,7 @@ class Depthcut:
     def _measure(
         self, baseline: str | Path, candidate: str | Path, options: dict[str, Any]
     ) -> ComparisonReport:
-        from exporter.compare import compare
+        from exporter.compare.session import compare
 
         if self._settings.time_budget is not None:
             options = {"time_budget_s": self._settings.time_budget, **options}
@@ -110,7 +110,7 @@ def _warn_of_workers(config: pytest.Config) -> None:
 
 def _compare_options(given: dict[str, Any]) -> CompareOptions:
     """Options by their bare names, whichever part of the options they are of."""
-    from exporter.compare import CompareOptions
+    from exporter.compare.options import CompareOptions
 
     left, parts = dict(given), dict[str, Any]()
     for field in fields(CompareOptions):
@@ -145,7 +145,8 @@ class AssertableComparison:
 
     def against(self, baseline: str | Path, *, allow: tuple[str, ...] = ()) -> AgainstBaseline:
         """Holds it against an earlier report, a file with several, or a folder."""
-        from exporter.gate import BaselineMatch, find_baseline, read_baselines
+        from exporter.gate.baselines import find_baseline, read_baselines
+        from exporter.gate.gate import BaselineMatch
 
         accepted = BaselineMatch(*find_baseline(self.report, read_baselines(Path(baseline)), allow))
         return AgainstBaseline(self._item, self._settings, self.report, self._again, accepted)
@@ -190,7 +191,7 @@ class AssertableComparison:
 
     def _assert(self, **limits: str | float) -> None:
         __tracebackhide__ = True
-        from exporter.gate import Limits
+        from exporter.gate.limits import Limits
 
         chosen = Limits(**limits)  # type: ignore[arg-type]
         found = self._check(self.report, chosen)
@@ -200,12 +201,12 @@ class AssertableComparison:
         _tell(found, self._settings.inconclusive)
 
     def _check(self, report: ComparisonReport, limits: Limits) -> CheckReport:
-        from exporter.gate import check
+        from exporter.gate.gate import check
 
         return check(report, limits, baseline=self._accepted)
 
     def _confirmed(self, found: CheckReport, limits: Limits) -> CheckReport:
-        from exporter.gate import confirmed
+        from exporter.gate.gate import confirmed
 
         return confirmed(
             found,

@@ -12,7 +12,8 @@ from exporter.artifacts import ComparisonReport
 from exporter.cli.compare import compare as compare_command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.export import export
-from exporter.compare import CompareOptions, QualityOptions, compare
+from exporter.compare.options import CompareOptions, QualityOptions
+from exporter.compare.session import compare
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.keys import difference_words, differences, key_of
 

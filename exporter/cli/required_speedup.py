@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from exporter.artifacts import PruningPlan
-from exporter.choose.budgets import speedup_verdict
 from exporter.choose.budgets.budget import REACHING
+from exporter.choose.budgets.target_speedup import speedup_verdict
 from exporter.cli.console import echo
 from exporter.options import Options, dataclass, option
 

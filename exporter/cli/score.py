@@ -199,7 +199,8 @@ def _streamed(model: str, call: ScoreCall, progress: Progress) -> ImportanceRepo
 def _on_cluster(
     model: str, call: ScoreCall, cluster: ClusterOptions, progress: Progress
 ) -> ImportanceReport:
-    from exporter.score.cluster import open_pool, score_on_cluster
+    from exporter.score.cluster.pool import open_pool
+    from exporter.score.cluster.scoring import score_on_cluster
 
     with open_pool(cluster.address, workers=cluster.workers, progress=progress) as pool:
         return score_on_cluster(model, pool, call.score, load=vars(call.load), progress=progress)

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from exporter.artifacts import ImportanceReport
-from exporter.choose.studies import stability_of_files
 from exporter.choose.studies.series import STABILITY
+from exporter.choose.studies.stability import stability_of_files
 from exporter.cli.console import ConsoleProgress, echo_json
 from exporter.cli.results import print_rows
 from exporter.cli.score import ScoreCall

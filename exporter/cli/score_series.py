@@ -31,7 +31,7 @@ _COMMON = "pydoc"
 
 def score_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> None:
     """Scores a series, holds it side by side, and prints that."""
-    from exporter.score.cluster import open_pool
+    from exporter.score.cluster.pool import open_pool
 
     cluster = call.cluster
     with (

@@ -8,12 +8,14 @@ from exporter.artifacts import SweepReport
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
+from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.options import SourceOptions
 from exporter.option_types import InputFile, OutputPath
 from exporter.options import Options, argument, dataclass, option, part, required
-from exporter.pipeline.sweep import Dangers, Runner, look, read_sweep, run_sweep
 from exporter.pipeline.sweep.child import run_in_children
 from exporter.pipeline.sweep.on_ray import run_on_ray
+from exporter.pipeline.sweep.reading import read_sweep
+from exporter.pipeline.sweep.run import Runner, look, run_sweep
 from exporter.report.sections.sweep import cells_grid, failure_lines, sweep_lead
 from exporter.score.cluster.options import ClusterOptions
 

@@ -5,8 +5,3 @@ In come two paths and how to measure (``options``); out comes a report. ``sessio
 (``latency``, ``timing/``). A measure of accuracy is a function in ``quality/``, called in
 ``accuracy``, and a field of :class:`exporter.artifacts.Accuracy`.
 """
-
-from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
-from exporter.compare.session import compare, evaluation_text
-
-__all__ = ["CompareOptions", "QualityOptions", "TimingOptions", "compare", "evaluation_text"]

@@ -30,7 +30,7 @@ from exporter.compare.quality.embeddings import compare_embeddings, embed, embed
 from exporter.compare.quantization_grid import GridAccuracy
 from exporter.compare.task_answers import check_questions, task_results
 from exporter.engines.inputs import has_cache
-from exporter.models.texts import TextSource
+from exporter.models.texts.sources import TextSource
 
 _EMBEDDED_TEXTS = 64
 _LONGEST_TEXT = 128  # tokens, as sentence-transformers trains its small encoders

@@ -16,7 +16,7 @@ from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import has_cache
 from exporter.errors import BackendError, ComparisonError
-from exporter.models.texts import TextSource
+from exporter.models.texts.sources import TextSource
 
 _PROMPT_TOKENS = 64
 _LONG_SAMPLES = 2

@@ -21,7 +21,7 @@ from exporter.compare.arms import ComparedArm, Pair
 from exporter.compare.tasks.choosing import TaskChoice
 from exporter.engines.environment import environment
 from exporter.files import sha256_file
-from exporter.models.texts import TextSource
+from exporter.models.texts.sources import TextSource
 
 _T = TypeVar("_T")
 _NAME = "comparison.jsonl"

@@ -146,7 +146,7 @@ class CompareOptions(RunOptions):
         decode_past_lengths: One token is decoded at each.
         batches: Every length is timed with each.
         rounds: Whatever they take; below 6 there is no verdict. None goes by the time budget.
-        eval_text: See :func:`exporter.models.texts.read_texts`.
+        eval_text: See :func:`exporter.models.texts.sources.read_texts`.
         eval_tokens: Rounded down to whole samples.
     """
 

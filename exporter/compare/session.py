@@ -33,7 +33,7 @@ from exporter.compare.witness import witness_checks
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.widening import tell_widened
 from exporter.errors import ComparisonError
-from exporter.models.texts import TextSource, read_texts
+from exporter.models.texts.sources import TextSource, read_texts
 from exporter.progress import QUIET, Progress
 
 

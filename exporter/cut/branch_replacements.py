@@ -9,7 +9,11 @@ import numpy as np
 
 from exporter.artifacts import PlannedDeletion
 from exporter.errors import PlanError
-from exporter.models.ablation import NOTHING, BranchReplacement, BranchReplacements
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacement,
+    BranchReplacements,
+)
 from exporter.models.anatomy.architectures import named_sublayers, sublayers
 from graph_passes.replacements import array_of
 from graph_passes.types import SublayerRef

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from exporter.heal.fits import Fit
-from exporter.models.ablation import NOTHING, BranchReplacement, DamageMeter
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
+from exporter.models.ablation.meter import DamageMeter
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 

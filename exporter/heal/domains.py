@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from exporter.artifacts import AnswerDamage, HealedText
-from exporter.models.ablation import BranchReplacements, Damage, DamageMeter
+from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.meter import DamageMeter
 from exporter.models.ablation.ratios import ratio_std_error
 from exporter.models.texts.calibration import CalibrationText
 from exporter.progress import QUIET, Progress

@@ -27,7 +27,8 @@ from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import healed_deletions, kind_of
 from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import HealingTexts, healing_texts
-from exporter.models.ablation import NOTHING, BranchReplacement, DamageMeter
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacement
+from exporter.models.ablation.meter import DamageMeter
 from exporter.models.anatomy.architectures import named_sublayers
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import CalibrationText

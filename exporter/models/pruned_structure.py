@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PlannedDeletion
-from exporter.models.ablation import BranchReplacement, BranchReplacements
-from exporter.models.ablation.branch_replacements import first_input
+from exporter.models.ablation.branch_replacements import (
+    BranchReplacement,
+    BranchReplacements,
+    first_input,
+)
 from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.anatomy.residual_stream import hooked
 from exporter.models.loading.model_source import LoadedModel

@@ -2,7 +2,3 @@
 
 Each stage is skipped when its result is already there, made from the same inputs.
 """
-
-from exporter.pipeline.road import export_model, write_models
-
-__all__ = ["export_model", "write_models"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from exporter.compare import CompareOptions
+from exporter.compare.options import CompareOptions
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, fitting, graph_inputs

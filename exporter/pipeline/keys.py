@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts import library_versions
-from exporter.compare import QualityOptions
+from exporter.compare.options import QualityOptions
 from exporter.engines.environment import default_threads, gpu_name, processor_name
 from exporter.files import sha256_file
 from exporter.pipeline.request import ExportRequest

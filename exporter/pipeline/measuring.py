@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck
-from exporter.compare import compare
 from exporter.compare.kept import forget
+from exporter.compare.session import compare
 from exporter.pipeline.run import ENGINES, QUANTIZED, Run
 from exporter.report.files import write_reports
 

@@ -10,13 +10,18 @@ from exporter.artifacts.plans.by_score import is_foreign_plan, validate_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.store import key_hash
-from exporter.choose.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
-from exporter.choose.costs import Effort, sizes
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.planner import Planner
+from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.budgets.target_speedup import OnnxStopwatch
+from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.weighing import sizes
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.engines.environment import default_threads, gpu_name, processor_name
 from exporter.errors import UsageError
 from exporter.files import sha256_file, staged_directory
-from exporter.heal import heal as heal_plan
+from exporter.heal.healed import heal as heal_plan
 from exporter.heal.options import HealOptions
 from exporter.heal.plan_file import (
     FOLDER_REPORT,

@@ -7,17 +7,17 @@ from pathlib import Path
 from exporter.artifacts import PruningPlan
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.compare import evaluation_text
+from exporter.compare.session import evaluation_text
 from exporter.compare.tasks.choosing import TaskChoice
 from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
 from exporter.errors import ComparisonError, PlanError, UsageError
-from exporter.export.forms import refuse_options
+from exporter.export.forms.targets import refuse_options
 from exporter.heal.options import HealOptions
 from exporter.models.loading.model_source import check_dtype
-from exporter.models.texts import read_texts
+from exporter.models.texts.sources import read_texts
 from exporter.optional import require
 from exporter.pipeline.request import EngineRequest, ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run

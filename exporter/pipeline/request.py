@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from exporter.artifacts import Target
-from exporter.choose.budgets import Budget, PlanSettings
-from exporter.choose.budgets.settings import idle_rules, settled_heal
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.settings import PlanSettings, idle_rules, settled_heal
 from exporter.choose.selection.search_options import DROPPING, SearchOptions
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings

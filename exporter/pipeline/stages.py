@@ -13,7 +13,8 @@ from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build.check import gate_where_installed
 from exporter.errors import VerificationError
-from exporter.export.forms import TARGETS, write_form
+from exporter.export.forms.targets import TARGETS
+from exporter.export.forms.write import write_form
 from exporter.files import staged_directory
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.pipeline import streaming

@@ -17,7 +17,8 @@ from exporter.engines.inputs import Shape, has_cache, make_inputs
 from exporter.engines.runners.base import TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CalibrationError
-from exporter.models.texts import pack_tokens, read_texts
+from exporter.models.texts.packing import pack_tokens
+from exporter.models.texts.sources import read_texts
 from exporter.progress import Progress
 from exporter.quantize.products import Product
 from graph_passes.files.storage import write_files
@@ -51,7 +52,7 @@ def calibration_tokens(model: Path, spec: str) -> CalibrationTokens:
 
     Args:
         model: The ONNX file.
-        spec: As :func:`exporter.models.texts.read_texts` takes it.
+        spec: As :func:`exporter.models.texts.sources.read_texts` takes it.
 
     Raises:
         TextSourceError: The text can't be read.

@@ -41,7 +41,7 @@ class QuantizeSettings(Options):
         accuracy_level: None takes the best.
         embedding_bits: None leaves it in float.
         head_bits: None as all others.
-        calibration: As :func:`exporter.models.texts.read_texts` takes it; for methods and schemes
+        calibration: As :func:`exporter.models.texts.sources.read_texts` takes it; for methods and schemes
             that need one.
         gguf: For the method of that name.
         modelopt: ModelOpt, which is installed there, then does it.

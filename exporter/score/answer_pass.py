@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from exporter.artifacts import Score
-from exporter.models.ablation import Damage, DamageMeter, without_branches
+from exporter.models.ablation.branch_replacements import without_branches
+from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.meter import DamageMeter
 from exporter.score.metric import UNITS, AnswerMetric
 from exporter.score.scored_model import ScoredModel
 from graph_passes.types import DeletionKind

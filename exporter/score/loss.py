@@ -1,6 +1,6 @@
 """Metrics of the model's answers and of its loss: what a sublayer does to the next token's odds.
 
-A new one: a function from a :class:`~exporter.models.ablation.Damage`, or from a branch's output
+A new one: a function from a :class:`~exporter.models.ablation.damage.Damage`, or from a branch's output
 and the loss's gradient there, here, and a line in :mod:`exporter.score.registry`.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from exporter.models.ablation import Damage
+    from exporter.models.ablation.damage import Damage
 
 
 def kl(damage: Damage) -> tuple[float, float | None]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.random import Generator
 
-    from exporter.models.ablation import Damage
+    from exporter.models.ablation.damage import Damage
     from exporter.score.similarity import Change
     from graph_passes.types import DeletionKind
 

@@ -15,7 +15,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from exporter.models.texts import read_texts
+from exporter.models.texts.sources import read_texts
 
 VOCABULARY, LENGTH, ROWS = 512, 64, 16
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from exporter.artifacts import ParityCheck, PruningPlan
 from exporter.artifacts.plans.by_score import parse_drops
-from exporter.checkpoint import write_checkpoint
 from exporter.checkpoint.pruned_model import load_pruned
+from exporter.checkpoint.write import write_checkpoint
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.export.parity import check_export

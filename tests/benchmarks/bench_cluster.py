@@ -41,7 +41,8 @@ def alone(model: str, how: ScoreOptions, threads: int) -> tuple[Any, float]:
 
 def spread(model: str, how: ScoreOptions, workers: int) -> tuple[Any, float, float]:
     """The report of several workers, the seconds of all of it, and of the cluster's start."""
-    from exporter.score.cluster import open_pool, score_on_cluster
+    from exporter.score.cluster.pool import open_pool
+    from exporter.score.cluster.scoring import score_on_cluster
 
     begin = time.perf_counter()
     with open_pool(workers=workers) as pool:

@@ -46,7 +46,7 @@ class Bench:
     """The model, its texts, and what is computed once for several rows."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from exporter.models.ablation import DamageMeter
+        from exporter.models.ablation.meter import DamageMeter
         from exporter.models.loading.model_source import load_model
 
         self._options = options
@@ -114,8 +114,8 @@ class Bench:
         write_text(path, json.dumps(content) + "\n")
 
     def _cut(self, row: Row) -> dict[Any, Any]:
-        from exporter.heal import fit_sequential
-        from exporter.models.ablation import NOTHING
+        from exporter.heal.sequential import fit_sequential
+        from exporter.models.ablation.branch_replacements import NOTHING
 
         names = self._choices.of(row)
         if row.fitted == "none":
@@ -139,7 +139,7 @@ class Bench:
         return [score.layer for score in kept]
 
     def _fits(self, sources: tuple[str, ...], samples: int, rank: int | None) -> dict[Any, Any]:
-        from exporter.heal import fit_branches
+        from exporter.heal.fit import fit_branches
 
         layers = range(self._loaded.ref.num_layers)
         names: list[Any] = [(layer, "attention") for layer in layers]
@@ -164,8 +164,9 @@ class Bench:
         return str(self._options.calibrate) if source == "file" else source
 
     def _text(self, spec: str, samples: int, part: str = "calibration") -> Any:
-        from exporter.models.texts import pack_tokens, read_texts
         from exporter.models.texts.calibration import CalibrationText, calibration_text
+        from exporter.models.texts.packing import pack_tokens
+        from exporter.models.texts.sources import read_texts
 
         if part == "calibration":
             return calibration_text(
@@ -183,7 +184,7 @@ class Bench:
 
     def _tasks(self, cut: Any) -> dict[str, float]:
         from exporter.compare.tasks.items import read_task
-        from exporter.models.ablation import branches_replaced
+        from exporter.models.ablation.branch_replacements import branches_replaced
 
         with branches_replaced(self._loaded.model, cut):
             return {

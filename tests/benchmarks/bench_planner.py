@@ -32,13 +32,22 @@ import numpy as np
 
 from exporter.artifacts import ImportanceReport
 from exporter.artifacts.plans.by_score import plan_drop
-from exporter.choose.budgets import Budget, OnnxStopwatch, Planner, PlanSettings, Workplace
+from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate
-from exporter.choose.costs import Effort, RequestShape, sizes
-from exporter.choose.selection import Option, SearchOptions
+from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.planner import Planner
+from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.budgets.target_speedup import OnnxStopwatch
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.timing import Effort
+from exporter.choose.costs.weighing import sizes
+from exporter.choose.selection.options import Option
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.files import write_text
 from exporter.heal.options import HealOptions
-from exporter.models.ablation import BranchReplacements, Damage, DamageMeter
+from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.meter import DamageMeter
 from exporter.models.ablation.ratios import ratio_std_error
 from exporter.progress import Quiet
 from exporter.score import ScoreOptions, calibration_text, score

@@ -29,7 +29,8 @@ from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.environment import default_threads
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import DepthcutError
-from exporter.models.texts import pack_tokens, read_texts
+from exporter.models.texts.packing import pack_tokens
+from exporter.models.texts.sources import read_texts
 from exporter.quantize.quantize import quantize_file
 from exporter.quantize.settings import QuantizeSettings
 from tests.benchmarks.machine import print_machine

@@ -24,10 +24,14 @@ from typing import Any
 import numpy as np
 
 from exporter.artifacts import ImportanceReport, PruningPlan
-from exporter.choose.budgets import Budget, Planner, PlanSettings, Workplace
-from exporter.choose.selection import SearchOptions
-from exporter.models.ablation import NOTHING, Damage, DamageMeter
-from exporter.models.ablation.damage import joined
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.planner import Planner
+from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.selection.search_options import SearchOptions
+from exporter.models.ablation.branch_replacements import NOTHING
+from exporter.models.ablation.damage import Damage, joined
+from exporter.models.ablation.meter import DamageMeter
 from tests.benchmarks.bench_score import default_model
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -129,7 +133,8 @@ class Bench:
         return {key: joined([_damage(kept[chunk, key]) for chunk in chunks]) for key in cuts}
 
     def _ids(self, spec: str) -> Any:
-        from exporter.models.texts import pack_tokens, read_texts
+        from exporter.models.texts.packing import pack_tokens
+        from exporter.models.texts.sources import read_texts
 
         def encode(text: str) -> list[int]:
             ids: list[int] = self.loaded.tokenizer(text, add_special_tokens=False).input_ids

@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 
 from exporter.artifacts import PlannedDeletion
-from exporter.compare import CompareOptions, compare
+from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.report.terminal import comparison_grids, plain_text

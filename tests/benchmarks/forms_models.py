@@ -54,7 +54,7 @@ class Models:
         """In a target's form."""
 
         def write(folder: Path) -> None:
-            from exporter.export.forms import write_form
+            from exporter.export.forms.write import write_form
             from exporter.models.loading.model_files import save_pretrained_files
             from exporter.models.loading.model_source import load_model
 

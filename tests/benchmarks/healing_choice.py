@@ -11,7 +11,7 @@ from exporter.files import write_text
 from tests.benchmarks.healing_rows import Row
 
 if TYPE_CHECKING:
-    from exporter.choose.selection import Objective, Option
+    from exporter.choose.selection.options import Objective, Option
 
 BATCH, SEARCH_SAMPLES, SHORTLIST = 2, 4, 8
 
@@ -47,7 +47,7 @@ class Choices:
 
     def _searched(self, row: Row, objective: Objective) -> list[list[Any]]:
         """The names of each step of a greedy search with the maps in place; kept on disk."""
-        from exporter.choose.selection import greedy
+        from exporter.choose.selection.greedy import greedy
 
         def search() -> list[list[Any]]:
             prior = {(layer, "attention"): float(n) for n, layer in enumerate(self._order)}
@@ -70,14 +70,14 @@ class Choices:
 
     def _search_options(self, row: Row) -> list[Option]:
         """Each attention with what takes its place."""
-        from exporter.choose.selection import Option
+        from exporter.choose.selection.options import Option
 
         fits = self._fits_of(row)
         places = {name: getattr(fit, row.fitted) for name, fit in fits.items()}
         return [Option((n,), 1.0, row.fitted, {n: place}) for n, place in places.items()]
 
     def _search_meter(self, row: Row) -> Any:
-        from exporter.models.ablation import DamageMeter
+        from exporter.models.ablation.meter import DamageMeter
 
         text = self._text_of(row)
         return DamageMeter(

@@ -8,7 +8,7 @@ import pytest
 from browser_page import check_page
 from made_reports import as_page, full_importance, full_report
 
-from exporter.choose.studies import stability_of_files
+from exporter.choose.studies.stability import stability_of_files
 from exporter.report.files import rendered, write_depths, write_stability
 from tests.exporter.made_depths import made_depths
 from tests.exporter.made_series import training

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.models.ablation import BranchReplacement, Damage
+from exporter.models.ablation.branch_replacements import BranchReplacement
+from exporter.models.ablation.damage import Damage
 
 LAYERS = 3
 NAMES: list[Any] = [(layer, kind) for layer in range(LAYERS) for kind in ("attention", "mlp")]
@@ -74,7 +75,7 @@ class MadeUnit:
 
 def made_case(seed: int) -> tuple[MadeMeter, list[Any], MadeUnit]:
     """A meter, options for every sublayer and replacement, and a unit."""
-    from exporter.choose.selection import Option
+    from exporter.choose.selection.options import Option
 
     rng = np.random.default_rng(seed)
     made = {(n, r): BranchReplacement() for n in NAMES for r in REPLACEMENTS[1:]}

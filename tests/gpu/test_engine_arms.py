@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from engine_models import RANGES, write_tiny_llama
 
-from exporter.compare import CompareOptions, compare
+from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare
 from exporter.engines.build.build import build_engines
 from exporter.optional import require
 

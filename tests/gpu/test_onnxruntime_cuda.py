@@ -34,7 +34,8 @@ def test_the_gpu_runs_it_and_agrees_with_the_cpu(tmp_path: Path) -> None:
 def test_a_comparison_on_the_gpu_says_so(tmp_path: Path) -> None:
     from tiny_lm import write_tiny_lm, write_tokenizer
 
-    from exporter.compare import CompareOptions, compare
+    from exporter.compare.options import CompareOptions
+    from exporter.compare.session import compare
 
     arms = [write_tiny_lm(tmp_path / name, noise=noise) for name, noise in (("a", 0), ("b", 0.1))]
     for arm in arms:

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from exporter.artifacts import HealKind, ImportanceReport, PlannedDeletion
 from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
 from exporter.choose.budgets.units import Unit
-from exporter.choose.selection import Meter, Option, RememberingMeter, Step, chosen, cut_of_options
+from exporter.choose.selection.meters import Meter, RememberingMeter
+from exporter.choose.selection.options import Option, Step, chosen, cut_of_options
 from exporter.compare.quality.intervals import mean_interval
-from exporter.models.ablation import BranchReplacements, Damage
+from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.damage import Damage
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:
-    from exporter.heal import Fit
+    from exporter.heal.fits import Fit
 
 _REPLACEMENTS: dict[HealKind | None, tuple[Replacement, ...]] = {
     None: ("none",),

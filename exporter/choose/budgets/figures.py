@@ -12,11 +12,13 @@ from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, damage_words
 from exporter.choose.budgets.text import TextParts
 from exporter.choose.budgets.units import Parameters
-from exporter.choose.costs import CostTable, GraphSizes
+from exporter.choose.costs.graph_sizes import GraphSizes
+from exporter.choose.costs.table import CostTable
 from exporter.heal.healed import measured_healing
 from exporter.heal.options import HealOptions
 from exporter.heal.texts import other_domain
-from exporter.models.ablation import BranchReplacement, Damage
+from exporter.models.ablation.branch_replacements import BranchReplacement
+from exporter.models.ablation.damage import Damage
 from exporter.models.loading.model_source import LoadedModel
 from exporter.progress import QUIET, Progress
 from exporter.report.sections.healing import healing_words

@@ -20,12 +20,13 @@ from exporter.choose.budgets.module_sizes import module_sizes
 from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.target_speedup import Stopwatch
 from exporter.choose.budgets.text import TextParts, parted
-from exporter.choose.costs import CostTable, GraphSizes
-from exporter.choose.selection import MakeMeter, RememberingMeter, protected_names
-from exporter.choose.selection.meters import meter_here, searched_meter
+from exporter.choose.costs.graph_sizes import GraphSizes
+from exporter.choose.costs.table import CostTable
+from exporter.choose.selection.meters import MakeMeter, RememberingMeter, meter_here, searched_meter
+from exporter.choose.selection.options import protected_names
 from exporter.choose.selection.refusals import refuse_another_model
 from exporter.errors import UsageError
-from exporter.heal import fit_branches
+from exporter.heal.fit import fit_branches
 from exporter.heal.fits import FitStore
 from exporter.models.texts.calibration import text_of_report
 from exporter.progress import QUIET, Progress
@@ -33,7 +34,7 @@ from graph_passes.files.placing import SCRATCH
 from graph_passes.types import SublayerRef
 
 if TYPE_CHECKING:
-    from exporter.heal import Fit
+    from exporter.heal.fits import Fit
     from exporter.models.loading.model_source import LoadedModel
     from exporter.score import CalibrationText
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from exporter.choose.costs import GraphSizes, SublayerSize
+from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.models.anatomy.architectures import SublayerModules, layer_modules, sublayers
 from exporter.models.loading.model_source import LoadedModel
 

@@ -27,10 +27,10 @@ from exporter.choose.budgets.units import Goal, Milliseconds, goals_of, unit_to_
 from exporter.choose.selection.by_scores import one_shot, scored_again
 from exporter.choose.selection.options import cut_of_options
 from exporter.choose.selection.refusals import refuse_unreachable
-from exporter.heal import fit_sequential
 from exporter.heal.healed import heal, predicts_tokens
+from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import on_text_of
-from exporter.models.ablation import BranchReplacement
+from exporter.models.ablation.branch_replacements import BranchReplacement
 from graph_passes.types import Replacement, SublayerRef
 
 

@@ -13,19 +13,19 @@ from collections.abc import Mapping, Sequence
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, as_step, with_gains
 from exporter.choose.budgets.reachable import refuse_floors, refuse_goal
 from exporter.choose.budgets.units import Counted, CountedBlocks, Goal, Unit
-from exporter.choose.selection import (
-    Meter,
+from exporter.choose.selection.evolution import evolve
+from exporter.choose.selection.greedy import greedy
+from exporter.choose.selection.meters import Meter, RememberingMeter
+from exporter.choose.selection.options import (
     Objective,
     Option,
-    RememberingMeter,
-    SearchOptions,
     Step,
+    Stop,
     chosen,
-    evolve,
-    greedy,
+    most_sublayers,
     objective_of,
 )
-from exporter.choose.selection.options import Stop, most_sublayers
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef

@@ -13,14 +13,11 @@ from typing import Literal, NoReturn, Protocol
 from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
-from exporter.choose.costs import (
-    CostSettings,
-    CostTable,
-    Effort,
-    RequestShape,
-    measure_costs,
-    measure_speedup,
-)
+from exporter.choose.costs.candidates import measure_speedup
+from exporter.choose.costs.measuring import CostSettings, measure_costs
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.timing import Effort
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.errors import PlanError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from exporter.choose.budgets.budget import Budget, Memory
-from exporter.choose.costs import GraphSizes
+from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.errors import PlanError
 from exporter.printable import counted
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerKind, SublayerRef

@@ -66,7 +66,7 @@ def measure_speedup(
     """Times a request with both models in turns.
 
     Args:
-        baseline: The whole model, in any form that :func:`exporter.compare.compare` takes: an ONNX
+        baseline: The whole model, in any form that :func:`exporter.compare.session.compare` takes: an ONNX
             file or a folder with one, ``torch:DIR``, or engines where there is a GPU.
         candidate: The pruned one, of the same kind.
         at: The request.

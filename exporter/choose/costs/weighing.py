@@ -67,7 +67,7 @@ def weigh(
     name: str = "the graph",
     longest: int | None = None,
 ) -> GraphSizes:
-    """Weighs every sublayer of a graph; see :func:`exporter.choose.costs.sizes`.
+    """Weighs every sublayer of a graph; see :func:`exporter.choose.costs.weighing.sizes`.
 
     Args:
         model: The graph; it isn't changed.

@@ -29,7 +29,7 @@ from exporter.choose.selection.options import (
 )
 from exporter.choose.selection.refusals import groups_of, refuse_number, refuse_too_many
 from exporter.errors import PlanError
-from exporter.models.ablation import BranchReplacements, branches_replaced
+from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.progress import QUIET, Progress
 from exporter.score import score_on
 from graph_passes.types import SublayerRef, sublayer_kinds

@@ -32,7 +32,8 @@ from exporter.choose.selection.options import (
     total_gain,
 )
 from exporter.errors import PlanError
-from exporter.models.ablation import BranchReplacements, Damage
+from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.damage import Damage
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 

@@ -28,7 +28,8 @@ from exporter.choose.selection.options import (
     total_gain,
 )
 from exporter.errors import PlanError
-from exporter.models.ablation import BranchReplacements, Damage
+from exporter.models.ablation.branch_replacements import BranchReplacements
+from exporter.models.ablation.damage import Damage
 from exporter.progress import QUIET, Progress
 from graph_passes.types import SublayerRef
 
@@ -71,7 +72,7 @@ def greedy(
         progress: Told of every step.
 
     Returns:
-        The steps in order; :func:`exporter.choose.selection.chosen` gives what stands after them.
+        The steps in order; :func:`exporter.choose.selection.options.chosen` gives what stands after them.
 
     Raises:
         PlanError: When the goal is out of reach; names what is reachable.

@@ -12,13 +12,13 @@ import numpy as np
 
 from exporter.artifacts.store import Store
 from exporter.files import sha256_bytes
-from exporter.models.ablation import (
+from exporter.models.ablation.branch_replacements import (
     NOTHING,
     BranchReplacement,
     BranchReplacements,
-    Damage,
-    DamageMeter,
 )
+from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.meter import DamageMeter
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Key = frozenset[tuple[int, str, int]]
 
 
 class Meter(Protocol):
-    """What a search asks, as :class:`exporter.models.ablation.DamageMeter` answers it."""
+    """What a search asks, as :class:`exporter.models.ablation.meter.DamageMeter` answers it."""
 
     @property
     def num_layers(self) -> int:

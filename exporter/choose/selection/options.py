@@ -10,7 +10,12 @@ from typing import Literal
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.by_score import parse_drops
 from exporter.errors import PlanError, UsageError
-from exporter.models.ablation import NOTHING, BranchReplacement, BranchReplacements, Damage
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacement,
+    BranchReplacements,
+)
+from exporter.models.ablation.damage import Damage
 from graph_passes.types import BLOCK_KINDS, DeletionKind, Replacement, SublayerKind, SublayerRef
 
 Objective = Literal["kl", "perplexity"]

@@ -3,7 +3,3 @@
 After "What Matters in Transformers?", arXiv 2406.15786v6: its figures over checkpoints, data sets
 and sample counts, and its tables over numbers of dropped layers. Importing this costs no PyTorch.
 """
-
-from exporter.choose.studies.stability import stability_of, stability_of_files
-
-__all__ = ["stability_of", "stability_of_files"]

@@ -23,13 +23,15 @@ from exporter.artifacts import (
 )
 from exporter.artifacts.plans.by_score import plan_drop
 from exporter.choose.budgets.module_sizes import module_sizes
-from exporter.choose.costs import GraphSizes
+from exporter.choose.costs.graph_sizes import GraphSizes
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.studies.task_scores import compared_tasks
 from exporter.compare.quality.intervals import mean_interval
 from exporter.compare.tasks.choosing import TaskChoice
 from exporter.errors import CalibrationError, PlanError, ScoringError
-from exporter.models.ablation import BranchReplacements, Damage, DamageMeter, without_branches
+from exporter.models.ablation.branch_replacements import BranchReplacements, without_branches
+from exporter.models.ablation.damage import Damage
+from exporter.models.ablation.meter import DamageMeter
 from exporter.models.ablation.ratios import Floats
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import calibration_text
@@ -47,7 +49,7 @@ class DepthOptions:
     Attributes:
         numbers: How many to drop.
         ways: In which ways.
-        text: Held-out text, as :func:`exporter.models.texts.read_texts` takes it.
+        text: Held-out text, as :func:`exporter.models.texts.sources.read_texts` takes it.
         tokens: How many of it, about.
         sequence_length: Tokens in a sample.
         batch_size: Samples in one forward pass.

@@ -2,23 +2,3 @@
 
 Importing this costs no PyTorch.
 """
-
-from exporter.models.ablation.branch_replacements import (
-    NOTHING,
-    BranchReplacement,
-    BranchReplacements,
-    branches_replaced,
-    without_branches,
-)
-from exporter.models.ablation.damage import Damage
-from exporter.models.ablation.meter import DamageMeter
-
-__all__ = [
-    "NOTHING",
-    "BranchReplacement",
-    "BranchReplacements",
-    "Damage",
-    "DamageMeter",
-    "branches_replaced",
-    "without_branches",
-]

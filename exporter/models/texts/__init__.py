@@ -8,8 +8,3 @@
    samples itself (:mod:`~exporter.models.texts.self_text`). For files,
    :mod:`exporter.compare.evaluation`.
 """
-
-from exporter.models.texts.packing import pack_tokens
-from exporter.models.texts.sources import Part, TextSource, read_texts
-
-__all__ = ["Part", "TextSource", "pack_tokens", "read_texts"]

@@ -70,13 +70,13 @@ def calibration_text(
     Args:
         loaded: The model.
         spec: ``self`` (text that the model samples), or what
-            :func:`exporter.models.texts.read_texts` takes. None: ``self`` for a model that
+            :func:`exporter.models.texts.sources.read_texts` takes. None: ``self`` for a model that
             generates, else ``pydoc``.
         samples: How many; None: as many as make about 10,000 tokens.
         sequence_length: Tokens in each; cut to what the model can take.
         seed: For ``self``.
         cache_dir: Where sampled text is kept; None: ``$XDG_CACHE_HOME/depthcut``.
-        part: What the samples are for; see :func:`exporter.models.texts.read_texts`.
+        part: What the samples are for; see :func:`exporter.models.texts.sources.read_texts`.
         progress: Told what goes on.
 
     Raises:

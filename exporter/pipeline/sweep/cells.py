@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from exporter.artifacts.ledger import FOLDER
-from exporter.choose.budgets import Budget
-from exporter.choose.selection import SearchOptions
-from exporter.compare import CompareOptions, QualityOptions, TimingOptions
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.selection.search_options import SearchOptions
+from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.errors import SweepError
 from exporter.heal.options import HealOptions
 from exporter.models.loading.checked_folder import Dangers

@@ -12,7 +12,7 @@ from exporter.artifacts import ComparisonReport, SweepCell, SweepFailure
 from exporter.errors import FULL_DISK, DepthcutError, SweepError, first_line
 from exporter.files import sha256_file, telling_full_disk
 from exporter.models.loading.checked_folder import Dangers
-from exporter.pipeline import export_model
+from exporter.pipeline.road import export_model
 from exporter.pipeline.sweep.cells import Cell, cells_of
 from exporter.pipeline.sweep.keeping import cell_key, source_hashes
 from exporter.pipeline.sweep.reading import parse_sweep

@@ -16,7 +16,7 @@ from exporter.files import write_text
 from exporter.pipeline.sweep.child import run_in_child
 from exporter.pipeline.sweep.job import Job
 from exporter.progress import QUIET, Progress
-from exporter.score.cluster import open_pool
+from exporter.score.cluster.pool import open_pool
 
 
 def run_on_ray(
@@ -27,7 +27,7 @@ def run_on_ray(
     Args:
         jobs: The cells.
         progress: Hears of the cluster; what goes on in the cells stays on its machines.
-        address: As :func:`exporter.score.cluster.open_pool` takes it.
+        address: As :func:`exporter.score.cluster.pool.open_pool` takes it.
         workers: At most so many at once.
 
     Yields:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from exporter.artifacts import HealKind, Target
 from exporter.artifacts.plans.by_score import parse_drops
-from exporter.choose.selection import Objective, Search
+from exporter.choose.selection.options import Objective
+from exporter.choose.selection.search_options import Search
 from exporter.errors import DepthcutError
 from exporter.export.forms.portable import ExporterName
 from exporter.option_types import Dtype
@@ -98,7 +99,7 @@ class PlanEntry(NamedEntry):
         file: A plan.json.
         drops: Such as ``attention:25,26``.
         by: The metric whose lowest scores go first.
-        search: How numbers are chosen; see :class:`exporter.choose.selection.SearchOptions`.
+        search: How numbers are chosen; see :class:`exporter.choose.selection.search_options.SearchOptions`.
     """
 
     file: Text | None = None

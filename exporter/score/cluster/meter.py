@@ -1,7 +1,7 @@
 """Measures what cuts do to a model's answers on several workers at once.
 
 A piece of work is a batch of the text and some of the cuts: all of them where there are batches
-enough for all workers. The numbers are :class:`exporter.models.ablation.DamageMeter`'s own, joined
+enough for all workers. The numbers are :class:`exporter.models.ablation.meter.DamageMeter`'s own, joined
 in the order of the text.
 """
 
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from exporter.errors import ClusterError
-from exporter.models.ablation import NOTHING, BranchReplacements, Damage, DamageMeter
-from exporter.models.ablation.damage import joined
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
+from exporter.models.ablation.damage import Damage, joined
+from exporter.models.ablation.meter import DamageMeter
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 from exporter.score.cluster.loading import ModelAddress
@@ -74,7 +75,7 @@ def cluster_meter(
 
 
 class ClusterMeter:
-    """A :class:`exporter.choose.selection.Meter` whose runs are spread.
+    """A :class:`exporter.choose.selection.meters.Meter` whose runs are spread.
 
     Args:
         group: Workers, each with a meter of its own.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.errors import ScoringError
-from exporter.models.ablation import Damage
+from exporter.models.ablation.damage import Damage
 from exporter.models.ablation.ratios import Floats
 from exporter.models.anatomy.architectures import layer_modules
 from exporter.models.texts.calibration import CalibrationText

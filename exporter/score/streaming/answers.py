@@ -11,8 +11,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from exporter.models.ablation import NOTHING, BranchReplacements, Damage
-from exporter.models.ablation.damage import joined
+from exporter.models.ablation.branch_replacements import NOTHING, BranchReplacements
+from exporter.models.ablation.damage import Damage, joined
 from exporter.models.ablation.layer_runner import LayerRunner
 from exporter.models.ablation.meter import damage_of, reference_of
 from exporter.models.ablation.streams import (

@@ -53,9 +53,9 @@ def written(
     folder: Path, plan: Any, family: str = "llama", *, heard: Heard | None = None, **changes: Any
 ) -> tuple[Any, Any]:
     """The facts of a checkpoint in ``folder``, and what its model should answer."""
-    from exporter.checkpoint import write_checkpoint
+    from exporter.checkpoint.write import write_checkpoint
     from exporter.cut.branch_replacements import branch_replacements_of
-    from exporter.models.ablation import branches_replaced
+    from exporter.models.ablation.branch_replacements import branches_replaced
 
     loaded = three_layers(family, **changes)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=RANK)
@@ -400,8 +400,8 @@ def test_replacements_that_were_fitted_to_another_model_are_refused(
     import torch
 
     from exporter.cli import run
-    from exporter.heal import write_healed_plan
-    from exporter.models.ablation import BranchReplacement
+    from exporter.heal.plan_file import write_healed_plan
+    from exporter.models.ablation.branch_replacements import BranchReplacement
     from exporter.models.loading.model_files import save_checkpoint
 
     save_checkpoint(three_layers(), tmp_path / "base")
@@ -418,7 +418,7 @@ def test_replacements_that_were_fitted_to_another_model_are_refused(
 
 
 def test_its_own_base_is_not_written_over(tmp_path: Path) -> None:
-    from exporter.checkpoint import write_checkpoint
+    from exporter.checkpoint.write import write_checkpoint
     from exporter.errors import UsageError
     from exporter.models.loading.model_source import load_model
 

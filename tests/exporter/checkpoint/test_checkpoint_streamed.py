@@ -31,7 +31,7 @@ def sharded(folder: Path, family: str, **changes: Any) -> Path:
 
 def both(tmp_path: Path, base: Path, plan: Any, *, heard: Any = None) -> tuple[Any, Any]:
     """The facts of the checkpoints in ``memory`` and ``streamed``."""
-    from exporter.checkpoint import write_checkpoint
+    from exporter.checkpoint.write import write_checkpoint
     from exporter.models.loading.meta_model import load_meta
     from exporter.models.loading.model_source import load_model
 
@@ -142,7 +142,7 @@ def test_what_a_layers_number_decides_is_found_out_and_nothing_is_left(tmp_path:
 
 
 def test_a_shard_that_gets_lost_on_the_way_leaves_nothing(tmp_path: Path) -> None:
-    from exporter.checkpoint import write_checkpoint
+    from exporter.checkpoint.write import write_checkpoint
     from exporter.models.loading.meta_model import load_meta
 
     meta = load_meta(str(sharded(tmp_path / "base", "llama")))

@@ -42,7 +42,7 @@ def pruned(family: str, plan: Any = PLAN, *, rank: int | None = RANK, seed: int 
     """The model, changed, with what it should answer and how large it was."""
     from exporter.checkpoint.pruned_model import prune_model
     from exporter.cut.branch_replacements import branch_replacements_of
-    from exporter.models.ablation import branches_replaced
+    from exporter.models.ablation.branch_replacements import branches_replaced
 
     loaded = tiny_loaded(family)
     given = random_replacements(loaded.model.config.hidden_size, plan, rank=rank, seed=seed)

@@ -26,7 +26,8 @@ from exporter.artifacts import (
     ReplacementsRef,
     Score,
 )
-from exporter.choose.budgets import Budget, Floors, Memory, PlanSettings
+from exporter.choose.budgets.budget import Budget, Floors, Memory
+from exporter.choose.budgets.settings import PlanSettings
 from exporter.choose.budgets.units import (
     Bytes,
     Counted,
@@ -36,8 +37,9 @@ from exporter.choose.budgets.units import (
     goals_of,
     unit_to_use_up,
 )
-from exporter.choose.costs import CacheSize, GraphSizes, RequestShape, SublayerSize
-from exporter.choose.selection import SearchOptions
+from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.cli import run
 from exporter.errors import DepthcutError, OptionError, PlanError, UsageError
 from exporter.heal.options import HealOptions

@@ -9,7 +9,9 @@ import pytest
 from cost_tables import made_table
 
 from exporter.choose.budgets.target_speedup import OnnxStopwatch
-from exporter.choose.costs import CostTable, Effort, RequestShape
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.timing import Effort
 from exporter.errors import CostError
 from tests.tiny_graphs import TinySpec, tiny_model
 

@@ -7,9 +7,9 @@ import pytest
 from exporter.artifacts import Speedup
 from exporter.choose.budgets.candidates import PlanCandidate
 from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
-from exporter.choose.selection import Option
+from exporter.choose.selection.options import Option
 from exporter.errors import PlanError
-from exporter.models.ablation import BranchReplacement
+from exporter.models.ablation.branch_replacements import BranchReplacement
 
 BASELINE_MS = 100.0
 EACH_MS = 1.0

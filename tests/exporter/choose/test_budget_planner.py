@@ -21,11 +21,14 @@ from cost_tables import made_table  # noqa: E402
 from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
 from exporter.choose import budgets  # noqa: E402
-from exporter.choose.budgets import Budget, Floors, Planner, PlanSettings, Workplace  # noqa: E402
+from exporter.choose.budgets.budget import Budget, Floors  # noqa: E402
 from exporter.choose.budgets.candidates import QualityCheck  # noqa: E402
-from exporter.choose.costs import RequestShape  # noqa: E402
-from exporter.choose.selection import SearchOptions  # noqa: E402
+from exporter.choose.budgets.inputs import Workplace  # noqa: E402
+from exporter.choose.budgets.planner import Planner  # noqa: E402
+from exporter.choose.budgets.settings import PlanSettings  # noqa: E402
+from exporter.choose.costs.request_shape import RequestShape  # noqa: E402
 from exporter.choose.selection.meters import meter_here  # noqa: E402
+from exporter.choose.selection.search_options import SearchOptions  # noqa: E402
 from exporter.heal.options import HealOptions  # noqa: E402
 from exporter.progress import Quiet  # noqa: E402
 from exporter.score import ScoreOptions, score  # noqa: E402
@@ -155,7 +158,7 @@ def _size(loaded: Any, layer: int, kind: str) -> int:
 def test_the_figures_are_those_of_the_plan_on_held_out_tokens(planner: Any, loaded: Any) -> None:
     import torch
 
-    from exporter.models.ablation import branches_replaced
+    from exporter.models.ablation.branch_replacements import branches_replaced
 
     made = planner(Budget(attention=2), heal="linear")
     found = made.plan()
@@ -227,7 +230,7 @@ def test_what_is_reported_is_measured_on_text_that_steered_nothing(
     planner: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Searched on, held floors on, reported on: no sample serves two ends."""
-    from exporter.models.ablation import DamageMeter
+    from exporter.models.ablation.meter import DamageMeter
 
     read: list[tuple[bool, set[bytes]]] = []
     real, deciding = DamageMeter.measure_many, True
@@ -344,8 +347,9 @@ def test_a_refit_that_breaks_a_floor_is_not_taken(
 
     from exporter.choose.budgets import planner as module
     from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck
-    from exporter.choose.selection import Option
-    from exporter.models.ablation import BranchReplacement, Damage
+    from exporter.choose.selection.options import Option
+    from exporter.models.ablation.branch_replacements import BranchReplacement
+    from exporter.models.ablation.damage import Damage
 
     name: Any = (1, "mlp")
     first, again = BranchReplacement(), {name: BranchReplacement()}

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from made_damage import LAYERS, NAMES, MadeMeter, MadeUnit, every_walk, made_case
 
-from exporter.choose.budgets import Floors, Search
+from exporter.choose.budgets.budget import Floors
 from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, as_step, with_gains
 from exporter.choose.budgets.reachable import refuse_no_front, refuse_nothing
+from exporter.choose.budgets.search import Search
 from exporter.choose.budgets.units import Counted, Goal
-from exporter.choose.selection import Option, SearchOptions
+from exporter.choose.selection.options import Option
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
-from exporter.models.ablation import BranchReplacement, Damage
+from exporter.models.ablation.branch_replacements import BranchReplacement
+from exporter.models.ablation.damage import Damage
 
 CASES = range(8)
 

@@ -14,8 +14,11 @@ from tiny_families import hook_count, skipped, tiny_loaded
 
 from exporter import cli
 from exporter.artifacts import CalibrationRef, ImportanceReport, PruningPlan
-from exporter.choose.budgets import Budget, Planner, PlanSettings, Workplace
-from exporter.choose.selection import SearchOptions
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.budgets.inputs import Workplace
+from exporter.choose.budgets.planner import Planner
+from exporter.choose.budgets.settings import PlanSettings
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import CalibrationError, PlanError
 
 pytestmark = pytest.mark.torch
@@ -99,7 +102,7 @@ def test_evolution_finds_the_best_of_all_pairs(loaded: Any, cache: Path, report:
 
 
 def test_iterative_scores_the_pruned_model(loaded: Any, cache: Path, report: Any) -> None:
-    from exporter.models.ablation import NOTHING, branches_replaced
+    from exporter.models.ablation.branch_replacements import NOTHING, branches_replaced
     from exporter.models.texts.calibration import text_of_report
     from exporter.score import score_on
 

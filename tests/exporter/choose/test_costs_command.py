@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from exporter.choose.costs import CostTable
+from exporter.choose.costs.table import CostTable
 from exporter.cli import run
 from exporter.engines.build.driver import Driver
 from tests.tiny_graphs import tiny_model

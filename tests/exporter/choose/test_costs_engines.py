@@ -9,9 +9,10 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from exporter.choose.costs import Effort, RequestShape
 from exporter.choose.costs.engine_cost_runner import EngineCostRunner, ranges_for
 from exporter.choose.costs.measuring import CostSettings, measure_on
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.timing import Effort
 from exporter.engines.build.profiles import Span
 from tests.tiny_graphs import tiny_model
 

@@ -12,15 +12,12 @@ from typing import Any
 import pytest
 from virtual_time import BusyMachine, Noise, Quiet, VirtualArm, VirtualTime
 
-from exporter.choose.costs import (
-    CostTable,
-    Effort,
-    GraphSizes,
-    RequestShape,
-    SublayerSize,
-)
+from exporter.choose.costs.graph_sizes import GraphSizes, SublayerSize
 from exporter.choose.costs.grouping import Variant, groups_of, variants
 from exporter.choose.costs.measuring import CostSettings, measure_on
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.table import CostTable
+from exporter.choose.costs.timing import Effort
 from exporter.compare.timing.subjects import CallProbe, Probe, TimedCell
 from exporter.engines.runners.base import BoundCall
 from exporter.errors import CostError, SurgeryError, UsageError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.choose.costs import RequestShape
+from exporter.choose.costs.request_shape import RequestShape
 from exporter.errors import CostError, UsageError
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from exporter.choose.costs import CacheSize, GraphSizes, SublayerSize, sizes
-from exporter.choose.costs.weighing import weigh
+from exporter.choose.costs.graph_sizes import CacheSize, GraphSizes, SublayerSize
+from exporter.choose.costs.weighing import sizes, weigh
 from exporter.errors import CostError
 from graph_passes.finding.weights import is_weight
 from graph_passes.pipeline import graph_size, prune_graph

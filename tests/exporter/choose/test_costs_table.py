@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cost_tables import made_table
 
-from exporter.choose.costs import CostGroup, CostTable, Member, Trial
+from exporter.choose.costs.table import CostGroup, CostTable, Member, Trial
 from exporter.errors import ArtifactError, CostError
 
 TABLE = made_table(

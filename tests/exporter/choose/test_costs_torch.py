@@ -12,9 +12,10 @@ pytest.importorskip("transformers")
 
 from tiny_torch import tiny_loaded
 
-from exporter.choose.costs import Effort, RequestShape
 from exporter.choose.costs.grouping import groups_of, variants
 from exporter.choose.costs.measuring import CostSettings, measure_on
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.costs.timing import Effort
 from exporter.errors import CostError
 
 pytestmark = pytest.mark.torch
@@ -32,7 +33,7 @@ def bench_of(family: str, **changes: Any) -> Any:
 def test_a_variant_computes_what_the_model_with_replacements(family: str, rank: int | None) -> None:
     import torch
 
-    from exporter.models.ablation import branches_replaced
+    from exporter.models.ablation.branch_replacements import branches_replaced
 
     cost_runner = bench_of(family)
     cost_runner.rank = rank

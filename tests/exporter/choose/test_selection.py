@@ -15,20 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.artifacts.store import Store
-from exporter.choose.selection import (
+from exporter.choose.selection.by_scores import iterative
+from exporter.choose.selection.evolution import evolve
+from exporter.choose.selection.greedy import greedy
+from exporter.choose.selection.meters import RememberingMeter
+from exporter.choose.selection.options import (
     Option,
-    RememberingMeter,
     chosen,
     cut_of_options,
-    evolve,
-    greedy,
-    iterative,
     objective_of,
     options_for,
     protected_names,
 )
 from exporter.errors import PlanError, UsageError
-from exporter.models.ablation import NOTHING, BranchReplacement, BranchReplacements, Damage
+from exporter.models.ablation.branch_replacements import (
+    NOTHING,
+    BranchReplacement,
+    BranchReplacements,
+)
+from exporter.models.ablation.damage import Damage
 from exporter.progress import Quiet
 
 LAYERS = 3

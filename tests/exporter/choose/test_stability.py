@@ -13,9 +13,8 @@ from scipy.stats import kendalltau, spearmanr
 
 import exporter.cli as command_line
 from exporter.artifacts import CalibrationRef, StabilityReport
-from exporter.choose.studies import stability_of_files
 from exporter.choose.studies.naming import checkpoint_labels, step_of, text_labels
-from exporter.choose.studies.stability import repeatability
+from exporter.choose.studies.stability import repeatability, stability_of_files
 from exporter.errors import ArtifactError, ScoringError
 from exporter.report.html import page as render
 from exporter.report.sections.stability import stability_document, step_word

@@ -208,7 +208,7 @@ def test_an_interrupted_measurement_goes_on(
     loaded: Any, scores: ImportanceReport, tmp_path: Path, monkeypatch: Any
 ) -> None:
     from exporter.choose.studies.depths import DepthOptions, measure_depths
-    from exporter.models.ablation import DamageMeter
+    from exporter.models.ablation.meter import DamageMeter
 
     options = DepthOptions(
         numbers=(1,), ways=("attention", "mlp"), tokens=48, sequence_length=LENGTH
@@ -316,7 +316,7 @@ def test_interrupted_tasks_go_on(
 ) -> None:
     from exporter.choose.studies import task_scores
     from exporter.compare.tasks.choosing import TaskChoice, score_tasks
-    from exporter.models.ablation import NOTHING
+    from exporter.models.ablation.branch_replacements import NOTHING
 
     choice, calls = TaskChoice(("words",), task_data), []
 

@@ -12,7 +12,8 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from exporter.artifacts import ComparisonReport, EmbeddingAgreement, Interval, TaskResult
-from exporter.gate import Limits, check
+from exporter.gate.gate import check
+from exporter.gate.limits import Limits
 from tests.made_reports import gate_accuracy, gate_report, gate_row, narrow
 
 pytest_plugins = ["pytester"]

@@ -16,8 +16,9 @@ from exporter.artifacts import (
     ParityCheck,
     PlannedDeletion,
 )
-from exporter.compare import CompareOptions, compare
 from exporter.compare.evaluation import RANDOM_TOKENS
+from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare
 from exporter.errors import (
     ComparisonError,
     OnnxFileError,
@@ -26,7 +27,7 @@ from exporter.errors import (
     UsageError,
 )
 from exporter.models.model_folder import ModelFolder
-from exporter.models.texts import read_texts
+from exporter.models.texts.sources import read_texts
 
 OPTIONS = CompareOptions(
     threads=1,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_lm import write_tiny_lm
 
-from exporter.compare import CompareOptions, compare
+from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.registry import RUNNERS
 from exporter.errors import ComparisonError, UsageError

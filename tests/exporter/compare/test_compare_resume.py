@@ -21,9 +21,10 @@ import exporter.compare.latency
 from exporter.artifacts import ComparisonReport
 from exporter.artifacts.store import Store
 from exporter.cli import run
-from exporter.compare import CompareOptions, QualityOptions, TimingOptions, compare
 from exporter.compare.kept import forget
 from exporter.compare.latency import Timed
+from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
+from exporter.compare.session import compare
 from exporter.compare.timing.measuring import TimingBudget
 from exporter.compare.timing.rounds import Chunk, find_chunk, keep_chunk
 from exporter.engines.inputs import Shape

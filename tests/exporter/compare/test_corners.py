@@ -13,8 +13,9 @@ import pytest
 from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport, QuantizationRecord
-from exporter.compare import CompareOptions, compare
 from exporter.compare.latency import Timed
+from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare
 from exporter.compare.timing.statistics import speedup_between
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UnsafeInputError

@@ -12,8 +12,8 @@ import pytest
 from tiny_lm import write_tiny_lm
 
 from exporter.artifacts import ComparisonReport
-from exporter.compare import compare
 from exporter.compare.imported import read_times
+from exporter.compare.session import compare
 from exporter.errors import ComparisonError
 from tests.made_reports import as_markdown, as_text
 

@@ -15,14 +15,14 @@ from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
-from exporter.compare import CompareOptions, QualityOptions
 from exporter.compare.evaluation import random_ids, tokenize
 from exporter.compare.latency import Timed
+from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.engines.inputs import Shape, make_inputs
 from exporter.engines.runners.base import Array, BoundCall, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UsageError
-from exporter.models.texts import read_texts
+from exporter.models.texts.sources import read_texts
 from graph_passes import Deletion, prune_graph, save_model
 from tests.tiny_graphs import VOCABULARY, TinySpec, tiny_model
 

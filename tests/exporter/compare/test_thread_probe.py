@@ -14,7 +14,8 @@ from tiny_lm import write_tiny_lm
 import exporter.compare.threads
 from exporter.artifacts import ComparisonReport, ThreadProbe, ThreadTrial
 from exporter.cli import run
-from exporter.compare import CompareOptions, compare
+from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare
 from exporter.compare.threads import candidates, choose_threads, fastest
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

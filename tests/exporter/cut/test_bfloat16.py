@@ -16,7 +16,8 @@ from written_files import data_of
 from exporter.artifacts import PlannedDeletion
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
-from exporter.compare import CompareOptions, compare
+from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare
 from exporter.cut.options import CutOptions
 from exporter.cut.oracle import setting as oracle_setting
 from exporter.cut.surgery import prune_file

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.compare import CompareOptions, compare, engine_arm
+from exporter.compare import engine_arm
+from exporter.compare.options import CompareOptions
+from exporter.compare.session import compare
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import Driver
 from exporter.engines.build.profiles import Ranges, Span

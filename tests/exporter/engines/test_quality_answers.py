@@ -15,9 +15,10 @@ from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
 from exporter.cli import run
-from exporter.compare import CompareOptions, QualityOptions, compare
 from exporter.compare.latency import Timed
+from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.compare.quality.embeddings import compare_embeddings, embed
+from exporter.compare.session import compare
 from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.long_context import compare_long_context, make_needles
 from exporter.compare.tasks.opening import TextCodec

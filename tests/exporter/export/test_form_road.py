@@ -55,10 +55,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def walked(
     checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, ComparisonReport, Heard]:
-    from exporter.choose.budgets import Budget
-    from exporter.compare import CompareOptions
-    from exporter.pipeline import export_model
+    from exporter.choose.budgets.budget import Budget
+    from exporter.compare.options import CompareOptions
     from exporter.pipeline.request import DropRequest, ExportRequest
+    from exporter.pipeline.road import export_model
     from exporter.score import ScoreOptions
 
     out, heard = tmp_path_factory.mktemp("road") / "out", Heard()

@@ -11,10 +11,12 @@ import pytest
 
 import exporter.cli as command_line
 from exporter.artifacts import Arms, CheckReport, ComparisonReport, Corner
-from exporter.compare import CompareOptions
-from exporter.gate import Limits, check, read_baselines
+from exporter.compare.options import CompareOptions
+from exporter.gate.baselines import read_baselines
+from exporter.gate.gate import check
 from exporter.gate.history import append, entry_of
 from exporter.gate.keys import FIELDS
+from exporter.gate.limits import Limits
 from tests.made_reports import gate_arm, gate_report, gate_row
 
 TIME = ("--max-slowdown", "3%")

@@ -28,16 +28,10 @@ from exporter.artifacts import (
 from exporter.artifacts import TaskResult as Task
 from exporter.errors import ArtifactError, RegressionError, UsageError
 from exporter.files import sha256_bytes
-from exporter.gate import (
-    BaselineMatch,
-    Limits,
-    check,
-    confirmed,
-    find_baseline,
-    read_baselines,
-    updated,
-)
+from exporter.gate.baselines import find_baseline, read_baselines, updated
+from exporter.gate.gate import BaselineMatch, check, confirmed
 from exporter.gate.keys import differences, key_of, series
+from exporter.gate.limits import Limits
 from exporter.report.checks import limit_words
 from tests.made_reports import (
     gate_accuracy,

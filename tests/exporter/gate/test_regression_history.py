@@ -11,9 +11,11 @@ import pytest
 
 from exporter.artifacts import ComparisonReport, HistoryEntry, HistoryRow
 from exporter.errors import ArtifactError
-from exporter.gate import BaselineMatch, CheckRequest, History, Limits, check, run_check
+from exporter.gate.gate import BaselineMatch, History, check
 from exporter.gate.history import append, drifts, entry_of, read_history, session_spreads
 from exporter.gate.keys import key_of, series
+from exporter.gate.limits import Limits
+from exporter.gate.request import CheckRequest, run_check
 from tests.made_reports import gate_arm, gate_report, gate_row
 
 SERIES = "s" * 64

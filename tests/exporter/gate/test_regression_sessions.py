@@ -9,7 +9,8 @@ import pytest
 
 from exporter.artifacts import ComparisonReport
 from exporter.compare.timing.statistics import paired_speedup, summarize
-from exporter.gate import BaselineMatch, Limits, check
+from exporter.gate.gate import BaselineMatch, check
+from exporter.gate.limits import Limits
 from tests.made_reports import gate_report, gate_row
 
 ROUNDS, CALLS, GROUPS, TRIALS = 48, 8, 12, 40

@@ -17,8 +17,8 @@ from exporter.models.texts.calibration import CalibrationText
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal import fit_branches  # noqa: E402
 from exporter.heal.activations import held_out_tokens, observing  # noqa: E402
+from exporter.heal.fit import fit_branches  # noqa: E402
 from exporter.models import ablation  # noqa: E402
 
 _WIDTH = 32

@@ -89,7 +89,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def healed(loaded: Any, texts: tuple[str, str], plan: Any = PLAN, **options: Any) -> Any:
-    from exporter.heal import heal
+    from exporter.heal.healed import heal
 
     given = {"calibration": texts[:1], "check_text": texts[1], **SHORT, **options}
     return heal(loaded, PruningPlan(deletions=plan), HealOptions(**given))
@@ -126,7 +126,7 @@ def test_linear_gains_more_than_bias(loaded: Any, texts: tuple[str, str]) -> Non
 def test_the_report_is_of_what_was_written(loaded: Any, texts: tuple[str, str]) -> None:
     """The damage of the healed cut, measured again from the returned replacements."""
     from exporter.heal.texts import healing_texts
-    from exporter.models.ablation import DamageMeter
+    from exporter.models.ablation.meter import DamageMeter
 
     found = healed(loaded, texts)
     options = HealOptions(calibration=texts[:1], check_text=texts[1], **SHORT)  # type: ignore[arg-type]
@@ -270,8 +270,8 @@ def test_the_command_writes_a_checkpoint_that_is_the_healed_model(
     from exporter.artifacts.plans.by_score import read_plan
     from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.heal import branch_replacements_of
-    from exporter.models.ablation import branches_replaced
+    from exporter.cut.branch_replacements import branch_replacements_of
+    from exporter.models.ablation.branch_replacements import branches_replaced
     from exporter.models.loading.model_source import load_model
 
     plan = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json")
@@ -305,8 +305,8 @@ def test_everything_is_replaced_by_force_alone(
     from exporter.artifacts.plans.by_score import read_plan
     from exporter.artifacts.replacement_file import read_replacements
     from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.heal import branch_replacements_of
-    from exporter.models.ablation import branches_replaced
+    from exporter.cut.branch_replacements import branch_replacements_of
+    from exporter.models.ablation.branch_replacements import branches_replaced
     from exporter.models.loading.model_source import load_model
 
     everything = planned(*(("block", layer, "none") for layer in range(3)))
@@ -409,7 +409,7 @@ def test_an_interrupted_call_goes_on_with_what_it_has_fitted(
 def test_a_plan_of_another_model_is_healed_with_a_warning(
     loaded: Any, texts: tuple[str, str]
 ) -> None:
-    from exporter.heal import heal
+    from exporter.heal.healed import heal
     from exporter.progress import Quiet
 
     class Heard(Quiet):
@@ -428,7 +428,7 @@ def test_a_plan_of_another_model_is_healed_with_a_warning(
 def test_fits_of_other_settings_are_not_taken(
     loaded: Any, texts: tuple[str, str], tmp_path: Path
 ) -> None:
-    from exporter.heal import heal
+    from exporter.heal.healed import heal
 
     (tmp_path / "mine").write_text("kept")
     given: dict[str, Any] = {"calibration": texts[:1], "check_text": texts[1], **SHORT}
@@ -446,7 +446,7 @@ def test_what_an_earlier_plan_had_beside_it_goes_with_it(
     checkpoint: Path, texts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plan for a budget may replace nothing, and then has neither numbers nor report."""
-    from exporter.heal import write_healed_plan
+    from exporter.heal.plan_file import write_healed_plan
 
     plan, output = PruningPlan(deletions=PLAN).write(tmp_path / "plan.json"), tmp_path / "h.json"
     assert run(*command(checkpoint, plan, output, texts)) == 0

@@ -18,8 +18,9 @@ from exporter.models.texts.calibration import CalibrationText
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch")
 
-from exporter.heal import fit_branches, fit_sequential  # noqa: E402
 from exporter.heal.activations import observing  # noqa: E402
+from exporter.heal.fit import fit_branches  # noqa: E402
+from exporter.heal.sequential import fit_sequential  # noqa: E402
 from exporter.models import ablation  # noqa: E402
 
 _FAMILIES = ["llama", "granite", "gemma2", "bloom", "opt", "gptj", "gpt_neox", "bert"]

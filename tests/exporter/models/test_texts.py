@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from exporter.errors import MissingDependencyError, TextSourceError
-from exporter.models.texts import TextSource, pack_tokens, read_texts
+from exporter.models.texts.packing import pack_tokens
+from exporter.models.texts.sources import TextSource, read_texts
 
 
 def encode_words(text: str) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from written_files import data_of, names_in
 
-from exporter.choose.budgets import Budget
+from exporter.choose.budgets.budget import Budget
 from exporter.errors import DepthcutError, UsageError
 from exporter.pipeline.request import DropRequest
 
@@ -61,7 +61,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def _request(checkpoint: Path, out: Path, **changes: Any) -> Any:
-    from exporter.compare import CompareOptions
+    from exporter.compare.options import CompareOptions
     from exporter.pipeline.request import ExportRequest
     from exporter.score import ScoreOptions
 
@@ -79,7 +79,7 @@ def _request(checkpoint: Path, out: Path, **changes: Any) -> Any:
 
 
 def _walk(request: Any) -> tuple[Any, Heard]:
-    from exporter.pipeline import export_model
+    from exporter.pipeline.road import export_model
 
     heard = Heard()
     return export_model(request, heard), heard
@@ -158,7 +158,7 @@ def test_another_number_redoes_what_depends_on_it(checkpoint: Path, again: Path)
 
 
 def test_another_way_of_choosing_plans_anew(checkpoint: Path, again: Path) -> None:
-    from exporter.choose.selection import SearchOptions
+    from exporter.choose.selection.search_options import SearchOptions
 
     search = SearchOptions(search="greedy", tokens=64)
     _, heard = _walk(_request(checkpoint, again, search=search))
@@ -212,7 +212,7 @@ def test_a_bad_plan_is_refused_and_damages_nothing(
 
 
 def test_the_calibration_text_may_not_judge(checkpoint: Path, tmp_path: Path) -> None:
-    from exporter.compare import CompareOptions
+    from exporter.compare.options import CompareOptions
     from exporter.score import ScoreOptions
 
     text = tmp_path / "text.txt"
@@ -282,7 +282,7 @@ def test_the_plan_in_the_output_folder_is_kept_to_the_letter(checkpoint: Path, a
 def test_an_option_that_can_not_work_fails_before_any_work(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    from exporter.compare import CompareOptions
+    from exporter.compare.options import CompareOptions
 
     options = CompareOptions(eval_text=str(tmp_path / "nothing.txt"))
     with pytest.raises(DepthcutError, match=r"nothing\.txt does not exist"):
@@ -295,7 +295,7 @@ def test_an_option_that_can_not_work_fails_before_any_work(
 
 
 def test_tasks_that_are_not_there_fail_before_any_work(checkpoint: Path, tmp_path: Path) -> None:
-    from exporter.compare import CompareOptions, QualityOptions
+    from exporter.compare.options import CompareOptions, QualityOptions
 
     quality = QualityOptions(tasks=("nothing",), task_data=tmp_path)
     with pytest.raises(DepthcutError, match="no task 'nothing'"):
@@ -304,7 +304,7 @@ def test_tasks_that_are_not_there_fail_before_any_work(checkpoint: Path, tmp_pat
 
 
 def test_other_items_of_a_task_are_another_measurement(tmp_path: Path) -> None:
-    from exporter.compare import QualityOptions
+    from exporter.compare.options import QualityOptions
     from exporter.pipeline.keys import _task_hashes
 
     quality = QualityOptions(tasks=("a",), task_data=tmp_path)

@@ -10,9 +10,9 @@ import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
 from exporter.artifacts import HealingReport, PruneReport, PruningPlan, Speedup
-from exporter.choose.budgets import Budget, Floors
-from exporter.choose.costs import RequestShape
-from exporter.choose.selection import SearchOptions
+from exporter.choose.budgets.budget import Budget, Floors
+from exporter.choose.costs.request_shape import RequestShape
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError, UsageError
 from exporter.heal.options import HealOptions
 from exporter.pipeline.request import DropRequest
@@ -34,7 +34,7 @@ def made_times(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every sublayer saves a tenth of a request; the graphs that this is asked of."""
     from cost_tables import made_table
 
-    from exporter.choose.budgets import OnnxStopwatch
+    from exporter.choose.budgets.target_speedup import OnnxStopwatch
 
     graphs: list[Path] = []
 

@@ -12,7 +12,7 @@ import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
 from written_files import names_in
 
-from exporter.choose.budgets import Budget
+from exporter.choose.budgets.budget import Budget
 from exporter.errors import UnknownArchitectureError
 from exporter.pipeline.request import DropRequest
 

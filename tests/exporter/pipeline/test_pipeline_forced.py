@@ -8,7 +8,7 @@ import pytest
 from test_pipeline import _request, _walk, checkpoint, own_cache
 
 from exporter.artifacts import PruneReport
-from exporter.choose.budgets import Budget
+from exporter.choose.budgets.budget import Budget
 from exporter.errors import PlanError
 from exporter.pipeline.request import DropRequest
 

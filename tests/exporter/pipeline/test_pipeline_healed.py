@@ -30,8 +30,8 @@ def write_healed(
     """A plan with random numbers of low rank."""
     import torch
 
-    from exporter.heal import write_healed_plan
-    from exporter.models.ablation import BranchReplacement
+    from exporter.heal.plan_file import write_healed_plan
+    from exporter.models.ablation.branch_replacements import BranchReplacement
     from graph_passes.replacements import array_of
 
     given = random_replacements(hidden, PLAN, seed=seed, rank=RANK)
@@ -179,7 +179,7 @@ def test_export_heals_on_the_road_and_tells_what_it_gained(
     walked: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
     from exporter.files import sha256_file
-    from exporter.heal import HealOptions
+    from exporter.heal.options import HealOptions
 
     out = Path(shutil.copytree(walked[0], tmp_path / "out"))
     bare = tmp_path / "bare.json"
@@ -212,9 +212,9 @@ def test_export_heals_on_the_road_and_tells_what_it_gained(
 
 
 def test_what_is_fitted_on_is_not_judged_on(checkpoint: Path, tmp_path: Path) -> None:
-    from exporter.compare import CompareOptions
+    from exporter.compare.options import CompareOptions
     from exporter.errors import ComparisonError
-    from exporter.heal import HealOptions
+    from exporter.heal.options import HealOptions
 
     text = tmp_path / "text.txt"
     text.write_text("the list of value " * 200)

@@ -15,7 +15,7 @@ from tiny_lm import write_tiny_lm, write_tokenizer
 import exporter.quantize.quantize as quantizer
 from exporter.artifacts import QuantizationRecord
 from exporter.artifacts.ledger import StageLedger
-from exporter.choose.budgets import Budget
+from exporter.choose.budgets.budget import Budget
 from exporter.cli.export import export
 from exporter.errors import ComparisonError, DepthcutError, OptionError, UsageError
 from exporter.pipeline.quantizing import quantize, quantize_key
@@ -221,7 +221,7 @@ def test_what_can_not_be_quantised_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr("exporter.pipeline.refusals._refuse_engines", lambda _: None)
     monkeypatch.setattr(
-        "exporter.export.forms.refuse_options", lambda *_, **__: None, raising=False
+        "exporter.export.forms.targets.refuse_options", lambda *_, **__: None, raising=False
     )
     request = run_in(tmp_path).request
     refuse_bad_options(request)

@@ -15,8 +15,8 @@ from test_pipeline import RESULTS, SHIPPED, _request, checkpoint, own_cache
 from written_files import names_in
 
 from exporter.artifacts import ImportanceReport, PruneReport
-from exporter.choose.budgets import Budget
-from exporter.choose.selection import SearchOptions
+from exporter.choose.budgets.budget import Budget
+from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import (
     ExportError,
     TooLittleMemoryError,
@@ -158,7 +158,7 @@ def test_what_a_check_found_wrong_is_written_again(
 def test_what_needs_the_whole_model_is_refused(
     checkpoint: Path, tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
-    from exporter.pipeline import export_model
+    from exporter.pipeline.road import export_model
 
     with pytest.raises(UsageError, match=told):
         export_model(_request(checkpoint, tmp_path / "out", stream=True, **changes))
@@ -188,7 +188,7 @@ def test_bfloat16_without_memory_for_its_check_is_refused_at_once(
 
 def test_a_report_of_other_models_goes(walked: Any, checkpoint: Path) -> None:
     """The last one: it changes the folder."""
-    from exporter.pipeline import write_models
+    from exporter.pipeline.road import write_models
 
     out = walked[0]
     stages = out / ".depthcut" / "stages.json"

@@ -107,8 +107,8 @@ def road(exports_once: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def _make_times(patch: pytest.MonkeyPatch) -> None:
     """A sublayer saves a tenth of a request, a replacement takes some of that."""
-    from exporter.choose.budgets import OnnxStopwatch
-    from exporter.choose.costs import RequestShape
+    from exporter.choose.budgets.target_speedup import OnnxStopwatch
+    from exporter.choose.costs.request_shape import RequestShape
 
     saved = {"none": 10.0, "bias": 9.0, "linear": 6.0}
     names: Any = [(layer, kind) for layer in LAYERS for kind in ("attention", "mlp")]
@@ -127,7 +127,7 @@ def _make_times(patch: pytest.MonkeyPatch) -> None:
 
 def _room(graph: Path, asked: list[str]) -> list[str]:
     """The options with a limit that is 10 % below what the model takes."""
-    from exporter.choose.costs import sizes
+    from exporter.choose.costs.weighing import sizes
 
     sequences = int(asked[asked.index("--sequences") + 1]) if "--sequences" in asked else 1
     whole = sizes(graph).total_bytes(context=100, batch=sequences)

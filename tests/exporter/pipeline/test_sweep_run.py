@@ -69,8 +69,8 @@ def here(jobs: Sequence[Any], progress: Any) -> Iterator[tuple[int, SweepCell]]:
 
 
 def sweep(folder: Path, out: Path, text: str = FILE, **options: Any) -> SweepReport:
-    from exporter.pipeline.sweep import run_sweep
     from exporter.pipeline.sweep.reading import parse_sweep
+    from exporter.pipeline.sweep.run import run_sweep
 
     asked = parse_sweep(text, folder / "sweep.yaml")
     return run_sweep(asked, out, **{"runner": here, **options})
@@ -78,8 +78,8 @@ def sweep(folder: Path, out: Path, text: str = FILE, **options: Any) -> SweepRep
 
 def looked(folder: Path, out: Path, text: str) -> dict[str, str]:
     """What is there of each cell, without running any."""
-    from exporter.pipeline.sweep import look
     from exporter.pipeline.sweep.reading import parse_sweep
+    from exporter.pipeline.sweep.run import look
 
     report = look(parse_sweep(text, folder / "sweep.yaml"), out)
     return {cell.folder.removeprefix("cells/llama/"): cell.status for cell in report.cells}

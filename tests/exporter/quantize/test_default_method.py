@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.choose.budgets import Budget
+from exporter.choose.budgets.budget import Budget
 from exporter.errors import QuantizationError
 from exporter.pipeline.quantizing import with_method
 from exporter.pipeline.request import DropRequest, ExportRequest

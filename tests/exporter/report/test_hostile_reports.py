@@ -15,7 +15,8 @@ from markdown_it.token import Token
 from exporter.artifacts import CheckReport, ComparisonReport, Interval, PruningPlan, TaskResult
 from exporter.checkpoint.facts import CheckpointFacts, Weights
 from exporter.checkpoint.model_card import CardSources, model_card
-from exporter.gate import Limits, check
+from exporter.gate.gate import check
+from exporter.gate.limits import Limits
 from exporter.report.ci import Checked, github, gitlab_metrics, junit
 from tests.made_reports import as_markdown, gate_accuracy, gate_report, gate_row
 

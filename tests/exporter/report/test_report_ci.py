@@ -16,7 +16,8 @@ from markdown_it import MarkdownIt
 
 from exporter.artifacts import CheckReport, ComparisonReport, Drift
 from exporter.cli import run
-from exporter.gate import BaselineMatch, Limits, check
+from exporter.gate.gate import BaselineMatch, check
+from exporter.gate.limits import Limits
 from exporter.report.checks import check_grid, conclusion
 from exporter.report.ci import (
     FORMATS,

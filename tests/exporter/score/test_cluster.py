@@ -50,7 +50,7 @@ def bait(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(told: Told, bait: Path) -> Iterator[Any]:
-    from exporter.score.cluster import open_pool
+    from exporter.score.cluster.pool import open_pool
 
     with pytest.MonkeyPatch.context() as patch:
         # Where depthcut isn't installed, it is found by the folder that tests are called in.
@@ -105,7 +105,8 @@ def test_scores_with_a_killed_worker_are_the_single_processs(
 ) -> None:
     from exporter.models.loading.model_source import load_model
     from exporter.score import ScoreOptions, score
-    from exporter.score.cluster import score_on_cluster, scoring_jobs
+    from exporter.score.cluster import scoring_jobs
+    from exporter.score.cluster.scoring import score_on_cluster
 
     options = ScoreOptions(
         metrics=("cosine", "angular-last", "kl", "perplexity", "taylor", "random"),

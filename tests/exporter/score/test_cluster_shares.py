@@ -11,10 +11,10 @@ import pytest
 
 from exporter import cli
 from exporter.errors import ClusterError, MissingDependencyError
-from exporter.models.ablation import Damage
-from exporter.score.cluster import open_pool
+from exporter.models.ablation.damage import Damage
 from exporter.score.cluster.allocation import allocate
 from exporter.score.cluster.meter import CutJob, cut_jobs, joined_damages
+from exporter.score.cluster.pool import open_pool
 
 
 @pytest.mark.parametrize(
