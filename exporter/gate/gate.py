@@ -64,8 +64,8 @@ def check(
         report: The new report.
         limits: What is checked. None checks time, perplexity, size and memory against the
             baseline at the default limits.
-        baseline: The earlier report; see :func:`exporter.gate.baselines.find_baseline`. None holds the
-            candidate against its own unpruned arm.
+        baseline: The earlier report; see :func:`exporter.gate.baselines.find_baseline`. None holds
+            the candidate against its own unpruned arm.
         history: What the history tells.
         name: The report's file, for errors.
 

@@ -41,8 +41,8 @@ class QuantizeSettings(Options):
         accuracy_level: None takes the best.
         embedding_bits: None leaves it in float.
         head_bits: None as all others.
-        calibration: As :func:`exporter.models.texts.sources.read_texts` takes it; for methods and schemes
-            that need one.
+        calibration: As :func:`exporter.models.texts.sources.read_texts` takes it; for methods and
+            schemes that need one.
         gguf: For the method of that name.
         modelopt: ModelOpt, which is installed there, then does it.
     """

@@ -1,7 +1,7 @@
 """Metrics of the model's answers and of its loss: what a sublayer does to the next token's odds.
 
-A new one: a function from a :class:`~exporter.models.ablation.damage.Damage`, or from a branch's output
-and the loss's gradient there, here, and a line in :mod:`exporter.score.registry`.
+A new one: a function from a :class:`~exporter.models.ablation.damage.Damage`, or from a branch's
+output and the loss's gradient there, here, and a line in :mod:`exporter.score.registry`.
 """
 
 from __future__ import annotations

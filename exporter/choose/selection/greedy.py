@@ -72,7 +72,8 @@ def greedy(
         progress: Told of every step.
 
     Returns:
-        The steps in order; :func:`exporter.choose.selection.options.chosen` gives what stands after them.
+        The steps in order; :func:`~exporter.choose.selection.options.chosen` gives what stands
+        after them.
 
     Raises:
         PlanError: When the goal is out of reach; names what is reachable.

@@ -99,7 +99,8 @@ class PlanEntry(NamedEntry):
         file: A plan.json.
         drops: Such as ``attention:25,26``.
         by: The metric whose lowest scores go first.
-        search: How numbers are chosen; see :class:`exporter.choose.selection.search_options.SearchOptions`.
+        search: How numbers are chosen; see
+            :class:`exporter.choose.selection.search_options.SearchOptions`.
     """
 
     file: Text | None = None

@@ -1,8 +1,8 @@
 """Measures what cuts do to a model's answers on several workers at once.
 
 A piece of work is a batch of the text and some of the cuts: all of them where there are batches
-enough for all workers. The numbers are :class:`exporter.models.ablation.meter.DamageMeter`'s own, joined
-in the order of the text.
+enough for all workers. The numbers are :class:`exporter.models.ablation.meter.DamageMeter`'s own,
+joined in the order of the text.
 """
 
 from __future__ import annotations
