@@ -69,8 +69,8 @@ class Depthcut:
         Args:
             baseline: The unpruned model, as `depthcut compare` takes it: an ONNX file, a folder.
             candidate: The pruned model, likewise.
-            options: Fields of :class:`~exporter.compare.options.CompareOptions` and of its parts, such
-                as ``threads=1`` and ``stride=256``.
+            options: Fields of :class:`~exporter.compare.options.CompareOptions` and of its parts,
+                such as ``threads=1`` and ``stride=256``.
         """
         cache = self._item.config.stash.setdefault(_CACHE, {})
         key = (Path.cwd(), str(baseline), str(candidate), repr(sorted(options.items())))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from exporter.artifacts import LatencyRow, MachineState, Phase
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.arms import Pair
 from exporter.compare.generating import DecoderArm, GenerationCell
@@ -21,7 +22,7 @@ from exporter.engines.environment import (
     machine_state,
     other_cpu_share,
 )
-from exporter.engines.inputs import Shape, has_cache
+from exporter.engines.inputs import has_cache
 from exporter.errors import ComparisonError
 
 

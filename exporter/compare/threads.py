@@ -17,13 +17,14 @@ from functools import partial
 from pydantic import ValidationError
 
 from exporter.artifacts import ThreadProbe, ThreadTrial
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.compare.arms import Pair
 from exporter.compare.latency import generations_of, shapes_of
 from exporter.compare.timing.clock import Clock, no_garbage_collection
 from exporter.compare.timing.subjects import RunnerArm
 from exporter.engines.environment import default_threads
-from exporter.engines.inputs import Shape, has_cache
+from exporter.engines.inputs import has_cache
 from exporter.engines.runners.base import Runner
 from exporter.progress import QUIET, Progress
 

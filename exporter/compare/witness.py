@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from exporter.artifacts import ParityCheck
+from exporter.artifacts.latency import Shape
 from exporter.compare.arms import ComparedArm, Pair
-from exporter.engines.inputs import Shape, has_cache, make_inputs, random_tokens
+from exporter.engines.inputs import has_cache, make_inputs, random_tokens
 from exporter.engines.runners.base import Runner
 
 _TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}

@@ -3,57 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Phase, TimedPhase
+from exporter.artifacts.latency import Shape
 from exporter.engines.runners.base import Array, TensorSpec
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import CACHE_INPUT
 
 TOKEN_INPUTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids"})
 """Inputs that follow from the tokens and the shape alone."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One cell of the grid that is measured.
-
-    Attributes:
-        phase: ``prefill`` (empty cache), ``decode`` (one token, filled cache), or ``encode`` (a
-            graph without a cache).
-        batch: Sequences.
-        sequence_length: New tokens per sequence.
-        past_length: Tokens in the KV cache.
-    """
-
-    phase: Phase
-    batch: int
-    sequence_length: int
-    past_length: int = 0
-
-    @property
-    def phases(self) -> tuple[TimedPhase, ...]:
-        """The one row that it gives."""
-        return (self.phase,)
-
-    @property
-    def new_tokens(self) -> int:
-        """Nothing is generated: a run is one run."""
-        return 0
-
-    @property
-    def total_length(self) -> int:
-        """Positions that a call reaches."""
-        return self.past_length + self.sequence_length
-
-    def __str__(self) -> str:
-        past = f", cache {self.past_length}" if self.past_length else ""
-        batch = f", batch {self.batch}" if self.batch > 1 else ""
-        return f"{self.phase} {self.sequence_length}{past}{batch}"
 
 
 def has_cache(specs: Sequence[TensorSpec]) -> bool:

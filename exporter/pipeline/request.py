@@ -15,8 +15,7 @@ from exporter.choose.budgets.settings import PlanSettings, idle_rules, settled_h
 from exporter.choose.selection.search_options import DROPPING, SearchOptions
 from exporter.compare.options import CompareOptions
 from exporter.engines.build.settings import ENGINES, BuildSettings
-from exporter.export.forms.portable import ExporterName
-from exporter.export.forms.tensorrt import USUAL_ROOM
+from exporter.export.options import USUAL_ROOM, ExporterName
 from exporter.heal.options import HEALING, HealOptions
 from exporter.models.loading.options import LOADING, SourceOptions
 from exporter.option_types import (

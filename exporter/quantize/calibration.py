@@ -12,8 +12,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.artifacts import Phase
+from exporter.artifacts.latency import Shape
 from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.inputs import Shape, has_cache, make_inputs
+from exporter.engines.inputs import has_cache, make_inputs
 from exporter.engines.runners.base import TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import CalibrationError

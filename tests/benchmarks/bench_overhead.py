@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.artifacts.latency import Shape
 from exporter.compare.timing.clock import Clocks, no_garbage_collection
 from exporter.compare.timing.rounds import Rounds, calls_of_round
 from exporter.compare.timing.statistics import estimate
@@ -38,7 +39,7 @@ from exporter.compare.timing.subjects import CallProbe
 from exporter.compare.timing.warmup import calls_per_visit, warm_up
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.environment import default_threads
-from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from tests.benchmarks.decoding_peers import (

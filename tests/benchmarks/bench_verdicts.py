@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from exporter.artifacts import LatencyRow
+from exporter.artifacts.latency import Shape
 from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.compare.timing.subjects import CallProbe, Probe, RunnerArm, TimedCell
-from exporter.engines.inputs import Shape
 from exporter.engines.runners.base import BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from tests.benchmarks.small_model import small_model

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from exporter.artifacts.latency import Shape
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.driver import Driver
 from exporter.engines.build.engine_set import find_engines
 from exporter.engines.build.libraries import Backend
 from exporter.engines.build.profiles import Ranges, Span
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
-from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import DepthcutError

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from exporter.artifacts.latency import Shape
 from exporter.engines.build.build import build_engine
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.profiles import Ranges, Span, graph_inputs, profile
 from exporter.engines.build.settings import BuildSettings
 from exporter.engines.build.sidecar import EngineRecord, sidecar_path
-from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import DepthcutError

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "exporter"))
 def test_the_gpu_runs_it_and_agrees_with_the_cpu(tmp_path: Path) -> None:
     from tiny_lm import write_tiny_lm
 
-    from exporter.engines.inputs import Shape, make_inputs, random_tokens
+    from exporter.artifacts.latency import Shape
+    from exporter.engines.inputs import make_inputs, random_tokens
     from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 
     model = write_tiny_lm(tmp_path) / "model.onnx"

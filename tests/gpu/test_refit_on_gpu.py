@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from engine_models import RANGES, VOCABULARY, write_tiny_llama
 
+from exporter.artifacts.latency import Shape
 from exporter.engines.build.build import build_engines
 from exporter.engines.build.libraries import LIBRARIES, Backend
 from exporter.engines.build.refit import refit_engine
 from exporter.engines.build.settings import BuildSettings
-from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import open_engine
 

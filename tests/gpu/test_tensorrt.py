@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from engine_models import VOCABULARY, build_here, write_tiny_llama
 
+from exporter.artifacts.latency import Shape
 from exporter.cli import run
 from exporter.engines.build.cuda import Cuda
 from exporter.engines.build.engine_set import find_engines
@@ -22,7 +23,7 @@ from exporter.engines.build.sidecar import EngineRecord, sidecar_path
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
-from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.tensorrt import open_engine
 from exporter.errors import BackendError, DepthcutError

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from exporter.choose.budgets.budget import Budget, asks_for_more_than_numbers
-from exporter.choose.budgets.target_speedup import ROUNDS
 from exporter.choose.selection.search_options import DROPPING, SearchOptions
 from exporter.errors import UsageError
 from exporter.heal.options import HealOptions
 from exporter.option_types import Count
 from exporter.options import Options, Rule, dataclass, is_given, option, part, value_at
 from exporter.score.options import SCORING
+
+ROUNDS = 4
 
 
 @dataclass(frozen=True)

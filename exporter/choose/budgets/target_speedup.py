@@ -13,6 +13,7 @@ from typing import Literal, NoReturn, Protocol
 from exporter.artifacts import PruningPlan, Speedup
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.choose.budgets.candidates import PlanCandidate
+from exporter.choose.budgets.settings import ROUNDS
 from exporter.choose.costs.candidates import measure_speedup
 from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape
@@ -28,7 +29,6 @@ from graph_passes.types import Replacement
 
 TOLERANCE = 0.03
 """How far the measured speedup may be from the target, as a share of it."""
-ROUNDS = 4
 _MOST_CHANGE = 2.0
 """A single measurement changes the goal at most by this factor: it may have been disturbed."""
 

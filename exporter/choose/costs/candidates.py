@@ -66,8 +66,8 @@ def measure_speedup(
     """Times a request with both models in turns.
 
     Args:
-        baseline: The whole model, in any form that :func:`exporter.compare.session.compare` takes: an
-            ONNX file or a folder with one, ``torch:DIR``, or engines where there is a GPU.
+        baseline: The whole model, in any form that :func:`exporter.compare.session.compare` takes:
+            an ONNX file or a folder with one, ``torch:DIR``, or engines where there is a GPU.
         candidate: The pruned one, of the same kind.
         at: The request.
         provider: Where ONNX Runtime or PyTorch runs both: ``cpu`` or ``cuda``.

@@ -34,8 +34,8 @@ from graph_passes.files.storage import data_files, load_model
 from graph_passes.replacements import ReplacementTensors
 
 if TYPE_CHECKING:
+    from exporter.artifacts.latency import Shape
     from exporter.compare.timing.subjects import TimedArm
-    from exporter.engines.inputs import Shape
     from exporter.engines.runners.base import Runner
     from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
     from exporter.models.graph_facts import GraphFacts

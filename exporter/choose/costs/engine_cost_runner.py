@@ -27,8 +27,8 @@ from exporter.errors import CostError
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
+    from exporter.artifacts.latency import Shape
     from exporter.compare.timing.subjects import TimedArm
-    from exporter.engines.inputs import Shape
     from exporter.engines.runners.tensorrt import TensorRtRunner
 
 

@@ -25,8 +25,8 @@ from exporter.scratch import scratch_folder
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:
+    from exporter.artifacts.latency import Shape
     from exporter.engines.build.libraries import Backend
-    from exporter.engines.inputs import Shape
 
 _LEAST = 0.002
 """Of the request's time: what is saved less than this need not be known any better."""

@@ -7,12 +7,12 @@ import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Self
 
-from exporter.engines.inputs import Shape
+from exporter.artifacts.latency import Shape
 from exporter.errors import CostError, UsageError
 from exporter.option_types import Written, parsed
 
 if TYPE_CHECKING:
-    from exporter.engines.inputs import Shape
+    from exporter.artifacts.latency import Shape
 
 _PART = re.compile(r"\s*(?P<key>\w+)\s*=\s*(?P<number>[+-]?\d+)\s*")
 _HINT = "Write it as batch=1,prompt=512,new=128."

@@ -13,10 +13,10 @@ from exporter.compare.timing.measuring import TimingBudget, measure_rows
 from exporter.progress import QUIET, Progress
 
 if TYPE_CHECKING:
+    from exporter.artifacts.latency import Shape
     from exporter.compare.timing.clock import Clocks
     from exporter.compare.timing.row import MeasuredRow
     from exporter.compare.timing.subjects import TimedArm
-    from exporter.engines.inputs import Shape
 
 _WARM_UP_SECONDS = 10.0
 _FEWEST_PARTS = 6  # between loads: an interval of fewer says nothing

@@ -30,8 +30,8 @@ from exporter.models.model_folder import longest_sequence
 from exporter.models.onnx_interface import OnnxInterface, interface_of
 
 if TYPE_CHECKING:
+    from exporter.artifacts.latency import Shape
     from exporter.compare.timing.subjects import TimedArm
-    from exporter.engines.inputs import Shape
     from exporter.models.loading.model_source import LoadedModel
     from exporter.progress import Progress
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts import Interval, PerplexityPair, PositionError, SampleLosses
+from exporter.artifacts.latency import Shape
 from exporter.compare.quality.intervals import clipped, mean_interval, share_interval
-from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import ComparisonError
 from exporter.models.ablation.divergences import Distributions, chunks, divergence

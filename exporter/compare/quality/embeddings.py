@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from exporter.artifacts import EmbeddingAgreement
+from exporter.artifacts.latency import Shape
 from exporter.compare.quality.intervals import clipped, mean_interval
-from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Runner, TensorSpec
 from exporter.errors import ComparisonError
 from exporter.progress import QUIET, Progress

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.artifacts.latency import Shape
 from exporter.compare.quality.agreement import LOGITS, check_tokens
 from exporter.compare.tasks.sharing import Group, TokenRow, batches, groups
 from exporter.engines.decoding.decoder import runner_caches
-from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array, Runner
 from exporter.errors import ComparisonError
 from exporter.models.ablation.divergences import to_log_probabilities

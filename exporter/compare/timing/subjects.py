@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from exporter.artifacts import TimedPhase
+from exporter.artifacts.latency import Shape
 from exporter.compare.timing.clock import Clock
-from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall, Runner
 
 Sample = tuple[float, ...]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from exporter.export.forms.noting import WrittenForm, version_of
 from exporter.export.optimum_export import export_with_optimum
+from exporter.export.options import ExporterName
 from exporter.progress import QUIET, Progress
 from graph_passes.files.unfinished import Unfinished
 
@@ -17,8 +18,6 @@ PORTABLE_OPSET = 20
 """The widest reach; 18 gives the same graph."""
 FUSED_OPSET = 23
 """Has Attention, RMSNormalization and RotaryEmbedding."""
-
-ExporterName = Literal["torch", "optimum"]
 
 
 def write_portable(

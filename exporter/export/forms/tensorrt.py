@@ -12,6 +12,7 @@ from exporter.errors import UsageError
 from exporter.export.forms.noting import WrittenForm
 from exporter.export.forms.portable import FUSED_OPSET, write_portable
 from exporter.export.onnx_output import MODEL_FILE, save_graph
+from exporter.export.options import USUAL_ROOM
 from exporter.progress import QUIET, Progress
 from graph_passes.errors import FusionError
 from graph_passes.files.unfinished import Unfinished
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from exporter.models.loading.model_source import LoadedModel
 
-USUAL_ROOM = 4096
-"""Positions of a cache where nobody says how many; texts of the model's own limit at most."""
 
 _STEP = 64  # each sequence's part of a cache and of the mask begins at an aligned address
 _GROWS = "so its caches grow"

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import FormRecord, Target
 from exporter.export.forms.noting import form_in_words, note_form
-from exporter.export.forms.portable import ExporterName, write_portable
+from exporter.export.forms.portable import write_portable
 from exporter.export.forms.targets import TARGETS
 from exporter.export.onnx_output import MODEL_FILE
+from exporter.export.options import ExporterName
 from exporter.progress import QUIET, Progress
 from graph_passes.files.unfinished import Unfinished
 

@@ -17,7 +17,7 @@ from exporter.artifacts.plans.by_score import parse_drops
 from exporter.choose.selection.options import Objective
 from exporter.choose.selection.search_options import Search
 from exporter.errors import DepthcutError
-from exporter.export.forms.portable import ExporterName
+from exporter.export.options import ExporterName
 from exporter.option_types import Dtype
 from exporter.quantize.settings import Method, Scheme
 from exporter.score.registry import METRICS

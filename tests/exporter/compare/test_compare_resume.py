@@ -19,6 +19,7 @@ from tiny_lm import write_tiny_lm, write_tokenizer
 
 import exporter.compare.latency
 from exporter.artifacts import ComparisonReport
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.store import Store
 from exporter.cli import run
 from exporter.compare.kept import forget
@@ -27,7 +28,6 @@ from exporter.compare.options import CompareOptions, QualityOptions, TimingOptio
 from exporter.compare.session import compare
 from exporter.compare.timing.measuring import TimingBudget
 from exporter.compare.timing.rounds import Chunk, find_chunk, keep_chunk
-from exporter.engines.inputs import Shape
 from exporter.errors import ComparisonError, UsageError
 
 OPTIONS = CompareOptions(

@@ -18,6 +18,7 @@ from virtual_time import BusyMachine, Quiet, VirtualArm, VirtualCell, VirtualTim
 
 from exporter import progress
 from exporter.artifacts import LatencyRow
+from exporter.artifacts.latency import Shape
 from exporter.compare.arms import ComparedArm
 from exporter.compare.timing.clock import (
     Clocks,
@@ -33,7 +34,7 @@ from exporter.compare.timing.statistics import as_rounds, estimate, log_ratios
 from exporter.compare.timing.subjects import CallProbe, RunnerArm
 from exporter.compare.timing.verdict import CHUNKS, ONE_LOOK, SequentialTest, noise_floor
 from exporter.compare.timing.warmup import warm_up
-from exporter.engines.inputs import Shape, has_cache, make_inputs, random_tokens
+from exporter.engines.inputs import has_cache, make_inputs, random_tokens
 from exporter.engines.runners.base import BoundCall
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError

@@ -14,11 +14,12 @@ from scipy.special import log_softmax
 from tiny_lm import write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport
+from exporter.artifacts.latency import Shape
 from exporter.cli import run
 from exporter.compare.evaluation import random_ids, tokenize
 from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
-from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array, BoundCall, Runner, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, UsageError

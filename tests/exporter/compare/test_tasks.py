@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from tiny_lm import WORDS, write_tiny_lm, write_tokenizer
 
 from exporter.artifacts import ComparisonReport, EvaluationReport
+from exporter.artifacts.latency import Shape
 from exporter.cli import run
 from exporter.compare.latency import Timed
 from exporter.compare.tasks import lm_eval_tasks
@@ -22,7 +23,7 @@ from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodSco
 from exporter.compare.tasks.opening import TextCodec
 from exporter.compare.tasks.scores import TaskScores, compare_scores
 from exporter.compare.tasks.sharing import TokenRow, batches, groups
-from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import ComparisonError, TaskError, UsageError

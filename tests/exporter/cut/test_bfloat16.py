@@ -14,6 +14,7 @@ from test_verification import wrong_layer  # noqa: F401
 from written_files import data_of
 
 from exporter.artifacts import PlannedDeletion
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.compare.options import CompareOptions
@@ -23,7 +24,7 @@ from exporter.cut.oracle import setting as oracle_setting
 from exporter.cut.surgery import prune_file
 from exporter.engines.decoding.generate import generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
-from exporter.engines.inputs import Shape, make_inputs, random_tokens
+from exporter.engines.inputs import make_inputs, random_tokens
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.widening import WidenedCopy, has_bfloat16, in_float32
 from exporter.errors import BackendError, VerificationError

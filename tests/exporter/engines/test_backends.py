@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from tiny_lm import write_tiny_lm
 
-from exporter.engines.inputs import Shape, make_inputs
+from exporter.artifacts.latency import Shape
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners import onnxruntime as backend
 from exporter.engines.runners import sessions
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.artifacts.latency import Shape
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
-from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from graph_passes import save_model
 from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.engines.inputs import Shape, make_inputs
+from exporter.artifacts.latency import Shape
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.left_padding import needs_packing
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError

@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from exporter.artifacts.latency import Shape
 from exporter.compare.arms import ComparedArm
 from exporter.engines.decoding.caches import SharedCache
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder
-from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners import prefill_chunks
 from exporter.engines.runners.base import Capabilities
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner

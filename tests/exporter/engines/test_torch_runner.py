@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from exporter.artifacts.latency import Shape
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
-from exporter.engines.inputs import Shape, has_cache, make_inputs, random_tokens
+from exporter.engines.inputs import has_cache, make_inputs, random_tokens
 from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError

@@ -11,10 +11,11 @@ import pytest
 from tiny_families import tiny_loaded
 
 from exporter.artifacts import FormRecord, PlannedDeletion
+from exporter.artifacts.latency import Shape
 from exporter.artifacts.plans.loaded import LoadedPlan
 from exporter.artifacts.replacement_file import Replacements
 from exporter.cut.surgery import prune_file
-from exporter.engines.inputs import Shape, make_inputs
+from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.export.forms.write import write_form
 from graph_passes import ReplacementTensors, SublayerRef
