@@ -7,7 +7,6 @@ from typing import Annotated
 
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
-from exporter.engines.build.build import build_engines
 from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.profiles import SHAPES, Ranges
 from exporter.engines.build.settings import ENGINES, BuildSettings, EngineOption
@@ -53,6 +52,8 @@ class BuildCall(Options):
 @command(BuildCall)
 def build(call: BuildCall, progress: ConsoleProgress) -> None:
     """Build an engine from MODEL, an ONNX file or a folder with one, with a record beside it."""
+    from exporter.engines.build.build import build_engines
+
     built = build_engines(
         call.model,
         call.output,

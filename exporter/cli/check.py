@@ -13,7 +13,7 @@ from exporter.cli.console import ConsoleProgress, echo, echo_command, echo_json
 from exporter.cli.remeasure import remeasuring
 from exporter.cli.results import print_rows
 from exporter.files import refuse_overwriting, write_text
-from exporter.gate.request import VERDICTS, CheckRequest, run_check
+from exporter.gate.request import VERDICTS, CheckRequest
 from exporter.option_types import OutputPath
 from exporter.options import Options, dataclass, option, part
 from exporter.report.checks import check_grid, conclusion, reasons
@@ -72,6 +72,8 @@ def check(call: CheckCall, progress: ConsoleProgress) -> int:
     Exit code 0 when all limits hold, 1 for a regression, 3 when the measurement can't tell, 2 for
     everything else.
     """
+    from exporter.gate.request import run_check
+
     _refuse_outputs(call)
     commit = call.request.commit or os.environ.get("GITHUB_SHA") or os.environ.get("CI_COMMIT_SHA")
     request = replace(call.request, commit=commit)

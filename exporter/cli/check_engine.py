@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
-from exporter.engines.build.check import EngineCheck
-from exporter.engines.build.check import check_engine as check
 from exporter.engines.build.settings import EngineOption
 from exporter.option_types import OnnxFile
 from exporter.options import Options, argument, dataclass, part
+
+if TYPE_CHECKING:
+    from exporter.engines.build.check import EngineCheck
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ def check_engine(call: CheckEngineCall, progress: ConsoleProgress) -> int:
 
     Exit code 0 when all of it parses, 1 when not.
     """
+    from exporter.engines.build.check import check_engine as check
+
     found = check(call.model, backend=call.library.engine, progress=progress)
     if progress.as_json:
         echo_json(json.dumps(asdict(found), indent=2))

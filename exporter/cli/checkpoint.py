@@ -8,16 +8,13 @@ from pathlib import Path
 from exporter.artifacts import Healing, HealingReport, ImportanceReport, PruningPlan
 from exporter.artifacts.plans.by_score import read_plan, validate_plan
 from exporter.artifacts.plans.origin import hold_against_model
-from exporter.artifacts.replacement_file import read_replacements
 from exporter.checkpoint.facts import CheckpointFacts, own_dtype
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import refuse_checkpoint_folder
-from exporter.checkpoint.write import write_checkpoint
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.errors import PlanError
 from exporter.files import sha256_file
-from exporter.heal.plan_file import report_of
 from exporter.models.loading.meta_model import load_meta
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.options import LOADING, SourceOptions, StreamOptions
@@ -65,6 +62,9 @@ def checkpoint(call: CheckpointCall, progress: ConsoleProgress) -> None:
 
 
 def _written(call: CheckpointCall, progress: ConsoleProgress) -> CheckpointFacts:
+    from exporter.artifacts.replacement_file import read_replacements
+    from exporter.checkpoint.write import write_checkpoint
+
     plan = read_plan(call.plan)
     replacements = read_replacements(plan, call.plan)
     sources = CardSources(plan, _scores(call.importance, plan), _healing(plan, call.plan))
@@ -117,5 +117,7 @@ def _scores(path: Path | None, plan: PruningPlan) -> ImportanceReport | None:
 
 def _healing(plan: PruningPlan, path: Path) -> Healing | None:
     """What is known of the gain of a plan's replacements."""
+    from exporter.heal.plan_file import report_of
+
     report = report_of(plan, path)
     return None if report is None else HealingReport.read(report, named=False).healing

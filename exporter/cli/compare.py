@@ -6,12 +6,9 @@ from exporter.artifacts.ledger import locked
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.results import print_comparison
-from exporter.compare.kept import forget
 from exporter.compare.options import CompareOptions
-from exporter.compare.session import compare as compare_models
 from exporter.option_types import Arm, OutputPath
 from exporter.options import Options, argument, dataclass, option, part, required
-from exporter.report.files import write_reports
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +49,10 @@ def compare(call: CompareCall, progress: ConsoleProgress) -> None:
     that PyTorch runs: torch:DIR, torch-compile:DIR; or times that trtexec or polygraphy took:
     times:FILE. Writes report.json, report.md and report.html.
     """
+    from exporter.compare.kept import forget
+    from exporter.compare.session import compare as compare_models
+    from exporter.report.files import write_reports
+
     with locked(call.output):  # A folder that can't be made fails now, not after the measurement.
         report = compare_models(
             call.baseline,

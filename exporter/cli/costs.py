@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporter.choose.costs.measuring import CostSettings, measure_costs
 from exporter.choose.costs.request_shape import RequestShape, RequestShapeOption
 from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
@@ -62,6 +60,9 @@ def costs(call: CostsCall, progress: ConsoleProgress) -> None:
     runs. Variants of it, each with half of the sublayers of one kind and shape cut, are timed
     against the whole one in turns. What an earlier run has left in the output file is kept.
     """
+    from exporter.choose.costs.measuring import CostSettings, measure_costs
+    from exporter.choose.costs.timing import Effort
+
     with working(call.output):
         table = measure_costs(
             call.model,

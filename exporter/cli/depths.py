@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from exporter.artifacts import ImportanceReport, Way
 from exporter.choose.selection.search_options import DROPPING
-from exporter.choose.studies.depths import WAYS, DepthOptions, measure_depths
+from exporter.choose.studies.depths import WAYS
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.study_results import print_study
 from exporter.compare.options import ACCURACY, TaskOptions
-from exporter.compare.tasks.choosing import TaskChoice
 from exporter.files import refuse_overwriting, sha256_file
 from exporter.models.loading.model_source import load_model
 from exporter.models.loading.options import SourceOptions
@@ -26,9 +25,11 @@ from exporter.option_types import (
     comma_list,
 )
 from exporter.options import Options, Rule, argument, dataclass, option, part, required
-from exporter.report.files import study_files, write_depths
 from exporter.score.options import SCORING, MetricName
 from graph_passes.files.placing import working
+
+if TYPE_CHECKING:
+    from exporter.choose.studies.depths import DepthOptions
 
 _Ways = Annotated[tuple[Way, ...], comma_list, Written("WAY,WAY", ",".join, listed=True)]
 
@@ -88,6 +89,9 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
     and KL divergence of every cut on held-out text, with intervals. What an interrupted call has
     measured is used when the same command is run again.
     """
+    from exporter.choose.studies.depths import measure_depths
+    from exporter.report.files import study_files, write_depths
+
     for path in study_files(call.output):
         refuse_overwriting(path, [call.importance, *map(Path, (call.model, call.eval_text))])
     report = ImportanceReport.read(call.importance).of_metric(call.metric)
@@ -107,6 +111,9 @@ def depths(call: DepthsCall, progress: ConsoleProgress) -> None:
 
 
 def _wanted(call: DepthsCall) -> DepthOptions:
+    from exporter.choose.studies.depths import DepthOptions
+    from exporter.compare.tasks.choosing import TaskChoice
+
     tasks = TaskChoice(call.tasks.tasks, call.tasks.task_data, call.tasks.task_limit)
     return DepthOptions(
         numbers=call.numbers,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.compare.options import RunOptions, TaskOptions
-from exporter.compare.tasks.choosing import TaskChoice
-from exporter.compare.tasks.evaluation import evaluate_model
 from exporter.option_types import InputPath, OutputPath
 from exporter.options import Options, Rule, argument, dataclass, option, part
 
@@ -32,6 +30,9 @@ def evaluate(call: EvaluateCall, progress: ConsoleProgress) -> None:
 
     MODEL is an ONNX file with its tokenizer beside it, their folder, or an engine.
     """
+    from exporter.compare.tasks.choosing import TaskChoice
+    from exporter.compare.tasks.evaluation import evaluate_model
+
     wanted = call.tasks
     report = evaluate_model(
         call.model,

@@ -9,7 +9,6 @@ from exporter.cli.required_speedup import RequiredSpeedup, exit_code
 from exporter.cli.results import print_comparison, print_models
 from exporter.options import Options, dataclass, only_with, part
 from exporter.pipeline.request import ExportRequest
-from exporter.pipeline.road import export_model, write_models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,8 @@ def export(call: ExportCall, progress: ConsoleProgress) -> int:
     importance.json, plan.json, baseline/, candidate/, prune.json and the report; what options add
     to it stands in exporter/README.md. What is still valid from an earlier run is reused.
     """
+    from exporter.pipeline.road import export_model, write_models
+
     request = call.request
     if request.compared:
         print_comparison(export_model(request, progress), request.out, progress.as_json)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
-from exporter.compare.threads import choose_threads
-from exporter.engines.decoding.decoder import Decoder
-from exporter.engines.decoding.generate import generate as run
-from exporter.engines.decoding.generate import refuse_too_long
-from exporter.engines.decoding.open_decoder import open_decoder
 from exporter.engines.decoding.sampling import SamplingSettings
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner
-from exporter.engines.runners.widening import tell_widened
 from exporter.option_types import Count, InputPath, Provider, Written
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.printable import Pieces
+
+if TYPE_CHECKING:
+    from exporter.engines.decoding.decoder import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +54,10 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
     What a terminal or a CI system would act on in the text is shown and not obeyed; --json has the
     text as it is.
     """
+    from exporter.engines.decoding.generate import generate as run
+    from exporter.engines.decoding.generate import refuse_too_long
+    from exporter.engines.runners.widening import tell_widened
+
     texts = TextModel.of(call.model, call.tokenizer)
     prompt_ids = texts.encode(call.prompt)
     decoder = _decoder(call, progress)
@@ -85,6 +86,9 @@ def generate(call: GenerateCall, progress: ConsoleProgress) -> None:
 
 
 def _decoder(call: GenerateCall, progress: ConsoleProgress) -> Decoder:
+    from exporter.compare.threads import choose_threads
+    from exporter.engines.decoding.open_decoder import open_decoder
+
     def fastest(runner: Runner, longest: int | None) -> None:
         choose_threads(runner, longest=longest, progress=progress)
 

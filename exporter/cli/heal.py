@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter.artifacts import HealingReport
 from exporter.artifacts.plans.by_score import read_plan
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import refuse_checkpoint_folder, refuse_tokenless
-from exporter.checkpoint.write import write_checkpoint
 from exporter.cli.command import command
 from exporter.cli.console import NORMAL, ConsoleProgress, echo
 from exporter.cli.results import print_artifact, print_rows
 from exporter.files import sha256_file
-from exporter.heal.healed import Healed
-from exporter.heal.healed import heal as heal_plan
 from exporter.heal.options import HealOptions
-from exporter.heal.plan_file import files_of, numbers_of, refuse_places, write_healed_plan
 from exporter.models.loading.model_source import LoadedModel, load_model
 from exporter.models.loading.options import SourceOptions
 from exporter.option_types import InputFile, OutputPath
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.report.sections.healing import healing_grid, healing_words
 from graph_passes.files.placing import working
+
+if TYPE_CHECKING:
+    from exporter.heal.healed import Healed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,9 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
     on held-out text of the calibration's domain and on text of another. Fits that an interrupted
     call has finished are used when the same command is run again.
     """
+    from exporter.heal.healed import heal as heal_plan
+    from exporter.heal.plan_file import numbers_of, write_healed_plan
+
     plan = read_plan(call.plan)
     texts = map(Path, filter(None, (*call.heal.calibration, call.heal.check_text)))
     _refuse_harm(call, [call.plan, *texts, *numbers_of(plan, call.plan)])
@@ -81,6 +84,8 @@ def heal(call: HealCall, progress: ConsoleProgress) -> None:
 
 
 def _refuse_harm(call: HealCall, inputs: Sequence[Path]) -> None:
+    from exporter.heal.plan_file import files_of, refuse_places
+
     model, folder = Path(call.model), call.save_checkpoint
     refuse_places(call.output, inputs, model)
     if folder is not None:
@@ -90,6 +95,8 @@ def _refuse_harm(call: HealCall, inputs: Sequence[Path]) -> None:
 def _write_checkpoint(
     loaded: LoadedModel, healed: Healed, folder: Path, progress: ConsoleProgress
 ) -> None:
+    from exporter.checkpoint.write import write_checkpoint
+
     sources = CardSources(healed.plan, healing=healed.report.healing)
     write_checkpoint(
         loaded,

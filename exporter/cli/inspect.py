@@ -8,7 +8,6 @@ from dataclasses import asdict
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.cli.results import print_rows
-from exporter.cut.surgery import inspect_file
 from exporter.option_types import OnnxFile
 from exporter.options import Options, argument, dataclass
 from graph_passes.types import Refusal, ResidualSite
@@ -27,6 +26,8 @@ def inspect(call: InspectCall, progress: ConsoleProgress) -> None:
 
     MODEL is an ONNX file, or a folder with one.
     """
+    from exporter.cut.surgery import inspect_file
+
     found = inspect_file(call.model)
     sites = [item for item in found if isinstance(item, ResidualSite)]
     refusals = [item for item in found if isinstance(item, Refusal)]

@@ -8,7 +8,6 @@ from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.engines.build.engine_set import holds_engines_alone
 from exporter.engines.packaging.tarball import package_tarball
-from exporter.engines.packaging.triton import package_triton
 from exporter.models.model_folder import find_model
 from exporter.option_types import Count, InputFolder, InputPath, OutputPath
 from exporter.options import Options, Rule, argument, dataclass, only_with, option
@@ -51,6 +50,8 @@ def package(call: PackageCall, _progress: ConsoleProgress) -> None:
     Triton takes an ONNX file, a folder with model.onnx, or an engine of TensorRT; the archive an
     engine with the record beside it, or a folder with an engine for each phase.
     """
+    from exporter.engines.packaging.triton import package_triton
+
     keep = call.model.is_file() or holds_engines_alone(call.model)
     source = call.model if keep else find_model(call.model).onnx
     if call.tarball is not None:

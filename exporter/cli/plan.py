@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import ImportanceReport, PruningPlan
 from exporter.choose.budgets.budget import REACHING, Budget
-from exporter.choose.budgets.inputs import Workplace
-from exporter.choose.budgets.planner import Planner
 from exporter.choose.budgets.settings import PlanSettings, settled_heal
-from exporter.choose.budgets.target_speedup import OnnxStopwatch
 from exporter.choose.costs.table import CostTable
-from exporter.choose.costs.timing import Effort
-from exporter.choose.costs.weighing import sizes
 from exporter.choose.selection.meters import MakeMeter
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress
@@ -24,7 +19,6 @@ from exporter.cli.results import print_artifact
 from exporter.compare.options import SPEED, RunOptions
 from exporter.errors import ModelSourceError, UsageError
 from exporter.files import refuse_overwriting, sha256_file
-from exporter.heal.plan_file import files_of, refuse_places, write_healed_plan
 from exporter.models.loading.model_source import load_model
 from exporter.models.loading.options import LOADING, SourceOptions
 from exporter.models.loading.transformers_calls import hub_off
@@ -41,7 +35,6 @@ from exporter.options import (
     part,
 )
 from exporter.printable import counted
-from exporter.report.files import write_front
 from exporter.score.cluster.loading import ModelAddress
 from exporter.score.cluster.meter import cluster_meter
 from exporter.score.cluster.options import ClusterOptions
@@ -49,6 +42,10 @@ from exporter.score.cluster.pool import open_pool
 from exporter.score.options import SCORING, MetricName
 from graph_passes.files.locations import real
 from graph_passes.files.placing import working
+
+if TYPE_CHECKING:
+    from exporter.choose.budgets.inputs import Workplace
+    from exporter.choose.budgets.planner import Planner
 
 
 def _timed(name: str) -> Rule:
@@ -192,6 +189,8 @@ def _refuse_places(call: PlanCall, report: ImportanceReport) -> None:
     Raises:
         UsageError: With what would happen.
     """
+    from exporter.heal.plan_file import refuse_places
+
     text, model = call.settings.calibration, call.model
     inputs = [call.importance, *map(Path, filter(None, (text, model)))]
     inputs += [call.onnx] if call.onnx is not None else []
@@ -208,6 +207,8 @@ def _refuse_places(call: PlanCall, report: ImportanceReport) -> None:
 
 
 def _refuse_curve(curve: Path, output: Path, inputs: list[Path]) -> None:
+    from exporter.heal.plan_file import files_of
+
     page = curve.with_suffix(".html")
     if curve == page:
         raise UsageError(
@@ -227,6 +228,9 @@ def _planned(
     call: PlanCall, report: ImportanceReport, progress: ConsoleProgress
 ) -> PruningPlan | None:
     """Makes the plan and the curve that are asked for; None where only the curve is."""
+    from exporter.choose.budgets.inputs import Workplace
+    from exporter.report.files import write_front
+
     if call.curve is None:
         call.budget.refuse_empty()
     weighs = call.settings.settled(call.budget).weighs_replacements
@@ -249,6 +253,8 @@ def _planned(
 def _write_plan(
     call: PlanCall, report: ImportanceReport, planner: Planner, progress: ConsoleProgress
 ) -> PruningPlan:
+    from exporter.heal.plan_file import write_healed_plan
+
     found = planner.plan()
     told = {} if call.metric is None else {"metric": report.metric}
     noted = found.plan.model_copy(update={"budget": {**found.plan.budget, **told}})
@@ -266,6 +272,11 @@ def _planner(
     workers: ExitStack,
     progress: ConsoleProgress,
 ) -> Planner:
+    from exporter.choose.budgets.planner import Planner
+    from exporter.choose.budgets.target_speedup import OnnxStopwatch
+    from exporter.choose.costs.timing import Effort
+    from exporter.choose.costs.weighing import sizes
+
     stopwatch = None
     if call.onnx is not None and call.budget.at is not None:
         stopwatch = OnnxStopwatch(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from exporter.cli.command import collecting_rarely, command
 from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.option_types import OnnxFile, OutputPath
 from exporter.options import Options, Rule, argument, dataclass, part, required
-from exporter.quantize.quantize import QuantizationResult, quantize_file
 from exporter.quantize.settings import QuantizeSettings
+
+if TYPE_CHECKING:
+    from exporter.quantize.quantize import QuantizationResult
 
 _MOST_REASONS = 8
 
@@ -41,6 +44,8 @@ def quantize(call: QuantizeCall, progress: ConsoleProgress) -> None:
     MODEL may be cut already: cut first, then quantise. Tokenizer and configs are copied into the
     output's folder where they aren't there yet. Needs ONNX Runtime.
     """
+    from exporter.quantize.quantize import quantize_file
+
     result = quantize_file(
         call.model, call.output, call.settings, with_companions=True, progress=progress
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
-from exporter.engines.build.refit import refit_engine
 from exporter.option_types import InputFile, OnnxFile, OutputPath
 from exporter.options import Options, argument, dataclass, required
 
@@ -24,5 +23,7 @@ def refit(call: RefitCall, progress: ConsoleProgress) -> None:
 
     ENGINE was built with --refittable or --strip-weights. It takes a GPU.
     """
+    from exporter.engines.build.refit import refit_engine
+
     path, record = refit_engine(call.engine_file, call.model, call.output, progress=progress)
     echo(f"{record.engine_bytes / 1e6:.1f} MB with the weights of {call.model}", path)

@@ -13,7 +13,6 @@ from exporter.cli.compare import compare as compare_command
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.export import export
 from exporter.compare.options import CompareOptions, QualityOptions
-from exporter.compare.session import compare
 from exporter.errors import RegressionError, UsageError
 from exporter.gate.keys import difference_words, differences, key_of
 
@@ -42,6 +41,8 @@ def remeasuring(
         UsageError: The report wasn't written by ``depthcut compare`` or ``export``, or another
             tool took its times.
     """
+    from exporter.compare.session import compare
+
     if any(row.imported for row in report.latency):
         raise UsageError(
             "These times were taken by another tool: nothing here can take them again.",

@@ -6,7 +6,7 @@ from exporter.cli.command import command
 from exporter.cli.console import ConsoleProgress, echo
 from exporter.option_types import InputFile, OutputPath
 from exporter.options import Options, argument, dataclass, option
-from exporter.report.files import Form, render_saved
+from exporter.report.files import Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +29,6 @@ def report(call: ReportCall, _progress: ConsoleProgress) -> None:
 
     Several report.json stand on one page, with one plot of what speed costs.
     """
+    from exporter.report.files import render_saved
+
     echo(render_saved(call.reports, importance=call.importance, output=call.output, form=call.form))

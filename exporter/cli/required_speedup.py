@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from exporter.artifacts import PruningPlan
 from exporter.choose.budgets.budget import REACHING
-from exporter.choose.budgets.target_speedup import speedup_verdict
 from exporter.cli.console import echo
 from exporter.options import Options, dataclass, option
 
@@ -25,6 +24,8 @@ class RequiredSpeedup(Options):
 
 def exit_code(plan: PruningPlan) -> int:
     """0, or with a word another where a plan was not shown to reach its target speedup."""
+    from exporter.choose.budgets.target_speedup import speedup_verdict
+
     verdict, figures = speedup_verdict(plan), plan.predicted
     if verdict == "held":
         return 0

@@ -7,8 +7,6 @@ from pathlib import Path
 import click
 
 from exporter.artifacts import ImportanceReport
-from exporter.choose.studies.series import STABILITY
-from exporter.choose.studies.stability import stability_of_files
 from exporter.cli.console import ConsoleProgress, echo_json
 from exporter.cli.results import print_rows
 from exporter.cli.score import ScoreCall
@@ -16,8 +14,6 @@ from exporter.cli.study_results import print_study
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting
 from exporter.options import is_given
-from exporter.report.files import study_files, write_stability
-from exporter.score.comparison import compare_files, comparison_rows
 
 
 def compare(call: ScoreCall, output: Path | None, progress: ConsoleProgress) -> None:
@@ -31,6 +27,8 @@ def compare(call: ScoreCall, output: Path | None, progress: ConsoleProgress) -> 
     Raises:
         UsageError: Several metrics are named.
     """
+    from exporter.choose.studies.series import STABILITY
+
     files = [_existing(name) for name in call.models]
     metrics = call.score.metrics if is_given(call, "score.metrics") else ()
     if len(metrics) > 1:
@@ -50,6 +48,8 @@ def _existing(name: str) -> Path:
 
 
 def _compare_rankings(first: Path, second: Path, output: Path | None, *, as_json: bool) -> None:
+    from exporter.score.comparison import compare_files, comparison_rows
+
     if output is not None:
         refuse_overwriting(output, [first, second])
     comparison = compare_files(first, second)
@@ -62,6 +62,9 @@ def _compare_rankings(first: Path, second: Path, output: Path | None, *, as_json
 
 
 def _compare_series(files: list[Path], output: Path, metric: str | None, *, as_json: bool) -> None:
+    from exporter.choose.studies.stability import stability_of_files
+    from exporter.report.files import study_files, write_stability
+
     for path in study_files(output):
         refuse_overwriting(path, files)
     report = stability_of_files(files, metric=metric)

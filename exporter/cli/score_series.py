@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import StabilityReport, library_versions
 from exporter.choose.studies.checkpoints import check_series, find_checkpoints
 from exporter.choose.studies.naming import checkpoint_labels
-from exporter.choose.studies.series import STABILITY, SeriesPoint, folder_names
-from exporter.choose.studies.series import score_series as score_members
 from exporter.cli.console import ConsoleProgress
 from exporter.cli.score import ScoreCall, loaded_model, scored
 from exporter.cli.study_results import print_study
@@ -24,6 +22,9 @@ from exporter.models.loading.options import SourceOptions
 from exporter.score.registry import metrics_named
 
 if TYPE_CHECKING:
+    from exporter.choose.studies.series import SeriesPoint
+
+if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
 _COMMON = "pydoc"
@@ -31,6 +32,7 @@ _COMMON = "pydoc"
 
 def score_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> None:
     """Scores a series, holds it side by side, and prints that."""
+    from exporter.choose.studies.series import STABILITY
     from exporter.score.cluster.pool import open_pool
 
     cluster = call.cluster
@@ -50,6 +52,8 @@ def _scored_series(call: ScoreCall, out: Path, progress: ConsoleProgress) -> Sta
         UsageError: Checkpoints and texts are to be varied at once; a text of each model's own; not
             one model for several texts.
     """
+    from exporter.choose.studies.series import score_series as score_members
+
     series = call.series
     varied = series.vary_calibration or series.vary_samples
     trained = series.checkpoints or series.revisions
@@ -106,6 +110,8 @@ def _checkpoints(
     sources: Sequence[str], call: ScoreCall, progress: ConsoleProgress
 ) -> list[SeriesPoint]:
 
+    from exporter.choose.studies.series import folder_names
+
     check_series(sources)
     names = folder_names(checkpoint_labels(sources))
     return [
@@ -118,6 +124,8 @@ def _revisions(
     call: ScoreCall,
     progress: ConsoleProgress,
 ) -> list[SeriesPoint]:
+
+    from exporter.choose.studies.series import folder_names
 
     revisions: tuple[str, ...] = call.series.revisions
     if (
@@ -145,6 +153,8 @@ def _texts(
     call: ScoreCall,
     progress: ConsoleProgress,
 ) -> list[SeriesPoint]:
+
+    from exporter.choose.studies.series import folder_names
 
     if len(models) != 1:
         raise UsageError("Texts are varied for one MODEL.", "For several: --checkpoints.")
@@ -191,6 +201,8 @@ def _member(
     progress: ConsoleProgress,
     load: Callable[[], LoadedModel] | None = None,
 ) -> SeriesPoint:
+
+    from exporter.choose.studies.series import SeriesPoint
 
     how, text = call.load, call.score.calibration
     key = {

@@ -10,7 +10,6 @@ from exporter.artifacts import DepthsReport, StabilityReport
 from exporter.cli.console import echo, echo_json
 from exporter.cli.results import print_rows
 from exporter.printable import one_line
-from exporter.report.files import study_files
 from exporter.report.sections.blocks import Bullets, Grid, Note
 from exporter.report.sections.depths import depths_document
 from exporter.report.sections.stability import stability_document
@@ -26,6 +25,8 @@ def print_study(report: StabilityReport | DepthsReport, output: Path, *, as_json
         output: Its file.
         as_json: Whether all is printed.
     """
+    from exporter.report.files import study_files
+
     if as_json:
         echo_json(report.to_json())
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from exporter.artifacts import SweepReport
 from exporter.cli.command import command
@@ -12,12 +13,12 @@ from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.options import SourceOptions
 from exporter.option_types import InputFile, OutputPath
 from exporter.options import Options, argument, dataclass, option, part, required
-from exporter.pipeline.sweep.child import run_in_children
-from exporter.pipeline.sweep.on_ray import run_on_ray
 from exporter.pipeline.sweep.reading import read_sweep
-from exporter.pipeline.sweep.run import Runner, look, run_sweep
 from exporter.report.sections.sweep import cells_grid, failure_lines, sweep_lead
 from exporter.score.cluster.options import ClusterOptions
+
+if TYPE_CHECKING:
+    from exporter.pipeline.sweep.run import Runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ def sweep(call: SweepCall, progress: ConsoleProgress) -> int:
     exit code is then 2. The output folder holds sweep.json, sweep.md and sweep.html, and a folder
     for each cell.
     """
+    from exporter.pipeline.sweep.run import look, run_sweep
+
     asked, load = read_sweep(call.file), call.load
     dangers = Dangers(load.trust_remote_code, load.allow_pickle, load.allow_any_model_type)
     if call.dry_run:
@@ -63,6 +66,9 @@ def sweep(call: SweepCall, progress: ConsoleProgress) -> int:
 
 def _runner(cluster: ClusterOptions | None) -> Runner:
     """What runs the cells: this machine, or those of a cluster."""
+    from exporter.pipeline.sweep.child import run_in_children
+    from exporter.pipeline.sweep.on_ray import run_on_ray
+
     if cluster is None:
         return run_in_children
     return partial(run_on_ray, address=cluster.address, workers=cluster.workers)
