@@ -16,13 +16,12 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from exporter.errors import ExportError, first_line, pass_on_memory_error
 from exporter.export.onnx_output import MODEL_FILE, save_onnx
-from exporter.files import telling_full_disk
+from exporter.files import scratch_folder, telling_full_disk
 from exporter.models.loading.model_files import save_checkpoint
 from exporter.models.loading.transformers_calls import hub_off
 from exporter.optional import require
 from exporter.processes import captured_output
 from exporter.progress import QUIET, Progress
-from exporter.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel

@@ -103,7 +103,7 @@ def test_optimum_on_a_full_disk(tmp_path: Path) -> None:
     code = """
 from tiny_torch import tiny_loaded
 from exporter.export.optimum_export import export_with_optimum
-from exporter.scratch import scratch_folder
+from exporter.files import scratch_folder
 
 loaded = tiny_loaded("llama")
 size = sum(p.numel() * 4 for p in loaded.model.parameters())

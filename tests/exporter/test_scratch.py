@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from exporter.scratch import scratch_folder
+from exporter.files import scratch_folder
 
 _HOLDING = """
 import sys
-from exporter.scratch import scratch_folder
+from exporter.files import scratch_folder
 with scratch_folder("held") as folder:
     (folder / "file").write_text("content")
     print(folder, flush=True)
@@ -167,7 +167,7 @@ def test_a_path_that_must_be_short_is(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_many_at_once_disturb_none(temporary: Path) -> None:
     code = (
-        "from exporter.scratch import scratch_folder\n"
+        "from exporter.files import scratch_folder\n"
         "for _ in range(40):\n"
         "    with scratch_folder('one') as folder:\n"
         "        (folder / 'file').write_text('content')\n"

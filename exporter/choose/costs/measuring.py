@@ -20,8 +20,8 @@ from exporter.choose.costs.request_shape import RequestShape
 from exporter.choose.costs.table import CostGroup, CostTable, Trial
 from exporter.choose.costs.timing import Effort, time_request
 from exporter.errors import ArtifactError, CostError, SurgeryError, UsageError
+from exporter.files import scratch_folder
 from exporter.progress import QUIET, Progress
-from exporter.scratch import scratch_folder
 from graph_passes.types import BLOCK_KINDS, Replacement, SublayerRef
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from exporter.artifacts import TaskResult
 from exporter.artifacts.store import Store
 from exporter.compare.tasks.choosing import TaskChoice, score_tasks
 from exporter.compare.tasks.scores import compare_scores
+from exporter.files import scratch_folder
 from exporter.models.ablation.branch_replacements import BranchReplacements, branches_replaced
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.model_folder import ModelFolder
 from exporter.printable import counted
 from exporter.progress import QUIET, Progress
-from exporter.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from exporter.models.model_folder import ModelFolder

@@ -28,9 +28,8 @@ from exporter.engines.build.profiles import (
 from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.errors import EngineError, UsageError
-from exporter.files import refuse_overwriting, sha256_file
+from exporter.files import refuse_overwriting, scratch_folder, sha256_file
 from exporter.progress import QUIET, Progress
-from exporter.scratch import scratch_folder
 from graph_passes.files.placing import staging
 
 _DEFAULT = BuildSettings()

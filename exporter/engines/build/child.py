@@ -14,9 +14,9 @@ from typing import Any
 
 from exporter.engines.build.libraries import EngineLibrary
 from exporter.errors import EngineError
+from exporter.files import scratch_folder
 from exporter.processes import child_command
 from exporter.progress import Progress, Task
-from exporter.scratch import scratch_folder
 
 _LAST_WORDS = 2000
 _PERCENT = 100

@@ -18,8 +18,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from exporter.engines.runners.base import Capabilities
+from exporter.files import scratch_folder
 from exporter.progress import Progress
-from exporter.scratch import scratch_folder
 from graph_passes.files.storage import load_model, save_model
 from graph_passes.replacements import array_of
 

@@ -23,12 +23,12 @@ from exporter.errors import (
     first_line,
     pass_on_memory_error,
 )
+from exporter.files import scratch_folder
 from exporter.models.anatomy.families import REVIEWED
 from exporter.models.loading.checked_folder import Dangers
 from exporter.models.loading.config_walk import refuse_types
 from exporter.models.loading.model_class import auto_class
 from exporter.optional import require
-from exporter.scratch import scratch_folder
 
 _CHANGED = threading.RLock()
 

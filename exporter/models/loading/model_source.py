@@ -22,6 +22,7 @@ from exporter.errors import (
     first_line,
     pass_on_memory_error,
 )
+from exporter.files import scratch_folder
 from exporter.models.loading.checked_folder import (
     CONFIG,
     Dangers,
@@ -42,7 +43,6 @@ from exporter.models.loading.sources import (
 )
 from exporter.models.loading.transformers_calls import hub_off, quiet_transformers
 from exporter.optional import require
-from exporter.scratch import scratch_folder
 from graph_passes.files.locations import cache_revision
 
 if TYPE_CHECKING:

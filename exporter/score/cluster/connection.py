@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from exporter.errors import ClusterError, first_line
+from exporter.files import scratch_folder
 from exporter.optional import require
 from exporter.progress import Progress
-from exporter.scratch import scratch_folder
 
 LOCAL = "local"
 """The address of a cluster on this machine that ends with the call."""
