@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.engines.build.profiles import GraphTensor, Ranges, Span, profile
+from exporter.engines.build.profiles import Ranges, Span, profile
 from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, sidecar_path
 from exporter.files import sha256_bytes
@@ -45,15 +45,11 @@ def decoder_record(phases: Sequence[str], **changes: Any) -> EngineRecord:
     }
     outputs = {"logits": ("bf16", (-1, -1, 16))}
     outputs |= {f"present.0.{part}": ("bf16", (-1, 2, -1, 4)) for part in ("key", "value")}
-    inputs = [GraphTensor(name, dtype, shape) for name, (dtype, shape) in tensors.items()]
-    free = [
-        GraphTensor(each.name, each.dtype, tuple(None if size < 0 else size for size in each.shape))
-        for each in inputs
-    ]
+    inputs = [_tensor(name, *each) for name, each in tensors.items()]
     ranges = Ranges(batch=Span(1, 1, 2), prompt=Span(1, 4, 6), context=Span(1, 4, 8))
     facts: dict[str, Any] = {
-        "profiles": [profile(free, phase, ranges) for phase in phases],
-        "inputs": [_tensor(name, *each) for name, each in tensors.items()],
+        "profiles": [profile([each.spec for each in inputs], phase, ranges) for phase in phases],
+        "inputs": inputs,
         "outputs": [_tensor(name, *each) for name, each in outputs.items()],
         "made_from": {"model": "a" * 64},
     }

@@ -22,7 +22,6 @@ from exporter.compare.evaluation import (
 from exporter.compare.kept import AccuracyCache
 from exporter.compare.quality.agreement import (
     LOGITS,
-    PredictionAgreement,
     check_tokens,
     compare_predictions,
 )
@@ -87,35 +86,32 @@ def _of_text(pair: Pair, texts: TextSource, answers: AccuracyCache) -> AccuracyR
         lambda: list(generation_agreements(pair, tokens).items()),
     )
     texts_of = dict(generated)
-    own = Accuracy(
-        text_source=tokens.source,
-        text_sha256=tokens.sha256,
-        stride=pair.options.quality.stride,
-        generation=texts_of.get(("baseline", "candidate")),
-        long_context=answers.found(
+    more = {
+        "stride": pair.options.quality.stride,
+        "generation": texts_of.get(("baseline", "candidate")),
+        "long_context": answers.found(
             "long contexts", TypeAdapter(list[LongContext]), lambda: long_contexts(pair, texts)
         ),
-        tasks=task_results(pair, answers),
-        **vars(told["baseline", "candidate"]),
-    )
+        "tasks": task_results(pair, answers),
+    }
+    own = told["baseline", "candidate"].model_copy(update=more)
     return AccuracyResult(own, dict(_grid(told, texts_of)))
 
 
 def _predictions(
     pair: Pair, tokens: EvaluationTokens, answers: AccuracyCache
-) -> dict[tuple[str, str], PredictionAgreement]:
+) -> dict[tuple[str, str], Accuracy]:
     """All that one pass over the text tells, by what is held against what."""
     baseline = pair.baseline
     causal = has_cache(baseline.runner.inputs) or baseline.folder.predicts_next_token
     found = answers.found(
         "predictions",
-        TypeAdapter(list[PredictionAgreement]),
+        TypeAdapter(list[Accuracy]),
         lambda: compare_predictions(
             {name: arm.runner for name, arm in pair.judged.items()},
             pair.held_against,
-            tokens.token_ids,
+            tokens,
             causal=causal and tokens.is_text,
-            overlap=tokens.overlap,
             progress=pair.progress,
         ),
     )
@@ -123,7 +119,7 @@ def _predictions(
 
 
 def _grid(
-    predictions: Mapping[tuple[str, str], PredictionAgreement],
+    predictions: Mapping[tuple[str, str], Accuracy],
     texts: Mapping[tuple[str, str], GenerationAgreement],
 ) -> Iterator[tuple[str, GridAccuracy]]:
     """What was found against the whole model in float, whose own is its perplexity alone."""

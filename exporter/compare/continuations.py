@@ -10,7 +10,7 @@ from exporter.compare.arms import Pair
 from exporter.compare.evaluation import EvaluationTokens, tokenize
 from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.long_context import ANSWER_TOKENS, compare_long_context
-from exporter.compare.tasks.opening import TextCodec
+from exporter.compare.tasks.opening import task_texts
 from exporter.engines.decoding.generate import agreement, continuations
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
 from exporter.engines.decoding.text_model import TextModel
@@ -104,8 +104,8 @@ def long_contexts(pair: Pair, texts: TextSource) -> list[LongContext]:
 
 def _long_context(pair: Pair, texts: TextSource, length: int) -> LongContext:
     folder = pair.baseline.folder if pair.baseline.folder.tokenizer else pair.candidate.folder
-    codec = TextCodec(folder)
-    assert folder.tokenizer is not None  # or TextCodec had refused it
+    text_model = task_texts(folder)
+    assert folder.tokenizer is not None  # or task_texts had refused it
     longest = folder.longest_sequence
     if longest is not None and length + ANSWER_TOKENS > longest:
         raise ComparisonError(
@@ -124,5 +124,9 @@ def _long_context(pair: Pair, texts: TextSource, length: int) -> LongContext:
         LikelihoodScorer.of(runner, folder, vocabulary=pair.vocabulary()) for runner in pair.runners
     )
     return compare_long_context(
-        (first, second), codec, tokens.token_ids, opening=tokens.opening, progress=pair.progress
+        (first, second),
+        text_model,
+        tokens.token_ids,
+        opening=tokens.opening,
+        progress=pair.progress,
     )

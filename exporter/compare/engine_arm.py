@@ -19,7 +19,7 @@ from exporter.engines.build.settings import Profile, ShapeRange
 from exporter.engines.build.sidecar import EngineRecord, built_for
 from exporter.engines.build.tensors import byte_count, numpy_dtype
 from exporter.engines.runners.base import Runner
-from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner
 from exporter.errors import ComparisonError
 from exporter.files import sha256_file, sha256_files
@@ -129,14 +129,18 @@ def _arm(
     options: CompareOptions,
     threads: int,
 ) -> ComparedArm:
-    engines = tuple(_facts_of(*each) for build in builds for each in _members(build))
+    engines = tuple(
+        _facts_of(path, record)
+        for build in builds
+        for path, record in zip(build.paths, build.records, strict=True)
+    )
     built = f"built, not run: {problem}"
     if problem and source is not None:
         return _stand_in(source, options, threads, engines, built + _BY_OTHERS)
     folder, facts = _described(builds[0], source)
     if problem:
         return ComparedArm((), folder, facts, engines, built + _UNMEASURED)
-    runners = tuple(_engine_runner(build) for build in builds)
+    runners = tuple(TensorRtRunner(build) for build in builds)
     return ComparedArm(runners, folder, facts, engines, witness=_witness(source, facts, threads))
 
 
@@ -148,18 +152,14 @@ def _stand_in(
     not_run: str,
 ) -> ComparedArm:
     folder = find_model(onnx)
-    runner = OnnxRuntimeRunner(folder.onnx, provider=options.provider, threads=threads)
+    runner = open_runner(ONNX, folder.onnx, provider=options.provider, threads=threads)
     return ComparedArm((runner,), folder, read_facts(folder.onnx), engines, not_run)
-
-
-def _engine_runner(build: EngineSet) -> Runner:
-    return TensorRtRunner(build)
 
 
 def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | None:
     if onnx is None or facts.precision not in ("fp32", "fp16", "bf16"):
         return None
-    return OnnxRuntimeRunner(onnx, provider="cpu", threads=threads)
+    return open_runner(ONNX, onnx, provider="cpu", threads=threads)
 
 
 def _onnx_of(build: EngineSet, given: Path | None) -> Path | None:
@@ -220,10 +220,6 @@ def _bytes_per_token(record: EngineRecord) -> int:
 def _vocabulary(record: EngineRecord) -> int | None:
     sizes = [each.shape[-1] for each in record.outputs if each.name == "logits"]
     return sizes[0] if sizes and sizes[0] > 0 else None
-
-
-def _members(build: EngineSet) -> list[tuple[Path, EngineRecord]]:
-    return list(zip(build.paths, build.records, strict=True))
 
 
 def _facts_of(path: Path, record: EngineRecord) -> EngineFacts:

@@ -16,7 +16,7 @@ from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm
 from exporter.compare.engine_arm import open_engine_pair, open_engine_reference
 from exporter.compare.options import CompareOptions
 from exporter.compare.torch_arm import open_torch_arm
-from exporter.engines.build.engine_set import SUFFIXES, holds_engines_alone
+from exporter.engines.build.engine_set import names_engines
 from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
 from exporter.errors import ComparisonError, UsageError
 from exporter.models.graph_facts import read_facts
@@ -47,7 +47,7 @@ class ArmName:
         if colon and (kind in _PREFIXES or kind in RUNNERS):
             return cls(kind, Path(rest))
         path = Path(text)
-        return cls("engine" if _names_engines(path) else ONNX, path)
+        return cls("engine" if names_engines(path) else ONNX, path)
 
     @property
     def prefix(self) -> str:
@@ -175,10 +175,6 @@ def open_floats(
         found[title] = _open(name, options, threads=threads)
         _refuse_other_vocabulary(other, found[title], title)
     return found
-
-
-def _names_engines(path: Path) -> bool:
-    return holds_engines_alone(path) if path.is_dir() else path.suffix in SUFFIXES
 
 
 def _open(

@@ -32,16 +32,8 @@ def engines_of(onnx: Path, ranges: Ranges) -> EngineSet:
     inputs, outputs = graph_inputs(onnx), graph_outputs(onnx)
     fit = fitting(inputs, ranges)
     entries = [profile(inputs, phase, fit) for phase in ("prefill", "decode")]
-    tensors = (
-        [EngineTensor(name=t.name, dtype=t.dtype, shape=tuple(map(_size, t.shape))) for t in ends]
-        for ends in (inputs, outputs)
-    )
-    given, made = tensors
+    given, made = ([EngineTensor.of(spec) for spec in ends] for ends in (inputs, outputs))
     return EngineSet((onnx,), (record(profiles=entries, inputs=given, outputs=made),))
-
-
-def _size(dim: int | str | None) -> int:
-    return dim if isinstance(dim, int) else -1
 
 
 class HostCuda:

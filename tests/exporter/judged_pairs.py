@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from exporter.compare.quality.agreement import PredictionAgreement, compare_predictions
+from exporter.artifacts import Accuracy
+from exporter.compare.evaluation import EvaluationTokens
+from exporter.compare.quality.agreement import compare_predictions
 from exporter.engines.runners.base import Runner
 
 
 def compare_pair(
-    baseline: Runner, candidate: Runner, token_ids: Any, **options: Any
-) -> PredictionAgreement:
+    baseline: Runner, candidate: Runner, token_ids: Any, *, causal: bool, overlap: int = 0
+) -> Accuracy:
     """What ``compare_predictions`` says of a pair alone."""
     arms = {"baseline": baseline, "candidate": candidate}
-    (found,) = compare_predictions(arms, [("baseline", "candidate")], token_ids, **options)
+    tokens = EvaluationTokens(token_ids, "text", "0" * 64, is_text=True, overlap=overlap)
+    (found,) = compare_predictions(arms, [("baseline", "candidate")], tokens, causal=causal)
     return found

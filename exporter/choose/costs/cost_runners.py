@@ -24,10 +24,11 @@ from exporter.compare.timing.subjects import RunnerArm
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.environment import default_threads
-from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.runners.base import Runner
+from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.errors import CostError
 from exporter.files import sha256_bytes
-from exporter.models.graph_facts import read_facts
+from exporter.models.graph_facts import GraphFacts, read_facts
 from exporter.models.model_folder import find_model
 from exporter.progress import Progress
 from graph_passes.files.storage import data_files, load_model
@@ -36,10 +37,6 @@ from graph_passes.replacements import ReplacementTensors
 if TYPE_CHECKING:
     from exporter.artifacts.latency import Shape
     from exporter.compare.timing.subjects import TimedArm
-    from exporter.engines.runners.base import Runner
-    from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
-    from exporter.models.graph_facts import GraphFacts
-    from graph_passes.replacements import ReplacementTensors
 
 _SCALE = 0.01
 """Of the random numbers in replacements: small ones, so that all that is computed stays finite."""
@@ -157,8 +154,8 @@ class OnnxCostRunner:
             with subjects(runners, self.vocabulary) as loaded:
                 yield loaded
 
-    def _runner(self, onnx: Path) -> OnnxRuntimeRunner:
-        return OnnxRuntimeRunner(onnx, provider=self.device, threads=self.threads)
+    def _runner(self, onnx: Path) -> Runner:
+        return open_runner(ONNX, onnx, provider=self.device, threads=self.threads)
 
 
 @contextmanager

@@ -29,7 +29,6 @@ from exporter.progress import QUIET, Progress
 if TYPE_CHECKING:
     from exporter.artifacts.latency import Shape
     from exporter.compare.timing.subjects import TimedArm
-    from exporter.engines.runners.tensorrt import TensorRtRunner
 
 
 @dataclass

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
+class RequestPart:
     """One cell of a request.
 
     Attributes:
@@ -61,7 +61,7 @@ class RequestEstimate:
     degrees: float
 
     @classmethod
-    def of(cls, parts: Sequence[Part]) -> RequestEstimate:
+    def of(cls, parts: Sequence[RequestPart]) -> RequestEstimate:
         """Sums up cells that were timed apart; degrees of freedom by Welch and Satterthwaite."""
         squares = [(part.variant_ms * part.ratio.std_error) ** 2 for part in parts]
         variance = sum(squares)
@@ -94,7 +94,7 @@ def so_far(rows: Sequence[MeasuredRow], counts: Iterable[float]) -> RequestEstim
     """
     return RequestEstimate.of(
         [
-            Part(count, float(np.median(row.times()[0])), row.estimate())
+            RequestPart(count, float(np.median(row.times()[0])), row.estimate())
             for row, count in zip(rows, counts, strict=True)
         ]
     )
@@ -115,7 +115,7 @@ def of_rows(
     known = baselines_ms or [row.baseline.median_ms for row in rows]
     return RequestEstimate.of(
         [
-            Part(count, baseline_ms, _ratio(row))
+            RequestPart(count, baseline_ms, _ratio(row))
             for row, count, baseline_ms in zip(rows, counts, known, strict=True)
         ]
     )

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.artifacts import Interval, PerplexityPair, PositionError, SampleLosses
+from exporter.artifacts import Accuracy, PerplexityPair, PositionError, SampleLosses
 from exporter.artifacts.latency import Shape
+from exporter.compare.evaluation import EvaluationTokens
 from exporter.compare.quality.intervals import clipped, mean_interval, share_interval
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array, Runner
@@ -26,28 +26,6 @@ from exporter.progress import QUIET, Progress
 LOGITS = "logits"
 COLUMNS = ("positions", "kl", "top1", "top5", "predicted", "baseline_loss", "candidate_loss")
 """What :func:`figures` tells of each position; ``predicted`` is 1 where there is a loss."""
-
-
-@dataclass(frozen=True)
-class PredictionAgreement:
-    """One pair's result of :func:`compare_predictions`; see :class:`exporter.artifacts.Accuracy`.
-
-    Attributes:
-        tokens: Positions that were compared.
-        perplexity: None for a model that doesn't predict the next token.
-        sample_losses: None for such a model, too, and where a loss isn't finite.
-    """
-
-    tokens: int
-    perplexity: PerplexityPair | None
-    log_perplexity_increase: Interval | None
-    kl_divergence: float
-    kl_interval: Interval | None
-    top1_agreement: float
-    top1_interval: Interval | None
-    top5_agreement: float
-    positions: list[PositionError]
-    sample_losses: SampleLosses | None
 
 
 def prefill_logits(runner: Runner, sample: NDArray[np.int64]) -> Array:
@@ -86,32 +64,32 @@ def figures(baseline: Distributions, candidate: Distributions) -> Floats:
 def compare_predictions(
     arms: Mapping[str, Runner],
     pairs: Sequence[tuple[str, str]],
-    token_ids: NDArray[np.int64],
+    tokens: EvaluationTokens,
     *,
     causal: bool,
-    overlap: int = 0,
     progress: Progress = QUIET,
-) -> list[PredictionAgreement]:
+) -> list[Accuracy]:
     """Runs every arm over the samples, one sample at a time, and reduces their logits.
 
     Args:
         arms: By name; each has an output ``logits``. Each reads the text once, in however many
             pairs it is. The logits of one sample of all of them are in memory at once.
         pairs: Names of arms: what is held against what, the baseline first.
-        token_ids: ``[samples, sequence_length]``.
+        tokens: What they read. With a stride, tokens that two samples have are predicted once,
+            and the last position of a sample, whose next token the following sample predicts, is
+            left out.
         causal: Whether position *i* predicts token *i + 1*.
-        overlap: With a stride, the first tokens of each sample but the first, which the sample
-            before has predicted already. Each token is then predicted once, and the last position
-            of a sample, whose next token the following sample predicts, is left out.
         progress: Hears of each sample.
 
     Returns:
-        One for each pair.
+        One for each pair, of what predictions tell alone. There is no perplexity where the model
+        doesn't predict the next token, and no ``sample_losses`` where a loss isn't finite either.
 
     Raises:
         ComparisonError: For vocabularies that differ or don't hold the tokens, and for logits
             that aren't finite.
     """
+    token_ids, overlap = tokens.token_ids, tokens.overlap
     by_sample = np.zeros((len(pairs), len(COLUMNS), len(token_ids)))
     by_position = np.zeros((len(pairs), len(COLUMNS), token_ids.shape[1]))
     with progress.task("perplexity, KL divergence, agreement", total=len(token_ids)) as task:
@@ -126,7 +104,7 @@ def compare_predictions(
                 by_position[:, :, rows] += found
                 by_sample[:, :, number] += found.sum(axis=2)
             task.advance()
-    return [_agreement(*sums) for sums in zip(by_sample, by_position, strict=True)]
+    return [_accuracy(*sums, tokens) for sums in zip(by_sample, by_position, strict=True)]
 
 
 def check_tokens(largest_id: int, vocabulary: int) -> None:
@@ -173,7 +151,7 @@ def _chunk(
     return np.stack([figures(arms[first], arms[second]) for first, second in pairs])
 
 
-def _agreement(by_sample: Floats, by_position: Floats) -> PredictionAgreement:
+def _accuracy(by_sample: Floats, by_position: Floats, tokens: EvaluationTokens) -> Accuracy:
     totals = dict(zip(COLUMNS, by_position.sum(axis=1), strict=True))
     count = totals["positions"]
     if not count:
@@ -181,7 +159,9 @@ def _agreement(by_sample: Floats, by_position: Floats) -> PredictionAgreement:
     samples = dict(zip(COLUMNS, by_sample, strict=True))
     with np.errstate(invalid="ignore"):  # infinite losses give no interval
         increase = samples["candidate_loss"] - samples["baseline_loss"]
-    return PredictionAgreement(
+    return Accuracy(
+        text_source=tokens.source,
+        text_sha256=tokens.sha256,
         tokens=int(count),
         perplexity=_perplexity(totals),
         log_perplexity_increase=mean_interval(increase, samples["predicted"]),

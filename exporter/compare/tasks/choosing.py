@@ -18,8 +18,9 @@ from exporter.compare.options import QualityOptions
 from exporter.compare.quality.agreement import LOGITS
 from exporter.compare.tasks.items import Item, TaskFile, read_task
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
-from exporter.compare.tasks.opening import TextCodec
+from exporter.compare.tasks.opening import task_texts
 from exporter.compare.tasks.scores import TaskScores
+from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner
 from exporter.errors import ComparisonError, TaskError, UsageError
 from exporter.models.model_folder import ModelFolder
@@ -108,24 +109,26 @@ def score_tasks(
             f"{folder.onnx} has no output called logits, so it can't choose answers."
         )
     files = choice.local()
-    codec = TextCodec(folder)
+    text_model = task_texts(folder)
     scorer = LikelihoodScorer.of(runner, folder, vocabulary=vocabulary)
     if files is None:
         from exporter.compare.tasks.lm_eval_tasks import run_lm_eval
 
-        return run_lm_eval(choice.names, scorer, codec, limit=choice.limit, progress=progress)
+        return run_lm_eval(choice.names, scorer, text_model, limit=choice.limit, progress=progress)
     found = []
     for task in files:
         progress.say(f"{task.name}: {len(task.items)} items")
-        found.append(evaluate(task, scorer, codec, progress=progress))
+        found.append(evaluate(task, scorer, text_model, progress=progress))
     return found
 
 
 def evaluate(
-    task: TaskFile, scorer: LikelihoodScorer, codec: TextCodec, *, progress: Progress = QUIET
+    task: TaskFile, scorer: LikelihoodScorer, text_model: TextModel, *, progress: Progress = QUIET
 ) -> TaskScores:
     """Scores one arm on a local task's items; raises as :func:`score_tasks` does."""
-    requests = [_requests(item, number, task, codec) for number, item in enumerate(task.items, 1)]
+    requests = [
+        _requests(item, number, task, text_model) for number, item in enumerate(task.items, 1)
+    ]
     flat = iter(scorer.score([*itertools.chain(*requests)], progress=progress))
     values = [[next(flat).log_likelihood for _ in each] for each in requests]
     pairs = list(zip(task.items, values, strict=True))
@@ -144,9 +147,9 @@ def evaluate(
 
 
 def _requests(
-    item: Item, number: int, task: TaskFile, codec: TextCodec
+    item: Item, number: int, task: TaskFile, text_model: TextModel
 ) -> list[ContinuationRequest]:
-    found = [codec.request(*pair) for pair in item.pairs]
+    found = [ContinuationRequest.of(text_model, *pair) for pair in item.pairs]
     for request in found:
         if not request.context or not request.continuation:
             raise TaskError(f"{task.name}, item {number}: a choice or its text has no token.")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from exporter.artifacts import EvaluationReport, TaskScore
 from exporter.compare.tasks.choosing import TaskChoice, score_tasks
-from exporter.compare.tasks.opening import open_model
 from exporter.compare.tasks.scores import TaskScores
 from exporter.compare.threads import choose_threads
+from exporter.engines.runners.registry import open_model
 from exporter.engines.runners.widening import tell_widened
 from exporter.files import sha256_file
 from exporter.progress import QUIET, Progress

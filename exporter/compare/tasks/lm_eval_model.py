@@ -19,9 +19,10 @@ from lm_eval.api.registry import model_registry
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from exporter.compare.tasks.likelihood import ContinuationRequest, Likelihood, LikelihoodScorer
-from exporter.compare.tasks.opening import TextCodec, open_scorer
+from exporter.compare.tasks.opening import open_scorer
 from exporter.engines.decoding.decoder import Decoder
 from exporter.engines.decoding.runner_decoder import RunnerDecoder
+from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import TaskError
 
 NAME = "depthcut"
@@ -40,23 +41,23 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     Args:
         scorer: What finds likelihoods.
-        codec: The tokenizer.
+        text_model: The tokenizer.
         new_tokens: The most tokens that are generated where a task sets no limit.
     """
 
     def __init__(
-        self, scorer: LikelihoodScorer, codec: TextCodec, *, new_tokens: int = 256
+        self, scorer: LikelihoodScorer, text_model: TextModel, *, new_tokens: int = 256
     ) -> None:
         super().__init__()
         self._scorer = scorer
-        self._codec = codec
+        self._text_model = text_model
         self.max_gen_toks = new_tokens
         self.batch_size = scorer.batch_size
 
     @property
-    def eot_token_id(self) -> int:
+    def eot_token_id(self) -> int | None:
         """The token that stands before a text that has nothing before it."""
-        return self._codec.prefix_id
+        return self._text_model.prefix_id
 
     @property
     def max_length(self) -> int:
@@ -66,13 +67,13 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     @property
     def tokenizer_name(self) -> str:
         """For lm-eval's cache of requests."""
-        return self._codec.name
+        return str(self._text_model.tokenizer)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         """Tokens, with those that the tokenizer adds by itself unless told not to."""
-        return self._codec.encode(string, special=add_special_tokens is not False)
+        return self._text_model.encode(string, special=add_special_tokens is not False)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
@@ -129,10 +130,10 @@ class RunnerLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         text = ""
         while len(new) < room:
             token = int(logits[0].argmax())
-            if token in self._codec.stop_ids:
+            if token in self._text_model.stop_ids:
                 break
             new.append(token)
-            text = self._codec.decode(new)
+            text = self._text_model.decode(new)
             if any(end in text for end in ends if end):
                 break
             logits = decoder.step(np.array([[token]], np.int64))
@@ -169,7 +170,7 @@ class PathLM(RunnerLM):
     ) -> None:
         rows = None if batch_size in (None, 1, "1", "auto") else int(str(batch_size))
         self._open = ExitStack()
-        scorer, codec = open_scorer(
+        scorer, text_model = open_scorer(
             Path(path),
             self._open,
             provider=provider,
@@ -177,7 +178,7 @@ class PathLM(RunnerLM):
             batch_size=rows,
             longest=max_length,
         )
-        super().__init__(scorer, codec, new_tokens=max_gen_toks)
+        super().__init__(scorer, text_model, new_tokens=max_gen_toks)
 
     def close(self) -> None:
         """Frees the model."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from exporter.compare.tasks.likelihood import LikelihoodScorer
-from exporter.compare.tasks.opening import TextCodec
 from exporter.compare.tasks.scores import TaskScores
+from exporter.engines.decoding.text_model import TextModel
 from exporter.errors import DepthcutError, TaskError, first_line, pass_on_memory_error
 from exporter.models.ablation.ratios import Floats
 from exporter.optional import require
@@ -20,7 +20,7 @@ from exporter.progress import QUIET, Progress
 def run_lm_eval(
     names: Sequence[str],
     scorer: LikelihoodScorer,
-    codec: TextCodec,
+    text_model: TextModel,
     *,
     limit: int | None = None,
     progress: Progress = QUIET,
@@ -34,7 +34,7 @@ def run_lm_eval(
     Args:
         names: Tasks or groups.
         scorer: What finds likelihoods.
-        codec: The tokenizer.
+        text_model: The tokenizer.
         limit: The first that many items of each; None for all.
         progress: Hears of what is left out.
 
@@ -50,7 +50,7 @@ def run_lm_eval(
 
     try:
         results = evaluator.simple_evaluate(
-            model=RunnerLM(scorer, codec),
+            model=RunnerLM(scorer, text_model),
             tasks=list(names),
             limit=limit,
             bootstrap_iters=0,

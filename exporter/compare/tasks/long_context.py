@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from exporter.artifacts import LongContext, PerplexityPair
 from exporter.compare.quality.agreement import COLUMNS, figures, prefill_logits
 from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
-from exporter.compare.tasks.opening import TextCodec
+from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Array
 from exporter.errors import ComparisonError
 from exporter.models.ablation.divergences import Distributions, chunks
@@ -46,11 +46,11 @@ class Needle:
         return [ContinuationRequest(self.context, answer) for answer in self.answers]
 
 
-def make_needles(codec: TextCodec, filler: Sequence[int], opening: int = 0) -> list[Needle]:
+def make_needles(text_model: TextModel, filler: Sequence[int], opening: int = 0) -> list[Needle]:
     """Hides a fact at each depth of a text, whose end gives way to it.
 
     Args:
-        codec: The model's tokenizer.
+        text_model: The model's tokenizer.
         filler: A sample of text; a needle's context is as long.
         opening: Tokens at its start that must stay there.
 
@@ -62,8 +62,8 @@ def make_needles(codec: TextCodec, filler: Sequence[int], opening: int = 0) -> l
     for place, depth in zip(_PLACES, DEPTHS, strict=True):
         numbers = rng.choice(np.arange(1000, 10000), 1 + _DISTRACTORS, replace=False).tolist()
         begin = f"\nThe secret number of the {place} is"
-        fact = codec.encode(f"{begin} {numbers[0]}.\n", special=False)
-        asked = codec.encode(begin, special=False)
+        fact = text_model.encode(f"{begin} {numbers[0]}.\n", special=False)
+        asked = text_model.encode(begin, special=False)
         room = len(filler) - len(fact) - len(asked)
         if room <= opening:
             raise ComparisonError(
@@ -73,7 +73,7 @@ def make_needles(codec: TextCodec, filler: Sequence[int], opening: int = 0) -> l
             )
         at = max(opening, round(depth * room))
         context = (*filler[:at], *fact, *filler[at:room], *asked)
-        whole = [codec.encode(f"{begin} {number}.", special=False) for number in numbers]
+        whole = [text_model.encode(f"{begin} {number}.", special=False) for number in numbers]
         answers = tuple(tuple(each[len(asked) :]) for each in whole)
         if len(set(answers)) < len(answers):
             raise ComparisonError(
@@ -87,7 +87,7 @@ def make_needles(codec: TextCodec, filler: Sequence[int], opening: int = 0) -> l
 
 def compare_long_context(
     scorers: tuple[LikelihoodScorer, LikelihoodScorer],
-    codec: TextCodec,
+    text_model: TextModel,
     samples: NDArray[np.int64],
     *,
     opening: int = 0,
@@ -97,7 +97,7 @@ def compare_long_context(
 
     Args:
         scorers: The baseline's and the candidate's.
-        codec: Their tokenizer.
+        text_model: Their tokenizer.
         samples: ``[samples, length]``, tokens of the evaluation text.
         opening: Tokens at the start of each that the tokenizer puts there.
         progress: Hears of what is done.
@@ -107,7 +107,7 @@ def compare_long_context(
         BackendError: A run fails.
     """
     length = samples.shape[1]
-    needles = make_needles(codec, samples[0].tolist(), opening)
+    needles = make_needles(text_model, samples[0].tolist(), opening)
     asked = [request for needle in needles for request in needle.requests()]
     found = []
     for scorer in scorers:

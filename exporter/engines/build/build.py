@@ -19,7 +19,6 @@ from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.graph import EngineSource, graph_hashes, read_source
 from exporter.engines.build.libraries import LIBRARIES, Backend, EngineLibrary, refuse_unbuildable
 from exporter.engines.build.profiles import (
-    GraphTensor,
     Ranges,
     phases_of,
     profile,
@@ -27,6 +26,7 @@ from exporter.engines.build.profiles import (
 )
 from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, sidecar_path
+from exporter.engines.runners.base import TensorSpec
 from exporter.errors import EngineError, UsageError
 from exporter.files import refuse_overwriting, scratch_folder, sha256_file
 from exporter.progress import QUIET, Progress
@@ -271,7 +271,7 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _groups(
-    inputs: Sequence[GraphTensor], phases: Sequence[str] | None, ranges: Ranges, *, split: bool
+    inputs: Sequence[TensorSpec], phases: Sequence[str] | None, ranges: Ranges, *, split: bool
 ) -> list[list[Profile]]:
     """The profiles of each engine."""
     names = list(phases or phases_of(inputs))

@@ -131,6 +131,11 @@ def holds_engines_alone(folder: Path) -> bool:
     return has_engines(folder) and not any(folder.glob("*.onnx"))
 
 
+def names_engines(path: Path) -> bool:
+    """Whether a path names an engine, or a folder of engines alone."""
+    return holds_engines_alone(path) if path.is_dir() else path.suffix in SUFFIXES
+
+
 def find_engines(path: Path | Sequence[Path]) -> EngineSet:
     """Reads the records of an engine, or of a folder's engines, and holds the files against them.
 

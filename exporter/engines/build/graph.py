@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.engines.build.profiles import GraphTensor, input_tensors
+from exporter.engines.build.profiles import input_tensors
+from exporter.engines.runners.base import TensorSpec
 from exporter.files import sha256_file, sha256_files
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.plan_record import recorded_replacements
@@ -32,7 +33,7 @@ class EngineSource:
     precision: str
     plan: list[dict[str, Any]]
     operators: dict[str, list[str]]
-    inputs: tuple[GraphTensor, ...]
+    inputs: tuple[TensorSpec, ...]
     weights: tuple[Path, ...]
 
 

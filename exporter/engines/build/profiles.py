@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 
 from exporter import options
 from exporter.engines.build.settings import Phase, Profile, ShapeRange
+from exporter.engines.runners.base import TensorSpec
 from exporter.errors import EngineError, UsageError
 from exporter.option_types import Written, parsed
 from graph_passes.files.storage import load_model
@@ -71,20 +72,6 @@ class Span:
                 f"{text!r} is not a range.", "Write it as MIN:USUAL:MAX, or one number."
             )
         return cls(*numbers)
-
-
-@dataclass(frozen=True)
-class GraphTensor:
-    """An input or output as the graph declares it; a size that is a name or None is free."""
-
-    name: str
-    dtype: str
-    shape: tuple[Dim, ...]
-
-    @property
-    def is_cache(self) -> bool:
-        """Whether it holds keys or values of earlier tokens."""
-        return len(self.shape) == _CACHE_AXES and "past" in self.name
 
 
 @dataclass(frozen=True)
@@ -151,7 +138,7 @@ class Ranges(options.Options):
         return {dim.name: dim.span for dim in self.dims}
 
 
-def graph_inputs(path: Path) -> list[GraphTensor]:
+def graph_inputs(path: Path) -> list[TensorSpec]:
     """The inputs that an ONNX file declares. Sizes that are digits in a name are numbers.
 
     Raises:
@@ -161,23 +148,23 @@ def graph_inputs(path: Path) -> list[GraphTensor]:
     return input_tensors(path, load_model(path))
 
 
-def input_tensors(path: Path, model: ir.Model) -> list[GraphTensor]:
+def input_tensors(path: Path, model: ir.Model) -> list[TensorSpec]:
     """The same of a model that was read from ``path``."""
     values = [value for value in model.graph.inputs if not value.is_initializer()]
     return [_tensor(path, value) for value in values]
 
 
-def graph_outputs(path: Path) -> list[GraphTensor]:
+def graph_outputs(path: Path) -> list[TensorSpec]:
     """The outputs that an ONNX file declares; see :func:`graph_inputs`."""
     return [_tensor(path, value) for value in load_model(path).graph.outputs]
 
 
-def _tensor(path: Path, value: ir.Value) -> GraphTensor:
+def _tensor(path: Path, value: ir.Value) -> TensorSpec:
     if value.shape is None or value.dtype is None:
         raise EngineError(f"{path}: {value.name!r} declares no shape or no type.")
     dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
     shape = tuple(_number(dim) for dim in dims)
-    return GraphTensor(value.name or "", value.dtype.name.lower(), shape)
+    return TensorSpec(value.name or "", value.dtype.numpy(), shape)
 
 
 def _number(dim: Dim) -> Dim:
@@ -185,12 +172,17 @@ def _number(dim: Dim) -> Dim:
     return int(dim) if isinstance(dim, str) and dim.isdigit() else dim
 
 
-def phases_of(inputs: Sequence[GraphTensor]) -> tuple[Phase, ...]:
+def _is_cache(given: TensorSpec) -> bool:
+    """Whether it holds keys or values of earlier tokens."""
+    return len(given.shape) == _CACHE_AXES and "past" in given.name
+
+
+def phases_of(inputs: Sequence[TensorSpec]) -> tuple[Phase, ...]:
     """What a graph can do: prefill and decode with a cache, else encode."""
-    return ("prefill", "decode") if any(each.is_cache for each in inputs) else ("encode",)
+    return ("prefill", "decode") if any(_is_cache(each) for each in inputs) else ("encode",)
 
 
-def refuse_unknown_axes(inputs: Sequence[GraphTensor], ranges: Ranges) -> None:
+def refuse_unknown_axes(inputs: Sequence[TensorSpec], ranges: Ranges) -> None:
     """Keeps a range from being passed over.
 
     Raises:
@@ -209,7 +201,7 @@ def refuse_unknown_axes(inputs: Sequence[GraphTensor], ranges: Ranges) -> None:
         )
 
 
-def fitting(inputs: Sequence[GraphTensor], ranges: Ranges) -> Ranges:
+def fitting(inputs: Sequence[TensorSpec], ranges: Ranges) -> Ranges:
     """The ranges without those that no input has an axis for, such as an encoder's context."""
     unused = _unused(inputs, ranges)
     return Ranges(
@@ -220,7 +212,7 @@ def fitting(inputs: Sequence[GraphTensor], ranges: Ranges) -> Ranges:
     )
 
 
-def _unused(inputs: Sequence[GraphTensor], ranges: Ranges) -> list[str]:
+def _unused(inputs: Sequence[TensorSpec], ranges: Ranges) -> list[str]:
     """By name, the ranges that are given and that no input has an axis for."""
     axes = {_meaning(each, axis) for each in inputs for axis in range(len(each.shape))}
     serve: dict[str, set[Axis]] = {
@@ -233,7 +225,7 @@ def _unused(inputs: Sequence[GraphTensor], ranges: Ranges) -> list[str]:
     ]
 
 
-def profile(inputs: Sequence[GraphTensor], phase: str, ranges: Ranges) -> Profile:
+def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> Profile:
     """The profile of one phase.
 
     A prefill begins with an empty cache, a decode step takes one token.
@@ -258,7 +250,7 @@ def profile(inputs: Sequence[GraphTensor], phase: str, ranges: Ranges) -> Profil
     )
 
 
-def _shape(given: GraphTensor, spans: Mapping[Axis, Span], dims: Mapping[str, Span]) -> ShapeRange:
+def _shape(given: TensorSpec, spans: Mapping[Axis, Span], dims: Mapping[str, Span]) -> ShapeRange:
     sizes = [_axis(given, axis, spans, dims) for axis in range(len(given.shape))]
     return ShapeRange(
         low=tuple(each.low for each in sizes),
@@ -268,7 +260,7 @@ def _shape(given: GraphTensor, spans: Mapping[Axis, Span], dims: Mapping[str, Sp
 
 
 def _axis(
-    given: GraphTensor, axis: int, spans: Mapping[Axis, Span], dims: Mapping[str, Span]
+    given: TensorSpec, axis: int, spans: Mapping[Axis, Span], dims: Mapping[str, Span]
 ) -> Span:
     size = given.shape[axis]
     if isinstance(size, int):
@@ -284,13 +276,13 @@ def _axis(
     )
 
 
-def _meaning(given: GraphTensor, axis: int) -> Axis | None:
+def _meaning(given: TensorSpec, axis: int) -> Axis | None:
     """What a free axis counts, as far as the input's name and the axis's place tell."""
     if isinstance(given.shape[axis], int):
         return None
     if axis == 0:
         return "batch"
-    if given.is_cache and axis == _PAST_AXIS:
+    if _is_cache(given) and axis == _PAST_AXIS:
         return "past"
     if axis == 1 and given.name in _TOKENS:
         return "total" if given.name == "attention_mask" else "sequence"

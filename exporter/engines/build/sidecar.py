@@ -10,16 +10,34 @@ from exporter.artifacts import Artifact, Record
 from exporter.engines.build.driver import Device
 from exporter.engines.build.libraries import LIBRARIES
 from exporter.engines.build.settings import BuildSettings, Profile
+from exporter.engines.build.tensors import numpy_dtype
+from exporter.engines.runners.base import TensorSpec
 from exporter.errors import EngineError
 from exporter.files import sha256_file
 
 
 class EngineTensor(Record):
-    """An input or output of an engine; -1 stands for a free size."""
+    """A :class:`TensorSpec` as it is on record; -1 stands for a free size."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> EngineTensor:
+        """What is put on record of an input or output; the names of its sizes are not."""
+        shape = tuple(size if isinstance(size, int) else -1 for size in spec.shape)
+        return cls(name=spec.name, dtype=spec.dtype.name, shape=shape)
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The tensor.
+
+        Raises:
+            BackendError: numpy has no such type.
+        """
+        shape = tuple(None if size < 0 else size for size in self.shape)
+        return TensorSpec(self.name, numpy_dtype(self.dtype), shape)
 
 
 class EngineRecord(Artifact):

@@ -24,11 +24,13 @@ class TextModel:
         tokenizer: The tokenizer's file.
         stop_ids: Tokens that end a text.
         positions: How many positions the model knows; None where no config says so.
+        prefix_id: What stands before a text that has nothing before it; None where nobody asked.
     """
 
     tokenizer: Path
     stop_ids: frozenset[int]
     positions: int | None = None
+    prefix_id: int | None = None
 
     @classmethod
     def of(cls, model: Path, tokenizer: Path | None = None) -> TextModel:
@@ -58,13 +60,13 @@ class TextModel:
         ends = generation.get("eos_token_id", config.get("eos_token_id"))
         return cls(file, frozenset(_numbers(ends)), longest_sequence(config))
 
-    def encode(self, text: str) -> list[int]:
-        """The text's tokens."""
-        ids: list[int] = self._loaded.encode(text).ids
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The text's tokens, with those that the tokenizer adds by itself or without."""
+        ids: list[int] = self._loaded.encode(text, add_special_tokens=special).ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The tokens' text."""
+        """The tokens' text, without special tokens."""
         text: str = self._loaded.decode(list(token_ids))
         return text
 

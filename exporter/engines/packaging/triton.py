@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from exporter.engines.build.engine_set import find_engines
-from exporter.engines.build.profiles import GraphTensor, graph_inputs, graph_outputs
+from exporter.engines.build.profiles import graph_inputs, graph_outputs
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, read_sidecar, sidecar_path
 from exporter.errors import PackagingError, UsageError
 from exporter.files import staged_directory
@@ -141,19 +141,11 @@ def _onnx_model(
         target = home / file.relative_to(source.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         copy_file(file, target, source.parent)
-    inputs, outputs = _tensors(graph_inputs(source)), _tensors(graph_outputs(source))
+    inputs, outputs = (
+        [EngineTensor.of(spec) for spec in specs]
+        for specs in (graph_inputs(source), graph_outputs(source))
+    )
     return TritonModel(name, "onnxruntime", "model.onnx", inputs, outputs, device, instances)
-
-
-def _tensors(declared: Iterable[GraphTensor]) -> list[EngineTensor]:
-    return [
-        EngineTensor(
-            name=each.name,
-            dtype=each.dtype,
-            shape=tuple(size if isinstance(size, int) else -1 for size in each.shape),
-        )
-        for each in declared
-    ]
 
 
 def _engine_model(

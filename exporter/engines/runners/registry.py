@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from exporter.engines.runners.base import Runner
+from exporter.engines.build.engine_set import find_builds, names_engines
+from exporter.engines.environment import default_threads
+from exporter.engines.runners.base import Runner
+from exporter.engines.runners.tensorrt import TensorRtRunner
+from exporter.models.model_folder import ModelFolder, find_model
 
 ONNX = "onnx"
 """The backend of a path without a name before it."""
@@ -39,3 +41,26 @@ def open_runner(name: str, model: Path, *, provider: str = "cpu", threads: int) 
     module, kind = RUNNERS[name]
     runner: Runner = getattr(import_module(module), kind)(model, provider=provider, threads=threads)
     return runner
+
+
+def open_model(
+    path: Path, *, provider: str = "cpu", threads: int | None = None
+) -> tuple[ModelFolder, Runner]:
+    """A model's files, and its runner, which is not entered yet; of several builds the first.
+
+    Args:
+        path: An ONNX file, an engine, or a folder of one of them.
+        provider: Where an ONNX file runs: ``cpu`` or ``cuda``.
+        threads: CPU threads for one operator; None for all physical cores.
+
+    Raises:
+        OnnxFileError: There is no ONNX file, or more than one to choose from.
+        EngineError: An engine is not what its record says.
+        BackendError: The provider is not known.
+    """
+    if names_engines(path):
+        home = path if path.is_dir() else path.parent
+        return ModelFolder.beside(path, home), TensorRtRunner(find_builds(path)[0])
+    folder = find_model(path)
+    threads = threads or default_threads()
+    return folder, open_runner(ONNX, folder.onnx, provider=provider, threads=threads)

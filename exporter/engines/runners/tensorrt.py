@@ -15,8 +15,7 @@ import numpy as np
 from exporter.engines.build.engine_set import EngineSet, choose_profile, find_engines
 from exporter.engines.build.session import ReadyProfile, Session, try_engines
 from exporter.engines.build.settings import Phase
-from exporter.engines.build.sidecar import EngineTensor
-from exporter.engines.build.tensors import numpy_dtype, written_shape
+from exporter.engines.build.tensors import written_shape
 from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
 from exporter.engines.runners.cache_form import CacheForm, has_fixed_length
 from exporter.errors import BackendError
@@ -130,8 +129,8 @@ class TensorRtRunner(OnEngines, Runner):
         self._launch: Callable[[], None] | None = None
         self.provider = f"{self.backend} {engines.records[0].backend_version}"
         self.threads = 1
-        self._inputs = tuple(_spec(each) for each in engines.inputs)
-        self._outputs = tuple(_spec(each) for each in engines.outputs)
+        self._inputs = tuple(each.spec for each in engines.inputs)
+        self._outputs = tuple(each.spec for each in engines.outputs)
         self._form = _cache_form(self._inputs, self._outputs)
 
     def _take_memory(self, session: Session) -> None:
@@ -257,8 +256,3 @@ def _cache_form(inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> 
         return CacheForm()
     names = [[each.name for each in ends] for ends in (pasts, presents)]
     return CacheForm(shared=dict(zip(*names, strict=False)), buffer=rooms[0], mask=rooms[0])
-
-
-def _spec(tensor: EngineTensor) -> TensorSpec:
-    shape = tuple(None if size < 0 else size for size in tensor.shape)
-    return TensorSpec(tensor.name, numpy_dtype(tensor.dtype), shape)

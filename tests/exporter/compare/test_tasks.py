@@ -19,10 +19,15 @@ from exporter.compare.latency import Timed
 from exporter.compare.tasks import lm_eval_tasks
 from exporter.compare.tasks.choosing import TaskChoice, score_tasks
 from exporter.compare.tasks.items import read_task
-from exporter.compare.tasks.likelihood import ContinuationRequest, LikelihoodScorer
-from exporter.compare.tasks.opening import TextCodec
+from exporter.compare.tasks.likelihood import (
+    ContinuationRequest,
+    LikelihoodScorer,
+    TokenRow,
+    batches,
+    groups,
+)
+from exporter.compare.tasks.opening import task_texts
 from exporter.compare.tasks.scores import TaskScores, compare_scores
-from exporter.compare.tasks.sharing import TokenRow, batches, groups
 from exporter.engines.inputs import make_inputs
 from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
@@ -154,16 +159,17 @@ def model(folder: Path, **how: Any) -> ModelFolder:
 def test_scores_follow_lm_eval_s_definitions(tmp_path: Path) -> None:
     write_task(tmp_path, "words", ITEMS)
     folder = model(tmp_path / "m", noise=0.5)
-    codec = TextCodec(folder)
+    codec = task_texts(folder)
     with OnnxRuntimeRunner(folder.onnx, threads=1) as runner:
         choice = TaskChoice(("words",), tmp_path)
         found = score_tasks(choice, runner, folder, vocabulary=32)[0]
         for number, item in enumerate(ITEMS):
             prompt = str(item["query"])
             prompt += "\nAnswer:" if prompt.startswith("Question:") else ""
-            requested = [codec.request(prompt, f" {text}") for text in item["choices"]]  # type: ignore[attr-defined]
+            choices: Any = item["choices"]
+            requested = [ContinuationRequest.of(codec, prompt, f" {text}") for text in choices]
             sums = np.array([one_by_one(runner, each)[0] for each in requested])
-            lengths = np.array([len(text) for text in item["choices"]])  # type: ignore[attr-defined]
+            lengths = np.array([len(text) for text in choices])
             assert found.log_likelihoods[number] == pytest.approx(sums, abs=1e-5)
             assert found.metrics["acc"][number] == (sums.argmax() == item["gold"])
             normed = (sums / lengths).argmax() == item["gold"]
@@ -182,9 +188,13 @@ def test_several_contexts_of_one_continuation_have_no_acc_norm(tmp_path: Path) -
 
 
 def test_spaces_between_text_and_choice_go_with_the_choice(tmp_path: Path) -> None:
-    codec = TextCodec(model(tmp_path))
-    assert codec.request("the a  ", "list") == codec.request("the a", "  list")
-    assert codec.request("", "list") == ContinuationRequest((0,), tuple(codec.encode("list")))
+    codec = task_texts(model(tmp_path))
+    assert ContinuationRequest.of(codec, "the a  ", "list") == ContinuationRequest.of(
+        codec, "the a", "  list"
+    )
+    assert ContinuationRequest.of(codec, "", "list") == ContinuationRequest(
+        (0,), tuple(codec.encode("list"))
+    )
     assert codec.decode(codec.encode("the list")) == "the list"
 
 
@@ -299,10 +309,10 @@ def test_a_model_without_tokenizer_or_logits_is_told(
 ) -> None:
     write_task(tmp_path, "words", ITEMS)
     with pytest.raises(TaskError, match="no tokenizer"):
-        TextCodec(ModelFolder(tmp_path / "model.onnx", None, {}))
+        task_texts(ModelFolder(tmp_path / "model.onnx", None, {}))
     folder = model(tmp_path / "m")
     with pytest.raises(TaskError, match="no begin and no end token"):
-        TextCodec(ModelFolder(folder.onnx, folder.tokenizer, {}))
+        task_texts(ModelFolder(folder.onnx, folder.tokenizer, {}))
     encoder = str(write_tiny_lm(tmp_path / "e", layers=(), output="last_hidden_state"))
     tasks = ["--tasks", "words", "--task-data", str(tmp_path)]
     assert run(["compare", encoder, encoder, "-o", str(tmp_path / "o"), *tasks]) == 2

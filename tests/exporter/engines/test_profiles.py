@@ -3,11 +3,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from exporter.engines.build import profiles
 from exporter.engines.build.profiles import (
-    GraphTensor,
     Ranges,
     Span,
     fitting,
@@ -15,17 +15,19 @@ from exporter.engines.build.profiles import (
     phases_of,
     refuse_unknown_axes,
 )
+from exporter.engines.runners.base import TensorSpec
 from exporter.errors import OptionError, UsageError
 from graph_passes import save_model
 from tests.tiny_graphs import TinySpec, tiny_model
 
-IDS = GraphTensor("input_ids", "int64", ("batch", "seq"))
-MASK = GraphTensor("attention_mask", "int64", ("batch", "total"))
-CACHE = GraphTensor("past_key_values.0.key", "float", ("batch", 2, "past", 16))
+INT64, FLOAT = np.dtype(np.int64), np.dtype(np.float32)
+IDS = TensorSpec("input_ids", INT64, ("batch", "seq"))
+MASK = TensorSpec("attention_mask", INT64, ("batch", "total"))
+CACHE = TensorSpec("past_key_values.0.key", FLOAT, ("batch", 2, "past", 16))
 RANGES = Ranges(batch=Span(1, 2, 4), prompt=Span(1, 8, 16), context=Span(0, 32, 64))
 
 
-def profile(inputs: Sequence[GraphTensor], phase: str, ranges: Ranges) -> dict[str, list[Span]]:
+def profile(inputs: Sequence[TensorSpec], phase: str, ranges: Ranges) -> dict[str, list[Span]]:
     """By input, the sizes of its axes."""
     shapes = profiles.profile(inputs, phase, ranges).shapes
     return {name: list(map(Span, s.low, s.usual, s.high)) for name, s in shapes.items()}
@@ -60,7 +62,7 @@ def test_a_decoder_has_no_encode_and_an_encoder_no_decode() -> None:
 
 @pytest.mark.parametrize("name", ["batch", "prompt", "context"])
 def test_a_usual_range_for_an_axis_that_is_not_there_is_refused(name: str) -> None:
-    image = GraphTensor("pixel_values", "float", (1, 3, "height", 224))
+    image = TensorSpec("pixel_values", FLOAT, (1, 3, "height", 224))
     asked = Ranges(**{name: Span(1, 2, 3)}, dims=("height=4",))
     with pytest.raises(UsageError, match=f"--{name}-range could be for"):
         refuse_unknown_axes([image], asked)
@@ -77,7 +79,7 @@ def test_an_encoder_has_no_context() -> None:
 
 
 def test_an_axis_of_unknown_meaning_must_be_given() -> None:
-    image = GraphTensor("pixel_values", "float", ("batch", 3, "height", 224))
+    image = TensorSpec("pixel_values", FLOAT, ("batch", 3, "height", 224))
     with pytest.raises(UsageError, match="'height' of the input 'pixel_values'") as caught:
         profile([image], "encode", RANGES)
     assert caught.value.hint == "Give it: --dim height=MIN:USUAL:MAX"
@@ -121,5 +123,5 @@ def test_sizes_that_are_digits_in_a_name_are_numbers(tmp_path: Path) -> None:
     save_model(model, tmp_path / "m.onnx")
     found = {each.name: each for each in graph_inputs(tmp_path / "m.onnx")}
     assert found["past_key_values.0.key"].shape == ("batch", 2, "past", 4)
-    assert found["past_key_values.0.key"].is_cache
-    assert not found["input_ids"].is_cache
+    assert phases_of([found["past_key_values.0.key"]]) == ("prefill", "decode")
+    assert phases_of([found["input_ids"]]) == ("encode",)

@@ -21,9 +21,10 @@ from exporter.compare.quality.embeddings import compare_embeddings, embed
 from exporter.compare.session import compare
 from exporter.compare.tasks.likelihood import LikelihoodScorer
 from exporter.compare.tasks.long_context import compare_long_context, make_needles
-from exporter.compare.tasks.opening import TextCodec
+from exporter.compare.tasks.opening import task_texts
 from exporter.engines.decoding.generate import agreement, continuations, generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
+from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Array, TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.errors import BackendError, ComparisonError, UsageError
@@ -211,11 +212,11 @@ class Copying:
         return logits
 
 
-class Characters(TextCodec):
+class Characters(TextModel):
     """Each character is a token."""
 
     def __init__(self) -> None:
-        self.prefix_id, self.stop_ids, self.name = 0, frozenset(), "characters"
+        super().__init__(Path("characters"), frozenset(), prefix_id=0)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         return [ord(letter) for letter in text]
@@ -317,7 +318,7 @@ def test_the_codec_reads_the_folder_s_tokenizer(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
     folder = ModelFolder(tmp_path / "model.onnx", tmp_path / "tokenizer.json", {"bos_token_id": 3})
-    codec = TextCodec(folder)
+    codec = task_texts(folder)
     assert (codec.prefix_id, codec.stop_ids) == (3, {7, 8})
 
 

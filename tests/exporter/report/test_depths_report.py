@@ -92,8 +92,8 @@ def test_values_of_zero_are_drawn_at_the_foot_of_a_logarithm() -> None:
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        (["--ways", "attention,heads"], "no way 'heads' of dropping"),
-        (["-n", ","], "No number is named"),
+        (["--ways", "attention,heads"], "heads"),
+        (["-n", ","], "--numbers"),
         (["-o", "depths.md"], "depths.json"),
         (["--task-limit", "2"], "--tasks"),
     ],
