@@ -20,8 +20,7 @@ pytest.importorskip("torch")
 from cost_tables import made_table  # noqa: E402
 from tiny_families import tiny_loaded, tiny_tokenizer  # noqa: E402
 
-from exporter.choose import budgets  # noqa: E402
-from exporter.choose.budgets.budget import Budget, Floors  # noqa: E402
+from exporter.choose.budgets.budget import Budget, Floors, Memory  # noqa: E402
 from exporter.choose.budgets.candidates import QualityCheck  # noqa: E402
 from exporter.choose.budgets.inputs import Workplace  # noqa: E402
 from exporter.choose.budgets.planner import Planner  # noqa: E402
@@ -465,7 +464,7 @@ def test_one_sample_serves_all_ends_and_the_plan_says_so(planner: Any, report: A
     [
         ({}, "asked for nothing"),
         ({"at": AT, "floors": Floors(top1_agreement=0.9)}, "measured on the exported graph"),
-        ({"fits": budgets.Memory(10**6, 64)}, "read from the exported graph"),
+        ({"fits": Memory(10**6, 64)}, "read from the exported graph"),
     ],
 )
 def test_what_can_not_be_told_is_refused_first(planner: Any, asked: Any, words: str) -> None:
@@ -475,12 +474,12 @@ def test_what_can_not_be_told_is_refused_first(planner: Any, asked: Any, words: 
 
 def test_memory_that_asks_for_no_plan_is_refused_before_the_model_is_loaded(planner: Any) -> None:
     sizes = replace(planner(Budget(parameters=0.1)).sizes, longest=64)
-    made = planner(Budget(fits=budgets.Memory(10**9, 64)), sizes=sizes)
+    made = planner(Budget(fits=Memory(10**9, 64)), sizes=sizes)
     made._load = lambda: pytest.fail("loaded")
     with pytest.raises(PlanError, match="Nothing needs to be dropped"):
         made.plan()
     with pytest.raises(CostError, match="ends at 64 positions"):
-        planner(Budget(fits=budgets.Memory(10**9, 65)), sizes=sizes)
+        planner(Budget(fits=Memory(10**9, 65)), sizes=sizes)
 
 
 def test_costs_of_another_request_are_refused(planner: Any) -> None:
