@@ -9,7 +9,7 @@ import click
 from exporter.artifacts import ImportanceReport
 from exporter.cli.console import ConsoleProgress, echo_json
 from exporter.cli.results import print_rows
-from exporter.cli.score import ScoreCall
+from exporter.cli.score_call import ScoreCall
 from exporter.cli.study_results import print_study
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting

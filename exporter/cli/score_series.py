@@ -14,7 +14,7 @@ from exporter.artifacts import StabilityReport, library_versions
 from exporter.choose.studies.checkpoints import check_series, find_checkpoints
 from exporter.choose.studies.naming import checkpoint_labels
 from exporter.cli.console import ConsoleProgress
-from exporter.cli.score import ScoreCall, loaded_model, scored
+from exporter.cli.score_call import ScoreCall, loaded_model, scored
 from exporter.cli.study_results import print_study
 from exporter.errors import UsageError
 from exporter.files import refuse_overwriting, sha256_file
