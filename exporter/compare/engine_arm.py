@@ -17,10 +17,10 @@ from exporter.engines.build.driver import ask_driver
 from exporter.engines.build.engine_set import EngineSet, find_builds
 from exporter.engines.build.settings import Profile, ShapeRange
 from exporter.engines.build.sidecar import EngineRecord, built_for
-from exporter.engines.build.tensors import byte_count, numpy_dtype
 from exporter.engines.runners.base import Runner
 from exporter.engines.runners.registry import ONNX, open_runner
 from exporter.engines.runners.tensorrt import TensorRtRunner
+from exporter.engines.tensors import byte_count, numpy_dtype
 from exporter.errors import ComparisonError
 from exporter.files import sha256_file, sha256_files
 from exporter.models.graph_facts import CACHE_INPUT, GraphFacts, read_facts

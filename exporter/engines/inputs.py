@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.artifacts.latency import Shape
-from exporter.engines.runners.base import Array, TensorSpec
+from exporter.engines.runners.base import Array
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
 from exporter.models.graph_facts import CACHE_INPUT
 

@@ -21,9 +21,10 @@ from exporter.artifacts import ParityCheck, Phase, PlannedDeletion
 from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.cut.options import DEFAULT_LIMIT_BYTES
 from exporter.cut.oracle.setting import choose
-from exporter.engines.runners.base import Array, Runner, TensorSpec
+from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.widening import WidenedCopy
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import ExportError
 from exporter.export.streamed import filled_while_running, interface_without_weights
 from exporter.models.ablation.branch_replacements import branches_replaced

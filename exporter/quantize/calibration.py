@@ -15,8 +15,8 @@ from exporter.artifacts import Phase
 from exporter.artifacts.latency import Shape
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.inputs import has_cache, make_inputs
-from exporter.engines.runners.base import TensorSpec
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import CalibrationError
 from exporter.models.texts.packing import pack_tokens
 from exporter.models.texts.sources import read_texts

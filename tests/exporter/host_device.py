@@ -19,10 +19,10 @@ from engine_support import record
 from exporter.engines.build.engine_set import EngineSet, Slot
 from exporter.engines.build.profiles import Ranges, fitting, graph_inputs, graph_outputs, profile
 from exporter.engines.build.sidecar import EngineTensor
-from exporter.engines.build.tensors import numpy_dtype
 from exporter.engines.decoding.tensorrt_decoder import TensorRtDecoder
 from exporter.engines.runners import tensorrt
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import numpy_dtype
 
 _DIRT = 0xFF  # as float32: NaN
 

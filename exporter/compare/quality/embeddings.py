@@ -16,7 +16,8 @@ from exporter.artifacts import EmbeddingAgreement
 from exporter.artifacts.latency import Shape
 from exporter.compare.quality.intervals import clipped, mean_interval
 from exporter.engines.inputs import make_inputs
-from exporter.engines.runners.base import Runner, TensorSpec
+from exporter.engines.runners.base import Runner
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
 from exporter.progress import QUIET, Progress
 

@@ -26,7 +26,7 @@ from exporter.engines.build.profiles import (
 )
 from exporter.engines.build.settings import BuildSettings, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, sidecar_path
-from exporter.engines.runners.base import TensorSpec
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import EngineError, UsageError
 from exporter.files import refuse_overwriting, scratch_folder, sha256_file
 from exporter.progress import QUIET, Progress

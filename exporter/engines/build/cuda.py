@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.engines.build.tensors import out_of_memory, rounded_up
+from exporter.engines.tensors import out_of_memory, rounded_up
 from exporter.errors import BackendError
 from exporter.optional import require
 

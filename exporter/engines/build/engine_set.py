@@ -11,7 +11,7 @@ from pathlib import Path
 from exporter.engines.build.libraries import LIBRARIES, EngineLibrary
 from exporter.engines.build.settings import End, Phase, Profile
 from exporter.engines.build.sidecar import EngineRecord, EngineTensor, read_sidecar
-from exporter.engines.build.tensors import written_shape
+from exporter.engines.tensors import written_shape
 from exporter.errors import BackendError, EngineError
 
 Shape = tuple[int, ...]

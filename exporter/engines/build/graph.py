@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.engines.build.profiles import input_tensors
-from exporter.engines.runners.base import TensorSpec
+from exporter.engines.tensors import TensorSpec
 from exporter.files import sha256_file, sha256_files
 from graph_passes.files.storage import data_files, load_model
 from graph_passes.plan_record import recorded_replacements

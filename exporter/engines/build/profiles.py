@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 
 from exporter import options
 from exporter.engines.build.settings import Phase, Profile, ShapeRange
-from exporter.engines.runners.base import TensorSpec
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import EngineError, UsageError
 from exporter.option_types import Written, parsed
 from graph_passes.files.storage import load_model

@@ -21,7 +21,7 @@ from exporter.engines.build.libraries import load
 from exporter.engines.build.logs import Listener
 from exporter.engines.build.settings import End, Phase
 from exporter.engines.build.sidecar import EngineRecord, refuse_mismatch, sidecar_path
-from exporter.engines.build.tensors import (
+from exporter.engines.tensors import (
     byte_count,
     bytes_in_words,
     numpy_dtype,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from exporter.artifacts import Record
-from exporter.engines.build.tensors import written_shape
+from exporter.engines.tensors import written_shape
 from exporter.option_types import Engine, Names, Size, Written
 from exporter.options import Options, dataclass, option
 

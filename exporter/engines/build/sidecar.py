@@ -10,8 +10,7 @@ from exporter.artifacts import Artifact, Record
 from exporter.engines.build.driver import Device
 from exporter.engines.build.libraries import LIBRARIES
 from exporter.engines.build.settings import BuildSettings, Profile
-from exporter.engines.build.tensors import numpy_dtype
-from exporter.engines.runners.base import TensorSpec
+from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import EngineError
 from exporter.files import sha256_file
 

@@ -13,8 +13,8 @@ import numpy as np
 from exporter.engines.build.engine_set import EngineSet, Slot
 from exporter.engines.build.profiles import Span
 from exporter.engines.build.sidecar import EngineTensor
-from exporter.engines.build.tensors import ALIGNMENT_BYTES, byte_count, numpy_dtype, rounded_up
 from exporter.engines.decoding.decoder import IDS, LOGITS, MASK, POSITIONS, cache_pairs, no_decoder
+from exporter.engines.tensors import ALIGNMENT_BYTES, byte_count, numpy_dtype, rounded_up
 from exporter.errors import BackendError
 from exporter.models.graph_facts import CACHE_INPUT
 

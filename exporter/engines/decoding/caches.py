@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from exporter.engines.decoding.decoder import IDS, LOGITS
-from exporter.engines.runners.base import Array, Runner, TensorSpec
+from exporter.engines.runners.base import Array, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError
 
 

@@ -18,9 +18,10 @@ from exporter.engines.decoding.decoder import (
     no_decoder,
     runner_caches,
 )
-from exporter.engines.runners.base import Array, Capabilities, Runner, TensorSpec
+from exporter.engines.runners.base import Array, Capabilities, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.prefill_chunks import chunks
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError
 
 _TYPES = "token_type_ids"

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from exporter.engines.build.cuda import Bytes
 from exporter.engines.build.engine_set import EngineSet
 from exporter.engines.build.session import ReadyProfile, Session
-from exporter.engines.build.tensors import byte_count, numpy_dtype
 from exporter.engines.decoding.cache_plan import DeviceCache, plan_cache
 from exporter.engines.decoding.decoder import IDS, LOGITS, MASK, POSITIONS, Decoder
 from exporter.engines.runners.tensorrt import OnEngines
+from exporter.engines.tensors import byte_count, numpy_dtype
 from exporter.errors import BackendError
 
 _FED = (IDS, POSITIONS)

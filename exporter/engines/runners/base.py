@@ -11,27 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a model.
-
-    Attributes:
-        name: Its name in the graph.
-        dtype: The numpy dtype; bfloat16 is that of ml_dtypes.
-        shape: A number for a static dimension, a name (or None) for a dynamic one.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int | str | None, ...]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from exporter.engines.runners.base import Array, TensorSpec
+from exporter.engines.runners.base import Array
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError
 from graph_passes.files.storage import load_model
 from graph_passes.finding.shapes import head_count, head_size

@@ -12,8 +12,7 @@ from typing import Any, Self
 import numpy as np
 import onnx
 
-from exporter.engines.build.tensors import numpy_dtype
-from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
+from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.cache_form import (
     CacheForm,
     has_fixed_length,
@@ -35,6 +34,7 @@ from exporter.engines.runners.sessions import (
     shape_nodes_on_cpu,
 )
 from exporter.engines.runners.widening import WidenedCopy, is_bfloat16
+from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import BackendError
 from graph_passes.fusing.logits_to_keep import KEEP
 

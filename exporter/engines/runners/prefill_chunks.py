@@ -15,9 +15,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from exporter.engines.runners.base import Array, TensorSpec
+from exporter.engines.runners.base import Array
 from exporter.engines.runners.cache_form import CacheForm
 from exporter.engines.runners.left_padding import ALONG_TOKENS, IDS, MASK
+from exporter.engines.tensors import TensorSpec
 
 CHUNK_TOKENS = 256
 """The fewest tokens of a chunk; the measurements are in ``exporter/docs/forms.md``."""

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from exporter.engines.build.tensors import numpy_dtype
-from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
+from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.huge_pages import move_to_huge_pages
+from exporter.engines.tensors import TensorSpec, numpy_dtype
 from exporter.errors import BackendError, first_line, pass_on_memory_error
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface, interface_of
 

@@ -15,9 +15,9 @@ import numpy as np
 from exporter.engines.build.engine_set import EngineSet, choose_profile, find_engines
 from exporter.engines.build.session import ReadyProfile, Session, try_engines
 from exporter.engines.build.settings import Phase
-from exporter.engines.build.tensors import written_shape
-from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
+from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.cache_form import CacheForm, has_fixed_length
+from exporter.engines.tensors import TensorSpec, written_shape
 from exporter.errors import BackendError
 
 

@@ -10,7 +10,8 @@ import pytest
 from judged_pairs import compare_pair
 from scipy.special import log_softmax
 
-from exporter.engines.runners.base import Array, BoundCall, Runner, TensorSpec
+from exporter.engines.runners.base import Array, BoundCall, Runner
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError
 
 VOCABULARY = 50

@@ -20,8 +20,9 @@ from exporter.compare.evaluation import random_ids, tokenize
 from exporter.compare.latency import Timed
 from exporter.compare.options import CompareOptions, QualityOptions
 from exporter.engines.inputs import make_inputs
-from exporter.engines.runners.base import Array, BoundCall, Runner, TensorSpec
+from exporter.engines.runners.base import Array, BoundCall, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import ComparisonError, UsageError
 from exporter.models.texts.sources import read_texts
 from graph_passes import Deletion, prune_graph, save_model

@@ -17,8 +17,9 @@ from exporter.cli import run
 from exporter.compare.options import CompareOptions
 from exporter.compare.session import compare
 from exporter.compare.threads import candidates, choose_threads, fastest
-from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner, TensorSpec
+from exporter.engines.runners.base import Array, BoundCall, Capabilities, Runner
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import TensorSpec
 from exporter.gate.keys import key_of
 
 OPTIONS = CompareOptions(

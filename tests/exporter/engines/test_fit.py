@@ -5,9 +5,8 @@ import pytest
 from engine_support import CACHE, decoder_record
 
 from exporter.engines.build.engine_set import choose_profile
-from exporter.engines.build.tensors import numpy_dtype, out_of_memory, plan_buffers
-from exporter.engines.runners.base import TensorSpec
 from exporter.engines.runners.tensorrt import checked_input
+from exporter.engines.tensors import TensorSpec, numpy_dtype, out_of_memory, plan_buffers
 from exporter.errors import BackendError
 
 PROFILES = decoder_record(("prefill", "decode")).profiles

@@ -15,7 +15,7 @@ from exporter.engines.build.profiles import (
     phases_of,
     refuse_unknown_axes,
 )
-from exporter.engines.runners.base import TensorSpec
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import OptionError, UsageError
 from graph_passes import save_model
 from tests.tiny_graphs import TinySpec, tiny_model

@@ -25,8 +25,9 @@ from exporter.compare.tasks.opening import task_texts
 from exporter.engines.decoding.generate import agreement, continuations, generate
 from exporter.engines.decoding.runner_decoder import OnnxRuntimeDecoder, RunnerDecoder
 from exporter.engines.decoding.text_model import TextModel
-from exporter.engines.runners.base import Array, TensorSpec
+from exporter.engines.runners.base import Array
 from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
+from exporter.engines.tensors import TensorSpec
 from exporter.errors import BackendError, ComparisonError, UsageError
 from exporter.models.model_folder import ModelFolder
 from graph_passes import save_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes  # noqa: F401  # it comes with onnx; numpy knows bfloat16 from its import on
@@ -19,6 +20,21 @@ _KNOWN = frozenset(
     {"bool", "bfloat16", "float16", "float32", "float64"}
     | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 )
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a model.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: The numpy dtype; bfloat16 is that of ml_dtypes.
+        shape: A number for a static dimension, a name (or None) for a dynamic one.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...]
 
 
 def numpy_dtype(name: str, tensor: str = "An input or output") -> np.dtype[Any]:
