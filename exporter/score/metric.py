@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -46,11 +46,12 @@ class StreamMetric(Metric):
 
     Attributes:
         of: The distance at every token, ``[batch, tokens]``, float64.
-        last_token: Only the last real token of each sample counts.
+        over: What the score is: ``all``: the mean over the text's tokens; ``last``: the mean over
+            samples of each one's last token; ``largest``: that of each one's largest value.
     """
 
     of: Callable[[Change], torch.Tensor]
-    last_token: bool = False
+    over: Literal["all", "last", "largest"] = "all"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The metrics: the one list of their names. Importing it costs nothing heavy.
 
-A new metric is a function in :mod:`~exporter.score.similarity` or :mod:`~exporter.score.loss`, and
-one line here; the command line, sweeps and reports take it from here.
+A metric is a function in :mod:`~exporter.score.similarity` or :mod:`~exporter.score.loss` and one
+line here; how tokens are summed up is ``over``. The command line, sweeps and reports take it from
+here.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _depth(layers: int, units: int, _generator: Generator) -> list[list[float]]:
 _ALL: tuple[Metric, ...] = (
     StreamMetric("cosine", similarity.cosine),
     StreamMetric("angular", similarity.angular),
-    StreamMetric("angular-last", similarity.angular, last_token=True),
+    StreamMetric("angular-last", similarity.angular, over="last"),
     StreamMetric("relative-l2", similarity.relative_l2),
     StreamMetric("relative-magnitude", similarity.relative_magnitude),
     AnswerMetric("kl", loss.kl),

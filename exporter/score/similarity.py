@@ -1,7 +1,8 @@
 """Metrics of the residual stream: how far a sublayer moves it from X, before, to Y, after.
 
-X and Y are ``[batch, tokens, hidden]``, in float32 or wider; a metric is the mean over all tokens,
-padding left out. 0: the sublayer doesn't move the stream, so it is redundant.
+X and Y are ``[batch, tokens, hidden]``, in float32 or wider; a metric gives a value at every token,
+of which the score is the mean, or what ``over`` says in :mod:`exporter.score.registry`; padding is
+left out. 0: the sublayer doesn't move the stream, so it is redundant.
 
 =========  ====================================  =================================
 unit       X                                     Y

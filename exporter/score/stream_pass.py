@@ -69,7 +69,7 @@ def refuse_not_finite(scored: ScoredModel, batches: Iterable[Batch]) -> None:
 
 
 class StreamBatch:
-    """Each sample's sums of one batch, by metric, layer and unit.
+    """What each sample of one batch adds to the sums, by metric, layer and unit.
 
     They can be made anywhere and in any order of layers; batches that are added to
     :class:`StreamSums` in the order of the text give the same scores to the last bit.
@@ -116,12 +116,17 @@ class StreamBatch:
         self.sums[:, states.number] = stacked
 
     def _reduced(self, metric: StreamMetric, values: torch.Tensor) -> torch.Tensor:
-        """Each sample's sum over the tokens that count, ``[batch]``."""
+        """Each sample's sum, last or largest over its real tokens, ``[batch]``; 0 without any."""
         import torch
 
         mask, last = self._mask.to(values.device), self._last.to(values.device)
         kept = torch.where(mask, values, 0.0)
-        return kept.gather(1, last)[:, 0] if metric.last_token else kept.sum(dim=1)
+        if metric.over == "last":
+            return kept.gather(1, last)[:, 0]
+        if metric.over == "largest":
+            largest = torch.where(mask, values, -torch.inf).amax(dim=1)
+            return torch.where(mask.any(dim=1), largest, 0.0)
+        return kept.sum(dim=1)
 
     def _refuse(self, layer: int, sums: Floats) -> None:
         _, unit, row = np.argwhere(~np.isfinite(sums))[0]
@@ -153,7 +158,7 @@ class StreamSums:
         """
         samples = (counts > 0).astype(np.float64)
         for metric, running, batch in zip(self._metrics, self._sums, sums, strict=True):
-            running.add(batch, samples if metric.last_token else counts)
+            running.add(batch, counts if metric.over == "all" else samples)
 
     def scores(self) -> dict[str, list[Score]]:
         """The scores so far by each metric's name, layer by layer.

@@ -26,7 +26,8 @@ from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_m
 from exporter.models.loading.model_source import load_model
 from exporter.models.loading.transformers_calls import quiet_transformers
 from exporter.progress import Quiet
-from exporter.score import CalibrationText, ScoreOptions, score, score_on
+from exporter.score import METRICS, CalibrationText, ScoreOptions, score, score_on, similarity
+from exporter.score.metric import StreamMetric
 from exporter.score.streaming.hidden_states import _is_memory, states_in_file
 from exporter.score.streaming.parts import filled_in_turn
 
@@ -90,6 +91,26 @@ def test_the_same_scores(tmp_path: Path, family: str, in_file: bool) -> None:
     expect_empty(meta)
     assert meta.shards.bytes_read - before == sum(p.nbytes for p in meta.model.parameters())
     assert not (tmp_path / "states").exists()
+
+
+def test_the_largest_over_tokens(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values: list[Any] = []
+
+    def negative(change: Any) -> Any:
+        """Below zero, which padding must not stand for."""
+        values.append(similarity.angular(change) - 1.0)
+        return values[-1]
+
+    text = padded_text()
+    monkeypatch.setitem(METRICS, "angular", StreamMetric("angular", negative, over="largest"))
+    whole = score_on(load_model(llama), text, metrics=["angular"], batch_size=5)
+    expected = [
+        [float(v[m].max()) for v, m in zip(each, text.mask, strict=True)] for each in values
+    ]
+    assert [score.score for score in whole.scores] == pytest.approx(np.mean(expected, axis=1))
+    errors = np.std(expected, axis=1, ddof=1) / np.sqrt(5)
+    assert [score.std_error for score in whole.scores] == pytest.approx(errors)
+    expect_equal(score_on(load_meta(llama), text, metrics=["angular"], batch_size=5), whole)
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
