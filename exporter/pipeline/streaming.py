@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from exporter.artifacts import ImportanceReport
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.store import key_hash
-from exporter.cut.oracle.memory import available_bytes
 from exporter.errors import ExportError, TooLittleMemoryError, UsageError, VerificationError
 from exporter.models.loading.meta_model import MetaModel
 from exporter.pipeline.keys import Key
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import Run
+from exporter.processes import available_bytes
 from exporter.score import score as score_model
 from graph_passes.files.placing import remove_tree
 from graph_passes.files.unfinished import Unfinished

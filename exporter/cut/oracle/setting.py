@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from exporter.cut.oracle.memory import available_bytes
 from exporter.errors import TooLittleMemoryError
+from exporter.processes import available_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from exporter.cut.oracle.memory import available_bytes
 from exporter.errors import FULL_DISK, ScoringError, first_line
+from exporter.processes import available_bytes
 from exporter.progress import Progress
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from llama_shaped import LlamaShape, write_llama
 from test_verification import wrong_layer  # noqa: F401
 
 import exporter.cli as command_line
+from exporter import processes
 from exporter.artifacts import PlannedDeletion, PruneReport
 from exporter.cut.options import CutOptions
-from exporter.cut.oracle import memory
 from exporter.cut.oracle import setting as oracle_setting
 from exporter.cut.surgery import prune_file
 from exporter.errors import VerificationError
@@ -222,7 +222,7 @@ def test_what_is_no_size_is_told(source: Path, tmp_path: Path, text: str) -> Non
 
 
 def test_free_memory_is_below_what_the_machine_has() -> None:
-    free = memory.available_bytes()
+    free = processes.available_bytes()
     if not sys.platform.startswith("linux"):
         assert free is None
         return
@@ -231,11 +231,11 @@ def test_free_memory_is_below_what_the_machine_has() -> None:
 
 
 def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    whole = memory.available_bytes()
+    monkeypatch.setattr(processes, "_CGROUP", tmp_path)
+    whole = processes.available_bytes()
     (tmp_path / "memory.max").write_text("5000\n")
     (tmp_path / "memory.current").write_text("3000\n")
     (tmp_path / "memory.stat").write_text("anon 1\nfile 400\n")
-    assert memory.available_bytes() == 2400
+    assert processes.available_bytes() == 2400
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.available_bytes() == pytest.approx(whole, rel=0.5)
+    assert processes.available_bytes() == pytest.approx(whole, rel=0.5)

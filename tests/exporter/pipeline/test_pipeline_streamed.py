@@ -168,7 +168,7 @@ def test_what_needs_the_whole_model_is_refused(
 def test_a_comparison_without_memory_for_it_is_refused_at_once(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.cut.oracle.memory.available_bytes", lambda: 10_000)
+    monkeypatch.setattr("exporter.pipeline.streaming.available_bytes", lambda: 10_000)
     done = run(checkpoint, tmp_path / "out")
     assert done.exit_code == 2
     assert "Comparing both models would take about" in done.stderr
@@ -179,7 +179,7 @@ def test_a_comparison_without_memory_for_it_is_refused_at_once(
 def test_bfloat16_without_memory_for_its_check_is_refused_at_once(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exporter.cut.oracle.memory.available_bytes", lambda: 10_000)
+    monkeypatch.setattr("exporter.pipeline.streaming.available_bytes", lambda: 10_000)
     done = run(checkpoint, tmp_path / "out", "--no-measure", "--dtype", "bfloat16")
     assert done.exit_code == 2
     assert "the check of the candidate holds its weights in float32" in done.stderr
