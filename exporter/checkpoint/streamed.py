@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.artifacts import PruningPlan
-from exporter.checkpoint.layer_turns import layers_of, runnable
 from exporter.checkpoint.pruned_model import (
     answer_to,
     place_replacements,
@@ -31,7 +30,9 @@ from exporter.cut.branch_replacements import branch_replacements_of
 from exporter.errors import ModelSourceError, UnknownArchitectureError
 from exporter.files import telling_full_disk
 from exporter.models.ablation.branch_replacements import branches_replaced
-from exporter.models.anatomy.architectures import layer_modules
+from exporter.models.anatomy.architectures import layer_modules, unknown_layers
+from exporter.models.anatomy.families import FAMILIES
+from exporter.models.loading.filled_modules import filled_while_running
 from exporter.models.loading.meta_model import MetaModel, ShardedWeights, load_meta
 from exporter.models.loading.model_files import save_pretrained_files
 from exporter.models.loading.model_source import LoadedModel
@@ -77,7 +78,11 @@ def write_streamed(
 
     model: Any = meta.model
     before = meta.weights.sources()
-    with runnable(meta), torch.inference_mode(), progress.task("run the model, layer by layer"):
+    with (
+        filled_while_running(meta, layers_of(model)),
+        torch.inference_mode(),
+        progress.task("run the model, layer by layer"),
+    ):
         cut = branch_replacements_of(plan.deletions, replacements, model)
         inputs = probe_inputs(model)
         with branches_replaced(model, cut):
@@ -92,6 +97,17 @@ def write_streamed(
             for path in stage.iterdir():
                 path.unlink()
     return _write_gaps(meta, structure, cut, before, wanted, stage, progress)
+
+
+def layers_of(model: Any) -> list[torch.nn.Module]:
+    """A whole model's layers.
+
+    Raises:
+        UnknownArchitectureError: It is not known where the model keeps them.
+    """
+    if model.config.model_type not in FAMILIES:
+        raise unknown_layers(model)  # Looking for them takes a run.
+    return [each.layer for each in layer_modules(model)]
 
 
 def _write_gaps(
@@ -111,7 +127,7 @@ def _write_gaps(
     layers = layers_of(model)
     place_replacements(model, structure, cut)
     pruned = replace(meta, weights=ShardedWeights(model, meta.shards))
-    with runnable(pruned, layers), torch.inference_mode():
+    with filled_while_running(pruned, layers), torch.inference_mode():
         require_same(pruned, answer_to(model, probe_inputs(model)), wanted)
     after = _flat(pruned.weights.sources().values())
     shards = _shards(meta, {name: name for name in meta.shards.entries if name in after})
@@ -150,7 +166,7 @@ def _write_shallow(
             f"{meta.ref.architecture} can't be made with {len(kept)} layers.", HINT
         ) from error
     refuse_other_settings(model, again.model, kept)
-    with runnable(again), torch.inference_mode():
+    with filled_while_running(again, layers_of(again.model)), torch.inference_mode():
         require_same(again, answer_to(again.model, probe_inputs(again.model)), wanted)
     return again, list(kept)
 

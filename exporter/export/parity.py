@@ -26,8 +26,9 @@ from exporter.engines.runners.onnxruntime import OnnxRuntimeRunner
 from exporter.engines.runners.widening import WidenedCopy
 from exporter.engines.tensors import TensorSpec
 from exporter.errors import ExportError
-from exporter.export.streamed import filled_while_running, interface_without_weights
+from exporter.export.streamed import interface_without_weights
 from exporter.models.ablation.branch_replacements import branches_replaced
+from exporter.models.loading.filled_modules import filled_while_running
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.onnx_interface import InterfaceModule, OnnxInterface
 from exporter.progress import QUIET, Progress

@@ -1,7 +1,6 @@
-"""Exports and runs models whose weights stay in their shards.
+"""Exports models whose weights stay in their shards.
 
-They are traced without weights, which are read one by one when the graph is written; and run with
-each module filled just before it runs.
+They are traced without weights, which are read one by one when the graph is written.
 
 On PyTorch's meta device a model can't be traced: its buffers and inputs are on the CPU, and no
 operator takes both. PyTorch's fake tensors say that they are on the CPU and have no content.
@@ -12,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
@@ -163,44 +162,3 @@ def _turned(value: ir.Value, node: ir.Node) -> ir.Value:
         name=name,
     )
     return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=lazy.shape, const_value=lazy)
-
-
-@contextlib.contextmanager
-def filled_while_running(meta: MetaModel) -> Iterator[None]:
-    """Has each module with weights of its own filled while it runs, and emptied after it.
-
-    A pass then reads all weights once and holds those of one module. A module whose weights are
-    used by another while it does not run itself makes PyTorch raise: there is nothing in them.
-
-    Args:
-        meta: The model; in the block it can be called like any other. Where its empty parameters
-            were given a wider type than its own, so are those with content.
-    """
-    handles = []
-    try:
-        for name, module in meta.model.named_modules():
-            if module._parameters:
-                handles += _hooks(meta, name, module)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _hooks(meta: MetaModel, name: str, module: torch.nn.Module) -> list[Any]:
-    # Now: one inside another with weights of its own is filled by that one first, unwidened.
-    wanted = {own: p.dtype for own, p in module._parameters.items() if p is not None}
-
-    def fill(*_: Any) -> None:
-        meta.materialise(name)
-        for own, parameter in module._parameters.items():
-            if parameter is not None:
-                parameter.data = parameter.data.to(wanted[own])
-
-    def empty(*_: Any) -> None:
-        meta.release(name)
-
-    return [
-        module.register_forward_pre_hook(fill),
-        module.register_forward_hook(empty, always_call=True),
-    ]

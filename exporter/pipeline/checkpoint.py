@@ -11,9 +11,9 @@ from typing import Any
 
 from exporter.artifacts import ComparisonReport
 from exporter.checkpoint.facts import CheckpointFacts
-from exporter.checkpoint.layer_turns import layers_of
 from exporter.checkpoint.model_card import CardSources, model_card
 from exporter.checkpoint.pruned_model import load_pruned, refuse_tokenless
+from exporter.checkpoint.streamed import layers_of
 from exporter.checkpoint.write import CARD, write_checkpoint
 from exporter.files import sha256_file, write_text
 from exporter.models.loading.meta_model import load_meta

@@ -54,7 +54,7 @@ def config_of(folder: Path) -> Any:
 @pytest.mark.parametrize("plan", [GAPS, BLOCK, HEALED], ids=["gaps", "block", "healed"])
 def test_it_is_the_one_from_memory(family: str, plan: Any, tmp_path: Path) -> None:
     from exporter.checkpoint.pruned_model import load_pruned
-    from exporter.export.streamed import filled_while_running
+    from exporter.models.loading.filled_modules import filled_while_running
     from exporter.models.loading.meta_model import load_meta
 
     base = sharded(tmp_path / "base", family)

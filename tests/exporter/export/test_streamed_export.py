@@ -94,7 +94,7 @@ def test_the_interface_of_experts_without_weights_is_theirs(tmp_path: Path, dtyp
 def test_weights_can_be_widened_on_the_way(tmp_path: Path, family: str) -> None:
     import torch
 
-    from exporter.export.streamed import filled_while_running
+    from exporter.models.loading.filled_modules import filled_while_running
 
     source = str(saved(tmp_path / "model", family))
     meta, whole = (load(source, dtype="bfloat16") for load in (load_meta, load_model))

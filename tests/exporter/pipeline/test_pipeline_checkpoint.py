@@ -111,9 +111,9 @@ def test_a_model_of_images_is_refused_before_it_is_scored(tmp_path: Path) -> Non
 def test_a_family_that_is_not_known_is_refused_before_it_is_scored_by_layers(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter.checkpoint import layer_turns
+    from exporter.checkpoint import streamed
 
-    monkeypatch.setattr(layer_turns, "FAMILIES", {})
+    monkeypatch.setattr(streamed, "FAMILIES", {})
     request = replace(_request(checkpoint, tmp_path / "out"), checkpoint=True, stream=True)
     with pytest.raises(UnknownArchitectureError):
         _walk(request)
