@@ -39,7 +39,7 @@ from exporter.score.options import KL_POSITIONS, ScoreOptions
 from exporter.score.registry import DEFAULT, metrics_named
 from exporter.score.scored_model import ScoredModel
 from exporter.score.stream_pass import refuse_not_finite, stream_scores
-from exporter.score.streaming.probing import layers_of
+from exporter.score.streaming.parts import layers_of
 from exporter.score.streaming.walk import layer_by_layer_scores
 
 

@@ -11,7 +11,8 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 ResidualForm = Literal["sequential", "parallel", "post_norm"]
 ProbeVerdict = Literal["adds_up", "silent", "differs", "not_finite"]
 
+_T = TypeVar("_T")
 _PROBE_TOKENS = 8
 # Rounding of a sum in the stream's own dtype, relative to the largest activation.
 _PROBE_TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2, "float64": 1e-9}
@@ -135,34 +137,39 @@ def probe(model: Any, layers: Sequence[LayerModules]) -> ProbeVerdict:
         ``silent`` when the sums hold, but some branch contributes nothing, so that this shows
         less; ``not_finite`` when the activations are NaN or infinite.
     """
-    states: list[LayerStates] = []
-    inputs = probe_inputs(model)
-    first = layers[0]
-    with tapped(layers, states.append), output_of(first.mlp) as live:
-        run_backbone(model, inputs)
-    with silenced([first.attention]), output_of(first.mlp) as deaf:
-        run_backbone(model, inputs)
     findings = ProbeFindings(layers)
-    for state in states:
-        findings.take(state)
-    findings.reads_attention = not live[0].equal(deaf[0])
+    findings.look(layers, partial(run_backbone, model, probe_inputs(model)))
     return findings.verdict
 
 
 class ProbeFindings:
-    """What a few tokens show of a layout, layer by layer.
-
-    Attributes:
-        reads_attention: Whether the first MLP's output changed when its attention was silenced.
-    """
+    """What a few tokens show of a layout, all layers at once or one after the other."""
 
     def __init__(self, layers: Sequence[LayerModules]) -> None:
         self._layers = layers
         self._left = len(layers)
         self._finite, self._sums_hold, self._silent = True, True, False
-        self.reads_attention: bool | None = None
+        # Whether the first MLP's output changes when its attention is silenced.
+        self._reads_attention: bool | None = None
 
-    def take(self, states: LayerStates) -> None:
+    def look(self, layers: Sequence[LayerModules], run: Callable[[], _T]) -> _T:
+        """Judges the layers that a run goes through; the first of the model runs twice.
+
+        Returns:
+            What the run gives.
+        """
+        first, states = layers[0], list[LayerStates]()
+        with tapped(layers, states.append), output_of(first.mlp) as live:
+            result = run()
+        for state in states:
+            self._take(state)
+        if not first.number:
+            with silenced([first.attention]), output_of(first.mlp) as deaf:
+                run()
+            self._reads_attention = not live[0].equal(deaf[0])
+        return result
+
+    def _take(self, states: LayerStates) -> None:
         """Judges one layer; it must still be there, since its norms may run again."""
         import torch
 
@@ -188,7 +195,7 @@ class ProbeFindings:
         if self._silent:
             return "silent"
         reads_attention = self._layers[0].form != "parallel"
-        return "adds_up" if self.reads_attention == reads_attention else "differs"
+        return "adds_up" if self._reads_attention == reads_attention else "differs"
 
 
 class _LayerTap:

@@ -1,14 +1,19 @@
-"""Which weights of a model belong to which layer, and how the layers' come and go."""
+"""Where a model without its weights keeps its layers, and how their weights come and go."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from exporter.models.anatomy.residual_stream import LayerModules
+from exporter.models.ablation.layer_runner import LayerRunner
+from exporter.models.anatomy.architectures import candidate_layers, layer_modules, unknown_layers
+from exporter.models.anatomy.families import FAMILIES
+from exporter.models.anatomy.residual_stream import LayerModules, ProbeFindings, probe_inputs
 from exporter.models.loading.meta_model import Fetched, MetaModel
 
 
@@ -74,3 +79,32 @@ def filled_in_turn(meta: MetaModel, prefixes: Sequence[str]) -> Generator[int]:
                     meta.release(prefix)
         finally:
             stop.set()  # the pool waits for what it reads, and that may be a gigabyte
+
+
+def layers_of(meta: MetaModel) -> list[LayerModules]:
+    """Finds the modules of every layer.
+
+    For a model type that is not in the table the first layer is read and held against every row;
+    the walk then looks at the others.
+
+    Raises:
+        UnknownArchitectureError: No row fits.
+    """
+    if meta.model.config.model_type in FAMILIES:
+        return layer_modules(meta.model)
+    for layers in candidate_layers(meta.model):
+        if _first_layer_fits(meta, layers):
+            return layers
+    raise unknown_layers(meta.model)
+
+
+def _first_layer_fits(meta: MetaModel, layers: list[LayerModules]) -> bool:
+    parts = parts_of(meta, layers)
+    with contextlib.ExitStack() as stack:
+        for name in (*parts.embedding, *parts.rest, parts.layers[0]):
+            stack.enter_context(meta.held(name))
+        runner = LayerRunner(meta.model, layers)
+        findings, inputs = ProbeFindings(layers), probe_inputs(meta.model)
+        with runner.only(0):
+            findings.look(layers[:1], partial(runner.run, inputs, None))
+    return findings.so_far == "adds_up"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.artifacts import Score
 from exporter.models.ablation.layer_runner import LayerRunner
 from exporter.models.ablation.meter import refuse_unmeasurable
+from exporter.models.anatomy.architectures import refuse_differing
 from exporter.models.anatomy.families import FAMILIES
-from exporter.models.anatomy.residual_stream import tapped
+from exporter.models.anatomy.residual_stream import ProbeFindings, probe_inputs, tapped
 from exporter.models.loading.meta_model import MetaModel
 from exporter.models.texts.batches import Batch
 from exporter.progress import Task
@@ -22,7 +24,6 @@ from exporter.score.stream_pass import ANY_METRIC, StreamBatch, StreamSums
 from exporter.score.streaming.answers import AnswerCuts
 from exporter.score.streaming.hidden_states import HiddenStates, room_for_states
 from exporter.score.streaming.parts import Parts, filled_in_turn, parts_of
-from exporter.score.streaming.probing import LayerProbe
 
 if TYPE_CHECKING:
     import torch
@@ -106,12 +107,14 @@ class _LayerWalk:
         embedding = stack.enter_context(contextlib.ExitStack())
         for name in parts.embedding:
             embedding.enter_context(self._meta.held(name))
-        probe = LayerProbe(self._meta.model, self._layers)
+        model, stream = self._meta.model, None
+        findings, probed = ProbeFindings(self._layers), probe_inputs(model)
         turns = stack.enter_context(contextlib.closing(filled_in_turn(self._meta, parts.layers)))
         for number in turns:
             with self._runner.only(number):
-                stream = probe.layer(number, self._runner)
-                probe.refuse_so_far(self._meta.model)  # before the text, which may take hours
+                run = partial(self._runner.run, probed, stream)
+                stream = findings.look([self._layers[number]], run)
+                refuse_differing(findings.so_far, model)  # before the text, which may take hours
                 if states is None:
                     states = stack.enter_context(self._room(parts, stream))
                 for batch in self._batches:
@@ -119,7 +122,7 @@ class _LayerWalk:
             if not number and not self._needs_embedding(parts):
                 embedding.close()
                 stack.enter_context(self._runner.without_embedding())
-        probe.refuse(self._meta.model)
+        refuse_differing(findings.verdict, model)
         return states
 
     def _batch(self, number: int, batch: Batch, states: HiddenStates, task: Task) -> None:
