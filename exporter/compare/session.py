@@ -33,7 +33,7 @@ from exporter.compare.witness import witness_checks
 from exporter.engines.environment import default_threads, environment
 from exporter.engines.runners.widening import tell_widened
 from exporter.errors import ComparisonError
-from exporter.models.texts.sources import TextSource, read_texts
+from exporter.models.texts.sources import TextSource, read_texts, refuse_same_text
 from exporter.progress import QUIET, Progress
 
 
@@ -128,14 +128,9 @@ def evaluation_text(options: CompareOptions, calibration: CalibrationRef | None)
         TextSourceError: When it can't be read.
     """
     texts = read_texts(options.eval_text, part="evaluation")
-    if calibration is not None and (
-        texts.sha256 == calibration.sha256 or texts.source == calibration.source
-    ):
-        raise ComparisonError(
-            f"The evaluation text {texts.source} is the calibration text: "
-            "what was dropped was chosen to do well on it.",
-            "Name another text with --eval-text.",
-        )
+    if calibration is not None:
+        what = "the calibration text: what was dropped was chosen to do well on it"
+        refuse_same_text(texts, [calibration], what)
     return texts
 
 

@@ -62,6 +62,7 @@ def prune_file(
     *,
     engine_check: ParserCheck | None = None,
     unfinished: Unfinished | None = None,
+    model_checked: bool = False,
     progress: Progress = QUIET,
 ) -> PruneReport:
     """Cuts sublayers out of an ONNX file.
@@ -78,6 +79,7 @@ def prune_file(
         engine_check: Asked whether an engine's parser takes the result, before it appears.
         unfinished: Where the weights of ``compact`` grow, so that an interrupted run can be gone
             on with.
+        model_checked: Whether the plan was already held against the model that it was made for.
         progress: Who is told, also of how many bytes of a large model are copied.
 
     Returns:
@@ -96,7 +98,8 @@ def prune_file(
     if options.verify == "oracle":
         _require_runtime()
     model = storage.load_model(source)
-    plan.hold_against(model.metadata_props.get(MODEL_KEY), str(source), progress)
+    if not model_checked:
+        plan.hold_against(model.metadata_props.get(MODEL_KEY), str(source), progress)
     files = PruneFiles.choose(source, model, target, plan, options)
     setting = choose(model, options.verify_limit_bytes) if options.verify == "oracle" else None
     hashes = SourceHashes(source, files.data if options.weights == "compact" else ())

@@ -22,7 +22,7 @@ from exporter.models.texts.calibration import (
     spec_of,
 )
 from exporter.models.texts.self_text import SELF
-from exporter.models.texts.sources import PYDOC
+from exporter.models.texts.sources import PYDOC, refuse_same_text
 from exporter.progress import QUIET, Progress
 
 _FEWEST_HELD_OUT = 4
@@ -84,10 +84,13 @@ def healing_texts(
         seed=options.seed,
         progress=progress,
     )
-    if other is not None and any(text.ref.sha256 == other.ref.sha256 for text in whole):
-        raise HealingError(
-            f"{other.ref.source} is what is fitted on, and no other domain.",
+    if other is not None:
+        refuse_same_text(
+            other.ref,
+            [text.ref for text in whole],
+            "what is fitted on, and no other domain",
             "Give --check-text another text.",
+            HealingError,
         )
     fitting = [fit for fit, _ in parts]
     return HealingTexts(

@@ -8,7 +8,6 @@ from pathlib import Path
 from exporter.artifacts.ledger import FOLDER
 from exporter.artifacts.plans.by_score import is_foreign_plan, validate_plan
 from exporter.artifacts.plans.loaded import LoadedPlan
-from exporter.artifacts.plans.origin import hold_against_model
 from exporter.artifacts.store import key_hash
 from exporter.choose.budgets.budget import Budget
 from exporter.choose.budgets.inputs import Workplace
@@ -84,11 +83,6 @@ def plan(run: Run) -> tuple[list[Path], None]:
 def _taken(run: Run, given: LoadedPlan) -> list[Path]:
     """A copy of the user's own plan, to the letter, with what stands beside it."""
     assert given.path is not None
-    _check(run, given)
-    hold_against_model(
-        given.plan, run.source_sha256, model=run.request.source, path=given.path,
-        refits=run.request.heal is not None, progress=run.progress,
-    )  # fmt: skip
     run.progress.say("plan: drop " + given.plan.describe())
     path = run.ledger.work / "plan.json"
     if is_foreign_plan(given.path):
@@ -106,12 +100,8 @@ def _taken(run: Run, given: LoadedPlan) -> list[Path]:
     return list(copies.values())
 
 
-def check_plan(run: Run) -> None:
-    """Holds the plan against the model, also where an earlier run made it, with --allow-empty."""
-    _check(run, run.chosen_plan)
-
-
-def _check(run: Run, plan: LoadedPlan) -> None:
+def check_plan(run: Run, plan: LoadedPlan) -> None:
+    """Holds a plan against the model, also where an earlier run made it, with --allow-empty."""
     validate_plan(
         plan.plan,
         run.importance.model.num_layers,
@@ -119,6 +109,8 @@ def _check(run: Run, plan: LoadedPlan) -> None:
         path=run.request.drops.plan,
         allow_all=run.request.allow_empty,
     )
+    if not run.request.heals_plan:  # healing holds it against the model itself
+        plan.hold_against(run.source_sha256, run.request.source, run.progress)
 
 
 def _chosen(run: Run, budget: Budget) -> list[Path]:

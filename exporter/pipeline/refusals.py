@@ -13,11 +13,11 @@ from exporter.engines.build.config import refuse_unknown_targets
 from exporter.engines.build.libraries import LIBRARIES, load, refuse_unbuildable
 from exporter.engines.runners.cache_form import read_cache_form
 from exporter.engines.runners.sessions import check_provider
-from exporter.errors import ComparisonError, PlanError, UsageError
+from exporter.errors import PlanError, UsageError
 from exporter.export.forms.targets import refuse_options
-from exporter.heal.options import HealOptions
 from exporter.models.loading.model_source import check_dtype
-from exporter.models.texts.sources import read_texts
+from exporter.models.texts.self_text import SELF
+from exporter.models.texts.sources import read_texts, refuse_same_text
 from exporter.optional import require
 from exporter.pipeline.request import EngineRequest, ExportRequest
 from exporter.pipeline.run import ENGINES, HEALING, QUANTIZE, QUANTIZED, Run
@@ -58,11 +58,9 @@ def refuse_bad_options(request: ExportRequest) -> None:
         _refuse_plan(request.drops.plan)
     if request.engines is not None:
         _refuse_engines(request.engines)
-    evaluation_text(request.compare, None)
-    if request.heal is not None:
-        _refuse_healing(request, request.heal)
     if request.quantize is not None:
         _refuse_quantization(request, request.quantize)
+    _refuse_fitted_text(request)
     TaskChoice.of(request.compare.quality).refuse_missing()
 
 
@@ -86,19 +84,21 @@ def _refuse_engines(wanted: EngineRequest) -> None:
     refuse_unknown_targets(module, wanted.settings.compute_capabilities)
 
 
-def _refuse_healing(request: ExportRequest, wanted: HealOptions) -> None:
-    """Refuses to judge the candidate on a text that it is fitted to."""
-    judged = evaluation_text(request.compare, None).sha256
-    for spec in wanted.calibration:
-        if spec != "self" and read_texts(spec, part="calibration").sha256 == judged:
-            raise ComparisonError(
-                f"The evaluation text {spec} is what the replacements would be fitted to.",
-                "Name another text with --eval-text.",
-            )
+def _refuse_fitted_text(request: ExportRequest) -> None:
+    """Refuses to judge on a text that replacements or weights would be fitted to."""
+    judged = evaluation_text(request.compare, None)
+    heal, quantize = request.heal, request.quantize
+    fitted = {} if heal is None else dict.fromkeys(heal.calibration, "replacements")
+    if quantize is not None and quantize.needs_calibration and quantize.calibration is not None:
+        fitted[quantize.calibration] = "weights"
+    for spec, what in fitted.items():
+        if spec != SELF:
+            text = read_texts(spec, part="calibration")
+            refuse_same_text(judged, [text], f"what the {what} would be fitted to")
 
 
 def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> None:
-    """Refuses what can't be quantised so, or is judged on the text that it was fitted to."""
+    """Refuses what can't be quantised so."""
     settings.refuse_nonsense()
     if settings.modelopt is not None:
         _refuse_modelopt(request, settings.modelopt)
@@ -108,13 +108,6 @@ def _refuse_quantization(request: ExportRequest, settings: QuantizeSettings) -> 
             f"{settings.scheme}; NVIDIA's ModelOpt makes {', '.join(sorted(MODELOPT))}.",
             MODELOPT_HINT,
         )
-    if settings.needs_calibration and settings.calibration is not None:
-        fitted = read_texts(settings.calibration, part="calibration")
-        if fitted.sha256 == evaluation_text(request.compare, None).sha256:
-            raise ComparisonError(
-                f"The evaluation text {fitted.source} is what the weights would be fitted to.",
-                "Name another text with --eval-text.",
-            )
 
 
 def _refuse_modelopt(request: ExportRequest, python: Path) -> None:

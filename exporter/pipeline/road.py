@@ -12,7 +12,6 @@ from exporter.artifacts.ledger import locked
 from exporter.export.forms.targets import TARGETS
 from exporter.pipeline import checkpoint, keys, planning, stages, streaming
 from exporter.pipeline.engines import build, engines_key
-from exporter.pipeline.measuring import measure
 from exporter.pipeline.quantizing import quantize, quantize_key, with_method
 from exporter.pipeline.refusals import (
     refuse_bad_options,
@@ -43,7 +42,7 @@ def export_model(request: ExportRequest, progress: Progress = QUIET) -> Comparis
     with locked(request.out):
         run = _started(request, progress)
         _write_models(run)
-        _stage(run, "measure", keys.measure_key(run), measure)
+        _stage(run, "measure", keys.measure_key(run), stages.measure)
         _card(run)
         _publish(run)
         return ComparisonReport.read(request.out / "report.json")
@@ -100,8 +99,12 @@ def _plan_and_export(run: Run) -> None:
     """What depends on the graph is planned on it; else a plan that fails costs no export."""
     if run.request.plans_on_graph:
         _stage(run, "export", keys.export_key(run), stages.export)
+    given = run.given_plan
+    if given is not None:
+        planning.check_plan(run, given)
     _stage(run, "plan", planning.plan_key(run), planning.plan)
-    planning.check_plan(run)
+    if given is None:
+        planning.check_plan(run, run.chosen_plan)
     _heal(run)
     if not run.request.plans_on_graph:
         _stage(run, "export", keys.export_key(run), stages.export)

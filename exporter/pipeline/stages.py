@@ -1,4 +1,4 @@
-"""The stages of `depthcut export` that score the model and make both graphs: score, export, prune.
+"""The stages of `depthcut export` that score the model, make both graphs and compare them.
 
 Each returns its files, in the workplace, and what is worth remembering.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.artifacts import ParityCheck, PruneReport
+from exporter.artifacts import Arm, Arms, ComparisonReport, ParityCheck, PruneReport
+from exporter.compare.kept import forget
+from exporter.compare.session import compare
 from exporter.cut.options import CutOptions
 from exporter.cut.surgery import prune_file
 from exporter.engines.build.check import gate_where_installed
@@ -20,7 +22,8 @@ from exporter.models.loading.model_files import save_pretrained_files
 from exporter.pipeline import streaming
 from exporter.pipeline.keys import export_key, prune_key
 from exporter.pipeline.refusals import refuse_lost_caches
-from exporter.pipeline.run import Run, files_below
+from exporter.pipeline.run import ENGINES, QUANTIZED, Run, files_below
+from exporter.report.files import write_reports
 from exporter.score import score
 
 WEIGHT_FILES = ("model.onnx", "model.onnx*.data")
@@ -83,6 +86,7 @@ def prune(run: Run) -> tuple[list[Path], list[dict[str, Any]]]:
             CutOptions(allow_all=run.request.allow_empty),
             unfinished=unfinished,
             engine_check=gate_where_installed(run.progress) if for_engines else None,
+            model_checked=True,
             progress=run.progress,
         )
         _say_pruned(run, report)
@@ -128,3 +132,60 @@ def _say_pruned(run: Run, report: PruneReport) -> None:
         f"prune: {before.nodes} -> {after.nodes} nodes, "
         f"{before.parameters / 1e6:,.2f} -> {after.parameters / 1e6:,.2f} million parameters"
     )
+
+
+def measure(run: Run) -> tuple[list[Path], None]:
+    """Compares both models and writes the report."""
+    importance, deletions = run.importance, run.plan.plan.deletions
+    graphs = run.ledger.path("baseline"), run.ledger.path("candidate")
+    arms, floats, built_from = graphs, None, None
+    if run.request.engines is not None:
+        arms = run.ledger.path(ENGINES) / "baseline", run.ledger.path(ENGINES) / "candidate"
+        sources = run.built_from()
+        built_from = sources["baseline"], sources["candidate"]
+    elif run.request.quantize is not None:
+        arms = run.ledger.path(QUANTIZED["baseline"]), run.ledger.path(QUANTIZED["candidate"])
+        floats = graphs
+    report = compare(
+        *arms,
+        run.request.compare,
+        floats=floats,
+        onnx=built_from,
+        parity=[*_parity_notes(run, "export"), *_parity_notes(run, "prune")],
+        plan=deletions,
+        calibration=importance.calibration,
+        resume=run.request.out,
+        progress=run.progress,
+    )
+    report = _published(run, report.model_copy(update={"healing": run.healing}))
+    paths = write_reports(report, run.ledger.work, importance)
+    forget(run.request.out)
+    return paths, None
+
+
+def _published(run: Run, report: ComparisonReport) -> ComparisonReport:
+    """The report with its arms' paths as they will be once everything is in its place."""
+
+    def placed(path: str) -> str:
+        at = Path(path)
+        inside = at.is_relative_to(run.ledger.work)
+        return str(run.request.out / at.relative_to(run.ledger.work)) if inside else path
+
+    def moved(arm: Arm) -> Arm:
+        engines = [e.model_copy(update={"path": placed(e.path)}) for e in arm.engines]
+        return arm.model_copy(update={"path": placed(arm.path), "engines": engines})
+
+    arms = Arms(
+        baseline=moved(report.arms.baseline),
+        candidate=moved(report.arms.candidate),
+        references={name: moved(arm) for name, arm in report.arms.references.items()},
+    )
+    return report.model_copy(update={"arms": arms})
+
+
+def _parity_notes(run: Run, stage: str) -> list[ParityCheck]:
+    """What a stage's check against PyTorch gave, named after the model that was checked."""
+    done = "skipped" if run.plan.replacements is None else "skipped or replaced"
+    arm = {"export": "baseline", "prune": f"candidate, modules {done}"}[stage]
+    checks = [ParityCheck.model_validate(note) for note in run.ledger.notes(stage)]
+    return [check.model_copy(update={"name": f"{check.name} ({arm})"}) for check in checks]

@@ -35,6 +35,7 @@ from exporter.models.ablation.meter import DamageMeter
 from exporter.models.ablation.ratios import Floats
 from exporter.models.loading.model_source import LoadedModel
 from exporter.models.texts.calibration import calibration_text
+from exporter.models.texts.sources import refuse_same_text
 from exporter.progress import QUIET, Progress
 from exporter.score import CalibrationText
 
@@ -142,12 +143,8 @@ def _held_out(
         part="evaluation",
         progress=progress,
     )
-    if text.ref.sha256 == used.sha256 or text.ref.source == used.source:
-        raise CalibrationError(
-            f"{text.ref.source} is the text that the scores rest on: what is dropped was chosen "
-            "to do well on it.",
-            "Name another text with --eval-text.",
-        )
+    what = "the text that the scores rest on: what is dropped was chosen to do well on it"
+    refuse_same_text(text.ref, [used], what, error=CalibrationError)
     return text
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from exporter.errors import TextSourceError
+from exporter.artifacts import CalibrationRef
+from exporter.errors import ComparisonError, DepthcutError, TextSourceError
 from exporter.files import sha256_bytes
 from exporter.optional import require
 
@@ -83,6 +84,27 @@ def read_texts(spec: str, *, part: Part, allow_network: bool = True) -> TextSour
     if path.suffix.lower() in _JSONL_SUFFIXES:
         return _source(spec, _jsonl_documents(text, path))
     return _source(spec, [text])
+
+
+def refuse_same_text(
+    judged: TextSource | CalibrationRef,
+    others: Iterable[TextSource | CalibrationRef],
+    what: str,
+    hint: str = "Name another text with --eval-text.",
+    error: type[DepthcutError] = ComparisonError,
+) -> None:
+    """Refuses to judge on a text that something was fitted to or chosen by.
+
+    Args:
+        judged: The text to judge on.
+        others: What was fitted to, or chosen by.
+        what: What the text then is, for the message.
+        hint: What to do.
+        error: The error of the stage that asks.
+    """
+    for other in others:
+        if judged.sha256 == other.sha256 or judged.source == other.source:
+            raise error(f"{judged.source} is {what}.", hint)
 
 
 def _source(label: str, documents: Iterable[str]) -> TextSource:

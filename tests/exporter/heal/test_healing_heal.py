@@ -557,7 +557,7 @@ def test_a_text_of_one_sample_is_refused(loaded: Any, texts: tuple[str, str]) ->
 
 
 def test_the_same_text_is_no_other_domain(loaded: Any, texts: tuple[str, str]) -> None:
-    with pytest.raises(UsageError, match="to be fitted on and to be the other domain"):
+    with pytest.raises(UsageError, match="--check-text"):
         healed(loaded, (texts[0], texts[0]))
     copy = Path(texts[0]).with_name("copy.txt")
     copy.write_bytes(Path(texts[0]).read_bytes())

@@ -192,6 +192,18 @@ def test_a_plan_by_hand_is_walked(checkpoint: Path, again: Path, tmp_path: Path)
     assert report.arms.candidate.kv_cache_bytes_per_token == 2 * 2 * 2 * 8 * 4
 
 
+def test_a_plan_for_another_model_is_warned_of_once(
+    checkpoint: Path, again: Path, tmp_path: Path
+) -> None:
+    other = "b" * 64
+    plan = json.loads((again / "plan.json").read_text())
+    plan |= {"made_from": {"model": other}, "importance_sha256": None}
+    (tmp_path / "foreign.json").write_text(json.dumps(plan))
+    drops = DropRequest(plan=tmp_path / "foreign.json")
+    _, heard = _walk(_request(checkpoint, again, drops=drops))
+    assert len([line for line in heard.lines if other[:12] in line]) == 1
+
+
 @pytest.mark.parametrize(
     ("deletions", "words"),
     [
@@ -250,7 +262,7 @@ def test_a_run_that_failed_late_is_taken_up_again(
     checkpoint: Path, again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from exporter.errors import BackendError
-    from exporter.pipeline import measuring
+    from exporter.pipeline import stages
 
     def fails(*_: object, **__: object) -> None:
         raise BackendError("no more.")
@@ -258,7 +270,7 @@ def test_a_run_that_failed_late_is_taken_up_again(
     before = _contents(again)
     request = _request(checkpoint, again, drops=DropRequest(Budget(mlp=1)))
     with monkeypatch.context() as patch:
-        patch.setattr(measuring, "compare", fails)
+        patch.setattr(stages, "compare", fails)
         with pytest.raises(BackendError):
             _walk(request)
     assert _contents(again) == before

@@ -79,7 +79,7 @@ def quantised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, QuantizeSettin
         record = QuantizationRecord(scheme=settings.scheme, method="rtn", bits={"8": 3})
         return quantizer.QuantizationResult(record, 9, 3, RoundingDifference(0.0, 1.0, None))
 
-    monkeypatch.setattr(quantizer, "quantize_file", stand_in)
+    monkeypatch.setattr("exporter.pipeline.quantizing.quantize_file", stand_in)
     return asked
 
 
@@ -165,7 +165,7 @@ def test_what_fails_halfway_leaves_the_results_as_they_were(
         raise DepthcutError("no")
 
     before = sorted(exported.rglob("*"))
-    monkeypatch.setattr(quantizer, "quantize_file", broken)
+    monkeypatch.setattr("exporter.pipeline.quantizing.quantize_file", broken)
     with pytest.raises(DepthcutError):
         quantize(run_in(exported), EIGHT)
     kept = [path for path in exported.rglob("*") if ".depthcut" not in str(path)]
@@ -246,7 +246,7 @@ def test_another_modelopt_makes_it_stale(
 ) -> None:
     keys = []
     for version in ("0.47.0", "0.47.0", "0.48.0"):
-        monkeypatch.setattr("exporter.quantize.modelopt.modelopt_version", lambda _, v=version: v)
+        monkeypatch.setattr("exporter.pipeline.quantizing.modelopt_version", lambda _, v=version: v)
         keys.append(json.dumps(quantize_key(run_in(exported), FP8)))
     assert keys[0] == keys[1] != keys[2]
 
