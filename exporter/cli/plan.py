@@ -233,7 +233,7 @@ def _planned(
 
     if call.curve is None:
         call.budget.refuse_empty()
-    weighs = call.settings.settled(call.budget).weighs_replacements
+    weighs = call.settings.for_budget(call.budget).weighs_replacements
     keeps = call.curve is not None or not call.budget.only_counts or weighs
     made = None
     with working(call.output, forget=not keeps) as kept, ExitStack() as workers:

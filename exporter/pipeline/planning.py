@@ -156,7 +156,7 @@ def _chosen(run: Run, budget: Budget) -> list[Path]:
 
 def _settings(run: Run, budget: Budget) -> PlanSettings:
     """How the plan is looked for; what is chosen by scores is healed by a stage of its own."""
-    settings = run.request.plan_settings.settled(budget)
+    settings = run.request.plan_settings.for_budget(budget)
     return replace(settings, heal=settings.heal if settings.weighs_replacements else None)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from exporter.files import staged_directory
 from exporter.pipeline.keys import Key, file_hash
 from exporter.pipeline.run import ARMS, QUANTIZE, QUANTIZED, Run, files_below
-from exporter.pipeline.shared import once
+from exporter.pipeline.shared import take_or_make
 from exporter.pipeline.stages import WEIGHT_FILES
 from exporter.quantize.gguf_blocks import most_bits
 from exporter.quantize.modelopt import modelopt_version
@@ -74,7 +74,7 @@ def quantize(run: Run, settings: QuantizeSettings) -> tuple[list[Path], dict[str
     for arm in ARMS:
         key = _arm_key(run, settings, arm, bits_by_node)
         make = partial(_quantize_arm, run, arm, settings, bits_by_node)
-        (made, bits_by_node), now = once(shared, f"{QUANTIZE}-{arm}", key, work, make)
+        (made, bits_by_node), now = take_or_make(shared, f"{QUANTIZE}-{arm}", key, work, make)
         if not now:
             run.progress.say(f"quantize: {arm}, shared, it was made from the same before")
         files += made

@@ -242,7 +242,7 @@ class ExportRequest(Options):
             # Text that the model samples itself can't be quantised on.
             object.__setattr__(self, "quantize", replace(self.quantize, calibration=None))
         if self.drops.budget is not None:
-            self.plan_settings.settled(self.drops.budget)
+            self.plan_settings.for_budget(self.drops.budget)
 
     @property
     def plan_settings(self) -> PlanSettings:
@@ -259,7 +259,7 @@ class ExportRequest(Options):
     def weighs_replacements(self) -> bool:
         """Whether the plan is chosen together with what takes the dropped branches' places."""
         budget = self.drops.budget
-        return budget is not None and self.plan_settings.settled(budget).weighs_replacements
+        return budget is not None and self.plan_settings.for_budget(budget).weighs_replacements
 
     @property
     def heals_plan(self) -> bool:

@@ -20,7 +20,7 @@ from exporter.pipeline.refusals import (
 )
 from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.run import CHECKPOINT, ENGINES, HEALING, QUANTIZE, Run
-from exporter.pipeline.shared import SHARED, once
+from exporter.pipeline.shared import SHARED, take_or_make
 from exporter.progress import QUIET, Progress
 
 Stage = Callable[[Run], tuple[list[Path], Any]]
@@ -153,7 +153,7 @@ def _stage(run: Run, name: str, key: keys.Key, make: Stage) -> None:
         return
     shared = run.request.shared if name in SHARED else None
     run.progress.detail(f"{name}: begins")
-    found, made = once(shared, name, key, run.ledger.work, lambda: make(run))
+    found, made = take_or_make(shared, name, key, run.ledger.work, lambda: make(run))
     if not made:
         run.progress.say(f"{name}: shared, it was made from the same before")
     run.ledger.record(name, key, *found)

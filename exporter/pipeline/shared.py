@@ -102,7 +102,7 @@ class SharedStages:
         return f"{stage}-{key_hash(key)[:32]}"
 
 
-def once(
+def take_or_make(
     root: Path | None,
     stage: str,
     key: Mapping[str, Any],

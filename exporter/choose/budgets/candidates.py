@@ -14,7 +14,7 @@ from exporter.artifacts import HealKind, ImportanceReport, PlannedDeletion
 from exporter.choose.budgets.budget import NO_FLOORS, Budget, Floors
 from exporter.choose.budgets.units import Unit
 from exporter.choose.selection.meters import Meter, RememberingMeter
-from exporter.choose.selection.options import Option, Step, chosen, cut_of_options
+from exporter.choose.selection.options import Option, Step, cut_of_options, standing_options
 from exporter.compare.quality.intervals import mean_interval
 from exporter.models.ablation.branch_replacements import BranchReplacements
 from exporter.models.ablation.damage import Damage
@@ -151,7 +151,7 @@ class PlanCandidate:
 
     def plus(self, steps: Iterable[Step]) -> PlanCandidate:
         """Some steps further; a step takes the place of earlier ones on the same sublayers."""
-        return PlanCandidate(tuple(chosen([*map(as_step, self.options), *steps])))
+        return PlanCandidate(tuple(standing_options([*map(unmeasured_step, self.options), *steps])))
 
     def without(self, option: Option) -> PlanCandidate:
         """One step less."""
@@ -162,7 +162,7 @@ class PlanCandidate:
         return math.fsum(unit.gain(option.names, option.replacement) for option in self.options)
 
 
-def as_step(option: Option) -> Step:
+def unmeasured_step(option: Option) -> Step:
     """An option as a step of a search that hasn't measured it."""
     return Step(option, _NOT_MEASURED, 0.0)
 

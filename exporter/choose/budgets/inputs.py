@@ -110,7 +110,7 @@ class PlanInputs:
         cache_dir: Path | None = None,
         progress: Progress = QUIET,
     ) -> None:
-        self.report, self.budget, self.settings = report, budget, settings.settled(budget)
+        self.report, self.budget, self.settings = report, budget, settings.for_budget(budget)
         self.importance_sha256 = importance_sha256
         self._load, self._work, self._given_sizes = load, work, sizes
         self._stopwatch, self._given_costs = stopwatch, costs

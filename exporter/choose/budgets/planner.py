@@ -20,13 +20,13 @@ from exporter.choose.budgets.figures import (
     predicted,
 )
 from exporter.choose.budgets.inputs import PlanInputs
-from exporter.choose.budgets.reachable import refuse_no_front, refuse_nothing
+from exporter.choose.budgets.refusals import refuse_no_front, refuse_nothing
 from exporter.choose.budgets.search import Search
 from exporter.choose.budgets.target_speedup import TOLERANCE, TimedCandidate, reach_speedup
 from exporter.choose.budgets.units import Goal, Milliseconds, goals_of, unit_to_use_up
 from exporter.choose.selection.by_scores import one_shot, scored_again
 from exporter.choose.selection.options import cut_of_options
-from exporter.choose.selection.refusals import refuse_unreachable
+from exporter.choose.selection.refusals import refuse_counts
 from exporter.heal.healed import heal, predicts_tokens
 from exporter.heal.sequential import fit_sequential
 from exporter.heal.texts import on_text_of
@@ -144,9 +144,7 @@ class Planner(PlanInputs):
 
     def _refuse_unreachable(self) -> None:
         """Before the model is loaded."""
-        refuse_unreachable(
-            self.report, self.budget.counts, self._protected, allow_all=self._allow_all
-        )
+        refuse_counts(self.report, self.budget.counts, self._protected, allow_all=self._allow_all)
 
     @cached_property
     def search(self) -> Search:

@@ -10,8 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, as_step, with_gains
-from exporter.choose.budgets.reachable import refuse_floors, refuse_goal
+from exporter.choose.budgets.candidates import (
+    PlanCandidate,
+    QualityCheck,
+    unmeasured_step,
+    with_gains,
+)
+from exporter.choose.budgets.refusals import refuse_floors, refuse_goal
 from exporter.choose.budgets.units import Counted, CountedBlocks, Goal, Unit
 from exporter.choose.selection.evolution import evolve
 from exporter.choose.selection.greedy import greedy
@@ -21,9 +26,9 @@ from exporter.choose.selection.options import (
     Option,
     Step,
     Stop,
-    chosen,
     most_sublayers,
     objective_of,
+    standing_options,
 )
 from exporter.choose.selection.search_options import SearchOptions
 from exporter.errors import PlanError
@@ -192,7 +197,9 @@ class Search:
         self, unit: Unit, candidate: PlanCandidate, by_gain: bool
     ) -> PlanCandidate | None:
         """The step of least damage, or least for its gain, that the floors still allow."""
-        further = [candidate.plus([as_step(option)]) for option in self._left(unit, candidate)]
+        further = [
+            candidate.plus([unmeasured_step(option)]) for option in self._left(unit, candidate)
+        ]
         if not further:
             return None
         cuts = [other.cut for other in further]
@@ -237,7 +244,7 @@ class Search:
         while True:
             own = {option.names: option for option in candidate.options}
             others = [
-                candidate.plus([as_step(option)])
+                candidate.plus([unmeasured_step(option)])
                 for option in self._with_gains(goals[0].unit)
                 if option.names in own and option.replacement != own[option.names].replacement
             ]
@@ -260,7 +267,7 @@ class Search:
         """
         if self._settings.search != "evolution":
             return candidate
-        steps = [as_step(option) for option in candidate.options]
+        steps = [unmeasured_step(option) for option in candidate.options]
         with self._progress.task("evolution search"):
             found = evolve(
                 self._meter,
@@ -274,7 +281,7 @@ class Search:
                 allow_all=self._allow_all,
                 progress=self._progress,
             )
-        return candidate if found == steps else PlanCandidate(tuple(chosen(found)))
+        return candidate if found == steps else PlanCandidate(tuple(standing_options(found)))
 
     def _swapped_beside(
         self, before: PlanCandidate, goal: Goal, candidate: PlanCandidate
@@ -302,7 +309,7 @@ class Search:
             if not taken & set(option.names) and len(taken) + len(option.names) <= self._most:
                 added.append(option)
                 taken.update(option.names)
-        return candidate.plus(map(as_step, added))
+        return candidate.plus(map(unmeasured_step, added))
 
     def _strongest(self, unit: Unit, candidate: PlanCandidate) -> PlanCandidate:
         """The same sublayers, each treated in the way that gains most."""
@@ -311,7 +318,7 @@ class Search:
             for option in candidate.options
         }
         better = [o for o in self._with_gains(unit) if o.names in own and o.gain > own[o.names]]
-        return candidate.plus(map(as_step, sorted(better, key=lambda option: option.gain)))
+        return candidate.plus(map(unmeasured_step, sorted(better, key=lambda option: option.gain)))
 
     @property
     def _objective(self) -> Objective:

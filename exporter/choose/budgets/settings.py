@@ -56,7 +56,7 @@ class PlanSettings(Options):
         section=DROPPING,
     )
 
-    def settled(self, budget: Budget) -> PlanSettings:
+    def for_budget(self, budget: Budget) -> PlanSettings:
         """The same with the method named, as it goes with a budget.
 
         Numbers of sublayers are chosen by their scores where nothing is said, anything else

@@ -24,7 +24,7 @@ from exporter.choose.selection.options import (
     most_sublayers,
     options_for,
     reaches,
-    refuse_unreachable,
+    refuse_gain,
     total_gain,
 )
 from exporter.choose.selection.refusals import groups_of, refuse_number, refuse_too_many
@@ -180,7 +180,7 @@ def iterative(
     """
     begun = dict(start or {})
     options = [option for option in options if not set(option.names) & set(begun)]
-    refuse_unreachable(options, goal, most_sublayers(num_layers, allow_all) - len(begun))
+    refuse_gain(options, goal, most_sublayers(num_layers, allow_all) - len(begun))
     taken: list[Option] = []
     scores = None if first is None else _by_names(first)
     while not reaches(total_gain(taken), goal):

@@ -23,12 +23,12 @@ from exporter.choose.selection.options import (
     Objective,
     Option,
     Step,
-    chosen,
     cut_of_options,
     most_sublayers,
     objective_of,
     overlap,
     reaches,
+    standing_options,
     total_gain,
 )
 from exporter.errors import PlanError
@@ -86,7 +86,7 @@ def evolve(
         PlanError: The choice does not reach the goal.
         ScoringError: Logits are not finite.
     """
-    begun = tuple(chosen(steps))
+    begun = tuple(standing_options(steps))
     if not begun or not reaches(total_gain(begun), goal):
         raise PlanError(
             f"What is to be refined is worth {total_gain(begun):g} of {goal:g}.",

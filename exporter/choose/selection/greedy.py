@@ -24,7 +24,7 @@ from exporter.choose.selection.options import (
     objective_of,
     overlap,
     reaches,
-    refuse_unreachable,
+    refuse_gain,
     total_gain,
 )
 from exporter.errors import PlanError
@@ -72,8 +72,8 @@ def greedy(
         progress: Told of every step.
 
     Returns:
-        The steps in order; :func:`~exporter.choose.selection.options.chosen` gives what stands
-        after them.
+        The steps in order; what stands after them is given by
+        :func:`~exporter.choose.selection.options.standing_options`.
 
     Raises:
         PlanError: When the goal is out of reach; names what is reachable.
@@ -81,7 +81,7 @@ def greedy(
     """
     begun, most = dict(start or {}), most_sublayers(meter.num_layers, allow_all)
     options = [option for option in options if not set(option.names) & set(begun)]
-    refuse_unreachable(options, goal, most - len(begun))
+    refuse_gain(options, goal, most - len(begun))
     search = _Greedy(meter, options, goal, objective, begun, most)
     steps: list[Step] = []
     while not reaches(search.gain, goal):

@@ -112,7 +112,7 @@ def options_for(
     return [option for option in found if not kept & set(option.names)]
 
 
-def chosen(steps: Iterable[Step]) -> list[Option]:
+def standing_options(steps: Iterable[Step]) -> list[Option]:
     """What stands after all steps: an option gives way to a later one on the same sublayers."""
     standing: list[Option] = []
     for step in steps:
@@ -150,7 +150,7 @@ def reaches(gain: float, goal: float) -> bool:
     return gain >= goal - _SLACK * max(1.0, abs(goal) if math.isfinite(goal) else 1.0)
 
 
-def refuse_unreachable(options: Sequence[Option], goal: float, room: int) -> None:
+def refuse_gain(options: Sequence[Option], goal: float, room: int) -> None:
     """Refuses a goal beyond what all options are worth together.
 
     Args:

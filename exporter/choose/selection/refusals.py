@@ -44,7 +44,7 @@ def refuse_too_many(
             refuse_number(group, number, left, report.model.source)
 
 
-def refuse_unreachable(
+def refuse_counts(
     report: ImportanceReport,
     counts: Mapping[str, int],
     protected: frozenset[SublayerRef],

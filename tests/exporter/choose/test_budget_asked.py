@@ -229,18 +229,20 @@ def test_calls_that_lack_something(tmp_path: Path, options: list[str], words: st
 )
 def test_a_budget_is_held_by_measured_damage_alone(search: Any, budget: Budget) -> None:
     with pytest.raises(UsageError):
-        PlanSettings(SearchOptions(search)).settled(budget)
-    assert PlanSettings().settled(budget).search.search == "greedy"
-    assert PlanSettings().settled(Budget(attention=1)).search.search == "one-shot"
+        PlanSettings(SearchOptions(search)).for_budget(budget)
+    assert PlanSettings().for_budget(budget).search.search == "greedy"
+    assert PlanSettings().for_budget(Budget(attention=1)).search.search == "one-shot"
 
 
 @pytest.mark.parametrize("own", [{"sequential": True}, {"calibration": ("mine.txt",)}])
 def test_a_search_that_weighs_replacements_fits_them_in_its_own_way(own: Any) -> None:
     settings = PlanSettings(SearchOptions("greedy"), heal=HealOptions(**own), calibration="a.txt")
     with pytest.raises(UsageError):
-        settings.settled(Budget(attention=1))
-    assert replace(settings, search=SearchOptions()).settled(Budget(attention=1)).heals_afterwards
-    assert replace(settings, heal=HealOptions(calibration=("a.txt",))).settled(Budget(joint=1))
+        settings.for_budget(Budget(attention=1))
+    assert (
+        replace(settings, search=SearchOptions()).for_budget(Budget(attention=1)).heals_afterwards
+    )
+    assert replace(settings, heal=HealOptions(calibration=("a.txt",))).for_budget(Budget(joint=1))
 
 
 def test_a_bare_plan_takes_along_what_a_healed_one_had_beside_it(tmp_path: Path) -> None:

@@ -10,8 +10,13 @@ import pytest
 from made_damage import LAYERS, NAMES, MadeMeter, MadeUnit, every_walk, made_case
 
 from exporter.choose.budgets.budget import Floors
-from exporter.choose.budgets.candidates import PlanCandidate, QualityCheck, as_step, with_gains
-from exporter.choose.budgets.reachable import refuse_no_front, refuse_nothing
+from exporter.choose.budgets.candidates import (
+    PlanCandidate,
+    QualityCheck,
+    unmeasured_step,
+    with_gains,
+)
+from exporter.choose.budgets.refusals import refuse_no_front, refuse_nothing
 from exporter.choose.budgets.search import Search
 from exporter.choose.budgets.units import Counted, Goal
 from exporter.choose.selection.options import Option
@@ -133,7 +138,9 @@ def test_no_sublayer_is_better_treated_in_another_way(seed: int) -> None:
     search, meter, _, options, unit = _search(seed)
     candidate = search.solve([Goal(unit, 18.0)], unit)
     own = {option.names for option in candidate.options}
-    others = [candidate.plus([as_step(option)]) for option in options if option.names in own]
+    others = [
+        candidate.plus([unmeasured_step(option)]) for option in options if option.names in own
+    ]
     within = [meter.kl(other.cut) for other in others if other.gain(unit) >= 18.0]
     # Sums of the same damages in another order.
     assert meter.kl(candidate.cut) <= min(within) * (1 + 1e-12)

@@ -21,11 +21,11 @@ from exporter.choose.selection.greedy import greedy
 from exporter.choose.selection.meters import RememberingMeter
 from exporter.choose.selection.options import (
     Option,
-    chosen,
     cut_of_options,
     objective_of,
     options_for,
     protected_names,
+    standing_options,
 )
 from exporter.errors import PlanError, UsageError
 from exporter.models.ablation.branch_replacements import (
@@ -101,8 +101,8 @@ def test_the_objective_decides() -> None:
     meter = FakeMeter(0)  # its negative log-likelihood falls as its KL divergence rises
     by_kl = greedy(meter, _sublayers(), goal=1)
     by_perplexity = greedy(meter, _sublayers(), goal=1, objective="perplexity")
-    assert _names(chosen(by_kl)) == [min(NAMES, key=meter.prices.__getitem__)]
-    assert _names(chosen(by_perplexity)) == [max(NAMES, key=meter.prices.__getitem__)]
+    assert _names(standing_options(by_kl)) == [min(NAMES, key=meter.prices.__getitem__)]
+    assert _names(standing_options(by_perplexity)) == [max(NAMES, key=meter.prices.__getitem__)]
 
 
 def test_greedy_is_not_evolutions_optimum() -> None:
@@ -133,9 +133,9 @@ def test_no_choice_has_a_sublayer_twice_or_all_of_them(seed: int, goal: int) -> 
     steps = greedy(meter, options, goal=goal, shortlist=3)
     refined = evolve(meter, steps, options, goal=goal, generations=12, seed=seed)
     for result in (steps, refined):
-        names = _names(chosen(result))
+        names = _names(standing_options(result))
         assert len(names) == len(set(names)) < len(NAMES)
-        assert sum(option.gain for option in chosen(result)) >= goal
+        assert sum(option.gain for option in standing_options(result)) >= goal
     assert refined[-1].damage.kl <= steps[-1].damage.kl
     assert len(NAMES) not in {len(cut) for cut in meter.measured}
 
@@ -146,7 +146,7 @@ def test_the_same_seed_gives_the_same() -> None:
         options = _sublayers(8)
         steps = greedy(meter, options, goal=7)
         steps = evolve(meter, steps, options, goal=7, generations=12, seed=seed)
-        return meter.measured, _names(chosen(steps))
+        return meter.measured, _names(standing_options(steps))
 
     assert refined(1) == refined(1)
     assert refined(1)[0] != refined(2)[0]
@@ -202,8 +202,10 @@ def test_damage_counts_by_gain() -> None:
     meter = FakeMeter(0, pairs=0.0)
     dear = max(NAMES, key=meter.prices.__getitem__)
     options = [Option((name,), 100.0 if name == dear else 1.0) for name in NAMES]
-    assert _names(chosen(greedy(meter, options, goal=2))) != [dear]  # 98 of its gain are idle
-    assert _names(chosen(greedy(meter, options, goal=100))) == [dear]
+    assert _names(standing_options(greedy(meter, options, goal=2))) != [
+        dear
+    ]  # 98 of its gain are idle
+    assert _names(standing_options(greedy(meter, options, goal=100))) == [dear]
 
 
 def test_a_replacement_gives_way_to_a_deletion() -> None:
@@ -214,7 +216,7 @@ def test_a_replacement_gives_way_to_a_deletion() -> None:
     gone = Option((name,), 1.5)
     steps = greedy(meter, [linear, gone], goal=1.5)
     assert [s.option for s in steps] == [linear, gone]
-    assert chosen(steps) == [gone]
+    assert standing_options(steps) == [gone]
     assert steps[-1].gain == 1.5
     assert [d.replacement for d in linear.deletions()] == ["linear"]
     with pytest.raises(PlanError, match=r"all that may go is worth 1\.5"):
@@ -225,11 +227,11 @@ def test_what_is_cut_before_stays() -> None:
     meter = FakeMeter(0)
     start = {(0, "mlp"): NOTHING}
     steps = greedy(meter, _sublayers(), goal=3, start=start)
-    assert (0, "mlp") not in _names(chosen(steps))
-    names = [*_names(chosen(steps)), (0, "mlp")]
+    assert (0, "mlp") not in _names(standing_options(steps))
+    names = [*_names(standing_options(steps)), (0, "mlp")]
     assert steps[-1].damage.kl == meter.value(dict.fromkeys(names, NOTHING))
     refined = evolve(meter, steps, _sublayers(), goal=3, start=start)
-    assert (0, "mlp") not in _names(chosen(refined))
+    assert (0, "mlp") not in _names(standing_options(refined))
 
 
 def test_a_shortlist_measures_less() -> None:
@@ -253,7 +255,7 @@ def test_what_looked_better_before_is_measured_again() -> None:
             meter.pairs = {pair: abs(extra) * 0.1 for pair, extra in meter.pairs.items()}
         options = _sublayers(6)
         short, whole = greedy(few, options, goal=4, shortlist=4), greedy(all_, options, goal=4)
-        assert _names(chosen(short)) == _names(chosen(whole))
+        assert _names(standing_options(short)) == _names(standing_options(whole))
         assert len(few.measured) < len(all_.measured)
 
 
@@ -262,7 +264,7 @@ def test_what_never_was_measured_gets_its_turn() -> None:
     best = min(meter.prices, key=meter.prices.__getitem__)
     prior = {name: -price for name, price in meter.prices.items()}  # as wrong as can be
     steps = greedy(meter, _sublayers(8), goal=9, shortlist=4, prior=prior)
-    assert best in _names(chosen(steps))
+    assert best in _names(standing_options(steps))
 
 
 def test_nothing_is_measured_twice(tmp_path: Path) -> None:

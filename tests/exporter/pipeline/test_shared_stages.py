@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from exporter.pipeline import shared
-from exporter.pipeline.shared import Finished, SharedStages, once
+from exporter.pipeline.shared import Finished, SharedStages, take_or_make
 
 KEY = {"model": "m", "dtype": "float32"}
 
@@ -32,7 +32,7 @@ def walk(folder: Path, root: Path, key: Any = KEY, text: str = "weights") -> tup
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     make = Maker(work, text)
-    (files, notes), made = once(root, "export", key, work, make)
+    (files, notes), made = take_or_make(root, "export", key, work, make)
     assert made == bool(make.calls)
     assert {path.read_text() for path in files} == {notes[0]}
     return make, work
@@ -56,8 +56,8 @@ def test_another_key_is_another_stage(tmp_path: Path) -> None:
 
 def test_without_a_folder_nothing_is_shared(tmp_path: Path) -> None:
     make = Maker(tmp_path)
-    assert once(None, "export", KEY, tmp_path, make)[1]
-    assert once(None, "export", KEY, tmp_path, make)[1]
+    assert take_or_make(None, "export", KEY, tmp_path, make)[1]
+    assert take_or_make(None, "export", KEY, tmp_path, make)[1]
     assert make.calls == 2
 
 
@@ -120,5 +120,5 @@ def test_a_stage_that_fails_is_nobody_s(tmp_path: Path) -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        once(tmp_path / ".depthcut" / "shared", "export", KEY, tmp_path, fail)
+        take_or_make(tmp_path / ".depthcut" / "shared", "export", KEY, tmp_path, fail)
     assert walk(tmp_path / "a", tmp_path / ".depthcut" / "shared")[0].calls == 1
