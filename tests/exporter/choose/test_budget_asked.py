@@ -414,8 +414,8 @@ def test_a_required_speedup_is_told_by_the_exit_code(
 ) -> None:
     plan = _timed_plan(*ci95)
     plan.write(tmp_path / "out" / "plan.json")
-    for name in ("plan._planned", "export.print_models", "export.write_models"):
-        monkeypatch.setattr(f"exporter.cli.{name}", lambda *_: plan)
+    for name in ("cli.plan._planned", "cli.export.print_models", "pipeline.road.write_models"):
+        monkeypatch.setattr(f"exporter.{name}", lambda *_: plan)
     graph = tmp_path / "g.onnx"
     graph.touch()
     call = ["--target-speedup", "1.25", "--at", str(AT)]
@@ -432,7 +432,7 @@ def test_a_required_speedup_is_told_by_the_exit_code(
     def fail(*_: object) -> None:
         raise PlanError("no such plan.")
 
-    for name in ("plan._planned", "export.write_models"):
-        monkeypatch.setattr(f"exporter.cli.{name}", fail)
+    for name in ("cli.plan._planned", "pipeline.road.write_models"):
+        monkeypatch.setattr(f"exporter.{name}", fail)
     assert run([*call, "--require-speedup"]) == 2, "1 says that there is a plan"
     assert run(call) == 2
