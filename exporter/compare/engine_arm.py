@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.artifacts import EngineFacts
@@ -136,7 +137,8 @@ def _arm(
     )
     built = f"built, not run: {problem}"
     if problem and source is not None:
-        return _stand_in(source, options, threads, engines, built + _BY_OTHERS)
+        arm = open_onnx_arm(source, options, threads=threads)
+        return replace(arm, engines=engines, not_run=built + _BY_OTHERS)
     folder, facts = _described(builds[0], source)
     if problem:
         return ComparedArm((), folder, facts, engines, built + _UNMEASURED)
@@ -144,16 +146,18 @@ def _arm(
     return ComparedArm(runners, folder, facts, engines, witness=_witness(source, facts, threads))
 
 
-def _stand_in(
-    onnx: Path,
-    options: CompareOptions,
-    threads: int,
-    engines: tuple[EngineFacts, ...],
-    not_run: str,
+def open_onnx_arm(
+    path: Path, options: CompareOptions, *, threads: int, backend: str = ONNX
 ) -> ComparedArm:
-    folder = find_model(onnx)
-    runner = open_runner(ONNX, folder.onnx, provider=options.provider, threads=threads)
-    return ComparedArm((runner,), folder, read_facts(folder.onnx), engines, not_run)
+    """An ONNX file on a backend among :data:`exporter.engines.runners.registry.RUNNERS`.
+
+    Raises:
+        OnnxFileError: There is no ONNX file, or more than one to choose from.
+        BackendError: The provider is not known.
+    """
+    folder = find_model(path)
+    runner = open_runner(backend, folder.onnx, provider=options.provider, threads=threads)
+    return ComparedArm((runner,), folder, read_facts(folder.onnx))
 
 
 def _witness(onnx: Path | None, facts: GraphFacts, threads: int) -> Runner | None:

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.compare.arms import FLOAT_BASELINE, FLOAT_CANDIDATE, ComparedArm
-from exporter.compare.engine_arm import open_engine_pair, open_engine_reference
+from exporter.compare.engine_arm import open_engine_pair, open_engine_reference, open_onnx_arm
 from exporter.compare.options import CompareOptions
 from exporter.compare.torch_arm import open_torch_arm
 from exporter.engines.build.engine_set import names_engines
-from exporter.engines.runners.registry import ONNX, RUNNERS, open_runner
+from exporter.engines.runners.registry import ONNX, RUNNERS
 from exporter.errors import ComparisonError, UsageError
-from exporter.models.graph_facts import read_facts
-from exporter.models.model_folder import find_model
 
 _PREFIXES = ("torch", "torch-compile", "times")
 _TAKEN = ("baseline", "candidate", FLOAT_BASELINE, FLOAT_CANDIDATE)
@@ -199,13 +197,8 @@ def _open(
             threads=threads,
             precision=precision,
         )
-    return _open_onnx(name, options, threads=threads)
-
-
-def _open_onnx(name: ArmName, options: CompareOptions, *, threads: int) -> ComparedArm:
-    folder = find_model(name.path)
-    runner = open_runner(name.kind, folder.onnx, provider=options.provider, threads=threads)
-    return ComparedArm((runner,), folder, read_facts(folder.onnx), prefix=name.prefix)
+    arm = open_onnx_arm(name.path, options, threads=threads, backend=name.kind)
+    return replace(arm, prefix=name.prefix)
 
 
 def _refuse_other_vocabulary(baseline: ComparedArm, arm: ComparedArm, title: str) -> None:
