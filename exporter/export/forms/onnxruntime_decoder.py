@@ -17,21 +17,23 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from exporter.errors import BackendError, ExportError, MissingDependencyError
-from exporter.export.forms.fused_export import PLAIN, write_fused_export
 from exporter.export.forms.genai_builder import Provider, build_decoder
 from exporter.export.forms.genai_folder import write_genai_config
 from exporter.export.forms.noting import WrittenForm
 from exporter.export.forms.portable import FUSED_OPSET, PORTABLE_OPSET, write_portable
-from exporter.export.onnx_output import MODEL_FILE, save_graph
+from exporter.export.onnx_output import MODEL_FILE, save_graph, save_onnx
 from exporter.models.genai_config import CONFIG_FILE
 from exporter.models.loading.meta_model import MetaModel
-from exporter.progress import Progress
+from exporter.progress import QUIET, Progress
+from graph_passes.errors import FusionError
 from graph_passes.files.unfinished import Unfinished
+from graph_passes.fusing import fuse_decoder
 from graph_passes.fusing.logits_to_keep import KEEP, LogitsToKeepPass
 
 if TYPE_CHECKING:
     from exporter.models.loading.model_source import LoadedModel
 
+_PLAIN = "so this is the plain export, whose cache grows"
 _Write = Callable[[Path], WrittenForm]
 
 
@@ -140,13 +142,52 @@ def _writers(
         written = write_portable(
             loaded, folder, opset=opset, unfinished=unfinished, progress=progress
         )
-        return replace(written, remark=PLAIN)
+        return replace(written, remark=_PLAIN)
 
     yield build
     yield lambda folder: fused(folder, FUSED_OPSET)
     yield lambda folder: fused(folder, PORTABLE_OPSET)
     yield lambda folder: plain(folder, FUSED_OPSET)
     yield lambda folder: plain(folder, PORTABLE_OPSET)
+
+
+def write_fused_export(
+    loaded: LoadedModel,
+    folder: Path,
+    progress: Progress = QUIET,
+    *,
+    opset: int = FUSED_OPSET,
+    unfinished: Unfinished | None = None,
+) -> WrittenForm:
+    """Exports a decoder and fuses its attentions and norms.
+
+    Args:
+        loaded: The model.
+        folder: Takes ``model.onnx`` and its weights.
+        progress: Hears what the exporter says, and what could not be fused.
+        opset: Of the export. Some models can't be exported at 23, whose norms fuse best.
+        unfinished: Where the export's weights grow.
+
+    Returns:
+        How it was written. Where the attentions can't be fused it is the plain export, and the
+        remark says why.
+
+    Raises:
+        ExportError: PyTorch's exporter can't export the model at that opset.
+    """
+    written = write_portable(loaded, folder, opset=opset, unfinished=unfinished, progress=progress)
+    positions = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return replace(written, remark=f"the config doesn't tell how long a text may be, {_PLAIN}")
+    try:
+        model, report = fuse_decoder(ir.load(folder / MODEL_FILE), positions=positions)
+    except FusionError as error:
+        progress.say(f"form: {error.message}")
+        return replace(written, remark=f"{error.message.rstrip('.')}, {_PLAIN}")
+    save_onnx(model, folder, progress=progress)
+    for remark in report.remarks:
+        progress.detail(f"form: {remark}")
+    return replace(written, passes=("fuse_decoder",))
 
 
 def _keeping_logits(written: WrittenForm, folder: Path) -> WrittenForm:
