@@ -19,7 +19,6 @@ from exporter.artifacts import (
 from exporter.artifacts.plans.by_score import validate_plan
 from exporter.artifacts.plans.origin import hold_against_model
 from exporter.errors import HealingError
-from exporter.heal.choosing import by_damage, by_explained
 from exporter.heal.domains import measured_text, warnings_of
 from exporter.heal.fit import fit_branches
 from exporter.heal.fits import Fit, FitStore
@@ -221,9 +220,9 @@ class _Fitting:
         if predicts_tokens(model):
             size = self.options.batch_size
             meter = DamageMeter(model, chooser.input_ids, chooser.mask, batch_size=size)
-            found = by_damage(meter, fits, self.progress)
+            found = _by_damage(meter, fits, self.progress)
         else:
-            found = by_explained(fits)
+            found = _by_explained(fits)
         if self.options.sequential:
             return {}, self._in_turn({name: kind_of(what) for name, what in found.items()})
         return fits, found
@@ -328,3 +327,48 @@ def _branch(
         bias_explained=None if fit is None else fit.bias_explained,
         linear_explained=None if fit is None else fit.linear_explained,
     )
+
+
+def _by_explained(fits: Mapping[SublayerRef, Fit]) -> dict[SublayerRef, BranchReplacement]:
+    """What explains most of each branch's output over held-out tokens; nothing where neither does.
+
+    For models whose answers can't be compared, and as a first guess.
+    """
+    found = {}
+    for name, fit in fits.items():
+        options = [
+            (0.0, NOTHING),
+            (fit.bias_explained, fit.bias),
+            (fit.linear_explained, fit.linear),
+        ]
+        found[name] = max(options, key=lambda option: option[0])[1]
+    return found
+
+
+def _by_damage(
+    meter: DamageMeter, fits: Mapping[SublayerRef, Fit], progress: Progress = QUIET
+) -> dict[SublayerRef, BranchReplacement]:
+    """What leaves the least KL divergence, branch after branch, the others as they stand.
+
+    Begins with what :func:`_by_explained` takes, and goes through the branches once, from the last
+    layer down, so that each run begins as high as it can.
+
+    Args:
+        meter: Of the model, on samples that nothing was fitted on.
+        fits: What may take each branch's place.
+        progress: Told of every run.
+    """
+    current = _by_explained(fits)
+    with progress.task("choose replacements", total=len(fits)) as task:
+        for name in sorted(fits, reverse=True):
+            taken = current[name]
+            options = [NOTHING, fits[name].bias, fits[name].linear]
+            others = [one for one in options if one is not taken]
+            cuts = [{**current, name: one} for one in others]
+            damages = meter.measure_many(current, cuts)
+            found = zip([taken, *others], damages, strict=True)
+            # Of two that are equal the simpler one.
+            best = min(found, key=lambda pair: (pair[1].kl, options.index(pair[0])))
+            current[name] = best[0]
+            task.advance()
+    return current

@@ -43,8 +43,6 @@ def refuse_unstreamable(request: ExportRequest) -> None:
         ("a budget", budget is not None and not budget.only_counts),
         (f"--search {search}", search not in (None, "one-shot")),
         ("--exporter optimum", request.exporter == "optimum"),
-        ("--trust-remote-code", request.load.trust_remote_code),
-        ("--allow-pickle", request.load.allow_pickle),
     ):
         if asked:
             raise UsageError(
