@@ -332,6 +332,11 @@ class Leaf:
             return (*names[:-1], f"{names[-1]}/--no-{names[-1][2:]}")
         return names
 
+    def from_yaml(self, value: Any) -> Any:
+        """YAML's lists and paths as validation wants them; one of several may stand alone."""
+        several = self.width == 0 and isinstance(value, str)
+        return frozen([value] if several else value, self.type)
+
     def read(self, value: Any, *, strict: bool = False) -> Any:
         """A value as the option's type has it.
 
@@ -345,7 +350,7 @@ class Leaf:
         adapter = _adapter(self.type)
         try:
             return adapter.validate_python(
-                frozen(value, self.type) if strict else value, strict=strict
+                self.from_yaml(value) if strict else value, strict=strict
             )
         except ValidationError as error:
             raise ValueError(mistake(error.errors(include_url=False)[0])) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +68,8 @@ class Depthcut:
         Args:
             baseline: The unpruned model, as `depthcut compare` takes it: an ONNX file, a folder.
             candidate: The pruned model, likewise.
-            options: Fields of :class:`~exporter.compare.options.CompareOptions` and of its parts,
-                such as ``threads=1`` and ``stride=256``.
+            options: Those of `depthcut compare`, by the keys of its configuration file, such as
+                ``threads=1`` and ``prefill=(128,)``.
         """
         cache = self._item.config.stash.setdefault(_CACHE, {})
         key = (Path.cwd(), str(baseline), str(candidate), repr(sorted(options.items())))
@@ -97,7 +96,7 @@ class Depthcut:
         from exporter.compare.session import compare
 
         if self._settings.time_budget is not None:
-            options = {"time_budget_s": self._settings.time_budget, **options}
+            options = {"time_budget": self._settings.time_budget, **options}
         return compare(baseline, candidate, _compare_options(options))
 
 
@@ -109,18 +108,17 @@ def _warn_of_workers(config: pytest.Config) -> None:
 
 
 def _compare_options(given: dict[str, Any]) -> CompareOptions:
-    """Options by their bare names, whichever part of the options they are of."""
     from exporter.compare.options import CompareOptions
+    from exporter.errors import OptionError
+    from exporter.options import build, leaves
 
-    left, parts = dict(given), dict[str, Any]()
-    for field in fields(CompareOptions):
-        default = getattr(CompareOptions(), field.name)
-        if is_dataclass(default) and not isinstance(default, type) and field.name not in left:
-            own = {one.name for one in fields(default)} & left.keys()
-            parts[field.name] = replace(default, **{name: left.pop(name) for name in own})
+    known = [leaf.key for leaf in leaves(CompareOptions)]
+    for key in given:
+        if key not in known:
+            raise pytest.UsageError(f"depthcut.compare: {key}: there are {', '.join(known)}")
     try:
-        return CompareOptions(**left, **parts)
-    except TypeError as error:
+        return build(CompareOptions, given)
+    except OptionError as error:
         raise pytest.UsageError(f"depthcut.compare: {error}") from None
 
 

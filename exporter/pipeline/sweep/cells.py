@@ -8,30 +8,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from exporter.artifacts.ledger import FOLDER
-from exporter.choose.budgets.budget import Budget
-from exporter.choose.selection.search_options import SearchOptions
-from exporter.compare.options import CompareOptions, QualityOptions, TimingOptions
 from exporter.errors import SweepError
-from exporter.heal.options import HealOptions
 from exporter.models.loading.checked_folder import Dangers
-from exporter.models.loading.options import SourceOptions
 from exporter.option_types import Dtype
-from exporter.pipeline.request import DropRequest, ExportRequest
+from exporter.options import build
+from exporter.pipeline.request import ExportRequest
 from exporter.pipeline.sweep.reading import Sweep
 from exporter.pipeline.sweep.schema import (
-    DTYPES,
-    HealEntry,
     ModelEntry,
-    PlanEntry,
     PrecisionEntry,
-    Scoring,
     SweepFile,
+    Told,
 )
 from exporter.quantize.settings import QuantizeSettings
-from exporter.score import ScoreOptions
+from exporter.score.registry import DEFAULT
 
 CELLS = "cells"
 PLANS = "plans"
@@ -40,6 +32,8 @@ SHARED = "shared"
 _CHOOSE_IN: Dtype = "float32"
 _BLOCKS_ON_DEMAND = ("kl", "perplexity")  # the other metrics score them anyway
 _NO_PATH = ("self", "pydoc")
+_TEXTS = ("calibration", "heal_calibration", "check_text", "eval_text")
+_PATHS = {"plan": "plan", "task_data": "folder"}
 _HUB_ID = re.compile(r"hf:[\w./-]+|[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -95,28 +89,55 @@ def cells_of(
 
 
 def _cells(file: SweepFile, place: _NamedPlaces, out: Path, dangers: Dangers) -> Iterator[Cell]:
-    compare, scoring = _compare(file, place), _score(file.scoring, place)
     for model, plan, precision in product(file.models, file.plans, file.precisions):
         names = (model.label, plan.label, precision.label)
         folder = "/".join((CELLS, *names))
-        request = ExportRequest(
-            source=place.model(model),
-            out=out / folder,
-            drops=_drops(plan, place, out),
-            search=_search(plan),
-            exporter=file.export.exporter,
-            target=file.export.target,
-            opset=file.export.opset,
-            checkpoint=file.export.checkpoint,
-            load=SourceOptions(DTYPES[precision.dtype], model.revision, **vars(dangers)),
-            score=_scored_by(plan, scoring),
-            compare=compare,
-            quantize=_quantize(precision, scoring.calibration, place),
-            heal=_heal(plan.heal, scoring, place),
+        told = place.options({**_common(file), **plan.told, **_told_of(precision)})
+        if plan.drop:
+            told["plan"] = out / PLANS / f"{plan.label}.json"
+        asked = build(
+            ExportRequest,
+            {
+                **told,
+                **vars(dangers),
+                "source": place.model(model),
+                "revision": model.revision,
+                "output": out / folder,
+                "blocks": told.get("blocks", False) or _wants_blocks(told),
+            },
+        )
+        request = replace(
+            asked,
             choose_dtype=_CHOOSE_IN,
             shared=out / FOLDER / SHARED,
+            quantize=_quantize(asked.quantize, precision, place),
         )
-        yield Cell(*names, folder, request, plan.drops, file.keep == "models")
+        if request.quantize is not None:
+            request.quantize.refuse_nonsense()
+        yield Cell(*names, folder, request, plan.drop, file.keep == "models")
+
+
+def _common(file: SweepFile) -> Told:
+    return {**file.export, **file.scoring, **file.shapes, **file.measuring}
+
+
+def _told_of(precision: PrecisionEntry) -> Told:
+    """Without its own text, which isn't that of scoring."""
+    return {key: value for key, value in precision.told.items() if key != "calibration"}
+
+
+def _wants_blocks(told: Told) -> bool:
+    metric = told.get("metric", (DEFAULT,))[0]
+    return bool(told.get("drop_block")) and metric in _BLOCKS_ON_DEMAND
+
+
+def _quantize(
+    settings: QuantizeSettings | None, precision: PrecisionEntry, place: _NamedPlaces
+) -> QuantizeSettings | None:
+    own = precision.told.get("calibration")
+    if settings is None or own is None:
+        return settings
+    return replace(settings, calibration=place.text(own))
 
 
 @dataclass(frozen=True)
@@ -132,9 +153,22 @@ class _NamedPlaces:
         plain = Path(os.path.normpath(path))
         return path if path.exists() and not (plain.exists() and plain.samefile(path)) else plain
 
-    def text(self, spec: str | None) -> str | None:
+    def options(self, told: Told) -> Told:
+        """Values of options, with what names a file or a folder as its path."""
+        found = dict(told)
+        for key, value in told.items():
+            if value is None:
+                continue
+            if key in _TEXTS:
+                several = isinstance(value, tuple)
+                found[key] = tuple(map(self.text, value)) if several else self.text(value)
+            elif key in _PATHS:
+                found[key] = self.existing(str(value), _PATHS[key])
+        return found
+
+    def text(self, spec: str) -> str:
         """A text's name: a file's path, or what is no path."""
-        if spec is None or spec in _NO_PATH or spec.startswith("hf:"):
+        if spec in _NO_PATH or spec.startswith("hf:"):
             return spec
         return str(self.existing(spec, "text"))
 
@@ -154,92 +188,3 @@ class _NamedPlaces:
         if _HUB_ID.fullmatch(entry.source) and not Path(entry.source).exists():
             return entry.source
         return str(self.existing(entry.source, "model"))
-
-
-def _drops(plan: PlanEntry, place: _NamedPlaces, out: Path) -> DropRequest:
-    if plan.file is not None:
-        return DropRequest(plan=place.existing(plan.file, "plan"))
-    if plan.drops:
-        return DropRequest(plan=out / PLANS / f"{plan.label}.json")
-    counts: dict[str, Any] = plan.counts
-    return DropRequest(Budget(**counts))
-
-
-def _search(plan: PlanEntry) -> SearchOptions:
-    told = {"search": plan.search, "objective": plan.objective, "protect": plan.protect}
-    return SearchOptions(**{name: value for name, value in told.items() if value})  # type: ignore[arg-type]
-
-
-def _score(scoring: Scoring, place: _NamedPlaces) -> ScoreOptions:
-    options = scoring.model_dump()
-    return ScoreOptions(**{**options, "calibration": place.text(scoring.calibration)})
-
-
-def _scored_by(plan: PlanEntry, scoring: ScoreOptions) -> ScoreOptions:
-    if plan.by is None:
-        return scoring
-    blocks = bool(plan.block) and plan.by in _BLOCKS_ON_DEMAND
-    return replace(scoring, metrics=(plan.by,), blocks=blocks)
-
-
-def _heal(heal: HealEntry | None, scoring: ScoreOptions, place: _NamedPlaces) -> HealOptions | None:
-    """By default fitted on the text that importance is measured on, as `depthcut export` does."""
-    if heal is None:
-        return None
-    texts = tuple(filter(None, map(place.text, heal.calibration)))
-    shared = {n: getattr(scoring, n) for n in ("samples", "sequence_length", "batch_size", "seed")}
-    return HealOptions(
-        kind=heal.kind,
-        rank=heal.rank,
-        ridge=heal.ridge,
-        sequential=heal.sequential,
-        calibration=texts or ((scoring.calibration,) if scoring.calibration else ()),
-        check_text=place.text(heal.check_text),
-        **shared,
-    )
-
-
-def _quantize(
-    precision: PrecisionEntry, calibration: str | None, place: _NamedPlaces
-) -> QuantizeSettings | None:
-    if precision.scheme is None:
-        return None
-    names = ("method", "block_size", "symmetric", "accuracy_level")
-    told = {n: value for n in names if (value := getattr(precision, n)) is not None}
-    for name in ("embedding_bits", "head_bits"):
-        value = getattr(precision, name)
-        if value is not None:
-            told[name] = None if value == "none" else value
-    text = place.text(precision.calibration) or calibration
-    settings = QuantizeSettings(
-        scheme=precision.scheme, calibration=None if text == "self" else text, **told
-    )
-    settings.refuse_nonsense()
-    return settings
-
-
-def _compare(file: SweepFile, place: _NamedPlaces) -> CompareOptions:
-    told = file.measuring
-    data = None if told.task_data is None else place.existing(told.task_data, "folder")
-    return CompareOptions(
-        provider=told.provider,
-        threads=told.threads,
-        prefill_lengths=file.shapes.prefill,
-        decode_past_lengths=file.shapes.decode_past,
-        batches=file.shapes.batch,
-        rounds=told.rounds,
-        eval_text=place.text(told.eval_text) or told.eval_text,
-        eval_tokens=told.eval_tokens,
-        eval_sequence_length=told.eval_sequence_length,
-        quality=QualityOptions(
-            tasks=told.tasks,
-            task_data=data,
-            task_limit=told.task_limit,
-            agreement_prompts=told.agreement_prompts,
-        ),
-        timing=TimingOptions(
-            time_budget_s=told.time_budget_s,
-            threshold=told.threshold,
-            generate=file.shapes.generate,
-        ),
-    )

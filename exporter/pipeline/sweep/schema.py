@@ -1,38 +1,110 @@
 """What a sweep's file says: models, plans and precisions, and what all of them have in common.
 
-Keys have the names of `depthcut export`'s options. Nothing here looks at the disk.
+Its keys are those of `depthcut export --config`, read and checked by the same options. Nothing
+here looks at the disk.
 """
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    create_model,
+    model_validator,
+)
 
-from exporter.artifacts import HealKind, Target
 from exporter.artifacts.plans.by_score import parse_drops
-from exporter.choose.selection.options import Objective
-from exporter.choose.selection.search_options import Search
+from exporter.choose.selection.search_options import SearchOptions
+from exporter.compare.options import CompareOptions
 from exporter.errors import DepthcutError
-from exporter.export.options import ExporterName
+from exporter.heal.options import HealOptions
 from exporter.option_types import Dtype
-from exporter.quantize.settings import Method, Scheme
-from exporter.score.registry import METRICS
+from exporter.options import Options, build, leaves
+from exporter.pipeline.request import ExportRequest
+from exporter.quantize.settings import QuantizeSettings, Scheme
+from exporter.score.options import ScoreOptions
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Whole = Annotated[int, Field(strict=True, ge=0)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, strip_whitespace=True)]
-Switch = Annotated[bool, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 
 DTYPES: dict[str, Dtype] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precisions of both models in float, and how PyTorch calls them."""
-FloatName = Literal["fp32", "fp16", "bf16"]
-_COUNTS = ("attention", "mlp", "block", "joint")
 _FOREIGN = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+Told = dict[str, Any]
+"""Values of options of ``depthcut export`` by their keys."""
+
+COUNTS = {
+    "drop_attn": "attention",
+    "drop_mlp": "mlp",
+    "drop_block": "block",
+    "drop_joint": "joint",
+}
+"""Numbers to drop, and of what."""
+_OPTIONS = {leaf.key: leaf for leaf in leaves(ExportRequest)}
+
+
+def _keys(schema: type[Options], *without: str) -> tuple[str, ...]:
+    return tuple(leaf.key for leaf in leaves(schema) if leaf.key not in without)
+
+
+SCORING = _keys(ScoreOptions)
+SHAPES = ("prefill", "decode_past", "batch", "generate")
+MEASURING = _keys(CompareOptions, *SHAPES)
+EXPORT = ("target", "exporter", "opset", "cache_length", "checkpoint")
+CHOICE = ("metric", *_keys(SearchOptions))
+PLAN = ("plan", *COUNTS, *CHOICE, *_keys(HealOptions, *SCORING))
+PRECISION = ("dtype", *_keys(QuantizeSettings, "gguf", "modelopt_python"))
+
+
+@functools.cache
+def _model(keys: tuple[str, ...]) -> type[BaseModel]:
+    """Reads these options as a configuration file's are read."""
+    fields: dict[str, Any] = {
+        key: (Annotated[_OPTIONS[key].type, BeforeValidator(_OPTIONS[key].from_yaml)], None)
+        for key in keys
+    }
+    return create_model("Keys", __config__=ConfigDict(extra="forbid", strict=True), **fields)
+
+
+def _read(given: Any, keys: tuple[str, ...]) -> Told:
+    found = _model(keys).model_validate(given)
+    return {key: getattr(found, key) for key in keys if key in found.model_fields_set}
+
+
+def _split(given: Any, own: Collection[str], keys: tuple[str, ...]) -> Any:
+    """An entry with its options among themselves."""
+    if not isinstance(given, dict):
+        return given
+    told = {key: value for key, value in given.items() if key not in own}
+    return {**{key: given[key] for key in own if key in given}, "told": _read(told, keys)}
+
+
+def _check(told: Told) -> None:
+    """Tells as a mistake what `depthcut export` would refuse."""
+    try:
+        build(ExportRequest, {"source": "MODEL", "output": Path("OUT"), **told})
+    except DepthcutError as error:
+        raise ValueError(f"{error.message} {error.hint or ''}".strip()) from error
+
+
+def _section(keys: tuple[str, ...]) -> BeforeValidator:
+    def read(given: Any) -> Told:
+        told = _read(given, keys)
+        _check({"drop_joint": 1, **told})
+        return told
+
+    return BeforeValidator(read)
 
 
 class Entry(BaseModel):
@@ -76,87 +148,65 @@ class ModelEntry(NamedEntry):
         return posixpath.normpath(self.source).rpartition("/")[2].removesuffix(".gguf")
 
 
-class HealEntry(Entry):
-    """What takes the dropped sublayers' places, as ``HealOptions`` has it."""
+class KeyedEntry(NamedEntry):
+    """An entry that says options of ``depthcut export``.
 
-    kind: HealKind
-    rank: Count | None = None
-    ridge: Number | None = None
-    sequential: Switch = False
-    calibration: tuple[Text, ...] = ()
-    check_text: Text | None = None
+    Attributes:
+        told: The values of these by their keys.
+    """
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, given: Any) -> Any:
-        return {"kind": given} if isinstance(given, str) else given
+    told: Told = Field(default_factory=dict)
 
 
-class PlanEntry(NamedEntry):
+class PlanEntry(KeyedEntry):
     """What is dropped: a plan's file, sublayers by hand, or numbers; exactly one of them.
 
     Attributes:
-        file: A plan.json.
-        drops: Such as ``attention:25,26``.
-        by: The metric whose lowest scores go first.
-        search: How numbers are chosen; see
-            :class:`exporter.choose.selection.search_options.SearchOptions`.
+        drop: Such as ``attention:25``.
     """
 
-    file: Text | None = None
-    drops: tuple[Text, ...] = ()
-    attention: Count | None = None
-    mlp: Count | None = None
-    block: Count | None = None
-    joint: Count | None = None
-    by: Text | None = None
-    search: Search | None = None
-    objective: Objective | None = None
-    protect: tuple[Text, ...] = ()
-    heal: HealEntry | None = None
+    drop: tuple[Text, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
-    def _from_text(cls, given: Any) -> Any:
+    def _read(cls, given: Any) -> Any:
         if isinstance(given, str):
-            key = "file" if given.strip().endswith(".json") else "drops"
-            given = {key: given}
-        if isinstance(given, dict) and isinstance(given.get("drops"), str):
-            given = {**given, "drops": given["drops"].split()}
-        return given
+            given = {"plan" if given.strip().endswith(".json") else "drop": given}
+        if isinstance(given, dict) and isinstance(given.get("drop"), str):
+            given = {**given, "drop": given["drop"].split()}
+        return _split(given, ("name", "drop"), PLAN)
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        counted = any(self.counts.values())
-        if (self.file is not None) + bool(self.drops) + counted != 1:
+        counted = any(self.told.get(key) for key in COUNTS)
+        if ("plan" in self.told) + bool(self.drop) + counted != 1:
             raise ValueError(
-                "say what to drop in one way: a file, drops such as attention:25,26, or a number "
-                "of attention, mlp, block or joint"
+                "say what to drop in one way: a plan, drop such as attention:25,26, or a number: "
+                + ", ".join(COUNTS)
             )
-        _refuse_unreadable(self.drops)
-        if self.by is not None and self.by not in METRICS:
-            raise ValueError(f"there is no metric {self.by!r}; there are {', '.join(METRICS)}")
-        idle = [name for name in ("by", "search", "objective", "protect") if getattr(self, name)]
+        _refuse_unreadable(self.drop)
+        idle = [key for key in self.told if key in CHOICE]
         if idle and not counted:
             raise ValueError(f"{idle[0]} says how numbers are chosen, and no number is given")
+        _check({"plan": Path("plan.json"), **self.told} if self.drop else self.told)
         return self
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many of each kind."""
-        return {name: getattr(self, name) or 0 for name in _COUNTS}
 
     def described(self) -> str:
         """``attention8-cosine``, ``attention-3-4``, the file's name; what is put in follows."""
-        return "+".join([self._what(), *([] if self.heal is None else [_heal_name(self.heal)])])
+        told = self.told
+        if told.get("heal", "none") == "none":
+            return self._what()
+        rank = f"-rank{told['rank']}" if told.get("rank") else ""
+        return f"{self._what()}+{told['heal']}{rank}{'-sequential' * told.get('sequential', False)}"
 
     def _what(self) -> str:
-        if self.file is not None:
-            return self.file.rpartition("/")[2].removesuffix(".json")
-        if self.drops:
-            return "_".join(self.drops)
-        told = [f"{name}{number}" for name, number in self.counts.items() if number]
-        return "-".join([*told, *filter(None, (self.by, self.search, self.objective))])
+        if "plan" in self.told:
+            return str(self.told["plan"].name).removesuffix(".json")
+        if self.drop:
+            return "_".join(self.drop)
+        numbers = [f"{COUNTS[key]}{self.told[key]}" for key in COUNTS if self.told.get(key)]
+        chosen = (self.told.get(key) for key in ("search", "objective"))
+        return "-".join([*numbers, *self.told.get("metric", ()), *filter(None, chosen)])
 
 
 def _refuse_unreadable(drops: Sequence[str]) -> None:
@@ -167,98 +217,34 @@ def _refuse_unreadable(drops: Sequence[str]) -> None:
         raise ValueError(f"{error.message} {error.hint or ''}".strip()) from error
 
 
-def _heal_name(heal: HealEntry) -> str:
-    rank = "" if heal.rank is None else f"-rank{heal.rank}"
-    return f"{heal.kind}{rank}{'-sequential' if heal.sequential else ''}"
-
-
-class PrecisionEntry(NamedEntry):
-    """In what both models are compared: in float, or quantised after the cut.
-
-    Attributes:
-        dtype: Of the weights, before a quantisation too.
-        scheme: Into what they are quantised; None for not at all. The other keys are for that; see
-            :class:`exporter.quantize.settings.QuantizeSettings`.
-    """
-
-    dtype: FloatName = "fp32"
-    scheme: Scheme | None = None
-    method: Method | None = None
-    block_size: Count | None = None
-    symmetric: Switch | None = None
-    accuracy_level: Whole | None = None
-    embedding_bits: Literal[4, 8, "none"] | None = None
-    head_bits: Literal[4, 8, "none"] | None = None
-    calibration: Text | None = None
+class PrecisionEntry(KeyedEntry):
+    """In what both models are compared: in float, or quantised after the cut."""
 
     @model_validator(mode="before")
     @classmethod
-    def _from_text(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        if given not in (*DTYPES, *get_args(Scheme)):
-            known = ", ".join((*DTYPES, *get_args(Scheme)))
-            raise ValueError(f"{given!r} is no precision; there are {known}")
-        return {"dtype" if given in DTYPES else "scheme": given}
+    def _read(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            if given not in (*DTYPES, *get_args(Scheme)):
+                known = ", ".join((*DTYPES, *get_args(Scheme)))
+                raise ValueError(f"{given!r} is no precision; there are {known}")
+            given = {"dtype": DTYPES[given]} if given in DTYPES else {"quantize": given}
+        return _split(given, ("name",), PRECISION)
 
     @model_validator(mode="after")
-    def _no_idle_setting(self) -> Self:
-        said = sorted(self.model_fields_set - {"name", "dtype", "scheme"})
-        if self.scheme is None and said:
-            raise ValueError(f"{said[0]} is for a quantisation, and no scheme is given")
+    def _goes_together(self) -> Self:
+        if "calibration" in self.told and "quantize" not in self.told:
+            raise ValueError("calibration is for quantize")
+        _check({"drop_joint": 1, **self.told})
         return self
 
     def described(self) -> str:
         """``fp16``, ``int4``, ``int4-hqq``."""
-        dtype = None if self.scheme and self.dtype == "fp32" else self.dtype
-        block = self.block_size and f"block{self.block_size}"
-        return "-".join(filter(None, (self.scheme, self.method, block or None, dtype)))
-
-
-class Shapes(Entry):
-    """What is timed of every cell: each length with each batch."""
-
-    prefill: tuple[Count, ...] = (128, 512)
-    decode_past: tuple[Count, ...] = (512,)
-    batch: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
-    generate: tuple[tuple[Count, Count], ...] = ()
-
-
-class Scoring(Entry):
-    """On which text importance is measured, and replacements are fitted."""
-
-    calibration: Text | None = None
-    samples: Count | None = None
-    sequence_length: Annotated[int, Field(strict=True, ge=2)] = 512
-    batch_size: Count = 4
-    seed: Annotated[int, Field(strict=True)] = 0
-    kl_positions: Count = 2
-
-
-class Measuring(Entry):
-    """How both models of a cell are compared."""
-
-    provider: Literal["cpu", "cuda"] = "cpu"
-    threads: Count | None = None
-    rounds: Annotated[int, Field(strict=True, ge=2)] | None = None
-    time_budget_s: Number = 60.0
-    threshold: Annotated[float, Field(strict=True, gt=0, lt=1)] = 0.01
-    eval_text: Text = "pydoc"
-    eval_tokens: Annotated[int, Field(strict=True, ge=2)] = 8192
-    eval_sequence_length: Annotated[int, Field(strict=True, ge=2)] = 512
-    agreement_prompts: Whole = 8
-    tasks: tuple[Text, ...] = ()
-    task_data: Text | None = None
-    task_limit: Count | None = None
-
-
-class Exporting(Entry):
-    """How both graphs are written."""
-
-    target: Target = "portable"
-    exporter: ExporterName | None = None
-    opset: Annotated[int, Field(strict=True, ge=18, le=23)] | None = None
-    checkpoint: Switch = False
+        told = self.told
+        scheme, block = told.get("quantize"), told.get("block_size")
+        dtype = next(name for name, long in DTYPES.items() if long == told.get("dtype", "float32"))
+        shown = None if scheme and dtype == "fp32" else dtype
+        words = (scheme, told.get("quantize_method"), block and f"block{block}", shown)
+        return "-".join(filter(None, words))
 
 
 class SweepFile(Entry):
@@ -271,10 +257,10 @@ class SweepFile(Entry):
     models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
     plans: Annotated[tuple[PlanEntry, ...], Field(min_length=1)]
     precisions: Annotated[tuple[PrecisionEntry, ...], Field(min_length=1)] = (PrecisionEntry(),)
-    shapes: Shapes = Shapes()
-    scoring: Scoring = Scoring()
-    measuring: Measuring = Measuring()
-    export: Exporting = Exporting()
+    shapes: Annotated[Told, _section(SHAPES)] = Field(default_factory=dict)
+    scoring: Annotated[Told, _section(SCORING)] = Field(default_factory=dict)
+    measuring: Annotated[Told, _section(MEASURING)] = Field(default_factory=dict)
+    export: Annotated[Told, _section(EXPORT)] = Field(default_factory=dict)
     keep: Literal["models", "reports"] = "models"
 
     @model_validator(mode="after")

@@ -183,7 +183,7 @@ def models(inner: Inner) -> Inner:
     inner.pytester.makeconftest(
         """
         import pytest
-        import exporter.compare
+        import exporter.compare.session
         from pathlib import Path
         from exporter.artifacts import ComparisonReport
 
@@ -193,7 +193,7 @@ def models(inner: Inner) -> Inner:
             def counting(*arms_and_options):
                 calls.append(arms_and_options)
                 return ComparisonReport.read(Path("report.json"))
-            monkeypatch.setattr(exporter.compare, "compare", counting)
+            monkeypatch.setattr(exporter.compare.session, "compare", counting)
             return calls
         """
     )
@@ -204,12 +204,12 @@ def test_models_are_measured_once_for_equal_arguments(models: Inner) -> None:
     models.report(gate_row())
     body = """
 count = request.getfixturevalue("count")
-comparison = depthcut.compare("base", "cand", threads=1, stride=64)
+comparison = depthcut.compare("base", "cand", threads=1, prefill=(8,))
 comparison.assert_speedup(1.2)
 comparison.assert_kl(50)
-assert depthcut.compare("base", "cand", threads=1, stride=64).report is comparison.report
+assert depthcut.compare("base", "cand", threads=1, prefill=(8,)).report is comparison.report
 (first, second, options), = count
-assert (first, second, options.threads, options.quality.stride) == ("base", "cand", 1, 64)
+assert (first, second, options.threads, options.prefill_lengths) == ("base", "cand", 1, (8,))
 depthcut.compare("base", "cand", threads=2)
 assert len(count) == 2
 """
@@ -252,7 +252,7 @@ assert len(count) == 2
         (("--depthcut-time-budget=7",), "", "", 7.0),
         ((), "depthcut_time_budget = 8", "", 8.0),
         (("--depthcut-time-budget=7",), "depthcut_time_budget = 8", "", 7.0),
-        (("--depthcut-time-budget=7",), "", "time_budget_s=9", 9.0),
+        (("--depthcut-time-budget=7",), "", "time_budget=9", 9.0),
     ],
 )
 def test_the_time_budget_is_the_call_s_the_command_line_s_or_the_file_s(

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-import exporter.score.cluster
 from exporter.errors import SweepError
-from exporter.pipeline.sweep import child
+from exporter.pipeline.sweep import child, on_ray
 from exporter.pipeline.sweep.job import Job
 from exporter.pipeline.sweep.on_ray import run_on_ray
 from exporter.progress import QUIET
@@ -43,7 +42,7 @@ class Machines:
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Machines:
     found = Machines()
-    monkeypatch.setattr(exporter.score.cluster, "open_pool", found.open_pool)
+    monkeypatch.setattr(on_ray, "open_pool", found.open_pool)
     monkeypatch.setattr(child, "WORKER", ("-c", "import sys; sys.exit(3)"))
     return found
 
@@ -73,7 +72,7 @@ def test_a_machine_that_does_not_see_the_folder_is_refused(
         shutil.rmtree(tmp_path / "out")
         yield machines
 
-    monkeypatch.setattr(exporter.score.cluster, "open_pool", elsewhere)
+    monkeypatch.setattr(on_ray, "open_pool", elsewhere)
     with pytest.raises(SweepError, match="doesn't see the sweep's folder") as found:
         list(run_on_ray(jobs(tmp_path), QUIET, address=None))
     assert str(tmp_path / "out") in str(found.value)

@@ -40,9 +40,9 @@ def test_the_cells_are_the_product_in_the_order_of_the_file(tmp_path: Path) -> N
         models: [m, n.gguf]
         plans:
           - attention:1,2 mlp:0
-          - {attention: 2, by: angular, heal: linear}
+          - {drop_attn: 2, metric: angular, heal: linear}
           - p.json
-        precisions: [fp16, {scheme: int4, block_size: 64, name: small}]
+        precisions: [fp16, {quantize: int4, block_size: 64, name: small}]
     """
     found = cells(tmp_path, text)
     names = ["attention-1-2_mlp-0", "attention2-angular+linear", "p"]
@@ -58,10 +58,10 @@ def test_what_a_cell_asks_the_pipeline_for(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a")
     found = cells(
         tmp_path,
-        LEAST + "precisions: [fp16, {scheme: int8, method: hqq, head_bits: none}]\n"
+        LEAST + "precisions: [fp16, {quantize: int8, quantize_method: hqq, head_bits: none}]\n"
         "scoring: {calibration: text.txt, samples: 3}\n"
         "shapes: {prefill: [8], decode_past: [], batch: [1, 2], generate: [[4, 5]]}\n"
-        "measuring: {time_budget_s: 2, eval_text: hf:some/text}\n"
+        "measuring: {time_budget: 2, eval_text: hf:some/text}\n"
         "export: {opset: 21, checkpoint: true}\n",
     )
     half, quantised = (cell.request for cell in found)
@@ -87,7 +87,12 @@ def test_a_file_can_not_switch_a_danger_on(tmp_path: Path) -> None:
 
 
 def test_only_a_search_of_blocks_has_them_scored_on_demand(tmp_path: Path) -> None:
-    text = "models: [m]\nplans: [{block: 1, by: kl}, {block: 1, by: cosine}, {mlp: 1, by: kl}]\n"
+    plans = (
+        "{drop_block: 1, metric: kl}",
+        "{drop_block: 1, metric: [cosine]}",
+        "{drop_mlp: 1, metric: kl}",
+    )
+    text = f"models: [m]\nplans: [{', '.join(plans)}]\n"
     assert [cell.request.score.blocks for cell in cells(tmp_path, text)] == [True, False, False]
 
 
@@ -103,19 +108,22 @@ def test_only_a_search_of_blocks_has_them_scored_on_demand(tmp_path: Path) -> No
         (LEAST + "shapes:\n  prefill: [1]\n  batches: [1]", "line 5: $.shapes.batches: this key"),
         (LEAST + "shapes: {prefill: [yes]}", "$.shapes.prefill[0]: "),
         (LEAST + "measuring: {threshold: 2}", "$.measuring.threshold: "),
-        (LEAST + "measuring: {time_budget_s: yes}", "$.measuring.time_budget_s: "),
+        (LEAST + "measuring: {time_budget: yes}", "$.measuring.time_budget: "),
         ("models: [m]\nplans:\n- {mlp: 1, name: 2026-13-45}", "line 3: this is no number or date"),
         (LEAST + "keep: !!int many", "line 3: this is no number or date: invalid literal"),
         (LEAST + "keep: !!timestamp noon", "line 3: this is no number or date"),
         (LEAST + "precisions: [fp31]", "$.precisions[0]: 'fp31': "),
-        (LEAST + "precisions: [{block_size: 32}]", "block_size is for a quantisation"),
+        (LEAST + "precisions: [{block_size: 32}]", "$.precisions[0]: --block-size is"),
         ("models: [m]\nplans: [attn:3]", "$.plans[0]: 'attn:3': "),
         ("models: [m]\nplans: [mlp:3 mlp:3]", "drops mlp 3 twice"),
-        ("models: [m]\nplans: [{by: kl}]", "say what to drop in one way"),
-        ("models: [m]\nplans: [{mlp: 1, file: a.json}]", "say what to drop in one way"),
-        ("models: [m]\nplans: [{mlp: 0}]", "$.plans[0].mlp: "),
-        ("models: [m]\nplans: [{mlp: 1, by: taste}]", "there is no metric 'taste'"),
-        ("models: [m]\nplans: [{file: a.json, by: kl}]", "by says how numbers are chosen"),
+        ("models: [m]\nplans: [{metric: kl}]", "say what to drop in one way"),
+        ("models: [m]\nplans: [{drop_mlp: 1, plan: a.json}]", "say what to drop in one way"),
+        ("models: [m]\nplans: [{drop_mlp: -1}]", "$.plans[0].drop_mlp: "),
+        ("models: [m]\nplans: [{drop_mlp: 1, rank: 4}]", "$.plans[0]: --rank is for --heal"),
+        ("models: [m]\nplans: [{drop_mlp: 1, by: kl}]", "$.plans[0].by: this key is not known"),
+        (LEAST + "measuring: {task_limit: 4}", "$.measuring: --task-limit is for --tasks"),
+        ("models: [m]\nplans: [{drop_mlp: 1, metric: taste}]", "$.plans[0].metric[0]: 'taste': "),
+        ("models: [m]\nplans: [{plan: a.json, metric: kl}]", "metric says how numbers are chosen"),
         ("models: [m]\nplans: [mlp:1, mlp:1]", "plans[0] and plans[1] are both called mlp-1"),
         ("models: [m]\nplans: [a.json]", "There is no plan "),
         ("models: [n]\nplans: [mlp:1]", "There is no model "),

@@ -21,7 +21,7 @@ pytest.importorskip("yaml")
 
 FILE = """\
 models: [llama]
-plans: [attention:1, {drops: attention:9, name: too-far}]
+plans: [attention:1, {drop: attention:9, name: too-far}]
 precisions: [fp32, int8]
 shapes: {prefill: [8], decode_past: [8]}
 scoring: {calibration: pydoc, samples: 4, sequence_length: 16, batch_size: 2}
@@ -184,9 +184,9 @@ def test_a_changed_setting_asks_for_its_cells_alone(
     failed = {"too-far/fp32": "missing", "too-far/int8": "missing"}
     same = {"attention-1/fp32": "done", "attention-1/int8": "done"}
     assert looked(folder, out, FILE) == same | failed
-    precision = FILE.replace("int8", "{scheme: int8, block_size: 16, name: int8}")
+    precision = FILE.replace("int8", "{quantize: int8, block_size: 16, name: int8}")
     assert looked(folder, out, precision) == same | failed | {"attention-1/int8": "missing"}
-    plan = FILE.replace("attention:1,", "{drops: attention:2, name: attention-1},")
+    plan = FILE.replace("attention:1,", "{drop: attention:2, name: attention-1},")
     assert set(looked(folder, out, plan).values()) == {"missing"}
     text = FILE.replace("eval_tokens: 64", "eval_tokens: 48")
     assert set(looked(folder, out, text).values()) == {"missing"}
@@ -301,7 +301,7 @@ def test_a_cell_runs_in_a_process_of_its_own(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = Path(shutil.copytree(swept[0], tmp_path / "out"))
-    text = FILE.replace(", {drops: attention:9, name: too-far}", "").replace("int8]", "int4]")
+    text = FILE.replace(", {drop: attention:9, name: too-far}", "").replace("int8]", "int4]")
     file = folder / "one.yaml"
     file.write_text(text)
     monkeypatch.chdir(tmp_path)  # what is kept of a cell lies below a folder that is named so
@@ -320,7 +320,7 @@ def test_the_models_go_where_only_reports_are_wanted(
     folder: Path, swept: tuple[Path, SweepReport], tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(swept[0], tmp_path / "out"))
-    one = FILE.replace(", {drops: attention:9, name: too-far}", "").replace(", int8]", "]")
+    one = FILE.replace(", {drop: attention:9, name: too-far}", "").replace(", int8]", "]")
     cell = out / "cells/llama/attention-1/fp32"
     (out / ".depthcut/cells.jsonl").unlink()
     (done,) = sweep(folder, out, one + "keep: reports\n").cells
