@@ -104,7 +104,7 @@ def _split(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     parts = [part.strip() for part in value.split(",")]
-    if not all(parts) and any(parts):
+    if value and not all(parts):
         raise ValueError("names stand between commas, such as a,b")
     return tuple(dict.fromkeys(filter(None, parts)))
 
@@ -159,11 +159,21 @@ def one_of(names: Collection[str]) -> Any:
     return Annotated[str, AfterValidator(known), Written("NAME", choices=tuple(names))]
 
 
-def _or_none(word: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: None if value == word else value)
+def _number_or_auto(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto" and not value.isdecimal():
+        raise ValueError("a whole number or auto is expected here")
+    return value
 
 
-Threads = Annotated[Count | None, _or_none("auto"), Written("N|auto", none="auto")]
+NumberOrAuto = Annotated[
+    Count | Literal["auto"], BeforeValidator(_number_or_auto), Written("N|auto")
+]
+Threads = Annotated[
+    Count | None,
+    BeforeValidator(lambda value: None if value == "auto" else value),
+    BeforeValidator(_number_or_auto),
+    Written("N|auto", none="auto"),
+]
 """CPU threads; None, ``auto``: the fastest, found in a short probe."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -13,7 +13,7 @@ from exporter.cli.console import ConsoleProgress, echo, echo_json
 from exporter.engines.decoding.sampling import SamplingSettings
 from exporter.engines.decoding.text_model import TextModel
 from exporter.engines.runners.base import Runner
-from exporter.option_types import Count, InputPath, Provider, Written
+from exporter.option_types import Count, InputPath, NumberOrAuto, Provider
 from exporter.options import Options, argument, dataclass, option, part
 from exporter.printable import Pieces
 
@@ -30,7 +30,7 @@ class GenerateCall(Options):
     new_tokens: Count = option(64, "The most tokens to generate.", "-n", "--new-tokens")
     sampling: SamplingSettings = part(SamplingSettings())
     provider: Provider = option("cpu", "Where ONNX Runtime runs the graphs.")
-    threads: Annotated[Count | Literal["auto"], Written("N|auto")] | None = option(
+    threads: NumberOrAuto | None = option(
         None, "CPU threads; auto: the fastest, by a probe.", usual="all cores"
     )
     cache_length: Count | None = option(

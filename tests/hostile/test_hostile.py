@@ -21,7 +21,7 @@ from tests.hostile.spoilt import Mutation, Spoilt
 from tests.hostile.watch import Rules
 
 REPOSITORY = Path(__file__).parents[2]
-QUICK = "score,checkpoint,plan,heal,inspect,prune,quantize,generate,package,report,check,stability"
+QUICK = "score,checkpoint,plan,heal,inspect,prune,quantize,generate,package,report,check"
 
 
 @pytest.mark.parametrize(
