@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import types
 from collections.abc import Callable, Collection, Iterator
@@ -10,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from exporter.errors import DepthcutError
@@ -98,6 +99,96 @@ def mistake(found: ErrorDetails) -> str:
     shown = isinstance(given, str | int | float) and found["type"] not in _ABOUT_KEYS
     told = f"{given!r}: " if shown else ""
     return told + words.format(**found.get("ctx", {})).rstrip(".")
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
+
+
+@dataclass(frozen=True)
+class OptionType:
+    """How the values of an option are read.
+
+    Attributes:
+        type: The type hint, with its marks.
+    """
+
+    type: Any
+
+    @property
+    def written(self) -> Written:
+        """How its values are written."""
+        found = [mark for mark in marks_of(self.type) if isinstance(mark, Written)]
+        return found[0] if found else Written()
+
+    @property
+    def width(self) -> int:
+        """How many values are given at once; 0: the option can be given several times."""
+        inner = get_args(bare_type(self.type)) if self.is_tuple else ()
+        return 0 if inner[1:] == (...,) else len(inner) or 1
+
+    @property
+    def is_tuple(self) -> bool:
+        """Whether a value is several words."""
+        return get_origin(bare_type(self.type)) is tuple and not self.written.listed
+
+    @property
+    def item(self) -> Any:
+        """The type of one value."""
+        return get_args(bare_type(self.type))[0] if self.is_tuple else self.type
+
+    @property
+    def place(self) -> str | None:
+        """What has to be at the path that it is; see :class:`Written`."""
+        marks = (mark for mark in marks_of(self.item) if isinstance(mark, Written))
+        return next((mark.path for mark in marks if mark.path is not None), None)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values that there are; empty: no such list."""
+        own = [mark.choices for mark in marks_of(self.item) if isinstance(mark, Written)]
+        literal = bare_type(self.item)
+        return own[0] if own else get_args(literal) if get_origin(literal) is Literal else ()
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it is a switch."""
+        return bare_type(self.type) is bool
+
+    def from_yaml(self, value: Any) -> Any:
+        """YAML's lists and paths as validation wants them; one of several may stand alone."""
+        several = self.width == 0 and isinstance(value, str)
+        return frozen([value] if several else value, self.type)
+
+    def read(self, value: Any, *, strict: bool = False) -> Any:
+        """A value as the option's type has it.
+
+        Args:
+            value: A text of the command line, or a value from code.
+            strict: It is from a YAML file, in which a number in quotes is a text.
+
+        Raises:
+            ValueError: It is none; with what is expected.
+        """
+        adapter = _adapter(self.type)
+        try:
+            return adapter.validate_python(
+                self.from_yaml(value) if strict else value, strict=strict
+            )
+        except ValidationError as error:
+            raise ValueError(mistake(error.errors(include_url=False)[0])) from None
+
+    def read_item(self, text: str) -> Any:
+        """One value as text.
+
+        Raises:
+            ValueError: It is none; with what is expected.
+        """
+        try:
+            return _adapter(self.item).validate_python(text)
+        except ValidationError as error:
+            raise ValueError(mistake(error.errors(include_url=False)[0])) from None
 
 
 def _split(value: Any) -> Any:

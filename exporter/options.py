@@ -19,17 +19,15 @@ from typing import (
     Self,
     TypeVar,
     cast,
-    get_args,
-    get_origin,
     get_type_hints,
 )
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
 
 from exporter.errors import OptionError
-from exporter.option_types import Written, bare_type, frozen, marks_of, mistake
+from exporter.option_types import OptionType, bare_type, mistake
 
 __all__ = ["Options", "Rule", "argument", "dataclass", "option", "part"]
 
@@ -39,6 +37,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _remembered(function: _F) -> _F:
+    """As functools.cache, whose type takes no classes of pydantic's for hashable."""
     return cast(_F, functools.cache(function))
 
 
@@ -78,7 +77,7 @@ class Look:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Nested:
     """How the options of another stage are taken in.
 
     Attributes:
@@ -128,8 +127,8 @@ def argument(metavar: str, **default: Any) -> Any:
 
 
 def part(default: Any = dataclasses.MISSING, **how: Any) -> Any:
-    """A field that holds the options of another stage; see :class:`Part`."""
-    look = Part(**how)
+    """A field that holds the options of another stage; see :class:`Nested`."""
+    look = Nested(**how)
     if default is dataclasses.MISSING and (look.switch is not None or look.optional):
         default = None
     return dataclasses.field(default=default, metadata={_LOOK: look})
@@ -154,7 +153,7 @@ class Rule:
     def check(self, told: Any) -> None:
         """Raises an OptionError where it is broken."""
         if self.broken(told):
-            keys = [_key_at(type(told), name) for name in self.names]
+            keys = [key_at(type(told), name) for name in self.names]
             words = list(map(flag, keys))
             raise OptionError(self.message.format(*words), self.hint.format(*words), keys)
 
@@ -179,25 +178,6 @@ def excludes(name: str, other: str, why: str = "", hint: str = "Leave one of the
         f"{{0}} and {{1}} exclude each other{': ' if why else ''}{why}.",
         hint,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Alone(Rule):
-    """A rule: where the first is given, nothing is but the others."""
-
-    def check(self, told: Any) -> None:
-        """Raises an OptionError where it is broken."""
-        kept = {_key_at(type(told), name) for name in self.names}
-        values = values_of(told) if self.broken(told) else {}
-        for leaf in leaves(type(told)):
-            if leaf.key not in kept and leaf.key in values and values[leaf.key] != leaf.default:
-                words = flag(leaf.key), flag(_key_at(type(told), self.names[0]))
-                raise OptionError(self.message.format(*words), self.hint, [leaf.key])
-
-
-def alone(name: str, *others: str, message: str) -> Rule:
-    """A rule: where the first is given, nothing is but the others."""
-    return Alone((name, *others), lambda told: is_given(told, name), message, "Leave it away.")
 
 
 def value_at(told: Any, name: str) -> Any:
@@ -255,7 +235,7 @@ class Options:
             place = found["loc"][0] if found["loc"] else ""
             own = [field.name for field in dataclasses.fields(cls)]
             name = own[place] if isinstance(place, int) else place  # a value without a name
-            keys = [_key_at(cls, name)] if name in own else []
+            keys = [key_at(cls, name)] if name in own else []
             word = flag(keys[0]) if keys else name
             raise OptionError(f"{word}: {mistake(found)}.", "", keys) from None
 
@@ -266,13 +246,12 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class Leaf(OptionType):
     """One option of a class or of its parts.
 
     Attributes:
         path: The attributes that lead to it.
         key: Its name in YAML files and as a keyword.
-        type: Of its value.
         default: Where nothing is said; ``dataclasses.MISSING`` for a required one.
         look: How it is shown.
         off: Its value where the part is not there that it is the switch of.
@@ -280,49 +259,9 @@ class Leaf:
 
     path: tuple[str, ...]
     key: str
-    type: Any
     default: Any
     look: Look
     off: str | None = None
-
-    @property
-    def written(self) -> Written:
-        """How its values are written."""
-        found = [mark for mark in marks_of(self.type) if isinstance(mark, Written)]
-        return found[0] if found else Written()
-
-    @property
-    def width(self) -> int:
-        """How many values are given at once; 0: the option can be given several times."""
-        inner = get_args(bare_type(self.type)) if self._is_tuple else ()
-        return 0 if inner[1:] == (...,) else len(inner) or 1
-
-    @property
-    def _is_tuple(self) -> bool:
-        return get_origin(bare_type(self.type)) is tuple and not self.written.listed
-
-    @property
-    def item(self) -> Any:
-        """The type of one value."""
-        return get_args(bare_type(self.type))[0] if self._is_tuple else self.type
-
-    @property
-    def place(self) -> str | None:
-        """What has to be at the path that it is; see :class:`Written`."""
-        marks = (mark for mark in marks_of(self.item) if isinstance(mark, Written))
-        return next((mark.path for mark in marks if mark.path is not None), None)
-
-    @property
-    def choices(self) -> tuple[Any, ...]:
-        """The values that there are; empty: no such list."""
-        own = [mark.choices for mark in marks_of(self.item) if isinstance(mark, Written)]
-        literal = bare_type(self.item)
-        return own[0] if own else get_args(literal) if get_origin(literal) is Literal else ()
-
-    @property
-    def is_flag(self) -> bool:
-        """Whether it is a switch."""
-        return bare_type(self.type) is bool
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -331,64 +270,6 @@ class Leaf:
         if self.is_flag and "/" not in names[-1]:
             return (*names[:-1], f"{names[-1]}/--no-{names[-1][2:]}")
         return names
-
-    def from_yaml(self, value: Any) -> Any:
-        """YAML's lists and paths as validation wants them; one of several may stand alone."""
-        several = self.width == 0 and isinstance(value, str)
-        return frozen([value] if several else value, self.type)
-
-    def read(self, value: Any, *, strict: bool = False) -> Any:
-        """A value as the option's type has it.
-
-        Args:
-            value: A text of the command line, or a value from code.
-            strict: It is from a YAML file, in which a number in quotes is a text.
-
-        Raises:
-            ValueError: It is none; with what is expected.
-        """
-        adapter = _adapter(self.type)
-        try:
-            return adapter.validate_python(
-                self.from_yaml(value) if strict else value, strict=strict
-            )
-        except ValidationError as error:
-            raise ValueError(mistake(error.errors(include_url=False)[0])) from None
-
-    def read_item(self, text: str) -> Any:
-        """One value as text.
-
-        Raises:
-            ValueError: It is none; with what is expected.
-        """
-        try:
-            return _adapter(self.item).validate_python(text)
-        except ValidationError as error:
-            raise ValueError(mistake(error.errors(include_url=False)[0])) from None
-
-    def plain(self, value: Any) -> Any:
-        """The value as YAML has it."""
-        if isinstance(value, tuple):
-            return [self.plain(each) for each in value]
-        return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-    def words(self, value: Any) -> list[str]:
-        """The words on a command line that give the option this value."""
-        if self.look.argument:
-            return list(map(str, value if self._is_tuple else [value]))
-        if self.is_flag:
-            yes, _, no = self.names[-1].partition("/")
-            return [yes if value else no]
-        if value is None:
-            return [flag(self.key), self.written.none or "none"]
-        if self.look.bare is not None:
-            return [f"{flag(self.key)}={value}"]
-        if self.width == 0:
-            return [word for each in value for word in (flag(self.key), str(each))]
-        return [
-            flag(self.key),
-            *(map(str, value) if self._is_tuple else [self.written.text(value)]),
-        ]
 
 
 @_remembered
@@ -406,8 +287,8 @@ def _leaves(schema: type[Options]) -> Iterator[Leaf]:
         look = field.metadata.get(_LOOK)
         if isinstance(look, Look):
             key = _key(field.name, look)
-            yield Leaf((field.name,), key, hints[field.name], field.default, look)
-        elif isinstance(look, Part):
+            yield Leaf(hints[field.name], (field.name,), key, field.default, look)
+        elif isinstance(look, Nested):
             for leaf in _leaves(bare_type(hints[field.name])):
                 name = leaf.path[-1]
                 if name not in look.without and name not in look.shared:
@@ -416,7 +297,7 @@ def _leaves(schema: type[Options]) -> Iterator[Leaf]:
                     yield leaf if look.switch is None else _switched(leaf, look)
 
 
-def _switched(leaf: Leaf, look: Part) -> Leaf:
+def _switched(leaf: Leaf, look: Nested) -> Leaf:
     """An option of a part that there may not be."""
     default = None if leaf.default is dataclasses.MISSING else leaf.default
     shown = dataclasses.replace(leaf.look, required=False)
@@ -443,14 +324,14 @@ def build(schema: type[_S], told: Mapping[str, Any]) -> _S:
             key = _key(field.name, look)
             if key in told:
                 values[field.name] = told[key]
-        elif isinstance(look, Part):
+        elif isinstance(look, Nested):
             values[field.name] = _built_part(bare_type(_hints(schema)[field.name]), look, told)
     return schema(**values)
 
 
-def _built_part(schema: type[Options], look: Part, told: Mapping[str, Any]) -> Options | None:
+def _built_part(schema: type[Options], look: Nested, told: Mapping[str, Any]) -> Options | None:
     own = {leaf.key: leaf for leaf in leaves(schema) if leaf.path[-1] not in look.without}
-    asked = told.get(switch := _key_at(schema, look.switch)) if look.switch is not None else True
+    asked = told.get(switch := key_at(schema, look.switch)) if look.switch is not None else True
     if asked is None or asked == look.off:
         for key, leaf in own.items():
             mine = key != switch and leaf.path[-1] not in look.shared
@@ -465,28 +346,6 @@ def _built_part(schema: type[Options], look: Part, told: Mapping[str, Any]) -> O
 def values_of(told: Options) -> dict[str, Any]:
     """The values of an object and its parts by their keys; of a part that is None, the defaults."""
     return {leaf.key: _value_at(told, leaf) for leaf in leaves(type(told))}
-
-
-def plain_values(told: Options) -> dict[str, Any]:
-    """The same as YAML has it, without those that are None where nothing is said."""
-    own = {leaf.key: leaf for leaf in leaves(type(told))}
-    return {
-        key: own[key].plain(value)
-        for key, value in values_of(told).items()
-        if value is not None or own[key].default is not None
-    }
-
-
-def words_of(told: Options, keys: Collection[str]) -> list[str]:
-    """The words of a command line that say what an object says, of some keys, but for defaults."""
-    values, arguments, options = values_of(told), list[str](), list[str]()
-    for leaf in leaves(type(told)):
-        look, value = leaf.look, values[leaf.key]
-        if leaf.key in keys and value != leaf.default and not look.config_only:
-            (arguments if look.argument else options).extend(leaf.words(value))
-    if any(word.startswith("-") for word in arguments):
-        return [*options, "--", *arguments]
-    return [*arguments, *options]
 
 
 def _value_at(told: Any, leaf: Leaf) -> Any:
@@ -507,21 +366,17 @@ def _key(name: str, look: Look) -> str:
     return long[0].partition("/")[0][2:].replace("-", "_") if long else name
 
 
-def _key_at(schema: type[Any], name: str) -> str:
+def key_at(schema: type[Any], name: str) -> str:
+    """The key of a field, or of one of a part; of a part itself, its switch's."""
     head, _, rest = name.partition(".")
     if rest:
-        return _key_at(bare_type(_hints(schema)[head]), rest)
+        return key_at(bare_type(_hints(schema)[head]), rest)
     look = next(f.metadata.get(_LOOK) for f in dataclasses.fields(schema) if f.name == head)
-    if isinstance(look, Part):
-        return _key_at(bare_type(_hints(schema)[head]), look.switch) if look.switch else head
+    if isinstance(look, Nested):
+        return key_at(bare_type(_hints(schema)[head]), look.switch) if look.switch else head
     return _key(head, look) if isinstance(look, Look) else head
 
 
 @_remembered
 def _hints(schema: type[Any]) -> dict[str, Any]:
     return get_type_hints(schema, include_extras=True)
-
-
-@_remembered
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)

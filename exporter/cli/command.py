@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import functools
 import gc
-import os
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,19 +19,9 @@ import yaml
 
 from exporter.artifacts.yaml_file import YamlFile, read_yaml
 from exporter.cli.console import QUIET, VERBOSE, ConsoleProgress, echo
-from exporter.errors import OnnxFileError, OptionError, UsageError
-from exporter.models.model_folder import find_onnx
-from exporter.options import (
-    Leaf,
-    Options,
-    build,
-    flag,
-    leaves,
-    plain_values,
-    running_command,
-    words_of,
-)
-from graph_passes.files.placing import finish_interrupted
+from exporter.cli.parameters import TextPath, help_of, parameter, plain_values, words_of
+from exporter.errors import OptionError, UsageError
+from exporter.options import Leaf, Options, build, flag, leaves, running_command
 
 _S = TypeVar("_S", bound=Options)
 Run = Callable[[_S, ConsoleProgress], int | None]
@@ -90,7 +79,7 @@ class SchemaCommand(click.Command, Generic[_S]):
     def __init__(self, name: str, schema: type[_S], run: Run[_S], *, json: bool) -> None:
         self.schema, self.run = schema, run
         self.leaves = {leaf.key: leaf for leaf in leaves(schema)}
-        self._made = {key: _parameter(leaf) for key, leaf in self.leaves.items()}
+        self._made = {key: parameter(leaf) for key, leaf in self.leaves.items()}
         shown = [self._made[key] for key, leaf in self.leaves.items() if not leaf.look.config_only]
         super().__init__(name, params=shown, help=run.__doc__, add_help_option=True)
         self._general = _general(json=json)
@@ -207,7 +196,7 @@ class SchemaCommand(click.Command, Generic[_S]):
 
     def _record(self, leaf: Leaf, ctx: click.Context) -> tuple[str, str]:
         record = self._made[leaf.key].get_help_record(ctx)
-        return (f"{leaf.key}:", _help(leaf)) if leaf.look.config_only or not record else record
+        return (f"{leaf.key}:", help_of(leaf)) if leaf.look.config_only or not record else record
 
 
 _Sections = dict[str, list[tuple[str, str]]]
@@ -310,119 +299,3 @@ def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.meta[_ALL] = True
         click.echo(ctx.get_help(), color=ctx.color)
         ctx.exit()
-
-
-def _parameter(leaf: Leaf) -> click.Parameter:
-    """Click's own of an option."""
-    look = leaf.look
-    if look.argument:
-        return click.Argument(
-            [leaf.key], type=_type(leaf), required=False, metavar=look.metavar,
-            nargs=leaf.width or -1,
-        )  # fmt: skip
-    names = [*leaf.names, leaf.key]
-    if leaf.is_flag:
-        return _Flag(names, is_flag=True, default=None, help=_help(leaf))
-    bare: dict[str, Any] = {} if look.bare is None else {"is_flag": False, "flag_value": look.bare}
-    return click.Option(
-        names, type=_type(leaf), multiple=leaf.width == 0, nargs=leaf.width or 1,
-        metavar=look.metavar or (None if leaf.choices else leaf.written.metavar),
-        help=_help(leaf), **bare,
-    )  # fmt: skip
-
-
-def _help(leaf: Leaf) -> str:
-    """What it is for, and in brackets what it is where nothing is said."""
-    default = leaf.default
-    usual = leaf.look.usual
-    if not usual and not leaf.look.required and default not in (None, False, ()):
-        usual = "yes" if default is True else " ".join(leaf.words(default)[1::2])
-    return f"{leaf.look.help} [{usual}]" if usual else leaf.look.help
-
-
-class _Flag(click.Option):
-    """A switch; the name that puts it off is told where it isn't off by itself."""
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The names and the help."""
-        record = super().get_help_record(ctx)
-        if record is None or not self.secondary_opts[0].startswith("--no-"):
-            return record
-        return record[0].partition(" / ")[0], record[1]
-
-
-def _type(leaf: Leaf) -> click.ParamType[Any]:
-    if leaf.place is not None:
-        return _PATHS[leaf.place]
-    if leaf.choices:
-        return click.Choice(leaf.choices)
-    return _Text(leaf)
-
-
-class _Text(click.ParamType[Any]):
-    """What an option's type reads."""
-
-    def __init__(self, leaf: Leaf) -> None:
-        self._leaf = leaf
-        self.name = leaf.written.metavar or "TEXT"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Reads a text; a value from code passes."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._leaf.read_item(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class TextPath(click.Path):
-    """A path whose name is text: reports, ONNX Runtime and the builders take no other."""
-
-    def convert(
-        self,
-        value: str | os.PathLike[str],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Any:
-        """Refuses bytes that are no UTF-8, which Python has as lone surrogates.
-
-        What a killed command left half in its place is completed before anybody looks for it.
-        """
-        name = os.fspath(value)
-        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
-            self.fail(f"the name {name!a} is not UTF-8: rename it", param, ctx)
-        if self.exists:
-            finish_interrupted(Path(name))
-        return super().convert(value, param, ctx)
-
-
-class _OnnxPath(TextPath):
-    """An ONNX file, or a folder with one."""
-
-    def convert(
-        self,
-        value: str | os.PathLike[str],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Any:
-        """Finds the file in the folder."""
-        path = super().convert(value, param, ctx)
-        if not path.is_dir():
-            return path
-        try:
-            return find_onnx(path)
-        except OnnxFileError as error:
-            self.fail(str(error), param, ctx)
-
-
-_PATHS: dict[str, click.ParamType[Any]] = {
-    "file": TextPath(exists=True, dir_okay=False, path_type=Path),
-    "folder": TextPath(exists=True, file_okay=False, path_type=Path),
-    "any": TextPath(exists=True, path_type=Path),
-    "onnx": _OnnxPath(exists=True, path_type=Path),
-    "new_file": TextPath(dir_okay=False, path_type=Path),
-    "new_folder": TextPath(file_okay=False, path_type=Path),
-    "new": TextPath(path_type=Path),
-    "arm": TextPath(path_type=str),
-}

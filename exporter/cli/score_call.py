@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.artifacts import ImportanceReport
+from exporter.errors import OptionError
 from exporter.models.loading.options import LOADING, SourceOptions, StreamOptions
 from exporter.option_types import Lengths, Names, OutputPath
-from exporter.options import Options, Rule, alone, argument, dataclass, excludes, option, part
+from exporter.options import (
+    Options,
+    Rule,
+    argument,
+    dataclass,
+    excludes,
+    flag,
+    key_at,
+    leaves,
+    option,
+    part,
+    values_of,
+)
 from exporter.progress import Progress
 from exporter.score.cluster.options import ClusterOptions
 from exporter.score.options import ScoreOptions
@@ -43,6 +56,19 @@ class Series(Options):
     )
 
 
+class _ScoresNothing(Rule):
+    """Where the first is given, nothing is but the others."""
+
+    def check(self, told: Any) -> None:
+        """Raises an OptionError where it is broken."""
+        kept = {key_at(type(told), name) for name in self.names}
+        values = values_of(told) if self.broken(told) else {}
+        for leaf in leaves(type(told)):
+            if leaf.key not in kept and leaf.key in values and values[leaf.key] != leaf.default:
+                words = flag(leaf.key), flag(key_at(type(told), self.names[0]))
+                raise OptionError(self.message.format(*words), self.hint, [leaf.key])
+
+
 @dataclass(frozen=True)
 class ScoreCall(Options):
     """What `depthcut score` is asked to do."""
@@ -73,12 +99,11 @@ class ScoreCall(Options):
     cluster: ClusterOptions | None = part(switch="address")
 
     rules = (
-        alone(
-            "compare",
-            "output",
-            "models",
-            "score.metrics",
-            message="{0} is for scoring, and {1} scores nothing.",
+        _ScoresNothing(
+            ("compare", "output", "models", "score.metrics"),
+            lambda told: told.compare,
+            "{0} is for scoring, and {1} scores nothing.",
+            "Leave it away.",
         ),
         Rule(
             ("compare", "models"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import exporter.cli as command_line
 from exporter.cli.command import SchemaCommand
 from exporter.cli.console import ConsoleProgress
+from exporter.cli.parameters import plain_values, words_of
 from exporter.errors import OptionError
 from exporter.option_types import (
     Count,
@@ -40,10 +41,8 @@ from exporter.options import (
     only_with,
     option,
     part,
-    plain_values,
     required,
     values_of,
-    words_of,
 )
 
 
