@@ -314,10 +314,14 @@ def amount(text: Any) -> float:
 def share(text: Any) -> float:
     """Reads an amount that is a share; ``3`` is refused, since 3 % is meant and 300 % is not.
 
+    A float passes: it was read before.
+
     Raises:
         ValueError: The text is no amount, or a number above 1 without a percent sign.
     """
     value = amount(text)
+    if isinstance(text, float):
+        return value
     if value > 1 and "%" not in str(text):
         raise ValueError(f"that is {100 * value:g} %; write {value:g}% or {value / 100:g}")
     return value
@@ -371,7 +375,13 @@ PositiveNumber = Annotated[
 """A number above 0."""
 Amount = Annotated[float, BeforeValidator(amount), Written("NUMBER")]
 """A number, or percent: ``1.1`` or ``110%``."""
-Share = Annotated[float, BeforeValidator(share), Written("SHARE")]
+
+
+def _share_text(value: float) -> str:
+    return f"{100 * value:.12g}%" if value > 1 else str(value)
+
+
+Share = Annotated[float, BeforeValidator(share), Written("SHARE", _share_text)]
 """A share: ``3%`` or ``0.03``, and no ``3``."""
 OpenShare = Annotated[float, Field(gt=0, lt=1), BeforeValidator(share), Written("SHARE")]
 """A share between 0 and 1, without the two."""

@@ -288,3 +288,17 @@ def test_an_option_means_the_same_in_every_command() -> None:
             if not leaf.look.argument and key not in _OTHERWISE:
                 name, first = known.setdefault(key, (str(command.name), told))
                 assert told == first, f"--{key} of {name} and of {command.name}"
+
+
+def test_a_share_above_one_is_read_again_as_it_was_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["plan", "i.json", "--parameters", "20%", "--max-perplexity-increase", "200%"]
+    assert command_line.run([*asked, "--show-config"]) == 0
+    shown = capsys.readouterr().out
+    path = _config(tmp_path, shown)
+    assert command_line.run(["plan", "i.json", "--config", path, "--show-config"]) == 0
+    assert capsys.readouterr().out == shown
+    assert "max_perplexity_increase: 200%\n" in shown
+    ambiguous = _config(tmp_path, shown.replace("200%", "2.0"))
+    assert command_line.run(["plan", "i.json", "--config", ambiguous, "--show-config"]) == 2
