@@ -158,6 +158,8 @@ class OptionType:
 
     def from_yaml(self, value: Any) -> Any:
         """YAML's lists and paths as validation wants them; one of several may stand alone."""
+        if self.written.metavar == "SHARE" and isinstance(value, float):
+            value = str(value)  # as a text, it is refused above 1 without a percent sign
         several = self.width == 0 and isinstance(value, str)
         return frozen([value] if several else value, self.type)
 

@@ -46,17 +46,19 @@ def words_of(told: Options, keys: Collection[str]) -> list[str]:
 
 def plain_values(told: Options) -> dict[str, Any]:
     """The values by their keys as YAML has them, without None where nothing is said."""
-    defaults = {leaf.key: leaf.default for leaf in leaves(type(told))}
+    values = values_of(told)
     return {
-        key: _plain(value)
-        for key, value in values_of(told).items()
-        if value is not None or defaults[key] is not None
+        leaf.key: _plain(leaf, values[leaf.key])
+        for leaf in leaves(type(told))
+        if values[leaf.key] is not None or leaf.default is not None
     }
 
 
-def _plain(value: Any) -> Any:
+def _plain(leaf: Leaf, value: Any) -> Any:
     if isinstance(value, tuple):
-        return list(map(_plain, value))
+        return [_plain(leaf, each) for each in value]
+    if isinstance(value, float) and value > 1 and leaf.written.metavar == "SHARE":
+        return leaf.written.text(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
